@@ -2,6 +2,7 @@
 
     python benchmarks/train.py --out runs/train --rounds 5
     python benchmarks/train.py --out runs/train --models bart-base --methods LoRA --batches 32
+    python benchmarks/train.py --out runs/train --methods Adapter --without dropout attention norms
 
 Models have random weights and real sizes: BART-base, T5-base, and a Llama of SmolLM2-135M's sizes
 behind a projector. A row has 14 prompt tokens, 36 visual tokens (stored features of 2,048 numbers)
@@ -15,8 +16,8 @@ values.
 
 All programs of a row run beside each other; each waits while another takes its steps. So rounds
 alternate within seconds. The ceiling is a product of (1600, 768) and (768, 3072), measured in each
-round. `planned` is the time that `vlds plan` gives a step, as a share of the step's. Tables go to
-stdout.
+round. `planned` is the time that `vlds plan` gives a step, as a share of the step's. `--without`
+names functions of `training/without.py`. Tables go to stdout.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ WAYS = {
 }
 """Method -> what trains it."""
 MODELS = ("bart-base", "t5-base", "causal")
+WITHOUT = "without "
+"""Begins the name of vlds without one of its computations."""
 SECONDS = 4.0
 """Least time of a program's steps in a round."""
 
@@ -66,8 +69,9 @@ class Program:
     """A program that takes steps when it is told to."""
 
     def __init__(self, way: str, case: dict[str, Any], pythons: dict[str, str], threads: int):
-        file = HERE / ("ours.py" if way == "vlds" else "peers.py")
-        names = [] if way == "vlds" else [way]
+        is_ours = way == "vlds" or way.startswith(WITHOUT)
+        file = HERE / ("ours.py" if is_ours else "peers.py")
+        names = [] if way == "vlds" else [way.removeprefix(WITHOUT)]
         command = [pythons.get(way, sys.executable), str(file), *names, json.dumps(case)]
         variables = os.environ | {
             "DS_ACCELERATOR": "cpu",
@@ -123,10 +127,13 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--ways", nargs="+", help="only these programs")
+    parser.add_argument(
+        "--without", nargs="+", help="instead of others: vlds without each of these computations"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     pythons = {}
-    if options.ways is None or "adapters" in options.ways:
+    if options.without is None and (options.ways is None or "adapters" in options.ways):
         pythons["adapters"] = environment(options.out / "adapters", ["adapters>=1.3"])
     print(
         "| model | method | batch | | trained | samples/s | range | share of ceiling | MB | ratio "
@@ -143,6 +150,8 @@ def main() -> None:
                 ways = [w for w in WAYS[method] if options.ways is None or w in options.ways]
                 if model == "causal":
                     ways = [way for way in ways if way != "adapters"]
+                if options.without is not None:
+                    ways = ["vlds", *(WITHOUT + change for change in options.without)]
                 measure(case, ways, pythons, options)
 
 

@@ -1,11 +1,14 @@
 """How vlds trains the cases of `benchmarks/train.py`: its engine, on one rank.
 
-python benchmarks/training/ours.py CASE
+    python benchmarks/training/ours.py [CHANGE] CASE
+
+CHANGE is what to leave out, as `without.py` names it.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -121,5 +124,9 @@ def step_of(case: Case, folder: Path) -> tuple[Callable[[RandomBatch], object], 
 
 if __name__ == "__main__":
     the_case = Case.from_command()
+    if len(sys.argv) > 2:
+        from without import CHANGES
+
+        CHANGES[sys.argv[1]]()
     with tempfile.TemporaryDirectory() as the_folder:
         serve(the_case, *step_of(the_case, Path(the_folder)))

@@ -13,7 +13,7 @@ from vlds.kernels.attention import (
     recomputed_attention,
     short_attention,
 )
-from vlds.kernels.dropout import draws_by_example, dropout_by_example, examples_follow
+from vlds.kernels.dropout import StepDropout, draws_by_example, dropout_by, examples_follow
 
 
 def draw(*shape: int) -> Tensor:
@@ -114,7 +114,7 @@ def test_recomputed_attention_is_the_formula(p: float, dtype: torch.dtype) -> No
     mask = torch.zeros(num, 1, 1, length, dtype=dtype)
     mask[::2, ..., 60:] = torch.finfo(dtype).min
     gradient = torch.randn(num, length, heads, 16, dtype=dtype)
-    with dropout_by_example(seed=1, step=2):
+    with dropout_by(StepDropout(seed=1, step=2)):
         examples_follow([str(row) for row in range(num)])
         torch.manual_seed(3)
         draws = draws_by_example(torch.Size((num, heads, length, length)), p) if p else None

@@ -13,7 +13,8 @@ from vlds.kernels import dropout
 from vlds.kernels.compiled import compiled_functions
 from vlds.kernels.dropout import (
     TORCH_DROPOUT,
-    dropout_by_example,
+    StepDropout,
+    dropout_by,
     examples_follow,
     visual_tokens_end,
 )
@@ -32,7 +33,7 @@ def dropped(
     visual: int = 0,
 ) -> list[Tensor]:
     """Where the calls of one pass drop."""
-    with dropout_by_example(7, step):
+    with dropout_by(StepDropout(7, step)):
         examples_follow(ids)
         if visual:
             visual_tokens_end(shape[-2], visual)
@@ -120,7 +121,7 @@ def test_attention_follows_text_and_pictures() -> None:
 
 def test_kept_elements_and_their_gradients_are_scaled() -> None:
     inputs = torch.randn(64, 3, 33, requires_grad=True)
-    with dropout_by_example(0, 0):
+    with dropout_by(StepDropout(0, 0)):
         outputs = F.dropout(inputs, 0.25)
         outputs.sum().backward()
     kept = outputs != 0
@@ -131,7 +132,7 @@ def test_kept_elements_and_their_gradients_are_scaled() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_types_are_kept(dtype: torch.dtype) -> None:
-    with dropout_by_example(0, 0):
+    with dropout_by(StepDropout(0, 0)):
         outputs = F.dropout(torch.ones(32, 9, 64, dtype=dtype), 0.1)
     values = outputs.unique()
     assert outputs.dtype == dtype
@@ -145,7 +146,7 @@ def test_a_layer_that_is_computed_again_drops_the_same() -> None:
     for again in (False, True):
         torch.manual_seed(3)
         inputs.grad = None
-        with dropout_by_example(0, 0):
+        with dropout_by(StepDropout(0, 0)):
             outputs = []
             for start in (0, 2):  # two sets of rows, of which the first is computed again last
                 examples_follow(IDS[start : start + 2])
@@ -162,7 +163,7 @@ def test_a_layer_that_is_computed_again_drops_the_same() -> None:
 @pytest.mark.parametrize(("probability", "training"), [(0.0, True), (0.1, False)])
 def test_nothing_is_dropped_out_of_training_or_at_zero(probability: float, training: bool) -> None:
     inputs = torch.randn(5, 7)
-    with dropout_by_example(0, 0):
+    with dropout_by(StepDropout(0, 0)):
         assert torch.equal(F.dropout(inputs, probability, training), inputs)
 
 
@@ -176,19 +177,19 @@ def test_sequences_without_a_text_and_empty_tensors() -> None:
 def test_steps_differ_where_nothing_says_which_examples_follow() -> None:
     draws = []
     for step in (0, 1):
-        with dropout_by_example(7, step):
+        with dropout_by(StepDropout(7, step)):
             draws.append(F.dropout(torch.ones(32, 50, 256), 0.5) == 0)
     assert_independent(*draws)
 
 
 def test_torch_has_its_own_function_back() -> None:
-    with dropout_by_example(0, 0):
+    with dropout_by(StepDropout(0, 0)):
         assert F.dropout is not TORCH_DROPOUT
     assert F.dropout is TORCH_DROPOUT
 
 
 def test_a_probability_close_to_one_keeps_its_bounds() -> None:
-    with dropout_by_example(0, 0):
+    with dropout_by(StepDropout(0, 0)):
         assert F.dropout(torch.ones(9, 400), 1 - 1e-9).isfinite().all()
 
 
@@ -206,7 +207,7 @@ def test_compiled_and_torchs_dropout_are_the_same_bits(
         values = values.transpose(0, 1).contiguous().transpose(0, 1)
 
     def outputs() -> Tensor:
-        with dropout_by_example(7, 0):
+        with dropout_by(StepDropout(7, 0)):
             examples_follow(IDS)
             visual_tokens_end(50, 20)
             return F.dropout(values, 0.1)
@@ -222,7 +223,7 @@ def test_without_a_compiler_torch_drops(compiler: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("CC", compiler)
     compiled_functions.cache_clear()
     try:
-        with dropout_by_example(0, 0):
+        with dropout_by(StepDropout(0, 0)):
             assert 0 < (F.dropout(torch.ones(9, 400), 0.1) == 0).double().mean() < 0.2
         assert compiled_functions(dropout.SOURCE) is None
     finally:

@@ -11,6 +11,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from vlds.kernels.rms_norm import fast_norms, is_rms_norm
+from vlds.methods.extended import extended
 
 SAME = (T5LayerNorm, LlamaRMSNorm, Qwen2RMSNorm)
 
@@ -41,6 +42,19 @@ def test_same_output_and_gradients_as_exact_ones(kind: type[nn.Module]) -> None:
     for ours, theirs, right in zip(found[1:], usual[1:], expected[1:], strict=True):
         distances = [float((x.float() - right).norm() / right.norm()) for x in (ours, theirs)]
         assert distances[0] < max(1.05 * distances[1], 1e-3)
+
+
+def test_a_norm_that_a_method_extends() -> None:
+    """Its class is one of ours, behind Hugging Face's."""
+    norm = T5LayerNorm(8).bfloat16()
+    inputs = torch.randn(2, 8, dtype=torch.bfloat16, requires_grad=True)
+    expected = norm(inputs)
+    extended(norm)
+    with fast_norms(nn.ModuleList([norm])):
+        output = norm(inputs)
+    assert type(norm) is not T5LayerNorm
+    assert type(output.grad_fn).__name__ == "RMSNormBackward"
+    assert torch.equal(output, expected)
 
 
 @pytest.mark.parametrize("reason", ["outside", "float32", "no gradient", "weights in float32"])

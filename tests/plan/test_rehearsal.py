@@ -19,7 +19,7 @@ from tests.toys.image_text.rows import TASKS, tiny
 from tests.toys.kinds import ALL_KINDS, kind_recipe
 from vlds.config import Recipe
 from vlds.kernels.attention import short_attention
-from vlds.kernels.dropout import dropout_by_example
+from vlds.kernels.dropout import StepDropout, dropout_by
 from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.model import Model
@@ -55,7 +55,7 @@ def allocated(recipe: Recipe, batch: Batch, file: Path) -> int:
     with (
         profile(profile_memory=True) as profiler,
         short_attention(),
-        dropout_by_example(0, 0),
+        dropout_by(StepDropout(0, 0)),
     ):
         model(batch, torch.ones(len(batch.ids))).loss.backward()
     profiler.export_chrome_trace(str(file))

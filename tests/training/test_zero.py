@@ -27,7 +27,7 @@ from tests.toys.engines import (
     start_engine,
 )
 from tests.toys.rank_pool import RankPool
-from vlds.kernels.dropout import dropout_by_example, examples_follow
+from vlds.kernels.dropout import StepDropout, dropout_by, examples_follow
 from vlds.methods import (
     IA3,
     BitFit,
@@ -93,7 +93,7 @@ def train_plainly(case: Case) -> dict[str, Any]:
     for step in range(STEPS):
         batch = batch_of(case, step)
         optimizer.zero_grad()
-        with dropout_by_example(0, step):
+        with dropout_by(StepDropout(0, step)):
             examples_follow(batch.ids)
             by_task = plain_task_losses(model.token_nll(batch), batch)
             counts = torch.bincount(batch.task_index, minlength=len(TASKS))

@@ -10,7 +10,7 @@ a mask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from ctypes import c_float, c_int16, c_int64
 from hashlib import blake2b
 from itertools import pairwise
@@ -239,18 +239,13 @@ _current: StepDropout | None = None
 
 def draws_by_example(shape: torch.Size, p: float) -> Draws | None:
     """The draws of a layer that drops inside a computation of its own; None outside
-    `dropout_by_example`."""
+    `dropout_by`."""
     return None if _current is None else _current.draws(shape, p)
-
-
-def dropout_by_example(seed: int, step: int) -> AbstractContextManager[None]:
-    """Inside, layers draw by example: around a micro-batch's forward and backward pass."""
-    return dropout_by(StepDropout(seed, step))
 
 
 @contextmanager
 def dropout_by(step: StepDropout) -> Iterator[None]:
-    """Inside, layers ask this one."""
+    """Inside, layers draw by example: around a micro-batch's forward and backward pass."""
     global _current
     _current = step
     F.dropout = step.dropout

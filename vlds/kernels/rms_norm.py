@@ -77,7 +77,8 @@ def rms_norm(norm: Any, inputs: Tensor) -> Tensor | None:
 @cache
 def is_rms_norm(kind: Any) -> bool:
     """True if norms of this class have a weight and compute what `RMSNorm` does."""
-    if not kind.__name__.endswith(("RMSNorm", "T5LayerNorm")):
+    is_named = kind.__name__.endswith(("RMSNorm", "T5LayerNorm"))
+    if not is_named or not kind.__module__.startswith("transformers."):
         return False
     with torch.enable_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
         try:
@@ -96,7 +97,8 @@ def is_rms_norm(kind: Any) -> bool:
 def fast_norms(model: nn.Module) -> Iterator[None]:
     """Inside, the model's norms train with `RMSNorm` where it computes the same."""
     with ExitStack() as stack:
-        kinds: set[Any] = {type(module) for module in model.modules()}
+        # A norm that a method extends is of a class behind Hugging Face's.
+        kinds: set[Any] = {kind for m in model.modules() for kind in type(m).__mro__}
         for kind in kinds:
             if is_rms_norm(kind):
                 stack.enter_context(replaced(kind))

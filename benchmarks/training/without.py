@@ -1,0 +1,64 @@
+"""Takes one of vlds' computations away, for the gain that it brings.
+
+Imported by `ours.py`, before it builds the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@contextmanager
+def nothing(*_: Any) -> Iterator[None]:
+    """Stands for a context of `step_kernels`."""
+    yield
+
+
+def plain_nll(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
+    """Torch's cross-entropy of whole logits in float32."""
+    nll = F.cross_entropy(logits.float(), labels[real], reduction="none")
+    return nll.new_zeros(real.shape).masked_scatter(real, nll)
+
+
+def dropout() -> None:
+    """Torch's dropout, whose draws are serial."""
+    patch("vlds.kernels.step.dropout_by", nothing).start()
+
+
+def compiled_dropout() -> None:
+    """Dropout by example in several operations of torch."""
+    patch("vlds.kernels.dropout.compiled_drop", lambda dtype: None).start()
+
+
+def attention() -> None:
+    """Torch's backward pass of fused attention; that of BART and T5 keeps its scores."""
+    patch("vlds.kernels.step.short_attention", nothing).start()
+    patch("vlds.backbones.attention.trains", lambda *tensors: False).start()
+
+
+def norms() -> None:
+    """Hugging Face's RMSNorm."""
+    patch("vlds.kernels.step.fast_norms", nothing).start()
+
+
+def loss() -> None:
+    """Torch's cross-entropy."""
+    patch("vlds.models.joint_model.nll_at", plain_nll).start()
+    patch("vlds.models.causal_model.nll_at", plain_nll).start()
+
+
+def kept_memory() -> None:
+    """glibc's own ways with freed memory."""
+    patch("vlds.training.engine.keep_freed_memory", lambda: None).start()
+
+
+CHANGES: dict[str, Callable[[], None]] = {
+    function.__name__: function
+    for function in (dropout, compiled_dropout, attention, norms, loss, kept_memory)
+}

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vlds.kernels.token_nll import CHUNK, TokenNLL
+from vlds.kernels.chunks import CHUNK
+from vlds.kernels.token_nll import TokenNLL
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Computations of a step that suit a CPU better than torch's own: attention, dropout, norms."""
+"""Computations of a step that suit a CPU better than torch's: attention, dropout, norms, loss."""

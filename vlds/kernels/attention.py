@@ -15,13 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlds.kernels.chunks import chunks
 from vlds.kernels.dropout import Draws
 
 TORCH_ATTENTION = F.scaled_dot_product_attention
 LONGEST = 192
 """Keys up to which the plain products are faster."""
-CHUNK = 1 << 18
-"""Scores that one thread computes at a time."""
 
 
 def attention(
@@ -129,7 +128,7 @@ class RecomputedAttention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, *added)
         ctx.scale, ctx.draws = scale, draws
         output = query.new_empty(len(query), query.shape[2], query.shape[1], value.shape[-1])
-        for rows in chunks(query, key):
+        for rows in pieces(query, key):
             queries, keys, values = (stacked(x[rows]) for x in (query, key, value))
             weights = softmax(queries @ keys.mT, query.shape[1], terms_of(added, rows), scale)
             kept = weights.to(query.dtype)
@@ -157,7 +156,7 @@ def gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Those of queries, keys and values, given that of the output: (b, heads, l or s, d)."""
     of_query, of_key, of_value = (torch.empty_like(x) for x in (query, key, value))
-    for rows in chunks(query, key):
+    for rows in pieces(query, key):
         queries, keys, values = (stacked(x[rows]) for x in (query, key, value))
         over = stacked(gradient[rows])
         weights = softmax(queries @ keys.mT, query.shape[1], terms_of(added, rows), scale)
@@ -213,12 +212,9 @@ def terms_of(added: Sequence[Tensor], rows: slice) -> list[Tensor]:
     return [term[rows] if len(term) > 1 else term for term in added]
 
 
-def chunks(query: Tensor, key: Tensor) -> Iterator[slice]:
+def pieces(query: Tensor, key: Tensor) -> Iterator[slice]:
     """Examples whose scores stay in the cache."""
-    scores = query.shape[1] * query.shape[2] * key.shape[2]
-    size = max(1, CHUNK * torch.get_num_threads() // max(1, scores))
-    for start in range(0, len(query), size):
-        yield slice(start, start + size)
+    return chunks(len(query), query.shape[1] * query.shape[2] * key.shape[2])
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlds.kernels.chunks import chunks
 from vlds.kernels.compiled import compiled_functions
 
 TORCH_DROPOUT = F.dropout
@@ -30,8 +31,8 @@ LEVELS = 1 << 16
 than one of them."""
 DRAWS = 4
 """Draws in a hash of 64 bits."""
-CHUNK = 1 << 15
-"""Hashes that one thread computes at a time: they stay in its cache."""
+HASHES = 1 << 15
+"""How many one thread computes at a time: they are wider than what is drawn of them."""
 BEHIND = 1 << 32
 """Position of the first visual token behind a text, whatever the text's length is."""
 MULTIPLIER = -0x6B2FB644ECCEEE15
@@ -188,9 +189,7 @@ def drop_by_torch(
 ) -> None:
     """Write values (m, n) times a scale where a draw is above `last` and 0 elsewhere, of keys (m,)
     and (f,), with n at most 4 f."""
-    chunk = max(1, CHUNK * torch.get_num_threads() // len(features))
-    for start in range(0, len(rows), chunk):
-        some = slice(start, start + chunk)
+    for some in chunks(len(rows), len(features), HASHES * torch.get_num_threads()):
         hashes = rows[some, None] + features
         draws = hashes.bitwise_xor_(hashes >> 32).mul_(MULTIPLIER).view(torch.int16)
         # Between two neighbouring integers: faster than a comparison, whose booleans must be

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CHUNK = 1 << 18
-"""Elements that one thread computes at a time."""
+from vlds.kernels.chunks import chunks
+
 WIDTH = 8
 """Features of the norm that shows how a class computes."""
 
@@ -28,7 +28,7 @@ class RMSNorm(torch.autograd.Function):
         flat = inputs.reshape(-1, inputs.shape[-1])
         output = torch.empty_like(flat)
         factors = torch.empty(len(flat), 1)
-        for rows in chunks(flat):
+        for rows in chunks(len(flat), flat.shape[1]):
             precise = flat[rows].float()
             factors[rows] = precise.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
             torch.mul(precise.mul_(factors[rows]).to(flat.dtype), weight, out=output[rows])
@@ -41,7 +41,7 @@ class RMSNorm(torch.autograd.Function):
         flat, over = (x.reshape(-1, x.shape[-1]) for x in (inputs, gradient))
         of_inputs = torch.empty_like(flat)
         of_weight = torch.zeros_like(weight, dtype=torch.float32)
-        for rows in chunks(flat):
+        for rows in chunks(len(flat), flat.shape[1]):
             normed = flat[rows].float().mul_(factors[rows])
             if ctx.needs_input_grad[1]:
                 of_weight += (over[rows] * normed).sum(0)
@@ -50,13 +50,6 @@ class RMSNorm(torch.autograd.Function):
             of_inputs[rows] = of_normed.addcmul_(normed, shares, value=-1).mul_(factors[rows])
         found = of_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None
         return of_inputs.view(inputs.shape), found, None
-
-
-def chunks(flat: Tensor) -> Iterator[slice]:
-    """Rows whose float32 copies stay in the cache."""
-    size = max(1, CHUNK * torch.get_num_threads() // flat.shape[-1])
-    for start in range(0, len(flat), size):
-        yield slice(start, start + size)
 
 
 def rms_norm(norm: Any, inputs: Tensor) -> Tensor | None:

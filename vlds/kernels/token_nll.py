@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 18
-"""Logits that one thread of a CPU computes at a time: they stay in its cache."""
+from vlds.kernels.chunks import chunks
+
 CHUNK_ON_GPU = 1 << 25
-"""More would take memory, and fewer would leave the GPU idle."""
+"""Logits: more would take memory, and fewer would leave the GPU idle."""
 
 
 class TokenNLL(torch.autograd.Function):
@@ -25,7 +25,7 @@ class TokenNLL(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         precise = torch.promote_types(logits.dtype, torch.float32)
         totals = logits.new_empty(len(logits), dtype=precise)
-        for rows in chunks(logits):
+        for rows in pieces(logits):
             totals[rows] = logits[rows].to(precise).logsumexp(-1)
         ctx.save_for_backward(logits, labels)
         return totals - logits.gather(1, labels[:, None])[:, 0].to(precise)
@@ -34,7 +34,7 @@ class TokenNLL(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         logits, labels = ctx.saved_tensors
         of_logits = torch.empty_like(logits)
-        for rows in chunks(logits):
+        for rows in pieces(logits):
             of_rows = logits[rows].to(gradient.dtype).softmax(-1)
             ones = torch.ones_like(of_rows[:, :1])
             of_rows.scatter_add_(1, labels[rows, None], -ones)
@@ -42,10 +42,7 @@ class TokenNLL(torch.autograd.Function):
         return of_logits, None
 
 
-def chunks(logits: Tensor) -> Iterator[slice]:
+def pieces(logits: Tensor) -> Iterator[slice]:
     """Rows that are computed together."""
-    on_cpu = logits.device.type == "cpu"
-    elements = CHUNK * torch.get_num_threads() if on_cpu else CHUNK_ON_GPU
-    size = max(1, elements // logits.shape[-1])
-    for start in range(0, len(logits), size):
-        yield slice(start, start + size)
+    most = None if logits.device.type == "cpu" else CHUNK_ON_GPU
+    return chunks(len(logits), logits.shape[1], most)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from vlds.models.model import Model
 from vlds.plan.held import PERSISTENCE, SUM_BYTES, Held, share
 
@@ -24,25 +22,15 @@ def step_bytes(model: Model, held: Held, zero: Mapping[str, Any]) -> int:
     live = int(zero.get("stage3_max_live_parameters", LIVE))
     ahead = int(zero.get("stage3_prefetch_bucket_size", PREFETCHED))
     whole = max(live, max(weight.numel() for weight in model.parameters()))
-    partitioned = partitioned_bytes(model, zero)
-    gathered = min((whole + ahead) * widest(model), partitioned)
-    copied = 0 if sends_in_place() else min(ahead * widest(model), partitioned)
-    return held.gradients + bucket + gathered + copied
+    gathered = min((whole + ahead) * widest(model), partitioned_bytes(model, zero))
+    return held.gradients + bucket + gathered
 
 
 def bucket_bytes(model: Model, zero: Mapping[str, Any]) -> int:
-    """Gradients that wait for the other ranks, and the copies that are sent, which are fp32."""
+    """Gradients that wait for the other ranks, or for the copy that is sent, which is fp32."""
     size = int(zero["reduce_bucket_size"])
-    if zero["stage"] < 3:
-        waiting = 2 if zero.get("overlap_comm") else 1
-        return size * (waiting * widest(model) + SUM_BYTES)
-    copies = 2 if sends_in_place() else 3
-    return size * (widest(model) + copies * SUM_BYTES)
-
-
-def sends_in_place() -> bool:
-    """False on a CPU, where gloo copies what it reduces over ranks or gathers from them."""
-    return torch.cuda.is_available()
+    waiting = (2 if zero.get("overlap_comm") else 1) * size * widest(model)
+    return waiting + size * SUM_BYTES
 
 
 def sent_bytes(model: Model, zero: Mapping[str, Any], world_size: int, micro_batches: int) -> int:

@@ -83,24 +83,36 @@ def test_the_launchers_own_argument_is_dropped() -> None:
 
 def test_command_without_gpu() -> None:
     command, env = launch_command(["p.py", "a b"], 2, [], {"CUDA_VISIBLE_DEVICES": "3"}, 0)
-    assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
-    assert command[command.index("--num_gpus") + 1] == "2"
-    assert int(command[command.index("--master_port") + 1]) > 0
-    assert command[-2:] == ["p.py", "a b"]
+    assert command[:4] == [sys.executable, "-m", "vlds.launch.local", "2"]
+    assert int(command[4]) > 0
+    assert command[5:] == [sys.executable, "-u", "p.py", "a b"]
     assert env["DS_ACCELERATOR"] == "cpu"
     assert "CUDA_VISIBLE_DEVICES" not in env
     assert int(env["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
-    assert "1" in launch_command(["p.py"], None, [], {}, 0)[0]
+    assert launch_command(["p.py"], None, [], {}, 0)[0][3] == "1"
 
 
 def test_command_with_gpus() -> None:
     command, env = launch_command(["p.py"], 2, [], {"CUDA_VISIBLE_DEVICES": "4,5,6"}, 3)
-    assert "--num_gpus" not in command
+    assert command[3] == "2"
     assert env["CUDA_VISIBLE_DEVICES"] == "4,5"
     assert "DS_ACCELERATOR" not in env
-    assert "--num_gpus" not in launch_command(["p.py"], None, [], {}, 3)[0]
+    assert launch_command(["p.py"], None, [], {}, 3)[0][3] == "3"
     with pytest.raises(ValueError, match="4 ranks asked for, but this machine has 3"):
         launch_command(["p.py"], 4, [], {}, 3)
+
+
+def test_deepspeeds_own_runner_gets_the_users_arguments() -> None:
+    asked = ["--bind_cores_to_rank"]
+    command, _ = launch_command(["-m", "vlds", "train"], 2, asked, {}, 0)
+    assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
+    assert command[command.index("--num_gpus") + 1] == "2"
+    assert int(command[command.index("--master_port") + 1]) > 0
+    assert command[-4:] == [*asked, "--module", "vlds", "train"]
+    visible = {"CUDA_VISIBLE_DEVICES": "4,5,6"}
+    command, env = launch_command(["p.py"], 2, asked, visible, 3)
+    assert "--num_gpus" not in command
+    assert env["CUDA_VISIBLE_DEVICES"] == "4,5"
 
 
 def test_several_hosts_are_left_to_the_user() -> None:

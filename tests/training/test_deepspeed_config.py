@@ -13,6 +13,7 @@ import torch
 from tests.toys.world import world_recipe
 from vlds.data.order.batch_cut import BatchCut
 from vlds.runtime.resources import find, shipped
+from vlds.training import deepspeed_config
 from vlds.training.deepspeed_config import (
     BUCKETS,
     LIVE_LAYERS,
@@ -106,10 +107,11 @@ def test_sizes_fit_the_model() -> None:
     assert fit_sizes(small, model)["zero_optimization"]["reduce_bucket_size"] == 4
 
 
-def test_a_bucket_is_one_layer_and_even() -> None:
+def test_a_bucket_is_what_trains_in_one_layer_and_even(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deepspeed_config, "LEAST_BUCKET", 1)
     layers = torch.nn.ModuleList([torch.nn.Linear(3, 5, bias=False), torch.nn.Linear(4, 7)])
     zero = {"zero_optimization": {"stage": 2}}
-    for trained, size in ((layers, 36), (layers[0], 16)):
+    for trained, size in ((layers, 36), (layers[0], 16), (layers[1].bias, 8)):
         layers.requires_grad_(False)
         trained.requires_grad_(True)
         fitted = fit_sizes(zero, layers)["zero_optimization"]

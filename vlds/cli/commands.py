@@ -60,9 +60,11 @@ def train(arguments: list[str]) -> int:
     """Train a recipe on all ranks."""
     words = split_words([TRAIN, *arguments])
     from vlds.config import parse_recipe
+    from vlds.launch.check_recipe import report_job
     from vlds.training.loop import train as run
 
     recipe = parse_recipe(words.rest[1:], "vlds train")
+    report_job(recipe, words.resume)
     return run(recipe, resume=words.resume, new_phase=words.new_phase, profile=words.profile)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from vlds.config import Recipe, parse_recipe, to_tree
 from vlds.data.order.batch_cut import BatchCut
 from vlds.launch.rank import complain
-from vlds.launch.restarts import Job
+from vlds.launch.restarts import JOB_FILE, Job
 from vlds.launch.words import RESUME, split_words
 from vlds.recipe.paths import left_behind
 from vlds.runtime.disk import names_fit
@@ -28,10 +29,25 @@ def check_recipe(arguments: Sequence[str], ranks: int | None) -> int:
             check_start(recipe, words.resume, ranks)
     except ValueError as error:
         return complain("vlds train", error)
+    tell(job_of(recipe))
+    return 0
+
+
+def report_job(recipe: Recipe, resume: Resume) -> None:
+    """Do the same in the only rank of a run, if its supervisor has left that to it.
+
+    Errors: ValueError as `check_start`.
+    """
+    if (file := os.environ.pop(JOB_FILE, None)) is not None:
+        check_start(recipe, resume, 1)
+        Path(file).write_text(job_of(recipe), encoding="utf-8")
+
+
+def job_of(recipe: Recipe) -> str:
+    """A recipe's `Job` as JSON."""
     largest = max(recipe.batch_sizes.values())
     job = Job(str(recipe.output), largest, recipe.data.micro_batch_size)
-    tell(json.dumps(asdict(job)))
-    return 0
+    return json.dumps(asdict(job))
 
 
 def check_start(recipe: Recipe, resume: Resume, ranks: int | None) -> None:

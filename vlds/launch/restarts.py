@@ -18,6 +18,8 @@ from vlds.runtime.process_end import ASKING, KILLED, signal_name
 from vlds.training.states import newest, state_folders
 
 MISTAKE = 2
+JOB_FILE = "VLDS_JOB_FILE"
+"""Environment variable that names the file into which the only rank of a run writes its `Job`."""
 FINAL = (0, MISTAKE, *(128 + number for number in ASKING))
 """Exit codes after which a run is not restarted."""
 
@@ -36,10 +38,23 @@ Run = Callable[[Words], Outcome]
 """Runs a command line on its ranks, to its end."""
 
 
-def run_job(run: Run, words: Words, job: Job, ranks_available: Callable[[], int | None]) -> int:
-    """Run `vlds train`, with restarts; the exit code. `ranks_available`: how many ranks could start
-    now; None if the user's launcher arguments decide that."""
+def run_job(
+    run: Run,
+    words: Words,
+    read_job: Callable[[], Job | None],
+    ranks_available: Callable[[], int | None],
+) -> int:
+    """Run `vlds train`, with restarts; the exit code.
+
+    `read_job`: called after the first try; None if that did not come to know its recipe.
+    `ranks_available`: how many ranks could start now; None if the user's launcher arguments decide
+    that.
+    """
     outcome, restarts = run(words), 0
+    if (job := read_job()) is None:
+        if outcome.code not in (0, MISTAKE):
+            say(f"{what_happened(outcome.code)} before its recipe was read: start it again")
+        return outcome.code
     while restarts < words.restarts and not (outcome.asked or outcome.code in FINAL):
         restarts += 1
         words = next_try(words, job, ranks_available())

@@ -1,8 +1,10 @@
 """Starts ranks, and waits until the last of them has ended.
 
     vlds train ... / ./launch.sh train ...       (cli/main.py -> this file, supervising)
-      -> deepspeed's runner -> its launch.py     (in a session that ends as a whole)
+      -> local.py                                (in a session that ends as a whole)
         -> python -m vlds train ...              (once per rank: rank.py -> cli/commands.py)
+
+With VLDS_LAUNCHER_ARGS, DeepSpeed's runner and its launch.py stand in local.py's place.
 
 `deepspeed launch.sh train ...` and `torchrun -m vlds train ...` enter at the last line.
 """
@@ -14,11 +16,17 @@ import shlex
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
 
-from vlds.launch.restarts import Job, run_job, what_happened
+from vlds.launch.local import MODULE as LOCAL
+from vlds.launch.restarts import JOB_FILE, Job, run_job, what_happened
 from vlds.launch.supervisor import (
+    RUNNER,
     SUPERVISOR,
     Outcome,
     grace_from_environment,
@@ -37,6 +45,9 @@ OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
 """Launcher arguments with which the user chooses hosts and ports; vlds then adds none."""
 
 
+NONE: Mapping[str, str] = MappingProxyType({})
+
+
 def start(words: Words) -> int:
     """Run a command on its ranks and wait for its end; the exit code."""
     if os.environ.get(SUPERVISOR) == str(os.getppid()):  # as in `vlds demo`
@@ -52,10 +63,13 @@ def _start(words: Words, received: Sequence[int]) -> int:
         check_alone(os.environ)
     grace_s = grace_from_environment()
 
-    def run(words: Words) -> Outcome:
-        program = ["--module", "vlds", *words.for_ranks]
-        command = launch_command(program, words.ranks, launcher_args, os.environ, count_gpus())
-        return supervise(*command, grace_s, received, saves=words.command == TRAIN)
+    def run(words: Words, variables: Mapping[str, str] = NONE) -> Outcome:
+        program = ["-m", "vlds", *words.for_ranks]
+        command, env = launch_command(
+            program, words.ranks, launcher_args, os.environ, count_gpus()
+        )
+        saves = words.command == TRAIN
+        return supervise(command, {**env, **variables}, grace_s, received, saves=saves)
 
     def ranks_available() -> int | None:
         return None if several_hosts else count_gpus() or None
@@ -71,12 +85,22 @@ def _start(words: Words, received: Sequence[int]) -> int:
         return outcome.code
     if not several_hosts:
         words = replace(words, ranks=words.ranks or count_gpus() or 1)
+    if words.ranks == 1:
+        with tempfile.TemporaryDirectory(prefix="vlds-") as folder:
+            file = Path(folder) / "job.json"
+            alone = partial(run, variables={JOB_FILE: str(file)})
+            return run_job(alone, words, lambda: job_in(file), ranks_available)
     code, job = read_job(words, received)
-    return code if job is None else run_job(run, words, job, ranks_available)
+    return code if job is None else run_job(run, words, lambda: job, ranks_available)
+
+
+def job_in(file: Path) -> Job | None:
+    """What the only rank has written of its recipe."""
+    return Job(**parse_json(file.read_text(encoding="utf-8"))) if file.exists() else None
 
 
 def read_job(words: Words, received: Sequence[int]) -> tuple[int, Job | None]:
-    """What the supervisor needs to know of a run. Without it, the exit code: the recipe's mistakes
+    """What the supervisor needs to know of a run on several ranks. Without it, the exit code: the recipe's mistakes
     were printed, or a signal arrived.
 
     The recipe is read in a separate process, because the imports take much memory, and the
@@ -125,34 +149,46 @@ def launch_command(
     environment: Mapping[str, str],
     num_gpus: int,
 ) -> tuple[list[str], dict[str, str]]:
-    """The deepspeed launcher's command line and environment for a program and its arguments."""
+    """The command line and environment that start ranks of a Python program, given with its
+    arguments."""
     env = without_rank(environment)
-    options = ["--log_level", "critical"]
-    several_hosts = rules_over_network(launcher_args)
-    if not several_hosts:
-        options += ["--master_port", str(free_port())]
     visible = env.get("CUDA_VISIBLE_DEVICES", "")
     if num_gpus == 0:
         # DeepSpeed would count ranks by this variable even without a GPU.
         env.pop("CUDA_VISIBLE_DEVICES", None)
         env["DS_ACCELERATOR"] = "cpu"
-        ranks = ranks or (None if several_hosts else 1)
     elif ranks is not None and ranks > num_gpus:
         raise ValueError(
             f"{ranks} ranks asked for, but this machine has {num_gpus} usable GPU(s): "
             f"give --ranks {num_gpus} or fewer, or set DS_ACCELERATOR=cpu to run without GPUs"
         )
     elif visible and ranks:
-        # The runner ignores this variable if it gets a number of GPUs, so shorten the variable.
         env["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[:ranks])
-        ranks = None
-    if ranks:
-        options += ["--num_gpus", str(ranks)]
     threads = max(1, len(os.sched_getaffinity(0)) // (ranks or max(num_gpus, 1)))
     env.setdefault("OMP_NUM_THREADS", str(threads))
     set_quiet(env)
-    runner = [sys.executable, "-m", "deepspeed.launcher.runner"]
-    return [*runner, *options, *launcher_args, *program], env
+    if launcher_args:
+        shortened = bool(visible) and num_gpus > 0
+        asked = None if shortened else ranks
+        return deepspeed_command(program, asked, launcher_args, num_gpus), env
+    count = str(ranks or max(num_gpus, 1))
+    local = [sys.executable, "-m", LOCAL, count, str(free_port())]
+    return [*local, sys.executable, "-u", *program], env
+
+
+def deepspeed_command(
+    program: Sequence[str], ranks: int | None, launcher_args: Sequence[str], num_gpus: int
+) -> list[str]:
+    """DeepSpeed's runner with the user's arguments. `ranks`: None if CUDA_VISIBLE_DEVICES decides,
+    which the runner ignores if it gets a number."""
+    options = ["--log_level", "critical"]
+    if not rules_over_network(launcher_args):
+        options += ["--master_port", str(free_port())]
+        ranks = ranks or (1 if num_gpus == 0 else None)
+    if ranks:
+        options += ["--num_gpus", str(ranks)]
+    module = ["--module", *program[1:]] if program[:1] == ["-m"] else program
+    return [sys.executable, "-m", RUNNER[-1], *options, *launcher_args, *module]
 
 
 def free_port() -> int:

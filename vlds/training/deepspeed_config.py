@@ -3,7 +3,7 @@ contradictions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from vlds.config import Recipe
 from vlds.data.order.batch_cut import BatchCut
 from vlds.runtime.json_record import read_record
 
+LEAST_BUCKET = 1 << 20
+"""Elements below which a message to other ranks takes its time for being one."""
 BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
 LIVE_LAYERS = {
     "stage3_prefetch_bucket_size": 1,
@@ -76,16 +78,17 @@ def fit_sizes(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """DeepSpeed's settings with sizes that fit a model, in elements.
 
     Buckets hold no more than all gradients together: DeepSpeed takes their memory whole, and a
-    frozen backbone has no gradients. What a file leaves to us ("auto") is a bucket of one layer,
-    and of the weights that stage 3 gathers one layer ahead and as many whole layers as
-    `LIVE_LAYERS` says.
+    frozen backbone has no gradients. What a file leaves to us ("auto") is a bucket of what trains
+    in one layer, and of the weights that stage 3 gathers one layer ahead and as many whole layers
+    as `LIVE_LAYERS` says.
     """
-    trained = sum(elements(weight) for weight in model.parameters() if weight.requires_grad)
-    layer = largest_layer(model)
+    trained = num_trained(model)
+    bucket = max(LEAST_BUCKET, largest_layer(model, num_trained))
+    layer = largest_layer(model, num_weights)
     zero = dict(config["zero_optimization"])
     for name in BUCKETS:
         given = zero.get(name, "auto")
-        size = min(layer if given == "auto" else int(given), trained)
+        size = min(bucket if given == "auto" else int(given), trained)
         zero[name] = size + size % 2  # DeepSpeed refuses to cut gathered weights at odd places
     for name, layers in LIVE_LAYERS.items():
         if zero.get(name) == "auto":
@@ -93,11 +96,20 @@ def fit_sizes(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     return {**config, "zero_optimization": zero}
 
 
-def largest_layer(model: nn.Module) -> int:
-    """Elements of the largest of the model's repeated layers."""
+def largest_layer(model: nn.Module, size: Callable[[nn.Module], int]) -> int:
+    """Size of the largest of the model's repeated layers."""
     stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    layers = [layer for stack in stacks for layer in stack] or [model]
-    return max(sum(map(elements, layer.parameters())) for layer in layers)
+    return max([size(layer) for stack in stacks for layer in stack] or [size(model)])
+
+
+def num_weights(module: nn.Module) -> int:
+    """Elements of a module's weights."""
+    return sum(map(elements, module.parameters()))
+
+
+def num_trained(module: nn.Module) -> int:
+    """Elements of those that train."""
+    return sum(elements(weight) for weight in module.parameters() if weight.requires_grad)
 
 
 def elements(weight: nn.Parameter) -> int:

@@ -1,0 +1,205 @@
+"""How the cost of a step grows: with the batch, the tokens, the tasks and the ranks.
+
+    python benchmarks/growth.py --rounds 5
+    python benchmarks/growth.py --rounds 5 --grows tasks
+
+BART-base of random weights, Adapter with a reduction of 8, bf16, dropout 0.1. Where nothing else is
+said, a step has 32 rows of 14 prompt tokens, 36 visual tokens and 4 label tokens, one task and one
+rank. With several tasks each has an adapter of its own, and rows are spread over them. Ranks have
+one thread each and share the rows (ZeRO-2, gloo).
+
+Programs of one table run beside each other and take their steps in turn, so that rounds alternate
+within seconds. Tables go to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "training"))
+
+from ours import batch_of, recipe_of
+from shapes import FEATURES, GRID, LABELS, PROMPT, Case, RandomBatch
+
+from vlds.launch.local import place
+from vlds.launch.start import free_port
+from vlds.methods import Adapter
+from vlds.models.build import build_model
+from vlds.tasks import VQA
+from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
+from vlds.training.engine import Engine, start_ranks
+from vlds.training.optim import parameter_groups, set_learning_rate
+
+WARM_UP = 3
+STEPS = 3
+"""In a round."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a row of a table measures."""
+
+    batch: int = 32
+    tokens: int = PROMPT
+    tasks: int = 1
+    ranks: int = 1
+
+
+TABLES = {
+    "batch": [Size(batch=batch) for batch in (8, 16, 32, 64, 128)],
+    "tokens": [Size(tokens=tokens) for tokens in (14, 50, 100, 200)],
+    "tasks": [Size(tasks=tasks) for tasks in (1, 4, 16, 64)],
+    "ranks": [Size(ranks=ranks) for ranks in (1, 2, 4)],
+}
+
+
+def work(size: Size) -> None:
+    """One rank: take as many steps as each line of stdin says, and write their seconds."""
+    case = Case("bart-base", "Adapter", size.batch, "bf16", 0.1)
+    ranks = start_ranks(60)
+    with tempfile.TemporaryDirectory() as folder:
+        recipe, words = recipe_of(case, Path(folder))
+        names = [f"task_{number}" for number in range(size.tasks)]
+        adapter = Adapter(reduction=8, sharing="multiple" if size.tasks > 1 else "single")
+        recipe = replace(
+            recipe, tasks=dict.fromkeys(names, VQA()), methods={"adapter": adapter}
+        )
+        config = complete_deepspeed_config(
+            Path(recipe.training.deepspeed), recipe, cut_batches(recipe, size.ranks)
+        )
+        model = build_model(recipe.model_setup, names, case.dtype, words)
+        engine = Engine(
+            model, parameter_groups(model, recipe), config, ranks=ranks,
+            tasks=list(recipe.tasks.values()),
+        )  # fmt: skip
+        set_learning_rate(engine.parameter_groups, 1.0)
+    own = replace(case, batch=size.batch // size.ranks)
+    number = 0
+
+    def step() -> float:
+        nonlocal number
+        number += 1
+        batch = batch_of(own, rows(own, size.tokens, number))
+        spread = replace(batch, task_index=torch.arange(own.batch) % size.tasks)
+        began = time.perf_counter()
+        engine.step([spread])
+        return time.perf_counter() - began
+
+    for _ in range(WARM_UP):
+        step()
+    trained = model.count_parameters().trainable
+    tell({"trained": trained}, ranks.global_rank)
+    for line in sys.stdin:
+        tell([step() for _ in range(int(line))], ranks.global_rank)
+
+
+def rows(case: Case, tokens: int, number: int) -> RandomBatch:
+    """Random rows of so many prompt tokens."""
+    draw = torch.Generator().manual_seed(number)
+    return RandomBatch(
+        torch.randint(100, 20_000, (case.batch, tokens), generator=draw),
+        torch.randn(case.batch, GRID * GRID, FEATURES, generator=draw),
+        torch.randint(100, 20_000, (case.batch, LABELS), generator=draw),
+    )
+
+
+def tell(answer: Any, global_rank: int) -> None:
+    """Rank 0 writes a line of JSON."""
+    if global_rank == 0:
+        print(json.dumps(answer), flush=True)
+
+
+class Program:
+    """The ranks that measure one size."""
+
+    def __init__(self, size: Size) -> None:
+        port = str(free_port())
+        threads = max(1, (os.cpu_count() or 1) // size.ranks)
+        common = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}
+        command = [sys.executable, __file__, "--work", json.dumps(asdict(size))]
+        self.size = size
+        self.ranks = [
+            subprocess.Popen(
+                command, env=common | place(rank, size.ranks, port), text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            )
+            for rank in range(size.ranks)
+        ]  # fmt: skip
+        self.trained = int(self.answer()["trained"])
+        self.seconds: list[float] = []
+
+    def answer(self) -> Any:
+        """The next line of JSON of rank 0; other lines are a library's."""
+        stream: IO[str] = self.ranks[0].stdout  # type: ignore[assignment]
+        for line in stream:
+            if line.startswith(("{", "[")):
+                return json.loads(line)
+        raise SystemExit(f"a program ended with exit code {self.ranks[0].wait()}")
+
+    def round(self) -> None:
+        """One round of steps."""
+        for rank in self.ranks:
+            assert rank.stdin is not None
+            rank.stdin.write(f"{STEPS}\n")
+            rank.stdin.flush()
+        self.seconds.append(statistics.median(self.answer()))
+
+    def end(self) -> None:
+        """Let the ranks end."""
+        for rank in self.ranks:
+            rank.kill()
+            rank.wait()
+
+
+def main() -> None:
+    """Measure all sizes and print their tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--grows", nargs="+", default=list(TABLES), choices=list(TABLES))
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work is not None:
+        work(Size(**json.loads(options.work)))
+        return
+    for name in options.grows:
+        measure(name, TABLES[name], options.rounds)
+
+
+def measure(name: str, sizes: list[Size], rounds: int) -> None:
+    """Print one table."""
+    programs = [Program(size) for size in sizes]
+    for _ in range(rounds):
+        for program in programs:
+            program.round()
+    print(f"\n| {name} | trained weights | seconds a step | range | times the first |")
+    print("|---" * 5 + "|")
+    first = programs[0].seconds
+    for program in programs:
+        program.end()
+        own = program.seconds
+        ratio = statistics.median(a / b for a, b in zip(own, first, strict=True))
+        value = getattr(program.size, name)
+        spread = f"{min(own):.2f} to {max(own):.2f}"
+        print(
+            f"| {value} | {program.trained:,} | {statistics.median(own):.2f} | {spread} "
+            f"| {ratio:.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -28,9 +28,7 @@ def processes(launch: Launch) -> dict[str, list[psutil.Process]]:
     """Everybody below `vlds train`, by what they are."""
     below = psutil.Process(launch.process.pid).children(recursive=True)
     found = {"all": below, "ranks": launch.ranks()}
-    for name in ("runner", "launch"):
-        found[name] = [p for p in below if f"deepspeed.launcher.{name}" in " ".join(words_of(p))]
-        found[name] = [p for p in found[name] if p not in found["ranks"]]
+    found["launcher"] = [p for p in below if "vlds.launch.local" in words_of(p)]
     return found
 
 
@@ -46,9 +44,9 @@ def assert_same_weights(found: Path, whole: Recipe) -> None:
 @pytest.mark.parametrize(
     ("target", "number", "code"),
     [
-        ("runner", signal.SIGTERM, 143),
-        ("runner", signal.SIGKILL, 137),
-        ("launch", signal.SIGINT, 1),
+        ("launcher", signal.SIGTERM, 143),
+        ("launcher", signal.SIGKILL, 137),
+        ("launcher", signal.SIGINT, 130),
         ("group", signal.SIGTERM, 143),
         ("supervisor", signal.SIGKILL, -9),
     ],
@@ -63,7 +61,7 @@ def test_whoever_is_told_to_end(
     launch.wait_for_step(2)
     everybody = processes(launch)
     if target == "group":
-        os.killpg(os.getpgid(everybody["runner"][0].pid), number)
+        os.killpg(os.getpgid(everybody["launcher"][0].pid), number)
     elif target == "supervisor":
         launch.process.send_signal(number)
     else:

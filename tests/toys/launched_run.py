@@ -14,13 +14,13 @@ import psutil
 
 from tests.toys.files import ROOT
 from vlds.config import Recipe, save_recipe
+from vlds.launch.supervisor import is_rank_itself
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 class Launch:
-    """`vlds train --config RECIPE ...` on two ranks, started by DeepSpeed's launcher or by
-    torchrun."""
+    """`vlds train --config RECIPE ...` on two ranks, started by vlds or by torchrun."""
 
     def __init__(self, recipe: Recipe, file: Path, *arguments: str, torchrun: bool = False) -> None:
         self.run = Path(recipe.output)
@@ -47,10 +47,7 @@ class Launch:
     def ranks(self) -> list[psutil.Process]:
         """The two processes that train."""
         below = psutil.Process(self.process.pid).children(recursive=True)
-        trainers = [
-            p for p in below if any(word.startswith("--local_rank=") for word in words_of(p))
-        ]
-        return [p for p in trainers if "deepspeed.launcher.launch" not in words_of(p)]
+        return [process for process in below if is_rank_itself(process)]
 
     def end(self) -> tuple[int, str]:
         """Exit code and output."""

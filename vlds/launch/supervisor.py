@@ -147,7 +147,7 @@ class Group:
         the saving; True if there are any. If there are none, all processes get it; DeepSpeed's
         runner gets SIGTERM, since it answers Ctrl-C with a traceback."""
         members = [process for process in psutil.process_iter() if self._holds(process)]
-        ranks = [process for process in members if _is_rank(process)]
+        ranks = [process for process in members if is_rank_itself(process)]
         for process in ranks:
             with suppress(psutil.Error):
                 process.send_signal(number)
@@ -166,7 +166,7 @@ class Group:
         return False
 
 
-def _is_rank(process: psutil.Process) -> bool:
+def is_rank_itself(process: psutil.Process) -> bool:
     """True for a rank itself, but not for its children, which inherit its environment."""
     with suppress(psutil.Error):
         parent = process.parent()

@@ -73,9 +73,7 @@ def work(size: Size) -> None:
         recipe, words = recipe_of(case, Path(folder))
         names = [f"task_{number}" for number in range(size.tasks)]
         adapter = Adapter(reduction=8, sharing="multiple" if size.tasks > 1 else "single")
-        recipe = replace(
-            recipe, tasks=dict.fromkeys(names, VQA()), methods={"adapter": adapter}
-        )
+        recipe = replace(recipe, tasks=dict.fromkeys(names, VQA()), methods={"adapter": adapter})
         config = complete_deepspeed_config(
             Path(recipe.training.deepspeed), recipe, cut_batches(recipe, size.ranks)
         )

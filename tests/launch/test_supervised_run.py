@@ -183,9 +183,7 @@ def test_a_run_ends_with_the_command_that_started_it(number: signal.Signals) -> 
     _, said = outer.communicate(timeout=30)
     until(lambda: all(map(gone, processes)), 10)
     assert outer.returncode == (143 if number == signal.SIGTERM else -number)
-    assert said == (
-        "vlds: the run ended by SIGTERM before its recipe was read: start it again\n"
-    )
+    assert said == ("vlds: the run ended by SIGTERM before its recipe was read: start it again\n")
 
 
 def test_deepspeed_launch_sh_prints_help_once(root: Path) -> None:

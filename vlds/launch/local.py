@@ -16,9 +16,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from vlds.runtime.process_end import ASKING
+
 MODULE = "vlds.launch.local"
 POLL_S = 0.1
 HOST = "127.0.0.1"
+SAVED = tuple(128 + number for number in ASKING)
+"""Exit codes of a rank that was asked to end and has saved; so were the others, who still save."""
 
 
 def main(ranks: int, port: str, command: Sequence[str]) -> int:
@@ -36,14 +40,13 @@ def main(ranks: int, port: str, command: Sequence[str]) -> int:
     # The supervisor asks ranks itself; this is for a signal to this process alone.
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, end)
-    while True:
-        codes = [process.poll() for process in processes]
-        if failed := [code for code in codes if code]:
+    while None in (codes := [process.poll() for process in processes]):
+        failed = [code for code in codes if code and code not in SAVED]
+        if failed:
             end(signal.SIGTERM)  # what does not end is the supervisor's to kill
             return exit_code(failed[0])
-        if None not in codes:
-            return 0
         time.sleep(POLL_S)
+    return next((exit_code(code) for code in codes if code), 0)
 
 
 def place(rank: int, ranks: int, port: str) -> Mapping[str, str]:

@@ -65,9 +65,7 @@ def _start(words: Words, received: Sequence[int]) -> int:
 
     def run(words: Words, variables: Mapping[str, str] = NONE) -> Outcome:
         program = ["-m", "vlds", *words.for_ranks]
-        command, env = launch_command(
-            program, words.ranks, launcher_args, os.environ, count_gpus()
-        )
+        command, env = launch_command(program, words.ranks, launcher_args, os.environ, count_gpus())
         saves = words.command == TRAIN
         return supervise(command, {**env, **variables}, grace_s, received, saves=saves)
 

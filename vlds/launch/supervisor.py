@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from vlds.runtime.process_end import ASKING
+from vlds.launch.local import SAVED
 from vlds.runtime.rank_environment import is_rank
 from vlds.runtime.terminal import tell
 
@@ -32,8 +32,6 @@ PATIENCE_S = 1.0
 GRACE_S = 120.0
 PR_SET_CHILD_SUBREAPER = 36
 """From linux/prctl.h."""
-SAVED = tuple(128 + number for number in ASKING)
-"""Exit codes of a rank that was asked to end, saved its state and said so."""
 
 
 @dataclass(frozen=True)

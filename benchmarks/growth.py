@@ -42,6 +42,8 @@ from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batche
 from vlds.training.engine import Engine, start_ranks
 from vlds.training.optim import parameter_groups, set_learning_rate
 
+STORED = 4
+"""Bytes of a trained weight in an artifact."""
 WARM_UP = 3
 STEPS = 3
 """In a round."""
@@ -183,8 +185,8 @@ def measure(name: str, sizes: list[Size], rounds: int) -> None:
     for _ in range(rounds):
         for program in programs:
             program.round()
-    print(f"\n| {name} | trained weights | seconds a step | range | times the first |")
-    print("|---" * 5 + "|")
+    print(f"\n| {name} | trained weights | MB stored | seconds a step | range | times the first |")
+    print("|---" * 6 + "|")
     first = programs[0].seconds
     for program in programs:
         program.end()
@@ -193,7 +195,8 @@ def measure(name: str, sizes: list[Size], rounds: int) -> None:
         value = getattr(program.size, name)
         spread = f"{min(own):.2f} to {max(own):.2f}"
         print(
-            f"| {value} | {program.trained:,} | {statistics.median(own):.2f} | {spread} "
+            f"| {value} | {program.trained:,} | {program.trained * STORED / 1e6:.1f} "
+            f"| {statistics.median(own):.2f} | {spread} "
             f"| {ratio:.2f} |",
             flush=True,
         )

@@ -9,7 +9,8 @@ from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
-from zlib import crc32
+
+from zlib_ng.zlib_ng import crc32
 
 from data_prep.checking.sample_check import CheckedSample, Finding, check_sample
 from vlds.data.errors import ShardError

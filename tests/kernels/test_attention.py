@@ -10,8 +10,9 @@ from torch import Tensor
 from vlds.kernels.attention import (
     LONGEST,
     TORCH_ATTENTION,
+    attention,
+    attention_by,
     recomputed_attention,
-    short_attention,
 )
 from vlds.kernels.dropout import StepDropout, draws_by_example, dropout_by, examples_follow
 
@@ -45,7 +46,7 @@ def test_gradients_are_those_of_exact_attention(name: str) -> None:
     mask = masks(num, heads, length)[name]
     exact_mask = mask.float() if mask is not None and mask.dtype != torch.bool else mask
     gradient = torch.randn(num, heads, length, 16, dtype=torch.bfloat16)
-    with short_attention():
+    with attention_by(attention):
         output = F.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
     found = torch.autograd.grad(output, (query, key, value), gradient)
     exact = TORCH_ATTENTION(query.float(), key.float(), value.float(), exact_mask, scale=0.3)
@@ -62,7 +63,7 @@ def test_gradients_are_those_of_exact_attention(name: str) -> None:
 def test_causal_and_uneven_lengths() -> None:
     torch.manual_seed(0)
     query, key, value = draw(2, 2, 5, 8), draw(2, 2, 7, 8), draw(2, 2, 7, 8)
-    with short_attention():
+    with attention_by(attention):
         output = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     expected = TORCH_ATTENTION(query, key, value, is_causal=True)
 
@@ -81,7 +82,7 @@ def test_several_heads_read_one_key(name: str) -> None:
     mask = masks(num, 6, length)[name]
     exact_mask = mask.float() if mask is not None and mask.dtype != torch.bool else mask
     gradient = torch.randn(num, 6, length, 16, dtype=torch.bfloat16)
-    with short_attention():
+    with attention_by(attention):
         output = F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
     found = torch.autograd.grad(output, (query, key, value), gradient)
     exact = TORCH_ATTENTION(query.float(), key.float(), value.float(), exact_mask, enable_gqa=True)
@@ -139,7 +140,7 @@ def test_all_else_is_torchs(reason: str) -> None:
     query, key, value = (draw(1, 2, length, 8) for _ in range(3))
     if reason == "float32":
         query, key, value = query.float(), key.float(), value.float()
-    with short_attention(), torch.set_grad_enabled(reason != "no gradient"):
+    with attention_by(attention), torch.set_grad_enabled(reason != "no gradient"):
         output = F.scaled_dot_product_attention(
             query, key, value, dropout_p=0.5 if reason == "dropout" else 0.0
         )
@@ -150,6 +151,6 @@ def test_all_else_is_torchs(reason: str) -> None:
 
 
 def test_torchs_function_is_back_outside() -> None:
-    with short_attention():
+    with attention_by(attention):
         assert F.scaled_dot_product_attention is not TORCH_ATTENTION
     assert F.scaled_dot_product_attention is TORCH_ATTENTION

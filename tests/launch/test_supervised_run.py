@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,24 +106,29 @@ def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
         *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGHUP)),
     ],
 )
-def test_a_signal_while_the_recipe_is_checked(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_signal_before_the_recipe_is_read(
+    number: signal.Signals, ranks: int, tmp_path: Path
+) -> None:
+    """The only rank reads it itself; a process of its own reads it for several."""
+    recipe = ["--config", str(tmp_path / "recipe.yaml")]
     run = subprocess.Popen(
-        [sys.executable, "-m", "vlds", "train", "--config", str(tmp_path / "recipe.yaml")],
+        [sys.executable, "-m", "vlds", "train", *recipe, "--ranks", str(ranks)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (number, signal.SIGINT)],
     )
-    below: Callable[[], list[psutil.Process]] = psutil.Process(run.pid).children
-    until(lambda: bool(below()), 30)
-    (check,) = below()
+    below = partial(psutil.Process(run.pid).children, recursive=True)
+    until(lambda: len(below()) == (2 if ranks == 1 else 1), 30)
+    processes = below()
     run.send_signal(number)
     output, _ = run.communicate(timeout=30)
     assert run.returncode == 128 + number
-    said = f"vlds: the run ended by {signal_name(number)}; no rank had started: start it again\n"
-    assert output == said
-    assert gone(check)
+    when = " before its recipe was read" if ranks == 1 else "; no rank had started"
+    assert output == f"vlds: the run ended by {signal_name(number)}{when}: start it again\n"
+    assert all(map(gone, processes))
 
 
 @pytest.mark.parametrize("action", ["save", pytest.param("deaf", marks=pytest.mark.slow)])

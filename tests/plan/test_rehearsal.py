@@ -17,13 +17,14 @@ from torch.profiler import profile
 from tests.toys.image_text import PARAMETERS
 from tests.toys.image_text.rows import TASKS, tiny
 from tests.toys.kinds import ALL_KINDS, kind_recipe
+from tests.toys.world import SIZES
 from vlds.config import Recipe
-from vlds.kernels.attention import short_attention
+from vlds.kernels.attention import attention, attention_by
 from vlds.kernels.dropout import StepDropout, dropout_by
 from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.model import Model
-from vlds.plan.forecast import forecast, forecast_or_reason
+from vlds.plan.forecast import Forecast, forecast, forecast_or_reason
 from vlds.plan.micro_batch import micro_batch
 from vlds.plan.rehearsal import rehearse
 from vlds.plan.replay import seconds_here
@@ -54,7 +55,7 @@ def allocated(recipe: Recipe, batch: Batch, file: Path) -> int:
     ).train()
     with (
         profile(profile_memory=True) as profiler,
-        short_attention(),
+        attention_by(attention),
         dropout_by(StepDropout(0, 0)),
     ):
         model(batch, torch.ones(len(batch.ids))).loss.backward()
@@ -90,6 +91,22 @@ def test_the_bytes_of_a_step(
     assert found.peak == pytest.approx(real, rel=0.1)
     assert found.flops > 0
     assert found.calls > 0
+
+
+def test_a_gpu_has_fewer_and_larger_operations(world: Path, tmp_path: Path) -> None:
+    recipe = kind_recipe("joint", world, tmp_path, precision="bf16")
+    cut = cut_batches(recipe, 1)
+    here, there = (forecast(recipe, cut, on_gpu=on_gpu) for on_gpu in (False, True))
+
+    def fused(found: Forecast) -> int:
+        names = ((str(one.function), times) for one, times in found.operations.items())
+        return sum(times for name, times in names if "scaled_dot_product" in name)
+
+    assert fused(here) == 0
+    # Forward and backward, of each layer of the encoder and two for the decoder's.
+    assert fused(there) == 2 * (SIZES["num_layers"] + 2 * SIZES["num_decoder_layers"])
+    assert there.whole.calls < 0.9 * here.whole.calls
+    assert there.whole.flops == pytest.approx(here.whole.flops, rel=0.1)
 
 
 def test_a_forecast_is_a_line(world: Path, tmp_path: Path) -> None:

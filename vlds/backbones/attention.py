@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
@@ -116,6 +116,16 @@ def set_attention(model: Any, name: str) -> None:
             f"transformers {transformers.__version__} does not let all layers of "
             f"{type(model).__name__} use another attention function; install transformers>=5.20,<6"
         )
+
+
+def attend_as_on_gpus(model: nn.Module) -> None:
+    """Let a model that was built on a CPU use torch's fused attention, as it would on a GPU."""
+    stacks: list[Any] = [
+        module for module in model.modules() if isinstance(module, PreTrainedModel)
+    ]
+    for stack in stacks:
+        if stack.config._attn_implementation == CPU_ATTENTION:
+            set_attention(stack, EXTENDED_ATTENTION)
 
 
 def use_extensions(model: Any) -> None:

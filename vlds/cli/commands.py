@@ -96,7 +96,7 @@ def plan(arguments: list[str]) -> int:
     machine = Machine.given(**given)
     recipe = parse_recipe(words, "vlds plan")
     plans = plan_recipe(recipe, numbers)
-    forecast = forecast_or_reason(recipe, numbers[0])
+    forecast = forecast_or_reason(recipe, numbers[0], on_gpu=not machine.is_here)
     if options.json:
         trees = {plan.world_size: tree(plan, forecast) for plan in plans}
         tell(json.dumps(trees, indent=1))

@@ -103,8 +103,8 @@ first steps, and times its operations here if this machine has no GPU.
 
   --ranks N [N ...]    numbers of processes, one table for each (default: 1)
   --memory GB          say how many rows a micro-batch may have in so much
-  --tflops N           for another machine, where a step takes at least: what a
-  --bandwidth GB       rank can do, in 10^12 operations a second, and its memory
+  --tflops N           for a GPU, where a step takes at least: what a rank's can
+  --bandwidth GB       do, in 10^12 operations a second, and its memory
   --link GB            and (default: 1) the links between ranks, in GB a second
   --json               print JSON instead of tables
 {RECIPE}"""

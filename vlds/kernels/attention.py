@@ -7,7 +7,7 @@ and softmax in float32, so that memory still grows with the length only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -218,9 +218,9 @@ def pieces(query: Tensor, key: Tensor) -> Iterator[slice]:
 
 
 @contextmanager
-def short_attention() -> Iterator[None]:
-    """Inside, models use `attention`."""
-    F.scaled_dot_product_attention = attention
+def attention_by(attend: Callable[..., Tensor]) -> Iterator[None]:
+    """Inside, this function takes the place of torch's fused attention."""
+    F.scaled_dot_product_attention = attend
     try:
         yield
     finally:

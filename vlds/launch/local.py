@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from vlds.runtime.process_end import ASKING
@@ -27,6 +27,7 @@ SAVED = tuple(128 + number for number in ASKING)
 
 def main(ranks: int, port: str, command: Sequence[str]) -> int:
     """Run a command on so many ranks; the exit code of the first that fails, or 0."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # until a rank can answer: rank.run_rank
     processes = [
         subprocess.Popen(command, env=os.environ | place(rank, ranks, port))
         for rank in range(ranks)
@@ -38,8 +39,9 @@ def main(ranks: int, port: str, command: Sequence[str]) -> int:
                 process.send_signal(number)
 
     # The supervisor asks ranks itself; this is for a signal to this process alone.
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for number in ASKING:
         signal.signal(number, end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
     while None in (codes := [process.poll() for process in processes]):
         failed = [code for code in codes if code and code not in SAVED]
         if failed:
@@ -49,7 +51,7 @@ def main(ranks: int, port: str, command: Sequence[str]) -> int:
     return next((exit_code(code) for code in codes if code), 0)
 
 
-def place(rank: int, ranks: int, port: str) -> Mapping[str, str]:
+def place(rank: int, ranks: int, port: str) -> dict[str, str]:
     """The variables that make a process a rank (`runtime/rank_environment.py`)."""
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),

@@ -16,6 +16,7 @@ import psutil
 
 from vlds.launch.supervisor import RUNNER, SUPERVISOR, grace_from_environment, say
 from vlds.launch.words import RANKS, RESTARTS, split_words
+from vlds.runtime.process_end import ASKING
 from vlds.runtime.rank_environment import read_place, without_rank
 from vlds.runtime.terminal import tell, tell_exception
 
@@ -37,6 +38,7 @@ def run_rank(arguments: Sequence[str], work: Work) -> NoReturn:
     if SUPERVISOR in os.environ:
         # The supervisor passes Ctrl-C on. Until there is something to save, it just ends the rank.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)  # local.py has started it with them blocked
     try:
         code = _rank_code(arguments, work)
     except ValueError as error:

@@ -98,8 +98,9 @@ def job_in(file: Path) -> Job | None:
 
 
 def read_job(words: Words, received: Sequence[int]) -> tuple[int, Job | None]:
-    """What the supervisor needs to know of a run on several ranks. Without it, the exit code: the recipe's mistakes
-    were printed, or a signal arrived.
+    """What the supervisor needs to know of a run on several ranks.
+
+    Without it, the exit code: the recipe's mistakes were printed, or a signal arrived.
 
     The recipe is read in a separate process, because the imports take much memory, and the
     supervisor lives as long as the run.

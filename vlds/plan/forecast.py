@@ -53,9 +53,9 @@ class Forecast:
         return max(0, self.rows + spare // max(1, self.row.peak))
 
 
-def forecast(recipe: Recipe, cut: BatchCut) -> Forecast:
-    """Rehearse the recipe's largest micro-batch, and half of it. Packed weights are rehearsed as
-    whole ones, into which they are unpacked layer by layer.
+def forecast(recipe: Recipe, cut: BatchCut, *, on_gpu: bool = False) -> Forecast:
+    """Rehearse the recipe's largest micro-batch, and half of it, on this CPU or a GPU. Packed
+    weights are rehearsed as whole ones, into which they are unpacked layer by layer.
 
     Errors: ValueError if the data of a task cannot be opened; RuntimeError if the model's code asks
     for numbers.
@@ -64,20 +64,20 @@ def forecast(recipe: Recipe, cut: BatchCut) -> Forecast:
     model = build_shapes(setup, list(recipe.tasks), recipe.training.dtype)
     batch = micro_batch(recipe, model, cut)
     rows, parts = len(batch.ids), recipe.data.parts
-    whole, operations = rehearse(model, batch, parts)
+    whole, operations = rehearse(model, batch, parts, on_gpu=on_gpu)
     if rows < 2 * parts:
         return Forecast(rows, whole, Work(*(number // rows for number in whole)), operations)
-    half = rehearse(model, batch.select(torch.arange(rows // 2)), parts).work
+    half = rehearse(model, batch.select(torch.arange(rows // 2)), parts, on_gpu=on_gpu).work
     pairs = zip(whole, half, strict=True)
     row = Work(*((a - b) // (rows - rows // 2) for a, b in pairs))
     return Forecast(rows, whole, row, operations)
 
 
-def forecast_or_reason(recipe: Recipe, world_size: int) -> Forecast | str:
+def forecast_or_reason(recipe: Recipe, world_size: int, *, on_gpu: bool = False) -> Forecast | str:
     """A forecast, or why there is none: the recipe's data or tokenizer cannot be read here, or the
     model cannot be rehearsed."""
     try:
-        return forecast(recipe, cut_batches(recipe, world_size))
+        return forecast(recipe, cut_batches(recipe, world_size), on_gpu=on_gpu)
     except ValueError as error:
         return str(error)
     except RuntimeError as error:

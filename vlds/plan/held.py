@@ -53,12 +53,13 @@ def planned(
     `groups` are the optimizer's; `zero` is DeepSpeed's `zero_optimization`.
     """
     partitioned = zero["stage"] == 3
+    splits = partitioned and world_size > 1
     threshold = zero.get("stage3_param_persistence_threshold", PERSISTENCE)
     stored = {"frozen": 0, "trainable": 0}
     whole = 0
     for parameter in model.parameters():
         part = share(parameter.numel(), world_size) if partitioned else parameter.numel()
-        kept = parameter.numel() if partitioned and parameter.numel() <= threshold else 0
+        kept = parameter.numel() if splits and parameter.numel() <= threshold else 0
         kind = "trainable" if parameter.requires_grad else "frozen"
         stored[kind] += (part + kept) * parameter.element_size()
         whole += kept * parameter.element_size()

@@ -52,7 +52,7 @@ class Machine:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is this one, where a rehearsal's operations, those of a CPU, can run."""
+        """Whether it is this CPU, where a rehearsal's operations can run; rates are a GPU's."""
         return self.flops is None and self.bandwidth is None and not torch.cuda.is_available()
 
     def measured(self, dtype: torch.dtype) -> Machine:

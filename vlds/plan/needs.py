@@ -70,7 +70,7 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> list[Plan]:
         zero = fit_sizes(config, model)["zero_optimization"]
         held = planned(model, groups, zero, cut.world_size)
         sent = sent_bytes(model, zero, cut.world_size, micro_batches)
-        return Needs(zero["stage"], held, step_bytes(model, held, zero), sent)
+        return Needs(zero["stage"], held, step_bytes(model, held, zero, cut.world_size), sent)
 
     plans = []
     for cut in cuts:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -18,12 +19,21 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
-from torch.utils.flop_counter import flop_registry
 
-from vlds.kernels.dropout import DRAWS, LEVELS, Draws, Keys, StepDropout, masked
+from vlds.backbones.attention import attend_as_on_gpus
+from vlds.kernels.attention import TORCH_ATTENTION, attention_by
+from vlds.kernels.dropout import (
+    DRAWS,
+    LEVELS,
+    Draws,
+    Keys,
+    StepDropout,
+    dropout_by,
+    masked,
+)
 from vlds.kernels.step import step_kernels
 from vlds.models.model import Model
-from vlds.plan.replay import Operation
+from vlds.plan.replay import COUNTED, Operation
 from vlds.schema import Batch
 from vlds.training.parts import similar_rows
 
@@ -108,7 +118,7 @@ class Rehearsal(TorchDispatchMode):
             return
         self.calls += 1
         self.operations[Operation.of(func, *args, **kwargs)] += 1
-        if (count := flop_registry.get(func.overloadpacket)) is not None:
+        if (count := COUNTED.get(func.overloadpacket)) is not None:
             self.flops += count(*args, **kwargs, out_val=outputs)
         else:
             self.moved += sum(tensor.numel() * tensor.element_size() for tensor in made + read)
@@ -185,18 +195,19 @@ class HollowDropout(StepDropout):
     """Draws nothing, and keeps for the backward pass as much as dropout by example does, or torch's
     on a GPU."""
 
-    def __init__(self, rehearsal: Rehearsal) -> None:
+    def __init__(self, rehearsal: Rehearsal, *, on_gpu: bool) -> None:
         super().__init__(0, 0)
-        self.rehearsal = rehearsal
+        self.rehearsal, self.on_gpu = rehearsal, on_gpu
 
     def dropout(
         self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
     ) -> Tensor:
         if not training or p == 0:
             return input
-        on_gpu = torch.cuda.is_available()
-        shape, dtype = (input.shape, torch.bool) if on_gpu else (input.shape[:-1], torch.int64)
-        kept = input.new_empty(shape, dtype=dtype)
+        if self.on_gpu:
+            kept = torch.empty_like(input, dtype=torch.bool)
+        else:
+            kept = input.new_empty(input.shape[:-1], dtype=torch.int64)
         output: Tensor = Drawn.apply(input, kept, self.rehearsal)  # type: ignore[no-untyped-call]
         return output
 
@@ -218,13 +229,31 @@ class HollowDraws(NamedTuple):
         return self.rehearsal.drawn(values)
 
 
-def rehearse(model: Model, batch: Batch, parts: int = 1) -> Rehearsed:
+def fused(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Torch's fused attention without dropout: the GPU's draws inside and keeps nothing for it, but
+    the CPU's would then keep all scores."""
+    names = ("attn_mask", "dropout_p", "is_causal")
+    kwargs = {**dict(zip(names, args, strict=False)), **kwargs, "dropout_p": 0.0}
+    return TORCH_ATTENTION(query, key, value, **kwargs)
+
+
+@contextmanager
+def gpu_kernels(model: nn.Module, dropout: StepDropout) -> Iterator[None]:
+    """Inside, a model that was built here runs the operations of a GPU."""
+    attend_as_on_gpus(model)
+    with attention_by(fused), dropout_by(dropout):
+        yield
+
+
+def rehearse(model: Model, batch: Batch, parts: int = 1, *, on_gpu: bool = False) -> Rehearsed:
     """What a micro-batch takes, given a model on the meta device, which becomes hollow. `parts`:
-    in how many sets of similar rows it is computed."""
+    in how many sets of similar rows it is computed. `on_gpu`: with a GPU's operations instead of
+    this CPU's."""
     rehearsal = Rehearsal()
     make_hollow(model, rehearsal)
     model.train()
-    with step_kernels(model, HollowDropout(rehearsal)), rehearsal:
+    kernels = gpu_kernels if on_gpu else step_kernels
+    with kernels(model, HollowDropout(rehearsal, on_gpu=on_gpu)), rehearsal:
         pieces = similar_rows(model.sizes(batch), parts) if parts > 1 else []
         output = model(batch, torch.ones(len(batch.ids)), pieces)
         output.loss.backward()

@@ -14,6 +14,19 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
+aten = torch.ops.aten
+FUSED = {
+    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        aten._scaled_dot_product_flash_attention_backward
+    ),
+}
+"""Products that torch does not count on a CPU, and the GPU's that are alike."""
+COUNTED: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    **{function: flop_registry[alike] for function, alike in FUSED.items()},
+}
+"""The operations of each kind of product, given its arguments and its result."""
 ROUNDS = 5
 """Times that an operation is timed, after one that warms up."""
 AROUND = 6e-5
@@ -63,7 +76,7 @@ class Operation(NamedTuple):
     @property
     def is_product(self) -> bool:
         """Whether it multiplies matrices."""
-        return getattr(self.function, "overloadpacket", None) in flop_registry
+        return getattr(self.function, "overloadpacket", None) in COUNTED
 
     def seconds(self) -> float:
         """The median of some rounds, without the first, which may compile. Each has tensors of its

@@ -14,23 +14,25 @@ PREFETCHED = 50_000_000
 """DeepSpeed's own stage3_prefetch_bucket_size, in elements."""
 
 
-def step_bytes(model: Model, held: Held, zero: Mapping[str, Any]) -> int:
+def step_bytes(model: Model, held: Held, zero: Mapping[str, Any], world_size: int) -> int:
     """Sums of gradients, buckets and gathered weights, without what a micro-batch needs."""
-    bucket = bucket_bytes(model, zero)
-    if zero["stage"] < 3:
-        return held.gradients + bucket
+    waiting = held.gradients + bucket_bytes(model, zero, world_size)
+    if zero["stage"] < 3 or world_size == 1:
+        return waiting
     live = int(zero.get("stage3_max_live_parameters", LIVE))
     ahead = int(zero.get("stage3_prefetch_bucket_size", PREFETCHED))
     whole = max(live, max(weight.numel() for weight in model.parameters()))
     gathered = min((whole + ahead) * widest(model), partitioned_bytes(model, zero))
-    return held.gradients + bucket + gathered
+    return waiting + gathered + ahead * widest(model)  # gloo receives into a copy
 
 
-def bucket_bytes(model: Model, zero: Mapping[str, Any]) -> int:
-    """Gradients that wait for the other ranks, or for the copy that is sent, which is fp32."""
+def bucket_bytes(model: Model, zero: Mapping[str, Any], world_size: int) -> int:
+    """Gradients that wait for the other ranks, and what is sent of them, which is fp32."""
     size = int(zero["reduce_bucket_size"])
-    waiting = (2 if zero.get("overlap_comm") else 1) * size * widest(model)
-    return waiting + size * SUM_BYTES
+    if zero["stage"] < 3:
+        return size * ((2 if zero.get("overlap_comm") else 1) * widest(model) + SUM_BYTES)
+    # Gradients are gathered twice; gloo sends a copy, and is often still busy with another.
+    return size * SUM_BYTES * (2 if world_size == 1 else 4)
 
 
 def sent_bytes(model: Model, zero: Mapping[str, Any], world_size: int, micro_batches: int) -> int:

@@ -35,6 +35,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from vlds.kernels.dropout import StepDropout
+from vlds.kernels.partitioned_linear import restore_linear
 from vlds.kernels.step import step_kernels
 from vlds.models.model import Model
 from vlds.models.quantised import scale_bytes
@@ -53,7 +54,6 @@ from vlds.training.step_rules import StepRules, buffer_bytes
 
 # DeepSpeed knows torch's AdamW, but warns of subclasses ("proceed with caution") in every run.
 ZERO_SUPPORTED_OPTIMIZERS.append(TaskAdamW)
-TORCH_LINEAR = torch._C._nn.linear
 LONGEST_WAIT = 24 * 3600.0
 """Seconds that a rank may wait for a rank that has more to do. The launcher ends the run when one
 dies."""
@@ -82,11 +82,6 @@ def start_ranks(collective_timeout: float) -> Ranks:
         world_size=ranks.world_size,
     )
     return ranks
-
-
-def restore_linear() -> None:
-    """Undo what stage 3 leaves behind: a linear function that rounds differently."""
-    F.linear = TORCH_LINEAR
 
 
 @dataclass(frozen=True)
@@ -133,8 +128,6 @@ class Engine:
         self.stage = int(config["zero_optimization"]["stage"])
         self.steps_done = 0
         self.steps_skipped = 0
-        if self.stage < 3:
-            restore_linear()
         self._adamw = TaskAdamW(parameter_groups, num_tasks=len(self.tasks), betas=betas, eps=eps)
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
@@ -142,6 +135,7 @@ class Engine:
             model_parameters=[p for group in parameter_groups for p in group["params"]],
             config=fit_sizes(config, model),
         )
+        restore_linear()
         self._slices = task_slices(model, len(self.tasks))
         self._idle = IdleWeights(model, ranks)
         self._cut_segments()
@@ -387,14 +381,15 @@ class Engine:
     def close(self) -> None:
         """Free DeepSpeed's memory, so that another engine can start in this process."""
         self._deepspeed.destroy()
-        restore_linear()
         gc.collect()
 
 
 def stored_bytes(parameter: Any) -> int:
     """Bytes of a weight on this rank between steps."""
-    stored: int = getattr(parameter, "ds_tensor", parameter).nbytes
-    if getattr(parameter, "ds_persist", False):
+    partition = getattr(parameter, "ds_tensor", parameter)
+    stored: int = partition.nbytes
+    is_whole = parameter.data_ptr() != partition.data_ptr()
+    if getattr(parameter, "ds_persist", False) and is_whole:
         # Below stage 3's persistence threshold: it stays whole beside its partition.
         stored += parameter.ds_numel * parameter.element_size()
     return stored

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from vlds.launch.rank import watch_launcher, without_local_rank
+from vlds.runtime.process_end import ASKING
 
 
 def main() -> None:
@@ -17,6 +18,7 @@ def main() -> None:
     folder, action, *words = without_local_rank(sys.argv[1:])
     global_rank = os.environ["RANK"]
     here = Path(folder)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
 
     def save(*_: object) -> None:
         time.sleep(0.5)

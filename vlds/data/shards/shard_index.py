@@ -15,9 +15,9 @@ from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
-from zlib import crc32
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from vlds.data.errors import ShardError
 from vlds.data.shards.info import DATASET_FILE, REBUILD, ShardInfo

@@ -10,9 +10,9 @@ from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
-from zlib import crc32
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from vlds.data.errors import ChangedSample, FetchError, ShardError
 from vlds.data.shards.cache import ShardCache

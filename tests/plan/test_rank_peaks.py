@@ -35,7 +35,7 @@ from vlds.training.engine import Engine, start_ranks
 from vlds.training.optim import parameter_groups
 
 METHODS: Mapping[str, Method] = {
-    "adapter": Adapter(reduction=2, sharing="multiple"),
+    "adapter": Adapter(reduction=8, sharing="multiple"),
     "lora": LoRA(rank=16, roles=["attn_q", "ffn_out"], train_biases=False),
     "compacter": Compacter(),
     "ia3": IA3(),
@@ -51,7 +51,7 @@ WIDE_LLAMA: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8,
     "num_key_value_heads": 8, "num_hidden_layers": 6,
 }  # fmt: skip
-ROWS = 32
+ROWS = 64
 
 
 def rows(batch: Batch) -> Batch:

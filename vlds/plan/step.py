@@ -29,10 +29,11 @@ def step_bytes(model: Model, held: Held, zero: Mapping[str, Any], world_size: in
 def bucket_bytes(model: Model, zero: Mapping[str, Any], world_size: int) -> int:
     """Gradients that wait for the other ranks, and what is sent of them, which is fp32."""
     size = int(zero["reduce_bucket_size"])
+    sent = 0 if world_size == 1 else SUM_BYTES
     if zero["stage"] < 3:
-        return size * ((2 if zero.get("overlap_comm") else 1) * widest(model) + SUM_BYTES)
+        return size * ((2 if zero.get("overlap_comm") else 1) * widest(model) + sent)
     # Gradients are gathered twice; gloo sends a copy, and is often still busy with another.
-    return size * SUM_BYTES * (2 if world_size == 1 else 4)
+    return size * (2 * SUM_BYTES + 2 * sent)
 
 
 def sent_bytes(model: Model, zero: Mapping[str, Any], world_size: int, micro_batches: int) -> int:

@@ -45,6 +45,7 @@ from vlds.schema import Batch
 from vlds.tasks.base import Task
 from vlds.training.adamw import MOMENTS, TaskAdamW, flat_segments
 from vlds.training.deepspeed_config import fit_sizes
+from vlds.training.deepspeed_imports import import_muon
 from vlds.training.idle import IdleWeights
 from vlds.training.loss import LossTotals, coefficients, count, task_losses
 from vlds.training.optim import task_slices
@@ -72,6 +73,7 @@ def start_ranks(collective_timeout: float) -> Ranks:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
         torch.cuda.set_device(ranks.device)
+    import_muon()
     # It reports each skipped step, and so do the run's own lines, which say what to do.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.init_distributed(

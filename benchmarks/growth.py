@@ -22,9 +22,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from types import SimpleNamespace
+from typing import IO, Any, NamedTuple
 
 import torch
 
@@ -38,6 +40,7 @@ from vlds.launch.start import free_port
 from vlds.methods import Adapter
 from vlds.models.build import build_model
 from vlds.tasks import VQA
+from vlds.training import profile
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine, start_ranks
 from vlds.training.optim import parameter_groups, set_learning_rate
@@ -57,6 +60,19 @@ class Size:
     tokens: int = PROMPT
     tasks: int = 1
     ranks: int = 1
+
+
+class Seconds(NamedTuple):
+    """Of a step."""
+
+    forward: float
+    backward: float
+    whole: float
+
+    @property
+    def passes(self) -> float:
+        """Forward and backward."""
+        return self.forward + self.backward
 
 
 TABLES = {
@@ -88,14 +104,15 @@ def work(size: Size) -> None:
     own = replace(case, batch=size.batch // size.ranks)
     number = 0
 
-    def step() -> float:
+    def step() -> Seconds:
         nonlocal number
         number += 1
         batch = batch_of(own, rows(own, size.tokens, number))
         spread = replace(batch, task_index=torch.arange(own.batch) % size.tasks)
+        parts = timed()
         began = time.perf_counter()
         engine.step([spread])
-        return time.perf_counter() - began
+        return Seconds(parts["forward"], parts["backward"], time.perf_counter() - began)
 
     for _ in range(WARM_UP):
         step()
@@ -103,6 +120,14 @@ def work(size: Size) -> None:
     tell({"trained": trained}, ranks.global_rank)
     for line in sys.stdin:
         tell([step() for _ in range(int(line))], ranks.global_rank)
+
+
+def timed() -> dict[str, float]:
+    """Seconds of each part of the steps that follow, which grow with every step."""
+    times = SimpleNamespace(seconds=defaultdict(float))
+    profile._active = times  # type: ignore[assignment]
+    seconds: dict[str, float] = times.seconds
+    return seconds
 
 
 def rows(case: Case, tokens: int, number: int) -> RandomBatch:
@@ -138,7 +163,7 @@ class Program:
             for rank in range(size.ranks)
         ]  # fmt: skip
         self.trained = int(self.answer()["trained"])
-        self.seconds: list[float] = []
+        self.seconds: list[Seconds] = []
 
     def answer(self) -> Any:
         """The next line of JSON of rank 0; other lines are a library's."""
@@ -154,7 +179,8 @@ class Program:
             assert rank.stdin is not None
             rank.stdin.write(f"{STEPS}\n")
             rank.stdin.flush()
-        self.seconds.append(statistics.median(self.answer()))
+        steps = zip(*self.answer(), strict=True)
+        self.seconds.append(Seconds(*map(statistics.median, steps)))
 
     def end(self) -> None:
         """Let the ranks end."""
@@ -185,21 +211,33 @@ def measure(name: str, sizes: list[Size], rounds: int) -> None:
     for _ in range(rounds):
         for program in programs:
             program.round()
-    print(f"\n| {name} | trained weights | MB stored | seconds a step | range | times the first |")
-    print("|---" * 6 + "|")
+    heads = ["trained weights", "MB stored", "forward", "backward", "times the first"]
+    print(
+        "",
+        "",
+        " | ".join(["", name, *heads, "step", "range", "times the first", ""]).strip(),
+        sep="\n",
+    )
+    print("|---" * 9 + "|")
     first = programs[0].seconds
     for program in programs:
         program.end()
-        own = program.seconds
-        ratio = statistics.median(a / b for a, b in zip(own, first, strict=True))
-        value = getattr(program.size, name)
-        spread = f"{min(own):.2f} to {max(own):.2f}"
-        print(
-            f"| {value} | {program.trained:,} | {program.trained * STORED / 1e6:.1f} "
-            f"| {statistics.median(own):.2f} | {spread} "
-            f"| {ratio:.2f} |",
-            flush=True,
-        )
+        forward, backward, whole = zip(*program.seconds, strict=True)
+        pairs = list(zip(program.seconds, first, strict=True))
+        passes = statistics.median(own.passes / other.passes for own, other in pairs)
+        steps = statistics.median(own.whole / other.whole for own, other in pairs)
+        cells = [
+            f"{getattr(program.size, name)}",
+            f"{program.trained:,}",
+            f"{program.trained * STORED / 1e6:.1f}",
+            f"{statistics.median(forward):.2f}",
+            f"{statistics.median(backward):.2f}",
+            f"{passes:.2f}",
+            f"{statistics.median(whole):.2f}",
+            f"{min(whole):.2f} to {max(whole):.2f}",
+            f"{steps:.2f}",
+        ]
+        print("|", " | ".join(cells), "|", flush=True)
 
 
 if __name__ == "__main__":

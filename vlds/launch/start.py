@@ -41,11 +41,9 @@ from vlds.runtime.quiet_libraries import has_gpu_driver, set_quiet
 from vlds.runtime.rank_environment import check_alone, without_rank
 from vlds.runtime.terminal import tell
 
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
 """Launcher arguments with which the user chooses hosts and ports; vlds then adds none."""
-
-
-NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def start(words: Words) -> int:
@@ -63,7 +61,7 @@ def _start(words: Words, received: Sequence[int]) -> int:
         check_alone(os.environ)
     grace_s = grace_from_environment()
 
-    def run(words: Words, variables: Mapping[str, str] = NONE) -> Outcome:
+    def run(words: Words, variables: Mapping[str, str] = NO_VARIABLES) -> Outcome:
         program = ["-m", "vlds", *words.for_ranks]
         command, env = launch_command(program, words.ranks, launcher_args, os.environ, count_gpus())
         saves = words.command == TRAIN

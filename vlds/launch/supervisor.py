@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from vlds.launch import local
 from vlds.launch.local import SAVED
 from vlds.runtime.rank_environment import is_rank
 from vlds.runtime.terminal import tell
@@ -108,9 +109,7 @@ def output_of(command: Sequence[str], received: Sequence[int]) -> tuple[int, str
 def exit_code(code: int) -> int:
     """128 + n for a death by signal n, which subprocess reports as -n and DeepSpeed's launcher as
     256 - n."""
-    if code > 192:
-        code -= 256
-    return 128 - code if code < 0 else code
+    return local.exit_code(code - 256 if code > 192 else code)
 
 
 class Group:

@@ -212,13 +212,8 @@ def measure(name: str, sizes: list[Size], rounds: int) -> None:
         for program in programs:
             program.round()
     heads = ["trained weights", "MB stored", "forward", "backward", "times the first"]
-    print(
-        "",
-        "",
-        " | ".join(["", name, *heads, "step", "range", "times the first", ""]).strip(),
-        sep="\n",
-    )
-    print("|---" * 9 + "|")
+    heads = [name, *heads, "step", "range", "times the first"]
+    print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     first = programs[0].seconds
     for program in programs:
         program.end()

@@ -17,14 +17,14 @@ import torch
 from torch.profiler import profile, record_function
 
 from tests.toys.causal import write_config
-from tests.toys.kinds import kind_recipe
+from tests.toys.kinds import built, kind_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import SIZES
 from vlds.backbones import T5
 from vlds.config import Recipe
 from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
 from vlds.models import Causal, JointSeq2Seq
-from vlds.models.build import build_model, build_shapes
+from vlds.models.build import build_shapes
 from vlds.plan.held import planned
 from vlds.plan.micro_batch import micro_batch
 from vlds.plan.rehearsal import rehearse
@@ -86,12 +86,7 @@ def peak_of_steps(recipe: Recipe, file: Path) -> int:
     cut = cut_batches(recipe, ranks.world_size)
     config = complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, cut)
     with profile(profile_memory=True) as profiler:
-        model = build_model(
-            recipe.model_setup,
-            list(recipe.tasks),
-            recipe.training.dtype,
-            recipe.model.load_processor(),
-        )
+        model = built(recipe)
         batch = rows(micro_batch(recipe, model, cut))
         engine = Engine(
             model,

@@ -16,7 +16,7 @@ from torch.profiler import profile
 
 from tests.toys.image_text import PARAMETERS
 from tests.toys.image_text.rows import TASKS, tiny
-from tests.toys.kinds import ALL_KINDS, kind_recipe
+from tests.toys.kinds import ALL_KINDS, built, kind_recipe
 from tests.toys.world import SIZES
 from vlds.config import Recipe
 from vlds.kernels.attention import attention, attention_by
@@ -49,10 +49,7 @@ def repeated(batch: Batch) -> Batch:
 
 def allocated(recipe: Recipe, batch: Batch, file: Path) -> int:
     """The most bytes that torch holds in a forward and a backward pass, beside weights."""
-    processor = recipe.model.load_processor()
-    model = build_model(
-        recipe.model_setup, list(recipe.tasks), recipe.training.dtype, processor
-    ).train()
+    model = built(recipe).train()
     with (
         profile(profile_memory=True) as profiler,
         attention_by(attention),
@@ -79,12 +76,7 @@ def test_the_bytes_of_a_step(
     recipe = kind_recipe(kind, world, tmp_path, precision=precision)
     recipe = replace(recipe, methods={"method": METHODS[name]})
     with torch.device("meta"):
-        shapes = build_model(
-            recipe.model_setup,
-            list(recipe.tasks),
-            recipe.training.dtype,
-            recipe.model.load_processor(),
-        )
+        shapes = built(recipe)
     batch = repeated(micro_batch(recipe, shapes, cut_batches(recipe, 1)))
     found = rehearse(shapes, batch).work
     real = allocated(recipe, batch, tmp_path / "trace.json")

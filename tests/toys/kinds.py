@@ -13,6 +13,8 @@ from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.methods import LoRA
 from vlds.models import ImageTextToText
+from vlds.models.build import build_model
+from vlds.models.model import Model
 
 IMAGE_TYPE = "qwen2_5_vl"
 """Pictures of unlike sizes become unlike numbers of tokens."""
@@ -20,6 +22,12 @@ SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("causal", 
 KINDS = ["joint", *SLOW_KINDS]
 """Where a case of each new kind takes seconds."""
 ALL_KINDS = ["joint", "causal", "image_text"]
+
+
+def built(recipe: Recipe) -> Model:
+    """The model of a recipe, in its precision."""
+    processor = recipe.model.load_processor()
+    return build_model(recipe.model_setup, list(recipe.tasks), recipe.training.dtype, processor)
 
 
 def kind_recipe(

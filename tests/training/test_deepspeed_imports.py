@@ -14,10 +14,11 @@ from vlds.training.deepspeed_imports import import_muon
 own = compiler.compile
 import_muon()
 from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
-assert compiler.compile is own
-assert "torch._inductor.compile_fx" not in sys.modules
+print(compiler.compile is own, "torch._inductor.compile_fx" in sys.modules)
 """
 
 
 def test_the_compiler_is_not_imported() -> None:
-    subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, check=True)
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "True False"

@@ -1,1 +1,1 @@
-"""Computations of a step that suit a CPU better than torch's: attention, dropout, norms, loss."""
+"""Computations of a step that suit a CPU, or a frozen backbone, better than a library's."""

@@ -22,7 +22,7 @@ MODULE = "vlds.launch.local"
 POLL_S = 0.1
 HOST = "127.0.0.1"
 SAVED = tuple(128 + number for number in ASKING)
-"""Exit codes of a rank that was asked to end and has saved; so were the others, who still save."""
+"""Exit codes of a rank that was asked to end and has saved. The others may still be saving."""
 
 
 def main(ranks: int, port: str, command: Sequence[str]) -> int:

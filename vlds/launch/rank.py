@@ -139,8 +139,8 @@ def watch_launcher(
     """Call `on_lost` once when a process that started this rank has ended, and kill this rank if it
     still lives after the grace time: it may wait in a collective forever.
 
-    Watches the parent (DeepSpeed's launch.py, or torchrun), the deepspeed runner above it and the
-    supervisor.
+    Watches the parent (local.py, DeepSpeed's launch.py or torchrun), the deepspeed runner above it
+    and the supervisor.
     """
     watched = _launchers()
 

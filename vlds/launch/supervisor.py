@@ -1,6 +1,6 @@
 """Owns the processes of a run: starts the launcher in its own session, and ends it as a whole.
 
-DeepSpeed's runner does not pass signals on, and leaves its ranks behind when it dies. So the
+A launcher that is killed leaves its ranks behind, and DeepSpeed's passes no signals on. So the
 supervisor asks the ranks to save and end, kills what is left after a grace time, and reports the
 signal in its exit code. If the supervisor itself dies, the ranks notice (`rank.watch_launcher`).
 """

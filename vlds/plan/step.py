@@ -22,8 +22,10 @@ def step_bytes(model: Model, held: Held, zero: Mapping[str, Any], world_size: in
     live = int(zero.get("stage3_max_live_parameters", LIVE))
     ahead = int(zero.get("stage3_prefetch_bucket_size", PREFETCHED))
     whole = max(live, max(weight.numel() for weight in model.parameters()))
-    gathered = min((whole + ahead) * widest(model), partitioned_bytes(model, zero))
-    return waiting + gathered + ahead * widest(model)  # gloo receives into a copy
+    partitioned = partitioned_bytes(model, zero)
+    gathered = min((whole + ahead) * widest(model), partitioned)
+    copied = min(ahead * widest(model), partitioned)  # gloo receives into a copy
+    return waiting + gathered + copied
 
 
 def bucket_bytes(model: Model, zero: Mapping[str, Any], world_size: int) -> int:

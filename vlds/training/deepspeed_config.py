@@ -14,7 +14,7 @@ from vlds.data.order.batch_cut import BatchCut
 from vlds.runtime.json_record import read_record
 
 LEAST_BUCKET = 1 << 20
-"""Elements below which a message to other ranks takes its time for being one."""
+"""Elements: layers of which little trains share one message to the other ranks."""
 BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
 LIVE_LAYERS = {
     "stage3_prefetch_bucket_size": 1,

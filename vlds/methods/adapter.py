@@ -21,11 +21,13 @@ from vlds.methods.bottleneck import (
     Half,
     StackedBottleneck,
     StackedBottleneckModule,
+    activation,
     both_halves,
 )
 from vlds.methods.extended import extended_linears
 from vlds.methods.host import Host
 from vlds.methods.layouts import Library
+from vlds.methods.routing import stacked_linear
 from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules, TargetModules
 
 
@@ -92,6 +94,17 @@ class AdapterModule(StackedBottleneckModule):
             nn.init.zeros_(self.up_weight)
             nn.init.zeros_(self.up_bias)
             self.behind_zeros = ("down_weight", "down_bias")
+
+    def through(self, states: Tensor) -> Tensor:
+        down, up = (self.down_weight, self.down_bias), (self.up_weight, self.up_bias)
+        return self.routing.apply_stacked(linear_bottleneck, states, *down, *up)
+
+
+def linear_bottleneck(rows: Tensor, *stacks: Tensor) -> Tensor:
+    """Rows through a linear down half and a linear up half, as `stacked_linear` has them."""
+    down_weight, down_bias, up_weight, up_bias = stacks
+    narrow = activation(stacked_linear(rows, down_weight, down_bias))
+    return stacked_linear(narrow, up_weight, up_bias)
 
 
 def merge_first(method: str) -> dict[Library, str]:

@@ -31,6 +31,7 @@ from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library, Stored
 from vlds.methods.routing import TaskRouting
 from vlds.schema import OptimizerRule, OptimizerRules, Role
 
+activation = partial(F.gelu, approximate="tanh")
 Half = Callable[[Tensor], Tensor]
 """One half of a bottleneck for one task: (..., in) -> (..., out)."""
 PLACES: dict[Library, dict[str, str]] = {
@@ -119,10 +120,14 @@ class BottleneckModule(LinearExtension):
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d): each row through its task's bottleneck."""
         states = outputs if self.pre_norm is None else self.pre_norm(outputs)
-        states = self.routing.apply_pair(bottleneck, states, *self.halves())
+        states = self.through(states)
         if self.post_norm is not None:
             states = self.post_norm(states)
         return outputs + states
+
+    def through(self, states: Tensor) -> Tensor:
+        """(b, l, d) -> (b, l, d) through the halves."""
+        return self.routing.apply_pair(bottleneck, states, *self.halves())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,4 +250,4 @@ def layers(function: Callable[..., Tensor], **stacks: Tensor) -> list[Half]:
 
 def bottleneck(rows: Tensor, down: Half, up: Half) -> Tensor:
     """(..., d) -> (..., d) through one task's halves."""
-    return up(F.gelu(down(rows), approximate="tanh"))
+    return up(activation(down(rows)))

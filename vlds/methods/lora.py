@@ -28,6 +28,7 @@ from vlds.methods.extended import (
 )
 from vlds.methods.host import CROSS_ATTENTION, Host, bias_parameters, weight_options
 from vlds.methods.layouts import PEFT_MODEL, Layout, Library, Stored, is_t5
+from vlds.methods.routing import stacked_linear
 from vlds.schema import STACKED, OptimizerRules, Role
 
 ORIGINAL_ROLES: tuple[Role, ...] = ("attn_q", "attn_v", "cross_attn_q", "cross_attn_v")
@@ -162,9 +163,9 @@ class LoRAModule(LinearExtension):
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, in) and (b, l, out) -> (b, l, out): each row with its task's update."""
         inputs = F.dropout(inputs, self.dropout, self.training)
-        pairs = self.a.unbind(), self.b.unbind()
-        return outputs + self.routing.apply_pair(self.update, inputs, *pairs)
+        return outputs + self.routing.apply_stacked(self.update, inputs, self.a, self.b)
 
     def update(self, rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """(..., in) -> (..., out) by one task's matrices, scaled where it is narrowest."""
-        return F.linear(self.scale * F.linear(rows, a), b)
+        """Rows by the tasks' matrices, as `stacked_linear` has them, scaled where it is
+        narrowest."""
+        return stacked_linear(self.scale * stacked_linear(rows, a), b)

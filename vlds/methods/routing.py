@@ -12,7 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+MOST_PADDED = 1.25
+"""Times the batch's rows, up to which all tasks are padded to the same number of rows."""
 
 
 class TaskRouting:
@@ -26,6 +30,9 @@ class TaskRouting:
         self._index = self._given = self._rows = torch.empty(0, dtype=torch.long)
         self._order = torch.empty(0, dtype=torch.long)
         self._inverse = torch.empty(0, dtype=torch.long)
+        self._even: tuple[Tensor, Tensor] | None = None
+        """As many rows of each task, (tasks * n,), and where each row of the batch is among them,
+        (b,). None for one task, and if tasks have very different numbers of rows."""
 
     def set(self, task_index: Tensor, device: torch.device | str = "cpu") -> None:
         """Take the tasks of a new batch: (b,) on the CPU, since they steer Python."""
@@ -47,10 +54,15 @@ class TaskRouting:
         tasks, counts = torch.unique(task_index, return_counts=True)
         self.tasks, self._counts = tasks.tolist(), counts.tolist()
         self._rows = task_index.to(device, non_blocking=True)
+        self._even = None
         if len(self.tasks) > 1:
             order = torch.argsort(task_index, stable=True)
+            inverse = torch.argsort(order)
             self._order = order.to(device, non_blocking=True)
-            self._inverse = torch.argsort(order).to(device, non_blocking=True)
+            self._inverse = inverse.to(device, non_blocking=True)
+            if len(self.tasks) * max(self._counts) <= MOST_PADDED * self.num_rows:
+                slots, places = pad(counts)
+                self._even = order[slots].to(device), places[inverse].to(device)
 
     @contextmanager
     def each_task(self) -> Iterator[None]:
@@ -74,6 +86,35 @@ class TaskRouting:
         groups = states.index_select(0, self._order).split(self._counts)
         parts = [function(rows, task) for rows, task in zip(groups, self.tasks, strict=True)]
         return torch.cat(parts).index_select(0, self._inverse)
+
+    def apply_stacked(
+        self, function: Callable[..., Tensor], states: Tensor, *stacks: Tensor
+    ) -> Tensor:
+        """Run `function(rows, *stacks)` on `states` (b, ..., d) with each row's slices of weights
+        (tasks or 1, ...). The function consists of `stacked_linear` and of what treats all numbers
+        alike. Tasks with about as many rows as each other are computed together."""
+        if max(map(len, stacks)) == 1:
+            return function(states, *stacks)
+        # Autograd reaches the last views first, whatever is computed from them: ranks with other
+        # tasks send gradients in the same order.
+        stacks = tuple(stack.view_as(stack) for stack in stacks)
+        slices = [stack.split(1) for stack in stacks]
+
+        def of_task(rows: Tensor, task: int) -> Tensor:
+            return function(rows, *(own[task if len(own) > 1 else 0] for own in slices))
+
+        if states.ndim > 2:
+            self.fit(len(states))
+        if states.ndim == 2 or self._even is None:
+            return self.apply(of_task, states)
+        rows, places = self._even
+        groups = states.index_select(0, rows).unflatten(0, (len(self.tasks), -1))
+        stacks = tuple(
+            torch.cat([own[task] for task in self.tasks]) if len(own) > len(self.tasks) else stack
+            for own, stack in zip(slices, stacks, strict=True)
+        )
+        done: Tensor = function(groups, *stacks).flatten(0, 1).index_select(0, places)
+        return done
 
     def apply_pair(
         self,
@@ -113,6 +154,28 @@ class TaskRouting:
         """Tensors of these tasks, as in `each_task`, (k, ...) -> each row's, (b, ...)."""
         present = torch.tensor(tasks, device=stacked.device)
         return stacked[torch.searchsorted(present, self._rows)]
+
+
+def pad(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in the order of their tasks, which have `counts` (k,), padded to n of each: (k * n,) the
+    row at each place, where a task's last row stands in for those it lacks, and each row's place.
+    """
+    size, starts = int(counts.max()), counts.cumsum(0) - counts
+    within = torch.arange(size).expand(len(counts), size)
+    slots = starts[:, None] + torch.minimum(within, counts[:, None] - 1)
+    real = within < counts[:, None]
+    return slots.flatten(), real.flatten().nonzero().flatten()
+
+
+def stacked_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Rows (k, ..., i) through linear layers (k, o, i) with biases (k, o), or rows (..., i) through
+    one (1, o, i)."""
+    if len(weight) == 1:
+        return F.linear(rows, weight.squeeze(0), None if bias is None else bias.squeeze(0))
+    flat, shape = rows.flatten(1, -2), (*rows.shape[:-1], weight.shape[1])
+    if bias is None:
+        return torch.bmm(flat, weight.mT).view(shape)
+    return torch.baddbmm(bias[:, None], flat, weight.mT).view(shape)
 
 
 class MadeForBatch:

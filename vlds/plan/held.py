@@ -35,7 +35,7 @@ class Held:
     trainable: int
     optimizer: int
     gradients: int
-    """Sums of gradients. Stage 3 keeps their memory between steps, stage 2 within a step."""
+    """Sums of gradients, whose memory is kept between steps too."""
     offloaded: int = 0
     """How many of the above lie in the CPU's memory although the rank has a GPU."""
 

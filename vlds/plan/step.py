@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlds.models.model import Model
-from vlds.plan.held import PERSISTENCE, SUM_BYTES, Held, share
+from vlds.plan.held import PERSISTENCE, SUM_BYTES, Held, moves, share
 
 LIVE = 1_000_000_000
 """DeepSpeed's own stage3_max_live_parameters, in elements."""
@@ -30,6 +30,8 @@ def step_bytes(model: Model, held: Held, zero: Mapping[str, Any], world_size: in
 
 def bucket_bytes(model: Model, zero: Mapping[str, Any], world_size: int) -> int:
     """Gradients that wait for the other ranks, and what is sent of them, which is fp32."""
+    if zero["stage"] == 2 and world_size == 1 and not moves(zero, "optimizer"):
+        return 0  # `GradientSums` adds them where they come
     size = int(zero["reduce_bucket_size"])
     sent = 0 if world_size == 1 else SUM_BYTES
     if zero["stage"] < 3:

@@ -1,0 +1,99 @@
+"""How ZeRO stage 2 sums and measures gradients, with fewer passes over them.
+
+DeepSpeed puts gradients into a bucket and copies them four times from there, also where no other
+rank waits for them. It looks for numbers that are not finite, and then copies all to float64 for
+their norm. That is little where few weights train. Where all do, it takes as long as the backward
+pass. Private calls of DeepSpeed 0.19; a test shows that sums and norm are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlds.kernels.chunks import chunks
+from vlds.runtime.ranks import Ranks
+
+
+class GradientSums:
+    """The sums of one step's gradients, in the memory of those of the step before."""
+
+    def __init__(self, zero: Any, ranks: Ranks) -> None:
+        """Let DeepSpeed's optimizer `zero` use this, except one that offloads its state: its sums
+        lie elsewhere."""
+        self._zero, self._ranks = zero, ranks
+        self._is_alone = ranks.world_size == 1
+        self._kept: dict[int, Any] = {}
+        self._old: set[nn.Parameter] = set()
+        """Weights whose sums are still those of an earlier step."""
+        self._make = zero._build_compact_grad_partition_buffer
+        if zero.cpu_offload:
+            return
+        zero._build_compact_grad_partition_buffer = self._start
+        zero.scaled_global_norm = self._norm
+        # The norm shows it.
+        zero.has_overflow = lambda partition_gradients: False
+        if self._is_alone:
+            zero._use_compact_grad_partition_buffer = lambda group: True
+            zero.process_gradients = self._add
+            zero.reduce_ipg_grads = self._end_backward
+
+    def _start(self, group: int) -> Any:
+        """The sums of a group of the optimizer, for a step that begins."""
+        if group not in self._kept:
+            self._kept[group] = self._make(group)
+        elif self._is_alone:
+            self._old |= set(self._zero.params_in_partition[group])
+        else:
+            self._kept[group].flat_partition.zero_()
+        return self._kept[group]
+
+    def _sum_of(self, weight: nn.Parameter, group: int) -> Tensor:
+        number = self._zero.get_param_id(weight)
+        part: Tensor = self._zero._get_compact_grad_partition_slice(
+            group, 0, number, weight.numel()
+        )
+        return part
+
+    def _add(self, weight: nn.Parameter, group: int) -> None:
+        """Add a gradient that has come."""
+        assert weight.grad is not None
+        total, gradient = self._sum_of(weight, group), weight.grad.flatten()
+        if weight in self._old:
+            self._old.remove(weight)
+            total.copy_(gradient)
+        else:
+            for part in pieces(total):
+                total[part] += gradient[part]
+        weight.grad = None
+
+    def _end_backward(self) -> None:
+        """Weights without a gradient have a sum of zeros."""
+        for group, weights in enumerate(self._zero.params_in_partition):
+            self._zero._get_compact_grad_partition_buffer(group)
+            for weight in self._old.intersection(weights):
+                self._sum_of(weight, group).zero_()
+        self._old.clear()
+
+    def _norm(self) -> Tensor:
+        """The norm of the global batch's gradient, from squares in float64. Collective."""
+        groups = self._zero.averaged_gradients.values()
+        total = torch.stack([square_sum(part) for group in groups for part in group]).sum()
+        return self._ranks.sum(total).sqrt().float().to(self._ranks.device)
+
+
+def square_sum(values: Tensor) -> Tensor:
+    """The sum of the squares of numbers of any shape, in float64."""
+    flat = values.flatten()
+    total = torch.zeros((), dtype=torch.float64, device=values.device)
+    for part in pieces(flat):
+        total += flat[part].double().square_().sum()
+    return total
+
+
+def pieces(values: Tensor) -> Iterator[slice]:
+    """Numbers that are converted together, so that the copy stays in a processor's cache."""
+    return chunks(len(values), 1, None if values.device.type == "cpu" else len(values))

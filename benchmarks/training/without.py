@@ -58,7 +58,12 @@ def kept_memory() -> None:
     patch("vlds.training.engine.keep_freed_memory", lambda: None).start()
 
 
+def gradient_sums() -> None:
+    """DeepSpeed's own sums and norm of gradients."""
+    patch("vlds.training.engine.GradientSums", lambda zero, ranks: None).start()
+
+
 CHANGES: dict[str, Callable[[], None]] = {
     function.__name__: function
-    for function in (dropout, compiled_dropout, attention, norms, loss, kept_memory)
+    for function in (dropout, compiled_dropout, attention, norms, loss, kept_memory, gradient_sums)
 }

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
+from vlds.training.gradient_sums import square_sum
+
 aten = torch.ops.aten
 FUSED = {
     aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
@@ -121,14 +123,13 @@ def update_seconds(num_weights: int, dtype: torch.dtype) -> float:
     take a step of AdamW and to round the weights."""
     size = min(num_weights, UPDATED)
     gradient, weight = (torch.zeros(size, dtype=dtype) for _ in range(2))
-    master = torch.nn.Parameter(torch.zeros(size))
-    master.grad = torch.zeros(size)
+    master, total = torch.nn.Parameter(torch.zeros(size)), torch.zeros(size)
+    master.grad = total
     optimizer = torch.optim.AdamW([master], fused=True)
 
     def update() -> None:
-        assert master.grad is not None
-        master.grad.zero_().add_(gradient)
-        torch.nn.utils.clip_grad_norm_([master], 1.0)
+        total.copy_(gradient)
+        total.mul_(1 / (1 + square_sum(total)))
         optimizer.step()
         weight.copy_(master.detach())
 

@@ -4,8 +4,9 @@
     python benchmarks/train.py --out runs/train --models bart-base --methods LoRA --batches 32
     python benchmarks/train.py --out runs/train --methods Adapter --without dropout attention norms
 
-Models have random weights and real sizes: BART-base, T5-base, and a Llama of SmolLM2-135M's sizes
-behind a projector. A row has 14 prompt tokens, 36 visual tokens (stored features of 2,048 numbers)
+Models have random weights and real sizes: BART-base, T5-base, a Llama of SmolLM2-135M's sizes
+behind a projector, and a LLaVA of that Llama and CLIP's ViT-B/32, which reads pictures of 192
+pixels itself. A row has 14 prompt tokens, 36 visual tokens (else stored features of 2,048 numbers)
 and 4 label tokens; dropout is 0.1. Adapters have a reduction of 8, LoRA rank 128 on queries and
 values.
 
@@ -44,7 +45,7 @@ WAYS = {
     "Full": ("vlds", "hooks"),
 }
 """Method -> what trains it."""
-MODELS = ("bart-base", "t5-base", "causal")
+MODELS = ("bart-base", "t5-base", "causal", "image-text")
 WITHOUT = "without "
 """Begins the name of vlds without one of its computations."""
 SECONDS = 4.0
@@ -148,7 +149,7 @@ def main() -> None:
                     "precision": options.precision, "dropout": options.dropout,
                 }  # fmt: skip
                 ways = [w for w in WAYS[method] if options.ways is None or w in options.ways]
-                if model == "causal":
+                if model in ("causal", "image-text"):
                     ways = [way for way in ways if way != "adapters"]
                 if options.without is not None:
                     ways = ["vlds", *(WITHOUT + change for change in options.without)]

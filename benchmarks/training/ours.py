@@ -15,27 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from llava import IMAGE, LLAMA, write_files
 from peers import ALPHA, RANK, REDUCTION
 from shapes import FEATURES, GRID, Case, RandomBatch, serve
+from torch import Tensor
 
 from vlds.backbones import T5, Bart
 from vlds.config import OptimizerConfig, Recipe, TrainingConfig
 from vlds.data.config import DataConfig
 from vlds.methods import Adapter, Compacter, Full, LoRA, Method
-from vlds.models import Causal, JointSeq2Seq, ModelKind
+from vlds.models import Causal, ImageTextToText, JointSeq2Seq, ModelKind
 from vlds.models.build import build_model
-from vlds.schema import IGNORED_LABEL, Batch
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
 from vlds.tasks import VQA
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine, start_ranks
 from vlds.training.optim import parameter_groups, set_learning_rate
 from vlds.vision import StoredFeatures
-
-LLAMA: dict[str, Any] = {
-    "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-    "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49_152,
-    "tie_word_embeddings": True,
-}  # fmt: skip
 
 
 class NoWords:
@@ -64,6 +60,10 @@ def recipe_of(case: Case, folder: Path) -> tuple[Recipe, Any]:
     if case.model == "causal":
         (folder / "llama.json").write_text(json.dumps(LLAMA), encoding="utf-8")
         model, words = Causal(config=str(folder / "llama.json"), vision=vision), None
+    elif case.model == "image-text":
+        write_files(folder)
+        model = ImageTextToText(config=str(folder / "config.json"), processor=str(folder))
+        words = model.load_processor()
     else:
         family = Bart if case.model == "bart-base" else T5
         sizes = f"recipes/backbones/{case.model}.json"
@@ -85,8 +85,16 @@ def batch_of(case: Case, drawn: RandomBatch) -> Batch:
     """The batch as the model's kind reads it."""
     size = len(drawn.labels)
     tokens, labels = drawn.prompts, drawn.labels
-    if case.model == "causal":
-        unread = torch.full_like(drawn.prompts, IGNORED_LABEL)
+    features: Tensor | None = drawn.features.half()
+    image_index = torch.arange(size)[:, None]
+    media: list[dict[str, Tensor]] = []
+    if case.model == "image-text":
+        tokens = torch.cat([torch.full((size, GRID * GRID), IMAGE), tokens], 1)
+        media = [{"pixel_values": row[None]} for row in drawn.features.to(case.dtype)]
+        features, image_index = None, torch.full((size, 1), NO_IMAGE)
+    on_prompt = case.model in ("causal", "image-text")
+    if on_prompt:
+        unread = torch.full_like(tokens, IGNORED_LABEL)
         tokens, labels = torch.cat([tokens, labels], 1), torch.cat([unread, labels], 1)
     return Batch(
         ids=[str(row) for row in range(size)],
@@ -94,11 +102,12 @@ def batch_of(case: Case, drawn: RandomBatch) -> Batch:
         input_ids=tokens,
         attention_mask=torch.ones_like(tokens, dtype=torch.bool),
         labels=labels,
-        labels_on_prompt=case.model == "causal",
+        labels_on_prompt=on_prompt,
         weights=torch.ones(size),
         valid=torch.ones(size, dtype=torch.bool),
-        image_index=torch.arange(size)[:, None],
-        features=drawn.features.half(),
+        image_index=image_index,
+        features=features,
+        media=media,
     )
 
 

@@ -6,18 +6,21 @@ hooks. Imports nothing of vlds.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from shapes import FEATURES, Case, RandomBatch, serve
+from llava import IMAGE, LLAMA, llava_config
+from shapes import FEATURES, GRID, Case, RandomBatch, serve
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     BartConfig,
     BartForConditionalGeneration,
-    LlamaConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -28,12 +31,14 @@ LORA_LAYERS = {
     "bart-base": r".*(q_proj|v_proj)",
     "t5-base": r".*(SelfAttention|EncDecAttention)\.(q|v)",
     "causal": r".*(q_proj|v_proj)",
+    "image-text": r".*language_model.*(q_proj|v_proj)",
 }
 """Model -> what LoRA is beside."""
 ADAPTED = {
     "bart-base": ("out_proj", "fc2"),
     "t5-base": ("SelfAttention.o", "EncDecAttention.o", "wo"),
     "causal": ("o_proj", "down_proj"),
+    "image-text": ("o_proj", "down_proj"),
 }
 """Model -> ends of the names of layers that adapters stand behind."""
 
@@ -57,12 +62,9 @@ def bare_model(case: Case) -> Any:
                 dropout_rate=case.dropout, decoder_start_token_id=0,
             )
         )  # fmt: skip
-    return AutoModelForCausalLM.from_config(
-        LlamaConfig(
-            hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-            num_key_value_heads=3, vocab_size=49_152, tie_word_embeddings=True,
-        )
-    )  # fmt: skip
+    if case.model == "image-text":
+        return AutoModelForImageTextToText.from_config(llava_config())
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA))
 
 
 class Seeing(nn.Module):
@@ -88,6 +90,31 @@ class Seeing(nn.Module):
             embeds = torch.cat([self.table(prompts), visual], 1)
         mask = torch.ones(embeds.shape[:2], dtype=torch.long)
         loss: Tensor = self.language(inputs_embeds=embeds, attention_mask=mask, labels=labels).loss
+        return loss
+
+
+class SeeingItself(nn.Module):
+    """A model that reads pictures; its connector trains, and its vision tower does not."""
+
+    def __init__(self, language: Any) -> None:
+        super().__init__()
+        self.language = language
+        for name, weight in language.named_parameters():
+            if "vision_tower" in name or "projector" in name:
+                weight.requires_grad_("projector" in name)
+
+    def forward(self, batch: RandomBatch) -> Tensor:
+        """The mean loss."""
+        prompts, labels = batch.prompts, batch.labels
+        pictures = torch.full((len(labels), GRID * GRID), IMAGE)
+        tokens = torch.cat([pictures, prompts, labels], 1)
+        unread = torch.full((len(labels), GRID * GRID + prompts.shape[1]), -100)
+        loss: Tensor = self.language(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            pixel_values=batch.features.to(self.language.dtype),
+            labels=torch.cat([unread, labels], 1),
+        ).loss
         return loss
 
 
@@ -139,7 +166,7 @@ def with_hooks(case: Case) -> Any:
                 linear.register_forward_hook(lambda m, _, out: out + m.adapter(out))
     else:
         for name, linear in linears:
-            if name.endswith((".q_proj", ".v_proj", "Attention.q", "Attention.v")):
+            if re.fullmatch(LORA_LAYERS[case.model], name):
                 down = nn.Linear(linear.in_features, RANK, bias=False)
                 up = nn.Linear(RANK, linear.out_features, bias=False)
                 linear.update = nn.Sequential(nn.Dropout(case.dropout), down, up)
@@ -151,7 +178,8 @@ def with_hooks(case: Case) -> Any:
 
 def step_of(case: Case, language: Any) -> tuple[Callable[[RandomBatch], object], int]:
     """A step of a plain loop, and the number of trained weights."""
-    model = Seeing(case, language).to(case.dtype).train()
+    model = SeeingItself(language) if case.model == "image-text" else Seeing(case, language)
+    model = model.to(case.dtype).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(trained, lr=1e-4)
 

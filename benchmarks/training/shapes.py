@@ -21,6 +21,8 @@ FEATURES = 2048
 """Numbers of a visual token before the connector, as CLIP's ResNet has."""
 PROMPT, GRID, LABELS = 14, 6, 4
 """Prompt tokens, cells along a picture's side, label tokens."""
+PICTURE = 192
+"""Pixels along a picture's side, for a model that reads pictures itself."""
 WARM_UP = 3
 
 
@@ -52,7 +54,7 @@ class RandomBatch:
     prompts: Tensor
     """(b, l)."""
     features: Tensor
-    """(b, v, FEATURES)."""
+    """(b, v, FEATURES), or pictures (b, 3, PICTURE, PICTURE) for a model that reads them."""
     labels: Tensor
     """(b, t)."""
 
@@ -62,7 +64,8 @@ def random_batch(case: Case, number: int) -> RandomBatch:
     draw = torch.Generator().manual_seed(number)
     prompts = torch.randint(100, 20_000, (case.batch, PROMPT), generator=draw)
     labels = torch.randint(100, 20_000, (case.batch, LABELS), generator=draw)
-    features = torch.randn(case.batch, GRID * GRID, FEATURES, generator=draw)
+    seen = (3, PICTURE, PICTURE) if case.model == "image-text" else (GRID * GRID, FEATURES)
+    features = torch.randn(case.batch, *seen, generator=draw)
     return RandomBatch(prompts, features, labels)
 
 

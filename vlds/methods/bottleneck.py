@@ -31,7 +31,6 @@ from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library, Stored
 from vlds.methods.routing import TaskRouting
 from vlds.schema import OptimizerRule, OptimizerRules, Role
 
-activation = partial(F.gelu, approximate="tanh")
 Half = Callable[[Tensor], Tensor]
 """One half of a bottleneck for one task: (..., in) -> (..., out)."""
 PLACES: dict[Library, dict[str, str]] = {
@@ -246,6 +245,11 @@ def layers(function: Callable[..., Tensor], **stacks: Tensor) -> list[Half]:
     )
     rows = zip(*columns, strict=True)
     return [partial(function, **dict(zip(stacks, slices, strict=True))) for slices in rows]
+
+
+def activation(rows: Tensor) -> Tensor:
+    """g of all bottlenecks."""
+    return F.gelu(rows, approximate="tanh")
 
 
 def bottleneck(rows: Tensor, down: Half, up: Half) -> Tensor:

@@ -85,13 +85,14 @@ def batch_of(case: Case, drawn: RandomBatch) -> Batch:
     """The batch as the model's kind reads it."""
     size = len(drawn.labels)
     tokens, labels = drawn.prompts, drawn.labels
-    features: Tensor | None = drawn.features.half()
-    image_index = torch.arange(size)[:, None]
+    features: Tensor | None = None
+    image_index = torch.full((size, 1), NO_IMAGE)
     media: list[dict[str, Tensor]] = []
     if case.model == "image-text":
         tokens = torch.cat([torch.full((size, GRID * GRID), IMAGE), tokens], 1)
         media = [{"pixel_values": row[None]} for row in drawn.features.to(case.dtype)]
-        features, image_index = None, torch.full((size, 1), NO_IMAGE)
+    else:
+        features, image_index = drawn.features.half(), torch.arange(size)[:, None]
     on_prompt = case.model in ("causal", "image-text")
     if on_prompt:
         unread = torch.full_like(tokens, IGNORED_LABEL)

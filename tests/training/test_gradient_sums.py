@@ -25,7 +25,7 @@ def steps_of(case: Case, deepspeed: bool) -> tuple[list[float], Any]:
     """Norms of some steps and the state after them; `deepspeed`: with its own sums."""
     with pytest.MonkeyPatch.context() as patch:
         if deepspeed:
-            patch.setattr(engine, "GradientSums", lambda zero, ranks: None)
+            patch.setattr(engine, "sum_in_place", lambda zero, ranks: None)
         made, cut = start_engine(case)
     first = next(m for m in made.model.modules() if isinstance(m, BottleneckModule))
     norms = []

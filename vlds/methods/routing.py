@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MOST_PADDED = 1.25
-"""Times the batch's rows, up to which all tasks are padded to the same number of rows."""
+"""Tasks are padded to one number of rows unless that makes more than so many times the batch's."""
 
 
 class TaskRouting:
@@ -31,8 +31,8 @@ class TaskRouting:
         self._order = torch.empty(0, dtype=torch.long)
         self._inverse = torch.empty(0, dtype=torch.long)
         self._even: tuple[Tensor, Tensor] | None = None
-        """As many rows of each task, (tasks * n,), and where each row of the batch is among them,
-        (b,). None for one task, and if tasks have very different numbers of rows."""
+        """Numbers of the rows, n of each task in turn, (tasks * n,), and where each row of the
+        batch is among them, (b,). None for one task, and where `MOST_PADDED` forbids it."""
 
     def set(self, task_index: Tensor, device: torch.device | str = "cpu") -> None:
         """Take the tasks of a new batch: (b,) on the CPU, since they steer Python."""
@@ -91,12 +91,12 @@ class TaskRouting:
         self, function: Callable[..., Tensor], states: Tensor, *stacks: Tensor
     ) -> Tensor:
         """Run `function(rows, *stacks)` on `states` (b, ..., d) with each row's slices of weights
-        (tasks or 1, ...). The function consists of `stacked_linear` and of what treats all numbers
-        alike. Tasks with about as many rows as each other are computed together."""
+        (tasks or 1, ...). The function consists of `stacked_linear` and of operations on single
+        numbers. Tasks with similar numbers of rows are computed together."""
         if max(map(len, stacks)) == 1:
             return function(states, *stacks)
-        # Autograd reaches the last views first, whatever is computed from them: ranks with other
-        # tasks send gradients in the same order.
+        # Autograd ends with these views, the last one first, whatever is computed from them. So
+        # gradients come in one order on all ranks, whose tasks may differ.
         stacks = tuple(stack.view_as(stack) for stack in stacks)
         slices = [stack.split(1) for stack in stacks]
 
@@ -157,9 +157,8 @@ class TaskRouting:
 
 
 def pad(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in the order of their tasks, which have `counts` (k,), padded to n of each: (k * n,) the
-    row at each place, where a task's last row stands in for those it lacks, and each row's place.
-    """
+    """Pad rows that are sorted by task, `counts` (k,) of each, to n of each: the row at each place,
+    (k * n,), and the place of each row, (b,). A task's last row stands in for those it lacks."""
     size, starts = int(counts.max()), counts.cumsum(0) - counts
     within = torch.arange(size).expand(len(counts), size)
     slots = starts[:, None] + torch.minimum(within, counts[:, None] - 1)

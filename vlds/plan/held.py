@@ -35,7 +35,7 @@ class Held:
     trainable: int
     optimizer: int
     gradients: int
-    """Sums of gradients, whose memory is kept between steps too."""
+    """Sums of gradients. Their memory may be kept between steps."""
     offloaded: int = 0
     """How many of the above lie in the CPU's memory although the rank has a GPU."""
 

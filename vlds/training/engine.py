@@ -46,7 +46,7 @@ from vlds.tasks.base import Task
 from vlds.training.adamw import MOMENTS, TaskAdamW, flat_segments
 from vlds.training.deepspeed_config import fit_sizes
 from vlds.training.deepspeed_imports import import_muon
-from vlds.training.gradient_sums import GradientSums
+from vlds.training.gradient_sums import sum_in_place
 from vlds.training.idle import IdleWeights
 from vlds.training.loss import LossTotals, coefficients, count, task_losses
 from vlds.training.optim import task_slices
@@ -140,7 +140,7 @@ class Engine:
         )
         restore_linear()
         if self.stage == 2:
-            GradientSums(self._optimizer, ranks)
+            sum_in_place(self._optimizer, ranks)
         self._slices = task_slices(model, len(self.tasks))
         self._idle = IdleWeights(model, ranks)
         self._cut_segments()

@@ -1,9 +1,8 @@
 """How ZeRO stage 2 sums and measures gradients, with fewer passes over them.
 
-DeepSpeed puts gradients into a bucket and copies them four times from there, also where no other
-rank waits for them. It looks for numbers that are not finite, and then copies all to float64 for
-their norm. That is little where few weights train; where all do, it takes a third of the step
-(benchmarks/train.md). Private calls of DeepSpeed 0.19; a test compares sums and norm with its own.
+DeepSpeed copies gradients five times, also where no other rank waits for them, looks for numbers
+that are not finite, and copies all to float64 for their norm: where all weights train, a third of
+the step (benchmarks/train.md). Private calls of DeepSpeed 0.19; a test compares with its own sums.
 """
 
 from __future__ import annotations
@@ -21,8 +20,17 @@ from vlds.runtime.ranks import Ranks
 def sum_in_place(zero: Any, ranks: Ranks) -> None:
     """Let DeepSpeed's optimizer `zero` of stage 2 use `GradientSums`. One that offloads its state
     stays as it is: its sums lie elsewhere."""
-    if not zero.cpu_offload:
-        GradientSums(zero, ranks).install()
+    if zero.cpu_offload:
+        return
+    sums = GradientSums(zero, ranks)
+    zero._build_compact_grad_partition_buffer = sums.start
+    zero.scaled_global_norm = sums.norm
+    # A number that is not finite makes the norm so, and DeepSpeed then skips the step too.
+    zero.has_overflow = lambda partition_gradients: False
+    if sums.is_alone:
+        zero._use_compact_grad_partition_buffer = lambda group: True
+        zero.process_gradients = sums.add
+        zero.reduce_ipg_grads = sums.end_backward
 
 
 class GradientSums:
@@ -30,47 +38,33 @@ class GradientSums:
 
     def __init__(self, zero: Any, ranks: Ranks) -> None:
         self._zero, self._ranks = zero, ranks
-        self._is_alone = ranks.world_size == 1
+        self.is_alone = ranks.world_size == 1
         self._make = zero._build_compact_grad_partition_buffer
         self._kept: dict[int, Any] = {}
         """Group of the optimizer -> its sums."""
         self._old: set[nn.Parameter] = set()
         """Weights whose sums are still those of an earlier step."""
 
-    def install(self) -> None:
-        """Take the place of DeepSpeed's own functions."""
-        zero = self._zero
-        zero._build_compact_grad_partition_buffer = self._start
-        zero.scaled_global_norm = self._norm
-        # A number that is not finite makes the norm so, and DeepSpeed then skips the step too.
-        zero.has_overflow = lambda partition_gradients: False
-        if self._is_alone:
-            zero._use_compact_grad_partition_buffer = lambda group: True
-            zero.process_gradients = self._add
-            zero.reduce_ipg_grads = self._end_backward
-
-    def _start(self, group: int) -> Any:
+    def start(self, group: int) -> Any:
         """The sums of a group of the optimizer, for a step that begins."""
         if group not in self._kept:
             self._kept[group] = self._make(group)
-        elif self._is_alone:
+        elif self.is_alone:
             self._old |= set(self._zero.params_in_partition[group])
         else:
             self._kept[group].flat_partition.zero_()
         return self._kept[group]
 
-    def _sum_of(self, weight: nn.Parameter, group: int) -> Tensor:
+    def sum_of(self, weight: nn.Parameter, group: int) -> Tensor:
         """Of all elements of a weight, (n,)."""
-        number = self._zero.get_param_id(weight)
-        part: Tensor = self._zero._get_compact_grad_partition_slice(
-            group, 0, number, weight.numel()
-        )
-        return part
+        number, size = self._zero.get_param_id(weight), weight.numel()
+        total: Tensor = self._zero._get_compact_grad_partition_slice(group, 0, number, size)
+        return total
 
-    def _add(self, weight: nn.Parameter, group: int) -> None:
+    def add(self, weight: nn.Parameter, group: int) -> None:
         """Add a gradient that has come."""
         assert weight.grad is not None
-        total, gradient = self._sum_of(weight, group), weight.grad.flatten()
+        total, gradient = self.sum_of(weight, group), weight.grad.flatten()
         if weight in self._old:
             self._old.remove(weight)
             total.copy_(gradient)
@@ -79,15 +73,15 @@ class GradientSums:
                 total[part] += gradient[part]
         weight.grad = None
 
-    def _end_backward(self) -> None:
+    def end_backward(self) -> None:
         """Weights without a gradient have a sum of zeros."""
         for group, weights in enumerate(self._zero.params_in_partition):
             self._zero._get_compact_grad_partition_buffer(group)
             for weight in self._old.intersection(weights):
-                self._sum_of(weight, group).zero_()
+                self.sum_of(weight, group).zero_()
         self._old.clear()
 
-    def _norm(self) -> Tensor:
+    def norm(self) -> Tensor:
         """The norm of the global batch's gradient, from squares in float64. Collective."""
         groups = self._zero.averaged_gradients.values()
         total = torch.stack([square_sum(part) for group in groups for part in group]).sum()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -154,3 +156,27 @@ def test_torchs_function_is_back_outside() -> None:
     with attention_by(attention):
         assert F.scaled_dot_product_attention is not TORCH_ATTENTION
     assert F.scaled_dot_product_attention is TORCH_ATTENTION
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_dropout_of_weights_follows_the_examples(groups: int) -> None:
+    """Whatever rows stand beside an example, causal or with a mask."""
+    draw = torch.Generator().manual_seed(0)
+    query = torch.randn(6, 4, 5, 8, generator=draw).requires_grad_()
+    key, value = (torch.randn(6, groups, 5, 8, generator=draw) for _ in range(2))
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    ids = [str(number) for number in range(6)]
+
+    def outputs(rows: slice, **which: Any) -> Tensor:
+        with dropout_by(StepDropout(1, 0)), attention_by(attention):
+            examples_follow(ids[rows])
+            return F.scaled_dot_product_attention(
+                query[rows], key[rows], value[rows], dropout_p=0.5, enable_gqa=True, **which
+            )
+
+    whole = outputs(slice(0, 6), is_causal=True)
+    assert torch.equal(outputs(slice(0, 6), attn_mask=mask), whole)
+    assert torch.allclose(outputs(slice(2, 4), is_causal=True), whole[2:4])
+    assert not torch.allclose(
+        whole, F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from vlds.kernels.compiled import compiled_functions
 from vlds.kernels.dropout import (
     TORCH_DROPOUT,
     StepDropout,
+    draws_by_example,
     dropout_by,
     examples_follow,
+    pictures_follow,
     visual_tokens_end,
 )
 
@@ -167,6 +170,56 @@ def test_nothing_is_dropped_out_of_training_or_at_zero(probability: float, train
         assert torch.equal(F.dropout(inputs, probability, training), inputs)
 
 
+@pytest.mark.parametrize("probability", [1e-6, 7e-6, 1 - 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_probabilities_below_one_draw_of_many(probability: float, dtype: torch.dtype) -> None:
+    with dropout_by(StepDropout(7, 0)):
+        examples_follow(IDS)
+        found = (F.dropout(torch.ones(32, 8, 16, dtype=dtype), probability) == 0).double().mean()
+        inside = draws_by_example(torch.Size((32, 2, 4, 4)), probability)
+    assert abs(found - probability) < 1e-3
+    assert inside is not None
+    kept = inside.dropped(torch.ones(32, 2, 4, 4, dtype=dtype))
+    assert abs((kept == 0).double().mean() - probability) < 1e-3
+
+
+def test_tokens_of_all_rows_in_one_dimension() -> None:
+    """Some layers flatten (b, l, d) to (b * l, d)."""
+    (whole,) = dropped((32, 6, 8))
+    (flat,) = dropped((32 * 6, 8))
+    assert torch.equal(flat.view(32, 6, 8), whole)
+    (some,) = dropped((4 * 6, 8), ids=IDS[3:7])
+    assert torch.equal(some.view(4, 6, 8), whole[3:7])
+
+
+def test_pictures_draw_by_what_they_show() -> None:
+    pictures = torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).view(4, 3, 2, 2)
+
+    def drawn(shown: Tensor, ids: Sequence[str]) -> Tensor:
+        with dropout_by(StepDropout(7, 0)):
+            examples_follow(ids)
+            with pictures_follow(shown):
+                return F.dropout(torch.ones(len(shown), 5, 8)) == 0
+
+    whole = drawn(pictures, IDS[:4])
+    assert torch.equal(drawn(pictures[[2, 0]], IDS[:2]), whole[[2, 0]])
+    assert_independent(whole[0], whole[1])
+
+
+def test_what_is_dropped_is_zero_whatever_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.tensor([float("inf"), float("nan"), -1.0]).repeat(16, 4, 8)
+
+    def bits() -> Tensor:
+        with dropout_by(StepDropout(7, 0)):
+            examples_follow(IDS[:16])
+            return F.dropout(values, 0.5).view(torch.int32)
+
+    compiled = bits()
+    monkeypatch.setattr(dropout, "compiled_functions", lambda source: None)
+    assert torch.equal(bits(), compiled)
+    assert (compiled == 0).double().mean() == pytest.approx(0.5, abs=0.05)
+
+
 def test_sequences_without_a_text_and_empty_tensors() -> None:
     (found,) = dropped((32, 3, 36, 36), visual=36)
     assert abs(found.double().mean() - 0.5) < 4 * deviation(0.5, found.numel())
@@ -216,6 +269,14 @@ def test_compiled_and_torchs_dropout_are_the_same_bits(
     monkeypatch.setattr(dropout, "compiled_drop", lambda dtype: None)
     torch.testing.assert_close(compiled, outputs(), rtol=0, atol=0, equal_nan=True)
     assert 0 < (compiled == 0).double().mean() < 0.2
+
+
+def test_a_library_without_the_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "other.c"
+    source.write_text("int other(void) { return 1; }\n")
+    monkeypatch.setattr(dropout, "SOURCE", source)
+    (found,) = dropped((32, 8, 16))
+    assert found.double().mean() == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false", "cc --no-such-flag", '"'])

@@ -95,6 +95,8 @@ class Backbone(ABC):
 
     def __post_init__(self) -> None:
         check_path_or_config(self)
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: got {self.dropout}; give 0 or more, and less than 1")
         for name in ("extra_tokens", "visual_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}; give 0 or more")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlds.kernels.chunks import chunks
-from vlds.kernels.dropout import Draws
+from vlds.kernels.dropout import Draws, draws_by_example
 
 TORCH_ATTENTION = F.scaled_dot_product_attention
 LONGEST = 192
@@ -35,15 +35,41 @@ def attention(
 ) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention` of (b, heads, l, d) queries over
     (b, groups, s, d) keys, with the backward pass of this module where that is faster."""
+    mask = attn_mask
+    if is_causal:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    if dropout_p > 0:
+        output = dropped_attention(query, key, value, mask, dropout_p, factor)
+        if output is not None:
+            return output
     if dropout_p > 0 or not suits(query, key, value, attn_mask, enable_gqa):
         return TORCH_ATTENTION(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    if is_causal:
-        attn_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    output: Tensor = ShortAttention.apply(query, key, value, attn_mask, scale)  # type: ignore[no-untyped-call]
-    return output
+    fused: Tensor = ShortAttention.apply(query, key, value, mask, factor)  # type: ignore[no-untyped-call]
+    return fused
+
+
+def dropped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    probability: float,
+    scale: float,
+) -> Tensor | None:
+    """The same with dropout of the weights by example; None outside a training step on a CPU."""
+    plain = all(tensor.dim() == 4 for tensor in (query, key, value)) and len(query) == len(key)
+    if not (plain and trains(query, key, value)) or (mask is not None and mask.requires_grad):
+        return None
+    draws = draws_by_example(torch.Size((*query.shape[:3], key.shape[2])), probability)
+    if draws is None:
+        return None
+    heads = query.shape[1] // key.shape[1]
+    keys, values = (tensor.repeat_interleave(heads, 1) for tensor in (key, value))
+    added = [] if mask is None else [as_added(mask, query).clamp(min=torch.finfo(query.dtype).min)]
+    return recomputed_attention(query, keys, values, scale, draws, added).transpose(1, 2)
 
 
 def suits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, grouped: bool) -> bool:

@@ -18,13 +18,13 @@ LONGEST_S = 60.0
 def compiled_functions(source: Path) -> ctypes.CDLL | None:
     """The functions of a C file, compiled for this process in a quarter of a second; None if that
     is impossible here. $CC names another compiler than cc."""
-    with tempfile.TemporaryDirectory(prefix="vlds-") as folder:
-        library = Path(folder) / "functions.so"
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="vlds-") as folder:
+            library = Path(folder) / "functions.so"
             command = [*shlex.split(os.environ.get("CC") or "cc"), *FLAGS, str(source)]
             subprocess.run(
                 [*command, "-o", str(library)], check=True, capture_output=True, timeout=LONGEST_S
             )
             return ctypes.CDLL(str(library))
-        except (OSError, ValueError, subprocess.SubprocessError):
-            return None
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None

@@ -10,7 +10,7 @@ a mask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from ctypes import c_float, c_int16, c_int64
 from hashlib import blake2b
 from itertools import pairwise
@@ -84,7 +84,7 @@ class KeyedDraws(NamedTuple):
 
     def dropped(self, values: Tensor) -> Tensor:
         """See `Draws`."""
-        return masked(values, self.keys, self.num_dropped)
+        return masked(values, self.keys, self.num_dropped) if self.num_dropped else values
 
 
 class StepDropout:
@@ -115,7 +115,7 @@ class StepDropout:
     ) -> Tensor:
         """`torch.nn.functional.dropout` with draws by example."""
         is_plain = input.device.type == "cpu" and input.dim() >= 2 and input.numel() > 0
-        if not training or p == 0 or inplace or not is_plain:
+        if not training or not 0 < p < 1 or inplace or not is_plain:
             return TORCH_DROPOUT(input, p, training, inplace)
         output: Tensor = Dropped.apply(input, self.draws(input.shape, p))  # type: ignore[no-untyped-call]
         return output
@@ -129,11 +129,27 @@ class StepDropout:
             self._calls[name] = (self.examples, self.tokens, self._num_calls)
             self._num_calls += 1
         examples, tokens, call = self._calls[name]
-        rows = examples
-        if shape[0] != len(examples):  # what all share, such as prompts before them
+        rows, num = examples, len(examples)
+        if len(shape) == 2 and shape[0] != num and num and shape[0] % num == 0:
+            # Some layers take the tokens of all rows as one dimension.
+            shape = torch.Size((num, shape[0] // num, shape[1]))
+        if shape[0] != num:  # what all share, such as prompts before them
             rows = mixed(self.shared + torch.arange(shape[0]))
         keys = keys_of(shape, rows, tokens, call)
         return KeyedDraws(keys, min(round(p * LEVELS), LEVELS - 1), shape[0])
+
+    @contextmanager
+    def reading(self, pictures: Tensor) -> Iterator[None]:
+        """Inside, rows are pictures (u, ...), whose draws follow from what they show: which
+        examples ask about them depends on how a batch is cut."""
+        before = self.examples, self.tokens
+        shown = (blake2b(picture.numpy(), digest_size=8).hexdigest() for picture in pictures.cpu())
+        self.examples = torch.tensor([self.key_of(f"picture/{digest}") for digest in shown])
+        self.tokens = None
+        try:
+            yield
+        finally:
+            self.examples, self.tokens = before
 
 
 class Dropped(torch.autograd.Function):
@@ -169,9 +185,9 @@ def compiled_drop(dtype: torch.dtype) -> Drop | None:
     """`drop_by_torch` in one pass; None for other types, or without a C compiler."""
     name = {torch.bfloat16: "drop_bf16", torch.float32: "drop_f32"}.get(dtype)
     functions = None if name is None else compiled_functions(SOURCE)
-    if name is None or functions is None:
+    function = None if name is None else getattr(functions, name, None)
+    if function is None:
         return None
-    function = functions[name]
 
     def drop(
         values: Tensor, dropped: Tensor, rows: Tensor, features: Tensor, last: int, scale: float
@@ -192,10 +208,9 @@ def drop_by_torch(
     for some in chunks(len(rows), len(features), HASHES * torch.get_num_threads()):
         hashes = rows[some, None] + features
         draws = hashes.bitwise_xor_(hashes >> 32).mul_(MULTIPLIER).view(torch.int16)
-        # Between two neighbouring integers: faster than a comparison, whose booleans must be
-        # converted.
-        kept = draws.clamp_(last, last + 1).sub_(last)[:, : values.shape[1]]
-        torch.mul(values[some], kept.to(values.dtype).mul_(scale), out=dropped[some])
+        kept = draws[:, : values.shape[1]] > last
+        # Not a product with 0, of which infinity makes NaN.
+        dropped[some] = torch.where(kept, values[some] * scale, 0.0)
 
 
 def keys_of(shape: torch.Size, rows: Tensor, tokens: Tokens | None, call: int) -> Keys:
@@ -258,6 +273,13 @@ def examples_follow(ids: Sequence[str]) -> None:
     """Say of which examples the rows are that the model reads next."""
     if _current is not None:
         _current.start(ids)
+
+
+@contextmanager
+def pictures_follow(pictures: Tensor) -> Iterator[None]:
+    """Say that inside, the rows that layers read are these pictures (u, ...)."""
+    with nullcontext() if _current is None else _current.reading(pictures):
+        yield
 
 
 def visual_tokens_end(total: int, num_visual: int) -> None:

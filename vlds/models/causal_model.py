@@ -7,7 +7,6 @@ those of the answer), s tokens of the whole sequence, w words of the vocabulary,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlds.kernels.dropout import pictures_follow
 from vlds.methods.extended import run_beside
 from vlds.methods.host import CROSS_ATTENTION
 from vlds.models.answer_positions import pick_positions, picking
@@ -222,7 +222,7 @@ class CausalModel(WritingModel):
 
     def projected(self, pictures: Tensor) -> Tensor:
         """(u, 3, h, w) uint8, or stored features (u, v', dim) -> (u, v, d)."""
-        with torch.no_grad() if self.vision.frozen else nullcontext():
+        with torch.no_grad() if self.vision.frozen else pictures_follow(pictures):
             features = self.vision(pictures)
         tokens: Tensor = self.connector(features)
         return tokens

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from transformers import GenerationConfig
 
 from vlds.backbones.attention import beams_share_states, use_extensions
 from vlds.backbones.base import Backbone
-from vlds.kernels.dropout import decoder_follows, visual_tokens_end
+from vlds.kernels.dropout import decoder_follows, pictures_follow, visual_tokens_end
 from vlds.methods.extended import run_beside
 from vlds.models.cached_decoder import CachedDecoder
 from vlds.models.generation import answers, best_choice, generate_ids, token_means
@@ -151,7 +150,7 @@ class JointModel(Model):
 
     def grid_features(self, pictures: Tensor) -> Tensor:
         """(u, 3, h, w) uint8, or stored features (u, v', dim) -> (u, v', dim)."""
-        with torch.no_grad() if self.vision.frozen else nullcontext():
+        with torch.no_grad() if self.vision.frozen else pictures_follow(pictures):
             features: Tensor = self.vision(pictures)
         return features
 

@@ -262,7 +262,7 @@ def test_the_plan_on_the_page_is_right(desk: Path) -> None:
     recipe, page = load_recipe(desk / "vqa.yaml"), ROOT / "docs" / "backbones.md"
     (plan,) = plan_recipe(recipe, [4])
     (shown,) = (block for block in blocks(page, "text") if block.startswith("What each"))
-    found = plan_page(plan, recipe, "the data are not here", Machine())
+    (found,) = plan_page(plan, recipe, "the data are not here", Machine())
     # A step's bytes depend on the data.
     assert [line[:60] for line in shown.splitlines()[:6]] == [
         line[:60] for line in found.splitlines()[:6]

@@ -13,7 +13,7 @@ import torch
 
 from tests.toys.world import world_recipe
 from vlds.cli.commands import run_command
-from vlds.config import Recipe, parse_recipe
+from vlds.config import Recipe, parse_recipe, save_recipe
 from vlds.models.build import build_model, describe
 from vlds.plan import Machine, page, plan_recipe
 from vlds.plan.forecast import Forecast
@@ -52,7 +52,8 @@ def test_stages_and_offload_at_real_size(recipe: Recipe) -> None:
     assert four[OFFLOAD2].offloaded == four[OFFLOAD2].optimizer
     # They alone stay on the GPU.
     assert 0.8 * four[OFFLOAD3].together < four[OFFLOAD3].offloaded < four[OFFLOAD3].together
-    lines = page(plans[1], recipe, "no data", Machine()).splitlines()
+    (text,) = page(plans[1], recipe, "no data", Machine())
+    lines = text.splitlines()
     assert max(map(len, lines)) <= 80
 
 
@@ -84,15 +85,16 @@ def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None
     words = ["plan", "--config", FILE, "--ranks", "2"]
     assert run_command([*words, "--training.precision", "bf16", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["2"][ZERO2]["trainable"] == 2 * 10_480_512
+    assert found["2"]["files"][ZERO2]["trainable"] == 2 * 10_480_512
+    assert found["2"]["unknown"].startswith("model.backbone.path: no such folder")
     own = ["--training.deepspeed", str(find("ds_configs/zero3_small.json"))]
     assert run_command([*words, *own]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "What each of 2 ranks holds, in fp32"
     assert lines[2].startswith("zero3_small.json")
-    assert lines[9].startswith("`step` is not known: model.backbone.path: no such folder")
+    assert lines[8].startswith("`step` is not known: model.backbone.path: no such folder")
     assert run_command([*words, "--training.deepspeed", str(find(ZERO2)), "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["2"]) == 4
+    assert len(json.loads(capsys.readouterr().out)["2"]["files"]) == 4
     assert run_command([*words, "7", "8"]) == 0
     heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("What")]
     assert [head.split()[3] for head in heads] == ["2", "7", "8"]
@@ -138,7 +140,17 @@ def test_large_numbers_keep_their_columns() -> None:
             "tasks.nlvr.batch_size: 100 examples for 101 ranks; give at least",
         ),
         (["--methods", "{}"], "nothing trains: methods is empty"),
-        (["--training.deepspeed", "mine.json"], "no such file: mine.json"),
+        (["--training.deepspeed", "mine.json"], "training.deepspeed: no such file: mine.json"),
+        (["--memory", "1e300"], "--memory is '1e300'; give a number from 0.001 to 1,000,000"),
+        (["--link", "1e-320"], "--link is '1e-320'; give a number from 0.001 to 1,000,000"),
+        (["--memory", "nan"], "--memory is 'nan'; give a number from 0.001"),
+        (["--ranks", "1", "my.yaml"], "--ranks is 'my.yaml'; name the recipe before --ranks"),
+        (["--data.parts", "1000"], "data.parts: 1000, but the smallest micro-batch"),
+        pytest.param(
+            ["--tflops", "100"],
+            "--tflops without --bandwidth: this machine has no GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can be measured"),
+        ),
     ],
 )
 def test_what_cannot_be_planned(
@@ -155,3 +167,21 @@ def test_want_of_memory_points_to_the_plan(recipe: Recipe, tmp_path: Path) -> No
     (tmp_path / "recipe.yaml").touch()
     said = out_of_memory(replace(recipe, output=str(tmp_path)))
     assert f"`vlds plan --config {tmp_path}/recipe.yaml --ranks N` says what a rank" in said
+
+
+def test_the_order_of_ranks_changes_nothing(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each number of ranks is planned by what its own micro-batches are."""
+    save_recipe(world_recipe(world, tmp_path), tmp_path / "recipe.yaml")
+    found = []
+    for ranks in (["1"], ["4", "1"]):
+        words = ["plan", str(tmp_path / "recipe.yaml"), "--json", "--memory", "8"]
+        assert run_command([*words, "--ranks", *ranks]) == 0
+        found.append(json.loads(capsys.readouterr().out)["1"])
+    alone, behind = found
+    assert alone["files"] == behind["files"]
+    assert alone["most_rows"] == behind["most_rows"]
+    seconds = alone["seconds"]
+    parts = sum(seconds[name] for name in ("products", "others", "update", "between"))
+    assert seconds["step"] == pytest.approx(parts)

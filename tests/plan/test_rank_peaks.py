@@ -28,7 +28,7 @@ from vlds.models.build import build_shapes
 from vlds.plan.held import planned
 from vlds.plan.micro_batch import micro_batch
 from vlds.plan.rehearsal import rehearse
-from vlds.plan.step import step_bytes
+from vlds.plan.step import added_bytes
 from vlds.schema import Batch
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches, fit_sizes
 from vlds.training.engine import Engine, start_ranks
@@ -136,7 +136,7 @@ def test_the_peak_of_a_rank(
     config = complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, cut)
     zero = fit_sizes(config, model)["zero_optimization"]
     held = planned(model, parameter_groups(model, recipe), zero, world_size)
-    extra = step_bytes(model, held, zero, world_size)
+    extra = added_bytes(model, held, zero, world_size)
     work = rehearse(model, rows(micro_batch(recipe, model, cut))).work
     found = pool.run(peak_of_steps, recipe, tmp_path / "trace.json")
     planned_peak = held.together + extra + work.peak

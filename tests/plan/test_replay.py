@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vlds.plan import replay
 from vlds.plan.replay import AROUND, Operation, Shape, seconds_here, update_seconds
 
 aten = torch.ops.aten
@@ -49,6 +50,20 @@ def test_seconds_of_products_and_others() -> None:
     products, others = seconds_here(Counter({product: 2, other: 3}))
     assert 0 < products < others
     assert others >= 0.15
+
+
+def test_what_is_left_takes_as_long_as_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def waits(tensor: Tensor) -> None:
+        calls.append(len(tensor))
+        time.sleep(0.01)
+
+    large, small = (Operation.of(waits, torch.ones(size)) for size in (100, 50))
+    monkeypatch.setattr(replay, "BUDGET", 0.0)
+    _, others = seconds_here(Counter({small: 1, large: 1}))
+    assert set(calls) == {100}
+    assert others == pytest.approx(0.015 + 2 * AROUND, rel=0.3)
 
 
 def test_an_update_takes_as_long_as_its_weights_are_many() -> None:

@@ -129,6 +129,21 @@ def test_a_shard_cut_in_half(world: Path, tmp_path: Path) -> None:
         ("{", "is not JSON"),
         ({}, "has zero_optimization.stage = None; set 1, 2 or 3"),
         ({"zero_optimization": {"stage": 0}}, "has zero_optimization.stage = 0; set 1, 2 or 3"),
+        ({"zero_optimization": {"stage": "2"}}, "has zero_optimization.stage = '2'; set 1, 2"),
+        ({"zero_optimization": {"stage": True}}, "has zero_optimization.stage = True; set 1, 2"),
+        ({"zero_optimization": 3}, "has zero_optimization = 3; give settings"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}},
+            "has zero_optimization.offload_optimizer = 'cpu'; give settings, such as",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_size": "big"}},
+            "has zero_optimization.reduce_bucket_size = 'big'; give a number of elements",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "stage3_max_live_parameters": -5}},
+            "has zero_optimization.stage3_max_live_parameters = -5; give a number of elements",
+        ),
         ({"zero_optimization": {"stage": 2}, "train_batch_size": 64}, "the recipe says 8; write "),
         ({"zero_optimization": {"stage": 2}, "optimizer": {}}, "`optimizer` section decides it"),
     ],

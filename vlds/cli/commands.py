@@ -83,7 +83,7 @@ def describe(arguments: list[str]) -> int:
 def plan(arguments: list[str]) -> int:
     """Say what each rank of a recipe's run would need."""
     from vlds.config import parse_recipe
-    from vlds.plan import Machine, forecast_or_reason, page, plan_recipe, tree
+    from vlds.plan import Machine, forecasts_of, page, plan_recipe, tree
 
     parser = CommandParser(prog="vlds plan", add_help=False, allow_abbrev=False, accepts_keys=True)
     parser.add_argument("--ranks", nargs="+", default=["1"])
@@ -91,17 +91,25 @@ def plan(arguments: list[str]) -> int:
         parser.add_argument(option)
     parser.add_argument("--json", action="store_true")
     options, words = parser.parse_known_args(arguments)
+    for word in options.ranks:
+        if word.endswith((".yaml", ".yml")):
+            raise ValueError(f"--ranks is {word!r}; name the recipe before --ranks")
     numbers = [positive("--ranks", word, "the number of ranks") for word in options.ranks]
     given = {name: getattr(options, name) for name in ("memory", "tflops", "bandwidth", "link")}
     machine = Machine.given(**given)
     recipe = parse_recipe(words, "vlds plan")
     plans = plan_recipe(recipe, numbers)
-    forecast = forecast_or_reason(recipe, numbers[0], on_gpu=not machine.is_here)
+    trees = {}
+    for plan, forecast in forecasts_of(recipe, plans, on_gpu=not machine.is_here):
+        if options.json:
+            trees[plan.world_size] = tree(plan, recipe, forecast, machine)
+            continue
+        for piece in page(plan, recipe, forecast, machine):
+            tell(piece, flush=True)
+        if plan is not plans[-1]:
+            tell("")
     if options.json:
-        trees = {plan.world_size: tree(plan, forecast) for plan in plans}
         tell(json.dumps(trees, indent=1))
-    else:
-        tell("\n\n".join(page(plan, recipe, forecast, machine) for plan in plans))
     return 0
 
 

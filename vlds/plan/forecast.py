@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,10 +11,16 @@ import torch
 from vlds.config import Recipe
 from vlds.data.order.batch_cut import BatchCut
 from vlds.models.build import build_shapes
+from vlds.models.model import Model
 from vlds.plan.micro_batch import micro_batch
+from vlds.plan.needs import Plan
 from vlds.plan.rehearsal import Work, rehearse
 from vlds.plan.replay import Operation, seconds_here
+from vlds.schema import Batch
 from vlds.training.deepspeed_config import cut_batches
+
+FEW = 16
+"""Rows below which half of a micro-batch says little of a larger one."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +40,15 @@ class Forecast:
         pairs = zip(self.whole, self.row, strict=True)
         return Work(*(max(0, whole + row * (rows - self.rows)) for whole, row in pairs))
 
-    def seconds_here(self, rows: int, ranks: int = 1) -> tuple[float, float]:
-        """Of the products and the other operations of a micro-batch of so many rows, if these ranks
-        share this machine's threads."""
+    def seconds(self, ranks: int = 1) -> tuple[float, float]:
+        """Of the products and the other operations of a micro-batch of `rows` rows, if these ranks
+        share this machine's threads; a rank has at least one."""
         threads = torch.get_num_threads()
         try:
             torch.set_num_threads(max(1, threads // ranks))
-            products, others = seconds_here(self.operations)
+            return seconds_here(self.operations)
         finally:
             torch.set_num_threads(threads)
-        found = self.at(rows)
-        products *= found.flops / max(1, self.whole.flops)
-        others *= found.moved / max(1, self.whole.moved)
-        return products, others
 
     def most_rows(self, memory: int) -> int:
         """The largest micro-batch that fits into so many bytes; 0 if none does."""
@@ -54,8 +57,8 @@ class Forecast:
 
 
 def forecast(recipe: Recipe, cut: BatchCut, *, on_gpu: bool = False) -> Forecast:
-    """Rehearse the recipe's largest micro-batch, and half of it, on this CPU or a GPU. Packed
-    weights are rehearsed as whole ones, into which they are unpacked layer by layer.
+    """Rehearse the recipe's largest micro-batch, and one of another size, on this CPU or a GPU.
+    Packed weights are rehearsed as whole ones, into which they are unpacked layer by layer.
 
     Errors: ValueError if the data of a task cannot be opened; RuntimeError if the model's code asks
     for numbers.
@@ -65,12 +68,25 @@ def forecast(recipe: Recipe, cut: BatchCut, *, on_gpu: bool = False) -> Forecast
     batch = micro_batch(recipe, model, cut)
     rows, parts = len(batch.ids), recipe.data.parts
     whole, operations = rehearse(model, batch, parts, on_gpu=on_gpu)
-    if rows < 2 * parts:
-        return Forecast(rows, whole, Work(*(number // rows for number in whole)), operations)
-    half = rehearse(model, batch.select(torch.arange(rows // 2)), parts, on_gpu=on_gpu).work
-    pairs = zip(whole, half, strict=True)
-    row = Work(*((a - b) // (rows - rows // 2) for a, b in pairs))
+    other = other_batch(recipe, model, batch)
+    if other is None:
+        row = Work(*(number // rows for number in whole))
+    else:
+        others = len(other.ids)
+        work = rehearse(model, other, parts, on_gpu=on_gpu).work
+        row = Work(*((a - b) // (rows - others) for a, b in zip(whole, work, strict=True)))
     return Forecast(rows, whole, row, operations)
+
+
+def other_batch(recipe: Recipe, model: Model, batch: Batch) -> Batch | None:
+    """A micro-batch of another size: half of a large one; for a small one, more rows of a global
+    batch, which are padded to the longest of more. None if it has no more."""
+    rows, parts = len(batch.ids), recipe.data.parts
+    if rows >= max(FEW, 2 * parts):
+        return batch.select(torch.arange(rows // 2))
+    larger = micro_batch(recipe, model, BatchCut())
+    larger = larger.select(torch.arange(min(len(larger.ids), 2 * FEW)))
+    return larger if len(larger.ids) > rows else None
 
 
 def forecast_or_reason(recipe: Recipe, world_size: int, *, on_gpu: bool = False) -> Forecast | str:
@@ -82,3 +98,15 @@ def forecast_or_reason(recipe: Recipe, world_size: int, *, on_gpu: bool = False)
         return str(error)
     except RuntimeError as error:
         return f"this model's code cannot run without numbers ({str(error).splitlines()[0]})"
+
+
+def forecasts_of(
+    recipe: Recipe, plans: Iterable[Plan], *, on_gpu: bool = False
+) -> Iterator[tuple[Plan, Forecast | str]]:
+    """Each plan with the forecast of its micro-batch, or why there is none; plans whose
+    micro-batches are of one size share it."""
+    known: dict[int, Forecast | str] = {}
+    for plan in plans:
+        if (rows := plan.micro_batch) not in known:
+            known[rows] = forecast_or_reason(recipe, plan.world_size, on_gpu=on_gpu)
+        yield plan, known[rows]

@@ -17,6 +17,8 @@ ELEMENTS = (1 << 20, 1 << 26)
 ROUNDS = 7
 CALL = 5e-6
 """Seconds that an operation takes at least."""
+BOUNDS = (0.001, 1_000_000)
+"""Of the numbers in an option."""
 LINK = 1e9
 """Bytes a second between ranks, where none are given."""
 
@@ -40,13 +42,22 @@ class Machine:
     ) -> Machine:
         """From the words of a command: GB, and thousands of GFLOP or GB a second.
 
-        Errors: ValueError if one is no number above 0.
+        Errors: ValueError if one is no number in `BOUNDS`, or one rate of a GPU that is not here is
+        missing.
         """
         in_bytes = above_zero("--memory", memory, 1e9)
+        flops = above_zero("--tflops", tflops, 1e12)
+        rate = above_zero("--bandwidth", bandwidth, 1e9)
+        if (flops is None) != (rate is None) and not torch.cuda.is_available():
+            given, missing = ("--tflops", "--bandwidth")[:: 1 if rate is None else -1]
+            raise ValueError(
+                f"{given} without {missing}: this machine has no GPU whose rate could be measured "
+                f"in its place; give {missing} too"
+            )
         return cls(
             None if in_bytes is None else int(in_bytes),
-            above_zero("--tflops", tflops, 1e12),
-            above_zero("--bandwidth", bandwidth, 1e9),
+            flops,
+            rate,
             above_zero("--link", link, 1e9) or LINK,
         )
 
@@ -83,7 +94,7 @@ class Machine:
 def above_zero(option: str, text: str | None, unit: float) -> float | None:
     """The value of an option in its unit.
 
-    Errors: ValueError if it is no number above 0.
+    Errors: ValueError if it is no number in `BOUNDS`.
     """
     if text is None:
         return None
@@ -91,8 +102,9 @@ def above_zero(option: str, text: str | None, unit: float) -> float | None:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{option} is {text!r}; give a number above 0")
+    least, most = BOUNDS
+    if not least <= value <= most:
+        raise ValueError(f"{option} is {text!r}; give a number from {least} to {most:,}")
     return value * unit
 
 

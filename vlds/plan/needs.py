@@ -10,7 +10,7 @@ from vlds.config import Recipe
 from vlds.data.order.batch_cut import BatchCut
 from vlds.models.build import build_shapes
 from vlds.plan.held import Held, planned
-from vlds.plan.step import sent_bytes, step_bytes
+from vlds.plan.step import added_bytes, sent_bytes
 from vlds.runtime.resources import find
 from vlds.training.deepspeed_config import (
     cannot_partition,
@@ -19,6 +19,7 @@ from vlds.training.deepspeed_config import (
     fit_sizes,
 )
 from vlds.training.optim import parameter_groups
+from vlds.training.prepare import check_parts
 
 SHIPPED = [
     f"ds_configs/{name}.json" for name in ("zero2", "zero2_offload", "zero3", "zero3_offload")
@@ -58,11 +59,17 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> list[Plan]:
     Errors: ValueError if nothing trains, a file is wrong, or the ranks cannot share a batch.
     """
     cuts = [cut_batches(recipe, world_size) for world_size in ranks]
+    for cut in cuts:
+        check_parts(recipe, cut)
     model = build_shapes(recipe.model_setup, list(recipe.tasks), recipe.training.dtype)
     groups = parameter_groups(model, recipe)
     shipped = SHIPPED if cannot_partition(recipe) is None else UNPARTITIONED
     own = recipe.training.deepspeed
-    files = [own, *(file for file in shipped if find(file).resolve() != find(own).resolve())]
+    try:
+        place = find(own).resolve()
+    except ValueError as error:
+        raise ValueError(f"training.deepspeed: {error}") from None
+    files = [own, *(file for file in shipped if find(file).resolve() != place)]
     sizes = recipe.batch_sizes.values()
 
     def needs(file: str, cut: BatchCut, micro_batches: int) -> Needs:
@@ -70,7 +77,7 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> list[Plan]:
         zero = fit_sizes(config, model)["zero_optimization"]
         held = planned(model, groups, zero, cut.world_size)
         sent = sent_bytes(model, zero, cut.world_size, micro_batches)
-        return Needs(zero["stage"], held, step_bytes(model, held, zero, cut.world_size), sent)
+        return Needs(zero["stage"], held, added_bytes(model, held, zero, cut.world_size), sent)
 
     plans = []
     for cut in cuts:

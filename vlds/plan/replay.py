@@ -3,9 +3,11 @@ or a few times, with tensors of its own shapes."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.flop_counter import flop_registry
 
 from vlds.runtime.kept_memory import keep_freed_memory
+from vlds.runtime.progress import follow
 from vlds.training.gradient_sums import square_sum
 
 aten = torch.ops.aten
@@ -39,6 +42,8 @@ UPDATED = 1 << 22
 """Weights of which an update is timed."""
 LONG = 0.2
 """Seconds after which no further round starts."""
+BUDGET = 20.0
+"""Seconds after which no further operation is timed."""
 
 
 class Shape(NamedTuple):
@@ -81,6 +86,15 @@ class Operation(NamedTuple):
         """Whether it multiplies matrices."""
         return getattr(self.function, "overloadpacket", None) in COUNTED
 
+    @property
+    def size(self) -> int:
+        """Elements of its tensors, or operations if it is a product of matrices."""
+        shapes = [leaf.size for leaf in self.leaves if isinstance(leaf, Shape)]
+        elements = sum(map(math.prod, shapes))
+        if not self.is_product or len(shapes) < 2:
+            return elements
+        return math.prod(shapes[-2]) * shapes[-1][-1]
+
     def seconds(self) -> float:
         """The median of some rounds, without the first, which may compile. Each has tensors of its
         own, as in a step, where others have filled the caches in between.
@@ -105,19 +119,22 @@ class Operation(NamedTuple):
 
 
 def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
-    """Of all products, and of all other operations. What cannot run on zeros counts as nothing."""
+    """Of all products, and of all other operations. What cannot run on zeros counts as nothing.
+    After `BUDGET` seconds, what is left takes as long as what was timed, by its size."""
     keep_freed_memory()  # as a run does
-    products = others = 0.0
-    for operation, times in operations.items():
-        try:
-            seconds = times * operation.seconds()
-        except (RuntimeError, IndexError):
+    seconds, timed, left = ({True: 0.0, False: 0.0} for _ in range(3))
+    largest_first = sorted(operations.items(), key=lambda item: -item[0].size * item[1])
+    began = time.perf_counter()
+    for operation, times in follow(largest_first, "timing operations", len(largest_first)):
+        kind = operation.is_product
+        if timed[kind] and time.perf_counter() - began > BUDGET:
+            left[kind] += times * operation.size
             continue
-        if operation.is_product:
-            products += seconds
-        else:
-            others += seconds
-    return products, others + operations.total() * AROUND
+        with suppress(RuntimeError, IndexError):
+            seconds[kind] += times * operation.seconds()
+            timed[kind] += times * operation.size
+    whole = {kind: seconds[kind] * (1 + left[kind] / max(1, timed[kind])) for kind in seconds}
+    return whole[True], whole[False] + operations.total() * AROUND
 
 
 def update_seconds(num_weights: int, dtype: torch.dtype) -> float:

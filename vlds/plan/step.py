@@ -14,7 +14,7 @@ PREFETCHED = 50_000_000
 """DeepSpeed's own stage3_prefetch_bucket_size, in elements."""
 
 
-def step_bytes(model: Model, held: Held, zero: Mapping[str, Any], world_size: int) -> int:
+def added_bytes(model: Model, held: Held, zero: Mapping[str, Any], world_size: int) -> int:
     """Sums of gradients, buckets and gathered weights, without what a micro-batch needs."""
     waiting = held.gradients + bucket_bytes(model, zero, world_size)
     if zero["stage"] < 3 or world_size == 1:

@@ -22,6 +22,9 @@ LIVE_LAYERS = {
     "stage3_max_reuse_distance": 2,
 }
 """Layers whose weights stage 3 gathers ahead, and keeps whole."""
+OWN_SIZES = ("stage3_param_persistence_threshold", "sub_group_size")
+"""Sizes that DeepSpeed knows best."""
+SIZES = (*BUCKETS, *LIVE_LAYERS, *OWN_SIZES)
 
 
 def cut_batches(recipe: Recipe, world_size: int) -> BatchCut:
@@ -60,6 +63,7 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, cut: BatchCut) -> dict
         # In bf16, small gradients would vanish in the sum of the micro-batches before them.
         "data_types.grad_accum_dtype": "fp32",
     }
+    check_zero(config.get("zero_optimization", {}), path)
     for key, value in decided.items():
         fill(config, key, value, path)
     # The same holds for the sum over ranks, but a file may choose to halve the traffic.
@@ -90,6 +94,9 @@ def fit_sizes(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         given = zero.get(name, "auto")
         size = min(bucket if given == "auto" else int(given), trained)
         zero[name] = size + size % 2  # DeepSpeed refuses to cut gathered weights at odd places
+    for name in OWN_SIZES:
+        if zero.get(name) == "auto":
+            del zero[name]  # DeepSpeed has a default, but takes no such word
     for name, layers in LIVE_LAYERS.items():
         if zero.get(name) == "auto":
             zero[name] = layers * layer
@@ -117,11 +124,31 @@ def elements(weight: nn.Parameter) -> int:
     return int(getattr(weight, "ds_numel", weight.numel()))
 
 
+def check_zero(zero: Any, path: Path) -> None:
+    """Errors: ValueError for settings of a type that DeepSpeed would refuse once all is loaded."""
+
+    def wrong(key: str, value: Any, cure: str) -> ValueError:
+        where = f"zero_optimization{key and f'.{key}'}"
+        return ValueError(f"training.deepspeed: {path} has {where} = {value!r}; {cure}")
+
+    if not isinstance(zero, dict):
+        raise wrong("", zero, 'give settings, such as {"stage": 2}')
+    for key in SIZES:
+        value = zero.get(key, "auto")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value != "auto" and not (is_number and value >= 0 and value == int(value)):
+            raise wrong(key, value, 'give a number of elements, or "auto"')
+    for key in ("offload_optimizer", "offload_param"):
+        value = zero.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise wrong(key, value, 'give settings, such as {"device": "cpu"}')
+
+
 def check_stage(stage: Any, recipe: Recipe, path: Path) -> None:
     """Errors: ValueError for a stage that the engine cannot run."""
-    if stage not in (1, 2, 3):
+    if type(stage) is not int or stage not in (1, 2, 3):
         raise ValueError(
-            f"training.deepspeed: {path} has zero_optimization.stage = {stage}; set 1, 2 or 3"
+            f"training.deepspeed: {path} has zero_optimization.stage = {stage!r}; set 1, 2 or 3"
         )
     if stage == 3 and (problem := cannot_partition(recipe)) is not None:
         raise ValueError(f"training.deepspeed: {path} has zero_optimization.stage = 3, {problem}")

@@ -19,8 +19,8 @@ from tests.toys.image_text.rows import TASKS, tiny
 from tests.toys.kinds import ALL_KINDS, built, kind_recipe
 from tests.toys.world import SIZES
 from vlds.config import Recipe
-from vlds.kernels.attention import attention, attention_by
-from vlds.kernels.dropout import StepDropout, dropout_by
+from vlds.kernels.dropout import StepDropout
+from vlds.kernels.step import step_kernels
 from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.model import Model
@@ -50,11 +50,7 @@ def repeated(batch: Batch) -> Batch:
 def allocated(recipe: Recipe, batch: Batch, file: Path) -> int:
     """The most bytes that torch holds in a forward and a backward pass, beside weights."""
     model = built(recipe).train()
-    with (
-        profile(profile_memory=True) as profiler,
-        attention_by(attention),
-        dropout_by(StepDropout(0, 0)),
-    ):
+    with profile(profile_memory=True) as profiler, step_kernels(model, StepDropout(0, 0)):
         model(batch, torch.ones(len(batch.ids))).loss.backward()
     profiler.export_chrome_trace(str(file))
     events = json.loads(file.read_text())["traceEvents"]

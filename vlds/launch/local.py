@@ -15,8 +15,10 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NoReturn
 
 from vlds.runtime.process_end import ASKING
+from vlds.runtime.terminal import tell
 
 MODULE = "vlds.launch.local"
 POLL_S = 0.1
@@ -26,29 +28,37 @@ SAVED = tuple(128 + number for number in ASKING)
 
 
 def main(ranks: int, port: str, command: Sequence[str]) -> int:
-    """Run a command on so many ranks; the exit code of the first that fails, or 0."""
+    """Run a command on so many ranks; the exit code of the first that fails (-n: it died of signal
+    n), or of one that has saved, or 0.
+
+    Errors: OSError if a rank cannot be started; those before it are killed.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # until a rank can answer: rank.run_rank
-    processes = [
-        subprocess.Popen(command, env=os.environ | place(rank, ranks, port))
-        for rank in range(ranks)
-    ]
+    processes: list[subprocess.Popen[bytes]] = []
 
     def end(number: int, frame: object = None) -> None:
         for process in processes:
             with suppress(ProcessLookupError):
                 process.send_signal(number)
 
+    try:
+        for rank in range(ranks):
+            processes.append(subprocess.Popen(command, env=os.environ | place(rank, ranks, port)))
+    except OSError:
+        end(signal.SIGKILL)  # they have nothing to save yet
+        raise
     # The supervisor asks ranks itself; this is for a signal to this process alone.
     for number in ASKING:
         signal.signal(number, end)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
-    while None in (codes := [process.poll() for process in processes]):
-        failed = [code for code in codes if code and code not in SAVED]
-        if failed:
+    while True:
+        codes = [process.poll() for process in processes]
+        if failed := [code for code in codes if code and code not in SAVED]:
             end(signal.SIGTERM)  # what does not end is the supervisor's to kill
-            return exit_code(failed[0])
+            return failed[0]
+        if None not in codes:
+            return next((code for code in codes if code), 0)
         time.sleep(POLL_S)
-    return next((exit_code(code) for code in codes if code), 0)
 
 
 def place(rank: int, ranks: int, port: str) -> dict[str, str]:
@@ -64,5 +74,24 @@ def exit_code(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
+def run(arguments: Sequence[str]) -> NoReturn:
+    """Do what the command line says, and end this process as the ranks have ended."""
+    number, port, *command = arguments if len(arguments) > 1 else ("", "")
+    if not (number.isdecimal() and int(number) and port.isdecimal() and command):
+        words = "RANKS PORT COMMAND...; RANKS (1 or more) and PORT are numbers"
+        tell(f"usage: python -m {MODULE} {words}", error=True)
+        sys.exit(2)
+    try:
+        code = main(int(number), port, command)
+    except OSError as error:
+        tell(f"vlds: cannot start {number} ranks of {command[0]}: {error}", error=True)
+        sys.exit(1)
+    if -code in ASKING:
+        # By the same signal, for an exit code of 128 + n means that the ranks have saved.
+        signal.signal(-code, signal.SIG_DFL)
+        signal.raise_signal(-code)
+    sys.exit(exit_code(code))
+
+
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))
+    run(sys.argv[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -172,6 +173,29 @@ def test_a_rank_whose_output_nobody_reads(root: Path) -> None:
         "vlds: rank 0 ends because nobody reads its output any more; write it to a file\n"
     )
     assert ended.returncode == 141
+
+
+def test_a_port_that_another_program_uses() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        program = (
+            "import torch.distributed as dist; from vlds.launch.rank import run_rank; "
+            "run_rank(['train'], lambda _: dist.init_process_group('gloo'))"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | rank_environment(0, 2, port) | {"TORCH_CPP_LOG_LEVEL": "ERROR"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"vlds: rank 0 cannot listen on port {port}, which another program uses: start it again; "
+        "if you chose the port (--master_port, MASTER_PORT), choose another\n"
+    )
 
 
 def test_a_rank_cannot_change_the_number_of_ranks() -> None:

@@ -4,6 +4,7 @@ right exit code."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -30,6 +31,9 @@ WAITED_IN_VAIN = (
     "Timed out waiting", "Application timeout caused", "waiting for clients", "wait timeout after",
 )  # fmt: skip
 """Parts of a collective's error when another rank does not arrive."""
+
+PORT_TAKEN = re.compile(r"port: (\d+),.*EADDRINUSE")
+"""The first rank's error when it cannot listen where the others look for it."""
 
 
 def run_rank(arguments: Sequence[str], work: Work) -> NoReturn:
@@ -99,6 +103,11 @@ def _failure(error: BaseException, rank: str) -> int:
         return 128 + signal.SIGPIPE
     if (reason := _lost_worker(error)) is not None:
         say(f"rank {rank} ends because {reason}")
+    elif (taken := PORT_TAKEN.search(str(error))) is not None:
+        say(
+            f"rank {rank} cannot listen on port {taken[1]}, which another program uses: start it "
+            "again; if you chose the port (--master_port, MASTER_PORT), choose another"
+        )
     elif any(words in str(error) for words in LOST_CONTACT):
         say(f"rank {rank} ends because another rank has ended")
         time.sleep(OTHERS_SPEAK_AFTER_S)  # the failed rank exits first: its code becomes the run's

@@ -18,7 +18,7 @@ from vlds.cli.commands import COMMANDS
 from vlds.cli.main import main
 from vlds.launch.rank import without_local_rank
 from vlds.launch.start import launch_command
-from vlds.launch.supervisor import exit_code
+from vlds.launch.supervisor import exit_code, grace_from_environment
 from vlds.launch.words import Words, split_words
 from vlds.runtime.process_end import ASKING, on_signals, signal_name
 
@@ -48,6 +48,28 @@ def test_a_bad_number_of_ranks_is_named(
         monkeypatch.setenv("VLDS_RANKS", value)
         assert main(["train"]) == 2
         assert f"VLDS_RANKS is '{value}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["soon", "nan", "-5", "inf"])
+def test_a_bad_grace_time_is_named(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VLDS_GRACE_S", value)
+    assert main(["train"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"vlds: VLDS_GRACE_S is '{value}'; give a number of seconds, 0 or more\n"
+    monkeypatch.setenv("VLDS_GRACE_S", "0.5")
+    assert grace_from_environment() == 0.5
+
+
+def test_the_help_says_what_each_command_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    summaries = {words[0]: words[1:] for line in lines if (words := line.split())}
+    assert COMMANDS.keys() <= summaries.keys()
+    assert " ".join(summaries["plan"]).endswith("the bytes of each rank, and the time of a step")
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize("number", ASKING)

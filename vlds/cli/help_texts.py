@@ -37,7 +37,7 @@ SUMMARIES = {
     "report": "compare runs: a page with charts, or tables",
     "convert": "export a run to another format, or import one",
     "describe": "count a recipe's parameters by part",
-    "plan": "count the bytes that each rank of a run would hold",
+    "plan": "forecast a run: the bytes of each rank, and the time of a step",
     "features": "store a vision encoder's output for a data set",
 }
 """In the order in which a newcomer meets the commands."""

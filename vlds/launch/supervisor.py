@@ -8,6 +8,7 @@ signal in its exit code. If the supervisor itself dies, the ranks notice (`rank.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -181,6 +182,9 @@ def grace_from_environment() -> float:
     """VLDS_GRACE_S: seconds that the ranks have to save and end."""
     text = os.environ.get("VLDS_GRACE_S") or str(GRACE_S)
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        raise ValueError(f"VLDS_GRACE_S is {text!r}; give a number of seconds") from None
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"VLDS_GRACE_S is {text!r}; give a number of seconds, 0 or more")
+    return seconds

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.toys.files import read_lines
-from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_jobs import run_and_print, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.schema import Batch
 from vlds.tasks import VQA
 from vlds.training.engine import Engine, StepReport
-from vlds.training.loop import train
 from vlds.training.states import newest, read_progress
 
 ANSWERS_BEFORE_STOP = 2
@@ -50,8 +49,8 @@ def evaluated_often(world: Path, output: Path) -> Recipe:
     )
 
 
-def run_skipping(recipe: Recipe) -> int:
-    """The same where the third step is skipped: its loss was not finite."""
+def run_skipping(recipe: Recipe) -> tuple[int, str]:
+    """Exit code and output of a run whose third step is skipped: its loss was not finite."""
     step = Engine.step
 
     def skipping(self: Engine, batches: Sequence[Batch]) -> StepReport:
@@ -60,7 +59,7 @@ def run_skipping(recipe: Recipe) -> int:
 
     Engine.step = skipping  # type: ignore[method-assign]
     try:
-        return train(recipe)
+        return run_and_print(recipe)
     finally:
         Engine.step = step  # type: ignore[method-assign]
 
@@ -83,7 +82,12 @@ def test_the_steps_before_a_skipped_one_are_kept(
 ) -> None:
     run = tmp_path / "run"
     recipe = stopped_by_its_task(evaluated_often(world, run), tmp_path / "count")
-    assert ranks2.run(run_skipping, recipe, timeout=120) == [143, 143]
+    (first, text), (second, _) = ranks2.run(run_skipping, recipe, timeout=120)
+    assert (first, second) == (143, 143)
+    assert text.splitlines()[-1] == (
+        "stopped during the evaluation after step 3 because another rank was told to; --resume "
+        "continues from step 3"
+    )
     found, _ = newest(run / "state")
     assert found is not None
     assert read_progress(found).step == 3

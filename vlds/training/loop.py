@@ -136,6 +136,7 @@ def stopped(run: Run, stop: Sequence[int], when: str = "") -> int:
     run.states.finish()
     step = run.states.newest_step
     advice = "start it again" if step is None else f"--resume continues from step {step}"
-    reason = signal_name(stop[0]) if stop else "another rank"
-    run.tracker.say(f"stopped by {reason} {when}after step {run.engine.steps_done}; {advice}")
+    by = f" by {signal_name(stop[0])}" if stop else ""
+    why = "" if stop else " because another rank was told to"
+    run.tracker.say(f"stopped{by} {when}after step {run.engine.steps_done}{why}; {advice}")
     return 128 + (stop[0] if stop else signal.SIGTERM)

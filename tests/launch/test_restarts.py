@@ -44,9 +44,9 @@ def test_a_failed_run_goes_on_at_most_n_times(
 ) -> None:
     checkpoint.save(tmp_path / "state", {"a": {"fp32": torch.ones(1)}}, Progress(5, {}), keep=2)
     ends = Ends(137, 1, 1)
-    words = replace(TRAIN, resume=True, restarts=2)
+    words = replace(TRAIN, resume=True, restarts=2, profile=3)
     assert run_job(ends, words, lambda: job(tmp_path), lambda: None) == 1
-    again = replace(words, resume="auto")
+    again = replace(words, resume="auto", profile=0)
     assert ends.started == [words, again, again]
     first, second, last = capsys.readouterr().err.splitlines()
     state = tmp_path / "state" / "step-00000005"

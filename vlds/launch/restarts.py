@@ -68,8 +68,9 @@ def run_job(
 
 
 def next_try(words: Words, job: Job, available: int | None) -> Words:
-    """The command line that resumes the run, on the ranks that are left."""
-    words = replace(words, resume="auto")
+    """The command line that resumes the run, on the ranks that are left. It has no --profile: too
+    few steps may be left for that."""
+    words = replace(words, resume="auto", profile=0)
     if words.ranks is None or available is None or available >= words.ranks:
         return words
     rest = words.rest

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
-from contextlib import redirect_stdout
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from tests.toys.files import read_lines
+from tests.toys.launched_run import last_step
+from tests.toys.processes import until
+from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.config import Recipe
@@ -21,10 +32,10 @@ from vlds.training.loop import train
 from vlds.training.profile import SPANS, StepProfile, between_steps, check_profile, span
 
 
-def profiled(recipe: Recipe) -> str:
+def profiled(recipe: Recipe, resume: bool = False) -> str:
     """What a run prints that profiles three of its steps."""
     with redirect_stdout(io.StringIO()) as printed:
-        assert train(recipe, profile=3) == 0
+        assert train(recipe, resume=resume, profile=3) == 0
     return printed.getvalue()
 
 
@@ -67,12 +78,79 @@ def test_saving_and_evaluation_are_no_part_of_a_step(
     assert row.endswith("25.0%")
 
 
-@pytest.mark.parametrize(("left", "most"), [(4, "2"), (1, "0")])
-def test_too_few_steps_to_profile(left: int, most: str) -> None:
-    check_profile(0, left)
-    check_profile(3, 5)
-    with pytest.raises(ValueError, match=f"the run has {left} steps left: .* give at most {most},"):
-        check_profile(3, left)
+def profile_of_one_step(folder: Path, num_operations: int = 1) -> list[str]:
+    """What is said of it."""
+    profile = StepProfile(1, folder, None)
+    assert profile.after_step() == profile.after_step() == []
+    with span("backward"):
+        for _ in range(num_operations):
+            torch.ones(3)
+    return profile.after_step()
+
+
+def file_in_the_way(folder: Path) -> None:
+    folder.write_text("")
+
+
+def folder_in_the_way(folder: Path) -> None:
+    (folder / "trace.json" / "kept").mkdir(parents=True)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As on a disk that is almost full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "why"), [(file_in_the_way, "File exists"), (folder_in_the_way, "Is a directory")]
+)
+def test_a_trace_that_cannot_be_written(
+    obstacle: Callable[[Path], None], why: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "profile"
+    obstacle(folder)
+    before = sorted(tmp_path.rglob("*"))
+    *table, last = profile_of_one_step(folder)
+    assert table[0].startswith("a step takes ")
+    assert last == f"no trace is written to {folder}: {why}; the run goes on"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("num_operations", [1, 200])
+def test_a_disk_without_room_for_the_trace(num_operations: int, tmp_path: Path) -> None:
+    """torch only logs that and leaves a file with another name, or does not notice if it is the
+    last bytes that have no room."""
+    (tmp_path / "trace.json").write_text("an earlier trace")
+    with files_of_at_most(500):
+        last = profile_of_one_step(tmp_path, num_operations)[-1]
+    assert last == f"no trace is written to {tmp_path}: File too large; the run goes on"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier trace"]
+
+
+def test_a_new_run_is_too_short(tmp_path: Path) -> None:
+    check_profile(0, tmp_path, 1)
+    check_profile(3, tmp_path, 5)
+    check_profile(3, tmp_path, None)
+    with pytest.raises(ValueError, match="takes 5 steps, but the run has 4; give at most 2, or"):
+        check_profile(3, tmp_path, 4)
+    with pytest.raises(ValueError, match="but the run has 1; leave --profile out, or raise"):
+        check_profile(3, tmp_path, 1)
+
+
+def test_what_is_in_the_way_of_a_trace_is_found_before_the_run(tmp_path: Path) -> None:
+    cure = "leave --profile out$"
+    folder_in_the_way(tmp_path / "one" / "profile")
+    with pytest.raises(ValueError, match=f"^--profile: .*/one/profile/trace.json is .*{cure}"):
+        check_profile(3, tmp_path / "one", 10)
+    file_in_the_way(tmp_path / "profile")
+    with pytest.raises(ValueError, match=f"^--profile: .*/profile: File exists; .*{cure}"):
+        check_profile(3, tmp_path, 10)
 
 
 def refusal(recipe: Recipe) -> str:
@@ -82,10 +160,91 @@ def refusal(recipe: Recipe) -> str:
 
 
 def test_a_refused_profile_leaves_no_run(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
-    recipe = world_recipe(world, tmp_path / "run")
-    recipe = replace(recipe, training=replace(recipe.training, steps=4))
+    recipe = with_steps(world_recipe(world, tmp_path / "run"), 4)
     assert "give at most 2," in ranks1.run(refusal, recipe, timeout=120)[0]
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    return replace(recipe, training=replace(recipe.training, steps=steps))
+
+
+def test_a_resumed_run_leaves_a_profile_out(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    assert ranks1.run(run_recipe, with_steps(recipe, 5), timeout=120) == [0]
+    assert not (tmp_path / "run" / "profile").exists()
+    (text,) = ranks1.run(profiled, with_steps(recipe, 9), True, timeout=120)
+    notice = "--profile is left out: it takes 5 steps, of which the run has 4 left"
+    assert text.splitlines().count(notice) == 1
+    assert "a step takes" not in text
+    (text,) = ranks1.run(profiled, with_steps(recipe, 14), True, timeout=120)
+    assert "a step takes" in text
+
+
+def stopped_while_profiled(recipe: Recipe) -> tuple[int, bool, str]:
+    """The exit code of a run that SIGTERM stops while steps are profiled, whether that has ended
+    with it, and what the run prints that continues it."""
+
+    def stop() -> None:
+        until(lambda: last_step(Path(recipe.output)) >= 3, 60)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    waiting = threading.Thread(target=stop)
+    waiting.start()
+    code = train(recipe, profile=995)
+    waiting.join()
+    ended = profile_module._active is None
+    short = with_steps(recipe, last_step(Path(recipe.output)) + 5)
+    return code, ended, profiled(short, True)
+
+
+def test_a_stopped_run_profiles_no_longer(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
+    recipe = with_steps(world_recipe(world, tmp_path / "run"), 1000)
+    ((code, ended, text),) = ranks1.run(stopped_while_profiled, recipe, timeout=180)
+    assert code == 128 + signal.SIGTERM
+    assert ended
+    assert "a step takes" in text
+
+
+def test_an_error_ends_what_is_profiled(tmp_path: Path) -> None:
+    vision = nn.Linear(2, 2)
+    with closing(StepProfile(5, tmp_path, vision)) as profile:
+        profile.after_step()
+        profile.after_step()
+        for part in (span("forward"), between_steps()):
+            with pytest.raises(RuntimeError), part:
+                raise RuntimeError
+            assert profile_module._active is profile
+        assert vision._forward_hooks
+    assert profile_module._active is None
+    assert not vision._forward_hooks
+    assert not vision._forward_pre_hooks
+    assert len(profile_of_one_step(tmp_path)) > 1
+
+
+SLOW_S = 3.0
+
+
+def with_slow_disk(recipe: Recipe) -> None:
+    write = StepProfile._write_trace
+
+    def slowly(self: StepProfile) -> str:
+        time.sleep(SLOW_S)
+        return write(self)
+
+    StepProfile._write_trace = slowly  # type: ignore[method-assign]
+    try:
+        train(recipe, profile=3)
+    finally:
+        StepProfile._write_trace = write  # type: ignore[method-assign]
+
+
+def test_writing_the_trace_is_no_training(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
+    ranks1.run(with_slow_disk, world_recipe(world, tmp_path / "run"), timeout=120)
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    seconds = [line["seconds"] for line in lines if "loss" in line]
+    assert len(seconds) == 10
+    assert max(seconds[3:]) < SLOW_S
 
 
 @pytest.mark.slow
@@ -109,3 +268,6 @@ def test_the_number_of_steps() -> None:
     assert words.for_ranks == ["train", "r.yaml", "--profile", "5"]
     with pytest.raises(ValueError, match=r"^--profile is 'x'; give a number of steps, 1 or more$"):
         split_words(["train", "r.yaml", "--profile", "x"])
+    assert split_words(["train", "r.yaml", "--profile=50"]).profile == 50
+    with pytest.raises(ValueError, match=r"^--profile is 51, but each .*; give at most 50$"):
+        split_words(["train", "r.yaml", "--profile", "51"])

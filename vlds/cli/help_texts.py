@@ -79,8 +79,8 @@ processes:
   --restarts N         restart a failed run at most N times (default: 0)
   --new_phase          with --resume: continue with another mixture of tasks;
                        each task keeps its place in its data
-  --profile N          after two steps, say where the time of N steps goes, and
-                       write a trace; the run goes on
+  --profile N          after two steps, say where the time of N steps goes (at
+                       most 50), and write a trace; the run goes on
 
 recipe:
 {RECIPE}

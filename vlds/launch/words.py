@@ -18,6 +18,7 @@ ALL_KEYS = "--help-all"
 """Lists every key of a recipe."""
 RANKS, RESTARTS, RESUME, NEW_PHASE = "--ranks", "--restarts", "--resume", "--new_phase"
 PROFILE = "--profile"
+MOST_PROFILED = 50
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def split_words(arguments: Sequence[str]) -> Words:
         elif word == NEW_PHASE and command == TRAIN:
             new_phase = True
         elif option_of(word) == PROFILE and command == TRAIN:
-            profile = positive(PROFILE, value_of(word, unread), "a number of steps")
+            profile = steps_to_profile(value_of(word, unread))
         else:
             rest.append(word)
     if new_phase and not resume:
@@ -105,6 +106,14 @@ def times(command: str, text: str) -> int:
     if not text.isdecimal():
         raise ValueError(f"{RESTARTS} is {text!r}; give a number, 0 or more")
     return int(text)
+
+
+def steps_to_profile(text: str) -> int:
+    """The value of `--profile`."""
+    if (number := positive(PROFILE, text, "a number of steps")) > MOST_PROFILED:
+        why = "each step adds megabytes to memory and to the trace"
+        raise ValueError(f"{PROFILE} is {number}, but {why}; give at most {MOST_PROFILED}")
+    return number
 
 
 def resumes(word: str, unread: list[str]) -> Resume:

@@ -25,7 +25,7 @@ from vlds.training.checkpoint import RunStates, find_state, restore
 from vlds.training.engine import Engine
 from vlds.training.optim import parameter_groups
 from vlds.training.prepare import Prepared
-from vlds.training.profile import check_profile
+from vlds.training.profile import FOLDER, StepProfile, check_profile, takes
 from vlds.training.run import Run, write_start
 from vlds.training.states import Resume
 from vlds.training.tracker import Tracker
@@ -45,6 +45,7 @@ def build_run(
     """
     state_folder = find_state(recipe, ranks, resume)
     resumed = state_folder is not None
+    check_profile(profile, Path(recipe.output), None if resumed else recipe.training.num_steps)
     processor = recipe.model.load_processor()
     collator = recipe.model.collator(processor)
     evaluator = Evaluator(recipe, prepared.evaluation_sources, collator, ranks)
@@ -75,7 +76,6 @@ def build_run(
     if state_folder is not None:
         restore(recipe, states, ranks, state_folder, new_phase)
         check_steps(recipe, engine.steps_done)
-    check_profile(profile, recipe.training.num_steps - engine.steps_done)
     if best is not None:
         states.best = best.known  # a state is older than the evaluation of its own step
     tracker = Tracker(recipe, ranks, engine.steps_done)
@@ -85,6 +85,7 @@ def build_run(
         write_start(run, resumed)
     announce(run)
     if ranks.is_first:
+        notices = [*notices, *add_profile(run, profile)]
         for line in [*notices, *cut_texts(prepared.train_sources, collator)]:
             tracker.say(line)
     return run
@@ -98,6 +99,17 @@ def check_steps(recipe: Recipe, steps_done: int) -> None:
             f"training.steps: {steps:,}, but the run in {recipe.output} has taken {steps_done:,}; "
             f"give at least {steps_done:,}, or another output"
         )
+
+
+def add_profile(run: Run, num_steps: int) -> list[str]:
+    """Let this rank profile so many steps; what to say if too few are left for it."""
+    left = run.recipe.training.num_steps - run.engine.steps_done
+    if left < takes(num_steps):
+        steps = f"{takes(num_steps)} steps, of which the run has {left} left"
+        return [f"--profile is left out: it takes {steps}"]
+    if num_steps:
+        run.profile = StepProfile(num_steps, run.folder / FOLDER, run.engine.model.vision_module)
+    return []
 
 
 def check_choices(recipe: Recipe, model: Model) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from vlds.config import Recipe
@@ -19,7 +20,7 @@ from vlds.training.faults import NonFiniteSteps, explained, library_faults
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import schedule_factor, set_learning_rate
 from vlds.training.prepare import check_frozen_files, prepare, with_steps
-from vlds.training.profile import StepProfile, between_steps, span
+from vlds.training.profile import between_steps, span
 from vlds.training.run import (
     Run,
     evaluation_due,
@@ -52,34 +53,33 @@ def train(
         check_frozen_files(recipe, ranks)
         with hold_folder(ranks, Path(recipe.output)):
             run = build_run(recipe, ranks, prepared, resume, new_phase, profile)
-            code = run_loop(run, stop, profile)
+            code = run_loop(run, stop)
     run.engine.close()
     return code
 
 
-def run_loop(run: Run, stop: Sequence[int], profile: int = 0) -> int:
-    """The loop; its writers are closed however it ends. Returns the exit code."""
+def run_loop(run: Run, stop: Sequence[int]) -> int:
+    """The loop; its writers and the profile are closed however it ends. Returns the exit code."""
     run.evaluator.stopping = lambda: bool(stop)
-    try:
-        return loop(run, stop, profile)
-    except EvaluationStopped:
-        if run.engine.steps_done > (run.states.newest_step or 0):
-            save_state(run)  # not saved yet if the step before the evaluation was skipped
-        return stopped(run, stop, "during the evaluation ")
-    finally:
-        run.states.close()
-        run.tracker.close()
+    with ExitStack() as closing:
+        closing.callback(run.tracker.close)
+        closing.callback(run.states.close)
+        if run.profile is not None:
+            closing.callback(run.profile.close)
+        try:
+            return loop(run, stop)
+        except EvaluationStopped:
+            if run.engine.steps_done > (run.states.newest_step or 0):
+                save_state(run)  # not saved yet if the step before the evaluation was skipped
+            return stopped(run, stop, "during the evaluation ")
 
 
-def loop(run: Run, stop: Sequence[int], profile: int) -> int:
+def loop(run: Run, stop: Sequence[int]) -> int:
     """Steps until the last one, or until a signal is in `stop`. Returns the exit code."""
     config, engine = run.recipe.training, run.engine
     num_steps = config.num_steps
     watch = GradientWatch(engine.model, engine.model.trained_by, run.ranks)
     nonfinite = NonFiniteSteps(run.recipe, run.ranks)
-    profiled: StepProfile | None = None
-    if profile and run.ranks.is_first:
-        profiled = StepProfile(profile, run.folder / "profile", engine.model.vision_module)
     global_batches = run.stream.steps()
     if engine.steps_done == num_steps:
         run.tracker.say("all steps are done; what is left is to evaluate and to write the artifact")
@@ -96,7 +96,10 @@ def loop(run: Run, stop: Sequence[int], profile: int) -> int:
             run.states.finish()
         last = step == num_steps
         lines = [*watch.after_step(last), *nonfinite.after_step(step, report, batches)]
-        for line in [*lines, *(profiled.after_step() if profiled else [])]:
+        if run.profile is not None:
+            with run.tracker.paused():  # to write a trace takes seconds
+                lines += run.profile.after_step()
+        for line in lines:
             run.tracker.say(line)
         # Too many skipped steps in a row end the run: the good state before them stays the newest.
         save_due |= step % config.save_every == 0

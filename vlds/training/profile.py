@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, record_function
+
+from vlds.runtime.disk import check_writable, make_folder
+from vlds.runtime.half_made import half_made
 
 WARM_UP = 2
 """Steps before those that count: the first ones allocate memory."""
@@ -26,6 +30,8 @@ SPANS = {
 COMMUNICATION = ("c10d::", "gloo:", "nccl:")
 """What names of operations between ranks begin with."""
 VIEWERS = "open it at ui.perfetto.dev or chrome://tracing"
+FOLDER, TRACE = "profile", "trace.json"
+"""The folder in a run's folder, and the file in it."""
 
 _active: StepProfile | None = None
 
@@ -33,13 +39,13 @@ _active: StepProfile | None = None
 @contextmanager
 def span(name: str) -> Iterator[None]:
     """A part of a step; costs a microsecond while nothing is profiled."""
-    if _active is None:
+    if (profile := _active) is None:
         yield
         return
     with record_function(f"vlds: {name}"):
         began = now()
         yield
-        _active.seconds[name] += now() - began
+        profile.seconds[name] += now() - began
 
 
 def now() -> float:
@@ -57,34 +63,53 @@ def between_steps() -> Iterator[None]:
         yield
         return
     profile, _active, began = _active, None, now()
-    yield
-    profile.seconds_between += now() - began
-    _active = profile
+    try:
+        yield
+    finally:
+        _active = profile
+        profile.seconds_between += now() - began
 
 
-def check_profile(num_steps: int, left: int) -> None:
-    """Errors: ValueError if a run has fewer steps left than a profile of so many takes."""
-    if num_steps and left < WARM_UP + num_steps:
+def takes(num_steps: int) -> int:
+    """Steps that pass until so many are profiled."""
+    return WARM_UP + num_steps if num_steps else 0
+
+
+def check_profile(num_steps: int, run: Path, steps: int | None) -> None:
+    """Check what a profile needs, before long work. `steps`: a new run's; None if it is resumed.
+
+    Errors: ValueError if these are too few, or if the trace cannot be written to the run's folder.
+    """
+    if steps is not None and steps < takes(num_steps):
+        most = steps - WARM_UP
         raise ValueError(
-            f"--profile is {num_steps}, but the run has {left:,} steps left: it begins to count "
-            f"after {WARM_UP} steps; give at most {max(0, left - WARM_UP):,}, or raise "
+            f"--profile is {num_steps} and takes {takes(num_steps)} steps, but the run has "
+            f"{steps}; {f'give at most {most}' if most > 0 else 'leave --profile out'}, or raise "
             "training.steps"
         )
+    trace = run / FOLDER / TRACE
+    if num_steps and trace.is_dir():
+        raise ValueError(f"--profile: {trace} is a folder; move it away, or leave --profile out")
+    if num_steps:
+        try:
+            check_writable(trace.parent, "--profile")
+        except ValueError as error:
+            raise ValueError(f"{error} as output, or leave --profile out") from error
 
 
 class StepProfile:
-    """Profiles some of a rank's steps."""
+    """Profiles some of a rank's steps. Close it when the run ends: it may be under way."""
 
     def __init__(self, num_steps: int, folder: Path, vision: nn.Module | None) -> None:
         """`vision`: the part of the model that reads pictures; `folder`: where the trace goes."""
         self.num_steps = num_steps
-        self.trace = folder / "trace.json"
+        self.trace = folder / TRACE
         self.seconds: dict[str, float] = defaultdict(float)
         self.seconds_between = 0.0
         self._vision = vision
         self._num_taken = 0
-        self._hooks: list[Any] = []
         self._profiler: Any = None
+        self._open = ExitStack()
 
     def after_step(self) -> list[str]:
         """Count a step; lines for the user once the last one is taken."""
@@ -93,30 +118,57 @@ class StepProfile:
             self._begin()
         return self._end() if self._num_taken == WARM_UP + self.num_steps else []
 
+    def close(self) -> None:
+        """End a profile that is under way."""
+        global _active
+        _active = None
+        self._open.close()
+
     def _begin(self) -> None:
         global _active
-        if self._vision is not None:
-            self._hooks = spans_around(self._vision)
+        for hook in [] if self._vision is None else spans_around(self._vision):
+            self._open.callback(hook.remove)
         gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-        self._profiler = torch.profiler.profile(activities=[ProfilerActivity.CPU, *gpu])
-        self._profiler.__enter__()
+        profiler = torch.profiler.profile(activities=[ProfilerActivity.CPU, *gpu])
+        self._profiler = self._open.enter_context(profiler)
         self._began, _active = now(), self
 
     def _end(self) -> list[str]:
-        global _active
-        whole, _active = now() - self._began - self.seconds_between, None
-        self._profiler.__exit__(None, None, None)
-        for hook in self._hooks:
-            hook.remove()
+        whole = now() - self._began - self.seconds_between
+        self.close()
         between = sum(
             event.self_cpu_time_total / 1e6
             for event in self._profiler.key_averages()
             if event.key.startswith(COMMUNICATION)
         )
-        self.trace.parent.mkdir(parents=True, exist_ok=True)
-        self._profiler.export_chrome_trace(str(self.trace))
-        lines = table(self.seconds, whole, between, self.num_steps)
-        return [*lines, f"trace of {self.num_steps} steps: {self.trace}; {VIEWERS}"]
+        lines = [*table(self.seconds, whole, between, self.num_steps), self._write_trace()]
+        self._profiler = None  # it holds every operation of the steps
+        return lines
+
+    def _write_trace(self) -> str:
+        """Write the trace, if the system allows it; a line for the user."""
+        try:
+            make_folder(self.trace.parent)
+            with half_made(self.trace) as unfinished:
+                unfinished.mkdir()  # torch has a temporary file of its own
+                file = unfinished / TRACE
+                self._profiler.export_chrome_trace(str(file))
+                check_whole(file)
+                os.replace(file, self.trace)
+        except (OSError, RuntimeError) as error:
+            why = getattr(error, "strerror", None) or error
+            return f"no trace is written to {self.trace.parent}: {why}; the run goes on"
+        return f"trace of {self.num_steps} steps: {self.trace}; {VIEWERS}"
+
+
+def check_whole(trace: Path) -> None:
+    """Errors: OSError that says why the end of a trace is missing: torch only logs that, or not."""
+    with trace.open("ab+") as file:
+        file.seek(max(0, file.tell() - 8))
+        if file.read().rstrip().endswith(b"}"):
+            return
+        file.write(bytes(1 << 20))  # what has stopped torch stops this, too
+    raise OSError("torch has not written all of it")
 
 
 def spans_around(module: nn.Module) -> list[Any]:

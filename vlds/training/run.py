@@ -28,6 +28,7 @@ from vlds.runtime.whole_file import write_whole
 from vlds.training.best import BestStep
 from vlds.training.checkpoint import RunStates
 from vlds.training.engine import Engine
+from vlds.training.profile import StepProfile
 from vlds.training.recipe_changes import RECIPE, recipe_changes
 from vlds.training.sinks import has_scores
 from vlds.training.tracker import Tracker
@@ -48,6 +49,8 @@ class Run:
     evaluator: Evaluator
     best: BestStep | None
     states: RunStates
+    profile: StepProfile | None = None
+    """On the first rank, if the user asked for it."""
 
     @property
     def folder(self) -> Path:

@@ -91,7 +91,8 @@ VLDS_LAUNCHER_ARGS holds options for the deepspeed launcher (--hostfile,
 """
 PLAN = f"""\
 usage: vlds plan RECIPE [--ranks N ...] [--memory GB]
-                 [--tflops N --bandwidth GB] [--link GB] [--json] [--KEY VALUE ...]
+                 [--tflops N --bandwidth GB] [--link GB] [--json]
+                 [--KEY VALUE ...]
 
 Say what each rank of a recipe's run needs: memory between steps, memory at the
 worst moment of a step, and the time of a step. No weights are loaded. To know a

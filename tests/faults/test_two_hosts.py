@@ -186,7 +186,8 @@ def test_two_hosts_under_torchrun(
         kill(started)
     logs = [(tmp_path / f"{number}.log").read_text() for number in (0, 1)]
     assert codes == [1, 1], logs
-    assert f"after step {last_step(run)}; --resume continues" in logs[0]
+    why = "because another rank was told to"
+    assert f"after step {last_step(run)} {why}; --resume continues" in logs[0]
     found, complaints = newest(run / "state")
     assert (found, complaints) == (run / f"state/step-{last_step(run):08d}", [])
 

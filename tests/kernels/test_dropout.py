@@ -15,6 +15,7 @@ from vlds.kernels.compiled import compiled_functions
 from vlds.kernels.dropout import (
     TORCH_DROPOUT,
     StepDropout,
+    decoder_follows,
     draws_by_example,
     dropout_by,
     examples_follow,
@@ -120,6 +121,21 @@ def test_attention_follows_text_and_pictures() -> None:
     for rows, ours in ((slice(4), slice(4)), (slice(14, None), slice(4, None))):
         for columns, mine in ((slice(4), slice(4)), (slice(14, None), slice(4, None))):
             assert torch.equal(short[:, :, ours, mine], whole[:, :, rows, columns])
+
+
+def test_a_decoder_reads_the_sequence_as_an_encoder_does() -> None:
+    """What LoRA drops of a decoder's keys follows text and pictures, whatever the padding."""
+
+    def drawn(length: int) -> Tensor:
+        with dropout_by(StepDropout(7, 0)):
+            examples_follow(IDS)
+            visual_tokens_end(length + 6, 6)
+            decoder_follows(4)
+            return F.dropout(torch.ones(32, length + 6, 8)) == 0
+
+    padded, short = drawn(9), drawn(5)
+    assert torch.equal(padded[:, :5], short[:, :5])
+    assert torch.equal(padded[:, 9:], short[:, 5:])
 
 
 def test_kept_elements_and_their_gradients_are_scaled() -> None:

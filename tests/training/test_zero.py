@@ -226,7 +226,7 @@ METHODS = {
     "one rule": Compacter(reduction=4, sharing="multiple", rule="everywhere", block_rank=1),
     "low rank": LowRankAdapter(reduction=4, sharing="multiple"),
     "hyperformer": Hyperformer(reduction=4, task_dim=6, hidden_dim=5, projected_dim=4),
-    "lora": LoRA(rank=2, dropout=0.0, sharing="multiple"),
+    "lora": LoRA(rank=2, dropout=0.1, sharing="multiple"),
     "ia3": IA3(sharing="multiple"),
     "bitfit": BitFit(add_biases=True),
     "bitfit everywhere": BitFit(add_biases=True, add_norm_and_head_biases=True),

@@ -55,8 +55,13 @@ class Tokens(NamedTuple):
     total: int
     """Tokens of text and pictures, padding included."""
     num_visual: int
-    encoding: bool = True
-    """False while a decoder runs: it reads the sequence, and its own tokens are others."""
+    num_written: int | None = None
+    """While a decoder runs: how many tokens of its own it has, beside the sequence that it
+    reads."""
+
+    def are(self, size: int) -> bool:
+        """True if so many tokens are those of the sequence."""
+        return size >= self.total and size != self.num_written
 
 
 class Draws(Protocol):
@@ -219,13 +224,12 @@ def keys_of(shape: torch.Size, rows: Tensor, tokens: Tokens | None, call: int) -
     for axis, size in enumerate(shape[1:-1], 1):
         positions = torch.arange(size)
         is_tokens = axis == max(1, len(shape) - 2)
-        if tokens is not None and tokens.encoding and size >= tokens.total and is_tokens:
+        if tokens is not None and tokens.are(size) and is_tokens:
             first = size - tokens.num_visual
             positions[first:] += BEHIND - first
         rows = rows[..., None] + mixed(positions + (axis << 56))
     ends = [0, shape[-1]]
-    reads = tokens is not None and (tokens.encoding or shape[-1] != shape[-2])
-    if tokens is not None and reads and len(shape) == 4 and shape[-1] >= tokens.total:
+    if tokens is not None and len(shape) == 4 and tokens.are(shape[-1]):
         ends.insert(1, shape[-1] - tokens.num_visual)
     features = []
     for number, (start, stop) in enumerate(pairwise(ends)):
@@ -288,7 +292,7 @@ def visual_tokens_end(total: int, num_visual: int) -> None:
         _current.tokens = Tokens(total, num_visual)
 
 
-def decoder_follows() -> None:
-    """Say that a decoder reads the sequence next."""
+def decoder_follows(num_tokens: int) -> None:
+    """Say that a decoder with so many tokens of its own reads the sequence next."""
     if _current is not None and _current.tokens is not None:
-        _current.tokens = _current.tokens._replace(encoding=False)
+        _current.tokens = _current.tokens._replace(num_written=num_tokens)

@@ -102,7 +102,7 @@ class JointModel(Model):
 
     def decode(self, states: Tensor, mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """(b, t, d) decoder states after each decoder input token."""
-        decoder_follows()
+        decoder_follows(decoder_input_ids.shape[1])
         output = self.backbone.get_decoder()(
             input_ids=decoder_input_ids,
             encoder_hidden_states=states,

@@ -205,7 +205,7 @@ def by_generate(work: Workload, batches: Iterator[Batch]) -> dict[str, str]:
     for batch in batches:
         with torch.no_grad():
             states, mask = model.encode(batch)
-            model.routing.set(batch.task_index.repeat_interleave(work.decoding.num_beams))
+            model.context.routing.set(batch.task_index.repeat_interleave(work.decoding.num_beams))
             ids = model.backbone.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states),
                 attention_mask=mask,

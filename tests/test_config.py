@@ -28,17 +28,22 @@ from vlds.data.errors import ErrorPolicy
 from vlds.launch.words import split_words
 from vlds.methods import (
     IA3,
+    LST,
+    VLPET,
     Adapter,
     BitFit,
     Compacter,
     DecoderPromptTuning,
     Full,
     Hyperformer,
+    HyperPELT,
     LoRA,
     LowRankAdapter,
+    Mixture,
     Peft,
     PrefixTuning,
     PromptTuning,
+    SimAdapter,
 )
 from vlds.models import Causal, ImageTextToText, JointSeq2Seq
 from vlds.models.visual_embedding import VisualEmbeddingConfig
@@ -135,6 +140,14 @@ def every_choice() -> list[Recipe]:
         train_connector=False,
         roles={"backbone": {"attn_q": ["layers.*.attn.query"]}},
     )
+    related = {
+        "mix": Mixture(of=LoRA(sharing="multiple"), experts=3),
+        "pet": VLPET(of=Compacter(), gate="small", padding_counts=True),
+        "lst": LST(encoder_layers=[1, 3], start="fisher", importance="importance.safetensors"),
+        "pelt": HyperPELT(prefix_length=4),
+        "fused": SimAdapter(runs={"vqa": "runs/vqa", "gqa": "runs/gqa"}),
+    }
+    others.append(replace(full, methods=related))
     return [full, *others, *(replace(full, model=m, alignment=None) for m in (causal, qwen))]
 
 

@@ -407,7 +407,8 @@ def test_the_box_lists_what_there_is() -> None:
         assert Path(name).stem.removesuffix("_offload") in readme
     for name in shipped("recipes"):
         if name.endswith(".yaml") and not Path(name).name.startswith("demo_"):
-            place = "recipes/vl_adapter/" if name.startswith("recipes/vl_adapter/") else name
+            # Folders of published rows are named as a whole.
+            place = f"{Path(name).parent}/" if len(Path(name).parts) == 3 else name
             assert place in readme, f"README does not name {place}"
     text = (ROOT / "docs" / "launching.md").read_text("utf-8")
     starting = re.search(r"Only (.*?) start ranks", text)
@@ -416,7 +417,8 @@ def test_the_box_lists_what_there_is() -> None:
 
 
 def test_methods_and_their_fields_are_explained() -> None:
-    text = (ROOT / "docs" / "methods.md").read_text("utf-8")
+    pages = (ROOT / "docs" / name for name in ("methods.md", "related_methods.md"))
+    text = "\n".join(page.read_text("utf-8") for page in pages)
     classes = [getattr(vlds.methods, name) for name in vlds.methods.__all__ if name != "Method"]
     for method in classes:
         assert f"`{method.__name__}`" in text

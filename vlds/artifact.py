@@ -16,7 +16,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,8 @@ def write_description(folder: Path, recipe: Recipe) -> None:
     sources."""
     description = {"format": FORMAT, "sources": recipe.model.source_hashes()}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
-    tree = with_start(moved(to_tree(recipe), str(folder), HERE))
+    methods = {name: method.in_artifact() for name, method in recipe.methods.items()}
+    tree = with_start(moved(to_tree(replace(recipe, methods=methods)), str(folder), HERE))
     (folder / RECIPE).write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
 
 

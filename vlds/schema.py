@@ -281,10 +281,14 @@ Role = Literal[
     "ffn_in",
     "ffn_out",
     "norm",
+    "attn_residual",
+    "ffn_residual",
+    "layer",
     "decoder_positions",
 ]
 """Where a method can attach; `attn_*` is self-attention in encoder and decoder, `attn_qkv` one
-layer that makes queries, keys and values."""
+layer that makes queries, keys and values. `attn_residual` and `ffn_residual` get what their
+sub-layer's residual connection carries; `layer` is a whole one."""
 
 
 @dataclass(frozen=True)
@@ -298,6 +302,10 @@ class TargetModules:
     default."""
     cures: Mapping[str, str] = field(default_factory=dict)
     """Role that models of this kind lack -> what to choose instead, for the error message."""
+    narrow: Callable[[Any, int, tuple[int, int]], Any] | None = None
+    """Makes narrow stacks beside a model: the model, the factor by which they are narrower, and how
+    many layers encoder and decoder have -> a model of its class that shares its embeddings. None
+    where there are no two stacks."""
 
 
 @dataclass(frozen=True)

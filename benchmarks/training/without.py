@@ -20,10 +20,12 @@ def nothing(*_: Any) -> Iterator[None]:
     yield
 
 
-def plain_nll(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
+def plain_nll(predicted: Any) -> Tensor:
     """Torch's cross-entropy of whole logits in float32."""
-    nll = F.cross_entropy(logits.float(), labels[real], reduction="none")
-    return nll.new_zeros(real.shape).masked_scatter(real, nll)
+    labels = predicted.labels[predicted.is_label]
+    nll = F.cross_entropy(predicted.logits.float(), labels, reduction="none")
+    by_example: Tensor = predicted.by_example(nll)
+    return by_example
 
 
 def dropout() -> None:
@@ -49,8 +51,7 @@ def norms() -> None:
 
 def loss() -> None:
     """Torch's cross-entropy."""
-    patch("vlds.models.joint_model.nll_at", plain_nll).start()
-    patch("vlds.models.causal_model.nll_at", plain_nll).start()
+    patch("vlds.models.model.nll_of", plain_nll).start()
 
 
 def kept_memory() -> None:

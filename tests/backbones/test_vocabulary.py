@@ -36,9 +36,9 @@ def logits_of(source: Backbone, model: Any) -> Tensor:
     """Logits of two texts, computed as JointModel does, without pictures."""
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
     none = torch.zeros(2, 0, 16, dtype=model.dtype)
-    states, mask = source.encode(model, ids, ids > 0, none, none[..., 0].bool())
+    states = source.encode(model, ids, none, ids > 0, None)
     decoded = model.get_decoder()(
-        input_ids=ids[:, :3], encoder_hidden_states=states, encoder_attention_mask=mask
+        input_ids=ids[:, :3], encoder_hidden_states=states, encoder_attention_mask=ids > 0
     )
     return source.vocabulary_logits(model, decoded.last_hidden_state)
 

@@ -58,7 +58,7 @@ class PrefixModel(WritingModel):
 
     def prompts(self, batch: Batch) -> dict[str, Tensor]:
         """What Hugging Face's model reads: (b, v + l, d) and its mask."""
-        self.routing.set(batch.task_index, batch.input_ids.device)
+        self.context.routing.set(batch.task_index, batch.input_ids.device)
         run_beside(self.backbone)  # what methods compute once a batch
         visual = self.connector(self.vision(batch.pictures))
         visual, mask = tokens_of_rows(visual, batch.image_index)

@@ -14,6 +14,7 @@ from torch import Tensor
 from tests.toys.files import ROOT
 from vlds.backbones import T5
 from vlds.methods import IA3, Adapter, Compacter, LoRA, Method
+from vlds.methods.context import BatchContext
 from vlds.methods.host import Host
 from vlds.methods.routing import TaskRouting
 
@@ -77,7 +78,7 @@ def test_same_weights_same_logits(name: str) -> None:
     model = T5.model_class(T5.config_class.from_dict(SIZES)).eval()
     routing = TaskRouting()
     targets = T5(path="-").target_modules
-    CASES[name].attach(Host("m", model, targets, ["task"], routing))
+    CASES[name].attach(Host("m", model, targets, ["task"], BatchContext(routing)))
     weights = {k.removeprefix("weights/"): v for k, v in recorded.items() if "weights/" in k}
     fill(dict(model.named_parameters()), weights)
     routing.set(torch.zeros(3, dtype=torch.long))

@@ -18,9 +18,9 @@ from tests.toys.models import TASKS, backbone, batch, build, shake
 from vlds.backbones import T5, Backbone, Bart
 from vlds.backbones.base import LoadedBackbone
 from vlds.methods import IA3, Adapter, BitFit, LoRA, Peft
+from vlds.methods.context import BatchContext
 from vlds.methods.extended import ExtendedLinear
 from vlds.methods.host import Host
-from vlds.methods.routing import TaskRouting
 from vlds.schema import TargetModules
 
 
@@ -185,7 +185,7 @@ TARGETS = TargetModules({"attn_q": ("first",), "ffn_out": ("again",), "attn_out"
 
 def host_of(model: nn.Module, targets: TargetModules = TARGETS) -> Host:
     """A model to attach the method "m" to."""
-    return Host("m", model, targets, TASKS, TaskRouting())
+    return Host("m", model, targets, TASKS, BatchContext())
 
 
 def test_the_layer_stays_the_same_object() -> None:
@@ -261,7 +261,7 @@ def test_layers_of_bitsandbytes(kind: str, tmp_path: Path) -> None:
     targets = Bart(path="-").target_modules
     trained = []
     for number, method in enumerate((LoRA(rank=2), IA3(), BitFit(), Adapter(reduction=4))):
-        host = Host(f"m{number}", model, targets, TASKS[:1], TaskRouting())
+        host = Host(f"m{number}", model, targets, TASKS[:1], BatchContext())
         for parameter in method.attach(host):
             trained.append(parameter.requires_grad_(True))
         if not isinstance(method, Adapter):

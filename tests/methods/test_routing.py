@@ -71,7 +71,7 @@ def test_tasks_together_are_as_one_by_one(tasks: list[int], shared: tuple[str, .
         calls.append(len(rows))
         return stacked_linear(stacked_linear(rows, weight, bias).tanh(), last)
 
-    together = routing.apply_stacked(both, states, *stacks)
+    together = routing.apply_stacked(both, states, stacks[:2], stacks[2:])
     assert len(calls) == (len(set(tasks)) if tasks == TASKS["uneven"] else 1)
     rows = [
         both(states[k], *(s[[min(t, len(s) - 1)]] for s in stacks)) for k, t in enumerate(tasks)
@@ -97,7 +97,7 @@ def test_gradients_come_in_one_order(sizes: tuple[int, int, int]) -> None:
         ]
         order = note_order(stacks)
         states = torch.ones(len(tasks), 2, 5, requires_grad=True)
-        routing.apply_stacked(two_layers, states, *stacks).sum().backward()  # type: ignore[no-untyped-call]
+        routing.apply_stacked(two_layers, states, stacks[:2], stacks[2:]).sum().backward()  # type: ignore[no-untyped-call]
         orders.add(tuple(order))
     assert len(orders) == 1
 

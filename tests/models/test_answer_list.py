@@ -88,7 +88,7 @@ def test_the_best_of_the_list(model: JointModel, num_beams: int) -> None:
 
     with torch.no_grad():
         states, mask = model.encode(examples)
-        model.routing.set(torch.zeros(1, dtype=torch.long))
+        model.context.routing.set(torch.zeros(1, dtype=torch.long))
         for number, answer in enumerate(found):
             scores = partial(within, rows=(states[number : number + 1], mask[number : number + 1]))
             start, end = config.decoder_start_token_id, config.eos_token_id

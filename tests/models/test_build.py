@@ -172,7 +172,7 @@ def test_several_methods_extend_one_layer_in_order(tmp_path: Path) -> None:
     model = build(source, {"one": Adapter(reduction=4), "two": Adapter(sharing="multiple")}).eval()
     layer = model.backbone.encoder.block[0].layer[0].SelfAttention.o
     assert list(layer.extensions) == ["one", "two"]
-    model.routing.set(torch.tensor([2, 2]))
+    model.context.routing.set(torch.tensor([2, 2]))
     inputs = torch.randn(2, 3, 16)
     plain = inputs @ layer.weight.T
     expected = layer.extensions["two"](inputs, layer.extensions["one"](inputs, plain))

@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests.toys.causal import SIZES, batch, build, kind_in, rows
 from vlds.methods import Adapter, Hyperformer, LoRA
+from vlds.methods.batch_loss import Predicted
 from vlds.models.causal_model import CausalModel
+from vlds.models.token_nll import nll_of
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 
 KINDS = pytest.mark.parametrize("kind", SIZES)
@@ -41,7 +43,9 @@ def log_probabilities(
         labels=torch.cat([torch.full_like(examples.input_ids, IGNORED_LABEL), answers], 1),
         labels_on_prompt=True,
     )
-    totals: list[float] = (-model.nll(whole, visual).sum(1)).tolist()
+    assert whole.labels is not None
+    predicted = Predicted(model.answer_logits(whole, visual)[0], whole.labels)
+    totals: list[float] = (-nll_of(predicted).sum(1)).tolist()
     return totals
 
 

@@ -77,7 +77,7 @@ def test_beam_search_with_a_cache(model: JointModel, num_beams: int) -> None:
     start, end = config.decoder_start_token_id, config.eos_token_id
     with torch.no_grad():
         states, mask = model.encode(examples)
-        model.routing.set(torch.zeros(1, dtype=torch.long))
+        model.context.routing.set(torch.zeros(1, dtype=torch.long))
         for number, answer in enumerate(found):
             rows = states[number : number + 1], mask[number : number + 1]
             scores = partial(log_probs, model, rows)

@@ -127,7 +127,7 @@ def test_a_copy_is_a_model_of_its_own(family: type[Backbone], tmp_path: Path) ->
             parameter.zero_()
     model(batch(tasks=(1, 1)), torch.ones(2))
     assert twin(batch(), torch.ones(4)).loss > 0
-    assert twin.routing is not model.routing
+    assert twin.context.routing is not model.context.routing
 
 
 def test_images_are_encoded_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ code, weight by weight."""
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,9 +26,19 @@ from vlds.tasks import GQA, NLVR2, VQA, Caption, Task
 from vlds.training.engine import Engine, start_ranks
 from vlds.training.optim import decays
 
+TASKS: dict[str, Task] = {"vqa": VQA(), "gqa": GQA(), "nlvr": NLVR2(), "caption": Caption()}
 RECORDS = sorted(FOLDER.rglob("*.train6.json"))
-PER_TASK = [path for path in RECORDS if path.parent.name != "ladder_side_tuning"]
-"""Ladder Side-Tuning's methods are shared by all tasks: nothing of them ever stands still."""
+
+
+def has_own_weights(path: Path) -> bool:
+    """True if a task's own weights stand still in a step of another task."""
+    steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
+    weights = [step["params_norm_and_dotcos"] for step in steps]
+    own = [key for key in weights[0] if re.search(rf"\b({'|'.join(TASKS)})\b", key)]
+    return any(old[key] == new[key] for old, new in pairwise(weights) for key in own)
+
+
+PER_TASK = [path for path in RECORDS if has_own_weights(path)]
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
@@ -38,7 +49,8 @@ def test_trajectory(path: Path, tmp_path: Path) -> None:
     slices = case.trainable(model)
     decayed = [named.key for named in slices if not undecayed(named.key)]
     assert sorted(decayed) == sorted(record["weight_decay_names"])
-    optimizer = ReferenceAdamW(slices, weight_decay=0.01)
+    (weight_decay,) = re.findall(r"weight_decay ([\d.]+)", record["optimizer"])
+    optimizer = ReferenceAdamW(slices, float(weight_decay))
     for step in record["steps"]:
         task = step["task"]
         model.zero_grad()
@@ -65,9 +77,6 @@ def test_the_original_groups(path: Path, tmp_path: Path) -> None:
     for named in case.trainable(model):
         decaying = decays(rules[names[named.parameter]], config)
         assert decaying != undecayed(named.key), named.key
-
-
-TASKS: dict[str, Task] = {"vqa": VQA(), "gqa": GQA(), "nlvr": NLVR2(), "caption": Caption()}
 
 
 def own_part(case: RecordedCase, task: str, ranks: Ranks) -> Batch:
@@ -124,6 +133,8 @@ def test_what_stood_still_there_stands_still_under_zero(
     """The original's batches are of one task; its modules of the other tasks have no gradient."""
     steps = json.loads(path.read_text(encoding="utf-8"))["steps"]
     case = RecordedCase(path.with_name(path.name.replace(".train6", "")))
+    if case.padding_counts:
+        pytest.skip("an example's loss depends on its rank's padding, as in the original code")
     model = case.build(tmp_path)
     names = {parameter: name for name, parameter in model.named_parameters()}
     found = ranks2.run(engine_steps, path, tmp_path, stage, timeout=120)[0]

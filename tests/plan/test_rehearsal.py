@@ -140,10 +140,10 @@ def test_every_type_of_image_text_model(model_type: str) -> None:
 def test_code_that_asks_for_numbers(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nll_sums(self: Model, batch: Batch) -> Tensor:
-        return self.token_nll(batch).sum(1) * self.token_nll(batch).max().item()
+    def loss_sums(self: Model, batch: Batch) -> list[Tensor]:
+        return [self.token_nll(batch).sum(1) * self.token_nll(batch).max().item()]
 
-    monkeypatch.setattr(Model, "nll_sums", nll_sums)
+    monkeypatch.setattr(Model, "loss_sums", loss_sums)
     reason = forecast_or_reason(kind_recipe("joint", world, tmp_path), 1)
     assert isinstance(reason, str)
     assert reason.startswith("this model's code cannot run without numbers (")

@@ -118,12 +118,13 @@ def text_logits(
 ) -> Tensor:
     """Logits of texts without visual tokens."""
     model = run.model.eval().requires_grad_(False)
-    model.routing.set(torch.full((len(input_ids),), task))
+    model.context.routing.set(torch.full((len(input_ids),), task))
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     none = torch.zeros(len(input_ids), 0, model.backbone.config.d_model)
-    states, mask = run.recipe.model.backbone.encode(
-        model.backbone, input_ids, mask.bool(), none, none[..., 0].bool(), model.method_prompts()
-    )
+    prompts = model.method_prompts()
+    if prompts is not None:
+        mask = torch.cat([mask.new_ones(prompts.shape[:2]), mask], 1)
+    states = run.recipe.model.backbone.encode(model.backbone, input_ids, none, mask.bool(), prompts)
     return model.vocabulary_logits(model.decode(states, mask, decoder_input_ids))
 
 

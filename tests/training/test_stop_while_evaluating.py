@@ -17,8 +17,9 @@ from tests.toys.world import world_recipe
 from vlds.config import Recipe
 from vlds.schema import Batch
 from vlds.tasks import VQA
-from vlds.training.engine import Engine, StepReport
+from vlds.training.engine import Engine
 from vlds.training.states import newest, read_progress
+from vlds.training.step_report import StepReport
 
 ANSWERS_BEFORE_STOP = 2
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlds.methods import Adapter
+from vlds.methods.context import BatchContext
 from vlds.methods.host import Host
-from vlds.methods.routing import TaskRouting
 from vlds.schema import ImageSpec
 from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
 from vlds.vision.base import Geometry, freeze, thaw
@@ -92,7 +92,7 @@ def test_clip_takes_the_grid_and_not_the_class_token(tmp_path: Path) -> None:
         expected = net.eval()(pixel_values=pixels).last_hidden_state
         assert torch.allclose(module(pictures), expected[:, 1:], atol=1e-6)
     assert encoder.source == str(tmp_path / "clip")
-    host = Host("a", module, encoder.target_modules, ["x"], TaskRouting())
+    host = Host("a", module, encoder.target_modules, ["x"], BatchContext())
     trained = Adapter(part="vision", reduction=4).attach(host)
     assert len(trained) == 2 * 2 * 4
     with pytest.raises(ValueError, match="give exactly one of them"):

@@ -7,7 +7,7 @@ learn visibly worse. (The original code has the softmax in float32, too.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -136,17 +136,19 @@ def use_extensions(model: Any) -> None:
 
 
 @contextmanager
-def beams_share_states(model: Any, num_beams: int) -> Iterator[None]:
-    """Inside, the decoder may read the encoder's states of an example once for all its beams."""
-    before = model.config._attn_implementation
-    if num_beams == 1 or before in (CPU_ATTENTION, EXTENDED_ATTENTION):
-        yield
-        return
-    set_attention(model, EXTENDED_ATTENTION)
+def beams_share_states(models: Sequence[Any], num_beams: int) -> Iterator[None]:
+    """Inside, decoders may read the encoder's states of an example once for all its beams."""
+    before = [(model, model.config._attn_implementation) for model in models]
+    others = [(m, name) for m, name in before if name not in (CPU_ATTENTION, EXTENDED_ATTENTION)]
+    if num_beams == 1:
+        others = []
+    for model, _ in others:
+        set_attention(model, EXTENDED_ATTENTION)
     try:
         yield
     finally:
-        set_attention(model, before)
+        for model, name in others:
+            set_attention(model, name)
 
 
 AttentionInterface.register(CPU_ATTENTION, with_extensions(cpu_attention))

@@ -31,6 +31,8 @@ class Bart(Backbone):
         "vocab_size", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads",
         "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings",
     )  # fmt: skip
+    widths: ClassVar[tuple[str, ...]] = ("d_model", "encoder_ffn_dim", "decoder_ffn_dim")
+    layer_counts: ClassVar[tuple[str, str]] = ("encoder_layers", "decoder_layers")
     tokens: ClassVar[tuple[str, ...]] = (
         "bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id",
     )  # fmt: skip
@@ -52,6 +54,9 @@ class Bart(Backbone):
             "model.*.layers.*.encoder_attn_layer_norm",
             "model.*.layers.*.final_layer_norm",
         ),
+        "attn_residual": ("model.*.layers.*.self_attn.q_proj",),
+        "ffn_residual": ("model.*.layers.*.fc1",),
+        "layer": ("model.*.layers.*",),
         "decoder_positions": ("model.decoder.embed_positions",),
         "head": ("lm_head",),
     }
@@ -90,3 +95,12 @@ class Bart(Backbone):
 
     def set_dropout(self, config: Any, dropout: float) -> None:
         config.dropout = config.attention_dropout = config.activation_dropout = dropout
+
+    def share_embeddings(self, model: Any, stacks: Any) -> None:
+        del stacks.model.shared, stacks.lm_head
+        for own, other in (
+            (model.model.encoder, stacks.model.encoder),
+            (model.model.decoder, stacks.model.decoder),
+        ):
+            other.embed_tokens, other.embed_positions = own.embed_tokens, own.embed_positions
+            other.layernorm_embedding = own.layernorm_embedding

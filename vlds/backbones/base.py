@@ -8,6 +8,7 @@ are that methods attach to. Shapes: b examples, l prompt tokens, v visual tokens
 
 from __future__ import annotations
 
+import copy
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -85,6 +86,10 @@ class Backbone(ABC):
     """Role -> path patterns."""
     sizes: ClassVar[tuple[str, ...]]
     """Fields of the config that are numbers from 1."""
+    widths: ClassVar[tuple[str, ...]]
+    """Fields of the config that narrow stacks divide."""
+    layer_counts: ClassVar[tuple[str, str]]
+    """Fields of the config: numbers of the encoder's and the decoder's layers."""
     tokens: ClassVar[tuple[str, ...]]
     """Fields of the config that are ids of tokens that the model needs."""
     tokenizer_files: ClassVar[tuple[str, ...]]
@@ -133,30 +138,48 @@ class Backbone(ABC):
     def set_dropout(self, config: Any, dropout: float) -> None:
         """Write one dropout rate everywhere into a Hugging Face config."""
 
+    @abstractmethod
+    def share_embeddings(self, model: Any, stacks: Any) -> None:
+        """Give other stacks what a model has before its layers, and take their head away."""
+
     # The same for all.
 
     def encode(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        visual: Tensor,
-        visual_mask: Tensor,
-        prompts: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Joint encoder over prompts (b, p, d), text (b, l) and visual tokens (b, v, d): states
-        (b, p + l + v, d) and their mask."""
-        text, masks = self.embed_text(model, input_ids), [attention_mask, visual_mask]
+        self, model: Any, input_ids: Tensor, visual: Tensor, mask: Tensor, prompts: Tensor | None
+    ) -> Tensor:
+        """Joint encoder over prompts (b, p, d), text (b, l) and visual tokens (b, v, d), with the
+        mask of all (b, p + l + v) -> states (b, p + l + v, d)."""
+        text = self.embed_text(model, input_ids)
         if prompts is not None:
             text = torch.cat([prompts, text], dim=1)
-            masks = [attention_mask.new_ones(prompts.shape[:2]), *masks]
-        mask = torch.cat(masks, dim=1)
-        return self.run_encoder(model, text, visual, mask), mask
+        return self.run_encoder(model, text, visual, mask)
 
     @property
     def target_modules(self) -> TargetModules:
         """Where methods attach."""
-        return TargetModules(self.roles, self.linear_init_std)
+        return TargetModules(self.roles, self.linear_init_std, narrow=self.narrow)
+
+    def narrow(self, model: Any, reduction: int, num_layers: tuple[int, int]) -> Any:
+        """Stacks of the model's class whose sizes are divided by `reduction`, with `num_layers` in
+        encoder and decoder. Their input is the model's own: embeddings of its width.
+
+        Errors: ValueError if a size is not a multiple of the reduction.
+        """
+        config = copy.deepcopy(model.config)
+        for name in self.widths:
+            width = getattr(config, name)
+            if width % reduction:
+                raise ValueError(
+                    f"reduction: got {reduction}, and the backbone's {name} is {width}; give a "
+                    "divisor"
+                )
+            setattr(config, name, width // reduction)
+        for name, number in zip(self.layer_counts, num_layers, strict=True):
+            setattr(config, name, number)
+        stacks = self.model_class(config)
+        self.share_embeddings(model, stacks)
+        set_attention(stacks, model.config._attn_implementation)
+        return stacks
 
     def check_sources(self) -> None:
         """Check, before any long work, that weights and tokenizer exist here or can be fetched.

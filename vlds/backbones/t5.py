@@ -43,6 +43,8 @@ class T5(Backbone):
         "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads",
         "relative_attention_num_buckets", "relative_attention_max_distance",
     )  # fmt: skip
+    widths: ClassVar[tuple[str, ...]] = ("d_model", "d_kv", "d_ff")
+    layer_counts: ClassVar[tuple[str, str]] = ("num_layers", "num_decoder_layers")
     tokens: ClassVar[tuple[str, ...]] = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
     tokenizer_files: ClassVar[tuple[str, ...]] = (".model", "spiece.model", "tokenizer.json")
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -60,6 +62,12 @@ class T5(Backbone):
         ),
         "ffn_out": ("*.block.*.layer.*.DenseReluDense.wo",),
         "norm": ("*.block.*.layer.*.layer_norm", "*.final_layer_norm"),
+        "attn_residual": ("*.block.*.layer.0.layer_norm",),
+        "ffn_residual": (
+            "encoder.block.*.layer.1.layer_norm",
+            "decoder.block.*.layer.2.layer_norm",
+        ),
+        "layer": ("*.block.*",),
         "head": ("lm_head",),
     }
     optimizer_rules: ClassVar[OptimizerRules] = {
@@ -144,6 +152,10 @@ class T5(Backbone):
 
     def set_dropout(self, config: Any, dropout: float) -> None:
         config.dropout_rate = dropout
+
+    def share_embeddings(self, model: Any, stacks: Any) -> None:
+        del stacks.shared, stacks.lm_head
+        stacks.encoder.embed_tokens = stacks.decoder.embed_tokens = model.shared
 
 
 def check_pieces(file: Path) -> None:

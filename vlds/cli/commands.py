@@ -137,6 +137,33 @@ def features(arguments: list[str]) -> int:
     return compute_features(recipe, options.data, options.out, options.name)
 
 
+def importance(arguments: list[str]) -> int:
+    """Find out which weights of a backbone matter, for LST's `importance`.
+
+    vlds importance --config lst.yaml --out importance.safetensors
+    """
+    parser = command_parser(importance, accepts_keys=True)
+    parser.add_argument(
+        "--config", required=True, metavar="RECIPE", help="recipe with the backbone and the tasks"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="new file")
+    parser.add_argument(
+        "--samples", default="1024", metavar="N", help="examples to read (default: 1024)"
+    )
+    options, keys = parser.parse_known_args(arguments)
+    num = positive("--samples", options.samples, "a number of examples")
+    if options.out.exists() or not options.out.parent.is_dir():
+        what = "exists" if options.out.exists() else "lies in no folder"
+        raise ValueError(f"--out: {options.out} {what}; name a new file")
+    from vlds.config import parse_recipe
+    from vlds.importance import write_importance
+
+    recipe = parse_recipe(["--config", options.config, *keys], "vlds importance")
+    write_importance(recipe, options.out, num)
+    tell(f"wrote {options.out}")
+    return 0
+
+
 def convert(arguments: list[str]) -> int:
     """Export a run to another format, or import one."""
     from vlds.convert.command import convert as run
@@ -209,5 +236,5 @@ def demo(arguments: list[str]) -> int:
     return run_demo(options.out, options.seed, options.ranks)
 
 
-FUNCTIONS = (train, evaluate, predict, features, describe, plan, convert, report, demo)
+FUNCTIONS = (train, evaluate, predict, features, importance, describe, plan, convert, report, demo)
 COMMANDS: dict[str, Callable[[list[str]], int]] = {each.__name__: each for each in FUNCTIONS}

@@ -39,6 +39,7 @@ SUMMARIES = {
     "describe": "count a recipe's parameters by part",
     "plan": "forecast a run: the bytes of each rank, and the time of a step",
     "features": "store a vision encoder's output for a data set",
+    "importance": "find out which weights of a backbone matter, for LST",
 }
 """In the order in which a newcomer meets the commands."""
 RUN_KEYS = """\
@@ -49,6 +50,7 @@ EPILOGS = {
     "the task class, such as --choices FILE of GQA.",
     "predict": f"Further options {RUN_KEYS}.",
     "features": "Further options are keys of the recipe, as in `vlds train`.",
+    "importance": "Further options are keys of the recipe, as in `vlds train`.",
 }
 
 # These commands take a recipe, whose keys jsonargparse parses. Its own help lists all keys, some

@@ -112,7 +112,7 @@ def merge(options: Options) -> None:
     runs, verification = options.run, verification_of(options)
     if options.how == "fold":
         return write_model(options, runs[0], merge=True)
-    from vlds.convert import combine
+    from vlds.convert import combine, merged_adapters
     from vlds.convert.target import write_run
 
     match options.how:
@@ -122,9 +122,15 @@ def merge(options: Options) -> None:
             combined = combine.arithmetic(options.base, runs, options.weights)
         case "take":
             combined = combine.take(runs[0], options.task)
-        case _:
+        case "put":
             receiver, giver = runs
             combined = combine.put(receiver, giver, options.task)
+        case "transport":
+            pictures = options.samples or ()
+            combined = merged_adapters.transport(runs, options.cost, options.entropic, pictures)
+        case how:
+            density = 0.5 if options.density is None else options.density
+            combined = merged_adapters.pruned(runs, how, options.weights, density)
     return write_run(*combined, options.out, verification)
 
 

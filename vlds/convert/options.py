@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,11 @@ MERGE_HELP = """\
   take        a run of --task only, with its slices of weights that are
               stacked over tasks
   put         the first run, with the second run's slices for --task
+  transport   the mean, after the neurons of adapters have been brought into
+              the first run's order (MerA)
+  ties, dare_linear, dare_ties, magnitude_prune
+              the sum of what methods have added, without small or random
+              entries (peft's functions)
 """
 MERGES: dict[str, tuple[range, tuple[str, ...]]] = {
     "fold": (range(1, 2), ()),
@@ -51,8 +57,17 @@ MERGES: dict[str, tuple[range, tuple[str, ...]]] = {
     "arithmetic": (range(1, 1000), ("base", "weights")),
     "take": (range(1, 2), ("task",)),
     "put": (range(2, 3), ("task",)),
+    "transport": (range(2, 1000), ("cost", "entropic", "samples")),
+    **dict.fromkeys(
+        ("ties", "dare_linear", "dare_ties", "magnitude_prune"),
+        (range(2, 1000), ("weights", "density")),
+    ),
 }
-"""Way of combining -> possible numbers of runs, and options; all but --weights are required."""
+"""Way of combining -> possible numbers of runs, and options."""
+REQUIRED = ("base", "task")
+"""Options that the ways which have them need."""
+COSTS = ("weights_in", "weights_in_out", "activations")
+"""What transport compares neurons by."""
 PACKING = "--model.bits"
 """Key of a recipe: `--model.bits null` opens a run on unquantised weights."""
 NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
@@ -116,13 +131,34 @@ def add_merge(parser: CommandParser) -> None:
     parser.add_argument(
         "--run", type=Path, nargs="+", required=True, help=f"one or several runs: {RUN_HELP}"
     )
-    parser.add_argument("--how", choices=sorted(MERGES), default="fold", help="default: fold")
+    parser.add_argument(
+        "--how", choices=sorted(MERGES), default="fold", metavar="WAY",
+        help="one of the ways above; default: fold",
+    )  # fmt: skip
     parser.add_argument("--base", type=Path, help="for arithmetic: the run that all began with")
     parser.add_argument(
         "--weights", type=float, nargs="+", metavar="WEIGHT",
         help="for average and arithmetic: one for each run; default: 1 each",
     )  # fmt: skip
     parser.add_argument("--task", help="for take and put: the task's name")
+    parser.add_argument(
+        "--cost", choices=COSTS, metavar="COST",
+        help="for transport: what neurons are compared by: weights_in, weights_in_out (default; "
+        "also the weights behind them) or activations",
+    )  # fmt: skip
+    parser.add_argument(
+        "--entropic", type=float, metavar="SHARE",
+        help="for transport: regularise the plan by this share of the largest cost, which mixes "
+        "neurons; default: the exact plan",
+    )  # fmt: skip
+    parser.add_argument(
+        "--samples", type=Path, nargs="+", metavar="PICTURE",
+        help="for transport with --cost activations: pictures; default: generated ones",
+    )  # fmt: skip
+    parser.add_argument(
+        "--density", type=float, metavar="SHARE",
+        help="for ties, dare_* and magnitude_prune: share of the entries that stay; default: 0.5",
+    )  # fmt: skip
 
 
 def check_options(options: Options) -> None:
@@ -169,13 +205,22 @@ def check_merge(options: Options) -> None:
     if len(options.run) not in num:
         least = f"{num.start}" if len(num) == 1 else f"{num.start} or more"
         raise ValueError(f"--run: {how} takes {least}, got {len(options.run)}")
-    for name in ("base", "weights", "task"):
+    for name in ("base", "weights", "task", "cost", "entropic", "samples", "density"):
         given = getattr(options, name) is not None
         if given and name not in wanted:
             fitting = " and ".join(h for h, (_, names) in MERGES.items() if name in names)
             raise ValueError(f"--{name} goes with --how {fitting}, not with {how}")
-        if not given and name in wanted and name != "weights":
+        if not given and name in wanted and name in REQUIRED:
             raise ValueError(f"--{name}: --how {how} needs it")
+    if options.entropic is not None and not 0 < options.entropic < math.inf:
+        raise ValueError(f"--entropic: got {options.entropic}; give a number above 0, such as 0.05")
+    if options.density is not None and not 0 < options.density <= 1:
+        raise ValueError(f"--density: got {options.density}; give a share above 0, at most 1")
+    if options.samples is not None and options.cost != "activations":
+        raise ValueError("--samples: goes with --cost activations")
+    for picture in options.samples or ():
+        if not picture.is_file():
+            raise ValueError(f"--samples: no such picture: {picture}")
     if options.base is not None and not options.base.is_dir():
         raise ValueError(
             f"--base: no such folder: {options.base}; name one that `vlds train` or "

@@ -6,8 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,13 +44,29 @@ BELOW_MODEL = re.compile(r"(encoder|decoder|shared_task_embed|prompt_modules)\."
 """Names that stand below `model.` on BART."""
 
 
+class Piece(NamedTuple):
+    """A piece of a tensor: all of it, or a slice, or a part of a slice's rows."""
+
+    slice: int | None = None
+    """Number of the slice; None: the whole tensor."""
+    part: int = 0
+    num_parts: int = 1
+    """In how many parts the slice's rows are stored."""
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """A view of the piece."""
+        if self.slice is None:
+            return tensor
+        return tensor[self.slice].chunk(self.num_parts)[self.part]
+
+
 @dataclass
 class NamedTensor:
     """A tensor of ours and its names in the original code."""
 
     tensor: Tensor
-    keys: dict[int | None, list[str]] = field(default_factory=dict)
-    """Number of a task's slice (None: the whole tensor) -> its names, the first task's first."""
+    keys: dict[Piece, list[str]] = field(default_factory=dict)
+    """Piece -> its names, the first task's first."""
 
 
 def named_tensors(
@@ -72,9 +89,10 @@ def named_tensors(
         if place.stacked:
             shared = len(tensor) == 1
             slices = {0: tasks} if shared else {n: [task] for n, task in enumerate(tasks)}
-        for index, users in slices.items():
-            keys = [key.format(task=task) for key in place.keys for task in users]
-            entry.keys[index] = list(dict.fromkeys([*entry.keys.get(index, []), *keys]))
+        for (index, users), part in product(slices.items(), range(place.num_parts)):
+            piece = Piece(index, part, place.num_parts)
+            keys = [key.format(task=task, part=part) for key in place.keys for task in users]
+            entry.keys[piece] = list(dict.fromkeys([*entry.keys.get(piece, []), *keys]))
     return dict(named.values())
 
 
@@ -161,23 +179,21 @@ def read_tensors(
     tensors: dict[str, Tensor] = {}
     used: set[str] = set()
     for name, entry in names.items():
-        pieces = []
-        for index, keys in entry.keys.items():
+        for piece, keys in entry.keys.items():
             present = [s for key in keys for s in spellings(key) if s in state]
             if not present:
                 raise absent(keys[0], state)
-            piece = state[present[0]]
-            shape = entry.tensor.shape if index is None else entry.tensor.shape[1:]
-            if piece.shape != shape or not piece.is_floating_point():
+            stored, shape = state[present[0]], piece.of(entry.tensor).shape
+            if stored.shape != shape or not stored.is_floating_point():
                 raise ValueError(
-                    f"{present[0]}: {piece.dtype} {tuple(piece.shape)} in the checkpoint, floats "
+                    f"{present[0]}: {stored.dtype} {tuple(stored.shape)} in the checkpoint, floats "
                     f"{tuple(shape)} by the recipe; the recipe's sizes must be those of the "
                     "checkpoint"
                 )
             check_aliases(present, state)
             used.update(present)
-            pieces.append(piece)
-        tensors[name] = pieces[0] if None in entry.keys else torch.stack(pieces)
+            whole = tensors.setdefault(name, stored.new_empty(entry.tensor.shape))
+            piece.of(whole).copy_(stored)
     if left := sorted(state.keys() - used):
         raise ValueError(
             f"the checkpoint holds {first_names(left, 1)} that the recipe's model has no place "
@@ -221,8 +237,8 @@ def to_reference(run: LoadedRun) -> dict[str, Tensor]:
     bart = not isinstance(model.family, T5)
     state: dict[str, Tensor] = {}
     for entry in named_tensors(model, recipe.methods, list(recipe.tasks)).values():
-        for index, keys in entry.keys.items():
-            tensor = entry.tensor if index is None else entry.tensor[index]
+        for piece, keys in entry.keys.items():
+            tensor = piece.of(entry.tensor)
             for key in keys:
                 if bart and BELOW_MODEL.match(key):
                     key = f"model.{key}"

@@ -105,8 +105,9 @@ class StepDropout:
         self._num_calls = 0
         self._calls: dict[int, tuple[Tensor, Tokens | None, int]] = {}
 
-    def start(self, ids: Sequence[str]) -> None:
-        """A forward pass begins, of examples with these ids."""
+    def start(self, ids: Sequence[str], number: int = 0) -> None:
+        """The `number`-th forward pass over examples with these ids begins."""
+        ids = [f"{name}/{number}" for name in ids] if number else ids
         self.examples = torch.tensor([self.key_of(name) for name in ids])
         self.tokens, self._num_calls = None, 0
 
@@ -273,10 +274,10 @@ def dropout_by(step: StepDropout) -> Iterator[None]:
         _current, F.dropout = None, TORCH_DROPOUT
 
 
-def examples_follow(ids: Sequence[str]) -> None:
-    """Say of which examples the rows are that the model reads next."""
+def examples_follow(ids: Sequence[str], number: int = 0) -> None:
+    """Say of which examples the rows are that the model reads next, for the `number`-th time."""
     if _current is not None:
-        _current.start(ids)
+        _current.start(ids, number)
 
 
 @contextmanager

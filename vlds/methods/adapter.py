@@ -21,9 +21,9 @@ from vlds.methods.bottleneck import (
     Half,
     StackedBottleneck,
     StackedBottleneckModule,
-    activation,
     both_halves,
 )
+from vlds.methods.context import BatchContext
 from vlds.methods.extended import extended_linears
 from vlds.methods.host import Host
 from vlds.methods.layouts import Library
@@ -71,6 +71,9 @@ class Adapter(StackedBottleneck):
             "shared up, norms": case(n * down + up + norm_size, sharing="half_shared_up", **norms),
             "identity": case(n * (down + up), sharing="multiple", init="identity"),
             "no cross-attention": case(down + up, Toy.places - Toy.layers, cross_attention=False),
+            "feed-forward alone": case(
+                down + up, 2 * Toy.layers, attention=False, cross_attention=False, activation="gelu"
+            ),
         }
 
 
@@ -97,14 +100,13 @@ class AdapterModule(StackedBottleneckModule):
 
     def through(self, states: Tensor) -> Tensor:
         down, up = (self.down_weight, self.down_bias), (self.up_weight, self.up_bias)
-        return self.routing.apply_stacked(linear_bottleneck, states, *down, *up)
+        return self.routing.apply_stacked(self.linear_bottleneck, states, down, up)
 
-
-def linear_bottleneck(rows: Tensor, *stacks: Tensor) -> Tensor:
-    """Rows through a linear down half and a linear up half, as `stacked_linear` has them."""
-    down_weight, down_bias, up_weight, up_bias = stacks
-    narrow = activation(stacked_linear(rows, down_weight, down_bias))
-    return stacked_linear(narrow, up_weight, up_bias)
+    def linear_bottleneck(self, rows: Tensor, *stacks: Tensor) -> Tensor:
+        """Rows through both halves, as `stacked_linear` has them."""
+        down_weight, down_bias, up_weight, up_bias = stacks
+        narrow = self.activation(stacked_linear(rows, down_weight, down_bias))
+        return stacked_linear(narrow, up_weight, up_bias)
 
 
 def merge_first(method: str) -> dict[Library, str]:
@@ -128,14 +130,16 @@ def materialise(
         learning_rate=method.learning_rate,
         sharing=sharing,
         reduction=method.reduction,
+        attention=method.attention,
         cross_attention=method.cross_attention,
+        activation=method.activation,
         layer_norm_before=stacked is not None and stacked.layer_norm_before,
         layer_norm_after=stacked is not None and stacked.layer_norm_after,
     )
     for linear in extended_linears(model, name):
         old = linear.extensions[name]
         assert isinstance(old, BottleneckModule)
-        host = Host(name, model, TargetModules({}), tasks, old.routing)
+        host = Host(name, model, TargetModules({}), tasks, BatchContext(old.routing))
         new = AdapterModule(adapter, linear, host)
         down, up = old.halves()
         copy_halves(down, new.down_weight, new.down_bias)

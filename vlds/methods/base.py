@@ -77,6 +77,10 @@ class Method(ABC):
             "which keeps it beside the backbone"
         )
 
+    def in_artifact(self) -> Method:
+        """The method in the recipe of an artifact, which holds what it took from other runs."""
+        return self
+
     def after_export(self) -> Method | None:
         """The method beside an exported model, whose files hold the model's own weights as
         attaching and training have changed them; None if it adds nothing to them."""

@@ -18,7 +18,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,10 @@ from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library, Stored
 from vlds.methods.routing import TaskRouting
 from vlds.schema import OptimizerRule, OptimizerRules, Role
 
+Nonlinearity = Literal["gelu_tanh", "gelu", "relu", "silu"]
+NAMES_IN_ADAPTERS: dict[Nonlinearity, str] = {
+    "gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "swish",
+}  # fmt: skip
 Half = Callable[[Tensor], Tensor]
 """One half of a bottleneck for one task: (..., in) -> (..., out)."""
 PLACES: dict[Library, dict[str, str]] = {
@@ -73,18 +77,25 @@ class Bottleneck(Method):
 
     reduction: int = 8
     """Width of the model divided by the width of the bottleneck."""
+    attention: bool = True
+    """Bottlenecks behind self-attention; those behind feed-forward layers are always there."""
     cross_attention: bool = True
-    """Bottlenecks behind cross-attention too."""
+    """Bottlenecks behind cross-attention."""
+    activation: Nonlinearity = "gelu_tanh"
+    """What stands between the halves; gelu_tanh is GELU's usual approximation."""
 
     def __post_init__(self) -> None:
         if self.reduction < 1:
             raise ValueError(f"reduction: got {self.reduction}; give at least 1")
 
     def places(self, host: Host) -> list[Place]:
-        """Every output projection of attention and feed-forward layers."""
-        roles: list[Role] = ["attn_out", "ffn_out"]
-        if self.cross_attention:
-            roles.append("cross_attn_out")
+        """The output projections of attention and feed-forward layers that get a bottleneck."""
+        wanted: dict[Role, bool] = {
+            "attn_out": self.attention,
+            "ffn_out": True,
+            "cross_attn_out": self.cross_attention,
+        }
+        roles = [role for role, is_wanted in wanted.items() if is_wanted]
         return [
             Place(role, path, linear)
             for role in roles
@@ -101,7 +112,7 @@ class BottleneckModule(LinearExtension):
 
     def __init__(self, config: Bottleneck, linear: nn.Linear, routing: TaskRouting) -> None:
         super().__init__()
-        self.routing = routing
+        self.routing, self.activation = routing, ACTIVATIONS[config.activation]
         self.pre_norm: nn.Module | None = None
         self.post_norm: nn.Module | None = None
         self.width = linear.out_features
@@ -126,7 +137,11 @@ class BottleneckModule(LinearExtension):
 
     def through(self, states: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d) through the halves."""
-        return self.routing.apply_pair(bottleneck, states, *self.halves())
+        return self.routing.apply_pair(self.bottleneck_of, states, *self.halves())
+
+    def bottleneck_of(self, rows: Tensor, down: Half, up: Half) -> Tensor:
+        """(..., d) -> (..., d) through one task's halves."""
+        return up(self.activation(down(rows)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +176,14 @@ class StackedBottleneck(Bottleneck):
         """The module behind a linear layer. `first`: the host's first module, if there is one, for
         weights that all modules share."""
 
+    def refusal(self, library: Library, model: Any) -> str | None:
+        """The original code has bottlenecks behind every self-attention, with one activation."""
+        if library == "reference" and not (self.attention and self.activation == "gelu_tanh"):
+            fields = {"attention": self.attention, "activation": self.activation}
+            fixed = "attention: true and activation: gelu_tanh alone"
+            return f"the original code has {fixed}, and the method has {fields}"
+        return super().refusal(library, model)
+
     def layout(self, library: Library, name: str, model: Any) -> Layout:
         """The halves and norms of each bottleneck."""
         tensors = {}
@@ -183,7 +206,9 @@ class StackedBottleneck(Bottleneck):
         """Settings of the library adapters that differ from an adapter's usual ones."""
         return {
             "reduction_factor": self.reduction,
+            "mh_adapter": self.attention,
             "cross_adapter": self.cross_attention,
+            "non_linearity": NAMES_IN_ADAPTERS[self.activation],
             "ln_before": self.layer_norm_before,
             "ln_after": self.layer_norm_after,
         }
@@ -206,7 +231,7 @@ class StackedBottleneckModule(BottleneckModule):
     """Names of a half's weights, without `down_` or `up_`."""
 
     def __init__(self, config: StackedBottleneck, linear: nn.Linear, host: Host) -> None:
-        super().__init__(config, linear, host.routing)
+        super().__init__(config, linear, host.context.routing)
         self.options = weight_options(linear)
         self.num_down, self.num_up = num_slices(config.sharing, len(host.tasks))
         if config.layer_norm_before:
@@ -247,11 +272,14 @@ def layers(function: Callable[..., Tensor], **stacks: Tensor) -> list[Half]:
     return [partial(function, **dict(zip(stacks, slices, strict=True))) for slices in rows]
 
 
-def activation(rows: Tensor) -> Tensor:
-    """g of all bottlenecks."""
+def gelu_tanh(rows: Tensor) -> Tensor:
+    """GELU, approximated with a tanh, as in the original code."""
     return F.gelu(rows, approximate="tanh")
 
 
-def bottleneck(rows: Tensor, down: Half, up: Half) -> Tensor:
-    """(..., d) -> (..., d) through one task's halves."""
-    return up(activation(down(rows)))
+ACTIVATIONS: dict[Nonlinearity, Half] = {
+    "gelu_tanh": gelu_tanh,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}

@@ -41,11 +41,13 @@ class DecoderPromptTuning(LearnedEmbeddings):
         projection = next(iter(decoder_keys.values()))
         network = PromptNetwork(self, host, projection, projection.in_features)
         positions.offset += self.length  # type: ignore[assignment, operator]
-        recorded = [RecordedPrefix(self.length, host.routing) for _ in decoder_keys]
+        recorded = [RecordedPrefix(self.length, host.context.routing) for _ in decoder_keys]
         for path, prefix in zip(decoder_keys, recorded, strict=True):
             host.extend_attention(path, prefix)
         decoder = host.model.get_decoder()  # type: ignore[operator]
-        host.extend_model(DecoderPrompts(network, decoder, positions, recorded, host.routing))
+        host.extend_model(
+            DecoderPrompts(network, decoder, positions, recorded, host.context.routing)
+        )
         return list(network.parameters())
 
     @classmethod

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vlds.methods.routing import MadeForBatch
+
 ADDED = ("extensions", "input_extensions", "key_value_extensions")
 """Names of the children that hold methods' modules."""
 
@@ -32,9 +34,12 @@ class AddedTensor(NamedTuple):
 
 
 def added_tensors(model: nn.Module, method: str) -> list[AddedTensor]:
-    """The tensors that a method, by its name in the recipe, has added to a model."""
-    pattern = re.compile(rf"(?:(.+)\.)?({'|'.join(ADDED)})\.{method}\.(.+)")
-    matches = (pattern.fullmatch(name) for name in model.state_dict())
+    """The tensors that a method, by its name in the recipe, has added to a model; tensors of the
+    model that its modules use too are not among them."""
+    pattern = re.compile(rf"(?:(.+?)\.)?({'|'.join(ADDED)})\.{method}\.(.+)")
+    state = model.state_dict(keep_vars=True)
+    own = {id(tensor) for name, tensor in state.items() if is_own(name)}
+    matches = (pattern.fullmatch(name) for name, tensor in state.items() if id(tensor) not in own)
     return [AddedTensor(m[0], m[1] or "", m[2], m[3]) for m in matches if m]
 
 
@@ -63,12 +68,37 @@ class InputExtension(nn.Module):
         raise NotImplementedError
 
 
+class NoteInput(InputExtension):
+    """Keeps the input of a module for another that runs later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted = MadeForBatch()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.noted.value = inputs
+        return inputs
+
+
+class NoteOutput(LinearExtension):
+    """Keeps the states that a whole layer gives for a module that runs later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted = MadeForBatch()
+
+    def forward(self, inputs: Tensor, outputs: Any) -> Any:
+        # Some of Hugging Face's layers give a tuple.
+        self.noted.value = outputs[0] if isinstance(outputs, tuple) else outputs
+        return outputs
+
+
 class ModelExtension(nn.Module):
     """What a method adds to a backbone as a whole. Runs once before each pass of the encoder."""
 
     runs_layers: ClassVar[bool] = False
     """True if it runs layers of the model, and so comes after what those layers need."""
-    gives_prompts: ClassVar[bool] = False
+    gives_prompts: bool = False
     """True if something stands before the text, in the input or in each attention, which only a
     model whose encoder vlds runs itself can take."""
 
@@ -94,12 +124,13 @@ class Extended(nn.Module):
     input_extensions: nn.ModuleDict
     extensions: nn.ModuleDict
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *others: Any, **named: Any) -> Any:
         """The extensions of the input, the module's own forward pass, the extensions of the output,
-        each in the order of attaching."""
+        each in the order of attaching. `others`, `named`: what a whole layer takes beside its
+        input."""
         for extension in self.input_extensions.values():
             input = extension(input)
-        outputs: Tensor = super().forward(input)
+        outputs = super().forward(input, *others, **named)
         for extension in self.extensions.values():
             outputs = extension(input, outputs)
         return outputs

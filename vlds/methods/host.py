@@ -5,22 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from vlds.methods.batch_loss import BatchLoss
+from vlds.methods.context import BatchContext
 from vlds.methods.extended import (
     InputExtension,
     LinearExtension,
     ModelExtension,
+    NoteInput,
     extended,
     fitted,
     is_own,
     is_plain,
     states_type,
 )
-from vlds.methods.routing import TaskRouting
+from vlds.methods.routing import MadeForBatch
 from vlds.methods.step_rule import StepRule
 from vlds.schema import Role, TargetModules
 
@@ -42,15 +45,19 @@ class Host:
     model: nn.Module
     targets: TargetModules
     tasks: Sequence[str]
-    routing: TaskRouting
-    """Which rows of a batch belong to which of the tasks."""
+    context: BatchContext
+    """What modules know of the running batch."""
     takes_prompts: bool = True
     """False if nothing can stand before the text in the model."""
+    stack: Literal["encoder", "decoder"] | None = None
+    """The stack of an encoder-decoder whose layers are meant; None: all."""
     changed: list[nn.Parameter] = field(default_factory=list)
     """Frozen weights that attaching has changed, so that they are no longer those of a file; the
     method adds to it."""
     step_rules: list[StepRule] = field(default_factory=list)
     """At most one: what the method does at every optimizer step; the method adds it."""
+    batch_losses: list[BatchLoss] = field(default_factory=list)
+    """At most one: what the method adds to each example's loss; the method adds it."""
 
     def linears(self, *roles: str, optional: Collection[str] = ()) -> dict[str, nn.Linear]:
         """Path -> linear layer, of those that play the roles, role by role. `optional` roles may
@@ -63,8 +70,25 @@ class Host:
             path: checked_linear(path, module, role)
             for role in roles
             if role not in optional or role in self.targets.paths
-            for path, module in find_modules(self.model, self.targets, role).items()
+            for path, module in self.modules_of(role).items()
         }
+
+    def modules_of(self, role: str) -> dict[str, nn.Module]:
+        """Path -> module that plays a role, in the host's stack.
+
+        Errors: ValueError if a role is unknown or matches no layer.
+        """
+        modules = find_modules(self.model, self.targets, role)
+        if self.stack is None:
+            return modules
+        return {path: module for path, module in modules.items() if self.stack in path.split(".")}
+
+    def note_inputs(self, role: str) -> list[MadeForBatch]:
+        """Let the modules that play a role keep their inputs for modules that run behind them."""
+        notes = [NoteInput() for _ in self.modules_of(role)]
+        for module, note in zip(self.modules_of(role).values(), notes, strict=True):
+            extended(module).input_extensions[self.name] = note
+        return [note.noted for note in notes]
 
     def extend_linear(self, linear: nn.Linear, extension: LinearExtension) -> None:
         """Put an extension behind a linear layer, under all the paths that the layer has."""

@@ -75,13 +75,16 @@ class Hyperformer(Bottleneck):
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put a bottleneck at every place, and the networks that make their weights beside the
         model."""
-        places = self.places(host)
-        networks = HyperNetworks(self, places, len(host.tasks), host.targets.linear_init_std)
-        for place in places:
-            module = HyperformerModule(self, place, networks.generated, host.routing)
+        networks = self.networks(host)
+        for place in self.places(host):
+            module = HyperformerModule(self, place, networks.generated, host.context.routing)
             host.extend_linear(place.linear, module)
         host.extend_model(networks)
         return list(networks.parameters())
+
+    def networks(self, host: Host) -> HyperNetworks:
+        """The networks of all stacks."""
+        return HyperNetworks(self, self.places(host), len(host.tasks), host.targets.linear_init_std)
 
     @torch.no_grad()
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -52,10 +53,9 @@ class HyperNetworks(ModelExtension):
         generated = {}
         for name, network in self.stacks.items():
             assert isinstance(network, HyperNetwork)
-            weights = network(tasks)
-            for index, kind in enumerate(network.kinds):
+            for kind, weights in network(tasks).items():
                 # Unbound once: slicing for each layer would cost a whole gradient each.
-                down_weight, down_bias, up_weight, up_bias = weights[4 * index : 4 * index + 4]
+                down_weight, down_bias, up_weight, up_bias = weights
                 down = linear_layers(down_weight, down_bias)
                 up = linear_layers(up_weight, up_bias)
                 num_layers = down_weight.shape[1]
@@ -101,17 +101,25 @@ class HyperNetwork(nn.Module):
                 nn.init.normal_(module.weight, std=GENERATOR_STD if init_std is None else init_std)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tasks: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, tasks: Tensor) -> dict[Role, tuple[Tensor, ...]]:
         """(k, task_dim) -> for each kind, with n layers: (k, n, m, d), (k, n, m), (k, n, d, m) and
         (k, n, d), the weights and biases of the down and up halves."""
-        pairs = self.pairs(tasks, rows_of(self.layer_embeddings))
         if self.kind_embeddings is None:
-            e = self.embed(pairs)
-            return tuple(w for kind in self.kinds for w in self.generators[kind](e))
-        indices = [KINDS.index(kind) for kind in self.kinds]
-        triples = self.pairs(pairs, rows_of(self.kind_embeddings)[indices])
-        weights = self.generators["all"](self.embed(triples))
-        return tuple(w[:, :, index] for index in range(len(indices)) for w in weights)
+            e = self.embedded(tasks, [])
+            return {kind: self.generators[kind](e) for kind in self.kinds}
+        weights = self.generators["all"](self.embedded(tasks, self.kinds))
+        return {
+            kind: tuple(w[:, :, index] for w in weights) for index, kind in enumerate(self.kinds)
+        }
+
+    def embedded(self, tasks: Tensor, kinds: Sequence[Role]) -> Tensor:
+        """(k, task_dim) -> e of each task and layer, (k, n, projected_dim), and of each of the
+        kinds, if there are embeddings of kinds, (k, n, kinds, projected_dim)."""
+        inputs = self.pairs(tasks, rows_of(self.layer_embeddings))
+        if self.kind_embeddings is not None:
+            indices = [KINDS.index(kind) for kind in kinds]
+            inputs = self.pairs(inputs, rows_of(self.kind_embeddings)[indices])
+        return self.embed(inputs)
 
     def pairs(self, left: Tensor, right: Tensor) -> Tensor:
         """(..., a) and (n, b) -> (..., n, a + b): each beside each."""

@@ -123,7 +123,7 @@ class Factors(nn.Module):
 
     def __init__(self, config: IA3, linear: nn.Linear, width: int, host: Host) -> None:
         super().__init__()
-        self.routing = host.routing
+        self.routing = host.context.routing
         num, _ = num_slices(config.sharing, len(host.tasks))
         self.factors = nn.Parameter(torch.ones(num, width, **weight_options(linear)))
 

@@ -29,6 +29,8 @@ class Stored:
     """Shape of the slice there, if it differs from ours."""
     stacked: bool = True
     """False if our tensor has no first dimension (tasks or 1)."""
+    num_parts: int = 1
+    """In how many tensors the rows of a slice are there; `{part}` stands for a part's number."""
 
 
 @dataclass(frozen=True)

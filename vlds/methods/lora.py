@@ -151,7 +151,7 @@ class LoRAModule(LinearExtension):
 
     def __init__(self, config: LoRA, linear: nn.Linear, host: Host) -> None:
         super().__init__()
-        self.routing, self.dropout = host.routing, config.dropout
+        self.routing, self.dropout = host.context.routing, config.dropout
         self.scale = config.alpha / config.rank
         num_a, num_b = num_slices(config.sharing, len(host.tasks))
         options = weight_options(linear)
@@ -163,7 +163,7 @@ class LoRAModule(LinearExtension):
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, in) and (b, l, out) -> (b, l, out): each row with its task's update."""
         inputs = F.dropout(inputs, self.dropout, self.training)
-        return outputs + self.routing.apply_stacked(self.update, inputs, self.a, self.b)
+        return outputs + self.routing.apply_stacked(self.update, inputs, [self.a], [self.b])
 
     def update(self, rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Rows by the tasks' matrices, as `stacked_linear` has them, scaled where it is

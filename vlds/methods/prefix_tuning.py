@@ -46,7 +46,7 @@ class PrefixTuning(LearnedEmbeddings):
         network = PromptNetwork(self, host, projection, 2 * projection.out_features * len(keys))
         prefixes = Prefixes(network, 2 * len(keys))
         for index, path in enumerate(keys):
-            host.extend_attention(path, Prefix(prefixes.pieces, index, host.routing))
+            host.extend_attention(path, Prefix(prefixes.pieces, index, host.context.routing))
         host.extend_model(prefixes)
         return list(network.parameters())
 

@@ -33,7 +33,7 @@ class PromptTuning(LearnedEmbeddings):
     def attach(self, host: Host) -> list[nn.Parameter]:
         words = host.model.get_input_embeddings()  # type: ignore[operator]
         network = PromptNetwork(self, host, words, words.embedding_dim)
-        host.extend_model(Prompts(network, host.routing))
+        host.extend_model(Prompts(network, host.context.routing))
         return list(network.parameters())
 
     def refusal(self, library: Library, model: Any) -> str | None:

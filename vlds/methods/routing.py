@@ -88,16 +88,17 @@ class TaskRouting:
         return torch.cat(parts).index_select(0, self._inverse)
 
     def apply_stacked(
-        self, function: Callable[..., Tensor], states: Tensor, *stacks: Tensor
+        self, function: Callable[..., Tensor], states: Tensor, *halves: Sequence[Tensor]
     ) -> Tensor:
-        """Run `function(rows, *stacks)` on `states` (b, ..., d) with each row's slices of weights
-        (tasks or 1, ...). The function consists of `stacked_linear` and of operations on single
-        numbers. Tasks with similar numbers of rows are computed together."""
+        """Run `function(rows, *stacks)` on `states` (b, ..., d) with each row's slices of the
+        weights (tasks or 1, ...) in `halves`. The function consists of `stacked_linear` and of
+        operations on single numbers. Tasks with similar numbers of rows are computed together."""
+        stacks = [stack for half in halves for stack in half]
         if max(map(len, stacks)) == 1:
             return function(states, *stacks)
         # Autograd ends with these views, the last one first, whatever is computed from them. So
         # gradients come in one order on all ranks, whose tasks may differ.
-        stacks = tuple(stack.view_as(stack) for stack in stacks)
+        stacks = [stack.view_as(stack) for stack in stacks]
         slices = [stack.split(1) for stack in stacks]
 
         def of_task(rows: Tensor, task: int) -> Tensor:
@@ -109,11 +110,11 @@ class TaskRouting:
             return self.apply(of_task, states)
         rows, places = self._even
         groups = states.index_select(0, rows).unflatten(0, (len(self.tasks), -1))
-        stacks = tuple(
+        present = [
             torch.cat([own[task] for task in self.tasks]) if len(own) > len(self.tasks) else stack
             for own, stack in zip(slices, stacks, strict=True)
-        )
-        done: Tensor = function(groups, *stacks).flatten(0, 1).index_select(0, places)
+        ]
+        done: Tensor = function(groups, *present).flatten(0, 1).index_select(0, places)
         return done
 
     def apply_pair(
@@ -140,6 +141,10 @@ class TaskRouting:
         )
         by_row: Tensor = states.unflatten(0, (self.num_rows, -1))
         return by_row
+
+    def task_of_rows(self) -> Tensor:
+        """(b,) the task of each row."""
+        return self._rows
 
     def of_rows(self, stacked: Tensor, num_rows: int | None = None) -> Tensor:
         """Small tensors of the tasks, or one for all, (tasks or 1, ...) -> each row's, (b, ...);
@@ -183,6 +188,11 @@ class MadeForBatch:
 
     def __init__(self) -> None:
         self.value: Any = None
+
+    def take(self) -> Any:
+        """The value, which is then let go."""
+        value, self.value = self.value, None
+        return value
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MadeForBatch:
         return MadeForBatch()

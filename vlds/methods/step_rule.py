@@ -2,8 +2,8 @@
 
 Uses: AdaLoRA's budget (vlds/methods/rank_budget.py), which adds to the loss, reads gradients and
 sets weights to zero; schedules by step, such as a gate's temperature, which a rule writes into a
-buffer; losses of weights alone, such as their distance from the start. A loss of the batch, such as
-AdaMix's consistency of two forward passes, is none: a model's `token_nll` is the place for it.
+buffer; losses of weights alone, such as their distance from the start. A loss of the batch is a
+`BatchLoss`.
 """
 
 from __future__ import annotations

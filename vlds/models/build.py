@@ -110,13 +110,15 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
         module = model.get_submodule(part.path)
         try:
             host = Host(
-                name, module, part.targets, tasks, model.routing, takes_prompts=part.takes_prompts
+                name, module, part.targets, tasks, model.context, takes_prompts=part.takes_prompts
             )
             others = {id(module.get_parameter(other)) for other in part.others}
             claim((p for p in method.attach(host) if id(p) not in others), name)
             changed.update(map(id, host.changed))
             if host.step_rules:
                 (model.step_rules[name],) = host.step_rules
+            if host.batch_losses:
+                (model.batch_losses[name],) = host.batch_losses
         except ValueError as error:
             raise ValueError(f"methods.{name}: {error}") from None
         if isinstance(module, GridEncoder):

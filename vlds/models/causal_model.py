@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlds.kernels.dropout import pictures_follow
+from vlds.methods.batch_loss import Predicted
+from vlds.methods.context import Visual
 from vlds.methods.extended import run_beside
 from vlds.methods.host import CROSS_ATTENTION
 from vlds.models.answer_positions import pick_positions, picking
@@ -23,7 +25,7 @@ from vlds.models.model import Part
 from vlds.models.projector import Projector, packing, tokens_of_rows
 from vlds.models.roles import find_roles
 from vlds.models.shared_starts import Lines, can_share_starts, share_starts
-from vlds.models.token_nll import nll_at, targets_of
+from vlds.models.token_nll import targets_of
 from vlds.models.writing_model import WritingModel
 from vlds.models.written_answers import Writer
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
@@ -117,15 +119,9 @@ class CausalModel(WritingModel):
 
     # Training.
 
-    def token_nll(self, batch: Batch) -> Tensor:
-        """(b, l) negative log-likelihood of each token of the answer, 0 elsewhere, in at least
-        float32."""
-        return self.nll(batch, self.visual_tokens(batch))
-
-    def nll(self, batch: Batch, visual: Tensor) -> Tensor:
-        """`token_nll` with the visual tokens of the distinct images (u, v, d)."""
-        logits, real = self.answer_logits(batch, visual)
-        return nll_at(logits, targets_of(batch), real)
+    def predicted(self, batch: Batch) -> Predicted:
+        logits, _ = self.answer_logits(batch, self.visual_tokens(batch))
+        return Predicted(logits, targets_of(batch))
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, l, w) for each token of the answer, given those before it; 0 elsewhere."""
@@ -156,6 +152,8 @@ class CausalModel(WritingModel):
 
     def lines_of(self, batch: Batch, sequences: Sequences, picked: Tensor) -> Lines | None:
         """How rows share their first tokens, if they do."""
+        if self.context.reads_examples:
+            return None
         return share_starts(
             sequences.tokens.cpu(),
             sequences.mask.sum(1).cpu(),
@@ -168,7 +166,7 @@ class CausalModel(WritingModel):
     def logits_of_lines(self, sequences: Sequences, lines: Lines) -> Tensor:
         """(k, w) for the k picked tokens, row by row."""
         embeds, device = sequences.embeds, sequences.embeds.device
-        self.routing.set(lines.tasks, device)
+        self.context.routing.set(lines.tasks, device)
         mask = torch.zeros(lines.visible.shape, dtype=embeds.dtype, device=device)
         mask.masked_fill_(~lines.visible.to(device), torch.finfo(embeds.dtype).min)
         with picking(self.answer_positions, lines.picked):
@@ -188,10 +186,11 @@ class CausalModel(WritingModel):
         """[prompts of methods][visual tokens][text] of each row without gaps, padded on the right
         or on the left. `real`: (b, l) the answer's tokens. Sets the batch's tasks."""
         device = batch.input_ids.device
-        self.routing.set(batch.task_index, device)
-        prompts = run_beside(self.backbone)
+        self.context.set_rows(batch.task_index, None, device)
         text = self.backbone.get_input_embeddings()(batch.input_ids)
         shown, shown_mask = tokens_of_rows(visual.to(text.dtype), batch.image_index)
+        self.context.visual = Visual(shown, shown_mask)
+        prompts = run_beside(self.backbone)
         embeds, masks = [shown, text], [shown_mask, batch.attention_mask.bool()]
         if prompts is not None:
             embeds.insert(0, prompts)
@@ -206,8 +205,9 @@ class CausalModel(WritingModel):
         # Gaps of absent images would move the positions behind them.
         places = packing(mask, left=left)
         joined = joined.gather(1, places[..., None].expand(-1, -1, joined.shape[2]))
-        gathered = (values.gather(1, places) for values in (mask, labelled, tokens))
-        return Sequences(joined, *gathered)
+        mask, labelled, tokens = (values.gather(1, places) for values in (mask, labelled, tokens))
+        self.context.token_mask = mask
+        return Sequences(joined, mask, labelled, tokens)
 
     def visual_tokens(self, batch: Batch) -> Tensor:
         """(u, v, d) visual tokens of the distinct images; of an empty image if there are none, so

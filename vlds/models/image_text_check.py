@@ -69,7 +69,7 @@ def check_reads(model: Model, collator: ImageTextCollator, processor: str) -> No
     was_training = model.training
     try:
         with torch.no_grad():
-            model.eval().nll_sums(batch.to(next(model.parameters()).device))
+            model.eval().loss_sums(batch.to(next(model.parameters()).device))
     except (ValueError, RuntimeError, TypeError, LookupError) as error:
         if lacks_memory(error):
             raise

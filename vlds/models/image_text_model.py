@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlds.methods.batch_loss import Predicted
 from vlds.methods.extended import run_beside
 from vlds.models.answer_positions import pick_positions, picking
 from vlds.models.chat_format import ChatFormat
 from vlds.models.image_text_collate import EncodedRow, ImageTextCollator
 from vlds.models.model import BACKBONE_PREFIX, Part
-from vlds.models.token_nll import nll_at, targets_of
+from vlds.models.token_nll import targets_of
 from vlds.models.writing_model import WritingModel
 from vlds.models.written_answers import Writer, left_padded
 from vlds.schema import IGNORED_LABEL, Batch
@@ -54,7 +55,7 @@ class ImageTextModel(WritingModel):
             return "connector"
         return "vision" if name.startswith(f"{self.parts['vision'].path}.") else "backbone"
 
-    def train(self, mode: bool = True) -> ImageTextModel:
+    def train(self, mode: bool = True) -> Self:
         """Training mode, but for a frozen vision tower: chance in it would move the loss."""
         super().train(mode)
         tower = self.parts["vision"].path
@@ -65,12 +66,11 @@ class ImageTextModel(WritingModel):
 
     # Training.
 
-    def token_nll(self, batch: Batch) -> Tensor:
+    def predicted(self, batch: Batch) -> Predicted:
         labels = targets_of(batch)
         if not self.answers_apart:  # the token before each label predicts it
             labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
-        real = labels != IGNORED_LABEL
-        return nll_at(self.logits_at(batch, real), labels, real)
+        return Predicted(self.logits_at(batch, labels != IGNORED_LABEL), labels)
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, l, w) after each token of the row, or (b, t, w) for each token of the answer."""
@@ -93,7 +93,7 @@ class ImageTextModel(WritingModel):
 
     def begin(self, batch: Batch) -> None:
         """Tell methods which tasks the rows have, and run what they have put beside the model."""
-        self.routing.set(batch.task_index, batch.input_ids.device)
+        self.context.set_rows(batch.task_index, None, batch.input_ids.device)
         run_beside(self.get_submodule(self.parts["backbone"].path))
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:

@@ -18,12 +18,15 @@ from transformers import GenerationConfig
 from vlds.backbones.attention import beams_share_states, use_extensions
 from vlds.backbones.base import Backbone
 from vlds.kernels.dropout import decoder_follows, pictures_follow, visual_tokens_end
+from vlds.methods.batch_loss import Predicted
+from vlds.methods.context import Visual
 from vlds.methods.extended import run_beside
-from vlds.models.cached_decoder import CachedDecoder
+from vlds.methods.side_path import side_path
+from vlds.models.cached_decoder import CachedDecoder, CachedStack
 from vlds.models.generation import answers, best_choice, generate_ids, token_means
 from vlds.models.hypotheses import Written
-from vlds.models.model import Answer, Model, Part
-from vlds.models.token_nll import nll_at, targets_of
+from vlds.models.model import BACKBONE_PREFIX, Answer, Model, Part
+from vlds.models.token_nll import targets_of
 from vlds.models.visual_embedding import VisualEmbedding
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
 from vlds.vision.base import GridEncoder, VisionEncoder
@@ -62,7 +65,18 @@ class JointModel(Model):
         )
 
     def use_methods(self) -> None:
+        """Errors: ValueError if something trains that gradients do not reach."""
         use_extensions(self.backbone)
+        if (side := side_path(self.backbone)) is None:
+            return
+        reached = {id(parameter) for parameter in side.parameters()}
+        for name, method in self.trained_by.items():
+            if name.startswith(BACKBONE_PREFIX) and id(self.get_parameter(name)) not in reached:
+                raise ValueError(
+                    f"{'model.train_norms' if method == 'norms' else f'methods.{method}'}: trains "
+                    f"{name}, and gradients do not run through a backbone that has a "
+                    f"{type(side).__name__.lower()} beside it; remove one of them"
+                )
 
     def moving_buffers(self) -> list[tuple[str, Tensor]]:
         """Also those of a vision encoder that is not frozen."""
@@ -79,21 +93,18 @@ class JointModel(Model):
 
     # Training.
 
-    def token_nll(self, batch: Batch) -> Tensor:
-        """(b, t) negative log-likelihood of each target token, 0 on padding, in at least
-        float32."""
+    def predicted(self, batch: Batch) -> Predicted:
         labels = targets_of(batch)
         # Logits over the vocabulary are the largest tensor of a step, so padding has none.
-        real = labels != IGNORED_LABEL
-        logits = self.vocabulary_logits(self.target_states(batch)[real])
-        return nll_at(logits, labels, real)
+        states = self.target_states(batch)[labels != IGNORED_LABEL]
+        return Predicted(self.vocabulary_logits(states), labels)
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, t, w) for each target token, given those before it."""
         return self.vocabulary_logits(self.target_states(batch))
 
     def target_states(self, batch: Batch) -> Tensor:
-        """(b, t, d) decoder states that predict each target token."""
+        """(b, t, d) states that predict each target token."""
         assert batch.labels is not None
         states, mask = self.encode(batch)
         return self.decode(
@@ -101,16 +112,13 @@ class JointModel(Model):
         )
 
     def decode(self, states: Tensor, mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
-        """(b, t, d) decoder states after each decoder input token."""
-        decoder_follows(decoder_input_ids.shape[1])
-        output = self.backbone.get_decoder()(
-            input_ids=decoder_input_ids,
-            encoder_hidden_states=states,
-            encoder_attention_mask=mask,
-            use_cache=False,
-        )
-        decoded: Tensor = output.last_hidden_state
-        return decoded
+        """(b, t, d) states after each decoder input token."""
+        if (side := side_path(self.backbone)) is None:
+            return run_decoder(self.backbone, states, mask, decoder_input_ids)
+        read, text_mask = side.read.value
+        with torch.no_grad():
+            run_decoder(self.backbone, read, text_mask, decoder_input_ids)
+        return side.leave(run_decoder(side.stacks, states, mask, decoder_input_ids))
 
     def vocabulary_logits(self, states: Tensor) -> Tensor:
         """(..., d) decoder states -> (..., w)."""
@@ -119,16 +127,24 @@ class JointModel(Model):
     # The encoder side.
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Joint encoder states (b, p + l + n*v, d) and their mask, with p prompts of methods."""
-        self.routing.set(batch.task_index, batch.input_ids.device)
-        prompts = self.method_prompts()
+        """Joint encoder states (b, p + l + n*v, d) and their mask, with p prompts of methods. With
+        a side path, its encoder's."""
+        self.context.set_rows(batch.task_index, None, batch.input_ids.device)
         visual, visual_mask = self.visual_tokens(batch)
-        mask = batch.attention_mask.bool()
-        before = 0 if prompts is None else prompts.shape[1]
-        visual_tokens_end(before + mask.shape[1] + visual.shape[1], visual.shape[1])
-        return self.family.encode(
-            self.backbone, batch.input_ids, mask, visual, visual_mask, prompts
-        )
+        self.context.visual = Visual(visual, visual_mask)
+        prompts, text_mask = self.method_prompts(), batch.attention_mask.bool()
+        masks = [text_mask, visual_mask]
+        if prompts is not None:
+            masks.insert(0, visual_mask.new_ones(prompts.shape[:2]))
+        mask = self.context.token_mask = torch.cat(masks, 1)
+        encode, stacks = self.family.encode, self.backbone
+        if (side := side_path(stacks)) is not None:
+            visual_tokens_end(text_mask.shape[1], 0)
+            with torch.no_grad():
+                read = encode(stacks, batch.input_ids, visual[:, :0], text_mask, None)
+            side.read.value, stacks = (read, text_mask), side.stacks
+        visual_tokens_end(mask.shape[1], visual.shape[1])
+        return encode(stacks, batch.input_ids, visual, mask, prompts), mask
 
     def method_prompts(self) -> Tensor | None:
         """Run what methods have put beside the backbone: (b, p, d) what precedes the text."""
@@ -188,10 +204,18 @@ class JointModel(Model):
 
     def written(self, batch: Batch, states: Tensor, mask: Tensor, decoding: Decoding) -> Written:
         """What the decoder writes from encoder states."""
+        side = side_path(self.backbone)
+        sources = [(self.backbone, states, mask)]
+        if side is not None:
+            sources = [(self.backbone, *side.read.take()), (side.stacks, states, mask)]
         decoder = CachedDecoder(
-            self.backbone, self.vocabulary_logits, states, mask, batch.task_index, self.routing
+            self.backbone.config,
+            [CachedStack(model.get_decoder(), *read) for model, *read in sources],
+            lambda states: self.vocabulary_logits(side.leave(states) if side else states),
+            batch.task_index,
+            self.context,
         )
-        with beams_share_states(self.backbone, decoding.num_beams):
+        with beams_share_states([model for model, *_ in sources], decoding.num_beams):
             return generate_ids(
                 decoder,
                 decoding,
@@ -204,3 +228,16 @@ class JointModel(Model):
         prefix = torch.tensor(self.family.choice_prefix(self.backbone), device=states.device)
         decoded = self.decode(states, mask, prefix.expand(len(states), -1))
         return self.vocabulary_logits(decoded[:, -1])
+
+
+def run_decoder(model: Any, states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:
+    """(b, t, d) states of a model's decoder after each input token."""
+    decoder_follows(input_ids.shape[1])
+    output = model.get_decoder()(
+        input_ids=input_ids,
+        encoder_hidden_states=states,
+        encoder_attention_mask=mask,
+        use_cache=False,
+    )
+    decoded: Tensor = output.last_hidden_state
+    return decoded

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -17,13 +18,14 @@ from transformers import GenerationConfig
 
 from vlds.backbones.base import unique_state
 from vlds.kernels.dropout import examples_follow
+from vlds.methods.batch_loss import BatchLoss, Predicted
+from vlds.methods.context import BatchContext
 from vlds.methods.extended import is_own
-from vlds.methods.routing import TaskRouting
 from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.counts import Counts
 from vlds.models.quantised import follow_weights
 from vlds.models.steady_buffers import steady_buffers
-from vlds.models.token_nll import nll_at, targets_of
+from vlds.models.token_nll import nll_of, targets_of
 from vlds.pretrained.weights import quiet
 from vlds.schema import IGNORED_LABEL, Batch, Decoding, OptimizerRules, TargetModules
 
@@ -35,6 +37,8 @@ class ModelOutput(NamedTuple):
     """Sum over examples of coefficient x summed token nll, in float32."""
     token_nll_sum: Tensor
     """(b,) summed token nll of each example, detached."""
+    added: Mapping[str, Tensor] = MappingProxyType({})
+    """Method -> what it adds to them, (b,), detached."""
 
 
 class Answer(NamedTuple):
@@ -96,7 +100,7 @@ class Model(nn.Module, ABC):
         are wanted."""
         super().__init__()
         self.processor = processor
-        self.routing = TaskRouting()
+        self.context = BatchContext()
         self.trained_by: dict[str, str] = {}
         """Trainable parameter -> method that trains it, or the part of the model."""
         self.changed: set[str] = set()
@@ -104,6 +108,8 @@ class Model(nn.Module, ABC):
         self.sources = Sources()
         self.answer_lists: dict[Any, AnswerList] = {}
         self.step_rules = nn.ModuleDict()  # method -> its rule, for methods that have one
+        self.batch_losses: dict[str, BatchLoss] = {}
+        """Method -> what it adds to each example's loss, for methods that do."""
 
     @property
     def tokenizer(self) -> Any:
@@ -124,14 +130,19 @@ class Model(nn.Module, ABC):
     def generation_defaults(self) -> GenerationConfig:
         """The tokens at which Hugging Face's `generate` begins, ends and pads answers."""
 
-    def token_nll(self, batch: Batch) -> Tensor:
-        """(b, t) negative log-likelihood of each label's token, 0 elsewhere, in at least float32.
+    def predicted(self, batch: Batch) -> Predicted:
+        """The logits of the labels' tokens alone; kinds that can compute fewer than `logits` say
+        how.
 
         Errors: ValueError if the batch has no labels.
         """
         labels = targets_of(batch)
-        real = labels != IGNORED_LABEL
-        return nll_at(self.logits(batch)[real], labels, real)
+        return Predicted(self.logits(batch)[labels != IGNORED_LABEL], labels)
+
+    def token_nll(self, batch: Batch) -> Tensor:
+        """(b, t) negative log-likelihood of each label's token, 0 elsewhere, in at least
+        float32."""
+        return nll_of(self.predicted(batch))
 
     def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
         """Tokens of answers as the model writes them, with the end."""
@@ -163,6 +174,11 @@ class Model(nn.Module, ABC):
         """What training changes without a gradient: statistics, and the state of step rules."""
         return [(f"step_rules.{n}", b) for n, b in self.step_rules.named_buffers()]
 
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.context.training = mode
+        return self
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # What `to` and its like call, also on a model that an engine holds.
         with steady_buffers(self):
@@ -181,18 +197,25 @@ class Model(nn.Module, ABC):
         without them all rows are computed at once.
         """
         if pieces:
-            of_pieces = [self.nll_sums(batch.select(rows)) for rows in pieces]
-            order = torch.cat(list(pieces)).argsort()
-            sums = torch.cat(of_pieces)[order.to(coefficients.device)]
+            of_pieces = [self.loss_sums(batch.select(rows)) for rows in pieces]
+            order = torch.cat(list(pieces)).argsort().to(coefficients.device)
+            sums = [torch.cat(parts)[order] for parts in zip(*of_pieces, strict=True)]
         else:
-            sums = self.nll_sums(batch)
-        loss = (coefficients.to(sums) * sums).sum()
-        return ModelOutput(loss, sums.detach())
+            sums = self.loss_sums(batch)
+        loss = (coefficients.to(sums[0]) * torch.stack(sums).sum(0)).sum()
+        nll, *added = (values.detach() for values in sums)
+        return ModelOutput(loss, nll, dict(zip(self.batch_losses, added, strict=self.training)))
 
-    def nll_sums(self, batch: Batch) -> Tensor:
-        """(b,) summed token nll of each example."""
-        examples_follow(batch.ids)
-        return self.token_nll(batch).sum(1)
+    def loss_sums(self, batch: Batch) -> list[Tensor]:
+        """(b,) each: the summed token nll of each example and, in training, what each method adds
+        to it."""
+        losses = self.batch_losses.values() if self.training else ()
+        passes = []
+        for number in range(max((loss.passes for loss in losses), default=1)):
+            examples_follow(batch.ids, number)
+            with self.context.in_pass(number):
+                passes.append(self.predicted(batch))
+        return [nll_of(passes[0]).sum(1), *(loss.of_examples(passes) for loss in losses)]
 
     # Answers.
 

@@ -53,11 +53,13 @@ def rule_of_kind(name: str, module: nn.Module, tensor: str) -> OptimizerRule:
     """The rule of a library's module: norms and biases do not decay, other weights do.
 
     `tensor` is the parameter's name in the module's own class. Errors: ValueError if the module
-    is a method's and not one of PyTorch's layers, so that its kind is unknown.
+    is a method's and not a layer of PyTorch or transformers, so that its kind is
+    unknown.
     """
     kind = type(module)
     containers = (nn.ParameterList, nn.ParameterDict)
-    is_layer = kind.__module__.startswith("torch.nn.") and not isinstance(module, containers)
+    is_layer = kind.__module__.startswith(("torch.nn.", "transformers."))
+    is_layer = is_layer and not isinstance(module, containers)
     if not (is_own(name) or is_layer):
         raise ValueError(
             f"{kind.__name__} declares no optimizer rule for '{tensor}' ({name}); name it in the "

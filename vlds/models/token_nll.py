@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vlds.kernels.token_nll import TokenNLL
+from vlds.methods.batch_loss import Predicted
 from vlds.schema import Batch
 
 
@@ -18,8 +19,8 @@ def targets_of(batch: Batch) -> Tensor:
     return batch.labels
 
 
-def nll_at(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
-    """Logits (n, w) of the labels where `real` is true, row by row -> their negative log-likelihood
-    in the shape of the labels, 0 elsewhere, in at least float32."""
-    nll: Tensor = TokenNLL.apply(logits, labels[real])  # type: ignore[no-untyped-call]
-    return nll.new_zeros(real.shape).masked_scatter(real, nll)
+def nll_of(predicted: Predicted) -> Tensor:
+    """(b, t) negative log-likelihood of each label, 0 elsewhere, in at least float32."""
+    labels = predicted.labels[predicted.is_label]
+    nll: Tensor = TokenNLL.apply(predicted.logits, labels)  # type: ignore[no-untyped-call]
+    return predicted.by_example(nll)

@@ -53,7 +53,9 @@ def _metrics_of(line: str) -> dict[str, Any] | None:
 
 def _is_right(name: str, value: Any) -> bool:
     """True if a field holds what a run writes there."""
-    if name in ("step", "samples_per_second", "seconds", "loss") or name.startswith("loss/"):
+    if name in ("step", "samples_per_second", "seconds", "loss") or name.startswith(
+        ("loss/", "added/")
+    ):
         return is_number(value)
     if name == "scores":
         return isinstance(value, dict) and all(map(are_numbers, value.values()))

@@ -12,7 +12,7 @@ import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from math import nan
 from typing import Any
@@ -52,6 +52,7 @@ from vlds.training.loss import LossTotals, coefficients, count, task_losses
 from vlds.training.optim import task_slices
 from vlds.training.parts import similar_rows
 from vlds.training.profile import span
+from vlds.training.step_report import StepReport
 from vlds.training.step_rules import StepRules, buffer_bytes
 
 # DeepSpeed knows torch's AdamW, but warns of subclasses ("proceed with caution") in every run.
@@ -85,22 +86,6 @@ def start_ranks(collective_timeout: float) -> Ranks:
         world_size=ranks.world_size,
     )
     return ranks
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one optimizer step did."""
-
-    task_losses: Tensor
-    """(k,) this rank's shares; summed over ranks they are the tasks' losses."""
-    examples: Tensor
-    """(k,) examples of each task in the global batch."""
-    gradient_norm: float
-    skipped: bool = False
-    """True if loss or gradient was not finite, so that no weight has changed: the same on all
-    ranks."""
-    not_finite: list[str] = field(default_factory=list)
-    """Ids of this rank's examples whose own loss was not finite."""
 
 
 class Engine:
@@ -174,6 +159,7 @@ class Engine:
         totals = LossTotals(*self.ranks.sum(count(batches, len(self.tasks))))
         self._adamw.set_present(totals.examples > 0)
         losses = torch.zeros(len(self.tasks), dtype=torch.float64)
+        added = dict.fromkeys(self.model.batch_losses, 0.0)
         not_finite: list[str] = []
         self._deepspeed.train()
         for micro_step, batch in enumerate(batches):
@@ -189,9 +175,9 @@ class Engine:
                 # ZeRO averages gradients over ranks, and the denominators already count all of
                 # them.
                 factor = torch.where(output.loss.isfinite(), float(self.ranks.world_size), nan)
-                added = self._rules.added_loss(1 / (self.ranks.world_size * len(batches)))
+                rules = self._rules.added_loss(1 / (self.ranks.world_size * len(batches)))
                 with span("backward"):
-                    self._deepspeed.backward((output.loss + added) * factor, scale_wrt_gas=False)
+                    self._deepspeed.backward((output.loss + rules) * factor, scale_wrt_gas=False)
             if micro_step == len(batches) - 1:
                 self._rules.read_gradients(self.steps_done + 1, self._gradient)
                 if self._idle.after_backward():
@@ -201,12 +187,14 @@ class Engine:
             nll_sums = output.token_nll_sum.detach().cpu()
             not_finite += [batch.ids[row] for row in (~nll_sums.isfinite()).nonzero().flatten()]
             losses += task_losses(nll_sums, batch, totals, self.tasks)
+            for name, sums in output.added.items():
+                added[name] += float(scale.to(sums) @ sums)
         skipped = bool(self._optimizer.overflow)
         self.steps_done += 1
         self.steps_skipped += skipped
         self._rules.after_step(self.steps_done, skipped, self._set_zero)
         norm = float(self._deepspeed.get_global_grad_norm())
-        return StepReport(losses, totals.examples, norm, skipped, not_finite)
+        return StepReport(losses, totals.examples, norm, added, skipped, not_finite)
 
     def _gradient(self, parameter: nn.Parameter) -> Tensor:
         """The gradient of the global batch in fp32, before clipping; stages 1 and 2. Collective."""
@@ -228,6 +216,7 @@ class Engine:
         drawn one of (seed, step, micro-step, rank): a resumed run needs no generator states."""
         entropy = (self.seed, self.steps_done, micro_step, self.ranks.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+        self.model.context.begin_step(self.seed, self.steps_done)
         with step_kernels(self.model, StepDropout(self.seed, self.steps_done)):
             yield
 

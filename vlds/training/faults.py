@@ -15,8 +15,8 @@ from vlds.runtime.disk import ROOM, CannotWrite, system_error
 from vlds.runtime.manifest import lacks_memory
 from vlds.runtime.ranks import Ranks
 from vlds.schema import Batch
-from vlds.training.engine import StepReport
 from vlds.training.states import state_folders
+from vlds.training.step_report import StepReport
 
 NOT_WRITABLE = (*ROOM, errno.EROFS)
 READS_TOO = (errno.EACCES, errno.EPERM, errno.EIO)

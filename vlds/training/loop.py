@@ -15,7 +15,7 @@ from vlds.runtime.ranks import hold_folder
 from vlds.schema import Batch
 from vlds.training.agreement import check_agreement
 from vlds.training.build import build_run
-from vlds.training.engine import StepReport, start_ranks
+from vlds.training.engine import start_ranks
 from vlds.training.faults import NonFiniteSteps, explained, library_faults
 from vlds.training.gradients import GradientWatch
 from vlds.training.optim import schedule_factor, set_learning_rate
@@ -30,6 +30,7 @@ from vlds.training.run import (
     tell_evaluation,
 )
 from vlds.training.states import Resume
+from vlds.training.step_report import StepReport
 
 
 def train(

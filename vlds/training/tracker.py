@@ -4,6 +4,7 @@ elsewhere."""
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,8 +19,8 @@ from vlds.data.streams.mixed_stream import MixedStream
 from vlds.runtime.durations import clock
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.shown import visible
-from vlds.training.engine import StepReport
 from vlds.training.sinks import Sink, open_sinks
+from vlds.training.step_report import StepReport
 
 
 class Tracker:
@@ -43,6 +44,7 @@ class Tracker:
         zeros = torch.zeros(3, len(self.tasks), dtype=torch.float64)
         self._losses, self._num_losses, self._examples = zeros
         self._loss, self._num_steps, self._num_skipped = 0.0, 0, 0
+        self._added: dict[str, float] = defaultdict(float)
         self._waited = 0.0
         self._since = time.monotonic()
 
@@ -57,19 +59,26 @@ class Tracker:
             self._losses += report.task_losses
             self._num_losses += report.examples > 0
             self._loss += float(shares.sum() / report.examples.sum())
+            for name, share in report.added.items():
+                self._added[name] += share
         if step % self.log_every == 0 or step == self.steps:
             self._tell(step, report, learning_rate, data)
             self._start_interval()
 
     def _tell(self, step: int, report: StepReport, learning_rate: float, data: MixedStream) -> None:
-        others = torch.tensor([self._loss, float(data.num_bad)])
-        *losses, loss, num_bad = self.ranks.sum(torch.cat([self._losses, others])).tolist()
+        others = torch.tensor([*self._added.values(), self._loss, float(data.num_bad)])
+        *sums, loss, num_bad = self.ranks.sum(torch.cat([self._losses, others])).tolist()
+        losses, added = (
+            sums[: len(self.tasks)],
+            zip(self._added, sums[len(self.tasks) :], strict=True),
+        )
         elapsed = time.monotonic() - self._since
         num_finite = self._num_steps - self._num_skipped
         by_task = zip(self.tasks, losses, self._num_losses.tolist(), strict=True)
         metrics: dict[str, float] = {
             **({"loss": loss / num_finite} if num_finite else {}),
             **{f"loss/{task}": total / num for task, total, num in by_task if num},
+            **{f"added/{name}": total / num_finite for name, total in added},
             "learning_rate": learning_rate,
             **({} if report.skipped else {"gradient_norm": report.gradient_norm}),
             "skipped_steps": self._num_skipped,
@@ -91,9 +100,10 @@ class Tracker:
 
     def _show(self, step: int, metrics: dict[str, float]) -> None:
         losses = "  ".join(
-            f"{task} {metrics[f'loss/{task}']:.3f}"
-            for task in self.tasks
-            if f"loss/{task}" in metrics
+            f"{sign}{name.partition('/')[2]} {value:.3f}"
+            for prefix, sign in (("loss/", ""), ("added/", "+"))
+            for name, value in metrics.items()
+            if name.startswith(prefix)
         )
         loss = f"{metrics['loss']:.3f}" if "loss" in metrics else "not finite"
         speed = f"{metrics['samples_per_second']:.0f} examples/s"

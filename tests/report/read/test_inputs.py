@@ -85,12 +85,19 @@ def test_a_recipe_of_another_shape_names_no_score(recipe: str, tmp_path: Path) -
     assert read_run(tmp_path).scores.tasks["a"].metrics == ["f1"]
 
 
+def test_what_methods_add_has_curves_of_its_own(tmp_path: Path) -> None:
+    line = '{"step": 1, "loss": 2.0, "loss/vqa": 3.0, "added/mix": 0.5}\n'
+    (tmp_path / "metrics.jsonl").write_text(line)
+    assert read_run(tmp_path).losses == {"": [(1, 2.0)], "vqa": [(1, 3.0)], "+ mix": [(1, 0.5)]}
+
+
 def test_odd_lines_of_the_metrics_are_passed_over_and_told(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = ["{}", "[]", "5", "null", '{"step": 1', '{"step": true}', '{"step": 1, "scores": 3}']
     lines += ['{"step": 1, "scores": {"vqa": 0.5}}', '{"step": 1, "scores": {"vqa": {"a": "b"}}}']
     lines += [f'{{"step": 1, {field}}}' for field in (
-        '"loss": "low"', '"loss": null', '"loss/vqa": [1]', f'"loss": 1{"0" * 400}',
+        '"loss": "low"', '"loss": null', '"loss/vqa": [1]', '"added/mix": "x"',
+        f'"loss": 1{"0" * 400}',
         '"samples_per_second": "x"', '"trainable": 3', '"trainable": {"total": 1}',
         '"bytes_per_rank": {"frozen": "x"}',
     )]  # fmt: skip

@@ -30,8 +30,8 @@ from tests.toys.recorded.configuration import (
     methods_of,
     parse_flags,
 )
-from vlds.convert.reference import named_tensors, read_tensors, spellings
-from vlds.methods import Method, bottleneck
+from vlds.convert.reference import Piece, named_tensors, read_tensors, spellings
+from vlds.methods import VLPET, Method, bottleneck
 from vlds.models import JointSeq2Seq
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.joint_model import JointModel
@@ -40,7 +40,13 @@ from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
 from vlds.vision import StoredFeatures
 
 FOLDER = Path(os.environ.get("VLDS_GOLDENS", ROOT / "tests/golden"))
-CASES = sorted(path for path in FOLDER.rglob("*.json") if not path.name.endswith(".train6.json"))
+CASES = sorted(
+    path
+    for path in FOLDER.rglob("*.json")
+    if not path.name.endswith(".train6.json")
+    and "common_flags" in json.loads(path.read_text(encoding="utf-8"))
+)
+"""Cases of whole models that the original codes' trainers recorded, by their command line flags."""
 assert CASES, f"no recorded cases in {FOLDER}"
 ACTIVITY_WEIGHT = 1e-3
 """Factor of the term that --track_z adds to the loss."""
@@ -52,17 +58,16 @@ class NamedSlice:
 
     key: str
     parameter: torch.nn.Parameter
-    index: int | None
-    """Index of the slice; None: the whole parameter."""
+    piece: Piece
 
     @property
     def task(self) -> int | None:
         """Number of the task that alone uses it; None: all do."""
-        return self.index if self.index is not None and len(self.parameter) > 1 else None
+        return self.piece.slice if len(self.parameter) > 1 else None
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The slice of a tensor shaped like the parameter."""
-        return tensor if self.index is None else tensor[self.index]
+        """The piece of a tensor shaped like the parameter."""
+        return self.piece.of(tensor)
 
 
 class RecordedCase:
@@ -114,6 +119,12 @@ class RecordedCase:
                 tensor.copy_(state[name])
         return model.eval()
 
+    @property
+    def padding_counts(self) -> bool:
+        """True if an example's loss depends on how far its batch is padded."""
+        methods = self.methods()[0].values()
+        return any(isinstance(method, VLPET) and method.padding_counts for method in methods)
+
     def batch(self, task: str) -> Batch:
         """A task's recorded inputs and targets."""
         input_ids = self.tensor(f"{task}/input_ids")
@@ -159,9 +170,9 @@ class RecordedCase:
         slices = []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                for index, (first, *_) in names[name].keys.items():
+                for piece, (first, *_) in names[name].keys.items():
                     key = next((s for s in spellings(first) if s in self.weights), first)
-                    slices.append(NamedSlice(first_name.get(key, key), parameter, index))
+                    slices.append(NamedSlice(first_name.get(key, key), parameter, piece))
         return slices
 
 

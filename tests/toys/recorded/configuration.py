@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import (
+    LST,
+    VLPET,
     Adapter,
     BitFit,
     Compacter,
@@ -25,12 +27,10 @@ from vlds.methods.host import Host, bias_parameters
 
 def parse_flags(text: str) -> dict[str, str]:
     """Command line flags -> values; "True" for those without."""
-    words = text.split()
     flags: dict[str, str] = {}
-    while words:
-        flag = words.pop(0).removeprefix("--")
-        has_value = bool(words) and not words[0].startswith("--")
-        flags[flag] = words.pop(0) if has_value else "True"
+    for option in text.split("--")[1:]:
+        flag, _, value = option.strip().partition(" ")
+        flags[flag] = value or "True"
     return flags
 
 
@@ -42,7 +42,9 @@ def methods_of(
     methods: dict[str, Method] = {}
     if "unfreeze_language_model" in on:
         methods["full"] = Full()
-    if "use_adapter" in on:
+    if any(flag.startswith(GATE) for flag in on):
+        methods["vl_pet"] = vl_pet_of(flags, on, size)
+    elif "use_adapter" in on:
         methods["adapter"] = Adapter(**bottleneck_of(flags, on))
     if "use_compacter" in on:
         methods["compacter"] = compacter_of(flags, on)
@@ -51,6 +53,8 @@ def methods_of(
         methods["low_rank"] = LowRankAdapter(rank=rank, **bottleneck_of(flags, on))
     if "use_hyperformer" in on:
         methods["hyperformer"] = hyperformer_of(flags, on, weights)
+    if "use_side_transformers" in on:
+        methods["lst"] = lst_of(size["side_config"])
     if "use_lora" in on:
         # VL-Adapter's code has no LoRA on T5, Ladder Side-Tuning's has.
         known = has_tensor("lora_As", weights)
@@ -116,6 +120,40 @@ def hyperformer_of(flags: dict[str, str], on: set[str], weights: dict[str, Tenso
         projected_dim=int(flags.get("projected_task_embedding_dim", "64")),
         kind_embeddings="efficient_unique_hyper_net" in on,
         cross_attention=flags.get("add_adapter_cross_attn") != "False",
+    )
+
+
+GATE = "use_encoder_adapter_gating_"
+"""What the flags begin with that choose VL-PET's gates."""
+GATES = {
+    "large_x_lowrank": "large",
+    "middle_xy_add": "middle_x",
+    "middle_ia3_add": "middle_y",
+    "small_xy_cat": "small",
+}
+
+
+def vl_pet_of(flags: dict[str, str], on: set[str], size: dict[str, Any]) -> VLPET:
+    """A VL-PET from its flags, which give widths instead of reductions."""
+    (gate,) = (GATES[flag.removeprefix(GATE)] for flag in on if flag.startswith(GATE))
+    value_width = flags["decoder_enc_attn_value_parallel_adapter_down_dim"]
+    return VLPET(
+        of=Adapter(reduction=size["d_model"] // int(flags["adapter_down_dim"])),
+        gate=gate,
+        gate_width=int(flags.get("adapter_gating_down_dim", "96")),
+        value_width=int(value_width),
+        heads=int(flags.get("encoder_adapter_multihead_num_head", "4")),
+        scale=float(flags.get("encoder_gating_scaling_factor", "1")),
+        padding_counts=gate == "small",
+    )
+
+
+def lst_of(sizes: dict[str, Any]) -> LST:
+    """A ladder from its recorded settings."""
+    return LST(
+        reduction=sizes["task_reduction_factor"],
+        encoder_layers=sizes["encoder_side_layers"],
+        decoder_layers=sizes["decoder_side_layers"],
     )
 
 

@@ -1,6 +1,6 @@
 """Reads a run folder.
 
-metrics.jsonl   lines of training ("loss", "loss/TASK", ...) and of evaluation ("scores")
+metrics.jsonl   lines of training ("loss", "loss/TASK", "added/METHOD") and evaluation ("scores")
 predictions/    one file a task, of the training's evaluations or of `vlds evaluate`; optional
 scores.json     scores of `vlds evaluate`, or of models compared by `vlds demo`; optional
 gallery/        sample pictures with prediction, and samples.json; optional
@@ -48,12 +48,14 @@ class RunInputs:
 
     @property
     def losses(self) -> dict[str, Curve]:
-        """Task -> curve; "" is the loss over all tasks."""
+        """Task -> curve; "" is the loss over all tasks, "+ NAME" what a method adds to it."""
         curves: dict[str, Curve] = {}
         for line in self.lines:
             for key, value in line.items():
-                if key == "loss" or key.startswith("loss/"):
-                    curves.setdefault(key[5:], []).append((line["step"], value))
+                kind, _, name = key.partition("/")
+                if kind in ("loss", "added"):
+                    title = f"+ {name}" if kind == "added" else name
+                    curves.setdefault(title, []).append((line["step"], value))
         return curves
 
     @property

@@ -1,0 +1,107 @@
+"""Runs merged by transport of neurons, and by peft's prunings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.utils import merge_utils
+from torch import Tensor
+
+from tests.toys.trained_runs import (
+    assert_same,
+    convert,
+    convert_code,
+    recipe_with,
+    save_run,
+    state_of,
+    write_run,
+)
+from vlds.artifact import load_run
+from vlds.convert.merged_adapters import places_of, read_neurons, slices, write_neurons
+from vlds.convert.transport import COSTS
+
+pytest.importorskip("ot", reason="needs the extra `transport`")
+
+
+def merge(how: str, runs: Sequence[Path], out: Path, *words: Any) -> dict[str, Tensor]:
+    """The state of runs merged in a way."""
+    convert("merge", "--how", how, "--run", *runs, "--out", out, *words)
+    return state_of(out)
+
+
+def permuted(run: Path, folder: Path) -> Path:
+    """A run that computes the same, with the neurons of each adapter in another order."""
+    loaded, draw = load_run(run, torch.float32), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for _, module in places_of(loaded):
+            for parts in slices(module):
+                neurons = read_neurons(parts)
+                order = torch.randperm(len(neurons.down), generator=draw)
+                write_neurons(parts, neurons.moved(torch.eye(len(order)).double()[order]))
+    return save_run(replace(loaded, recipe=replace(loaded.recipe, output=str(folder))))
+
+
+@pytest.mark.parametrize("name", ["Adapter", "Adapter per task", "LoRA bare"])
+@pytest.mark.parametrize("cost", COSTS)
+def test_a_permuted_copy_merges_back_exactly(
+    name: str, cost: str, world: Path, tmp_path: Path
+) -> None:
+    run = write_run(recipe_with("T5", name, world, tmp_path), seed=1)
+    other = permuted(run, tmp_path / "permuted")
+    own = state_of(run)
+    assert any(not torch.equal(own[key], tensor) for key, tensor in state_of(other).items())
+    found = merge("transport", [run, other], tmp_path / "merged", "--cost", cost, "--verify")
+    assert_same(found, own)
+
+
+def test_a_run_merged_with_itself_is_the_run(world: Path, tmp_path: Path) -> None:
+    run = write_run(recipe_with("T5", "Adapter", world, tmp_path), seed=1)
+    assert_same(merge("transport", [run, run], tmp_path / "out"), state_of(run))
+    mixed = merge("transport", [run, run], tmp_path / "mixed", "--entropic", 0.5)
+    assert any(not torch.allclose(mixed[k], t) for k, t in state_of(run).items())
+
+
+@pytest.mark.parametrize("how", ["ties", "dare_linear", "dare_ties", "magnitude_prune"])
+def test_prunings_are_pefts(how: str, world: Path, tmp_path: Path) -> None:
+    recipe = recipe_with("T5", "LoRA bare", world, tmp_path)
+    runs = [write_run(replace(recipe, output=str(tmp_path / f"run{n}")), seed=n) for n in range(2)]
+    found = merge(how, runs, tmp_path / "out", "--weights", 1, 0.5, "--density", 0.4)
+    states, compared = [state_of(run) for run in runs], 0
+    torch.manual_seed(0)
+    for name in sorted(states[0]):
+        tensors = [state[name] for state in states]
+        if "extensions" not in name:
+            continue
+        expected = getattr(merge_utils, how)(tensors, torch.tensor([1, 0.5]), 0.4)
+        assert torch.equal(found[name], expected), name
+        compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("Compacter", ["--how", "transport"], "only the halves of Adapter and LoRA have neurons"),
+        ("Adapter shared up", ["--how", "transport"], "tasks share one half of their adapters"),
+        ("Adapter", ["--how", "transport", "--entropic", 0], "--entropic: got 0.0"),
+        ("Adapter", ["--how", "transport", "--density", 0.5], "--density goes with --how ties"),
+        ("Adapter", ["--how", "ties", "--density", 0], "--density: got 0.0"),
+        ("Adapter", ["--how", "ties", "--cost", "weights_in"], "--cost goes with --how transport"),
+        ("Adapter", ["--how", "ties", "--weights", 1, -1], "sum to 0"),
+        ("Adapter", ["--how", "transport", "--samples", "x.jpg"], "--samples: goes with --cost"),
+    ],
+)
+def test_what_cannot_be_merged(
+    name: str, words: list[Any], message: str, world: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = write_run(recipe_with("T5", name, world, tmp_path), seed=1)
+    code = convert_code("merge", *words, "--run", run, run, "--out", tmp_path / "out")
+    assert code != 0
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,219 @@
+"""A ladder beside the backbone: what it computes, keeps and refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.toys.models import backbone, batch, build, hf_config
+from tests.toys.recipes import with_model
+from tests.toys.world import world_recipe
+from vlds.backbones import T5, Backbone, Bart
+from vlds.cli.commands import run_command
+from vlds.config import save_recipe
+from vlds.methods import LST, Adapter, Method, PromptTuning
+from vlds.methods.lst import Ladder
+from vlds.methods.side_path import side_path
+from vlds.models.build import build_model
+from vlds.models.joint_model import JointModel
+from vlds.schema import Batch, Decoding
+
+WIDE: dict[type[Backbone], dict[str, int]] = {
+    T5: {"d_model": 256, "d_kv": 32, "d_ff": 1024, "num_heads": 8, "num_layers": 8},
+    Bart: {"d_model": 256, "encoder_ffn_dim": 1024, "decoder_ffn_dim": 1024, "encoder_layers": 8},
+}
+"""Sizes at which layers keep more than embeddings and logits do."""
+FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
+
+
+def ladder_of(model: JointModel) -> Ladder:
+    """The ladder beside a model's backbone."""
+    ladder = side_path(model.backbone)
+    assert isinstance(ladder, Ladder)
+    return ladder
+
+
+def rungs(model: JointModel) -> list[Any]:
+    """All rungs."""
+    return [m for name, m in model.named_modules() if name.endswith(".rung")]
+
+
+def saved_bytes(model: JointModel, examples: Batch) -> int:
+    """Bytes of activations that autograd keeps for the backward pass, each storage once."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(examples, torch.ones(len(examples)))
+    del output
+    return sum(kept.values())
+
+
+@FAMILIES
+def test_no_gradient_runs_through_the_backbone(family: type[Backbone], tmp_path: Path) -> None:
+    model = build(backbone(family, tmp_path), {"method": LST(reduction=2)}).train()
+    seen: list[bool] = []
+    for rung in rungs(model):
+        rung.linear.register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0].requires_grad)
+        )
+    model(batch(), torch.ones(4)).loss.backward()
+    assert seen == [False] * len(seen)
+    assert len(seen) == 4
+    read, _ = ladder_of(model).read.value
+    assert read.grad_fn is None
+
+
+@FAMILIES
+def test_activations_are_less_than_half_of_an_adapters(
+    family: type[Backbone], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(hf_config(family) | WIDE[family]))
+    source = family(config=str(config), extra_tokens=0, visual_tokens=12)
+    kept = {}
+    for method in (LST(reduction=4), Adapter(reduction=4)):
+        model = build(source, {"method": method}).train()
+        kept[type(method)] = saved_bytes(model, batch())
+    assert 0 < kept[LST] < 0.5 * kept[Adapter]
+
+
+@FAMILIES
+@torch.no_grad()
+def test_with_closed_gates_the_side_reads_nothing_of_the_backbone(
+    family: type[Backbone], tmp_path: Path
+) -> None:
+    model = build(backbone(family, tmp_path), {"method": LST(reduction=2)}).eval()
+    layer = next(m for n, m in model.named_modules() if n.endswith(("fc2", "wo")))
+    found = []
+    for gate in (0.0, 100.0):
+        for rung in rungs(model):
+            rung.gate.fill_(gate)
+        before = model(batch(), torch.ones(4)).loss
+        layer.weight.normal_()
+        found.append(torch.equal(model(batch(), torch.ones(4)).loss, before))
+    assert found == [False, True]
+
+
+@FAMILIES
+@torch.no_grad()
+def test_answers_with_a_cache_are_those_without(family: type[Backbone], tmp_path: Path) -> None:
+    model = build(backbone(family, tmp_path), {"method": LST(reduction=2)}).eval()
+    examples = batch()
+    for beams in (1, 3):
+        decoding = Decoding(num_beams=beams, max_new_tokens=6)
+        ids = model.written(examples, *model.encode(examples), decoding).ids
+        states, mask = model.encode(examples)
+        logits = model.vocabulary_logits(model.decode(states, mask, ids[:, :-1]))
+        if beams == 1:
+            greedy = logits.argmax(-1)
+            end = (ids[:, 1:] == model.backbone.config.eos_token_id).cumsum(1)
+            written = end - (ids[:, 1:] == model.backbone.config.eos_token_id).long() == 0
+            assert torch.equal(greedy[written], ids[:, 1:][written])
+        assert ids.shape[0] == len(examples)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"other": Adapter()}, "methods.other: trains backbone.*remove one of them"),
+        ({"other": PromptTuning(length=2)}, "methods.other: trains backbone.*remove one of them"),
+    ],
+)
+def test_what_trains_inside_the_backbone_is_refused(
+    other: dict[str, Method], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(backbone(T5, tmp_path), {"method": LST(reduction=2), **other})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"reduction": 0}, "reduction: got 0"),
+        ({"reduction": 3}, "reduction: got 3, and the backbone's d_model is 16; give a divisor"),
+        ({"encoder_layers": [2]}, r"encoder_layers: got \[2\]; give numbers from 0 to 1"),
+        ({"decoder_layers": [1, 0]}, r"decoder_layers: got \[1, 0\]; give numbers from 0 to 1"),
+        ({"decoder_layers": []}, r"decoder_layers: got \[\]"),
+        ({"part": "vision"}, "part: got vision"),
+    ],
+)
+def test_bad_fields(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(backbone(T5, tmp_path), {"method": LST(**{"reduction": 2, **fields})})
+
+
+def test_a_side_as_wide_as_the_backbone_can_be_a_copy_of_it(tmp_path: Path) -> None:
+    """With closed gates and projections that change nothing, the side computes what the backbone
+    computes of text and pictures."""
+    source = backbone(T5, tmp_path)
+    plain, model = build(source).eval(), build(source, {"method": LST(reduction=1)}).eval()
+    ladder = ladder_of(model)
+    with torch.no_grad():
+        state = {
+            name: tensor
+            for name, tensor in model.backbone.state_dict().items()
+            if "extensions" not in name
+        }
+        missing, unexpected = ladder.stacks.load_state_dict(state, strict=False)
+        assert all(".enter." in name or ".rung." in name for name in missing), missing
+        assert set(unexpected) == {"shared.weight", "lm_head.weight"}
+        enters = [m.linear for n, m in model.named_modules() if n.endswith(".enter")]
+        for linear in (ladder.up, *enters):
+            linear.weight.copy_(torch.eye(16))
+            linear.bias.zero_()
+        for rung in rungs(model):
+            rung.gate.fill_(100.0)
+        ours, theirs = (m(batch(), torch.ones(4)).loss for m in (model, plain))
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_a_start_from_the_backbones_own_weights(world: Path, tmp_path: Path) -> None:
+    """The command writes importance; side layers begin with what is left of the backbone's."""
+    recipe = with_model(world_recipe(world, tmp_path), train_norms=False)
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    file = tmp_path / "importance.safetensors"
+    words = ["importance", "--config", str(tmp_path / "recipe.yaml"), "--out", str(file)]
+    assert run_command([*words, "--samples", "3"]) == 0
+    found = load_file(file)
+    assert found["shared.weight"].any()
+    assert all((tensor >= 0).all() for tensor in found.values())
+    method = LST(reduction=2, start="fisher_sorted", importance=str(file))
+    setup = replace(recipe, methods={"method": method}).model_setup
+    tokenizer = recipe.model.load_processor()
+    model = build_model(setup, list(recipe.tasks), torch.float32, tokenizer)
+    side = dict(ladder_of(model).stacks.named_parameters())
+    own = dict(model.backbone.named_parameters())
+    for name, tensor in side.items():
+        if name.startswith("encoder.block.1.layer.0.SelfAttention.o") or "wo" in name:
+            rows = own[name].flatten()
+            assert all(value in rows for value in tensor.flatten()), name
+    again = build_model(setup, list(recipe.tasks), torch.float32, tokenizer)
+    for name, tensor in ladder_of(again).stacks.named_parameters():
+        assert torch.equal(tensor, side[name]), name
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"start": "fisher"}, "importance: got None with start: fisher"),
+        ({"importance": "x"}, "importance: got x with start: random"),
+        ({"start": "fisher", "importance": "none.st"}, "importance: no such file: none.st"),
+    ],
+)
+def test_starts_that_cannot_be(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(backbone(T5, tmp_path), {"method": LST(reduction=2, **fields)})

@@ -1,0 +1,53 @@
+"""The recipes of VL-PET's and LST's published rows: the counts are those of the original codes, or
+the share that the paper prints."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlds.config import parse_recipe
+from vlds.models.build import describe
+from vlds.runtime.resources import find, shipped
+
+COUNTS = {
+    "vl_pet/bart_image_large": (6_052_416, 4.157),
+    "vl_pet/bart_image_middle_x": (4_281_804, 2.977),
+    "vl_pet/bart_image_middle_y": (4_281_792, 2.977),
+    "vl_pet/bart_image_small": (4_291_020, 2.983),
+    "vl_pet/bart_video_large": (4_872_768, 3.374),
+    "vl_pet/bart_video_middle_x": (3_102_156, 2.175),
+    "vl_pet/bart_video_middle_y": (3_102_144, 2.175),
+    "vl_pet/bart_video_small": (3_111_372, 2.181),
+    "vl_pet/t5_image_large": (17_582_208, 7.310),
+    "vl_pet/t5_image_middle_x": (10_499_736, 4.498),
+    "vl_pet/t5_image_middle_y": (10_499_712, 4.498),
+    "vl_pet/t5_image_small": (10_518_168, 4.505),
+    "vl_pet/bart_image_compacter_large": (None, 3.28),
+    "vl_pet/bart_image_compacter_middle_x": (None, 2.07),
+    "vl_pet/bart_image_compacter_middle_y": (None, 2.07),
+    "vl_pet/bart_image_compacter_small": (None, 2.08),
+    "lst/t5_image": (17_967_384, 7.458),
+}
+"""Recipe -> trainable weights, and their share of all in percent."""
+TOTALS = {"vl_pet/t5_image_large": 240_521_856, "lst/t5_image": 240_926_232}
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("name", COUNTS)
+def test_what_trains_is_what_trained_there(name: str) -> None:
+    recipe = parse_recipe([str(find(f"recipes/{name}.yaml"))])
+    counts = describe(recipe.model_setup, list(recipe.tasks))
+    trainable, percent = COUNTS[name]
+    digits = 2 if trainable is None else 3
+    assert trainable in (None, counts.trainable)
+    assert round(counts.percent, digits) == percent
+    assert counts.total == TOTALS.get(name, counts.total)
+    assert recipe.output == f"runs/{name}"
+    assert recipe.optimizer.weight_decay_groups == "vl_adapter"
+
+
+def test_every_recipe_is_counted() -> None:
+    folders = ("recipes/vl_pet/", "recipes/lst/")
+    files = [name for name in shipped("recipes") if name.startswith(folders)]
+    names = {name.removeprefix("recipes/").removesuffix(".yaml") for name in files}
+    assert names == COUNTS.keys()

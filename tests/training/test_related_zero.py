@@ -1,0 +1,93 @@
+"""Methods that draw, look at pictures, add to the loss or stand beside the backbone: ranks, stages
+and micro-batches change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.toys.engines import (
+    NUM_EXAMPLES,
+    Case,
+    global_batch,
+    make_case,
+    own_micro_batches,
+    start_engine,
+)
+from tests.toys.rank_pool import RankPool
+from vlds.methods import LST, VLPET, Adapter, HyperPELT, LoRA, Method, Mixture, SimAdapter
+
+STEPS = 4
+SMALL: dict[str, Any] = {"reduction": 4, "task_dim": 6, "hidden_dim": 5, "projected_dim": 4}
+FFN = Adapter(reduction=4, sharing="half_shared_up", attention=False, cross_attention=False)
+METHODS: dict[str, Method] = {
+    "mixture": Mixture(of=FFN, experts=3, consistency=2.0),
+    "mixture of lora": Mixture(of=LoRA(rank=2, sharing="multiple", train_biases=False)),
+    "vl_pet": VLPET(of=Adapter(reduction=4), gate_width=3, value_width=4),
+    "vl_pet small": VLPET(of=Adapter(reduction=4), gate="small", value_width=4),
+    "lst": LST(reduction=2),
+    "hyper_pelt": HyperPELT(**SMALL, prefix_length=2),
+    "sim_adapter": SimAdapter(
+        adapters={"caption": Adapter(reduction=4), "vqa": Adapter(reduction=8)},
+        guide=0.5, guide_decay_steps=3,
+    ),
+}  # fmt: skip
+
+
+def train(case: Case) -> dict[str, Any]:
+    """Losses, added terms and norms of some steps, and the weights after them."""
+    made, cut = start_engine(case)
+    losses, added, norms = [], [], []
+    for step in range(STEPS):
+        report = made.step(own_micro_batches(global_batch(step, size=NUM_EXAMPLES), made, cut))
+        losses.append(made.ranks.sum(report.task_losses))
+        terms = torch.tensor(list(report.added.values()), dtype=torch.float64)
+        added.append(made.ranks.sum(terms))
+        norms.append(report.gradient_norm)
+    state = made.export()
+    made.close()
+    weights = None if state is None else {name: t["fp32"] for name, t in state.items()}
+    return {"losses": losses, "added": added, "norms": norms, "weights": weights}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "micro_batch_size"),
+    [(2, 3, 4), pytest.param(2, 2, 8, marks=pytest.mark.slow),
+     pytest.param(4, 3, 2, marks=pytest.mark.slow)],
+)  # fmt: skip
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("family", ["T5", pytest.param("Bart", marks=pytest.mark.slow)])
+def test_any_cut_trains_the_same(
+    family: str,
+    name: str,
+    ranks: int,
+    stage: int,
+    micro_batch_size: int,
+    ranks2: RankPool,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    fields: dict[str, Any] = {"family": family, "method": METHODS[name], "dropout": 0.1}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    pool = ranks2 if ranks == 2 else request.getfixturevalue("ranks4")
+    expected = pool.run(train, make_case(whole, stage=2, **fields), timeout=120)[0]
+    case = make_case(cut, stage=stage, micro_batch_size=micro_batch_size, **fields)
+    for found in pool.run(train, case, timeout=120):
+        for key in ("losses", "added"):
+            for one, other in zip(found[key], expected[key], strict=True):
+                assert torch.allclose(one, other, rtol=1e-4, atol=1e-6), key
+        assert found["norms"] == pytest.approx(expected["norms"], rel=1e-3)
+        if found["weights"] is not None:
+            assert found["weights"].keys() == expected["weights"].keys()
+            for weight, tensor in expected["weights"].items():
+                assert torch.allclose(found["weights"][weight], tensor, rtol=1e-3, atol=1e-3), (
+                    weight
+                )
+    has_term = isinstance(METHODS[name], (Mixture, SimAdapter))
+    assert len(expected["added"][0]) == has_term
+    assert not has_term or expected["added"][0].item() > 0

@@ -1,0 +1,268 @@
+"""Ladder Side-Tuning (Sung et al. 2022, https://arxiv.org/abs/2206.06522): a narrow encoder-decoder
+beside the backbone, fed by rungs from the backbone's layers. With the backbone's layer outputs h_i
+and the side's states s, side layer i reads
+
+    g s + (1 - g) [ W_i h_i + b_i ; 0 ],    g = sigmoid( a_i / 0.1 ),
+
+where the zeros stand for the pictures, which the side alone reads. The first side layer's s is a
+projection of the embeddings, and the last one's states are widened before the backbone's own head.
+Nothing in front of the backbone trains, so it runs without gradients and keeps no activations.
+
+As the original code for T5. On BART, whose stacks the paper does not have, the choices are the
+same: the side's embeddings, positions and embedding norm are the backbone's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlds.methods.base import Case, Method
+from vlds.methods.extended import InputExtension, NoteOutput, added_tensors, extended, is_own
+from vlds.methods.host import Host, weight_options
+from vlds.methods.importance import read_importance
+from vlds.methods.layouts import Layout, Library, Stored, is_t5
+from vlds.methods.lst_start import Pruning, reference_units, sorted_units
+from vlds.methods.routing import MadeForBatch
+from vlds.methods.side_path import SidePath
+from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
+
+TEMPERATURE = 0.1
+"""Of the gates."""
+NAMES = {
+    r"stacks\.(\w+)\.block\.\d+\.input_extensions\.enter\.linear\.(\w+)": (
+        r"\1.side_first_downsample.\2"
+    ),
+    r"stacks\.(\w+)\.block\.\d+\.input_extensions\.rung\.linear\.(\w+)": (
+        r"\1.side_downsamples.{number}.\2"
+    ),
+    r"stacks\.(\w+)\.block\.\d+\.input_extensions\.rung\.gate": r"\1.side_gate_params.{number}",
+    r"stacks\.(\w+)\.block\.\d+\.(layer\..+)": r"\1.side_block.{number}.\2",
+    r"stacks\.(\w+)\.final_layer_norm\.weight": r"\1.final_side_layer_norm.weight",
+    r"idle_gates\.(\w+)_(\d+)": r"\1.side_gate_params.\2",
+    r"up\.(\w+)": r"side_final_upsample.\1",
+}
+"""Path of a tensor in the ladder on T5 -> its name in the original code, where `{number}` stands
+for the number of the backbone's layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LST(Method):
+    """A narrow side network, fed by the backbone's layers."""
+
+    libraries: ClassVar[frozenset[Library]] = frozenset({"reference"})
+    recomputable: ClassVar[bool] = False
+
+    reduction: int = 4
+    """Width of the model divided by the width of the side."""
+    encoder_layers: list[int] | None = None
+    """Numbers, from 0, of the encoder's layers that have a rung and a side layer; default: all."""
+    decoder_layers: list[int] | None = None
+    """The same for the decoder."""
+    start: Literal["random", "fisher", "fisher_sorted"] = "random"
+    """How side layers begin: random, or as the backbone's without its less important units
+    (T5 alone); fisher lists units in the original code's order, fisher_sorted in their own."""
+    importance: str | None = None
+    """With fisher and fisher_sorted: a file that `vlds importance` wrote for the backbone."""
+
+    def __post_init__(self) -> None:
+        if self.reduction < 1:
+            raise ValueError(f"reduction: got {self.reduction}; give at least 1")
+        if self.part != "backbone":
+            raise ValueError(f"part: got {self.part}; LST stands beside an encoder-decoder")
+        if (self.start == "random") != (self.importance is None):
+            raise ValueError(
+                f"importance: got {self.importance} with start: {self.start}; fisher and "
+                "fisher_sorted need a file that `vlds importance` wrote, and random none"
+            )
+
+    def attach(self, host: Host) -> list[nn.Parameter]:
+        """Put the side network beside the model.
+
+        Errors: ValueError if the model is no encoder-decoder.
+        """
+        if host.targets.narrow is None:
+            raise ValueError(
+                f"{type(host.model).__name__} has no encoder and decoder that LST could stand "
+                "beside; choose the kind JointSeq2Seq, or another method, such as LoRA"
+            )
+        hosts = [replace(host, stack="encoder"), replace(host, stack="decoder")]
+        chosen = [self.chosen(stack_host) for stack_host in hosts]
+        stacks = host.targets.narrow(host.model, self.reduction, (len(chosen[0]), len(chosen[1])))
+        own = {id(parameter) for parameter in host.model.parameters()}
+        ladder = Ladder(host.model, stacks)
+        for stack_host, numbers in zip(hosts, chosen, strict=True):
+            ladder.add_rungs(stack_host, numbers)
+        if self.importance is not None:
+            self.prune(host.model, ladder, chosen)
+        host.extend_model(ladder)
+        return [p for p in ladder.parameters() if id(p) not in own]
+
+    def prune(self, model: Any, ladder: Ladder, chosen: Sequence[list[int]]) -> None:
+        """Let the side's layers begin as the backbone's, pruned.
+
+        Errors: ValueError if the backbone is no T5, or the file is of another one.
+        """
+        if not is_t5(model):
+            raise ValueError(f"start: got {self.start}; only T5's layers can be pruned: set random")
+        assert self.importance is not None
+        weights = {n: t for n, t in model.state_dict().items() if is_own(n)}
+        importance = read_importance(Path(self.importance), weights)
+        if model.shared.weight.is_meta:
+            return
+        order = reference_units if self.start == "fisher" else sorted_units
+        config = model.config
+        pruned = Pruning(weights, importance, self.reduction, order).run(
+            config.num_layers, config.num_decoder_layers
+        )
+        state = ladder.stacks.state_dict()
+        for name, tensor in state.items():
+            if (source := pruned_name(name, chosen)) in pruned:
+                tensor.copy_(pruned[source])
+
+    def chosen(self, host: Host) -> list[int]:
+        """Numbers of a stack's layers that have a rung.
+
+        Errors: ValueError if the stack has fewer layers.
+        """
+        num, field = len(host.modules_of("layer")), f"{host.stack}_layers"
+        numbers: list[int] | None = getattr(self, field)
+        if numbers is None:
+            return list(range(num))
+        if (
+            not numbers
+            or numbers != sorted(set(numbers))
+            or not 0 <= numbers[0] <= numbers[-1] < num
+        ):
+            raise ValueError(
+                f"{field}: got {numbers}; give numbers from 0 to {num - 1} in order, each once"
+            )
+        return numbers
+
+    def refusal(self, library: Library, model: Any) -> str | None:
+        """The original code has LST beside T5 alone."""
+        if library == "reference" and not is_t5(model):
+            return "the original code has LST beside T5 alone"
+        return super().refusal(library, model)
+
+    def layout(self, library: Library, name: str, model: Any) -> Layout:
+        """Side layers, projections and gates, as LST's code names them."""
+        tensors = {}
+        for tensor in added_tensors(model, name):
+            key = original_name(tensor.leaf)
+            if number := re.match(r"stacks\.(\w+)\.block\.(\d+)\.", tensor.leaf):
+                numbers: list[int] | None = getattr(self, f"{number[1]}_layers")
+                place = int(number[2])
+                key = key.format(number=place if numbers is None else numbers[place])
+            tensors[tensor.name] = Stored((key,), stacked=False)
+        return Layout(tensors)
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """All layers; some alone."""
+        return {
+            "": Case(cls(reduction=2)),
+            "some layers": Case(cls(reduction=2, encoder_layers=[1], decoder_layers=[0])),
+        }
+
+
+def pruned_name(name: str, chosen: Sequence[list[int]]) -> str:
+    """Name of a tensor of the side's stacks -> that of the backbone's tensor which it begins as."""
+    for stack, numbers in zip(("encoder", "decoder"), chosen, strict=True):
+        if match := re.fullmatch(rf"{stack}\.block\.(\d+)\.(.+)", name):
+            # The first side layer has the table of positions, whichever layer it stands for.
+            is_table = "relative_attention_bias" in match[2]
+            return f"{stack}.block.{0 if is_table else numbers[int(match[1])]}.{match[2]}"
+    return name
+
+
+def original_name(leaf: str) -> str:
+    """Name of a ladder's tensor in the original code."""
+    for pattern, name in NAMES.items():
+        if match := re.fullmatch(pattern, leaf):
+            return match.expand(name)
+    raise ValueError(f"{leaf}: LST's code has no such tensor")
+
+
+class Ladder(SidePath):
+    """The side network."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {
+        "stacks.*.block.0.layer.0.SelfAttention.relative_attention_bias.weight": UNDECAYED,
+        "idle_gates.*": OptimizerRule(),
+    }
+
+    def __init__(self, model: Any, stacks: nn.Module) -> None:
+        """`model`: the backbone."""
+        super().__init__(stacks)
+        head = model.get_input_embeddings()
+        self.options = weight_options(head)
+        self.draw = model._init_weights
+        self.width, self.narrow = model.config.d_model, self.stacks.config.d_model
+        self.idle_gates = nn.ParameterDict()
+        """Gates of the layers without a rung, which the original code has, too."""
+        self.up = nn.Linear(self.narrow, self.width, **self.options)
+
+    def add_rungs(self, host: Host, numbers: Sequence[int]) -> None:
+        """Let the side's layers in the host's stack read what these layers of the backbone
+        give."""
+        layers = list(host.modules_of("layer").values())
+        side = replace(host, model=self.stacks).modules_of("layer").values()
+        for place, (number, layer) in enumerate(zip(numbers, side, strict=True)):
+            # Drawn for the backbone's sizes, as in the original code.
+            layer.apply(self.draw)
+            note = NoteOutput()
+            extended(layers[number]).extensions[host.name] = note
+            before = extended(layer).input_extensions
+            if place == 0:
+                before["enter"] = Enter(nn.Linear(self.width, self.narrow, **self.options))
+            before["rung"] = Rung(nn.Linear(self.width, self.narrow, **self.options), note.noted)
+        for number in set(range(len(layers))).difference(numbers):
+            self.idle_gates[f"{host.stack}_{number}"] = new_gate(self.options)
+
+    def leave(self, states: Tensor) -> Tensor:
+        widened: Tensor = self.up(states)
+        return widened
+
+
+class Enter(InputExtension):
+    """Narrows the embeddings for the first layer of a side."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(b, l, d) -> (b, l, d / reduction)."""
+        narrowed: Tensor = self.linear(inputs)
+        return narrowed
+
+
+class Rung(InputExtension):
+    """Mixes what a layer of the backbone gives into the input of a layer of the side."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {"gate": OptimizerRule()}
+
+    def __init__(self, linear: nn.Linear, layer: MadeForBatch) -> None:
+        super().__init__()
+        self.linear, self.layer = linear, layer
+        self.gate = new_gate(weight_options(linear))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(b, l + v, d / reduction) -> the same; the backbone has read the first l tokens."""
+        share = torch.sigmoid(self.gate / TEMPERATURE)
+        read = self.linear(self.layer.take())
+        read = F.pad(read, (0, 0, 0, inputs.shape[1] - read.shape[1]))
+        return share * inputs + (1 - share) * read
+
+
+def new_gate(options: dict[str, Any]) -> nn.Parameter:
+    """A gate that takes half of either."""
+    return nn.Parameter(torch.zeros(1, **options))

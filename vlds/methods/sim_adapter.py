@@ -1,0 +1,244 @@
+"""SimAdapter (Hou et al. 2021, https://arxiv.org/abs/2105.11905): attention over frozen adapters of
+several runs. With x what a layer gives and o_n what the n-th run's adapter makes of it,
+
+    a = softmax_n( (W_q x + b_q) . (W_k o_n + b_k) ),    out = sum_n a_n W_v o_n,
+
+in the alphabetical order of the runs' names, without a division by sqrt(d). Only W_q, W_k, W_v and
+biases train; W_v begins as the identity (1e-6 elsewhere). The loss has two terms more:
+
+    orthogonality * sum over layers of || I - W_v ||^2
+    guide * sum over layers of -log( mean over tokens of a_t ),    t = the example's own run.
+
+As the original code, but for these: the guide there takes a softmax of the probabilities, and so
+never reaches 0; it averages over a batch with its padding, here over an example's real tokens. Our
+adapters stand before the residual connection, which therefore comes on top of out, as it does
+behind any adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vlds.methods.adapter import Adapter, AdapterModule
+from vlds.methods.base import Case, Method
+from vlds.methods.batch_loss import BatchLoss, Predicted
+from vlds.methods.extended import LinearExtension
+from vlds.methods.host import Host, weight_options
+from vlds.methods.layouts import Library
+from vlds.methods.other_runs import RunAdapter, read_adapter
+from vlds.methods.routing import MadeForBatch
+
+OFF_DIAGONAL = 1e-6
+"""Of W_v at first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimAdapter(Method):
+    """Attention over the adapters of other runs."""
+
+    reasons: ClassVar[Mapping[Library, str]] = {
+        "adapters": "adapters' own fusion divides its scores by sqrt(d) and has other values"
+    }
+
+    runs: dict[str, str] = field(default_factory=dict)
+    """Name -> run with adapters. A run whose name is that of a task guides the task's examples; of
+    a run with adapters for each task, the name says which."""
+    guide: float = 0.1
+    """Weight of the guide."""
+    guide_decay_steps: int = 0
+    """Steps after which the guide's weight has fallen to 0, linearly; 0: it stays."""
+    orthogonality: float = 0.01
+    """Weight of the distance of W_v from the identity."""
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    """Name -> settings of its adapters, in the recipe of an artifact, which holds their weights and
+    needs the runs no longer."""
+
+    def __post_init__(self) -> None:
+        for name in ("guide", "guide_decay_steps", "orthogonality"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}; give 0 or more")
+        if self.part != "backbone":
+            raise ValueError(f"part: got {self.part}; the runs' adapters are in the backbone")
+        if len(self.runs or self.adapters) < 2:
+            raise ValueError(
+                f"runs: got {self.runs}; name two or more, such as {{vqa: runs/vqa, gqa: runs/gqa}}"
+            )
+
+    def read(self) -> dict[str, RunAdapter]:
+        """The runs' adapters, in the order of their names.
+
+        Errors: ValueError if a run has none.
+        """
+        if self.adapters:
+            return {name: RunAdapter(self.adapters[name], {}) for name in sorted(self.adapters)}
+        return {name: read_adapter(Path(self.runs[name]), name) for name in sorted(self.runs)}
+
+    def in_artifact(self) -> SimAdapter:
+        """With the settings of the runs' adapters in place of the runs."""
+        adapters = {name: run.method for name, run in self.read().items()}
+        return replace(self, runs={}, adapters=adapters)
+
+    def attach(self, host: Host) -> list[nn.Parameter]:
+        """Put attention over the runs' adapters at every place of theirs.
+
+        Errors: ValueError if the runs' adapters stand at unlike places, or do not fit the model.
+        """
+        if self.guide and not host.takes_prompts:
+            raise ValueError(
+                f"guide: got {self.guide}, and {type(host.model).__name__} does not say which of "
+                "its tokens are real; set guide: 0"
+            )
+        runs = self.read()
+        modules = []
+        for path, linear in self.places(host, runs).items():
+            modules.append(FusionModule(path, linear, runs, host))
+            host.extend_linear(linear, modules[-1])
+        if self.guide or self.orthogonality:
+            host.batch_losses.append(FusionLoss(self, list(runs), modules, host))
+            host.context.reads_examples |= self.guide > 0
+        return [p for module in modules for p in module.fusion.parameters()]
+
+    def places(self, host: Host, runs: Mapping[str, RunAdapter]) -> dict[str, nn.Linear]:
+        """Path -> layer behind which all runs have adapters."""
+        places = {
+            name: {place.path: place.linear for place in run.method.places(host)}
+            for name, run in runs.items()
+        }
+        first = next(iter(places))
+        for name, own in places.items():
+            if own.keys() != places[first].keys():
+                odd = sorted(own.keys() ^ places[first].keys())[0]
+                raise ValueError(
+                    f"runs: {first} and {name} have adapters at unlike places (only one has them "
+                    f"at {odd}); give them the same attention and cross_attention"
+                )
+        return places[first]
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """Two runs, as an artifact has them."""
+        adapters = {"gqa": Adapter(reduction=4), "vqa": Adapter(reduction=8, activation="relu")}
+        return {"": Case(cls(adapters=adapters))}
+
+
+class Fusion(nn.Module):
+    """Attention of states over candidates."""
+
+    def __init__(self, width: int, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.q, self.k = (nn.Linear(width, width, **options) for _ in range(2))
+        self.v = nn.Linear(width, width, bias=False, **options)
+        with torch.no_grad():
+            self.v.weight.fill_(OFF_DIAGONAL).fill_diagonal_(1.0)
+
+    def forward(self, states: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, l, d) and (b, l, n, d) -> (b, l, d) and the attention (b, l, n)."""
+        scores = (self.q(states)[..., None, :] * self.k(candidates)).sum(-1)
+        attention = scores.softmax(-1)
+        return (attention[..., None] * self.v(candidates)).sum(-2), attention
+
+    def distance(self) -> Tensor:
+        """|| I - W_v ||^2."""
+        weight = self.v.weight
+        eye = torch.eye(len(weight), device=weight.device, dtype=weight.dtype)
+        return (eye - weight).square().sum()
+
+
+class FusionModule(LinearExtension):
+    """The adapters of all runs behind one layer, and the attention over them."""
+
+    def __init__(
+        self, path: str, linear: nn.Linear, runs: Mapping[str, RunAdapter], host: Host
+    ) -> None:
+        super().__init__()
+        self.context, self.in_decoder = host.context, "decoder" in path.split(".")
+        one_task = replace(host, tasks=["all"])
+        self.candidates = nn.ModuleDict(
+            {name: frozen(run, path, linear, one_task) for name, run in runs.items()}
+        )
+        self.fusion = Fusion(linear.out_features, weight_options(linear))
+        self.noted = MadeForBatch()
+        """Attention (b, l, n) and the distance of W_v, in training."""
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """(b, l, d) -> (b, l, d)."""
+        candidates = [adapter(inputs, outputs) for adapter in self.candidates.values()]
+        states: Tensor
+        states, attention = self.fusion(outputs, torch.stack(candidates, -2))
+        if self.context.training:
+            self.noted.value = attention, self.fusion.distance()
+        return states
+
+
+def frozen(run: RunAdapter, path: str, linear: nn.Linear, host: Host) -> AdapterModule:
+    """A run's adapter behind a layer; its weights do not train.
+
+    Errors: ValueError if the run has other tensors there.
+    """
+    module = AdapterModule(run.method, linear, host)
+    state = module.state_dict()
+    if run.tensors:
+        found = run.tensors.get(path, {})
+        shapes = ({n: tuple(t.shape) for n, t in tensors.items()} for tensors in (state, found))
+        ours, theirs = shapes
+        if ours != theirs:
+            raise ValueError(
+                f"runs: an adapter behind {path} has {theirs or 'no tensors'}, and the model needs "
+                f"{ours}; take runs of the same backbone"
+            )
+        if not linear.weight.is_meta:
+            module.load_state_dict(found)
+    return module
+
+
+class FusionLoss(BatchLoss):
+    """The guide, and the distance of W_v from the identity."""
+
+    def __init__(
+        self,
+        config: SimAdapter,
+        names: Sequence[str],
+        modules: Sequence[FusionModule],
+        host: Host,
+    ) -> None:
+        self.config, self.modules, self.context = config, modules, host.context
+        self.own = torch.tensor([names.index(task) if task in names else -1 for task in host.tasks])
+        """(tasks,) number of the run that guides a task; -1: none."""
+
+    def of_examples(self, passes: Sequence[Predicted]) -> Tensor:
+        is_label = passes[0].is_label
+        noted = [module.noted.take() for module in self.modules]
+        distance = torch.stack([distance for _, distance in noted]).sum()
+        added = (self.config.orthogonality * distance).expand(len(is_label))
+        if (weight := self.guide_weight()) > 0:
+            own = self.own.to(is_label.device)[self.context.routing.task_of_rows()]
+            for module, (attention, _) in zip(self.modules, noted, strict=True):
+                real = is_label if module.in_decoder else self.context.token_mask
+                assert real is not None, "the model says which of its tokens are real"
+                added = added + weight * guide_loss(mean_attention(attention, real), own)
+        # A mean over an example's labels, as its likelihood is: of a sum.
+        return added * is_label.sum(1)
+
+    def guide_weight(self) -> float:
+        """Weight of the guide in the running step."""
+        decay = self.config.guide_decay_steps
+        left = max(0.0, 1 - self.context.step / decay) if decay else 1.0
+        return self.config.guide * left
+
+
+def mean_attention(attention: Tensor, real: Tensor) -> Tensor:
+    """(b, l, n) -> (b, n): the mean over an example's real tokens (b, l)."""
+    weights = real[..., None].to(attention)
+    return (attention * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def guide_loss(attention: Tensor, own: Tensor) -> Tensor:
+    """(b, n) and the number of each example's run (b,), -1 for none -> (b,) -log of its share."""
+    shares = attention.gather(1, own.clamp(min=0)[:, None])[:, 0]
+    return torch.where(own >= 0, -shares.log(), 0.0)

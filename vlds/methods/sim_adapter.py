@@ -55,7 +55,7 @@ class SimAdapter(Method):
     """Steps after which the guide's weight has fallen to 0, linearly; 0: it stays."""
     orthogonality: float = 0.01
     """Weight of the distance of W_v from the identity."""
-    adapters: dict[str, Adapter] = field(default_factory=dict)
+    adapters: dict[str, Method] = field(default_factory=dict)
     """Name -> settings of its adapters, in the recipe of an artifact, which holds their weights and
     needs the runs no longer."""
 
@@ -65,6 +65,9 @@ class SimAdapter(Method):
                 raise ValueError(f"{name}: got {getattr(self, name)}; give 0 or more")
         if self.part != "backbone":
             raise ValueError(f"part: got {self.part}; the runs' adapters are in the backbone")
+        for name, method in self.adapters.items():
+            if not isinstance(method, Adapter):
+                raise ValueError(f"adapters.{name}: got {type(method).__name__}; give Adapter")
         if len(self.runs or self.adapters) < 2:
             raise ValueError(
                 f"runs: got {self.runs}; name two or more, such as {{vqa: runs/vqa, gqa: runs/gqa}}"
@@ -76,12 +79,13 @@ class SimAdapter(Method):
         Errors: ValueError if a run has none.
         """
         if self.adapters:
-            return {name: RunAdapter(self.adapters[name], {}) for name in sorted(self.adapters)}
+            adapters = {name: self.adapters[name] for name in sorted(self.adapters)}
+            return {n: RunAdapter(m, {}) for n, m in adapters.items() if isinstance(m, Adapter)}
         return {name: read_adapter(Path(self.runs[name]), name) for name in sorted(self.runs)}
 
     def in_artifact(self) -> SimAdapter:
         """With the settings of the runs' adapters in place of the runs."""
-        adapters = {name: run.method for name, run in self.read().items()}
+        adapters: dict[str, Method] = {name: run.method for name, run in self.read().items()}
         return replace(self, runs={}, adapters=adapters)
 
     def attach(self, host: Host) -> list[nn.Parameter]:
@@ -123,8 +127,8 @@ class SimAdapter(Method):
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
         """Two runs, as an artifact has them."""
-        adapters = {"gqa": Adapter(reduction=4), "vqa": Adapter(reduction=8, activation="relu")}
-        return {"": Case(cls(adapters=adapters))}
+        narrow = Adapter(reduction=8, activation="relu")
+        return {"": Case(cls(adapters={"gqa": Adapter(reduction=4), "vqa": narrow}))}
 
 
 class Fusion(nn.Module):

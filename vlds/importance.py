@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vlds.config import Recipe
@@ -19,6 +19,7 @@ from vlds.evaluation.sources import training_sources
 from vlds.methods.importance import squared_gradients
 from vlds.models import JointSeq2Seq
 from vlds.runtime.progress import follow
+from vlds.runtime.whole_file import whole_file
 from vlds.schema import IGNORED_LABEL
 
 
@@ -38,7 +39,8 @@ def write_importance(recipe: Recipe, out: Path, num_samples: int) -> None:
     model = backbone.load(len(backbone.load_tokenizer()), torch.float32).model
     texts = follow(islice(texts_of(recipe), num_samples), "adding gradients", num_samples)
     found = squared_gradients(model, texts)
-    save_file({name: tensor.contiguous() for name, tensor in found.items()}, out)
+    with whole_file(out, new=True) as partial:
+        partial.write_bytes(save({name: tensor.contiguous() for name, tensor in found.items()}))
 
 
 def texts_of(recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:

@@ -46,7 +46,7 @@ def run_command(argv: Sequence[str]) -> int:
 
 def root_parser() -> CommandParser:
     """The parser of `vlds --help` and `vlds --version`."""
-    commands = "\n".join(f"  {name:10}{summary}" for name, summary in SUMMARIES.items())
+    commands = "\n".join(f"  {name:11}{summary}" for name, summary in SUMMARIES.items())
     parser = CommandParser(prog="vlds", description=f"{ROOT}{commands}", epilog=ROOT_END)
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the above")
     parser.add_argument(

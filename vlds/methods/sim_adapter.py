@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import Adapter, AdapterModule
-from vlds.methods.base import Case, Method
+from vlds.methods.base import Case, Method, Toy
 from vlds.methods.batch_loss import BatchLoss, Predicted
 from vlds.methods.extended import LinearExtension
 from vlds.methods.host import Host, weight_options
@@ -128,7 +128,8 @@ class SimAdapter(Method):
     def cases(cls) -> Mapping[str, Case]:
         """Two runs, as an artifact has them."""
         narrow = Adapter(reduction=8, activation="relu")
-        return {"": Case(cls(adapters={"gqa": Adapter(reduction=4), "vqa": narrow}))}
+        num = Toy.places * (3 * Toy.width**2 + 2 * Toy.width)
+        return {"": Case(cls(adapters={"gqa": Adapter(reduction=4), "vqa": narrow}), num)}
 
 
 class Fusion(nn.Module):

@@ -50,6 +50,7 @@ COMMANDS: tuple[Command, ...] = (
          "world", "run", "rows"),
     vlds("predict --run run/trained --data vqa=world/vqa --out out", "world", "run"),
     vlds("features --config features/recipe.yaml --data world/vqa --out out", "world", "features"),
+    vlds("importance --config recipe/run.yaml --out out --samples 2", "world", "recipe"),
     vlds("convert hf --run run/trained --out out", "world", "run"),
     vlds("convert merge --run lora/run --out out", "world", "lora"),
     vlds("convert merge --how average --run lora/run lora/run --out out", "world", "lora"),

@@ -19,6 +19,7 @@ from vlds.kernels.dropout import (
     draws_by_example,
     dropout_by,
     examples_follow,
+    keys_stand_before,
     pictures_follow,
     visual_tokens_end,
 )
@@ -136,6 +137,20 @@ def test_a_decoder_reads_the_sequence_as_an_encoder_does() -> None:
     padded, short = drawn(9), drawn(5)
     assert torch.equal(padded[:, :5], short[:, :5])
     assert torch.equal(padded[:, 9:], short[:, 5:])
+
+
+def test_prefixes_do_not_make_a_decoders_tokens_the_sequence() -> None:
+    """A decoder's own keys behind prefixes may be as many as the tokens that it reads."""
+
+    def drawn(length: int) -> Tensor:
+        with dropout_by(StepDropout(7, 0)):
+            examples_follow(IDS)
+            visual_tokens_end(length, 4)
+            decoder_follows(5)
+            keys_stand_before(3)
+            return F.dropout(torch.ones(32, 2, 5, 3 + 5)) == 0
+
+    assert torch.equal(drawn(8), drawn(11))
 
 
 def test_kept_elements_and_their_gradients_are_scaled() -> None:

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 
 from vlds.kernels.attention import recomputed_attention, trains
-from vlds.kernels.dropout import draws_by_example
+from vlds.kernels.dropout import draws_by_example, keys_stand_before
 
 CPU_ATTENTION = "vlds_cpu"
 EXTENDED_ATTENTION = "vlds_extended"
@@ -97,6 +97,7 @@ def extended(
     for extension in getattr(module, "key_value_extensions", {}).values():
         key, value = extension(key, value)
     added = key.shape[2] - length
+    keys_stand_before(added)
     if added:
         mask = None if mask is None else F.pad(mask, (added, 0))
         bias = None if bias is None else F.pad(bias, (added, 0))

@@ -58,6 +58,8 @@ class Tokens(NamedTuple):
     num_written: int | None = None
     """While a decoder runs: how many tokens of its own it has, beside the sequence that it
     reads."""
+    num_before: int = 0
+    """Keys that methods put before those of the attention that runs next."""
 
     def are(self, size: int) -> bool:
         """True if so many tokens are those of the sequence."""
@@ -230,7 +232,7 @@ def keys_of(shape: torch.Size, rows: Tensor, tokens: Tokens | None, call: int) -
             positions[first:] += BEHIND - first
         rows = rows[..., None] + mixed(positions + (axis << 56))
     ends = [0, shape[-1]]
-    if tokens is not None and len(shape) == 4 and tokens.are(shape[-1]):
+    if tokens is not None and len(shape) == 4 and tokens.are(shape[-1] - tokens.num_before):
         ends.insert(1, shape[-1] - tokens.num_visual)
     features = []
     for number, (start, stop) in enumerate(pairwise(ends)):
@@ -291,6 +293,12 @@ def visual_tokens_end(total: int, num_visual: int) -> None:
     """Say how many tokens at the end of the sequences that layers read next are visual."""
     if _current is not None:
         _current.tokens = Tokens(total, num_visual)
+
+
+def keys_stand_before(num_keys: int) -> None:
+    """Say how many keys methods put before those of the attention that runs next."""
+    if _current is not None and _current.tokens is not None:
+        _current.tokens = _current.tokens._replace(num_before=num_keys)
 
 
 def decoder_follows(num_tokens: int) -> None:

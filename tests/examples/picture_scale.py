@@ -42,8 +42,6 @@ class Scale(LinearExtension):
         """(b, l, d) -> (b, l, d)."""
         visual = self.context.visual
         assert visual is not None
-        real = visual.mask[..., None].to(visual.tokens)
-        mean = (visual.tokens * real).sum(1) / real.sum(1).clamp(min=1)
         rows = self.context.example_of_rows(len(outputs))
-        scaled: Tensor = outputs * (1 + self.factors(mean)[rows, None])
+        scaled: Tensor = outputs * (1 + self.factors(visual.mean())[rows, None])
         return scaled

@@ -201,6 +201,9 @@ def test_a_start_from_the_backbones_own_weights(world: Path, tmp_path: Path) -> 
         if name.startswith("encoder.block.1.layer.0.SelfAttention.o") or "wo" in name:
             rows = own[name].flatten()
             assert all(value in rows for value in tensor.flatten()), name
+    in_artifact = method.in_artifact()
+    assert (in_artifact.start, in_artifact.importance) == ("random", None)
+    assert replace(in_artifact, start=method.start, importance=method.importance) == method
     again = build_model(setup, list(recipe.tasks), torch.float32, tokenizer)
     for name, tensor in ladder_of(again).stacks.named_parameters():
         assert torch.equal(tensor, side[name]), name

@@ -28,6 +28,11 @@ class Visual(NamedTuple):
     mask: Tensor
     """(b, v) bool, False where an example has fewer images."""
 
+    def mean(self) -> Tensor:
+        """(b, d) of each example's tokens; 0 without images."""
+        real = self.mask[..., None].to(self.tokens)
+        return (self.tokens * real).sum(1) / real.sum(1).clamp(min=1)
+
 
 class BatchContext:
     """Tasks, pass, step and pictures of the running batch."""

@@ -167,9 +167,7 @@ class PELTNetworks(HyperNetworks):
             return
         visual = self.context.visual
         assert visual is not None, "the model says what its visual tokens are"
-        real = visual.mask[..., None].to(visual.tokens)
-        mean = (visual.tokens * real).sum(1) / real.sum(1).clamp(min=1)
-        pictures = self.look(mean)
+        pictures = self.look(visual.mean())
         self.picture_prefixes.value = prefixes_of(self.visual_stacks, self.visual_heads, pictures)
         made: dict[Key, list[Tensor]] = {}
         for stack, network in self.visual_stacks.items():

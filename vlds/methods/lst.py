@@ -105,6 +105,10 @@ class LST(Method):
         host.extend_model(ladder)
         return [p for p in ladder.parameters() if id(p) not in own]
 
+    def in_artifact(self) -> LST:
+        """Without the file of importance: the artifact holds the weights that it led to."""
+        return replace(self, start="random", importance=None)
+
     def prune(self, model: Any, ladder: Ladder, chosen: Sequence[list[int]]) -> None:
         """Let the side's layers begin as the backbone's, pruned.
 

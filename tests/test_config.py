@@ -43,6 +43,7 @@ from vlds.methods import (
     Peft,
     PrefixTuning,
     PromptTuning,
+    Shrinking,
     SimAdapter,
 )
 from vlds.models import Causal, ImageTextToText, JointSeq2Seq
@@ -143,6 +144,7 @@ def every_choice() -> list[Recipe]:
     related = {
         "mix": Mixture(of=LoRA(sharing="multiple"), experts=3),
         "pet": VLPET(of=Compacter(), gate="small", padding_counts=True),
+        "shrink": Shrinking(of=LoRA(rank=8), cycles=2, relative=True),
         "lst": LST(encoder_layers=[1, 3], start="fisher", importance="importance.safetensors"),
         "pelt": HyperPELT(prefix_length=4),
         "fused": SimAdapter(runs={"vqa": "runs/vqa", "gqa": "runs/gqa"}),

@@ -30,6 +30,7 @@ from vlds.config import Recipe, check_saved, parse_recipe, to_tree
 from vlds.models.build import build_model
 from vlds.models.kind import hash_name
 from vlds.models.model import Model
+from vlds.models.revising import fit_saved
 from vlds.pretrained.files import reading
 from vlds.recipe.paths import located, places_of, with_start
 from vlds.runtime.json_file import read_json
@@ -178,6 +179,7 @@ def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str]
         tensors = load_file(folder / WEIGHTS)
     dtype = dtype or recipe.training.dtype
     model = build_model(recipe.model_setup, list(recipe.tasks), dtype, processor)
+    fit_saved(model, {name: tensor.shape for name, tensor in tensors.items()})
     put_tensors(model, tensors, folder)
     model.eval()
     return LoadedRun(recipe, processor, model)

@@ -54,6 +54,8 @@ class Case:
     clip_norm: float = 0.0
     weight_decay: float = 0.01
     parts: int = 1
+    num_steps: int = 0
+    """Length of the run, for methods that act at given steps."""
     precision: Literal["fp32", "bf16"] = "fp32"
     persistence: int = 0
     """Tensors with fewer numbers stay whole; at 0 even these tiny ones are partitioned."""
@@ -132,6 +134,7 @@ def start_engine(case: Case) -> tuple[Engine, BatchCut]:
         tasks=list(run.tasks.values()),
         eps=EPS,
         parts=case.parts,
+        num_steps=case.num_steps,
     )
     set_learning_rate(engine.parameter_groups, 1.0)
     return engine, cut

@@ -19,6 +19,7 @@ from vlds.methods.mixture import Mixture
 from vlds.methods.peft_method import Peft
 from vlds.methods.prefix_tuning import PrefixTuning
 from vlds.methods.prompt_tuning import PromptTuning
+from vlds.methods.shrinking import Shrinking
 from vlds.methods.sim_adapter import SimAdapter
 from vlds.methods.vl_pet import VLPET
 
@@ -40,5 +41,6 @@ __all__ = [
     "Peft",
     "PrefixTuning",
     "PromptTuning",
+    "Shrinking",
     "SimAdapter",
 ]

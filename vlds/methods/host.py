@@ -23,6 +23,7 @@ from vlds.methods.extended import (
     is_plain,
     states_type,
 )
+from vlds.methods.revision import Revision
 from vlds.methods.routing import MadeForBatch
 from vlds.methods.step_rule import StepRule
 from vlds.schema import Role, TargetModules
@@ -58,6 +59,8 @@ class Host:
     """At most one: what the method does at every optimizer step; the method adds it."""
     batch_losses: list[BatchLoss] = field(default_factory=list)
     """At most one: what the method adds to each example's loss; the method adds it."""
+    revisions: list[Revision] = field(default_factory=list)
+    """At most one: how the method changes what trains after given steps; the method adds it."""
 
     def linears(self, *roles: str, optional: Collection[str] = ()) -> dict[str, nn.Linear]:
         """Path -> linear layer, of those that play the roles, role by role. `optional` roles may

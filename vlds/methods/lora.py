@@ -147,6 +147,8 @@ class LoRAModule(LinearExtension):
     """The updates of all tasks beside one layer."""
 
     optimizer_rules: ClassVar[OptimizerRules] = {"a": STACKED, "b": STACKED}
+    neurons: ClassVar[Mapping[str, int]] = {"a": 1, "b": 2}
+    """Weights whose slices belong to the update's ranks -> the dimension of these."""
     behind_zeros = ("a",)
 
     def __init__(self, config: LoRA, linear: nn.Linear, host: Host) -> None:

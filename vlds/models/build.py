@@ -15,7 +15,7 @@ from vlds.methods.host import Host
 from vlds.models.counts import Counts
 from vlds.models.draws import draw_by_name
 from vlds.models.kind import ModelKind
-from vlds.models.model import Model, Sources
+from vlds.models.model import Model
 from vlds.models.tape import Tape
 from vlds.vision.base import GridEncoder, on_meta
 
@@ -73,7 +73,7 @@ def build_model(
     model.use_methods()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in model.trained_by)
-    drop_trained_sources(model)
+    model.drop_trained_sources()
     if setup.activation_checkpointing:
         setup.kind.enable_checkpointing(model)
     return model
@@ -119,19 +119,14 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
                 (model.step_rules[name],) = host.step_rules
             if host.batch_losses:
                 (model.batch_losses[name],) = host.batch_losses
+            if host.revisions:
+                (model.revisions[name],) = host.revisions
         except ValueError as error:
             raise ValueError(f"methods.{name}: {error}") from None
         if isinstance(module, GridEncoder):
             module.frozen = False
     model.changed = {name for name, p in model.named_parameters() if id(p) in changed}
     return trained
-
-
-def drop_trained_sources(model: Model) -> None:
-    """Forget the sources of tensors that training or attaching changes."""
-    moving = model.moving_names() | model.changed
-    rows = {name: rows for name, rows in model.sources.rows.items() if name not in moving}
-    model.sources = Sources(names=model.sources.names - moving, rows=rows)
 
 
 def build_shapes(setup: ModelSetup, tasks: Sequence[str], dtype: torch.dtype) -> Model:

@@ -21,6 +21,7 @@ from vlds.kernels.dropout import examples_follow
 from vlds.methods.batch_loss import BatchLoss, Predicted
 from vlds.methods.context import BatchContext
 from vlds.methods.extended import is_own
+from vlds.methods.revision import Revision
 from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.counts import Counts
 from vlds.models.quantised import follow_weights
@@ -110,6 +111,8 @@ class Model(nn.Module, ABC):
         self.step_rules = nn.ModuleDict()  # method -> its rule, for methods that have one
         self.batch_losses: dict[str, BatchLoss] = {}
         """Method -> what it adds to each example's loss, for methods that do."""
+        self.revisions: dict[str, Revision] = {}
+        """Method -> how it changes what trains after given steps, for methods that do."""
 
     @property
     def tokenizer(self) -> Any:
@@ -270,6 +273,12 @@ class Model(nn.Module, ABC):
             self.backbone.save_pretrained(folder, state_dict=own)
             self.generation_defaults().save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+    def drop_trained_sources(self) -> None:
+        """Forget the sources of tensors that training or attaching changes."""
+        moving = self.moving_names() | self.changed
+        rows = {name: rows for name, rows in self.sources.rows.items() if name not in moving}
+        self.sources = Sources(names=self.sources.names - moving, rows=rows)
 
     def unique_state(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and saved buffers, tied ones once."""

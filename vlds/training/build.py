@@ -17,11 +17,12 @@ from vlds.evaluation.evaluator import Evaluator
 from vlds.models.build import build_model
 from vlds.models.model import Model
 from vlds.models.partitioned_loading import partitioned_loading
+from vlds.models.revising import fit_saved
 from vlds.runtime.ranks import Ranks
 from vlds.schema import Collator
 from vlds.training.alignment import align
 from vlds.training.best import BestStep, check_best
-from vlds.training.checkpoint import RunStates, find_state, restore
+from vlds.training.checkpoint import RunStates, find_state, restore, saved_shapes
 from vlds.training.engine import Engine
 from vlds.training.optim import parameter_groups
 from vlds.training.prepare import Prepared
@@ -56,6 +57,8 @@ def build_run(
         best = BestStep(recipe.training.best, folder, resumed=resumed and ranks.is_first)
     stream = open_stream(recipe, ranks, prepared, collator)
     model = load_model(recipe, prepared, processor, ranks)
+    if state_folder is not None:
+        fit_saved(model, saved_shapes(state_folder))
     engine = Engine(
         model,
         parameter_groups(model, recipe),

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -82,6 +82,14 @@ def load(folder: Path) -> tuple[State, Progress]:
     except (SafetensorError, ValueError, KeyError) as error:
         raise ValueError(f"{folder}: {TENSORS} cannot be read: {error}") from error
     return by_weight(tensors), progress
+
+
+def saved_shapes(folder: Path) -> dict[str, torch.Size]:
+    """Shape of each weight that trained when a run state was written."""
+    with safe_open(folder / TENSORS, "pt") as file:
+        masters = [name for name in file.keys() if name.endswith("|fp32")]  # noqa: SIM118
+        shapes = {name: file.get_slice(name).get_shape() for name in masters}
+    return {name.removesuffix("|fp32"): torch.Size(shape) for name, shape in shapes.items()}
 
 
 def by_weight(tensors: Mapping[str, Tensor]) -> State:

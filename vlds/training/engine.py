@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -38,7 +38,7 @@ from vlds.kernels.dropout import StepDropout
 from vlds.kernels.partitioned_linear import restore_linear
 from vlds.kernels.step import step_kernels
 from vlds.models.model import Model
-from vlds.models.quantised import scale_bytes
+from vlds.models.revising import revise
 from vlds.runtime.kept_memory import keep_freed_memory
 from vlds.runtime.ranks import Ranks, rank_from_environment
 from vlds.schema import Batch
@@ -47,13 +47,14 @@ from vlds.training.adamw import MOMENTS, TaskAdamW, flat_segments
 from vlds.training.deepspeed_config import fit_sizes
 from vlds.training.deepspeed_imports import import_muon
 from vlds.training.gradient_sums import sum_in_place
+from vlds.training.held_bytes import held_bytes
 from vlds.training.idle import IdleWeights
 from vlds.training.loss import LossTotals, coefficients, count, task_losses
 from vlds.training.optim import task_slices
 from vlds.training.parts import similar_rows
 from vlds.training.profile import span
 from vlds.training.step_report import StepReport
-from vlds.training.step_rules import StepRules, buffer_bytes
+from vlds.training.step_rules import StepRules
 
 # DeepSpeed knows torch's AdamW, but warns of subclasses ("proceed with caution") in every run.
 ZERO_SUPPORTED_OPTIMIZERS.append(TaskAdamW)
@@ -113,26 +114,34 @@ class Engine:
         self.seed = seed
         self.parts = parts
         self._rules = StepRules(model.step_rules, num_steps)
+        self.num_steps = num_steps
         self.stage = int(config["zero_optimization"]["stage"])
         self.steps_done = 0
         self.steps_skipped = 0
-        self._adamw = TaskAdamW(parameter_groups, num_tasks=len(self.tasks), betas=betas, eps=eps)
-        self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=self._adamw,
-            model_parameters=[p for group in parameter_groups for p in group["params"]],
-            config=fit_sizes(config, model),
-        )
-        restore_linear()
-        if self.stage == 2:
-            sum_in_place(self._optimizer, ranks)
-        self._slices = task_slices(model, len(self.tasks))
-        self._idle = IdleWeights(model, ranks)
-        self._cut_segments()
+        self._config, self._betas, self._eps = config, betas, eps
+        self._partition(parameter_groups)
         ranks.bound_waiting()
         if ranks.device.type == "cpu":
             # What building the model has freed goes back before.
             keep_freed_memory()
+
+    def _partition(self, parameter_groups: list[dict[str, Any]]) -> None:
+        """Hand the model and what trains of it to ZeRO."""
+        self._adamw = TaskAdamW(
+            parameter_groups, num_tasks=len(self.tasks), betas=self._betas, eps=self._eps
+        )
+        self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
+            model=self.model,
+            optimizer=self._adamw,
+            model_parameters=[p for group in parameter_groups for p in group["params"]],
+            config=fit_sizes(self._config, self.model),
+        )
+        restore_linear()
+        if self.stage == 2:
+            sum_in_place(self._optimizer, self.ranks)
+        self._slices = task_slices(self.model, len(self.tasks))
+        self._idle = IdleWeights(self.model, self.ranks)
+        self._cut_segments()
 
     def _cut_segments(self) -> None:
         """Tell AdamW to which tasks its elements belong, and which of them no loss has read."""
@@ -319,6 +328,25 @@ class Engine:
         self.steps_skipped = steps_skipped
         self._check_restored(state)
 
+    def revise(self, groups: Callable[[], list[dict[str, Any]]]) -> None:
+        """Let the methods change what trains, after the step that was done, and go on with the
+        state that they give. `groups`: the optimizer's, of the changed model. Collective."""
+        counts = self.steps_done, self.steps_skipped, self.task_updates
+        state: State = self.ranks.broadcast(self.export())
+        trained = {name: tensors for name, tensors in state.items() if "fp32" in tensors}
+        self.close()
+        revised = revise(self.model, self.steps_done, self.num_steps, trained)
+        self._partition(groups())
+        for name, tensors in revised.items():
+            state[name] = dict(tensors) if tensors is not None else self._untrained(name)
+        kept = revised.keys() | (state.keys() - trained.keys())
+        self.restore({name: state[name] for name in kept}, *counts)
+
+    def _untrained(self, name: str) -> dict[str, Tensor]:
+        """The state of a weight that begins to train. Collective."""
+        master = safe_get_full_fp32_param(self.model.get_parameter(name)).detach().cpu()
+        return {"fp32": master, **{moment: torch.zeros_like(master) for moment in MOMENTS}}
+
     def _link_moments(self) -> None:
         """Stages 1 and 2 link parameters to their moments after the first group's first step, when
         those of the other groups do not exist yet (DeepSpeed 0.19), so link again."""
@@ -363,27 +391,9 @@ class Engine:
 
     def bytes_per_rank(self) -> dict[str, int]:
         """Bytes of frozen weights, trainable weights and optimizer state on this rank."""
-        sizes = {"frozen": 0, "trainable": 0, "optimizer": 0}
-        for parameter in self.model.parameters():
-            sizes["trainable" if parameter.requires_grad else "frozen"] += stored_bytes(parameter)
-        sizes["frozen"] += scale_bytes(self.model)
-        flats = self._adamw.segments
-        sizes["optimizer"] = sum((1 + len(MOMENTS)) * flat.nbytes for flat in flats)
-        sizes["optimizer"] += buffer_bytes(self.model.step_rules)
-        return sizes
+        return held_bytes(self.model, self._adamw.segments)
 
     def close(self) -> None:
         """Free DeepSpeed's memory, so that another engine can start in this process."""
         self._deepspeed.destroy()
         gc.collect()
-
-
-def stored_bytes(parameter: Any) -> int:
-    """Bytes of a weight on this rank between steps."""
-    partition = getattr(parameter, "ds_tensor", parameter)
-    stored: int = partition.nbytes
-    is_whole = parameter.data_ptr() != partition.data_ptr()
-    if getattr(parameter, "ds_persist", False) and is_whole:
-        # Below stage 3's persistence threshold: it stays whole beside its partition.
-        stored += parameter.ds_numel * parameter.element_size()
-    return stored

@@ -10,6 +10,7 @@ from pathlib import Path
 from vlds.config import Recipe
 from vlds.evaluation.evaluator import EvaluationStopped
 from vlds.evaluation.sources import with_answer_lists
+from vlds.models.revising import revision_due
 from vlds.runtime.process_end import heard, signal_name, signals_collected
 from vlds.runtime.ranks import hold_folder
 from vlds.schema import Batch
@@ -25,6 +26,7 @@ from vlds.training.run import (
     Run,
     evaluation_due,
     evaluation_missing,
+    revise,
     save_run_artifact,
     save_state,
     tell_evaluation,
@@ -97,6 +99,9 @@ def loop(run: Run, stop: Sequence[int]) -> int:
             run.states.finish()
         last = step == num_steps
         lines = [*watch.after_step(last), *nonfinite.after_step(step, report, batches)]
+        if revision_due(engine.model, step, num_steps):
+            with run.tracker.paused():
+                lines += revise(run)
         if run.profile is not None:
             with run.tracker.paused():  # to write a trace takes seconds
                 lines += run.profile.after_step()

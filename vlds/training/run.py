@@ -28,6 +28,7 @@ from vlds.runtime.whole_file import write_whole
 from vlds.training.best import BestStep
 from vlds.training.checkpoint import RunStates
 from vlds.training.engine import Engine
+from vlds.training.optim import parameter_groups
 from vlds.training.profile import StepProfile
 from vlds.training.recipe_changes import RECIPE, recipe_changes
 from vlds.training.sinks import has_scores
@@ -122,6 +123,18 @@ def save_state(run: Run) -> None:
     """Begin to write the run state, and log for how long training stood still."""
     seconds = run.states.save()
     run.tracker.write(run.engine.steps_done, {"save": {"blocking_seconds": seconds}})
+
+
+def revise(run: Run) -> list[str]:
+    """Let methods change what trains, and rebuild the engine around it; what to say. Collective."""
+    before = run.engine.model.count_parameters().trainable
+    run.engine.revise(lambda: parameter_groups(run.engine.model, run.recipe))
+    counts = run.engine.model.count_parameters()
+    run.tracker.write(run.engine.steps_done, {"trainable": counts.as_dict()})
+    return [
+        f"step {run.engine.steps_done}  from here on {counts.trainable:,} weights train "
+        f"({counts.percent:.2f} %), before it were {before:,}"
+    ]
 
 
 def save_run_artifact(run: Run, folder: Path, notes: Mapping[str, str] | None = None) -> None:

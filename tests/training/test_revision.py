@@ -1,0 +1,164 @@
+"""Methods that change what trains after given steps: any ranks, stages and cuts give the same run,
+and the optimizer goes on with the state that is left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.examples.norms_later import NormsLater
+from tests.toys.engines import (
+    Case,
+    case_recipe,
+    global_batch,
+    make_case,
+    own_micro_batches,
+    recipe_model,
+    start_engine,
+)
+from tests.toys.rank_pool import RankPool
+from tests.toys.resumed_runs import check_resume
+from tests.toys.world import world_recipe
+from vlds.methods import Adapter, LoRA, Method, Shrinking
+from vlds.methods.adapter import AdapterModule
+from vlds.methods.shrinking import num_neurons
+from vlds.models.revising import revision_due
+from vlds.training.engine import Engine, State
+from vlds.training.optim import parameter_groups, set_learning_rate
+
+STEPS = 6
+METHODS: dict[str, Method] = {
+    "adapter": Shrinking(of=Adapter(reduction=4), cycles=2, removed=0.6),
+    "lora": Shrinking(of=LoRA(rank=4), cycles=2, removed=0.6),
+    "norms later": NormsLater(reduction=4),
+}
+
+
+def revise(engine: Engine, case: Case) -> None:
+    """Rebuild the engine around what trains from here on."""
+    engine.revise(lambda: parameter_groups(engine.model, case_recipe(case)))
+    set_learning_rate(engine.parameter_groups, 1.0)
+
+
+def train(case: Case) -> dict[str, Any]:
+    """Losses and norms of all steps; what trained after each, and the state at the end."""
+    engine, cut = start_engine(case)
+    losses, norms, trained = [], [], []
+    for step in range(STEPS):
+        report = engine.step(own_micro_batches(global_batch(step), engine, cut))
+        losses.append(engine.ranks.sum(report.task_losses))
+        norms.append(report.gradient_norm)
+        if revision_due(engine.model, step + 1, STEPS):
+            revise(engine, case)
+        trained.append({name: shape for (name, _), (_, shape) in engine.state_layout().items()})
+    state = engine.export()
+    engine.close()
+    return {"losses": losses, "norms": norms, "trained": trained, "state": state}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "micro_batch_size"),
+    [(2, 3, 4), pytest.param(2, 2, 8, marks=pytest.mark.slow),
+     pytest.param(4, 3, 2, marks=pytest.mark.slow)],
+)  # fmt: skip
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("family", ["T5", pytest.param("Bart", marks=pytest.mark.slow)])
+def test_any_cut_trains_the_same(
+    family: str,
+    name: str,
+    ranks: int,
+    stage: int,
+    micro_batch_size: int,
+    ranks2: RankPool,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:
+    fields: dict[str, Any] = {"family": family, "method": METHODS[name], "num_steps": STEPS}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    pool = ranks2 if ranks == 2 else request.getfixturevalue("ranks4")
+    expected = pool.run(train, make_case(whole, stage=2, **fields), timeout=120)[0]
+    case = make_case(cut, stage=stage, micro_batch_size=micro_batch_size, **fields)
+    for found in pool.run(train, case, timeout=120):
+        assert found["trained"] == expected["trained"]
+        for one, other in zip(found["losses"], expected["losses"], strict=True):
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+        assert found["norms"] == pytest.approx(expected["norms"], rel=1e-3)
+        if found["state"] is not None:
+            for weight, tensors in expected["state"].items():
+                for key, tensor in tensors.items():
+                    ours = found["state"][weight][key]
+                    assert torch.allclose(ours, tensor, rtol=1e-3, atol=1e-3), (weight, key)
+    first, *_, last = (sum(map(size, shapes.values())) for shapes in expected["trained"])
+    assert last > first if name == "norms later" else last < first
+
+
+def size(shape: torch.Size) -> int:
+    """Elements of a tensor."""
+    return shape.numel()
+
+
+def shrink_once(case: Case) -> tuple[State, State, float]:
+    """The state before and after the first cycle, and the loss of a batch after it."""
+    engine, cut = start_engine(case)
+    for step in range(STEPS // 3):
+        engine.step(own_micro_batches(global_batch(step), engine, cut))
+    before = engine.ranks.broadcast(engine.export())
+    revise(engine, case)
+    after = engine.ranks.broadcast(engine.export())
+    batch = global_batch(99)
+    with engine.evaluation() as model:
+        loss = float(model(batch, torch.ones(len(batch))).loss)
+    engine.close()
+    return before, after, loss
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_shrunk_is_masked_and_moments_are_slices(
+    stage: int, ranks2: RankPool, tmp_path: Path
+) -> None:
+    method = Shrinking(of=Adapter(reduction=4), cycles=2, removed=0.6)
+    case = make_case(tmp_path, stage=stage, method=method, num_steps=STEPS)
+    before, after, loss = ranks2.run(shrink_once, case, timeout=120)[0]
+    masked = recipe_model(case_recipe(case))
+    removed = 0
+    with torch.no_grad():
+        for name, parameter in masked.named_parameters():
+            if name in before:
+                parameter.copy_(before[name]["fp32"])
+        for path, module in masked.named_modules():
+            if not isinstance(module, AdapterModule):
+                continue
+            weight = before[f"{path}.down_weight"]["fp32"][0]
+            left = after.get(f"{path}.down_weight", {"fp32": weight[None, :0]})["fp32"][0]
+            kept = [n for n, row in enumerate(weight) if any(torch.equal(row, r) for r in left)]
+            gone = [n for n in range(len(weight)) if n not in kept]
+            removed += len(gone)
+            for leaf, dim in module.neurons.items():
+                for key, tensor in before[f"{path}.{leaf}"].items():
+                    part = tensor.index_select(dim, torch.tensor(kept, dtype=torch.int64))
+                    if kept:
+                        assert torch.equal(after[f"{path}.{leaf}"][key], part), (path, leaf, key)
+                    else:
+                        assert f"{path}.{leaf}" not in after
+                module.get_parameter(leaf).index_fill_(dim, torch.tensor(gone).long(), 0.0)
+    neurons = sum(num_neurons(m) for m in masked.modules() if isinstance(m, AdapterModule))
+    assert neurons - removed == int(neurons * 0.4)
+    batch = global_batch(99)
+    with torch.no_grad():
+        found = float(masked.eval()(batch, torch.ones(len(batch))).loss)
+    assert found == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lora", "norms later"])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    name: str, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = world_recipe(world, tmp_path / "whole", stage=3)
+    recipe = replace(recipe, methods={"method": METHODS[name]})
+    check_resume(ranks2, recipe, tmp_path)

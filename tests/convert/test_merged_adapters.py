@@ -19,10 +19,11 @@ from tests.toys.trained_runs import (
     recipe_with,
     save_run,
     state_of,
+    trained_run,
     write_run,
 )
 from vlds.artifact import load_run
-from vlds.convert.merged_adapters import places_of, read_neurons, slices, write_neurons
+from vlds.convert.merged_adapters import inputs_of, places_of, read_neurons, slices, write_neurons
 from vlds.convert.transport import COSTS
 
 pytest.importorskip("ot", reason="needs the extra `transport`")
@@ -57,6 +58,22 @@ def test_a_permuted_copy_merges_back_exactly(
     assert any(not torch.equal(own[key], tensor) for key, tensor in state_of(other).items())
     found = merge("transport", [run, other], tmp_path / "merged", "--cost", cost, "--verify")
     assert_same(found, own)
+
+
+def test_adapters_beside_layers_are_compared_by_what_these_read(
+    world: Path, tmp_path: Path
+) -> None:
+    run = trained_run(recipe_with("T5", "Adapter beside", world, tmp_path))
+    read: dict[str, list[Tensor]] = {}
+    for path, module in run.model.named_modules():
+        if path.endswith("DenseReluDense.wi"):
+            place = path.removesuffix("wi") + "wo.extensions.method"
+            states = read.setdefault(place, [])
+            module.register_forward_pre_hook(lambda _, args, s=states: s.append(args[0]))
+    found = inputs_of(run, ())
+    assert found.keys() == read.keys()
+    for place, tensors in read.items():
+        assert torch.equal(found[place], torch.cat([t.flatten(0, -2) for t in tensors]).double())
 
 
 def test_a_run_merged_with_itself_is_the_run(world: Path, tmp_path: Path) -> None:

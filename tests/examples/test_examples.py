@@ -105,10 +105,11 @@ def test_a_method_in_one_place_trains_merges_and_converts(world: Path, tmp_path:
             return [p for n, p in host.model.named_parameters() if f".{host.name}.shift" in n]
 
         @torch.no_grad()
-        def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
+        def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
             for linear in extended_linears(model, name):
                 weight, module = foldable_weight(linear), take_first(linear, name)
                 weight += module.get_parameter("shift")[0]
+            return {}
 
         def layout(self, library: Library, name: str, model: Any) -> Layout:
             keys = {t.name: f"{PEFT_MODEL}{t.layer}.shift" for t in added_tensors(model, name)}

@@ -94,7 +94,8 @@ def test_baking_keeps_the_output(tmp_path: Path) -> None:
     model = tuned(tmp_path, "multiple")
     before = model.logits(batch(ROWS))
     method = DecoderPromptTuning(length=5, hidden_dim=6, sharing="multiple")
-    left = method.merge("prompts", model.backbone, ("a", "b", "c"))
+    left = method.merge("prompts", model.backbone, ("a", "b", "c"))["prompts"]
+    assert isinstance(left, DecoderPromptTuning)
     assert left.hidden_dim is None
     assert torch.equal(model.logits(batch(ROWS)), before)
 

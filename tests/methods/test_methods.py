@@ -20,6 +20,7 @@ from tests.toys.models import TASKS, backbone, batch, build, shake
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import (
     IA3,
+    VLPET,
     Adapter,
     BitFit,
     Compacter,
@@ -303,11 +304,11 @@ def test_merging_keeps_the_output(name: str, family: type[Backbone], tmp_path: P
         left = method.merge("method", model.backbone, TASKS)
         after = model.logits(batch())
     assert (after - before).abs().max() < 1e-6 * before.abs().max()
-    assert (None if left is None else type(left)) is case.merged
-    plain = build(source, {} if left is None else {"method": left}, seed=2)
+    assert tuple(map(type, left.values())) == case.merged
+    plain = build(source, dict(left), seed=2)
     shapes = {key: tensor.shape for key, tensor in plain.unique_state()}
     assert {key: tensor.shape for key, tensor in model.unique_state()} == shapes
-    if left is not None:
+    if left:
         plain.load_state_dict(model.state_dict())
         assert torch.equal(plain.eval().logits(batch()), after)
 
@@ -350,6 +351,8 @@ def test_impossible_fields() -> None:
         BitFit(part="vision", add_norm_and_head_biases=True)
     with pytest.raises(ValueError, match="init: got ladder_side_tuning, but no biases are added"):
         BitFit(init="ladder_side_tuning")
+    with pytest.raises(ValueError, match=r"of\.attention: got false, and gates stand behind"):
+        VLPET(of=Adapter(attention=False))
     with pytest.raises(ValueError, match="part: PromptTuning stands before text"):
         PromptTuning(part="vision")
 

@@ -143,7 +143,7 @@ def test_folding(name: str, tmp_path: Path) -> None:
     """Nothing is folded into packed weights; what becomes a plainer method does."""
     method = METHOD_CASES[name].method
     model = build(packed(Bart, tmp_path), {"method": method}).eval()
-    if METHOD_CASES[name].merged is None:
+    if not METHOD_CASES[name].merged:
         with pytest.raises(ValueError, match="PackedLinear does not compute a plain product"):
             method.merge("method", model.backbone, TASKS)
         return

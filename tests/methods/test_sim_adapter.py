@@ -98,6 +98,10 @@ def test_runs_become_a_run_that_needs_them_no_longer(world: Path, tmp_path: Path
             {"adapters": {"a": Adapter(), "b": Adapter(**FFN)}},
             "runs: a and b have adapters at unlike places",
         ),
+        (
+            {"adapters": {"a": Adapter(**FFN), "b": Adapter(**FFN, parallel=True)}},
+            "runs: the adapters of b stand beside feed-forward layers",
+        ),
     ],
 )
 def test_what_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -159,9 +159,8 @@ def check_keys(
 def plain(loaded: LoadedRun) -> LoadedRun:
     """The run without what its methods need only in training, such as prompts' networks."""
     methods = dict(loaded.recipe.methods)
-    for name, method in methods.items():
+    for name, method in loaded.recipe.methods.items():
         if method.merges_to_itself:
             module = loaded.model.get_submodule(loaded.model.parts[method.part].path)
-            plainer = method.merge(name, module, list(loaded.recipe.tasks))
-            methods[name] = plainer or method
+            methods.update(method.merge(name, module, list(loaded.recipe.tasks)))
     return replace(loaded, recipe=replace(loaded.recipe, methods=methods))

@@ -113,6 +113,10 @@ def fold_methods(loaded: LoadedRun) -> LoadedRun:
             plainer = method.merge(name, part, list(recipe.tasks))
         except ValueError as error:
             raise ValueError(f"methods.{name}: {error}") from None
-        if plainer is not None:
-            left[name] = plainer
+        if taken := plainer.keys() & (recipe.methods.keys() - {name}):
+            raise ValueError(
+                f"methods.{name}: merging makes a method {taken.pop()} of it, and the recipe has "
+                "one of this name; give one of them another name"
+            )
+        left.update(plainer)
     return replace(loaded, recipe=replace(recipe, methods=left))

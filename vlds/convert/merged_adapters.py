@@ -121,8 +121,11 @@ def inputs_of(run: LoadedRun, pictures: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def keep(kept: list[Tensor], module: Any, states: tuple[Tensor, Tensor]) -> None:
-    """Keep what a module reads: LoRA the layer's input, an adapter its output."""
+    """Keep what a module reads: LoRA the layer's input, an adapter its output, or the input of the
+    whole feed-forward layer beside which it stands."""
     read = states[0] if isinstance(module, LoRAModule) else states[1]
+    if getattr(module, "beside", None) is not None:
+        read = module.beside.value
     kept.append(read.flatten(0, -2).double())
 
 

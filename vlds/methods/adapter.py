@@ -49,7 +49,7 @@ class Adapter(StackedBottleneck):
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
-        """Every sharing, norms, the identity at first, without cross-attention."""
+        """Every sharing, norms, the identity at first, fewer places."""
 
         def case(size: int, num_places: int = Toy.places, **fields: Any) -> Case:
             method = cls(reduction=4, **fields)
@@ -57,11 +57,15 @@ class Adapter(StackedBottleneck):
             if method.layer_norm_before:
                 undecayed += " pre_norm.weight pre_norm.bias post_norm.weight post_norm.bias"
             starts_frozen = method.init == "identity"
-            num = num_places * size
-            return Case(method, num, "down_weight up_weight", undecayed, starts_frozen)
+            refused = {} if method.attention else {"reference": "the original code has attention: "}
+            if method.parallel:
+                refused["adapters"] = "no layout of vlds holds adapters beside feed-forward layers"
+            num, decayed = num_places * size, "down_weight up_weight"
+            return Case(method, num, decayed, undecayed, starts_frozen, refused=refused)
 
         down, up, n, norm_size = Toy.down, Toy.up, Toy.tasks, 4 * Toy.width
         norms = {"layer_norm_before": True, "layer_norm_after": True}
+        alone = {"attention": False, "cross_attention": False}
         return {
             "": case(down + up),
             "per task": case(n * (down + up), sharing="multiple"),
@@ -71,9 +75,8 @@ class Adapter(StackedBottleneck):
             "shared up, norms": case(n * down + up + norm_size, sharing="half_shared_up", **norms),
             "identity": case(n * (down + up), sharing="multiple", init="identity"),
             "no cross-attention": case(down + up, Toy.places - Toy.layers, cross_attention=False),
-            "feed-forward alone": case(
-                down + up, 2 * Toy.layers, attention=False, cross_attention=False, activation="gelu"
-            ),
+            "feed-forward alone": case(down + up, 2 * Toy.layers, activation="gelu", **alone),
+            "beside": case(down + up, 2 * Toy.layers, parallel=True, **alone),
         }
 
 
@@ -134,6 +137,7 @@ def materialise(
         reduction=method.reduction,
         attention=method.attention,
         cross_attention=method.cross_attention,
+        parallel=method.parallel,
         activation=method.activation,
         layer_norm_before=stacked is not None and stacked.layer_norm_before,
         layer_norm_after=stacked is not None and stacked.layer_norm_after,
@@ -147,6 +151,7 @@ def materialise(
         copy_halves(down, new.down_weight, new.down_bias)
         copy_halves(up, new.up_weight, new.up_bias)
         new.pre_norm, new.post_norm = old.pre_norm, old.post_norm
+        new.beside = old.beside
         host.extend_linear(linear, new.train(old.training))
     return adapter
 

@@ -66,9 +66,9 @@ class Method(ABC):
         Errors: ValueError if nothing in the model plays the roles that the method needs.
         """
 
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Method | None:
-        """Fold what was attached as `name` into the model's own weights, or make it plainer; the
-        method that stays beside them, None if nothing does.
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
+        """Fold what was attached as `name` into the model's own weights, or make it plainer; name
+        -> method that stays beside them, empty if none does.
 
         Errors: ValueError if neither can be done.
         """
@@ -118,8 +118,8 @@ class Case:
     """The other tensors that it adds."""
     starts_frozen: bool = False
     """True if the model computes at first what it computes without the method."""
-    merged: type[Method] | None = None
-    """Class of the method that is left after merging."""
+    merged: tuple[type[Method], ...] = ()
+    """Classes of the methods that are left after merging."""
     refused: dict[str, str] = field(default_factory=dict)
     """`merge` or a library, with a backbone's name before it if only that one refuses -> pattern of
     the reason."""

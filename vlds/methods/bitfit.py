@@ -96,7 +96,7 @@ class BitFit(Method):
         # T5's tables of position biases are called relative_attention_bias.weight.
         return [p for name, p in model.named_parameters() if is_own(name) and name.endswith("bias")]
 
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Nothing to do: the biases are already the model's own.
 
         Errors: ValueError if some were added, which the model's class has no room for.
@@ -111,6 +111,7 @@ class BitFit(Method):
                 f"{option}: the {layers} of {type(model).__name__} have none in their own class; "
                 "use `vlds convert hf`, which keeps them beside the backbone"
             )
+        return {}
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
         """Names in the code of Ladder Side-Tuning, which the original code does not know."""

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.methods.base import Method, Sharing, check_sharing, num_slices
-from vlds.methods.extended import LinearExtension, added_tensors
+from vlds.methods.extended import LinearExtension, added_tensors, extended
 from vlds.methods.host import CROSS_ATTENTION, Host, weight_options
 from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library, Stored
-from vlds.methods.routing import TaskRouting
+from vlds.methods.routing import MadeForBatch, TaskRouting
 from vlds.schema import OptimizerRule, OptimizerRules, Role
 
 Nonlinearity = Literal["gelu_tanh", "gelu", "relu", "silu"]
@@ -81,12 +81,20 @@ class Bottleneck(Method):
     """Bottlenecks behind self-attention; those behind feed-forward layers are always there."""
     cross_attention: bool = True
     """Bottlenecks behind cross-attention."""
+    parallel: bool = False
+    """Bottlenecks beside feed-forward layers, whose input they read, instead of behind them (He et
+    al. 2022, https://arxiv.org/abs/2110.04366)."""
     activation: Nonlinearity = "gelu_tanh"
     """What stands between the halves; gelu_tanh is GELU's usual approximation."""
 
     def __post_init__(self) -> None:
         if self.reduction < 1:
             raise ValueError(f"reduction: got {self.reduction}; give at least 1")
+        if self.parallel and (self.attention or self.cross_attention):
+            raise ValueError(
+                "parallel: got true, and adapters stand beside feed-forward layers alone; set "
+                "attention and cross_attention to false, or parallel to false"
+            )
 
     def places(self, host: Host) -> list[Place]:
         """The output projections of attention and feed-forward layers that get a bottleneck."""
@@ -102,6 +110,30 @@ class Bottleneck(Method):
             for path, linear in host.linears(role, optional=CROSS_ATTENTION).items()
         ]
 
+    def refusal(self, library: Library, model: Any) -> str | None:
+        """No layout holds bottlenecks beside layers."""
+        if self.parallel and library in self.libraries:
+            return "no layout of vlds holds adapters beside feed-forward layers (parallel: true)"
+        return super().refusal(library, model)
+
+
+def stand_beside(host: Host) -> None:
+    """Let the host's bottlenecks read what their feed-forward layers read."""
+    notes = zip(host.modules_of("ffn_in"), host.note_inputs("ffn_in"), strict=True)
+    noted = {stack_and_layer(path): note for path, note in notes}
+    for path, linear in host.linears("ffn_out").items():
+        module = extended(linear).extensions[host.name]
+        assert isinstance(module, BottleneckModule)
+        module.beside = noted[stack_and_layer(path)]
+
+
+def stack_and_layer(path: str) -> tuple[str, int]:
+    """`model.encoder.layers.3.fc2` -> model_encoder_layers, 3."""
+    match = re.match(r"(.+?)\.(\d+)\.", path)
+    if match is None:
+        raise ValueError(f"{path} is in no numbered layer; the method needs a stack of layers")
+    return match[1].replace(".", "_"), int(match[2])
+
 
 class BottleneckModule(LinearExtension):
     """The bottlenecks of all tasks behind one layer.
@@ -113,6 +145,8 @@ class BottleneckModule(LinearExtension):
     def __init__(self, config: Bottleneck, linear: nn.Linear, routing: TaskRouting) -> None:
         super().__init__()
         self.routing, self.activation = routing, ACTIVATIONS[config.activation]
+        self.beside: MadeForBatch | None = None
+        """The input of the feed-forward layer, for bottlenecks beside it."""
         self.pre_norm: nn.Module | None = None
         self.post_norm: nn.Module | None = None
         self.width = linear.out_features
@@ -129,7 +163,9 @@ class BottleneckModule(LinearExtension):
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d): each row through its task's bottleneck."""
-        states = outputs if self.pre_norm is None else self.pre_norm(outputs)
+        states = outputs if self.beside is None else self.beside.take()
+        if self.pre_norm is not None:
+            states = self.pre_norm(states)
         states = self.through(states)
         if self.post_norm is not None:
             states = self.post_norm(states)
@@ -169,6 +205,8 @@ class StackedBottleneck(Bottleneck):
         for place in self.places(host):
             modules.append(self.module(place.linear, host, modules[:1]))
             host.extend_linear(place.linear, modules[-1])
+        if self.parallel:
+            stand_beside(host)
         return [parameter for module in modules for parameter in module.parameters()]
 
     @abstractmethod

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import Adapter, materialise
-from vlds.methods.base import Case, Toy
+from vlds.methods.base import Case, Method, Toy
 from vlds.methods.bottleneck import StackedBottleneck, StackedBottleneckModule, both_halves
 from vlds.methods.host import Host
 from vlds.methods.layouts import Layout, Library, Stored, is_t5
@@ -59,9 +59,9 @@ class Compacter(StackedBottleneck):
         common = [module.down_rule for module in first] if self.rule == "everywhere" else []
         return CompacterModule(self, linear, host, *common)
 
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Plain adapters that compute the same."""
-        return materialise(self, self.sharing, name, model, tasks)
+        return {name: materialise(self, self.sharing, name, model, tasks)}
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
         """As for all bottlenecks; a rule that all share has more names there, or another one."""
@@ -93,7 +93,7 @@ class Compacter(StackedBottleneck):
             decayed = "down_rule up_rule down_blocks up_blocks"
             if method.block_rank:  # one rule for all halves, under its first name
                 decayed = "down_rule down_left down_right up_left up_right"
-            return Case(method, num, decayed, "down_bias up_bias", merged=Adapter)
+            return Case(method, num, decayed, "down_bias up_bias", merged=(Adapter,))
 
         rules, whole = 2 * 8, Toy.width * Toy.narrow + Toy.narrow + Toy.width
         down, up = Toy.width + Toy.narrow + Toy.narrow, Toy.narrow + Toy.width + Toy.width

@@ -174,11 +174,9 @@ def extended(module: nn.Module) -> Extended:
 
 
 def extended_linears(model: nn.Module, name: str) -> Iterator[ExtendedLinear]:
-    """The linear layers that a method, called `name`, has extended."""
+    """The linear layers behind which a method, called `name`, has put a module."""
     for module in model.modules():
-        if isinstance(module, ExtendedLinear) and (
-            name in module.extensions or name in module.input_extensions
-        ):
+        if isinstance(module, ExtendedLinear) and name in module.extensions:
             yield module
 
 

@@ -36,8 +36,9 @@ class Full(Method):
             )
         return parameters
 
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Nothing to do: the weights are already the model's own."""
+        return {}
 
     def after_export(self) -> None:
         """The files hold all of it."""

@@ -11,7 +11,8 @@ have networks of their own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -19,25 +20,19 @@ from torch import Tensor, nn
 
 from vlds.methods.adapter import Adapter
 from vlds.methods.base import Case, Method
-from vlds.methods.bottleneck import Place
+from vlds.methods.bottleneck import Place, stand_beside
 from vlds.methods.context import BatchContext
-from vlds.methods.host import CROSS_ATTENTION, Host, weight_options
+from vlds.methods.host import Host
 from vlds.methods.hyperformer import Hyperformer, HyperformerModule
-from vlds.methods.hypernetwork import (
-    GENERATOR_STD,
-    HyperNetwork,
-    HyperNetworks,
-    rows_of,
-    stack_and_layer,
-)
 from vlds.methods.layouts import Library
-from vlds.methods.routing import MadeForBatch
-from vlds.schema import Role
+from vlds.methods.other_runs import read_method
+from vlds.methods.pelt_networks import Key, PELTNetworks
+from vlds.methods.prefix_tuning import PrefixTuning, fixed_prefixes
+from vlds.schema import TargetModules
 
-Key = tuple[str, Role, int]
-"""Stack, kind of sub-layer and layer."""
-PREFIXED: dict[Role, Role] = {"attn_k": "attn_out", "cross_attn_k": "cross_attn_out"}
-"""Keys' projection -> kind of its sub-layer."""
+TASKS = "task_embeddings.weight"
+OF_TRAINING = ("learning_rate", "weights", "train_networks")
+"""Fields that change nothing of what given weights compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +46,20 @@ class HyperPELT(Hyperformer):
     cross_attention: bool = False
     kind_embeddings: bool = True
     parallel: bool = True
-    """Adapters beside feed-forward layers; false: behind them, as Hyperformer's."""
     prefix_length: int = 20
     """Keys and values before those of every attention, in each set; 0: none."""
     visual: bool = True
     """A second set that is made from the example's pictures."""
+    weights: str | None = None
+    """A run with HyperPELT of the same fields: its networks are the first ones here, and tasks that
+    both have begin with its embeddings."""
+    train_networks: bool = True
+    """false: the networks stay those of `weights`, and only the embeddings of the tasks train."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prefix_length < 0:
             raise ValueError(f"prefix_length: got {self.prefix_length}; give 0 or more")
-        if self.parallel and (self.attention or self.cross_attention):
-            raise ValueError(
-                "parallel: got true, and adapters stand beside feed-forward layers alone; leave "
-                "attention and cross_attention at false, or set parallel: false"
-            )
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put adapters and prefixes into the model, and their networks beside it.
@@ -79,35 +73,84 @@ class HyperPELT(Hyperformer):
             )
         places = self.places(host)
         networks = PELTNetworks(self, places, host)
-        notes = self.notes(host)
         for place in places:
-            beside = notes.get(stack_and_layer(place.path))
-            host.extend_linear(place.linear, PELTModule(self, place, networks, beside, host))
-        for role in PREFIXED if self.prefix_length else ():
-            for path in host.linears(role, optional=CROSS_ATTENTION):
-                stack, layer = stack_and_layer(path)
-                prefix = HyperPrefix(networks, (stack, PREFIXED[role], layer), host.context)
-                host.extend_attention(path, prefix)
+            host.extend_linear(place.linear, PELTModule(self, place, networks, host))
+        if self.parallel:
+            stand_beside(host)
+        for path, key in networks.attentions.items():
+            host.extend_attention(path, HyperPrefix(networks, key, host.context))
+        if self.weights is not None:
+            self.fill(networks, Path(self.weights), host.tasks)
         host.extend_model(networks)
         host.context.reads_examples |= self.visual
-        return list(networks.parameters())
+        return list((networks if self.train_networks else networks.task_embeddings).parameters())
 
-    def notes(self, host: Host) -> dict[tuple[str, int], MadeForBatch]:
-        """Stack and layer -> the input of its feed-forward layer, for adapters beside it."""
-        if not self.parallel:
-            return {}
-        noted = zip(host.modules_of("ffn_in"), host.note_inputs("ffn_in"), strict=True)
-        return {stack_and_layer(path): note for path, note in noted}
+    def check_steps(self, num_steps: int) -> None:
+        """Errors: ValueError for a run whose networks would stay random."""
+        if not self.train_networks and self.weights is None:
+            raise ValueError(
+                "train_networks: got false, and the networks would stay random; set weights to a "
+                "run with HyperPELT"
+            )
+
+    def in_artifact(self) -> HyperPELT:
+        """Without the run that the networks come from: the artifact holds them."""
+        return replace(self, weights=None)
 
     @torch.no_grad()
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:
-        """Plain adapters, if there is nothing else.
+    def fill(self, networks: PELTNetworks, run: Path, tasks: Sequence[str]) -> None:
+        """Take the networks of another run, and its embeddings of these tasks.
 
-        Errors: ValueError if weights depend on the picture, stand beside layers, or are prefixes.
+        Errors: ValueError if it has none, or other ones.
         """
-        if self.visual or self.prefix_length or self.parallel:
-            Method.merge(self, name, model, tasks)
-        return super().merge(name, model, tasks)
+        other = read_method(run, HyperPELT, "name a run with HyperPELT")
+        for name, theirs in other.settings.items():
+            ours = getattr(self, name, None)
+            if name not in OF_TRAINING and ours != theirs:
+                raise ValueError(
+                    f"weights: {name} is {theirs} in {run}, and {ours} here; set it so"
+                )
+        state, found = networks.state_dict(), dict(other.tensors[""])
+        embeddings = state.pop(TASKS), found.pop(TASKS)
+        for name, tensor in state.items():
+            if name not in found or found[name].shape != tensor.shape:
+                raise ValueError(
+                    f"weights: {name} of {run} is missing or has another shape; name a run of the "
+                    "same backbone"
+                )
+        if embeddings[0].is_meta:
+            return
+        for name, tensor in state.items():
+            tensor.copy_(found[name])
+        for number, task in enumerate(tasks):
+            if task in other.tasks:
+                embeddings[0][number].copy_(embeddings[1][other.tasks.index(task)])
+
+    @torch.no_grad()
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
+        """Plain adapters for each task, and prefixes under the name NAME_prefix.
+
+        Errors: ValueError if weights depend on the picture.
+        """
+        if self.visual:
+            raise ValueError(
+                "visual: got true, so that each picture makes weights of its own, which no fixed "
+                "ones can replace; use `vlds convert hf`, which keeps the networks beside the "
+                "backbone, or train with visual: false"
+            )
+        networks = model.get_submodule(f"extensions.{name}")
+        assert isinstance(networks, PELTNetworks)
+        left = super().merge(name, model, tasks)  # makes the weights of all tasks
+        if not networks.attentions:
+            return left
+        made = {path: networks.prefixes.value[key] for path, key in networks.attentions.items()}
+        for path in made:
+            attention: Any = model.get_submodule(path.rpartition(".")[0])
+            del attention.key_value_extensions[name]
+        host = Host(f"{name}_prefix", model, TargetModules({}), tasks, networks.context)
+        across = any(kind == "cross_attn_out" for _, kind, _ in networks.attentions.values())
+        prefixes = fixed_prefixes(host, made, across)
+        return {**left, host.name: replace(prefixes, learning_rate=self.learning_rate)}
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
@@ -115,112 +158,16 @@ class HyperPELT(Hyperformer):
         small: dict[str, Any] = {
             "reduction": 4, "task_dim": 6, "hidden_dim": 5, "projected_dim": 4,
         }  # fmt: skip
-        refused = {"merge": "HyperPELT computes what no plain layer computes"}
+        refused = {"merge": "visual: got true, so that each picture makes weights of its own"}
         plain: dict[str, Any] = {"prefix_length": 0, "visual": False, "parallel": False}
         behind = cls(**small, **plain, attention=True, cross_attention=True)
         return {
             "": Case(cls(**small, prefix_length=3), refused=refused),
-            "tasks alone": Case(cls(**small, prefix_length=3, visual=False), refused=refused),
-            "adapters alone": Case(behind, merged=Adapter),
+            "tasks alone": Case(
+                cls(**small, prefix_length=3, visual=False), merged=(Adapter, PrefixTuning)
+            ),
+            "adapters alone": Case(behind, merged=(Adapter,)),
         }
-
-
-class PELTNetworks(HyperNetworks):
-    """The networks of both sets."""
-
-    def __init__(self, config: HyperPELT, places: list[Place], host: Host) -> None:
-        std = host.targets.linear_init_std
-        super().__init__(config, places, len(host.tasks), std)
-        self.gives_prompts = config.prefix_length > 0
-        self.key_width = 0
-        self.context, options = host.context, weight_options(places[0].linear)
-        self.of_pictures, self.prefixes, self.picture_prefixes = (MadeForBatch() for _ in range(3))
-        kinds: dict[str, list[Role]] = {}
-        for role, kind in PREFIXED.items() if config.prefix_length else ():
-            linears = host.linears(role, optional=CROSS_ATTENTION)
-            for stack in dict.fromkeys(stack_and_layer(path)[0] for path in linears):
-                kinds.setdefault(stack, []).append(kind)
-            self.key_width = next((x.out_features for x in linears.values()), self.key_width)
-
-        def heads() -> nn.ModuleDict:
-            return nn.ModuleDict(
-                {
-                    stack: PrefixHead(config, own, self.key_width, options, std)
-                    for stack, own in kinds.items()
-                }
-            )
-
-        self.heads = heads()
-        self.visual_stacks, self.visual_heads = nn.ModuleDict(), nn.ModuleDict()
-        self.look: nn.Linear | None = None
-        if config.visual:
-            twin = HyperNetworks(config, places, 1, std)
-            self.visual_stacks, self.visual_heads = twin.stacks, heads()
-            self.look = nn.Linear(places[0].linear.out_features, config.task_dim, **options)
-
-    def forward(self) -> None:
-        """Make the weights of all tasks, and of the pictures of all examples."""
-        super().forward()
-        tasks = rows_of(self.task_embeddings)
-        self.prefixes.value = prefixes_of(self.stacks, self.heads, tasks)
-        if self.look is None:
-            return
-        visual = self.context.visual
-        assert visual is not None, "the model says what its visual tokens are"
-        pictures = self.look(visual.mean())
-        self.picture_prefixes.value = prefixes_of(self.visual_stacks, self.visual_heads, pictures)
-        made: dict[Key, list[Tensor]] = {}
-        for stack, network in self.visual_stacks.items():
-            for kind, weights in network(pictures).items():
-                by_layer = zip(*(weight.unbind(1) for weight in weights), strict=True)
-                made |= {(stack, kind, n): list(own) for n, own in enumerate(by_layer)}
-        self.of_pictures.value = made
-
-
-class PrefixHead(nn.Module):
-    """e -> keys and values before those of every attention of a stack."""
-
-    def __init__(
-        self,
-        config: HyperPELT,
-        kinds: Sequence[Role],
-        width: int,
-        options: dict[str, Any],
-        std: float | None,
-    ) -> None:
-        super().__init__()
-        self.kinds = list(kinds)
-        self.shape = (2, config.prefix_length, width)
-        num = 1 if config.kind_embeddings else len(kinds)
-        self.layers = nn.ModuleList(
-            nn.Linear(config.projected_dim, 2 * config.prefix_length * width, **options)
-            for _ in range(num)
-        )
-        for layer in self.layers:
-            assert isinstance(layer, nn.Linear)
-            nn.init.normal_(layer.weight, std=GENERATOR_STD if std is None else std)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, network: HyperNetwork, tasks: Tensor) -> dict[Role, Tensor]:
-        """(k, task_dim) -> for each kind, with n layers, (k, n, 2, p, width)."""
-        e = network.embedded(tasks, self.kinds)
-        if network.kind_embeddings is not None:
-            made = self.layers[0](e).unflatten(-1, self.shape)
-            return {kind: made[:, :, index] for index, kind in enumerate(self.kinds)}
-        return {
-            kind: layer(e).unflatten(-1, self.shape)
-            for kind, layer in zip(self.kinds, self.layers, strict=True)
-        }
-
-
-def prefixes_of(networks: nn.ModuleDict, heads: nn.ModuleDict, tasks: Tensor) -> dict[Key, Any]:
-    """Tasks or pictures (k, task_dim) -> keys and values (k, p, width) of every attention."""
-    return {
-        (stack, kind, layer): pair.unbind(1)
-        for stack, head in heads.items()
-        for kind, made in head(networks[stack], tasks).items()
-        for layer, pair in enumerate(made.unbind(1))
-    }
 
 
 class PELTModule(HyperformerModule):
@@ -231,19 +178,16 @@ class PELTModule(HyperformerModule):
         config: HyperPELT,
         place: Place,
         networks: PELTNetworks,
-        beside: MadeForBatch | None,
         host: Host,
     ) -> None:
-        """`beside`: the input of the feed-forward layer, for adapters beside it."""
         super().__init__(config, place, networks.generated, host.context.routing)
-        self.beside, self.context = beside, host.context
+        self.context = host.context
         self.of_pictures = networks.of_pictures if config.visual else None
 
-    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """(b, l, d) -> (b, l, d)."""
-        states = outputs if self.beside is None else self.beside.take()
-        changed = outputs + self.through(states)
-        return changed if self.of_pictures is None else changed + self.seen(states)
+    def through(self, states: Tensor) -> Tensor:
+        """(b, l, d) -> (b, l, d) through the bottlenecks of both sets."""
+        of_tasks = super().through(states)
+        return of_tasks if self.of_pictures is None else of_tasks + self.seen(states)
 
     def seen(self, states: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d) through the bottlenecks that the rows' pictures make."""

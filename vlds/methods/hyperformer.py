@@ -18,11 +18,18 @@ import torch
 from torch import nn
 
 from vlds.methods.adapter import Adapter, materialise, merge_first
-from vlds.methods.base import Case, Toy, check_sharing
-from vlds.methods.bottleneck import Bottleneck, BottleneckModule, Half, Place
+from vlds.methods.base import Case, Method, Toy, check_sharing
+from vlds.methods.bottleneck import (
+    Bottleneck,
+    BottleneckModule,
+    Half,
+    Place,
+    stack_and_layer,
+    stand_beside,
+)
 from vlds.methods.extended import added_tensors
 from vlds.methods.host import Host
-from vlds.methods.hypernetwork import KINDS, HyperNetworks, stack_and_layer
+from vlds.methods.hypernetwork import KINDS, HyperNetworks
 from vlds.methods.layouts import Layout, Library, Stored
 from vlds.methods.routing import MadeForBatch, TaskRouting
 
@@ -79,6 +86,8 @@ class Hyperformer(Bottleneck):
         for place in self.places(host):
             module = HyperformerModule(self, place, networks.generated, host.context.routing)
             host.extend_linear(place.linear, module)
+        if self.parallel:
+            stand_beside(host)
         host.extend_model(networks)
         return list(networks.parameters())
 
@@ -87,7 +96,7 @@ class Hyperformer(Bottleneck):
         return HyperNetworks(self, self.places(host), len(host.tasks), host.targets.linear_init_std)
 
     @torch.no_grad()
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Plain adapters for each task, with the weights that the networks make."""
         networks = model.get_submodule(f"extensions.{name}")
         networks()
@@ -95,7 +104,7 @@ class Hyperformer(Bottleneck):
         extensions = model.get_submodule("extensions")
         assert isinstance(extensions, nn.ModuleDict)
         del extensions[name]
-        return adapter
+        return {name: adapter}
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
         """The networks; each stack of the original code names the tasks' embeddings too."""
@@ -125,7 +134,7 @@ class Hyperformer(Bottleneck):
             "down_weight.weight up_weight.weight",
             "hidden.bias project.bias norm.weight norm.bias down_weight.bias up_weight.bias "
             "down_bias.weight down_bias.bias up_bias.weight up_bias.bias",
-            merged=Adapter,
+            merged=(Adapter,),
         )
         kinds = replace(
             each,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.bottleneck import Half, Place, layers
+from vlds.methods.bottleneck import Half, Place, layers, stack_and_layer
 from vlds.methods.extended import ModelExtension
 from vlds.methods.host import weight_options
 from vlds.methods.routing import MadeForBatch
@@ -178,11 +177,3 @@ def rows_of(embedding: nn.Embedding) -> Tensor:
         torch.arange(embedding.num_embeddings, device=embedding.weight.device)
     )
     return whole
-
-
-def stack_and_layer(path: str) -> tuple[str, int]:
-    """`model.encoder.layers.3.fc2` -> model_encoder_layers, 3."""
-    match = re.match(r"(.+?)\.(\d+)\.", path)
-    if match is None:
-        raise ValueError(f"{path} is in no numbered layer; Hyperformer needs a stack of layers")
-    return match[1].replace(".", "_"), int(match[2])

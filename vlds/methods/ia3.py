@@ -16,7 +16,6 @@ from vlds.methods.extended import (
     InputExtension,
     LinearExtension,
     added_tensors,
-    extended_linears,
     foldable_weight,
     take_first,
 )
@@ -53,7 +52,7 @@ class IA3(Method):
         return trained
 
     @torch.no_grad()
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Multiply the weights and biases by the factors.
 
         Errors: ValueError if each task has its own factors, or a layer is quantised.
@@ -62,16 +61,17 @@ class IA3(Method):
             raise ValueError(
                 f"sharing: {self.sharing}; one layer cannot hold the factors of several tasks"
             )
-        for linear in extended_linears(model, name):
-            weight = foldable_weight(linear)
+        for linear in [m for m in model.modules() if isinstance(m, ExtendedLinear)]:
             if name in linear.extensions:
+                weight = foldable_weight(linear)
                 module = take_first(linear, name)
                 assert isinstance(module, OutputFactors)
                 weight.mul_(module.factors[0][:, None])
                 if linear.bias is not None:
                     linear.bias.mul_(module.factors[0])
-            else:
-                weight.mul_(take_input(linear, name).factors[0])
+            elif name in linear.input_extensions:
+                foldable_weight(linear).mul_(take_input(linear, name).factors[0])
+        return {}
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
         """One vector a layer; peft gives those before and behind a layer different shapes."""

@@ -80,7 +80,7 @@ class LoRA(Method):
         return trained + (bias_parameters(host.model) if self.train_biases else [])
 
     @torch.no_grad()
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Add the updates to the weights.
 
         Errors: ValueError if each task has its own updates, or a layer is quantised.
@@ -95,6 +95,7 @@ class LoRA(Method):
             assert isinstance(module, LoRAModule)
             change = module.scale * module.b[0].float() @ module.a[0].float()
             weight += change.to(weight.dtype)
+        return {}
 
     def refusal(self, library: Library, model: Any) -> str | None:
         """The original code has one kind of LoRA, and only on BART."""

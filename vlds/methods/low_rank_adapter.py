@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import Adapter, materialise, merge_first
-from vlds.methods.base import Case, Toy
+from vlds.methods.base import Case, Method, Toy
 from vlds.methods.bottleneck import StackedBottleneck, StackedBottleneckModule, both_halves
 from vlds.methods.compacter import LEAVES, STACKED_B
 from vlds.methods.host import Host
@@ -38,9 +38,9 @@ class LowRankAdapter(StackedBottleneck):
     def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> LowRankAdapterModule:
         return LowRankAdapterModule(self, linear, host)
 
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Adapter:
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Plain adapters that compute the same."""
-        return materialise(self, self.sharing, name, model, tasks)
+        return {name: materialise(self, self.sharing, name, model, tasks)}
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
@@ -48,7 +48,7 @@ class LowRankAdapter(StackedBottleneck):
         weights = Toy.places * (factors + Toy.narrow + up_bias)
         method = cls(reduction=4, rank=2, sharing="half_shared_down")
         decayed = "down_left down_right up_left up_right"
-        return {"": Case(method, weights, decayed, "down_bias up_bias", merged=Adapter)}
+        return {"": Case(method, weights, decayed, "down_bias up_bias", merged=(Adapter,))}
 
 
 def low_rank(rows: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:

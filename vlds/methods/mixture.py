@@ -77,7 +77,7 @@ class Mixture(Method):
         return trained
 
     @torch.no_grad()
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Method:
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """One Adapter or LoRA with the mean of the experts' weights."""
         for linear in extended_linears(model, name):
             module: Any = linear.extensions[name]
@@ -86,12 +86,14 @@ class Mixture(Method):
             for leaf, weight in list(module.named_parameters(recurse=False)):
                 setattr(module, leaf, nn.Parameter(weight.mean(0, keepdim=True)))
         assert isinstance(self.of, (Adapter, LoRA))
-        return replace(self.of, sharing="single", part=self.part, learning_rate=self.learning_rate)
+        one = replace(self.of, sharing="single", part=self.part, learning_rate=self.learning_rate)
+        return {name: one}
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
         down, up = Toy.down, Toy.up
         adapter = Adapter(reduction=4, sharing="half_shared_up")
+        beside = replace(of_ffn(), reduction=4, parallel=True)
         lora = LoRA(rank=2, dropout=0.0, sharing="multiple", train_biases=False)
         return {
             "": Case(
@@ -99,9 +101,12 @@ class Mixture(Method):
                 Toy.places * (3 * down + up),
                 "down_weight up_weight",
                 "down_bias up_bias",
-                merged=Adapter,
+                merged=(Adapter,),
             ),
-            "LoRA": Case(cls(of=lora, experts=2), merged=LoRA, starts_frozen=True),
+            "beside": Case(
+                cls(of=beside, experts=2), 2 * Toy.layers * (2 * down + up), merged=(Adapter,)
+            ),
+            "LoRA": Case(cls(of=lora, experts=2), merged=(LoRA,), starts_frozen=True),
         }
 
 

@@ -1,6 +1,7 @@
-"""What a method takes from artifacts of other runs: their adapters.
+"""What a method takes from artifacts of other runs: their adapters, or their networks.
 
-Uses: fusion over the adapters of several runs; a start from the adapters of another run.
+Uses: fusion over the adapters of several runs; a start from the adapters or networks of another
+run.
 """
 
 from __future__ import annotations
@@ -15,10 +16,50 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vlds.methods.adapter import Adapter
+from vlds.methods.base import Method
 from vlds.runtime.manifest import DESCRIPTION, damage
 from vlds.runtime.yaml_file import read_yaml
 
 WEIGHTS, RECIPE = "weights.safetensors", "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class RunMethod:
+    """A method of another run."""
+
+    settings: Mapping[str, Any]
+    """Its fields, as plain values."""
+    tasks: list[str]
+    """The run's tasks, in the order of stacked weights."""
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """Layer of the backbone, empty for what stands beside it -> name of a tensor in the method's
+    module there -> tensor."""
+
+
+def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
+    """The one method of a kind that a run has on its backbone.
+
+    Errors: ValueError if the run has no artifact, or not exactly one such method; it ends in
+    `cure`.
+    """
+    folder = run / "artifact" if (run / "artifact" / DESCRIPTION).exists() else run
+    if not (folder / DESCRIPTION).exists():
+        raise ValueError(f"{run} holds no artifact; name the folder that `vlds train` wrote")
+    if (wrong := damage(folder, (RECIPE, WEIGHTS))) is not None:
+        raise ValueError(f"artifact {folder}: {wrong}; copy it again from where it was trained")
+    recipe = read_yaml(folder / RECIPE)
+    kinds = {name: entry["class_path"] for name, entry in recipe["methods"].items()}
+    settings = {name: entry["init_args"] for name, entry in recipe["methods"].items()}
+    names = [n for n in kinds if kinds[n] == kind.__name__ and settings[n]["part"] == "backbone"]
+    if len(names) != 1:
+        raise ValueError(f"{run}: its methods are {', '.join(kinds.values()) or 'none'}; {cure}")
+    pattern = re.compile(rf"backbone\.(?:(.+)\.)?extensions\.{names[0]}\.(.+)")
+    tensors: dict[str, dict[str, Tensor]] = {}
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (safetensors' file is no mapping)
+            if match := pattern.fullmatch(key):
+                tensors.setdefault(match[1] or "", {})[match[2]] = file.get_tensor(key)
+    return RunMethod(settings[names[0]], list(recipe["tasks"]), tensors)
 
 
 @dataclass(frozen=True)
@@ -38,41 +79,23 @@ def read_adapter(run: Path, task: str) -> RunAdapter:
     Errors: ValueError if the run has no artifact, not exactly one Adapter on its backbone, or no
     such task.
     """
-    folder = run / "artifact" if (run / "artifact" / DESCRIPTION).exists() else run
-    if not (folder / DESCRIPTION).exists():
-        raise ValueError(f"{run} holds no artifact; name the folder that `vlds train` wrote")
-    if (wrong := damage(folder, (RECIPE, WEIGHTS))) is not None:
-        raise ValueError(f"artifact {folder}: {wrong}; copy it again from where it was trained")
-    recipe = read_yaml(folder / RECIPE)
-    name, method = adapter_of(recipe["methods"], run)
-    number = slice_of(method, list(recipe["tasks"]), task, run)
-    pattern = re.compile(rf"backbone\.(.+)\.extensions\.{name}\.(.+)")
-    tensors: dict[str, dict[str, Tensor]] = {}
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (safetensors' file is no mapping)
-            if match := pattern.fullmatch(key):
-                tensor = file.get_tensor(key)
-                if "norm" not in match[2] and len(tensor) > 1:
-                    tensor = tensor[number : number + 1]
-                tensors.setdefault(match[1], {})[match[2]] = tensor
-    return RunAdapter(replace(method, sharing="single", learning_rate=None), tensors)
-
-
-def adapter_of(methods: Mapping[str, Any], run: Path) -> tuple[str, Adapter]:
-    """Name and settings of a run's one Adapter on the backbone."""
+    found = read_method(
+        run,
+        Adapter,
+        "name a run with one Adapter on its backbone (`vlds convert merge` makes Compacter, "
+        "LowRankAdapter, Hyperformer and Mixture one)",
+    )
     known = {field.name for field in fields(Adapter)}
-    found = [
-        (name, Adapter(**{k: v for k, v in entry["init_args"].items() if k in known}))
-        for name, entry in methods.items()
-        if entry["class_path"] == Adapter.__name__ and entry["init_args"]["part"] == "backbone"
-    ]
-    if len(found) != 1:
-        kinds = ", ".join(entry["class_path"] for entry in methods.values()) or "none"
-        raise ValueError(
-            f"{run}: its methods are {kinds}; name a run with one Adapter on its backbone "
-            "(`vlds convert merge` makes Compacter, LowRankAdapter, Hyperformer and Mixture one)"
-        )
-    return found[0]
+    method = Adapter(**{name: value for name, value in found.settings.items() if name in known})
+    number = slice_of(method, found.tasks, task, run)
+    tensors = {
+        layer: {
+            name: tensor[number : number + 1] if "norm" not in name and len(tensor) > 1 else tensor
+            for name, tensor in own.items()
+        }
+        for layer, own in found.tensors.items()
+    }
+    return RunAdapter(replace(method, sharing="single", learning_rate=None), tensors)
 
 
 def slice_of(method: Adapter, tasks: list[str], task: str, run: Path) -> int:

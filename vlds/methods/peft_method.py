@@ -105,7 +105,7 @@ class Peft(Method):
         return "|".join(map(re.escape, dict.fromkeys(paths))) or None
 
     @torch.no_grad()
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> None:
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """As peft merges each layer.
 
         Errors: ValueError if a layer is quantised, or peft cannot.
@@ -118,6 +118,7 @@ class Peft(Method):
             extension = take_first(layer, name)
             assert isinstance(extension, PeftExtension)
             extension.fold(layer)
+        return {}
 
     def after_export(self) -> Peft:
         """It starts plainly beside weights that its first start has changed already."""

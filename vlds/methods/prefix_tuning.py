@@ -7,7 +7,7 @@ first token, so that on T5 their relative position bias is 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -42,13 +42,17 @@ class PrefixTuning(LearnedEmbeddings):
         """Put the network beside the model, and a place for its prefixes into every attention."""
         roles: list[Role] = ["attn_k", "cross_attn_k"] if self.cross_attention else ["attn_k"]
         keys = host.linears(*roles)
-        projection = next(iter(keys.values()))
+        return list(self.put(host, list(keys), next(iter(keys.values()))).parameters())
+
+    def put(self, host: Host, keys: Sequence[str], projection: nn.Linear) -> PromptNetwork:
+        """Put the network of all prefixes beside the model, given the paths of the attentions'
+        keys and one of their projections."""
         network = PromptNetwork(self, host, projection, 2 * projection.out_features * len(keys))
         prefixes = Prefixes(network, 2 * len(keys))
         for index, path in enumerate(keys):
             host.extend_attention(path, Prefix(prefixes.pieces, index, host.context.routing))
         host.extend_model(prefixes)
-        return list(network.parameters())
+        return network
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
@@ -59,6 +63,24 @@ class PrefixTuning(LearnedEmbeddings):
         bare = replace(method, cross_attention=False)
         num = bare.length * 2 * Toy.layers * 2 * Toy.width
         return cases | {"bare": replace(cases["bare"], method=bare, num_trained=num)}
+
+
+@torch.no_grad()
+def fixed_prefixes(
+    host: Host, made: Mapping[str, Sequence[Tensor]], cross_attention: bool
+) -> PrefixTuning:
+    """Put prefixes into a model that another method has made; the method that describes them.
+    `made`: path of an attention's keys, cross-attentions last -> keys and values of all tasks,
+    (tasks, p, width)."""
+    pieces = [piece for pair in made.values() for piece in pair]
+    length = pieces[0].shape[1]
+    method = PrefixTuning(
+        sharing="multiple", length=length, hidden_dim=None, cross_attention=cross_attention
+    )
+    first = host.model.get_submodule(next(iter(made)))
+    assert isinstance(first, nn.Linear)
+    method.put(host, list(made), first).table.copy_(torch.cat(pieces, -1))
+    return method
 
 
 class Prefixes(ModelExtension):

@@ -5,7 +5,7 @@ W_2 tanh( W_1 E + b_1 ) + b_2,    E: a table of `length` embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -55,12 +55,12 @@ class LearnedEmbeddings(Method):
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}; give at least 1")
 
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> LearnedEmbeddings:
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Keep what the network makes, without the network."""
         for module in model.get_submodule(f"extensions.{name}").modules():
             if isinstance(module, PromptNetwork):
                 module.bake()
-        return replace(self, hidden_dim=None)
+        return {name: replace(self, hidden_dim=None)}
 
     def refusal(self, library: Library, model: Any) -> str | None:
         """The original code has no prompts without the network."""
@@ -90,7 +90,7 @@ class LearnedEmbeddings(Method):
             num,
             f"{owner}.table {owner}.hidden_weight {owner}.output_weight",
             f"{owner}.hidden_bias {owner}.output_bias",
-            merged=cls,
+            merged=(cls,),
         )
         per_task = replace(method, sharing="multiple")
         bare = replace(method, hidden_dim=None)
@@ -102,7 +102,7 @@ class LearnedEmbeddings(Method):
                 bare,
                 length * num_outputs,
                 f"{owner}.table",
-                merged=cls,
+                merged=(cls,),
                 refused=needs_network if "reference" in cls.libraries else {},
             ),
         }

@@ -91,7 +91,7 @@ class Shrinking(Method):
         return trained
 
     @torch.no_grad()
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Method | None:
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """LoRA is added to the weights. Adapters become plain ones as wide as the widest, with
         neurons of zeros."""
         if isinstance(self.of, LoRA):
@@ -103,9 +103,10 @@ class Shrinking(Method):
             for leaf, dim in module.neurons.items():
                 wide = padded(getattr(module, leaf), dim, module.width // reduction)
                 replace_leaf(module, leaf, wide)
-        return replace(
+        adapter = replace(
             self.of, reduction=reduction, part=self.part, learning_rate=self.learning_rate
         )
+        return {name: adapter}
 
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
@@ -116,7 +117,7 @@ class Shrinking(Method):
                 Toy.places * (Toy.down + Toy.up),
                 "down_weight up_weight",
                 "down_bias up_bias",
-                merged=Adapter,
+                merged=(Adapter,),
             ),
             "LoRA": Case(cls(of=lora), starts_frozen=True),
         }

@@ -110,6 +110,11 @@ class SimAdapter(Method):
 
     def places(self, host: Host, runs: Mapping[str, RunAdapter]) -> dict[str, nn.Linear]:
         """Path -> layer behind which all runs have adapters."""
+        if beside := [name for name, run in runs.items() if run.method.parallel]:
+            raise ValueError(
+                f"runs: the adapters of {beside[0]} stand beside feed-forward layers, and fusion "
+                "reads what stands behind layers; name a run with parallel: false"
+            )
         places = {
             name: {place.path: place.linear for place in run.method.places(host)}
             for name, run in runs.items()

@@ -86,6 +86,10 @@ class VLPET(Method):
             raise ValueError(f"of: got {type(self.of).__name__}; choose Adapter or Compacter")
         if self.of.part != "backbone" or self.of.learning_rate is not None:
             raise ValueError("of: set learning_rate at VLPET itself")
+        if not self.of.attention:
+            raise ValueError(
+                "of.attention: got false, and gates stand behind attention too; leave it at true"
+            )
         if self.part != "backbone":
             raise ValueError(f"part: got {self.part}; VLPET tunes an encoder-decoder: backbone")
         if self.padding_counts and self.gate != "small":

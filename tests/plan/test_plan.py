@@ -14,6 +14,7 @@ import torch
 from tests.toys.world import world_recipe
 from vlds.cli.commands import run_command
 from vlds.config import Recipe, parse_recipe, save_recipe
+from vlds.methods import Mixture
 from vlds.models.build import build_model, describe
 from vlds.plan import Machine, page, plan_recipe
 from vlds.plan.forecast import Forecast
@@ -129,6 +130,29 @@ def test_large_numbers_keep_their_columns() -> None:
     assert [megabytes(number) for number in (None, 1_234_000, 2_316_366_800_000)] == [
         "-", "1.2", "2,316,367",
     ]  # fmt: skip
+
+
+def test_the_cost_of_a_second_pass_is_said(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In words and numbers, and to programs; one pass has no such sentence."""
+    recipe = replace(world_recipe(world, tmp_path), methods={"mix": Mixture()})
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    words = ["plan", str(tmp_path / "recipe.yaml"), "--tflops", "1", "--bandwidth", "10"]
+    assert run_command([*words, "--json"]) == 0
+    seconds = json.loads(capsys.readouterr().out)["1"]["seconds"]
+    assert seconds["passes"] == 2
+    assert 0.3 * seconds["step"] < seconds["further"] < 0.6 * seconds["step"]
+    assert seconds["further_memory"] > 0
+    assert run_command(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    share, megabytes = seconds["further"] / seconds["step"], seconds["further_memory"] / 1e6
+    assert said.endswith(
+        "It runs 2 passes over each batch, forward and backward: the second takes "
+        f"{seconds['further']:.3g} s of it ({share:.0%}) and {megabytes:,.1f} MB of its memory."
+    )
+    assert run_command([*words, "--methods.mix.consistency", "0"]) == 0
+    assert "passes" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,13 @@ from tests.toys.world import SIZES
 from vlds.config import Recipe
 from vlds.kernels.dropout import StepDropout
 from vlds.kernels.step import step_kernels
-from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
+from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method, Mixture
+from vlds.methods.mixture import of_ffn
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.model import Model
 from vlds.plan.forecast import Forecast, forecast, forecast_or_reason
 from vlds.plan.micro_batch import micro_batch
-from vlds.plan.rehearsal import rehearse
+from vlds.plan.rehearsal import NOTHING, Work, rehearse
 from vlds.plan.replay import seconds_here
 from vlds.schema import Batch
 from vlds.training.deepspeed_config import cut_batches
@@ -106,6 +107,23 @@ def test_a_forecast_is_a_line(world: Path, tmp_path: Path) -> None:
     assert found.most_rows(spare) == 40
     assert found.most_rows(spare - 1) == 39
     assert found.most_rows(0) == 0
+
+
+def test_what_a_second_pass_takes(world: Path, tmp_path: Path) -> None:
+    """All that a run with one pass does not take."""
+    found = {}
+    for consistency in (0.0, 1.0):
+        recipe = kind_recipe("joint", world, tmp_path)
+        mixture = Mixture(of=replace(of_ffn(), reduction=4), consistency=consistency)
+        recipe = replace(recipe, methods={"mix": mixture})
+        found[consistency] = forecast(recipe, cut_batches(recipe, 1))
+    one, two = found[0.0], found[1.0]
+    assert (one.passes, one.further) == (1, NOTHING)
+    assert two.passes == 2
+    assert two.further == Work(*(a - b for a, b in zip(two.whole, one.whole, strict=True)))
+    assert 0.4 < two.further.flops / two.whole.flops < 0.6
+    assert 0.4 < two.further.calls / two.whole.calls < 0.6
+    assert 0 < two.further.peak < two.whole.peak
 
 
 @pytest.mark.parametrize(

@@ -214,11 +214,16 @@ class Model(nn.Module, ABC):
         to it."""
         losses = self.batch_losses.values() if self.training else ()
         passes = []
-        for number in range(max((loss.passes for loss in losses), default=1)):
+        for number in range(self.num_passes if self.training else 1):
             examples_follow(batch.ids, number)
             with self.context.in_pass(number):
                 passes.append(self.predicted(batch))
         return [nll_of(passes[0]).sum(1), *(loss.of_examples(passes) for loss in losses)]
+
+    @property
+    def num_passes(self) -> int:
+        """How often the model runs over a batch in training."""
+        return max((loss.passes for loss in self.batch_losses.values()), default=1)
 
     # Answers.
 

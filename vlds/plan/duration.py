@@ -36,6 +36,12 @@ class Duration:
     bandwidth: float | None
     threads: int | None
     """Of a rank, where they ran here."""
+    passes: int
+    """How often the model runs over a batch."""
+    further: float
+    """Of products and other operations: those of the passes after the first."""
+    further_memory: int
+    """Bytes of a micro-batch that these passes take."""
 
     @classmethod
     def of(cls, plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -> Duration:
@@ -54,7 +60,20 @@ class Duration:
             update = updated * UPDATE_BYTES / bandwidth
         products, others = (plan.micro_batches * seconds for seconds in pair)
         between = needs.sent / machine.link
-        return cls(products, others, update, between, needs.sent, flops, bandwidth, threads)
+        whole, more = forecast.whole, forecast.further
+        return cls(
+            products,
+            others,
+            update,
+            between,
+            needs.sent,
+            flops,
+            bandwidth,
+            threads,
+            passes=forecast.passes,
+            further=products * more.flops / whole.flops + others * more.moved / whole.moved,
+            further_memory=forecast.at(plan.micro_batch).peak * more.peak // whole.peak,
+        )
 
     @property
     def step(self) -> float:
@@ -83,4 +102,15 @@ class Duration:
             rates.append(f"{machine.link / 1e9:,.3g} GB/s between ranks")
         about = "about" if self.flops is None else "at least"
         text = f"A step takes {about} {self.step:.3g} s{run}: {', '.join(shares)}"
-        return fill(f"{text}, with {', '.join(rates)}.", 80)
+        return fill(f"{text}, with {', '.join(rates)}.{self.text_of_passes()}", 80)
+
+    def text_of_passes(self) -> str:
+        """What passes after the first cost; nothing if there are none."""
+        if self.passes == 1:
+            return ""
+        others = "the second takes" if self.passes == 2 else f"the other {self.passes - 1} take"
+        return (
+            f" It runs {self.passes} passes over each batch, forward and backward: {others} "
+            f"{self.further:.3g} s of it ({self.further / self.step:.0%}) and "
+            f"{self.further_memory / 1e6:,.1f} MB of its memory."
+        )

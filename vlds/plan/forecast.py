@@ -14,7 +14,7 @@ from vlds.models.build import build_shapes
 from vlds.models.model import Model
 from vlds.plan.micro_batch import micro_batch
 from vlds.plan.needs import Plan
-from vlds.plan.rehearsal import Work, rehearse
+from vlds.plan.rehearsal import NOTHING, Work, rehearse
 from vlds.plan.replay import Operation, seconds_here
 from vlds.schema import Batch
 from vlds.training.deepspeed_config import cut_batches
@@ -34,6 +34,10 @@ class Forecast:
     """What one more row adds."""
     operations: Counter[Operation]
     """Of a micro-batch of `rows` rows."""
+    passes: int = 1
+    """How often the model runs over a batch."""
+    further: Work = NOTHING
+    """What the passes after the first take of `whole`, and the losses that compare passes."""
 
     def at(self, rows: int) -> Work:
         """What a micro-batch of so many rows takes."""
@@ -75,7 +79,18 @@ def forecast(recipe: Recipe, cut: BatchCut, *, on_gpu: bool = False) -> Forecast
         others = len(other.ids)
         work = rehearse(model, other, parts, on_gpu=on_gpu).work
         row = Work(*((a - b) // (rows - others) for a, b in zip(whole, work, strict=True)))
-    return Forecast(rows, whole, row, operations)
+    passes, further = model.num_passes, NOTHING
+    if passes > 1:
+        one = rehearse(single_pass(model), batch, parts, on_gpu=on_gpu).work
+        further = Work(*(max(0, a - b) for a, b in zip(whole, one, strict=True)))
+    return Forecast(rows, whole, row, operations, passes, further)
+
+
+def single_pass(model: Model) -> Model:
+    """The model, without the losses that compare passes."""
+    losses = model.batch_losses.items()
+    model.batch_losses = {name: loss for name, loss in losses if loss.passes == 1}
+    return model
 
 
 def other_batch(recipe: Recipe, model: Model, batch: Batch) -> Batch | None:

@@ -55,6 +55,9 @@ class Work(NamedTuple):
     """Operations."""
 
 
+NOTHING = Work(0, 0, 0, 0)
+
+
 class Rehearsed(NamedTuple):
     """A micro-batch."""
 

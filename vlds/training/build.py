@@ -166,6 +166,10 @@ def announce(run: Run) -> None:
         f"frozen {sizes['frozen']:,}, trainable {sizes['trainable']:,}, optimizer "
         f"{sizes['optimizer']:,}; step {engine.steps_done} of {num_steps}"
     )
+    if (passes := engine.model.num_passes) > 1:
+        losses = engine.model.batch_losses.items()
+        names = ", ".join(f"methods.{name}" for name, loss in losses if loss.passes > 1)
+        tracker.say(f"{passes} passes over each batch ({names}); `vlds plan` says what they cost")
     epochs = run.stream.epochs(after_steps=num_steps)
     parts = [f"{epoch:,.2f} epochs of {task}" for task, epoch in epochs.items()]
     unknown = [task for task in run.recipe.tasks if task not in epochs]

@@ -25,6 +25,7 @@ from vlds.config import (
     save_recipe,
 )
 from vlds.data.errors import ErrorPolicy
+from vlds.heads import LinearHead, MLPHead
 from vlds.launch.words import split_words
 from vlds.methods import (
     IA3,
@@ -96,11 +97,13 @@ def every_choice() -> list[Recipe]:
                 accuracy="legacy",
             ),
             "second": GQA(headline="accuracy", max_prompt_tokens=5, choices="val_choices.json"),
-            "third": NLVR2(evaluate=["e"], prompt='"quoted" \\ and: #odd'),
+            "third": NLVR2(evaluate=["e"], prompt='"quoted" \\ and: #odd', head=LinearHead()),
             "fourth": Caption(max_target_tokens=9, scores=["METEOR", "word_f1"]),
             "fifth": VideoQA(prompt="tvqa: "),
             "sixth": VideoCaption(headline="word_f1"),
             "seventh": Entailment(max_prompt_tokens=9),
+            "eighth": VQA(head=MLPHead(classes=("yes", "no: 1", "true"), hidden=7)),
+            "ninth": GQA(head=MLPHead(classes="answers.json", order="norm_gelu")),
         },
         data=DataConfig(
             global_batch_size=12,
@@ -179,6 +182,7 @@ def test_the_recipes_above_hold_every_shipped_class() -> None:
             getattr(recipe.model, "vision", recipe.model),
             *recipe.methods.values(),
             *recipe.tasks.values(),
+            *(task.head for task in recipe.tasks.values() if task.head is not None),
         ]
         there |= {type(part) for part in parts}
     known = {cls for base in CHOICES for cls in concrete_classes(base).values()}

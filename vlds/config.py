@@ -48,6 +48,8 @@ class OptimizerConfig:
     default: `learning_rate`."""
     norms_learning_rate: float | None = None
     """Peak learning rate of the backbone's norms, with `train_norms`; default: `learning_rate`."""
+    heads_learning_rate: float | None = None
+    """Peak learning rate of the tasks' heads; default: `learning_rate`. METER: 50 times that."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Decay rates of AdamW's two moments."""
     eps: float = 1e-6
@@ -69,7 +71,8 @@ class OptimizerConfig:
         if len(self.betas) != 2:
             raise ValueError(f"betas: got {self.betas}; give two numbers, like [0.9, 0.999]")
         at_least(self, 0, "learning_rate", "eps", "weight_decay", "clip_norm", "warmup_ratio")
-        at_least_if_set(self, 0, "connector_learning_rate", "norms_learning_rate", "decay_start")
+        rates = (f"{part}_learning_rate" for part in ("connector", "norms", "heads"))
+        at_least_if_set(self, 0, *rates, "decay_start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,11 +253,18 @@ class Recipe:
         return vision
 
     @property
+    def trained_text(self) -> list[str]:
+        """Parts that train as a whole beside the methods, in words."""
+        has_heads = any(task.head is not None for task in self.tasks.values())
+        return [*self.model.trained_text, *(["heads"] if has_heads else [])]
+
+    @property
     def model_setup(self) -> ModelSetup:
         """What `build_model` needs."""
         return ModelSetup(
             kind=self.model,
             methods=self.methods,
+            outputs={name: out for name, t in self.tasks.items() if (out := t.class_output)},
             activation_checkpointing=self.training.activation_checkpointing,
             seed=self.seed,
         )

@@ -52,7 +52,10 @@ def texts_of(recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
         cut=BatchCut(),
     )
     data = replace(recipe.data, num_workers=0)
-    for step in TrainStream(training_sources(recipe), data, setup).steps():
+    # Tasks with heads have texts too: what the backbone learned is in its words.
+    written = {name: replace(task, head=None) for name, task in recipe.tasks.items()}
+    sources = training_sources(replace(recipe, tasks=written))
+    for step in TrainStream(sources, data, setup).steps():
         for batch in step:
             assert batch.labels is not None
             for prompt, mask, target in zip(

@@ -25,7 +25,7 @@ from vlds.evaluation.answer import choose_task, predict
 from vlds.evaluation.evaluator import Evaluator
 from vlds.evaluation.leaderboards import write_submissions
 from vlds.evaluation.result import Evaluation, leave
-from vlds.evaluation.sources import evaluation_sources, with_answer_lists
+from vlds.evaluation.sources import evaluation_sources, with_lists
 from vlds.runtime.disk import check_writable
 from vlds.runtime.manifest import recorded_hash
 from vlds.runtime.ranks import Ranks, hold_folder, rank_from_environment
@@ -61,7 +61,7 @@ def answer_sets(
     if score:
         tasks = {name: task.thorough() for name, task in recipe.tasks.items()}
         recipe = replace(recipe, tasks=tasks)
-    recipe = with_answer_lists(recipe)
+    recipe = with_lists(recipe)
     lists = [open_list(recipe, s, splits) for s in splits_to_read(recipe, run, splits)]
     sources = [source for entry in lists for source in entry]
     check_cache_limit(recipe.data.cache_bytes, [], sources, window=recipe.data.window)

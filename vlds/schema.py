@@ -92,6 +92,9 @@ class Example:
     """What the score compares the prediction with; a JSON value."""
     sample: str = ""
     """Id of the example's sample, unique where `id` is; only evaluation fills it."""
+    class_scores: Mapping[int, float] | None = None
+    """Of a task with a head: number of a class -> its score, 0 to 1; others have 0. The target is
+    then ""."""
 
 
 class Row(NamedTuple):
@@ -145,6 +148,10 @@ class Batch:
     """One entry per example; only evaluation fills it."""
     samples: list[str] = field(default_factory=list)
     """Id of each example's sample; only evaluation fills it."""
+    class_targets: Tensor | None = None
+    """(b, c) float32 score of each class, up to the last one that an example of the batch names;
+    zeros for examples of tasks that write text. None if no example has classes. One with classes
+    has one label: the state that predicts it is what the task's head reads."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -154,7 +161,8 @@ class Batch:
         prompts = int(self.attention_mask[rows].sum(1).max())
         targets = None
         if self.labels is not None:
-            longest = max(1, int((self.labels[rows] != IGNORED_LABEL).sum(1).max()))
+            columns = (self.labels[rows] != IGNORED_LABEL).nonzero()[:, 1]
+            longest = int(columns.max()) + 1 if len(columns) else 1
             targets = self.labels[rows, : prompts if self.labels_on_prompt else longest]
         shown = self.image_index[rows]
         shown = shown[:, : max(1, int((shown != NO_IMAGE).sum(1).max()))]
@@ -182,6 +190,7 @@ class Batch:
             labels_on_prompt=self.labels_on_prompt,
             references=[self.references[row] for row in rows.tolist()] if self.references else [],
             samples=[self.samples[row] for row in rows.tolist()] if self.samples else [],
+            class_targets=None if self.class_targets is None else self.class_targets[rows],
         )
 
     @property

@@ -99,7 +99,9 @@ def test_labels_on_the_sequence_are_cut_with_it(saved: Path) -> None:
     assert torch.equal(chosen.labels[labelled], chosen.input_ids[labelled])
     assert labelled.sum(1).tolist() == (examples.labels != IGNORED_LABEL)[[3, 0]].sum(1).tolist()
     # The same widths, but targets that stand alone.
-    apart = replace(examples, labels=examples.labels.flip(1), labels_on_prompt=False)
+    starts = (examples.labels != IGNORED_LABEL).int().argmax(1)
+    rows = [row.roll(-start) for row, start in zip(examples.labels, starts.tolist(), strict=True)]
+    apart = replace(examples, labels=torch.stack(rows), labels_on_prompt=False)
     assert apart.select(torch.tensor([3, 0])).labels.shape[1] == int(labelled.sum(1).max())  # type: ignore[union-attr]
 
 

@@ -16,6 +16,7 @@ from vlds.backbones import T5, Backbone, Bart
 from vlds.config import OptimizerConfig, Recipe, TrainingConfig
 from vlds.data.config import DataConfig
 from vlds.data.order.batch_cut import BatchCut
+from vlds.heads import Head
 from vlds.methods import Adapter, Method
 from vlds.models import JointSeq2Seq
 from vlds.models.build import build_model
@@ -31,6 +32,7 @@ from vlds.vision import StoredFeatures
 FAMILIES: dict[str, type[Backbone]] = {"T5": T5, "Bart": Bart}
 TASKS: dict[str, Task] = {"vqa": VQA(), "caption": Caption(), "gqa": GQA()}
 NUM_EXAMPLES = 16
+NUM_CLASSES = 4
 RATE = 1e-2
 EPS = 1e-4
 """AdamW's eps, far above the rounding noise of gradients, which would else become whole steps."""
@@ -49,6 +51,8 @@ class Case:
     method: Method = field(default_factory=lambda: Adapter(sharing="multiple", reduction=4))
     others: dict[str, Method] = field(default_factory=dict)
     """More methods, by name."""
+    heads: dict[str, Head] = field(default_factory=dict)
+    """Task -> its head; `with_classes` makes its examples."""
     dropout: float = 0.0
     visual_rate: float | None = None
     clip_norm: float = 0.0
@@ -88,7 +92,7 @@ def case_recipe(case: Case) -> Recipe:
     return Recipe(
         output=str(folder / "run"),
         methods={"method": case.method, **case.others},
-        tasks=TASKS,
+        tasks={name: replace(t, head=case.heads.get(name)) for name, t in TASKS.items()},
         data=DataConfig(global_batch_size=max(case.sizes), micro_batch_size=case.micro_batch_size),
         optimizer=OptimizerConfig(
             learning_rate=RATE,
@@ -163,6 +167,19 @@ def global_batch(seed: int, tasks: Sequence[int] | None = None, size: int = NUM_
     )
 
 
+def with_classes(batch: Batch, case: Case, seed: int = 0) -> Batch:
+    """The same examples, those of tasks with heads with scores of classes in place of tokens."""
+    draw = torch.Generator().manual_seed(seed)
+    numbers = [number for number, name in enumerate(TASKS) if name in case.heads]
+    has_classes = torch.isin(batch.task_index, torch.tensor(numbers))
+    num_before = 1 if case.family == "Bart" else 0
+    assert batch.labels is not None
+    labels = batch.labels.masked_fill(has_classes[:, None], IGNORED_LABEL)
+    labels[has_classes, num_before] = 1 if case.family == "T5" else 2
+    targets = torch.rand(len(batch), NUM_CLASSES, generator=draw) * has_classes[:, None]
+    return replace(batch, labels=labels, class_targets=targets)
+
+
 def part_of(batch: Batch, rows: slice) -> Batch:
     """Some rows of a batch, cut to the lengths that they need."""
     assert batch.labels is not None
@@ -172,7 +189,8 @@ def part_of(batch: Batch, rows: slice) -> Batch:
         if isinstance(value := getattr(batch, f.name), Tensor) and f.name != "features"
     }
     prompt = int(per_example["attention_mask"].sum(1).max())
-    target = int((per_example["labels"] != IGNORED_LABEL).sum(1).max())
+    columns = (per_example["labels"] != IGNORED_LABEL).nonzero()[:, 1]
+    target = int(columns.max()) + 1
     widths: dict[str, Any] = {
         "input_ids": per_example["input_ids"][:, :prompt],
         "attention_mask": per_example["attention_mask"][:, :prompt],

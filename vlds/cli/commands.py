@@ -71,10 +71,12 @@ def train(arguments: list[str]) -> int:
 def describe(arguments: list[str]) -> int:
     """Count a recipe's parameters by part, without creating any weights."""
     from vlds.config import parse_recipe
+    from vlds.evaluation.sources import with_lists
     from vlds.models.build import describe as count
 
     as_json = "--json" in arguments
-    recipe = parse_recipe([word for word in arguments if word != "--json"], "vlds describe")
+    words = [word for word in arguments if word != "--json"]
+    recipe = with_lists(parse_recipe(words, "vlds describe"))
     counts = count(recipe.model_setup, list(recipe.tasks))
     tell(json.dumps(counts.as_dict(), indent=1) if as_json else counts.table())
     return 0
@@ -83,6 +85,7 @@ def describe(arguments: list[str]) -> int:
 def plan(arguments: list[str]) -> int:
     """Say what each rank of a recipe's run would need."""
     from vlds.config import parse_recipe
+    from vlds.evaluation.sources import with_lists
     from vlds.plan import Machine, forecasts_of, page, plan_recipe, tree
 
     parser = CommandParser(prog="vlds plan", add_help=False, allow_abbrev=False, accepts_keys=True)
@@ -97,7 +100,7 @@ def plan(arguments: list[str]) -> int:
     numbers = [positive("--ranks", word, "the number of ranks") for word in options.ranks]
     given = {name: getattr(options, name) for name in ("memory", "tflops", "bandwidth", "link")}
     machine = Machine.given(**given)
-    recipe = parse_recipe(words, "vlds plan")
+    recipe = with_lists(parse_recipe(words, "vlds plan"))
     plans = plan_recipe(recipe, numbers)
     trees = {}
     for plan, forecast in forecasts_of(recipe, plans, on_gpu=not machine.is_here):

@@ -140,7 +140,7 @@ def summary(described: Described, bases: Sequence[Base]) -> str:
     recipe, counts = described.recipe, described.counts
     origin = " + ".join(f"`{base.name}` ({base.part})" for base in bases)
     methods = [name_of(method) for method in recipe.methods.values()]
-    trained = [*methods, *recipe.model.trained_text]
+    trained = [*methods, *recipe.trained_text]
     uncounted = "" if "vision" not in counts.by_part else " without the vision encoder"
     return (
         f"{origin or 'A model with random weights'}, tuned by vlds with "

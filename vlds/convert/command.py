@@ -241,10 +241,11 @@ def target_of(options: Options) -> Target:
     """
     from vlds.config import parse_recipe
     from vlds.convert.target import target_of_recipe, target_of_run
+    from vlds.evaluation.sources import with_lists
 
     if (options.config is None) == (options.run is None):
         raise ValueError("--from: give one of --config and --run, which describes the model")
     if options.run is not None:
         return target_of_run(options.run)
     words = ["--config", options.config, *options.keys]
-    return target_of_recipe(parse_recipe(words, f"vlds convert {options.layout}"))
+    return target_of_recipe(with_lists(parse_recipe(words, f"vlds convert {options.layout}")))

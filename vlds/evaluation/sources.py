@@ -10,6 +10,7 @@ from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.source import NumPictures, Source
 from vlds.data.streams.streamed_source import StreamedSource, open_streamed
+from vlds.heads.base import FROM_DATA, check_classes, read_classes
 from vlds.models.answer_list import read_answers
 from vlds.tasks.base import Split, Task, label_of
 
@@ -102,14 +103,50 @@ def open_datasets(
     return datasets
 
 
-def with_answer_lists(recipe: Recipe) -> Recipe:
-    """The recipe with the content of the files of answers that it names: a run keeps it."""
+def with_lists(recipe: Recipe) -> Recipe:
+    """The recipe with the content of the files of answers and classes that it names: a run keeps
+    it.
+
+    Errors: ValueError if a file cannot be read, or a task's classes are unknown.
+    """
     tasks = dict(recipe.tasks)
     for name, task in recipe.tasks.items():
-        if task.decoding.answers is not None:
-            try:
+        try:
+            if task.decoding.answers is not None:
                 answers = read_answers(task.decoding.answers)
-            except ValueError as error:
-                raise ValueError(f"tasks.{name}.{error}") from None
-            tasks[name] = replace(task, decoding=replace(task.decoding, answers=answers))
+                task = replace(task, decoding=replace(task.decoding, answers=answers))
+            if task.head is not None:
+                classes = classes_of(task, recipe.data.shard_cache)
+                task = replace(task, head=replace(task.head, classes=classes))
+        except ValueError as error:
+            raise ValueError(f"tasks.{name}.{error}") from None
+        tasks[name] = task
     return replace(recipe, tasks=tasks)
+
+
+def classes_of(task: Task, cache: ShardCache | None) -> tuple[str, ...]:
+    """The classes of a task's head: as the recipe lists them, from a file, the task's own, or those
+    of its data sets.
+
+    Errors: ValueError that begins with the field, if there are none, or data sets differ.
+    """
+    assert task.head is not None
+    given, field = task.head.classes, "head.classes"
+    if given != FROM_DATA:
+        return given if isinstance(given, tuple) else read_classes(given, field)
+    if task.labels:
+        return task.labels
+    folders = list(dict.fromkeys([*task.train, *task.evaluate, *task.test]))
+    lists = {folder: open_dataset(folder, cache).info.classes for folder in folders}
+    known = {folder: classes for folder, classes in lists.items() if classes is not None}
+    if not known:
+        raise ValueError(
+            f"{field}: got {FROM_DATA}, and dataset.json of {folders[0] if folders else 'no data'} "
+            "lists no classes; give a list, or a JSON file, such as `data_prep answers` writes"
+        )
+    first, classes = next(iter(known.items()))
+    if odd := next((folder for folder, other in known.items() if other != classes), None):
+        raise ValueError(
+            f"{field}: {first} and {odd} list other classes; give the list that holds for both"
+        )
+    return check_classes(classes, f"{field}: {first}")

@@ -144,12 +144,16 @@ class Consistency(BatchLoss):
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:
         first, second = passes
         distances = symmetric_kl(first.logits, second.logits)
-        return self.weight * first.by_example(distances).sum(1)
+        of_classes = [
+            symmetric_kl(one.distributions(), other.distributions()).sum(1)
+            for one, other in zip(first.classes, second.classes, strict=True)
+        ]
+        return self.weight * first.by_example(distances, of_classes).sum(1)
 
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
-    """(n, w) logits of two passes -> (n,) 1/2 [KL(p || q) + KL(q || p)], in at least float32. The
-    distribution in front of each logarithm is a constant."""
+    """(..., w) logits of two passes -> (...) 1/2 [KL(p || q) + KL(q || p)], in at least float32.
+    The distribution in front of each logarithm is a constant."""
     precise = torch.promote_types(first.dtype, torch.float32)
     p, q = (F.log_softmax(logits, -1, dtype=precise) for logits in (first, second))
     there = F.kl_div(q, p.detach(), reduction="none", log_target=True)

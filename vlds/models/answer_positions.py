@@ -2,13 +2,15 @@
 
 Logits over the vocabulary are the largest tensor of a step, and most positions have no label. The
 head keeps its class, and Hugging Face's forward pass runs unchanged around it: what some classes do
-to logits behind the head (a softcap, a scale) stays right.
+to logits behind the head (a softcap, a scale) stays right. States that a task's own head reads do
+not enter it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -20,15 +22,39 @@ Picked = Tensor | tuple[Tensor, Tensor]
 """A mask (b, l), whose positions are read row by row; or rows (k,) and columns (k,)."""
 
 
+@dataclass
+class Picking:
+    """What a forward pass reads of the states before the head."""
+
+    picked: Picked
+    is_token: Tensor | None
+    """(k,) bool, True for positions whose logits are wanted; None: of all."""
+    apart: Tensor | None = None
+    """(m, d) states at the other positions, once the pass has run."""
+
+    @property
+    def states(self) -> Tensor:
+        """The states at the positions whose logits are not wanted."""
+        assert self.apart is not None, "the forward pass runs inside `picking`"
+        return self.apart
+
+
 class AnswerPositions(InputExtension):
     """Picks states (n, d) out of (b, l, d) before the head; all of them outside `picking`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.picked: Picked | None = None
+        self.picking: Picking | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return inputs if self.picked is None else inputs[self.picked]
+        if (picking := self.picking) is None:
+            return inputs
+        states = inputs[picking.picked]
+        if picking.is_token is None:
+            picking.apart = states[:0]
+            return states
+        picking.apart = states[~picking.is_token]
+        return states[picking.is_token]
 
 
 def pick_positions(model: Any) -> AnswerPositions:
@@ -38,11 +64,18 @@ def pick_positions(model: Any) -> AnswerPositions:
     return positions
 
 
+def output_width(model: Any) -> int:
+    """Width of the states that a Hugging Face model's head reads."""
+    return int(model.get_output_embeddings().in_features)
+
+
 @contextmanager
-def picking(positions: AnswerPositions, picked: Picked) -> Iterator[None]:
-    """Inside, the head computes these positions only."""
-    positions.picked = picked
+def picking(
+    positions: AnswerPositions, picked: Picked, is_token: Tensor | None
+) -> Iterator[Picking]:
+    """Inside, the head computes these positions only; of them, those that `is_token` says."""
+    positions.picking = Picking(picked, is_token)
     try:
-        yield
+        yield positions.picking
     finally:
-        positions.picked = None
+        positions.picking = None

@@ -3,13 +3,14 @@ notes which tensors come from which source."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from vlds.heads.base import ClassOutput
 from vlds.methods.base import Method
 from vlds.methods.host import Host
 from vlds.models.counts import Counts
@@ -17,9 +18,10 @@ from vlds.models.draws import draw_by_name
 from vlds.models.kind import ModelKind
 from vlds.models.model import Model
 from vlds.models.tape import Tape
+from vlds.models.task_heads import TaskHeads
 from vlds.vision.base import GridEncoder, on_meta
 
-RESERVED = ("backbone", "vision", "visual_embedding", "connector", "norms")
+RESERVED = ("backbone", "vision", "visual_embedding", "connector", "norms", "heads")
 """Names that parts of the model have, so that methods cannot."""
 
 
@@ -29,6 +31,8 @@ class ModelSetup:
 
     kind: ModelKind
     methods: dict[str, Method] = field(default_factory=dict)
+    outputs: Mapping[str, ClassOutput] = field(default_factory=dict)
+    """Of the tasks with a head."""
     activation_checkpointing: bool = False
     seed: int = 0
     """Of the weights that no source fills: each is drawn by this seed and its name."""
@@ -40,12 +44,23 @@ class ModelSetup:
                     f"methods.{name}: {type(method).__name__} does not go with "
                     "training.activation_checkpointing; switch one of them off"
                 )
-            # The second test keeps out what a ModuleDict calls its own: "keys", "half", ...
-            if name in RESERVED or hasattr(nn.ModuleDict, name) or not name.isidentifier():
+            if name in RESERVED or not names_module(name) or not name.isidentifier():
                 raise ValueError(
                     f"methods: '{name}' cannot be a method's name; use letters, digits and _, and "
                     f"none of {', '.join(RESERVED)}"
                 )
+        for name in self.outputs:
+            if not names_module(name):
+                raise ValueError(
+                    f"tasks: '{name}' cannot be the name of a task with a head, which torch "
+                    "would not take; choose a word without dots that is no method of ModuleDict"
+                )
+
+
+def names_module(name: str) -> bool:
+    """True if a ModuleDict takes a name: it has no dot, and is none that a ModuleDict calls its
+    own, such as keys or half."""
+    return bool(name) and "." not in name and not hasattr(nn.ModuleDict(), name)
 
 
 def build_model(
@@ -64,6 +79,7 @@ def build_model(
         draw_by_name(model, tape, setup.seed, keep=sourced)
         setup.kind.draw_rows(model, setup.seed)
     with Tape() as tape:
+        model.heads = build_heads(setup, model, tasks, dtype)
         trained = attach_methods(setup, model, tasks)
     if not on_meta():
         draw_by_name(model, tape, setup.seed, keep=sourced)
@@ -86,6 +102,27 @@ def build_parts(setup: ModelSetup, dtype: torch.dtype, processor: Any) -> Model:
     return model
 
 
+def build_heads(
+    setup: ModelSetup, model: Model, tasks: Sequence[str], dtype: torch.dtype
+) -> TaskHeads:
+    """The heads of the tasks.
+
+    Errors: ValueError if a task's classes are unknown, or the model has no states for heads.
+    """
+    width = model.state_width
+    for name, output in setup.outputs.items():
+        if width is None:
+            raise ValueError(
+                f"tasks.{name}.head: {type(setup.kind).__name__} has no states for heads; leave it "
+                "out, or define `state_width` as docs/add_a_model.md says"
+            )
+        try:
+            assert output.head.names
+        except ValueError as error:
+            raise ValueError(f"tasks.{name}.head.{error}") from None
+    return TaskHeads(setup.outputs, tasks, width or 0).to(dtype)
+
+
 def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dict[int, str]:
     """Attach all methods; id of each trainable parameter -> the part of the model that trains
     beside the methods, or else the method, that names it first.
@@ -99,6 +136,7 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
         for parameter in parameters:
             trained.setdefault(id(parameter), name)
 
+    claim(model.heads.parameters(), "heads")
     for name, parameters in setup.kind.trained_parts(model):
         claim(parameters, name)
     for name, method in setup.methods.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from vlds.models.chat_format import ChatFormat
-from vlds.models.collate import batch_of, padded
+from vlds.models.collate import batch_of, first_token_alone, padded
 from vlds.schema import IGNORED_LABEL, Batch, Images, Row
 
 
@@ -38,9 +38,12 @@ class CausalCollator:
         return batch
 
     def answer(self, row: Row) -> list[int]:
-        """Tokens of a row's target; none if it has no target."""
-        target = row.example.target
-        return [] if target is None else self.chat.answer_ids(target, row.max_target_tokens)
+        """Tokens of a row's target; none if it has no target, and one if it has classes."""
+        example = row.example
+        if example.target is None:
+            return []
+        ids = self.chat.answer_ids(example.target, row.max_target_tokens)
+        return ids if example.class_scores is None else first_token_alone(ids, 0)
 
     def prompts(self, prompts: Sequence[tuple[str, int]]) -> list[list[int]]:
         """Tokens of (prompt, most tokens) pairs; equal ones are tokenized once."""

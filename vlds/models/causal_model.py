@@ -19,7 +19,7 @@ from vlds.methods.batch_loss import Predicted
 from vlds.methods.context import Visual
 from vlds.methods.extended import run_beside
 from vlds.methods.host import CROSS_ATTENTION
-from vlds.models.answer_positions import pick_positions, picking
+from vlds.models.answer_positions import output_width, pick_positions, picking
 from vlds.models.chat_format import ChatFormat
 from vlds.models.model import Part
 from vlds.models.projector import Projector, packing, tokens_of_rows
@@ -52,6 +52,11 @@ class Sequences(NamedTuple):
     """(b, s) bool, True for tokens of the answer."""
     tokens: Tensor
     """(b, s) int64 numbers of the text's tokens; NO_TEXT elsewhere."""
+
+    @property
+    def before_labels(self) -> Tensor:
+        """(b, s) bool, True for the positions that predict the answer's tokens."""
+        return F.pad(self.labelled[:, 1:], (0, 1))
 
 
 class CausalModel(WritingModel):
@@ -120,8 +125,12 @@ class CausalModel(WritingModel):
     # Training.
 
     def predicted(self, batch: Batch) -> Predicted:
-        logits, _ = self.answer_logits(batch, self.visual_tokens(batch))
-        return Predicted(logits, targets_of(batch))
+        labels = targets_of(batch)
+        split = self.heads.split(batch, labels)
+        sequences = self.sequences(batch, self.visual_tokens(batch), split.is_label)
+        is_token = split.is_token[split.is_label] if self.heads else None
+        logits, states = self.read_at(batch, sequences, sequences.before_labels, is_token)
+        return Predicted(logits, labels, self.heads.predicted(states, split.rows, batch))
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, l, w) for each token of the answer, given those before it; 0 elsewhere."""
@@ -133,22 +142,27 @@ class CausalModel(WritingModel):
         """(k, w) for the k tokens of all answers, row by row; where they are (b, l)."""
         real = targets_of(batch) != IGNORED_LABEL
         sequences = self.sequences(batch, visual, real)
-        # The position before a token predicts it.
-        picked = F.pad(sequences.labelled[:, 1:], (0, 1))
-        return self.logits_at(batch, sequences, picked), real
+        return self.logits_at(batch, sequences, sequences.before_labels), real
 
     def logits_at(self, batch: Batch, sequences: Sequences, picked: Tensor) -> Tensor:
         """(k, w) at the k positions (b, s) that are True, row by row."""
+        return self.read_at(batch, sequences, picked, None)[0]
+
+    def read_at(
+        self, batch: Batch, sequences: Sequences, picked: Tensor, is_token: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(n, w) logits at the picked positions that `is_token` (k,) says, without it at all, and
+        states (m, d) at the others: both row by row."""
         lines = self.lines_of(batch, sequences, picked) if self.shares_starts else None
         if lines is not None:
-            return self.logits_of_lines(sequences, lines)
-        with picking(self.answer_positions, picked):
+            return self.read_lines(sequences, lines, is_token)
+        with picking(self.answer_positions, picked, is_token) as read:
             logits: Tensor = self.backbone(
                 inputs_embeds=sequences.embeds,
                 attention_mask=sequences.mask.long(),
                 use_cache=False,
             ).logits
-        return logits
+        return logits, read.states
 
     def lines_of(self, batch: Batch, sequences: Sequences, picked: Tensor) -> Lines | None:
         """How rows share their first tokens, if they do."""
@@ -163,20 +177,22 @@ class CausalModel(WritingModel):
             sequences.embeds.shape[2],
         )
 
-    def logits_of_lines(self, sequences: Sequences, lines: Lines) -> Tensor:
-        """(k, w) for the k picked tokens, row by row."""
+    def read_lines(
+        self, sequences: Sequences, lines: Lines, is_token: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `read_at`, for rows that share their starts."""
         embeds, device = sequences.embeds, sequences.embeds.device
         self.context.routing.set(lines.tasks, device)
         mask = torch.zeros(lines.visible.shape, dtype=embeds.dtype, device=device)
         mask.masked_fill_(~lines.visible.to(device), torch.finfo(embeds.dtype).min)
-        with picking(self.answer_positions, lines.picked):
+        with picking(self.answer_positions, lines.picked, is_token) as read:
             logits: Tensor = self.backbone(
                 inputs_embeds=embeds.flatten(0, 1)[lines.source.to(device)],
                 attention_mask=mask,
                 position_ids=lines.positions.to(device),
                 use_cache=False,
             ).logits
-        return logits
+        return logits, read.states
 
     # What the language model reads.
 
@@ -236,11 +252,24 @@ class CausalModel(WritingModel):
 
     # Answers.
 
+    @property
+    def state_width(self) -> int:
+        return output_width(self.backbone)
+
     def first_logits(self, batch: Batch) -> Tensor:
+        return self.read_first(batch, logits=True)[0]
+
+    def first_states(self, batch: Batch) -> Tensor:
+        return self.read_first(batch.prompts(), logits=False)[1]
+
+    def read_first(self, batch: Batch, *, logits: bool) -> tuple[Tensor, Tensor]:
+        """Logits (b, w) of the token that an answer begins with, and no states; or no logits, and
+        the states (b, d) that predict it."""
         sequences = self.sequences(batch, self.visual_tokens(batch))
         last = sequences.mask.sum(1) - 1
         positions = torch.zeros_like(sequences.mask).scatter(1, last[:, None], True)
-        return self.logits_at(batch, sequences, positions)
+        nowhere = torch.zeros(len(batch), dtype=torch.bool, device=positions.device)
+        return self.read_at(batch, sequences, positions, None if logits else nowhere)
 
     @property
     def writer(self) -> Writer:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Example, Images, Row
 
 
 class Tokenizer(Protocol):
@@ -70,7 +70,27 @@ def batch_of(
         image_index=padded([row.images for row in rows], NO_IMAGE),
         references=[row.example.reference for row in rows] if evaluation else [],
         samples=[row.example.sample for row in rows] if evaluation else [],
+        class_targets=class_targets(rows),
     )
+
+
+def class_targets(rows: Sequence[Row]) -> Tensor | None:
+    """(b, c) float32 scores of classes, c up to the last one that an example names; None if no
+    example has classes."""
+    scores = [row.example.class_scores for row in rows]
+    if all(of_row is None for of_row in scores):
+        return None
+    targets = torch.zeros(len(rows), 1 + max((max(s, default=0) for s in scores if s), default=0))
+    for of_row, target in zip(scores, targets, strict=True):
+        for number, score in (of_row or {}).items():
+            target[number] = score
+    return targets
+
+
+def first_token_alone(tokens: Sequence[int], num_before: int) -> list[int]:
+    """The labels of an example with classes: the first token behind those that stand before every
+    answer."""
+    return [*[IGNORED_LABEL] * num_before, tokens[num_before]]
 
 
 def _labels(rows: Sequence[Row], tokenizer: Tokenizer) -> Tensor | None:
@@ -79,9 +99,15 @@ def _labels(rows: Sequence[Row], tokenizer: Tokenizer) -> Tensor | None:
         return None
     texts = [(row.example.target or "", row.max_target_tokens) for row in rows]
     pairs = zip(rows, token_ids(tokenizer, texts), strict=True)
-    return padded(
-        [[] if row.example.target is None else tokens for row, tokens in pairs], IGNORED_LABEL
-    )
+    return padded([_labels_of(row.example, tokens) for row, tokens in pairs], IGNORED_LABEL)
+
+
+def _labels_of(example: Example, tokens: Sequence[int]) -> Sequence[int]:
+    """The labels of an example whose target has these tokens; of one with classes, the end alone,
+    before which T5 has nothing and BART <s>."""
+    if example.target is None:
+        return []
+    return tokens if example.class_scores is None else first_token_alone(tokens, len(tokens) - 1)
 
 
 def token_ids(tokenizer: Tokenizer, texts: Sequence[tuple[str, int]]) -> list[list[int]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vlds.models.chat_format import ChatFormat
+from vlds.models.collate import class_targets, first_token_alone
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, RefusedRows, Row, SkipSample
 
 FLAT = ("llava_onevision",)
@@ -102,6 +103,7 @@ class ImageTextCollator:
             labels_on_prompt=not self.answers_apart,
             references=[row.example.reference for row in rows] if evaluation else [],
             samples=[row.example.sample for row in rows] if evaluation else [],
+            class_targets=class_targets(rows),
         )
 
     def sequence(self, row: EncodedRow) -> Tensor:
@@ -140,6 +142,8 @@ class ImageTextCollator:
         answer: list[int] = []
         if not evaluation and row.example.target is not None:
             answer = self.chat.answer_ids(row.example.target, row.max_target_tokens)
+            if row.example.class_scores is not None:
+                answer = first_token_alone(answer, len(self.chat.start_ids))
         question = self.chat.cut(self.chat.plain(row.example.prompt), row.max_prompt_tokens)
         prompt, types, media = self.process(question, pictures)
         if not self.answers_apart:

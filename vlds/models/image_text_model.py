@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlds.methods.batch_loss import Predicted
 from vlds.methods.extended import run_beside
-from vlds.models.answer_positions import pick_positions, picking
+from vlds.models.answer_positions import output_width, pick_positions, picking
 from vlds.models.chat_format import ChatFormat
 from vlds.models.image_text_collate import EncodedRow, ImageTextCollator
 from vlds.models.model import BACKBONE_PREFIX, Part
@@ -70,26 +70,31 @@ class ImageTextModel(WritingModel):
         labels = targets_of(batch)
         if not self.answers_apart:  # the token before each label predicts it
             labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
-        return Predicted(self.logits_at(batch, labels != IGNORED_LABEL), labels)
+        split = self.heads.split(batch, labels)
+        is_token = split.is_token[split.is_label] if self.heads else None
+        logits, states = self.read_at(batch, split.is_label, is_token)
+        return Predicted(logits, labels, self.heads.predicted(states, split.rows, batch))
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, l, w) after each token of the row, or (b, t, w) for each token of the answer."""
-        return self.logits_at(batch, None)
-
-    def logits_at(self, batch: Batch, mask: Tensor | None) -> Tensor:
-        """(n, w) logits at the positions of a mask (b, l) or (b, t), row by row; all without it."""
         rows = len(batch)
         batch = self.with_dummy(batch)
         self.begin(batch)
-        if mask is None:
-            logits: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
-            return logits[:rows]
+        logits: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
+        return logits[:rows]
+
+    def read_at(self, batch: Batch, mask: Tensor, is_token: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits (n, w) at the k positions of a mask (b, l) or (b, t) that `is_token` (k,) says,
+        without it at all, and states (m, d) at the others: both row by row."""
+        rows = len(batch)
+        batch = self.with_dummy(batch)
+        self.begin(batch)
         mask = F.pad(mask, (0, 0, 0, len(batch) - rows), value=False)
         if not self.answers_apart:
             mask = F.pad(mask, (0, batch.input_ids.shape[1] - mask.shape[1]), value=False)
-        with picking(self.answer_positions, mask):
-            picked: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
-        return picked
+        with picking(self.answer_positions, mask, is_token) as read:
+            logits: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
+        return logits, read.states
 
     def begin(self, batch: Batch) -> None:
         """Tell methods which tasks the rows have, and run what they have put beside the model."""
@@ -109,8 +114,12 @@ class ImageTextModel(WritingModel):
         return inputs
 
     def shifted(self, labels: Tensor) -> Tensor:
-        """(b, t) what the decoder reads before it writes each label."""
+        """(b, t) what the decoder reads before it writes each label; what stands before every
+        answer also where it is no label, as in examples with classes."""
         before = F.pad(labels[:, :-1], (1, 0), value=self.decoder_start)
+        for column, token in enumerate(self.chat.start_ids, 1):
+            hidden = before[:, column : column + 1]
+            hidden.masked_fill_(hidden == IGNORED_LABEL, token)
         return before.masked_fill(before == IGNORED_LABEL, self.chat.pad_id)
 
     @property
@@ -176,7 +185,19 @@ class ImageTextModel(WritingModel):
 
     # Answers.
 
+    @property
+    def state_width(self) -> int:
+        return output_width(self.backbone)
+
     def first_logits(self, batch: Batch) -> Tensor:
+        return self.read_first(batch, logits=True)[0]
+
+    def first_states(self, batch: Batch) -> Tensor:
+        return self.read_first(batch.prompts(), logits=False)[1]
+
+    def read_first(self, batch: Batch, *, logits: bool) -> tuple[Tensor, Tensor]:
+        """Logits (b, w) of the token that an answer begins with, and no states; or no logits, and
+        the states (b, d) that predict it."""
         if self.answers_apart:
             start = torch.tensor([*self.chat.start_ids, 0], device=batch.input_ids.device)
             batch = replace(batch, labels=start.expand(len(batch), -1))
@@ -184,7 +205,8 @@ class ImageTextModel(WritingModel):
         else:
             ends, length = batch.attention_mask.sum(1) - 1, batch.input_ids.shape[1]
         mask = F.one_hot(ends.to(batch.input_ids.device), length).bool()
-        return self.logits_at(batch, mask)
+        nowhere = torch.zeros(len(batch), dtype=torch.bool, device=mask.device)
+        return self.read_at(batch, mask, None if logits else nowhere)
 
     def choice_tokens(self, choice: str) -> list[int]:
         return self.chat.first_ids(choice)

@@ -95,9 +95,11 @@ class JointModel(Model):
 
     def predicted(self, batch: Batch) -> Predicted:
         labels = targets_of(batch)
+        split, states = self.heads.split(batch, labels), self.target_states(batch)
         # Logits over the vocabulary are the largest tensor of a step, so padding has none.
-        states = self.target_states(batch)[labels != IGNORED_LABEL]
-        return Predicted(self.vocabulary_logits(states), labels)
+        logits = self.vocabulary_logits(states[split.is_token])
+        classes = self.heads.predicted(states[split.is_class], split.rows, batch)
+        return Predicted(logits, labels, classes)
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, t, w) for each target token, given those before it."""
@@ -107,9 +109,16 @@ class JointModel(Model):
         """(b, t, d) states that predict each target token."""
         assert batch.labels is not None
         states, mask = self.encode(batch)
-        return self.decode(
-            states, mask, self.backbone.prepare_decoder_input_ids_from_labels(batch.labels)
-        )
+        return self.decode(states, mask, self.decoder_inputs(batch.labels))
+
+    def decoder_inputs(self, labels: Tensor) -> Tensor:
+        """(b, t) what the decoder reads before each label; what stands before every answer (BART's
+        <s>) also where it is no label, as in examples with classes."""
+        input_ids: Tensor = self.backbone.prepare_decoder_input_ids_from_labels(labels)
+        for column, token in enumerate(self.family.choice_prefix(self.backbone)[1:], 1):
+            hidden = labels[:, column - 1 : column] == IGNORED_LABEL
+            input_ids[:, column : column + 1].masked_fill_(hidden, token)
+        return input_ids
 
     def decode(self, states: Tensor, mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """(b, t, d) states after each decoder input token."""
@@ -172,9 +181,15 @@ class JointModel(Model):
 
     # Answers.
 
-    def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
-        """Each example's answer."""
+    def write(self, batch: Batch, decoding: Decoding) -> list[Answer]:
         return self.generate(batch, decoding)[1]
+
+    @property
+    def state_width(self) -> int:
+        return int(self.backbone.config.d_model)
+
+    def first_states(self, batch: Batch) -> Tensor:
+        return self.after_prefix(*self.encode(batch))
 
     @torch.no_grad()
     def generate(self, batch: Batch, decoding: Decoding) -> tuple[list[list[int]], list[Answer]]:
@@ -225,9 +240,12 @@ class JointModel(Model):
 
     def choice_logits(self, states: Tensor, mask: Tensor) -> Tensor:
         """(b, w) logits of the first real token of an answer."""
+        return self.vocabulary_logits(self.after_prefix(states, mask))
+
+    def after_prefix(self, states: Tensor, mask: Tensor) -> Tensor:
+        """(b, d) decoder states from which the first real token of an answer is predicted."""
         prefix = torch.tensor(self.family.choice_prefix(self.backbone), device=states.device)
-        decoded = self.decode(states, mask, prefix.expand(len(states), -1))
-        return self.vocabulary_logits(decoded[:, -1])
+        return self.decode(states, mask, prefix.expand(len(states), -1))[:, -1]
 
 
 def run_decoder(model: Any, states: Tensor, mask: Tensor, input_ids: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.counts import Counts
 from vlds.models.quantised import follow_weights
 from vlds.models.steady_buffers import steady_buffers
+from vlds.models.task_heads import TaskHeads
 from vlds.models.token_nll import nll_of, targets_of
 from vlds.pretrained.weights import quiet
 from vlds.schema import IGNORED_LABEL, Batch, Decoding, OptimizerRules, TargetModules
@@ -108,6 +109,7 @@ class Model(nn.Module, ABC):
         """Frozen weights that attaching methods has changed."""
         self.sources = Sources()
         self.answer_lists: dict[Any, AnswerList] = {}
+        self.heads = TaskHeads()
         self.step_rules = nn.ModuleDict()  # method -> its rule, for methods that have one
         self.batch_losses: dict[str, BatchLoss] = {}
         """Method -> what it adds to each example's loss, for methods that do."""
@@ -126,16 +128,27 @@ class Model(nn.Module, ABC):
         """(b, t, w) for each target token, given those before it."""
 
     @abstractmethod
-    def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
-        """Each example's answer; answers that the batch holds are not read."""
+    def write(self, batch: Batch, decoding: Decoding) -> list[Answer]:
+        """Each example's answer as text; answers that the batch holds are not read."""
+
+    @property
+    def state_width(self) -> int | None:
+        """d of the states that heads read; None if tasks cannot have heads. A kind with a number
+        defines `first_states`, and its `predicted` calls the heads."""
+        return None
+
+    def first_states(self, batch: Batch) -> Tensor:
+        """(b, d) from which the first token of each example's answer would be predicted: what heads
+        read. Answers that the batch holds are not read."""
+        raise NotImplementedError
 
     @abstractmethod
     def generation_defaults(self) -> GenerationConfig:
         """The tokens at which Hugging Face's `generate` begins, ends and pads answers."""
 
     def predicted(self, batch: Batch) -> Predicted:
-        """The logits of the labels' tokens alone; kinds that can compute fewer than `logits` say
-        how.
+        """The logits of the labels' tokens alone, and what heads say of the batch; kinds that can
+        compute fewer than `logits`, or whose tasks may have heads, say how.
 
         Errors: ValueError if the batch has no labels.
         """
@@ -226,6 +239,17 @@ class Model(nn.Module, ABC):
         return max((loss.passes for loss in self.batch_losses.values()), default=1)
 
     # Answers.
+
+    @torch.no_grad()
+    def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
+        """Each example's answer, by its task's head if it has one; all are of tasks with heads, or
+        none."""
+        has_classes = self.heads.has_classes(batch)
+        if not has_classes.any():
+            return self.write(batch, decoding)
+        assert (batch.task_index == batch.task_index[0]).all(), "one task is answered at a time"
+        pairs = self.heads.answers(self.first_states(batch), batch)
+        return [Answer(text, confidence, None) for text, confidence in pairs]
 
     def answer_list(self, decoding: Decoding) -> AnswerList | None:
         """The list that answers come from, kept for the next batch; None where they are free.

@@ -1,4 +1,5 @@
-"""The negative log-likelihood of a batch's labels."""
+"""The loss of a batch's labels: the negative log-likelihood of tokens, the cross-entropy of
+classes."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def targets_of(batch: Batch) -> Tensor:
 
 
 def nll_of(predicted: Predicted) -> Tensor:
-    """(b, t) negative log-likelihood of each label, 0 elsewhere, in at least float32."""
-    labels = predicted.labels[predicted.is_label]
+    """(b, t) loss of each label, 0 elsewhere, in at least float32: the negative log-likelihood of a
+    token, or the loss of the classes that it stands for."""
+    labels = predicted.labels[predicted.is_token]
     nll: Tensor = TokenNLL.apply(predicted.logits, labels)  # type: ignore[no-untyped-call]
-    return predicted.by_example(nll)
+    return predicted.by_example(nll, [classes.losses() for classes in predicted.classes])

@@ -37,7 +37,7 @@ class WritingModel(Model):
         """The arguments of `generate`, which answers continue. The batch has no labels."""
 
     @torch.no_grad()
-    def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
+    def write(self, batch: Batch, decoding: Decoding) -> list[Answer]:
         batch = batch.prompts()
         if decoding.choices is not None:
             choices = decoding.choices

@@ -9,12 +9,13 @@ from inspect import isabstract
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vlds.backbones.base import Backbone
+from vlds.heads.base import Head
 from vlds.methods.base import Method
 from vlds.models.kind import ModelKind
 from vlds.tasks.base import Task
 from vlds.vision.base import VisionEncoder
 
-CHOICES = (ModelKind, Backbone, VisionEncoder, Method, Task)
+CHOICES = (ModelKind, Backbone, VisionEncoder, Method, Task, Head)
 """A field of one of these types, or a mapping of names to them, chooses a class."""
 
 

@@ -21,7 +21,7 @@ STARTED_IN = "started_in"
 OUTPUT = "output"
 DATASETS = ("train", "evaluate", "test")
 FILES = ("path", "config", "tokenizer", "processor", "weights", "projector_weights", "answers",
-         "choices", "data", "cache", "deepspeed", *DATASETS)  # fmt: skip
+         "choices", "classes", "data", "cache", "deepspeed", *DATASETS)  # fmt: skip
 """Keys whose values are files and folders, at any depth; some values may be hub names."""
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vlds.heads.base import ClassLoss
 from vlds.metrics.exact_match import matches, mean, mean_by_group
 from vlds.metrics.tables import score_values, table
 from vlds.schema import Example, Sample
@@ -20,6 +21,7 @@ class AnswerTask(Task, ABC):
     """A task that asks for one answer per annotation. All its scores are means over annotations,
     and the first score may have tables."""
 
+    class_loss: ClassVar[ClassLoss | None] = "cross_entropy"
     label_field: ClassVar[str] = "label"
     """The annotation's field with the answer; splits without labels lack it."""
     tables: ClassVar[tuple[str, ...]] = ()
@@ -36,7 +38,8 @@ class AnswerTask(Task, ABC):
         question, label = self.question(sample, given), given.get(self.label_field)
         answer = None if label is None else self.answer_text(label)
         reference = None if rng or answer is None else self.reference(given, answer)
-        return Example(given["id"], name, question, answer, reference=reference)
+        example = Example(given["id"], name, question, answer, reference=reference)
+        return example if answer is None else self.with_classes(example, {answer: 1.0})
 
     def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
         """The model's input for an annotation."""

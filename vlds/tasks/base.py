@@ -9,11 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from vlds.heads.base import ClassLoss, ClassOutput, Head
 from vlds.schema import LONGEST_TEXT, Decoding, Example, Sample, SkipSample
 
 Split = Literal["evaluate", "test"]
@@ -41,6 +42,10 @@ class Task(ABC):
     """The annotation's field with the question; None if the picture alone is the input."""
     num_pictures: ClassVar[int | None] = None
     """How many pictures each sample must have; None: as many as the model takes, at least one."""
+    class_loss: ClassVar[ClassLoss | None] = None
+    """Loss of the task's head; None: the task has text as output only."""
+    labels: ClassVar[tuple[str, ...]] = ()
+    """All answers of a task that always has the same few; () if the data say which."""
 
     train: list[str] = field(default_factory=list)
     """Folders or URLs of the data sets to train on."""
@@ -62,6 +67,8 @@ class Task(ABC):
     """Longest target in tokens, special tokens included; longer ones are cut."""
     decoding: Decoding
     """How the model's output becomes text."""
+    head: Head | None = None
+    """Answer with one of the head's classes: a class of vlds.heads; default: write text."""
     headline: str | None = None
     """The score that represents the task in tables; default: the first of its scores."""
 
@@ -71,6 +78,38 @@ class Task(ABC):
         for name in ("max_prompt_tokens", "max_target_tokens", "batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; give at least 1")
+        if self.head is not None:
+            self._check_head()
+
+    def _check_head(self) -> None:
+        if self.class_loss is None:
+            raise ValueError(
+                f"head: {type(self).__name__} has answers that are texts, and no class_loss; leave "
+                "the head out"
+            )
+        (default,) = (f.default_factory for f in fields(self) if f.name == "decoding")
+        is_default = callable(default) and default() == self.decoding
+        for name in ("choices", "answers"):
+            if getattr(self.decoding, name) is not None and not is_default:
+                raise ValueError(
+                    f"head: it chooses among its own classes, and decoding.{name} limits what is "
+                    "written; leave one of them out"
+                )
+
+    @property
+    def class_output(self) -> ClassOutput | None:
+        """What the task wants of a model, if not text."""
+        if self.head is None:
+            return None
+        assert self.class_loss is not None
+        return ClassOutput(self.head, self.class_loss)
+
+    def with_classes(self, example: Example, scores: Mapping[str, float]) -> Example:
+        """An example as the task's output asks: with a head, its answers' scores in place of the
+        text. Answers that are no class have none."""
+        if self.head is None:
+            return example
+        return replace(example, target="", class_scores=self.head.class_scores(scores))
 
     def data_of(self, split: Split) -> list[str]:
         """One of the lists on which the task is scored."""

@@ -24,6 +24,7 @@ class Entailment(AnswerTask):
     kinds: ClassVar[tuple[str, ...]] = ("entailment",)
     input_field: ClassVar[str | None] = "hypothesis"
     tables: ClassVar[tuple[str, ...]] = ("label",)
+    labels: ClassVar[tuple[str, ...]] = LABELS
 
     prompt: str = "entailment: "
     """Text before the sentence, trailing space included; "" for none."""

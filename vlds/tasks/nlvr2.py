@@ -34,6 +34,7 @@ class NLVR2(AnswerTask):
     kinds: ClassVar[tuple[str, ...]] = ("nlvr2",)
     input_field: ClassVar[str | None] = "sentence"
     num_pictures: ClassVar[int | None] = 2
+    labels: ClassVar[tuple[str, ...]] = tuple(WORDS.values())
 
     prompt: str = "nlvr: "
     """Text before the sentence, trailing space included; "" for none."""

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vlds.heads.base import ClassLoss
 from vlds.metrics.exact_match import fold, matches, worth
 from vlds.metrics.vqa_accuracy import NUM_ANNOTATORS, Rules, question_accuracy
 from vlds.schema import Decoding, Example, Sample
@@ -36,6 +37,7 @@ class VQA(AnswerTask):
 
     kinds: ClassVar[tuple[str, ...]] = ("vqa",)
     tables: ClassVar[tuple[str, ...]] = ("answer_type", "question_type")
+    class_loss: ClassVar[ClassLoss | None] = "binary_cross_entropy"
 
     prompt: str = "vqa: "
     """Text before the question, trailing space included; "" for none."""
@@ -52,22 +54,23 @@ class VQA(AnswerTask):
     def example(
         self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
     ) -> Example:
-        """Draw an answer in training; the best answer and a reference in evaluation."""
+        """Draw an answer in training, or take all with a head; the best one in evaluation."""
         assert annotation is not None
         given = sample.annotations[annotation]
         question = self.question(sample, given)
         if rng is not None:
-            answer, score = draw_answer(require_label(given, "label", sample), rng)
-            return Example(given["id"], name, question, answer, weight=score)
-        best = best_answer(given)
-        reference = None if best is None else {
-            "answer": best,
-            "answers": optional_texts(given, "answers"),
-            "label": dict(given.get("label") or dict.fromkeys(given["answers"], 1.0)),
-            "answer_type": optional_text(given, "answer_type"),
-            "question_type": optional_text(given, "question_type"),
-        }  # fmt: skip
-        return Example(given["id"], name, question, best, reference=reference)
+            label = require_label(given, "label", sample)
+            answer, score = ("", 1.0) if self.head is not None else draw_answer(label, rng)
+            example = Example(given["id"], name, question, answer, weight=score)
+            return self.with_classes(example, label)
+        if (best := best_answer(given)) is None:
+            return Example(given["id"], name, question, None)
+        scores = dict(given.get("label") or dict.fromkeys(given["answers"], 1.0))
+        answers = optional_texts(given, "answers")
+        groups = {group: optional_text(given, group) for group in self.tables}
+        reference = {"answer": best, "answers": answers, "label": scores, **groups}
+        example = Example(given["id"], name, question, best, reference=reference)
+        return self.with_classes(example, scores)
 
     def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
         """The best score that the answers allow, then exact match."""
@@ -83,7 +86,8 @@ class VQA(AnswerTask):
 
     def answer_from(self, text: str) -> str:
         """In lower case, as the model learns answers; answers from a list keep their case."""
-        return text if self.decoding.answers is not None else text.lower()
+        listed = self.head is not None or self.decoding.answers is not None
+        return text if listed else text.lower()
 
     def answer_of(self, reference: Any) -> str | None:
         """The answer with the highest soft score."""

@@ -1,11 +1,11 @@
 """AdamW that does not touch the weights of absent tasks, nor weights that no loss has read yet.
 
-Weights per task are stacked in one parameter, and ZeRO joins parameters to flat partitions. Torch's
-AdamW would treat the slice of a task without examples as if its gradient were zero: momentum and
-decay move it, and its second moment decays, so that the next step with examples is too long. Here a
-flat partition is cut into segments, each shared by all tasks or owned by one. A step updates the
-segments of the tasks that are present, and counts updates per task. This equals torch's AdamW
-over one parameter per task, with gradients of None for absent tasks and idle weights.
+Weights per task are stacked in one parameter, or are a task's head, and ZeRO joins parameters to
+flat partitions. Torch's AdamW would treat what an absent task owns as if its gradient were zero:
+momentum and decay move it, and its second moment decays, so that the next step with examples is too
+long. Here a flat partition is cut into segments, each shared by all tasks or owned by one. A step
+updates the segments of the tasks that are present, and counts updates per task. This equals torch's
+AdamW over one parameter per task, with gradients of None for absent tasks and idle weights.
 """
 
 from __future__ import annotations
@@ -132,6 +132,15 @@ def new_state(flat: Tensor, updates: Sequence[int]) -> dict[str, Tensor]:
 # and cut the whole; stage 3 cuts each parameter and joins the rank's parts.
 
 
+class TaskSlices(NamedTuple):
+    """What a parameter holds of the tasks, one after the other."""
+
+    first: int
+    """Number of the first task."""
+    size: int
+    """Elements of each task."""
+
+
 class Piece(NamedTuple):
     """Consecutive elements of one parameter in a flat partition; between pieces lies padding."""
 
@@ -147,11 +156,11 @@ def flat_segments(
     zero: Any,
     stage: int,
     global_rank: int,
-    slices: Mapping[nn.Parameter, int],
+    slices: Mapping[nn.Parameter, TaskSlices],
     idle: Collection[nn.Parameter],
 ) -> dict[Tensor, Segments]:
-    """This rank's flat tensors under a ZeRO optimizer, cut by owner. `slices`: parameter that is
-    stacked over tasks -> elements of one task's slice. `idle`: those that no loss has read yet."""
+    """This rank's flat tensors under a ZeRO optimizer, cut by owner. `slices`: of the parameters
+    that are stacked over tasks, or belong to one. `idle`: those that no loss has read yet."""
     segments: dict[Tensor, Segments] = {}
     if stage == 3:
         for flat, group in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
@@ -190,7 +199,7 @@ def cut_each(group: Sequence[Any], global_rank: int) -> list[Piece]:
 def segments_of(
     pieces: Sequence[Piece],
     length: int,
-    slices: Mapping[nn.Parameter, int],
+    slices: Mapping[nn.Parameter, TaskSlices],
     idle: Collection[nn.Parameter],
 ) -> Segments:
     """Cut a partition of `length` elements by owner."""
@@ -207,10 +216,11 @@ def segments_of(
         stop = piece.start + piece.size
         if piece.parameter in idle:
             up_to(piece.offset + piece.size, IDLE)
-        elif (size := slices.get(piece.parameter)) is not None:
-            for task in range(piece.start // size, -(-stop // size)):
-                end = min((task + 1) * size, stop)
-                up_to(piece.offset + end - piece.start, 1 + task)
+        elif (of_tasks := slices.get(piece.parameter)) is not None:
+            first, size = of_tasks
+            for number in range(piece.start // size, -(-stop // size)):
+                end = min((number + 1) * size, stop)
+                up_to(piece.offset + end - piece.start, 1 + first + number)
         up_to(piece.offset + piece.size, SHARED)
     up_to(length, SHARED)
     return Segments(np.diff(ends, prepend=0), np.array(owners))

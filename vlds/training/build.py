@@ -89,6 +89,7 @@ def build_run(
     announce(run)
     if ranks.is_first:
         notices = [*notices, *add_profile(run, profile)]
+        notices = [*notices, *prepared.notices]
         for line in [*notices, *cut_texts(prepared.train_sources, collator)]:
             tracker.say(line)
     return run

@@ -292,7 +292,7 @@ class Engine:
 
     @property
     def has_task_weights(self) -> bool:
-        """True if some weights are stacked over the tasks, so that the tasks' order matters."""
+        """True if some weights belong to single tasks, so that the tasks' order matters."""
         return bool(self._slices)
 
     @property

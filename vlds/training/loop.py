@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vlds.config import Recipe
 from vlds.evaluation.evaluator import EvaluationStopped
-from vlds.evaluation.sources import with_answer_lists
+from vlds.evaluation.sources import with_lists
 from vlds.models.revising import revision_due
 from vlds.runtime.process_end import heard, signal_name, signals_collected
 from vlds.runtime.ranks import hold_folder
@@ -49,7 +49,7 @@ def train(
     # torchrun passes SIGINT on to its ranks, even where they inherit that it is ignored.
     stopping = {signal.SIGTERM, signal.SIGINT, *heard()}
     with explained(recipe), signals_collected(stopping) as stop:
-        recipe = with_answer_lists(recipe)
+        recipe = with_lists(recipe)
         prepared = prepare(recipe, ranks, resume)
         recipe = with_steps(recipe, prepared)
         check_agreement(ranks, recipe, prepared, f"resume={resume} new_phase={new_phase}")

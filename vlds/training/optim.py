@@ -13,18 +13,20 @@ from vlds.config import OptimizerConfig, Recipe
 from vlds.models.model import Model
 from vlds.models.optimizer_rules import optimizer_rules
 from vlds.schema import OptimizerRule
+from vlds.training.adamw import TaskSlices
 
 RATES = {
     "connector_learning_rate": ("connector", "projector", "visual embedding"),
     "norms_learning_rate": ("norms",),
+    "heads_learning_rate": ("heads",),
 }
-"""Fields of the optimizer with the rate of a part that trains beside the methods -> what kinds of
-models call it (`trained_text`)."""
+"""Fields of the optimizer with the rate of a part that trains beside the methods -> what recipes
+call it (`trained_text`)."""
 
 
 def check_rates(recipe: Recipe) -> None:
     """Errors: ValueError if the optimizer has the rate of a part that the model does not train."""
-    trained = [name.replace("_", " ") for name in recipe.model.trained_text]
+    trained = [name.replace("_", " ") for name in recipe.trained_text]
     for field, parts in RATES.items():
         rate = getattr(recipe.optimizer, field)
         if rate is not None and not set(parts).intersection(trained):
@@ -50,7 +52,8 @@ def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
             groups.setdefault((peak, decay), []).append(parameter)
     if not groups:
         raise ValueError(
-            "nothing trains: methods is empty, and no other part of the model trains; name a method"
+            "nothing trains: methods is empty, and no other part of the model trains; name a "
+            "method, or a head of a task"
         )
     return [
         {"params": parameters, "peak_lr": peak, "lr": 0.0, "weight_decay": decay}
@@ -58,15 +61,20 @@ def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def task_slices(model: Model, num_tasks: int) -> dict[nn.Parameter, int]:
-    """Parameters that are stacked over the tasks -> elements of one task's slice."""
-    slices: dict[nn.Parameter, int] = {}
+def task_slices(model: Model, num_tasks: int) -> dict[nn.Parameter, TaskSlices]:
+    """What parameters hold of the tasks: those that are stacked over them, and those of heads."""
+    slices: dict[nn.Parameter, TaskSlices] = {}
     rules = optimizer_rules(model)
+    for task, head in model.heads.items():
+        number = model.heads.numbers[task]
+        for parameter in head.parameters():
+            size = int(getattr(parameter, "ds_numel", parameter.numel()))
+            slices[parameter] = TaskSlices(number, size)
     for name, parameter in model.named_parameters():
         shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)  # whole, under ZeRO-3
         if name in rules and rules[name].per_task and shape[0] > 1:
             assert shape[0] == num_tasks, f"{name}: {tuple(shape)} for {num_tasks} tasks"
-            slices[parameter] = shape[1:].numel()
+            slices[parameter] = TaskSlices(0, shape[1:].numel())
     return slices
 
 
@@ -78,11 +86,12 @@ def decays(rule: OptimizerRule, config: OptimizerConfig) -> bool:
 
 
 def peak_learning_rate(part: str, recipe: Recipe) -> float:
-    """The peak rate of a part: a method's name, visual_embedding, connector or norms."""
+    """The peak rate of a part: a method's name, visual_embedding, connector, norms or heads."""
     rates: dict[str, float | None] = {
         "visual_embedding": recipe.optimizer.connector_learning_rate,
         "connector": recipe.optimizer.connector_learning_rate,
         "norms": recipe.optimizer.norms_learning_rate,
+        "heads": recipe.optimizer.heads_learning_rate,
         **{name: method.learning_rate for name, method in recipe.methods.items()},
     }
     rate = rates.get(part)

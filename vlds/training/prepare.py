@@ -15,6 +15,7 @@ from vlds.data.order.mixed_order import check_lanes
 from vlds.data.order.mixture import steps_in
 from vlds.data.streams.source import Source, check_cache_limit
 from vlds.data.streams.streamed_source import StreamedSource
+from vlds.evaluation.known_classes import unknown_answers
 from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
 from vlds.models.learned_positions import Longest
 from vlds.pretrained.files import damaged_source
@@ -41,6 +42,8 @@ class Prepared:
     """Empty if the reader is the sequential one."""
     streamed_sources: list[StreamedSource]
     evaluation_sources: list[Source]
+    notices: list[str]
+    """What to tell the user."""
 
 
 def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
@@ -70,6 +73,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
         train_sources=train,
         streamed_sources=streamed,
         evaluation_sources=evaluation,
+        notices=unknown_answers(train),
     )
 
 

@@ -61,6 +61,8 @@ class DatasetInfo:
     """Encoder, grid and image size of stored features."""
     answers: str | None = None
     """File with the answer vocabulary, in the folder of dataset.json."""
+    classes: tuple[str, ...] | None = None
+    """All labels that its annotations may have, in the order of their numbers."""
     fields: Mapping[str, str] | None = None
     """Of foreign samples: field of an annotation -> member that holds it."""
     source: tuple[Mapping[str, str], ...] = ()

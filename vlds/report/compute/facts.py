@@ -22,7 +22,7 @@ MADE = ("started", "training took", "hardware", "versions", "command")
 def trained_text(recipe: Recipe) -> str:
     """What a recipe trains: methods with their fields, norms, visual embedding."""
     trained = [method_text(method) for method in recipe.methods.values()]
-    return " + ".join([*trained, *recipe.model.trained_text]) or "nothing"
+    return " + ".join([*trained, *recipe.trained_text]) or "nothing"
 
 
 def method_text(method: Method) -> str:

@@ -1,0 +1,109 @@
+"""Heads: their shapes, counts and classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vlds.heads import Head, LinearHead, MLPHead
+from vlds.heads.base import read_classes
+
+NUM_ANSWERS = 3129
+"""Of the usual list of answers of VQA v2."""
+ANSWERS = tuple(f"answer {number}" for number in range(NUM_ANSWERS))
+
+
+def num_weights(head: Head, width: int) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in head.build(width).parameters())
+
+
+def test_counts_are_those_of_the_originals() -> None:
+    """METER's VQA head over its two poolers' states, CLIP-ViL's over BERT's."""
+    meter = MLPHead(classes=ANSWERS, order="norm_gelu", hidden=1536)
+    assert num_weights(meter, 1536) == 7_173_177
+    assert num_weights(MLPHead(classes=ANSWERS), 768) == 5_993_529
+    assert num_weights(LinearHead(classes=ANSWERS), 768) == 769 * NUM_ANSWERS
+
+
+@pytest.mark.parametrize("order", ["gelu_norm", "norm_gelu"])
+def test_two_layers_compute_the_formula(order: str) -> None:
+    head = MLPHead(classes=("a", "b", "c"), hidden=5, order=order).build(4)  # type: ignore[arg-type]
+    states = torch.randn(2, 4)
+    weights = dict(head.named_parameters())
+    assert {name: tuple(w.shape) for name, w in weights.items() if "0" in name or "3" in name} == {
+        "0.weight": (5, 4), "0.bias": (5,), "3.weight": (3, 5), "3.bias": (3,),
+    }  # fmt: skip
+    inner = states @ weights["0.weight"].T + weights["0.bias"]
+    if order == "gelu_norm":
+        inner = F.layer_norm(F.gelu(inner), (5,))
+    else:
+        inner = F.gelu(F.layer_norm(inner, (5,)))
+    assert torch.allclose(head(states), inner @ weights["3.weight"].T, atol=1e-6)
+
+
+def test_weights_begin_as_in_the_originals() -> None:
+    torch.manual_seed(0)
+    head = MLPHead(classes=ANSWERS).build(64)
+    weights = dict(head.named_parameters())
+    for layer in ("0", "3"):
+        assert weights[f"{layer}.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+        assert not weights[f"{layer}.bias"].any()
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("yes",), "classes: got 1; give two classes or more"),
+        ((), "classes: got 0; give two"),
+        (("yes", "no", "yes"), "classes: 'yes' stands twice; name each class once"),
+        (("yes", " "), "classes: got ' ' among the classes; each is a text, not empty"),
+    ],
+)
+def test_a_wrong_list_is_named(classes: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LinearHead(classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "head.classes: .*no.json: No such file or directory; name a JSON file"),
+        ("{}", r"got {}; give a list of texts"),
+        ("[1, 2]", "got 1 among the classes"),
+        ("[", "is not JSON"),
+        ('["a", "a"]', "'a' stands twice"),
+    ],
+)
+def test_a_wrong_file_is_named(text: str | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "no.json"
+    if text is not None:
+        file.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_classes(str(file), "head.classes")
+
+
+def test_a_file_is_a_list(tmp_path: Path) -> None:
+    file = tmp_path / "answers.json"
+    file.write_text(json.dumps(["yes", "no"]), "utf-8")
+    assert read_classes(str(file), "head.classes") == ("yes", "no")
+
+
+def test_answers_that_are_no_class_have_no_score() -> None:
+    head = LinearHead(classes=("red", "green"))
+    assert head.class_scores({"green": 1, "dark": 0.3}) == {1: 1.0}
+    assert head.class_scores({"dark": 1.0}) == {}
+
+
+def test_classes_that_have_not_been_read_are_an_error() -> None:
+    with pytest.raises(ValueError, match="classes: 'data' has not been read yet; give a list"):
+        LinearHead().build(4)
+
+
+def test_a_hidden_width_is_positive() -> None:
+    with pytest.raises(ValueError, match="hidden: got 0; give at least 1"):
+        MLPHead(hidden=0)

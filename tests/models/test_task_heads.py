@@ -1,0 +1,224 @@
+"""Tasks with heads beside tasks that write text: losses, answers and cuts of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.toys.models import DIM, GRID, TASKS, Words, backbone, batch, shake
+from vlds.backbones import T5, Backbone, Bart
+from vlds.heads import LinearHead, MLPHead
+from vlds.heads.base import ClassOutput
+from vlds.methods import Adapter, Mixture
+from vlds.models import JointSeq2Seq
+from vlds.models.build import ModelSetup, build_model
+from vlds.models.collate import JointCollator
+from vlds.models.joint_model import JointModel
+from vlds.schema import IGNORED_LABEL, Batch, Decoding, Example, Row
+from vlds.vision import StoredFeatures
+
+COLOURS = ("red", "green", "blue", "dark")
+OUTPUTS = {
+    "gqa": ClassOutput(LinearHead(classes=("yes", "no", "left")), "cross_entropy"),
+    "vqa": ClassOutput(MLPHead(classes=COLOURS), "binary_cross_entropy"),
+}
+"""nlvr writes text."""
+VQA, GQA, NLVR = 0, 1, 2
+
+
+def build(family: type[Backbone], folder: Path, **fields: Any) -> JointModel:
+    kind = JointSeq2Seq(
+        backbone=backbone(family, folder), vision=StoredFeatures(dim=DIM, grid=GRID)
+    )
+    setup = ModelSetup(kind=kind, outputs=OUTPUTS, **fields)
+    model = build_model(setup, TASKS, torch.float32, Words())
+    shake(model)
+    assert isinstance(model, JointModel)
+    return model.eval()
+
+
+def mixed(model: JointModel) -> Batch:
+    """Two questions of vqa, one of gqa, and a text between them."""
+    examples = batch([VQA, NLVR, GQA, VQA])
+    assert examples.labels is not None
+    prefix = model.family.choice_prefix(model.backbone)
+    has_classes = examples.task_index != NLVR
+    labels = examples.labels.masked_fill(has_classes[:, None], IGNORED_LABEL)
+    labels[has_classes, len(prefix) - 1] = model.backbone.config.eos_token_id
+    labels[~has_classes, : len(prefix) - 1] = torch.tensor(prefix[1:], dtype=torch.long)
+    targets = torch.tensor([[0.3, 1.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    return replace(examples, labels=labels, class_targets=targets)
+
+
+def closed_formula(model: JointModel, examples: Batch) -> Tensor:
+    """(b,) losses by the heads over the decoder's state after the tokens that begin every answer,
+    as VL-T5 and VL-BART compute it; and over the vocabulary for the text."""
+    prefix = torch.tensor(model.family.choice_prefix(model.backbone))
+    states, mask = model.encode(examples)
+    decoded = model.backbone.get_decoder()(
+        input_ids=prefix.expand(4, -1), encoder_hidden_states=states, encoder_attention_mask=mask
+    ).last_hidden_state[:, -1]
+    soft = torch.tensor([[0.3, 1, 0, 0], [0, 0, 0, 0]])
+    vqa = F.binary_cross_entropy_with_logits(
+        model.heads["vqa"](decoded[[0, 3]]), soft, reduction="none"
+    ).sum(1)
+    gqa = F.cross_entropy(model.heads["gqa"](decoded[[2]]), torch.tensor([1]))
+    assert examples.labels is not None
+    logits = model.logits(examples)[1]
+    text = F.cross_entropy(logits, examples.labels[1], ignore_index=IGNORED_LABEL, reduction="sum")
+    return torch.stack([vqa[0], text, gqa, vqa[1]])
+
+
+@pytest.mark.parametrize("family", [T5, Bart])
+def test_losses_are_those_of_the_formula(family: type[Backbone], tmp_path: Path) -> None:
+    model = build(family, tmp_path, methods={"adapter": Adapter(reduction=4)})
+    examples, scale = mixed(model), torch.linspace(0.5, 2, 4)
+    expected = closed_formula(model, examples)
+    output = model(examples, scale)
+    assert torch.allclose(output.token_nll_sum, expected, rtol=1e-5)
+    assert torch.allclose(output.loss, scale @ expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", [T5, Bart])
+def test_a_cut_changes_nothing(family: type[Backbone], tmp_path: Path) -> None:
+    model = build(family, tmp_path)
+    examples, scale = mixed(model), torch.linspace(0.5, 2, 4)
+    whole = model(examples, scale)
+    for cut in ([[1], [3, 0], [2]], [[0, 2], [3], [1]], [[3, 2, 1, 0]]):
+        parts = model(examples, scale, [torch.tensor(piece) for piece in cut])
+        assert torch.allclose(parts.token_nll_sum, whole.token_nll_sum, rtol=1e-5)
+
+
+def test_only_heads_and_what_else_trains_have_gradients(tmp_path: Path) -> None:
+    """Without methods and the visual embedding, the run is a linear probe."""
+    model = build(T5, tmp_path)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    heads = {name for name in trained if name.startswith("heads.")}
+    assert {model.part_of(name) for name in trained} == {"heads", "visual_embedding"}
+    assert {model.part_of(name) for name in heads} == {"heads"}
+    assert model.count_parameters().by_part["heads"].trainable == 740 + 51
+    model(mixed(model), torch.ones(4)).loss.backward()
+    assert all(model.get_parameter(name).grad is not None for name in trained)
+
+
+@pytest.mark.parametrize("family", [T5, Bart])
+def test_answers_are_the_best_classes(family: type[Backbone], tmp_path: Path) -> None:
+    """By softmax, or by sigmoid where several may hold."""
+    model = build(family, tmp_path)
+    examples = mixed(model)
+    states = model.first_states(examples)
+    vqa = model.answer(examples.select(torch.tensor([0, 3])), Decoding())
+    best, chosen = model.heads["vqa"](states[[0, 3]]).sigmoid().max(-1)
+    assert [answer.text for answer in vqa] == [COLOURS[number] for number in chosen]
+    assert [answer.confidence for answer in vqa] == pytest.approx(best.tolist())
+    (gqa,) = model.answer(examples.select(torch.tensor([2])), Decoding())
+    shares = model.heads["gqa"](states[2]).softmax(-1)
+    assert gqa.text == ("yes", "no", "left")[int(shares.argmax())]
+    assert gqa.confidence == pytest.approx(shares.max().item())
+    assert gqa.token_confidence is None
+
+
+def test_a_text_is_written_as_without_heads(tmp_path: Path) -> None:
+    model = build(T5, tmp_path)
+    text = mixed(model).select(torch.tensor([1]))
+    decoding = Decoding(max_new_tokens=4)
+    assert model.answer(text, decoding) == model.write(text, decoding)
+    assert model.answer(text, decoding)[0].token_confidence is not None
+
+
+def test_an_unknown_answer_has_no_cross_entropy(tmp_path: Path) -> None:
+    """Its targets are zeros; of questions with a yes or no for each class, all are no."""
+    model = build(T5, tmp_path)
+    examples = mixed(model)
+    none = replace(examples, class_targets=torch.zeros(4, 2))
+    losses = model(none, torch.ones(4)).token_nll_sum
+    assert losses[2] == 0
+    logits = model.heads["vqa"](model.first_states(examples)[[0]])
+    assert losses[0].item() == pytest.approx(F.softplus(logits).sum().item(), rel=1e-5)
+
+
+def test_passes_are_compared_by_their_classes_too(tmp_path: Path) -> None:
+    """A mixture's consistency is the symmetric divergence over the classes; over yes and no where
+    each class is a question."""
+    mixture = Mixture(of=Adapter(reduction=4, sharing="half_shared_up"), experts=3, consistency=2.0)
+    model = build(T5, tmp_path, methods={"mixture": mixture})
+    examples = mixed(model)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.context.begin_step(0, 0)
+    passes = []
+    for number in range(2):
+        with model.context.in_pass(number):
+            passes.append(model.predicted(examples))
+    added = model.batch_losses["mixture"].of_examples(passes)
+    (vqa, gqa), (vqa_2, gqa_2) = ([own.logits for own in each.classes] for each in passes)
+    p, q = gqa.softmax(-1), gqa_2.softmax(-1)
+    expected = ((p - q) * (p / q).log()).sum(-1)
+    assert added[2].item() == pytest.approx(expected.item(), rel=1e-4)
+    p, q = vqa.sigmoid(), vqa_2.sigmoid()
+    each = (p - q) * (torch.logit(p) - torch.logit(q))
+    assert torch.allclose(added[[0, 3]], each.sum(-1), rtol=1e-4)
+
+
+# The collator.
+
+
+class Pieces:
+    """A tokenizer whose texts begin as BART's or T5's do."""
+
+    pad_token_id = 1
+
+    def __init__(self, before: list[int]) -> None:
+        self.before = before
+
+    def __call__(self, texts: list[str], **limits: Any) -> dict[str, list[list[int]]]:
+        words = ([int(word) for word in text.split()] for text in texts)
+        return {"input_ids": [[*self.before, *ids, 2] for ids in words]}
+
+
+@pytest.mark.parametrize("before", [[], [0]])
+def test_an_example_with_classes_has_one_label(before: list[int]) -> None:
+    """The end of an answer without words; what stands before it is no label."""
+    scores: list[dict[int, float] | None] = [{2: 0.3, 0: 1.0}, None, {}]
+    rows = [
+        Row(
+            Example(str(n), "t", "5", "7 8" if s is None else "", class_scores=s), 0, 9, 9, range(0)
+        )
+        for n, s in enumerate(scores)
+    ]
+    made = JointCollator(Pieces(before), features=True)(rows, torch.zeros(0), evaluation=False)
+    hidden = [IGNORED_LABEL] * len(before)
+    assert made.labels is not None
+    width = made.labels.shape[1]
+    for row in (0, 2):
+        expected = [*hidden, 2]
+        assert made.labels[row].tolist() == expected + [IGNORED_LABEL] * (width - len(expected))
+    assert made.labels[1].tolist() == [*before, 7, 8, 2]
+    assert made.class_targets is not None
+    assert torch.allclose(made.class_targets, torch.tensor([[1.0, 0, 0.3], [0, 0, 0], [0, 0, 0]]))
+    chosen = made.select(torch.tensor([2, 0]))
+    assert chosen.labels is not None
+    assert chosen.labels.tolist() == [[*hidden, 2]] * 2
+    assert chosen.class_targets is not None
+    assert chosen.class_targets[1].tolist() == made.class_targets[0].tolist()
+
+
+def test_a_batch_without_classes_has_no_targets() -> None:
+    rows = [Row(Example("0", "t", "5", "7"), 0, 9, 9, range(0))]
+    collator = JointCollator(Pieces([]), features=True)
+    assert collator(rows, torch.zeros(0), evaluation=False).class_targets is None
+
+
+@pytest.mark.parametrize("name", ["keys", "a.b", "training"])
+def test_a_task_with_a_head_has_a_name_that_torch_takes(name: str, tmp_path: Path) -> None:
+    kind = JointSeq2Seq(backbone=backbone(T5, tmp_path), vision=StoredFeatures(dim=DIM, grid=GRID))
+    with pytest.raises(ValueError, match=f"tasks: '{name}' cannot be the name of a task with a"):
+        ModelSetup(kind=kind, outputs={name: OUTPUTS["vqa"]})

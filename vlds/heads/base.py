@@ -1,0 +1,116 @@
+"""What a head is: it turns the state from which a model would predict an answer's first token into
+a score for each class of a fixed list.
+
+A task that names a head answers with one of its classes; without one it writes text.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+
+from vlds.runtime.json_file import read_json
+
+FROM_DATA = "data"
+"""The word of `Head.classes` for the task's own labels, or those of its data sets."""
+ClassLoss = Literal["cross_entropy", "binary_cross_entropy"]
+"""cross_entropy: one class holds, by softmax. binary_cross_entropy: each class is a question of its
+own, by sigmoid, with targets from 0 to 1; summed over the classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(ABC):
+    """From states to classes."""
+
+    classes: tuple[str, ...] | str = FROM_DATA
+    """The answers to choose from: a list, or a JSON file with a list, such as `data_prep answers`
+    writes. `data`: the task's own labels, as NLVR2 has them, or "classes" in dataset.json."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.classes, str):
+            check_classes(self.classes, "classes")
+
+    @abstractmethod
+    def build(self, width: int) -> nn.Module:
+        """What turns states (n, width) into scores (n, c)."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes.
+
+        Errors: ValueError if they still have to be read.
+        """
+        if isinstance(self.classes, str):
+            raise ValueError(f"classes: {self.classes!r} has not been read yet; give a list")
+        return self.classes
+
+    @cached_property
+    def index(self) -> Mapping[str, int]:
+        """Class -> its number."""
+        return {name: number for number, name in enumerate(self.names)}
+
+    def class_scores(self, scores: Mapping[str, float]) -> dict[int, float]:
+        """Answer -> score, as number of its class -> score, without answers that are no class."""
+        return {
+            self.index[answer]: float(score)
+            for answer, score in scores.items()
+            if answer in self.index
+        }
+
+
+class ClassOutput(NamedTuple):
+    """What a task wants out of a model, if not text."""
+
+    head: Head
+    loss: ClassLoss
+
+
+def read_classes(path: str, field: str) -> tuple[str, ...]:
+    """The classes in a JSON file.
+
+    Errors: ValueError that begins with the field, if the file cannot be read or is not a list of
+    classes.
+    """
+    place = f"{field}: {path}"
+    try:
+        listed = read_json(Path(path))
+    except OSError as error:
+        raise ValueError(
+            f"{place}: {error.strerror}; name a JSON file with a list, or give the list itself"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{place} is not JSON ({error})") from None
+    return check_classes(listed, place)
+
+
+def check_classes(listed: Any, place: str) -> tuple[str, ...]:
+    """A list of classes.
+
+    Errors: ValueError that begins with the place, if they are not two or more unlike texts.
+    """
+    if not isinstance(listed, (list, tuple)):
+        raise ValueError(f"{place}: got {listed!r:.60}; give a list of texts")
+    odd = next((name for name in listed if not isinstance(name, str) or not name.strip()), None)
+    if odd is not None:
+        raise ValueError(f"{place}: got {odd!r:.60} among the classes; each is a text, not empty")
+    if len(listed) < 2:
+        raise ValueError(f"{place}: got {len(listed)}; give two classes or more")
+    if (twice := first_repeated(listed)) is not None:
+        raise ValueError(f"{place}: {twice!r:.60} stands twice; name each class once")
+    return tuple(listed)
+
+
+def first_repeated(names: Sequence[str]) -> str | None:
+    """The first name that stood before; None if there is none."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

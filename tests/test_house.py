@@ -21,6 +21,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 NOT_SHARED = {
     "tests/examples/counting.py": "a task that docs/tasks.md prints",
     "tests/examples/norms_later.py": "a method that docs/add_a_method.md names",
+    "tests/examples/cosine_head.py": "a head that docs/heads.md prints",
     "tests/examples/picture_scale.py": "a method that docs/add_a_method.md names",
     "tests/examples/two_passes.py": "a method that docs/add_a_method.md names",
     "tests/examples/output_scale.py": "a method that docs/add_a_method.md prints",

@@ -315,8 +315,8 @@ def test_snippets_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert embeddings.shape[0] == len(scope["tokenizer"]) == len(scope["loaded"].processor)
     everywhere = sum(len(blocks(other, "python")) for other in PAGES)
     python = len(blocks(page.with_name("python.md"), "python"))  # tests/test_api.py
-    # The other five: three are quoted from files, one is about Parquet, one about a GGUF file.
-    assert everywhere == len(blocks(page, "python")) + python + 5
+    # The other six: four are quoted from files, one is about Parquet, one about a GGUF file.
+    assert everywhere == len(blocks(page, "python")) + python + 6
 
 
 @pytest.mark.slow
@@ -358,7 +358,9 @@ def test_parquet_becomes_rows(
 @PAGE
 def test_quoted_files_are_as_they_are(page: Path) -> None:
     quotes = QUOTE.findall(page.read_text("utf-8"))
-    assert bool(quotes) == (page.name in ("tasks.md", "add_a_method.md", "add_a_model.md"))
+    assert bool(quotes) == (
+        page.name in ("tasks.md", "heads.md", "add_a_method.md", "add_a_model.md")
+    )
     for name, text in quotes:
         assert text == (ROOT / name).read_text("utf-8"), f"{page.name} quotes another {name}"
 

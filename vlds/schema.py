@@ -77,7 +77,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Example:
-    """What a task makes of an annotation: text in, text out."""
+    """What a task makes of an annotation: text in, text or scores of classes out."""
 
     id: str
     """Id of the annotation; of the sample, if all its annotations are references."""

@@ -1,4 +1,4 @@
-"""The task and the method that docs/ quotes do what the docs say, from outside of vlds."""
+"""The task, head and method that docs/ quotes do what the docs say, from outside of vlds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.examples.cosine_head import CosineHead
 from tests.examples.counting import Counting
 from tests.examples.output_scale import OutputScale
 from tests.toys.method_cases import concrete_methods, method_cases
 from tests.toys.models import backbone, batch, build
 from tests.toys.trained_runs import logits_of, recipe_from, trained_run
 from tests.toys.trained_runs import picture_batch as pictures
+from tests.toys.world import world_recipe
 from vlds.backbones import T5, Backbone, Bart
 from vlds.config import load_recipe, save_recipe
 from vlds.convert.adapters import AdaptersFolders
@@ -61,6 +63,21 @@ def test_the_task_scores() -> None:
     assert Counting().score(predictions, references) == {"exact": 0.25, "within_one": 0.5}
     assert Counting().score({"e": "1"}, {"e": None}) == {}
     assert Counting().answer_of("3") == "3"
+
+
+def test_the_head_learns_and_is_saved(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    vqa = replace(recipe.tasks["vqa"], head=CosineHead(classes=("red", "blue"), scale=3.0))
+    recipe = replace(recipe, tasks={"vqa": vqa})
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    run = trained_run(recipe)
+    vectors = run.model.get_parameter("heads.vqa.vectors")
+    assert vectors.requires_grad
+    assert not optimizer_rules(run.model)["heads.vqa.vectors"].per_task
+    states = torch.randn(4, 16)
+    found = run.model.heads["vqa"](states)
+    assert torch.allclose(found, 3 * torch.cosine_similarity(states[:, None], vectors, dim=-1))
 
 
 @pytest.mark.parametrize("family", [T5, Bart])

@@ -100,7 +100,7 @@ def test_answers_that_are_no_class_have_no_score() -> None:
 
 
 def test_classes_that_have_not_been_read_are_an_error() -> None:
-    with pytest.raises(ValueError, match="classes: 'data' has not been read yet; give a list"):
+    with pytest.raises(ValueError, match="classes: got None, which has not been read; give a list"):
         LinearHead().build(4)
 
 

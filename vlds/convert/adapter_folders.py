@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vlds.artifact import LoadedRun
 from vlds.convert.foreign_files import read_settings, read_weights
-from vlds.convert.output import Kind, check_plain, first_names
+from vlds.convert.output import Kind, check_plain, first_names, say
 from vlds.convert.target import RunFiles
 from vlds.methods import Method
 from vlds.methods.extended import added_tensors
@@ -89,6 +89,8 @@ class AdapterFolders(RunFiles):
 
     def write(self, out: Path) -> None:
         """Fill an empty folder."""
+        if self.run.model.heads:
+            say("left out: the tasks' heads, for which the library has no place; hf keeps them")
         for index, (below, adapter) in enumerate(self.folders()):
             folder = out / below
             folder.mkdir(exist_ok=True)

@@ -36,8 +36,10 @@ def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
             for name, tree in to_tree(recipe.methods).items()
         },
         **chosen_settings("model", to_tree(recipe.model)),
-        **({"tasks": list(recipe.tasks)} if with_tasks else {}),
     }
+    if with_tasks:
+        heads = {name: to_tree(task.head) for name, task in recipe.tasks.items() if task.head}
+        essentials |= {"tasks": list(recipe.tasks), "heads": heads}
     for name, part in run.model.parts.items():
         settings = shaping(config_of(run.model.get_submodule(part.path)))
         essentials |= {f"{name}.{key}": value for key, value in settings.items()}
@@ -89,11 +91,20 @@ def check_settings(
 
 
 def check_names(first: Opened, other: Opened) -> None:
-    """Errors: ValueError if a tensor has no counterpart, whatever the settings say."""
+    """Errors: ValueError if a tensor has no counterpart, whatever the settings say; runs of other
+    tasks may have other heads."""
     names = [{name for name, _ in run.model.unique_state()} for _, run in (first, other)]
+    if first[1].recipe.tasks.keys() != other[1].recipe.tasks.keys():
+        names = [{name for name in each if task_of_head(name) is None} for each in names]
     if odd := sorted(names[0] ^ names[1]):
         owner = first[0] if odd[0] in names[0] else other[0]
         raise ValueError(f"{odd[0]}: only {owner} has it; {ONE_MODEL}")
+
+
+def task_of_head(tensor: str) -> str | None:
+    """The task whose head a tensor belongs to, by its name; None if it belongs to no head."""
+    part, _, rest = tensor.partition(".")
+    return rest.partition(".")[0] if part == "heads" else None
 
 
 def check_base(first: Opened, base: Opened) -> None:

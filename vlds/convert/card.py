@@ -53,7 +53,8 @@ def write_model_card(
     folder: Path, described: Described, written: LoadedRun, address: Address
 ) -> None:
     """Write the card of a folder with a whole model. `written`: the run that the folder holds."""
-    left = ", ".join(f"`{name}`" for name in written.recipe.methods)
+    heads = ["the tasks' heads"] if written.model.heads else []
+    left = ", ".join([*(f"`{name}`" for name in written.recipe.methods), *heads])
     apart = f" The weights of {left} are kept apart, in `{WEIGHTS}`." if left else ""
     holds = f"This folder holds the whole model.{apart}"
     write_card(folder, described, opening_of_model(written, address), address, holds)

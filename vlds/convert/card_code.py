@@ -60,7 +60,7 @@ def opening_of_model(run: LoadedRun, address: Address) -> Opening:
         alone = [f"from transformers import {auto_class(kind)}", "", f"model = {name}"]
         title = f"transformers opens the {part} alone, without pictures"
         return Opening("vlds", SEES, [(OPEN_ALL, with_vlds(run, address)), (title, alone)])
-    if run.recipe.methods:
+    if run.recipe.methods or run.model.heads:
         return Opening("vlds", SEES, [(OPEN_ALL, with_vlds(run, address))])
     lines = [
         "from PIL import Image",
@@ -111,12 +111,12 @@ def auto_class(kind: ModelKind) -> str:
 
 
 def asking(run: LoadedRun, how: str) -> list[str]:
-    """Ask an image-text model of transformers; nothing for types without a chat template. `how`:
-    more arguments of `generate`."""
-    if not getattr(run.processor, "chat_template", None):
+    """Ask an image-text model of transformers; nothing for types without a chat template, or where
+    heads answer. `how`: more arguments of `generate`."""
+    task = next((task for task in run.recipe.tasks.values() if task.head is None), None)
+    if task is None or not getattr(run.processor, "chat_template", None):
         return []
     assert isinstance(run.model, ImageTextModel)
-    task = next(iter(run.recipe.tasks.values()))
     pictures = ['{"type": "image", "image": Image.open("' + PHOTO + '")},'] * pictures_of(task)
     decoding = task.decoding
     options = f"max_new_tokens={decoding.max_new_tokens}, num_beams={decoding.num_beams}"

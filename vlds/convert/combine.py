@@ -18,7 +18,14 @@ from torch import Tensor
 
 from vlds.artifact import LoadedRun, load_run
 from vlds.config import Recipe
-from vlds.convert.alike import check_base, check_names, check_settings, essence, stacked
+from vlds.convert.alike import (
+    check_base,
+    check_names,
+    check_settings,
+    essence,
+    stacked,
+    task_of_head,
+)
 from vlds.convert.output import first_names
 from vlds.convert.verify import all_tasks
 from vlds.models.build import build_model
@@ -92,11 +99,13 @@ def put(run: Path, giver: Path, task: str) -> Combined:
     whole = rebuilt(receiver, replace(receiver.recipe, tasks=tasks))
     sources = {each: other if each == task else receiver for each in tasks}
     states = {id(source): dict(source.model.unique_state()) for source in (receiver, other)}
-    check_equal(states.values(), states[id(other)].keys() - stacked, "shared by the tasks")
+    shared = {name for name in states[id(other)] if task_of_head(name) is None} - stacked
+    check_equal(states.values(), shared, "shared by the tasks")
     with torch.no_grad():
         for name, tensor in whole.model.unique_state():
             if name not in stacked:
-                tensor.copy_(states[id(receiver)][name])
+                owner = sources.get(task_of_head(name) or "", receiver)
+                tensor.copy_(states[id(owner)][name])
                 continue
             for place, (each, source) in enumerate(sources.items()):
                 row = list(source.recipe.tasks).index(each)

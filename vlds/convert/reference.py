@@ -150,6 +150,11 @@ def check_expressible(run: LoadedRun) -> None:
             "backbone: its output head is a separate tensor, and the original code always uses "
             "the token table as its head; `vlds convert hf` keeps the head"
         )
+    for task in model.heads:
+        raise ValueError(
+            f"tasks.{task}.head: the original multi-task code has no heads; `vlds convert hf` "
+            "keeps them"
+        )
     for name, method in run.recipe.methods.items():
         if method.part == "backbone" and not added_tensors(run.model, name):
             continue  # what it trains is the backbone's own

@@ -77,10 +77,14 @@ def all_tasks(run: LoadedRun) -> dict[str, LoadedRun]:
 
 @torch.no_grad()
 def logits(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Tensor:
-    """A task's logits, in float64: (b, t, w)."""
+    """A task's logits, in float64: (b, t, w), or (b, c) of its head."""
     # Torch has other kernels for trainable weights, which round differently on some CPUs.
     model = run.model.eval().requires_grad_(False)
-    return model.logits(probe(run, task, pictures)).double()
+    batch = probe(run, task, pictures)
+    if task in model.heads:
+        head: Tensor = model.heads[task](model.first_states(batch))
+        return head.double()
+    return model.logits(batch).double()
 
 
 def probe(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Batch:

@@ -10,7 +10,7 @@ from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.source import NumPictures, Source
 from vlds.data.streams.streamed_source import StreamedSource, open_streamed
-from vlds.heads.base import FROM_DATA, check_classes, read_classes
+from vlds.heads.base import check_classes, read_classes
 from vlds.models.answer_list import read_answers
 from vlds.tasks.base import Split, Task, label_of
 
@@ -132,8 +132,8 @@ def classes_of(task: Task, cache: ShardCache | None) -> tuple[str, ...]:
     """
     assert task.head is not None
     given, field = task.head.classes, "head.classes"
-    if given != FROM_DATA:
-        return given if isinstance(given, tuple) else read_classes(given, field)
+    if given is not None:
+        return read_classes(given, field) if isinstance(given, str) else given
     if task.labels:
         return task.labels
     folders = list(dict.fromkeys([*task.train, *task.evaluate, *task.test]))
@@ -141,8 +141,8 @@ def classes_of(task: Task, cache: ShardCache | None) -> tuple[str, ...]:
     known = {folder: classes for folder, classes in lists.items() if classes is not None}
     if not known:
         raise ValueError(
-            f"{field}: got {FROM_DATA}, and dataset.json of {folders[0] if folders else 'no data'} "
-            "lists no classes; give a list, or a JSON file, such as `data_prep answers` writes"
+            f"{field}: the recipe names none, and dataset.json of {folders[0] if folders else '-'} "
+            "lists none; give a list, or a JSON file, such as `data_prep answers` writes"
         )
     first, classes = next(iter(known.items()))
     if odd := next((folder for folder, other in known.items() if other != classes), None):

@@ -17,8 +17,6 @@ from torch import nn
 
 from vlds.runtime.json_file import read_json
 
-FROM_DATA = "data"
-"""The word of `Head.classes` for the task's own labels, or those of its data sets."""
 ClassLoss = Literal["cross_entropy", "binary_cross_entropy"]
 """cross_entropy: one class holds, by softmax. binary_cross_entropy: each class is a question of its
 own, by sigmoid, with targets from 0 to 1; summed over the classes."""
@@ -28,12 +26,12 @@ own, by sigmoid, with targets from 0 to 1; summed over the classes."""
 class Head(ABC):
     """From states to classes."""
 
-    classes: tuple[str, ...] | str = FROM_DATA
+    classes: tuple[str, ...] | str | None = None
     """The answers to choose from: a list, or a JSON file with a list, such as `data_prep answers`
-    writes. `data`: the task's own labels, as NLVR2 has them, or "classes" in dataset.json."""
+    writes. Default: the task's own labels, as NLVR2 has them, or "classes" in dataset.json."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.classes, str):
+        if self.classes is not None and not isinstance(self.classes, str):
             check_classes(self.classes, "classes")
 
     @abstractmethod
@@ -46,8 +44,8 @@ class Head(ABC):
 
         Errors: ValueError if they still have to be read.
         """
-        if isinstance(self.classes, str):
-            raise ValueError(f"classes: {self.classes!r} has not been read yet; give a list")
+        if self.classes is None or isinstance(self.classes, str):
+            raise ValueError(f"classes: got {self.classes}, which has not been read; give a list")
         return self.classes
 
     @cached_property

@@ -119,7 +119,7 @@ def add_profile(run: Run, num_steps: int) -> list[str]:
 def check_choices(recipe: Recipe, model: Model) -> None:
     """Errors: ValueError if the tokenizer gives two words to choose from the same ids."""
     for name, task in recipe.tasks.items():
-        if task.evaluate and task.decoding.choices is not None:
+        if task.evaluate and task.head is None and task.decoding.choices is not None:
             try:
                 model.choice_ids(task.decoding.choices)
             except ValueError as error:

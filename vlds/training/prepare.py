@@ -81,7 +81,9 @@ def check_lengths(recipe: Recipe) -> None:
     """Errors: ValueError if the longest row of a task has more tokens than the model positions."""
     for name, task in recipe.tasks.items():
         decoding, answer = task.decoding, task.max_target_tokens
-        if task.evaluate and decoding.choices is None and decoding.answers is None:
+        if task.head is not None:
+            answer = 1
+        elif task.evaluate and decoding.choices is None and decoding.answers is None:
             answer = max(answer, decoding.max_new_tokens)
         pictures = task.num_pictures or recipe.model.most_images[0]
         longest = Longest(pictures, task.max_prompt_tokens, answer)

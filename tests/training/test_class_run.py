@@ -1,0 +1,240 @@
+"""A run in which one task answers with classes and another writes: trained, resumed, scored,
+opened, converted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.toys.files import read_lines
+from tests.toys.kinds import SLOW_KINDS, kind_recipe
+from tests.toys.rank_jobs import check_complaint, run_and_print, run_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.resumed_runs import check_resume, losses
+from tests.toys.trained_runs import save_random_run
+from tests.toys.world import picture, world_recipe
+from vlds.artifact import load_run
+from vlds.cli.commands import run_command
+from vlds.config import Recipe
+from vlds.convert.verify import logits
+from vlds.evaluation.scores_json import read_scores
+from vlds.evaluation.sources import with_lists
+from vlds.heads import Head, LinearHead, MLPHead
+from vlds.methods import LoRA
+from vlds.models.build import describe
+from vlds.schema import Decoding
+from vlds.tasks import VQA, Caption
+
+COLOURS = ("red", "green", "blue")
+"""The world's answers but for dark, which is worth 0.3 of each question."""
+
+
+def class_recipe(
+    kind: str, world: Path, output: Path, head: Head | None = None, stage: int = 3
+) -> Recipe:
+    """vqa by a head, caption in words."""
+    recipe = kind_recipe(kind, world, output, stage)
+    vqa = replace(recipe.tasks["vqa"], head=head or MLPHead(classes=COLOURS))
+    return replace(recipe, tasks={**recipe.tasks, "vqa": vqa})
+
+
+@pytest.fixture(scope="module", params=["joint", *SLOW_KINDS])
+def run(
+    request: pytest.FixtureRequest,
+    world: Path,
+    ranks2: RankPool,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A run of two ranks under ZeRO-3, resumed after half of it as if nothing had happened."""
+    folder = tmp_path_factory.mktemp("run")
+    file = folder / "colours.json"
+    file.write_text(json.dumps(COLOURS), "utf-8")
+    recipe = class_recipe(request.param, world, folder / "run", MLPHead(classes=str(file)))
+    check_resume(ranks2, recipe, folder)
+    file.unlink()
+    return Path(recipe.output)
+
+
+def test_the_artifact_is_complete(run: Path) -> None:
+    """The recipe holds the classes, though the file that it named is gone."""
+    loaded = load_run(run)
+    head = loaded.recipe.tasks["vqa"].head
+    assert head is not None
+    assert head.names == COLOURS
+    stored = load_file(run / "artifact" / "weights.safetensors")
+    held = {name for name in stored if name.startswith("heads.vqa.")}
+    assert held == {f"heads.vqa.{n}.{part}" for n in (0, 2, 3) for part in ("weight", "bias")}
+    for name in held:
+        assert torch.equal(loaded.model.get_parameter(name), stored[name])
+    assert losses(run)[-1][1] < losses(run)[0][1]
+
+
+def test_predictions_are_classes(run: Path) -> None:
+    lines = read_lines(run / "predictions" / "step-00000010" / "vqa.jsonl")
+    assert len(lines) == 48
+    assert {line["prediction"] for line in lines} <= set(COLOURS)
+    assert all(0 < line["confidence"] < 1 for line in lines)
+    assert all("token_confidence" not in line for line in lines)
+
+
+def test_the_run_is_evaluated_and_asked(
+    run: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "--run", str(run), "--data", f"vqa={world / 'vqa'}"]
+    assert run_command([*words, "--out", str(tmp_path / "scores")]) == 0
+    scored = read_scores(tmp_path / "scores")
+    lines = read_lines(run / "predictions" / "step-00000010" / "vqa.jsonl")
+    exact = sum(line["prediction"] == line["reference"]["answer"] for line in lines) / len(lines)
+    assert list(scored) == ["vqa"]
+    assert scored["vqa"].scores["exact_match"] == pytest.approx(exact)
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(picture("red", 0))
+    capsys.readouterr()
+    asked = ["predict", "--run", str(run), "--task", "vqa", "--image", str(photo)]
+    assert run_command([*asked, "--question", "what colour is it?"]) == 0
+    assert capsys.readouterr().out.strip() in COLOURS
+
+
+def test_a_converted_run_keeps_the_heads(run: Path, tmp_path: Path) -> None:
+    assert_same_classes(run, tmp_path / "out", "hf")
+
+
+@pytest.mark.parametrize("kind", ["joint", *SLOW_KINDS])
+def test_a_merged_run_keeps_the_heads(kind: str, world: Path, tmp_path: Path) -> None:
+    recipe = class_recipe(kind, world, tmp_path / "run")
+    lora = LoRA(rank=2, roles=["attn_q"], train_biases=False)
+    save_random_run(replace(recipe, methods={"lora": lora}))
+    assert_same_classes(tmp_path / "run", tmp_path / "out", "merge")
+    assert load_run(tmp_path / "out").recipe.methods == {}
+
+
+def assert_same_classes(run: Path, out: Path, layout: str) -> None:
+    """A conversion gives the run's scores of classes."""
+    words = ["convert", layout, "--run", str(run), "--out", str(out), "--verify"]
+    assert run_command(words) == 0
+    expected, found = (logits(load_run(each), "vqa", ()) for each in (run, out))
+    assert expected.shape == (2, len(COLOURS))
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert "the tasks' heads are kept apart" in (out / "README.md").read_text("utf-8")
+
+
+def test_a_plan_counts_the_heads(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = str(run / "recipe.yaml")
+    assert run_command(["describe", saved, "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    stored = load_file(run / "artifact" / "weights.safetensors")
+    heads = sum(t.numel() for name, t in stored.items() if name.startswith("heads."))
+    assert counts["by_part"]["heads"] == {"total": heads, "trainable": heads}
+    assert run_command(["plan", saved, "--json"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out).values()
+    assert "cannot run" not in json.dumps(plan)
+
+
+# What a recipe may say.
+
+
+def test_a_linear_probe_needs_no_methods(world: Path, tmp_path: Path, ranks1: RankPool) -> None:
+    recipe = class_recipe("joint", world, tmp_path / "run", LinearHead(classes=COLOURS), stage=2)
+    kind = replace(recipe.model, train_norms=False, train_visual_embedding=False)  # type: ignore[call-arg]
+    tasks = {"vqa": recipe.tasks["vqa"]}
+    optimizer = replace(recipe.optimizer, connector_learning_rate=None, heads_learning_rate=0.1)
+    probe = replace(recipe, model=kind, methods={}, tasks=tasks, optimizer=optimizer)
+    assert describe(probe.model_setup, ["vqa"]).trainable == (16 + 1) * 3
+    code, printed = ranks1.run(run_and_print, probe, timeout=120)[0]
+    assert code == 0
+    assert "51 of " in printed
+    assert losses(tmp_path / "run")[-1][1] < losses(tmp_path / "run")[0][1]
+
+
+def test_one_line_chooses(world: Path, tmp_path: Path) -> None:
+    """Also on the command line."""
+    from vlds.config import parse_recipe, save_recipe
+
+    file = tmp_path / "recipe.yaml"
+    save_recipe(world_recipe(world, tmp_path / "run"), file)
+    words = [str(file), "--tasks.vqa.head", "MLPHead", "--tasks.vqa.head.classes", "[red, blue]"]
+    assert parse_recipe(words).tasks["vqa"].head == MLPHead(classes=("red", "blue"))
+    words = [str(file), "--tasks.vqa.head", "LinearHead", "--tasks.vqa.head.classes", "list.json"]
+    assert parse_recipe(words).tasks["vqa"].head == LinearHead(classes="list.json")
+    assert parse_recipe([*words, "--tasks.vqa.head", "null"]).tasks["vqa"].head is None
+
+
+def with_head(world: Path, tmp_path: Path, head: Head) -> Recipe:
+    recipe = class_recipe("joint", world, tmp_path / "run", head)
+    return replace(recipe, tasks={"vqa": recipe.tasks["vqa"]})
+
+
+def test_answers_without_a_class_are_counted(world: Path, tmp_path: Path, ranks1: RankPool) -> None:
+    """A third of the pictures are blue, and dark has a class."""
+    recipe = with_head(world, tmp_path, LinearHead(classes=("red", "green")))
+    recipe = replace(recipe, training=replace(recipe.training, steps=1))
+    printed = ranks1.run(run_and_print, recipe, timeout=120)[0][1]
+    assert (
+        "tasks.vqa.head.classes: 24 of the first 48 answers are no class, such as 'blue'; they "
+        "train no class, and are scored as wrong"
+    ) in printed
+
+
+def test_a_list_of_other_data_is_an_error(world: Path, tmp_path: Path) -> None:
+    recipe = with_head(world, tmp_path, LinearHead(classes=("yes", "no")))
+    assert check_complaint(recipe) == (
+        "tasks.vqa.head.classes: none of the first 48 answers is a class, such as 'red'; the "
+        "classes are yes, no, ...: give the list of these data"
+    )
+
+
+def test_the_data_may_list_the_classes(world: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "data"
+    shutil.copytree(world / "vqa", folder)
+    recipe = with_head(world, tmp_path, LinearHead())
+    task = replace(recipe.tasks["vqa"], train=[str(folder)], evaluate=[str(folder)])
+    recipe = replace(recipe, tasks={"vqa": task})
+    with pytest.raises(
+        ValueError, match=r"tasks.vqa.head.classes: the recipe names none, and data"
+    ):
+        with_lists(recipe)
+    info = json.loads((folder / "dataset.json").read_text("utf-8"))
+    text = json.dumps({**info, "classes": [*COLOURS, "dark"]})
+    (folder / "dataset.json").write_text(text, "utf-8")
+    head = with_lists(recipe).tasks["vqa"].head
+    assert head is not None
+    assert head.names == (*COLOURS, "dark")
+    text = json.dumps({**info, "classes": ["red"]})
+    (folder / "dataset.json").write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=r"tasks.vqa.head.classes: .*data: got 1; give two"):
+        with_lists(recipe)
+
+
+def test_what_a_head_does_not_go_with() -> None:
+    head = LinearHead(classes=COLOURS)
+    with pytest.raises(ValueError, match="head: Caption has answers that are texts"):
+        Caption(head=head)
+    for name in ("choices", "answers"):
+        with pytest.raises(ValueError, match=rf"head: .* decoding.{name} limits what is written"):
+            VQA(head=head, decoding=Decoding(**{name: ("red", "green")}))
+
+
+def test_the_rate_of_heads_needs_heads(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    optimizer = replace(recipe.optimizer, heads_learning_rate=0.1)
+    assert "optimizer.heads_learning_rate: got 0.1, but the model trains no heads" in (
+        check_complaint(replace(recipe, optimizer=optimizer))
+    )
+
+
+def test_the_sequential_reader_learns_classes_too(
+    world: Path, tmp_path: Path, ranks1: RankPool
+) -> None:
+    recipe = class_recipe("joint", world, tmp_path / "run", stage=2)
+    recipe = replace(recipe, data=replace(recipe.data, reader="sequential"))
+    assert ranks1.run(run_recipe, recipe, timeout=120) == [0]
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text("utf-8"))
+    assert losses(tmp_path / "run")[-1][1] < losses(tmp_path / "run")[0][1]

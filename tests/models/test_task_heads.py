@@ -15,11 +15,12 @@ from tests.toys.models import DIM, GRID, TASKS, Words, backbone, batch, shake
 from vlds.backbones import T5, Backbone, Bart
 from vlds.heads import LinearHead, MLPHead
 from vlds.heads.base import ClassOutput
-from vlds.methods import Adapter, Mixture
+from vlds.methods import LST, Adapter, Mixture
 from vlds.models import JointSeq2Seq
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.collate import JointCollator
 from vlds.models.joint_model import JointModel
+from vlds.models.token_nll import nll_of
 from vlds.schema import IGNORED_LABEL, Batch, Decoding, Example, Row
 from vlds.vision import StoredFeatures
 
@@ -130,6 +131,26 @@ def test_a_text_is_written_as_without_heads(tmp_path: Path) -> None:
     decoding = Decoding(max_new_tokens=4)
     assert model.answer(text, decoding) == model.write(text, decoding)
     assert model.answer(text, decoding)[0].token_confidence is not None
+
+
+@pytest.mark.parametrize("family", [T5, Bart])
+def test_a_kind_without_texts_says_the_same_of_classes(
+    family: type[Backbone], tmp_path: Path
+) -> None:
+    model = build(family, tmp_path)
+    examples = mixed(model).select(torch.tensor([0, 2, 3]))
+    assert examples.labels is not None
+    alone = model.heads.predicted_alone(model.first_states(examples), examples, examples.labels)
+    assert torch.allclose(nll_of(alone), nll_of(model.predicted(examples)), rtol=1e-5)
+    assert nll_of(alone).sum(1).all()
+
+
+def test_a_head_beside_a_ladder_reads_what_leaves_it(tmp_path: Path) -> None:
+    model = build(T5, tmp_path, methods={"lst": LST(reduction=2)})
+    examples = mixed(model)
+    losses = model(examples, torch.ones(4)).token_nll_sum
+    logits = model.heads["gqa"](model.first_states(examples)[[2]])
+    assert losses[2].item() == pytest.approx(-logits.log_softmax(-1)[0, 1].item(), rel=1e-5)
 
 
 def test_an_unknown_answer_has_no_cross_entropy(tmp_path: Path) -> None:

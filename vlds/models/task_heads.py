@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.heads.base import ClassOutput
-from vlds.methods.batch_loss import ClassesPredicted
+from vlds.methods.batch_loss import ClassesPredicted, Predicted
 from vlds.schema import IGNORED_LABEL, Batch
 
 
@@ -76,6 +76,12 @@ class TaskHeads(nn.ModuleDict):
             is_binary = self.outputs[name].loss == "binary_cross_entropy"
             found.append(ClassesPredicted(logits, rows[mine], targets, is_binary))
         return found
+
+    def predicted_alone(self, states: Tensor, batch: Batch, labels: Tensor) -> Predicted:
+        """All that a kind says which writes no text: what the heads make of states (b, d)."""
+        rows = self.split(batch, labels).rows
+        classes = self.predicted(states[rows], rows, batch)
+        return Predicted(states.new_zeros(0, 1), labels, classes)
 
     def answers(self, states: Tensor, batch: Batch) -> list[tuple[str, float]]:
         """The best class of each example of one task, and its probability: by softmax, or by

@@ -30,6 +30,13 @@ class Geometry:
     """Cells along a side."""
     feature_dim: int
     """Channels of a cell."""
+    class_token: bool = False
+    """True if a token of the whole picture stands before the grid."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a picture."""
+        return self.grid_size**2 + self.class_token
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,6 +95,9 @@ class Example:
     class_scores: Mapping[int, float] | None = None
     """Of a task with a head: number of a class -> its score, 0 to 1; others have 0. The target is
     then ""."""
+    masked_words: Mapping[int, float] | None = None
+    """Number of a word of the prompt to predict -> a random number from 0 to 1, which says what
+    stands in its place. The target is then ""."""
 
 
 class Row(NamedTuple):

@@ -64,7 +64,7 @@ def fusion_weights(case: RelatedCase) -> dict[str, Tensor]:
 def build_fusion(case: RelatedCase, sizes: dict[str, int], text: int, image: int) -> CoAttention:
     """A co-attention with the recorded weights."""
     config = CoAttentionConfig(**sizes, dropout=0.0)
-    fusion = CoAttention(config, text, image).double()
+    fusion = CoAttention(config, text, image, class_token=True).double()
     weights = fusion_weights(case)
     if "text_projection.weight" not in weights:  # the stack alone: projections that change nothing
         eye, zeros = torch.eye(config.width), torch.zeros(config.width)

@@ -43,8 +43,9 @@ class Method(ABC):
     reasons: ClassVar[Mapping[Library, str]] = {}
     """Why other libraries cannot, if there is more to say than that they lack it."""
 
-    part: Literal["backbone", "vision"] = "backbone"
-    """Which part of the model is tuned."""
+    part: str = "backbone"
+    """Which part of the model is tuned: backbone, vision, or another one that the kind of model
+    names."""
     learning_rate: float | None = None
     """Peak learning rate of this method's weights; default: the optimizer's."""
 

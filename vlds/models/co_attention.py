@@ -94,9 +94,13 @@ class CoAttention(nn.Module):
 
     optimizer_rules: ClassVar[OptimizerRules] = {"types.weight": UNDECAYED}
 
-    def __init__(self, config: CoAttentionConfig, text_width: int, image_width: int) -> None:
-        """`text_width`, `image_width`: channels of the encoders."""
+    def __init__(
+        self, config: CoAttentionConfig, text_width: int, image_width: int, class_token: bool
+    ) -> None:
+        """`text_width`, `image_width`: channels of the encoders. `class_token`: whether the first
+        token stands for the picture; else the mean of all does."""
         super().__init__()
+        self.class_token = class_token
         layer, d = config.layer_config, config.width
         self.text_projection = nn.Linear(text_width, d)
         self.image_projection = nn.Linear(image_width, d)
@@ -129,7 +133,8 @@ class CoAttention(nn.Module):
                 text_layer(text, image, over_text, over_image)[0],
                 image_layer(image, text, over_image, over_text)[0],
             )
-        pooled = torch.cat([self.text_pooler(text), self.image_pooler(image)], -1)
+        of_image = image if self.class_token else image.mean(1, keepdim=True)
+        pooled = torch.cat([self.text_pooler(text), self.image_pooler(of_image)], -1)
         return Fused(text, image, pooled)
 
 

@@ -182,6 +182,9 @@ class ModelKind(ABC):
 class GridKind(ModelKind):
     """A kind whose pictures a vision encoder of vlds turns into grid features."""
 
+    reads_class_token: ClassVar[bool] = False
+    """True if a token of the whole picture may stand before the grid."""
+
     vision: VisionEncoder
     """Turns pictures into grid features: a class of vlds.vision."""
 
@@ -194,7 +197,15 @@ class GridKind(ModelKind):
         self.vision.check_sources()
 
     def build_vision(self, dtype: torch.dtype) -> GridEncoder:
-        """The encoder's module, frozen."""
+        """The encoder's module, frozen.
+
+        Errors: ValueError if it gives a class token that the kind does not read.
+        """
+        if self.vision.geometry.class_token and not self.reads_class_token:
+            raise ValueError(
+                f"model.vision: {type(self.vision).__name__} gives a class token before its grid, "
+                f"which {type(self).__name__} does not read; choose ClipVision"
+            )
         encoder = self.vision.build(dtype)
         freeze(encoder)
         return encoder

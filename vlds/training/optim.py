@@ -16,7 +16,7 @@ from vlds.schema import OptimizerRule
 from vlds.training.adamw import TaskSlices
 
 RATES = {
-    "connector_learning_rate": ("connector", "projector", "visual embedding"),
+    "connector_learning_rate": ("connector", "projector", "visual embedding", "fusion"),
     "norms_learning_rate": ("norms",),
     "heads_learning_rate": ("heads",),
 }
@@ -90,6 +90,7 @@ def peak_learning_rate(part: str, recipe: Recipe) -> float:
     rates: dict[str, float | None] = {
         "visual_embedding": recipe.optimizer.connector_learning_rate,
         "connector": recipe.optimizer.connector_learning_rate,
+        "fusion": recipe.optimizer.connector_learning_rate,
         "norms": recipe.optimizer.norms_learning_rate,
         "heads": recipe.optimizer.heads_learning_rate,
         **{name: method.learning_rate for name, method in recipe.methods.items()},

@@ -82,11 +82,15 @@ class ClipVision(VisionEncoder):
         return replace(self, path=str(folder / "vision"), config=None)
 
     def build(self, dtype: torch.dtype) -> GridEncoder:
+        return ClipModule(self.build_net(dtype))
+
+    def build_net(self, dtype: torch.dtype) -> Any:
+        """Hugging Face's model."""
+        config = self.read_config()
         if self.path is not None and not on_meta():
-            config = self.read_config()
             net, _ = load_weights(CLIPVisionModel, self.path, config, dtype, "model.vision.path")
-            return ClipModule(net)
-        return ClipModule(CLIPVisionModel(self.read_config()).to(dtype))
+            return net
+        return CLIPVisionModel(config).to(dtype)
 
 
 class ClipModule(GridEncoder):

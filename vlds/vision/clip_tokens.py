@@ -53,7 +53,7 @@ class ClipTokens(ClipVision):
         return self.blocks or max(1, most - 1)
 
     def build(self, dtype: torch.dtype) -> GridEncoder:
-        net = super().build(dtype).net
+        net = self.build_net(dtype)
         del net.encoder.layers[self.num_blocks(net.config) :]
         resize_positions(net.embeddings, self.geometry.grid_size)
         return ClipTokensModule(net)
@@ -61,9 +61,10 @@ class ClipTokens(ClipVision):
     def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
         """In Hugging Face's own layout, with the blocks and positions that run."""
         assert isinstance(encoder, ClipTokensModule)
-        config, blocks = encoder.net.config, len(encoder.net.encoder.layers)
-        config.num_hidden_layers, config.image_size = blocks, self.geometry.image.width
-        encoder.net.save_pretrained(folder / "vision")
+        net, blocks = encoder.net, len(encoder.net.encoder.layers)
+        net.config.num_hidden_layers = blocks
+        net.config.image_size = self.geometry.grid_size * net.config.patch_size
+        net.save_pretrained(folder / "vision")
         return replace(self, path=str(folder / "vision"), config=None, blocks=blocks)
 
 
@@ -73,7 +74,8 @@ class ClipTokensModule(ClipModule):
     def features(self, pixels: Tensor) -> Tensor:
         """(u, 3, h, w) normalised -> (u, 1 + grid * grid, dim)."""
         states: Tensor = self.net(pixel_values=pixels).last_hidden_state
-        return self.net.post_layernorm(states)
+        normed: Tensor = self.net.post_layernorm(states)
+        return normed
 
 
 def resize_positions(embeddings: Any, grid: int) -> None:

@@ -1,0 +1,155 @@
+"""METER's kind: what streams read, roles, counts, and a run like any other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.toys.cross_modal import cross_modal_recipe
+from tests.toys.kinds import built
+from tests.toys.rank_pool import RankPool
+from tests.toys.resumed_runs import check_resume
+from tests.toys.world import world_recipe
+from vlds.artifact import load_run
+from vlds.config import Recipe
+from vlds.heads import MLPHead
+from vlds.methods import Adapter, LoRA
+from vlds.models import CrossModal, JointSeq2Seq
+from vlds.models.co_attention import CoAttention, CoAttentionConfig
+from vlds.models.cross_modal_model import CrossModalModel
+from vlds.models.model import Model
+from vlds.schema import Batch, Example, Row
+from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
+
+
+def batch_of(recipe: Recipe, texts: list[str], seed: int = 0) -> Batch:
+    """Questions, each about a picture of its own, with the first class as answer."""
+    draw = torch.Generator().manual_seed(seed)
+    pictures = torch.randint(256, (len(texts), 3, 16, 16), dtype=torch.uint8, generator=draw)
+    rows = [
+        Row(Example(str(n), "vqa", text, "", class_scores={0: 1.0}), 0, 20, 4, range(n, n + 1))
+        for n, text in enumerate(texts)
+    ]
+    batch = recipe.model.collator(recipe.model.load_processor())(rows, pictures, evaluation=False)
+    return batch
+
+
+def model_of(recipe: Recipe) -> CrossModalModel:
+    """The recipe's model, without dropout."""
+    model: Model = built(recipe).eval()
+    assert isinstance(model, CrossModalModel)
+    return model
+
+
+TEXTS = ["what colour is it", "what is it now now ?", "is it dark ?"]
+
+
+def test_streams_read_text_and_picture_and_no_padding(world: Path, tmp_path: Path) -> None:
+    recipe = cross_modal_recipe(world, tmp_path)
+    model, batch = model_of(recipe), batch_of(cross_modal_recipe(world, tmp_path), TEXTS)
+    text, pooled = model.fuse(batch)
+    for row in range(len(TEXTS)):
+        alone, pooled_alone = model.fuse(batch.select(torch.tensor([row])))
+        assert torch.allclose(text[row, : alone.shape[1]], alone[0], atol=1e-5)
+        assert torch.allclose(pooled[row], pooled_alone[0], atol=1e-5)
+    assert batch.images is not None
+    other = replace(batch, images=255 - batch.images)
+    changed, _ = model.fuse(other)
+    assert (changed - text).abs().max() > 1e-3
+
+
+def test_masked_image_tokens_change_nothing() -> None:
+    torch.manual_seed(0)
+    fusion = CoAttention(CoAttentionConfig(width=8, layers=2, heads=2), 6, 5, True).eval()
+    text, image = torch.randn(2, 4, 6), torch.randn(2, 7, 5)
+    seen = torch.arange(7) < torch.tensor([[7], [4]])
+    first = fusion(text, torch.ones(2, 4).bool(), image, seen)
+    image[1, 4:] += 100
+    second = fusion(text, torch.ones(2, 4).bool(), image, seen)
+    assert torch.allclose(first.text, second.text, atol=1e-6)
+    assert torch.allclose(first.pooled, second.pooled, atol=1e-6)
+    shown = fusion(text, torch.ones(2, 4).bool(), image, torch.ones(2, 7).bool())
+    assert not torch.allclose(first.text[1], shown.text[1], atol=1e-3)
+
+
+def num_weights(module: nn.Module) -> int:
+    """All weights of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_counts_of_meter() -> None:
+    with torch.device("meta"):
+        fusion = CoAttention(CoAttentionConfig(), 768, 768, True)
+        classes = tuple(f"answer {number}" for number in range(3129))
+        head = MLPHead(classes=classes, order="norm_gelu", hidden=2 * 768)
+        classifier = head.build(2 * 768)
+    layers = num_weights(fusion.text_layers) + num_weights(fusion.image_layers)
+    assert layers == 113_421_312
+    assert num_weights(classifier) == 7_173_177
+
+
+def test_rates_are_factors_1_5_and_50_at_every_step(world: Path, tmp_path: Path) -> None:
+    """As METER's groups: encoders, streams and heads."""
+    recipe = cross_modal_recipe(world, tmp_path)
+    rates = {"connector_learning_rate": 5e-3, "heads_learning_rate": 5e-2}
+    optimizer = replace(recipe.optimizer, learning_rate=1e-3, **rates)
+    recipe = replace(recipe, optimizer=optimizer)
+    model = model_of(recipe)
+    groups = parameter_groups(model, recipe)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    grouped = [names[parameter] for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
+    assert len(set(grouped)) == len(grouped)
+    factors = {"backbone.text": 1, "vision": 1, "backbone.fusion": 5, "heads": 50}
+    for step in range(20):
+        factor = schedule_factor(step, 20, optimizer)
+        set_learning_rate(groups, factor)
+        for group in groups:
+            for parameter in group["params"]:
+                (part,) = (part for part in factors if names[parameter].startswith(part))
+                assert group["lr"] == pytest.approx(1e-3 * factors[part] * factor, rel=1e-12)
+
+
+@pytest.mark.parametrize("part", ["backbone", "text", "fusion", "vision"])
+@pytest.mark.parametrize("name", ["adapter", "lora"])
+def test_methods_attach_to_parts(name: str, part: Any, world: Path, tmp_path: Path) -> None:
+    method = Adapter(reduction=4, part=part) if name == "adapter" else LoRA(
+        rank=2, part=part, train_biases=False
+    )  # fmt: skip
+    recipe = replace(cross_modal_recipe(world, tmp_path), methods={"m": method})
+    model = model_of(recipe)
+    added = [n for n, by in model.trained_by.items() if by == "m"]
+    prefixes = {"backbone": "backbone.", "text": "backbone.text.", "fusion": "backbone.fusion."}
+    assert added
+    assert all(n.startswith(prefixes.get(part, "vision.")) for n in added)
+    model(batch_of(recipe, TEXTS), torch.ones(3)).loss.backward()
+    behind = ("down", "up", ".a", ".b")
+    grads = [model.get_parameter(n).grad for n in added]
+    assert all(grad is not None for grad in grads), behind
+    assert any(grad.any() for grad in grads if grad is not None)
+
+
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_run_is_resumed_and_its_artifact_answers(
+    stage: int, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = cross_modal_recipe(world, tmp_path / "whole", stage)
+    check_resume(ranks2, recipe, tmp_path)
+    loaded = load_run(tmp_path / "whole")
+    answers = loaded.model.answer(batch_of(recipe, TEXTS), recipe.tasks["vqa"].decoding)
+    assert {answer.text for answer in answers} <= {"red", "green", "blue", "dark"}
+
+
+def test_other_kinds_refuse_a_class_token(world: Path, tmp_path: Path) -> None:
+    recipe = cross_modal_recipe(world, tmp_path)
+    assert isinstance(recipe.model, CrossModal)
+    joint = world_recipe(world, tmp_path)
+    assert isinstance(joint.model, JointSeq2Seq)
+    kind = replace(joint.model, vision=recipe.model.vision)
+    with pytest.raises(ValueError, match=r"vision: ClipTokens gives a class token .*; choose"):
+        built(replace(joint, model=kind))

@@ -1,0 +1,76 @@
+"""A tiny text encoder, image encoder and co-attention: files, and the world's recipe with them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import BertTokenizerFast
+
+from tests.toys.world import COLOURS, world_recipe
+from vlds.config import Recipe
+from vlds.heads import MLPHead
+from vlds.methods import Full
+from vlds.models import CrossModal
+from vlds.models.co_attention import CoAttentionConfig
+from vlds.tasks import VQA
+from vlds.vision import ClipTokens
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = "what colour is it now ? a picture that and nothing but dark vqa : caption"
+FUSION = CoAttentionConfig(width=16, layers=2, heads=2)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A word-piece tokenizer of the world's words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [*SPECIAL, *dict.fromkeys([*WORDS.split(), *COLOURS])]
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+
+
+def write_configs(folder: Path) -> None:
+    """bert.json, clip.json and the folder of the tokenizer."""
+    write_tokenizer(folder / "words")
+    bert: dict[str, Any] = {
+        "model_type": "bert", "vocab_size": 40, "hidden_size": 12, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 32,
+        "pad_token_id": 0,
+    }  # fmt: skip
+    clip = {
+        "model_type": "clip_vision_model", "hidden_size": 8, "intermediate_size": 16,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+    }  # fmt: skip
+    for name, fields in (("bert", bert), ("clip", clip)):
+        (folder / f"{name}.json").write_text(json.dumps(fields), encoding="utf-8")
+
+
+def cross_modal_kind(folder: Path, **fields: Any) -> CrossModal:
+    """The kind; the first call writes its files."""
+    if not (folder / "bert.json").exists():
+        write_configs(folder)
+    return CrossModal(
+        config=str(folder / "bert.json"),
+        tokenizer=str(folder / "words"),
+        vision=ClipTokens(config=str(folder / "clip.json")),
+        fusion=FUSION,
+        **fields,
+    )
+
+
+def cross_modal_recipe(
+    world: Path, output: Path, stage: int = 2, precision: str = "fp32"
+) -> Recipe:
+    """The world's questions, answered by a head; all weights train."""
+    recipe = world_recipe(world, output, stage, precision)
+    vqa = recipe.tasks["vqa"]
+    assert isinstance(vqa, VQA)
+    head = MLPHead(classes=(*COLOURS, "dark"), order="norm_gelu")
+    return replace(
+        recipe,
+        model=cross_modal_kind(world),
+        methods={"text": Full(part="text"), "eyes": Full(part="vision")},
+        tasks={"vqa": replace(vqa, head=head)},
+    )

@@ -1,0 +1,187 @@
+"""The kind of METER (Dou et al. 2022, https://arxiv.org/abs/2111.02387): a text encoder and an
+image encoder of Hugging Face or timm, and co-attention between them. It answers with classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import MODEL_MAPPING
+
+from vlds.models.co_attention import CoAttention, CoAttentionConfig
+from vlds.models.cross_modal_collate import CrossModalCollator
+from vlds.models.cross_modal_model import CrossModalModel, TextAndFusion
+from vlds.models.kind import GridKind
+from vlds.models.learned_positions import Longest, check_fits
+from vlds.models.load_backbone import load_backbone
+from vlds.models.model import Model
+from vlds.models.word_head import WordHead
+from vlds.pretrained.hub import check_source
+from vlds.pretrained.weights import check_config, read_any_config
+from vlds.runtime.checks import check_path_or_config
+from vlds.runtime.resources import find
+from vlds.vision.base import load_weights
+
+TEXT_ENCODERS = ("bert", "roberta", "xlm-roberta")
+"""Types of text encoders whose layers have the names that roles expect."""
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossModal(GridKind):
+    """Text and picture, each with an encoder, in two streams that attend to each other."""
+
+    reads_class_token: ClassVar[bool] = True
+
+    path: str | None = None
+    """The text encoder, BERT or RoBERTa: a Hugging Face hub name or a local folder."""
+    config: str | None = None
+    """Instead of `path`: a config.json of Hugging Face, for an encoder with random weights."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: `path`."""
+    fusion: CoAttentionConfig = field(default_factory=CoAttentionConfig)
+    """Sizes of the two streams."""
+    fusion_weights: str | None = None
+    """A .safetensors file with trained streams (fusion.safetensors of `vlds convert hf`)."""
+    train_fusion: bool = True
+    """Train the streams, and the head of masked words."""
+    masked_words: bool = False
+    """Have a head that tells masked words, for the task MaskedWords."""
+    num_images: int = 1
+    """Most pictures of an example, 1 or 2. The streams run once for each; heads read all pairs."""
+
+    def __post_init__(self) -> None:
+        check_path_or_config(self)
+        if self.num_images not in (1, 2):
+            raise ValueError(f"num_images: got {self.num_images}; give 1 or 2")
+
+    # Where it comes from.
+
+    @property
+    def sources(self) -> dict[str, str]:
+        sources = {
+            "text encoder": self.path,
+            "vision encoder": self.vision.source,
+            "fusion": self.fusion_weights,
+        }
+        return {part: source for part, source in sources.items() if source is not None}
+
+    @property
+    def processor_place(self) -> tuple[str | None, str]:
+        from_path = self.tokenizer is None and self.path is not None
+        return self.tokenizer or self.path, f"model.{'path' if from_path else 'tokenizer'}"
+
+    def check_sources(self) -> None:
+        if self.path is not None:
+            check_source(self.path, "model.path")
+        super().check_sources()
+
+    # Pictures and text.
+
+    @property
+    def fewest_images(self) -> int:
+        return 1
+
+    @property
+    def most_images(self) -> tuple[int, str]:
+        return self.num_images, "model.num_images"
+
+    def check_length(self, task: str, longest: Longest) -> None:
+        config = self.read_config()
+        # RoBERTa's positions begin behind the padding's.
+        begin = config.pad_token_id + 1 if config.model_type != "bert" else 0
+        check_fits(task, {"prompt": longest.prompt}, config.max_position_embeddings - begin)
+
+    def collator(self, processor: Any) -> CrossModalCollator:
+        return CrossModalCollator(processor, features=self.image is None)
+
+    # The model.
+
+    def read_config(self) -> Any:
+        """The text encoder's config.
+
+        Errors: ValueError if it is not one of BERT's family.
+        """
+        source = str(find(self.config)) if self.config is not None else str(self.path)
+        place = f"model.{'config' if self.config is not None else 'path'}"
+        config = read_any_config(source, place)
+        if config.model_type not in TEXT_ENCODERS:
+            raise ValueError(
+                f"{place}: {source} is a {config.model_type} model; name a text encoder of type "
+                f"{', '.join(TEXT_ENCODERS)}"
+            )
+        check_config(config, f"{place}: {source}", SIZES)
+        return config
+
+    def build(self, dtype: torch.dtype, processor: Any) -> CrossModalModel:
+        """Errors: ValueError if the parts do not fit each other."""
+        config = self.read_config()
+        text, names = load_backbone(MODEL_MAPPING[type(config)], config, self.path, dtype)
+        text.pooler = None  # co-attention has its own
+        if processor is not None and len(processor) > config.vocab_size:
+            raise ValueError(
+                f"model.tokenizer: it has {len(processor)} tokens, and the text encoder "
+                f"{config.vocab_size}; name the tokenizer that belongs to it"
+            )
+        geometry = self.vision.geometry
+        fusion = CoAttention(
+            self.fusion, config.hidden_size, geometry.feature_dim, geometry.class_token
+        )
+        load_weights(fusion, self.fusion_weights)
+        words = WordHead(self.fusion.width, config.vocab_size) if self.masked_words else None
+        model = CrossModalModel(
+            self.build_vision(dtype),
+            TextAndFusion(text, fusion.to(dtype), words and words.to(dtype)),
+            encoder=self.vision,
+            num_images=self.num_images,
+            tokenizer=processor,
+        )
+        of_text = {f"text.{name}" for name in names if not name.startswith("pooler.")}
+        parts = {"vision": self.vision.source, "backbone.fusion": self.fusion_weights}
+        model.note_sources(of_text, parts)
+        return model
+
+    @property
+    def trained_text(self) -> list[str]:
+        return ["fusion"] if self.train_fusion else []
+
+    def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
+        assert isinstance(model, CrossModalModel)
+        if self.train_fusion:
+            backbone = model.backbone
+            yield "fusion", (p for n, p in backbone.named_parameters() if not n.startswith("text."))
+
+    def enable_checkpointing(self, model: Model) -> None:
+        raise ValueError(
+            "training.activation_checkpointing: CrossModal's streams are not recomputed; switch it "
+            "off"
+        )
+
+    def export(self, model: Model, folder: Path) -> CrossModal:
+        """The text encoder and the tokenizer under Hugging Face's names, and a file for each other
+        part.
+
+        Errors: ValueError if the model has a head of masked words, which has no file.
+        """
+        assert isinstance(model, CrossModalModel)
+        if self.masked_words:
+            raise ValueError("model.masked_words: its head has no file of its own; train without")
+        model.backbone.text.save_pretrained(folder)
+        model.processor.save_pretrained(folder)
+        fusion_file = folder / "fusion.safetensors"
+        state = model.backbone.fusion.state_dict()
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, fusion_file)
+        return replace(
+            self,
+            path=str(folder),
+            config=None,
+            tokenizer=None,
+            vision=self.vision.export(model.vision, folder),
+            fusion_weights=str(fusion_file),
+            train_fusion=False,
+        )

@@ -73,6 +73,19 @@ class Sample:
     annotations: tuple[Mapping[str, Any], ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
     """All other fields of the sample's json (size, source, subtitles, span, ...)."""
+    other: Sample | None = None
+    """Another sample of the same source, for tasks that compare two (`Task.pairs_samples`)."""
+
+
+class Masking(NamedTuple):
+    """Which words of a prompt are to be predicted, once a tokenizer has found its words."""
+
+    share: float
+    """Of the words, on average; at least one word."""
+    seed: int
+    always_mask: bool
+    """Put a mask in the place of every such word; else BERT's mixture of masks, other words and the
+    word itself."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +108,8 @@ class Example:
     class_scores: Mapping[int, float] | None = None
     """Of a task with a head: number of a class -> its score, 0 to 1; others have 0. The target is
     then ""."""
-    masked_words: Mapping[int, float] | None = None
-    """Number of a word of the prompt to predict -> a random number from 0 to 1, which says what
-    stands in its place. The target is then ""."""
+    masking: Masking | None = None
+    """Of a task that predicts words of the prompt. The target is then ""."""
 
 
 class Row(NamedTuple):

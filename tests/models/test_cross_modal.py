@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.toys.cross_modal import cross_modal_recipe
+from tests.toys.cross_modal import cross_modal_kind, cross_modal_recipe, pretraining_recipe
+from tests.toys.files import read_lines
 from tests.toys.kinds import built
+from tests.toys.rank_jobs import check_complaint, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume
 from tests.toys.world import world_recipe
@@ -153,3 +156,31 @@ def test_other_kinds_refuse_a_class_token(world: Path, tmp_path: Path) -> None:
     kind = replace(joint.model, vision=recipe.model.vision)
     with pytest.raises(ValueError, match=r"vision: ClipTokens gives a class token .*; choose"):
         built(replace(joint, model=kind))
+
+
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_matching_and_masked_words_beside_questions(
+    stage: int, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = pretraining_recipe(world, tmp_path / "run", stage)
+    assert ranks2.run(run_recipe, recipe, False, timeout=200) == [0, 0]
+    scores = [line["scores"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")
+              if "scores" in line][-1]  # fmt: skip
+    assert set(scores) == {"vqa", "matching", "words"}
+    assert 0 <= scores["words"]["restored"] <= 1
+    predictions = read_lines(tmp_path / "run/predictions/step-00000010/matching.jsonl")
+    assert {line["prediction"] for line in predictions} <= {"true", "false"}
+
+
+def test_what_the_model_cannot_say_is_refused_before_the_run(world: Path, tmp_path: Path) -> None:
+    recipe = pretraining_recipe(world, tmp_path / "run")
+    wordless = replace(recipe, model=cross_modal_kind(world))
+    headless = replace(recipe, tasks={"vqa": replace(recipe.tasks["vqa"], head=None)})
+    joint = replace(world_recipe(world, tmp_path / "run"), tasks={"words": recipe.tasks["words"]})
+    for wrong, complaint in (
+        (wordless, "tasks.words: it predicts masked words, .*; set model.masked_words: true"),
+        (headless, "tasks.vqa.head: missing, and CrossModal writes no text; name a head"),
+        (joint, "tasks.words: .* JointSeq2Seq writes answers; use the model CrossModal"),
+    ):
+        assert re.search(complaint, check_complaint(wrong))
+    assert not (tmp_path / "run").exists()

@@ -11,11 +11,11 @@ from transformers import BertTokenizerFast
 
 from tests.toys.world import COLOURS, world_recipe
 from vlds.config import Recipe
-from vlds.heads import MLPHead
+from vlds.heads import LinearHead, MLPHead
 from vlds.methods import Full
 from vlds.models import CrossModal
 from vlds.models.co_attention import CoAttentionConfig
-from vlds.tasks import VQA
+from vlds.tasks import VQA, MaskedWords, Matching
 from vlds.vision import ClipTokens
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -36,7 +36,7 @@ def write_configs(folder: Path) -> None:
     write_tokenizer(folder / "words")
     bert: dict[str, Any] = {
         "model_type": "bert", "vocab_size": 40, "hidden_size": 12, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 32,
+        "num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 64,
         "pad_token_id": 0,
     }  # fmt: skip
     clip = {
@@ -58,6 +58,18 @@ def cross_modal_kind(folder: Path, **fields: Any) -> CrossModal:
         fusion=FUSION,
         **fields,
     )
+
+
+def pretraining_recipe(world: Path, output: Path, stage: int = 2) -> Recipe:
+    """The world's captions: matching and masked words, beside its questions."""
+    recipe = cross_modal_recipe(world, output, stage)
+    data = {"train": [str(world / "caption")], "evaluate": [str(world / "caption")]}
+    tasks = {
+        **recipe.tasks,
+        "matching": Matching(**data, head=LinearHead()),
+        "words": MaskedWords(**data, share=0.3, max_prompt_tokens=12),
+    }
+    return replace(recipe, model=cross_modal_kind(world, masked_words=True), tasks=tasks)
 
 
 def cross_modal_recipe(

@@ -91,6 +91,17 @@ class CrossModal(GridKind):
     def most_images(self) -> tuple[int, str]:
         return self.num_images, "model.num_images"
 
+    def check_output(self, task: str, *, has_head: bool, masks_words: bool) -> None:
+        if masks_words and not self.masked_words:
+            raise ValueError(
+                f"{task}: it predicts masked words, and the model has no head for them; set "
+                "model.masked_words: true"
+            )
+        if not (has_head or masks_words):
+            raise ValueError(
+                f"{task}.head: missing, and CrossModal writes no text; name a head, such as MLPHead"
+            )
+
     def check_length(self, task: str, longest: Longest) -> None:
         config = self.read_config()
         # RoBERTa's positions begin behind the padding's.

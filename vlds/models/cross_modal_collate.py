@@ -3,16 +3,18 @@ or with the words that are masked in it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from vlds.models.collate import batch_of, padded
-from vlds.schema import IGNORED_LABEL, Batch, Images, Row
+from vlds.schema import IGNORED_LABEL, Batch, Images, Masking, Row
 
 MASKED, RANDOM = 0.8, 0.9
-"""BERT's shares of the words to predict: below the first a mask stands in their place, below the
-second any token, else the word itself."""
+"""BERT's shares of the tokens to predict: below the first a mask stands in their place, below the
+second any token, else the token itself."""
 
 
 @dataclass(frozen=True)
@@ -45,31 +47,42 @@ class CrossModalCollator:
         labels = [IGNORED_LABEL] * len(ids)
         if example.class_scores is not None:
             labels[0] = ids[0]
-        elif example.masked_words is not None:
-            for place, word in enumerate(encoding.word_ids()):
-                if word in example.masked_words:
+        elif example.masking is not None:
+            words = encoding.word_ids()
+            for word, draws in masked_words(words, example.masking).items():
+                for place in (place for place, other in enumerate(words) if other == word):
                     labels[place] = ids[place]
-                    ids[place] = self.shown(ids[place], example.masked_words[word], place)
+                    ids[place] = self.shown(ids[place], draws)
         return ids, labels
 
-    def shown(self, token: int, draw: float, place: int) -> int:
-        """What stands in the place of a token to predict; `draw`: from 0 to 1, its word's."""
-        if draw < MASKED:
+    def shown(self, token: int, draws: np.random.Generator | None) -> int:
+        """What stands in the place of a token to predict: a mask without `draws`."""
+        kind = 0.0 if draws is None else float(draws.random())
+        if draws is None or kind < MASKED:
             return int(self.tokenizer.mask_token_id)
-        if draw < RANDOM:
-            share = (draw - MASKED) / (RANDOM - MASKED)
-            return int(share * len(self.tokenizer) + place) % len(self.tokenizer)
-        return token
+        return int(draws.integers(len(self.tokenizer))) if kind < RANDOM else token
 
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
         """Tokens of (prompt, most tokens) pairs."""
-        encode: Mapping[str, list[list[int]]]
-        lengths = []
-        for text, most in prompts:
-            encode = self.tokenizer(text, truncation=True, max_length=most)
-            lengths.append(len(encode["input_ids"]))
-        return lengths
+        return [
+            len(self.tokenizer(text, truncation=True, max_length=most)["input_ids"])
+            for text, most in prompts
+        ]
 
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
         """One label for each answer."""
         return [1] * len(answers)
+
+
+def masked_words(
+    words: Sequence[int | None], masking: Masking
+) -> dict[int, np.random.Generator | None]:
+    """Each word to predict, of those that tokens belong to -> where its draws come from; None where
+    masks alone are wanted. At least one word."""
+    known = sorted({word for word in words if word is not None})
+    draws = np.random.default_rng(masking.seed)
+    order = draws.random(len(known))
+    chosen = [word for word, draw in zip(known, order, strict=True) if draw < masking.share]
+    if not chosen and known:
+        chosen = [known[int(order.argmin())]]
+    return {word: None if masking.always_mask else draws for word in chosen}

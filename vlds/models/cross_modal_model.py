@@ -23,7 +23,7 @@ from vlds.models.co_attention import INIT_STD, NORMS, ROLES, CoAttention, Fused
 from vlds.models.model import Answer, Model, Part
 from vlds.models.token_nll import targets_of
 from vlds.models.word_head import WordHead
-from vlds.schema import NO_IMAGE, Batch, Decoding, Role, TargetModules
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding, Role, TargetModules
 from vlds.vision.base import GridEncoder, VisionEncoder
 
 LAYERS: Mapping[str, tuple[str, ...]] = {
@@ -145,15 +145,22 @@ class CrossModalModel(Model):
 
     @torch.no_grad()
     def write(self, batch: Batch, decoding: Decoding) -> list[Answer]:
-        """The words in the places that are masked, each token's most likely one."""
-        mask_id = self.tokenizer.mask_token_id
-        log_probabilities = self.logits(batch).float().log_softmax(-1)
-        best, ids = log_probabilities.max(-1)
-        answers = []
-        for row, is_masked in enumerate(batch.input_ids == mask_id):
-            text = self.tokenizer.decode(ids[row, is_masked]).strip()
-            answers.append(Answer(text, math.exp(float(best[row, is_masked].sum())), None))
-        return answers
+        """Texts with the most likely word in each place that has a label."""
+        gaps = targets_of(batch) != IGNORED_LABEL
+        best, ids = self.logits(batch).float().log_softmax(-1).max(-1)
+        filled = torch.where(gaps, ids, batch.input_ids)
+        totals = (best * gaps).sum(1)
+        return [
+            Answer(self.read_text(row[mask]), math.exp(total), None)
+            for row, mask, total in zip(
+                filled, batch.attention_mask.bool(), totals.tolist(), strict=True
+            )
+        ]
+
+    def read_text(self, ids: Tensor) -> str:
+        """Tokens (l,) as text."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()
 
 
 def roles_of(*parts: str) -> TargetModules:

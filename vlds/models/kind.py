@@ -132,6 +132,17 @@ class ModelKind(ABC):
         Errors: ValueError that names the numbers and begins with `task`.
         """
 
+    def check_output(self, task: str, *, has_head: bool, masks_words: bool) -> None:
+        """Check that the model gives what a task wants out: classes, masked words, or else text.
+
+        Errors: ValueError that begins with `task`.
+        """
+        if masks_words:
+            raise ValueError(
+                f"{task}: it predicts masked words in their places, and {type(self).__name__} "
+                "writes answers; use the model CrossModal with masked_words: true"
+            )
+
     @abstractmethod
     def collator(self, processor: Any) -> Collator:
         """What makes batches in the loader's workers."""

@@ -4,9 +4,22 @@ from vlds.tasks.base import Task
 from vlds.tasks.caption import Caption
 from vlds.tasks.entailment import Entailment
 from vlds.tasks.gqa import GQA
+from vlds.tasks.masked_words import MaskedWords
+from vlds.tasks.matching import Matching
 from vlds.tasks.nlvr2 import NLVR2
 from vlds.tasks.video_caption import VideoCaption
 from vlds.tasks.video_qa import VideoQA
 from vlds.tasks.vqa import VQA
 
-__all__ = ["GQA", "NLVR2", "VQA", "Caption", "Entailment", "Task", "VideoCaption", "VideoQA"]
+__all__ = [
+    "GQA",
+    "NLVR2",
+    "VQA",
+    "Caption",
+    "Entailment",
+    "MaskedWords",
+    "Matching",
+    "Task",
+    "VideoCaption",
+    "VideoQA",
+]

@@ -42,6 +42,10 @@ class Task(ABC):
     """The annotation's field with the question; None if the picture alone is the input."""
     num_pictures: ClassVar[int | None] = None
     """How many pictures each sample must have; None: as many as the model takes, at least one."""
+    pairs_samples: ClassVar[bool] = False
+    """True if `example` wants another sample beside each (`Sample.other`)."""
+    masks_words: ClassVar[bool] = False
+    """True if words of the prompt are predicted in their own places (`Example.masking`)."""
     class_loss: ClassVar[ClassLoss | None] = None
     """Loss of the task's head; None: the task has text as output only."""
     labels: ClassVar[tuple[str, ...]] = ()

@@ -53,6 +53,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     cut = cut_batches(recipe, ranks.world_size)
     check_parts(recipe, cut)
     check_lengths(recipe)
+    check_outputs(recipe)
     check_rates(recipe)
     for field, size in recipe.batch_sizes.items():
         check_lanes(recipe.data.lanes, size, field)
@@ -88,6 +89,18 @@ def check_lengths(recipe: Recipe) -> None:
         pictures = task.num_pictures or recipe.model.most_images[0]
         longest = Longest(pictures, task.max_prompt_tokens, answer)
         recipe.model.check_length(f"tasks.{name}", longest)
+
+
+def check_outputs(recipe: Recipe) -> None:
+    """Errors: ValueError if a task wants what the model or the reader does not give."""
+    for name, task in recipe.tasks.items():
+        has_head = task.head is not None
+        recipe.model.check_output(f"tasks.{name}", has_head=has_head, masks_words=task.masks_words)
+        if task.pairs_samples and recipe.data.reader == "sequential":
+            raise ValueError(
+                f"data.reader: got sequential, and tasks.{name} compares samples, which stand "
+                "anywhere in the shards; use indexed"
+            )
 
 
 def check_parts(recipe: Recipe, cut: BatchCut) -> None:

@@ -268,6 +268,8 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         if self.reader.evaluation:
             return fixed_example(source, candidate.dataset, sample, candidate.annotation)
         rng = self._draws.at(position, attempt)
+        if source.task.pairs_samples:
+            sample = source.paired(sample, rng.random())
         example = ask(source.task, source.name, sample, candidate.annotation, rng)
         if example.target is None:
             raise ValueError(

@@ -79,6 +79,12 @@ class TaskSource(Generic[Data]):
     num_pictures: NumPictures = ANY_NUMBER
     """Of each sample."""
 
+    def paired(self, sample: Sample, draw: float) -> Sample:
+        """The sample, with another one beside it if the task wants that; `draw`: from 0 to 1, which
+        one. Sources that cannot look for others have refused such tasks."""
+        assert not self.task.pairs_samples
+        return sample
+
 
 AnySource = TypeVar("AnySource", bound=TaskSource[object], covariant=True)
 
@@ -112,6 +118,22 @@ class Source(TaskSource[Dataset]):
         """Data set that holds a sample of the source, and the sample's index in it."""
         index = bisect_right(self.first_sample, sample) - 1
         return self.datasets[index], sample - self.first_sample[index]
+
+    def paired(self, sample: Sample, draw: float) -> Sample:
+        """Errors: SkipSample if the source has no other sample that can be read."""
+        if not self.task.pairs_samples:
+            return sample
+        num_samples = self.first_sample[-1]
+        first = int(draw * num_samples)
+        for number in range(num_samples):
+            dataset, index = self.locate((first + number) % num_samples)
+            try:
+                other = dataset.read(index)
+            except SkipSample:
+                continue
+            if (other.dataset, other.id) != (sample.dataset, sample.id):
+                return replace(sample, other=other)
+        raise SkipSample(f"sample {sample.key}: its source has no other one to compare it with")
 
     def check(self, image: PictureSpec | None) -> None:
         """Check that there is data, each data set once, of the sort that the model reads.
@@ -229,6 +251,7 @@ def fixed_example(
     Errors: SkipSample if its annotations are not what the task reads.
     """
     whole = annotation == WHOLE_SAMPLE
+    sample = source.paired(sample, int(hashed([dataset, sample.id]), 16) / 16**16)
     example = ask(source.task, source.name, sample, None if whole else annotation, None)
     start = f"{dataset}/" if len(source.datasets) > 1 else ""
     return replace(example, id=f"{start}{example.id}", sample=f"{start}{sample.id}")

@@ -1,0 +1,72 @@
+"""Image-text matching: does a caption belong to a picture? Every second caption is that of another
+picture, as in the pre-training of METER (https://arxiv.org/abs/2111.02387) and VL-T5
+(https://arxiv.org/abs/2102.02779)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+from zlib import crc32
+
+import numpy as np
+
+from vlds.schema import Decoding, Example, Sample
+from vlds.tasks.answer_task import AnswerTask
+from vlds.tasks.base import as_text, require_label
+
+MATCH, OTHER = "true", "false"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching(AnswerTask):
+    """Say whether a caption is of the picture; scored by accuracy, in all and by answer.
+
+    In training half of the captions, drawn at random, are those of another picture; in evaluation
+    which ones is fixed. The model learns to write "true" or "false"; to answer, it compares the two
+    words' logits.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("caption",)
+    input_field: ClassVar[str | None] = "caption"
+    tables: ClassVar[tuple[str, ...]] = ("answer",)
+    labels: ClassVar[tuple[str, ...]] = (OTHER, MATCH)
+    pairs_samples: ClassVar[bool] = True
+
+    prompt: str = "image text match: "
+    """Text before the caption, trailing space included; "" for none."""
+    max_prompt_tokens: int = 60
+    """Longest prompt and caption in tokens, special tokens included; longer ones are cut."""
+    max_target_tokens: int = 10
+    """Longest target in tokens; "true" and "false" are never cut."""
+    decoding: Decoding = field(
+        default_factory=lambda: Decoding(max_new_tokens=19, choices=(MATCH, OTHER))
+    )
+    """How the model's output becomes an answer; the better of two words."""
+
+    def example(
+        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
+    ) -> Example:
+        """The sample's caption, or one of the other sample's."""
+        assert annotation is not None
+        given = sample.annotations[annotation]
+        caption, draw = require_label(given, "caption", sample), crc32(given["id"].encode())
+        if rng is not None:
+            draw = int(rng.integers(1 << 32))
+        is_match = sample.other is None or draw % 2 == 0
+        if not is_match:
+            assert sample.other is not None
+            others = sample.other.annotations
+            caption = require_label(others[draw // 2 % len(others)], "caption", sample.other)
+        answer = MATCH if is_match else OTHER
+        reference = None if rng is not None else {"answer": answer}
+        text = self.prompt + caption.strip()
+        example = Example(given["id"], name, text, answer, reference=reference)
+        return self.with_classes(example, {answer: 1.0})
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference["answer"])
+
+    def reference(self, given: Mapping[str, Any], answer: str) -> Any:
+        """The answer, which says which half an example belongs to."""
+        return {"answer": answer}

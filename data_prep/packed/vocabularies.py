@@ -1,4 +1,5 @@
-"""`tokenizer`, a small sentencepiece model of packed texts, and `answers`, the frequent answers."""
+"""`tokenizer`, a small sentencepiece model of packed texts or BERT's word pieces of them, and
+`answers`, the frequent answers."""
 
 from __future__ import annotations
 
@@ -13,12 +14,13 @@ from random import Random
 from typing import Any
 
 import sentencepiece
+from tokenizers import BertWordPieceTokenizer
 
 from data_prep.command import local_folder, new_command
 from data_prep.packed.stats import read_annotations
 from data_prep.packing.annotation import TEXT_FIELDS
 from vlds.runtime.terminal import tell
-from vlds.runtime.whole_file import write_whole
+from vlds.runtime.whole_file import whole_folder, write_whole
 
 ANSWER_FIELDS = ("answer", "multiple_choice_answer")
 WORD_SALADS = 500
@@ -65,6 +67,26 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> bytes:
     return model.getvalue()
 
 
+def train_word_pieces(texts: Iterable[str], vocabulary_size: int) -> BertWordPieceTokenizer:
+    """BERT's tokenizer with at most this many pieces, in lower case; it depends on the texts only.
+
+    Errors: ValueError if the characters alone are more pieces.
+    """
+    tokenizer = BertWordPieceTokenizer()
+    lines = sorted(set(texts))
+    characters = sorted({*CHARACTERS, *"".join(lines).lower()} - {" "})
+    tokenizer.train_from_iterator(
+        iter(lines), vocabulary_size, min_frequency=1, initial_alphabet=characters,
+        show_progress=False,
+    )  # fmt: skip
+    if (size := tokenizer.get_vocab_size()) > vocabulary_size:
+        raise ValueError(
+            f"--vocab-size {vocabulary_size}: the characters alone are {size:,} pieces; give "
+            "at least that many"
+        )
+    return tokenizer
+
+
 def texts_of(folders: Iterable[Path]) -> Iterator[str]:
     """Questions, statements, captions and answers of packed data sets."""
     for annotation in read_annotations(folders):
@@ -96,12 +118,20 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "tokenizer",
-        "train a small sentencepiece model on the text of packed data sets",
-        "For models without pretrained weights: a sentencepiece model with T5's special tokens, "
-        "trained on the questions, statements, captions and answers of one or several data sets.",
-        examples=["tokenizer shards/mine --out spiece.model --vocab-size 500"],
+        "train a small tokenizer on the text of packed data sets",
+        "For models without pretrained weights: a sentencepiece model with T5's special tokens, or "
+        "a folder with BERT's word pieces, trained on the questions, statements, captions and "
+        "answers of one or several data sets.",
+        examples=[
+            "tokenizer shards/mine --out spiece.model --vocab-size 500",
+            "tokenizer shards/mine --kind bert --out words --vocab-size 500",
+        ],
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.model")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.model or FOLDER")
+    parser.add_argument(
+        "--kind", choices=["t5", "bert"], default="t5",
+        help="t5: a sentencepiece model (default); bert: a folder with word pieces",
+    )  # fmt: skip
     parser.add_argument("--vocab-size", type=int, default=1000, help="most pieces (default 1000)")
     parser.add_argument(
         "folders", type=local_folder, nargs="+", metavar="DIR", help="folders of shards"
@@ -127,10 +157,23 @@ def add_command(commands: Any) -> None:
 
 
 def _write_tokenizer(args: argparse.Namespace) -> None:
+    if args.kind == "bert":
+        return _write_word_pieces(args)
     model = train_tokenizer(texts_of(args.folders), args.vocab_size)
     write_whole(args.out, model, stream=True)
     num_pieces = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
     tell(f"wrote {args.out}: {num_pieces:,} pieces, at most {args.vocab_size:,}")
+
+
+def _write_word_pieces(args: argparse.Namespace) -> None:
+    tokenizer = train_word_pieces(texts_of(args.folders), args.vocab_size)
+    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+    with whole_folder(args.out) as partial:
+        tokenizer.save_model(str(partial))
+        tokenizer.save(str(partial / "tokenizer.json"))
+        (partial / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    size = tokenizer.get_vocab_size()
+    tell(f"wrote {args.out}: {size:,} pieces, at most {args.vocab_size:,}")
 
 
 def _write_answers(args: argparse.Namespace) -> None:

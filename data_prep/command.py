@@ -104,7 +104,7 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=seed,
         default=0,
-        help="seed of the samples' order in the shards and of --split-by-image (default: 0)",
+        help="seed of the samples' order in the shards, and of splits that are drawn (default: 0)",
     )
     group.add_argument(
         "--resume",

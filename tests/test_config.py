@@ -53,7 +53,7 @@ from vlds.recipe.choices import CHOICES, concrete_classes
 from vlds.runtime.near_names import guess
 from vlds.runtime.resources import find, shipped
 from vlds.schema import Decoding
-from vlds.tasks import GQA, NLVR2, VQA, Caption, Entailment, VideoCaption, VideoQA
+from vlds.tasks import GQA, NLVR2, VQA, Caption, Entailment, ImageClass, VideoCaption, VideoQA
 from vlds.training.optim import check_rates
 from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm
 
@@ -104,6 +104,7 @@ def every_choice() -> list[Recipe]:
             "seventh": Entailment(max_prompt_tokens=9),
             "eighth": VQA(head=MLPHead(classes=("yes", "no: 1", "true"), hidden=7)),
             "ninth": GQA(head=MLPHead(classes="answers.json", order="norm_gelu")),
+            "tenth": ImageClass(headline="mean_class_accuracy"),
         },
         data=DataConfig(
             global_batch_size=12,

@@ -33,6 +33,7 @@ import vlds.methods
 import vlds.models
 import vlds.tasks
 import vlds.vision
+from data_prep.classes.picture_lists import SplitFile
 from data_prep.cli import build_parser
 from data_prep.cli import main as data_prep
 from tests.toys.files import ROOT
@@ -60,7 +61,9 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(r"^<!-- (\S+\.py) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "PHOTOS", "PHOTO.jpg", "TARS", "rows.jsonl",
          "captions.csv", "sentences.csv", "statements.csv", "chat.json", "coco.json", "test.json",
-         "others.json", "runs/vqa_2", "runs/lora", "CHECKPOINT"}  # fmt: skip
+         "others.json", "runs/vqa_2", "runs/lora", "CHECKPOINT", "EuroSAT/2750", "names.json",
+         "dtd/images", *(f"dtd/labels/{split}1.txt" for split in ("train", "val", "test")),
+         "cifar-10-batches-bin", "labels.csv"}  # fmt: skip
 """Files that the reader brings: official files, rows and pictures, predictions of other programs,
 runs, and a ZeRO checkpoint."""
 OWN_PARSERS = {"data_prep", "train", "describe", "plan", "features", "convert"}
@@ -143,9 +146,10 @@ class Reader:
 
     def prepare(self, words: list[str]) -> None:
         options = vars(build_parser().parse_args(words))
-        for key in ("src", "images", "annotations", "features", "folder"):
-            if options.get(key) is not None:
-                self.need(options[key])
+        for key in ("src", "images", "annotations", "lists", "class_names", "features", "folder"):
+            given = options.get(key)
+            for place in given if isinstance(given, list) else [given] * (given is not None):
+                self.need(place.path if isinstance(place, SplitFile) else place)
         self.need(*options.get("folders", ()))
         if (out := options.get("out")) is not None:
             apart = options.get("split_by_image") or words[0] == "easy-vqa"

@@ -164,7 +164,7 @@ class Job:
         """One shard; returns how many pictures were encoded."""
         dropped: list[dict[str, str]] = []
         pictures = 0
-        with OpenShard(tar) as shard:
+        with OpenShard(tar, self.dataset.info.classes) as shard:
             for sample, features in self.encoded(encoder, number, dropped):
                 pictures += len(features)
                 sides = PAIR if len(features) == len(PAIR) else ("",)
@@ -226,6 +226,7 @@ class Job:
                 "image_size": [self.image.height, self.image.width],
             },
             answers=old.answers,
+            classes=old.classes,
             source=old.source,
             tool={**(old.tool or {}), "features": self.identity},
             dropped=(*old.dropped, *(drop for entry in done for drop in entry.dropped)),

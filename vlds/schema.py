@@ -269,8 +269,9 @@ class Decoding:
     """Compare the logits of these words' first tokens instead of generating (NLVR2's true /
     false)."""
     answers: tuple[str, ...] | str | None = None
-    """Generate only one of these answers: a list, or a JSON file with a list, such as `data_prep
-    answers` writes. The longest of them replaces `max_new_tokens`."""
+    """Generate only one of these answers: a list, a JSON file with a list, such as `data_prep
+    answers` writes, or the dataset.json of a data set of classes. The longest of them replaces
+    `max_new_tokens`."""
     length_counts_start: bool = True
     """Beam scores divide by the length including the start token, as transformers 4.2 did for
     VL-Adapter."""

@@ -13,6 +13,7 @@ import numpy as np
 from data_prep.packing.annotation import fault_of
 from data_prep.packing.picture import picture_fault
 from vlds.data.errors import ShardError
+from vlds.data.shards.class_numbers import class_number, numbered
 from vlds.data.shards.info import DatasetInfo
 from vlds.data.shards.sample import (
     FEATURE_TYPE,
@@ -75,6 +76,8 @@ class CheckedSample:
     """None if a run cannot read the sample."""
     shapes: tuple[tuple[int, ...], ...] = ()
     """Of its features, in the order of their names."""
+    class_number: int | None = None
+    """None if the data set has no classes, or the sample none of them."""
     unlabelled: int = 0
     """Annotations that cannot be trained on."""
     findings: list[Finding] = field(default_factory=list)
@@ -96,7 +99,7 @@ def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> Che
     if dataset.fields is not None:
         sample.findings += _replace_json(sample.key, content, dataset.fields)
     sample.has_json = "json" in content
-    sample.findings += _check_json(sample, content, dataset.kind)
+    sample.findings += _check_json(sample, content, dataset)
     sample.findings += _check_features(sample, content)
     sample.findings += _check_use(sample, views, dataset)
     return sample
@@ -126,7 +129,7 @@ def _replace_json(key: str, content: Members, fields: Mapping[str, str]) -> Iter
         yield Finding("fields cannot be read", repr(error))
 
 
-def _check_json(sample: CheckedSample, content: Members, kind: str) -> Iterator[Finding]:
+def _check_json(sample: CheckedSample, content: Members, dataset: DatasetInfo) -> Iterator[Finding]:
     """Check the ids, the annotations and the pictures that the json names."""
     if "json" not in content:
         yield Finding("no json", f"it has {', '.join(sorted(content)) or 'nothing'}")
@@ -143,7 +146,12 @@ def _check_json(sample: CheckedSample, content: Members, kind: str) -> Iterator[
         yield Finding("sample id unfit", fault)
     else:
         sample.id = fields["id"]
-    yield from _check_annotations(sample, fields.get("annotations"), kind)
+    yield from _check_annotations(sample, fields.get("annotations"), dataset.kind)
+    if dataset.classes is not None and not sample.findings:
+        try:
+            sample.class_number = class_number(content["json"], numbered(dataset.classes))
+        except UNUSABLE as error:
+            yield Finding("class unusable", str(error))
     images = fields.get("images")
     if not isinstance(images, list):
         yield Finding("no list of images", f'"images" is {json.dumps(images)}')

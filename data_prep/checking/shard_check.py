@@ -136,4 +136,9 @@ def _check_samples(tar: Path, index: ShardIndex, dataset: DatasetInfo) -> Iterat
             if sample.counts not in (None, indexed):
                 detail = f"it has {sample.counts}, the index says {indexed}"
                 sample.findings.append(Finding("index of another shard", detail))
+            if index.classes is not None and sample.class_number is not None:
+                stated = int(index.classes[i])
+                if sample.class_number != stated:
+                    detail = f"it has class {sample.class_number}, the index says {stated}"
+                    sample.findings.append(Finding("index of another shard", detail))
             yield sample

@@ -1,7 +1,9 @@
 """`demo`: drawn pictures in the publishers' file layouts, packed like any other, and a tokenizer.
 
     OUT/official/WORLD/{coco,gqa,nlvr2}       the layout of a download of the real data sets
+    OUT/official/classes/{looks,figures}      pictures in folders of classes (class_pictures.py)
     OUT/shards/WORLD/DATASET-SPLIT            vqav2, gqa, nlvr2, coco; train and val (nlvr2: dev)
+    OUT/shards/classes/SET-SPLIT              train, val and test
     OUT/text.txt, OUT/spiece.model            every text of both worlds; a sentencepiece model of it
 
 The seed decides every byte. World `home` is for pretraining, `shifted` for tuning (world.py).
@@ -19,6 +21,7 @@ from random import Random
 from typing import Any
 
 from data_prep.command import add_shard_options, at_least, new_command, shard_options
+from data_prep.demo.class_pictures import CLASS_SETS, parse_class_set, write_class_set
 from data_prep.demo.files import PAIRS_PER_SET, WorldWriter
 from data_prep.demo.phrases import PHRASES, word_lines
 from data_prep.demo.world import HOME, SHIFTED, WORLDS, World
@@ -48,7 +51,8 @@ VOCABULARY = 224
 
 
 def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
-    """Draw both worlds, pack their eight data sets, train the tokenizer."""
+    """Draw both worlds and the classes, pack all data sets, train the tokenizer."""
+    make_classes(out, seed, scenes, options)
     make = partial(make_world, out=out, seed=seed, scenes=scenes, options=options)
     drawn = ordered_map(make, WORLDS, len(WORLDS), chunk=1, pieces=scenes)
     texts = set[str]().union(*drawn)
@@ -56,6 +60,18 @@ def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
     write_whole(out / "text.txt", "".join(f"{line}\n" for line in lines))
     write_whole(out / "spiece.model", train_tokenizer(lines, VOCABULARY))
     tell(f"text in {out / 'text.txt'}, tokenizer in {out / 'spiece.model'}")
+
+
+def make_classes(out: Path, seed: int, scenes: int, options: Options) -> None:
+    """Draw and pack the sets of classes."""
+    for name in CLASS_SETS:
+        folder = out / "official" / "classes" / name
+        if folder.exists():
+            shutil.rmtree(folder)
+        with writable(folder):
+            write_class_set(folder, name, scenes, seed)
+        for dataset in parse_class_set(folder, name):
+            pack(dataset, out / "shards" / "classes" / f"{name}-{dataset.split}", options)
 
 
 def make_world(world: World, out: Path, seed: int, scenes: int, options: Options) -> set[str]:
@@ -103,10 +119,11 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "demo",
-        "drawn pictures of colored shapes in four official layouts",
+        "drawn pictures of colored shapes in official layouts",
         "Draws two worlds of colored shapes, writes them as VQA v2, GQA, NLVR2 and COCO captions "
         "in the publishers' file layouts (OUT/official), packs all eight data sets (OUT/shards) "
-        "and trains a sentencepiece model on their text (OUT/spiece.model).",
+        "and trains a sentencepiece model on their text (OUT/spiece.model). Two more sets, looks "
+        "and figures, are pictures of one thing in folders of 24 classes (OUT/shards/classes).",
         examples=["demo --out runs/demo/data"],
     )
     parser.add_argument(

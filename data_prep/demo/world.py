@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import cos, pi, sin
 from random import Random
 from typing import Any
 
@@ -30,6 +31,8 @@ COLORS: dict[str, tuple[int, int, int]] = {
 """Each fits its names in both worlds: this blue is also sapphire, this yellow also golden."""
 
 SHAPES = ("circle", "square", "triangle", "cross")
+FIGURES = ("bar", "diamond", "ring", "star")
+"""Only in pictures of classes (class_pictures.py)."""
 RADII = {"small": 5, "large": 7}
 JPEG_QUALITY = 95
 
@@ -137,10 +140,30 @@ def _draw_shape(pen: ImageDraw.ImageDraw, thing: Thing, paint: tuple[int, int, i
         pen.rectangle(thing.box, fill=paint)
     elif thing.shape == "triangle":
         pen.polygon([(left, bottom), (right, bottom), ((left + right) // 2, top)], fill=paint)
+    elif thing.shape in FIGURES:
+        _draw_figure(pen, thing, paint)
     else:
         arm = (right - left + 1) // 3
         pen.rectangle((left, top + arm, right, bottom - arm), fill=paint)
         pen.rectangle((left + arm, top, right - arm, bottom), fill=paint)
+
+
+def _draw_figure(pen: ImageDraw.ImageDraw, thing: Thing, paint: tuple[int, int, int]) -> None:
+    left, top, right, bottom = thing.box
+    middle, center = (left + right) / 2, (top + bottom) / 2
+    radius = (right - left) / 2
+    if thing.shape == "bar":
+        pen.rectangle((left, center - radius / 3, right, center + radius / 3), fill=paint)
+    elif thing.shape == "ring":
+        pen.ellipse(thing.box, outline=paint, width=round(radius / 2))
+    else:
+        num_points, inner = (4, 1.0) if thing.shape == "diamond" else (10, 0.4)
+        points = []
+        for number in range(num_points):
+            reach = radius * (1.0 if number % 2 == 0 else inner)
+            angle = 2 * pi * number / num_points
+            points.append((middle + reach * sin(angle), center - reach * cos(angle)))
+        pen.polygon(points, fill=paint)
 
 
 def scene_graph(scene: Scene, first_id: int, call: Callable[[str], str]) -> dict[str, Any]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data_prep.command import local_folder, new_command
 from data_prep.packing.annotation import TEXT_FIELDS, fault_of
 from data_prep.packing.source import count_reasons
+from vlds.data.shards.class_numbers import NO_CLASS
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo
 from vlds.data.shards.sample import UNUSABLE
 from vlds.data.shards.store import open_dataset
@@ -78,11 +81,13 @@ def describe(folder: Path) -> str:
         f"  shards       {len(info.shards):>10,}   {size / 2**20:,.1f} MiB",
         f"  samples      {info.samples:>10,}",
         f"  annotations  {info.annotations:>10,}",
-        f"  words a text {words / max(texts, 1):>10.1f}",
+        f"  words a text {words / max(texts, 1):>10.1f}"
+        if info.classes is None
+        else _classes(folder, info.classes),
         f"  sizes        {_most_frequent(sides, sides.total())}",
     ]
     answers.pop("", None)
-    if answers:
+    if answers and info.classes is None:
         lines.append(f"  answers      {len(answers):>10,} different")
         lines.append(f"               {_most_frequent(answers, texts)}")
     lines += [
@@ -98,6 +103,13 @@ def _answer(annotation: Mapping[str, Any]) -> str:
     if isinstance(label, Mapping):
         return max(label, key=label.__getitem__, default="")
     return str(label).lower()
+
+
+def _classes(folder: Path, classes: Sequence[str]) -> str:
+    """How many samples the classes have."""
+    numbers = open_dataset(folder).class_numbers()
+    counts = np.bincount(numbers[numbers != NO_CLASS], minlength=len(classes))
+    return f"  classes      {len(classes):>10,}   {counts.min():,} to {counts.max():,} samples each"
 
 
 def _most_frequent(counts: Counter[str], total: int) -> str:

@@ -100,7 +100,9 @@ def tell_copies(datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]])
     tell(f"{count:,} {pictures} the bytes of another one: {_some(groups)}")
 
 
-def warn_of_leaks(datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]]) -> None:
+def warn_of_leaks(
+    datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]], cure: str
+) -> None:
     """Warn of pictures that are in several splits: a test on them tells little."""
     one_name = {path: group[0] for group in copies for path in group}
     splits: dict[Path, dict[str, str]] = {}
@@ -117,7 +119,7 @@ def warn_of_leaks(datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]
         pictures = "picture is" if len(leaks) == 1 else "pictures are"
         tell(
             f"warning: {len(leaks):,} {pictures} in more than one split: {_some(leaks)}; scores on "
-            "them say little about new pictures. --split-by-image keeps a picture in one split",
+            f"them say little about new pictures. {cure}",
             error=True,
         )
 

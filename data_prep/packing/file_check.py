@@ -64,7 +64,7 @@ def check_missing(datasets: Sequence[SourceSet], folder: Path | None, skip: bool
 
 def _missing_files(dataset: SourceSet) -> Iterator[MissingFile]:
     """Files that do not exist, in the order of the samples: pictures, then features."""
-    source = file_names(dataset.files)
+    source = dataset.source
     for sample in dataset.samples:
         for path in sample.images:
             if not is_there(path):
@@ -190,6 +190,13 @@ def check_inside(dataset: SourceSet, folders: Sequence[Path]) -> None:
         for path in (*sample.images, *(file.path for file in sample.features))
         if not is_inside(path)
     ]
+    if outside and not dataset.files:
+        path, sample = outside[0]
+        raise ValueError(
+            f"{path} is a link to a file outside {' and '.join(map(str, folders))}"
+            f"{and_more(len(outside) - 1, 'such file')}. Copy it into the folder, or give "
+            "--images-anywhere if you trust the links"
+        )
     if outside:
         path, sample = outside[0]
         raise ValueError(

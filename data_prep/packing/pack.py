@@ -76,6 +76,8 @@ def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
             image=None if shape else options.rule.record(),
             features=shape and {"tokens": shape[0], "dim": shape[1], "encoder": options.encoder},
             arguments=options.arguments,
+            classes=dataset.classes,
+            listing=dataset.listing,
             resume=options.resume,
         )
         make = partial(

@@ -48,7 +48,8 @@ def try_record(
 
 
 def _make_record(sample: SourceSample, rule: PictureRule, shape: Shape | None) -> SampleRecord:
-    pictures = [prepare_picture(read_file(path), rule) for path in sample.images]
+    encoded = [*map(read_file, sample.images), *(raw.read() for raw in sample.raw)]
+    pictures = [prepare_picture(data, rule) for data in encoded]
     members = [(picture.extension, picture.data) for picture in pictures]
     for file in sample.features:
         array = file.read()

@@ -14,6 +14,7 @@ from typing import Any
 
 from data_prep.packing.feature_file import FeatureFile
 from data_prep.packing.journal import Dropped
+from data_prep.packing.raw_picture import RawPicture
 
 Annotation = dict[str, Any]
 TYPES = ("answer_type", "question_type")
@@ -33,6 +34,8 @@ class SourceSample:
     """Fields of the source that a sample's json keeps under "source"."""
     features: tuple[FeatureFile, ...] = ()
     """Stored features, if the sample has no images."""
+    raw: tuple[RawPicture, ...] = ()
+    """Pictures that are not files, if the sample has no images."""
     extra: dict[str, Any] = field(default_factory=dict)
     """More fields of the sample's json: a clip's subtitles and span."""
     place: str = ""
@@ -64,6 +67,15 @@ class SourceSet:
     """Rows that cannot be used."""
     left_out: tuple[Dropped, ...] = ()
     """Unwanted samples; `dropped` lists their annotations."""
+    classes: tuple[str, ...] | None = None
+    """Of kind image_class: all classes, in the order of their numbers."""
+    listing: str = ""
+    """sha256 of what a folder holds, if the folder is the source."""
+
+    @property
+    def source(self) -> str:
+        """What it was made from, for messages."""
+        return file_names(self.files) or self.name
 
     def check(self) -> None:
         """Refuse a data set without samples or with repeated ids."""
@@ -71,9 +83,7 @@ class SourceSet:
             counts = count_reasons(row.reason for row in self.dropped)
             reasons = [f"{reason}: {count:,}" for reason, count in counts.items()]
             dropped = f"; dropped: {', '.join(reasons[:MOST_REASONS])}" if reasons else ""
-            raise ValueError(
-                f"{file_names(self.files)}: no usable sample for split {self.split!r}{dropped}"
-            )
+            raise ValueError(f"{self.source}: no usable sample for split {self.split!r}{dropped}")
         for noun, ids in (
             ("sample", (sample.id for sample in self.samples)),
             ("annotation", (a["id"] for sample in self.samples for a in sample.annotations)),
@@ -81,7 +91,7 @@ class SourceSet:
             repeated = [name for name, count in Counter(ids).items() if count > 1]
             if repeated:
                 raise ValueError(
-                    f"{file_names(self.files)}: {noun} id {repeated[0]} occurs more than once"
+                    f"{self.source}: {noun} id {repeated[0]} occurs more than once"
                     f"{and_more(len(repeated) - 1, 'id')}; ids must be unique"
                 )
 

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from data_prep.packing.duplicates import find_copies, tell_copies, tell_repeats, warn_of_leaks
 from data_prep.packing.journal import Dropped
@@ -15,6 +15,16 @@ from data_prep.packing.pack import Options, check_folder, pack_ready, ready
 from data_prep.packing.source import SourceSample, SourceSet
 
 PARTS = ("test", "train")
+
+
+class Division(Protocol):
+    """A rule that divides a data set into splits."""
+
+    def divide(
+        self, datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]]
+    ) -> list[SourceSet]:
+        """The data sets of all splits; `copies` are groups of pictures with the same bytes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,8 @@ class HashSplit:
 
     def of(self, image: str) -> str:
         """The split of a picture and of all its questions."""
-        digest = hashlib.blake2b(f"{self.seed}:{image}".encode(), digest_size=8).digest()
-        return "test" if int.from_bytes(digest, "big") / 2**64 < self.fraction else "train"
+        share = int.from_bytes(hash_of(image, self.seed), "big") / 2**64
+        return "test" if share < self.fraction else "train"
 
     def require_both(self, parts: Iterable[str], copies: Sequence[Sequence[Path]]) -> None:
         """Refuse an empty split: with very few pictures, chance may put all into one."""
@@ -49,51 +59,63 @@ class HashSplit:
                 f"{alike}; change the fraction or --seed"
             )
 
+    def divide(
+        self, datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]]
+    ) -> list[SourceSet]:
+        """Test and train of the only data set; copies go to the same one."""
+        (dataset,) = datasets
+        leaders = leaders_of(dataset, copies)
+        parts: dict[str, list[SourceSample]] = {}
+        for sample in dataset.samples:
+            parts.setdefault(self.of(leaders.get(sample.id, sample.id)), []).append(sample)
+        self.require_both(parts, copies)
+        dropped: dict[str, list[Dropped]] = {part: [] for part in PARTS}
+        for row in dataset.dropped:
+            dropped[self.of(row.id)].append(row)
+        return [
+            replace(dataset, split=part, samples=parts[part], dropped=tuple(dropped[part]))
+            for part in PARTS
+        ]
+
+
+def hash_of(image: str, seed: int) -> bytes:
+    """64 bits of a picture's name and the seed."""
+    return hashlib.blake2b(f"{seed}:{image}".encode(), digest_size=8).digest()
+
+
+def leaders_of(dataset: SourceSet, copies: Sequence[Sequence[Path]]) -> dict[str, str]:
+    """Id of each sample whose picture has copies -> the first id among them: all go where that one
+    goes."""
+    ids = {path: sample.id for sample in dataset.samples for path in sample.images}
+    here = [[ids[path] for path in group if path in ids] for group in copies]
+    return {name: min(group) for group in here for name in group}
+
 
 def pack_splits(
     datasets: Sequence[SourceSet],
-    split: HashSplit | None,
+    split: Division | None,
     out: Path,
     options: Options,
     *,
     apart: bool,
     noun: str | None = "id",
+    cure: str = "--split-by-image keeps a picture in one split",
 ) -> None:
     """Check all data sets, then write them, each to OUT/SPLIT if `apart`, else the only one to OUT.
 
-    With `split`, the only data set becomes two. `noun` is what messages call an id; None if ids are
-    places such as "line 7".
+    `split` divides one of them. `noun` is what messages call an id; None if ids are places such as
+    "line 7". `cure`: what keeps a picture in one split.
     """
     check_folder(out)
     checked = ready(datasets, options)
     copies = find_copies(path for data in checked for s in data.samples for path in s.images)
     if split is not None:
-        checked = _split_by_picture(checked[0], split, copies)
-    warn_of_leaks(checked, copies)
+        checked = split.divide(checked, copies)
+    warn_of_leaks(checked, copies, cure)
     for dataset in checked:
         pack_ready(dataset, out / dataset.split if apart else out, options)
     tell_repeats(checked, noun)
     tell_copies(checked, copies)
-
-
-def _split_by_picture(
-    dataset: SourceSet, split: HashSplit, copies: Sequence[Sequence[Path]]
-) -> list[SourceSet]:
-    """Test and train; pictures of the same bytes (`copies`) go to the same one."""
-    ids = {path: sample.id for sample in dataset.samples for path in sample.images}
-    # All copies go where the one with the first id goes.
-    first_id = {ids[path]: min(ids[other] for other in group) for group in copies for path in group}
-    parts: dict[str, list[SourceSample]] = {}
-    for sample in dataset.samples:
-        parts.setdefault(split.of(first_id.get(sample.id, sample.id)), []).append(sample)
-    split.require_both(parts, copies)
-    dropped: dict[str, list[Dropped]] = {part: [] for part in PARTS}
-    for row in dataset.dropped:
-        dropped[split.of(row.id)].append(row)
-    return [
-        replace(dataset, split=part, samples=parts[part], dropped=tuple(dropped[part]))
-        for part in PARTS
-    ]
 
 
 def split_of(args: argparse.Namespace) -> HashSplit | None:

@@ -22,6 +22,8 @@ from vlds.runtime.disk import make_folder, writable
 from vlds.runtime.manifest import sha256 as file_sha256
 
 KEY_DIGITS = 9
+LISTING = "names of the pictures"
+"""Stands for a file among the sources, if a folder is the source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class DatasetWriter:
 
     An earlier version of the data set (same name, kind, split) is replaced; another data set is
     refused. With `resume`, the finished shards of an interrupted writer are kept, and the caller
-    leaves out the first `start` samples.
+    leaves out the first `start` samples. `listing`: see SourceSet.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class DatasetWriter:
         image: Mapping[str, Any] | None = None,
         features: Mapping[str, Any] | None = None,
         arguments: Mapping[str, Any] | None = None,
+        classes: Sequence[str] | None = None,
+        listing: str = "",
         resume: bool = False,
     ) -> None:
         check_names(name, split)
@@ -78,9 +82,13 @@ class DatasetWriter:
             "name": name,
             "kind": kind,
             "split": split,
-            "source": tuple({"file": path.name, "sha256": file_sha256(path)} for path in source),
+            "source": tuple(
+                [{"file": path.name, "sha256": file_sha256(path)} for path in source]
+                + [{"file": LISTING, "sha256": listing}] * bool(listing)
+            ),
             "image": image,
             "features": features,
+            "classes": None if classes is None else tuple(classes),
             "tool": {"version": _version(), "arguments": dict(arguments or {})},
         }
         asked = {key: value for key, value in (arguments or {}).items() if key != "out"}
@@ -171,7 +179,8 @@ class DatasetWriter:
             (self.out / QUARANTINE_FILE).unlink(missing_ok=True)
             self.journal.begin(self.finished)  # this flushes the removals as well
             self.begun = True
-        return OpenShard(self.out / f"{self.stem}-{len(self.finished):05d}.tar")
+        path = self.out / f"{self.stem}-{len(self.finished):05d}.tar"
+        return OpenShard(path, self.about["classes"])
 
     def _finish(self, shard: OpenShard, dropped: list[Dropped]) -> None:
         entry = Finished(shard.close(), dropped)

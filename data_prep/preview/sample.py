@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.packing.annotation import TEXT_FIELDS
 from vlds.data.errors import ShardError
+from vlds.data.shards.class_numbers import KIND
 from vlds.data.shards.open_picture import upright_size
 from vlds.data.shards.sample import UNUSABLE
 from vlds.data.shards.store import Dataset
@@ -19,6 +20,7 @@ from vlds.schema import Encoded, Sample, SkipSample
 MOST_ANNOTATIONS = 6
 """Shown of each sample, unless it is the only one."""
 MOST_ANSWERS = 4
+NOTHING_SAID = "(nothing is said: a test split)"
 PICTURE_ERRORS = (SkipSample, OSError, SyntaxError, ValueError, EOFError)
 """What decoders raise for bytes that are not a picture."""
 
@@ -68,7 +70,9 @@ def _view(place: str, sample: Sample, most: int | None) -> SampleView:
         ", ".join(facts),
         sample.images,
         features,
-        tuple((visible(text_of(entry)), visible(answer_of(entry))) for entry in shown),
+        tuple((visible(text_of(entry)), visible(answer_of(entry))) for entry in shown)
+        if sample.kind != KIND
+        else tuple((visible(entry.get("label", NOTHING_SAID)), "") for entry in shown),
         count - len(shown),
     )
 
@@ -88,7 +92,7 @@ def text_of(annotation: Mapping[str, Any]) -> str:
     if known is not None:
         return known
     rest = {key: value for key, value in annotation.items() if key != "id"}
-    return json.dumps(rest, ensure_ascii=False) if rest else "(nothing is said: a test split)"
+    return json.dumps(rest, ensure_ascii=False) if rest else NOTHING_SAID
 
 
 def answer_of(annotation: Mapping[str, Any]) -> str:

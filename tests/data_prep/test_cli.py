@@ -23,7 +23,8 @@ from vlds.runtime.process_end import ASKING, on_signals, signal_name
 
 COMMANDS = (
     "vqav2", "gqa", "nlvr2", "coco-karpathy", "coco-captions", "vg", "snli-ve", "value-tvqa",
-    "value-how2qa", "value-tvc", "value-yc2c", "jsonl", "easy-vqa", "demo", "index", "stats",
+    "value-how2qa", "value-tvc", "value-yc2c", "jsonl", "imagefolder", "csv-classes", "easy-vqa",
+    "demo", "index", "stats",
     "verify", "preview", "simulate-order",
 )  # fmt: skip
 

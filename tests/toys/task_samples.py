@@ -27,6 +27,9 @@ ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
         {"id": "1#0r1e", "hypothesis": "Animals.", "label": "entailment"},
         {"id": "1#0r1c", "hypothesis": "They sleep.", "label": "contradiction"},
     ],
+    "image_class": [
+        {"id": "cat/1.jpg", "label": "tabby cat"}, {"id": "dog/1.jpg", "label": "dog"},
+    ],
     "caption": [{"id": "c1", "caption": " a red circle "}, {"id": "c2", "caption": "a dot"}],
     "video_qa": [
         {"id": "7", "question": "Who sits?", "choices": ["Ann.", "Bob"], "answer_index": 1,

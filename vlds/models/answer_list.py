@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +17,13 @@ from vlds.runtime.json_file import read_json
 
 
 def read_answers(answers: Sequence[str] | str) -> tuple[str, ...]:
-    """The answers of `Decoding.answers`: the list itself, or read from its file.
+    """The answers of `Decoding.answers`: the list itself, or read from its file; of dataset.json,
+    the classes.
 
     Errors: ValueError if the file cannot be read, or is not a list of texts.
     """
-    field, listed = "decoding.answers", answers
+    field = "decoding.answers"
+    listed: Any = answers
     if isinstance(answers, str):
         field = f"decoding.answers: {answers}"
         try:
@@ -29,6 +32,8 @@ def read_answers(answers: Sequence[str] | str) -> tuple[str, ...]:
             raise ValueError(f"{field}: {error.strerror}; name a JSON file with a list") from None
         except ValueError as error:
             raise ValueError(f"{field} is not JSON ({error})") from None
+    if isinstance(listed, dict):
+        listed = listed.get("classes")
     is_list = isinstance(listed, (list, tuple)) and len(listed) > 0
     if not is_list or not all(isinstance(text, str) and text.strip() for text in listed):
         raise ValueError(f"{field} must be a list of one or more texts, none of them empty")

@@ -4,6 +4,7 @@ from vlds.tasks.base import Task
 from vlds.tasks.caption import Caption
 from vlds.tasks.entailment import Entailment
 from vlds.tasks.gqa import GQA
+from vlds.tasks.image_class import ImageClass
 from vlds.tasks.masked_words import MaskedWords
 from vlds.tasks.matching import Matching
 from vlds.tasks.nlvr2 import NLVR2
@@ -17,6 +18,7 @@ __all__ = [
     "VQA",
     "Caption",
     "Entailment",
+    "ImageClass",
     "MaskedWords",
     "Matching",
     "Task",

@@ -1,4 +1,4 @@
-"""What tasks with one right answer per annotation share: VQA, GQA, NLVR2, entailment, video QA."""
+"""What tasks with one right answer per annotation share: VQA, GQA, NLVR2, ImageClass, ..."""
 
 from __future__ import annotations
 

@@ -20,8 +20,10 @@ from data_prep.demo.phrases import HOME_PHRASES, ORNATE, PHRASES, SHIFTED_PHRASE
 from data_prep.demo.text import ask_gqa, ask_vqa, caption_scene
 from data_prep.demo.world import (
     COLORS,
+    FIGURES,
     HOME,
     PIXELS,
+    SHAPES,
     SHIFTED,
     WORLDS,
     Scene,
@@ -31,6 +33,7 @@ from data_prep.demo.world import (
     make_scene,
     random_looks,
 )
+from tests.toys.class_folders import classes, labels
 from tests.toys.files import read_lines
 from tests.toys.shards import packed
 
@@ -41,6 +44,9 @@ FOLDERS = [
     for name in ("vqav2-train", "vqav2-val", "gqa-train", "gqa-val", "nlvr2-train", "nlvr2-dev",
                  "coco-train", "coco-val")
 ]  # fmt: skip
+CLASS_FOLDERS = [
+    f"classes/{name}-{split}" for name in ("looks", "figures") for split in ("train", "val", "test")
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +56,52 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_eight_data_sets_of_each_split(demo: Path) -> None:
+def test_eight_data_sets_of_each_split_and_two_of_classes(demo: Path) -> None:
     found = {str(p.parent.relative_to(demo / "shards")) for p in demo.rglob("dataset.json")}
-    assert found == set(FOLDERS)
+    assert found == {*FOLDERS, *CLASS_FOLDERS}
+
+
+@pytest.mark.parametrize("name", ["looks", "figures"])
+def test_classes_are_colors_of_shapes(demo: Path, name: str) -> None:
+    """Base and new classes, the halves of the list, have the same shapes in other colors."""
+    shapes = {"looks": SHAPES, "figures": FIGURES}[name]
+    parts = {split: demo / f"shards/classes/{name}-{split}" for split in ("train", "val", "test")}
+    assert {classes(folder) for folder in parts.values()} == {
+        tuple(sorted(f"{color} {shape}" for color in COLORS for shape in shapes))
+    }
+    base, new = (
+        [label.split() for label in half]
+        for half in (classes(parts["train"])[:12], classes(parts["train"])[12:])
+    )
+    assert {color for color, _ in base} == {"blue", "cyan", "green"}
+    assert {color for color, _ in base}.isdisjoint(color for color, _ in new)
+    assert {shape for _, shape in base} == {shape for _, shape in new} == set(shapes)
+    pictures = [bytes(s.images[0]) for folder in parts.values() for s in packed(folder).values()]
+    assert len(set(pictures)) == len(pictures) == 24 * 5
+    assert set(Counter(labels(parts["test"]).values()).values()) == {2}
+
+
+def test_no_text_of_the_demo_names_the_figures(demo: Path) -> None:
+    words = set((demo / "text.txt").read_text().replace(".", " ").split())
+    assert {"circle", "blue"} <= words
+    assert words.isdisjoint(FIGURES)
+
+
+def test_figures_differ_in_the_pixels_that_they_paint() -> None:
+    painted = []
+    for shape in (*SHAPES, *FIGURES):
+        thing = Thing("red", shape, "large", 1, 1, (0, 0))
+        with Image.open(BytesIO(draw((thing,), SHIFTED, Random(0)))) as image:
+            mask = np.asarray(image.convert("RGB"))[:, :, 0] > 120
+        rows, columns = np.nonzero(mask)
+        left, top, right, bottom = thing.box
+        assert left <= columns.min() < columns.max() <= right
+        assert top <= rows.min() < rows.max() <= bottom
+        assert columns.max() - columns.min() >= right - left - 1
+        painted.append(mask)
+    for index, mask in enumerate(painted):
+        for other in painted[:index]:
+            assert (mask ^ other).sum() > 0.2 * (mask | other).sum()
 
 
 def test_train_and_val_share_no_picture(demo: Path) -> None:
@@ -74,9 +123,8 @@ def test_the_seed_decides_every_byte(demo: Path, tmp_path: Path) -> None:
     )
     assert first == again
     assert first.keys() == other.keys()
-    assert sum(first[name] != other[name] for name in first if name.endswith(".tar")) == len(
-        FOLDERS
-    )
+    changed = sum(first[name] != other[name] for name in first if name.endswith(".tar"))
+    assert changed == len(FOLDERS) + len(CLASS_FOLDERS)
 
 
 def digests(folder: Path) -> dict[str, str]:

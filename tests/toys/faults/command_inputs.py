@@ -12,6 +12,8 @@ import numpy as np
 
 from data_prep.demo.command import write_world as write_demo_world
 from data_prep.demo.world import HOME
+from tests.toys.class_folders import cifar10
+from tests.toys.class_folders import folders as class_folders
 from tests.toys.faults.forked_commands import run_forked
 from tests.toys.files import json_lines, write
 from tests.toys.pictures import jpeg
@@ -187,6 +189,25 @@ def make_rows(inputs: Inputs) -> None:
         np.save(folder / "arrays" / f"{n}.npy", np.ones((4, 3), np.float16))
 
 
+def make_classes(inputs: Inputs) -> None:
+    """Pictures of classes in folders, a list, a table and CIFAR's batches."""
+    folder = inputs.folder("classes")
+    class_folders(folder / "flat", {"ant": 4, "bee": 4})
+    rows = [[f"{name}/{n}.jpg", number, name] for number, name in enumerate(("ant", "bee"))
+            for n in range(3)]  # fmt: skip
+    write(folder / "split.json", {"train": rows[::2], "test": rows[1::2]})
+    csv = "".join(f"{picture},{name}\n" for picture, _, name in rows)
+    write(folder / "rows.csv", f"image,label\n{csv}")
+    write(folder / "names.json", {"ant": "an ant", "bee": "a bee"})
+    cifar10(folder / "cifar", ("ant", "bee"), {"data_batch_1.bin": [0, 1], "test_batch.bin": [1]})
+
+
+def make_packed(inputs: Inputs) -> None:
+    """A packed data set of classes."""
+    inputs.folder("packed", "classes")
+    inputs.run("data_prep", "imagefolder --images classes/flat --out packed --workers 1")
+
+
 def make_demo(inputs: Inputs) -> None:
     """The folder of a demo that has finished all stages but its report."""
     folder = inputs.folder("demo", "world")
@@ -207,5 +228,6 @@ MAKERS: Mapping[str, Maker] = {
     "adapter": make_of_method("adapter", "Adapter", "adapters"),
     "reference": make_of_method("reference", "Adapter", "reference"),
     "features": make_features, "official": make_official, "vg": make_vg, "snli_ve": make_snli_ve,
-    "value": make_value, "rows": make_rows, "demo": make_demo,
+    "value": make_value, "rows": make_rows, "demo": make_demo, "classes": make_classes,
+    "packed": make_packed,
 }  # fmt: skip

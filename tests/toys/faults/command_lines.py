@@ -82,6 +82,14 @@ COMMANDS: tuple[Command, ...] = (
          "rows"),
     prep(f"jsonl --task vqa --annotations rows/rows.jsonl --images rows/images {PACK} "
          "--features rows/arrays --encoder net", "rows"),
+    prep(f"imagefolder --images classes/flat --split-sizes test=0.4 {PACK}",
+         "classes", hurt="flat"),
+    prep(f"imagefolder --images classes/flat --lists classes/split.json {PACK}", "classes"),
+    prep(f"imagefolder --images classes/cifar {PACK}", "classes", hurt="cifar"),
+    prep("csv-classes --annotations classes/rows.csv --images classes/flat "
+         f"--class-names classes/names.json {PACK}", "classes"),
+    prep("verify packed --workers 1", "packed", codes=(0, 1, 2)),
+    prep("stats packed", "packed"),
     prep("index world/vqa --name vqa --kind vqa --split train", "world", hurt="vqa"),
     prep("tokenizer world/vqa --out out.model", "world", hurt="vqa"),
     prep("answers world/vqa --out out.json --min-count 1", "world", hurt="vqa"),

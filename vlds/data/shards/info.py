@@ -31,6 +31,8 @@ class ShardInfo:
     idx_sha256: str
     cnt_sha256: str
     crc_sha256: str
+    cls_sha256: str | None = None
+    """None if the data set has no classes."""
 
     def __post_init__(self) -> None:
         # A foreign dataset.json must not lead to files outside its folder.
@@ -40,7 +42,8 @@ class ShardInfo:
     @property
     def index_hashes(self) -> dict[str, str]:
         """Suffix of each file beside the shard -> its sha256."""
-        return {".idx": self.idx_sha256, ".cnt": self.cnt_sha256, ".crc": self.crc_sha256}
+        hashes = {".idx": self.idx_sha256, ".cnt": self.cnt_sha256, ".crc": self.crc_sha256}
+        return hashes if self.cls_sha256 is None else hashes | {".cls": self.cls_sha256}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,8 @@ class DatasetInfo:
     answers: str | None = None
     """File with the answer vocabulary, in the folder of dataset.json."""
     classes: tuple[str, ...] | None = None
-    """All labels that its annotations may have, in the order of their numbers."""
+    """Of kind image_class: all classes, in the order of their numbers; the same list in all splits.
+    None for other kinds."""
     fields: Mapping[str, str] | None = None
     """Of foreign samples: field of an annotation -> member that holds it."""
     source: tuple[Mapping[str, str], ...] = ()
@@ -71,6 +75,12 @@ class DatasetInfo:
     """Version and arguments of the program that wrote it."""
     dropped: tuple[Mapping[str, str], ...] = ()
     """Samples of the source that were left out: {"id", "reason"}."""
+
+    def __post_init__(self) -> None:
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes holds a name twice")
+        if any((shard.cls_sha256 is None) != (self.classes is None) for shard in self.shards):
+            raise ValueError("classes and cls_sha256 of the shards are both there, or none is")
 
     def save(self, folder: Path) -> None:
         """Write dataset.json."""

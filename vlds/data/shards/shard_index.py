@@ -3,7 +3,8 @@
 For a shard of n samples `NAME.tar.idx` holds little-endian u64[n+1], the offset of each sample's
 first header and the end of the last one's data (the layout of Megatron-Energon); `NAME.tar.cnt`
 holds u32[n, 2], annotations and pictures of each sample; `NAME.tar.crc` holds u32[n], the crc32 of
-each sample's bytes, from one offset to the next.
+each sample's bytes, from one offset to the next. Pictures of classes also have `NAME.tar.cls`
+(class_numbers.py).
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from vlds.data.errors import ShardError
+from vlds.data.shards.class_numbers import CLS_TYPE, tar_classes
 from vlds.data.shards.info import DATASET_FILE, REBUILD, ShardInfo
-from vlds.data.shards.sample import FEATURES, UnfitId, check_ids, is_picture
+from vlds.data.shards.sample import FEATURES, UNUSABLE, UnfitId, check_ids, is_picture
 from vlds.data.shards.tar import Member, Reader, members, split_name
 from vlds.runtime.json_file import parse_member
 from vlds.runtime.regular_file import check_file, open_file, read_file
@@ -55,25 +57,38 @@ class ShardIndex:
     """u32[n]: pictures, or stored features."""
     checksums: np.ndarray
     """u32[n]."""
+    classes: np.ndarray | None = None
+    """u32[n]: number of each sample's class, or NO_CLASS; None if the data set has no classes."""
 
     @classmethod
     def of(
-        cls, offsets: Sequence[int], counts: Sequence[Counts], checksums: Sequence[int]
+        cls,
+        offsets: Sequence[int],
+        counts: Sequence[Counts],
+        checksums: Sequence[int],
+        classes: Sequence[int] | None = None,
     ) -> ShardIndex:
         """The index of samples that were just read or written."""
         table = np.array(counts, CNT_TYPE).reshape(len(counts), 2)
         return cls(
-            np.array(offsets, IDX_TYPE), table[:, 0], table[:, 1], np.array(checksums, CRC_TYPE)
+            np.array(offsets, IDX_TYPE),
+            table[:, 0],
+            table[:, 1],
+            np.array(checksums, CRC_TYPE),
+            None if classes is None else np.array(classes, CLS_TYPE),
         )
 
     def files(self) -> dict[str, bytes]:
         """Suffix of each file beside the shard -> its content."""
         counts = np.stack([self.counts, self.pictures], axis=1)
-        return {
+        files = {
             ".idx": self.offsets.astype(IDX_TYPE).tobytes(),
             ".cnt": counts.astype(CNT_TYPE).tobytes(),
             ".crc": self.checksums.astype(CRC_TYPE).tobytes(),
         }
+        if self.classes is not None:
+            files[".cls"] = self.classes.astype(CLS_TYPE).tobytes()
+        return files
 
     @classmethod
     def parse(cls, files: Mapping[str, bytes], shard: ShardInfo, path: str) -> ShardIndex:
@@ -82,8 +97,9 @@ class ShardIndex:
         Errors: ShardError for an index that does not fit the shard as dataset.json describes it.
         """
         n = shard.samples
-        for suffix, size in index_sizes(n).items():
-            if len(files[suffix]) != size:
+        sizes = index_sizes(n)
+        for suffix in shard.index_hashes:
+            if len(files[suffix]) != (size := sizes[suffix]):
                 raise ShardError(
                     f"{path}{suffix} has {len(files[suffix])} bytes, {n} samples take {size}; "
                     f"{REBUILD}"
@@ -101,10 +117,18 @@ class ShardIndex:
                 f"{path}.cnt counts {total} annotations, {DATASET_FILE} says "
                 f"{shard.annotations}; {REBUILD}"
             )
-        return cls(offsets, counts[:, 0], counts[:, 1], np.frombuffer(files[".crc"], CRC_TYPE))
+        checksums = np.frombuffer(files[".crc"], CRC_TYPE)
+        classes = np.frombuffer(files[".cls"], CLS_TYPE) if shard.cls_sha256 else None
+        return cls(offsets, counts[:, 0], counts[:, 1], checksums, classes)
 
 
-def load_index(folder: Path, shard: ShardInfo, *, foreign: bool = False) -> ShardIndex:
+def load_index(
+    folder: Path,
+    shard: ShardInfo,
+    *,
+    foreign: bool = False,
+    classes: Sequence[str] | None = None,
+) -> ShardIndex:
     """The index of a shard, from the files beside it or, if one is missing, from the shard itself.
 
     Errors: ShardError if the shard or its index is not as dataset.json describes it.
@@ -125,7 +149,7 @@ def load_index(folder: Path, shard: ShardInfo, *, foreign: bool = False) -> Shar
         files = {suffix: read_file(path) for suffix, path in paths.items()}
         cure = f"remove it, so that it is rebuilt from the shard, or {REBUILD}"
     else:
-        files = build_index(tar, foreign=foreign).files()
+        files = build_index(tar, foreign=foreign, classes=classes).files()
         cure = f"it was rebuilt from the shard, so the shard is another one too: {AGAIN}"
     for suffix, expected in shard.index_hashes.items():
         if sha256(files[suffix]).hexdigest() != expected:
@@ -142,6 +166,7 @@ def index_sizes(samples: int) -> dict[str, int]:
         ".idx": (samples + 1) * IDX_TYPE.itemsize,
         ".cnt": 2 * samples * CNT_TYPE.itemsize,
         ".crc": samples * CRC_TYPE.itemsize,
+        ".cls": samples * CLS_TYPE.itemsize,
     }
 
 
@@ -150,11 +175,13 @@ def beside(tar: Path, suffix: str) -> Path:
     return tar.with_name(tar.name + suffix)
 
 
-def build_index(tar: Path, *, foreign: bool = False) -> ShardIndex:
+def build_index(
+    tar: Path, *, foreign: bool = False, classes: Sequence[str] | None = None
+) -> ShardIndex:
     """Make the index of a shard from its headers and its samples' json; `foreign` samples have one
-    annotation each.
+    annotation each, and those of a data set with `classes` have one of them.
 
-    Errors: ShardError for damage, and for samples without json or with unfit ids.
+    Errors: ShardError for damage, and for samples without json, with unfit ids or other classes.
     """
     sample: list[Member] = []
     begins: list[int] = []
@@ -188,7 +215,11 @@ def build_index(tar: Path, *, foreign: bool = False) -> ShardIndex:
                 f"shard {tar}, sample {len(counts)}: {reason}; copy or prepare it again"
             ) from None
     offsets = [*begins, end]
-    return ShardIndex.of(offsets, counts, tar_checksums(tar, offsets))
+    try:
+        numbers = None if classes is None else tar_classes(tar, offsets, classes)
+    except UNUSABLE as error:
+        raise ShardError(f"shard {tar}: {error}; prepare it again") from None
+    return ShardIndex.of(offsets, counts, tar_checksums(tar, offsets), numbers)
 
 
 def _counts(sample: Sequence[Member], read: Reader, foreign: bool) -> Counts:

@@ -16,7 +16,8 @@ from zlib_ng.zlib_ng import crc32
 
 from vlds.data.errors import ChangedSample, FetchError, ShardError
 from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.info import REBUILD, DatasetInfo, ShardInfo
+from vlds.data.shards.class_numbers import KIND, NO_CLASS
+from vlds.data.shards.info import DATASET_FILE, REBUILD, DatasetInfo, ShardInfo
 from vlds.data.shards.remote import RemoteFiles, is_url
 from vlds.data.shards.sample import UNUSABLE, parse_sample
 from vlds.data.shards.shard_index import Counts, ShardIndex, load_index
@@ -43,8 +44,8 @@ class LocalFiles:
     def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
         """dataset.json, and the index of every shard."""
         info = DatasetInfo.load(self.folder)
-        foreign = info.fields is not None
-        return info, [load_index(self.folder, shard, foreign=foreign) for shard in info.shards]
+        options: Any = {"foreign": info.fields is not None, "classes": info.classes}
+        return info, [load_index(self.folder, shard, **options) for shard in info.shards]
 
     def location(self, shard: ShardInfo) -> str:
         """Where a shard is, for messages."""
@@ -146,6 +147,7 @@ class Dataset:
         """Annotations of each sample, shard by shard."""
         self.pictures = [index.pictures for index in indexes]
         """Pictures, or else stored features, of each sample, shard by shard."""
+        self._classes = [index.classes for index in indexes]
         self._offsets = [index.offsets.astype(np.int64) for index in indexes]
         self._checksums = [index.checksums for index in indexes]
         self._first_sample = [0, *accumulate(len(counts) for counts in self.counts)]
@@ -159,6 +161,27 @@ class Dataset:
         """Changes with the bytes of any shard."""
         text = "".join(shard.sha256 + shard.cnt_sha256 for shard in self.info.shards)
         return sha256(text.encode()).hexdigest()[:16]
+
+    def class_numbers(self) -> np.ndarray:
+        """(n,) int64: the place of each sample's class in `info.classes`, or NO_CLASS for one
+        without a label; no sample is read.
+
+        Errors: ValueError if the data set has no classes; ShardError if a number is too large.
+        """
+        classes = self.info.classes
+        if classes is None:
+            raise ValueError(
+                f"data set {self.folder}: it has kind {self.kind} and no classes; name one of kind "
+                f"{KIND}, which `python -m data_prep imagefolder` writes"
+            )
+        parts = [part for part in self._classes if part is not None]
+        numbers = np.concatenate([*parts, np.empty(0)]).astype(np.int64)
+        if (odd := (numbers >= len(classes)) & (numbers != NO_CLASS)).any():
+            raise ShardError(
+                f"data set {self.folder}: class {numbers[odd][0]} in the index of a shard, but "
+                f"{DATASET_FILE} lists {len(classes):,}; {REBUILD}"
+            )
+        return numbers
 
     def shard_of(self, sample: int) -> str:
         """File name of the shard that holds a sample."""

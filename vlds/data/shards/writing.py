@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import Any
 
 from webdataset import TarWriter
 
+from vlds.data.errors import ShardError
+from vlds.data.shards.class_numbers import KIND, class_number, numbered, tar_labels
 from vlds.data.shards.info import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo
-from vlds.data.shards.sample import FEATURES
+from vlds.data.shards.sample import FEATURES, UNUSABLE
 from vlds.data.shards.shard_index import (
     Counts,
     ShardIndex,
@@ -37,8 +39,10 @@ class OpenShard:
     Plain ustar, no times, no owners: the same samples give the same bytes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
+        """`classes`: of a data set whose samples have one each."""
         self.path = path
+        self.numbers = None if classes is None else numbered(classes)
         self._whole = whole_file(path)
         self.partial = self._whole.__enter__()
         self.file = open(self.partial, "wb")  # noqa: SIM115 (close or discard does)
@@ -46,6 +50,7 @@ class OpenShard:
         self.tar = TarWriter(self.file, user="", group="", encoder=False, mtime=0)
         self.offsets = [0]
         self.counts: list[Counts] = []
+        self.classes: list[int] = []
 
     def __enter__(self) -> OpenShard:
         return self
@@ -63,11 +68,13 @@ class OpenShard:
     def add(self, key: str, content: Mapping[str, bytes]) -> None:
         """Append one sample.
 
-        Errors: ValueError for unfit ids; CannotWrite.
+        Errors: ValueError for unfit ids or an unknown class; CannotWrite.
         """
         features = sum(name.endswith(FEATURES) for name in content)
         try:
             counts = counts_of(content["json"], features)
+            if self.numbers is not None:
+                self.classes.append(class_number(content["json"], self.numbers))
         except ValueError as error:
             raise ValueError(f"{self.path}, sample {key}: {error}; correct the source") from None
         with writable(self.path, self.partial):
@@ -89,7 +96,8 @@ class OpenShard:
             raise
         self._whole.__exit__(None, None, None)
         checksums = tar_checksums(self.path, self.offsets)
-        index = ShardIndex.of(self.offsets, self.counts, checksums)
+        classes = None if self.numbers is None else self.classes
+        index = ShardIndex.of(self.offsets, self.counts, checksums, classes)
         return describe_shard(self.path, index)
 
     def discard(self) -> None:
@@ -126,7 +134,8 @@ def index_folder(
 ) -> DatasetInfo:
     """Make a data set of the tars in a folder, whoever wrote them; the tars stay as they are.
     `fields` map members of foreign samples to an annotation. Other records of an old dataset.json
-    (its source, what was dropped, ...) are kept.
+    (its classes, its source, what was dropped, ...) are kept; without it, classes are sorted by
+    name.
 
     Errors: ValueError if there is no tar, or a data set of another name, kind or split; ShardError
     for a damaged tar. Then nothing is written.
@@ -139,7 +148,9 @@ def index_folder(
     if fields is not None:
         about["fields"] = dict(fields)
     foreign = about.get("fields") is not None
-    indexes = [build_index(tar, foreign=foreign) for tar in tars]
+    if kind == KIND:
+        about["classes"] = about.get("classes") or all_labels(tars)
+    indexes = [build_index(tar, foreign=foreign, classes=about.get("classes")) for tar in tars]
     shards = [describe_shard(tar, index) for tar, index in zip(tars, indexes, strict=True)]
     about |= {
         "schema": SCHEMA,
@@ -150,6 +161,20 @@ def index_folder(
     info = DatasetInfo.parse(json.dumps(about).encode(), str(folder / DATASET_FILE))
     info.save(folder)
     return info
+
+
+def all_labels(tars: Sequence[Path]) -> list[str]:
+    """The classes in some shards, sorted by name.
+
+    Errors: ShardError for samples without labels.
+    """
+    labels = set[str]()
+    for tar in tars:
+        try:
+            labels |= tar_labels(tar, build_index(tar).offsets.tolist())
+        except UNUSABLE as error:
+            raise ShardError(f"shard {tar}: {error}; correct its samples") from None
+    return sorted(labels)
 
 
 def _old_record(folder: Path, identity: Mapping[str, str]) -> dict[str, Any]:

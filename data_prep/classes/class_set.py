@@ -1,0 +1,153 @@
+"""Pictures with their classes -> one data set for each split, all with the same list of classes.
+
+A class is known by its key, by which classes are sorted: the name of its folder, the text in a
+table, or a number. A file may give the classes other names, which are then the labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from data_prep.classes.shares import TRAIN
+from data_prep.json_rows import clean, read_object, shown
+from data_prep.packing.journal import Dropped
+from data_prep.packing.source import SourceSample, SourceSet
+from vlds.data.shards.class_numbers import KIND
+from vlds.data.shards.sample import UNFIT
+from vlds.runtime.terminal import tell
+from vlds.schema import LONGEST_TEXT
+
+SHOWN = 5
+"""Classes that a message names."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture and what it shows."""
+
+    split: str
+    key: str
+    """Of its class."""
+    sample: SourceSample
+    """Without its annotation."""
+
+
+@dataclass(frozen=True)
+class ClassSource:
+    """What a reader found: pictures, and where they come from."""
+
+    pictures: Sequence[Shown]
+    files: tuple[Path, ...] = ()
+    """Lists, tables or batches; empty if folders alone are the source."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Key -> name of its class, where they differ."""
+    apart: bool = True
+    """The source names splits: each is written to its own folder."""
+    dropped: Sequence[tuple[str, Dropped]] = ()
+    """Rows that cannot be used, with their split."""
+
+
+def class_sets(source: ClassSource, name: str, names: Path | None) -> list[SourceSet]:
+    """The data set of each split; `names` is a file that renames classes.
+
+    Errors: ValueError that names the class, what is wrong with it, and the cure.
+    """
+    keys = sorted({picture.key for picture in source.pictures})
+    given = {key: source.labels.get(key, key) for key in keys}
+    labels = given if names is None else _renamed(given, names)
+    _check_labels(given, labels)
+    _check_splits(source.pictures, given)
+    files = source.files if names is None else (*source.files, names)
+    classes = tuple(labels.values())
+    by_split: dict[str, list[SourceSample]] = defaultdict(list)
+    for picture in source.pictures:
+        sample = picture.sample
+        annotations = [{"id": sample.id, "label": labels[picture.key]}]
+        by_split[picture.split].append(replace(sample, annotations=annotations))
+    return [
+        SourceSet(
+            name, KIND, split, files, samples,
+            dropped=tuple(drop for of_split, drop in source.dropped if of_split == split),
+            classes=classes,
+            listing="" if source.files else _listing(samples),
+        )
+        for split, samples in sorted(by_split.items())
+    ]  # fmt: skip
+
+
+def _renamed(given: Mapping[str, str], path: Path) -> dict[str, str]:
+    """Key -> the name that a JSON file {class: name} gives it."""
+    content = read_object(path)
+    if missing := [name for name in given.values() if name not in content]:
+        raise ValueError(
+            f"--class-names {path}: no name for {listed(missing)}; add CLASS: NAME for each"
+        )
+    if unused := set(content.fields).difference(given.values()):
+        tell(f"{path} names classes that are not here: {listed(sorted(unused))}")
+    return {key: clean(content.text(name)) for key, name in given.items()}
+
+
+def _check_labels(given: Mapping[str, str], labels: Mapping[str, str]) -> None:
+    """Refuse fewer than two classes, names that no file or model can hold, and names that a person
+    or a tokenizer may take for each other."""
+    if len(labels) < 2:
+        raise ValueError(
+            f"one class: {listed(given.values())}; there must be two or more. In folders, each "
+            "folder directly inside --images is a class (or a split: train, val, test)"
+        )
+    for key, label in labels.items():
+        if not label.strip() or UNFIT.search(label) or len(label) > LONGEST_TEXT:
+            raise ValueError(
+                f"class {shown(given[key])}: its name {shown(label)} is empty, too long, or has a "
+                "line break or control character; rename it with --class-names"
+            )
+    alike: dict[str, list[str]] = defaultdict(list)
+    for key, label in labels.items():
+        alike[unicodedata.normalize("NFKC", clean(label)).casefold()].append(key)
+    for group in (keys for keys in alike.values() if len(keys) > 1):
+        shown_keys = " and ".join(repr(given[key]) for key in group)
+        same = len({labels[key] for key in group}) == 1
+        fault = f"get the same name {labels[group[0]]!r}" if same else "differ in case or form only"
+        raise ValueError(
+            f"classes {shown_keys} {fault}; if they are one class, put their pictures together, "
+            "else rename one (--class-names)"
+        )
+
+
+def _check_splits(pictures: Iterable[Shown], given: Mapping[str, str]) -> None:
+    """A class that no training picture shows cannot be learned; one without a picture in another
+    split cannot be scored there, and is told."""
+    keys: dict[str, set[str]] = defaultdict(set)
+    for picture in pictures:
+        keys[picture.split].add(picture.key)
+    known = set[str]().union(*keys.values())
+    missing = {split: sorted(known - there) for split, there in sorted(keys.items())}
+    if unlearned := missing.get(TRAIN):
+        others = [split for split, there in keys.items() if unlearned[0] in there]
+        more = f" (and {len(unlearned) - 1:,} more)" if len(unlearned) > 1 else ""
+        raise ValueError(
+            f"class {given[unlearned[0]]!r}{more} is in {' and '.join(others)}, but not in "
+            f"{TRAIN}; add pictures there, correct its name, or remove it"
+        )
+    for split, absent in missing.items():
+        if absent:
+            names = listed(given[key] for key in absent)
+            tell(f"{split}: no picture of {len(absent):,} of {len(known):,} classes: {names}")
+
+
+def _listing(samples: Iterable[SourceSample]) -> str:
+    """sha256 of the pictures' names, sorted, one a line."""
+    names = sorted(sample.id for sample in samples)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    every = list(names)
+    more = f", and {len(every) - SHOWN:,} more" if len(every) > SHOWN else ""
+    return f"{', '.join(map(repr, every[:SHOWN]))}{more}"

@@ -1,0 +1,122 @@
+"""The class of each sample is in the index: no picture is read to find it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_prep.cli import main
+from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.toys.class_folders import CLASSES, change_info, write_classes
+from tests.toys.pictures import jpeg
+from vlds.data.errors import ShardError
+from vlds.data.shards.class_numbers import NO_CLASS
+from vlds.data.shards.info import DatasetInfo
+from vlds.data.shards.store import open_dataset
+
+
+def test_the_index_knows_each_class(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "toy")
+    assert open_dataset(folder).class_numbers().tolist() == [1, 2, 0, 1, 2]
+    cls = np.frombuffer((folder / "toy-train-00001.tar.cls").read_bytes(), "<u4")
+    assert cls.tolist() == [1, 2]
+
+
+def test_without_a_label(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "toy", [None, "cat"])
+    assert open_dataset(folder).class_numbers().tolist() == [NO_CLASS, 2]
+
+
+def test_a_lost_file_is_made_again_and_a_changed_one_refused(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "toy")
+    file = folder / "toy-train-00000.tar.cls"
+    content = file.read_bytes()
+    file.unlink()
+    assert open_dataset(folder).class_numbers().tolist() == [1, 2, 0, 1, 2]
+    file.write_bytes(content[::-1])
+    with pytest.raises(ShardError, match=r"tar\.cls is not the one that dataset\.json describes"):
+        open_dataset(folder)
+
+
+def test_indexing_again_keeps_the_order_of_the_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_classes(tmp_path / "toy")
+    given = ["index", str(folder), "--name", "toy", "--kind", "image_class", "--split", "train"]
+    before = DatasetInfo.load(folder)
+    assert main(given) == 0
+    assert DatasetInfo.load(folder) == before
+    (folder / "dataset.json").unlink()
+    assert main(given) == 0
+    assert DatasetInfo.load(folder).classes == ("ant", "cat", "zebra")
+    assert open_dataset(folder).class_numbers().tolist() == [0, 1, 2, 0, 1]
+
+
+def test_other_kinds_have_no_classes(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "toy", classes=None)
+    assert not list(folder.glob("*.cls"))
+    with pytest.raises(ValueError, match="no classes; name one of kind image_class"):
+        open_dataset(folder).class_numbers()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["ant", "dog"], "'dog' is not one of the 3 classes"),
+        (["ant", 5], "its label is 5, text expected"),
+    ],
+)
+def test_labels_that_are_no_class_are_not_written(
+    labels: Sequence[Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        write_classes(tmp_path / "toy", labels)
+    assert not (tmp_path / "toy/dataset.json").exists()
+
+
+def test_a_picture_has_one_class(tmp_path: Path) -> None:
+    two = [{"id": "a", "label": "ant"}, {"id": "b", "label": "cat"}]
+    record = SampleRecord(id="x", members=[("jpg", jpeg())], json={"annotations": two})
+    with pytest.raises(ValueError, match="it has 2 annotations; a picture of a class has one"):
+        write_dataset(
+            tmp_path / "toy", name="toy", kind="image_class", split="train", records=[record],
+            classes=CLASSES,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"classes": ["a", "a", "b"]}, "classes holds a name twice"),
+        ({"classes": None}, "classes and cls_sha256 of the shards are both there, or none is"),
+        ({"classes": "ant"}, "classes is 'ant'"),
+        ({"classes": [1]}, "classes"),
+    ],
+)
+def test_dataset_json_is_checked(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "toy")
+    change_info(folder, **fields)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        open_dataset(folder)
+
+
+def test_a_shorter_list_is_noticed(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "toy")
+    change_info(folder, classes=["zebra", "ant"])
+    with pytest.raises(ShardError, match=r"class 2 in the index of a shard, .* lists 2"):
+        open_dataset(folder).class_numbers()
+
+
+def test_stats_and_preview(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_classes(tmp_path / "toy")
+    capsys.readouterr()
+    assert main(["stats", str(folder)]) == 0
+    assert "classes               3   1 to 2 samples each" in capsys.readouterr().out
+    assert main(["preview", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.strip() for line in lines].count("zebra") == 1

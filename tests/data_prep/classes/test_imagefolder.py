@@ -1,0 +1,334 @@
+"""Folders of classes, flat or below folders of splits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data_prep.packing.journal import Journal
+from tests.toys.class_folders import classes, folders, labels, pack_folders, photo
+from tests.toys.files import write
+from tests.toys.pictures import png, rotated_jpeg
+from tests.toys.shards import Check, packed
+from vlds.data.shards.info import DatasetInfo
+from vlds.runtime.process_end import Interrupted
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """EuroSAT's layout: three flat folders of ten pictures."""
+    return folders(tmp_path / "EuroSAT", {"River": 10, "AnnualCrop": 10, "Forest": 10})
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err
+
+
+def test_flat_folders(root: Path, tmp_path: Path, check: Check) -> None:
+    write(root / "Forest/deep/er/x.PNG", png())
+    write(root / "Forest/turned.jpeg", rotated_jpeg())
+    assert pack_folders(root, tmp_path / "out") == 0
+    info = DatasetInfo.load(tmp_path / "out")
+    assert (info.name, info.kind, info.split, info.samples) == (
+        "EuroSAT", "image_class", "train", 32,
+    )  # fmt: skip
+    assert info.classes == ("AnnualCrop", "Forest", "River")
+    packed_labels = labels(tmp_path / "out")
+    assert packed_labels["River/3.jpg"] == "River"
+    assert packed_labels["Forest/deep/er/x.PNG"] == "Forest"
+    samples = packed(tmp_path / "out")
+    assert bytes(samples["River/3.jpg"].images[0]) == (root / "River/3.jpg").read_bytes()
+    assert samples["Forest/turned.jpeg"].extra["size"] == [[24, 40]]
+    assert check(tmp_path / "out") == (0, {})
+
+
+def test_folders_of_splits(tmp_path: Path, check: Check) -> None:
+    """The same file name in two splits is two pictures."""
+    for start, split in ((0, "train"), (5000, "valid"), (9000, "Test")):
+        folders(tmp_path / "pets" / split, {"cat": 4, "big dog": 2}, start)
+    assert pack_folders(tmp_path / "pets", tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["test", "train", "val"]
+    assert {classes(tmp_path / "out" / split) for split in ("train", "val", "test")} == {
+        ("big dog", "cat")
+    }
+    assert labels(tmp_path / "out/val")["valid/cat/1.jpg"] == "cat"
+    assert len(labels(tmp_path / "out/test")) == 6
+    assert check(tmp_path / "out") == (0, {})
+
+
+def test_shares_of_each_class(root: Path, tmp_path: Path) -> None:
+    sizes = ("--split-sizes", "val=0.2", "test=0.3")
+    assert pack_folders(root, tmp_path / "out", *sizes) == 0
+    parts = {split: labels(tmp_path / "out" / split) for split in ("train", "val", "test")}
+    for split, count in (("train", 5), ("val", 2), ("test", 3)):
+        assert set(Counter(parts[split].values()).values()) == {count}, split
+    assert len(set().union(*parts.values())) == 30
+    assert pack_folders(root, tmp_path / "again", *sizes) == 0
+    assert labels(tmp_path / "again/test") == parts["test"]
+    assert pack_folders(root, tmp_path / "other", *sizes, "--seed", "1") == 0
+    assert labels(tmp_path / "other/test") != parts["test"]
+
+
+def test_shares_of_the_training_split(tmp_path: Path) -> None:
+    folders(tmp_path / "in/train", {"a": 6, "b": 6})
+    folders(tmp_path / "in/test", {"a": 1, "b": 1}, 7000)
+    assert pack_folders(tmp_path / "in", tmp_path / "out", "--split-sizes", "val=0.5") == 0
+    counts = {split: len(labels(tmp_path / "out" / split)) for split in ("train", "val", "test")}
+    assert counts == {"train": 6, "val": 6, "test": 2}
+
+
+def test_copies_stay_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folders(tmp_path / "in", {"a": 12, "b": 12})
+    for name in ("a/0.jpg", "a/5.jpg", "a/11.jpg"):
+        write(root / name, photo(77))
+    for seed in range(5):
+        out = tmp_path / f"out{seed}"
+        assert pack_folders(root, out, "--split-sizes", "test=0.5", "--seed", str(seed)) == 0
+        inside = labels(out / "test").keys() & {"a/0.jpg", "a/5.jpg", "a/11.jpg"}
+        assert len(inside) in (0, 3)
+    assert "2 pictures have the bytes of another one" in capsys.readouterr().out
+
+
+def test_other_files_are_counted(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("Forest/notes.txt", "Forest/more.txt", "Forest/Thumbs.db", ".DS_Store", "x.jpg",
+                 "River/.ipynb_checkpoints/y.jpg", "README"):  # fmt: skip
+        write(root / name, b"x")
+    assert pack_folders(root, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("left out: hidden (2), with the extension .txt (2), ")
+    for part in ("with the extension .db (1)", "without an extension (1)",
+                 "pictures beside the folders of classes (1)"):  # fmt: skip
+        assert part in said
+    assert len(labels(tmp_path / "out")) == 30
+
+
+def test_unreadable_pictures_are_dropped_and_listed(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = (root / "River/0.jpg").read_bytes()[:200]
+    write(root / "River/0.jpg", cut)
+    write(root / "River/1.jpg", b"")
+    write(root / "Forest/phone.heic", b"\0\0\0\x18ftypheic\0\0\0\0")
+    assert pack_folders(root, tmp_path / "out") == 0
+    dropped = {d["id"]: d["reason"] for d in DatasetInfo.load(tmp_path / "out").dropped}
+    assert dropped.keys() == {"River/0.jpg", "River/1.jpg", "Forest/phone.heic"}
+    assert dropped["River/1.jpg"] == "picture: empty file"
+    assert "31 in = 28 written + 3 dropped" in capsys.readouterr().out
+
+
+def test_other_names(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their order stays that of the folders."""
+    names = {"River": "a river", "AnnualCrop": "some  crop", "Forest": "trees", "Sea": "sea"}
+    file = write(tmp_path / "names.json", names)
+    assert pack_folders(root, tmp_path / "out", "--class-names", str(file)) == 0
+    assert classes(tmp_path / "out") == ("some crop", "trees", "a river")
+    assert labels(tmp_path / "out")["River/3.jpg"] == "a river"
+    assert "names classes that are not here: 'Sea'" in capsys.readouterr().out
+    assert {"file": "names.json"}.items() <= dict(
+        DatasetInfo.load(tmp_path / "out").source[0]
+    ).items()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"River": "x"}, "no name for 'AnnualCrop', 'Forest'; add"),
+        ({"River": "x", "AnnualCrop": "x", "Forest": "y"},
+         "classes 'AnnualCrop' and 'River' get the same name 'x'; if they are one class"),
+        ({"River": "x", "AnnualCrop": " ", "Forest": "y"}, 'class "AnnualCrop": its name "" is'),
+        ({"River": 3, "AnnualCrop": "x", "Forest": "y"}, "'River' is 3; expected text"),
+        ([], "expected an object {...}, found []"),
+    ],
+)  # fmt: skip
+def test_names_that_do_not_fit(
+    names: object, message: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "names.json", names)
+    assert pack_folders(root, tmp_path / "out", "--class-names", str(file)) == 2
+    assert message in told(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+WRONG: dict[str, tuple[tuple[str, ...], str]] = {
+    "nothing": ((), "in: no folders in it; give the folder that holds one folder for each class"),
+    "loose": (("x.jpg",), "in: no folders in it, only pictures; give"),
+    "one class": (("a/x.jpg",), "one class: 'a'; there must be two or more"),
+    "one folder": (("2750/a/x.jpg", "2750/b/y.jpg"), "the only folder in it is '2750'"),
+    "empty class": (("a/x.jpg", "b/notes.txt"), "in/b: no picture in it; every folder in"),
+    "case": (("Cat/x.jpg", "cat/y.jpg"), "classes 'Cat' and 'cat' differ in case or form only"),
+    "accents": (("caf\u00e9/x.jpg", "cafe\u0301/y.jpg"), "differ in case or form only"),
+    "case in splits": (("train/a/x.jpg", "train/b/x.jpg", "test/A/x.jpg", "test/b/x.jpg"),
+                       "classes 'A' and 'a' differ in case or form only"),
+    "new in test": (("train/a/x.jpg", "train/b/x.jpg", "test/a/x.jpg", "test/c/x.jpg"),
+                    "class 'c' is in test, but not in train; add pictures there"),
+    "mixed": (("train/a/x.jpg", "bus/x.jpg"),
+              "'train' may be splits or classes, beside 'bus'; give --layout splits"),
+    "twice": (("train/a/x.jpg", "Training/b/x.jpg"), "are both the split 'train'; keep one"),
+    "no classes": (("train/x.jpg", "test/a/x.jpg"), "no folders of classes in it; "),
+    "line break": (("a/x.jpg", "b/y\n.jpg"), "b/y\\n.jpg': its name is not UTF-8, or has a line"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_folders_that_do_not_fit(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, message = WRONG[case]
+    (tmp_path / "in").mkdir()
+    for number, name in enumerate(names):
+        write(tmp_path / "in" / name, photo(number))
+    assert pack_folders(tmp_path / "in", tmp_path / "out") == 2
+    assert message in told(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_not_utf8(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkdir(os.fsencode(root) + b"/caf\xe9")
+    for number in range(2):
+        os.link(root / "River/0.jpg", os.fsencode(root) + b"/caf\xe9/%d.jpg" % number)
+    assert pack_folders(root, tmp_path / "out") == 2
+    assert r"caf\xe9/0.jpg': its name is not UTF-8" in (said := told(capsys))
+    assert "(and 1 more such file); rename it, or its folder" in said
+
+
+def test_layouts_may_be_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders(tmp_path / "in", {"train": 2, "bus": 2})
+    assert pack_folders(tmp_path / "in", tmp_path / "out", "--layout", "classes") == 0
+    assert classes(tmp_path / "out") == ("bus", "train")
+    folders(tmp_path / "in/train", {"a": 2, "b": 2})
+    assert pack_folders(tmp_path / "in", tmp_path / "more", "--layout", "splits") == 0
+    assert classes(tmp_path / "more/train") == ("a", "b")
+    said = capsys.readouterr().out
+    assert "pictures beside the folders of classes (2)" in said
+    assert "folders beside those of the splits (1)" in said
+    assert pack_folders(tmp_path / "in/train", tmp_path / "x", "--layout", "splits") == 2
+    assert "--layout splits: " in told(capsys)
+
+
+def test_links(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "Forest/inside.jpg").symlink_to(root / "Forest/0.jpg")
+    folders(tmp_path / "elsewhere", {"Sea": 2}, 9000)
+    assert pack_folders(root, tmp_path / "out") == 0
+    assert "Forest/inside.jpg" in labels(tmp_path / "out")
+    (root / "Sea").symlink_to(tmp_path / "elsewhere/Sea")
+    assert pack_folders(root, tmp_path / "sea") == 2
+    assert "Sea/0.jpg is a link to a file outside" in (said := told(capsys))
+    assert "(and 1 more such file). Copy it into the folder, or give --images-anywhere" in said
+    assert pack_folders(root, tmp_path / "sea", "--images-anywhere") == 0
+    assert classes(tmp_path / "sea") == ("AnnualCrop", "Forest", "River", "Sea")
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "message"),
+    [
+        ("River/gone.jpg", "nowhere", "gone.jpg is a link that leads nowhere; restore or remove"),
+        ("River/loop", "..", "loop is a link to a folder that contains it; remove the link"),
+    ],
+)
+def test_bad_links(
+    link: str, target: str, message: str, root: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (root / link).symlink_to(target)
+    assert pack_folders(root, tmp_path / "out") == 2
+    assert message in told(capsys)
+    os.remove(root / link)
+    os.mkfifo(root / "River/pipe.jpg")
+    assert pack_folders(root, tmp_path / "out") == 2
+    assert "pipe.jpg is not a file; restore or remove it" in told(capsys)
+
+
+def test_a_class_without_test_pictures_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders(tmp_path / "in/train", {"a": 2, "b": 2})
+    folders(tmp_path / "in/test", {"a": 2}, 5000)
+    assert pack_folders(tmp_path / "in", tmp_path / "out") == 0
+    assert "test: no picture of 1 of 2 classes: 'b'" in capsys.readouterr().out
+    assert classes(tmp_path / "out/test") == ("a", "b")
+
+
+def test_a_picture_in_two_splits_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        folders(tmp_path / "in" / split, {"a": 1, "b": 1}, 0 if split == "train" else 5000)
+    write(tmp_path / "in/test/b/copy.jpg", photo(0))
+    assert pack_folders(tmp_path / "in", tmp_path / "out") == 0
+    said = capsys.readouterr()
+    assert (
+        "1 picture is in more than one split: test/b/copy.jpg (test) and train/a/0.jpg" in said.err
+    )
+    assert "Keep each picture in one split" in said.err
+    assert "test/b/copy.jpg = train/a/0.jpg" in said.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--split-sizes", "test=0.99"),
+            "leaves train no picture of class 'AnnualCrop', which has 10",
+        ),
+        (("--split-sizes", "test=0.5", "val=0.5"), "the shares add up to 1; leave some"),
+        (("--split-sizes", "train=0.5"), "--split-sizes train: the pictures have the splits train"),
+        (("--split-sizes", "test=20"), "got 'test=20'; give SPLIT=SHARE with a share between 0"),
+        (("--split-sizes", "test=0.2", "--split", "val"), "have the splits val; parts of train"),
+        (("--features", "."), "--features: 3 pictures are called '0', in several folders"),
+        (("--split", "a b"), "split 'a b': it becomes part of file names"),
+    ],
+)
+def test_options_that_do_not_fit(
+    options: tuple[str, ...], message: str, root: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert pack_folders(root, tmp_path / "out", *options) == 2
+    assert message in told(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_thousands_of_classes(tmp_path: Path) -> None:
+    for number in range(2500):
+        write(tmp_path / "in" / f"n{number:05d}" / "x.jpg", photo(number % 7))
+    assert pack_folders(tmp_path / "in", tmp_path / "out", "--workers", "2") == 0
+    assert len(classes(tmp_path / "out")) == 2500
+    assert labels(tmp_path / "out")["n01234/x.jpg"] == "n01234"
+
+
+def test_resume_and_workers_give_the_same_shards(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(self: Journal, entry: object) -> None:
+        add(self, entry)  # type: ignore[arg-type]
+        raise Interrupted(signal.SIGINT)
+
+    add = Journal.add
+    more = ("--shard-samples", "7")
+    assert pack_folders(root, tmp_path / "whole", *more, "--workers", "2") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", interrupt)
+        assert pack_folders(root, tmp_path / "parts", *more) == 130
+    new = write(root / "River/new.jpg", photo(5))
+    assert pack_folders(root, tmp_path / "parts", *more, "--resume") == 2
+    assert "belongs to a preparation with other files or options" in told(capsys)
+    new.unlink()
+    assert pack_folders(root, tmp_path / "parts", *more, "--resume") == 0
+    for path in (tmp_path / "whole").glob("*.tar*"):
+        assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes()
+    assert len(list((tmp_path / "whole").glob("*.cls"))) == 5
+
+
+def test_what_is_on_record(root: Path, tmp_path: Path) -> None:
+    assert pack_folders(root, tmp_path / "out", "--name", "eurosat") == 0
+    content = json.loads((tmp_path / "out/dataset.json").read_text("utf-8"))
+    assert [source["file"] for source in content["source"]] == ["names of the pictures"]
+    assert content["tool"]["arguments"]["images"] == str(root)

@@ -1,0 +1,124 @@
+"""Lists of pictures: DTD's text files and CoOp's JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.toys.class_folders import classes, folders, labels, pack_folders, photo
+from tests.toys.files import write
+from tests.toys.shards import Check
+
+
+@pytest.fixture
+def dtd(tmp_path: Path) -> Path:
+    """dtd/images, and labels/{train,val,test}1.txt."""
+    names = [f"{name}/{name}_{n:04d}.jpg" for n in range(6) for name in ("banded", "dotted")]
+    for number, name in enumerate(names):
+        write(tmp_path / "dtd/images" / name, photo(number))
+    for index, split in enumerate(("train", "val", "test")):
+        lines = "".join(f"{name}\n" for name in names[4 * index : 4 * index + 4])
+        write(tmp_path / "dtd/labels" / f"{split}1.txt", lines)
+    return tmp_path / "dtd"
+
+
+def lists(dtd: Path, *splits: str) -> list[str]:
+    return ["--lists", *(f"{split}={dtd}/labels/{split}1.txt" for split in splits)]
+
+
+def test_dtd(dtd: Path, tmp_path: Path, check: Check) -> None:
+    out = tmp_path / "out"
+    assert pack_folders(dtd / "images", out, *lists(dtd, "train", "val", "test")) == 0
+    for index, split in enumerate(("train", "val", "test")):
+        assert classes(out / split) == ("banded", "dotted")
+        wanted = {f"{name}/{name}_{n:04d}.jpg": name
+                  for n in (2 * index, 2 * index + 1) for name in ("banded", "dotted")}  # fmt: skip
+        assert labels(out / split) == wanted
+    assert check(out) == (0, {})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("banded/banded_0000.jpg", "train1.txt, line 1 and val1.txt, line 5: "
+         "banded/banded_0000.jpg is in train and in val; keep it in one split"),
+        ("banded/banded_0002.jpg", "val1.txt, line 1 and val1.txt, line 5: banded/banded_0002.jpg "
+         "is listed twice; remove one of the lines"),
+        ("banded_0009.jpg", 'val1.txt, line 5: "banded_0009.jpg" has no folder that names its'),
+        ("banded/Banded_0009.jpg", "is missing; line 5 of train1.txt, val1.txt names it"),
+        ("../secret/x.jpg", "is outside"),
+    ],
+)  # fmt: skip
+def test_lines_that_do_not_fit(
+    line: str, message: str, dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(dtd / "secret/x.jpg", photo(1))
+    with (dtd / "labels/val1.txt").open("a") as file:
+        file.write(f"{line}\n\n")
+    if line.startswith(".."):  # else it is a class that is not in train
+        with (dtd / "labels/train1.txt").open("a") as file:
+            file.write("../secret/x.jpg\n")
+        assert pack_folders(dtd / "images", tmp_path / "out", *lists(dtd, "train")) == 2
+    else:
+        assert pack_folders(dtd / "images", tmp_path / "out", *lists(dtd, "train", "val")) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_pictures_can_be_skipped(dtd: Path, tmp_path: Path) -> None:
+    (dtd / "images/banded/banded_0001.jpg").unlink()
+    assert pack_folders(dtd / "images", tmp_path / "out", *lists(dtd, "train")) == 2
+    more = [*lists(dtd, "train"), "--skip-missing"]
+    assert pack_folders(dtd / "images", tmp_path / "out", *more) == 0
+    assert len(labels(tmp_path / "out/train")) == 3
+
+
+def test_a_list_needs_its_split(
+    dtd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = ["--lists", f"{dtd}/labels/train1.txt"]
+    assert pack_folders(dtd / "images", tmp_path / "out", *plain) == 2
+    assert "of which split? Give SPLIT=" in capsys.readouterr().err
+    both = [*lists(dtd, "train"), "--layout", "classes"]
+    assert pack_folders(dtd / "images", tmp_path / "out", *both) == 2
+    assert "--layout is about folders of classes; leave it out" in capsys.readouterr().err
+    both = [*lists(dtd, "train"), "--split", "val"]
+    assert pack_folders(dtd / "images", tmp_path / "out", *both) == 2
+    assert "--split val: the pictures have splits already" in capsys.readouterr().err
+
+
+def test_coop(tmp_path: Path) -> None:
+    """The classes have the order of their numbers, and names of their own."""
+    root = folders(tmp_path / "in", {"Forest": 3, "AnnualCrop": 3})
+    file = write(tmp_path / "split_zhou_EuroSAT.json", {
+        "train": [["Forest/0.jpg", 0, "Forest"], ["AnnualCrop/0.jpg", 1, "Annual Crop Land"]],
+        "val": [["Forest/1.jpg", 0, "Forest"], ["AnnualCrop/1.jpg", 1, "Annual Crop Land"]],
+        "test": [["Forest/2.jpg", 0, "Forest"], ["AnnualCrop/2.jpg", 1, "Annual Crop Land"]],
+    })  # fmt: skip
+    assert pack_folders(root, tmp_path / "out", "--lists", str(file)) == 0
+    assert classes(tmp_path / "out/val") == ("Forest", "Annual Crop Land")
+    assert labels(tmp_path / "out/test") == {
+        "Forest/2.jpg": "Forest", "AnnualCrop/2.jpg": "Annual Crop Land",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"train": [["a.jpg", 0, "x"], ["b.jpg", 0, "y"]]},
+            'train, row 2: class 0 is "y", and "x"',
+        ),
+        ({"train": [["a.jpg", "0", "x"]]}, 'row 1: ["a.jpg", "0", "x"]; expected [picture, number'),
+        ({"train": [["a.jpg", -1, "x"]]}, "expected [picture, number of the class, class]"),
+        ({"train": {"a.jpg": 1}}, "'train' is {\"a.jpg\": 1}; expected a list"),
+        ([], "expected an object {...}, found []"),
+    ],
+)
+def test_coops_file_is_checked(
+    content: object, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / "split.json", content)
+    assert pack_folders(tmp_path, tmp_path / "out", "--lists", str(file)) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,82 @@
+"""Classes of pictures: which of the data set's classes does a picture show?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from vlds.metrics.exact_match import fold, matches, mean, members_of
+from vlds.schema import Decoding, Sample
+from vlds.tasks.answer_task import AnswerTask
+from vlds.tasks.base import as_text, labelled
+
+PER_CLASS = "mean_class_accuracy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClass(AnswerTask):
+    """Name the class of a picture; scored by accuracy over pictures, its mean over classes, and
+    accuracy by class. Case and white space do not count.
+
+    The prompt is the whole input, and the class's name is the target. `decoding.answers` limits
+    what the model may write to the classes: name the dataset.json of the data set, which lists
+    them.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("image_class",)
+    input_field: ClassVar[str | None] = None
+    tables: ClassVar[tuple[str, ...]] = ("class",)
+
+    prompt: str = "class: "
+    """The whole input, trailing space included; "" for none."""
+    max_prompt_tokens: int = 20
+    """Longest input in tokens, special tokens included; longer ones are cut."""
+    max_target_tokens: int = 20
+    """Longest name to learn in tokens, special tokens included; longer ones are cut."""
+    decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19))
+    """How the model's output becomes a name; greedy, 20 tokens with the start token."""
+
+    def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
+        """The prompt alone."""
+        return self.prompt
+
+    def score(
+        self, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Accuracy, its mean over classes, and its table."""
+        scores = super().score(predictions, references)
+        if not scores:
+            return {}
+        texts, known = labelled(predictions, references)
+        of_classes = members_of(self.example_values(texts, known)["accuracy"], known)
+        first, *cells = scores.items()
+        return dict([first, (PER_CLASS, mean(list(map(mean, of_classes.values())))), *cells])
+
+    def example_scores(
+        self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
+    ) -> Sequence[float] | None:
+        """For the mean over classes, a picture counts less the more pictures its class has: the
+        mean over pictures then equals the mean over classes."""
+        if name != PER_CLASS:
+            return super().example_scores(name, predictions, references)
+        texts, known = labelled(predictions, references)
+        right = self.example_values(texts, known)["accuracy"]
+        sizes = {label: len(members) for label, members in members_of(right, known).items()}
+        share = len(known) / len(sizes) if sizes else 0.0
+        return [value * share / sizes[label] for value, label in zip(right, known, strict=True)]
+
+    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
+        """1 for the right name."""
+        return {"accuracy": matches(map(fold, texts), [fold(as_text(label)) for label in known])}
+
+    def correct(self, prediction: str, reference: Any) -> bool | None:
+        """The right name."""
+        return fold(prediction) == fold(as_text(reference))
+
+    def groups(self, known: list[Any], by: str) -> list[Any]:
+        """The classes, which are the references."""
+        return known
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference)

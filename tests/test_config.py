@@ -47,15 +47,27 @@ from vlds.methods import (
     Shrinking,
     SimAdapter,
 )
-from vlds.models import Causal, ImageTextToText, JointSeq2Seq
+from vlds.models import Causal, CrossModal, ImageTextToText, JointSeq2Seq
+from vlds.models.co_attention import CoAttentionConfig
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.recipe.choices import CHOICES, concrete_classes
 from vlds.runtime.near_names import guess
 from vlds.runtime.resources import find, shipped
 from vlds.schema import Decoding
-from vlds.tasks import GQA, NLVR2, VQA, Caption, Entailment, ImageClass, VideoCaption, VideoQA
+from vlds.tasks import (
+    GQA,
+    NLVR2,
+    VQA,
+    Caption,
+    Entailment,
+    ImageClass,
+    MaskedWords,
+    Matching,
+    VideoCaption,
+    VideoQA,
+)
 from vlds.training.optim import check_rates
-from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm
+from vlds.vision import ClipTokens, ClipVision, ConvNet, StoredFeatures, Timm
 
 
 @pytest.fixture
@@ -104,7 +116,9 @@ def every_choice() -> list[Recipe]:
             "seventh": Entailment(max_prompt_tokens=9),
             "eighth": VQA(head=MLPHead(classes=("yes", "no: 1", "true"), hidden=7)),
             "ninth": GQA(head=MLPHead(classes="answers.json", order="norm_gelu")),
-            "tenth": ImageClass(headline="mean_class_accuracy"),
+            "tenth": Matching(head=LinearHead()),
+            "eleventh": MaskedWords(share=0.2),
+            "twelfth": ImageClass(headline="mean_class_accuracy"),
         },
         data=DataConfig(
             global_batch_size=12,
@@ -145,6 +159,13 @@ def every_choice() -> list[Recipe]:
         train_connector=False,
         roles={"backbone": {"attn_q": ["layers.*.attn.query"]}},
     )
+    meter = CrossModal(
+        path="FacebookAI/roberta-base",
+        vision=ClipTokens(path="somewhere", image_size=288, blocks=11),
+        fusion=CoAttentionConfig(width=64, layers=2, heads=4),
+        masked_words=True,
+        num_images=2,
+    )
     related = {
         "mix": Mixture(of=LoRA(sharing="multiple"), experts=3),
         "pet": VLPET(of=Compacter(), gate="small", padding_counts=True),
@@ -155,7 +176,7 @@ def every_choice() -> list[Recipe]:
         "saved": SimAdapter(adapters={"vqa": Adapter(reduction=4), "gqa": Adapter()}),
     }
     others.append(replace(full, methods=related))
-    return [full, *others, *(replace(full, model=m, alignment=None) for m in (causal, qwen))]
+    return [full, *others, *(replace(full, model=m, alignment=None) for m in (causal, qwen, meter))]
 
 
 def test_a_saved_recipe_is_read_as_it_was(tmp_path: Path) -> None:

@@ -423,8 +423,8 @@ def test_the_box_lists_what_there_is() -> None:
 
 
 def test_methods_and_their_fields_are_explained() -> None:
-    pages = (ROOT / "docs" / name for name in ("methods.md", "related_methods.md"))
-    text = "\n".join(page.read_text("utf-8") for page in pages)
+    names = ("methods", "related_methods", "several_runs")
+    text = "\n".join((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in names)
     classes = [getattr(vlds.methods, name) for name in vlds.methods.__all__ if name != "Method"]
     for method in classes:
         assert f"`{method.__name__}`" in text

@@ -56,9 +56,7 @@ def build_run(
         folder = Path(recipe.output) / "best"
         best = BestStep(recipe.training.best, folder, resumed=resumed and ranks.is_first)
     stream = open_stream(recipe, ranks, prepared, collator)
-    model = load_model(recipe, prepared, processor, ranks)
-    if state_folder is not None:
-        fit_saved(model, saved_shapes(state_folder))
+    model = load_model(recipe, prepared, processor, ranks, state_folder)
     engine = Engine(
         model,
         parameter_groups(model, recipe),
@@ -145,15 +143,22 @@ def open_stream(
     return TrainStream(prepared.train_sources, recipe.data, setup)
 
 
-def load_model(recipe: Recipe, prepared: Prepared, processor: Any, ranks: Ranks) -> Model:
-    """Build the model, aligned if the recipe says so, in the run's precision."""
+def load_model(
+    recipe: Recipe, prepared: Prepared, processor: Any, ranks: Ranks, state_folder: Path | None
+) -> Model:
+    """Build the model, aligned if the recipe says so, in the run's precision; what trains has the
+    shapes of the run state, if there is one."""
+    setup, tasks = recipe.model_setup, list(recipe.tasks)
     if recipe.alignment is None:
         with partitioned_loading(prepared.deepspeed):
-            setup = recipe.model_setup
-            return build_model(setup, list(recipe.tasks), recipe.training.dtype, processor)
-    model = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, processor)
-    align(model, recipe, ranks)
-    return model.to(recipe.training.dtype)
+            model = build_model(setup, tasks, recipe.training.dtype, processor)
+    else:
+        model = build_model(setup, tasks, torch.float32, processor)
+        align(model, recipe, ranks)
+        model = model.to(recipe.training.dtype)
+    if state_folder is not None:
+        fit_saved(model, saved_shapes(state_folder))
+    return model
 
 
 def announce(run: Run) -> None:

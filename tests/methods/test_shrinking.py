@@ -69,12 +69,12 @@ def test_cycles_leave_exact_numbers_and_merge_to_the_same(name: str, tmp_path: P
     merged = METHODS[name].merge("method", other.backbone, TASKS)
     assert torch.allclose(other.logits(batch()), expected, atol=1e-5)
     if name == "adapter":
-        assert isinstance(merged, Adapter)
-        again = build(backbone(T5, tmp_path), {"method": merged}).eval()
+        assert isinstance(merged["method"], Adapter)
+        again = build(backbone(T5, tmp_path), dict(merged)).eval()
         again.load_state_dict(other.state_dict())
         assert torch.allclose(again.logits(batch()), expected, atol=1e-5)
     else:
-        assert merged is None
+        assert merged == {}
         assert not modules_of(other)
 
 

@@ -9,45 +9,134 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.toys.models import TASKS, backbone, batch, build
-from tests.toys.trained_runs import logits_of, recipe_with, trained_run, write_run
+from tests.toys.few_examples import (
+    NUM_WORDS,
+    draw_rules,
+    mean_nll,
+    questions,
+    tune,
+    wide_recipe,
+)
+from tests.toys.models import TASKS, backbone, batch, build, shake
+from tests.toys.recipes import with_model
+from tests.toys.trained_runs import (
+    built_run,
+    logits_of,
+    recipe_with,
+    save_run,
+    trained_run,
+    write_run,
+)
 from vlds.artifact import load_run, own_tensors, save_artifact
 from vlds.backbones import T5, Bart
-from vlds.methods import Adapter, SimAdapter
+from vlds.config import Recipe
+from vlds.methods import Adapter, Method, SimAdapter
 from vlds.methods.other_runs import read_adapter
-from vlds.methods.sim_adapter import Fusion, guide_loss
+from vlds.methods.sim_adapter import Fusion, guide_loss, log_mean
+from vlds.schema import IGNORED_LABEL
 
 FFN: dict[str, Any] = {"attention": False, "cross_attention": False}
 
 
+def test_equal_scores_give_the_mean() -> None:
+    fusion, states, candidates = drawn_fusion()
+    with torch.no_grad():
+        for linear in (fusion.q, fusion.k):
+            linear.weight.zero_()
+            linear.bias.zero_()
+        fused, log_attention = fusion(states, candidates)
+    assert torch.allclose(log_attention.exp(), torch.full_like(log_attention, 0.25))
+    assert (fused - candidates.mean(2)).abs().max() < 1e-14
+
+
 @torch.no_grad()
-def test_equal_scores_give_the_mean_and_one_candidate_itself() -> None:
-    fusion = Fusion(6, {"dtype": torch.float64})
-    states, candidates = torch.randn(2, 3, 6).double(), torch.randn(2, 3, 4, 6).double()
-    for linear in (fusion.q, fusion.k):
-        linear.weight.zero_()
-        linear.bias.zero_()
-    assert torch.allclose(fusion(states, candidates)[0], candidates.mean(2), atol=1e-5)
+def test_one_candidate_alone_is_itself() -> None:
+    fusion, _, candidates = drawn_fusion()
     fusion.q.weight.copy_(1e6 * torch.eye(6))
     fusion.k.weight.copy_(torch.eye(6))
-    out, attention = fusion(candidates[:, :, 2], candidates)
-    chosen = attention.argmax(-1)
+    wanted = torch.tensor([[0, 1, 2], [3, 2, 0]])[..., None, None].expand(-1, -1, 1, 6)
+    states = candidates.gather(2, wanted)[:, :, 0]
+    fused, log_attention = fusion(states, candidates)
+    chosen = log_attention.argmax(-1)
+    assert len(chosen.unique()) > 1
     picked = candidates.gather(2, chosen[..., None, None].expand(-1, -1, 1, 6))[:, :, 0]
-    assert torch.allclose(out, picked, atol=1e-4)
-    assert fusion.distance() < 1e-9
+    assert torch.equal(fused, picked)
+    fusion.v.weight.copy_(Fusion(6, {}).v.weight)
+    assert (fusion(states, candidates)[0] - picked).abs().max() < 1e-4
+
+
+def drawn_fusion() -> tuple[Fusion, Tensor, Tensor]:
+    """Attention with values as they are, states (2, 3, d), and four candidates, in float64."""
+    torch.manual_seed(0)
+    fusion = Fusion(6, {"dtype": torch.float64})
+    with torch.no_grad():
+        fusion.v.weight.copy_(torch.eye(6))
+    return fusion, torch.randn(2, 3, 6).double(), torch.randn(2, 3, 4, 6).double()
+
+
+@torch.no_grad()
+def test_values_as_they_are_cost_nothing() -> None:
+    fusion, _, _ = drawn_fusion()
+    assert fusion.distance() == 0
+    fusion.v.weight[0, 1] += 0.5
+    fusion.v.weight[2, 2] -= 2
+    assert fusion.distance() == 0.25 + 4
+    assert 0 < Fusion(6, {"dtype": torch.float64}).distance() < 1e-10
 
 
 def test_the_guide_alone_finds_its_run() -> None:
     torch.manual_seed(0)
     fusion = Fusion(8, {})
     states, candidates, own = torch.randn(4, 5, 8), torch.randn(4, 5, 3, 8), torch.tensor([1] * 4)
+    real = torch.ones(4, 5, dtype=torch.bool)
     optimizer = torch.optim.Adam(fusion.parameters(), lr=0.05)
     for _ in range(200):
         optimizer.zero_grad()
-        guide_loss(fusion(states, candidates)[1].mean(1), own).mean().backward()
+        guide_loss(log_mean(fusion(states, candidates)[1], real), own).mean().backward()
         optimizer.step()
-    assert fusion(states, candidates)[1].mean((0, 1))[1] > 0.9
+    assert fusion(states, candidates)[1].exp().mean((0, 1))[1] > 0.9
+
+
+def test_runs_without_attention_have_finite_gradients() -> None:
+    """Of an example with a run of its own, and of one without."""
+    log_attention = torch.tensor([[[-500.0, 0.0]], [[-500.0, 0.0]]], requires_grad=True)
+    assert log_attention.exp()[..., 0].max() == 0
+    loss = guide_loss(log_mean(log_attention, torch.ones(2, 1)), torch.tensor([0, -1]))
+    assert loss.tolist() == [500, 0]
+    loss.sum().backward()
+    assert log_attention.grad is not None
+    assert log_attention.grad.tolist() == [[[-1, 0]], [[0, 0]]]
+
+
+def test_the_loss_has_both_terms(tmp_path: Path) -> None:
+    """Weight by weight, over real tokens alone; the guide fades."""
+    weights: dict[str, Any] = {"guide": 0.5, "orthogonality": 0.25, "guide_decay_steps": 8}
+    method = SimAdapter(adapters={"gqa": Adapter(**FFN), "vqa": Adapter(**FFN)}, **weights)
+    plain = replace(method, guide=0.0, orthogonality=0.0)
+    source, losses, noted = backbone(T5, tmp_path, dropout=0.0), [], {}
+    for each in (method, plain):
+        model = build(source, {"method": each}).train()
+        shake(model)
+        for name, module in model.named_modules():
+            if isinstance(module, Fusion):
+                module.register_forward_hook(
+                    lambda module, inputs, output, name=name: noted.update({name: output[1]})
+                )
+        model.context.begin_step(seed=0, step=2)
+        losses.append(model(batch(), torch.ones(4)).loss)
+    distance = sum(m.distance() for m in model.modules() if isinstance(m, Fusion))
+    is_label, added = batch().labels != IGNORED_LABEL, torch.zeros(4)
+    assert model.context.token_mask is not None
+    for name, log_attention in noted.items():
+        real = is_label if "decoder" in name else model.context.token_mask
+        for row, run in ((0, 1), (1, 0), (2, 1)):  # the last example's task has no run
+            share = log_attention.exp()[row, real[row].bool(), run].mean()
+            added[row] += 0.5 * (1 - 2 / 8) * -share.log()
+    expected = ((added + 0.25 * distance) * is_label.sum(1)).sum()
+    assert len(noted) == 4
+    assert (losses[0] - losses[1]).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_only_the_attention_trains(tmp_path: Path) -> None:
@@ -85,6 +174,63 @@ def test_runs_become_a_run_that_needs_them_no_longer(world: Path, tmp_path: Path
     for each in runs.values():
         shutil.rmtree(each)
     assert torch.equal(logits_of(load_run(tmp_path / "fused").model), logits_of(run.model))
+
+
+@pytest.fixture(scope="module")
+def three_tasks(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Tensor]:
+    """The recipe of a saved run that has learned three tasks, and their rules."""
+    recipe = wide_recipe(world, tmp_path_factory.mktemp("three"), ["one", "two", "three"])
+    adapter = Adapter(reduction=4, sharing="multiple")
+    run, rules = built_run(replace(recipe, methods={"adapter": adapter})), draw_rules(3, seed=0)
+    tune(run.model, lambda step: questions(rules, 48, step), steps=100, rate=1e-2)
+    save_run(run)
+    return run.recipe, rules
+
+
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize("seed", range(5))
+def test_fusion_learns_a_new_task_faster_than_one_adapter(
+    seed: int, three_tasks: tuple[Recipe, Tensor]
+) -> None:
+    """From few examples of a task that follows one rule for some words and another one for the
+    others. In both cases the visual embedding trains too."""
+    recipe, rules = three_tasks
+    draw = torch.Generator().manual_seed(seed)
+    first, second = rules[torch.randperm(3, generator=draw)[:2]]
+    rule = torch.where(torch.randperm(NUM_WORDS, generator=draw) < NUM_WORDS // 2, first, second)
+    few = questions(rule[None], 24, seed=seed)
+    new = replace(recipe, tasks={"new": recipe.tasks["one"]}, seed=seed)
+    new = with_model(new, train_visual_embedding=True)
+
+    def loss_of(method: Method, run: str = "") -> float:
+        model = built_run(replace(new, methods={"method": method})).model
+        if run:
+            for path, tensors in read_adapter(Path(recipe.output), run).tensors.items():
+                adapter = model.get_submodule(f"backbone.{path}.extensions.method")
+                adapter.load_state_dict(tensors)
+                adapter.requires_grad_(False)
+        return mean_nll(tune(model, lambda _: few, steps=10, rate=3e-3), few)
+
+    alone = [loss_of(Adapter(reduction=4), name) for name in recipe.tasks]
+    fused = loss_of(SimAdapter(runs=dict.fromkeys(recipe.tasks, recipe.output)))
+    assert fused < 0.5 * min(alone)
+
+
+def test_a_run_fused_with_itself_is_the_run(world: Path, tmp_path: Path) -> None:
+    """Whatever the attention, if values are as they are."""
+    recipe = recipe_with("T5", "Adapter", world, tmp_path)
+    run = trained_run(recipe)
+    runs = dict.fromkeys(("vqa", "other"), str(save_run(run)))
+    model = built_run(replace(recipe, methods={"fused": SimAdapter(runs=runs)})).model
+    state, expected = dict(model.unique_state()), dict(run.model.unique_state())
+    with torch.no_grad():
+        for name in state.keys() & expected.keys():
+            state[name].copy_(expected[name])
+        for module in model.modules():
+            if isinstance(module, Fusion):
+                module.v.weight.copy_(torch.eye(16))
+    difference = (logits_of(model) - logits_of(run.model)).abs().max()
+    assert difference < 1e-5 * logits_of(run.model).abs().max()
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ def test_attention_alone(path: Path) -> None:
         name: case[name].clone().requires_grad_()
         for name in ("query", "adapter_outputs", "residual")
     }
-    states, attention = fusion(inputs["query"], inputs["adapter_outputs"])
+    states, log_attention = fusion(inputs["query"], inputs["adapter_outputs"])
     out = states + inputs["residual"]
-    assert (attention - case["attention"]).abs().max() < 1e-9
+    assert (log_attention.exp() - case["attention"]).abs().max() < 1e-9
     assert (out - case["out"]).abs().max() < 1e-9
     loss = (out * case["coef"]).sum()
     assert abs(loss.item() - case["loss"]) < 1e-9
@@ -99,7 +99,8 @@ class Layer:
         wide = self.linear("feed_forward.w_1", residual).relu()
         states = states + self.linear("feed_forward.w_2", wide)
         candidates = torch.stack([self.adapter(name, states) for name in self.names], -2)
-        fused, self.attention = self.fusion(states, candidates)
+        fused, log_attention = self.fusion(states, candidates)
+        self.attention = log_attention.exp()
         return fused + residual
 
 
@@ -131,7 +132,7 @@ def test_layers_and_losses(path: Path) -> None:
     assert abs(regulariser.item() - case["regulariser"]) < 1e-9
     own = torch.tensor([case["fusion_languages_sorted"].index(case["target_language"])])
     means = [layer.attention.mean((0, 1))[None] for layer in layers if layer.attention is not None]
-    guide = torch.stack([guide_loss(mean, own) for mean in means]).sum()
+    guide = torch.stack([guide_loss(mean.log(), own) for mean in means]).sum()
     assert abs(guide.item() - case["guide_proper_minus_log"]) < 1e-9
     coded = torch.stack([F.cross_entropy(mean.exp(), own) for mean in means]).sum()
     assert abs(coded.item() - case["guide_as_coded"]) < 1e-9

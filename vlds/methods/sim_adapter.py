@@ -148,10 +148,11 @@ class Fusion(nn.Module):
             self.v.weight.fill_(OFF_DIAGONAL).fill_diagonal_(1.0)
 
     def forward(self, states: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, l, d) and (b, l, n, d) -> (b, l, d) and the attention (b, l, n)."""
+        """(b, l, d) and (b, l, n, d) -> (b, l, d) and the log of the attention (b, l, n): without
+        a division by sqrt(d), attention itself is soon 0, which the guide could not leave."""
         scores = (self.q(states)[..., None, :] * self.k(candidates)).sum(-1)
-        attention = scores.softmax(-1)
-        return (attention[..., None] * self.v(candidates)).sum(-2), attention
+        log_attention = scores.log_softmax(-1)
+        return (log_attention.exp()[..., None] * self.v(candidates)).sum(-2), log_attention
 
     def distance(self) -> Tensor:
         """|| I - W_v ||^2."""
@@ -174,15 +175,15 @@ class FusionModule(LinearExtension):
         )
         self.fusion = Fusion(linear.out_features, weight_options(linear))
         self.noted = MadeForBatch()
-        """Attention (b, l, n) and the distance of W_v, in training."""
+        """Log of the attention (b, l, n) and the distance of W_v, in training."""
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d)."""
         candidates = [adapter(inputs, outputs) for adapter in self.candidates.values()]
         states: Tensor
-        states, attention = self.fusion(outputs, torch.stack(candidates, -2))
+        states, log_attention = self.fusion(outputs, torch.stack(candidates, -2))
         if self.context.training:
-            self.noted.value = attention, self.fusion.distance()
+            self.noted.value = log_attention, self.fusion.distance()
         return states
 
 
@@ -195,8 +196,7 @@ def frozen(run: RunAdapter, path: str, linear: nn.Linear, host: Host) -> Adapter
     state = module.state_dict()
     if run.tensors:
         found = run.tensors.get(path, {})
-        shapes = ({n: tuple(t.shape) for n, t in tensors.items()} for tensors in (state, found))
-        ours, theirs = shapes
+        ours, theirs = ({n: tuple(t.shape) for n, t in each.items()} for each in (state, found))
         if ours != theirs:
             raise ValueError(
                 f"runs: an adapter behind {path} has {theirs or 'no tensors'}, and the model needs "
@@ -228,10 +228,10 @@ class FusionLoss(BatchLoss):
         added = (self.config.orthogonality * distance).expand(len(is_label))
         if (weight := self.guide_weight()) > 0:
             own = self.own.to(is_label.device)[self.context.routing.task_of_rows()]
-            for module, (attention, _) in zip(self.modules, noted, strict=True):
+            for module, (log_attention, _) in zip(self.modules, noted, strict=True):
                 real = is_label if module.in_decoder else self.context.token_mask
                 assert real is not None, "the model says which of its tokens are real"
-                added = added + weight * guide_loss(mean_attention(attention, real), own)
+                added = added + weight * guide_loss(log_mean(log_attention, real), own)
         # A mean over an example's labels, as its likelihood is: of a sum.
         return added * is_label.sum(1)
 
@@ -242,13 +242,14 @@ class FusionLoss(BatchLoss):
         return self.config.guide * left
 
 
-def mean_attention(attention: Tensor, real: Tensor) -> Tensor:
-    """(b, l, n) -> (b, n): the mean over an example's real tokens (b, l)."""
-    weights = real[..., None].to(attention)
-    return (attention * weights).sum(1) / weights.sum(1).clamp(min=1)
+def log_mean(log_attention: Tensor, real: Tensor) -> Tensor:
+    """(b, l, n) -> (b, n): log of the mean of attention over an example's real tokens (b, l)."""
+    padding, lowest = ~real.bool()[..., None], torch.finfo(log_attention.dtype).min
+    total = log_attention.masked_fill(padding, lowest).logsumexp(1)
+    return total - real.sum(1, keepdim=True).clamp(min=1).log()
 
 
-def guide_loss(attention: Tensor, own: Tensor) -> Tensor:
+def guide_loss(log_attention: Tensor, own: Tensor) -> Tensor:
     """(b, n) and the number of each example's run (b,), -1 for none -> (b,) -log of its share."""
-    shares = attention.gather(1, own.clamp(min=0)[:, None])[:, 0]
-    return torch.where(own >= 0, -shares.log(), 0.0)
+    log_shares = log_attention.gather(1, own.clamp(min=0)[:, None])[:, 0]
+    return torch.where(own >= 0, -log_shares, 0.0)

@@ -306,6 +306,10 @@ def test_only_layer_embeddings_grow_with_layers(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"prefix_length": -1}, "prefix_length: got -1"),
+        (
+            {"layer_norm_after": True},
+            "layer_norm_after: got true; HyperPELT's adapters have no norm",
+        ),
         ({"attention": True}, "parallel: got true, and adapters stand beside feed-forward layers"),
         ({"part": "vision"}, "sharing: got one set of weights per task for the vision encoder"),
     ],

@@ -111,9 +111,16 @@ class Bottleneck(Method):
         ]
 
     def refusal(self, library: Library, model: Any) -> str | None:
-        """No layout holds bottlenecks beside layers."""
-        if self.parallel and library in self.libraries:
+        """No layout holds bottlenecks beside layers; the original code has them behind every
+        self-attention, with one activation."""
+        if library not in self.libraries:
+            return super().refusal(library, model)
+        if self.parallel:
             return "no layout of vlds holds adapters beside feed-forward layers (parallel: true)"
+        if library == "reference" and not (self.attention and self.activation == "gelu_tanh"):
+            fields = {"attention": self.attention, "activation": self.activation}
+            fixed = "attention: true and activation: gelu_tanh alone"
+            return f"the original code has {fixed}, and the method has {fields}"
         return super().refusal(library, model)
 
 
@@ -213,14 +220,6 @@ class StackedBottleneck(Bottleneck):
     def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> StackedBottleneckModule:
         """The module behind a linear layer. `first`: the host's first module, if there is one, for
         weights that all modules share."""
-
-    def refusal(self, library: Library, model: Any) -> str | None:
-        """The original code has bottlenecks behind every self-attention, with one activation."""
-        if library == "reference" and not (self.attention and self.activation == "gelu_tanh"):
-            fields = {"attention": self.attention, "activation": self.activation}
-            fixed = "attention: true and activation: gelu_tanh alone"
-            return f"the original code has {fixed}, and the method has {fields}"
-        return super().refusal(library, model)
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
         """The halves and norms of each bottleneck."""

@@ -60,6 +60,8 @@ class HyperPELT(Hyperformer):
         super().__post_init__()
         if self.prefix_length < 0:
             raise ValueError(f"prefix_length: got {self.prefix_length}; give 0 or more")
+        if self.layer_norm_after:
+            raise ValueError("layer_norm_after: got true; HyperPELT's adapters have no norms")
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put adapters and prefixes into the model, and their networks beside it.

@@ -4,7 +4,8 @@ weights a small network makes from embeddings of task and layer, as VL-Adapter h
 
     e = LN( W_2 relu( W_1 [t ; l_i] + b_1 ) + b_2 ),    W_down = G_down e + g_down, ...
 
-All layers' weights of a stack come from one product for each kind of sub-layer, once a batch.
+All layers' weights of a stack come from one product for each kind of sub-layer, once a batch. The
+paper's own systems also make a norm behind each bottleneck, which VL-Adapter leaves out.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from vlds.methods.bottleneck import (
 from vlds.methods.extended import added_tensors
 from vlds.methods.host import Host
 from vlds.methods.hypernetwork import KINDS, HyperNetworks
-from vlds.methods.layouts import Layout, Library, Stored
+from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library, Stored
 from vlds.methods.routing import MadeForBatch, TaskRouting
 
 ORIGINAL_KINDS = {
@@ -40,6 +41,11 @@ ORIGINAL_KINDS = {
     "all": "",
 }
 """Generator -> what the original code's names of its layers begin with."""
+MADE = {
+    r"(down|up)_(\w+)\.(\w+)": r"\1_sampler_hyper_net.\2_generator.0.\3",
+    r"norm_(\w+)\.(\w+)": r"post_layernorm_hypernet.\1_generator.\2",
+}
+"""Tensor of a generator -> its name in the original code."""
 ORIGINAL_NAMES = {
     r"layer_embeddings\.weight": "layer_id_embeddings.weight",
     r"kind_embeddings\.weight": "adapters_block_type.weight",
@@ -47,10 +53,9 @@ ORIGINAL_NAMES = {
     r"project\.(\w+)": r"task_hypernet.task_embeding_generator.2.\1",
     r"norm\.(\w+)": r"LayerNorm.\1",
 } | {
-    rf"generators\.{ours}\.(down|up)_(\w+)\.(\w+)": (
-        rf"{theirs}\1_sampler_hyper_net.\2_generator.0.\3"
-    )
-    for ours, theirs in ORIGINAL_KINDS.items()
+    rf"generators\.{kind}\.{ours}": before + theirs
+    for kind, before in ORIGINAL_KINDS.items()
+    for ours, theirs in MADE.items()
 }
 """Tensor of a stack's network -> its name in the original code, which spells "embeding" so."""
 
@@ -71,6 +76,9 @@ class Hyperformer(Bottleneck):
     kind_embeddings: bool = False
     """One generator for all kinds of sub-layer, told by an embedding which it is; default: a
     generator for each kind."""
+    layer_norm_after: bool = False
+    """A norm behind each bottleneck, before the adapter's own residual, whose weight and bias are
+    made too, as in the paper's own code."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,7 +105,15 @@ class Hyperformer(Bottleneck):
 
     @torch.no_grad()
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
-        """Plain adapters for each task, with the weights that the networks make."""
+        """Plain adapters for each task, with the weights that the networks make.
+
+        Errors: ValueError if they make norms, which plain adapters share.
+        """
+        if self.layer_norm_after:
+            raise ValueError(
+                "Hyperformer with layer_norm_after has a norm for each task, where Adapter has one "
+                "for all; use `vlds convert hf`, which keeps it beside the backbone"
+            )
         networks = model.get_submodule(f"extensions.{name}")
         networks()
         adapter = materialise(self, "multiple", name, model, tasks)
@@ -105,6 +121,12 @@ class Hyperformer(Bottleneck):
         assert isinstance(extensions, nn.ModuleDict)
         del extensions[name]
         return {name: adapter}
+
+    def refusal(self, library: Library, model: Any) -> str | None:
+        """What is made with norms becomes no plain adapter."""
+        if self.layer_norm_after and library not in self.libraries:
+            return f"{LIBRARY_NAMES[library]} has no {type(self).__name__} with layer_norm_after"
+        return super().refusal(library, model)
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
         """The networks; each stack of the original code names the tasks' embeddings too."""
@@ -136,13 +158,26 @@ class Hyperformer(Bottleneck):
             "down_bias.weight down_bias.bias up_bias.weight up_bias.bias",
             merged=(Adapter,),
         )
+        kinds_trained = Toy.tasks * task + 2 * stack_of_kinds + 2 * generator
         kinds = replace(
             each,
             method=replace(method, kind_embeddings=True),
-            num_trained=Toy.tasks * task + 2 * stack_of_kinds + 2 * generator,
+            num_trained=kinds_trained,
             decayed=f"{each.decayed} kind_embeddings.weight",
         )
-        return {"": each, "kinds": kinds}
+        norms = replace(
+            kinds,
+            method=replace(method, kind_embeddings=True, layer_norm_after=True),
+            num_trained=kinds_trained + 2 * (projected + 1) * 2 * Toy.width,
+            decayed=f"{kinds.decayed} norm_weight.weight",
+            undecayed=f"{kinds.undecayed} norm_weight.bias norm_bias.weight norm_bias.bias",
+            merged=None,
+            refused={
+                "merge": "has a norm for each task",
+                **dict.fromkeys(("peft", "adapters"), "has no Hyperformer with layer_norm_after"),
+            },
+        )
+        return {"": each, "kinds": kinds, "kinds, norms": norms}
 
 
 def original_name(leaf: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,10 +55,8 @@ class HyperNetworks(ModelExtension):
             assert isinstance(network, HyperNetwork)
             for kind, weights in network(tasks).items():
                 # Unbound once: slicing for each layer would cost a whole gradient each.
-                down_weight, down_bias, up_weight, up_bias = weights
-                down = linear_layers(down_weight, down_bias)
-                up = linear_layers(up_weight, up_bias)
-                num_layers = down_weight.shape[1]
+                down, up = linear_layers(*weights[:2]), linear_layers(*weights[2:])
+                num_layers = weights[0].shape[1]
                 for layer in range(num_layers):
                     of_layer = slice(layer, None, num_layers)  # one for each task
                     generated[name, kind, layer] = down[of_layer], up[of_layer]
@@ -102,7 +101,8 @@ class HyperNetwork(nn.Module):
 
     def forward(self, tasks: Tensor) -> dict[Role, tuple[Tensor, ...]]:
         """(k, task_dim) -> for each kind, with n layers: (k, n, m, d), (k, n, m), (k, n, d, m) and
-        (k, n, d), the weights and biases of the down and up halves."""
+        (k, n, d), the weights and biases of the down and up halves; twice (k, n, d) more, of a norm
+        behind them, if there is one."""
         if self.kind_embeddings is None:
             e = self.embedded(tasks, [])
             return {kind: self.generators[kind](e) for kind in self.kinds}
@@ -133,35 +133,50 @@ class HyperNetwork(nn.Module):
 
 
 class Generator(nn.Module):
-    """e -> weights and biases of both halves of a bottleneck."""
+    """e -> weights and biases of both halves of a bottleneck, and of a norm behind them."""
 
     # What makes biases is treated as they would be.
     optimizer_rules: ClassVar[OptimizerRules] = {
-        "down_bias.weight": UNDECAYED,
-        "up_bias.weight": UNDECAYED,
+        f"{bias}_bias.weight": UNDECAYED for bias in ("down", "up", "norm")
     }
 
     def __init__(self, config: Hyperformer, width: int, options: dict[str, Any]) -> None:
         super().__init__()
         narrow = width // config.reduction
-        self.shapes = ((narrow, width), (narrow,), (width, narrow), (width,))
-        inputs = config.projected_dim
-        self.down_weight = nn.Linear(inputs, narrow * width, **options)
-        self.down_bias = nn.Linear(inputs, narrow, **options)
-        self.up_weight = nn.Linear(inputs, width * narrow, **options)
-        self.up_bias = nn.Linear(inputs, width, **options)
+        self.shapes: dict[str, tuple[int, ...]] = {
+            "down_weight": (narrow, width),
+            "down_bias": (narrow,),
+            "up_weight": (width, narrow),
+            "up_bias": (width,),
+        }
+        if config.layer_norm_after:
+            self.shapes |= {"norm_weight": (width,), "norm_bias": (width,)}
+        for name, shape in self.shapes.items():
+            layer = nn.Linear(config.projected_dim, math.prod(shape), **options)
+            self.register_module(name, layer)
 
     def forward(self, e: Tensor) -> tuple[Tensor, ...]:
-        """(..., projected_dim) -> (..., m, d), (..., m), (..., d, m), (..., d)."""
-        layers = (self.down_weight, self.down_bias, self.up_weight, self.up_bias)
+        """(..., projected_dim) -> (..., m, d), (..., m), (..., d, m), (..., d), with a norm twice
+        (..., d) more."""
         return tuple(
-            layer(e).unflatten(-1, shape) for layer, shape in zip(layers, self.shapes, strict=True)
+            self.get_submodule(name)(e).unflatten(-1, shape) for name, shape in self.shapes.items()
         )
 
 
-def linear_layers(weight: Tensor, bias: Tensor) -> list[Half]:
-    """Layers of weights (k, n, out, in) and biases (k, n, out): all n of the first task first."""
-    return layers(F.linear, weight=weight.flatten(0, 1), bias=bias.flatten(0, 1))
+def linear_layers(weight: Tensor, bias: Tensor, *norm: Tensor) -> list[Half]:
+    """Layers of weights (k, n, out, in) and biases (k, n, out), with norms behind them of weights
+    and biases (k, n, out), if given: all n of the first task first."""
+    names = ("weight", "bias", "norm_weight", "norm_bias")
+    stacks = zip(names, (weight, bias, *norm), strict=False)  # the norm is left out, or given
+    function = normed_linear if norm else F.linear
+    return layers(function, **{name: stack.flatten(0, 1) for name, stack in stacks})
+
+
+def normed_linear(
+    rows: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor
+) -> Tensor:
+    """A linear layer, then a norm: (..., in) -> (..., out)."""
+    return F.layer_norm(F.linear(rows, weight, bias), norm_bias.shape, norm_weight, norm_bias)
 
 
 def table(rows: int, width: int, std: float, options: dict[str, Any]) -> nn.Embedding:

@@ -3,7 +3,7 @@ computed, vocabularies, and names and shapes of tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,7 @@ def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
     """What combined runs must have in common, besides their tensors."""
     recipe = run.recipe
     essentials = {
-        "methods": {
-            name: tree | {"init_args": shaping(tree["init_args"])}
-            for name, tree in to_tree(recipe.methods).items()
-        },
+        **method_settings(recipe, recipe.methods),
         **chosen_settings("model", to_tree(recipe.model)),
     }
     if with_tasks:
@@ -44,6 +41,13 @@ def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
         settings = shaping(config_of(run.model.get_submodule(part.path)))
         essentials |= {f"{name}.{key}": value for key, value in settings.items()}
     return essentials
+
+
+def method_settings(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
+    """The settings of methods, as `chosen_settings` has them."""
+    trees = to_tree(recipe.methods)
+    settings = (chosen_settings(f"methods.{name}", trees[name]) for name in names)
+    return {key: value for each in settings for key, value in each.items()}
 
 
 def chosen_settings(key: str, tree: Any) -> dict[str, Any]:
@@ -109,8 +113,10 @@ def task_of_head(tensor: str) -> str | None:
 
 def check_base(first: Opened, base: Opened) -> None:
     """Errors: ValueError if the base of a sum is not what the run began with."""
-    expected, given = essence(first[1], False), essence(base[1], False)
-    methods = expected.pop("methods"), given.pop("methods")
+    expected, given = (
+        {key: value for key, value in essence(run, False).items() if key.split(".")[0] != "methods"}
+        for _, run in (first, base)
+    )
     check_settings(first, base, expected, given, "--base: ")
     shapes = [{n: tuple(t.shape) for n, t in run.model.unique_state()} for _, run in (first, base)]
     for name in [*shapes[0], *sorted(shapes[1].keys() - shapes[0].keys())]:
@@ -121,9 +127,9 @@ def check_base(first: Opened, base: Opened) -> None:
                 "the weights of their methods included"
             )
     # `convert hf` drops methods that are part of the weights by then.
-    common = methods[0].keys() & methods[1].keys()
-    kept = [{"methods": {name: each[name] for name in sorted(common)}} for each in methods]
-    check_settings(first, base, kept[0], kept[1], "--base: ")
+    common = sorted(first[1].recipe.methods.keys() & base[1].recipe.methods.keys())
+    expected, given = (method_settings(run.recipe, common) for _, run in (first, base))
+    check_settings(first, base, expected, given, "--base: ")
     tasks = list(first[1].recipe.tasks), list(base[1].recipe.tasks)
     if tasks[0] != tasks[1] and stacked(first[1].recipe):
         raise ValueError(

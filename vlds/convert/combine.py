@@ -116,9 +116,14 @@ def put(run: Path, giver: Path, task: str) -> Combined:
 def open_alike(runs: Sequence[Path], same_tasks: bool = True) -> list[LoadedRun]:
     """Open runs in float32, and check that their models compute the same from equal weights.
 
-    Errors: ValueError that names what differs.
+    Errors: ValueError that names what differs, or a weight that is not finite.
     """
-    loaded = [load_run(run, torch.float32) for run in follow(runs, "opening runs", len(runs))]
+    loaded = []
+    for run in follow(runs, "opening runs", len(runs)):
+        loaded.append(load_run(run, torch.float32))
+        for name, tensor in loaded[-1].model.unique_state():
+            if not tensor.isfinite().all():
+                raise ValueError(f"--run: {run}: {name} is not finite; leave this run out")
     first = runs[0], loaded[0]
     for other in zip(runs[1:], loaded[1:], strict=True):
         check_settings(first, other, essence(loaded[0], same_tasks), essence(other[1], same_tasks))
@@ -137,12 +142,17 @@ def weighted(runs: Sequence[LoadedRun], factors: Sequence[float]) -> Combined:
             if name in moving and tensor.is_floating_point():
                 terms = [f * state[name].double() for f, state in zip(factors, states, strict=True)]
                 tensor.copy_(torch.stack(terms).sum(0))
-                if not tensor.isfinite().all():
-                    raise ValueError(
-                        f"--weights: {name} is beyond float32 in the sum (factors {factors}); give "
-                        "smaller ones, and runs whose own weights are finite"
-                    )
+                check_float32(tensor, name, factors)
     return target, all_tasks(target)
+
+
+def check_float32(tensor: Tensor, name: str, factors: Sequence[float]) -> None:
+    """Errors: ValueError if a sum is not finite."""
+    if not tensor.isfinite().all():
+        raise ValueError(
+            f"--weights: {name} is beyond float32 in the sum (factors {factors}); give smaller "
+            "ones, and runs whose own weights are finite"
+        )
 
 
 def check_equal(states: Iterable[Mapping[str, Tensor]], names: Iterable[str], what: str) -> None:

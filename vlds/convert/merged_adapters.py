@@ -12,16 +12,14 @@ import torch
 from torch import Tensor
 
 from vlds.artifact import LoadedRun
-from vlds.convert.combine import Combined, factors_of, open_alike, weighted
-from vlds.convert.transport import Cost, Neurons, aligned
+from vlds.convert.combine import Combined, check_float32, factors_of, open_alike, weighted
+from vlds.convert.output import say
+from vlds.convert.transport import Cost, Neurons, aligned, load_pot
 from vlds.convert.verify import all_tasks, probe
 from vlds.methods.adapter import AdapterModule
 from vlds.methods.extended import LinearExtension, added_tensors, extended_linears
 from vlds.methods.lora import LoRAModule
 from vlds.runtime.progress import follow
-
-PRUNINGS = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
-"""Names of peft's functions."""
 
 
 def transport(
@@ -30,9 +28,12 @@ def transport(
     """The mean of runs, once the neurons of all adapters stand in the order of the first run's.
 
     `cost`: default, weights_in_out. `pictures`: what activations are compared on; none: generated
-    ones. Errors: ValueError if a method is neither Adapter nor LoRA.
+    ones. Errors: ValueError if a method is neither Adapter nor LoRA, or the library POT is missing.
     """
+    load_pot()
     cost = cost or "weights_in_out"
+    if regularisation is not None:
+        say("--entropic mixes neurons: not even a permuted copy of a run merges back exactly")
     loaded = open_alike(runs)
     first = loaded[0]
     check_has_neurons(first, runs[0])
@@ -49,7 +50,9 @@ def transport(
 
 
 def check_has_neurons(run: LoadedRun, folder: Path) -> None:
-    """Errors: ValueError if a method has no halves that can be permuted."""
+    """Errors: ValueError if a method has no halves that can be permuted, or there is none."""
+    if not run.recipe.methods:
+        raise ValueError(f"--how transport: {folder}: no methods, so there are no neurons to align")
     for name, method in run.recipe.methods.items():
         kinds = {type(module) for _, module in modules_of(run, name)}
         if not kinds or not kinds <= {AdapterModule, LoRAModule}:
@@ -114,7 +117,7 @@ def inputs_of(run: LoadedRun, pictures: Sequence[Path]) -> dict[str, Tensor]:
         read[path] = []
         handles.append(module.register_forward_pre_hook(partial(keep, read[path])))
     for task in run.recipe.tasks:
-        run.model.logits(probe(run, task, pictures))
+        run.model.logits(probe(run, task, pictures, "--samples"))
     for handle in handles:
         handle.remove()
     return {path: torch.cat(states) for path, states in read.items()}
@@ -135,7 +138,7 @@ def pruned(
     """The sum of what methods have added to runs, after peft's function `how` has taken small or
     random entries away; the mean of whatever else trains.
 
-    Errors: ValueError if peft is missing.
+    Errors: ValueError if peft is missing, methods add nothing, or nothing or too much is left.
     """
     function = prune_function(how)
     factors = factors_of(runs, weights)
@@ -145,12 +148,21 @@ def pruned(
     states = [dict(run.model.unique_state()) for run in loaded]
     model, methods = loaded[0].model, loaded[0].recipe.methods
     names = {tensor.name for name in methods for tensor in added_tensors(model, name)}
+    if not names & states[0].keys():
+        kinds = ", ".join(type(method).__name__ for method in methods.values()) or "none"
+        raise ValueError(
+            f"--how {how}: {runs[0]}: its methods ({kinds}) add no weights to the model; take "
+            "average or arithmetic"
+        )
     merged = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # DARE draws what it takes away
         for name in sorted(names & states[0].keys()):
             tensors = [state[name].detach() for state in states]
             merged[name] = function(tensors, torch.tensor(factors), density)
+            check_float32(merged[name], name, factors)
+    if not any(tensor.any() for tensor in merged.values()):
+        raise ValueError(f"--density: got {density}, which leaves no weight; give a larger share")
     weighted(loaded, [factor / sum(factors) for factor in factors])
     with torch.no_grad():
         for name, tensor in merged.items():

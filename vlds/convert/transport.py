@@ -12,6 +12,8 @@ paper's costs are of weights or of activations. LoRA's A and B are such halves, 
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -19,6 +21,8 @@ from torch import Tensor
 
 Cost = Literal["weights_in", "weights_in_out", "activations"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
+MOST_ITERATIONS, COLUMN_TOLERANCE = 10_000, 1e-3
+"""Of entropic plans. Small shares converge as slowly as one over the iterations."""
 
 
 class Neurons(NamedTuple):
@@ -48,30 +52,43 @@ def distances(first: Tensor, other: Tensor) -> Tensor:
     return (first[:, None] - other).square().sum(-1)
 
 
-def transport_plan(cost: Tensor, regularisation: float | None = None) -> Tensor:
-    """(r, r) cost -> (r, r) plan whose rows sum to 1: a permutation, or with `regularisation`, a
-    share of the largest cost, a mixture of neurons.
+def load_pot() -> ModuleType:
+    """The library POT.
 
-    Errors: ValueError if the library POT is missing.
+    Errors: ValueError if it is missing.
     """
     try:
-        import ot  # type: ignore[import-untyped]
+        return import_module("ot")
     except ImportError:
         raise ValueError(
             "--how transport needs the package POT: pip install 'vlds[transport]'"
         ) from None
-    size = len(cost)
+
+
+def transport_plan(cost: Tensor, regularisation: float | None = None) -> Tensor:
+    """(r, r) cost -> (r, r) plan whose rows sum to 1: a permutation, or with `regularisation`, a
+    share of the largest cost, a mixture of neurons.
+
+    Errors: ValueError if the library POT is missing, or if the columns of a mixture do not come to
+    sum to 1 as well.
+    """
+    ot, size = load_pot(), len(cost)
     masses = torch.full((size,), 1 / size, dtype=torch.float64)
     if regularisation is None:
         # A vertex of the polytope: rounding takes away what 1 / r leaves.
         exact: Tensor = size * ot.emd(masses, masses, cost)
         return exact.round()
     scaled = cost / cost.max().clamp(min=torch.finfo(cost.dtype).tiny)
-    plan: Tensor = ot.sinkhorn(
-        masses, masses, scaled, regularisation, method="sinkhorn_log", numItermax=100_000,
-        stopThr=1e-14,
+    mixed: Tensor = size * ot.sinkhorn(
+        masses, masses, scaled, regularisation, method="sinkhorn_log", numItermax=MOST_ITERATIONS,
+        stopThr=1e-12, warn=False,
     )  # fmt: skip
-    return size * plan
+    if not (mixed.sum(0) - 1).abs().max() <= COLUMN_TOLERANCE:
+        raise ValueError(
+            f"--entropic: got {regularisation}; the plan has not converged after "
+            f"{MOST_ITERATIONS:,} iterations; give a larger share, or leave it out"
+        )
+    return mixed
 
 
 def aligned(

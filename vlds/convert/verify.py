@@ -87,13 +87,17 @@ def logits(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Tensor:
     return model.logits(batch).double()
 
 
-def probe(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Batch:
-    """A batch of one task: each picture once, with a generated text and target."""
+def probe(run: LoadedRun, task: str, pictures: Sequence[Path], option: str = "--verify") -> Batch:
+    """A batch of one task: each picture once, with a generated text and target. `option`: what
+    names the pictures.
+
+    Errors: ValueError if a picture cannot be read.
+    """
     draw = torch.Generator().manual_seed(zlib.crc32(task.encode()))
     num, spec = len(pictures) or NUM_GENERATED, run.recipe.image
     if spec is None and pictures:
         raise ValueError(
-            "--verify: StoredFeatures reads no pictures; leave the files out to compare on "
+            f"{option}: StoredFeatures reads no pictures; leave the files out to compare on "
             "generated features"
         )
     if not pictures:
@@ -103,7 +107,7 @@ def probe(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Batch:
         try:
             decoded = [decode_image(read_file(path), spec, str(path)) for path in pictures]
         except (OSError, SkipSample) as error:
-            raise ValueError(f"--verify: {error}; name pictures that can be read") from None
+            raise ValueError(f"{option}: {error}; name pictures that can be read") from None
         stack = new_stack(spec, num)
         stack.add(decoded)
         images = stack.images()
@@ -125,7 +129,7 @@ def probe(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Batch:
     try:
         return run.collator(rows, images, evaluation=False)
     except RefusedRows as error:
-        raise ValueError(f"--verify: {error}; name other pictures") from None
+        raise ValueError(f"{option}: {error}; name other pictures") from None
 
 
 def generated_text(tokenizer: Any, length: int, draw: torch.Generator) -> str:

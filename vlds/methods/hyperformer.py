@@ -171,7 +171,7 @@ class Hyperformer(Bottleneck):
             num_trained=kinds_trained + 2 * (projected + 1) * 2 * Toy.width,
             decayed=f"{kinds.decayed} norm_weight.weight",
             undecayed=f"{kinds.undecayed} norm_weight.bias norm_bias.weight norm_bias.bias",
-            merged=None,
+            merged=(),
             refused={
                 "merge": "has a norm for each task",
                 **dict.fromkeys(("peft", "adapters"), "has no Hyperformer with layer_norm_after"),

@@ -119,7 +119,9 @@ class Shrinking(Method):
                 "down_bias up_bias",
                 merged=(Adapter,),
             ),
-            "LoRA": Case(cls(of=lora), starts_frozen=True),
+            "LoRA": Case(
+                cls(of=lora), 3 * Toy.layers * 2 * 4 * 2 * Toy.width, "a b", starts_frozen=True
+            ),
         }
 
 

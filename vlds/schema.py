@@ -109,7 +109,7 @@ class Example:
     """Of a task with a head: number of a class -> its score, 0 to 1; others have 0. The target is
     then ""."""
     masking: Masking | None = None
-    """Of a task that predicts words of the prompt. The target is then ""."""
+    """Of a task that predicts words of the prompt. The target is then the prompt."""
 
 
 class Row(NamedTuple):

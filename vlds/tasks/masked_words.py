@@ -51,11 +51,13 @@ class MaskedWords(Task):
         """A caption and how it is masked; in evaluation always in the same way."""
         assert annotation is not None
         given = sample.annotations[annotation]
-        caption = self.prompt + require_label(given, "caption", sample).strip()
+        if rng is None and "caption" not in given:
+            return Example(given["id"], name, self.prompt, None)
+        text = self.prompt + require_label(given, "caption", sample).strip()
         seed = crc32(given["id"].encode()) if rng is None else int(rng.integers(1 << 32))
         masking = Masking(self.share, seed, always_mask=rng is None)
-        reference = caption if rng is None else None
-        return Example(given["id"], name, caption, "", reference=reference, masking=masking)
+        reference = text if rng is None else None
+        return Example(given["id"], name, text, text, reference=reference, masking=masking)
 
     def score(
         self, predictions: Mapping[str, str], references: Mapping[str, Any]

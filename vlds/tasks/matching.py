@@ -50,6 +50,8 @@ class Matching(AnswerTask):
         """The sample's caption, or one of the other sample's."""
         assert annotation is not None
         given = sample.annotations[annotation]
+        if rng is None and "caption" not in given:
+            return Example(given["id"], name, self.prompt, None)
         caption, draw = require_label(given, "caption", sample), crc32(given["id"].encode())
         if rng is not None:
             draw = int(rng.integers(1 << 32))

@@ -10,12 +10,13 @@ from typing import Any
 from data_prep.json_rows import clean, shown
 from vlds.schema import LONGEST_TEXT
 
-TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "text")
+TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "expression", "text")
 """Fields of the text; an annotation has one of them."""
 REQUIRED: Mapping[str, str] = {
     "entailment": "hypothesis",
     "gqa": "question",
     "nlvr2": "sentence",
+    "refer": "expression",
     "video_qa": "question",
     "vqa": "question",
 }

@@ -30,6 +30,10 @@ ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
     "image_class": [
         {"id": "cat/1.jpg", "label": "tabby cat"}, {"id": "dog/1.jpg", "label": "dog"},
     ],
+    "refer": [
+        {"id": "r1", "expression": "the red dot", "box": [0, 0, 10, 10]},
+        {"id": "r2", "expression": "the dog", "box": [10, 10, 10, 10]},
+    ],
     "caption": [{"id": "c1", "caption": " a red circle "}, {"id": "c2", "caption": "a dot"}],
     "video_qa": [
         {"id": "7", "question": "Who sits?", "choices": ["Ann.", "Bob"], "answer_index": 1,
@@ -41,7 +45,8 @@ ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
 }  # fmt: skip
 
 
-LABELS = ("answers", "label", "answer", "answer_index", "caption")
+LABELS = ("answers", "label", "answer", "answer_index", "box", "caption")
+EXTRA: dict[str, dict[str, Any]] = {"refer": {"proposals": [[0, 0, 10, 9], [11, 10, 9, 10]]}}
 
 
 def sample_of(kind: str, labels: bool = True) -> Sample:
@@ -49,4 +54,5 @@ def sample_of(kind: str, labels: bool = True) -> Sample:
         {key: value for key, value in annotation.items() if labels or key not in LABELS}
         for annotation in ANNOTATIONS[kind]
     ]
-    return Sample("000000", "toy-val", "image-7", kind, (b"",), (), tuple(annotations))
+    extra = EXTRA.get(kind, {})
+    return Sample("000000", "toy-val", "image-7", kind, (b"",), (), tuple(annotations), extra)

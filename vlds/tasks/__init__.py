@@ -8,6 +8,7 @@ from vlds.tasks.image_class import ImageClass
 from vlds.tasks.masked_words import MaskedWords
 from vlds.tasks.matching import Matching
 from vlds.tasks.nlvr2 import NLVR2
+from vlds.tasks.refer import Refer
 from vlds.tasks.video_caption import VideoCaption
 from vlds.tasks.video_qa import VideoQA
 from vlds.tasks.vqa import VQA
@@ -21,6 +22,7 @@ __all__ = [
     "ImageClass",
     "MaskedWords",
     "Matching",
+    "Refer",
     "Task",
     "VideoCaption",
     "VideoQA",

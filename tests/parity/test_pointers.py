@@ -1,0 +1,62 @@
+"""Pointers at boxes equal those of VL-T5's RefCOCOg code, where some pictures have fewer boxes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.toys.recorded.case import FOLDER, RecordedCase
+from vlds.schema import IGNORED_LABEL
+from vlds.tasks.refer import POINTERS
+
+TASK = "refcoco"
+
+
+def recorded_case(folder: Path) -> RecordedCase:
+    """The case, with all sizes that others name."""
+    source = FOLDER / "pointers" / "bart_refcoco.json"
+    record = json.loads(source.read_text("utf-8"))
+    size = record["config"]
+    weights = load_file(source.with_suffix(".safetensors"))
+    encoder = "weights/model.encoder."
+    size |= {
+        "tasks": [TASK],
+        "grid_in": size["n_boxes"],
+        "n_images": 2,
+        "encoder_layers": size["layers"],
+        "decoder_layers": size["layers"],
+        "ffn": len(weights[f"{encoder}layers.0.fc1.weight"]),
+        "max_position_embeddings": len(weights[f"{encoder}embed_positions.weight"]) - 2,
+        "activation": "gelu",
+        "scale_embedding": False,
+    }
+    (folder / source.name).write_text(json.dumps(record), "utf-8")
+    shutil.copy(source.with_suffix(".safetensors"), folder)
+    return RecordedCase(folder / source.name)
+
+
+@torch.no_grad()
+def test_logits_loss_and_pointers_are_those_of_the_original(tmp_path: Path) -> None:
+    """Its loss is a mean over all tokens; its pointer, the likeliest token behind <s>."""
+    case = recorded_case(tmp_path)
+    model, batch = case.build(tmp_path), case.batch(TASK)
+    visual, _ = model.visual_tokens(batch)
+    assert (visual - case.tensor(f"{TASK}/visual_embeds")).abs().max() < 1e-9
+    real = case.tensor(f"{TASK}/vis_attention_mask").bool()
+    mask = torch.cat([batch.attention_mask, real], 1)
+    states = model.family.encode(model.backbone, batch.input_ids, visual, mask, None)
+    labels = batch.labels
+    assert labels is not None
+    logits = model.vocabulary_logits(model.decode(states, mask, model.decoder_inputs(labels)))
+    is_label = labels != IGNORED_LABEL
+    assert (logits - case.tensor(f"{TASK}/logits")).abs().max() < 1e-9
+    nll = -logits[is_label].log_softmax(-1).gather(1, labels[is_label][:, None])
+    assert abs(nll.mean().item() - case.record["tasks"][TASK]["loss"]) < 1e-9
+    likeliest = model.choice_logits(states, mask).argmax(-1)
+    last = case.record["config"]["vocab"] - 1
+    assert (last - likeliest).tolist() == case.record["tasks"][TASK]["extra"]["pred"]
+    assert len(POINTERS) > 28  # which is what all of them are

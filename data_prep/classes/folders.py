@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 
 from data_prep.classes.class_set import ClassSource, Shown, listed
@@ -111,7 +111,7 @@ def _pictures(
     root: Path, place: Path, classes: list[Path], split: str, left_out: Counter[str]
 ) -> Iterator[Shown]:
     """The pictures of each class; those in `place` itself are counted by `_folders`."""
-    around = os.path.realpath(root), os.path.realpath(place)
+    around = frozenset({_identity(root), _identity(place)})
     unfit: list[Path] = []
     for folder in classes:
         paths = list(_below(folder, left_out, around))
@@ -138,24 +138,31 @@ def _is_unfit(name: str) -> bool:
     return UNFIT.search(name) is not None
 
 
-def _below(folder: Path, left_out: Counter[str], above: tuple[str, ...]) -> Iterator[Path]:
-    """The pictures in a folder and its folders; `above` are the real paths of those around it."""
-    real = os.path.realpath(folder)
-    if real in above:
-        raise ValueError(f"{folder} is a link to a folder that contains it; remove the link")
-    for entry in _entries(folder):
-        ending = os.path.splitext(entry.name)[1].lower()
-        if entry.name.startswith("."):
-            left_out[HIDDEN] += 1
-        elif entry.is_dir():
-            yield from _below(Path(entry.path), left_out, (*above, real))
-        elif ending not in ENDINGS:
-            left_out[_sort_of(entry.name)] += 1
-        elif not entry.is_file():
-            what = "a link that leads nowhere" if entry.is_symlink() else "not a file"
-            raise ValueError(f"{entry.path} is {what}; restore or remove it")
-        else:
-            yield Path(entry.path)
+def _below(folder: Path, left_out: Counter[str], around: frozenset[Hashable]) -> Iterator[Path]:
+    """The pictures in a folder and its folders; `around` are the identities of those around it."""
+    waiting = [(folder, around)]  # not by recursion: folders may be very deep
+    while waiting:
+        place, above = waiting.pop()
+        if (identity := _identity(place)) in above:
+            raise ValueError(f"{place} is a link to a folder that contains it; remove the link")
+        for entry in _entries(place):
+            if entry.name.startswith("."):
+                left_out[HIDDEN] += 1
+            elif entry.is_dir():
+                waiting.append((Path(entry.path), above | {identity}))
+            elif os.path.splitext(entry.name)[1].lower() not in ENDINGS:
+                left_out[_sort_of(entry.name)] += 1
+            elif not entry.is_file():
+                what = "a link that leads nowhere" if entry.is_symlink() else "not a file"
+                raise ValueError(f"{entry.path} is {what}; restore or remove it")
+            else:
+                yield Path(entry.path)
+
+
+def _identity(folder: Path) -> Hashable:
+    """Device and inode of a folder, links followed; some network disks have no inodes."""
+    status = os.stat(folder)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

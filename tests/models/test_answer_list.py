@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.toys.beam_search import beam_search, log_probs
+from tests.toys.class_folders import CLASSES, write_classes
 from tests.toys.models import Words, batch
 from vlds.backbones.attention import CPU_ATTENTION, EXTENDED_ATTENTION
 from vlds.models.answer_list import AnswerList, read_answers
@@ -212,6 +213,8 @@ def test_lists_come_from_files(tmp_path: Path) -> None:
     file.write_text(json.dumps(["yes", "no", "yes"]), encoding="utf-8")
     assert read_answers(str(file)) == ("yes", "no")
     assert read_answers(("red",)) == ("red",)
+    about = write_classes(tmp_path / "toy") / "dataset.json"
+    assert read_answers(str(about)) == CLASSES
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.toys.class_folders import CLASSES, write_classes
 from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankError, RankPool
@@ -75,6 +76,14 @@ def test_any_number_of_ranks_stores_what_the_encoder_gives(
         with torch.no_grad():
             expected = net(torch.from_numpy(pixels[None])).to(torch.float16)[0]
         np.testing.assert_allclose(new.features[0], expected.numpy(), rtol=2e-3, atol=1e-3)
+
+
+def test_features_keep_the_classes(recipe: Recipe, ranks1: RankPool, tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "toy")
+    ranks1.run(compute, recipe, str(folder), tmp_path / "out", timeout=120)
+    stored = open_dataset(tmp_path / "out")
+    assert stored.info.classes == CLASSES
+    assert stored.class_numbers().tolist() == open_dataset(folder).class_numbers().tolist()
 
 
 def losses(run: Path) -> list[float]:

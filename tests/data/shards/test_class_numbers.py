@@ -15,6 +15,7 @@ from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.class_folders import CLASSES, change_info, write_classes
 from tests.toys.pictures import jpeg
 from vlds.data.errors import ShardError
+from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.class_numbers import NO_CLASS
 from vlds.data.shards.info import DatasetInfo
 from vlds.data.shards.store import open_dataset
@@ -30,6 +31,13 @@ def test_the_index_knows_each_class(tmp_path: Path) -> None:
 def test_without_a_label(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "toy", [None, "cat"])
     assert open_dataset(folder).class_numbers().tolist() == [NO_CLASS, 2]
+
+
+def test_at_a_url(tmp_path: Path, cache: ShardCache) -> None:
+    folder = write_classes(tmp_path / "toy")
+    remote = open_dataset(f"file://{folder}", cache)
+    assert remote.class_numbers().tolist() == [1, 2, 0, 1, 2]
+    assert not list(cache.folder.rglob("*.tar"))  # no shard was fetched
 
 
 def test_a_lost_file_is_made_again_and_a_changed_one_refused(tmp_path: Path) -> None:

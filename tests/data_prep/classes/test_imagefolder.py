@@ -247,6 +247,21 @@ def test_bad_links(
     assert "pipe.jpg is not a file; restore or remove it" in told(capsys)
 
 
+def test_folders_may_be_very_deep(root: Path, tmp_path: Path) -> None:
+    """Deeper than Python recurses."""
+    places = [str(root / "River") + "/d" * depth for depth in range(1, 1100)]
+    for place in places:
+        os.mkdir(place)
+    picture = write(Path(places[-1], "x.jpg"), photo(900))
+    try:
+        assert pack_folders(root, tmp_path / "out") == 0
+        assert len(labels(tmp_path / "out")) == 31
+    finally:
+        picture.unlink()
+        for place in reversed(places):  # pytest cannot remove them
+            os.rmdir(place)
+
+
 def test_a_class_without_test_pictures_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -297,10 +312,12 @@ def test_options_that_do_not_fit(
 
 
 def test_thousands_of_classes(tmp_path: Path) -> None:
-    for number in range(2500):
-        write(tmp_path / "in" / f"n{number:05d}" / "x.jpg", photo(number % 7))
-    assert pack_folders(tmp_path / "in", tmp_path / "out", "--workers", "2") == 0
-    assert len(classes(tmp_path / "out")) == 2500
+    picture = write(tmp_path / "x.jpg", photo(0))
+    for number in range(2000):
+        (tmp_path / "in" / f"n{number:05d}").mkdir(parents=True)
+        os.link(picture, tmp_path / "in" / f"n{number:05d}" / "x.jpg")
+    assert pack_folders(tmp_path / "in", tmp_path / "out") == 0
+    assert len(classes(tmp_path / "out")) == 2000
     assert labels(tmp_path / "out")["n01234/x.jpg"] == "n01234"
 
 

@@ -164,7 +164,7 @@ class Job:
         """One shard; returns how many pictures were encoded."""
         dropped: list[dict[str, str]] = []
         pictures = 0
-        with OpenShard(tar, self.dataset.info.classes) as shard:
+        with OpenShard(tar, self.dataset.info.indexed_classes) as shard:
             for sample, features in self.encoded(encoder, number, dropped):
                 pictures += len(features)
                 sides = PAIR if len(features) == len(PAIR) else ("",)

@@ -147,9 +147,9 @@ def _check_json(sample: CheckedSample, content: Members, dataset: DatasetInfo) -
     else:
         sample.id = fields["id"]
     yield from _check_annotations(sample, fields.get("annotations"), dataset.kind)
-    if dataset.classes is not None and not sample.findings:
+    if dataset.indexed_classes is not None and not sample.findings:
         try:
-            sample.class_number = class_number(content["json"], numbered(dataset.classes))
+            sample.class_number = class_number(content["json"], numbered(dataset.indexed_classes))
         except UNUSABLE as error:
             yield Finding("class unusable", str(error))
     images = fields.get("images")

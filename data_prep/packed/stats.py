@@ -82,12 +82,12 @@ def describe(folder: Path) -> str:
         f"  samples      {info.samples:>10,}",
         f"  annotations  {info.annotations:>10,}",
         f"  words a text {words / max(texts, 1):>10.1f}"
-        if info.classes is None
-        else _classes(folder, info.classes),
+        if info.indexed_classes is None
+        else _classes(folder, info.indexed_classes),
         f"  sizes        {_most_frequent(sides, sides.total())}",
     ]
     answers.pop("", None)
-    if answers and info.classes is None:
+    if answers and info.indexed_classes is None:
         lines.append(f"  answers      {len(answers):>10,} different")
         lines.append(f"               {_most_frequent(answers, texts)}")
     lines += [

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.packing.journal import Dropped, Finished, Journal
+from vlds.data.shards.class_numbers import KIND
 from vlds.data.shards.info import DATASET_FILE, SCHEMA, DatasetInfo, check_names
 from vlds.data.shards.store import QUARANTINE_FILE
 from vlds.data.shards.writing import OpenShard
@@ -180,7 +181,7 @@ class DatasetWriter:
             self.journal.begin(self.finished)  # this flushes the removals as well
             self.begun = True
         path = self.out / f"{self.stem}-{len(self.finished):05d}.tar"
-        return OpenShard(path, self.about["classes"])
+        return OpenShard(path, self.about["classes"] if self.about["kind"] == KIND else None)
 
     def _finish(self, shard: OpenShard, dropped: list[Dropped]) -> None:
         entry = Finished(shard.close(), dropped)

@@ -72,6 +72,21 @@ def test_other_kinds_have_no_classes(tmp_path: Path) -> None:
         open_dataset(folder).class_numbers()
 
 
+def test_other_kinds_may_list_their_labels(tmp_path: Path) -> None:
+    """Of a list of answers, say: their samples have many annotations, and no class in the index."""
+    annotations = [{"id": "a", "question": "?", "answers": ["no"]}]
+    record = SampleRecord(id="x", members=[("jpg", jpeg())], json={"annotations": annotations})
+    write_dataset(
+        tmp_path / "toy", name="toy", kind="vqa", split="train", records=[record],
+        classes=("yes", "no"),
+    )  # fmt: skip
+    assert DatasetInfo.load(tmp_path / "toy").classes == ("yes", "no")
+    assert open_dataset(tmp_path / "toy").read(0).id == "x"
+    given = ["index", str(tmp_path / "toy"), "--name", "toy", "--kind", "vqa", "--split", "train"]
+    assert main(given) == 0
+    assert DatasetInfo.load(tmp_path / "toy").classes == ("yes", "no")
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -101,7 +116,8 @@ def test_a_picture_has_one_class(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"classes": ["a", "a", "b"]}, "classes holds a name twice"),
-        ({"classes": None}, "classes and cls_sha256 of the shards are both there, or none is"),
+        ({"classes": None}, "shards have cls_sha256 if the kind is image_class and classes is"),
+        ({"kind": "entailment"}, "shards have cls_sha256 if the kind is image_class"),
         ({"classes": "ant"}, "classes is 'ant'"),
         ({"classes": [1]}, "classes"),
     ],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlds.data.shards.class_numbers import KIND
 from vlds.runtime.json_file import parse_json
 from vlds.runtime.json_record import parse_record
 from vlds.runtime.regular_file import read_file
@@ -32,7 +33,7 @@ class ShardInfo:
     cnt_sha256: str
     crc_sha256: str
     cls_sha256: str | None = None
-    """None if the data set has no classes."""
+    """None if its samples have no class."""
 
     def __post_init__(self) -> None:
         # A foreign dataset.json must not lead to files outside its folder.
@@ -65,8 +66,8 @@ class DatasetInfo:
     answers: str | None = None
     """File with the answer vocabulary, in the folder of dataset.json."""
     classes: tuple[str, ...] | None = None
-    """Of kind image_class: all classes, in the order of their numbers; the same list in all splits.
-    None for other kinds."""
+    """All labels that its annotations may have, in the order of their numbers; the same list in all
+    splits."""
     fields: Mapping[str, str] | None = None
     """Of foreign samples: field of an annotation -> member that holds it."""
     source: tuple[Mapping[str, str], ...] = ()
@@ -79,8 +80,17 @@ class DatasetInfo:
     def __post_init__(self) -> None:
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
             raise ValueError("classes holds a name twice")
-        if any((shard.cls_sha256 is None) != (self.classes is None) for shard in self.shards):
-            raise ValueError("classes and cls_sha256 of the shards are both there, or none is")
+        is_indexed = self.indexed_classes is not None
+        if any((shard.cls_sha256 is not None) != is_indexed for shard in self.shards):
+            raise ValueError(
+                f"shards have cls_sha256 if the kind is {KIND} and classes is there, else they do "
+                "not"
+            )
+
+    @property
+    def indexed_classes(self) -> tuple[str, ...] | None:
+        """The classes, if each sample has one, whose number is in the index."""
+        return self.classes if self.kind == KIND else None
 
     def save(self, folder: Path) -> None:
         """Write dataset.json."""

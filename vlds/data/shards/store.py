@@ -44,7 +44,7 @@ class LocalFiles:
     def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
         """dataset.json, and the index of every shard."""
         info = DatasetInfo.load(self.folder)
-        options: Any = {"foreign": info.fields is not None, "classes": info.classes}
+        options: Any = {"foreign": info.fields is not None, "classes": info.indexed_classes}
         return info, [load_index(self.folder, shard, **options) for shard in info.shards]
 
     def location(self, shard: ShardInfo) -> str:
@@ -166,9 +166,9 @@ class Dataset:
         """(n,) int64: the place of each sample's class in `info.classes`, or NO_CLASS for one
         without a label; no sample is read.
 
-        Errors: ValueError if the data set has no classes; ShardError if a number is too large.
+        Errors: ValueError if its samples have no class; ShardError if a number is too large.
         """
-        classes = self.info.classes
+        classes = self.info.indexed_classes
         if classes is None:
             raise ValueError(
                 f"data set {self.folder}: it has kind {self.kind} and no classes; name one of kind "

@@ -148,9 +148,10 @@ def index_folder(
     if fields is not None:
         about["fields"] = dict(fields)
     foreign = about.get("fields") is not None
-    if kind == KIND:
-        about["classes"] = about.get("classes") or all_labels(tars)
-    indexes = [build_index(tar, foreign=foreign, classes=about.get("classes")) for tar in tars]
+    classes = (about.get("classes") or all_labels(tars)) if kind == KIND else None
+    if classes is not None:
+        about["classes"] = classes
+    indexes = [build_index(tar, foreign=foreign, classes=classes) for tar in tars]
     shards = [describe_shard(tar, index) for tar, index in zip(tars, indexes, strict=True)]
     about |= {
         "schema": SCHEMA,

@@ -9,15 +9,28 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.toys.few_examples import wide_recipe
-from tests.toys.trained_runs import convert_code, recipe_with, save_run, trained_run, write_run
+from tests.toys.trained_runs import (
+    assert_same,
+    convert,
+    convert_code,
+    recipe_with,
+    save_run,
+    state_of,
+    trained_run,
+    write_run,
+)
+from vlds.artifact import LoadedRun
 from vlds.backbones import T5
 from vlds.config import Recipe
-from vlds.methods import Adapter, Full, LoRA
+from vlds.convert.merged_adapters import modules_of
+from vlds.methods import Adapter, Full, LoRA, Shrinking
+from vlds.methods.shrinking import replace_leaf
 
 PRUNINGS = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 ALL = ("transport", *PRUNINGS)
@@ -29,6 +42,7 @@ CASES: list[tuple[tuple[str, ...], str, str]] = [
     (ALL, "wide one", "backbone.d_model: 48 in wide, 16 in one; only runs of one model"),
     (ALL, "one elsewhere", "frozen, but not the same in all runs; combine runs that started from"),
     (ALL, "one narrow", "methods.method.reduction: 4 in one, 8 in narrow; only runs of one model"),
+    (ALL, "shrunk shrunk_more", r"down_bias: \(1, 2\) in shrunk, \(1, 0\) in shrunk_more; only"),
     (ALL, "lora two", "methods.method: LoRA in lora, Adapter in two; only runs of one model"),
     (ALL, "one other_name", "methods.method: Adapter in one, None in other_name; only runs of one"),
     (ALL, "one two cut", "cut/artifact: weights.safetensors is not what was written .*copy it"),
@@ -102,9 +116,20 @@ def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         weights = dict(nan.model.unique_state())
         next(t for n, t in weights.items() if n.endswith("down_weight"))[0, 0, 0] = float("nan")
     save_run(nan)
+    for name, neurons in (("shrunk", 2), ("shrunk_more", 0)):
+        shrunk = replace(recipe, methods={"method": Shrinking()}, output=str(folder / name))
+        save_shrunk(trained_run(shrunk), neurons)
     damage(folder, "cut", lambda data: data[:-1])
     damage(folder, "changed", lambda data: data[:-1] + bytes([data[-1] ^ 1]))
     return folder
+
+
+def save_shrunk(run: LoadedRun, neurons: int) -> None:
+    """Save a run with so many neurons in the first of its adapters."""
+    module: Any = next(module for _, module in modules_of(run, "method"))
+    for leaf, dim in module.neurons.items():
+        replace_leaf(module, leaf, getattr(module, leaf).data.narrow(dim, 0, neurons))
+    save_run(run)
 
 
 def damage(folder: Path, name: str, change: Callable[[bytes], bytes]) -> None:
@@ -139,6 +164,16 @@ def test_what_is_refused(
     assert "Traceback" not in said
     assert "Warning" not in said
     assert files_of(desk) == before
+
+
+def test_a_layer_without_neurons_merges_with_itself(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ot", reason="needs the extra `transport`")
+    monkeypatch.chdir(desk)
+    runs = ["--run", "shrunk_more", "shrunk_more", "--out", tmp_path / "out"]
+    convert("merge", "--how", "transport", *runs)
+    assert_same(state_of(tmp_path / "out"), state_of(desk / "shrunk_more"))
 
 
 @pytest.mark.parametrize(

@@ -94,15 +94,21 @@ def check_settings(
         raise ValueError(f"{option}tokenizer: {other[0]} has another vocabulary than {first[0]}")
 
 
-def check_names(first: Opened, other: Opened) -> None:
-    """Errors: ValueError if a tensor has no counterpart, whatever the settings say; runs of other
-    tasks may have other heads."""
-    names = [{name for name, _ in run.model.unique_state()} for _, run in (first, other)]
+def check_names(first: Opened, other: Opened, same_tasks: bool) -> None:
+    """Errors: ValueError if a tensor has no counterpart, or (of the same tasks) none of its shape,
+    whatever the settings say; runs of other tasks may have other heads."""
+    shapes = [{n: tuple(t.shape) for n, t in r.model.unique_state()} for _, r in (first, other)]
     if first[1].recipe.tasks.keys() != other[1].recipe.tasks.keys():
-        names = [{name for name in each if task_of_head(name) is None} for each in names]
-    if odd := sorted(names[0] ^ names[1]):
-        owner = first[0] if odd[0] in names[0] else other[0]
+        shapes = [
+            {name: shape for name, shape in each.items() if task_of_head(name) is None}
+            for each in shapes
+        ]
+    if odd := sorted(shapes[0].keys() ^ shapes[1].keys()):
+        owner = first[0] if odd[0] in shapes[0] else other[0]
         raise ValueError(f"{odd[0]}: only {owner} has it; {ONE_MODEL}")
+    for name in sorted(shapes[0]) if same_tasks else ():
+        if (one := shapes[0][name]) != (another := shapes[1][name]):
+            raise ValueError(f"{name}: {one} in {first[0]}, {another} in {other[0]}; {ONE_MODEL}")
 
 
 def task_of_head(tensor: str) -> str | None:

@@ -127,7 +127,7 @@ def open_alike(runs: Sequence[Path], same_tasks: bool = True) -> list[LoadedRun]
     first = runs[0], loaded[0]
     for other in zip(runs[1:], loaded[1:], strict=True):
         check_settings(first, other, essence(loaded[0], same_tasks), essence(other[1], same_tasks))
-        check_names(first, other)
+        check_names(first, other, same_tasks)
     return loaded
 
 

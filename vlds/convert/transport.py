@@ -73,6 +73,8 @@ def transport_plan(cost: Tensor, regularisation: float | None = None) -> Tensor:
     sum to 1 as well.
     """
     ot, size = load_pot(), len(cost)
+    if not size:
+        return cost  # a layer that has lost all of its neurons
     masses = torch.full((size,), 1 / size, dtype=torch.float64)
     if regularisation is None:
         # A vertex of the polytope: rounding takes away what 1 / r leaves.

@@ -28,7 +28,8 @@ from vlds.methods.base import Method, Sharing, check_sharing, num_slices
 from vlds.methods.extended import LinearExtension, added_tensors, extended
 from vlds.methods.host import CROSS_ATTENTION, Host, weight_options
 from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library, Stored
-from vlds.methods.routing import MadeForBatch, TaskRouting
+from vlds.methods.routing import TaskRouting
+from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.schema import OptimizerRule, OptimizerRules, Role
 
 Nonlinearity = Literal["gelu_tanh", "gelu", "relu", "silu"]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.routing import MadeForBatch
+from vlds.runtime.made_for_batch import MadeForBatch
 
 ADDED = ("extensions", "input_extensions", "key_value_extensions")
 """Names of the children that hold methods' modules."""

@@ -24,7 +24,7 @@ from vlds.methods.extended import (
     states_type,
 )
 from vlds.methods.revision import Revision
-from vlds.methods.routing import MadeForBatch
+from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.methods.step_rule import StepRule
 from vlds.schema import Role, TargetModules
 

@@ -32,7 +32,8 @@ from vlds.methods.extended import added_tensors
 from vlds.methods.host import Host
 from vlds.methods.hypernetwork import KINDS, HyperNetworks
 from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library, Stored
-from vlds.methods.routing import MadeForBatch, TaskRouting
+from vlds.methods.routing import TaskRouting
+from vlds.runtime.made_for_batch import MadeForBatch
 
 ORIGINAL_KINDS = {
     "ffn_out": "feed_forward_",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlds.methods.bottleneck import Half, Place, layers, stack_and_layer
 from vlds.methods.extended import ModelExtension
 from vlds.methods.host import weight_options
-from vlds.methods.routing import MadeForBatch
+from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.schema import STACKED, UNDECAYED, OptimizerRules, Role
 
 if TYPE_CHECKING:

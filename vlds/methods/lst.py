@@ -30,8 +30,8 @@ from vlds.methods.host import Host, weight_options
 from vlds.methods.importance import read_importance
 from vlds.methods.layouts import Layout, Library, Stored, is_t5
 from vlds.methods.lst_start import Pruning, reference_units, sorted_units
-from vlds.methods.routing import MadeForBatch
 from vlds.methods.side_path import SidePath
+from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
 
 TEMPERATURE = 0.1

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vlds.methods.bottleneck import Place, stack_and_layer
 from vlds.methods.host import CROSS_ATTENTION, Host, weight_options
 from vlds.methods.hypernetwork import GENERATOR_STD, HyperNetwork, HyperNetworks, rows_of
-from vlds.methods.routing import MadeForBatch
+from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.schema import Role
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from vlds.methods.extended import ModelExtension
 from vlds.methods.host import Host
 from vlds.methods.layouts import Library
 from vlds.methods.prompt_network import LearnedEmbeddings, PromptNetwork
-from vlds.methods.routing import MadeForBatch, TaskRouting
+from vlds.methods.routing import TaskRouting
+from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.schema import Role
 
 

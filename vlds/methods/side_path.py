@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlds.methods.extended import ModelExtension
-from vlds.methods.routing import MadeForBatch
+from vlds.runtime.made_for_batch import MadeForBatch
 
 
 class SidePath(ModelExtension):

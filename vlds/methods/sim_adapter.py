@@ -32,7 +32,7 @@ from vlds.methods.extended import LinearExtension
 from vlds.methods.host import Host, weight_options
 from vlds.methods.layouts import Library
 from vlds.methods.other_runs import RunAdapter, read_adapter
-from vlds.methods.routing import MadeForBatch
+from vlds.runtime.made_for_batch import MadeForBatch
 
 OFF_DIAGONAL = 1e-6
 """Of W_v at first."""

@@ -36,7 +36,7 @@ from vlds.methods.compacter import Compacter
 from vlds.methods.extended import LinearExtension, added_tensors
 from vlds.methods.host import Host, weight_options
 from vlds.methods.layouts import Layout, Library, Stored
-from vlds.methods.routing import MadeForBatch
+from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.schema import OptimizerRule, OptimizerRules, Role
 
 Granularity = Literal["large", "middle_x", "middle_y", "small"]

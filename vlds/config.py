@@ -39,7 +39,7 @@ MAX_WIDTH = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and decay."""
+    """AdamW with linear warm-up, and a decay."""
 
     learning_rate: float = 1e-3
     """Peak learning rate; a method's own `learning_rate` replaces it for that method's weights."""
@@ -64,8 +64,10 @@ class OptimizerConfig:
     """Largest norm of the whole gradient; 0 switches clipping off."""
     warmup_ratio: float = 0.1
     """Share of the steps over which the learning rate rises linearly from 0."""
+    decay: Literal["linear", "cosine"] = "linear"
+    """How the rate falls: in a line, or as half a wave of a cosine."""
     decay_start: float | None = None
-    """Share of the steps after which the rate falls linearly to 0; default: after the warm-up."""
+    """Share of the steps after which the rate falls to 0; default: after the warm-up."""
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2:

@@ -345,6 +345,8 @@ class OptimizerRule:
     """False if weight decay would pull towards the wrong value: biases, norms, factors."""
     vl_adapter_decays: bool | None = None
     """`decays` in the original VL-Adapter code, if it differs."""
+    rate: float = 1.0
+    """Factor of the learning rate."""
     per_task: bool = False
     """True if stacked over tasks, (tasks or 1, ...): the slice of a task does not change in a step
     without examples of that task."""

@@ -27,10 +27,10 @@ def half_a_run(whole: Path, half: Path) -> None:
         shutil.rmtree(half / later)
 
 
-def assert_same_run(found: Path, expected: Path) -> None:
+def assert_same_run(found: Path, expected: Path, task: str = "vqa") -> None:
     assert losses(found) == losses(expected)
     assert [step for step, *_ in losses(found)] == list(range(1, 11))
-    for file in (STATE, "artifact/weights.safetensors", "predictions/step-00000010/vqa.jsonl"):
+    for file in (STATE, "artifact/weights.safetensors", f"predictions/step-00000010/{task}.jsonl"):
         assert (found / file).read_bytes() == (expected / file).read_bytes(), file
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from vlds.config import Recipe
 from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.shards.subset import few_shots, of_classes
 from vlds.data.streams.source import NumPictures, Source
 from vlds.data.streams.streamed_source import StreamedSource, open_streamed
 from vlds.heads.base import check_classes, read_classes
@@ -33,7 +35,17 @@ def evaluation_sources(recipe: Recipe, split: Split = "evaluate") -> list[Source
 def training_sources(recipe: Recipe) -> list[Source]:
     """The data that the recipe's tasks learn from; ValueError also for a task that names none."""
     check_train_data(recipe)
-    return [data_source(recipe, name, task.train) for name, task in recipe.tasks.items()]
+    sources = []
+    for name, task in recipe.tasks.items():
+        source = data_source(recipe, name, task.train)
+        if (shots := task.num_shots) is not None:
+            try:
+                few: list[Any] = [few_shots(d, shots, recipe.seed) for d in source.datasets]
+            except ValueError as error:
+                raise ValueError(f"tasks.{name}.{error}") from None
+            source = replace(source, datasets=few)
+        sources.append(source)
+    return sources
 
 
 def streamed_sources(recipe: Recipe) -> list[StreamedSource]:
@@ -45,6 +57,11 @@ def streamed_sources(recipe: Recipe) -> list[StreamedSource]:
         )
     sources = []
     for name, task in recipe.tasks.items():
+        if task.num_shots is not None or task.narrowed(("", "")) != ("", ""):
+            raise ValueError(
+                f"data.reader: sequential, which cannot choose the samples of tasks.{name}; leave "
+                "its shots and half out, or read indexed shards"
+            )
         try:
             fields = recipe.data.fields.get(name)
             datasets = [open_streamed(folder, task.kinds, fields) for folder in task.train]
@@ -68,6 +85,10 @@ def data_source(
     """A task of the recipe with some data sets, under the label of the split."""
     task, label = recipe.tasks[name], label_of(name, split)
     datasets = open_datasets(f"tasks.{label}", task, folders, recipe.data.shard_cache)
+    for number, dataset in enumerate(datasets):
+        classes = dataset.info.classes
+        if classes is not None and (names := task.narrowed(classes)) != classes:
+            datasets[number] = of_classes(dataset, names)
     limits = picture_limits(recipe, name)
     return Source(label, task, datasets, task.weight, task.batch_size, limits)
 
@@ -117,7 +138,7 @@ def with_lists(recipe: Recipe) -> Recipe:
                 task = replace(task, decoding=replace(task.decoding, answers=answers))
             if task.head is not None:
                 classes = classes_of(task, recipe.data.shard_cache)
-                task = replace(task, head=replace(task.head, classes=classes))
+                task = replace(task, head=replace(task.head, classes=classes).with_files())
         except ValueError as error:
             raise ValueError(f"tasks.{name}.{error}") from None
         tasks[name] = task

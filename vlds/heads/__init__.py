@@ -6,5 +6,6 @@ from __future__ import annotations
 from vlds.heads.base import Head
 from vlds.heads.linear import LinearHead
 from vlds.heads.mlp import MLPHead
+from vlds.heads.texts import TextHead
 
-__all__ = ["Head", "LinearHead", "MLPHead"]
+__all__ = ["Head", "LinearHead", "MLPHead", "TextHead"]

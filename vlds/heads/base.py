@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import nn
 
@@ -26,6 +26,9 @@ own, by sigmoid, with targets from 0 to 1; summed over the classes."""
 class Head(ABC):
     """From states to classes."""
 
+    compares_texts: ClassVar[bool] = False
+    """True if the head compares states with the classes' texts, which few kinds of models embed."""
+
     classes: tuple[str, ...] | str | None = None
     """The answers to choose from: a list, or a JSON file with a list, such as `data_prep answers`
     writes. Default: the task's own labels, as NLVR2 has them, or "classes" in dataset.json."""
@@ -37,6 +40,11 @@ class Head(ABC):
     @abstractmethod
     def build(self, width: int) -> nn.Module:
         """What turns states (n, width) into scores (n, c)."""
+
+    def with_files(self) -> Head:
+        """The head with the content of other files that it names; ValueError if one cannot be
+        read."""
+        return self
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,6 +75,8 @@ class ClassOutput(NamedTuple):
 
     head: Head
     loss: ClassLoss
+    shots: int | None = None
+    """Pictures of each class that the task trains on; None if it trains on all."""
 
 
 def read_classes(path: str, field: str) -> tuple[str, ...]:

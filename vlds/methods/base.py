@@ -36,6 +36,12 @@ class Method(ABC):
 
     recomputable: ClassVar[bool] = True
     """True if layers compute the same again in the backward pass (activation checkpointing)."""
+    needs_whole_model: ClassVar[bool] = False
+    """True if the frozen model computes what the method begins with, so that its weights are whole
+    until then."""
+    compares_examples: ClassVar[bool] = False
+    """True if the method's loss compares all examples of a global batch, which a rank then computes
+    in one micro-batch."""
     merges_to_itself: ClassVar[bool] = False
     """True if `merge` keeps the method and only drops what training needed."""
     libraries: ClassVar[frozenset[Library]] = frozenset()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,8 +24,8 @@ from vlds.methods.extended import (
     states_type,
 )
 from vlds.methods.revision import Revision
-from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.methods.step_rule import StepRule
+from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.schema import Role, TargetModules
 
 CROSS_ATTENTION: tuple[Role, ...] = (
@@ -50,6 +50,10 @@ class Host:
     """What modules know of the running batch."""
     takes_prompts: bool = True
     """False if nothing can stand before the text in the model."""
+    heads: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Task -> its head, for tasks that have one."""
+    shots: Mapping[str, int] = field(default_factory=dict)
+    """Task -> pictures of each class that it trains on, for tasks that train on few."""
     stack: Literal["encoder", "decoder"] | None = None
     """The stack of an encoder-decoder whose layers are meant; None: all."""
     changed: list[nn.Parameter] = field(default_factory=list)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from vlds.models.causal import Causal
 from vlds.models.cross_modal import CrossModal
+from vlds.models.dual_encoder import DualEncoder
 from vlds.models.image_text import ImageTextToText
 from vlds.models.joint import JointSeq2Seq
 from vlds.models.kind import ModelKind
 
-__all__ = ["Causal", "CrossModal", "ImageTextToText", "JointSeq2Seq", "ModelKind"]
+__all__ = ["Causal", "CrossModal", "DualEncoder", "ImageTextToText", "JointSeq2Seq", "ModelKind"]

@@ -21,7 +21,7 @@ from vlds.models.tape import Tape
 from vlds.models.task_heads import TaskHeads
 from vlds.vision.base import GridEncoder, on_meta
 
-RESERVED = ("backbone", "vision", "visual_embedding", "connector", "norms", "heads")
+RESERVED = ("backbone", "vision", "text", "visual_embedding", "connector", "norms", "heads")
 """Names that parts of the model have, so that methods cannot."""
 
 
@@ -116,6 +116,12 @@ def build_heads(
                 f"tasks.{name}.head: {type(setup.kind).__name__} has no states for heads; leave it "
                 "out, or define `state_width` as docs/add_a_model.md says"
             )
+        if output.head.compares_texts and not model.embeds_texts:
+            raise ValueError(
+                f"tasks.{name}.head: {type(output.head).__name__} compares pictures with texts of "
+                f"the classes, and {type(setup.kind).__name__} embeds neither; choose LinearHead "
+                "or MLPHead, or a DualEncoder"
+            )
         try:
             assert output.head.names
         except ValueError as error:
@@ -148,7 +154,14 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
         module = model.get_submodule(part.path)
         try:
             host = Host(
-                name, module, part.targets, tasks, model.context, takes_prompts=part.takes_prompts
+                name,
+                module,
+                part.targets,
+                tasks,
+                model.context,
+                takes_prompts=part.takes_prompts,
+                heads=dict(model.heads.items()),
+                shots={task: out.shots for task, out in setup.outputs.items() if out.shots},
             )
             others = {id(module.get_parameter(other)) for other in part.others}
             claim((p for p in method.attach(host) if id(p) not in others), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from vlds.pretrained.files import reading
 from vlds.pretrained.hub import TOKENIZER_FILES, check_tokenizer
 from vlds.runtime.manifest import sha256
 from vlds.schema import Collator, ImageSpec, PictureSpec
+from vlds.tasks.base import Task
 from vlds.vision.base import GridEncoder, VisionEncoder, freeze
 
 
@@ -125,6 +126,13 @@ class ModelKind(ABC):
         """The processor if its files are on this machine, else None."""
         source, _ = self.processor_place
         return self.load_processor() if source is not None and Path(source).exists() else None
+
+    def check_tasks(self, tasks: Mapping[str, Task], num_micro_batches: int) -> None:  # noqa: B027
+        """Check that the model can learn these tasks, with so many micro-batches of a rank in a
+        step.
+
+        Errors: ValueError that names the field.
+        """
 
     def check_length(self, task: str, longest: Longest) -> None:  # noqa: B027 (most have no limit)
         """Check that the longest row of a task has positions.

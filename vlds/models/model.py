@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,8 @@ BACKBONE_PREFIX = "backbone."
 class Model(nn.Module, ABC):
     """A frozen model with methods attached; `build_model` makes it."""
 
+    embeds_texts: ClassVar[bool] = False
+    """True if texts and heads' states are vectors that can be compared."""
     backbone: Any
     """A model of Hugging Face, to which the files of other libraries refer."""
     parts: dict[str, Part]

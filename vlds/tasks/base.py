@@ -101,12 +101,21 @@ class Task(ABC):
                 )
 
     @property
+    def num_shots(self) -> int | None:
+        """Pictures of each class to train on; None: all."""
+        return None
+
+    def narrowed(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of a data set's classes that the task is about."""
+        return classes
+
+    @property
     def class_output(self) -> ClassOutput | None:
         """What the task wants of a model, if not text."""
         if self.head is None:
             return None
         assert self.class_loss is not None
-        return ClassOutput(self.head, self.class_loss)
+        return ClassOutput(self.head, self.class_loss, self.num_shots)
 
     def with_classes(self, example: Example, scores: Mapping[str, float]) -> Example:
         """An example as the task's output asks: with a head, its answers' scores in place of the

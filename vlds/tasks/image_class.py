@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
+from vlds.heads.base import ClassOutput, Head
 from vlds.metrics.exact_match import fold, matches, mean, members_of
-from vlds.schema import Decoding, Sample
+from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, labelled
 
@@ -28,6 +30,11 @@ class ImageClass(AnswerTask):
     input_field: ClassVar[str | None] = None
     tables: ClassVar[tuple[str, ...]] = ("class",)
 
+    shots: int | None = None
+    """Train on so many pictures of each class, drawn by the recipe's seed; default: on all."""
+    half: Literal["base", "new"] | None = None
+    """Only the first half of the data set's classes (base), or the others (new): a run that learns
+    the base classes is then evaluated on the new ones. Default: all."""
     prompt: str = "class: "
     """The whole input, trailing space included; "" for none."""
     max_prompt_tokens: int = 20
@@ -36,6 +43,39 @@ class ImageClass(AnswerTask):
     """Longest name to learn in tokens, special tokens included; longer ones are cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19))
     """How the model's output becomes a name; greedy, 20 tokens with the start token."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shots is not None and self.shots < 1:
+            raise ValueError(f"shots: got {self.shots}; give at least 1")
+
+    @property
+    def num_shots(self) -> int | None:
+        return self.shots
+
+    def narrowed(self, classes: tuple[str, ...]) -> tuple[str, ...]:
+        """The half of them that the recipe names; the base half is the larger one."""
+        if self.half is None:
+            return classes
+        middle = (len(classes) + 1) // 2
+        return classes[:middle] if self.half == "base" else classes[middle:]
+
+    @cached_property
+    def own_head(self) -> Head | None:
+        """The head over the classes that the task is about."""
+        if self.head is None or self.half is None:
+            return self.head
+        return replace(self.head, classes=self.narrowed(self.head.names))
+
+    @property
+    def class_output(self) -> ClassOutput | None:
+        output, head = super().class_output, self.own_head
+        return output if output is None or head is None else output._replace(head=head)
+
+    def with_classes(self, example: Example, scores: Mapping[str, float]) -> Example:
+        if (head := self.own_head) is None:
+            return example
+        return replace(example, target="", class_scores=head.class_scores(scores))
 
     def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
         """The prompt alone."""

@@ -24,6 +24,7 @@ from vlds.training.alignment import align
 from vlds.training.best import BestStep, check_best
 from vlds.training.checkpoint import RunStates, find_state, restore, saved_shapes
 from vlds.training.engine import Engine
+from vlds.training.few_shot import fill_caches
 from vlds.training.optim import parameter_groups
 from vlds.training.prepare import Prepared
 from vlds.training.profile import FOLDER, StepProfile, check_profile, takes
@@ -86,8 +87,7 @@ def build_run(
         write_start(run, resumed)
     announce(run)
     if ranks.is_first:
-        notices = [*notices, *add_profile(run, profile)]
-        notices = [*notices, *prepared.notices]
+        notices = [*notices, *add_profile(run, profile), *prepared.notices]
         for line in [*notices, *cut_texts(prepared.train_sources, collator)]:
             tracker.say(line)
     return run
@@ -146,15 +146,17 @@ def open_stream(
 def load_model(
     recipe: Recipe, prepared: Prepared, processor: Any, ranks: Ranks, state_folder: Path | None
 ) -> Model:
-    """Build the model, aligned if the recipe says so, in the run's precision; what trains has the
-    shapes of the run state, if there is one."""
+    """Build the model, in the run's precision; aligned if the recipe says so, and with the training
+    pictures that methods keep. What trains has the shapes of the run state, if there is one."""
     setup, tasks = recipe.model_setup, list(recipe.tasks)
-    if recipe.alignment is None:
+    if recipe.alignment is None and not any(m.needs_whole_model for m in recipe.methods.values()):
         with partitioned_loading(prepared.deepspeed):
             model = build_model(setup, tasks, recipe.training.dtype, processor)
     else:
         model = build_model(setup, tasks, torch.float32, processor)
-        align(model, recipe, ranks)
+        if recipe.alignment is not None:
+            align(model, recipe, ranks)
+        fill_caches(model, recipe, prepared.train_sources, ranks)
         model = model.to(recipe.training.dtype)
     if state_folder is not None:
         fit_saved(model, saved_shapes(state_folder))

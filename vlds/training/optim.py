@@ -3,6 +3,7 @@ when."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,7 +50,7 @@ def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
         if parameter.requires_grad:
             peak = peak_learning_rate(model.part_of(name), recipe)
             decay = recipe.optimizer.weight_decay if decays(rules[name], recipe.optimizer) else 0.0
-            groups.setdefault((peak, decay), []).append(parameter)
+            groups.setdefault((peak * rules[name].rate, decay), []).append(parameter)
     if not groups:
         raise ValueError(
             "nothing trains: methods is empty, and no other part of the model trains; name a "
@@ -100,8 +101,8 @@ def peak_learning_rate(part: str, recipe: Recipe) -> float:
 
 
 def schedule_factor(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Factor of the peak rate in step 0, 1, ...: linear warm-up from 0, flat, linear decay to 0 at
-    `steps`.
+    """Factor of the peak rate in step 0, 1, ...: linear warm-up from 0, flat, decay to 0 at
+    `steps`, in a line or as half a cosine.
 
     As in VL-Adapter the first step has rate 0, and by default the decay follows the warm-up at
     once.
@@ -110,7 +111,10 @@ def schedule_factor(step: int, steps: int, config: OptimizerConfig) -> float:
     if step < warmup:
         return step / warmup
     start = warmup if config.decay_start is None else max(warmup, int(config.decay_start * steps))
-    return 1.0 if step < start else max(0.0, (steps - step) / max(1, steps - start))
+    if step < start:
+        return 1.0
+    left = max(0.0, (steps - step) / max(1, steps - start))
+    return (1 - math.cos(math.pi * left)) / 2 if config.decay == "cosine" else left
 
 
 def set_learning_rate(groups: Iterable[dict[str, Any]], factor: float) -> None:

@@ -54,6 +54,15 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     check_parts(recipe, cut)
     check_lengths(recipe)
     check_outputs(recipe)
+    num_micro_batches = max(map(cut.accumulation_steps, recipe.batch_sizes.values()))
+    recipe.model.check_tasks(recipe.tasks, num_micro_batches)
+    for name, method in recipe.methods.items():
+        if method.compares_examples and num_micro_batches > 1:
+            raise ValueError(
+                f"methods.{name}: its loss compares all examples of a global batch, and a rank's "
+                f"share is cut into {num_micro_batches} micro-batches; leave data.micro_batch_size "
+                "out, or lower data.global_batch_size"
+            )
     check_rates(recipe)
     for field, size in recipe.batch_sizes.items():
         check_lanes(recipe.data.lanes, size, field)

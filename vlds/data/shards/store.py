@@ -136,6 +136,8 @@ class Dataset:
         self._files = files
         self.folder = files.folder
         """Path or URL."""
+        self.key = str(self.folder)
+        """Tells its samples from those of other data sets."""
         self.info, indexes = files.open()
         self.name, self.kind, self.split = self.info.name, self.info.kind, self.info.split
         self.label = f"{self.name}-{self.split}"

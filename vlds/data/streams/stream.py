@@ -123,7 +123,7 @@ class IndexedReader(SampleReader[Source]):
         undecoded = []
         for source, source_sample, _ in places:
             dataset, index = self.sources[source].locate(source_sample)
-            key = (str(dataset.folder), index)  # the same for all sources that have the data set
+            key = (dataset.key, index)  # the same for all sources that have the data set
             if key not in batch.samples:
                 opened = batch.samples[key] = self._read(dataset, index, batch)
                 if self.setup.image is not None and opened.sample and not opened.fault:
@@ -157,7 +157,7 @@ class IndexedReader(SampleReader[Source]):
         for attempt in count():
             dataset, index = source.locate(sample)
             self.load([(source_index, sample, annotation)], batch)
-            opened = batch.samples[str(dataset.folder), index]
+            opened = batch.samples[dataset.key, index]
             if opened.shard_is_damaged and self.policy.on_bad_shard == "stop":
                 raise ShardError(opened.fault)
             name = opened.sample.key if opened.sample else f"number {index}"

@@ -1,0 +1,128 @@
+"""What few-shot classifiers on a dual encoder have in common: the head that they extend, and a
+cache of image embeddings with their classes.
+
+Shapes: b rows, c classes, k shots of each class, d width of the embeddings. All embeddings have
+length 1 unless said.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlds.heads.texts import ClassExtension, TextClasses
+from vlds.methods.batch_loss import Predicted
+from vlds.methods.extended import states_type
+from vlds.methods.host import Host
+
+
+class Place(NamedTuple):
+    """Where a few-shot classifier goes."""
+
+    task: str
+    head: TextClasses
+    number: int
+    """Of the task among those with a head."""
+    options: dict[str, Any]
+    """Type of new weights."""
+
+    def attach(self, name: str, extension: ClassExtension) -> None:
+        """Put a method's module into the head.
+
+        Errors: ValueError if another method is there.
+        """
+        if others := list(self.head.extensions):
+            raise ValueError(
+                f"{others[0]} makes the logits of tasks.{self.task} already; choose one of them"
+            )
+        self.head.extensions[name] = extension
+
+    def by_row(self, predicted: Predicted, values: Tensor) -> Tensor:
+        """Values of the task's rows (m,) -> (b,), 0 for rows of other tasks."""
+        rows = predicted.classes[self.number].rows
+        return values.new_zeros(len(predicted.labels)).index_copy(0, rows, values)
+
+    def labels(self, predicted: Predicted) -> Tensor:
+        """(m,) the class of each of the task's rows."""
+        return predicted.classes[self.number].targets.argmax(1)
+
+
+def find_place(host: Host) -> Place:
+    """The run's task with classes told by texts.
+
+    Errors: ValueError if there is none, or several.
+    """
+    found = [
+        Place(task, head, number, {"dtype": states_type(host.model)})
+        for number, (task, head) in enumerate(host.heads.items())
+        if isinstance(head, TextClasses)
+    ]
+    if len(found) != 1:
+        names = ", ".join(place.task for place in found) or "none"
+        raise ValueError(
+            f"it learns the classes of one task, and the tasks with a TextHead are: {names}; give "
+            "one task of a DualEncoder a TextHead"
+        )
+    return found[0]
+
+
+def num_shots(host: Host, place: Place) -> int:
+    """Pictures of each class that the place's task trains on.
+
+    Errors: ValueError if that is not set.
+    """
+    if place.task not in host.shots:
+        raise ValueError(
+            f"it keeps the embeddings of the training pictures, equally many of each class; set "
+            f"tasks.{place.task}.shots"
+        )
+    return host.shots[place.task]
+
+
+class CacheExtension(ClassExtension, ABC):
+    """Logits that compare with the embeddings of the training pictures."""
+
+    keys: Tensor
+    """(c, k, d); a buffer, which `set_keys` fills before training."""
+
+    @torch.no_grad()
+    def set_keys(self, keys: Tensor) -> None:
+        """Take the embeddings of the training pictures (c, k, d), means over their views."""
+        self.keys.copy_(keys)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """The same directions with length 1."""
+    return F.normalize(vectors, dim=-1)
+
+
+def shot_weights(keys: Tensor, temperature: float | None) -> Tensor:
+    """(c, k, d) -> (c, k), which sum to k in each class: a shot that is unlike the others counts
+    less. All 1 without a temperature.
+
+    A single shot has no others. The original SimNL code divides 0 by 0 there; it counts 1 here, as
+    in DualAdapter.
+    """
+    num = keys.shape[1]
+    if temperature is None or num == 1:
+        return keys.new_ones(keys.shape[:2])
+    likeness = ((keys @ keys.sum(1, keepdim=True).mT).squeeze(-1) - 1) / (num - 1)
+    return num * (likeness / temperature).softmax(-1)
+
+
+def negative_keys(keys: Tensor) -> Tensor:
+    """(c, k, d) -> (c, k, d): for each class and number of a shot, the direction of the mean of
+    that shot over the c - 1 classes that are least like the class; nearly always all others."""
+    means = unit(keys.mean(1))
+    nearest = (means @ means.mT).argmax(1)
+    return unit((keys.sum(0) - keys[nearest]) / (len(keys) - 1))
+
+
+def cache_logits(affinity: Tensor, weights: Tensor, alpha: float) -> Tensor:
+    """(b, c * k) affinities to all keys, and the keys' weights (c, k) -> (b, c)."""
+    by_class: Tensor = affinity.unflatten(-1, weights.shape)
+    return alpha * (by_class * weights).sum(-1)

@@ -1,0 +1,143 @@
+"""The kind of CLIP: a picture and a text become two vectors, which are alike if they belong
+together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from vlds.models.dual_collate import DualCollator
+from vlds.models.dual_encoder_model import DualEncoderModel
+from vlds.models.kind import ModelKind
+from vlds.models.load_backbone import load_backbone
+from vlds.models.model import Model
+from vlds.pretrained.hub import check_source
+from vlds.pretrained.weights import check_config, quiet, read_config, unpartitioned
+from vlds.runtime.checks import check_path_or_config
+from vlds.runtime.resources import find
+from vlds.schema import ImageSpec
+from vlds.tasks.base import Task
+
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualEncoder(ModelKind):
+    """Hugging Face's CLIP. Tasks with a head learn classes; tasks without one learn which text
+    belongs to which picture, by CLIP's loss over the whole global batch."""
+
+    path: str | None = None
+    """Pretrained weights: a Hugging Face hub name or a local folder."""
+    config: str | None = None
+    """Instead of `path`: a config.json of CLIP, for a model with random weights."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: `path`."""
+
+    def __post_init__(self) -> None:
+        check_path_or_config(self)
+
+    # Where it comes from.
+
+    @property
+    def sources(self) -> dict[str, str]:
+        return {} if self.path is None else {"backbone": self.path}
+
+    @property
+    def processor_place(self) -> tuple[str | None, str]:
+        from_path = self.tokenizer is None and self.path is not None
+        return self.tokenizer or self.path, f"model.{'path' if from_path else 'tokenizer'}"
+
+    def check_sources(self) -> None:
+        if self.path is not None:
+            check_source(self.path, "model.path")
+        super().check_sources()
+
+    # Pictures and text.
+
+    @property
+    def image(self) -> ImageSpec:
+        """Square pictures; their aspect ratio is not kept."""
+        size = self.read_config().vision_config.image_size
+        return ImageSpec(size, size)
+
+    @property
+    def fewest_images(self) -> int:
+        return 1
+
+    def check_tasks(self, tasks: Mapping[str, Task], num_micro_batches: int) -> None:
+        with_head = [name for name, task in tasks.items() if task.head is not None]
+        without = [name for name in tasks if name not in with_head]
+        if with_head and without:
+            raise ValueError(
+                f"tasks: {', '.join(with_head)} have a head and learn classes, "
+                f"{', '.join(without)} learn pairs of pictures and texts; DualEncoder trains them "
+                "in separate runs"
+            )
+        if without and num_micro_batches > 1:
+            raise ValueError(
+                f"data.micro_batch_size: it cuts a rank's share into {num_micro_batches} "
+                "micro-batches, but CLIP's loss compares all pairs of the global batch; leave it "
+                "out, or lower data.global_batch_size"
+            )
+        most = self.read_config().text_config.max_position_embeddings
+        for name in without:
+            if tasks[name].max_target_tokens > most:
+                raise ValueError(
+                    f"tasks.{name}.max_target_tokens: {tasks[name].max_target_tokens}, but the "
+                    f"text encoder has learned {most} positions, which prompt and text share; "
+                    f"give at most {most}"
+                )
+            if tasks[name].evaluate and tasks[name].decoding.answers is None:
+                raise ValueError(
+                    f"tasks.{name}.decoding.answers: DualEncoder writes no text, it finds the most "
+                    "fitting one of a list; name the list, or drop tasks." + name + ".evaluate"
+                )
+
+    def collator(self, processor: Any) -> DualCollator:
+        return DualCollator(processor)
+
+    # The model.
+
+    def read_config(self) -> Any:
+        """Hugging Face's config.
+
+        Errors: ValueError if it is not CLIP's.
+        """
+        source = str(find(self.config)) if self.config is not None else str(self.path)
+        field = f"model.{'config' if self.config is not None else 'path'}"
+        config, fields = read_config(CLIPConfig, source, field)
+        if fields.get("model_type") != CLIPConfig.model_type:
+            raise ValueError(
+                f"{field}: {source} is a {fields.get('model_type')} model, not CLIP; name a CLIP"
+            )
+        for part in (config.vision_config, config.text_config):
+            check_config(part, f"{field}: {source}", SIZES)
+        return config
+
+    def build(self, dtype: torch.dtype, processor: Any) -> DualEncoderModel:
+        """Errors: ValueError if the model cannot be read, or the tokenizer has more tokens."""
+        config = self.read_config()
+        with unpartitioned():  # DeepSpeed cannot part the scale, which has no dimensions
+            backbone, names = load_backbone(CLIPModel, config, self.path, dtype)
+        size = config.text_config.vocab_size
+        if processor is not None and len(processor) > size:
+            raise ValueError(
+                f"{self.processor_place[1]}: it has {len(processor)} tokens, and the text encoder "
+                f"{size}; name the tokenizer that belongs to it"
+            )
+        model = DualEncoderModel(backbone, processor)
+        model.note_sources(names, {})
+        return model
+
+    def export(self, model: Model, folder: Path) -> DualEncoder:
+        """The model, its tokenizer and how pictures are prepared, as Hugging Face saves them."""
+        model.save_backbone(folder)
+        size = {"height": self.image.height, "width": self.image.width}
+        with quiet():
+            CLIPImageProcessor(size=size, do_center_crop=False).save_pretrained(folder)
+        return replace(self, path=str(folder), config=None, tokenizer=None)

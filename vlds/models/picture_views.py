@@ -1,0 +1,42 @@
+"""Augmented views of pictures: a random part, stretched to the whole, and perhaps mirrored.
+
+As in the usual few-shot training on CLIP: the part has half to all of the area and an aspect ratio
+of 3/4 to 4/3. A view is a function of the picture and of its number, so that its embedding can be
+kept. The original codes crop the picture as it is stored; here it has the model's size already.
+"""
+
+from __future__ import annotations
+
+import math
+from hashlib import blake2b
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALLEST_AREA = 0.5
+WIDEST_RATIO = 4 / 3
+
+
+def digest(picture: Tensor) -> bytes:
+    """Names a picture (3, h, w) by what it shows."""
+    return blake2b(picture.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
+
+
+def view_of(picture: Tensor, number: int) -> Tensor:
+    """(3, h, w) uint8 -> the same size and type; number 0 is the picture itself."""
+    if number == 0:
+        return picture
+    name = blake2b(digest(picture) + number.to_bytes(8, "big"), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(name, "big"))
+    area, ratio, down, right, mirrored = torch.rand(5, generator=generator).tolist()
+    area = SMALLEST_AREA + (1 - SMALLEST_AREA) * area
+    ratio = math.exp((2 * ratio - 1) * math.log(WIDEST_RATIO))
+    height, width = picture.shape[1:]
+    rows = max(1, min(height, round(height * math.sqrt(area / ratio))))
+    columns = max(1, min(width, round(width * math.sqrt(area * ratio))))
+    top, left = round(down * (height - rows)), round(right * (width - columns))
+    part = picture[:, top : top + rows, left : left + columns].float()
+    whole = F.interpolate(part[None], (height, width), mode="bicubic", antialias=True)[0]
+    seen = whole.round().clamp(0, 255).to(torch.uint8)
+    return seen.flip(-1) if mirrored < 1 / 2 else seen

@@ -21,6 +21,8 @@ from vlds.methods.prefix_tuning import PrefixTuning
 from vlds.methods.prompt_tuning import PromptTuning
 from vlds.methods.shrinking import Shrinking
 from vlds.methods.sim_adapter import SimAdapter
+from vlds.methods.simnl import SimNL
+from vlds.methods.tip_adapter import TipAdapter
 from vlds.methods.vl_pet import VLPET
 
 __all__ = [
@@ -43,4 +45,6 @@ __all__ = [
     "PromptTuning",
     "Shrinking",
     "SimAdapter",
+    "SimNL",
+    "TipAdapter",
 ]

@@ -25,13 +25,14 @@ from vlds.config import (
     save_recipe,
 )
 from vlds.data.errors import ErrorPolicy
-from vlds.heads import LinearHead, MLPHead
+from vlds.heads import LinearHead, MLPHead, TextHead
 from vlds.launch.words import split_words
 from vlds.methods import (
     IA3,
     LST,
     VLPET,
     Adapter,
+    APoLLo,
     BitFit,
     Compacter,
     DecoderPromptTuning,
@@ -46,8 +47,10 @@ from vlds.methods import (
     PromptTuning,
     Shrinking,
     SimAdapter,
+    SimNL,
+    TipAdapter,
 )
-from vlds.models import Causal, CrossModal, ImageTextToText, JointSeq2Seq
+from vlds.models import Causal, CrossModal, DualEncoder, ImageTextToText, JointSeq2Seq
 from vlds.models.co_attention import CoAttentionConfig
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.recipe.choices import CHOICES, concrete_classes
@@ -176,6 +179,15 @@ def every_choice() -> list[Recipe]:
         "saved": SimAdapter(adapters={"vqa": Adapter(reduction=4), "gqa": Adapter()}),
     }
     others.append(replace(full, methods=related))
+    few_shot = {
+        "simnl": SimNL(temperature=None, share=1.0, views=0),
+        "tip": TipAdapter(beta=2.0),
+        "apollo": APoLLo(depth=3, adapters=False),
+    }
+    texts = TextHead(templates=["a {}", "{}: no"], descriptions={"a: b": ["it's"], "c": ["d", "e"]})
+    classes = {"pets": ImageClass(shots=4, half="base", head=texts)}
+    clip = DualEncoder(config="clip.json", tokenizer="somewhere")
+    others.append(replace(full, methods=few_shot, tasks=classes, model=clip, alignment=None))
     return [full, *others, *(replace(full, model=m, alignment=None) for m in (causal, qwen, meter))]
 
 
@@ -286,7 +298,7 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
         ("methods.adapter.reduction", "x", "methods: Adapter.reduction: got 'x'; give a whole num"),
         ("methods.adapter.sharing", "x", "Adapter.sharing: got 'x'; give one of single, multiple"),
         ("methods.extra", "Adaptor", "methods.extra: 'Adaptor' is not a Method; did you mean 'Ad"),
-        ("methods.extra", "VQA", "methods.extra: 'VQA' is not a Method; choose from: Adapter, "),
+        ("methods.extra", "VQA", "methods.extra: 'VQA' is not a Method; choose from: APoLLo, "),
         ("methods.extra", "not.there.X", "methods.extra: not.there.X: No module named 'not'"),
         (
             "methods.adaptor.reduction",

@@ -423,7 +423,7 @@ def test_the_box_lists_what_there_is() -> None:
 
 
 def test_methods_and_their_fields_are_explained() -> None:
-    names = ("methods", "related_methods")
+    names = ("methods", "related_methods", "few_shot")
     text = "\n".join((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in names)
     classes = [getattr(vlds.methods, name) for name in vlds.methods.__all__ if name != "Method"]
     for method in classes:

@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 from vlds.methods.adapter import Adapter
+from vlds.methods.apollo import APoLLo
 from vlds.methods.base import Method
 from vlds.methods.bitfit import BitFit
 from vlds.methods.compacter import Compacter
@@ -29,6 +30,7 @@ __all__ = [
     "IA3",
     "LST",
     "VLPET",
+    "APoLLo",
     "Adapter",
     "BitFit",
     "Compacter",

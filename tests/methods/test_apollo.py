@@ -1,0 +1,145 @@
+"""What APoLLo keeps: it begins as the frozen model where that is possible, rows of a batch do not
+see each other, its losses vanish where the views agree, and its weights are counted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.toys.dual import TASK, build, classed, colour_head, save_clip
+from tests.toys.models import shake
+from vlds.heads.base import ClassOutput
+from vlds.methods import APoLLo, LoRA
+from vlds.methods.apollo import APoLLoModule, divergence, info_nce
+from vlds.models import DualEncoder
+from vlds.models.build import ModelSetup, build_shapes
+from vlds.models.dual_encoder_model import DualEncoderModel
+
+SMALL: dict[str, Any] = {"depth": 2, "heads": 3, "views": 2}
+TEMPLATE = ["a photo of {} ."]
+
+
+def apollo(folder: Path, **fields: Any) -> DualEncoderModel:
+    head = colour_head(templates=TEMPLATE)
+    return build(folder, {"apollo": APoLLo(**SMALL, **fields)}, head=head)
+
+
+def test_counts_at_the_size_of_vit_b16(tmp_path: Path) -> None:
+    """9 layers of prompts have 3,555,072 weights, each adapter 3,152,384."""
+    towers = {
+        "text_config": {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
+        "vision_config": {"hidden_size": 768, "patch_size": 16},
+        "projection_dim": 512,
+        "model_type": "clip",
+    }
+    (tmp_path / "b16.json").write_text(json.dumps(towers), encoding="utf-8")
+    setup = ModelSetup(
+        kind=DualEncoder(config=str(tmp_path / "b16.json")),
+        methods={"apollo": APoLLo()},
+        outputs={TASK: ClassOutput(colour_head(), "cross_entropy")},
+    )
+    model = build_shapes(setup, [TASK], torch.float32)
+    trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
+    prompts = sum(size for name, size in trained.items() if name.startswith("backbone."))
+    assert prompts == 3_555_072
+    for adapter in ("image_adapter", "text_adapter"):
+        assert sum(size for name, size in trained.items() if adapter in name) == 3_152_384
+    assert sum(trained.values()) == 3_555_072 + 2 * 3_152_384
+
+
+@torch.no_grad()
+def test_it_begins_as_the_frozen_text_tower(tmp_path: Path) -> None:
+    """With the template's own states as prompts, texts are the frozen tower's; with output layers
+    of zeros, the adapters change nothing; switched off, pictures are the frozen tower's too.
+    Prompts behind a picture's tokens always act: no finite key has no weight."""
+    folder = save_clip(tmp_path / "clip")
+    frozen = build(folder, head=colour_head(templates=TEMPLATE)).eval()
+    model, alone = apollo(folder).eval(), apollo(folder, adapters=False).eval()
+    batch = classed(model, [0, 1, 2])
+    for each in (frozen, model, alone):
+        each.first_states(batch)
+    texts = [each.heads[TASK].texts.value.template for each in (frozen, model)]
+    assert torch.allclose(*texts, atol=1e-6)
+    alone.load_state_dict({n: t for n, t in model.state_dict().items() if "_adapter" not in n})
+    assert torch.allclose(model.logits(batch), alone.logits(batch), atol=1e-5)
+    module = model.heads[TASK].extensions["apollo"]
+    assert isinstance(module, APoLLoModule)
+    with module.switched_off():
+        assert torch.allclose(model.image_embeddings(batch), frozen.image_embeddings(batch))
+    assert not torch.allclose(model.image_embeddings(batch), frozen.image_embeddings(batch))
+
+
+def test_divergence_is_zero_at_equal_views() -> None:
+    torch.manual_seed(0)
+    frozen = F.normalize(torch.randn(5, 8, dtype=torch.float64), dim=-1)
+    assert divergence(frozen[None], frozen, 0).abs().max() < 1e-12
+    tuned = F.normalize(frozen + 0.3 * torch.randn_like(frozen), dim=-1)
+    assert (divergence(tuned[None], frozen, 0) > 0).all()
+    # The positive pair is among those that InfoNCE compares, so that it is never negative.
+    assert (info_nce(tuned[None], frozen, 0) > 0).all()
+
+
+def test_consistency_falls_over_steps() -> None:
+    torch.manual_seed(0)
+    frozen = F.normalize(torch.randn(6, 8), dim=-1)
+    tuned = torch.nn.Parameter(frozen + 0.5 * torch.randn_like(frozen))
+    adam, found = torch.optim.Adam([tuned], lr=0.01), []
+    for _ in range(100):
+        loss = divergence(F.normalize(tuned, dim=-1)[None], frozen, 0).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        found.append(loss.item())
+    assert found[-1] < 0.1 * found[0]
+
+
+@torch.no_grad()
+def test_rows_do_not_see_each_other(tmp_path: Path) -> None:
+    model = apollo(save_clip(tmp_path / "clip")).eval()
+    shake(model)
+    three, one = classed(model, [0, 1, 2]), classed(model, [0])
+    assert torch.allclose(model.logits(three)[:1], model.logits(one), atol=1e-5)
+
+
+def test_gradients(tmp_path: Path) -> None:
+    """All of it trains and nothing of the frozen model; at first, gradients do not get behind the
+    adapters' zeros."""
+    model = apollo(save_clip(tmp_path / "clip")).train()
+    output = model(classed(model, [0, 1, 2]), torch.ones(3))
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (name in model.trained_by), name
+    for adapter in ("image_adapter", "text_adapter"):
+        gradients = {n: p.grad for n, p in model.named_parameters() if adapter in n}
+        for layer in ("outside", "narrow"):
+            (weight,) = (g for n, g in gradients.items() if n.endswith(f"{layer}.weight"))
+            assert weight is not None
+            if layer == "outside":
+                assert weight.any(), adapter
+    shake(model)
+    model.zero_grad()
+    model(classed(model, [0, 1, 2]), torch.ones(3)).loss.backward()
+    assert all(p.grad.any() for p in model.parameters() if p.requires_grad and p.grad is not None)
+    assert set(output.added) == {"apollo"}
+
+
+def test_what_does_not_go(tmp_path: Path) -> None:
+    folder = save_clip(tmp_path / "clip")
+    with pytest.raises(ValueError, match=r"methods\.apollo: depth: 3, but the shorter tower has 2"):
+        build(folder, {"apollo": APoLLo(depth=3)}, head=colour_head())
+    with pytest.raises(ValueError, match="the tasks with a TextHead are: none"):
+        build(folder, {"apollo": APoLLo(**SMALL)})
+    head = colour_head(templates=TEMPLATE)
+    with pytest.raises(ValueError, match=r"length: 5, but the template 'a photo of .*' has fewer"):
+        build(folder, {"apollo": APoLLo(**SMALL, length=5)}, head=head)
+    both = {"apollo": APoLLo(**SMALL), "lora": LoRA(rank=2, roles=["attn_q"], train_biases=False)}
+    with pytest.raises(ValueError, match="it compares with the frozen model, which lora would"):
+        build(folder, both, head=head)
+    two = colour_head(templates=["a photo of {}", "it is {}"])
+    with pytest.raises(ValueError, match="the head has 2 templates; give one"):
+        build(folder, {"apollo": APoLLo(**SMALL)}, head=two)

@@ -63,7 +63,7 @@ class PrefixModel(WritingModel):
         visual = self.connector(self.vision(batch.pictures))
         visual, mask = tokens_of_rows(visual, batch.image_index)
         text = self.backbone.get_input_embeddings()(batch.input_ids)
-        mask = torch.cat([mask, batch.attention_mask.bool()], 1)
+        mask = self.context.token_mask = torch.cat([mask, batch.attention_mask.bool()], 1)
         return {"inputs_embeds": torch.cat([visual, text], 1), "attention_mask": mask.long()}
 
     def logits(self, batch: Batch) -> Tensor:

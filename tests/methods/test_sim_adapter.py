@@ -19,6 +19,7 @@ from tests.toys.few_examples import (
     tune,
     wide_recipe,
 )
+from tests.toys.kinds import kind_recipe
 from tests.toys.models import TASKS, backbone, batch, build, shake
 from tests.toys.recipes import with_model
 from tests.toys.trained_runs import (
@@ -32,6 +33,7 @@ from tests.toys.trained_runs import (
 from vlds.artifact import load_run, own_tensors, save_artifact
 from vlds.backbones import T5, Bart
 from vlds.config import Recipe
+from vlds.convert.verify import logits
 from vlds.methods import Adapter, Method, SimAdapter
 from vlds.methods.other_runs import read_adapter
 from vlds.methods.sim_adapter import Fusion, guide_loss, log_mean
@@ -231,6 +233,32 @@ def test_a_run_fused_with_itself_is_the_run(world: Path, tmp_path: Path) -> None
                 module.v.weight.copy_(torch.eye(16))
     difference = (logits_of(model) - logits_of(run.model)).abs().max()
     assert difference < 1e-5 * logits_of(run.model).abs().max()
+
+
+@pytest.mark.parametrize("kind", ["causal", "image_text"])
+def test_runs_of_other_kinds_are_fused(kind: str, world: Path, tmp_path: Path) -> None:
+    """Their language model may lie inside the backbone."""
+    runs = {}
+    for seed, name in enumerate(("vqa", "caption")):
+        recipe = kind_recipe(kind, world, tmp_path / name)
+        adapter = Adapter(reduction=4 + 4 * seed, **FFN)
+        runs[name] = str(write_run(replace(recipe, methods={"adapter": adapter}), seed))
+    recipe = kind_recipe(kind, world, tmp_path / "fused")
+    run = trained_run(replace(recipe, methods={"fused": SimAdapter(runs=runs)}), spread=0.0)
+    state = run.model.state_dict()
+    for name, folder in runs.items():
+        adapters = {
+            key.replace("adapter", f"fused.candidates.{name}"): tensor
+            for key, tensor in load_run(Path(folder)).model.state_dict().items()
+            if ".extensions.adapter." in key
+        }
+        assert len(adapters) == 2 * 4
+        assert all(torch.equal(state[key], tensor.float()) for key, tensor in adapters.items())
+    save_artifact(tmp_path / "fused/artifact", own_tensors(run.model), run.recipe, run.processor)
+    for folder in runs.values():
+        shutil.rmtree(folder)
+    found, expected = (logits(each, "vqa", ()) for each in (load_run(tmp_path / "fused"), run))
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -1,102 +1,19 @@
-"""Methods in a causal model: what trains, what is refused."""
+"""What methods meet in causal models alone. `tests/methods/test_kinds.py` has all methods."""
 
 from __future__ import annotations
 
-import re
+import inspect
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import DynamicCache
 
-from tests.toys.causal import batch, build, kind_in
-from vlds.methods import (
-    IA3,
-    Adapter,
-    BitFit,
-    Compacter,
-    DecoderPromptTuning,
-    Full,
-    Hyperformer,
-    LoRA,
-    LowRankAdapter,
-    Method,
-    PrefixTuning,
-    PromptTuning,
-)
-from vlds.methods.extended import zero_at_first
-from vlds.schema import Decoding
+from tests.toys.causal import batch, build, kind_in, save_model
+from vlds.methods import HyperPELT, LoRA, Method, PrefixTuning
+from vlds.methods.extended import NoteInput
 
-PLAIN = ("attn_q", "attn_k", "attn_v", "attn_out", "ffn_in", "ffn_out")
 FUSED = ("attn_qkv", "attn_out", "ffn_in", "ffn_out")
-METHODS: dict[str, Method] = {
-    "single": Adapter(reduction=4),
-    "multiple": Adapter(reduction=4, sharing="multiple"),
-    "up": Adapter(reduction=4, sharing="half_shared_up", layer_norm_before=True),
-    "down": Adapter(reduction=4, sharing="half_shared_down", init="identity"),
-    "compacter": Compacter(reduction=4),
-    "low_rank": LowRankAdapter(reduction=4, sharing="multiple"),
-    "hyper": Hyperformer(task_dim=6, hidden_dim=5, projected_dim=4, reduction=4),
-    "lora": LoRA(rank=2, sharing="multiple", train_biases=False, roles=list(PLAIN)),  # type: ignore[arg-type]
-    "ia3": IA3(sharing="multiple"),
-    "bitfit": BitFit(add_biases=True),
-    "prompts": PromptTuning(length=3),
-    "full": Full(),
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        *(("llama", name) for name in METHODS),
-        # Whose feed-forward layers see all tokens of a batch in one line.
-        *(("opt", name) for name in ("multiple", "compacter", "hyper", "lora", "ia3")),
-    ],
-)
-def test_every_weight_of_a_method_gets_a_gradient(kind: str, name: str, saved: Path) -> None:
-    chosen = kind_in(saved / kind)
-    model = build(chosen, {name: METHODS[name]}).eval()
-    model(batch(chosen), torch.ones(4)).loss.backward()
-    mine = {n for n, part in model.trained_by.items() if part == name}
-    assert mine
-    named = dict(model.named_parameters())
-    reached = {n for n in mine if named[n].grad is not None and named[n].grad.any()}
-    # Softmax does not see a constant in all keys.
-    aside = {n for n in mine if re.search(r"k_proj\.(bias|extensions)", n) and "bias" in n}
-    assert mine - reached <= aside | zero_at_first(model), sorted(mine - reached)[:3]
-    if getattr(METHODS[name], "sharing", "") == "multiple":
-        grad = next(named[n].grad for n in mine if n in reached and "extensions" in n)
-        assert grad is not None
-        assert len(grad) == 3
-        assert all(part.any() for part in grad)
-
-
-@pytest.mark.parametrize(
-    ("name", "num_beams"),
-    [
-        *((name, 1) for name in METHODS),
-        *((name, 3) for name in ("multiple", "hyper", "ia3", "prompts")),
-    ],
-)
-def test_methods_act_in_generation(name: str, num_beams: int, saved: Path) -> None:
-    decoding = Decoding(max_new_tokens=3, num_beams=num_beams)
-    chosen = kind_in(saved / "llama")
-    model = build(chosen, {name: METHODS[name]}, torch.float64).eval()
-    answers = model.answer(batch(chosen, evaluation=True), decoding)
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if model.trained_by.get(parameter_name) == name:
-                parameter.normal_(std=0.7)
-    changed = model.answer(batch(chosen, evaluation=True), decoding)
-    assert all(a.confidence != b.confidence for a, b in zip(answers, changed, strict=True))
-
-
-def test_a_row_with_prompts_does_not_depend_on_its_batch(saved: Path) -> None:
-    chosen = kind_in(saved / "llama")
-    model = build(chosen, {"prompts": PromptTuning(length=3, hidden_dim=None)}).eval()
-    examples = batch(chosen)
-    together = model.token_nll(examples).sum(1)
-    alone = [model.token_nll(examples.select(torch.tensor([row]))).sum() for row in range(4)]
-    assert torch.allclose(torch.stack(alone), together, rtol=1e-5)
 
 
 def test_a_fused_projection(saved: Path) -> None:
@@ -109,14 +26,66 @@ def test_a_fused_projection(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "reason"),
+    ("kind", "method", "reason"),
     [
-        (PrefixTuning(length=3), "cross_attn_k.*causal model has no cross-attention"),
-        (PrefixTuning(length=3, cross_attention=False), "puts keys and values into attention"),
-        (DecoderPromptTuning(length=3), "decoder_positions.*choose other roles, or"),
-        (BitFit(), "have no bias"),
+        ("gemma2", PrefixTuning(), r"computes these by itself \(eager\); .*use LoRA or Adapter"),
+        ("gemma2", HyperPELT(), r"computes these by itself .*HyperPELT's prefix_length: 0"),
+        ("phi3", HyperPELT(), "prefix_length: got 20, and no layer .*'attn_k'.*prefix_length: 0"),
+        ("phi3", PrefixTuning(), "'attn_k'.*values come from one layer"),
     ],
 )
-def test_methods_that_cannot_work_are_refused(method: Method, reason: str, saved: Path) -> None:
-    with pytest.raises(ValueError, match=rf"methods\.mine: .*{reason}"):
-        build(kind_in(saved / "llama"), {"mine": method})
+def test_prefixes_that_attention_would_not_read_are_refused(
+    kind: str, method: Method, reason: str, saved: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"methods.mine: .*{reason}"):
+        build(kind_in(saved / kind), {"mine": method})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "opt"])
+def test_prefixes_are_keys_and_values_that_stand_before_all_others(kind: str, saved: Path) -> None:
+    """Hugging Face's model computes the same from a cache that holds them, with positions that
+    count from the first token of its input."""
+    chosen = kind_in(saved / kind)
+    method = PrefixTuning(length=3, hidden_dim=None)
+    model = build(chosen, {"prefixes": method}, torch.float64).eval()
+    plain = build(chosen, {}, torch.float64).eval()
+    examples = batch(chosen).select(torch.tensor([0]))
+    sequences = model.sequences(examples, model.visual_tokens(examples))
+    length, head_dim = sequences.embeds.shape[1], 8
+    assert sequences.mask.all()
+    pieces = model.backbone.extensions["prefixes"].pieces.value
+    heads = [piece.unflatten(-1, (-1, head_dim)).transpose(1, 2) for piece in pieces]
+    cache = DynamicCache(list(zip(heads[::2], heads[1::2], strict=True)))
+    # Versions of transformers differ in the cache's name.
+    parameters = inspect.signature(type(plain.backbone).forward).parameters
+    name = "cache" if "cache" in parameters else "past_key_values"
+    expected = plain.backbone(
+        inputs_embeds=sequences.embeds,
+        attention_mask=torch.ones(1, method.length + length, dtype=torch.long),
+        position_ids=torch.arange(length)[None],
+        **{name: cache},
+    ).logits
+    found = model.backbone(inputs_embeds=sequences.embeds, use_cache=False).logits
+    assert torch.allclose(found, expected, atol=1e-10)
+    assert not torch.allclose(found, plain.backbone(inputs_embeds=sequences.embeds).logits)
+
+
+def test_what_adapters_beside_layers_read_is_let_go(saved: Path) -> None:
+    """Of a gated layer's two inputs, which are one, one is kept until the adapter has run."""
+    chosen = kind_in(saved / "llama")
+    model = build(chosen, {"pelt": HyperPELT(reduction=4)})
+    model(batch(chosen), torch.ones(4)).loss.backward()
+    notes = [module for module in model.modules() if isinstance(module, NoteInput)]
+    assert len(notes) == 2
+    assert all(note.noted.value is None for note in notes)
+
+
+def test_visual_tokens_may_be_narrower_than_layers(tmp_path: Path) -> None:
+    save_model(tmp_path / "opt", "opt", word_embed_proj_dim=8)
+    chosen = kind_in(tmp_path / "opt")
+    model = build(chosen, {"pelt": HyperPELT(reduction=4, prefix_length=2)})
+    model(batch(chosen), torch.ones(4)).loss.backward()
+    look = model.backbone.extensions["pelt"].look
+    assert look.in_features == 8
+    assert look.weight.grad.any()

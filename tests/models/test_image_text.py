@@ -13,39 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.toys.image_text import FAST_TYPES, PARAMETERS, TYPES
+from tests.toys.image_text import PARAMETERS
 from tests.toys.image_text.places import PLACES
 from tests.toys.image_text.rows import Tiny, images, tiny
 from tests.toys.models import shake
 from vlds.methods import (
-    IA3,
     Adapter,
     BitFit,
-    Compacter,
-    DecoderPromptTuning,
     Full,
-    Hyperformer,
     LoRA,
     Method,
-    PrefixTuning,
-    PromptTuning,
 )
-from vlds.methods.extended import is_own, zero_at_first
+from vlds.methods.extended import is_own
 from vlds.models import ImageTextToText
 from vlds.schema import IGNORED_LABEL, Decoding, Role
-
-METHODS: dict[str, Method] = {
-    "adapter": Adapter(reduction=4),
-    "adapter per task": Adapter(reduction=4, sharing="multiple"),
-    "adapter half": Adapter(reduction=4, sharing="half_shared_up"),
-    "compacter": Compacter(),
-    "hyperformer": Hyperformer(),
-    "lora": LoRA(rank=2, train_biases=False),
-    "lora per task": LoRA(rank=2, sharing="multiple", train_biases=False),
-    "ia3 per task": IA3(sharing="multiple"),
-    "bitfit": BitFit(add_biases=True),
-    "full": Full(),
-}
 
 
 @pytest.fixture(params=PARAMETERS)
@@ -203,39 +184,6 @@ def test_choices_and_lists(model: Tiny) -> None:
         assert math.log(again.confidence) == pytest.approx(math.log(answer.confidence), abs=1e-4)
 
 
-FAST = ("qwen2_5_vl", "florence2")
-
-
-@pytest.mark.sampled(2)
-@pytest.mark.parametrize(
-    ("model_type", "name"),
-    [
-        pytest.param(t, name, marks=[] if t in types else [pytest.mark.slow])
-        for t in TYPES
-        for name in METHODS
-        for types in [FAST_TYPES if name == "lora" else FAST]
-    ],
-)
-def test_methods_train_and_answer(model_type: str, name: str) -> None:
-    """Two tasks in one batch; beams too."""
-    model = tiny(model_type)
-    built = model.build({"method": METHODS[name]}).train()
-    built(model.batch(model.rows()), torch.ones(3)).loss.backward()
-    trained = {n: p for n, p in built.named_parameters() if p.requires_grad}
-    assert "method" in built.trained_by.values()
-    unmoved = zero_at_first(built)
-    for parameter, tensor in trained.items():
-        assert tensor.grad is not None, parameter
-        if built.trained_by[parameter] == "method" and name != "full":
-            assert tensor.grad.any() == (parameter not in unmoved), parameter
-    shake(built)
-    rows = model.rows()
-    decoding = Decoding(num_beams=2, max_new_tokens=3)
-    together = built.eval().answer(model.batch(rows, evaluation=True), decoding)
-    for row, answer in zip(rows, together, strict=True):
-        assert built.answer(model.batch([row], evaluation=True), decoding)[0].text == answer.text
-
-
 @pytest.mark.parametrize(
     ("roles", "message"),
     [
@@ -348,15 +296,6 @@ def test_a_frozen_tower_stays_in_evaluation_mode(model: Tiny) -> None:
         method = LoRA(part=part, rank=2, roles=["attn_out"], train_biases=False)
         built = model.build({"method": method}).train()
         assert built.get_submodule(built.parts["vision"].path).training == trains
-
-
-@pytest.mark.parametrize("method", [PromptTuning(), PrefixTuning(), DecoderPromptTuning()])
-def test_prompts_are_refused(method: Method) -> None:
-    message = "takes no prompts|plays the role"
-    with pytest.raises(ValueError, match=f"methods.method: .*({message})"):
-        tiny("llava").build({"method": method})
-    with pytest.raises(ValueError, match="linear layers of LlamaModel have no bias"):
-        tiny("llava").build({"method": BitFit()})
 
 
 def test_only_answers_get_logits(model: Tiny) -> None:

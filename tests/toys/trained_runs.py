@@ -45,9 +45,9 @@ def recipe_with(family: str, name: str, world: Path, folder: Path) -> Recipe:
 
 def built_run(recipe: Recipe) -> LoadedRun:
     """A run that has not trained."""
-    tokenizer = recipe.model.backbone.load_tokenizer()
-    model = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, tokenizer)
-    return LoadedRun(recipe, tokenizer, model.eval())
+    processor = recipe.model.load_processor()
+    model = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, processor)
+    return LoadedRun(recipe, processor, model.eval())
 
 
 def trained_run(recipe: Recipe, seed: int = 0, spread: float = 0.1) -> LoadedRun:

@@ -15,7 +15,7 @@ from tests.toys.image_text import TYPES
 from tests.toys.image_text.rows import tiny
 from tests.toys.rank_pool import RankError, RankPool
 from vlds.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
-from vlds.methods import Adapter, Full, LoRA, Method, Peft
+from vlds.methods import Adapter, Full, HyperPELT, LoRA, Method, Mixture, Peft, SimAdapter
 from vlds.models.build import build_model
 from vlds.models.image_text_model import ImageTextModel
 from vlds.models.partitioned_loading import partitioned_loading
@@ -44,13 +44,23 @@ METHODS: dict[str, dict[str, Method]] = {
         )
     },
 }
-FAST = [("qwen2_vl", "lora", 3), ("llava", "adapter", 3), ("florence2", "lora", 2)]
+RELATED: dict[str, dict[str, Method]] = {
+    "mixture": {"words": Mixture(of=Adapter(reduction=4, sharing="half_shared_up"))},
+    "hyper_pelt": {"words": HyperPELT(reduction=4, prefix_length=2, visual=False)},
+    "sim_adapter": {"words": SimAdapter(adapters={"vqa": Adapter(), "a": Adapter(reduction=4)})},
+}
+METHODS |= RELATED
+FAST = [
+    ("qwen2_vl", "lora", 3), ("llava", "adapter", 3), ("florence2", "lora", 2),
+    ("llava", "sim_adapter", 3),
+]  # fmt: skip
 CASES = [
     pytest.param(t, m, stage, marks=() if (t, m, stage) in FAST else pytest.mark.slow)
     for t in TYPES
     for m in METHODS
     for stage in (2, 3)
     if (m, stage) != ("adalora", 3)  # refused
+    if m not in RELATED or t in ("qwen2_5_vl", "llava", "florence2")
 ]
 
 

@@ -3,6 +3,7 @@ and micro-batches change nothing."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from tests.toys.engines import (
     own_micro_batches,
     start_engine,
 )
+from tests.toys.kinds import kind_recipe
+from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
+from tests.toys.resumed_runs import check_resume, losses
 from vlds.methods import LST, VLPET, Adapter, HyperPELT, LoRA, Method, Mixture, SimAdapter
 
 STEPS = 4
@@ -91,3 +95,34 @@ def test_any_cut_trains_the_same(
     has_term = isinstance(METHODS[name], (Mixture, SimAdapter))
     assert len(expected["added"][0]) == has_term
     assert not has_term or expected["added"][0].item() > 0
+
+
+KIND_METHODS: dict[str, Method] = {
+    "mixture": METHODS["mixture"],
+    "hyper_pelt": HyperPELT(**SMALL, prefix_length=2),
+    "hyper_pelt blind": HyperPELT(**SMALL, prefix_length=2, visual=False),
+    "sim_adapter": METHODS["sim_adapter"],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("causal", "mixture"),
+        pytest.param("causal", "hyper_pelt", marks=pytest.mark.slow),
+        pytest.param("causal", "sim_adapter", marks=pytest.mark.slow),
+        pytest.param("image_text", "mixture", marks=pytest.mark.slow),
+        pytest.param("image_text", "hyper_pelt blind", marks=pytest.mark.slow),
+        pytest.param("image_text", "sim_adapter", marks=pytest.mark.slow),
+    ],
+)
+def test_runs_of_other_kinds_resume_and_are_those_of_one_rank(
+    kind: str, name: str, world: Path, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
+) -> None:
+    methods = {"method": KIND_METHODS[name]}
+    whole = replace(kind_recipe(kind, world, tmp_path / "whole", stage=3), methods=methods)
+    check_resume(ranks2, whole, tmp_path)
+    alone = replace(kind_recipe(kind, world, tmp_path / "alone", stage=2), methods=methods)
+    assert ranks1.run(run_recipe, alone, False, timeout=120) == [0]
+    for one, other in zip(losses(tmp_path / "alone"), losses(tmp_path / "whole"), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)

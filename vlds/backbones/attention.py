@@ -130,10 +130,21 @@ def attend_as_on_gpus(model: nn.Module) -> None:
 
 
 def use_extensions(model: Any) -> None:
-    """Let attention see the keys and values that methods have added, if any have."""
-    are_added = any(hasattr(module, "key_value_extensions") for module in model.modules())
-    if are_added and model.config._attn_implementation != CPU_ATTENTION:
-        set_attention(model, EXTENDED_ATTENTION)
+    """Let attention see the keys and values that methods have added, if any have.
+
+    Errors: ValueError if the model computes its attention in a way that sees none.
+    """
+    names = [n for m in model.modules() for n in getattr(m, "key_value_extensions", ())]
+    if not names:
+        return
+    if (usual := model.config._attn_implementation) == "sdpa":
+        model.set_attn_implementation(EXTENDED_ATTENTION)
+    if model.config._attn_implementation not in (CPU_ATTENTION, EXTENDED_ATTENTION):
+        raise ValueError(
+            f"methods.{names[0]}: puts keys and values into attention layers, and "
+            f"{type(model).__name__} computes these by itself ({usual}); leave them out "
+            "(HyperPELT's prefix_length: 0), or use LoRA or Adapter"
+        )
 
 
 @contextmanager

@@ -128,10 +128,15 @@ class Case:
     merged: tuple[type[Method], ...] = ()
     """Classes of the methods that are left after merging."""
     refused: dict[str, str] = field(default_factory=dict)
-    """`merge` or a library, with a backbone's name before it if only that one refuses -> pattern of
-    the reason."""
+    """`merge` or a library, with a backbone's name before it if only that one refuses, or a kind of
+    model -> pattern of the reason."""
     families: tuple[str, ...] = ("T5", "Bart")
     """Backbones that can have it."""
+
+
+def by_kinds(reason: str) -> dict[str, str]:
+    """`refused`, by the kinds of model that Hugging Face's own forward pass runs."""
+    return dict.fromkeys(("Causal", "ImageTextToText"), reason)
 
 
 def check_sharing(part: str, sharing: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import Case, Method
+from vlds.methods.base import Case, Method, by_kinds
 from vlds.methods.extended import LinearExtension, added_tensors, is_own
 from vlds.methods.host import Host, bias_parameters, find_modules, weight_options
 from vlds.methods.layouts import Layout, Library, Stored
@@ -123,7 +123,13 @@ class BitFit(Method):
         new, everywhere = cls(add_biases=True), cls(add_biases=True, add_norm_and_head_biases=True)
         missing = "add_biases: the linear layers of .* have none in their own class"
         return {
-            "": Case(cls(), decayed="", starts_frozen=True, families=("Bart",)),
+            "": Case(
+                cls(),
+                decayed="",
+                starts_frozen=True,
+                families=("Bart",),
+                refused=by_kinds(".* have no bias .*set add_biases to true"),
+            ),
             "new": Case(new, None, "", "bias", starts_frozen=True, refused={"T5 merge": missing}),
             "everywhere": Case(
                 everywhere, None, "", "bias", starts_frozen=True, refused={"merge": missing}

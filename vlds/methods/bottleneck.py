@@ -127,8 +127,9 @@ class Bottleneck(Method):
 
 def stand_beside(host: Host) -> None:
     """Let the host's bottlenecks read what their feed-forward layers read."""
-    notes = zip(host.modules_of("ffn_in"), host.note_inputs("ffn_in"), strict=True)
-    noted = {stack_and_layer(path): note for path, note in notes}
+    # Of a gated layer's two, which read the same, one.
+    modules = {stack_and_layer(path): m for path, m in host.modules_of("ffn_in").items()}
+    noted = {key: host.note_input(module) for key, module in modules.items()}
     for path, linear in host.linears("ffn_out").items():
         module = extended(linear).extensions[host.name]
         assert isinstance(module, BottleneckModule)

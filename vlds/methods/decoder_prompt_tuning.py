@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import Case, Toy
+from vlds.methods.base import Case, Toy, by_kinds
 from vlds.methods.extended import ModelExtension
 from vlds.methods.host import Host, find_modules
 from vlds.methods.layouts import Library
@@ -54,7 +54,11 @@ class DecoderPromptTuning(LearnedEmbeddings):
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
         cases = cls.network_cases("decoder_network", Toy.width, Toy.width)
-        return {word: replace(case, families=("Bart",)) for word, case in cases.items()}
+        refused = by_kinds("no layer of .* plays the role 'decoder_positions'")
+        return {
+            word: replace(case, families=("Bart",), refused=case.refused | refused)
+            for word, case in cases.items()
+        }
 
 
 class DecoderPrompts(ModelExtension):

@@ -99,8 +99,8 @@ class ModelExtension(nn.Module):
     runs_layers: ClassVar[bool] = False
     """True if it runs layers of the model, and so comes after what those layers need."""
     gives_prompts: bool = False
-    """True if something stands before the text, in the input or in each attention, which only a
-    model whose encoder vlds runs itself can take."""
+    """True if something stands before the text in the input, which only a model that gets its
+    input from vlds can take."""
 
     def forward(self) -> Tensor | None:
         """(b, p, d) what stands before the text in the encoder's input, or None."""

@@ -90,12 +90,11 @@ class Host:
             return modules
         return {path: module for path, module in modules.items() if self.stack in path.split(".")}
 
-    def note_inputs(self, role: str) -> list[MadeForBatch]:
-        """Let the modules that play a role keep their inputs for modules that run behind them."""
-        notes = [NoteInput() for _ in self.modules_of(role)]
-        for module, note in zip(self.modules_of(role).values(), notes, strict=True):
-            extended(module).input_extensions[self.name] = note
-        return [note.noted for note in notes]
+    def note_input(self, module: nn.Module) -> MadeForBatch:
+        """Let a module keep its input for one that runs behind it."""
+        note = NoteInput()
+        extended(module).input_extensions[self.name] = note
+        return note.noted
 
     def extend_linear(self, linear: nn.Linear, extension: LinearExtension) -> None:
         """Put an extension behind a linear layer, under all the paths that the layer has."""
@@ -112,12 +111,12 @@ class Host:
     def extend_model(self, extension: ModelExtension) -> None:
         """Put an extension beside the model.
 
-        Errors: ValueError for prompts or prefixes if the model takes none.
+        Errors: ValueError for prompts if the model takes none.
         """
         if extension.gives_prompts and not self.takes_prompts:
             raise ValueError(
-                f"{type(self.model).__name__} takes no prompts or prefixes, because Hugging Face's "
-                "own forward pass runs it; choose a method that extends layers, such as LoRA"
+                f"{type(self.model).__name__} takes no prompts, because Hugging Face's own forward "
+                "pass runs it; choose a method that extends layers, such as LoRA"
             )
         extensions = module_dict(self.model, "extensions")
         extensions[self.name] = extension.to(states_type(self.model))

@@ -68,10 +68,16 @@ class HyperPELT(Hyperformer):
 
         Errors: ValueError if the model has no visual tokens, or takes no prefixes.
         """
+        model = type(host.model).__name__
         if self.visual and not host.takes_prompts:
             raise ValueError(
-                f"visual: got true, and {type(host.model).__name__} reads pictures itself, so that "
-                "no visual tokens come before it; set visual: false"
+                f"visual: got true, and {model} reads pictures itself, so that no visual tokens "
+                "come before it; set visual: false"
+            )
+        if self.prefix_length and "attn_k" not in host.targets.paths:
+            raise ValueError(
+                f"prefix_length: got {self.prefix_length}, and no layer of {model} plays the role "
+                "'attn_k', which tells how wide keys are; set prefix_length: 0"
             )
         places = self.places(host)
         networks = PELTNetworks(self, places, host)
@@ -160,7 +166,10 @@ class HyperPELT(Hyperformer):
         small: dict[str, Any] = {
             "reduction": 4, "task_dim": 6, "hidden_dim": 5, "projected_dim": 4,
         }  # fmt: skip
-        refused = {"merge": "visual: got true, so that each picture makes weights of its own"}
+        refused = {
+            "merge": "visual: got true, so that each picture makes weights of its own",
+            "ImageTextToText": "visual: got true, and .* reads .*; set visual: false",
+        }
         plain: dict[str, Any] = {"prefix_length": 0, "visual": False, "parallel": False}
         behind = cls(**small, **plain, attention=True, cross_attention=True)
         return {
@@ -194,10 +203,11 @@ class PELTModule(HyperformerModule):
     def seen(self, states: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d) through the bottlenecks that the rows' pictures make."""
         assert self.of_pictures is not None
-        rows = self.context.example_of_rows(len(states))
+        rows = self.context.examples
         down, down_bias, up, up_bias = (w[rows] for w in self.of_pictures.value[self.key])
-        narrow = self.activation(torch.baddbmm(down_bias[:, None], states, down.mT))
-        return torch.baddbmm(up_bias[:, None], narrow, up.mT)
+        by_row = states.reshape(len(rows), -1, states.shape[-1])  # as beams, or in one line
+        narrow = self.activation(torch.baddbmm(down_bias[:, None], by_row, down.mT))
+        return torch.baddbmm(up_bias[:, None], narrow, up.mT).view_as(states)
 
 
 class HyperPrefix(nn.Module):
@@ -211,9 +221,9 @@ class HyperPrefix(nn.Module):
     def forward(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """(b, heads, s, d) keys and values -> (b, heads, p + s, d)."""
         routing, num_heads = self.context.routing, keys.shape[1]
-        beams = routing.num_rows // len(keys)  # which share the keys of an example
-        sets = [[routing.of_rows(piece)[::beams] for piece in self.of_tasks.value[self.key]]]
+        sets = [[routing.of_keys(piece, len(keys)) for piece in self.of_tasks.value[self.key]]]
         if self.of_pictures is not None:
+            beams = routing.num_rows // len(keys)  # which share the keys of an example
             rows = self.context.example_of_rows(routing.num_rows)[::beams]
             sets.insert(0, [piece[rows] for piece in self.of_pictures.value[self.key]])
         before = [

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.base import Case, Method, Sharing, Toy, check_sharing, num_slices
+from vlds.methods.base import Case, Method, Sharing, Toy, by_kinds, check_sharing, num_slices
 from vlds.methods.extended import (
     LinearExtension,
     added_tensors,
@@ -132,6 +132,7 @@ class LoRA(Method):
         bare = cls(rank=4, alpha=8.0, train_biases=False)
         per_task = replace(bare, sharing="multiple")
         half = cls(rank=2, sharing="half_shared_up")
+        alone = by_kinds("no layer of .* plays the role 'cross_attn_v'")
         few = cls(rank=2, alpha=3.0, roles=["cross_attn_v"], train_biases=False)
         return {
             "bare": Case(bare, weights, "a b", starts_frozen=True, refused=on_t5),
@@ -140,7 +141,7 @@ class LoRA(Method):
             ),
             "": Case(cls(rank=2, alpha=3.0), refused=on_t5),
             "half": Case(half, refused=on_t5 | several),
-            "few": Case(few, refused=on_t5 | elsewhere),
+            "few": Case(few, refused=on_t5 | elsewhere | alone),
         }
 
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods.base import Case, Method
+from vlds.methods.base import Case, Method, by_kinds
 from vlds.methods.extended import InputExtension, NoteOutput, added_tensors, extended, is_own
 from vlds.methods.host import Host, weight_options
 from vlds.methods.importance import read_importance
@@ -171,9 +171,12 @@ class LST(Method):
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
         """All layers; some alone."""
+        refused = by_kinds(".* has no encoder and decoder .*; choose the kind JointSeq2Seq")
         return {
-            "": Case(cls(reduction=2)),
-            "some layers": Case(cls(reduction=2, encoder_layers=[1], decoder_layers=[0])),
+            "": Case(cls(reduction=2), refused=refused),
+            "some layers": Case(
+                cls(reduction=2, encoder_layers=[1], decoder_layers=[0]), refused=refused
+            ),
         }
 
 

@@ -72,6 +72,12 @@ class RunAdapter:
     """Layer of the backbone -> name of a tensor in the module behind it -> tensor, with one slice
     where tensors are stacked."""
 
+    def behind(self, path: str) -> Mapping[str, Tensor]:
+        """The tensors behind a layer of the part that methods tune, which may be the backbone or
+        lie inside it."""
+        layers = (layer for layer in self.tensors if f".{layer}".endswith(f".{path}"))
+        return next((self.tensors[layer] for layer in layers), {})
+
 
 def read_adapter(run: Path, task: str) -> RunAdapter:
     """The adapters of a run; those of `task`, if the run has some for each task.

@@ -29,7 +29,6 @@ class PELTNetworks(HyperNetworks):
     def __init__(self, config: HyperPELT, places: list[Place], host: Host) -> None:
         std = host.targets.linear_init_std
         super().__init__(config, places, len(host.tasks), std)
-        self.gives_prompts = config.prefix_length > 0
         self.key_width = 0
         self.attentions: dict[str, Key] = {}
         """Path of an attention's keys -> the prefixes before them."""
@@ -57,7 +56,8 @@ class PELTNetworks(HyperNetworks):
         if config.visual:
             twin = HyperNetworks(config, places, 1, std)
             self.visual_stacks, self.visual_heads = twin.stacks, heads()
-            self.look = nn.Linear(places[0].linear.out_features, config.task_dim, **options)
+            table: Any = host.model.get_input_embeddings()  # type: ignore[operator]
+            self.look = nn.Linear(table.embedding_dim, config.task_dim, **options)
 
     def forward(self) -> None:
         """Make the weights of all tasks, and of the pictures of all examples."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vlds.methods.base import Case, Toy
 from vlds.methods.extended import ModelExtension
-from vlds.methods.host import Host
+from vlds.methods.host import CROSS_ATTENTION, Host
 from vlds.methods.layouts import Library
 from vlds.methods.prompt_network import LearnedEmbeddings, PromptNetwork
 from vlds.methods.routing import TaskRouting
@@ -37,12 +37,12 @@ class PrefixTuning(LearnedEmbeddings):
     hidden_dim: int | None = 512
     """Width of the network that makes them in training; null: they are learned as they are."""
     cross_attention: bool = True
-    """Prefixes in cross-attention too."""
+    """Prefixes in cross-attention too, where the model has it."""
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put the network beside the model, and a place for its prefixes into every attention."""
         roles: list[Role] = ["attn_k", "cross_attn_k"] if self.cross_attention else ["attn_k"]
-        keys = host.linears(*roles)
+        keys = host.linears(*roles, optional=CROSS_ATTENTION)
         return list(self.put(host, list(keys), next(iter(keys.values()))).parameters())
 
     def put(self, host: Host, keys: Sequence[str], projection: nn.Linear) -> PromptNetwork:
@@ -87,8 +87,6 @@ def fixed_prefixes(
 class Prefixes(ModelExtension):
     """The prefixes of all tasks and attentions."""
 
-    gives_prompts = True
-
     def __init__(self, network: PromptNetwork, num_pieces: int) -> None:
         super().__init__()
         self.network, self.num_pieces = network, num_pieces
@@ -110,10 +108,6 @@ class Prefix(nn.Module):
     def forward(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """(b, heads, s, d) keys and values -> (b, heads, p + s, d)."""
         pair = self.pieces.value[2 * self.index : 2 * self.index + 2]
-        num_heads = keys.shape[1]
-        beams = self.routing.num_rows // len(keys)  # which share the keys of an example
-        before = [
-            self.routing.of_rows(piece)[::beams].unflatten(-1, (num_heads, -1)).transpose(1, 2)
-            for piece in pair
-        ]
+        of_rows = (self.routing.of_keys(piece, len(keys)) for piece in pair)
+        before = [rows.unflatten(-1, (keys.shape[1], -1)).transpose(1, 2) for rows in of_rows]
         return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)

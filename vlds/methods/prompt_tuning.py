@@ -68,8 +68,11 @@ class PromptTuning(LearnedEmbeddings):
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
         cases = cls.network_cases("network", Toy.width, Toy.width)
-        on_bart = {"Bart peft": "peft's prompts have positions, and on BART move the text's"}
-        return {w: replace(case, refused=case.refused | on_bart) for w, case in cases.items()}
+        refused = {
+            "Bart peft": "peft's prompts have positions, and on BART move the text's",
+            "ImageTextToText": ".* takes no prompts, .*; choose a method that extends layers",
+        }
+        return {w: replace(case, refused=case.refused | refused) for w, case in cases.items()}
 
 
 class Prompts(ModelExtension):

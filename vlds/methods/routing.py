@@ -155,6 +155,13 @@ class TaskRouting:
             return stacked.expand(self.num_rows, *stacked.shape[1:])
         return stacked[self._rows]
 
+    def of_keys(self, stacked: Tensor, num_keys: int) -> Tensor:
+        """`of_rows` for an attention over the keys of `num_keys` rows: as many as `fit` takes, or
+        fewer, since the beams of an example may share keys."""
+        if num_keys > self.num_rows:
+            self.fit(num_keys)
+        return self.of_rows(stacked)[:: self.num_rows // num_keys]
+
     def of_present(self, stacked: Tensor, tasks: Sequence[int]) -> Tensor:
         """Tensors of these tasks, as in `each_task`, (k, ...) -> each row's, (b, ...)."""
         present = torch.tensor(tasks, device=stacked.device)

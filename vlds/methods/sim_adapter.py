@@ -93,11 +93,6 @@ class SimAdapter(Method):
 
         Errors: ValueError if the runs' adapters stand at unlike places, or do not fit the model.
         """
-        if self.guide and not host.takes_prompts:
-            raise ValueError(
-                f"guide: got {self.guide}, and {type(host.model).__name__} does not say which of "
-                "its tokens are real; set guide: 0"
-            )
         runs = self.read()
         modules = []
         for path, linear in self.places(host, runs).items():
@@ -168,7 +163,9 @@ class FusionModule(LinearExtension):
         self, path: str, linear: nn.Linear, runs: Mapping[str, RunAdapter], host: Host
     ) -> None:
         super().__init__()
-        self.context, self.in_decoder = host.context, "decoder" in path.split(".")
+        # Some models of one stack call it decoder, too.
+        has_two = "cross_attn_out" in host.targets.paths
+        self.context, self.in_decoder = host.context, has_two and "decoder" in path.split(".")
         one_task = replace(host, tasks=["all"])
         self.candidates = nn.ModuleDict(
             {name: frozen(run, path, linear, one_task) for name, run in runs.items()}
@@ -195,7 +192,7 @@ def frozen(run: RunAdapter, path: str, linear: nn.Linear, host: Host) -> Adapter
     module = AdapterModule(run.method, linear, host)
     state = module.state_dict()
     if run.tensors:
-        found = run.tensors.get(path, {})
+        found = run.behind(path)
         ours, theirs = ({n: tuple(t.shape) for n, t in each.items()} for each in (state, found))
         if ours != theirs:
             raise ValueError(
@@ -227,11 +224,16 @@ class FusionLoss(BatchLoss):
         distance = torch.stack([distance for _, distance in noted]).sum()
         added = (self.config.orthogonality * distance).expand(len(is_label))
         if (weight := self.guide_weight()) > 0:
-            own = self.own.to(is_label.device)[self.context.routing.task_of_rows()]
+            # Behind the batch's rows there may be one that keeps ranks in step.
+            num = len(is_label)
+            own = self.own.to(is_label.device)[self.context.routing.task_of_rows()[:num]]
             for module, (log_attention, _) in zip(self.modules, noted, strict=True):
                 real = is_label if module.in_decoder else self.context.token_mask
                 assert real is not None, "the model says which of its tokens are real"
-                added = added + weight * guide_loss(log_mean(log_attention, real), own)
+                if log_attention.ndim == 2:  # all tokens in one line
+                    log_attention = log_attention.unflatten(0, (len(real), -1))
+                shares = log_mean(log_attention[:num], real[:num])
+                added = added + weight * guide_loss(shares, own)
         # A mean over an example's labels, as its likelihood is: of a sum.
         return added * is_label.sum(1)
 

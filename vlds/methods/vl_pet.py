@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.methods.adapter import Adapter, init_linear
-from vlds.methods.base import Case, Method
+from vlds.methods.base import Case, Method, by_kinds
 from vlds.methods.bottleneck import gelu_tanh
 from vlds.methods.compacter import Compacter
 from vlds.methods.extended import LinearExtension, added_tensors
@@ -101,15 +101,22 @@ class VLPET(Method):
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put gated bottlenecks into the encoder and adapters beside the decoder's values.
 
-        Errors: ValueError if the model is no encoder-decoder.
+        Errors: ValueError if the model is not that of JointSeq2Seq.
         """
+        for needed in ("cross_attn_v", *PLACES.values()):
+            if needed not in host.targets.paths:
+                raise ValueError(
+                    "VLPET stands in the encoder and the decoder of the kind JointSeq2Seq, and no "
+                    f"layer of {type(host.model).__name__} plays the role '{needed}'; choose that "
+                    "kind, or another method, such as Adapter"
+                )
         encoder = replace(host, stack="encoder")
         values = host.linears("cross_attn_v")
         trained = self.of.attach(encoder)
         for role, residual_role in PLACES.items():
-            linears, noted = encoder.linears(role), encoder.note_inputs(residual_role)
-            for linear, residual in zip(linears.values(), noted, strict=True):
-                gated = Gated(self, linear, residual, host)
+            linears, residuals = encoder.linears(role), encoder.modules_of(residual_role)
+            for linear, residual in zip(linears.values(), residuals.values(), strict=True):
+                gated = Gated(self, linear, host.note_input(residual), host)
                 host.extend_linear(linear, gated)
                 trained += gated.gate.parameters()
         for linear in values.values():
@@ -158,7 +165,8 @@ class VLPET(Method):
             "small": replace(adapter, gate="small"),
             "Compacter": replace(adapter, of=Compacter(reduction=4, phm_dim=2)),
         }
-        return {word: Case(method) for word, method in methods.items()}
+        refused = by_kinds("VLPET stands in .*; choose that kind, or another method")
+        return {word: Case(method, refused=refused) for word, method in methods.items()}
 
 
 def owner_of(layer: str) -> tuple[str, str]:

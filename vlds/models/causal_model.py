@@ -96,16 +96,6 @@ class CausalModel(WritingModel):
         assert self.chat is not None
         return self.chat.first_ids(choice)
 
-    def use_methods(self) -> None:
-        """Errors: ValueError if a method has changed what the model's own class would not run."""
-        for module in self.backbone.modules():
-            if names := list(getattr(module, "key_value_extensions", {})):
-                raise ValueError(
-                    f"methods.{names[0]}: it puts keys and values into attention layers, and "
-                    f"{type(self.backbone).__name__} computes these without them; use LoRA or "
-                    "Adapter"
-                )
-
     def moving_buffers(self) -> list[tuple[str, Tensor]]:
         """Also those of a vision encoder that is not frozen."""
         vision = [] if self.vision.frozen else self.vision.named_buffers()

@@ -99,6 +99,7 @@ class ImageTextModel(WritingModel):
     def begin(self, batch: Batch) -> None:
         """Tell methods which tasks the rows have, and run what they have put beside the model."""
         self.context.set_rows(batch.task_index, None, batch.input_ids.device)
+        self.context.token_mask = batch.attention_mask.bool()
         run_beside(self.get_submodule(self.parts["backbone"].path))
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from vlds.backbones.attention import beams_share_states, use_extensions
+from vlds.backbones.attention import beams_share_states
 from vlds.backbones.base import Backbone
 from vlds.kernels.dropout import decoder_follows, pictures_follow, visual_tokens_end
 from vlds.methods.batch_loss import Predicted
@@ -66,7 +66,7 @@ class JointModel(Model):
 
     def use_methods(self) -> None:
         """Errors: ValueError if something trains that gradients do not reach."""
-        use_extensions(self.backbone)
+        super().use_methods()
         if (side := side_path(self.backbone)) is None:
             return
         reached = {id(parameter) for parameter in side.parameters()}

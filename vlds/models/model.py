@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from vlds.backbones.attention import use_extensions
 from vlds.backbones.base import unique_state
 from vlds.kernels.dropout import examples_follow
 from vlds.methods.batch_loss import BatchLoss, Predicted
@@ -186,7 +187,11 @@ class Model(nn.Module, ABC):
         return None if part is None else self.get_submodule(part.path)
 
     def use_methods(self) -> None:
-        """Called once methods are attached: let the model run what they have added."""
+        """Called once methods are attached: let the model run what they have added.
+
+        Errors: ValueError if it would not.
+        """
+        use_extensions(self.get_submodule(self.parts["backbone"].path))
 
     def moving_buffers(self) -> list[tuple[str, Tensor]]:
         """What training changes without a gradient: statistics, and the state of step rules."""

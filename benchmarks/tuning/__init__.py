@@ -1,0 +1,1 @@
+"""What `methods.py` compares, and its tables."""

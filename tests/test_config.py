@@ -66,6 +66,7 @@ from vlds.tasks import (
     ImageClass,
     MaskedWords,
     Matching,
+    Refer,
     VideoCaption,
     VideoQA,
 )
@@ -122,6 +123,7 @@ def every_choice() -> list[Recipe]:
             "tenth": Matching(head=LinearHead()),
             "eleventh": MaskedWords(share=0.2),
             "twelfth": ImageClass(headline="mean_class_accuracy"),
+            "thirteenth": Refer(grid=3),
         },
         data=DataConfig(
             global_batch_size=12,

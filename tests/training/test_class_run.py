@@ -13,13 +13,14 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.toys.files import read_lines
-from tests.toys.kinds import SLOW_KINDS, kind_recipe
+from tests.toys.kinds import SLOW_KINDS, built, kind_recipe
+from tests.toys.models import shake
 from tests.toys.rank_jobs import check_complaint, run_and_print, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume, losses
-from tests.toys.trained_runs import save_random_run
+from tests.toys.trained_runs import save_run
 from tests.toys.world import picture, world_recipe
-from vlds.artifact import load_run
+from vlds.artifact import LoadedRun, load_run
 from vlds.cli.commands import run_command
 from vlds.config import Recipe
 from vlds.convert.verify import logits
@@ -30,6 +31,7 @@ from vlds.methods import LoRA
 from vlds.models.build import describe
 from vlds.schema import Decoding
 from vlds.tasks import VQA, Caption
+from vlds.training.optim import parameter_groups
 
 COLOURS = ("red", "green", "blue")
 """The world's answers but for dark, which is worth 0.3 of each question."""
@@ -109,7 +111,10 @@ def test_a_converted_run_keeps_the_heads(run: Path, tmp_path: Path) -> None:
 def test_a_merged_run_keeps_the_heads(kind: str, world: Path, tmp_path: Path) -> None:
     recipe = class_recipe(kind, world, tmp_path / "run")
     lora = LoRA(rank=2, roles=["attn_q"], train_biases=False)
-    save_random_run(replace(recipe, methods={"lora": lora}))
+    recipe = replace(recipe, methods={"lora": lora})
+    model = built(recipe).eval()
+    shake(model)
+    save_run(LoadedRun(recipe, recipe.model.load_processor(), model))
     assert_same_classes(tmp_path / "run", tmp_path / "out", "merge")
     assert load_run(tmp_path / "out").recipe.methods == {}
 
@@ -146,6 +151,10 @@ def test_a_linear_probe_needs_no_methods(world: Path, tmp_path: Path, ranks1: Ra
     optimizer = replace(recipe.optimizer, connector_learning_rate=None, heads_learning_rate=0.1)
     probe = replace(recipe, model=kind, methods={}, tasks=tasks, optimizer=optimizer)
     assert describe(probe.model_setup, ["vqa"]).trainable == (16 + 1) * 3
+    groups = parameter_groups(built(probe), probe)
+    assert {(group["peak_lr"], group["weight_decay"]) for group in groups} == {
+        (0.1, 0.01), (0.1, 0.0),
+    }  # fmt: skip
     code, printed = ranks1.run(run_and_print, probe, timeout=120)[0]
     assert code == 0
     assert "51 of " in printed

@@ -21,6 +21,7 @@ from vlds.kernels.dropout import (
     examples_follow,
     keys_stand_before,
     pictures_follow,
+    tasks_follow,
     visual_tokens_end,
 )
 
@@ -235,6 +236,21 @@ def test_pictures_draw_by_what_they_show() -> None:
     whole = drawn(pictures, IDS[:4])
     assert torch.equal(drawn(pictures[[2, 0]], IDS[:2]), whole[[2, 0]])
     assert_independent(whole[0], whole[1])
+
+
+def test_tasks_draw_by_their_number() -> None:
+    """Whichever of them a batch has, even if it has as many examples."""
+
+    def of_tasks(tasks: Sequence[int], ids: Sequence[str]) -> Tensor:
+        with dropout_by(StepDropout(7, 0)):
+            examples_follow(ids)
+            with tasks_follow(tasks):
+                return F.dropout(torch.ones(len(tasks), 3, 64)) == 0
+
+    whole = of_tasks([0, 2], IDS)
+    assert torch.equal(of_tasks([0, 2], IDS[:2]), whole)
+    assert torch.equal(of_tasks([2], IDS[:1]), whole[1:])
+    assert_independent(*whole)
 
 
 def test_what_is_dropped_is_zero_whatever_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ a mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from ctypes import c_float, c_int16, c_int64
 from hashlib import blake2b
@@ -147,12 +147,10 @@ class StepDropout:
         return KeyedDraws(keys, min(round(p * LEVELS), LEVELS - 1), shape[0])
 
     @contextmanager
-    def reading(self, pictures: Tensor) -> Iterator[None]:
-        """Inside, rows are pictures (u, ...), whose draws follow from what they show: which
-        examples ask about them depends on how a batch is cut."""
+    def over(self, names: Iterable[str]) -> Iterator[None]:
+        """Inside, rows are no examples, but what has these names."""
         before = self.examples, self.tokens
-        shown = (blake2b(picture.numpy(), digest_size=8).hexdigest() for picture in pictures.cpu())
-        self.examples = torch.tensor([self.key_of(f"picture/{digest}") for digest in shown])
+        self.examples = torch.tensor([self.key_of(name) for name in names])
         self.tokens = None
         try:
             yield
@@ -284,8 +282,23 @@ def examples_follow(ids: Sequence[str], number: int = 0) -> None:
 
 @contextmanager
 def pictures_follow(pictures: Tensor) -> Iterator[None]:
-    """Say that inside, the rows that layers read are these pictures (u, ...)."""
-    with nullcontext() if _current is None else _current.reading(pictures):
+    """Say that inside, the rows that layers read are these pictures (u, ...). Their draws follow
+    from what they show: which examples ask about them depends on how a batch is cut."""
+    with nullcontext() if _current is None else _current.over(picture_names(pictures)):
+        yield
+
+
+def picture_names(pictures: Tensor) -> Iterator[str]:
+    """Names of pictures (u, ...) that say what they show."""
+    for picture in pictures.cpu():
+        yield f"picture/{blake2b(picture.numpy(), digest_size=8).hexdigest()}"
+
+
+@contextmanager
+def tasks_follow(tasks: Iterable[int]) -> Iterator[None]:
+    """Say that inside, there is a row for each of these tasks: which of them a batch has, and
+    whether it has as many examples, depends on how it is cut."""
+    with nullcontext() if _current is None else _current.over(f"task/{task}" for task in tasks):
         yield
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vlds.kernels.dropout import tasks_follow
 from vlds.methods.base import Case, Toy, by_kinds
 from vlds.methods.extended import ModelExtension
 from vlds.methods.host import Host, find_modules
@@ -89,7 +90,7 @@ class DecoderPrompts(ModelExtension):
         for prefix in recorded:
             prefix.records = True
         try:
-            with self.routing.each_task():
+            with self.routing.each_task(), tasks_follow(self.routing.tasks):
                 decoder(inputs_embeds=self.routing.of_rows(prompts), use_cache=False)
         finally:
             positions.offset += prompts.shape[1]

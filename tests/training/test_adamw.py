@@ -37,8 +37,8 @@ from vlds.methods import (
     PrefixTuning,
     PromptTuning,
 )
+from vlds.models.loss import LossTotals, coefficients, count
 from vlds.schema import Batch
-from vlds.training.loss import LossTotals, coefficients, count
 from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
 
 STEPS = 50

@@ -4,7 +4,9 @@ a library's module says."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from vlds.methods.extended import is_own
@@ -14,6 +16,15 @@ from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
 
 NORM_WEIGHT = OptimizerRule(decays=False, vl_adapter_decays=True)
 """The original code looks for `LayerNorm.weight`, and its norms are called layer_norm."""
+
+
+class TaskSlices(NamedTuple):
+    """What a parameter holds of the tasks, one after the other."""
+
+    first: int
+    """Number of the first task."""
+    size: int
+    """Elements of each task."""
 
 
 def optimizer_rules(model: Model) -> dict[str, OptimizerRule]:
@@ -36,6 +47,23 @@ def optimizer_rules(model: Model) -> dict[str, OptimizerRule]:
             rule = declared_rule(name, declared)
             rules[name] = rule_of_kind(name, modules[owner], tensor) if rule is None else rule
     return rules
+
+
+def task_slices(model: Model, num_tasks: int) -> dict[nn.Parameter, TaskSlices]:
+    """What parameters hold of the tasks: those that are stacked over them, and those of heads."""
+    slices: dict[nn.Parameter, TaskSlices] = {}
+    rules = optimizer_rules(model)
+    for task, head in model.heads.items():
+        number = model.heads.numbers[task]
+        for parameter in head.parameters():
+            size = int(getattr(parameter, "ds_numel", parameter.numel()))
+            slices[parameter] = TaskSlices(number, size)
+    for name, parameter in model.named_parameters():
+        shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)  # whole, under ZeRO-3
+        if name in rules and rules[name].per_task and shape[0] > 1:
+            assert shape[0] == num_tasks, f"{name}: {tuple(shape)} for {num_tasks} tasks"
+            slices[parameter] = TaskSlices(0, shape[1:].numel())
+    return slices
 
 
 def declared_rule(name: str, declared: Mapping[str, OptimizerRules]) -> OptimizerRule | None:

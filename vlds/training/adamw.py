@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.adamw import AdamW, adamw
 
+from vlds.models.optimizer_rules import TaskSlices
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SHARED = 0
 """Owner of a segment that belongs to all tasks; task k is owner 1 + k."""
@@ -130,15 +132,6 @@ def new_state(flat: Tensor, updates: Sequence[int]) -> dict[str, Tensor]:
 # Where weights lie in ZeRO's flat partitions is private to DeepSpeed 0.19. Each rank holds one flat
 # tensor of fp32 masters for each group of parameters. Stages 1 and 2 join the parameters of a group
 # and cut the whole; stage 3 cuts each parameter and joins the rank's parts.
-
-
-class TaskSlices(NamedTuple):
-    """What a parameter holds of the tasks, one after the other."""
-
-    first: int
-    """Number of the first task."""
-    size: int
-    """Elements of each task."""
 
 
 class Piece(NamedTuple):

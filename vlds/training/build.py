@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vlds.beginning.alignment import align
 from vlds.config import Recipe
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.mixed_stream import MixedStream
@@ -20,7 +21,6 @@ from vlds.models.partitioned_loading import partitioned_loading
 from vlds.models.revising import fit_saved
 from vlds.runtime.ranks import Ranks
 from vlds.schema import Collator
-from vlds.training.alignment import align
 from vlds.training.best import BestStep, check_best
 from vlds.training.checkpoint import RunStates, find_state, restore, saved_shapes
 from vlds.training.engine import Engine

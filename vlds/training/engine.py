@@ -19,7 +19,6 @@ from typing import Any
 
 import deepspeed
 import deepspeed.ops
-import numpy as np
 import torch
 import torch.nn.functional as F
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
@@ -34,11 +33,12 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from vlds.kernels.dropout import StepDropout
 from vlds.kernels.partitioned_linear import restore_linear
-from vlds.kernels.step import step_kernels
+from vlds.models.loss import LossTotals, coefficients, count, task_losses
 from vlds.models.model import Model
+from vlds.models.optimizer_rules import task_slices
 from vlds.models.revising import revise
+from vlds.models.step_draws import step_draws
 from vlds.runtime.kept_memory import keep_freed_memory
 from vlds.runtime.ranks import Ranks, rank_from_environment
 from vlds.schema import Batch
@@ -49,8 +49,6 @@ from vlds.training.deepspeed_imports import import_muon
 from vlds.training.gradient_sums import sum_in_place
 from vlds.training.held_bytes import held_bytes
 from vlds.training.idle import IdleWeights
-from vlds.training.loss import LossTotals, coefficients, count, task_losses
-from vlds.training.optim import task_slices
 from vlds.training.parts import similar_rows
 from vlds.training.profile import span
 from vlds.training.step_report import StepReport
@@ -178,7 +176,8 @@ class Engine:
             parts: list[Tensor] = []
             if self.parts > 1:
                 parts = similar_rows(self.model.sizes(batch), self.parts)
-            with self._draws(micro_step):
+            place = (self.seed, self.steps_done, micro_step, self.ranks.global_rank)
+            with step_draws(self.model, *place):
                 with span("forward"):
                     output = self._deepspeed(batch.to(self.ranks.device), scale, parts)
                 # ZeRO averages gradients over ranks, and the denominators already count all of
@@ -218,16 +217,6 @@ class Engine:
         master = safe_get_full_fp32_param(parameter).masked_fill(mask, 0.0)
         safe_set_full_fp32_param(parameter, master)
         parameter.masked_fill_(mask, 0.0)
-
-    @contextmanager
-    def _draws(self, micro_step: int) -> Iterator[None]:
-        """Inside, dropout is a function of (seed, step, example) on a CPU and all else that is
-        drawn one of (seed, step, micro-step, rank): a resumed run needs no generator states."""
-        entropy = (self.seed, self.steps_done, micro_step, self.ranks.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
-        self.model.context.begin_step(self.seed, self.steps_done)
-        with step_kernels(self.model, StepDropout(self.seed, self.steps_done)):
-            yield
 
     @contextmanager
     def evaluation(self) -> Iterator[Model]:

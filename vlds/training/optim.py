@@ -7,14 +7,12 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from vlds.config import OptimizerConfig, Recipe
 from vlds.models.model import Model
 from vlds.models.optimizer_rules import optimizer_rules
 from vlds.schema import OptimizerRule
-from vlds.training.adamw import TaskSlices
 
 RATES = {
     "connector_learning_rate": ("connector", "projector", "visual embedding", "fusion"),
@@ -60,23 +58,6 @@ def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
         {"params": parameters, "peak_lr": peak, "lr": 0.0, "weight_decay": decay}
         for (peak, decay), parameters in groups.items()
     ]
-
-
-def task_slices(model: Model, num_tasks: int) -> dict[nn.Parameter, TaskSlices]:
-    """What parameters hold of the tasks: those that are stacked over them, and those of heads."""
-    slices: dict[nn.Parameter, TaskSlices] = {}
-    rules = optimizer_rules(model)
-    for task, head in model.heads.items():
-        number = model.heads.numbers[task]
-        for parameter in head.parameters():
-            size = int(getattr(parameter, "ds_numel", parameter.numel()))
-            slices[parameter] = TaskSlices(number, size)
-    for name, parameter in model.named_parameters():
-        shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)  # whole, under ZeRO-3
-        if name in rules and rules[name].per_task and shape[0] > 1:
-            assert shape[0] == num_tasks, f"{name}: {tuple(shape)} for {num_tasks} tasks"
-            slices[parameter] = TaskSlices(0, shape[1:].numel())
-    return slices
 
 
 def decays(rule: OptimizerRule, config: OptimizerConfig) -> bool:

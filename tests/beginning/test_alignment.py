@@ -10,6 +10,7 @@ import torch
 from data_prep.cli import main
 from tests.toys.recipes import with_model
 from vlds.backbones import T5
+from vlds.beginning.alignment import Regions, align, cell_words, read_regions
 from vlds.config import AlignmentConfig, Recipe
 from vlds.data.shards.store import open_dataset
 from vlds.methods import Adapter
@@ -20,7 +21,6 @@ from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.runtime.ranks import Ranks
 from vlds.schema import Sample
 from vlds.tasks import GQA
-from vlds.training.alignment import Regions, align, cell_words, read_regions
 from vlds.vision import ConvNet
 
 ALONE = Ranks(0, 1, 0, 1, device=torch.device("cpu"))

@@ -16,6 +16,7 @@ from vlds.cli.commands import run_command
 from vlds.config import (
     AlignmentConfig,
     DataConfig,
+    MetaConfig,
     OptimizerConfig,
     Recipe,
     TrackingConfig,
@@ -103,6 +104,7 @@ def every_choice() -> list[Recipe]:
             "ten": PrefixTuning(cross_attention=False),
         },
         alignment=AlignmentConfig(data="some/where", steps=3),
+        meta=MetaConfig(steps=5, outer_rate=0.5, weight_decay=0.01),
         tasks={
             "first": VQA(
                 train=["x", "y z"],
@@ -358,6 +360,9 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
             "{data: x, learning_rate: -1}",
             "alignment.learning_rate: got -1.0; give 0 or more",
         ),
+        ("meta", "{steps: 0}", "meta.steps: got 0; give 1 or more"),
+        ("meta", "{outer_rate: -1}", "meta.outer_rate: got -1.0; give 0 or more"),
+        ("meta.learning_rat", "1", "unknown key 'meta.learning_rat'; did you mean 'meta.learning_"),
         ("seed", "-1", "seed: got -1; give a number from 0 to 2^64 - 1"),
         ("seed.x", "3", "seed: got \"{'x': '3'}\"; give a whole number"),
         ("output.a", "b", "output: got \"{'a': 'b'}\"; give text"),

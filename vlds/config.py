@@ -166,6 +166,25 @@ class AlignmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MetaConfig:
+    """Meta-learning before training (MetaAdapter): weights from which each task is learnt in few
+    steps. Steps inside a task are Adam's, with `optimizer`'s second beta, eps and clip_norm."""
+
+    steps: int = 100
+    """Outer steps. Each reads a global batch, or one for each task if these hold one task each."""
+    learning_rate: float = 1e-3
+    """Adam's rate inside a task."""
+    outer_rate: float = 1.0
+    """Share of the tasks' mean change that an outer step takes; falls linearly to 0."""
+    weight_decay: float = 0.0
+    """Decay inside a task of all weights, norms and biases too; it is added to the gradient."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps")
+        at_least(self, 0, "learning_rate", "outer_rate", "weight_decay")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """Where metrics go besides metrics.jsonl."""
 
@@ -189,6 +208,8 @@ class Recipe:
     """What is tuned, by name: classes of vlds.methods."""
     alignment: AlignmentConfig | None = None
     """First teach a vision encoder with random weights the words of its cells."""
+    meta: MetaConfig | None = None
+    """First bring what trains to where each task is learnt in few steps."""
     tasks: dict[str, Task]
     """What is learned, by name: classes of vlds.tasks."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -221,6 +242,12 @@ class Recipe:
                 raise ValueError(
                     f"tasks: '{name}' cannot be a task's name, because results on test data end in "
                     f"{TEST_MARK}; choose another name"
+                )
+        for name, size in self.batch_sizes.items():
+            if self.meta is not None and size < 2:
+                raise ValueError(
+                    f"meta: it halves each task's examples in a batch, but {name} is {size}; give "
+                    "2 or more, or leave meta out"
                 )
 
     @property

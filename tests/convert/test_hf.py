@@ -15,7 +15,7 @@ from tests.toys.recipes import with_model
 from tests.toys.trained_runs import logits_of, recipe_from, save_random_run
 from vlds.artifact import load_run
 from vlds.backbones import T5
-from vlds.config import Recipe
+from vlds.config import MetaConfig, Recipe
 from vlds.convert.hf import convert_run
 from vlds.methods import Adapter, Compacter, Full, LoRA
 from vlds.vision import ConvNet
@@ -42,8 +42,10 @@ def test_a_backbone_that_had_random_weights(world: Path, tmp_path: Path) -> None
     recipe = recipe_from("config", world, tmp_path)
     assert isinstance(recipe.model.backbone, T5)
     recipe = with_model(recipe, backbone=replace(recipe.model.backbone, embedding_std=0.1))
-    expected = converted(recipe, tmp_path / "out")
-    assert torch.equal(logits_of(load_run(tmp_path / "out").model), expected)
+    expected = converted(replace(recipe, meta=MetaConfig()), tmp_path / "out")
+    loaded = load_run(tmp_path / "out")
+    assert torch.equal(logits_of(loaded.model), expected)
+    assert loaded.recipe.meta is None, "a run on the folder begins as it is"
 
 
 @pytest.mark.slow

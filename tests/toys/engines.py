@@ -200,8 +200,13 @@ def part_of(batch: Batch, rows: slice) -> Batch:
 
 
 def own_micro_batches(batch: Batch, engine: Engine, cut: BatchCut) -> list[Batch]:
-    """This rank's part of a global batch, cut as the training stream cuts it."""
-    pieces = cut.pieces(len(batch), engine.ranks.global_rank)
+    """An engine's part of a global batch."""
+    return micro_batches(batch, engine.ranks.global_rank, cut)
+
+
+def micro_batches(batch: Batch, global_rank: int, cut: BatchCut) -> list[Batch]:
+    """A rank's part of a global batch, cut as the training stream cuts it."""
+    pieces = cut.pieces(len(batch), global_rank)
     return [part_of(batch, slice(p.start, p.stop)) if p else stand_in(batch) for p in pieces]
 
 

@@ -88,6 +88,7 @@ def write_hf(loaded: LoadedRun, folder: Path) -> None:
         model=recipe.model.export(model, folder),
         methods={name: method for name, method in left.items() if method is not None},
         alignment=None,
+        meta=None,
     )
     # An artifact keeps what its recipe trains, whatever its sources hold.
     with torch.device("meta"):

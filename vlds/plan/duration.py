@@ -7,6 +7,7 @@ from textwrap import fill
 
 import torch
 
+from vlds.beginning.meta import batches_a_step
 from vlds.config import Recipe
 from vlds.plan.forecast import Forecast
 from vlds.plan.held import MASTER_BYTES
@@ -42,6 +43,8 @@ class Duration:
     """Of products and other operations: those of the passes after the first."""
     further_memory: int
     """Bytes of a micro-batch that these passes take."""
+    meta: float
+    """Of meta-learning before the first step, without its sums over ranks."""
 
     @classmethod
     def of(cls, plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -> Duration:
@@ -60,6 +63,7 @@ class Duration:
             update = updated * UPDATE_BYTES / bandwidth
         products, others = (plan.micro_batches * seconds for seconds in pair)
         between = needs.sent / machine.link
+        num_batches = 0 if recipe.meta is None else recipe.meta.steps * batches_a_step(recipe)
         whole, more = forecast.whole, forecast.further
         return cls(
             products,
@@ -73,6 +77,7 @@ class Duration:
             passes=forecast.passes,
             further=products * more.flops / whole.flops + others * more.moved / whole.moved,
             further_memory=forecast.at(plan.micro_batch).peak * more.peak // whole.peak,
+            meta=num_batches * (products + others),
         )
 
     @property
@@ -102,7 +107,11 @@ class Duration:
             rates.append(f"{machine.link / 1e9:,.3g} GB/s between ranks")
         about = "about" if self.flops is None else "at least"
         text = f"A step takes {about} {self.step:.3g} s{run}: {', '.join(shares)}"
-        return fill(f"{text}, with {', '.join(rates)}.{self.text_of_passes()}", 80)
+        if self.meta:
+            before = f" Meta-learning before takes {about} {duration_text(self.meta)}."
+        else:
+            before = ""
+        return fill(f"{text}, with {', '.join(rates)}.{self.text_of_passes()}{before}", 80)
 
     def text_of_passes(self) -> str:
         """What passes after the first cost; nothing if there are none."""

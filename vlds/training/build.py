@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlds.beginning.alignment import align
+from vlds.beginning.meta import check_meta, meta_learn, meta_seed
 from vlds.config import Recipe
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.mixed_stream import MixedStream
@@ -40,10 +44,12 @@ def build_run(
     resume: Resume,
     new_phase: bool = False,
     profile: int = 0,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Run:
     """Model, engine, stream and tracker; at the newest run state when resuming.
 
-    Errors: ValueError, before the run's folder has a new file.
+    Errors: ValueError, before the run's folder has a new file; MetaStopped if `stopping` is true on
+    a rank before the model has been meta-learnt.
     """
     state_folder = find_state(recipe, ranks, resume)
     resumed = state_folder is not None
@@ -58,19 +64,12 @@ def build_run(
         best = BestStep(recipe.training.best, folder, resumed=resumed and ranks.is_first)
     stream = open_stream(recipe, ranks, prepared, collator)
     model = load_model(recipe, prepared, processor, ranks, state_folder)
-    engine = Engine(
-        model,
-        parameter_groups(model, recipe),
-        prepared.deepspeed,
-        ranks=ranks,
-        tasks=list(recipe.tasks.values()),
-        seed=recipe.seed,
-        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
-        eps=recipe.optimizer.eps,
-        parts=recipe.data.parts,
-        num_steps=recipe.training.num_steps,
-    )
+    groups = parameter_groups(model, recipe)
     check_choices(recipe, model)
+    learnt = None
+    if recipe.meta is not None and not resumed:
+        learnt = learn_start(model, recipe, ranks, prepared, collator, stopping)
+    engine = open_engine(model, groups, recipe, ranks, prepared)
     notices = recipe.model.check_built(model)
     states = RunStates(
         recipe, engine, stream, recipe.model.source_hashes() if ranks.is_first else {}
@@ -86,6 +85,8 @@ def build_run(
     if ranks.is_first:
         write_start(run, resumed)
     announce(run)
+    if learnt is not None:
+        tracker.write(0, {"meta": learnt})
     if ranks.is_first:
         notices = [*notices, *add_profile(run, profile), *prepared.notices]
         for line in [*notices, *cut_texts(prepared.train_sources, collator)]:
@@ -146,21 +147,69 @@ def open_stream(
 def load_model(
     recipe: Recipe, prepared: Prepared, processor: Any, ranks: Ranks, state_folder: Path | None
 ) -> Model:
-    """Build the model, in the run's precision; aligned if the recipe says so, and with the training
-    pictures that methods keep. What trains has the shapes of the run state, if there is one."""
-    setup, tasks = recipe.model_setup, list(recipe.tasks)
-    if recipe.alignment is None and not any(m.needs_whole_model for m in recipe.methods.values()):
-        with partitioned_loading(prepared.deepspeed):
-            model = build_model(setup, tasks, recipe.training.dtype, processor)
-    else:
+    """Build the model in the run's precision: aligned if the recipe says so, with the training
+    pictures that methods keep, and with the shapes of the state that it resumes from.
+
+    A state holds all that meta-learning changes, but not the frozen weights that alignment changes.
+    """
+    setup, tasks, dtype = recipe.model_setup, list(recipe.tasks), recipe.training.dtype
+    if recipe.alignment is not None or any(m.needs_whole_model for m in recipe.methods.values()):
         model = build_model(setup, tasks, torch.float32, processor)
         if recipe.alignment is not None:
             align(model, recipe, ranks)
         fill_caches(model, recipe, prepared.train_sources, ranks)
-        model = model.to(recipe.training.dtype)
+        model.to(dtype)
+    else:
+        learns = recipe.meta is not None and state_folder is None
+        with nullcontext() if learns else partitioned_loading(prepared.deepspeed):
+            model = build_model(setup, tasks, dtype, processor)
     if state_folder is not None:
         fit_saved(model, saved_shapes(state_folder))
     return model
+
+
+def learn_start(
+    model: Model,
+    recipe: Recipe,
+    ranks: Ranks,
+    prepared: Prepared,
+    collator: Collator,
+    stopping: Callable[[], bool],
+) -> dict[str, Any]:
+    """Meta-learn what trains, on examples in an order of their own; what the metrics keep of it.
+
+    Errors: as `meta_learn`, and ValueError if the model cannot be.
+    """
+    check_meta(model)
+    recipe.model.check_built(model)
+    # Half of a task's rows in a micro-batch run at once: it may have twice as many.
+    most = prepared.cut.micro_batch_size
+    cut = replace(prepared.cut, micro_batch_size=most and 2 * most)
+    reading = replace(recipe, seed=meta_seed(recipe.seed))
+    stream = open_stream(reading, ranks, replace(prepared, cut=cut), collator)
+    return meta_learn(model, recipe, ranks, stream, stopping)
+
+
+def open_engine(
+    model: Model,
+    groups: list[dict[str, Any]],
+    recipe: Recipe,
+    ranks: Ranks,
+    prepared: Prepared,
+) -> Engine:
+    """An engine around the model, before its first step."""
+    return Engine(
+        model,
+        groups,
+        prepared.deepspeed,
+        ranks=ranks,
+        tasks=list(recipe.tasks.values()),
+        seed=recipe.seed,
+        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
+        eps=recipe.optimizer.eps,
+        parts=recipe.data.parts,
+        num_steps=recipe.training.num_steps,
+    )
 
 
 def announce(run: Run) -> None:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from vlds.beginning.meta import MetaStopped
 from vlds.config import Recipe
 from vlds.evaluation.evaluator import EvaluationStopped
 from vlds.evaluation.sources import with_lists
 from vlds.models.revising import revision_due
 from vlds.runtime.process_end import heard, signal_name, signals_collected
 from vlds.runtime.ranks import hold_folder
+from vlds.runtime.terminal import tell
 from vlds.schema import Batch
 from vlds.training.agreement import check_agreement
 from vlds.training.build import build_run
@@ -55,7 +57,14 @@ def train(
         check_agreement(ranks, recipe, prepared, f"resume={resume} new_phase={new_phase}")
         check_frozen_files(recipe, ranks)
         with hold_folder(ranks, Path(recipe.output)):
-            run = build_run(recipe, ranks, prepared, resume, new_phase, profile)
+            try:
+                run = build_run(
+                    recipe, ranks, prepared, resume, new_phase, profile, lambda: bool(stop)
+                )
+            except MetaStopped as place:
+                if ranks.is_first:
+                    tell(stop_line(stop, str(place), "start it again"), flush=True)
+                return exit_code(stop)
             code = run_loop(run, stop)
     run.engine.close()
     return code
@@ -145,7 +154,17 @@ def stopped(run: Run, stop: Sequence[int], when: str = "") -> int:
     run.states.finish()
     step = run.states.newest_step
     advice = "start it again" if step is None else f"--resume continues from step {step}"
+    run.tracker.say(stop_line(stop, f"{when}after step {run.engine.steps_done}", advice))
+    return exit_code(stop)
+
+
+def stop_line(stop: Sequence[int], where: str, advice: str) -> str:
+    """What a run says that ends because of signals to this rank, or else to another one."""
     by = f" by {signal_name(stop[0])}" if stop else ""
     why = "" if stop else " because another rank was told to"
-    run.tracker.say(f"stopped{by} {when}after step {run.engine.steps_done}{why}; {advice}")
+    return f"stopped{by} {where}{why}; {advice}"
+
+
+def exit_code(stop: Sequence[int]) -> int:
+    """The exit code after these signals, or after one to another rank."""
     return 128 + (stop[0] if stop else signal.SIGTERM)

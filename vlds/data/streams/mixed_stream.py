@@ -6,7 +6,7 @@ import re
 import reprlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import chain, count
@@ -97,13 +97,13 @@ class MixedStream(ABC):
     def __iter__(self) -> Iterator[Batch]:
         return chain.from_iterable(self.steps())
 
-    def steps(self) -> Iterator[list[Batch]]:
+    def steps(self) -> Generator[list[Batch], None, None]:
         """This rank's micro-batches of each global batch, equally many on every rank. One without
         a row computes another rank's, which is not `valid`."""
         self._iteration += 1
         return self._steps(self._iteration)
 
-    def _steps(self, iteration: int) -> Iterator[list[Batch]]:
+    def _steps(self, iteration: int) -> Generator[list[Batch], None, None]:
         first, stride = self.consumed, self.order.stride
         # Torch's loader makes no empty batches, so a micro-batch without rows reads the first
         # example of its global batch.

@@ -1,0 +1,226 @@
+"""Meta-learning on ranks: how the run's examples are cut changes nothing, whatever the method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.toys.engines import (
+    TASKS,
+    Case,
+    case_recipe,
+    global_batch,
+    make_case,
+    micro_batches,
+    with_classes,
+)
+from tests.toys.engines import recipe_model as built
+from tests.toys.method_cases import METHOD_CASES
+from tests.toys.rank_pool import RankPool
+from vlds.beginning.meta import MetaLearner, check_meta
+from vlds.beginning.task_halves import task_halves
+from vlds.config import MetaConfig
+from vlds.data.order.batch_cut import BatchCut
+from vlds.heads import LinearHead, MLPHead
+from vlds.methods import Adapter, Peft
+from vlds.schema import Batch
+from vlds.training.engine import start_ranks
+
+CONFIG = MetaConfig(learning_rate=0.02)
+"""Without decay, which makes whole steps of what is rounding alone, such as the gradients of keys'
+biases."""
+DECAYING = replace(CONFIG, weight_decay=0.1)
+
+
+def halved(case: Case, sizes: list[int]) -> list[Any]:
+    """Of each half of each task: this rank's ids, and the totals."""
+    ranks = start_ranks(60)
+    cut = BatchCut(ranks.world_size, case.micro_batch_size)
+    batches = [
+        micro_batches(global_batch(seed, size=size), ranks.global_rank, cut)
+        for seed, size in enumerate(sizes)
+    ]
+    return [
+        (half.task, [id for batch in half.batches for id in batch.ids], half.totals)
+        for pair in task_halves(batches, len(TASKS), ranks)
+        for half in pair
+    ]
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 1, 3])
+def test_halves_are_the_same_for_any_cut(
+    micro_batch_size: int | None, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
+) -> None:
+    sizes = [16, 7]
+    (expected,) = ranks1.run(halved, Case(str(tmp_path)), sizes)
+    ids: dict[int, list[str]] = {task: [] for task in range(len(TASKS))}
+    for seed, size in enumerate(sizes):
+        batch = global_batch(seed, size=size)
+        for name, task in zip(batch.ids, batch.task_index.tolist(), strict=True):
+            ids[task].append(name)
+    assert [task for task, *_ in expected] == [0, 0, 1, 1, 2, 2]
+    for (task, first, _), (_, second, _) in zip(expected[::2], expected[1::2], strict=True):
+        assert first == ids[task][::2]
+        assert second == ids[task][1::2]
+    case = Case(str(tmp_path), micro_batch_size=micro_batch_size)
+    for (_, names, totals), *shares in zip(expected, *ranks2.run(halved, case, sizes), strict=True):
+        assert sorted(name for _, own, _ in shares for name in own) == sorted(names)
+        for _, _, of_rank in shares:
+            assert torch.equal(of_rank.examples, totals.examples)
+            assert torch.equal(of_rank.tokens, totals.tokens)
+
+
+def batch_of(case: Case, seed: int, size: int) -> Batch:
+    """A global batch; tasks with heads have classes."""
+    batch = global_batch(seed, size=size)
+    return with_classes(batch, case, seed) if case.heads else batch
+
+
+def learn(case: Case, sizes: list[int], config: MetaConfig) -> dict[str, Any]:
+    """Outer steps on global batches of these sizes: losses, and the weights before and after."""
+    ranks = start_ranks(60)
+    recipe = replace(case_recipe(case), meta=config)
+    model = built(recipe)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    learner = MetaLearner(model.train(), recipe, config, ranks)
+    cut = BatchCut(ranks.world_size, case.micro_batch_size)
+    losses = [
+        learner.step([micro_batches(batch_of(case, seed, size), ranks.global_rank, cut)], 1.0)
+        for seed, size in enumerate(sizes)
+    ]
+    after = {name: weight.detach() for name, weight in model.named_parameters()}
+    return {"losses": losses, "before": before, "after": after, "trained": set(model.trained_by)}
+
+
+OFTEN = ("Adapter per task", "LoRA", "Mixture", "HyperPELT", "LST", "SimAdapter", "PromptTuning")
+"""Cases of every run: stacks, draws, added losses, pictures, a path beside, prompts."""
+REFUSED = "Peft adalora"
+CASES = [
+    pytest.param(
+        name, METHOD_CASES[name].families[0], marks=[] if name in OFTEN else pytest.mark.slow
+    )
+    for name in METHOD_CASES
+    if name != REFUSED
+]
+
+
+@pytest.mark.parametrize(("name", "family"), CASES)
+def test_every_method_learns_the_same_on_any_ranks(
+    name: str, family: str, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
+) -> None:
+    method = METHOD_CASES[name].method
+    case = make_case(tmp_path, family=family, method=method, dropout=0.1)
+    check_any_cut(case, ranks1, ranks2)
+
+
+HEADS = {
+    "vqa": MLPHead(classes=("red", "green", "blue", "dark")),
+    "gqa": LinearHead(classes=("yes", "no", "left")),
+}
+
+
+@pytest.mark.parametrize("family", ["T5", pytest.param("Bart", marks=pytest.mark.slow)])
+def test_heads_learn_the_same_on_any_ranks(
+    family: str, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
+) -> None:
+    case = make_case(tmp_path, family=family, method=Adapter(reduction=4), heads=HEADS)
+    moved = check_any_cut(case, ranks1, ranks2)
+    assert {name.split(".")[1] for name in moved if name.startswith("heads.")} == HEADS.keys()
+
+
+def check_any_cut(case: Case, ranks1: RankPool, ranks2: RankPool) -> set[str]:
+    """Compare outer steps on one rank with those on two in micro-batches, also of a batch in which
+    one rank has less to do; which weights have moved."""
+    sizes = [16, 7, 16]
+    (expected,) = ranks1.run(learn, case, sizes, CONFIG)
+    moved = moved_names(expected)
+    assert moved
+    assert moved <= expected["trained"], "frozen weights stay"
+    for found in ranks2.run(learn, replace(case, micro_batch_size=3), sizes, CONFIG):
+        assert moved_names(found) == moved
+        for losses, whole in zip(found["losses"], expected["losses"], strict=True):
+            assert losses.keys() == whole.keys()
+            for task, pair in whole.items():
+                assert losses[task] == pytest.approx(pair, rel=1e-5), task
+        for key, tensor in expected["after"].items():
+            assert torch.allclose(found["after"][key], tensor, rtol=1e-4, atol=1e-4), key
+    return moved
+
+
+def moved_names(learnt: dict[str, Any]) -> set[str]:
+    """Of the weights that differ from before."""
+    before, after = learnt["before"], learnt["after"]
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_a_task_moves_its_own_weights_alone(ranks1: RankPool, tmp_path: Path) -> None:
+    """Even where weights decay. The losses' definition is that of the run."""
+    method = Adapter(sharing="multiple", reduction=4)
+    case = make_case(tmp_path, method=method, heads=HEADS)
+    (found,) = ranks1.run(learn_one_task, case)
+    heads = {name: p for name, p in found["before"].items() if name.startswith("heads.")}
+    assert len(heads) > 4
+    assert all(torch.equal(found["after"][name], p) for name, p in heads.items())
+    stacks = {name: p for name, p in found["before"].items() if "method" in name}
+    assert stacks
+    for name, before in stacks.items():
+        after = found["after"][name]
+        assert torch.equal(after[[0, 2]], before[[0, 2]]), name
+    assert any(not torch.equal(found["after"][n][1], p[1]) for n, p in stacks.items())
+    assert found["loss"] == pytest.approx(found["expected"], rel=1e-6)
+
+
+CAPTION = 1
+
+
+def learn_one_task(case: Case) -> dict[str, Any]:
+    """An outer step on captions; its first loss, and what the definition says."""
+    ranks = start_ranks(60)
+    recipe = replace(case_recipe(case), meta=DECAYING)
+    model = built(recipe)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    batch = with_classes(global_batch(0, tasks=[CAPTION] * 16), case)
+    half = batch.select(torch.arange(0, 16, 2))
+    assert half.labels is not None
+    nll: Tensor = model.train().token_nll(half)
+    expected = nll.sum() / (half.labels >= 0).sum()
+    losses = MetaLearner(model, recipe, DECAYING, ranks).step([[batch]], 1.0)
+    after = {name: weight.detach() for name, weight in model.named_parameters()}
+    return {
+        "before": before,
+        "after": after,
+        "loss": losses["caption"][0],
+        "expected": expected.item(),
+    }
+
+
+def test_without_an_outer_rate_bf16_weights_stay(ranks1: RankPool, tmp_path: Path) -> None:
+    case = make_case(tmp_path, precision="bf16")
+    (found,) = ranks1.run(learn_and_stay, case)
+    assert found == set()
+
+
+def learn_and_stay(case: Case) -> set[str]:
+    """The weights that outer steps of rate 0 have changed."""
+    recipe = replace(case_recipe(case), meta=CONFIG)
+    model = built(recipe)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    learner = MetaLearner(model.train(), recipe, CONFIG, start_ranks(60))
+    for seed in range(2):
+        assert len(learner.step([[global_batch(seed)]], 0.0)) == len(TASKS)
+    assert all(weight.dtype == torch.bfloat16 for weight in model.parameters())
+    return {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+
+
+def test_a_method_that_follows_the_steps_is_refused(tmp_path: Path) -> None:
+    method = METHOD_CASES[REFUSED].method
+    assert isinstance(method, Peft)
+    with pytest.raises(
+        ValueError, match=r"meta: methods\.method follows the run's optimizer steps"
+    ):
+        check_meta(built(case_recipe(make_case(tmp_path, method=method))))

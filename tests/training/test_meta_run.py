@@ -1,0 +1,202 @@
+"""Runs that begin with meta-learning: it happens once, before the first step, and changes nothing
+else."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.toys.files import read_lines
+from tests.toys.kinds import KINDS, kind_recipe
+from tests.toys.rank_jobs import run_and_print, run_recipe
+from tests.toys.rank_pool import RankError, RankPool
+from tests.toys.recipes import recipe_complaint, train_words
+from tests.toys.resumed_runs import assert_same_run, half_a_run
+from tests.toys.world import world_recipe
+from vlds.artifact import load_run
+from vlds.config import MetaConfig, Recipe, load_recipe
+from vlds.launch.check_recipe import check_recipe
+from vlds.methods import Full, Peft
+from vlds.plan import Machine, forecasts_of, page, plan_recipe, tree
+from vlds.schema import Example, Sample
+from vlds.tasks import VQA
+from vlds.training.states import state_folders
+
+META = MetaConfig(steps=3, learning_rate=0.01)
+SAID = "meta-learning "
+
+
+def with_meta(recipe: Recipe, meta: MetaConfig | None = META) -> Recipe:
+    return replace(recipe, meta=meta)
+
+
+def meta_lines(run: Path) -> list[dict[str, Any]]:
+    """What the metrics keep of meta-learning."""
+    return [line["meta"] for line in read_lines(run / "metrics.jsonl") if "meta" in line]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage"),
+    [("joint", 2), *(pytest.param(kind, 3, marks=pytest.mark.slow) for kind in KINDS[:1]),
+     *(pytest.param(kind, 2, marks=pytest.mark.slow) for kind in ("causal", "image_text"))],
+)  # fmt: skip
+def test_it_happens_once_and_a_resumed_run_goes_on(
+    kind: str, stage: int, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    recipe = with_meta(kind_recipe(kind, world, whole, stage))
+    (code, text), (other, _) = ranks2.run(run_and_print, recipe, timeout=180)
+    assert (code, other) == (0, 0)
+    assert [line.split()[1] for line in text.splitlines() if line.startswith(SAID)] == [
+        "1/3", "2/3", "3/3",
+    ]  # fmt: skip
+    (kept,) = meta_lines(whole)
+    assert (kept["steps"], kept["skipped"]) == (3, 0)
+    assert kept["loss_1"].keys() == kept["loss_2"].keys() == recipe.tasks.keys()
+
+    half_a_run(whole, half)
+    resumed = replace(recipe, output=str(half))
+    (code, text), _ = ranks2.run(run_and_print, resumed, True, timeout=180)
+    assert code == 0
+    assert SAID not in text
+    assert_same_run(half, whole)
+    assert meta_lines(half) == [kept]
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(2, "fp32"), pytest.param(3, "bf16", marks=pytest.mark.slow)]
+)
+def test_without_an_outer_rate_the_run_is_the_ordinary_one(
+    stage: int, precision: str, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """Weights, order of examples, count of steps, and statistics of an encoder that trains."""
+    plain = world_recipe(world, tmp_path / "plain", stage, precision)
+    encoder = {"encoder": Full(part="vision", learning_rate=1e-3)}
+    plain = replace(plain, methods=plain.methods | encoder)
+    still = replace(plain, output=str(tmp_path / "still"))
+    still = with_meta(still, replace(META, outer_rate=0.0))
+    for recipe in (plain, still):
+        assert ranks2.run(run_recipe, recipe, timeout=180) == [0, 0]
+    assert_same_run(tmp_path / "still", tmp_path / "plain")
+
+
+@pytest.mark.parametrize("unit", ["example", "global_batch"])
+def test_ranks_and_micro_batches_change_nothing(
+    unit: Any, world: Path, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """With global batches of one task, an outer step reads one for each task."""
+    recipe = world_recipe(world, tmp_path / "one")
+    data = replace(recipe.data, unit=unit, micro_batch_size=None)
+    recipe = with_meta(replace(recipe, data=data), replace(META, steps=4))
+    recipe = replace(recipe, training=replace(recipe.training, steps=1, log_every=4))
+    cut = replace(recipe, output=str(tmp_path / "two"), data=replace(data, micro_batch_size=1))
+    assert ranks1.run(run_recipe, recipe, timeout=120) == [0]
+    assert ranks2.run(run_recipe, cut, timeout=120) == [0, 0]
+    (one,), (two,) = meta_lines(tmp_path / "one"), meta_lines(tmp_path / "two")
+    for name in ("loss_1", "loss_2"):
+        assert one[name].keys() == recipe.tasks.keys()
+        assert two[name] == pytest.approx(one[name], rel=1e-4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndingVQA(VQA):
+    """Sends its own rank a signal when it makes its last example."""
+
+    count_file: str
+    number: int
+    last: int
+
+    def example(
+        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
+    ) -> Example:
+        """The example, as it is."""
+        if rng is not None and os.environ["RANK"] == "1":
+            with open(self.count_file, "a+", encoding="utf-8") as file:
+                file.write("x")
+                if file.tell() == self.last:
+                    os.kill(os.getpid(), self.number)
+        return super().example(name, sample, annotation, rng)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
+def test_a_run_that_ends_meanwhile_begins_again(
+    number: signal.Signals, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    recipe = with_meta(world_recipe(world, run))
+    vqa = recipe.tasks["vqa"]
+    own = {field.name: getattr(vqa, field.name) for field in fields(vqa)}
+    task = EndingVQA(**own, count_file=str(tmp_path / "count"), number=number, last=4)
+    ending = replace(recipe, tasks=recipe.tasks | {"vqa": task})
+    if number == signal.SIGKILL:
+        with pytest.raises(RankError):
+            ranks2.run(run_recipe, ending, timeout=120)
+    else:
+        (first, text), (second, _) = ranks2.run(run_and_print, ending, timeout=120)
+        assert (first, second) == (143, 143)
+        assert text.splitlines()[-1].startswith("stopped in step ")
+        assert text.splitlines()[-1].endswith(
+            " of 3 of meta-learning because another rank was told to; start it again"
+        )
+    assert state_folders(run / "state") == []
+    assert not (run / "metrics.jsonl").exists()
+
+    assert ranks2.run(run_recipe, recipe, "auto", timeout=120) == [0, 0]
+    whole = replace(recipe, output=str(tmp_path / "whole"))
+    assert ranks2.run(run_recipe, whole, timeout=120) == [0, 0]
+    assert_same_run(run, tmp_path / "whole")
+    (found,), (expected,) = meta_lines(run), meta_lines(tmp_path / "whole")
+    assert found["loss_2"] == expected["loss_2"]
+
+
+def test_an_artifact_opens_without_it(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
+    recipe = with_meta(world_recipe(world, tmp_path / "run"))
+    recipe = replace(recipe, training=replace(recipe.training, steps=1))
+    assert ranks1.run(run_recipe, recipe, timeout=120) == [0]
+    loaded = load_run(tmp_path / "run")
+    assert loaded.recipe.meta == META
+    assert check_recipe(train_words(replace(recipe, output=str(tmp_path / "new"))), 2) == 0
+
+
+def test_a_method_that_follows_the_steps_is_refused(
+    world: Path, ranks1: RankPool, tmp_path: Path
+) -> None:
+    recipe = with_meta(world_recipe(world, tmp_path / "run"))
+    settings = {"init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 2, "deltaT": 1}
+    rule = Peft(type="ADALORA", settings=settings, roles=["attn_q"])
+    with pytest.raises(RankError, match=r"meta: methods\.rule follows the run's optimizer steps"):
+        ranks1.run(run_recipe, replace(recipe, methods={"rule": rule}), timeout=120)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_batches_of_one_example_are_refused(world: Path, tmp_path: Path) -> None:
+    words = train_words(with_meta(world_recipe(world, tmp_path / "run")))
+    assert load_recipe(Path(words[-1])).meta == META
+    said = recipe_complaint(*words[1:], "--data.global_batch_size", "1")
+    assert said == (
+        "meta: it halves each task's examples in a batch, but data.global_batch_size is 1; give 2 "
+        "or more, or leave meta out"
+    )
+
+
+def test_a_plan_says_how_long_it_takes(world: Path, tmp_path: Path) -> None:
+    plain = world_recipe(world, tmp_path / "run")
+    machine = Machine.given(memory=None, tflops="1", bandwidth="1", link=None)
+    ((plan, forecast),) = forecasts_of(plain, plan_recipe(plain, [1]), on_gpu=True)
+    seconds = tree(plan, plain, forecast, machine)["seconds"]
+    assert seconds["meta"] == 0
+    assert "eta-learning" not in "".join(page(plan, plain, forecast, machine))
+    recipe = with_meta(plain, MetaConfig(steps=10_000))
+    long = tree(plan, recipe, forecast, machine)["seconds"]
+    assert long["meta"] == pytest.approx(10_000 * (seconds["products"] + seconds["others"]))
+    assert long["step"] == seconds["step"]
+    *_, text = page(plan, recipe, forecast, machine)
+    assert "Meta-learning before takes at least " in text.replace("\n", " ")

@@ -2,10 +2,10 @@
 
     python benchmarks/clip_demo.py --seeds 0 1 2 --shots 1 2 4 8 16
 
-The model is a CLIP of 1.4 M weights with random ones at first: a tower of 4 layers on patches of 8
-pixels, one of 3 layers on words. Each seed trains it by `demo_clip.yaml`; then `demo_few_shot.yaml`
-is run with each method. The 24 classes are six colors, which the captions name, of four figures,
-which no picture and no text of the demo has.
+The model is a CLIP of 1 M random weights: a tower of 4 layers on patches as large as the cells in
+which the shapes lie, one of 3 layers on words. Each seed trains it by `demo_clip.yaml`; then
+`demo_few_shot.yaml` is run with each method. The 24 classes are six colors, which the captions
+name, of four figures, which no picture and no text of the demo has.
 
 All files go to runs/clip_demo and, as those of `vlds demo`, to runs/demo/data. What is there
 already is not made again. The scores go to stdout.
@@ -33,7 +33,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from vlds.runtime.metrics_file import read_metric_lines
 
 DATA, OUT = Path("runs/demo/data"), Path("runs/clip_demo")
-SIDE, PATCH, WIDTH, EMBEDDING = 48, 8, 128, 64
+SIDE, PATCH, WIDTH, EMBEDDING = 48, 16, 128, 64
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 

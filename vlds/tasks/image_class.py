@@ -22,8 +22,7 @@ class ImageClass(AnswerTask):
     accuracy by class. Case and white space do not count.
 
     The prompt is the whole input, and the class's name is the target. `decoding.answers` limits
-    what the model may write to the classes: name the dataset.json of the data set, which lists
-    them.
+    what the model writes to the classes: name the dataset.json that lists them.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image_class",)
@@ -111,11 +110,9 @@ class ImageClass(AnswerTask):
         return {"accuracy": matches(map(fold, texts), [fold(as_text(label)) for label in known])}
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
-        """The right name."""
         return fold(prediction) == fold(as_text(reference))
 
     def groups(self, known: list[Any], by: str) -> list[Any]:
-        """The classes, which are the references."""
         return known
 
     def answer_of(self, reference: Any) -> str | None:

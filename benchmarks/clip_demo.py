@@ -3,9 +3,9 @@
     python benchmarks/clip_demo.py --seeds 0 1 2 --shots 1 2 4 8 16
 
 The model is a CLIP of 1 M random weights: a tower of 4 layers on patches as large as the cells in
-which the shapes lie, one of 3 layers on words. Each seed trains it by `demo_clip.yaml`; then `demo_few_shot.yaml`
-is run with each method. The 24 classes are six colors, which the captions name, of four figures,
-which no picture and no text of the demo has.
+which the shapes lie, one of 3 layers on words. Each seed trains it by `demo_clip.yaml`; then
+`demo_few_shot.yaml` is run with each method. The 24 classes are six colors, which the captions
+name, of four figures, which no picture and no text of the demo has.
 
 All files go to runs/clip_demo and, as those of `vlds demo`, to runs/demo/data. What is there
 already is not made again. The scores go to stdout.

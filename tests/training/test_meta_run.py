@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.toys.dual import class_recipe, text_recipe
 from tests.toys.files import read_lines
 from tests.toys.kinds import KINDS, kind_recipe
 from tests.toys.rank_jobs import run_and_print, run_recipe
 from tests.toys.rank_pool import RankError, RankPool
 from tests.toys.recipes import recipe_complaint, train_words
 from tests.toys.resumed_runs import assert_same_run, half_a_run
-from tests.toys.world import world_recipe
+from tests.toys.world import world_recipe, write_world
 from vlds.artifact import load_run
 from vlds.config import MetaConfig, Recipe, load_recipe
 from vlds.launch.check_recipe import check_recipe
-from vlds.methods import Full, Peft
+from vlds.methods import APoLLo, Full, Method, Peft
 from vlds.plan import Machine, forecasts_of, page, plan_recipe, tree
 from vlds.schema import Example, Sample
 from vlds.tasks import VQA
@@ -30,6 +31,7 @@ from vlds.training.states import state_folders
 
 META = MetaConfig(steps=3, learning_rate=0.01)
 SAID = "meta-learning "
+APOLLO = APoLLo(depth=2, heads=3, length=2, views=2, dropout=0.0)
 
 
 def with_meta(recipe: Recipe, meta: MetaConfig | None = META) -> Recipe:
@@ -102,6 +104,29 @@ def test_ranks_and_micro_batches_change_nothing(
     for name in ("loss_1", "loss_2"):
         assert one[name].keys() == recipe.tasks.keys()
         assert two[name] == pytest.approx(one[name], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("what", "size"), [("pairs", 3), pytest.param("classes", 8, marks=pytest.mark.slow)]
+)
+def test_losses_that_compare_the_examples_of_all_ranks(
+    what: str, size: int, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """Every rank takes part in each, also one without a pair of the half."""
+    write_world(tmp_path / "world")
+    found = []
+    for pool, name in ((ranks1, "one"), (ranks2, "two")):
+        recipe = text_recipe(tmp_path / "world", tmp_path / name)
+        if what == "classes":
+            methods: dict[str, Method] = {"apollo": APOLLO}
+            recipe = class_recipe(tmp_path / "world", tmp_path / name, methods)
+        recipe = replace(recipe, data=replace(recipe.data, global_batch_size=size))
+        recipe = replace(recipe, training=replace(recipe.training, steps=1, log_every=4))
+        recipe = with_meta(recipe, replace(META, steps=4))
+        assert pool.run(run_recipe, recipe, timeout=120) == [0] * pool.world_size
+        found += meta_lines(tmp_path / name)
+    for name in ("loss_1", "loss_2"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-3)
 
 
 @dataclass(frozen=True, kw_only=True)

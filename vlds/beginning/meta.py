@@ -72,7 +72,7 @@ def meta_learn(
     """
     config = recipe.meta
     assert config is not None
-    learner = MetaLearner(model.to(ranks.device).train(), recipe, config, ranks)
+    learner = MetaLearner(model.to(ranks.device), recipe, config, ranks)
     statistics = [(buffer, buffer.clone()) for _, buffer in model.moving_buffers()]
     num_batches = batches_a_step(recipe)
     progress = MetaProgress(recipe, config.steps, silent=not ranks.is_first)
@@ -143,6 +143,7 @@ class MetaLearner:
         A copy whose weight the loss has not read has none: Adam leaves it alone.
         """
         self.write()
+        self.model.train()  # also lets go of what it has made with earlier weights
         copies = [copy for copy in self.copies if copy.task in (None, half.task)]
         sums = [torch.zeros_like(copy.values) for copy in copies]
         read = torch.zeros(len(copies), dtype=torch.float64)
@@ -157,7 +158,7 @@ class MetaLearner:
                 output.loss.backward()
             loss += output.loss.item()
             for index, copy in enumerate(copies):
-                if (gradient := copy.weight.grad) is not None:
+                if (gradient := copy.weight.grad) is not None and batch.valid.any():
                     sums[index] += copy.part(gradient)
                     read[index] = 1
             self.model.zero_grad()

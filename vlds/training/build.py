@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from vlds.beginning.alignment import align
+from vlds.beginning.few_shot import fill_caches
 from vlds.beginning.meta import check_meta, meta_learn, meta_seed
 from vlds.config import Recipe
 from vlds.data.streams.assemble import StreamSetup
@@ -28,7 +29,6 @@ from vlds.schema import Collator
 from vlds.training.best import BestStep, check_best
 from vlds.training.checkpoint import RunStates, find_state, restore, saved_shapes
 from vlds.training.engine import Engine
-from vlds.training.few_shot import fill_caches
 from vlds.training.optim import parameter_groups
 from vlds.training.prepare import Prepared
 from vlds.training.profile import FOLDER, StepProfile, check_profile, takes

@@ -17,7 +17,7 @@ import torch
 from tests.toys.causal import kind_in, save_model
 from tests.toys.image_text import TYPES
 from tests.toys.image_text.rows import NUMBERS, TASKS, images, rows_with, tiny
-from tests.toys.method_cases import METHOD_CASES
+from tests.toys.method_cases import ALL_CASES
 from tests.toys.models import shake
 from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun, load_run, own_tensors, save_artifact
@@ -30,7 +30,7 @@ from vlds.models.model import Model
 from vlds.schema import Batch, Decoding, Row
 
 CAUSAL = ("llama", "opt")  # whose feed-forward layers see all tokens of a batch in one line
-ALL_CASES = ("llama", "opt", "qwen2_5_vl")
+WHOLE_TYPES = ("llama", "opt", "qwen2_5_vl")
 """Types with all cases of methods; others have each method's first one."""
 ABLE = {"opt": ("no bias",), "florence2": ("no bias", "cross_attn")}
 """Type -> what reasons name that it has."""
@@ -58,7 +58,7 @@ class Sample:
 
     def refusal(self, name: str) -> str | None:
         """Pattern of why a method is refused; None if it works."""
-        reason = METHOD_CASES[name].refused.get(type(self.kind).__name__)
+        reason = ALL_CASES[name].refused.get(type(self.kind).__name__)
         return None if any(word in (reason or "") for word in self.able) else reason
 
 
@@ -81,11 +81,11 @@ def sample(model_type: str) -> Sample:
 def pairs(*types: str) -> list[Any]:
     """Types of models and cases of methods that go together."""
     return [
-        pytest.param(t, name, marks=[] if t in ALL_CASES and is_first else [pytest.mark.slow])
-        for name in METHOD_CASES
+        pytest.param(t, name, marks=[] if t in WHOLE_TYPES and is_first else [pytest.mark.slow])
+        for name in ALL_CASES
         for t in types
         for is_first in [" " not in name]
-        if is_first or t in ALL_CASES
+        if is_first or t in WHOLE_TYPES
     ]
 
 
@@ -95,7 +95,7 @@ PAIRS = pytest.mark.parametrize(("model_type", "name"), pairs(*CAUSAL, *TYPES))
 @PAIRS
 def test_a_step_trains_every_weight_or_the_method_is_refused(model_type: str, name: str) -> None:
     """Also with layers that are computed again. What is refused is refused without weights."""
-    source, method = sample(model_type), METHOD_CASES[name].method
+    source, method = sample(model_type), ALL_CASES[name].method
     if (reason := source.refusal(name)) is not None:
         with pytest.raises(ValueError, match=f"^methods.method: {reason}"):
             describe(source.setup(method), TASKS)
@@ -134,7 +134,7 @@ def test_a_row_is_what_it_is_alone(model_type: str, name: str) -> None:
     source = sample(model_type)
     if source.refusal(name) is not None:
         return
-    model = source.build(METHOD_CASES[name].method).eval()
+    model = source.build(ALL_CASES[name].method).eval()
     asked = source.batch(evaluation=True)
     first = model.answer(asked, Decoding(max_new_tokens=3))
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_it_is_saved_exported_and_merged(
     model_type: str, name: str, world: Path, tmp_path: Path
 ) -> None:
     """Opened again, it computes the same, bit for bit; merged, the same but for rounding."""
-    source, case = sample(model_type), METHOD_CASES[name]
+    source, case = sample(model_type), ALL_CASES[name]
     if source.refusal(name) is not None:
         return
     run = run_of(source, case.method, world, tmp_path / "run")
@@ -193,6 +193,5 @@ def test_it_is_saved_exported_and_merged(
             fold_methods(run)
         return
     folded = fold_methods(run)
-    left = folded.recipe.methods.get("method")
-    assert (None if left is None else type(left)) is case.merged
+    assert tuple(map(type, folded.recipe.methods.values())) == case.merged
     assert (logits_of(folded, source) - expected).abs().max() <= 1e-5 * expected.abs().max()

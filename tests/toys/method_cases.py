@@ -35,7 +35,9 @@ def method_cases() -> dict[str, Case]:
     }
 
 
-METHOD_CASES = method_cases()
+ALL_CASES = method_cases()
+METHOD_CASES = {name: case for name, case in ALL_CASES.items() if case.families}
+"""Those that an encoder-decoder of vlds can have."""
 FAMILY_CASES = [(family, name) for name, case in METHOD_CASES.items() for family in case.families]
 """Backbone's class and name of a case, of all that go together."""
 

@@ -18,7 +18,7 @@ Shapes: b rows, c classes, n rows of all ranks, d width of the embeddings.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.heads.texts import ClassExtension, ClassTexts, TextHead, Twin
-from vlds.methods.base import Method
+from vlds.methods.base import Case, Method
 from vlds.methods.batch_loss import BatchLoss, Predicted
 from vlds.methods.coupled_prompts import CoupledPrompts, Switch, attach_prompts
-from vlds.methods.few_shot import Place, find_place, unit
+from vlds.methods.few_shot import Place, dual_encoder_cases, find_place, unit
 from vlds.methods.host import Host
 from vlds.runtime.gathered_rows import gather_rows
 from vlds.runtime.made_for_batch import MadeForBatch
@@ -93,6 +93,10 @@ class APoLLo(Method):
         if self.contrast or self.divergence:
             host.batch_losses.append(Consistency(self, module, place))
         return [*prompts.parameters(), *module.parameters()]
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        return dual_encoder_cases(cls())
 
 
 class APoLLoModule(ClassExtension):

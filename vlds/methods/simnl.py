@@ -14,7 +14,7 @@ own scale (100 in CLIP, where the original code has 100 and 15).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,12 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.heads.texts import ClassTexts
-from vlds.methods.base import Method
+from vlds.methods.base import Case, Method
 from vlds.methods.batch_loss import BatchLoss, Predicted
 from vlds.methods.few_shot import (
     CacheExtension,
     Place,
     cache_logits,
+    dual_encoder_cases,
     find_place,
     negative_keys,
     num_shots,
@@ -99,6 +100,10 @@ class SimNL(Method):
         place.attach(host.name, module)
         host.batch_losses.append(SimNLLoss(self, module, place))
         return list(module.parameters())
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        return dual_encoder_cases(cls())
 
 
 class Logits(NamedTuple):

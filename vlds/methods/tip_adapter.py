@@ -8,6 +8,7 @@ SimNL with `share: 1`, `temperature: null` and no residuals says the same before
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,8 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from vlds.heads.texts import ClassTexts
-from vlds.methods.base import Method
-from vlds.methods.few_shot import CacheExtension, cache_logits, find_place, num_shots
+from vlds.methods.base import Case, Method
+from vlds.methods.few_shot import (
+    CacheExtension,
+    cache_logits,
+    dual_encoder_cases,
+    find_place,
+    num_shots,
+)
 from vlds.methods.host import Host
 from vlds.schema import OptimizerRule, OptimizerRules
 
@@ -50,6 +57,10 @@ class TipAdapter(Method):
         module = TipAdapterModule(self, *sizes, **place.options)
         place.attach(host.name, module)
         return list(module.parameters())
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        return dual_encoder_cases(cls())
 
 
 class TipAdapterModule(CacheExtension):

@@ -50,6 +50,8 @@ class Host:
     """What modules know of the running batch."""
     takes_prompts: bool = True
     """False if nothing can stand before the text in the model."""
+    says_tokens: bool = True
+    """False if `context.token_mask` does not say which tokens are real."""
     heads: Mapping[str, nn.Module] = field(default_factory=dict)
     """Task -> its head, for tasks that have one."""
     shots: Mapping[str, int] = field(default_factory=dict)
@@ -108,16 +110,21 @@ class Host:
         """Put an extension behind a norm of any class."""
         extended(norm).extensions[self.name] = extension
 
+    def check_prompts(self) -> None:
+        """Errors: ValueError if nothing can stand before the text in the model."""
+        if not self.takes_prompts:
+            raise ValueError(
+                f"{type(self.model).__name__} takes no prompts, because Hugging Face's own forward "
+                "pass runs it; choose a method that extends layers, such as LoRA"
+            )
+
     def extend_model(self, extension: ModelExtension) -> None:
         """Put an extension beside the model.
 
         Errors: ValueError for prompts if the model takes none.
         """
-        if extension.gives_prompts and not self.takes_prompts:
-            raise ValueError(
-                f"{type(self.model).__name__} takes no prompts, because Hugging Face's own forward "
-                "pass runs it; choose a method that extends layers, such as LoRA"
-            )
+        if extension.gives_prompts:
+            self.check_prompts()
         extensions = module_dict(self.model, "extensions")
         extensions[self.name] = extension.to(states_type(self.model))
 

@@ -31,6 +31,7 @@ class PromptTuning(LearnedEmbeddings):
     original_owner: ClassVar[str] = "encoder."
 
     def attach(self, host: Host) -> list[nn.Parameter]:
+        host.check_prompts()
         words = host.model.get_input_embeddings()  # type: ignore[operator]
         network = PromptNetwork(self, host, words, words.embedding_dim)
         host.extend_model(Prompts(network, host.context.routing))

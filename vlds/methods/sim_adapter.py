@@ -98,6 +98,11 @@ class SimAdapter(Method):
         for path, linear in self.places(host, runs).items():
             modules.append(FusionModule(path, linear, runs, host))
             host.extend_linear(linear, modules[-1])
+        if self.guide and not host.says_tokens:
+            raise ValueError(
+                f"guide: got {self.guide}, and {type(host.model).__name__} does not say which of "
+                "its tokens are real; set guide: 0"
+            )
         if self.guide or self.orthogonality:
             host.batch_losses.append(FusionLoss(self, list(runs), modules, host))
             host.context.reads_examples |= self.guide > 0

@@ -160,6 +160,7 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
                 tasks,
                 model.context,
                 takes_prompts=part.takes_prompts,
+                says_tokens=part.says_tokens,
                 heads=dict(model.heads.items()),
                 shots={task: out.shots for task, out in setup.outputs.items() if out.shots},
             )

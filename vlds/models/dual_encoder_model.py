@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -56,10 +57,12 @@ class DualEncoderModel(Model):
         backbone.logit_scale = nn.Parameter(backbone.logit_scale.detach().reshape(1))
         roles = find_roles(backbone)
         rules = {"logit_scale": UNDECAYED}
-        self.parts = {"backbone": Part("backbone", roles, rules, takes_prompts=False)}
+        plain = Part("backbone", roles, rules, takes_prompts=False, says_tokens=False)
+        self.parts = {"backbone": plain}
         for name, (module, _) in TOWERS.items():
             tower = find_roles(backbone.get_submodule(module))
-            self.parts[name] = Part(BACKBONE_PREFIX + module, tower, takes_prompts=False)
+            path = BACKBONE_PREFIX + module
+            self.parts[name] = replace(plain, path=path, targets=tower, optimizer_rules={})
         self._kept_texts: dict[str, ClassTexts] = {}
         self._kept_list: tuple[tuple[str, ...], Tensor] | None = None
         self._kept_pictures: dict[bytes, Tensor] = {}
@@ -262,7 +265,13 @@ class DualEncoderModel(Model):
     # Training.
 
     def use_methods(self) -> None:
-        """Errors: ValueError for a method whose loss needs classes."""
+        """Errors: ValueError for a method that the model does not run, or that needs classes."""
+        for module in self.backbone.modules():
+            if names := list(getattr(module, "key_value_extensions", {})):
+                raise ValueError(
+                    f"methods.{names[0]}: it puts keys and values into attention layers, and CLIP "
+                    "computes these without them; use LoRA or Adapter"
+                )
         if self.batch_losses and not self.heads:
             raise ValueError(
                 f"methods.{next(iter(self.batch_losses))}: it adds to the loss of single examples, "

@@ -81,6 +81,8 @@ class Part:
     it."""
     takes_prompts: bool = True
     """False if nothing can stand before the text."""
+    says_tokens: bool = True
+    """False if the model does not say which of the part's tokens are real."""
     others: frozenset[str] = frozenset()
     """Parameters inside the module that belong to another part, so that no method of this one
     trains them: their names relative to the module."""

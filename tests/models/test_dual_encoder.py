@@ -17,7 +17,7 @@ from tests.toys.rank_pool import RankPool
 from vlds.methods import Adapter, Full, LoRA
 from vlds.models.contrastive import contrastive_nll
 from vlds.models.dual_encoder_model import DualEncoderModel
-from vlds.models.picture_views import view_of
+from vlds.models.picture_views import View
 from vlds.schema import Batch, Decoding
 from vlds.vision.clip import MEAN, STD
 
@@ -152,8 +152,8 @@ def test_views_are_functions_of_the_picture_and_their_number(tmp_path: Path) -> 
     batch = pairs(model, TEXTS[:1])
     assert batch.images is not None
     (whole,) = batch.images
-    views = [view_of(whole, number) for number in range(5)]
+    views = [View(whole, number).pixels() for number in range(5)]
     assert torch.equal(views[0], whole)
     assert all(view.shape == whole.shape and view.dtype == whole.dtype for view in views)
     assert len({view.numpy().tobytes() for view in views}) == 5
-    assert torch.equal(view_of(whole, 3), views[3])
+    assert torch.equal(View(whole, 3).pixels(), views[3])

@@ -26,6 +26,7 @@ from vlds.data.shards.subset import few_shots
 from vlds.heads import LinearHead
 from vlds.methods import Adapter, APoLLo, LoRA, Method, SimNL, TipAdapter
 from vlds.models.dual_encoder_model import DualEncoderModel
+from vlds.models.picture_views import View
 
 APOLLO = APoLLo(depth=2, heads=3, length=2, views=2, dropout=0.0)
 METHODS: dict[str, Method] = {
@@ -138,7 +139,7 @@ def test_pairs_train_alike_on_any_number_of_ranks(
         loaded = load_run(one).model
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].contiguous()
         assert isinstance(loaded, DualEncoderModel)
-        images, texts = loaded.embed_pictures(list(pixels)), loaded.embed_texts([text], 0)
+        images, texts = loaded.embed_views([View(pixels[0])]), loaded.embed_texts([text], 0)
         found = loaded.scale * images @ texts.T
     assert torch.allclose(found, expected, atol=1e-3)
 

@@ -16,7 +16,7 @@ from vlds.data.streams.source import Source
 from vlds.methods.few_shot import CacheExtension
 from vlds.models.dual_encoder_model import DualEncoderModel
 from vlds.models.model import Model
-from vlds.models.picture_views import view_of
+from vlds.models.picture_views import View
 from vlds.runtime.ranks import Ranks
 from vlds.schema import ImageSpec
 
@@ -69,7 +69,8 @@ def embedded(
     found = torch.zeros(dataset.num_samples, model.state_width, dtype=torch.float64)
     for number in range(ranks.global_rank, dataset.num_samples, ranks.world_size):
         picture = torch.from_numpy(decode_pictures(dataset.read(number), image)[0])
-        views = [view_of(picture, view + 1) for view in range(cache.views)] or [picture]
-        embeddings = model.embed_pictures([view.to(ranks.device) for view in views])
+        picture = picture.to(ranks.device)
+        numbers = range(1, cache.views + 1) if cache.views else [0]
+        embeddings = model.embed_views([View(picture, view) for view in numbers])
         found[number] = F.normalize(embeddings.double().mean(0), dim=0).cpu()
     return ranks.sum(found)

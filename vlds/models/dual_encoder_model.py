@@ -25,7 +25,7 @@ from vlds.models.answer_list import read_answers
 from vlds.models.collate import padded, token_ids
 from vlds.models.contrastive import contrastive_nll
 from vlds.models.model import BACKBONE_PREFIX, Answer, Model, ModelOutput, Part
-from vlds.models.picture_views import digest, view_of
+from vlds.models.picture_views import View
 from vlds.models.roles import find_roles
 from vlds.models.token_nll import targets_of
 from vlds.schema import UNDECAYED, Batch, Decoding
@@ -65,7 +65,7 @@ class DualEncoderModel(Model):
             self.parts[name] = replace(plain, path=path, targets=tower, optimizer_rules={})
         self._kept_texts: dict[str, ClassTexts] = {}
         self._kept_list: tuple[tuple[str, ...], Tensor] | None = None
-        self._kept_pictures: dict[bytes, Tensor] = {}
+        self._kept_views: dict[tuple[bytes, int], Tensor] = {}
         self._twin_texts: dict[str, Tensor] = {}
 
     @property
@@ -105,7 +105,7 @@ class DualEncoderModel(Model):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.forget_texts()
-        self._kept_pictures.clear()
+        self._kept_views.clear()
         self._twin_texts.clear()
         return super()._apply(fn, recurse)
 
@@ -134,16 +134,16 @@ class DualEncoderModel(Model):
         of_rows, tasks = batch.image_index[:, 0].tolist(), batch.task_index.tolist()
         rows = list(zip(of_rows, map(self.view_number, batch.ids), tasks, strict=True))
         distinct = {row: number for number, row in enumerate(dict.fromkeys(rows))}
-        pictures = [view_of(batch.images[u], view) for u, view, _ in distinct]
+        views = [View(batch.images[u], view) for u, view, _ in distinct]
         self.rows_follow([task for *_, task in distinct])
-        return self.embed_pictures(pictures)[[distinct[row] for row in rows]]
+        return self.embed_views(views)[[distinct[row] for row in rows]]
 
     def twin_images(self, batch: Batch, views: int) -> Tensor:
         """(b, d) of length 1: what the frozen model says of an augmented view of each picture."""
         assert batch.images is not None
         numbers = [1 + self.context.draw(f"twin of {name}", views) for name in batch.ids]
         pairs = zip(batch.image_index[:, 0].tolist(), numbers, strict=True)
-        return self.embed_pictures([view_of(batch.images[u], view) for u, view in pairs], twin=True)
+        return self.embed_views([View(batch.images[u], view) for u, view in pairs], twin=True)
 
     def begin(self) -> None:
         """Run what methods have put beside the towers, once before a batch."""
@@ -167,23 +167,23 @@ class DualEncoderModel(Model):
         views = (e.views for e in extensions if isinstance(e, ClassExtension))
         return max(views, default=0)
 
-    def embed_pictures(self, pictures: Sequence[Tensor], twin: bool = False) -> Tensor:
-        """Pictures (3, h, w) uint8 -> (u, d) of length 1, in float32. Embeddings of a frozen tower
-        are kept, so that it sees each picture once. `twin`: methods are switched off."""
+    def embed_views(self, views: Sequence[View], twin: bool = False) -> Tensor:
+        """(u, d) of length 1, in float32. Embeddings of a frozen tower are kept, so that it sees
+        each view once. `twin`: methods are switched off."""
         if self.changes("vision") and not twin:
-            return self.through_vision(pictures)
+            return self.through_vision([view.pixels() for view in views])
         with torch.no_grad():
-            if self.is_partitioned:
-                return self.through_vision(pictures)  # ranks gather the weights together
-            keys = [digest(picture) for picture in pictures]
-            kept = self._kept_pictures
-            new = {key: p for key, p in zip(keys, pictures, strict=True) if key not in kept}
+            if self.is_partitioned:  # ranks gather the weights together
+                return self.through_vision([view.pixels() for view in views])
+            keys, kept = [view.key() for view in views], self._kept_views
+            new = {key: view for key, view in zip(keys, views, strict=True) if key not in kept}
             if new:
-                kept |= dict(zip(new, self.through_vision(list(new.values())), strict=True))
-            embedded = torch.stack([kept[key] for key in keys])
+                embedded = self.through_vision([view.pixels() for view in new.values()])
+                kept |= dict(zip(new, embedded, strict=True))
+            found = torch.stack([kept[key] for key in keys])
         if len(kept) > MOST_KEPT:
             kept.clear()
-        return embedded
+        return found
 
     def through_vision(self, pictures: Sequence[Tensor]) -> Tensor:
         """Pictures (3, h, w) uint8 -> (u, d)."""

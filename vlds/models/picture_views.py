@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from hashlib import blake2b
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +19,27 @@ SMALLEST_AREA = 0.5
 WIDEST_RATIO = 4 / 3
 
 
-def digest(picture: Tensor) -> bytes:
-    """Names a picture (3, h, w) by what it shows."""
-    return blake2b(picture.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
+class View(NamedTuple):
+    """A view of a picture."""
+
+    picture: Tensor
+    """(3, h, w) uint8."""
+    number: int = 0
+    """0 is the picture itself."""
+
+    def key(self) -> tuple[bytes, int]:
+        """Names the view by what the picture shows."""
+        pixels = self.picture.cpu().contiguous().numpy().tobytes()
+        return blake2b(pixels, digest_size=16).digest(), self.number
+
+    def pixels(self) -> Tensor:
+        """(3, h, w) uint8."""
+        return self.picture if self.number == 0 else cut(self.picture, self.key())
 
 
-def view_of(picture: Tensor, number: int) -> Tensor:
-    """(3, h, w) uint8 -> the same size and type; number 0 is the picture itself."""
-    if number == 0:
-        return picture
-    name = blake2b(digest(picture) + number.to_bytes(8, "big"), digest_size=7).digest()
+def cut(picture: Tensor, key: tuple[bytes, int]) -> Tensor:
+    """The part of a picture (3, h, w) uint8 that a view's key decides, stretched to its size."""
+    name = blake2b(key[0] + key[1].to_bytes(8, "big"), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(name, "big"))
     area, ratio, down, right, mirrored = torch.rand(5, generator=generator).tolist()
     area = SMALLEST_AREA + (1 - SMALLEST_AREA) * area

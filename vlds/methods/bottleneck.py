@@ -116,12 +116,12 @@ class Bottleneck(Method):
         self-attention, with one activation."""
         if library not in self.libraries:
             return super().refusal(library, model)
-        if self.parallel:
-            return "no layout of vlds holds adapters beside feed-forward layers (parallel: true)"
         if library == "reference" and not (self.attention and self.activation == "gelu_tanh"):
             fields = {"attention": self.attention, "activation": self.activation}
             fixed = "attention: true and activation: gelu_tanh alone"
             return f"the original code has {fixed}, and the method has {fields}"
+        if self.parallel:
+            return "no layout of vlds holds adapters beside feed-forward layers (parallel: true)"
         return super().refusal(library, model)
 
 

@@ -172,6 +172,7 @@ class LST(Method):
     def cases(cls) -> Mapping[str, Case]:
         """All layers; some alone."""
         refused = by_kinds(".* has no encoder and decoder .*; choose the kind JointSeq2Seq")
+        refused["Bart reference"] = "the original code has LST beside T5 alone"
         return {
             "": Case(cls(reduction=2), refused=refused),
             "some layers": Case(

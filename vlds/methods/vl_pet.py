@@ -166,7 +166,11 @@ class VLPET(Method):
             "Compacter": replace(adapter, of=Compacter(reduction=4, phm_dim=2)),
         }
         refused = by_kinds("VLPET stands in .*; choose that kind, or another method")
-        return {word: Case(method, refused=refused) for word, method in methods.items()}
+        ungated = {"reference": "the original code has no gates around Compacter"}
+        return {
+            word: Case(method, refused=refused | (ungated if word == "Compacter" else {}))
+            for word, method in methods.items()
+        }
 
 
 def owner_of(layer: str) -> tuple[str, str]:

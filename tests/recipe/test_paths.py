@@ -139,3 +139,18 @@ def test_a_run_that_is_resumed_from_elsewhere_says_where_it_was_started(
     assert check_recipe(["train", *words], 1) == 2
     said = capsys.readouterr().err
     assert f"--resume: no files/t5.json here; the run was started in {home}: resume it" in said
+
+
+def test_runs_that_a_method_fuses_are_found(home: Path) -> None:
+    """A mapping of names to folders; a task that is called `runs` is another thing."""
+    (home / "runs" / "vqa").mkdir()
+    tree = {
+        "started_in": str(home),
+        "output": "runs/mine",
+        "methods": {"fused": {"init_args": {"runs": {"vqa": "runs/vqa", "gone": "runs/gone"}}}},
+        "tasks": {"runs": {"class_path": "VQA", "init_args": {"train": ["shards/vqa"]}}},
+    }
+    found = located(tree, home / "runs" / "mine" / "recipe.yaml")
+    runs = {"vqa": str(home / "runs" / "vqa"), "gone": "runs/gone"}
+    assert found["methods"]["fused"]["init_args"]["runs"] == runs
+    assert found["tasks"]["runs"]["init_args"]["train"] == [str(home / "shards" / "vqa")]

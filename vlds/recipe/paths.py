@@ -20,9 +20,12 @@ from vlds.runtime.yaml_file import read_yaml
 STARTED_IN = "started_in"
 OUTPUT = "output"
 DATASETS = ("train", "evaluate", "test")
-FILES = ("path", "config", "tokenizer", "processor", "weights", "projector_weights", "answers",
-         "choices", "classes", "data", "cache", "deepspeed", *DATASETS)  # fmt: skip
+FILES = ("path", "config", "tokenizer", "processor", "weights", "projector_weights",
+         "fusion_weights", "importance", "answers", "choices", "classes", "data", "cache",
+         "deepspeed", *DATASETS)  # fmt: skip
 """Keys whose values are files and folders, at any depth; some values may be hub names."""
+RUNS = "runs"
+"""Key whose value maps names to folders."""
 
 
 def with_start(tree: dict[str, Any]) -> dict[str, Any]:
@@ -114,11 +117,22 @@ def left_behind(tree: dict[str, Any], saved: Path) -> str | None:
 def file_names(tree: Any) -> Iterator[tuple[str, str]]:
     """Key and name of each file and folder in a recipe's tree, except its output."""
     for key, value in tree.items() if isinstance(tree, dict) else ():
-        if isinstance(value, dict):
+        if are_folders(key, value):
+            yield from ((key, name) for name in value.values())
+        elif isinstance(value, dict):
             yield from file_names(value)
         elif key in FILES:
             names = value if isinstance(value, list) and key in DATASETS else [value]
             yield from ((key, name) for name in names if isinstance(name, str))
+
+
+def are_folders(key: str, value: Any) -> bool:
+    """True for a mapping of names to folders; a task that is called so is none."""
+    return (
+        key == RUNS
+        and isinstance(value, dict)
+        and all(isinstance(folder, str) for folder in value.values())
+    )
 
 
 def is_relative(name: str) -> bool:
@@ -129,12 +143,14 @@ def is_relative(name: str) -> bool:
 def _resolved(tree: Any, places: Places) -> Any:
     if not isinstance(tree, dict):
         return tree
-    resolved = {}
+    resolved: dict[str, Any] = {}
     for key, value in tree.items():
         if key in DATASETS and isinstance(value, list):
             resolved[key] = [_find(name, places, dataset=True) for name in value]
         elif key in FILES and isinstance(value, str):
             resolved[key] = _find(value, places, dataset=False)
+        elif are_folders(key, value):
+            resolved[key] = {n: _find(run, places, dataset=False) for n, run in value.items()}
         else:
             resolved[key] = _resolved(value, places)
     return resolved

@@ -23,7 +23,7 @@ from tests.toys.world import world_recipe, write_world
 from vlds.artifact import load_run
 from vlds.config import MetaConfig, Recipe, load_recipe
 from vlds.launch.check_recipe import check_recipe
-from vlds.methods import APoLLo, Full, Method, Peft
+from vlds.methods import APoLLo, Full, Method, Peft, SimNL, TipAdapter
 from vlds.plan import Machine, forecasts_of, page, plan_recipe, tree
 from vlds.schema import Example, Sample
 from vlds.tasks import VQA
@@ -31,7 +31,11 @@ from vlds.training.states import state_folders
 
 META = MetaConfig(steps=3, learning_rate=0.01)
 SAID = "meta-learning "
-APOLLO = APoLLo(depth=2, heads=3, length=2, views=2, dropout=0.0)
+FEW_SHOT: dict[str, Method] = {
+    "apollo": APoLLo(depth=2, heads=3, length=2, views=2, dropout=0.0),
+    "simnl": SimNL(views=3),
+    "tip_adapter": TipAdapter(views=0),
+}
 
 
 def with_meta(recipe: Recipe, meta: MetaConfig | None = META) -> Recipe:
@@ -107,18 +111,19 @@ def test_ranks_and_micro_batches_change_nothing(
 
 
 @pytest.mark.parametrize(
-    ("what", "size"), [("pairs", 3), pytest.param("classes", 8, marks=pytest.mark.slow)]
+    ("what", "size"),
+    [("pairs", 3), *(pytest.param(name, 8, marks=pytest.mark.slow) for name in FEW_SHOT)],
 )
-def test_losses_that_compare_the_examples_of_all_ranks(
+def test_pairs_and_few_shots_on_any_ranks(
     what: str, size: int, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    """Every rank takes part in each, also one without a pair of the half."""
+    """Losses of pairs compare those of all ranks, also of one without a pair of the half."""
     write_world(tmp_path / "world")
     found = []
     for pool, name in ((ranks1, "one"), (ranks2, "two")):
         recipe = text_recipe(tmp_path / "world", tmp_path / name)
-        if what == "classes":
-            methods: dict[str, Method] = {"apollo": APOLLO}
+        if what in FEW_SHOT:
+            methods = {what: FEW_SHOT[what]}
             recipe = class_recipe(tmp_path / "world", tmp_path / name, methods)
         recipe = replace(recipe, data=replace(recipe.data, global_batch_size=size))
         recipe = replace(recipe, training=replace(recipe.training, steps=1, log_every=4))

@@ -30,6 +30,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordLevelTrainer
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
+from data_prep.demo.world import FIGURES
 from vlds.runtime.metrics_file import read_metric_lines
 
 DATA, OUT = Path("runs/demo/data"), Path("runs/clip_demo")
@@ -146,7 +147,9 @@ def write_model(folder: Path) -> None:
     raw = Tokenizer(WordLevel(unk_token="<unk>"))
     raw.pre_tokenizer = Whitespace()
     trainer = WordLevelTrainer(special_tokens=list(SPECIAL.values()), show_progress=False)
-    raw.train([str(DATA / "text.txt")], trainer)
+    # Names of figures get words too, which pretraining never sees: they begin as random vectors.
+    texts = (DATA / "text.txt").read_text(encoding="utf-8").splitlines()
+    raw.train_from_iterator([*texts, *FIGURES], trainer)
     ids = {token: raw.token_to_id(token) for token in SPECIAL.values()}
     raw.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", ids["<s>"]), ("</s>", ids["</s>"])]

@@ -34,6 +34,7 @@ class ToyTask:
     unit: Literal["annotation", "sample"] = "annotation"
     max_prompt_tokens: int = 12
     max_target_tokens: int = 4
+    pairs_samples: bool = False
 
     def example(
         self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None

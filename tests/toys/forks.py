@@ -72,6 +72,7 @@ def rank_environment(global_rank: int = 0, world_size: int = 1, port: int = 0) -
         "LOCAL_RANK": str(global_rank),
         "WORLD_SIZE": str(world_size),
         "LOCAL_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),  # also where this process has been a rank itself
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port or free_port()),
         "GLOO_SOCKET_IFNAME": "lo",

@@ -85,11 +85,17 @@ def test_predictions_are_classes(run: Path) -> None:
     assert all("token_confidence" not in line for line in lines)
 
 
+def on_a_rank(words: list[str]) -> int:
+    """A command of `vlds` in a process of its own, since it starts ranks there; its exit code."""
+    return run_command(words)
+
+
 def test_the_run_is_evaluated_and_asked(
-    run: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, world: Path, ranks2: RankPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["evaluate", "--run", str(run), "--data", f"vqa={world / 'vqa'}"]
-    assert run_command([*words, "--out", str(tmp_path / "scores")]) == 0
+    words += ["--out", str(tmp_path / "scores")]
+    assert ranks2.run(on_a_rank, words, timeout=120) == [0, 0]
     scored = read_scores(tmp_path / "scores")
     lines = read_lines(run / "predictions" / "step-00000010" / "vqa.jsonl")
     exact = sum(line["prediction"] == line["reference"]["answer"] for line in lines) / len(lines)

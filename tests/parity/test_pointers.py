@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -16,9 +17,22 @@ from vlds.tasks.refer import POINTERS
 TASK = "refcoco"
 
 
-def recorded_case(folder: Path) -> RecordedCase:
+def recorded_paths() -> list[Path]:
+    """Files of cases with the task."""
+    return [
+        path
+        for path in sorted(FOLDER.rglob("*.json"))
+        if isinstance(record := json.loads(path.read_text("utf-8")), dict)
+        and isinstance(tasks := record.get("tasks"), dict)
+        and TASK in tasks
+    ]
+
+
+NONE = pytest.param(None, marks=pytest.mark.skip(f"no recorded case of {TASK} in VLDS_GOLDENS"))
+
+
+def recorded_case(source: Path, folder: Path) -> RecordedCase:
     """The case, with all sizes that others name."""
-    source = FOLDER / "pointers" / "bart_refcoco.json"
     record = json.loads(source.read_text("utf-8"))
     size = record["config"]
     weights = load_file(source.with_suffix(".safetensors"))
@@ -40,9 +54,10 @@ def recorded_case(folder: Path) -> RecordedCase:
 
 
 @torch.no_grad()
-def test_logits_loss_and_pointers_are_those_of_the_original(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", recorded_paths() or [NONE], ids=lambda path: path and path.stem)
+def test_logits_loss_and_pointers_are_those_of_the_original(path: Path, tmp_path: Path) -> None:
     """Its loss is a mean over all tokens; its pointer, the likeliest token behind <s>."""
-    case = recorded_case(tmp_path)
+    case = recorded_case(path, tmp_path)
     model, batch = case.build(tmp_path), case.batch(TASK)
     visual, _ = model.visual_tokens(batch)
     assert (visual - case.tensor(f"{TASK}/visual_embeds")).abs().max() < 1e-9

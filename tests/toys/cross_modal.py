@@ -83,6 +83,6 @@ def cross_modal_recipe(
     return replace(
         recipe,
         model=cross_modal_kind(world),
-        methods={"text": Full(part="text"), "eyes": Full(part="vision")},
+        methods={"reader": Full(part="text"), "eyes": Full(part="vision")},
         tasks={"vqa": replace(vqa, head=head)},
     )

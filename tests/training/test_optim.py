@@ -77,13 +77,13 @@ def test_what_a_method_is_called_changes_no_decay(name: str, tmp_path: Path) -> 
             "joint",
             {"train_visual_embedding": False},
             "connector_learning_rate",
-            "trains no connector or projector or visual embedding; what trains: ",
+            "trains no connector or projector or .* fusion; what trains: ",
         ),
         (
             "causal",
             {"train_projector": False},
             "connector_learning_rate",
-            "trains no connector or projector or visual embedding; what trains: lora; leave it out",
+            "trains no connector or projector or .* fusion; what trains: lora; leave it out",
         ),
         (
             "image_text",
@@ -95,7 +95,7 @@ def test_what_a_method_is_called_changes_no_decay(name: str, tmp_path: Path) -> 
             "image_text",
             {"train_connector": False},
             "connector_learning_rate",
-            "trains no connector or projector or visual embedding; what trains: lora; leave it out",
+            "trains no connector or projector or .* fusion; what trains: lora; leave it out",
         ),
     ],
 )

@@ -21,7 +21,16 @@ from vlds.models.tape import Tape
 from vlds.models.task_heads import TaskHeads
 from vlds.vision.base import GridEncoder, on_meta
 
-RESERVED = ("backbone", "vision", "text", "visual_embedding", "connector", "norms", "heads")
+RESERVED = (
+    "backbone",
+    "vision",
+    "text",
+    "fusion",
+    "visual_embedding",
+    "connector",
+    "norms",
+    "heads",
+)
 """Names that parts of the model have, so that methods cannot."""
 
 

@@ -65,7 +65,7 @@ def joint(**fields: object) -> dict[str, object]:
         ("model", joint(backbone={"init_args": {"path": "x"}}),
          "model.backbone: class_path is missing"),
         ("model", joint(vision={"grid": 4}),
-         "model.vision: class_path is missing; write class_path: ClipVision, or"),
+         "model.vision: class_path is missing; write class_path: ClipTokens, or"),
         ("methods", {"mine": {"reduction": 4}}, "methods.mine: class_path is missing; write clas"),
         ("methods", {"mine": None}, "methods.mine: class_path is missing"),
         ("methods", {"mine": {"class_path": "LoRA", "rank": 4}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig, BertModel
 
 from tests.toys.cross_modal import cross_modal_kind, cross_modal_recipe, pretraining_recipe
 from tests.toys.files import read_lines
@@ -17,29 +19,32 @@ from tests.toys.kinds import built
 from tests.toys.rank_jobs import check_complaint, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume
+from tests.toys.trained_runs import save_run, trained_run
 from tests.toys.world import world_recipe
 from vlds.artifact import load_run
 from vlds.config import Recipe
+from vlds.convert.command import convert
 from vlds.heads import MLPHead
 from vlds.methods import Adapter, LoRA
 from vlds.models import CrossModal, JointSeq2Seq
 from vlds.models.co_attention import CoAttention, CoAttentionConfig
 from vlds.models.cross_modal_model import CrossModalModel
+from vlds.models.learned_positions import Longest
 from vlds.models.model import Model
-from vlds.schema import Batch, Example, Row
+from vlds.schema import NO_IMAGE, Batch, Example, Row
 from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
+from vlds.vision import ConvNet
 
 
-def batch_of(recipe: Recipe, texts: list[str], seed: int = 0) -> Batch:
+def batch_of(recipe: Recipe, texts: list[str], side: int = 16) -> Batch:
     """Questions, each about a picture of its own, with the first class as answer."""
-    draw = torch.Generator().manual_seed(seed)
-    pictures = torch.randint(256, (len(texts), 3, 16, 16), dtype=torch.uint8, generator=draw)
+    draw = torch.Generator().manual_seed(0)
+    pictures = torch.randint(256, (len(texts), 3, side, side), dtype=torch.uint8, generator=draw)
     rows = [
         Row(Example(str(n), "vqa", text, "", class_scores={0: 1.0}), 0, 20, 4, range(n, n + 1))
         for n, text in enumerate(texts)
     ]
-    batch = recipe.model.collator(recipe.model.load_processor())(rows, pictures, evaluation=False)
-    return batch
+    return recipe.model.collator(recipe.model.load_processor())(rows, pictures, evaluation=False)
 
 
 def model_of(recipe: Recipe) -> CrossModalModel:
@@ -131,9 +136,8 @@ def test_methods_attach_to_parts(name: str, part: Any, world: Path, tmp_path: Pa
     assert added
     assert all(n.startswith(prefixes.get(part, "vision.")) for n in added)
     model(batch_of(recipe, TEXTS), torch.ones(3)).loss.backward()
-    behind = ("down", "up", ".a", ".b")
     grads = [model.get_parameter(n).grad for n in added]
-    assert all(grad is not None for grad in grads), behind
+    assert all(grad is not None for grad in grads)
     assert any(grad.any() for grad in grads if grad is not None)
 
 
@@ -184,3 +188,92 @@ def test_what_the_model_cannot_say_is_refused_before_the_run(world: Path, tmp_pa
     ):
         assert re.search(complaint, check_complaint(wrong))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_converted_run_answers_the_same(world: Path, tmp_path: Path) -> None:
+    """Encoders, streams and positions stand in files of their own; a head of masked words has
+    none."""
+    recipe = cross_modal_recipe(world, tmp_path / "run")
+    assert isinstance(recipe.model, CrossModal)
+    larger = replace(recipe.model.vision, image_size=24, blocks=2)
+    recipe = replace(recipe, model=replace(recipe.model, vision=larger))
+    run = trained_run(recipe)
+    save_run(run)
+    out = tmp_path / "out"
+    assert convert(["hf", "--run", str(tmp_path / "run"), "--out", str(out)]) == 0
+    found, expected = load_run(out), run.model.eval()
+    assert isinstance(found.recipe.model, CrossModal)
+    assert found.recipe.model.fusion_weights == str(out / "fusion.safetensors")
+    assert not found.recipe.model.train_fusion
+    rows = batch_of(recipe, TEXTS, side=24)
+    assert torch.allclose(found.model.first_states(rows), expected.first_states(rows), atol=1e-5)
+    words = replace(recipe, model=cross_modal_kind(world, masked_words=True))
+    with pytest.raises(ValueError, match="masked_words: its head has no file of its own"):
+        words.model.export(built(words), tmp_path / "no")
+
+
+@pytest.mark.parametrize("has_pooler", [True, False])
+def test_a_pretrained_text_encoder_may_have_a_pooler(
+    has_pooler: bool, world: Path, tmp_path: Path
+) -> None:
+    """RoBERTa's checkpoints have none; BERT's are opened without theirs."""
+    recipe = cross_modal_recipe(world, tmp_path)
+    assert isinstance(recipe.model, CrossModal)
+    config = BertConfig.from_pretrained(world / "bert.json")
+    saved = BertModel(config, add_pooling_layer=has_pooler).eval()
+    saved.save_pretrained(tmp_path / "bert")
+    kind = replace(recipe.model, path=str(tmp_path / "bert"), config=None)
+    model = model_of(replace(recipe, model=kind, methods={}))
+    rows = batch_of(recipe, TEXTS)
+    states = model.backbone.text(rows.input_ids, rows.attention_mask).last_hidden_state
+    expected = saved(rows.input_ids, rows.attention_mask).last_hidden_state
+    assert torch.allclose(states, expected, atol=1e-6)
+    frozen = {name for name in model.sources.names if name.startswith("backbone.text.")}
+    assert frozen == {f"backbone.text.{name}" for name, _ in model.backbone.text.named_parameters()}
+
+
+def test_two_pictures_are_two_pairs(world: Path, tmp_path: Path) -> None:
+    """The streams run once for each, with another type; a missing picture is a pair of zeros."""
+    recipe = cross_modal_recipe(world, tmp_path)
+    model = model_of(replace(recipe, model=cross_modal_kind(world, num_images=2)))
+    assert model.state_width == 4 * 16
+    one = batch_of(recipe, TEXTS)
+    both = replace(one, image_index=torch.tensor([[0, 1], [1, 1], [2, NO_IMAGE]]))
+    _, pooled = model.fuse(both)
+    first, second = pooled.chunk(2, 1)
+    _, alone = model.fuse(one)
+    assert torch.allclose(first, alone[:, :32], atol=1e-6)
+    assert not torch.allclose(second[1], first[1], atol=1e-3), "the second picture has its own type"
+    assert not second[2].any()
+
+
+def test_without_a_class_token_the_mean_stands_for_the_picture(world: Path, tmp_path: Path) -> None:
+    recipe = cross_modal_recipe(world, tmp_path)
+    cells = ConvNet(image_size=16, grid=2, widths=[4, 8, 8])
+    model = model_of(replace(recipe, model=replace(recipe.model, vision=cells)))
+    rows = batch_of(recipe, TEXTS)
+    images, shown = model.visual_tokens(rows)
+    assert images.shape[2] == 4
+    fusion, mask = model.backbone.fusion, rows.attention_mask.bool()
+    text = model.backbone.text(input_ids=rows.input_ids, attention_mask=mask.long())
+    fused = fusion(text.last_hidden_state, mask, images[:, 0], shown[:, 0])
+    expected = fusion.image_pooler(fused.image.mean(1, keepdim=True))
+    assert torch.allclose(fused.pooled[:, 16:], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta"])
+def test_other_text_encoders(kind: str, world: Path, tmp_path: Path) -> None:
+    """Their layers play the roles; their positions begin behind that of padding."""
+    recipe = cross_modal_recipe(world, tmp_path)
+    fields = json.loads((world / "bert.json").read_text("utf-8")) | {"model_type": kind}
+    (tmp_path / "text.json").write_text(json.dumps(fields), encoding="utf-8")
+    assert isinstance(recipe.model, CrossModal)
+    text = replace(recipe.model, config=str(tmp_path / "text.json"))
+    lora = {"lora": LoRA(rank=2, part="text", train_biases=False)}
+    model = model_of(replace(recipe, model=text, methods=lora))
+    assert len([name for name, by in model.trained_by.items() if by == "lora"]) == 2 * 2
+    text.check_length("tasks.vqa", Longest(1, 63, 1))
+    with pytest.raises(
+        ValueError, match=r"tasks\.vqa: its longest row has 64 tokens.* 63 positions"
+    ):
+        text.check_length("tasks.vqa", Longest(1, 64, 1))

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.toys.any_cut import ANY_CUT, ANY_FAMILY, Cut, check_cut
 from tests.toys.engines import (
     NUM_EXAMPLES,
     Case,
     global_batch,
-    make_case,
     own_micro_batches,
     start_engine,
 )
@@ -53,45 +53,17 @@ def train(case: Case) -> dict[str, Any]:
         norms.append(report.gradient_norm)
     state = made.export()
     made.close()
-    weights = None if state is None else {name: t["fp32"] for name, t in state.items()}
-    return {"losses": losses, "added": added, "norms": norms, "weights": weights}
+    return {"losses": losses, "added": added, "norms": norms, "state": state}
 
 
-@pytest.mark.parametrize(
-    ("ranks", "stage", "micro_batch_size"),
-    [(2, 3, 4), pytest.param(2, 2, 8, marks=pytest.mark.slow),
-     pytest.param(4, 3, 2, marks=pytest.mark.slow)],
-)  # fmt: skip
+@ANY_CUT
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("family", ["T5", pytest.param("Bart", marks=pytest.mark.slow)])
+@ANY_FAMILY
 def test_any_cut_trains_the_same(
-    family: str,
-    name: str,
-    ranks: int,
-    stage: int,
-    micro_batch_size: int,
-    ranks2: RankPool,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
+    family: str, name: str, cut: Cut, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     fields: dict[str, Any] = {"family": family, "method": METHODS[name], "dropout": 0.1}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for folder in (whole, cut):
-        folder.mkdir()
-    pool = ranks2 if ranks == 2 else request.getfixturevalue("ranks4")
-    expected = pool.run(train, make_case(whole, stage=2, **fields), timeout=120)[0]
-    case = make_case(cut, stage=stage, micro_batch_size=micro_batch_size, **fields)
-    for found in pool.run(train, case, timeout=120):
-        for key in ("losses", "added"):
-            for one, other in zip(found[key], expected[key], strict=True):
-                assert torch.allclose(one, other, rtol=1e-4, atol=1e-6), key
-        assert found["norms"] == pytest.approx(expected["norms"], rel=1e-3)
-        if found["weights"] is not None:
-            assert found["weights"].keys() == expected["weights"].keys()
-            for weight, tensor in expected["weights"].items():
-                assert torch.allclose(found["weights"][weight], tensor, rtol=1e-3, atol=1e-3), (
-                    weight
-                )
+    expected, *_ = check_cut(train, cut, request, tmp_path, **fields)
     has_term = isinstance(METHODS[name], (Mixture, SimAdapter))
     assert len(expected["added"][0]) == has_term
     assert not has_term or expected["added"][0].item() > 0

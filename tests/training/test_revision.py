@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.examples.norms_later import NormsLater
+from tests.toys.any_cut import ANY_CUT, ANY_FAMILY, Cut, check_cut
 from tests.toys.engines import (
     Case,
     case_recipe,
@@ -60,40 +61,15 @@ def train(case: Case) -> dict[str, Any]:
     return {"losses": losses, "norms": norms, "trained": trained, "state": state}
 
 
-@pytest.mark.parametrize(
-    ("ranks", "stage", "micro_batch_size"),
-    [(2, 3, 4), pytest.param(2, 2, 8, marks=pytest.mark.slow),
-     pytest.param(4, 3, 2, marks=pytest.mark.slow)],
-)  # fmt: skip
+@ANY_CUT
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("family", ["T5", pytest.param("Bart", marks=pytest.mark.slow)])
+@ANY_FAMILY
 def test_any_cut_trains_the_same(
-    family: str,
-    name: str,
-    ranks: int,
-    stage: int,
-    micro_batch_size: int,
-    ranks2: RankPool,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
+    family: str, name: str, cut: Cut, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     fields: dict[str, Any] = {"family": family, "method": METHODS[name], "num_steps": STEPS}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for folder in (whole, cut):
-        folder.mkdir()
-    pool = ranks2 if ranks == 2 else request.getfixturevalue("ranks4")
-    expected = pool.run(train, make_case(whole, stage=2, **fields), timeout=120)[0]
-    case = make_case(cut, stage=stage, micro_batch_size=micro_batch_size, **fields)
-    for found in pool.run(train, case, timeout=120):
-        assert found["trained"] == expected["trained"]
-        for one, other in zip(found["losses"], expected["losses"], strict=True):
-            assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
-        assert found["norms"] == pytest.approx(expected["norms"], rel=1e-3)
-        if found["state"] is not None:
-            for weight, tensors in expected["state"].items():
-                for key, tensor in tensors.items():
-                    ours = found["state"][weight][key]
-                    assert torch.allclose(ours, tensor, rtol=1e-3, atol=1e-3), (weight, key)
+    expected, *of_ranks = check_cut(train, cut, request, tmp_path, **fields)
+    assert all(found["trained"] == expected["trained"] for found in of_ranks)
     first, *_, last = (sum(map(size, shapes.values())) for shapes in expected["trained"])
     assert last > first if name == "norms later" else last < first
 

@@ -19,25 +19,21 @@ from vlds.models.kind import GridKind
 from vlds.models.learned_positions import Longest, check_fits, num_positions
 from vlds.models.load_backbone import load_backbone
 from vlds.models.model import Model
+from vlds.models.path_kind import PathKind
 from vlds.models.projector import Projector
 from vlds.models.quantised import Bits, check_has_source, check_libraries, check_writable_whole
-from vlds.pretrained.hub import check_source
 from vlds.pretrained.weights import check_config, read_any_config
-from vlds.runtime.checks import check_path_or_config
-from vlds.runtime.resources import find
 from vlds.vision.base import load_weights as load_file
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Causal(GridKind):
+class Causal(PathKind, GridKind):
     """A causal language model that reads visual tokens before the text, as LLaVA does."""
 
     path: str | None = None
     """The language model: a Hugging Face hub name or a local folder."""
-    config: str | None = None
-    """Instead of `path`: a config.json of Hugging Face, for a model with random weights."""
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer, whose chat template is used if it has one; default:
     `path`."""
@@ -54,7 +50,7 @@ class Causal(GridKind):
     ZeRO stage 3."""
 
     def __post_init__(self) -> None:
-        check_path_or_config(self)
+        super().__post_init__()
         check_has_source(self.bits, self.config)
         for name in ("grid", "num_images"):
             value = getattr(self, name)
@@ -72,16 +68,9 @@ class Causal(GridKind):
         }
         return {part: source for part, source in sources.items() if source is not None}
 
-    @property
-    def processor_place(self) -> tuple[str | None, str]:
-        from_path = self.tokenizer is None and self.path is not None
-        return self.tokenizer or self.path, f"model.{'path' if from_path else 'tokenizer'}"
-
     def check_sources(self) -> None:
-        if self.path is not None:
-            check_source(self.path, "model.path")
-        check_libraries(self.bits)
         super().check_sources()
+        check_libraries(self.bits)
 
     @property
     def packed_bits(self) -> Bits | None:
@@ -137,11 +126,7 @@ class Causal(GridKind):
         model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         backbone, names = load_backbone(model_class, config, self.path, dtype, self.bits)
         table = backbone.get_input_embeddings()
-        if processor is not None and len(processor) > table.num_embeddings:
-            raise ValueError(
-                f"model.tokenizer: it has {len(processor)} tokens, and the language model "
-                f"{table.num_embeddings}; name the tokenizer that belongs to it"
-            )
+        self.check_vocabulary(processor, table.num_embeddings, "language model")
         vision = self.build_vision(dtype)
         grid = self.grid or geometry.grid_size
         connector = Projector(geometry.feature_dim, table.embedding_dim, grid)
@@ -158,8 +143,7 @@ class Causal(GridKind):
 
         Errors: ValueError if it is not one of a causal language model.
         """
-        source = str(find(self.config)) if self.config is not None else str(self.path)
-        field = f"model.{'config' if self.config is not None else 'path'}"
+        source, field = self.config_place
         config = read_any_config(source, field)
         kind = config.model_type
         is_text = config.get_text_config() is config and not config.is_encoder_decoder

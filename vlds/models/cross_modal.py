@@ -3,7 +3,7 @@ image encoder of Hugging Face or timm, and co-attention between them. It answers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,11 +20,10 @@ from vlds.models.kind import GridKind
 from vlds.models.learned_positions import Longest, check_fits
 from vlds.models.load_backbone import load_backbone
 from vlds.models.model import Model
+from vlds.models.path_kind import PathKind
 from vlds.models.word_head import WordHead
-from vlds.pretrained.hub import check_source
 from vlds.pretrained.weights import check_config, read_any_config
-from vlds.runtime.checks import check_path_or_config
-from vlds.runtime.resources import find
+from vlds.tasks.base import Task
 from vlds.vision.base import load_weights
 
 TEXT_ENCODERS = ("bert", "roberta", "xlm-roberta")
@@ -33,17 +32,13 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossModal(GridKind):
+class CrossModal(PathKind, GridKind):
     """Text and picture, each with an encoder, in two streams that attend to each other."""
 
     reads_class_token: ClassVar[bool] = True
 
     path: str | None = None
     """The text encoder, BERT or RoBERTa: a Hugging Face hub name or a local folder."""
-    config: str | None = None
-    """Instead of `path`: a config.json of Hugging Face, for an encoder with random weights."""
-    tokenizer: str | None = None
-    """Folder or hub name of the tokenizer; default: `path`."""
     fusion: CoAttentionConfig = field(default_factory=CoAttentionConfig)
     """Sizes of the two streams."""
     fusion_weights: str | None = None
@@ -56,7 +51,7 @@ class CrossModal(GridKind):
     """Most pictures of an example, 1 or 2. The streams run once for each; heads read all pairs."""
 
     def __post_init__(self) -> None:
-        check_path_or_config(self)
+        super().__post_init__()
         if self.num_images not in (1, 2):
             raise ValueError(f"num_images: got {self.num_images}; give 1 or 2")
 
@@ -71,16 +66,6 @@ class CrossModal(GridKind):
         }
         return {part: source for part, source in sources.items() if source is not None}
 
-    @property
-    def processor_place(self) -> tuple[str | None, str]:
-        from_path = self.tokenizer is None and self.path is not None
-        return self.tokenizer or self.path, f"model.{'path' if from_path else 'tokenizer'}"
-
-    def check_sources(self) -> None:
-        if self.path is not None:
-            check_source(self.path, "model.path")
-        super().check_sources()
-
     # Pictures and text.
 
     @property
@@ -91,16 +76,18 @@ class CrossModal(GridKind):
     def most_images(self) -> tuple[int, str]:
         return self.num_images, "model.num_images"
 
-    def check_output(self, task: str, *, has_head: bool, masks_words: bool) -> None:
-        if masks_words and not self.masked_words:
-            raise ValueError(
-                f"{task}: it predicts masked words, and the model has no head for them; set "
-                "model.masked_words: true"
-            )
-        if not (has_head or masks_words):
-            raise ValueError(
-                f"{task}.head: missing, and CrossModal writes no text; name a head, such as MLPHead"
-            )
+    def check_tasks(self, tasks: Mapping[str, Task], num_micro_batches: int) -> None:
+        for name, task in tasks.items():
+            if task.masks_words and not self.masked_words:
+                raise ValueError(
+                    f"tasks.{name}: it predicts masked words, and the model has no head for them; "
+                    "set model.masked_words: true"
+                )
+            if task.head is None and not task.masks_words:
+                raise ValueError(
+                    f"tasks.{name}.head: missing, and CrossModal writes no text; name a head, such "
+                    "as MLPHead"
+                )
 
     def check_length(self, task: str, longest: Longest) -> None:
         config = self.read_config()
@@ -118,8 +105,7 @@ class CrossModal(GridKind):
 
         Errors: ValueError if it is not one of BERT's family.
         """
-        source = str(find(self.config)) if self.config is not None else str(self.path)
-        place = f"model.{'config' if self.config is not None else 'path'}"
+        source, place = self.config_place
         config = read_any_config(source, place)
         if config.model_type not in TEXT_ENCODERS:
             raise ValueError(
@@ -132,13 +118,9 @@ class CrossModal(GridKind):
     def build(self, dtype: torch.dtype, processor: Any) -> CrossModalModel:
         """Errors: ValueError if the parts do not fit each other."""
         config = self.read_config()
-        text, names = load_backbone(MODEL_MAPPING[type(config)], config, self.path, dtype)
-        text.pooler = None  # co-attention has its own
-        if processor is not None and len(processor) > config.vocab_size:
-            raise ValueError(
-                f"model.tokenizer: it has {len(processor)} tokens, and the text encoder "
-                f"{config.vocab_size}; name the tokenizer that belongs to it"
-            )
+        encoder = without_pooler(MODEL_MAPPING[type(config)])
+        text, names = load_backbone(encoder, config, self.path, dtype)
+        self.check_vocabulary(processor, config.vocab_size, "text encoder")
         geometry = self.vision.geometry
         fusion = CoAttention(
             self.fusion, config.hidden_size, geometry.feature_dim, geometry.class_token
@@ -152,7 +134,7 @@ class CrossModal(GridKind):
             num_images=self.num_images,
             tokenizer=processor,
         )
-        of_text = {f"text.{name}" for name in names if not name.startswith("pooler.")}
+        of_text = {f"text.{name}" for name in names}
         parts = {"vision": self.vision.source, "backbone.fusion": self.fusion_weights}
         model.note_sources(of_text, parts)
         return model
@@ -196,3 +178,15 @@ class CrossModal(GridKind):
             fusion_weights=str(fusion_file),
             train_fusion=False,
         )
+
+
+def without_pooler(model_class: Any) -> Any:
+    """A text encoder's class without its pooler: co-attention has its own, and many checkpoints,
+    such as RoBERTa's, have no weights for it."""
+
+    class TextEncoder(model_class):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config, add_pooling_layer=False)
+
+    TextEncoder.__name__ = model_class.__name__  # what Hugging Face writes into the config
+    return TextEncoder

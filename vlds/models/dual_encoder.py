@@ -13,13 +13,10 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from vlds.models.dual_collate import DualCollator
 from vlds.models.dual_encoder_model import DualEncoderModel
-from vlds.models.kind import ModelKind
 from vlds.models.load_backbone import load_backbone
 from vlds.models.model import Model
-from vlds.pretrained.hub import check_source
+from vlds.models.path_kind import PathKind
 from vlds.pretrained.weights import check_config, quiet, read_config, unpartitioned
-from vlds.runtime.checks import check_path_or_config
-from vlds.runtime.resources import find
 from vlds.schema import ImageSpec
 from vlds.tasks.base import Task
 
@@ -27,35 +24,15 @@ SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 
 
 @dataclass(frozen=True, kw_only=True)
-class DualEncoder(ModelKind):
+class DualEncoder(PathKind):
     """Hugging Face's CLIP. Tasks with a head learn classes; tasks without one learn which text
     belongs to which picture, by CLIP's loss over the whole global batch."""
-
-    path: str | None = None
-    """Pretrained weights: a Hugging Face hub name or a local folder."""
-    config: str | None = None
-    """Instead of `path`: a config.json of CLIP, for a model with random weights."""
-    tokenizer: str | None = None
-    """Folder or hub name of the tokenizer; default: `path`."""
-
-    def __post_init__(self) -> None:
-        check_path_or_config(self)
 
     # Where it comes from.
 
     @property
     def sources(self) -> dict[str, str]:
         return {} if self.path is None else {"backbone": self.path}
-
-    @property
-    def processor_place(self) -> tuple[str | None, str]:
-        from_path = self.tokenizer is None and self.path is not None
-        return self.tokenizer or self.path, f"model.{'path' if from_path else 'tokenizer'}"
-
-    def check_sources(self) -> None:
-        if self.path is not None:
-            check_source(self.path, "model.path")
-        super().check_sources()
 
     # Pictures and text.
 
@@ -70,6 +47,7 @@ class DualEncoder(ModelKind):
         return 1
 
     def check_tasks(self, tasks: Mapping[str, Task], num_micro_batches: int) -> None:
+        super().check_tasks(tasks, num_micro_batches)
         with_head = [name for name, task in tasks.items() if task.head is not None]
         without = [name for name in tasks if name not in with_head]
         if with_head and without:
@@ -108,8 +86,7 @@ class DualEncoder(ModelKind):
 
         Errors: ValueError if it is not CLIP's.
         """
-        source = str(find(self.config)) if self.config is not None else str(self.path)
-        field = f"model.{'config' if self.config is not None else 'path'}"
+        source, field = self.config_place
         config, fields = read_config(CLIPConfig, source, field)
         if fields.get("model_type") != CLIPConfig.model_type:
             raise ValueError(
@@ -124,12 +101,7 @@ class DualEncoder(ModelKind):
         config = self.read_config()
         with unpartitioned():  # DeepSpeed cannot part the scale, which has no dimensions
             backbone, names = load_backbone(CLIPModel, config, self.path, dtype)
-        size = config.text_config.vocab_size
-        if processor is not None and len(processor) > size:
-            raise ValueError(
-                f"{self.processor_place[1]}: it has {len(processor)} tokens, and the text encoder "
-                f"{size}; name the tokenizer that belongs to it"
-            )
+        self.check_vocabulary(processor, config.text_config.vocab_size, "text encoder")
         model = DualEncoderModel(backbone, processor)
         model.note_sources(names, {})
         return model

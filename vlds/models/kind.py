@@ -127,29 +127,25 @@ class ModelKind(ABC):
         source, _ = self.processor_place
         return self.load_processor() if source is not None and Path(source).exists() else None
 
-    def check_tasks(self, tasks: Mapping[str, Task], num_micro_batches: int) -> None:  # noqa: B027
+    def check_tasks(self, tasks: Mapping[str, Task], num_micro_batches: int) -> None:
         """Check that the model can learn these tasks, with so many micro-batches of a rank in a
         step.
 
         Errors: ValueError that names the field.
         """
+        for name, task in tasks.items():
+            if task.masks_words:
+                raise ValueError(
+                    f"tasks.{name}: it predicts masked words in their places, and "
+                    f"{type(self).__name__} writes answers; use the model CrossModal with "
+                    "masked_words: true"
+                )
 
     def check_length(self, task: str, longest: Longest) -> None:  # noqa: B027 (most have no limit)
         """Check that the longest row of a task has positions.
 
         Errors: ValueError that names the numbers and begins with `task`.
         """
-
-    def check_output(self, task: str, *, has_head: bool, masks_words: bool) -> None:
-        """Check that the model gives what a task wants out: classes, masked words, or else text.
-
-        Errors: ValueError that begins with `task`.
-        """
-        if masks_words:
-            raise ValueError(
-                f"{task}: it predicts masked words in their places, and {type(self).__name__} "
-                "writes answers; use the model CrossModal with masked_words: true"
-            )
 
     @abstractmethod
     def collator(self, processor: Any) -> Collator:

@@ -53,16 +53,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     cut = cut_batches(recipe, ranks.world_size)
     check_parts(recipe, cut)
     check_lengths(recipe)
-    check_outputs(recipe)
-    num_micro_batches = max(map(cut.accumulation_steps, recipe.batch_sizes.values()))
-    recipe.model.check_tasks(recipe.tasks, num_micro_batches)
-    for name, method in recipe.methods.items():
-        if method.compares_examples and num_micro_batches > 1:
-            raise ValueError(
-                f"methods.{name}: its loss compares all examples of a global batch, and a rank's "
-                f"share is cut into {num_micro_batches} micro-batches; leave data.micro_batch_size "
-                "out, or lower data.global_batch_size"
-            )
+    check_learnable(recipe, cut)
     check_rates(recipe)
     for field, size in recipe.batch_sizes.items():
         check_lanes(recipe.data.lanes, size, field)
@@ -100,15 +91,23 @@ def check_lengths(recipe: Recipe) -> None:
         recipe.model.check_length(f"tasks.{name}", longest)
 
 
-def check_outputs(recipe: Recipe) -> None:
-    """Errors: ValueError if a task wants what the model or the reader does not give."""
+def check_learnable(recipe: Recipe, cut: BatchCut) -> None:
+    """Errors: ValueError if a task or a method wants what the model, the reader or the cut of the
+    batches does not give."""
+    num_micro_batches = max(map(cut.accumulation_steps, recipe.batch_sizes.values()))
+    recipe.model.check_tasks(recipe.tasks, num_micro_batches)
     for name, task in recipe.tasks.items():
-        has_head = task.head is not None
-        recipe.model.check_output(f"tasks.{name}", has_head=has_head, masks_words=task.masks_words)
         if task.pairs_samples and recipe.data.reader == "sequential":
             raise ValueError(
                 f"data.reader: got sequential, and tasks.{name} compares samples, which stand "
                 "anywhere in the shards; use indexed"
+            )
+    for name, method in recipe.methods.items():
+        if method.compares_examples and num_micro_batches > 1:
+            raise ValueError(
+                f"methods.{name}: its loss compares all examples of a global batch, and a rank's "
+                f"share is cut into {num_micro_batches} micro-batches; leave data.micro_batch_size "
+                "out, or lower data.global_batch_size"
             )
 
 

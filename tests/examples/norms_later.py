@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,7 @@ class Later(Revision):
     def __init__(self, first: list[nn.Parameter], later: list[nn.Parameter]) -> None:
         self.first, self.later = first, later
 
-    def steps(self, num_steps: int) -> Collection[int]:
+    def steps(self, num_steps: int) -> Sequence[int]:
         return [num_steps // 2]
 
     def revise(

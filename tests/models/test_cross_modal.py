@@ -181,12 +181,17 @@ def test_what_the_model_cannot_say_is_refused_before_the_run(world: Path, tmp_pa
     wordless = replace(recipe, model=cross_modal_kind(world))
     headless = replace(recipe, tasks={"vqa": replace(recipe.tasks["vqa"], head=None)})
     joint = replace(world_recipe(world, tmp_path / "run"), tasks={"words": recipe.tasks["words"]})
+    streamed = replace(recipe, data=replace(recipe.data, reader="sequential"))
     for wrong, complaint in (
         (wordless, "tasks.words: it predicts masked words, .*; set model.masked_words: true"),
         (headless, "tasks.vqa.head: missing, and CrossModal writes no text; name a head"),
         (joint, "tasks.words: .* JointSeq2Seq writes answers; use the model CrossModal"),
+        (streamed, "data.reader: got sequential, and tasks.matching compares samples"),
     ):
         assert re.search(complaint, check_complaint(wrong))
+    training = replace(headless.training, activation_checkpointing=True)
+    with pytest.raises(ValueError, match="CrossModal's streams are not recomputed; switch it off"):
+        built(replace(cross_modal_recipe(world, tmp_path), training=training))
     assert not (tmp_path / "run").exists()
 
 

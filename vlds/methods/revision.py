@@ -9,7 +9,7 @@ writes into a buffer, is a `StepRule`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -23,7 +23,7 @@ class Revision(ABC):
     """Acts on all ranks alike: nothing in it may differ between them."""
 
     @abstractmethod
-    def steps(self, num_steps: int) -> Collection[int]:
+    def steps(self, num_steps: int) -> Sequence[int]:
         """The steps after which it acts, in a run of so many: from 1 to `num_steps` - 1."""
 
     @abstractmethod

@@ -138,7 +138,7 @@ class Shrinkage(Revision):
         self.num_neurons = sum(map(num_neurons, modules))
         """Neurons at the beginning of the run."""
 
-    def steps(self, num_steps: int) -> Collection[int]:
+    def steps(self, num_steps: int) -> Sequence[int]:
         cycles = self.config.cycles
         return [num_steps * cycle // (cycles + 1) for cycle in range(1, cycles + 1)]
 
@@ -150,7 +150,7 @@ class Shrinkage(Revision):
     def revise(
         self, step: int, num_steps: int, state: Mapping[nn.Parameter, Trained]
     ) -> Mapping[nn.Parameter, Trained | None]:
-        cycle = list(self.steps(num_steps)).index(step) + 1
+        cycle = self.steps(num_steps).index(step) + 1
         scores = [self.scores(module, state) for module in self.modules]
         kept = survivors(scores, self.left(cycle))
         revised: dict[nn.Parameter, Trained | None] = dict(state)

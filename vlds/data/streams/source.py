@@ -80,10 +80,9 @@ class TaskSource(Generic[Data]):
     """Of each sample."""
 
     def paired(self, sample: Sample, draw: float) -> Sample:
-        """The sample, with another one beside it if the task wants that; `draw`: from 0 to 1, which
-        one. Sources that cannot look for others have refused such tasks."""
-        assert not self.task.pairs_samples
-        return sample
+        """The sample with another one beside it, for tasks with `pairs_samples`; `draw`: from 0 to
+        1, which one."""
+        raise NotImplementedError("a run has refused tasks that compare samples of a stream")
 
 
 AnySource = TypeVar("AnySource", bound=TaskSource[object], covariant=True)
@@ -121,8 +120,6 @@ class Source(TaskSource[Dataset]):
 
     def paired(self, sample: Sample, draw: float) -> Sample:
         """Errors: SkipSample if the source has no other sample that can be read."""
-        if not self.task.pairs_samples:
-            return sample
         num_samples = self.first_sample[-1]
         first = int(draw * num_samples)
         for number in range(num_samples):
@@ -251,7 +248,8 @@ def fixed_example(
     Errors: SkipSample if its annotations are not what the task reads.
     """
     whole = annotation == WHOLE_SAMPLE
-    sample = source.paired(sample, int(hashed([dataset, sample.id]), 16) / 16**16)
+    if source.task.pairs_samples:
+        sample = source.paired(sample, int(hashed([dataset, sample.id]), 16) / 16**16)
     example = ask(source.task, source.name, sample, None if whole else annotation, None)
     start = f"{dataset}/" if len(source.datasets) > 1 else ""
     return replace(example, id=f"{start}{example.id}", sample=f"{start}{sample.id}")

@@ -49,6 +49,6 @@ class PathKind(ModelKind):
         """
         if processor is not None and len(processor) > size:
             raise ValueError(
-                f"{self.processor_place[1]}: it has {len(processor)} tokens, and the {part} "
+                f"model.tokenizer: it has {len(processor)} tokens, and the {part} "
                 f"{size}; name the tokenizer that belongs to it"
             )

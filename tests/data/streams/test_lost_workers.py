@@ -41,6 +41,13 @@ def workers() -> Callable[[], list[psutil.Process]]:
     return started
 
 
+def suspend(worker: psutil.Process) -> None:
+    """Stop a worker that waits for work. One that is stopped while it asks torch whether the loader
+    has ended would hold a lock that the loader waits for, without limit."""
+    until(lambda: "poll" in Path(f"/proc/{worker.pid}/wchan").read_text("utf-8"), 10)
+    worker.suspend()
+
+
 def training(sources: list[Source]) -> Iterator[Any]:
     """Batches, for ever."""
     return iter(train_stream(sources, num_workers=2, worker_timeout=TIMEOUT_S))
@@ -61,7 +68,7 @@ def test_a_worker_that_hangs(
     batches = stream(sources)
     next(batches)
     first, second = workers()
-    second.suspend()
+    suspend(second)
     started = time.monotonic()
     with pytest.raises(WorkerLost) as caught:
         list(islice(batches, 10))
@@ -83,7 +90,7 @@ def test_a_worker_that_is_slow_to_end(
     batches = training(sources)
     next(batches)
     slow, other = workers()
-    slow.suspend()
+    suspend(slow)
     del batches
     until(lambda: gone(slow) and gone(other), 10)
 

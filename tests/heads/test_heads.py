@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vlds.heads import Head, LinearHead, MLPHead
+from vlds.heads import Head, LinearHead, MLPHead, TextHead
 from vlds.heads.base import read_classes
 
 NUM_ANSWERS = 3129
@@ -91,6 +91,44 @@ def test_a_file_is_a_list(tmp_path: Path) -> None:
     file = tmp_path / "answers.json"
     file.write_text(json.dumps(["yes", "no"]), "utf-8")
     assert read_classes(str(file), "head.classes") == ("yes", "no")
+
+
+def test_descriptions_may_stand_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "pets.json"
+    said = {"cat": ["it purrs"], "dog": ["it barks", "it fetches"]}
+    file.write_text(json.dumps(said), "utf-8")
+    head = TextHead(classes=("cat", "dog"), descriptions=str(file)).with_files()
+    file.unlink()
+    assert head.sentences().described == list(said.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "descriptions: .*pets.json: No such file or directory; name a JSON file"),
+        ("[", "descriptions: .*pets.json is not JSON"),
+        ('["it purrs"]', "pets.json: give an object with a list of sentences for every class"),
+        ('{"cat": "it purrs"}', "give an object with a list of sentences"),
+        ('{"cat": [" "]}', "give an object with a list of sentences"),
+    ],
+)
+def test_a_wrong_file_of_descriptions_is_named(
+    text: str | None, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "pets.json"
+    if text is not None:
+        file.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=message):
+        TextHead(descriptions=str(file)).with_files()
+
+
+@pytest.mark.parametrize("name", ["templates", "negative_templates"])
+def test_a_template_has_a_place_for_the_class(name: str) -> None:
+    for given in ([], ["a photo"]):
+        with pytest.raises(
+            ValueError, match=f"{name}: got .*; give one or more sentences with {{}}"
+        ):
+            TextHead(**{name: given})
 
 
 def test_answers_that_are_no_class_have_no_score() -> None:

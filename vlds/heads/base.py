@@ -10,16 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import nn
 
-from vlds.runtime.json_file import read_json
+from vlds.runtime.json_file import read_named_json
 
 ClassLoss = Literal["cross_entropy", "binary_cross_entropy"]
-"""cross_entropy: one class holds, by softmax. binary_cross_entropy: each class is a question of its
-own, by sigmoid, with targets from 0 to 1; summed over the classes."""
+"""cross_entropy: one class holds, by softmax. binary_cross_entropy: any number of classes may
+hold, each by its own sigmoid, with targets from 0 to 1; the loss is summed over the classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +41,17 @@ class Head(ABC):
         """What turns states (n, width) into scores (n, c)."""
 
     def with_files(self) -> Head:
-        """The head with the content of other files that it names; ValueError if one cannot be
-        read."""
+        """The head with the content of the files that its other fields name.
+
+        Errors: ValueError if a file cannot be read.
+        """
         return self
 
     @property
     def names(self) -> tuple[str, ...]:
         """The classes.
 
-        Errors: ValueError if they still have to be read.
+        Errors: ValueError if their file has not been read yet.
         """
         if self.classes is None or isinstance(self.classes, str):
             raise ValueError(f"classes: got {self.classes}, which has not been read; give a list")
@@ -62,7 +63,8 @@ class Head(ABC):
         return {name: number for number, name in enumerate(self.names)}
 
     def class_scores(self, scores: Mapping[str, float]) -> dict[int, float]:
-        """Answer -> score, as number of its class -> score, without answers that are no class."""
+        """Answer -> score becomes number of its class -> score. Answers outside the list are left
+        out."""
         return {
             self.index[answer]: float(score)
             for answer, score in scores.items()
@@ -71,7 +73,7 @@ class Head(ABC):
 
 
 class ClassOutput(NamedTuple):
-    """What a task wants out of a model, if not text."""
+    """What a task with a head asks of a model."""
 
     head: Head
     loss: ClassLoss
@@ -85,22 +87,14 @@ def read_classes(path: str, field: str) -> tuple[str, ...]:
     Errors: ValueError that begins with the field, if the file cannot be read or is not a list of
     classes.
     """
-    place = f"{field}: {path}"
-    try:
-        listed = read_json(Path(path))
-    except OSError as error:
-        raise ValueError(
-            f"{place}: {error.strerror}; name a JSON file with a list, or give the list itself"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{place} is not JSON ({error})") from None
-    return check_classes(listed, place)
+    cure = "name a JSON file with a list, or give the list itself"
+    return check_classes(read_named_json(path, field, cure), f"{field}: {path}")
 
 
 def check_classes(listed: Any, place: str) -> tuple[str, ...]:
     """A list of classes.
 
-    Errors: ValueError that begins with the place, if they are not two or more unlike texts.
+    Errors: ValueError that begins with the place, unless they are two or more different texts.
     """
     if not isinstance(listed, (list, tuple)):
         raise ValueError(f"{place}: got {listed!r:.60}; give a list of texts")
@@ -115,7 +109,7 @@ def check_classes(listed: Any, place: str) -> tuple[str, ...]:
 
 
 def first_repeated(names: Sequence[str]) -> str | None:
-    """The first name that stood before; None if there is none."""
+    """The first name that occurs a second time; None if all differ."""
     seen: set[str] = set()
     for name in names:
         if name in seen:

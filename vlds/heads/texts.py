@@ -1,8 +1,8 @@
 """Classes told by their texts, as CLIP does without training: the nearest text names the class.
 
-A class's text is the mean of the embeddings of some sentences with its name. Only models that embed
-pictures and texts in one space (`DualEncoder`) have this head; it has no weights of its own, and
-methods may add to it.
+A class's text is the mean of the embeddings of some sentences with its name. The head works with
+models that embed pictures and texts in one space (`DualEncoder`). It has no weights; a method may
+replace its logits.
 
 Shapes: n rows, c classes, d width of the embeddings.
 """
@@ -12,13 +12,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.heads.base import Head
-from vlds.runtime.json_file import read_json
+from vlds.runtime.json_file import read_named_json
 from vlds.runtime.made_for_batch import MadeForBatch
 
 NAME = "{}"
@@ -39,9 +40,9 @@ class ClassTexts(NamedTuple):
     template: Tensor
     """(c, d) of the templates with each class's name, as zero-shot classification has them."""
     described: Tensor
-    """(c, d) of the sentences that describe each class; those of the templates without such."""
+    """(c, d) of the sentences that describe each class; without descriptions, of the templates."""
     negative: Tensor
-    """(c, d) of the templates that say that a class is absent."""
+    """(c, d) of the sentences that say that a class is absent."""
     scale: Tensor
     """The model's factor of cosines, exp(logit_scale)."""
 
@@ -56,7 +57,7 @@ class Twin(NamedTuple):
 
 
 class ClassExtension(nn.Module, ABC):
-    """What a method makes of the logits of a task's classes."""
+    """Computes a task's logits in place of its `TextHead`."""
 
     reads_descriptions: ClassVar[bool] = False
     """True if the method reads `ClassTexts.described`."""
@@ -66,12 +67,12 @@ class ClassExtension(nn.Module, ABC):
     """Augmented views of each training picture that the method draws from; 0: the picture
     itself."""
     twin_views: int = 0
-    """Augmented views that the frozen model sees beside, in training; 0: none."""
+    """Augmented views of each training picture that the frozen model embeds too; 0: none."""
 
     def start(self, config: TextHead, backbone: Any, tokenizer: Any) -> None:
-        """Take from the frozen model what the method begins with.
+        """Take the initial weights from the frozen model.
 
-        Errors: ValueError if it does not go with the head.
+        Errors: ValueError if the method does not fit the head.
         """
 
     def switched_off(self) -> AbstractContextManager[None]:
@@ -135,7 +136,7 @@ class TextHead(Head):
 
 
 class TextClasses(nn.Module):
-    """Scores of a task's classes. The model says what their texts are before it runs."""
+    """Scores of a task's classes. The model sets `texts` before each pass."""
 
     def __init__(self, config: TextHead, width: int) -> None:
         """`width`: of the embeddings."""
@@ -145,15 +146,27 @@ class TextClasses(nn.Module):
         """`ClassTexts`."""
         self.twin = MadeForBatch()
         """`Twin` in training, if a method asks for it."""
-        self.extensions = nn.ModuleDict()  # method -> its ClassExtension, one at most
+        # A dictionary, so that names of weights say which method they belong to.
+        self.extensions = nn.ModuleDict()
+
+    @property
+    def extension(self) -> ClassExtension | None:
+        """The method's module that computes the logits; None if the texts alone do."""
+        found: list[Any] = list(self.extensions.values())
+        return found[0] if found else None
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, d) image embeddings of length 1 -> (n, c)."""
         texts: ClassTexts = self.texts.value
-        for extension in self.extensions.values():
-            logits: Tensor = extension(images, texts)
+        if self.extension is not None:
+            logits: Tensor = self.extension(images, texts)
             return logits
         return texts.scale * images @ texts.template.mT
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """The same directions with length 1, in float32 or more."""
+    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
 def read_descriptions(path: str) -> dict[str, list[str]]:
@@ -161,15 +174,11 @@ def read_descriptions(path: str) -> dict[str, list[str]]:
 
     Errors: ValueError that names the file.
     """
-    place = f"descriptions: {path}"
-    try:
-        content = read_json(Path(path))
-    except OSError as error:
-        raise ValueError(f"{place}: {error.strerror}; name a JSON file") from None
-    except ValueError as error:
-        raise ValueError(f"{place} is not JSON ({error})") from None
+    content = read_named_json(path, "descriptions", "name a JSON file")
     if not isinstance(content, dict) or not all(map(are_sentences, content.values())):
-        raise ValueError(f"{place}: give an object with a list of sentences for every class")
+        raise ValueError(
+            f"descriptions: {path}: give an object with a list of sentences for every class"
+        )
     return content
 
 

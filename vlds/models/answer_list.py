@@ -7,13 +7,12 @@ that the list may hold both "fire" and "fire hydrant". r rows, l tokens, w words
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlds.runtime.json_file import read_json
+from vlds.runtime.json_file import read_named_json
 
 
 def read_answers(answers: Sequence[str] | str) -> tuple[str, ...]:
@@ -25,13 +24,8 @@ def read_answers(answers: Sequence[str] | str) -> tuple[str, ...]:
     field = "decoding.answers"
     listed: Any = answers
     if isinstance(answers, str):
-        field = f"decoding.answers: {answers}"
-        try:
-            listed = read_json(Path(answers))
-        except OSError as error:
-            raise ValueError(f"{field}: {error.strerror}; name a JSON file with a list") from None
-        except ValueError as error:
-            raise ValueError(f"{field} is not JSON ({error})") from None
+        listed = read_named_json(answers, field, "name a JSON file with a list")
+        field = f"{field}: {answers}"
     if isinstance(listed, dict):
         listed = listed.get("classes")
     is_list = isinstance(listed, (list, tuple)) and len(listed) > 0

@@ -36,6 +36,20 @@ def read_json(file: Path, largest: int = LARGEST_FILE) -> Any:
     return parse_json(read_file(file, largest))
 
 
+def read_named_json(path: str, field: str, cure: str) -> Any:
+    """Read the JSON file that a recipe's field names.
+
+    Errors: ValueError that begins with the field and the path; of a file that cannot be opened, it
+    ends with the cure.
+    """
+    try:
+        return read_json(Path(path))
+    except OSError as error:
+        raise ValueError(f"{field}: {path}: {error.strerror}; {cure}") from None
+    except ValueError as error:
+        raise ValueError(f"{field}: {path} is not JSON ({error})") from None
+
+
 def parse_json(data: bytes | str) -> Any:
     """Parse JSON; the caller adds to errors where it comes from.
 

@@ -15,7 +15,8 @@ from tests.toys.dual import TASK, build, classed, colour_head, save_clip
 from tests.toys.models import shake
 from vlds.heads.base import ClassOutput
 from vlds.methods import APoLLo, LoRA
-from vlds.methods.apollo import APoLLoModule, divergence, info_nce
+from vlds.methods.apollo import APoLLoModule, CrossAdapter, divergence, info_nce
+from vlds.methods.extended import zero_at_first
 from vlds.models import DualEncoder
 from vlds.models.build import ModelSetup, build_shapes
 from vlds.models.dual_encoder_model import DualEncoderModel
@@ -114,18 +115,32 @@ def test_gradients(tmp_path: Path) -> None:
     output.loss.backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == (name in model.trained_by), name
-    for adapter in ("image_adapter", "text_adapter"):
-        gradients = {n: p.grad for n, p in model.named_parameters() if adapter in n}
-        for layer in ("outside", "narrow"):
-            (weight,) = (g for n, g in gradients.items() if n.endswith(f"{layer}.weight"))
-            assert weight is not None
-            if layer == "outside":
-                assert weight.any(), adapter
+    behind = zero_at_first(model)
+    assert len(behind) == 2 * len(CrossAdapter.behind_zeros)
+    for name in model.trained_by:
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        if "_adapter.outside" in name or "_adapter.narrow" in name:
+            assert gradient.any(), name
+        assert not (name in behind and gradient.any()), name
     shake(model)
     model.zero_grad()
     model(classed(model, [0, 1, 2]), torch.ones(3)).loss.backward()
-    assert all(p.grad.any() for p in model.parameters() if p.requires_grad and p.grad is not None)
+    for name in model.trained_by:
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None, name
+        assert gradient.any(), name
     assert set(output.added) == {"apollo"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("depth", 0), ("length", 0), ("heads", 0), ("expansion", 0), ("views", 0), ("contrast", -1.0),
+     ("divergence", -1.0), ("dropout", 1.0)],
+)  # fmt: skip
+def test_a_field_out_of_range_is_named(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{field}: got {value}; give at least"):
+        APoLLo(**{field: value})
 
 
 def test_what_does_not_go(tmp_path: Path) -> None:
@@ -140,6 +155,8 @@ def test_what_does_not_go(tmp_path: Path) -> None:
     both = {"apollo": APoLLo(**SMALL), "lora": LoRA(rank=2, roles=["attn_q"], train_biases=False)}
     with pytest.raises(ValueError, match="it compares with the frozen model, which lora would"):
         build(folder, both, head=head)
+    with pytest.raises(ValueError, match=r"heads: 5 do not divide the 12 numbers"):
+        build(folder, {"apollo": APoLLo(depth=2, heads=5)}, head=head)
     two = colour_head(templates=["a photo of {}", "it is {}"])
     with pytest.raises(ValueError, match="the head has 2 templates; give one"):
         build(folder, {"apollo": APoLLo(**SMALL)}, head=two)

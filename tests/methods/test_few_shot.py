@@ -1,5 +1,5 @@
 """Few-shot classifiers on a dual encoder: what they say before training, what trains, and that the
-negative side helps."""
+negative side does no harm."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vlds.backbones import T5
 from vlds.config import OptimizerConfig
 from vlds.heads import TextHead
 from vlds.heads.base import ClassOutput
-from vlds.heads.texts import ClassTexts
+from vlds.heads.texts import ClassTexts, unit
 from vlds.methods import Adapter, SimNL, TipAdapter
-from vlds.methods.few_shot import negative_keys, shot_weights, unit
+from vlds.methods.few_shot import negative_keys, shot_weights
 from vlds.methods.simnl import SimNLModule
 from vlds.methods.tip_adapter import TipAdapterModule
 from vlds.models import JointSeq2Seq
@@ -111,9 +111,10 @@ def trained(
         adamw.step()
 
 
-def test_training_helps_and_the_negative_side_does_no_harm() -> None:
-    """Five Gaussian classes, four shots, five seeds: with the best share, no worse than without
-    residuals, and at most a point worse than positive alone."""
+def test_training_fits_the_shots_and_the_negative_side_does_no_harm() -> None:
+    """Five Gaussian classes, four shots, five seeds. Training lowers the loss on the shots. It does
+    not help on other pictures here: only the best of several shares, chosen on these pictures, is
+    as accurate as before training. That is at most a point worse than the positive side alone."""
     found: dict[str, list[float]] = {"start": [], "positive": [], "both": []}
     for seed in range(5):
         centres, keys, texts = cached(seed, spread=2.0)
@@ -124,8 +125,10 @@ def test_training_helps_and_the_negative_side_does_no_harm() -> None:
             found["start"].append(accuracy(simnl(keys)(images, texts), labels))
         for name, share in (("positive", 1.0), ("both", 0.75)):
             module = simnl(keys, share=share)
+            before = F.cross_entropy(module(shots, texts), own).item()
             trained(module, shots, own, texts)
             with torch.no_grad():
+                assert F.cross_entropy(module(shots, texts), own) < before
                 if share == 1:
                     found[name].append(accuracy(module(images, texts), labels))
                     continue
@@ -200,6 +203,16 @@ def test_what_does_not_go(tmp_path: Path) -> None:
         SimNL(share=2.0)
     with pytest.raises(ValueError, match="temperature: got 0"):
         SimNL(temperature=0.0)
+    with pytest.raises(ValueError, match="neighbours: got 0; give at least 1"):
+        SimNL(neighbours=0)
+
+
+@pytest.mark.parametrize("method", [SimNL, TipAdapter])
+def test_a_field_below_zero_is_named(method: type[SimNL | TipAdapter]) -> None:
+    own = {"reranking", "consistency", "negative_rate"} if method is SimNL else set()
+    for name in {"alpha", "beta", "views"} | own:
+        with pytest.raises(ValueError, match=f"^{name}: got -1; give at least 0$"):
+            method(**{name: -1})
 
 
 def test_a_cosine_falls_as_the_original_schedule() -> None:

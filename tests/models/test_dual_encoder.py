@@ -99,7 +99,7 @@ def shared(
 def test_ranks_share_the_pairs_as_they_like(cuts: list[int], ranks2: RankPool) -> None:
     """Losses and gradients are those of one rank with all pairs, also where a rank has none."""
     torch.manual_seed(1)
-    images, texts = (F.normalize(torch.randn(5, 4, dtype=torch.float64), dim=-1) for _ in "ab")
+    images, texts = (F.normalize(torch.randn(5, 4, dtype=torch.float64), dim=-1) for _ in range(2))
     scale = torch.tensor(7.0, dtype=torch.float64)
     leaves = [t.clone().requires_grad_() for t in (images, texts, scale)]
     nll = contrastive_nll(*leaves)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.toys.recorded.related import RelatedCase, check_gradient, recorded
-from vlds.heads.texts import ClassTexts, TextHead
+from vlds.heads.texts import ClassTexts, TextHead, unit
 from vlds.methods.batch_loss import ClassesPredicted, Predicted
-from vlds.methods.few_shot import Place, negative_keys, shot_weights, unit
+from vlds.methods.few_shot import Place, negative_keys, shot_weights
 from vlds.methods.simnl import SimNL, SimNLLoss, SimNLModule, consistency, reranking
 
 NAMES = {
@@ -132,6 +132,13 @@ def test_steps(path: Path) -> None:
             assert (getattr(module, ours) - after).abs().max() < 1e-7, theirs
         if (number + 1) % case["batches"] == 0:
             epochs.append(deepcopy(module.state_dict()))
+    check_choice(case, reader, epochs)
+
+
+def check_choice(case: RelatedCase, reader: Reader, epochs: list[dict[str, Tensor]]) -> None:
+    """Compare the epoch and the factors that are best on the validation data, and the test scores
+    with these."""
+    module = reader.module
     factors = (case["beta"], case["alpha"], case["lam"])
     values = reader.logits(case["in/val_features"], *factors)
     assert (values - case["val/final_logits_last_epoch"]).abs().max() < 1e-7

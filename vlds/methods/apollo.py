@@ -27,19 +27,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.heads.texts import ClassExtension, ClassTexts, TextHead, Twin
+from vlds.heads.texts import ClassExtension, ClassTexts, TextHead, Twin, unit
 from vlds.methods.base import Case, Method
 from vlds.methods.batch_loss import BatchLoss, Predicted
 from vlds.methods.coupled_prompts import CoupledPrompts, Switch, attach_prompts
-from vlds.methods.few_shot import Place, dual_encoder_cases, find_place, unit
+from vlds.methods.few_shot import Place, check_not_negative, dual_encoder_cases, find_place
 from vlds.methods.host import Host
 from vlds.runtime.gathered_rows import gather_rows
 from vlds.runtime.made_for_batch import MadeForBatch
 
-NEGATIVES = 0.2
-"""Temperature of InfoNCE."""
-LIKENESS = 0.04
-"""Temperature of the distributions that the divergence compares."""
+CONTRAST_TEMPERATURE = 0.2
+"""Of InfoNCE."""
+DIVERGENCE_TEMPERATURE = 0.04
+"""Of of the distributions that the divergence compares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ class APoLLo(Method):
     depth: int = 9
     """Layers with prompts, from the first on."""
     length: int = 2
-    """Words of the template that become prompts, and tokens behind each picture."""
+    """Prompts in a layer: as many words of the template, and as many tokens behind a picture."""
     adapters: bool = True
-    """An adapter behind each tower; without them, prompts alone (MaPLe)."""
+    """Put an adapter behind each tower; without, the prompts of MaPLe remain."""
     heads: int = 8
     """Heads of the adapters' attention."""
     expansion: int = 4
@@ -65,25 +65,24 @@ class APoLLo(Method):
     contrast: float = 1.0
     """Weight of InfoNCE against the frozen model's embeddings; 0: none."""
     divergence: float = 2.0
-    """Weight of the divergence between the likenesses to the frozen model's other embeddings."""
+    """Weight of the divergence between the similarities of the tuned and of the frozen embedding to
+    the frozen model's other embeddings; 0: none."""
     views: int = 10
-    """Augmented views of each picture that the frozen model draws from."""
+    """Augmented views of each picture; each step, the frozen model embeds one of them."""
 
     def __post_init__(self) -> None:
         for name in ("depth", "length", "heads", "expansion", "views"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}; give at least 1")
-        for name in ("contrast", "divergence"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}; give at least 0")
+        check_not_negative(self, "contrast", "divergence")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: got {self.dropout}; give at least 0 and less than 1")
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put prompts into the towers and adapters behind them.
 
-        Errors: ValueError if the run has no task with a TextHead, or several; and if the sizes do
-        not go with the model.
+        Errors: ValueError unless one task of the run has a TextHead, or if the sizes do not fit
+        the model.
         """
         place = find_place(host)
         switch = Switch()
@@ -108,20 +107,21 @@ class APoLLoModule(ClassExtension):
         super().__init__()
         self.config, self.switch = config, switch
         self.twin_views = config.views if config.contrast or config.divergence else 0
-        self.take_start = prompts.start
+        # A bound method: as an attribute, the towers' prompts would be part of the head too.
+        self.start_prompts = prompts.start
         self.image_adapter: CrossAdapter | None = None
         self.text_adapter: CrossAdapter | None = None
         if config.adapters:
-            self.image_adapter, self.text_adapter = (
-                CrossAdapter(config, place.head.width, **place.options) for _ in "ab"
-            )
+            width, options = place.head.width, place.options
+            self.image_adapter = CrossAdapter(config, width, **options)
+            self.text_adapter = CrossAdapter(config, width, **options)
         self.said = MadeForBatch()
         """Images (b, d) and texts (b, c, d) or (1, c, d) of the last pass."""
 
     def start(self, config: TextHead, backbone: Any, tokenizer: Any) -> None:
         ids, first = template_start(config, tokenizer, self.config.length)
         with self.switch.off():
-            self.take_start(backbone.text_model, ids, first)
+            self.start_prompts(backbone.text_model, ids, first)
 
     def switched_off(self) -> AbstractContextManager[None]:
         return self.switch.off()
@@ -129,10 +129,10 @@ class APoLLoModule(ClassExtension):
     def forward(self, images: Tensor, texts: ClassTexts) -> Tensor:
         classes = texts.template[None]
         if self.image_adapter is not None and self.text_adapter is not None:
-            # Each looks at what the other tower says, not at what the other adapter makes of it.
-            seen = self.image_adapter(images[:, None], classes)[:, 0]
+            # Both adapters read the towers' embeddings: neither reads the other's output.
+            adapted = self.image_adapter(images[:, None], classes)[:, 0]
             classes = unit(self.text_adapter(classes, images[:, None]))
-            images = unit(seen)
+            images = unit(adapted)
         self.said.value = images, classes
         logits: Tensor = texts.scale * (images[:, None] * classes).sum(-1)
         return logits
@@ -203,8 +203,8 @@ class Consistency(BatchLoss):
         return self.place.by_row(passes[0], lost)
 
     def terms(self, tuned: Tensor, frozen: Tensor, first: int) -> Tensor:
-        """(g, b) of tuned embeddings (g, b, d), which stand for the frozen ones (n, d) from place
-        `first` on."""
+        """(g, b) losses of g groups of tuned embeddings (g, b, d). Number i of a group belongs to
+        number `first` + i of the frozen ones (n, d)."""
         found = tuned.new_zeros(tuned.shape[:2])
         if self.config.contrast:
             found = found + self.config.contrast * info_nce(tuned, frozen, first)
@@ -214,21 +214,23 @@ class Consistency(BatchLoss):
 
 
 def info_nce(tuned: Tensor, frozen: Tensor, first: int) -> Tensor:
-    """(g, b): each finds its own frozen embedding among all (n, d)."""
-    logits = tuned @ frozen.mT / NEGATIVES
+    """(g, b): each embedding finds its own frozen one among all (n, d)."""
+    logits = tuned @ frozen.mT / CONTRAST_TEMPERATURE
     own = first + torch.arange(tuned.shape[1], device=tuned.device)
     lost = F.cross_entropy(logits.flatten(0, 1), own.repeat(len(tuned)), reduction="none")
     return lost.view(tuned.shape[:2])
 
 
 def divergence(tuned: Tensor, frozen: Tensor, first: int) -> Tensor:
-    """(g, b) Jensen-Shannon divergence between each one's likenesses to the other frozen embeddings
-    and those of its own frozen embedding; 0 where both are equal."""
+    """(g, b) Jensen-Shannon divergence between two distributions over the other frozen embeddings:
+    by their similarity to the tuned embedding, and to its own frozen one."""
     own = first + torch.arange(tuned.shape[1], device=tuned.device)
     is_other = ~F.one_hot(own, len(frozen)).bool().expand(len(tuned), -1, -1)
     sides = (tuned, frozen[own].expand_as(tuned))
     p, q = (
-        (each @ frozen.mT / LIKENESS)[is_other].view(*tuned.shape[:2], -1).log_softmax(-1)
+        (each @ frozen.mT / DIVERGENCE_TEMPERATURE)[is_other]
+        .view(*tuned.shape[:2], -1)
+        .log_softmax(-1)
         for each in sides
     )
     middle = torch.logaddexp(p, q) - math.log(2)
@@ -237,14 +239,14 @@ def divergence(tuned: Tensor, frozen: Tensor, first: int) -> Tensor:
 
 
 def template_start(config: TextHead, tokenizer: Any, length: int) -> tuple[list[int], int]:
-    """Ids of a class's text, and the place of the first word that becomes a prompt.
+    """Ids of a class's text, and the position of the first word that becomes a prompt.
 
-    Errors: ValueError if there are several templates, or the classes' texts begin with fewer words
-    in common.
+    Errors: ValueError if there are several templates, or the classes' texts have fewer than
+    `length` first words in common.
     """
     if len(config.templates) != 1:
         raise ValueError(
-            f"its prompts take the place of a template's first words, and the head has "
+            f"its prompts take the place of a template's first words, but the head has "
             f"{len(config.templates)} templates; give one"
         )
     texts = [texts[0] for texts in config.sentences().template]
@@ -254,6 +256,6 @@ def template_start(config: TextHead, tokenizer: Any, length: int) -> tuple[list[
     if len(common) > 1:
         raise ValueError(
             f"length: {length}, but the template {config.templates[0]!r} has fewer words before "
-            "the class's name; give fewer, or another template"
+            "the class's name; give a smaller length, or another template"
         )
     return ids[0], first

@@ -1,11 +1,11 @@
-"""Prompts in both towers of CLIP, those of the picture made from those of the text (MaPLe, Khattak
-et al. 2023, https://arxiv.org/abs/2210.03117): the first words of the classes' template are learned
-in the first `depth` layers of the text tower, and a linear map of each layer's gives tokens that
-stand behind those of the picture in the same layer of its tower.
+"""Prompts in both towers of CLIP (MaPLe, Khattak et al. 2023, https://arxiv.org/abs/2210.03117). In
+the first `depth` layers of the text tower, learned vectors replace the first words of the classes'
+template. A linear map per layer turns them into the prompts of the vision tower, which stand behind
+the picture's tokens in the same layer.
 
 Text attention is causal, so the states of a template's first words are the same for all classes.
-The prompts begin as these, so that the text tower begins as the frozen one; the original code draws
-those of the deeper layers from N(0, 0.02^2).
+The prompts begin as these states, so that texts begin with the frozen tower's embeddings; the
+original code draws the prompts of deeper layers from N(0, 0.02^2).
 
 Shapes: b rows, l tokens, p prompts, d width of the tower.
 """
@@ -32,14 +32,14 @@ from vlds.schema import OptimizerRule, OptimizerRules
 
 
 class Switch:
-    """Says whether a method's modules act."""
+    """Turns a method's modules off for a while."""
 
     def __init__(self) -> None:
         self.is_on = True
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Inside, they do not."""
+        """Inside, the modules change nothing."""
         before, self.is_on = self.is_on, False
         try:
             yield
@@ -48,8 +48,8 @@ class Switch:
 
 
 class PromptTable(nn.Module):
-    """The text's prompts of all layers. A module of its own, whose output ZeRO-3 follows to know
-    when its weight is needed."""
+    """The text's prompts of all layers. A module, because ZeRO-3 gathers weights when a module
+    runs."""
 
     optimizer_rules: ClassVar[OptimizerRules] = {"weight": OptimizerRule()}
 
@@ -59,14 +59,15 @@ class PromptTable(nn.Module):
 
     def forward(self) -> Tensor:
         """(depth, p, d)."""
-        return self.weight.clone()
+        return self.weight.clone()  # ZeRO-3 empties the weight itself after this
 
 
 class CoupledPrompts(ModelExtension):
-    """The prompts of all layers; layers of both towers read what it makes before each pass."""
+    """The prompts of all layers. It runs before each pass, and layers of both towers read its
+    results."""
 
     positions: Tensor
-    """(p, d) of the text tower, which stand behind the first layer's prompts."""
+    """(p, d) position embeddings of the text tower, added to the first layer's prompts."""
 
     def __init__(
         self, depth: int, length: int, text_width: int, vision_width: int, **options: Any
@@ -79,7 +80,7 @@ class CoupledPrompts(ModelExtension):
         self.register_buffer("positions", torch.zeros(length, text_width, **options))
         self.made_text, self.made_vision = MadeForBatch(), MadeForBatch()
         self.first = 0
-        """Place of the first prompt in a text."""
+        """Position of the first prompt in a text."""
 
     def forward(self) -> None:
         whole = self.text()
@@ -90,7 +91,7 @@ class CoupledPrompts(ModelExtension):
 
     @torch.no_grad()
     def start(self, text_model: Any, ids: Sequence[int], first: int) -> None:
-        """Begin as the states of the words from place `first` on of a text with these ids."""
+        """Begin as the states of the words from position `first` on of a text with these ids."""
         prompts, table = self.text.weight, text_model.embeddings
         depth, length, _ = prompts.shape
         self.first = first
@@ -104,7 +105,7 @@ class CoupledPrompts(ModelExtension):
 
 
 class TextPrompts(InputExtension):
-    """Puts a layer's prompts in the place of a text's first words."""
+    """Replaces a text's first words by a layer's prompts."""
 
     def __init__(self, made: MadeForBatch, number: int, switch: Switch) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ class TextPrompts(InputExtension):
 
 
 class VisionPrompts(InputExtension):
-    """Puts a layer's prompts in the place of those of the layer before, behind the picture."""
+    """Replaces the prompts of the layer before, behind a picture's tokens, by a layer's own."""
 
     def __init__(self, made: MadeForBatch, number: int, switch: Switch) -> None:
         super().__init__()
@@ -135,7 +136,8 @@ class VisionPrompts(InputExtension):
 
 
 class FirstVisionPrompts(LinearExtension):
-    """Puts the first layer's prompts behind a picture's tokens."""
+    """Puts the first layer's prompts behind a picture's tokens. It extends the embeddings, not the
+    first layer: as in the original code, the norm between them acts on the prompts too."""
 
     def __init__(self, made: MadeForBatch, switch: Switch) -> None:
         super().__init__()

@@ -8,22 +8,24 @@ length 1 unless said.
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vlds.heads.texts import ClassExtension, TextClasses
+from vlds.heads.texts import ClassExtension, TextClasses, unit
 from vlds.methods.base import Case, Method, by_kinds
 from vlds.methods.batch_loss import Predicted
 from vlds.methods.extended import states_type
 from vlds.methods.host import Host
 
+Module = TypeVar("Module", bound="CacheExtension")
+
 
 class Place(NamedTuple):
-    """Where a few-shot classifier goes."""
+    """The head that a few-shot classifier extends."""
 
     task: str
     head: TextClasses
@@ -95,7 +97,7 @@ class CacheExtension(ClassExtension, ABC):
     """Logits that compare with the embeddings of the training pictures."""
 
     keys: Tensor
-    """(c, k, d); a buffer, which `set_keys` fills before training."""
+    """(c, k, d), a buffer or a parameter; `set_keys` fills it before training."""
 
     @torch.no_grad()
     def set_keys(self, keys: Tensor) -> None:
@@ -103,17 +105,52 @@ class CacheExtension(ClassExtension, ABC):
         self.keys.copy_(keys)
 
 
-def unit(vectors: Tensor) -> Tensor:
-    """The same directions with length 1."""
-    return F.normalize(vectors, dim=-1)
+@dataclass(frozen=True, kw_only=True)
+class CacheMethod(Method, ABC):
+    """What methods with a cache have in common."""
+
+    needs_whole_model: ClassVar[bool] = True
+
+    alpha: float = 1.0
+    """Factor of the cached embeddings' logits."""
+    beta: float = 5.5
+    """How quickly these fall with the distance."""
+    views: int = 10
+    """Augmented views of each training picture. The cached embeddings are their means (at first, if
+    they train), and each step draws one of them; 0: the picture itself."""
+
+    def __post_init__(self) -> None:
+        check_not_negative(self, "alpha", "beta", "views")
+
+    def put(self, host: Host, make: Callable[..., Module]) -> tuple[Module, Place]:
+        """Put a module beside the texts of the run's task with classes. `make` takes the method,
+        the numbers of classes and of shots, and the embeddings' width.
+
+        Errors: ValueError if there is no such task, or its number of shots is unknown.
+        """
+        place = find_place(host)
+        sizes = (len(place.head.config.names), num_shots(host, place), place.head.width)
+        module = make(self, *sizes, **place.options)
+        place.attach(host.name, module)
+        return module, place
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        return dual_encoder_cases(cls())
+
+
+def check_not_negative(method: Method, *names: str) -> None:
+    """Errors: ValueError for a field below 0."""
+    for name in names:
+        if getattr(method, name) < 0:
+            raise ValueError(f"{name}: got {getattr(method, name)}; give at least 0")
 
 
 def shot_weights(keys: Tensor, temperature: float | None) -> Tensor:
-    """(c, k, d) -> (c, k), which sum to k in each class: a shot that is unlike the others counts
-    less. All 1 without a temperature.
+    """(c, k, d) -> (c, k) weights that sum to k in each class: a shot that is unlike the others
+    weighs less. All are 1 without a temperature.
 
-    A single shot has no others. The original SimNL code divides 0 by 0 there; it counts 1 here, as
-    in DualAdapter.
+    A single shot has the weight 1, as in DualAdapter; the original SimNL code divides 0 by 0.
     """
     num = keys.shape[1]
     if temperature is None or num == 1:
@@ -124,10 +161,9 @@ def shot_weights(keys: Tensor, temperature: float | None) -> Tensor:
 
 def negative_keys(keys: Tensor) -> Tensor:
     """(c, k, d) -> (c, k, d): for each class and number of a shot, the direction of the mean of
-    that shot over the c - 1 classes that are least like the class; nearly always all others."""
-    means = unit(keys.mean(1))
-    nearest = (means @ means.mT).argmax(1)
-    return unit((keys.sum(0) - keys[nearest]) / (len(keys) - 1))
+    that shot over the other classes."""
+    # The original codes drop the class whose mean is most like the class's: that is the class.
+    return unit((keys.sum(0) - keys) / (len(keys) - 1))
 
 
 def cache_logits(affinity: Tensor, weights: Tensor, alpha: float) -> Tensor:

@@ -1,6 +1,7 @@
 """SimNL and DualAdapter: few-shot classification that also learns what a picture is not (Zhang et
 al. 2024, https://arxiv.org/abs/2403.12964; version 2 is SimNL, version 1 DualAdapter). With f an
-image embedding, N(.) of length 1, W the class prototypes, K the cached embeddings of the shots:
+image embedding, N(x) = x / |x|, W the class prototypes, K the cached embeddings of the shots, V the
+classes that these vote for:
 
     positive = s f W + alpha exp(-beta (1 - f K+)) V
     negative = .15 s (1 - f W-) + alpha exp(-beta f K-) V'
@@ -14,7 +15,7 @@ own scale (100 in CLIP, where the original code has 100 and 15).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,19 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.heads.texts import ClassTexts
-from vlds.methods.base import Case, Method
+from vlds.heads.texts import ClassTexts, unit
 from vlds.methods.batch_loss import BatchLoss, Predicted
 from vlds.methods.few_shot import (
     CacheExtension,
+    CacheMethod,
     Place,
     cache_logits,
-    dual_encoder_cases,
-    find_place,
+    check_not_negative,
     negative_keys,
-    num_shots,
     shot_weights,
-    unit,
 )
 from vlds.methods.host import Host
 from vlds.runtime.made_for_batch import MadeForBatch
@@ -50,64 +48,48 @@ TINY = 1e-7
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimNL(Method):
+class SimNL(CacheMethod):
     """Residuals of class prototypes and cached embeddings, positive and negative ones."""
-
-    needs_whole_model: ClassVar[bool] = True
 
     alpha: float = 3.0
     """Factor of the cached embeddings' logits."""
     beta: float = 1.0
     """How quickly these fall with the distance."""
     share: float = 0.75
-    """Of the positive logits; 1: nothing negative."""
+    """Share of the positive logits; 1: no negative ones."""
     temperature: float | None = 1.0
-    """Of the softmax that weighs a class's shots by their likeness; null: all count alike.
-    DualAdapter has 0.1."""
+    """Temperature of the softmax that weighs a class's shots by their likeness; null: all weigh the
+    same. DualAdapter has 0.1."""
     weighted_negatives: bool = True
     """Weigh the shots of the negative logits too; DualAdapter does not."""
     reranking: float = 1.0
-    """Weight of the loss that keeps a picture nearer to its class than to the others nearby."""
+    """Weight of the loss that keeps a picture nearer to its class than to the nearest ones."""
     neighbours: int = 3
-    """Prototypes nearby that this loss compares."""
+    """How many of the nearest prototypes this loss compares."""
     consistency: float = 8.0
-    """Weight of the distance of the prototypes from those without residuals."""
+    """Weight of the loss that keeps the prototypes near those without residuals."""
     negative_rate: float = 5.0
     """Factor of the learning rate of the negative residuals."""
-    views: int = 10
-    """Augmented views of each training picture: the cached embeddings are their means, and training
-    draws among them; 0: the picture itself."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.share <= 1:
             raise ValueError(f"share: got {self.share}; give a number from 0 to 1")
         if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"temperature: got {self.temperature}; give a number above 0, or null")
-        for name in ("alpha", "beta", "reranking", "consistency", "negative_rate", "views"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}; give at least 0")
+        check_not_negative(self, "reranking", "consistency", "negative_rate")
         if self.neighbours < 1:
             raise ValueError(f"neighbours: got {self.neighbours}; give at least 1")
 
     def attach(self, host: Host) -> list[nn.Parameter]:
-        """Put the residuals beside the texts of the run's task with classes.
-
-        Errors: ValueError if there is no such task, or its number of shots is unknown.
-        """
-        place = find_place(host)
-        sizes = (len(place.head.config.names), num_shots(host, place), place.head.width)
-        module = SimNLModule(self, *sizes, **place.options)
-        place.attach(host.name, module)
+        """As `CacheMethod.put`; adds to the loss."""
+        module, place = self.put(host, SimNLModule)
         host.batch_losses.append(SimNLLoss(self, module, place))
         return list(module.parameters())
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        return dual_encoder_cases(cls())
-
 
 class Logits(NamedTuple):
-    """What the classifier says of pictures, (b, c) each, by what says it."""
+    """The parts of the logits, (b, c) each."""
 
     positive_text: Tensor
     positive_cache: Tensor
@@ -115,7 +97,7 @@ class Logits(NamedTuple):
     negative_cache: Tensor
 
     def mixed(self, share: float) -> Tensor:
-        """(b, c) with this share of the positive ones."""
+        """(b, c) their mixture, with this share of the positive ones."""
         positive = self.positive_text + self.positive_cache
         return share * positive + (1 - share) * (self.negative_text + self.negative_cache)
 
@@ -205,15 +187,15 @@ class SimNLLoss(BatchLoss):
         images, texts = self.module.noted.take()
         prototypes, labels = self.module.prototypes(texts), self.place.labels(predicted)
         reranked = reranking(images, prototypes.mixed(), labels, config.neighbours)
-        # The second loss is one of weights alone, the same for each example.
+        # The second loss reads weights alone: it is the same for every example.
         lost = config.reranking * reranked + config.consistency * consistency(prototypes, texts)
         return self.place.by_row(predicted, lost)
 
 
 def reranking(images: Tensor, prototypes: Tensor, labels: Tensor, neighbours: int) -> Tensor:
-    """(b,) of images (b, d), prototypes (c, d), labels (b,): by how much the nearest prototypes,
-    which may include the own one, are nearer than the own one and a margin that grows with the
-    prototypes' angle; the mean over the nearest."""
+    """(b,) of images (b, d), prototypes (c, d), labels (b,): the hinge loss between an image's
+    distance to its class's prototype and those to the nearest prototypes (which may include the
+    class's), with a margin that grows with the angle between the prototypes; a mean over these."""
     distances = torch.cdist(images, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
     own = distances.gather(1, labels[:, None])
     near, numbers = distances.topk(min(neighbours, len(prototypes)), largest=False)
@@ -222,8 +204,8 @@ def reranking(images: Tensor, prototypes: Tensor, labels: Tensor, neighbours: in
 
 
 def consistency(prototypes: Prototypes, texts: ClassTexts) -> Tensor:
-    """How far the mixed prototypes (c, d) are from the texts: 1 - cosine, taken over the classes
-    for each of the d numbers, as the original code has it, and averaged over these."""
+    """How far the mixed prototypes (c, d) are from the texts: 1 - cosine, averaged. As in the
+    original code, each of the d cosines is taken over the classes, not over the embedding."""
     mixed, shares = prototypes.mixed(), (TEMPLATE_SHARE, 1 - TEMPLATE_SHARE)
     pairs = zip(shares, (texts.template, texts.described), strict=True)
     distances = [

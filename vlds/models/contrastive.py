@@ -5,10 +5,10 @@ With N pairs on all ranks, unit embeddings x and y, and a scale s, the loss of p
 
     1/2 [ -log softmax_j(s x_i y_j)_i - log softmax_j(s x_j y_i)_i ],    j = 1 ... N,
 
-and the loss of the batch their mean. Every rank computes the terms of its own pairs, against the
-embeddings of all ranks, through which gradients flow back. So the ranks' shares do not matter, but
-micro-batches do: pairs that are not computed at the same time do not see each other, and kinds
-refuse more than one micro-batch a step.
+and the loss of the batch is their mean. Each rank computes the terms of its own pairs against the
+embeddings of all ranks. Gradients flow back through these, so it does not matter how ranks share
+the pairs. Pairs of different micro-batches would not be compared: kinds refuse more than one
+micro-batch a step.
 
 Shapes: b rows of this rank, n of all ranks, d width.
 """

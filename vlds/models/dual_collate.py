@@ -14,8 +14,8 @@ from vlds.schema import IGNORED_LABEL, Batch, Images, Row
 
 @dataclass(frozen=True)
 class DualCollator:
-    """Puts rows together. What a row says is one text, its prompt and its target; a row of a task
-    with a head has its classes instead. A label stands for the whole row."""
+    """Makes batches. A row's text is its prompt and target together; a row of a task with a head
+    has scores of classes instead of a target. A row's one label says whether it has a target."""
 
     tokenizer: Tokenizer
 
@@ -25,9 +25,9 @@ class DualCollator:
         texts = [(r.example.prompt + (r.example.target or ""), r.max_target_tokens) for r in rows]
         ids = token_ids(self.tokenizer, texts)
         batch = batch_of(rows, ids, self.tokenizer.pad_token_id, evaluation=evaluation)
-        if any(row.example.target is not None for row in rows):
-            missing = [row.example.target is None for row in rows]
-            batch.labels = IGNORED_LABEL * torch.tensor(missing).long()[:, None]
+        missing = [row.example.target is None for row in rows]
+        if not all(missing):
+            batch.labels = torch.tensor([[IGNORED_LABEL if m else 0] for m in missing])
         batch.images = images
         return batch
 

@@ -1,4 +1,4 @@
-"""CLIP with methods attached: embeddings of pictures and texts, and what follows from them.
+"""CLIP with methods attached: embeddings of pictures and texts, classes, losses and answers.
 
 Shapes: b rows, u distinct pictures, c classes, n pairs of all ranks, l tokens of a text, d width of
 the embeddings.
@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from vlds.heads.texts import ClassExtension, ClassTexts, TextClasses, Twin
+from vlds.heads.texts import ClassExtension, ClassTexts, TextClasses, Twin, unit
 from vlds.kernels.dropout import examples_follow, pictures_follow
 from vlds.methods.batch_loss import Predicted
 from vlds.methods.extended import is_own, run_beside
@@ -38,7 +37,7 @@ TOWERS = {
 }
 """Part -> its modules in Hugging Face's CLIP."""
 MOST_SCALE = 100.0
-"""CLIP keeps its factor of cosines at or below this."""
+"""Largest factor of cosines, as in CLIP's training."""
 TOGETHER = 256
 """Texts of classes that are embedded at once."""
 MOST_KEPT = 1 << 18
@@ -115,7 +114,7 @@ class DualEncoderModel(Model):
         return hasattr(self.backbone.logit_scale, "ds_id")
 
     def forget_texts(self) -> None:
-        """Let go of embeddings that weights have changed."""
+        """Drop kept embeddings of texts, because weights may have changed."""
         self._kept_texts.clear()
         self._kept_list = None
 
@@ -139,19 +138,19 @@ class DualEncoderModel(Model):
         return self.embed_views(views)[[distinct[row] for row in rows]]
 
     def twin_images(self, batch: Batch, views: int) -> Tensor:
-        """(b, d) of length 1: what the frozen model says of an augmented view of each picture."""
+        """(b, d) of length 1: the frozen model's embedding of an augmented view of each picture."""
         assert batch.images is not None
         numbers = [1 + self.context.draw(f"twin of {name}", views) for name in batch.ids]
         pairs = zip(batch.image_index[:, 0].tolist(), numbers, strict=True)
         return self.embed_views([View(batch.images[u], view) for u, view in pairs], twin=True)
 
     def begin(self) -> None:
-        """Run what methods have put beside the towers, once before a batch."""
+        """Run the modules that methods have put beside the towers, once before a batch."""
         for part in self.parts.values():
             run_beside(self.get_submodule(part.path))
 
     def rows_follow(self, tasks: Sequence[int]) -> None:
-        """Tell methods which tasks the rows have that a tower reads next."""
+        """Tell methods the tasks of the rows that a tower reads next."""
         self.context.set_rows(torch.tensor(tasks), None, self.backbone.logit_scale.device)
 
     def view_number(self, name: str) -> int:
@@ -163,9 +162,7 @@ class DualEncoderModel(Model):
     @property
     def num_views(self) -> int:
         """How many augmented views of a training picture methods ask for; 0: none."""
-        extensions = (e for head in self.text_heads.values() for e in head.extensions.values())
-        views = (e.views for e in extensions if isinstance(e, ClassExtension))
-        return max(views, default=0)
+        return max((extension.views for *_, extension in self.extensions()), default=0)
 
     def embed_views(self, views: Sequence[View], twin: bool = False) -> Tensor:
         """(u, d) of length 1, in float32. Embeddings of a frozen tower are kept, so that it sees
@@ -219,6 +216,14 @@ class DualEncoderModel(Model):
         """Task -> its head, for those that compare with texts."""
         return {name: head for name, head in self.heads.items() if isinstance(head, TextClasses)}
 
+    def extensions(self) -> list[tuple[str, TextClasses, ClassExtension]]:
+        """Task, its head, and the method's module in it, for heads that have one."""
+        return [
+            (task, head, head.extension)
+            for task, head in self.text_heads.items()
+            if head.extension is not None
+        ]
+
     def show_texts(self) -> None:
         """Tell all heads what their classes' texts are."""
         for name, head in self.text_heads.items():
@@ -226,17 +231,17 @@ class DualEncoderModel(Model):
 
     def show_twins(self, batch: Batch) -> None:
         """In training, tell heads what the frozen model says, if their methods ask for it."""
-        for name, head in self.text_heads.items():
-            for extension in head.extensions.values():
-                if self.training and isinstance(extension, ClassExtension) and extension.twin_views:
-                    with torch.no_grad(), extension.switched_off():
-                        number = self.heads.numbers[name]
-                        if name not in self._twin_texts:
-                            described = head.config.sentences().described
-                            self._twin_texts[name] = self.means_of(described, number)
-                        images = self.twin_images(batch, extension.twin_views)
-                        own = batch.task_index.to(images.device) == number
-                        head.twin.value = Twin(images[own], self._twin_texts[name])
+        for name, head, extension in self.extensions():
+            if not (self.training and extension.twin_views):
+                continue
+            with torch.no_grad(), extension.switched_off():
+                number = self.heads.numbers[name]
+                if name not in self._twin_texts:
+                    described = head.config.sentences().described
+                    self._twin_texts[name] = self.means_of(described, number)
+                images = self.twin_images(batch, extension.twin_views)
+                is_own = batch.task_index.to(images.device) == number
+                head.twin.value = Twin(images[is_own], self._twin_texts[name])
 
     def class_texts(self, name: str, head: TextClasses) -> ClassTexts:
         """The texts of a task's classes; computed once while the text tower does not change."""
@@ -245,19 +250,18 @@ class DualEncoderModel(Model):
             return kept._replace(scale=self.scale)
         sentences, number = head.config.sentences(), self.heads.numbers[name]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_fixed):
-            first = self.means_of(sentences.template, number)
-            texts = ClassTexts(first, first, first, self.scale)
-            extensions = [e for e in head.extensions.values() if isinstance(e, ClassExtension)]
-            if any(e.reads_descriptions for e in extensions):
+            template = self.means_of(sentences.template, number)
+            texts = ClassTexts(template, template, template, self.scale)
+            if head.extension is not None and head.extension.reads_descriptions:
                 texts = texts._replace(described=self.means_of(sentences.described, number))
-            if any(e.reads_negatives for e in extensions):
+            if head.extension is not None and head.extension.reads_negatives:
                 texts = texts._replace(negative=self.means_of(sentences.negative, number))
         if is_fixed:
             self._kept_texts[name] = texts
         return texts._replace(scale=self.scale)
 
     def means_of(self, sentences: Sequence[Sequence[str]], task: int) -> Tensor:
-        """Sentences of each class -> (c, d) the directions of their means."""
+        """Sentences of each class -> (c, d) directions of the means of their embeddings."""
         embedded = self.embed_texts([text for of_class in sentences for text in of_class], task)
         parts = embedded.split([len(of_class) for of_class in sentences])
         return unit(torch.stack([part.mean(0) for part in parts]))
@@ -265,7 +269,7 @@ class DualEncoderModel(Model):
     # Training.
 
     def use_methods(self) -> None:
-        """Errors: ValueError for a method that the model does not run, or that needs classes."""
+        """Errors: ValueError for a method that the model cannot run, or that needs a head."""
         for module in self.backbone.modules():
             if names := list(getattr(module, "key_value_extensions", {})):
                 raise ValueError(
@@ -277,27 +281,24 @@ class DualEncoderModel(Model):
                 f"methods.{next(iter(self.batch_losses))}: it adds to the loss of single examples, "
                 "and pairs of pictures and texts have none; give the tasks a head"
             )
-        extensions = [
-            (name, head, extension)
-            for head in self.text_heads.values()
-            for name, extension in head.extensions.items()
-            if isinstance(extension, ClassExtension)
-        ]
-        for name, head, extension in extensions:
-            others = {
-                method for tensor, method in self.trained_by.items()
-                if method != name and tensor.startswith(BACKBONE_PREFIX)
-            }  # fmt: skip
-            if extension.twin_views and others:
-                raise ValueError(
-                    f"methods.{name}: it compares with the frozen model, which "
-                    f"{', '.join(sorted(others))} would change; remove one of them"
-                )
+        for _, head, extension in self.extensions():
+            (name,) = head.extensions
+            if extension.twin_views:
+                self.check_frozen(name)
             if self.tokenizer is not None and not on_meta():
                 try:
                     extension.start(head.config, self.backbone, self.tokenizer)
                 except ValueError as error:
                     raise ValueError(f"methods.{name}: {error}") from None
+
+    def check_frozen(self, name: str) -> None:
+        """Errors: ValueError if another method than this one trains weights in the towers."""
+        methods = {m for tensor, m in self.trained_by.items() if tensor.startswith(BACKBONE_PREFIX)}
+        if others := sorted(methods - {name}):
+            raise ValueError(
+                f"methods.{name}: it compares with the frozen model, which "
+                f"{', '.join(others)} would change; remove one of them"
+            )
 
     def forward(
         self, batch: Batch, coefficients: Tensor, pieces: Sequence[Tensor] = ()
@@ -326,7 +327,7 @@ class DualEncoderModel(Model):
         return images, self.through_text(batch.input_ids)
 
     def predicted(self, batch: Batch) -> Predicted:
-        """What heads say of a batch; without heads, how the batch's own pairs compare."""
+        """What heads say of a batch; without heads, the similarities of this rank's pairs."""
         labels = targets_of(batch)
         if not self.heads:
             images, texts = self.pairs(batch)
@@ -341,8 +342,7 @@ class DualEncoderModel(Model):
         the batch."""
         if not self.heads:
             return self.predicted(batch).logits[:, None]
-        numbers = {number: name for name, number in self.heads.numbers.items()}
-        head = self.heads[numbers[int(batch.task_index[0])]]
+        head = self.heads[self.heads.name_of(batch)]
         logits: Tensor = head(self.first_states(batch))
         return logits[:, None]
 
@@ -350,7 +350,7 @@ class DualEncoderModel(Model):
 
     def first_states(self, batch: Batch) -> Tensor:
         """(b, d) embeddings of the pictures, which heads read. Tells the heads their texts."""
-        # ZeRO-3 keeps weights for the backward pass of the last time that a layer has run.
+        # The frozen model runs first: ZeRO-3's backward pass relies on the last run of a layer.
         self.show_twins(batch)
         self.begin()
         images = self.image_embeddings(batch)
@@ -359,7 +359,7 @@ class DualEncoderModel(Model):
 
     @torch.no_grad()
     def write(self, batch: Batch, decoding: Decoding) -> list[Answer]:
-        """The most fitting text of the list that the task names.
+        """The text nearest to each picture, of the list that the task names.
 
         Errors: ValueError if it names none.
         """
@@ -377,8 +377,3 @@ class DualEncoderModel(Model):
         best, chosen = logits.softmax(-1).max(-1)
         pairs = zip(chosen.tolist(), best.tolist(), strict=True)
         return [Answer(texts[number], confidence, None) for number, confidence in pairs]
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """The same directions with length 1, in float32 or more."""
-    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)

@@ -1,8 +1,8 @@
 """Augmented views of pictures: a random part, stretched to the whole, and perhaps mirrored.
 
-As in the usual few-shot training on CLIP: the part has half to all of the area and an aspect ratio
-of 3/4 to 4/3. A view is a function of the picture and of its number, so that its embedding can be
-kept. The original codes crop the picture as it is stored; here it has the model's size already.
+As usual in few-shot training of CLIP, the part has half to all of the area, and an aspect ratio of
+3/4 to 4/3. A view depends on the picture and on the view's number alone, so that its embedding can
+be kept. The original codes crop the stored picture; here it has the model's size already.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class View(NamedTuple):
     """0 is the picture itself."""
 
     def key(self) -> tuple[bytes, int]:
-        """Names the view by what the picture shows."""
+        """Identifies the view: a hash of the picture's pixels, and the number."""
         pixels = self.picture.cpu().contiguous().numpy().tobytes()
         return blake2b(pixels, digest_size=16).digest(), self.number
 
@@ -38,7 +38,7 @@ class View(NamedTuple):
 
 
 def cut(picture: Tensor, key: tuple[bytes, int]) -> Tensor:
-    """The part of a picture (3, h, w) uint8 that a view's key decides, stretched to its size."""
+    """The part of a picture (3, h, w) uint8 that the view's key draws, in the picture's size."""
     name = blake2b(key[0] + key[1].to_bytes(8, "big"), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(name, "big"))
     area, ratio, down, right, mirrored = torch.rand(5, generator=generator).tolist()

@@ -1,4 +1,4 @@
-"""The heads of a model: what they read, what they say of a batch, and their answers.
+"""The heads of a model: which rows of a batch they read, their losses and their answers.
 
 b examples, t labels of an example, m examples of a task, c classes of it, d width.
 """
@@ -54,6 +54,11 @@ class TaskHeads(nn.ModuleDict):
         numbers = torch.tensor(list(self.numbers.values()), dtype=torch.long)
         return torch.isin(batch.task_index, numbers)
 
+    def name_of(self, batch: Batch) -> str:
+        """The task of a batch whose examples all belong to one task with a head."""
+        task = int(batch.task_index[0])
+        return next(name for name, number in self.numbers.items() if number == task)
+
     def split(self, batch: Batch, labels: Tensor) -> Split:
         """Tell labels (b, t) that are tokens from those that stand for classes."""
         has_classes = self.has_classes(batch).to(labels.device)[:, None]
@@ -62,10 +67,10 @@ class TaskHeads(nn.ModuleDict):
         return Split(is_label, is_label & ~has_classes, is_class, is_class.any(1).nonzero()[:, 0])
 
     def predicted(self, states: Tensor, rows: Tensor, batch: Batch) -> list[ClassesPredicted]:
-        """What the heads say of rows (m,) of a batch with these states (m, d).
+        """Logits and targets of rows (m,) of a batch with these states (m, d).
 
-        All heads run in the order of the tasks, also over no rows: under ZeRO-3 the ranks gather
-        together.
+        All heads run in the order of the tasks, even over no rows: under ZeRO-3, all ranks must
+        gather the same weights.
         """
         tasks = batch.task_index.to(rows.device)[rows]
         found = []
@@ -78,16 +83,15 @@ class TaskHeads(nn.ModuleDict):
         return found
 
     def predicted_alone(self, states: Tensor, batch: Batch, labels: Tensor) -> Predicted:
-        """All that a kind says which writes no text: what the heads make of states (b, d)."""
+        """The same of all examples with classes, for kinds that write no text. States: (b, d)."""
         rows = self.split(batch, labels).rows
         classes = self.predicted(states[rows], rows, batch)
         return Predicted(states.new_zeros(0, 1), labels, classes)
 
     def answers(self, states: Tensor, batch: Batch) -> list[tuple[str, float]]:
         """The best class of each example of one task, and its probability: by softmax, or by
-        sigmoid where each class is a question of its own. States: (b, d)."""
-        number = int(batch.task_index[0])
-        name = next(task for task, own in self.numbers.items() if own == number)
+        sigmoid if several classes may hold. States: (b, d)."""
+        name = self.name_of(batch)
         output, logits = self.outputs[name], self[name](states).float()
         is_binary = output.loss == "binary_cross_entropy"
         best, chosen = (logits.sigmoid() if is_binary else logits.softmax(-1)).max(-1)

@@ -20,11 +20,11 @@ class Gathered(NamedTuple):
     rows: Tensor
     """(n, d)."""
     first: int
-    """Place of this rank's first row among them."""
+    """Index of this rank's first row among them."""
 
 
 class GatherRows(torch.autograd.Function):
-    """The rows of all ranks; gradients are summed over the ranks that have read a row."""
+    """The rows of all ranks. A row's gradient is the sum of what all ranks send back."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int) -> Tensor:
@@ -42,8 +42,8 @@ class GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> Gathered:
-    """The rows (b, d) of all ranks, which may have unlike numbers of them. Collective; without
-    ranks, the rows themselves."""
+    """The rows (b, d) of all ranks, which may have different numbers of rows. Collective; with a
+    single rank, the rows themselves."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return Gathered(rows, 0)
     rank, counts = dist.get_rank(), torch.zeros(dist.get_world_size(), dtype=torch.int64)

@@ -11,8 +11,9 @@ import pytest
 
 from tests.toys.task_samples import sample_of
 from vlds.metrics.box_overlap import overlap
-from vlds.schema import Sample
+from vlds.schema import Sample, SkipSample
 from vlds.tasks import Refer
+from vlds.tasks.base import ask
 from vlds.tasks.refer import POINTERS
 
 
@@ -81,8 +82,5 @@ def test_a_box_at_the_edge_is_in_the_last_cell() -> None:
 
 
 def test_a_sample_without_proposals_is_a_bad_one() -> None:
-    from vlds.schema import SkipSample
-    from vlds.tasks.base import ask
-
     with pytest.raises(SkipSample, match="proposals"):
         ask(Refer(), "r", sample([0, 0, 4, 2]), 0, None)

@@ -4,6 +4,7 @@ opened, converted."""
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from tests.toys.trained_runs import save_run
 from tests.toys.world import picture, world_recipe
 from vlds.artifact import LoadedRun, load_run
 from vlds.cli.commands import run_command
-from vlds.config import Recipe
+from vlds.config import Recipe, parse_recipe, save_recipe
 from vlds.convert.verify import logits
 from vlds.evaluation.scores_json import read_scores
 from vlds.evaluation.sources import with_lists
@@ -169,8 +170,6 @@ def test_a_linear_probe_needs_no_methods(world: Path, tmp_path: Path, ranks1: Ra
 
 def test_one_line_chooses(world: Path, tmp_path: Path) -> None:
     """Also on the command line."""
-    from vlds.config import parse_recipe, save_recipe
-
     file = tmp_path / "recipe.yaml"
     save_recipe(world_recipe(world, tmp_path / "run"), file)
     words = [str(file), "--tasks.vqa.head", "MLPHead", "--tasks.vqa.head.classes", "[red, blue]"]
@@ -205,8 +204,6 @@ def test_a_list_of_other_data_is_an_error(world: Path, tmp_path: Path) -> None:
 
 
 def test_the_data_may_list_the_classes(world: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "data"
     shutil.copytree(world / "vqa", folder)
     recipe = with_head(world, tmp_path, LinearHead())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,11 +35,22 @@ class AnswerTask(Task, ABC):
         given = sample.annotations[annotation]
         if rng is not None:
             require_label(given, self.label_field, sample)
-        question, label = self.question(sample, given), given.get(self.label_field)
-        answer = None if label is None else self.answer_text(label)
-        reference = None if rng or answer is None else self.reference(given, answer)
-        example = Example(given["id"], name, question, answer, reference=reference)
-        return example if answer is None else self.with_classes(example, {answer: 1.0})
+        example = Example(given["id"], name, self.question(sample, given), None)
+        has_label = given.get(self.label_field) is not None
+        return self.answered(example, sample, given, rng) if has_label else example
+
+    def answered(
+        self,
+        example: Example,
+        sample: Sample,
+        given: Mapping[str, Any],
+        rng: np.random.Generator | None,
+    ) -> Example:
+        """The example with the answer of its annotation; in evaluation also the reference."""
+        answer = self.answer_text(given[self.label_field])
+        reference = None if rng is not None else self.reference(given, answer)
+        example = replace(example, target=answer, reference=reference)
+        return self.with_classes(example, {answer: 1.0})
 
     def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
         """The model's input for an annotation."""

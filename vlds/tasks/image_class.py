@@ -1,4 +1,4 @@
-"""Classes of pictures: which of the data set's classes does a picture show?"""
+"""Picture classification: which of the data set's classes does a picture show?"""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class ImageClass(AnswerTask):
     tables: ClassVar[tuple[str, ...]] = ("class",)
 
     shots: int | None = None
-    """Train on so many pictures of each class, drawn by the recipe's seed; default: on all."""
+    """Pictures of each class to train on, drawn by the recipe's seed; default: all."""
     half: Literal["base", "new"] | None = None
-    """Only the first half of the data set's classes (base), or the others (new): a run that learns
-    the base classes is then evaluated on the new ones. Default: all."""
+    """Keep the first half of the data set's classes (base) or the second (new), to train on the
+    base classes and evaluate on the new ones. Default: all."""
     prompt: str = "class: "
     """The whole input, trailing space included; "" for none."""
     max_prompt_tokens: int = 20
@@ -53,7 +53,7 @@ class ImageClass(AnswerTask):
         return self.shots
 
     def narrowed(self, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """The half of them that the recipe names; the base half is the larger one."""
+        """The classes of `half`; of an odd number, the base half has one more."""
         if self.half is None:
             return classes
         middle = (len(classes) + 1) // 2
@@ -95,8 +95,8 @@ class ImageClass(AnswerTask):
     def example_scores(
         self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> Sequence[float] | None:
-        """For the mean over classes, a picture counts less the more pictures its class has: the
-        mean over pictures then equals the mean over classes."""
+        """For the mean over classes, a picture's value is divided by its class's share, so that the
+        mean over pictures equals the mean over classes."""
         if name != PER_CLASS:
             return super().example_scores(name, predictions, references)
         texts, known = labelled(predictions, references)

@@ -8,7 +8,7 @@ comparison of the visual tokens' logits; VL-T5 compares the whole vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +16,6 @@ import numpy as np
 from vlds.metrics.box_overlap import overlap
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
-from vlds.tasks.base import require_label
 from vlds.tasks.vqa import draw_answer
 
 POINTERS = tuple(f"<vis_extra_id_{number}>" for number in range(36))
@@ -27,8 +26,8 @@ ENOUGH = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Refer(AnswerTask):
-    """Point at what an expression describes; scored by accuracy: the share of proposals that
-    overlap the box by half, or of cells that hold its centre.
+    """Point at what an expression describes; scored by accuracy: the share of answers whose
+    proposal overlaps the box by half, or whose cell holds its centre.
 
     For JointSeq2Seq, whose vocabulary has visual tokens. An annotation has an `expression` and a
     `box` (left, top, width, height in pixels), its sample `proposals`: a box for each visual token.
@@ -47,33 +46,28 @@ class Refer(AnswerTask):
     decoding: Decoding = field(default_factory=lambda: Decoding(choices=POINTERS))
     """How the model's output becomes a visual token: the best of `choices`, 36 by default."""
     grid: int | None = None
-    """Cells along a side of a grid that stands for proposals: right is the cell with the box's
-    centre. Default: the samples' own proposals."""
-
-    def example(
-        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
-    ) -> Example:
-        """Draw a proposal in training; the best one and all right ones in evaluation."""
-        assert annotation is not None
-        given = sample.annotations[annotation]
-        if rng is not None:
-            require_label(given, self.label_field, sample)
-        question, box = self.question(sample, given), given.get(self.label_field)
-        if box is None:
-            return Example(given["id"], name, question, None)
-        scores = self.right(sample, box)
-        if rng is not None:
-            answer, _ = draw_answer(scores, rng)
-            weight = float(bool(scores))
-            return Example(given["id"], name, question, answer, weight=weight)
-        best = max(scores, key=lambda pointer: scores[pointer], default="")
-        reference = {"answer": best, "right": sorted(scores)}
-        return Example(given["id"], name, question, best, reference=reference)
+    """Cells along a side of a grid, if its cells stand for proposals: the cell that holds the box's
+    centre is right. Default: the samples' own proposals."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.grid is not None and not 1 <= self.grid**2 <= len(POINTERS):
             raise ValueError(f"grid: got {self.grid}; give 1 to 6")
+
+    def answered(
+        self,
+        example: Example,
+        sample: Sample,
+        given: Mapping[str, Any],
+        rng: np.random.Generator | None,
+    ) -> Example:
+        """Draw a proposal in training; the best one and all right ones in evaluation."""
+        scores = self.right(sample, given[self.label_field])
+        if rng is not None:
+            answer, _ = draw_answer(scores, rng)
+            return replace(example, target=answer, weight=float(bool(scores)))
+        best = max(scores, key=lambda pointer: scores[pointer], default="")
+        return replace(example, target=best, reference={"answer": best, "right": sorted(scores)})
 
     def right(self, sample: Sample, box: list[float]) -> dict[str, float]:
         """Visual tokens that are right, and how well they fit the box."""

@@ -1,9 +1,9 @@
-"""MetaAdapter's place in a run: outer steps over its tasks, before an engine holds the model.
+"""MetaAdapter in a run: outer steps over the run's tasks, before an engine holds the model.
 
-An outer step reads a global batch of the run's data, in an order of its own. The loss on half of a
-task's examples is the run's own (vlds/models/loss.py), as if these were the global batch, so ranks
-and micro-batches change nothing. All that trains is learnt at one rate. Of weights that are stacked
-over tasks, and of heads, each task moves its own alone.
+An outer step reads a global batch of the run's data, in a separate order. The loss on half of a
+task's examples is the run's loss (vlds/models/loss.py), as if these were the global batch, so ranks
+and micro-batches change nothing. All trainable weights have the same rate. A task moves its own
+head only, and its own slice of weights that are stacked over tasks.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from vlds.schema import Batch
 
 
 class MetaStopped(Exception):
-    """A stop was requested before the last outer step. Raised on all ranks; the message says where
-    it came."""
+    """A stop was requested before the last outer step. Raised on all ranks; the message names
+    the step."""
 
 
 def meta_seed(seed: int) -> int:
-    """The seed of the order in which meta-learning reads a run's data, and of what it draws."""
+    """The seed of meta-learning's order of examples, and of its random draws."""
     return seed_of(seed, "meta")
 
 
 def batches_a_step(recipe: Recipe) -> int:
-    """Global batches that an outer step reads: of one task each, about one for each task."""
+    """Global batches that an outer step reads: if each holds one task, about one for each task."""
     return len(recipe.tasks) if recipe.data.unit == "global_batch" else 1
 
 
 def check_meta(model: Model) -> None:
-    """Errors: ValueError if a method acts in every optimizer step: it would miss those of
-    meta-learning."""
+    """Errors: ValueError if a method acts in every optimizer step: meta-learning's steps would not
+    call it."""
     for name in model.step_rules:
         raise ValueError(
             f"meta: methods.{name} follows the run's optimizer steps (as AdaLoRA's budget does), "
@@ -63,12 +63,10 @@ def meta_learn(
     stream: MixedStream,
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Move what trains to where each task is learnt in few steps; what the metrics keep of it.
-    Collective.
+    """Run the outer steps on trainable weights; returns what the metrics keep. Collective.
 
-    `stream`: one of its own, in the order of `meta_seed`. `stopping` is asked after each outer
-    step. A vision encoder's moving statistics are afterwards as before: they were those of weights
-    inside tasks. Errors: MetaStopped if a rank is to stop.
+    `stream`: a separate one, in the order of `meta_seed`. `stopping` is asked after each outer
+    step. Errors: MetaStopped if a rank should stop.
     """
     config = recipe.meta
     assert config is not None
@@ -83,6 +81,7 @@ def meta_learn(
             if ranks.any(stopping()):
                 raise MetaStopped(f"in step {step + 1} of {config.steps} of meta-learning")
             progress.after_step(step + 1, losses)
+    # The statistics have seen weights inside tasks, which the model does not keep.
     for buffer, before in statistics:
         buffer.copy_(before)
     return progress.end(learner.steps.num_skipped)
@@ -99,7 +98,7 @@ class Copy:
     values: nn.Parameter
 
     def part(self, tensor: Tensor) -> Tensor:
-        """What belongs to the copy of a tensor that is like the weight."""
+        """The copy's part of a tensor with the weight's shape."""
         return tensor[self.task] if self.is_slice else tensor
 
 
@@ -138,17 +137,17 @@ class MetaLearner:
         return dict(zip(names, losses, strict=True))
 
     def gradients(self, half: TaskHalf) -> float:
-        """Set the gradients of the loss on half of a task's examples; that loss. Collective.
+        """Set the gradients of the loss on half of a task's examples; returns the loss. Collective.
 
-        A copy whose weight the loss has not read has none: Adam leaves it alone.
+        A copy whose weight the loss has not read gets no gradient, and Adam leaves it alone.
         """
         self.write()
-        self.model.train()  # also lets go of what it has made with earlier weights
+        self.model.train()  # also drops what the model has kept from earlier weights
         copies = [copy for copy in self.copies if copy.task in (None, half.task)]
         sums = [torch.zeros_like(copy.values) for copy in copies]
         read = torch.zeros(len(copies), dtype=torch.float64)
         loss = torch.zeros(1, dtype=torch.float64)
-        # As step 0 of a seed of its own: what methods do by step stands at its beginning.
+        # Each half is step 0 of another seed: methods that follow a schedule stay at its start.
         draws = seed_of(self.seed, "half", self._num_halves), 0
         self._num_halves += 1
         for number, batch in enumerate(half.batches):

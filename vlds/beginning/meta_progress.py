@@ -39,7 +39,7 @@ class MetaProgress:
             self._say(f"meta-learning {step}/{self.num_steps}  {shown}  {clock(left)} left")
 
     def end(self, num_skipped: int) -> dict[str, Any]:
-        """Say what else a user should know; what the metrics keep."""
+        """Print notices about what went wrong; returns what the metrics keep."""
         for notice in self._notices(num_skipped):
             self._say(notice)
         return {
@@ -58,7 +58,7 @@ class MetaProgress:
         for task, steps in self.steps_with.items():
             if steps < self.num_steps:
                 yield (
-                    f"meta-learning: {task} had a part in {steps} of {self.num_steps} steps; in "
+                    f"meta-learning: {task} took part in {steps} of {self.num_steps} steps; in "
                     "the others it had fewer than two examples"
                 )
 

@@ -38,7 +38,7 @@ class MetaSteps:
 
     @torch.no_grad()
     def step(self, tasks: Sequence[tuple[Half, Half]], rate: float) -> list[tuple[float, float]]:
-        """One outer step; each task's losses on its halves."""
+        """One outer step; returns each task's losses on its halves."""
         start = [weight.clone() for weight in self.weights]
         changes = [torch.zeros_like(weight) for weight in self.weights]
         losses = []
@@ -54,7 +54,7 @@ class MetaSteps:
         return losses
 
     def inner(self, half: Half) -> float:
-        """A step on half of a task's examples; its loss before the step."""
+        """A step on half of a task's examples; returns the loss before the step."""
         self.optimizer.zero_grad()
         with torch.enable_grad():
             loss = half()

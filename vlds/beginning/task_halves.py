@@ -20,8 +20,8 @@ class TaskHalf:
 
     task: int
     batches: list[Batch]
-    """Those of this rank, by micro-batch; equally many on all ranks, since losses that compare the
-    examples of all ranks are collective. One without an example holds a row that is not `valid`."""
+    """Those of this rank, one for each micro-batch. All ranks have equally many, because a loss may
+    be collective; one without an example of the half holds a row that is not `valid`."""
     totals: LossTotals
     """Of all ranks."""
 
@@ -32,9 +32,9 @@ def task_halves(
     """Both halves of each task that has at least two examples, given this rank's micro-batches of
     one or more global batches. Collective.
 
-    A task's examples are numbered over the ranks, in the order of the global batches, and those
-    with odd numbers are its second half: how the batches are cut changes nothing, and each rank has
-    a part of both.
+    A task's examples are numbered over all ranks, in the order of the global batches; odd numbers
+    are the second half. So the cut into ranks and micro-batches changes nothing, and each rank has
+    a part of both halves.
     """
     numbers = first_numbers(global_batches, num_tasks, ranks)
     rows: dict[tuple[int, int], list[list[int]]] = defaultdict(list)  # of each micro-batch in turn

@@ -1,14 +1,15 @@
-"""Trains a tiny CLIP on the demo's captions, then lets it classify what it has not met.
+"""Trains a tiny CLIP on the demo's captions, then few-shot methods on classes that it has not met.
 
     python benchmarks/clip_demo.py --seeds 0 1 2 --shots 1 2 4 8 16
 
-The model is a CLIP of 1 M random weights: a tower of 4 layers on patches as large as the cells in
-which the shapes lie, one of 3 layers on words. Each seed trains it by `demo_clip.yaml`; then
-`demo_few_shot.yaml` is run with each method. The 24 classes are six colors, which the captions
-name, of four figures, which no picture and no text of the demo has.
+The model is a CLIP of 1 M random weights: a tower of 4 layers for pictures, whose patches are as
+large as the cells in which the shapes lie, and one of 3 layers for texts. For each seed, it trains
+by `demo_clip.yaml`; then `demo_few_shot.yaml` runs with each method and number of shots. The 24
+classes are six colors, which the captions name, of four figures, which no picture and no text of
+the demo has. Each method has its own learning rate, epsilon and decay (ROWS).
 
-All files go to runs/clip_demo and, as those of `vlds demo`, to runs/demo/data. What is there
-already is not made again. The scores go to stdout.
+The table of accuracies goes to stdout. All files go to runs/clip_demo and, like those of `vlds
+demo`, to runs/demo/data. Finished runs are not repeated: delete runs/clip_demo after a change.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_t
 
 
 def one(name: str, **fields: Any) -> dict[str, Any]:
-    """A mapping with one method."""
+    """The recipe's `methods` with one method."""
     return {name.lower(): {"class_path": name, "init_args": fields}}
 
 
@@ -52,7 +53,7 @@ class Row:
     eps: float = 1e-6
     decay: float = 0.01
     head: Mapping[str, Any] = field(default_factory=dict)
-    """In place of the recipe's head."""
+    """Replaces the recipe's head, if it is not empty."""
 
 
 ROWS = {
@@ -76,7 +77,9 @@ def main() -> None:
         run("data_prep", "demo", "--out", DATA)
     if not (OUT / "model").exists():
         write_model(OUT / "model")
-    zero: list[float] = []
+    first_scores: list[float] = []
+    seeds = ", ".join(map(str, options.seeds))
+    print(f"Accuracy on 24 classes after training, mean and deviation over seeds {seeds}:\n")
     print(f"| method | {' | '.join(f'{n} shots' for n in options.shots)} |", flush=True)
     print(f"|---|{'---|' * len(options.shots)}", flush=True)
     for name in ROWS:
@@ -84,9 +87,11 @@ def main() -> None:
         for shots in options.shots:
             values = [few_shot(name, shots, seed) for seed in options.seeds]
             cells.append(shown([last for _, last in values]))
-            zero += [first for first, _ in values if not ROWS[name].head]
+            # A linear probe's weights are drawn: before training it is at chance.
+            first_scores += [first for first, _ in values if not ROWS[name].head]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
-    print(f"before training: at least {min(zero):.3f}, at most {max(zero):.3f}")
+    lowest, highest = min(first_scores), max(first_scores)
+    print(f"\nBefore training, linear probe left out: {lowest:.3f} to {highest:.3f}")
 
 
 def shown(values: Sequence[float]) -> str:
@@ -96,18 +101,18 @@ def shown(values: Sequence[float]) -> str:
 
 
 def few_shot(name: str, shots: int, seed: int) -> tuple[float, float]:
-    """Accuracy before and after training on so many pictures of each class."""
-    clip, row = pretrain(seed, OUT / str(seed)), ROWS[name]
+    """Accuracy before and after training on `shots` pictures of each class."""
+    folder, row = OUT / str(seed), ROWS[name]
+    clip = pretrain(seed, folder)
     recipe = yaml.safe_load(Path("recipes/demo_few_shot.yaml").read_text(encoding="utf-8"))
-    words = name.replace(",", "").replace(" ", "_")
-    output = OUT / str(seed) / f"{words}_{shots}"
+    output = folder / f"{name.replace(',', '').replace(' ', '_')}_{shots}"
     task = recipe["tasks"]["figures"]["init_args"]
     task["shots"], task["head"] = shots, row.head or task["head"]
     rates = {"learning_rate": row.learning_rate, "eps": row.eps, "weight_decay": row.decay}
     recipe |= {"output": str(output), "seed": seed, "methods": dict(row.methods)}
     recipe["optimizer"] |= rates
     recipe["model"]["init_args"]["path"] = str(clip)
-    file = OUT / str(seed) / f"{words}_{shots}.yaml"
+    file = output.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     if not (output / "artifact").exists():
         run("vlds", "train", file)
@@ -117,20 +122,15 @@ def few_shot(name: str, shots: int, seed: int) -> tuple[float, float]:
 
 def pretrain(seed: int, folder: Path) -> Path:
     """The folder of a seed's CLIP."""
-    clip = folder / "clip"
-    run_recipe("demo_clip", seed, folder / "pretrain")
+    clip, trained = folder / "clip", folder / "pretrain"
+    if not (trained / "artifact").exists():
+        run("vlds", "train", "recipes/demo_clip.yaml", "--seed", seed, "--output", trained)
     if not clip.exists():
-        run("vlds", "convert", "hf", "--run", folder / "pretrain", "--out", clip)
+        run("vlds", "convert", "hf", "--run", trained, "--out", clip)
     return clip
 
 
-def run_recipe(name: str, seed: int, output: Path, *changes: Any) -> None:
-    """Train, unless it is done."""
-    if not (output / "artifact").exists():
-        run("vlds", "train", f"recipes/{name}.yaml", "--seed", seed, "--output", output, *changes)
-
-
-def run(module: str, *words: Any) -> None:
+def run(module: str, *words: object) -> None:
     """Run a command; its own output goes to stderr."""
     command = [sys.executable, "-m", module, *map(str, words)]
     subprocess.run(command, check=True, stdout=sys.stderr)
@@ -147,7 +147,7 @@ def write_model(folder: Path) -> None:
     raw = Tokenizer(WordLevel(unk_token="<unk>"))
     raw.pre_tokenizer = Whitespace()
     trainer = WordLevelTrainer(special_tokens=list(SPECIAL.values()), show_progress=False)
-    # Names of figures get words too, which pretraining never sees: they begin as random vectors.
+    # Figures get words too. Pretraining never sees them: their embeddings stay random.
     texts = (DATA / "text.txt").read_text(encoding="utf-8").splitlines()
     raw.train_from_iterator([*texts, *FIGURES], trainer)
     ids = {token: raw.token_to_id(token) for token in SPECIAL.values()}

@@ -26,7 +26,9 @@ ANSWER_FIELDS = ("answer", "multiple_choice_answer")
 WORD_SALADS = 500
 """Lines of shuffled words: unigram training makes a word one piece if it has many contexts."""
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789,'-"
-"""Always known, so that the model can read a user's own question."""
+"""Always known. A sentencepiece model can so read a user's own question; word pieces know them as
+words of one character, and any other new word is unknown."""
+BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 OFTEN = 9
 """The usual 3,129 answers of VQA v2 occur nine times or more."""
 
@@ -75,16 +77,28 @@ def train_word_pieces(texts: Iterable[str], vocabulary_size: int) -> BertWordPie
     tokenizer = BertWordPieceTokenizer()
     lines = sorted(set(texts))
     characters = sorted({*CHARACTERS, *"".join(lines).lower()} - {" "})
+    # The trainer meets the characters inside words in a random order, by which it also breaks ties
+    # between pieces. As the first entries they have one order, and a second tokenizer has the same
+    # vocabulary without them as special tokens.
+    inside = sorted({f"##{c}" for word in _words(tokenizer, lines) for c in word[1:]})
     tokenizer.train_from_iterator(
         iter(lines), vocabulary_size, min_frequency=1, initial_alphabet=characters,
-        show_progress=False,
+        special_tokens=[*BERT_TOKENS, *inside], show_progress=False,
     )  # fmt: skip
+    tokenizer = BertWordPieceTokenizer(tokenizer.get_vocab())
     if (size := tokenizer.get_vocab_size()) > vocabulary_size:
         raise ValueError(
             f"--vocab-size {vocabulary_size}: the characters alone are {size:,} pieces; give "
             "at least that many"
         )
     return tokenizer
+
+
+def _words(tokenizer: BertWordPieceTokenizer, lines: Iterable[str]) -> Iterator[str]:
+    """What BERT's rules divide the lines into, before they become pieces."""
+    for line in lines:
+        text = tokenizer.normalize(line)
+        yield from (word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
 
 
 def texts_of(folders: Iterable[Path]) -> Iterator[str]:

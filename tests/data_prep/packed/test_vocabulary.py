@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer, BertTokenizerFast
 
 from data_prep.cli import main
 from data_prep.official.vqav2 import read_vocabulary
+from data_prep.packed.vocabularies import train_word_pieces
 from tests.toys.files import write
 from tests.toys.official import write_vqav2
 from tests.toys.pictures import jpeg
@@ -38,6 +40,32 @@ def test_the_most_frequent_come_first(
     assert "2 of 3 answers, to 88.9% of the questions" in capsys.readouterr().out
     assert main(["answers", str(shards), "--out", str(out)]) == 2
     assert "--min-count 9: none of 3 answers occurs so often" in capsys.readouterr().err
+
+
+def test_word_pieces(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that transformers opens. Each word of the texts is one piece; of other words, those
+    of one character are known."""
+    words = ["tokenizer", str(shards), "--kind", "bert"]
+    assert main([*words, "--out", str(tmp_path / "words"), "--vocab-size", "150"]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "words")
+    assert isinstance(tokenizer, BertTokenizerFast)
+    assert tokenizer.tokenize("Yes no red?") == ["yes", "no", "red", "?"]
+    assert tokenizer.tokenize("a word, 0-9") == ["a", tokenizer.unk_token, ",", "0", "-", "9"]
+    assert tokenizer("yes ##e")["input_ids"].count(tokenizer.unk_token_id) == 2  # # is unknown
+    capsys.readouterr()
+    assert main([*words, "--out", str(tmp_path / "few"), "--vocab-size", "20"]) == 2
+    assert "--vocab-size 20: the characters alone are" in capsys.readouterr().err
+    assert not (tmp_path / "few").exists()
+
+
+@pytest.mark.parametrize("size", [75, 400])
+def test_the_same_texts_give_the_same_word_pieces(size: int) -> None:
+    """With room for every word, and where many pieces are equally frequent and only some fit."""
+    texts = ["what color is the circle?", "is there a red square?", "a blue circle, a cyan cross"]
+    vocabularies = [train_word_pieces(order, size).get_vocab() for order in (texts, texts[::-1])]
+    vocabularies += [train_word_pieces(texts, size).get_vocab() for _ in range(3)]
+    assert vocabularies == vocabularies[:1] * 5
+    assert (len(vocabularies[0]) == size) == (size == 75)
 
 
 def test_questions_keep_the_scores_of_known_answers(tmp_path: Path) -> None:

@@ -8,13 +8,11 @@ from pathlib import Path
 from data_prep.classes.class_set import ClassSource
 from data_prep.classes.picture_lists import Entry, SplitFile, shown_pictures
 from data_prep.json_rows import clean, shown
-from data_prep.own_data.rows import Row, read_rows
+from data_prep.own_data.rows import Row, list_fields, read_rows
 from data_prep.packing.journal import Dropped
 from vlds.runtime.near_names import guess
 
 REPEATED = "the picture and class of an earlier row"
-MOST_FIELDS = 12
-"""Columns that an error shows."""
 
 
 def read_table_of_classes(
@@ -33,6 +31,7 @@ def read_table_of_classes(
     """
     entries: list[Entry] = []
     dropped: list[tuple[str, Dropped]] = []
+    used = (image, label, split)
     for of_file, path in files:
         for row in read_rows(path):
             place = f"{path.name}, {row.place}"
@@ -45,16 +44,14 @@ def read_table_of_classes(
             if missing := [what for what, cell in cells.items() if not cell]:
                 dropped.append((part, Dropped(place, f"no {missing[0]}")))
             else:
-                used = (image, label, split)
                 rest = {name: cell for name, cell in row.fields.items() if name not in used}
                 entries.append(Entry(cells["picture"], cells["class"], part, place, rest))
     if not entries:
         raise ValueError(f"{files[0].path}: no row with a picture and a class")
-    repeats: list[Entry] = []
-    pictures = shown_pictures(entries, images, repeats)
-    dropped += [(entry.split, Dropped(entry.place, REPEATED)) for entry in repeats]
+    pictures, repeats = shown_pictures(entries, images)
+    dropped += [(entry.split, Dropped(entry.place, REPEATED)) for _, entry in repeats]
     known = {picture.split for picture in pictures}
-    # A row without a split, or of one that has no other, is told with those of another.
+    # Some data set must list each dropped row, even if its split is empty or has no pictures.
     dropped = [(of if of in known else max(known), drop) for of, drop in dropped]
     paths = tuple(file.path for file in files)
     return ClassSource(pictures, paths, dropped=dropped, apart=apart or split is not None)
@@ -63,12 +60,10 @@ def read_table_of_classes(
 def _cell(row: Row, name: str, path: Path) -> str:
     """The text in a column, on one line."""
     if name not in row.fields:
-        present = [str(field) for field in row.fields]
-        more = ", ..." if len(present) > MOST_FIELDS else ""
         raise ValueError(
-            f"{path}, {row.place}: no field {name!r}; {guess(name, present)}it has "
-            f"{', '.join(present[:MOST_FIELDS])}{more}. Name the columns with --image-field, "
-            "--label-field and --split-field; the first line of a table must name them"
+            f"{path}, {row.place}: no field {name!r}; {guess(name, map(str, row.fields))}"
+            f"{list_fields(row.fields)}. Name the columns with --image-field, --label-field and "
+            "--split-field; the first line of a table must name them"
         )
     value = row.fields[name]
     if isinstance(value, (dict, list, bool)):

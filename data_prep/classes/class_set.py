@@ -16,14 +16,11 @@ from pathlib import Path
 from data_prep.classes.shares import TRAIN
 from data_prep.json_rows import clean, read_object, shown
 from data_prep.packing.journal import Dropped
-from data_prep.packing.source import SourceSample, SourceSet
+from data_prep.packing.source import SourceSample, SourceSet, first_few
 from vlds.data.shards.class_numbers import KIND
 from vlds.data.shards.sample import UNFIT
 from vlds.runtime.terminal import tell
 from vlds.schema import LONGEST_TEXT
-
-SHOWN = 5
-"""Classes that a message names."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,5 @@ def _listing(samples: Iterable[SourceSample]) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    every = list(names)
-    more = f", and {len(every) - SHOWN:,} more" if len(every) > SHOWN else ""
-    return f"{', '.join(map(repr, every[:SHOWN]))}{more}"
+    """For messages: the first few names in quotes, and how many more there are."""
+    return first_few([repr(name) for name in names])

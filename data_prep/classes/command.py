@@ -179,20 +179,25 @@ def _check_stems(source: ClassSource) -> None:
 def _pack(source: ClassSource, args: argparse.Namespace, usual_name: str) -> None:
     if args.split is not None and source.apart:
         raise ValueError(f"--split {args.split}: the pictures have splits already; leave it out")
+    # It becomes part of the shards' file names, where readers take a dot for an extension's.
     name = args.name or usual_name.replace(".", "_").replace(" ", "_")
     datasets = class_sets(source, name, args.class_names)
     if args.features is not None:
         _check_stems(source)
-    division = None
-    if args.split_sizes:
-        shares = dict(args.split_sizes)
-        there = {dataset.split for dataset in datasets}
-        if len(shares) < len(args.split_sizes) or there & shares.keys() or TRAIN not in there:
-            raise ValueError(
-                f"--split-sizes {', '.join(name for name, _ in args.split_sizes)}: the pictures "
-                f"have the splits {', '.join(sorted(there))}; parts of {TRAIN} can become other "
-                "splits, each once"
-            )
-        division = ClassShares(shares, args.seed)
+    division = _shares_of(args, {dataset.split for dataset in datasets})
     apart = source.apart or division is not None
     pack_splits(datasets, division, args.out, shard_options(args), apart=apart, cure=CURE)
+
+
+def _shares_of(args: argparse.Namespace, splits: set[str]) -> ClassShares | None:
+    """What --split-sizes asks for; None without it."""
+    if not args.split_sizes:
+        return None
+    shares = dict(args.split_sizes)
+    if len(shares) < len(args.split_sizes) or splits & shares.keys() or TRAIN not in splits:
+        raise ValueError(
+            f"--split-sizes {', '.join(name for name, _ in args.split_sizes)}: the pictures have "
+            f"the splits {', '.join(sorted(splits))}; parts of {TRAIN} can become other splits, "
+            "each once"
+        )
+    return ClassShares(shares, args.seed)

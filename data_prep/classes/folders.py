@@ -122,7 +122,7 @@ def _pictures(
             )
         for path in paths:
             name = path.relative_to(root).as_posix()
-            if _is_unfit(name):
+            if UNFIT.search(name):  # finds surrogates too, which stand for bytes that are not UTF-8
                 unfit.append(path)
             else:
                 yield Shown(split, folder.name, SourceSample(name, (path,), [], place=name))
@@ -131,11 +131,6 @@ def _pictures(
             f"{os.fsencode(unfit[0])!r}: its name is not UTF-8, or has a line break or control "
             f"character{and_more(len(unfit) - 1, 'such file')}; rename it, or its folder"
         )
-
-
-def _is_unfit(name: str) -> bool:
-    """True for a name that cannot be an id; bytes that are not UTF-8 are surrogates here."""
-    return UNFIT.search(name) is not None
 
 
 def _below(folder: Path, left_out: Counter[str], around: frozenset[Hashable]) -> Iterator[Path]:

@@ -8,7 +8,7 @@ class. CoOp's `split_zhou_NAME.json` holds {"train": [[picture, number, class], 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,13 +56,22 @@ def read_lists(files: Sequence[SplitFile], images: Path) -> ClassSource:
     """
     entries: list[Entry] = []
     labels: dict[str, str] = {}
+    paths = tuple(file.path for file in files)
     for split, path in files:
         if split:
             entries += _lines(path, split)
         else:
             entries += _rows_of_coop(path, labels)
-    paths = tuple(file.path for file in files)
-    return ClassSource(shown_pictures(entries, images), paths, labels)
+    if not entries:
+        raise ValueError(f"--lists {paths[0]}: no picture is listed; name other files")
+    pictures, repeats = shown_pictures(entries, images)
+    if repeats:
+        first, again = repeats[0]
+        raise ValueError(
+            f"{first.place} and {again.place}: {first.picture} is listed twice; remove one of the "
+            "lines"
+        )
+    return ClassSource(pictures, paths, labels)
 
 
 def _lines(path: Path, split: str) -> Iterator[Entry]:
@@ -105,32 +114,30 @@ def _checked(row: Any, place: str) -> tuple[str, int, str]:
 
 
 def shown_pictures(
-    entries: Iterable[Entry], images: Path, repeats: list[Entry] | None = None
-) -> list[Shown]:
-    """Each picture once; rows that say the same of a picture again go to `repeats`.
+    entries: Sequence[Entry], images: Path
+) -> tuple[list[Shown], list[tuple[Entry, Entry]]]:
+    """Each picture once, and (first row, later row) where rows say the same of a picture.
 
-    Errors: ValueError for a picture with two classes or in two splits, or one that is listed twice
-    where `repeats` is None.
+    Errors: ValueError for a picture with two classes or in two splits.
     """
-    entries = list(entries)
     pictures = find_pictures(images, (entry.picture for entry in entries))
     first: dict[str, Entry] = {}
-    found = []
+    found, repeats = [], []
     for entry in entries:
+        # By the file that was found: two rows may spell its name in two ways.
         picture = pictures[entry.picture]
         before = first.setdefault(picture.id, entry)
         if before is not entry:
-            _check_repeat(picture.id, before, entry, may_repeat=repeats is not None)
-            if repeats is not None:
-                repeats.append(entry)
+            _check_repeat(picture.id, before, entry)
+            repeats.append((before, entry))
             continue
         place = entry.place.partition(", ")[2]
         sample = SourceSample(picture.id, (picture.path,), [], dict(entry.source), place=place)
         found.append(Shown(entry.split, entry.key, sample))
-    return found
+    return found, repeats
 
 
-def _check_repeat(picture: str, before: Entry, entry: Entry, may_repeat: bool) -> None:
+def _check_repeat(picture: str, before: Entry, entry: Entry) -> None:
     both = f"{before.place} and {entry.place}: {picture}"
     if before.split != entry.split:
         raise ValueError(
@@ -141,5 +148,3 @@ def _check_repeat(picture: str, before: Entry, entry: Entry, may_repeat: bool) -
         raise ValueError(
             f"{both} has two classes, {before.key!r} and {entry.key!r}; keep one of the rows"
         )
-    if not may_repeat:
-        raise ValueError(f"{both} is listed twice; remove one of the lines")

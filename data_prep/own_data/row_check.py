@@ -9,12 +9,10 @@ from typing import Any
 
 from data_prep.json_rows import shown
 from data_prep.own_data.row_annotations import TASKS, RowForm, label_of, text_of
-from data_prep.own_data.rows import Fields, Row, published_as
+from data_prep.own_data.rows import Fields, Row, list_fields, published_as
 from data_prep.packing.source import TYPES, and_more
 from vlds.runtime.near_names import guess
 
-MOST_FIELDS = 12
-"""Fields of a row that an error shows."""
 NUMBERS = ("0", "1", "2")
 """Labels that several tasks may have."""
 MOST_LABELS = 5
@@ -73,9 +71,7 @@ def refuse_repeated_ids(used: Iterable[tuple[str, str, Row]], field: str, path: 
 
 def _cure(fields: Fields, missing: str, form: RowForm) -> str:
     """The fields of a row without the field `missing`, and what to do."""
-    present = [str(name) for name in fields]
-    more = ", ..." if len(present) > MOST_FIELDS else ""
-    listed = f"it has {', '.join(present[:MOST_FIELDS])}{more}"
+    listed = list_fields(fields)
     if published := published_as(fields):
         return f"{listed}; {published}"
     lists = [name for name, value in fields.items() if isinstance(value, list) and value]
@@ -88,8 +84,8 @@ def _cure(fields: Fields, missing: str, form: RowForm) -> str:
     option = {"text": form.task.text_option, "target": form.task.target}.get(key, key)
     keep = "; --text-rows keeps rows without pictures" if missing == form.image else ""
     return (
-        f"{guess(missing, present)}{listed}. Name the fields with --{option}-field and the other "
-        f"--...-field options{keep}"
+        f"{guess(missing, map(str, fields))}{listed}. Name the fields with --{option}-field and "
+        f"the other --...-field options{keep}"
     )
 
 

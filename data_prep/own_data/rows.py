@@ -16,6 +16,8 @@ from vlds.runtime.near_names import guess
 from vlds.runtime.regular_file import open_file
 
 Fields = Mapping[str, Any]
+MOST_FIELDS = 12
+"""Fields of a row that an error shows."""
 BINARY: tuple[tuple[bytes, str], ...] = (
     (
         b"PAR1",
@@ -145,10 +147,16 @@ def _entry_lines(text: str) -> Iterator[int]:
         position = match.end() if match else position
         if text[position] == "]":
             return
-        line += text.count("\n", counted, position)
+        line += text.count("\n", counted, position)  # from 0 each time, it would be quadratic
         counted = position
         yield line
         _, position = decoder.raw_decode(text, position)
+
+
+def list_fields(fields: Fields) -> str:
+    """For messages: "it has image, question, ..."."""
+    more = ", ..." if len(fields) > MOST_FIELDS else ""
+    return f"it has {', '.join(map(str, [*fields][:MOST_FIELDS]))}{more}"
 
 
 def published_as(fields: Mapping[str, object]) -> str:

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from data_prep.packing.source import Annotation, SourceSet
+from data_prep.packing.source import Annotation, SourceSet, first_few
 from vlds.runtime.manifest import sha256
 from vlds.runtime.regular_file import open_file
 from vlds.runtime.terminal import tell
@@ -18,8 +18,6 @@ TAIL = 4096
 """Bytes: the ends of compressed pictures differ, and their beginnings are much alike."""
 READERS = 16
 """Threads: a network disk answers many requests at once."""
-SHOWN = 5
-"""Rows or pictures that a message names."""
 
 
 def find_copies(paths: Iterable[Path]) -> list[list[Path]]:
@@ -65,7 +63,7 @@ def tell_repeats(datasets: Sequence[SourceSet], noun: str | None) -> None:
         if not repeats:
             continue
         named = noun or next((s.place for s in dataset.samples if s.place), "id").split()[0]
-        pairs = _some([f"{named} {later} repeats {first}" for later, first in repeats])
+        pairs = first_few([f"{named} {later} repeats {first}" for later, first in repeats])
         rows = "row repeats" if len(repeats) == 1 else "rows repeat"
         tell(
             f"{dataset.name} {dataset.split}: {len(repeats):,} {rows} the picture and words of an "
@@ -97,7 +95,7 @@ def tell_copies(datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]])
     groups = [" = ".join(ids[path] for path in group) for group in copies]
     count = sum(len(group) - 1 for group in copies)
     pictures = "picture has" if count == 1 else "pictures have"
-    tell(f"{count:,} {pictures} the bytes of another one: {_some(groups)}")
+    tell(f"{count:,} {pictures} the bytes of another one: {first_few(groups)}")
 
 
 def warn_of_leaks(
@@ -118,12 +116,7 @@ def warn_of_leaks(
     if leaks:
         pictures = "picture is" if len(leaks) == 1 else "pictures are"
         tell(
-            f"warning: {len(leaks):,} {pictures} in more than one split: {_some(leaks)}; scores on "
-            f"them say little about new pictures. {cure}",
+            f"warning: {len(leaks):,} {pictures} in more than one split: {first_few(leaks)}; "
+            f"scores on them say little about new pictures. {cure}",
             error=True,
         )
-
-
-def _some(entries: Sequence[str]) -> str:
-    more = f", and {len(entries) - SHOWN:,} more" if len(entries) > SHOWN else ""
-    return ", ".join(entries[:SHOWN]) + more

@@ -21,6 +21,8 @@ TYPES = ("answer_type", "question_type")
 """Fields by which scores of questions are grouped, where a source has them."""
 MOST_REASONS = 5
 """Reasons for dropped rows that an error shows."""
+SHOWN = 5
+"""Rows, pictures or classes that a message names."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,12 @@ def count_reasons(reasons: Iterable[str]) -> dict[str, int]:
 def file_names(files: Sequence[Path]) -> str:
     """The files without their folders."""
     return ", ".join(path.name for path in files)
+
+
+def first_few(entries: Sequence[str]) -> str:
+    """For messages: the first entries, and how many more there are."""
+    more = f", and {len(entries) - SHOWN:,} more" if len(entries) > SHOWN else ""
+    return ", ".join(entries[:SHOWN]) + more
 
 
 def and_more(count: int, noun: str) -> str:

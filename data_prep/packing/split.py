@@ -46,7 +46,7 @@ class HashSplit:
         share = int.from_bytes(hash_of(image, self.seed), "big") / 2**64
         return "test" if share < self.fraction else "train"
 
-    def require_both(self, parts: Iterable[str], copies: Sequence[Sequence[Path]]) -> None:
+    def _require_both(self, parts: Iterable[str], copies: Sequence[Sequence[Path]]) -> None:
         """Refuse an empty split: with very few pictures, chance may put all into one."""
         empty = set(PARTS).difference(parts)
         if empty:
@@ -68,7 +68,7 @@ class HashSplit:
         parts: dict[str, list[SourceSample]] = {}
         for sample in dataset.samples:
             parts.setdefault(self.of(leaders.get(sample.id, sample.id)), []).append(sample)
-        self.require_both(parts, copies)
+        self._require_both(parts, copies)
         dropped: dict[str, list[Dropped]] = {part: [] for part in PARTS}
         for row in dataset.dropped:
             dropped[self.of(row.id)].append(row)
@@ -84,8 +84,8 @@ def hash_of(image: str, seed: int) -> bytes:
 
 
 def leaders_of(dataset: SourceSet, copies: Sequence[Sequence[Path]]) -> dict[str, str]:
-    """Id of each sample whose picture has copies -> the first id among them: all go where that one
-    goes."""
+    """Id of each sample whose picture has copies -> the first id among them, whose split they all
+    get."""
     ids = {path: sample.id for sample in dataset.samples for path in sample.images}
     here = [[ids[path] for path in group if path in ids] for group in copies]
     return {name: min(group) for group in here for name in group}

@@ -81,6 +81,13 @@ def test_rows_that_cannot_be_used_are_dropped(photos: Path, tmp_path: Path) -> N
     }
 
 
+def test_dropped_rows_without_a_split_are_listed_too(photos: Path, tmp_path: Path) -> None:
+    text = "image,label,part\ndeep/0.jpg,a,train\ndeep/1.jpg,b,train\ndeep/2.jpg,a,\n,b,test\n"
+    assert pack(photos, tmp_path / "out", text, "--split-field", "part") == 0
+    dropped = DatasetInfo.load(tmp_path / "out/train").dropped
+    assert [drop["reason"] for drop in dropped] == ["no split", "no picture"]
+
+
 @pytest.mark.parametrize(
     ("text", "more", "message"),
     [

@@ -88,6 +88,17 @@ def test_a_list_needs_its_split(
     assert "--split val: the pictures have splits already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "content"), [("none.txt", "\n"), ("none.json", {"train": []})])
+def test_lists_of_nothing(
+    name: str, content: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path / name, content)
+    given = f"train={file}" if name.endswith("txt") else str(file)
+    assert pack_folders(tmp_path, tmp_path / "out", "--lists", given) == 2
+    assert f"--lists {file}: no picture is listed; name other files" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_coop(tmp_path: Path) -> None:
     """The classes have the order of their numbers, and names of their own."""
     root = folders(tmp_path / "in", {"Forest": 3, "AnnualCrop": 3})

@@ -19,6 +19,7 @@ from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.class_numbers import NO_CLASS
 from vlds.data.shards.info import DatasetInfo
 from vlds.data.shards.store import open_dataset
+from vlds.data.shards.subset import few_shots
 
 
 def test_the_index_knows_each_class(tmp_path: Path) -> None:
@@ -31,6 +32,12 @@ def test_the_index_knows_each_class(tmp_path: Path) -> None:
 def test_without_a_label(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "toy", [None, "cat"])
     assert open_dataset(folder).class_numbers().tolist() == [NO_CLASS, 2]
+
+
+def test_few_shots_need_labels(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "toy", [None, None])
+    with pytest.raises(ValueError, match=r"shots: 1, but no sample of data set .* has a label"):
+        few_shots(open_dataset(folder), 1, 0)
 
 
 def test_at_a_url(tmp_path: Path, cache: ShardCache) -> None:

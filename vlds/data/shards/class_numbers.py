@@ -7,7 +7,7 @@ or NO_CLASS for a sample without a label (a test split).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def tar_labels(tar: Path, offsets: Sequence[int]) -> set[str]:
     return {label for label in labels if label is not None}
 
 
-def _jsons(tar: Path, offsets: Sequence[int]) -> Iterable[bytes]:
+def _jsons(tar: Path, offsets: Sequence[int]) -> Iterator[bytes]:
     """The json of each sample."""
     with open_file(tar) as file:
         for begin, end in pairwise(offsets):

@@ -13,10 +13,11 @@ from vlds.schema import Sample
 
 
 class Subset(Dataset):
-    """Samples of a data set by numbers of their own, in its order."""
+    """Some samples of a data set, numbered from 0 in its order."""
 
     def __init__(self, whole: Dataset, chosen: NDArray[np.int64]) -> None:
         """`chosen`: numbers of samples, rising."""
+        # Not by Dataset's __init__, which reads the index: both use one index and the same files.
         vars(self).update(vars(whole))
         self._whole, self.chosen = whole, chosen
         self._print = sha256(chosen.tobytes()).hexdigest()[:16]
@@ -55,7 +56,7 @@ def few_shots(dataset: Dataset, shots: int, seed: int) -> Subset:
     """Samples drawn for each class, `shots` of each that has any.
 
     A class's draw depends on the seed and its name, and more shots contain the fewer. Errors:
-    ValueError for a class with too few samples.
+    ValueError for a class with too few samples, or none with a label.
     """
     numbers, chosen = dataset.class_numbers(), []
     classes = dataset.info.classes or ()
@@ -70,4 +71,9 @@ def few_shots(dataset: Dataset, shots: int, seed: int) -> Subset:
         words = sha256(f"{seed}/{name}".encode()).digest()
         rng = np.random.default_rng(np.frombuffer(words, np.uint32))
         chosen.append(rng.permutation(samples)[:shots])
+    if not chosen:
+        raise ValueError(
+            f"shots: {shots}, but no sample of data set {dataset.folder} has a label; name a split "
+            "for training"
+        )
     return Subset(dataset, np.sort(np.concatenate(chosen)))

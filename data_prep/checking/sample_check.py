@@ -101,6 +101,7 @@ def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> Che
     sample.has_json = "json" in content
     sample.findings += _check_json(sample, content, dataset)
     sample.findings += _check_features(sample, content)
+    # Last: it reports what stops a run only where no other check has told why.
     sample.findings += _check_use(sample, views, dataset)
     return sample
 

@@ -46,6 +46,7 @@ def verify(folder: Path, files: Sequence[Path] = (), workers: int = 1) -> list[F
     if wanted:
         findings += check_annotations(wanted, [*chain(*checked.values())])
     tell(summary(findings))
+    # After all checks: a sample can also be bad for what another shard holds, such as the same id.
     for path in infos:
         _quarantine(path, [f for f in findings if (folder / f.file).parent == path])
     return findings

@@ -150,6 +150,7 @@ class WorldWriter:
         labels = [self.rng.random() < 0.5 for _ in statements]
         sides: tuple[list[Look], list[Look]] = ([], [])
         for statement, label in zip(statements, labels, strict=True):
+            # A statement that denies is true where the pictures are not as its kind says.
             present = presence(statement.kind, label != self.words.denies, self.rng)
             for side, is_present in zip(sides, present, strict=True):
                 side += [statement.look] * is_present

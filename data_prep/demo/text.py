@@ -1,4 +1,7 @@
-"""Questions, statements and captions about the demo's scenes, in the words of a world."""
+"""Questions, statements and captions about the demo's scenes, in the words of a world.
+
+Questions and statements name things plainly in both worlds; answers and captions may not (Naming).
+"""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 FIGURES = ("bar", "diamond", "ring", "star")
 """Only in pictures of classes (class_pictures.py)."""
 RADII = {"small": 5, "large": 7}
+"""In pixels: a thing stays within its cell of 16, so that columns tell what is left of what."""
 JPEG_QUALITY = 95
 
 
@@ -128,6 +129,7 @@ def draw(scene: Scene, world: World, rng: Random) -> bytes:
         red, green, blue = (value + rng.randint(-20, 20) for value in COLORS[thing.color])
         _draw_shape(pen, thing, (red, green, blue))
     buffer = io.BytesIO()
+    # Subsampled chroma would blur the colors of things of ten pixels.
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
 

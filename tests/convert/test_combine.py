@@ -39,18 +39,18 @@ def runs_of(recipe: Recipe, folder: Path, num: int) -> list[Path]:
     return [write_run(each, seed=n) for n, each in enumerate(recipes)]
 
 
-def check(out: Path, runs: list[Path], formula: Callable[[list[Tensor]], Tensor]) -> None:
+def assert_formula(out: Path, runs: list[Path], formula: Callable[[list[Tensor]], Tensor]) -> None:
     """What trains follows the formula, to the last place of float32; the rest is as it was."""
     states = [state_of(run) for run in runs]
     expected = dict(states[0])
     moving = set(load_run(runs[0]).model.trained_by)
     for name in moving:
         expected[name] = formula([state[name].double() for state in states]).float()
-    found = state_of(out)
-    assert found.keys() == expected.keys()
+    merged = state_of(out)
+    assert merged.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert torch.allclose(found[name], tensor, rtol=1.2e-7, atol=1e-9), name
-    assert any(not torch.equal(found[name], states[0][name]) for name in moving)
+        assert torch.allclose(merged[name], tensor, rtol=1.2e-7, atol=1e-9), name
+    assert any(not torch.equal(merged[name], states[0][name]) for name in moving)
 
 
 @pytest.mark.slow
@@ -62,9 +62,9 @@ def test_average(family: str, name: str, world: Path, tmp_path: Path) -> None:
     runs = runs_of(recipe_with(family, name, world, tmp_path), tmp_path, 3)
     words = ["merge", "--how", "average", "--run", *runs]
     convert(*words, "--out", tmp_path / "mean", "--verify", "--tolerance", "0")
-    check(tmp_path / "mean", runs, lambda tensors: sum(tensors) / 3)
+    assert_formula(tmp_path / "mean", runs, lambda tensors: sum(tensors) / 3)
     convert(*words, "--weights", 1, 2, 1, "--out", tmp_path / "weighted")
-    check(tmp_path / "weighted", runs, lambda ts: (ts[0] + 2 * ts[1] + ts[2]) / 4)
+    assert_formula(tmp_path / "weighted", runs, lambda ts: (ts[0] + 2 * ts[1] + ts[2]) / 4)
 
 
 def test_average_of_one_run_is_the_run(world: Path, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_arithmetic(world: Path, tmp_path: Path) -> None:
     base, *runs = runs_of(recipe_with("T5", "LoRA", world, tmp_path), tmp_path, 3)
     words = ["merge", "--how", "arithmetic", "--base", base, "--run", *runs]
     convert(*words, "--weights", "5e-1", "-2e0", "--out", tmp_path / "out", "--verify")
-    check(
+    assert_formula(
         tmp_path / "out",
         [runs[0], runs[1], base],
         lambda ts: ts[2] + 0.5 * (ts[0] - ts[2]) - 2 * (ts[1] - ts[2]),
@@ -100,7 +100,7 @@ def test_a_converted_folder_is_the_base_of_full_fine_tuning(world: Path, tmp_pat
     runs = runs_of(recipe, tmp_path, 2)
     words = ["--base", tmp_path / "base", "--run", *runs, "--out", tmp_path / "out"]
     convert("merge", "--how", "arithmetic", *words)
-    check(tmp_path / "out", [*runs, tmp_path / "base"], lambda ts: ts[0] + ts[1] - ts[2])
+    assert_formula(tmp_path / "out", [*runs, tmp_path / "base"], lambda ts: ts[0] + ts[1] - ts[2])
 
 
 @pytest.mark.slow
@@ -280,10 +280,12 @@ def test_every_method(family: str, name: str, world: Path, tmp_path: Path) -> No
     runs = runs_of(recipe, tmp_path, 2)
     words = ["merge", "--how", "average", "--run", *runs, "--out", tmp_path / "mean", "--verify"]
     convert(*words)
-    check(tmp_path / "mean", runs, lambda tensors: sum(tensors) / 2)
+    assert_formula(tmp_path / "mean", runs, lambda tensors: sum(tensors) / 2)
     words = ["merge", "--how", "arithmetic", "--base", runs[0], "--run", runs[1], "--verify"]
     convert(*words, "--weights", -0.5, "--out", tmp_path / "sum")
-    check(tmp_path / "sum", runs, lambda tensors: tensors[0] - 0.5 * (tensors[1] - tensors[0]))
+    assert_formula(
+        tmp_path / "sum", runs, lambda tensors: tensors[0] - 0.5 * (tensors[1] - tensors[0])
+    )
     words = ["--run", runs[0], "--task", "caption", "--out", tmp_path / "one", "--verify"]
     if not stacked(recipe):
         with pytest.raises(ValueError, match="share all weights"):

@@ -121,7 +121,7 @@ def test_damaged_files_are_an_error_or_a_state_dict(tmp_path: Path, data: st.Dat
             del content[place : place + data.draw(st.integers(1, 40))]
         else:
             content[place:place] = data.draw(st.binary(min_size=1, max_size=8))
-    read_or_refuse(tmp_path, bytes(content))
+    assert_read_or_refused(tmp_path, bytes(content))
 
 
 @SETTINGS
@@ -131,7 +131,7 @@ def test_any_bytes_are_an_error(tmp_path: Path, content: bytes, as_zip: bool) ->
     if as_zip:
         rewrite(tmp_path, content)
         content = (tmp_path / "zip.pth").read_bytes()
-    read_or_refuse(tmp_path, content)
+    assert_read_or_refused(tmp_path, content)
 
 
 @SETTINGS
@@ -144,7 +144,7 @@ def test_changed_pickles_are_an_error_or_a_state_dict(tmp_path: Path, data: st.D
     for _ in range(data.draw(st.integers(1, 3))):
         program[data.draw(st.integers(0, len(program) - 1))] = data.draw(st.integers(0, 255))
     rewrite(tmp_path, bytes(program))
-    read_or_refuse(tmp_path, (tmp_path / "zip.pth").read_bytes())
+    assert_read_or_refused(tmp_path, (tmp_path / "zip.pth").read_bytes())
 
 
 VALUES = st.recursive(
@@ -158,7 +158,7 @@ VALUES = st.recursive(
 @given(VALUES)
 def test_any_content_is_a_state_dict_or_an_error(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "any.pth")
-    read_or_refuse(tmp_path, (tmp_path / "any.pth").read_bytes())
+    assert_read_or_refused(tmp_path, (tmp_path / "any.pth").read_bytes())
 
 
 def rewrite(folder: Path, program: bytes) -> None:
@@ -172,7 +172,7 @@ def rewrite(folder: Path, program: bytes) -> None:
             copy.writestr(name, program if name.endswith("data.pkl") else archive.read(name))
 
 
-def read_or_refuse(folder: Path, content: bytes) -> None:
+def assert_read_or_refused(folder: Path, content: bytes) -> None:
     """Reads as tensors, of which every number can be touched, or is refused in our words."""
     file = folder / "foreign.pth"
     file.write_bytes(content)

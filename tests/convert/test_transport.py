@@ -65,6 +65,18 @@ def test_permuted_copies_merge_exactly_where_a_mean_is_useless(cost: Cost) -> No
 
 
 @BY_COST
+def test_of_three_adapters_it_matters_which_comes_first(cost: Cost) -> None:
+    """All are compared with the first one only. Of two, either may be the first."""
+    one, two, three = map(drawn_neurons, range(3))
+
+    def merged_three(first: Neurons, *others: Neurons) -> Neurons:
+        return mean(first, *(aligned(first, other, cost, drawn_inputs()) for other in others))
+
+    assert distance(merged(one, two, cost), merged(two, one, cost)) < 1e-12
+    assert distance(merged_three(one, two, three), merged_three(two, one, three)) > 1
+
+
+@BY_COST
 def test_an_adapter_merged_with_itself_is_itself(cost: Cost) -> None:
     first = drawn_neurons(2)
     assert all(map(torch.equal, merged(first, first, cost), first))

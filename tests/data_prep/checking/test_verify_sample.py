@@ -60,7 +60,6 @@ def test_pictures_that_do_not_decode(
 
 
 def test_a_jpeg_that_only_a_strict_decoder_refuses(tmp_path: Path, check: Check) -> None:
-    pytest.importorskip("simplejpeg")
     whole = jpeg(width=300, height=200)
     start = whole.index(b"\xff\xda") + 100
     for number, damaged in enumerate(

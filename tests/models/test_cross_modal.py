@@ -13,7 +13,13 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from tests.toys.cross_modal import cross_modal_kind, cross_modal_recipe, pretraining_recipe
+from tests.toys.cross_modal import (
+    TEXTS,
+    batch_of,
+    cross_modal_kind,
+    cross_modal_recipe,
+    pretraining_recipe,
+)
 from tests.toys.files import read_lines
 from tests.toys.kinds import built
 from tests.toys.rank_jobs import check_complaint, run_recipe
@@ -31,20 +37,9 @@ from vlds.models.co_attention import CoAttention, CoAttentionConfig
 from vlds.models.cross_modal_model import CrossModalModel
 from vlds.models.learned_positions import Longest
 from vlds.models.model import Model
-from vlds.schema import NO_IMAGE, Batch, Example, Row
+from vlds.schema import NO_IMAGE
 from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
 from vlds.vision import ConvNet
-
-
-def batch_of(recipe: Recipe, texts: list[str], side: int = 16) -> Batch:
-    """Questions, each about a picture of its own, with the first class as answer."""
-    draw = torch.Generator().manual_seed(0)
-    pictures = torch.randint(256, (len(texts), 3, side, side), dtype=torch.uint8, generator=draw)
-    rows = [
-        Row(Example(str(n), "vqa", text, "", class_scores={0: 1.0}), 0, 20, 4, range(n, n + 1))
-        for n, text in enumerate(texts)
-    ]
-    return recipe.model.collator(recipe.model.load_processor())(rows, pictures, evaluation=False)
 
 
 def model_of(recipe: Recipe) -> CrossModalModel:
@@ -52,9 +47,6 @@ def model_of(recipe: Recipe) -> CrossModalModel:
     model: Model = built(recipe).eval()
     assert isinstance(model, CrossModalModel)
     return model
-
-
-TEXTS = ["what colour is it", "what is it now now ?", "is it dark ?"]
 
 
 def test_streams_read_text_and_picture_and_no_padding(world: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import BertTokenizerFast
 
 from tests.toys.world import COLOURS, world_recipe
@@ -15,11 +16,13 @@ from vlds.heads import LinearHead, MLPHead
 from vlds.methods import Full
 from vlds.models import CrossModal
 from vlds.models.co_attention import CoAttentionConfig
+from vlds.schema import Batch, Example, Row
 from vlds.tasks import VQA, MaskedWords, Matching
 from vlds.vision import ClipTokens
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = "what colour is it now ? a picture that and nothing but dark vqa : caption"
+TEXTS = ["what colour is it", "what is it now now ?", "is it dark ?"]
 FUSION = CoAttentionConfig(width=16, layers=2, heads=2)
 
 
@@ -86,3 +89,14 @@ def cross_modal_recipe(
         methods={"reader": Full(part="text"), "eyes": Full(part="vision")},
         tasks={"vqa": replace(vqa, head=head)},
     )
+
+
+def batch_of(recipe: Recipe, texts: list[str], side: int = 16) -> Batch:
+    """Questions, each about a picture of its own, with the first class as answer."""
+    draw = torch.Generator().manual_seed(0)
+    pictures = torch.randint(256, (len(texts), 3, side, side), dtype=torch.uint8, generator=draw)
+    rows = [
+        Row(Example(str(n), "vqa", text, "", class_scores={0: 1.0}), 0, 20, 4, range(n, n + 1))
+        for n, text in enumerate(texts)
+    ]
+    return recipe.model.collator(recipe.model.load_processor())(rows, pictures, evaluation=False)

@@ -96,11 +96,6 @@ class CausalModel(WritingModel):
         assert self.chat is not None
         return self.chat.first_ids(choice)
 
-    def moving_buffers(self) -> list[tuple[str, Tensor]]:
-        """Also those of a vision encoder that is not frozen."""
-        vision = [] if self.vision.frozen else self.vision.named_buffers()
-        return [*super().moving_buffers(), *((f"vision.{n}", b) for n, b in vision)]
-
     def sizes(self, batch: Batch) -> Tensor:
         """(b, 1) tokens of the sequence, visual ones included; of all sequences together where rows
         share their start, so that a cut by size leaves them together."""

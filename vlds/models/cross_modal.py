@@ -14,31 +14,21 @@ from torch import nn
 from transformers import MODEL_MAPPING
 
 from vlds.models.co_attention import CoAttention, CoAttentionConfig
-from vlds.models.cross_modal_collate import CrossModalCollator
 from vlds.models.cross_modal_model import CrossModalModel, TextAndFusion
-from vlds.models.kind import GridKind
-from vlds.models.learned_positions import Longest, check_fits
 from vlds.models.load_backbone import load_backbone
 from vlds.models.model import Model
-from vlds.models.path_kind import PathKind
+from vlds.models.text_encoder_kind import TextEncoderKind
 from vlds.models.word_head import WordHead
-from vlds.pretrained.weights import check_config, read_any_config
 from vlds.tasks.base import Task
 from vlds.vision.base import load_weights
 
-TEXT_ENCODERS = ("bert", "roberta", "xlm-roberta")
-"""Types of text encoders whose layers have the names that roles expect."""
-SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-
 
 @dataclass(frozen=True, kw_only=True)
-class CrossModal(PathKind, GridKind):
+class CrossModal(TextEncoderKind):
     """Text and picture, each with an encoder, in two streams that attend to each other."""
 
     reads_class_token: ClassVar[bool] = True
 
-    path: str | None = None
-    """The text encoder, BERT or RoBERTa: a Hugging Face hub name or a local folder."""
     fusion: CoAttentionConfig = field(default_factory=CoAttentionConfig)
     """Sizes of the two streams."""
     fusion_weights: str | None = None
@@ -69,10 +59,6 @@ class CrossModal(PathKind, GridKind):
     # Pictures and text.
 
     @property
-    def fewest_images(self) -> int:
-        return 1
-
-    @property
     def most_images(self) -> tuple[int, str]:
         return self.num_images, "model.num_images"
 
@@ -83,37 +69,9 @@ class CrossModal(PathKind, GridKind):
                     f"tasks.{name}: it predicts masked words, and the model has no head for them; "
                     "set model.masked_words: true"
                 )
-            if task.head is None and not task.masks_words:
-                raise ValueError(
-                    f"tasks.{name}.head: missing, and CrossModal writes no text; name a head, such "
-                    "as MLPHead"
-                )
-
-    def check_length(self, task: str, longest: Longest) -> None:
-        config = self.read_config()
-        # RoBERTa's positions begin behind the padding's.
-        begin = config.pad_token_id + 1 if config.model_type != "bert" else 0
-        check_fits(task, {"prompt": longest.prompt}, config.max_position_embeddings - begin)
-
-    def collator(self, processor: Any) -> CrossModalCollator:
-        return CrossModalCollator(processor, features=self.image is None)
+        super().check_tasks(tasks, num_micro_batches)
 
     # The model.
-
-    def read_config(self) -> Any:
-        """The text encoder's config.
-
-        Errors: ValueError if it is not one of BERT's family.
-        """
-        source, place = self.config_place
-        config = read_any_config(source, place)
-        if config.model_type not in TEXT_ENCODERS:
-            raise ValueError(
-                f"{place}: {source} is a {config.model_type} model; name a text encoder of type "
-                f"{', '.join(TEXT_ENCODERS)}"
-            )
-        check_config(config, f"{place}: {source}", SIZES)
-        return config
 
     def build(self, dtype: torch.dtype, processor: Any) -> CrossModalModel:
         """Errors: ValueError if the parts do not fit each other."""

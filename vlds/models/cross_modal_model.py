@@ -78,11 +78,6 @@ class CrossModalModel(Model):
     def generation_defaults(self) -> GenerationConfig:
         return GenerationConfig()
 
-    def moving_buffers(self) -> list[tuple[str, Tensor]]:
-        """Also those of a vision encoder that is not frozen."""
-        vision = [] if self.vision.frozen else self.vision.named_buffers()
-        return [*super().moving_buffers(), *((f"vision.{n}", b) for n, b in vision)]
-
     # Training.
 
     def predicted(self, batch: Batch) -> Predicted:

@@ -3,22 +3,18 @@ decoder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import nn
 
 from vlds.backbones.base import Backbone
-from vlds.methods.host import find_modules
 from vlds.models.collate import JointCollator
 from vlds.models.draws import draw_rows
+from vlds.models.embedding_kind import EmbeddingKind
 from vlds.models.joint_model import JointModel
-from vlds.models.kind import GridKind
 from vlds.models.learned_positions import Longest, check_fits, num_positions
 from vlds.models.model import BACKBONE_PREFIX, Model
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
@@ -26,17 +22,13 @@ from vlds.vision.base import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointSeq2Seq(GridKind):
+class JointSeq2Seq(EmbeddingKind):
     """An encoder-decoder whose encoder reads text and visual tokens together: VL-T5, VL-BART."""
 
     backbone: Backbone
     """The language model: a class of vlds.backbones."""
     visual_embedding: VisualEmbeddingConfig = field(default_factory=VisualEmbeddingConfig)
     """Turns grid features into visual tokens."""
-    train_norms: bool = False
-    """Train the backbone's layer norms too."""
-    train_visual_embedding: bool = True
-    """Train the visual embedding."""
 
     @property
     def sources(self) -> dict[str, str]:
@@ -132,32 +124,17 @@ class JointSeq2Seq(GridKind):
         }
         draw_rows(model, rows, self.backbone.new_row_std, seed)
 
-    def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
-        assert isinstance(model, JointModel)
-        if self.train_norms:
-            norms = find_modules(model.backbone, self.backbone.target_modules, "norm").values()
-            yield "norms", (p for norm in norms for p in norm.parameters(recurse=False))
-        if self.train_visual_embedding:
-            yield "visual_embedding", model.visual_embedding.parameters()
-
-    @property
-    def trained_text(self) -> list[str]:
-        norms = ["norms"] if self.train_norms else []
-        return [*norms, "visual embedding"] if self.train_visual_embedding else norms
-
     def export(self, model: Model, folder: Path) -> JointSeq2Seq:
         """The backbone and the tokenizer under Hugging Face's names, and a file for each other
         part."""
         assert isinstance(model, JointModel)
         model.save_backbone(folder)
-        embedding_file = folder / "visual_embedding.safetensors"
-        embedding = model.visual_embedding.state_dict()
-        save_file({name: t.contiguous() for name, t in embedding.items()}, embedding_file)
+        weights = self.export_embedding(model, folder)
         return replace(
             self,
             backbone=self.backbone.saved_in(folder),
             vision=self.vision.export(model.vision, folder),
-            visual_embedding=replace(self.visual_embedding, weights=str(embedding_file)),
+            visual_embedding=replace(self.visual_embedding, weights=weights),
             train_norms=False,
             train_visual_embedding=False,
         )

@@ -78,11 +78,6 @@ class JointModel(Model):
                     f"{type(side).__name__.lower()} beside it; remove one of them"
                 )
 
-    def moving_buffers(self) -> list[tuple[str, Tensor]]:
-        """Also those of a vision encoder that is not frozen."""
-        vision = [] if self.vision.frozen else self.vision.named_buffers()
-        return [*super().moving_buffers(), *((f"vision.{n}", b) for n, b in vision)]
-
     def sizes(self, batch: Batch) -> Tensor:
         """(b, 3) visual tokens, target tokens and prompt tokens."""
         assert batch.labels is not None

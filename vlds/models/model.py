@@ -31,6 +31,7 @@ from vlds.models.task_heads import TaskHeads
 from vlds.models.token_nll import nll_of, targets_of
 from vlds.pretrained.weights import quiet
 from vlds.schema import IGNORED_LABEL, Batch, Decoding, OptimizerRules, TargetModules
+from vlds.vision.base import GridEncoder
 
 
 class ModelOutput(NamedTuple):
@@ -196,8 +197,13 @@ class Model(nn.Module, ABC):
         use_extensions(self.get_submodule(self.parts["backbone"].path))
 
     def moving_buffers(self) -> list[tuple[str, Tensor]]:
-        """What training changes without a gradient: statistics, and the state of step rules."""
-        return [(f"step_rules.{n}", b) for n, b in self.step_rules.named_buffers()]
+        """What training changes without a gradient: the state of step rules, and the statistics of
+        a vision encoder that is not frozen."""
+        rules = [(f"step_rules.{n}", b) for n, b in self.step_rules.named_buffers()]
+        vision = self.vision_module
+        if not isinstance(vision, GridEncoder) or vision.frozen:
+            return rules
+        return [*rules, *((f"vision.{n}", b) for n, b in vision.named_buffers())]
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

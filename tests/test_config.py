@@ -51,7 +51,14 @@ from vlds.methods import (
     SimNL,
     TipAdapter,
 )
-from vlds.models import Causal, CrossModal, DualEncoder, ImageTextToText, JointSeq2Seq
+from vlds.models import (
+    Causal,
+    CrossModal,
+    DualEncoder,
+    ImageTextToText,
+    JointEncoder,
+    JointSeq2Seq,
+)
 from vlds.models.co_attention import CoAttentionConfig
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.recipe.choices import CHOICES, concrete_classes
@@ -173,6 +180,12 @@ def every_choice() -> list[Recipe]:
         masked_words=True,
         num_images=2,
     )
+    clip_vil = JointEncoder(
+        path="google-bert/bert-base-uncased",
+        vision=Timm(model="resnet50x4_clip.openai", image_size=480),
+        visual_weights="visual_embedding.safetensors",
+        train_norms=True,
+    )
     related = {
         "mix": Mixture(of=LoRA(sharing="multiple"), experts=3),
         "pet": VLPET(of=Compacter(), gate="small", padding_counts=True),
@@ -192,7 +205,8 @@ def every_choice() -> list[Recipe]:
     classes = {"pets": ImageClass(shots=4, half="base", head=texts)}
     clip = DualEncoder(config="clip.json", tokenizer="somewhere")
     others.append(replace(full, methods=few_shot, tasks=classes, model=clip, alignment=None))
-    return [full, *others, *(replace(full, model=m, alignment=None) for m in (causal, qwen, meter))]
+    kinds = (causal, qwen, meter, clip_vil)
+    return [full, *others, *(replace(full, model=kind, alignment=None) for kind in kinds)]
 
 
 def test_a_saved_recipe_is_read_as_it_was(tmp_path: Path) -> None:

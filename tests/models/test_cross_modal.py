@@ -39,7 +39,7 @@ from vlds.models.learned_positions import Longest
 from vlds.models.model import Model
 from vlds.schema import NO_IMAGE
 from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
-from vlds.vision import ConvNet
+from vlds.vision import ConvNet, Timm
 
 
 def model_of(recipe: Recipe) -> CrossModalModel:
@@ -256,6 +256,27 @@ def test_without_a_class_token_the_mean_stands_for_the_picture(world: Path, tmp_
     fused = fusion(text.last_hidden_state, mask, images[:, 0], shown[:, 0])
     expected = fusion.image_pooler(fused.image.mean(1, keepdim=True))
     assert torch.allclose(fused.pooled[:, 16:], expected, atol=1e-6)
+
+
+def test_swin_reads_the_pictures(world: Path, tmp_path: Path) -> None:
+    """METER's other image encoder, with timm's random weights: the mean of its cells stands for the
+    picture, all of it or methods in its layers train, and a picture is read as a whole."""
+    recipe = cross_modal_recipe(world, tmp_path)
+    swin = Timm(model="swin_tiny_patch4_window7_224", image_size=64)
+    kind = replace(recipe.model, vision=swin)
+    adapter = Adapter(part="vision", reduction=16)
+    model = model_of(replace(recipe, model=kind, methods={"eyes": adapter}))
+    rows = batch_of(recipe, TEXTS, side=64)
+    images, _ = model.visual_tokens(rows)
+    assert images.shape == (3, 1, 4, 768)
+    model(rows, torch.ones(3)).loss.backward()
+    added = [n for n, by in model.trained_by.items() if by == "eyes"]
+    assert len(added) == 12 * 2 * 4, (
+        "adapters behind attention and feed-forward layers of 12 blocks"
+    )
+    assert all(model.get_parameter(name).grad is not None for name in added)
+    whole = built(replace(recipe, model=kind))
+    assert all(p.requires_grad for p in whole.vision.net.layers.parameters())  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta"])

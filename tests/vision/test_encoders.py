@@ -18,11 +18,16 @@ from vlds.methods.host import Host
 from vlds.schema import ImageSpec
 from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
 from vlds.vision.base import Geometry, freeze, thaw
+from vlds.vision.timm_model import TimmModule
 
 CLIP = {
     "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24,
     "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
 }  # fmt: skip
+
+
+SWIN = "swin_tiny_patch4_window7_224"
+"""The smallest that timm has."""
 
 
 def encoders(folder: Path) -> list[VisionEncoder]:
@@ -41,10 +46,11 @@ def encoders(folder: Path) -> list[VisionEncoder]:
         Timm(model="resnet18", image_size=64),
         Timm(model="vit_tiny_patch16_224", image_size=64),
         ClipVision(config=str(folder / "clip.json")),
+        Timm(model=SWIN, image_size=64),
     ]
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 def test_grid_is_as_promised(number: int, tmp_path: Path) -> None:
     encoder = encoders(tmp_path)[number]
     spec = encoder.geometry.image
@@ -69,6 +75,18 @@ def test_cells_lie_row_by_row() -> None:
     with torch.no_grad():
         change = (module(spot) - module(black)).norm(dim=-1)
     assert change.argmax().item() == 1 * 4 + 3
+
+
+def test_swins_cells_lie_row_by_row() -> None:
+    """timm's Swin gives its map with the channels last."""
+    module = Timm(model=SWIN, image_size=96).build(torch.float32).eval()
+    assert isinstance(module, TimmModule)
+    pixels = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        grid, cells = module.net.forward_features(pixels), module.features(pixels)
+    assert grid.shape == (1, 3, 3, 768)
+    for row, column in ((0, 1), (2, 0)):
+        assert torch.equal(cells[:, 3 * row + column], grid[:, row, column])
 
 
 def test_pictures_are_normalised() -> None:

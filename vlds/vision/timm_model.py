@@ -35,11 +35,14 @@ class Timm(VisionEncoder):
     """A timm model's last feature map."""
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
-        "attn_out": ("net.blocks.*.attn.proj",),
-        "ffn_in": ("net.blocks.*.mlp.fc1",),
-        "ffn_out": ("net.blocks.*.mlp.fc2",),
+        role: (f"net.blocks.*.{layer}", f"net.layers.*.blocks.*.{layer}")
+        for role, layer in (
+            ("attn_out", "attn.proj"),
+            ("ffn_in", "mlp.fc1"),
+            ("ffn_out", "mlp.fc2"),
+        )
     }
-    """Those of vision transformers; convolutional nets have none."""
+    """Those of vision transformers, Swin too; convolutional nets have none."""
     cures: ClassVar[dict[str, str]] = dict.fromkeys(
         ("attn_q", "attn_k", "attn_v"),
         "timm's transformers compute queries, keys and values in one layer; take ClipVision, which "
@@ -109,16 +112,18 @@ class TimmModule(GridEncoder):
         self.net = net
 
     def features(self, pixels: Tensor) -> Tensor:
-        return to_cells(
-            self.net.forward_features(pixels), getattr(self.net, "num_prefix_tokens", 0)
-        )
+        return cells_of(self.net, pixels)
 
 
-def to_cells(features: Tensor, num_prefix_tokens: int) -> Tensor:
-    """A feature map (u, dim, h, w), or a transformer's tokens without the leading class tokens."""
-    if features.dim() == 4:
-        return features.flatten(2).transpose(1, 2)
-    return features[:, num_prefix_tokens:]
+def cells_of(net: Any, pixels: Tensor) -> Tensor:
+    """(u, 3, h, w) -> (u, cells, dim): a feature map row by row, or a transformer's tokens without
+    the leading class tokens."""
+    features: Tensor = net.forward_features(pixels)
+    if features.dim() == 3:
+        return features[:, getattr(net, "num_prefix_tokens", 0) :]
+    if getattr(net, "output_fmt", "NCHW") == "NHWC":  # Swin's maps
+        return features.flatten(1, 2)
+    return features.flatten(2).transpose(1, 2)
 
 
 def create(model: str, pretrained: bool, image_size: int) -> Any:
@@ -141,10 +146,7 @@ def geometry(model: str, image_size: int | None) -> Geometry:
         data = timm().data.resolve_model_data_config(timm().create_model(model))
         size = image_size or data["input_size"][-1]
         net = create(model, False, size).eval()
-        cells = to_cells(
-            net.forward_features(torch.zeros(1, 3, size, size)),
-            getattr(net, "num_prefix_tokens", 0),
-        )
+        cells = cells_of(net, torch.zeros(1, 3, size, size))
     grid = round(cells.shape[1] ** 0.5)
     if grid * grid != cells.shape[1]:
         raise ValueError(

@@ -1,7 +1,11 @@
-"""METER's co-attention, encoders, heads and schedule follow the original code, value by value."""
+"""METER's co-attention, encoders, heads, schedule and optimizer steps follow the original code,
+value by value."""
 
 from __future__ import annotations
 
+import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, RobertaConfig, RobertaModel
 
+from tests.toys.cross_modal import cross_modal_recipe
+from tests.toys.kinds import built
 from tests.toys.recorded.related import RelatedCase, recorded
-from vlds.models.co_attention import CoAttention, CoAttentionConfig
+from vlds.config import OptimizerConfig
+from vlds.heads import MLPHead
+from vlds.models.co_attention import CoAttention, CoAttentionConfig, Fused
 from vlds.models.word_head import WordHead
+from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
 from vlds.vision.clip_tokens import ClipTokensModule, resized_positions
 
 OURS = {
@@ -91,15 +100,28 @@ def check_gradients(case: RelatedCase, named: dict[str, Tensor]) -> int:
     return checked
 
 
-def fusion_gradients(fusion: CoAttention) -> dict[str, Tensor]:
-    """Gradients of the co-attention under the original code's names."""
+Named = dict[str, list[nn.Parameter]]
+"""The original code's name of a weight -> ours, which are its rows one after the other."""
+
+
+def joined(named: Named) -> dict[str, Tensor]:
+    """Gradients of those that have one."""
+    found: dict[str, Tensor] = {}
+    for name, parameters in named.items():
+        parts = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if parts:
+            found[name] = torch.cat(parts)
+    return found
+
+
+def fusion_names(fusion: CoAttention) -> Named:
+    """Of the co-attention."""
     theirs = {ours: name for name, ours in OURS.items()}
-    gradients = {}
+    named: Named = {}
     for name, parameter in fusion.named_parameters():
         module, _, rest = name.partition(".")
-        if parameter.grad is not None:
-            gradients[f"{theirs[module]}.{rest}"] = parameter.grad
-    return gradients
+        named[f"{theirs[module]}.{rest}"] = [parameter]
+    return named
 
 
 @recorded("meter_coattention_stack")
@@ -123,7 +145,7 @@ def test_co_attention(path: Path) -> None:
     loss.backward()
     assert (text.grad - case["grad/text"]).abs().max() < 1e-9
     assert (image.grad - case["grad/image"]).abs().max() < 1e-9
-    assert check_gradients(case, fusion_gradients(fusion)) > 100
+    assert check_gradients(case, joined(fusion_names(fusion))) > 100
 
 
 @recorded("meter_position_interpolation")
@@ -170,11 +192,30 @@ class Recorded(nn.Module):
         self.vision.net.load_state_dict(vision_weights(case.under("weights/vit_model.visual.")))
         self.eval()
 
-    def fuse(self, ids: Tensor, mask: Tensor, pictures: Tensor) -> Any:
+    def fuse(self, ids: Tensor, mask: Tensor, pictures: Tensor) -> Fused:
         """The streams of texts (b, l) and pictures (b, 3, h, w), which are normalised."""
         text = self.text(ids, attention_mask=mask).last_hidden_state
         image = self.vision.features(pictures)
-        return self.fusion(text, mask.bool(), image, image.new_ones(image.shape[:2]).bool())
+        seen = image.new_ones(image.shape[:2]).bool()
+        fused: Fused = self.fusion(text, mask.bool(), image, seen)
+        return fused
+
+    def names(self, heads: dict[str, nn.Module]) -> Named:
+        """Of the model and its heads."""
+        named = fusion_names(self.fusion) | vision_names(self.vision.net)
+        for prefix, module in {"text_transformer": self.text, **heads}.items():
+            for name, parameter in module.named_parameters():
+                named[f"{prefix}.{WORDS.get(name, name)}"] = [parameter]
+        return named
+
+    def questions(self, case: RelatedCase) -> tuple[nn.Module, Fused]:
+        """The head of VQA, and what it reads."""
+        weights = case.under("weights/vqa_classifier.")
+        width, classes = len(weights["0.bias"]), len(weights["3.bias"])
+        head = MLPHead(classes=tuple(map(str, range(classes))), order="norm_gelu", hidden=width)
+        built = head.build(2 * case["config"]["hidden_size"]).double()
+        built.load_state_dict({name: t for name, t in weights.items()})
+        return built, self.fuse(case["text_ids"], case["text_masks"], case["image_0"])
 
 
 def vision_weights(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -191,22 +232,23 @@ def vision_weights(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def vision_gradients(net: nn.Module) -> dict[str, Tensor]:
-    """CLIP's gradients under the names of the original code."""
-    gradients: dict[str, Tensor] = {}
-    for name, parameter in net.named_parameters():
-        if "q_proj" in name:
-            parts = [net.get_parameter(name.replace("q_proj", f"{p}_proj")).grad for p in "qkv"]
-            joined = torch.cat([part for part in parts if part is not None])
-            name = name.replace("self_attn.q_proj.", "attn.in_proj_")
-        elif "k_proj" in name or "v_proj" in name:
-            continue
-        else:
-            joined = parameter.grad
-        for old, new in VISION.items():
-            name = name.replace(new, old)
-        gradients[f"vit_model.visual.{name}"] = joined
-    return gradients
+def vision_names(net: nn.Module) -> Named:
+    """Of CLIP's transformer, whose queries, keys and values are one matrix there."""
+    named: Named = {}
+    for part in ("q_proj", "k_proj", "v_proj", ""):
+        for name, parameter in net.named_parameters():
+            if part in name and (part or not re.search("[qkv]_proj", name)):
+                name = name.replace(f"self_attn.{part}.", "attn.in_proj_")
+                for old, new in VISION.items():
+                    name = name.replace(new, old)
+                named.setdefault(f"vit_model.visual.{name}", []).append(parameter)
+    return named
+
+
+def vqa_loss(case: RelatedCase, logits: Tensor) -> Tensor:
+    """The mean over examples of the sum over answers."""
+    entropy = F.binary_cross_entropy_with_logits(logits, case["out/vqa_targets"], reduction="none")
+    return entropy.sum(1).mean()
 
 
 @recorded("meter_model")
@@ -217,18 +259,9 @@ def test_a_whole_model(path: Path) -> None:
     found: dict[str, Tensor] = {}
     heads: dict[str, nn.Module] = {}
     if "vqa_loss" in losses:
-        fused = model.fuse(case["text_ids"], case["text_masks"], case["image_0"])
+        head, fused = model.questions(case)
         assert (fused.text - case["act/text_layer1"]).abs().max() < 1e-9
         assert (fused.image - case["act/image_layer1"]).abs().max() < 1e-9
-        weights = case.under("weights/vqa_classifier.")
-        width, classes = len(weights["0.bias"]), len(weights["3.bias"])
-        head = nn.Sequential(
-            nn.Linear(fused.pooled.shape[1], width),
-            nn.LayerNorm(width),
-            nn.GELU(),
-            nn.Linear(width, classes),
-        ).double()
-        head.load_state_dict(weights)
         logits = head(fused.pooled)
         assert (logits - case["out/vqa_logits"]).abs().max() < 1e-9
         targets = torch.zeros_like(logits)
@@ -237,8 +270,7 @@ def test_a_whole_model(path: Path) -> None:
         ):
             targets[row, labels] = torch.tensor(scores, dtype=torch.float64)
         assert torch.equal(targets, case["out/vqa_targets"])
-        entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        found["vqa_loss"], heads["vqa_classifier"] = entropy.sum(1).mean(), head
+        found["vqa_loss"], heads["vqa_classifier"] = vqa_loss(case, logits), head
     if "itm_loss" in losses:
         order = case["itm_permutation"]
         half = len(order) // 2
@@ -268,13 +300,97 @@ def test_a_whole_model(path: Path) -> None:
     for name, loss in found.items():
         assert float(loss.detach()) == pytest.approx(losses[name], abs=1e-9)
     torch.stack(list(found.values())).sum().backward()
-    gradients = fusion_gradients(model.fusion) | vision_gradients(model.vision.net)
-    for prefix, module in {"text_transformer": model.text, **heads}.items():
-        gradients |= {
-            f"{prefix}.{WORDS.get(name, name)}": p.grad
-            for name, p in module.named_parameters()
-            if p.grad is not None
-        }
+    gradients = joined(model.names(heads))
     wanted = {name for name, expected in case["grads"].items() if expected is not None}
     assert wanted - gradients.keys() == set()
     assert check_gradients(case, {n: g for n, g in gradients.items() if n in wanted}) == len(wanted)
+
+
+@recorded("meter_schedule")
+def test_schedule(path: Path, world: Path, tmp_path: Path) -> None:
+    """Rates of all groups at every step. METER's runs fall in a line to 0; vlds has no other power
+    and no other end, and shows here what its line would become with them."""
+    for number, case in enumerate(RelatedCase(path)["cases"]):
+        steps, warmup = case["max_steps"], case["warmup_steps"]
+        power, end = case["decay_power"], case["end_lr"] / case["base_lr"]
+        base, of_head, of_streams = case["base_lr"], case["lr_mult_head"], 5
+        config = OptimizerConfig(
+            learning_rate=base,
+            connector_learning_rate=of_streams * base,
+            heads_learning_rate=of_head * base,
+            warmup_ratio=warmup if warmup < 1 else warmup / steps,
+            decay="cosine" if power == "cosine" else "linear",
+        )
+        recipe = replace(cross_modal_recipe(world, tmp_path / str(number)), optimizer=config)
+        groups = parameter_groups(built(recipe), recipe)
+        expected = set(zip(case["group_multipliers"], case["weight_decays"], strict=True))
+        assert {(round(g["peak_lr"] / base, 9), g["weight_decay"]) for g in groups} == expected
+        rates = case["lr_over_base_by_step_and_group"]
+        for step in range(steps + 1):
+            factor = schedule_factor(step, steps, config)
+            if power not in (1, "cosine") and step >= config.warmup_ratio * steps:
+                factor = (1 - end) * factor**power + end
+            set_learning_rate(groups, factor)
+            of_groups = dict(zip(case["group_multipliers"], rates[step], strict=True))
+            for group in groups:
+                wanted = of_groups[round(group["peak_lr"] / base, 9)]
+                assert group["lr"] / base == pytest.approx(wanted, abs=1e-9)
+
+
+def trajectory(case: RelatedCase, as_recorded: bool) -> float:
+    """The largest deviation of recorded steps' losses, gradients' norms and weights, relative where
+    above 1. The optimizer is torch's AdamW, which is what training computes (test_adamw.py).
+
+    `as_recorded`: as in METER's AdamW, weights decay behind each update, and epsilon is added to
+    the second moment's root before its correction; torch does one before and the other after.
+    """
+    model, train = Recorded(case), case["train"]
+    head, _ = model.questions(case)
+    named = model.names({"vqa_classifier": head})
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [p for name in group["names"] for p in named.get(name, [])],
+            "peak_lr": case["config"]["learning_rate"] * group["lr_multiplier"],
+            "weight_decay": 0.0 if as_recorded else group["weight_decay"],
+            "decay_behind": group["weight_decay"] if as_recorded else 0.0,
+        }
+        for group in case["param_groups"]
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=tuple(train["betas"]), eps=train["eps"])
+    schedule = OptimizerConfig(warmup_ratio=case["config"]["warmup_steps"])
+    found: list[tuple[float, float]] = []
+    for step, expected in enumerate(train["steps"]):
+        optimizer.zero_grad()
+        fused = model.fuse(case["text_ids"], case["text_masks"], case["image_0"])
+        loss = vqa_loss(case, head(fused.pooled))
+        loss.backward()
+        gradient = torch.cat([tensor.flatten() for tensor in joined(named).values()])
+        found += [(loss.item(), expected["loss"]), (gradient.norm().item(), expected["grad_norm"])]
+        factor = schedule_factor(step, train["max_steps"], schedule)
+        set_learning_rate(optimizer.param_groups, factor)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx(expected["lr"], abs=1e-12)
+        if as_recorded:
+            corrected = train["eps"] / math.sqrt(1 - train["betas"][1] ** (step + 1))
+            for group in optimizer.param_groups:
+                group["eps"] = corrected
+        optimizer.step()
+        with torch.no_grad():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter *= 1 - group["lr"] * group["decay_behind"]
+            for name, parameters in named.items():
+                flat = torch.cat([p.flatten() for p in parameters])
+                cosine = torch.arange(len(flat), dtype=flat.dtype).cos()
+                ours = flat.norm().item(), (flat * cosine).sum().item()
+                found += zip(ours, expected["params"][name], strict=True)
+    assert len(found) > 1000
+    return max(abs(ours - theirs) / max(1.0, abs(theirs)) for ours, theirs in found)
+
+
+@recorded("meter_model", "train")
+def test_optimizer_steps(path: Path) -> None:
+    """Two places of METER's AdamW aside, ours follows its steps; with its own, it stays close."""
+    case = RelatedCase(path)
+    assert trajectory(case, as_recorded=True) < 1e-7
+    assert trajectory(case, as_recorded=False) < 1e-4

@@ -17,13 +17,14 @@ from tests.toys.recorded.case import FOLDER
 
 
 class RelatedCase:
-    """One `<case>.json` + `<case>.safetensors`; floating tensors in float64."""
+    """One `<case>.json`, and `<case>.safetensors` if it has tensors; floating ones in float64."""
 
     def __init__(self, path: Path) -> None:
         self.record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        file = path.with_suffix(".safetensors")
         self.tensors = {
             name: tensor.double() if tensor.is_floating_point() else tensor
-            for name, tensor in load_file(path.with_suffix(".safetensors")).items()
+            for name, tensor in (load_file(file) if file.exists() else {}).items()
         }
 
     def __getitem__(self, name: str) -> Any:
@@ -50,9 +51,15 @@ def paths_by_kind() -> dict[str, list[Path]]:
     return found
 
 
-def recorded(kind: str) -> pytest.MarkDecorator:
-    """Runs a test for every case of a kind, or skips it where there is none."""
-    params = [pytest.param(path, id=path.stem) for path in paths_by_kind().get(kind, [])]
+def json_fields(path: Path) -> set[str]:
+    """What a case says beside its tensors."""
+    return set(json.loads(path.read_text(encoding="utf-8")))
+
+
+def recorded(kind: str, field: str = "kind") -> pytest.MarkDecorator:
+    """Runs a test for every case of a kind that has a field, or skips it where there is none."""
+    paths = [path for path in paths_by_kind().get(kind, []) if field in json_fields(path)]
+    params = [pytest.param(path, id=path.stem) for path in paths]
     reason = f"no recorded case of {kind} in VLDS_GOLDENS"
     nothing = [pytest.param(None, marks=pytest.mark.skip(reason))]
     return pytest.mark.parametrize("path", params or nothing)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel
 
 from tests.toys.cross_modal import TEXTS, batch_of, pretraining_recipe, write_configs
 from tests.toys.joint_encoder import CLASSES, joint_encoder_kind, joint_encoder_recipe
@@ -27,7 +27,7 @@ from vlds.config import Recipe, parse_recipe, save_recipe
 from vlds.convert.command import convert
 from vlds.heads import MLPHead
 from vlds.heads.base import ClassOutput
-from vlds.methods import Method
+from vlds.methods import LoRA, Method
 from vlds.models import JointEncoder
 from vlds.models.build import ModelSetup, describe
 from vlds.models.joint_encoder_model import JointEncoderModel
@@ -177,6 +177,35 @@ def test_one_rank_computes_what_two_do(
         assert torch.allclose(other, found[0], rtol=1e-4)
 
 
+def test_layers_computed_again_have_the_same_gradients(world: Path, tmp_path: Path) -> None:
+    """With dropout, whose draws are those of the first time."""
+    recipe = joint_encoder_recipe(world, tmp_path)
+    found = []
+    for again in (False, True):
+        training = replace(recipe.training, activation_checkpointing=again)
+        model, batch = built(replace(recipe, training=training)).train(), batch_of(recipe, TEXTS)
+        torch.manual_seed(0)
+        model(batch, torch.ones(3)).loss.backward()
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], atol=1e-6), name
+
+
+def test_lora_is_folded_into_the_encoder(world: Path, tmp_path: Path) -> None:
+    recipe = joint_encoder_recipe(world, tmp_path / "run")
+    lora = {"lora": LoRA(rank=2, roles=["attn_q", "attn_v"], train_biases=False)}
+    run = trained_run(replace(recipe, methods=lora))
+    save_run(run)
+    out = tmp_path / "out"
+    assert convert(["merge", "--run", str(tmp_path / "run"), "--out", str(out)]) == 0
+    merged, rows = load_run(out), batch_of(recipe, TEXTS)
+    assert not merged.recipe.methods
+    assert torch.allclose(
+        merged.model.eval().first_states(rows), run.model.eval().first_states(rows), atol=1e-5
+    )
+
+
 def test_a_converted_run_answers_the_same(world: Path, tmp_path: Path) -> None:
     recipe = joint_encoder_recipe(world, tmp_path / "run")
     run = trained_run(recipe)
@@ -188,6 +217,8 @@ def test_a_converted_run_answers_the_same(world: Path, tmp_path: Path) -> None:
     assert found.recipe.model.visual_weights == str(out / "visual_embedding.safetensors")
     rows = batch_of(recipe, TEXTS)
     assert torch.allclose(found.model.first_states(rows), expected.first_states(rows), atol=1e-5)
+    assert "AutoModel.from_pretrained" in (out / "README.md").read_text("utf-8")
+    assert isinstance(AutoModel.from_pretrained(out), BertModel)
 
 
 def test_the_plan_rehearses_a_step(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlds.artifact import LoadedRun
-from vlds.models import Causal, ImageTextToText
+from vlds.models import Causal, ImageTextToText, JointSeq2Seq
 from vlds.models.image_text_model import ImageTextModel
 from vlds.models.kind import ModelKind
 from vlds.tasks.base import Task
@@ -107,7 +107,9 @@ def auto_class(kind: ModelKind) -> str:
     """The class of transformers that opens the backbone."""
     if isinstance(kind, ImageTextToText):
         return "AutoModelForImageTextToText"
-    return "AutoModelForCausalLM" if isinstance(kind, Causal) else "AutoModelForSeq2SeqLM"
+    if isinstance(kind, Causal):
+        return "AutoModelForCausalLM"
+    return "AutoModelForSeq2SeqLM" if isinstance(kind, JointSeq2Seq) else "AutoModel"
 
 
 def asking(run: LoadedRun, how: str) -> list[str]:

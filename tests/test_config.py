@@ -346,6 +346,12 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
         ("optimizer.betas", "[0.9]", "optimizer.betas: got [0.9]; give two numbers, like [0.9, 0."),
         ("data.errors.max_in_a_row", "0", "data.errors.max_in_a_row: got 0; give at least 1"),
         ("training.steps", "0", "training.steps: got 0; give 1 or more"),
+        ("training", "null", "training: got null; give a value, or leave the key out"),
+        (
+            "methods",
+            "{m: {class_path: LST, init_args: {encoder_layers: all}}}",
+            "methods: LST.encoder_layers: got 'all'; give a list, like [a, b] or null",
+        ),
         ("optimizer.learning_rate", ".nan", "optimizer.learning_rate: got nan; give a number"),
         ("optimizer.learning_rate", ".inf", "optimizer.learning_rate: got inf; give 0 or more"),
         (
@@ -421,6 +427,9 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
          "tasks.vqa: class_path is missing; write class_path: Caption, or "),
         ("methods: {adapter: {class_path: Adapter, init_args: {reduction: 4}}}",
          "methods: [Adapter]", "methods: got \"['Adapter']\"; give entries with a name each"),
+        ("reduction: 4", "reduction: null", "methods.adapter.reduction: got null; give a value"),
+        ("reduction: 4", "sharing: null", "methods.adapter.sharing: got null; give a value"),
+        ("output: runs/mine", "output: x\nseed: null", "seed: got null; give a value, or le"),
     ],
 )  # fmt: skip
 def test_mistakes_in_the_file(old: str, new: str, message: str, file: Path) -> None:

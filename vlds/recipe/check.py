@@ -195,8 +195,8 @@ def explain(message: str) -> str:
 
 def cure(expected: str) -> str:
     """What to give, from the parser's name of a type."""
-    classes = re.findall(r"<class '(?:[\w.]+\.)?(\w+)'>", expected)
-    names = [CURES.get(name, name) for name in classes]
+    classes = re.findall(r"<class '(?:[\w.]+\.)?(\w+)'>|\b(list|dict)\[", expected)
+    names = [CURES.get(name, name) for name in map("".join, classes)]
     if words := re.findall(r"Literal\[(.*?)\]", expected):
         return "one of " + ", ".join([*words, *names]).replace("'", "")
     return " or ".join(names) or expected

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -81,9 +81,12 @@ def build(cls: type[Options], values: Mapping[str, Any], key: str = "") -> Optio
 def build_field(hint: Any, value: Any, key: str) -> Any:
     """Build the value of one field.
 
-    Errors: ValueError for NaN, which comparisons with a bound may miss; and as `build`.
+    Errors: ValueError for NaN, which comparisons with a bound may miss, and for null where there
+    must be something, which the parser lets through; and as `build`.
     """
     cls = dataclass_of(hint)
+    if value is None and type(None) not in get_args(hint):
+        raise ValueError(f"{key}: got null; give a value, or leave the key out")
     if isinstance(value, float) and value != value:
         raise ValueError(f"{key}: got nan; give a number")
     if cls is None or not isinstance(value, Mapping):

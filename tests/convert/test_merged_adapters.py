@@ -42,7 +42,7 @@ from vlds.convert.merged_adapters import (
     write_neurons,
 )
 from vlds.convert.transport import COSTS
-from vlds.methods import Adapter
+from vlds.methods import Adapter, SimAdapter
 from vlds.methods.adapter import init_linear
 
 pytest.importorskip("ot", reason="needs the extra `transport`")
@@ -124,11 +124,27 @@ def test_prunings_are_pefts(how: str, world: Path, tmp_path: Path) -> None:
     assert compared
 
 
+def test_what_methods_keep_frozen_stays(world: Path, tmp_path: Path) -> None:
+    """The adapters that SimAdapter fuses are the same in all runs, and no sum of them."""
+    fused = SimAdapter(adapters={"a": Adapter(reduction=4), "b": Adapter(reduction=4)})
+    recipe = replace(recipe_with("T5", "LoRA bare", world, tmp_path), methods={"fused": fused})
+    runs = [write_run(replace(recipe, output=str(tmp_path / f"run{n}")), seed=n) for n in range(2)]
+    found = merge("dare_linear", runs, tmp_path / "out", "--density", 1.0)
+    first, other = (state_of(run) for run in runs)
+    frozen = [name for name in first if ".candidates." in name]
+    assert frozen
+    for name in frozen:
+        assert torch.equal(found[name], first[name]), name
+    for name in (name for name in first if ".fusion." in name):
+        assert torch.allclose(found[name], first[name] + other[name]), name
+
+
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [
         ("Compacter", ["--how", "transport"], "only the halves of Adapter and LoRA have neurons"),
         ("Adapter shared up", ["--how", "transport"], "tasks share one half of their adapters"),
+        ("Mixture LoRA", ["--how", "transport"], "methods.method is Mixture, and only the halves"),
         ("Adapter", ["--how", "transport", "--entropic", 0], "--entropic: got 0.0"),
         ("Adapter", ["--how", "transport", "--density", 0.5], "--density goes with --how ties"),
         ("Adapter", ["--how", "ties", "--density", 0], "--density: got 0.0"),

@@ -19,6 +19,7 @@ from vlds.convert.verify import all_tasks, probe
 from vlds.methods.adapter import AdapterModule
 from vlds.methods.extended import LinearExtension, added_tensors, extended_linears
 from vlds.methods.lora import LoRAModule
+from vlds.methods.mixture import Mixture
 from vlds.runtime.progress import follow
 
 
@@ -55,7 +56,9 @@ def check_has_neurons(run: LoadedRun, folder: Path) -> None:
         raise ValueError(f"--how transport: {folder}: no methods, so there are no neurons to align")
     for name, method in run.recipe.methods.items():
         kinds = {type(module) for _, module in modules_of(run, name)}
-        if not kinds or not kinds <= {AdapterModule, LoRAModule}:
+        # Experts have one order of neurons, since a mixture computes with their mean.
+        of_experts = isinstance(method, Mixture)
+        if of_experts or not kinds or not kinds <= {AdapterModule, LoRAModule}:
             raise ValueError(
                 f"--how transport: {folder}: methods.{name} is {type(method).__name__}, and only "
                 "the halves of Adapter and LoRA have neurons to align; `vlds convert merge` may "
@@ -148,7 +151,8 @@ def pruned(
     states = [dict(run.model.unique_state()) for run in loaded]
     model, methods = loaded[0].model, loaded[0].recipe.methods
     names = {tensor.name for name in methods for tensor in added_tensors(model, name)}
-    if not names & states[0].keys():
+    names &= model.moving_names()  # others are the same in all runs: what SimAdapter fuses
+    if not names:
         kinds = ", ".join(type(method).__name__ for method in methods.values()) or "none"
         raise ValueError(
             f"--how {how}: {runs[0]}: its methods ({kinds}) add no weights to the model; take "
@@ -157,7 +161,7 @@ def pruned(
     merged = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # DARE draws what it takes away
-        for name in sorted(names & states[0].keys()):
+        for name in sorted(names):
             tensors = [state[name].detach() for state in states]
             merged[name] = function(tensors, torch.tensor(factors), density)
             check_float32(merged[name], name, factors)

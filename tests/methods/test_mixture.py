@@ -185,8 +185,9 @@ def test_padding_has_no_distance() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"experts": 1}, "experts: got 1; give at least 2"),
-        ({"consistency": -1.0}, "consistency: got -1.0; give at least 0"),
+        ({"experts": 1}, "experts: got 1; give 2 or more"),
+        ({"consistency": float("inf")}, "consistency: got inf; give 0 or more"),
+        ({"consistency": -1.0}, "consistency: got -1.0; give 0 or more"),
         ({"of": LoRA()}, "of.sharing: got single"),
         ({"of": Mixture()}, "of: got Mixture; choose Adapter or LoRA"),
         ({"of": LoRA(sharing="multiple", learning_rate=1.0)}, "of: set part and learning_rate"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.toys.few_examples import (
@@ -37,6 +39,7 @@ from vlds.convert.verify import logits
 from vlds.methods import Adapter, Method, SimAdapter
 from vlds.methods.other_runs import read_adapter
 from vlds.methods.sim_adapter import Fusion, guide_loss, log_mean
+from vlds.runtime.manifest import write_manifest
 from vlds.schema import IGNORED_LABEL
 
 FFN: dict[str, Any] = {"attention": False, "cross_attention": False}
@@ -266,7 +269,12 @@ def test_runs_of_other_kinds_are_fused(kind: str, world: Path, tmp_path: Path) -
     [
         ({"runs": {"a": "x"}}, "runs: got .*; name two or more"),
         ({"runs": {"a": "x", "b": "y"}, "guide": -1.0}, "guide: got -1.0"),
+        ({"runs": {"a": "x", "b": "y"}, "orthogonality": float("inf")}, "orthogonality: got inf"),
         ({"runs": {"a": "x", "b": "y"}, "part": "vision"}, "part: got vision"),
+        (
+            {"runs": {"a": "x", "b": "y"}, "adapters": {"a": Adapter(), "b": Adapter()}},
+            "adapters: got a, b, and runs, whose adapters are fused",
+        ),
         ({"runs": {"a": "none", "b": "none"}}, "none holds no artifact"),
         (
             {"adapters": {"a": Adapter(), "b": Adapter(**FFN)}},
@@ -281,6 +289,36 @@ def test_runs_of_other_kinds_are_fused(kind: str, world: Path, tmp_path: Path) -
 def test_what_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         build(backbone(Bart, tmp_path), {"method": SimAdapter(**fields)})
+
+
+def test_settings_of_adapters_alone_do_not_train() -> None:
+    """An artifact's recipe has no runs, so that a run of it would fuse random adapters."""
+    fused = SimAdapter(adapters={"a": Adapter(), "b": Adapter()})
+    with pytest.raises(ValueError, match="runs: got none, and the adapters a, b would be random"):
+        fused.check_steps(10)
+    SimAdapter(runs={"a": "x", "b": "y"}).check_steps(10)
+
+
+def test_strange_runs_are_refused(world: Path, tmp_path: Path) -> None:
+    """What is not finite would make every step's loss so."""
+    run = write_run(recipe_with("T5", "Adapter", world, tmp_path))
+    folder = run / "artifact"
+    weights, recipe = folder / "weights.safetensors", folder / "recipe.yaml"
+    good, text = load_file(weights), recipe.read_text(encoding="utf-8")
+    name = next(name for name in good if name.endswith("down_weight"))
+    save_file(good | {name: torch.full_like(good[name], torch.nan)}, weights)
+    for changed, message in (
+        (text, f"{re.escape(name)} is not finite; name another run"),
+        (text.replace("reduction: 4", "reduction: four"), "settings that this vlds cannot use"),
+        (text.replace("reduction: 4", "reduction: 4\n      later: 1"), "cannot use .*'later'"),
+        (text.replace("init_args:", "arguments:"), "recipe.yaml is no recipe of a run; name a run"),
+        ("[1, 2]", "recipe.yaml is no recipe of a run"),
+    ):
+        recipe.write_text(changed, encoding="utf-8")
+        write_manifest(folder)
+        with pytest.raises(ValueError, match=message):
+            read_adapter(run, "vqa")
+        save_file(good, weights)
 
 
 def test_runs_without_one_adapter_are_refused(world: Path, tmp_path: Path) -> None:

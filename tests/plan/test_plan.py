@@ -14,7 +14,7 @@ import torch
 from tests.toys.world import world_recipe
 from vlds.cli.commands import run_command
 from vlds.config import Recipe, parse_recipe, save_recipe
-from vlds.methods import Mixture
+from vlds.methods import Adapter, Mixture, SimAdapter
 from vlds.models.build import build_model, describe
 from vlds.plan import Machine, page, plan_recipe
 from vlds.plan.forecast import Forecast
@@ -153,6 +153,20 @@ def test_the_cost_of_a_second_pass_is_said(
     )
     assert run_command([*words, "--methods.mix.consistency", "0"]) == 0
     assert "passes" not in capsys.readouterr().out
+
+
+def test_a_guide_to_runs_is_planned(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which run is an example's own is known of a model without numbers too."""
+    fused = SimAdapter(adapters={"vqa": Adapter(), "other": Adapter()})
+    recipe = replace(world_recipe(world, tmp_path), methods={"fused": fused})
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    words = ["plan", str(tmp_path / "recipe.yaml"), "--tflops", "1", "--bandwidth", "10"]
+    assert run_command(words) == 0
+    said = capsys.readouterr().out
+    assert "`step`: what a step of micro-batches of" in said
+    assert "is not known" not in said
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from tests.toys.kinds import kind_recipe
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume, losses
+from tests.toys.trained_runs import write_run
+from vlds.config import Recipe
 from vlds.methods import LST, VLPET, Adapter, HyperPELT, LoRA, Method, Mixture, SimAdapter
 
 STEPS = 4
@@ -73,8 +75,19 @@ KIND_METHODS: dict[str, Method] = {
     "mixture": METHODS["mixture"],
     "hyper_pelt": HyperPELT(**SMALL, prefix_length=2),
     "hyper_pelt blind": HyperPELT(**SMALL, prefix_length=2, visual=False),
-    "sim_adapter": METHODS["sim_adapter"],
 }
+
+
+def kind_methods(name: str, recipe: Recipe) -> dict[str, Method]:
+    """The methods of a case; those of fusion read two runs."""
+    if name in KIND_METHODS:
+        return {"method": KIND_METHODS[name]}
+    source = {"adapter": Adapter(reduction=4)}
+    runs = {
+        task: str(write_run(replace(recipe, output=f"{recipe.output}_{task}", methods=source), n))
+        for n, task in enumerate(("caption", "vqa"))
+    }
+    return {"method": SimAdapter(runs=runs, guide=0.5, guide_decay_steps=3)}
 
 
 @pytest.mark.parametrize(
@@ -91,8 +104,9 @@ KIND_METHODS: dict[str, Method] = {
 def test_runs_of_other_kinds_resume_and_are_those_of_one_rank(
     kind: str, name: str, world: Path, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    methods = {"method": KIND_METHODS[name]}
-    whole = replace(kind_recipe(kind, world, tmp_path / "whole", stage=3), methods=methods)
+    whole = kind_recipe(kind, world, tmp_path / "whole", stage=3)
+    methods = kind_methods(name, whole)
+    whole = replace(whole, methods=methods)
     check_resume(ranks2, whole, tmp_path)
     alone = replace(kind_recipe(kind, world, tmp_path / "alone", stage=2), methods=methods)
     assert ranks1.run(run_recipe, alone, False, timeout=120) == [0]

@@ -29,6 +29,7 @@ from vlds.methods.extended import extended_linears
 from vlds.methods.host import Host
 from vlds.methods.lora import LoRA
 from vlds.methods.routing import TaskRouting
+from vlds.runtime.checks import at_least
 
 
 def of_ffn() -> Adapter:
@@ -58,10 +59,8 @@ class Mixture(Method):
             )
         if self.of.part != "backbone" or self.of.learning_rate is not None:
             raise ValueError("of: set part and learning_rate at Mixture itself")
-        if self.experts < 2:
-            raise ValueError(f"experts: got {self.experts}; give at least 2")
-        if self.consistency < 0:
-            raise ValueError(f"consistency: got {self.consistency}; give at least 0")
+        at_least(self, 2, "experts")
+        at_least(self, 0, "consistency")
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Attach the experts as if they were tasks, and let each layer choose among them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ class RunMethod:
 def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
     """The one method of a kind that a run has on its backbone.
 
-    Errors: ValueError if the run has no artifact, or not exactly one such method; it ends in
-    `cure`.
+    Errors: ValueError if the run has no artifact, or not exactly one such method, and ends in
+    `cure`; or if a weight is not finite.
     """
     folder = run / "artifact" if (run / "artifact" / DESCRIPTION).exists() else run
     if not (folder / DESCRIPTION).exists():
@@ -48,18 +48,25 @@ def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
     if (wrong := damage(folder, (RECIPE, WEIGHTS))) is not None:
         raise ValueError(f"artifact {folder}: {wrong}; copy it again from where it was trained")
     recipe = read_yaml(folder / RECIPE)
-    kinds = {name: entry["class_path"] for name, entry in recipe["methods"].items()}
-    settings = {name: entry["init_args"] for name, entry in recipe["methods"].items()}
-    names = [n for n in kinds if kinds[n] == kind.__name__ and settings[n]["part"] == "backbone"]
+    try:
+        kinds = {name: str(entry["class_path"]) for name, entry in recipe["methods"].items()}
+        settings = {name: dict(entry["init_args"]) for name, entry in recipe["methods"].items()}
+        tasks = list(recipe["tasks"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(f"artifact {folder}: {RECIPE} is no recipe of a run; {cure}") from None
+    on_backbone = {name for name, own in settings.items() if own.get("part") == "backbone"}
+    names = [name for name in kinds if kinds[name] == kind.__name__ and name in on_backbone]
     if len(names) != 1:
         raise ValueError(f"{run}: its methods are {', '.join(kinds.values()) or 'none'}; {cure}")
-    pattern = re.compile(rf"backbone\.(?:(.+)\.)?extensions\.{names[0]}\.(.+)")
+    pattern = re.compile(rf"backbone\.(?:(.+)\.)?extensions\.{re.escape(names[0])}\.(.+)")
     tensors: dict[str, dict[str, Tensor]] = {}
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 (safetensors' file is no mapping)
             if match := pattern.fullmatch(key):
-                tensors.setdefault(match[1] or "", {})[match[2]] = file.get_tensor(key)
-    return RunMethod(settings[names[0]], list(recipe["tasks"]), tensors)
+                tensors.setdefault(match[1] or "", {})[match[2]] = tensor = file.get_tensor(key)
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{run}: {key} is not finite; name another run")
+    return RunMethod(settings[names[0]], tasks, tensors)
 
 
 @dataclass(frozen=True)
@@ -91,8 +98,13 @@ def read_adapter(run: Path, task: str) -> RunAdapter:
         "name a run with one Adapter on its backbone (`vlds convert merge` makes Compacter, "
         "LowRankAdapter, Hyperformer and Mixture one)",
     )
-    known = {field.name for field in fields(Adapter)}
-    method = Adapter(**{name: value for name, value in found.settings.items() if name in known})
+    try:
+        method = Adapter(**found.settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{run}: its Adapter has settings that this vlds cannot use ({error}); take the "
+            "version of vlds that wrote it"
+        ) from None
     number = slice_of(method, found.tasks, task, run)
     tensors = {
         layer: {

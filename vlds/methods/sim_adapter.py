@@ -32,6 +32,7 @@ from vlds.methods.extended import LinearExtension
 from vlds.methods.host import Host, weight_options
 from vlds.methods.layouts import Library
 from vlds.methods.other_runs import RunAdapter, read_adapter
+from vlds.runtime.checks import at_least
 from vlds.runtime.made_for_batch import MadeForBatch
 
 OFF_DIAGONAL = 1e-6
@@ -60,14 +61,17 @@ class SimAdapter(Method):
     needs the runs no longer."""
 
     def __post_init__(self) -> None:
-        for name in ("guide", "guide_decay_steps", "orthogonality"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}; give 0 or more")
+        at_least(self, 0, "guide", "guide_decay_steps", "orthogonality")
         if self.part != "backbone":
             raise ValueError(f"part: got {self.part}; the runs' adapters are in the backbone")
         for name, method in self.adapters.items():
             if not isinstance(method, Adapter):
                 raise ValueError(f"adapters.{name}: got {type(method).__name__}; give Adapter")
+        if self.runs and self.adapters:
+            raise ValueError(
+                f"adapters: got {', '.join(self.adapters)}, and runs, whose adapters are fused; "
+                "adapters is for the recipes of artifacts: leave it out"
+            )
         if len(self.runs or self.adapters) < 2:
             raise ValueError(
                 f"runs: got {self.runs}; name two or more, such as {{vqa: runs/vqa, gqa: runs/gqa}}"
@@ -82,6 +86,14 @@ class SimAdapter(Method):
             adapters = {name: self.adapters[name] for name in sorted(self.adapters)}
             return {n: RunAdapter(m, {}) for n, m in adapters.items() if isinstance(m, Adapter)}
         return {name: read_adapter(Path(self.runs[name]), name) for name in sorted(self.runs)}
+
+    def check_steps(self, num_steps: int) -> None:
+        """Errors: ValueError for a run whose frozen adapters would be random."""
+        if not self.runs:
+            raise ValueError(
+                f"runs: got none, and the adapters {', '.join(self.adapters)} would be random, "
+                "since the recipe of an artifact has their settings alone; name the runs"
+            )
 
     def in_artifact(self) -> SimAdapter:
         """With the settings of the runs' adapters in place of the runs."""
@@ -220,7 +232,9 @@ class FusionLoss(BatchLoss):
         host: Host,
     ) -> None:
         self.config, self.modules, self.context = config, modules, host.context
-        self.own = torch.tensor([names.index(task) if task in names else -1 for task in host.tasks])
+        own = [names.index(task) if task in names else -1 for task in host.tasks]
+        # With numbers too where the model is built without, as `vlds plan` does.
+        self.own = torch.tensor(own, device="cpu")
         """(tasks,) number of the run that guides a task; -1: none."""
 
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:

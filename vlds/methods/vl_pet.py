@@ -36,6 +36,7 @@ from vlds.methods.compacter import Compacter
 from vlds.methods.extended import LinearExtension, added_tensors
 from vlds.methods.host import Host, weight_options
 from vlds.methods.layouts import Layout, Library, Stored
+from vlds.runtime.checks import at_least
 from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.schema import OptimizerRule, OptimizerRules, Role
 
@@ -94,9 +95,8 @@ class VLPET(Method):
             raise ValueError(f"part: got {self.part}; VLPET tunes an encoder-decoder: backbone")
         if self.padding_counts and self.gate != "small":
             raise ValueError(f"padding_counts: got true, which gate: {self.gate} does not read")
-        for name in ("gate_width", "value_width", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; give at least 1")
+        at_least(self, 1, "gate_width", "value_width", "heads")
+        at_least(self, 0, "scale")
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put gated bottlenecks into the encoder and adapters beside the decoder's values.

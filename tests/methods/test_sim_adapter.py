@@ -91,6 +91,13 @@ def test_values_as_they_are_cost_nothing() -> None:
     assert 0 < Fusion(6, {"dtype": torch.float64}).distance() < 1e-10
 
 
+def test_sizes_are_the_papers() -> None:
+    """Of 18 layers of width 256."""
+    weights = sum(parameter.numel() for parameter in Fusion(256, {}).parameters())
+    assert weights == 197_120
+    assert 18 * weights == 3_548_160
+
+
 def test_the_guide_alone_finds_its_run() -> None:
     torch.manual_seed(0)
     fusion = Fusion(8, {})

@@ -21,6 +21,7 @@ from tests.toys.engines import (
 from tests.toys.kinds import kind_recipe
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import short_recipe
 from tests.toys.resumed_runs import check_resume, losses
 from tests.toys.trained_runs import write_run
 from vlds.config import Recipe
@@ -71,6 +72,7 @@ def test_any_cut_trains_the_same(
     assert not has_term or expected["added"][0].item() > 0
 
 
+FUSED = Adapter(reduction=4)
 KIND_METHODS: dict[str, Method] = {
     "mixture": METHODS["mixture"],
     "hyper_pelt": HyperPELT(**SMALL, prefix_length=2),
@@ -82,7 +84,7 @@ def kind_methods(name: str, recipe: Recipe) -> dict[str, Method]:
     """The methods of a case; those of fusion read two runs."""
     if name in KIND_METHODS:
         return {"method": KIND_METHODS[name]}
-    source = {"adapter": Adapter(reduction=4)}
+    source = {"adapter": FUSED}
     runs = {
         task: str(write_run(replace(recipe, output=f"{recipe.output}_{task}", methods=source), n))
         for n, task in enumerate(("caption", "vqa"))
@@ -112,3 +114,21 @@ def test_runs_of_other_kinds_resume_and_are_those_of_one_rank(
     assert ranks1.run(run_recipe, alone, False, timeout=120) == [0]
     for one, other in zip(losses(tmp_path / "alone"), losses(tmp_path / "whole"), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_a_resumed_run_fuses_what_it_has_fused(
+    world: Path, ranks1: RankPool, tmp_path: Path
+) -> None:
+    """Run states hold no frozen weights, so the runs must be those that the state saw."""
+    recipe = short_recipe(world, tmp_path / "fused", stage=2)
+    recipe = replace(recipe, training=replace(recipe.training, steps=2))
+    recipe = replace(recipe, methods=kind_methods("sim_adapter", recipe))
+    assert ranks1.run(run_recipe, recipe, timeout=120) == [0]
+    longer = replace(recipe, training=replace(recipe.training, steps=4))
+    source = replace(recipe, output=f"{recipe.output}_vqa", methods={"adapter": FUSED})
+    write_run(source, seed=7)
+    message = r"was trained on another methods\.method\.runs\.vqa than the run that it names is now"
+    with pytest.raises(Exception, match=message):
+        ranks1.run(run_recipe, longer, True, timeout=120)
+    write_run(source, seed=1)
+    assert ranks1.run(run_recipe, longer, True, timeout=120) == [0]

@@ -88,6 +88,11 @@ class Method(ABC):
         """The method in the recipe of an artifact, which holds what it took from other runs."""
         return self
 
+    def source_hashes(self) -> Mapping[str, str]:
+        """Field -> sha256 of another run's weights that stay frozen here, which a run state does
+        not hold."""
+        return {}
+
     def after_export(self) -> Method | None:
         """The method beside an exported model, whose files hold the model's own weights as
         attaching and training have changed them; None if it adds nothing to them."""

@@ -25,7 +25,7 @@ from vlds.methods.context import BatchContext
 from vlds.methods.host import Host
 from vlds.methods.hyperformer import Hyperformer, HyperformerModule
 from vlds.methods.layouts import Library
-from vlds.methods.other_runs import read_method
+from vlds.methods.other_runs import read_method, weights_hash
 from vlds.methods.pelt_networks import Key, PELTNetworks
 from vlds.methods.prefix_tuning import PrefixTuning, fixed_prefixes
 from vlds.schema import TargetModules
@@ -104,6 +104,12 @@ class HyperPELT(Hyperformer):
     def in_artifact(self) -> HyperPELT:
         """Without the run that the networks come from: the artifact holds them."""
         return replace(self, weights=None)
+
+    def source_hashes(self) -> Mapping[str, str]:
+        """Of the run whose networks stay as they are."""
+        if self.weights is None or self.train_networks:
+            return {}
+        return {"weights": weights_hash(Path(self.weights))}
 
     @torch.no_grad()
     def fill(self, networks: PELTNetworks, run: Path, tasks: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlds.methods.adapter import Adapter
 from vlds.methods.base import Method
-from vlds.runtime.manifest import DESCRIPTION, damage
+from vlds.runtime.manifest import DESCRIPTION, damage, recorded_hash
 from vlds.runtime.yaml_file import read_yaml
 
 WEIGHTS, RECIPE = "weights.safetensors", "recipe.yaml"
@@ -42,9 +42,7 @@ def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
     Errors: ValueError if the run has no artifact, or not exactly one such method, and ends in
     `cure`; or if a weight is not finite.
     """
-    folder = run / "artifact" if (run / "artifact" / DESCRIPTION).exists() else run
-    if not (folder / DESCRIPTION).exists():
-        raise ValueError(f"{run} holds no artifact; name the folder that `vlds train` wrote")
+    folder = artifact_of(run)
     if (wrong := damage(folder, (RECIPE, WEIGHTS))) is not None:
         raise ValueError(f"artifact {folder}: {wrong}; copy it again from where it was trained")
     recipe = read_yaml(folder / RECIPE)
@@ -67,6 +65,22 @@ def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
                 if not tensor.isfinite().all():
                     raise ValueError(f"{run}: {key} is not finite; name another run")
     return RunMethod(settings[names[0]], tasks, tensors)
+
+
+def artifact_of(run: Path) -> Path:
+    """The folder of a run's artifact.
+
+    Errors: ValueError if there is none.
+    """
+    folder = run / "artifact" if (run / "artifact" / DESCRIPTION).exists() else run
+    if not (folder / DESCRIPTION).exists():
+        raise ValueError(f"{run} holds no artifact; name the folder that `vlds train` wrote")
+    return folder
+
+
+def weights_hash(run: Path) -> str:
+    """SHA-256 of the weights of a run's artifact, as its manifest has it."""
+    return recorded_hash(artifact_of(run), WEIGHTS)
 
 
 @dataclass(frozen=True)

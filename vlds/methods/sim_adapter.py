@@ -31,7 +31,7 @@ from vlds.methods.batch_loss import BatchLoss, Predicted
 from vlds.methods.extended import LinearExtension
 from vlds.methods.host import Host, weight_options
 from vlds.methods.layouts import Library
-from vlds.methods.other_runs import RunAdapter, read_adapter
+from vlds.methods.other_runs import RunAdapter, read_adapter, weights_hash
 from vlds.runtime.checks import at_least
 from vlds.runtime.made_for_batch import MadeForBatch
 
@@ -99,6 +99,10 @@ class SimAdapter(Method):
         """With the settings of the runs' adapters in place of the runs."""
         adapters: dict[str, Method] = {name: run.method for name, run in self.read().items()}
         return replace(self, runs={}, adapters=adapters)
+
+    def source_hashes(self) -> Mapping[str, str]:
+        """Of the runs."""
+        return {f"runs.{name}": weights_hash(Path(run)) for name, run in self.runs.items()}
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put attention over the runs' adapters at every place of theirs.

@@ -71,9 +71,7 @@ def build_run(
         learnt = learn_start(model, recipe, ranks, prepared, collator, stopping)
     engine = open_engine(model, groups, recipe, ranks, prepared)
     notices = recipe.model.check_built(model)
-    states = RunStates(
-        recipe, engine, stream, recipe.model.source_hashes() if ranks.is_first else {}
-    )
+    states = RunStates(recipe, engine, stream, source_hashes(recipe) if ranks.is_first else {})
     if state_folder is not None:
         restore(recipe, states, ranks, state_folder, new_phase)
         check_steps(recipe, engine.steps_done)
@@ -92,6 +90,16 @@ def build_run(
         for line in [*notices, *cut_texts(prepared.train_sources, collator)]:
             tracker.say(line)
     return run
+
+
+def source_hashes(recipe: Recipe) -> dict[str, str]:
+    """Part of the model, or place in the recipe -> sha256 of what frozen weights come from."""
+    of_methods = {
+        f"methods.{name}.{field}": digest
+        for name, method in recipe.methods.items()
+        for field, digest in method.source_hashes().items()
+    }
+    return {**recipe.model.source_hashes(), **of_methods}
 
 
 def check_steps(recipe: Recipe, steps_done: int) -> None:

@@ -266,6 +266,6 @@ def check_same_sources(
             then, now = (str(digests.get(part))[:12] for digests in (saved, present))
             raise ValueError(
                 f"--resume: {folder} was trained on another {part} than "
-                f"{recipe.model.sources.get(part)} is now (sha256 {then} then, {now} now); bring "
-                f"the original files back to that place, {OTHER_OUTPUT}"
+                f"{recipe.model.sources.get(part, 'the run that it names')} is now (sha256 {then} "
+                f"then, {now} now); bring the original files back to that place, {OTHER_OUTPUT}"
             )

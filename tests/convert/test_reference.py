@@ -28,7 +28,7 @@ from vlds.artifact import load_run
 from vlds.config import Recipe, save_recipe
 from vlds.convert.foreign_files import read_state_dict
 from vlds.convert.reference import named_tensors
-from vlds.methods import Adapter, Compacter, Full, Hyperformer, Method
+from vlds.methods import VLPET, Adapter, Compacter, Full, Hyperformer, Method
 from vlds.models import JointSeq2Seq
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.tasks import VQA
@@ -233,6 +233,11 @@ def test_a_recipe_of_another_source_wants_what_the_file_lacks(
             "activation: gelu_tanh alone, and the method has .*silu",
         ),
         ({"a": Hyperformer(attention=False)}, "attention: true .*, and the method has .*False"),
+        ({"a": VLPET(of=Adapter(reduction=4), heads=3)}, "heads: got 3, no divisor of the . units"),
+        (
+            {"a": VLPET(of=Adapter(reduction=4, sharing="multiple"))},
+            r"one encoder for all tasks \(sharing multiple\)",
+        ),
     ],
 )
 def test_combinations_that_the_original_cannot_have(

@@ -127,9 +127,16 @@ class VLPET(Method):
         return trained
 
     def refusal(self, library: Library, model: Any) -> str | None:
-        """The original code has no gates around a Compacter."""
-        if library == "reference" and not isinstance(self.of, Adapter):
-            return f"the original code has no gates around {type(self.of).__name__}"
+        """The original code has no gates around a Compacter, and equal heads of all tasks."""
+        if library == "reference":
+            if not isinstance(self.of, Adapter):
+                return f"the original code has no gates around {type(self.of).__name__}"
+            if self.of.sharing != "single":
+                return (
+                    f"the original code has one encoder for all tasks (sharing {self.of.sharing})"
+                )
+            if (width := model.config.d_model // self.of.reduction) % self.heads:
+                return f"heads: got {self.heads}, no divisor of the {width} units that they share"
         return super().refusal(library, model)
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:

@@ -183,7 +183,7 @@ WRONG = {
             "module.model.encoder.visual_embedding.feat_embedding.1.weight": None,
             "module.model.encoder.visual_embedding.layer_norm.weight": torch.ones(16),
         },
-        "one norm over the sum of all visual embeddings .* pre-train again",
+        "one norm over the sum of all visual embeddings .* say `model.visual_embedding.norm: sum`",
     ),
     "another backbone": (
         {"module.model.encoder.layers.0.fc1.bias": torch.ones(24)},

@@ -52,6 +52,22 @@ def test_formula(table: nn.Embedding) -> None:
     assert torch.allclose(tokens[0, 9 + 4], expected, atol=1e-6)
 
 
+def test_one_norm_over_the_sum(table: nn.Embedding) -> None:
+    """The layout of VL-BART's pre-training (`individual_vis_layer_norm False`)."""
+    module = bridge(norm="sum")
+    names = [name for name in module.state_dict() if "norm" in name]
+    assert names == ["sum_norm.weight", "sum_norm.bias"]
+    with torch.no_grad():
+        module.sum_norm.weight.uniform_()
+    features, boxes = torch.randn(1, 9, DIM), torch.rand(1, 9, 4)
+    tokens, _ = module(features, boxes, torch.tensor([[0]]), table)
+    x1, x2, y1, y2 = boxes[0, 4]
+    place = torch.stack([x1, x2, y1, y2, (x2 - x1) * (y2 - y1)])
+    parts = module.feature_projection(features[0, 4]) + module.box_projection(place)
+    expected = module.sum_norm(parts + module.image_order.weight[0] + table.weight[30 - 1 - 4])
+    assert torch.allclose(tokens[0, 4], expected, atol=1e-6)
+
+
 def test_absent_images_are_masked_and_shared_ones_equal(table: nn.Embedding) -> None:
     index = torch.tensor([[0, NO_IMAGE], [0, 1], [1, 0]])
     tokens, mask = bridge()(torch.randn(2, 9, DIM), None, index, table)

@@ -2,62 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.toys.recorded.case import FOLDER, RecordedCase
+from tests.toys.recorded.partial import recorded_case, recorded_paths
 from vlds.schema import IGNORED_LABEL
 from vlds.tasks.refer import POINTERS
 
 TASK = "refcoco"
 
 
-def recorded_paths() -> list[Path]:
-    """Files of cases with the task."""
-    return [
-        path
-        for path in sorted(FOLDER.rglob("*.json"))
-        if isinstance(record := json.loads(path.read_text("utf-8")), dict)
-        and isinstance(tasks := record.get("tasks"), dict)
-        and TASK in tasks
-    ]
-
-
 NONE = pytest.param(None, marks=pytest.mark.skip(f"no recorded case of {TASK} in VLDS_GOLDENS"))
 
 
-def recorded_case(source: Path, folder: Path) -> RecordedCase:
-    """The case, with all sizes that others name."""
-    record = json.loads(source.read_text("utf-8"))
-    size = record["config"]
-    weights = load_file(source.with_suffix(".safetensors"))
-    encoder = "weights/model.encoder."
-    size |= {
-        "tasks": [TASK],
-        "grid_in": size["n_boxes"],
-        "n_images": 2,
-        "encoder_layers": size["layers"],
-        "decoder_layers": size["layers"],
-        "ffn": len(weights[f"{encoder}layers.0.fc1.weight"]),
-        "max_position_embeddings": len(weights[f"{encoder}embed_positions.weight"]) - 2,
-        "activation": "gelu",
-        "scale_embedding": False,
-    }
-    (folder / source.name).write_text(json.dumps(record), "utf-8")
-    shutil.copy(source.with_suffix(".safetensors"), folder)
-    return RecordedCase(folder / source.name)
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("path", recorded_paths() or [NONE], ids=lambda path: path and path.stem)
+@pytest.mark.parametrize(
+    "path", recorded_paths(TASK) or [NONE], ids=lambda path: path and path.stem
+)
 def test_logits_loss_and_pointers_are_those_of_the_original(path: Path, tmp_path: Path) -> None:
     """Its loss is a mean over all tokens; its pointer, the likeliest token behind <s>."""
-    case = recorded_case(path, tmp_path)
+    case = recorded_case(path, TASK, tmp_path)
     model, batch = case.build(tmp_path), case.batch(TASK)
     visual, _ = model.visual_tokens(batch)
     assert (visual - case.tensor(f"{TASK}/visual_embeds")).abs().max() < 1e-9

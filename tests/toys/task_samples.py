@@ -35,6 +35,10 @@ ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
         {"id": "r2", "expression": "the dog", "box": [10, 10, 10, 10]},
     ],
     "caption": [{"id": "c1", "caption": " a red circle "}, {"id": "c2", "caption": "a dot"}],
+    "pair_text": [{"id": "t1", "text": "a red circle"}, {"id": "t2", "text": "two small dots"}],
+    "regions": [
+        {"id": "g1", "regions": ["red dot", "", "grey dog"]}, {"id": "g2", "regions": ["", "dot"]},
+    ],
     "video_qa": [
         {"id": "7", "question": "Who sits?", "choices": ["Ann.", "Bob"], "answer_index": 1,
          "span": "0-2.5"},
@@ -45,7 +49,7 @@ ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
 }  # fmt: skip
 
 
-LABELS = ("answers", "label", "answer", "answer_index", "box", "caption")
+LABELS = ("answers", "label", "answer", "answer_index", "box", "caption", "regions")
 EXTRA: dict[str, dict[str, Any]] = {"refer": {"proposals": [[0, 0, 10, 9], [11, 10, 9, 10]]}}
 
 

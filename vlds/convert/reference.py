@@ -32,6 +32,7 @@ VISUAL = {
     "feature_norm": "feat_embedding.1",
     "box_projection": "absolute_vis_pos_embedding.0",
     "box_norm": "absolute_vis_pos_embedding.1",
+    "sum_norm": "layer_norm",
     "image_order": "img_order_embedding",
 }
 """Module of the visual embedding -> its name in the original code."""
@@ -212,8 +213,8 @@ def absent(key: str, state: Mapping[str, Tensor]) -> ValueError:
     if any(name.endswith(ONE_NORM) for name in state):
         return ValueError(
             f"the checkpoint has one norm over the sum of all visual embeddings ({ONE_NORM}: "
-            "VL-BART's pre-training); here features and boxes have a norm each, and no weights of "
-            "these compute the same: pre-train again"
+            "VL-BART's pre-training), and no weights of two norms compute the same; the recipe "
+            "must say `model.visual_embedding.norm: sum`"
         )
     return ValueError(
         f"{key}: not in the checkpoint; the recipe's methods and tasks must be those of the "

@@ -2,7 +2,8 @@
 
     e = Norm(W_f f + b_f) + Norm(W_p [x1, x2, y1, y2, area] + b_p) + ImageOrder[i] + E[|E| - 1 - o]
 
-for token o of image i, with E the backbone's token table: row |E| - 1 - o is <vis_extra_id_o>.
+for token o of image i, with E the backbone's token table: row |E| - 1 - o is <vis_extra_id_o>. With
+`norm: sum`, as VL-BART was pre-trained, the parts have no norms and their sum has one.
 Features may be pooled to a smaller grid first. Shapes: u distinct images, b examples, n images per
 example, v tokens per image, d width.
 """
@@ -32,8 +33,11 @@ class VisualEmbeddingConfig:
     models need."""
     num_images: int = 2
     """Most images an example may have."""
+    norm: Literal["parts", "sum"] = "parts"
+    """parts: a norm for the features and one for the boxes. sum: one norm over the sum with the
+    embeddings of image and token, as in VL-BART's pre-training."""
     norm_biases: bool = False
-    """Give the two norms a bias where the backbone's norms have none (T5)."""
+    """Give the norms a bias where the backbone's norms have none (T5)."""
     weights: str | None = None
     """A .safetensors file with trained weights (visual_embedding.safetensors of `vlds convert
     hf`)."""
@@ -68,10 +72,12 @@ class VisualEmbedding(nn.Module):
             )
         self.grid = config.grid or grid
         self.boxes = config.boxes
+        of_parts = config.norm == "parts"
         self.feature_projection = nn.Linear(feature_dim, width)
-        self.feature_norm = norm(width)
+        self.feature_norm = norm(width) if of_parts else nn.Identity()
         self.box_projection = nn.Linear(5, width)
-        self.box_norm = norm(width)
+        self.box_norm = norm(width) if of_parts else nn.Identity()
+        self.sum_norm = nn.Identity() if of_parts else norm(width)
         self.image_order = nn.Embedding(config.num_images, width)
 
     @property
@@ -102,6 +108,7 @@ class VisualEmbedding(nn.Module):
         tokens = tokens[image_index.clamp(min=0)]  # (b, n, v, d)
         tokens = tokens + self.image_order(torch.arange(num_images, device=tokens.device))[:, None]
         tokens = tokens + token_table(self.object_ids(token_table, tokens.device))
+        tokens = self.sum_norm(tokens)
         mask = (image_index != NO_IMAGE)[:, :, None].expand(-1, -1, self.num_tokens)
         return tokens.flatten(1, 2), mask.reshape(num_examples, -1)
 

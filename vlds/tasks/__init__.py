@@ -4,13 +4,16 @@ from vlds.tasks.base import Task
 from vlds.tasks.caption import Caption
 from vlds.tasks.entailment import Entailment
 from vlds.tasks.gqa import GQA
+from vlds.tasks.grounded_caption import GroundedCaption
 from vlds.tasks.image_class import ImageClass
 from vlds.tasks.masked_words import MaskedWords
 from vlds.tasks.matching import Matching
 from vlds.tasks.nlvr2 import NLVR2
 from vlds.tasks.refer import Refer
+from vlds.tasks.span_prediction import SpanPrediction
 from vlds.tasks.video_caption import VideoCaption
 from vlds.tasks.video_qa import VideoQA
+from vlds.tasks.visual_grounding import VisualGrounding
 from vlds.tasks.vqa import VQA
 
 __all__ = [
@@ -19,11 +22,14 @@ __all__ = [
     "VQA",
     "Caption",
     "Entailment",
+    "GroundedCaption",
     "ImageClass",
     "MaskedWords",
     "Matching",
     "Refer",
+    "SpanPrediction",
     "Task",
     "VideoCaption",
     "VideoQA",
+    "VisualGrounding",
 ]

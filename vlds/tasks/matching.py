@@ -11,6 +11,7 @@ from zlib import crc32
 
 import numpy as np
 
+from vlds.metrics.exact_match import fold
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, require_label
@@ -23,8 +24,8 @@ class Matching(AnswerTask):
     """Say whether a caption is of the picture; scored by accuracy, in all and by answer.
 
     In training half of the captions, drawn at random, are those of another picture; in evaluation
-    which ones is fixed. The model learns to write "true" or "false"; to answer, it compares the two
-    words' logits.
+    which ones is fixed. A caption that the picture has as well never counts as another picture's.
+    The model learns to write "true" or "false"; to answer, it compares the two words' logits.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("caption",)
@@ -55,12 +56,10 @@ class Matching(AnswerTask):
         caption, draw = require_label(given, "caption", sample), crc32(given["id"].encode())
         if rng is not None:
             draw = int(rng.integers(1 << 32))
-        is_match = sample.other is None or draw % 2 == 0
-        if not is_match:
-            assert sample.other is not None
-            others = sample.other.annotations
-            caption = require_label(others[draw // 2 % len(others)], "caption", sample.other)
-        answer = MATCH if is_match else OTHER
+        others = foreign_captions(sample) if draw % 2 else []
+        answer = OTHER if others else MATCH
+        if others:
+            caption = others[draw // 2 % len(others)]
         reference = None if rng is not None else {"answer": answer}
         text = self.prompt + caption.strip()
         example = Example(given["id"], name, text, answer, reference=reference)
@@ -72,3 +71,12 @@ class Matching(AnswerTask):
     def reference(self, given: Mapping[str, Any], answer: str) -> Any:
         """The answer, which says which half an example belongs to."""
         return {"answer": answer}
+
+
+def foreign_captions(sample: Sample) -> list[str]:
+    """The other sample's captions, without those that say the same as one of the sample's own."""
+    if sample.other is None:
+        return []
+    own = {fold(given.get("caption", "")) for given in sample.annotations}
+    captions = (require_label(o, "caption", sample.other) for o in sample.other.annotations)
+    return [caption for caption in captions if fold(caption) not in own]

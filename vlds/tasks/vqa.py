@@ -50,6 +50,8 @@ class VQA(AnswerTask):
     accuracy: Rules = "official"
     """Rules of VQA accuracy. official: those of the official script. legacy: those of its version
     before 2021, which VL-T5 and VL-Adapter use; the score is then called vqa_accuracy_legacy."""
+    weigh_by_score: bool = True
+    """Weigh an example's loss by its answer's soft score; VL-T5's pre-training does not."""
 
     def example(
         self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
@@ -61,15 +63,14 @@ class VQA(AnswerTask):
         if rng is not None:
             label = require_label(given, "label", sample)
             answer, score = ("", 1.0) if self.head is not None else draw_answer(label, rng)
-            example = Example(given["id"], name, question, answer, weight=score)
-            return self.with_classes(example, label)
+            weight = score if self.weigh_by_score else float(score > 0)
+            return self.with_classes(Example(given["id"], name, question, answer, weight), label)
         if (best := best_answer(given)) is None:
             return Example(given["id"], name, question, None)
         scores = dict(given.get("label") or dict.fromkeys(given["answers"], 1.0))
-        answers = optional_texts(given, "answers")
         groups = {group: optional_text(given, group) for group in self.tables}
-        reference = {"answer": best, "answers": answers, "label": scores, **groups}
-        example = Example(given["id"], name, question, best, reference=reference)
+        reference = {"answer": best, "answers": optional_texts(given, "answers"), "label": scores}
+        example = Example(given["id"], name, question, best, reference=reference | groups)
         return self.with_classes(example, scores)
 
     def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
@@ -105,8 +106,7 @@ def draw_answer(label: Mapping[str, float], rng: np.random.Generator) -> tuple[s
     ends = list(accumulate(label.values()))
     if not ends or ends[-1] <= 0:
         return "", 0.0
-    chosen = bisect_right(ends, rng.random() * ends[-1], hi=len(ends) - 1)
-    answer = list(label)[chosen]
+    answer = list(label)[bisect_right(ends, rng.random() * ends[-1], hi=len(ends) - 1)]
     return answer, float(label[answer])
 
 

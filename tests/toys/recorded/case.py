@@ -30,7 +30,7 @@ from tests.toys.recorded.configuration import (
     methods_of,
     parse_flags,
 )
-from vlds.convert.reference import Piece, named_tensors, read_tensors, spellings
+from vlds.convert.reference import ONE_NORM, Piece, named_tensors, read_tensors, spellings
 from vlds.methods import VLPET, Method, bottleneck
 from vlds.models import JointSeq2Seq
 from vlds.models.build import ModelSetup, build_model
@@ -104,6 +104,7 @@ class RecordedCase:
                 visual_embedding=VisualEmbeddingConfig(
                     grid=round(size["n_boxes"] ** 0.5),
                     num_images=size["n_images"],
+                    norm="sum" if has_tensor(ONE_NORM, self.weights) else "parts",
                     norm_biases=has_tensor("feat_embedding.1.bias", self.weights),
                 ),
                 train_norms=train_norms,

@@ -9,7 +9,17 @@ from pathlib import Path
 from data_prep.checking import verify
 from data_prep.classes import command as classes
 from data_prep.demo import command as demo
-from data_prep.official import coco, easy_vqa, gqa, nlvr2, snli_ve, value, vg, vqav2
+from data_prep.official import (
+    coco,
+    easy_vqa,
+    gqa,
+    nlvr2,
+    pretraining,
+    snli_ve,
+    value,
+    vg,
+    vqav2,
+)
 from data_prep.own_data import jsonl
 from data_prep.packed import index_command, simulate, stats, vocabularies
 from data_prep.packing.parallel import LostWorker
@@ -21,7 +31,7 @@ from vlds.runtime.process_end import Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
 COMMANDS = (
-    vqav2, gqa, nlvr2, coco, vg, snli_ve, value, jsonl, classes, easy_vqa, demo,
+    vqav2, gqa, nlvr2, coco, vg, pretraining, snli_ve, value, jsonl, classes, easy_vqa, demo,
     index_command, vocabularies, stats, verify, preview, simulate,
 )  # fmt: skip
 """Modules that add a command; add a new format here."""

@@ -124,6 +124,12 @@ def _add_picture_options(group: Any) -> None:
         "file; NAME is the picture's name without its extension",
     )
     group.add_argument(
+        "--boxes",
+        action="store_true",
+        help="store a detector's boxes with its features, for StoredFeatures with `boxes: true`: "
+        "each file or group has boxes (x1, y1, x2, y2), img_w and img_h",
+    )
+    group.add_argument(
         "--encoder",
         metavar="NAME",
         help="name of the encoder that made the features, for the record",
@@ -186,6 +192,7 @@ def shard_options(args: argparse.Namespace) -> Options:
         workers=args.workers,
         resume=args.resume,
         features=args.features,
+        boxes=args.boxes,
         encoder=args.encoder,
         seed=args.seed,
         images=pictures,

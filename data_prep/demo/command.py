@@ -2,7 +2,8 @@
 
     OUT/official/WORLD/{coco,gqa,nlvr2}       the layout of a download of the real data sets
     OUT/official/classes/{looks,figures}      pictures in folders of classes (class_pictures.py)
-    OUT/shards/WORLD/DATASET-SPLIT            vqav2, gqa, nlvr2, coco; train and val (nlvr2: dev)
+    OUT/shards/WORLD/DATASET-SPLIT            vqav2, gqa, regions, nlvr2, coco; train and val
+                                              (nlvr2: dev)
     OUT/shards/classes/SET-SPLIT              train, val and test
     OUT/text.txt, OUT/spiece.model            every text of both worlds; a sentencepiece model of it
 
@@ -24,6 +25,7 @@ from data_prep.command import add_shard_options, at_least, new_command, shard_op
 from data_prep.demo.class_pictures import CLASS_SETS, parse_class_set, write_class_set
 from data_prep.demo.files import PAIRS_PER_SET, WorldWriter
 from data_prep.demo.phrases import PHRASES, word_lines
+from data_prep.demo.regions import regions_of
 from data_prep.demo.world import HOME, SHIFTED, WORLDS, World
 from data_prep.official.coco import parse_coco_karpathy
 from data_prep.official.gqa import parse_gqa
@@ -104,9 +106,11 @@ def write_world(folder: Path, world: World, scenes: int, seed: int) -> set[str]:
 def parse_world(folder: Path, world: World) -> Iterator[SourceSet]:
     """Read the official files back with the parsers of the real data sets."""
     for split in ("train", "val"):
+        gqa = parse_gqa(folder / "gqa", split)
         datasets = (
             parse_vqav2(folder / "coco", split),
-            parse_gqa(folder / "gqa", split),
+            gqa,
+            regions_of(gqa),
             parse_nlvr2(folder / "nlvr2", "dev" if split == "val" else split),
             parse_coco_karpathy(folder / "coco", split),
         )
@@ -121,8 +125,9 @@ def add_command(commands: Any) -> None:
         "demo",
         "drawn pictures of colored shapes in official layouts",
         "Draws two worlds of colored shapes, writes them as VQA v2, GQA, NLVR2 and COCO captions "
-        "in the publishers' file layouts (OUT/official), packs all eight data sets (OUT/shards) "
-        "and trains a sentencepiece model on their text (OUT/spiece.model). Two more sets, looks "
+        "in the publishers' file layouts (OUT/official), packs them and the names of GQA's things "
+        "by cell (OUT/shards), and trains a sentencepiece model on their text (OUT/spiece.model). "
+        "Two more sets, looks "
         "and figures, are pictures of one thing in folders of 24 classes (OUT/shards/classes).",
         examples=["demo --out runs/demo/data"],
     )

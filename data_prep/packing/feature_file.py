@@ -46,12 +46,7 @@ class FeatureFile:
 
         Errors: BadFeatures.
         """
-        try:
-            array = np.asarray(self._load())
-        except BadFeatures:
-            raise
-        except Exception:  # damaged bytes make NumPy, zipfile and HDF5 raise anything
-            raise BadFeatures(DAMAGED) from None
+        array = self.array()
         if array.ndim < 2 or not array.size or array.dtype.kind != "f":
             raise BadFeatures(f"not a matrix of numbers: {array.dtype} {array.shape}")
         array = array.reshape(-1, array.shape[-1])
@@ -59,17 +54,33 @@ class FeatureFile:
             raise BadFeatures("not finite in float16")
         return fit(array.astype(np.float16), self.frames)
 
-    def _load(self) -> Any:
+    def annotated(self, annotation: dict[str, Any]) -> dict[str, Any]:
+        """The annotation with what the file says about the picture: nothing."""
+        return annotation
+
+    def array(self, name: str | None = None) -> np.ndarray:
+        """An array of the file; by default the features.
+
+        Errors: BadFeatures.
+        """
+        try:
+            return np.asarray(self._load(name))
+        except BadFeatures:
+            raise
+        except Exception:  # damaged bytes make NumPy, zipfile and HDF5 raise anything
+            raise BadFeatures(DAMAGED) from None
+
+    def _load(self, name: str | None) -> Any:
         if self.path.suffix == ".npy":
             return np.load(self.path, allow_pickle=False)
         if self.path.suffix == ".npz":
             with np.load(self.path, allow_pickle=False) as arrays:
                 _check_size(max(entry.file_size for entry in arrays.zip.infolist()))
-                return arrays[_array_name(arrays.files)]
+                return arrays[name or _array_name(arrays.files)]
         group = _opened(self.path)
         for part in filter(None, self.name.split("/")):
             group = _member(group, part)
-        array = _member(group, _array_name(list(group)))
+        array = _member(group, name or _array_name(list(group)))
         if array.is_virtual or array.external:
             raise BadFeatures(ELSEWHERE)
         _check_size(array.nbytes)
@@ -81,9 +92,10 @@ class FeatureFile:
         return f"{self.path}" if self.path.stem == self.name else f"{self.name} in {self.path}"
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _opened(path: Path) -> Any:
-    """An HDF5 file, kept open: it may hold all pictures, and opening takes longer than reading."""
+    """An HDF5 file, kept open: it may hold all pictures, and opening takes longer than reading.
+    Pre-training reads three in turns."""
     return _hdf5().File(path, "r")
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.packing.annotation import text_fault
+from data_prep.packing.detector_file import DetectorFile, locate_boxes
 from data_prep.packing.feature_file import HDF5, locate
 from data_prep.packing.file_check import check_inside, check_missing
 from data_prep.packing.journal import Dropped
 from data_prep.packing.parallel import ordered_map
 from data_prep.packing.picture import PictureRule
-from data_prep.packing.record import common_shape, try_record
-from data_prep.packing.source import SourceSet, count_reasons
+from data_prep.packing.record import Shape, common_shape, try_record
+from data_prep.packing.source import SourceSample, SourceSet, count_reasons
 from data_prep.packing.writer import DatasetWriter, Limits
 from vlds.data.shards.info import DatasetInfo, check_names
 from vlds.runtime.folder_lock import folder_lock
@@ -39,6 +40,8 @@ class Options:
     """Keep the shards that an interrupted command finished."""
     features: Path | None = None
     """Features to store instead of pictures: a folder, or one HDF5 file."""
+    boxes: bool = False
+    """The feature files hold a detector's boxes; store them too."""
     encoder: str | None = None
     """The encoder of the features, for the record in dataset.json."""
     seed: int = 0
@@ -74,7 +77,7 @@ def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
             limits=options.limits,
             source=dataset.files,
             image=None if shape else options.rule.record(),
-            features=shape and {"tokens": shape[0], "dim": shape[1], "encoder": options.encoder},
+            features=shape and _features_record(samples[0], shape, options.encoder),
             arguments=options.arguments,
             classes=dataset.classes,
             listing=dataset.listing,
@@ -90,6 +93,14 @@ def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
         )
     tell(_summary(dataset, info, out))
     return info
+
+
+def _features_record(first: SourceSample, shape: Shape, encoder: str | None) -> dict[str, Any]:
+    """What dataset.json says of features; boxes that are stored with them are no channels."""
+    record: dict[str, Any] = {"tokens": shape[0], "dim": shape[1], "encoder": encoder}
+    if any(isinstance(file, DetectorFile) for file in first.features):
+        record |= {"dim": shape[1] - DetectorFile.num_box_channels, "boxes": True}
+    return record
 
 
 def check_folder(out: Path) -> None:
@@ -123,8 +134,10 @@ def ready(datasets: Sequence[SourceSet], options: Options) -> list[SourceSet]:
 def _with_options(dataset: SourceSet, options: Options) -> SourceSet:
     check_names(dataset.name, dataset.split)
     if options.features is not None and any(sample.images for sample in dataset.samples):
-        dataset = _with_features(dataset, options.features)
+        dataset = _with_features(dataset, options.features, options.boxes)
     # An option without effect is a mistake.
+    if options.boxes and any(sample.images for sample in dataset.samples):
+        raise ValueError("--boxes reads those of --features, which is missing; give both")
     if options.encoder is not None and any(sample.images for sample in dataset.samples):
         raise ValueError("--encoder names the encoder of --features, which is missing; give both")
     if options.rule.size is not None and any(sample.features for sample in dataset.samples):
@@ -136,7 +149,7 @@ def _with_options(dataset: SourceSet, options: Options) -> SourceSet:
     return dataset
 
 
-def _with_features(dataset: SourceSet, place: Path) -> SourceSet:
+def _with_features(dataset: SourceSet, place: Path, boxes: bool) -> SourceSet:
     """The data set with features, located by the pictures' names, instead of pictures.
 
     `place` is a folder or one HDF5 file. Errors: ValueError if it is neither.
@@ -150,7 +163,8 @@ def _with_features(dataset: SourceSet, place: Path) -> SourceSet:
         )
     samples = []
     for sample in dataset.samples:
-        features = tuple(locate(place, picture.stem) for picture in sample.images)
+        find = locate_boxes if boxes else locate
+        features = tuple(find(place, picture.stem) for picture in sample.images)
         samples.append(replace(sample, images=(), features=features))
     return replace(dataset, samples=samples)
 

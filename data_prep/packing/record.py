@@ -51,18 +51,20 @@ def _make_record(sample: SourceSample, rule: PictureRule, shape: Shape | None) -
     encoded = [*map(read_file, sample.images), *(raw.read() for raw in sample.raw)]
     pictures = [prepare_picture(data, rule) for data in encoded]
     members = [(picture.extension, picture.data) for picture in pictures]
+    annotations = sample.annotations
     for file in sample.features:
         array = file.read()
         if array.shape != shape:
             raise BadFeatures(f"{array.shape[0]} x {array.shape[1]}, the first have {shape}")
         members.append(("features.npy", feature_bytes(array)))
+        annotations = [file.annotated(annotation) for annotation in annotations]
     if len(members) == len(PAIR):
         members = [
             (f"{side}.{name}", data) for side, (name, data) in zip(PAIR, members, strict=True)
         ]
     content: dict[str, Any] = {
         "size": [[picture.width, picture.height] for picture in pictures],
-        "annotations": sample.annotations,
+        "annotations": annotations,
         **sample.extra,
     }
     if sample.source:

@@ -149,4 +149,5 @@ def generated_images(run: LoadedRun, num: int, draw: torch.Generator) -> Images:
         shape = (num, 3, spec.height, spec.width)
         return torch.randint(256, shape, generator=draw, dtype=torch.uint8)
     geometry = run.recipe.encoder.geometry
-    return torch.randn((num, geometry.grid_size**2, geometry.feature_dim), generator=draw).half()
+    channels = geometry.feature_dim + geometry.box_channels
+    return torch.randn((num, geometry.grid_size**2, channels), generator=draw).half()

@@ -105,6 +105,12 @@ class JointSeq2Seq(EmbeddingKind):
     def build_visual_embedding(self, width: int) -> VisualEmbedding:
         """The bridge, initialised as the backbone's family does, or from its file."""
         geometry, family = self.vision.geometry, self.backbone
+        pooled = self.visual_embedding.grid not in (None, geometry.grid_size)
+        if geometry.box_channels and pooled:
+            raise ValueError(
+                f"model.visual_embedding.grid: got {self.visual_embedding.grid}, but features with "
+                "their own boxes are not pooled; leave it out"
+            )
         norm = partial(family.visual_norm, bias=self.visual_embedding.norm_biases)
         embedding = VisualEmbedding(
             self.visual_embedding, geometry.feature_dim, width, geometry.grid_size, norm

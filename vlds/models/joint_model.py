@@ -162,9 +162,10 @@ class JointModel(Model):
                 "pictures, or vision: StoredFeatures with shards that hold features"
             )
         features = self.grid_features(pictures)
+        boxes = self.vision.boxes(pictures) if batch.boxes is None else batch.boxes
         table = self.backbone.get_input_embeddings()
         tokens: tuple[Tensor, Tensor] = self.visual_embedding(
-            features, batch.boxes, batch.image_index, table
+            features, boxes, batch.image_index, table
         )
         return tokens
 

@@ -32,6 +32,8 @@ class Geometry:
     """Channels of a cell."""
     class_token: bool = False
     """True if a token of the whole picture stands before the grid."""
+    box_channels: int = 0
+    """Channels of stored features behind those of the cell: the numbers of its box."""
 
     @property
     def num_tokens(self) -> int:
@@ -105,6 +107,10 @@ class GridEncoder(nn.Module):
         pixels = images.float() / 255
         mean, std = (pixels.new_tensor(each).view(-1, 1, 1) for each in (self.mean, self.std))
         return self.features(((pixels - mean) / std).to(self.dtype))
+
+    def boxes(self, images: Tensor) -> Tensor | None:
+        """(u, v, 4) boxes (x1, x2, y1, y2) of stored features; None if they come without."""
+        return None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from vlds.vision.base import Geometry, GridEncoder, VisionEncoder
 
+BOX_CHANNELS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFeatures(VisionEncoder):
@@ -20,10 +22,14 @@ class StoredFeatures(VisionEncoder):
     grid: int
     """Cells along a side (7 for CLIP's RN101 at 224 pixels)."""
 
+    boxes: bool = False
+    """Behind a vector's channels stands its box, as `data_prep` stores a detector's: x1, x2, y1, y2
+    as shares of width and height. 36 boxes are a `grid` of 6."""
+
     @property
     def geometry(self) -> Geometry:
         """As stored; no pictures are read."""
-        return Geometry(None, self.grid, self.dim)
+        return Geometry(None, self.grid, self.dim, box_channels=BOX_CHANNELS * self.boxes)
 
     @property
     def source(self) -> str | None:
@@ -33,7 +39,7 @@ class StoredFeatures(VisionEncoder):
         return self
 
     def build(self, dtype: torch.dtype) -> GridEncoder:
-        return Identity([0.0], [1.0])
+        return BoxedFeatures(self.dim) if self.boxes else Identity([0.0], [1.0])
 
 
 class Identity(GridEncoder):
@@ -41,4 +47,29 @@ class Identity(GridEncoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """(u, v, dim) -> the same."""
+        return images
+
+
+class BoxedFeatures(GridEncoder):
+    """Features with boxes in, features out."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__([0.0], [1.0])
+        self.dim = dim
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(u, v, dim + 4) -> (u, v, dim)."""
+        return self.checked(images)[..., : self.dim]
+
+    def boxes(self, images: Tensor) -> Tensor:
+        return self.checked(images)[..., self.dim :]
+
+    def checked(self, images: Tensor) -> Tensor:
+        """Errors: ValueError for features without boxes, or of another size."""
+        if images.shape[-1] != self.dim + BOX_CHANNELS:
+            raise ValueError(
+                f"model.vision.boxes: stored features have {images.shape[-1]} channels, {self.dim} "
+                f"+ {BOX_CHANNELS} expected; pack them with --boxes, or set vision.dim and "
+                "vision.boxes as the data set was packed (dataset.json, features)"
+            )
         return images

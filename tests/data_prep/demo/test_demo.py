@@ -41,7 +41,8 @@ SCENES = 200
 FOLDERS = [
     f"{world}/{name}"
     for world in ("home", "shifted")
-    for name in ("vqav2-train", "vqav2-val", "gqa-train", "gqa-val", "nlvr2-train", "nlvr2-dev",
+    for name in ("vqav2-train", "vqav2-val", "gqa-train", "gqa-val", "regions-train",
+                 "regions-val", "nlvr2-train", "nlvr2-dev",
                  "coco-train", "coco-val")
 ]  # fmt: skip
 CLASS_FOLDERS = [
@@ -56,9 +57,23 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_eight_data_sets_of_each_split_and_two_of_classes(demo: Path) -> None:
+def test_ten_data_sets_of_each_world_and_two_of_classes(demo: Path) -> None:
     found = {str(p.parent.relative_to(demo / "shards")) for p in demo.rglob("dataset.json")}
     assert found == {*FOLDERS, *CLASS_FOLDERS}
+
+
+def test_cells_are_named_by_what_is_in_them(demo: Path) -> None:
+    regions = packed(demo / "shards/home/regions-train")
+    questions = packed(demo / "shards/home/gqa-train")
+    assert regions.keys() == questions.keys()
+    for sample_id, sample in regions.items():
+        (annotation,) = sample.annotations
+        expected = [""] * 9
+        for thing in questions[sample_id].extra["source"]["objects"]:
+            column, row = (thing[place] // (PIXELS // 3) for place in "xy")
+            expected[3 * row + column] = f"{thing['attributes'][0]} {thing['name']}"
+        assert annotation["regions"] == expected
+        assert sample.images == questions[sample_id].images
 
 
 @pytest.mark.parametrize("name", ["looks", "figures"])

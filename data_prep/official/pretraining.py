@@ -1,0 +1,204 @@
+"""`lxmert`: LXMERT's aggregate of captions and questions, for pre-training as VL-T5 and VL-BART.
+
+OUT/mscoco, OUT/vg                 captions
+OUT/vqa, OUT/gqa, OUT/visual7w     questions with soft-scored answers
+OUT/regions                        names of the boxes, if the features are a detector's
+OUT/excluded.txt                   ids of the evaluation pictures that were left out
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.command import add_shard_options, new_command, shard_options
+from data_prep.json_rows import open_text, read_list
+from data_prep.official.coco import karpathy_ids
+from data_prep.official.lxmert import coco_picture
+from data_prep.official.pretraining_items import CAPTIONS, QUESTIONS, Sentence, sentences_of
+from data_prep.official.vg import FOLDERS, HELD_OUT
+from data_prep.packing.detector_file import VOCABULARIES, DetectorFile, locate_boxes, names_in
+from data_prep.packing.journal import Dropped
+from data_prep.packing.pack import pack_ready, ready
+from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
+from vlds.runtime.terminal import tell
+from vlds.runtime.whole_file import write_whole
+
+COCO = "COCO_"
+FEATURE_FILES = {"train2014": "train2014_obj36.h5", "val2014": "val2014_obj36.h5"}
+"""Subset of COCO -> the file with all its features in VL-T5's download."""
+VG_FEATURES = "vg_gqa_obj36.h5"
+REGIONS = "regions"
+EXCLUDED = "excluded.txt"
+EVALUATED = "evaluation picture"
+
+
+class Places(NamedTuple):
+    """Where pictures or their features are, and the names of boxes."""
+
+    images: Path | None = None
+    features: Path | None = None
+    vocabulary: Path | None = None
+
+    def sample(
+        self, image_id: str, annotations: list[Annotation], named: bool = False
+    ) -> SourceSample:
+        """A picture or its features; if `named`, each annotation gets the names of the boxes."""
+        if self.features is not None:
+            file = self._features_of(image_id, self.vocabulary if named else None)
+            return SourceSample(image_id, (), annotations, features=(file,))
+        assert self.images is not None
+        if image_id.startswith(COCO):
+            path = coco_picture(self.images, image_id)
+        else:
+            path = find_file(self.images, FOLDERS, f"{image_id}.jpg")
+        return SourceSample(image_id, (path,), annotations)
+
+    def _features_of(self, image_id: str, vocabulary: Path | None) -> DetectorFile:
+        """In VL-T5's three files, or wherever `locate` looks."""
+        assert self.features is not None
+        subset = image_id.split("_")[1] if image_id.startswith(COCO) else ""
+        whole = self.features / FEATURE_FILES.get(subset, VG_FEATURES)
+        return locate_boxes(whole if whole.is_file() else self.features, image_id, vocabulary)
+
+
+def parse_aggregate(
+    files: Sequence[Path],
+    split: str,
+    answers: Collection[str],
+    evaluated: Collection[str],
+    places: Places,
+) -> tuple[list[SourceSet], list[str]]:
+    """The data sets of an aggregate, and the ids of the evaluation pictures that are left out.
+    `evaluated`: ids to leave out, of pictures as the aggregate has them, or COCO's own."""
+    samples: dict[str, list[SourceSample]] = defaultdict(list)
+    dropped: dict[str, list[Dropped]] = defaultdict(list)
+    excluded = []
+    for row in (row for path in files for row in read_list(path, "picture")):
+        image_id = row.id("img_id")
+        if image_id in evaluated or coco_id(image_id) in evaluated:
+            excluded.append(image_id)
+            continue
+        annotations: dict[str, list[Annotation]] = defaultdict(list)
+        for sentence in sentences_of(row, answers):
+            if sentence.fault:
+                dropped[sentence.source].append(Dropped(sentence.id, sentence.fault))
+            else:
+                annotations[sentence.source].append(annotation_of(sentence))
+        for source, of_source in annotations.items():
+            samples[source].append(places.sample(image_id, of_source))
+        if places.features is not None:
+            region: Annotation = {"id": f"{image_id}_{REGIONS}"}
+            samples[REGIONS].append(places.sample(image_id, [region], named=True))
+    left_out = tuple(Dropped(image_id, EVALUATED) for image_id in excluded)
+    kinds = dict.fromkeys(CAPTIONS, "caption") | dict.fromkeys(QUESTIONS, "vqa")
+    kinds[REGIONS] = "regions"
+    datasets = [
+        SourceSet(
+            f"lxmert-{source}", kind, split, tuple(files), samples[source], tuple(dropped[source]),
+            left_out,
+        )
+        for source, kind in kinds.items()
+        if samples[source]
+    ]  # fmt: skip
+    return datasets, excluded
+
+
+def annotation_of(sentence: Sentence) -> Annotation:
+    """A caption or a question."""
+    if sentence.source in CAPTIONS:
+        return {"id": sentence.id, "caption": sentence.text}
+    return {"id": sentence.id, "question": sentence.text, "label": dict(sentence.label)}
+
+
+def coco_id(image_id: str) -> str:
+    """COCO's id of COCO_val2014_000000000042: "42"; "" for other pictures."""
+    number = image_id.rpartition("_")[2]
+    return str(int(number)) if image_id.startswith(COCO) and number.isdecimal() else ""
+
+
+def read_answers(path: Path) -> frozenset[str]:
+    """The answers of LXMERT's all_ans.json: a list of {"ans": ANSWER, "dsets": [...]}."""
+    return frozenset(row.text("ans") for row in read_list(path, "answer"))
+
+
+def read_evaluated(karpathy: Path, lists: Sequence[Path]) -> frozenset[str]:
+    """Ids of COCO's pictures in Karpathy's val and test splits, and those of further lists."""
+    ids = set[str]().union(*(karpathy_ids(karpathy, split) for split in HELD_OUT))
+    for path in lists:
+        with open_text(path) as file:
+            ids.update(filter(None, map(str.strip, file)))
+    return frozenset(ids)
+
+
+def add_command(commands: Any) -> None:
+    """Add `lxmert`."""
+    parser = new_command(
+        commands,
+        "lxmert",
+        "LXMERT's captions, questions and boxes for pre-training",
+        "Writes a data set of each source: mscoco and vg (captions), vqa, gqa and visual7w "
+        "(questions), regions (names of boxes; only with --features). Evaluation pictures are left "
+        "out; OUT/excluded.txt lists them.",
+        examples=[
+            "lxmert --annotations mscoco_resplit_train.json vgnococo.json \\\n      --answers "
+            "all_ans.json --without-coco dataset_coco.json \\\n      --features FEATURES "
+            "--vocabulary VG --out shards/lxmert",
+        ],
+    )
+    add = parser.add_argument
+    add("--annotations", type=Path, nargs="+", required=True, metavar="FILE")
+    add("--answers", type=Path, required=True, metavar="FILE", help="all_ans.json")
+    add(
+        "--without-coco",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="dataset_coco.json: leave out the pictures of its val and test splits",
+    )
+    add(
+        "--exclude",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="leave out more pictures: their ids, one a line, or COCO's own",
+    )
+    add("--split", default="train", help="name of the split (default: train)")
+    add("--images", type=Path, metavar="DIR", help="pictures of COCO and Visual Genome")
+    add(
+        "--vocabulary",
+        type=Path,
+        metavar="DIR",
+        help=f"folder of {' and '.join(VOCABULARIES.values())}, with --features",
+    )
+    add_shard_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Errors: ValueError for options that do not go together, before anything is read."""
+    if (args.images is None) == (args.features is None):
+        raise ValueError("--images, --features: give one of them")
+    if (args.vocabulary is None) == (args.features is not None):
+        raise ValueError("--vocabulary names the boxes of --features; give both or neither")
+    if args.vocabulary is not None:
+        for name in VOCABULARIES.values():
+            names_in(args.vocabulary / name)
+    datasets, excluded = parse_aggregate(
+        args.annotations,
+        args.split,
+        read_answers(args.answers),
+        read_evaluated(args.without_coco, args.exclude),
+        Places(args.images, args.features, args.vocabulary),
+    )
+    if not datasets:
+        raise ValueError(f"{args.annotations[0]}: no picture is left; all are evaluation pictures")
+    options = shard_options(args)
+    for dataset in ready(datasets, options):
+        pack_ready(dataset, args.out / dataset.name.removeprefix("lxmert-"), options)
+    write_whole(args.out / EXCLUDED, "".join(f"{image_id}\n" for image_id in sorted(excluded)))
+    tell(f"left out {len(excluded):,} evaluation pictures: {args.out / EXCLUDED}")

@@ -1,0 +1,184 @@
+"""LXMERT's aggregate: data sets of each source, evaluation pictures left out, names of boxes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from data_prep.cli import main
+from data_prep.json_rows import JsonRow
+from data_prep.official.pretraining_items import converted_label, sentences_of
+from tests.toys.files import write
+from tests.toys.pictures import jpeg
+from tests.toys.shards import packed
+
+TRAIN, TEST, VG = "COCO_train2014_000000000009", "COCO_val2014_000000000042", "2345"
+DIM, NUM_BOXES = 3, 4
+Case = tuple[Path, list[str]]
+
+
+def row(image_id: str, captions: list[str], **questions: tuple[str, dict[str, float]]) -> Any:
+    return {
+        "img_id": image_id,
+        "sentf": {"mscoco": captions, **{source: [q] for source, (q, _) in questions.items()}},
+        "labelf": {source: [label] for source, (_, label) in questions.items()},
+    }
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    """The files, and the options that name all but pictures or features."""
+    src = tmp_path / "src"
+    write(
+        src / "coco.json",
+        [
+            row(
+                TRAIN,
+                ["a man on a wave", "a man on a wave", "two dogs"],
+                vqa=("is the man old ?", {"Yes.": 0.6, "a yes": 0.6, "no": 0.3, "odd": 1.0}),
+                visual7w=("where is the man ?", {"in space": 1.0}),
+            ),
+            row(TEST, ["this must not be seen"]),
+        ],
+    )
+    vg = {"img_id": VG, "sentf": {"vg": ["a tree near it"]}, "labelf": {}}
+    write(src / "vgnococo.json", [vg, {**vg, "img_id": "77"}])
+    write(src / "all_ans.json", [{"ans": "yes", "dsets": ["vqa"]}, {"ans": "no", "dsets": []}])
+    write(src / "dataset_coco.json", {"images": [{"cocoid": 42, "split": "test"}]})
+    write(src / "more.txt", "77\n")
+    write(src / "objects_vocab.txt", "Cat,kitty\ntree\n")
+    write(src / "attributes_vocab.txt", "red\ngrey,gray\n")
+    return src, [
+        "lxmert", "--annotations", str(src / "coco.json"), str(src / "vgnococo.json"),
+        "--answers", str(src / "all_ans.json"), "--out", str(tmp_path / "out"),
+        "--without-coco", str(src / "dataset_coco.json"), "--exclude", str(src / "more.txt"),
+    ]  # fmt: skip
+
+
+def features(src: Path) -> list[str]:
+    """Write VL-T5's files; the options that name them."""
+    arrays = {
+        "features": np.full((NUM_BOXES, DIM), 0.5, np.float32),
+        "boxes": np.tile(np.array([10, 40, 30, 90], np.float32), (NUM_BOXES, 1)),
+        "img_w": 100,
+        "img_h": 200,
+        "obj_id": np.array([0, 1, 1, 0]),
+        "attr_id": np.array([1, 0, 1, 0]),
+    }
+    for name, image_id in (("train2014_obj36", TRAIN), ("vg_gqa_obj36", VG)):
+        path = src / "features" / f"{name}.h5"
+        path.parent.mkdir(exist_ok=True)
+        with h5py.File(path, "w") as file:
+            for array_name, array in arrays.items():
+                file[f"{image_id}/{array_name}"] = array
+    return ["--features", str(src / "features"), "--vocabulary", str(src)]
+
+
+def test_each_source_is_a_data_set(case: Case, tmp_path: Path) -> None:
+    src, options = case
+    assert main([*options, *features(src)]) == 0
+    out = tmp_path / "out"
+    annotations = {
+        name: {s.id: list(s.annotations) for s in packed(out / name).values()}
+        for name in ("mscoco", "vg", "vqa", "regions")
+    }
+    names = ["grey cat", "red tree", "grey tree", "red cat"]
+    assert annotations == {
+        "mscoco": {TRAIN: [{"id": f"{TRAIN}_mscoco_000", "caption": "a man on a wave"}]},
+        "vg": {VG: [{"id": f"{VG}_vg_000", "caption": "a tree near it"}]},
+        "vqa": {
+            TRAIN: [
+                {
+                    "id": f"{TRAIN}_vqa_000",
+                    "question": "is the man old ?",
+                    "label": {"yes": 1.0, "no": 0.3},
+                }
+            ]
+        },
+        "regions": {
+            image_id: [{"id": f"{image_id}_regions", "regions": names}] for image_id in (TRAIN, VG)
+        },
+    }
+    assert not (out / "visual7w").exists()
+    info = json.loads((out / "regions" / "dataset.json").read_text())
+    assert info["kind"] == "regions"
+    assert info["features"] == {"tokens": NUM_BOXES, "dim": DIM, "encoder": None, "boxes": True}
+
+
+def test_boxes_are_stored_in_the_order_that_makes_an_area(case: Case, tmp_path: Path) -> None:
+    src, options = case
+    assert main([*options, *features(src)]) == 0
+    (sample,) = packed(tmp_path / "out" / "vqa").values()
+    (stored,) = sample.features
+    assert stored.shape == (NUM_BOXES, DIM + 4)
+    x1, x2, y1, y2 = stored[0, DIM:].astype(float)
+    assert [x1, x2, y1, y2] == pytest.approx([0.1, 0.3, 0.2, 0.45], abs=1e-3)
+
+
+def test_evaluation_pictures_are_left_out_and_listed(case: Case, tmp_path: Path) -> None:
+    src, options = case
+    for name in (f"train2014/{TRAIN}", f"val2014/{TEST}", f"VG_100K/{VG}", "VG_100K/77"):
+        write(src / f"{name}.jpg", jpeg())
+    assert main([*options, "--images", str(src)]) == 0
+    out = tmp_path / "out"
+    assert (out / "excluded.txt").read_text().splitlines() == ["77", TEST]
+    shown = {s.id for path in out.iterdir() if path.is_dir() for s in packed(path).values()}
+    assert shown == {TRAIN, VG}
+    assert not (out / "regions").exists()
+    dropped = json.loads((out / "mscoco" / "dataset.json").read_text())["dropped"]
+    assert {entry["id"]: entry["reason"] for entry in dropped} == {
+        f"{TRAIN}_mscoco_001": "the same sentence was said of the picture before",
+        f"{TRAIN}_mscoco_002": "2 words or fewer",
+        TEST: "evaluation picture",
+        "77": "evaluation picture",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--images, --features: give one of them"),
+        (["--images", "x", "--features", "y"], "--images, --features: give one of them"),
+        (["--features", "y"], "--vocabulary names the boxes of --features"),
+        (["--images", "x", "--vocabulary", "y"], "--vocabulary names the boxes of --features"),
+        (["--features", "y", "--vocabulary", "z"], "objects_vocab.txt does not exist"),
+    ],
+)
+def test_options_must_fit(
+    case: Case, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*case[1], *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_answers_of_one_name_add_up() -> None:
+    """In VL-T5's code the last of them replaces the others."""
+    answers = {"man", "yes"}
+    label = converted_label({"a man": 0.3, "Man.": 0.3, "odd": 1.0}, answers)
+    assert label == {"man": 0.6}
+    assert converted_label({"yes": 0.9, "Yes": 0.6}, answers) == {"yes": 1.0}
+
+
+def test_a_question_without_answers_is_no_caption() -> None:
+    fields = {"img_id": "1", "sentf": {"vqa": ["is it a dog ?"]}, "labelf": {}}
+    (sentence,) = sentences_of(JsonRow(fields, "row"), {"yes"})
+    assert sentence.fault == "no answer of the list"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sentf": {"flickr": ["a b c"]}}, "unknown source 'flickr'; known are mscoco, vg, vqa"),
+        ({"sentf": {"vqa": ["a b c"]}, "labelf": {"vqa": []}}, "vqa has 0 labels"),
+        ({"sentf": {"vqa": [3]}, "labelf": {"vqa": [{}]}}, "vqa 0 is 3 with label {}"),
+    ],
+)
+def test_bad_rows_are_named(fields: dict[str, Any], message: str) -> None:
+    row = JsonRow({"img_id": "1", "labelf": {}} | fields, "FILE, row 3")
+    with pytest.raises(ValueError, match=f"^FILE, row 3: {message}"):
+        list(sentences_of(row, set()))

@@ -71,12 +71,15 @@ from vlds.tasks import (
     VQA,
     Caption,
     Entailment,
+    GroundedCaption,
     ImageClass,
     MaskedWords,
     Matching,
     Refer,
+    SpanPrediction,
     VideoCaption,
     VideoQA,
+    VisualGrounding,
 )
 from vlds.training.optim import check_rates
 from vlds.vision import ClipTokens, ClipVision, ConvNet, StoredFeatures, Timm
@@ -133,6 +136,9 @@ def every_choice() -> list[Recipe]:
             "eleventh": MaskedWords(share=0.2),
             "twelfth": ImageClass(headline="mean_class_accuracy"),
             "thirteenth": Refer(grid=3),
+            "fourteenth": SpanPrediction(target="sentence", share=0.3),
+            "fifteenth": GroundedCaption(num_regions=4),
+            "sixteenth": VisualGrounding(num_regions=2),
         },
         data=DataConfig(
             global_batch_size=12,
@@ -147,15 +153,16 @@ def every_choice() -> list[Recipe]:
         model=JointSeq2Seq(
             backbone=Bart(path="facebook/bart-base", dropout=0.25, visual_tokens=36),
             vision=ClipVision(path="somewhere"),
-            visual_embedding=VisualEmbeddingConfig(grid=3, boxes="grid", num_images=1),
+            visual_embedding=VisualEmbeddingConfig(grid=3, boxes="grid", num_images=1, norm="sum"),
             train_norms=True,
             train_visual_embedding=False,
         ),
     )
+    boxed = StoredFeatures(dim=5, grid=3, boxes=True)
     others = [
         with_model(full, backbone=T5(config="sizes.json", tokenizer="t.model", extra_tokens=0)),
         with_model(full, vision=ConvNet(image_size=16, grid=2, widths=[4, 8, 8], add_mean=True)),
-        with_model(replace(full, alignment=None, methods={}), vision=StoredFeatures(dim=5, grid=3)),
+        with_model(replace(full, alignment=None, methods={}), vision=boxed),
         with_model(full, vision=Timm(model="resnet18", pretrained=False)),
     ]
     causal = Causal(

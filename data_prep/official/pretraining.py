@@ -19,7 +19,7 @@ from data_prep.json_rows import open_text, read_list
 from data_prep.official.coco import karpathy_ids
 from data_prep.official.lxmert import coco_picture
 from data_prep.official.pretraining_items import CAPTIONS, QUESTIONS, Sentence, sentences_of
-from data_prep.official.vg import FOLDERS, HELD_OUT
+from data_prep.official.vg import FOLDERS
 from data_prep.packing.detector_file import VOCABULARIES, DetectorFile, locate_boxes, names_in
 from data_prep.packing.journal import Dropped
 from data_prep.packing.pack import pack_ready, ready
@@ -34,6 +34,8 @@ VG_FEATURES = "vg_gqa_obj36.h5"
 REGIONS = "regions"
 EXCLUDED = "excluded.txt"
 EVALUATED = "evaluation picture"
+SPLITS = {"train": ("val", "test"), "val": ("test",)}
+"""Our split -> Karpathy's whose pictures it must not have."""
 
 
 class Places(NamedTuple):
@@ -125,9 +127,9 @@ def read_answers(path: Path) -> frozenset[str]:
     return frozenset(row.text("ans") for row in read_list(path, "answer"))
 
 
-def read_evaluated(karpathy: Path, lists: Sequence[Path]) -> frozenset[str]:
-    """Ids of COCO's pictures in Karpathy's val and test splits, and those of further lists."""
-    ids = set[str]().union(*(karpathy_ids(karpathy, split) for split in HELD_OUT))
+def read_evaluated(karpathy: Path, lists: Sequence[Path], split: str) -> frozenset[str]:
+    """Ids of COCO's pictures in Karpathy's splits for evaluation, and those of further lists."""
+    ids = set[str]().union(*(karpathy_ids(karpathy, part) for part in SPLITS[split]))
     for path in lists:
         with open_text(path) as file:
             ids.update(filter(None, map(str.strip, file)))
@@ -157,7 +159,8 @@ def add_command(commands: Any) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="dataset_coco.json: leave out the pictures of its val and test splits",
+        help="dataset_coco.json: leave out the pictures of its val and test splits, or, with "
+        "--split val, of test alone",
     )
     add(
         "--exclude",
@@ -167,7 +170,7 @@ def add_command(commands: Any) -> None:
         metavar="FILE",
         help="leave out more pictures: their ids, one a line, or COCO's own",
     )
-    add("--split", default="train", help="name of the split (default: train)")
+    add("--split", choices=tuple(SPLITS), default="train", help="train (default) or val")
     add("--images", type=Path, metavar="DIR", help="pictures of COCO and Visual Genome")
     add(
         "--vocabulary",
@@ -192,7 +195,7 @@ def run(args: argparse.Namespace) -> None:
         args.annotations,
         args.split,
         read_answers(args.answers),
-        read_evaluated(args.without_coco, args.exclude),
+        read_evaluated(args.without_coco, args.exclude, args.split),
         Places(args.images, args.features, args.vocabulary),
     )
     if not datasets:

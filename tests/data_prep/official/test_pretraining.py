@@ -17,7 +17,7 @@ from tests.toys.files import write
 from tests.toys.pictures import jpeg
 from tests.toys.shards import packed
 
-TRAIN, TEST, VG = "COCO_train2014_000000000009", "COCO_val2014_000000000042", "2345"
+TRAIN, VAL, VG = "COCO_train2014_000000000009", "COCO_val2014_000000000042", "2345"
 DIM, NUM_BOXES = 3, 4
 Case = tuple[Path, list[str]]
 
@@ -43,13 +43,16 @@ def case(tmp_path: Path) -> Case:
                 vqa=("is the man old ?", {"Yes.": 0.6, "a yes": 0.6, "no": 0.3, "odd": 1.0}),
                 visual7w=("where is the man ?", {"in space": 1.0}),
             ),
-            row(TEST, ["this must not be seen"]),
+            row(VAL, ["this must not be seen"]),
         ],
     )
     vg = {"img_id": VG, "sentf": {"vg": ["a tree near it"]}, "labelf": {}}
     write(src / "vgnococo.json", [vg, {**vg, "img_id": "77"}])
     write(src / "all_ans.json", [{"ans": "yes", "dsets": ["vqa"]}, {"ans": "no", "dsets": []}])
-    write(src / "dataset_coco.json", {"images": [{"cocoid": 42, "split": "test"}]})
+    write(
+        src / "dataset_coco.json",
+        {"images": [{"cocoid": 42, "split": "val"}, {"cocoid": 7, "split": "test"}]},
+    )
     write(src / "more.txt", "77\n")
     write(src / "objects_vocab.txt", "Cat,kitty\ntree\n")
     write(src / "attributes_vocab.txt", "red\ngrey,gray\n")
@@ -122,11 +125,11 @@ def test_boxes_are_stored_in_the_order_that_makes_an_area(case: Case, tmp_path: 
 
 def test_evaluation_pictures_are_left_out_and_listed(case: Case, tmp_path: Path) -> None:
     src, options = case
-    for name in (f"train2014/{TRAIN}", f"val2014/{TEST}", f"VG_100K/{VG}", "VG_100K/77"):
+    for name in (f"train2014/{TRAIN}", f"val2014/{VAL}", f"VG_100K/{VG}", "VG_100K/77"):
         write(src / f"{name}.jpg", jpeg())
     assert main([*options, "--images", str(src)]) == 0
     out = tmp_path / "out"
-    assert (out / "excluded.txt").read_text().splitlines() == ["77", TEST]
+    assert (out / "excluded.txt").read_text().splitlines() == ["77", VAL]
     shown = {s.id for path in out.iterdir() if path.is_dir() for s in packed(path).values()}
     assert shown == {TRAIN, VG}
     assert not (out / "regions").exists()
@@ -134,7 +137,7 @@ def test_evaluation_pictures_are_left_out_and_listed(case: Case, tmp_path: Path)
     assert {entry["id"]: entry["reason"] for entry in dropped} == {
         f"{TRAIN}_mscoco_001": "the same sentence was said of the picture before",
         f"{TRAIN}_mscoco_002": "2 words or fewer",
-        TEST: "evaluation picture",
+        VAL: "evaluation picture",
         "77": "evaluation picture",
     }
 
@@ -182,3 +185,12 @@ def test_bad_rows_are_named(fields: dict[str, Any], message: str) -> None:
     row = JsonRow({"img_id": "1", "labelf": {}} | fields, "FILE, row 3")
     with pytest.raises(ValueError, match=f"^FILE, row 3: {message}"):
         list(sentences_of(row, set()))
+
+
+def test_validation_keeps_karpathys_val_pictures(case: Case, tmp_path: Path) -> None:
+    src, options = case
+    for name in (f"train2014/{TRAIN}", f"val2014/{VAL}", f"VG_100K/{VG}"):
+        write(src / f"{name}.jpg", jpeg())
+    assert main([*options, "--images", str(src), "--split", "val"]) == 0
+    assert set(packed(tmp_path / "out" / "mscoco")) == {TRAIN, VAL}
+    assert (tmp_path / "out" / "excluded.txt").read_text() == "77\n"

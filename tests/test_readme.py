@@ -63,7 +63,9 @@ GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "PHOTOS", "PHOTO.jpg", "TARS"
          "captions.csv", "sentences.csv", "statements.csv", "chat.json", "coco.json", "test.json",
          "others.json", "runs/vqa_2", "runs/lora", "CHECKPOINT", "EuroSAT/2750", "names.json",
          "dtd/images", *(f"dtd/labels/{split}1.txt" for split in ("train", "val", "test")),
-         "cifar-10-batches-bin", "labels.csv"}  # fmt: skip
+         "cifar-10-batches-bin", "labels.csv", "COCO/dataset_coco.json", "FEATURES", "VG",
+         "LXMERT/mscoco_resplit_train.json", "LXMERT/vgnococo.json",
+         "LXMERT/all_ans.json"}  # fmt: skip
 """Files that the reader brings: official files, rows and pictures, predictions of other programs,
 runs, and a ZeRO checkpoint."""
 OWN_PARSERS = {"data_prep", "train", "describe", "plan", "features", "convert"}

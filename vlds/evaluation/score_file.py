@@ -77,8 +77,7 @@ def task_class(name: str | None, kind: str) -> type[Task]:
     known: dict[str, Any] = {n: getattr(vlds.tasks, n) for n in vlds.tasks.__all__ if n != "Task"}
     reads = ", ".join(f"{n} reads {'/'.join(cls.kinds)}" for n, cls in known.items())
     if name is None:
-        # Tasks that ask something else of captions have no files of other programs.
-        usual = [cls for cls in known.values() if not (cls.pairs_samples or cls.masks_words)]
+        usual = [cls for cls in known.values() if not cls.draws_prompt]
         fitting: list[type[Task]] = [cls for cls in usual if kind in cls.kinds]
         if len(fitting) != 1:
             raise ValueError(

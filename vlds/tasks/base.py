@@ -46,6 +46,8 @@ class Task(ABC):
     """True if `example` wants another sample beside each (`Sample.other`)."""
     masks_words: ClassVar[bool] = False
     """True if words of the prompt are predicted in their own places (`Example.masking`)."""
+    draws_prompt: ClassVar[bool] = False
+    """True if prompts are drawn, so that other programs have no predictions for them."""
     class_loss: ClassVar[ClassLoss | None] = None
     """Loss of the task's head; None: the task has text as output only."""
     labels: ClassVar[tuple[str, ...]] = ()

@@ -29,6 +29,7 @@ class GroundedCaption(AnswerTask):
     kinds: ClassVar[tuple[str, ...]] = ("regions",)
     label_field: ClassVar[str] = "regions"
     input_field: ClassVar[str | None] = "pointer"
+    draws_prompt: ClassVar[bool] = True
     class_loss = None
 
     num_regions: int = 1

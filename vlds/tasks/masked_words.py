@@ -26,6 +26,7 @@ class MaskedWords(Task):
     kinds: ClassVar[tuple[str, ...]] = ("caption",)
     input_field: ClassVar[str | None] = "caption"
     masks_words: ClassVar[bool] = True
+    draws_prompt: ClassVar[bool] = True
     reduction: ClassVar[Literal["example_mean", "token_mean"]] = "token_mean"
 
     share: float = 0.15

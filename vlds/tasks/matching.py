@@ -33,6 +33,7 @@ class Matching(AnswerTask):
     tables: ClassVar[tuple[str, ...]] = ("answer",)
     labels: ClassVar[tuple[str, ...]] = (OTHER, MATCH)
     pairs_samples: ClassVar[bool] = True
+    draws_prompt: ClassVar[bool] = True
 
     prompt: str = "image text match: "
     """Text before the caption, trailing space included; "" for none."""

@@ -33,6 +33,7 @@ class SpanPrediction(AnswerTask):
 
     kinds: ClassVar[tuple[str, ...]] = ("caption", "pair_text")
     input_field: ClassVar[str | None] = "caption"
+    draws_prompt: ClassVar[bool] = True
     class_loss = None
 
     share: float = 0.15

@@ -28,6 +28,7 @@ class VisualGrounding(AnswerTask):
     kinds: ClassVar[tuple[str, ...]] = ("regions",)
     label_field: ClassVar[str] = "regions"
     input_field: ClassVar[str | None] = "expression"
+    draws_prompt: ClassVar[bool] = True
     class_loss = None
 
     num_regions: int = 1

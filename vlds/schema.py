@@ -21,6 +21,8 @@ NO_IMAGE = -1
 LONGEST_TEXT = 100_000
 """Characters of a question, answer or caption. Models read far fewer, and a tokenizer needs seconds
 and gigabytes for a text that was made long on purpose."""
+CHOICE_LETTERS = ("A", "B", "C", "D", "E")
+"""Names of a question's choices, as in ScienceQA, where no question has more."""
 
 Encoded: TypeAlias = bytes | memoryview
 """Bytes of an encoded picture; from a shard, a view of the sample's bytes."""

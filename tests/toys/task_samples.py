@@ -34,6 +34,14 @@ ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
         {"id": "r1", "expression": "the red dot", "box": [0, 0, 10, 10]},
         {"id": "r2", "expression": "the dog", "box": [10, 10, 10, 10]},
     ],
+    "multiple_choice": [
+        {"id": "m1", "question": "What is he awaiting?", "choices": ["a cab", "a train"],
+         "answer_index": 1, "answers": ["train"] * 10, "label": {"train": 1.0},
+         "hint": "He has bags.", "groups": {"subject": "social science", "grades": "1-6"}},
+        {"id": "m2", "question": "Who waits?", "choices": ["a man", "a dog", "none"],
+         "answer_index": 0, "answers": ["man"] * 10, "label": {"man": 1.0},
+         "groups": {"subject": "biology", "grades": "1-6"}},
+    ],
     "caption": [{"id": "c1", "caption": " a red circle "}, {"id": "c2", "caption": "a dot"}],
     "pair_text": [{"id": "t1", "text": "a red circle"}, {"id": "t2", "text": "two small dots"}],
     "regions": [
@@ -50,7 +58,9 @@ ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
 
 
 LABELS = ("answers", "label", "answer", "answer_index", "box", "caption", "regions")
-EXTRA: dict[str, dict[str, Any]] = {"refer": {"proposals": [[0, 0, 10, 9], [11, 10, 9, 10]]}}
+EXTRA: dict[str, dict[str, Any]] = {
+    "refer": {"proposals": [[0, 0, 10, 9], [11, 10, 9, 10]], "size": [[40, 20]]}
+}
 
 
 def sample_of(kind: str, labels: bool = True) -> Sample:

@@ -5,10 +5,15 @@ mean of the ten is the question's accuracy. All oddities of the official script
 (https://github.com/GT-Vision-Lab/VQA) are kept: a number that differs from it could not be compared
 with published ones.
 
-Two sets of rules are in use. "official" is the script's version of 2021: if the ten answers differ,
-it normalises both sides alike, and neither if they agree. "legacy" is the version before, which
-VL-T5 and VL-Adapter copied: it always normalises the prediction; the annotators' answers lose their
-punctuation if they differ, and keep their articles, number words and case.
+Four sets of rules are in use. "official" is the script's version of 2021: if the ten answers
+differ, it normalises both sides alike, and neither if they agree. "legacy" is the version before,
+which VL-T5 and VL-Adapter copied: it always normalises the prediction; the annotators' answers lose
+their punctuation if they differ, and keep their articles, number words and case.
+
+"textvqa" is for TextVQA (https://github.com/facebookresearch/mmf, mmf/utils/m4c_evaluators.py): it
+always normalises both sides, after it has removed commas and question marks and parted 's from its
+word. "direct" is for A-OKVQA's direct answers (https://github.com/allenai/aokvqa,
+evaluation/eval_predictions.py): min(1, matches among all ten / 3), and nothing is normalised.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from typing import Literal
 from vlds.metrics.exact_match import mean
 from vlds.metrics.vqa_contractions import CONTRACTIONS
 
-Rules = Literal["official", "legacy"]
+Rules = Literal["official", "legacy", "textvqa", "direct"]
 NUM_ANNOTATORS = 10
 """The accuracy is defined for the answers of ten people."""
 
@@ -44,6 +49,11 @@ PERIOD = re.compile(r"\.(?!\d)")
 
 # The official call passes re.UNICODE, whose value is 32, as the maximum number of replacements.
 MAX_PERIODS = 32
+
+
+def accuracy_name(rules: Rules) -> str:
+    """The name of the score, which says by which rules: "vqa_accuracy_legacy"."""
+    return "vqa_accuracy" if rules == "official" else f"vqa_accuracy_{rules}"
 
 
 def clean_white_space(text: str) -> str:
@@ -74,6 +84,13 @@ def normalise(text: str) -> str:
     return process_digits_and_articles(process_punctuation(text))
 
 
+@lru_cache(maxsize=1 << 16)
+def normalise_textvqa(text: str) -> str:
+    """The form that TextVQA compares."""
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    return normalise(clean_white_space(text))
+
+
 def compared(
     prediction: str, answers: Sequence[str], rules: Rules = "official"
 ) -> tuple[str, list[str]]:
@@ -82,6 +99,10 @@ def compared(
     If all annotators agree, the official rules normalise nothing, not even case: "Yes" is wrong
     against ten times "yes".
     """
+    if rules == "direct":
+        return prediction, list(answers)
+    if rules == "textvqa":
+        return normalise_textvqa(prediction), list(map(normalise_textvqa, answers))
     prediction = clean_white_space(prediction)
     if rules == "legacy":
         differ = len(set(answers)) > 1
@@ -103,5 +124,7 @@ def question_accuracy(prediction: str, answers: Sequence[str], rules: Rules = "o
         raise ValueError("answers: got none; VQA accuracy needs the annotators' raw answers")
     prediction, answers = compared(prediction, answers, rules)
     matches = sum(answer == prediction for answer in answers)
+    if rules == "direct":
+        return min(1.0, matches / 3)
     scores = [min(1.0, (matches - (answer == prediction)) / 3) for answer in answers]
     return mean(scores)

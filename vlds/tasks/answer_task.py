@@ -77,7 +77,7 @@ class AnswerTask(Task, ABC):
         values = self.example_values(texts, known)
         first = next(iter(values))
         scores = {name: mean(of_examples) for name, of_examples in values.items()}
-        for by in self.tables:
+        for by in self.tables_of(known):
             scores |= table(first, by, mean_by_group(values[first], self.groups(known, by)))
         return scores
 
@@ -92,6 +92,10 @@ class AnswerTask(Task, ABC):
     def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
         """Score -> its value for each example; the first score stands for the task."""
         return {"accuracy": matches(texts, [self.answer_of(reference) for reference in known])}
+
+    def tables_of(self, known: list[Any]) -> Sequence[str]:
+        """What the first score of these references is tabulated by."""
+        return self.tables
 
     def groups(self, known: list[Any], by: str) -> list[Any]:
         """Each example's group in the table `by`; None leaves an example out."""

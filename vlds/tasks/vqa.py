@@ -17,7 +17,7 @@ import numpy as np
 
 from vlds.heads.base import ClassLoss
 from vlds.metrics.exact_match import fold, matches, worth
-from vlds.metrics.vqa_accuracy import NUM_ANNOTATORS, Rules, question_accuracy
+from vlds.metrics.vqa_accuracy import NUM_ANNOTATORS, Rules, accuracy_name, question_accuracy
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, optional_text, optional_texts, require_label
@@ -48,8 +48,8 @@ class VQA(AnswerTask):
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19))
     """How the model's output becomes an answer; greedy, 20 tokens with the start token."""
     accuracy: Rules = "official"
-    """Rules of VQA accuracy. official: those of the official script. legacy: those of its version
-    before 2021, which VL-T5 and VL-Adapter use; the score is then called vqa_accuracy_legacy."""
+    """Rules of VQA accuracy: official, those of the official script; legacy, those of its version
+    before 2021, as in VL-T5 and VL-Adapter; or textvqa or direct, those of TextVQA and A-OKVQA."""
     weigh_by_score: bool = True
     """Weigh an example's loss by its answer's soft score; VL-T5's pre-training does not."""
 
@@ -78,7 +78,7 @@ class VQA(AnswerTask):
         exact = matches(map(fold, texts), [fold(reference["answer"]) for reference in known])
         values = {}
         if all(len(reference["answers"]) == NUM_ANNOTATORS for reference in known):
-            name = "vqa_accuracy" if self.accuracy == "official" else "vqa_accuracy_legacy"
+            name = accuracy_name(self.accuracy)
             pairs = zip(texts, (given["answers"] for given in known), strict=True)
             values[name] = [question_accuracy(*pair, self.accuracy) for pair in pairs]
         elif any(len(reference["label"]) > 1 for reference in known):

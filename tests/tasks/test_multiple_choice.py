@@ -1,0 +1,45 @@
+"""Choices under letters, with context; accuracy by the data's own groups."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.toys.task_samples import sample_of
+from vlds.schema import SkipSample
+from vlds.tasks import MultipleChoice
+from vlds.tasks.base import ask
+
+
+def test_the_input_has_question_context_and_choices() -> None:
+    sample = sample_of("multiple_choice")
+    examples = [MultipleChoice().example("m", sample, number, None) for number in range(2)]
+    assert [example.prompt for example in examples] == [
+        "choose: What is he awaiting? context: He has bags. options: (A) a cab (B) a train",
+        "choose: Who waits? options: (A) a man (B) a dog (C) none",
+    ]
+    assert [example.target for example in examples] == ["B", "A"]
+    assert MultipleChoice().decoding.choices == ("A", "B", "C", "D", "E")
+
+
+def test_every_group_that_the_data_name_is_a_table() -> None:
+    sample = sample_of("multiple_choice")
+    examples = [MultipleChoice().example("m", sample, number, None) for number in range(2)]
+    references = {example.id: example.reference for example in examples}
+    assert MultipleChoice().score({"m1": "B", "m2": "B"}, references) == {
+        "accuracy": 0.5,
+        "accuracy/subject/biology": 0.0,
+        "accuracy/subject/social science": 1.0,
+        "accuracy/grades/1-6": 0.5,
+    }
+    plain = {"m1": {"answer": "B", "groups": {}}}
+    assert MultipleChoice().score({"m1": "B"}, plain) == {"accuracy": 1.0}
+
+
+def test_more_choices_than_letters_are_a_bad_sample() -> None:
+    sample = sample_of("multiple_choice")
+    (first, _) = sample.annotations
+    many = replace(sample, annotations=({**first, "choices": ["x"] * 6},))
+    with pytest.raises(SkipSample, match="not what MultipleChoice reads: IndexError"):
+        ask(MultipleChoice(), "m", many, 0, None)

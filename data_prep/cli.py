@@ -6,20 +6,10 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from data_prep import official
 from data_prep.checking import verify
 from data_prep.classes import command as classes
 from data_prep.demo import command as demo
-from data_prep.official import (
-    coco,
-    easy_vqa,
-    gqa,
-    nlvr2,
-    pretraining,
-    snli_ve,
-    value,
-    vg,
-    vqav2,
-)
 from data_prep.own_data import jsonl
 from data_prep.packed import index_command, simulate, stats, vocabularies
 from data_prep.packing.parallel import LostWorker
@@ -31,10 +21,10 @@ from vlds.runtime.process_end import Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
 COMMANDS = (
-    vqav2, gqa, nlvr2, coco, vg, pretraining, snli_ve, value, jsonl, classes, easy_vqa, demo,
-    index_command, vocabularies, stats, verify, preview, simulate,
+    *(getattr(official, name) for name in official.__all__),
+    jsonl, classes, demo, index_command, vocabularies, stats, verify, preview, simulate,
 )  # fmt: skip
-"""Modules that add a command; add a new format here."""
+"""Modules that add a command; data_prep/official/__init__.py lists those of publishers' data."""
 USER_ERROR = 2
 Run = Callable[[argparse.Namespace], int | None]
 """Exit code; None is 0."""

@@ -80,9 +80,26 @@ class JsonRow:
         number: int = self._expect(key, int, "a whole number")
         return number
 
+    def flag(self, key: str) -> bool:
+        """A field that must be true or false."""
+        value = self.value(key)
+        if not isinstance(value, bool):
+            raise ValueError(f"{self.place}: {key!r} is {shown(value)}; expected true or false")
+        return value
+
     def array(self, key: str) -> list[Any]:
         """A field that must be a list."""
         entries: list[Any] = self._expect(key, list, "a list")
+        return entries
+
+    def texts(self, key: str) -> list[str]:
+        """A field that must be a list of texts."""
+        entries = self.array(key)
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, str):
+                raise ValueError(
+                    f"{self.place}: entry {number} of {key!r} is {shown(entry)}; expected text"
+                )
         return entries
 
     def object(self, key: str) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from vlds.data.shards.info import DATASET_FILE, DatasetInfo
 from vlds.runtime.json_file import NotFinite
 
 ID_FIELDS = (
-    "question_id", "questionId", "identifier", "sentid", "pairID", "qid", "qa_id", "region_id",
-    "desc_id", "clip_id", "id",
+    "question_id", "questionId", "identifier", "sentid", "sent_id", "pairID", "qid", "qa_id",
+    "region_id", "desc_id", "clip_id", "id",
 )  # fmt: skip
 """The first of these that a row has is the id of its annotation."""
 LISTS = ("questions", "annotations", "images")

@@ -7,7 +7,7 @@ COCO publishes `captions_{train,val}{2014,2017}.json`; its test split has no cap
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,24 @@ def parse_coco_karpathy(
 ) -> SourceSet:
     """Read one of Karpathy's splits, with all captions of a picture (five to seven)."""
     path = annotations or src / "dataset_coco.json"
+
+    def places(row: JsonRow) -> tuple[str, ...]:
+        part = row.text("filepath") if "filepath" in row else ""
+        return part, f"images/{part}", ""
+
+    return read_karpathy(path, split, name, images or src, lambda row: row.id("cocoid"), places)
+
+
+def read_karpathy(
+    path: Path,
+    split: str,
+    name: str,
+    images: Path,
+    sample_id: Callable[[JsonRow], str],
+    places: Callable[[JsonRow], Sequence[str]],
+) -> SourceSet:
+    """Read a split of a file in Karpathy's form; `places` are the folders below `images` that may
+    hold a row's picture."""
     samples, dropped = [], []
     for row in _karpathy_rows(path, split):
         captions = []
@@ -83,10 +101,9 @@ def parse_coco_karpathy(
                 captions.append(caption)
             else:
                 dropped.append(Dropped(caption["id"], "empty caption"))
-        part = row.text("filepath") if "filepath" in row else ""
-        picture = find_file(images or src, (part, f"images/{part}", ""), row.text("filename"))
+        picture = find_file(images, places(row), row.text("filename"))
         extra = row.rest("sentences", "sentids", "filename", "cocoid")
-        samples.append(SourceSample(row.id("cocoid"), (picture,), captions, extra))
+        samples.append(SourceSample(sample_id(row), (picture,), captions, extra))
     return SourceSet(name, "caption", split, (path,), samples, tuple(dropped))
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from data_prep.command import official_command, packs
 from data_prep.json_rows import read_lines
+from data_prep.official.flickr30k import PICTURE_FOLDERS
 from data_prep.packing.journal import Dropped
 from data_prep.packing.source import Annotation, SourceSet, find_file, samples_of
 
 SPLITS = ("train", "dev", "test")
 LABELS = ("entailment", "neutral", "contradiction")
-PICTURE_FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "")
 
 
 def parse_snli_ve(

@@ -66,19 +66,27 @@ def _parse_official(
         if annotations is None and not subset.startswith("test"):
             label_file = src / f"v2_mscoco_{subset}_annotations.json"
         files += [question_file, *filter(None, [label_file])]
-        rows = _read_rows(question_file, "questions")
-        labels = _read_labels(label_file, rows, question_file) if label_file else {}
-        for row in rows:
-            image_id = row.id("image_id")
-            asked[image_id].append(_annotation(row, labels.get(row.id("question_id"), {})))
+        for image_id, rows in read_questions(question_file, label_file).items():
+            asked[image_id] += rows
             if image_id not in pictures:
-                pictures[image_id] = _picture(images, subset, image_id)
+                pictures[image_id] = picture_of(images, subset, image_id)
     if split.startswith(KARPATHY):
         files.append(src / "dataset_coco.json")
         of_split = karpathy_ids(files[-1], split.removeprefix(KARPATHY))
         asked = {image_id: rows for image_id, rows in asked.items() if image_id in of_split}
     samples = samples_of(asked, pictures.__getitem__)
     return SourceSet(name, "vqa", split, tuple(files), samples)
+
+
+def read_questions(question_file: Path, label_file: Path | None) -> dict[str, list[Annotation]]:
+    """Picture id -> its questions, with their answers if there is a file of them."""
+    rows = _read_rows(question_file, "questions")
+    labels = _read_labels(label_file, rows, question_file) if label_file else {}
+    asked: dict[str, list[Annotation]] = defaultdict(list)
+    for row in rows:
+        annotation = _annotation(row, labels.get(row.id("question_id"), {}))
+        asked[row.id("image_id")].append(annotation)
+    return asked
 
 
 def _parse_lxmert(
@@ -140,7 +148,7 @@ def _annotation(row: JsonRow, label: Annotation) -> Annotation:
     return annotation
 
 
-def _picture(folder: Path, subset: str, image_id: str) -> Path:
+def picture_of(folder: Path, subset: str, image_id: str) -> Path:
     """COCO's file; the pictures of test-dev are those of test2015."""
     subset = subset.replace("test-dev", "test")
     stem = image_id

@@ -21,6 +21,7 @@ from data_prep.packed.stats import read_annotations
 from data_prep.packing.annotation import TEXT_FIELDS
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import whole_folder, write_whole
+from vlds.schema import CHOICE_LETTERS
 
 ANSWER_FIELDS = ("answer", "multiple_choice_answer")
 WORD_SALADS = 500
@@ -102,11 +103,14 @@ def _words(tokenizer: BertWordPieceTokenizer, lines: Iterable[str]) -> Iterator[
 
 
 def texts_of(folders: Iterable[Path]) -> Iterator[str]:
-    """Questions, statements, captions and answers of packed data sets."""
+    """Questions, statements, captions, choices and answers of packed data sets."""
     for annotation in read_annotations(folders):
         yield from (annotation[f] for f in TEXT_FIELDS if f in annotation)
         yield from (str(annotation[f]) for f in ANSWER_FIELDS if f in annotation)
         yield from map(str, annotation.get("answers") or ())
+        yield from map(str, annotation.get("choices") or ())
+        if "answer_index" in annotation:  # all letters: some may be no right answer in these data
+            yield from CHOICE_LETTERS
         if "label" in annotation:
             yield from _label_texts(annotation["label"])
 

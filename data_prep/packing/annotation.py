@@ -15,6 +15,7 @@ TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "expression", "t
 REQUIRED: Mapping[str, str] = {
     "entailment": "hypothesis",
     "gqa": "question",
+    "multiple_choice": "question",
     "nlvr2": "sentence",
     "refer": "expression",
     "video_qa": "question",

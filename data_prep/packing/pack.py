@@ -145,6 +145,11 @@ def _with_options(dataset: SourceSet, options: Options) -> SourceSet:
             "--image-size and --square change pictures, but features are stored instead; leave "
             "them out"
         )
+    if options.rule.size is not None and dataset.kind == "refer":
+        raise ValueError(
+            f"--image-size {options.rule.size} resizes pictures, and the boxes of {dataset.name} "
+            "are in pixels of the original ones; leave it out"
+        )
     dataset.check()
     return dataset
 

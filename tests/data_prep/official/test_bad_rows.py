@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from data_prep.cli import main
 from tests.toys.files import write
+from tests.toys.official_sets import aokvqa_row, refcoco_ref, scienceqa_problem
 
 QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
 ANSWERS = "v2_mscoco_val2014_annotations.json"
@@ -153,7 +156,145 @@ YC2C = [
     (yc2c(ts="1-2"), "line 1: 'ts' is \"1-2\"; expected a list"),
     (yc2c(ts=[1, None]), "line 1: 'ts' is [1, null]; expected numbers of seconds"),
 ]
+OKVQA = [
+    (
+        {"OpenEnded_mscoco_val2014_questions.json": {"questions": [ASKED]}},
+        "mscoco_val2014_annotations.json does not exist; check the folder and the split",
+    ),
+    (
+        {
+            "OpenEnded_mscoco_val2014_questions.json": {"questions": [ASKED]},
+            "mscoco_val2014_annotations.json": {
+                "question_types": [],
+                "annotations": [{"question_id": 10, "image_id": 1, "answers": TEN}],
+            },
+        },
+        "mscoco_val2014_annotations.json: 'question_types' is []; expected an object {...}",
+    ),
+]
+
+
+def aokvqa(**wrong: Any) -> dict[str, Any]:
+    return {"aokvqa_v1p0_val.json": [aokvqa_row(0, 3, ["cab"] * 10) | wrong]}
+
+
+AOKVQA_ID = "aokvqa_v1p0_val.json, question 22MexNkBPpdZGX6sxbxVB0"
+AOKVQA = [
+    (aokvqa(choices=None), f"{AOKVQA_ID}: 'choices' is null; expected a list"),
+    (aokvqa(choices=["a", 1]), f"{AOKVQA_ID}: entry 1 of 'choices' is 1; expected text"),
+    (aokvqa(choices=["a"]), f"{AOKVQA_ID}: 'choices' has 1 entries; expected 2 to 5"),
+    (aokvqa(correct_choice_idx=4), "'correct_choice_idx' is 4, and 'choices' is [\"skateboarder\""),
+    (aokvqa(correct_choice_idx=4), "expected a number from 0 to 3"),
+    (aokvqa(correct_choice_idx="3"), "'correct_choice_idx' is \"3\"; expected a whole number"),
+    (aokvqa(direct_answers="['cab']"), "'direct_answers' is \"['cab']\"; expected a list"),
+    (aokvqa(difficult_direct_answer=0), "'difficult_direct_answer' is 0; expected true or false"),
+    (aokvqa(image_id="1"), f"{AOKVQA_ID}: 'image_id' is \"1\"; expected a whole number"),
+    ({"aokvqa_v1p0_val.json": {"a": 1}}, 'aokvqa_v1p0_val.json is {"a": 1}; expected a list'),
+]
+
+
+def textvqa(words: Any = None, **wrong: Any) -> dict[str, Any]:
+    row = {"question_id": 5, "image_id": "ab", "question": "what?", "answers": ["x"] * 10} | wrong
+    read = {"image_id": "ab", "ocr_tokens": []} | (words or {})
+    return {
+        "TextVQA_0.5.1_val.json": {"data": [row]},
+        "TextVQA_Rosetta_OCR_v0.2_val.json": {"data": [read]},
+    }
+
+
+TEXTVQA = [
+    (textvqa(answers=["x"] * 9), "question 5: 'answers' has 9 entries; expected 10"),
+    (textvqa(answers=["x", None]), "question 5: entry 1 of 'answers' is null; expected text"),
+    (textvqa(image_id=5), "TextVQA_0.5.1_val.json, question 5: 'image_id' is 5; expected text"),
+    (textvqa({"ocr_tokens": [3]}), "v0.2_val.json, picture 0: entry 0 of 'ocr_tokens' is 3"),
+    (
+        textvqa({"image_id": "b"}),
+        "v0.2_val.json: it lacks 1 of 1 pictures of TextVQA_0.5.1_val.json",
+    ),
+    (textvqa({"image_id": "b"}), "the first is ab; give the file of the same split, or --without"),
+    (
+        {"TextVQA_0.5.1_val.json": textvqa()["TextVQA_0.5.1_val.json"]},
+        "TextVQA_Rosetta_OCR_v0.2_val.json does not exist",
+    ),
+]
+
+
+def scienceqa(splits: Any = None, **wrong: Any) -> dict[str, Any]:
+    splits = splits or {"test": ["1"]}
+    return {"problems.json": {"1": scienceqa_problem(1) | wrong}, "pid_splits.json": splits}
+
+
+SCIENCEQA = [
+    (scienceqa(answer=3), "problems.json, question 1: 'answer' is 3, and 'choices' is [\"West"),
+    (scienceqa(grade="grade13"), "question 1: 'grade' is 'grade13'; expected grade1 to grade12"),
+    (scienceqa(hint=None), "question 1: 'hint' is null; expected text"),
+    (scienceqa(image=3), "question 1: 'image' is 3; expected text"),
+    (scienceqa(choices=["a"] * 6), "question 1: 'choices' has 6 entries; expected 2 to 5"),
+    (scienceqa({"test": ["7"]}), "pid_splits.json: test names question 7, which "),
+    (scienceqa({"test": [7]}), "pid_splits.json: entry 0 of 'test' is 7; expected text"),
+    (scienceqa({"train": []}), "pid_splits.json: no field 'test'; it has train"),
+]
+
+
+def refcoco(refs: Any = None, **wrong: Any) -> dict[str, Any]:
+    """`wrong` fields of the thing in instances.json."""
+    thing = {"id": 10, "image_id": 501, "bbox": [1, 2, 3, 4]} | wrong
+    image = {"id": 501, "file_name": "a.jpg"}
+    refs = [refcoco_ref(0, "testA", 10, "a man")] if refs is None else refs
+    return {
+        "refcoco/refs(unc).p": refs if isinstance(refs, bytes) else pickle.dumps(refs, 2),
+        "refcoco/instances.json": {"images": [image], "annotations": [thing]},
+    }
+
+
+class Program:
+    """Pickled as a call of a function."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.getenv, ("HOME",)
+
+
+REFCOCO = [
+    (
+        refcoco(bbox=[1, 2, 3]),
+        "annotation 0: 'bbox' is [1, 2, 3]; expected [left, top, width, heig",
+    ),
+    (refcoco(bbox=[1, 2, 3, 0]), "with a width and height above 0"),
+    (refcoco(bbox=[1, 2, 3, True]), "annotation 0: 'bbox' is [1, 2, 3, true]; expected"),
+    (refcoco(id=11), "refs(unc).p, ref 0: 'ann_id' is 10, which "),
+    (refcoco({"a": 1}), "refs(unc).p holds dict; expected a list of expressions"),
+    (refcoco([3]), "refs(unc).p, ref 0: expected an object {...}, found 3"),
+    (refcoco([{"split": "testA"}]), "refs(unc).p, ref 0: no field 'ann_id'; it has split"),
+    (refcoco([Program()]), "refs(unc).p is not a pickle of plain values: it names os.getenv"),
+    (
+        refcoco(pickle.dumps([{1, 2}], 4)),
+        "refs(unc).p is not a pickle of plain values: Object of type set is not",
+    ),
+    (refcoco(b"\x80\x02]q\x00"), "refs(unc).p is not a pickle of plain values: "),
+    (refcoco(b""), "refs(unc).p is not a pickle of plain values: Ran out of input; download it"),
+    (
+        {"refcoco/instances.json": refcoco()["refcoco/instances.json"]},
+        "refs(unc).p does not exist; check the folder and --split-by",
+    ),
+]
+
+
+def flickr30k(**wrong: Any) -> dict[str, Any]:
+    row = {"split": "test", "filename": "1.jpg", "sentences": [{"sentid": 1, "raw": "A dog."}]}
+    return {"dataset_flickr30k.json": {"images": [row | wrong]}}
+
+
+FLICKR30K = [
+    (flickr30k(filename=7), "dataset_flickr30k.json, image 0: 'filename' is 7; expected text"),
+    (flickr30k(sentences=[{"raw": "x"}]), "image 0, sentence 0: no field 'sentid'; it has raw"),
+]
 COMMANDS: dict[str, list[tuple[dict[str, Any], str]]] = {
+    "okvqa --split val": OKVQA,
+    "aokvqa --split val": AOKVQA,
+    "textvqa --split val": TEXTVQA,
+    "scienceqa --split test": SCIENCEQA,
+    "refcoco --split testA": REFCOCO,
+    "flickr30k --split test": FLICKR30K,
     "vqav2 --split val": VQA,
     "gqa --split val": GQA,
     "nlvr2 --split dev": NLVR2,
@@ -185,6 +326,22 @@ def test_a_wrong_value_is_named_with_its_place(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not out.exists()
+
+
+def test_a_pickle_runs_no_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mark = tmp_path / "ran"
+
+    class Touch:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.system, (f"touch {mark}",)
+
+    path = write(tmp_path / "refs(unc).p", pickle.dumps([Touch()]))
+    write(tmp_path / "instances.json", {"images": [], "annotations": []})
+    given = ["--src", str(tmp_path), "--split", "val", "--out", str(tmp_path / "out")]
+    assert main(["refcoco", *given]) == 2
+    assert not mark.exists()
+    pickle.loads(path.read_bytes())  # The file would have run it.
+    assert mark.exists()
 
 
 def test_a_digit_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,42 @@
+"""OK-VQA (okvqa.allenai.org): questions that need outside knowledge, in the form of VQA v1.
+
+Five people answered each question, and each answer counts twice. In version 1.1 the answers are
+words; in version 1.0 they are stems, which are no words ("poni tail"), and its scores are lower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import official_command, packs
+from data_prep.json_rows import read_object
+from data_prep.official.vqav2 import picture_of, read_questions
+from data_prep.packing.source import SourceSet, samples_of
+
+SPLITS: Mapping[str, str] = {"train": "train2014", "val": "val2014"}
+"""Our split -> COCO's. The publisher trains on the first and tests on the second."""
+
+
+def parse_okvqa(
+    src: Path, split: str, name: str = "okvqa", images: Path | None = None
+) -> SourceSet:
+    """Read a split; the types of questions get the names that the file of answers gives them."""
+    subset = SPLITS[split]
+    questions = src / f"OpenEnded_mscoco_{subset}_questions.json"
+    answers = src / f"mscoco_{subset}_annotations.json"
+    asked = read_questions(questions, answers)
+    content = read_object(answers)
+    types = content.object("question_types") if "question_types" in content else {}
+    for annotation in (row for rows in asked.values() for row in rows):
+        code = annotation["question_type"]
+        annotation["question_type"] = str(types.get(code, code))
+    samples = samples_of(asked, lambda image_id: picture_of(images or src, subset, image_id))
+    return SourceSet(name, "vqa", split, (questions, answers), samples)
+
+
+def add_command(commands: Any) -> None:
+    """Add `okvqa`."""
+    summary = "OK-VQA: questions that need knowledge; val is its test set"
+    packs(official_command(commands, "okvqa", summary, SPLITS), parse_okvqa)

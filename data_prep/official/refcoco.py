@@ -1,0 +1,186 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg (github.com/lichengunc/refer): which thing does a text mean?
+
+A folder per data set holds `refs(SPLITTER).p`, a Python pickle, and `instances.json` with the boxes
+of COCO. Opening a pickle can run any program, so only plain values are read from it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
+from math import isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.command import official_command, packs
+from data_prep.json_rows import JsonRow, read_list, read_object, shown
+from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
+from vlds.runtime.regular_file import open_file
+
+PICTURE_FOLDERS = ("train2014", "images/train2014", "images/mscoco/images/train2014", "")
+
+
+class Release(NamedTuple):
+    """One of the three data sets."""
+
+    folder: str
+    splitters: tuple[str, ...]
+    """Who split it; the first is the usual one."""
+    splits: tuple[str, ...]
+
+
+RELEASES = {
+    "refcoco": Release("refcoco", ("unc", "google"), ("train", "val", "testA", "testB", "test")),
+    "refcoco-plus": Release("refcoco+", ("unc",), ("train", "val", "testA", "testB")),
+    "refcocog": Release("refcocog", ("umd", "google"), ("train", "val", "test")),
+}
+"""Command -> data set."""
+
+
+def parse_refcoco(
+    release: Release,
+    src: Path,
+    split: str,
+    name: str,
+    split_by: str,
+    annotations: Path | None = None,
+    proposals: Path | None = None,
+    images: Path | None = None,
+) -> SourceSet:
+    """Read a split: every expression with the box of its thing, every picture with `proposals`,
+    by default the boxes of all its things in instances.json.
+
+    Errors: ValueError for a pickle with anything but plain values, and for expressions about
+    things or pictures that instances.json lacks.
+    """
+    places = (release.folder, "")
+    refs = annotations or find_file(src, places, f"refs({split_by}).p")
+    path = find_file(src, places, "instances.json")
+    instances = read_object(path)
+    things = {row.id("id"): row for row in instances.rows("annotations", "annotation")}
+    pictures = {row.id("id"): row for row in instances.rows("images", "image")}
+    said: dict[str, list[Annotation]] = defaultdict(list)
+    for row in _read_refs(refs):
+        if row.text("split") == split:
+            thing = _named(things, row, "ann_id", path)
+            _named(pictures, row, "image_id", path)
+            said[row.id("image_id")] += _expressions(row, _box(thing, "bbox"))
+    boxes: dict[str, list[list[float]]] = defaultdict(list)
+    for row in read_list(proposals, "proposal") if proposals else things.values():
+        if (image_id := row.id("image_id")) in said:
+            boxes[image_id].append(_box(row, "box" if proposals else "bbox"))
+    samples = []
+    for image_id, expressions in said.items():
+        file = find_file(images or src, PICTURE_FOLDERS, pictures[image_id].text("file_name"))
+        extra = {"proposals": boxes[image_id]}
+        samples.append(SourceSample(image_id, (file,), expressions, extra=extra))
+    files = (refs, path, *filter(None, [proposals]))
+    return SourceSet(name, "refer", split, files, samples)
+
+
+def _named(rows: dict[str, JsonRow], row: JsonRow, key: str, path: Path) -> JsonRow:
+    """The row of instances.json that an expression names."""
+    if row.id(key) not in rows:
+        raise ValueError(
+            f"{row.place}: {key!r} is {row.id(key)}, which {path} lacks; give the two files of one "
+            "data set"
+        )
+    return rows[row.id(key)]
+
+
+def _expressions(row: JsonRow, box: list[float]) -> Iterator[Annotation]:
+    """One annotation for each sentence about a thing."""
+    for sentence in row.rows("sentences", "sentence"):
+        source = {"ref_id": row.id("ref_id"), "ann_id": row.id("ann_id")}
+        expression = sentence.line("sent")
+        yield {"id": sentence.id("sent_id"), "expression": expression, "box": box, "source": source}
+
+
+def _box(row: JsonRow, key: str) -> list[float]:
+    """A box: left, top, width, height in pixels."""
+    box = row.array(key)
+    numbers = [x for x in box if isinstance(x, (int, float)) and not isinstance(x, bool)]
+    if len(box) != 4 or len(numbers) != 4 or not all(map(isfinite, box)) or min(box[2:]) <= 0:
+        raise ValueError(
+            f"{row.place}: {key!r} is {shown(box)}; expected [left, top, width, height] in pixels, "
+            "with a width and height above 0"
+        )
+    return box
+
+
+def _read_refs(path: Path) -> Iterator[JsonRow]:
+    """The expressions, from a pickle or from the same rows as JSON."""
+    if path.suffix != ".p":
+        yield from read_list(path, "ref")
+        return
+    entries = read_plain_pickle(path)
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} holds {type(entries).__name__}; expected a list of expressions")
+    for number, fields in enumerate(entries):
+        yield JsonRow(fields, f"{path}, ref {number}")
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads numbers, texts, lists, dictionaries and tuples; names of classes and functions, through
+    which a pickle runs programs, are refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}, and plain values are expected")
+
+
+def read_plain_pickle(path: Path) -> Any:
+    """The value of a pickle that Python 2 or 3 wrote, as JSON has it: tuples become lists.
+
+    Errors: ValueError if it is missing, damaged, or holds anything but plain values.
+    """
+    try:
+        with open_file(path) as file:
+            value = PlainUnpickler(file, encoding="utf-8").load()
+        return json.loads(json.dumps(value, allow_nan=False))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; check the folder and --split-by") from None
+    except Exception as error:  # damaged bytes make pickle raise anything
+        raise ValueError(
+            f"{path} is not a pickle of plain values: {error}; download it again, or give the rows "
+            "as JSON with --annotations"
+        ) from None
+
+
+def add_command(commands: Any) -> None:
+    """Add `refcoco`, `refcoco-plus` and `refcocog`."""
+    for command, release in RELEASES.items():
+        _add_release(commands, command, release)
+
+
+def _add_release(commands: Any, command: str, release: Release) -> None:
+    title = release.folder.replace("refcoco", "RefCOCO")
+    summary = f"{title}: expressions and the boxes of what they mean"
+    name = command.replace("-", "_")
+    parser = official_command(commands, command, summary, release.splits, name)
+    _add_options(parser, release.splitters)
+    packs(parser, partial(parse_refcoco, release))
+
+
+def _add_options(parser: Any, splitters: Sequence[str]) -> None:
+    parser.add_argument(
+        "--split-by",
+        choices=splitters,
+        default=splitters[0],
+        help=f"who split it: refs(NAME).p (default: {splitters[0]})",
+    )
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="another file of expressions: a pickle (.p), or the same rows as a JSON list",
+    )
+    parser.add_argument(
+        "--proposals",
+        type=Path,
+        metavar="FILE",
+        help="boxes to choose from, best first: a JSON list of {image_id, box}, as MAttNet's "
+        "*_dets.json (default: all boxes of instances.json)",
+    )

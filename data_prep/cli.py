@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_prep import official
+from data_prep import official, plan
 from data_prep.checking import verify
 from data_prep.classes import command as classes
 from data_prep.demo import command as demo
@@ -22,7 +22,7 @@ from vlds.runtime.terminal import tell
 
 COMMANDS = (
     *(getattr(official, name) for name in official.__all__),
-    jsonl, classes, demo, index_command, vocabularies, stats, verify, preview, simulate,
+    jsonl, classes, demo, plan, index_command, vocabularies, stats, verify, preview, simulate,
 )  # fmt: skip
 """Modules that add a command; data_prep/official/__init__.py lists those of publishers' data."""
 USER_ERROR = 2

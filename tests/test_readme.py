@@ -59,8 +59,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(r"^<!-- (\S+\.py) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "OKVQA", "TEXTVQA", "REFER", "PHOTOS",
-         "PHOTO.jpg", "TARS", "rows.jsonl",
+GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "OKVQA", "TEXTVQA", "REFER", "DOWNLOADED",
+         "PHOTOS", "PHOTO.jpg", "TARS", "rows.jsonl",
          "captions.csv", "sentences.csv", "statements.csv", "chat.json", "coco.json", "test.json",
          "others.json", "runs/vqa_2", "runs/lora", "CHECKPOINT", "EuroSAT/2750", "names.json",
          "dtd/images", *(f"dtd/labels/{split}1.txt" for split in ("train", "val", "test")),

@@ -9,6 +9,7 @@ from typing import Any
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_list
 from data_prep.official.choices import read_choices
+from data_prep.official.published import COCO, UNKNOWN, Download, Published
 from data_prep.packing.annotation import soft_label
 from data_prep.packing.source import Annotation, SourceSet, find_file, samples_of
 
@@ -17,6 +18,21 @@ KNOWN = (
     "question_id", "image_id", "question", "choices", "correct_choice_idx", "direct_answers",
     "difficult_direct_answer", "split",
 )  # fmt: skip
+
+ADDRESS = "https://prior-datasets.s3.us-east-2.amazonaws.com/aokvqa/aokvqa_v1p0.tar.gz"
+PUBLISHED = (
+    Published(
+        "A-OKVQA",
+        "aokvqa --src AOKVQA --images COCO",
+        {
+            split: (
+                Download(f"AOKVQA/aokvqa_v1p0_{split}.json", ADDRESS, "", UNKNOWN),
+                COCO[f"{split}2017"],
+            )
+            for split in SPLITS
+        },
+    ),
+)
 
 
 def parse_aokvqa(

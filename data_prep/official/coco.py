@@ -13,6 +13,14 @@ from typing import Any
 
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_object
+from data_prep.official.published import (
+    CC_BY,
+    COCO,
+    KARPATHY_ADDRESS,
+    UNKNOWN,
+    Download,
+    Published,
+)
 from data_prep.packing.journal import Dropped
 from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 from data_prep.packing.split import add_split_by_image
@@ -25,6 +33,42 @@ KARPATHY_SPLITS: Mapping[str, tuple[str, ...]] = {
     "test": ("test",),
 }
 """Our split -> Karpathy's; the literature trains on train and restval together."""
+
+PUBLISHED = (
+    Published(
+        "COCO captions, Karpathy's split",
+        "coco-karpathy --src COCO",
+        {
+            split: (
+                Download("COCO/dataset_coco.json", KARPATHY_ADDRESS, "", UNKNOWN),
+                *(COCO[part] for part in parts),
+            )
+            for split, parts in {
+                "train": ("train2014", "val2014"),  # restval is in val2014
+                "val": ("val2014",),
+                "test": ("val2014",),
+            }.items()
+        },
+        name="coco",
+    ),
+    Published(
+        "COCO captions, its own split",
+        "coco-captions --src COCO",
+        {
+            split: (
+                Download(
+                    f"COCO/annotations/captions_{split}2014.json",
+                    "http://images.cocodataset.org/annotations/annotations_trainval2014.zip",
+                    "253 MB",
+                    CC_BY,
+                ),
+                COCO[f"{split}2014"],
+            )
+            for split in ("train", "val")
+        },
+        name="coco_captions",
+    ),
+)
 
 
 def parse_coco_captions(

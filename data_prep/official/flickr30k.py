@@ -7,10 +7,31 @@ from typing import Any
 
 from data_prep.command import official_command, packs
 from data_prep.official.coco import read_karpathy
+from data_prep.official.published import (
+    FLICKR30K,
+    KARPATHY_ADDRESS,
+    UNKNOWN,
+    Download,
+    Published,
+)
 from data_prep.packing.source import SourceSet
 
 SPLITS = ("train", "val", "test")
 PICTURE_FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "")
+
+PUBLISHED = (
+    Published(
+        "Flickr30k",
+        "flickr30k --src FLICKR30K",
+        dict.fromkeys(
+            SPLITS,
+            (
+                Download("FLICKR30K/dataset_flickr30k.json", KARPATHY_ADDRESS, "", UNKNOWN),
+                FLICKR30K,
+            ),
+        ),
+    ),
+)
 
 
 def parse_flickr30k(

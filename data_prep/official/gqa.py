@@ -10,6 +10,7 @@ from typing import Any
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_json
 from data_prep.official.lxmert import gqa_annotation, is_lxmert, read_lxmert
+from data_prep.official.published import CC_BY, Download, Published
 from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 
 SPLITS = ("train", "val", "testdev", "test", "challenge")
@@ -25,6 +26,24 @@ FIELDS: Mapping[str, str] = {
 """Official field -> ours; the test splits have no answers."""
 OBJECT_FIELDS = ("name", "attributes", "x", "y", "w", "h")
 """Fields of a scene graph's objects that a sample keeps; their relations are left out."""
+
+SITE = "https://downloads.cs.stanford.edu/nlp/data/gqa/"
+PUBLISHED = (
+    Published(
+        "GQA",
+        "gqa --src GQA",
+        {
+            split: (
+                Download(
+                    f"GQA/{split}_balanced_questions.json", f"{SITE}questions1.2.zip", "1.4 GB",
+                    CC_BY,
+                ),
+                Download("GQA/images", f"{SITE}images.zip", "20.3 GB", CC_BY),
+            )
+            for split in ("train", "val", "testdev", "test")
+        },
+    ),
+)  # fmt: skip
 
 
 def parse_gqa(

@@ -10,9 +10,26 @@ from typing import Any
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_lines
 from data_prep.official.lxmert import is_lxmert, nlvr2_annotation, read_lxmert
+from data_prep.official.published import UNKNOWN, Download, Published
 from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 
 SPLITS = ("train", "dev", "test1", "test2")
+
+SITE = "https://github.com/lil-lab/nlvr/tree/master/nlvr2/data/"
+FORM = "https://goo.gl/forms/yS29stWnFWzrDBFH3"
+PUBLISHED = (
+    Published(
+        "NLVR2",
+        "nlvr2 --src NLVR2",
+        {
+            split: (
+                Download(f"NLVR2/{split}.json", f"{SITE}{split}.json", "", UNKNOWN),
+                Download(f"NLVR2/images/{split}", FORM, "", "by request, for research"),
+            )
+            for split in SPLITS
+        },
+    ),
+)
 
 
 def parse_nlvr2(

@@ -12,11 +12,30 @@ from typing import Any
 
 from data_prep.command import official_command, packs
 from data_prep.json_rows import read_object
+from data_prep.official.published import CC_BY, COCO, Download, Published
 from data_prep.official.vqav2 import picture_of, read_questions
 from data_prep.packing.source import SourceSet, samples_of
 
 SPLITS: Mapping[str, str] = {"train": "train2014", "val": "val2014"}
 """Our split -> COCO's. The publisher trains on the first and tests on the second."""
+
+SITE = "https://okvqa.allenai.org/static/data/"
+PUBLISHED = (
+    Published(
+        "OK-VQA",
+        "okvqa --src OKVQA --images COCO",
+        {
+            split: (
+                *(
+                    Download(f"OKVQA/{name}.json", f"{SITE}{name}.json.zip", "", CC_BY)
+                    for name in (f"OpenEnded_mscoco_{part}_questions", f"mscoco_{part}_annotations")
+                ),
+                COCO[part],
+            )
+            for split, part in SPLITS.items()
+        },
+    ),
+)
 
 
 def parse_okvqa(

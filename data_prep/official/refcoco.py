@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_list, read_object, shown
+from data_prep.official.published import COCO, UNKNOWN, Download, Published
 from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 from vlds.runtime.regular_file import open_file
 
@@ -38,6 +39,22 @@ RELEASES = {
     "refcocog": Release("refcocog", ("umd", "google"), ("train", "val", "test")),
 }
 """Command -> data set."""
+SITE = "https://bvisionweb1.cs.unc.edu/licheng/referit/data/"
+PUBLISHED = tuple(
+    Published(
+        release.folder.replace("refcoco", "RefCOCO"),
+        f"{command} --src REFER --images COCO",
+        {
+            split: (
+                Download(f"REFER/{release.folder}", f"{SITE}{release.folder}.zip", "", UNKNOWN),
+                COCO["train2014"],
+            )
+            for split in release.splits
+            if command != "refcoco" or split != "test"  # Google's split alone has it
+        },
+    )
+    for command, release in RELEASES.items()
+)
 
 
 def parse_refcoco(

@@ -12,6 +12,7 @@ from typing import Any
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_object
 from data_prep.official.choices import read_choices
+from data_prep.official.published import Download, Published
 from data_prep.packing.journal import Dropped
 from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 
@@ -21,6 +22,24 @@ GRADES: Mapping[str, str] = {
 }
 """Grade -> its group in the official scores."""
 KNOWN = ("question", "choices", "answer", "hint", "image", "subject", "grade", "topic", "split")
+
+FILES = ("problems.json", "pid_splits.json")
+LICENCE = "CC BY-NC-SA 4.0"
+SITE = "https://github.com/lupantech/ScienceQA/blob/main/data/scienceqa/"
+BUCKET = "https://scienceqa.s3.us-west-1.amazonaws.com/images/"
+PUBLISHED = (
+    Published(
+        "ScienceQA",
+        "scienceqa --src SCIENCEQA",
+        {
+            split: (
+                *(Download(f"SCIENCEQA/{name}", f"{SITE}{name}", "", LICENCE) for name in FILES),
+                Download(f"SCIENCEQA/images/{split}", f"{BUCKET}{split}.zip", "", LICENCE),
+            )
+            for split in ("train", "val", "test")
+        },
+    ),
+)
 
 
 def parse_scienceqa(
@@ -56,9 +75,6 @@ def parse_scienceqa(
         else:
             dropped.append(Dropped(problem_id, "no picture"))
     return SourceSet(name, "multiple_choice", split, tuple(files), samples, tuple(dropped))
-
-
-FILES = ("problems.json", "pid_splits.json")
 
 
 def _annotation(row: JsonRow, problem_id: str) -> Annotation:

@@ -9,11 +9,31 @@ from typing import Any
 from data_prep.command import official_command, packs
 from data_prep.json_rows import read_lines
 from data_prep.official.flickr30k import PICTURE_FOLDERS
+from data_prep.official.published import FLICKR30K, Download, Published
 from data_prep.packing.journal import Dropped
 from data_prep.packing.source import Annotation, SourceSet, find_file, samples_of
 
 SPLITS = ("train", "dev", "test")
 LABELS = ("entailment", "neutral", "contradiction")
+
+SITE = "https://storage.googleapis.com/allennlp-public-data/snli-ve/"
+PUBLISHED = (
+    Published(
+        "SNLI-VE",
+        "snli-ve --src SNLI_VE --images FLICKR30K",
+        {
+            split: (
+                Download(
+                    f"SNLI_VE/snli_ve_{split}.jsonl", f"{SITE}snli_ve_{split}.jsonl.gz", "",
+                    "CC BY-SA 4.0 (SNLI)",
+                ),
+                FLICKR30K,
+            )
+            for split in SPLITS
+        },
+        name="snli_ve",
+    ),
+)  # fmt: skip
 
 
 def parse_snli_ve(

@@ -13,12 +13,40 @@ from typing import Any
 
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, clean, read_object
+from data_prep.official.published import CC_BY, Download, Published
 from data_prep.packing.annotation import NUM_ANNOTATORS, soft_label
 from data_prep.packing.source import Annotation, SourceSet, find_file, samples_of
 
 SPLITS: Mapping[str, str] = {"train": "train_images", "val": "train_images", "test": "test_images"}
 """Split -> folder of its pictures."""
 KNOWN = ("question_id", "image_id", "question", "answers", "question_tokens", "set_name")
+
+SITE = "https://dl.fbaipublicfiles.com/textvqa/"
+SIZES = {"train": ("21.6 MB", "65.8 MB"), "val": ("3.1 MB", "9.8 MB"), "test": ("2.8 MB", "")}
+ARCHIVES = {
+    "train_images": (f"{SITE}images/train_val_images.zip", "7.1 GB"),
+    "test_images": (f"{SITE}images/test_images.zip", "970 MB"),
+}
+PUBLISHED = (
+    Published(
+        "TextVQA",
+        "textvqa --src TEXTVQA",
+        {
+            split: (
+                *(
+                    Download(f"TEXTVQA/{name}.json", f"{SITE}data/{name}.json", size, CC_BY)
+                    for name, size in zip(
+                        (f"TextVQA_0.5.1_{split}", f"TextVQA_Rosetta_OCR_v0.2_{split}"),
+                        SIZES[split],
+                        strict=True,
+                    )
+                ),
+                Download(f"TEXTVQA/{pictures}", *ARCHIVES[pictures], "CC BY 2.0 (OpenImages)"),
+            )
+            for split, pictures in SPLITS.items()
+        },
+    ),
+)
 
 
 def parse_textvqa(

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_lines, shown
+from data_prep.official.published import Download, Published
 from data_prep.packing.feature_file import locate
 from data_prep.packing.journal import Dropped
 from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
@@ -64,6 +65,27 @@ RELEASES = {
         "YC2C: descriptions of steps in cooking videos",
     ),
 }
+
+ADDRESS = "https://github.com/VALUE-Leaderboard/DataRelease"
+PUBLISHED = tuple(
+    Published(
+        task.upper().replace("HOW", "How"),
+        f"value-{task} --src VALUE",
+        {
+            split: tuple(
+                Download(f"VALUE/{place}", ADDRESS, "", "that of each publisher")
+                for place in (
+                    f"ann/{task}/{file}.jsonl",
+                    f"ann/{release.videos}_subtitles.jsonl",
+                    f"vis_features/{release.videos}/clip-vit",
+                )
+            )
+            for split, file in zip(SPLITS, release.files, strict=True)
+        },
+        name=task,
+    )
+    for task, release in RELEASES.items()
+)
 
 
 def parse_value(

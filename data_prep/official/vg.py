@@ -8,6 +8,7 @@ from typing import Any
 from data_prep.command import add_shard_options, new_command, packs
 from data_prep.json_rows import JsonRow, read_list, shown
 from data_prep.official.coco import karpathy_ids
+from data_prep.official.published import CC_BY, Download, Published
 from data_prep.packing.annotation import soft_label
 from data_prep.packing.journal import Dropped
 from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
@@ -18,6 +19,25 @@ KINDS = {"questions": "vqa", "regions": "pair_text"}
 FOLDERS = ("VG_100K", "VG_100K_2", "images", "images2", "")
 HELD_OUT = ("val", "test")
 OF_COCO = "in COCO's val or test split"
+
+SITE = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset/"
+PICTURES = "https://cs.stanford.edu/people/rak248/VG_100K_2/"
+SIZES = {"questions": "24.8 MB", "regions": "127 MB"}
+PUBLISHED = (
+    Published(
+        "Visual Genome",
+        "vg --src VG",
+        {
+            what: (
+                Download(f"VG/{file}", f"{SITE}{file}.zip", SIZES[what], CC_BY),
+                Download("VG/VG_100K", f"{PICTURES}images.zip", "9.7 GB", CC_BY),
+                Download("VG/VG_100K_2", f"{PICTURES}images2.zip", "5.5 GB", CC_BY),
+            )
+            for what, file in FILES.items()
+        },
+        option="--what",
+    ),
+)
 
 
 def parse_vg(

@@ -14,6 +14,14 @@ from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_json, read_object
 from data_prep.official.coco import karpathy_ids
 from data_prep.official.lxmert import coco_picture, is_lxmert, read_lxmert, vqa_annotation
+from data_prep.official.published import (
+    CC_BY,
+    COCO,
+    KARPATHY_ADDRESS,
+    UNKNOWN,
+    Download,
+    Published,
+)
 from data_prep.packing.annotation import soft_label
 from data_prep.packing.source import TYPES, Annotation, SourceSet, samples_of
 
@@ -29,6 +37,41 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
 """Our split -> the official subsets in the file names. Karpathy's splits are the questions about
 the pictures of his `dataset_coco.json`."""
 KARPATHY = "karpathy-"
+
+SITE = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/v2_"
+SIZES = {"Questions_Train": "7.2 MB", "Questions_Val": "3.5 MB", "Questions_Test": "",
+         "Annotations_Train": "21.7 MB", "Annotations_Val": "10.5 MB"}  # fmt: skip
+
+
+def _download(part: str, file: str) -> Download:
+    return Download(f"COCO/v2_{file}", f"{SITE}{part}_mscoco.zip", SIZES[part], CC_BY)
+
+
+QUESTIONS = {
+    subset: _download(f"Questions_{part}", f"OpenEnded_mscoco_{subset}_questions.json")
+    for subset, part in {"train2014": "Train", "val2014": "Val", "test2015": "Test",
+                         "test-dev2015": "Test"}.items()
+}  # fmt: skip
+ANSWERS = {
+    subset: _download(f"Annotations_{part}", f"mscoco_{subset}_annotations.json")
+    for subset, part in {"train2014": "Train", "val2014": "Val"}.items()
+}
+KARPATHY_FILE = Download("COCO/dataset_coco.json", KARPATHY_ADDRESS, "", UNKNOWN)
+PUBLISHED = (
+    Published(
+        "VQA v2",
+        "vqav2 --src COCO",
+        {
+            split: (
+                *(QUESTIONS[subset] for subset in subsets),
+                *(ANSWERS[subset] for subset in subsets if subset in ANSWERS),
+                *(COCO[subset.replace("test-dev", "test")] for subset in subsets),
+                *([KARPATHY_FILE] if split.startswith(KARPATHY) else []),
+            )
+            for split, subsets in SPLITS.items()
+        },
+    ),
+)
 
 
 def parse_vqav2(

@@ -21,12 +21,7 @@ from tests.toys.pictures import jpeg
 from tests.toys.shards import packed
 from vlds.runtime.process_end import ASKING, on_signals, signal_name
 
-COMMANDS = (
-    "vqav2", "gqa", "nlvr2", "coco-karpathy", "coco-captions", "vg", "snli-ve", "value-tvqa",
-    "value-how2qa", "value-tvc", "value-yc2c", "jsonl", "imagefolder", "csv-classes", "easy-vqa",
-    "demo", "index", "stats",
-    "verify", "preview", "simulate-order",
-)  # fmt: skip
+COMMANDS = tuple(cli.build_parser()._subparsers._group_actions[0].choices)  # type: ignore
 
 
 @pytest.fixture

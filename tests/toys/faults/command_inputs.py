@@ -12,6 +12,7 @@ import numpy as np
 
 from data_prep.demo.command import write_world as write_demo_world
 from data_prep.demo.world import HOME
+from tests.toys import official_sets
 from tests.toys.class_folders import cifar10
 from tests.toys.class_folders import folders as class_folders
 from tests.toys.faults.forked_commands import run_forked
@@ -154,6 +155,15 @@ def make_snli_ve(inputs: Inputs) -> None:
         write(folder / "flickr30k-images" / f"{n}.jpg", jpeg())
 
 
+def make_sets(inputs: Inputs) -> None:
+    """The data sets that have a recipe each."""
+    folder = inputs.folder("sets")
+    for name in ("okvqa", "aokvqa", "textvqa", "scienceqa", "refcoco", "flickr30k"):
+        getattr(official_sets, f"write_{name}")(folder / name)
+    official_sets.write_refcoco(folder / "refcoco-plus", "refcoco+")
+    official_sets.write_refcoco(folder / "refcocog", "refcocog", "umd")
+
+
 def make_value(inputs: Inputs) -> None:
     folder = inputs.folder("value")
     asked: dict[str, Any] = {f"a{n}": f"Choice {n}." for n in range(5)} | {"q": "Who?"}
@@ -228,6 +238,6 @@ MAKERS: Mapping[str, Maker] = {
     "adapter": make_of_method("adapter", "Adapter", "adapters"),
     "reference": make_of_method("reference", "Adapter", "reference"),
     "features": make_features, "official": make_official, "vg": make_vg, "snli_ve": make_snli_ve,
-    "value": make_value, "rows": make_rows, "demo": make_demo, "classes": make_classes,
-    "packed": make_packed,
+    "sets": make_sets, "value": make_value, "rows": make_rows, "demo": make_demo,
+    "classes": make_classes, "packed": make_packed,
 }  # fmt: skip

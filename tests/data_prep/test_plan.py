@@ -1,0 +1,90 @@
+"""`plan`: files that are there or missing, and commands that pack what is there."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from data_prep.cli import build_parser, main
+from data_prep.plan import all_published, downloads_of, words_of
+from tests.toys.files import ROOT
+from tests.toys.official_sets import write_okvqa
+from tests.toys.shards import packed
+
+KNOWN = all_published()
+
+
+def test_every_data_set_of_a_publisher_is_planned() -> None:
+    commands = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    with_splits = {
+        name for name, parser in commands.items()  # type: ignore[union-attr]
+        if "--src" in parser._option_string_actions
+    }  # fmt: skip
+    assert with_splits == KNOWN.keys()
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_command_parses(name: str) -> None:
+    published = KNOWN[name]
+    for split in published.splits:
+        words = words_of(published, split, Path("data"), Path("shards"))
+        options = vars(build_parser().parse_args(words))
+        assert options["src"].parent == Path("data")
+        assert split in (options.get("split"), options.get("what"))
+    places = {entry.gives.split("/")[0] for entry in downloads_of(published)}
+    named = {options["src"].name, getattr(options.get("images"), "name", options["src"].name)}
+    assert places == named
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_page_lists_every_file(name: str) -> None:
+    rows = (ROOT / "docs/reproduce.md").read_text("utf-8").splitlines()
+    for entry in downloads_of(KNOWN[name]):
+        (row,) = [row for row in rows if f"`{entry.gives}`" in row]
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[1:] == [entry.address, entry.size, entry.licence]
+
+
+def test_what_is_missing_is_a_comment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_okvqa(tmp_path / "OKVQA")
+    (tmp_path / "COCO").mkdir()
+    (tmp_path / "OKVQA/val2014").rename(tmp_path / "COCO/val2014")
+    out = tmp_path / "shards"
+    given = ["plan", "okvqa", "--data", str(tmp_path), "--out", str(out)]
+    assert main(given) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "# OK-VQA"
+    assert (
+        f"#   there   {tmp_path}/COCO/val2014 (6.6 GB, Flickr's terms for pictures) "
+        in "\n".join(lines)
+    )
+    assert any(line.startswith(f"#   missing {tmp_path}/COCO/train2014 (13.5 GB") for line in lines)
+    assert lines[-2].startswith("# python -m data_prep okvqa --src ")
+    words = shlex.split(lines[-1])
+    assert words[:3] == ["python", "-m", "data_prep"]
+    assert words[-4:] == ["--split", "val", "--out", f"{out}/okvqa-val"]
+
+    assert main([*given, "--run"]) == 0
+    assert sorted(packed(out / "okvqa-val")) == ["51606", "81"]
+    assert not (out / "okvqa-train").exists()
+    capsys.readouterr()
+    assert main([*given, "--run"]) == 0
+    assert capsys.readouterr().out == ""  # packed already
+
+
+def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "okvqqa", "--data", str(tmp_path)]) == 2
+    assert (
+        "okvqqa is no data set of a publisher; there are aokvqa, coco-" in capsys.readouterr().err
+    )
+    assert main(["plan", "--data", str(tmp_path / "x")]) == 2
+    assert "x is not a folder; name that of the downloads" in capsys.readouterr().err
+
+
+def test_a_command_that_fails_ends_the_plan(tmp_path: Path) -> None:
+    write_okvqa(tmp_path / "OKVQA")
+    (tmp_path / "COCO/val2014").mkdir(parents=True)  # without its pictures
+    given = ["plan", "okvqa", "--data", str(tmp_path), "--out", str(tmp_path / "shards"), "--run"]
+    assert main(given) == 2

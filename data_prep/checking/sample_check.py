@@ -217,6 +217,6 @@ def _check_use(
     else:
         sample.counts = Counts(len(read.annotations), len(read.images) or len(read.features))
         asked = ask_all(read)
-        sample.unlabelled = asked.unlabelled
+        sample.unlabelled = len(read.annotations) - len(asked.labelled)
         if asked.faults and not sample.findings:
             yield Finding("sample unusable", asked.faults[0])

@@ -92,7 +92,9 @@ def parse_refcoco(
     samples = []
     for image_id, expressions in said.items():
         file = find_file(images or src, PICTURE_FOLDERS, pictures[image_id].text("file_name"))
-        extra = {"proposals": boxes[image_id]}
+        # Not of the file: these are the pixels of the boxes, and stored features have no picture.
+        size = [pictures[image_id].whole("width"), pictures[image_id].whole("height")]
+        extra = {"size": [size], "proposals": boxes[image_id]}
         samples.append(SourceSample(image_id, (file,), expressions, extra=extra))
     files = (refs, path, *filter(None, [proposals]))
     return SourceSet(name, "refer", split, files, samples)

@@ -142,7 +142,7 @@ def add_command(commands: Any) -> None:
         "answers of one or several data sets.",
         examples=[
             "tokenizer shards/mine --out spiece.model --vocab-size 500",
-            "tokenizer shards/mine --kind bert --out words --vocab-size 500",
+            "tokenizer shards/mine --kind bert --out words",
         ],
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.model or FOLDER")

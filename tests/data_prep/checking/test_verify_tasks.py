@@ -23,11 +23,13 @@ CHOICE = {"question": "who?", "choices": ["a", "b"], "answer_index": 1, "span": 
 PICTURE: Members = [("jpg", jpeg())]
 PAIR: Members = [("left.jpg", jpeg()), ("right.jpg", jpeg())]
 CLIP: Members = [("features.npy", feature_bytes(np.ones((4, 3))))]
+CHOSEN = {"question": "why?", "choices": ["a", "b"], "answer_index": 1}
 GOOD: dict[str, tuple[dict[str, Any], Members]] = {
     "vqa": (QUESTION, PICTURE),
     "gqa": ({"question": "why?", "answer": "yes"}, PICTURE),
     "nlvr2": ({"sentence": "both", "label": True}, PAIR),
     "entailment": ({"hypothesis": "a dog", "label": "neutral"}, PICTURE),
+    "multiple_choice": (CHOSEN, PICTURE),
     "image_class": ({"label": "a dog"}, PICTURE),
     "caption": ({"caption": "a dog"}, PICTURE),
     "video_qa": (CHOICE, CLIP),
@@ -113,6 +115,11 @@ def test_answers_too_long_to_learn(tmp_path: Path, check: Check) -> None:
 
 
 def test_labels_that_only_some_have(tmp_path: Path, check: Check) -> None:
+    """An annotation has one if any task of its kind can train on it."""
+    assert check(pack(tmp_path / "chosen", "multiple_choice", CHOSEN, CHOSEN)) == (0, {})
+    asked = {"question": "why?", "choices": ["a", "b"]}
+    some = pack(tmp_path / "some", "multiple_choice", CHOSEN, asked)
+    assert check(some) == (1, {"annotations without a label": 1})
     without = {"question": "why?"}
     assert check(pack(tmp_path / "test", "vqa", without, without)) == (0, {})
     mixed = pack(tmp_path / "mixed", "vqa", QUESTION, without)
@@ -186,4 +193,4 @@ def test_asking_leaves_a_kind_of_others_alone(tmp_path: Path) -> None:
         records=[SampleRecord(id="s", members=PICTURE, json={"annotations": [{"id": "a"}]})],
     )  # fmt: skip
     asked = ask_all(open_dataset(tmp_path / "toy").read(0))
-    assert (asked.faults, asked.unlabelled) == ([], 0)
+    assert (asked.faults, asked.labelled) == ([], set())

@@ -239,7 +239,7 @@ SCIENCEQA = [
 def refcoco(refs: Any = None, **wrong: Any) -> dict[str, Any]:
     """`wrong` fields of the thing in instances.json."""
     thing = {"id": 10, "image_id": 501, "bbox": [1, 2, 3, 4]} | wrong
-    image = {"id": 501, "file_name": "a.jpg"}
+    image = {"id": 501, "file_name": "a.jpg", "width": 40, "height": 24}
     refs = [refcoco_ref(0, "testA", 10, "a man")] if refs is None else refs
     return {
         "refcoco/refs(unc).p": refs if isinstance(refs, bytes) else pickle.dumps(refs, 2),

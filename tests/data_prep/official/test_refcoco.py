@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep.cli import main
@@ -47,8 +48,27 @@ def test_proposals_of_a_detector_and_rows_as_json(tmp_path: Path) -> None:
     release = RELEASES["refcoco"]
     dataset = parse_refcoco(release, src, "val", "refcoco", "unc", refs, found)
     (sample,) = dataset.samples
-    assert sample.extra == {"proposals": [[1, 1, 2, 2]]}
+    assert sample.extra == {"size": [[40, 24]], "proposals": [[1, 1, 2, 2]]}
     assert [path.name for path in dataset.files] == ["refs.json", "instances.json", "dets.json"]
+
+
+def test_stored_features_keep_the_size_of_the_picture(tmp_path: Path) -> None:
+    """So a box can be written in thousandths without the picture."""
+    src = write_refcoco(tmp_path / "src")
+    for name in ("501", "502"):
+        array = np.ones((3, 5), np.float16)
+        write_array(tmp_path / "features" / f"COCO_train2014_000000000{name}.npy", array)
+    given = ["--src", str(src), "--split", "val", "--out", str(tmp_path / "out")]
+    assert main(["refcoco", *given, "--features", str(tmp_path / "features")]) == 0
+    (sample,) = packed(tmp_path / "out").values()
+    assert sample.images == ()
+    assert sample.extra["size"] == [[40, 24]]
+    assert main(["verify", str(tmp_path / "out"), "--workers", "1"]) == 0
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, array)
 
 
 def test_pictures_keep_the_size_that_boxes_are_measured_in(

@@ -22,8 +22,8 @@ class Asked:
 
     faults: list[str] = field(default_factory=list)
     """Why a run would replace the sample, or refuse to start with it."""
-    unlabelled: int = 0
-    """Annotations that cannot be trained on."""
+    labelled: set[int] = field(default_factory=set)
+    """Numbers of the annotations that a task can train on."""
 
 
 def ask_all(sample: Sample) -> Asked:
@@ -50,8 +50,8 @@ def _ask(task: Task, sample: Sample, asked: Asked) -> None:
         try:
             example = ask(task, sample.kind, sample, index, rng)
         except ValueError:  # the split has no labels
-            asked.unlabelled += 1
-        else:
-            asked.unlabelled += example.target is None
+            continue
+        if example.target is not None:
+            asked.labelled.add(index)
     for annotation in indices if task.unit == "annotation" else [None]:
         ask(task, sample.kind, sample, annotation, None)

@@ -1,12 +1,12 @@
 """Lists the packages; everything else is in pyproject.toml.
 
-recipes/ and ds_configs/ are at the top of the repository, where readers look for them. They are
-installed as data of `vlds`, where `vlds.runtime.resources` looks for them.
+recipes/, sweeps/ and ds_configs/ are at the top of the repository, where readers look for them.
+They are installed as data of `vlds`, where `vlds.runtime.resources` looks for them.
 """
 
 from setuptools import find_packages, setup
 
-DATA = {"vlds.recipes": "recipes", "vlds.ds_configs": "ds_configs"}
+DATA = {f"vlds.{name}": name for name in ("recipes", "sweeps", "ds_configs")}
 
 setup(
     packages=[*find_packages(include=["vlds", "vlds.*", "data_prep", "data_prep.*"]), *DATA],

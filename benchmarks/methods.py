@@ -25,7 +25,8 @@ from tuning.rows import INPUT, REFERENCES, ROWS, TABLES, Row
 from tuning.split import split
 from tuning.table import Measured, methods_table, rates_table, read_merged, read_trained
 
-from vlds.cli.demo import data_prep, train, vlds, write_recipes
+from vlds.cli.demo import data_prep, train, write_recipes
+from vlds.launch.stages import vlds
 
 Job = tuple[str, int, float]
 """Row, seed, learning rate."""

@@ -175,13 +175,14 @@ def test_wheel_carries_recipes_and_configs(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, sources)
-    for name in ("vlds", "data_prep", "recipes", "ds_configs"):
+    for name in ("vlds", "data_prep", "recipes", "sweeps", "ds_configs"):
         shutil.copytree(ROOT / name, sources / name)
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*wheel, "--wheel-dir", str(tmp_path), str(sources)], check=True)
     (file,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(file).namelist())
-    expected = {f"vlds/{name}" for folder in ("recipes", "ds_configs") for name in shipped(folder)}
+    folders = ("recipes", "sweeps", "ds_configs")
+    expected = {f"vlds/{name}" for folder in folders for name in shipped(folder)}
     assert "vlds/ds_configs/zero3.json" in expected
     tops = [ROOT / "vlds", ROOT / "data_prep"]
     found = [file for top in tops for file in top.rglob("*")]

@@ -6,7 +6,7 @@ new subclass in a new file is a new choice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from vlds.models.build import ModelSetup
 from vlds.models.kind import ModelKind
 from vlds.recipe.check import check_tree
 from vlds.recipe.choices import is_choice
-from vlds.recipe.parse import parse
+from vlds.recipe.parse import from_tree, parse
 from vlds.recipe.paths import STARTED_IN, with_start
 from vlds.recipe.trusted import check_classes
 from vlds.runtime.checks import at_least, at_least_if_set
@@ -312,6 +312,14 @@ def parse_recipe(arguments: Sequence[str], prog: str = "vlds train") -> Recipe:
     if not arguments[0].startswith("-"):
         arguments = ["--config", *arguments]
     return parse(Recipe, arguments, prog, files=True)
+
+
+def recipe_from(tree: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from the tree of a user's own file.
+
+    Errors: ValueError as for all recipes.
+    """
+    return from_tree(Recipe, tree)
 
 
 def load_recipe(path: Path) -> Recipe:

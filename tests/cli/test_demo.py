@@ -8,16 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vlds.cli.demo import (
-    FOLDER,
-    RECIPES,
-    Stage,
-    as_typed,
-    first_right_caption,
-    run_stage,
-    say_stage,
-    stages_of,
-)
+from vlds.cli.demo import FOLDER, RECIPES, first_right_caption, stages_of
+from vlds.launch.stages import Stage, as_typed, run_stage, say_stage
 from vlds.report.read.samples import GalleryEntry
 
 
@@ -43,7 +35,7 @@ def test_headings_fit_and_commands_are_whole(
 
 def test_a_stage_is_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stage = Stage("ask its version", tmp_path, [sys.executable, "-m", "vlds", "--version"])
-    run_stage(stage, "1 of 1")
+    run_stage(stage, "1 of 1", {})
     heading, command, version, _ = capfd.readouterr().out.splitlines()
     assert heading.startswith("1 of 1: ask its version ")
     assert command == "vlds --version"

@@ -215,6 +215,61 @@ def report(arguments: list[str]) -> int:
     return 2 if errors else 0
 
 
+def sweep(arguments: list[str]) -> int:
+    """Run recipes with several seeds, for a table; a finished run is never repeated.
+
+    vlds sweep sweeps/demo.yaml --dry-run
+    vlds sweep my_table.yaml --ranks 8
+    """
+    parser = command_parser(sweep, accepts_keys=True)
+    parser.add_argument("file", metavar="SWEEP", help="a YAML file of yours, or one of vlds")
+    parser.add_argument(
+        "--ranks", metavar="N",
+        help="processes of each run; default: one per GPU, or one without a GPU",
+    )  # fmt: skip
+    parser.add_argument(
+        "--runs", metavar="N", help="do at most N runs; default: all that are missing and free"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what is left to do, and its time"
+    )
+    options, keys = parser.parse_known_args(arguments)
+    from vlds.sweep.command import sweep as run
+
+    return run([options.file, *keys], options.ranks, options.runs, is_dry=options.dry_run)
+
+
+def compare(arguments: list[str]) -> int:
+    """Show runs as one table: mean and deviation over seeds, costs, published values.
+
+    vlds compare sweeps/demo.yaml
+    vlds compare runs/r8-* runs/full-* --format md
+    """
+    parser = command_parser(compare)
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN",
+        help="run folders, of which those that differ in the seed alone make a row; or one sweep",
+    )  # fmt: skip
+    parser.add_argument(
+        "--format", choices=("terminal", "md", "html", "csv", "tex"), default="terminal",
+        help="md: to paste; html: a page with pictures; csv: one number a row, unrounded; tex: for "
+        "LaTeX; default: terminal",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="folder of compare.FORMAT; default: the terminal, and for html the sweep's or the "
+        "first run's folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "--split", choices=("evaluate", "test"),
+        help="list of data whose scores are shown; default: evaluate, or as the sweep says",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    from vlds.sweep.table import show
+
+    return show(options.runs, options.format, options.out, options.split)
+
+
 def demo(arguments: list[str]) -> int:
     """Try everything once on drawn pictures: data, pretraining, adapters, scores, report.
 
@@ -233,11 +288,18 @@ def demo(arguments: list[str]) -> int:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="seed of data and runs; default: 0"
     )
+    parser.add_argument(
+        "--only-backbone", action="store_true",
+        help="make only the data and the frozen backbone, for other runs",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     from vlds.cli.demo import run_demo
 
-    return run_demo(options.out, options.seed, options.ranks)
+    return run_demo(options.out, options.seed, options.ranks, only_backbone=options.only_backbone)
 
 
-FUNCTIONS = (train, evaluate, predict, features, importance, describe, plan, convert, report, demo)
+FUNCTIONS = (
+    train, evaluate, predict, features, importance, describe, plan, convert, report, sweep, compare,
+    demo,
+)  # fmt: skip
 COMMANDS: dict[str, Callable[[list[str]], int]] = {each.__name__: each for each in FUNCTIONS}

@@ -7,69 +7,55 @@ data_prep demo -> train demo_pretrain (Full, ZeRO-2) -> convert hf (it is the fr
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from vlds.evaluation.scores_json import SCORES, Scored, write_scores
-from vlds.launch.supervisor import grace_from_environment, supervise
+from vlds.launch.stages import Stage, StageError, as_typed, run_stage, vlds
 from vlds.report.compute.collect import collect
 from vlds.report.read.inputs import read_run
 from vlds.report.read.samples import GalleryEntry
 from vlds.report.render.table import terminal_table
 from vlds.report.render.tables import summary_table
 from vlds.report.render.write import write_report
-from vlds.runtime.process_end import Interrupted, signals_collected
-from vlds.runtime.rank_environment import without_rank
+from vlds.runtime.process_end import Interrupted
 from vlds.runtime.regular_file import read_text
 from vlds.runtime.resources import find
-from vlds.runtime.shown import visible
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 
 RECIPES = ("demo_pretrain", "demo", "demo_control")
 FOLDER = "runs/demo"
 """Where the shipped recipes write; replaced by --out."""
+TO_BACKBONE = 3
+"""Stages until the frozen backbone is there."""
 CONTROL = "norms + visual embedding"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One command of the demo."""
-
-    purpose: str
-    product: Path
-    """What it writes last; if it exists, the command is not run again."""
-    command: list[str]
-
-
-class StageError(Exception):
-    """A command of the demo failed and has printed the reason."""
-
-
-def run_demo(out: Path, seed: int, ranks: int) -> int:
-    """Run the stages whose products are missing below `out`, then show the results. Returns the
-    exit code."""
+def run_demo(out: Path, seed: int, ranks: int, *, only_backbone: bool = False) -> int:
+    """Run the stages whose products are missing below `out`, then show the results;
+    `only_backbone`: no further than the frozen backbone. Returns the exit code."""
     started = time.monotonic()
     adapters = out / "adapters"
     stages = stages_of(out, write_recipes(out), seed, ranks)
+    stages = stages[:TO_BACKBONE] if only_backbone else stages
     try:
         for number, stage in enumerate(stages, 1):
             if not stage.product.exists():
-                run_stage(stage, f"{number} of {len(stages)}")
+                # The demo is small enough for a CPU, and two ranks need two GPUs otherwise.
+                run_stage(stage, f"{number} of {len(stages)}", {"DS_ACCELERATOR": "cpu"})
     except StageError as error:
         tell(f"vlds demo: {error}", error=True)
         return 1
     except Interrupted as error:
         tell(f"vlds demo: ended by {error.signal_name}; start it again to continue", error=True)
         return error.exit_code
+    if only_backbone:
+        return 0
     write_scores(adapters, collect_scores(out))
     page = write_report([read_run(adapters)], adapters)
     show(out, page, time.monotonic() - started)
@@ -132,44 +118,6 @@ def data_prep(command: str, out: Path, seed: int) -> list[str]:
 def train(recipe: Path, seed: int, ranks: int) -> list[str]:
     """Command line of a training run, which continues a stopped one."""
     return vlds("train", recipe, "--seed", seed, "--ranks", ranks, "--resume", "auto")
-
-
-def vlds(*words: Any) -> list[str]:
-    """Command line of one of our own commands."""
-    return [sys.executable, "-m", "vlds", *map(str, words)]
-
-
-def as_typed(command: list[str]) -> str:
-    """A command line as the user would type it."""
-    is_vlds = command[2] == "vlds"
-    return shlex.join(["vlds", *command[3:]] if is_vlds else ["python", *command[1:]])
-
-
-def say_stage(stage: Stage, position: str) -> None:
-    """Print what a command is for, and the command as the user would type it."""
-    console = Console()
-    console.rule(f"[bold]{position}: {stage.purpose}", align="left")
-    # The terminal itself wraps a long line, so that it can be copied as one.
-    shown = visible(as_typed(stage.command))
-    console.print(shown, markup=False, highlight=False, soft_wrap=True)
-
-
-def run_stage(stage: Stage, position: str) -> None:
-    """Print a command, and run it."""
-    say_stage(stage, position)
-    started = time.monotonic()
-    # The demo is small enough for a CPU, and two ranks need two GPUs otherwise.
-    environment = without_rank(os.environ) | {"DS_ACCELERATOR": "cpu"}
-    with signals_collected() as received:
-        outcome = supervise(stage.command, environment, 2 * grace_from_environment(), received)
-    if outcome.asked:
-        raise Interrupted(received[0])
-    if outcome.code:
-        raise StageError(
-            f"`{as_typed(stage.command)}` ended with exit code {outcome.code}; fix what it "
-            "reported above, then start again"
-        )
-    tell(f"({time.monotonic() - started:.0f} s)", flush=True)
 
 
 def collect_scores(out: Path) -> dict[str, Scored]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from vlds.launch.words import RANK_COMMANDS
 from vlds.runtime.command_line import CommandParser, description_of
 
-READ_RUNS = ("evaluate", "predict", "convert", "report")
+READ_RUNS = ("evaluate", "predict", "convert", "report", "compare")
 """Commands that open runs and artifacts, which may come from someone else."""
 
 ROOT = """\
@@ -35,6 +35,8 @@ SUMMARIES = {
     "evaluate": "score a run on data sets, or score a file of predictions",
     "predict": "answer questions about pictures, or write leaderboard files",
     "report": "compare runs: a page with charts, or tables",
+    "sweep": "run recipes with several seeds, for a table",
+    "compare": "show runs, or a sweep, as one table",
     "convert": "export a run to another format, or import one",
     "describe": "count a recipe's parameters by part",
     "plan": "forecast a run: the bytes of each rank, and the time of a step",
@@ -51,6 +53,8 @@ EPILOGS = {
     "predict": f"Further options {RUN_KEYS}.",
     "features": "Further options are keys of the recipe, as in `vlds train`.",
     "importance": "Further options are keys of the recipe, as in `vlds train`.",
+    "sweep": "Further options are keys of the file, such as --seeds '[0]' or "
+    "--overrides.training.steps 10.",
 }
 
 # These commands take a recipe, whose keys jsonargparse parses. Its own help lists all keys, some

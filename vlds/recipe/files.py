@@ -46,15 +46,24 @@ def read_merged(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         chain = " -> ".join(path.name for path in (*seen, file))
         raise ValueError(f"base: {chain} is a circle; a recipe cannot build on itself")
     tree = located(read_tree(file), file)
-    name = tree.pop(BASE, None)
+    return on_base(tree, file.parent, (*seen, file.resolve()))
+
+
+def on_base(tree: dict[str, Any], folder: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Merge a recipe's keys into its base, if it has one; `folder`: where it is looked up first.
+
+    Errors: ValueError for a base that is missing, or that leads back to the recipe.
+    """
+    rest = {key: value for key, value in tree.items() if key != BASE}
+    name = tree.get(BASE)
     if name is None:
-        return tree
+        return rest
     try:
-        relative = file.parent / str(name)
+        relative = folder / str(name)
         base = relative if relative.exists() else find(str(name))
     except OSError as error:
         raise ValueError(f"base: got {name!r}; give a recipe's file: {error.strerror}") from None
-    return merged(read_merged(base, (*seen, file.resolve())), tree, WHOLE)
+    return merged(read_merged(base, seen), rest, WHOLE)
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any], whole: tuple[str, ...]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, TypeVar, get_args
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from vlds.recipe.check import ARGUMENTS, CLASS, check_tree, explain
 from vlds.recipe.choices import (
@@ -47,16 +47,30 @@ def parse(
         page = re.sub(r"\(required,\s+", "(", parser.format_help())
         tell(page.replace("\b", ""), end="")  # jsonargparse writes [\b=flags]
         raise SystemExit(0)
-    tree = read_words(arguments, options)
-    check_tree(tree, options, complete=True)
-    try:
-        parsed = parser.parse_object(tree)
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise ValueError(explain(str(error))) from error
+    parsed = checked(parser, read_words(arguments, options), options)
     if PRINT in arguments:
         tell(parser.dump(parsed), end="")
         raise SystemExit(0)
     return build(options, parsed.as_dict())
+
+
+def from_tree(options: type[Options], tree: Mapping[str, Any]) -> Options:
+    """Build a dataclass from the tree of a recipe file.
+
+    Errors: ValueError as `parse`.
+    """
+    parser = build_parser(options, options.__name__, files=False)
+    return build(options, checked(parser, tree, options).as_dict())
+
+
+def checked(parser: ArgumentParser, tree: Mapping[str, Any], options: type) -> Namespace:
+    """What jsonargparse makes of a tree; ValueError for what is wrong with it."""
+    check_tree(tree, options, complete=True)
+    try:
+        parsed: Namespace = parser.parse_object(dict(tree))
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise ValueError(explain(str(error))) from error
+    return parsed
 
 
 def build(cls: type[Options], values: Mapping[str, Any], key: str = "") -> Options:

@@ -9,7 +9,7 @@ directory.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -90,7 +90,7 @@ def located(tree: dict[str, Any], file: Path) -> dict[str, Any]:
     """
     places = places_of(tree, file)
     rest = {key: value for key, value in tree.items() if key != STARTED_IN}
-    resolved: dict[str, Any] = _resolved(rest, places)
+    resolved: dict[str, Any] = _renamed(rest, lambda name, is_set: _find(name, places, is_set))
     if STARTED_IN in tree and isinstance(output := rest.get(OUTPUT), str):
         resolved[OUTPUT] = _from_here(places.candidates(output)[0], output)
     return resolved
@@ -140,23 +140,41 @@ def is_relative(name: str) -> bool:
     return bool(name) and name[0] not in "/~<" and ":" not in name.partition("/")[0]
 
 
-def _resolved(tree: Any, places: Places) -> Any:
+def moved(tree: Any, folders: Mapping[str, str]) -> Any:
+    """The tree of a recipe whose files and folders below some folders are read from others."""
+
+    def move(name: Any, is_dataset: bool) -> Any:
+        for old, new in folders.items():
+            if isinstance(name, str) and is_below(name, old):
+                return new + name[len(old) :]
+        return name
+
+    return _renamed(tree, move)
+
+
+def is_below(name: str, folder: str) -> bool:
+    """True for a folder itself, and for what lies in it."""
+    return name == folder or name.startswith(f"{folder}/")
+
+
+def _renamed(tree: Any, rename: Callable[[Any, bool], Any]) -> Any:
+    """The tree with other names of files, which `rename` gets with True for data sets."""
     if not isinstance(tree, dict):
         return tree
-    resolved: dict[str, Any] = {}
+    renamed: dict[str, Any] = {}
     for key, value in tree.items():
         if key in DATASETS and isinstance(value, list):
-            resolved[key] = [_find(name, places, dataset=True) for name in value]
+            renamed[key] = [rename(name, True) for name in value]
         elif key in FILES and isinstance(value, str):
-            resolved[key] = _find(value, places, dataset=False)
+            renamed[key] = rename(value, False)
         elif are_folders(key, value):
-            resolved[key] = {n: _find(run, places, dataset=False) for n, run in value.items()}
+            renamed[key] = {n: rename(run, False) for n, run in value.items()}
         else:
-            resolved[key] = _resolved(value, places)
-    return resolved
+            renamed[key] = _renamed(value, rename)
+    return renamed
 
 
-def _find(name: Any, places: Places, *, dataset: bool) -> Any:
+def _find(name: Any, places: Places, dataset: bool) -> Any:
     """The path of a file from here. A name that is not found stays, since it may be a hub name or a
     file of vlds; a missing data set is named where it was."""
     if not isinstance(name, str) or not (is_relative(name) or name.startswith("/")):

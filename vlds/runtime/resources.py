@@ -1,4 +1,4 @@
-"""Finds the recipes and DeepSpeed configs of vlds, in a checkout and in a wheel."""
+"""Finds the recipes, sweeps and DeepSpeed configs of vlds, in a checkout and in a wheel."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from vlds.runtime.near_names import closest
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FOLDERS = (PACKAGE.parent, PACKAGE)
-"""Parents of recipes/ and ds_configs/: next to the package (checkout) or inside it (wheel)."""
-SHIPPED = ("recipes", "ds_configs")
+"""Parents of the folders in SHIPPED: next to the package (checkout) or inside it (wheel)."""
+SHIPPED = ("recipes", "sweeps", "ds_configs")
 KINDS = (".yaml", ".json")
 MOST_LISTED = 12
 """Names in an error message."""
@@ -61,7 +61,7 @@ def _cure(missing: Path) -> str:
 
 
 def shipped(folder: str) -> list[str]:
-    """Names that find() knows in "recipes" or "ds_configs", sorted."""
+    """Names that find() knows in one of SHIPPED, sorted."""
     assert folder in SHIPPED
     for parent in FOLDERS:
         if (parent / folder).is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def with_steps(recipe: Recipe, prepared: Prepared) -> Recipe:
 
     Errors: ValueError if a task's number of examples is unknown, or a method needs other steps.
     """
-    steps = number_of_steps(recipe, prepared)
+    steps = number_of_steps(recipe, prepared.train_sources or prepared.streamed_sources)
     for name, method in recipe.methods.items():
         try:
             method.check_steps(steps)
@@ -143,12 +144,11 @@ def with_steps(recipe: Recipe, prepared: Prepared) -> Recipe:
     return replace(recipe, training=replace(recipe.training, steps=steps, epochs=None))
 
 
-def number_of_steps(recipe: Recipe, prepared: Prepared) -> int:
+def number_of_steps(recipe: Recipe, sources: Sequence[Source | StreamedSource]) -> int:
     """Optimizer steps of a run; ValueError if a task's number of examples is unknown."""
     training = recipe.training
     if training.epochs is None:
         return training.num_steps
-    sources = prepared.train_sources or prepared.streamed_sources
     sizes: list[int] = []
     for source in sources:
         if source.num_annotations is None:

@@ -51,6 +51,27 @@ class Band(NamedTuple):
     text: str
 
 
+class Spot(NamedTuple):
+    """One point with its deviation up and down, in the units of the axes."""
+
+    x: float
+    y: float
+    deviation: float
+    look: str
+    text: str
+
+
+class Mark(NamedTuple):
+    """A spot in its place."""
+
+    x: float
+    y: float
+    top: float
+    bottom: float
+    look: str
+    text: str
+
+
 class Bar(NamedTuple):
     """One value of a curve that has one or two."""
 
@@ -76,6 +97,8 @@ class Chart:
     x_ticks: list[Tick] = field(default_factory=list)
     y_ticks: list[Tick] = field(default_factory=list)
     bands: list[Band] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+    x_title: str = "step"
 
 
 def by_task(runs: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str, Curve]]:
@@ -148,6 +171,27 @@ def line_chart(
         x_ticks=[Tick(x_of(value), tick_text(value)) for value in x_ticks],
         y_ticks=[Tick(y_of(value), tick_text(value)) for value in y_ticks],
         bands=bands(curves, x_of),
+    )
+
+
+def spot_chart(title: str, spots: Sequence[Spot], x_title: str) -> Chart:
+    """Spots over a log scale."""
+    x_ticks = log_ticks(min(spot.x for spot in spots), max(spot.x for spot in spots))
+    low = min(spot.y - spot.deviation for spot in spots)
+    y_ticks = ticks(low, max(spot.y + spot.deviation for spot in spots))
+    x_of = axis(x_ticks, LEFT, WIDTH - RIGHT, math.log10)
+    y_of = axis(y_ticks, HEIGHT - BOTTOM, TOP)
+    marks = [
+        Mark(x_of(x), y_of(y), y_of(y + deviation), y_of(y - deviation), look, text)
+        for x, y, deviation, look, text in spots
+    ]
+    return Chart(
+        title,
+        spoken=f"{title}: {'; '.join(spot.text for spot in spots)}",
+        x_ticks=[Tick(x_of(value), tick_text(value)) for value in x_ticks],
+        y_ticks=[Tick(y_of(value), tick_text(value)) for value in y_ticks],
+        marks=marks,
+        x_title=x_title,
     )
 
 

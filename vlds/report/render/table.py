@@ -51,7 +51,7 @@ class Table:
 
 
 def terminal_table(table: Table, caption: str = "") -> RichTable:
-    """The table for a terminal, with lines of text below it."""
+    """The table for a terminal, with lines of text below it; intervals are left out."""
     shown = RichTable(box=None, pad_edge=False, header_style="bold", caption_justify="left")
     shown.caption = Text(visible(caption)) if caption else None
     for column, head in enumerate(table.heads):
@@ -59,8 +59,8 @@ def terminal_table(table: Table, caption: str = "") -> RichTable:
         whole = 0 < column < table.numbers_from  # names of scores, which are short
         shown.add_column(Text(visible(head)), justify=justify, overflow="fold", no_wrap=whole)
     for row in table.rows:
-        texts = [row.head, *(cell.text for cell in row.cells)]
-        shown.add_row(*(Text(visible(text)) for text in texts))
+        texts = [(row.head, row.notes), *((cell.text, cell.notes) for cell in row.cells)]
+        shown.add_row(*(Text("\n".join(map(visible, (t, *notes)))) for t, notes in texts))
     return shown
 
 

@@ -1,0 +1,85 @@
+"""Means, deviations, averages and costs of a table of runs."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.toys.compared_runs import write_compared, write_compared_run
+from tests.toys.files import write
+from vlds.evaluation.scores_json import Scored, write_scores
+from vlds.report.compute.comparison import Number, Wanted, Wish, compare
+
+
+def test_scores_are_means_over_seeds_in_percent(tmp_path: Path) -> None:
+    adapter, lora, full = compare(write_compared(tmp_path)).rows
+    numbers = adapter.numbers
+    assert numbers["vqa"].mean == pytest.approx(64.0)
+    assert numbers["vqa"].deviation == pytest.approx(4.0)  # n - 1: of 60, 64, 68
+    assert numbers["caption"].mean == pytest.approx(112.0)
+    assert numbers["average"].values == pytest.approx([85.0, 89.0, 90.0])
+    assert numbers["average"].deviation == pytest.approx(statistics.stdev([85, 89, 90]))
+    assert [numbers[name].published for name in ("vqa", "caption", "average")] == [65.9, None, 88.5]
+    assert lora.numbers["vqa"].mean == pytest.approx(51.0)
+    assert (len(full.runs), full.wanted) == (1, 3)
+    assert full.numbers["vqa"].mean == 70.0
+    assert full.numbers["vqa"].deviation is None
+    assert full.numbers["vqa"].interval is None
+
+
+def test_the_published_averages_are_means_of_four_scores() -> None:
+    """Those of VL-Adapter: accuracies of VQA, GQA and NLVR2, and 100 times CIDEr."""
+    assert statistics.mean([65.9, 54.5, 74.2, 114.9]) == pytest.approx(77.4, abs=0.05)
+
+
+def test_an_interval_is_student_s() -> None:
+    interval = Number([1.0, 2.0, 3.0]).interval
+    assert interval is not None
+    assert interval.high - 2.0 == pytest.approx(4.303 / 3**0.5)
+    assert interval.low - 2.0 == pytest.approx(-4.303 / 3**0.5)
+    many = Number([0.0, 1.0] * 50).interval
+    assert many is not None
+    assert many.high == pytest.approx(0.5 + 1.96 * statistics.stdev([0.0, 1.0] * 50) / 10)
+
+
+def test_costs_and_the_time_to_a_score(tmp_path: Path) -> None:
+    comparison = compare(write_compared(tmp_path))
+    adapter, lora, full = comparison.rows
+    assert adapter.numbers["trains"].mean == 4.18
+    assert adapter.numbers["stored"].mean == 3000
+    assert adapter.numbers["memory"].mean == 2_500_000
+    assert adapter.numbers["speed"].mean == 120
+    assert adapter.numbers["time"].values == [60.0] * 3  # 55 only after the tenth step
+    assert lora.numbers["time"].values == []
+    assert "LoRA & <b>biases</b>_100%: 0 of 2 runs reach the target." in comparison.notes
+    assert "full fine-tuning: without seed-1, seed-2, which has not ended." in comparison.notes
+    early = compare(replace(write_compared(tmp_path / "x"), target=("average", 44.0)))
+    assert early.rows[0].numbers["time"].values == [60.0, 30.0, 30.0]
+    assert full.numbers["time"].mean == 60.0
+
+
+def test_test_scores_are_those_of_the_newest_evaluation(tmp_path: Path) -> None:
+    run = write_compared_run(tmp_path / "run", {"vqa": {"exact_match": 0.5}}, 3.0)
+    (run / "predictions").mkdir()
+    scored = {"vqa.test": Scored(None, 3, {"exact_match": 0.25})}
+    write_scores(run / "predictions", scored)
+    row = Wanted("run", [run])
+    for split, mean in (("evaluate", 50.0), ("test", 25.0)):
+        (only,) = compare(Wish("t", [row], split=split)).rows  # type: ignore[arg-type]
+        assert only.numbers["vqa"].mean == mean
+
+
+def test_what_no_run_has_is_named(tmp_path: Path) -> None:
+    wish = write_compared(tmp_path)
+    wrong = replace(wish, columns=["vqa"], scores={"vqa": "soft_score"})
+    with pytest.raises(ValueError, match=r"scores.vqa: no run has soft_score; there are vqa_acc"):
+        compare(wrong)
+    nothing = replace(wish, rows=[Wanted("row", [tmp_path / "missing"])])
+    with pytest.raises(ValueError, match="table: none of its runs is there yet; start it with"):
+        compare(nothing)
+    write(tmp_path / "row-0/seed-0/predictions/scores.json", "{")
+    with pytest.raises(ValueError, match=r"scores.json: holds no scores as"):
+        compare(wish)

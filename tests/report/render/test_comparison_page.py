@@ -1,0 +1,112 @@
+"""The table of `vlds compare` in each of its formats, and its page in a real browser."""
+
+from __future__ import annotations
+
+import csv
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from tests.toys.browser import PROGRAM, visit
+from tests.toys.compared_runs import SCORES, folders_of, write_compared
+from vlds.cli.commands import run_command
+from vlds.report.compute.comparison import Comparison, compare
+from vlds.report.render.comparison import FORMATS
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return compare(write_compared(tmp_path_factory.mktemp("compared")))
+
+
+def test_markdown_has_a_row_for_each_recipe(comparison: Comparison) -> None:
+    head, _, *rows = [line for line in FORMATS["md"](comparison).splitlines() if line[:1] == "|"]
+    assert head == (
+        "|  | trains | vqa vqa_accuracy | caption CIDEr | average | stores | peak memory | "
+        "samples/s | time to vqa 55 |"
+    )
+    assert len(rows) == 3
+    assert rows[0] == (
+        "| single adapter (3 seeds) | 4.18 % (published 4.20 %) | 64.0 \u00b1 4.0 [54.1, 73.9] "
+        "(published 65.9) | 112.0 \u00b1 2.0 [107.0, 117.0] | 88.0 \u00b1 2.6 [81.4, 94.6] "
+        "(published 88.5) | 3.0 kB | 2.5 MB | 120 | 1 min 00 s |"
+    )
+    assert "(1 of 3 seeds)" in rows[2]
+    assert "| 70.0 | 120.0 | 95.0 |" in rows[2]
+
+
+def test_csv_is_unrounded(comparison: Comparison) -> None:
+    rows = list(csv.DictReader(StringIO(FORMATS["csv"](comparison))))
+    (vqa,) = [r for r in rows if r["row"] == "single adapter" and r["name"] == "vqa"]
+    assert float(vqa["mean"]) == pytest.approx(64)
+    assert float(vqa["low"]) == pytest.approx(64 - 4.303 * 4 / 3**0.5)
+    assert (vqa["metric"], vqa["unit"], vqa["runs"]) == ("vqa_accuracy", "percent", "3")
+    assert vqa["published"] == "65.9"
+    (alone,) = [r for r in rows if r["row"] == "full fine-tuning" and r["name"] == "average"]
+    assert (alone["deviation"], alone["low"]) == ("", "")
+
+
+def test_latex_escapes_names_and_marks_the_best(comparison: Comparison) -> None:
+    text = FORMATS["tex"](comparison)
+    assert "LoRA \\& <b>biases</b>\\_100\\%" in text
+    assert "\\textbf{70.0}" in text
+    assert "64.0 $\\pm$ 4.0 (65.9)" in text
+    lines = [line for line in text.splitlines() if line.endswith("\\\\")]
+    assert {line.count(" & ") for line in lines} == {8}
+
+
+def test_the_terminal_shows_published_values_below_ours(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    text = FORMATS["terminal"](comparison)
+    first = next(n for n, line in enumerate(text.splitlines()) if "single adapter" in line)
+    assert "64.0 \u00b1 4.0" in text.splitlines()[first]
+    assert "(65.9)" in text.splitlines()[first + 1]
+    assert "standard deviation of the sample (n - 1)" in text
+
+
+def test_runs_make_a_table_without_a_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = list(map(str, folders_of(write_compared(tmp_path))))
+    assert run_command(["compare", *folders[:2], "--format", "md"]) == 0
+    shown = capsys.readouterr().out
+    assert "| seed-0 (1 seed) |" in shown
+    assert "\u00b1" not in shown
+    out = tmp_path / "out"
+    assert run_command(["compare", *folders, "--format", "html", "--out", str(out)]) == 0
+    assert (out / "compare.html").stat().st_size > 5000
+    assert run_command(["compare", *folders, "table.yaml"]) == 2
+    assert "give one sweep, or run folders alone" in capsys.readouterr().err
+
+
+WIDTH = "document.scrollingElement.scrollWidth"
+HEADING = "document.querySelector('h1').textContent"
+CELLS = "[...document.querySelectorAll('tbody tr')].map(row => row.cells.length)"
+CIRCLES = "document.querySelectorAll('svg[role=img] circle').length"
+BARS = "document.querySelectorAll('.bars dd').length"
+CUT = (
+    "[...document.querySelectorAll('svg text')].filter(t => {"
+    " const box = t.getBoundingClientRect(), frame = t.ownerSVGElement.getBoundingClientRect();"
+    " return box.left < frame.left - 1 || box.right > frame.right + 1 }).length"
+)
+INJECTED = "document.querySelectorAll('th b, li b').length"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PROGRAM is None, reason="no Chromium or Chrome on PATH")
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (390, False), (1280, False)])
+def test_the_page_in_a_browser(
+    comparison: Comparison, tmp_path: Path, width: int, dark: bool
+) -> None:
+    page = tmp_path / "compare.html"
+    page.write_text(FORMATS["html"](comparison), encoding="utf-8")
+    seen = visit(
+        page.as_uri(), HEADING, WIDTH, CELLS, CIRCLES, BARS, CUT, INJECTED, width=width, dark=dark
+    )
+    assert seen.logged == []
+    assert seen.requested == [page.as_uri()]
+    # Three spots of ours and a published one; a bar for each row and score.
+    assert seen.values == ["table", width, [9] * 3, 4, 3 * len(SCORES), 0, 0]

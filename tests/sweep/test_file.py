@@ -1,0 +1,113 @@
+"""The file of a sweep: what it means, and what it says about mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vlds.config import save_recipe
+from vlds.sweep.file import folder_name, preparations, read_sweep
+from vlds.sweep.runs import runs_of
+
+FILE = {
+    "output": "runs/table",
+    "recipes": {
+        "single adapter": "recipes/demo.yaml",
+        "norms alone": {"base": "recipes/demo.yaml", "methods": {}},
+    },
+    "seeds": [3, 5],
+    "overrides": {"training": {"steps": 7}},
+    "paths": {"runs/demo": "{output}/seed-{seed}"},
+    "published": {"single adapter": {"vqa": 65.9, "average": 77.4, "trains": 4.18}},
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("table.yaml").write_text(yaml.safe_dump(FILE, sort_keys=False))
+    return "table.yaml"
+
+
+def test_every_recipe_gets_every_seed(file: str) -> None:
+    runs = runs_of(read_sweep([file]))
+    assert [run.name for run in runs] == [
+        f"{row}, seed {seed}" for seed in (3, 5) for row in ("single adapter", "norms alone")
+    ]
+    last = runs[-1].recipe
+    assert last.output == "runs/table/norms_alone/seed-5"
+    assert (last.seed, last.training.steps, last.methods) == (5, 7, {})
+    assert last.tasks["vqa"].train == ["runs/table/seed-5/data/shards/shifted/vqav2-train"]
+    first = runs[0].recipe
+    assert list(first.methods) == ["adapter"]
+    assert first.optimizer.learning_rate == 0.004  # the recipe's own
+
+
+def test_a_sweep_builds_on_another(file: str) -> None:
+    words = {"base": file, "seeds": [1], "overrides": {"optimizer": {"learning_rate": 0.5}}}
+    Path("other.yaml").write_text(yaml.safe_dump(words))
+    (run, _) = runs_of(read_sweep(["other.yaml", "--overrides.training.steps", "9"]))
+    assert (run.seed, run.recipe.training.steps) == (1, 9)
+    assert run.recipe.optimizer.learning_rate == 0.5
+
+
+def test_commands_of_a_seed_wait_for_the_commands_before_them(file: str) -> None:
+    commands = {"shared": "make all", "of-{seed}": "make --out '{output} x' {seed}"}
+    sweep = read_sweep([file, "--prepare", str(commands)])
+    assert list(preparations(sweep)) == [
+        (Path("shared"), ["make", "all"], None),
+        (Path("of-3"), ["make", "--out", "runs/table x", "3"], 3),
+        (Path("of-5"), ["make", "--out", "runs/table x", "5"], 5),
+    ]
+    needs = [Path("shared"), Path("of-3")]
+    assert runs_of(sweep)[0].needs == needs
+
+
+def test_a_row_names_its_folder() -> None:
+    assert folder_name("Single LoRA (r = 8)") == "single_lora_r_8"
+    assert folder_name("../..") == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--recipes {}", "recipes: the sweep has none; name at least one recipe"),
+        ("--seeds []", "seeds: the sweep has none; give at least one"),
+        ("--seeds [2,2]", "seeds: 2 is there twice; give each seed once"),
+        ("--seeds [-1]", "recipes.single adapter: seed: got -1; give a number from 0"),
+        ("--recipes.x recipes/dmo.yaml", "recipes.x: no such file: recipes/dmo.yaml; did you mean"),
+        ("--recipes.x [1]", "recipes.x: got [1]; give a recipe's file, or keys with `base: FILE`"),
+        ("--recipes.Norms_alone recipes/demo.yaml", "would both write norms_alone; rename one"),
+        ("--recipes.!! recipes/demo.yaml", "'!!' gives no name for a folder"),
+        ("--overrides.trainin.steps 3", "unknown key 'trainin'; did you mean 'training'?"),
+        ("--overrides.training.steps 0", "recipes.single adapter: training.steps: got 0"),
+        ("--paths.shards x", "paths: no recipe reads 'shards'"),
+        ("--split test", "split: test, but tasks.vqa of recipes.single adapter names no data"),
+        ("--scores.vqaa x", "scores: the table has no 'vqaa'; did you mean 'vqa'?"),
+        ("--target.vq 60", "target: the table has no 'vq'; did you mean 'vqa'?"),
+        ("--target {vqa: 1, gqa: 2}", "target: names vqa, gqa; give one score to reach"),
+        ("--published {Single_adapter: {vqa: 1}}", "no row is called 'Single_adapter';"),
+        ("--published {norms alone: {trans: 1}}", "no 'trans'; did you mean 'trains'?"),
+        ("--published {norms alone: {vqa: .inf}}", "published.norms alone.vqa: got inf"),
+        ("--prepare {a: ''}", "prepare.a: names no command; say what makes it"),
+        ("--sedes [1]", "unknown key 'sedes'; did you mean 'seeds'?"),
+    ],
+)
+def test_a_mistake_is_named_with_its_cure(file: str, words: str, told: str) -> None:
+    option, _, value = words.partition(" ")
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the message is compared)
+        runs_of(read_sweep([file, option, value]))
+    assert told in str(error.value)
+
+
+def test_a_run_of_another_recipe_is_refused(file: str) -> None:
+    run = runs_of(read_sweep([file]))[0]
+    (run.folder / "state/step-00000004").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds a run that no sweep started; name another output"):
+        runs_of(read_sweep([file]))
+    save_recipe(run.recipe, run.file)
+    runs_of(read_sweep([file]))
+    with pytest.raises(ValueError, match=r"another recipe \(training.steps: 7 -> 8\); name"):
+        runs_of(read_sweep([file, "--overrides.training.steps", "8"]))

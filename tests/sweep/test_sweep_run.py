@@ -1,0 +1,150 @@
+"""Real sweeps of tiny runs: killed twice, in several processes at once, with a run that fails."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.toys.files import ROOT, read_lines
+from tests.toys.launched_run import last_step
+from tests.toys.recipes import with_task
+from tests.toys.world import world_recipe, write_world
+from vlds.cli.commands import run_command
+from vlds.config import save_recipe
+from vlds.runtime.manifest import recorded_hash
+
+pytestmark = [pytest.mark.slow, pytest.mark.launcher]
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, and a recipe that is scored on test data."""
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder)
+    recipe = world_recipe(folder, folder / "unused")
+    tests = {name: [str(folder / name)] for name in recipe.tasks}
+    for name, test in tests.items():
+        task = replace(recipe.tasks[name], headline=None)
+        recipe = with_task(replace(recipe, tasks=recipe.tasks | {name: task}), name, test=test)
+    training = replace(recipe.training, steps=STEPS, save_every=4)
+    save_recipe(replace(recipe, training=training), folder / "tiny.yaml")
+    return folder
+
+
+def write_sweep(world: Path, folder: Path, **changes: Any) -> Path:
+    """A sweep of two recipes with one seed."""
+    tiny = str(world / "tiny.yaml")
+    tree = {
+        "output": str(folder / "table"),
+        "recipes": {"adapter": tiny, "nothing": {"base": tiny, "methods": {}}},
+        "seeds": [7],
+        "split": "test",
+        "published": {"adapter": {"vqa": 50.0, "average": 40.0}},
+    }
+    file = folder / "table.yaml"
+    file.write_text(yaml.safe_dump(tree | changes, sort_keys=False))
+    return file
+
+
+def start(file: Path, *words: str) -> subprocess.Popen[str]:
+    """Start `vlds sweep` as a user would."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "vlds", "sweep", str(file), "--ranks", "1", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and output."""
+    output, _ = process.communicate(timeout=400)
+    return process.returncode, output
+
+
+def scores(file: Path, capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
+    """The scores of the table, and what trains; without times, which differ."""
+    capsys.readouterr()
+    assert run_command(["compare", str(file), "--format", "csv"]) == 0
+    rows = csv.DictReader(StringIO(capsys.readouterr().out))
+    return [row for row in rows if row["name"] not in ("speed", "memory")]
+
+
+def test_killed_twice_it_ends_the_same(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    code, output = end(start(write_sweep(world, whole)))
+    assert code == 0, output
+    assert "2 of 2 runs are done" in output
+    file = write_sweep(world, killed)
+    runs = [killed / "table" / row / "seed-7" for row in ("adapter", "nothing")]
+    for run, step in zip(runs, (10, 6), strict=True):
+        process = start(file)
+        deadline = time.monotonic() + 200
+        while last_step(run) < step:
+            assert process.poll() is None, end(process)[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (run / "artifact").exists()
+    code, output = end(start(file))
+    assert code == 0, output
+    assert "2 of 2 runs are done" in output
+    for run in runs:
+        assert len(read_lines(run / "starts.jsonl")) == 2
+        other = whole / run.relative_to(killed)
+        hashes = [recorded_hash(r / "artifact", "weights.safetensors") for r in (run, other)]
+        assert hashes[0] == hashes[1]
+    expected = scores(write_sweep(world, whole), capsys)
+    assert scores(file, capsys) == expected
+    assert {row["name"] for row in expected} == {"trains", "stored", "vqa", "caption", "average"}
+    # A finished sweep does nothing.
+    before = {path: path.stat().st_mtime_ns for path in killed.rglob("*") if path.is_file()}
+    code, output = end(start(file))
+    assert (code, "begun" in output) == (0, True)
+    assert {p: p.stat().st_mtime_ns for p in killed.rglob("*") if p.is_file()} == before
+
+
+def test_an_array_of_jobs_does_every_run_once(world: Path, tmp_path: Path) -> None:
+    """Three jobs, of which each takes the next; a preparation comes before, and one run fails."""
+    copy = f"{sys.executable} -c \"import shutil; shutil.copytree('{world}', '{tmp_path}/data')\""
+    base = {"base": str(world / "tiny.yaml"), "training": {"steps": 4}}
+    broken = base | {"optimizer": {"learning_rate": 1e30}, "training": {
+        "steps": 4, "max_nonfinite_steps": 0}}  # fmt: skip
+    file = write_sweep(
+        world, tmp_path, seeds=[1, 2], split="evaluate", published={},
+        recipes={"adapter": base, "broken": broken},
+        prepare={f"{tmp_path}/data": copy}, paths={str(world): f"{tmp_path}/data"},
+        scores={"vqa": "soft_score"},
+    )  # fmt: skip
+    ended = [end(job) for job in [start(file) for _ in range(3)]]
+    text = "\n".join(output for _, output in ended)
+    assert text.count(": prepare ") == 1, text
+    for seed in (1, 2):
+        assert len(read_lines(tmp_path / f"table/adapter/seed-{seed}/starts.jsonl")) == 1
+    assert {code for code, _ in ended} == {1}
+    for _, output in ended:
+        assert "2 of 4 runs are done" in output
+        assert "failed: broken, seed 1: " in output
+        assert "failed: broken, seed 2: " in output
+    code, output = end(start(file, "--recipes.broken", str(world / "tiny.yaml"), "--runs", "1"))
+    assert code == 2
+    assert "holds a run of another recipe" in output

@@ -1,0 +1,252 @@
+"""A table of runs: scores as mean and deviation over seeds, costs, and published values.
+
+The average of a row is VL-Adapter's: the mean of its tasks' scores in percent, where CIDEr counts
+100 times its value as every score does.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlds.evaluation.scores_json import Scored, read_scores
+from vlds.report.numbers import Interval
+from vlds.report.read.inputs import RunInputs, read_run
+from vlds.runtime.run_folder import PREDICTIONS
+from vlds.tasks.base import Split, label_of
+
+AVERAGE, TRAINS = "average", "trains"
+STORED, MEMORY, SPEED, TIME = "stored", "memory", "speed", "time"
+COSTS = (TRAINS, STORED, MEMORY, SPEED)
+STUDENT_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045,
+)  # fmt: skip
+"""97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom."""
+NORMAL = 1.960
+"""That of so many degrees of freedom that they do not matter."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One row that a table shall have."""
+
+    name: str
+    folders: Sequence[Path]
+    """One run for each seed; those that are missing are not counted."""
+    published: Mapping[str, float] = field(default_factory=dict)
+    """Task, AVERAGE or TRAINS -> value in percent."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a table shows."""
+
+    title: str
+    rows: Sequence[Wanted]
+    columns: Sequence[str] = ()
+    """Tasks; default: all that a run was scored on."""
+    split: Split = "evaluate"
+    scores: Mapping[str, str] = field(default_factory=dict)
+    """Task -> score; default: the one that stands for the task."""
+    target: tuple[str, float] | None = None
+    """Task or AVERAGE, and the score in percent to reach."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """What the runs of a row have in a column."""
+
+    values: Sequence[float]
+    published: float | None = None
+
+    @property
+    def mean(self) -> float | None:
+        """None if no run has a value."""
+        return statistics.mean(self.values) if self.values else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of the sample (n - 1); None for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def interval(self) -> Interval | None:
+        """95 % confidence interval of the mean (Student's t); None for one seed."""
+        count = len(self.values)
+        if count < 2:
+            return None
+        quantile = STUDENT_T[count - 2] if count - 2 < len(STUDENT_T) else NORMAL
+        half = quantile * statistics.stdev(self.values) / math.sqrt(count)
+        mean = statistics.mean(self.values)
+        return Interval(mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """A row of the table."""
+
+    name: str
+    wanted: int
+    """Runs that it shall have."""
+    runs: Sequence[RunInputs]
+    """Those that there are."""
+    numbers: Mapping[str, Number]
+    """Task, AVERAGE or one of the costs -> its values."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table."""
+
+    title: str
+    columns: Sequence[str]
+    """Tasks."""
+    metrics: Mapping[str, str]
+    """Task -> the score that is shown."""
+    rows: Sequence[ComparedRow]
+    target: tuple[str, float] | None
+    notes: Sequence[str]
+
+    @property
+    def costs(self) -> list[str]:
+        """The costs that some run knows."""
+        asked = [*COSTS, TIME] if self.target else COSTS
+        return [name for name in asked if any(row.numbers[name].values for row in self.rows)]
+
+    @property
+    def values(self) -> list[str]:
+        """The scores, and their average if there are several."""
+        return [*self.columns, AVERAGE] if len(self.columns) > 1 else list(self.columns)
+
+    def best(self, name: str) -> float | None:
+        """The highest mean of a score; None where one row alone has it."""
+        means = [mean for row in self.rows if (mean := row.numbers[name].mean) is not None]
+        return max(means) if len(means) > 1 else None
+
+
+def compare(wish: Wish) -> Comparison:
+    """Read the runs and compute the table.
+
+    Errors: ValueError if no run is there, a file of one is damaged, or no run has an asked score.
+    """
+    notes: list[str] = []
+    read = {row.name: read_runs(row, notes) for row in wish.rows}
+    runs = [run for of_row in read.values() for run in of_row]
+    if not runs:
+        raise ValueError(f"{wish.title}: none of its runs is there yet; start it with `vlds sweep`")
+    known = [scores_of(run, wish.split) for run in runs]
+    columns = list(wish.columns) or list(dict.fromkeys(task for s in known for task in s))
+    metrics = {task: metric_of(task, wish.scores.get(task), known) for task in columns}
+    rows = [
+        ComparedRow(
+            row.name, len(row.folders), read[row.name],
+            numbers_of(row, read[row.name], metrics, wish, notes),
+        )
+        for row in wish.rows
+    ]  # fmt: skip
+    return Comparison(wish.title, columns, metrics, rows, wish.target, notes)
+
+
+def read_runs(row: Wanted, notes: list[str]) -> list[RunInputs]:
+    """A row's runs that have ended; notes on the others."""
+    ended = [folder for folder in row.folders if (folder / "artifact").is_dir()]
+    if missing := [folder.name for folder in row.folders if folder not in ended]:
+        notes.append(f"{row.name}: without {', '.join(missing)}, which has not ended.")
+    return [read_run(folder) for folder in ended]
+
+
+def scores_of(run: RunInputs, split: Split) -> dict[str, Mapping[str, float]]:
+    """Task -> scores on one of its lists: by `vlds evaluate`, or as the training logged them
+    last."""
+    logged = [line["scores"] for line in run.lines if "scores" in line]
+    found = dict(logged[-1]) if logged and split == "evaluate" else {}
+    stored: dict[str, Scored] = read_scores(run.folder) | read_scores(run.folder / PREDICTIONS)
+    for label, entry in stored.items():
+        task = label.removesuffix(label_of("", split))
+        if entry.scores and label == label_of(task, split):
+            found[task] = entry.scores
+    return found
+
+
+def metric_of(
+    task: str, asked: str | None, runs: Sequence[Mapping[str, Mapping[str, float]]]
+) -> str:
+    """The score that stands for a task.
+
+    Errors: ValueError if no run has the one that is asked for.
+    """
+    names = list(dict.fromkeys(name for scores in runs for name in scores.get(task, {})))
+    if asked is None and names:
+        return names[0]
+    if asked is None or (names and asked not in names):
+        whole = ", ".join(name for name in names if "/" not in name) or "none"
+        raise ValueError(f"scores.{task}: no run has {asked or 'a score'}; there are {whole}")
+    return asked
+
+
+def numbers_of(
+    row: Wanted,
+    runs: Sequence[RunInputs],
+    metrics: Mapping[str, str],
+    wish: Wish,
+    notes: list[str],
+) -> dict[str, Number]:
+    """All numbers of a row."""
+    values: dict[str, list[float]] = {name: [] for name in (*COSTS, TIME, *metrics, AVERAGE)}
+    for run in runs:
+        scores = percents(scores_of(run, wish.split), metrics)
+        if lost := [task for task in metrics if task not in scores]:
+            notes.append(f"{row.name}: {run.name} has no {metrics[lost[0]]} of {lost[0]}.")
+        known = {**costs_of(run), **scores}
+        if wish.target is not None:
+            known[TIME] = seconds_to(run, metrics, *wish.target)
+        for name, value in known.items():
+            if value is not None:
+                values[name].append(value)
+    reached = len(values[TIME])
+    if wish.target is not None and reached < len(runs):
+        notes.append(f"{row.name}: {reached} of {len(runs)} runs reach the target.")
+    return {name: Number(found, row.published.get(name)) for name, found in values.items()}
+
+
+def percents(
+    scores: Mapping[str, Mapping[str, float]], metrics: Mapping[str, str]
+) -> dict[str, float]:
+    """Scores times 100, and their average if none is missing."""
+    found = {
+        task: 100 * scores[task][metric]
+        for task, metric in metrics.items()
+        if metric in scores.get(task, {})
+    }
+    return found | (
+        {AVERAGE: statistics.mean(found.values())} if len(found) == len(metrics) else {}
+    )
+
+
+def costs_of(run: RunInputs) -> dict[str, float | None]:
+    """What a run cost."""
+    weights = (run.folder / "artifact").glob("*.safetensors")
+    memory = [line["most_memory"] for line in run.lines if "most_memory" in line]
+    return {
+        TRAINS: run.scores.trainable.get("percent"),
+        STORED: float(sum(file.stat().st_size for file in weights)),
+        MEMORY: float(max(memory)) if memory else None,
+        SPEED: run.scores.samples_per_second.get("training"),
+    }
+
+
+def seconds_to(
+    run: RunInputs, metrics: Mapping[str, str], name: str, percent: float
+) -> float | None:
+    """Seconds of training until an evaluation reached a score; None if none did."""
+    seconds = 0.0
+    for line in run.lines:
+        seconds += float(line.get("seconds", 0.0))
+        if percents(line.get("scores", {}), metrics).get(name, -math.inf) >= percent:
+            return seconds
+    return None

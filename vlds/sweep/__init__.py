@@ -1,0 +1,1 @@
+"""`vlds sweep`: fills a table with runs: which are missing, who does which, what has failed."""

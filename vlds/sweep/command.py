@@ -1,0 +1,54 @@
+"""`vlds sweep`: its options, what it says before it starts, and how it ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from vlds.launch.start import count_gpus, launch_command
+from vlds.launch.words import positive
+from vlds.runtime.disk import check_writable
+from vlds.runtime.process_end import Interrupted
+from vlds.runtime.terminal import tell
+from vlds.sweep.agenda import say_agenda
+from vlds.sweep.file import read_sweep
+from vlds.sweep.runs import runs_of
+from vlds.sweep.work import RunPart, Work
+
+
+def sweep(words: Sequence[str], ranks: str | None, runs: str | None, *, is_dry: bool) -> int:
+    """Do what is missing of a sweep, or with `is_dry` only say what that is. Returns the exit code:
+    1 if something has failed.
+
+    Errors: ValueError for a mistake in the file, its recipes or the options, before anything runs.
+    """
+    most = None if runs is None else positive("--runs", runs, "a number of runs")
+    given = [] if ranks is None else ["--ranks", ranks]
+    num_ranks = None if ranks is None else positive("--ranks", ranks, "the number of ranks")
+    launch_command([], num_ranks, [], os.environ, count_gpus())
+    table = read_sweep(words)
+    planned = runs_of(table)
+    work = Work(table, planned)
+    say_agenda(words[0], table, work, planned, num_ranks or count_gpus() or 1)
+    if is_dry:
+        return 0
+    check_writable(work.folder, "output")
+    try:
+        work.do(most, given)
+    except Interrupted as error:
+        tell(f"vlds sweep: ended by {error.signal_name}; start it again to continue", error=True)
+        return error.exit_code
+    return say_end(words[0], work)
+
+
+def say_end(file: str, work: Work) -> int:
+    """Say what is done, what has failed and what is left; the exit code."""
+    missing = work.missing
+    runs = [part for part in work.parts if isinstance(part, RunPart)]
+    done = sum(part.is_done for part in runs)
+    tell(f"{done} of {len(runs)} runs are done; vlds compare {file} shows the table")
+    if left := [part.name for part in missing if isinstance(part, RunPart)]:
+        tell(f"left, or another process does them: {'; '.join(left)}")
+    for name, reason in work.failed.items():
+        tell(f"failed: {name}: {reason}", error=True)
+    return 1 if work.failed else 0

@@ -1,0 +1,149 @@
+"""The file of a sweep: recipes, seeds, what all runs change, and the table that they fill.
+
+It serves three uses: a paper's table on a machine with GPUs (each run on all of them), a small
+table on two cores over the demo's world (each seed prepares its own data), and an array of jobs on
+a cluster (each job takes the next free run).
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from vlds.recipe.files import BASE
+from vlds.recipe.parse import parse
+from vlds.runtime.near_names import guess
+from vlds.tasks.base import Split
+
+AVERAGE, TRAINS = "average", "trains"
+"""Names of values beside the scores: their mean, and the percentage of weights that train."""
+SEED, OUTPUT = "{seed}", "{output}"
+"""Stand for a run's seed and the sweep's folder, in texts of the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Runs of some recipes with some seeds, and the table that shows them."""
+
+    output: str
+    """Folder of the sweep; a run's folder is OUTPUT/ROW/seed-N."""
+    recipes: dict[str, Any]
+    """Rows of the table, by name: a recipe's file, or keys of a recipe with its `base`."""
+    seeds: list[int]
+    """Seeds of each recipe."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Keys that replace those of every recipe."""
+    paths: dict[str, str] = field(default_factory=dict)
+    """Folder in a recipe -> folder to read instead."""
+    prepare: dict[str, str] = field(default_factory=dict)
+    """File or folder that the runs need -> command that makes it if it is missing."""
+    split: Split = "evaluate"
+    """List of data whose scores the table shows."""
+    scores: dict[str, str] = field(default_factory=dict)
+    """Task -> score in the table; default: for each task of the recipes its headline."""
+    target: dict[str, float] = field(default_factory=dict)
+    """Task or `average` -> score in percent; the table shows how long it takes to reach it."""
+    published: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Row -> task, `average` or `trains` -> published value in percent."""
+
+    def __post_init__(self) -> None:
+        if not self.recipes:
+            raise ValueError("recipes: the sweep has none; name at least one recipe")
+        if not self.seeds:
+            raise ValueError("seeds: the sweep has none; give at least one, like [0]")
+        twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"seeds: {twice[0]} is there twice; give each seed once")
+        self._check_rows()
+        if len(self.target) > 1:
+            raise ValueError(f"target: names {', '.join(self.target)}; give one score to reach")
+        for row, values in self.published.items():
+            if row not in self.recipes:
+                raise ValueError(
+                    f"published: no row is called '{row}'; {guess(row, self.recipes)}rows are "
+                    f"{', '.join(self.recipes)}"
+                )
+            for name, value in values.items():
+                if not isfinite(value):
+                    raise ValueError(f"published.{row}.{name}: got {value}; give a number")
+        for product, command in self.prepare.items():
+            if not shlex.split(command):
+                raise ValueError(f"prepare.{product}: names no command; say what makes it")
+
+    def _check_rows(self) -> None:
+        folders: dict[str, str] = {}
+        for row, recipe in self.recipes.items():
+            names_base = isinstance(recipe, dict) and isinstance(recipe.get(BASE), str)
+            if not isinstance(recipe, str) and not names_base:
+                raise ValueError(
+                    f"recipes.{row}: got {recipe!r:.60}; give a recipe's file, or keys with "
+                    f"`{BASE}: FILE`"
+                )
+            if not (folder := folder_name(row)):
+                raise ValueError(f"recipes: '{row}' gives no name for a folder; use letters")
+            if (other := folders.setdefault(folder, row)) != row:
+                raise ValueError(
+                    f"recipes: '{other}' and '{row}' would both write {folder}; rename one"
+                )
+
+    def columns(self, tasks: Sequence[str]) -> list[str]:
+        """The tasks in the table.
+
+        Errors: ValueError if a score, target or published value is of none of the recipes' tasks.
+        """
+        for task in self.scores:
+            if task not in tasks:
+                raise ValueError(f"scores: {unknown(task, tasks)}")
+        columns = list(self.scores) or list(tasks)
+        for name in self.target:
+            if name not in (known := [*columns, AVERAGE]):
+                raise ValueError(f"target: {unknown(name, known)}")
+        for row, values in self.published.items():
+            for name in values:
+                if name not in (known := [TRAINS, *columns, AVERAGE]):
+                    raise ValueError(f"published.{row}: {unknown(name, known)}")
+        return columns
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """The message about a name of no value."""
+    return f"the table has no '{name}'; {guess(name, known)}it has {', '.join(known)}"
+
+
+def folder_name(row: str) -> str:
+    """A row's name as that of a folder."""
+    return re.sub(r"[^a-z0-9.+-]+", "_", row.lower()).strip("_.")
+
+
+def read_sweep(words: Sequence[str]) -> Sweep:
+    """Read a sweep's file, given first, and options such as `--seeds '[0]'` or
+    `--overrides.training.steps 10`.
+
+    Errors: ValueError that names file, key and cure.
+    """
+    return parse(Sweep, ["--config", *words], "vlds sweep", files=True)
+
+
+def filled(value: Any, sweep: Sweep, seed: int | None) -> Any:
+    """A tree of the file with seed and folder in their places."""
+    if isinstance(value, str):
+        value = value.replace(OUTPUT, sweep.output)
+        return value if seed is None else value.replace(SEED, str(seed))
+    if isinstance(value, dict):
+        return {filled(k, sweep, seed): filled(v, sweep, seed) for k, v in value.items()}
+    return [filled(entry, sweep, seed) for entry in value] if isinstance(value, list) else value
+
+
+def preparations(sweep: Sweep) -> Iterator[tuple[Path, list[str], int | None]]:
+    """Product, command and seed of each preparation, in order; the seed is None if all runs share
+    it."""
+    for product, command in sweep.prepare.items():
+        each = SEED in product or SEED in command
+        for seed in sweep.seeds if each else [None]:
+            words = [filled(word, sweep, seed) for word in shlex.split(command)]
+            yield Path(filled(product, sweep, seed)), words, seed

@@ -1,0 +1,84 @@
+"""`vlds compare`: which runs make which row, from a sweep's file or from run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlds.report.compute.collect import names_of
+from vlds.report.compute.comparison import Wanted, Wish, compare
+from vlds.report.compute.report import SEED_KEYS
+from vlds.report.read.inputs import find_runs
+from vlds.report.render.comparison import FORMATS
+from vlds.runtime.disk import check_writable
+from vlds.runtime.terminal import tell
+from vlds.runtime.whole_file import write_whole
+from vlds.sweep.file import read_sweep
+from vlds.sweep.runs import run_folder
+from vlds.tasks.base import Split
+
+
+def show(names: Sequence[str], suffix: str, out: Path | None, split: Split | None) -> int:
+    """Print the table, or write it into a folder. Returns the exit code.
+
+    Errors: ValueError for a mistake in the sweep's file or the runs.
+    """
+    if any(name.endswith((".yaml", ".yml")) for name in names):
+        if len(names) > 1:
+            raise ValueError(f"got {', '.join(names)}; give one sweep, or run folders alone")
+        wish, home = wish_of_sweep(names[0], split)
+    else:
+        wish, home = wish_of_runs([Path(name) for name in names], split or "evaluate")
+    comparison = compare(wish)
+    out = home if out is None and suffix == "html" else out
+    text = FORMATS[suffix](comparison)
+    if out is None:
+        tell(text, end="")
+        return 0
+    check_writable(out, "--out")
+    file = out / f"compare.{'txt' if suffix == 'terminal' else suffix}"
+    write_whole(file, text)
+    tell(file)
+    return 0
+
+
+def wish_of_sweep(file: str, split: Split | None) -> tuple[Wish, Path]:
+    """The table of a sweep, and the sweep's folder."""
+    sweep = read_sweep([file])
+    rows = [
+        Wanted(
+            row,
+            [run_folder(sweep, row, seed) for seed in sweep.seeds],
+            sweep.published.get(row, {}),
+        )
+        for row in sweep.recipes
+    ]
+    target = next(iter(sweep.target.items()), None)
+    wish = Wish(
+        Path(file).stem, rows, list(sweep.scores), split or sweep.split, sweep.scores, target
+    )
+    return wish, Path(sweep.output)
+
+
+def wish_of_runs(folders: Sequence[Path], split: Split) -> tuple[Wish, Path]:
+    """The table of some runs: a row for all that differ in seed and output alone.
+
+    Errors: ValueError if a folder holds no run.
+    """
+    runs, errors = find_runs(folders)
+    if errors:
+        raise errors[0]
+    groups: list[tuple[object, list[int]]] = []
+    for number, run in enumerate(runs):
+        rest = {key: value for key, value in run.recipe_tree.items() if key not in SEED_KEYS}
+        members = next((found for known, found in groups if rest and known == rest), None)
+        if members is None:
+            groups.append((rest, members := []))
+        members.append(number)
+    names = names_of([folder.resolve() for folder in folders])
+    rows = [
+        Wanted(", ".join(names[n] for n in members), [folders[n] for n in members])
+        for _, members in groups
+    ]
+    title = rows[0].name if len(rows) == 1 else f"{len(rows)} recipes"
+    return Wish(title, rows, split=split), folders[0]

@@ -9,7 +9,7 @@ from vlds.report.compute.collect import names_of
 from vlds.report.compute.comparison import Wanted, Wish, compare
 from vlds.report.compute.report import SEED_KEYS
 from vlds.report.read.inputs import find_runs
-from vlds.report.render.comparison import FORMATS
+from vlds.report.render.comparison_formats import FORMATS
 from vlds.runtime.disk import check_writable
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole

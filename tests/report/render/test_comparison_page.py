@@ -12,7 +12,7 @@ from tests.toys.browser import PROGRAM, visit
 from tests.toys.compared_runs import SCORES, folders_of, write_compared
 from vlds.cli.commands import run_command
 from vlds.report.compute.comparison import Comparison, compare
-from vlds.report.render.comparison import FORMATS
+from vlds.report.render.comparison_formats import FORMATS
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,203 @@
+"""The sweeps that vlds ships: they resolve, and have the settings of the paper's tables."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from tokenizers import pre_tokenizers
+from transformers import BartTokenizer
+
+from data_prep.cli import main as data_prep
+from tests.toys.models import hf_config
+from vlds.backbones import Bart
+from vlds.cli.commands import run_command
+from vlds.data.order.mixture import steps_in
+from vlds.models.build import describe
+from vlds.runtime.resources import shipped
+from vlds.sweep.file import Sweep, read_sweep
+from vlds.sweep.runs import SweepRun, runs_of
+
+SWEEPS = [name for name in shipped("sweeps") if name != "sweeps/demo.yaml"]
+SIZES = {
+    "image": {"vqa": 605_102, "gqa": 1_075_062, "nlvr": 86_373, "caption": 566_747},
+    "video": {"tvqa": 122_039, "how2qa": 34_187, "tvc": 173_206, "yc2c": 10_337},
+}
+"""Training examples of the official data."""
+BATCHES = {
+    "image_bart": [500, 833, 166, 416],
+    "image_t5": [300, 500, 100, 250],
+    "video_bart": [50] * 4,
+}
+"""Batch size of each task in the original scripts."""
+EPOCHS = {"image": 20, "video": 7}
+STEPS = {"image_bart": 87_720, "image_t5": 146_000, "video_bart": 47_579}
+TESTS = {
+    "image": {
+        "vqa": ["shards/vqav2-karpathy-test"],
+        "gqa": ["shards/gqa-testdev"],
+        "nlvr": ["shards/nlvr2-test1"],
+        "caption": ["shards/coco-test"],
+    },
+    "video": {task: [f"shards/{task}-val"] for task in SIZES["video"]},
+}
+"""Data whose scores the tables show; the labels of the video tasks' test data are not public."""
+METRICS = {
+    "image": {
+        "vqa": "vqa_accuracy_legacy", "gqa": "accuracy", "nlvr": "accuracy", "caption": "CIDEr",
+    },
+    "video": {"tvqa": "accuracy", "how2qa": "accuracy", "tvc": "CIDEr", "yc2c": "CIDEr"},
+}  # fmt: skip
+RATES = {
+    "full fine-tuning": 1e-4, "multiple adapters": 3e-4, "half-shared adapters": 3e-4,
+}  # fmt: skip
+"""Learning rates of CLIP-BART's image rows; the others have 1e-3."""
+
+
+@cache
+def resolved(name: str) -> tuple[Sweep, list[SweepRun]]:
+    """A sweep and its runs."""
+    sweep = read_sweep([name])
+    return sweep, runs_of(sweep)
+
+
+def setting_of(name: str) -> tuple[str, str]:
+    """Kind of data, and the setting: image_bart, ..."""
+    match = re.match(r"sweeps/vl_adapter_((\w+?)_(?:bart|t5))", name)
+    assert match is not None
+    return match[2], match[1]
+
+
+def test_there_is_a_sweep_for_each_table() -> None:
+    assert [name.removeprefix("sweeps/vl_adapter_") for name in SWEEPS] == [
+        "image_bart.yaml", "image_bart_parts.yaml", "image_t5.yaml", "video_bart.yaml",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_recipe_has_the_settings_of_the_paper(name: str) -> None:
+    sweep, runs = resolved(name)
+    kind, setting = setting_of(name)
+    assert sweep.seeds == [9595, 9596, 9597]
+    assert len(runs) == 3 * len(sweep.recipes)
+    assert sweep.scores == METRICS[kind]
+    for run in runs:
+        recipe, tasks = run.recipe, run.recipe.tasks
+        assert recipe.seed == run.seed
+        assert recipe.training.epochs == EPOCHS[kind]
+        assert recipe.training.precision == "fp32"
+        batches = recipe.data.batch_sizes([task.batch_size for task in tasks.values()])
+        assert batches == BATCHES[setting]
+        sizes = list(SIZES[kind].values())
+        steps = steps_in(EPOCHS[kind], sizes, recipe.data.global_batch_size, batches)
+        assert steps == STEPS[setting]
+        assert {task: tasks[task].data_of(sweep.split) for task in tasks} == TESTS[kind]
+        optimizer = recipe.optimizer
+        assert (optimizer.warmup_ratio, optimizer.clip_norm) == (0.1, 5.0)
+        assert optimizer.weight_decay_groups == "vl_adapter"
+        if setting == "image_bart":
+            assert optimizer.learning_rate == RATES.get(run.row, 1e-3)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_published_values_fit_each_other(name: str) -> None:
+    """The average is that of four scores in percent, CIDEr times 100, within rounding."""
+    sweep, _ = resolved(name)
+    assert list(sweep.published) == list(sweep.recipes)
+    for row, values in sweep.published.items():
+        scores = [values[task] for task in sweep.scores if task in values]
+        assert len(scores) in (0, 4), row
+        if scores:
+            # The paper cuts the averages of the video table and rounds the others.
+            assert values["average"] == pytest.approx(statistics.mean(scores), abs=0.0751), row
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_what_trains_is_what_was_published(name: str) -> None:
+    sweep, runs = resolved(name)
+    for run in runs[: len(sweep.recipes)]:
+        if (percent := sweep.published[run.row].get("trains")) is not None:
+            counts = describe(run.recipe.model_setup, list(run.recipe.tasks))
+            # The published share of multiple LoRA is 17.72, that of the script 17.714.
+            assert counts.percent == pytest.approx(percent, abs=0.0065), run.row
+
+
+def test_the_demo_s_sweep_resolves() -> None:
+    sweep, runs = resolved("sweeps/demo.yaml")
+    assert len(runs) == 3 * len(sweep.recipes) == 27
+    for run in runs:
+        assert run.needs == [Path(f"runs/sweeps/demo/seed-{run.seed}/backbone")]
+        read = [run.recipe.model.backbone.path, *run.recipe.tasks["vqa"].train]  # type: ignore[attr-defined]
+        assert all(path.startswith(f"runs/sweeps/demo/seed-{run.seed}/") for path in read)
+        assert run.recipe.training.steps == 240
+
+
+LAYOUT = {
+    "vqav2-karpathy-train": "vqav2-train", "vqav2-karpathy-val": "vqav2-val",
+    "vqav2-karpathy-test": "vqav2-val", "gqa-train": "gqa-train", "gqa-val": "gqa-train",
+    "gqa-testdev": "gqa-val", "nlvr2-train": "nlvr2-train", "nlvr2-dev": "nlvr2-dev",
+    "nlvr2-test1": "nlvr2-dev", "coco-train": "coco-train", "coco-val": "coco-val",
+    "coco-test": "coco-val",
+}  # fmt: skip
+"""Data set of the sweep -> the demo's, which was read from the same official layout."""
+
+
+def tiny_bart(folder: Path) -> dict[str, str]:
+    """Config and tokenizer of a tiny BART that reads bytes."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    words += sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = BartTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[])
+    tokenizer.save_pretrained(folder / "bytes")
+    sizes = hf_config(Bart, len(words)) | {"max_position_embeddings": 600}
+    (folder / "bart.json").write_text(json.dumps(sizes))
+    return {"config": str(folder / "bart.json"), "tokenizer": str(folder / "bytes")}
+
+
+@pytest.mark.slow
+@pytest.mark.launcher
+def test_every_recipe_of_the_main_table_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two steps, on the demo's pictures and with a tiny BART; then test scores and the table."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert data_prep(["demo", "--out", str(tmp_path / "demo"), "--scenes", "200"]) == 0
+    (tmp_path / "shards").mkdir()
+    for name, drawn in LAYOUT.items():
+        (tmp_path / "shards" / name).symlink_to(tmp_path / "demo/shards/shifted" / drawn)
+    bart = {"path": None, **tiny_bart(tmp_path)}
+    few = {"batch_size": 4}
+    tree = {
+        "base": "sweeps/vl_adapter_image_bart.yaml",
+        "output": str(tmp_path / "table"),
+        "seeds": [9595],
+        "paths": {"shards": str(tmp_path / "shards")},
+        "scores": {"caption": "word_f1"},  # CIDEr needs Java
+        "overrides": {
+            "model": {"init_args": {
+                "backbone": {"init_args": bart},
+                "vision": {"class_path": "ConvNet", "init_args": {
+                    "image_size": 48, "grid": 6, "widths": [4, 8, 8]}},
+            }},
+            "tasks": {
+                "vqa": {"init_args": few}, "gqa": {"init_args": few},
+                "nlvr": {"init_args": few}, "caption": {"init_args": few},
+            },
+            "data": {"num_workers": 0},
+            "training": {"epochs": None, "steps": 2, "log_every": 1},
+        },
+    }  # fmt: skip
+    file = tmp_path / "table.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    assert run_command(["sweep", str(file), "--ranks", "1"]) == 0
+    capsys.readouterr()
+    assert run_command(["compare", str(file), "--format", "md"]) == 0
+    table = capsys.readouterr().out
+    for row, values in read_sweep([str(file)]).published.items():
+        (line,) = [line for line in table.splitlines() if line.startswith(f"| {row} (1 seed)")]
+        assert f"(published {values['average']:.1f})" in line
+        assert "| - " not in line

@@ -138,11 +138,12 @@ def test_the_demo_s_sweep_resolves() -> None:
 
 
 LAYOUT = {
-    "vqav2-karpathy-train": "vqav2-train", "vqav2-karpathy-val": "vqav2-val",
-    "vqav2-karpathy-test": "vqav2-val", "gqa-train": "gqa-train", "gqa-val": "gqa-train",
-    "gqa-testdev": "gqa-val", "nlvr2-train": "nlvr2-train", "nlvr2-dev": "nlvr2-dev",
-    "nlvr2-test1": "nlvr2-dev", "coco-train": "coco-train", "coco-val": "coco-val",
-    "coco-test": "coco-val",
+    "vqav2-karpathy-train": "shifted/vqav2-train", "vqav2-karpathy-val": "shifted/vqav2-val",
+    "vqav2-karpathy-test": "home/vqav2-val", "gqa-train": "shifted/gqa-train",
+    "gqa-val": "shifted/gqa-val", "gqa-testdev": "home/gqa-val",
+    "nlvr2-train": "shifted/nlvr2-train", "nlvr2-dev": "shifted/nlvr2-dev",
+    "nlvr2-test1": "home/nlvr2-dev", "coco-train": "shifted/coco-train",
+    "coco-val": "shifted/coco-val", "coco-test": "home/coco-val",
 }  # fmt: skip
 """Data set of the sweep -> the demo's, which was read from the same official layout."""
 
@@ -168,7 +169,7 @@ def test_every_recipe_of_the_main_table_runs(
     assert data_prep(["demo", "--out", str(tmp_path / "demo"), "--scenes", "200"]) == 0
     (tmp_path / "shards").mkdir()
     for name, drawn in LAYOUT.items():
-        (tmp_path / "shards" / name).symlink_to(tmp_path / "demo/shards/shifted" / drawn)
+        (tmp_path / "shards" / name).symlink_to(tmp_path / "demo/shards" / drawn)
     bart = {"path": None, **tiny_bart(tmp_path)}
     few = {"batch_size": 4}
     tree = {

@@ -96,15 +96,18 @@ def test_killed_twice_it_ends_the_same(
     assert "2 of 2 runs are done" in output
     file = write_sweep(world, killed)
     runs = [killed / "table" / row / "seed-7" for row in ("adapter", "nothing")]
-    for run, step in zip(runs, (10, 6), strict=True):
+    for run, step, number in zip(runs, (10, 6), (signal.SIGKILL, signal.SIGTERM), strict=True):
         process = start(file)
         deadline = time.monotonic() + 200
         while last_step(run) < step:
             assert process.poll() is None, end(process)[1]
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(number)
+        code, output = end(process)
+        assert code == (-9 if number == signal.SIGKILL else 143), output
+        told = "ended by SIGTERM; start it again to continue"
+        assert (told in output) == (number == signal.SIGTERM)
         assert not (run / "artifact").exists()
     code, output = end(start(file))
     assert code == 0, output

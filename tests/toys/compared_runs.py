@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.toys.files import write_lines
-from vlds.report.compute.comparison import Wanted, Wish
+from vlds.report.compute.comparison import RowSpec, TableSpec
 
 SCORES = {
     "single adapter": [(0.60, 1.10), (0.64, 1.14), (0.68, 1.12)],
@@ -38,7 +38,9 @@ def write_compared_run(
     return folder
 
 
-def write_compared(folder: Path, published: Mapping[str, Mapping[str, float]] = PUBLISHED) -> Wish:
+def write_compared(
+    folder: Path, published: Mapping[str, Mapping[str, float]] = PUBLISHED
+) -> TableSpec:
     """A table of three rows; the last one lacks two of its three runs."""
     rows = []
     for number, (row, of_seeds) in enumerate(SCORES.items()):
@@ -51,10 +53,10 @@ def write_compared(folder: Path, published: Mapping[str, Mapping[str, float]] = 
             write_compared_run(place, scores, TRAINS[row])
         if number == 2:
             folders += [folder / f"row-2/seed-{seed}" for seed in (1, 2)]
-        rows.append(Wanted(row, folders, published.get(row, {})))
-    return Wish("table", rows, target=("vqa", 55.0))
+        rows.append(RowSpec(row, folders, published.get(row, {})))
+    return TableSpec("table", rows, target=("vqa", 55.0))
 
 
-def folders_of(wish: Wish) -> Sequence[Path]:
+def folders_of(spec: TableSpec) -> Sequence[Path]:
     """All run folders of a table that are there."""
-    return [folder for row in wish.rows for folder in row.folders if folder.is_dir()]
+    return [folder for row in spec.rows for folder in row.folders if folder.is_dir()]

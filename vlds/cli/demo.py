@@ -49,7 +49,8 @@ def run_demo(out: Path, seed: int, ranks: int, *, only_backbone: bool = False) -
                 # The demo is small enough for a CPU, and two ranks need two GPUs otherwise.
                 run_stage(stage, f"{number} of {len(stages)}", {"DS_ACCELERATOR": "cpu"})
     except StageError as error:
-        tell(f"vlds demo: {error}", error=True)
+        cure = "fix what it reported above, then start again"
+        tell(f"vlds demo: {error}; {cure}", error=True)
         return 1
     except Interrupted as error:
         tell(f"vlds demo: ended by {error.signal_name}; start it again to continue", error=True)

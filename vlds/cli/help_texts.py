@@ -7,7 +7,7 @@ from collections.abc import Callable
 from vlds.launch.words import RANK_COMMANDS
 from vlds.runtime.command_line import CommandParser, description_of
 
-READ_RUNS = ("evaluate", "predict", "convert", "report", "compare")
+READ_RUNS = ("evaluate", "predict", "convert", "report")
 """Commands that open runs and artifacts, which may come from someone else."""
 
 ROOT = """\

@@ -55,10 +55,7 @@ def run_stage(stage: Stage, position: str, variables: Mapping[str, str]) -> None
     if outcome.asked:
         raise Interrupted(received[0])
     if outcome.code:
-        raise StageError(
-            f"`{as_typed(stage.command)}` ended with exit code {outcome.code}; fix what it "
-            "reported above, then start again"
-        )
+        raise StageError(f"`{as_typed(stage.command)}` ended with exit code {outcome.code}")
     tell(f"({time.monotonic() - started:.0f} s)", flush=True)
 
 

@@ -49,7 +49,8 @@ def say_agenda(
         cells = [f"{done} of {len(of_row)}", str(started), time_text(known.run), left_text(known)]
         rows.append(Row(row, [Cell(text) for text in cells]))
     table = Table(["row", "done", "begun", "a run trains", "left"], rows)
-    Console().print(terminal_table(table, f"runs of {file} in {sweep.output}"))
+    tell(f"{file}: {len(runs)} runs, in {sweep.output}")
+    Console().print(terminal_table(table))
     prepared = [part for part in work.parts if isinstance(part, PreparePart)]
     if missing := sum(not part.is_done for part in prepared):
         tell(f"{missing} of {len(prepared)} commands prepare data first")

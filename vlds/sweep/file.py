@@ -41,7 +41,8 @@ class Sweep:
     paths: dict[str, str] = field(default_factory=dict)
     """Folder in a recipe -> folder to read instead."""
     prepare: dict[str, str] = field(default_factory=dict)
-    """File or folder that the runs need -> command that makes it if it is missing."""
+    """File or folder that runs need -> command that makes it, and writes it last, if it is
+    missing."""
     split: Split = "evaluate"
     """List of data whose scores the table shows."""
     scores: dict[str, str] = field(default_factory=dict)

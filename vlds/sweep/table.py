@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlds.report.compute.collect import names_of
-from vlds.report.compute.comparison import Wanted, Wish, compare
+from vlds.report.compute.comparison import RowSpec, TableSpec, compare
 from vlds.report.compute.report import SEED_KEYS
 from vlds.report.read.inputs import find_runs
 from vlds.report.render.comparison_formats import FORMATS
@@ -26,10 +26,10 @@ def show(names: Sequence[str], suffix: str, out: Path | None, split: Split | Non
     if any(name.endswith((".yaml", ".yml")) for name in names):
         if len(names) > 1:
             raise ValueError(f"got {', '.join(names)}; give one sweep, or run folders alone")
-        wish, home = wish_of_sweep(names[0], split)
+        spec, home = spec_of_sweep(names[0], split)
     else:
-        wish, home = wish_of_runs([Path(name) for name in names], split or "evaluate")
-    comparison = compare(wish)
+        spec, home = spec_of_runs([Path(name) for name in names], split or "evaluate")
+    comparison = compare(spec)
     out = home if out is None and suffix == "html" else out
     text = FORMATS[suffix](comparison)
     if out is None:
@@ -42,11 +42,11 @@ def show(names: Sequence[str], suffix: str, out: Path | None, split: Split | Non
     return 0
 
 
-def wish_of_sweep(file: str, split: Split | None) -> tuple[Wish, Path]:
+def spec_of_sweep(file: str, split: Split | None) -> tuple[TableSpec, Path]:
     """The table of a sweep, and the sweep's folder."""
     sweep = read_sweep([file])
     rows = [
-        Wanted(
+        RowSpec(
             row,
             [run_folder(sweep, row, seed) for seed in sweep.seeds],
             sweep.published.get(row, {}),
@@ -54,13 +54,13 @@ def wish_of_sweep(file: str, split: Split | None) -> tuple[Wish, Path]:
         for row in sweep.recipes
     ]
     target = next(iter(sweep.target.items()), None)
-    wish = Wish(
+    spec = TableSpec(
         Path(file).stem, rows, list(sweep.scores), split or sweep.split, sweep.scores, target
     )
-    return wish, Path(sweep.output)
+    return spec, Path(sweep.output)
 
 
-def wish_of_runs(folders: Sequence[Path], split: Split) -> tuple[Wish, Path]:
+def spec_of_runs(folders: Sequence[Path], split: Split) -> tuple[TableSpec, Path]:
     """The table of some runs: a row for all that differ in seed and output alone.
 
     Errors: ValueError if a folder holds no run.
@@ -77,8 +77,8 @@ def wish_of_runs(folders: Sequence[Path], split: Split) -> tuple[Wish, Path]:
         members.append(number)
     names = names_of([folder.resolve() for folder in folders])
     rows = [
-        Wanted(", ".join(names[n] for n in members), [folders[n] for n in members])
+        RowSpec(", ".join(names[n] for n in members), [folders[n] for n in members])
         for _, members in groups
     ]
     title = rows[0].name if len(rows) == 1 else f"{len(rows)} recipes"
-    return Wish(title, rows, split=split), folders[0]
+    return TableSpec(title, rows, split=split), folders[0]

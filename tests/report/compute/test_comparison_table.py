@@ -11,7 +11,7 @@ import pytest
 from tests.toys.compared_runs import write_compared, write_compared_run
 from tests.toys.files import write
 from vlds.evaluation.scores_json import Scored, write_scores
-from vlds.report.compute.comparison import Number, Wanted, Wish, compare
+from vlds.report.compute.comparison import Number, RowSpec, TableSpec, compare
 
 
 def test_scores_are_means_over_seeds_in_percent(tmp_path: Path) -> None:
@@ -66,20 +66,20 @@ def test_test_scores_are_those_of_the_newest_evaluation(tmp_path: Path) -> None:
     (run / "predictions").mkdir()
     scored = {"vqa.test": Scored(None, 3, {"exact_match": 0.25})}
     write_scores(run / "predictions", scored)
-    row = Wanted("run", [run])
+    row = RowSpec("run", [run])
     for split, mean in (("evaluate", 50.0), ("test", 25.0)):
-        (only,) = compare(Wish("t", [row], split=split)).rows  # type: ignore[arg-type]
+        (only,) = compare(TableSpec("t", [row], split=split)).rows  # type: ignore[arg-type]
         assert only.numbers["vqa"].mean == mean
 
 
 def test_what_no_run_has_is_named(tmp_path: Path) -> None:
-    wish = write_compared(tmp_path)
-    wrong = replace(wish, columns=["vqa"], scores={"vqa": "soft_score"})
+    spec = write_compared(tmp_path)
+    wrong = replace(spec, columns=["vqa"], scores={"vqa": "soft_score"})
     with pytest.raises(ValueError, match=r"scores.vqa: no run has soft_score; there are vqa_acc"):
         compare(wrong)
-    nothing = replace(wish, rows=[Wanted("row", [tmp_path / "missing"])])
-    with pytest.raises(ValueError, match="table: none of its runs is there yet; start it with"):
+    nothing = replace(spec, rows=[RowSpec("row", [tmp_path / "missing"])])
+    with pytest.raises(ValueError, match="table: none of its runs has ended yet; train them"):
         compare(nothing)
     write(tmp_path / "row-0/seed-0/predictions/scores.json", "{")
     with pytest.raises(ValueError, match=r"scores.json: holds no scores as"):
-        compare(wish)
+        compare(spec)

@@ -32,7 +32,7 @@ NORMAL = 1.960
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RowSpec:
     """One row that a table shall have."""
 
     name: str
@@ -43,11 +43,11 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Wish:
+class TableSpec:
     """What a table shows."""
 
     title: str
-    rows: Sequence[Wanted]
+    rows: Sequence[RowSpec]
     columns: Sequence[str] = ()
     """Tasks; default: all that a run was scored on."""
     split: Split = "evaluate"
@@ -129,30 +129,30 @@ class Comparison:
         return max(means) if len(means) > 1 else None
 
 
-def compare(wish: Wish) -> Comparison:
+def compare(spec: TableSpec) -> Comparison:
     """Read the runs and compute the table.
 
     Errors: ValueError if no run is there, a file of one is damaged, or no run has an asked score.
     """
     notes: list[str] = []
-    read = {row.name: read_runs(row, notes) for row in wish.rows}
+    read = {row.name: read_runs(row, notes) for row in spec.rows}
     runs = [run for of_row in read.values() for run in of_row]
     if not runs:
-        raise ValueError(f"{wish.title}: none of its runs is there yet; start it with `vlds sweep`")
-    known = [scores_of(run, wish.split) for run in runs]
-    columns = list(wish.columns) or list(dict.fromkeys(task for s in known for task in s))
-    metrics = {task: metric_of(task, wish.scores.get(task), known) for task in columns}
+        raise ValueError(f"{spec.title}: none of its runs has ended yet; train them first")
+    known = [scores_of(run, spec.split) for run in runs]
+    columns = list(spec.columns) or list(dict.fromkeys(task for s in known for task in s))
+    metrics = {task: metric_of(task, spec.scores.get(task), known) for task in columns}
     rows = [
         ComparedRow(
             row.name, len(row.folders), read[row.name],
-            numbers_of(row, read[row.name], metrics, wish, notes),
+            numbers_of(row, read[row.name], metrics, spec, notes),
         )
-        for row in wish.rows
+        for row in spec.rows
     ]  # fmt: skip
-    return Comparison(wish.title, columns, metrics, rows, wish.target, notes)
+    return Comparison(spec.title, columns, metrics, rows, spec.target, notes)
 
 
-def read_runs(row: Wanted, notes: list[str]) -> list[RunInputs]:
+def read_runs(row: RowSpec, notes: list[str]) -> list[RunInputs]:
     """A row's runs that have ended; notes on the others."""
     ended = [folder for folder in row.folders if (folder / "artifact").is_dir()]
     if missing := [folder.name for folder in row.folders if folder not in ended]:
@@ -190,26 +190,26 @@ def metric_of(
 
 
 def numbers_of(
-    row: Wanted,
+    row: RowSpec,
     runs: Sequence[RunInputs],
     metrics: Mapping[str, str],
-    wish: Wish,
+    spec: TableSpec,
     notes: list[str],
 ) -> dict[str, Number]:
     """All numbers of a row."""
     values: dict[str, list[float]] = {name: [] for name in (*COSTS, TIME, *metrics, AVERAGE)}
     for run in runs:
-        scores = percents(scores_of(run, wish.split), metrics)
+        scores = percents(scores_of(run, spec.split), metrics)
         if lost := [task for task in metrics if task not in scores]:
             notes.append(f"{row.name}: {run.name} has no {metrics[lost[0]]} of {lost[0]}.")
         known = {**costs_of(run), **scores}
-        if wish.target is not None:
-            known[TIME] = seconds_to(run, metrics, *wish.target)
+        if spec.target is not None:
+            known[TIME] = seconds_to(run, metrics, *spec.target)
         for name, value in known.items():
             if value is not None:
                 values[name].append(value)
     reached = len(values[TIME])
-    if wish.target is not None and reached < len(runs):
+    if spec.target is not None and reached < len(runs):
         notes.append(f"{row.name}: {reached} of {len(runs)} runs reach the target.")
     return {name: Number(found, row.published.get(name)) for name, found in values.items()}
 

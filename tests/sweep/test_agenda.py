@@ -1,0 +1,104 @@
+"""What a sweep says before it starts, and its time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.toys.files import write_lines
+from tests.toys.world import world_recipe, write_world
+from vlds.cli.commands import run_command
+from vlds.config import save_recipe
+from vlds.sweep.agenda import estimate
+from vlds.sweep.file import read_sweep
+from vlds.sweep.runs import SweepRun, runs_of
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    write_world(tmp_path)
+    recipe = world_recipe(tmp_path, tmp_path / "unused")
+    save_recipe(replace(recipe, training=replace(recipe.training, steps=50)), tmp_path / "a.yaml")
+    tree = {
+        "output": str(tmp_path / "table"),
+        "recipes": {"row": str(tmp_path / "a.yaml")},
+        "seeds": [0, 1, 2],
+        "scores": {"vqa": "soft_score"},
+    }
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(tree))
+    return str(tmp_path / "table.yaml")
+
+
+def finish(run: SweepRun) -> None:
+    """Make a run that has ended, with two seconds a step."""
+    (run.folder / "artifact").mkdir(parents=True)
+    (run.folder / "artifact/recipe.yaml").touch()
+    lines = [{"step": 25, "loss": 1.0, "seconds": 50.0}, {"step": 50, "loss": 1.0, "seconds": 50.0}]
+    write_lines(run.folder / "metrics.jsonl", lines)
+    run.write_recipe()
+
+
+def test_finished_runs_tell_the_time_of_the_others(file: str) -> None:
+    runs = runs_of(read_sweep([file]))
+    rehearsed = estimate(runs, 1)
+    assert not rehearsed.is_measured
+    assert rehearsed.run is not None
+    assert rehearsed.left == pytest.approx(3 * rehearsed.run)
+    finish(runs[0])
+    measured = estimate(runs, 1)
+    assert (measured.run, measured.left, measured.is_measured) == (100.0, 200.0, True)
+    for run in runs[1:]:
+        finish(run)
+    assert estimate(runs, 1).left == 0
+
+
+def test_a_dry_run_says_what_is_left_and_writes_nothing(
+    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    finish(runs_of(read_sweep([file]))[1])
+    folder = Path(file).parent / "table"
+    before = sorted(folder.rglob("*"))
+    words = ["--prepare", f"{{{folder}/x: make it, {folder}/row: touch}}"]
+    assert run_command(["sweep", file, "--dry-run", *words]) == 0
+    shown = capsys.readouterr().out
+    assert f"{file}: 3 runs, in {folder}" in shown
+    assert "row 1 of 3 0 1 min 40 s 3 min 20 s" in " ".join(shown.split())
+    assert "1 of 2 commands prepare data first" in shown
+    assert "training alone: about 3 min 20 s on 1 rank, one run after another" in shown
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_why_a_time_is_not_known(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (Path(file).parent / "vqa").rename(Path(file).parent / "elsewhere")
+    assert run_command(["sweep", file, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "the time of some rows is not known yet: tasks.vqa: data set " in shown
+    assert "training alone" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--ranks", "two"], "--ranks is 'two'; give the number of ranks, 1 or more"),
+        (["--runs", "0"], "--runs is '0'; give a number of runs, 1 or more"),
+        (["--seeds", "[1, 1]"], "seeds: 1 is there twice"),
+        (["--output", "/proc/table"], "output: cannot write /proc/table"),
+    ],
+)
+def test_mistakes_end_before_anything_runs(
+    file: str, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["sweep", file, *words]) == 2
+    assert f"vlds sweep: {told}" in capsys.readouterr().err
+
+
+def test_more_ranks_than_gpus_are_refused(
+    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlds.sweep.command.count_gpus", lambda: 2)
+    assert run_command(["sweep", file, "--ranks", "8"]) == 2
+    assert "8 ranks asked for, but this machine has 2 usable GPU(s)" in capsys.readouterr().err

@@ -164,7 +164,7 @@ def tiny_bart(folder: Path) -> dict[str, str]:
 def test_every_recipe_of_the_main_table_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two steps, on the demo's pictures and with a tiny BART; then test scores and the table."""
+    """Two steps, on the demo's pictures and with a tiny BART; then scores and the table."""
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     assert data_prep(["demo", "--out", str(tmp_path / "demo"), "--scenes", "200"]) == 0
     (tmp_path / "shards").mkdir()
@@ -176,6 +176,7 @@ def test_every_recipe_of_the_main_table_runs(
         "base": "sweeps/vl_adapter_image_bart.yaml",
         "output": str(tmp_path / "table"),
         "seeds": [9595],
+        "split": "evaluate",  # test_sweep_run.py scores test data
         "paths": {"shards": str(tmp_path / "shards")},
         "scores": {"caption": "word_f1"},  # CIDEr needs Java
         "overrides": {
@@ -200,5 +201,5 @@ def test_every_recipe_of_the_main_table_runs(
     table = capsys.readouterr().out
     for row, values in read_sweep([str(file)]).published.items():
         (line,) = [line for line in table.splitlines() if line.startswith(f"| {row} (1 seed)")]
-        assert f"(published {values['average']:.1f})" in line
+        assert f"(paper {values['average']:.1f})" in line
         assert "| - " not in line

@@ -28,9 +28,9 @@ def test_markdown_has_a_row_for_each_recipe(comparison: Comparison) -> None:
     )
     assert len(rows) == 3
     assert rows[0] == (
-        "| single adapter (3 seeds) | 4.18 % (published 4.20 %) | 64.0 \u00b1 4.0 [54.1, 73.9] "
-        "(published 65.9) | 112.0 \u00b1 2.0 [107.0, 117.0] | 88.0 \u00b1 2.6 [81.4, 94.6] "
-        "(published 88.5) | 3.0 kB | 2.5 MB | 120 | 1 min 00 s |"
+        "| single adapter (3 seeds) | 4.18 % (paper 4.20 %) | 64.0 \u00b1 4.0 [54.1, 73.9] "
+        "(paper 65.9) | 112.0 \u00b1 2.0 [107.0, 117.0] | 88.0 \u00b1 2.6 [81.4, 94.6] "
+        "(paper 88.5) | 3.0 kB | 2.5 MB | 120 | 1 min 00 s |"
     )
     assert "(1 of 3 seeds)" in rows[2]
     assert "| 70.0 | 120.0 | 95.0 |" in rows[2]

@@ -59,6 +59,8 @@ class Spot(NamedTuple):
     deviation: float
     look: str
     text: str
+    label: str = ""
+    """Beside it."""
 
 
 class Mark(NamedTuple):
@@ -70,6 +72,7 @@ class Mark(NamedTuple):
     bottom: float
     look: str
     text: str
+    label: str
 
 
 class Bar(NamedTuple):
@@ -182,8 +185,8 @@ def spot_chart(title: str, spots: Sequence[Spot], x_title: str) -> Chart:
     x_of = axis(x_ticks, LEFT, WIDTH - RIGHT, math.log10)
     y_of = axis(y_ticks, HEIGHT - BOTTOM, TOP)
     marks = [
-        Mark(x_of(x), y_of(y), y_of(y + deviation), y_of(y - deviation), look, text)
-        for x, y, deviation, look, text in spots
+        Mark(x_of(x), y_of(y), y_of(y + spread), y_of(y - spread), look, text, label)
+        for x, y, spread, look, text, label in spots
     ]
     return Chart(
         title,

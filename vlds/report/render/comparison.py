@@ -21,7 +21,7 @@ from vlds.report.numbers import bytes_text
 from vlds.report.render.table import Cell, Row, Table
 from vlds.runtime.durations import duration_text
 
-PUBLISHED = "published "
+PUBLISHED = "paper "
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ def published(number: Number, text: Callable[[float], str]) -> list[str]:
 
 def notes(comparison: Comparison) -> list[str]:
     """What the numbers mean, and what is missing."""
-    lines = ["Scores are percents: 100 times the score, also for CIDEr."]
+    metrics = ", ".join(f"{metric} of {task}" for task, metric in comparison.metrics.items())
+    lines = [f"Scores are percents, 100 times the score, also for CIDEr: {metrics}."]
     if AVERAGE in comparison.values:
         lines.append("The average is the mean of the columns before it.")
     if any(len(row.runs) > 1 for row in comparison.rows):

@@ -44,6 +44,8 @@ def terminal_text(comparison: Comparison) -> str:
     console = Console()
     with console.capture() as captured:
         table = in_brackets(comparison_table(comparison))
+        heads = [head if head.startswith("time") else head.split("\n")[0] for head in table.heads]
+        table = replace(table, heads=heads)
         lines = [*notes(comparison), BRACKETS] if has_published(comparison) else notes(comparison)
         console.print(terminal_table(table, "\n".join(lines)))
     return captured.get()

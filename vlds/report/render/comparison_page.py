@@ -22,7 +22,7 @@ def html(comparison: Comparison) -> str:
         notes=notes(comparison),
         spots=cost_and_score(comparison),
         bars=[score_bars(comparison, name) for name in comparison.values],
-        rows=[row.name for row in comparison.rows],
+        rows=[f"{number}: {row.name}" for number, row in enumerate(comparison.rows, 1)],
         published=has_published(comparison),
         frame=charts,
     )
@@ -37,7 +37,8 @@ def cost_and_score(comparison: Comparison) -> Chart | None:
         share, score = row.numbers[TRAINS], row.numbers[name]
         if share.mean and score.mean is not None:
             text = f"{row.name}: {score_text(score)}, trains {share.mean:.2f} %"
-            spots.append(Spot(share.mean, score.mean, score.deviation or 0.0, look(index), text))
+            spread = score.deviation or 0.0
+            spots.append(Spot(share.mean, score.mean, spread, look(index), text, str(index + 1)))
         if share.published and score.published is not None:
             text = f"{row.name}, published: {score.published:.1f}, trains {share.published:.2f} %"
             spots.append(Spot(share.published, score.published, 0.0, f"{look(index)} hollow", text))

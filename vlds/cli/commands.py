@@ -245,7 +245,7 @@ def compare(arguments: list[str]) -> int:
     vlds compare sweeps/demo.yaml
     vlds compare runs/r8-* runs/full-* --format md
     """
-    parser = command_parser(compare)
+    parser = command_parser(compare, accepts_keys=True)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN",
         help="run folders, of which those that differ in the seed alone make a row; or one sweep",
@@ -264,10 +264,10 @@ def compare(arguments: list[str]) -> int:
         "--split", choices=("evaluate", "test"),
         help="list of data whose scores are shown; default: evaluate, or as the sweep says",
     )  # fmt: skip
-    options = parser.parse_args(arguments)
+    options, keys = parser.parse_known_args(arguments)
     from vlds.sweep.table import show
 
-    return show(options.runs, options.format, options.out, options.split)
+    return show(options.runs, keys, options.format, options.out, options.split)
 
 
 def demo(arguments: list[str]) -> int:

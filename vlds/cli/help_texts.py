@@ -55,6 +55,7 @@ EPILOGS = {
     "importance": "Further options are keys of the recipe, as in `vlds train`.",
     "sweep": "Further options are keys of the file, such as --seeds '[0]' or "
     "--overrides.training.steps 10.",
+    "compare": "With a sweep, further options are keys of its file, as in `vlds sweep`.",
 }
 
 # These commands take a recipe, whose keys jsonargparse parses. Its own help lists all keys, some

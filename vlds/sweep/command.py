@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 
 from vlds.launch.start import count_gpus, launch_command
@@ -38,15 +39,16 @@ def sweep(words: Sequence[str], ranks: str | None, runs: str | None, *, is_dry: 
     except Interrupted as error:
         tell(f"vlds sweep: ended by {error.signal_name}; start it again to continue", error=True)
         return error.exit_code
-    return say_end(words[0], work)
+    return say_end(words, work)
 
 
-def say_end(file: str, work: Work) -> int:
+def say_end(words: Sequence[str], work: Work) -> int:
     """Say what is done, what has failed and what is left; the exit code."""
     missing = work.missing
     runs = [part for part in work.parts if isinstance(part, RunPart)]
     done = sum(part.is_done for part in runs)
-    tell(f"{done} of {len(runs)} runs are done; vlds compare {file} shows the table")
+    tell(f"{done} of {len(runs)} runs are done; to see the table:")
+    tell(shlex.join(["vlds", "compare", *words]))
     if left := [part.name for part in missing if isinstance(part, RunPart)]:
         tell(f"left, or another process does them: {'; '.join(left)}")
     for name, reason in work.failed.items():

@@ -18,15 +18,24 @@ from vlds.sweep.runs import run_folder
 from vlds.tasks.base import Split
 
 
-def show(names: Sequence[str], suffix: str, out: Path | None, split: Split | None) -> int:
-    """Print the table, or write it into a folder. Returns the exit code.
+def show(
+    names: Sequence[str],
+    keys: Sequence[str],
+    suffix: str,
+    out: Path | None,
+    split: Split | None,
+) -> int:
+    """Print the table, or write it into a folder. `keys`: words that change the sweep's file.
+    Returns the exit code.
 
     Errors: ValueError for a mistake in the sweep's file or the runs.
     """
     if any(name.endswith((".yaml", ".yml")) for name in names):
         if len(names) > 1:
             raise ValueError(f"got {', '.join(names)}; give one sweep, or run folders alone")
-        spec, home = spec_of_sweep(names[0], split)
+        spec, home = spec_of_sweep([names[0], *keys], split)
+    elif keys:
+        raise ValueError(f"{keys[0]}: no such option; keys go with a sweep, and these are runs")
     else:
         spec, home = spec_of_runs([Path(name) for name in names], split or "evaluate")
     comparison = compare(spec)
@@ -42,9 +51,9 @@ def show(names: Sequence[str], suffix: str, out: Path | None, split: Split | Non
     return 0
 
 
-def spec_of_sweep(file: str, split: Split | None) -> tuple[TableSpec, Path]:
+def spec_of_sweep(words: Sequence[str], split: Split | None) -> tuple[TableSpec, Path]:
     """The table of a sweep, and the sweep's folder."""
-    sweep = read_sweep([file])
+    sweep = read_sweep(words)
     rows = [
         RowSpec(
             row,
@@ -55,7 +64,7 @@ def spec_of_sweep(file: str, split: Split | None) -> tuple[TableSpec, Path]:
     ]
     target = next(iter(sweep.target.items()), None)
     spec = TableSpec(
-        Path(file).stem, rows, list(sweep.scores), split or sweep.split, sweep.scores, target
+        Path(words[0]).stem, rows, list(sweep.scores), split or sweep.split, sweep.scores, target
     )
     return spec, Path(sweep.output)
 

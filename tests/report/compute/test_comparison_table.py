@@ -54,7 +54,6 @@ def test_costs_and_the_time_to_a_score(tmp_path: Path) -> None:
     assert adapter.numbers["speed"].mean == 120
     assert adapter.numbers["time"].values == [60.0] * 3  # 55 only after the tenth step
     assert lora.numbers["time"].values == []
-    assert "LoRA & <b>biases</b>_100%: 0 of 2 runs reach the target." in comparison.notes
     assert "full fine-tuning: without seed-1, seed-2, which has not ended." in comparison.notes
     early = compare(replace(write_compared(tmp_path / "x"), target=("average", 44.0)))
     assert early.rows[0].numbers["time"].values == [60.0, 30.0, 30.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def test_markdown_has_a_row_for_each_recipe(comparison: Comparison) -> None:
     )
     assert "(1 of 3 seeds)" in rows[2]
     assert "| 70.0 | 120.0 | 95.0 |" in rows[2]
+
+
+def test_the_time_says_how_many_runs_have_one(tmp_path: Path) -> None:
+    table = FORMATS["md"](compare(replace(write_compared(tmp_path), target=("vqa", 62.0))))
+    assert "| 120 | 1 min 00 s (2 of 3 runs) |" in table
+    assert "| 120 | - |" in table
 
 
 def test_csv_is_unrounded(comparison: Comparison) -> None:
@@ -80,6 +87,8 @@ def test_runs_make_a_table_without_a_sweep(
     assert (out / "compare.html").stat().st_size > 5000
     assert run_command(["compare", *folders, "table.yaml"]) == 2
     assert "give one sweep, or run folders alone" in capsys.readouterr().err
+    assert run_command(["compare", *folders, "--seeds", "[0]"]) == 2
+    assert "--seeds: no such option; keys go with a sweep" in capsys.readouterr().err
 
 
 WIDTH = "document.scrollingElement.scrollWidth"

@@ -114,9 +114,9 @@ class Comparison:
 
     @property
     def costs(self) -> list[str]:
-        """The costs that some run knows."""
-        asked = [*COSTS, TIME] if self.target else COSTS
-        return [name for name in asked if any(row.numbers[name].values for row in self.rows)]
+        """The costs that some run knows, and the time to the target."""
+        known = [n for n in COSTS if any(row.numbers[n].values for row in self.rows)]
+        return [*known, TIME] if self.target else known
 
     @property
     def values(self) -> list[str]:
@@ -208,9 +208,6 @@ def numbers_of(
         for name, value in known.items():
             if value is not None:
                 values[name].append(value)
-    reached = len(values[TIME])
-    if spec.target is not None and reached < len(runs):
-        notes.append(f"{row.name}: {reached} of {len(runs)} runs reach the target.")
     return {name: Number(found, row.published.get(name)) for name, found in values.items()}
 
 

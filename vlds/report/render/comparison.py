@@ -74,7 +74,9 @@ def cell(comparison: Comparison, row: ComparedRow, name: str) -> Cell:
     number = row.numbers[name]
     if (heading := COSTS.get(name)) is not None:
         text = "-" if number.mean is None else heading.text(number.mean)
-        return Cell(text, notes=published(number, heading.text))
+        some = name == TIME and 0 < len(number.values) < len(row.runs)
+        notes = [f"{len(number.values)} of {len(row.runs)} runs"] if some else []
+        return Cell(text, notes=[*published(number, heading.text), *notes])
     interval = number.interval
     is_best = number.mean is not None and number.mean == comparison.best(name)
     return Cell(
@@ -110,7 +112,10 @@ def notes(comparison: Comparison) -> list[str]:
             "confidence interval of the mean (Student's t)."
         )
     if TIME in comparison.costs:
-        lines.append("Time: of training alone, until the first evaluation that reaches the score.")
+        lines.append(
+            "Time: of training alone, until the first evaluation that reaches the score; runs that "
+            "never do are left out."
+        )
     return [*lines, *comparison.notes]
 
 

@@ -75,8 +75,8 @@ def cell(comparison: Comparison, row: ComparedRow, name: str) -> Cell:
     if (heading := COSTS.get(name)) is not None:
         text = "-" if number.mean is None else heading.text(number.mean)
         some = name == TIME and 0 < len(number.values) < len(row.runs)
-        notes = [f"{len(number.values)} of {len(row.runs)} runs"] if some else []
-        return Cell(text, notes=[*published(number, heading.text), *notes])
+        reached = [f"{len(number.values)} of {len(row.runs)} runs"] if some else []
+        return Cell(text, notes=[*published(number, heading.text), *reached])
     interval = number.interval
     is_best = number.mean is not None and number.mean == comparison.best(name)
     return Cell(

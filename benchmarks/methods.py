@@ -97,14 +97,7 @@ def measure(out: Path, name: str, seed: int, rate: float) -> Measured:
     if row.merge:
         return merged(row, start, output)
     if not (output / "artifact").exists():
-        settings = {
-            "base": str((folder / "recipes" / "demo.yaml").resolve()),
-            "output": str(output),
-            "methods": row.methods,
-            "model": {"init_args": {"train_norms": row.norms}},
-            "optimizer": {"learning_rate": rate},
-            "training": {"deepspeed": "ds_configs/zero2.json", "evaluate_first": False},
-        }
+        settings = settings_of(row, folder / "recipes" / "demo.yaml", output, rate)
         recipe = beside(output, "yaml")
         recipe.parent.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(settings, sort_keys=False).replace(INPUT, str(start.resolve()))
@@ -112,6 +105,24 @@ def measure(out: Path, name: str, seed: int, rate: float) -> Measured:
         run(train(recipe, seed, 1), beside(output, "txt"))
         print(f"{name}, seed {seed}, learning rate {rate:g}: done", file=sys.stderr, flush=True)
     return read_trained(output)
+
+
+def settings_of(row: Row, demo: Path, output: Path, rate: float) -> dict[str, object]:
+    """The recipe of one row, on top of the demo's."""
+    training: dict[str, object] = {"deepspeed": "ds_configs/zero2.json", "evaluate_first": False}
+    settings: dict[str, object] = {
+        "base": str(demo.resolve()),
+        "output": str(output),
+        "methods": row.methods,
+        "model": {"init_args": {"train_norms": row.norms}},
+        "optimizer": {"learning_rate": rate},
+        "training": training,
+    }
+    if row.meta:
+        steps = yaml.safe_load(demo.read_text(encoding="utf-8"))["training"]["steps"]
+        training["steps"] = steps - row.meta
+        settings["meta"] = {"steps": row.meta, "learning_rate": 0.004}
+    return settings
 
 
 def merged(row: Row, start: Path, output: Path) -> Measured:

@@ -22,6 +22,8 @@ class Row:
     those of VL-PET large."""
     norms: bool = False
     """Train the backbone's norms too."""
+    meta: int = 0
+    """So many of the run's steps are outer steps of meta-learning, which takes as long."""
     input: str = ""
     """The row whose run of the same seed this one starts from."""
     merge: str = ""
@@ -101,13 +103,14 @@ SYSTEMS = {
         method(
             "HyperPELT", reduction=8, task_dim=32, hidden_dim=64, projected_dim=8, prefix_length=4
         ),
-        0.004,
+        0.001,
     ),
     "SimAdapter": Row(
         method("SimAdapter", runs=dict.fromkeys(("vqa", "gqa", "nlvr2", "caption"), INPUT)),
         0.004,
         input=TASK_ADAPTERS,
     ),
+    "MetaAdapter": Row(adapter(), 0.016, meta=60),
     "MerA": Row(input=TASK_ADAPTERS, merge="transport"),
     "plain average": Row(input=TASK_ADAPTERS, merge="average"),
 }

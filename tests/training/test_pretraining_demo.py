@@ -1,4 +1,4 @@
-"""`recipes/pretrain/demo.yaml` learns all five tasks with the pictures' help."""
+"""`recipes/pretrain/demo_vl_t5.yaml` learns all five tasks with the pictures' help."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_demo_learns_all_tasks_from_pictures(tmp_path: Path) -> None:
     """The page says 0.765, 0.883, 0.828, 0.997 and 0.990."""
     data, run = tmp_path / "data", tmp_path / "run"
     assert main(["demo", "--out", str(data)]) == 0
-    recipe = (ROOT / "recipes/pretrain/demo.yaml").read_text("utf-8")
+    recipe = (ROOT / "recipes/pretrain/demo_vl_t5.yaml").read_text("utf-8")
     recipe = recipe.replace("runs/demo/data", str(data)).replace(
         "runs/demo/pretrain_tasks", str(run)
     )

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from vlds.runtime.disk import make_folder, writable
+from vlds.runtime.disk import CannotWrite, make_folder, writable
 from vlds.runtime.folder_lock import ABANDONED_S, NAME, FolderInUse, folder_lock
 
 
@@ -28,7 +28,13 @@ def claim(folder: Path) -> Iterator[None]:
     if not is_new and is_being_taken(folder):
         raise FolderInUse(f"{folder} is being taken by another process")
     try:
-        with folder_lock(folder):
+        with ExitStack() as held:
+            try:
+                held.enter_context(folder_lock(folder))
+            except CannotWrite as error:
+                if folder.exists():
+                    raise
+                raise FolderInUse(f"{folder} has just been released by another process") from error
             yield
     finally:
         with suppress(OSError):  # it is not empty if another process holds it

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.demo.command import write_world as write_demo_world
 from data_prep.demo.world import HOME
-from tests.toys import official_sets
+from tests.toys import lxmert_files, official_sets
 from tests.toys.class_folders import cifar10
 from tests.toys.class_folders import folders as class_folders
 from tests.toys.faults.forked_commands import run_forked
@@ -98,6 +98,17 @@ def make_scored(inputs: Inputs) -> None:
     write_scores(run, {"vqa": scored})
 
 
+def make_sweep(inputs: Inputs) -> None:
+    """A sweep whose only run is done."""
+    folder = inputs.folder("sweep", "world", "recipe")
+    sweep = {
+        "output": "sweep/table", "recipes": {"one": "recipe/run.yaml"}, "seeds": [7],
+        "scores": {"vqa": "exact_match"},
+    }  # fmt: skip
+    write(folder / "table.yaml", sweep)
+    inputs.run("vlds", "sweep sweep/table.yaml")
+
+
 def make_of_method(name: str, method: str, layout: str) -> Maker:
     def make(inputs: Inputs) -> None:
         folder = inputs.folder(name, "world")
@@ -162,6 +173,12 @@ def make_sets(inputs: Inputs) -> None:
         getattr(official_sets, f"write_{name}")(folder / name)
     official_sets.write_refcoco(folder / "refcoco-plus", "refcoco+")
     official_sets.write_refcoco(folder / "refcocog", "refcocog", "umd")
+
+
+def make_lxmert(inputs: Inputs) -> None:
+    folder = inputs.folder("lxmert")
+    lxmert_files.write_aggregate(folder)
+    lxmert_files.features(folder)
 
 
 def make_value(inputs: Inputs) -> None:
@@ -238,6 +255,6 @@ MAKERS: Mapping[str, Maker] = {
     "adapter": make_of_method("adapter", "Adapter", "adapters"),
     "reference": make_of_method("reference", "Adapter", "reference"),
     "features": make_features, "official": make_official, "vg": make_vg, "snli_ve": make_snli_ve,
-    "sets": make_sets, "value": make_value, "rows": make_rows, "demo": make_demo,
-    "classes": make_classes, "packed": make_packed,
+    "sets": make_sets, "lxmert": make_lxmert, "sweep": make_sweep, "value": make_value,
+    "rows": make_rows, "demo": make_demo, "classes": make_classes, "packed": make_packed,
 }  # fmt: skip

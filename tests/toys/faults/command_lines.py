@@ -65,6 +65,9 @@ COMMANDS: tuple[Command, ...] = (
     vlds("report run/trained scored/run --out out --resamples 9", "world", "run", "scored"),
     vlds("report run/trained --format md", "world", "run"),
     vlds("report scored/run --format csv --out out", "world", "scored"),
+    vlds("compare run/trained scored/run --format html --out out", "world", "run", "scored"),
+    vlds("sweep sweep/table.yaml --dry-run", "world", "recipe", "sweep"),
+    vlds("compare sweep/table.yaml", "world", "recipe", "sweep"),
     vlds("demo --out demo", "world", "demo"),
     prep(f"vqav2 --src official/coco --split val {PACK}", "official", hurt="coco"),
     prep(f"gqa --src official/gqa --split val {PACK}", "official", hurt="gqa"),
@@ -73,6 +76,9 @@ COMMANDS: tuple[Command, ...] = (
     prep(f"coco-captions --src official/captions --split val {PACK}", "official", hurt="captions"),
     prep(f"vg --src vg --what questions --without-coco vg/dataset_coco.json {PACK}", "vg"),
     prep(f"snli-ve --src snli_ve --split dev {PACK}", "snli_ve"),
+    prep("lxmert --annotations lxmert/coco.json lxmert/vgnococo.json --answers lxmert/all_ans.json "
+         "--without-coco lxmert/dataset_coco.json --exclude lxmert/more.txt "
+         f"--features lxmert/features --vocabulary lxmert {PACK}", "lxmert"),
     prep(f"okvqa --src sets/okvqa --split val {PACK}", "sets", hurt="okvqa"),
     prep(f"aokvqa --src sets/aokvqa --split val {PACK}", "sets", hurt="aokvqa"),
     prep(f"textvqa --src sets/textvqa --split val {PACK}", "sets", hurt="textvqa"),

@@ -146,7 +146,7 @@ def add_command(commands: Any) -> None:
         "(questions), regions (names of boxes; only with --features). Evaluation pictures are left "
         "out; OUT/excluded.txt lists them.",
         examples=[
-            "lxmert --annotations mscoco_resplit_train.json vgnococo.json \\\n      --answers "
+            "lxmert --annotations mscoco.json vgnococo.json \\\n      --answers "
             "all_ans.json --without-coco dataset_coco.json \\\n      --features FEATURES "
             "--vocabulary VG --out shards/lxmert",
         ],

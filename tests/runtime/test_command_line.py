@@ -13,7 +13,7 @@ JSONL = "jsonl --task vqa --annotations x --images y --out z"
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("jsonnl", "'jsonnl': no such command; did you mean 'jsonl'? choose from vqav2"),
+        ("jsonnl", "'jsonnl': no such command; did you mean 'jsonl'? choose from aokvqa"),
         ("veryfy shards", "did you mean 'verify'?"),
         (f"{JSONL} --question_field q", "--question_field: no such option; did you mean "
          "'--question-field'? `python -m data_prep jsonl --help` says more"),

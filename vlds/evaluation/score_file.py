@@ -77,8 +77,9 @@ def task_class(name: str | None, kind: str) -> type[Task]:
     known: dict[str, Any] = {n: getattr(vlds.tasks, n) for n in vlds.tasks.__all__ if n != "Task"}
     reads = ", ".join(f"{n} reads {'/'.join(cls.kinds)}" for n, cls in known.items())
     if name is None:
-        usual = [cls for cls in known.values() if not cls.draws_prompt]
-        fitting: list[type[Task]] = [cls for cls in usual if kind in cls.kinds]
+        usual = [cls for cls in known.values() if kind in cls.kinds and not cls.draws_prompt]
+        # Of a task and its special forms (VQA and TextVQA), the task itself.
+        fitting: list[type[Task]] = [cls for cls in usual if not set(usual) & set(cls.__mro__[1:])]
         if len(fitting) != 1:
             raise ValueError(
                 f"--task: {len(fitting)} tasks read samples of kind '{kind}' ({reads}); "

@@ -64,3 +64,9 @@ PAIRS = pytest.mark.parametrize(
 def methods_of_case(name: str) -> dict[str, Method]:
     """The methods of a recipe that has the one of a case."""
     return {"method": METHOD_CASES[name].method}
+
+
+def is_idle(parameter: str) -> bool:
+    """True for gates of layers that LST's ladder leaves out: published counts hold them, and no
+    loss reads them."""
+    return ".idle_gates." in parameter

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+
 from few_shot.model import write_model
 from few_shot.rows import ROWS
-
 from vlds.evaluation.scores_json import read_scores
 from vlds.runtime.metrics_file import read_metric_lines
 

@@ -107,7 +107,8 @@ def draw(measured: Accuracies, shots: Sequence[int], file: Path) -> None:
     """Lines over the number of shots, with deviations as bars."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2))
+    pyplot.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": file.name}
+    figure, axes = pyplot.subplots(figsize=(8, 4.2))
     for name, cells in measured.items():
         means = [100 * mean(values) for values in cells]
         spreads = [100 * stdev(values) if len(values) > 1 else 0.0 for values in cells]
@@ -117,7 +118,7 @@ def draw(measured: Accuracies, shots: Sequence[int], file: Path) -> None:
     axes.set_xticks(shots, [str(num) for num in shots])
     axes.set_xlabel("pictures of each class")
     axes.set_ylabel("accuracy on 24 classes, percent")
-    axes.legend(fontsize="small")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})

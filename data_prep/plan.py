@@ -66,6 +66,7 @@ def run_commands(chosen: Sequence[Published], data: Path, out: Path) -> int:
     for published in chosen:
         for split, needed in published.splits.items():
             words = words_of(published, split, data, out)
+            # A data set is whole once it has its description, which is written last.
             if not is_ready(needed, data) or (Path(words[-1]) / DATASET_FILE).is_file():
                 continue
             tell(shlex.join([*PROGRAM.split(), *words]))

@@ -14,7 +14,8 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from data_prep.demo.world import FIGURES
 
 SIDE, PATCH, WIDTH, EMBEDDING = 48, 16, 128, 64
-SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+# The end is not the third: CLIP reads texts with an end of 2 at their largest token.
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "unk_token": "<unk>", "eos_token": "</s>"}
 
 
 def write_model(folder: Path, texts: Path) -> None:

@@ -81,6 +81,7 @@ def parse_aggregate(
     excluded = []
     for row in (row for path in files for row in read_list(path, "picture")):
         image_id = row.id("img_id")
+        # Karpathy's file has COCO's numbers, other lists may have the aggregate's names.
         if image_id in evaluated or coco_id(image_id) in evaluated:
             excluded.append(image_id)
             continue
@@ -92,7 +93,7 @@ def parse_aggregate(
                 annotations[sentence.source].append(annotation_of(sentence))
         for source, of_source in annotations.items():
             samples[source].append(places.sample(image_id, of_source))
-        if places.features is not None:
+        if places.features is not None:  # only detectors' files have boxes to name
             region: Annotation = {"id": f"{image_id}_{REGIONS}"}
             samples[REGIONS].append(places.sample(image_id, [region], named=True))
     left_out = tuple(Dropped(image_id, EVALUATED) for image_id in excluded)

@@ -65,6 +65,7 @@ def parse_textvqa(
     if ocr is not None and without_ocr:
         raise ValueError(f"--ocr {ocr} names the words that --without-ocr leaves out; give one")
     path = src / f"TextVQA_0.5.1_{split}.json"
+    # All questions about a picture share a sample, which stores its words once.
     asked: dict[str, list[Annotation]] = defaultdict(list)
     for row in read_object(path).rows("data", "question"):
         row = row.at(f"{path}, question {row.id('question_id')}")

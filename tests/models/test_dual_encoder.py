@@ -54,6 +54,18 @@ def test_logits_and_loss_are_hugging_faces(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("end", "found"), [(2, 21), (0, 0)])
+def test_a_text_is_read_at_its_end_or_refused(end: int, found: int, tmp_path: Path) -> None:
+    """Hugging Face takes a text's largest token if the config says 2, and else its first token if
+    the end does not occur: both without a word."""
+    folder = save_clip(tmp_path / "clip", eos_token_id=end)
+    with pytest.raises(
+        ValueError,
+        match=rf"model\.tokenizer: texts end with token 1, but .* a text at token {found};",
+    ):
+        build(folder)
+
+
 def test_zero_shot_classes(tmp_path: Path) -> None:
     """The mean of the templates' directions is a class's text; the nearest names the class."""
     templates = ["a photo of {} .", "it is {}"]

@@ -15,7 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from vlds.models.causal_collate import CausalCollator
 from vlds.models.causal_model import CausalModel
 from vlds.models.chat_format import ChatFormat
-from vlds.models.kind import GridKind
+from vlds.models.kind import GridKind, named
 from vlds.models.learned_positions import Longest, check_fits, num_positions
 from vlds.models.load_backbone import load_backbone
 from vlds.models.model import Model
@@ -61,12 +61,13 @@ class Causal(PathKind, GridKind):
 
     @property
     def sources(self) -> dict[str, str]:
-        sources = {
-            "language model": self.path,
-            "vision encoder": self.vision.source,
-            "projector": self.projector_weights,
-        }
-        return {part: source for part, source in sources.items() if source is not None}
+        return named(
+            {
+                "language model": self.path,
+                "vision encoder": self.vision.source,
+                "projector": self.projector_weights,
+            }
+        )
 
     def check_sources(self) -> None:
         super().check_sources()

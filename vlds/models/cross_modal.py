@@ -15,6 +15,7 @@ from transformers import MODEL_MAPPING
 
 from vlds.models.co_attention import CoAttention, CoAttentionConfig
 from vlds.models.cross_modal_model import CrossModalModel, TextAndFusion
+from vlds.models.kind import named
 from vlds.models.load_backbone import load_backbone
 from vlds.models.model import Model
 from vlds.models.text_encoder_kind import TextEncoderKind
@@ -49,12 +50,13 @@ class CrossModal(TextEncoderKind):
 
     @property
     def sources(self) -> dict[str, str]:
-        sources = {
-            "text encoder": self.path,
-            "vision encoder": self.vision.source,
-            "fusion": self.fusion_weights,
-        }
-        return {part: source for part, source in sources.items() if source is not None}
+        return named(
+            {
+                "text encoder": self.path,
+                "vision encoder": self.vision.source,
+                "fusion": self.fusion_weights,
+            }
+        )
 
     # Pictures and text.
 

@@ -21,6 +21,8 @@ from vlds.schema import ImageSpec
 from vlds.tasks.base import Task
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+LEGACY_END = 2
+"""The eos_token_id of CLIP's first configs, which was wrong: Hugging Face reads it otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +104,23 @@ class DualEncoder(PathKind):
         with unpartitioned():  # DeepSpeed cannot part the scale, which has no dimensions
             backbone, names = load_backbone(CLIPModel, config, self.path, dtype)
         self.check_vocabulary(processor, config.text_config.vocab_size, "text encoder")
+        if processor is not None:
+            self.check_end(processor, config.text_config.eos_token_id)
         model = DualEncoderModel(backbone, processor)
         model.note_sources(names, {})
         return model
+
+    def check_end(self, processor: Any, end: int) -> None:
+        """Errors: ValueError if CLIP would read a text elsewhere than at its end."""
+        # Of configs with 2, as the first ones had, Hugging Face takes a text's largest token.
+        found = len(processor) - 1 if end == LEGACY_END else end
+        if processor.eos_token_id != found:
+            place, field = self.config_place
+            raise ValueError(
+                f"model.tokenizer: texts end with token {processor.eos_token_id}, but with "
+                f"eos_token_id {end} in the text_config of {place} CLIP reads a text at token "
+                f"{found}; write the end's token into {field}, and let it not be {LEGACY_END}"
+            )
 
     def export(self, model: Model, folder: Path) -> DualEncoder:
         """The model, its tokenizer and how pictures are prepared, as Hugging Face saves them."""

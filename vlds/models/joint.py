@@ -15,6 +15,7 @@ from vlds.models.collate import JointCollator
 from vlds.models.draws import draw_rows
 from vlds.models.embedding_kind import EmbeddingKind
 from vlds.models.joint_model import JointModel
+from vlds.models.kind import named
 from vlds.models.learned_positions import Longest, check_fits, num_positions
 from vlds.models.model import BACKBONE_PREFIX, Model
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
@@ -32,12 +33,13 @@ class JointSeq2Seq(EmbeddingKind):
 
     @property
     def sources(self) -> dict[str, str]:
-        sources = {
-            "backbone": self.backbone.path,
-            "vision encoder": self.vision.source,
-            "visual embedding": self.visual_embedding.weights,
-        }
-        return {part: source for part, source in sources.items() if source is not None}
+        return named(
+            {
+                "backbone": self.backbone.path,
+                "vision encoder": self.vision.source,
+                "visual embedding": self.visual_embedding.weights,
+            }
+        )
 
     @property
     def processor_place(self) -> tuple[str | None, str]:

@@ -14,7 +14,7 @@ from transformers import MODEL_MAPPING
 from vlds.models.embedding_kind import EmbeddingKind
 from vlds.models.grid_embedding import GridEmbedding
 from vlds.models.joint_encoder_model import JointEncoderModel
-from vlds.models.kind import ModelKind
+from vlds.models.kind import ModelKind, named
 from vlds.models.load_backbone import load_backbone
 from vlds.models.model import Model
 from vlds.models.text_encoder_kind import TextEncoderKind
@@ -32,12 +32,13 @@ class JointEncoder(TextEncoderKind, EmbeddingKind):
 
     @property
     def sources(self) -> dict[str, str]:
-        sources = {
-            "backbone": self.path,
-            "vision encoder": self.vision.source,
-            "visual embedding": self.visual_weights,
-        }
-        return {part: source for part, source in sources.items() if source is not None}
+        return named(
+            {
+                "backbone": self.path,
+                "vision encoder": self.vision.source,
+                "visual embedding": self.visual_weights,
+            }
+        )
 
     def check_tasks(self, tasks: Mapping[str, Task], num_micro_batches: int) -> None:
         ModelKind.check_tasks(self, tasks, num_micro_batches)

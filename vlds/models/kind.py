@@ -246,3 +246,8 @@ def hash_source(source: str) -> str:
 def hash_name(source: str) -> str:
     """sha256 of a source that is only a name, such as one on the hub."""
     return hashlib.sha256(source.encode()).hexdigest()
+
+
+def named(sources: Mapping[str, str | None]) -> dict[str, str]:
+    """The parts whose weights come from somewhere, for `ModelKind.sources`."""
+    return {part: source for part, source in sources.items() if source is not None}

@@ -10,30 +10,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vlds.schema import Decoding, Example, Sample
-from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text
-from vlds.tasks.grounded_caption import drawn_regions, names_of, pointers_to
 from vlds.tasks.refer import POINTERS
+from vlds.tasks.region_task import RegionTask, drawn_regions, names_of, pointers_to
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisualGrounding(AnswerTask):
+class VisualGrounding(RegionTask):
     """Write the visual token of a named region; scored by accuracy: any region of that name is
-    right.
-
-    An annotation has `regions`: a name for each visual token, "" where there is nothing to name.
-    Training draws a region each time; evaluation always asks about the same one.
+    right. Examples about several regions can be trained, and not scored.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ("regions",)
-    label_field: ClassVar[str] = "regions"
     input_field: ClassVar[str | None] = "expression"
-    draws_prompt: ClassVar[bool] = True
-    class_loss = None
 
-    num_regions: int = 1
-    """Regions of a picture that one example points at (VL-T5 on VCR: 4); several can be trained,
-    and not scored."""
     prompt: str = "visual grounding: "
     """Text before the name, trailing space included; "" for none."""
     max_prompt_tokens: int = 20
@@ -45,8 +34,6 @@ class VisualGrounding(AnswerTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.num_regions <= len(POINTERS):
-            raise ValueError(f"num_regions: got {self.num_regions}; give 1 to {len(POINTERS)}")
         if self.num_regions > 1 and (self.evaluate or self.test):
             raise ValueError(
                 f"num_regions: got {self.num_regions}, but an answer is one visual token; leave "

@@ -39,7 +39,7 @@ FEW_SHOT = {
     "SimNL": Row(one("SimNL", alpha=3.0, beta=3.0), 0.01, eps=1e-3, decay=0.1),
     "APoLLo": Row(one("APoLLo", depth=3, length=1, heads=4), 0.002),
     "prompts alone": Row(one("APoLLo", depth=3, length=1, adapters=False), 0.05),
-    "Adapter, both towers": Row(one("Adapter", reduction=8, init="identity"), 0.01),
+    "Adapter, both towers": Row(one("Adapter", reduction=8, init="identity"), 0.002),
     "LoRA, vision": Row(one("LoRA", rank=4, train_biases=False, part="vision"), 0.01),
 }
 """Rows of the table of shots."""

@@ -52,6 +52,14 @@ def test_methods_are_replaced_as_a_whole(tmp_path: Path) -> None:
     assert read_merged(changed) == {"methods": {}}
 
 
+def test_null_leaves_a_task_out(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", {"tasks": {"vqa": 1, "gqa": 2, "caption": 3}})
+    fewer = write(tmp_path / "b.yaml", {"base": "a.yaml", "tasks": {"vqa": None, "caption": None}})
+    assert read_merged(fewer) == {"tasks": {"gqa": 2}}
+    again = write(tmp_path / "c.yaml", {"base": "b.yaml", "tasks": {"vqa": 4}})
+    assert read_merged(again) == {"tasks": {"gqa": 2, "vqa": 4}}
+
+
 def test_the_base_lies_beside_the_recipe_or_comes_with_vlds(tmp_path: Path) -> None:
     own = write(tmp_path / "own.yaml", {"base": "recipes/demo.yaml", "training": {"steps": 7}})
     recipe = parse_recipe(["--config", str(own), "--seed", "3"])

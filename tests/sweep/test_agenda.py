@@ -67,7 +67,7 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(
     shown = capsys.readouterr().out
     assert f"{file}: 3 runs, in {folder}" in shown
     assert "row 1 of 3 0 1 min 40 s 3 min 20 s" in " ".join(shown.split())
-    assert "1 of 2 commands prepare data first" in shown
+    assert "1 of 2 preparations come first" in shown
     assert "training alone: about 3 min 20 s on 1 rank, one run after another" in shown
     assert sorted(folder.rglob("*")) == before
 

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from vlds.config import save_recipe
-from vlds.sweep.file import folder_name, preparations, read_sweep
+from vlds.sweep.file import Preparation, folder_name, preparations, read_sweep
 from vlds.sweep.runs import runs_of
+from vlds.sweep.work import RunPart, Work, preparation_parts
 
 FILE = {
     "output": "runs/table",
@@ -57,17 +58,43 @@ def test_commands_of_a_seed_wait_for_the_commands_before_them(file: str) -> None
     commands = {"shared": "make all", "of-{seed}": "make --out '{output} x' {seed}"}
     sweep = read_sweep([file, "--prepare", str(commands)])
     assert list(preparations(sweep)) == [
-        (Path("shared"), ["make", "all"], None),
-        (Path("of-3"), ["make", "--out", "runs/table x", "3"], 3),
-        (Path("of-5"), ["make", "--out", "runs/table x", "5"], 5),
+        Preparation(Path("shared"), ["make", "all"], {}, None),
+        Preparation(Path("of-3"), ["make", "--out", "runs/table x", "3"], {}, 3),
+        Preparation(Path("of-5"), ["make", "--out", "runs/table x", "5"], {}, 5),
     ]
     needs = [Path("shared"), Path("of-3")]
     assert runs_of(sweep)[0].needs == needs
 
 
+def test_a_prepared_recipe_has_seed_and_paths_but_no_overrides(file: str) -> None:
+    makers = {
+        "runs/{seed}/data": "make {seed}",
+        "runs/{seed}/first": {"base": "recipes/demo_pretrain.yaml", "training": {"steps": 8}},
+        "runs/{seed}/last": "touch runs/{seed}/last",
+    }
+    sweep = read_sweep([file, "--prepare", str(makers)])
+    parts = preparation_parts(sweep)
+    first = parts[2]
+    assert isinstance(first, RunPart)
+    assert first.name == "prepare runs/3/first"
+    assert first.needs == [Path("runs/3/data")]
+    recipe = first.run.recipe
+    assert (recipe.output, recipe.seed, recipe.training.steps) == ("runs/3/first", 3, 8)
+    assert recipe.tasks["vqa"].train == ["runs/table/seed-3/data/shards/home/vqav2-train"]
+    artifact = Path("runs/3/first/artifact/recipe.yaml")
+    assert parts[4].needs == [Path("runs/3/data"), artifact]
+    assert artifact in runs_of(sweep)[0].needs
+
+
 def test_a_row_names_its_folder() -> None:
     assert folder_name("Single LoRA (r = 8)") == "single_lora_r_8"
     assert folder_name("../..") == ""
+
+
+def work(words: list[str]) -> Work:
+    """What a sweep has to do."""
+    sweep = read_sweep(words)
+    return Work(sweep, runs_of(sweep))
 
 
 @pytest.mark.parametrize(
@@ -87,18 +114,22 @@ def test_a_row_names_its_folder() -> None:
         ("--split test", "split: test, but tasks.vqa of recipes.single adapter names no data"),
         ("--scores.vqaa x", "scores: the table has no 'vqaa'; did you mean 'vqa'?"),
         ("--target.vq 60", "target: the table has no 'vq'; did you mean 'vqa'?"),
+        ("--target.vqa norms", "target.vqa: no row is called 'norms'; did you mean 'norms alone'?"),
         ("--target {vqa: 1, gqa: 2}", "target: names vqa, gqa; give one score to reach"),
         ("--published {Single_adapter: {vqa: 1}}", "no row is called 'Single_adapter';"),
         ("--published {norms alone: {trans: 1}}", "no 'trans'; did you mean 'trains'?"),
         ("--published {norms alone: {vqa: .inf}}", "published.norms alone.vqa: got inf"),
         ("--prepare {a: ''}", "prepare.a: names no command; say what makes it"),
+        ("--prepare {a: {steps: 1}}", "prepare.a: got {'steps': 1}; give a recipe's file, or keys"),
+        ("--prepare {a: {base: recipes/demo_pretrain.yaml}}", "prepare.a: reads files of a seed;"),
+        ("--prepare {a: {base: demo_pretrai.yaml}}", "prepare.a: no such file: demo_pretrai.yaml"),
         ("--sedes [1]", "unknown key 'sedes'; did you mean 'seeds'?"),
     ],
 )
 def test_a_mistake_is_named_with_its_cure(file: str, words: str, told: str) -> None:
     option, _, value = words.partition(" ")
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the message is compared)
-        runs_of(read_sweep([file, option, value]))
+        work([file, option, value])
     assert told in str(error.value)
 
 

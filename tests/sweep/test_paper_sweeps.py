@@ -22,8 +22,9 @@ from vlds.models.build import describe
 from vlds.runtime.resources import shipped
 from vlds.sweep.file import Sweep, read_sweep
 from vlds.sweep.runs import SweepRun, runs_of
+from vlds.sweep.work import RunPart, preparation_parts
 
-SWEEPS = [name for name in shipped("sweeps") if name != "sweeps/demo.yaml"]
+SWEEPS = [name for name in shipped("sweeps") if not name.startswith("sweeps/demo")]
 SIZES = {
     "image": {"vqa": 605_102, "gqa": 1_075_062, "nlvr": 86_373, "caption": 566_747},
     "video": {"tvqa": 122_039, "how2qa": 34_187, "tvc": 173_206, "yc2c": 10_337},
@@ -125,6 +126,32 @@ def test_what_trains_is_what_was_published(name: str) -> None:
             counts = describe(run.recipe.model_setup, list(run.recipe.tasks))
             # The published share of multiple LoRA is 17.72, that of the script 17.714.
             assert counts.percent == pytest.approx(percent, abs=0.0065), run.row
+
+
+def test_the_sweep_of_two_backbones_resolves() -> None:
+    """Ten rows: five ways to tune each backbone, which differ in nothing else."""
+    sweep, runs = resolved("sweeps/demo_pretraining.yaml")
+    by_name = {run.row: run.recipe for run in runs if run.seed == 1}
+    home = "runs/sweeps/demo_pretraining/seed-1"
+    for row, recipe in by_name.items():
+        other = by_name[row.replace("V&L", "text")]
+        assert (recipe.optimizer, recipe.training) == (other.optimizer, other.training)
+        if row.startswith("V&L"):
+            assert recipe.methods == other.methods
+            assert (
+                recipe.model.visual_embedding.weights
+                == f"{home}/backbone/visual_embedding.safetensors"
+            )  # type: ignore[attr-defined]
+        else:
+            assert recipe.model.visual_embedding.weights is None  # type: ignore[attr-defined]
+            assert recipe.model.backbone.path == f"{home}/text_backbone"  # type: ignore[attr-defined]
+    assert len(by_name) == 10
+    trained = [part for part in preparation_parts(sweep) if isinstance(part, RunPart)]
+    assert [part.name for part in trained[1::3]] == [f"prepare {home}/text", f"prepare {home}/vl"]
+    text, vl = (part.run.recipe for part in trained[1::3])
+    assert list(text.tasks) == ["lm", "qa"]
+    assert text.data.blank_images
+    assert list(vl.tasks) == ["lm", "itm", "qa", "ground_caption", "refer"]
 
 
 def test_the_demo_s_sweep_resolves() -> None:

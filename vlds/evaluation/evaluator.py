@@ -138,13 +138,15 @@ class Evaluator:
             num_workers=self.recipe.data.num_workers,
             task_index=number,
         )
+        pace = Pace()
         decoded = list(self._decoded(model, stream, source))
-        if self.ranks.any(self.stopping()):
+        if self.ranks.any(self.stopping()):  # waits for the slowest rank
             raise EvaluationStopped
+        seconds = pace.seconds
         gathered = self.ranks.gather((decoded, stream.bad))
         if gathered is None:
             return None
-        evaluation = Evaluation.of(source, gathered)
+        evaluation = Evaluation.of(source, gathered, seconds)
         assert len(evaluation.predictions) == self.orders[source.name].num_examples
         return evaluation.scored(source.task) if score else evaluation
 

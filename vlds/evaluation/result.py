@@ -55,10 +55,15 @@ class Evaluation:
     """Remarks for readers of the scores."""
     data: str | None = None
     """`data_id` of what was scored: scores on different data cannot be compared."""
+    seconds: float = 0.0
+    """Time in which the ranks answered, the slowest one's."""
 
     @classmethod
     def of(
-        cls, source: Source, gathered: Sequence[tuple[Sequence[Decoded], Sequence[BadSample]]]
+        cls,
+        source: Source,
+        gathered: Sequence[tuple[Sequence[Decoded], Sequence[BadSample]]],
+        seconds: float,
     ) -> Evaluation:
         """The ranks' examples together, sorted by their ids; without scores."""
         bad = sorted((e for _, rank_bad in gathered for e in rank_bad), key=lambda e: e.id)
@@ -73,6 +78,7 @@ class Evaluation:
             {example.id: example.details for example in examples},
             [f"{entry.id}: {entry.reason}" for entry in bad],
             data=source.data_id,
+            seconds=seconds,
         )
 
     def scored(self, task: Task) -> Evaluation:

@@ -1,7 +1,8 @@
 """Recipes that build on another one: `base: FILE`, relative to the recipe's own folder.
 
 Mappings are merged key by key, and so are the init_args of the same class; everything else is
-replaced. `methods` is replaced as a whole, so that one recipe lists all that is tuned.
+replaced. `methods` is replaced as a whole, so that one recipe lists all that is tuned. A task with
+the value null is left out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from vlds.recipe.paths import located
 from vlds.runtime.resources import find
 from vlds.runtime.yaml_file import read_yaml
 
-BASE = "base"
+BASE, TASKS = "base", "tasks"
 WHOLE = ("methods",)
 """Keys of a recipe that are not merged."""
 
@@ -63,7 +64,10 @@ def on_base(tree: dict[str, Any], folder: Path, seen: tuple[Path, ...] = ()) -> 
         base = relative if relative.exists() else find(str(name))
     except OSError as error:
         raise ValueError(f"base: got {name!r}; give a recipe's file: {error.strerror}") from None
-    return merged(read_merged(base, seen), rest, WHOLE)
+    result = merged(read_merged(base, seen), rest, WHOLE)
+    if isinstance(tasks := result.get(TASKS), dict):
+        result[TASKS] = {name: task for name, task in tasks.items() if task is not None}
+    return result
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any], whole: tuple[str, ...]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from vlds.runtime.checks import are_numbers, is_number
 from vlds.runtime.json_file import parse_json
 from vlds.runtime.regular_file import read_text
 
+NUMBERS = ("step", "samples_per_second", "answers_per_second", "seconds", "loss")
+"""Fields that hold a number, beside the parts of the loss."""
 SHOWN = 40
 """Characters of a line that a warning shows."""
 
@@ -53,9 +55,7 @@ def _metrics_of(line: str) -> dict[str, Any] | None:
 
 def _is_right(name: str, value: Any) -> bool:
     """True if a field holds what a run writes there."""
-    if name in ("step", "samples_per_second", "seconds", "loss") or name.startswith(
-        ("loss/", "added/")
-    ):
+    if name in NUMBERS or name.startswith(("loss/", "added/")):
         return is_number(value)
     if name == "scores":
         return isinstance(value, dict) and all(map(are_numbers, value.values()))

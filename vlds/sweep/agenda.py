@@ -17,7 +17,7 @@ from vlds.runtime.metrics_file import read_metric_lines
 from vlds.runtime.terminal import tell
 from vlds.sweep.file import Sweep
 from vlds.sweep.runs import SweepRun
-from vlds.sweep.work import PreparePart, Work
+from vlds.sweep.work import Work
 from vlds.training.prepare import number_of_steps
 
 
@@ -51,9 +51,8 @@ def say_agenda(
     table = Table(["row", "done", "begun", "a run trains", "left"], rows)
     tell(f"{file}: {len(runs)} runs, in {sweep.output}")
     Console().print(terminal_table(table))
-    prepared = [part for part in work.parts if isinstance(part, PreparePart)]
-    if missing := sum(not part.is_done for part in prepared):
-        tell(f"{missing} of {len(prepared)} commands prepare data first")
+    if missing := sum(not part.is_done for part in work.preparations):
+        tell(f"{missing} of {len(work.preparations)} preparations come first")
     on = f"{num_ranks} rank{'s' * (num_ranks > 1)}"
     left = [known.left for known in estimates.values()]
     if None in left:

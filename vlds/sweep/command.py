@@ -14,7 +14,7 @@ from vlds.runtime.terminal import tell
 from vlds.sweep.agenda import say_agenda
 from vlds.sweep.file import read_sweep
 from vlds.sweep.runs import runs_of
-from vlds.sweep.work import RunPart, Work
+from vlds.sweep.work import Work
 
 
 def sweep(words: Sequence[str], ranks: str | None, runs: str | None, *, is_dry: bool) -> int:
@@ -45,11 +45,10 @@ def sweep(words: Sequence[str], ranks: str | None, runs: str | None, *, is_dry: 
 def say_end(words: Sequence[str], work: Work) -> int:
     """Say what is done, what has failed and what is left; the exit code."""
     missing = work.missing
-    runs = [part for part in work.parts if isinstance(part, RunPart)]
-    done = sum(part.is_done for part in runs)
-    tell(f"{done} of {len(runs)} runs are done; to see the table:")
+    done = sum(part.is_done for part in work.runs)
+    tell(f"{done} of {len(work.runs)} runs are done; to see the table:")
     tell(shlex.join(["vlds", "compare", *words]))
-    if left := [part.name for part in missing if isinstance(part, RunPart)]:
+    if left := [part.name for part in work.runs if part in missing]:
         tell(f"left, or another process does them: {'; '.join(left)}")
     for name, reason in work.failed.items():
         tell(f"failed: {name}: {reason}", error=True)

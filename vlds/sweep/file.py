@@ -15,6 +15,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from vlds.artifact import RECIPE
 from vlds.recipe.files import BASE
 from vlds.recipe.parse import parse
 from vlds.runtime.near_names import guess
@@ -40,15 +41,16 @@ class Sweep:
     """Keys that replace those of every recipe."""
     paths: dict[str, str] = field(default_factory=dict)
     """Folder in a recipe -> folder to read instead."""
-    prepare: dict[str, str] = field(default_factory=dict)
-    """File or folder that runs need -> command that makes it, and writes it last, if it is
-    missing."""
+    prepare: dict[str, str | dict[str, Any]] = field(default_factory=dict)
+    """What runs need, in order: file or folder -> command that makes it, and writes it last; or
+    folder of a run -> keys of a recipe with its `base`, which is trained there."""
     split: Split = "evaluate"
     """List of data whose scores the table shows."""
     scores: dict[str, str] = field(default_factory=dict)
     """Task -> score in the table; default: for each task of the recipes its headline."""
-    target: dict[str, float] = field(default_factory=dict)
-    """Task or `average` -> score in percent; the table shows how long it takes to reach it."""
+    target: dict[str, float | str] = field(default_factory=dict)
+    """Task or `average` -> score in percent, or the row whose mean it is; the table shows how long
+    it takes to reach it."""
     published: dict[str, dict[str, float]] = field(default_factory=dict)
     """Row -> task, `average` or `trains` -> published value in percent."""
 
@@ -63,28 +65,31 @@ class Sweep:
         self._check_rows()
         if len(self.target) > 1:
             raise ValueError(f"target: names {', '.join(self.target)}; give one score to reach")
+        for task, score in self.target.items():
+            if isinstance(score, str):
+                self._check_is_row(f"target.{task}", score)
         for row, values in self.published.items():
-            if row not in self.recipes:
-                raise ValueError(
-                    f"published: no row is called '{row}'; {guess(row, self.recipes)}rows are "
-                    f"{', '.join(self.recipes)}"
-                )
+            self._check_is_row("published", row)
             for name, value in values.items():
                 if not isfinite(value):
                     raise ValueError(f"published.{row}.{name}: got {value}; give a number")
-        for product, command in self.prepare.items():
-            if not shlex.split(command):
+        for product, maker in self.prepare.items():
+            if isinstance(maker, dict):
+                check_recipe(f"prepare.{product}", maker)
+            elif not shlex.split(maker):
                 raise ValueError(f"prepare.{product}: names no command; say what makes it")
+
+    def _check_is_row(self, place: str, name: str) -> None:
+        if name not in self.recipes:
+            raise ValueError(
+                f"{place}: no row is called '{name}'; {guess(name, self.recipes)}rows are "
+                f"{', '.join(self.recipes)}"
+            )
 
     def _check_rows(self) -> None:
         folders: dict[str, str] = {}
         for row, recipe in self.recipes.items():
-            names_base = isinstance(recipe, dict) and isinstance(recipe.get(BASE), str)
-            if not isinstance(recipe, str) and not names_base:
-                raise ValueError(
-                    f"recipes.{row}: got {recipe!r:.60}; give a recipe's file, or keys with "
-                    f"`{BASE}: FILE`"
-                )
+            check_recipe(f"recipes.{row}", recipe)
             if not (folder := folder_name(row)):
                 raise ValueError(f"recipes: '{row}' gives no name for a folder; use letters")
             if (other := folders.setdefault(folder, row)) != row:
@@ -109,6 +114,15 @@ class Sweep:
                 if name not in (known := [TRAINS, *columns, AVERAGE]):
                     raise ValueError(f"published.{row}: {unknown(name, known)}")
         return columns
+
+
+def check_recipe(place: str, given: object) -> None:
+    """Errors: ValueError if this is neither a recipe's file nor keys of a recipe with its base."""
+    names_base = isinstance(given, dict) and isinstance(given.get(BASE), str)
+    if not isinstance(given, str) and not names_base:
+        raise ValueError(
+            f"{place}: got {given!r:.60}; give a recipe's file, or keys with `{BASE}: FILE`"
+        )
 
 
 def unknown(name: str, known: Sequence[str]) -> str:
@@ -140,11 +154,32 @@ def filled(value: Any, sweep: Sweep, seed: int | None) -> Any:
     return [filled(entry, sweep, seed) for entry in value] if isinstance(value, list) else value
 
 
-def preparations(sweep: Sweep) -> Iterator[tuple[Path, list[str], int | None]]:
-    """Product, command and seed of each preparation, in order; the seed is None if all runs share
-    it."""
-    for product, command in sweep.prepare.items():
-        each = SEED in product or SEED in command
-        for seed in sweep.seeds if each else [None]:
-            words = [filled(word, sweep, seed) for word in shlex.split(command)]
-            yield Path(filled(product, sweep, seed)), words, seed
+@dataclass(frozen=True)
+class Preparation:
+    """What runs need, and what makes it."""
+
+    product: Path
+    """File or folder; of a recipe, the folder of its run."""
+    command: list[str]
+    """Words; empty if a recipe is trained instead."""
+    tree: dict[str, Any]
+    """Keys of the recipe."""
+    seed: int | None
+    """None if all runs share it."""
+
+    @property
+    def last(self) -> Path:
+        """What is there once it is done."""
+        return self.product / "artifact" / RECIPE if self.tree else self.product
+
+
+def preparations(sweep: Sweep) -> Iterator[Preparation]:
+    """All preparations in order; those with a seed in their texts once for each seed."""
+    for product, maker in sweep.prepare.items():
+        for seed in sweep.seeds if SEED in f"{product} {maker}" else [None]:
+            path = Path(filled(product, sweep, seed))
+            if isinstance(maker, dict):
+                yield Preparation(path, [], filled(maker, sweep, seed), seed)
+            else:
+                words = [filled(word, sweep, seed) for word in shlex.split(maker)]
+                yield Preparation(path, words, {}, seed)

@@ -16,7 +16,7 @@ from vlds.recipe.paths import STARTED_IN, file_names, is_below, moved
 from vlds.runtime.manifest import recorded_hash
 from vlds.runtime.run_folder import PREDICTIONS
 from vlds.runtime.yaml_file import read_yaml
-from vlds.sweep.file import Sweep, filled, folder_name, preparations
+from vlds.sweep.file import SEED, Preparation, Sweep, filled, folder_name, preparations
 from vlds.tasks.base import Split, label_of
 from vlds.training.states import newest, read_progress, state_folders
 
@@ -26,7 +26,8 @@ class SweepRun:
     """One recipe with one seed."""
 
     row: str
-    seed: int
+    seed: int | None
+    """None if the name of the row tells it."""
     recipe: Recipe
     split: Split
     """The list whose scores the table shows."""
@@ -36,7 +37,7 @@ class SweepRun:
     @property
     def name(self) -> str:
         """For people."""
-        return f"{self.row}, seed {self.seed}"
+        return self.row if self.seed is None else f"{self.row}, seed {self.seed}"
 
     @property
     def folder(self) -> Path:
@@ -49,9 +50,14 @@ class SweepRun:
         return self.folder.with_name(f"{self.folder.name}.yaml")
 
     @property
+    def product(self) -> Path:
+        """What training writes last."""
+        return self.folder / "artifact" / RECIPE
+
+    @property
     def is_trained(self) -> bool:
         """True if all steps are done and the artifact is there."""
-        return (self.folder / "artifact" / RECIPE).is_file()
+        return self.product.is_file()
 
     @property
     def is_done(self) -> bool:
@@ -117,24 +123,51 @@ def runs_of(sweep: Sweep) -> list[SweepRun]:
     """
     trees = {row: tree_of(sweep, row) for row in sweep.recipes}
     check_paths(sweep, trees)
-    products = [(product, seed) for product, _, seed in preparations(sweep)]
     runs = []
     for seed in sweep.seeds:
-        needs = [product for product, needed_by in products if needed_by in (None, seed)]
+        needs = [made.last for made in preparations(sweep) if made.seed in (None, seed)]
         for row, tree in trees.items():
-            folders = filled(sweep.paths, sweep, seed)
-            own = {"output": str(run_folder(sweep, row, seed)), "seed": seed}
-            whole = moved(filled(tree, sweep, seed), folders) | own
-            try:
-                recipe = recipe_from(whole)
-            except ValueError as error:
-                raise ValueError(f"recipes.{row}: {error}") from None
+            folder = run_folder(sweep, row, seed)
+            recipe = placed(f"recipes.{row}", sweep, tree, folder, seed)
             runs.append(SweepRun(row, seed, recipe, sweep.split, needs))
     columns = sweep.columns(task_names(runs))
     for run in runs:
         check_split(run, columns)
         run.check()
     return runs
+
+
+def placed(
+    place: str, sweep: Sweep, tree: dict[str, Any], folder: Path, seed: int | None
+) -> Recipe:
+    """A recipe whose run lies in `folder`; `place`: where the sweep's file has it.
+
+    Errors: ValueError that names the place and what is wrong with the recipe.
+    """
+    own = {"output": str(folder)} | ({} if seed is None else {"seed": seed})
+    whole = moved(filled(tree, sweep, seed), filled(sweep.paths, sweep, seed)) | own
+    if seed is None and SEED in str(whole):
+        raise ValueError(f"{place}: reads files of a seed; name a folder with {SEED}")
+    try:
+        return recipe_from(whole)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+
+
+def prepared_run(sweep: Sweep, made: Preparation, needs: Sequence[Path]) -> SweepRun:
+    """The run that a preparation trains.
+
+    Errors: ValueError for a mistake in its recipe; if its folder holds a run of another one.
+    """
+    place = f"prepare.{made.product}"
+    try:
+        tree = on_base(made.tree, Path())
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    recipe = placed(place, sweep, tree, made.product, made.seed)
+    run = SweepRun(f"prepare {made.product}", None, recipe, "evaluate", needs)
+    run.check()
+    return run
 
 
 def run_folder(sweep: Sweep, row: str, seed: int) -> Path:

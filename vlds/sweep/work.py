@@ -17,8 +17,8 @@ from vlds.runtime.regular_file import read_text
 from vlds.runtime.terminal import tell
 from vlds.runtime.whole_file import write_whole
 from vlds.sweep.claims import claim, is_claimed, wait_until_free
-from vlds.sweep.file import Sweep, folder_name, preparations
-from vlds.sweep.runs import SweepRun
+from vlds.sweep.file import Preparation, Sweep, folder_name, preparations
+from vlds.sweep.runs import SweepRun, prepared_run
 
 CLAIMS, FAILED = "claims", "failed"
 """Folders of a sweep: who does what, and what has failed."""
@@ -77,6 +77,11 @@ class RunPart:
     run: SweepRun
 
     @property
+    def product(self) -> Path:
+        """What its training writes last."""
+        return self.run.product
+
+    @property
     def name(self) -> str:
         """For people, and for the claim."""
         return self.run.name
@@ -108,16 +113,26 @@ class RunPart:
             yield Stage(f"score {self.name}", folder / "predictions", vlds(*words))
 
 
-def parts_of(sweep: Sweep, runs: Sequence[SweepRun]) -> list[Part]:
-    """Preparations in the order of the file, then runs. A preparation needs the earlier ones that
-    are for all seeds or for its own."""
-    parts: list[Part] = []
-    earlier: list[tuple[Path, int | None]] = []
-    for product, words, seed in preparations(sweep):
-        needs = [path for path, of in earlier if seed is None or of in (None, seed)]
-        parts.append(PreparePart(product, words, needs))
-        earlier.append((product, seed))
-    return [*parts, *map(RunPart, runs)]
+def preparation_parts(sweep: Sweep) -> list[PreparePart | RunPart]:
+    """Preparations in the order of the file. Each needs the earlier ones that are for all seeds or
+    for its own.
+
+    Errors: ValueError for a mistake in a recipe.
+    """
+    parts: list[PreparePart | RunPart] = []
+    earlier: list[Preparation] = []
+    for made in preparations(sweep):
+        needs = [
+            other.last for other in earlier
+            if made.seed is None or other.seed in (None, made.seed)
+        ]  # fmt: skip
+        parts.append(
+            RunPart(prepared_run(sweep, made, needs))
+            if made.tree
+            else PreparePart(made.product, made.command, needs)
+        )
+        earlier.append(made)
+    return parts
 
 
 class Work:
@@ -125,7 +140,9 @@ class Work:
 
     def __init__(self, sweep: Sweep, runs: Sequence[SweepRun]) -> None:
         self.folder = Path(sweep.output)
-        self.parts = parts_of(sweep, runs)
+        self.preparations = preparation_parts(sweep)
+        self.runs = [RunPart(run) for run in runs]
+        self.parts: list[Part] = [*self.preparations, *self.runs]
         self.failed: dict[str, str] = {}
         """Name of a part -> why it failed or cannot start, in words."""
         self._started = time.time()
@@ -139,7 +156,7 @@ class Work:
         tried = 0
         while most is None or tried < most:
             if (part := self._do_one(ranks)) is not None:
-                tried += isinstance(part, RunPart)
+                tried += part in self.runs
             elif self._is_blocked():
                 time.sleep(POLL_S)
             else:
@@ -188,9 +205,8 @@ class Work:
         with suppress(FileNotFoundError):
             if mark.stat().st_mtime > self._started:
                 self.failed[part.name] = f"in another process: {read_text(mark).strip()}"
-        for other in self.parts:
-            is_needed = isinstance(other, PreparePart) and other.product in part.needs
-            if is_needed and other.name in self.failed:
+        for other in self.preparations:
+            if other.product in part.needs and other.name in self.failed:
                 self.failed[part.name] = f"cannot start without {other.name}"
 
     def _is_blocked(self) -> bool:

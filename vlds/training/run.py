@@ -169,4 +169,7 @@ def tell_evaluation(run: Run) -> None:
                 run.states.best = run.best.known
                 run.tracker.say(f"step {step}  best so far, kept in {run.best.folder}")
         if evaluations:
-            run.tracker.write(step, {"scores": {e.task: e.scores for e in evaluations}})
+            answers = sum(len(e.predictions) for e in evaluations)
+            speed = answers / sum(e.seconds for e in evaluations)
+            scores = {e.task: e.scores for e in evaluations}
+            run.tracker.write(step, {"scores": scores, "answers_per_second": speed})

@@ -52,12 +52,27 @@ def test_costs_and_the_time_to_a_score(tmp_path: Path) -> None:
     assert adapter.numbers["stored"].mean == 3000
     assert adapter.numbers["memory"].mean == 2_500_000
     assert adapter.numbers["speed"].mean == 120
+    assert adapter.numbers["answers"].mean == 85
     assert adapter.numbers["time"].values == [60.0] * 3  # 55 only after the tenth step
     assert lora.numbers["time"].values == []
     assert "full fine-tuning: without seed-1, seed-2, which has not ended." in comparison.notes
     early = compare(replace(write_compared(tmp_path / "x"), target=("average", 44.0)))
     assert early.rows[0].numbers["time"].values == [60.0, 30.0, 30.0]
     assert full.numbers["time"].mean == 60.0
+
+
+def test_the_time_to_the_mean_of_a_row(tmp_path: Path) -> None:
+    spec = write_compared(tmp_path)
+    comparison = compare(replace(spec, target=("vqa", "LoRA & <b>biases</b>_100%")))
+    assert comparison.target is not None
+    assert comparison.target.percent == pytest.approx(51.0)
+    adapter, lora, _ = comparison.rows
+    assert adapter.numbers["time"].values == [60.0] * 3
+    assert lora.numbers["time"].values == [60.0]  # the other seed stays below the mean
+    nobody = replace(spec.rows[0], folders=[tmp_path / "missing"])
+    missing = replace(spec, rows=[nobody, spec.rows[2]], target=("vqa", "single adapter"))
+    assert compare(missing).target is None
+    assert "Time to vqa of single adapter: no run of that row has ended." in compare(missing).notes
 
 
 def test_test_scores_are_those_of_the_newest_evaluation(tmp_path: Path) -> None:

@@ -25,13 +25,13 @@ def test_markdown_has_a_row_for_each_recipe(comparison: Comparison) -> None:
     head, _, *rows = [line for line in FORMATS["md"](comparison).splitlines() if line[:1] == "|"]
     assert head == (
         "|  | trains | vqa vqa_accuracy | caption CIDEr | average | stores | peak memory | "
-        "samples/s | time to vqa 55 |"
+        "samples/s | answers/s | time to vqa 55 |"
     )
     assert len(rows) == 3
     assert rows[0] == (
         "| single adapter (3 seeds) | 4.18 % (paper 4.20 %) | 64.0 \u00b1 4.0 [54.1, 73.9] "
         "(paper 65.9) | 112.0 \u00b1 2.0 [107.0, 117.0] | 88.0 \u00b1 2.6 [81.4, 94.6] "
-        "(paper 88.5) | 3.0 kB | 2.5 MB | 120 | 1 min 00 s |"
+        "(paper 88.5) | 3.0 kB | 2.5 MB | 120 | 85 | 1 min 00 s |"
     )
     assert "(1 of 3 seeds)" in rows[2]
     assert "| 70.0 | 120.0 | 95.0 |" in rows[2]
@@ -39,8 +39,12 @@ def test_markdown_has_a_row_for_each_recipe(comparison: Comparison) -> None:
 
 def test_the_time_says_how_many_runs_have_one(tmp_path: Path) -> None:
     table = FORMATS["md"](compare(replace(write_compared(tmp_path), target=("vqa", 62.0))))
-    assert "| 120 | 1 min 00 s (2 of 3 runs) |" in table
-    assert "| 120 | - |" in table
+    assert "| 85 | 1 min 00 s (2 of 3 runs) |" in table
+    assert "| 85 | - |" in table
+    row = "single adapter"
+    of_row = FORMATS["md"](compare(replace(write_compared(tmp_path / "x"), target=("vqa", row))))
+    assert f"| time to vqa of {row} |" in of_row
+    assert f"The score to reach is the mean of {row}, 64.0." in of_row
 
 
 def test_csv_is_unrounded(comparison: Comparison) -> None:
@@ -60,7 +64,7 @@ def test_latex_escapes_names_and_marks_the_best(comparison: Comparison) -> None:
     assert "\\textbf{70.0}" in text
     assert "64.0 $\\pm$ 4.0 (65.9)" in text
     lines = [line for line in text.splitlines() if line.endswith("\\\\")]
-    assert {line.count(" & ") for line in lines} == {8}
+    assert {line.count(" & ") for line in lines} == {9}
 
 
 def test_the_terminal_shows_published_values_below_ours(

@@ -19,8 +19,8 @@ from vlds.runtime.run_folder import PREDICTIONS
 from vlds.tasks.base import Split, label_of
 
 AVERAGE, TRAINS = "average", "trains"
-STORED, MEMORY, SPEED, TIME = "stored", "memory", "speed", "time"
-COSTS = (TRAINS, STORED, MEMORY, SPEED)
+STORED, MEMORY, SPEED, ANSWERS, TIME = "stored", "memory", "speed", "answers", "time"
+COSTS = (TRAINS, STORED, MEMORY, SPEED, ANSWERS)
 STUDENT_T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
     2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
@@ -53,8 +53,8 @@ class TableSpec:
     split: Split = "evaluate"
     scores: Mapping[str, str] = field(default_factory=dict)
     """Task -> score; default: the one that stands for the task."""
-    target: tuple[str, float] | None = None
-    """Task or AVERAGE, and the score in percent to reach."""
+    target: tuple[str, float | str] | None = None
+    """Task or AVERAGE, and the score in percent to reach, or the row whose mean that is."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,17 @@ class ComparedRow:
 
 
 @dataclass(frozen=True)
+class Target:
+    """A score to reach."""
+
+    task: str
+    """Or AVERAGE."""
+    percent: float
+    row: str | None
+    """The row whose mean it is, if it is one."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The table."""
 
@@ -109,7 +120,7 @@ class Comparison:
     metrics: Mapping[str, str]
     """Task -> the score that is shown."""
     rows: Sequence[ComparedRow]
-    target: tuple[str, float] | None
+    target: Target | None
     notes: Sequence[str]
 
     @property
@@ -142,14 +153,35 @@ def compare(spec: TableSpec) -> Comparison:
     known = [scores_of(run, spec.split) for run in runs]
     columns = list(spec.columns) or list(dict.fromkeys(task for s in known for task in s))
     metrics = {task: metric_of(task, spec.scores.get(task), known) for task in columns}
+    target = target_of(spec, read, metrics, notes)
     rows = [
         ComparedRow(
             row.name, len(row.folders), read[row.name],
-            numbers_of(row, read[row.name], metrics, spec, notes),
+            numbers_of(row, read[row.name], metrics, spec.split, target, notes),
         )
         for row in spec.rows
     ]  # fmt: skip
-    return Comparison(spec.title, columns, metrics, rows, spec.target, notes)
+    return Comparison(spec.title, columns, metrics, rows, target, notes)
+
+
+def target_of(
+    spec: TableSpec,
+    runs: Mapping[str, Sequence[RunInputs]],
+    metrics: Mapping[str, str],
+    notes: list[str],
+) -> Target | None:
+    """The score to reach; None, with a note, if no run of its row has one."""
+    if spec.target is None:
+        return None
+    task, value = spec.target
+    if not isinstance(value, str):
+        return Target(task, value, None)
+    found = [percents(scores_of(run, spec.split), metrics).get(task) for run in runs[value]]
+    known = [percent for percent in found if percent is not None]
+    if not known:
+        notes.append(f"Time to {task} of {value}: no run of that row has ended.")
+        return None
+    return Target(task, statistics.mean(known), value)
 
 
 def read_runs(row: RowSpec, notes: list[str]) -> list[RunInputs]:
@@ -193,18 +225,20 @@ def numbers_of(
     row: RowSpec,
     runs: Sequence[RunInputs],
     metrics: Mapping[str, str],
-    spec: TableSpec,
+    split: Split,
+    target: Target | None,
     notes: list[str],
 ) -> dict[str, Number]:
     """All numbers of a row."""
     values: dict[str, list[float]] = {name: [] for name in (*COSTS, TIME, *metrics, AVERAGE)}
     for run in runs:
-        scores = percents(scores_of(run, spec.split), metrics)
-        if lost := [task for task in metrics if task not in scores]:
+        scores = percents(scores_of(run, split), metrics)
+        asked = run.recipe_tree.get("tasks", metrics)
+        if lost := [task for task in metrics if task in asked and task not in scores]:
             notes.append(f"{row.name}: {run.name} has no {metrics[lost[0]]} of {lost[0]}.")
         known = {**costs_of(run), **scores}
-        if spec.target is not None:
-            known[TIME] = seconds_to(run, metrics, *spec.target)
+        if target is not None:
+            known[TIME] = seconds_to(run, metrics, target)
         for name, value in known.items():
             if value is not None:
                 values[name].append(value)
@@ -234,16 +268,16 @@ def costs_of(run: RunInputs) -> dict[str, float | None]:
         STORED: float(sum(file.stat().st_size for file in weights)),
         MEMORY: float(max(memory)) if memory else None,
         SPEED: run.scores.samples_per_second.get("training"),
+        ANSWERS: run.scores.samples_per_second.get("answering"),
     }
 
 
-def seconds_to(
-    run: RunInputs, metrics: Mapping[str, str], name: str, percent: float
-) -> float | None:
+def seconds_to(run: RunInputs, metrics: Mapping[str, str], target: Target) -> float | None:
     """Seconds of training until an evaluation reached a score; None if none did."""
     seconds = 0.0
     for line in run.lines:
         seconds += float(line.get("seconds", 0.0))
-        if percents(line.get("scores", {}), metrics).get(name, -math.inf) >= percent:
+        reached = percents(line.get("scores", {}), metrics).get(target.task, -math.inf)
+        if reached >= target.percent:
             return seconds
     return None

@@ -26,6 +26,8 @@ Curve = list[tuple[float, float]]
 """Points (step, value)."""
 Metrics = Mapping[str, Any]
 """A line of metrics.jsonl."""
+SPEEDS = {"training": "samples_per_second", "answering": "answers_per_second"}
+"""What a run does -> where a line says how many examples it does in a second."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def filled_from_metrics(
     last: dict[str, Any] = {}
     for line in lines:
         last |= line
-    speeds = [line["samples_per_second"] for line in lines if "samples_per_second" in line]
+    speeds = {what: [line[name] for line in lines if name in line] for what, name in SPEEDS.items()}
     if not scores.tasks and (logged := last.get("scores", {})):
         tasks = {
             task: TaskScores({column: last_scores}, headline=headlines.get(task))
@@ -178,5 +180,7 @@ def filled_from_metrics(
         scores,
         trainable=last.get("trainable", {}),
         bytes_per_rank=last.get("bytes_per_rank", {}),
-        samples_per_second={"training": statistics.median(speeds)} if speeds else {},
+        samples_per_second={
+            what: statistics.median(found) for what, found in speeds.items() if found
+        },
     )

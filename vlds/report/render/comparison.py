@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from vlds.report.compute.comparison import (
+    ANSWERS,
     AVERAGE,
     MEMORY,
     SPEED,
@@ -38,6 +39,7 @@ COSTS: Mapping[str, Heading] = {
     STORED: Heading("stores", bytes_text, "bytes"),
     MEMORY: Heading("peak memory", bytes_text, "bytes"),
     SPEED: Heading("samples/s", speed_text, "samples_per_second"),
+    ANSWERS: Heading("answers/s", speed_text, "answers_per_second"),
     TIME: Heading("time to", duration_text, "seconds"),
 }
 
@@ -56,8 +58,9 @@ def comparison_table(comparison: Comparison) -> Table:
 def head(comparison: Comparison, name: str) -> str:
     """The head of a column; a task's metric stands below it."""
     if name == TIME and comparison.target is not None:
-        task, percent = comparison.target
-        return f"{COSTS[TIME].title}\n{task} {percent:g}"
+        target = comparison.target
+        score = f"{target.percent:g}" if target.row is None else f"of {target.row}"
+        return f"{COSTS[TIME].title}\n{target.task} {score}"
     if name in COSTS:
         return COSTS[name].title
     return "\n".join(filter(None, [name, comparison.metrics.get(name)]))
@@ -116,6 +119,11 @@ def notes(comparison: Comparison) -> list[str]:
             "Time: of training alone, until the first evaluation that reaches the score; runs that "
             "never do are left out."
         )
+    if comparison.target is not None and comparison.target.row is not None:
+        target = comparison.target
+        lines.append(f"The score to reach is the mean of {target.row}, {target.percent:.1f}.")
+    if ANSWERS in comparison.costs:
+        lines.append("Answers/s: of the evaluations, with whatever a method adds to the model.")
     return [*lines, *comparison.notes]
 
 

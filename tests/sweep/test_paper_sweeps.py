@@ -17,6 +17,7 @@ from data_prep.cli import main as data_prep
 from tests.toys.models import hf_config
 from vlds.backbones import Bart
 from vlds.cli.commands import run_command
+from vlds.config import load_recipe
 from vlds.data.order.mixture import steps_in
 from vlds.models.build import describe
 from vlds.runtime.resources import shipped
@@ -152,6 +153,20 @@ def test_the_sweep_of_two_backbones_resolves() -> None:
     assert list(text.tasks) == ["lm", "qa"]
     assert text.data.blank_images
     assert list(vl.tasks) == ["lm", "itm", "qa", "ground_caption", "refer"]
+
+
+@pytest.mark.parametrize(("name", "rows"), [("demo_parts", 7), ("demo_tasks", 8)])
+def test_the_small_studies_share_the_backbones_of_the_demo_s_sweep(name: str, rows: int) -> None:
+    _, runs = resolved(f"sweeps/{name}.yaml")
+    assert len(runs) == 3 * rows
+    for run in runs:
+        assert run.needs == [Path(f"runs/sweeps/demo/seed-{run.seed}/backbone")]
+    if name == "demo_tasks":  # as many examples of each task as the four together are shown
+        steps = {next(iter(run.recipe.tasks)): run.recipe.training.steps for run in runs}
+        assert all(len(run.recipe.tasks) == 1 for run in runs)
+        tasks = load_recipe("recipes/demo.yaml").tasks
+        whole = sum(task.weight for task in tasks.values())
+        assert steps == {n: round(240 * task.weight / whole) for n, task in tasks.items()}
 
 
 def test_the_demo_s_sweep_resolves() -> None:

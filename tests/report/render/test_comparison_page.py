@@ -78,6 +78,21 @@ def test_the_terminal_shows_published_values_below_ours(
     assert "standard deviation of the sample (n - 1)" in text
 
 
+def test_a_narrow_terminal_shows_scores_above_costs(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    scores, costs, *_ = FORMATS["terminal"](comparison).split("\n\n")
+    assert scores.splitlines()[0].split() == ["trains", "vqa", "caption", "average"]
+    assert costs.splitlines()[0].split()[:2] == ["time", "to"]
+    for lines in (scores.splitlines(), costs.splitlines()):
+        assert any(line.startswith("single adapter ") for line in lines)
+        assert max(map(len, lines)) <= 80
+    monkeypatch.setenv("COLUMNS", "160")
+    (_, *others) = FORMATS["terminal"](comparison).split("\n\n")
+    assert not any("single adapter" in part for part in others)
+
+
 def test_runs_make_a_table_without_a_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,4 +137,4 @@ def test_the_page_in_a_browser(
     assert seen.logged == []
     assert seen.requested == [page.as_uri()]
     # Three spots of ours and a published one; a bar for each row and score.
-    assert seen.values == ["table", width, [9] * 3, 4, 3 * len(SCORES), 0, 0]
+    assert seen.values == ["table", width, [10] * 3, 4, 3 * len(SCORES), 0, 0]

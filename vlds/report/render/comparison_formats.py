@@ -9,8 +9,9 @@ from dataclasses import replace
 from io import StringIO
 
 from rich.console import Console
+from rich.measure import Measurement
 
-from vlds.report.compute.comparison import Comparison
+from vlds.report.compute.comparison import AVERAGE, Comparison
 from vlds.report.render.comparison import (
     COSTS,
     PUBLISHED,
@@ -21,6 +22,8 @@ from vlds.report.render.comparison import (
 from vlds.report.render.comparison_page import html
 from vlds.report.render.table import Cell, Table, markdown_table, terminal_table
 
+UNBOUNDED = 10_000
+"""Characters of a line that holds any table."""
 BRACKETS = "(65.9): a published value."
 
 
@@ -40,15 +43,42 @@ def in_brackets(table: Table) -> Table:
 
 
 def terminal_text(comparison: Comparison) -> str:
-    """For a terminal, in its width."""
+    """For a terminal: one table if its width allows, else scores above costs."""
     console = Console()
+    table = in_brackets(comparison_table(comparison))
+    heads = [head if head.startswith("time") else head.split("\n")[0] for head in table.heads]
+    table = replace(table, heads=heads)
+    lines = [*notes(comparison), BRACKETS] if has_published(comparison) else notes(comparison)
+    whole = terminal_table(table)
+    parts = [whole]
+    if (
+        Measurement.get(console, console.options.update(width=UNBOUNDED), whole).maximum
+        > console.width
+    ):
+        costs = 1 + heads.index(AVERAGE if AVERAGE in heads else comparison.columns[-1])
+        parts = [terminal_table(some) for some in split(table, costs)]
     with console.capture() as captured:
-        table = in_brackets(comparison_table(comparison))
-        heads = [head if head.startswith("time") else head.split("\n")[0] for head in table.heads]
-        table = replace(table, heads=heads)
-        lines = [*notes(comparison), BRACKETS] if has_published(comparison) else notes(comparison)
-        console.print(terminal_table(table, "\n".join(lines)))
+        for part in parts:
+            console.print(part)
+            console.print()
+        console.print("\n".join(lines), markup=False, highlight=False)
     return captured.get()
+
+
+def split(table: Table, column: int) -> list[Table]:
+    """Two tables with the same rows: the columns before this one, and the others."""
+    return [
+        replace(
+            table,
+            heads=[table.heads[0], *table.heads[some]],
+            rows=[
+                replace(row, cells=row.cells[some.start - 1 : some.stop and some.stop - 1])
+                for row in table.rows
+            ],
+        )
+        for some in (slice(1, column), slice(column, None))
+        if table.heads[some]
+    ]
 
 
 def markdown(comparison: Comparison) -> str:

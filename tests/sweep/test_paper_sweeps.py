@@ -13,6 +13,7 @@ import yaml
 from tokenizers import pre_tokenizers
 from transformers import BartTokenizer
 
+from data_prep.cli import build_parser
 from data_prep.cli import main as data_prep
 from tests.toys.models import hf_config
 from vlds.backbones import Bart
@@ -21,11 +22,16 @@ from vlds.config import load_recipe
 from vlds.data.order.mixture import steps_in
 from vlds.models.build import describe
 from vlds.runtime.resources import shipped
-from vlds.sweep.file import Sweep, read_sweep
+from vlds.sweep.file import Sweep, preparations, read_sweep
 from vlds.sweep.runs import SweepRun, runs_of
 from vlds.sweep.work import RunPart, preparation_parts
 
-SWEEPS = [name for name in shipped("sweeps") if not name.startswith("sweeps/demo")]
+FROM_DOWNLOADS = "sweeps/vl_adapter_image_bart_features.yaml"
+SWEEPS = [
+    name
+    for name in shipped("sweeps")
+    if name != FROM_DOWNLOADS and not name.startswith("sweeps/demo")
+]
 SIZES = {
     "image": {"vqa": 605_102, "gqa": 1_075_062, "nlvr": 86_373, "caption": 566_747},
     "video": {"tvqa": 122_039, "how2qa": 34_187, "tvc": 173_206, "yc2c": 10_337},
@@ -104,6 +110,37 @@ def test_every_recipe_has_the_settings_of_the_paper(name: str) -> None:
         assert optimizer.weight_decay_groups == "vl_adapter"
         if setting == "image_bart":
             assert optimizer.learning_rate == RATES.get(run.row, 1e-3)
+
+
+def test_the_sweep_from_downloads_makes_the_data_that_it_reads() -> None:
+    """Its rows are those of the paper's table, with features in place of pictures."""
+    sweep, runs = resolved(FROM_DOWNLOADS)
+    _, plain = resolved("sweeps/vl_adapter_image_bart.yaml")
+    made = set()
+    for step in preparations(sweep):
+        program, *words = step.command
+        assert step.product.name == "dataset.json"
+        if program == "python":
+            out = Path(build_parser().parse_args(words[2:]).out)
+        else:
+            options = dict(zip(words[1::2], words[2::2], strict=True))
+            assert (program, words[0]) == ("vlds", "features")
+            assert options["--data"] in made
+            assert options["--config"] == "recipes/vl_adapter/bart_image.yaml"
+            out = Path(options["--out"])
+        assert step.product.parent == out
+        made.add(str(out))
+    for run, other in zip(runs, plain, strict=True):
+        vision = run.recipe.model.vision  # type: ignore[attr-defined]
+        assert (vision.dim, vision.grid) == (2048, 7)
+        for name, task in run.recipe.tasks.items():
+            for split in ("train", "evaluate", "test"):
+                assert set(task.data_of(split)) <= made  # type: ignore[arg-type]
+            folders = [path.replace("features/", "shards/") for path in task.train]
+            assert folders == list(other.recipe.tasks[name].train)
+        assert (run.recipe.methods, run.recipe.optimizer) == (
+            other.recipe.methods, other.recipe.optimizer,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SWEEPS)

@@ -78,19 +78,30 @@ def test_without_a_picture_it_is_hugging_faces_bert(world: Path, tmp_path: Path)
     assert {name for name in model.sources.names if name.startswith("backbone.")} == own
 
 
-def test_counts_of_clip_vil(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "classes", "batch", "rate"),
+    [("vqa", 3129, 256, 5e-4), ("gqa", 1842, 16, 1e-5), ("snli_ve", 3, 16, 1e-5)],
+)
+def test_counts_of_clip_vil(
+    tmp_path: Path, task: str, classes: int, batch: int, rate: float
+) -> None:
     """With the sizes of bert-base-uncased, which are Hugging Face's defaults."""
-    recipe = parse_recipe([str(find("recipes/related/clip_vil_vqa.yaml"))])
+    recipe = parse_recipe([str(find(f"recipes/related/clip_vil_{task}.yaml"))])
+    assert list(recipe.tasks) == [task]
+    assert (recipe.data.global_batch_size, recipe.optimizer.learning_rate) == (batch, rate)
     BertConfig().save_pretrained(tmp_path)
     config = str(tmp_path / "config.json")
     assert isinstance(recipe.model, JointEncoder)
     kind = replace(recipe.model, path=None, config=config)
-    head = MLPHead(classes=tuple(f"answer {number}" for number in range(3129)))
-    outputs = {"vqa": ClassOutput(head, "binary_cross_entropy")}
+    head = MLPHead(classes=tuple(f"answer {number}" for number in range(classes)))
+    outputs = {task: ClassOutput(head, recipe.tasks[task].class_loss or "cross_entropy")}
     setup = ModelSetup(kind=kind, methods=recipe.methods, outputs=outputs)
     counts = describe(setup, list(recipe.tasks)).by_part
     trainable = {part: count.trainable for part, count in counts.items()}
-    assert trainable["heads"] == 5_993_529
+    last = 1536 * classes + classes
+    assert trainable["heads"] == 768 * 1536 + 1536 + 2 * 1536 + last
+    if task == "vqa":
+        assert trainable["heads"] == 5_993_529
     assert trainable["adapter"] == 24 * 295_872 == 7_100_928
     assert trainable["norms"] == 25 * 2 * 768
     tables = 2 * 15 * 2560  # learned positions of rows and columns, at 480 pixels

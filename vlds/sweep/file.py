@@ -18,11 +18,11 @@ from typing import Any
 from vlds.artifact import RECIPE
 from vlds.recipe.files import BASE
 from vlds.recipe.parse import parse
+from vlds.report.compute.compared_scores import AVERAGE
+from vlds.report.compute.comparison import TRAINS
 from vlds.runtime.near_names import guess
 from vlds.tasks.base import Split
 
-AVERAGE, TRAINS = "average", "trains"
-"""Names of values beside the scores: their mean, and the percentage of weights that train."""
 SEED, OUTPUT = "{seed}", "{output}"
 """Stand for a run's seed and the sweep's folder, in texts of the file."""
 

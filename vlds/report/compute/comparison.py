@@ -1,8 +1,4 @@
-"""A table of runs: scores as mean and deviation over seeds, costs, and published values.
-
-The average of a row is VL-Adapter's: the mean of its tasks' scores in percent, where CIDEr counts
-100 times its value as every score does.
-"""
+"""A table of runs: scores as mean and deviation over seeds, costs, and published values."""
 
 from __future__ import annotations
 
@@ -12,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlds.evaluation.scores_json import Scored, read_scores
+from vlds.report.compute.compared_scores import AVERAGE, metric_of, percents, scores_of
 from vlds.report.numbers import Interval
 from vlds.report.read.inputs import RunInputs, read_run
-from vlds.runtime.run_folder import PREDICTIONS
-from vlds.tasks.base import Split, label_of
+from vlds.tasks.base import Split
 
-AVERAGE, TRAINS = "average", "trains"
-STORED, MEMORY, SPEED, ANSWERS, TIME = "stored", "memory", "speed", "answers", "time"
+TRAINS, STORED, MEMORY = "trains", "stored", "memory"
+SPEED, ANSWERS, TIME = "speed", "answers", "time"
 COSTS = (TRAINS, STORED, MEMORY, SPEED, ANSWERS)
 STUDENT_T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
@@ -192,35 +187,6 @@ def read_runs(row: RowSpec, notes: list[str]) -> list[RunInputs]:
     return [read_run(folder) for folder in ended]
 
 
-def scores_of(run: RunInputs, split: Split) -> dict[str, Mapping[str, float]]:
-    """Task -> scores on one of its lists: by `vlds evaluate`, or as the training logged them
-    last."""
-    logged = [line["scores"] for line in run.lines if "scores" in line]
-    found = dict(logged[-1]) if logged and split == "evaluate" else {}
-    stored: dict[str, Scored] = read_scores(run.folder) | read_scores(run.folder / PREDICTIONS)
-    for label, entry in stored.items():
-        task = label.removesuffix(label_of("", split))
-        if entry.scores and label == label_of(task, split):
-            found[task] = entry.scores
-    return found
-
-
-def metric_of(
-    task: str, asked: str | None, runs: Sequence[Mapping[str, Mapping[str, float]]]
-) -> str:
-    """The score that stands for a task.
-
-    Errors: ValueError if no run has the one that is asked for.
-    """
-    names = list(dict.fromkeys(name for scores in runs for name in scores.get(task, {})))
-    if asked is None and names:
-        return names[0]
-    if asked is None or (names and asked not in names):
-        whole = ", ".join(name for name in names if "/" not in name) or "none"
-        raise ValueError(f"scores.{task}: no run has {asked or 'a score'}; there are {whole}")
-    return asked
-
-
 def numbers_of(
     row: RowSpec,
     runs: Sequence[RunInputs],
@@ -243,20 +209,6 @@ def numbers_of(
             if value is not None:
                 values[name].append(value)
     return {name: Number(found, row.published.get(name)) for name, found in values.items()}
-
-
-def percents(
-    scores: Mapping[str, Mapping[str, float]], metrics: Mapping[str, str]
-) -> dict[str, float]:
-    """Scores times 100, and their average if none is missing."""
-    found = {
-        task: 100 * scores[task][metric]
-        for task, metric in metrics.items()
-        if metric in scores.get(task, {})
-    }
-    return found | (
-        {AVERAGE: statistics.mean(found.values())} if len(found) == len(metrics) else {}
-    )
 
 
 def costs_of(run: RunInputs) -> dict[str, float | None]:

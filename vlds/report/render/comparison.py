@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from vlds.report.compute.compared_scores import AVERAGE
 from vlds.report.compute.comparison import (
     ANSWERS,
-    AVERAGE,
     MEMORY,
     SPEED,
     STORED,

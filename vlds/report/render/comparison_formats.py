@@ -10,8 +10,10 @@ from io import StringIO
 
 from rich.console import Console
 from rich.measure import Measurement
+from rich.text import Text
 
-from vlds.report.compute.comparison import AVERAGE, Comparison
+from vlds.report.compute.compared_scores import AVERAGE
+from vlds.report.compute.comparison import Comparison
 from vlds.report.render.comparison import (
     COSTS,
     PUBLISHED,
@@ -21,6 +23,7 @@ from vlds.report.render.comparison import (
 )
 from vlds.report.render.comparison_page import html
 from vlds.report.render.table import Cell, Table, markdown_table, terminal_table
+from vlds.runtime.shown import visible
 
 UNBOUNDED = 10_000
 """Characters of a line that holds any table."""
@@ -51,17 +54,15 @@ def terminal_text(comparison: Comparison) -> str:
     lines = [*notes(comparison), BRACKETS] if has_published(comparison) else notes(comparison)
     whole = terminal_table(table)
     parts = [whole]
-    if (
-        Measurement.get(console, console.options.update(width=UNBOUNDED), whole).maximum
-        > console.width
-    ):
+    unbounded = console.options.update(width=UNBOUNDED)
+    if Measurement.get(console, unbounded, whole).maximum > console.width:
         costs = 1 + heads.index(AVERAGE if AVERAGE in heads else comparison.columns[-1])
         parts = [terminal_table(some) for some in split(table, costs)]
     with console.capture() as captured:
         for part in parts:
             console.print(part)
             console.print()
-        console.print("\n".join(lines), markup=False, highlight=False)
+        console.print(Text("\n".join(map(visible, lines))))
     return captured.get()
 
 

@@ -30,7 +30,7 @@ FROM_DOWNLOADS = "sweeps/vl_adapter_image_bart_features.yaml"
 SWEEPS = [
     name
     for name in shipped("sweeps")
-    if name != FROM_DOWNLOADS and not name.startswith("sweeps/demo")
+    if name != FROM_DOWNLOADS and name.startswith("sweeps/vl_adapter")
 ]
 SIZES = {
     "image": {"vqa": 605_102, "gqa": 1_075_062, "nlvr": 86_373, "caption": 566_747},

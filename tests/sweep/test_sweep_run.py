@@ -82,7 +82,7 @@ def scores(file: Path, capsys: pytest.CaptureFixture[str]) -> list[dict[str, str
     capsys.readouterr()
     assert run_command(["compare", str(file), "--format", "csv"]) == 0
     rows = csv.DictReader(StringIO(capsys.readouterr().out))
-    return [row for row in rows if row["name"] not in ("speed", "memory")]
+    return [row for row in rows if row["name"] not in ("speed", "answers", "memory")]
 
 
 def test_killed_twice_it_ends_the_same(
@@ -157,3 +157,55 @@ def test_an_array_of_jobs_does_every_run_once(world: Path, tmp_path: Path) -> No
     assert code == 0, output
     assert "3 of 4 runs are done" in output
     assert "left, or another process does them: broken, seed 2" in output
+
+
+def test_two_at_a_time_end_as_one_after_another(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupted once on the way."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+    code, output = end(start(write_sweep(world, one)))
+    assert code == 0, output
+    file = write_sweep(world, two)
+    states = [two / "table" / row / "seed-7/state" for row in ("adapter", "nothing")]
+    process = start(file, "--at-once", "2")
+    deadline = time.monotonic() + 200
+    while not any(any(state.glob("step-*")) for state in states):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    code, output = end(process)
+    assert code == 128 + signal.SIGTERM, output
+    assert "vlds sweep: ended by SIGTERM; start it again to continue" in output
+    code, output = end(start(file, "--at-once", "2"))
+    assert code == 0, output
+    assert "2 of 2 runs are done" in output
+    assert {match[1] for match in re.finditer(r"^(\d)\| step \d+/", output, re.MULTILINE)} == set(
+        "12"
+    )
+    begun = [len(read_lines(state.parent / "starts.jsonl")) for state in states]
+    assert 2 in begun
+    assert scores(file, capsys) == scores(write_sweep(world, one), capsys)
+
+
+def test_a_failure_in_one_process_is_told(world: Path, tmp_path: Path) -> None:
+    broken = {"base": str(world / "tiny.yaml"), "optimizer": {"learning_rate": 1e30},
+              "training": {"steps": 4, "max_nonfinite_steps": 0}}  # fmt: skip
+    recipes = {
+        "whole": {"base": str(world / "tiny.yaml"), "training": {"steps": 4}},
+        "broken": broken,
+    }
+    file = write_sweep(
+        world, tmp_path, split="evaluate", published={}, recipes=recipes,
+        scores={"vqa": "soft_score"},
+    )  # fmt: skip
+    code, output = end(start(file, "--at-once", "2"))
+    assert code == 1, output
+    assert "1 of 2 runs are done" in output
+    assert "failed: broken, seed 7: in another process: " in output
+    code, output = end(start(file, "--at-once", "2", "--runs", "1"))
+    assert code == 2
+    assert "vlds sweep: --runs and --at-once: give one of them" in output

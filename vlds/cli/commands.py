@@ -220,6 +220,7 @@ def sweep(arguments: list[str]) -> int:
 
     vlds sweep sweeps/demo.yaml --dry-run
     vlds sweep my_table.yaml --ranks 8
+    vlds sweep sweeps/demo.yaml --at-once 2
     """
     parser = command_parser(sweep, accepts_keys=True)
     parser.add_argument("file", metavar="SWEEP", help="a YAML file of yours, or one of vlds")
@@ -231,12 +232,19 @@ def sweep(arguments: list[str]) -> int:
         "--runs", metavar="N", help="do at most N runs; default: all that are missing and free"
     )
     parser.add_argument(
+        "--at-once", metavar="N",
+        help="N runs at a time, each on its share of this machine; default: one after another",
+    )  # fmt: skip
+    parser.add_argument(
         "--dry-run", action="store_true", help="only say what is left to do, and its time"
     )
     options, keys = parser.parse_known_args(arguments)
     from vlds.sweep.command import sweep as run
 
-    return run([options.file, *keys], options.ranks, options.runs, is_dry=options.dry_run)
+    return run(
+        [options.file, *keys], ranks=options.ranks, runs=options.runs, at_once=options.at_once,
+        is_dry=options.dry_run,
+    )  # fmt: skip
 
 
 def compare(arguments: list[str]) -> int:

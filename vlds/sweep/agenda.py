@@ -36,7 +36,7 @@ class Estimate:
 
 
 def say_agenda(
-    file: str, sweep: Sweep, work: Work, runs: Sequence[SweepRun], num_ranks: int
+    file: str, sweep: Sweep, work: Work, runs: Sequence[SweepRun], num_ranks: int, at_once: int
 ) -> None:
     """Print what is done, what is left and its time."""
     by_row = {row: [run for run in runs if run.row == row] for row in sweep.recipes}
@@ -59,7 +59,8 @@ def say_agenda(
         reasons = dict.fromkeys(known.reason for known in estimates.values() if known.reason)
         tell(f"the time of some rows is not known yet: {next(iter(reasons))}")
     if total := sum(seconds for seconds in left if seconds is not None):
-        tell(f"training alone: about {duration_text(total)} on {on}, one run after another")
+        how = "one run after another" if at_once == 1 else f"{at_once} runs at a time"
+        tell(f"training alone: about {duration_text(total / at_once)} on {on}, {how}")
 
 
 def time_text(seconds: float | None) -> str:

@@ -12,30 +12,46 @@ from vlds.runtime.disk import check_writable
 from vlds.runtime.process_end import Interrupted
 from vlds.runtime.terminal import tell
 from vlds.sweep.agenda import say_agenda
+from vlds.sweep.at_once import shares, work_at_once
 from vlds.sweep.file import read_sweep
 from vlds.sweep.runs import runs_of
 from vlds.sweep.work import Work
 
 
-def sweep(words: Sequence[str], ranks: str | None, runs: str | None, *, is_dry: bool) -> int:
+def sweep(
+    words: Sequence[str],
+    *,
+    ranks: str | None,
+    runs: str | None,
+    at_once: str | None,
+    is_dry: bool,
+) -> int:
     """Do what is missing of a sweep, or with `is_dry` only say what that is. Returns the exit code:
     1 if something has failed.
 
     Errors: ValueError for a mistake in the file, its recipes or the options, before anything runs.
     """
     most = None if runs is None else positive("--runs", runs, "a number of runs")
+    num = 1 if at_once is None else positive("--at-once", at_once, "a number of runs")
+    if most is not None and num > 1:
+        raise ValueError("--runs and --at-once: give one of them")
     given = [] if ranks is None else ["--ranks", ranks]
     num_ranks = None if ranks is None else positive("--ranks", ranks, "the number of ranks")
-    launch_command([], num_ranks, [], os.environ, count_gpus())
+    num_gpus = count_gpus()
+    launch_command([], num_ranks, [], os.environ, num_gpus)
+    environments = shares(num, num_ranks or 1, num_gpus, os.environ) if num > 1 else []
     table = read_sweep(words)
     planned = runs_of(table)
     work = Work(table, planned)
-    say_agenda(words[0], table, work, planned, num_ranks or count_gpus() or 1)
+    say_agenda(words[0], table, work, planned, num_ranks or num_gpus // num or 1, num)
     if is_dry:
         return 0
     check_writable(work.folder, "output")
     try:
-        work.do(most, given)
+        if environments:
+            work_at_once(words, given, environments)
+        else:
+            work.do(most, given)
     except Interrupted as error:
         tell(f"vlds sweep: ended by {error.signal_name}; start it again to continue", error=True)
         return error.exit_code

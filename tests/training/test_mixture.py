@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.toys.engines import RATE, Case, global_batch, make_case, own_micro_batches, start_engine
+from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_and_print
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import short_recipe
@@ -113,6 +114,7 @@ def test_a_run_says_that_it_takes_two_passes(world: Path, ranks2: RankPool, tmp_
     code, said = ranks2.run(run_and_print, recipe, timeout=120)[0]
     assert code == 0
     assert "2 passes over each batch (methods.mix); `vlds plan` says what they cost" in said
+    assert read_lines(tmp_path / "run/metrics.jsonl")[0]["passes"] == 2  # for `vlds compare`
 
 
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])

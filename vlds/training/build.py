@@ -242,4 +242,5 @@ def announce(run: Run) -> None:
     tracker.say(f"{num_steps:,} steps = {', '.join(parts)}")
     if run.stream.notice:
         tracker.say(run.stream.notice)
-    tracker.write(engine.steps_done, {"bytes_per_rank": sizes, "trainable": counts.as_dict()})
+    facts = {"bytes_per_rank": sizes, "trainable": counts.as_dict(), "passes": passes}
+    tracker.write(engine.steps_done, facts)

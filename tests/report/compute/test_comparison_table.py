@@ -75,6 +75,18 @@ def test_the_time_to_the_mean_of_a_row(tmp_path: Path) -> None:
     assert "Time to vqa of single adapter: no run of that row has ended." in compare(missing).notes
 
 
+def test_further_passes_are_named(tmp_path: Path) -> None:
+    spec = write_compared(tmp_path)
+    for folder in spec.rows[0].folders:
+        with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write('{"step": 10, "passes": 2}\n')
+    told = [note for note in compare(spec).notes if "passes" in note]
+    assert told == [
+        "single adapter: each step has 2 passes over its batch, which its memory and its speed "
+        "pay for."
+    ]
+
+
 def test_test_scores_are_those_of_the_newest_evaluation(tmp_path: Path) -> None:
     run = write_compared_run(tmp_path / "run", {"vqa": {"exact_match": 0.5}}, 3.0)
     (run / "predictions").mkdir()

@@ -83,7 +83,7 @@ def test_a_narrow_terminal_shows_scores_above_costs(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     scores, costs, *_ = FORMATS["terminal"](comparison).split("\n\n")
-    assert scores.splitlines()[0].split() == ["trains", "vqa", "caption", "average"]
+    assert scores.splitlines()[0].split() == ["vqa", "caption", "average"]
     assert costs.splitlines()[0].split()[:2] == ["time", "to"]
     for lines in (scores.splitlines(), costs.splitlines()):
         assert any(line.startswith("single adapter ") for line in lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 
@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.text import Text
 
-from vlds.report.compute.compared_scores import AVERAGE
 from vlds.report.compute.comparison import Comparison
 from vlds.report.render.comparison import (
     COSTS,
@@ -56,8 +55,10 @@ def terminal_text(comparison: Comparison) -> str:
     parts = [whole]
     unbounded = console.options.update(width=UNBOUNDED)
     if Measurement.get(console, unbounded, whole).maximum > console.width:
-        costs = 1 + heads.index(AVERAGE if AVERAGE in heads else comparison.columns[-1])
-        parts = [terminal_table(some) for some in split(table, costs)]
+        last = heads.index(comparison.values[-1])
+        scores = range(last + 1 - len(comparison.values), last + 1)
+        costs = [column for column in range(1, len(heads)) if column not in scores]
+        parts = [terminal_table(with_columns(table, some)) for some in (scores, costs) if some]
     with console.capture() as captured:
         for part in parts:
             console.print(part)
@@ -66,20 +67,10 @@ def terminal_text(comparison: Comparison) -> str:
     return captured.get()
 
 
-def split(table: Table, column: int) -> list[Table]:
-    """Two tables with the same rows: the columns before this one, and the others."""
-    return [
-        replace(
-            table,
-            heads=[table.heads[0], *table.heads[some]],
-            rows=[
-                replace(row, cells=row.cells[some.start - 1 : some.stop and some.stop - 1])
-                for row in table.rows
-            ],
-        )
-        for some in (slice(1, column), slice(column, None))
-        if table.heads[some]
-    ]
+def with_columns(table: Table, columns: Sequence[int]) -> Table:
+    """Some columns of a table, beside the names of its rows."""
+    rows = [replace(row, cells=[row.cells[column - 1] for column in columns]) for row in table.rows]
+    return replace(table, heads=[table.heads[column] for column in (0, *columns)], rows=rows)
 
 
 def markdown(comparison: Comparison) -> str:

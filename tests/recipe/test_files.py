@@ -58,6 +58,9 @@ def test_null_leaves_a_task_out(tmp_path: Path) -> None:
     assert read_merged(fewer) == {"tasks": {"gqa": 2}}
     again = write(tmp_path / "c.yaml", {"base": "b.yaml", "tasks": {"vqa": 4}})
     assert read_merged(again) == {"tasks": {"gqa": 2, "vqa": 4}}
+    wrong = write(tmp_path / "d.yaml", {"base": "b.yaml", "tasks": {"gqaa": None}})
+    with pytest.raises(ValueError, match=r"tasks.gqaa: null leaves out .* mean 'gqa'\? it has gqa"):
+        read_merged(wrong)
 
 
 def test_the_base_lies_beside_the_recipe_or_comes_with_vlds(tmp_path: Path) -> None:

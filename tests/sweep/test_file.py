@@ -109,6 +109,7 @@ def work(words: list[str]) -> Work:
         ("--recipes.Norms_alone recipes/demo.yaml", "would both write norms_alone; rename one"),
         ("--recipes.!! recipes/demo.yaml", "'!!' gives no name for a folder"),
         ("--overrides.trainin.steps 3", "unknown key 'trainin'; did you mean 'training'?"),
+        ("--overrides {tasks: {vq: null}}", "recipes.single adapter: tasks.vq: null leaves out a"),
         ("--overrides.training.steps 0", "recipes.single adapter: training.steps: got 0"),
         ("--paths.shards x", "paths: no recipe reads 'shards'"),
         ("--split test", "split: test, but tasks.vqa of recipes.single adapter names no data"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlds.recipe.paths import located
+from vlds.runtime.near_names import guess
 from vlds.runtime.resources import find
 from vlds.runtime.yaml_file import read_yaml
 
@@ -53,7 +54,8 @@ def read_merged(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 def on_base(tree: dict[str, Any], folder: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Merge a recipe's keys into its base, if it has one; `folder`: where it is looked up first.
 
-    Errors: ValueError for a base that is missing, or that leads back to the recipe.
+    Errors: ValueError for a base that is missing, or that leads back to the recipe; for a task to
+    leave out that the base does not have.
     """
     rest = {key: value for key, value in tree.items() if key != BASE}
     name = tree.get(BASE)
@@ -64,8 +66,23 @@ def on_base(tree: dict[str, Any], folder: Path, seen: tuple[Path, ...] = ()) -> 
         base = relative if relative.exists() else find(str(name))
     except OSError as error:
         raise ValueError(f"base: got {name!r}; give a recipe's file: {error.strerror}") from None
-    result = merged(read_merged(base, seen), rest, WHOLE)
+    return changed(read_merged(base, seen), rest)
+
+
+def changed(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's keys with `changes` merged in, without the tasks that these leave out.
+
+    Errors: ValueError for a task to leave out that the recipe does not have.
+    """
+    result = merged(recipe, changes, WHOLE)
     if isinstance(tasks := result.get(TASKS), dict):
+        known = recipe.get(TASKS) or {}
+        for name, task in tasks.items():
+            if task is None and name not in known:
+                raise ValueError(
+                    f"tasks.{name}: null leaves out a task of the base, and that has none of this "
+                    f"name; {guess(name, known)}it has {', '.join(known) or 'no tasks'}"
+                )
         result[TASKS] = {name: task for name, task in tasks.items() if task is not None}
     return result
 

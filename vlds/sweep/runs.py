@@ -11,7 +11,7 @@ from vlds.artifact import RECIPE, WEIGHTS, artifact_folder
 from vlds.config import Recipe, load_recipe, recipe_from, save_recipe, to_tree
 from vlds.data.order.permutation import differences
 from vlds.evaluation.scores_json import read_scores
-from vlds.recipe.files import BASE, WHOLE, merged, on_base
+from vlds.recipe.files import BASE, changed, on_base
 from vlds.recipe.paths import STARTED_IN, file_names, is_below, moved
 from vlds.runtime.manifest import recorded_hash
 from vlds.runtime.run_folder import PREDICTIONS
@@ -180,9 +180,9 @@ def tree_of(sweep: Sweep, row: str) -> dict[str, Any]:
     given = sweep.recipes[row]
     try:
         tree = on_base({BASE: given} if isinstance(given, str) else given, Path())
+        return changed(tree, sweep.overrides)
     except ValueError as error:
         raise ValueError(f"recipes.{row}: {error}") from None
-    return merged(tree, sweep.overrides, WHOLE)
 
 
 def task_names(runs: Sequence[SweepRun]) -> list[str]:

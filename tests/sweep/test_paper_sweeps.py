@@ -206,6 +206,18 @@ def test_the_small_studies_share_the_backbones_of_the_demo_s_sweep(name: str, ro
         assert steps == {n: round(240 * task.weight / whole) for n, task in tasks.items()}
 
 
+def test_the_sweep_of_costs_reads_one_task_s_data() -> None:
+    sweep, runs = resolved("sweeps/smollm2_costs.yaml")
+    assert sweep.target == {"vqa": "full fine-tuning"}
+    for run in runs:
+        (task,) = run.recipe.tasks.values()
+        assert task.decoding.choices is None
+        data = f"{sweep.output}/data"
+        assert all(path.startswith(f"{data}/") for path in [*task.train, *task.evaluate])
+        assert run.needs == [Path(data, "spiece.model")]
+    assert len({run.recipe.optimizer.learning_rate for run in runs}) == 3
+
+
 def test_the_demo_s_sweep_resolves() -> None:
     sweep, runs = resolved("sweeps/demo.yaml")
     assert len(runs) == 3 * len(sweep.recipes) == 27

@@ -152,8 +152,10 @@ def check_any_cut(case: Case, ranks1: RankPool, ranks2: RankPool) -> set[str]:
         assert moved_names(found) == moved
         for losses, whole in zip(found["losses"], expected["losses"], strict=True):
             assert losses.keys() == whole.keys()
-            for task, pair in whole.items():
-                assert losses[task] == pytest.approx(pair, rel=1e-5), task
+            for task, (before, after) in whole.items():
+                assert losses[task][0] == pytest.approx(before, rel=1e-5), task
+                # Of weights that have moved, which CPUs round differently: as the weights below.
+                assert losses[task][1] == pytest.approx(after, rel=1e-4), task
         for key, tensor in expected["after"].items():
             assert torch.allclose(found["after"][key], tensor, rtol=1e-4, atol=1e-4), key
     return moved

@@ -39,7 +39,8 @@ from data_prep.cli import main as data_prep
 from tests.toys.files import ROOT
 from tests.toys.trained_runs import built_run, save_run, write_run
 from tests.toys.world import world_recipe, write_world
-from vlds.cli.commands import COMMANDS, plan, run_command, sweep
+from vlds.cli.commands import COMMANDS, plan, run_command
+from vlds.cli.tables import sweep
 from vlds.config import load_recipe, parse_recipe
 from vlds.convert.command import parse as parse_convert
 from vlds.evaluation.score_file import task_class

@@ -36,6 +36,9 @@ CONFIG = MetaConfig(learning_rate=0.02)
 """Without decay, which makes whole steps of what is rounding alone, such as the gradients of keys'
 biases."""
 DECAYING = replace(CONFIG, weight_decay=0.1)
+EPS = 1e-3
+"""Adam's. A task's first step goes by g / (|g| + eps), so a smaller eps makes much of the rounding
+of small gradients: with 1e-4, HyperPELT's second loss differs by 2e-5 on some CPUs."""
 
 
 def halved(case: Case, sizes: list[int]) -> list[Any]:
@@ -91,7 +94,8 @@ def batch_of(case: Case, seed: int, size: int) -> Batch:
 def learn(case: Case, sizes: list[int], config: MetaConfig) -> dict[str, Any]:
     """Outer steps on global batches of these sizes: losses, and the weights before and after."""
     ranks = start_ranks(60)
-    recipe = replace(case_recipe(case), meta=config)
+    recipe = case_recipe(case)
+    recipe = replace(recipe, meta=config, optimizer=replace(recipe.optimizer, eps=EPS))
     model = built(recipe)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     learner = MetaLearner(model, recipe, config, ranks)
@@ -152,10 +156,8 @@ def check_any_cut(case: Case, ranks1: RankPool, ranks2: RankPool) -> set[str]:
         assert moved_names(found) == moved
         for losses, whole in zip(found["losses"], expected["losses"], strict=True):
             assert losses.keys() == whole.keys()
-            for task, (before, after) in whole.items():
-                assert losses[task][0] == pytest.approx(before, rel=1e-5), task
-                # Of weights that have moved, which CPUs round differently: as the weights below.
-                assert losses[task][1] == pytest.approx(after, rel=1e-4), task
+            for task, pair in whole.items():
+                assert losses[task] == pytest.approx(pair, rel=1e-5), task
         for key, tensor in expected["after"].items():
             assert torch.allclose(found["after"][key], tensor, rtol=1e-4, atol=1e-4), key
     return moved

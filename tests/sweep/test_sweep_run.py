@@ -14,11 +14,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from tests.toys.files import ROOT, read_lines
 from tests.toys.launched_run import last_step
+from tests.toys.processes import until
 from tests.toys.recipes import with_task
 from tests.toys.world import world_recipe, write_world
 from vlds.cli.commands import run_command
@@ -85,15 +87,20 @@ def scores(file: Path, capsys: pytest.CaptureFixture[str]) -> list[dict[str, str
     return [row for row in rows if row["name"] not in ("speed", "answers", "memory")]
 
 
-def test_killed_twice_it_ends_the_same(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        folder.mkdir()
-    code, output = end(start(write_sweep(world, whole)))
+@pytest.fixture(scope="module")
+def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep that ran through, one run after another."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, output = end(start(write_sweep(world, folder)))
     assert code == 0, output
     assert "2 of 2 runs are done" in output
+    return folder
+
+
+def test_killed_twice_it_ends_the_same(
+    world: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed = tmp_path
     file = write_sweep(world, killed)
     runs = [killed / "table" / row / "seed-7" for row in ("adapter", "nothing")]
     for run, step, number in zip(runs, (10, 6), (signal.SIGKILL, signal.SIGTERM), strict=True):
@@ -160,22 +167,13 @@ def test_an_array_of_jobs_does_every_run_once(world: Path, tmp_path: Path) -> No
 
 
 def test_two_at_a_time_end_as_one_after_another(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Interrupted once on the way."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    for folder in (one, two):
-        folder.mkdir()
-    code, output = end(start(write_sweep(world, one)))
-    assert code == 0, output
-    file = write_sweep(world, two)
-    states = [two / "table" / row / "seed-7/state" for row in ("adapter", "nothing")]
+    file = write_sweep(world, tmp_path)
+    states = [tmp_path / "table" / row / "seed-7/state" for row in ("adapter", "nothing")]
     process = start(file, "--at-once", "2")
-    deadline = time.monotonic() + 200
-    while not any(any(state.glob("step-*")) for state in states):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: any(any(state.glob("step-*")) for state in states), 200)
     process.send_signal(signal.SIGTERM)
     code, output = end(process)
     assert code == 128 + signal.SIGTERM, output
@@ -188,7 +186,18 @@ def test_two_at_a_time_end_as_one_after_another(
     )
     begun = [len(read_lines(state.parent / "starts.jsonl")) for state in states]
     assert 2 in begun
-    assert scores(file, capsys) == scores(write_sweep(world, one), capsys)
+    assert scores(file, capsys) == scores(write_sweep(world, whole), capsys)
+
+
+def test_killed_processes_are_told(world: Path, tmp_path: Path) -> None:
+    process = start(write_sweep(world, tmp_path), "--at-once", "2")
+    states = tmp_path / "table"
+    until(lambda: any(states.glob("*/seed-7/state/step-*")), 200)
+    for worker in psutil.Process(process.pid).children():
+        worker.kill()
+    code, output = end(process)
+    assert code == 1, output
+    assert "one of its processes has ended early; start it again to continue" in output
 
 
 def test_a_failure_in_one_process_is_told(world: Path, tmp_path: Path) -> None:

@@ -51,9 +51,10 @@ def shares(
 
 def work_at_once(
     words: Sequence[str], ranks: Sequence[str], environments: Sequence[Mapping[str, str]]
-) -> None:
+) -> bool:
     """Work on a sweep in so many processes; what one prints begins with its number. `words`: the
-    sweep's file and keys. `ranks`: words that say how many each run has.
+    sweep's file and keys. `ranks`: words that say how many each run has. Returns False if one was
+    killed or has crashed; that a run failed is not a crash.
 
     Errors: Interrupted, once all have saved and ended, if a signal asked for it.
     """
@@ -84,6 +85,7 @@ def work_at_once(
             reader.join()
     if received:
         raise Interrupted(received[0])
+    return all(process.returncode == 0 for process in processes)
 
 
 def show(lines: IO[str], number: int) -> None:

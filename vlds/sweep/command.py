@@ -47,15 +47,20 @@ def sweep(
     if is_dry:
         return 0
     check_writable(work.folder, "output")
+    is_whole = True
     try:
         if environments:
-            work_at_once(words, given, environments)
+            is_whole = work_at_once(words, given, environments)
         else:
             work.do(most, given)
     except Interrupted as error:
         tell(f"vlds sweep: ended by {error.signal_name}; start it again to continue", error=True)
         return error.exit_code
-    return say_end(words, work)
+    code = say_end(words, work)
+    if is_whole or not work.missing:
+        return code
+    tell("vlds sweep: one of its processes has ended early; start it again to continue", error=True)
+    return 1
 
 
 def say_end(words: Sequence[str], work: Work) -> int:

@@ -91,6 +91,8 @@ def test_a_worker_that_is_slow_to_end(
     next(batches)
     slow, other = workers()
     suspend(slow)
+    assert not gone(slow)
+    assert not gone(other)
     del batches
     until(lambda: gone(slow) and gone(other), 10)
 
@@ -128,6 +130,8 @@ def test_workers_end_with_their_rank_also_where_they_hang(sources: list[Source])
     rank.start()
     below = [psutil.Process(pid) for pid in ready.get(timeout=30)]
     below[0].suspend()
+    assert len(below) == 2
+    assert not any(map(gone, below))
     os.kill(rank.pid or 0, signal.SIGKILL)
     rank.join()
     until(lambda: all(map(gone, below)), 4)  # an idle one looks every five seconds by itself

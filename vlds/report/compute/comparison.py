@@ -197,17 +197,17 @@ def numbers_of(
 ) -> dict[str, Number]:
     """All numbers of a row."""
     values: dict[str, list[float]] = {name: [] for name in (*COSTS, TIME, *metrics, AVERAGE)}
+    passes = [line["passes"] for run in runs for line in run.lines if "passes" in line]
+    if max(passes, default=1) > 1:
+        notes.append(
+            f"{row.name}: each step has {max(passes)} passes over its batch, which its memory and "
+            "its speed pay for."
+        )
     for run in runs:
         scores = percents(scores_of(run, split), metrics)
         asked = run.recipe_tree.get("tasks", metrics)
         if lost := [task for task in metrics if task in asked and task not in scores]:
             notes.append(f"{row.name}: {run.name} has no {metrics[lost[0]]} of {lost[0]}.")
-        passes = max((line["passes"] for line in run.lines if "passes" in line), default=1)
-        if passes > 1 and run is runs[0]:
-            notes.append(
-                f"{row.name}: each step has {passes} passes over its batch, which its memory and "
-                "its speed pay for."
-            )
         known = {**costs_of(run), **scores}
         if target is not None:
             known[TIME] = seconds_to(run, metrics, target)

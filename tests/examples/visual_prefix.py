@@ -11,13 +11,13 @@ from transformers import T5ForConditionalGeneration
 
 from vlds.methods.extended import run_beside
 from vlds.models.collate import JointCollator
+from vlds.models.generation.written_answers import Writer
 from vlds.models.kind import GridKind
-from vlds.models.load_backbone import load_backbone
+from vlds.models.loading.load_backbone import load_backbone
 from vlds.models.model import Part
 from vlds.models.projector import tokens_of_rows
 from vlds.models.roles import find_roles
 from vlds.models.writing_model import WritingModel
-from vlds.models.written_answers import Writer
 from vlds.pretrained.weights import read_any_config
 from vlds.schema import Batch
 

@@ -37,8 +37,8 @@ from vlds.methods import IA3, Adapter, LoRA, Method, Peft, PromptTuning
 from vlds.methods.extended import is_own, zero_at_first
 from vlds.methods.peft_settings import RERUN
 from vlds.models.joint_model import JointModel
+from vlds.models.loading.partitioned_loading import partitioned_loading
 from vlds.models.optimizer_rules import optimizer_rules
-from vlds.models.partitioned_loading import partitioned_loading
 
 reason = "peft is not installed: pip install 'vlds[peft]'"
 PeftModel: Any = pytest.importorskip("peft", reason=reason).PeftModel

@@ -16,7 +16,7 @@ from tests.toys.rank_pool import RankError, RankPool
 from vlds.methods import Adapter, LoRA, Method
 from vlds.models.causal import Causal
 from vlds.models.causal_model import CausalModel
-from vlds.models.partitioned_loading import partitioned_loading
+from vlds.models.loading.partitioned_loading import partitioned_loading
 from vlds.schema import Batch
 
 METHODS: dict[str, Method] = {

@@ -35,7 +35,7 @@ from vlds.methods import Adapter, LoRA
 from vlds.models import CrossModal, JointSeq2Seq
 from vlds.models.co_attention import CoAttention, CoAttentionConfig
 from vlds.models.cross_modal_model import CrossModalModel
-from vlds.models.learned_positions import Longest
+from vlds.models.loading.learned_positions import Longest
 from vlds.models.model import Model
 from vlds.schema import NO_IMAGE
 from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate

@@ -43,10 +43,10 @@ from vlds.methods.extended import LinearExtension
 from vlds.methods.host import Host
 from vlds.models import JointSeq2Seq
 from vlds.models.build import ModelSetup, attach_methods, build_model, build_parts
-from vlds.models.draws import draw_by_name, seed_of
 from vlds.models.joint_model import JointModel
-from vlds.models.partitioned_loading import partitioned_loading
-from vlds.models.tape import Tape
+from vlds.models.loading.draws import draw_by_name, seed_of
+from vlds.models.loading.partitioned_loading import partitioned_loading
+from vlds.models.loading.tape import Tape
 from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])

@@ -17,7 +17,7 @@ from tests.toys.recipes import with_model, with_task
 from tests.toys.world import world_recipe
 from vlds.backbones import Bart
 from vlds.config import Recipe
-from vlds.models.learned_positions import Longest, num_positions
+from vlds.models.loading.learned_positions import Longest, num_positions
 from vlds.training.prepare import prepare
 
 POSITIONS = {"opt": 128, "gpt2": 128, "llama": None, "bloom": None, "mamba": None}

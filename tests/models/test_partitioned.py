@@ -15,7 +15,7 @@ from tests.toys.rank_pool import RankPool
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods import Adapter, BitFit, Method
 from vlds.methods.extended import is_plain
-from vlds.models.partitioned_loading import equal_parts, partitioned_loading
+from vlds.models.loading.partitioned_loading import equal_parts, partitioned_loading
 
 CONFIG: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 4,

@@ -28,7 +28,7 @@ from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
 from vlds.methods.extended import ExtendedLinear, zero_at_first
 from vlds.models import Causal, ImageTextToText, quantised
 from vlds.models.build import ModelSetup, build_shapes, describe
-from vlds.models.quantised import Bits, packed_linears, scale_bytes
+from vlds.models.loading.quantised import Bits, packed_linears, scale_bytes
 from vlds.plan import Forecast, forecast_or_reason, plan_recipe
 from vlds.schema import Decoding
 from vlds.vision import ConvNet

@@ -20,7 +20,7 @@ from vlds.config import load_recipe
 from vlds.data.shards.shard_stream import read_shard, shard_urls
 from vlds.data.shards.store import open_dataset
 from vlds.inference import predict_one
-from vlds.models.answer_list import read_answers
+from vlds.models.generation.answer_list import read_answers
 from vlds.runtime.manifest import MANIFEST, damage
 from vlds.runtime.regular_file import NotAFile, check_file, open_file
 from vlds.tasks.gqa_choices import load_choices

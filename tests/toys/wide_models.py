@@ -19,7 +19,7 @@ from vlds.methods import Method
 from vlds.models import Causal
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.causal_model import CausalModel
-from vlds.models.quantised import Bits
+from vlds.models.loading.quantised import Bits
 from vlds.schema import Batch, Row
 
 

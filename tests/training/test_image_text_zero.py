@@ -18,7 +18,7 @@ from vlds.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
 from vlds.methods import Adapter, Full, HyperPELT, LoRA, Method, Mixture, Peft, SimAdapter
 from vlds.models.build import build_model
 from vlds.models.image_text_model import ImageTextModel
-from vlds.models.partitioned_loading import partitioned_loading
+from vlds.models.loading.partitioned_loading import partitioned_loading
 from vlds.tasks import VQA, Caption
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine, start_ranks

@@ -22,7 +22,7 @@ from vlds.beginning.meta_steps import MetaSteps, outer_rate
 from vlds.beginning.task_halves import TaskHalf, task_halves
 from vlds.config import MetaConfig, Recipe
 from vlds.data.streams.mixed_stream import MixedStream
-from vlds.models.draws import seed_of
+from vlds.models.loading.draws import seed_of
 from vlds.models.loss import coefficients
 from vlds.models.model import Model
 from vlds.models.optimizer_rules import TaskSlices, task_slices

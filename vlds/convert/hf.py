@@ -41,8 +41,8 @@ from vlds.convert.verify import Verification, all_tasks
 from vlds.methods.base import Method
 from vlds.methods.extended import is_own
 from vlds.models.build import build_model
+from vlds.models.loading.quantised import check_writable_whole
 from vlds.models.model import Sources
-from vlds.models.quantised import check_writable_whole
 from vlds.runtime.manifest import write_manifest
 
 

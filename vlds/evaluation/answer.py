@@ -10,7 +10,7 @@ from vlds.config import Recipe
 from vlds.data.shards.decode import decode_image
 from vlds.data.streams.image_stack import new_stack
 from vlds.evaluation.cut_texts import num_cut
-from vlds.models.model import Answer
+from vlds.models.generation.answer import Answer
 from vlds.runtime.near_names import guess
 from vlds.schema import RefusedRows, Row, Sample, SkipSample
 from vlds.tasks.base import Task

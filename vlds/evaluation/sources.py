@@ -13,7 +13,7 @@ from vlds.data.shards.subset import few_shots, of_classes
 from vlds.data.streams.source import NumPictures, Source
 from vlds.data.streams.streamed_source import StreamedSource, open_streamed
 from vlds.heads.base import check_classes, read_classes
-from vlds.models.answer_list import read_answers
+from vlds.models.generation.answer_list import read_answers
 from vlds.tasks.base import Split, Task, label_of
 
 

@@ -14,10 +14,10 @@ from vlds.heads.base import ClassOutput
 from vlds.methods.base import Method
 from vlds.methods.host import Host
 from vlds.models.counts import Counts
-from vlds.models.draws import draw_by_name
 from vlds.models.kind import ModelKind
+from vlds.models.loading.draws import draw_by_name
+from vlds.models.loading.tape import Tape
 from vlds.models.model import Model
-from vlds.models.tape import Tape
 from vlds.models.task_heads import TaskHeads
 from vlds.vision.base import GridEncoder, on_meta
 

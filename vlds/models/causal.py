@@ -16,12 +16,17 @@ from vlds.models.causal_collate import CausalCollator
 from vlds.models.causal_model import CausalModel
 from vlds.models.chat_format import ChatFormat
 from vlds.models.kind import GridKind, named
-from vlds.models.learned_positions import Longest, check_fits, num_positions
-from vlds.models.load_backbone import load_backbone
+from vlds.models.loading.learned_positions import Longest, check_fits, num_positions
+from vlds.models.loading.load_backbone import load_backbone
+from vlds.models.loading.quantised import (
+    Bits,
+    check_has_source,
+    check_libraries,
+    check_writable_whole,
+)
 from vlds.models.model import Model
 from vlds.models.path_kind import PathKind
 from vlds.models.projector import Projector
-from vlds.models.quantised import Bits, check_has_source, check_libraries, check_writable_whole
 from vlds.pretrained.weights import check_config, read_any_config
 from vlds.vision.base import load_weights as load_file
 

@@ -19,15 +19,15 @@ from vlds.methods.batch_loss import Predicted
 from vlds.methods.context import Visual
 from vlds.methods.extended import run_beside
 from vlds.methods.host import CROSS_ATTENTION
-from vlds.models.answer_positions import output_width, pick_positions, picking
 from vlds.models.chat_format import ChatFormat
+from vlds.models.generation.answer_positions import output_width, pick_positions, picking
+from vlds.models.generation.shared_starts import Lines, can_share_starts, share_starts
+from vlds.models.generation.written_answers import Writer
 from vlds.models.model import Part
 from vlds.models.projector import Projector, packing, tokens_of_rows
 from vlds.models.roles import find_roles
-from vlds.models.shared_starts import Lines, can_share_starts, share_starts
 from vlds.models.token_nll import targets_of
 from vlds.models.writing_model import WritingModel
-from vlds.models.written_answers import Writer
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
 from vlds.vision.base import GridEncoder, VisionEncoder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vlds.models.quantised import unpacked_sizes
+from vlds.models.loading.quantised import unpacked_sizes
 
 
 @dataclass(frozen=True)

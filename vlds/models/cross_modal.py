@@ -16,7 +16,7 @@ from transformers import MODEL_MAPPING
 from vlds.models.co_attention import CoAttention, CoAttentionConfig
 from vlds.models.cross_modal_model import CrossModalModel, TextAndFusion
 from vlds.models.kind import named
-from vlds.models.load_backbone import load_backbone
+from vlds.models.loading.load_backbone import load_backbone
 from vlds.models.model import Model
 from vlds.models.text_encoder_kind import TextEncoderKind
 from vlds.models.word_head import WordHead

@@ -20,7 +20,8 @@ from vlds.methods.batch_loss import Predicted
 from vlds.methods.context import Visual
 from vlds.methods.extended import run_beside
 from vlds.models.co_attention import INIT_STD, NORMS, ROLES, CoAttention, Fused
-from vlds.models.model import Answer, Model, Part
+from vlds.models.generation.answer import Answer
+from vlds.models.model import Model, Part
 from vlds.models.token_nll import targets_of
 from vlds.models.word_head import WordHead
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding, Role, TargetModules

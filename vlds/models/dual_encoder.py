@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from vlds.models.dual_collate import DualCollator
 from vlds.models.dual_encoder_model import DualEncoderModel
-from vlds.models.load_backbone import load_backbone
+from vlds.models.loading.load_backbone import load_backbone
 from vlds.models.model import Model
 from vlds.models.path_kind import PathKind
 from vlds.pretrained.weights import check_config, quiet, read_config, unpartitioned

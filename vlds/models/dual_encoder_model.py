@@ -20,10 +20,11 @@ from vlds.heads.texts import ClassExtension, ClassTexts, TextClasses, Twin, unit
 from vlds.kernels.dropout import examples_follow, pictures_follow
 from vlds.methods.batch_loss import Predicted
 from vlds.methods.extended import is_own, run_beside
-from vlds.models.answer_list import read_answers
 from vlds.models.collate import padded, token_ids
 from vlds.models.contrastive import contrastive_nll
-from vlds.models.model import BACKBONE_PREFIX, Answer, Model, ModelOutput, Part
+from vlds.models.generation.answer import Answer
+from vlds.models.generation.answer_list import read_answers
+from vlds.models.model import BACKBONE_PREFIX, Model, ModelOutput, Part
 from vlds.models.picture_views import View
 from vlds.models.roles import find_roles
 from vlds.models.token_nll import targets_of

@@ -17,9 +17,8 @@ from vlds.models.image_text_collate import NEED_PICTURES, PLACES_PICTURES, Image
 from vlds.models.image_text_model import ImageTextModel
 from vlds.models.image_text_parts import BRIDGES, ImageTextParts, find_parts
 from vlds.models.kind import ModelKind
-from vlds.models.learned_positions import Longest, check_fits, num_positions
-from vlds.models.model import BACKBONE_PREFIX, Model, Part
-from vlds.models.quantised import (
+from vlds.models.loading.learned_positions import Longest, check_fits, num_positions
+from vlds.models.loading.quantised import (
     Bits,
     check_has_source,
     check_libraries,
@@ -27,6 +26,7 @@ from vlds.models.quantised import (
     load_language,
     pack_shapes,
 )
+from vlds.models.model import BACKBONE_PREFIX, Model, Part
 from vlds.models.roles import ROLES, check_named, find_roles
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source, check_tokenizer

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from vlds.methods.batch_loss import Predicted
 from vlds.methods.extended import run_beside
-from vlds.models.answer_positions import output_width, pick_positions, picking
 from vlds.models.chat_format import ChatFormat
+from vlds.models.generation.answer_positions import output_width, pick_positions, picking
+from vlds.models.generation.written_answers import Writer, left_padded
 from vlds.models.image_text_collate import EncodedRow, ImageTextCollator
 from vlds.models.model import BACKBONE_PREFIX, Part
 from vlds.models.token_nll import targets_of
 from vlds.models.writing_model import WritingModel
-from vlds.models.written_answers import Writer, left_padded
 from vlds.schema import IGNORED_LABEL, Batch
 
 PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")

@@ -12,11 +12,11 @@ import torch
 
 from vlds.backbones.base import Backbone
 from vlds.models.collate import JointCollator
-from vlds.models.draws import draw_rows
 from vlds.models.embedding_kind import EmbeddingKind
 from vlds.models.joint_model import JointModel
 from vlds.models.kind import named
-from vlds.models.learned_positions import Longest, check_fits, num_positions
+from vlds.models.loading.draws import draw_rows
+from vlds.models.loading.learned_positions import Longest, check_fits, num_positions
 from vlds.models.model import BACKBONE_PREFIX, Model
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
 from vlds.vision.base import load_weights

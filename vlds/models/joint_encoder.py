@@ -15,7 +15,7 @@ from vlds.models.embedding_kind import EmbeddingKind
 from vlds.models.grid_embedding import GridEmbedding
 from vlds.models.joint_encoder_model import JointEncoderModel
 from vlds.models.kind import ModelKind, named
-from vlds.models.load_backbone import load_backbone
+from vlds.models.loading.load_backbone import load_backbone
 from vlds.models.model import Model
 from vlds.models.text_encoder_kind import TextEncoderKind
 from vlds.tasks.base import Task

@@ -19,8 +19,9 @@ from vlds.kernels.dropout import pictures_follow, visual_tokens_end
 from vlds.methods.batch_loss import Predicted
 from vlds.methods.context import Visual
 from vlds.methods.extended import run_beside
+from vlds.models.generation.answer import Answer
 from vlds.models.grid_embedding import GridEmbedding
-from vlds.models.model import Answer, Model, Part
+from vlds.models.model import Model, Part
 from vlds.models.roles import find_roles
 from vlds.models.token_nll import targets_of
 from vlds.schema import NO_IMAGE, Batch, Decoding

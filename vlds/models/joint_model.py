@@ -22,10 +22,11 @@ from vlds.methods.batch_loss import Predicted
 from vlds.methods.context import Visual
 from vlds.methods.extended import run_beside
 from vlds.methods.side_path import side_path
-from vlds.models.cached_decoder import CachedDecoder, CachedStack
-from vlds.models.generation import answers, best_choice, generate_ids, token_means
-from vlds.models.hypotheses import Written
-from vlds.models.model import BACKBONE_PREFIX, Answer, Model, Part
+from vlds.models.generation.answer import Answer
+from vlds.models.generation.cached_decoder import CachedDecoder, CachedStack
+from vlds.models.generation.decoding import answers, best_choice, generate_ids, token_means
+from vlds.models.generation.hypotheses import Written
+from vlds.models.model import BACKBONE_PREFIX, Model, Part
 from vlds.models.token_nll import targets_of
 from vlds.models.visual_embedding import VisualEmbedding
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from vlds.models.learned_positions import Longest
+from vlds.models.loading.learned_positions import Longest
+from vlds.models.loading.quantised import Bits
 from vlds.models.model import Model
-from vlds.models.quantised import Bits
 from vlds.models.recomputing import recompute_layers
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import TOKENIZER_FILES, check_tokenizer

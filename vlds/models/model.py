@@ -23,10 +23,11 @@ from vlds.methods.batch_loss import BatchLoss, Predicted
 from vlds.methods.context import BatchContext
 from vlds.methods.extended import is_own
 from vlds.methods.revision import Revision
-from vlds.models.answer_list import AnswerList, read_answers
 from vlds.models.counts import Counts
-from vlds.models.quantised import follow_weights
-from vlds.models.steady_buffers import steady_buffers
+from vlds.models.generation.answer import Answer
+from vlds.models.generation.answer_list import AnswerList, read_answers
+from vlds.models.loading.quantised import follow_weights
+from vlds.models.loading.steady_buffers import steady_buffers
 from vlds.models.task_heads import TaskHeads
 from vlds.models.token_nll import nll_of, targets_of
 from vlds.pretrained.weights import quiet
@@ -43,19 +44,6 @@ class ModelOutput(NamedTuple):
     """(b,) summed token nll of each example, detached."""
     added: Mapping[str, Tensor] = MappingProxyType({})
     """Method -> what it adds to them, (b,), detached."""
-
-
-class Answer(NamedTuple):
-    """A model's answer, and how sure it is."""
-
-    text: str
-    confidence: float
-    """The model's probability of the whole answer; with `choices`, its share among them."""
-    token_confidence: float | None
-    """The geometric mean over the tokens of a free text, </s> included. None for a text of one
-    token, where `confidence` says as much, and for restricted answers."""
-    prompt_cut: bool = False
-    """True if the prompt had more tokens than the task reads."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlds.models.cross_modal_collate import CrossModalCollator
 from vlds.models.kind import GridKind
-from vlds.models.learned_positions import Longest, check_fits
+from vlds.models.loading.learned_positions import Longest, check_fits
 from vlds.models.path_kind import PathKind
 from vlds.pretrained.weights import check_config, read_any_config
 from vlds.tasks.base import Task

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from vlds.models.generation import best_choice
-from vlds.models.model import Answer, Model
-from vlds.models.written_answers import Writer, as_answer
+from vlds.models.generation.answer import Answer
+from vlds.models.generation.decoding import best_choice
+from vlds.models.generation.written_answers import Writer, as_answer
+from vlds.models.model import Model
 from vlds.schema import Batch, Decoding
 
 

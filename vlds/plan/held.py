@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from vlds.models.loading.quantised import scale_bytes
 from vlds.models.model import Model
-from vlds.models.quantised import scale_bytes
 from vlds.training.step_rules import buffer_bytes
 
 MASTER_BYTES = 12

@@ -21,8 +21,8 @@ from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.cut_texts import cut_texts
 from vlds.evaluation.evaluator import Evaluator
 from vlds.models.build import build_model
+from vlds.models.loading.partitioned_loading import partitioned_loading
 from vlds.models.model import Model
-from vlds.models.partitioned_loading import partitioned_loading
 from vlds.models.revising import fit_saved
 from vlds.runtime.ranks import Ranks
 from vlds.schema import Collator

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vlds.models.loading.quantised import scale_bytes
 from vlds.models.model import Model
-from vlds.models.quantised import scale_bytes
 from vlds.training.adamw import MOMENTS
 from vlds.training.step_rules import buffer_bytes
 

@@ -18,7 +18,7 @@ from vlds.data.streams.source import Source, check_cache_limit
 from vlds.data.streams.streamed_source import StreamedSource
 from vlds.evaluation.known_classes import unknown_answers
 from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
-from vlds.models.learned_positions import Longest
+from vlds.models.loading.learned_positions import Longest
 from vlds.pretrained.files import damaged_source
 from vlds.runtime.disk import check_writable
 from vlds.runtime.ranks import Ranks

@@ -19,8 +19,8 @@ from transformers import (
     NoRepeatNGramLogitsProcessor,
 )
 
-from vlds.models.answer_list import AnswerList
-from vlds.models.model import Answer
+from vlds.models.generation.answer import Answer
+from vlds.models.generation.answer_list import AnswerList
 from vlds.schema import Decoding
 
 

@@ -16,8 +16,8 @@ from itertools import chain
 import torch
 from torch import nn
 
-from vlds.models.partitioned_loading import whole
-from vlds.models.tape import Tape
+from vlds.models.loading.partitioned_loading import whole
+from vlds.models.loading.tape import Tape
 
 
 @torch.no_grad()

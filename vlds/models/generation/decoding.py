@@ -19,9 +19,9 @@ from transformers.generation import (
     NoRepeatNGramLogitsProcessor,
 )
 
-from vlds.models.answer_list import AnswerList
-from vlds.models.cached_decoder import CachedDecoder
-from vlds.models.hypotheses import Beams, Greedy, Hypotheses, Written
+from vlds.models.generation.answer_list import AnswerList
+from vlds.models.generation.cached_decoder import CachedDecoder
+from vlds.models.generation.hypotheses import Beams, Greedy, Hypotheses, Written
 from vlds.schema import Decoding
 
 LEAVE = 0.75

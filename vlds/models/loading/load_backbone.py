@@ -8,8 +8,8 @@ import torch
 from transformers import GenerationConfig
 
 from vlds.backbones.base import unique_state
-from vlds.models.quantised import Bits, load_language, pack_shapes
-from vlds.models.steady_buffers import steady_buffers
+from vlds.models.loading.quantised import Bits, load_language, pack_shapes
+from vlds.models.loading.steady_buffers import steady_buffers
 from vlds.pretrained.files import reading
 from vlds.vision.base import on_meta
 

@@ -1,0 +1,1 @@
+"""How answers are written: token by token, by beam search, or as the best of a list."""

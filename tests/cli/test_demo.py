@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlds.cli.demo import FOLDER, RECIPES, first_right_caption, stages_of
-from vlds.launch.stages import Stage, as_typed, run_stage, say_stage
+from vlds.launch.stages import Stage, StageError, as_typed, run_stage, say_stage
 from vlds.report.read.samples import GalleryEntry
 
 
@@ -40,6 +40,14 @@ def test_a_stage_is_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert heading.startswith("1 of 1: ask its version ")
     assert command == "vlds --version"
     assert version.startswith("vlds ")
+
+
+def test_a_program_that_is_not_there_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(StageError, match=r"`./no_such_program` ended with exit code 1"):
+        run_stage(Stage("do it", tmp_path, ["./no_such_program"]), "1 of 1", {})
+    assert capfd.readouterr().err == "./no_such_program: No such file or directory\n"
 
 
 def test_the_example_of_use_is_right() -> None:

@@ -89,6 +89,39 @@ def test_a_prepared_recipe_has_seed_and_paths_but_no_overrides(file: str) -> Non
 def test_a_row_names_its_folder() -> None:
     assert folder_name("Single LoRA (r = 8)") == "single_lora_r_8"
     assert folder_name("../..") == ""
+    long, longer = (folder_name("x" * count) for count in (400, 401))
+    assert len(long) < 200
+    assert long != longer
+
+
+def test_a_row_named_twice_is_refused(file: str) -> None:
+    with Path(file).open("a") as text:
+        text.write("recipes: {other: recipes/demo.yaml}\n")
+    with pytest.raises(
+        ValueError, match=r"table.yaml, line 20: 'recipes' is there twice; keep one"
+    ):
+        read_sweep([file])
+
+
+@pytest.mark.parametrize("output", ["", " ", "a\0b"])
+def test_an_output_without_a_name_is_refused(file: str, output: str) -> None:
+    Path(file).write_text(yaml.safe_dump(FILE | {"output": output}))
+    with pytest.raises(ValueError, match=r"output: got '.*'; name a folder or file"):
+        read_sweep([file])
+
+
+def test_a_task_has_no_name_of_another_column(file: str) -> None:
+    tasks = {"memory": {"class_path": "VQA", "init_args": {"train": ["a"], "evaluate": ["b"]}}}
+    with pytest.raises(ValueError, match="the task 'memory' is called like another column; rename"):
+        runs_of(read_sweep([file, "--overrides", str({"tasks": tasks})]))
+
+
+def test_a_damaged_recipe_beside_a_run_is_told(file: str) -> None:
+    run = runs_of(read_sweep([file]))[0]
+    (run.folder / "state/step-00000004").mkdir(parents=True)
+    run.file.write_text("5")
+    with pytest.raises(ValueError, match=r"seed-3.yaml: holds no recipe; move .* away, or put the"):
+        runs_of(read_sweep([file]))
 
 
 def work(words: list[str]) -> Work:
@@ -124,6 +157,24 @@ def work(words: list[str]) -> Work:
         ("--prepare {a: {steps: 1}}", "prepare.a: got {'steps': 1}; give a recipe's file, or keys"),
         ("--prepare {a: {base: recipes/demo_pretrain.yaml}}", "prepare.a: reads files of a seed;"),
         ("--prepare {a: {base: demo_pretrai.yaml}}", "prepare.a: no such file: demo_pretrai.yaml"),
+        ("--recipes {8: recipes/demo.yaml}", "recipes: got 8 as a name; write it in quotes"),
+        ("--target {1: 60}", "target: got 1 as a name; write it in quotes"),
+        ("--published {norms alone: {1: 1}}", "published.norms alone: got 1 as a name; write it"),
+        ("--prepare {1: make}", "prepare: got 1 as a name; write it in quotes"),
+        ("--prepare {'': make}", "prepare: got ''; name a folder or file"),
+        ("--paths {'': x}", "paths: got ''; name a folder or file"),
+        ("--output runs/{seed}", "output: got runs/{seed}; all seeds share it"),
+        ("--target {vqa: .nan}", "target.vqa: got nan; give a number, or a row"),
+        (
+            "--prepare {a: 'make {seed}'}",
+            "prepare.a: is made once for each seed, in one place; put",
+        ),
+        ("--prepare {a: 'make \"b'}", 'prepare.a: No closing quotation in `make "b`; close it'),
+        (
+            "--prepare {a/b: make, a_b: make}",
+            "prepare.a_b: is called too much like a/b; rename one",
+        ),
+        ("--prepare {a: mkae b}", "prepare.a: no program is called 'mkae' here; install it, or"),
         ("--sedes [1]", "unknown key 'sedes'; did you mean 'seeds'?"),
     ],
 )

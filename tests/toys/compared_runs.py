@@ -24,6 +24,7 @@ def write_compared_run(
     """A run that was evaluated after its fifth step, with half of the scores, and its tenth."""
     (folder / "artifact").mkdir(parents=True)
     (folder / "artifact" / "weights.safetensors").write_bytes(b"x" * 3000)
+    (folder / "artifact" / "recipe.yaml").write_text("{}")
     half = {task: {name: v / 2 for name, v in of.items()} for task, of in scores.items()}
     counts = {"total": 1000, "trainable": 10 * percent, "percent": percent}
     speed = {"samples_per_second": 120.0, "seconds": 30.0, "most_memory": 2_500_000}

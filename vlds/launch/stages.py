@@ -22,7 +22,10 @@ BOUND = """
 import os, signal, sys
 from vlds.runtime.process_end import end_with_parent
 end_with_parent(signal.SIGTERM)
-os.execvp(sys.argv[1], sys.argv[1:])
+try:
+    os.execvp(sys.argv[1], sys.argv[1:])
+except OSError as error:
+    sys.exit(f"{sys.argv[1]}: {error.strerror}")
 """
 """Becomes the command that follows it, which the system asks to end when this process is killed."""
 

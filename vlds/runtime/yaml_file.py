@@ -19,15 +19,15 @@ LONGEST_SCALAR = 100_000
 """Characters of a text or a number: PyYAML needs minutes for a number as long as a file."""
 
 
-class TooMuch(ValueError):
-    """A text that is larger, deeper or more repetitive than any recipe."""
+class Refused(ValueError):
+    """A text that is larger, deeper or more repetitive than any recipe, or has a key twice."""
 
 
 def read_yaml(file: Path) -> Any:
     """Read a YAML file.
 
-    Errors: ValueError that names the file if it is not a readable regular file, not YAML, or
-    larger, deeper or more repetitive than any recipe.
+    Errors: ValueError that names the file if it is not a readable regular file, not YAML, has a key
+    twice, or is larger, deeper or more repetitive than any recipe.
     """
     return parse_yaml(read_text(file), str(file))
 
@@ -53,20 +53,21 @@ def parse_yaml(text: str, name: str) -> Any:
     try:
         check_depth(text, name)
         node = yaml.compose(text, yaml.SafeLoader)
+        check_keys(node, name)
         if node is not None and size(node, {}) > MOST_NODES:
-            raise TooMuch(
+            raise Refused(
                 f"{name}: its aliases stand for more than {MOST_NODES:,} values; write it without "
                 "aliases"
             )
         return yaml.safe_load(text)
-    except TooMuch:
+    except Refused:
         raise
     except Exception as error:  # PyYAML raises no YAMLError for a wrong date or number
         raise ValueError(f"{name}: not YAML: {error}") from None
 
 
 def check_depth(text: str, name: str) -> None:
-    """Errors: TooMuch if values are nested deeper, or are longer, than in any recipe."""
+    """Errors: Refused if values are nested deeper, or are longer, than in any recipe."""
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -74,9 +75,31 @@ def check_depth(text: str, name: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_SCALAR:
-            raise TooMuch(f"{name}: a value of more than {LONGEST_SCALAR:,} characters")
+            raise Refused(f"{name}: a value of more than {LONGEST_SCALAR:,} characters")
         if depth > DEEPEST:
-            raise TooMuch(f"{name}: nested more than {DEEPEST} levels deep")
+            raise Refused(f"{name}: nested more than {DEEPEST} levels deep")
+
+
+def check_keys(node: yaml.Node | None, name: str) -> None:
+    """Errors: Refused if a mapping has a key twice, of which YAML would keep the last one."""
+    seen: set[int] = set()
+    waiting = [] if node is None else [node]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
+        keys: set[str] = set()
+        for key, value in node.value:
+            waiting.append(value)
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    line = key.start_mark.line + 1
+                    raise Refused(f"{name}, line {line}: '{key.value}' is there twice; keep one")
+                keys.add(key.value)
 
 
 def size(node: yaml.Node, known: dict[int, int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,8 +97,9 @@ def estimate(runs: Sequence[SweepRun], num_ranks: int) -> Estimate:
 def logged_step(run: SweepRun) -> float | None:
     """Seconds of a step, as a run has logged them."""
     lines = [line for _, line in read_metric_lines(run.folder / "metrics.jsonl").lines]
-    seconds = [line["seconds"] for line in lines if "seconds" in line]
-    return sum(seconds) / max(line["step"] for line in lines) if seconds else None
+    seconds = sum(line.get("seconds", 0.0) for line in lines)
+    steps = max((line["step"] for line in lines), default=0)
+    return seconds / steps if steps > 0 and 0 < seconds < math.inf else None
 
 
 def rehearsed_step(recipe: Recipe, num_ranks: int) -> float | str:

@@ -14,15 +14,17 @@ from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from vlds.artifact import RECIPE
 from vlds.recipe.files import BASE
 from vlds.recipe.parse import parse
-from vlds.report.compute.compared_scores import AVERAGE
-from vlds.report.compute.comparison import TRAINS
+from vlds.report.compute.compared_columns import checked_columns
 from vlds.runtime.near_names import guess
 from vlds.tasks.base import Split
 
+LONGEST = 150
+"""Letters of a folder's name that come from a row or a product; file systems allow 255."""
 SEED, OUTPUT = "{seed}", "{output}"
 """Stand for a run's seed and the sweep's folder, in texts of the file."""
 
@@ -55,6 +57,7 @@ class Sweep:
     """Row -> task, `average` or `trains` -> published value in percent."""
 
     def __post_init__(self) -> None:
+        self._check_names()
         if not self.recipes:
             raise ValueError("recipes: the sweep has none; name at least one recipe")
         if not self.seeds:
@@ -68,16 +71,48 @@ class Sweep:
         for task, score in self.target.items():
             if isinstance(score, str):
                 self._check_is_row(f"target.{task}", score)
+            elif not isfinite(score):
+                raise ValueError(f"target.{task}: got {score}; give a number, or a row")
         for row, values in self.published.items():
             self._check_is_row("published", row)
             for name, value in values.items():
                 if not isfinite(value):
                     raise ValueError(f"published.{row}.{name}: got {value}; give a number")
+        self._check_preparations()
+
+    def _check_names(self) -> None:
+        """Errors: ValueError for a name that is no text, as YAML reads 8 or `no`, or no folder."""
+        places = {"paths": list(self.paths), "prepare": list(self.prepare)}
+        names: dict[str, list[Any]] = {
+            "recipes": list(self.recipes), "scores": list(self.scores),
+            "target": list(self.target), "published": list(self.published), **places,
+            **{f"published.{row}": list(values) for row, values in self.published.items()},
+        }  # fmt: skip
+        for place, given in names.items():
+            for name in given:
+                if not isinstance(name, str):
+                    raise ValueError(f"{place}: got {name!r} as a name; write it in quotes")
+        for place, given in (places | {"output": [self.output]}).items():
+            for name in given:
+                if not name.strip() or "\0" in name:
+                    raise ValueError(f"{place}: got {name!r}; name a folder or file")
+        if SEED in self.output:
+            raise ValueError(f"output: got {self.output}; all seeds share it, so leave {SEED} out")
+
+    def _check_preparations(self) -> None:
+        products: dict[str, str] = {}
         for product, maker in self.prepare.items():
+            place = f"prepare.{product}"
+            if (other := products.setdefault(folder_name(product), product)) != product:
+                raise ValueError(f"{place}: is called too much like {other}; rename one")
             if isinstance(maker, dict):
-                check_recipe(f"prepare.{product}", maker)
-            elif not shlex.split(maker):
-                raise ValueError(f"prepare.{product}: names no command; say what makes it")
+                check_recipe(place, maker)
+            elif not words_of(place, maker):
+                raise ValueError(f"{place}: names no command; say what makes it")
+            if SEED in str(maker) and SEED not in product and len(self.seeds) > 1:
+                raise ValueError(
+                    f"{place}: is made once for each seed, in one place; put {SEED} into its name"
+                )
 
     def _check_is_row(self, place: str, name: str) -> None:
         if name not in self.recipes:
@@ -102,18 +137,7 @@ class Sweep:
 
         Errors: ValueError if a score, target or published value is of none of the recipes' tasks.
         """
-        for task in self.scores:
-            if task not in tasks:
-                raise ValueError(f"scores: {unknown(task, tasks)}")
-        columns = list(self.scores) or list(tasks)
-        for name in self.target:
-            if name not in (known := [*columns, AVERAGE]):
-                raise ValueError(f"target: {unknown(name, known)}")
-        for row, values in self.published.items():
-            for name in values:
-                if name not in (known := [TRAINS, *columns, AVERAGE]):
-                    raise ValueError(f"published.{row}: {unknown(name, known)}")
-        return columns
+        return checked_columns(tasks, self.scores, list(self.target), self.published)
 
 
 def check_recipe(place: str, given: object) -> None:
@@ -125,14 +149,21 @@ def check_recipe(place: str, given: object) -> None:
         )
 
 
-def unknown(name: str, known: Sequence[str]) -> str:
-    """The message about a name of no value."""
-    return f"the table has no '{name}'; {guess(name, known)}it has {', '.join(known)}"
+def words_of(place: str, command: str) -> list[str]:
+    """The words of a command line.
+
+    Errors: ValueError if a quote is not closed.
+    """
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error} in `{command}`; close it") from None
 
 
 def folder_name(row: str) -> str:
-    """A row's name as that of a folder."""
-    return re.sub(r"[^a-z0-9.+-]+", "_", row.lower()).strip("_.")
+    """A row's name as that of a folder; a long one is cut, and ends in a number of its own."""
+    name = re.sub(r"[^a-z0-9.+-]+", "_", row.lower()).strip("_.")
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}_{crc32(name.encode()):08x}"
 
 
 def read_sweep(words: Sequence[str]) -> Sweep:

@@ -93,7 +93,12 @@ class SweepRun:
                 "move the folder away"
             )
         now = without_start(to_tree(self.recipe))
-        changes = differences(without_start(read_yaml(self.file)), now)
+        written = read_yaml(self.file)
+        if not isinstance(written, dict):
+            raise ValueError(
+                f"{self.file}: holds no recipe; move {self.folder} away, or put the recipe back"
+            )
+        changes = differences(without_start(written), now)
         if changes:  # perhaps only of defaults, which a later version has added
             changes = differences(to_tree(load_recipe(self.file)), now)
         if changes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vlds.report.compute.collect import names_of
+from vlds.report.compute.collect import distinct, names_of
 from vlds.report.compute.comparison import RowSpec, TableSpec, compare
 from vlds.report.compute.report import SEED_KEYS
 from vlds.report.read.inputs import find_runs
@@ -63,17 +63,16 @@ def spec_of_sweep(words: Sequence[str], split: Split | None) -> tuple[TableSpec,
         for row in sweep.recipes
     ]
     target = next(iter(sweep.target.items()), None)
-    spec = TableSpec(
-        Path(words[0]).stem, rows, list(sweep.scores), split or sweep.split, sweep.scores, target
-    )
+    spec = TableSpec(Path(words[0]).stem, rows, split or sweep.split, sweep.scores, target)
     return spec, Path(sweep.output)
 
 
 def spec_of_runs(folders: Sequence[Path], split: Split) -> tuple[TableSpec, Path]:
     """The table of some runs: a row for all that differ in seed and output alone.
 
-    Errors: ValueError if a folder holds no run.
+    Errors: ValueError if a folder holds no run, or is named twice.
     """
+    paths = distinct(folders)
     runs, errors = find_runs(folders)
     if errors:
         raise errors[0]
@@ -84,7 +83,7 @@ def spec_of_runs(folders: Sequence[Path], split: Split) -> tuple[TableSpec, Path
         if members is None:
             groups.append((rest, members := []))
         members.append(number)
-    names = names_of([folder.resolve() for folder in folders])
+    names = names_of(paths)
     rows = [
         RowSpec(", ".join(names[n] for n in members), [folders[n] for n in members])
         for _, members in groups

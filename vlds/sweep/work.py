@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,8 @@ from vlds.sweep.runs import SweepRun, prepared_run
 
 CLAIMS, FAILED = "claims", "failed"
 """Folders of a sweep: who does what, and what has failed."""
+OURS = {"vlds": vlds(), "python": [sys.executable]}
+"""Program in a command -> what it stands for: the vlds and the Python that run the sweep."""
 POLL_S = 2.0
 """Seconds between two looks at what another process prepares."""
 
@@ -66,8 +69,7 @@ class PreparePart:
     def stages(self, ranks: Sequence[str]) -> Iterator[Stage]:
         """The command."""
         program, *rest = self.words
-        ours = {"vlds": vlds(), "python": [sys.executable]}
-        yield Stage(self.name, self.product, [*ours.get(program, [program]), *rest])
+        yield Stage(self.name, self.product, [*OURS.get(program, [program]), *rest])
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,26 @@ def preparation_parts(sweep: Sweep) -> list[PreparePart | RunPart]:
             other.last for other in earlier
             if made.seed is None or other.seed in (None, made.seed)
         ]  # fmt: skip
-        parts.append(
-            RunPart(prepared_run(sweep, made, needs))
-            if made.tree
-            else PreparePart(made.product, made.command, needs)
-        )
+        if made.tree:
+            parts.append(RunPart(prepared_run(sweep, made, needs)))
+        else:
+            command = PreparePart(made.product, made.command, needs)
+            check_program(command)
+            parts.append(command)
         earlier.append(made)
     return parts
+
+
+def check_program(part: PreparePart) -> None:
+    """Errors: ValueError if the program of a command that is left is not installed. A path may be
+    that of a program that an earlier command makes."""
+    program = part.words[0]
+    if part.is_done or program in OURS or "/" in program or shutil.which(program):
+        return
+    raise ValueError(
+        f"prepare.{part.product}: no program is called '{program}' here; install it, or name "
+        "another"
+    )
 
 
 class Work:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.toys.compared_runs import write_compared, write_compared_run
 from tests.toys.files import write
+from vlds.config import load_recipe, save_recipe
 from vlds.evaluation.scores_json import Scored, write_scores
-from vlds.report.compute.comparison import Number, RowSpec, TableSpec, compare
+from vlds.report.compute.comparison import RowSpec, TableSpec, compare
+from vlds.report.compute.seed_values import Number
 
 
 def test_scores_are_means_over_seeds_in_percent(tmp_path: Path) -> None:
@@ -42,7 +47,8 @@ def test_an_interval_is_student_s() -> None:
     assert interval.low - 2.0 == pytest.approx(-4.303 / 3**0.5)
     many = Number([0.0, 1.0] * 50).interval
     assert many is not None
-    assert many.high == pytest.approx(0.5 + 1.96 * statistics.stdev([0.0, 1.0] * 50) / 10)
+    half = 1.9842 * statistics.stdev([0.0, 1.0] * 50) / 10
+    assert many.high == pytest.approx(0.5 + half, abs=2e-5)
 
 
 def test_costs_and_the_time_to_a_score(tmp_path: Path) -> None:
@@ -100,7 +106,7 @@ def test_test_scores_are_those_of_the_newest_evaluation(tmp_path: Path) -> None:
 
 def test_what_no_run_has_is_named(tmp_path: Path) -> None:
     spec = write_compared(tmp_path)
-    wrong = replace(spec, columns=["vqa"], scores={"vqa": "soft_score"})
+    wrong = replace(spec, scores={"vqa": "soft_score"})
     with pytest.raises(ValueError, match=r"scores.vqa: no run has soft_score; there are vqa_acc"):
         compare(wrong)
     nothing = replace(spec, rows=[RowSpec("row", [tmp_path / "missing"])])
@@ -109,3 +115,65 @@ def test_what_no_run_has_is_named(tmp_path: Path) -> None:
     write(tmp_path / "row-0/seed-0/predictions/scores.json", "{")
     with pytest.raises(ValueError, match=r"scores.json: holds no scores as"):
         compare(spec)
+
+
+def test_validation_and_test_scores_stay_apart(tmp_path: Path) -> None:
+    scores = {"vqa": {"exact_match": 0.5}, "gqa": {"accuracy": 0.25}}
+    run = write_compared_run(tmp_path / "run", scores, 3.0)
+    (run / "predictions").mkdir()
+    write_scores(run / "predictions", {"vqa.test": Scored(None, 3, {"exact_match": 0.125})})
+    spec = TableSpec("t", [RowSpec("run", [run])])
+    assert compare(spec).values == ["vqa", "gqa", "average"]
+    assert compare(replace(spec, split="test")).values == ["vqa"]
+
+
+def test_damage_is_told(tmp_path: Path) -> None:
+    spec = write_compared(tmp_path)
+    damaged, lost, unfinished = spec.rows[0].folders
+    with (damaged / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 11, "los')
+    (lost / "metrics.jsonl").unlink()
+    write_scores(lost, {"vqa": Scored(None, 3, {"vqa_accuracy": 0.5})})
+    (unfinished / "artifact/recipe.yaml").unlink()
+    notes = "\n".join(compare(spec).notes)
+    assert "single adapter: seed-0: " in notes
+    assert "line 6" in notes
+    assert "single adapter: seed-1: metrics.jsonl is not there." in notes
+    assert "single adapter: without seed-2, which has not ended." in notes
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("target", ("vqaa", 60.0), "target: the table has no 'vqaa'; did you mean 'vqa'?"),
+        ("scores", {"vqaa": "x"}, "scores: the table has no 'vqaa'; did you mean 'vqa'?"),
+    ],
+)
+def test_a_name_of_no_task_is_told(tmp_path: Path, key: str, value: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        compare(replace(write_compared(tmp_path), **{key: value}))
+    published = {"single adapter": {"vqaa": 60.0}}
+    with pytest.raises(ValueError, match=r"published.single adapter: the table has no 'vqaa'"):
+        compare(write_compared(tmp_path / "published", published))
+
+
+def test_the_best_distribution_is_the_lowest(tmp_path: Path) -> None:
+    """As the task says in the run's recipe."""
+    recipe = replace(load_recipe(Path("recipes/demo.yaml")), output=str(tmp_path))
+    rows = []
+    for name, value in (("near", 0.1), ("far", 5.0)):
+        run = write_compared_run(tmp_path / name, {"gqa": {"distribution": value}}, 3.0)
+        save_recipe(recipe, run / "recipe.yaml")
+        rows.append(RowSpec(name, [run]))
+    assert compare(TableSpec("t", rows, scores={"gqa": "distribution"})).best("gqa") == 10.0
+
+
+@pytest.mark.parametrize(
+    ("count", "quantile"), [(30, 2.045), (31, 2.042), (61, 2.000), (121, 1.980)]
+)
+def test_the_interval_is_student_s_for_many_seeds(count: int, quantile: float) -> None:
+    values = [float(n) for n in range(count)]
+    interval = Number(values).interval
+    assert interval is not None
+    half = (interval.high - interval.low) / 2
+    assert half / statistics.stdev(values) * math.sqrt(count) == pytest.approx(quantile, abs=6e-4)

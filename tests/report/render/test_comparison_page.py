@@ -60,11 +60,40 @@ def test_csv_is_unrounded(comparison: Comparison) -> None:
 
 def test_latex_escapes_names_and_marks_the_best(comparison: Comparison) -> None:
     text = FORMATS["tex"](comparison)
-    assert "LoRA \\& <b>biases</b>\\_100\\%" in text
+    assert "LoRA \\& \\textless{}b\\textgreater{}biases" in text
+    assert "/b\\textgreater{}\\_100\\%" in text
+    assert "Brackets" not in text
     assert "\\textbf{70.0}" in text
     assert "64.0 $\\pm$ 4.0 (65.9)" in text
     lines = [line for line in text.splitlines() if line.endswith("\\\\")]
     assert {line.count(" & ") for line in lines} == {9}
+
+
+def test_names_are_text_in_every_format(comparison: Comparison) -> None:
+    """Also in notes, and where they have more than one line."""
+    rows = [replace(row, name=f"_a_|<i>\n&lt;\n{n}") for n, row in enumerate(comparison.rows)]
+    hostile = replace(comparison, rows=rows, notes=[f"{row.name}: is lost." for row in rows])
+    latex = FORMATS["tex"](hostile)
+    assert all(line[:1] in "%\\" or line.endswith("\\\\") for line in latex.splitlines())
+    assert "\\_a\\_\\textbar{}\\textless{}i\\textgreater{}" in latex
+    markdown = FORMATS["md"](hostile)
+    assert markdown.count(r"\_a\_\|\<i> \&lt; 1") == 2
+    assert "<i>" not in markdown.replace(r"\<i>", "")
+
+
+def test_many_columns_break_no_number(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    tasks = [f"textual-vqa-{n}" for n in range(9)]
+    rows = [
+        replace(row, numbers={**row.numbers, **dict.fromkeys(tasks, row.numbers["vqa"])})
+        for row in comparison.rows
+    ]
+    text = FORMATS["terminal"](replace(comparison, columns=tasks, rows=rows))
+    assert text.count("64.0 \u00b1 4.0") == 9
+    assert all(task in text for task in tasks)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_terminal_shows_published_values_below_ours(
@@ -82,10 +111,12 @@ def test_a_narrow_terminal_shows_scores_above_costs(
     comparison: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    scores, costs, *_ = FORMATS["terminal"](comparison).split("\n\n")
+    scores, costs, times, *_ = FORMATS["terminal"](comparison).split("\n\n")
     assert scores.splitlines()[0].split() == ["vqa", "caption", "average"]
-    assert costs.splitlines()[0].split()[:2] == ["time", "to"]
-    for lines in (scores.splitlines(), costs.splitlines()):
+    assert costs.splitlines()[0].split() == ["peak"]
+    assert costs.splitlines()[1].split() == ["trains", "stores", "memory", "samples/s", "answers/s"]
+    assert times.splitlines()[0].split() == ["time", "to"]
+    for lines in (scores.splitlines(), costs.splitlines(), times.splitlines()):
         assert any(line.startswith("single adapter ") for line in lines)
         assert max(map(len, lines)) <= 80
     monkeypatch.setenv("COLUMNS", "160")

@@ -44,11 +44,7 @@ def report_on(runs: Sequence[RunInputs], resamples: int, pictures: bool) -> Repo
 
     Errors: ValueError where a run is named twice.
     """
-    folders = [run.folder for run in runs]
-    paths = [folder.resolve() for folder in folders]
-    for folder, path in zip(folders, paths, strict=True):
-        if paths.count(path) > 1:
-            raise ValueError(f"{folder}: is named twice; name each run once")
+    paths = distinct([run.folder for run in runs])
     reports = [run_report(run, resamples, pictures) for run in runs]
     return Report(named_by_data(dict(zip(names_of(paths), reports, strict=True))), resamples)
 
@@ -165,6 +161,18 @@ def frequent_answers(results: Mapping[str, TaskResult]) -> str:
     """The most frequent answer of each task that has one."""
     answers = {name: frequent_answer(result) for name, result in results.items()}
     return ", ".join(f"{name}: {answer}" for name, answer in answers.items() if answer is not None)
+
+
+def distinct(folders: Sequence[Path]) -> list[Path]:
+    """The folders' own paths.
+
+    Errors: ValueError where one is named twice.
+    """
+    paths = [folder.resolve() for folder in folders]
+    for folder, path in zip(folders, paths, strict=True):
+        if paths.count(path) > 1:
+            raise ValueError(f"{folder}: is named twice; name each run once")
+    return paths
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

@@ -10,12 +10,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from vlds.evaluation.scores_json import Scored, read_scores
+from vlds.report.compute.compared_columns import AVERAGE
 from vlds.report.read.inputs import RunInputs
 from vlds.runtime.run_folder import PREDICTIONS
-from vlds.tasks.base import Split, label_of
-
-AVERAGE = "average"
-"""The mean of the scores, beside the names of tasks."""
+from vlds.tasks.base import Split, label_of, task_of
 
 
 def scores_of(run: RunInputs, split: Split) -> dict[str, Mapping[str, float]]:
@@ -25,9 +23,8 @@ def scores_of(run: RunInputs, split: Split) -> dict[str, Mapping[str, float]]:
     found = dict(logged[-1]) if logged and split == "evaluate" else {}
     stored: dict[str, Scored] = read_scores(run.folder) | read_scores(run.folder / PREDICTIONS)
     for label, entry in stored.items():
-        task = label.removesuffix(label_of("", split))
-        if entry.scores and label == label_of(task, split):
-            found[task] = entry.scores
+        if entry.scores and label == label_of(task_of(label), split):
+            found[task_of(label)] = entry.scores
     return found
 
 

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlds.report.compute.compared_scores import AVERAGE, metric_of, percents, scores_of
-from vlds.report.numbers import Interval
-from vlds.report.read.inputs import RunInputs, read_run
+from vlds.artifact import RECIPE
+from vlds.report.compute.collect import read_recipe
+from vlds.report.compute.compared_columns import (
+    ANSWERS,
+    AVERAGE,
+    COSTS,
+    MEMORY,
+    SPEED,
+    STORED,
+    TIME,
+    TRAINS,
+    checked_columns,
+)
+from vlds.report.compute.compared_scores import metric_of, percents, scores_of
+from vlds.report.compute.seed_values import Number
+from vlds.report.read.inputs import RunInputs, entries_of, read_run
 from vlds.tasks.base import Split
-
-TRAINS, STORED, MEMORY = "trains", "stored", "memory"
-SPEED, ANSWERS, TIME = "speed", "answers", "time"
-COSTS = (TRAINS, STORED, MEMORY, SPEED, ANSWERS)
-STUDENT_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-    2.052, 2.048, 2.045,
-)  # fmt: skip
-"""97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom."""
-NORMAL = 1.960
-"""That of so many degrees of freedom that they do not matter."""
 
 
 @dataclass(frozen=True)
@@ -43,42 +44,12 @@ class TableSpec:
 
     title: str
     rows: Sequence[RowSpec]
-    columns: Sequence[str] = ()
-    """Tasks; default: all that a run was scored on."""
     split: Split = "evaluate"
     scores: Mapping[str, str] = field(default_factory=dict)
-    """Task -> score; default: the one that stands for the task."""
+    """Task -> score; default: all tasks that a run was scored on, and the score that stands for
+    each."""
     target: tuple[str, float | str] | None = None
     """Task or AVERAGE, and the score in percent to reach, or the row whose mean that is."""
-
-
-@dataclass(frozen=True)
-class Number:
-    """What the runs of a row have in a column."""
-
-    values: Sequence[float]
-    published: float | None = None
-
-    @property
-    def mean(self) -> float | None:
-        """None if no run has a value."""
-        return statistics.mean(self.values) if self.values else None
-
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation of the sample (n - 1); None for one seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-    @property
-    def interval(self) -> Interval | None:
-        """95 % confidence interval of the mean (Student's t); None for one seed."""
-        count = len(self.values)
-        if count < 2:
-            return None
-        quantile = STUDENT_T[count - 2] if count - 2 < len(STUDENT_T) else NORMAL
-        half = quantile * statistics.stdev(self.values) / math.sqrt(count)
-        mean = statistics.mean(self.values)
-        return Interval(mean - half, mean + half)
 
 
 @dataclass(frozen=True)
@@ -117,6 +88,8 @@ class Comparison:
     rows: Sequence[ComparedRow]
     target: Target | None
     notes: Sequence[str]
+    lower_is_better: Collection[str] = ()
+    """Tasks whose score is best where it is lowest."""
 
     @property
     def costs(self) -> list[str]:
@@ -130,9 +103,12 @@ class Comparison:
         return [*self.columns, AVERAGE] if len(self.columns) > 1 else list(self.columns)
 
     def best(self, name: str) -> float | None:
-        """The highest mean of a score; None where one row alone has it."""
+        """The best mean of a score; None where one row alone has it, and for an average over scores
+        of which some are best where they are low."""
         means = [mean for row in self.rows if (mean := row.numbers[name].mean) is not None]
-        return max(means) if len(means) > 1 else None
+        if len(means) < 2 or (name == AVERAGE and self.lower_is_better):
+            return None
+        return min(means) if name in self.lower_is_better else max(means)
 
 
 def compare(spec: TableSpec) -> Comparison:
@@ -146,7 +122,14 @@ def compare(spec: TableSpec) -> Comparison:
     if not runs:
         raise ValueError(f"{spec.title}: none of its runs has ended yet; train them first")
     known = [scores_of(run, spec.split) for run in runs]
-    columns = list(spec.columns) or list(dict.fromkeys(task for s in known for task in s))
+    scored = dict.fromkeys(task for scores in known for task in scores)
+    tasks = scored | dict.fromkeys(
+        task for run in runs for task in entries_of(run.recipe_tree, "tasks")
+    )
+    targets = [spec.target[0]] if spec.target else []
+    published = {row.name: row.published for row in spec.rows}
+    columns = checked_columns(list(tasks), spec.scores, targets, published)
+    columns = [task for task in columns if spec.scores or task in scored]
     metrics = {task: metric_of(task, spec.scores.get(task), known) for task in columns}
     target = target_of(spec, read, metrics, notes)
     rows = [
@@ -156,7 +139,17 @@ def compare(spec: TableSpec) -> Comparison:
         )
         for row in spec.rows
     ]  # fmt: skip
-    return Comparison(spec.title, columns, metrics, rows, target, notes)
+    low = [task for task in columns if is_best_low(task, metrics[task], runs)]
+    return Comparison(spec.title, columns, metrics, rows, target, notes, low)
+
+
+def is_best_low(task: str, metric: str, runs: Sequence[RunInputs]) -> bool:
+    """True if the recipe of a run says that this score is best where it is lowest."""
+    for run in runs:
+        if task in entries_of(run.recipe_tree, "tasks"):
+            recipe = read_recipe(run.folder, [])
+            return recipe is not None and metric in recipe.tasks[task].lower_is_better
+    return False
 
 
 def target_of(
@@ -181,7 +174,7 @@ def target_of(
 
 def read_runs(row: RowSpec, notes: list[str]) -> list[RunInputs]:
     """A row's runs that have ended; notes on the others."""
-    ended = [folder for folder in row.folders if (folder / "artifact").is_dir()]
+    ended = [folder for folder in row.folders if (folder / "artifact" / RECIPE).is_file()]
     if missing := [folder.name for folder in row.folders if folder not in ended]:
         notes.append(f"{row.name}: without {', '.join(missing)}, which has not ended.")
     return [read_run(folder) for folder in ended]
@@ -204,6 +197,10 @@ def numbers_of(
             "its speed pay for."
         )
     for run in runs:
+        if run.complaint or not run.lines:
+            notes.append(
+                f"{row.name}: {run.name}: {run.complaint or 'metrics.jsonl is not there'}."
+            )
         scores = percents(scores_of(run, split), metrics)
         asked = run.recipe_tree.get("tasks", metrics)
         if lost := [task for task in metrics if task in asked and task not in scores]:

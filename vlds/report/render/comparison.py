@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from vlds.report.compute.compared_scores import AVERAGE
-from vlds.report.compute.comparison import (
+from vlds.report.compute.compared_columns import (
     ANSWERS,
+    AVERAGE,
     MEMORY,
     SPEED,
     STORED,
     TIME,
     TRAINS,
-    ComparedRow,
-    Comparison,
-    Number,
 )
+from vlds.report.compute.comparison import ComparedRow, Comparison
 from vlds.report.compute.facts import speed_text
+from vlds.report.compute.seed_values import Number
 from vlds.report.numbers import bytes_text
 from vlds.report.render.table import Cell, Row, Table
 from vlds.runtime.durations import duration_text
@@ -103,17 +102,16 @@ def published(number: Number, text: Callable[[float], str]) -> list[str]:
     return [] if number.published is None else [f"{PUBLISHED}{text(number.published)}"]
 
 
-def notes(comparison: Comparison) -> list[str]:
+def notes(comparison: Comparison, has_intervals: bool = True) -> list[str]:
     """What the numbers mean, and what is missing."""
     metrics = ", ".join(f"{metric} of {task}" for task, metric in comparison.metrics.items())
     lines = [f"Scores are percents, 100 times the score, also for CIDEr: {metrics}."]
     if AVERAGE in comparison.values:
         lines.append("The average is the mean of the columns before it.")
     if any(len(row.runs) > 1 for row in comparison.rows):
-        lines.append(
-            "\u00b1: standard deviation of the sample (n - 1) over the seeds. Brackets: 95 % "
-            "confidence interval of the mean (Student's t)."
-        )
+        spread = "\u00b1: standard deviation of the sample (n - 1) over the seeds."
+        interval = " Brackets: 95 % confidence interval of the mean (Student's t)."
+        lines.append(spread + interval * has_intervals)
     if TIME in comparison.costs:
         lines.append(
             "Time: of training alone, until the first evaluation that reaches the score; runs that "

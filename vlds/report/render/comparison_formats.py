@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 
 from rich.console import Console
 from rich.measure import Measurement
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from vlds.report.compute.comparison import Comparison
@@ -21,12 +21,28 @@ from vlds.report.render.comparison import (
     notes,
 )
 from vlds.report.render.comparison_page import html
-from vlds.report.render.table import Cell, Table, markdown_table, terminal_table
+from vlds.report.render.table import (
+    Cell,
+    Table,
+    markdown_table,
+    markdown_text,
+    terminal_table,
+)
 from vlds.runtime.shown import visible
 
 UNBOUNDED = 10_000
 """Characters of a line that holds any table."""
 BRACKETS = "(65.9): a published value."
+LATEX_SIGNS = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "|": "\\textbar{}",
+    "<": "\\textless{}",
+    ">": "\\textgreater{}",
+    "\u00b1": "$\\pm$",
+}
+"""Sign -> how LaTeX writes it."""
 
 
 def in_brackets(table: Table) -> Table:
@@ -50,21 +66,41 @@ def terminal_text(comparison: Comparison) -> str:
     table = in_brackets(comparison_table(comparison))
     heads = [head if head.startswith("time") else head.split("\n")[0] for head in table.heads]
     table = replace(table, heads=heads)
-    lines = [*notes(comparison), BRACKETS] if has_published(comparison) else notes(comparison)
+    lines = notes_of_means(comparison)
     whole = terminal_table(table)
     parts = [whole]
-    unbounded = console.options.update(width=UNBOUNDED)
-    if Measurement.get(console, unbounded, whole).maximum > console.width:
+    if width_of(whole, console) > console.width:
         last = heads.index(comparison.values[-1])
         scores = range(last + 1 - len(comparison.values), last + 1)
         costs = [column for column in range(1, len(heads)) if column not in scores]
-        parts = [terminal_table(with_columns(table, some)) for some in (scores, costs) if some]
+        parts = [part for some in (scores, costs) for part in fitting(table, some, console)]
     with console.capture() as captured:
         for part in parts:
             console.print(part)
             console.print()
         console.print(Text("\n".join(map(visible, lines))))
     return captured.get()
+
+
+def width_of(table: RichTable, console: Console) -> int:
+    """Characters of a line of the table."""
+    return Measurement.get(console, console.options.update(width=UNBOUNDED), table).maximum
+
+
+def fitting(table: Table, columns: Sequence[int], console: Console) -> list[RichTable]:
+    """Tables of these columns, in order, each as wide as the terminal allows; the words of a head
+    stand below each other."""
+    heads = [head if "\n" in head else head.replace(" ", "\n") for head in table.heads]
+    table = replace(table, heads=heads)
+    parts: list[list[int]] = []
+    for column in columns:
+        longer = [*parts[-1], column] if parts else []
+        shown = terminal_table(with_columns(table, longer)) if longer else None
+        if shown is not None and width_of(shown, console) <= console.width:
+            parts[-1] = longer
+        else:
+            parts.append([column])
+    return [terminal_table(with_columns(table, part)) for part in parts]
 
 
 def with_columns(table: Table, columns: Sequence[int]) -> Table:
@@ -76,7 +112,7 @@ def with_columns(table: Table, columns: Sequence[int]) -> Table:
 def markdown(comparison: Comparison) -> str:
     """To paste into a repository or an issue."""
     table = comparison_table(comparison)
-    return "\n\n".join([markdown_table(table), *notes(comparison)]) + "\n"
+    return "\n\n".join([markdown_table(table), *map(markdown_text, notes(comparison))]) + "\n"
 
 
 def csv_rows(comparison: Comparison) -> str:
@@ -113,7 +149,7 @@ def latex(comparison: Comparison) -> str:
         cells = [latex_text(row.head), *map(latex_cell, row.cells)]
         lines.append(" & ".join(cells) + r" \\")
     lines += ["\\bottomrule", "\\end{tabular}"]
-    lines += [f"% {note}" for note in (*notes(comparison), BRACKETS)]
+    lines += [f"% {one_line(note)}" for note in notes_of_means(comparison)]
     return "\n".join(lines) + "\n"
 
 
@@ -126,15 +162,18 @@ def latex_cell(cell: Cell) -> str:
 
 def latex_text(text: str) -> str:
     """Text without markup."""
-    escaped = text.replace("\\", "\\textbackslash{}")
-    escaped = re.sub(r"([&%$#_{}])", r"\\\1", escaped).replace(
-        "\\textbackslash\\{\\}", "\\textbackslash{}"
-    )
-    return (
-        escaped.replace("\u00b1", "$\\pm$")
-        .replace("~", "\\textasciitilde{}")
-        .replace("^", "\\textasciicircum{}")
-    )
+    return "".join(LATEX_SIGNS.get(sign, sign) for sign in one_line(text))
+
+
+def one_line(text: str) -> str:
+    """Text without ends of lines, which would end a comment."""
+    return " ".join(visible(text).split())
+
+
+def notes_of_means(comparison: Comparison) -> list[str]:
+    """The notes on a table that has published values in brackets and no intervals."""
+    lines = notes(comparison, has_intervals=False)
+    return [*lines, BRACKETS] if has_published(comparison) else lines
 
 
 FORMATS: Mapping[str, Callable[[Comparison], str]] = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlds.report.compute.comparison import TRAINS, Comparison
+from vlds.report.compute.compared_columns import TRAINS
+from vlds.report.compute.comparison import Comparison
 from vlds.report.render import charts
 from vlds.report.render.charts import Bar, Chart, Spot, look, spot_chart
 from vlds.report.render.comparison import comparison_table, has_published, notes, score_text

@@ -26,8 +26,9 @@ from vlds.artifact import load_run, own_tensors, save_artifact
 from vlds.config import Recipe
 from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
 from vlds.methods.extended import ExtendedLinear, zero_at_first
-from vlds.models import Causal, ImageTextToText, quantised
+from vlds.models import Causal, ImageTextToText
 from vlds.models.build import ModelSetup, build_shapes, describe
+from vlds.models.loading import quantised
 from vlds.models.loading.quantised import Bits, packed_linears, scale_bytes
 from vlds.plan import Forecast, forecast_or_reason, plan_recipe
 from vlds.schema import Decoding

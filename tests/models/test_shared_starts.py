@@ -20,8 +20,8 @@ from vlds.methods import (
     PromptTuning,
     SimAdapter,
 )
-from vlds.models import shared_starts
 from vlds.models.causal_model import CausalModel
+from vlds.models.generation import shared_starts
 from vlds.models.generation.shared_starts import can_share_starts, share_starts
 from vlds.schema import Example, Row
 from vlds.training.parts import similar_rows

@@ -166,3 +166,24 @@ def test_an_answer_in_the_batch_is_not_read(saved: Path) -> None:
     assert [answer.text for answer in held] == [answer.text for answer in bare]
     for one, other in zip(held, bare, strict=True):
         assert one.confidence == pytest.approx(other.confidence)
+
+
+@KINDS
+def test_the_head_reads_no_slice(kind: str, saved: Path) -> None:
+    """Torch multiplies a slice many times slower than a copy."""
+    chosen = kind_in(saved / kind)
+    model = build(chosen).eval()
+    head = model.backbone.get_output_embeddings()
+    read: list[bool] = []
+    products = torch.nn.functional.linear
+
+    def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if weight is head.weight:
+            read.append(states.is_contiguous())
+        return products(states, weight, bias)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", linear)
+        ids_of(model, batch(chosen, evaluation=True), FREE)
+    assert read
+    assert all(read)

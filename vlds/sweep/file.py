@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -82,17 +82,17 @@ class Sweep:
 
     def _check_names(self) -> None:
         """Errors: ValueError for a name that is no text, as YAML reads 8 or `no`, or no folder."""
-        places = {"paths": list(self.paths), "prepare": list(self.prepare)}
-        names: dict[str, list[Any]] = {
-            "recipes": list(self.recipes), "scores": list(self.scores),
-            "target": list(self.target), "published": list(self.published), **places,
-            **{f"published.{row}": list(values) for row, values in self.published.items()},
-        }  # fmt: skip
-        for place, given in names.items():
+        places: list[tuple[str, Iterable[Any]]] = [("paths", self.paths), ("prepare", self.prepare)]
+        names = [
+            *places, ("recipes", self.recipes), ("scores", self.scores), ("target", self.target),
+            ("published", self.published),
+            *((f"published.{row}", values) for row, values in self.published.items()),
+        ]  # fmt: skip
+        for place, given in names:
             for name in given:
                 if not isinstance(name, str):
                     raise ValueError(f"{place}: got {name!r} as a name; write it in quotes")
-        for place, given in (places | {"output": [self.output]}).items():
+        for place, given in (*places, ("output", [self.output])):
             for name in given:
                 if not name.strip() or "\0" in name:
                     raise ValueError(f"{place}: got {name!r}; name a folder or file")

@@ -66,6 +66,17 @@ class PreparePart:
         """True if nothing is left to do."""
         return self.product.exists()
 
+    def check(self) -> None:
+        """Errors: ValueError if the command is left to do and its program is not installed."""
+        program = self.words[0]
+        # An earlier command may make the program that a path names.
+        if self.is_done or program in OURS or "/" in program or shutil.which(program):
+            return
+        raise ValueError(
+            f"prepare.{self.product}: no program is called '{program}' here; install it, or name "
+            "another"
+        )
+
     def stages(self, ranks: Sequence[str]) -> Iterator[Stage]:
         """The command."""
         program, *rest = self.words
@@ -119,7 +130,7 @@ def preparation_parts(sweep: Sweep) -> list[PreparePart | RunPart]:
     """Preparations in the order of the file. Each needs the earlier ones that are for all seeds or
     for its own.
 
-    Errors: ValueError for a mistake in a recipe.
+    Errors: ValueError for a mistake in a recipe, or a program that is not installed.
     """
     parts: list[PreparePart | RunPart] = []
     earlier: list[Preparation] = []
@@ -132,22 +143,10 @@ def preparation_parts(sweep: Sweep) -> list[PreparePart | RunPart]:
             parts.append(RunPart(prepared_run(sweep, made, needs)))
         else:
             command = PreparePart(made.product, made.command, needs)
-            check_program(command)
+            command.check()
             parts.append(command)
         earlier.append(made)
     return parts
-
-
-def check_program(part: PreparePart) -> None:
-    """Errors: ValueError if the program of a command that is left is not installed. A path may be
-    that of a program that an earlier command makes."""
-    program = part.words[0]
-    if part.is_done or program in OURS or "/" in program or shutil.which(program):
-        return
-    raise ValueError(
-        f"prepare.{part.product}: no program is called '{program}' here; install it, or name "
-        "another"
-    )
 
 
 class Work:

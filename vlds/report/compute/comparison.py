@@ -139,17 +139,22 @@ def compare(spec: TableSpec) -> Comparison:
         )
         for row in spec.rows
     ]  # fmt: skip
-    low = [task for task in columns if is_best_low(task, metrics[task], runs)]
+    low = best_low(metrics, runs)
     return Comparison(spec.title, columns, metrics, rows, target, notes, low)
 
 
-def is_best_low(task: str, metric: str, runs: Sequence[RunInputs]) -> bool:
-    """True if the recipe of a run says that this score is best where it is lowest."""
+def best_low(metrics: Mapping[str, str], runs: Sequence[RunInputs]) -> set[str]:
+    """The tasks whose score is best where it is lowest, as the runs' recipes say."""
+    low: set[str] = set()
+    waiting = set(metrics)
     for run in runs:
-        if task in entries_of(run.recipe_tree, "tasks"):
-            recipe = read_recipe(run.folder, [])
-            return recipe is not None and metric in recipe.tasks[task].lower_is_better
-    return False
+        if waiting.isdisjoint(entries_of(run.recipe_tree, "tasks")):
+            continue  # to read a recipe takes longer than all else here
+        if (recipe := read_recipe(run.folder, [])) is not None:
+            found = waiting & recipe.tasks.keys()
+            low |= {task for task in found if metrics[task] in recipe.tasks[task].lower_is_better}
+            waiting -= found
+    return low
 
 
 def target_of(

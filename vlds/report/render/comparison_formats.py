@@ -21,13 +21,7 @@ from vlds.report.render.comparison import (
     notes,
 )
 from vlds.report.render.comparison_page import html
-from vlds.report.render.table import (
-    Cell,
-    Table,
-    markdown_table,
-    markdown_text,
-    terminal_table,
-)
+from vlds.report.render.table import Cell, Table, markdown_table, markdown_text, terminal_table
 from vlds.runtime.shown import visible
 
 UNBOUNDED = 10_000
@@ -66,7 +60,7 @@ def terminal_text(comparison: Comparison) -> str:
     table = in_brackets(comparison_table(comparison))
     heads = [head if head.startswith("time") else head.split("\n")[0] for head in table.heads]
     table = replace(table, heads=heads)
-    lines = notes_of_means(comparison)
+    lines = notes_without_intervals(comparison)
     whole = terminal_table(table)
     parts = [whole]
     if width_of(whole, console) > console.width:
@@ -149,7 +143,7 @@ def latex(comparison: Comparison) -> str:
         cells = [latex_text(row.head), *map(latex_cell, row.cells)]
         lines.append(" & ".join(cells) + r" \\")
     lines += ["\\bottomrule", "\\end{tabular}"]
-    lines += [f"% {one_line(note)}" for note in notes_of_means(comparison)]
+    lines += [f"% {one_line(note)}" for note in notes_without_intervals(comparison)]
     return "\n".join(lines) + "\n"
 
 
@@ -170,8 +164,8 @@ def one_line(text: str) -> str:
     return " ".join(visible(text).split())
 
 
-def notes_of_means(comparison: Comparison) -> list[str]:
-    """The notes on a table that has published values in brackets and no intervals."""
+def notes_without_intervals(comparison: Comparison) -> list[str]:
+    """The notes on a table whose brackets hold published values."""
     lines = notes(comparison, has_intervals=False)
     return [*lines, BRACKETS] if has_published(comparison) else lines
 

@@ -85,6 +85,6 @@ def markdown_text(text: str) -> str:
     line = " ".join(visible(text).split())
     for sign in "\\`*|<":
         line = line.replace(sign, f"\\{sign}")
-    # Within a word, _ is none; & is one only before a name.
+    # Markdown takes _ for emphasis only at the edge of a word, and & only before a sign's name.
     line = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|&(?=#?\w+;)", r"\\\g<0>", line)
     return line.replace("](", "]\\(")  # a link; brackets alone are intervals

@@ -88,6 +88,9 @@ class TrainingConfig:
     depend on its share; the run logs them."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Type of weights and activations; master weights and moments are fp32 in both."""
+    reproducible: bool = False
+    """Compute the same bits on any x86-64 CPU with AVX2, given as many ranks and the same library
+    versions. Needs fp32 and uses one thread per rank; a step takes longer."""
     deepspeed: str = "ds_configs/zero2.json"
     """DeepSpeed's own configuration file; its "auto" fields follow this recipe."""
     activation_checkpointing: bool = False
@@ -123,6 +126,11 @@ class TrainingConfig:
                 "other to null"
             )
         at_least(self, 0, "evaluate_every", "max_nonfinite_steps")
+        if self.reproducible and self.precision != "fp32":
+            raise ValueError(
+                f"precision: got {self.precision}, and reproducible true; CPUs differ in what they "
+                "compute in bf16, so set precision to fp32"
+            )
         if self.best is not None and not self.evaluate_every:
             raise ValueError(
                 f"best: got {self.best!r}, but evaluate_every is 0, so there is one evaluation and "

@@ -30,6 +30,7 @@ from vlds.runtime.disk import check_writable
 from vlds.runtime.manifest import recorded_hash
 from vlds.runtime.ranks import Ranks, hold_folder, rank_from_environment
 from vlds.runtime.regular_file import read_file
+from vlds.runtime.reproducible import pin_arithmetic
 from vlds.runtime.run_folder import BLANK, PREDICTIONS
 from vlds.runtime.terminal import tell
 from vlds.tasks.base import SPLITS, Split, label_of, task_of
@@ -57,6 +58,8 @@ def answer_sets(
     check_changes(changes)
     folder = artifact_folder(run)
     recipe = read_recipe(folder, changes)
+    if recipe.training.reproducible:
+        pin_arithmetic(rank_from_environment())
     recipe = with_data(recipe, data) if data else recipe
     if score:
         tasks = {name: task.thorough() for name, task in recipe.tasks.items()}

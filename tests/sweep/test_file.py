@@ -54,6 +54,18 @@ def test_a_sweep_builds_on_another(file: str) -> None:
     assert run.recipe.optimizer.learning_rate == 0.5
 
 
+def test_a_grid_makes_a_row_per_combination(file: str) -> None:
+    grid = "{optimizer.learning_rate: [0.001, 0.004], training.steps: [5, 9]}"
+    runs = runs_of(read_sweep([file, "--seeds", "[3]", "--overrides", "{}", "--grid", grid]))
+    rows = [run.row for run in runs]
+    assert len(rows) == 8
+    assert rows[3] == "single adapter, learning_rate 0.004, steps 9"
+    assert rows[4] == "norms alone, learning_rate 0.001, steps 5"
+    assert runs[3].recipe.optimizer.learning_rate == 0.004
+    assert list(runs[3].recipe.methods) == ["adapter"]
+    assert runs[4].recipe.methods == {}
+
+
 def test_commands_of_a_seed_wait_for_the_commands_before_them(file: str) -> None:
     commands = {"shared": "make all", "of-{seed}": "make --out '{output} x' {seed}"}
     sweep = read_sweep([file, "--prepare", str(commands)])
@@ -175,6 +187,8 @@ def work(words: list[str]) -> Work:
             "prepare.a_b: is called too much like a/b; rename one",
         ),
         ("--prepare {a: mkae b}", "prepare.a: no program is called 'mkae' here; install it, or"),
+        ("--grid {training.steps: []}", "grid.training.steps: has no values; give a list, like"),
+        ("--grid {training.stps: [1]}", "unknown key"),
         ("--sedes [1]", "unknown key 'sedes'; did you mean 'seeds'?"),
     ],
 )

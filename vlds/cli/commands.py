@@ -62,9 +62,13 @@ def train(arguments: list[str]) -> int:
     words = split_words([TRAIN, *arguments])
     from vlds.config import parse_recipe
     from vlds.launch.check_recipe import report_job
+    from vlds.runtime.ranks import rank_from_environment
+    from vlds.runtime.reproducible import pin_arithmetic
     from vlds.training.loop import train as run
 
     recipe = parse_recipe(words.rest[1:], "vlds train")
+    if recipe.training.reproducible:
+        pin_arithmetic(rank_from_environment())
     report_job(recipe, words.resume)
     return run(recipe, resume=words.resume, new_phase=words.new_phase, profile=words.profile)
 

@@ -40,7 +40,7 @@ def say_agenda(
     file: str, sweep: Sweep, work: Work, runs: Sequence[SweepRun], num_ranks: int, at_once: int
 ) -> None:
     """Print what is done, what is left and its time."""
-    by_row = {row: [run for run in runs if run.row == row] for row in sweep.recipes}
+    by_row = {row: [run for run in runs if run.row == row] for row in sweep.rows}
     estimates = {row: estimate(of_row, num_ranks) for row, of_row in by_row.items()}
     rows = []
     for row, of_row in by_row.items():

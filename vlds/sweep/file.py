@@ -7,6 +7,7 @@ a cluster (each job takes the next free run).
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 from zlib import crc32
 
 from vlds.artifact import RECIPE
-from vlds.recipe.files import BASE
+from vlds.recipe.files import BASE, merged
 from vlds.recipe.parse import parse
 from vlds.report.compute.compared_columns import checked_columns
 from vlds.runtime.near_names import guess
@@ -39,6 +40,8 @@ class Sweep:
     """Rows of the table, by name: a recipe's file, or keys of a recipe with its `base`."""
     seeds: list[int]
     """Seeds of each recipe."""
+    grid: dict[str, list[Any]] = field(default_factory=dict)
+    """Dotted key -> values to try: each recipe makes one row per combination of values."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Keys that replace those of every recipe."""
     paths: dict[str, str] = field(default_factory=dict)
@@ -60,6 +63,9 @@ class Sweep:
         self._check_names()
         if not self.recipes:
             raise ValueError("recipes: the sweep has none; name at least one recipe")
+        for key, values in self.grid.items():
+            if not values:
+                raise ValueError(f"grid.{key}: has no values; give a list, like [0.001, 0.004]")
         if not self.seeds:
             raise ValueError("seeds: the sweep has none; give at least one, like [0]")
         twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
@@ -74,7 +80,8 @@ class Sweep:
             elif not isfinite(score):
                 raise ValueError(f"target.{task}: got {score}; give a number, or a row")
         for row, values in self.published.items():
-            self._check_is_row("published", row)
+            if row not in self.recipes:
+                self._check_is_row("published", row)
             for name, value in values.items():
                 if not isfinite(value):
                     raise ValueError(f"published.{row}.{name}: got {value}; give a number")
@@ -85,7 +92,7 @@ class Sweep:
         places: list[tuple[str, Iterable[Any]]] = [("paths", self.paths), ("prepare", self.prepare)]
         names = [
             *places, ("recipes", self.recipes), ("scores", self.scores), ("target", self.target),
-            ("published", self.published),
+            ("published", self.published), ("grid", self.grid),
             *((f"published.{row}", values) for row, values in self.published.items()),
         ]  # fmt: skip
         for place, given in names:
@@ -115,22 +122,41 @@ class Sweep:
                 )
 
     def _check_is_row(self, place: str, name: str) -> None:
-        if name not in self.recipes:
+        if name not in self.rows:
             raise ValueError(
-                f"{place}: no row is called '{name}'; {guess(name, self.recipes)}rows are "
-                f"{', '.join(self.recipes)}"
+                f"{place}: no row is called '{name}'; {guess(name, self.rows)}rows are "
+                f"{', '.join(self.rows)}"
             )
 
     def _check_rows(self) -> None:
         folders: dict[str, str] = {}
         for row, recipe in self.recipes.items():
             check_recipe(f"recipes.{row}", recipe)
+        for row in self.rows:
             if not (folder := folder_name(row)):
                 raise ValueError(f"recipes: '{row}' gives no name for a folder; use letters")
             if (other := folders.setdefault(folder, row)) != row:
                 raise ValueError(
                     f"recipes: '{other}' and '{row}' would both write {folder}; rename one"
                 )
+
+    @property
+    def rows(self) -> dict[str, tuple[str, Any]]:
+        """Row of the table -> its name in `recipes`, and the recipe with the grid's values."""
+        if not self.grid:
+            return {name: (name, recipe) for name, recipe in self.recipes.items()}
+        rows = {}
+        for name, recipe in self.recipes.items():
+            for values in itertools.product(*self.grid.values()):
+                label, tree = name, {BASE: recipe} if isinstance(recipe, str) else recipe
+                for key, value in zip(self.grid, values, strict=True):
+                    label += f", {key.rpartition('.')[2]} {value}"
+                    change: Any = value
+                    for part in reversed(key.split(".")):
+                        change = {part: change}
+                    tree = merged(tree, change, ())
+                rows[label] = name, tree
+        return rows
 
     def columns(self, tasks: Sequence[str]) -> list[str]:
         """The tasks in the table.

@@ -126,7 +126,7 @@ def runs_of(sweep: Sweep) -> list[SweepRun]:
     Errors: ValueError that names the recipe and what is wrong with it; a run folder of another
     recipe.
     """
-    trees = {row: tree_of(sweep, row) for row in sweep.recipes}
+    trees = {row: tree_of(sweep, row) for row in sweep.rows}
     check_paths(sweep, trees)
     runs = []
     for seed in sweep.seeds:
@@ -182,7 +182,7 @@ def run_folder(sweep: Sweep, row: str, seed: int) -> Path:
 
 def tree_of(sweep: Sweep, row: str) -> dict[str, Any]:
     """A row's recipe with the sweep's overrides, before seed and paths are filled in."""
-    given = sweep.recipes[row]
+    _, given = sweep.rows[row]
     try:
         tree = on_base({BASE: given} if isinstance(given, str) else given, Path())
         return changed(tree, sweep.overrides)

@@ -58,9 +58,9 @@ def spec_of_sweep(words: Sequence[str], split: Split | None) -> tuple[TableSpec,
         RowSpec(
             row,
             [run_folder(sweep, row, seed) for seed in sweep.seeds],
-            sweep.published.get(row, {}),
+            sweep.published.get(name, {}),
         )
-        for row in sweep.recipes
+        for row, (name, _) in sweep.rows.items()
     ]
     target = next(iter(sweep.target.items()), None)
     spec = TableSpec(Path(words[0]).stem, rows, split or sweep.split, sweep.scores, target)

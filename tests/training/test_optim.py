@@ -29,7 +29,9 @@ from vlds.training.optim import (
 class Bridged(Causal):
     """Trains a part that the optimizer does not know."""
 
-    trained_text = ["bridge"]
+    @property
+    def trained_text(self) -> list[str]:
+        return ["bridge"]
 
 
 def test_first_step_has_rate_zero_and_the_last_nearly() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from vlds.config import parse_recipe
 from vlds.models.build import describe
+from vlds.recipe.files import read_merged
 from vlds.runtime.resources import find, shipped
 
 COUNTS = {
@@ -51,3 +52,31 @@ def test_every_recipe_is_counted() -> None:
     files = [name for name in shipped("recipes") if name.startswith(folders)]
     names = {name.removeprefix("recipes/").removesuffix(".yaml") for name in files}
     assert names == COUNTS.keys()
+
+
+PRETRAINING = {f"pretrain/{name}" for name in ("vl_t5", "vl_bart", "vl_bart_clip")}
+CLIP_VIL = {f"related/clip_vil_{data}" for data in ("vqa", "gqa", "snli_ve")}
+BUILT_ON = {
+    *(f"related/bart_image_{way}_adapter" for way in ("meta", "sim")),
+    "related/bart_image_mixture",
+    "related/bart_image_task_adapters",
+    "related/t5_image_hyper_pelt",
+}
+"""Other systems' methods in place of VL-Adapter's, trained as it was."""
+
+
+def test_whose_adamw_moves_the_weights() -> None:
+    """Transformers', as in the original codes, in all their recipes and what builds on them."""
+    names = {
+        name.removeprefix("recipes/").removesuffix(".yaml"): read_merged(find(name))
+        for name in shipped("recipes")
+        if name.endswith(".yaml")
+    }
+    published = {name for name in names if name.startswith(("vl_adapter/", "vl_pet/", "lst/"))}
+    assert len(published) > 50
+    found = {
+        name
+        for name, tree in names.items()
+        if tree.get("optimizer", {}).get("update") == "transformers"
+    }
+    assert found == published | PRETRAINING | CLIP_VIL | BUILT_ON

@@ -37,6 +37,10 @@ MAX_WIDTH = 1_000_000
 """Columns. Narrower, YAML would fold long paths at blanks, so that they cannot be copied."""
 
 
+AdamWUpdate = Literal["torch", "transformers"]
+"""Whose formula moves the weights (vlds/training/adamw.py)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW with linear warm-up, and a decay."""
@@ -54,6 +58,12 @@ class OptimizerConfig:
     """Decay rates of AdamW's two moments."""
     eps: float = 1e-6
     """AdamW's epsilon."""
+    update: AdamWUpdate = "torch"
+    """Whose AdamW moves the weights. torch: weights decay before the update, and epsilon is added
+    behind the second moment's correction. transformers: as in the original codes of VL-T5,
+    VL-Adapter, VL-PET and Ladder Side-Tuning, which took it from transformers 4: weights decay
+    after the update, and epsilon is added before the correction, so that small gradients move
+    weights less."""
     weight_decay: float = 0.01
     """Decay of the weights in `weight_decay_groups`."""
     weight_decay_groups: Literal["declared", "vl_adapter"] = "declared"

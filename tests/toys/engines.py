@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.toys.models import DIM, GRID, Words, backbone
 from vlds.backbones import T5, Backbone, Bart
-from vlds.config import OptimizerConfig, Recipe, TrainingConfig
+from vlds.config import AdamWUpdate, OptimizerConfig, Recipe, TrainingConfig
 from vlds.data.config import DataConfig
 from vlds.data.order.batch_cut import BatchCut
 from vlds.heads import Head
@@ -57,6 +57,7 @@ class Case:
     visual_rate: float | None = None
     clip_norm: float = 0.0
     weight_decay: float = 0.01
+    update: AdamWUpdate = "torch"
     parts: int = 1
     num_steps: int = 0
     """Length of the run, for methods that act at given steps."""
@@ -100,6 +101,7 @@ def case_recipe(case: Case) -> Recipe:
             clip_norm=case.clip_norm,
             weight_decay=case.weight_decay,
             eps=EPS,
+            update=case.update,
         ),
         training=TrainingConfig(
             precision=case.precision, deepspeed=str(folder / f"zero{case.stage}.json")
@@ -137,6 +139,7 @@ def start_engine(case: Case) -> tuple[Engine, BatchCut]:
         ranks=ranks,
         tasks=list(run.tasks.values()),
         eps=EPS,
+        update=case.update,
         parts=case.parts,
         num_steps=case.num_steps,
     )

@@ -1,11 +1,11 @@
-"""Weights of absent tasks stand still, as in torch's AdamW over one parameter per task."""
+"""Weights of absent tasks stand still, as in AdamW over one parameter per task; both updates."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -24,7 +24,8 @@ from tests.toys.engines import (
     start_engine,
 )
 from tests.toys.rank_pool import RankPool
-from vlds.config import OptimizerConfig
+from tests.toys.whole_adamw import WholeAdamW
+from vlds.config import AdamWUpdate, OptimizerConfig
 from vlds.methods import (
     IA3,
     Adapter,
@@ -38,6 +39,7 @@ from vlds.methods import (
     PromptTuning,
 )
 from vlds.models.loss import LossTotals, coefficients, count
+from vlds.models.optimizer_rules import TaskSlices, task_slices
 from vlds.schema import Batch
 from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
 
@@ -95,6 +97,28 @@ def reference(case: Case) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in trained.items()}
 
 
+def whole_steps(case: Case) -> dict[str, Tensor]:
+    """Weights after STEPS steps of our optimizer in one process, without an engine."""
+    run = case_recipe(case)
+    model = recipe_model(run)
+    num_tasks = len(TASKS)
+    optimizer = WholeAdamW(
+        parameter_groups(model, run),
+        update=case.update,
+        slices=task_slices(model, num_tasks),
+        num_tasks=num_tasks,
+        eps=EPS,
+    )
+    for step in range(STEPS):
+        batch = batch_of(step)
+        totals = LossTotals(*count([batch], num_tasks))
+        model.zero_grad()
+        model(batch, coefficients(batch, totals, list(TASKS.values()))).loss.backward()
+        set_learning_rate(optimizer.parameter_groups, learning_rate(step))
+        optimizer.step(totals.examples > 0)
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
 def case_of(folder: Path, stage: int = 2, **fields: Any) -> Case:
     """Two learning rates, with and without decay; some adapters' halves are shared."""
     method = Adapter(sharing="half_shared_up", reduction=4)
@@ -118,9 +142,63 @@ def train(case: Case, steps: range, before: Any = None) -> Any:
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
-    """The reference's weights."""
-    return reference(case_of(tmp_path_factory.mktemp("reference")))
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[AdamWUpdate, dict[str, Tensor]]:
+    """The references' weights. That of transformers' update is our own optimizer, which follows
+    formulas and recorded steps (below and tests/parity/test_training.py)."""
+    case = case_of(tmp_path_factory.mktemp("reference"))
+    of_transformers = whole_steps(replace(case, update="transformers"))
+    return {"torch": reference(case), "transformers": of_transformers}
+
+
+def test_updates_are_those_of_the_formulas(
+    expected: dict[AdamWUpdate, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    """In one process, where the two updates part by far more than their rounding."""
+    ours = whole_steps(case_of(tmp_path))
+    for name, weight in expected["torch"].items():
+        assert (ours[name] - weight).abs().max() < 1e-6, name
+    apart = [(w - expected["transformers"][n]).abs().max() for n, w in expected["torch"].items()]
+    assert max(apart) > 1e-3
+
+
+@pytest.mark.parametrize("update", get_args(AdamWUpdate))
+def test_small_and_constant_gradients(update: AdamWUpdate) -> None:
+    """2,000 updates of 0.5 in closed form: with a constant gradient g the corrected moments are g
+    and g^2. Gradients as small as eps move weights less in transformers' update. The second task is
+    in every third batch alone, so that it counts other updates; what no loss has read stays."""
+    gradients, rate, decay, eps, steps = [-1e-6, 1e-3, 0.0], 1e-3, 0.01, 1e-6, 2000
+    weights = [nn.Parameter(torch.full((2, 3), 0.5, dtype=torch.float64)) for _ in range(2)]
+    for weight in weights:
+        weight.grad = torch.tensor([gradients] * 2, dtype=torch.float64)
+    unread = nn.Parameter(torch.full((5,), 0.5, dtype=torch.float64))
+    optimizer = WholeAdamW(
+        [{"params": [weights[0], unread, weights[1]], "lr": rate, "weight_decay": decay}],
+        update=update,
+        slices={weights[0]: TaskSlices(0, 3)},
+        num_tasks=2,
+        eps=eps,
+    )
+    for step in range(steps):
+        optimizer.step(torch.tensor([True, step % 3 == 0]))
+
+    def closed_form(gradient: float, updates: int) -> float:
+        weight = 0.5
+        for number in range(1, updates + 1):
+            root = math.sqrt(1 - 0.999**number)
+            if update == "torch":
+                weight -= rate * decay * weight
+                weight -= rate * gradient / (abs(gradient) + eps)
+            else:
+                weight -= rate * root * gradient / (abs(gradient) * root + eps)
+                weight -= rate * decay * weight
+        return weight
+
+    always, seldom = ([closed_form(g, n) for g in gradients] for n in (steps, -(-steps // 3)))
+    for found, wanted in ((weights[0], [always, seldom]), (weights[1], [always, always])):
+        assert (found - torch.tensor(wanted, dtype=torch.float64)).abs().max() < 1e-9
+    assert (unread == 0.5).all()
+    moved = (always[0] - always[2]) / (rate * steps / 2)
+    assert moved == pytest.approx({"torch": 1.0, "transformers": 0.82}[update], abs=0.02)
 
 
 def assert_equals(found: Any, expected: dict[str, Tensor]) -> None:
@@ -135,55 +213,66 @@ POOLS = {1: "ranks1", 2: "ranks2", 4: "ranks4"}
 
 
 @pytest.mark.parametrize(
-    ("ranks", "stage"),
-    [(2, 3)]
+    ("ranks", "stage", "update"),
+    [(2, 3, "torch"), (2, 2, "transformers")]
     + [
-        pytest.param(*other, marks=pytest.mark.slow)
-        for other in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (4, 2), (1, 3), (4, 3))
+        pytest.param(ranks, stage, update, marks=pytest.mark.slow)
+        for ranks in (1, 2, 4)
+        for stage in (1, 2, 3)
+        for update in get_args(AdamWUpdate)
+        if (ranks, stage, update) not in ((2, 3, "torch"), (2, 2, "transformers"))
     ],
 )
 def test_fifty_steps_are_those_of_one_parameter_per_task(
     ranks: int,
     stage: int,
-    expected: dict[str, Tensor],
+    update: AdamWUpdate,
+    expected: dict[AdamWUpdate, dict[str, Tensor]],
     request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> None:
     pool: RankPool = request.getfixturevalue(POOLS[ranks])
-    found, *_ = pool.run(train, case_of(tmp_path, stage), range(STEPS), timeout=200)
-    assert_equals(found, expected)
+    case = case_of(tmp_path, stage, update=update)
+    found, *_ = pool.run(train, case, range(STEPS), timeout=200)
+    assert_equals(found, expected[update])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("stage", "update"), [(2, "transformers"), (3, "torch")])
 def test_masters_in_the_memory_of_the_cpu(
-    stage: int, expected: dict[str, Tensor], ranks2: RankPool, tmp_path: Path
+    stage: int,
+    update: AdamWUpdate,
+    expected: dict[AdamWUpdate, dict[str, Tensor]],
+    ranks2: RankPool,
+    tmp_path: Path,
 ) -> None:
-    case = case_of(tmp_path, stage, offload=True)
-    assert_equals(ranks2.run(train, case, range(STEPS), timeout=200)[0], expected)
+    case = case_of(tmp_path, stage, offload=True, update=update)
+    assert_equals(ranks2.run(train, case, range(STEPS), timeout=200)[0], expected[update])
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
+    ("first", "second", "update"),
     [
-        pytest.param((2, 3), (4, 2), marks=pytest.mark.slow),
-        pytest.param((4, 2), (2, 3), marks=pytest.mark.slow),
-        pytest.param((2, 2), (1, 3), marks=pytest.mark.slow),
-        pytest.param((1, 1), (4, 3), marks=pytest.mark.slow),
+        pytest.param((2, 3), (4, 2), "torch", marks=pytest.mark.slow),
+        pytest.param((4, 2), (2, 3), "transformers", marks=pytest.mark.slow),
+        pytest.param((2, 2), (1, 3), "torch", marks=pytest.mark.slow),
+        pytest.param((1, 1), (4, 3), "transformers", marks=pytest.mark.slow),
     ],
 )
 def test_updates_go_on_at_another_stage_and_number_of_ranks(
     first: tuple[int, int],
     second: tuple[int, int],
-    expected: dict[str, Tensor],
+    update: AdamWUpdate,
+    expected: dict[AdamWUpdate, dict[str, Tensor]],
     request: pytest.FixtureRequest,
     tmp_path: Path,
 ) -> None:
     half, before = STEPS // 2, None
     for (ranks, stage), steps in ((first, range(half)), (second, range(half, STEPS))):
         pool: RankPool = request.getfixturevalue(POOLS[ranks])
-        before, *_ = pool.run(train, case_of(tmp_path, stage), steps, before, timeout=200)
-    assert_equals(before, expected)
+        case = case_of(tmp_path, stage, update=update)
+        before, *_ = pool.run(train, case, steps, before, timeout=200)
+    assert_equals(before, expected[update])
 
 
 METHODS: dict[str, Method] = {

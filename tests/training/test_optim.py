@@ -15,8 +15,23 @@ from tests.toys.rank_jobs import check_complaint
 from tests.toys.recipes import with_model
 from vlds.config import OptimizerConfig, Recipe
 from vlds.methods import IA3, Compacter, LoRA, Method
+from vlds.models.causal import Causal
 from vlds.models.joint_model import JointModel
-from vlds.training.optim import check_rates, parameter_groups, schedule_factor
+from vlds.training.optim import (
+    RATES,
+    check_rates,
+    parameter_groups,
+    peak_learning_rate,
+    schedule_factor,
+)
+
+
+class Bridged(Causal):
+    """Trains a part that the optimizer does not know."""
+
+    @property
+    def trained_text(self) -> list[str]:
+        return ["bridge"]
 
 
 def test_first_step_has_rate_zero_and_the_last_nearly() -> None:
@@ -110,6 +125,26 @@ def test_the_rate_of_a_part_that_does_not_train(
         return
     start = rf"optimizer\.{rate}: got 1e-05, but the model "
     assert re.match(start + message, check_complaint(run))
+
+
+def test_a_part_without_a_rate(world: Path, tmp_path: Path) -> None:
+    """Before any file is opened, and for a part that a built model has."""
+    run = kind_recipe("causal", world, tmp_path / "run")
+    message = "the model trains a part 'bridge', which has no learning rate in the optimizer; "
+    with pytest.raises(ValueError, match=message):
+        check_rates(replace(run, model=Bridged(**vars(run.model))))
+    with pytest.raises(ValueError, match=message):
+        peak_learning_rate("bridge", run)
+
+
+@pytest.mark.parametrize("part", RATES)
+def test_each_part_has_the_rate_of_its_field(part: str, tmp_path: Path) -> None:
+    run = recipe_of(tmp_path, {"lora": LoRA(rank=2), "ia3": IA3(learning_rate=0.25)})
+    assert peak_learning_rate(part, run) == run.optimizer.learning_rate
+    optimizer = replace(run.optimizer, **{RATES[part]: 0.125})
+    assert peak_learning_rate(part, replace(run, optimizer=optimizer)) == 0.125
+    assert peak_learning_rate("lora", run) == run.optimizer.learning_rate
+    assert peak_learning_rate("ia3", run) == 0.25
 
 
 def test_factors_without_gradient_stay_1(tmp_path: Path) -> None:

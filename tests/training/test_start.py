@@ -43,7 +43,8 @@ def test_what_resuming_changes_is_said_and_written_down(
 
     for later in ("state/step-00000010", "artifact", "predictions"):
         shutil.rmtree(folder / later)
-    slower = replace(recipe, optimizer=replace(recipe.optimizer, learning_rate=0.00025))
+    optimizer = replace(recipe.optimizer, learning_rate=0.00025, update="transformers")
+    slower = replace(recipe, optimizer=optimizer)
     changed = replace(slower, training=replace(slower.training, steps=6))
     (code, said), (_, other) = ranks2.run(run_and_print, changed, True, timeout=120)
     assert code == 0
@@ -51,15 +52,23 @@ def test_what_resuming_changes_is_said_and_written_down(
     lines = [line for line in said.splitlines() if "a change" in line]
     assert lines == [
         f"resuming with a change: {before} -> 0.00025",
+        "resuming with a change: optimizer.update: torch -> transformers",
         "resuming with a change: training.steps: 10 -> 6",
     ]
     assert "a change" not in other
     assert [(s.step, s.changes) for s in read_starts(folder)] == [
         (0, []),
-        (5, [f"{before} -> 0.00025", "training.steps: 10 -> 6"]),
+        (
+            5,
+            [
+                f"{before} -> 0.00025",
+                "optimizer.update: torch -> transformers",
+                "training.steps: 10 -> 6",
+            ],
+        ),
     ]
     text = (folder / "recipe.yaml").read_text("utf-8")
-    assert text.startswith(f"# changed at step 5: {before} -> 0.00025\n# changed at step 5: tra")
+    assert text.startswith(f"# changed at step 5: {before} -> 0.00025\n# changed at step 5: opt")
     assert load_recipe(folder / "recipe.yaml") == changed
     # A third start keeps what the second one changed.
     (code, said), _ = ranks2.run(run_and_print, changed, True, timeout=120)

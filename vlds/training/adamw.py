@@ -1,15 +1,25 @@
-"""AdamW that does not touch the weights of absent tasks, nor weights that no loss has read yet.
+"""AdamW that does not touch the weights of absent tasks, nor weights that no loss has read yet. Its
+update is torch's, or that of transformers' former AdamW.
 
 Weights per task are stacked in one parameter, or are a task's head, and ZeRO joins parameters to
 flat partitions. Torch's AdamW would treat what an absent task owns as if its gradient were zero:
 momentum and decay move it, and its second moment decays, so that the next step with examples is too
 long. Here a flat partition is cut into segments, each shared by all tasks or owned by one. A step
-updates the segments of the tasks that are present, and counts updates per task. This equals torch's
-AdamW over one parameter per task, with gradients of None for absent tasks and idle weights.
+updates the segments of the tasks that are present, and counts updates per task. This equals AdamW
+over one parameter per task, with gradients of None for absent tasks and idle weights.
+
+Update t moves a weight w at learning rate r and weight decay d, with the moments m and v:
+
+    torch:         w -= r d w;  w -= r m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+    transformers:  w -= r m / (1 - beta1^t) sqrt(1 - beta2^t) / (sqrt(v) + eps);  w -= r d w
+
+But for decay, the second is the first with eps / sqrt(1 - beta2^t) in place of eps: 32 times as
+much in the first update, so that small gradients move weights less.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -21,14 +31,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.adamw import AdamW, adamw
 
+from vlds.config import AdamWUpdate
 from vlds.models.optimizer_rules import TaskSlices
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-SHARED = 0
+SHARED_OWNER = 0
 """Owner of a segment that belongs to all tasks; task k is owner 1 + k."""
-IDLE = -1
-"""Owner of a segment that no loss has read yet."""
-STILL = -1
+UNREAD_OWNER = -1
+"""Owner of a segment that no loss has read yet. As an index it is the last of an array of owners,
+where `TaskAdamW._runs` puts an entry for it."""
+NO_UPDATE = -1
+"""In place of the number of updates so far, of a segment that this step leaves alone: a number that
+no segment has."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +63,15 @@ class TaskAdamW(AdamW):
         num_tasks: int,
         betas: tuple[float, float],
         eps: float,
+        update: AdamWUpdate = "torch",
     ) -> None:
         super().__init__(groups, betas=betas, eps=eps, fused=True)
         self.num_tasks = num_tasks
+        self.update = update
         self.segments: dict[Tensor, Segments] = {}
         """Flat tensor -> its segments. They are known once ZeRO has made the flat tensors."""
         self.present = np.ones(1 + num_tasks, dtype=bool)
-        """(1 + tasks,) owners that the next step updates."""
+        """(1 + tasks,) owners that the next step updates; SHARED_OWNER is always one."""
 
     def set_present(self, tasks: Tensor) -> None:
         """Say which tasks (k,) have examples in the global batch of the next step."""
@@ -84,43 +100,71 @@ class TaskAdamW(AdamW):
         state = self.state[flat]
         if not state:
             state |= new_state(flat, [0] * (1 + self.num_tasks))
-        sizes, steps = self._runs(self.segments[flat], state["step"].numpy())
-        moves = steps != STILL
-
-        def moving(tensor: Tensor) -> list[Tensor]:
-            return list(compress(tensor.split(sizes.tolist()), moves))
-
+        sizes, updates = self._runs(self.segments[flat], state["step"].numpy())
+        tensors = (flat, gradient, *(state[moment] for moment in MOMENTS))
+        runs = [tensor.split(sizes.tolist()) for tensor in tensors]
         beta1, beta2 = group["betas"]
-        adamw(
-            params=moving(flat),
-            grads=moving(gradient),
-            exp_avgs=moving(state["exp_avg"]),
-            exp_avg_sqs=moving(state["exp_avg_sq"]),
-            max_exp_avg_sqs=[],
-            # Scratch: torch adds 1 to the step of each part.
-            state_steps=list(torch.tensor(steps[moves], dtype=torch.float32, device=flat.device)),
-            fused=True,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        rate, decay = group["lr"], group["weight_decay"]
+        decays_behind = self.update == "transformers"
+        for chosen, eps in self._calls(updates, beta2, group["eps"]):
+            weights, gradients, first, second = (list(compress(run, chosen)) for run in runs)
+            adamw(
+                params=weights,
+                grads=gradients,
+                exp_avgs=first,
+                exp_avg_sqs=second,
+                max_exp_avg_sqs=[],
+                # Scratch: torch adds 1 to the step of each part.
+                state_steps=list(
+                    torch.tensor(updates[chosen], dtype=torch.float32, device=flat.device)
+                ),
+                fused=True,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=rate,
+                weight_decay=0.0 if decays_behind else decay,
+                eps=eps,
+                maximize=False,
+            )
+            if decays_behind and weights and decay:
+                # No product with 1 - rate * decay: fp32 rounds it by up to 3e-8, which is 3 % of a
+                # decay of 1e-6, and for all weights the same way.
+                torch._foreach_add_(weights, weights, alpha=-rate * decay)
+        # One more for each owner that was present, as bool adds to int.
         state["step"] += torch.from_numpy(self.present)
+
+    def _calls(
+        self, updates: NDArray[np.int64], beta2: float, eps: float
+    ) -> list[tuple[NDArray[np.bool_], float]]:
+        """Calls of torch's kernel: which runs each updates, and with which eps.
+
+        The kernel counts updates for each run, but has one eps. That of transformers depends on the
+        count, of which there are at most as many as owners.
+        """
+        moves = updates != NO_UPDATE
+        if self.update == "torch":
+            return [(moves, eps)]
+        return [
+            (updates == count, eps / math.sqrt(1 - beta2 ** (int(count) + 1)))
+            for count in np.unique(updates[moves])
+        ]
 
     def _runs(
         self, segments: Segments, updates: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Join neighbours with the same number of updates: sizes, and updates so far or STILL.
+        """Join neighbours with the same number of updates: sizes, and updates so far or NO_UPDATE.
 
-        If every task is in every batch, a flat tensor is one run, and a step as fast as torch's.
+        `updates`: (1 + tasks,) of each owner. If every task is in every batch, a flat tensor is one
+        run, and a step as fast as torch's.
         """
-        # The last entry is that of IDLE.
-        steps = np.append(np.where(self.present, updates, STILL), STILL)[segments.owners]
-        starts = np.flatnonzero(np.diff(steps, prepend=STILL - 1))
-        return np.add.reduceat(segments.sizes, starts), steps[starts]
+        of_owners = np.where(self.present, updates, NO_UPDATE)
+        # One more entry at the end, which is where the index UNREAD_OWNER points.
+        of_segments = np.append(of_owners, NO_UPDATE)[segments.owners]
+        # A run starts where the number differs from that before; the first one always, because
+        # what stands before it is smaller than any number.
+        starts = np.flatnonzero(np.diff(of_segments, prepend=NO_UPDATE - 1))
+        return np.add.reduceat(segments.sizes, starts), of_segments[starts]
 
 
 def new_state(flat: Tensor, updates: Sequence[int]) -> dict[str, Tensor]:
@@ -200,20 +244,26 @@ def segments_of(
     owners: list[int] = []
 
     def up_to(end: int, owner: int) -> None:
+        """What reaches from the last end to this one has one owner; nothing if it is empty."""
         if end > (ends[-1] if ends else 0):
             ends.append(end)
             owners.append(owner)
 
     for piece in pieces:
-        up_to(piece.offset, SHARED)
+        # Padding before the piece: its gradient is zero, so any owner that is there will do.
+        up_to(piece.offset, SHARED_OWNER)
         stop = piece.start + piece.size
         if piece.parameter in idle:
-            up_to(piece.offset + piece.size, IDLE)
+            up_to(piece.offset + piece.size, UNREAD_OWNER)
         elif (of_tasks := slices.get(piece.parameter)) is not None:
             first, size = of_tasks
+            # A rank's piece may begin and end inside a task's slice: from the slice that holds its
+            # first element to the one that holds its last (rounded up), cut off at its end.
             for number in range(piece.start // size, -(-stop // size)):
                 end = min((number + 1) * size, stop)
+                # From a place in the parameter to one in the partition.
                 up_to(piece.offset + end - piece.start, 1 + first + number)
-        up_to(piece.offset + piece.size, SHARED)
-    up_to(length, SHARED)
+        # Nothing is left of a piece that is idle or has slices.
+        up_to(piece.offset + piece.size, SHARED_OWNER)
+    up_to(length, SHARED_OWNER)
     return Segments(np.diff(ends, prepend=0), np.array(owners))

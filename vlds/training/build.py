@@ -215,6 +215,7 @@ def open_engine(
         seed=recipe.seed,
         betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
         eps=recipe.optimizer.eps,
+        update=recipe.optimizer.update,
         parts=recipe.data.parts,
         num_steps=recipe.training.num_steps,
     )

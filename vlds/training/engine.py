@@ -33,6 +33,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from vlds.config import AdamWUpdate
 from vlds.kernels.partitioned_linear import restore_linear
 from vlds.models.loss import LossTotals, coefficients, count, task_losses
 from vlds.models.model import Model
@@ -101,6 +102,7 @@ class Engine:
         seed: int = 0,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
+        update: AdamWUpdate = "torch",
         parts: int = 1,
         num_steps: int = 0,
     ) -> None:
@@ -116,7 +118,7 @@ class Engine:
         self.stage = int(config["zero_optimization"]["stage"])
         self.steps_done = 0
         self.steps_skipped = 0
-        self._config, self._betas, self._eps = config, betas, eps
+        self._config, self._betas, self._eps, self._update = config, betas, eps, update
         self._partition(parameter_groups)
         ranks.bound_waiting()
         if ranks.device.type == "cpu":
@@ -126,7 +128,11 @@ class Engine:
     def _partition(self, parameter_groups: list[dict[str, Any]]) -> None:
         """Hand the model and what trains of it to ZeRO."""
         self._adamw = TaskAdamW(
-            parameter_groups, num_tasks=len(self.tasks), betas=self._betas, eps=self._eps
+            parameter_groups,
+            num_tasks=len(self.tasks),
+            betas=self._betas,
+            eps=self._eps,
+            update=self._update,
         )
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
             model=self.model,

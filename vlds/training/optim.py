@@ -15,21 +15,37 @@ from vlds.models.optimizer_rules import optimizer_rules
 from vlds.schema import OptimizerRule
 
 RATES = {
-    "connector_learning_rate": ("connector", "projector", "visual embedding", "fusion"),
-    "norms_learning_rate": ("norms",),
-    "heads_learning_rate": ("heads",),
+    "connector": "connector_learning_rate",
+    "projector": "connector_learning_rate",
+    "visual_embedding": "connector_learning_rate",
+    "fusion": "connector_learning_rate",
+    "norms": "norms_learning_rate",
+    "heads": "heads_learning_rate",
 }
-"""Fields of the optimizer with the rate of a part that trains beside the methods -> what recipes
-call it (`trained_text`)."""
+"""Part that trains beside the methods, as `Model.part_of` or a recipe's `trained_text` calls it ->
+field of the optimizer with its rate."""
+
+
+def rate_field(part: str) -> str:
+    """Errors: ValueError if no field has the rate of a part that is no method."""
+    if part not in RATES:
+        raise ValueError(
+            f"the model trains a part '{part}', which has no learning rate in the optimizer; a "
+            f"kind of model may call its parts {', '.join(RATES)}, and what else trains is a method"
+        )
+    return RATES[part]
 
 
 def check_rates(recipe: Recipe) -> None:
-    """Errors: ValueError if the optimizer has the rate of a part that the model does not train."""
-    trained = [name.replace("_", " ") for name in recipe.trained_text]
-    for field, parts in RATES.items():
+    """Errors: ValueError if the optimizer has the rate of a part that the model does not train, or
+    none for one that it trains."""
+    trained = {rate_field(name.replace(" ", "_")) for name in recipe.trained_text}
+    for field in dict.fromkeys(RATES.values()):
         rate = getattr(recipe.optimizer, field)
-        if rate is not None and not set(parts).intersection(trained):
-            what = ", ".join([*recipe.methods, *trained]) or "nothing"
+        if rate is not None and field not in trained:
+            parts = [part.replace("_", " ") for part, its in RATES.items() if its == field]
+            text = [name.replace("_", " ") for name in recipe.trained_text]
+            what = ", ".join([*recipe.methods, *text]) or "nothing"
             raise ValueError(
                 f"optimizer.{field}: got {rate}, but the model trains no {' or '.join(parts)}; "
                 f"what trains: {what}; leave it out, or let the model train that part"
@@ -68,17 +84,13 @@ def decays(rule: OptimizerRule, config: OptimizerConfig) -> bool:
 
 
 def peak_learning_rate(part: str, recipe: Recipe) -> float:
-    """The peak rate of a part: a method's name, visual_embedding, connector, norms or heads."""
-    rates: dict[str, float | None] = {
-        "visual_embedding": recipe.optimizer.connector_learning_rate,
-        "connector": recipe.optimizer.connector_learning_rate,
-        "fusion": recipe.optimizer.connector_learning_rate,
-        "norms": recipe.optimizer.norms_learning_rate,
-        "heads": recipe.optimizer.heads_learning_rate,
-        **{name: method.learning_rate for name, method in recipe.methods.items()},
-    }
-    rate = rates.get(part)
-    return recipe.optimizer.learning_rate if rate is None else rate
+    """The peak rate of a part, which is a method or one of RATES.
+
+    Errors: ValueError if it is neither.
+    """
+    method = recipe.methods.get(part)
+    own = getattr(recipe.optimizer, rate_field(part)) if method is None else method.learning_rate
+    return recipe.optimizer.learning_rate if own is None else own
 
 
 def schedule_factor(step: int, steps: int, config: OptimizerConfig) -> float:

@@ -126,10 +126,12 @@ class RecordedCase:
         methods = self.methods()[0].values()
         return any(isinstance(method, VLPET) and method.padding_counts for method in methods)
 
-    def batch(self, task: str) -> Batch:
+    def batch(self, task: str, dtype: torch.dtype = torch.float64) -> Batch:
         """A task's recorded inputs and targets."""
         input_ids = self.tensor(f"{task}/input_ids")
-        features, boxes = self.tensor(f"{task}/vis_feats"), self.tensor(f"{task}/boxes")
+        features, boxes = (
+            self.tensor(f"{task}/{name}").to(dtype) for name in ("vis_feats", "boxes")
+        )
         num = len(input_ids)
         if features.dim() == 3:
             features, boxes = features[:, None], boxes[:, None]
@@ -141,7 +143,7 @@ class RecordedCase:
             input_ids=input_ids,
             attention_mask=input_ids != self.record["config"]["pad"],
             labels=self.tensor(f"{task}/target_ids"),
-            weights=scores,
+            weights=scores.to(dtype),
             valid=torch.ones(num, dtype=torch.bool),
             image_index=torch.arange(num * num_images).view(num, num_images),
             features=features.flatten(0, 1),
@@ -157,9 +159,11 @@ class RecordedCase:
         return weights / lengths / len(lengths)
 
     def loss(self, model: JointModel, task: str) -> Tensor:
-        """The original's loss of one task; with --track_z, bottlenecks that are active cost."""
+        """The original's loss of one task, in the model's precision; with --track_z, bottlenecks
+        that are active cost."""
+        dtype = next(model.parameters()).dtype
         with bottleneck_activations() as active:
-            loss = model(self.batch(task), self.coefficients(task)).loss
+            loss = model(self.batch(task, dtype), self.coefficients(task).to(dtype)).loss
         if "track_z" not in parse_flags(self.record["flags"]):
             return loss
         return loss + ACTIVITY_WEIGHT * torch.stack([z.square().mean() for z in active]).mean()

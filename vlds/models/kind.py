@@ -18,7 +18,7 @@ from vlds.models.loading.quantised import Bits
 from vlds.models.model import Model
 from vlds.models.recomputing import recompute_layers
 from vlds.pretrained.files import reading
-from vlds.pretrained.hub import TOKENIZER_FILES, check_tokenizer
+from vlds.pretrained.gate import TOKENIZER_FILES, check_tokenizer, open_checked
 from vlds.runtime.manifest import sha256
 from vlds.schema import Collator, ImageSpec, PictureSpec
 from vlds.tasks.base import Task
@@ -120,7 +120,7 @@ class ModelKind(ABC):
 
     def load_processor_from(self, folder: str | Path) -> Any:
         """A processor that a run has saved."""
-        return self.processor_class.from_pretrained(folder, trust_remote_code=False)
+        return open_checked(self.processor_class, folder, self.processor_word)
 
     def local_processor(self) -> Any:
         """The processor if its files are on this machine, else None."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vlds.pretrained.hub import check_source
+from vlds.pretrained.gate import check_model
 from vlds.pretrained.weights import check_config, load_weights, read_config
 from vlds.runtime.checks import check_path_or_config
 from vlds.runtime.resources import find
@@ -73,7 +73,7 @@ class ClipVision(VisionEncoder):
 
     def check_sources(self) -> None:
         if self.path is not None:
-            check_source(self.path, "model.vision.path")
+            check_model(self.path, "model.vision.path")
 
     def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
         """In Hugging Face's own layout."""

@@ -41,11 +41,15 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that knows nothing and records each request."""
     with running_hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         hub_requests._check_name.cache_clear()
+        hub_requests._snapshot.cache_clear()
         yield hub
         hub_requests._check_name.cache_clear()
+        hub_requests._snapshot.cache_clear()
 
 
 @pytest.fixture
@@ -177,7 +181,9 @@ def test_a_processor_that_a_run_has_saved(folder: Path, recorded: Hub) -> None:
         folder / "processor_config.json",
         lambda tree: tree.update(audio_tokenizer=audio_tokenizer("someone/audio")),
     )
-    with pytest.raises(ValueError, match=r"processor_config\.json: audio_tokenizer is .*, which na"):
+    with pytest.raises(
+        ValueError, match=r"processor_config\.json: audio_tokenizer is .*, which na"
+    ):
         ImageTextToText(config="there.json").load_processor_from(folder)
     assert recorded.requests == []
 
@@ -191,6 +197,33 @@ def test_code_of_a_model_that_transformers_knows_is_left_alone(folder: Path) -> 
     )
     kind = ImageTextToText(path=str(folder))
     assert kind.build(torch.float32, kind.load_processor()).tokenizer is not None
+
+
+def test_a_hub_name_is_fetched_and_nothing_that_its_files_name(folder: Path, recorded: Hub) -> None:
+    """Configs come first, so that weights of a refused model are not downloaded."""
+    recorded.published = {"someone/llava": folder, "someone/bad": folder}
+    (folder / "consolidated.safetensors").write_bytes(b"other weights")
+    kind = ImageTextToText(path="someone/llava")
+    found = kind.build(torch.float32, kind.load_processor())
+    local = ImageTextToText(path=str(folder))
+    (folder / "consolidated.safetensors").unlink()
+    expected = local.build(torch.float32, local.load_processor())
+    for mine, other in zip(found.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    assert any("model.safetensors" in request for request in recorded.requests)
+    assert not any("consolidated" in request for request in recorded.requests)
+    constants.HF_HUB_OFFLINE = True  # what is in the cache does without a network
+    hub_requests._snapshot.cache_clear()
+    kind.build(torch.float32, kind.load_processor())
+    constants.HF_HUB_OFFLINE = False
+    recorded.requests.clear()
+    edit(
+        folder / "processor_config.json",
+        lambda tree: tree.update(audio_tokenizer=audio_tokenizer("someone/audio")),
+    )
+    with pytest.raises(ValueError, match=r"^model\.path: .*processor_config\.json: audio_tok"):
+        ImageTextToText(path="someone/bad").check_sources()
+    assert not any("audio" in r or "safetensors" in r for r in recorded.requests)
 
 
 def beside_clip(folder: Path) -> Callable[[], object]:

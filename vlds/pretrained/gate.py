@@ -18,9 +18,10 @@ from typing import Any
 import transformers
 from huggingface_hub import constants
 from transformers import CONFIG_MAPPING, dynamic_module_utils
+from transformers.utils import logging
 
 from vlds.pretrained.files import SourceError, reading
-from vlds.pretrained.hub import CONFIGS, LOCAL, WEIGHTS, check_source, fetch
+from vlds.pretrained.hub import LOCAL, WEIGHTS, check_source, fetch
 from vlds.runtime.json_file import read_json
 
 TOKENIZER_FILES = (
@@ -113,12 +114,14 @@ def where(
     if Path(source).exists():
         folder, found = Path(source), {}
     else:
-        folder = fetch(source, field, local, CONFIGS)
+        with quiet():
+            folder = fetch(source, field, local)
         found = {"revision": folder.name}
     if folder.is_dir():
         _check_folder(folder, field, model=model)
     if weights and found:
-        fetch(source, field, local, _weight_files(folder) or WEIGHTS)
+        with quiet():
+            fetch(source, field, local, _weight_files(folder) or WEIGHTS)
     return found
 
 
@@ -143,6 +146,20 @@ def sealed() -> Iterator[None]:
     finally:
         constants.HF_HUB_OFFLINE = offline
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, Hugging Face draws no progress bars (each rank would) and prints no report."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _check_folder(folder: Path, field: str, *, model: bool) -> None:

@@ -66,14 +66,18 @@ def _check_name(name: str, field: str, local: str) -> None:
         constants.HF_HUB_OFFLINE = True  # else the libraries would ask again for each file
 
 
-@cache
-def fetch(name: str, field: str, local: str, patterns: tuple[str, ...]) -> Path:
-    """The snapshot of a hub name in Hugging Face's cache, with the files of these patterns. What
-    is fetched later for the name is of the same snapshot.
+def fetch(name: str, field: str, local: str, patterns: tuple[str, ...] = CONFIGS) -> Path:
+    """The snapshot of a hub name in Hugging Face's cache, with the files of these patterns. All
+    that a process fetches for a name is of one snapshot.
 
     Errors: SourceError that begins with `field`.
     """
     check_source(name, field, local)
     with reading(f"{field}: cannot fetch {name}", local):
-        first = None if patterns == CONFIGS else fetch(name, field, local, CONFIGS).name
-        return Path(snapshot_download(name, revision=first, allow_patterns=list(patterns)))
+        return _snapshot(name, patterns)
+
+
+@cache
+def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:
+    commit = None if patterns == CONFIGS else _snapshot(name, CONFIGS).name
+    return Path(snapshot_download(name, revision=commit, allow_patterns=list(patterns)))

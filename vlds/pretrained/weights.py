@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.integrations import deepspeed as hf_deepspeed
-from transformers.utils import logging
 
 from vlds.pretrained.files import SourceError, check_tensors, reading, some
-from vlds.pretrained.gate import check_settings, open_checked, sealed, where
+from vlds.pretrained.gate import check_settings, open_checked, quiet, sealed, where
 from vlds.runtime.json_file import read_json
 
 TIES = "tie_word_embeddings"
@@ -162,17 +161,3 @@ def unpartitioned() -> Iterator[None]:
         yield
     finally:
         hf_deepspeed._hf_deepspeed_config_weak_ref = hint
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, Hugging Face draws no progress bars (each rank would) and prints no report."""
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()

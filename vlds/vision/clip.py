@@ -3,6 +3,7 @@ class token."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +26,8 @@ SIZES = (
     "patch_size",
 )  # fmt: skip
 """Fields of the config that are numbers from 1."""
+COMPUTED = ("hidden_act", "layer_norm_eps")
+"""Other fields that change the features."""
 LAYERS = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -103,3 +106,8 @@ class ClipModule(GridEncoder):
     def features(self, pixels: Tensor) -> Tensor:
         states: Tensor = self.net(pixel_values=pixels).last_hidden_state
         return states[:, 1:]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Of Hugging Face's config, what the layers compute with."""
+        return {name: getattr(self.net.config, name) for name in (*SIZES, *COMPUTED)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from vlds.runtime.manifest import sha256
 from vlds.schema import Collator, ImageSpec, PictureSpec
 from vlds.tasks.base import Task
 from vlds.vision.base import GridEncoder, VisionEncoder, freeze
+
+WORD_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+WORD_NAMES = re.compile(r"token|vocab|merges|process|template|\.model$")
+"""What the files of tokenizers and processors are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,15 +237,32 @@ def hash_source(source: str) -> str:
 
     Errors: SourceError for a file that cannot be read, such as a link that leads nowhere.
     """
-    path, digest = Path(source), hashlib.sha256()
+    path = Path(source)
     inside = path.iterdir() if path.is_dir() else ()
     weights = [f for f in inside if f.suffix in {".safetensors", ".bin"} or f.name == "config.json"]
-    files = [path] if path.is_file() else sorted(weights)
+    return hash_files([path] if path.is_file() else sorted(weights)) or hash_name(source)
+
+
+def hash_processor(source: str) -> str:
+    """sha256 over the files of a tokenizer or processor, which may lie beside weights; over the
+    name if it is not local."""
+    path = Path(source)
+    inside = path.iterdir() if path.is_dir() else ()
+    words = [f for f in inside if f.suffix in WORD_FILES and WORD_NAMES.search(f.name)]
+    return hash_files([path] if path.is_file() else sorted(words)) or hash_name(source)
+
+
+def hash_files(files: Sequence[Path]) -> str | None:
+    """sha256 over files and their names; None if there are none.
+
+    Errors: SourceError for a file that cannot be read, such as a link that leads nowhere.
+    """
+    digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode())
         with reading(f"cannot read {file}"):
             digest.update(bytes.fromhex(sha256(file)))
-    return digest.hexdigest() if files else hash_name(source)
+    return digest.hexdigest() if files else None
 
 
 def hash_name(source: str) -> str:

@@ -42,7 +42,7 @@ def layers_hash(weights: Mapping[str, Tensor], names: Iterable[str]) -> str:
         if TABLES.isdisjoint(name.split(".")):
             digest.update(name.encode())
             rounded = weights[name].detach().to("cpu", torch.bfloat16).contiguous()
-            digest.update(rounded.reshape(-1).view(torch.uint8).numpy())
+            digest.update(rounded.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

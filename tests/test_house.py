@@ -63,6 +63,19 @@ def test_every_file_says_what_it_is() -> None:
     assert silent == []
 
 
+def test_one_gate_opens_what_strangers_wrote() -> None:
+    """`open_checked` looks at the files first, and lets transformers neither ask nor fetch."""
+    opened = [
+        _name(file)
+        for file in CODE
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr in {"from_pretrained", "get_config_dict"}
+        and ast.unparse(node) != "nn.Embedding.from_pretrained"
+    ]
+    assert opened == ["vlds/pretrained/gate.py", "vlds/pretrained/weights.py"]
+
+
 def test_every_package_is_one() -> None:
     folders = {file.parent for file in CODE}
     assert [_name(f) for f in sorted(folders) if not (f / "__init__.py").exists()] == []

@@ -1,7 +1,8 @@
 """Run a frozen vision encoder once over a data set and store its features for all epochs.
 
 Each rank does whole shards. A finished shard has a `.done` file until all are finished: an
-interrupted command continues with the others.
+interrupted command continues with the others. It compares content: the data set's fingerprint, the
+encoder's weights and settings, and each finished shard with what its file says.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from vlds.config import Recipe, to_tree
 from vlds.data.shards.decode import decode_pictures
 from vlds.data.shards.info import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo, check_names
 from vlds.data.shards.sample import FEATURES, feature_bytes
-from vlds.data.shards.shard_index import beside
+from vlds.data.shards.shard_index import beside, load_index
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.shards.writing import OpenShard
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.json_record import parse_record
+from vlds.runtime.manifest import sha256
 from vlds.runtime.progress import Pace
 from vlds.runtime.ranks import Ranks, hold_folder
 from vlds.runtime.regular_file import read_file
@@ -54,18 +56,26 @@ class Done:
         write_whole(beside(tar, ".done"), json.dumps(asdict(self)))
 
     @classmethod
-    def load(cls, tar: Path) -> Done | None:
-        """What was done before; None if the shard is still to do."""
-        path = beside(tar, ".done")
-        if not path.is_file():
-            return None
+    def load(cls, file: Path) -> Done | None:
+        """What a file says; None if it is missing, or of another version."""
         try:
-            done = parse_record(cls, read_file(path))
-        except ValueError:  # of another version
+            return parse_record(cls, read_file(file))
+        except (FileNotFoundError, ValueError):
             return None
-        if (shard := done.shard) and not (tar.is_file() and tar.stat().st_size == shard.bytes):
-            return None
-        return done
+
+    def is_true(self, tar: Path, samples: int, classes: Sequence[str] | None) -> bool:
+        """True if a shard of so many samples was done so: what it describes is there, byte by byte,
+        and with what was dropped it is all of them."""
+        written = 0 if self.shard is None else self.shard.samples
+        if written + len(self.dropped) != samples:
+            return False
+        if self.shard is None:
+            return True
+        try:
+            load_index(tar.parent, self.shard, classes=classes)
+            return self.shard.name == tar.name and sha256(tar) == self.shard.sha256
+        except (OSError, ValueError):
+            return False
 
 
 def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -> int:
@@ -86,14 +96,16 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     name = name or f"{dataset.name}_features"
     check_names(name, dataset.split)
     ranks = start_ranks(LONGEST_WAIT)
-    job = Job(recipe, image, dataset, out, name)
+    check_frozen_files(recipe, ranks)
+    encoder = vision.build(recipe.training.dtype)
+    freeze(encoder)
+    job = Job(recipe, image, dataset, out, name, encoder.content_hash())
+    check_same_encoder(job, ranks)
     if job.is_done():
         if ranks.is_first:
             tell(f"{out} is complete already")
         return 0
-    check_frozen_files(recipe, ranks)
-    encoder = vision.build(recipe.training.dtype).to(ranks.device)
-    freeze(encoder)
+    encoder.to(ranks.device)
     try:
         with hold_folder(ranks, out):
             job.write_shards(encoder, ranks)
@@ -106,6 +118,17 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     return 0
 
 
+def check_same_encoder(job: Job, ranks: Ranks) -> None:
+    """Errors: ValueError on all ranks if the encoders of two ranks are not the same. Collective."""
+    hashes = ranks.gather(job.content)
+    if len(found := set(ranks.broadcast(hashes) or ())) > 1:
+        raise ValueError(
+            f"model.vision: {job.recipe.encoder.source} holds other weights or settings on one "
+            f"rank than on another (sha256 {' and '.join(sorted(h[:12] for h in found))}); give "
+            "all ranks the same files"
+        )
+
+
 @dataclass
 class Job:
     """One data set and one encoder."""
@@ -115,14 +138,21 @@ class Job:
     dataset: Dataset
     out: Path
     name: str
+    content: str
+    """sha256 of the encoder's weights and settings."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the features depend on."""
+        """What the features depend on. Where the encoder was read is no part of it: other weights
+        may lie there later, and the same ones elsewhere."""
+        vision = self.recipe.encoder
+        tree = to_tree(vision)
+        settings = {k: v for k, v in tree["init_args"].items() if v is None or v != vision.source}
         return {
             "data": self.dataset.fingerprint(),
             "name": self.name,
-            "encoder": to_tree(self.recipe.encoder),
+            "encoder": {**tree, "init_args": settings},
+            "encoder (sha256)": self.content,
             "precision": self.recipe.training.precision,
             "decode": self.image.decode,
         }
@@ -136,23 +166,50 @@ class Job:
     def is_done(self) -> bool:
         """True if `out` holds exactly these features; ValueError if it holds or began others."""
         if (self.out / DATASET_FILE).is_file():
-            if (DatasetInfo.load(self.out).tool or {}).get("features") != self.identity:
-                raise ValueError(f"--out: {self.out} holds another data set; name another folder")
+            info = DatasetInfo.load(self.out)
+            self.check_same((info.tool or {}).get("features"), "holds another data set")
+            for shard in info.shards:
+                load_index(self.out, shard, classes=info.indexed_classes)
             return True
-        for tar in self.tars:
-            done = Done.load(tar)
-            if done is not None and done.identity != self.identity:
-                raise ValueError(
-                    f"--out: {self.out} was begun with other pictures or another encoder; remove "
-                    "it, or name another folder"
-                )
+        for file in sorted(self.out.glob("*.done")):
+            if (done := Done.load(file)) is not None:
+                self.check_same(done.identity, "was begun with other pictures or another encoder")
         return False
+
+    def check_same(self, found: Any, what: str) -> None:
+        """Compare with what is in `out`.
+
+        Errors: ValueError that names the first difference.
+        """
+        mine = self.identity
+        if found == mine:
+            return
+        there = found if isinstance(found, dict) else {}
+        name = next((name for name in mine if there.get(name) != mine[name]), "what was stored")
+        raise ValueError(
+            f"--out: {self.out} {what}: {name} is {there.get(name, 'unknown')} there, and "
+            f"{mine.get(name)} for {self.dataset.folder} and {self.recipe.encoder.source}; bring "
+            "back what it was begun with, remove the folder, or name another one"
+        )
+
+    def samples(self, number: int) -> int:
+        """Samples of a shard of the pictures."""
+        return self.dataset.info.shards[number].samples
+
+    def still_to_do(self, number: int, tar: Path) -> bool:
+        """False if an interrupted command has finished a shard."""
+        if (done := Done.load(beside(tar, ".done"))) is None:
+            return True
+        if done.is_true(tar, self.samples(number), self.dataset.info.indexed_classes):
+            return False
+        tell(f"{tar} is not what {tar.name}.done says, and is computed again", error=True)
+        return True
 
     def write_shards(self, encoder: GridEncoder, ranks: Ranks) -> None:
         """This rank's shards, except those that are done."""
         self.out.mkdir(parents=True, exist_ok=True)
         share = list(enumerate(self.tars))[ranks.global_rank :: ranks.world_size]
-        to_do = [(number, tar) for number, tar in share if Done.load(tar) is None]
+        to_do = [(number, tar) for number, tar in share if self.still_to_do(number, tar)]
         pace, pictures = Pace(), 0
         for count, (number, tar) in enumerate(to_do, 1):
             pictures += self.write_shard(encoder, number, tar)
@@ -183,7 +240,7 @@ class Job:
     ) -> Iterator[tuple[Sample, Sequence[np.ndarray]]]:
         """Samples of a shard with the features of their pictures, batch by batch."""
         first = sum(shard.samples for shard in self.dataset.info.shards[:number])
-        last = first + self.dataset.info.shards[number].samples
+        last = first + self.samples(number)
         size = self.recipe.data.eval_batch_size
         with ThreadPoolExecutor(max(1, self.recipe.data.num_workers)) as pool:
             for begin in range(first, last, size):
@@ -205,7 +262,10 @@ class Job:
 
     def finish(self) -> None:
         """dataset.json, when all shards are there."""
-        done = [entry for tar in self.tars if (entry := Done.load(tar)) is not None]
+        found = {tar: Done.load(beside(tar, ".done")) for tar in self.tars}
+        if missing := [tar.name for tar, entry in found.items() if entry is None]:
+            raise ValueError(f"--out: {self.out} lacks {missing[0]}; start again")
+        done = [entry for entry in found.values() if entry is not None]
         shards = tuple(entry.shard for entry in done if entry.shard is not None)
         if not shards:
             raise ValueError(f"--data: {self.dataset.folder}: no picture could be read")

@@ -16,7 +16,7 @@ from vlds.data.order.batch_cut import BatchCut
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
-from vlds.methods.importance import squared_gradients
+from vlds.methods.importance import BACKBONE, layers_hash, squared_gradients
 from vlds.models import JointSeq2Seq
 from vlds.runtime.progress import follow
 from vlds.runtime.whole_file import whole_file
@@ -39,8 +39,12 @@ def write_importance(recipe: Recipe, out: Path, num_samples: int) -> None:
     model = backbone.load(len(backbone.load_tokenizer()), torch.float32).model
     texts = follow(islice(texts_of(recipe), num_samples), "adding gradients", num_samples)
     found = squared_gradients(model, texts)
+    about = None
+    if backbone.path is not None:
+        about = {BACKBONE: layers_hash(dict(model.named_parameters()), found)}
+    tensors = {name: tensor.contiguous() for name, tensor in found.items()}
     with whole_file(out, new=True) as partial:
-        partial.write_bytes(save({name: tensor.contiguous() for name, tensor in found.items()}))
+        partial.write_bytes(save(tensors, about))
 
 
 def texts_of(recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:

@@ -17,6 +17,7 @@ from vlds.data.shards.info import ShardInfo
 from vlds.runtime.disk import append
 from vlds.runtime.json_file import parse_json
 from vlds.runtime.json_record import parse_record
+from vlds.runtime.manifest import sha256
 from vlds.runtime.regular_file import read_text
 from vlds.runtime.whole_file import write_whole
 
@@ -44,7 +45,7 @@ class Journal:
         self.identity = json.dumps(identity, sort_keys=True)
 
     def finished(self) -> list[Finished]:
-        """The shards that need not be written again: those whose file still exists.
+        """The shards that need not be written again: those whose file is still what was written.
 
         Errors: ValueError if another preparation wrote here.
         """
@@ -64,7 +65,7 @@ class Journal:
             except ValueError:  # cut off in writing, or of another version
                 break
             tar = self.path.with_name(entry.shard.name)
-            if not tar.is_file() or tar.stat().st_size != entry.shard.bytes:
+            if not tar.is_file() or sha256(tar) != entry.shard.sha256:
                 break
             entries.append(entry)
         return entries

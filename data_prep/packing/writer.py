@@ -96,11 +96,13 @@ class DatasetWriter:
         identity = {**self.about, "limits": vars(self.limits), "tool": [_version(), asked]}
         self.journal = Journal(out / f"{self.stem}.progress", identity)
         self.finished = self.journal.finished() if resume else []
+        self.repeated = self.finished.pop() if self.finished else None
         self.begun = False
 
     @property
     def start(self) -> int:
-        """Number of samples, written or dropped, that are accounted for already."""
+        """Number of samples, written or dropped, that are accounted for already: those of the
+        finished shards but the last, which is written again to see that it comes out the same."""
         return sum(entry.shard.samples + len(entry.dropped) for entry in self.finished)
 
     def write(
@@ -185,6 +187,14 @@ class DatasetWriter:
 
     def _finish(self, shard: OpenShard, dropped: list[Dropped]) -> None:
         entry = Finished(shard.close(), dropped)
+        before, self.repeated = self.repeated, None
+        if before is not None and entry.shard.sha256 != before.shard.sha256:
+            raise ValueError(
+                f"--resume: {shard.path} comes out otherwise than before it was interrupted "
+                f"(sha256 {entry.shard.sha256[:12]} now, {before.shard.sha256[:12]} then): the "
+                "pictures or features are other ones under the same names; bring back those that "
+                "it was begun with, or leave out --resume to start over"
+            )
         self.finished.append(entry)
         self.journal.add(entry)
 

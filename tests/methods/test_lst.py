@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.toys.models import backbone, batch, build, hf_config
+from tests.toys.models import backbone, batch, build, hf_config, saved_backbone
 from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
 from vlds.backbones import T5, Backbone, Bart
@@ -207,6 +207,30 @@ def test_a_start_from_the_backbones_own_weights(world: Path, tmp_path: Path) -> 
     again = build_model(setup, list(recipe.tasks), torch.float32, tokenizer)
     for name, tensor in ladder_of(again).stacks.named_parameters():
         assert torch.equal(tensor, side[name]), name
+
+
+def test_importance_of_other_weights_under_the_same_name(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "t5").mkdir()
+    plain = world_recipe(world, tmp_path)
+    path = str(saved_backbone(T5, tmp_path / "t5").path)
+    tokenizer = plain.model.processor_place[0]
+    family = replace(plain.model.backbone, path=path, config=None, tokenizer=tokenizer)
+    recipe = with_model(plain, backbone=family, train_norms=False)
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    file = tmp_path / "importance.safetensors"
+    words = ["importance", "--config", str(tmp_path / "recipe.yaml"), "--out", str(file)]
+    assert run_command([*words, "--samples", "2"]) == 0
+    methods = {"method": LST(reduction=2, start="fisher_sorted", importance=str(file))}
+    setup = replace(recipe, methods=methods).model_setup
+    processor = recipe.model.load_processor()
+    for dtype in (torch.float32, torch.bfloat16):
+        build_model(setup, list(recipe.tasks), dtype, processor)
+    other = T5.model_class.from_pretrained(path)
+    with torch.no_grad():
+        other.encoder.block[0].layer[0].SelfAttention.q.weight.mul_(2)
+    other.save_pretrained(path)
+    with pytest.raises(ValueError, match=r"importance: .* was written for another backbone \(sha"):
+        build_model(setup, list(recipe.tasks), torch.float32, processor)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from vlds.config import save_recipe
 from vlds.sweep.agenda import estimate
 from vlds.sweep.file import read_sweep
 from vlds.sweep.runs import SweepRun, runs_of
+from vlds.sweep.work import preparation_parts
 
 
 @pytest.fixture
@@ -70,6 +72,26 @@ def test_a_dry_run_says_what_is_left_and_writes_nothing(
     assert "1 of 2 preparations come first" in shown
     assert "training alone: about 3 min 20 s on 1 rank, one run after another" in shown
     assert sorted(folder.rglob("*")) == before
+
+
+def test_what_another_command_has_made_is_not_taken(file: str, tmp_path: Path) -> None:
+    product = tmp_path / "words"
+
+    def parts(command: str) -> list[Any]:
+        sweep = read_sweep([file, "--prepare", f"{{{product}: {command}}}"])
+        return list(preparation_parts(sweep))
+
+    product.touch()  # by hand: nobody knows how
+    (part,) = parts(f"touch {product}")
+    assert part.is_done
+    product.unlink()
+    list(part.stages([]))
+    product.touch()
+    assert parts(f"touch {product}")[0].is_done
+    with pytest.raises(
+        ValueError, match=rf"prepare.{product}: it was made by `touch .*, and the sweep says `cp a"
+    ):
+        parts(f"cp a {product}")
 
 
 def test_why_a_time_is_not_known(file: str, capsys: pytest.CaptureFixture[str]) -> None:

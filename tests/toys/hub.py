@@ -1,5 +1,5 @@
-"""A stand-in of the Hugging Face hub's API for uploads: a web server on loopback that keeps what
-arrives."""
+"""A stand-in of the Hugging Face hub: a web server on loopback that keeps what arrives, and gives
+folders away."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from typing import Any
 
 TOKEN = "hf_token_of_the_test"
 OWNER = "me"
+COMMIT = "c" * 40
+"""Of all published repositories."""
 LARGE = 2000
 """Bytes from which a file goes the way of large files."""
 
 
 class Hub(ThreadingHTTPServer):
-    """Takes uploads of one owner."""
+    """Takes uploads of one owner, and lets anyone download the folders in `published`."""
 
     daemon_threads = True
 
@@ -32,6 +34,8 @@ class Hub(ThreadingHTTPServer):
         """Name -> path -> content."""
         self.large: dict[str, bytes] = {}
         """sha256 -> content of large files."""
+        self.published: dict[str, Path] = {}
+        """Name -> folder of a repository to download."""
         self.requests: list[str] = []
         """Method and path of each request."""
         self.status: dict[str, int] = {}
@@ -68,7 +72,14 @@ class Handler(BaseHTTPRequestHandler):
 
     server: Hub
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
+        if (name := self.published_name()) is not None:
+            self.server.requests.append(f"{self.command} {self.path}")
+            self.give(name)
+            return
         if self.refused():
             return
         name = self.path.removeprefix("/api/models/")
@@ -80,6 +91,36 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"id": name, "private": is_private, "tags": [], "siblings": []})
         else:
             self.answer({"error": "not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+
+    def published_name(self) -> str | None:
+        """The published repository that a path asks about."""
+        path = self.path.removeprefix("/api/models").strip("/")
+        return next((n for n in self.server.published if f"{path}/".startswith(f"{n}/")), None)
+
+    def give(self, name: str) -> None:
+        """What the hub knows of a published repository, or a file of it."""
+        folder = self.server.published[name]
+        if self.path.startswith("/api/"):
+            files = sorted(f for f in folder.rglob("*") if f.is_file())
+            tree = [
+                {"type": "file", "path": f.relative_to(folder).as_posix(),
+                 "size": f.stat().st_size, "oid": COMMIT}
+                for f in files
+            ]  # fmt: skip
+            self.answer(tree if "/tree/" in self.path else {"id": name, "sha": COMMIT})
+            return
+        file = folder / self.path.partition(f"/resolve/{COMMIT}/")[2]
+        if not file.is_file():
+            self.answer({"error": "not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+            return
+        content = file.read_bytes()
+        self.send_response(200)
+        self.send_header("ETag", hashlib.sha256(content).hexdigest())
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -155,7 +196,10 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": url})
 
     def answer(
-        self, tree: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+        self,
+        tree: Mapping[str, Any] | list[dict[str, Any]],
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         body = json.dumps(tree).encode()
         self.send_response(status)

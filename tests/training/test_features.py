@@ -22,10 +22,12 @@ from vlds import features
 from vlds.cli.commands import run_command
 from vlds.config import Recipe, save_recipe
 from vlds.data.shards.decode import decode_image
+from vlds.data.shards.shard_index import beside
 from vlds.data.shards.store import open_dataset
-from vlds.features import compute_features
+from vlds.features import Done, compute_features
 from vlds.methods import Adapter
 from vlds.vision import ConvNet, StoredFeatures
+from vlds.vision.base import GridEncoder
 
 NO_PROCESS = 1 << 22
 """No process of Linux has this number, or a larger one."""
@@ -86,6 +88,12 @@ def test_features_keep_the_classes(recipe: Recipe, ranks1: RankPool, tmp_path: P
     assert stored.class_numbers().tolist() == open_dataset(folder).class_numbers().tolist()
 
 
+def job_of(recipe: Recipe, world: Path, out: Path, net: GridEncoder) -> features.Job:
+    """The job that `compute` does for the world's questions."""
+    dataset = open_dataset(world / "vqa")
+    return features.Job(recipe, recipe.image, dataset, out, "vqa_features", net.content_hash())
+
+
 def losses(run: Path) -> list[float]:
     lines = read_lines(run / "metrics.jsonl")
     return [line["loss"] for line in lines if "loss" in line]
@@ -114,8 +122,8 @@ def test_what_is_interrupted_goes_on(
     whole, half = tmp_path / "whole", tmp_path / "half"
     ranks2.run(compute, recipe, str(world / "vqa"), whole, timeout=120)
     half.mkdir()
-    job = features.Job(recipe, recipe.image, open_dataset(world / "vqa"), half, "vqa_features")
     net = recipe.model.vision.build(torch.float32).eval()
+    job = job_of(recipe, world, half, net)
     job.write_shard(net, 1, job.tars[1])
     name = f".vqa_features-train-00000.tar@{socket.gethostname()}-{NO_PROCESS}-0.partial"
     (half / name).write_bytes(b"half a shard")
@@ -129,14 +137,82 @@ def test_what_is_interrupted_goes_on(
 def test_other_settings_do_not_go_on(recipe: Recipe, world: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    job = features.Job(recipe, recipe.image, open_dataset(world / "vqa"), out, "vqa_features")
-    job.write_shard(recipe.model.vision.build(torch.float32).eval(), 0, job.tars[0])
+    net = recipe.model.vision.build(torch.float32).eval()
+    job = job_of(recipe, world, out, net)
+    job.write_shard(net, 0, job.tars[0])
     other = replace(recipe, training=replace(recipe.training, precision="bf16"))
     with pytest.raises(ValueError, match="was begun with other pictures or another encoder"):
         replace(job, recipe=other).is_done()
     shutil.copytree(world / "vqa", tmp_path / "taken")
-    with pytest.raises(ValueError, match="taken holds another data set; name another folder"):
+    with pytest.raises(ValueError, match=r"taken holds another data set: .* name another one"):
         replace(job, out=tmp_path / "taken").is_done()
+
+
+def other_weights(folder: Path) -> GridEncoder:
+    """Write an encoder of the same sizes, with other weights, into a folder; what it computes."""
+    torch.manual_seed(4)
+    random = ConvNet(image_size=16, grid=2, widths=[4, 8, 8])
+    net = random.build(torch.float32).eval()
+    random.export(net, folder)
+    return net
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_other_weights_under_the_same_name_do_not_go_on(
+    is_whole: bool, recipe: Recipe, world: Path, ranks1: RankPool, tmp_path: Path
+) -> None:
+    weights = shutil.copy(str(recipe.encoder.source), tmp_path / "vision.safetensors")
+    recipe = with_model(recipe, vision=replace(recipe.encoder, weights=str(weights)))
+    out = tmp_path / "out"
+    if is_whole:
+        ranks1.run(compute, recipe, str(world / "vqa"), out, timeout=120)
+    else:
+        out.mkdir()
+        net = recipe.encoder.build(torch.float32).eval()
+        job = job_of(recipe, world, out, net)
+        job.write_shard(net, 1, job.tars[1])
+    other_weights(tmp_path)
+    what = r"encoder \(sha256\) is [0-9a-f]{64} there, and [0-9a-f]{64} for .*/vqa and "
+    with pytest.raises(RankError, match=rf"--out: {out} .*: {what}{weights}; bring back"):
+        ranks1.run(compute, recipe, str(world / "vqa"), out, timeout=120)
+
+
+def test_the_same_weights_elsewhere_go_on(
+    recipe: Recipe, world: Path, ranks1: RankPool, tmp_path: Path
+) -> None:
+    net = recipe.encoder.build(torch.float32).eval()
+    job = job_of(recipe, world, tmp_path / "out", net)
+    job.out.mkdir()
+    job.write_shard(net, 1, job.tars[1])
+    written = job.tars[1].stat().st_mtime_ns
+    weights = shutil.copy(str(recipe.encoder.source), tmp_path / "moved.safetensors")
+    moved = with_model(recipe, vision=replace(recipe.encoder, weights=str(weights)))
+    assert ranks1.run(compute, moved, str(world / "vqa"), job.out, timeout=120) == [0]
+    assert job.tars[1].stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("lie", ["other features", "nothing to read", "another shard"])
+def test_a_marker_is_not_believed(
+    lie: str, recipe: Recipe, world: Path, ranks1: RankPool, tmp_path: Path
+) -> None:
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    ranks1.run(compute, recipe, str(world / "vqa"), whole, timeout=120)
+    half.mkdir()
+    net = recipe.encoder.build(torch.float32).eval()
+    job = job_of(recipe, world, half, net)
+    job.write_shard(net, 1, job.tars[1])
+    marker = beside(job.tars[1], ".done")
+    if lie == "other features":  # as many bytes
+        marked = marker.read_bytes()
+        job.write_shard(other_weights(tmp_path), 1, job.tars[1])
+        marker.write_bytes(marked)
+    elif lie == "nothing to read":
+        Done(job.identity, None).save(job.tars[1])
+    else:
+        job.write_shard(net, 0, job.tars[0])
+        shutil.copy(beside(job.tars[0], ".done"), marker)
+    assert ranks1.run(compute, recipe, str(world / "vqa"), half, timeout=120) == [0]
+    assert files(half) == files(whole)
 
 
 def test_bad_pictures_are_dropped_and_listed(

@@ -16,6 +16,7 @@ from transformers import BartConfig, BartForConditionalGeneration, BartTokenizer
 from transformers.masking_utils import create_bidirectional_mask
 
 from vlds.backbones.base import Backbone
+from vlds.pretrained.gate import open_checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Bart(Backbone):
     }
 
     def read_tokenizer(self, source: str) -> Any:
-        return BartTokenizer.from_pretrained(source)
+        return open_checked(BartTokenizer, source, "tokenizer")
 
     def embed_text(self, model: Any, input_ids: Tensor) -> Tensor:
         """Token embeddings and positions, which prompts do not have."""

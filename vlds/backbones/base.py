@@ -30,7 +30,7 @@ from vlds.backbones.vocabulary import (
     resize_vocabulary,
 )
 from vlds.pretrained.files import reading
-from vlds.pretrained.hub import check_source, check_tokenizer
+from vlds.pretrained.gate import check_model, check_tokenizer, open_checked
 from vlds.pretrained.weights import TIES, check_config, load_weights, read_config
 from vlds.runtime.checks import check_path_or_config
 from vlds.runtime.resources import find, shipped
@@ -187,7 +187,7 @@ class Backbone(ABC):
         Errors: ValueError that names the field.
         """
         if self.path is not None:
-            check_source(self.path, "model.backbone.path")
+            check_model(self.path, "model.backbone.path")
         self.tokenizer_source()
 
     def tokenizer_source(self) -> tuple[str, str]:
@@ -232,7 +232,7 @@ class Backbone(ABC):
 
     def load_tokenizer_from(self, folder: Path) -> Any:
         """A tokenizer that a run has saved, extra tokens included."""
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return open_checked(AutoTokenizer, folder, "tokenizer")
 
     def read_config(self) -> Any:
         """The Hugging Face config, from `config` or from where the weights are.

@@ -22,6 +22,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from vlds.backbones.base import Backbone, LoadedBackbone
 from vlds.pretrained.files import SourceError
+from vlds.pretrained.gate import open_checked
 from vlds.schema import UNDECAYED, OptimizerRules
 
 
@@ -99,7 +100,7 @@ class T5(Backbone):
             return self.read_pieces(path)
         if (path / "spiece.model").is_file() and not (path / "tokenizer.json").is_file():
             return self.read_pieces(path / "spiece.model")
-        return T5Tokenizer.from_pretrained(source)
+        return open_checked(T5Tokenizer, source, "tokenizer")
 
     def read_pieces(self, file: Path) -> Any:
         """A bare sentencepiece model, with as many sentinel tokens as the backbone wants."""
@@ -107,7 +108,7 @@ class T5(Backbone):
         with tempfile.TemporaryDirectory() as folder:
             # transformers knows the file by this name alone.
             shutil.copy(file, Path(folder) / "spiece.model")
-            tokenizer = T5Tokenizer.from_pretrained(folder, extra_ids=self.extra_tokens)
+            tokenizer = open_checked(T5Tokenizer, folder, "tokenizer", extra_ids=self.extra_tokens)
         if (tokenizer.pad_token_id, tokenizer.eos_token_id) != (0, 1):
             raise SourceError(
                 f"tokenizer: {file} has not T5's first pieces <pad>, </s>, <unk>; train it with "

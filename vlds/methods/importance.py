@@ -4,13 +4,19 @@ examples."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+
+BACKBONE = "backbone"
+"""Key in the file's metadata: `layers_hash`. Missing where the backbone's weights are random, which
+each start draws anew, and in files of older versions."""
+TABLES = {"shared", "embed_tokens", "lm_head"}
 
 
 def squared_gradients(model: Any, examples: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -28,8 +34,21 @@ def squared_gradients(model: Any, examples: Iterable[tuple[Tensor, Tensor]]) -> 
     return sums
 
 
+def layers_hash(weights: Mapping[str, Tensor], names: Iterable[str]) -> str:
+    """sha256 of a backbone's layers, rounded to bf16, so that it is the same in each precision.
+    Tables of words are left out: they grow with the tokenizer."""
+    digest = sha256()
+    for name in sorted(names):
+        if TABLES.isdisjoint(name.split(".")):
+            digest.update(name.encode())
+            rounded = weights[name].detach().to("cpu", torch.bfloat16).contiguous()
+            digest.update(rounded.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def read_importance(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `vlds importance` wrote for a backbone with these weights.
+    """What `vlds importance` wrote for a backbone with these weights. On the meta device, shapes
+    decide.
 
     Errors: ValueError if the file is missing, damaged, or of another backbone.
     """
@@ -37,6 +56,8 @@ def read_importance(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Tens
         raise ValueError(f"importance: no such file: {file}; `vlds importance` writes it")
     try:
         found = load_file(file)
+        with safe_open(file, "pt") as opened:
+            written_for = (opened.metadata() or {}).get(BACKBONE)
     except SafetensorError as error:
         raise ValueError(f"importance: {file} cannot be read: {error}; write it again") from None
     for name, tensor in found.items():
@@ -45,4 +66,11 @@ def read_importance(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Tens
                 f"importance: {file} has a tensor {name} {tuple(tensor.shape)} that the backbone "
                 "has not; write it for this backbone"
             )
+    if written_for is None or any(weights[name].is_meta for name in found):
+        return found
+    if written_for != (present := layers_hash(weights, found)):
+        raise ValueError(
+            f"importance: {file} was written for another backbone (sha256 of its layers "
+            f"{written_for[:12]}) than the model's ({present[:12]}); write it for this backbone"
+        )
     return found

@@ -16,7 +16,8 @@ from vlds.models.dual_encoder_model import DualEncoderModel
 from vlds.models.loading.load_backbone import load_backbone
 from vlds.models.model import Model
 from vlds.models.path_kind import PathKind
-from vlds.pretrained.weights import check_config, quiet, read_config, unpartitioned
+from vlds.pretrained.gate import quiet
+from vlds.pretrained.weights import check_config, read_config, unpartitioned
 from vlds.schema import ImageSpec
 from vlds.tasks.base import Task
 

@@ -29,7 +29,7 @@ from vlds.models.loading.quantised import (
 from vlds.models.model import BACKBONE_PREFIX, Model, Part
 from vlds.models.roles import ROLES, check_named, find_roles
 from vlds.pretrained.files import reading
-from vlds.pretrained.hub import check_source, check_tokenizer
+from vlds.pretrained.gate import check_model, check_tokenizer
 from vlds.pretrained.weights import read_any_config, unpartitioned
 from vlds.runtime.checks import at_least, check_path_or_config
 from vlds.runtime.near_names import guess
@@ -100,7 +100,7 @@ class ImageTextToText(ModelKind):
 
     def check_sources(self) -> None:
         if self.path is not None:
-            check_source(self.path, "model.path")
+            check_model(self.path, "model.path")
         check_libraries(self.bits)
         super().check_sources()
         given, (most, field) = self.num_images, self.most_images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,15 @@ from vlds.models.loading.quantised import Bits
 from vlds.models.model import Model
 from vlds.models.recomputing import recompute_layers
 from vlds.pretrained.files import reading
-from vlds.pretrained.hub import TOKENIZER_FILES, check_tokenizer
+from vlds.pretrained.gate import TOKENIZER_FILES, check_tokenizer, open_checked
 from vlds.runtime.manifest import sha256
 from vlds.schema import Collator, ImageSpec, PictureSpec
 from vlds.tasks.base import Task
 from vlds.vision.base import GridEncoder, VisionEncoder, freeze
+
+WORD_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+WORD_NAMES = re.compile(r"token|vocab|merges|process|template|\.model$")
+"""What the files of tokenizers and processors are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +125,7 @@ class ModelKind(ABC):
 
     def load_processor_from(self, folder: str | Path) -> Any:
         """A processor that a run has saved."""
-        return self.processor_class.from_pretrained(folder, trust_remote_code=False)
+        return open_checked(self.processor_class, folder, self.processor_word)
 
     def local_processor(self) -> Any:
         """The processor if its files are on this machine, else None."""
@@ -232,15 +237,32 @@ def hash_source(source: str) -> str:
 
     Errors: SourceError for a file that cannot be read, such as a link that leads nowhere.
     """
-    path, digest = Path(source), hashlib.sha256()
+    path = Path(source)
     inside = path.iterdir() if path.is_dir() else ()
     weights = [f for f in inside if f.suffix in {".safetensors", ".bin"} or f.name == "config.json"]
-    files = [path] if path.is_file() else sorted(weights)
+    return hash_files([path] if path.is_file() else sorted(weights)) or hash_name(source)
+
+
+def hash_processor(source: str) -> str:
+    """sha256 over the files of a tokenizer or processor, which may lie beside weights; over the
+    name if it is not local."""
+    path = Path(source)
+    inside = path.iterdir() if path.is_dir() else ()
+    words = [f for f in inside if f.suffix in WORD_FILES and WORD_NAMES.search(f.name)]
+    return hash_files([path] if path.is_file() else sorted(words)) or hash_name(source)
+
+
+def hash_files(files: Sequence[Path]) -> str | None:
+    """sha256 over files and their names; None if there are none.
+
+    Errors: SourceError for a file that cannot be read, such as a link that leads nowhere.
+    """
+    digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode())
         with reading(f"cannot read {file}"):
             digest.update(bytes.fromhex(sha256(file)))
-    return digest.hexdigest() if files else hash_name(source)
+    return digest.hexdigest() if files else None
 
 
 def hash_name(source: str) -> str:

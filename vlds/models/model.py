@@ -30,7 +30,7 @@ from vlds.models.loading.quantised import follow_weights
 from vlds.models.loading.steady_buffers import steady_buffers
 from vlds.models.task_heads import TaskHeads
 from vlds.models.token_nll import nll_of, targets_of
-from vlds.pretrained.weights import quiet
+from vlds.pretrained.gate import quiet
 from vlds.schema import IGNORED_LABEL, Batch, Decoding, OptimizerRules, TargetModules
 from vlds.vision.base import GridEncoder
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlds.models.kind import ModelKind
-from vlds.pretrained.hub import check_source
+from vlds.pretrained.gate import check_model
 from vlds.runtime.checks import check_path_or_config
 from vlds.runtime.resources import find
 
@@ -39,7 +39,7 @@ class PathKind(ModelKind):
 
     def check_sources(self) -> None:
         if self.path is not None:
-            check_source(self.path, "model.path")
+            check_model(self.path, "model.path")
         super().check_sources()
 
     def check_vocabulary(self, processor: Any, size: int, part: str) -> None:

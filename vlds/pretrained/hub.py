@@ -1,27 +1,25 @@
 """Checks that a model or tokenizer exists, in a folder or on the Hugging Face hub, before it is
-read.
+read, and fetches it.
 
 The hub is asked once: the libraries that download from it retry for minutes without a network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from vlds.pretrained.files import SourceError
+from vlds.pretrained.files import SourceError, reading
 
 TIMEOUT_S = 5.0
 FILES = ("config.json", "model.safetensors")
 """One of these is in the cache after a model was downloaded."""
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json",
-)  # fmt: skip
-"""A folder with a tokenizer of any class has one of these."""
+WEIGHTS = ("model.safetensors",)
+CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.vocab")
+"""Patterns of files that are not weights: configs, tokenizers, templates."""
 BUSY = 429
 """HTTP status; it and higher ones are temporary, so the libraries may try again."""
 LOCAL = "name a folder that holds the model"
@@ -68,24 +66,18 @@ def _check_name(name: str, field: str, local: str) -> None:
         constants.HF_HUB_OFFLINE = True  # else the libraries would ask again for each file
 
 
-def check_tokenizer(source: str, field: str, files: Sequence[str], what: str = "tokenizer") -> None:
-    """Check that a tokenizer, or a processor, exists locally or can be downloaded. `files`: names
-    of files in its folder, and suffixes (.model) of files that hold a whole tokenizer.
-
-    Without this check, transformers would create an empty tokenizer for a folder that holds none,
-    and would look on the hub for the path of a file that it cannot read.
+def fetch(name: str, field: str, local: str, patterns: tuple[str, ...] = CONFIGS) -> Path:
+    """The snapshot of a hub name in Hugging Face's cache, with the files of these patterns. All
+    that a process fetches for a name is of one snapshot.
 
     Errors: SourceError that begins with `field`.
     """
-    path = Path(source)
-    suffixes = [name for name in files if name.startswith(".")]
-    names = [name for name in files if name not in suffixes]
-    or_file = "".join(f"a {suffix} file or " for suffix in suffixes)
-    cure = f"name {or_file}a folder that holds {' or '.join(names)}"
-    if path.suffix in suffixes and not path.exists():
-        raise SourceError(f"{field}: no such file: {source}; {cure}")
-    check_source(source, field, cure)
-    if path.is_file() and path.suffix not in suffixes:
-        raise SourceError(f"{field}: {source} is not a {what}; {cure}")
-    if path.is_dir() and not any((path / name).is_file() for name in names):
-        raise SourceError(f"{field}: no {what} in the folder {source}; {cure}")
+    check_source(name, field, local)
+    with reading(f"{field}: cannot fetch {name}", local):
+        return _snapshot(name, patterns)
+
+
+@cache
+def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:
+    commit = None if patterns == CONFIGS else _snapshot(name, CONFIGS).name
+    return Path(snapshot_download(name, revision=commit, allow_patterns=list(patterns)))

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.integrations import deepspeed as hf_deepspeed
-from transformers.utils import logging
 
 from vlds.pretrained.files import SourceError, check_tensors, reading, some
-from vlds.pretrained.hub import check_source
+from vlds.pretrained.gate import check_settings, open_checked, quiet, sealed, where
 from vlds.runtime.json_file import read_json
 
 TIES = "tie_word_embeddings"
@@ -29,15 +28,16 @@ def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[s
 
     Errors: SourceError if it cannot be read, or holds values of the wrong kind.
     """
-    if not source.endswith(".json"):
-        check_source(source, field)
-    with reading(f"{field}: cannot read the model's config from {source}", CORRECT):
+    is_file = source.endswith(".json")
+    place = {} if is_file else where(source, field, model=True)
+    with reading(f"{field}: cannot read the model's config from {source}", CORRECT), sealed():
         if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
             raise OSError("the folder has no config.json")
-        if source.endswith(".json"):
+        if is_file:
             fields = read_json(Path(source))
+            check_settings(fields, Path(source), field)
         else:
-            fields, _ = config_class.get_config_dict(source)
+            fields, _ = config_class.get_config_dict(source, local_files_only=True, **place)
         if not isinstance(fields, dict):
             raise TypeError(f"it holds a {type(fields).__name__}, not settings by name")
         part = getattr(config_class, "base_config_key", "")  # the vision model in a whole CLIP
@@ -93,6 +93,7 @@ def load_weights(
         reading(f"{field}: the config in {path} describes no model", CORRECT),
         torch.device("meta"),
         unpartitioned(),
+        sealed(),
     ):
         wanted = model_class(config).state_dict()
     shapes: dict[str, tuple[int, ...]] = {}
@@ -100,8 +101,10 @@ def load_weights(
         shapes |= check_tensors(field, file, wanted)
     _check_fit(f"{field}: the weights in {path}", shapes, wanted)
     with reading(f"{field}: cannot read weights from {path}"), quiet():
-        model, report = model_class.from_pretrained(
+        model, report = open_checked(
+            model_class,
             path,
+            field,
             config=config,
             dtype=dtype,
             output_loading_info=True,
@@ -158,17 +161,3 @@ def unpartitioned() -> Iterator[None]:
         yield
     finally:
         hf_deepspeed._hf_deepspeed_config_weak_ref = hint
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, Hugging Face draws no progress bars (each rank would) and prints no report."""
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()

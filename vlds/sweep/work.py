@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import time
@@ -21,8 +22,8 @@ from vlds.sweep.claims import claim, is_claimed, wait_until_free
 from vlds.sweep.file import Preparation, Sweep, folder_name, preparations
 from vlds.sweep.runs import SweepRun, prepared_run
 
-CLAIMS, FAILED = "claims", "failed"
-"""Folders of a sweep: who does what, and what has failed."""
+CLAIMS, FAILED, MADE = "claims", "failed", "made"
+"""Folders of a sweep: who does what, what has failed, and the commands that have prepared."""
 OURS = {"vlds": vlds(), "python": [sys.executable]}
 """Program in a command -> what it stands for: the vlds and the Python that run the sweep."""
 POLL_S = 2.0
@@ -55,6 +56,8 @@ class PreparePart:
     product: Path
     words: Sequence[str]
     needs: Sequence[Path]
+    record: Path
+    """File with the command that has made it."""
 
     @property
     def name(self) -> str:
@@ -62,12 +65,24 @@ class PreparePart:
         return f"prepare {self.product}"
 
     @property
+    def command(self) -> str:
+        """The command in one line."""
+        return shlex.join(self.words)
+
+    @property
     def is_done(self) -> bool:
         """True if nothing is left to do."""
         return self.product.exists()
 
     def check(self) -> None:
-        """Errors: ValueError if the command is left to do and its program is not installed."""
+        """Errors: ValueError if the sweep has made the product by another command; or if the
+        command is left to do and its program is not installed."""
+        with suppress(FileNotFoundError):
+            if self.is_done and (made := read_text(self.record).strip()) != self.command:
+                raise ValueError(
+                    f"prepare.{self.product}: it was made by `{made}`, and the sweep says "
+                    f"`{self.command}`; remove it, so that it is made again, or rename it"
+                )
         program = self.words[0]
         # An earlier command may make the program that a path names.
         if self.is_done or program in OURS or "/" in program or shutil.which(program):
@@ -80,6 +95,7 @@ class PreparePart:
     def stages(self, ranks: Sequence[str]) -> Iterator[Stage]:
         """The command."""
         program, *rest = self.words
+        write_whole(self.record, f"{self.command}\n")
         yield Stage(self.name, self.product, [*OURS.get(program, [program]), *rest])
 
 
@@ -142,7 +158,8 @@ def preparation_parts(sweep: Sweep) -> list[PreparePart | RunPart]:
         if made.tree:
             parts.append(RunPart(prepared_run(sweep, made, needs)))
         else:
-            command = PreparePart(made.product, made.command, needs)
+            record = Path(sweep.output, MADE, folder_name(str(made.product)))
+            command = PreparePart(made.product, made.command, needs, record)
             command.check()
             parts.append(command)
         earlier.append(made)

@@ -21,6 +21,7 @@ from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.cut_texts import cut_texts
 from vlds.evaluation.evaluator import Evaluator
 from vlds.models.build import build_model
+from vlds.models.kind import hash_processor
 from vlds.models.loading.partitioned_loading import partitioned_loading
 from vlds.models.model import Model
 from vlds.models.revising import fit_saved
@@ -93,13 +94,16 @@ def build_run(
 
 
 def source_hashes(recipe: Recipe) -> dict[str, str]:
-    """Part of the model, or place in the recipe -> sha256 of what frozen weights come from."""
+    """Part of the model, or place in the recipe -> sha256 of what frozen weights come from, and of
+    the tokenizer."""
     of_methods = {
         f"methods.{name}.{field}": digest
         for name, method in recipe.methods.items()
         for field, digest in method.source_hashes().items()
     }
-    return {**recipe.model.source_hashes(), **of_methods}
+    source, _ = recipe.model.processor_place
+    words = {} if source is None else {recipe.model.processor_word: hash_processor(source)}
+    return {**recipe.model.source_hashes(), **of_methods, **words}
 
 
 def check_steps(recipe: Recipe, steps_done: int) -> None:

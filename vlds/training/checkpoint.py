@@ -259,13 +259,16 @@ def kind_of(entry: tuple[torch.dtype, torch.Size] | None) -> str:
 def check_same_sources(
     recipe: Recipe, folder: Path, saved: dict[str, str], present: dict[str, str]
 ) -> None:
-    """Errors: ValueError that names the part of the model whose files have changed since the run
-    trained on them."""
-    for part in sorted(saved.keys() | present.keys()):
+    """Errors: ValueError that names the part of the model, or the tokenizer, whose files have
+    changed since the run trained on them."""
+    words, (place, _) = recipe.model.processor_word, recipe.model.processor_place
+    places = {**recipe.model.sources, words: place}
+    older = {words} - saved.keys()  # versions before that recorded no tokenizer
+    for part in sorted((saved.keys() | present.keys()) - older):
         if saved.get(part) != present.get(part):
             then, now = (str(digests.get(part))[:12] for digests in (saved, present))
             raise ValueError(
                 f"--resume: {folder} was trained on another {part} than "
-                f"{recipe.model.sources.get(part, 'the run that it names')} is now (sha256 {then} "
+                f"{places.get(part, 'the run that it names')} is now (sha256 {then} "
                 f"then, {now} now); bring the original files back to that place, {OTHER_OUTPUT}"
             )

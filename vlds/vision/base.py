@@ -5,9 +5,11 @@ Shapes: u pictures, grid x grid cells in row-major order, dim channels.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -120,6 +122,20 @@ class GridEncoder(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """(u, 3, h, w) normalised -> (u, grid * grid, dim)."""
         raise NotImplementedError
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What decides the features beside the weights and the recipe, as plain values."""
+        return {}
+
+    def content_hash(self) -> str:
+        """sha256 of the weights and of what else decides the features, wherever they were read."""
+        about = {"mean": self.mean, "std": self.std, **self.settings}
+        digest = sha256(json.dumps(about, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
 def freeze(encoder: GridEncoder) -> None:

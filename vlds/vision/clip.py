@@ -3,6 +3,7 @@ class token."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vlds.pretrained.hub import check_source
+from vlds.pretrained.gate import check_model
 from vlds.pretrained.weights import check_config, load_weights, read_config
 from vlds.runtime.checks import check_path_or_config
 from vlds.runtime.resources import find
@@ -25,6 +26,8 @@ SIZES = (
     "patch_size",
 )  # fmt: skip
 """Fields of the config that are numbers from 1."""
+COMPUTED = ("hidden_act", "layer_norm_eps")
+"""Other fields that change the features."""
 LAYERS = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -73,7 +76,7 @@ class ClipVision(VisionEncoder):
 
     def check_sources(self) -> None:
         if self.path is not None:
-            check_source(self.path, "model.vision.path")
+            check_model(self.path, "model.vision.path")
 
     def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
         """In Hugging Face's own layout."""
@@ -103,3 +106,8 @@ class ClipModule(GridEncoder):
     def features(self, pixels: Tensor) -> Tensor:
         states: Tensor = self.net(pixel_values=pixels).last_hidden_state
         return states[:, 1:]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Of Hugging Face's config, what the layers compute with."""
+        return {name: getattr(self.net.config, name) for name in (*SIZES, *COMPUTED)}

@@ -55,7 +55,8 @@ def test_stopped_anywhere(stop: int, tmp_path: Path) -> None:
         new_writer(tmp_path / "parts").write(stopped())
     writer = new_writer(tmp_path / "parts", resume=True)
     assert writer.start <= stop
-    assert stop - writer.start <= 5  # two samples, one to see that they are two, and drops
+    # The last shard again, two samples, one to see that they are two, and drops.
+    assert stop - writer.start <= 7
     written = list(writer.finished)
     writer.write(stream(writer.start))
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
@@ -105,19 +106,53 @@ def test_another_command_does_not_go_on(
     assert main(elsewhere) == 0
 
 
-def test_a_shard_that_is_gone_is_written_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_shard_that_is_not_what_was_written_is_written_again(
+    is_gone: bool, tmp_path: Path
+) -> None:
     def stopped() -> Iterator[SampleRecord | Dropped]:
         yield from stream(stop=9)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         new_writer(tmp_path / "parts").write(stopped())
-    (tmp_path / "parts" / "n-train-00001.tar").unlink()
+    tar = tmp_path / "parts" / "n-train-00000.tar"
+    if is_gone:
+        tar.unlink()
+    else:  # as many bytes
+        tar.write_bytes(tar.read_bytes().replace(bytes([1]) * 70, bytes([9]) * 70))
     writer = new_writer(tmp_path / "parts", resume=True)
-    assert [entry.shard.name for entry in writer.finished] == ["n-train-00000.tar"]
+    assert writer.start == 0
     writer.write(stream(writer.start))
     new_writer(tmp_path / "whole").write(stream())
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_other_pictures_under_the_same_names_do_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"image": f"{n}.jpg", "caption": f"picture {n}"} for n in range(6)]
+    for row in rows:
+        write(tmp_path / row["image"], jpeg())
+    file = write(tmp_path / "rows.json", rows)
+    given = ["jsonl", "--task", "caption", "--annotations", str(file), "--images", str(tmp_path),
+             "--shard-samples", "2", "--out", str(tmp_path / "out")]  # fmt: skip
+
+    def interrupt(self: Journal, entry: object) -> None:
+        add(self, entry)  # type: ignore[arg-type]
+        raise Interrupted(signal.SIGINT)
+
+    add = Journal.add
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", interrupt)
+        assert main(given) == 130
+    for row in rows:
+        write(tmp_path / row["image"], jpeg(width=31))
+    assert main([*given, "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert "--resume: " in said
+    assert "rows-train-00000.tar comes out otherwise than before it was interrupted" in said
+    assert "bring back those that it was begun with, or leave out --resume" in said
 
 
 @pytest.mark.slow

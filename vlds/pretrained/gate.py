@@ -1,0 +1,265 @@
+"""The gate before every folder that transformers reads: its files may name neither code nor another
+place to read from.
+
+transformers follows names in the files that it reads: it imports a class of the folder, after
+asking on the terminal, fetches another model, or adds an adapter to the weights. Here these names
+are found before it reads, and it can neither ask nor fetch while it does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import constants
+from transformers import CONFIG_MAPPING, dynamic_module_utils
+from transformers.utils import logging
+
+from vlds.pretrained.files import SourceError, reading
+from vlds.pretrained.hub import LOCAL, WEIGHTS, check_source, fetch
+from vlds.runtime.json_file import read_json
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json",
+)  # fmt: skip
+"""A folder with a tokenizer of any class has one of these."""
+CHECKED = ("*config*.json", "*/*config*.json")
+"""Files whose keys decide what transformers does. A processor's parts may lie in subfolders."""
+INDEX = "*.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+ELSEWHERE = {
+    "audio_tokenizer": "a model of its own",
+    "audio_tokenizer_name_or_path": "a model of its own",
+    "checkpoint_path": "a file of weights",
+    "gguf_file": "a file of weights",
+    "repo_path": "a repository",
+    "use_pretrained_backbone": "weights of another model",
+}
+"""Key -> what transformers would read from elsewhere."""
+PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
+"""Begins of names of models that timm would read from elsewhere."""
+IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+"""Keys that name a computation; one with a slash is code on the hub."""
+CLASS_KEYS = ("tokenizer_class", "processor_class")
+PART_KEYS = ("image_processor_type", "video_processor_type", "feature_extractor_type")
+PART = re.compile(r"\w*(Processor(Fast|Pil)?|FeatureExtractor)")
+"""Names of classes that turn pictures into tensors. transformers would call whatever it has under
+the name that a file gives, with the file's values."""
+CURE = (
+    "vlds runs no code of a model, and reads only what the recipe names: remove this entry, or "
+    "name another model"
+)
+
+
+def check_model(source: str, field: str) -> None:
+    """Check that a model is a local folder, is cached or can be downloaded, and that its files name
+    nothing else.
+
+    Errors: SourceError that begins with `field`.
+    """
+    where(source, field, model=True)
+
+
+def check_tokenizer(source: str, field: str, files: Sequence[str], what: str = "tokenizer") -> None:
+    """Check that a tokenizer, or a processor, exists locally or can be downloaded, and that its
+    files name nothing else. `files`: names of files in its folder, and suffixes (.model) of files
+    that hold a whole tokenizer.
+
+    Without this check, transformers would create an empty tokenizer for a folder that holds none,
+    and would look on the hub for the path of a file that it cannot read.
+
+    Errors: SourceError that begins with `field`.
+    """
+    path = Path(source)
+    suffixes = [name for name in files if name.startswith(".")]
+    names = [name for name in files if name not in suffixes]
+    or_file = "".join(f"a {suffix} file or " for suffix in suffixes)
+    cure = f"name {or_file}a folder that holds {' or '.join(names)}"
+    if path.suffix in suffixes and not path.exists():
+        raise SourceError(f"{field}: no such file: {source}; {cure}")
+    check_source(source, field, cure)
+    if path.is_file() and path.suffix not in suffixes:
+        raise SourceError(f"{field}: {source} is not a {what}; {cure}")
+    if path.is_dir() and not any((path / name).is_file() for name in names):
+        raise SourceError(f"{field}: no {what} in the folder {source}; {cure}")
+    where(source, field, local=cure)
+
+
+def open_checked(hf_class: Any, source: str | Path, field: str, **options: Any) -> Any:
+    """What `from_pretrained` of a class of transformers gives for a folder or hub name; a model if
+    `options` hold its config.
+
+    Errors: SourceError that begins with `field`; whatever the class raises.
+    """
+    place = where(str(source), field, model="config" in options, weights="config" in options)
+    with sealed():
+        return hf_class.from_pretrained(
+            source, trust_remote_code=False, local_files_only=True, **place, **options
+        )
+
+
+def where(
+    source: str, field: str, local: str = LOCAL, *, model: bool = False, weights: bool = False
+) -> dict[str, str]:
+    """What tells transformers which snapshot of a hub name lies in the cache; nothing for a folder.
+    Its files are checked; `model`: as those of a model, and `weights`: are there too.
+
+    Errors: SourceError that begins with `field`.
+    """
+    if Path(source).exists():
+        folder, found = Path(source), {}
+    else:
+        with quiet():
+            folder = fetch(source, field, local)
+        found = {"revision": folder.name}
+    if folder.is_dir():
+        _check_folder(folder, field, model=model)
+    if weights and found:
+        with quiet():
+            fetch(source, field, local, _weight_files(folder) or WEIGHTS)
+    return found
+
+
+def check_settings(tree: Any, file: Path, field: str, known: str | None = None) -> None:
+    """Check that the settings in a file name neither code nor another place. `known`: the type of
+    the model beside it.
+
+    Errors: SourceError that begins with `field`.
+    """
+    if (fault := next(_faults(tree, known), None)) is not None:
+        raise SourceError(f"{field}: {file}: {fault}; {CURE}")
+
+
+@contextmanager
+def sealed() -> Iterator[None]:
+    """Inside, transformers can fetch nothing and ask nothing, whatever it reads."""
+    offline, seconds = constants.HF_HUB_OFFLINE, dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    constants.HF_HUB_OFFLINE = True
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # no time for an answer: it asks nothing
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, Hugging Face draws no progress bars (each rank would) and prints no report."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _check_folder(folder: Path, field: str, *, model: bool) -> None:
+    if model and (folder / ADAPTER).exists():
+        raise SourceError(
+            f"{field}: {folder / ADAPTER}: the folder holds an adapter beside the model, and "
+            "transformers would add it to the weights without a word; move the adapter's files to "
+            "a folder of their own, or merge them into the weights (peft's merge_and_unload)"
+        )
+    for file in sorted(folder.glob(INDEX)):
+        with reading(f"{field}: cannot read {file}"):
+            _weight_names(file)
+    config = folder / "config.json"
+    known = None
+    if config.is_file():
+        kind = _read(config, field).get("model_type")
+        known = kind if isinstance(kind, str) and kind in CONFIG_MAPPING else None
+    for file in sorted({file for pattern in CHECKED for file in folder.glob(pattern)}):
+        if file.is_file():
+            check_settings(_read(file, field), file, field, known)
+
+
+def _read(file: Path, field: str) -> dict[str, Any]:
+    state = file.stat()
+    with reading(f"{field}: cannot read {file}"):
+        tree = _parsed(file, (state.st_mtime_ns, state.st_size, state.st_ino))
+        if not isinstance(tree, dict):
+            raise TypeError(f"it holds a {type(tree).__name__}, not settings by name")
+    return tree
+
+
+@lru_cache(256)
+def _parsed(file: Path, state: tuple[int, ...]) -> Any:
+    """A file of settings, which is read again once it changes: configs are looked up often."""
+    return read_json(file)
+
+
+def _weight_names(index: Path) -> list[str]:
+    """The files in which an index says that weights are."""
+    names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"it names {name!r}, which is no file beside it")
+    return names
+
+
+def _weight_files(folder: Path) -> tuple[str, ...]:
+    return tuple(name for index in sorted(folder.glob(INDEX)) for name in _weight_names(index))
+
+
+def _faults(tree: Any, known: str | None, path: str = "") -> Iterator[str]:
+    """What is wrong with settings: the key, its value, and what transformers would do."""
+    if isinstance(tree, list):
+        for number, entry in enumerate(tree):
+            yield from _faults(entry, known, f"{path}[{number}]")
+    if not isinstance(tree, Mapping):
+        return
+    for key, value in tree.items():
+        name = f"{path}.{key}" if path else str(key)
+        if value is not None and (why := _reason(key, value, tree, known)) is not None:
+            yield f"{name} is {str(value)[:100]!r}, {why}"
+        yield from _faults(value, known, name)
+
+
+def _reason(key: str, value: Any, beside: Mapping[str, Any], known: str | None) -> str | None:
+    """Why a key may not have a value; None if it may."""
+    texts = [v for v in _leaves(value) if isinstance(v, str)]
+    if key in ELSEWHERE and value is not False:
+        return f"which names {ELSEWHERE[key]} to read"
+    if key == "backbone" and isinstance(value, str):
+        inside = beside.get("backbone_config") or beside.get("model_type") == "timm_backbone"
+        return None if inside else "which names another model to read"
+    if isinstance(value, str) and value.startswith(PREFIXES):
+        return "which names another model to read"
+    if key in IMPLEMENTATIONS and any("/" in text for text in texts):
+        return "which names code to fetch"
+    if key == "auto_map" and not _has_own_class(beside, known):
+        return "which names code to run, and transformers has no class of its own for it"
+    if key == "trust_remote_code" and value:
+        return "which lets code run"
+    if key in PART_KEYS and not all(map(PART.fullmatch, texts)):
+        return "which is no class that reads pictures"
+    return None
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _leaves(entry)
+    else:
+        yield value
+
+
+def _has_own_class(beside: Mapping[str, Any], known: str | None) -> bool:
+    """True if transformers, which then runs no code of the folder, has a class for what settings
+    describe."""
+    named = [beside.get(key) for key in (*CLASS_KEYS, *PART_KEYS)]
+    classes = [name for name in named if isinstance(name, str)]
+    return (
+        known is not None
+        or beside.get("model_type") in CONFIG_MAPPING
+        or any(hasattr(transformers, name) for name in classes)
+    )

@@ -1,10 +1,10 @@
 """The same bits on every x86-64 processor.
 
-ATen, oneDNN and MKL choose their kernels by the processor's model, and each kernel adds in another
-order. After some hundred steps this moves scores by points. The variables below leave one choice:
-AVX2 for ATen and oneDNN, whose kernels then do the same on Intel's and AMD's processors, and the
-only branch of MKL that does (its AVX2 branch differs between the two). Threads would cut sums, so
-each rank has one.
+ATen, oneDNN and MKL choose their kernels by the processor, and each kernel adds in another order.
+After some hundred steps this moves scores by points. The variables below leave one choice: AVX2 for
+ATen and oneDNN, whose kernels then do the same on Intel's and AMD's processors, and the only branch
+of MKL that does (its AVX2 branch differs between the two). That branch is slow, so oneDNN
+multiplies matrices instead. Threads would cut sums, so each rank has one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import warnings
+from functools import cache
 
 import torch
+from torch import Tensor
 
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell
@@ -45,6 +48,7 @@ def pin_arithmetic(ranks: Ranks) -> None:
     elif capability != "AVX2":
         obstacle = f"torch finds {capability} instructions, not AVX2"
     else:
+        multiply_by_onednn()
         return
     if ranks.is_first:
         tell(
@@ -52,3 +56,34 @@ def pin_arithmetic(ranks: Ranks) -> None:
             "to the bit",
             flush=True,
         )
+
+
+KERNELS = torch.library.Library("aten", "IMPL")  # what it registers lives as long as this object
+
+
+@cache
+def multiply_by_onednn() -> None:
+    """Replace torch's products of two fp32 matrices by oneDNN's. Other types keep theirs, as a
+    batch of one."""
+
+    def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+        by_onednn = a.dtype is torch.float32 and a.numel() and b.numel()
+        if by_onednn:
+            return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+        result = torch.bmm(a[None], b[None])[0]
+        return result if bias is None else result + bias
+
+    def mm(a: Tensor, b: Tensor) -> Tensor:
+        return product(a, b, None)
+
+    def addmm(added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+        if added.dim() == 1 and beta == alpha == 1:
+            return product(a, b, added)
+        result = product(a, b, None)
+        result = result if alpha == 1 else alpha * result
+        return result + (added if beta == 1 else beta * added)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch's own kernels are replaced
+        KERNELS.impl("mm", mm, "CPU")
+        KERNELS.impl("addmm", addmm, "CPU")

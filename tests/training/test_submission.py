@@ -360,6 +360,7 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
             "entry 1: answer is None; a text is needed",
         ),
         ("nlvr2", "a.csv", "dev-1-0-0,yes\n", "'dev-1-0-0,yes'; give lines `identifier,True`"),
+        ("nlvr2", "a.csv", "dev-1-0-0, True\n", "'dev-1-0-0, True'; give lines"),
         ("video_qa", "a.json", '{"7": "a1"}', "7 has 'a1'; one object is the form of TVQA"),
         ("vqa", "a.json", '{"1": "red"}', "1 has 'red'; .* other tasks have a list of entries"),
         ("video_qa", "a.json", '{"7": 1, "7": 0, "8": 0}', "a.json: 1 ids come twice: 7; give"),

@@ -201,9 +201,10 @@ def entry_pair(where: str, entry: Any) -> tuple[str, str]:
 
 def csv_pair(where: str, row: Sequence[str]) -> tuple[str, str]:
     """One line of NLVR2's."""
-    if len(row) != 2 or row[1].strip().lower() not in ("true", "false"):
+    # The official script counts " True" as wrong.
+    if len(row) != 2 or row[1].rstrip().lower() not in ("true", "false"):
         raise ValueError(f"{where}: {','.join(row)!r}; give lines `identifier,True`")
-    return row[0].strip(), row[1].strip().lower()
+    return row[0].strip(), row[1].rstrip().lower()
 
 
 def value_pair(where: str, key: str, number: Any) -> tuple[str, str]:

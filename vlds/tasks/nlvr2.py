@@ -69,8 +69,20 @@ class NLVR2(AnswerTask):
         scores["consistency_by_text"] = consistency(right, self.groups(known, "sentence"))
         return scores
 
+    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
+        return super().example_values([compared(text) for text in texts], known)
+
     def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference["answer"])
+        return compared(as_text(reference["answer"]))
+
+    def correct(self, prediction: str, reference: Any) -> bool | None:
+        return super().correct(compared(prediction), reference)
+
+
+def compared(text: str) -> str:
+    """An answer as the official script compares it: without regard to case or to blanks at its
+    end."""
+    return text.rstrip().lower()
 
 
 def sentence_group(identifier: str) -> str | None:

@@ -285,9 +285,15 @@ def test_a_wrong_recipe_is_a_value_error(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_trains_and_scores(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_trains_and_scores(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter does
     exec(compile(BLOCKS[0], str(PAGE), "exec"), {})
-    assert capsys.readouterr().out.splitlines()[-1] == "runs/mine"
+    told = capsys.readouterr().out
+    assert told.splitlines()[-1] == "runs/mine"
+    assert "x1b" not in told
+    assert len(re.findall(r"^step \d+/4  loss ", told, re.MULTILINE)) == 4
     assert (home / "runs" / "mine" / "artifact").is_dir()
     exec(compile(BLOCKS[1], str(PAGE), "exec"), {})
     lines = capsys.readouterr().out.splitlines()

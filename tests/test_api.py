@@ -296,8 +296,13 @@ def test_the_page_trains_and_scores(
     assert len(re.findall(r"^step \d+/4  loss ", told, re.MULTILINE)) == 4
     assert (home / "runs" / "mine" / "artifact").is_dir()
     exec(compile(BLOCKS[1], str(PAGE), "exec"), {})
-    lines = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr().out
+    assert "predictions: " not in told
+    lines = told.splitlines()
     number = next(n for n, line in enumerate(lines) if re.fullmatch(r"vqa \S+@\w{16} 48", line))
     assert all(re.fullmatch(r"  \w+ \d\.\d{3}", line) for line in lines[number + 1 :])
+    vlds.evaluate("runs/mine", data="shards/mine/test", out="kept")
+    assert "predictions: kept\n" in capsys.readouterr().out
+    assert (home / "kept" / "scores.json").is_file()
     with pytest.raises(ValueError, match="holds a run already; add --resume"):
         exec(compile(BLOCKS[0], str(PAGE), "exec"), {})

@@ -301,8 +301,9 @@ def test_an_identifier_with_a_comma_has_no_line(tmp_path: Path) -> None:
 def test_answers_that_a_form_cannot_hold(tmp_path: Path) -> None:
     """They stand there as something wrong, and it is said."""
     source = write_data(tmp_path / "data", "nlvr2")
-    told = Evaluation("nlvr2", {}, {"dev-1-0-0": "", "dev-1-0-1": "true"}, {})
+    told = Evaluation("nlvr2", {}, {"dev-1-0-0": "", "dev-1-0-1": "True"}, {})
     _, said = write_submissions([source], [told], tmp_path)
+    assert (tmp_path / "nlvr2-test.csv").read_text() == "dev-1-0-0,False\ndev-1-0-1,True\n"
     assert "1 predictions are neither true nor false: written as False (dev-1-0-0)" in said
     source = write_data(tmp_path / "clips", "video_qa")
     told = Evaluation("video_qa", {}, {"7": "Ann", "8": "a1"}, {})

@@ -306,7 +306,7 @@ def test_the_page_trains_and_scores(
     assert "x1b" not in told
     assert len(re.findall(r"^step \d+/4  loss ", told, re.MULTILINE)) == 4
     assert read_trained_on(home / "runs" / "mine" / "artifact") == {
-        "vqa": TrainedOn(48, 1), "caption": TrainedOn(24, 1),
+        "vqa": TrainedOn(48, 1), "caption": TrainedOn(20, 1),
     }  # fmt: skip
     exec(compile(BLOCKS[1], str(PAGE), "exec"), {})
     told = capsys.readouterr().out

@@ -22,6 +22,7 @@ import vlds
 from tests.toys.files import ROOT
 from tests.toys.trained_runs import built_run, save_run
 from tests.toys.world import world_recipe, write_world
+from vlds.artifact import TrainedOn, read_trained_on
 from vlds.config import save_recipe
 from vlds.data.shards.open_picture import MAX_PIXELS
 from vlds.evaluation.user_picture import encode_picture
@@ -70,6 +71,16 @@ def test_a_picture_is_a_picture_in_any_form(run: Path) -> None:
     assert len({round(answer.confidence, 6) for answer in told}) == 1
     assert {answer.task for answer in told} == {"vqa"}
     assert model.answer([forms[0]], question).confidence == told[0].confidence
+
+
+def test_a_list_has_as_many_pictures_as_the_task_has_learned_to_read(home: Path) -> None:
+    recipe = world_recipe(home / "world", home / "runs" / "mine")
+    known = {"vqa": TrainedOn(48, 1), "caption": TrainedOn(None, 2)}
+    model = vlds.load(save_run(replace(built_run(recipe), trained_on=known)))
+    with pytest.raises(ValueError, match=r"^image: got 2, and the task vqa takes 1$"):
+        model.answer(["PHOTO.jpg", "PHOTO.jpg"], "what colour is it", task="vqa")
+    assert model.answer(["PHOTO.jpg"], "what colour is it", task="vqa").task == "vqa"
+    assert model.answer(["PHOTO.jpg"] * 2, task="caption").task == "caption"
 
 
 def test_a_turned_photo_is_turned_back(run: Path) -> None:
@@ -285,13 +296,26 @@ def test_a_wrong_recipe_is_a_value_error(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_trains_and_scores(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_trains_and_scores(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter does
     exec(compile(BLOCKS[0], str(PAGE), "exec"), {})
-    assert capsys.readouterr().out.splitlines()[-1] == "runs/mine"
-    assert (home / "runs" / "mine" / "artifact").is_dir()
+    told = capsys.readouterr().out
+    assert told.splitlines()[-1] == "runs/mine"
+    assert "x1b" not in told
+    assert len(re.findall(r"^step \d+/4  loss ", told, re.MULTILINE)) == 4
+    assert read_trained_on(home / "runs" / "mine" / "artifact") == {
+        "vqa": TrainedOn(48, 1), "caption": TrainedOn(20, 1),
+    }  # fmt: skip
     exec(compile(BLOCKS[1], str(PAGE), "exec"), {})
-    lines = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr().out
+    assert "predictions: " not in told
+    lines = told.splitlines()
     number = next(n for n, line in enumerate(lines) if re.fullmatch(r"vqa \S+@\w{16} 48", line))
     assert all(re.fullmatch(r"  \w+ \d\.\d{3}", line) for line in lines[number + 1 :])
+    vlds.evaluate("runs/mine", data="shards/mine/test", out="kept")
+    assert "predictions: kept\n" in capsys.readouterr().out
+    assert (home / "kept" / "scores.json").is_file()
     with pytest.raises(ValueError, match="holds a run already; add --resume"):
         exec(compile(BLOCKS[0], str(PAGE), "exec"), {})

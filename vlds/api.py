@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +22,10 @@ from typing import Any
 import yaml
 
 from vlds.config import parse_recipe
-from vlds.evaluation.scores_json import Scored, read_scores
+from vlds.evaluation.scores_json import LEFT_IN, Scored, read_scores
 from vlds.evaluation.user_picture import ACCEPTED, Picture, encode_picture, path_of
 from vlds.recipe.trusted import trust as trust_module
+from vlds.runtime.scratch import scratch_folder
 from vlds.runtime.terminal import tell
 from vlds.serve.open_run import OpenRun, open_run
 from vlds.serve.open_run import RunAnswer as Answer
@@ -89,9 +89,9 @@ def train(
 
     Errors: ValueError for mistakes in the recipe or its data; RuntimeError if the run fails.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         if isinstance(recipe, Mapping):
-            file = Path(scratch, "recipe.yaml")
+            file = scratch / "recipe.yaml"
             tree = json.loads(json_text("recipe", dict(recipe)))
             file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
         else:
@@ -122,9 +122,11 @@ def evaluate(
     words = ["--run", str(path_of("run", run))]
     words += ["--data", *(str(path_of("data", folder)) for folder in folders)] if folders else []
     words += ["--split", *splits] if splits else []
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         folder = path_of("out", out or scratch)
-        run_command(["evaluate", *words, "--out", str(folder), *words_of(changes)], ranks)
+        words += ["--out", str(folder), *words_of(changes)]
+        # Nobody is told of a folder that is gone afterwards.
+        run_command(["evaluate", *words], ranks, unsaid=f"{LEFT_IN}{scratch}\n")
         return read_scores(folder)
 
 
@@ -188,8 +190,8 @@ def trust_modules(modules: Sequence[str]) -> None:
             )
 
 
-def run_command(words: Sequence[str], ranks: int | None) -> None:
-    """Run a command of vlds and print its output.
+def run_command(words: Sequence[str], ranks: int | None, unsaid: str = "") -> None:
+    """Run a command of vlds and print its output, without the line `unsaid`.
 
     Errors: with its last line, ValueError for a user's mistake, else RuntimeError.
     """
@@ -209,8 +211,9 @@ def run_command(words: Sequence[str], ranks: int | None) -> None:
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            tell(line, end="", flush=True)
-            last.append(line)
+            if line != unsaid:
+                tell(line, end="", flush=True)
+                last.append(line)
         code = process.wait()
     except BaseException:
         process.send_signal(signal.SIGINT)

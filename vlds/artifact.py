@@ -4,7 +4,7 @@
                                        as new vocabulary rows
                  recipe.yaml           the resolved recipe
                  processor/            the tokenizer, or processor of text and pictures
-                 artifact.json         sources with their hashes
+                 artifact.json         sources with their hashes, size of the training data
                  manifest.json         sizes and hashes of these files, written last
 
 Loaded in a fresh process it gives the same logits.
@@ -16,9 +16,10 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from vlds.models.revising import fit_saved
 from vlds.pretrained.files import reading
 from vlds.recipe.paths import located, places_of, with_start
 from vlds.runtime.json_file import read_json
+from vlds.runtime.json_record import parse_record
 from vlds.runtime.manifest import DESCRIPTION, damage, write_manifest
 from vlds.runtime.whole_file import whole_folder
 from vlds.runtime.yaml_file import read_yaml
@@ -44,7 +46,18 @@ WEIGHTS, RECIPE, PROCESSOR = "weights.safetensors", "recipe.yaml", "processor"
 FORMAT = 1
 HERE = "<folder>"
 """In an artifact's recipe: the folder that the recipe lies in."""
+NOT_KNOWN: Mapping[str, Any] = MappingProxyType({})
 AGAIN = "copy it again from where it was trained"
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """What a task has learned from."""
+
+    examples: int | None
+    """In its data sets; None if they do not say."""
+    most_pictures: int | None
+    """Of an example; None if the data sets do not say."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,8 @@ class LoadedRun:
     recipe: Recipe
     processor: Any
     model: Model
+    trained_on: Mapping[str, TrainedOn] = field(default_factory=dict)
+    """Task -> what is known of its training data."""
 
     @cached_property
     def collator(self) -> Collator:
@@ -101,32 +116,42 @@ def save_artifact(
     recipe: Recipe,
     processor: Any,
     notes: Mapping[str, str] | None = None,
+    trained_on: Mapping[str, TrainedOn] = NOT_KNOWN,
 ) -> None:
     """Write an artifact, which replaces an older one as a whole. `notes`: name -> text of more
-    files in it.
+    files in it. `trained_on`: as in LoadedRun.
 
     Errors: CannotWrite.
     """
     with whole_folder(folder) as partial:
         for name, text in (notes or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
-        write_artifact(partial, tensors, recipe, processor)
+        write_artifact(partial, tensors, recipe, processor, trained_on)
 
 
 def write_artifact(
-    folder: Path, tensors: dict[str, Tensor], recipe: Recipe, processor: Any
+    folder: Path,
+    tensors: dict[str, Tensor],
+    recipe: Recipe,
+    processor: Any,
+    trained_on: Mapping[str, TrainedOn] = NOT_KNOWN,
 ) -> None:
     """Fill an empty folder with an artifact."""
     save_file(tensors, folder / WEIGHTS)
     processor.save_pretrained(folder / PROCESSOR)
-    write_description(folder, recipe)
+    write_description(folder, recipe, trained_on)
     write_manifest(folder)
 
 
-def write_description(folder: Path, recipe: Recipe) -> None:
-    """Write the recipe, with paths into this folder relative to it, and the hashes of its
-    sources."""
-    description = {"format": FORMAT, "sources": recipe.model.source_hashes()}
+def write_description(folder: Path, recipe: Recipe, trained_on: Mapping[str, TrainedOn]) -> None:
+    """Write the recipe, with paths into this folder relative to it, the hashes of its sources, and
+    what its tasks have learned from."""
+    known = {task: asdict(trained_on[task]) for task in recipe.tasks if task in trained_on}
+    description = {
+        "format": FORMAT,
+        "sources": recipe.model.source_hashes(),
+        "trained_on": known,
+    }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
     methods = {name: method.in_artifact() for name, method in recipe.methods.items()}
     tree = with_start(moved(to_tree(replace(recipe, methods=methods)), str(folder), HERE))
@@ -182,7 +207,7 @@ def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str]
     fit_saved(model, {name: tensor.shape for name, tensor in tensors.items()})
     put_tensors(model, tensors, folder)
     model.eval()
-    return LoadedRun(recipe, processor, model)
+    return LoadedRun(recipe, processor, model, read_trained_on(folder))
 
 
 def check_changes(changes: Sequence[str]) -> None:
@@ -193,6 +218,16 @@ def check_changes(changes: Sequence[str]) -> None:
                 f"{word.partition('=')[0]}: not an option of this command; of a trained run's "
                 f"recipe, only keys that begin with {' or '.join(CHANGEABLE)} may change"
             )
+
+
+def read_trained_on(folder: Path) -> dict[str, TrainedOn]:
+    """What an artifact says of its training data; nothing of tasks that others have trained.
+
+    Errors: ValueError if it cannot be read.
+    """
+    with readable(folder, DESCRIPTION):
+        given = read_json(folder / DESCRIPTION).get("trained_on", {})
+        return parse_record(dict[str, TrainedOn], json.dumps(given))
 
 
 def check_same_sources(folder: Path, recipe: Recipe) -> None:

@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +20,7 @@ from vlds.data.order.mixed_order import MixedOrder
 from vlds.data.order.mixture import mixed_order
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.runtime.shown import visible
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import open_console, tell
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
 STEPS_AT_ONCE = 256
@@ -167,7 +166,7 @@ def _run(args: argparse.Namespace) -> None:
         f"{args.ranks_per_node} ranks"
     )
     for table in tables(order, datasets, reading):
-        Console().print(table)
+        open_console().print(table)
 
 
 def _batch_sizes(args: argparse.Namespace, num_datasets: int) -> list[int] | None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +19,7 @@ from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.shards.thumbnail import page_picture, thumbnail
 from vlds.runtime.shown import visible
 from vlds.runtime.templating import page
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import open_console, tell
 from vlds.runtime.whole_file import write_whole
 
 SAMPLES = 8
@@ -60,7 +59,7 @@ def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None
 
 def print_views(title: str, counts: str, views: Sequence[SampleView]) -> None:
     """Print what is known of each sample; pictures by their sizes."""
-    console = Console(highlight=False)
+    console = open_console()
     console.print(Text(title, "bold"))
     console.print(Text(counts, "dim"))
     for view in views:

@@ -19,19 +19,21 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.toys.causal import causal_recipe, save_model
 from tests.toys.files import ROOT
 from tests.toys.image_text import TYPES
 from tests.toys.image_text.rows import tiny
 from tests.toys.models import shake
-from tests.toys.trained_runs import convert, recipe_with, save_run, write_run
+from tests.toys.trained_runs import convert, recipe_with, save_run, trained_run, write_run
 from tests.toys.world import world_recipe
-from vlds.artifact import WEIGHTS, LoadedRun, load_run
+from vlds.artifact import WEIGHTS, LoadedRun, TrainedOn, load_run, read_trained_on
 from vlds.config import Recipe
 from vlds.convert.bases import base_of, license_fields
 from vlds.convert.card_code import asking
 from vlds.convert.card_text import fenced, table, without_places
+from vlds.evaluation.result import Evaluation
 from vlds.evaluation.scores_json import Scored, write_scores
 from vlds.inference import predict
 from vlds.methods import Adapter, LoRA, Method
@@ -224,7 +226,8 @@ def described(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = recipe_with("T5", "LoRA", world, folder)
     data = ["hf://datasets/owner/colours/train", str(world / "vqa")]
     vqa = replace(recipe.tasks["vqa"], train=data)
-    run = write_run(replace(recipe, tasks={**recipe.tasks, "vqa": vqa}))
+    trained = trained_run(replace(recipe, tasks={**recipe.tasks, "vqa": vqa}))
+    run = save_run(replace(trained, trained_on={"vqa": TrainedOn(1234, 1)}))
     source = Path(str(recipe.model.backbone.path))
     card = "---\nlicense: other\nlicense_name: tiny-1\nlicense_link: LICENSE\n---\n# Source\n"
     (source / "README.md").write_text(card)
@@ -296,7 +299,8 @@ def write_changed(run: Path) -> None:
     recipe = read_recipe(artifact_folder(run))
     processor = recipe.model.load_processor()
     model = build_model(recipe.model_setup, list(recipe.tasks), recipe.training.dtype, processor)
-    save_artifact(run / "artifact", own_tensors(model), recipe, processor)
+    known = read_trained_on(run / "artifact")
+    save_artifact(run / "artifact", own_tensors(model), recipe, processor, trained_on=known)
 
 
 def test_what_the_card_knows(described: Path, world: Path) -> None:
@@ -311,7 +315,8 @@ def test_what_the_card_knows(described: Path, world: Path) -> None:
     assert "- `source` (backbone): tiny-1, LICENSE." in text
     assert "| vqa | vqa-test | 1,200 | accuracy | 0.7500 |" in text
     assert "accuracy/type" not in text
-    assert "| vqa | VQA | hf://datasets/owner/colours/train, vqa | vqa |" in text
+    assert "| vqa | VQA | hf://datasets/owner/colours/train, vqa | 1,234 | vqa |" in text
+    assert "caption |  | " in text  # nobody has counted its examples
 
 
 def test_the_recipe_without_places(described: Path, world: Path) -> None:
@@ -337,6 +342,29 @@ def test_scores_of_the_training(world: Path, tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     convert("peft", "--run", run, "--out", tmp_path / "last")
     assert "| vqa |  |  | accuracy | 0.5000 |" in card_of(tmp_path / "last")[1]
+    predictions = run / "predictions" / f"step-{recipe.training.num_steps:08d}"
+    predicted = {"1": "red", "2": "blue"}
+    Evaluation("vqa", {}, predicted, predicted, data="mine-test@12ab").write(predictions)
+    convert("peft", "--run", run, "--out", tmp_path / "named")
+    assert "| vqa | mine-test | 2 | accuracy | 0.5000 |" in card_of(tmp_path / "named")[1]
+
+
+def test_a_folder_that_holds_all_keeps_nothing_apart(world: Path, tmp_path: Path) -> None:
+    """The text names what the file of the rest of the weights has, and the code is the shortest."""
+    recipe = recipe_with("T5", "Full", world, tmp_path)
+    frozen = replace(recipe.model, train_visual_embedding=False)
+    convert("hf", "--run", write_run(replace(recipe, model=frozen)), "--out", tmp_path / "out")
+    assert load_file(tmp_path / "out" / WEIGHTS) == {}
+    assert "kept apart" not in card_of(tmp_path / "out")[1]
+    code, _ = snippets(tmp_path / "out")
+    assert code.splitlines() == [
+        "import vlds",
+        "",
+        'model = vlds.load("out")',
+        'answer = model.answer("photo.jpg", "What is in the picture?", task="vqa")',
+        "print(answer.text)",
+    ]
+    assert output_of(code, tmp_path / "out") == answer_of(tmp_path / "out", tmp_path / "out")
 
 
 def test_scores_of_other_weights(world: Path, tmp_path: Path) -> None:

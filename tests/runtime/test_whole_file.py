@@ -9,12 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.toys.files import ROOT
 from tests.toys.small_disk import small_disk
@@ -255,3 +259,26 @@ def test_what_is_read_is_not_said_to_be_unwritable(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_the_umask_says_who_reads_them(umask: int, tmp_path: Path) -> None:
+    """safetensors writes files that their owner alone can read."""
+    tensors = {"weight": np.zeros(2)}
+    before = os.umask(umask)
+    try:
+        with whole_file(tmp_path / "file") as partial:
+            save_file(tensors, partial)
+        with whole_folder(tmp_path / "folder") as partial:
+            save_file(tensors, partial / "weights")
+            inner = Path(tempfile.mkdtemp(dir=partial)).rename(partial / "inner")
+            save_file(tensors, inner / "weights")
+            (inner / "program").touch(0o700)
+    finally:
+        os.umask(before)
+    modes = {str(path.relative_to(tmp_path)): path.stat().st_mode for path in tmp_path.rglob("*")}
+    assert {name: S_IMODE(mode) for name, mode in modes.items()} == {
+        **dict.fromkeys(["file", "folder/weights", "folder/inner/weights"], 0o666 & ~umask),
+        **dict.fromkeys(["folder", "folder/inner"], 0o777 & ~umask),
+        "folder/inner/program": 0o700 | (0o666 & ~umask),
+    }

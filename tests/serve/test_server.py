@@ -13,6 +13,7 @@ import subprocess
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -27,7 +28,7 @@ from vlds.cli.main import main
 from vlds.evaluation.answer import check_number, predict
 from vlds.launch.start import free_port
 from vlds.serve.open_run import open_run
-from vlds.serve.server import MAX_BODY, Server
+from vlds.serve.server import MAX_BODY, Server, bound
 from vlds.tasks import NLVR2
 
 RED = picture("red", 1)
@@ -64,6 +65,28 @@ def test_many_ask_at_once(server: Server) -> None:
     with ThreadPoolExecutor(12) as pool:
         told = [reply.json["text"] for reply in pool.map(lambda body: ask(server, body), bodies)]
     assert told == [ask(server, body).json["text"] for body in bodies]
+
+
+def test_none_of_many_connections_is_reset(talkative: Path) -> None:
+    """While the server is busy, as many wait as it takes."""
+    with bound(0) as server, ExitStack() as opened:
+        server.opened, server.name = open_run(talkative, []), talkative.name
+        address = ("127.0.0.1", server.server_port)
+        waiting = [
+            opened.enter_context(socket.create_connection(address, timeout=5)) for _ in range(200)
+        ]
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        for connection in waiting:
+            connection.sendall(request)
+        told = [connection.recv(12) for connection in waiting]
+        with ThreadPoolExecutor(200) as pool:
+            replies = list(pool.map(lambda _: ask(server, form_of(*ASKED)), range(200)))
+        server.shutdown()
+        thread.join()
+    assert told == [b"HTTP/1.1 200"] * 200
+    assert [reply.status for reply in replies] == [200] * 200
 
 
 def test_an_artifact_is_a_run_too(talkative: Path) -> None:

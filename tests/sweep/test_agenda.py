@@ -1,7 +1,9 @@
-"""What a sweep says before it starts, and its time."""
+"""What a sweep says before it starts, its time, and how it ends where no run is left to it."""
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,15 @@ import pytest
 import yaml
 
 from tests.toys.files import write_lines
+from tests.toys.processes import holder
 from tests.toys.world import world_recipe, write_world
 from vlds.cli.commands import run_command
 from vlds.config import save_recipe
+from vlds.sweep import claims
 from vlds.sweep.agenda import estimate
-from vlds.sweep.file import read_sweep
+from vlds.sweep.file import folder_name, read_sweep
 from vlds.sweep.runs import SweepRun, runs_of
-from vlds.sweep.work import preparation_parts
+from vlds.sweep.work import CLAIMS, FAILED, preparation_parts
 
 
 @pytest.fixture
@@ -116,3 +120,41 @@ def test_mistakes_end_before_anything_runs(
 ) -> None:
     assert run_command(["sweep", file, *words]) == 2
     assert f"vlds sweep: {told}" in capsys.readouterr().err
+
+
+def place(file: str, folder: str, part: str) -> Path:
+    """Where a part of the sweep has its claim or its mark of failure."""
+    return Path(file).parent / "table" / folder / folder_name(part)
+
+
+def test_what_another_process_does_is_not_done(
+    file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = runs_of(read_sweep([file]))
+    for run in runs[:2]:
+        finish(run)
+    with holder(place(file, CLAIMS, runs[2].name)):
+        assert run_command(["sweep", file]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 3 runs are done" in said
+    assert "left, or another process does them: row, seed 2" in said
+
+
+def test_clocks_of_other_hosts_decide_nothing(
+    file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that a dead process has left, and a failure of an earlier sweep, dated ahead."""
+    monkeypatch.setattr(claims, "ABANDONED_S", 0.5)
+    for run in runs_of(read_sweep([file])):
+        finish(run)
+    product = Path(file).parent / "product"
+    claim, mark = (place(file, kind, f"prepare {product}") for kind in (CLAIMS, FAILED))
+    claim.mkdir(parents=True)
+    mark.parent.mkdir()
+    mark.write_text("it was so\n")
+    for path in (claim, mark):
+        os.utime(path, (time.time() + 3600,) * 2)
+    words = ["--prepare", f"{{{product}: touch {product}}}"]
+    assert run_command(["sweep", file, *words]) == 0, capsys.readouterr()
+    assert product.is_file()
+    assert "left, or" not in capsys.readouterr().out

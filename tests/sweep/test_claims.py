@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.toys.files import ROOT
-from vlds.runtime.folder_lock import ABANDONED_S, NAME, FolderInUse
+from tests.toys.processes import HOLDER
+from vlds.runtime.folder_lock import NAME, FolderInUse
+from vlds.sweep import claims
 from vlds.sweep.claims import claim, is_claimed, wait_until_free
 
 TAKE_ALL = """
@@ -69,12 +71,25 @@ def test_a_claim_that_was_just_made_belongs_to_its_maker(tmp_path: Path) -> None
     """On file systems whose locks do not reach other hosts, the folder alone decides."""
     part = tmp_path / "part"
     part.mkdir()
-    with pytest.raises(FolderInUse, match="being taken by another process"), claim(part):
-        raise AssertionError("claimed twice")
-    then = time.time() - ABANDONED_S - 1
-    os.utime(part, (then, then))
+    words = [sys.executable, "-c", HOLDER, str(part)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        with pytest.raises(FolderInUse, match=f"by process {process.pid} on"), claim(part):
+            raise AssertionError("claimed twice")
+        process.kill()
+
+
+@pytest.mark.parametrize("hours", [-1, 0, 1])
+def test_the_date_of_a_claim_does_not_matter(
+    hours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process has died before it locked the folder, and its clock may go wrong."""
+    monkeypatch.setattr(claims, "ABANDONED_S", 0.5)
+    part = tmp_path / "part"
+    part.mkdir()
+    os.utime(part, (time.time() + hours * 3600,) * 2)
     with claim(part):
         assert (part / NAME).is_file()
+    assert not is_claimed(part)
 
 
 def test_a_run_is_free_when_its_writer_has_ended(tmp_path: Path) -> None:

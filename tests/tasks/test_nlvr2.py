@@ -29,6 +29,17 @@ def test_accuracy_and_consistency() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("told", "is_right"),
+    [("True", True), ("TRUE ", True), ("true\n", True), (" true", False), ("true.", False)],
+)
+def test_case_and_blanks_at_the_end_do_not_count(told: str, is_right: bool) -> None:
+    """So does the official script: it strips the line, and compares in lower case."""
+    task, reference = NLVR2(), REFERENCES["dev-1-0-0"]
+    assert task.score({"1": told}, {"1": reference})["accuracy"] == is_right
+    assert task.correct(told, reference) == is_right
+
+
 def test_unlabelled_examples_do_not_count() -> None:
     references = {**REFERENCES, "dev-2-1-0": None}
     predictions = {key: word for key, (word, _) in LABELS.items()} | {"dev-2-1-0": "true"}

@@ -60,7 +60,10 @@ def trained_run(recipe: Recipe, seed: int = 0, spread: float = 0.1) -> LoadedRun
 def save_run(run: LoadedRun) -> Path:
     """Save a run's artifact in its recipe's output folder; that folder."""
     folder = Path(run.recipe.output)
-    save_artifact(folder / "artifact", own_tensors(run.model), run.recipe, run.processor)
+    tensors = own_tensors(run.model)
+    save_artifact(
+        folder / "artifact", tensors, run.recipe, run.processor, trained_on=run.trained_on
+    )
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,12 +15,15 @@ import psutil
 import pytest
 
 from tests.toys.launched_run import Launch, last_step
+from tests.toys.processes import until
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.config import Recipe
+from vlds.runtime.folder_lock import NAME as LOCK
 from vlds.runtime.manifest import damage
 from vlds.runtime.metrics_file import read_metric_lines
+from vlds.runtime.scratch import scratch_folder
 from vlds.training import checkpoint
 from vlds.training.states import newest
 
@@ -108,6 +112,29 @@ def test_killed_ranks_leave_a_whole_state(whole: Recipe, tmp_path: Path) -> None
     code, output = Launch(recipe, tmp_path / "recipe.yaml", "--resume").end()
     assert code == 0, output
     assert_same_weights(recipe, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["ranks", "supervisor"])
+def test_a_killed_run_leaves_no_temporary_folders(
+    killed: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temp))
+    monkeypatch.setattr(tempfile, "tempdir", str(temp))
+    recipe = long_recipe(world, tmp_path / "run")
+    recipe = replace(recipe, data=replace(recipe.data, num_workers=2))
+    run = Launch(recipe, tmp_path / "recipe.yaml")
+    run.wait_for_step(2)
+    for process in [run.process] if killed == "supervisor" else run.ranks():
+        process.kill()
+    run.end()
+    if killed == "supervisor":
+        until(lambda: not (run.run / LOCK).exists(), 60)  # the ranks save and end by themselves
+        with scratch_folder():
+            pass
+    assert [path.name for path in temp.iterdir() if "torch" not in path.name] == []
 
 
 def long_recipe(world: Path, output: Path) -> Recipe:

@@ -301,8 +301,9 @@ def test_an_identifier_with_a_comma_has_no_line(tmp_path: Path) -> None:
 def test_answers_that_a_form_cannot_hold(tmp_path: Path) -> None:
     """They stand there as something wrong, and it is said."""
     source = write_data(tmp_path / "data", "nlvr2")
-    told = Evaluation("nlvr2", {}, {"dev-1-0-0": "", "dev-1-0-1": "true"}, {})
+    told = Evaluation("nlvr2", {}, {"dev-1-0-0": "", "dev-1-0-1": "True"}, {})
     _, said = write_submissions([source], [told], tmp_path)
+    assert (tmp_path / "nlvr2-test.csv").read_text() == "dev-1-0-0,False\ndev-1-0-1,True\n"
     assert "1 predictions are neither true nor false: written as False (dev-1-0-0)" in said
     source = write_data(tmp_path / "clips", "video_qa")
     told = Evaluation("video_qa", {}, {"7": "Ann", "8": "a1"}, {})
@@ -360,6 +361,7 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
             "entry 1: answer is None; a text is needed",
         ),
         ("nlvr2", "a.csv", "dev-1-0-0,yes\n", "'dev-1-0-0,yes'; give lines `identifier,True`"),
+        ("nlvr2", "a.csv", "dev-1-0-0, True\n", "'dev-1-0-0, True'; give lines"),
         ("video_qa", "a.json", '{"7": "a1"}', "7 has 'a1'; one object is the form of TVQA"),
         ("vqa", "a.json", '{"1": "red"}', "1 has 'red'; .* other tasks have a list of entries"),
         ("video_qa", "a.json", '{"7": 1, "7": 0, "8": 0}', "a.json: 1 ids come twice: 7; give"),

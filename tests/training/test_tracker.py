@@ -1,12 +1,19 @@
-"""The progress line on a terminal."""
+"""The progress line on a terminal, and plain lines elsewhere."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tests.toys.files import ROOT
+from tests.toys.world import world_recipe
+from vlds.config import save_recipe
 from vlds.training.tracker import progress_bar
 
 TOLD = "loss 0.213  1,422 examples/s  vqa 0.222  gqa 0.131  nlvr2 0.172  caption 0.399"
@@ -25,3 +32,34 @@ def test_steps_and_time_left_are_never_cut(width: int) -> None:
     assert ":" in line.split("12345/17000 ")[1][:8]
     assert "loss 0.213" in line
     assert (TOLD in line) == (width == 200)
+
+
+PROGRAM = """
+import sys
+import torch
+from vlds.config import load_recipe
+from vlds.runtime import progress
+from vlds.runtime.ranks import Ranks
+from vlds.training.tracker import Tracker
+
+progress.SECONDS_BETWEEN_LINES = 0.0
+tracker = Tracker(load_recipe(sys.argv[1]), Ranks(0, 1, 0, 1, torch.device("cpu")), 0)
+tracker.say("step 1 of 10, [bold]3[/bold] losses")
+list(progress.follow(range(2), "reading", 2))
+tracker.close()
+"""
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_what_is_no_terminal_gets_plain_lines(variable: str, world: Path, tmp_path: Path) -> None:
+    """Notebooks and build servers set such variables for every program."""
+    recipe = world_recipe(world, tmp_path / "run")
+    Path(recipe.output).mkdir()
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "recipe.yaml")],
+        env={**os.environ, variable: "1", "TERM": "xterm"},
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "step 1 of 10, [bold]3[/bold] losses\n", done.stderr
+    assert done.stderr == "reading: 0 of 2\nreading: 1 of 2\n"

@@ -12,8 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from vlds.evaluation.scores_json import SCORES, Scored, write_scores
 from vlds.launch.stages import Stage, StageError, as_typed, run_stage, vlds
 from vlds.report.compute.collect import collect
@@ -25,7 +23,7 @@ from vlds.report.render.write import write_report
 from vlds.runtime.process_end import Interrupted
 from vlds.runtime.regular_file import read_text
 from vlds.runtime.resources import find
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import open_console, tell
 from vlds.runtime.whole_file import write_whole
 
 RECIPES = ("demo_pretrain", "demo", "demo_control")
@@ -137,7 +135,7 @@ def collect_scores(out: Path) -> dict[str, Scored]:
 
 def show(out: Path, page: Path, seconds: float) -> None:
     """Print scores, size, speed, and where the outputs are."""
-    console = Console()
+    console = open_console()
     run = read_run(out / "adapters")
     console.rule("[bold]scores on unseen pictures of the shifted world", align="left")
     tasks = run.scores.tasks.items()
@@ -150,7 +148,6 @@ def show(out: Path, page: Path, seconds: float) -> None:
         f"trainable {facts.trainable['trainable']:,} of {facts.trainable['total']:,} weights "
         f"({facts.trainable['percent']:.2f} %)\nbytes per rank: {size}\n"
         f"training {speed:,.0f} examples/s; in total {seconds:.0f} s",
-        highlight=False,
     )
     tell(f"report: {page}")
     tell(f"the tuned model: {out / 'tuned'}")

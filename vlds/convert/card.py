@@ -14,8 +14,17 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from vlds.artifact import WEIGHTS, LoadedRun, artifact_folder, read_recipe
+from vlds.artifact import (
+    WEIGHTS,
+    LoadedRun,
+    TrainedOn,
+    artifact_folder,
+    own_parts,
+    read_recipe,
+    read_trained_on,
+)
 from vlds.config import MAX_WIDTH, Recipe, to_tree
+from vlds.convert.alike import task_of_head
 from vlds.convert.bases import Base, bases_of
 from vlds.convert.card_code import Address, Opening, opening_of_method, opening_of_model
 from vlds.convert.card_text import fenced, table, without_places
@@ -23,6 +32,7 @@ from vlds.convert.peft import PeftFolders
 from vlds.convert.run_scores import scores_of_run
 from vlds.evaluation.scores_json import Scored
 from vlds.methods import Method
+from vlds.methods.extended import is_own
 from vlds.metrics.tables import plain
 from vlds.models import JointSeq2Seq
 from vlds.models.counts import Counts
@@ -41,23 +51,34 @@ class Described:
     counts: Counts
     """Weights of the run's model."""
     scores: Mapping[str, Scored]
+    trained_on: Mapping[str, TrainedOn]
 
 
 def describe(run: Path, counts: Counts) -> Described:
     """What is known of a run."""
-    recipe = read_recipe(artifact_folder(run))
-    return Described(recipe, counts, scores_of_run(run, recipe))
+    folder = artifact_folder(run)
+    recipe = read_recipe(folder)
+    return Described(recipe, counts, scores_of_run(run, recipe), read_trained_on(folder))
 
 
 def write_model_card(
     folder: Path, described: Described, written: LoadedRun, address: Address
 ) -> None:
     """Write the card of a folder with a whole model. `written`: the run that the folder holds."""
-    heads = ["the tasks' heads"] if written.model.heads else []
-    left = ", ".join([*(f"`{name}`" for name in written.recipe.methods), *heads])
+    left = kept_apart(written)
     apart = f" The weights of {left} are kept apart, in `{WEIGHTS}`." if left else ""
     holds = f"This folder holds the whole model.{apart}"
     write_card(folder, described, opening_of_model(written, address), address, holds)
+
+
+def kept_apart(written: LoadedRun) -> str:
+    """What has weights that only vlds' own file holds, in words; "" for nothing."""
+    stored = own_parts(written.model)
+    owners = {written.model.trained_by.get(name) for name in stored}
+    inside = {word for name in stored if not is_own(name) for word in name.split(".")}
+    methods = [f"`{name}`" for name in written.recipe.methods if name in owners | inside]
+    heads = ["the tasks' heads"] if any(task_of_head(name) for name in stored) else []
+    return ", ".join([*methods, *heads])
 
 
 def write_method_card(
@@ -97,7 +118,7 @@ def write_card(
         "": f"{summary(described, bases)} {holds}",
         "Use": code(opening),
         "Scores": scores_table(described),
-        "Data": data_table(described.recipe),
+        "Data": data_table(described),
         "Recipe": recipe_text(described.recipe),
         "Licence": "\n".join(license_lines(bases)),
     }
@@ -168,13 +189,16 @@ def scores_table(described: Described) -> str:
     return table(["task", "data", "examples", "score", "value"], rows)
 
 
-def data_table(recipe: Recipe) -> str:
-    """The data sets of each task, by the names of their folders or URLs."""
-    rows = [
-        [name, type(task).__name__, *(names_of(each) for each in (task.train, task.evaluate))]
-        for name, task in recipe.tasks.items()
-    ]
-    return table(["task", "kind", "trained on", "evaluated on"], rows)
+def data_table(described: Described) -> str:
+    """The data sets of each task, by the names of their folders or URLs, and the number of its
+    training examples, where the run knows it."""
+    rows = []
+    for name, task in described.recipe.tasks.items():
+        known = described.trained_on.get(name)
+        examples = "" if known is None or known.examples is None else f"{known.examples:,}"
+        data = names_of(task.train), examples, names_of(task.evaluate)
+        rows.append([name, type(task).__name__, *data])
+    return table(["task", "kind", "trained on", "examples", "evaluated on"], rows)
 
 
 def names_of(places: Sequence[str]) -> str:

@@ -142,24 +142,18 @@ def asking(run: LoadedRun, how: str) -> list[str]:
 def with_vlds(run: LoadedRun, address: Address) -> list[str]:
     """Open a folder with vlds, and ask its first task."""
     name, task = next(iter(run.recipe.tasks.items()))
-    lines = ["from pathlib import Path", ""]
-    folder = f"Path({address.text})"
+    lines, folder = ["import vlds"], address.text
     if address.on_hub:
         lines += ["from huggingface_hub import snapshot_download"]
-        folder = f"Path(snapshot_download({address.text}))"
-    lines += ["from vlds.artifact import load_run"]
+        folder = f"snapshot_download({folder})"
+    lines += ["", f"model = vlds.load({folder})"]
     if run.recipe.image is None:  # stored features
-        return [*lines, "", f"run = load_run({folder})"]
-    question = QUESTION if task.input_field else ""
-    pictures = ", ".join([f"Path({text_of(PHOTO)}).read_bytes()"] * pictures_of(task))
-    return [
-        *lines,
-        "from vlds.inference import predict",
-        "",
-        f"run = load_run({folder})",
-        f"answer = predict(run, {text_of(name)}, [{pictures}], {text_of(question)})",
-        "print(answer.text)",
-    ]
+        return lines
+    photos = [text_of(PHOTO)] * pictures_of(task)
+    shown = photos[0] if len(photos) == 1 else f"[{', '.join(photos)}]"
+    question = [text_of(QUESTION)] if task.input_field else []
+    words = ", ".join([shown, *question, f"task={text_of(name)}"])
+    return [*lines, f"answer = model.answer({words})", "print(answer.text)"]
 
 
 def prompt_of(task: Task) -> str:

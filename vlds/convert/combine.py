@@ -96,7 +96,8 @@ def put(run: Path, giver: Path, task: str) -> Combined:
     check_task(task, other.recipe, giver)
     stacked = stacked_names(receiver.recipe, "--run")
     tasks = {**receiver.recipe.tasks, task: other.recipe.tasks[task]}
-    whole = rebuilt(receiver, replace(receiver.recipe, tasks=tasks))
+    known = {**receiver.trained_on, **{t: k for t, k in other.trained_on.items() if t == task}}
+    whole = rebuilt(replace(receiver, trained_on=known), replace(receiver.recipe, tasks=tasks))
     sources = {each: other if each == task else receiver for each in tasks}
     states = {id(source): dict(source.model.unique_state()) for source in (receiver, other)}
     shared = {name for name in states[id(other)] if task_of_head(name) is None} - stacked
@@ -190,4 +191,4 @@ def stacked_names(recipe: Recipe, option: str) -> set[str]:
 def rebuilt(run: LoadedRun, recipe: Recipe) -> LoadedRun:
     """A run with a changed recipe, whose weights are still to be filled."""
     model = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, run.processor)
-    return LoadedRun(recipe, run.processor, model.eval())
+    return replace(run, recipe=recipe, model=model.eval())

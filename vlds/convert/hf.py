@@ -70,17 +70,17 @@ def convert_run(
         if merge:
             loaded = fold_methods(loaded)
         say(f"writing {out}")
-        write_hf(loaded, partial)
+        written = write_hf(loaded, partial)
         # Not in the manifest: who edits the card damages no model.
-        write_model_card(partial, described, loaded, Address.of(out, hub_name))
+        write_model_card(partial, described, written, Address.of(out, hub_name))
         if verification is not None:
             expected = all_tasks(load_run(run, changes=changes))
             verification.compare(expected, load_run(partial))
 
 
-def write_hf(loaded: LoadedRun, folder: Path) -> None:
+def write_hf(loaded: LoadedRun, folder: Path) -> LoadedRun:
     """Fill an empty folder: the model's parts, the rest of its weights, a recipe that finds
-    everything in this folder, and the hashes."""
+    everything in this folder, and the hashes. Returns the run that it holds."""
     model, recipe = loaded.model, loaded.recipe
     left = {name: method.after_export() for name, method in recipe.methods.items()}
     recipe = replace(
@@ -97,8 +97,9 @@ def write_hf(loaded: LoadedRun, folder: Path) -> None:
     kept = shapes.moving_names() | shapes.changed
     model.sources = Sources(names=frozenset(exported - kept))
     save_file(own_tensors(model), folder / WEIGHTS)
-    write_description(folder, recipe)
+    write_description(folder, recipe, loaded.trained_on)
     write_manifest(folder)
+    return replace(loaded, recipe=recipe)
 
 
 def fold_methods(loaded: LoadedRun) -> LoadedRun:

@@ -14,10 +14,14 @@ from vlds.artifact import WEIGHTS, artifact_folder
 from vlds.config import Recipe
 from vlds.evaluation.scores_json import Scored, read_scores
 from vlds.metrics.tables import plain
-from vlds.runtime.json_file import read_json
+from vlds.runtime.json_file import parse_json, read_json
 from vlds.runtime.manifest import recorded_hash
 from vlds.runtime.metrics_file import read_metric_lines
+from vlds.runtime.regular_file import open_file
 from vlds.runtime.run_folder import PREDICTIONS
+
+LONGEST_LINE = 1 << 20
+"""Bytes of a prediction that are read."""
 
 
 def scores_of_run(run: Path, recipe: Recipe) -> dict[str, Scored]:
@@ -29,8 +33,28 @@ def scores_of_run(run: Path, recipe: Recipe) -> dict[str, Scored]:
         # The run may have trained on since it was evaluated.
         if of_these := {task: e for task, e in scored.items() if e.weights == weights}:
             return {task: entry for task, entry in of_these.items() if plain(entry.scores)}
-    logged = logged_scores(folder.parent / "metrics.jsonl", step_of(folder, recipe))
-    return {task: Scored(None, None, scores) for task, scores in logged.items() if plain(scores)}
+    if (step := step_of(folder, recipe)) is None:
+        return {}
+    logged = logged_scores(folder.parent / "metrics.jsonl", step)
+    return {
+        task: Scored(*scored_data(folder.parent, step, task), scores)
+        for task, scores in logged.items()
+        if plain(scores)
+    }
+
+
+def scored_data(run: Path, step: int, task: str) -> tuple[str | None, int | None]:
+    """The data that a run's evaluation after a step was on, and its number of examples; None where
+    its predictions do not say."""
+    with suppress(OSError, ValueError, AttributeError):
+        with open_file(run / PREDICTIONS / f"step-{step:08d}" / f"{task}.jsonl") as file:
+            line = parse_json(file.readline(LONGEST_LINE))
+        data, number = line.get("data"), line.get("of")
+        return (
+            data if isinstance(data, str) else None,
+            number if isinstance(number, int) and number >= 0 else None,
+        )
+    return None, None
 
 
 def step_of(folder: Path, recipe: Recipe) -> int | None:
@@ -41,7 +65,7 @@ def step_of(folder: Path, recipe: Recipe) -> int | None:
     return recipe.training.num_steps if recipe.training.epochs is None else None
 
 
-def logged_scores(file: Path, step: int | None) -> Mapping[str, Mapping[str, float]]:
+def logged_scores(file: Path, step: int) -> Mapping[str, Mapping[str, float]]:
     """Task -> the scores of a step in metrics.jsonl."""
     for _, line in reversed(read_metric_lines(file).lines):
         if line["step"] == step and "scores" in line:

@@ -132,7 +132,8 @@ def write_run(
     must give."""
     with new_output(out, "folder") as partial:
         say(f"writing {out}")
-        write_artifact(partial, own_tensors(run.model), run.recipe, run.processor)
+        tensors = own_tensors(run.model)
+        write_artifact(partial, tensors, run.recipe, run.processor, run.trained_on)
         if verification is not None:
             verification.compare(expected, load_run(partial, torch.float32))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from vlds.artifact import LoadedRun
+from vlds.artifact import LoadedRun, TrainedOn
 from vlds.config import Recipe
 from vlds.data.shards.decode import decode_image
 from vlds.data.streams.image_stack import new_stack
@@ -72,7 +72,7 @@ def predict(
     if image is None:
         raise ValueError("image: the run's vision encoder reads stored features, not pictures")
     sample = sample_of(task, pictures, text)
-    check_number(loaded.recipe, name, len(pictures))
+    check_number(loaded.recipe, name, len(pictures), loaded.trained_on.get(name))
     example = task.example(name, sample, 0 if task.unit == "annotation" else None, None)
     names = files or [f"number {number}" for number in range(1, len(pictures) + 1)]
     try:
@@ -94,11 +94,16 @@ def predict(
     return answer._replace(text=task.answer_from(answer.text), prompt_cut=is_cut)
 
 
-def check_number(recipe: Recipe, name: str, given: int) -> None:
-    """Errors: ValueError if a task takes another number of pictures."""
+def check_number(
+    recipe: Recipe, name: str, given: int, trained_on: TrainedOn | None = None
+) -> None:
+    """Errors: ValueError if a task takes another number of pictures: one that reads any number
+    takes as many as it has learned to read."""
     wanted = recipe.tasks[name].num_pictures
     fewest = wanted or recipe.model.fewest_images
     most = wanted or recipe.model.most_images[0]
+    if wanted is None and trained_on is not None and trained_on.most_pictures is not None:
+        most = min(most, max(fewest, trained_on.most_pictures))
     if not fewest <= given <= most:
         number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         raise ValueError(f"image: got {given}, and the task {name} takes {number}")

@@ -20,6 +20,7 @@ from vlds.evaluation.prediction_files import (
     value_member,
 )
 from vlds.evaluation.result import Evaluation
+from vlds.metrics.exact_match import lower_line
 from vlds.runtime.whole_file import whole_file, write_whole
 
 ZIP = "value.zip"
@@ -44,12 +45,14 @@ class Part:
     def notes(self, text: str) -> list[str]:
         """Predictions that the form cannot hold, and what its text has instead."""
         written = dict(pairs_of(self.file, text))
-        changed = [key for key, prediction in self.pairs if written[key] != prediction]
-        if not changed:
-            return []
+        meant = dict(self.pairs)
         instead = "name no choice: written as -1, which is always wrong"
         if self.dataset.kind == "nlvr2":
+            meant = {key: lower_line(text) for key, text in meant.items()}
             instead = "are neither true nor false: written as False"
+        changed = [key for key, prediction in meant.items() if written[key] != prediction]
+        if not changed:
+            return []
         return [f"  {len(changed):,} predictions {instead} ({', '.join(changed[:3])})"]
 
 

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vlds.metrics.exact_match import lower_line
 from vlds.runtime.json_file import strict_json
 from vlds.runtime.regular_file import read_text
 
@@ -71,7 +72,7 @@ def submission_text(kind: str, pairs: Pairs) -> str:
         for key, _ in pairs:
             if re.search(r'[,"\s]', key):
                 raise Misfit(f"id {key!r} has a comma, quote or blank; the leaderboard's have none")
-        return "".join(f"{key},{text == 'true'}\n" for key, text in pairs)
+        return "".join(f"{key},{lower_line(text) == 'true'}\n" for key, text in pairs)
     if kind == "video_qa":
         numbers = {str(whole_number(key)): choice_number(text) for key, text in pairs}
         return json.dumps(numbers) + "\n"
@@ -201,9 +202,10 @@ def entry_pair(where: str, entry: Any) -> tuple[str, str]:
 
 def csv_pair(where: str, row: Sequence[str]) -> tuple[str, str]:
     """One line of NLVR2's."""
-    if len(row) != 2 or row[1].strip().lower() not in ("true", "false"):
+    # The official script counts " True" as wrong.
+    if len(row) != 2 or lower_line(row[1]) not in ("true", "false"):
         raise ValueError(f"{where}: {','.join(row)!r}; give lines `identifier,True`")
-    return row[0].strip(), row[1].strip().lower()
+    return row[0].strip(), lower_line(row[1])
 
 
 def value_pair(where: str, key: str, number: Any) -> tuple[str, str]:

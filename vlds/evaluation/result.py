@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vlds.data.errors import BadSample
 from vlds.data.streams.source import Source
-from vlds.evaluation.scores_json import Scored, write_scores
+from vlds.evaluation.scores_json import LEFT_IN, Scored, write_scores
 from vlds.metrics.tables import plain
 from vlds.runtime.run_folder import newest_step
 from vlds.runtime.terminal import tell
@@ -165,4 +165,4 @@ def leave(
             for e in evaluations
         }
         write_scores(folder, scored)
-    tell(f"predictions: {folder}")
+    tell(f"{LEFT_IN}{folder}")

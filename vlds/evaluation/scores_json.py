@@ -19,6 +19,8 @@ from vlds.runtime.regular_file import read_file
 from vlds.runtime.whole_file import write_whole
 
 SCORES = "scores.json"
+LEFT_IN = "predictions: "
+"""What commands say before the folder of what they leave."""
 
 
 @dataclass(frozen=True)

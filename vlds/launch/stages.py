@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from vlds.launch.supervisor import grace_from_environment, supervise
 from vlds.runtime.process_end import Interrupted, signals_collected
 from vlds.runtime.rank_environment import without_rank
 from vlds.runtime.shown import visible
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import open_console, tell
 
 BOUND = """
 import os, signal, sys
@@ -64,11 +62,11 @@ def run_stage(stage: Stage, position: str, variables: Mapping[str, str]) -> None
 
 def say_stage(stage: Stage, position: str) -> None:
     """Print what a command is for, and the command as the user would type it."""
-    console = Console()
+    console = open_console()
     console.rule(f"[bold]{position}: {stage.purpose}", align="left")
     # The terminal itself wraps a long line, so that it can be copied as one.
     shown = visible(as_typed(stage.command))
-    console.print(shown, markup=False, highlight=False, soft_wrap=True)
+    console.print(shown, markup=False, soft_wrap=True)
 
 
 def vlds(*words: object) -> list[str]:

@@ -16,7 +16,6 @@ import shlex
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -39,6 +38,7 @@ from vlds.runtime.json_file import parse_json
 from vlds.runtime.process_end import end_with_parent, signal_name, signals_collected
 from vlds.runtime.quiet_libraries import has_gpu_driver, set_quiet
 from vlds.runtime.rank_environment import check_alone, without_rank
+from vlds.runtime.scratch import scratch_folder
 from vlds.runtime.terminal import tell
 
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
@@ -82,8 +82,8 @@ def _start(words: Words, received: Sequence[int]) -> int:
     if not several_hosts:
         words = replace(words, ranks=words.ranks or count_gpus() or 1)
     if words.ranks == 1:
-        with tempfile.TemporaryDirectory(prefix="vlds-") as folder:
-            file = Path(folder) / "job.json"
+        with scratch_folder() as folder:
+            file = folder / "job.json"
             alone = partial(run, variables={JOB_FILE: str(file)})
             return run_job(alone, words, lambda: job_in(file), ranks_available)
     code, job = read_job(words, received)

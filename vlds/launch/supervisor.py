@@ -22,6 +22,7 @@ import psutil
 from vlds.launch import local
 from vlds.launch.local import SAVED
 from vlds.runtime.rank_environment import is_rank
+from vlds.runtime.scratch import remove_abandoned
 from vlds.runtime.terminal import tell
 
 SUPERVISOR = "VLDS_SUPERVISOR"
@@ -83,6 +84,7 @@ def supervise(
             say(f"{saving}ending; Ctrl-C again ends at once{loss}")
         time.sleep(POLL_S)
     assert group.code is not None
+    remove_abandoned()
     # Before it is translated: a rank that died of the signal has another code.
     stopped = group.code in SAVED
     if received:

@@ -13,6 +13,11 @@ def fold(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+def lower_line(text: str) -> str:
+    """Lower case without blanks at the end: NLVR2's official script compares lines of a file so."""
+    return text.rstrip().lower()
+
+
 def matches(predictions: Iterable[str], answers: Iterable[str | None]) -> list[float]:
     """1.0 for a prediction that equals its answer character by character, as in GQA, else 0.0."""
     pairs = zip(predictions, answers, strict=True)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from vlds.metrics import coco_package
 from vlds.metrics.exact_match import mean
 from vlds.runtime.json_file import read_json
+from vlds.runtime.scratch import scratch_folder
 
 MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 LAST_JAVA = 15
@@ -52,11 +51,11 @@ def spice(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float
         {"image_id": index, "test": caption, "refs": list(given)}
         for index, (caption, given) in enumerate(pairs)
     ]
-    with tempfile.TemporaryDirectory() as scratch:
-        inputs, outputs = Path(scratch, "captions.json"), Path(scratch, "scores.json")
+    with scratch_folder() as scratch:
+        inputs, outputs = scratch / "captions.json", scratch / "scores.json"
         inputs.write_text(json.dumps(entries), encoding="utf-8")
         command = ["java", "-Xmx8G", "-Dfile.encoding=UTF-8", "-jar", "spice-1.0.jar", str(inputs),
-                   "-cache", scratch, "-out", str(outputs), "-subset", "-silent"]  # fmt: skip
+                   "-cache", str(scratch), "-out", str(outputs), "-subset", "-silent"]  # fmt: skip
         done = subprocess.run(command, cwd=coco_package.folder("spice"), capture_output=True)
         if done.returncode != 0:
             raise RuntimeError(

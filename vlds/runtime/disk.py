@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_IMODE
 
 ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -22,6 +23,7 @@ REFUSED = {*CURES, errno.ENAMETOOLONG}
 """Errnos that mean that nothing can be written."""
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """Errnos that some network file systems raise for the flush of a folder."""
+STATUS = Path("/proc/self/status")
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -108,14 +110,29 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_tree(folder: Path) -> None:
-    """Flush everything in a folder, and the folder last."""
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            sync_tree(path)
-        elif path.is_file():
-            sync(path)
-    sync(folder)
+def finish(path: Path) -> None:
+    """Flush a file that was just written, or everything in a new folder and the folder last.
+
+    Who may read them follows from the umask: some libraries, such as safetensors, write files for
+    their owner alone.
+    """
+    if path.is_dir():
+        for inner in sorted(path.iterdir()):
+            if not inner.is_symlink():
+                finish(inner)
+    elif not path.is_file():
+        return
+    mode = path.stat().st_mode
+    wanted = mode | ((0o777 if path.is_dir() else 0o666) & ~umask())
+    if wanted != mode:
+        path.chmod(S_IMODE(wanted))
+    sync(path)
+
+
+def umask() -> int:
+    """The process's umask. Python's os.umask would change it for all threads for a moment."""
+    (line,) = re.findall(r"^Umask:\s*([0-7]+)$", STATUS.read_text(), re.MULTILINE)
+    return int(line, 8)
 
 
 def append(path: Path, text: str) -> None:

@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlds.runtime.shown import visible
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import can_redraw, open_console, tell
 
 SECONDS_BETWEEN_LINES = 10.0
 Item = TypeVar("Item")
@@ -40,7 +39,7 @@ class Pace:
 def follow(items: Iterable[Item], what: str, total: int, done: int = 0) -> Iterator[Item]:
     """Yield the items and show progress on stderr: a bar on a terminal, else a line now and then.
     `done` of the `total` items were finished before."""
-    console = Console(stderr=True)
+    console = open_console(error=True)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -49,7 +48,7 @@ def follow(items: Iterable[Item], what: str, total: int, done: int = 0) -> Itera
     )
     pace = Pace()
     with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
+        *columns, console=console, transient=True, disable=not can_redraw(console)
     ) as progress:
         bar = progress.add_task(visible(what), total=total, completed=done)
         for count, item in enumerate(items, done):

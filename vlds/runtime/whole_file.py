@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vlds.runtime.disk import make_folder, sync, sync_tree, writable
+from vlds.runtime.disk import finish, make_folder, sync, writable
 from vlds.runtime.half_made import half_made, maker_of, remove
 from vlds.runtime.regular_file import check_file
 
@@ -37,7 +37,7 @@ def whole_file(path: Path, *, new: bool = False, stream: bool = False) -> Iterat
         return
     with _unfinished(path, target, new) as partial:
         yield partial
-        sync(partial)
+        finish(partial)
         check_free(path, target, new)
         os.replace(partial, target)
         sync(target.parent)
@@ -61,7 +61,7 @@ def whole_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
     with _unfinished(path, target, new) as partial:
         partial.mkdir()
         yield partial
-        sync_tree(partial)
+        finish(partial)
         check_free(path, target, new)
         _replace(partial, target)
 

@@ -56,6 +56,8 @@ class Refused(ValueError):
 class Server(ThreadingHTTPServer):
     """Holds its port from the start, and serves once a run is open."""
 
+    request_queue_size = 1024
+    """Connections that may wait while others are taken in; the default, 5, resets the rest."""
     opened: OpenRun
     name: str
     """Of the run."""

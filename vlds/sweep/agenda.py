@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from vlds.config import Recipe
 from vlds.evaluation.sources import training_sources, with_lists
 from vlds.plan import Machine, forecast_or_reason, plan_recipe
@@ -15,7 +13,7 @@ from vlds.plan.duration import Duration
 from vlds.report.render.table import Cell, Row, Table, terminal_table
 from vlds.runtime.durations import duration_text
 from vlds.runtime.metrics_file import read_metric_lines
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import open_console, tell
 from vlds.sweep.file import Sweep
 from vlds.sweep.runs import SweepRun
 from vlds.sweep.work import Work
@@ -51,7 +49,7 @@ def say_agenda(
         rows.append(Row(row, [Cell(text) for text in cells]))
     table = Table(["row", "done", "begun", "a run trains", "left"], rows)
     tell(f"{file}: {len(runs)} runs, in {sweep.output}")
-    Console().print(terminal_table(table))
+    open_console().print(terminal_table(table))
     if missing := sum(not part.is_done for part in work.preparations):
         tell(f"{missing} of {len(work.preparations)} preparations come first")
     on = f"{num_ranks} rank{'s' * (num_ranks > 1)}"

@@ -15,30 +15,39 @@ from pathlib import Path
 from vlds.runtime.disk import CannotWrite, make_folder, writable
 from vlds.runtime.folder_lock import ABANDONED_S, NAME, FolderInUse, folder_lock
 
+POLL_S = 0.1
+
 
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
     """Hold a part of a sweep for this process.
 
-    Errors: FolderInUse if another process holds it, or is just taking it; CannotWrite.
+    Errors: FolderInUse if another process holds it; CannotWrite.
     """
-    with writable(folder):
-        make_folder(folder.parent)
-        is_new = made(folder)
-    if not is_new and is_being_taken(folder):
-        raise FolderInUse(f"{folder} is being taken by another process")
     try:
         with ExitStack() as held:
-            try:
-                held.enter_context(folder_lock(folder))
-            except CannotWrite as error:
-                if folder.exists():
-                    raise
-                raise FolderInUse(f"{folder} has just been released by another process") from error
+            while not is_taken(folder, held):
+                pass  # another process has just released it
             yield
     finally:
         with suppress(OSError):  # it is not empty if another process holds it
             folder.rmdir()
+
+
+def is_taken(folder: Path, held: ExitStack) -> bool:
+    """Take a claim; False if its folder was removed meanwhile. Errors as `claim` has them."""
+    with writable(folder):
+        make_folder(folder.parent)
+        is_new = made(folder)
+    if not is_new:
+        wait_for_maker(folder)
+    try:
+        held.enter_context(folder_lock(folder))
+    except CannotWrite:
+        if folder.exists():
+            raise
+        return False
+    return True
 
 
 def made(folder: Path) -> bool:
@@ -50,13 +59,12 @@ def made(folder: Path) -> bool:
     return True
 
 
-def is_being_taken(folder: Path) -> bool:
-    """True if a process has just made the folder and will lock it next; it may have died before."""
-    try:
-        age = time.time() - folder.stat().st_mtime
-    except FileNotFoundError:  # it has just been released
-        return True
-    return not (folder / NAME).exists() and age < ABANDONED_S
+def wait_for_maker(folder: Path) -> None:
+    """Wait while a process may have made the folder and not locked it yet; it may be dead, too. The
+    folder's date tells neither: clocks of hosts differ."""
+    deadline = time.monotonic() + ABANDONED_S
+    while folder.exists() and not (folder / NAME).exists() and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
 def is_claimed(folder: Path) -> bool:

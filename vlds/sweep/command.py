@@ -15,7 +15,7 @@ from vlds.sweep.agenda import say_agenda
 from vlds.sweep.at_once import shares, work_at_once
 from vlds.sweep.file import read_sweep
 from vlds.sweep.runs import runs_of
-from vlds.sweep.work import Work
+from vlds.sweep.work import Part, Work
 
 
 def sweep(
@@ -27,7 +27,7 @@ def sweep(
     is_dry: bool,
 ) -> int:
     """Do what is missing of a sweep, or with `is_dry` only say what that is. Returns the exit code:
-    1 if something has failed.
+    1 if something has failed, or if one of its own processes has ended early.
 
     Errors: ValueError for a mistake in the file, its recipes or the options, before anything runs.
     """
@@ -56,21 +56,21 @@ def sweep(
     except Interrupted as error:
         tell(f"vlds sweep: ended by {error.signal_name}; start it again to continue", error=True)
         return error.exit_code
-    code = say_end(words, work)
-    if is_whole or not work.missing:
-        return code
-    tell("vlds sweep: one of its processes has ended early; start it again to continue", error=True)
-    return 1
-
-
-def say_end(words: Sequence[str], work: Work) -> int:
-    """Say what is done, what has failed and what is left; the exit code."""
     missing = work.missing
+    say_end(words, work, missing)
+    if missing and not is_whole:
+        cause = "one of its processes has ended early"
+        tell(f"vlds sweep: {cause}; start it again to continue", error=True)
+        return 1
+    return 1 if work.failed else 0
+
+
+def say_end(words: Sequence[str], work: Work, missing: Sequence[Part]) -> None:
+    """Say what is done, what has failed and what is left."""
     done = sum(part.is_done for part in work.runs)
     tell(f"{done} of {len(work.runs)} runs are done; to see the table:")
     tell(shlex.join(["vlds", "compare", *words]))
-    if left := [part.name for part in work.runs if part in missing]:
+    if left := [part.name for part in work.parts if part in missing]:
         tell(f"left, or another process does them: {'; '.join(left)}")
     for name, reason in work.failed.items():
         tell(f"failed: {name}: {reason}", error=True)
-    return 1 if work.failed else 0

@@ -176,8 +176,9 @@ class Work:
         self.parts: list[Part] = [*self.preparations, *self.runs]
         self.failed: dict[str, str] = {}
         """Name of a part -> why it failed or cannot start, in words."""
-        self._started = time.time()
         self._done: set[str] = set()
+        self._earlier = {part.name: self._mark_of(part) for part in self.parts}
+        """Name of a part -> its mark of failure when this process began."""
 
     def do(self, most: int | None, ranks: Sequence[str]) -> None:
         """Do what is missing and free, at most so many runs. Waits for what others prepare.
@@ -232,13 +233,22 @@ class Work:
     def _note_failure(self, part: Part) -> None:
         """Remember a part that another process has failed at since this one began, or whose
         preparation has failed."""
-        mark = self._place(FAILED, part)
         with suppress(FileNotFoundError):
-            if mark.stat().st_mtime > self._started:
-                self.failed[part.name] = f"in another process: {read_text(mark).strip()}"
+            if self._mark_of(part) not in (None, self._earlier[part.name]):
+                reason = read_text(self._place(FAILED, part)).strip()
+                self.failed[part.name] = f"in another process: {reason}"
         for other in self.preparations:
             if other.product in part.needs and other.name in self.failed:
                 self.failed[part.name] = f"cannot start without {other.name}"
+
+    def _mark_of(self, part: Part) -> tuple[int, int] | None:
+        """Which mark says that a part has failed: each failure writes a new file. None if there is
+        none."""
+        try:
+            stat = self._place(FAILED, part).stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns
 
     def _is_blocked(self) -> bool:
         """True if a part waits for what another process prepares."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from vlds.metrics.exact_match import consistency
+from vlds.metrics.exact_match import consistency, lower_line
 from vlds.schema import Decoding
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, labelled
@@ -69,8 +69,14 @@ class NLVR2(AnswerTask):
         scores["consistency_by_text"] = consistency(right, self.groups(known, "sentence"))
         return scores
 
+    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
+        return super().example_values([lower_line(text) for text in texts], known)
+
     def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference["answer"])
+        return lower_line(as_text(reference["answer"]))
+
+    def correct(self, prediction: str, reference: Any) -> bool | None:
+        return super().correct(lower_line(prediction), reference)
 
 
 def sentence_group(identifier: str) -> str | None:

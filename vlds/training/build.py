@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vlds.artifact import TrainedOn
 from vlds.beginning.alignment import align
 from vlds.beginning.few_shot import fill_caches
 from vlds.beginning.meta import check_meta, meta_learn, meta_seed
@@ -17,7 +18,9 @@ from vlds.config import Recipe
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.mixed_stream import MixedStream
 from vlds.data.streams.sequential import SequentialStream
+from vlds.data.streams.source import Source
 from vlds.data.streams.stream import TrainStream
+from vlds.data.streams.streamed_source import StreamedSource
 from vlds.evaluation.cut_texts import cut_texts
 from vlds.evaluation.evaluator import Evaluator
 from vlds.models.build import build_model
@@ -80,7 +83,8 @@ def build_run(
         states.best = best.known  # a state is older than the evaluation of its own step
     tracker = Tracker(recipe, ranks, engine.steps_done)
     evaluator.say = tracker.say
-    run = Run(recipe, ranks, engine, stream, tracker, processor, evaluator, best, states)
+    known = trained_on(prepared.train_sources or prepared.streamed_sources)
+    run = Run(recipe, ranks, engine, stream, tracker, processor, evaluator, best, states, known)
     if ranks.is_first:
         write_start(run, resumed)
     announce(run)
@@ -91,6 +95,17 @@ def build_run(
         for line in [*notices, *cut_texts(prepared.train_sources, collator)]:
             tracker.say(line)
     return run
+
+
+def trained_on(sources: Sequence[Source | StreamedSource]) -> dict[str, TrainedOn]:
+    """What is known of each task's training data."""
+    return {
+        source.name: TrainedOn(
+            examples=source.num_annotations,
+            most_pictures=source.most_pictures if isinstance(source, Source) else None,
+        )
+        for source in sources
+    }
 
 
 def source_hashes(recipe: Recipe) -> dict[str, str]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, record_function
 
-from vlds.runtime.disk import check_writable, make_folder
+from vlds.runtime.disk import check_writable, finish, make_folder
 from vlds.runtime.half_made import half_made
 
 WARM_UP = 2
@@ -154,6 +154,7 @@ class StepProfile:
                 file = unfinished / TRACE
                 self._profiler.export_chrome_trace(str(file))
                 check_whole(file)
+                finish(file)
                 os.replace(file, self.trace)
         except (OSError, RuntimeError) as error:
             why = getattr(error, "strerror", None) or error

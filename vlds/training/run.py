@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vlds.artifact import own_tensors, save_artifact
+from vlds.artifact import TrainedOn, own_tensors, save_artifact
 from vlds.config import Recipe, save_recipe
 from vlds.data.streams.mixed_stream import MixedStream
 from vlds.evaluation.evaluator import Evaluator
@@ -50,6 +50,7 @@ class Run:
     evaluator: Evaluator
     best: BestStep | None
     states: RunStates
+    trained_on: Mapping[str, TrainedOn]
     profile: StepProfile | None = None
     """On the first rank, if the user asked for it."""
 
@@ -146,7 +147,7 @@ def save_run_artifact(run: Run, folder: Path, notes: Mapping[str, str] | None = 
                 name: tensors["fp32"] for name, tensors in state.items() if "fp32" in tensors
             }
             tensors = own_tensors(model, masters)
-            save_artifact(folder, tensors, run.recipe, run.processor, notes)
+            save_artifact(folder, tensors, run.recipe, run.processor, notes, run.trained_on)
     run.ranks.barrier()
 
 

@@ -19,6 +19,7 @@ from vlds.data.streams.mixed_stream import MixedStream
 from vlds.runtime.durations import clock
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.shown import visible
+from vlds.runtime.terminal import can_redraw, open_console
 from vlds.training.sinks import Sink, open_sinks
 from vlds.training.step_report import StepReport
 
@@ -32,11 +33,11 @@ class Tracker:
         self.tasks = list(recipe.tasks)
         self.log_every = recipe.training.log_every
         self.steps = recipe.training.num_steps
-        self.console = Console(quiet=not ranks.is_first)
+        self.console = open_console(quiet=not ranks.is_first)
         self.sinks: list[Sink] = open_sinks(recipe, first_step) if ranks.is_first else []
         self._start_interval()
         self._bar = (
-            progress_bar(self.console, self.steps, first_step) if self.console.is_terminal else None
+            progress_bar(self.console, self.steps, first_step) if can_redraw(self.console) else None
         )
 
     def _start_interval(self) -> None:
@@ -117,7 +118,7 @@ class Tracker:
 
     def say(self, text: str) -> None:
         """One line for the user, from the first rank."""
-        self.console.print(visible(text), highlight=False, soft_wrap=True, markup=False)
+        self.console.print(visible(text), soft_wrap=True, markup=False)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

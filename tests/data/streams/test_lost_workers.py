@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -205,3 +206,22 @@ def test_bad_samples_keep_no_files_open(
         gc.enable()
     half = len(most) // 2
     assert max(most[half:]) <= max(most[:half]) + 20
+
+
+def test_a_killed_worker_leaves_no_folder(
+    sources: list[Source],
+    workers: Callable[[], list[psutil.Process]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each has a socket, through which it hands memory to the rank."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    batches = training(sources)
+    next(batches)
+    (folder,) = tmp_path.iterdir()
+    assert list(folder.glob("listener-*"))
+    for worker in workers():
+        worker.kill()
+    with pytest.raises(WorkerLost):
+        list(islice(batches, 10))
+    assert list(tmp_path.iterdir()) == []

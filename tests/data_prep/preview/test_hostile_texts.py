@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def test_a_terminal_does_not_obey_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if force and command == "preview":  # with colours of our own
-        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
     main([command, str(shards)])
     printed = "".join(capsys.readouterr())

@@ -14,18 +14,20 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, MutableSequence, Sequence
+from collections.abc import Generator, Iterable, Iterator, MutableSequence, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from pathlib import Path
 
 import torch.utils.data
 
 from vlds.data.errors import BadSample
 from vlds.runtime.process_end import ASKING, KILLED, end_with_parent, how_it_ended
+from vlds.runtime.scratch import scratch_folder
 from vlds.schema import Batch
 
 LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)")
@@ -93,32 +95,48 @@ def parcels(
     if not num_workers:
         yield from loader
         return
-    iterator = iter(loader)
-    # A private name of torch's; tests fail if it changes.
-    workers = iterator._workers  # type: ignore[attr-defined]
-    watch = Watch(done, workers, loader.prefetch_factor or 1, timeout)
-    at_exit = Finalize(None, _kill, args=(workers,), exitpriority=0)
-    try:
-        watch.waiting_since = time.monotonic()
-        for parcel in iterator:
-            watch.waiting_since = None
-            yield parcel
-            watch.batch += 1
+    with scratch_folder() as folder:
+        iterator = _started(loader, folder)
+        # A private name of torch's; tests fail if it changes.
+        workers = iterator._workers  # type: ignore[attr-defined]
+        watch = Watch(done, workers, loader.prefetch_factor or 1, timeout)
+        at_exit = Finalize(None, _kill, args=(workers,), exitpriority=0)
+        try:
             watch.waiting_since = time.monotonic()
-    except Exception:
-        # Also after the watch: torch's own error about its worker is suppressed in there.
-        killed = _killed(workers)
-        if message := watch.message or killed:
-            raise WorkerLost(message) from None
-        raise
+            for parcel in iterator:
+                watch.waiting_since = None
+                yield parcel
+                watch.batch += 1
+                watch.waiting_since = time.monotonic()
+        except Exception:
+            # Also after the watch: torch's own error about its worker is suppressed in there.
+            killed = _killed(workers)
+            if message := watch.message or killed:
+                raise WorkerLost(message) from None
+            raise
+        finally:
+            watch.ended.set()
+            # Now, not when a traceback that holds the iterator is collected: the garbage collector
+            # takes the workers' queues away first, and then torch waits five seconds for each
+            # worker.
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+            at_exit.cancel()
+            for worker in workers:
+                worker.kill()  # one that was slower than torch waits; it ignores torch's SIGTERM
+
+
+def _started(loader: torch.utils.data.DataLoader[Parcel], folder: Path) -> Iterator[Parcel]:
+    """The loader's batches, once its workers have started. They keep their sockets in the folder:
+    by themselves each would make one of its own, which stays where it is killed."""
+    # A private name of Python's, where multiprocessing.util.get_temp_dir looks.
+    config = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    before = dict(config)
+    config["tempdir"] = str(folder)
+    try:
+        return iter(loader)
     finally:
-        watch.ended.set()
-        # Now, not when a traceback that holds the iterator is collected: the garbage collector
-        # takes the workers' queues away first, and then torch waits five seconds for each worker.
-        iterator._shutdown_workers()  # type: ignore[attr-defined]
-        at_exit.cancel()
-        for worker in workers:
-            worker.kill()  # one that was slower than torch waits; it ignores torch's SIGTERM
+        config.clear()
+        config.update(before)
 
 
 def _make_loader(

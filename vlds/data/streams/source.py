@@ -113,6 +113,12 @@ class Source(TaskSource[Dataset]):
         """Of all data sets."""
         return sum(dataset.num_annotations for dataset in self.datasets)
 
+    @property
+    def most_pictures(self) -> int:
+        """Pictures, or else stored features, of the sample that has most."""
+        counts = [shard for dataset in self.datasets for shard in dataset.pictures]
+        return int(np.concatenate(counts).max())
+
     def locate(self, sample: int) -> tuple[Dataset, int]:
         """Data set that holds a sample of the source, and the sample's index in it."""
         index = bisect_right(self.first_sample, sample) - 1

@@ -23,6 +23,7 @@ from vlds.report.render.comparison import (
 from vlds.report.render.comparison_page import html
 from vlds.report.render.table import Cell, Table, markdown_table, markdown_text, terminal_table
 from vlds.runtime.shown import visible
+from vlds.runtime.terminal import open_console
 
 UNBOUNDED = 10_000
 """Characters of a line that holds any table."""
@@ -56,7 +57,7 @@ def in_brackets(table: Table) -> Table:
 
 def terminal_text(comparison: Comparison) -> str:
     """For a terminal: one table if its width allows, else scores above costs."""
-    console = Console()
+    console = open_console()
     table = in_brackets(comparison_table(comparison))
     heads = [head if head.startswith("time") else head.split("\n")[0] for head in table.heads]
     table = replace(table, heads=heads)

@@ -1,0 +1,70 @@
+"""Temporary folders go with the last process that holds them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.toys.files import ROOT
+from vlds.runtime.scratch import PREFIX, scratch_folder
+
+HOLD = """
+import os, time
+from vlds.runtime.scratch import scratch_folder
+with scratch_folder() as folder:
+    (folder / "content").touch()
+    print(os.fork() or os.getpid(), folder, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The system's folder of temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_they_go_at_the_end(temp: Path) -> None:
+    with scratch_folder() as first, scratch_folder() as second:
+        assert {first, second} == set(temp.iterdir())
+        (second / "inner").mkdir()
+    with pytest.raises(ZeroDivisionError), scratch_folder():
+        raise ZeroDivisionError
+    assert list(temp.iterdir()) == []
+
+
+def test_a_killed_process_keeps_none(temp: Path) -> None:
+    """Its children hold it as long as they live."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD], cwd=ROOT, env=os.environ | {"TMPDIR": str(temp)},
+        stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        told = [process.stdout.readline().split() for _ in range(2)]
+        (child,) = {int(number) for number, _ in told} - {process.pid}
+        (folder,) = {Path(folder) for _, folder in told}
+        for number in (process.pid, child):
+            with scratch_folder():
+                assert (folder / "content").exists()
+            os.kill(number, signal.SIGKILL)
+        process.stdout.read()  # to the end, which is that of both
+    with scratch_folder():
+        assert not folder.exists()
+
+
+def test_other_folders_stay(temp: Path) -> None:
+    (temp / "vlds-mine").mkdir()
+    (temp / "elsewhere").mkdir()
+    (temp / f"{PREFIX}link").symlink_to(temp / "elsewhere")
+    (temp / f"{PREFIX}file").touch()
+    before = set(temp.iterdir())
+    with scratch_folder() as folder:
+        assert set(temp.iterdir()) == {*before, folder}
+    assert set(temp.iterdir()) == before

@@ -16,6 +16,7 @@ from tests.toys.files import read_lines
 from tests.toys.kinds import KINDS, kind_recipe
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_model
 from tests.toys.resumed_runs import check_resume
 from tests.toys.world import world_recipe
 from vlds.config import Recipe
@@ -23,7 +24,8 @@ from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
-from vlds.methods import Full
+from vlds.importance import write_importance
+from vlds.methods import LST, Full
 from vlds.training import checkpoint
 from vlds.training.build import build_run
 from vlds.training.engine import start_ranks
@@ -54,6 +56,17 @@ def test_statistics_of_a_training_encoder_are_resumed(
     recipe = world_recipe(world, tmp_path / "whole")
     encoder = {"encoder": Full(part="vision", learning_rate=1e-3)}
     check_resume(ranks2, replace(recipe, methods=recipe.methods | encoder), tmp_path)
+
+
+def test_what_only_the_start_reads_may_be_gone(
+    world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = with_model(world_recipe(world, tmp_path / "whole"), train_norms=False)
+    file = tmp_path / "importance.safetensors"
+    write_importance(recipe, file, 3)
+    side = LST(reduction=2, start="fisher_sorted", importance=str(file))
+    recipe = replace(recipe, methods={"side": side})
+    check_resume(ranks2, recipe, tmp_path, file.unlink)
 
 
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from vlds.pretrained.files import check_tensors, reading
 
 
 def squared_gradients(model: Any, examples: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -29,20 +30,36 @@ def squared_gradients(model: Any, examples: Iterable[tuple[Tensor, Tensor]]) -> 
 
 
 def read_importance(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `vlds importance` wrote for a backbone with these weights.
+    """What `vlds importance` wrote for a backbone with these parameters.
 
-    Errors: ValueError if the file is missing, damaged, or of another backbone.
+    Errors: ValueError if the file is missing, damaged, or of another backbone, or if a number in it
+    is no sum of squares.
     """
-    if not file.is_file():
+    if not file.exists():
         raise ValueError(f"importance: no such file: {file}; `vlds importance` writes it")
-    try:
-        found = load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"importance: {file} cannot be read: {error}; write it again") from None
-    for name, tensor in found.items():
-        if name not in weights or tensor[:1].shape[1:] != weights[name][:1].shape[1:]:
+    shapes = check_tensors("importance", file, weights)
+    for name in [*weights, *sorted(shapes.keys() - weights.keys())]:
+        found, wanted = (
+            f"{tuple(shape)}" if shape is not None else "missing"
+            for shape in (shapes.get(name), getattr(weights.get(name), "shape", None))
+        )
+        if found != wanted:
             raise ValueError(
-                f"importance: {file} has a tensor {name} {tuple(tensor.shape)} that the backbone "
-                "has not; write it for this backbone"
+                f"importance: {name} is {found} in {file}, and {wanted} in the backbone; write the "
+                "file for this backbone, with `vlds importance`"
             )
-    return found
+    with reading(f"importance: {file} cannot be read"):
+        tensors = load_file(file)
+    for name, tensor in tensors.items():
+        bad = tensor[~(tensor.isfinite() & (tensor >= 0))]
+        if len(bad):
+            raise ValueError(
+                f"importance: {name} holds {bad[0].item()} in {file}, which is no sum of squares; "
+                "write the file again, with `vlds importance`"
+            )
+    if not any(tensor.any() for tensor in tensors.values()):
+        raise ValueError(
+            f"importance: {file} holds zeros alone, which tell no weight from another; write it "
+            "again, with `vlds importance` over more samples"
+        )
+    return tensors

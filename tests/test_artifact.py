@@ -197,6 +197,16 @@ def test_a_tensor_too_few_is_not_left_random(artifact: Path) -> None:
     assert f"{name} (absent in the artifact, 16 x 8 in the model)" in message_of(artifact)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_tensors_that_are_not_finite(value: float, artifact: Path) -> None:
+    tensors = load_file(artifact / "weights.safetensors")
+    name = "visual_embedding.feature_projection.weight"
+    tensors[name][3, 2] = value
+    edit_tensors(artifact, tensors)
+    said = message_of(artifact)
+    assert f"artifact {artifact}: {name} holds numbers that are NaN or infinite; copy" in said
+
+
 def test_tensors_of_another_size(artifact: Path) -> None:
     recipe = (artifact / "recipe.yaml").read_text()
     assert recipe.count("reduction: 4") == 1

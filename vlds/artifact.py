@@ -237,7 +237,8 @@ def readable(folder: Path, name: str) -> Iterator[None]:
 def put_tensors(model: Model, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Copy an artifact's tensors into a built model.
 
-    Errors: ValueError if they are not exactly those that the model's sources leave open.
+    Errors: ValueError if they are not exactly those that the model's sources leave open, or not
+    finite.
     """
     parts = own_parts(model)
     odd = [
@@ -251,6 +252,14 @@ def put_tensors(model: Model, tensors: Mapping[str, Tensor], folder: Path) -> No
             f"{f' and {len(odd) - 3} more tensors' if len(odd) > 3 else ''}; take the version of "
             "vlds that wrote it, or train again"
         )
+    parameters = {name for name, _ in model.named_parameters()}
+    for key, tensor in tensors.items():
+        # Buffers may hide places by an infinity.
+        bounded = key.partition("[")[0] in parameters
+        if not (tensor.isfinite() if bounded else ~tensor.isnan()).all():
+            raise ValueError(
+                f"artifact {folder}: {key} holds numbers that are NaN or infinite; {AGAIN}"
+            )
     with torch.no_grad():
         for key, part in parts.items():
             part.copy_(tensors[key])

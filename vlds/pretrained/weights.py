@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from vlds.pretrained.files import SourceError, check_tensors, reading, some
 from vlds.pretrained.hub import check_source
+from vlds.runtime.checks import not_finite
 from vlds.runtime.json_file import read_json
 
 TIES = "tie_word_embeddings"
@@ -44,6 +45,10 @@ def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[s
         if part and fields.get("model_type") != config_class.model_type:
             fields = fields.get(part, fields)
         config = config_class.from_dict(fields)
+        for name, value in not_finite(fields):
+            # Bounds of ranges may be infinite, as in Mamba's `time_step_limit`.
+            if value != value or not name.endswith("]"):
+                raise ValueError(f"{name} is {value}, a finite number expected")
         if not isinstance(fields.get(TIES, True), bool):
             raise TypeError(f"{TIES} is {fields[TIES]!r}, true or false expected")
     return config, fields

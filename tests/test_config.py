@@ -368,7 +368,11 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
             "methods: LST.encoder_layers: got 'all'; give a list, like [a, b] or null",
         ),
         ("optimizer.learning_rate", ".nan", "optimizer.learning_rate: got nan; give a finite"),
-        ("optimizer.learning_rate", ".inf", "optimizer.learning_rate: got inf; give a finite number"),
+        (
+            "optimizer.learning_rate",
+            ".inf",
+            "optimizer.learning_rate: got inf; give a finite number",
+        ),
         (
             "optimizer.connector_learning_rate",
             "-0.1",

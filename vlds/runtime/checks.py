@@ -48,13 +48,20 @@ def are_numbers(tree: object) -> bool:
     return isinstance(tree, dict) and all(map(is_number, tree.values()))
 
 
-def not_finite(tree: object, key: str = "") -> Iterator[tuple[str, float]]:
-    """Dotted key and value of each number in a tree of settings that is NaN or infinite."""
-    if isinstance(tree, float) and not math.isfinite(tree):
-        yield key, tree
-    elif isinstance(tree, dict):
+def leaves(tree: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted key and value of each number, text, ... in a tree of settings."""
+    if isinstance(tree, dict):
         for name, value in tree.items():
-            yield from not_finite(value, f"{key}.{name}".strip("."))
+            yield from leaves(value, f"{key}.{name}".strip("."))
     elif isinstance(tree, list | tuple):
         for number, value in enumerate(tree):
-            yield from not_finite(value, f"{key}[{number}]")
+            yield from leaves(value, f"{key}[{number}]")
+    else:
+        yield key, tree
+
+
+def not_finite(tree: object, key: str = "") -> Iterator[tuple[str, float]]:
+    """Dotted key and value of each number in a tree of settings that is NaN or infinite."""
+    for name, value in leaves(tree, key):
+        if isinstance(value, float) and not math.isfinite(value):
+            yield name, value

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -195,6 +196,25 @@ def test_a_tensor_too_few_is_not_left_random(artifact: Path) -> None:
     name = "visual_embedding.feature_projection.weight"
     edit_tensors(artifact, {key: tensor for key, tensor in tensors.items() if key != name})
     assert f"{name} (absent in the artifact, 16 x 8 in the model)" in message_of(artifact)
+
+
+def test_a_size_that_no_machine_has(artifact: Path) -> None:
+    """It is compared with the artifact before anything has it."""
+    recipe = yaml.safe_load((artifact / "recipe.yaml").read_text())
+    recipe["methods"] = {"huge": {"class_path": "LoRA", "init_args": {"rank": 10**9}}}
+    (artifact / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    write_manifest(artifact)
+    assert "1000000000 x 16 in the model)" in message_of(artifact)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_tensors_that_are_not_finite(value: float, artifact: Path) -> None:
+    tensors = load_file(artifact / "weights.safetensors")
+    name = "visual_embedding.feature_projection.weight"
+    tensors[name][3, 2] = value
+    edit_tensors(artifact, tensors)
+    said = message_of(artifact)
+    assert f"artifact {artifact}: {name} holds numbers that are NaN or infinite; copy" in said
 
 
 def test_tensors_of_another_size(artifact: Path) -> None:

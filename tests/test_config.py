@@ -367,8 +367,12 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
             "{m: {class_path: LST, init_args: {encoder_layers: all}}}",
             "methods: LST.encoder_layers: got 'all'; give a list, like [a, b] or null",
         ),
-        ("optimizer.learning_rate", ".nan", "optimizer.learning_rate: got nan; give a number"),
-        ("optimizer.learning_rate", ".inf", "optimizer.learning_rate: got inf; give 0 or more"),
+        ("optimizer.learning_rate", ".nan", "optimizer.learning_rate: got nan; give a finite"),
+        (
+            "optimizer.learning_rate",
+            ".inf",
+            "optimizer.learning_rate: got inf; give a finite number",
+        ),
         (
             "optimizer.connector_learning_rate",
             "-0.1",
@@ -377,7 +381,17 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
         (
             "optimizer.norms_learning_rate",
             ".inf",
-            "optimizer.norms_learning_rate: got inf; give 0 or more",
+            "optimizer.norms_learning_rate: got inf; give a finite number",
+        ),
+        (
+            "methods",
+            "{m: {class_path: LoRA, init_args: {alpha: .inf}}}",
+            "methods.m.alpha: got inf; give a finite number",
+        ),
+        (
+            "methods",
+            "{m: {class_path: Peft, init_args: {type: LORA, settings: {lora_alpha: .nan}}}}",
+            "methods.m.settings.lora_alpha: got nan; give a finite number",
         ),
         ("optimizer.decay_start", "-1", "optimizer.decay_start: got -1.0; give 0 or more"),
         (
@@ -388,7 +402,7 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
         (
             "methods.adapter.learning_rate",
             ".inf",
-            "methods.adapter.learning_rate: got inf; give 0 or more",
+            "methods.adapter.learning_rate: got inf; give a finite number",
         ),
         (
             "alignment",

@@ -203,6 +203,7 @@ def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str]
     with readable(folder, WEIGHTS):
         tensors = load_file(folder / WEIGHTS)
     dtype = dtype or recipe.training.dtype
+    check_sizes(recipe, processor, tensors, folder)
     model = build_model(recipe.model_setup, list(recipe.tasks), dtype, processor)
     fit_saved(model, {name: tensor.shape for name, tensor in tensors.items()})
     put_tensors(model, tensors, folder)
@@ -269,12 +270,44 @@ def readable(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
+def check_sizes(
+    recipe: Recipe, processor: Any, tensors: Mapping[str, Tensor], folder: Path
+) -> None:
+    """Compare the sizes that a recipe asks for with those of the artifact, before memory is asked
+    for: a recipe may say any number.
+
+    Errors: ValueError if a weight that trains has another shape in the artifact, or none.
+    """
+    with torch.device("meta"):
+        shapes = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, processor)
+    fit_saved(shapes, {name: tensor.shape for name, tensor in tensors.items()})
+    own = {n: p for n, p in shapes.named_parameters() if n in tensors or n in shapes.trained_by}
+    check_shapes(own, {name: tensors[name] for name in own if name in tensors}, folder)
+
+
 def put_tensors(model: Model, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Copy an artifact's tensors into a built model.
 
-    Errors: ValueError if they are not exactly those that the model's sources leave open.
+    Errors: ValueError if they are not exactly those that the model's sources leave open, or not
+    finite.
     """
     parts = own_parts(model)
+    check_shapes(parts, tensors, folder)
+    parameters = {name for name, _ in model.named_parameters()}
+    for key, tensor in tensors.items():
+        # Buffers may hide places by an infinity.
+        bounded = key.partition("[")[0] in parameters
+        if not (tensor.isfinite() if bounded else ~tensor.isnan()).all():
+            raise ValueError(
+                f"artifact {folder}: {key} holds numbers that are NaN or infinite; {AGAIN}"
+            )
+    with torch.no_grad():
+        for key, part in parts.items():
+            part.copy_(tensors[key])
+
+
+def check_shapes(parts: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Errors: ValueError if an artifact's tensors are not exactly these parts of a model."""
     odd = [
         f"{key} ({stored} in the artifact, {wanted} in the model)"
         for key in sorted(tensors.keys() | parts.keys())
@@ -286,9 +319,6 @@ def put_tensors(model: Model, tensors: Mapping[str, Tensor], folder: Path) -> No
             f"{f' and {len(odd) - 3} more tensors' if len(odd) > 3 else ''}; take the version of "
             "vlds that wrote it, or train again"
         )
-    with torch.no_grad():
-        for key, part in parts.items():
-            part.copy_(tensors[key])
 
 
 def shape_of(tensor: Tensor | None) -> str:

@@ -38,8 +38,9 @@ class DetectorFile(FeatureFile):
         boxes, width, height = (self.array(name) for name in ("boxes", "img_w", "img_h"))
         if boxes.shape != (len(features), self.num_box_channels) or boxes.dtype.kind not in "fiu":
             raise BadFeatures(f"boxes of shape {boxes.shape} for {len(features)} features")
-        if width.size != 1 or height.size != 1 or not (width > 0 and height > 0):
-            raise BadFeatures("no width and height of the picture")
+        for size in (width, height):
+            if size.size != 1 or size.dtype.kind not in "fiu" or not 0 < size.item() < np.inf:
+                raise BadFeatures("no width and height of the picture")
         shares = boxes[:, [0, 2, 1, 3]] / np.array([width, width, height, height], float).ravel()
         if not np.isfinite(shares).all():
             raise BadFeatures("boxes are not finite")

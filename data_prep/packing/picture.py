@@ -171,7 +171,10 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
     extension = true_extension(data)
     if fault := picture_fault(data):
         raise BadPicture(fault if fault == TOO_LARGE else "truncated or damaged")
-    size = upright_size(data)
+    try:
+        size = upright_size(data)
+    except ValueError as error:
+        raise BadPicture("truncated or damaged") from error
     if (target := rule.target(*size)) == size:
         return Picture(data, extension, *size)
     return Picture(_resize(data, target, rule.format), EXTENSIONS[rule.format], *target)

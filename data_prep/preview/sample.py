@@ -21,7 +21,6 @@ MOST_ANNOTATIONS = 6
 """Shown of each sample, unless it is the only one."""
 MOST_ANSWERS = 4
 NOTHING_SAID = "(nothing is said: a test split)"
-PICTURE_ERRORS = (SkipSample, OSError, SyntaxError, ValueError, EOFError)
 """What decoders raise for bytes that are not a picture."""
 
 
@@ -133,5 +132,5 @@ def size_text(data: Encoded) -> str:
     """Width and height of a picture, from its head alone."""
     try:
         return shape_text(upright_size(data))
-    except PICTURE_ERRORS:
+    except ValueError:
         return "not a picture"

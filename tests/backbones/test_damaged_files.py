@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5Tokenizer
 
-from tests.toys.models import saved_backbone
+from tests.toys.causal import write_tokenizer as causal_tokenizer
+from tests.toys.models import build, saved_backbone
 from tests.toys.world import write_tokenizer
 from vlds.backbones import T5, Backbone, Bart
 from vlds.pretrained.files import reading
@@ -106,6 +108,9 @@ def test_a_config_of_another_size(
         ({"pad_token_id": None}, "pad_token_id is None in the model's config"),
         ({"decoder_start_token_id": None}, "decoder_start_token_id is None"),
         ({"tie_word_embeddings": "no"}, "'no'"),
+        ({"layer_norm_epsilon": math.nan}, "layer_norm_epsilon is nan, a finite number expected"),
+        ({"rope": {"factor": math.inf}}, "rope.factor is inf, a finite number expected"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"),
     ],
 )
 def test_odd_fields_of_a_config(
@@ -156,6 +161,27 @@ def test_a_damaged_tokenizer_file(damage: Callable[[bytes], bytes], tmp_path: Pa
     ) as e:
         T5(config="x.json", tokenizer=str(tmp_path / "saved")).load_tokenizer()
     assert "; copy it again, or name a folder that holds one" in str(e.value)
+
+
+def test_an_id_beyond_the_tokens(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "spiece.model")
+    source = T5(config="x.json", tokenizer=str(tmp_path / "spiece.model"), extra_tokens=0)
+    folder = tmp_path / "saved"
+    source.load_tokenizer().save_pretrained(folder)
+    causal_tokenizer(folder)
+    tokens = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    tokens["model"]["vocab"]["e"] = 2**31
+    (folder / "tokenizer.json").write_text(json.dumps(tokens), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"saved has 300 tokens, and one with the id 2147483648"):
+        source.load_tokenizer_from(folder)
+
+
+@pytest.mark.slow
+def test_more_layers_than_any_model_has(tmp_path: Path) -> None:
+    backbone = saved_backbone(T5, tmp_path)
+    change_config(folder_of(backbone), num_layers=100_000)
+    with pytest.raises(ValueError, match="the model would have more than 50,000 modules; correct"):
+        build(backbone, {})
 
 
 def test_cut_pieces(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ text are the run's; what peft writes opens here."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -202,6 +203,8 @@ def exported(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is"),
         ({"arrow_config": {"top_k": 3}}, "arrow_config is"),
         ({"kasa_config": {"beta": 1e-4}}, "kasa_config is"),
+        ({"lora_alpha": math.nan}, "lora_alpha is nan; give it a finite number, or copy it again"),
+        ({"rank_pattern": {"q": math.inf}}, "rank_pattern.q is inf; give it a finite number"),
         ({"monteclora_config": {"num_samples": 8}}, "monteclora_config is"),
         ({"a_setting_of_tomorrow": 1.5}, "a_setting_of_tomorrow is 1.5, which vlds has no method"),
     ],

@@ -173,6 +173,10 @@ WRONG = {
         {f"{ADAPTER}.vqa.down_sampler.weight": torch.zeros(4, 16, dtype=torch.long)},
         r"int64 \(4, 16\) in the checkpoint",
     ),
+    "not finite": (
+        {f"{ADAPTER}.vqa.down_sampler.weight": torch.full((4, 16), torch.nan)},
+        "odd.pth: .*down_weight holds numbers that are NaN or inf",
+    ),
     "not shared": (
         {f"{ADAPTER}.caption.up_sampler.weight": torch.zeros(16, 4)},
         "differ in the checkpoint, and are one tensor by the recipe; give the method the `sharing`",

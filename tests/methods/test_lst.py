@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from tests.toys.models import backbone, batch, build, hf_config, saved_backbone
@@ -244,3 +245,44 @@ def test_importance_of_other_weights_under_the_same_name(world: Path, tmp_path: 
 def test_starts_that_cannot_be(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         build(backbone(T5, tmp_path), {"method": LST(reduction=2, **fields)})
+
+
+FOREIGN = {
+    "no safetensors": (lambda t: b"{}", "is not a whole safetensors file .*; copy it again"),
+    "cut off": (lambda t: save(t)[:-8], "is not a whole safetensors file .*; copy it again"),
+    "nothing": (lambda t: save({}), r"shared\.weight is missing in .*; write the file for this"),
+    "one tensor": (lambda t: save({"shared.weight": t["shared.weight"]}), "is missing in"),
+    "another": (lambda t: save(t | {"other": torch.ones(2)}), r"other is \(2,\) in .*and missing"),
+    "one row": (
+        lambda t: save(t | {WO: t[WO][:1]}),
+        r"wo\.weight is \(1, 24\) in .*, and \(16, 24\) in the backbone",
+    ),
+    "no rows": (lambda t: save(t | {WO: t[WO][:0]}), r"wo\.weight is \(0, 24\) in"),
+    "a vector": (lambda t: save(t | {WO: t[WO][0]}), r"wo\.weight is \(24,\) in"),
+    "a number": (lambda t: save(t | {WO: torch.tensor(1.0)}), r"wo\.weight is \(\) in"),
+    "whole numbers": (lambda t: save(t | {WO: t[WO].long()}), "is I64, floats expected"),
+    "nan": (lambda t: save(t | {WO: t[WO] * torch.nan}), "wo.weight holds nan in .*; write the"),
+    "infinity": (lambda t: save(t | {WO: t[WO] / 0}), "wo.weight holds inf in"),
+    "below 0": (lambda t: save(t | {WO: -t[WO]}), r"wo.weight holds -1\.0 in"),
+    "zeros": (lambda t: save({n: 0 * each for n, each in t.items()}), "holds zeros alone"),
+}
+WO = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_files_of_importance(name: str, tmp_path: Path) -> None:
+    spoilt, message = FOREIGN[name]
+    t5 = backbone(T5, tmp_path)
+    plain = build(t5, {}).backbone.named_parameters()
+    file = tmp_path / "importance.safetensors"
+    file.write_bytes(spoilt({name: torch.ones(tensor.shape) for name, tensor in plain}))
+    method = LST(reduction=2, start="fisher", importance=str(file))
+    with pytest.raises(ValueError, match=f"^methods.method: importance: .*{message}"):
+        build(t5, {"method": method})
+
+
+def test_a_pipe_of_importance_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    method = LST(reduction=2, start="fisher", importance=str(tmp_path / "pipe"))
+    with pytest.raises(ValueError, match="is a named pipe, not a regular file"):
+        build(backbone(T5, tmp_path), {"method": method})

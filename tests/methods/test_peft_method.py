@@ -374,6 +374,44 @@ def test_target_modules_of_the_settings(tmp_path: Path) -> None:
         )
 
 
+HOSTILE: dict[str, dict[str, Any]] = {
+    "a pattern that backtracks": {"target_modules": r"([a-z._0-9]+)+\$"},
+    "no pattern": {"target_modules": "("},
+    "many names": {"target_modules": [f"layer{n}" for n in range(100_000)]},
+    "a rank's pattern": {"target_modules": ["q_proj"], "rank_pattern": {r"([a-z._0-9]+)+\$": 2}},
+    "many ranks": {
+        "target_modules": ["q_proj"],
+        "alpha_pattern": {f"layer{n}": 2 for n in range(100_000)},
+    },
+    "an exclusion": {"target_modules": ["q_proj"], "exclude_modules": r"(\w+\.?)+\$"},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_of_layers_cannot_take_long(name: str, tmp_path: Path) -> None:
+    method = Peft(type="LORA", settings=LORA | HOSTILE[name])
+    with pytest.raises(ValueError, match=r"methods\.method: settings: looking for layers by their"):
+        build(backbone(Bart, tmp_path), {"method": method})
+
+
+@pytest.mark.parametrize(
+    ("type", "settings", "message"),
+    [
+        ("VERA", {"r": 0}, "peft cannot attach VERA: "),
+        ("VERA", {"r": -1}, "peft cannot attach VERA: "),
+        ("OFT", {"oft_block_size": -1}, "peft cannot attach OFT: "),
+        ("LORA", {"r": 2**31}, r"settings.r: got 2147483648; give at most 2,147,483,647"),
+        ("LORA", {"r": 2**30, "lora_alpha": 1}, "this machine has no memory for what it adds"),
+    ],
+)
+def test_numbers_that_peft_trips_over(
+    type: str, settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    method = Peft(type=type, settings=settings, roles=["attn_q"])
+    with pytest.raises(ValueError, match=f"methods.method.*{message}"):
+        build(backbone(T5, tmp_path), {"method": method})
+
+
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="type: got IA3; use vlds' own IA3"):
         Peft(type="IA3", roles=["attn_q"])

@@ -286,5 +286,5 @@ def test_errors_name_the_field(saved: Path, tmp_path: Path) -> None:
         replace(bare, config=str(config)).read_config()
     many = kind_in(saved / "llama").load_processor()
     many.add_tokens([f"word{n}" for n in range(99)])
-    with pytest.raises(ValueError, match=r"model\.tokenizer: it has \d+ tokens, and the language"):
+    with pytest.raises(ValueError, match=r"model\.tokenizer: it has ids up to \d+, and the lang"):
         build_model(ModelSetup(kind=kind_in(saved / "llama")), TASKS, torch.float32, many)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
+from tokenizers import Regex
+from tokenizers.normalizers import Replace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
@@ -99,6 +103,118 @@ def test_a_template_that_fails_is_named(template: str, tmp_path: Path) -> None:
         ValueError, match=r"^model\.tokenizer: its chat template fails: .*; correct"
     ):
         kind.collator(kind.load_processor())
+
+
+CONTENT = "{{ message.content }}"
+FORGETS = {
+    "all": (CONTENT, "", "writes a conversation's answer elsewhere"),
+    "the question": (
+        CONTENT,
+        "{% if message.role == 'assistant' %}{{ message.content }}{% endif %}",
+        r"leaves out the question \(each prompt would be '<\|user\|><\|end\|>.*; let its chat_temp",
+    ),
+    "its end": (
+        CONTENT,
+        "{{ message.content[:40] }}",
+        "changes the question .*; let its chat_temp",
+    ),
+    "its case": (CONTENT, "{{ message.content | lower }}", "leaves out|changes|elsewhere"),
+    "its lines": (CONTENT, "{{ message.content | replace('\n', ' ') }}", "changes the question"),
+    "its quotes": (CONTENT, "{{ message.content | e }}", "changes the question"),
+}
+
+
+@pytest.mark.parametrize("name", FORGETS)
+def test_a_template_that_loses_the_question_is_refused(name: str, tmp_path: Path) -> None:
+    old, new, message = FORGETS[name]
+    with pytest.raises(ValueError, match=f"^its chat template .*{message}"):
+        ChatFormat.of(tokenizer_in(tmp_path, TEMPLATE.replace(old, new)))
+
+
+def test_a_template_that_loses_the_question_beside_a_picture_is_refused() -> None:
+    processor = copy.copy(tiny("qwen2_vl").processor)
+    whole = processor.chat_template
+    processor.chat_template = (
+        "{% for message in messages %}{% for part in message.content %}{{ part.text }}"
+        "{% if part.type == 'image' %}<|image_pad|>{% break %}{% endif %}{% endfor %}"
+        "<|im_end|>{% endfor %}"
+    )
+    with pytest.raises(ValueError, match="leaves out the question beside 1 picture "):
+        ChatFormat.of(processor.tokenizer, processor)
+    processor.chat_template = whole
+    assert "it" in ChatFormat.of(processor.tokenizer, processor).prompt("it", 2)
+
+
+def test_a_template_may_drop_blanks_around_a_question_and_repeat_it(tmp_path: Path) -> None:
+    twice = TEMPLATE.replace(
+        CONTENT, "{{ message.content | trim }} / {{ message.content.strip() }}"
+    )
+    twice = twice.replace(" / {{", "{% if message.role == 'user' %} / {{", 1)
+    twice = twice.replace(".strip() }}", ".strip() }}{% endif %}", 1)
+    tokenizer = tokenizer_in(tmp_path, twice)
+    asked = " it is\n<b> "
+    expected = tokenizer.apply_chat_template(
+        [{"role": "user", "content": asked}], tokenize=False, add_generation_prompt=True
+    )
+    assert ChatFormat.of(tokenizer).prompt(asked) == expected
+    assert "it is\n<b> / it is\n<b><|end|>" in expected
+
+
+def test_a_tokenizer_that_reads_nothing_is_refused(tmp_path: Path) -> None:
+    tokenizer = tokenizer_in(tmp_path)
+    tokenizer.backend_tokenizer.normalizer = Replace(Regex("(?m).+"), "a")
+    with pytest.raises(ValueError, match="its tokenizer reads all questions as the same tokens"):
+        ChatFormat.of(tokenizer)
+
+
+HOSTILE = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "a product": "{% set big = 'a' * 10 ** 11 %}",
+    "a format": "{% set big = '%100000000000d' % 1 %}",
+    "doubling": "{% set n = namespace(x='aa') %}{% for _ in range(99) %}{% set n.x = n.x ~ n.x %}"
+    "{% endfor %}",
+    "a macro": "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+    "a power": "{% set big = 9 ** (9 ** 9) %}",
+    "an output": "{% for a in range(99999) %}{{ 'a' * 99999 }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_template_cannot_take_time_or_memory(name: str, tmp_path: Path) -> None:
+    tokenizer = tokenizer_in(tmp_path, HOSTILE[name] + TEMPLATE)
+    with pytest.raises(ValueError, match=r"^its chat template fails: .*; correct its chat_temp"):
+        ChatFormat.of(tokenizer)
+
+
+def test_a_template_is_not_asked_about_each_question(tmp_path: Path) -> None:
+    """Since it may be harmless until it sees a certain one."""
+    trap = "{% if 'zzz' in messages[0].content %}" + HOSTILE["loops"] + "{% endif %}"
+    chat = ChatFormat.of(tokenizer_in(tmp_path, trap + TEMPLATE))
+    assert "zzz" in chat.prompt("zzz")
+
+
+@pytest.mark.parametrize("template", [5, {"default": 5}, True])
+def test_a_template_that_is_no_text_is_refused(template: Any, tmp_path: Path) -> None:
+    tokenizer = tokenizer_in(tmp_path)
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=r"^its chat_template is (5|True); give a text"):
+        ChatFormat.of(tokenizer)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_spoilt_templates_lead_to_prompts_or_to_errors(seed: int, tmp_path: Path) -> None:
+    random = Random(seed)
+    tokenizer = tokenizer_in(tmp_path)
+    words = re.split(r"(\s+|[{}%|.'\[\]]+)", TEMPLATE)
+    for _ in range(random.randint(1, 3)):
+        words[random.randrange(len(words))] = random.choice([*words, "", "0", "x", "if"])
+    tokenizer.chat_template = "".join(words)
+    try:
+        chat = ChatFormat.of(tokenizer)
+    except ValueError as error:
+        assert str(error).startswith("its chat")  # noqa: PT017
+    else:
+        assert chat.prompt_ids("is it red?", 40) != chat.prompt_ids("is it dark?", 40)
 
 
 THINKS = (

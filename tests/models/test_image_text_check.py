@@ -39,7 +39,10 @@ def test_a_tokenizer_with_more_tokens_than_rows() -> None:
     model = tiny("llava")
     processor = copy.deepcopy(model.processor)
     processor.tokenizer.add_tokens(["<more>"])
-    with pytest.raises(ValueError, match=r"^model\.path: its tokenizer has 325 tokens, .* 324; "):
+    with pytest.raises(
+        ValueError,
+        match=r"^model\.path: its tokenizer has ids up to 324, .* 324 ",
+    ):
         Tiny("llava", model.kind, processor).build()
 
 
@@ -72,6 +75,20 @@ def test_a_processor_that_cannot_read_a_picture() -> None:
     collator.processor.image_processor = None
     with pytest.raises(ValueError, match=r"^p: MllamaProcessor cannot read a small picture for a "):
         check_inputs(collator, config, "m", "p")
+
+
+@pytest.mark.parametrize("value", [0, -14, "14", 10**9, 1.5])
+@pytest.mark.parametrize(
+    ("model_type", "name"), [("llava", "patch_size"), ("paligemma", "image_seq_length")]
+)
+def test_sizes_of_a_processor(model_type: str, name: str, value: object) -> None:
+    source = tiny(model_type)
+    processor = copy.deepcopy(source.processor)
+    owner = processor if name == "patch_size" else processor.image_processor
+    setattr(owner, name, value)
+    collator = replace(source.collator, processor=processor)
+    with pytest.raises(ValueError, match=rf"^p: \w+'s {name} is .*, a whole number from 1 to"):
+        check_inputs(collator, source.kind.read_config(), "m", "p")
 
 
 def test_types_that_take_one_picture() -> None:

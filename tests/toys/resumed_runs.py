@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,10 +35,13 @@ def assert_same_run(found: Path, expected: Path, task: str = "vqa") -> None:
         assert (found / file).read_bytes() == (expected / file).read_bytes(), file
 
 
-def check_resume(pool: RankPool, recipe: Recipe, folder: Path) -> None:
+def check_resume(
+    pool: RankPool, recipe: Recipe, folder: Path, between: Callable[[], None] = lambda: None
+) -> None:
     whole, half = Path(recipe.output), folder / "half"
     assert pool.run(run_recipe, recipe, False, timeout=120) == [0] * pool.world_size
     half_a_run(whole, half)
+    between()
     resumed = replace(recipe, output=str(half))
     assert pool.run(run_recipe, resumed, True, timeout=120) == [0] * pool.world_size
     assert_same_run(half, whole)

@@ -24,7 +24,8 @@ from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
-from vlds.methods import Full
+from vlds.importance import write_importance
+from vlds.methods import LST, Full
 from vlds.training import checkpoint
 from vlds.training.build import build_run
 from vlds.training.engine import start_ranks
@@ -74,6 +75,17 @@ def test_another_tokenizer_under_the_same_name_is_refused(
         ranks1.run(run_recipe, longer, True, timeout=120)
     words.write_bytes(before)
     assert ranks1.run(run_recipe, longer, True, timeout=120) == [0]
+
+
+def test_what_only_the_start_reads_may_be_gone(
+    world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    recipe = with_model(world_recipe(world, tmp_path / "whole"), train_norms=False)
+    file = tmp_path / "importance.safetensors"
+    write_importance(recipe, file, 3)
+    side = LST(reduction=2, start="fisher_sorted", importance=str(file))
+    recipe = replace(recipe, methods={"side": side})
+    check_resume(ranks2, recipe, tmp_path, file.unlink)
 
 
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])

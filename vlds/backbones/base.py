@@ -24,6 +24,7 @@ from vlds.backbones.attention import CPU_ATTENTION, set_attention
 from vlds.backbones.vocabulary import (
     HEAD,
     add_extra_tokens,
+    check_ids,
     check_tables,
     give_own_head,
     holds_own_head,
@@ -232,7 +233,9 @@ class Backbone(ABC):
 
     def load_tokenizer_from(self, folder: Path) -> Any:
         """A tokenizer that a run has saved, extra tokens included."""
-        return open_checked(AutoTokenizer, folder, "tokenizer")
+        tokenizer = open_checked(AutoTokenizer, folder, "tokenizer")
+        check_ids(tokenizer, str(folder))
+        return tokenizer
 
     def read_config(self) -> Any:
         """The Hugging Face config, from `config` or from where the weights are.

@@ -21,11 +21,28 @@ from vlds.runtime.regular_file import check_file
 HEAD = "lm_head.weight"
 
 
+def num_ids(tokenizer: Any) -> int:
+    """Rows of a table that every id of a tokenizer finds; a foreign file may give a token any
+    id, also one beyond the number of tokens."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
+
+
+def check_ids(tokenizer: Any, source: str) -> None:
+    """Errors: ValueError if an id is not below the number of tokens."""
+    if (ids := num_ids(tokenizer)) > len(tokenizer):
+        raise ValueError(
+            f"tokenizer: {source} has {len(tokenizer)} tokens, and one with the id {ids - 1}; copy "
+            "it again, or name another"
+        )
+
+
 def add_extra_tokens(tokenizer: Any, num_sentinels: int, num_visual: int, source: str) -> None:
     """Append the missing sentinel and visual tokens to a tokenizer, in descending order.
 
-    Errors: ValueError if the visual tokens are not its last ones, so that the ids would be wrong.
+    Errors: ValueError if the visual tokens are not its last ones, so that the ids would be wrong,
+    or if other ids are beyond the number of tokens.
     """
+    check_ids(tokenizer, source)
     names = [f"<extra_id_{i}>" for i in reversed(range(num_sentinels))]
     names += [f"<vis_extra_id_{i}>" for i in reversed(range(num_visual))]
     vocabulary = tokenizer.get_vocab()

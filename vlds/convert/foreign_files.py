@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vlds.runtime.checks import not_finite
 from vlds.runtime.json_record import read_record
 
 REFUSED = re.compile(r"GLOBAL ([\w.]+)")
@@ -110,10 +111,13 @@ def read_weights(folder: Path, *names: str) -> dict[str, Tensor]:
 def read_settings(file: Path) -> dict[str, Any]:
     """A json file that holds settings by name.
 
-    Errors: ValueError if it is missing or holds anything else.
+    Errors: ValueError if it is missing or holds anything else, or a number that is not finite.
     """
     check_file(file)
-    return read_record(dict[str, Any], file, "name another folder")
+    settings = read_record(dict[str, Any], file, "name another folder")
+    for name, value in not_finite(settings):
+        raise ValueError(f"{file}: {name} is {value}; give it a finite number, or copy it again")
+    return settings
 
 
 def check_file(file: Path) -> None:

@@ -70,8 +70,8 @@ class Target:
     def fill(self, tensors: Mapping[str, Tensor], origin: Path) -> None:
         """Put tensors in their places, by the model's own names.
 
-        Errors: ValueError if one has another shape, or stands for weights that the recipe's
-        sources hold otherwise.
+        Errors: ValueError if one has another shape or numbers that are not finite, or stands for
+        weights that the recipe's sources hold otherwise.
         """
         model = self.run.model
         state, sources = dict(model.unique_state()), model.sources
@@ -86,6 +86,11 @@ class Target:
                 raise ValueError(
                     f"{name}: {tuple(tensor.shape)} in {origin}, {tuple(mine.shape)} by the "
                     "recipe; the recipe's sizes must be those of the checkpoint"
+                )
+            if not tensor.isfinite().all():
+                raise ValueError(
+                    f"{origin}: {name} holds numbers that are NaN or infinite; name another file, "
+                    "or save it again before its training failed"
                 )
             if name in sources.names:
                 self.check_source(name, mine, tensor)

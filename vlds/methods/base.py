@@ -88,6 +88,10 @@ class Method(ABC):
         """The method in the recipe of an artifact, which holds what it took from other runs."""
         return self
 
+    def resumed(self) -> Method:
+        """The method of a run that goes on, whose state holds what it read at the start."""
+        return self
+
     def source_hashes(self) -> Mapping[str, str]:
         """Field -> sha256 of another run's weights that stay frozen here, which a run state does
         not hold."""

@@ -21,6 +21,7 @@ from vlds.methods.base import Case, Method, Toy
 from vlds.methods.bottleneck import StackedBottleneck, StackedBottleneckModule, both_halves
 from vlds.methods.host import Host
 from vlds.methods.layouts import Layout, Library, Stored, is_t5
+from vlds.runtime.checks import at_least
 from vlds.schema import STACKED, OptimizerRule, OptimizerRules
 
 STACKED_B = OptimizerRule(decays=False, vl_adapter_decays=True, per_task=True)
@@ -51,6 +52,7 @@ class Compacter(StackedBottleneck):
         super().__post_init__()
         if self.phm_dim < 1:
             raise ValueError(f"phm_dim: got {self.phm_dim}; give at least 1")
+        at_least(self, 0, "rule_init_std")
         if self.block_rank is not None and self.block_rank < 1:
             raise ValueError(f"block_rank: got {self.block_rank}; give at least 1, or null")
 

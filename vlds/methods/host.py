@@ -77,7 +77,7 @@ class Host:
         """
         return {
             path: checked_linear(path, module, role)
-            for role in roles
+            for role in dict.fromkeys(roles)
             if role not in optional or role in self.targets.paths
             for path, module in self.modules_of(role).items()
         }

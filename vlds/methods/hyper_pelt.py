@@ -105,6 +105,10 @@ class HyperPELT(Hyperformer):
         """Without the run that the networks come from: the artifact holds them."""
         return replace(self, weights=None)
 
+    def resumed(self) -> HyperPELT:
+        """Without that run, if the networks train."""
+        return self.in_artifact() if self.train_networks else self
+
     def source_hashes(self) -> Mapping[str, str]:
         """Of the run whose networks stay as they are."""
         if self.weights is None or self.train_networks:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vlds.pretrained.files import check_tensors, reading
+
 BACKBONE = "backbone"
 """Key in the file's metadata: `layers_hash`. Missing where the backbone's weights are random, which
-each start draws anew, and in files of older versions."""
+each start draws again."""
 TABLES = {"shared", "embed_tokens", "lm_head"}
 
 
@@ -50,27 +52,43 @@ def read_importance(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Tens
     """What `vlds importance` wrote for a backbone with these weights. On the meta device, shapes
     decide.
 
-    Errors: ValueError if the file is missing, damaged, or of another backbone.
+    Errors: ValueError if the file is missing, damaged, or of another backbone, or if a number in it
+    is no sum of squares.
     """
-    if not file.is_file():
+    if not file.exists():
         raise ValueError(f"importance: no such file: {file}; `vlds importance` writes it")
-    try:
-        found = load_file(file)
+    shapes = check_tensors("importance", file, weights)
+    for name in [*weights, *sorted(shapes.keys() - weights.keys())]:
+        found, wanted = (
+            f"{tuple(shape)}" if shape is not None else "missing"
+            for shape in (shapes.get(name), getattr(weights.get(name), "shape", None))
+        )
+        if found != wanted:
+            raise ValueError(
+                f"importance: {name} is {found} in {file}, and {wanted} in the backbone; write the "
+                "file for this backbone, with `vlds importance`"
+            )
+    with reading(f"importance: {file} cannot be read"):
+        tensors = load_file(file)
         with safe_open(file, "pt") as opened:
             written_for = (opened.metadata() or {}).get(BACKBONE)
-    except SafetensorError as error:
-        raise ValueError(f"importance: {file} cannot be read: {error}; write it again") from None
-    for name, tensor in found.items():
-        if name not in weights or tensor[:1].shape[1:] != weights[name][:1].shape[1:]:
+    for name, tensor in tensors.items():
+        bad = tensor[~(tensor.isfinite() & (tensor >= 0))]
+        if len(bad):
             raise ValueError(
-                f"importance: {file} has a tensor {name} {tuple(tensor.shape)} that the backbone "
-                "has not; write it for this backbone"
+                f"importance: {name} holds {bad[0].item()} in {file}, which is no sum of squares; "
+                "write the file again, with `vlds importance`"
             )
-    if written_for is None or any(weights[name].is_meta for name in found):
-        return found
-    if written_for != (present := layers_hash(weights, found)):
+    if not any(tensor.any() for tensor in tensors.values()):
+        raise ValueError(
+            f"importance: {file} holds zeros alone, which tell no weight from another; write it "
+            "again, with `vlds importance` over more samples"
+        )
+    if written_for is None or any(weights[name].is_meta for name in tensors):
+        return tensors
+    if written_for != (present := layers_hash(weights, tensors)):
         raise ValueError(
             f"importance: {file} was written for another backbone (sha256 of its layers "
             f"{written_for[:12]}) than the model's ({present[:12]}); write it for this backbone"
         )
-    return found
+    return tensors

@@ -109,6 +109,10 @@ class LST(Method):
         """Without the file of importance: the artifact holds the weights that it led to."""
         return replace(self, start="random", importance=None)
 
+    def resumed(self) -> LST:
+        """Without the file of importance, as well: all of the side trains."""
+        return self.in_artifact()
+
     def prune(self, model: Any, ladder: Ladder, chosen: Sequence[list[int]]) -> None:
         """Let the side's layers begin as the backbone's, pruned.
 
@@ -118,7 +122,8 @@ class LST(Method):
             raise ValueError(f"start: got {self.start}; only T5's layers can be pruned: set random")
         assert self.importance is not None
         weights = {n: t for n, t in model.state_dict().items() if is_own(n)}
-        importance = read_importance(Path(self.importance), weights)
+        parameters = {n: p for n, p in model.named_parameters() if is_own(n)}
+        importance = read_importance(Path(self.importance), parameters)
         if model.shared.weight.is_meta:
             return
         order = reference_units if self.start == "fisher" else sorted_units

@@ -37,6 +37,9 @@ def of_ffn() -> Adapter:
     return Adapter(sharing="half_shared_up", attention=False, cross_attention=False)
 
 
+MOST_EXPERTS = 10_000
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mixture(Method):
     """Adapters or LoRA of several experts, shared by all tasks."""
@@ -59,7 +62,8 @@ class Mixture(Method):
             )
         if self.of.part != "backbone" or self.of.learning_rate is not None:
             raise ValueError("of: set part and learning_rate at Mixture itself")
-        at_least(self, 2, "experts")
+        if not 2 <= self.experts <= MOST_EXPERTS:
+            raise ValueError(f"experts: got {self.experts}; give 2 to {MOST_EXPERTS:,}")
         at_least(self, 0, "consistency")
 
     def attach(self, host: Host) -> list[nn.Parameter]:

@@ -10,6 +10,7 @@ extension, which sees the layer from outside:
 
 from __future__ import annotations
 
+import re
 import warnings
 from contextlib import nullcontext
 from typing import Any
@@ -17,7 +18,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from vlds.methods.extended import Extended, LinearExtension, extended, is_own, is_plain
-from vlds.methods.peft_settings import CHANGES_BASE, RERUN, reads_weights
+from vlds.methods.peft_settings import BY_NAME, CHANGES_BASE, RERUN, reads_weights
+from vlds.runtime.limited import limited
+from vlds.runtime.manifest import lacks_memory
 from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
 
 ADAPTER = "default"
@@ -96,12 +99,41 @@ def tuners(model: nn.Module, config: Any) -> dict[str, Any]:
             # It says of norms that it does not know their sizes, which it does not need.
             warnings.filterwarnings("ignore", message="Unsupported layer type", module="peft")
             Gathering(model, config, ADAPTER)
-    except (AttributeError, KeyError, NotImplementedError, TypeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        if lacks_memory(error):
+            raise
         raise ValueError(f"peft cannot attach {config.peft_type.value}: {error}") from error
     finally:
         vars(model).pop("peft_config", None)
     named = model.named_modules()
     return {path: m for path, m in named if isinstance(m, BaseTunerLayer) and is_own(path)}
+
+
+def check_patterns(model: nn.Module, config: Any) -> None:
+    """Try the patterns and names of layers in a config on a model, within limits: a pattern of a
+    few letters may backtrack for years.
+
+    Errors: ValueError if one of them is no pattern, or they take too long.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    paths = [path for path, _ in model.named_modules()]
+    of_paths = [*getattr(config, "rank_pattern", ()), *getattr(config, "alpha_pattern", ())]
+
+    def try_all() -> str:
+        for path in paths:
+            check_target_module_exists(config, path)
+            for pattern in of_paths:
+                re.match(rf"(.*\.)?({pattern})$", path)
+        return ""
+
+    try:
+        limited(try_all)
+    except ValueError as error:
+        raise ValueError(
+            f"settings: looking for layers by their names fails: {error}; give simpler patterns, "
+            f"or fewer names, in {', '.join(BY_NAME)}"
+        ) from None
 
 
 def rank_allocator(model: Any, config: Any) -> Any:

@@ -23,10 +23,11 @@ from vlds.methods.extended import (
 )
 from vlds.methods.host import CROSS_ATTENTION, Host, find_modules
 from vlds.methods.layouts import PEFT_MODEL, Layout, Library, Stored
-from vlds.methods.peft_layers import ADAPTER, PeftExtension, put_behind
+from vlds.methods.peft_layers import ADAPTER, PeftExtension, check_patterns, put_behind
 from vlds.methods.peft_settings import (
     ABOUT_FILES,
     ADALORA,
+    BY_NAME,
     CHANGES_BASE,
     WHICH_LAYERS,
     peft_config,
@@ -82,6 +83,8 @@ class Peft(Method):
         Errors: ValueError if peft cannot, or a layer is one of another method's.
         """
         config = peft_config(self.type, self.settings, self.pattern(host))
+        if not self.settings.keys().isdisjoint(BY_NAME):
+            check_patterns(host.model, config)
         trained: list[nn.Parameter] = []
         pairs = put_behind(host.model, host.name, config)
         for layer, extension in pairs:
@@ -99,7 +102,7 @@ class Peft(Method):
         """
         optional = CROSS_ATTENTION if set(self.roles) - set(CROSS_ATTENTION) else ()
         paths: list[str] = []
-        for role in self.roles:
+        for role in dict.fromkeys(self.roles):
             if role not in optional or role in host.targets.paths:
                 paths += find_modules(host.model, host.targets, role)
         return "|".join(map(re.escape, dict.fromkeys(paths))) or None

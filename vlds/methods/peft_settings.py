@@ -38,6 +38,8 @@ ABOUT_FILES = frozenset(
 """Settings that say what a file is for, and nothing about the method."""
 WHICH_LAYERS = frozenset({"exclude_modules", "layers_pattern", "layers_to_transform"})
 """Settings that choose among layers; in files the layers' full paths replace them."""
+BY_NAME = ("target_modules", *sorted(WHICH_LAYERS), "rank_pattern", "alpha_pattern")
+"""Settings that choose layers by names or patterns."""
 REFUSED = {
     **dict.fromkeys(ABOUT_FILES, "vlds sets it"),
     "bias": "name the method BitFit beside this one",

@@ -4,7 +4,7 @@ notes which tensors come from which source."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from vlds.models.loading.draws import draw_by_name
 from vlds.models.loading.tape import Tape
 from vlds.models.model import Model
 from vlds.models.task_heads import TaskHeads
+from vlds.pretrained.weights import bounded
+from vlds.runtime.checks import leaves
+from vlds.runtime.manifest import lacks_memory
 from vlds.vision.base import GridEncoder, on_meta
 
 RESERVED = (
@@ -32,6 +35,9 @@ RESERVED = (
     "heads",
 )
 """Names that parts of the model have, so that methods cannot."""
+
+LARGEST_SIZE = 2**31 - 1
+"""Of what a method adds, in any direction: products of two still are numbers of 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +64,11 @@ class ModelSetup:
                     f"methods: '{name}' cannot be a method's name; use letters, digits and _, and "
                     f"none of {', '.join(RESERVED)}"
                 )
+            for key, value in leaves(asdict(method)):
+                if isinstance(value, int) and abs(value) > LARGEST_SIZE:
+                    raise ValueError(
+                        f"methods.{name}.{key}: got {value}; give at most {LARGEST_SIZE:,}"
+                    )
         for name in self.outputs:
             if not names_module(name):
                 raise ValueError(
@@ -81,13 +92,13 @@ def build_model(
     Inside `torch.device("meta")` it has shapes only, and `processor` may be None: then the sizes
     come from the model's config. Errors: ValueError if parts do not fit each other.
     """
-    with Tape() as tape:
+    with bounded(), Tape() as tape:
         model = build_parts(setup, dtype, processor)
     sourced = {*model.sources.names, *model.sources.rows}
     if not on_meta():
         draw_by_name(model, tape, setup.seed, keep=sourced)
         setup.kind.draw_rows(model, setup.seed)
-    with Tape() as tape:
+    with bounded(), Tape() as tape:
         model.heads = build_heads(setup, model, tasks, dtype)
         trained = attach_methods(setup, model, tasks)
     if not on_meta():
@@ -184,6 +195,13 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
                 (model.revisions[name],) = host.revisions
         except ValueError as error:
             raise ValueError(f"methods.{name}: {error}") from None
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            raise ValueError(
+                f"methods.{name}: this machine has no memory for what it adds ({error}); give it "
+                "smaller sizes"
+            ) from error
         if isinstance(module, GridEncoder):
             module.frozen = False
     model.changed = {name for name, p in model.named_parameters() if id(p) in changed}

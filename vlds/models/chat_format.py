@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import AddedToken
 
 from vlds.models.fixed_date import with_fixed_date
+from vlds.runtime.limited import limited
 
 MARKER = "vlds-marks-the-answer"
 """Stands for an answer, to find what a template writes around it."""
 SILENT = {"enable_thinking": False}
 """What tells a template that nothing is thought before an answer."""
+QUESTIONS = ("\n  Is it  RED,\n50 % of\tthe {{ 'time' }} & <b>1</b>? \n", "é " * 300 + "end")
+"""Questions that a template must not change, except for blanks around them."""
+TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
+"""What templates may do with blanks around a question."""
+MOST_TRIED = 2000
+"""Tokens that are read as questions, until two of them lead to different prompts."""
+Asked = tuple[Sequence[Mapping[str, Any]], Mapping[str, bool], bool]
+"""A conversation, what the template is told beside it, and whether an answer is asked for."""
 TOKEN = (str, AddedToken)
 """Types of the tokens that processors name."""
+
+
+class Form(NamedTuple):
+    """What a chat template writes around a question."""
+
+    pieces: tuple[str, ...]
+    """Before, between and behind the places where the question stands."""
+    trim: Callable[[str], str]
+
+    def around(self, question: str) -> str:
+        """The text of a prompt."""
+        return self.trim(question).join(self.pieces)
+
+
+class Around(NamedTuple):
+    """What a chat template writes around an answer."""
+
+    prompt: str
+    """What asks for it."""
+    before: str
+    """What stands before it in a conversation that begins so."""
+    after: str
+
+    @property
+    def follows(self) -> bool:
+        """True if the answer stands behind the prompt, up to blanks: LLaVA-OneVision's template
+        writes another one before an answer than before one to generate."""
+        return self.before.split() == self.prompt.split()
 
 
 @dataclass(frozen=True)
@@ -43,7 +81,8 @@ class ChatFormat:
         """The format of a tokenizer or processor: of its chat template, or else plain texts that
         end with the end-of-sequence token.
 
-        Errors: ValueError if it has no such token, or if answers do not follow its prompts.
+        Errors: ValueError if it has no such token, if answers do not follow its prompts, or if
+        prompts do not hold their questions.
         """
         if tokenizer.eos_token_id is None:
             raise ValueError(
@@ -52,8 +91,29 @@ class ChatFormat:
             )
         template = tokenizer if processor is None else processor
         chat = cls(tokenizer, template, placeholder, answers_apart)
-        assert chat.tail
+        if not chat.tail_ids:
+            raise ValueError(
+                f"its tokenizer reads {chat.tail!r}, which ends an answer, as no token; correct "
+                "eos_token in tokenizer_config.json, or its tokenizer.json"
+            )
+        chat.check_questions()
         return chat
+
+    def check_questions(self) -> None:
+        """Errors: ValueError if all questions lead to one prompt."""
+        if self.has_template and self.template is not self.tokenizer:
+            assert self.prompt("", 1)
+        texts = (self.tokenizer.decode([id]) for id in range(min(MOST_TRIED, len(self.tokenizer))))
+        first = None
+        for text in texts:
+            ids = self.ids(self.prompt(self.plain(text)))
+            if first is not None and ids != first:
+                return
+            first = ids
+        raise ValueError(
+            "its tokenizer reads all questions as the same tokens; name the tokenizer that belongs "
+            "to the model, or copy it again"
+        )
 
     # Prompts.
 
@@ -66,34 +126,81 @@ class ChatFormat:
         """The text of a prompt, with a placeholder for each picture."""
         if not self.has_template:
             return self.placeholder * num_pictures + question
-        return self.asked(self.turn("user", question, num_pictures), self.variables)
+        if num_pictures not in self.forms:
+            self.forms[num_pictures] = self.form(num_pictures)
+        return self.forms[num_pictures].around(question)
 
-    def asked(self, turn: Mapping[str, Any], variables: Mapping[str, bool]) -> str:
-        """A user's turn and the start of the assistant's."""
-        return self.rendered([turn], variables, add_generation_prompt=True)
+    @cached_property
+    def forms(self) -> dict[int, Form]:
+        """Number of pictures -> what the template writes around a question."""
+        return {}
 
-    def rendered(
-        self, turns: Sequence[Mapping[str, Any]], variables: Mapping[str, bool], **how: bool
-    ) -> str:
-        """A conversation as the template writes it, on the same day whenever it is asked.
+    def form(self, num_pictures: int) -> Form:
+        """What the template writes around a question beside so many pictures.
 
-        Errors: ValueError if the template fails.
+        A template may be anybody's program. So it writes a few questions, and is not asked again.
+        Errors: ValueError if it fails, or leaves out or changes the question.
         """
-        try:
-            text: str = self.template.apply_chat_template(
-                turns, chat_template=self.template_text, tokenize=False, **how, **variables
+        marked, *found = self.rendered(
+            [
+                ([self.turn("user", question, num_pictures)], self.variables, True)
+                for question in (MARKER, *QUESTIONS)
+            ]
+        )
+        pieces = tuple(marked.split(MARKER))
+        if len(pieces) == 1:
+            raise ValueError(
+                f"its chat template leaves out the question{self.beside(num_pictures)} (each "
+                f"prompt would be {marked[:80]!r}); let its chat_template write the content of "
+                "each message"
             )
-        except Exception as error:  # a template is a program
+        for trim in TRIMS:
+            form = Form(pieces, trim)
+            if [form.around(question) for question in QUESTIONS] == found:
+                return form
+        raise ValueError(
+            f"its chat template changes the question{self.beside(num_pictures)} ({QUESTIONS[0]!r} "
+            f"becomes {found[0][:160]!r}); let its chat_template write the content of each message "
+            "as it is, at most without blanks around it"
+        )
+
+    def beside(self, num_pictures: int) -> str:
+        """Words for errors."""
+        return f" beside {num_pictures} picture{'s' * (num_pictures > 1)}" if num_pictures else ""
+
+    def rendered(self, asked: Sequence[Asked]) -> list[str]:
+        """Conversations as the template writes them, on the same day whenever it is asked.
+
+        Errors: ValueError if the template fails, or takes too much time or memory.
+        """
+
+        def write() -> str:
+            return json.dumps(
+                [
+                    self.template.apply_chat_template(
+                        turns,
+                        chat_template=self.template_text,
+                        tokenize=False,
+                        add_generation_prompt=prompts,
+                        **variables,
+                    )
+                    for turns, variables, prompts in asked
+                ]
+            )
+
+        try:
+            texts: list[str] = json.loads(limited(write))
+        except ValueError as error:
             raise ValueError(
                 f"its chat template fails: {error}; correct its chat_template"
             ) from error
-        return text
+        return texts
 
     @cached_property
     def template_text(self) -> str:
         """The chat template itself; of several, the one that is called default.
 
-        Errors: ValueError if none of several is.
+        Errors: ValueError if none of several is, or if it is no text.
         """
         found = self.template.chat_template
         named = found if isinstance(found, Mapping) else {"default": found}
@@ -102,15 +209,17 @@ class ChatFormat:
                 f"it has the chat templates {', '.join(named)}, and none is called default; name "
                 "one of them so"
             )
-        return with_fixed_date(named["default"])
+        if not isinstance(text := named["default"], str):
+            raise ValueError(f"its chat_template is {text!r:.80}; give a text")
+        return with_fixed_date(text)
 
     @cached_property
     def variables(self) -> Mapping[str, bool]:
         """What the template is told beside the turns: nothing, or not to think if answers follow
         their prompts only then, as in Qwen3's."""
-        if "enable_thinking" not in self.template_text or self.follows({}):
+        if "enable_thinking" not in self.template_text or self.around_marker({}).follows:
             return {}
-        return SILENT if self.follows(SILENT) else {}
+        return SILENT if self.around_marker(SILENT).follows else {}
 
     def turn(self, role: str, text: str, num_pictures: int = 0) -> dict[str, Any]:
         """A message of a chat: pictures first, then the text. Templates of tokenizers want a text,
@@ -225,8 +334,8 @@ class ChatFormat:
         """
         if not self.has_template:
             return "", str(self.tokenizer.eos_token)
-        prompt, before, after = self.around_marker(self.variables)
-        if not self.follows(self.variables):
+        prompt, before, after = around = self.around_marker(self.variables)
+        if not around.follows:
             raise ValueError(
                 "its chat template writes a conversation's answer elsewhere than behind the "
                 f"prompt ({prompt[-80:]!r} is not in {(before + MARKER)[-120:]!r}); simplify its "
@@ -236,19 +345,13 @@ class ChatFormat:
         ends = [after.index(text) + len(text) for text in self.special_words if text in after]
         return lead, after[: min(ends)] if ends else str(self.tokenizer.eos_token)
 
-    def follows(self, variables: Mapping[str, bool]) -> bool:
-        """True if a conversation's answer stands behind the prompt that asks for it, up to blanks:
-        LLaVA-OneVision's template writes another one before an answer than before one to
-        generate."""
-        prompt, before, _ = self.around_marker(variables)
-        return before.split() == prompt.split()
-
-    def around_marker(self, variables: Mapping[str, bool]) -> tuple[str, str, str]:
-        """A prompt; what stands before and behind the answer in a conversation that begins so."""
+    def around_marker(self, variables: Mapping[str, bool]) -> Around:
+        """How the template writes an answer."""
         question = self.turn("user", "question")
-        whole = self.rendered([question, self.turn("assistant", MARKER)], variables)
+        talk = [question, self.turn("assistant", MARKER)]
+        prompt, whole = self.rendered([([question], variables, True), (talk, variables, False)])
         before, _, after = whole.rpartition(MARKER)
-        return self.asked(question, variables), before, after
+        return Around(prompt, before, after)
 
 
 def harmless(text: str, control_words: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vlds.backbones.vocabulary import num_ids
 from vlds.models.image_text_collate import GREY, ImageTextCollator
 from vlds.models.model import Model
 from vlds.runtime.manifest import lacks_memory
@@ -17,16 +18,32 @@ TESTED = (
     "paligemma", "gemma3", "internvl", "florence2",
 )  # fmt: skip
 """Types of models that vlds has tests for."""
+SIZES = ("patch_size", "merge_size", "temporal_patch_size", "image_seq_length", "image_seq_len")
+"""What processors divide by, and how many placeholders they write."""
+LARGEST_SIZE = 65_536
 CURE = f"choose another type of model (tested: {', '.join(TESTED)})"
 
 
 def check_vocabulary(processor: Any, num_rows: int, field: str) -> None:
-    """Errors: ValueError if the tokenizer has more tokens than the model's table has rows."""
-    if (tokens := len(processor.tokenizer)) > num_rows:
+    """Errors: ValueError if the tokenizer has ids beyond the rows of the model's table."""
+    if (ids := num_ids(processor.tokenizer)) > num_rows:
         raise ValueError(
-            f"{field}: its tokenizer has {tokens} tokens, and the model {num_rows}; name the "
-            "processor that belongs to it"
+            f"{field}: its tokenizer has ids up to {ids - 1}, and the model {num_rows} tokens; "
+            "name the processor that belongs to it"
         )
+
+
+def check_sizes(processor: Any, field: str) -> None:
+    """Errors: ValueError for sizes with which a processor would divide by zero, or write as many
+    placeholders as fill the memory."""
+    for owner in (processor, getattr(processor, "image_processor", None)):
+        for name in SIZES:
+            value = getattr(owner, name, None)
+            if value is not None and (type(value) is not int or not 1 <= value <= LARGEST_SIZE):
+                raise ValueError(
+                    f"{field}: {type(owner).__name__}'s {name} is {value!r:.50}, a whole number "
+                    f"from 1 to {LARGEST_SIZE:,} expected; correct its file, or copy it again"
+                )
 
 
 def check_inputs(collator: ImageTextCollator, config: Any, model: str, processor: str) -> None:
@@ -36,6 +53,7 @@ def check_inputs(collator: ImageTextCollator, config: Any, model: str, processor
     gives something beside the tokens that grows with the text, which an answer would have to
     continue.
     """
+    check_sizes(collator.processor, processor)
     kind, name = collator.model_type, type(collator.processor).__name__
     try:
         short = collator.dummy()

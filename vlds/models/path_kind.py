@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vlds.backbones.vocabulary import num_ids
 from vlds.models.kind import ModelKind
 from vlds.pretrained.gate import check_model
 from vlds.runtime.checks import check_path_or_config
@@ -47,8 +48,8 @@ class PathKind(ModelKind):
 
         Errors: ValueError if it has more.
         """
-        if processor is not None and len(processor) > size:
+        if processor is not None and (ids := num_ids(processor)) > size:
             raise ValueError(
-                f"model.tokenizer: it has {len(processor)} tokens, and the {part} "
-                f"{size}; name the tokenizer that belongs to it"
+                f"model.tokenizer: it has ids up to {ids - 1}, and the {part} {size} "
+                "tokens; name the tokenizer that belongs to it"
             )

@@ -132,7 +132,18 @@ def check_named(part: nn.Module, named: Mapping[str, Sequence[str]], field: str)
     for role, paths in named.items():
         if not paths:
             raise ValueError(f"{field}.{role}: names no layer; give a path, or leave the role out")
+        if len(paths) > len(modules):
+            raise ValueError(
+                f"{field}.{role}: names {len(paths):,} layers, and {type(part).__name__} has "
+                f"{len(modules):,} modules; give each path once, with * for numbers"
+            )
         for path in paths:
+            if odd := [word for word in path.split(".") if "*" in word and word != "*"]:
+                # Several in a word would also take long to match.
+                raise ValueError(
+                    f"{field}.{role}: got {path!r:.100}; let * stand alone between dots, and not "
+                    f"in {odd[0]!r:.50}"
+                )
             if not any(map(pattern_of(path).fullmatch, modules)):
                 raise ValueError(
                     f"{field}.{role}: '{path}' matches no layer of {type(part).__name__}; "

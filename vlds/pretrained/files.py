@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vlds.runtime.manifest import DESCRIPTION, damage, lacks_memory
+from vlds.runtime.regular_file import check_file
 
 COPY_AGAIN = "copy it again, or name another"
 
@@ -68,13 +69,12 @@ def check_tensors(
 
     Errors: SourceError that begins with `prefix`.
     """
-    with (
-        reading(f"{prefix}: {file} is not a whole safetensors file"),
-        safe_open(file, "pt") as opened,
-    ):
-        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-        kinds = {name: part.get_dtype() for name, part in slices.items()}
-        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    with reading(f"{prefix}: {file} is not a whole safetensors file"):
+        check_file(file)
+        with safe_open(file, "pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            kinds = {name: part.get_dtype() for name, part in slices.items()}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     not_floats = [
         f"{name} is {kind}"
         for name, kind in kinds.items()

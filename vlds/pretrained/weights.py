@@ -10,15 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.integrations import deepspeed as hf_deepspeed
 
 from vlds.pretrained.files import SourceError, check_tensors, reading, some
 from vlds.pretrained.gate import check_settings, open_checked, quiet, sealed, where
+from vlds.runtime.checks import not_finite
 from vlds.runtime.json_file import read_json
 
 TIES = "tie_word_embeddings"
 CORRECT = "correct the file, or copy it again"
+MOST_MODULES = 50_000
+"""Of a model. Llama 3.1 405B has two thousand, and Mixtral 8x22B with its experts apart three."""
 LAYER = re.compile(r"\.\d+(?=\.)")
 
 
@@ -44,6 +48,15 @@ def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[s
         if part and fields.get("model_type") != config_class.model_type:
             fields = fields.get(part, fields)
         config = config_class.from_dict(fields)
+        if fields.get("quantization_config") is not None:
+            raise ValueError(
+                "it has a quantization_config: vlds reads whole weights, and packs them itself "
+                "where a recipe has `bits`"
+            )
+        for name, value in not_finite(fields):
+            # Bounds of ranges may be infinite, as in Mamba's `time_step_limit`.
+            if value != value or not name.endswith("]"):
+                raise ValueError(f"{name} is {value}, a finite number expected")
         if not isinstance(fields.get(TIES, True), bool):
             raise TypeError(f"{TIES} is {fields[TIES]!r}, true or false expected")
     return config, fields
@@ -161,3 +174,28 @@ def unpartitioned() -> Iterator[None]:
         yield
     finally:
         hf_deepspeed._hf_deepspeed_config_weak_ref = hint
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Inside, a model is made of no more modules than any real one has, whatever a config or a
+    recipe asks for: to make a hundred thousand layers takes hours, even without memory.
+
+    Errors: SourceError.
+    """
+    num_modules = 0
+
+    def count(*_: object) -> None:
+        nonlocal num_modules
+        num_modules += 1
+        if num_modules > MOST_MODULES:
+            raise SourceError(
+                f"the model would have more than {MOST_MODULES:,} modules; correct the number of "
+                "layers in its config, or the sizes of the recipe's methods"
+            )
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()

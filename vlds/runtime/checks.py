@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 LARGEST = 1 << 63
@@ -44,3 +46,22 @@ def is_number(value: object) -> bool:
 def are_numbers(tree: object) -> bool:
     """True for a JSON object whose values are all numbers."""
     return isinstance(tree, dict) and all(map(is_number, tree.values()))
+
+
+def leaves(tree: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted key and value of each number, text, ... in a tree of settings."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from leaves(value, f"{key}.{name}".strip("."))
+    elif isinstance(tree, list | tuple):
+        for number, value in enumerate(tree):
+            yield from leaves(value, f"{key}[{number}]")
+    else:
+        yield key, tree
+
+
+def not_finite(tree: object, key: str = "") -> Iterator[tuple[str, float]]:
+    """Dotted key and value of each number in a tree of settings that is NaN or infinite."""
+    for name, value in leaves(tree, key):
+        if isinstance(value, float) and not math.isfinite(value):
+            yield name, value

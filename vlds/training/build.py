@@ -180,6 +180,9 @@ def load_model(
     A state holds all that meta-learning changes, but not the frozen weights that alignment changes.
     """
     setup, tasks, dtype = recipe.model_setup, list(recipe.tasks), recipe.training.dtype
+    if state_folder is not None:
+        methods = {name: method.resumed() for name, method in recipe.methods.items()}
+        setup = replace(setup, methods=methods)
     if recipe.alignment is not None or any(m.needs_whole_model for m in recipe.methods.values()):
         model = build_model(setup, tasks, torch.float32, processor)
         if recipe.alignment is not None:

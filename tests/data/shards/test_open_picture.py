@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import random
 import time
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.packing.picture import picture_fault
+from data_prep.packing.picture import BadPicture, PictureRule, picture_fault, prepare_picture
 from tests.toys.pictures import noise
 from vlds.data.shards.decode import decode_image
-from vlds.data.shards.open_picture import FORMATS
+from vlds.data.shards.open_picture import FORMATS, upright_size
+from vlds.data.shards.thumbnail import page_picture, thumbnail
 from vlds.schema import ImageSpec, SkipSample
 
 SPEC = ImageSpec(height=8, width=8)
@@ -60,6 +62,36 @@ def png_of(width: int, height: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
     )
+
+
+def spoilt(data: bytes, seed: int) -> bytes:
+    """Damaged in the header or anywhere: other bytes, missing or more of them, or cut."""
+    draw, out = random.Random(seed), bytearray(data)
+    start = draw.randrange(min(len(out), draw.choice((64, 600, len(out)))))
+    match draw.randrange(4):
+        case 0:
+            out[start : start + 4] = draw.randbytes(draw.randint(1, 4))
+        case 1:
+            del out[start : start + draw.randint(1, 30)]
+        case 2:
+            out[start:start] = draw.randbytes(draw.randint(1, 12))
+        case _:
+            del out[start:]
+    return bytes(out)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_readers_of_headers_raise_nothing_else(form: str) -> None:
+    """Those of AVIF raise RuntimeError while a file is opened."""
+    whole = encoded(form)
+    for seed in range(300):
+        data = spoilt(whole, seed)
+        with contextlib.suppress(ValueError):
+            assert min(upright_size(data)) >= 0
+        for page in (page_picture(data), page_picture(thumbnail(data) or b"")):
+            assert page is None or page.url.startswith("data:image/")
+        with contextlib.suppress(BadPicture):
+            prepare_picture(data, PictureRule(8))
 
 
 @pytest.mark.parametrize("size", [(1, 170_000_000), (100_000, 1_000), (2**31 - 1, 2**31 - 1)])

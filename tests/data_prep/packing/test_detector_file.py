@@ -53,6 +53,11 @@ def test_boxes_have_names(tmp_path: Path) -> None:
         ({"attr_id": np.array([0, 1])}, "4 objects, 2 attributes"),
         ({"boxes": np.zeros((3, 4), np.float32)}, r"boxes of shape \(3, 4\) for 4 features"),
         ({"img_w": np.array(0)}, "no width and height of the picture"),
+        ({"img_w": np.array("100")}, "no width and height of the picture"),
+        ({"img_h": np.array(b"50")}, "no width and height of the picture"),
+        ({"img_h": np.zeros(1, [("h", "f4")])}, "no width and height of the picture"),
+        ({"img_h": np.array(50 + 1j)}, "no width and height of the picture"),
+        ({"img_w": np.array(np.inf)}, "no width and height of the picture"),
         ({"boxes": np.full((4, 4), np.nan)}, "boxes are not finite"),
     ],
 )

@@ -181,13 +181,16 @@ def upright(image: Image.Image) -> Image.Image:
 def upright_size(data: Encoded) -> tuple[int, int]:
     """Width and height of an encoded picture the right way up.
 
-    Errors: those of Pillow for bytes that are not a picture.
+    Errors: ValueError for bytes that are not a picture.
     """
-    with open_picture(data) as image:
-        if image.format == "TIFF":
-            image.load()
-        width, height = image.size
-        return (height, width) if orientation_of(image) in SIDEWAYS else (width, height)
+    try:
+        with open_picture(data) as image:
+            if image.format == "TIFF":
+                image.load()
+            width, height = image.size
+            return (height, width) if orientation_of(image) in SIDEWAYS else (width, height)
+    except Exception as error:  # damaged bytes make decoders raise anything
+        raise ValueError(f"not a picture ({error})") from error
 
 
 def jpeg_orientation(data: Encoded) -> int:

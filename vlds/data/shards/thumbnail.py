@@ -24,9 +24,9 @@ def thumbnail(data: Encoded) -> bytes | None:
     try:
         with open_picture(data) as image:
             small = to_rgb(upright(image))
+        small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     except Exception:  # decoders raise whatever damaged bytes lead them to
         return None
-    small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     encoded = BytesIO()
     # Photos as PNG would make a page of many megabytes.
     if max(small.size) < SMALL_PICTURE:
@@ -50,8 +50,11 @@ class PagePicture(NamedTuple):
         return max(self.width, self.height) < SMALL_PICTURE
 
 
-def page_picture(data: bytes) -> PagePicture:
-    """An encoded picture, ready for a page."""
-    with open_picture(data) as image:
-        kind, size = Image.MIME[image.format or "PNG"], image.size
+def page_picture(data: bytes) -> PagePicture | None:
+    """An encoded picture, ready for a page; None for bytes that are not a picture."""
+    try:
+        with open_picture(data) as image:
+            kind, size = Image.MIME[image.format or "PNG"], image.size
+    except Exception:  # a run's folder may come from anybody
+        return None
     return PagePicture(f"data:{kind};base64,{base64.b64encode(data).decode()}", *size)

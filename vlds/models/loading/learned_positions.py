@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from vlds.pretrained.weights import unpartitioned
+from vlds.pretrained.weights import bounded, unpartitioned
 
 
 class Longest(NamedTuple):
@@ -36,7 +36,7 @@ def num_positions(
     most: int | None = getattr(text, "max_position_embeddings", None)
     if most is None or getattr(text, "rope_parameters", None):
         return None
-    with torch.device("meta"), unpartitioned():
+    with torch.device("meta"), unpartitioned(), bounded():
         part = language(model_class(config))
     tables = (name for name, module in part.named_modules() if isinstance(module, nn.Embedding))
     return most if any(map(is_positions, tables)) else None

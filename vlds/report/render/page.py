@@ -69,7 +69,7 @@ class Card:
     prompt: str
     references: list[str]
     pictures: dict[str, PagePicture | None]
-    """Name of the file -> picture; None where the file is gone."""
+    """Name of the file -> picture; None where the file is gone or damaged."""
     predictions: dict[str, GalleryEntry] = field(default_factory=dict)
     """Run -> its prediction."""
 

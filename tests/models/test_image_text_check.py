@@ -91,6 +91,15 @@ def test_sizes_of_a_processor(model_type: str, name: str, value: object) -> None
         check_inputs(collator, source.kind.read_config(), "m", "p")
 
 
+def test_a_mean_that_is_no_number() -> None:
+    source = tiny("llava")
+    processor = copy.deepcopy(source.processor)
+    processor.image_processor.image_mean = [0.5, torch.nan, 0.5]
+    collator = replace(source.collator, processor=processor)
+    with pytest.raises(ValueError, match=r"^p: .* NaN or infinite .* \('pixel_values'\); correct"):
+        check_inputs(collator, source.kind.read_config(), "m", "p")
+
+
 def test_types_that_take_one_picture() -> None:
     kind = tiny("florence2").kind
     assert kind.most_images == (1, "model.num_images")

@@ -17,7 +17,7 @@ MARKER = "vlds-marks-the-answer"
 """Stands for an answer, to find what a template writes around it."""
 SILENT = {"enable_thinking": False}
 """What tells a template that nothing is thought before an answer."""
-QUESTIONS = ("\n  Is it  RED,\n50 % of\tthe {{ 'time' }} & <b>1</b>? \n", "é " * 300 + "end")
+QUESTIONS = ("\n  Is it  RED,\n50 % of\tthe {{ 'time' }} & <b>1</b>? \n", "\u00e9 " * 300 + "end")
 """Questions that a template must not change, except for blanks around them."""
 TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
 """What templates may do with blanks around a question."""

@@ -70,6 +70,11 @@ def check_inputs(collator: ImageTextCollator, config: Any, model: str, processor
             "a picture; name the processor that belongs to it"
         )
     for name, values in short.media.items():
+        if not values.isfinite().all():
+            raise ValueError(
+                f"{processor}: the processor makes numbers that are NaN or infinite of a small "
+                f"picture ('{name}'); correct mean, deviation and factor in its files"
+            )
         if values.shape[1:] != long.media[name].shape[1:]:
             raise ValueError(
                 f"{model}: the processor of {kind} gives '{name}' for each token of a prompt, "

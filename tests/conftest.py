@@ -6,6 +6,7 @@ import gc
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from unittest import mock
 
@@ -33,6 +34,13 @@ def pytest_collection_finish() -> None:
     """Spare each later garbage collection the million objects that imports have left."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def working_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty one: in the checkout, a relative name would find what its runs have left there."""
+    with chdir(tmp_path_factory.mktemp("working_directory")):
+        yield
 
 
 @pytest.fixture(autouse=True)

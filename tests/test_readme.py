@@ -12,7 +12,6 @@ import io
 import json
 import re
 import shlex
-import shutil
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -37,11 +36,12 @@ from data_prep.classes.picture_lists import SplitFile
 from data_prep.cli import build_parser
 from data_prep.cli import main as data_prep
 from tests.toys.files import ROOT
-from tests.toys.trained_runs import built_run, save_run, write_run
-from tests.toys.world import world_recipe, write_world
+from tests.toys.recipes import with_model
+from tests.toys.trained_runs import recipe_from, write_run
+from tests.toys.world import write_world
 from vlds.cli.commands import COMMANDS, plan, run_command
 from vlds.cli.tables import sweep
-from vlds.config import load_recipe, parse_recipe
+from vlds.config import Recipe, load_recipe, parse_recipe, save_recipe
 from vlds.convert.command import parse as parse_convert
 from vlds.evaluation.score_file import task_class
 from vlds.launch.words import RANK_COMMANDS, split_words
@@ -303,19 +303,23 @@ def test_own_rows_become_shards(desk: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.fixture
-def run(desk: Path) -> Path:
-    """README's run, tiny and untrained, and a photo."""
+def recipe(desk: Path) -> Recipe:
+    """README's recipe, with a tiny model and generated data."""
     write_world(desk)
-    Image.new("RGB", (40, 30)).save(desk / "PHOTO.jpg")
-    return save_run(built_run(world_recipe(desk, desk / "runs" / "vqa")))
+    shown, recipe = load_recipe(Path("vqa.yaml")), recipe_from("T5", desk, desk)
+    recipe = replace(recipe, tasks={name: recipe.tasks["vqa"] for name in shown.tasks})
+    recipe = with_model(replace(recipe, methods=shown.methods), train_norms=False)
+    save_recipe(replace(recipe, output=shown.output), desk / "vqa.yaml")
+    return load_recipe(desk / "vqa.yaml")
 
 
-def test_snippets_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_snippets_run(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     """The snippets of docs/checkpoints.md run one after the other, and its commands too."""
     page = ROOT / "docs" / "checkpoints.md"
-    shutil.copytree(run, run.with_name("vqa_2"))
-    recipe = world_recipe(run.parents[1], run.with_name("lora"))
-    write_run(replace(recipe, methods={"lora": LoRA(rank=2)}))
+    Image.new("RGB", (40, 30)).save("PHOTO.jpg")
+    for output in ("runs/vqa", "runs/vqa_2"):
+        write_run(replace(recipe, output=output))
+    write_run(replace(recipe, output="runs/lora", methods={"lora": LoRA(rank=2)}))
     for words in commands(page):
         if "zero" not in words:  # tests/convert/test_zero.py has ranks write CHECKPOINT
             assert run_command(words[1:]) == 0, words
@@ -332,6 +336,15 @@ def test_snippets_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     python = len(blocks(page.with_name("python.md"), "python"))  # tests/test_api.py
     # The other six: four are quoted from files, one is about Parquet, one about a GGUF file.
     assert everywhere == len(blocks(page, "python")) + python + 6
+
+
+def test_tasks_leave_and_join_a_run(recipe: Recipe) -> None:
+    """The commands of docs/merge.md, on runs that have not trained."""
+    for words in commands(ROOT / "docs" / "merge.md"):
+        if words[1] == "train":
+            write_run(parse_recipe(words[2:]))
+        else:
+            assert run_command(words[1:]) == 0, words
 
 
 @pytest.mark.slow

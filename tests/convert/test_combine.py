@@ -157,6 +157,15 @@ def test_a_task_that_the_run_does_not_have_yet(world: Path, tmp_path: Path) -> N
     assert list(load_run(tmp_path / "both").recipe.tasks) == ["vqa", "caption"]
 
 
+def test_a_task_out_of_shared_weights(world: Path, tmp_path: Path) -> None:
+    """No task has a slice: the run of the task alone has all weights."""
+    run = write_run(recipe_with("T5", "Adapter", world, tmp_path), seed=1)
+    words = ["--run", run, "--task", "caption", "--out", tmp_path / "one", "--verify"]
+    convert("merge", "--how", "take", *words, "--tolerance", "0")
+    assert list(load_run(tmp_path / "one").recipe.tasks) == ["caption"]
+    assert_same(state_of(tmp_path / "one"), state_of(run))
+
+
 @pytest.fixture(scope="module")
 def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs that do not go together: run0 and run1 do; others differ from them in one thing."""
@@ -208,7 +217,6 @@ def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["average", "run0", "fewer"], "tasks: .* only runs of one model can be combined"),
         (["average", "run0", "rows"], "shared.weight: frozen, but not the same in all runs"),
         (["take", "run0", "--task", "nlvr"], "--task: .*run0 has no task nlvr; its tasks: vqa"),
-        (["take", "run0", "--task", "vqa"], "share all weights"),
         (["put", "run0", "run1", "--task", "vqa"], "share all weights"),
         (["arithmetic", "run0", "--base", "plain/run"], "--base: .* has no backbone.*extensions"),
         (
@@ -287,11 +295,11 @@ def test_every_method(family: str, name: str, world: Path, tmp_path: Path) -> No
         tmp_path / "sum", runs, lambda tensors: tensors[0] - 0.5 * (tensors[1] - tensors[0])
     )
     words = ["--run", runs[0], "--task", "caption", "--out", tmp_path / "one", "--verify"]
-    if not stacked(recipe):
-        with pytest.raises(ValueError, match="share all weights"):
-            convert("merge", "--how", "take", *words)
-        return
     convert("merge", "--how", "take", *words)
     words = ["--run", runs[0], tmp_path / "one", "--task", "caption", "--out", tmp_path / "back"]
+    if not stacked(recipe):
+        with pytest.raises(ValueError, match="share all weights"):
+            convert("merge", "--how", "put", *words)
+        return
     convert("merge", "--how", "put", *words, "--verify")
     assert_same(state_of(tmp_path / "back"), state_of(runs[0]))

@@ -22,7 +22,7 @@ from vlds.cli.commands import run_command
 from vlds.config import load_recipe
 from vlds.data.order.mixture import steps_in
 from vlds.models.build import describe
-from vlds.runtime.resources import shipped
+from vlds.runtime.resources import find, shipped
 from vlds.sweep.file import Sweep, preparations, read_sweep
 from vlds.sweep.runs import SweepRun, runs_of
 from vlds.sweep.work import RunPart, preparation_parts
@@ -231,7 +231,7 @@ def test_the_small_studies_share_the_backbones_of_the_demo_s_sweep(name: str, ro
     if name == "demo_tasks":  # as many examples of each task as the four together are shown
         steps = {next(iter(run.recipe.tasks)): run.recipe.training.steps for run in runs}
         assert all(len(run.recipe.tasks) == 1 for run in runs)
-        tasks = load_recipe("recipes/demo.yaml").tasks
+        tasks = load_recipe(find("recipes/demo.yaml")).tasks
         whole = sum(task.weight for task in tasks.values())
         assert steps == {n: round(240 * task.weight / whole) for n, task in tasks.items()}
 

@@ -1,6 +1,6 @@
 """Combines runs of one model into one: averages, sums of differences (Ilharco et al. 2023,
-https://arxiv.org/abs/2212.04089), and the slice of one task out of weights that are stacked over
-tasks, or into them.
+https://arxiv.org/abs/2212.04089), and one task of a run, or another run's task put into it, whose
+slices of weights are stacked over tasks.
 
 Frozen weights must be the same in all runs: randomly initialised rows of the vocabulary differ
 between runs that started independently, and their mean is meaningless.
@@ -72,39 +72,44 @@ def factors_of(runs: Sequence[Path], weights: Sequence[float] | None) -> list[fl
 
 
 def take(run: Path, task: str) -> Combined:
-    """A run of one task alone, with that task's slices.
+    """A run of one task alone: its slices of what is stacked over tasks, and what tasks share.
 
-    Errors: ValueError if the run has no such task, or the task no slices.
+    Errors: ValueError if the run has no such task.
     """
     (loaded,) = open_alike([run])
     check_task(task, loaded.recipe, run)
-    stacked = stacked_names(loaded.recipe, "--task")
+    slices = stacked(loaded.recipe)
     single = rebuilt(loaded, replace(loaded.recipe, tasks={task: loaded.recipe.tasks[task]}))
     state, number = dict(loaded.model.unique_state()), list(loaded.recipe.tasks).index(task)
     with torch.no_grad():
         for name, tensor in single.model.unique_state():
-            tensor.copy_(state[name][number, None] if name in stacked else state[name])
+            tensor.copy_(state[name][number, None] if name in slices else state[name])
     return single, {task: loaded}
 
 
 def put(run: Path, giver: Path, task: str) -> Combined:
     """A run with another run's slices for a task, which it has already or gets.
 
-    Errors: ValueError if weights that tasks share differ between the runs.
+    Errors: ValueError if there are no slices, or weights that tasks share differ between the runs.
     """
     receiver, other = open_alike([run, giver], same_tasks=False)
     check_task(task, other.recipe, giver)
-    stacked = stacked_names(receiver.recipe, "--run")
+    slices = stacked(receiver.recipe)
+    if not slices:
+        raise ValueError(
+            "--run: the runs' tasks share all weights, so no task has a slice to put (sharing: "
+            "multiple gives each task its own)"
+        )
     tasks = {**receiver.recipe.tasks, task: other.recipe.tasks[task]}
     known = {**receiver.trained_on, **{t: k for t, k in other.trained_on.items() if t == task}}
     whole = rebuilt(replace(receiver, trained_on=known), replace(receiver.recipe, tasks=tasks))
     sources = {each: other if each == task else receiver for each in tasks}
     states = {id(source): dict(source.model.unique_state()) for source in (receiver, other)}
-    shared = {name for name in states[id(other)] if task_of_head(name) is None} - stacked
+    shared = {name for name in states[id(other)] if task_of_head(name) is None} - slices
     check_equal(states.values(), shared, "shared by the tasks")
     with torch.no_grad():
         for name, tensor in whole.model.unique_state():
-            if name not in stacked:
+            if name not in slices:
                 owner = sources.get(task_of_head(name) or "", receiver)
                 tensor.copy_(states[id(owner)][name])
                 continue
@@ -172,20 +177,6 @@ def check_task(task: str, recipe: Recipe, run: Path) -> None:
     """Errors: ValueError if a run has no such task."""
     if task not in recipe.tasks:
         raise ValueError(f"--task: {run} has no task {task}; its tasks: {', '.join(recipe.tasks)}")
-
-
-def stacked_names(recipe: Recipe, option: str) -> set[str]:
-    """Tensors with a slice for each task: those whose shape follows the number of tasks.
-
-    Errors: ValueError if there are none.
-    """
-    names = stacked(recipe)
-    if not names:
-        raise ValueError(
-            f"{option}: the run's tasks share all weights, so no task has a slice (sharing: "
-            "multiple gives each task its own)"
-        )
-    return names
 
 
 def rebuilt(run: LoadedRun, recipe: Recipe) -> LoadedRun:

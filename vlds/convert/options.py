@@ -42,8 +42,8 @@ MERGE_HELP = """\
               `vlds convert hf` writes
   average     the mean of the weights of several runs of one recipe
   arithmetic  base + sum of weight x (run - base); a negative weight forgets
-  take        a run of --task only, with its slices of weights that are
-              stacked over tasks
+  take        a run of --task only: its slices of weights that are stacked
+              over tasks, and all weights that tasks share
   put         the first run, with the second run's slices for --task
   transport   the mean, after the neurons of adapters have been brought into
               the first run's order (MerA)

@@ -17,6 +17,7 @@ from vlds.config import load_recipe, save_recipe
 from vlds.evaluation.scores_json import Scored, write_scores
 from vlds.report.compute.comparison import RowSpec, TableSpec, compare
 from vlds.report.compute.seed_values import Number
+from vlds.runtime.resources import find
 
 
 def test_scores_are_means_over_seeds_in_percent(tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_a_name_of_no_task_is_told(tmp_path: Path, key: str, value: Any, told: s
 
 def test_the_best_distribution_is_the_lowest(tmp_path: Path) -> None:
     """As the task says in the run's recipe."""
-    recipe = replace(load_recipe(Path("recipes/demo.yaml")), output=str(tmp_path))
+    recipe = replace(load_recipe(find("recipes/demo.yaml")), output=str(tmp_path))
     rows = []
     for name, value in (("near", 0.1), ("far", 5.0)):
         run = write_compared_run(tmp_path / name, {"gqa": {"distribution": value}}, 3.0)

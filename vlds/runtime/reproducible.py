@@ -66,10 +66,13 @@ def multiply_by_onednn() -> None:
     """Replace torch's products of two fp32 matrices by oneDNN's. Other types keep theirs, as a
     batch of one."""
 
+    onednn_linear = torch.ops.mkldnn._linear_pointwise
+
     def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
         by_onednn = a.dtype is torch.float32 and a.numel() and b.numel()
         if by_onednn:
-            return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+            by_rows: Tensor = onednn_linear(a, b.t(), bias, "none", [], "")
+            return by_rows
         result = torch.bmm(a[None], b[None])[0]
         return result if bias is None else result + bias
 

@@ -63,8 +63,8 @@ class Sweep:
         self._check_names()
         if not self.recipes:
             raise ValueError("recipes: the sweep has none; name at least one recipe")
-        for key, values in self.grid.items():
-            if not values:
+        for key, choices in self.grid.items():
+            if not choices:
                 raise ValueError(f"grid.{key}: has no values; give a list, like [0.001, 0.004]")
         if not self.seeds:
             raise ValueError("seeds: the sweep has none; give at least one, like [0]")

@@ -216,7 +216,7 @@ def test_cut_predictions_give_no_score(
     )
     assert what in note
     assert "No scores of vqa's newest predictions" in note
-    assert "evaluate the run again, with `vlds evaluate --run`" in note
+    assert "evaluate the run again, with `vlds evaluate RUN`" in note
     assert {entry.task for entry in found.inputs.gallery} == {"caption"}
     assert what in markdown(collect([run]))
 

@@ -15,16 +15,14 @@ SPLIT_HELP = (
 )
 
 
-def parse_with_run(
-    parser: CommandParser, arguments: list[str]
+def with_run(
+    parser: CommandParser, options: argparse.Namespace, keys: list[str]
 ) -> tuple[argparse.Namespace, list[str]]:
     """The options of a command, and keys of the run's recipe. A word that is no key's value names
     the run, as in `vlds report RUN`; argparse itself would take the value of a key for it.
 
     Errors: ValueError if no run is named, or several are, where the command needs one.
     """
-    parser.needed = ["--run"]
-    options, keys = parser.parse_known_args(arguments)
     before = ["", *keys]
     words = [
         number
@@ -50,6 +48,7 @@ def parse_with_run(
 def evaluate_parser() -> CommandParser:
     """The parser of `vlds evaluate`."""
     parser = command_parser(evaluate, accepts_keys=True)
+    parser.needed = ["--run"]
     parser.usage = """%(prog)s RUN [options]
        %(prog)s --predictions FILE [FILE ...] [options]"""
     source = parser.add_mutually_exclusive_group()
@@ -91,7 +90,8 @@ def evaluate(arguments: list[str]) -> int:
     vlds evaluate runs/vqa --data shards/mine --out scores
     vlds evaluate --predictions answers.json --data shards/vqav2-val
     """
-    options, keys = parse_with_run(evaluate_parser(), arguments)
+    parser = evaluate_parser()
+    options, keys = with_run(parser, *parser.parse_known_args(arguments))
     if options.predictions:
         from vlds.evaluation.score_file import score_file
 
@@ -110,6 +110,7 @@ def evaluate(arguments: list[str]) -> int:
 def predict_parser() -> CommandParser:
     """The parser of `vlds predict`."""
     parser = command_parser(predict, accepts_keys=True)
+    parser.needed = ["--run"]
     parser.usage = """%(prog)s RUN [options]
             (--image FILE ... | --data DATASET ... | --split LIST ... | --serve)"""
     parser.add_argument(
@@ -155,7 +156,8 @@ def predict(arguments: list[str]) -> int:
     vlds predict runs/vqa --serve
     vlds predict runs/vqa --split test --out answers
     """
-    options, keys = parse_with_run(predict_parser(), arguments)
+    parser = predict_parser()
+    options, keys = with_run(parser, *parser.parse_known_args(arguments))
     check_predict(options)
     if options.serve:
         from vlds.serve.server import serve

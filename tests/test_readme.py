@@ -41,6 +41,7 @@ from tests.toys.trained_runs import recipe_from, write_run
 from tests.toys.world import write_world
 from vlds.cli.commands import COMMANDS, plan, run_command
 from vlds.cli.tables import sweep
+from vlds.cli.use_run import with_run
 from vlds.config import Recipe, load_recipe, parse_recipe, save_recipe
 from vlds.convert.command import parse as parse_convert
 from vlds.evaluation.score_file import task_class
@@ -53,6 +54,7 @@ from vlds.models.build import describe
 from vlds.plan import Machine, plan_recipe
 from vlds.plan import page as plan_page
 from vlds.recipe.parse import parse
+from vlds.runtime.command_line import CommandParser
 from vlds.runtime.resources import find, shipped
 from vlds.sweep.file import read_sweep
 from vlds.sweep.runs import runs_of
@@ -192,15 +194,18 @@ class Reader:
         else:
             with pytest.raises(Parsed) as parsed:
                 COMMANDS[words[0]](words[1:])
-            options = vars(parsed.value.options)
+            found, further = parsed.value.options, list(parsed.value.further)
+            if words[0] in ("evaluate", "predict"):
+                found, further = with_run(CommandParser(), found, further)
+            options = vars(found)
             runs = [options["run"]] if options.get("run") else options.get("runs", [])
             given = (options.get(name) or () for name in ("image", "data", "predictions"))
             self.need(*runs, *(place for places in given for place in places))
             if options.get("predictions"):
                 cls = task_class(options["task"] or "VQA", "vqa")
-                parse(cls, parsed.value.further, "vlds evaluate")
-            elif parsed.value.further:
-                recipe = parse_recipe(["--config", "vqa.yaml", *parsed.value.further])
+                parse(cls, further, "vlds evaluate")
+            elif further:
+                recipe = parse_recipe(["--config", "vqa.yaml", *further])
                 if (answers := recipe.tasks["vqa"].decoding.answers) is not None:
                     self.need(str(answers))
             if out := options.get("out"):

@@ -343,10 +343,16 @@ def recipe_from(tree: Mapping[str, Any]) -> Recipe:
 def load_recipe(path: Path) -> Recipe:
     """Read a saved recipe.
 
-    Errors: ValueError as for all recipes, and if it names a class that is not trusted.
+    Errors: ValueError as for all recipes, and if it names a class that is not trusted; all name the
+    file.
     """
     check_saved(read_yaml(path), str(path))
-    return parse_recipe(["--config", str(path)])
+    try:
+        return parse_recipe(["--config", str(path)])
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from None
 
 
 def check_saved(tree: Any, source: str) -> None:

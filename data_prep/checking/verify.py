@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -27,15 +28,27 @@ FAULTY = 1
 """Exit code if something is wrong."""
 
 
-def verify(folder: Path, files: Sequence[Path] = (), workers: int = 1) -> list[Finding]:
-    """Check every data set in or below a folder, print the findings, and list the bad samples of
-    each in its quarantine.jsonl; if there are none, remove that file.
+def verify(folders: Sequence[Path], files: Sequence[Path] = (), workers: int = 1) -> list[Finding]:
+    """Check every data set in or below some folders, print the findings, and list the bad samples
+    of each in its quarantine.jsonl; if there are none, remove that file.
 
     `files` hold the annotations that must be in the shards. Errors: ValueError if there is no data
     set, or a file has no ids.
     """
-    infos, findings = _load(folder)
-    findings += _find_unlisted(folder, infos)
+    if len(folders) == 1:
+        (folder,) = folders  # findings are named within it
+    else:
+        folders = [Path(os.path.abspath(each)) for each in folders]
+        folder = Path(os.path.commonpath(folders))
+    infos: dict[Path, DatasetInfo] = {}
+    findings: list[Finding] = []
+    for path in dict.fromkeys(path for each in folders for path in find_datasets(each)):
+        try:
+            infos[path] = DatasetInfo.load(path)
+        except (ValueError, TypeError) as error:
+            name = str((path / DATASET_FILE).relative_to(folder))
+            findings.append(Finding(f"unusable {DATASET_FILE}", str(error), name))
+    findings += _find_unlisted(folders, folder, infos)
     wanted = read_wanted(list(infos.values()), files) if infos else {}
     checked = _check_shards(folder, infos, workers)
     for path, info in infos.items():
@@ -52,24 +65,14 @@ def verify(folder: Path, files: Sequence[Path] = (), workers: int = 1) -> list[F
     return findings
 
 
-def _load(folder: Path) -> tuple[dict[Path, DatasetInfo], list[Finding]]:
-    """The dataset.json of every data set by its folder, and a finding for each unreadable one."""
-    infos, findings = {}, []
-    for path in find_datasets(folder):
-        try:
-            infos[path] = DatasetInfo.load(path)
-        except (ValueError, TypeError) as error:
-            name = str((path / DATASET_FILE).relative_to(folder))
-            findings.append(Finding(f"unusable {DATASET_FILE}", str(error), name))
-    return infos, findings
-
-
-def _find_unlisted(folder: Path, infos: Mapping[Path, DatasetInfo]) -> Iterator[Finding]:
+def _find_unlisted(
+    folders: Sequence[Path], base: Path, infos: Mapping[Path, DatasetInfo]
+) -> Iterator[Finding]:
     """Find tars that belong to no data set: other readers use them, a run does not."""
     listed = {path / shard.name for path, info in infos.items() for shard in info.shards}
-    for tar in sorted(folder.rglob("*.tar")):
+    for tar in sorted({tar for folder in folders for tar in folder.rglob("*.tar")}):
         if tar not in listed:
-            yield Finding(f"shard in no {DATASET_FILE}", file=str(tar.relative_to(folder)))
+            yield Finding(f"shard in no {DATASET_FILE}", file=str(tar.relative_to(base)))
 
 
 def _check_shards(
@@ -138,11 +141,12 @@ def add_command(commands: Any) -> None:
         "sample's json, pictures and features, repeated ids. Bad samples are listed in "
         f"{QUARANTINE_FILE} next to their shards; runs leave them out. Exit code 0: all is well; "
         "1: something is wrong.",
-        examples=["verify shards/mine"],
+        examples=["verify shards/mine", "verify shards/vqa-train shards/vqa-val"],
     )
     parser.add_argument(
-        "folder", type=local_folder, metavar="DIR", help="a data set, or several below"
-    )
+        "folders", type=local_folder, nargs="+", metavar="DIR",
+        help="data sets, or folders with several below",
+    )  # fmt: skip
     parser.add_argument(
         "--annotations",
         dest="files",
@@ -156,6 +160,6 @@ def add_command(commands: Any) -> None:
     add_workers(parser, "read shards")
 
     def run(args: argparse.Namespace) -> int:
-        return FAULTY if verify(args.folder, args.files, args.workers) else 0
+        return FAULTY if verify(args.folders, args.files, args.workers) else 0
 
     parser.set_defaults(run=run)

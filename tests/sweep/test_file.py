@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -128,11 +129,13 @@ def test_a_task_has_no_name_of_another_column(file: str) -> None:
         runs_of(read_sweep([file, "--overrides", str({"tasks": tasks})]))
 
 
-def test_a_damaged_recipe_beside_a_run_is_told(file: str) -> None:
+@pytest.mark.parametrize("text", ["5", "tasks: {vqa: {", "seed: 3\ntasks:\n", "seed: 3\n"])
+def test_a_damaged_recipe_beside_a_run_is_told(file: str, text: str) -> None:
     run = runs_of(read_sweep([file]))[0]
     (run.folder / "state/step-00000004").mkdir(parents=True)
-    run.file.write_text("5")
-    with pytest.raises(ValueError, match=r"seed-3.yaml: holds no recipe; move .* away, or put the"):
+    run.file.write_text(text)
+    told = rf"(?s){re.escape(str(run.file))}.*; move {re.escape(str(run.folder))} away, or put the"
+    with pytest.raises(ValueError, match=told):
         runs_of(read_sweep([file]))
 
 

@@ -243,7 +243,7 @@ def test_only_listed_answers(
     """The list may come after the run, together with other options."""
     listed = tmp_path / "answers.json"
     listed.write_text(json.dumps(["red", "green", "blue", "it is"]), encoding="utf-8")
-    words = ["evaluate", "--run", str(talkative), "--data", f"vqa={world}/vqa"]
+    words = ["evaluate", str(talkative), "--data", f"vqa={world}/vqa"]
     words += ["--out", str(tmp_path), "--tasks.vqa.decoding.answers", str(listed)]
     for beams in ("1", "3"):
         found = [*words, "--tasks.vqa.decoding.num_beams", beams]
@@ -340,14 +340,14 @@ def test_a_file_that_is_no_picture_is_named(
 ) -> None:
     (tmp_path / "red.jpg").write_bytes(picture("red", 1))
     (tmp_path / "no.json").write_text("[]")
-    words = ["predict", "--run", str(talkative), "--task", "caption", "--image"]
+    words = ["predict", str(talkative), "--task", "caption", "--image"]
     places = [str(tmp_path / name) for name in ("red.jpg", "no.json")]
     code, out = ranks2.run(command, [*words, *places], timeout=120)[0]
     assert code == 2
     assert out.startswith(f"vlds predict: image: picture {tmp_path}/no.json: truncated or damaged")
     assert "object at" not in out
     assert ranks2.run(command, [*words, places[0]], timeout=120)[0][0] == 0
-    words[4] = "vqa"
+    words[3] = "vqa"
     code, out = ranks2.run(command, [*words, places[0], "--question", "what colour is it?"])[0]
     assert code == 0
     assert "its end was not read (tasks.vqa.max_prompt_tokens: 12)" in out

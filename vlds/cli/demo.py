@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vlds.evaluation.scores_json import SCORES, Scored, write_scores
+from vlds.evaluation.scores_json import SCORES, Scored, weights_of, write_scores
 from vlds.launch.stages import Stage, StageError, as_typed, run_stage, vlds
 from vlds.report.compute.collect import collect
 from vlds.report.read.inputs import read_run
@@ -124,12 +124,12 @@ def collect_scores(out: Path) -> dict[str, Scored]:
     control."""
     (out / "adapters" / SCORES).unlink(missing_ok=True)  # `collect` would read an earlier one
     adapters, control = collect([out / "adapters", out / "control"], resamples=0).runs.values()
-    scored = {}
+    scored, weights = {}, weights_of(out / "adapters")
     for name, entry in adapters.scores.tasks.items():
         compared = dict(entry.by_column)
         own = compared.pop(adapters.scores.columns[-1])
         compared[CONTROL] = control.results[name].scores
-        scored[name] = Scored(entry.data, entry.examples, own, entry.headline, compared)
+        scored[name] = Scored(entry.data, entry.examples, own, entry.headline, compared, weights)
     return scored
 
 

@@ -47,7 +47,7 @@ def report(arguments: list[str]) -> int:
         tell(write_report(runs, out, options.format, options.resamples))
     for error in errors:
         complain("vlds report: left out", error)
-    return 2 if errors else 0
+    return 2 if errors or any(run.damage for run in runs) else 0
 
 
 def sweep(arguments: list[str]) -> int:

@@ -15,11 +15,47 @@ SPLIT_HELP = (
 )
 
 
+def with_run(
+    parser: CommandParser, options: argparse.Namespace, keys: list[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a command, and keys of the run's recipe. A word that is no key's value names
+    the run, as in `vlds report RUN`; argparse itself would take the value of a key for it.
+
+    Errors: ValueError if no run is named, or several are, where the command needs one.
+    """
+    before = ["", *keys]
+    words = [
+        number
+        for number, (key, word) in enumerate(zip(before, keys, strict=False))
+        if not word.startswith("-") and not (key.startswith("--") and "=" not in key)
+    ]
+    needs_run = not getattr(options, "predictions", None)
+    if words and needs_run and options.run is None:
+        options.run = Path(keys.pop(words.pop(0)))
+        words = [number - 1 for number in words]
+    if words:
+        raise ValueError(
+            f"{keys[words[0]]!r}: unexpected word; `{parser.prog}` takes one run, and an option's "
+            "value stands behind it"
+        )
+    if needs_run and options.run is None:
+        either = hasattr(options, "predictions")
+        missing = "one of the arguments RUN --predictions is required"
+        parser.error(missing if either else "the following arguments are required: RUN")
+    return options, keys
+
+
 def evaluate_parser() -> CommandParser:
     """The parser of `vlds evaluate`."""
     parser = command_parser(evaluate, accepts_keys=True)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="run or artifact folder to score")
+    parser.needed = ["--run"]
+    parser.usage = """%(prog)s RUN [options]
+       %(prog)s --predictions FILE [FILE ...] [options]"""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--run", type=Path, metavar="RUN",
+        help="run or artifact folder to score; --run itself may be left out",
+    )  # fmt: skip
     source.add_argument(
         "--predictions", type=Path, nargs="+", metavar="FILE",
         help="score these answers without a model: leaderboard files, or files that vlds wrote",
@@ -50,11 +86,12 @@ def evaluate_parser() -> CommandParser:
 def evaluate(arguments: list[str]) -> int:
     """Score a run on data sets, or score a file of predictions.
 
-    vlds evaluate --run runs/vqa
-    vlds evaluate --run runs/vqa --data shards/mine --out scores
+    vlds evaluate runs/vqa
+    vlds evaluate runs/vqa --data shards/mine --out scores
     vlds evaluate --predictions answers.json --data shards/vqav2-val
     """
-    options, keys = evaluate_parser().parse_known_args(arguments)
+    parser = evaluate_parser()
+    options, keys = with_run(parser, *parser.parse_known_args(arguments))
     if options.predictions:
         from vlds.evaluation.score_file import score_file
 
@@ -73,9 +110,13 @@ def evaluate(arguments: list[str]) -> int:
 def predict_parser() -> CommandParser:
     """The parser of `vlds predict`."""
     parser = command_parser(predict, accepts_keys=True)
-    parser.usage = """%(prog)s --run RUN [options]
+    parser.needed = ["--run"]
+    parser.usage = """%(prog)s RUN [options]
             (--image FILE ... | --data DATASET ... | --split LIST ... | --serve)"""
-    parser.add_argument("--run", type=Path, required=True, help="run or artifact folder to ask")
+    parser.add_argument(
+        "--run", type=Path, metavar="RUN",
+        help="run or artifact folder to ask; --run itself may be left out",
+    )  # fmt: skip
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument(
         "--image", type=Path, nargs="+", metavar="FILE", help="a picture, or the two of a pair"
@@ -111,11 +152,12 @@ def predict_parser() -> CommandParser:
 def predict(arguments: list[str]) -> int:
     """Answer a question about pictures, describe them, or write leaderboard files.
 
-    vlds predict --run runs/vqa --image beach.jpg --question "Is it raining?"
-    vlds predict --run runs/vqa --serve
-    vlds predict --run runs/vqa --split test --out answers
+    vlds predict runs/vqa --image beach.jpg --question "Is it raining?"
+    vlds predict runs/vqa --serve
+    vlds predict runs/vqa --split test --out answers
     """
-    options, keys = predict_parser().parse_known_args(arguments)
+    parser = predict_parser()
+    options, keys = with_run(parser, *parser.parse_known_args(arguments))
     check_predict(options)
     if options.serve:
         from vlds.serve.server import serve

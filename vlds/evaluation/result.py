@@ -55,6 +55,8 @@ class Evaluation:
     """Remarks for readers of the scores."""
     data: str | None = None
     """`data_id` of what was scored: scores on different data cannot be compared."""
+    headline: str | None = None
+    """The score that stands for the task, where its recipe names one."""
     seconds: float = 0.0
     """Time in which the ranks answered, the slowest one's."""
 
@@ -85,7 +87,7 @@ class Evaluation:
         """The same with its scores; ValueError if ids of predictions and references differ."""
         scores = task.score(self.predictions, self.references)
         notes = task.notes(self.predictions, self.references) if scores else []
-        return replace(self, scores=scores, notes=notes)
+        return replace(self, scores=scores, notes=notes, headline=task.headline)
 
     @property
     def num_empty(self) -> int:
@@ -161,7 +163,7 @@ def leave(
         return
     if scores:
         scored = {
-            e.task: Scored(e.data, len(e.predictions), e.scores, weights=weights)
+            e.task: Scored(e.data, len(e.predictions), e.scores, e.headline, weights=weights)
             for e in evaluations
         }
         write_scores(folder, scored)

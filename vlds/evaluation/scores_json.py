@@ -2,8 +2,8 @@
 
     {TASK: {"data": "mine-test@1b2c...", "examples": 48, "scores": {NAME: 0.5, ...}}}
 
-`vlds evaluate` adds `weights`, the hash of what it scored; `vlds demo` adds `headline` and
-`compared`: {LABEL: {NAME: 0.2, ...}}.
+Optional are `weights`, the hash of what was scored; `headline`, where a recipe names the score that
+stands for the task; and `compared`, by `vlds demo`: {LABEL: {NAME: 0.2, ...}}.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 
+from vlds.artifact import WEIGHTS
 from vlds.runtime.json_record import parse_record
+from vlds.runtime.manifest import MANIFEST, recorded_hash
 from vlds.runtime.regular_file import read_file
 from vlds.runtime.whole_file import write_whole
 
@@ -75,3 +77,35 @@ def read_scores(folder: Path) -> dict[str, Scored]:
             f"{path}: holds no scores as `vlds evaluate` or `vlds demo` writes them ({error}); "
             "write it again, or remove it"
         ) from None
+
+
+def current_scores(folder: Path, run: Path) -> tuple[dict[str, Scored], list[str]]:
+    """What a folder's scores.json has of the weights that a run's artifact holds now; and in words,
+    what is left out because the run was trained on since, or may be such.
+
+    Errors: ValueError naming a file that holds no scores.
+    """
+    stored = read_scores(folder)
+    named = [task for task, entry in stored.items() if entry.weights is not None]
+    weights = weights_of(run) if named else None
+    gone = [task for task in named if weights not in (None, stored[task].weights)]
+    notes = []
+    if gone:
+        notes.append(
+            f"{folder / SCORES}: its scores of {', '.join(gone)} are of weights that the run no "
+            "longer has, so they are left out; `vlds evaluate` writes them again"
+        )
+    if named and weights is None and (run / "artifact").is_dir():
+        notes.append(
+            f"{folder / SCORES}: its scores of {', '.join(named)} may be of weights that are gone: "
+            f"{run / 'artifact' / MANIFEST} does not say which weights the run has"
+        )
+    return {task: entry for task, entry in stored.items() if task not in gone}, notes
+
+
+def weights_of(run: Path) -> str | None:
+    """SHA-256 of the weights in a run's artifact; None where its manifest does not have it."""
+    try:
+        return recorded_hash(run / "artifact", WEIGHTS)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None

@@ -59,6 +59,8 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": HelpPage} | options)
         self.accepts_keys = accepts_keys
         self.words: Sequence[str] = ()
+        self.needed: Sequence[str] = ()
+        """Options that the command looks for by itself."""
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -108,7 +110,7 @@ class CommandParser(argparse.ArgumentParser):
         names = [word.partition("=")[0] for word in self.words if word.startswith("--")]
         unknown = [name for name in names if not any(o.startswith(name) for o in self._options)]
         if self.accepts_keys:
-            wanted = [option.lstrip("-") for option in missing]
+            wanted = [option.lstrip("-") for option in (*missing, *self.needed)]
             unknown = [name for name in unknown if closest(name.lstrip("-"), wanted)]
         return self._unknown(unknown[0]) if unknown else ""
 

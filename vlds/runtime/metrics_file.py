@@ -14,7 +14,9 @@ from vlds.runtime.checks import are_numbers, is_number
 from vlds.runtime.json_file import parse_json
 from vlds.runtime.regular_file import read_text
 
-NUMBERS = ("step", "passes", "samples_per_second", "answers_per_second", "seconds", "loss")
+NUMBERS = (
+    "step", "passes", "samples_per_second", "answers_per_second", "seconds", "loss", "most_memory",
+)  # fmt: skip
 """Fields that hold a number, beside the parts of the loss."""
 SHOWN = 40
 """Characters of a line that a warning shows."""

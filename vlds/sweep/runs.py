@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlds.artifact import RECIPE, WEIGHTS, artifact_folder
+from vlds.artifact import RECIPE, artifact_folder
 from vlds.config import Recipe, load_recipe, recipe_from, save_recipe, to_tree
 from vlds.data.order.permutation import differences
-from vlds.evaluation.scores_json import read_scores
+from vlds.evaluation.scores_json import current_scores
 from vlds.recipe.files import BASE, changed, on_base
 from vlds.recipe.paths import STARTED_IN, file_names, is_below, moved
-from vlds.runtime.manifest import recorded_hash
 from vlds.runtime.run_folder import PREDICTIONS
 from vlds.runtime.yaml_file import read_yaml
 from vlds.sweep.file import SEED, Preparation, Sweep, filled, folder_name, preparations
@@ -66,11 +65,11 @@ class SweepRun:
             return False
         if self.split == "evaluate":
             return True
-        scored = read_scores(self.folder / PREDICTIONS)
-        weights = recorded_hash(artifact_folder(self.folder), WEIGHTS)
+        artifact_folder(self.folder)  # a damaged one is an error
+        scored, _ = current_scores(self.folder / PREDICTIONS, self.folder)
         tasks = self.recipe.tasks.items()
         labels = [label_of(name, self.split) for name, task in tasks if task.data_of(self.split)]
-        return all(label in scored and scored[label].weights == weights for label in labels)
+        return all(label in scored and scored[label].weights is not None for label in labels)
 
     @property
     def is_started(self) -> bool:
@@ -93,14 +92,16 @@ class SweepRun:
                 "move the folder away"
             )
         now = without_start(to_tree(self.recipe))
-        written = read_yaml(self.file)
-        if not isinstance(written, dict):
-            raise ValueError(
-                f"{self.file}: holds no recipe; move {self.folder} away, or put the recipe back"
-            )
-        changes = differences(without_start(written), now)
-        if changes:  # perhaps only of defaults, which a later version has added
-            changes = differences(to_tree(load_recipe(self.file)), now)
+        try:
+            written = read_yaml(self.file)
+            if not isinstance(written, dict):
+                raise ValueError(f"{self.file}: holds no recipe")
+            changes = differences(without_start(written), now)
+            if changes:  # perhaps only of defaults, which a later version has added
+                changes = differences(to_tree(load_recipe(self.file)), now)
+        except ValueError as error:
+            cure = f"move {self.folder} away, or put the recipe back"
+            raise ValueError(f"{error}; {cure}") from None
         if changes:
             raise ValueError(
                 f"output: {self.folder} holds a run of another recipe ({changes[0]}); name another "

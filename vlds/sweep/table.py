@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from vlds.launch.rank import complain
 from vlds.report.compute.collect import distinct, names_of
 from vlds.report.compute.comparison import RowSpec, TableSpec, compare
-from vlds.report.compute.report import SEED_KEYS
-from vlds.report.read.inputs import find_runs
+from vlds.report.compute.seed_values import groups_of_seeds
+from vlds.report.read.inputs import check_run, read_tree
 from vlds.report.render.comparison_formats import FORMATS
 from vlds.runtime.disk import check_writable
 from vlds.runtime.terminal import tell
@@ -26,9 +27,9 @@ def show(
     split: Split | None,
 ) -> int:
     """Print the table, or write it into a folder. `keys`: words that change the sweep's file.
-    Returns the exit code.
+    Returns the exit code: 2 if something could not be read, which is said.
 
-    Errors: ValueError for a mistake in the sweep's file or the runs.
+    Errors: ValueError for a mistake in the sweep's file; if none of the runs can be shown.
     """
     if any(name.endswith((".yaml", ".yml")) for name in names):
         if len(names) > 1:
@@ -43,12 +44,14 @@ def show(
     text = FORMATS[suffix](comparison)
     if out is None:
         tell(text, end="")
-        return 0
-    check_writable(out, "--out")
-    file = out / f"compare.{'txt' if suffix == 'terminal' else suffix}"
-    write_whole(file, text)
-    tell(file)
-    return 0
+    else:
+        check_writable(out, "--out")
+        file = out / f"compare.{'txt' if suffix == 'terminal' else suffix}"
+        write_whole(file, text)
+        tell(file)
+    for line in comparison.damage:
+        complain("vlds compare", ValueError(line))
+    return 2 if comparison.damage else 0
 
 
 def spec_of_sweep(words: Sequence[str], split: Split | None) -> tuple[TableSpec, Path]:
@@ -68,25 +71,26 @@ def spec_of_sweep(words: Sequence[str], split: Split | None) -> tuple[TableSpec,
 
 
 def spec_of_runs(folders: Sequence[Path], split: Split) -> tuple[TableSpec, Path]:
-    """The table of some runs: a row for all that differ in seed and output alone.
+    """The table of some runs: a row for all that differ in seed and output alone, each seed once.
 
-    Errors: ValueError if a folder holds no run, or is named twice.
+    Errors: ValueError if a folder is named twice, or none holds a run.
     """
-    paths = distinct(folders)
-    runs, errors = find_runs(folders)
-    if errors:
-        raise errors[0]
-    groups: list[tuple[object, list[int]]] = []
-    for number, run in enumerate(runs):
-        rest = {key: value for key, value in run.recipe_tree.items() if key not in SEED_KEYS}
-        members = next((found for known, found in groups if rest and known == rest), None)
-        if members is None:
-            groups.append((rest, members := []))
-        members.append(number)
-    names = names_of(paths)
-    rows = [
-        RowSpec(", ".join(names[n] for n in members), [folders[n] for n in members])
-        for _, members in groups
-    ]
+    runs = dict(zip(names_of(distinct(folders)), folders, strict=True))
+    recipes, notes, damage = {}, [], []
+    for name, folder in runs.items():
+        try:
+            check_run(folder)
+            _, recipes[name], _ = read_tree(folder)
+        except ValueError as error:
+            damage.append(f"{error}; it is left out")
+    if not recipes:
+        raise ValueError(damage[0])
+    rows = []
+    for seeds in groups_of_seeds(recipes):
+        names = [first for first, *_ in seeds.values()]
+        rows.append(RowSpec(", ".join(names), [runs[name] for name in names]))
+        for first, *again in seeds.values():
+            notes += [f"{name}: is left out, it has recipe and seed of {first}." for name in again]
     title = rows[0].name if len(rows) == 1 else f"{len(rows)} recipes"
-    return TableSpec(title, rows, split=split), folders[0]
+    spec = TableSpec(title, rows, split=split, notes=notes, damage=damage)
+    return spec, next(runs[name] for name in recipes)

@@ -265,5 +265,10 @@ def announce(run: Run) -> None:
     tracker.say(f"{num_steps:,} steps = {', '.join(parts)}")
     if run.stream.notice:
         tracker.say(run.stream.notice)
-    facts = {"bytes_per_rank": sizes, "trainable": counts.as_dict(), "passes": passes}
+    facts = {
+        "bytes_per_rank": sizes,
+        "zero_stage": engine.stage,
+        "trainable": counts.as_dict(),
+        "passes": passes,
+    }
     tracker.write(engine.steps_done, facts)

@@ -213,7 +213,11 @@ def bless(folder: Path, how: str) -> None:
 def test_what_a_run_cannot_use_verify_names(
     whole: Path, tmp_path: Path, rounds: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert verify(whole) == []
+    assert verify([whole]) == []
+    again = Path(shutil.copytree(whole, tmp_path / "again"))
+    (again / "stray.tar").touch()
+    (finding,) = verify([whole, again, again])
+    assert finding.file.endswith("again/stray.tar")
     image = None if whole.name == "features" else SPEC
     assert spoilt_by_a_run(whole, image) == set()
     spoilt = refused = harmless = 0
@@ -227,7 +231,7 @@ def test_what_a_run_cannot_use_verify_names(
         except ShardError:
             told[-1] = "not blessed"
         bad = spoilt_by_a_run(folder, image)
-        findings = verify(folder)
+        findings = verify([folder])
         named: Bad = {(finding.file, finding.i) for finding in findings}
         if bad is None:
             assert findings, (seed, told)

@@ -216,7 +216,7 @@ def test_cut_predictions_give_no_score(
     )
     assert what in note
     assert "No scores of vqa's newest predictions" in note
-    assert "evaluate the run again, with `vlds evaluate --run`" in note
+    assert "evaluate the run again, with `vlds evaluate RUN`" in note
     assert {entry.task for entry in found.inputs.gallery} == {"caption"}
     assert what in markdown(collect([run]))
 
@@ -401,7 +401,7 @@ def test_a_recipe_that_cannot_be_read_costs_the_intervals_alone(runs: Runs, tmp_
     assert found.score("vqa", "exact_match") == pytest.approx(2 / 3)
     assert found.results == {}
     (note,) = found.notes
-    assert note.startswith("No intervals and no new samples, because of recipe.yaml:")
+    assert note.startswith(f"No intervals and no new samples: {run / 'recipe.yaml'}:")
     assert "Gone" in note
 
 

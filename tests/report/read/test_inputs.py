@@ -15,7 +15,7 @@ from vlds.cli.commands import run_command
 from vlds.data.shards.thumbnail import THUMBNAIL_SIZE
 from vlds.evaluation.result import Evaluation, leave
 from vlds.evaluation.scores_json import read_scores, write_scores
-from vlds.report.read.inputs import headlines_of, read_run, tree_of
+from vlds.report.read.inputs import headlines_of, read_run
 from vlds.report.read.predictions import newest_predictions
 from vlds.report.read.samples import GalleryEntry, read_gallery, write_gallery
 from vlds.report.read.scores import scores_of
@@ -31,7 +31,8 @@ def sample(**fields: Any) -> str:
 def test_scores_survive_writing_and_reading(tmp_path: Path) -> None:
     write_scores(tmp_path, STORED)
     assert read_scores(tmp_path) == STORED
-    read = scores_of(read_scores(tmp_path), "adapters")
+    named = {task: entry.headline for task, entry in STORED.items() if entry.headline}
+    read = scores_of(read_scores(tmp_path), "adapters", named)
     assert list(read.columns) == list(SCORES.columns)
     assert read.tasks == SCORES.tasks
     tree = json.loads((tmp_path / "scores.json").read_text())
@@ -67,8 +68,8 @@ def test_the_recipe_says_which_score_stands_for_a_task(tmp_path: Path) -> None:
     read = read_run(folder)
     assert read.scores.tasks["vqa"].metrics == ["first", "vqa_accuracy"]
     assert read.score_curves["vqa"] == [(100, 0.9), (200, 0.9), (300, 0.9)]
-    assert headlines_of(tree_of(recipe)) == {"vqa": "first"}
-    assert tree_of("tasks: {vqa: {") == tree_of(None) == {}
+    assert read.headlines == {"vqa": "first"}
+    assert list(read.damage) == []
 
 
 @pytest.mark.parametrize(
@@ -79,10 +80,11 @@ def test_the_recipe_says_which_score_stands_for_a_task(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_recipe_of_another_shape_names_no_score(recipe: str, tmp_path: Path) -> None:
-    assert headlines_of(tree_of(recipe)) == {}
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "scores": {"a": {"f1": 0.5}}}')
     (tmp_path / "recipe.yaml").write_bytes(recipe.encode() + b"\xff")
-    assert read_run(tmp_path).scores.tasks["a"].metrics == ["f1"]
+    read = read_run(tmp_path)
+    assert read.scores.tasks["a"].metrics == ["f1"]
+    assert read.headlines == headlines_of(read.recipe_tree) == {}
 
 
 def test_what_methods_add_has_curves_of_its_own(tmp_path: Path) -> None:
@@ -107,13 +109,13 @@ def test_odd_lines_of_the_metrics_are_passed_over_and_told(tmp_path: Path) -> No
         read = read_run(tmp_path)
         assert read.losses == {"": [(1, 2.0), (2, 1.0)]}
         told = f"{path}: line 2 is skipped, it is not a line of metrics: '{odd[:40]}"
-        assert read.complaint.startswith(told)
+        assert read.damage[0].startswith(told)
     path.write_text('[]\n{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     read = read_run(tmp_path)
     assert read.losses == {"": [(1, 2.0)]}
-    assert read.complaint == (
+    assert read.damage == [
         f"{path}: 2 lines are skipped, they are not lines of metrics; the first is line 1: '[]'"
-    )
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,21 @@ import csv
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.toys.browser import PROGRAM, visit
-from tests.toys.compared_runs import SCORES, folders_of, write_compared
+from tests.toys.compared_runs import SCORES, folders_of, write_compared, write_compared_run
+from tests.toys.files import ROOT
 from vlds.cli.commands import run_command
-from vlds.report.compute.comparison import Comparison, compare
+from vlds.config import load_recipe, save_recipe
+from vlds.report.compute.comparison import Comparison, RowSpec, TableSpec, compare
+from vlds.report.compute.seed_values import Number
 from vlds.report.render.comparison_formats import FORMATS
+from vlds.runtime.run_folder import add_start, new_start
+
+CIDER = "cider_plain_tokens"
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +66,16 @@ def test_csv_is_unrounded(comparison: Comparison) -> None:
 
 
 def test_latex_escapes_names_and_marks_the_best(comparison: Comparison) -> None:
+    wide, narrow, never = comparison.rows
+    numbers = {**narrow.numbers, "vqa": Number([70.0, 75.0, 78.0], seeds=wide.numbers["vqa"].seeds)}
+    clear = replace(comparison, rows=[wide, replace(narrow, numbers=numbers)])
+    assert "& \\textbf{74.3 $\\pm$ 4.0} &" in FORMATS["tex"](clear)
     text = FORMATS["tex"](comparison)
+    assert "textbf" not in text, "one row has a single seed"
+    assert never.name in text
     assert "LoRA \\& \\textless{}b\\textgreater{}biases" in text
     assert "/b\\textgreater{}\\_100\\%" in text
     assert "Brackets" not in text
-    assert "\\textbf{70.0}" in text
     assert "64.0 $\\pm$ 4.0 (65.9)" in text
     lines = [line for line in text.splitlines() if line.endswith("\\\\")]
     assert {line.count(" & ") for line in lines} == {9}
@@ -139,6 +151,75 @@ def test_runs_make_a_table_without_a_sweep(
     assert "give one sweep, or run folders alone" in capsys.readouterr().err
     assert run_command(["compare", *folders, "--seeds", "[0]"]) == 2
     assert "--seeds: no such option; keys go with a sweep" in capsys.readouterr().err
+
+
+def write_demo_run(folder: Path, accuracy: float, **changes: Any) -> Path:
+    """A run of the demo's recipe, which names word_f1 as the score of captions."""
+    scores = {
+        "vqa": {"vqa_accuracy": accuracy, "exact_match": 0.1},
+        "gqa": {"accuracy": 0.5, "distribution": 3.0},
+        "nlvr2": {"accuracy": 0.7},
+        "caption": {"cider_plain_tokens": 7.261, "word_f1": 0.3},
+    }
+    write_compared_run(folder, scores, 7.4)
+    recipe = replace(load_recipe(ROOT / "recipes/demo.yaml"), output=str(folder), **changes)
+    save_recipe(
+        replace(recipe, training=replace(recipe.training, steps=10)), folder / "recipe.yaml"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_score_that_a_recipe_names_stands_for_a_task(suffix: str, tmp_path: Path) -> None:
+    runs = [write_demo_run(tmp_path / name, 0.5) for name in ("adapters", "control")]
+    spec = TableSpec("demo", [RowSpec(run.name, [run]) for run in runs])
+    text = FORMATS[suffix](compare(spec))
+    assert "726" not in text
+    assert "word_f1" in text
+    assert text.count("50.0") >= 6, "vqa, gqa and the average, which word_f1 leaves at 50, twice"
+    mixed = FORMATS[suffix](compare(replace(spec, scores={"vqa": "exact_match", "caption": CIDER})))
+    assert "726.1" in mixed
+    assert "average" not in mixed.replace("There is no average", "")
+    if suffix != "csv":
+        told = "There is no average, because the scales of the scores differ: vqa (0 to 1); caption"
+        assert told in " ".join(mixed.replace("% ", "").split())
+        assert "average" in text
+
+
+def test_a_sweep_that_names_a_published_average_has_one_over_all_scales(tmp_path: Path) -> None:
+    spec = write_compared(tmp_path)
+    told = "although their scales differ: vqa (0 to 1); caption (0 to 10)"
+    assert told in FORMATS["md"](compare(spec))
+    rows = [replace(row, published={}) for row in spec.rows]
+    assert "| average |" not in FORMATS["md"](compare(replace(spec, rows=rows)))
+
+
+def test_a_seed_is_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_demo_run(tmp_path / f"seed-{n}", 0.5, seed=n // 2) for n in range(3)]
+    assert run_command(["compare", *map(str, runs), "--format", "md"]) == 0
+    told = capsys.readouterr().out
+    assert "| seed-0, seed-2 (2 seeds) |" in told
+    assert "seed-1: is left out, it has recipe and seed of seed-0." in told
+
+
+def test_rows_say_how_their_memory_is_divided_where_they_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [
+        write_demo_run(tmp_path / "two", 0.5, methods={}), write_demo_run(tmp_path / "three", 0.5)
+    ]  # fmt: skip
+    for run, stage in zip(runs, (2, 3), strict=True):
+        add_start(run, new_start(0, "vlds train", f"{stage - 1} ranks, a CPU", []))
+        with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(f'{{"step": 10, "zero_stage": {stage}, "bytes_per_rank": {{"all": 9}}}}\n')
+    words = [str(run) for run in runs]
+    for command in ("report", "compare"):
+        assert run_command([command, *words, "--format", "md"]) == 0
+        text = capsys.readouterr().out
+        assert "(ZeRO-2, 1 ranks)" in text
+        assert "(ZeRO-3, 2 ranks)" in text
+        assert run_command([command, words[0], "--format", "md"]) == 0
+        assert "ZeRO" not in capsys.readouterr().out
 
 
 WIDTH = "document.scrollingElement.scrollWidth"

@@ -175,7 +175,7 @@ def test_scores_stand_with_their_intervals(runs: Runs) -> None:
     for task, row in zip(("vqa", "caption"), page.tables[0][1:], strict=True):
         result = report.only.results[task]
         assert result.interval is not None
-        name, always, own = row
+        name, own, always = row  # a phone shows the beginning of a row
         assert name == f"{task} {result.headline} {result.examples} examples"
         entry = report.only.scores.tasks[task].by_column.get(FREQUENT)
         assert always == (f"{entry[result.headline]:.3f}" if entry else "-")
@@ -184,6 +184,18 @@ def test_scores_stand_with_their_intervals(runs: Runs) -> None:
             f"{result.value:.3f} [{result.interval.low:.3f}, {result.interval.high:.3f}]"
         )
     assert "1,000 bootstrap resamples" in page.text
+
+
+def test_all_bars_of_a_row_have_one_scale(tmp_path: Path) -> None:
+    """The run's own score comes first; one above 1, as a CIDEr may be, shortens the others."""
+    folder = write_report_run(tmp_path / "run")
+    stored = {"a": ({"f1": 0.674}, {"f1": 0.6}), "b": ({"CIDEr": 0.5}, {"CIDEr": 2.0})}
+    write_scores(
+        folder, {t: Scored(None, 3, own, None, {"x": x}) for t, (own, x) in stored.items()}
+    )
+    page = page_of(folder)
+    assert re.findall(r"--length:([\d.]+)%", page)[:4] == ["67.4", "60.0", "25.0", "100.0"]
+    assert Reader(page).tables[0][0] == ["task", "run", "x"]
 
 
 def test_runs_stand_side_by_side(runs: Runs, run: Path, tmp_path: Path) -> None:

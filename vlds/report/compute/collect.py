@@ -66,9 +66,9 @@ def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
             run = replace(run, gallery=read_gallery(folder))
         except ValueError as error:
             notes.append(f"No new samples to look at: {error}")
-    if run.complaint:
-        tell(run.complaint, error=True, flush=True)
-        notes.append(run.complaint)
+    for line in (*run.damage, *run.outdated):
+        tell(line, error=True, flush=True)
+        notes.append(line)
     if recipe is None:
         return RunReport(run, {}, {}, notes=notes)
     results = results_of(recipe.tasks, predictions, scored, resamples)
@@ -121,7 +121,7 @@ def read_recipe(folder: Path, notes: list[str]) -> Recipe | None:
     try:
         return load_recipe(file)
     except ValueError as error:
-        notes.append(f"No intervals and no new samples, because of {file.name}: {error}")
+        notes.append(f"No intervals and no new samples: {error}")
         return None
 
 

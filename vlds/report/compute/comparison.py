@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vlds.artifact import RECIPE
@@ -21,7 +21,12 @@ from vlds.report.compute.compared_columns import (
     TRAINS,
     checked_columns,
 )
-from vlds.report.compute.compared_scores import metric_of, percents, scores_of
+from vlds.report.compute.compared_scores import (
+    metric_of,
+    percents,
+    scales_of,
+    scores_of,
+)
 from vlds.report.compute.seed_values import Number
 from vlds.report.read.inputs import RunInputs, entries_of, read_run
 from vlds.tasks.base import Split
@@ -33,7 +38,7 @@ class RowSpec:
 
     name: str
     folders: Sequence[Path]
-    """One run for each seed; those that are missing are not counted."""
+    """One run for each seed; those that are missing, or cannot be read, are not counted."""
     published: Mapping[str, float] = field(default_factory=dict)
     """Task, AVERAGE or TRAINS -> value in percent."""
 
@@ -50,6 +55,16 @@ class TableSpec:
     each."""
     target: tuple[str, float | str] | None = None
     """Task or AVERAGE, and the score in percent to reach, or the row whose mean that is."""
+    notes: Sequence[str] = ()
+    """What a reader must know of the choice of its runs."""
+    damage: Sequence[str] = ()
+    """What was named and cannot be read."""
+
+    @property
+    def asks_average(self) -> bool:
+        """True if it names an average, as a paper may have it over scores of any scales."""
+        published = [name for row in self.rows for name in row.published]
+        return AVERAGE in published or (self.target is not None and self.target[0] == AVERAGE)
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,12 @@ class ComparedRow:
     """Those that there are."""
     numbers: Mapping[str, Number]
     """Task, AVERAGE or one of the costs -> its values."""
+
+    @property
+    def partition(self) -> str:
+        """How the memory of its runs was divided over ranks."""
+        known = dict.fromkeys(run.partition for run in self.runs)
+        return "; ".join(filter(None, known))
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,10 @@ class Comparison:
     notes: Sequence[str]
     lower_is_better: Collection[str] = ()
     """Tasks whose score is best where it is lowest."""
+    asks_average: bool = False
+    """As in `TableSpec`."""
+    damage: Sequence[str] = ()
+    """What cannot be read, and is left out."""
 
     @property
     def costs(self) -> list[str]:
@@ -99,28 +124,53 @@ class Comparison:
 
     @property
     def values(self) -> list[str]:
-        """The scores, and their average if there are several."""
-        return [*self.columns, AVERAGE] if len(self.columns) > 1 else list(self.columns)
+        """The scores, and their average if there are several of one scale, or it is asked for."""
+        return [*self.columns, AVERAGE] if self.has_average else list(self.columns)
 
-    def best(self, name: str) -> float | None:
-        """The best mean of a score; None where one row alone has it, and for an average over scores
-        of which some are best where they are low."""
-        means = [mean for row in self.rows if (mean := row.numbers[name].mean) is not None]
-        if len(means) < 2 or (name == AVERAGE and self.lower_is_better):
+    @property
+    def scales(self) -> Mapping[str, Sequence[str]]:
+        """Scale -> the tasks whose scores have it."""
+        return scales_of(self.metrics, self.lower_is_better)
+
+    @property
+    def has_average(self) -> bool:
+        """True if the scores can be averaged, or the table's maker wants it."""
+        return len(self.columns) > 1 and (len(self.scales) == 1 or self.asks_average)
+
+    @property
+    def partitions_differ(self) -> bool:
+        """True if the memory of some rows was divided otherwise than that of others."""
+        return len({row.partition for row in self.rows if row.partition}) > 1
+
+    def best(self, name: str) -> ComparedRow | None:
+        """The row with the best mean of a score, if its seeds tell it from each other row that has
+        the score. None for an average over scores of which some are best where they are low."""
+        low = self.lower_is_better
+        if name == AVERAGE and 0 < len(low) < len(self.columns):
             return None
-        return min(means) if name in self.lower_is_better else max(means)
+        sign = -1 if name in low or (name == AVERAGE and low) else 1
+        known = [(mean, row) for row in self.rows if (mean := row.numbers[name].mean) is not None]
+        if len(known) < 2:
+            return None
+        _, best = max(known, key=lambda entry: sign * entry[0])
+        others = [row.numbers[name] for _, row in known if row is not best]
+        return best if all(best.numbers[name].is_clear_of(other) for other in others) else None
 
 
 def compare(spec: TableSpec) -> Comparison:
-    """Read the runs and compute the table.
+    """Read the runs and compute the table. A run with a file that cannot be read is left out.
 
-    Errors: ValueError if no run is there, a file of one is damaged, or no run has an asked score.
+    Errors: ValueError if no run is there, or no run has an asked score.
     """
-    notes: list[str] = []
-    read = {row.name: read_runs(row, notes) for row in spec.rows}
+    notes, damage = list(spec.notes), list(spec.damage)
+    read = {row.name: read_runs(row, notes, damage) for row in spec.rows}
     runs = [run for of_row in read.values() for run in of_row]
     if not runs:
-        raise ValueError(f"{spec.title}: none of its runs has ended yet; train them first")
+        raise ValueError(
+            damage[0]
+            if damage
+            else f"{spec.title}: none of its runs has ended yet; train them first"
+        )
     known = [scores_of(run, spec.split) for run in runs]
     scored = dict.fromkeys(task for scores in known for task in scores)
     tasks = scored | dict.fromkeys(
@@ -130,17 +180,20 @@ def compare(spec: TableSpec) -> Comparison:
     published = {row.name: row.published for row in spec.rows}
     columns = checked_columns(list(tasks), spec.scores, targets, published)
     columns = [task for task in columns if spec.scores or task in scored]
-    metrics = {task: metric_of(task, spec.scores.get(task), known) for task in columns}
-    target = target_of(spec, read, metrics, notes)
+    metrics = {task: metric_of(task, spec.scores.get(task), runs, known, notes) for task in columns}
+    table = Comparison(
+        spec.title, columns, metrics, [], None, notes, best_low(metrics, runs), spec.asks_average,
+        damage,
+    )  # fmt: skip
+    target = target_of(spec, read, table, notes)
     rows = [
         ComparedRow(
             row.name, len(row.folders), read[row.name],
-            numbers_of(row, read[row.name], metrics, spec.split, target, notes),
+            numbers_of(row, read[row.name], table, spec.split, target, notes),
         )
         for row in spec.rows
     ]  # fmt: skip
-    low = best_low(metrics, runs)
-    return Comparison(spec.title, columns, metrics, rows, target, notes, low)
+    return replace(table, rows=rows, target=target)
 
 
 def best_low(metrics: Mapping[str, str], runs: Sequence[RunInputs]) -> set[str]:
@@ -160,7 +213,7 @@ def best_low(metrics: Mapping[str, str], runs: Sequence[RunInputs]) -> set[str]:
 def target_of(
     spec: TableSpec,
     runs: Mapping[str, Sequence[RunInputs]],
-    metrics: Mapping[str, str],
+    table: Comparison,
     notes: list[str],
 ) -> Target | None:
     """The score to reach; None, with a note, if no run of its row has one."""
@@ -169,7 +222,8 @@ def target_of(
     task, value = spec.target
     if not isinstance(value, str):
         return Target(task, value, None)
-    found = [percents(scores_of(run, spec.split), metrics).get(task) for run in runs[value]]
+    scores = [scores_of(run, spec.split) for run in runs[value]]
+    found = [percents(each, table.metrics, table.has_average).get(task) for each in scores]
     known = [percent for percent in found if percent is not None]
     if not known:
         notes.append(f"Time to {task} of {value}: no run of that row has ended.")
@@ -177,24 +231,46 @@ def target_of(
     return Target(task, statistics.mean(known), value)
 
 
-def read_runs(row: RowSpec, notes: list[str]) -> list[RunInputs]:
-    """A row's runs that have ended; notes on the others."""
+def read_runs(row: RowSpec, notes: list[str], damage: list[str]) -> list[RunInputs]:
+    """A row's runs that have ended and can be read; notes on the others."""
     ended = [folder for folder in row.folders if (folder / "artifact" / RECIPE).is_file()]
     if missing := [folder.name for folder in row.folders if folder not in ended]:
         notes.append(f"{row.name}: without {', '.join(missing)}, which has not ended.")
-    return [read_run(folder) for folder in ended]
+    runs = []
+    for folder in ended:
+        try:
+            run = read_run(folder)
+        except ValueError as error:
+            damage.append(f"{error}; the run is left out")
+            notes.append(f"{row.name}: without {folder.name}, which cannot be read: {error}.")
+            continue
+        runs.append(run)
+        damage += run.damage
+        lines = [*run.damage, *run.outdated, *stopped(run)]
+        lines += [] if run.lines else ["metrics.jsonl is not there"]
+        notes += [f"{row.name}: {run.name}: {line}." for line in lines]
+    return runs
+
+
+def stopped(run: RunInputs) -> list[str]:
+    """What is odd about a run that ended, was resumed and has not ended again."""
+    steps, done = entries_of(run.recipe_tree, "training").get("steps"), run.steps_done
+    if not isinstance(steps, int) or done is None or done >= steps:
+        return []
+    return [f"it was resumed, and has done {done:,} of {steps:,} steps"]
 
 
 def numbers_of(
     row: RowSpec,
     runs: Sequence[RunInputs],
-    metrics: Mapping[str, str],
+    table: Comparison,
     split: Split,
     target: Target | None,
     notes: list[str],
 ) -> dict[str, Number]:
     """All numbers of a row."""
-    values: dict[str, list[float]] = {name: [] for name in (*COSTS, TIME, *metrics, AVERAGE)}
+    metrics, averages = table.metrics, table.has_average
+    found: list[dict[str, float | None]] = []
     passes = [line["passes"] for run in runs for line in run.lines if "passes" in line]
     if max(passes, default=1) > 1:
         notes.append(
@@ -202,21 +278,21 @@ def numbers_of(
             "its speed pay for."
         )
     for run in runs:
-        if run.complaint or not run.lines:
-            notes.append(
-                f"{row.name}: {run.name}: {run.complaint or 'metrics.jsonl is not there'}."
-            )
-        scores = percents(scores_of(run, split), metrics)
-        asked = run.recipe_tree.get("tasks", metrics)
+        scores = percents(scores_of(run, split), metrics, averages)
+        asked = entries_of(run.recipe_tree, "tasks") or metrics
         if lost := [task for task in metrics if task in asked and task not in scores]:
             notes.append(f"{row.name}: {run.name} has no {metrics[lost[0]]} of {lost[0]}.")
         known = {**costs_of(run), **scores}
         if target is not None:
-            known[TIME] = seconds_to(run, metrics, target)
-        for name, value in known.items():
-            if value is not None:
-                values[name].append(value)
-    return {name: Number(found, row.published.get(name)) for name, found in values.items()}
+            known[TIME] = seconds_to(run, table, target)
+        found.append(known)
+    numbers = {}
+    for name in (*COSTS, TIME, *metrics, AVERAGE):
+        pairs = [(run.seed, known.get(name)) for run, known in zip(runs, found, strict=True)]
+        values = [value for _, value in pairs if value is not None]
+        seeds = [seed for seed, value in pairs if value is not None]
+        numbers[name] = Number(values, row.published.get(name), seeds)
+    return numbers
 
 
 def costs_of(run: RunInputs) -> dict[str, float | None]:
@@ -232,12 +308,12 @@ def costs_of(run: RunInputs) -> dict[str, float | None]:
     }
 
 
-def seconds_to(run: RunInputs, metrics: Mapping[str, str], target: Target) -> float | None:
+def seconds_to(run: RunInputs, table: Comparison, target: Target) -> float | None:
     """Seconds of training until an evaluation reached a score; None if none did."""
     seconds = 0.0
     for line in run.lines:
         seconds += float(line.get("seconds", 0.0))
-        reached = percents(line.get("scores", {}), metrics).get(target.task, -math.inf)
-        if reached >= target.percent:
+        reached = percents(line.get("scores", {}), table.metrics, table.has_average)
+        if reached.get(target.task, -math.inf) >= target.percent:
             return seconds
     return None

@@ -53,6 +53,7 @@ def recipe_facts(recipe: Recipe, run: RunInputs) -> dict[str, str]:
         "learning rate": f"{recipe.optimizer.learning_rate:g}",
         "precision": recipe.training.precision,
         "DeepSpeed": recipe.training.deepspeed,
+        **({"partition": run.partition} if run.partition else {}),
         "seed": str(recipe.seed),
     }
 

@@ -9,7 +9,6 @@ from functools import cached_property
 
 from vlds.config import Recipe
 from vlds.metrics.caption_scores import CIDERS
-from vlds.recipe.paths import STARTED_IN
 from vlds.report.compute.baselines import FREQUENT
 from vlds.report.compute.bootstrap import SEED
 from vlds.report.compute.results import (
@@ -19,13 +18,11 @@ from vlds.report.compute.results import (
     drawn_by_example,
     reasons,
 )
+from vlds.report.compute.seed_values import groups_of_seeds
 from vlds.report.numbers import score_text
 from vlds.report.read.inputs import RunInputs
 from vlds.report.read.predictions import Predictions
 from vlds.report.read.scores import Scores, TaskScores
-
-SEED_KEYS = ("seed", "output", STARTED_IN)
-"""Keys of the recipe in which runs may differ that count as seeds of one run."""
 
 
 @dataclass(frozen=True)
@@ -189,17 +186,10 @@ class Report:
 def seed_groups(report: Report) -> list[list[str]]:
     """Groups of names of finished runs whose recipes differ only in seed and output. A group has at
     least two seeds; the first run of each seed counts."""
-    groups: list[tuple[object, dict[str, str]]] = []
-    for name, run in report.runs.items():
-        recipe = run.inputs.recipe_tree
-        if not recipe or run.stopped:
-            continue
-        rest = {key: value for key, value in recipe.items() if key not in SEED_KEYS}
-        seeds = next((seeds for known, seeds in groups if known == rest), None)
-        if seeds is None:
-            groups.append((rest, seeds := {}))
-        seeds.setdefault(str(recipe.get("seed")), name)
-    return [list(seeds.values()) for _, seeds in groups if len(seeds) > 1]
+    ended = {n: run.inputs.recipe_tree for n, run in report.runs.items() if not run.stopped}
+    return [
+        [names[0] for names in seeds.values()] for seeds in groups_of_seeds(ended) if len(seeds) > 1
+    ]
 
 
 def mean_text(values: Sequence[float | None]) -> str:

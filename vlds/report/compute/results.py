@@ -17,6 +17,7 @@ from vlds.report.compute.bootstrap import (
 )
 from vlds.report.numbers import Interval
 from vlds.report.read.predictions import Predictions
+from vlds.report.read.scores import headline_of
 from vlds.tasks.base import Task, task_of
 
 TOLERANCE = 1e-9
@@ -83,8 +84,8 @@ def result_of(
     task: Task, predicted: Predictions, scores: Mapping[str, float], resamples: int
 ) -> TaskResult:
     """The result of one task, from its predictions and all of its scores."""
-    wanted = task.headline
-    headline = wanted if wanted is not None and wanted in scores else next(iter(scores))
+    headline = headline_of(scores, task.headline)
+    assert headline is not None
     values, interval, reason, groups = None, None, "", groups_in(task, predicted)
     if resamples:
         try:

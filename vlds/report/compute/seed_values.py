@@ -1,13 +1,22 @@
-"""What runs with several seeds have in a column: mean, deviation and confidence interval."""
+"""Runs that differ in their seed alone: which they are, and what they have in a column: mean,
+deviation, confidence interval, and how sure a difference of two rows is."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from vlds.recipe.paths import STARTED_IN
 from vlds.report.numbers import Interval
+
+SEED_KEYS = ("seed", "output", STARTED_IN)
+"""Keys of the recipe in which runs may differ that count as seeds of one run."""
+FEWEST_SEEDS = 3
+"""That two rows share before one is called better: with two, an interval is six times as wide as
+with three, and whether it holds 0 is mostly chance."""
 
 STUDENT_T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
@@ -25,6 +34,8 @@ class Number:
 
     values: Sequence[float]
     published: float | None = None
+    seeds: Sequence[str] = ()
+    """Of each value."""
 
     @property
     def mean(self) -> float | None:
@@ -45,6 +56,30 @@ class Number:
         half = student_t(count - 1) * statistics.stdev(self.values) / math.sqrt(count)
         mean = statistics.mean(self.values)
         return Interval(mean - half, mean + half)
+
+    def is_clear_of(self, other: Number) -> bool:
+        """True if the 95 % interval of the differences on common seeds, of which there are enough,
+        does not hold 0."""
+        others = dict(zip(other.seeds, other.values, strict=False))
+        paired = zip(self.seeds, self.values, strict=False)
+        differences = [value - others[seed] for seed, value in paired if seed in others]
+        interval = Number(differences).interval
+        if interval is None or len(differences) < FEWEST_SEEDS:
+            return False
+        return interval.low > 0 or interval.high < 0
+
+
+def groups_of_seeds(recipes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, list[str]]]:
+    """Runs, by their names, whose recipes are the same but for SEED_KEYS: seed -> names. A run
+    whose recipe is not known is alone."""
+    groups: list[tuple[object, dict[str, list[str]]]] = []
+    for name, recipe in recipes.items():
+        rest = {key: value for key, value in recipe.items() if key not in SEED_KEYS}
+        seeds = next((seeds for known, seeds in groups if rest and known == rest), None)
+        if seeds is None:
+            groups.append((rest, seeds := {}))
+        seeds.setdefault(str(recipe.get("seed")), []).append(name)
+    return [seeds for _, seeds in groups]
 
 
 def student_t(freedom: int) -> float:

@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlds.evaluation.scores_json import read_scores
+from vlds.evaluation.scores_json import Scored, current_scores
 from vlds.report.read.samples import GalleryEntry, read_gallery
-from vlds.report.read.scores import Scores, TaskScores, scores_of
+from vlds.report.read.scores import Scores, TaskScores, headline_of, scores_of
 from vlds.runtime.metrics_file import read_metric_lines
 from vlds.runtime.regular_file import read_text
+from vlds.runtime.run_folder import PREDICTIONS, read_starts
 from vlds.runtime.yaml_file import parse_yaml
+from vlds.tasks.base import task_of
 
 Curve = list[tuple[float, float]]
 """Points (step, value)."""
@@ -45,8 +47,33 @@ class RunInputs:
     recipe: str | None
     recipe_tree: Mapping[str, Any]
     """The recipe's text as a tree; empty if it is not YAML."""
-    complaint: str = ""
-    """About lines of metrics.jsonl that were skipped."""
+    headlines: Mapping[str, str]
+    """Task -> the score that stands for it, where scores.json or the recipe names one."""
+    stored: Mapping[str, Scored]
+    """Task's list -> what scores.json has of the run's weights; that in predictions/ counts before
+    the run's own."""
+    outdated: Sequence[str] = ()
+    """Scores of other weights, which are left out, in words."""
+    damage: Sequence[str] = ()
+    """What was passed over because it cannot be read: lines of metrics.jsonl, the recipe."""
+
+    @property
+    def seed(self) -> str:
+        """What tells the run from others of its row."""
+        return str(self.recipe_tree.get("seed", self.folder.name))
+
+    @property
+    def partition(self) -> str:
+        """How the run's memory was divided, as far as it is known: "ZeRO-3, 2 ranks"."""
+        logged = [line for line in self.lines if "zero_stage" in line]
+        deepspeed = entries_of(self.recipe_tree, "training").get("deepspeed")
+        if logged:
+            stage = f"ZeRO-{logged[-1]['zero_stage']}"
+        else:
+            stage = Path(deepspeed).stem if isinstance(deepspeed, str) else ""
+        starts = read_starts(self.folder)
+        ranks = starts[-1].hardware.partition(",")[0] if starts else ""
+        return ", ".join(filter(None, [stage, ranks]))
 
     @property
     def losses(self) -> dict[str, Curve]:
@@ -76,6 +103,34 @@ def read_run(folder: Path) -> RunInputs:
 
     Errors: ValueError where it is not one, or a file in it cannot be read.
     """
+    check_run(folder)
+    metrics = read_metric_lines(folder / "metrics.jsonl")
+    lines = [line for _, line in metrics.lines]
+    recipe, recipe_tree, damaged = read_tree(folder)
+    name = folder.resolve().name
+    own, gone = current_scores(folder, folder)
+    evaluated, gone_too = current_scores(folder / PREDICTIONS, folder)
+    stored = own | evaluated
+    headlines = headlines_of(recipe_tree)
+    headlines |= {task_of(t): entry.headline for t, entry in stored.items() if entry.headline}
+    return RunInputs(
+        name=name,
+        folder=folder,
+        lines=lines,
+        score_curves=score_curves(lines, headlines),
+        scores=filled_from_metrics(scores_of(own, name, headlines), lines, name, headlines),
+        gallery=read_gallery(folder),
+        recipe=recipe,
+        recipe_tree=recipe_tree,
+        headlines=headlines,
+        stored=stored,
+        outdated=[*gone, *gone_too],
+        damage=list(filter(None, [metrics.complaint, damaged])),
+    )
+
+
+def check_run(folder: Path) -> None:
+    """Errors: ValueError where a folder holds no run."""
     if folder.is_file():
         raise ValueError(f"{folder}: is a file; name a folder that `vlds train` wrote")
     if not folder.is_dir():
@@ -86,26 +141,6 @@ def read_run(folder: Path) -> RunInputs:
             f"{folder}: holds neither metrics.jsonl nor scores.json nor predictions; name a folder "
             "that `vlds train` wrote"
         )
-    metrics = read_metric_lines(folder / "metrics.jsonl")
-    lines = [line for _, line in metrics.lines]
-    file = folder / "recipe.yaml"
-    recipe = read_text(file, errors="replace") if file.is_file() else None
-    recipe_tree = tree_of(recipe)
-    name = folder.resolve().name
-    stored = scores_of(read_scores(folder), name)
-    headlines = headlines_of(recipe_tree)
-    headlines |= {task: entry.metrics[0] for task, entry in stored.tasks.items() if entry.metrics}
-    return RunInputs(
-        name=name,
-        folder=folder,
-        lines=lines,
-        score_curves=score_curves(lines, headlines),
-        scores=filled_from_metrics(stored, lines, name, headlines),
-        gallery=read_gallery(folder),
-        recipe=recipe,
-        recipe_tree=recipe_tree,
-        complaint=metrics.complaint,
-    )
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[RunInputs], list[ValueError]]:
@@ -125,13 +160,23 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[RunInputs], list[ValueError
     return runs, strangers
 
 
-def tree_of(recipe: str | None) -> dict[str, Any]:
-    """A recipe's text as a tree; empty if it is not a mapping in YAML."""
+def read_tree(folder: Path) -> tuple[str | None, dict[str, Any], str]:
+    """The text of a run's recipe, None where it has none; as a tree, empty if the text is not a
+    mapping in YAML; and what is wrong then.
+
+    Errors: CannotOpen.
+    """
+    file = folder / "recipe.yaml"
+    if not file.exists():
+        return None, {}, ""
+    text = read_text(file, errors="replace")
     try:
-        tree = parse_yaml(recipe or "", "recipe.yaml")
-    except ValueError:  # the report's note says so, where the whole recipe is read
-        return {}
-    return tree if isinstance(tree, dict) else {}
+        tree = parse_yaml(text, str(file))
+    except ValueError as error:
+        return text, {}, f"{error}; copy it again from where the run was trained"
+    if not isinstance(tree, dict):
+        return text, {}, f"{file}: holds no recipe; copy it again from where the run was trained"
+    return text, tree, ""
 
 
 def headlines_of(recipe: Mapping[str, Any]) -> dict[str, str]:
@@ -151,14 +196,13 @@ def entries_of(tree: object, key: str) -> Mapping[str, Any]:
 
 
 def score_curves(lines: Iterable[Metrics], headlines: Mapping[str, str]) -> dict[str, Curve]:
-    """Each task's headline score (the first, where none is named) over steps."""
+    """The score that stands for each task over steps."""
     curves: dict[str, Curve] = {}
     for line in lines:
         for task, scores in line.get("scores", {}).items():
-            name = headlines.get(task)
-            value = scores.get(name) if name in scores else next(iter(scores.values()), None)
-            if value is not None:
-                curves.setdefault(task, []).append((line["step"], value))
+            name = headline_of(scores, headlines.get(task))
+            if name is not None:
+                curves.setdefault(task, []).append((line["step"], scores[name]))
     return curves
 
 

@@ -11,7 +11,7 @@ from vlds.runtime.json_record import parse_record
 from vlds.runtime.regular_file import read_text
 from vlds.runtime.run_folder import PREDICTIONS, STEP, newest_step
 
-AGAIN = "evaluate the run again, with `vlds evaluate --run`"
+AGAIN = "evaluate the run again, with `vlds evaluate RUN`"
 
 
 @dataclass(frozen=True)

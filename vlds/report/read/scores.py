@@ -7,6 +7,14 @@ from dataclasses import dataclass, field
 
 from vlds.evaluation.scores_json import Scored
 from vlds.metrics.tables import split
+from vlds.tasks.base import task_of
+
+
+def headline_of(names: Iterable[str], named: str | None) -> str | None:
+    """The score that stands for a task in every table, of those that it has: the one that its
+    recipe or scores.json names, else the first; None where there is none."""
+    known = list(names)
+    return named if named in known else next(iter(known), None)
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,8 @@ class TaskScores:
     def metrics(self) -> list[str]:
         """All metrics of all columns, the headline first."""
         names = list(dict.fromkeys(name for scores in self.by_column.values() for name in scores))
-        return sorted(names, key=lambda name: name != self.headline) if self.headline else names
+        headline = headline_of(names, self.headline)
+        return sorted(names, key=lambda name: name != headline)
 
     def is_lower_better(self, metric: str) -> bool:
         """Of a score, or of a cell of its table."""
@@ -72,13 +81,15 @@ class Scores:
     """What -> examples a second, over all ranks."""
 
 
-def scores_of(stored: Mapping[str, Scored], run_name: str) -> Scores:
-    """What scores.json says of the run `own` and of others."""
+def scores_of(stored: Mapping[str, Scored], run_name: str, headlines: Mapping[str, str]) -> Scores:
+    """What scores.json says of the run and of others. `headlines`: task -> the score that stands
+    for it, where one is named."""
     others = dict.fromkeys(label for entry in stored.values() for label in entry.compared)
     tasks = {}
     for task, entry in stored.items():
         columns = {**entry.compared, run_name: entry.scores}
         scored = {label: scores for label, scores in columns.items() if scores}
         if scored:
-            tasks[task] = TaskScores(scored, entry.examples, entry.data, entry.headline)
+            headline = headlines.get(task_of(task))
+            tasks[task] = TaskScores(scored, entry.examples, entry.data, headline)
     return Scores([*others, run_name] if tasks else [], tasks)

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from vlds.report.compute.compared_columns import (
     ANSWERS,
-    AVERAGE,
     MEMORY,
     SPEED,
     STORED,
     TIME,
     TRAINS,
 )
+from vlds.report.compute.compared_scores import CIDER
 from vlds.report.compute.comparison import ComparedRow, Comparison
 from vlds.report.compute.facts import speed_text
-from vlds.report.compute.seed_values import Number
+from vlds.report.compute.seed_values import FEWEST_SEEDS, Number
 from vlds.report.numbers import bytes_text
 from vlds.report.render.table import Cell, Row, Table
 from vlds.runtime.durations import duration_text
@@ -78,12 +78,12 @@ def cell(comparison: Comparison, row: ComparedRow, name: str) -> Cell:
         text = "-" if number.mean is None else heading.text(number.mean)
         some = name == TIME and 0 < len(number.values) < len(row.runs)
         reached = [f"{len(number.values)} of {len(row.runs)} runs"] if some else []
-        return Cell(text, notes=[*published(number, heading.text), *reached])
+        shared = [row.partition] if name == MEMORY and comparison.partitions_differ else []
+        return Cell(text, notes=[*published(number, heading.text), *reached, *filter(None, shared)])
     interval = number.interval
-    is_best = number.mean is not None and number.mean == comparison.best(name)
     return Cell(
         score_text(number),
-        "number best" if is_best else "number",
+        "number best" if comparison.best(name) is row else "number",
         f"[{interval.low:.1f}, {interval.high:.1f}]" if interval else "",
         published(number, lambda value: f"{value:.1f}"),
     )
@@ -105,9 +105,30 @@ def published(number: Number, text: Callable[[float], str]) -> list[str]:
 def notes(comparison: Comparison, has_intervals: bool = True) -> list[str]:
     """What the numbers mean, and what is missing."""
     metrics = ", ".join(f"{metric} of {task}" for task, metric in comparison.metrics.items())
-    lines = [f"Scores are percents, 100 times the score, also for CIDEr: {metrics}."]
-    if AVERAGE in comparison.values:
-        lines.append("The average is the mean of the columns before it.")
+    scales = comparison.scales
+    but = ", but for CIDEr, which goes up to 1,000" if CIDER in scales else ""
+    lines = [f"Scores are 100 times their value, so percents{but}: {metrics}."]
+    listed = "; ".join(f"{', '.join(tasks)} ({scale})" for scale, tasks in scales.items())
+    if comparison.has_average:
+        mixed = "" if len(scales) == 1 else (
+            f", although their scales differ: {listed}. It is as papers publish it, and mostly "
+            "their largest score"
+        )  # fmt: skip
+        lines.append(f"The average is the mean of the columns before it{mixed}.")
+    elif len(comparison.columns) > 1:
+        lines.append(f"There is no average, because the scales of the scores differ: {listed}.")
+    if len(comparison.rows) > 1:
+        is_any = any(comparison.best(name) for name in comparison.values)
+        lines.append(
+            f"{'Bold: a best mean' if is_any else 'No best mean is bold, because each'} needs "
+            f"{FEWEST_SEEDS} seeds or more in common with every other row, and a 95 % interval "
+            "(Student's t) of the differences seed by seed that does not hold 0."
+        )
+    if comparison.partitions_differ:
+        lines.append(
+            "Peak memory is that of one rank. The rows do not divide it over ranks alike, as each "
+            "says, so compare it within those that do."
+        )
     if any(len(row.runs) > 1 for row in comparison.rows):
         spread = "\u00b1: standard deviation of the sample (n - 1) over the seeds."
         interval = " Brackets: 95 % confidence interval of the mean (Student's t)."

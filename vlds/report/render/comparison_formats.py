@@ -12,6 +12,8 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from vlds.metrics.caption_scores import CIDERS
+from vlds.report.compute.compared_columns import MEMORY
 from vlds.report.compute.comparison import Comparison
 from vlds.report.render.comparison import (
     COSTS,
@@ -115,17 +117,24 @@ def csv_rows(comparison: Comparison) -> str:
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ("row", "name", "metric", "unit", "runs", "mean", "deviation", "low", "high", "published")
-    )
+        (
+            "row", "name", "metric", "unit", "runs", "mean", "deviation", "low", "high",
+            "published", "best", "partition",
+        )
+    )  # fmt: skip
     for row in comparison.rows:
         for name in (*comparison.costs, *comparison.values):
             number = row.numbers[name]
             interval = number.interval
-            unit = COSTS[name].unit if name in COSTS else "percent"
+            is_cider = comparison.metrics.get(name) in CIDERS
+            unit = "times 100" if is_cider else "percent"
+            unit = COSTS[name].unit if name in COSTS else unit
+            is_best = name in comparison.values and comparison.best(name) is row
             writer.writerow((
                 row.name, name, comparison.metrics.get(name), unit, len(number.values),
                 number.mean, number.deviation, interval and interval.low,
-                interval and interval.high, number.published,
+                interval and interval.high, number.published, "best" if is_best else None,
+                row.partition if name == MEMORY else None,
             ))  # fmt: skip
     return text.getvalue()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlds.report.compute.compared_columns import TRAINS
+from vlds.report.compute.compared_columns import AVERAGE, TRAINS
 from vlds.report.compute.comparison import Comparison
 from vlds.report.render import charts
 from vlds.report.render.charts import Bar, Chart, Spot, look, spot_chart
@@ -29,10 +29,16 @@ def html(comparison: Comparison) -> str:
     )
 
 
-def cost_and_score(comparison: Comparison) -> Chart | None:
-    """Every row's average (or only score) over its trainable share, as in the paper's figure, and
-    the published ones; None if fewer than two rows are known."""
-    name = comparison.values[-1]
+def cost_and_score(comparison: Comparison) -> list[Chart]:
+    """Every row's average over its trainable share, as in the paper's figure, and the published
+    ones; without an average, each score. Left out if fewer than two rows are known."""
+    names = [AVERAGE] if comparison.has_average else comparison.columns
+    charts = [cost_and(comparison, name) for name in names]
+    return [chart for chart in charts if chart is not None]
+
+
+def cost_and(comparison: Comparison, name: str) -> Chart | None:
+    """That of one score."""
     spots = []
     for index, row in enumerate(comparison.rows):
         share, score = row.numbers[TRAINS], row.numbers[name]

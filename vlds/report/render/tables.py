@@ -35,18 +35,23 @@ def summary_table(scores: Scores) -> Table:
 
 
 def score_table(run: RunReport) -> Table:
-    """Headline scores for the page; the best of each row is bold and underlined, the run's own has
-    its interval."""
+    """Headline scores for the page; the best of each row is bold and underlined, the run's own is
+    the first, where a phone shows it too, with its interval."""
     rows = []
-    columns = run.scores.columns
+    columns = own_first(run.scores)
     for name, task in run.scores.tasks.items():
         notes = [task.data_text] if task.data_text else []
         for metric in task.metrics[:1]:
             result = run.result(name, metric)
-            intervals = {columns[-1]: result.interval if result else None}
+            intervals = {columns[0]: result.interval if result else None}
             cells = score_cells(task, metric, columns, intervals)
             rows.append(Row(name, cells, [f"{metric}{direction(task, metric)}", *notes]))
     return Table(["task", *columns], rows)
+
+
+def own_first(scores: Scores) -> list[str]:
+    """The columns on the page of one run."""
+    return [*scores.columns[-1:], *scores.columns[:-1]]
 
 
 def direction(task: TaskScores, metric: str) -> str:
@@ -60,15 +65,17 @@ def score_cells(
     columns: Sequence[str],
     intervals: Mapping[str, Interval | None] | None = None,
 ) -> list[Cell]:
-    """One cell a column, with a bar under scores that lie in 0..1."""
+    """One cell a column. All bars of a row have one scale, up to 1 or to the largest score."""
     values = {label: task.by_column.get(label, {}).get(metric) for label in columns}
     best = task.best(metric, values.values())
+    known = [value for value in values.values() if value is not None]
+    whole, has_bars = max([1.0, *known]), min(known, default=0.0) >= 0
     return [
         Cell(
             score_text(value),
             score_look(value, best),
             bracket((intervals or {}).get(label)),
-            bar=value if value is not None and 0 <= value <= 1 else None,
+            bar=value / whole if value is not None and has_bars else None,
         )
         for label, value in values.items()
     ]
@@ -98,7 +105,7 @@ def comparison_table(report: Report) -> Table:
         rows.append(Row(FREQUENT, [*frequent, *NO_FACTS]))
     for name, run in report.runs.items():
         method = "; ".join(filter(None, [run.facts.get("method"), run.stopped]))
-        cells = [*headline_cells(report, run), *fact_cells(run)]
+        cells = [*headline_cells(report, run), *fact_cells(report, run)]
         rows.append(Row(name, cells, [method] if method else []))
     for names in seed_groups(report):
         runs = [report.runs[name] for name in names]
@@ -116,7 +123,7 @@ def paper_table(report: Report) -> Table:
         rows.append(Row(FREQUENT, [Cell(""), *NO_FACTS, *frequent]))
     for name, run in report.runs.items():
         method = Cell(run.facts.get("method", ""))
-        cells = [method, *fact_cells(run), *headline_cells(report, run)]
+        cells = [method, *fact_cells(report, run), *headline_cells(report, run)]
         rows.append(Row(name, cells, [run.stopped] if run.stopped else []))
     heads = ["run", "method", "trains", "bytes per rank", "examples/s"]
     return Table([*heads, *short_heads(report)], rows, numbers_from=2)
@@ -125,14 +132,19 @@ def paper_table(report: Report) -> Table:
 NO_FACTS = [Cell("")] * 3
 
 
-def fact_cells(run: RunReport) -> list[Cell]:
-    """What trains, bytes and speed; "" where they are not known."""
-    scores = run.scores
+def fact_cells(report: Report, run: RunReport) -> list[Cell]:
+    """What trains, bytes and speed; "" where they are not known. Bytes say over which ranks they
+    are divided, where the runs differ in that."""
+    scores, partition = run.scores, run.inputs.partition
+    known = {other.inputs.partition for other in report.runs.values()} - {""}
     trainable, memory = scores.trainable, scores.bytes_per_rank
     speed = scores.samples_per_second.get("training")
     return [
         Cell(f"{trainable['percent']:.2f} %" if trainable else ""),
-        Cell(bytes_text(sum(memory.values())) if memory else ""),
+        Cell(
+            bytes_text(sum(memory.values())) if memory else "",
+            notes=[partition] if memory and partition and len(known) > 1 else [],
+        ),
         Cell("" if speed is None else speed_text(speed)),
     ]
 
@@ -195,10 +207,10 @@ class Fold(NamedTuple):
     table: Table
 
 
-def folded_details(scores: Scores) -> list[Fold]:
+def folded_details(scores: Scores, columns: Sequence[str]) -> list[Fold]:
     """Each task's scores; a task with a single score has no more to show."""
     return [
-        Fold(summary(name, task), detail_table(task, scores.columns))
+        Fold(summary(name, task), detail_table(task, columns))
         for name, task in scores.tasks.items()
         if len(task.metrics) > 1
     ]

@@ -46,8 +46,8 @@ def class_named(path: str, base: type) -> type | None:
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """Name -> type of the fields that a recipe can set."""
-    hints = get_type_hints(cls)
+    """Name -> type of the fields that a recipe can set, with their limits."""
+    hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in fields(cls) if field.init}
 
 

@@ -24,6 +24,7 @@ from vlds.recipe.choices import (
     is_mapping_of_choices,
 )
 from vlds.recipe.files import WHOLE, merged, read_merged
+from vlds.runtime.checks import number_faults
 from vlds.runtime.resources import find
 from vlds.runtime.terminal import tell
 
@@ -95,14 +96,14 @@ def build(cls: type[Options], values: Mapping[str, Any], key: str = "") -> Optio
 def build_field(hint: Any, value: Any, key: str) -> Any:
     """Build the value of one field.
 
-    Errors: ValueError for NaN, which comparisons with a bound may miss, and for null where there
-    must be something, which the parser lets through; and as `build`.
+    Errors: ValueError for a number outside of its type's limits, and for null where there must be
+    something, which the parser lets through; and as `build`.
     """
     cls = dataclass_of(hint)
     if value is None and type(None) not in get_args(hint):
         raise ValueError(f"{key}: got null; give a value, or leave the key out")
-    if isinstance(value, float) and value != value:
-        raise ValueError(f"{key}: got nan; give a number")
+    for fault in number_faults(value, hint) if cls is None else ():
+        raise ValueError(f"{key}: {fault}")
     if cls is None or not isinstance(value, Mapping):
         return value
     if is_mapping_of_choices(hint):

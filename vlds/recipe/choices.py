@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import isabstract
 from typing import Any, get_args, get_origin, get_type_hints
@@ -43,6 +44,13 @@ def class_named(path: str, base: type) -> type | None:
         return concrete_classes(base).get(name)
     cls = getattr(importlib.import_module(module), name, None)
     return cls if isinstance(cls, type) and issubclass(cls, base) else None
+
+
+def class_if_there(path: str, base: type) -> type | None:
+    """The class of a `class_path`; None if there is none, which `check_tree` reports."""
+    with suppress(ImportError):
+        return class_named(path, base)
+    return None
 
 
 def field_types(cls: type) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -17,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from vlds.recipe.check import ARGUMENTS, CLASS, check_tree, explain
 from vlds.recipe.choices import (
     CHOICES,
+    class_if_there,
     class_named,
     dataclass_of,
     field_types,
@@ -70,6 +70,7 @@ def checked(parser: ArgumentParser, tree: Mapping[str, Any], options: type) -> N
     try:
         parsed: Namespace = parser.parse_object(dict(tree))
     except (ArgumentError, ValueError, TypeError) as error:
+        check_tree(tree, options, values=True)
         raise ValueError(explain(str(error))) from error
     return parsed
 
@@ -124,19 +125,26 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
     Errors: ValueError for a file that is not a recipe, or a word that is not an option.
     """
     tree: dict[str, Any] = {}
-    words = iter(arguments)
+    words, known = iter(arguments), field_types(options)
     for word in words:
         option, equals, value = word.partition("=")
         if not option.startswith("--"):
-            raise ValueError(f"'{word}' is unexpected; a recipe comes first, then --KEY VALUE")
+            name = option.lstrip("-")
+            hint = f"did you mean --{name} VALUE? " if name.split(".")[0] in known else ""
+            raise ValueError(
+                f"'{word}' is unexpected; {hint}a recipe comes first, then --KEY VALUE"
+            )
         if option == PRINT:
             continue
-        value = value if equals else next(words, "")
+        if not equals:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise ValueError(f"{option}: no value follows; write {option} VALUE")
         if option == CONFIG:
             tree = merged(tree, read_recipe(value, options), WHOLE)
         else:
             try:
-                set_key(tree, option.removeprefix("--").split("."), value, field_types(options))
+                set_key(tree, option.removeprefix("--").split("."), value, known)
             except yaml.YAMLError:
                 raise ValueError(
                     f"{option}: got {value!r:.100}, not YAML; check its brackets and quotes"
@@ -214,13 +222,6 @@ def new_value(old: Any, text: str, hint: Any) -> Any:
     types = field_types(chosen) if chosen else {}
     shared = {name: value for name, value in (arguments or {}).items() if name in types}
     return {CLASS: text, ARGUMENTS: shared} if shared else {CLASS: text}
-
-
-def class_if_there(path: str, base: type) -> type | None:
-    """The class of a `class_path`; None if there is none, which `check_tree` reports."""
-    with suppress(ImportError):
-        return class_named(path, base)
-    return None
 
 
 def build_parser(options: type, prog: str, files: bool) -> ArgumentParser:

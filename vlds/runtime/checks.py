@@ -13,8 +13,8 @@ LARGEST = 1 << 63
 
 @dataclass(frozen=True, repr=False)
 class Limits:
-    """Bounds of a number in a recipe. They stand in its type, so that no field is without a check
-    by oversight, and help texts show them."""
+    """Bounds of a number in a recipe. They stand in its type, next to its name, where a new field
+    gets one too."""
 
     least: float
     most: float = math.inf

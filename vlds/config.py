@@ -304,7 +304,11 @@ def load_recipe(path: Path) -> Recipe:
     Errors: ValueError as for all recipes, and if it names a class that is not trusted.
     """
     check_saved(read_yaml(path), str(path))
-    return parse_recipe(["--config", str(path)])
+    try:
+        return parse_recipe(["--config", str(path)])
+    except ValueError as error:
+        named = str(path) in str(error)
+        raise ValueError(str(error) if named else f"{path}: {error}") from error
 
 
 def check_saved(tree: Any, source: str) -> None:

@@ -274,7 +274,7 @@ def wanted(hint: Any) -> str:
         else:
             words.append(CURES.get((origin or branch).__name__, str(branch)))
         if branch in (int, float) and (limits := limits_of(hint)) is not None:
-            words[-1] += f" ({limits})"
+            words[-1] += f" ({str(limits).removeprefix('a number ')})"
     return " or ".join(words)
 
 
@@ -288,8 +288,10 @@ def in_yaml(value: Any) -> str:
 def in_quotes(value: Any) -> str:
     """The cure for a value that should be text."""
     if isinstance(value, bool):
-        word, others = ("yes", "on and true") if value else ("no", "off and false")
-        return f'YAML reads a bare {word} so, and {others}; give text: write it in quotes, "{word}"'
+        words, word = ("yes, on or true", "yes") if value else ("no, off or false", "no")
+        return (
+            f'that is how YAML reads a bare {words}; give text: write it in quotes, like "{word}"'
+        )
     return f'give text: write it in quotes, like "{in_yaml(value)}"'
 
 

@@ -129,8 +129,8 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
     for word in words:
         option, equals, value = word.partition("=")
         if not option.startswith("--"):
-            name = option.lstrip("-")
-            hint = f"did you mean --{name} VALUE? " if name.split(".")[0] in known else ""
+            name, form = option.lstrip("-"), f"={value}" if equals else " VALUE"
+            hint = f"did you mean --{name}{form}? " if name.split(".")[0] in known else ""
             raise ValueError(
                 f"'{word}' is unexpected; {hint}a recipe comes first, then --KEY VALUE"
             )

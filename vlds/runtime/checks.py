@@ -62,7 +62,7 @@ def number_faults(value: Any, hint: Any) -> Iterator[str]:
             yield f"got {value}; give {limits or 'a finite number'}"
         elif limits is not None and not limits.hold(value):
             yield f"got {value}; give {limits}"
-        elif limits is not None and limits.most == math.inf and value >= LARGEST:
+        elif limits is not None and limits.most == math.inf and not is_number(value):
             yield f"got {value}; give a smaller number"
 
 

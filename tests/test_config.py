@@ -535,7 +535,7 @@ def test_a_damaged_saved_recipe_is_named(file: Path, tmp_path: Path) -> None:
     for old, new, message in (
         ("steps: null", "steps: many", f"{saved}: training.steps: got 'many'; give a whole"),
         ("eps: 1.0e-06", "eps: 0", f"{saved}: optimizer.eps: got 0.0; give a number above 0"),
-        ("seed: 0", "seed: [0", f"{saved}, line 4: not YAML: expected"),
+        ("seed: 0", "seed: [0", f"{saved}, line 3: not YAML: expected"),
     ):
         assert old in text
         saved.write_text(text.replace(old, new, 1))

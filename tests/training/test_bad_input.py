@@ -134,7 +134,7 @@ def test_a_folder_without_a_data_set(world: Path, tmp_path: Path) -> None:
     absent = tmp_path / "x"
     for folder, what in ((tmp_path, "no dataset.json in this folder; name one"), (absent, "no s")):
         message = check_complaint(
-            with_task(world_recipe(world, tmp_path), "vqa", train=[str(folder)])
+            with_task(world_recipe(world, tmp_path.with_name("run")), "vqa", train=[str(folder)])
         )
         assert f"tasks.vqa: data set {folder}: {what}" in message
         assert "data_prep" in message

@@ -62,16 +62,28 @@ def is_ready(needed: Sequence[Download], data: Path) -> bool:
 
 def run_commands(chosen: Sequence[Published], data: Path, out: Path) -> int:
     """Pack every split whose files are there and that is not packed yet; the exit code of the
-    first command that fails, or 0."""
+    first command that fails, or 0. Says what there was to do."""
+    packed, waiting, done = 0, 0, 0
     for published in chosen:
         for split, needed in published.splits.items():
             words = words_of(published, split, data, out)
             # A data set is whole once it has its description, which is written last.
-            if not is_ready(needed, data) or (Path(words[-1]) / DATASET_FILE).is_file():
+            if (Path(words[-1]) / DATASET_FILE).is_file():
+                packed += 1
+                continue
+            if not is_ready(needed, data):
+                waiting += 1
                 continue
             tell(shlex.join([*PROGRAM.split(), *words]))
             if code := subprocess.run([sys.executable, "-m", "data_prep", *words]).returncode:
                 return code
+            done += 1
+    nothing = "" if done else "nothing is left to do: "
+    hint = f"; `{PROGRAM} plan --data {data}` names the missing files" if waiting else ""
+    tell(
+        f"{nothing}{done} split{'s' * (done != 1)} packed now, {packed} packed before, {waiting} "
+        f"without their files in {data}{hint}"
+    )
     return 0
 
 

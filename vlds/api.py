@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from vlds.config import parse_recipe
+from vlds.data.shards.remote import is_url
 from vlds.evaluation.scores_json import LEFT_IN, Scored, read_scores
 from vlds.evaluation.user_picture import ACCEPTED, Picture, encode_picture, path_of
 from vlds.recipe.trusted import trust as trust_module
@@ -119,8 +120,9 @@ def evaluate(
     Errors: as `train`.
     """
     folders = [data] if isinstance(data, str | Path) else data
+    names = [folder if is_url(folder) else path_of("data", folder) for folder in folders]
     words = ["--run", str(path_of("run", run))]
-    words += ["--data", *(str(path_of("data", folder)) for folder in folders)] if folders else []
+    words += ["--data", *map(str, names)] if names else []
     words += ["--split", *splits] if splits else []
     with scratch_folder() as scratch:
         folder = path_of("out", out or scratch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
@@ -23,7 +23,7 @@ from vlds.recipe.choices import is_choice
 from vlds.recipe.parse import from_tree, parse
 from vlds.recipe.paths import STARTED_IN, with_start
 from vlds.recipe.trusted import check_classes
-from vlds.runtime.checks import at_least, at_least_if_set
+from vlds.runtime.checks import Count, Limits, Natural, NotNegative, Positive, Share, ShareBelow1
 from vlds.runtime.credentials import without_credentials
 from vlds.runtime.shown import visible
 from vlds.runtime.whole_file import write_whole
@@ -45,18 +45,18 @@ AdamWUpdate = Literal["torch", "transformers"]
 class OptimizerConfig:
     """AdamW with linear warm-up, and a decay."""
 
-    learning_rate: float = 1e-3
+    learning_rate: NotNegative = 1e-3
     """Peak learning rate; a method's own `learning_rate` replaces it for that method's weights."""
-    connector_learning_rate: float | None = None
+    connector_learning_rate: NotNegative | None = None
     """Peak learning rate of what makes visual tokens, the visual embedding or the projector;
     default: `learning_rate`."""
-    norms_learning_rate: float | None = None
+    norms_learning_rate: NotNegative | None = None
     """Peak learning rate of the backbone's norms, with `train_norms`; default: `learning_rate`."""
-    heads_learning_rate: float | None = None
+    heads_learning_rate: NotNegative | None = None
     """Peak learning rate of the tasks' heads; default: `learning_rate`. METER: 50 times that."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    betas: list[ShareBelow1] = field(default_factory=lambda: [0.9, 0.999])
     """Decay rates of AdamW's two moments."""
-    eps: float = 1e-6
+    eps: Positive = 1e-6
     """AdamW's epsilon."""
     update: AdamWUpdate = "torch"
     """Whose AdamW moves the weights. torch: weights decay before the update, and epsilon is added
@@ -64,36 +64,33 @@ class OptimizerConfig:
     VL-Adapter, VL-PET and Ladder Side-Tuning, which took it from transformers 4: weights decay
     after the update, and epsilon is added before the correction, so that small gradients move
     weights less."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """Decay of the weights in `weight_decay_groups`."""
     weight_decay_groups: Literal["declared", "vl_adapter"] = "declared"
     """Which weights decay. declared: those that their modules declare: matrices, but not biases,
     norms, factors and the image order table. vl_adapter: as in the original VL-Adapter code, where
     norms' weights, biases of Compacter and LowRankAdapter and the image order table decay too."""
-    clip_norm: float = 5.0
+    clip_norm: NotNegative = 5.0
     """Largest norm of the whole gradient; 0 switches clipping off."""
-    warmup_ratio: float = 0.1
+    warmup_ratio: Share = 0.1
     """Share of the steps over which the learning rate rises linearly from 0."""
     decay: Literal["linear", "cosine"] = "linear"
     """How the rate falls: in a line, or as half a wave of a cosine."""
-    decay_start: float | None = None
+    decay_start: Share | None = None
     """Share of the steps after which the rate falls to 0; default: after the warm-up."""
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2:
             raise ValueError(f"betas: got {self.betas}; give two numbers, like [0.9, 0.999]")
-        at_least(self, 0, "learning_rate", "eps", "weight_decay", "clip_norm", "warmup_ratio")
-        rates = (f"{part}_learning_rate" for part in ("connector", "norms", "heads"))
-        at_least_if_set(self, 0, *rates, "decay_start")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """Length, precision and partitioning of the run."""
 
-    steps: int | None = None
+    steps: Count | None = None
     """Optimizer steps of the run; default: 1000, or as many as `epochs` needs."""
-    epochs: float | None = None
+    epochs: Positive | None = None
     """Instead of `steps`: passes over the examples of all tasks together. Epochs of a single task
     depend on its share; the run logs them."""
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -105,37 +102,31 @@ class TrainingConfig:
     """DeepSpeed's own configuration file; its "auto" fields follow this recipe."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: less memory, a third more time."""
-    log_every: int = 20
+    log_every: Count = 20
     """Steps between log lines."""
-    save_every: int = 500
+    save_every: Count = 500
     """Steps between run states; the last step always saves."""
-    keep_states: int = 2
+    keep_states: Count = 2
     """Newest run states that are kept, besides that of the best evaluation."""
-    max_nonfinite_steps: int = 10
+    max_nonfinite_steps: Natural = 10
     """Steps in a row that may have a NaN or infinite loss or gradient; they change no weight. One
     more stops the run."""
     evaluate_first: bool = False
     """Evaluate before the first step: with identity-initialised methods, the frozen model."""
-    evaluate_every: int = 0
+    evaluate_every: Natural = 0
     """Steps between evaluations; 0: only after the last step."""
     best: str | None = None
     """TASK/SCORE, like vqa/vqa_accuracy: keep the artifact of the evaluation with the highest score
     in RUN/best; that of the last step is in RUN/artifact."""
-    collective_timeout: float = 600.0
+    collective_timeout: Annotated[float, Limits(1)] = 600.0
     """Seconds that ranks wait for each other or for their loader's workers before they give up."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "log_every", "save_every", "keep_states", "collective_timeout")
-        if self.steps is not None:
-            at_least(self, 1, "steps")
-        if self.epochs is not None and not 0 < self.epochs < float("inf"):
-            raise ValueError(f"epochs: got {self.epochs}; give a number above 0")
         if self.steps is not None and self.epochs is not None:
             raise ValueError(
                 f"epochs: got {self.epochs}, and steps {self.steps} too; give one and set the "
                 "other to null"
             )
-        at_least(self, 0, "evaluate_every", "max_nonfinite_steps")
         if self.reproducible and self.precision != "fp32":
             raise ValueError(
                 f"precision: got {self.precision}, and reproducible true; CPUs differ in what they "
@@ -171,16 +162,12 @@ class AlignmentConfig:
 
     data: str
     """A gqa data set whose samples hold the objects of their scene graphs."""
-    steps: int = 200
+    steps: Count = 200
     """Steps of alignment."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Pictures a step."""
-    learning_rate: float = 3e-3
+    learning_rate: NotNegative = 3e-3
     """Peak learning rate."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch_size")
-        at_least(self, 0, "learning_rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,18 +175,14 @@ class MetaConfig:
     """Meta-learning before training (MetaAdapter): weights from which each task is learnt in few
     steps. Steps inside a task are Adam's, with `optimizer`'s second beta, eps and clip_norm."""
 
-    steps: int = 100
+    steps: Count = 100
     """Outer steps. Each reads a global batch, or one for each task if these hold one task each."""
-    learning_rate: float = 1e-3
+    learning_rate: NotNegative = 1e-3
     """Adam's rate inside a task."""
-    outer_rate: float = 1.0
+    outer_rate: NotNegative = 1.0
     """Share of the tasks' mean change that an outer step takes; falls linearly to 0."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Decay inside a task of all weights, norms and biases too; it is added to the gradient."""
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "steps")
-        at_least(self, 0, "learning_rate", "outer_rate", "weight_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +201,7 @@ class Recipe:
 
     output: str
     """Run folder: metrics, run state, artifact, recipe."""
-    seed: int = 0
+    seed: Annotated[int, Limits(0, 2**64 - 1)] = 0
     """Seed of initial weights, order of examples, sampled answers and dropout."""
     model: ModelKind
     """The frozen model: a class of vlds.models."""
@@ -240,15 +223,8 @@ class Recipe:
     """Trackers."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 1 << 64:
-            raise ValueError(f"seed: got {self.seed}; give a number from 0 to 2^64 - 1")
         if not self.tasks:
             raise ValueError("tasks: the recipe has none; give at least one, see docs/tasks.md")
-        for name, method in self.methods.items():
-            try:
-                at_least_if_set(method, 0, "learning_rate")
-            except ValueError as error:
-                raise ValueError(f"methods.{name}.{error}") from None
         for name, task in self.tasks.items():
             if task.batch_size is not None and self.data.unit != "global_batch":
                 raise ValueError(
@@ -350,9 +326,8 @@ def load_recipe(path: Path) -> Recipe:
     try:
         return parse_recipe(["--config", str(path)])
     except ValueError as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f"{path}: {error}") from None
+        named = str(path) in str(error)
+        raise ValueError(str(error) if named else f"{path}: {error}") from error
 
 
 def check_saved(tree: Any, source: str) -> None:

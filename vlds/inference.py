@@ -26,10 +26,10 @@ from vlds.evaluation.evaluator import Evaluator
 from vlds.evaluation.leaderboards import write_submissions
 from vlds.evaluation.result import Evaluation, leave
 from vlds.evaluation.sources import evaluation_sources, with_lists
+from vlds.evaluation.user_picture import encode_picture
 from vlds.runtime.disk import check_writable
 from vlds.runtime.manifest import recorded_hash
 from vlds.runtime.ranks import Ranks, hold_folder, rank_from_environment
-from vlds.runtime.regular_file import read_file
 from vlds.runtime.reproducible import pin_arithmetic
 from vlds.runtime.run_folder import BLANK, PREDICTIONS
 from vlds.runtime.terminal import tell
@@ -201,19 +201,19 @@ def task_for(recipe: Recipe, folder: str) -> str:
 
 def predict_one(
     run: Path,
-    images: Sequence[Path],
+    images: Sequence[str],
     question: str,
     task_name: str | None,
     changes: Sequence[str] = (),
 ) -> int:
     """Print the answer about pictures. Returns the exit code."""
     try:
-        pictures = [read_file(path) for path in images]
-    except OSError as error:
-        raise ValueError(f"--image: {error.filename}: {error.strerror}") from None
+        pictures = [encode_picture(image) for image in images]
+    except ValueError as error:
+        raise ValueError(f"--image: {error}") from None
     loaded = load_run(run, changes=changes)
     name = choose_task(loaded.recipe, task_name, question)
-    answer = predict(loaded, name, pictures, question, list(map(str, images)))
+    answer = predict(loaded, name, pictures, question, list(images))
     if rank_from_environment().is_first:
         tell(answer.text)
         if answer.prompt_cut:

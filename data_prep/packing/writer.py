@@ -8,6 +8,7 @@ with one is complete.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,7 @@ from vlds.data.shards.class_numbers import KIND
 from vlds.data.shards.info import DATASET_FILE, SCHEMA, DatasetInfo, check_names
 from vlds.data.shards.store import QUARANTINE_FILE
 from vlds.data.shards.writing import OpenShard
-from vlds.runtime.disk import make_folder, writable
+from vlds.runtime.disk import check_own, make_folder, writable
 from vlds.runtime.manifest import sha256 as file_sha256
 
 KEY_DIGITS = 9
@@ -211,7 +212,11 @@ def write_dataset(
 
 
 def _make_room(out: Path, identity: tuple[str, str, str]) -> None:
-    if (out / DATASET_FILE).exists():
+    stem = re.escape(f"{identity[0]}-{identity[2]}")
+    ours = re.compile(rf"{stem}(-\d+\.tar.*|\.progress.*)|{DATASET_FILE}|{QUARANTINE_FILE}")
+    if not (out / DATASET_FILE).exists():
+        check_own(out, "--out", ours, "a data set")
+    else:
         info = DatasetInfo.load(out)
         existing = info.name, info.kind, info.split
         if existing != identity:

@@ -14,6 +14,7 @@ from torch import nn
 from tests.toys.models import backbone, hf_config, saved_backbone
 from vlds.backbones import T5, Backbone, Bart
 from vlds.methods.host import pattern_of
+from vlds.recipe.parse import build as built
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 
@@ -158,8 +159,13 @@ def test_the_token_table_of_a_random_t5_has_the_asked_spread(tmp_path: Path) -> 
     assert plain.load(900, torch.float32).model.shared.weight.std().item() > 0.9
 
 
-@pytest.mark.parametrize("fields", [{"path": "t5-base"}, {"config": "c.json", "std": 0.0}])
-def test_a_spread_that_cannot_be(fields: dict[str, Any]) -> None:
-    std = fields.pop("std", 0.1)
-    with pytest.raises(ValueError, match=f"embedding_std: got {std}; give a number above 0, and"):
-        T5(embedding_std=std, **fields)
+@pytest.mark.parametrize(
+    ("fields", "cure"),
+    [
+        ({"path": "t5-base", "embedding_std": 0.1}, "got 0.1; give it only with `config`"),
+        ({"config": "c.json", "embedding_std": 0.0}, "got 0.0; give a number above 0"),
+    ],
+)
+def test_a_spread_that_cannot_be(fields: dict[str, Any], cure: str) -> None:
+    with pytest.raises(ValueError, match=f"embedding_std: {cure}"):
+        built(T5, fields)

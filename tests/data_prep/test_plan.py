@@ -71,7 +71,8 @@ def test_what_is_missing_is_a_comment(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (out / "okvqa-train").exists()
     capsys.readouterr()
     assert main([*given, "--run"]) == 0
-    assert capsys.readouterr().out == ""  # packed already
+    said = capsys.readouterr().out
+    assert said.startswith("nothing is left to do: 0 splits packed now, 1 packed before, 1 without")
 
 
 def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,3 +89,13 @@ def test_a_command_that_fails_ends_the_plan(tmp_path: Path) -> None:
     (tmp_path / "COCO/val2014").mkdir(parents=True)  # without its pictures
     given = ["plan", "okvqa", "--data", str(tmp_path), "--out", str(tmp_path / "shards"), "--run"]
     assert main(given) == 2
+
+
+def test_nothing_to_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "data", tmp_path / "shards"
+    data.mkdir()
+    assert main(["plan", "okvqa", "--data", str(data), "--out", str(out), "--run"]) == 0
+    assert capsys.readouterr().out == (
+        f"nothing is left to do: 0 splits packed now, 0 packed before, 2 without their files in "
+        f"{data}; `python -m data_prep plan --data {data}` names the missing files\n"
+    )

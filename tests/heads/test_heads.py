@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from vlds.heads import Head, LinearHead, MLPHead, TextHead
 from vlds.heads.base import read_classes
+from vlds.recipe.parse import build as built
 
 NUM_ANSWERS = 3129
 """Of the usual list of answers of VQA v2."""
@@ -143,5 +144,5 @@ def test_classes_that_have_not_been_read_are_an_error() -> None:
 
 
 def test_a_hidden_width_is_positive() -> None:
-    with pytest.raises(ValueError, match="hidden: got 0; give at least 1"):
-        MLPHead(hidden=0)
+    with pytest.raises(ValueError, match="hidden: got 0; give 1 or more"):
+        built(MLPHead, {"hidden": 0})

@@ -25,6 +25,7 @@ from vlds.methods.tip_adapter import TipAdapterModule
 from vlds.models import JointSeq2Seq
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.optimizer_rules import optimizer_rules
+from vlds.recipe.parse import build as built
 from vlds.training.optim import schedule_factor
 from vlds.vision import StoredFeatures
 
@@ -200,19 +201,19 @@ def test_what_does_not_go(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no such part; choose from: backbone, vision, text"):
         build(folder, {"adapter": Adapter(part="connector")}, head=colour_head())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="share: got 2"):
-        SimNL(share=2.0)
+        built(SimNL, {"share": 2.0})
     with pytest.raises(ValueError, match="temperature: got 0"):
-        SimNL(temperature=0.0)
-    with pytest.raises(ValueError, match="neighbours: got 0; give at least 1"):
-        SimNL(neighbours=0)
+        built(SimNL, {"temperature": 0.0})
+    with pytest.raises(ValueError, match="neighbours: got 0; give 1 or more"):
+        built(SimNL, {"neighbours": 0})
 
 
 @pytest.mark.parametrize("method", [SimNL, TipAdapter])
 def test_a_field_below_zero_is_named(method: type[SimNL | TipAdapter]) -> None:
     own = {"reranking", "consistency", "negative_rate"} if method is SimNL else set()
     for name in {"alpha", "beta", "views"} | own:
-        with pytest.raises(ValueError, match=f"^{name}: got -1; give at least 0$"):
-            method(**{name: -1})
+        with pytest.raises(ValueError, match=f"^{name}: got -1; give 0 or more$"):
+            built(method, {name: -1})
 
 
 def test_a_cosine_falls_as_the_original_schedule() -> None:

@@ -34,6 +34,7 @@ from vlds.methods.hyper_pelt import HyperPELT
 from vlds.methods.pelt_networks import PELTNetworks
 from vlds.models.joint_model import JointModel
 from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.recipe.parse import build as built
 from vlds.schema import Decoding
 from vlds.vision import ConvNet
 
@@ -316,4 +317,4 @@ def test_only_layer_embeddings_grow_with_layers(tmp_path: Path) -> None:
 )
 def test_bad_fields(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(PELT, **fields)
+        built(HyperPELT, vars(PELT) | fields)

@@ -24,6 +24,7 @@ from vlds.methods.lst import Ladder
 from vlds.methods.side_path import side_path
 from vlds.models.build import build_model
 from vlds.models.joint_model import JointModel
+from vlds.recipe.parse import build as built
 from vlds.schema import Batch, Decoding
 
 WIDE: dict[type[Backbone], dict[str, int]] = {
@@ -154,7 +155,7 @@ def test_what_trains_inside_the_backbone_is_refused(
 )
 def test_bad_fields(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        build(backbone(T5, tmp_path), {"method": LST(**{"reduction": 2, **fields})})
+        build(backbone(T5, tmp_path), {"method": built(LST, {"reduction": 2, **fields})})
 
 
 def test_a_side_as_wide_as_the_backbone_can_be_a_copy_of_it(tmp_path: Path) -> None:

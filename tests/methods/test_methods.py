@@ -37,6 +37,7 @@ from vlds.methods.extended import ExtendedLinear, LinearExtension, zero_at_first
 from vlds.methods.host import CROSS_ATTENTION, Host
 from vlds.models.joint_model import JointModel
 from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.recipe.parse import build as built
 from vlds.schema import TargetModules
 
 
@@ -338,15 +339,15 @@ def test_the_order_of_folding(tmp_path: Path) -> None:
 
 def test_impossible_fields() -> None:
     with pytest.raises(ValueError, match="reduction: got 0"):
-        Adapter(reduction=0)
+        built(Adapter, {"reduction": 0})
     with pytest.raises(ValueError, match="sharing: got multiple for the vision encoder"):
         Adapter(part="vision", sharing="multiple")
     with pytest.raises(ValueError, match="one set of weights per task for the vision encoder"):
         Hyperformer(part="vision")
     with pytest.raises(ValueError, match="rank: got 0"):
-        LoRA(rank=0)
+        built(LoRA, {"rank": 0})
     with pytest.raises(ValueError, match="block_rank: got 0"):
-        Compacter(block_rank=0)
+        built(Compacter, {"block_rank": 0})
     with pytest.raises(ValueError, match="add_norm_and_head_biases: got true for the vision enc"):
         BitFit(part="vision", add_norm_and_head_biases=True)
     with pytest.raises(ValueError, match="init: got ladder_side_tuning, but no biases are added"):

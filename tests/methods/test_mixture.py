@@ -21,6 +21,7 @@ from vlds.methods.extended import added_tensors
 from vlds.methods.host import Host
 from vlds.methods.mixture import Consistency, ExpertRouting, of_ffn, symmetric_kl
 from vlds.models.joint_model import JointModel
+from vlds.recipe.parse import build as built
 from vlds.schema import IGNORED_LABEL, TargetModules
 
 
@@ -196,4 +197,4 @@ def test_padding_has_no_distance() -> None:
 )
 def test_bad_mixtures(fields: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Mixture(**fields)  # type: ignore[arg-type]
+        built(Mixture, fields)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig, pool
+from vlds.recipe.parse import build as built
 from vlds.schema import NO_IMAGE
 
 WIDTH, DIM = 8, 5
@@ -87,4 +88,4 @@ def test_impossible_sizes() -> None:
     with pytest.raises(ValueError, match="grid: 4 is more than the encoder's 3 x 3 cells"):
         VisualEmbedding(VisualEmbeddingConfig(grid=4), DIM, WIDTH, 3, nn.LayerNorm)
     with pytest.raises(ValueError, match="num_images: got 0"):
-        VisualEmbeddingConfig(num_images=0)
+        built(VisualEmbeddingConfig, {"num_images": 0})

@@ -84,5 +84,5 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"sead.*seed"):
         parse_recipe(["--config", str(wrong)])
     (tmp_path / "e.yaml").write_text("base: recipes/demo.yaml\noutput: [a\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"e.yaml: not YAML"):
+    with pytest.raises(ValueError, match=r"e.yaml, line 3: not YAML"):
         parse_recipe(["--config", str(tmp_path / "e.yaml")])

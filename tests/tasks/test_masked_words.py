@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from tests.toys.cross_modal import write_tokenizer
 from vlds.models.cross_modal_collate import CrossModalCollator, masked_words
+from vlds.recipe.parse import build as built
 from vlds.schema import IGNORED_LABEL, Batch, Masking, Row, Sample
 from vlds.tasks import MaskedWords
 
@@ -68,4 +69,4 @@ def test_scores_ignore_case_and_white_space() -> None:
     scores = TASK.score({"a": "it is red .", "b": "it is red ."}, references)
     assert scores == {"restored": 0.5}
     with pytest.raises(ValueError, match="share: got 0; give more than 0"):
-        MaskedWords(share=0)
+        built(MaskedWords, {"share": 0})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.toys.task_samples import sample_of
+from vlds.recipe.parse import build as built
 from vlds.schema import Sample, SkipSample
 from vlds.tasks import VQA, GroundedCaption, Matching, SpanPrediction, Task, VisualGrounding
 from vlds.tasks.base import ask
@@ -81,7 +81,7 @@ def test_restored_sentences_count_without_sentinels_and_case() -> None:
 @pytest.mark.parametrize("share", [0.0, 1.1])
 def test_a_share_is_between_none_and_all(share: float) -> None:
     with pytest.raises(ValueError, match=rf"^share: got {share}; give more than 0"):
-        SpanPrediction(share=share)
+        built(SpanPrediction, {"share": share})
 
 
 def test_a_region_is_named_and_pointed_at() -> None:
@@ -134,10 +134,10 @@ def test_several_regions_cannot_be_scored() -> None:
         VisualGrounding(num_regions=4, evaluate=["x"])
 
 
-@pytest.mark.parametrize("build", [GroundedCaption, VisualGrounding])
-def test_impossible_numbers_of_regions_are_named(build: Callable[..., Task]) -> None:
-    with pytest.raises(ValueError, match=r"^num_regions: got 0; give 1 to 36"):
-        build(num_regions=0)
+@pytest.mark.parametrize("task", [GroundedCaption, VisualGrounding])
+def test_impossible_numbers_of_regions_are_named(task: type[Task]) -> None:
+    with pytest.raises(ValueError, match=r"^num_regions: got 0; give a number from 1 to 36"):
+        built(task, {"num_regions": 0})
 
 
 def test_a_user_may_name_the_region_or_the_expression() -> None:

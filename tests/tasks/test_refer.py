@@ -11,6 +11,7 @@ import pytest
 
 from tests.toys.task_samples import sample_of
 from vlds.metrics.box_overlap import overlap
+from vlds.recipe.parse import build as built
 from vlds.schema import Sample, SkipSample
 from vlds.tasks import Refer
 from vlds.tasks.base import ask
@@ -77,8 +78,8 @@ def test_cells_may_stand_for_proposals() -> None:
 def test_a_box_at_the_edge_is_in_the_last_cell() -> None:
     seen = sample([60, 30, 0, 0], size=[[60, 30]])
     assert Refer(grid=6).example("r", seen, 0, None).target == POINTERS[35]
-    with pytest.raises(ValueError, match="grid: got 7; give 1 to 6"):
-        Refer(grid=7)
+    with pytest.raises(ValueError, match="grid: got 7; give a number from 1 to 6"):
+        built(Refer, {"grid": 7})
 
 
 def test_a_sample_without_proposals_is_a_bad_one() -> None:

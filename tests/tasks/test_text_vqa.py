@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.toys.task_samples import sample_of
+from vlds.recipe.parse import build as built
 from vlds.schema import SkipSample
 from vlds.tasks import DirectAnswer, TextVQA
 from vlds.tasks.base import ask
@@ -20,7 +21,7 @@ def test_words_of_the_picture_follow_the_question() -> None:
         assert example.prompt == "textvqa: What color?" + end
     assert TextVQA().example("t", sample_of("vqa"), 0, None).prompt == "textvqa: What color?"
     with pytest.raises(ValueError, match="max_words: got -1; give 0 or more"):
-        TextVQA(max_words=-1)
+        built(TextVQA, {"max_words": -1})
 
 
 def test_words_that_are_no_texts_are_a_bad_sample() -> None:

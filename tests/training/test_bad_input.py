@@ -21,7 +21,7 @@ from vlds.backbones import T5, Bart
 from vlds.cli.commands import run_command
 from vlds.config import Recipe, save_recipe
 from vlds.data.config import DataConfig
-from vlds.launch.check_recipe import check_recipe
+from vlds.launch.check_recipe import check_recipe, check_start
 from vlds.methods import Adapter, Full
 from vlds.models.build import build_model
 from vlds.training.build import build_run, open_stream
@@ -82,6 +82,40 @@ def test_a_folder_that_holds_a_run(world: Path, tmp_path: Path) -> None:
     assert "add --resume to continue it, or name another folder" in message
 
 
+def test_a_run_does_not_mix_with_other_files(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    data = next(iter(recipe.tasks.values())).train[0]
+    for output in (data, f"{data}/run"):
+        message = check_complaint(replace(recipe, output=output))
+        assert (
+            message == f"output: {output} lies in {data}, which the run reads; name another folder"
+        )
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):
+        (photos / f"{number}.png").touch()
+    message = check_complaint(replace(recipe, output=str(photos)))
+    assert f"output: {photos} holds other files (0.png, 1.png and 1 more), and a run" in message
+    assert "output: got no name" in check_complaint(replace(recipe, output=""))
+
+
+def test_a_missing_file_is_named_with_its_key(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    training = replace(recipe.training, deepspeed="zero2")
+    with pytest.raises(
+        ValueError, match=r"^training\.deepspeed: no such file: zero2; did you mean"
+    ):
+        check_start(replace(recipe, training=training), False, 1)
+
+
+def test_sizes_that_make_a_run_seem_to_hang_are_told(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run")
+    data = replace(recipe.data, num_workers=500, global_batch_size=100_000)
+    said = prepare(replace(recipe, data=data), ranks_of(1), False).notices
+    assert "data.num_workers: 500 loader processes start on this machine, which has" in said[0]
+    assert "data.global_batch_size: 100,000 examples a step, and the training data have" in said[1]
+
+
 def test_resuming_nothing(world: Path, tmp_path: Path) -> None:
     message = check_complaint(world_recipe(world, tmp_path), resume=True)
     assert f"--resume: {tmp_path} holds no run state" in message
@@ -100,7 +134,7 @@ def test_a_folder_without_a_data_set(world: Path, tmp_path: Path) -> None:
     absent = tmp_path / "x"
     for folder, what in ((tmp_path, "no dataset.json in this folder; name one"), (absent, "no s")):
         message = check_complaint(
-            with_task(world_recipe(world, tmp_path), "vqa", train=[str(folder)])
+            with_task(world_recipe(world, tmp_path.with_name("run")), "vqa", train=[str(folder)])
         )
         assert f"tasks.vqa: data set {folder}: {what}" in message
         assert "data_prep" in message

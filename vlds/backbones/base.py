@@ -33,7 +33,7 @@ from vlds.backbones.vocabulary import (
 from vlds.pretrained.files import reading
 from vlds.pretrained.gate import check_model, check_tokenizer, open_checked
 from vlds.pretrained.weights import TIES, check_config, load_weights, read_config
-from vlds.runtime.checks import check_path_or_config
+from vlds.runtime.checks import Natural, ShareBelow1, check_path_or_config
 from vlds.runtime.resources import find, shipped
 from vlds.schema import OptimizerRules, TargetModules
 
@@ -67,11 +67,11 @@ class Backbone(ABC):
     tokenizer: str | None = None
     """Folder, hub name or (T5) sentencepiece .model file of the tokenizer; default: where the
     weights are."""
-    dropout: float | None = None
+    dropout: ShareBelow1 | None = None
     """Dropout everywhere in the model; default: what its config says."""
-    extra_tokens: int = 100
+    extra_tokens: Natural = 100
     """Sentinel tokens <extra_id_0> ... of the vocabulary."""
-    visual_tokens: int = 100
+    visual_tokens: Natural = 100
     """Tokens <vis_extra_id_0> ...: the last rows of the vocabulary, one for each visual token of an
     image."""
 
@@ -101,11 +101,6 @@ class Backbone(ABC):
 
     def __post_init__(self) -> None:
         check_path_or_config(self)
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: got {self.dropout}; give 0 or more, and less than 1")
-        for name in ("extra_tokens", "visual_tokens"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}; give 0 or more")
 
     # What each backbone says.
 

@@ -23,6 +23,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 from vlds.backbones.base import Backbone, LoadedBackbone
 from vlds.pretrained.files import SourceError
 from vlds.pretrained.gate import open_checked
+from vlds.runtime.checks import Positive
 from vlds.schema import UNDECAYED, OptimizerRules
 
 
@@ -30,7 +31,7 @@ from vlds.schema import UNDECAYED, OptimizerRules
 class T5(Backbone):
     """T5, T5 v1.1 or FLAN-T5 of any size, from the hub, a folder or a config."""
 
-    embedding_std: float | None = None
+    embedding_std: Positive | None = None
     """With `config`: standard deviation of the token table's random weights. T5's own 1.0 suits
     Adafactor, whose steps grow with the weights. AdamW's do not and learn faster from 0.1, with
     `scale_decoder_outputs: false` in the config, or the logits begin too small."""
@@ -77,10 +78,10 @@ class T5(Backbone):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.embedding_std is not None and (self.config is None or self.embedding_std <= 0):
+        if self.embedding_std is not None and self.config is None:
             raise ValueError(
-                f"embedding_std: got {self.embedding_std}; give a number above 0, and only with "
-                "`config`: pretrained weights have a token table"
+                f"embedding_std: got {self.embedding_std}; give it only with `config`: pretrained "
+                "weights have a token table"
             )
 
     def saved_in(self, folder: Path) -> Self:

@@ -118,9 +118,7 @@ def predict_parser() -> CommandParser:
         help="run or artifact folder to ask; --run itself may be left out",
     )  # fmt: skip
     asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument(
-        "--image", type=Path, nargs="+", metavar="FILE", help="a picture, or the two of a pair"
-    )
+    asked.add_argument("--image", nargs="+", metavar="FILE", help="a picture, or the two of a pair")
     asked.add_argument(
         "--data", nargs="+", default=[], metavar="DATASET",
         help="answer whole data sets instead of pictures: folders, as TASK=FOLDER if several tasks "

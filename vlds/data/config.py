@@ -9,7 +9,7 @@ from typing import Literal
 
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.cache import ShardCache, default_folder
-from vlds.runtime.checks import at_least
+from vlds.runtime.checks import Count, Natural, Positive
 
 Unit = Literal["example", "global_batch"]
 """What holds the examples of one task only."""
@@ -19,35 +19,35 @@ Unit = Literal["example", "global_batch"]
 class DataConfig:
     """How examples are drawn and cut into batches."""
 
-    global_batch_size: int = 64
+    global_batch_size: Count = 64
     """Examples an optimizer step, over all ranks and accumulation steps."""
-    micro_batch_size: int | None = None
+    micro_batch_size: Count | None = None
     """Most examples a rank holds at once; default: its whole share of the global batch."""
-    eval_batch_size: int = 64
+    eval_batch_size: Count = 64
     """Examples a rank decodes at once in evaluation."""
     unit: Unit = "example"
     """What is of one task: each example on its own, or the whole global batch, whose size each task
     may then set by its own `batch_size`."""
-    temperature: float | None = None
+    temperature: Positive | None = None
     """T: a task of n examples is drawn as n^(1/T), 1 is by size; default: by the tasks' weights."""
-    window: int = 64
+    window: Count = 64
     """Shards that are shuffled together."""
-    parts: int = 1
+    parts: Count = 1
     """Parts of similar shape (images, target and prompt length) in which a micro-batch is computed:
     tasks that are mixed within it are not padded to the largest."""
-    group: int = 1
+    group: Count = 1
     """Annotations of one image that stay together in a batch: it is decoded and encoded once."""
-    lanes: int = 1
+    lanes: Count = 1
     """Parts of the global batch that read shards of their own: with 64, say, nodes without a common
     disk fetch a part of the shards each. The order depends on it; it divides the global batch."""
-    num_workers: int = 0
+    num_workers: Natural = 0
     """Loader processes of each rank."""
     reader: Literal["indexed", "sequential"] = "indexed"
     """sequential: webdataset's way, for shards that are unindexed or stream-only: a task's `train`
     names patterns, like `pipe:curl -s https://host/x-{000..009}.tar`. It promises less: shards are
     split over ranks and workers, the order of examples depends on their number, a resumed run
     begins new shards, epochs are not exact."""
-    shuffle_buffer: int = 1000
+    shuffle_buffer: Count = 1000
     """Examples among which the sequential reader draws: in each of its processes, for each task."""
     fields: dict[str, dict[str, str]] = field(default_factory=dict)
     """Foreign samples, for the sequential reader: task -> field of an annotation -> member that
@@ -59,20 +59,12 @@ class DataConfig:
     """Replace every picture by plain grey, in evaluation too: the control that sees nothing."""
     cache: str | None = None
     """Folder for copies of data sets named by URL; default: vlds in $XDG_CACHE_HOME or ~/.cache."""
-    cache_bytes: int | None = None
+    cache_bytes: Count | None = None
     """Bytes of shards that the cache keeps at most: the longest unused go; default: no limit."""
     errors: ErrorPolicy = field(default_factory=ErrorPolicy)
     """When bad samples stop the run."""
 
     def __post_init__(self) -> None:
-        at_least(
-            self, 1, "global_batch_size", "eval_batch_size", "window", "group", "parts", "lanes",
-            "shuffle_buffer",
-        )  # fmt: skip
-        at_least(self, 0, "num_workers")
-        for optional in ("micro_batch_size", "cache_bytes"):
-            if getattr(self, optional) is not None:
-                at_least(self, 1, optional)
         indexed_only, sequential_only = ("window", "group", "lanes"), ("shuffle_buffer", "fields")
         for name in sequential_only if self.reader == "indexed" else indexed_only:
             value, default = getattr(self, name), getattr(DataConfig, name, {})

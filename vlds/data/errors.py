@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vlds.runtime.checks import Count, Share
 from vlds.runtime.disk import append
 from vlds.schema import SkipSample
 
@@ -27,21 +28,13 @@ class ChangedSample(SkipSample):
 class ErrorPolicy:
     """How much bad data a run tolerates."""
 
-    max_bad_fraction: float = 0.001
+    max_bad_fraction: Share = 0.001
     """Share of a rank's examples that may be bad and replaced. More than this stops the run, once
     there are more than `max_in_a_row` of them."""
-    max_in_a_row: int = 8
+    max_in_a_row: Count = 8
     """Consecutive bad samples that stop the run."""
     on_bad_shard: Literal["stop", "substitute"] = "stop"
     """A damaged shard stops the run, or its samples are replaced and counted like bad ones."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(
-                f"max_bad_fraction: got {self.max_bad_fraction}; give a share between 0 and 1"
-            )
-        if self.max_in_a_row < 1:
-            raise ValueError(f"max_in_a_row: got {self.max_in_a_row}; give at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

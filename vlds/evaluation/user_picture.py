@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,6 +22,8 @@ Picture = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray
 ACCEPTED = "a path, the bytes of a file, a Pillow image or a uint8 array"
 SHAPES = "(height, width), (height, width, 1), (height, width, 3) or (height, width, 4)"
 CHANNELS = (1, 3, 4)
+WEB_ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/")
+"""Beginning of a URL, also of one that was a Path, which has lost a slash."""
 _pillow = Lock()
 """Pillow decodes an image when its pixels are first used, which two threads must not do at once."""
 
@@ -33,6 +36,10 @@ def encode_picture(picture: Picture) -> bytes:
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture)
     if isinstance(picture, str | Path):
+        if WEB_ADDRESS.match(str(picture)):
+            raise ValueError(
+                f"{picture}: a picture is read from a file of this machine; download it first"
+            )
         try:
             return read_file(path_of("picture", picture))
         except OSError as error:

@@ -14,22 +14,18 @@ from torch import nn
 
 from vlds.heads.base import Head
 from vlds.heads.linear import drawn
+from vlds.runtime.checks import Count
 
 
 @dataclass(frozen=True, kw_only=True)
 class MLPHead(Head):
     """Linear, GELU, layer norm, linear; weights drawn from N(0, 0.02^2)."""
 
-    hidden: int | None = None
+    hidden: Count | None = None
     """Width between the layers; default: twice that of the model's states, as in VL-T5."""
     order: Literal["gelu_norm", "norm_gelu"] = "gelu_norm"
     """What comes first behind the first layer; METER: norm_gelu, with `hidden` as wide as its
     states."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.hidden is not None and self.hidden < 1:
-            raise ValueError(f"hidden: got {self.hidden}; give at least 1")
 
     def build(self, width: int) -> nn.Module:
         hidden = self.hidden or 2 * width

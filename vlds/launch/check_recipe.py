@@ -13,7 +13,7 @@ from vlds.data.order.batch_cut import BatchCut
 from vlds.launch.rank import complain
 from vlds.launch.restarts import JOB_FILE, Job
 from vlds.launch.words import RESUME, split_words
-from vlds.recipe.paths import left_behind
+from vlds.recipe.paths import check_files, data_sets, left_behind
 from vlds.runtime.disk import names_fit
 from vlds.runtime.terminal import tell
 from vlds.training.states import Resume, check_output
@@ -59,7 +59,8 @@ def check_start(recipe: Recipe, resume: Resume, ranks: int | None) -> None:
     saved = Path(recipe.output) / "recipe.yaml"
     if resume and (message := left_behind(to_tree(recipe), saved)) is not None:
         raise ValueError(f"{RESUME}: {message}")
-    check_output(Path(recipe.output), resume)
+    check_files(to_tree(recipe))
+    check_output(recipe.output, resume, data_sets(to_tree(recipe)))
     for field, size in recipe.batch_sizes.items():
         BatchCut(ranks or 1).check(size, field)
     recipe.model.check_sources()

@@ -31,8 +31,9 @@ from vlds.heads.texts import ClassExtension, ClassTexts, TextHead, Twin, unit
 from vlds.methods.base import Case, Method
 from vlds.methods.batch_loss import BatchLoss, Predicted
 from vlds.methods.coupled_prompts import CoupledPrompts, Switch, attach_prompts
-from vlds.methods.few_shot import Place, check_not_negative, dual_encoder_cases, find_place
+from vlds.methods.few_shot import Place, dual_encoder_cases, find_place
 from vlds.methods.host import Host
+from vlds.runtime.checks import Count, NotNegative, ShareBelow1
 from vlds.runtime.gathered_rows import gather_rows
 from vlds.runtime.made_for_batch import MadeForBatch
 
@@ -50,33 +51,25 @@ class APoLLo(Method):
     needs_whole_model: ClassVar[bool] = True
     compares_examples: ClassVar[bool] = True
 
-    depth: int = 9
+    depth: Count = 9
     """Layers with prompts, from the first on."""
-    length: int = 2
+    length: Count = 2
     """Prompts in a layer: as many words of the template, and as many tokens behind a picture."""
     adapters: bool = True
     """Put an adapter behind each tower; without, the prompts of MaPLe remain."""
-    heads: int = 8
+    heads: Count = 8
     """Heads of the adapters' attention."""
-    expansion: int = 4
+    expansion: Count = 4
     """Width of the adapters' feed-forward layers, relative to the embeddings'."""
-    dropout: float = 0.1
+    dropout: ShareBelow1 = 0.1
     """Dropout in the adapters."""
-    contrast: float = 1.0
+    contrast: NotNegative = 1.0
     """Weight of InfoNCE against the frozen model's embeddings; 0: none."""
-    divergence: float = 2.0
+    divergence: NotNegative = 2.0
     """Weight of the divergence between the similarities of the tuned and of the frozen embedding to
     the frozen model's other embeddings; 0: none."""
-    views: int = 10
+    views: Count = 10
     """Augmented views of each picture; each step, the frozen model embeds one of them."""
-
-    def __post_init__(self) -> None:
-        for name in ("depth", "length", "heads", "expansion", "views"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; give at least 1")
-        check_not_negative(self, "contrast", "divergence")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: got {self.dropout}; give at least 0 and less than 1")
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put prompts into the towers and adapters behind them.

@@ -14,6 +14,7 @@ from torch import nn
 
 from vlds.methods.host import Host
 from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library
+from vlds.runtime.checks import NotNegative
 
 Sharing = Literal["single", "multiple", "half_shared_up", "half_shared_down"]
 
@@ -52,7 +53,7 @@ class Method(ABC):
     part: str = "backbone"
     """Which part of the model is tuned: backbone, vision, or another one that the kind of model
     names."""
-    learning_rate: float | None = None
+    learning_rate: NotNegative | None = None
     """Peak learning rate of this method's weights; default: the optimizer's."""
 
     @property

@@ -29,6 +29,7 @@ from vlds.methods.extended import LinearExtension, added_tensors, extended
 from vlds.methods.host import CROSS_ATTENTION, Host, weight_options
 from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library, Stored
 from vlds.methods.routing import TaskRouting
+from vlds.runtime.checks import Count
 from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.schema import OptimizerRule, OptimizerRules, Role
 
@@ -76,7 +77,7 @@ class Place(NamedTuple):
 class Bottleneck(Method):
     """What all bottleneck adapters have in common."""
 
-    reduction: int = 8
+    reduction: Count = 8
     """Width of the model divided by the width of the bottleneck."""
     attention: bool = True
     """Bottlenecks behind self-attention; those behind feed-forward layers are always there."""
@@ -89,8 +90,6 @@ class Bottleneck(Method):
     """What stands between the halves; gelu_tanh is GELU's usual approximation."""
 
     def __post_init__(self) -> None:
-        if self.reduction < 1:
-            raise ValueError(f"reduction: got {self.reduction}; give at least 1")
         if self.parallel and (self.attention or self.cross_attention):
             raise ValueError(
                 "parallel: got true, and adapters stand beside feed-forward layers alone; set "

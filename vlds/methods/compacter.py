@@ -21,7 +21,7 @@ from vlds.methods.base import Case, Method, Toy
 from vlds.methods.bottleneck import StackedBottleneck, StackedBottleneckModule, both_halves
 from vlds.methods.host import Host
 from vlds.methods.layouts import Layout, Library, Stored, is_t5
-from vlds.runtime.checks import at_least
+from vlds.runtime.checks import Count, NotNegative
 from vlds.schema import STACKED, OptimizerRule, OptimizerRules
 
 STACKED_B = OptimizerRule(decays=False, vl_adapter_decays=True, per_task=True)
@@ -39,22 +39,14 @@ class Compacter(StackedBottleneck):
     }
     library_leaves: ClassVar[Mapping[str, str]] = LEAVES
 
-    phm_dim: int = 2
+    phm_dim: Count = 2
     """Number n of Kronecker products in a sum; divides the widths of model and bottleneck."""
     rule: Literal["own", "over_tasks", "everywhere"] = "own"
     """Who shares a rule A: nobody, the tasks of one half, or all halves of all layers."""
-    rule_init_std: float = 0.01
+    rule_init_std: NotNegative = 0.01
     """Initial standard deviation of the rules."""
-    block_rank: int | None = None
+    block_rank: Count | None = None
     """Rank of the blocks B, as products of two thin matrices; default: whole blocks."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.phm_dim < 1:
-            raise ValueError(f"phm_dim: got {self.phm_dim}; give at least 1")
-        at_least(self, 0, "rule_init_std")
-        if self.block_rank is not None and self.block_rank < 1:
-            raise ValueError(f"block_rank: got {self.block_rank}; give at least 1, or null")
 
     def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> CompacterModule:
         """Sums of Kronecker products; all modules share the first one's rule if asked for."""

@@ -20,6 +20,7 @@ from vlds.methods.base import Case, Method, by_kinds
 from vlds.methods.batch_loss import Predicted
 from vlds.methods.extended import states_type
 from vlds.methods.host import Host
+from vlds.runtime.checks import Natural, NotNegative
 
 Module = TypeVar("Module", bound="CacheExtension")
 
@@ -111,16 +112,13 @@ class CacheMethod(Method, ABC):
 
     needs_whole_model: ClassVar[bool] = True
 
-    alpha: float = 1.0
+    alpha: NotNegative = 1.0
     """Factor of the cached embeddings' logits."""
-    beta: float = 5.5
+    beta: NotNegative = 5.5
     """How quickly these fall with the distance."""
-    views: int = 10
+    views: Natural = 10
     """Augmented views of each training picture. The cached embeddings are their means (at first, if
     they train), and each step draws one of them; 0: the picture itself."""
-
-    def __post_init__(self) -> None:
-        check_not_negative(self, "alpha", "beta", "views")
 
     def put(self, host: Host, make: Callable[..., Module]) -> tuple[Module, Place]:
         """Put a module beside the texts of the run's task with classes. `make` takes the method,
@@ -137,13 +135,6 @@ class CacheMethod(Method, ABC):
     @classmethod
     def cases(cls) -> Mapping[str, Case]:
         return dual_encoder_cases(cls())
-
-
-def check_not_negative(method: Method, *names: str) -> None:
-    """Errors: ValueError for a field below 0."""
-    for name in names:
-        if getattr(method, name) < 0:
-            raise ValueError(f"{name}: got {getattr(method, name)}; give at least 0")
 
 
 def shot_weights(keys: Tensor, temperature: float | None) -> Tensor:

@@ -28,6 +28,7 @@ from vlds.methods.layouts import Library
 from vlds.methods.other_runs import read_method, weights_hash
 from vlds.methods.pelt_networks import Key, PELTNetworks
 from vlds.methods.prefix_tuning import PrefixTuning, fixed_prefixes
+from vlds.runtime.checks import Natural
 from vlds.schema import TargetModules
 
 TASKS = "task_embeddings.weight"
@@ -46,7 +47,7 @@ class HyperPELT(Hyperformer):
     cross_attention: bool = False
     kind_embeddings: bool = True
     parallel: bool = True
-    prefix_length: int = 20
+    prefix_length: Natural = 20
     """Keys and values before those of every attention, in each set; 0: none."""
     visual: bool = True
     """A second set that is made from the example's pictures."""
@@ -58,8 +59,6 @@ class HyperPELT(Hyperformer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prefix_length < 0:
-            raise ValueError(f"prefix_length: got {self.prefix_length}; give 0 or more")
         if self.layer_norm_after:
             raise ValueError("layer_norm_after: got true; HyperPELT's adapters have no norms")
 

@@ -33,6 +33,7 @@ from vlds.methods.host import Host
 from vlds.methods.hypernetwork import KINDS, HyperNetworks
 from vlds.methods.layouts import LIBRARY_NAMES, Layout, Library, Stored
 from vlds.methods.routing import TaskRouting
+from vlds.runtime.checks import Count
 from vlds.runtime.made_for_batch import MadeForBatch
 
 ORIGINAL_KINDS = {
@@ -68,11 +69,11 @@ class Hyperformer(Bottleneck):
     libraries: ClassVar[frozenset[Library]] = frozenset({"reference"})
     reasons: ClassVar[Mapping[Library, str]] = merge_first("Hyperformer")
 
-    task_dim: int = 512
+    task_dim: Count = 512
     """Width of the embeddings of tasks, layers and kinds of sub-layer."""
-    hidden_dim: int = 128
+    hidden_dim: Count = 128
     """Width of the network's hidden layer."""
-    projected_dim: int = 8
+    projected_dim: Count = 8
     """Width of e, which the weights are made from."""
     kind_embeddings: bool = False
     """One generator for all kinds of sub-layer, told by an embedding which it is; default: a
@@ -84,9 +85,6 @@ class Hyperformer(Bottleneck):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sharing(self.part, "one set of weights per task")
-        for name in ("task_dim", "hidden_dim", "projected_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; give at least 1")
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put a bottleneck at every place, and the networks that make their weights beside the

@@ -29,6 +29,7 @@ from vlds.methods.extended import (
 from vlds.methods.host import CROSS_ATTENTION, Host, bias_parameters, weight_options
 from vlds.methods.layouts import PEFT_MODEL, Layout, Library, Stored, is_t5
 from vlds.methods.routing import stacked_linear
+from vlds.runtime.checks import Count, Positive, ShareBelow1
 from vlds.schema import STACKED, OptimizerRules, Role
 
 ORIGINAL_ROLES: tuple[Role, ...] = ("attn_q", "attn_v", "cross_attn_q", "cross_attn_v")
@@ -45,11 +46,11 @@ class LoRA(Method):
     sharing: Sharing = "single"
     """Which weights the tasks have in common: all, none, B (half_shared_up) or A
     (half_shared_down)."""
-    rank: int = 128
+    rank: Count = 128
     """Rank of the updates."""
-    alpha: float = 32.0
+    alpha: Positive = 32.0
     """The update is scaled by alpha / rank."""
-    dropout: float = 0.1
+    dropout: ShareBelow1 = 0.1
     """Dropout of the update's input."""
     roles: list[Role] = field(default_factory=lambda: list(ORIGINAL_ROLES))
     """Which layers have updates."""
@@ -59,10 +60,6 @@ class LoRA(Method):
 
     def __post_init__(self) -> None:
         check_sharing(self.part, self.sharing)
-        if self.rank < 1:
-            raise ValueError(f"rank: got {self.rank}; give at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: got {self.dropout}; give at least 0 and less than 1")
         if not self.roles:
             raise ValueError("roles: none are named; name at least one, like attn_q")
 

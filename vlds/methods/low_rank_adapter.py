@@ -16,6 +16,7 @@ from vlds.methods.bottleneck import StackedBottleneck, StackedBottleneckModule, 
 from vlds.methods.compacter import LEAVES, STACKED_B
 from vlds.methods.host import Host
 from vlds.methods.layouts import Library
+from vlds.runtime.checks import Count
 from vlds.schema import STACKED, OptimizerRules
 
 
@@ -27,13 +28,8 @@ class LowRankAdapter(StackedBottleneck):
     reasons: ClassVar[Mapping[Library, str]] = merge_first("LowRankAdapter")
     library_leaves: ClassVar[Mapping[str, str]] = LEAVES
 
-    rank: int = 1
+    rank: Count = 1
     """Rank of each half."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rank < 1:
-            raise ValueError(f"rank: got {self.rank}; give at least 1")
 
     def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> LowRankAdapterModule:
         return LowRankAdapterModule(self, linear, host)

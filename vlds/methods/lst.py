@@ -31,6 +31,7 @@ from vlds.methods.importance import read_importance
 from vlds.methods.layouts import Layout, Library, Stored, is_t5
 from vlds.methods.lst_start import Pruning, reference_units, sorted_units
 from vlds.methods.side_path import SidePath
+from vlds.runtime.checks import Count
 from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
 
@@ -60,7 +61,7 @@ class LST(Method):
     libraries: ClassVar[frozenset[Library]] = frozenset({"reference"})
     recomputable: ClassVar[bool] = False
 
-    reduction: int = 4
+    reduction: Count = 4
     """Width of the model divided by the width of the side."""
     encoder_layers: list[int] | None = None
     """Numbers, from 0, of the encoder's layers that have a rung and a side layer; default: all."""
@@ -73,8 +74,6 @@ class LST(Method):
     """With fisher and fisher_sorted: a file that `vlds importance` wrote for the backbone."""
 
     def __post_init__(self) -> None:
-        if self.reduction < 1:
-            raise ValueError(f"reduction: got {self.reduction}; give at least 1")
         if self.part != "backbone":
             raise ValueError(f"part: got {self.part}; LST stands beside an encoder-decoder")
         if (self.start == "random") != (self.importance is None):

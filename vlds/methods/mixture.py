@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from vlds.methods.extended import extended_linears
 from vlds.methods.host import Host
 from vlds.methods.lora import LoRA
 from vlds.methods.routing import TaskRouting
-from vlds.runtime.checks import at_least
+from vlds.runtime.checks import Limits, NotNegative
 
 
 def of_ffn() -> Adapter:
@@ -47,9 +47,9 @@ class Mixture(Method):
     of: Method = field(default_factory=of_ffn)
     """Adapter or LoRA. Its `sharing` says what the experts have in common: nothing (`multiple`),
     the up halves (B), or the down halves (A)."""
-    experts: int = 4
+    experts: Annotated[int, Limits(2, MOST_EXPERTS)] = 4
     """How many there are."""
-    consistency: float = 1.0
+    consistency: NotNegative = 1.0
     """Weight of the passes' distance; 0: one pass, without it."""
 
     def __post_init__(self) -> None:
@@ -62,9 +62,6 @@ class Mixture(Method):
             )
         if self.of.part != "backbone" or self.of.learning_rate is not None:
             raise ValueError("of: set part and learning_rate at Mixture itself")
-        if not 2 <= self.experts <= MOST_EXPERTS:
-            raise ValueError(f"experts: got {self.experts}; give 2 to {MOST_EXPERTS:,}")
-        at_least(self, 0, "consistency")
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Attach the experts as if they were tasks, and let each layer choose among them."""

@@ -20,6 +20,7 @@ from vlds.methods.host import CROSS_ATTENTION, Host
 from vlds.methods.layouts import Library
 from vlds.methods.prompt_network import LearnedEmbeddings, PromptNetwork
 from vlds.methods.routing import TaskRouting
+from vlds.runtime.checks import Count
 from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.schema import Role
 
@@ -32,9 +33,9 @@ class PrefixTuning(LearnedEmbeddings):
         "peft": "peft puts prefixes before the decoder's keys alone, vlds into every attention"
     }
 
-    length: int = 20
+    length: Count = 20
     """Number of keys and values before those of the input."""
-    hidden_dim: int | None = 512
+    hidden_dim: Count | None = 512
     """Width of the network that makes them in training; null: they are learned as they are."""
     cross_attention: bool = True
     """Prefixes in cross-attention too, where the model has it."""

@@ -17,6 +17,7 @@ from vlds.methods.base import Case, Method, Toy, num_slices
 from vlds.methods.extended import added_tensors
 from vlds.methods.host import Host, weight_options
 from vlds.methods.layouts import Layout, Library, Stored
+from vlds.runtime.checks import Count
 from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules
 
 ORIGINAL_NAMES = {
@@ -39,9 +40,9 @@ class LearnedEmbeddings(Method):
 
     sharing: Literal["single", "multiple"] = "single"
     """One set for all tasks, or one per task."""
-    length: int = 40
+    length: Count = 40
     """Number of prompts or prefixes."""
-    hidden_dim: int | None = 800
+    hidden_dim: Count | None = 800
     """Width of the network that makes them in training; null: they are learned as they are."""
 
     def __post_init__(self) -> None:
@@ -50,10 +51,6 @@ class LearnedEmbeddings(Method):
                 f"part: {type(self).__name__} stands before text, and the vision encoder reads "
                 "none; use backbone"
             )
-        for name in ("length", "hidden_dim"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}; give at least 1")
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Keep what the network makes, without the network."""

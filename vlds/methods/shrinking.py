@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from vlds.methods.host import Host
 from vlds.methods.layouts import Library
 from vlds.methods.lora import LoRA
 from vlds.methods.revision import Revision, Trained
+from vlds.runtime.checks import Count, Limits
 
 REASON = "layers have unlike widths; `vlds convert merge` pads adapters and folds LoRA"
 
@@ -43,9 +44,9 @@ class Shrinking(Method):
 
     of: Method = field(default_factory=Adapter)
     """Adapter or LoRA as it begins, one for all tasks (`sharing: single`)."""
-    cycles: int = 3
+    cycles: Count = 3
     """How often neurons are removed, evenly spread over the run's steps."""
-    removed: float = 0.5
+    removed: Annotated[float, Limits(0, 1, above_least=True, below_most=True)] = 0.5
     """Share of the remaining neurons that each cycle removes."""
     relative: bool = False
     """Compare importance as a share of the largest in the layer."""
@@ -60,10 +61,6 @@ class Shrinking(Method):
             )
         if self.of.part != "backbone" or self.of.learning_rate is not None:
             raise ValueError("of: set part and learning_rate at Shrinking itself")
-        if self.cycles < 1:
-            raise ValueError(f"cycles: got {self.cycles}; give at least 1")
-        if not 0 < self.removed < 1:
-            raise ValueError(f"removed: got {self.removed}; give more than 0 and less than 1")
 
     def check_steps(self, num_steps: int) -> None:
         if num_steps <= self.cycles:

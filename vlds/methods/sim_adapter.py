@@ -32,7 +32,7 @@ from vlds.methods.extended import LinearExtension
 from vlds.methods.host import Host, weight_options
 from vlds.methods.layouts import Library
 from vlds.methods.other_runs import RunAdapter, read_adapter, weights_hash
-from vlds.runtime.checks import at_least
+from vlds.runtime.checks import Natural, NotNegative
 from vlds.runtime.made_for_batch import MadeForBatch
 
 OFF_DIAGONAL = 1e-6
@@ -50,18 +50,17 @@ class SimAdapter(Method):
     runs: dict[str, str] = field(default_factory=dict)
     """Name -> run with adapters. A run whose name is that of a task guides the task's examples; of
     a run with adapters for each task, the name says which."""
-    guide: float = 0.1
+    guide: NotNegative = 0.1
     """Weight of the guide."""
-    guide_decay_steps: int = 0
+    guide_decay_steps: Natural = 0
     """Steps after which the guide's weight has fallen to 0, linearly; 0: it stays."""
-    orthogonality: float = 0.01
+    orthogonality: NotNegative = 0.01
     """Weight of the distance of W_v from the identity."""
     adapters: dict[str, Method] = field(default_factory=dict)
     """Name -> settings of its adapters, in the recipe of an artifact, which holds their weights and
     needs the runs no longer."""
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "guide", "guide_decay_steps", "orthogonality")
         if self.part != "backbone":
             raise ValueError(f"part: got {self.part}; the runs' adapters are in the backbone")
         for name, method in self.adapters.items():

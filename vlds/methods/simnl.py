@@ -30,11 +30,11 @@ from vlds.methods.few_shot import (
     CacheMethod,
     Place,
     cache_logits,
-    check_not_negative,
     negative_keys,
     shot_weights,
 )
 from vlds.methods.host import Host
+from vlds.runtime.checks import Count, NotNegative, Positive, Share
 from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.schema import OptimizerRule
 
@@ -51,35 +51,25 @@ TINY = 1e-7
 class SimNL(CacheMethod):
     """Residuals of class prototypes and cached embeddings, positive and negative ones."""
 
-    alpha: float = 3.0
+    alpha: NotNegative = 3.0
     """Factor of the cached embeddings' logits."""
-    beta: float = 1.0
+    beta: NotNegative = 1.0
     """How quickly these fall with the distance."""
-    share: float = 0.75
+    share: Share = 0.75
     """Share of the positive logits; 1: no negative ones."""
-    temperature: float | None = 1.0
+    temperature: Positive | None = 1.0
     """Temperature of the softmax that weighs a class's shots by their likeness; null: all weigh the
     same. DualAdapter has 0.1."""
     weighted_negatives: bool = True
     """Weigh the shots of the negative logits too; DualAdapter does not."""
-    reranking: float = 1.0
+    reranking: NotNegative = 1.0
     """Weight of the loss that keeps a picture nearer to its class than to the nearest ones."""
-    neighbours: int = 3
+    neighbours: Count = 3
     """How many of the nearest prototypes this loss compares."""
-    consistency: float = 8.0
+    consistency: NotNegative = 8.0
     """Weight of the loss that keeps the prototypes near those without residuals."""
-    negative_rate: float = 5.0
+    negative_rate: NotNegative = 5.0
     """Factor of the learning rate of the negative residuals."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"share: got {self.share}; give a number from 0 to 1")
-        if self.temperature is not None and not self.temperature > 0:
-            raise ValueError(f"temperature: got {self.temperature}; give a number above 0, or null")
-        check_not_negative(self, "reranking", "consistency", "negative_rate")
-        if self.neighbours < 1:
-            raise ValueError(f"neighbours: got {self.neighbours}; give at least 1")
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """As `CacheMethod.put`; adds to the loss."""

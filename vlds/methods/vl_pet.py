@@ -36,7 +36,7 @@ from vlds.methods.compacter import Compacter
 from vlds.methods.extended import LinearExtension, added_tensors
 from vlds.methods.host import Host, weight_options
 from vlds.methods.layouts import Layout, Library, Stored
-from vlds.runtime.checks import at_least
+from vlds.runtime.checks import Count, NotNegative
 from vlds.runtime.made_for_batch import MadeForBatch
 from vlds.schema import OptimizerRule, OptimizerRules, Role
 
@@ -66,14 +66,14 @@ class VLPET(Method):
     """The encoder's bottlenecks: Adapter or Compacter."""
     gate: Granularity = "large"
     """How fine the gates are."""
-    gate_width: int = 96
+    gate_width: Count = 96
     """Width of the hidden layer of large gates."""
-    value_width: int = 96
+    value_width: Count = 96
     """Width of the adapters beside values."""
-    heads: int = 4
+    heads: Count = 4
     """In how many tensors the original code stores a down half; without effect on what it
     computes."""
-    scale: float = 1.0
+    scale: NotNegative = 1.0
     """Factor behind the gates; 0.3 in the paper's runs of T5."""
     start: Literal["zero", "random"] = "random"
     """Last layers of gates and adapters: zero, as the paper's runs of T5, or random, as those of
@@ -95,8 +95,6 @@ class VLPET(Method):
             raise ValueError(f"part: got {self.part}; VLPET tunes an encoder-decoder: backbone")
         if self.padding_counts and self.gate != "small":
             raise ValueError(f"padding_counts: got true, which gate: {self.gate} does not read")
-        at_least(self, 1, "gate_width", "value_width", "heads")
-        at_least(self, 0, "scale")
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put gated bottlenecks into the encoder and adapters beside the decoder's values.

@@ -28,6 +28,7 @@ from vlds.models.model import Model
 from vlds.models.path_kind import PathKind
 from vlds.models.projector import Projector
 from vlds.pretrained.weights import check_config, read_any_config
+from vlds.runtime.checks import Count
 from vlds.vision.base import load_weights as load_file
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")
@@ -42,9 +43,9 @@ class Causal(PathKind, GridKind):
     tokenizer: str | None = None
     """Folder or hub name of the tokenizer, whose chat template is used if it has one; default:
     `path`."""
-    grid: int | None = None
+    grid: Count | None = None
     """Cells along a side after max pooling; default: the encoder's own grid."""
-    num_images: int = 1
+    num_images: Count = 1
     """Most images an example may have."""
     projector_weights: str | None = None
     """A .safetensors file with a trained projector (projector.safetensors of `vlds convert hf`)."""
@@ -57,10 +58,6 @@ class Causal(PathKind, GridKind):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_has_source(self.bits, self.config)
-        for name in ("grid", "num_images"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}; give 1 or more")
 
     # Where it comes from.
 

@@ -23,7 +23,7 @@ from transformers.models.bridgetower.modeling_bridgetower import (
     BridgeTowerPooler,
 )
 
-from vlds.runtime.checks import at_least
+from vlds.runtime.checks import Count, ShareBelow1
 from vlds.schema import UNDECAYED, OptimizerRules, Role
 
 ROLES: dict[Role, str] = {
@@ -47,21 +47,18 @@ INIT_STD = 0.02
 class CoAttentionConfig:
     """Sizes of the two streams; the defaults are METER's."""
 
-    width: int = 768
+    width: Count = 768
     """Channels of both streams."""
-    layers: int = 6
+    layers: Count = 6
     """Layers of each stream."""
-    heads: int = 12
+    heads: Count = 12
     """Heads of each attention."""
-    dropout: float = 0.1
+    dropout: ShareBelow1 = 0.1
     """Dropout of layers and of attention weights."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "width", "layers", "heads")
         if self.width % self.heads:
             raise ValueError(f"heads: got {self.heads}, which does not divide width {self.width}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: got {self.dropout}; give at least 0 and less than 1")
 
     @property
     def layer_config(self) -> BridgeTowerTextConfig:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from safetensors.torch import save_file
@@ -20,6 +20,7 @@ from vlds.models.loading.load_backbone import load_backbone
 from vlds.models.model import Model
 from vlds.models.text_encoder_kind import TextEncoderKind
 from vlds.models.word_head import WordHead
+from vlds.runtime.checks import Limits
 from vlds.tasks.base import Task
 from vlds.vision.base import load_weights
 
@@ -38,13 +39,8 @@ class CrossModal(TextEncoderKind):
     """Train the streams, and the head of masked words."""
     masked_words: bool = False
     """Have a head that tells masked words, for the task MaskedWords."""
-    num_images: int = 1
+    num_images: Annotated[int, Limits(1, 2)] = 1
     """Most pictures of an example, 1 or 2. The streams run once for each; heads read all pairs."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_images not in (1, 2):
-            raise ValueError(f"num_images: got {self.num_images}; give 1 or 2")
 
     # Where it comes from.
 

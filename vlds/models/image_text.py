@@ -31,7 +31,7 @@ from vlds.models.roles import ROLES, check_named, find_roles
 from vlds.pretrained.files import reading
 from vlds.pretrained.gate import check_model, check_tokenizer
 from vlds.pretrained.weights import read_any_config, unpartitioned
-from vlds.runtime.checks import at_least, check_path_or_config
+from vlds.runtime.checks import Count, check_path_or_config
 from vlds.runtime.near_names import guess
 from vlds.runtime.resources import find
 from vlds.schema import NaturalSize, TargetModules
@@ -62,9 +62,9 @@ class ImageTextToText(ModelKind):
     """Instead of `path`: a config.json, for a model with random weights."""
     processor: str | None = None
     """Folder or hub name of the processor; default: where the weights are."""
-    max_pixels: int = 1024 * 1024
+    max_pixels: Count = 1024 * 1024
     """Larger pictures are scaled down before the processor sees them."""
-    num_images: int | None = None
+    num_images: Count | None = None
     """Most pictures an example may have; default: 2, or 1 for types that take no more."""
     train_connector: bool = True
     """Train what lies between the vision tower and the language model."""
@@ -77,9 +77,6 @@ class ImageTextToText(ModelKind):
 
     def __post_init__(self) -> None:
         check_path_or_config(self)
-        at_least(self, 1, "max_pixels")
-        if self.num_images is not None:
-            at_least(self, 1, "num_images")
         check_has_source(self.bits, self.config)
         for part, roles in self.roles.items():
             for name, known in ((part, PARTS), *((role, ROLES) for role in roles)):

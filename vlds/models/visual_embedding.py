@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlds.runtime.checks import Count
 from vlds.schema import NO_IMAGE, OptimizerRule, OptimizerRules
 
 
@@ -25,13 +26,13 @@ from vlds.schema import NO_IMAGE, OptimizerRule, OptimizerRules
 class VisualEmbeddingConfig:
     """The bridge from grid features to visual tokens."""
 
-    grid: int | None = None
+    grid: Count | None = None
     """Cells along a side after max pooling (VL-Adapter pools 7 to 6); default: the encoder's own
     grid."""
     boxes: Literal["zeros", "grid"] = "zeros"
     """Boxes of tokens that come without: zeros as in VL-Adapter, or the cells' own, which tiny
     models need."""
-    num_images: int = 2
+    num_images: Count = 2
     """Most images an example may have."""
     norm: Literal["parts", "sum"] = "parts"
     """parts: a norm for the features and one for the boxes. sum: one norm over the sum with the
@@ -41,12 +42,6 @@ class VisualEmbeddingConfig:
     weights: str | None = None
     """A .safetensors file with trained weights (visual_embedding.safetensors of `vlds convert
     hf`)."""
-
-    def __post_init__(self) -> None:
-        for name in ("grid", "num_images"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}; give 1 or more")
 
 
 class VisualEmbedding(nn.Module):

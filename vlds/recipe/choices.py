@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from inspect import isabstract
 from typing import Any, get_args, get_origin, get_type_hints
@@ -45,9 +46,16 @@ def class_named(path: str, base: type) -> type | None:
     return cls if isinstance(cls, type) and issubclass(cls, base) else None
 
 
+def class_if_there(path: str, base: type) -> type | None:
+    """The class of a `class_path`; None if there is none, which `check_tree` reports."""
+    with suppress(ImportError):
+        return class_named(path, base)
+    return None
+
+
 def field_types(cls: type) -> dict[str, Any]:
-    """Name -> type of the fields that a recipe can set."""
-    hints = get_type_hints(cls)
+    """Name -> type of the fields that a recipe can set, with their limits."""
+    hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in fields(cls) if field.init}
 
 

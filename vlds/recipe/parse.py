@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -17,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from vlds.recipe.check import ARGUMENTS, CLASS, check_tree, explain
 from vlds.recipe.choices import (
     CHOICES,
+    class_if_there,
     class_named,
     dataclass_of,
     field_types,
@@ -24,7 +24,7 @@ from vlds.recipe.choices import (
     is_mapping_of_choices,
 )
 from vlds.recipe.files import WHOLE, merged, read_merged
-from vlds.runtime.checks import not_finite
+from vlds.runtime.checks import not_finite, number_faults
 from vlds.runtime.resources import find
 from vlds.runtime.terminal import tell
 
@@ -70,6 +70,7 @@ def checked(parser: ArgumentParser, tree: Mapping[str, Any], options: type) -> N
     try:
         parsed: Namespace = parser.parse_object(dict(tree))
     except (ArgumentError, ValueError, TypeError) as error:
+        check_tree(tree, options, values=True)
         raise ValueError(explain(str(error))) from error
     return parsed
 
@@ -96,15 +97,18 @@ def build(cls: type[Options], values: Mapping[str, Any], key: str = "") -> Optio
 def build_field(hint: Any, value: Any, key: str) -> Any:
     """Build the value of one field.
 
-    Errors: ValueError for numbers that are not finite, which comparisons with a bound may miss, and
-    for null where there must be something, which the parser lets through; and as `build`.
+    Errors: ValueError for a number outside of its type's limits, and for null where there must be
+    something, which the parser lets through; and as `build`.
     """
     cls = dataclass_of(hint)
     if value is None and type(None) not in get_args(hint):
         raise ValueError(f"{key}: got null; give a value, or leave the key out")
     if cls is None or not isinstance(value, Mapping):
-        for name, number in not_finite(value, key):
-            raise ValueError(f"{name}: got {number}; give a finite number")
+        if not isinstance(value, int | float):  # name the entry of a list or mapping
+            for name, number in not_finite(value, key):
+                raise ValueError(f"{name}: got {number}; give a finite number")
+        for fault in number_faults(value, hint):
+            raise ValueError(f"{key}: {fault}")
         return value
     if is_mapping_of_choices(hint):
         return {name: build_choice(cls, entry, f"{key}.{name}") for name, entry in value.items()}
@@ -124,19 +128,26 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
     Errors: ValueError for a file that is not a recipe, or a word that is not an option.
     """
     tree: dict[str, Any] = {}
-    words = iter(arguments)
+    words, known = iter(arguments), field_types(options)
     for word in words:
         option, equals, value = word.partition("=")
         if not option.startswith("--"):
-            raise ValueError(f"'{word}' is unexpected; a recipe comes first, then --KEY VALUE")
+            name, form = option.lstrip("-"), f"={value}" if equals else " VALUE"
+            hint = f"did you mean --{name}{form}? " if name.split(".")[0] in known else ""
+            raise ValueError(
+                f"'{word}' is unexpected; {hint}a recipe comes first, then --KEY VALUE"
+            )
         if option == PRINT:
             continue
-        value = value if equals else next(words, "")
+        if not equals:
+            value = next(words, "--")
+            if value.startswith("--"):
+                raise ValueError(f"{option}: no value follows; write {option} VALUE")
         if option == CONFIG:
             tree = merged(tree, read_recipe(value, options), WHOLE)
         else:
             try:
-                set_key(tree, option.removeprefix("--").split("."), value, field_types(options))
+                set_key(tree, option.removeprefix("--").split("."), value, known)
             except yaml.YAMLError:
                 raise ValueError(
                     f"{option}: got {value!r:.100}, not YAML; check its brackets and quotes"
@@ -214,13 +225,6 @@ def new_value(old: Any, text: str, hint: Any) -> Any:
     types = field_types(chosen) if chosen else {}
     shared = {name: value for name, value in (arguments or {}).items() if name in types}
     return {CLASS: text, ARGUMENTS: shared} if shared else {CLASS: text}
-
-
-def class_if_there(path: str, base: type) -> type | None:
-    """The class of a `class_path`; None if there is none, which `check_tree` reports."""
-    with suppress(ImportError):
-        return class_named(path, base)
-    return None
 
 
 def build_parser(options: type, prog: str, files: bool) -> ArgumentParser:

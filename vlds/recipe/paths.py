@@ -15,6 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from vlds.runtime.resources import find, shipped
 from vlds.runtime.yaml_file import read_yaml
 
 STARTED_IN = "started_in"
@@ -24,6 +25,9 @@ FILES = ("path", "config", "tokenizer", "processor", "weights", "projector_weigh
          "fusion_weights", "importance", "answers", "choices", "classes", "data", "cache",
          "deepspeed", *DATASETS)  # fmt: skip
 """Keys whose values are files and folders, at any depth; some values may be hub names."""
+LOCAL_FILES = ("config", "weights", "projector_weights", "fusion_weights", "importance",
+               "deepspeed")  # fmt: skip
+"""Of these, the keys whose values are files of this machine, or of vlds."""
 RUNS = "runs"
 """Key whose value maps names to folders."""
 
@@ -114,16 +118,42 @@ def left_behind(tree: dict[str, Any], saved: Path) -> str | None:
     return None
 
 
-def file_names(tree: Any) -> Iterator[tuple[str, str]]:
-    """Key and name of each file and folder in a recipe's tree, except its output."""
+def file_names(tree: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Key and name of each file and folder in a recipe's tree, except its output. Keys are as on
+    the command line, below `place`."""
     for key, value in tree.items() if isinstance(tree, dict) else ():
+        whole = place if key == "init_args" else f"{place}.{key}".strip(".")
         if are_folders(key, value):
-            yield from ((key, name) for name in value.values())
+            yield from ((f"{whole}.{name}", folder) for name, folder in value.items())
         elif isinstance(value, dict):
-            yield from file_names(value)
+            yield from file_names(value, whole)
         elif key in FILES:
             names = value if isinstance(value, list) and key in DATASETS else [value]
-            yield from ((key, name) for name in names if isinstance(name, str))
+            yield from ((whole, name) for name in names if isinstance(name, str))
+
+
+def check_files(tree: dict[str, Any]) -> None:
+    """Look for the files that a recipe names, before any long work.
+
+    Errors: ValueError that names the key and the file.
+    """
+    for key, name in file_names(tree):
+        if key.rpartition(".")[2] not in LOCAL_FILES:
+            continue
+        try:
+            file = find(name)
+        except ValueError as error:
+            stems = {Path(file).stem: file for file in shipped("ds_configs")}
+            ours = stems.get(Path(name).stem) if key.endswith("deepspeed") else None
+            cure = f"no such file: {name}; did you mean '{ours}'?" if ours else error
+            raise ValueError(f"{key}: {cure}") from None
+        if file.is_dir():
+            raise ValueError(f"{key}: {name} is a folder; name a file")
+
+
+def data_sets(tree: dict[str, Any]) -> list[str]:
+    """The data sets that a recipe names."""
+    return [name for key, name in file_names(tree) if key.rpartition(".")[2] in (*DATASETS, "data")]
 
 
 def are_folders(key: str, value: Any) -> bool:

@@ -3,30 +3,76 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias, get_args
 
 LARGEST = 1 << 63
 """Bound of whole numbers in files: larger ones do not fit NumPy, and some not even a float."""
 
 
-def at_least(config: Any, minimum: int, *names: str) -> None:
-    """Check that fields of a config are finite numbers of at least `minimum`.
+@dataclass(frozen=True, repr=False)
+class Limits:
+    """Bounds of a number in a recipe. They stand in its type, next to its name, where a new field
+    gets one too."""
 
-    Errors: ValueError that names the field.
-    """
-    for name in names:
-        value = getattr(config, name)
-        if value is None or not minimum <= value < float("inf"):
-            raise ValueError(f"{name}: got {value}; give {minimum} or more")
+    least: float
+    most: float = math.inf
+    above_least: bool = False
+    """The least itself is out."""
+    below_most: bool = False
+    """The most itself is out."""
+
+    def hold(self, value: float) -> bool:
+        """True for a number within the bounds; NaN and infinities never are."""
+        low = value > self.least if self.above_least else value >= self.least
+        high = value < self.most if self.below_most else value <= self.most
+        return low and high and math.isfinite(value)
+
+    def __repr__(self) -> str:
+        low = f"more than {self.least:,}" if self.above_least else f"{self.least:,} or more"
+        if self.most == math.inf:
+            return f"a number above {self.least:,}" if self.above_least else low
+        if self.above_least or self.below_most:
+            return f"{low}, and {'less than' if self.below_most else 'at most'} {self.most:,}"
+        return f"a number from {self.least:,} to {self.most:,}"
 
 
-def at_least_if_set(config: Any, minimum: int, *names: str) -> None:
-    """As `at_least`, for fields that may be None.
+Count: TypeAlias = Annotated[int, Limits(1)]
+Natural: TypeAlias = Annotated[int, Limits(0)]
+NotNegative: TypeAlias = Annotated[float, Limits(0)]
+Positive: TypeAlias = Annotated[float, Limits(0, above_least=True)]
+Share: TypeAlias = Annotated[float, Limits(0, 1)]
+PositiveShare: TypeAlias = Annotated[float, Limits(0, 1, above_least=True)]
+ShareBelow1: TypeAlias = Annotated[float, Limits(0, 1, below_most=True)]
 
-    Errors: ValueError that names the field.
-    """
-    at_least(config, minimum, *(name for name in names if getattr(config, name) is not None))
+
+def number_faults(value: Any, hint: Any) -> Iterator[str]:
+    """What is wrong with the numbers of a value whose type is `hint`, also inside lists and
+    mappings: outside of the type's limits, not finite, or larger than files can hold."""
+    if isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from number_faults(entry, hint)
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from number_faults(entry, hint)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        limits = limits_of(hint)
+        if value != value or abs(value) == math.inf:
+            yield f"got {value}; give {limits or 'a finite number'}"
+        elif limits is not None and not limits.hold(value):
+            yield f"got {value}; give {limits}"
+        elif limits is not None and limits.most == math.inf and not is_number(value):
+            yield f"got {value}; give a smaller number"
+
+
+def limits_of(hint: Any) -> Limits | None:
+    """The limits in a type, at any depth."""
+    for part in (*getattr(hint, "__metadata__", ()), *get_args(hint)):
+        limits = part if isinstance(part, Limits) else limits_of(part)
+        if limits is not None:
+            return limits
+    return None
 
 
 def check_path_or_config(config: Any) -> None:

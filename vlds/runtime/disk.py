@@ -90,6 +90,27 @@ def check_writable(folder: Path, option: str) -> None:
         raise ValueError(f"{option}: {error}") from error
 
 
+def check_own(folder: Path, option: str, ours: re.Pattern[str], what: str) -> None:
+    """Check that a folder to write holds nothing but what belongs there, so that nothing is mixed
+    with other files or overwrites them; `ours`: the names of that.
+
+    Errors: ValueError that begins with `option`, and says `what` would be written.
+    """
+    if not folder.is_dir():
+        return
+    foreign = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name[0] != "." and not ours.fullmatch(path.name)
+    )
+    if foreign:
+        more = f" and {len(foreign) - 2:,} more" if len(foreign) > 2 else ""
+        raise ValueError(
+            f"{option}: {folder} holds other files ({', '.join(foreign[:2])}{more}), and {what} "
+            "would mix with them; name a new folder"
+        )
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents, on disk when this returns."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]

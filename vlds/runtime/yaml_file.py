@@ -18,6 +18,16 @@ MOST_NODES = 200_000
 LONGEST_SCALAR = 100_000
 """Characters of a text or a number: PyYAML needs minutes for a number as long as a file."""
 
+YAML_CURES = {
+    "mapping values are not allowed": "; look at this line and the one before: a colon needs a "
+    "blank behind it, text with a colon needs quotes, and keys of one level begin in one column",
+    "cannot start any token": "; indent with blanks, not tabs, and write text with such a "
+    "character in quotes",
+    "expected ',' or": "; close the bracket that was opened before",
+    "expected <block end>": "; keys of one level begin in one column",
+}
+"""What PyYAML says -> what to do."""
+
 
 class Refused(ValueError):
     """A text that is larger, deeper or more repetitive than any recipe, or has a key twice."""
@@ -62,8 +72,18 @@ def parse_yaml(text: str, name: str) -> Any:
         return yaml.safe_load(text)
     except Refused:
         raise
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(not_yaml(error, name)) from None
     except Exception as error:  # PyYAML raises no YAMLError for a wrong date or number
         raise ValueError(f"{name}: not YAML: {error}") from None
+
+
+def not_yaml(error: yaml.MarkedYAMLError, name: str) -> str:
+    """What PyYAML says about a text, in one line, with the cure of the commonest mistakes."""
+    mark, problem = error.problem_mark or error.context_mark, str(error.problem)
+    line = "" if mark is None else f", line {mark.line + 1}"
+    cure = next((cure for words, cure in YAML_CURES.items() if words in problem), "")
+    return f"{name}{line}: not YAML: {problem}{cure}"
 
 
 def check_depth(text: str, name: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlds.heads.base import ClassLoss, ClassOutput, Head
+from vlds.runtime.checks import Count, Positive
 from vlds.schema import LONGEST_TEXT, Decoding, Example, Sample, SkipSample
 
 Split = Literal["evaluate", "test"]
@@ -60,16 +61,16 @@ class Task(ABC):
     test: list[str] = field(default_factory=list)
     """Folders or URLs of the data sets of the final scores: `vlds evaluate` and `vlds predict` read
     them, `vlds train` does not."""
-    weight: float = 1.0
+    weight: Positive = 1.0
     """Share of this task's examples, relative to the other tasks' weights."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Size of this task's global batches; only with data.unit global_batch, where each batch holds
     one task. Default: data.global_batch_size."""
     prompt: str
     """Text before the input, trailing space included; "" for none."""
-    max_prompt_tokens: int
+    max_prompt_tokens: Count
     """Longest input in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: int
+    max_target_tokens: Count
     """Longest target in tokens, special tokens included; longer ones are cut."""
     decoding: Decoding
     """How the model's output becomes text."""
@@ -79,11 +80,6 @@ class Task(ABC):
     """The score that represents the task in tables; default: the first of its scores."""
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"weight: got {self.weight}; give a number above 0, or drop the task")
-        for name in ("max_prompt_tokens", "max_target_tokens", "batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; give at least 1")
         if self.head is not None:
             self._check_head()
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlds.metrics import caption_scores as metric
+from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import Task, labelled, optional_texts, require_label
 
@@ -29,9 +30,9 @@ class Caption(Task):
 
     prompt: str = "caption: "
     """The whole input, trailing space included; "" for none."""
-    max_prompt_tokens: int = 40
+    max_prompt_tokens: Count = 40
     """Longest input in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: int = 40
+    max_target_tokens: Count = 40
     """Longest caption to learn in tokens, special tokens included; longer ones are cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(num_beams=5, max_new_tokens=19))
     """How the model's output becomes a caption; five beams, 20 tokens with the start token."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from vlds.metrics.vqa_accuracy import Rules
+from vlds.runtime.checks import Count
 from vlds.schema import Example, Sample
 from vlds.tasks.vqa import VQA
 
@@ -22,7 +23,7 @@ class DirectAnswer(VQA):
 
     kinds: ClassVar[tuple[str, ...]] = ("multiple_choice",)
 
-    max_prompt_tokens: int = 40
+    max_prompt_tokens: Count = 40
     """Longest prompt and question in tokens, special tokens included; longer ones are cut."""
     accuracy: Rules = "direct"
     """Rules of VQA accuracy: direct, those of A-OKVQA's script."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from vlds.runtime.checks import Count
 from vlds.schema import Decoding
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text
@@ -28,9 +29,9 @@ class Entailment(AnswerTask):
 
     prompt: str = "entailment: "
     """Text before the sentence, trailing space included; "" for none."""
-    max_prompt_tokens: int = 100
+    max_prompt_tokens: Count = 100
     """Longest prompt and sentence in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: int = 20
+    max_target_tokens: Count = 20
     """Longest target in tokens; the labels are never cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19, choices=LABELS))
     """How the model's output becomes a label; the best of three words."""

@@ -14,6 +14,7 @@ from vlds.metrics.gqa_scores import (
     gqa_values,
     reasoning_steps,
 )
+from vlds.runtime.checks import Count
 from vlds.schema import Decoding
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, labelled, optional_text, optional_texts
@@ -34,9 +35,9 @@ class GQA(AnswerTask):
 
     prompt: str = "gqa: "
     """Text before the question, trailing space included; "" for none."""
-    max_prompt_tokens: int = 20
+    max_prompt_tokens: Count = 20
     """Longest prompt and question in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: int = 512
+    max_target_tokens: Count = 512
     """Longest answer to learn in tokens, special tokens included; the paper does not cut them."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19))
     """How the model's output becomes an answer; greedy, 20 tokens with the start token."""

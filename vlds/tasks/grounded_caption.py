@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vlds.metrics.exact_match import matches
+from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import as_text
 from vlds.tasks.hidden_words import words_of
@@ -23,9 +24,9 @@ class GroundedCaption(RegionTask):
 
     prompt: str = "caption region: "
     """Text before the visual token, trailing space included; "" for none."""
-    max_prompt_tokens: int = 20
+    max_prompt_tokens: Count = 20
     """Longest input in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: int = 20
+    max_target_tokens: Count = 20
     """Longest name in tokens, special tokens included; longer ones are cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19))
     """How the model's output becomes a name; greedy."""

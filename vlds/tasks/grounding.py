@@ -11,6 +11,7 @@ import numpy as np
 
 from vlds.heads.base import ClassLoss
 from vlds.metrics.box_overlap import overlap
+from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 
@@ -38,9 +39,9 @@ class Grounding(AnswerTask):
 
     prompt: str = "locate: "
     """Text before the expression, trailing space included; "" for none."""
-    max_prompt_tokens: int = 40
+    max_prompt_tokens: Count = 40
     """Longest prompt and expression in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: int = 24
+    max_target_tokens: Count = 24
     """Longest target in tokens; four numbers take up to 16 and their end."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=24))
     """How the model's output becomes a box; greedy."""

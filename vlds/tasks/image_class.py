@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from vlds.heads.base import ClassOutput, Head
 from vlds.metrics.exact_match import fold, matches, mean, members_of
+from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, labelled
@@ -29,24 +30,19 @@ class ImageClass(AnswerTask):
     input_field: ClassVar[str | None] = None
     tables: ClassVar[tuple[str, ...]] = ("class",)
 
-    shots: int | None = None
+    shots: Count | None = None
     """Pictures of each class to train on, drawn by the recipe's seed; default: all."""
     half: Literal["base", "new"] | None = None
     """Keep the first half of the data set's classes (base) or the second (new), to train on the
     base classes and evaluate on the new ones. Default: all."""
     prompt: str = "class: "
     """The whole input, trailing space included; "" for none."""
-    max_prompt_tokens: int = 20
+    max_prompt_tokens: Count = 20
     """Longest input in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: int = 20
+    max_target_tokens: Count = 20
     """Longest name to learn in tokens, special tokens included; longer ones are cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19))
     """How the model's output becomes a name; greedy, 20 tokens with the start token."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.shots is not None and self.shots < 1:
-            raise ValueError(f"shots: got {self.shots}; give at least 1")
 
     @property
     def num_shots(self) -> int | None:

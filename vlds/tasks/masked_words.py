@@ -11,6 +11,7 @@ from zlib import crc32
 import numpy as np
 
 from vlds.metrics.exact_match import matches, mean
+from vlds.runtime.checks import Count, PositiveShare
 from vlds.schema import Decoding, Example, Masking, Sample
 from vlds.tasks.base import Task, as_text, labelled, require_label
 
@@ -29,22 +30,17 @@ class MaskedWords(Task):
     draws_prompt: ClassVar[bool] = True
     reduction: ClassVar[Literal["example_mean", "token_mean"]] = "token_mean"
 
-    share: float = 0.15
+    share: PositiveShare = 0.15
     """Share of the words that is predicted; of these, four fifths are masked, a tenth is another
     word, a tenth the word itself. In evaluation all are masked."""
     prompt: str = ""
     """Text before the caption, whose words are masked too."""
-    max_prompt_tokens: int = 40
+    max_prompt_tokens: Count = 40
     """Longest caption in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: int = 1
+    max_target_tokens: Count = 1
     """Not used: the answers stand in the caption's own places."""
     decoding: Decoding = field(default_factory=Decoding)
     """Not used: every place gets its most likely word."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share: got {self.share}; give more than 0 and at most 1")
 
     def example(
         self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None

@@ -12,6 +12,7 @@ from zlib import crc32
 import numpy as np
 
 from vlds.metrics.exact_match import fold
+from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, require_label
@@ -37,9 +38,9 @@ class Matching(AnswerTask):
 
     prompt: str = "image text match: "
     """Text before the caption, trailing space included; "" for none."""
-    max_prompt_tokens: int = 60
+    max_prompt_tokens: Count = 60
     """Longest prompt and caption in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: int = 10
+    max_target_tokens: Count = 10
     """Longest target in tokens; "true" and "false" are never cut."""
     decoding: Decoding = field(
         default_factory=lambda: Decoding(max_new_tokens=19, choices=(MATCH, OTHER))

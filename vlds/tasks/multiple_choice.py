@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from vlds.runtime.checks import Count
 from vlds.schema import CHOICE_LETTERS as LETTERS
 from vlds.schema import Decoding, Sample
 from vlds.tasks.answer_task import AnswerTask
@@ -26,9 +27,9 @@ class MultipleChoice(AnswerTask):
 
     prompt: str = "choose: "
     """Text before the question, trailing space included; "" for none."""
-    max_prompt_tokens: int = 400
+    max_prompt_tokens: Count = 400
     """Longest input in tokens, special tokens included; longer ones are cut at the end."""
-    max_target_tokens: int = 5
+    max_target_tokens: Count = 5
     """Longest target in tokens; a letter is never cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=5, choices=LETTERS))
     """How the model's output becomes a letter; the best of five."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from vlds.metrics.exact_match import consistency, lower_line
+from vlds.runtime.checks import Count
 from vlds.schema import Decoding
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, labelled
@@ -38,9 +39,9 @@ class NLVR2(AnswerTask):
 
     prompt: str = "nlvr: "
     """Text before the sentence, trailing space included; "" for none."""
-    max_prompt_tokens: int = 512
+    max_prompt_tokens: Count = 512
     """Longest prompt and sentence in tokens, special tokens included; the paper does not cut."""
-    max_target_tokens: int = 512
+    max_target_tokens: Count = 512
     """Longest target in tokens; "true" and "false" are never cut."""
     decoding: Decoding = field(
         default_factory=lambda: Decoding(max_new_tokens=19, choices=("true", "false"))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
 from vlds.metrics.box_overlap import overlap
+from vlds.runtime.checks import Count, Limits
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.vqa import draw_answer
@@ -39,20 +40,15 @@ class Refer(AnswerTask):
 
     prompt: str = "visual grounding: "
     """Text before the expression, trailing space included; "" for none."""
-    max_prompt_tokens: int = 20
+    max_prompt_tokens: Count = 20
     """Longest prompt and expression in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: int = 4
+    max_target_tokens: Count = 4
     """Longest target in tokens; a visual token is never cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(choices=POINTERS))
     """How the model's output becomes a visual token: the best of `choices`, 36 by default."""
-    grid: int | None = None
+    grid: Annotated[int, Limits(1, 6)] | None = None
     """Cells along a side of a grid, if its cells stand for proposals: the cell that holds the box's
     centre is right. Default: the samples' own proposals."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.grid is not None and not 1 <= self.grid**2 <= len(POINTERS):
-            raise ValueError(f"grid: got {self.grid}; give 1 to 6")
 
     def answered(
         self,

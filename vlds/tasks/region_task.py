@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 from zlib import crc32
 
 import numpy as np
 
+from vlds.runtime.checks import Limits
 from vlds.schema import Sample, SkipSample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import optional_texts, require_label
@@ -28,14 +29,9 @@ class RegionTask(AnswerTask):
     draws_prompt: ClassVar[bool] = True
     class_loss = None
 
-    num_regions: int = 1
+    num_regions: Annotated[int, Limits(1, len(POINTERS))] = 1
     """Regions of a picture that one example is about; of several, each name stands behind a
     sentinel. VL-T5 has 4 in its second stage, on VCR."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.num_regions <= len(POINTERS):
-            raise ValueError(f"num_regions: got {self.num_regions}; give 1 to {len(POINTERS)}")
 
 
 def drawn_regions(

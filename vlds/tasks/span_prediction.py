@@ -14,6 +14,7 @@ from zlib import crc32
 import numpy as np
 
 from vlds.metrics.exact_match import matches
+from vlds.runtime.checks import Count, PositiveShare
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, require_label
@@ -36,24 +37,19 @@ class SpanPrediction(AnswerTask):
     draws_prompt: ClassVar[bool] = True
     class_loss = None
 
-    share: float = 0.15
+    share: PositiveShare = 0.15
     """Share of the words that is hidden, rounded down, at least one word; VL-BART hides 0.3."""
     target: Literal["spans", "sentence"] = "spans"
     """spans: the hidden words behind their sentinels <extra_id_0>, <extra_id_1>, ... (T5).
     sentence: the whole sentence, whose runs are replaced by <mask> (BART)."""
     prompt: str = "span prediction: "
     """Text before the sentence, trailing space included; VL-BART has "denoise text: "."""
-    max_prompt_tokens: int = 20
+    max_prompt_tokens: Count = 20
     """Longest prompt and sentence in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: int = 20
+    max_target_tokens: Count = 20
     """Longest target in tokens, special tokens included; longer ones are cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19))
     """How the model's output becomes text; greedy."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share: got {self.share}; give more than 0 and at most 1")
 
     def example(
         self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlds.metrics.vqa_accuracy import Rules
+from vlds.runtime.checks import Count, Natural
 from vlds.schema import Sample
 from vlds.tasks.base import optional_texts
 from vlds.tasks.vqa import VQA
@@ -22,19 +23,14 @@ class TextVQA(VQA):
 
     prompt: str = "textvqa: "
     """Text before the question, trailing space included; "" for none."""
-    max_prompt_tokens: int = 200
+    max_prompt_tokens: Count = 200
     """Longest input in tokens, special tokens included; longer ones lose their last words."""
-    max_target_tokens: int = 20
+    max_target_tokens: Count = 20
     """Longest answer to learn in tokens, special tokens included; longer ones are cut."""
     accuracy: Rules = "textvqa"
     """Rules of VQA accuracy: textvqa, those of M4C and of TextVQA's challenge."""
-    max_words: int = 50
+    max_words: Natural = 50
     """Words of the picture in the input, at most; 50 as in M4C, 0 for none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_words < 0:
-            raise ValueError(f"max_words: got {self.max_words}; give 0 or more")
 
     def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
         """The prompt, the question, and the picture's words if there are any."""

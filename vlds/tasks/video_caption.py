@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
+from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Sample
 from vlds.tasks.caption import Caption
 from vlds.tasks.video_qa import subtitles, with_prompt
@@ -25,9 +26,9 @@ class VideoCaption(Caption):
 
     prompt: str = ""
     """Text after the input; "" for none. It is lost if the input is cut."""
-    max_prompt_tokens: int = 600
+    max_prompt_tokens: Count = 600
     """Longest input in tokens, special tokens included; longer ones are cut at the end."""
-    max_target_tokens: int = 20
+    max_target_tokens: Count = 20
     """Longest description to learn in tokens, special tokens included; longer ones are cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(num_beams=5, max_new_tokens=19))
     """How the model's output becomes a description; five beams."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text
@@ -25,9 +26,9 @@ class VideoQA(AnswerTask):
 
     prompt: str = ""
     """Text after the input; "" for none. It is lost if the input is cut."""
-    max_prompt_tokens: int = 600
+    max_prompt_tokens: Count = 600
     """Longest input in tokens, special tokens included; longer ones are cut at the end."""
-    max_target_tokens: int = 20
+    max_target_tokens: Count = 20
     """Longest target in tokens; the name of a choice is never cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(num_beams=5, max_new_tokens=19))
     """How the model's output becomes the name of a choice; five beams."""

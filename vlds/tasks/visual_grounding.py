@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import as_text
 from vlds.tasks.refer import POINTERS
@@ -25,9 +26,9 @@ class VisualGrounding(RegionTask):
 
     prompt: str = "visual grounding: "
     """Text before the name, trailing space included; "" for none."""
-    max_prompt_tokens: int = 20
+    max_prompt_tokens: Count = 20
     """Longest prompt and name in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: int = 20
+    max_target_tokens: Count = 20
     """Longest target in tokens; a visual token is never cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(choices=POINTERS))
     """How the model's output becomes a visual token: the best of `choices`, 36 by default."""

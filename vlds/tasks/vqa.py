@@ -18,6 +18,7 @@ import numpy as np
 from vlds.heads.base import ClassLoss
 from vlds.metrics.exact_match import fold, matches, worth
 from vlds.metrics.vqa_accuracy import NUM_ANNOTATORS, Rules, accuracy_name, question_accuracy
+from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, optional_text, optional_texts, require_label
@@ -41,9 +42,9 @@ class VQA(AnswerTask):
 
     prompt: str = "vqa: "
     """Text before the question, trailing space included; "" for none."""
-    max_prompt_tokens: int = 20
+    max_prompt_tokens: Count = 20
     """Longest prompt and question in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: int = 10
+    max_target_tokens: Count = 10
     """Longest answer to learn in tokens, special tokens included; longer ones are cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19))
     """How the model's output becomes an answer; greedy, 20 tokens with the start token."""

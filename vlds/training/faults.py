@@ -21,7 +21,9 @@ from vlds.training.step_report import StepReport
 NOT_WRITABLE = (*ROOM, errno.EROFS)
 READS_TOO = (errno.EACCES, errno.EPERM, errno.EIO)
 """Errnos that reads raise too: blame the output folder only if the path is inside it."""
-SHOWN_IDS = 64
+SHOWN_IDS = 5
+USUAL_RATE = 1.0
+"""Peak learning rates above it are mistakes of units: AdamW moves each weight by about the rate."""
 
 
 @contextmanager
@@ -112,6 +114,8 @@ class NonFiniteSteps:
     def __init__(self, recipe: Recipe, ranks: Ranks) -> None:
         self.recipe, self.ranks = recipe, ranks
         self._in_a_row = 0
+        self._diverged = False
+        """Steps were finite before these, so that training itself led there."""
 
     def after_step(self, step: int, report: StepReport, batches: Sequence[Batch]) -> list[str]:
         """What to say about a step. Collective if it was skipped, which all ranks know.
@@ -120,6 +124,7 @@ class NonFiniteSteps:
         """
         if not report.skipped:
             self._in_a_row = 0
+            self._diverged = True
             return []
         self._in_a_row += 1
         ids = [id for batch in batches for id in batch.ids]
@@ -128,14 +133,35 @@ class NonFiniteSteps:
         if self._in_a_row <= self.recipe.training.max_nonfinite_steps:
             return [f"step {step} is skipped, its loss or gradient is NaN or infinite; {suspects}"]
         optimizer, training = self.recipe.optimizer, self.recipe.training
-        cures = ["lower optimizer.learning_rate"]
+        rates = {"optimizer.learning_rate": optimizer.learning_rate} | {
+            f"methods.{name}.learning_rate": method.learning_rate
+            for name, method in self.recipe.methods.items()
+            if method.learning_rate is not None
+        }
+        key, rate = max(rates.items(), key=lambda item: item[1])
+        number = self._in_a_row
+        how_often = f"{number} steps in a row, the last of them {step}, had"
+        if number == 1:
+            how_often = f"step {step} had"
+        why = "a loss or gradient that is NaN or infinite"
+        resume = how_to_resume(Path(self.recipe.output))
+        if rate > USUAL_RATE:
+            raise ValueError(
+                f"{key}: got {rate:g}, and {how_often} {why}: at such a rate every step moves each "
+                f"weight by about {rate:g}; give a rate far below 1, such as 0.001.{resume}"
+            )
+        cures = [f"lower {key} (now {rate:g})"]
         cures.append(f"{'lower' if optimizer.clip_norm else 'set'} optimizer.clip_norm")
         if training.precision != "fp32":
             cures.append("set training.precision to fp32")
+        order = "; else look at the data of these examples"
+        if self._diverged:
+            order = f"{' or '.join(cures)}: the steps before were finite{order}"
+        else:
+            order = f"look at the data of these examples; else {' or '.join(cures)}"
         raise ValueError(
-            f"training.max_nonfinite_steps: {self._in_a_row} steps in a row, the last of them "
-            f"{step}, had a loss or gradient that is NaN or infinite; {suspects}. Look at their "
-            f"data; else {' or '.join(cures)}.{how_to_resume(Path(self.recipe.output))}"
+            f"training.max_nonfinite_steps: {how_often} {why}; {suspects}. "
+            f"{order[0].upper()}{order[1:]}.{resume}"
         )
 
 
@@ -143,6 +169,6 @@ def _suspects(gathered: Sequence[tuple[list[str], list[str]]]) -> str:
     """The examples whose own loss is not finite, or else all of the batch."""
     not_finite = [id for rank_ids, _ in gathered for id in rank_ids]
     ids = not_finite or [id for _, rank_ids in gathered for id in rank_ids]
-    more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+    more = f" and {len(ids) - SHOWN_IDS:,} more" if len(ids) > SHOWN_IDS else ""
     shown = ", ".join(ids[:SHOWN_IDS]) + more
     return f"the loss of {shown} is not finite" if not_finite else f"the batch held {shown}"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlds.config import Recipe
+from vlds.config import Recipe, to_tree
 from vlds.data.order.batch_cut import BatchCut
 from vlds.data.order.mixed_order import check_lanes
 from vlds.data.order.mixture import steps_in
@@ -20,6 +21,7 @@ from vlds.evaluation.known_classes import unknown_answers
 from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
 from vlds.models.loading.learned_positions import Longest
 from vlds.pretrained.files import damaged_source
+from vlds.recipe.paths import data_sets
 from vlds.runtime.disk import check_writable
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.resources import find
@@ -29,6 +31,8 @@ from vlds.training.optim import check_rates
 from vlds.training.sinks import check_tracking
 from vlds.training.states import Resume, check_output
 
+FEW_PROCESSES = 8
+"""Loader processes that no machine minds."""
 SLOW = 4.0
 """Times that bf16 may be slower than fp32 before a run says so."""
 
@@ -49,7 +53,7 @@ class Prepared:
 
 def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     """Check the recipe against files, data and ranks."""
-    check_output(Path(recipe.output), resume)
+    check_output(recipe.output, resume, data_sets(to_tree(recipe)))
     check_tracking(recipe.tracking)
     cut = cut_batches(recipe, ranks.world_size)
     check_parts(recipe, cut)
@@ -75,7 +79,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
         train_sources=train,
         streamed_sources=streamed,
         evaluation_sources=evaluation,
-        notices=unknown_answers(train),
+        notices=[*unknown_answers(train), *far_too_large(recipe, train, ranks)],
     )
 
 
@@ -173,6 +177,24 @@ def check_frozen_files(recipe: Recipe, ranks: Ranks) -> None:
     gathered = ranks.gather(next(filter(None, problems), None)) or []
     if (problem := ranks.broadcast(next(filter(None, gathered), None))) is not None:
         raise ValueError(problem)
+
+
+def far_too_large(recipe: Recipe, sources: Sequence[Source], ranks: Ranks) -> Iterator[str]:
+    """What to tell a user about sizes that the data or this machine do not have, with which nothing
+    seems to happen for minutes."""
+    data, cores = recipe.data, len(os.sched_getaffinity(0))
+    if (processes := data.num_workers * len(ranks.on_this_machine)) > max(cores, FEW_PROCESSES):
+        yield (
+            f"data.num_workers: {processes:,} loader processes start on this machine, which has "
+            f"{cores} core{'s' * (cores > 1)}; more than one a core only takes time and memory"
+        )
+    examples = sum(source.num_annotations for source in sources)
+    for field, size in recipe.batch_sizes.items():
+        if sources and size > examples:
+            yield (
+                f"{field}: {size:,} examples a step, and the training data have {examples:,}: each "
+                "step computes them several times, and the first line of the log may take long"
+            )
 
 
 def slow_precision(precision: str, device: torch.device) -> str | None:

@@ -14,15 +14,24 @@ This module does not import torch, so that the supervisor can use it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vlds.runtime.disk import check_own
 from vlds.runtime.json_record import parse_record
 from vlds.runtime.manifest import damage
 from vlds.runtime.regular_file import read_file
 
 TENSORS, PROGRESS = "state.safetensors", "state.json"
+RECIPE = "recipe.yaml"
+OF_RUN = re.compile(
+    r"artifact|best|state|predictions|profile.*|tensorboard|metrics\.jsonl|starts\.jsonl|"
+    r"data_errors-\d+\.jsonl|.*\.(log|txt|out|err|ya?ml)"
+)
+"""Names that a run's folder may have before its recipe is saved: of what runs write, and of logs
+and recipes that users keep there."""
 NAME = re.compile(r"step-(\d{8,})")
 Resume = Literal["auto"] | bool
 """Whether to resume the run in the output folder; "auto": if there is one."""
@@ -93,7 +102,28 @@ def read_progress(folder: Path) -> Progress:
     return progress
 
 
-def check_output(output: Path, resume: Resume) -> None:
+def check_output(output: str, resume: Resume, inputs: Iterable[str] = ()) -> None:
+    """Errors: ValueError if a run would be overwritten, or mixed with other files or with its own
+    `inputs`; if there is none to resume."""
+    if not output.strip():
+        raise ValueError("output: got no name; name a folder for the run, such as runs/mine")
+    folder = Path(output)
+    for name in inputs:
+        if is_inside(folder, Path(name)):
+            raise ValueError(
+                f"output: {output} lies in {name}, which the run reads; name another folder"
+            )
+    if not (folder / RECIPE).is_file():
+        check_own(folder, "output", OF_RUN, "a run")
+    _check_state(folder, resume)
+
+
+def is_inside(folder: Path, other: Path) -> bool:
+    """True for a folder itself, and for one that lies in it."""
+    return "://" not in str(other) and folder.resolve().is_relative_to(other.resolve())
+
+
+def _check_state(output: Path, resume: Resume) -> None:
     """Errors: ValueError if a run would be overwritten, or if there is none to resume."""
     has_state = bool(state_folders(output / "state"))
     if has_state and resume is False:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.runtime.checks import at_least_if_set
+from vlds.runtime.checks import Count
 from vlds.schema import ImageSpec
 from vlds.vision.base import Geometry, GridEncoder, VisionEncoder
 from vlds.vision.clip import ClipModule, ClipVision
@@ -22,15 +22,11 @@ from vlds.vision.clip import ClipModule, ClipVision
 class ClipTokens(ClipVision):
     """CLIP's vision transformer with its class token."""
 
-    image_size: int | None = None
+    image_size: Count | None = None
     """Side of the pictures in pixels; default: that of the config. Position embeddings are resized
     to it."""
-    blocks: int | None = None
+    blocks: Count | None = None
     """Transformer blocks that run; default: all but the last, as in METER."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least_if_set(self, 1, "image_size", "blocks")
 
     @property
     def geometry(self) -> Geometry:

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vlds.runtime.checks import Count
 from vlds.schema import ImageSpec
 from vlds.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights
 
@@ -23,11 +24,11 @@ from vlds.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights
 class ConvNet(VisionEncoder):
     """Small convolutional net, trained from scratch."""
 
-    image_size: int = 64
+    image_size: Count = 64
     """Pixels along a side of the square picture."""
-    grid: int = 4
+    grid: Count = 4
     """Cells along a side; image_size / grid is a power of two."""
-    widths: list[int] = field(default_factory=lambda: [32, 64, 128, 128])
+    widths: list[Count] = field(default_factory=lambda: [32, 64, 128, 128])
     """Channels of each stage. The first stages halve the resolution until the grid is reached."""
     downsample: Literal["stride", "pool"] = "stride"
     """How a stage halves: a convolution with stride 2, or one with stride 1 and max pooling after
@@ -41,7 +42,7 @@ class ConvNet(VisionEncoder):
     """A .safetensors file with trained weights (vision.safetensors of `vlds convert hf`)."""
 
     def __post_init__(self) -> None:
-        halvings = math.log2(self.image_size / self.grid) if self.grid > 0 else -1.0
+        halvings = math.log2(self.image_size / self.grid)
         if halvings < 0 or halvings != int(halvings):
             raise ValueError(
                 f"grid: {self.grid} does not come from image_size {self.image_size} by halving; "

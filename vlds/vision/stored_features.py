@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vlds.runtime.checks import Count
 from vlds.vision.base import Geometry, GridEncoder, VisionEncoder
 
 BOX_CHANNELS = 4
@@ -17,9 +18,9 @@ BOX_CHANNELS = 4
 class StoredFeatures(VisionEncoder):
     """No encoder at all: features come from the shards."""
 
-    dim: int
+    dim: Count
     """Channels of a feature vector (2048 for CLIP's RN101)."""
-    grid: int
+    grid: Count
     """Cells along a side (7 for CLIP's RN101 at 224 pixels)."""
 
     boxes: bool = False

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlds.pretrained.files import reading
 from vlds.pretrained.hub import check_source
+from vlds.runtime.checks import Count
 from vlds.schema import ImageSpec
 from vlds.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights, on_meta
 
@@ -56,7 +57,7 @@ class Timm(VisionEncoder):
     """Let timm fetch the weights."""
     weights: str | None = None
     """Instead: a .safetensors file with the model's weights."""
-    image_size: int | None = None
+    image_size: Count | None = None
     """Pixels along a side of the square picture; default: what the model was trained on."""
 
     def __post_init__(self) -> None:

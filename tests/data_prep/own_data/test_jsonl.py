@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.packing.split import HashSplit
 from tests.toys.files import write
-from tests.toys.own_rows import pack_rows
+from tests.toys.own_rows import pack_rows, photos, questions
 from tests.toys.pictures import jpeg
 from tests.toys.shards import find_annotation, packed
 from vlds.data.shards.store import open_dataset
@@ -394,3 +394,15 @@ def test_another_seed_is_another_order(images: Path, tmp_path: Path) -> None:
         orders.append(list(packed(out)))
     assert orders[0] != orders[1] == orders[2]
     assert sorted(orders[0]) == sorted(orders[1]) == [f"{name}.jpg" for name in "abcdefghij"]
+
+
+def test_an_output_with_other_files_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shards would mix with the pictures, or with other data sets."""
+    rows = write(tmp_path / "rows.csv", questions("a.jpg"))
+    images = photos(tmp_path / "photos", "a.jpg")
+    for out, held in ((images, "a.jpg"), (tmp_path, "photos, rows.csv")):
+        assert pack_rows(rows, images, out) == 2
+        assert f"--out: {out} holds other files ({held})" in capsys.readouterr().err
+    assert [path.name for path in images.iterdir()] == ["a.jpg"]

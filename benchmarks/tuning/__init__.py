@@ -1,1 +1,0 @@
-"""What `methods.py` compares, and its tables."""

@@ -39,6 +39,7 @@ from vlds.convert.verify import logits
 from vlds.methods import Adapter, Method, SimAdapter
 from vlds.methods.other_runs import read_adapter
 from vlds.methods.sim_adapter import Fusion, guide_loss, log_mean
+from vlds.recipe.parse import build as built
 from vlds.runtime.manifest import write_manifest
 from vlds.schema import IGNORED_LABEL
 
@@ -295,7 +296,7 @@ def test_runs_of_other_kinds_are_fused(kind: str, world: Path, tmp_path: Path) -
 )
 def test_what_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        build(backbone(Bart, tmp_path), {"method": SimAdapter(**fields)})
+        build(backbone(Bart, tmp_path), {"method": built(SimAdapter, fields)})
 
 
 def test_settings_of_adapters_alone_do_not_train() -> None:

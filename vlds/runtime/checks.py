@@ -59,26 +59,21 @@ def check_numbers(cls: type, values: Mapping[str, Any]) -> None:
 
 
 def number_faults(value: Any, hint: Any) -> Iterator[str]:
-    """What is wrong with the numbers of a value whose type is `hint`, also inside lists and
-    mappings: outside of the type's limits, not finite, or larger than files can hold."""
+    """What is wrong with a number of the type `hint`: outside of the type's limits, not finite, or
+    larger than files can hold. Lists of a type with limits are looked through."""
+    limits = limits_of(hint)
     if isinstance(value, (list, tuple)):
-        for entry in value:
-            yield from number_faults(entry, hint)
-    elif isinstance(value, Mapping):
-        for entry in value.values():
+        for entry in value if limits is not None else ():
             yield from number_faults(entry, hint)
     elif not isinstance(value, (int, float)) or isinstance(value, bool):
-        limits = limits_of(hint)
         if limits is not None and value is not None:
             yield f"got {value!r:.100}; give {limits}"
-    else:
-        limits = limits_of(hint)
-        if value != value or abs(value) == math.inf:
-            yield f"got {value}; give {limits or 'a finite number'}"
-        elif limits is not None and not limits.hold(value):
-            yield f"got {value}; give {limits}"
-        elif limits is not None and limits.most == math.inf and not is_number(value):
-            yield f"got {value}; give a smaller number"
+    elif value != value or abs(value) == math.inf:
+        yield f"got {value}; give {limits or 'a finite number'}"
+    elif limits is not None and not limits.hold(value):
+        yield f"got {value}; give {limits}"
+    elif limits is not None and limits.most == math.inf and not is_number(value):
+        yield f"got {value}; give a smaller number"
 
 
 def limits_of(hint: Any) -> Limits | None:

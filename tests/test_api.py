@@ -100,6 +100,9 @@ def test_mistakes_are_value_errors(run: Path) -> None:
     model = vlds.load(run)
     with pytest.raises(ValueError, match=r"^NO\.jpg: No such file or directory$"):
         model.answer("NO.jpg", "what colour is it")
+    for address in ("https://x.org/a.jpg", Path("https://x.org/a.jpg")):
+        with pytest.raises(ValueError, match=r"^https:/.*a\.jpg: a picture is read from a file"):
+            model.answer(address, "what colour is it")
     with pytest.raises(ValueError, match="the task vqa needs one"):
         model.answer("PHOTO.jpg")
     with pytest.raises(ValueError, match="no task caption; its tasks: vqa"):

@@ -39,6 +39,7 @@ from vlds.convert.verify import logits
 from vlds.methods import Adapter, Method, SimAdapter
 from vlds.methods.other_runs import read_adapter
 from vlds.methods.sim_adapter import Fusion, guide_loss, log_mean
+from vlds.recipe.parse import build as built
 from vlds.runtime.manifest import write_manifest
 from vlds.schema import IGNORED_LABEL
 
@@ -275,8 +276,6 @@ def test_runs_of_other_kinds_are_fused(kind: str, world: Path, tmp_path: Path) -
     ("fields", "message"),
     [
         ({"runs": {"a": "x"}}, "runs: got .*; name two or more"),
-        ({"runs": {"a": "x", "b": "y"}, "guide": -1.0}, "guide: got -1.0"),
-        ({"runs": {"a": "x", "b": "y"}, "orthogonality": float("inf")}, "orthogonality: got inf"),
         ({"runs": {"a": "x", "b": "y"}, "part": "vision"}, "part: got vision"),
         (
             {"runs": {"a": "x", "b": "y"}, "adapters": {"a": Adapter(), "b": Adapter()}},
@@ -296,6 +295,12 @@ def test_runs_of_other_kinds_are_fused(kind: str, world: Path, tmp_path: Path) -
 def test_what_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         build(backbone(Bart, tmp_path), {"method": SimAdapter(**fields)})
+
+
+@pytest.mark.parametrize(("field", "value"), [("guide", -1.0), ("orthogonality", float("inf"))])
+def test_a_weight_of_the_loss_is_finite_and_not_negative(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{field}: got {value}; give 0 or more"):
+        built(SimAdapter, {"runs": {"a": "x", "b": "y"}, field: value})
 
 
 def test_settings_of_adapters_alone_do_not_train() -> None:

@@ -346,6 +346,12 @@ def test_a_file_that_is_no_picture_is_named(
     assert code == 2
     assert out.startswith(f"vlds predict: image: picture {tmp_path}/no.json: truncated or damaged")
     assert "object at" not in out
+    code, out = ranks2.run(command, [*words, "https://x.org/a.jpg"], timeout=120)[0]
+    assert code == 2
+    assert out.startswith(
+        "vlds predict: --image: https://x.org/a.jpg: a picture is read from a file"
+    )
+    assert "download it first" in out
     assert ranks2.run(command, [*words, places[0]], timeout=120)[0][0] == 0
     words[3] = "vqa"
     code, out = ranks2.run(command, [*words, places[0], "--question", "what colour is it?"])[0]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vlds.methods.adapter import Adapter
 from vlds.methods.base import Method
+from vlds.runtime.checks import check_numbers
 from vlds.runtime.manifest import DESCRIPTION, damage, recorded_hash
 from vlds.runtime.yaml_file import read_yaml
 
@@ -113,6 +114,7 @@ def read_adapter(run: Path, task: str) -> RunAdapter:
         "LowRankAdapter, Hyperformer and Mixture one)",
     )
     try:
+        check_numbers(Adapter, found.settings)
         method = Adapter(**found.settings)
     except (TypeError, ValueError) as error:
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias, get_args
+from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
 
 LARGEST = 1 << 63
 """Bound of whole numbers in files: larger ones do not fit NumPy, and some not even a float."""
@@ -47,23 +47,33 @@ PositiveShare: TypeAlias = Annotated[float, Limits(0, 1, above_least=True)]
 ShareBelow1: TypeAlias = Annotated[float, Limits(0, 1, below_most=True)]
 
 
+def check_numbers(cls: type, values: Mapping[str, Any]) -> None:
+    """Check plain values for the fields of a dataclass that no parser has looked at.
+
+    Errors: ValueError that names the first field that is out of its type's limits, or no number.
+    """
+    hints = get_type_hints(cls, include_extras=True)
+    for name in hints.keys() & values.keys():
+        for fault in number_faults(values[name], hints[name]):
+            raise ValueError(f"{name}: {fault}")
+
+
 def number_faults(value: Any, hint: Any) -> Iterator[str]:
-    """What is wrong with the numbers of a value whose type is `hint`, also inside lists and
-    mappings: outside of the type's limits, not finite, or larger than files can hold."""
+    """What is wrong with a number of the type `hint`: outside of the type's limits, not finite, or
+    larger than files can hold. Lists of a type with limits are looked through."""
+    limits = limits_of(hint)
     if isinstance(value, (list, tuple)):
-        for entry in value:
+        for entry in value if limits is not None else ():
             yield from number_faults(entry, hint)
-    elif isinstance(value, Mapping):
-        for entry in value.values():
-            yield from number_faults(entry, hint)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        limits = limits_of(hint)
-        if value != value or abs(value) == math.inf:
-            yield f"got {value}; give {limits or 'a finite number'}"
-        elif limits is not None and not limits.hold(value):
-            yield f"got {value}; give {limits}"
-        elif limits is not None and limits.most == math.inf and not is_number(value):
-            yield f"got {value}; give a smaller number"
+    elif not isinstance(value, (int, float)) or isinstance(value, bool):
+        if limits is not None and value is not None:
+            yield f"got {value!r:.100}; give {limits}"
+    elif value != value or abs(value) == math.inf:
+        yield f"got {value}; give {limits or 'a finite number'}"
+    elif limits is not None and not limits.hold(value):
+        yield f"got {value}; give {limits}"
+    elif limits is not None and limits.most == math.inf and not is_number(value):
+        yield f"got {value}; give a smaller number"
 
 
 def limits_of(hint: Any) -> Limits | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -459,6 +460,34 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
         ("reduction: 4", "reduction: null", "methods.adapter.reduction: got null; give a value"),
         ("reduction: 4", "sharing: null", "methods.adapter.sharing: got null; give a value"),
         ("output: runs/mine", "output: x\nseed: null", "seed: got null; give a value, or le"),
+        ("runs/mine", '" "', "output: got ' '; name a folder"),
+        ("runs/mine", '"a\\0b"', "output: got 'a\\x00b', which holds a NUL; leave it out"),
+        ("runs/mine", f"x\nseed: 0x{'f' * 9000}", "seed: got a number of 36,000 bits; give a small"),
+        *(
+            ("output:", f"{key}: {{{name}: {value}}}\noutput:", f"{key}.{name}: got {said}")
+            for key, name, value, said in (
+                ("training", "steps", "9223372036854775808", "9223372036854775808; give at m"),
+                ("training", "collective_timeout", "1.0e+10", "10000000000.0; give at most 100,0"),
+                ("data", "global_batch_size", "10000000000000000", "10000000000000000; give at mo"),
+                ("optimizer", "warmup_ratio", "5", "5.0; give at most 1"),
+                ("optimizer", "decay_start", "1.5", "1.5; give at most 1"),
+                ("optimizer", "learning_rate", "1.0e+308", "1e+308; give at most 1,000,000,000,0"),
+            )
+        ),
+        ("output:", "optimizer: {betas: [0.9, 1]}\noutput:", "optimizer.betas: got 1.0; give numb"),
+        ("train: [a]", "train: [a], decoding: {choices: []}",
+         "tasks.vqa.decoding.choices: there are none; give some words, or set it to null"),
+        ("train: [a]", "train: [a], decoding: {max_new_tokens: 9223372036854775808}",
+         "tasks.vqa.decoding.max_new_tokens: got 9223372036854775808; give at most 1,000"),
+        ("train: [a]", "train: [a], max_prompt_tokens: 9223372036854775808",
+         "tasks.vqa.max_prompt_tokens: got 9223372036854775808; give at most 1,000"),
+        ("tasks: {vqa", "tasks: {no", "tasks: got False as a name; write it in quotes"),
+        ("methods: {adapter", "methods: {8", "methods: got 8 as a name; write it in quotes"),
+        *(
+            ("tasks: {vqa", f"tasks: {{{json.dumps(name)}", "cannot be a task's name, bec")
+            for name in ("../../victim", "/tmp/victim", "a\\b", "", " ", "..", ".a", "a\0b", "a\nb",
+                         "a\u202eb", "a" * 300)
+        ),
     ],
 )  # fmt: skip
 def test_mistakes_in_the_file(old: str, new: str, message: str, file: Path) -> None:

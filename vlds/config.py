@@ -33,6 +33,10 @@ from vlds.tasks.base import TEST_MARK, Task
 from vlds.vision.base import VisionEncoder
 
 DEFAULT_STEPS = 1000
+LONGEST_TIMEOUT = 100_000_000
+"""Seconds, three years. torch counts nanoseconds, and cannot wait for centuries."""
+LONGEST_NAME = 100
+"""Bytes of a task's name; file systems allow 255, and longer names are made of it."""
 MAX_WIDTH = 1_000_000
 """Columns. Narrower, YAML would fold long paths at blanks, so that they cannot be copied."""
 
@@ -82,9 +86,14 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if len(self.betas) != 2:
             raise ValueError(f"betas: got {self.betas}; give two numbers, like [0.9, 0.999]")
-        at_least(self, 0, "learning_rate", "eps", "weight_decay", "clip_norm", "warmup_ratio")
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas: got {beta}; give numbers from 0 to below 1")
+        at_least(self, 0, "learning_rate", "eps", "weight_decay", "clip_norm")
+        at_least(self, 0, "warmup_ratio", most=1)
         rates = (f"{part}_learning_rate" for part in ("connector", "norms", "heads"))
-        at_least_if_set(self, 0, *rates, "decay_start")
+        at_least_if_set(self, 0, *rates)
+        at_least_if_set(self, 0, "decay_start", most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +134,8 @@ class TrainingConfig:
     """Seconds that ranks wait for each other or for their loader's workers before they give up."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "log_every", "save_every", "keep_states", "collective_timeout")
+        at_least(self, 1, "log_every", "save_every", "keep_states")
+        at_least(self, 1, "collective_timeout", most=LONGEST_TIMEOUT)
         if self.steps is not None:
             at_least(self, 1, "steps")
         if self.epochs is not None and not 0 < self.epochs < float("inf"):
@@ -242,6 +252,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed: got {self.seed}; give a number from 0 to 2^64 - 1")
+        if not self.output.strip():
+            raise ValueError(f"output: got {self.output!r}; name a folder")
         if not self.tasks:
             raise ValueError("tasks: the recipe has none; give at least one, see docs/tasks.md")
         for name, method in self.methods.items():
@@ -250,16 +262,12 @@ class Recipe:
             except ValueError as error:
                 raise ValueError(f"methods.{name}.{error}") from None
         for name, task in self.tasks.items():
+            check_task_name(name)
             if task.batch_size is not None and self.data.unit != "global_batch":
                 raise ValueError(
                     f"tasks.{name}.batch_size: got {task.batch_size}, but data.unit is "
                     f"{self.data.unit}: batches mix tasks; set data.unit to global_batch, or give "
                     f"tasks.{name}.weight"
-                )
-            if name.endswith(TEST_MARK):
-                raise ValueError(
-                    f"tasks: '{name}' cannot be a task's name, because results on test data end in "
-                    f"{TEST_MARK}; choose another name"
                 )
         for name, size in self.batch_sizes.items():
             if self.meta is not None and size < 2:
@@ -314,6 +322,22 @@ class Recipe:
             outputs={name: out for name, t in self.tasks.items() if (out := t.class_output)},
             activation_checkpointing=self.training.activation_checkpointing,
             seed=self.seed,
+        )
+
+
+def check_task_name(name: str) -> None:
+    """Errors: ValueError for a name that is no part of a file's name or of a score's, or is that of
+    results on test data. The recipe may come from someone else, and files called so are written."""
+    plain = name.isprintable() and not set(name) & set("/\\")
+    if not plain or not name.strip() or name[0] == "." or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"tasks: {name!r:.100} cannot be a task's name, because files are called so; give one "
+            f"of at most {LONGEST_NAME} bytes, without slashes, control characters and a dot before"
+        )
+    if name.endswith(TEST_MARK):
+        raise ValueError(
+            f"tasks: '{name}' cannot be a task's name, because results on test data end in "
+            f"{TEST_MARK}; choose another name"
         )
 
 

@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from vlds.runtime.checks import at_least
+
 IGNORED_LABEL = -100
 """Label of padded target positions; cross-entropy skips them."""
 NO_IMAGE = -1
@@ -284,9 +286,10 @@ class Decoding:
     """Token n-grams of this size may occur once in an answer; 0: no such rule."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_beams", 1), ("max_new_tokens", 1), ("no_repeat_ngram_size", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name}: got {value}; give {least} or more")
+        at_least(self, 1, "num_beams", "max_new_tokens")
+        at_least(self, 0, "no_repeat_ngram_size")
+        if self.choices is not None and not self.choices:
+            raise ValueError("choices: there are none; give some words, or set it to null")
         for name in ("choices", "no_repeat_ngram_size"):
             if self.answers is not None and (given := getattr(self, name)):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""YAML on which PyYAML fails with errors other than its own."""
+"""YAML on which PyYAML fails with errors other than its own, or needs minutes."""
 
 from __future__ import annotations
 
@@ -24,3 +24,11 @@ def test_a_number_that_fills_the_file_is_refused_at_once() -> None:
     with pytest.raises(ValueError, match=r"recipe\.yaml: a value of more than 100,000 characters"):
         parse_yaml("a: " + ":".join(["59"] * 200_000), "recipe.yaml")
     assert time.monotonic() - before < 5
+
+
+@pytest.mark.parametrize("text", ["[" + "[]," * 900_000, "{" + "a, " * 900_000])
+def test_a_file_full_of_values_is_refused_before_they_are_read(text: str) -> None:
+    before = time.process_time()
+    with pytest.raises(ValueError, match=r"recipe\.yaml: more than 200,000 values; no recipe"):
+        parse_yaml(text, "recipe.yaml")
+    assert time.process_time() - before < 10

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -24,7 +24,7 @@ from vlds.recipe.choices import (
     is_mapping_of_choices,
 )
 from vlds.recipe.files import WHOLE, merged, read_merged
-from vlds.runtime.checks import not_finite
+from vlds.runtime.checks import check_leaves, not_finite
 from vlds.runtime.resources import find
 from vlds.runtime.terminal import tell
 
@@ -66,6 +66,7 @@ def from_tree(options: type[Options], tree: Mapping[str, Any]) -> Options:
 
 def checked(parser: ArgumentParser, tree: Mapping[str, Any], options: type) -> Namespace:
     """What jsonargparse makes of a tree; ValueError for what is wrong with it."""
+    check_leaves(tree)
     check_tree(tree, options, complete=True)
     try:
         parsed: Namespace = parser.parse_object(dict(tree))
@@ -103,12 +104,27 @@ def build_field(hint: Any, value: Any, key: str) -> Any:
     if value is None and type(None) not in get_args(hint):
         raise ValueError(f"{key}: got null; give a value, or leave the key out")
     if cls is None or not isinstance(value, Mapping):
+        check_names(value, hint, key)
         for name, number in not_finite(value, key):
             raise ValueError(f"{name}: got {number}; give a finite number")
         return value
     if is_mapping_of_choices(hint):
+        check_names(value, hint, key)
         return {name: build_choice(cls, entry, f"{key}.{name}") for name, entry in value.items()}
     return build_choice(cls, value, key) if is_choice(cls) else build(cls, value, key)
+
+
+def check_names(value: Any, hint: Any, key: str) -> None:
+    """Errors: ValueError for a name that is no text, as YAML reads 8 or `no`, where the field is a
+    mapping of names."""
+    for part in (hint, *get_args(hint)):
+        if get_origin(part) is not dict or not isinstance(value, Mapping):
+            continue
+        _, inside_hint = get_args(part)
+        for name, entry in value.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{key}: got {name!r:.100} as a name; write it in quotes")
+            check_names(entry, inside_hint, f"{key}.{name}")
 
 
 def build_choice(base: type, value: Mapping[str, Any], key: str) -> Any:

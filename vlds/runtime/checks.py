@@ -9,24 +9,31 @@ from typing import Any
 LARGEST = 1 << 63
 """Bound of whole numbers in files: larger ones do not fit NumPy, and some not even a float."""
 
+MOST_BITS = 64
+LARGEST_SETTING = 10**15
+"""Bound of a recipe's numbers: steps times examples must fit 64 bits too."""
 
-def at_least(config: Any, minimum: int, *names: str) -> None:
+
+def at_least(config: Any, minimum: int, *names: str, most: int = LARGEST_SETTING) -> None:
     """Check that fields of a config are finite numbers of at least `minimum`.
 
     Errors: ValueError that names the field.
     """
     for name in names:
         value = getattr(config, name)
-        if value is None or not minimum <= value < float("inf"):
-            raise ValueError(f"{name}: got {value}; give {minimum} or more")
+        if value is None or not minimum <= value <= most:
+            too_much = value is not None and value > most
+            bound = f"at most {most:,}" if too_much else f"{minimum} or more"
+            raise ValueError(f"{name}: got {value}; give {bound}")
 
 
-def at_least_if_set(config: Any, minimum: int, *names: str) -> None:
+def at_least_if_set(config: Any, minimum: int, *names: str, most: int = LARGEST_SETTING) -> None:
     """As `at_least`, for fields that may be None.
 
     Errors: ValueError that names the field.
     """
-    at_least(config, minimum, *(name for name in names if getattr(config, name) is not None))
+    set_names = (name for name in names if getattr(config, name) is not None)
+    at_least(config, minimum, *set_names, most=most)
 
 
 def check_path_or_config(config: Any) -> None:
@@ -65,3 +72,15 @@ def not_finite(tree: object, key: str = "") -> Iterator[tuple[str, float]]:
     for name, value in leaves(tree, key):
         if isinstance(value, float) and not math.isfinite(value):
             yield name, value
+
+
+def check_leaves(tree: object) -> None:
+    """Errors: ValueError for values of a recipe's tree that no field takes, and that no message can
+    show: whole numbers of thousands of digits, and texts with a NUL."""
+    for name, value in leaves(tree):
+        if isinstance(value, int) and value.bit_length() > MOST_BITS:
+            raise ValueError(
+                f"{name}: got a number of {value.bit_length():,} bits; give a small one"
+            )
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(f"{name}: got {value!r:.100}, which holds a NUL; leave it out")

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlds.heads.base import ClassLoss, ClassOutput, Head
+from vlds.runtime.checks import at_least_if_set
 from vlds.schema import LONGEST_TEXT, Decoding, Example, Sample, SkipSample
 
 Split = Literal["evaluate", "test"]
@@ -81,9 +82,7 @@ class Task(ABC):
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ValueError(f"weight: got {self.weight}; give a number above 0, or drop the task")
-        for name in ("max_prompt_tokens", "max_target_tokens", "batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; give at least 1")
+        at_least_if_set(self, 1, "max_prompt_tokens", "max_target_tokens", "batch_size")
         if self.head is not None:
             self._check_head()
 

@@ -462,7 +462,7 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
         ("output: runs/mine", "output: x\nseed: null", "seed: got null; give a value, or le"),
         ("runs/mine", '" "', "output: got ' '; name a folder"),
         ("runs/mine", '"a\\0b"', "output: got 'a\\x00b', which holds a NUL; leave it out"),
-        ("runs/mine", f"x\nseed: 0x{'f' * 9000}", "seed: got a number of 36,000 bits; give a small"),
+        ("runs/mine", f"x\nseed: 0x{'f' * 9000}", "seed: got a number of 36,000 bits; give a sm"),
         *(
             ("output:", f"{key}: {{{name}: {value}}}\noutput:", f"{key}.{name}: got {said}")
             for key, name, value, said in (

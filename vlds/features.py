@@ -25,6 +25,7 @@ from vlds.data.shards.sample import FEATURES, feature_bytes
 from vlds.data.shards.shard_index import beside, load_index
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.shards.writing import OpenShard
+from vlds.pretrained.weights import check_finite
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.json_record import parse_record
 from vlds.runtime.manifest import sha256
@@ -101,6 +102,7 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     check_frozen_files(recipe, ranks)
     encoder = vision.build(recipe.training.dtype)
     freeze(encoder)
+    check_finite(encoder, "model.vision")
     job = Job(recipe, image, dataset, out, name, encoder.content_hash())
     check_same_encoder(job, ranks)
     if job.is_done():

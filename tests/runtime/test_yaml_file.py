@@ -32,3 +32,9 @@ def test_a_file_full_of_values_is_refused_before_they_are_read(text: str) -> Non
     with pytest.raises(ValueError, match=r"recipe\.yaml: more than 200,000 values; no recipe"):
         parse_yaml(text, "recipe.yaml")
     assert time.process_time() - before < 10
+
+
+def test_a_long_tag_is_not_shown_as_a_whole() -> None:
+    with pytest.raises(ValueError, match=r"not YAML: could not determine a constructor") as error:
+        parse_yaml(f"a: !<{'x' * 50_000}> b", "recipe.yaml")
+    assert len(str(error.value)) < 2000

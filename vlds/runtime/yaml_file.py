@@ -17,6 +17,8 @@ MOST_NODES = 200_000
 """Values, with those that aliases repeat."""
 LONGEST_SCALAR = 100_000
 """Characters of a text or a number: PyYAML needs minutes for a number as long as a file."""
+LONGEST_REASON = 1000
+"""Characters of PyYAML's reasons, which quote the file."""
 COUNTER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Counts values: libyaml is twenty times as fast as Python, where PyYAML has it."""
 
@@ -65,7 +67,7 @@ def parse_yaml(text: str, name: str) -> Any:
     except Refused:
         raise
     except Exception as error:  # PyYAML raises no YAMLError for a wrong date or number
-        raise ValueError(f"{name}: not YAML: {error}") from None
+        raise ValueError(f"{name}: not YAML: {str(error)[:LONGEST_REASON]}") from None
 
 
 def check_extent(text: str, name: str) -> None:

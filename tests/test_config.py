@@ -474,6 +474,8 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
                 ("optimizer", "learning_rate", "1.0e+308", "1e+308; give at most 1,000,000,000,0"),
             )
         ),
+        ("pieces.model", "pieces.model, extra_tokens: 1000000000",
+         "model.backbone.extra_tokens: got 1000000000; give at most 10,000"),
         ("output:", "optimizer: {betas: [0.9, 1]}\noutput:", "optimizer.betas: got 1.0; give numb"),
         ("train: [a]", "train: [a], decoding: {choices: []}",
          "tasks.vqa.decoding.choices: there are none; give some words, or set it to null"),

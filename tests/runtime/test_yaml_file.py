@@ -38,3 +38,11 @@ def test_a_long_tag_is_not_shown_as_a_whole() -> None:
     with pytest.raises(ValueError, match=r"not YAML: could not determine a constructor") as error:
         parse_yaml(f"a: !<{'x' * 50_000}> b", "recipe.yaml")
     assert len(str(error.value)) < 2000
+
+
+@pytest.mark.parametrize("text", ["a: 1\n---\nb: 2", "a: !!python/object/apply:os.getpid []"])
+def test_an_error_is_one_line(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^recipe\.yaml: not YAML: .* line \d+, column \d+[^\n]*$"
+    ):
+        parse_yaml(text, "recipe.yaml")

@@ -33,12 +33,14 @@ from vlds.backbones.vocabulary import (
 from vlds.pretrained.files import reading
 from vlds.pretrained.gate import check_model, check_tokenizer, open_checked
 from vlds.pretrained.weights import TIES, check_config, load_weights, read_config
-from vlds.runtime.checks import check_path_or_config
+from vlds.runtime.checks import at_least, check_path_or_config
 from vlds.runtime.resources import find, shipped
 from vlds.schema import OptimizerRules, TargetModules
 
 PIECES = "tokenizer_pieces"
 """Our key in a shipped config: pieces of the tokenizer, where the table has spare rows (T5)."""
+MOST_EXTRA_TOKENS = 10_000
+"""Of a kind. Tokenizers take extra tokens one by one, and a billion of them for ever."""
 HUB_NAME = re.compile(r"(?:google-t5/|google/|facebook/)?([\w.-]+)")
 """Hub names whose sizes may lie in recipes/backbones."""
 
@@ -103,9 +105,7 @@ class Backbone(ABC):
         check_path_or_config(self)
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: got {self.dropout}; give 0 or more, and less than 1")
-        for name in ("extra_tokens", "visual_tokens"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}; give 0 or more")
+        at_least(self, 0, "extra_tokens", "visual_tokens", most=MOST_EXTRA_TOKENS)
 
     # What each backbone says.
 

@@ -67,7 +67,8 @@ def parse_yaml(text: str, name: str) -> Any:
     except Refused:
         raise
     except Exception as error:  # PyYAML raises no YAMLError for a wrong date or number
-        raise ValueError(f"{name}: not YAML: {str(error)[:LONGEST_REASON]}") from None
+        reason = " ".join(str(error).split())[:LONGEST_REASON]  # it draws the line and an arrow
+        raise ValueError(f"{name}: not YAML: {reason}") from None
 
 
 def check_extent(text: str, name: str) -> None:

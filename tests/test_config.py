@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -517,6 +518,37 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
         ("output:", "optimizer: {learning_rate: 0,001}\noutput:",
          "optimizer.1: 1 stands where a key belongs; keys are text, and the comma of a number"),
         ("output:", "\toutput:", "line 1: not YAML: found character '\\t' that cannot start"),
+        ("runs/mine", '" "', "output: got ' '; name a folder"),
+        ("runs/mine", '"a\\0b"', "output: got 'a\\x00b', which holds a NUL; leave it out"),
+        ("runs/mine", f"x\nseed: 0x{'f' * 9000}", "seed: got a number of 36,000 bits; give a sm"),
+        *(
+            ("output:", f"{key}: {{{name}: {value}}}\noutput:", f"{key}.{name}: got {said}")
+            for key, name, value, said in (
+                ("training", "steps", "9223372036854775808", "9223372036854775808; give at m"),
+                ("training", "collective_timeout", "1.0e+10", "10000000000.0; give a number from 1"),
+                ("data", "global_batch_size", "10000000000000000", "10000000000000000; give at mo"),
+                ("optimizer", "warmup_ratio", "5", "5.0; give a number from 0 to 1"),
+                ("optimizer", "decay_start", "1.5", "1.5; give a number from 0 to 1"),
+                ("optimizer", "learning_rate", "1.0e+308", "1e+308; give at most 1,000,000,000,0"),
+            )
+        ),
+        ("pieces.model", "pieces.model, extra_tokens: 1000000000",
+         "model.backbone.extra_tokens: got 1000000000; give a number from 0 to 10,000"),
+        ("output:", "optimizer: {betas: [0.9, 1]}\noutput:",
+         "optimizer.betas: got 1.0; give 0 or"),
+        ("train: [a]", "train: [a], decoding: {choices: []}",
+         "tasks.vqa.decoding.choices: there are none; give some words, or set it to null"),
+        ("train: [a]", "train: [a], decoding: {max_new_tokens: 9223372036854775808}",
+         "tasks.vqa.decoding.max_new_tokens: got 9223372036854775808; give at most 1,000"),
+        ("train: [a]", "train: [a], max_prompt_tokens: 9223372036854775808",
+         "tasks.vqa.max_prompt_tokens: got 9223372036854775808; give at most 1,000"),
+        ("tasks: {vqa", "tasks: {no", "tasks: got the name false; that is how YAML reads"),
+        ("methods: {adapter", "methods: {8", "methods: got the name 8; "),
+        *(
+            ("tasks: {vqa", f"tasks: {{{json.dumps(name)}", "cannot be a task's name, bec")
+            for name in ("../../victim", "/tmp/victim", "a\\b", "", " ", "..", ".a", "a\0b", "a\nb",
+                         "a\u202eb", "a" * 300)
+        ),
     ],
 )  # fmt: skip
 def test_mistakes_in_the_file(old: str, new: str, message: str, file: Path) -> None:

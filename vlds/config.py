@@ -33,6 +33,10 @@ from vlds.tasks.base import TEST_MARK, Task
 from vlds.vision.base import VisionEncoder
 
 DEFAULT_STEPS = 1000
+LONGEST_TIMEOUT = 100_000_000
+"""Seconds, three years. torch counts nanoseconds, and cannot wait for centuries."""
+LONGEST_NAME = 100
+"""Bytes of a task's name; file systems allow 255, and longer names are made of it."""
 MAX_WIDTH = 1_000_000
 """Columns. Narrower, YAML would fold long paths at blanks, so that they cannot be copied."""
 
@@ -118,7 +122,7 @@ class TrainingConfig:
     best: str | None = None
     """TASK/SCORE, like vqa/vqa_accuracy: keep the artifact of the evaluation with the highest score
     in RUN/best; that of the last step is in RUN/artifact."""
-    collective_timeout: Annotated[float, Limits(1)] = 600.0
+    collective_timeout: Annotated[float, Limits(1, LONGEST_TIMEOUT)] = 600.0
     """Seconds that ranks wait for each other or for their loader's workers before they give up."""
 
     def __post_init__(self) -> None:
@@ -223,19 +227,17 @@ class Recipe:
     """Trackers."""
 
     def __post_init__(self) -> None:
+        if not self.output.strip():
+            raise ValueError(f"output: got {self.output!r}; name a folder")
         if not self.tasks:
             raise ValueError("tasks: the recipe has none; give at least one, see docs/tasks.md")
         for name, task in self.tasks.items():
+            check_task_name(name)
             if task.batch_size is not None and self.data.unit != "global_batch":
                 raise ValueError(
                     f"tasks.{name}.batch_size: got {task.batch_size}, but data.unit is "
                     f"{self.data.unit}: batches mix tasks; set data.unit to global_batch, or give "
                     f"tasks.{name}.weight"
-                )
-            if name.endswith(TEST_MARK):
-                raise ValueError(
-                    f"tasks: '{name}' cannot be a task's name, because results on test data end in "
-                    f"{TEST_MARK}; choose another name"
                 )
         for name, size in self.batch_sizes.items():
             if self.meta is not None and size < 2:
@@ -290,6 +292,22 @@ class Recipe:
             outputs={name: out for name, t in self.tasks.items() if (out := t.class_output)},
             activation_checkpointing=self.training.activation_checkpointing,
             seed=self.seed,
+        )
+
+
+def check_task_name(name: str) -> None:
+    """Errors: ValueError for a name that is no part of a file's name or of a score's, or is that of
+    results on test data. The recipe may come from someone else, and files called so are written."""
+    plain = name.isprintable() and not set(name) & set("/\\")
+    if not plain or not name.strip() or name[0] == "." or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"tasks: {name!r:.100} cannot be a task's name, because files are called so; give one "
+            f"of at most {LONGEST_NAME} bytes, without slashes, control characters and a dot before"
+        )
+    if name.endswith(TEST_MARK):
+        raise ValueError(
+            f"tasks: '{name}' cannot be a task's name, because results on test data end in "
+            f"{TEST_MARK}; choose another name"
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from vlds.data.shards.sample import FEATURES, feature_bytes
 from vlds.data.shards.shard_index import beside, load_index
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.shards.writing import OpenShard
+from vlds.pretrained.weights import check_finite
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.json_record import parse_record
 from vlds.runtime.manifest import sha256
@@ -39,6 +40,8 @@ from vlds.training.prepare import check_frozen_files
 from vlds.vision.base import GridEncoder, freeze
 
 PAIR = ("left.", "right.")
+Opened: TypeAlias = tuple[Sample, Sequence[np.ndarray]] | dict[str, str]
+"""A sample with its pictures, or its id and the reason why it is dropped."""
 
 
 @dataclass
@@ -99,6 +102,7 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     check_frozen_files(recipe, ranks)
     encoder = vision.build(recipe.training.dtype)
     freeze(encoder)
+    check_finite(encoder, "model.vision")
     job = Job(recipe, image, dataset, out, name, encoder.content_hash())
     check_same_encoder(job, ranks)
     if job.is_done():
@@ -200,7 +204,9 @@ class Job:
         """False if an interrupted command has finished a shard."""
         if (done := Done.load(beside(tar, ".done"))) is None:
             return True
-        if done.is_true(tar, self.samples(number), self.dataset.info.indexed_classes):
+        if done.is_true(tar, self.samples(number), self.dataset.info.indexed_classes) and (
+            not done.dropped or done.dropped == self.unreadable(number)
+        ):
             return False
         tell(f"{tar} is not what {tar.name}.done says, and is computed again", error=True)
         return True
@@ -239,19 +245,28 @@ class Job:
         self, encoder: GridEncoder, number: int, dropped: list[dict[str, str]]
     ) -> Iterator[tuple[Sample, Sequence[np.ndarray]]]:
         """Samples of a shard with the features of their pictures, batch by batch."""
+        for opened in self.opened(number):
+            dropped += [entry for entry in opened if isinstance(entry, dict)]
+            good = [entry for entry in opened if not isinstance(entry, dict)]
+            arrays = iter(encode(encoder, [pixels for _, images in good for pixels in images]))
+            for sample, images in good:
+                yield sample, [next(arrays) for _ in images]
+
+    def unreadable(self, number: int) -> list[dict[str, str]]:
+        """The samples of a shard of the pictures that are dropped, in order."""
+        entries = (entry for opened in self.opened(number) for entry in opened)
+        return [entry for entry in entries if isinstance(entry, dict)]
+
+    def opened(self, number: int) -> Iterator[list[Opened]]:
+        """What `open` gives for the samples of a shard, batch by batch."""
         first = sum(shard.samples for shard in self.dataset.info.shards[:number])
         last = first + self.samples(number)
         size = self.recipe.data.eval_batch_size
         with ThreadPoolExecutor(max(1, self.recipe.data.num_workers)) as pool:
             for begin in range(first, last, size):
-                opened = list(pool.map(self.open, range(begin, min(begin + size, last))))
-                dropped += [entry for entry in opened if isinstance(entry, dict)]
-                good = [entry for entry in opened if not isinstance(entry, dict)]
-                arrays = iter(encode(encoder, [pixels for _, images in good for pixels in images]))
-                for sample, images in good:
-                    yield sample, [next(arrays) for _ in images]
+                yield list(pool.map(self.open, range(begin, min(begin + size, last))))
 
-    def open(self, number: int) -> tuple[Sample, Sequence[np.ndarray]] | dict[str, str]:
+    def open(self, number: int) -> Opened:
         """A sample with its decoded pictures, or why it is dropped."""
         sample: Sample | None = None
         try:

@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from vlds.runtime.checks import Count, Natural
+
 IGNORED_LABEL = -100
 """Label of padded target positions; cross-entropy skips them."""
 NO_IMAGE = -1
@@ -263,9 +265,9 @@ class Collator(Protocol):
 class Decoding:
     """How a task turns the model's output into text."""
 
-    num_beams: int = 1
+    num_beams: Count = 1
     """1: greedy."""
-    max_new_tokens: int = 20
+    max_new_tokens: Count = 20
     """Longest answer, in tokens after the start token."""
     choices: tuple[str, ...] | None = None
     """Compare the logits of these words' first tokens instead of generating (NLVR2's true /
@@ -280,13 +282,12 @@ class Decoding:
     early_stopping: bool = False
     """End beam search when there are as many finished answers as beams, even if an unfinished one
     scores better."""
-    no_repeat_ngram_size: int = 0
+    no_repeat_ngram_size: Natural = 0
     """Token n-grams of this size may occur once in an answer; 0: no such rule."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_beams", 1), ("max_new_tokens", 1), ("no_repeat_ngram_size", 0)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name}: got {value}; give {least} or more")
+        if self.choices is not None and not self.choices:
+            raise ValueError("choices: there are none; give some words, or set it to null")
         for name in ("choices", "no_repeat_ngram_size"):
             if self.answers is not None and (given := getattr(self, name)):
                 raise ValueError(

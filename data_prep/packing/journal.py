@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from vlds.data.order.permutation import differences
 from vlds.data.shards.info import ShardInfo
+from vlds.data.shards.shard_index import load_index
 from vlds.runtime.disk import append
 from vlds.runtime.json_file import parse_json
 from vlds.runtime.json_record import parse_record
@@ -40,12 +41,16 @@ class Finished:
 class Journal:
     """The journal of one data set."""
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, identity: Mapping[str, Any], classes: Sequence[str] | None = None
+    ) -> None:
+        """`classes`: of a data set whose samples have one each."""
         self.path = path
+        self.classes = classes
         self.identity = json.dumps(identity, sort_keys=True)
 
     def finished(self) -> list[Finished]:
-        """The shards that need not be written again: those whose file is still what was written.
+        """The shards that need not be written again: those whose files are still what was written.
 
         Errors: ValueError if another preparation wrote here.
         """
@@ -62,10 +67,10 @@ class Journal:
         for line in lines:
             try:
                 entry = parse_record(Finished, line)
-            except ValueError:  # cut off in writing, or of another version
-                break
-            tar = self.path.with_name(entry.shard.name)
-            if not tar.is_file() or sha256(tar) != entry.shard.sha256:
+                load_index(self.path.parent, entry.shard, classes=self.classes)
+                if sha256(self.path.parent / entry.shard.name) != entry.shard.sha256:
+                    break
+            except (OSError, ValueError):  # cut off in writing, of another version, or untrue
                 break
             entries.append(entry)
         return entries

@@ -95,7 +95,8 @@ class DatasetWriter:
         }
         asked = {key: value for key, value in (arguments or {}).items() if key != "out"}
         identity = {**self.about, "limits": vars(self.limits), "tool": [_version(), asked]}
-        self.journal = Journal(out / f"{self.stem}.progress", identity)
+        self.classes = self.about["classes"] if kind == KIND else None
+        self.journal = Journal(out / f"{self.stem}.progress", identity, self.classes)
         self.finished = self.journal.finished() if resume else []
         self.repeated = self.finished.pop() if self.finished else None
         self.begun = False
@@ -184,7 +185,7 @@ class DatasetWriter:
             self.journal.begin(self.finished)  # this flushes the removals as well
             self.begun = True
         path = self.out / f"{self.stem}-{len(self.finished):05d}.tar"
-        return OpenShard(path, self.about["classes"] if self.about["kind"] == KIND else None)
+        return OpenShard(path, self.classes)
 
     def _finish(self, shard: OpenShard, dropped: list[Dropped]) -> None:
         entry = Finished(shard.close(), dropped)

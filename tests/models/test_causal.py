@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +23,7 @@ from tests.toys.causal import (
     causal_recipe,
     kind_in,
     rows,
+    save_model,
 )
 from vlds.methods import Adapter, Full, LoRA
 from vlds.models.build import ModelSetup, build_model, build_shapes
@@ -288,3 +291,22 @@ def test_errors_name_the_field(saved: Path, tmp_path: Path) -> None:
     many.add_tokens([f"word{n}" for n in range(99)])
     with pytest.raises(ValueError, match=r"model\.tokenizer: it has ids up to \d+, and the lang"):
         build_model(ModelSetup(kind=kind_in(saved / "llama")), TASKS, torch.float32, many)
+
+
+@pytest.mark.parametrize("what", ["a weight", "rope_theta: -1", "rope_theta: 0"])
+def test_numbers_of_a_source_that_are_not_finite(what: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save_model(folder)
+    if what == "a weight":
+        file = folder / "model.safetensors"
+        weights = load_file(file)
+        weights["model.layers.1.mlp.up_proj.weight"][3, 2] = float("-inf")
+        save_file(weights, file, {"format": "pt"})
+        said = r"^model: .*layers\.1\.mlp\.up_proj\.weight holds -inf, finite numbers expected"
+    else:
+        fields = json.loads((folder / "config.json").read_text("utf-8"))
+        fields["rope_parameters"]["rope_theta"] = float(what.partition(": ")[2])
+        (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+        said = r"^model: .*rotary_emb\.inv_freq holds (nan|inf), finite numbers expected; copy"
+    with pytest.raises(ValueError, match=said):
+        build(kind_in(folder))

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.toys.causal import kind_in, save_model
+from tests.toys.causal import WIDE, build, kind_in, save_model
 from tests.toys.files import read_lines
 from tests.toys.image_text.rows import TASKS, tiny
 from tests.toys.models import shake
@@ -90,6 +90,19 @@ def test_linear_layers_of_the_language_model_are_packed(model_type: str, bits: B
     # Layers of 8 bits round their inputs too.
     share = 1e-5 if bits == 4 else 0.05
     assert (logits(plain, source) - expected).abs().max() < share * expected.abs().max()
+
+
+@BITS
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_that_are_not_finite_are_not_packed(bits: Bits, value: str, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", **WIDE)
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.1.mlp.up_proj.weight"][3, 2] = float(value)
+    save_file(weights, file, {"format": "pt"})
+    said = rf"^model\.path: .*layers\.1\.mlp\.up_proj\.weight holds {value}, finite numbers exp"
+    with pytest.raises(ValueError, match=said):
+        build(kind_in(tmp_path / "model", bits=bits))
 
 
 def unpack(layer: Any) -> Tensor:

@@ -179,7 +179,7 @@ def work(words: list[str]) -> Work:
         ("--prepare {'': make}", "prepare: got ''; name a folder or file"),
         ("--paths {'': x}", "paths: got ''; name a folder or file"),
         ("--output runs/{seed}", "output: got runs/{seed}; all seeds share it"),
-        ("--target {vqa: .nan}", "target.vqa: got nan; give a number, or a row"),
+        ("--target {vqa: .nan}", "target.vqa: got nan; give a finite number"),
         (
             "--prepare {a: 'make {seed}'}",
             "prepare.a: is made once for each seed, in one place; put",

@@ -191,7 +191,7 @@ def test_the_same_weights_elsewhere_go_on(
     assert job.tars[1].stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("lie", ["other features", "nothing to read", "another shard"])
+@pytest.mark.parametrize("lie", ["other features", "nothing to read", "all bad", "another shard"])
 def test_a_marker_is_not_believed(
     lie: str, recipe: Recipe, world: Path, ranks1: RankPool, tmp_path: Path
 ) -> None:
@@ -208,6 +208,9 @@ def test_a_marker_is_not_believed(
         marker.write_bytes(marked)
     elif lie == "nothing to read":
         Done(job.identity, None).save(job.tars[1])
+    elif lie == "all bad":
+        bad = [{"id": f"vqa-{n}", "reason": "it is damaged"} for n in range(8, 16)]
+        Done(job.identity, None, bad).save(job.tars[1])
     else:
         job.write_shard(net, 0, job.tars[0])
         shutil.copy(beside(job.tars[0], ".done"), marker)
@@ -234,6 +237,23 @@ def test_bad_pictures_are_dropped_and_listed(
     (dropped,) = info.dropped
     assert dropped["id"] == "id-2"
     assert "truncated or damaged" in dropped["reason"]
+
+
+def test_a_shard_with_bad_pictures_is_not_computed_again(recipe: Recipe, tmp_path: Path) -> None:
+    records = [
+        SampleRecord(
+            id=f"id-{n}",
+            members=[("jpg", picture("red", n)[: 200 if n == 2 else None])],
+            json={"annotations": [{"id": str(n), "question": "?"}]},
+        )
+        for n in range(4)
+    ]
+    write_dataset(tmp_path / "bad/vqa", name="bad", kind="vqa", split="val", records=records)
+    (tmp_path / "out").mkdir()
+    net = recipe.encoder.build(torch.float32).eval()
+    job = job_of(recipe, tmp_path / "bad", tmp_path / "out", net)
+    job.write_shard(net, 0, job.tars[0])
+    assert not job.still_to_do(0, job.tars[0])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,14 @@ from vlds.backbones.vocabulary import (
 from vlds.pretrained.files import reading
 from vlds.pretrained.gate import check_model, check_tokenizer, open_checked
 from vlds.pretrained.weights import TIES, check_config, load_weights, read_config
-from vlds.runtime.checks import Natural, ShareBelow1, check_path_or_config
+from vlds.runtime.checks import Limits, ShareBelow1, check_path_or_config
 from vlds.runtime.resources import find, shipped
 from vlds.schema import OptimizerRules, TargetModules
 
 PIECES = "tokenizer_pieces"
 """Our key in a shipped config: pieces of the tokenizer, where the table has spare rows (T5)."""
+ExtraTokens: TypeAlias = Annotated[int, Limits(0, 10_000)]
+"""Tokenizers take extra tokens one by one, and a billion of them for ever."""
 HUB_NAME = re.compile(r"(?:google-t5/|google/|facebook/)?([\w.-]+)")
 """Hub names whose sizes may lie in recipes/backbones."""
 
@@ -69,9 +71,9 @@ class Backbone(ABC):
     weights are."""
     dropout: ShareBelow1 | None = None
     """Dropout everywhere in the model; default: what its config says."""
-    extra_tokens: Natural = 100
+    extra_tokens: ExtraTokens = 100
     """Sentinel tokens <extra_id_0> ... of the vocabulary."""
-    visual_tokens: Natural = 100
+    visual_tokens: ExtraTokens = 100
     """Tokens <vis_extra_id_0> ...: the last rows of the vocabulary, one for each visual token of an
     image."""
 

@@ -19,7 +19,7 @@ from vlds.models.loading.draws import draw_by_name
 from vlds.models.loading.tape import Tape
 from vlds.models.model import Model
 from vlds.models.task_heads import TaskHeads
-from vlds.pretrained.weights import bounded
+from vlds.pretrained.weights import bounded, check_finite
 from vlds.runtime.checks import leaves
 from vlds.runtime.manifest import lacks_memory
 from vlds.vision.base import GridEncoder, on_meta
@@ -98,6 +98,7 @@ def build_model(
     if not on_meta():
         draw_by_name(model, tape, setup.seed, keep=sourced)
         setup.kind.draw_rows(model, setup.seed)
+        check_finite(model, "model")
     with bounded(), Tape() as tape:
         model.heads = build_heads(setup, model, tasks, dtype)
         trained = attach_methods(setup, model, tasks)

@@ -17,7 +17,7 @@ from typing import Any
 
 import transformers
 from huggingface_hub import constants
-from transformers import CONFIG_MAPPING, dynamic_module_utils
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase, dynamic_module_utils
 from transformers.utils import logging
 
 from vlds.pretrained.files import SourceError, reading
@@ -98,9 +98,15 @@ def open_checked(hf_class: Any, source: str | Path, field: str, **options: Any) 
     """
     place = where(str(source), field, model="config" in options, weights="config" in options)
     with sealed():
-        return hf_class.from_pretrained(
+        opened = hf_class.from_pretrained(
             source, trust_remote_code=False, local_files_only=True, **place, **options
         )
+    tokenizer = getattr(opened, "tokenizer", opened)
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        # Some settings, such as model_max_length, are first looked at when a text is read.
+        with reading(f"{field}: the tokenizer in {source} reads no text"):
+            tokenizer("a")
+    return opened
 
 
 def where(

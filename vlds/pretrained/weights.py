@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.integrations import deepspeed as hf_deepspeed
@@ -174,6 +175,24 @@ def unpartitioned() -> Iterator[None]:
         yield
     finally:
         hf_deepspeed._hf_deepspeed_config_weak_ref = hint
+
+
+def check_finite(model: nn.Module, what: str) -> None:
+    """Errors: SourceError that begins with `what` for weights, or numbers that a config leads to,
+    that are NaN or infinite. Masks may hold minus infinity."""
+    weights = {name for name, _ in model.named_parameters()}
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta or not tensor.is_floating_point():
+            continue
+        if tensor.sum(dtype=torch.float32).isfinite():  # many times as fast as to look at each
+            continue
+        good = tensor.isfinite()
+        bad = tensor[~(good if name in weights else good | tensor.isneginf())]
+        if len(bad):
+            raise SourceError(
+                f"{what}: {name} holds {bad[0].item()}, finite numbers expected; copy the weights "
+                "and the config again, or name others"
+            )
 
 
 @contextmanager

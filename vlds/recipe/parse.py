@@ -24,7 +24,7 @@ from vlds.recipe.choices import (
     is_mapping_of_choices,
 )
 from vlds.recipe.files import WHOLE, merged, read_merged
-from vlds.runtime.checks import not_finite, number_faults
+from vlds.runtime.checks import check_leaves, not_finite, number_faults
 from vlds.runtime.resources import find
 from vlds.runtime.terminal import tell
 
@@ -66,6 +66,7 @@ def from_tree(options: type[Options], tree: Mapping[str, Any]) -> Options:
 
 def checked(parser: ArgumentParser, tree: Mapping[str, Any], options: type) -> Namespace:
     """What jsonargparse makes of a tree; ValueError for what is wrong with it."""
+    check_leaves(tree)
     check_tree(tree, options, complete=True)
     try:
         parsed: Namespace = parser.parse_object(dict(tree))

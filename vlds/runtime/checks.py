@@ -10,6 +10,10 @@ from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
 LARGEST = 1 << 63
 """Bound of whole numbers in files: larger ones do not fit NumPy, and some not even a float."""
 
+MOST_BITS = 64
+LARGEST_SETTING = 10**15
+"""Bound of a recipe's numbers: steps times examples must fit 64 bits too."""
+
 
 @dataclass(frozen=True, repr=False)
 class Limits:
@@ -17,7 +21,7 @@ class Limits:
     gets one too."""
 
     least: float
-    most: float = math.inf
+    most: float = LARGEST_SETTING
     above_least: bool = False
     """The least itself is out."""
     below_most: bool = False
@@ -31,7 +35,7 @@ class Limits:
 
     def __repr__(self) -> str:
         low = f"more than {self.least:,}" if self.above_least else f"{self.least:,} or more"
-        if self.most == math.inf:
+        if self.most == LARGEST_SETTING:
             return f"a number above {self.least:,}" if self.above_least else low
         if self.above_least or self.below_most:
             return f"{low}, and {'less than' if self.below_most else 'at most'} {self.most:,}"
@@ -71,9 +75,8 @@ def number_faults(value: Any, hint: Any) -> Iterator[str]:
     elif value != value or abs(value) == math.inf:
         yield f"got {value}; give {limits or 'a finite number'}"
     elif limits is not None and not limits.hold(value):
-        yield f"got {value}; give {limits}"
-    elif limits is not None and limits.most == math.inf and not is_number(value):
-        yield f"got {value}; give a smaller number"
+        too_large = value > limits.most == LARGEST_SETTING
+        yield f"got {value}; give {f'at most {LARGEST_SETTING:,}' if too_large else limits}"
 
 
 def limits_of(hint: Any) -> Limits | None:
@@ -121,3 +124,15 @@ def not_finite(tree: object, key: str = "") -> Iterator[tuple[str, float]]:
     for name, value in leaves(tree, key):
         if isinstance(value, float) and not math.isfinite(value):
             yield name, value
+
+
+def check_leaves(tree: object) -> None:
+    """Errors: ValueError for values of a recipe's tree that no field takes, and that no message can
+    show: whole numbers of thousands of digits, and texts with a NUL."""
+    for name, value in leaves(tree):
+        if isinstance(value, int) and value.bit_length() > MOST_BITS:
+            raise ValueError(
+                f"{name}: got a number of {value.bit_length():,} bits; give a small one"
+            )
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(f"{name}: got {value!r:.100}, which holds a NUL; leave it out")

@@ -17,6 +17,10 @@ MOST_NODES = 200_000
 """Values, with those that aliases repeat."""
 LONGEST_SCALAR = 100_000
 """Characters of a text or a number: PyYAML needs minutes for a number as long as a file."""
+LONGEST_REASON = 1000
+"""Characters of PyYAML's reasons, which quote the file."""
+COUNTER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Counts values: libyaml is twenty times as fast as Python, where PyYAML has it."""
 
 YAML_CURES = {
     "mapping values are not allowed": "; look at this line and the one before: a colon needs a "
@@ -61,7 +65,7 @@ def parse_yaml(text: str, name: str) -> Any:
     Errors: ValueError as above.
     """
     try:
-        check_depth(text, name)
+        check_extent(text, name)
         node = yaml.compose(text, yaml.SafeLoader)
         check_keys(node, name)
         if node is not None and size(node, {}) > MOST_NODES:
@@ -75,7 +79,8 @@ def parse_yaml(text: str, name: str) -> Any:
     except yaml.MarkedYAMLError as error:
         raise ValueError(not_yaml(error, name)) from None
     except Exception as error:  # PyYAML raises no YAMLError for a wrong date or number
-        raise ValueError(f"{name}: not YAML: {error}") from None
+        reason = " ".join(str(error).split())[:LONGEST_REASON]  # it draws the line and an arrow
+        raise ValueError(f"{name}: not YAML: {reason}") from None
 
 
 def not_yaml(error: yaml.MarkedYAMLError, name: str) -> str:
@@ -86,10 +91,11 @@ def not_yaml(error: yaml.MarkedYAMLError, name: str) -> str:
     return f"{name}{line}: not YAML: {problem}{cure}"
 
 
-def check_depth(text: str, name: str) -> None:
-    """Errors: Refused if values are nested deeper, or are longer, than in any recipe."""
+def check_extent(text: str, name: str) -> None:
+    """Errors: Refused if there are more values, or they are nested deeper, or are longer, than in
+    any recipe. Reading a million values takes minutes, so that they are counted first."""
     depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
+    for number, event in enumerate(yaml.parse(text, COUNTER)):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -98,6 +104,8 @@ def check_depth(text: str, name: str) -> None:
             raise Refused(f"{name}: a value of more than {LONGEST_SCALAR:,} characters")
         if depth > DEEPEST:
             raise Refused(f"{name}: nested more than {DEEPEST} levels deep")
+        if number > 2 * MOST_NODES:  # a list or mapping begins and ends
+            raise Refused(f"{name}: more than {MOST_NODES:,} values; no recipe has so many")
 
 
 def check_keys(node: yaml.Node | None, name: str) -> None:

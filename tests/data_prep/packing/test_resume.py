@@ -69,6 +69,28 @@ def test_without_being_asked_everything_is_written_anew(tmp_path: Path) -> None:
     assert new_writer(tmp_path, resume=True).start == 0  # it had ended
 
 
+@pytest.mark.parametrize("lie", ["more samples", "another index"])
+def test_a_line_of_the_journal_is_not_believed(lie: str, tmp_path: Path) -> None:
+    def stopped() -> Iterator[SampleRecord | Dropped]:
+        yield from stream(stop=10)
+        raise KeyboardInterrupt
+
+    new_writer(tmp_path / "whole").write(stream())
+    parts = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        new_writer(parts).write(stopped())
+    if lie == "more samples":
+        identity, line, *lines = (parts / "n-train.progress").read_text().splitlines()
+        line = line.replace('"samples": 2', '"samples": 4')
+        write(parts / "n-train.progress", "\n".join([identity, line, *lines, ""]))
+    else:
+        index = parts / "n-train-00000.tar.idx"
+        index.write_bytes(bytes(len(index.read_bytes())))
+    writer = new_writer(parts, resume=True)
+    writer.write(stream(writer.start))
+    assert files(parts) == files(tmp_path / "whole")
+
+
 def test_other_options_do_not_go_on(tmp_path: Path) -> None:
     def stopped() -> Iterator[SampleRecord | Dropped]:
         yield from stream(stop=8)

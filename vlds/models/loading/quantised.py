@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.versions import require_version
 
-from vlds.pretrained.files import reading
+from vlds.pretrained.files import SourceError, reading
 from vlds.pretrained.weights import CORRECT, load_weights, unpartitioned
 
 Bits = Literal[4, 8]
@@ -128,8 +128,23 @@ def load_language(
         shapes = model_class(config)
     options = packing(bits, dtype, skipped_layers(shapes, part_of(shapes), bits))
     model, missing = load_weights(model_class, path, config, dtype, "model.path", **options)
+    check_scales(model, f"model.path: {path}")
     keep_packing(model)
     return model, missing
+
+
+def check_scales(model: nn.Module, what: str) -> None:
+    """Errors: SourceError that begins with `what` if a weight was NaN or infinite before it was
+    packed: the codes hide it, and its scale does not."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for linear in packed_linears(model):
+        holder: Any = linear.weight
+        scales = holder.SCB if linear.weight.dtype == torch.int8 else holder.quant_state.absmax
+        if not scales.isfinite().all():
+            raise SourceError(
+                f"{what}: {names[id(linear)]}.weight holds {scales[~scales.isfinite()][0].item()}, "
+                "finite numbers expected; copy the weights again, or name others"
+            )
 
 
 def pack_shapes(model: Any, bits: Bits | None, part_of: PartOf = whole_model) -> None:

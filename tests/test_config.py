@@ -410,7 +410,7 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
         (
             "methods.adapter.learning_rate",
             ".inf",
-            "methods.adapter.learning_rate: got inf; give a finite number",
+            "methods.adapter.learning_rate: got inf; give 0 or more, and finite",
         ),
         (
             "alignment",
@@ -530,6 +530,7 @@ def test_mistakes_in_the_file(old: str, new: str, message: str, file: Path) -> N
     [
         (["--output", "--seed", "3"], "--output: no value follows; write --output VALUE"),
         (["--training.steps"], "--training.steps: no value follows; write --training.steps VALUE"),
+        (["--bf16", "--seed", "3"], "unknown key 'bf16'; did you mean 'training.precision'?"),
         (["training.steps=5"], "'training.steps=5' is unexpected; did you mean --training.steps="),
         (["-seed", "3"], "'-seed' is unexpected; did you mean --seed VALUE? a recipe comes first"),
     ],

@@ -59,7 +59,8 @@ def number_faults(value: Any, hint: Any) -> Iterator[str]:
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         limits = limits_of(hint)
         if value != value or abs(value) == math.inf:
-            yield f"got {value}; give {limits or 'a finite number'}"
+            finite = ", and finite" if limits is not None and limits.most == math.inf else ""
+            yield f"got {value}; give {limits or 'a finite number'}{finite}"
         elif limits is not None and not limits.hold(value):
             yield f"got {value}; give {limits}"
         elif limits is not None and limits.most == math.inf and not is_number(value):

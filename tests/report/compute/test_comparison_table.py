@@ -68,7 +68,7 @@ def test_costs_and_the_time_to_a_score(tmp_path: Path) -> None:
     assert adapter.numbers["answers"].mean == 85
     assert adapter.numbers["time"].values == [60.0] * 3  # 55 only after the tenth step
     assert lora.numbers["time"].values == []
-    assert "full fine-tuning: without seed-1, seed-2, which has not ended." in comparison.notes
+    assert "full fine-tuning: without seed-1, seed-2, which have not ended." in comparison.notes
     early = compare(replace(write_compared(tmp_path / "x"), target=("average", 44.0)))
     assert early.rows[0].numbers["time"].values == [60.0, 30.0, 30.0]
     assert full.numbers["time"].mean == 60.0
@@ -184,6 +184,7 @@ def test_the_best_distribution_is_the_lowest(tmp_path: Path) -> None:
         ((0.60, 0.64), (0.10, 0.14), False),  # two seeds are too few
         ((0.60, 0.64, 0.68), (0.10, 0.14), False),
         ((0.60,), (0.10,), False),
+        ((0.50, 0.51, 0.52, 0.99), (0.55, 0.56, 0.57), False),  # worse on all common seeds
     ],
 )
 def test_a_best_is_marked_if_paired_seeds_support_it(

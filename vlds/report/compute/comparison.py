@@ -153,8 +153,9 @@ class Comparison:
         if len(known) < 2:
             return None
         _, best = max(known, key=lambda entry: sign * entry[0])
-        others = [row.numbers[name] for _, row in known if row is not best]
-        return best if all(best.numbers[name].is_clear_of(other) for other in others) else None
+        pairs = [(best.numbers[name], row.numbers[name]) for _, row in known if row is not best]
+        is_clear = all(a.is_above(b) if sign > 0 else b.is_above(a) for a, b in pairs)
+        return best if is_clear else None
 
 
 def compare(spec: TableSpec) -> Comparison:
@@ -235,7 +236,8 @@ def read_runs(row: RowSpec, notes: list[str], damage: list[str]) -> list[RunInpu
     """A row's runs that have ended and can be read; notes on the others."""
     ended = [folder for folder in row.folders if (folder / "artifact" / RECIPE).is_file()]
     if missing := [folder.name for folder in row.folders if folder not in ended]:
-        notes.append(f"{row.name}: without {', '.join(missing)}, which has not ended.")
+        have = "have" if len(missing) > 1 else "has"
+        notes.append(f"{row.name}: without {', '.join(missing)}, which {have} not ended.")
     runs = []
     for folder in ended:
         try:

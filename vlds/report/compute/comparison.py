@@ -81,7 +81,9 @@ class ComparedRow:
 
     @property
     def partition(self) -> str:
-        """How the memory of its runs was divided over ranks."""
+        """How the memory of its runs was divided over ranks; "" if none has logged it."""
+        if not self.numbers[MEMORY].values:
+            return ""
         known = dict.fromkeys(run.partition for run in self.runs)
         return "; ".join(filter(None, known))
 
@@ -249,7 +251,7 @@ def read_runs(row: RowSpec, notes: list[str], damage: list[str]) -> list[RunInpu
         runs.append(run)
         damage += run.damage
         lines = [*run.damage, *run.outdated, *stopped(run)]
-        lines += [] if run.lines else ["metrics.jsonl is not there"]
+        lines += [] if (folder / "metrics.jsonl").exists() else ["metrics.jsonl is not there"]
         notes += [f"{row.name}: {run.name}: {line}." for line in lines]
     return runs
 

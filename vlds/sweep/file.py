@@ -68,8 +68,8 @@ class Sweep:
             if not choices:
                 raise ValueError(f"grid.{key}: has no values; give a list, like [0.001, 0.004]")
             texts = [in_yaml(choice) for choice in choices]
-            if twice := [text for text in texts if texts.count(text) > 1]:
-                raise ValueError(f"grid.{key}: {twice[0]} is there twice; give each value once")
+            if repeated := [text for text in texts if texts.count(text) > 1]:
+                raise ValueError(f"grid.{key}: {repeated[0]} is there twice; give each value once")
             if key in ("output", "seed"):
                 raise ValueError(
                     f"grid.{key}: the sweep sets it for each run, from `output` and `seeds`; "

@@ -16,7 +16,7 @@ from typing import Any
 import sentencepiece
 from tokenizers import BertWordPieceTokenizer
 
-from data_prep.command import local_folder, new_command
+from data_prep.command import at_least, local_folder, new_command
 from data_prep.packed.stats import read_annotations
 from data_prep.packing.annotation import TEXT_FIELDS
 from vlds.runtime.terminal import tell
@@ -166,7 +166,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     parser.add_argument(
-        "--min-count", type=int, default=OFTEN, metavar="N", help=f"default: {OFTEN}"
+        "--min-count", type=at_least(1), default=OFTEN, metavar="N", help=f"default: {OFTEN}"
     )
     parser.add_argument(
         "folders", type=local_folder, nargs="+", metavar="DIR", help="folders of shards"

@@ -15,6 +15,7 @@ import pytest
 from tests.toys.files import ROOT
 from tests.toys.world import world_recipe
 from vlds.config import save_recipe
+from vlds.runtime.process_end import ASKING
 from vlds.runtime.rank_environment import single_rank
 from vlds.runtime.reproducible import VARIABLES
 
@@ -25,6 +26,11 @@ OTHER_KERNELS = {
 }
 """What torch would compute with on an old processor."""
 QEMU = shutil.which("qemu-x86_64")
+
+
+def plain_environment() -> dict[str, str]:
+    """This process's, without the variables of a reproducible run."""
+    return {name: value for name, value in os.environ.items() if name not in VARIABLES}
 
 
 def trained(
@@ -55,6 +61,61 @@ def test_other_kernels_give_the_same_bits(world: Path, tmp_path: Path) -> None:
     assert trained(world, tmp_path / "old", OTHER_KERNELS) == expected
     plain = trained(world, tmp_path / "plain", OTHER_KERNELS, reproducible=False)
     assert plain != expected
+
+
+START_AGAIN = """
+import signal, sys
+from vlds.runtime.ranks import rank_from_environment
+from vlds.runtime.reproducible import pin_arithmetic
+waiting = sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+print(sys.flags.utf8_mode, sys.argv[1:], waiting, flush=True)
+pin_arithmetic(rank_from_environment())
+"""
+
+
+def test_a_signal_waits_while_a_rank_starts_again() -> None:
+    """A rank that an early signal ends must not look like one that has saved."""
+    command = [sys.executable, "-X", "utf8", "-c", START_AGAIN, "a b", ""]
+    result = subprocess.run(command, env=plain_environment(), capture_output=True, text=True)
+    first, second = result.stdout.splitlines()
+    assert first == "1 ['a b', ''] []"
+    assert second == f"1 ['a b', ''] {sorted(map(int, ASKING))}"
+
+
+PRODUCTS = """
+import torch
+from vlds.runtime.reproducible import multiply_by_onednn
+
+def results():
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        a, b, c, one = (
+            torch.randn(*shape, generator=generator).to(dtype)
+            for shape in ((3, 4), (4, 5), (3, 5), (1,))
+        )
+        yield a @ b
+        yield torch.addmm(c / 0, a, b, beta=0)
+        yield torch.addmm(one, a, b)
+        yield torch.addmm(c[:, :1], a, b, beta=0.5, alpha=2)
+        yield torch.addmm(c, a[:, :0], b[:0])
+        yield torch.mm(a, b, out=torch.empty_like(c))
+        for wrong in (lambda: a @ b[:2], lambda: torch.addmm(c.to(torch.complex64), a, b)):
+            try:
+                wrong()
+            except RuntimeError:
+                yield torch.zeros(())
+
+before = list(results())
+multiply_by_onednn()
+for mine, theirs in zip(results(), before, strict=True):
+    torch.testing.assert_close(mine, theirs, rtol=0.02, atol=1e-5)
+"""
+
+
+def test_products_keep_torchs_rules() -> None:
+    command = [sys.executable, "-c", PRODUCTS]
+    result = subprocess.run(command, env=plain_environment(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow

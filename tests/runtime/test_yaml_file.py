@@ -15,7 +15,7 @@ from vlds.runtime.yaml_file import parse_yaml
      f"a: {'9' * 5000}"],
 )  # fmt: skip
 def test_whatever_it_raises_names_the_file(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^recipe\.yaml: not YAML: "):
+    with pytest.raises(ValueError, match=r"^recipe\.yaml(, line 1)?: not YAML: "):
         parse_yaml(text, "recipe.yaml")
 
 
@@ -42,7 +42,5 @@ def test_a_long_tag_is_not_shown_as_a_whole() -> None:
 
 @pytest.mark.parametrize("text", ["a: 1\n---\nb: 2", "a: !!python/object/apply:os.getpid []"])
 def test_an_error_is_one_line(text: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"^recipe\.yaml: not YAML: .* line \d+, column \d+[^\n]*$"
-    ):
+    with pytest.raises(ValueError, match=r"^recipe\.yaml, line \d+: not YAML: [^\n]*$"):
         parse_yaml(text, "recipe.yaml")

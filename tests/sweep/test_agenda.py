@@ -102,7 +102,7 @@ def test_why_a_time_is_not_known(file: str, capsys: pytest.CaptureFixture[str]) 
     (Path(file).parent / "vqa").rename(Path(file).parent / "elsewhere")
     assert run_command(["sweep", file, "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert "the time of some rows is not known yet: tasks.vqa: data set " in shown
+    assert "the time of row is not known yet: tasks.vqa: data set " in shown
     assert "training alone" not in shown
 
 

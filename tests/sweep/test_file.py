@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from vlds.config import save_recipe
+from vlds.methods.adapter import Adapter
 from vlds.sweep.file import Preparation, folder_name, preparations, read_sweep
 from vlds.sweep.runs import runs_of
+from vlds.sweep.table import spec_of_sweep
 from vlds.sweep.work import RunPart, Work, preparation_parts
 
 FILE = {
@@ -67,6 +69,27 @@ def test_a_grid_makes_a_row_per_combination(file: str) -> None:
     assert runs[4].recipe.methods == {}
 
 
+def test_a_row_has_the_values_that_it_names(file: str) -> None:
+    """They win over `overrides`; keys are those of the command line."""
+    grid = (
+        "{training.steps: [5, 9], methods.adapter.reduction: [2], "
+        "methods.adapter.learning_rate: [0.5], optimizer.learning_rate: [0.1]}"
+    )
+    row = "a, steps 9, reduction 2, adapter.learning_rate 0.5, optimizer.learning_rate 0.1"
+    words = ["--recipes", "{a: recipes/demo.yaml}", "--seeds", "[3]", "--grid", grid]
+    published = ["--published", f"{{a: {{vqa: 60}}, '{row}': {{vqa: 70}}}}"]
+    sweep = read_sweep([file, *words, *published])
+    first, second = runs_of(sweep)
+    assert (first.recipe.training.steps, second.recipe.training.steps) == (5, 9)
+    assert second.row == row
+    (method,) = second.recipe.methods.values()
+    assert isinstance(method, Adapter)
+    assert (method.reduction, method.learning_rate) == (2, 0.5)
+    assert second.recipe.optimizer.learning_rate == 0.1
+    spec, _ = spec_of_sweep([file, *words, *published], None)
+    assert [entry.published for entry in spec.rows] == [{"vqa": 60}, {"vqa": 70}]
+
+
 def test_commands_of_a_seed_wait_for_the_commands_before_them(file: str) -> None:
     commands = {"shared": "make all", "of-{seed}": "make --out '{output} x' {seed}"}
     sweep = read_sweep([file, "--prepare", str(commands)])
@@ -119,7 +142,10 @@ def test_a_row_named_twice_is_refused(file: str) -> None:
 @pytest.mark.parametrize("output", ["", " ", "a\0b"])
 def test_an_output_without_a_name_is_refused(file: str, output: str) -> None:
     Path(file).write_text(yaml.safe_dump(FILE | {"output": output}))
-    with pytest.raises(ValueError, match=r"output: got '.*'; name a folder or file"):
+    with pytest.raises(
+        ValueError,
+        match=r"output: got '.*'(; name a folder or file|, which holds a NUL; leave it out)",
+    ):
         read_sweep([file])
 
 
@@ -167,15 +193,21 @@ def work(words: list[str]) -> Work:
         ("--target {vqa: 1, gqa: 2}", "target: names vqa, gqa; give one score to reach"),
         ("--published {Single_adapter: {vqa: 1}}", "no row is called 'Single_adapter';"),
         ("--published {norms alone: {trans: 1}}", "no 'trans'; did you mean 'trains'?"),
-        ("--published {norms alone: {vqa: .inf}}", "published.norms alone.vqa: got inf"),
+        (
+            "--published {norms alone: {vqa: .inf}}",
+            "published.norms alone.vqa: got inf; give a finite",
+        ),
         ("--prepare {a: ''}", "prepare.a: names no command; say what makes it"),
         ("--prepare {a: {steps: 1}}", "prepare.a: got {'steps': 1}; give a recipe's file, or keys"),
         ("--prepare {a: {base: recipes/demo_pretrain.yaml}}", "prepare.a: reads files of a seed;"),
         ("--prepare {a: {base: demo_pretrai.yaml}}", "prepare.a: no such file: demo_pretrai.yaml"),
-        ("--recipes {8: recipes/demo.yaml}", "recipes: got 8 as a name; write it in quotes"),
-        ("--target {1: 60}", "target: got 1 as a name; write it in quotes"),
-        ("--published {norms alone: {1: 1}}", "published.norms alone: got 1 as a name; write it"),
-        ("--prepare {1: make}", "prepare: got 1 as a name; write it in quotes"),
+        (
+            "--recipes {8: recipes/demo.yaml}",
+            "recipes: got the name 8; give text: write it in quotes",
+        ),
+        ("--target {1: 60}", "target: got the name 1; give text: write it in quotes"),
+        ("--published {norms alone: {1: 1}}", "published.norms alone: got the name 1; give text"),
+        ("--prepare {1: make}", "prepare: got the name 1; give text: write it in quotes"),
         ("--prepare {'': make}", "prepare: got ''; name a folder or file"),
         ("--paths {'': x}", "paths: got ''; name a folder or file"),
         ("--output runs/{seed}", "output: got runs/{seed}; all seeds share it"),
@@ -192,6 +224,10 @@ def work(words: list[str]) -> Work:
         ("--prepare {a: mkae b}", "prepare.a: no program is called 'mkae' here; install it, or"),
         ("--grid {training.steps: []}", "grid.training.steps: has no values; give a list, like"),
         ("--grid {training.stps: [1]}", "unknown key"),
+        ("--grid {training.steps: [1, 2, 1]}", "grid.training.steps: 1 is there twice; give each"),
+        ("--grid {seed: [1, 2]}", "grid.seed: the sweep sets it for each run, from `output` and"),
+        ("--grid {training.steps: 3}", "grid.training.steps: got 3; give a list, like [a, b]"),
+        ("--split dev", "split: got 'dev'; give one of evaluate, test"),
         ("--sedes [1]", "unknown key 'sedes'; did you mean 'seeds'?"),
     ],
 )

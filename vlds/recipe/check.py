@@ -258,7 +258,8 @@ def fits(value: Any, hint: Any) -> bool:
             kinds = (int, float) if branch is float else (int,)
             fit = isinstance(value, kinds) and not isinstance(value, bool)
         else:
-            fit = isinstance(value, branch) if isinstance(branch, type) else True
+            # From Python 3.11 on, Any is a class too.
+            fit = branch is Any or not isinstance(branch, type) or isinstance(value, branch)
         if fit:
             return True
     return False

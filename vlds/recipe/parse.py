@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from vlds.recipe.check import ARGUMENTS, CLASS, check_tree, explain
+from vlds.recipe.check import ARGUMENTS, CLASS, check_tree, explain, in_quotes, in_yaml
 from vlds.recipe.choices import (
     CHOICES,
     class_if_there,
@@ -105,6 +105,7 @@ def build_field(hint: Any, value: Any, key: str) -> Any:
     if value is None and type(None) not in get_args(hint):
         raise ValueError(f"{key}: got null; give a value, or leave the key out")
     if cls is None or not isinstance(value, Mapping):
+        check_names(value, hint, key)
         if not isinstance(value, int | float):  # name the entry of a list or mapping
             for name, number in not_finite(value, key):
                 raise ValueError(f"{name}: got {number}; give a finite number")
@@ -112,8 +113,22 @@ def build_field(hint: Any, value: Any, key: str) -> Any:
             raise ValueError(f"{key}: {fault}")
         return value
     if is_mapping_of_choices(hint):
+        check_names(value, hint, key)
         return {name: build_choice(cls, entry, f"{key}.{name}") for name, entry in value.items()}
     return build_choice(cls, value, key) if is_choice(cls) else build(cls, value, key)
+
+
+def check_names(value: Any, hint: Any, key: str) -> None:
+    """Errors: ValueError for a name that is no text, as YAML reads 8 or `no`, where the field is a
+    mapping of names."""
+    for part in (hint, *get_args(hint)):
+        if get_origin(part) is not dict or not isinstance(value, Mapping):
+            continue
+        _, inside_hint = get_args(part)
+        for name, entry in value.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{key}: got the name {in_yaml(name)}; {in_quotes(name)}")
+            check_names(entry, inside_hint, f"{key}.{name}")
 
 
 def build_choice(base: type, value: Mapping[str, Any], key: str) -> Any:
@@ -143,6 +158,9 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
         if not equals:
             value = next(words, "--")
             if value.startswith("--"):
+                if option != CONFIG:  # a flag of another trainer has no value
+                    set_key(tree, option.removeprefix("--").split("."), "null", known)
+                    check_tree(tree, options)
                 raise ValueError(f"{option}: no value follows; write {option} VALUE")
         if option == CONFIG:
             tree = merged(tree, read_recipe(value, options), WHOLE)
@@ -170,33 +188,33 @@ def read_recipe(name: str, options: type) -> dict[str, Any]:
     return tree
 
 
-def set_key(tree: dict[str, Any], names: list[str], text: str, types: Mapping[str, Any]) -> None:
+def set_key(tree: dict[str, Any], names: list[str], given: Any, types: Mapping[str, Any]) -> None:
     """Set a key of the command line, such as tasks.vqa.weight, in a tree of fields of some `types`.
-    The text is parsed later; here only the names of chosen classes matter."""
+    A text is parsed later; here only the names of chosen classes matter."""
     name, *below = names
     if below:
-        set_below(inside(tree, name, types.get(name)), below, text, types.get(name))
+        set_below(inside(tree, name, types.get(name)), below, given, types.get(name))
     else:
-        tree[name] = new_value(tree.get(name), text, types.get(name))
+        tree[name] = new_value(tree.get(name), given, types.get(name))
 
 
-def set_below(tree: dict[str, Any], names: list[str], text: str, hint: Any) -> None:
+def set_below(tree: dict[str, Any], names: list[str], given: Any, hint: Any) -> None:
     """Set a key inside one field: a mapping of choices, a choice or another dataclass."""
     cls = dataclass_of(hint)
     if cls is None:
-        set_key(tree, names, text, {})
+        set_key(tree, names, given, {})
     elif is_mapping_of_choices(hint):
-        set_key(tree, names, text, {names[0]: cls})
+        set_key(tree, names, given, {names[0]: cls})
     elif not is_choice(cls):
-        set_key(tree, names, text, field_types(cls))
+        set_key(tree, names, given, field_types(cls))
     elif names == [CLASS]:
-        tree[CLASS] = text
+        tree[CLASS] = given
     elif names == [ARGUMENTS]:
-        tree[ARGUMENTS] = yaml.safe_load(text)
+        tree[ARGUMENTS] = yaml.safe_load(given) if isinstance(given, str) else given
     else:
         chosen = class_if_there(str(tree.get(CLASS)), cls)
         names = names[1:] if names[0] == ARGUMENTS else names
-        set_key(inside(tree, ARGUMENTS), names, text, field_types(chosen) if chosen else {})
+        set_key(inside(tree, ARGUMENTS), names, given, field_types(chosen) if chosen else {})
 
 
 def inside(tree: dict[str, Any], name: str, hint: Any = None) -> dict[str, Any]:
@@ -211,21 +229,21 @@ def inside(tree: dict[str, Any], name: str, hint: Any = None) -> dict[str, Any]:
     return child
 
 
-def new_value(old: Any, text: str, hint: Any) -> Any:
-    """The value that a text of the command line puts in place of an old one. A newly chosen class
-    keeps the old arguments that it has too."""
+def new_value(old: Any, given: Any, hint: Any) -> Any:
+    """The value that a text of the command line, or a value of a file, puts in place of an old one.
+    A newly chosen class keeps the old arguments that it has too."""
     cls = dataclass_of(hint)
-    if cls is None:
-        return text
-    if text == "null" or text.startswith("{"):
-        return yaml.safe_load(text)
+    if cls is None or not isinstance(given, str):
+        return given
+    if given == "null" or given.startswith("{"):
+        return yaml.safe_load(given)
     if is_mapping_of_choices(hint) or not is_choice(cls):
-        return text
-    chosen = class_if_there(text, cls)
+        return given
+    chosen = class_if_there(given, cls)
     arguments = old.get(ARGUMENTS) if isinstance(old, Mapping) else None
     types = field_types(chosen) if chosen else {}
     shared = {name: value for name, value in (arguments or {}).items() if name in types}
-    return {CLASS: text, ARGUMENTS: shared} if shared else {CLASS: text}
+    return {CLASS: given, ARGUMENTS: shared} if shared else {CLASS: given}
 
 
 def build_parser(options: type, prog: str, files: bool) -> ArgumentParser:

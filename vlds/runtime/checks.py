@@ -73,7 +73,8 @@ def number_faults(value: Any, hint: Any) -> Iterator[str]:
         if limits is not None and value is not None:
             yield f"got {value!r:.100}; give {limits}"
     elif value != value or abs(value) == math.inf:
-        yield f"got {value}; give {limits or 'a finite number'}"
+        finite = ", and finite" if limits is not None and limits.most == LARGEST_SETTING else ""
+        yield f"got {value}; give {limits or 'a finite number'}{finite}"
     elif limits is not None and not limits.hold(value):
         too_large = value > limits.most == LARGEST_SETTING
         yield f"got {value}; give {f'at most {LARGEST_SETTING:,}' if too_large else limits}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
 import warnings
 from functools import cache
@@ -18,6 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from vlds.runtime.process_end import ASKING
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell
 
@@ -43,7 +45,9 @@ def pin_arithmetic(ranks: Ranks) -> None:
         os.environ |= VARIABLES
         sys.stdout.flush()
         sys.stderr.flush()
-        # In place: the launcher watches this process, and the open files stay its own.
+        # In place: the launcher watches this process, and the open files stay its own. As at the
+        # first start, a signal waits until a rank can answer (rank.run_rank).
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     elif capability != "AVX2":
         obstacle = f"torch finds {capability} instructions, not AVX2"
@@ -68,22 +72,24 @@ def multiply_by_onednn() -> None:
 
     onednn_linear = torch.ops.mkldnn._linear_pointwise
 
-    def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-        by_onednn = a.dtype is torch.float32 and a.numel() and b.numel()
-        if by_onednn:
-            by_rows: Tensor = onednn_linear(a, b.t(), bias, "none", [], "")
-            return by_rows
-        result = torch.bmm(a[None], b[None])[0]
-        return result if bias is None else result + bias
+    def for_onednn(*tensors: Tensor) -> bool:
+        return all(t.dtype is torch.float32 and t.numel() for t in tensors)
 
     def mm(a: Tensor, b: Tensor) -> Tensor:
-        return product(a, b, None)
+        if for_onednn(a, b) and a.shape[1] == b.shape[0]:
+            by_rows: Tensor = onednn_linear(a, b.t(), None, "none", [], "")
+            return by_rows
+        return torch.bmm(a[None], b[None])[0]
 
     def addmm(added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-        if added.dim() == 1 and beta == alpha == 1:
-            return product(a, b, added)
-        result = product(a, b, None)
-        result = result if alpha == 1 else alpha * result
+        if not for_onednn(added, a, b) or a.shape[1] != b.shape[0]:
+            return torch.baddbmm(added, a[None], b[None], beta=beta, alpha=alpha)[0]
+        if added.shape == b.shape[1:] and beta == alpha == 1:
+            with_bias: Tensor = onednn_linear(a, b.t(), added, "none", [], "")
+            return with_bias
+        result = mm(a, b) if alpha == 1 else alpha * mm(a, b)
+        if beta == 0:  # torch then ignores what is added, a NaN too
+            return result
         return result + (added if beta == 1 else beta * added)
 
     with warnings.catch_warnings():

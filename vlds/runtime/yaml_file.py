@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
 def not_yaml(error: yaml.MarkedYAMLError, name: str) -> str:
     """What PyYAML says about a text, in one line, with the cure of the commonest mistakes."""
-    mark, problem = error.problem_mark or error.context_mark, str(error.problem)
+    mark, problem = error.problem_mark or error.context_mark, str(error.problem)[:LONGEST_REASON]
     line = "" if mark is None else f", line {mark.line + 1}"
     cure = next((cure for words, cure in YAML_CURES.items() if words in problem), "")
     return f"{name}{line}: not YAML: {problem}{cure}"
@@ -95,17 +96,19 @@ def check_extent(text: str, name: str) -> None:
     """Errors: Refused if there are more values, or they are nested deeper, or are longer, than in
     any recipe. Reading a million values takes minutes, so that they are counted first."""
     depth = 0
-    for number, event in enumerate(yaml.parse(text, COUNTER)):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_SCALAR:
-            raise Refused(f"{name}: a value of more than {LONGEST_SCALAR:,} characters")
-        if depth > DEEPEST:
-            raise Refused(f"{name}: nested more than {DEEPEST} levels deep")
-        if number > 2 * MOST_NODES:  # a list or mapping begins and ends
-            raise Refused(f"{name}: more than {MOST_NODES:,} values; no recipe has so many")
+    # The parser that reads the text afterwards says what is not YAML, in its own words.
+    with suppress(yaml.YAMLError):
+        for number, event in enumerate(yaml.parse(text, COUNTER)):
+            if isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_SCALAR:
+                raise Refused(f"{name}: a value of more than {LONGEST_SCALAR:,} characters")
+            if depth > DEEPEST:
+                raise Refused(f"{name}: nested more than {DEEPEST} levels deep")
+            if number > 2 * MOST_NODES:  # a list or mapping begins and ends
+                raise Refused(f"{name}: more than {MOST_NODES:,} values; no recipe has so many")
 
 
 def check_keys(node: yaml.Node | None, name: str) -> None:

@@ -54,9 +54,9 @@ def say_agenda(
         tell(f"{missing} of {len(work.preparations)} preparations come first")
     on = f"{num_ranks} rank{'s' * (num_ranks > 1)}"
     left = [known.left for known in estimates.values()]
-    if None in left:
-        reasons = dict.fromkeys(known.reason for known in estimates.values() if known.reason)
-        tell(f"the time of some rows is not known yet: {next(iter(reasons))}")
+    for reason in dict.fromkeys(known.reason for known in estimates.values() if known.reason):
+        of = ", ".join(row for row, known in estimates.items() if known.reason == reason)
+        tell(f"the time of {of} is not known yet: {reason}")
     if total := sum(seconds for seconds in left if seconds is not None):
         how = "one run after another" if at_once == 1 else f"{at_once} runs at a time"
         tell(f"training alone: about {duration_text(total / at_once)} on {on}, {how}")

@@ -17,7 +17,8 @@ from typing import Any
 from zlib import crc32
 
 from vlds.artifact import RECIPE
-from vlds.recipe.files import BASE, merged
+from vlds.recipe.check import in_yaml
+from vlds.recipe.files import BASE
 from vlds.recipe.parse import parse
 from vlds.report.compute.compared_columns import checked_columns
 from vlds.runtime.near_names import guess
@@ -40,7 +41,8 @@ class Sweep:
     seeds: list[int]
     """Seeds of each recipe."""
     grid: dict[str, list[Any]] = field(default_factory=dict)
-    """Dotted key -> values to try: each recipe makes one row per combination of values."""
+    """Dotted key, as on the command line -> values to try, after `overrides`: each recipe makes one
+    row per combination of values."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Keys that replace those of every recipe."""
     paths: dict[str, str] = field(default_factory=dict)
@@ -65,6 +67,14 @@ class Sweep:
         for key, choices in self.grid.items():
             if not choices:
                 raise ValueError(f"grid.{key}: has no values; give a list, like [0.001, 0.004]")
+            texts = [in_yaml(choice) for choice in choices]
+            if repeated := [text for text in texts if texts.count(text) > 1]:
+                raise ValueError(f"grid.{key}: {repeated[0]} is there twice; give each value once")
+            if key in ("output", "seed"):
+                raise ValueError(
+                    f"grid.{key}: the sweep sets it for each run, from `output` and `seeds`; "
+                    "remove the key"
+                )
         if not self.seeds:
             raise ValueError("seeds: the sweep has none; give at least one, like [0]")
         twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
@@ -127,22 +137,20 @@ class Sweep:
                 )
 
     @property
-    def rows(self) -> dict[str, tuple[str, Any]]:
-        """Row of the table -> its name in `recipes`, and the recipe with the grid's values."""
-        if not self.grid:
-            return {name: (name, recipe) for name, recipe in self.recipes.items()}
+    def rows(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Row of the table -> its name in `recipes`, and the grid's values for it."""
+        short = short_names(list(self.grid))
         rows = {}
-        for name, recipe in self.recipes.items():
+        for name in self.recipes:
             for values in itertools.product(*self.grid.values()):
-                label, tree = name, {BASE: recipe} if isinstance(recipe, str) else recipe
-                for key, value in zip(self.grid, values, strict=True):
-                    label += f", {key.rpartition('.')[2]} {value}"
-                    change: Any = value
-                    for part in reversed(key.split(".")):
-                        change = {part: change}
-                    tree = merged(tree, change, ())
-                rows[label] = name, tree
+                chosen = dict(zip(self.grid, values, strict=True))
+                words = [f"{short[key]} {in_yaml(value)}" for key, value in chosen.items()]
+                rows[", ".join([name, *words])] = name, chosen
         return rows
+
+    def published_of(self, row: str) -> dict[str, float]:
+        """What a paper has for a row: under its own name, or that of its recipe."""
+        return self.published.get(row, self.published.get(self.rows[row][0], {}))
 
     def columns(self, tasks: Sequence[str]) -> list[str]:
         """The tasks in the table.
@@ -150,6 +158,18 @@ class Sweep:
         Errors: ValueError if a score, target or published value is of none of the recipes' tasks.
         """
         return checked_columns(tasks, self.scores, list(self.target), self.published)
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Dotted key -> its shortest end that no other of the keys has."""
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        ends = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
+        others = [f".{other}" for other in keys if other != key]
+        unique = (e for e in ends if not any(other.endswith(f".{e}") for other in others))
+        names[key] = next(unique, key)
+    return names
 
 
 def check_recipe(place: str, given: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from vlds.artifact import RECIPE, artifact_folder
 from vlds.config import Recipe, load_recipe, recipe_from, save_recipe, to_tree
 from vlds.data.order.permutation import differences
 from vlds.evaluation.scores_json import current_scores
+from vlds.recipe.choices import field_types
 from vlds.recipe.files import BASE, changed, on_base
+from vlds.recipe.parse import set_key
 from vlds.recipe.paths import STARTED_IN, file_names, is_below, moved
 from vlds.runtime.run_folder import PREDICTIONS
 from vlds.runtime.yaml_file import read_yaml
@@ -182,11 +185,16 @@ def run_folder(sweep: Sweep, row: str, seed: int) -> Path:
 
 
 def tree_of(sweep: Sweep, row: str) -> dict[str, Any]:
-    """A row's recipe with the sweep's overrides, before seed and paths are filled in."""
-    _, given = sweep.rows[row]
+    """A row's recipe with the sweep's overrides and its values of the grid, before seed and paths
+    are filled in."""
+    name, values = sweep.rows[row]
+    given = sweep.recipes[name]
     try:
         tree = on_base({BASE: given} if isinstance(given, str) else given, Path())
-        return changed(tree, sweep.overrides)
+        tree = deepcopy(changed(tree, sweep.overrides))
+        for key, value in values.items():
+            set_key(tree, key.split("."), value, field_types(Recipe))
+        return tree
     except ValueError as error:
         raise ValueError(f"recipes.{row}: {error}") from None
 

@@ -61,9 +61,9 @@ def spec_of_sweep(words: Sequence[str], split: Split | None) -> tuple[TableSpec,
         RowSpec(
             row,
             [run_folder(sweep, row, seed) for seed in sweep.seeds],
-            sweep.published.get(name, {}),
+            sweep.published_of(row),
         )
-        for row, (name, _) in sweep.rows.items()
+        for row in sweep.rows
     ]
     target = next(iter(sweep.target.items()), None)
     spec = TableSpec(Path(words[0]).stem, rows, split or sweep.split, sweep.scores, target)

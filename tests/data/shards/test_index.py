@@ -131,6 +131,8 @@ def test_wrong_dataset_json_is_refused(folder: Path, fields: dict[str, Any], mes
 def test_folder_without_data_set_says_what_is_there(folder: Path) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         open_dataset(folder / "nothing")
+    with pytest.raises(ValueError, match=r"dataset.json: no such folder; check the path"):
+        open_dataset(folder / "dataset.json")
     with pytest.raises(ValueError, match=f"data sets inside it: {folder}"):
         open_dataset(folder.parent)
     (folder / "dataset.json").write_text("{")

@@ -40,6 +40,8 @@ def test_the_most_frequent_come_first(
     assert "2 of 3 answers, to 88.9% of the questions" in capsys.readouterr().out
     assert main(["answers", str(shards), "--out", str(out)]) == 2
     assert "--min-count 9: none of 3 answers occurs so often" in capsys.readouterr().err
+    assert main(["answers", str(shards), "--out", str(out), "--min-count", "-1"]) == 2
+    assert "--min-count: got -1; give 1 or more" in capsys.readouterr().err
 
 
 def test_word_pieces(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.toys.compared_runs import write_compared, write_compared_run
-from tests.toys.files import write
+from tests.toys.files import write, write_lines
 from vlds.cli.commands import run_command
 from vlds.config import load_recipe, save_recipe
 from vlds.evaluation.scores_json import Scored, write_scores
@@ -68,7 +68,7 @@ def test_costs_and_the_time_to_a_score(tmp_path: Path) -> None:
     assert adapter.numbers["answers"].mean == 85
     assert adapter.numbers["time"].values == [60.0] * 3  # 55 only after the tenth step
     assert lora.numbers["time"].values == []
-    assert "full fine-tuning: without seed-1, seed-2, which has not ended." in comparison.notes
+    assert "full fine-tuning: without seed-1, seed-2, which have not ended." in comparison.notes
     early = compare(replace(write_compared(tmp_path / "x"), target=("average", 44.0)))
     assert early.rows[0].numbers["time"].values == [60.0, 30.0, 30.0]
     assert full.numbers["time"].mean == 60.0
@@ -184,6 +184,7 @@ def test_the_best_distribution_is_the_lowest(tmp_path: Path) -> None:
         ((0.60, 0.64), (0.10, 0.14), False),  # two seeds are too few
         ((0.60, 0.64, 0.68), (0.10, 0.14), False),
         ((0.60,), (0.10,), False),
+        ((0.50, 0.51, 0.52, 0.99), (0.55, 0.56, 0.57), False),  # worse on all common seeds
     ],
 )
 def test_a_best_is_marked_if_paired_seeds_support_it(
@@ -228,6 +229,19 @@ def test_scores_of_weights_that_are_gone_are_left_out(place: str, tmp_path: Path
         compare(replace(spec, split="test", scores={"vqa": "exact_match"}))
     (run / "artifact/manifest.json").write_text('{"weights')
     assert any("may be of weights that are gone" in note for note in compare(spec).notes)
+
+
+def test_a_run_without_its_log_says_nothing_of_memory(tmp_path: Path) -> None:
+    whole, damaged = (
+        write_compared_run(tmp_path / name, {"vqa": {"exact_match": 0.5}}, 3.0)
+        for name in ("whole", "damaged")
+    )
+    write_lines(whole / "metrics.jsonl", [{"step": 1, "zero_stage": 2, "most_memory": 5}])
+    (damaged / "recipe.yaml").write_text("training: {deepspeed: ds_configs/zero2.json}")
+    (damaged / "metrics.jsonl").write_text('{"step": 1, "los')
+    table = compare(TableSpec("t", [RowSpec("a", [whole]), RowSpec("b", [damaged])]))
+    assert not table.partitions_differ
+    assert not any("is not there" in note for note in table.notes)
 
 
 DAMAGE = {

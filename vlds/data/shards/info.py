@@ -107,7 +107,9 @@ class DatasetInfo:
         path = folder / DATASET_FILE
         try:
             data = read_file(path)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:
+            if path.exists():  # not if a file stands where the folder should be
+                raise
             raise ValueError(_no_dataset(folder)) from None
         return cls.parse(data, str(path))
 

@@ -81,7 +81,9 @@ class ComparedRow:
 
     @property
     def partition(self) -> str:
-        """How the memory of its runs was divided over ranks."""
+        """How the memory of its runs was divided over ranks; "" if none has logged it."""
+        if not self.numbers[MEMORY].values:
+            return ""
         known = dict.fromkeys(run.partition for run in self.runs)
         return "; ".join(filter(None, known))
 
@@ -153,8 +155,9 @@ class Comparison:
         if len(known) < 2:
             return None
         _, best = max(known, key=lambda entry: sign * entry[0])
-        others = [row.numbers[name] for _, row in known if row is not best]
-        return best if all(best.numbers[name].is_clear_of(other) for other in others) else None
+        pairs = [(best.numbers[name], row.numbers[name]) for _, row in known if row is not best]
+        is_clear = all(a.is_above(b) if sign > 0 else b.is_above(a) for a, b in pairs)
+        return best if is_clear else None
 
 
 def compare(spec: TableSpec) -> Comparison:
@@ -235,7 +238,8 @@ def read_runs(row: RowSpec, notes: list[str], damage: list[str]) -> list[RunInpu
     """A row's runs that have ended and can be read; notes on the others."""
     ended = [folder for folder in row.folders if (folder / "artifact" / RECIPE).is_file()]
     if missing := [folder.name for folder in row.folders if folder not in ended]:
-        notes.append(f"{row.name}: without {', '.join(missing)}, which has not ended.")
+        have = "have" if len(missing) > 1 else "has"
+        notes.append(f"{row.name}: without {', '.join(missing)}, which {have} not ended.")
     runs = []
     for folder in ended:
         try:
@@ -247,7 +251,7 @@ def read_runs(row: RowSpec, notes: list[str], damage: list[str]) -> list[RunInpu
         runs.append(run)
         damage += run.damage
         lines = [*run.damage, *run.outdated, *stopped(run)]
-        lines += [] if run.lines else ["metrics.jsonl is not there"]
+        lines += [] if (folder / "metrics.jsonl").exists() else ["metrics.jsonl is not there"]
         notes += [f"{row.name}: {run.name}: {line}." for line in lines]
     return runs
 

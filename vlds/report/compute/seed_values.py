@@ -57,16 +57,16 @@ class Number:
         mean = statistics.mean(self.values)
         return Interval(mean - half, mean + half)
 
-    def is_clear_of(self, other: Number) -> bool:
-        """True if the 95 % interval of the differences on common seeds, of which there are enough,
-        does not hold 0."""
+    def is_above(self, other: Number) -> bool:
+        """True if on common seeds, of which there are enough, the whole 95 % interval of the
+        differences is above 0. Another seed may draw the means the other way."""
         others = dict(zip(other.seeds, other.values, strict=False))
         paired = zip(self.seeds, self.values, strict=False)
         differences = [value - others[seed] for seed, value in paired if seed in others]
         interval = Number(differences).interval
         if interval is None or len(differences) < FEWEST_SEEDS:
             return False
-        return interval.low > 0 or interval.high < 0
+        return interval.low > 0
 
 
 def groups_of_seeds(recipes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, list[str]]]:

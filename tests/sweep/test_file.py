@@ -203,7 +203,7 @@ def work(words: list[str]) -> Work:
         ("--prepare {a: {base: demo_pretrai.yaml}}", "prepare.a: no such file: demo_pretrai.yaml"),
         (
             "--recipes {8: recipes/demo.yaml}",
-            "recipes: got the name 8; give text: write it in quotes",
+            "recipes: got the name 8; give text: write it",
         ),
         ("--target {1: 60}", "target: got the name 1; give text: write it in quotes"),
         ("--published {norms alone: {1: 1}}", "published.norms alone: got the name 1; give text"),

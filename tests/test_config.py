@@ -421,6 +421,8 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
         ("meta", "{steps: 0}", "meta.steps: got 0; give 1 or more"),
         ("meta", "{outer_rate: -1}", "meta.outer_rate: got -1.0; give 0 or more"),
         ("meta.learning_rat", "1", "unknown key 'meta.learning_rat'; did you mean 'meta.learning_"),
+        ("data.cache_bytes", "0", "data.cache_bytes: got 0; give 1 or more"),
+        ("data.errors.max_bad_fraction", "1.5", "data.errors.max_bad_fraction: got 1.5; give a n"),
         ("seed", "-1", "seed: got -1; give a number from 0 to 18,446,744,073,709,551,615"),
         ("seed.x", "3", "seed: got {x: '3'}; give a whole number"),
         ("output.a", "b", "output: got {a: b}; give text"),

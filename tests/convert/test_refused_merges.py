@@ -47,7 +47,7 @@ CASES: list[tuple[tuple[str, ...], str, str]] = [
     (ALL, "one other_name", "methods.method: Adapter in one, None in other_name; only runs of one"),
     (ALL, "one two cut", "cut/artifact: weights.safetensors is not what was written .*copy it"),
     (ALL, "one two changed", "changed/artifact: weights.safetensors is not what was written"),
-    (ALL, "one nan", "--run: nan: .*method.down_weight is not finite; leave this run out"),
+    (ALL, "one nan", "nan/artifact: .*method.down_weight holds numbers that are NaN or infinite"),
     (ALL, "one two --out taken", "--out: taken exists; name a new folder"),
     (ALL, "one two --out one", "--out: one exists; name a new folder"),
     (ALL, "one two --out one/recipe.txt/x", "--out: .*recipe.txt is not a folder; name a new"),

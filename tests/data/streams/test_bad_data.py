@@ -250,15 +250,3 @@ def test_a_bad_sample_in_evaluation_is_not_valid_and_listed(tmp_path: Path) -> N
         (f"hurt-4-{n}", f"a {n}") for n in range(5)
     ]
     assert sum(valid for _, valid, _ in rows) == 85
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"max_bad_fraction": 1.5}, "max_bad_fraction: got 1.5"),
-        ({"max_in_a_row": 0}, "max_in_a_row: got 0"),
-    ],
-)
-def test_impossible_policies_are_refused(changes: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ErrorPolicy(**changes)  # type: ignore[arg-type]

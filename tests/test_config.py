@@ -390,6 +390,11 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
         ),
         (
             "methods",
+            "{m: {class_path: Mixture, init_args: {of: {class_path: LoRA}, experts: 1000000000}}}",
+            "methods.m.experts: got 1000000000; give a number from 2 to 10,000",
+        ),
+        (
+            "methods",
             "{m: {class_path: LoRA, init_args: {alpha: .inf}}}",
             "methods.m.alpha: got inf; give a number above 0",
         ),

@@ -105,8 +105,6 @@ def read_progress(folder: Path) -> Progress:
 def check_output(output: str, resume: Resume, inputs: Iterable[str] = ()) -> None:
     """Errors: ValueError if a run would be overwritten, or mixed with other files or with its own
     `inputs`; if there is none to resume."""
-    if not output.strip():
-        raise ValueError("output: got no name; name a folder for the run, such as runs/mine")
     folder = Path(output)
     for name in inputs:
         if is_inside(folder, Path(name)):

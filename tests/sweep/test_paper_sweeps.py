@@ -215,25 +215,32 @@ def test_the_sweep_of_two_backbones_resolves() -> None:
             assert recipe.model.backbone.path == f"{home}/text_backbone"  # type: ignore[attr-defined]
     assert len(by_name) == 10
     trained = [part for part in preparation_parts(sweep) if isinstance(part, RunPart)]
-    assert [part.name for part in trained[1::3]] == [f"prepare {home}/text", f"prepare {home}/vl"]
-    text, vl = (part.run.recipe for part in trained[1::3])
+    assert [part.name for part in trained[1::5]] == [f"prepare {home}/text", f"prepare {home}/vl"]
+    text, vl = (part.run.recipe for part in trained[1::5])
     assert list(text.tasks) == ["lm", "qa"]
     assert text.data.blank_images
     assert list(vl.tasks) == ["lm", "itm", "qa", "ground_caption", "refer"]
 
 
-@pytest.mark.parametrize(("name", "rows"), [("demo_parts", 7), ("demo_tasks", 8)])
+@pytest.mark.parametrize(
+    ("name", "rows"), [("demo_parts", 7), ("demo_tasks", 8), ("demo_related", 14)]
+)
 def test_the_small_studies_share_the_backbones_of_the_demo_s_sweep(name: str, rows: int) -> None:
     _, runs = resolved(f"sweeps/{name}.yaml")
-    assert len(runs) == 3 * rows
+    assert len(runs) == 5 * rows
     for run in runs:
-        assert run.needs == [Path(f"runs/sweeps/demo/seed-{run.seed}/backbone")]
-    if name == "demo_tasks":  # as many examples of each task as the four together are shown
-        steps = {next(iter(run.recipe.tasks)): run.recipe.training.steps for run in runs}
+        backbone = Path(f"runs/sweeps/demo/seed-{run.seed}/backbone")
+        others = run.needs[1:] if name == "demo_related" else []
+        assert run.needs == [backbone, *others]
+    if (
+        name == "demo_tasks"
+    ):  # as many examples of each task, in as many steps, as the four together
+        sizes = {next(iter(run.recipe.tasks)): run.recipe.data.global_batch_size for run in runs}
         assert all(len(run.recipe.tasks) == 1 for run in runs)
-        tasks = load_recipe(find("recipes/demo.yaml")).tasks
-        whole = sum(task.weight for task in tasks.values())
-        assert steps == {n: round(240 * task.weight / whole) for n, task in tasks.items()}
+        assert {run.recipe.training.steps for run in runs} == {240}
+        demo = load_recipe(find("recipes/demo.yaml"))
+        whole = sum(task.weight for task in demo.tasks.values()) / demo.data.global_batch_size
+        assert sizes == {n: round(task.weight / whole) for n, task in demo.tasks.items()}
 
 
 def test_the_sweep_of_costs_reads_one_task_s_data() -> None:
@@ -250,7 +257,7 @@ def test_the_sweep_of_costs_reads_one_task_s_data() -> None:
 
 def test_the_demo_s_sweep_resolves() -> None:
     sweep, runs = resolved("sweeps/demo.yaml")
-    assert len(runs) == 3 * len(sweep.recipes) == 27
+    assert len(runs) == 5 * len(sweep.recipes) == 45
     for run in runs:
         assert run.needs == [Path(f"runs/sweeps/demo/seed-{run.seed}/backbone")]
         read = [run.recipe.model.backbone.path, *run.recipe.tasks["vqa"].train]  # type: ignore[attr-defined]

@@ -74,7 +74,8 @@ def align(model: Model, recipe: Recipe, ranks: Ranks) -> None:
     model.visual_embedding.requires_grad_(True)
     table.requires_grad_(True)
     parameters = [*model.vision.parameters(), *model.visual_embedding.parameters(), table]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
+    # Fused, because its square roots are exact: those of MKL differ between processors.
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps)
     generator = np.random.default_rng(recipe.seed)
     for _ in range(config.steps):

@@ -107,7 +107,8 @@ def test_a_recipe_behind_options(file: Path) -> None:
 def test_more_ranks_than_examples(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pieces = file.with_name("pieces.model")
     write_tokenizer(pieces)
-    file.write_text(RECIPE.replace("pieces.model", str(pieces)))
+    sizes = str(find("recipes/backbones/t5_demo.json"))
+    file.write_text(RECIPE.replace("pieces.model", str(pieces)).replace("sizes.json", sizes))
     words = [str(file), "--data.global_batch_size", "2"]
     assert check_recipe(["train", *words], 3) == 2
     assert "data.global_batch_size: 2 examples for 3 ranks; give at" in capsys.readouterr().err

@@ -95,20 +95,23 @@ def not_yaml(error: yaml.MarkedYAMLError, name: str) -> str:
 def check_extent(text: str, name: str) -> None:
     """Errors: Refused if there are more values, or they are nested deeper, or are longer, than in
     any recipe. Reading a million values takes minutes, so that they are counted first."""
-    depth = 0
-    # The parser that reads the text afterwards says what is not YAML, in its own words.
-    with suppress(yaml.YAMLError):
-        for number, event in enumerate(yaml.parse(text, COUNTER)):
-            if isinstance(event, yaml.CollectionStartEvent):
-                depth += 1
-            elif isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
-            elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_SCALAR:
-                raise Refused(f"{name}: a value of more than {LONGEST_SCALAR:,} characters")
-            if depth > DEEPEST:
-                raise Refused(f"{name}: nested more than {DEEPEST} levels deep")
-            if number > 2 * MOST_NODES:  # a list or mapping begins and ends
-                raise Refused(f"{name}: more than {MOST_NODES:,} values; no recipe has so many")
+    # libyaml scans far ahead, so that an error further on hides what stands before it: then the
+    # parser that reads the text afterwards counts, and says what is not YAML in its own words.
+    for loader in (COUNTER, yaml.SafeLoader):
+        with suppress(yaml.YAMLError):
+            depth = 0
+            for number, event in enumerate(yaml.parse(text, loader)):
+                if isinstance(event, yaml.CollectionStartEvent):
+                    depth += 1
+                elif isinstance(event, yaml.CollectionEndEvent):
+                    depth -= 1
+                elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_SCALAR:
+                    raise Refused(f"{name}: a value of more than {LONGEST_SCALAR:,} characters")
+                if depth > DEEPEST:
+                    raise Refused(f"{name}: nested more than {DEEPEST} levels deep")
+                if number > 2 * MOST_NODES:  # a list or mapping begins and ends
+                    raise Refused(f"{name}: more than {MOST_NODES:,} values; no recipe has so many")
+            return
 
 
 def check_keys(node: yaml.Node | None, name: str) -> None:

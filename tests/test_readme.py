@@ -76,7 +76,7 @@ GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "OKVQA", "TEXTVQA", "REFER", 
 runs, and a ZeRO checkpoint."""
 OWN_PARSERS = {"data_prep", "train", "describe", "plan", "features", "convert", "sweep"}
 """Commands with a parser of their own, which is not only argparse."""
-DEMO = {"runs/demo/adapters", "runs/demo/adapters/gallery/0018-0.png", "runs/demo/backbone"}
+DEMO = {"runs/demo/adapters", "runs/demo/adapters/gallery/0020-0.png", "runs/demo/backbone"}
 """Files that `./launch.sh` without arguments makes."""
 
 

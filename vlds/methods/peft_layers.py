@@ -11,6 +11,7 @@ extension, which sees the layer from outside:
 from __future__ import annotations
 
 import re
+import textwrap
 import warnings
 from contextlib import nullcontext
 from typing import Any
@@ -99,6 +100,9 @@ def tuners(model: nn.Module, config: Any) -> dict[str, Any]:
             # It says of norms that it does not know their sizes, which it does not need.
             warnings.filterwarnings("ignore", message="Unsupported layer type", module="peft")
             Gathering(model, config, ADAPTER)
+    except ValueError as error:
+        # peft names every layer that it has not found, and there may be 100,000.
+        raise ValueError(textwrap.shorten(str(error), 1000)) from error
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         if lacks_memory(error):
             raise

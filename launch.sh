@@ -5,7 +5,7 @@
 #   ./launch.sh train ...    installs vlds and runs `vlds train ...`
 # To Python the head is a string, and the rest is the program: `deepspeed launch.sh train ...` runs
 # it once per rank. So the head must not contain triple quotes or backslashes.
-# vlds/runtime/rank_environment.py says what makes a process a rank.
+# vlds/runtime/ranks.py says what makes a process a rank.
 set_by_launchers=${RANK:+r}${WORLD_SIZE:+w}${LOCAL_RANK:+l}${MASTER_ADDR:+a}${MASTER_PORT:+p}
 if [ "$set_by_launchers" = rwlap ]; then
     echo "launch.sh: a shell was started as a rank (RANK=$RANK), for example by" >&2

@@ -1,7 +1,7 @@
 """Lists the packages; everything else is in pyproject.toml.
 
 recipes/, sweeps/ and ds_configs/ are at the top of the repository, where readers look for them.
-They are installed as data of `vlds`, where `vlds.runtime.resources` looks for them.
+They are installed as data of `vlds`, where `vlds.runtime.process` looks for them.
 """
 
 from setuptools import find_packages, setup

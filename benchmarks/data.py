@@ -41,7 +41,7 @@ from torchvision import transforms
 from data_prep.packing.writer import SampleRecord, write_dataset
 from vlds.data.config import DataConfig
 from vlds.data.shards import store
-from vlds.data.shards.decode import decode_image
+from vlds.data.shards.pictures import decode_image
 from vlds.data.shards.sample import feature_bytes, parse_features
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.assemble import StreamSetup

@@ -39,25 +39,23 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from vlds.backbones import Bart
-from vlds.backbones.attention import CPU_ATTENTION
-from vlds.data.shards.decode import decode_image
+from vlds.data.shards.pictures import decode_image
 from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.eval_order import EvalOrder, survey
-from vlds.data.streams.image_stack import ImageStack
-from vlds.data.streams.source import Source
+from vlds.data.streams.assemble import ImageStack, StreamSetup
+from vlds.data.streams.source import EvalOrder, Source, survey
 from vlds.data.streams.stream import EvalStream
 from vlds.models import JointSeq2Seq
+from vlds.models.backbones import Bart
+from vlds.models.backbones.attention import CPU_ATTENTION
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.collate import JointCollator
-from vlds.models.joint_model import JointModel
+from vlds.models.kinds.joint import JointModel
+from vlds.models.vision import StoredFeatures, Timm, VisionEncoder
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.runtime.resources import find
+from vlds.runtime.process import find
 from vlds.schema import Batch, Decoding, ImageSpec, Row
 from vlds.tasks import VQA, VideoCaption
-from vlds.vision import StoredFeatures, Timm, VisionEncoder
 
 NEAR_TIE = 1e-3
 """Different answers are a tie if their scores (mean log-probability) differ by less."""

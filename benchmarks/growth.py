@@ -35,15 +35,16 @@ sys.path.insert(0, str(Path(__file__).parent / "training"))
 from ours import batch_of, recipe_of
 from shapes import FEATURES, GRID, LABELS, PROMPT, Case, RandomBatch
 
-from vlds.launch.local import place
-from vlds.launch.start import free_port
-from vlds.methods import Adapter
+from vlds.cli.local import place
+from vlds.cli.start import free_port
 from vlds.models.build import build_model
+from vlds.models.methods import Adapter
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.tasks import VQA
 from vlds.training import profile
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
-from vlds.training.engine import Engine, start_ranks
-from vlds.training.optim import parameter_groups, set_learning_rate
+from vlds.training.engine import Engine
+from vlds.training.optimizer import parameter_groups, set_learning_rate
 
 STORED = 4
 """Bytes of a trained weight in an artifact."""

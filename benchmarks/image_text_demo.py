@@ -35,8 +35,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vlds.beginning.alignment import cell_of
-from vlds.runtime.metrics_file import read_metric_lines
+from vlds.runtime.json_files import read_metric_lines
+from vlds.training.alignment import cell_of
 
 DATA, OUT = Path("runs/demo/data"), Path("runs/image_text_demo")
 SIDE, PATCH, GRID = 48, 8, 3

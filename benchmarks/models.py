@@ -47,15 +47,15 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from vlds.backbones import T5
-from vlds.config import OptimizerConfig, Recipe, TrainingConfig
 from vlds.data.config import DataConfig
-from vlds.methods import LoRA
 from vlds.models import Causal, ImageTextToText, JointSeq2Seq, ModelKind
+from vlds.models.backbones import T5
 from vlds.models.build import build_model
+from vlds.models.methods import LoRA
+from vlds.models.vision import ConvNet
+from vlds.recipe.config import OptimizerConfig, Recipe, TrainingConfig
 from vlds.schema import IGNORED_LABEL, Batch, Example, Images, Row
 from vlds.tasks import VQA
-from vlds.vision import ConvNet
 
 BATCH, WARM_UP, STEPS = 16, 3, 12
 WIDTH, LAYERS, WORDS = 256, 6, 8000
@@ -154,9 +154,10 @@ def memory(name: str) -> float:
 
 def ours(recipe: Recipe, kind: str) -> tuple[Callable[[Batch], object], int]:
     """A step of vlds' engine, and the number of trained weights."""
+    from vlds.runtime.deepspeed_start import start_ranks
     from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
-    from vlds.training.engine import Engine, start_ranks
-    from vlds.training.optim import parameter_groups, set_learning_rate
+    from vlds.training.engine import Engine
+    from vlds.training.optimizer import parameter_groups, set_learning_rate
 
     ranks = start_ranks(60)
     config = complete_deepspeed_config(

@@ -32,10 +32,10 @@ from data_prep.packing.picture import (
     prepare_picture,
     true_extension,
 )
-from vlds.data.shards.decode import decode_image
+from vlds.data.shards.pictures import decode_image
+from vlds.models.vision import Timm
+from vlds.models.vision.base import GridEncoder
 from vlds.schema import ImageSpec
-from vlds.vision import Timm
-from vlds.vision.base import GridEncoder
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 BATCH = 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vlds.runtime.process_end import Interrupted, interruptible
+from vlds.runtime.process import Interrupted, interruptible
 from vlds.runtime.terminal import tell, tell_exception
 
 

@@ -6,18 +6,17 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_prep import official, plan
+from data_prep import official, plan, preview
 from data_prep.checking import verify
 from data_prep.classes import command as classes
 from data_prep.demo import command as demo
-from data_prep.own_data import jsonl
+from data_prep.own_data import forms as jsonl
 from data_prep.packed import index_command, simulate, stats, vocabularies
-from data_prep.packing.parallel import LostWorker
-from data_prep.preview import command as preview
+from data_prep.packing.pack import LostWorker
 from vlds.data.errors import ShardError
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.disk import CannotWrite
-from vlds.runtime.process_end import Interrupted, interruptible
+from vlds.runtime.process import Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
 COMMANDS = (

@@ -10,12 +10,11 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
-from data_prep.packing.pack import Options, pack
+from data_prep.packing.pack import Options, pack, pack_splits, split_of
 from data_prep.packing.picture import ImageFormat, PictureRule
 from data_prep.packing.source import SourceSet
-from data_prep.packing.split import pack_splits, split_of
 from data_prep.packing.writer import Limits
-from vlds.data.shards.remote import is_url
+from vlds.data.shards.store import is_url
 
 PROGRAM = "python -m data_prep"
 DEFAULT_SHARD_SIZE = "512MB"

@@ -12,8 +12,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
-from vlds.runtime.json_file import NotFinite, strict_json
-from vlds.runtime.regular_file import open_file
+from vlds.runtime.files import open_file
+from vlds.runtime.json_files import NotFinite, strict_json
 
 LARGEST_SOURCE = 4 << 30
 """Bytes of a JSON file, which is read as a whole."""

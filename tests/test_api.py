@@ -23,9 +23,9 @@ from tests.toys.files import ROOT
 from tests.toys.trained_runs import built_run, save_run
 from tests.toys.world import world_recipe, write_world
 from vlds.artifact import TrainedOn, read_trained_on
-from vlds.config import save_recipe
-from vlds.data.shards.open_picture import MAX_PIXELS
-from vlds.evaluation.user_picture import encode_picture
+from vlds.data.shards.pictures import MAX_PIXELS
+from vlds.evaluation.sources import encode_picture
+from vlds.recipe.config import save_recipe
 
 PAGE = ROOT / "docs" / "python.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
@@ -255,7 +255,7 @@ def test_wrong_arguments_of_load(
     run: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr("vlds.recipe.trusted._trusted", set())
+    monkeypatch.setattr("vlds.recipe.paths._trusted", set())
     with pytest.raises(ValueError, match=message):
         vlds.load(**({"run": run} | arguments))
 
@@ -264,7 +264,7 @@ def test_a_module_of_the_working_directory_is_trusted(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr("vlds.recipe.trusted._trusted", set())
+    monkeypatch.setattr("vlds.recipe.paths._trusted", set())
     Path("my_tasks.py").write_text("")
     assert vlds.load(run, trust=["my_tasks"]).tasks == ["vqa"]
 

@@ -12,24 +12,21 @@ import pytest
 import yaml
 
 from tests.toys.recipes import RECIPE, recipe_complaint, with_model
-from vlds.backbones import T5, Bart
-from vlds.cli.commands import run_command
-from vlds.config import (
-    AlignmentConfig,
-    DataConfig,
-    MetaConfig,
-    OptimizerConfig,
-    Recipe,
-    TrackingConfig,
-    TrainingConfig,
-    load_recipe,
-    parse_recipe,
-    save_recipe,
-)
+from vlds.cli.main import run_command
+from vlds.cli.supervisor import split_words
 from vlds.data.errors import ErrorPolicy
-from vlds.heads import LinearHead, MLPHead, TextHead
-from vlds.launch.words import split_words
-from vlds.methods import (
+from vlds.models import (
+    Causal,
+    CrossModal,
+    DualEncoder,
+    ImageTextToText,
+    JointEncoder,
+    JointSeq2Seq,
+)
+from vlds.models.backbones import T5, Bart
+from vlds.models.heads import LinearHead, MLPHead, TextHead
+from vlds.models.kinds.cross_modal_model import CoAttentionConfig
+from vlds.models.methods import (
     IA3,
     LST,
     VLPET,
@@ -52,19 +49,23 @@ from vlds.methods import (
     SimNL,
     TipAdapter,
 )
-from vlds.models import (
-    Causal,
-    CrossModal,
-    DualEncoder,
-    ImageTextToText,
-    JointEncoder,
-    JointSeq2Seq,
-)
-from vlds.models.co_attention import CoAttentionConfig
+from vlds.models.vision import ClipTokens, ClipVision, ConvNet, StoredFeatures, Timm
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.recipe.choices import CHOICES, concrete_classes
-from vlds.runtime.near_names import guess
-from vlds.runtime.resources import find, shipped
+from vlds.recipe.check import CHOICES, concrete_classes
+from vlds.recipe.config import (
+    AlignmentConfig,
+    DataConfig,
+    MetaConfig,
+    OptimizerConfig,
+    Recipe,
+    TrackingConfig,
+    TrainingConfig,
+    load_recipe,
+    parse_recipe,
+    save_recipe,
+)
+from vlds.runtime.checks import guess
+from vlds.runtime.process import find, shipped
 from vlds.schema import Decoding
 from vlds.tasks import (
     GQA,
@@ -86,8 +87,7 @@ from vlds.tasks import (
     VideoQA,
     VisualGrounding,
 )
-from vlds.training.optim import check_rates
-from vlds.vision import ClipTokens, ClipVision, ConvNet, StoredFeatures, Timm
+from vlds.training.optimizer import check_rates
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.toys.files import ROOT
-from vlds.runtime.resources import find, shipped
+from vlds.runtime.process import find, shipped
 
 CODE = [file for folder in ("vlds", "data_prep") for file in sorted((ROOT / folder).rglob("*.py"))]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
@@ -73,7 +73,7 @@ def test_one_gate_opens_what_strangers_wrote() -> None:
         and node.attr in {"from_pretrained", "get_config_dict"}
         and ast.unparse(node) != "nn.Embedding.from_pretrained"
     ]
-    assert opened == ["vlds/pretrained/gate.py", "vlds/pretrained/weights.py"]
+    assert opened == ["vlds/models/loading/gate.py", "vlds/models/loading/gate.py"]
 
 
 def test_every_package_is_one() -> None:
@@ -194,7 +194,7 @@ def test_wheel_carries_recipes_and_configs(tmp_path: Path) -> None:
     assert tops == {"vlds", "data_prep"}
     # The installed code finds it without a checkout.
     zipfile.ZipFile(file).extractall(tmp_path / "site")
-    command = "from vlds.runtime.resources import find; print(find('ds_configs/zero3.json'))"
+    command = "from vlds.runtime.process import find; print(find('ds_configs/zero3.json'))"
     answer = subprocess.run(
         [sys.executable, "-c", command],
         cwd=tmp_path / "site",

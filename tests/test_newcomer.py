@@ -17,13 +17,13 @@ from data_prep.cli import COMMANDS as DATA_PREP_COMMANDS
 from data_prep.cli import build_parser
 from tests.toys.recipes import RECIPE, recipe_complaint
 from tests.toys.world import write_tokenizer
-from vlds.backbones import T5, Bart
-from vlds.cli.commands import COMMANDS, run_command
-from vlds.config import parse_recipe, save_recipe
-from vlds.launch.check_recipe import check_recipe
-from vlds.runtime.quiet_libraries import SETTINGS
-from vlds.runtime.resources import find
-from vlds.training.faults import out_of_memory
+from vlds.cli.main import COMMANDS, run_command
+from vlds.cli.rank import check_recipe
+from vlds.models.backbones import T5, Bart
+from vlds.recipe.config import parse_recipe, save_recipe
+from vlds.runtime.process import find
+from vlds.runtime.terminal import SETTINGS
+from vlds.training.checkpoint import out_of_memory
 
 LAYOUTS = ("hf", "merge", "zero", "reference", "peft", "adapters")
 """What `vlds convert` writes."""
@@ -214,7 +214,7 @@ def test_help_of_data_prep(
 
 def test_nothing_is_imported_for_a_help() -> None:
     """A help text does not wait for the import of torch."""
-    program = "import sys; from vlds.cli.commands import run_command\n"
+    program = "import sys; from vlds.cli.main import run_command\n"
     program += "try: run_command(['report', '--help'])\n"
     program += "except SystemExit: print('torch' in sys.modules)"
     done = subprocess.run(
@@ -225,7 +225,7 @@ def test_nothing_is_imported_for_a_help() -> None:
 
 def test_libraries_keep_quiet() -> None:
     """DeepSpeed reports a missing GPU when it is imported; only errors stay."""
-    program = "from vlds.runtime.quiet_libraries import quiet_libraries; quiet_libraries()"
+    program = "from vlds.runtime.terminal import quiet_libraries; quiet_libraries()"
     program += "; import deepspeed"
     program += "; import warnings; warnings.warn('old')"
     environment = {k: v for k, v in os.environ.items() if k not in ("DS_ACCELERATOR", *SETTINGS)}

@@ -27,38 +27,36 @@ import torch
 from PIL import Image
 from torch.distributed.run import parse_args as parse_torchrun
 
-import vlds.backbones
-import vlds.methods
 import vlds.models
+import vlds.models.backbones
+import vlds.models.methods
+import vlds.models.vision
 import vlds.tasks
-import vlds.vision
-from data_prep.classes.picture_lists import SplitFile
+from data_prep.classes.forms import SplitFile
 from data_prep.cli import build_parser
 from data_prep.cli import main as data_prep
 from tests.toys.files import ROOT
 from tests.toys.recipes import with_model
 from tests.toys.trained_runs import recipe_from, write_run
 from tests.toys.world import write_world
-from vlds.cli.commands import COMMANDS, plan, run_command
-from vlds.cli.tables import sweep
-from vlds.cli.use_run import with_run
-from vlds.config import Recipe, load_recipe, parse_recipe, save_recipe
+from vlds.cli.main import COMMANDS, plan, run_command
+from vlds.cli.supervisor import RANK_COMMANDS, split_words
+from vlds.cli.use_run import sweep, with_run
 from vlds.convert.command import parse as parse_convert
-from vlds.evaluation.score_file import task_class
-from vlds.launch.words import RANK_COMMANDS, split_words
-from vlds.methods import LoRA
-from vlds.metrics.caption_scores import NAMES
-from vlds.metrics.gqa_scores import TABLES
+from vlds.evaluation.prediction_files import task_class
 from vlds.models import Causal
 from vlds.models.build import describe
+from vlds.models.methods import LoRA
+from vlds.models.vision import ConvNet
 from vlds.plan import Machine, plan_recipe
 from vlds.plan import page as plan_page
+from vlds.recipe.config import Recipe, load_recipe, parse_recipe, save_recipe
 from vlds.recipe.parse import parse
+from vlds.report.sweep import read_sweep, runs_of
 from vlds.runtime.command_line import CommandParser
-from vlds.runtime.resources import find, shipped
-from vlds.sweep.file import read_sweep
-from vlds.sweep.runs import runs_of
-from vlds.vision import ConvNet
+from vlds.runtime.process import find, shipped
+from vlds.tasks.metrics.caption_scores import NAMES
+from vlds.tasks.metrics.gqa_scores import TABLES
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -429,7 +427,13 @@ def test_paths_in_prose_exist() -> None:
 def test_the_box_lists_what_there_is() -> None:
     """Pages name all tasks, methods, backbones, encoders, commands and configs, and no others."""
     readme = PAGES[0].read_text("utf-8")
-    for package in (vlds.tasks, vlds.methods, vlds.models, vlds.backbones, vlds.vision):
+    for package in (
+        vlds.tasks,
+        vlds.models.methods,
+        vlds.models,
+        vlds.models.backbones,
+        vlds.models.vision,
+    ):
         bases = {"Task", "Method", "ModelKind", "Backbone", "VisionEncoder"}
         for name in set(package.__all__) - bases:
             assert f"`{name}`" in readme, f"README does not name {name}"
@@ -457,7 +461,11 @@ def test_the_box_lists_what_there_is() -> None:
 def test_methods_and_their_fields_are_explained() -> None:
     names = ("methods", "related_methods", "few_shot")
     text = "\n".join((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in names)
-    classes = [getattr(vlds.methods, name) for name in vlds.methods.__all__ if name != "Method"]
+    classes = [
+        getattr(vlds.models.methods, name)
+        for name in vlds.models.methods.__all__
+        if name != "Method"
+    ]
     for method in classes:
         assert f"`{method.__name__}`" in text
         for name in (known.name for known in fields(method)):

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from vlds.config import parse_recipe
 from vlds.models.build import describe
-from vlds.recipe.files import read_merged
-from vlds.runtime.resources import find, shipped
+from vlds.recipe.config import parse_recipe
+from vlds.recipe.paths import read_merged
+from vlds.runtime.process import find, shipped
 
 COUNTS = {
     "vl_pet/bart_image_large": (6_052_416, 4.157),

@@ -16,9 +16,9 @@ from tests.toys.files import json_lines, write
 from tests.toys.official import gqa_question, karpathy_row
 from tests.toys.pictures import jpeg, png
 from tests.toys.shards import packed
-from vlds.config import Recipe, parse_recipe
 from vlds.evaluation.sources import evaluation_sources, training_sources
-from vlds.runtime.resources import find
+from vlds.recipe.config import Recipe, parse_recipe
+from vlds.runtime.process import find
 from vlds.tasks.base import SPLITS
 
 FIRST = 500

@@ -7,12 +7,12 @@ from functools import cache
 import numpy as np
 import pytest
 
-from vlds.cli.commands import run_command
-from vlds.config import Recipe, parse_recipe
+from vlds.cli.main import run_command
 from vlds.data.order.epoch_order import NamedOrder
-from vlds.data.order.mixture import mixed_order, steps_in
+from vlds.data.order.mixed_order import mixed_order, steps_in
 from vlds.models.build import describe
-from vlds.runtime.resources import find, shipped
+from vlds.recipe.config import Recipe, parse_recipe
+from vlds.runtime.process import find, shipped
 from vlds.tasks import VQA, VideoCaption
 from vlds.training.deepspeed_config import cut_batches
 

@@ -21,15 +21,15 @@ from typing import Any
 
 import yaml
 
-from vlds.config import parse_recipe
-from vlds.data.shards.remote import is_url
-from vlds.evaluation.scores_json import LEFT_IN, Scored, read_scores
-from vlds.evaluation.user_picture import ACCEPTED, Picture, encode_picture, path_of
-from vlds.recipe.trusted import trust as trust_module
-from vlds.runtime.scratch import scratch_folder
+from vlds.data.shards.store import is_url
+from vlds.evaluation.result import LEFT_IN, Scored, read_scores
+from vlds.evaluation.serve import OpenRun, open_run
+from vlds.evaluation.serve import RunAnswer as Answer
+from vlds.evaluation.sources import ACCEPTED, Picture, encode_picture, path_of
+from vlds.recipe.config import parse_recipe
+from vlds.recipe.paths import trust as trust_module
+from vlds.runtime.folders import scratch_folder
 from vlds.runtime.terminal import tell
-from vlds.serve.open_run import OpenRun, open_run
-from vlds.serve.open_run import RunAnswer as Answer
 
 Changes = Mapping[str, object]
 """Dotted keys of a recipe -> values."""

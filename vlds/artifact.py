@@ -27,17 +27,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlds.config import Recipe, check_saved, parse_recipe, to_tree
 from vlds.models.build import build_model
-from vlds.models.kind import hash_name
+from vlds.models.kinds.base import fit_saved, hash_name
+from vlds.models.loading.model_files import reading
 from vlds.models.model import Model
-from vlds.models.revising import fit_saved
-from vlds.pretrained.files import reading
+from vlds.recipe.config import Recipe, check_saved, parse_recipe, to_tree
 from vlds.recipe.paths import located, places_of, with_start
-from vlds.runtime.json_file import read_json
-from vlds.runtime.json_record import parse_record
-from vlds.runtime.manifest import DESCRIPTION, damage, write_manifest
-from vlds.runtime.whole_file import whole_folder
+from vlds.runtime.files import whole_folder
+from vlds.runtime.json_files import DESCRIPTION, damage, parse_record, read_json, write_manifest
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import Collator
 

@@ -12,8 +12,8 @@ import yaml
 
 from few_shot.model import write_model
 from few_shot.rows import ROWS
-from vlds.evaluation.scores_json import read_scores
-from vlds.runtime.metrics_file import read_metric_lines
+from vlds.evaluation.result import read_scores
+from vlds.runtime.json_files import read_metric_lines
 
 DATA, OUT = Path("runs/demo/data"), Path("runs/clip_demo")
 Classes = Literal["figures", "looks"]

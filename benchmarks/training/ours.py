@@ -20,18 +20,19 @@ from peers import ALPHA, RANK, REDUCTION
 from shapes import FEATURES, GRID, Case, RandomBatch, serve
 from torch import Tensor
 
-from vlds.backbones import T5, Bart
-from vlds.config import OptimizerConfig, Recipe, TrainingConfig
 from vlds.data.config import DataConfig
-from vlds.methods import Adapter, Compacter, Full, LoRA, Method
 from vlds.models import Causal, ImageTextToText, JointSeq2Seq, ModelKind
+from vlds.models.backbones import T5, Bart
 from vlds.models.build import build_model
+from vlds.models.methods import Adapter, Compacter, Full, LoRA, Method
+from vlds.models.vision import StoredFeatures
+from vlds.recipe.config import OptimizerConfig, Recipe, TrainingConfig
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
 from vlds.tasks import VQA
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
-from vlds.training.engine import Engine, start_ranks
-from vlds.training.optim import parameter_groups, set_learning_rate
-from vlds.vision import StoredFeatures
+from vlds.training.engine import Engine
+from vlds.training.optimizer import parameter_groups, set_learning_rate
 
 
 class NoWords:

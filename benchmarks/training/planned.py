@@ -14,8 +14,7 @@ from ours import batch_of, recipe_of
 from shapes import Case, random_batch
 
 from vlds.models.build import build_model
-from vlds.plan.rehearsal import rehearse
-from vlds.plan.replay import seconds_here, update_seconds
+from vlds.plan.rehearsal import rehearse, seconds_here, update_seconds
 
 
 def planned(case: Case, folder: Path) -> float:

@@ -30,23 +30,23 @@ def plain_nll(predicted: Any) -> Tensor:
 
 def dropout() -> None:
     """Torch's dropout, whose draws are serial."""
-    patch("vlds.kernels.step.dropout_by", nothing).start()
+    patch("vlds.models.kernels.attention.dropout_by", nothing).start()
 
 
 def compiled_dropout() -> None:
     """Dropout by example in several operations of torch."""
-    patch("vlds.kernels.dropout.compiled_drop", lambda dtype: None).start()
+    patch("vlds.models.kernels.dropout.compiled_drop", lambda dtype: None).start()
 
 
 def attention() -> None:
     """Torch's backward pass of fused attention; that of BART and T5 keeps its scores."""
-    patch("vlds.kernels.step.attention_by", nothing).start()
-    patch("vlds.backbones.attention.trains", lambda *tensors: False).start()
+    patch("vlds.models.kernels.attention.attention_by", nothing).start()
+    patch("vlds.models.backbones.attention.trains", lambda *tensors: False).start()
 
 
 def norms() -> None:
     """Hugging Face's RMSNorm."""
-    patch("vlds.kernels.step.fast_norms", nothing).start()
+    patch("vlds.models.kernels.attention.fast_norms", nothing).start()
 
 
 def loss() -> None:

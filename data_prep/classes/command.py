@@ -7,14 +7,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_prep.classes.cifar import find_version, read_cifar
-from data_prep.classes.class_rows import read_table_of_classes
-from data_prep.classes.class_set import ClassSource, class_sets
-from data_prep.classes.folders import read_folders, tell_left_out
-from data_prep.classes.picture_lists import SplitFile, read_lists, split_file
-from data_prep.classes.shares import TRAIN, ClassShares, share_of
+from data_prep.classes.class_set import TRAIN, ClassShares, ClassSource, class_sets, share_of
+from data_prep.classes.forms import (
+    SplitFile,
+    find_version,
+    read_cifar,
+    read_folders,
+    read_lists,
+    read_table_of_classes,
+    split_file,
+    tell_left_out,
+)
 from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.packing.split import pack_splits
+from data_prep.packing.pack import pack_splits
 
 LAYOUTS = ("classes", "splits")
 CURE = "Keep each picture in one split"

@@ -8,9 +8,8 @@ from typing import Any
 
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_list
-from data_prep.official.choices import read_choices
-from data_prep.official.published import COCO, UNKNOWN, Download, Published
-from data_prep.packing.annotation import soft_label
+from data_prep.official.published import COCO, UNKNOWN, Download, Published, read_choices
+from data_prep.packing.pack import soft_label
 from data_prep.packing.source import Annotation, SourceSet, find_file, samples_of
 
 SPLITS = ("train", "val", "test")

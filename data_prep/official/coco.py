@@ -13,17 +13,9 @@ from typing import Any
 
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_object
-from data_prep.official.published import (
-    CC_BY,
-    COCO,
-    KARPATHY_ADDRESS,
-    UNKNOWN,
-    Download,
-    Published,
-)
-from data_prep.packing.journal import Dropped
-from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
-from data_prep.packing.split import add_split_by_image
+from data_prep.official.published import CC_BY, COCO, KARPATHY_ADDRESS, UNKNOWN, Download, Published
+from data_prep.packing.pack import add_split_by_image
+from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
 
 SPLITS = ("train", "val", "test")
 YEARS = ("2014", "2017")

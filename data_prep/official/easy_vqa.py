@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.packing.annotation import soft_label
-from data_prep.packing.pack import pack
+from data_prep.packing.pack import pack, soft_label
 from data_prep.packing.source import Annotation, SourceSample, SourceSet
 
 NEGATIONS = frozenset({"no", "not"})

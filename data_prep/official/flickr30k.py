@@ -7,13 +7,7 @@ from typing import Any
 
 from data_prep.command import official_command, packs
 from data_prep.official.coco import read_karpathy
-from data_prep.official.published import (
-    FLICKR30K,
-    KARPATHY_ADDRESS,
-    UNKNOWN,
-    Download,
-    Published,
-)
+from data_prep.official.published import FLICKR30K, KARPATHY_ADDRESS, UNKNOWN, Download, Published
 from data_prep.packing.source import SourceSet
 
 SPLITS = ("train", "val", "test")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.json_rows import JsonRow, read_list, shown
 from data_prep.packing.source import TYPES, Annotation, find_file
-from vlds.runtime.regular_file import open_file
+from vlds.runtime.files import open_file
 
 
 def is_lxmert(path: Path) -> bool:

@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from data_prep.json_rows import JsonRow, clean, shown
+from data_prep.packing.source import Annotation
+from vlds.schema import CHOICE_LETTERS
+
 
 class Download(NamedTuple):
     """One file to download, and what it gives when it is unpacked."""
@@ -56,3 +60,29 @@ FLICKR30K = Download(
     "by request; Flickr's terms for pictures",
 )
 """Pictures of Flickr30k, which its captions and SNLI-VE share."""
+
+
+# What A-OKVQA and ScienceQA share: the choices of a question, and the right one.
+
+
+def read_choices(row: JsonRow, answer_field: str) -> Annotation:
+    """The `choices` of a question, and `answer_index` if the split has answers.
+
+    Errors: ValueError if there are fewer than two or more than five choices, or the answer is none
+    of them.
+    """
+    choices = [clean(choice) for choice in row.texts("choices")]
+    if not 2 <= len(choices) <= len(CHOICE_LETTERS):
+        raise ValueError(
+            f"{row.place}: 'choices' has {len(choices)} entries; expected 2 to "
+            f"{len(CHOICE_LETTERS)}. Is it the official file?"
+        )
+    if answer_field not in row:
+        return {"choices": choices}
+    answer = row.whole(answer_field)
+    if not 0 <= answer < len(choices):
+        raise ValueError(
+            f"{row.place}: {answer_field!r} is {answer}, and 'choices' is {shown(choices)}; "
+            f"expected a number from 0 to {len(choices) - 1}"
+        )
+    return {"choices": choices, "answer_index": answer}

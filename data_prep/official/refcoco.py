@@ -19,7 +19,7 @@ from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_list, read_object, shown
 from data_prep.official.published import COCO, UNKNOWN, Download, Published
 from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
-from vlds.runtime.regular_file import open_file
+from vlds.runtime.files import open_file
 
 PICTURE_FOLDERS = ("train2014", "images/train2014", "images/mscoco/images/train2014", "")
 

@@ -11,10 +11,8 @@ from typing import Any
 
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_object
-from data_prep.official.choices import read_choices
-from data_prep.official.published import Download, Published
-from data_prep.packing.journal import Dropped
-from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
+from data_prep.official.published import Download, Published, read_choices
+from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
 
 SPLITS = ("train", "val", "test", "trainval", "minitrain", "minival", "minitest")
 GRADES: Mapping[str, str] = {

@@ -10,8 +10,7 @@ from data_prep.command import official_command, packs
 from data_prep.json_rows import read_lines
 from data_prep.official.flickr30k import PICTURE_FOLDERS
 from data_prep.official.published import FLICKR30K, Download, Published
-from data_prep.packing.journal import Dropped
-from data_prep.packing.source import Annotation, SourceSet, find_file, samples_of
+from data_prep.packing.source import Annotation, Dropped, SourceSet, find_file, samples_of
 
 SPLITS = ("train", "dev", "test")
 LABELS = ("entailment", "neutral", "contradiction")

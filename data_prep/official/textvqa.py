@@ -14,7 +14,7 @@ from typing import Any
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, clean, read_object
 from data_prep.official.published import CC_BY, Download, Published
-from data_prep.packing.annotation import NUM_ANNOTATORS, soft_label
+from data_prep.packing.pack import NUM_ANNOTATORS, soft_label
 from data_prep.packing.source import Annotation, SourceSet, find_file, samples_of
 
 SPLITS: Mapping[str, str] = {"train": "train_images", "val": "train_images", "test": "test_images"}

@@ -17,9 +17,7 @@ from typing import Any, Literal
 from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_lines, shown
 from data_prep.official.published import Download, Published
-from data_prep.packing.feature_file import locate
-from data_prep.packing.journal import Dropped
-from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
+from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file, locate
 
 FRAMES = 64
 """As VL-Adapter: shorter clips are padded with zeros, longer ones pooled over time."""

@@ -9,9 +9,8 @@ from data_prep.command import add_shard_options, new_command, packs
 from data_prep.json_rows import JsonRow, read_list, shown
 from data_prep.official.coco import karpathy_ids
 from data_prep.official.published import CC_BY, Download, Published
-from data_prep.packing.annotation import soft_label
-from data_prep.packing.journal import Dropped
-from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
+from data_prep.packing.pack import soft_label
+from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
 
 FILES = {"questions": "question_answers.json", "regions": "region_descriptions.json"}
 LISTS = {"questions": "qas", "regions": "regions"}

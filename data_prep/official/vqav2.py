@@ -14,15 +14,8 @@ from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_json, read_object
 from data_prep.official.coco import karpathy_ids
 from data_prep.official.lxmert import coco_picture, is_lxmert, read_lxmert, vqa_annotation
-from data_prep.official.published import (
-    CC_BY,
-    COCO,
-    KARPATHY_ADDRESS,
-    UNKNOWN,
-    Download,
-    Published,
-)
-from data_prep.packing.annotation import soft_label
+from data_prep.official.published import CC_BY, COCO, KARPATHY_ADDRESS, UNKNOWN, Download, Published
+from data_prep.packing.pack import soft_label
 from data_prep.packing.source import TYPES, Annotation, SourceSet, samples_of
 
 SPLITS: Mapping[str, tuple[str, ...]] = {

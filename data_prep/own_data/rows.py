@@ -4,16 +4,295 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from data_prep.json_rows import JsonRow, open_text, read_json, read_lines, read_object
+from data_prep.json_rows import JsonRow, clean, open_text, read_json, read_lines, read_object, shown
+from data_prep.official.snli_ve import LABELS
 from data_prep.own_data.table import TABLES, read_table
-from vlds.runtime.near_names import guess
-from vlds.runtime.regular_file import open_file
+from data_prep.packing.pack import NUM_ANNOTATORS, REQUIRED, soft_label
+from data_prep.packing.source import TYPES, Annotation, Dropped, and_more
+from vlds.runtime.checks import guess
+from vlds.runtime.files import open_file
+
+# What a row of your own data says about its picture, task by task.
+
+
+Result = Annotation | str
+"""An annotation, or the reason why there is none."""
+TRUTH: Mapping[str, str] = {
+    "true": "true", "yes": "true", "1": "true", "false": "false", "no": "false", "0": "false",
+}  # fmt: skip
+"""Labels of a true or a false statement -> the answer."""
+
+
+@dataclass(frozen=True)
+class RowForm:
+    """What rows are for, and which field holds what."""
+
+    task: RowTask
+    image: str
+    text: str
+    """The question, caption, or sentence to judge."""
+    target: str | None = None
+    """The answer or label; None for captions and for a test split."""
+    id: str | None = None
+    """None: rows are named by their line."""
+    split: str | None = None
+    text_rows: bool = False
+    """A row may have no picture."""
+
+    @property
+    def listed(self) -> str | None:
+        """The field that may hold a list: captions or answers."""
+        if self.task.target is None:
+            return self.text
+        return None if self.task.labels else self.target
+
+    def named(self) -> list[str]:
+        """The fields every row must have."""
+        image = None if self.text_rows else self.image
+        fields = (image, self.text, self.target, self.id, self.split)
+        return [name for name in fields if name is not None]
+
+
+@dataclass(frozen=True)
+class RowTask:
+    """One --task: what its rows hold, and how they become annotations."""
+
+    kind: str
+    """Of the annotations: `VQA` trains on statements, too."""
+    text: str
+    """Usual field of the text."""
+    target: str | None
+    """Usual field of the answer or label."""
+    annotate: Callable[[Fields, str, RowForm], list[Result]]
+    labels: Mapping[str, Annotation] = field(default_factory=dict)
+    """Known label -> the fields that it adds to an annotation."""
+
+    @property
+    def text_option(self) -> str:
+        """The option --..._field that names the text."""
+        return "hypothesis" if self.labels else self.text
+
+
+def text_of(row: Fields, name: str) -> str:
+    """A field as stripped text; "" for null."""
+    return "" if row[name] is None else str(row[name]).strip()
+
+
+def picture_of(row: Fields, form: RowForm) -> str:
+    """The name of a row's picture; "" if it has none."""
+    return text_of(row, form.image) if form.image in row else ""
+
+
+def annotations_of(row: Fields, row_id: str, form: RowForm) -> list[Annotation | Dropped]:
+    """The annotations of a row, and what cannot be used of it."""
+    is_usable = form.text_rows or picture_of(row, form)
+    results = form.task.annotate(row, row_id, form) if is_usable else ["no image"]
+    return [Dropped(row_id, entry) if isinstance(entry, str) else entry for entry in results]
+
+
+def _question(row: Fields, row_id: str, form: RowForm) -> list[Result]:
+    question = clean(str(row[form.text] or ""))
+    if not question:
+        return ["no question"]
+    annotation: Annotation = {"id": row_id, "question": question}
+    if form.target is not None:
+        answers = _answers(row[form.target])
+        if isinstance(answers, str):
+            return [answers]
+        annotation |= {"answers": answers, "label": soft_label(answers)}
+    annotation |= {
+        key: clean(str(row[key]))
+        for key in TYPES
+        if row.get(key) is not None and key not in (*form.named(), form.image)
+    }
+    return [_with_rest(annotation, row, *form.named(), form.image, *TYPES)]
+
+
+def _answers(value: Any) -> list[str] | str:
+    """The answers in lower case, or why they cannot be used."""
+    answers = [answer.lower() for answer in _texts(value)]
+    if not any(answers):
+        return "no answer"
+    # As in VQA v2, one of ten people may have answered nothing; this keeps the weights of the
+    # others. Elsewhere, an empty entry is a fault of the source.
+    if not all(answers) and (None in value or len(answers) < NUM_ANNOTATORS):
+        return "empty answer in a list"
+    return answers
+
+
+def _captions(row: Fields, row_id: str, form: RowForm) -> list[Result]:
+    texts = _texts(row[form.text]) or [""]
+    captions = list(filter(None, texts))
+    ids = [row_id] if len(captions) == 1 else [f"{row_id}-{i}" for i in range(len(captions))]
+    return [
+        *(
+            _with_rest({"id": caption_id, "caption": caption}, row, *form.named(), form.image)
+            for caption_id, caption in zip(ids, captions, strict=True)
+        ),
+        *["no caption"] * (len(texts) - len(captions)),
+    ]
+
+
+def _judged(row: Fields, row_id: str, form: RowForm) -> list[Result]:
+    """A sentence about the picture with its label; a statement becomes a question."""
+    sentence = clean(str(row[form.text] or ""))
+    if not sentence:
+        return [f"no {form.task.text}"]
+    annotation: Annotation = {"id": row_id, REQUIRED[form.task.kind]: sentence}
+    if form.target is not None:
+        label = label_of(row, form.target)
+        if label not in form.task.labels:
+            return [f"label {label}" if label else "no label"]
+        annotation |= form.task.labels[label]
+    return [_with_rest(annotation, row, *form.named(), form.image)]
+
+
+def label_of(row: Fields, field: str) -> str:
+    """The label of a row in lower case; "" if there is none."""
+    return clean(text_of(row, field)).lower()
+
+
+def _texts(value: Any) -> list[str]:
+    """One text or a list of them, "" for null; answers may be JSON numbers."""
+    values = value if isinstance(value, list) else [value]
+    return ["" if text is None else clean(str(text)) for text in values]
+
+
+def _with_rest(annotation: Annotation, row: Fields, *known: str) -> Annotation:
+    """Add the row's other fields, if there are any."""
+    extra = {name: value for name, value in row.items() if name not in known}
+    return {**annotation, "source": extra} if extra else annotation
+
+
+ENTAILMENT_LABELS = {label: {"label": label} for label in LABELS}
+STATEMENT_LABELS = {
+    word: {"answers": [truth], "label": soft_label([truth])} for word, truth in TRUTH.items()
+}
+"""A statement becomes a question with one of two answers."""
+TASKS: Mapping[str, RowTask] = {
+    "vqa": RowTask("vqa", "question", "answer", _question),
+    "caption": RowTask("caption", "caption", None, _captions),
+    "entailment": RowTask("entailment", "hypothesis", "label", _judged, ENTAILMENT_LABELS),
+    "statement": RowTask("vqa", "statement", "label", _judged, STATEMENT_LABELS),
+}
+
+
+# Checks that the rows fit the task; the first that does not is an error, before any work.
+
+
+NUMBERS = ("0", "1", "2")
+"""Labels that several tasks may have."""
+MOST_LABELS = 5
+"""Labels that an error shows."""
+
+
+def check_rows(rows: Sequence[Row], form: RowForm, path: Path) -> None:
+    """Errors: ValueError that names the row's line, the field and the cure."""
+    if not rows:
+        raise ValueError(f"{path}: no rows")
+    some_have_pictures = any(form.image in row.fields for row in rows)
+    for row in rows:
+        place = f"{path}, {row.place}"
+        for name in form.named():
+            if name not in row.fields:
+                if name == form.image and some_have_pictures:
+                    continue  # it is dropped, and counted
+                raise ValueError(f"{place}: no field {name!r}; {_cure(row.fields, name, form)}")
+            what = f"{place}: {name!r}"
+            value = row.fields[name]
+            _check_value(value, name == form.listed, what)
+            if name in (form.id, form.split) and isinstance(value, bool | None):
+                raise ValueError(f"{what} is {shown(value)}; expected text or a number")
+        if form.text_rows:
+            _check_value(row.fields.get(form.image), False, f"{place}: {form.image!r}")
+        if form.id is not None and not text_of(row.fields, form.id):
+            raise ValueError(
+                f"{place}: {form.id!r} is empty; give each row an id, or leave out --id-field to "
+                "name rows by their line"
+            )
+        for kind in TYPES if form.task.target == "answer" else ():
+            _check_value(row.fields.get(kind), False, f"{place}: {kind!r}")
+    if form.task.labels and form.target is not None:
+        _check_labels(rows, form, form.target, path)
+
+
+def refuse_repeated_ids(used: Iterable[tuple[str, str, Row]], field: str, path: Path) -> None:
+    """Check that annotations have different ids, given as (split, id, row).
+
+    Errors: ValueError that names the first two rows with the same id.
+    """
+    first_rows: dict[tuple[str, str], Row] = {}
+    repeats: dict[str, tuple[Row, Row]] = {}
+    for split, annotation_id, row in used:
+        first = first_rows.setdefault((split, annotation_id), row)
+        if first is not row:
+            repeats.setdefault(row.number, (first, row))
+    if repeats:
+        first, second = next(iter(repeats.values()))
+        raise ValueError(
+            f"{path}, {first.place} and {second.place}: {field!r} is "
+            f"{text_of(first.fields, field)!r} in both{and_more(len(repeats) - 1, 'such row')}; "
+            "ids must be unique"
+        )
+
+
+def _cure(fields: Fields, missing: str, form: RowForm) -> str:
+    """The fields of a row without the field `missing`, and what to do."""
+    listed = list_fields(fields)
+    if published := published_as(fields):
+        return f"{listed}; {published}"
+    lists = [name for name, value in fields.items() if isinstance(value, list) and value]
+    if len(lists) == 1 and isinstance(fields[lists[0]][0], dict):
+        return f"{listed}; its rows seem to be in {lists[0]!r}: save that list as a separate file"
+    of_tasks = [name for name, task in TASKS.items() if task.text in fields]
+    if of_tasks and missing == form.text:
+        return f"{listed}, the form of --task {of_tasks[0]}"
+    key = next(key for key, name in vars(form).items() if name == missing)
+    option = {"text": form.task.text_option, "target": form.task.target}.get(key, key)
+    keep = "; --text-rows keeps rows without pictures" if missing == form.image else ""
+    return (
+        f"{guess(missing, map(str, fields))}{listed}. Name the fields with --{option}-field and "
+        f"the other --...-field options{keep}"
+    )
+
+
+def _check_value(value: Any, many: bool, what: str) -> None:
+    """Refuse values that would be stored as the text of a Python object."""
+    values = value if many and isinstance(value, list) else [value]
+    if any(isinstance(entry, (dict, list)) for entry in values):
+        expected = "text, a number or a list of them" if many else "text or a number"
+        raise ValueError(f"{what} is {shown(value)}; expected {expected}")
+
+
+def _check_labels(rows: Sequence[Row], form: RowForm, field: str, path: Path) -> None:
+    """Refuse labels of another task, and labels that are all unknown. A few unknown ones are not an
+    error: their rows are dropped and counted."""
+    known = form.task.labels
+    task = next(name for name, row_task in TASKS.items() if row_task is form.task)
+    labels = [(label_of(row.fields, field), row) for row in rows]
+    odd = Counter(label for label, _ in labels if label and label not in known)
+    for other, row_task in TASKS.items():
+        of_other = [label for label in odd if label in row_task.labels and label not in NUMBERS]
+        if of_other:
+            row = next(row for label, row in labels if label == of_other[0])
+            raise ValueError(
+                f"{path}, {row.place}: {field!r} is {of_other[0]!r}, which --task {task} does not "
+                f"know (it takes {', '.join(known)}); --task {other} takes it"
+            )
+    if odd and not any(label in known for label, _ in labels):
+        listed = ", ".join(f"{label!r} ({n:,})" for label, n in odd.most_common(MOST_LABELS))
+        raise ValueError(
+            f"{path}: --task {task} knows no label in {field!r}: found {listed}, and it takes "
+            f"{', '.join(known)}. Other labels are answers to a question: --task vqa"
+        )
+
 
 Fields = Mapping[str, Any]
 MOST_FIELDS = 12

@@ -12,7 +12,7 @@ from data_prep.command import local_folder, new_command
 from vlds.data.shards.sample import UNUSABLE, check_fields, parse_sample
 from vlds.data.shards.shard_stream import read_shard
 from vlds.data.shards.writing import index_folder
-from vlds.runtime.folder_lock import folder_lock
+from vlds.runtime.folders import folder_lock
 from vlds.runtime.terminal import tell
 
 

@@ -14,13 +14,10 @@ from rich.text import Text
 
 from data_prep.command import at_least, new_command
 from vlds.data.config import DataConfig, Unit
-from vlds.data.order.batch_cut import BatchCut
 from vlds.data.order.epoch_order import EpochOrder
-from vlds.data.order.mixed_order import MixedOrder
-from vlds.data.order.mixture import mixed_order
+from vlds.data.order.mixed_order import BatchCut, MixedOrder, mixed_order
 from vlds.data.shards.store import Dataset, open_dataset
-from vlds.runtime.shown import visible
-from vlds.runtime.terminal import open_console, tell
+from vlds.runtime.terminal import open_console, tell, visible
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
 STEPS_AT_ONCE = 256

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.command import local_folder, new_command
-from data_prep.packing.annotation import TEXT_FIELDS, fault_of
+from data_prep.packing.pack import TEXT_FIELDS, fault_of
 from data_prep.packing.source import count_reasons
-from vlds.data.shards.class_numbers import NO_CLASS
-from vlds.data.shards.info import DATASET_FILE, DatasetInfo
+from vlds.data.shards.info import DATASET_FILE, NO_CLASS, DatasetInfo
 from vlds.data.shards.sample import UNUSABLE
 from vlds.data.shards.store import open_dataset
 from vlds.runtime.terminal import tell

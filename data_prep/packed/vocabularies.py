@@ -18,9 +18,9 @@ from tokenizers import BertWordPieceTokenizer
 
 from data_prep.command import at_least, local_folder, new_command
 from data_prep.packed.stats import read_annotations
-from data_prep.packing.annotation import TEXT_FIELDS
+from data_prep.packing.pack import TEXT_FIELDS
+from vlds.runtime.files import whole_folder, write_whole
 from vlds.runtime.terminal import tell
-from vlds.runtime.whole_file import whole_folder, write_whole
 from vlds.schema import CHOICE_LETTERS
 
 ANSWER_FIELDS = ("answer", "multiple_choice_answer")

@@ -2,27 +2,186 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import argparse
+import hashlib
+import json
+import signal
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
+from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from data_prep.packing.annotation import text_fault
-from data_prep.packing.detector_file import DetectorFile, locate_boxes
-from data_prep.packing.feature_file import HDF5, locate
-from data_prep.packing.file_check import check_inside, check_missing
-from data_prep.packing.journal import Dropped
-from data_prep.packing.parallel import ordered_map
-from data_prep.packing.picture import PictureRule
-from data_prep.packing.record import Shape, common_shape, try_record
-from data_prep.packing.source import SourceSample, SourceSet, count_reasons
-from data_prep.packing.writer import DatasetWriter, Limits
+from data_prep.json_rows import clean, shown
+from data_prep.packing.file_check import DetectorFile, check_inside, check_missing, locate_boxes
+from data_prep.packing.picture import (
+    PictureRule,
+    find_copies,
+    tell_copies,
+    tell_repeats,
+    warn_of_leaks,
+)
+from data_prep.packing.source import HDF5, Dropped, SourceSample, SourceSet, count_reasons, locate
+from data_prep.packing.writer import DatasetWriter, Limits, Shape, common_shape, try_record
 from vlds.data.shards.info import DatasetInfo, check_names
-from vlds.runtime.folder_lock import folder_lock
-from vlds.runtime.progress import follow
-from vlds.runtime.terminal import tell
+from vlds.runtime.folders import folder_lock
+from vlds.runtime.process import KILLED, end_with_parent, how_it_ended
+from vlds.runtime.terminal import follow, tell
+from vlds.schema import LONGEST_TEXT
+
+# Fields and faults of annotations of all kinds, and the soft label of a VQA question.
+
+
+TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "expression", "text")
+"""Fields of the text; an annotation has one of them."""
+REQUIRED: Mapping[str, str] = {
+    "entailment": "hypothesis",
+    "gqa": "question",
+    "multiple_choice": "question",
+    "nlvr2": "sentence",
+    "refer": "expression",
+    "video_qa": "question",
+    "vqa": "question",
+}
+"""Kind -> field that each of its annotations has, with labels or without."""
+NUM_ANNOTATORS = 10
+SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
+"""Score by the number of people with that answer: the mean official leave-one-out accuracy."""
+
+
+def soft_label(answers: Sequence[str]) -> dict[str, float]:
+    """Answer -> score. Fewer than ten answers cannot be weighed: each counts in full."""
+    counts = Counter(text for answer in answers if (text := clean(answer).lower()))
+    if len(answers) < NUM_ANNOTATORS:
+        return dict.fromkeys(counts, 1.0)
+    return {text: SOFT_SCORES[min(count, 4)] for text, count in counts.most_common()}
+
+
+def fault_of(annotation: Any, kind: str = "") -> str:
+    """What makes an annotation unusable for all tasks, or for those of a kind; "" if it is fine."""
+    if not isinstance(annotation, dict):
+        return f"{shown(annotation)}, an object expected"
+    for name in TEXT_FIELDS:
+        if not isinstance(annotation.get(name, ""), str):
+            return f"{name} is {shown(annotation[name])}, text expected"
+    if kind in REQUIRED and REQUIRED[kind] not in annotation:
+        return f"no {REQUIRED[kind]}"
+    if fault := _too_long(annotation):
+        return fault
+    label = annotation.get("label")
+    if isinstance(label, dict) and not all(isinstance(s, (int, float)) for s in label.values()):
+        return f"label is {shown(label)}, a number for each answer expected"
+    return ""
+
+
+def text_fault(annotation: Mapping[str, Any]) -> str:
+    """Why the texts cannot be packed; "" if they can."""
+    try:
+        json.dumps(annotation, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "half of a character in a text"  # JSON can write one as \ud800, UTF-8 cannot
+    return _too_long(annotation)
+
+
+def _too_long(annotation: Mapping[str, Any]) -> str:
+    """Which text is longer than a run accepts; "" if none is."""
+    for name, value in annotation.items():
+        for text in value if isinstance(value, (list, dict)) else [value]:
+            if isinstance(text, str) and len(text) > LONGEST_TEXT:
+                return f"{name} of more than {LONGEST_TEXT:,} characters"
+    return ""
+
+
+# Work on many items in several processes, with results in the items' order.
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+CHUNK = 32
+"""Items that go to a process at once."""
+FEWEST_PIECES = 512
+"""Fewer are done sooner than a process starts."""
+CHUNKS_AHEAD = 4
+"""Chunks per process that may wait for the reader: they bound the memory."""
+
+
+class LostWorker(ValueError):
+    """A worker process ended in the middle of its work."""
+
+
+def ordered_map(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    *,
+    chunk: int = CHUNK,
+    pieces: int | None = None,
+) -> Iterator[Result]:
+    """`map(function, items)` with `workers` processes; the function must be picklable.
+
+    Send large items, such as whole shards, one by one (`chunk`), and say how many pictures or
+    samples they hold in all (`pieces`). The processes end with this one. Errors: LostWorker if one
+    of them was killed.
+    """
+    if workers < 2 or (len(items) if pieces is None else pieces) < FEWEST_PIECES:
+        yield from map(function, items)
+        return
+    chunks = (items[first : first + chunk] for first in range(0, len(items), chunk))
+    others = set(active_children())
+    processes: set[BaseProcess] = set()
+    waiting: deque[Future[list[Result]]] = deque()
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent) as pool:
+        try:
+            for part in chunks:
+                with _deaf_children():
+                    waiting.append(pool.submit(_each, function, part))
+                if len(processes) < workers:  # the pool starts them with the first chunks
+                    processes |= {*active_children()} - others
+                if len(waiting) == workers * CHUNKS_AHEAD:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        except BrokenProcessPool:
+            pool.shutdown()
+            raise LostWorker(_what_happened(processes)) from None
+        except KeyboardInterrupt:
+            for process in processes:  # one may hang while it reads from a broken disk
+                process.kill()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _what_happened(processes: Iterable[BaseProcess]) -> str:
+    """Which worker was lost, how, and the cure. The pool ended the others by SIGTERM."""
+    workers = sorted(processes, key=lambda process: process.pid or 0)
+    index = next((n for n, p in enumerate(workers) if p.exitcode not in (0, -signal.SIGTERM)), 0)
+    how = how_it_ended(workers[index].exitcode or -signal.SIGTERM)
+    cure = "give fewer --workers" if KILLED in how else "start again"
+    return f"worker {index + 1} of {len(workers)} (process {workers[index].pid}) {how}; {cure}"
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Let processes that start inside ignore Ctrl-C and a closed terminal: this process handles
+    both and ends them in order. They keep SIGTERM, by which the pool ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in items]
+
 
 SHOWN = 5
 """Ids of dropped rows that the summary names for each reason."""
@@ -211,3 +370,128 @@ def _summary(dataset: SourceSet, info: DatasetInfo, out: Path) -> str:
         more = ", ..." if len(ids) > SHOWN else ""  # dataset.json has all of them
         lines.append(f"    dropped: {reason}: {count:,} ({noun} {', '.join(ids[:SHOWN])}{more})")
     return "\n".join(lines)
+
+
+# Splits one file into train and test, by picture, and packs each split into its folder.
+
+
+PARTS = ("test", "train")
+
+
+class Division(Protocol):
+    """A rule that divides a data set into splits."""
+
+    def divide(
+        self, datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]]
+    ) -> list[SourceSet]:
+        """The data sets of all splits; `copies` are groups of pictures with the same bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class HashSplit:
+    """A fraction of the pictures is `test`, the others are `train`. Pictures that are added later
+    do not move any."""
+
+    fraction: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise ValueError(
+                f"--split-by-image {self.fraction}: give the test pictures' share, between 0 and 1"
+            )
+
+    def of(self, image: str) -> str:
+        """The split of a picture and of all its questions."""
+        share = int.from_bytes(hash_of(image, self.seed), "big") / 2**64
+        return "test" if share < self.fraction else "train"
+
+    def _require_both(self, parts: Iterable[str], copies: Sequence[Sequence[Path]]) -> None:
+        """Refuse an empty split: with very few pictures, chance may put all into one."""
+        empty = set(PARTS).difference(parts)
+        if empty:
+            largest = max(map(len, copies), default=0)
+            alike = (
+                f" ({largest:,} pictures have the same bytes, and stay together)" if copies else ""
+            )
+            raise ValueError(
+                f"--split-by-image {self.fraction} leaves no picture for {' and '.join(empty)}"
+                f"{alike}; change the fraction or --seed"
+            )
+
+    def divide(
+        self, datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]]
+    ) -> list[SourceSet]:
+        """Test and train of the only data set; copies go to the same one."""
+        (dataset,) = datasets
+        leaders = leaders_of(dataset, copies)
+        parts: dict[str, list[SourceSample]] = {}
+        for sample in dataset.samples:
+            parts.setdefault(self.of(leaders.get(sample.id, sample.id)), []).append(sample)
+        self._require_both(parts, copies)
+        dropped: dict[str, list[Dropped]] = {part: [] for part in PARTS}
+        for row in dataset.dropped:
+            dropped[self.of(row.id)].append(row)
+        return [
+            replace(dataset, split=part, samples=parts[part], dropped=tuple(dropped[part]))
+            for part in PARTS
+        ]
+
+
+def hash_of(image: str, seed: int) -> bytes:
+    """64 bits of a picture's name and the seed."""
+    return hashlib.blake2b(f"{seed}:{image}".encode(), digest_size=8).digest()
+
+
+def leaders_of(dataset: SourceSet, copies: Sequence[Sequence[Path]]) -> dict[str, str]:
+    """Id of each sample whose picture has copies -> the first id among them, whose split they all
+    get."""
+    ids = {path: sample.id for sample in dataset.samples for path in sample.images}
+    here = [[ids[path] for path in group if path in ids] for group in copies]
+    return {name: min(group) for group in here for name in group}
+
+
+def pack_splits(
+    datasets: Sequence[SourceSet],
+    split: Division | None,
+    out: Path,
+    options: Options,
+    *,
+    apart: bool,
+    noun: str | None = "id",
+    cure: str = "--split-by-image keeps a picture in one split",
+) -> None:
+    """Check all data sets, then write them, each to OUT/SPLIT if `apart`, else the only one to OUT.
+
+    `split` divides one of them. `noun` is what messages call an id; None if ids are places such as
+    "line 7". `cure`: what keeps a picture in one split.
+    """
+    check_folder(out)
+    checked = ready(datasets, options)
+    copies = find_copies(path for data in checked for s in data.samples for path in s.images)
+    if split is not None:
+        checked = split.divide(checked, copies)
+    warn_of_leaks(checked, copies, cure)
+    for dataset in checked:
+        pack_ready(dataset, out / dataset.split if apart else out, options)
+    tell_repeats(checked, noun)
+    tell_copies(checked, copies)
+
+
+def split_of(args: argparse.Namespace) -> HashSplit | None:
+    """The split of --split-by-image and --seed; None without the first."""
+    fraction = getattr(args, "split_by_image", None)
+    return None if fraction is None else HashSplit(fraction, args.seed)
+
+
+def add_split_by_image(group: Any) -> None:
+    """Add the option to a parser or a group."""
+    group.add_argument(
+        "--split-by-image",
+        type=float,
+        metavar="FRACTION",
+        help="put this share of the pictures, with all their rows, into OUT/test and the others "
+        "into OUT/train, by a hash of the picture's name and --seed; pictures with the same bytes "
+        "stay together",
+    )

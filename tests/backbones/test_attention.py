@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.toys.models import backbone
-from vlds.backbones import T5, Backbone, Bart
-from vlds.backbones.attention import CPU_ATTENTION, EXTENDED_ATTENTION, set_attention
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.backbones.attention import CPU_ATTENTION, EXTENDED_ATTENTION, set_attention
 
 
 class OldT5(T5.model_class):

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from tests.toys.models import backbone, hf_config, saved_backbone
-from vlds.backbones import T5, Backbone, Bart
-from vlds.methods.host import pattern_of
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.methods.host import pattern_of
 from vlds.recipe.parse import build as built
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])

@@ -19,8 +19,8 @@ from transformers import T5Tokenizer
 from tests.toys.causal import write_tokenizer as causal_tokenizer
 from tests.toys.models import build, saved_backbone
 from tests.toys.world import write_tokenizer
-from vlds.backbones import T5, Backbone, Bart
-from vlds.pretrained.files import reading
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.loading.model_files import reading
 
 FAMILIES = [T5, Bart]
 LAYERS: dict[type[Backbone], str] = {T5: "num_layers", Bart: "encoder_layers"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from vlds.backbones import T5, Bart
+from vlds.models.backbones import T5, Bart
 
 SENTENCES = ["what colour is the circle", "how many red squares", "a green triangle and a circle"]
 

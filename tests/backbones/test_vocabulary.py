@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import T5Tokenizer
 
 from tests.toys.models import DIM, GRID, TASKS, batch, hf_config, save_own_head
-from vlds.backbones import T5, Backbone, Bart
-from vlds.backbones.vocabulary import has_own_head
-from vlds.methods import IA3, LoRA
 from vlds.models import JointSeq2Seq
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.backbones.base import has_own_head
 from vlds.models.build import ModelSetup, build_model
+from vlds.models.methods import IA3, LoRA
+from vlds.models.vision import StoredFeatures
 from vlds.schema import Decoding
-from vlds.vision import StoredFeatures
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 TABLES = {T5: "shared.weight", Bart: "model.shared.weight"}

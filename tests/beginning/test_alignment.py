@@ -9,19 +9,19 @@ import torch
 
 from data_prep.cli import main
 from tests.toys.recipes import with_model
-from vlds.backbones import T5
-from vlds.beginning.alignment import Regions, align, cell_words, read_regions
-from vlds.config import AlignmentConfig, Recipe
 from vlds.data.shards.store import open_dataset
-from vlds.methods import Adapter
 from vlds.models import JointSeq2Seq
+from vlds.models.backbones import T5
 from vlds.models.build import build_model
-from vlds.models.joint_model import JointModel
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import Adapter
+from vlds.models.vision import ConvNet
 from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.recipe.config import AlignmentConfig, Recipe
 from vlds.runtime.ranks import Ranks
 from vlds.schema import Sample
 from vlds.tasks import GQA
-from vlds.vision import ConvNet
+from vlds.training.alignment import Regions, align, cell_words, read_regions
 
 ALONE = Ranks(0, 1, 0, 1, device=torch.device("cpu"))
 EMPTY = 1

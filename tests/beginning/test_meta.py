@@ -23,14 +23,13 @@ from tests.toys.engines import (
 from tests.toys.engines import recipe_model as built
 from tests.toys.method_cases import METHOD_CASES
 from tests.toys.rank_pool import RankPool
-from vlds.beginning.meta import MetaLearner, check_meta
-from vlds.beginning.task_halves import task_halves
-from vlds.config import MetaConfig
-from vlds.data.order.batch_cut import BatchCut
-from vlds.heads import LinearHead, MLPHead
-from vlds.methods import Adapter, Peft
+from vlds.data.order.mixed_order import BatchCut
+from vlds.models.heads import LinearHead, MLPHead
+from vlds.models.methods import Adapter, Peft
+from vlds.recipe.config import MetaConfig
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.schema import Batch
-from vlds.training.engine import start_ranks
+from vlds.training.meta import MetaLearner, check_meta, task_halves
 
 CONFIG = MetaConfig(learning_rate=0.02)
 """Without decay, which makes whole steps of what is rounding alone, such as the gradients of keys'

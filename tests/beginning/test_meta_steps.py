@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlds.beginning.meta_steps import Half, MetaSteps, outer_rate
+from vlds.training.meta import Half, MetaSteps, outer_rate
 
 INPUTS, OUTPUTS, ROWS = 6, 3, 16
 Examples = Callable[[], tuple[Tensor, Tensor]]

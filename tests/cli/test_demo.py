@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vlds.cli.demo import FOLDER, RECIPES, first_right_caption, stages_of
-from vlds.launch.stages import Stage, StageError, as_typed, run_stage, say_stage
-from vlds.report.read.samples import GalleryEntry
+from vlds.cli.rank import Stage, StageError, as_typed, run_stage, say_stage
+from vlds.report.read import GalleryEntry
 
 
 def stages() -> list[Stage]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.toys.files import ROOT, read_lines
-from vlds.report.read.inputs import read_run
+from vlds.report.read import read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.launcher]
 

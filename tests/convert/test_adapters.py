@@ -24,16 +24,15 @@ from tests.toys.trained_runs import (
     write_run,
 )
 from vlds.artifact import LoadedRun
-from vlds.backbones import T5, Bart
-from vlds.config import Recipe
 from vlds.convert.adapters import AdaptersFolders
-from vlds.convert.foreign_files import read_state_dict
-from vlds.convert.target import Target, scrub
-from vlds.methods import Adapter, Compacter, Method
+from vlds.convert.target import Target, read_state_dict, scrub
 from vlds.models import JointSeq2Seq
+from vlds.models.backbones import T5, Bart
 from vlds.models.build import build_model
+from vlds.models.methods import Adapter, Compacter, Method
+from vlds.models.vision import StoredFeatures
+from vlds.recipe.config import Recipe
 from vlds.tasks import VQA
-from vlds.vision import StoredFeatures
 
 ORACLES = ROOT / "tests/oracles/adapter_folders"
 ROWS = 40

@@ -29,16 +29,14 @@ from tests.toys.models import shake
 from tests.toys.trained_runs import convert, recipe_with, save_run, trained_run, write_run
 from tests.toys.world import world_recipe
 from vlds.artifact import WEIGHTS, LoadedRun, TrainedOn, load_run, read_trained_on
-from vlds.config import Recipe
-from vlds.convert.bases import base_of, license_fields
-from vlds.convert.card_code import asking
-from vlds.convert.card_text import fenced, table, without_places
-from vlds.evaluation.result import Evaluation
-from vlds.evaluation.scores_json import Scored, write_scores
-from vlds.inference import predict
-from vlds.methods import Adapter, LoRA, Method
+from vlds.convert.card import asking, fenced, table, without_places
+from vlds.convert.output import base_of, license_fields
+from vlds.evaluation.inference import predict
+from vlds.evaluation.result import Evaluation, Scored, write_scores
 from vlds.models.build import build_model
-from vlds.runtime.manifest import recorded_hash
+from vlds.models.methods import Adapter, LoRA, Method
+from vlds.recipe.config import Recipe
+from vlds.runtime.json_files import recorded_hash
 
 LORA = LoRA(rank=2, alpha=2.0, train_biases=False, roles=["attn_q", "attn_out"])
 

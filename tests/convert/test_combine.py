@@ -28,9 +28,9 @@ from tests.toys.trained_runs import (
     write_run,
 )
 from vlds.artifact import load_run
-from vlds.config import Recipe
-from vlds.convert.alike import stacked
-from vlds.methods import Adapter, Full
+from vlds.convert.combine import stacked
+from vlds.models.methods import Adapter, Full
+from vlds.recipe.config import Recipe
 
 
 def runs_of(recipe: Recipe, folder: Path, num: int) -> list[Path]:

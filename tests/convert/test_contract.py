@@ -13,15 +13,14 @@ import torch
 from tests.toys.method_cases import METHOD_CASES, cost_of
 from tests.toys.trained_runs import CASES, assert_same, logits_of, recipe_with, trained_run
 from vlds.artifact import LoadedRun, load_run
-from vlds.convert.adapter_folders import plain
-from vlds.convert.adapters import AdaptersFolders
+from vlds.convert.adapters import AdaptersFolders, plain
 from vlds.convert.hf import fold_methods, write_hf
 from vlds.convert.peft import PeftFolders
 from vlds.convert.reference import ReferenceFile
 from vlds.convert.target import RunFiles, Target, scrub
-from vlds.methods import Method
-from vlds.methods.extended import added_tensors
-from vlds.methods.layouts import Library
+from vlds.models.methods import Method
+from vlds.models.methods.base import Library
+from vlds.models.methods.host import added_tensors
 
 FILES: dict[str, type[RunFiles]] = {
     "reference": ReferenceFile,

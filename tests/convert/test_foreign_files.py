@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.toys.trained_runs import convert_code, write_pair
-from vlds.convert.foreign_files import read_safetensors, read_settings, read_state_dict, read_torch
+from vlds.convert.target import read_safetensors, read_settings, read_state_dict, read_torch
 
 
 class Evil:

@@ -11,11 +11,11 @@ import torch
 from tests.toys.recipes import with_model
 from tests.toys.trained_runs import recipe_from, write_run
 from vlds.artifact import load_run
-from vlds.config import Recipe
 from vlds.convert.combine import average, put, take
 from vlds.convert.reference import ReferenceFile
-from vlds.heads import LinearHead
-from vlds.methods import Adapter
+from vlds.models.heads import LinearHead
+from vlds.models.methods import Adapter
+from vlds.recipe.config import Recipe
 
 COLOURS = ("red", "green", "blue")
 

@@ -14,11 +14,11 @@ from transformers import AutoModelForSeq2SeqLM
 from tests.toys.recipes import with_model
 from tests.toys.trained_runs import logits_of, recipe_from, save_random_run
 from vlds.artifact import load_run
-from vlds.backbones import T5
-from vlds.config import MetaConfig, Recipe
 from vlds.convert.hf import convert_run
-from vlds.methods import Adapter, Compacter, Full, LoRA
-from vlds.vision import ConvNet
+from vlds.models.backbones import T5
+from vlds.models.methods import Adapter, Compacter, Full, LoRA
+from vlds.models.vision import ConvNet
+from vlds.recipe.config import MetaConfig, Recipe
 
 
 def converted(recipe: Recipe, out: Path, *, merge: bool = False) -> torch.Tensor:

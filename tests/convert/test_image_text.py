@@ -19,7 +19,7 @@ from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun, load_run
 from vlds.convert.hf import fold_methods, write_hf
 from vlds.convert.peft import PeftFolders
-from vlds.methods import IA3, Adapter, BitFit, LoRA, Method, Peft
+from vlds.models.methods import IA3, Adapter, BitFit, LoRA, Method, Peft
 from vlds.schema import Decoding
 
 BARE = ("llava_onevision",)

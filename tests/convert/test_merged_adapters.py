@@ -32,18 +32,10 @@ from tests.toys.trained_runs import (
     write_run,
 )
 from vlds.artifact import LoadedRun, load_run
-from vlds.convert.combine import average
-from vlds.convert.merged_adapters import (
-    inputs_of,
-    places_of,
-    read_neurons,
-    slices,
-    transport,
-    write_neurons,
-)
-from vlds.convert.transport import COSTS
-from vlds.methods import Adapter, SimAdapter
-from vlds.methods.adapter import init_linear
+from vlds.convert.combine import COSTS, average
+from vlds.convert.peft import inputs_of, places_of, read_neurons, slices, transport, write_neurons
+from vlds.models.methods import Adapter, SimAdapter
+from vlds.models.methods.adapter import init_linear
 
 pytest.importorskip("ot", reason="needs the extra `transport`")
 

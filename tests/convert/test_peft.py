@@ -26,9 +26,9 @@ from tests.toys.trained_runs import (
     write_run,
 )
 from vlds.artifact import load_run
-from vlds.config import save_recipe
 from vlds.convert.peft import PeftFolders
-from vlds.methods import Adapter, LoRA
+from vlds.models.methods import Adapter, LoRA
+from vlds.recipe.config import save_recipe
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'vlds[dev]'")
 TASKS = ("vqa", "caption")

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from tests.toys.files import ROOT
 from tests.toys.hub import TOKEN, Hub, running_hub
 from tests.toys.trained_runs import convert, convert_code, recipe_with, write_run
-from vlds.convert.push import check_push, push
+from vlds.convert.hf import check_push, push
 
 NAME = "me/colours"
 

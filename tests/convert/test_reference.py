@@ -25,14 +25,14 @@ from tests.toys.trained_runs import (
     write_run,
 )
 from vlds.artifact import load_run
-from vlds.config import Recipe, save_recipe
-from vlds.convert.foreign_files import read_state_dict
 from vlds.convert.reference import named_tensors
-from vlds.methods import VLPET, Adapter, Compacter, Full, Hyperformer, Method
+from vlds.convert.target import read_state_dict
 from vlds.models import JointSeq2Seq
+from vlds.models.methods import VLPET, Adapter, Compacter, Full, Hyperformer, Method
+from vlds.models.vision import StoredFeatures
 from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.recipe.config import Recipe, save_recipe
 from vlds.tasks import VQA
-from vlds.vision import StoredFeatures
 
 CASES = sorted(path for path in FOLDER.glob("*.json") if not path.name.endswith(".train6.json"))
 

@@ -26,11 +26,11 @@ from tests.toys.trained_runs import (
     write_run,
 )
 from vlds.artifact import LoadedRun
-from vlds.backbones import T5
-from vlds.config import Recipe
-from vlds.convert.merged_adapters import modules_of
-from vlds.methods import Adapter, Full, LoRA, Shrinking
-from vlds.methods.shrinking import replace_leaf
+from vlds.convert.peft import modules_of
+from vlds.models.backbones import T5
+from vlds.models.methods import Adapter, Full, LoRA, Shrinking
+from vlds.models.methods.shrinking import replace_leaf
+from vlds.recipe.config import Recipe
 
 PRUNINGS = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
 ALL = ("transport", *PRUNINGS)

@@ -18,7 +18,7 @@ from tests.toys.vllm_rules import complaints, needs_tower_option
 from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun
 from vlds.convert.peft import PeftFolders
-from vlds.methods import IA3, LoRA, Method, Peft
+from vlds.models.methods import IA3, LoRA, Method, Peft
 from vlds.models.model import Model
 
 SERVED = [name for name in TYPES if name != "florence2"]

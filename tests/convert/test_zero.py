@@ -25,10 +25,11 @@ from tests.toys.trained_runs import (
     write_run,
 )
 from vlds.artifact import load_run
-from vlds.config import Recipe, TrainingConfig, load_recipe, save_recipe
+from vlds.recipe.config import Recipe, TrainingConfig, load_recipe, save_recipe
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
-from vlds.training.engine import Engine, start_ranks
-from vlds.training.optim import parameter_groups, set_learning_rate
+from vlds.training.engine import Engine
+from vlds.training.optimizer import parameter_groups, set_learning_rate
 
 
 @dataclass(frozen=True)

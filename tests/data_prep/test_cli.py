@@ -19,7 +19,7 @@ from data_prep.command import num_bytes
 from tests.toys.files import write
 from tests.toys.pictures import jpeg
 from tests.toys.shards import packed
-from vlds.runtime.process_end import ASKING, on_signals, signal_name
+from vlds.runtime.process import ASKING, on_signals, signal_name
 
 COMMANDS = tuple(cli.build_parser()._subparsers._group_actions[0].choices)  # type: ignore
 

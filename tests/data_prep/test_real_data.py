@@ -13,7 +13,7 @@ from data_prep.cli import main
 from data_prep.official.nlvr2 import parse_nlvr2
 from tests.toys.files import write
 from tests.toys.shards import packed
-from vlds.data.shards.decode import decode_image
+from vlds.data.shards.pictures import decode_image
 from vlds.data.shards.store import open_dataset
 from vlds.schema import ImageSpec
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.heads import Head
+from vlds.models.heads import Head
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vlds.methods import Adapter
-from vlds.methods.host import Host
-from vlds.methods.revision import Revision, Trained
+from vlds.models.methods import Adapter
+from vlds.models.methods.context import Revision, Trained
+from vlds.models.methods.host import Host
 
 
 @dataclass(frozen=True, kw_only=True)

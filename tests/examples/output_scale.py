@@ -8,9 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.base import Method
-from vlds.methods.extended import LinearExtension
-from vlds.methods.host import Host, weight_options
+from vlds.models.methods.base import Method
+from vlds.models.methods.host import Host, LinearExtension, weight_options
 from vlds.schema import UNDECAYED, OptimizerRules, Role
 
 

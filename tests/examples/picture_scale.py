@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from vlds.methods.base import Method
-from vlds.methods.context import BatchContext
-from vlds.methods.extended import LinearExtension
-from vlds.methods.host import Host, weight_options
+from vlds.models.methods.base import Method
+from vlds.models.methods.context import BatchContext
+from vlds.models.methods.host import Host, LinearExtension, weight_options
 
 
 @dataclass(frozen=True, kw_only=True)

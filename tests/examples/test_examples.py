@@ -20,23 +20,22 @@ from tests.toys.models import backbone, batch, build
 from tests.toys.trained_runs import logits_of, recipe_from, trained_run
 from tests.toys.trained_runs import picture_batch as pictures
 from tests.toys.world import world_recipe
-from vlds.backbones import T5, Backbone, Bart
-from vlds.config import load_recipe, save_recipe
 from vlds.convert.adapters import AdaptersFolders
 from vlds.convert.hf import fold_methods
 from vlds.convert.peft import PeftFolders
 from vlds.convert.reference import check_expressible
-from vlds.methods.base import Method
-from vlds.methods.extended import (
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.methods.base import PEFT_MODEL, Layout, Library, Method, Stored
+from vlds.models.methods.host import (
+    Host,
     LinearExtension,
     added_tensors,
     extended_linears,
     foldable_weight,
     take_first,
 )
-from vlds.methods.host import Host
-from vlds.methods.layouts import PEFT_MODEL, Layout, Library, Stored
-from vlds.models.optimizer_rules import optimizer_rules
+from vlds.models.roles import optimizer_rules
+from vlds.recipe.config import load_recipe, save_recipe
 from vlds.schema import UNDECAYED, OptimizerRules, Sample
 
 

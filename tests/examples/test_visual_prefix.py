@@ -22,13 +22,13 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import assert_same_run, half_a_run, losses
 from tests.toys.world import SIZES, world_recipe
 from vlds.artifact import load_run
-from vlds.cli.commands import run_command
-from vlds.config import Recipe, load_recipe, save_recipe
-from vlds.convert.verify import logits, probe
-from vlds.methods import LoRA
+from vlds.cli.main import run_command
+from vlds.convert.output import logits, probe
 from vlds.models.build import build_shapes
+from vlds.models.methods import LoRA
+from vlds.models.vision import ConvNet
+from vlds.recipe.config import Recipe, load_recipe, save_recipe
 from vlds.schema import Decoding
-from vlds.vision import ConvNet
 
 MODULE = "kind_of_the_page"
 LONGEST = 80

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.methods import Adapter
-from vlds.methods.batch_loss import BatchLoss, Predicted
-from vlds.methods.host import Host
+from vlds.models.methods import Adapter
+from vlds.models.methods.context import BatchLoss, Predicted
+from vlds.models.methods.host import Host
 
 
 @dataclass(frozen=True, kw_only=True)

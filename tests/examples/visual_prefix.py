@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
-from vlds.methods.extended import run_beside
 from vlds.models.collate import JointCollator
-from vlds.models.generation.written_answers import Writer
-from vlds.models.kind import GridKind
+from vlds.models.generation.answer_list import Writer
+from vlds.models.kinds.base import GridKind, WritingModel
+from vlds.models.loading.gate import read_any_config
 from vlds.models.loading.load_backbone import load_backbone
+from vlds.models.methods.host import run_beside
 from vlds.models.model import Part
-from vlds.models.projector import tokens_of_rows
 from vlds.models.roles import find_roles
-from vlds.models.writing_model import WritingModel
-from vlds.pretrained.weights import read_any_config
+from vlds.models.visual_embedding import tokens_of_rows
 from vlds.schema import Batch
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.toys.faults.forked_ranks import ForkedRanks
 from tests.toys.recipes import short_recipe, train_words
-from vlds.config import Recipe
+from vlds.recipe.config import Recipe
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from vlds.runtime.disk import CannotWrite
-from vlds.runtime.manifest import MANIFEST
+from vlds.runtime.json_files import MANIFEST
 from vlds.training import checkpoint
 from vlds.training.states import PROGRESS, TENSORS, Best, Progress, newest
 

@@ -17,7 +17,7 @@ from tests.toys.faults.command_inputs import Inputs
 from tests.toys.faults.command_lines import COMMANDS, Command, drawn_file
 from tests.toys.faults.forked_commands import num_calls, run_forked
 from tests.toys.faults.hostile_inputs import damage_file
-from vlds.cli.commands import COMMANDS as VLDS_COMMANDS
+from vlds.cli.main import COMMANDS as VLDS_COMMANDS
 from vlds.convert.command import build_parser as convert_parser
 
 LARGEST_OUTPUT = 100_000

@@ -16,8 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.toys.strategies import FAST, JSON
-from vlds.config import load_recipe
-from vlds.runtime.manifest import MANIFEST, damage, sha256, write_manifest
+from vlds.recipe.config import load_recipe
+from vlds.runtime.json_files import MANIFEST, damage, sha256, write_manifest
 from vlds.training import checkpoint
 from vlds.training.states import PROGRESS, TENSORS, Progress, newest
 

@@ -22,7 +22,7 @@ import pytest
 from tests.toys.faults.forked_ranks import ForkedRanks, Plan, log_of
 from tests.toys.kinds import ALL_KINDS, kind_recipe
 from tests.toys.recipes import short_recipe, train_words
-from vlds.config import Recipe
+from vlds.recipe.config import Recipe
 from vlds.training.states import newest, state_folders
 
 SEED = int(os.environ.get("VLDS_FAULT_SEED", "20261"))

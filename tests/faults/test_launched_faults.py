@@ -17,7 +17,7 @@ from tests.toys.faults.forked_ranks import ForkedRanks, log_of
 from tests.toys.launched_run import Launch, last_step, words_of
 from tests.toys.processes import gone
 from tests.toys.recipes import short_recipe, train_words
-from vlds.config import Recipe
+from vlds.recipe.config import Recipe
 from vlds.training.states import newest
 
 pytestmark = [pytest.mark.launcher, pytest.mark.slow]
@@ -28,7 +28,7 @@ def processes(launch: Launch) -> dict[str, list[psutil.Process]]:
     """Everybody below `vlds train`, by what they are."""
     below = psutil.Process(launch.process.pid).children(recursive=True)
     found = {"all": below, "ranks": launch.ranks()}
-    found["launcher"] = [p for p in below if "vlds.launch.local" in words_of(p)]
+    found["launcher"] = [p for p in below if "vlds.cli.local" in words_of(p)]
     return found
 
 

@@ -15,12 +15,11 @@ from tests.toys.faults.power_loss import Image, Ledger, put
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.artifact import artifact_folder
-from vlds.config import Recipe, load_recipe
-from vlds.runtime.metrics_file import read_metric_lines
-from vlds.runtime.whole_file import finish_replacing
-from vlds.training.best import BestStep
+from vlds.recipe.config import Recipe, load_recipe
+from vlds.runtime.files import finish_replacing
+from vlds.runtime.json_files import read_metric_lines
 from vlds.training.loop import train
-from vlds.training.states import newest
+from vlds.training.states import BestStep, newest
 
 SCORE = "vqa/exact_match"
 STEPS = 4

@@ -26,18 +26,18 @@ from tests.toys.kinds import ALL_KINDS, kind_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.strategies import FAST, JSON
 from tests.toys.world import world_recipe
-from vlds.config import Recipe
 from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
-from vlds.runtime.manifest import write_manifest
+from vlds.recipe.config import Recipe
+from vlds.runtime.deepspeed_start import start_ranks
+from vlds.runtime.json_files import write_manifest
 from vlds.training import checkpoint
-from vlds.training.build import build_run
 from vlds.training.checkpoint import check_tensors, find_state, restore
-from vlds.training.engine import start_ranks
 from vlds.training.loop import train
 from vlds.training.prepare import prepare
+from vlds.training.run import build_run
 from vlds.training.states import PROGRESS, TENSORS
 
 PLACES = [

@@ -29,7 +29,7 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import short_recipe, train_words, with_model
 from tests.toys.small_disk import remount, small_disk
 from tests.toys.world import picture, records
-from vlds.config import Recipe
+from vlds.recipe.config import Recipe
 from vlds.schema import Batch
 from vlds.training.states import newest, read_progress
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vlds.heads import Head, LinearHead, MLPHead, TextHead
-from vlds.heads.base import read_classes
+from vlds.models.heads import Head, LinearHead, MLPHead, TextHead
 from vlds.recipe.parse import build as built
+from vlds.tasks.class_output import read_classes
 
 NUM_ANSWERS = 3129
 """Of the usual list of answers of VQA v2."""

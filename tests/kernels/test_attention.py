@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlds.kernels.attention import (
+from vlds.models.kernels.attention import (
     LONGEST,
     TORCH_ATTENTION,
     attention,
     attention_by,
     recomputed_attention,
 )
-from vlds.kernels.dropout import StepDropout, draws_by_example, dropout_by, examples_follow
+from vlds.models.kernels.dropout import StepDropout, draws_by_example, dropout_by, examples_follow
 
 
 def draw(*shape: int) -> Tensor:

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vlds.kernels import dropout
-from vlds.kernels.compiled import compiled_functions
-from vlds.kernels.dropout import (
+from vlds.models.kernels import dropout
+from vlds.models.kernels.dropout import (
     TORCH_DROPOUT,
     StepDropout,
     decoder_follows,
@@ -24,6 +23,7 @@ from vlds.kernels.dropout import (
     tasks_follow,
     visual_tokens_end,
 )
+from vlds.models.kernels.fused import compiled_functions
 
 PROBABILITIES = [0.05, 0.1, 0.5, 0.999]
 IDS = [str(number) for number in range(32)]

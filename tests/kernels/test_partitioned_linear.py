@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.toys.rank_pool import RankPool
-from vlds.kernels.partitioned_linear import TORCH_LINEAR, linear, partitioned_linear
-from vlds.training.engine import start_ranks
+from vlds.models.kernels.fused import TORCH_LINEAR, linear, partitioned_linear
+from vlds.runtime.deepspeed_start import start_ranks
 
 
 class Found(NamedTuple):

@@ -10,8 +10,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from vlds.kernels.rms_norm import fast_norms, is_rms_norm
-from vlds.methods.extended import extended
+from vlds.models.kernels.fused import fast_norms, is_rms_norm
+from vlds.models.methods.host import extended
 
 SAME = (T5LayerNorm, LlamaRMSNorm, Qwen2RMSNorm)
 

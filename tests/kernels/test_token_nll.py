@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vlds.kernels.chunks import CHUNK
-from vlds.kernels.token_nll import TokenNLL
+from vlds.models.kernels.fused import CHUNK, TokenNLL
 
 
 @pytest.mark.parametrize(

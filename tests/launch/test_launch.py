@@ -14,13 +14,11 @@ import pytest
 
 from tests.toys.files import ROOT
 from tests.toys.rank_pool import rank_environment
-from vlds.cli.commands import COMMANDS
-from vlds.cli.main import main
-from vlds.launch.rank import without_local_rank
-from vlds.launch.start import launch_command
-from vlds.launch.supervisor import exit_code, grace_from_environment
-from vlds.launch.words import Words, split_words
-from vlds.runtime.process_end import ASKING, on_signals, signal_name
+from vlds.cli.main import COMMANDS, main
+from vlds.cli.rank import without_local_rank
+from vlds.cli.start import launch_command
+from vlds.cli.supervisor import Words, exit_code, grace_from_environment, split_words
+from vlds.runtime.process import ASKING, on_signals, signal_name
 
 
 def test_ranks_option_before_and_after_the_command() -> None:
@@ -106,7 +104,7 @@ def test_the_launchers_own_argument_is_dropped() -> None:
 
 def test_command_without_gpu() -> None:
     command, env = launch_command(["p.py", "a b"], 2, [], {"CUDA_VISIBLE_DEVICES": "3"}, 0)
-    assert command[:4] == [sys.executable, "-m", "vlds.launch.local", "2"]
+    assert command[:4] == [sys.executable, "-m", "vlds.cli.local", "2"]
     assert int(command[4]) > 0
     assert command[5:] == [sys.executable, "-u", "p.py", "a b"]
     assert env["DS_ACCELERATOR"] == "cpu"
@@ -203,7 +201,7 @@ def test_a_port_that_another_program_uses() -> None:
         other.listen()
         port = other.getsockname()[1]
         program = (
-            "import torch.distributed as dist; from vlds.launch.rank import run_rank; "
+            "import torch.distributed as dist; from vlds.cli.rank import run_rank; "
             "run_rank(['train'], lambda _: dist.init_process_group('gloo'))"
         )
         ended = subprocess.run(

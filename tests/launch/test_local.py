@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from tests.toys.files import ROOT
-from vlds.launch.local import MODULE
-from vlds.launch.supervisor import Outcome, supervise
+from vlds.cli.local import MODULE
+from vlds.cli.supervisor import Outcome, supervise
 
 LOCAL = [sys.executable, "-m", MODULE]
 DIES = """
@@ -22,7 +22,7 @@ time.sleep(60)
 """
 SECOND_FAILS = """
 import errno, sys
-from vlds.launch import local
+from vlds.cli import local
 
 starts = []
 
@@ -44,7 +44,7 @@ def test_wrong_arguments(words: list[str]) -> None:
     ended = subprocess.run([*LOCAL, *words], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr == (
-        "usage: python -m vlds.launch.local RANKS PORT COMMAND...; RANKS (1 or more) and PORT are "
+        "usage: python -m vlds.cli.local RANKS PORT COMMAND...; RANKS (1 or more) and PORT are "
         "numbers\n"
     )
 

@@ -14,9 +14,9 @@ import pytest
 
 from tests.toys.files import ROOT
 from tests.toys.world import world_recipe
-from vlds.config import save_recipe
-from vlds.runtime.process_end import ASKING
-from vlds.runtime.rank_environment import single_rank
+from vlds.recipe.config import save_recipe
+from vlds.runtime.process import ASKING
+from vlds.runtime.ranks import single_rank
 from vlds.runtime.reproducible import VARIABLES
 
 OTHER_KERNELS = {

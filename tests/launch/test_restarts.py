@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from vlds.cli.main import main
-from vlds.launch.restarts import Job, next_try, run_job
-from vlds.launch.supervisor import Outcome, supervise
-from vlds.launch.words import Words, split_words
+from vlds.cli.start import Job, next_try, run_job
+from vlds.cli.supervisor import Outcome, Words, split_words, supervise
 from vlds.training import checkpoint
 from vlds.training.states import Progress, Resume
 

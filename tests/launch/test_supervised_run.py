@@ -16,8 +16,8 @@ import pytest
 
 from tests.toys.files import ROOT
 from tests.toys.processes import gone, until
-from vlds.launch.start import launch_command
-from vlds.runtime.process_end import signal_name
+from vlds.cli.start import launch_command
+from vlds.runtime.process import signal_name
 
 pytestmark = pytest.mark.launcher
 PROGRAMS = ROOT / "tests/toys/programs"

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 
 from tests.toys.dual import TASK, build, classed, colour_head, save_clip
 from tests.toys.models import shake
-from vlds.heads.base import ClassOutput
-from vlds.methods import APoLLo, LoRA
-from vlds.methods.apollo import APoLLoModule, CrossAdapter, divergence, info_nce
-from vlds.methods.extended import zero_at_first
 from vlds.models import DualEncoder
 from vlds.models.build import ModelSetup, build_shapes
-from vlds.models.dual_encoder_model import DualEncoderModel
+from vlds.models.kinds.dual_encoder_model import DualEncoderModel
+from vlds.models.methods import APoLLo, LoRA
+from vlds.models.methods.apollo import APoLLoModule, CrossAdapter, divergence, info_nce
+from vlds.models.methods.host import zero_at_first
 from vlds.recipe.parse import build as built
+from vlds.tasks.class_output import ClassOutput
 
 SMALL: dict[str, Any] = {"depth": 2, "heads": 3, "views": 2}
 TEMPLATE = ["a photo of {} ."]

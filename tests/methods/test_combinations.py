@@ -10,8 +10,8 @@ import torch
 
 from tests.toys.method_cases import METHOD_CASES
 from tests.toys.models import backbone, batch, build
-from vlds.backbones import T5, Backbone, Bart
-from vlds.methods import Method
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.methods import Method
 
 NAMES = (
     "Adapter per task", "Compacter", "LowRankAdapter", "Hyperformer", "LoRA per task",

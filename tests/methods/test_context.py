@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from vlds.methods.context import BatchContext
+from vlds.models.methods.context import BatchContext
 
 
 def drawn(context: BatchContext, keys: int = 200) -> list[int]:

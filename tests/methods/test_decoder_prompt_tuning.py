@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.toys.models import backbone, batch, build
-from vlds.backbones import T5, Bart
-from vlds.methods import Adapter, DecoderPromptTuning, Hyperformer, Method, PrefixTuning
-from vlds.models.joint_model import JointModel
+from vlds.models.backbones import T5, Bart
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import Adapter, DecoderPromptTuning, Hyperformer, Method, PrefixTuning
 from vlds.schema import Batch, Decoding
 
 ROWS = (0, 1, 0, 2)

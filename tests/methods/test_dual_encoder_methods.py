@@ -10,7 +10,7 @@ import torch
 
 from tests.toys.dual import build, classed, colour_head, save_clip
 from tests.toys.method_cases import METHOD_CASES
-from vlds.methods.extended import zero_at_first
+from vlds.models.methods.host import zero_at_first
 
 REFUSED = {
     "HyperPELT": "visual: got true",

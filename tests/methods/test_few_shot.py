@@ -13,21 +13,20 @@ from torch import Tensor
 
 from tests.toys.dual import CLASSES, TASK, build, classed, colour_head, save_clip
 from tests.toys.models import DIM, GRID, Words, backbone
-from vlds.backbones import T5
-from vlds.config import OptimizerConfig
-from vlds.heads import TextHead
-from vlds.heads.base import ClassOutput
-from vlds.heads.texts import ClassTexts, unit
-from vlds.methods import Adapter, SimNL, TipAdapter
-from vlds.methods.few_shot import negative_keys, shot_weights
-from vlds.methods.simnl import SimNLModule
-from vlds.methods.tip_adapter import TipAdapterModule
 from vlds.models import JointSeq2Seq
+from vlds.models.backbones import T5
 from vlds.models.build import ModelSetup, build_model
-from vlds.models.optimizer_rules import optimizer_rules
+from vlds.models.heads import TextHead
+from vlds.models.heads.texts import ClassTexts, unit
+from vlds.models.methods import Adapter, SimNL, TipAdapter
+from vlds.models.methods.simnl import SimNLModule
+from vlds.models.methods.tip_adapter import TipAdapterModule, negative_keys, shot_weights
+from vlds.models.roles import optimizer_rules
+from vlds.models.vision import StoredFeatures
+from vlds.recipe.config import OptimizerConfig
 from vlds.recipe.parse import build as built
-from vlds.training.optim import schedule_factor
-from vlds.vision import StoredFeatures
+from vlds.tasks.class_output import ClassOutput
+from vlds.training.optimizer import schedule_factor
 
 C, K, D = 5, 4, 32
 SCALE = torch.tensor(100.0, dtype=torch.float64)

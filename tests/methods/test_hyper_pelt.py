@@ -25,18 +25,17 @@ from tests.toys.trained_runs import (
     write_run,
 )
 from vlds.artifact import load_run
-from vlds.backbones import T5, Backbone, Bart
-from vlds.config import Recipe
 from vlds.convert.hf import fold_methods
-from vlds.convert.verify import logits
-from vlds.methods import Adapter, Hyperformer, PrefixTuning
-from vlds.methods.hyper_pelt import HyperPELT
-from vlds.methods.pelt_networks import PELTNetworks
-from vlds.models.joint_model import JointModel
+from vlds.convert.output import logits
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import Adapter, Hyperformer, PrefixTuning
+from vlds.models.methods.hyper_pelt import HyperPELT, PELTNetworks
+from vlds.models.vision import ConvNet
 from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.recipe.config import Recipe
 from vlds.recipe.parse import build as built
 from vlds.schema import Decoding
-from vlds.vision import ConvNet
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 SMALL: dict[str, Any] = {"reduction": 4, "task_dim": 6, "hidden_dim": 5, "projected_dim": 4}

@@ -1,5 +1,5 @@
 """What every method keeps on the kinds of models that Hugging Face's own forward pass runs, or why
-it is refused there. `test_methods.py` has the same for encoder-decoders of `vlds.backbones`."""
+it is refused there. `test_methods.py` has the same for encoder-decoders."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tests.toys.models import shake
 from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun, load_run, own_tensors, save_artifact
 from vlds.convert.hf import fold_methods, write_hf
-from vlds.methods import LoRA, Method
-from vlds.methods.extended import zero_at_first
 from vlds.models.build import ModelSetup, build_model, describe
-from vlds.models.kind import ModelKind
+from vlds.models.kinds.base import ModelKind
+from vlds.models.methods import LoRA, Method
+from vlds.models.methods.host import zero_at_first
 from vlds.models.model import Model
 from vlds.schema import Batch, Decoding, Row
 

@@ -16,14 +16,13 @@ from torch import Tensor
 from tests.toys.models import backbone, batch, build, hf_config, saved_backbone
 from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
-from vlds.backbones import T5, Backbone, Bart
-from vlds.cli.commands import run_command
-from vlds.config import save_recipe
-from vlds.methods import LST, Adapter, Method, PromptTuning
-from vlds.methods.lst import Ladder
-from vlds.methods.side_path import side_path
+from vlds.cli.main import run_command
+from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.build import build_model
-from vlds.models.joint_model import JointModel
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import LST, Adapter, Method, PromptTuning
+from vlds.models.methods.lst import Ladder, side_path
+from vlds.recipe.config import save_recipe
 from vlds.recipe.parse import build as built
 from vlds.schema import Batch, Decoding
 

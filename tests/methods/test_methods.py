@@ -17,8 +17,9 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from tests.toys.method_cases import FAMILIES, METHOD_CASES, PAIRS, is_idle, methods_of_case
 from tests.toys.models import TASKS, backbone, batch, build, shake
-from vlds.backbones import T5, Backbone, Bart
-from vlds.methods import (
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import (
     IA3,
     VLPET,
     Adapter,
@@ -30,12 +31,16 @@ from vlds.methods import (
     Method,
     PromptTuning,
 )
-from vlds.methods.base import Toy
-from vlds.methods.compacter import phm
-from vlds.methods.context import BatchContext
-from vlds.methods.extended import ExtendedLinear, LinearExtension, zero_at_first
-from vlds.methods.host import CROSS_ATTENTION, Host
-from vlds.models.joint_model import JointModel
+from vlds.models.methods.base import Toy
+from vlds.models.methods.compacter import phm
+from vlds.models.methods.context import BatchContext
+from vlds.models.methods.host import (
+    CROSS_ATTENTION,
+    ExtendedLinear,
+    Host,
+    LinearExtension,
+    zero_at_first,
+)
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.recipe.parse import build as built
 from vlds.schema import TargetModules

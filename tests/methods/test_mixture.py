@@ -13,14 +13,12 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from tests.toys.models import backbone, batch, build, shake
-from vlds.backbones import T5
-from vlds.methods import LoRA, Mixture
-from vlds.methods.batch_loss import Predicted
-from vlds.methods.context import BatchContext
-from vlds.methods.extended import added_tensors
-from vlds.methods.host import Host
-from vlds.methods.mixture import Consistency, ExpertRouting, of_ffn, symmetric_kl
-from vlds.models.joint_model import JointModel
+from vlds.models.backbones import T5
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import LoRA, Mixture
+from vlds.models.methods.context import BatchContext, Predicted
+from vlds.models.methods.host import Host, added_tensors
+from vlds.models.methods.mixture import Consistency, ExpertRouting, of_ffn, symmetric_kl
 from vlds.recipe.parse import build as built
 from vlds.schema import IGNORED_LABEL, TargetModules
 

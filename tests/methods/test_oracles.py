@@ -12,11 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.toys.files import ROOT
-from vlds.backbones import T5
-from vlds.methods import IA3, Adapter, Compacter, LoRA, Method
-from vlds.methods.context import BatchContext
-from vlds.methods.host import Host
-from vlds.methods.routing import TaskRouting
+from vlds.models.backbones import T5
+from vlds.models.methods import IA3, Adapter, Compacter, LoRA, Method
+from vlds.models.methods.context import BatchContext, TaskRouting
+from vlds.models.methods.host import Host
 
 FOLDER = ROOT / "tests/oracles"
 SIZES = {

@@ -10,10 +10,10 @@ import torch
 from tests.examples.picture_scale import PictureScale
 from tests.examples.two_passes import TwoPasses
 from tests.toys.models import backbone, batch, build, shake
-from vlds.backbones import T5, Backbone, Bart
-from vlds.kernels.dropout import StepDropout
-from vlds.kernels.step import step_kernels
-from vlds.methods import Method
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.kernels.attention import step_kernels
+from vlds.models.kernels.dropout import StepDropout
+from vlds.models.methods import Method
 from vlds.schema import Decoding
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])

@@ -29,16 +29,16 @@ from tests.toys.trained_runs import (
     trained_run,
 )
 from vlds.artifact import load_run, own_parts
-from vlds.backbones import T5, Backbone, Bart
-from vlds.config import Recipe
 from vlds.convert.hf import fold_methods, write_hf
 from vlds.convert.peft import PeftFolders
-from vlds.methods import IA3, Adapter, LoRA, Method, Peft, PromptTuning
-from vlds.methods.extended import is_own, zero_at_first
-from vlds.methods.peft_settings import RERUN
-from vlds.models.joint_model import JointModel
-from vlds.models.loading.partitioned_loading import partitioned_loading
-from vlds.models.optimizer_rules import optimizer_rules
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.kinds.joint import JointModel
+from vlds.models.loading.load_backbone import partitioned_loading
+from vlds.models.methods import IA3, Adapter, LoRA, Method, Peft, PromptTuning
+from vlds.models.methods.host import is_own, zero_at_first
+from vlds.models.methods.peft_layers import RERUN
+from vlds.models.roles import optimizer_rules
+from vlds.recipe.config import Recipe
 
 reason = "peft is not installed: pip install 'vlds[peft]'"
 PeftModel: Any = pytest.importorskip("peft", reason=reason).PeftModel

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.toys.models import backbone, batch, build
-from vlds.backbones import T5, Backbone, Bart
-from vlds.backbones.attention import EXTENDED_ATTENTION
-from vlds.methods import Adapter, PrefixTuning
-from vlds.models.joint_model import JointModel
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.backbones.attention import EXTENDED_ATTENTION
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import Adapter, PrefixTuning
 from vlds.schema import Decoding
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])

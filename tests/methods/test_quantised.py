@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from tests.toys.method_cases import FAMILIES, METHOD_CASES, PAIRS, is_idle, methods_of_case
 from tests.toys.models import TASKS, backbone, batch, build, shake
-from vlds.backbones import T5, Backbone, Bart
-from vlds.backbones.base import LoadedBackbone
-from vlds.methods import IA3, Adapter, BitFit, LoRA, Peft
-from vlds.methods.context import BatchContext
-from vlds.methods.extended import ExtendedLinear
-from vlds.methods.host import Host
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.backbones.base import LoadedBackbone
+from vlds.models.methods import IA3, Adapter, BitFit, LoRA, Peft
+from vlds.models.methods.context import BatchContext
+from vlds.models.methods.host import ExtendedLinear, Host
 from vlds.schema import TargetModules
 
 

@@ -21,12 +21,12 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume
 from tests.toys.world import world_recipe
 from vlds.artifact import load_run
-from vlds.backbones import T5
-from vlds.config import Recipe
-from vlds.methods import Peft
-from vlds.methods.rank_budget import RankBudget
-from vlds.models.joint_model import JointModel
+from vlds.models.backbones import T5
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import Peft
+from vlds.models.methods.peft_method import RankBudget
 from vlds.plan import plan_recipe
+from vlds.recipe.config import Recipe
 from vlds.training.checkpoint import load
 
 peft: Any = pytest.importorskip("peft", reason="peft is not installed: pip install 'vlds[peft]'")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlds.methods.routing import TaskRouting, stacked_linear
+from vlds.models.methods.context import TaskRouting, stacked_linear
 
 
 def mark(rows: Tensor, task: int) -> Tensor:

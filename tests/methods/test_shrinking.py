@@ -15,12 +15,12 @@ from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.artifact import load_run
-from vlds.backbones import T5
 from vlds.convert.command import convert
-from vlds.methods import Adapter, LoRA, Shrinking
-from vlds.methods.shrinking import importance, num_neurons, survivors
-from vlds.models.joint_model import JointModel
-from vlds.models.revising import fit_saved, revise
+from vlds.models.backbones import T5
+from vlds.models.kinds.base import fit_saved, revise
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import Adapter, LoRA, Shrinking
+from vlds.models.methods.shrinking import importance, num_neurons, survivors
 
 STEPS = 12
 METHODS = {

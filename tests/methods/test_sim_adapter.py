@@ -33,14 +33,13 @@ from tests.toys.trained_runs import (
     write_run,
 )
 from vlds.artifact import load_run, own_tensors, save_artifact
-from vlds.backbones import T5, Bart
-from vlds.config import Recipe
-from vlds.convert.verify import logits
-from vlds.methods import Adapter, Method, SimAdapter
-from vlds.methods.other_runs import read_adapter
-from vlds.methods.sim_adapter import Fusion, guide_loss, log_mean
+from vlds.convert.output import logits
+from vlds.models.backbones import T5, Bart
+from vlds.models.methods import Adapter, Method, SimAdapter
+from vlds.models.methods.sim_adapter import Fusion, guide_loss, log_mean, read_adapter
+from vlds.recipe.config import Recipe
 from vlds.recipe.parse import build as built
-from vlds.runtime.manifest import write_manifest
+from vlds.runtime.json_files import write_manifest
 from vlds.schema import IGNORED_LABEL
 
 FFN: dict[str, Any] = {"attention": False, "cross_attention": False}

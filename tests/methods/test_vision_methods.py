@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.toys.models import backbone, batch, build
-from vlds.backbones import T5
-from vlds.methods import IA3, Adapter, BitFit, Compacter, LoRA, LowRankAdapter, Method
-from vlds.methods.extended import zero_at_first
+from vlds.models.backbones import T5
+from vlds.models.methods import IA3, Adapter, BitFit, Compacter, LoRA, LowRankAdapter, Method
+from vlds.models.methods.host import zero_at_first
+from vlds.models.vision import ClipVision, ConvNet, Timm, VisionEncoder
 from vlds.schema import Batch
-from vlds.vision import ClipVision, ConvNet, Timm, VisionEncoder
 
 CLIP = {
     "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vlds.metrics import coco_package, meteor, spice
-from vlds.metrics.caption_scores import (
+from vlds.tasks.metrics import coco_package, meteor, spice
+from vlds.tasks.metrics.caption_scores import (
     NAMES,
     OFFICIAL,
     all_scores,
@@ -19,7 +19,7 @@ from vlds.metrics.caption_scores import (
     picture_values,
     quick_scores,
 )
-from vlds.metrics.coco_package import penn_treebank_tokens
+from vlds.tasks.metrics.coco_package import penn_treebank_tokens
 
 needs_java = pytest.mark.skipif(
     coco_package.missing() is not None, reason=str(coco_package.missing())

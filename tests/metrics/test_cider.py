@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlds.metrics import coco_package
-from vlds.metrics.caption_scores import caption_scores
-from vlds.metrics.plain_scores import plain_cider_values, plain_tokens
+from vlds.tasks.metrics import coco_package
+from vlds.tasks.metrics.caption_scores import caption_scores
+from vlds.tasks.metrics.plain_scores import plain_cider_values, plain_tokens
 
 CAPTIONS = [f"a {color} {shape}" for color in ("red", "blue", "green") for shape in ("dot", "box")]
 REFERENCES = [[text, text.replace("a ", "one small ")] for text in CAPTIONS]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlds.metrics.exact_match import consistency, fold, matches, mean, mean_by_group, worth
+from vlds.tasks.metrics.plain_scores import consistency, fold, matches, mean, mean_by_group, worth
 
 
 def test_only_equal_texts_count() -> None:

@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from vlds.metrics.exact_match import mean
-from vlds.metrics.gqa_scores import (
+from vlds.tasks.metrics.gqa_scores import (
     Question,
     consistency,
     distribution,
@@ -15,6 +14,7 @@ from vlds.metrics.gqa_scores import (
     reasoning_steps,
     values_by_score,
 )
+from vlds.tasks.metrics.plain_scores import mean
 
 
 def test_a_small_case_by_hand() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import nan
 
-from vlds.metrics.tables import plain, score_values, split, table
+from vlds.tasks.metrics.plain_scores import plain, score_values, split, table
 
 SCORES = {
     "accuracy": 0.5,

@@ -14,8 +14,13 @@ from typing import Any
 
 import pytest
 
-from vlds.metrics.vqa_accuracy import Rules, compared, normalise, question_accuracy
-from vlds.metrics.vqa_contractions import CONTRACTIONS
+from vlds.tasks.metrics.vqa_accuracy import (
+    CONTRACTIONS,
+    Rules,
+    compared,
+    normalise,
+    question_accuracy,
+)
 
 NORMALISED = [
     # A punctuation mark without a space next to it becomes a space, ...

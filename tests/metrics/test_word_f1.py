@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vlds.metrics.caption_scores import caption_scores
-from vlds.metrics.plain_scores import f1
+from vlds.tasks.metrics.caption_scores import caption_scores
+from vlds.tasks.metrics.plain_scores import f1
 
 
 @pytest.mark.parametrize(

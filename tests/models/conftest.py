@@ -9,8 +9,8 @@ import torch
 
 from tests.toys.causal import SIZES, save_model
 from tests.toys.models import backbone, build
-from vlds.backbones import T5, Backbone, Bart
-from vlds.models.joint_model import JointModel
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.kinds.joint import JointModel
 
 
 @pytest.fixture(scope="module", params=[T5, Bart], ids=lambda family: family.__name__)

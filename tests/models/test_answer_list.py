@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tests.toys.beam_search import beam_search, log_probs
 from tests.toys.class_folders import CLASSES, write_classes
 from tests.toys.models import Words, batch
-from vlds.backbones.attention import CPU_ATTENTION, EXTENDED_ATTENTION
+from vlds.models.backbones.attention import CPU_ATTENTION, EXTENDED_ATTENTION
 from vlds.models.generation.answer_list import AnswerList, read_answers
-from vlds.models.joint_model import JointModel
+from vlds.models.kinds.joint import JointModel
 from vlds.schema import Decoding
 
 ANSWERS = st.lists(

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from tests.toys.models import DIM, backbone, batch, build, saved_backbone
-from vlds.backbones import T5, Backbone, Bart
-from vlds.methods import Adapter, Full
 from vlds.models import JointSeq2Seq
+from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.build import ModelSetup, build_model
-from vlds.models.kind import hash_source
+from vlds.models.kinds.base import hash_source
+from vlds.models.methods import Adapter, Full
+from vlds.models.vision import ConvNet, StoredFeatures
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.vision import ConvNet, StoredFeatures
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 

@@ -25,14 +25,13 @@ from tests.toys.causal import (
     rows,
     save_model,
 )
-from vlds.methods import Adapter, Full, LoRA
 from vlds.models.build import ModelSetup, build_model, build_shapes
-from vlds.models.causal import Causal
-from vlds.models.causal_model import CausalModel
-from vlds.models.optimizer_rules import optimizer_rules
+from vlds.models.kinds.causal import Causal, CausalModel
+from vlds.models.methods import Adapter, Full, LoRA
+from vlds.models.roles import optimizer_rules
+from vlds.models.vision import ConvNet, StoredFeatures
 from vlds.schema import IGNORED_LABEL, Batch
-from vlds.training.optim import parameter_groups
-from vlds.vision import ConvNet, StoredFeatures
+from vlds.training.optimizer import parameter_groups
 
 KINDS = pytest.mark.parametrize("kind", SIZES)
 

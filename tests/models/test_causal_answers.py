@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests.toys.causal import SIZES, batch, build, kind_in, rows
-from vlds.methods import Adapter, Hyperformer, LoRA
-from vlds.methods.batch_loss import Predicted
-from vlds.models.causal_model import CausalModel
-from vlds.models.token_nll import nll_of
+from vlds.models.kinds.causal import CausalModel
+from vlds.models.loss import nll_of
+from vlds.models.methods import Adapter, Hyperformer, LoRA
+from vlds.models.methods.context import Predicted
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 
 KINDS = pytest.mark.parametrize("kind", SIZES)

@@ -11,9 +11,9 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from tests.toys.causal import TASKS, save_model
 from vlds.models.build import ModelSetup, build_model
-from vlds.models.causal import Causal
+from vlds.models.kinds.causal import Causal
+from vlds.models.vision import StoredFeatures
 from vlds.schema import IGNORED_LABEL, Batch
-from vlds.vision import StoredFeatures
 
 IMAGE_TOKEN, NUM_TOKENS = 303, 4
 

@@ -10,8 +10,8 @@ import torch
 from transformers import DynamicCache
 
 from tests.toys.causal import batch, build, kind_in, save_model
-from vlds.methods import HyperPELT, LoRA, Method, PrefixTuning
-from vlds.methods.extended import NoteInput
+from vlds.models.methods import HyperPELT, LoRA, Method, PrefixTuning
+from vlds.models.methods.host import NoteInput
 
 FUSED = ("attn_qkv", "attn_out", "ffn_in", "ffn_out")
 

@@ -17,10 +17,10 @@ from transformers import AutoTokenizer
 from tests.toys.causal import TEMPLATE, write_tokenizer
 from tests.toys.image_text.rows import tiny
 from vlds.models import Causal
-from vlds.models.causal_collate import CausalCollator
-from vlds.models.chat_format import ChatFormat, harmless
+from vlds.models.kinds.causal import CausalCollator
+from vlds.models.kinds.chat_format import ChatFormat, harmless
+from vlds.models.vision import StoredFeatures
 from vlds.schema import IGNORED_LABEL, Example, Row
-from vlds.vision import StoredFeatures
 
 END = 2
 QUESTION = "what colour is it now?"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlds.data.streams.image_stack import ImageStack
+from vlds.data.streams.assemble import ImageStack
 from vlds.models.collate import JointCollator
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Example, Row
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from vlds.backbones import T5, Bart
-from vlds.methods import Adapter, Full, Method
 from vlds.models import JointSeq2Seq
+from vlds.models.backbones import T5, Bart
 from vlds.models.build import ModelSetup, describe
-from vlds.models.counts import Counts
+from vlds.models.methods import Adapter, Full, Method
+from vlds.models.model import Counts
+from vlds.models.vision import StoredFeatures, Timm
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.vision import StoredFeatures, Timm
 
 TASKS = ["vqa", "gqa", "nlvr", "caption"]
 BART = {"backbone": Bart(path="facebook/bart-base"), "train_norms": True}

@@ -28,18 +28,17 @@ from tests.toys.resumed_runs import check_resume
 from tests.toys.trained_runs import save_run, trained_run
 from tests.toys.world import world_recipe
 from vlds.artifact import load_run
-from vlds.config import Recipe
 from vlds.convert.command import convert
-from vlds.heads import MLPHead
-from vlds.methods import Adapter, LoRA
 from vlds.models import CrossModal, JointSeq2Seq
-from vlds.models.co_attention import CoAttention, CoAttentionConfig
-from vlds.models.cross_modal_model import CrossModalModel
-from vlds.models.loading.learned_positions import Longest
+from vlds.models.heads import MLPHead
+from vlds.models.kinds.cross_modal_model import CoAttention, CoAttentionConfig, CrossModalModel
+from vlds.models.loading.load_backbone import Longest
+from vlds.models.methods import Adapter, LoRA
 from vlds.models.model import Model
+from vlds.models.vision import ConvNet, Timm
+from vlds.recipe.config import Recipe
 from vlds.schema import NO_IMAGE
-from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
-from vlds.vision import ConvNet, Timm
+from vlds.training.optimizer import parameter_groups, schedule_factor, set_learning_rate
 
 
 def model_of(recipe: Recipe) -> CrossModalModel:

@@ -25,8 +25,13 @@ from tests.toys.models import (
     saved_backbone,
 )
 from tests.toys.rank_pool import RankPool
-from vlds.backbones import T5, Backbone, Bart
-from vlds.methods import (
+from vlds.models import JointSeq2Seq
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.build import ModelSetup, attach_methods, build_model, build_parts
+from vlds.models.kinds.joint import JointModel
+from vlds.models.loading.drawn_weights import Tape, draw_by_name, seed_of
+from vlds.models.loading.load_backbone import partitioned_loading
+from vlds.models.methods import (
     IA3,
     Adapter,
     BitFit,
@@ -39,15 +44,8 @@ from vlds.methods import (
     PrefixTuning,
     PromptTuning,
 )
-from vlds.methods.extended import LinearExtension
-from vlds.methods.host import Host
-from vlds.models import JointSeq2Seq
-from vlds.models.build import ModelSetup, attach_methods, build_model, build_parts
-from vlds.models.joint_model import JointModel
-from vlds.models.loading.draws import draw_by_name, seed_of
-from vlds.models.loading.partitioned_loading import partitioned_loading
-from vlds.models.loading.tape import Tape
-from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
+from vlds.models.methods.host import Host, LinearExtension
+from vlds.models.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 

@@ -14,12 +14,11 @@ import torch.nn.functional as F
 
 from tests.toys.dual import CLASSES, build, classed, colour_head, pairs, save_clip
 from tests.toys.rank_pool import RankPool
-from vlds.methods import Adapter, Full, LoRA
-from vlds.models.contrastive import contrastive_nll
-from vlds.models.dual_encoder_model import DualEncoderModel
-from vlds.models.picture_views import View
+from vlds.models.collate import View
+from vlds.models.kinds.dual_encoder_model import DualEncoderModel, contrastive_nll
+from vlds.models.methods import Adapter, Full, LoRA
+from vlds.models.vision.clip import MEAN, STD
 from vlds.schema import Batch, Decoding
-from vlds.vision.clip import MEAN, STD
 
 TEXTS = ["it is red", "a picture that is blue and nothing but blue", "it is green .", "it is blue"]
 

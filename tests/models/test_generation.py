@@ -12,9 +12,8 @@ import torch
 
 from tests.toys.beam_search import beam_search, log_probs
 from tests.toys.models import batch
-from vlds.models.generation.decoding import answers, best_choice
-from vlds.models.generation.hypotheses import Beams
-from vlds.models.joint_model import JointModel
+from vlds.models.generation.decoding import Beams, answers, best_choice
+from vlds.models.kinds.joint import JointModel
 from vlds.schema import Decoding
 
 NUM, WORDS, END, PAD, START = 40, 7, 1, 0, 2

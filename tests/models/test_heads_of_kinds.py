@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from tests.toys.wide_models import wide
-from vlds.heads import LinearHead
-from vlds.heads.base import ClassOutput
-from vlds.methods import LoRA
-from vlds.methods.batch_loss import Predicted
-from vlds.models.model import Model
-from vlds.models.task_heads import TaskHeads
-from vlds.models.token_nll import nll_of
+from vlds.models.heads import LinearHead
+from vlds.models.loss import nll_of
+from vlds.models.methods import LoRA
+from vlds.models.methods.context import Predicted
+from vlds.models.model import Model, TaskHeads
 from vlds.schema import IGNORED_LABEL, Decoding
+from vlds.tasks.class_output import ClassOutput
 
 WORDS = tuple(f"word {number}" for number in range(5))
 """Classes that stand for the first tokens of the vocabulary."""

@@ -17,15 +17,9 @@ from tests.toys.image_text import PARAMETERS
 from tests.toys.image_text.places import PLACES
 from tests.toys.image_text.rows import Tiny, images, tiny
 from tests.toys.models import shake
-from vlds.methods import (
-    Adapter,
-    BitFit,
-    Full,
-    LoRA,
-    Method,
-)
-from vlds.methods.extended import is_own
 from vlds.models import ImageTextToText
+from vlds.models.methods import Adapter, BitFit, Full, LoRA, Method
+from vlds.models.methods.host import is_own
 from vlds.schema import IGNORED_LABEL, Decoding, Role
 
 

@@ -16,8 +16,8 @@ from tests.toys.image_text import TYPES, save_tiny
 from tests.toys.image_text.rows import Tiny, tiny
 from tests.toys.image_text.words import tokenizer
 from vlds.models import ImageTextToText
-from vlds.models.image_text_check import TESTED, check_inputs, check_reads
-from vlds.models.image_text_collate import ImageTextCollator
+from vlds.models.kinds.image_text import TESTED, check_inputs, check_reads
+from vlds.models.kinds.image_text_model import ImageTextCollator
 from vlds.recipe.parse import build as built
 
 

@@ -15,7 +15,7 @@ from tests.toys.image_text import TYPES
 from tests.toys.image_text.configs import config
 from tests.toys.image_text.places import PLACES
 from tests.toys.image_text.words import tokenizer
-from vlds.models.image_text_parts import find_parts
+from vlds.models.kinds.image_text import find_parts
 
 SHALLOW = {
     "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,

@@ -22,19 +22,19 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume, losses
 from tests.toys.trained_runs import save_run, trained_run
 from vlds.artifact import load_run
-from vlds.cli.commands import run_command
-from vlds.config import Recipe, parse_recipe, save_recipe
+from vlds.cli.main import run_command
 from vlds.convert.command import convert
-from vlds.heads import MLPHead
-from vlds.heads.base import ClassOutput
-from vlds.methods import LoRA, Method
 from vlds.models import JointEncoder
 from vlds.models.build import ModelSetup, describe
-from vlds.models.joint_encoder_model import JointEncoderModel
+from vlds.models.heads import MLPHead
+from vlds.models.kinds.joint_encoder import JointEncoderModel
+from vlds.models.methods import LoRA, Method
 from vlds.models.model import Model
-from vlds.runtime.resources import find
+from vlds.models.vision import ClipTokens, ClipVision
+from vlds.recipe.config import Recipe, parse_recipe, save_recipe
+from vlds.runtime.process import find
 from vlds.schema import NO_IMAGE
-from vlds.vision import ClipTokens, ClipVision
+from vlds.tasks.class_output import ClassOutput
 
 
 def model_of(recipe: Recipe) -> JointEncoderModel:

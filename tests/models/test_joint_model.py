@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.toys.models import backbone, batch, build
-from vlds.backbones import T5, Backbone, Bart
-from vlds.methods import Adapter, Full
-from vlds.models.joint_model import JointModel
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import Adapter, Full
+from vlds.models.vision import ConvNet
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
-from vlds.vision import ConvNet
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 

@@ -15,9 +15,9 @@ from tests.toys.image_text.rows import tiny
 from tests.toys.rank_jobs import check_complaint, ranks_of
 from tests.toys.recipes import with_model, with_task
 from tests.toys.world import world_recipe
-from vlds.backbones import Bart
-from vlds.config import Recipe
-from vlds.models.loading.learned_positions import Longest, num_positions
+from vlds.models.backbones import Bart
+from vlds.models.loading.load_backbone import Longest, num_positions
+from vlds.recipe.config import Recipe
 from vlds.training.prepare import prepare
 
 POSITIONS = {"opt": 128, "gpt2": 128, "llama": None, "bloom": None, "mamba": None}

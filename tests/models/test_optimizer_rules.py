@@ -13,14 +13,13 @@ from torch import nn
 
 from tests.toys.method_cases import FAMILY_CASES, METHOD_CASES
 from tests.toys.models import backbone, build
-from vlds.backbones import T5, Backbone, Bart
-from vlds.methods import Full, Method
-from vlds.methods.extended import LinearExtension
-from vlds.methods.host import Host
-from vlds.models.joint_model import JointModel
-from vlds.models.optimizer_rules import optimizer_rules
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import Full, Method
+from vlds.models.methods.host import Host, LinearExtension
+from vlds.models.roles import optimizer_rules
+from vlds.models.vision import ConvNet
 from vlds.schema import STACKED, UNDECAYED, OptimizerRules
-from vlds.vision import ConvNet
 
 PLACE = re.compile(r".*extensions\.method\.(stacks\.\w+\.)?(generators\.\w+\.)?")
 """The path before a tensor's name inside the method's module."""

@@ -23,16 +23,16 @@ from tests.toys.trained_runs import convert, convert_code
 from tests.toys.wide_models import opened, packed, wide
 from tests.toys.world import world_recipe
 from vlds.artifact import load_run, own_tensors, save_artifact
-from vlds.config import Recipe
-from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
-from vlds.methods.extended import ExtendedLinear, zero_at_first
 from vlds.models import Causal, ImageTextToText
 from vlds.models.build import ModelSetup, build_shapes, describe
 from vlds.models.loading import quantised
 from vlds.models.loading.quantised import Bits, packed_linears, scale_bytes
+from vlds.models.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
+from vlds.models.methods.host import ExtendedLinear, zero_at_first
+from vlds.models.vision import ConvNet
 from vlds.plan import Forecast, forecast_or_reason, plan_recipe
+from vlds.recipe.config import Recipe
 from vlds.schema import Decoding
-from vlds.vision import ConvNet
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 METHODS: dict[str, Method] = {

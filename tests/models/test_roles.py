@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from vlds.methods.host import find_modules
+from vlds.models.methods.host import find_modules
 from vlds.models.roles import find_roles, unclaimed
 from vlds.schema import TargetModules
 

@@ -11,7 +11,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, FalconConfig
 
 from tests.toys.causal import SIZES, batch, build, kind_in, rows
-from vlds.methods import (
+from vlds.models.generation import answer_list as shared_starts
+from vlds.models.generation.answer_list import can_share_starts, share_starts
+from vlds.models.kinds.causal import CausalModel
+from vlds.models.methods import (
     Adapter,
     HyperPELT,
     LoRA,
@@ -20,11 +23,8 @@ from vlds.methods import (
     PromptTuning,
     SimAdapter,
 )
-from vlds.models.causal_model import CausalModel
-from vlds.models.generation import shared_starts
-from vlds.models.generation.shared_starts import can_share_starts, share_starts
 from vlds.schema import Example, Row
-from vlds.training.parts import similar_rows
+from vlds.training.optimizer import similar_rows
 
 QUESTIONS = [
     "what colour is it?",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vlds.models.loading.tape import Tape
+from vlds.models.loading.drawn_weights import Tape
 
 SEED = 11
 

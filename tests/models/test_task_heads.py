@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.toys.models import DIM, GRID, TASKS, Words, backbone, batch, shake
-from vlds.backbones import T5, Backbone, Bart
-from vlds.heads import LinearHead, MLPHead
-from vlds.heads.base import ClassOutput
-from vlds.methods import LST, Adapter, Mixture
 from vlds.models import JointSeq2Seq
+from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.collate import JointCollator
-from vlds.models.joint_model import JointModel
-from vlds.models.token_nll import nll_of
+from vlds.models.heads import LinearHead, MLPHead
+from vlds.models.kinds.joint import JointModel
+from vlds.models.loss import nll_of
+from vlds.models.methods import LST, Adapter, Mixture
+from vlds.models.vision import StoredFeatures
 from vlds.schema import IGNORED_LABEL, Batch, Decoding, Example, Row
-from vlds.vision import StoredFeatures
+from vlds.tasks.class_output import ClassOutput
 
 COLOURS = ("red", "green", "blue", "dark")
 OUTPUTS = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.toys.recorded.case import CASES, RecordedCase, exact_t5_norm
-from vlds.models.joint_model import JointModel
+from vlds.models.kinds.joint import JointModel
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda path: path.stem)

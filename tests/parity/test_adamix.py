@@ -17,11 +17,11 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from tests.toys.recorded.related import RelatedCase, check_gradient, recorded
-from vlds.methods import Adapter, LoRA, Mixture
-from vlds.methods.base import Sharing
-from vlds.methods.context import BatchContext
-from vlds.methods.host import Host
-from vlds.methods.mixture import symmetric_kl
+from vlds.models.methods import Adapter, LoRA, Mixture
+from vlds.models.methods.base import Sharing
+from vlds.models.methods.context import BatchContext
+from vlds.models.methods.host import Host
+from vlds.models.methods.mixture import symmetric_kl
 from vlds.schema import TargetModules
 
 Route = Sequence[int]

@@ -11,15 +11,15 @@ import torch
 from transformers import BertConfig
 
 from tests.toys.recorded.related import RelatedCase, check_gradient, recorded
-from vlds.heads import MLPHead
-from vlds.heads.base import ClassOutput
-from vlds.methods import Adapter
 from vlds.models import JointEncoder
 from vlds.models.build import ModelSetup, build_model
-from vlds.models.joint_encoder_model import JointEncoderModel
+from vlds.models.heads import MLPHead
+from vlds.models.kinds.joint_encoder import JointEncoderModel
+from vlds.models.methods import Adapter
 from vlds.models.model import Model
+from vlds.models.vision import StoredFeatures
 from vlds.schema import IGNORED_LABEL, Batch
-from vlds.vision import StoredFeatures
+from vlds.tasks.class_output import ClassOutput
 
 OURS = {
     "bert.encoder.visn_fc.visn_fc": "visual_embedding.projection",

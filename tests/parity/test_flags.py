@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.toys.files import ROOT
 from tests.toys.recorded.case import RecordedCase
-from vlds.methods.adapter import AdapterModule
+from vlds.models.methods.adapter import AdapterModule
 
 GOLDEN = ROOT / "tests/golden"
 CASES = [GOLDEN / "bart_single_adapter.json", GOLDEN / "t5_single_adapter.json"]

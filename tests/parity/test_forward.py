@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.toys.recorded.case import RecordedCase, mixed
-from vlds.methods.side_path import side_path
-from vlds.models.joint_model import JointModel
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods.lst import side_path
 from vlds.schema import IGNORED_LABEL, Decoding
 
 

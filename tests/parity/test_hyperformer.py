@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.toys.recorded.related import RelatedCase, check_gradient, recorded
-from vlds.methods import Hyperformer
-from vlds.methods.bottleneck import Nonlinearity, Place
-from vlds.methods.hyperformer import HyperformerModule, original_name
-from vlds.methods.hypernetwork import HyperNetworks
-from vlds.methods.routing import TaskRouting
+from vlds.models.methods import Hyperformer
+from vlds.models.methods.bottleneck import Nonlinearity, Place
+from vlds.models.methods.context import TaskRouting
+from vlds.models.methods.hyperformer import HyperformerModule, HyperNetworks, original_name
 from vlds.schema import Role
 
 NONLINEARITIES: dict[str, Nonlinearity] = {"swish": "silu", "gelu_new": "gelu_tanh"}

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
 from tests.toys.recorded.case import FOLDER, exact_t5_norm
-from vlds.methods.importance import squared_gradients
-from vlds.methods.lst_start import Pruning, reference_units, sorted_units
+from vlds.models.methods.importance import squared_gradients
+from vlds.models.methods.lst import Pruning, reference_units, sorted_units
 
 CASES = [
     path

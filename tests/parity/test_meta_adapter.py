@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.toys.recorded.related import RelatedCase, recorded
-from vlds.beginning.meta_steps import Half, MetaSteps, outer_rate
+from vlds.training.meta import Half, MetaSteps, outer_rate
 
 
 class Line(nn.Module):

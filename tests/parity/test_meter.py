@@ -18,12 +18,11 @@ from tests.toys.cross_modal import cross_modal_recipe
 from tests.toys.kinds import built
 from tests.toys.recorded.related import RelatedCase, recorded
 from tests.toys.whole_adamw import WholeAdamW
-from vlds.config import AdamWUpdate, OptimizerConfig
-from vlds.heads import MLPHead
-from vlds.models.co_attention import CoAttention, CoAttentionConfig, Fused
-from vlds.models.word_head import WordHead
-from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
-from vlds.vision.clip_tokens import ClipTokensModule, resized_positions
+from vlds.models.heads import MLPHead
+from vlds.models.kinds.cross_modal_model import CoAttention, CoAttentionConfig, Fused, WordHead
+from vlds.models.vision.clip import ClipTokensModule, resized_positions
+from vlds.recipe.config import AdamWUpdate, OptimizerConfig
+from vlds.training.optimizer import parameter_groups, schedule_factor, set_learning_rate
 
 OURS = {
     "cross_modal_text_layers": "text_layers",

@@ -9,7 +9,7 @@ import torch
 
 from tests.toys.recorded.partial import recorded_case, recorded_paths
 from vlds.schema import IGNORED_LABEL
-from vlds.tasks.refer import POINTERS
+from vlds.tasks.grounding import POINTERS
 
 TASK = "refcoco"
 

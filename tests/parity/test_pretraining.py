@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.toys.recorded.case import RecordedCase
 from tests.toys.recorded.partial import recorded_case, recorded_paths
-from vlds.models.joint_model import JointModel
+from vlds.models.kinds.joint import JointModel
 
 TASK = "pretrain"
 PATHS = recorded_paths(TASK)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from data_prep.json_rows import JsonRow
-from data_prep.official.pretraining_items import (
+from data_prep.official.pretraining import (
     CAPTIONS,
     QUESTIONS,
     Sentence,

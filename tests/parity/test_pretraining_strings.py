@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.toys.recorded.case import FOLDER
-from vlds.tasks.hidden_words import denoising, hidden_runs, infilling
-from vlds.tasks.region_task import names_of, pointers_to
+from vlds.tasks.grounding import names_of, pointers_to
+from vlds.tasks.masked_words import denoising, hidden_runs, infilling
 
 SOURCES = sorted(FOLDER.rglob("pretrain_strings.json"))
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.toys.recorded.related import RelatedCase, recorded
-from vlds.methods.shrinking import importance, survivors
+from vlds.models.methods.shrinking import importance, survivors
 
 
 @recorded("mimi_shrink")

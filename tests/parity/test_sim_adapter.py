@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.toys.recorded.related import RelatedCase, check_gradient, recorded
-from vlds.methods.sim_adapter import Fusion, guide_loss
+from vlds.models.methods.sim_adapter import Fusion, guide_loss
 
 EPS = 1e-12
 

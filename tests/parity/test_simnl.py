@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.toys.recorded.related import RelatedCase, check_gradient, recorded
-from vlds.heads.texts import ClassTexts, TextHead, unit
-from vlds.methods.batch_loss import ClassesPredicted, Predicted
-from vlds.methods.few_shot import Place, negative_keys, shot_weights
-from vlds.methods.simnl import SimNL, SimNLLoss, SimNLModule, consistency, reranking
+from vlds.models.heads.texts import ClassTexts, TextHead, unit
+from vlds.models.methods.context import ClassesPredicted, Predicted
+from vlds.models.methods.simnl import SimNL, SimNLLoss, SimNLModule, consistency, reranking
+from vlds.models.methods.tip_adapter import Place, negative_keys, shot_weights
 
 NAMES = {
     "positive.res_template": "template",

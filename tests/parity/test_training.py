@@ -18,13 +18,14 @@ from torch.nn.utils import clip_grad_norm_
 from tests.toys.rank_pool import RankPool
 from tests.toys.recorded.case import CASES, FOLDER, RecordedCase
 from tests.toys.whole_adamw import WholeAdamW
-from vlds.config import AdamWUpdate, OptimizerConfig
 from vlds.models.model import Model
-from vlds.models.optimizer_rules import optimizer_rules, task_slices
+from vlds.models.roles import optimizer_rules, task_slices
+from vlds.recipe.config import AdamWUpdate, OptimizerConfig
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.schema import Batch
 from vlds.tasks import GQA, NLVR2, VQA, Caption, Task
-from vlds.training.engine import Engine, start_ranks
-from vlds.training.optim import decays, schedule_factor
+from vlds.training.engine import Engine
+from vlds.training.optimizer import decays, schedule_factor
 
 TASKS: dict[str, Task] = {"vqa": VQA(), "gqa": GQA(), "nlvr": NLVR2(), "caption": Caption()}
 RECORDS = sorted(FOLDER.rglob("*.train6.json"))

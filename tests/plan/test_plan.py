@@ -12,18 +12,16 @@ import pytest
 import torch
 
 from tests.toys.world import world_recipe
-from vlds.cli.commands import run_command
-from vlds.config import Recipe, parse_recipe, save_recipe
-from vlds.methods import Adapter, Mixture, SimAdapter
+from vlds.cli.main import run_command
 from vlds.models.build import build_model, describe
+from vlds.models.methods import Adapter, Mixture, SimAdapter
 from vlds.plan import Machine, page, plan_recipe
-from vlds.plan.forecast import Forecast
-from vlds.plan.held import Held
-from vlds.plan.needs import Needs, Plan
+from vlds.plan.forecast import Forecast, fits, megabytes
+from vlds.plan.needs import Held, Needs, Plan
 from vlds.plan.rehearsal import Work
-from vlds.plan.table import fits, megabytes
-from vlds.runtime.resources import find
-from vlds.training.faults import out_of_memory
+from vlds.recipe.config import Recipe, parse_recipe, save_recipe
+from vlds.runtime.process import find
+from vlds.training.checkpoint import out_of_memory
 
 FILE = str(find("recipes/vl_adapter/t5_image_single_adapter.yaml"))
 ZERO2, OFFLOAD2, ZERO3, OFFLOAD3 = (

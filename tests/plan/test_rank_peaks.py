@@ -20,19 +20,18 @@ from tests.toys.causal import write_config
 from tests.toys.kinds import built, kind_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import SIZES
-from vlds.backbones import T5
-from vlds.config import Recipe
-from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
 from vlds.models import Causal, JointSeq2Seq
+from vlds.models.backbones import T5
 from vlds.models.build import build_shapes
-from vlds.plan.held import planned
-from vlds.plan.micro_batch import micro_batch
-from vlds.plan.rehearsal import rehearse
-from vlds.plan.step import added_bytes
+from vlds.models.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method
+from vlds.plan.needs import added_bytes, planned
+from vlds.plan.rehearsal import micro_batch, rehearse
+from vlds.recipe.config import Recipe
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.schema import Batch
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches, fit_sizes
-from vlds.training.engine import Engine, start_ranks
-from vlds.training.optim import parameter_groups
+from vlds.training.engine import Engine
+from vlds.training.optimizer import parameter_groups
 
 METHODS: Mapping[str, Method] = {
     "adapter": Adapter(reduction=8, sharing="multiple"),

@@ -18,17 +18,15 @@ from tests.toys.image_text import PARAMETERS
 from tests.toys.image_text.rows import TASKS, tiny
 from tests.toys.kinds import ALL_KINDS, built, kind_recipe
 from tests.toys.world import SIZES
-from vlds.config import Recipe
-from vlds.kernels.dropout import StepDropout
-from vlds.kernels.step import step_kernels
-from vlds.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method, Mixture
-from vlds.methods.mixture import of_ffn
 from vlds.models.build import ModelSetup, build_model
+from vlds.models.kernels.attention import step_kernels
+from vlds.models.kernels.dropout import StepDropout
+from vlds.models.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Method, Mixture
+from vlds.models.methods.mixture import of_ffn
 from vlds.models.model import Model
 from vlds.plan.forecast import Forecast, forecast, forecast_or_reason
-from vlds.plan.micro_batch import micro_batch
-from vlds.plan.rehearsal import NOTHING, Work, rehearse
-from vlds.plan.replay import seconds_here
+from vlds.plan.rehearsal import NOTHING, Work, micro_batch, rehearse, seconds_here
+from vlds.recipe.config import Recipe
 from vlds.schema import Batch
 from vlds.training.deepspeed_config import cut_batches
 

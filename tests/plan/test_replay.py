@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlds.plan import replay
-from vlds.plan.replay import AROUND, Operation, Shape, seconds_here, update_seconds
+from vlds.plan import rehearsal as replay
+from vlds.plan.rehearsal import AROUND, Operation, Shape, seconds_here, update_seconds
 
 aten = torch.ops.aten
 

@@ -22,10 +22,10 @@ from tests.toys import causal, dual, forks
 from tests.toys.hub import Hub, running_hub
 from tests.toys.image_text import save_tiny
 from tests.toys.models import saved_backbone
-from vlds.backbones import T5
 from vlds.models import DualEncoder, ImageTextToText
-from vlds.pretrained import hub as hub_requests
-from vlds.vision import ClipVision
+from vlds.models.backbones import T5
+from vlds.models.loading import model_files as hub_requests
+from vlds.models.vision import ClipVision
 
 SECONDS = 20
 """transformers tries a host that does not answer for 40."""

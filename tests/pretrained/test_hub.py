@@ -13,10 +13,10 @@ import torch
 from huggingface_hub import constants
 
 from tests.toys.forks import free_port
-from vlds.backbones import T5
-from vlds.pretrained import hub
-from vlds.pretrained.hub import check_source
-from vlds.vision import ClipVision, Timm
+from vlds.models.backbones import T5
+from vlds.models.loading import model_files as hub
+from vlds.models.loading.model_files import check_source
+from vlds.models.vision import ClipVision, Timm
 
 
 @pytest.fixture(autouse=True)

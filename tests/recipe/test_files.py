@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from vlds.config import parse_recipe, save_recipe
-from vlds.recipe.files import merged, read_merged
+from vlds.recipe.config import parse_recipe, save_recipe
+from vlds.recipe.paths import merged, read_merged
 
 
 def write(file: Path, tree: dict[str, Any]) -> Path:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from vlds.cli.commands import run_command
-from vlds.config import load_recipe
-from vlds.recipe.trusted import check_classes, is_trusted, take_trust, trust
-from vlds.runtime.manifest import write_manifest
+from vlds.cli.main import run_command
+from vlds.recipe.config import load_recipe
+from vlds.recipe.paths import check_classes, is_trusted, take_trust, trust
+from vlds.runtime.json_files import write_manifest
 from vlds.runtime.yaml_file import parse_yaml, read_yaml
 from vlds.tasks import VQA
 
@@ -136,7 +136,7 @@ def test_which_classes_are_known() -> None:
     for name in (
         "os.system",
         "subprocess.Popen",
-        "vlds.launch.start.main",
+        "vlds.cli.start.main",
         "json",
         "helper.Thing",
         "1",
@@ -147,7 +147,7 @@ def test_which_classes_are_known() -> None:
 
 def test_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr("vlds.recipe.trusted._trusted", set())
+    monkeypatch.setattr("vlds.recipe.paths._trusted", set())
     assert take_trust(["convert", "--trust", "a.b", "--x", "--trust=c"]) == ["convert", "--x"]
     assert is_trusted("a.b")
     assert is_trusted("a.b.deeper")

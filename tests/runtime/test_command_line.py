@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from data_prep.cli import main
-from vlds.cli.commands import run_command
+from vlds.cli.main import run_command
 
 JSONL = "jsonl --task vqa --annotations x --images y --out z"
 

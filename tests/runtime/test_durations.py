@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlds.runtime.durations import clock, duration_text
+from vlds.runtime.terminal import clock, duration_text
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.toys.processes import HOLDER, holder
-from vlds.runtime import folder_lock as module
-from vlds.runtime.folder_lock import NAME, FolderInUse, folder_lock
+from vlds.runtime import folders as module
+from vlds.runtime.folders import NAME, FolderInUse, folder_lock
 
 
 def test_a_second_program_is_refused_and_told_who_writes(tmp_path: Path) -> None:

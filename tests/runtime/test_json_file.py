@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlds.runtime.json_file import (
+from vlds.runtime.json_files import (
     DEEPEST,
     NotFinite,
     depth,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vlds.runtime.json_record import parse_record, read_record
+from vlds.runtime.json_files import parse_record, read_record
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.toys.processes import gone, until
-from vlds.runtime.process_end import (
+from vlds.runtime.process import (
     ASKING,
     Interrupted,
     how_it_ended,
@@ -39,7 +39,7 @@ def test_a_signal_that_asks_for_an_end(number: signal.Signals) -> None:
 
 PARENT = """
 import subprocess, sys, time
-child = "import time; from vlds.runtime.process_end import end_with_parent; end_with_parent(); "
+child = "import time; from vlds.runtime.process import end_with_parent; end_with_parent(); "
 child += "print('ready', flush=True); time.sleep(60)"
 process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
 process.stdout.readline()

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from vlds.cli.main import main
-from vlds.launch.start import launch_command
-from vlds.runtime.rank_environment import (
+from vlds.cli.start import launch_command
+from vlds.runtime.ranks import (
     RankPlace,
     check_alone,
     is_rank,
+    rank_from_environment,
     read_place,
     single_rank,
     without_rank,
 )
-from vlds.runtime.ranks import rank_from_environment
 
 WHOLE = {
     "RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1",
@@ -94,7 +94,7 @@ def test_one_of_several_processes_needs_the_whole_set(
     assert not is_rank(POD)
     for name, value in POD.items():
         environment.setenv(name, value)
-    environment.setattr("vlds.launch.rank.OTHERS_SPEAK_AFTER_S", 0)
+    environment.setattr("vlds.runtime.terminal.OTHERS_SPEAK_AFTER_S", 0)
     with pytest.raises(ValueError, match="but not LOCAL_RANK: start the run with torchrun"):
         rank_from_environment()
     assert main(["train", "--config", "none.yaml"]) == 2

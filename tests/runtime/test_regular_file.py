@@ -15,15 +15,15 @@ from data_prep.cli import main
 from data_prep.packing.writer import write_dataset
 from tests.toys.pictures import noise
 from tests.toys.streams import records
-from vlds.backbones import T5
-from vlds.config import load_recipe
 from vlds.data.shards.shard_stream import read_shard, shard_urls
 from vlds.data.shards.store import open_dataset
-from vlds.inference import predict_one
+from vlds.evaluation.inference import predict_one
+from vlds.models.backbones import T5
 from vlds.models.generation.answer_list import read_answers
-from vlds.runtime.manifest import MANIFEST, damage
-from vlds.runtime.regular_file import NotAFile, check_file, open_file
-from vlds.tasks.gqa_choices import load_choices
+from vlds.recipe.config import load_recipe
+from vlds.runtime.files import NotAFile, check_file, open_file
+from vlds.runtime.json_files import MANIFEST, damage
+from vlds.tasks.gqa import load_choices
 
 
 def pipe(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.toys.files import ROOT
-from vlds.runtime.scratch import PREFIX, scratch_folder
+from vlds.runtime.folders import PREFIX, scratch_folder
 
 HOLD = """
 import os, time

@@ -9,9 +9,8 @@ import sys
 import pytest
 
 from tests.toys.files import ROOT
-from vlds.runtime.shown import visible
-from vlds.runtime.templating import environment
-from vlds.runtime.terminal import tell
+from vlds.runtime.limited import environment
+from vlds.runtime.terminal import tell, visible
 
 
 @pytest.mark.parametrize(

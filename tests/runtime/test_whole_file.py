@@ -23,8 +23,15 @@ from safetensors.numpy import save_file
 from tests.toys.files import ROOT
 from tests.toys.small_disk import small_disk
 from vlds.runtime.disk import CannotWrite, append, check_writable
-from vlds.runtime.half_made import FOREIGN_S, sweep
-from vlds.runtime.whole_file import Taken, finish_replacing, whole_file, whole_folder, write_whole
+from vlds.runtime.files import (
+    FOREIGN_S,
+    Taken,
+    finish_replacing,
+    sweep,
+    whole_file,
+    whole_folder,
+    write_whole,
+)
 
 NO_PROCESS = 1 << 22
 """No process of Linux has this number, or a larger one."""
@@ -137,8 +144,7 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
 def test_a_device_takes_what_it_is_given(tmp_path: Path) -> None:
     write_whole(Path("/dev/null"), "x", stream=True)
     words = (
-        "from vlds.runtime.whole_file import *; "
-        "write_whole(Path('/dev/stdout'), 'told', stream=True)"
+        "from vlds.runtime.files import *; write_whole(Path('/dev/stdout'), 'told', stream=True)"
     )
     done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("told", 0), done.stderr

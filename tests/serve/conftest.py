@@ -10,8 +10,7 @@ import pytest
 
 from tests.toys.trained_runs import talkative_run
 from tests.toys.world import world_recipe
-from vlds.serve.open_run import open_run
-from vlds.serve.server import Server, bound
+from vlds.evaluation.serve import Server, bound, open_run
 
 
 @pytest.fixture(scope="session")

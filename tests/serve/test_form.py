@@ -7,8 +7,8 @@ import time
 import pytest
 
 from tests.toys.http_requests import BOUNDARY, FORM, form_of
+from vlds.evaluation.serve import LONGEST_HEAD, MOST_PARTS, NotAForm, parse_form
 from vlds.schema import LONGEST_TEXT
-from vlds.serve.form import LONGEST_HEAD, MOST_PARTS, NotAForm, parse_form
 
 KIND = FORM["Content-Type"]
 BYTES = bytes(range(256)) * 3 + b"\r\n\r\n--\r\n--=-=-bound\r\r\n\n"

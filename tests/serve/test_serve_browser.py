@@ -8,7 +8,7 @@ import pytest
 
 from tests.toys.browser import PROGRAM, visit
 from tests.toys.world import picture
-from vlds.serve.server import Server
+from vlds.evaluation.serve import Server
 
 pytestmark = [
     pytest.mark.slow,

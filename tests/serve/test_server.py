@@ -23,12 +23,10 @@ import pytest
 from tests.toys.http_requests import ask, form_of
 from tests.toys.world import picture, world_recipe
 from vlds.artifact import load_run
-from vlds.cli.commands import run_command
-from vlds.cli.main import main
-from vlds.evaluation.answer import check_number, predict
-from vlds.launch.start import free_port
-from vlds.serve.open_run import open_run
-from vlds.serve.server import MAX_BODY, Server, bound
+from vlds.cli.main import main, run_command
+from vlds.cli.start import free_port
+from vlds.evaluation.evaluator import check_number, predict
+from vlds.evaluation.serve import MAX_BODY, Server, bound, open_run
 from vlds.tasks import NLVR2
 
 RED = picture("red", 1)

@@ -14,13 +14,11 @@ import yaml
 from tests.toys.files import write_lines
 from tests.toys.processes import holder
 from tests.toys.world import world_recipe, write_world
-from vlds.cli.commands import run_command
-from vlds.config import save_recipe
-from vlds.sweep import claims
-from vlds.sweep.agenda import estimate
-from vlds.sweep.file import folder_name, read_sweep
-from vlds.sweep.runs import SweepRun, runs_of
-from vlds.sweep.work import CLAIMS, FAILED, preparation_parts
+from vlds.cli import sweep_work as claims
+from vlds.cli.main import run_command
+from vlds.cli.sweep_work import CLAIMS, FAILED, estimate, preparation_parts
+from vlds.recipe.config import save_recipe
+from vlds.report.sweep import SweepRun, folder_name, read_sweep, runs_of
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 
 from tests.toys.files import ROOT
 from tests.toys.processes import HOLDER
-from vlds.runtime.folder_lock import NAME, FolderInUse
-from vlds.sweep import claims
-from vlds.sweep.claims import claim, is_claimed, wait_until_free
+from vlds.cli import sweep_work as claims
+from vlds.cli.sweep_work import claim, is_claimed, wait_until_free
+from vlds.runtime.folders import NAME, FolderInUse
 
 TAKE_ALL = """
 import sys, time

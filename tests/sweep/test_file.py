@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlds.config import save_recipe
-from vlds.methods.adapter import Adapter
-from vlds.sweep.file import Preparation, folder_name, preparations, read_sweep
-from vlds.sweep.runs import runs_of
-from vlds.sweep.table import spec_of_sweep
-from vlds.sweep.work import RunPart, Work, preparation_parts
+from vlds.cli.sweep_work import RunPart, Work, preparation_parts
+from vlds.models.methods.adapter import Adapter
+from vlds.recipe.config import save_recipe
+from vlds.report.sweep import (
+    Preparation,
+    folder_name,
+    preparations,
+    read_sweep,
+    runs_of,
+    spec_of_sweep,
+)
 
 FILE = {
     "output": "runs/table",

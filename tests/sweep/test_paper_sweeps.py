@@ -17,15 +17,14 @@ from transformers import BartTokenizer
 from data_prep.cli import build_parser
 from data_prep.cli import main as data_prep
 from tests.toys.models import hf_config
-from vlds.backbones import Bart
-from vlds.cli.commands import run_command
-from vlds.config import load_recipe
-from vlds.data.order.mixture import steps_in
+from vlds.cli.main import run_command
+from vlds.cli.sweep_work import RunPart, preparation_parts
+from vlds.data.order.mixed_order import steps_in
+from vlds.models.backbones import Bart
 from vlds.models.build import describe
-from vlds.runtime.resources import find, shipped
-from vlds.sweep.file import Sweep, preparations, read_sweep
-from vlds.sweep.runs import SweepRun, runs_of
-from vlds.sweep.work import RunPart, preparation_parts
+from vlds.recipe.config import load_recipe
+from vlds.report.sweep import Sweep, SweepRun, preparations, read_sweep, runs_of
+from vlds.runtime.process import find, shipped
 
 FROM_DOWNLOADS = "sweeps/vl_adapter_image_bart_features.yaml"
 UNPUBLISHED = "sweeps/vl_adapter_video_t5.yaml"

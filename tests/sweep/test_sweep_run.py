@@ -23,9 +23,9 @@ from tests.toys.launched_run import last_step
 from tests.toys.processes import until
 from tests.toys.recipes import with_task
 from tests.toys.world import world_recipe, write_world
-from vlds.cli.commands import run_command
-from vlds.config import save_recipe
-from vlds.runtime.manifest import recorded_hash
+from vlds.cli.main import run_command
+from vlds.recipe.config import save_recipe
+from vlds.runtime.json_files import recorded_hash
 
 pytestmark = [pytest.mark.slow, pytest.mark.launcher]
 STEPS = 40

@@ -8,10 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from vlds.metrics import coco_package
-from vlds.report.compute.results import example_values, mean_of
+from vlds.report.scores import example_values, mean_of
 from vlds.schema import Sample
 from vlds.tasks import Caption, VideoCaption
+from vlds.tasks.metrics import coco_package
 
 needs_java = pytest.mark.skipif(
     coco_package.missing() is not None, reason=str(coco_package.missing())

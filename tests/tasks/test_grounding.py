@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from tests.toys.task_samples import sample_of
-from vlds.metrics.box_overlap import overlap
 from vlds.schema import SkipSample
 from vlds.tasks import Grounding
 from vlds.tasks.base import ask
 from vlds.tasks.grounding import box_of, box_text
+from vlds.tasks.metrics.plain_scores import overlap
 
 
 def test_a_box_is_four_numbers() -> None:

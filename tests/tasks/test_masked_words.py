@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from tests.toys.cross_modal import write_tokenizer
-from vlds.models.cross_modal_collate import CrossModalCollator, masked_words
+from vlds.models.kinds.text_encoder import CrossModalCollator, masked_words
 from vlds.recipe.parse import build as built
 from vlds.schema import IGNORED_LABEL, Batch, Masking, Row, Sample
 from vlds.tasks import MaskedWords

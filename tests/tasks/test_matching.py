@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vlds.heads import LinearHead
+from vlds.models.heads import LinearHead
 from vlds.schema import Sample
 from vlds.tasks import Matching
 

@@ -14,7 +14,7 @@ from vlds.recipe.parse import build as built
 from vlds.schema import Sample, SkipSample
 from vlds.tasks import VQA, GroundedCaption, Matching, SpanPrediction, Task, VisualGrounding
 from vlds.tasks.base import ask
-from vlds.tasks.refer import POINTERS
+from vlds.tasks.grounding import POINTERS
 
 SENTENCE = "a man riding a wave on top of a surfboard"
 T5, BART = SpanPrediction(), SpanPrediction(target="sentence", share=0.3, prompt="denoise text: ")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from tests.toys.task_samples import sample_of
-from vlds.metrics.box_overlap import overlap
 from vlds.recipe.parse import build as built
 from vlds.schema import Sample, SkipSample
 from vlds.tasks import Refer
 from vlds.tasks.base import ask
-from vlds.tasks.refer import POINTERS
+from vlds.tasks.grounding import POINTERS
+from vlds.tasks.metrics.plain_scores import overlap
 
 
 def sample(box: list[float], **extra: Any) -> Sample:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.packing.annotation import soft_label
+from data_prep.packing.pack import soft_label
 from vlds.schema import Sample
 from vlds.tasks import VQA
 

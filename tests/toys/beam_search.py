@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vlds.models.joint_model import JointModel
+from vlds.models.kinds.joint import JointModel
 from vlds.schema import Decoding
 
 

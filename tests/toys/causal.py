@@ -13,13 +13,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.toys.world import COLOURS, world_recipe
-from vlds.config import Recipe
-from vlds.methods import Method
 from vlds.models import Causal
 from vlds.models.build import ModelSetup, build_model
-from vlds.models.causal_model import CausalModel
+from vlds.models.kinds.causal import CausalModel
+from vlds.models.methods import Method
+from vlds.models.vision import ConvNet
+from vlds.recipe.config import Recipe
 from vlds.schema import Batch, Example, Row
-from vlds.vision import ConvNet
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>\n{% endfor %}"

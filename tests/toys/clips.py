@@ -13,9 +13,9 @@ import numpy as np
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
-from vlds.config import Recipe
+from vlds.models.vision import StoredFeatures
+from vlds.recipe.config import Recipe
 from vlds.tasks import VideoCaption, VideoQA
-from vlds.vision import StoredFeatures
 
 CLIP_FRAMES = 4
 CLIP_DIM = 6

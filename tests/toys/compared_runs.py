@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.toys.files import write_lines
-from vlds.report.compute.comparison import RowSpec, TableSpec
+from vlds.report.comparison import RowSpec, TableSpec
 
 SCORES = {
     "single adapter": [(0.60, 1.10), (0.64, 1.14), (0.68, 1.12)],

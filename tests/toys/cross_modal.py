@@ -11,14 +11,14 @@ import torch
 from transformers import BertTokenizerFast
 
 from tests.toys.world import COLOURS, world_recipe
-from vlds.config import Recipe
-from vlds.heads import LinearHead, MLPHead
-from vlds.methods import Full
 from vlds.models import CrossModal
-from vlds.models.co_attention import CoAttentionConfig
+from vlds.models.heads import LinearHead, MLPHead
+from vlds.models.kinds.cross_modal_model import CoAttentionConfig
+from vlds.models.methods import Full
+from vlds.models.vision import ClipTokens
+from vlds.recipe.config import Recipe
 from vlds.schema import Batch, Example, Row
 from vlds.tasks import VQA, MaskedWords, Matching
-from vlds.vision import ClipTokens
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = "what colour is it now ? a picture that and nothing but dark vqa : caption"

@@ -17,16 +17,16 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.world import COLOURS, world_recipe
-from vlds.config import OptimizerConfig, Recipe
 from vlds.data.config import DataConfig
-from vlds.heads import TextHead
-from vlds.heads.base import ClassOutput
-from vlds.methods import Full, Method
 from vlds.models import DualEncoder
 from vlds.models.build import ModelSetup, build_model
-from vlds.models.dual_encoder_model import DualEncoderModel
+from vlds.models.heads import TextHead
+from vlds.models.kinds.dual_encoder_model import DualEncoderModel
+from vlds.models.methods import Full, Method
+from vlds.recipe.config import OptimizerConfig, Recipe
 from vlds.schema import Batch, Example, Row
 from vlds.tasks import Caption, ImageClass
+from vlds.tasks.class_output import ClassOutput
 
 PAINTS = {**COLOURS, "yellow": (230, 220, 40)}
 SIDE, WIDTH = 16, 12

@@ -12,22 +12,23 @@ import torch
 from torch import Tensor
 
 from tests.toys.models import DIM, GRID, Words, backbone
-from vlds.backbones import T5, Backbone, Bart
-from vlds.config import AdamWUpdate, OptimizerConfig, Recipe, TrainingConfig
 from vlds.data.config import DataConfig
-from vlds.data.order.batch_cut import BatchCut
-from vlds.heads import Head
-from vlds.methods import Adapter, Method
+from vlds.data.order.mixed_order import BatchCut
 from vlds.models import JointSeq2Seq
+from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.build import build_model
-from vlds.models.joint_model import JointModel
+from vlds.models.heads import Head
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import Adapter, Method
+from vlds.models.vision import StoredFeatures
 from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.recipe.config import AdamWUpdate, OptimizerConfig, Recipe, TrainingConfig
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.schema import IGNORED_LABEL, Batch
 from vlds.tasks import GQA, VQA, Caption, Task
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
-from vlds.training.engine import Engine, start_ranks
-from vlds.training.optim import parameter_groups, set_learning_rate
-from vlds.vision import StoredFeatures
+from vlds.training.engine import Engine
+from vlds.training.optimizer import parameter_groups, set_learning_rate
 
 FAMILIES: dict[str, type[Backbone]] = {"T5": T5, "Bart": Bart}
 TASKS: dict[str, Task] = {"vqa": VQA(), "caption": Caption(), "gqa": GQA()}

@@ -13,9 +13,9 @@ from torch import Tensor
 from tests.toys.models import hf_config
 from tests.toys.recipes import with_model
 from tests.toys.trained_runs import OLD_ROWS, recipe_from
-from vlds.backbones import T5
-from vlds.config import Recipe
-from vlds.models.joint_model import JointModel
+from vlds.models.backbones import T5
+from vlds.models.kinds.joint import JointModel
+from vlds.recipe.config import Recipe
 from vlds.schema import Batch
 from vlds.tasks import Task
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.toys.files import ROOT
-from vlds.runtime.process_end import PR_SET_PDEATHSIG
+from vlds.runtime.process import PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -175,16 +175,17 @@ def _main() -> None:
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 (what `deepspeed.initialize` imports)
 
     import data_prep.cli  # noqa: F401
-    import vlds.cli.commands
+    import vlds.cli.main
+    import vlds.cli.rank
     import vlds.convert.hf
-    import vlds.launch.rank
-    import vlds.report.render.write
+    import vlds.report.page
+    import vlds.runtime.terminal
     import vlds.training.loop
-    from vlds.kernels.compiled import compiled_functions
-    from vlds.kernels.dropout import SOURCE
+    from vlds.models.kernels.dropout import SOURCE
+    from vlds.models.kernels.fused import compiled_functions
 
     compiled_functions(SOURCE)
-    vlds.launch.rank.OTHERS_SPEAK_AFTER_S = 0.5  # no launcher is to be waited for
+    vlds.runtime.terminal.OTHERS_SPEAK_AFTER_S = 0.5  # no launcher is to be waited for
     # What imports leave is for ever: a child's collections need not go through it.
     gc.collect()
     gc.freeze()

@@ -6,7 +6,7 @@ import http.client
 import json
 from typing import Any, NamedTuple
 
-from vlds.serve.server import Server
+from vlds.evaluation.serve import Server
 
 BOUNDARY = "=-=-boundary"
 FORM = {"Content-Type": f'multipart/form-data; boundary="{BOUNDARY}"'}

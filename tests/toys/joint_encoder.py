@@ -8,12 +8,12 @@ from typing import Any
 
 from tests.toys.cross_modal import write_configs
 from tests.toys.world import COLOURS, world_recipe
-from vlds.config import Recipe
-from vlds.heads import MLPHead
-from vlds.methods import Adapter
 from vlds.models import JointEncoder
+from vlds.models.heads import MLPHead
+from vlds.models.methods import Adapter
+from vlds.models.vision import ConvNet
+from vlds.recipe.config import Recipe
 from vlds.tasks import VQA
-from vlds.vision import ConvNet
 
 CLASSES = (*COLOURS, "dark")
 

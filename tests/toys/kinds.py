@@ -10,11 +10,11 @@ import pytest
 from tests.toys.causal import causal_recipe
 from tests.toys.image_text import save_tiny
 from tests.toys.world import world_recipe
-from vlds.config import Recipe
-from vlds.methods import LoRA
 from vlds.models import ImageTextToText
 from vlds.models.build import build_model
+from vlds.models.methods import LoRA
 from vlds.models.model import Model
+from vlds.recipe.config import Recipe
 
 IMAGE_TYPE = "qwen2_5_vl"
 """Pictures of unlike sizes become unlike numbers of tokens."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 
 from tests.toys.files import ROOT
-from vlds.config import Recipe, save_recipe
-from vlds.launch.supervisor import is_rank_itself
+from vlds.cli.supervisor import is_rank_itself
+from vlds.recipe.config import Recipe, save_recipe
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 

@@ -1,6 +1,6 @@
 """The cases of all methods, which the contract tests iterate over.
 
-A class that is imported, here or by vlds.methods, is tested.
+A class that is imported, here or by vlds.models.methods, is tested.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import inspect
 import pytest
 
 import tests.examples.output_scale
-from vlds.backbones import T5, Backbone, Bart
-from vlds.methods import Method
-from vlds.methods.base import Case
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.methods import Method
+from vlds.models.methods.base import Case
 
-HOMES = ("vlds.methods.", tests.examples.__name__)
+HOMES = ("vlds.models.methods.", tests.examples.__name__)
 """Where methods that keep the contract are; other tests have methods that break it."""
 
 

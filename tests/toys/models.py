@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlds.backbones import T5, Backbone
-from vlds.methods import Method
 from vlds.models import JointSeq2Seq
+from vlds.models.backbones import T5, Backbone
 from vlds.models.build import ModelSetup, build_model
-from vlds.models.joint_model import JointModel
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import Method
+from vlds.models.vision import StoredFeatures, VisionEncoder
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
-from vlds.vision import StoredFeatures, VisionEncoder
 
 TASKS = ("vqa", "gqa", "nlvr")
 VOCABULARY = 60

@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 import pytest
 import torch
 
-from vlds.config import Recipe
+from vlds.recipe.config import Recipe
 from vlds.runtime.ranks import Ranks
 from vlds.training.loop import train
 from vlds.training.prepare import prepare

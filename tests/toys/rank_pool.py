@@ -28,7 +28,8 @@ from typing import Any
 import torch
 import torch.distributed
 
-import vlds.launch.rank
+import vlds.cli.rank
+import vlds.runtime.terminal
 from tests.toys.files import ROOT
 from tests.toys.forks import Child, free_port, rank_environment, start
 
@@ -170,7 +171,7 @@ def _work(connection: Connection) -> None:
 def _rank(handle: int, store: Path) -> None:
     """One process of the pool."""
     os.chdir(ROOT)
-    vlds.launch.rank.OTHERS_SPEAK_AFTER_S = 0.0  # no launcher ends them; all shall answer
+    vlds.runtime.terminal.OTHERS_SPEAK_AFTER_S = 0.0  # no launcher ends them; all shall answer
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",

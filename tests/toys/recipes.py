@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.toys.kinds import kind_recipe
-from vlds.config import Recipe, parse_recipe, save_recipe
+from vlds.recipe.config import Recipe, parse_recipe, save_recipe
 
 RECIPE = """\
 output: runs/mine

@@ -9,9 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from tests.toys.files import write_lines
-from vlds.evaluation.scores_json import Scored, write_scores
-from vlds.report.read.samples import GalleryEntry, write_gallery
-from vlds.report.read.scores import Scores, TaskScores
+from vlds.evaluation.result import Scored, write_scores
+from vlds.report.read import GalleryEntry, Scores, TaskScores, write_gallery
 
 TASKS = {"vqa": "vqa_accuracy", "gqa": "accuracy", "nlvr": "accuracy", "caption": "word_f1"}
 COLUMNS = ("majority", "frozen", "norms only", "adapters")

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
-from vlds.config import Recipe
+from vlds.recipe.config import Recipe
 
 STATE = "state/step-00000010/state.safetensors"
 

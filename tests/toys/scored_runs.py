@@ -9,8 +9,8 @@ from typing import Any
 
 from tests.toys.files import read_lines, write_lines
 from tests.toys.world import world_recipe
-from vlds.config import Recipe, save_recipe
 from vlds.data.shards.store import open_dataset
+from vlds.recipe.config import Recipe, save_recipe
 from vlds.tasks import VQA
 from vlds.tasks.base import Task
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.packing.journal import Dropped
+from data_prep.packing.source import Dropped
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.files import read_lines
 from tests.toys.pictures import jpeg

@@ -14,12 +14,11 @@ import numpy as np
 from data_prep.packing.writer import SampleRecord
 from tests.toys.pictures import noise
 from vlds.data.config import DataConfig
-from vlds.data.order.batch_cut import BatchCut
-from vlds.data.shards.cache import ShardCache
+from vlds.data.order.mixed_order import BatchCut
+from vlds.data.shards.download import ShardCache
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.eval_order import EvalOrder, survey
-from vlds.data.streams.source import Source
+from vlds.data.streams.source import EvalOrder, Source, survey
 from vlds.data.streams.stream import EvalStream, TrainStream
 from vlds.models.collate import JointCollator
 from vlds.schema import Batch, Example, ImageSpec, Sample

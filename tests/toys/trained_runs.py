@@ -20,12 +20,12 @@ from tests.toys.models import hf_config, save_own_head, shake
 from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun, load_run, own_tensors, save_artifact
-from vlds.backbones import T5, Bart
-from vlds.cli.commands import run_command
-from vlds.config import Recipe
-from vlds.convert.verify import logits
+from vlds.cli.main import run_command
+from vlds.convert.output import logits
+from vlds.models.backbones import T5, Bart
 from vlds.models.build import build_model
-from vlds.models.joint_model import JointModel
+from vlds.models.kinds.joint import JointModel
+from vlds.recipe.config import Recipe
 from vlds.schema import Batch
 
 CASES = [

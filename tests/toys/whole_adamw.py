@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlds.config import AdamWUpdate
-from vlds.models.optimizer_rules import TaskSlices
-from vlds.training.adamw import Piece, TaskAdamW, segments_of
+from vlds.models.roles import TaskSlices
+from vlds.recipe.config import AdamWUpdate
+from vlds.training.optimizer import Piece, TaskAdamW, segments_of
 
 
 class WholeAdamW:

@@ -15,11 +15,11 @@ from torch import Tensor
 from tests.toys.causal import WIDE, kind_in, save_model
 from tests.toys.image_text.rows import TASKS, Tiny, rows_with
 from tests.toys.image_text.rows import wide as wide_image_text
-from vlds.methods import Method
 from vlds.models import Causal
 from vlds.models.build import ModelSetup, build_model
-from vlds.models.causal_model import CausalModel
+from vlds.models.kinds.causal import CausalModel
 from vlds.models.loading.quantised import Bits
+from vlds.models.methods import Method
 from vlds.schema import Batch, Row
 
 

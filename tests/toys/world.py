@@ -14,14 +14,14 @@ import sentencepiece
 from PIL import Image
 
 from data_prep.packing.writer import SampleRecord, write_dataset
-from vlds.backbones import T5
-from vlds.config import OptimizerConfig, Recipe, TrainingConfig
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
-from vlds.methods import Adapter
 from vlds.models import JointSeq2Seq
+from vlds.models.backbones import T5
+from vlds.models.methods import Adapter
+from vlds.models.vision import ConvNet
+from vlds.recipe.config import OptimizerConfig, Recipe, TrainingConfig
 from vlds.tasks import VQA, Caption
-from vlds.vision import ConvNet
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}
 SIZES: dict[str, Any] = {

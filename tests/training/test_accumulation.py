@@ -23,12 +23,13 @@ from tests.toys.engines import (
 from tests.toys.models import Words
 from tests.toys.rank_pool import RankPool
 from vlds.data.config import DataConfig
-from vlds.data.order.batch_cut import BatchCut
+from vlds.data.order.mixed_order import BatchCut
 from vlds.models.build import build_model
 from vlds.plan import planned
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.training.deepspeed_config import complete_deepspeed_config
-from vlds.training.engine import Engine, start_ranks
-from vlds.training.optim import parameter_groups
+from vlds.training.engine import Engine
+from vlds.training.optimizer import parameter_groups
 
 ROWS = 4
 

@@ -25,8 +25,8 @@ from tests.toys.engines import (
 )
 from tests.toys.rank_pool import RankPool
 from tests.toys.whole_adamw import WholeAdamW
-from vlds.config import AdamWUpdate, OptimizerConfig
-from vlds.methods import (
+from vlds.models.loss import LossTotals, coefficients, count
+from vlds.models.methods import (
     IA3,
     Adapter,
     Compacter,
@@ -38,10 +38,10 @@ from vlds.methods import (
     PrefixTuning,
     PromptTuning,
 )
-from vlds.models.loss import LossTotals, coefficients, count
-from vlds.models.optimizer_rules import TaskSlices, task_slices
+from vlds.models.roles import TaskSlices, task_slices
+from vlds.recipe.config import AdamWUpdate, OptimizerConfig
 from vlds.schema import Batch
-from vlds.training.optim import parameter_groups, schedule_factor, set_learning_rate
+from vlds.training.optimizer import parameter_groups, schedule_factor, set_learning_rate
 
 STEPS = 50
 SCHEDULE = OptimizerConfig(warmup_ratio=0.2)

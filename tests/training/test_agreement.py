@@ -18,7 +18,7 @@ from data_prep.packing.writer import write_dataset
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.world import records, world_recipe
-from vlds.config import Recipe
+from vlds.recipe.config import Recipe
 from vlds.runtime.ranks import Ranks
 from vlds.training import agreement
 from vlds.training.agreement import flat

@@ -18,12 +18,12 @@ from data_prep.packing.writer import write_dataset
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import records, world_recipe
-from vlds.cli.commands import run_command
-from vlds.config import Recipe
-from vlds.data.streams.eval_order import Survey
+from vlds.cli.main import run_command
+from vlds.data.streams.source import Survey
 from vlds.evaluation.sources import evaluation_sources
-from vlds.metrics import coco_package
+from vlds.recipe.config import Recipe
 from vlds.tasks import GQA, Caption
+from vlds.tasks.metrics import coco_package
 from vlds.training.loop import train
 
 

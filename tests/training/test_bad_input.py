@@ -17,18 +17,18 @@ from tests.toys.rank_jobs import check_complaint, ranks_of, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model, with_task
 from tests.toys.world import picture, records, world_recipe
-from vlds.backbones import T5, Bart
-from vlds.cli.commands import run_command
-from vlds.config import Recipe, save_recipe
+from vlds.cli.main import run_command
+from vlds.cli.rank import check_recipe, check_start
 from vlds.data.config import DataConfig
-from vlds.launch.check_recipe import check_recipe, check_start
-from vlds.methods import Adapter, Full
+from vlds.models.backbones import T5, Bart
 from vlds.models.build import build_model
-from vlds.training.build import build_run, open_stream
-from vlds.training.engine import start_ranks
+from vlds.models.methods import Adapter, Full
+from vlds.models.vision import StoredFeatures
+from vlds.recipe.config import Recipe, save_recipe
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.training.prepare import prepare
+from vlds.training.run import build_run, open_stream
 from vlds.training.states import newest
-from vlds.vision import StoredFeatures
 
 
 def test_the_recipe_of_these_tests_is_right(world: Path, tmp_path: Path) -> None:

@@ -22,11 +22,10 @@ from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.artifact import WEIGHTS, artifact_folder, save_artifact
-from vlds.config import Recipe
-from vlds.runtime.half_made import sweep
-from vlds.runtime.manifest import write_manifest
-from vlds.training.best import BestStep
-from vlds.training.states import Best, state_folders
+from vlds.recipe.config import Recipe
+from vlds.runtime.files import sweep
+from vlds.runtime.json_files import write_manifest
+from vlds.training.states import Best, BestStep, state_folders
 
 SCORE = "vqa/exact_match"
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")

@@ -18,11 +18,11 @@ from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import assert_same_run, half_a_run, losses
 from vlds.artifact import load_run
-from vlds.cli.commands import run_command
-from vlds.config import Recipe
-from vlds.convert.verify import logits
-from vlds.methods import Full, LoRA
+from vlds.cli.main import run_command
+from vlds.convert.output import logits
 from vlds.models import Causal
+from vlds.models.methods import Full, LoRA
+from vlds.recipe.config import Recipe
 
 PREDICTIONS = "predictions/step-00000010/vqa.jsonl"
 

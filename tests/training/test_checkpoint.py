@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlds.runtime.manifest import write_manifest
+from vlds.runtime.json_files import write_manifest
 from vlds.training import checkpoint
 from vlds.training.engine import State
 from vlds.training.states import Progress, newest

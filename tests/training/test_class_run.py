@@ -22,17 +22,17 @@ from tests.toys.resumed_runs import check_resume, losses
 from tests.toys.trained_runs import save_run
 from tests.toys.world import picture, world_recipe
 from vlds.artifact import LoadedRun, load_run
-from vlds.cli.commands import run_command
-from vlds.config import Recipe, parse_recipe, save_recipe
-from vlds.convert.verify import logits
-from vlds.evaluation.scores_json import read_scores
+from vlds.cli.main import run_command
+from vlds.convert.output import logits
+from vlds.evaluation.result import read_scores
 from vlds.evaluation.sources import with_lists
-from vlds.heads import Head, LinearHead, MLPHead
-from vlds.methods import LoRA
 from vlds.models.build import describe
+from vlds.models.heads import Head, LinearHead, MLPHead
+from vlds.models.methods import LoRA
+from vlds.recipe.config import Recipe, parse_recipe, save_recipe
 from vlds.schema import Decoding
 from vlds.tasks import VQA, Caption
-from vlds.training.optim import parameter_groups
+from vlds.training.optimizer import parameter_groups
 
 COLOURS = ("red", "green", "blue")
 """The world's answers but for dark, which is worth 0.3 of each question."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.toys.kinds import ALL_KINDS, kind_recipe
-from vlds.config import Recipe
-from vlds.evaluation.cut_texts import cut_texts, num_cut
+from vlds.evaluation.evaluator import cut_texts, num_cut
 from vlds.evaluation.sources import training_sources
+from vlds.recipe.config import Recipe
 
 
 def told(recipe: Recipe) -> list[str]:

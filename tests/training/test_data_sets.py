@@ -12,10 +12,10 @@ from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
-from vlds.backbones import T5
-from vlds.metrics.tables import plain
+from vlds.models.backbones import T5
 from vlds.schema import Decoding
 from vlds.tasks import VQA, Caption, DirectAnswer, Grounding, MultipleChoice, Refer, Task, TextVQA
+from vlds.tasks.metrics.plain_scores import plain
 
 SPLITS = {"okvqa": "val", "aokvqa": "val", "textvqa": "val", "scienceqa": "test",
           "refcoco": "testA", "flickr30k": "test"}  # fmt: skip

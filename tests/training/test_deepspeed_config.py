@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.toys.world import world_recipe
-from vlds.data.order.batch_cut import BatchCut
-from vlds.runtime.resources import find, shipped
+from vlds.data.order.mixed_order import BatchCut
+from vlds.runtime.process import find, shipped
 from vlds.training import deepspeed_config
 from vlds.training.deepspeed_config import (
     BUCKETS,

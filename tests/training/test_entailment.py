@@ -16,11 +16,11 @@ from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.world import COLOURS, picture, world_recipe
-from vlds.backbones import T5
-from vlds.metrics.tables import plain, split
+from vlds.models.backbones import T5
 from vlds.schema import Decoding
 from vlds.tasks import NLVR2, Entailment, MultipleChoice, Task
-from vlds.training.build import check_choices
+from vlds.tasks.metrics.plain_scores import plain, split
+from vlds.training.run import check_choices
 
 LABELS = {"red": "entailment", "green": "neutral", "blue": "contradiction"}
 
@@ -81,7 +81,7 @@ def test_words_that_begin_alike_are_refused_before_training(world: Path, tmp_pat
 @pytest.mark.parametrize("family", ["t5", "gpt2"])
 @pytest.mark.parametrize("task", [Entailment(), MultipleChoice()], ids=["labels", "letters"])
 def test_real_tokenizers_tell_the_words_apart(family: str, task: Task, shared: Path) -> None:
-    from vlds.backbones import Bart
+    from vlds.models.backbones import Bart
 
     folder = str(shared / "data/tokenizers" / family)
     source = T5(path="t5-base", tokenizer=folder) if family == "t5" else Bart(

@@ -14,8 +14,8 @@ from tests.toys.rank_jobs import check_complaint, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
-from vlds.config import Recipe, load_recipe
 from vlds.data.shards.store import open_dataset
+from vlds.recipe.config import Recipe, load_recipe
 
 
 def task_batches(world: Path, output: Path) -> Recipe:

@@ -23,18 +23,19 @@ from tests.toys.recipes import with_model
 from tests.toys.trained_runs import talkative_run
 from tests.toys.world import picture, records, world_recipe, write_tokenizer
 from vlds.artifact import WEIGHTS, load_run
-from vlds.cli.commands import run_command
+from vlds.cli.main import run_command
 from vlds.evaluation.evaluator import Evaluator
+from vlds.evaluation.inference import with_data
 from vlds.evaluation.prediction_files import read_pairs
 from vlds.evaluation.result import Evaluation
 from vlds.evaluation.sources import evaluation_sources
-from vlds.inference import with_data
-from vlds.runtime.manifest import write_manifest
-from vlds.training.best import BestStep
+from vlds.runtime.deepspeed_start import start_ranks
+from vlds.runtime.json_files import write_manifest
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
-from vlds.training.engine import Engine, start_ranks
+from vlds.training.engine import Engine
 from vlds.training.loop import train
-from vlds.training.optim import parameter_groups
+from vlds.training.optimizer import parameter_groups
+from vlds.training.states import BestStep
 
 NUM_QUESTIONS = 48
 
@@ -48,7 +49,7 @@ def progress_of(run: Path, folder: str) -> list[str]:
     evaluator = Evaluator(
         recipe, evaluation_sources(recipe), loaded.collator, start_ranks(60), said.append
     )
-    with mock.patch("vlds.runtime.progress.SECONDS_BETWEEN_LINES", -1.0):
+    with mock.patch("vlds.runtime.terminal.SECONDS_BETWEEN_LINES", -1.0):
         evaluator(loaded.model)
     return said
 

@@ -18,16 +18,16 @@ from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankError, RankPool
 from tests.toys.recipes import with_model
 from tests.toys.world import picture, world_recipe
-from vlds import features
-from vlds.cli.commands import run_command
-from vlds.config import Recipe, save_recipe
-from vlds.data.shards.decode import decode_image
+from vlds.cli.main import run_command
+from vlds.data.shards.pictures import decode_image
 from vlds.data.shards.shard_index import beside
 from vlds.data.shards.store import open_dataset
-from vlds.features import Done, compute_features
-from vlds.methods import Adapter
-from vlds.vision import ConvNet, StoredFeatures
-from vlds.vision.base import GridEncoder
+from vlds.evaluation import features
+from vlds.evaluation.features import Done, compute_features
+from vlds.models.methods import Adapter
+from vlds.models.vision import ConvNet, StoredFeatures
+from vlds.models.vision.base import GridEncoder
+from vlds.recipe.config import Recipe, save_recipe
 
 NO_PROCESS = 1 << 22
 """No process of Linux has this number, or a larger one."""

@@ -19,14 +19,13 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import assert_same_run, half_a_run, losses
 from tests.toys.world import write_world
 from vlds.artifact import load_run
-from vlds.cli.commands import run_command
-from vlds.config import Recipe
-from vlds.data.shards.store import open_dataset
-from vlds.data.shards.subset import few_shots
-from vlds.heads import LinearHead
-from vlds.methods import Adapter, APoLLo, LoRA, Method, SimNL, TipAdapter
-from vlds.models.dual_encoder_model import DualEncoderModel
-from vlds.models.picture_views import View
+from vlds.cli.main import run_command
+from vlds.data.shards.store import few_shots, open_dataset
+from vlds.models.collate import View
+from vlds.models.heads import LinearHead
+from vlds.models.kinds.dual_encoder_model import DualEncoderModel
+from vlds.models.methods import Adapter, APoLLo, LoRA, Method, SimNL, TipAdapter
+from vlds.recipe.config import Recipe
 
 APOLLO = APoLLo(depth=2, heads=3, length=2, views=2, dropout=0.0)
 METHODS: dict[str, Method] = {

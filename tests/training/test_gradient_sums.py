@@ -11,10 +11,10 @@ import torch
 
 from tests.toys.engines import Case, global_batch, make_case, own_micro_batches, start_engine
 from tests.toys.rank_pool import RankPool
-from vlds.kernels.chunks import CHUNK
-from vlds.methods.bottleneck import BottleneckModule
+from vlds.models.kernels.fused import CHUNK
+from vlds.models.methods.bottleneck import BottleneckModule
 from vlds.training import engine
-from vlds.training.gradient_sums import square_sum
+from vlds.training.gradients import square_sum
 
 STEPS = 6
 NOT_FINITE = 3

@@ -22,12 +22,11 @@ from tests.toys.engines import (
 )
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
-from vlds.methods import Adapter, LoRA, Method
-from vlds.methods.extended import LinearExtension
-from vlds.methods.host import Host
+from vlds.models.methods import Adapter, LoRA, Method
+from vlds.models.methods.host import Host, LinearExtension
 from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.schema import OptimizerRule, OptimizerRules
-from vlds.training.engine import start_ranks
 from vlds.training.gradients import WATCHED_STEPS, GradientWatch
 
 

@@ -25,11 +25,11 @@ from tests.toys.engines import (
     with_classes,
 )
 from tests.toys.rank_pool import RankPool
-from vlds.heads import LinearHead, MLPHead
-from vlds.methods import Adapter
-from vlds.models.joint_model import JointModel
+from vlds.models.heads import LinearHead, MLPHead
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import Adapter
 from vlds.schema import Batch
-from vlds.training.optim import parameter_groups
+from vlds.training.optimizer import parameter_groups
 
 STEPS = 4
 HEADS = {

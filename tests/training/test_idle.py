@@ -18,9 +18,8 @@ from tests.toys.engines import (
     start_engine,
 )
 from tests.toys.rank_pool import RankPool
-from vlds.methods import Method
-from vlds.methods.extended import LinearExtension
-from vlds.methods.host import Host
+from vlds.models.methods import Method
+from vlds.models.methods.host import Host, LinearExtension
 from vlds.schema import OptimizerRule, OptimizerRules
 from vlds.training.engine import Engine
 

@@ -13,10 +13,10 @@ from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.world import COLOURS, picture, world_recipe
-from vlds.backbones import T5
-from vlds.metrics.tables import split
+from vlds.models.backbones import T5
 from vlds.schema import Decoding
 from vlds.tasks import ImageClass
+from vlds.tasks.metrics.plain_scores import split
 
 NAMES = {"red": "a fire", "green": "the grass", "blue": "the sea"}
 

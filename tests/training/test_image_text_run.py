@@ -15,18 +15,19 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume
 from tests.toys.world import world_recipe
 from vlds.artifact import load_run
-from vlds.config import Recipe
-from vlds.convert.verify import logits
-from vlds.methods import Adapter
+from vlds.convert.output import logits
 from vlds.models import ImageTextToText
 from vlds.models.build import build_model
+from vlds.models.methods import Adapter
 from vlds.plan import planned
+from vlds.recipe.config import Recipe
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.schema import Batch
-from vlds.training.build import open_stream
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
-from vlds.training.engine import Engine, start_ranks
-from vlds.training.optim import parameter_groups
+from vlds.training.engine import Engine
+from vlds.training.optimizer import parameter_groups
 from vlds.training.prepare import prepare
+from vlds.training.run import open_stream
 
 LOGITS = """
 import sys, torch

@@ -14,15 +14,16 @@ import torch
 from tests.toys.image_text import TYPES
 from tests.toys.image_text.rows import tiny
 from tests.toys.rank_pool import RankError, RankPool
-from vlds.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
-from vlds.methods import Adapter, Full, HyperPELT, LoRA, Method, Mixture, Peft, SimAdapter
 from vlds.models.build import build_model
-from vlds.models.image_text_model import ImageTextModel
-from vlds.models.loading.partitioned_loading import partitioned_loading
+from vlds.models.kinds.image_text_model import ImageTextModel
+from vlds.models.loading.load_backbone import partitioned_loading
+from vlds.models.methods import Adapter, Full, HyperPELT, LoRA, Method, Mixture, Peft, SimAdapter
+from vlds.recipe.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.tasks import VQA, Caption
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
-from vlds.training.engine import Engine, start_ranks
-from vlds.training.optim import parameter_groups, set_learning_rate
+from vlds.training.engine import Engine
+from vlds.training.optimizer import parameter_groups, set_learning_rate
 
 STEPS = 2
 METHODS: dict[str, dict[str, Method]] = {

@@ -19,11 +19,10 @@ from tests.toys.processes import until
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
-from vlds.config import Recipe
-from vlds.runtime.folder_lock import NAME as LOCK
-from vlds.runtime.manifest import damage
-from vlds.runtime.metrics_file import read_metric_lines
-from vlds.runtime.scratch import scratch_folder
+from vlds.recipe.config import Recipe
+from vlds.runtime.folders import NAME as LOCK
+from vlds.runtime.folders import scratch_folder
+from vlds.runtime.json_files import damage, read_metric_lines
 from vlds.training import checkpoint
 from vlds.training.states import newest
 

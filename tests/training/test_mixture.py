@@ -17,9 +17,9 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import short_recipe
 from tests.toys.resumed_runs import check_resume
 from tests.toys.world import world_recipe
-from vlds.methods import Mixture
-from vlds.methods.context import BatchContext
-from vlds.methods.mixture import of_ffn
+from vlds.models.methods import Mixture
+from vlds.models.methods.context import BatchContext
+from vlds.models.methods.mixture import of_ffn
 
 STEPS, EXPERTS, DECAY = 3, 4, 0.1
 FFN = replace(of_ffn(), reduction=4)

@@ -13,11 +13,11 @@ from tests.toys.engines import case_recipe, make_case, recipe_model
 from tests.toys.kinds import kind_recipe
 from tests.toys.rank_jobs import check_complaint
 from tests.toys.recipes import with_model
-from vlds.config import OptimizerConfig, Recipe
-from vlds.methods import IA3, Compacter, LoRA, Method
-from vlds.models.causal import Causal
-from vlds.models.joint_model import JointModel
-from vlds.training.optim import (
+from vlds.models.kinds.causal import Causal
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import IA3, Compacter, LoRA, Method
+from vlds.recipe.config import OptimizerConfig, Recipe
+from vlds.training.optimizer import (
     RATES,
     check_rates,
     parameter_groups,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.toys.engines import NUM_EXAMPLES, case_recipe, global_batch, make_case, recipe_model
 from vlds.schema import IGNORED_LABEL, NO_IMAGE
-from vlds.training.parts import cheapest_cuts, similar_rows
+from vlds.training.optimizer import cheapest_cuts, similar_rows
 
 VISUAL_TOKENS = 9
 

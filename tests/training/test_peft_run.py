@@ -15,9 +15,9 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume
 from tests.toys.world import world_recipe
 from vlds.artifact import load_run
-from vlds.config import Recipe
-from vlds.convert.verify import logits
-from vlds.methods import Peft
+from vlds.convert.output import logits
+from vlds.models.methods import Peft
+from vlds.recipe.config import Recipe
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'vlds[peft]'")
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -17,12 +17,12 @@ from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
-from vlds.config import Recipe, parse_recipe
-from vlds.models.joint import JointSeq2Seq
+from vlds.models.kinds.joint import JointSeq2Seq
+from vlds.models.vision import StoredFeatures
+from vlds.recipe.config import Recipe, parse_recipe
 from vlds.schema import NO_IMAGE, Batch
 from vlds.tasks import VQA, Matching, SpanPrediction
 from vlds.tasks.base import Task
-from vlds.vision import StoredFeatures
 
 PICTURES, DIM, BOXES = 12, 5, 4
 SHIPPED = ROOT / "recipes/pretrain"

@@ -24,8 +24,8 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import short_recipe
 from tests.toys.resumed_runs import check_resume, losses
 from tests.toys.trained_runs import write_run
-from vlds.config import Recipe
-from vlds.methods import LST, VLPET, Adapter, HyperPELT, LoRA, Method, Mixture, SimAdapter
+from vlds.models.methods import LST, VLPET, Adapter, HyperPELT, LoRA, Method, Mixture, SimAdapter
+from vlds.recipe.config import Recipe
 
 STEPS = 4
 SMALL: dict[str, Any] = {"reduction": 4, "task_dim": 6, "hidden_dim": 5, "projected_dim": 4}

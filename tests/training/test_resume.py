@@ -19,18 +19,18 @@ from tests.toys.rank_pool import RankError, RankPool
 from tests.toys.recipes import short_recipe, with_model
 from tests.toys.resumed_runs import check_resume
 from tests.toys.world import world_recipe, write_tokenizer
-from vlds.config import Recipe
 from vlds.data.config import DataConfig
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
-from vlds.importance import write_importance
-from vlds.methods import LST, Full
+from vlds.models.methods import LST, Full
+from vlds.recipe.config import Recipe
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.training import checkpoint
-from vlds.training.build import build_run
-from vlds.training.engine import start_ranks
+from vlds.training.importance import write_importance
 from vlds.training.loop import train
 from vlds.training.prepare import prepare
+from vlds.training.run import build_run
 from vlds.training.states import newest, read_progress
 
 

@@ -24,12 +24,12 @@ from tests.toys.engines import (
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume
 from tests.toys.world import world_recipe
-from vlds.methods import Adapter, LoRA, Method, Shrinking
-from vlds.methods.adapter import AdapterModule
-from vlds.methods.shrinking import num_neurons
-from vlds.models.revising import revision_due
+from vlds.models.kinds.base import revision_due
+from vlds.models.methods import Adapter, LoRA, Method, Shrinking
+from vlds.models.methods.adapter import AdapterModule
+from vlds.models.methods.shrinking import num_neurons
 from vlds.training.engine import Engine, State
-from vlds.training.optim import parameter_groups, set_learning_rate
+from vlds.training.optimizer import parameter_groups, set_learning_rate
 
 STEPS = 6
 METHODS: dict[str, Method] = {

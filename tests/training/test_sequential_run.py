@@ -11,10 +11,10 @@ from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_and_print
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
-from vlds.config import Recipe, load_recipe, parse_recipe
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
 from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
+from vlds.recipe.config import Recipe, load_recipe, parse_recipe
 
 
 def streamed(recipe: Recipe, world: Path) -> Recipe:

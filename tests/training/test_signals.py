@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from vlds.runtime.process_end import signals_collected
+from vlds.runtime.process import signals_collected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -12,7 +12,7 @@ import pytest
 
 from tests.toys.files import read_lines
 from tests.toys.world import world_recipe
-from vlds.config import Recipe, TrackingConfig
+from vlds.recipe.config import Recipe, TrackingConfig
 from vlds.training.sinks import MetricsFile, Tensorboard, check_tracking, has_scores, open_sinks
 
 SCORES = {"loss": 0.25, "scores": {"vqa": {"vqa_accuracy": 0.5}}, "note": "no number"}

@@ -11,10 +11,10 @@ import pytest
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
-from vlds.pretrained.files import damaged_source
-from vlds.runtime.manifest import DESCRIPTION, write_manifest
-from vlds.training.engine import start_ranks
-from vlds.training.prepare import check_frozen_files
+from vlds.evaluation.sources import check_frozen_files
+from vlds.models.loading.model_files import damaged_source
+from vlds.runtime.deepspeed_start import start_ranks
+from vlds.runtime.json_files import DESCRIPTION, write_manifest
 
 
 def written(folder: Path) -> Path:

@@ -13,8 +13,8 @@ from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_and_print
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
-from vlds.config import Recipe, load_recipe
-from vlds.runtime.run_folder import PACKAGES, read_starts
+from vlds.recipe.config import Recipe, load_recipe
+from vlds.runtime.folders import PACKAGES, read_starts
 from vlds.training.loop import train
 
 

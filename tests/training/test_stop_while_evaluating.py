@@ -14,12 +14,12 @@ from tests.toys.files import read_lines
 from tests.toys.rank_jobs import run_and_print, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
-from vlds.config import Recipe
+from vlds.recipe.config import Recipe
 from vlds.schema import Batch
 from vlds.tasks import VQA
 from vlds.training.engine import Engine
+from vlds.training.sinks import StepReport
 from vlds.training.states import newest, read_progress
-from vlds.training.step_report import StepReport
 
 ANSWERS_BEFORE_STOP = 2
 

@@ -13,12 +13,10 @@ import pytest
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.files import read_lines
 from tests.toys.task_samples import ANNOTATIONS, LABELS
-from vlds.cli.commands import COMMANDS, run_command
+from vlds.cli.main import COMMANDS, run_command
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.eval_order import survey
-from vlds.data.streams.source import Source, fixed_example
-from vlds.evaluation.leaderboards import write_submissions
-from vlds.evaluation.prediction_files import read_pairs
+from vlds.data.streams.source import Source, fixed_example, survey
+from vlds.evaluation.prediction_files import read_pairs, write_submissions
 from vlds.evaluation.result import Evaluation
 from vlds.tasks import GQA, NLVR2, VQA, Caption, Task, VideoCaption, VideoQA
 

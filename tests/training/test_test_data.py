@@ -19,9 +19,9 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.trained_runs import built_run, save_run
 from tests.toys.world import records, world_recipe
-from vlds.cli.commands import run_command
-from vlds.config import Recipe
+from vlds.cli.main import run_command
 from vlds.evaluation.prediction_files import read_pairs
+from vlds.recipe.config import Recipe
 from vlds.training.loop import train
 
 NOWHERE = "no/such/folder"
@@ -31,7 +31,7 @@ def command(words: list[str]) -> tuple[int, str]:
     """A command of `vlds` on a rank, which may say how far it is after each batch: its exit code
     and what it says."""
     out = io.StringIO()
-    often = mock.patch("vlds.runtime.progress.SECONDS_BETWEEN_LINES", -1.0)
+    often = mock.patch("vlds.runtime.terminal.SECONDS_BETWEEN_LINES", -1.0)
     with often, redirect_stdout(out), redirect_stderr(out):
         code = run_command(words)
     return code, out.getvalue()

@@ -14,9 +14,9 @@ from tests.toys.own_rows import pack_rows
 from tests.toys.pictures import jpeg
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
-from vlds.config import Recipe
-from vlds.evaluation.answer import check_number
+from vlds.evaluation.evaluator import check_number
 from vlds.evaluation.sources import picture_limits
+from vlds.recipe.config import Recipe
 
 NUM_ROWS = 12
 

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from tests.toys.files import ROOT
 from tests.toys.world import world_recipe
-from vlds.config import save_recipe
-from vlds.training.tracker import progress_bar
+from vlds.recipe.config import save_recipe
+from vlds.training.sinks import progress_bar
 
 TOLD = "loss 0.213  1,422 examples/s  vqa 0.222  gqa 0.131  nlvr2 0.172  caption 0.399"
 

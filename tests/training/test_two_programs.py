@@ -12,7 +12,7 @@ from tests.toys.pictures import png
 from tests.toys.processes import holder
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
-from vlds.config import Recipe
+from vlds.recipe.config import Recipe
 from vlds.training.loop import train
 
 

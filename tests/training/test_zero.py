@@ -27,8 +27,8 @@ from tests.toys.engines import (
     start_engine,
 )
 from tests.toys.rank_pool import RankPool
-from vlds.kernels.dropout import StepDropout, dropout_by, examples_follow
-from vlds.methods import (
+from vlds.models.kernels.dropout import StepDropout, dropout_by, examples_follow
+from vlds.models.methods import (
     IA3,
     BitFit,
     Compacter,
@@ -42,7 +42,7 @@ from vlds.methods import (
 )
 from vlds.plan import planned
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
-from vlds.training.optim import parameter_groups
+from vlds.training.optimizer import parameter_groups
 
 STEPS = 5
 DROPOUT = 0.1

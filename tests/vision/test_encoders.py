@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vlds.methods import Adapter
-from vlds.methods.context import BatchContext
-from vlds.methods.host import Host
+from vlds.models.methods import Adapter
+from vlds.models.methods.context import BatchContext
+from vlds.models.methods.host import Host
+from vlds.models.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
+from vlds.models.vision.base import Geometry, freeze, thaw
+from vlds.models.vision.timm_model import TimmModule
 from vlds.schema import ImageSpec
-from vlds.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
-from vlds.vision.base import Geometry, freeze, thaw
-from vlds.vision.timm_model import TimmModule
 
 CLIP = {
     "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 24,

@@ -12,19 +12,15 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vlds.evaluation.scores_json import SCORES, Scored, weights_of, write_scores
-from vlds.launch.stages import Stage, StageError, as_typed, run_stage, vlds
-from vlds.report.compute.collect import collect
-from vlds.report.read.inputs import read_run
-from vlds.report.read.samples import GalleryEntry
-from vlds.report.render.table import terminal_table
-from vlds.report.render.tables import summary_table
-from vlds.report.render.write import write_report
-from vlds.runtime.process_end import Interrupted
-from vlds.runtime.regular_file import read_text
-from vlds.runtime.resources import find
+from vlds.cli.rank import Stage, StageError, as_typed, run_stage, vlds
+from vlds.evaluation.result import SCORES, Scored, weights_of, write_scores
+from vlds.report.collect import collect
+from vlds.report.page import write_report
+from vlds.report.read import GalleryEntry, read_run
+from vlds.report.tables import summary_table, terminal_table
+from vlds.runtime.files import read_text, write_whole
+from vlds.runtime.process import Interrupted, find
 from vlds.runtime.terminal import open_console, tell
-from vlds.runtime.whole_file import write_whole
 
 RECIPES = ("demo_pretrain", "demo", "demo_control")
 FOLDER = "runs/demo"

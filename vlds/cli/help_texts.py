@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vlds.launch.words import RANK_COMMANDS
+from vlds.cli.supervisor import RANK_COMMANDS
 from vlds.runtime.command_line import CommandParser, description_of
 
 READ_RUNS = ("evaluate", "predict", "convert", "report")

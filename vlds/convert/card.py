@@ -6,10 +6,13 @@ of folders of this machine are not on it.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
@@ -23,20 +26,277 @@ from vlds.artifact import (
     read_recipe,
     read_trained_on,
 )
-from vlds.config import MAX_WIDTH, Recipe, to_tree
-from vlds.convert.alike import task_of_head
-from vlds.convert.bases import Base, bases_of
-from vlds.convert.card_code import Address, Opening, opening_of_method, opening_of_model
-from vlds.convert.card_text import fenced, table, without_places
+from vlds.convert.combine import task_of_head
+from vlds.convert.output import Base, bases_of
 from vlds.convert.peft import PeftFolders
-from vlds.convert.run_scores import scores_of_run
-from vlds.evaluation.scores_json import Scored
-from vlds.methods import Method
-from vlds.methods.extended import is_own
-from vlds.metrics.tables import plain
-from vlds.models import JointSeq2Seq
-from vlds.models.counts import Counts
-from vlds.runtime.shown import visible
+from vlds.evaluation.result import Scored, read_scores
+from vlds.models import Causal, ImageTextToText, JointSeq2Seq
+from vlds.models.kinds.base import ModelKind
+from vlds.models.kinds.image_text_model import ImageTextModel
+from vlds.models.methods import Method
+from vlds.models.methods.host import is_own
+from vlds.models.model import Counts
+from vlds.recipe.config import MAX_WIDTH, Recipe, to_tree
+from vlds.runtime.files import open_file
+from vlds.runtime.folders import PREDICTIONS
+from vlds.runtime.json_files import parse_json, read_json, read_metric_lines, recorded_hash
+from vlds.runtime.terminal import visible
+from vlds.tasks.base import Task
+from vlds.tasks.metrics.plain_scores import plain
+
+# Pieces of a model card: code, tables, and trees without the places of this machine.
+
+
+WHOLE_PATH = re.compile(r"(?:file://)?(?:/|~\w*/|\$\w+/|(?:[^\s:]+/)?\.\./)\S.*")
+INNER_PATH = re.compile(r"(?:file://(?=/)|(?<![\w.:/~]))~?/(?:[^\s/'\"]+/)+")
+"""The folders of a path inside another text, such as a command."""
+
+
+def fenced(language: str, text: str) -> str:
+    """A block of code, with a fence that does not occur in it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; empty without rows."""
+    lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    marks = ["---"] * len(head)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, marks, *lines]) if lines else ""
+
+
+def without_places(tree: Any) -> Any:
+    """A tree whose paths are names, but those that lead down from the working folder."""
+    if isinstance(tree, dict):
+        return {key: without_places(entry) for key, entry in tree.items()}
+    if isinstance(tree, list):
+        return [without_places(entry) for entry in tree]
+    if not isinstance(tree, str):
+        return tree
+    return Path(tree).name if WHOLE_PATH.fullmatch(tree) else INNER_PATH.sub("", tree)
+
+
+# The scores of an artifact, as far as its run folder knows them.
+#
+# `vlds evaluate` writes RUN/predictions/scores.json; training logs the scores of its evaluations,
+# with their steps, in RUN/metrics.jsonl. RUN/best/best.json says which step that artifact is of.
+
+
+LONGEST_LINE = 1 << 20
+"""Bytes of a prediction that are read."""
+
+
+def scores_of_run(run: Path, recipe: Recipe) -> dict[str, Scored]:
+    """Task -> the scores of the whole on the data that the recipe names, by the artifact's weights;
+    empty where none are known."""
+    folder = artifact_folder(run)
+    with suppress(ValueError):  # somebody's file: a card can do without
+        scored, weights = read_scores(run / PREDICTIONS), recorded_hash(folder, WEIGHTS)
+        # The run may have trained on since it was evaluated.
+        if of_these := {task: e for task, e in scored.items() if e.weights == weights}:
+            return {task: entry for task, entry in of_these.items() if plain(entry.scores)}
+    if (step := step_of(folder, recipe)) is None:
+        return {}
+    logged = logged_scores(folder.parent / "metrics.jsonl", step)
+    return {
+        task: Scored(*scored_data(folder.parent, step, task), scores)
+        for task, scores in logged.items()
+        if plain(scores)
+    }
+
+
+def scored_data(run: Path, step: int, task: str) -> tuple[str | None, int | None]:
+    """The data that a run's evaluation after a step was on, and its number of examples; None where
+    its predictions do not say."""
+    with suppress(OSError, ValueError, AttributeError):
+        with open_file(run / PREDICTIONS / f"step-{step:08d}" / f"{task}.jsonl") as file:
+            line = parse_json(file.readline(LONGEST_LINE))
+        data, number = line.get("data"), line.get("of")
+        return (
+            data if isinstance(data, str) else None,
+            number if isinstance(number, int) and number >= 0 else None,
+        )
+    return None, None
+
+
+def step_of(folder: Path, recipe: Recipe) -> int | None:
+    """The step of an artifact: the run's last, or that of its best evaluation."""
+    with suppress(OSError, ValueError):
+        step = read_json(folder / "best.json")["step"]
+        return step if isinstance(step, int) else None
+    return recipe.training.num_steps if recipe.training.epochs is None else None
+
+
+def logged_scores(file: Path, step: int) -> Mapping[str, Mapping[str, float]]:
+    """Task -> the scores of a step in metrics.jsonl."""
+    for _, line in reversed(read_metric_lines(file).lines):
+        if line["step"] == step and "scores" in line:
+            scores: Mapping[str, Mapping[str, float]] = line["scores"]
+            return scores
+    return {}
+
+
+# The code on a model card: how to open the folder that the card is in, and to ask the model.
+
+
+QUESTION = "What is in the picture?"
+PHOTO = "photo.jpg"
+OPEN_ALL = "vlds opens the whole model, and asks it"
+SEES = "image-text-to-text"
+"""The hub's word for what these models do."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the folder is found."""
+
+    name: str
+    """The folder's name, or its name on the hub."""
+    on_hub: bool
+
+    @classmethod
+    def of(cls, out: Path, hub_name: str | None) -> Address:
+        """Of a folder that may go to the hub."""
+        return cls(hub_name or out.name, hub_name is not None)
+
+    @property
+    def text(self) -> str:
+        """The name as a text in Python."""
+        return text_of(self.name)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a folder is opened."""
+
+    library: str
+    """The library that opens it, perhaps on the base model that it belongs to."""
+    task: str | None
+    """What the model does once it is open, in the hub's words."""
+    steps: Sequence[tuple[str, Sequence[str]]]
+    """What some lines of Python do, and the lines."""
+
+
+def opening_of_model(run: LoadedRun, address: Address) -> Opening:
+    """Of a folder that `vlds convert hf` has written."""
+    kind = run.recipe.model
+    if not isinstance(kind, ImageTextToText):
+        name = f"{auto_class(kind)}.from_pretrained({address.text})"
+        part = "language model" if isinstance(kind, Causal) else "text backbone"
+        alone = [f"from transformers import {auto_class(kind)}", "", f"model = {name}"]
+        title = f"transformers opens the {part} alone, without pictures"
+        return Opening("vlds", SEES, [(OPEN_ALL, with_vlds(run, address)), (title, alone)])
+    if run.recipe.methods or run.model.heads:
+        return Opening("vlds", SEES, [(OPEN_ALL, with_vlds(run, address))])
+    lines = [
+        "from PIL import Image",
+        "from transformers import AutoModelForImageTextToText, AutoProcessor",
+        "",
+        f"model = AutoModelForImageTextToText.from_pretrained({address.text})",
+        f"processor = AutoProcessor.from_pretrained({address.text})",
+        *asking(run, "do_sample=False"),
+    ]
+    return Opening("transformers", SEES, [("transformers opens and asks the model", lines)])
+
+
+def opening_of_method(
+    run: LoadedRun, address: Address, base: str, folders: Sequence[str]
+) -> Opening:
+    """Of what `vlds convert peft` has written. `base`: name of the model that it is for;
+    `folders`: those below the top that hold an adapter each."""
+    kind = run.recipe.model
+    name = auto_class(kind)
+    below = next(filter(None, folders), "")
+    subfolder = f", subfolder={text_of(below)}" if below else ""
+    sees = isinstance(kind, ImageTextToText)
+    lines = [
+        "from peft import PeftModel",
+        *(["from PIL import Image"] if sees else []),
+        f"from transformers import {name}" + (", AutoProcessor" if sees else ""),
+        "",
+        f"base = {name}.from_pretrained({text_of(base)})",
+        f"model = PeftModel.from_pretrained(base, {address.text}{subfolder})",
+    ]
+    if sees:
+        # The base model may end answers elsewhere, and punish repeated words.
+        ends = run.model.generation_defaults().eos_token_id
+        how = f"do_sample=False, repetition_penalty=1.0, eos_token_id={ends}"
+        lines += [f"processor = AutoProcessor.from_pretrained({text_of(base)})", *asking(run, how)]
+    title = "peft puts the method on its base model"
+    if not sees:
+        title += ", which reads text alone; `vlds convert hf` writes the model that sees"
+    writes = "text-generation" if isinstance(kind, Causal) else None
+    return Opening("peft", SEES if sees else writes, [(title, lines)])
+
+
+def auto_class(kind: ModelKind) -> str:
+    """The class of transformers that opens the backbone."""
+    if isinstance(kind, ImageTextToText):
+        return "AutoModelForImageTextToText"
+    if isinstance(kind, Causal):
+        return "AutoModelForCausalLM"
+    return "AutoModelForSeq2SeqLM" if isinstance(kind, JointSeq2Seq) else "AutoModel"
+
+
+def asking(run: LoadedRun, how: str) -> list[str]:
+    """Ask an image-text model of transformers; nothing for types without a chat template, or where
+    heads answer. `how`: more arguments of `generate`."""
+    task = next((task for task in run.recipe.tasks.values() if task.head is None), None)
+    if task is None or not getattr(run.processor, "chat_template", None):
+        return []
+    assert isinstance(run.model, ImageTextModel)
+    pictures = ['{"type": "image", "image": Image.open("' + PHOTO + '")},'] * pictures_of(task)
+    decoding = task.decoding
+    options = f"max_new_tokens={decoding.max_new_tokens}, num_beams={decoding.num_beams}"
+    return [
+        "",
+        "content = [",
+        *(f"    {line}" for line in pictures),
+        f'    {{"type": "text", "text": {text_of(prompt_of(task))}}},',
+        "]",
+        "inputs = processor.apply_chat_template(",
+        '    [{"role": "user", "content": content}],',
+        '    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",',
+        *(f"    {name}={value}," for name, value in run.model.collator.chat.variables.items()),
+        ").to(model.device, dtype=model.dtype)",
+        f"ids = model.generate(**inputs, {options}, {how})",
+        'answer = ids[0, inputs["input_ids"].shape[1]:]',
+        "print(processor.decode(answer, skip_special_tokens=True))",
+    ]
+
+
+def with_vlds(run: LoadedRun, address: Address) -> list[str]:
+    """Open a folder with vlds, and ask its first task."""
+    name, task = next(iter(run.recipe.tasks.items()))
+    lines, folder = ["import vlds"], address.text
+    if address.on_hub:
+        lines += ["from huggingface_hub import snapshot_download"]
+        folder = f"snapshot_download({folder})"
+    lines += ["", f"model = vlds.load({folder})"]
+    if run.recipe.image is None:  # stored features
+        return lines
+    photos = [text_of(PHOTO)] * pictures_of(task)
+    shown = photos[0] if len(photos) == 1 else f"[{', '.join(photos)}]"
+    question = [text_of(QUESTION)] if task.input_field else []
+    words = ", ".join([shown, *question, f"task={text_of(name)}"])
+    return [*lines, f"answer = model.answer({words})", "print(answer.text)"]
+
+
+def prompt_of(task: Task) -> str:
+    """A question as the task writes it."""
+    return task.prompt + (QUESTION if task.input_field else "")
+
+
+def pictures_of(task: Task) -> int:
+    """Pictures of a sample."""
+    return task.num_pictures or 1
+
+
+def text_of(text: str) -> str:
+    """A text as Python writes it, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
 
 CARD = "README.md"
 HUB_DATA = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)")

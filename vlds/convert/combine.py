@@ -11,25 +11,261 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlds.artifact import LoadedRun, load_run
-from vlds.config import Recipe
-from vlds.convert.alike import (
-    check_base,
-    check_names,
-    check_settings,
-    essence,
-    stacked,
-    task_of_head,
-)
-from vlds.convert.output import first_names
-from vlds.convert.verify import all_tasks
+from vlds.convert.output import all_tasks, first_names
 from vlds.models.build import build_model
-from vlds.runtime.progress import follow
+from vlds.recipe.config import Recipe, to_tree
+from vlds.runtime.terminal import follow
+
+# Checks that runs are of one model: what their recipes and their backbones' configs say of what is
+# computed, vocabularies, and names and shapes of tensors.
+
+
+Opened = tuple[Path, LoadedRun]
+ONE_MODEL = "only runs of one model can be combined"
+NOT_THE_MODEL = {
+    # Where weights and tokenizer come from: they themselves are compared.
+    "config", "path", "pretrained", "tokenizer", "weights",
+    # How weights were drawn, trained and saved.
+    "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "embedding_std",
+    "initializer_factor", "initializer_range", "init_std", "learning_rate", "torch_dtype",
+    "transformers_version", "use_cache",
+}  # fmt: skip
+"""Settings that do not change what given weights compute; nor does dropout, by any name."""
+
+
+def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
+    """What combined runs must have in common, besides their tensors."""
+    recipe = run.recipe
+    essentials = {
+        **method_settings(recipe, recipe.methods),
+        **chosen_settings("model", to_tree(recipe.model)),
+    }
+    if with_tasks:
+        heads = {name: to_tree(task.head) for name, task in recipe.tasks.items() if task.head}
+        essentials |= {"tasks": list(recipe.tasks), "heads": heads}
+    for name, part in run.model.parts.items():
+        settings = shaping(config_of(run.model.get_submodule(part.path)))
+        essentials |= {f"{name}.{key}": value for key, value in settings.items()}
+    return essentials
+
+
+def method_settings(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
+    """The settings of methods, as `chosen_settings` has them."""
+    trees = to_tree(recipe.methods)
+    settings = (chosen_settings(f"methods.{name}", trees[name]) for name in names)
+    return {key: value for each in settings for key, value in each.items()}
+
+
+def chosen_settings(key: str, tree: Any) -> dict[str, Any]:
+    """Dotted key -> the classes that a recipe chooses inside a value, and their settings."""
+    if not isinstance(tree, Mapping):
+        return {key: tree}
+    chosen = {key: tree["class_path"]} if "class_path" in tree else {}
+    for name, value in shaping(tree.get("init_args", tree)).items():
+        chosen |= chosen_settings(f"{key}.{name}", value)
+    return chosen
+
+
+def shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that change what given weights compute."""
+    return {
+        key: value
+        for key, value in settings.items()
+        if key not in NOT_THE_MODEL and "drop" not in key and not key.startswith("train_")
+    }
+
+
+def config_of(module: nn.Module) -> dict[str, Any]:
+    """Hugging Face's config of a model that has one."""
+    configs = (getattr(each, "config", None) for each in module.modules())
+    hf_config = next((config for config in configs if hasattr(config, "to_dict")), None)
+    return {} if hf_config is None else dict(hf_config.to_dict())
+
+
+def check_settings(
+    first: Opened,
+    other: Opened,
+    expected: Mapping[str, Any],
+    given: Mapping[str, Any],
+    option: str = "",
+) -> None:
+    """Errors: ValueError that names what differs, settings or the vocabulary."""
+    for key in [*expected, *(given.keys() - expected.keys())]:
+        if expected.get(key) != given.get(key):
+            raise ValueError(
+                f"{option}{key}: {expected.get(key)} in {first[0]}, {given.get(key)} in "
+                f"{other[0]}; {ONE_MODEL}"
+            )
+    if first[1].model.tokenizer.get_vocab() != other[1].model.tokenizer.get_vocab():
+        raise ValueError(f"{option}tokenizer: {other[0]} has another vocabulary than {first[0]}")
+
+
+def check_names(first: Opened, other: Opened, same_tasks: bool) -> None:
+    """Errors: ValueError if a tensor has no counterpart, or (of the same tasks) none of its shape,
+    whatever the settings say; runs of other tasks may have other heads."""
+    shapes = [{n: tuple(t.shape) for n, t in r.model.unique_state()} for _, r in (first, other)]
+    if first[1].recipe.tasks.keys() != other[1].recipe.tasks.keys():
+        shapes = [
+            {name: shape for name, shape in each.items() if task_of_head(name) is None}
+            for each in shapes
+        ]
+    if odd := sorted(shapes[0].keys() ^ shapes[1].keys()):
+        owner = first[0] if odd[0] in shapes[0] else other[0]
+        raise ValueError(f"{odd[0]}: only {owner} has it; {ONE_MODEL}")
+    for name in sorted(shapes[0]) if same_tasks else ():
+        if (one := shapes[0][name]) != (another := shapes[1][name]):
+            raise ValueError(f"{name}: {one} in {first[0]}, {another} in {other[0]}; {ONE_MODEL}")
+
+
+def task_of_head(tensor: str) -> str | None:
+    """The task whose head a tensor belongs to, by its name; None if it belongs to no head."""
+    part, _, rest = tensor.partition(".")
+    return rest.partition(".")[0] if part == "heads" else None
+
+
+def check_base(first: Opened, base: Opened) -> None:
+    """Errors: ValueError if the base of a sum is not what the run began with."""
+    expected, given = (
+        {key: value for key, value in essence(run, False).items() if key.split(".")[0] != "methods"}
+        for _, run in (first, base)
+    )
+    check_settings(first, base, expected, given, "--base: ")
+    shapes = [{n: tuple(t.shape) for n, t in run.model.unique_state()} for _, run in (first, base)]
+    for name in [*shapes[0], *sorted(shapes[1].keys() - shapes[0].keys())]:
+        if shapes[0].get(name) != shapes[1].get(name):
+            raise ValueError(
+                f"--base: {base[0]} has {'no' if name in shapes[0] else 'a'} {name} "
+                f"{shapes[0].get(name) or shapes[1][name]}; the base is what the runs began with, "
+                "the weights of their methods included"
+            )
+    # `convert hf` drops methods that are part of the weights by then.
+    common = sorted(first[1].recipe.methods.keys() & base[1].recipe.methods.keys())
+    expected, given = (method_settings(run.recipe, common) for _, run in (first, base))
+    check_settings(first, base, expected, given, "--base: ")
+    tasks = list(first[1].recipe.tasks), list(base[1].recipe.tasks)
+    if tasks[0] != tasks[1] and stacked(first[1].recipe):
+        raise ValueError(
+            f"--base: the tasks of {base[0]} are {tasks[1]}, those of {first[0]} {tasks[0]}, and "
+            "tasks have weights of their own; the base is what the runs began with"
+        )
+
+
+def stacked(recipe: Recipe) -> set[str]:
+    """Tensors with a slice for each task: those whose shape follows the number of tasks."""
+    shapes = []
+    for tasks in (["one"], ["one", "two"]):
+        with torch.device("meta"):
+            model = build_model(recipe.model_setup, tasks, torch.float32, None)
+        shapes.append({name: tensor.shape for name, tensor in model.unique_state()})
+    return {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
+
+
+# MerA (He et al. 2023, https://arxiv.org/abs/2308.15982): the neurons of an adapter are brought
+# into the order of another one's by optimal transport, after which a mean of both makes sense.
+#
+# A neuron is a row of the down half, its bias, and a column of the up half. With uniform masses and
+# the squared distances of neurons as cost, P is the plan, and the other adapter becomes
+#
+#     down <- r P down,    bias <- r P bias,    up <- up (r P)^T,
+#
+# whose output is the same if P is exact: then r P is a permutation. There is no public code; the
+# paper's costs are of weights or of activations. LoRA's A and B are such halves, without bias.
+
+
+Cost = Literal["weights_in", "weights_in_out", "activations"]
+COSTS: tuple[Cost, ...] = get_args(Cost)
+MOST_ITERATIONS, COLUMN_TOLERANCE = 10_000, 1e-3
+"""Of entropic plans. Small shares converge as slowly as one over the iterations."""
+
+
+class Neurons(NamedTuple):
+    """The hidden neurons of one adapter, in float64."""
+
+    down: Tensor
+    """(r, d)."""
+    bias: Tensor
+    """(r,), 0 where there is none."""
+    up: Tensor
+    """(d, r)."""
+
+    def features(self, cost: Cost, inputs: Tensor) -> Tensor:
+        """(r, f) what neurons are compared by; `inputs`: (n, d) what the adapter reads."""
+        if cost == "activations":
+            return (inputs @ self.down.T + self.bias).T
+        weights = torch.cat([self.down, self.bias[:, None]], 1)
+        return weights if cost == "weights_in" else torch.cat([weights, self.up.T], 1)
+
+    def moved(self, plan: Tensor) -> Neurons:
+        """The neurons by a plan (r, r) whose rows sum to 1."""
+        return Neurons(plan @ self.down, plan @ self.bias, self.up @ plan.T)
+
+
+def distances(first: Tensor, other: Tensor) -> Tensor:
+    """(r, f) features of two adapters -> (r, r) squared Euclidean distances."""
+    return (first[:, None] - other).square().sum(-1)
+
+
+def load_pot() -> ModuleType:
+    """The library POT.
+
+    Errors: ValueError if it is missing.
+    """
+    try:
+        return import_module("ot")
+    except ImportError:
+        raise ValueError(
+            "--how transport needs the package POT: pip install 'vlds[transport]'"
+        ) from None
+
+
+def transport_plan(cost: Tensor, regularisation: float | None = None) -> Tensor:
+    """(r, r) cost -> (r, r) plan whose rows sum to 1: a permutation, or with `regularisation`, a
+    share of the largest cost, a mixture of neurons.
+
+    Errors: ValueError if the library POT is missing, or if the columns of a mixture do not come to
+    sum to 1 as well.
+    """
+    ot, size = load_pot(), len(cost)
+    if not size:
+        return cost  # a layer that has lost all of its neurons
+    masses = torch.full((size,), 1 / size, dtype=torch.float64)
+    if regularisation is None:
+        # A vertex of the polytope: rounding takes away what 1 / r leaves.
+        exact: Tensor = size * ot.emd(masses, masses, cost)
+        return exact.round()
+    scaled = cost / cost.max().clamp(min=torch.finfo(cost.dtype).tiny)
+    mixed: Tensor = size * ot.sinkhorn(
+        masses, masses, scaled, regularisation, method="sinkhorn_log", numItermax=MOST_ITERATIONS,
+        stopThr=1e-12, warn=False,
+    )  # fmt: skip
+    if not (mixed.sum(0) - 1).abs().max() <= COLUMN_TOLERANCE:
+        raise ValueError(
+            f"--entropic: got {regularisation}; the plan has not converged after "
+            f"{MOST_ITERATIONS:,} iterations; give a larger share, or leave it out"
+        )
+    return mixed
+
+
+def aligned(
+    first: Neurons,
+    other: Neurons,
+    cost: Cost,
+    inputs: Tensor,
+    regularisation: float | None = None,
+) -> Neurons:
+    """The other adapter, whose neurons stand where those of the first that they are like do."""
+    features = (neurons.features(cost, inputs) for neurons in (first, other))
+    return other.moved(transport_plan(distances(*features), regularisation))
+
 
 Combined = tuple[LoadedRun, Mapping[str, LoadedRun]]
 """A run, and of each of its tasks the run whose outputs it must give."""

@@ -2,35 +2,241 @@
 
 from __future__ import annotations
 
+import argparse
+import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from vlds.convert.options import (
-    BASE_HELP,
-    DESCRIPTION,
-    EPILOG,
-    MERGE_HELP,
-    PACKING,
-    RUN_HELP,
-    TWO_WAYS,
-    Options,
-    add_layout,
-    add_merge,
-    add_push,
-    add_source,
-    check_merge,
-    check_options,
-)
-from vlds.convert.output import say, stoppable, tell
-from vlds.runtime.command_line import CommandParser
+from vlds.convert.output import check_absent, say, stoppable, tell
+from vlds.runtime.command_line import CommandParser, description_of
 
-if TYPE_CHECKING:  # imported at run time, they would make each help wait for torch
+if TYPE_CHECKING:
     from vlds.artifact import LoadedRun
+    from vlds.convert.output import Verification
     from vlds.convert.target import RunFiles, Target
-    from vlds.convert.verify import Verification
-    from vlds.models.counts import Counts
+    from vlds.models.model import Counts
+
+
+# The options of `vlds convert`: added to parsers, and checked before anything is loaded.
+
+
+Options = argparse.Namespace
+Layouts: TypeAlias = "argparse._SubParsersAction[CommandParser]"
+
+DESCRIPTION = """\
+Export a run to another layout, or import weights from one.
+
+  vlds convert hf --run runs/vqa --out models/vqa
+  vlds convert reference --from LAST.pth --config recipe.yaml --out models/old
+  vlds convert LAYOUT --help                                 a layout's options
+"""
+EPILOG = """\
+--out must not exist; it is written whole or not at all. Other people's files
+are read without running code in them.
+"""
+BASE_HELP = (
+    "backbone's name in adapter_config.json; default: its name on the hub, if no weights but those "
+    "in the folder differ from it"
+)
+RUN_HELP = "folder that `vlds train` or `vlds convert` wrote"
+FROM_RUN_HELP = "run with the recipe, and with what the files lack (visual embedding, ...)"
+TWO_WAYS = """\
+With --from, read files and write an artifact of the model that --config or
+--run describes. Without it, write the run in this layout.
+"""
+MERGE_HELP = """\
+  fold        fold every method into the weights, or simplify it (Compacter to
+              Adapter, ...); an error if neither is possible; writes what
+              `vlds convert hf` writes
+  average     the mean of the weights of several runs of one recipe
+  arithmetic  base + sum of weight x (run - base); a negative weight forgets
+  take        a run of --task only: its slices of weights that are stacked
+              over tasks, and all weights that tasks share
+  put         the first run, with the second run's slices for --task
+  transport   the mean, after the neurons of adapters have been brought into
+              the first run's order (MerA)
+  ties, dare_linear, dare_ties, magnitude_prune
+              the sum of what methods have added, without small or random
+              entries (peft's functions)
+"""
+MERGES: dict[str, tuple[range, tuple[str, ...]]] = {
+    "fold": (range(1, 2), ()),
+    "average": (range(2, 1000), ("weights",)),
+    "arithmetic": (range(1, 1000), ("base", "weights")),
+    "take": (range(1, 2), ("task",)),
+    "put": (range(2, 3), ("task",)),
+    "transport": (range(2, 1000), ("cost", "entropic", "samples")),
+    **dict.fromkeys(
+        ("ties", "dare_linear", "dare_ties", "magnitude_prune"),
+        (range(2, 1000), ("weights", "density")),
+    ),
+}
+"""Way of combining -> possible numbers of runs, and options."""
+REQUIRED = ("base", "task")
+"""Options that the ways which have them need."""
+COSTS = ("weights_in", "weights_in_out", "activations")
+"""What transport compares neurons by."""
+PACKING = "--model.bits"
+"""Key of a recipe: `--model.bits null` opens a run on unquantised weights."""
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
+
+
+def add_layout(
+    layouts: Layouts, name: str, function: Callable[[Options], None], more: str = ""
+) -> CommandParser:
+    """A sub-command with the options that all have, described by its function's docstring."""
+    text = description_of(function)
+    parser = layouts.add_parser(
+        name,
+        help=text.split("\n")[0],
+        description=f"{text}\n\n{more}".rstrip(),
+        accepts_keys=True,
+    )
+    parser.set_defaults(function=function, parser=parser, push=None, private=False)
+    parser.add_argument("--out", type=Path, required=True, help="new file or folder to write")
+    parser.add_argument(
+        "--verify", nargs="*", type=Path, metavar="PICTURE",
+        help="compare outputs before and after, on these pictures or on generated ones; above the "
+        "tolerance, nothing is written",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tolerance", type=float, metavar="SHARE",
+        help="with --verify: largest difference, as a share of the largest logit; default: 1e-5 "
+        "in float32, 0.05 in bfloat16",
+    )  # fmt: skip
+    return parser
+
+
+def add_push(parser: CommandParser) -> None:
+    """Add the options that upload what was written."""
+    parser.add_argument(
+        "--push", metavar="OWNER/NAME",
+        help="then upload the folder to this model on the Hugging Face hub, which is created if "
+        "need be: all files; a recipe.yaml among them has the paths of your data",
+    )  # fmt: skip
+    parser.add_argument(
+        "--private", action="store_true",
+        help="with --push: only you and your organisation see the model; default: as the hub's "
+        "settings say, else everybody",
+    )  # fmt: skip
+
+
+def add_source(parser: CommandParser, what: str, required: bool) -> None:
+    """Add the options that say where weights come from, and for which model they are."""
+    parser.add_argument("--from", dest="source", type=Path, required=required, help=what)
+    parser.add_argument(
+        "--config", metavar="RECIPE",
+        help="recipe of the model that --from is for; further options are keys of the recipe",
+    )  # fmt: skip
+    also = "" if required else "without --from, what is written: "
+    parser.add_argument("--run", type=Path, help=f"{also}{RUN_HELP}; with --from, {FROM_RUN_HELP}")
+
+
+def add_merge(parser: CommandParser) -> None:
+    """Add the options that only merge has."""
+    # argparse by itself takes -1e-3 for an option.
+    parser._negative_number_matcher = NEGATIVE
+    parser.add_argument(
+        "--run", type=Path, nargs="+", required=True, help=f"one or several runs: {RUN_HELP}"
+    )
+    parser.add_argument(
+        "--how", choices=sorted(MERGES), default="fold", metavar="WAY",
+        help="one of the ways above; default: fold",
+    )  # fmt: skip
+    parser.add_argument("--base", type=Path, help="for arithmetic: the run that all began with")
+    parser.add_argument(
+        "--weights", type=float, nargs="+", metavar="WEIGHT",
+        help="for average and arithmetic: one for each run; default: 1 each",
+    )  # fmt: skip
+    parser.add_argument("--task", help="for take and put: the task's name")
+    parser.add_argument(
+        "--cost", choices=COSTS, metavar="COST",
+        help="for transport: what neurons are compared by: weights_in, weights_in_out (default; "
+        "also the weights behind them) or activations",
+    )  # fmt: skip
+    parser.add_argument(
+        "--entropic", type=float, metavar="SHARE",
+        help="for transport: regularise the plan by this share of the largest cost, which mixes "
+        "neurons; default: the exact plan",
+    )  # fmt: skip
+    parser.add_argument(
+        "--samples", type=Path, nargs="+", metavar="PICTURE",
+        help="for transport with --cost activations: pictures; default: generated ones",
+    )  # fmt: skip
+    parser.add_argument(
+        "--density", type=float, metavar="SHARE",
+        help="for ties, dare_* and magnitude_prune: share of the entries that stay; default: 0.5",
+    )  # fmt: skip
+
+
+def check_options(options: Options) -> None:
+    """Find mistakes before anything is loaded.
+
+    Errors: ValueError that names the option.
+    """
+    check_absent(options.out, "file" if options.out.suffix == ".pth" else "folder")
+    if options.tolerance is not None and options.verify is None:
+        raise ValueError("--tolerance: goes with --verify")
+    check_push_words(options)
+    for picture in options.verify or ():
+        if not picture.is_file():
+            raise ValueError(f"--verify: no such picture: {picture}")
+    if (source := getattr(options, "source", None)) is not None and not source.exists():
+        raise ValueError(f"--from: no such file or folder: {source}")
+    if source is None and getattr(options, "config", None):
+        raise ValueError("--config: goes with --from")
+    runs = options.run if isinstance(options.run, list) else [options.run]
+    for run in filter(None, runs):
+        if not run.is_dir():
+            raise ValueError(f"--run: no such folder: {run}")
+
+
+def check_push_words(options: Options) -> None:
+    """Errors: ValueError if what is written cannot be pushed."""
+    if options.private and options.push is None:
+        raise ValueError("--private: goes with --push")
+    if options.push is None:
+        return
+    if getattr(options, "source", None) is not None:
+        raise ValueError("--push: goes with a run that is written, not with --from")
+    if (how := getattr(options, "how", "fold")) != "fold":
+        raise ValueError(
+            f"--push: {how} writes a run, which needs the files that it was trained on; push what "
+            "`vlds convert hf` writes of it"
+        )
+
+
+def check_merge(options: Options) -> None:
+    """Errors: ValueError if options do not go with each other, or the base does not exist."""
+    how = options.how
+    num, wanted = MERGES[how]
+    if len(options.run) not in num:
+        least = f"{num.start}" if len(num) == 1 else f"{num.start} or more"
+        raise ValueError(f"--run: {how} takes {least}, got {len(options.run)}")
+    for name in ("base", "weights", "task", "cost", "entropic", "samples", "density"):
+        given = getattr(options, name) is not None
+        if given and name not in wanted:
+            fitting = " and ".join(h for h, (_, names) in MERGES.items() if name in names)
+            raise ValueError(f"--{name} goes with --how {fitting}, not with {how}")
+        if not given and name in wanted and name in REQUIRED:
+            raise ValueError(f"--{name}: --how {how} needs it")
+    if options.entropic is not None and not 0 < options.entropic < math.inf:
+        raise ValueError(f"--entropic: got {options.entropic}; give a number above 0, such as 0.05")
+    if options.density is not None and not 0 < options.density <= 1:
+        raise ValueError(f"--density: got {options.density}; give a share above 0, at most 1")
+    if options.samples is not None and options.cost != "activations":
+        raise ValueError("--samples: goes with --cost activations")
+    for picture in options.samples or ():
+        if not picture.is_file():
+            raise ValueError(f"--samples: no such picture: {picture}")
+    if options.base is not None and not options.base.is_dir():
+        raise ValueError(
+            f"--base: no such folder: {options.base}; name one that `vlds train` or "
+            "`vlds convert` wrote"
+        )
 
 
 def convert(arguments: list[str]) -> int:
@@ -39,7 +245,7 @@ def convert(arguments: list[str]) -> int:
     check_options(options)
     with stoppable():
         if options.push is not None:
-            from vlds.convert.push import check_push, push
+            from vlds.convert.hf import check_push, push
 
             check_push(options.push, private=options.private)
         options.function(options)
@@ -112,7 +318,8 @@ def merge(options: Options) -> None:
     runs, verification = options.run, verification_of(options)
     if options.how == "fold":
         return write_model(options, runs[0], merge=True)
-    from vlds.convert import combine, merged_adapters
+    from vlds.convert import combine
+    from vlds.convert import peft as merged_adapters
     from vlds.convert.target import write_run
 
     match options.how:
@@ -177,9 +384,8 @@ def peft(options: Options) -> None:
     vlds convert peft --run runs/lora --out adapters/lora
     vlds convert peft --from adapters/lora --run runs/lora --out models/lora
     """
-    from vlds.convert.adapter_folders import plain
-    from vlds.convert.card import describe, write_method_card
-    from vlds.convert.card_code import Address
+    from vlds.convert.adapters import plain
+    from vlds.convert.card import Address, describe, write_method_card
     from vlds.convert.peft import PeftFolders
 
     if options.source is not None and options.base is not None:
@@ -199,8 +405,7 @@ def adapters(options: Options) -> None:
     vlds convert adapters --run runs/vqa --out adapters/vqa
     vlds convert adapters --from adapters/vqa --run runs/vqa --out models/vqa
     """
-    from vlds.convert.adapter_folders import plain
-    from vlds.convert.adapters import AdaptersFolders
+    from vlds.convert.adapters import AdaptersFolders, plain
 
     convert_files(options, AdaptersFolders, plain)
 
@@ -229,7 +434,7 @@ def convert_files(
 
 def verification_of(options: Options) -> Verification | None:
     """What `--verify` asks for."""
-    from vlds.convert.verify import Verification
+    from vlds.convert.output import Verification
 
     return None if options.verify is None else Verification(options.verify, options.tolerance)
 
@@ -239,9 +444,9 @@ def target_of(options: Options) -> Target:
 
     Errors: ValueError unless just one of --config and --run describes it.
     """
-    from vlds.config import parse_recipe
     from vlds.convert.target import target_of_recipe, target_of_run
     from vlds.evaluation.sources import with_lists
+    from vlds.recipe.config import parse_recipe
 
     if (options.config is None) == (options.run is None):
         raise ValueError("--from: give one of --config and --run, which describes the model")

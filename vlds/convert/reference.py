@@ -14,17 +14,15 @@ import torch
 from torch import Tensor
 
 from vlds.artifact import LoadedRun
-from vlds.backbones import T5
-from vlds.backbones.vocabulary import has_own_head
-from vlds.convert.foreign_files import read_state_dict
 from vlds.convert.output import Kind, first_names, save_torch, say
-from vlds.convert.target import RunFiles, joint_model
-from vlds.methods import Method
-from vlds.methods.bottleneck import Bottleneck
-from vlds.methods.extended import added_tensors
-from vlds.methods.layouts import Stored
-from vlds.models.joint import JointSeq2Seq
-from vlds.models.joint_model import JointModel
+from vlds.convert.target import RunFiles, joint_model, read_state_dict
+from vlds.models.backbones import T5
+from vlds.models.backbones.base import has_own_head
+from vlds.models.kinds.joint import JointModel, JointSeq2Seq
+from vlds.models.methods import Method
+from vlds.models.methods.base import Stored
+from vlds.models.methods.bottleneck import Bottleneck
+from vlds.models.methods.host import added_tensors
 from vlds.models.model import BACKBONE_PREFIX
 
 VISUAL = {

@@ -23,11 +23,10 @@ from deepspeed.utils import zero_to_fp32
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
-from vlds.convert.foreign_files import read_torch
 from vlds.convert.output import say
-from vlds.convert.target import Target
-from vlds.runtime.progress import follow
-from vlds.runtime.regular_file import read_text
+from vlds.convert.target import Target, read_torch
+from vlds.runtime.files import read_text
+from vlds.runtime.terminal import follow
 
 ALLOWED = (DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address)
 """Classes whose instances DeepSpeed 0.19 writes: numbers with names."""

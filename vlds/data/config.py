@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlds.data.errors import ErrorPolicy
-from vlds.data.shards.cache import ShardCache, default_folder
+from vlds.data.shards.download import ShardCache, default_folder
 from vlds.runtime.checks import Count, Natural, Positive
 
 Unit = Literal["example", "global_batch"]

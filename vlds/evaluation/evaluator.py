@@ -2,22 +2,217 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
-from vlds.config import Recipe
-from vlds.data.order.batch_cut import BatchCut
-from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.eval_order import EvalOrder, Survey, survey
-from vlds.data.streams.source import Source
+from vlds.artifact import LoadedRun, TrainedOn
+from vlds.data.order.mixed_order import BatchCut
+from vlds.data.shards.pictures import decode_image
+from vlds.data.streams.assemble import StreamSetup, new_stack
+from vlds.data.streams.source import EvalOrder, Source, Survey, fixed_examples, survey
 from vlds.data.streams.stream import EvalStream
 from vlds.evaluation.result import Decoded, Details, Evaluation
+from vlds.models.generation.answer_list import Answer
 from vlds.models.model import Model
-from vlds.runtime.durations import clock
-from vlds.runtime.progress import Pace
+from vlds.recipe.config import Recipe
+from vlds.runtime.checks import guess
 from vlds.runtime.ranks import Ranks
-from vlds.schema import Collator
+from vlds.runtime.terminal import Pace, clock
+from vlds.schema import Collator, Example, RefusedRows, Row, Sample, SkipSample
+from vlds.tasks.base import Task
+
+# Answers of training data that are no class of their task's head: such an example has no class to
+# learn.
+
+
+def unknown_answers(sources: Sequence[Source]) -> list[str]:
+    """What to tell a user where some of the first answers of a task are no class.
+
+    Errors: ValueError where all of them are.
+    """
+    lines = []
+    for source in sources:
+        task = source.task
+        if task.head is None:
+            continue
+        examples = [e for e in first_examples(source) if e.class_scores is not None]
+        unknown = [e for e in examples if not any((e.class_scores or {}).values())]
+        if not unknown:
+            continue
+        answer = task.answer_of(unknown[0].reference)
+        place = f"tasks.{source.name}.head.classes"
+        if len(unknown) == len(examples):
+            known = ", ".join(task.head.names[:3])
+            raise ValueError(
+                f"{place}: none of the first {len(examples):,} answers is a class, such as "
+                f"{answer!r:.60}; the classes are {known:.60}, ...: give the list of these data"
+            )
+        lines.append(
+            f"{place}: {len(unknown):,} of the first {len(examples):,} answers are no class, such "
+            f"as {answer!r:.60}; they train no class, and are scored as wrong"
+        )
+    return lines
+
+
+# Texts that are longer than a task's limit: the model reads or learns their beginning only.
+
+
+SAMPLES = 200
+"""Samples of a task that are looked at before training."""
+WHOLE = 1 << 20
+"""More tokens than a text has."""
+Lengths: TypeAlias = Callable[[Sequence[tuple[str, int]]], list[int]]
+"""Tokens of (text, most tokens) pairs, as `Collator.prompt_lengths` counts them."""
+
+
+def num_cut(lengths: Lengths, texts: Sequence[str], most: int) -> int:
+    """How many of the texts have more tokens than `most`."""
+    whole, kept = (lengths([(text, limit) for text in texts]) for limit in (WHOLE, most))
+    return sum(a > b for a, b in zip(whole, kept, strict=True))
+
+
+def cut_texts(sources: Sequence[Source], collator: Collator) -> list[str]:
+    """What to tell a user whose limits cut some of the first prompts or answers of a task."""
+    lines = []
+    for source in sources:
+        task, examples = source.task, list(first_examples(source))
+        prompts = [example.prompt for example in examples]
+        answers = [example.target for example in examples if example.target is not None]
+        for field, most, texts, lengths in (
+            ("max_prompt_tokens", task.max_prompt_tokens, prompts, collator.prompt_lengths),
+            ("max_target_tokens", task.max_target_tokens, answers, collator.answer_lengths),
+        ):
+            if number := num_cut(lengths, texts, most):
+                what = "prompts" if texts is prompts else "answers"
+                lines.append(
+                    f"tasks.{source.name}.{field}: {most} cuts {number:,} of the first "
+                    f"{len(texts):,} {what}"
+                )
+    return lines
+
+
+def first_examples(source: Source) -> Iterator[Example]:
+    """The examples of a task's first samples, without those that cannot be read, which training
+    counts."""
+    for index in range(min(SAMPLES, source.first_sample[-1])):
+        try:
+            for _, examples in fixed_examples(source, range(index, index + 1)):
+                yield from examples
+        except ValueError:
+            continue
+
+
+# One question about pictures, answered by a loaded run. Nothing here needs ranks or DeepSpeed.
+
+
+def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
+    """The named task, or the only one; checks the question too.
+
+    Errors: ValueError if no task is named and the run has several, if the name is unknown, or if
+    the question is not text or is missing.
+    """
+    known = ", ".join(recipe.tasks)
+    if not name and len(recipe.tasks) > 1:
+        raise ValueError(f"task: the run has several tasks, say which: {known}")
+    chosen = name or next(iter(recipe.tasks))
+    if not isinstance(chosen, str):
+        raise ValueError(f"task: got {type(chosen).__name__}; give the name of a task: {known}")
+    if chosen not in recipe.tasks:
+        hint = guess(chosen, recipe.tasks)
+        raise ValueError(f"task: the run has no task {chosen:.80}; {hint}its tasks: {known}")
+    check_text(question)
+    if recipe.tasks[chosen].input_field is not None and is_blank(question):
+        raise ValueError(f"question: the task {chosen} needs one")
+    return chosen
+
+
+def check_text(question: str) -> None:
+    """Errors: ValueError where a question from Python is not text that can be written as UTF-8."""
+    if not isinstance(question, str):
+        raise ValueError(f"question: got {type(question).__name__}; give a str")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"question: character {error.start + 1} is half of a surrogate pair; decode the text "
+            "as UTF-8"
+        ) from None
+
+
+def is_blank(text: str) -> bool:
+    """True where there is nothing to read: spaces of any width, control characters."""
+    return not any(character.isprintable() and character != " " for character in text)
+
+
+def predict(
+    loaded: LoadedRun,
+    name: str,
+    pictures: Sequence[bytes],
+    text: str,
+    files: Sequence[str] = (),
+) -> Answer:
+    """One prediction: `text` is the question or statement, pictures are the bytes of image files,
+    and `files` their names, if they have any.
+
+    Errors: ValueError for bytes that are not a picture, a picture that the model's processor
+    refuses, a wrong number of pictures, or a run whose encoder reads stored features.
+    """
+    task, image = loaded.recipe.tasks[name], loaded.recipe.image
+    if image is None:
+        raise ValueError("image: the run's vision encoder reads stored features, not pictures")
+    sample = sample_of(task, pictures, text)
+    check_number(loaded.recipe, name, len(pictures), loaded.trained_on.get(name))
+    example = task.example(name, sample, 0 if task.unit == "annotation" else None, None)
+    names = files or [f"number {number}" for number in range(1, len(pictures) + 1)]
+    try:
+        pixels = [decode_image(d, image, n) for d, n in zip(pictures, names, strict=True)]
+    except SkipSample as error:
+        reason = re.sub(r" <_io\.\w+ object at \w+>", "", str(error))  # Pillow's word for it
+        raise ValueError(f"image: {reason}; name a file with a whole picture") from None
+    stack = new_stack(image, 1)
+    images = stack.add(pixels)
+    task_index = list(loaded.recipe.tasks).index(name)
+    row = Row(example, task_index, task.max_prompt_tokens, task.max_target_tokens, images)
+    try:
+        batch = loaded.collator([row], stack.images(), evaluation=True)
+    except RefusedRows as error:
+        raise ValueError(f"image: {error}; give another picture") from None
+    device = next(loaded.model.parameters()).device
+    answer = loaded.model.answer(batch.to(device), task.decoding)[0]
+    is_cut = num_cut(loaded.collator.prompt_lengths, [example.prompt], task.max_prompt_tokens) > 0
+    return answer._replace(text=task.answer_from(answer.text), prompt_cut=is_cut)
+
+
+def check_number(
+    recipe: Recipe, name: str, given: int, trained_on: TrainedOn | None = None
+) -> None:
+    """Errors: ValueError if a task takes another number of pictures: one that reads any number
+    takes as many as it has learned to read."""
+    wanted = recipe.tasks[name].num_pictures
+    fewest = wanted or recipe.model.fewest_images
+    most = wanted or recipe.model.most_images[0]
+    if wanted is None and trained_on is not None and trained_on.most_pictures is not None:
+        most = min(most, max(fewest, trained_on.most_pictures))
+    if not fewest <= given <= most:
+        number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        raise ValueError(f"image: got {given}, and the task {name} takes {number}")
+
+
+def sample_of(task: Task, pictures: Sequence[bytes], text: str) -> Sample:
+    """A sample made of a user's pictures and text."""
+    annotation = {"id": "0"} if task.input_field is None else {"id": "0", task.input_field: text}
+    return Sample(
+        key="0",
+        dataset="command line",
+        id="0",
+        kind=task.kinds[0],
+        images=tuple(pictures),
+        features=(),
+        annotations=(annotation,),
+    )
 
 
 class EvaluationStopped(Exception):

@@ -14,6 +14,8 @@ predictions, and other people's files can be scored.
 from __future__ import annotations
 
 import csv
+import importlib
+import inspect
 import io
 import json
 import re
@@ -21,12 +23,23 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlds.metrics.exact_match import lower_line
-from vlds.runtime.json_file import strict_json
-from vlds.runtime.regular_file import read_text
+import vlds.tasks
+from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.streams.source import Source, survey
+from vlds.evaluation.result import Details, Evaluation, leave
+from vlds.evaluation.sources import open_datasets
+from vlds.recipe.parse import parse
+from vlds.recipe.paths import trust
+from vlds.runtime.disk import check_writable
+from vlds.runtime.files import read_text, whole_file, write_whole
+from vlds.runtime.json_files import strict_json
+from vlds.runtime.terminal import tell
+from vlds.tasks.base import Task
+from vlds.tasks.metrics.plain_scores import lower_line
 
 Pairs = list[tuple[str, str]]
 """Ids and predictions."""
@@ -228,3 +241,172 @@ def as_mapping(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
             f"{', ...' if len(twice) > 5 else ''}; give each one prediction"
         )
     return dict(pairs)
+
+
+# Score files of predictions, whoever made them: no model, no ranks.
+
+
+def score_file(
+    files: Sequence[Path],
+    data: Sequence[str],
+    task_name: str | None,
+    fields: Sequence[str],
+    out: Path | None,
+) -> int:
+    """Score files of predictions, without a model. `fields`: options of the task class. Returns the
+    exit code.
+
+    Errors: ValueError if ids are missing, unknown or duplicate, and for a wrong field.
+    """
+    if not data:
+        raise ValueError("--data: name the data sets that the predictions are for")
+    if out is not None:
+        check_writable(out, "--out")
+    datasets = [open_dataset(folder) for folder in data]
+    cls = task_class(task_name, datasets[0].kind)
+    task = parse(cls, list(fields), "vlds evaluate --predictions").thorough()
+    if (missing := task.missing_for_scores()) is not None:
+        raise ValueError(f"--predictions: {missing}")
+    source = Source(type(task).__name__, task, open_datasets("--data", task, data))
+    asked = survey(source, range(sum(dataset.num_samples for dataset in datasets)))
+    asked.check()
+    pairs = [pair for file in files for pair in read_pairs(file, members_for(datasets))]
+    predictions = as_mapping(pairs, f"--predictions: {', '.join(map(str, files))}")
+    references = dict(zip(asked.ids, asked.references, strict=True))
+    details = dict(zip(asked.ids, map(Details, asked.samples), strict=True))
+    evaluation = Evaluation(
+        source.name, {}, predictions, references, details, data=source.data_id
+    ).scored(task)
+    if out is None:
+        tell("\n".join(evaluation.lines()))
+    else:
+        leave([evaluation], out, scores=True)
+    return 0
+
+
+def members_for(datasets: Sequence[Dataset]) -> dict[str, str]:
+    """Members of VALUE's zip that answer these data sets -> what their ids begin with here."""
+    several = len(datasets) > 1
+    return {
+        value_member(dataset.kind, dataset.name, dataset.split): (
+            f"{dataset.label}/" if several else ""
+        )
+        for dataset in datasets
+        if dataset.kind in IN_ZIP
+    }
+
+
+def task_class(name: str | None, kind: str) -> type[Task]:
+    """The class that scores a kind of samples: a name in vlds.tasks, or a dotted path."""
+    known: dict[str, Any] = {n: getattr(vlds.tasks, n) for n in vlds.tasks.__all__ if n != "Task"}
+    reads = ", ".join(f"{n} reads {'/'.join(cls.kinds)}" for n, cls in known.items())
+    if name is None:
+        usual = [cls for cls in known.values() if kind in cls.kinds and not cls.draws_prompt]
+        # Of a task and its special forms (VQA and TextVQA), the task itself.
+        fitting: list[type[Task]] = [cls for cls in usual if not set(usual) & set(cls.__mro__[1:])]
+        if len(fitting) != 1:
+            raise ValueError(
+                f"--task: {len(fitting)} tasks read samples of kind '{kind}' ({reads}); "
+                "name a class"
+            )
+        return fitting[0]
+    module, _, class_name = name.rpartition(".")
+    if module:
+        trust(module)
+    try:
+        cls = getattr(importlib.import_module(module), class_name) if module else known.get(name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--task: {name}: {error}") from None
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
+        raise ValueError(f"--task: {name} is not a task ({reads}); or give your own module.Class")
+    if inspect.isabstract(cls):
+        raise ValueError(f"--task: {name} is what all tasks have in common; name one ({reads})")
+    return cls
+
+
+# Writes the files that leaderboards take, one for each data set.
+
+
+ZIP = "value.zip"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The predictions of one task for one data set."""
+
+    task: str
+    dataset: Dataset
+    pairs: Pairs
+
+    @property
+    def file(self) -> str:
+        """Name of its file, or of its member in VALUE's zip."""
+        kind, dataset = self.dataset.kind, self.dataset
+        if kind in IN_ZIP:
+            return value_member(kind, dataset.name, dataset.split)
+        return f"{dataset.label}.{SUFFIXES[kind]}"
+
+    def notes(self, text: str) -> list[str]:
+        """Predictions that the form cannot hold, and what its text has instead."""
+        written = dict(pairs_of(self.file, text))
+        meant = dict(self.pairs)
+        instead = "name no choice: written as -1, which is always wrong"
+        if self.dataset.kind == "nlvr2":
+            meant = {key: lower_line(text) for key, text in meant.items()}
+            instead = "are neither true nor false: written as False"
+        changed = [key for key, prediction in meant.items() if written[key] != prediction]
+        if not changed:
+            return []
+        return [f"  {len(changed):,} predictions {instead} ({', '.join(changed[:3])})"]
+
+
+def parts_of(source: Source, evaluation: Evaluation) -> Iterator[Part]:
+    """A task's predictions data set by data set, with the ids that they have there."""
+    for dataset in source.datasets:
+        start = f"{dataset.label}/" if len(source.datasets) > 1 else ""
+        pairs = [
+            (key.removeprefix(start), prediction)
+            for key, prediction in evaluation.predictions.items()
+            if key.startswith(start)
+        ]
+        yield Part(source.name, dataset, pairs)
+
+
+def write_submissions(
+    sources: Sequence[Source], evaluations: Sequence[Evaluation], folder: Path
+) -> list[str]:
+    """Write every leaderboard's file; returns lines that say what was written, and what could not
+    be.
+
+    Errors: CannotWrite.
+    """
+    by_name = {source.name: source for source in sources}
+    parts = [part for e in evaluations for part in parts_of(by_name[e.task], e)]
+    parts = [part for part in parts if part.dataset.kind in SUFFIXES]
+    files = Counter(part.file for part in parts)
+    lines: list[str] = []
+    zips: dict[str, dict[str, str]] = {}
+    for part in parts:
+        # Two tasks may answer one data set; neither file may replace the other.
+        start = f"{part.task}-" if files[part.file] > 1 else ""
+        try:
+            text = submission_text(part.dataset.kind, part.pairs)
+        except Misfit as error:
+            lines.append(f"no leaderboard's file for {part.dataset.label}: {error}")
+            continue
+        if part.dataset.kind in IN_ZIP:
+            zips.setdefault(start + ZIP, {})[part.file] = text
+            lines.append(f"{folder / (start + ZIP)}: {part.file}")
+        else:
+            path = folder / (start + part.file)
+            write_whole(path, text)
+            lines.append(str(path))
+        lines += part.notes(text)
+    for name, texts in zips.items():
+        with (
+            whole_file(folder / name) as partial,
+            zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive,
+        ):
+            for member, text in texts.items():
+                archive.writestr(member, text)
+    return lines

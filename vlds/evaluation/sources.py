@@ -2,19 +2,128 @@
 
 from __future__ import annotations
 
+import io
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from vlds.config import Recipe
-from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.store import Dataset, open_dataset
-from vlds.data.shards.subset import few_shots, of_classes
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlds.data.shards.download import ShardCache
+from vlds.data.shards.pictures import MAX_PIXELS, to_rgb, upright
+from vlds.data.shards.store import Dataset, few_shots, of_classes, open_dataset
+from vlds.data.streams.sequential import StreamedSource, open_streamed
 from vlds.data.streams.source import NumPictures, Source
-from vlds.data.streams.streamed_source import StreamedSource, open_streamed
-from vlds.heads.base import check_classes, read_classes
 from vlds.models.generation.answer_list import read_answers
+from vlds.models.loading.model_files import damaged_source
+from vlds.recipe.config import Recipe
+from vlds.runtime.files import read_file
+from vlds.runtime.ranks import Ranks
 from vlds.tasks.base import Split, Task, label_of
+from vlds.tasks.class_output import check_classes, read_classes
+
+# Encodes pictures as Python users have them: a path, bytes, a Pillow image or an array.
+
+
+Picture = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray
+"""A file, its content, a Pillow image, or a uint8 array of one of SHAPES."""
+ACCEPTED = "a path, the bytes of a file, a Pillow image or a uint8 array"
+SHAPES = "(height, width), (height, width, 1), (height, width, 3) or (height, width, 4)"
+CHANNELS = (1, 3, 4)
+WEB_ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/")
+"""Beginning of a URL, also of one that was a Path, which has lost a slash."""
+_pillow = Lock()
+"""Pillow decodes an image when its pixels are first used, which two threads must not do at once."""
+
+
+def encode_picture(picture: Picture) -> bytes:
+    """The picture as bytes of a file.
+
+    Errors: ValueError for a file that cannot be read, and for what is not a picture.
+    """
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return bytes(picture)
+    if isinstance(picture, str | Path):
+        if WEB_ADDRESS.match(str(picture)):
+            raise ValueError(
+                f"{picture}: a picture is read from a file of this machine; download it first"
+            )
+        try:
+            return read_file(path_of("picture", picture))
+        except OSError as error:
+            raise ValueError(f"{picture}: {error.strerror}") from None
+    if isinstance(picture, np.ndarray):
+        return png_of(checked_array(picture))
+    if not isinstance(picture, Image.Image):
+        raise ValueError(f"picture: got {type(picture).__name__}; give {ACCEPTED}")
+    check_size(*picture.size)
+    try:
+        with _pillow:
+            # PNG has no CMYK and the like, and decoders see a file's pixels this way too.
+            pixels = np.asarray(to_rgb(upright(picture)))
+    except Exception as error:  # decoders raise whatever damaged bytes lead them to
+        raise ValueError(
+            f"picture: the Pillow image is closed, truncated or damaged ({error}); open it again"
+        ) from None
+    return png_of(pixels)
+
+
+def checked_array(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """An array (height, width) or (height, width, 3 or 4).
+
+    Errors: ValueError for an array that is not uint8, has another shape than SHAPES, or is too
+    large.
+    """
+    shape = pixels.shape
+    if pixels.dtype != np.uint8 or not (len(shape) == 2 or shape[2:] in [(n,) for n in CHANNELS]):
+        channels_first = len(shape) == 3 and shape[0] in CHANNELS and shape[2] not in CHANNELS
+        cure = "; are its channels first? then give array.transpose(1, 2, 0)"
+        raise ValueError(
+            f"picture: got an array of {pixels.dtype} and shape {shape}; give uint8, "
+            f"{SHAPES}{cure if channels_first else ''}"
+        )
+    check_size(shape[1], shape[0])
+    return pixels[..., 0] if shape[2:] == (1,) else pixels
+
+
+def check_size(width: int, height: int) -> None:
+    """Errors: ValueError for a picture without pixels, or with more than files may have."""
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(
+            f"picture: is {width} wide and {height} high; give at least one pixel and at most "
+            f"{MAX_PIXELS:,}"
+        )
+
+
+def png_of(pixels: NDArray[np.uint8]) -> bytes:
+    """An array as a PNG with the same pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def path_of(argument: str, value: object) -> Path:
+    """An argument as a path.
+
+    Errors: ValueError where it is not one.
+    """
+    if not isinstance(value, str | Path):
+        raise ValueError(f"{argument}: got {type(value).__name__}; give a path, as str or Path")
+    if value == "":
+        raise ValueError(f"{argument}: the path is empty; name a file or folder")
+    try:
+        valid = b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        valid = False
+    if not valid:
+        raise ValueError(f"{argument}: no file can have the name {str(value)!r:.200}")
+    return Path(value)
 
 
 def evaluation_sources(recipe: Recipe, split: Split = "evaluate") -> list[Source]:
@@ -171,3 +280,16 @@ def classes_of(task: Task, cache: ShardCache | None) -> tuple[str, ...]:
             f"{field}: {first} and {odd} list other classes; give the list that holds for both"
         )
     return check_classes(classes, f"{field}: {first}")
+
+
+def check_frozen_files(recipe: Recipe, ranks: Ranks) -> None:
+    """Compare frozen weights and tokenizers in folders that vlds wrote with their hashes, on one
+    rank of each machine. Collective.
+
+    Errors: ValueError on all ranks that names the folder and the file.
+    """
+    files = dict.fromkeys(recipe.model.read_files)
+    problems = map(damaged_source, files) if ranks.local_rank == 0 else ()
+    gathered = ranks.gather(next(filter(None, problems), None)) or []
+    if (problem := ranks.broadcast(next(filter(None, gathered), None))) is not None:
+        raise ValueError(problem)

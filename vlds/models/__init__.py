@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from vlds.models.causal import Causal
-from vlds.models.cross_modal import CrossModal
-from vlds.models.dual_encoder import DualEncoder
-from vlds.models.image_text import ImageTextToText
-from vlds.models.joint import JointSeq2Seq
-from vlds.models.joint_encoder import JointEncoder
-from vlds.models.kind import ModelKind
+from vlds.models.kinds.base import ModelKind
+from vlds.models.kinds.causal import Causal
+from vlds.models.kinds.cross_modal import CrossModal
+from vlds.models.kinds.dual_encoder import DualEncoder
+from vlds.models.kinds.image_text import ImageTextToText
+from vlds.models.kinds.joint import JointSeq2Seq
+from vlds.models.kinds.joint_encoder import JointEncoder
 
 __all__ = [
     "Causal",

@@ -10,19 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlds.heads.base import ClassOutput
-from vlds.methods.base import Method
-from vlds.methods.host import Host
-from vlds.models.counts import Counts
-from vlds.models.kind import ModelKind
-from vlds.models.loading.draws import draw_by_name
-from vlds.models.loading.tape import Tape
-from vlds.models.model import Model
-from vlds.models.task_heads import TaskHeads
-from vlds.pretrained.weights import bounded, check_finite
+from vlds.models.kinds.base import ModelKind
+from vlds.models.loading.drawn_weights import Tape, draw_by_name
+from vlds.models.loading.gate import bounded, check_finite
+from vlds.models.methods.base import Method
+from vlds.models.methods.host import Host
+from vlds.models.model import Counts, Model, TaskHeads
+from vlds.models.vision.base import GridEncoder, on_meta
 from vlds.runtime.checks import leaves
-from vlds.runtime.manifest import lacks_memory
-from vlds.vision.base import GridEncoder, on_meta
+from vlds.runtime.json_files import lacks_memory
+from vlds.tasks.class_output import ClassOutput
 
 RESERVED = (
     "backbone",

@@ -23,8 +23,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlds.models.kernels.fused import TokenNLL
+from vlds.models.methods.context import Predicted
 from vlds.schema import IGNORED_LABEL, Batch
 from vlds.tasks.base import Task
+
+# The loss of a batch's labels: the negative log-likelihood of tokens, the cross-entropy of
+# classes.
+
+
+def targets_of(batch: Batch) -> Tensor:
+    """A batch's labels.
+
+    Errors: ValueError if it has none.
+    """
+    if batch.labels is None:
+        raise ValueError("labels: this batch has no targets; train on a split that has answers")
+    return batch.labels
+
+
+def nll_of(predicted: Predicted) -> Tensor:
+    """(b, t) loss of each label, 0 elsewhere, in at least float32: the negative log-likelihood of a
+    token, or the loss of the classes that it stands for."""
+    labels = predicted.labels[predicted.is_token]
+    nll: Tensor = TokenNLL.apply(predicted.logits, labels)  # type: ignore[no-untyped-call]
+    return predicted.by_example(nll, [classes.losses() for classes in predicted.classes])
 
 
 @dataclass(frozen=True)

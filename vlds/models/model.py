@@ -7,32 +7,231 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from vlds.backbones.attention import use_extensions
-from vlds.backbones.base import unique_state
-from vlds.kernels.dropout import examples_follow
-from vlds.methods.batch_loss import BatchLoss, Predicted
-from vlds.methods.context import BatchContext
-from vlds.methods.extended import is_own
-from vlds.methods.revision import Revision
-from vlds.models.counts import Counts
-from vlds.models.generation.answer import Answer
-from vlds.models.generation.answer_list import AnswerList, read_answers
-from vlds.models.loading.quantised import follow_weights
-from vlds.models.loading.steady_buffers import steady_buffers
-from vlds.models.task_heads import TaskHeads
-from vlds.models.token_nll import nll_of, targets_of
-from vlds.pretrained.gate import quiet
+from vlds.models.backbones.attention import use_extensions
+from vlds.models.backbones.base import unique_state
+from vlds.models.generation.answer_list import Answer, AnswerList, read_answers
+from vlds.models.kernels.attention import step_kernels
+from vlds.models.kernels.dropout import StepDropout, examples_follow
+from vlds.models.loading.gate import quiet
+from vlds.models.loading.load_backbone import steady_buffers
+from vlds.models.loading.quantised import follow_weights, unpacked_sizes
+from vlds.models.loss import nll_of, targets_of
+from vlds.models.methods.context import (
+    BatchContext,
+    BatchLoss,
+    ClassesPredicted,
+    Predicted,
+    Revision,
+)
+from vlds.models.methods.host import is_own
+from vlds.models.vision.base import GridEncoder
 from vlds.schema import IGNORED_LABEL, Batch, Decoding, OptimizerRules, TargetModules
-from vlds.vision.base import GridEncoder
+from vlds.tasks.class_output import ClassOutput
+
+# Activation checkpointing of Hugging Face's models.
+
+
+def recompute_layers(model: Any) -> None:
+    """Let a frozen model of Hugging Face recompute each layer in the backward pass."""
+    # Versions of transformers differ in the name of the switch.
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    enable = next(getattr(model, name) for name in names if hasattr(model, name))
+    enable({"use_reentrant": False})
+    # Some versions let the embeddings require gradients too, which only reentrant recomputing
+    # needs; it would differentiate frozen layers for nothing.
+    model.disable_input_require_grads()
+
+
+# What a micro-batch draws.
+
+
+@contextmanager
+def step_draws(
+    model: Model, seed: int, step: int, micro_step: int, global_rank: int
+) -> Iterator[None]:
+    """Inside, dropout is a function of (seed, step, example) on a CPU and all else that is drawn
+    one of (seed, step, micro-step, rank): a resumed run needs no generator states."""
+    entropy = (seed, step, micro_step, global_rank)
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+    model.context.begin_step(seed, step)
+    with step_kernels(model, StepDropout(seed, step)):
+        yield
+
+
+# Counts of parameters, in all and by part.
+
+
+@dataclass(frozen=True)
+class Count:
+    """Weights of a part."""
+
+    total: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Weights of a model. The vision encoder is named, but counts in no total, as in VL-Adapter."""
+
+    by_part: dict[str, Count]
+    """backbone, visual_embedding or connector, norms, each method; the vision encoder too."""
+
+    @classmethod
+    def of(cls, model: Any) -> Counts:
+        """Count the parameters of a `Model`; tied parameters count once."""
+        by_part: dict[str, Count] = {}
+        packed = unpacked_sizes(model)
+        for name, parameter in model.named_parameters():
+            part = model.part_of(name)
+            old = by_part.get(part, Count(0, 0))
+            # The whole size if ZeRO-3 has partitioned the parameter.
+            size = int(getattr(parameter, "ds_numel", parameter.numel()))
+            size = packed.get(id(parameter), size)
+            trained = size if parameter.requires_grad else 0
+            by_part[part] = Count(old.total + size, old.trainable + trained)
+        return cls(by_part)
+
+    @property
+    def total(self) -> int:
+        """All weights but the vision encoder's."""
+        return sum(count.total for part, count in self.by_part.items() if part != "vision")
+
+    @property
+    def trainable(self) -> int:
+        """Weights that train."""
+        return sum(count.trainable for count in self.by_part.values())
+
+    @property
+    def percent(self) -> float:
+        """Trainable weights in percent of all."""
+        return 100 * self.trainable / self.total
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        parts = {part: asdict(count) for part, count in self.by_part.items()}
+        return {
+            "total": self.total,
+            "trainable": self.trainable,
+            "percent": self.percent,
+            "by_part": parts,
+        }
+
+    def table(self) -> str:
+        """For people."""
+        lines = [f"{'part':<24}{'weights':>16}{'trainable':>16}{'%':>10}"]
+        for part, count in self.by_part.items():
+            lines.append(f"{part:<24}{count.total:>16,}{count.trainable:>16,}")
+        lines.append(f"{'total':<24}{self.total:>16,}{self.trainable:>16,}{self.percent:>10.3f}")
+        if "vision" in self.by_part:
+            lines.append("The vision encoder is not in the total, as in VL-Adapter.")
+        return "\n".join(lines)
+
+
+# The heads of a model: which rows of a batch they read, their losses and their answers.
+#
+# b examples, t labels of an example, m examples of a task, c classes of it, d width.
+
+
+class Split(NamedTuple):
+    """The labels of a batch: tokens, or one label that stands for an example's classes."""
+
+    is_label: Tensor
+    """(b, t) bool."""
+    is_token: Tensor
+    """(b, t) bool."""
+    is_class: Tensor
+    """(b, t) bool, one in each row of `rows`."""
+    rows: Tensor
+    """(m,) int64 of the examples with classes, rising."""
+
+
+class TaskHeads(nn.ModuleDict):
+    """Task -> its head, for tasks that have one."""
+
+    def __init__(
+        self,
+        outputs: Mapping[str, ClassOutput] | None = None,
+        tasks: Sequence[str] = (),
+        width: int = 0,
+    ) -> None:
+        """`outputs`: of the tasks with a head; `tasks`: all, in the order of the recipe; `width`:
+        of the states that heads read."""
+        outputs = outputs or {}
+        super().__init__(
+            {name: outputs[name].head.build(width) for name in tasks if name in outputs}
+        )
+        self.outputs = {name: outputs[name] for name in self}
+        self.numbers = {name: tasks.index(name) for name in self}
+        """Number of each task with a head."""
+
+    def has_classes(self, batch: Batch) -> Tensor:
+        """(b,) bool, on the CPU: True for examples of tasks with a head."""
+        numbers = torch.tensor(list(self.numbers.values()), dtype=torch.long)
+        return torch.isin(batch.task_index, numbers)
+
+    def name_of(self, batch: Batch) -> str:
+        """The task of a batch whose examples all belong to one task with a head."""
+        task = int(batch.task_index[0])
+        return next(name for name, number in self.numbers.items() if number == task)
+
+    def split(self, batch: Batch, labels: Tensor) -> Split:
+        """Tell labels (b, t) that are tokens from those that stand for classes."""
+        has_classes = self.has_classes(batch).to(labels.device)[:, None]
+        is_label = labels != IGNORED_LABEL
+        is_class = is_label & has_classes
+        return Split(is_label, is_label & ~has_classes, is_class, is_class.any(1).nonzero()[:, 0])
+
+    def predicted(self, states: Tensor, rows: Tensor, batch: Batch) -> list[ClassesPredicted]:
+        """Logits and targets of rows (m,) of a batch with these states (m, d).
+
+        All heads run in the order of the tasks, even over no rows: under ZeRO-3, all ranks must
+        gather the same weights.
+        """
+        tasks = batch.task_index.to(rows.device)[rows]
+        found = []
+        for name, head in self.items():
+            mine = tasks == self.numbers[name]
+            logits = head(states[mine])
+            targets = targets_of_rows(batch, rows[mine], logits)
+            is_binary = self.outputs[name].loss == "binary_cross_entropy"
+            found.append(ClassesPredicted(logits, rows[mine], targets, is_binary))
+        return found
+
+    def predicted_alone(self, states: Tensor, batch: Batch, labels: Tensor) -> Predicted:
+        """The same of all examples with classes, for kinds that write no text. States: (b, d)."""
+        rows = self.split(batch, labels).rows
+        classes = self.predicted(states[rows], rows, batch)
+        return Predicted(states.new_zeros(0, 1), labels, classes)
+
+    def answers(self, states: Tensor, batch: Batch) -> list[tuple[str, float]]:
+        """The best class of each example of one task, and its probability: by softmax, or by
+        sigmoid if several classes may hold. States: (b, d)."""
+        name = self.name_of(batch)
+        output, logits = self.outputs[name], self[name](states).float()
+        is_binary = output.loss == "binary_cross_entropy"
+        best, chosen = (logits.sigmoid() if is_binary else logits.softmax(-1)).max(-1)
+        pairs = zip(chosen.tolist(), best.tolist(), strict=True)
+        return [(output.head.names[number], confidence) for number, confidence in pairs]
+
+
+def targets_of_rows(batch: Batch, rows: Tensor, logits: Tensor) -> Tensor:
+    """(m, c) float32 targets of rows (m,), as many classes as the logits (m, c) have."""
+    if batch.class_targets is None:
+        return logits.new_zeros(logits.shape, dtype=torch.float32)
+    targets = batch.class_targets[rows, : logits.shape[1]]
+    return F.pad(targets, (0, logits.shape[1] - targets.shape[1]))
 
 
 class ModelOutput(NamedTuple):

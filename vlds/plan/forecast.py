@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import PurePath
+from textwrap import fill
+from typing import Any
 
 import torch
 
-from vlds.config import Recipe
-from vlds.data.order.batch_cut import BatchCut
+from vlds.data.order.mixed_order import BatchCut
 from vlds.models.build import build_shapes
 from vlds.models.model import Model
-from vlds.plan.micro_batch import micro_batch
-from vlds.plan.needs import Plan
-from vlds.plan.rehearsal import NOTHING, Work, rehearse
-from vlds.plan.replay import Operation, seconds_here
+from vlds.plan.needs import MASTER_BYTES, Needs, Plan
+from vlds.plan.rehearsal import (
+    NOTHING,
+    Operation,
+    Work,
+    micro_batch,
+    rehearse,
+    seconds_here,
+    update_seconds,
+)
+from vlds.recipe.config import Recipe
+from vlds.runtime.terminal import duration_text
 from vlds.schema import Batch
 from vlds.training.deepspeed_config import cut_batches
+from vlds.training.meta import batches_a_step
 
 FEW = 16
 """Rows below which half of a micro-batch says little of a larger one."""
@@ -125,3 +137,333 @@ def forecasts_of(
         if (rows := plan.micro_batch) not in known:
             known[rows] = forecast_or_reason(recipe, plan.world_size, on_gpu=on_gpu)
         yield plan, known[rows]
+
+
+# What a rank's machine has and can do: given, or measured here in a second.
+
+
+SIDE = (1024, 8192)
+"""Of the matrices that are multiplied, on a CPU and on a GPU."""
+ELEMENTS = (1 << 20, 1 << 26)
+"""Of the tensors that are added: about an activation of a model."""
+ROUNDS = 7
+CALL = 5e-6
+"""Seconds that an operation takes at least."""
+BOUNDS = (0.001, 1_000_000)
+"""Of the numbers in an option."""
+LINK = 1e9
+"""Bytes a second between ranks, where none are given."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one rank has; None is not known."""
+
+    memory: int | None = None
+    """Bytes."""
+    flops: float | None = None
+    """Operations of products a second."""
+    bandwidth: float | None = None
+    """Bytes a second that other operations read and write."""
+    link: float = LINK
+    """Bytes a second between ranks."""
+
+    @classmethod
+    def given(
+        cls, memory: str | None, tflops: str | None, bandwidth: str | None, link: str | None
+    ) -> Machine:
+        """From the words of a command: GB, and thousands of GFLOP or GB a second.
+
+        Errors: ValueError if one is no number in `BOUNDS`, or one rate of a GPU that is not here is
+        missing.
+        """
+        in_bytes = above_zero("--memory", memory, 1e9)
+        flops = above_zero("--tflops", tflops, 1e12)
+        rate = above_zero("--bandwidth", bandwidth, 1e9)
+        if (flops is None) != (rate is None) and not torch.cuda.is_available():
+            given, missing = ("--tflops", "--bandwidth")[:: 1 if rate is None else -1]
+            raise ValueError(
+                f"{given} without {missing}: this machine has no GPU whose rate could be measured "
+                f"in its place; give {missing} too"
+            )
+        return cls(
+            None if in_bytes is None else int(in_bytes),
+            flops,
+            rate,
+            above_zero("--link", link, 1e9) or LINK,
+        )
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this CPU, where a rehearsal's operations can run; rates are a GPU's."""
+        return self.flops is None and self.bandwidth is None and not torch.cuda.is_available()
+
+    def measured(self, dtype: torch.dtype) -> Machine:
+        """With what was not given measured here, on the GPU or on the CPU with this process's
+        threads."""
+        on_gpu = torch.cuda.is_available()
+        with torch.device("cuda" if on_gpu else "cpu"):
+            left, right = (torch.randn(SIDE[on_gpu], SIDE[on_gpu]).to(dtype) for _ in range(2))
+            one, other = (torch.randn(ELEMENTS[on_gpu]).to(dtype) for _ in range(2))
+        flops = self.flops or 2 * len(left) ** 3 / median_seconds(lambda: left @ right)
+        moved = 3 * len(one) * one.element_size()
+        bandwidth = self.bandwidth or moved / median_seconds(lambda: one + other)
+        return Machine(self.memory, flops, bandwidth, self.link)
+
+    def seconds(self, work: Work) -> tuple[float, float]:
+        """Of products, and of all other operations."""
+        flops, bandwidth = self.ceilings
+        return work.flops / flops, work.moved / bandwidth + work.calls * CALL
+
+    @property
+    def ceilings(self) -> tuple[float, float]:
+        """Operations of products, and bytes, a second."""
+        assert self.flops is not None, "measured() first"
+        assert self.bandwidth is not None, "measured() first"
+        return self.flops, self.bandwidth
+
+
+def above_zero(option: str, text: str | None, unit: float) -> float | None:
+    """The value of an option in its unit.
+
+    Errors: ValueError if it is no number in `BOUNDS`.
+    """
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    least, most = BOUNDS
+    if not least <= value <= most:
+        raise ValueError(f"{option} is {text!r}; give a number from {least} to {most:,}")
+    return value * unit
+
+
+def median_seconds(work: Callable[[], object]) -> float:
+    """The median of some rounds, after one that warms up."""
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        began = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return sorted(seconds[1:])[ROUNDS // 2]
+
+
+# How long a step takes on a machine, and of what.
+
+
+UPDATE_BYTES = 40
+"""Bytes that an update reads and writes of a weight: gradient, master, moments."""
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds of a step of a plan's first file on one rank."""
+
+    products: float
+    others: float
+    """Other operations."""
+    update: float
+    between: float
+    """Between ranks."""
+    sent: int
+    """Bytes that go between ranks."""
+    flops: float | None
+    """Rates that were assumed; None if the operations ran on this machine."""
+    bandwidth: float | None
+    threads: int | None
+    """Of a rank, where they ran here."""
+    passes: int
+    """How often the model runs over a batch."""
+    further: float
+    """Of products and other operations: those of the passes after the first."""
+    further_memory: int
+    """Bytes of a micro-batch that these passes take."""
+    meta: float
+    """Of meta-learning before the first step, without its sums over ranks."""
+
+    @classmethod
+    def of(cls, plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -> Duration:
+        """Measured here, if the machine is this one, else at the machine's rates."""
+        needs = next(iter(plan.files.values()))
+        updated = needs.held.optimizer // MASTER_BYTES
+        flops = bandwidth = threads = None
+        if machine.is_here:
+            threads = max(1, torch.get_num_threads() // plan.world_size)
+            pair = forecast.seconds(plan.world_size)
+            update = update_seconds(updated, recipe.training.dtype)
+        else:
+            machine = machine.measured(recipe.training.dtype)
+            pair = machine.seconds(forecast.at(plan.micro_batch))
+            flops, bandwidth = machine.ceilings
+            update = updated * UPDATE_BYTES / bandwidth
+        products, others = (plan.micro_batches * seconds for seconds in pair)
+        between = needs.sent / machine.link
+        num_batches = 0 if recipe.meta is None else recipe.meta.steps * batches_a_step(recipe)
+        whole, more = forecast.whole, forecast.further
+        return cls(
+            products,
+            others,
+            update,
+            between,
+            needs.sent,
+            flops,
+            bandwidth,
+            threads,
+            passes=forecast.passes,
+            further=products * more.flops / whole.flops + others * more.moved / whole.moved,
+            further_memory=forecast.at(plan.micro_batch).peak * more.peak // whole.peak,
+            meta=num_batches * (products + others),
+        )
+
+    @property
+    def step(self) -> float:
+        """Seconds of all."""
+        return self.products + self.others + self.update + self.between
+
+    def text(self, steps: int | None, machine: Machine) -> str:
+        """For people; `steps`: of the run, None if they are not known."""
+        run = "" if steps is None else f", the run {duration_text(self.step * steps)}"
+        shares = [
+            f"products {self.products / self.step:.0%}",
+            f"other operations {self.others / self.step:.0%}",
+            f"update of the weights {self.update / self.step:.0%}",
+        ]
+        rates = []
+        if self.flops is not None and self.bandwidth is not None:
+            rates = [
+                f"{self.flops / 1e12:.3g} TFLOP/s",
+                f"{self.bandwidth / 1e9:,.0f} GB/s of memory",
+            ]
+        elif self.threads is not None:
+            rates = [f"{self.threads} thread{'s' * (self.threads != 1)} of this CPU a rank"]
+        if self.sent:
+            share = self.between / self.step
+            shares.append(f"between ranks {share:.0%} ({self.sent / 1e6:,.1f} MB)")
+            rates.append(f"{machine.link / 1e9:,.3g} GB/s between ranks")
+        about = "about" if self.flops is None else "at least"
+        text = f"A step takes {about} {self.step:.3g} s{run}: {', '.join(shares)}"
+        if self.meta:
+            before = f" Meta-learning before takes {about} {duration_text(self.meta)}."
+        else:
+            before = ""
+        return fill(f"{text}, with {', '.join(rates)}.{self.text_of_passes()}{before}", 80)
+
+    def text_of_passes(self) -> str:
+        """What passes after the first cost; nothing if there are none."""
+        if self.passes == 1:
+            return ""
+        others = "the second takes" if self.passes == 2 else f"the other {self.passes - 1} take"
+        return (
+            f" It runs {self.passes} passes over each batch, forward and backward: {others} "
+            f"{self.further:.3g} s of it ({self.further / self.step:.0%}) and "
+            f"{self.further_memory / 1e6:,.1f} MB of its memory."
+        )
+
+
+# A plan for people, at most 80 columns wide, and for programs.
+
+
+WIDEST = 100_000_000_000
+"""Bytes from which on a column has no place for a decimal."""
+HEAD = ("MB", "frozen", "trainable", "optimizer", "in CPU", "step", "peak")
+
+
+def page(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine) -> Iterator[str]:
+    """The plan for one number of ranks, in two pieces: the second one may take a while. `forecast`:
+    of micro-batches, or why there is none."""
+    number, rows = plan.world_size, plan.micro_batch
+    ranks = "1 rank" if number == 1 else f"each of {number:,} ranks"
+    lines = [f"What {ranks} holds, in {recipe.training.precision}", line(*HEAD)]
+    for file, needs in plan.files.items():
+        held = needs.held
+        numbers = (held.frozen, held.trainable, held.optimizer, held.offloaded)
+        cells = (*numbers, *step_and_peak(needs, rows, forecast))
+        lines.append(line(PurePath(file).name, *map(megabytes, cells)))
+    lines.append("The first file is the recipe's. `in CPU`: in the CPU's memory, beside a GPU.")
+    if isinstance(forecast, str):
+        reason = f"`step` is not known: {forecast}"
+        yield "\n".join([*lines, fill(reason, 80, break_long_words=False)])
+        return
+    of_rows = f"micro-batches of {rows:,} row{'s' * (rows != 1)}"
+    lines.append(fill(f"`step`: what a step of {of_rows} adds. `peak`: all without `in CPU`.", 80))
+    if machine.memory is not None:
+        lines.append(fits(plan, forecast, machine.memory))
+    yield "\n".join(lines)
+    yield Duration.of(plan, recipe, forecast, machine).text(recipe.training.steps, machine)
+
+
+def step_and_peak(
+    needs: Needs, rows: int, forecast: Forecast | str
+) -> tuple[int, int] | tuple[None, None]:
+    """What a step adds, and what a rank then has in the memory of its GPU, if it has one; None if
+    it is not known."""
+    if isinstance(forecast, str):
+        return None, None
+    step = needs.extra + forecast.at(rows).peak
+    return step, needs.held.together - needs.held.offloaded + step
+
+
+def fits(plan: Plan, forecast: Forecast, memory: int) -> str:
+    """How large micro-batches may be, and which file to choose."""
+    most = most_rows(plan, forecast, memory)
+    rows = [f"{number:,} with {PurePath(file).name}" for file, number in most.items()]
+    text = f"Most rows of a micro-batch in {memory / 1e9:g} GB: {', '.join(rows)}."
+    return fill(f"{text} {choice(plan, most)}", 80)
+
+
+def most_rows(plan: Plan, forecast: Forecast, memory: int) -> dict[str, int]:
+    """File -> rows of the largest micro-batch; what lies in the CPU's memory takes none of a
+    GPU's."""
+    most = {}
+    for file, needs in plan.files.items():
+        taken = needs.held.together - needs.held.offloaded + needs.extra
+        most[file] = forecast.most_rows(memory - taken)
+    return most
+
+
+def choice(plan: Plan, most: Mapping[str, int]) -> str:
+    """The file to choose, given how many rows each can hold."""
+    rows = f"{plan.micro_batch:,} row{'s' * (plan.micro_batch != 1)}"
+    if (chosen := chosen_file(plan, most)) is None:
+        return f"None holds {rows}: set a smaller data.micro_batch_size, or take more ranks."
+    name = PurePath(chosen).name
+    return f"Choose {name}: of those that hold {rows}, it partitions and offloads least."
+
+
+def chosen_file(plan: Plan, most: Mapping[str, int]) -> str | None:
+    """Of the files that hold a micro-batch, the one that costs least; None if there is none."""
+    enough = {file: needs for file, needs in plan.files.items() if most[file] >= plan.micro_batch}
+    # What moves to the CPU's memory and back each step costs more than what stage 3 gathers.
+    return min(enough, key=lambda f: (enough[f].held.offloaded > 0, enough[f].stage), default=None)
+
+
+def tree(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine) -> dict[str, Any]:
+    """The plan for programs, in bytes and seconds: what the page says."""
+    files = {}
+    for file, needs in plan.files.items():
+        step, peak = step_and_peak(needs, plan.micro_batch, forecast)
+        files[file] = {**asdict(needs.held), "step": step, "peak": peak, "sent": needs.sent}
+    found: dict[str, Any] = {"micro_batch": plan.micro_batch, "files": files}
+    if isinstance(forecast, str):
+        return {**found, "unknown": forecast}
+    if machine.memory is not None:
+        most = most_rows(plan, forecast, machine.memory)
+        found |= {"most_rows": most, "choose": chosen_file(plan, most)}
+    duration = Duration.of(plan, recipe, forecast, machine)
+    return {**found, "seconds": {**asdict(duration), "step": duration.step}}
+
+
+def megabytes(number: int | None) -> str:
+    """Of bytes; a dash for what is not known."""
+    if number is None:
+        return "-"
+    return f"{number / 1e6:,.1f}" if number < WIDEST else f"{number / 1e6:,.0f}"
+
+
+def line(name: str, *cells: str) -> str:
+    """A line of the table."""
+    return f"{name[:19]:<20}" + "".join(f"{cell:>10}" for cell in cells)

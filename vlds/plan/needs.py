@@ -2,24 +2,177 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vlds.config import Recipe
-from vlds.data.order.batch_cut import BatchCut
+from torch import nn
+
+from vlds.data.order.mixed_order import BatchCut
 from vlds.models.build import build_shapes
-from vlds.plan.held import Held, planned
-from vlds.plan.step import added_bytes, sent_bytes
-from vlds.runtime.resources import find
+from vlds.models.loading.quantised import scale_bytes
+from vlds.models.model import Model
+from vlds.recipe.config import Recipe
+from vlds.runtime.process import find
 from vlds.training.deepspeed_config import (
     cannot_partition,
     complete_deepspeed_config,
     cut_batches,
     fit_sizes,
 )
-from vlds.training.optim import parameter_groups
+from vlds.training.engine import buffer_bytes
+from vlds.training.optimizer import parameter_groups
 from vlds.training.prepare import check_parts
+
+# The memory that a rank needs between steps, computed without loading anything.
+#
+# The rules are those of DeepSpeed 0.19; a test shows that they agree with `Engine.bytes_per_rank`
+# to the byte.
+
+
+MASTER_BYTES = 12
+"""AdamW's two moments and the master of a weight, each fp32."""
+SUM_BYTES = 4
+"""The sum of a weight's gradients over micro-batches, fp32."""
+GROUP_ALIGNMENT = 2
+"""Stage 2 pads a group to a multiple of this number of elements on each rank."""
+PERSISTENCE = 100_000
+"""DeepSpeed's own stage3_param_persistence_threshold, in elements."""
+OFFLOADS = {"optimizer": "offload_optimizer", "weights": "offload_param"}
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of one rank."""
+
+    frozen: int
+    trainable: int
+    optimizer: int
+    gradients: int
+    """Sums of gradients. Their memory may be kept between steps."""
+    offloaded: int = 0
+    """How many of the above lie in the CPU's memory although the rank has a GPU."""
+
+    @property
+    def together(self) -> int:
+        """Weights and optimizer state, without gradients."""
+        return self.frozen + self.trainable + self.optimizer
+
+
+def planned(
+    model: Model, groups: Sequence[Mapping[str, Any]], zero: Mapping[str, Any], world_size: int
+) -> Held:
+    """What each of `world_size` ranks will hold of a model, which may lie on the meta device.
+
+    `groups` are the optimizer's; `zero` is DeepSpeed's `zero_optimization`.
+    """
+    partitioned = zero["stage"] == 3
+    splits = partitioned and world_size > 1
+    threshold = zero.get("stage3_param_persistence_threshold", PERSISTENCE)
+    stored = {"frozen": 0, "trainable": 0}
+    whole = 0
+    for parameter in model.parameters():
+        part = share(parameter.numel(), world_size) if partitioned else parameter.numel()
+        kept = parameter.numel() if splits and parameter.numel() <= threshold else 0
+        kind = "trainable" if parameter.requires_grad else "frozen"
+        stored[kind] += (part + kept) * parameter.element_size()
+        whole += kept * parameter.element_size()
+    stored["frozen"] += scale_bytes(model)
+    elements = sum(group_share(group["params"], partitioned, world_size) for group in groups)
+    masters = elements * MASTER_BYTES
+    optimizer = masters + buffer_bytes(model.step_rules)
+    offloaded = masters if moves(zero, "optimizer") else 0
+    if moves(zero, "weights"):
+        offloaded += sum(stored.values()) - whole
+    return Held(**stored, optimizer=optimizer, gradients=elements * SUM_BYTES, offloaded=offloaded)
+
+
+def group_share(parameters: Sequence[nn.Parameter], partitioned: bool, world_size: int) -> int:
+    """Elements of a group of the optimizer on one rank. Stage 3 cuts each weight, stage 2 the
+    group."""
+    if partitioned:
+        return sum(share(parameter.numel(), world_size) for parameter in parameters)
+    size = sum(parameter.numel() for parameter in parameters)
+    return GROUP_ALIGNMENT * share(size, GROUP_ALIGNMENT * world_size)
+
+
+def share(size: int, parts: int) -> int:
+    """Elements of the largest part."""
+    return -(-size // parts)
+
+
+def moves(zero: Mapping[str, Any], what: str) -> bool:
+    """True if DeepSpeed's file puts the optimizer, or the weights, into the CPU's memory."""
+    return bool((zero.get(OFFLOADS[what]) or {}).get("device", "none") != "none")
+
+
+# What a step adds to the memory that a rank holds between steps, and what it sends.
+
+
+LIVE = 1_000_000_000
+"""DeepSpeed's own stage3_max_live_parameters, in elements."""
+PREFETCHED = 50_000_000
+"""DeepSpeed's own stage3_prefetch_bucket_size, in elements."""
+
+
+def added_bytes(model: Model, held: Held, zero: Mapping[str, Any], world_size: int) -> int:
+    """Sums of gradients, buckets and gathered weights, without what a micro-batch needs."""
+    waiting = held.gradients + bucket_bytes(model, zero, world_size)
+    if zero["stage"] < 3 or world_size == 1:
+        return waiting
+    live = int(zero.get("stage3_max_live_parameters", LIVE))
+    ahead = int(zero.get("stage3_prefetch_bucket_size", PREFETCHED))
+    whole = max(live, max(weight.numel() for weight in model.parameters()))
+    partitioned = partitioned_bytes(model, zero)
+    gathered = min((whole + ahead) * widest(model), partitioned)
+    copied = min(ahead * widest(model), partitioned)  # gloo receives into a copy
+    return waiting + gathered + copied
+
+
+def bucket_bytes(model: Model, zero: Mapping[str, Any], world_size: int) -> int:
+    """Gradients that wait for the other ranks, and what is sent of them, which is fp32."""
+    if zero["stage"] == 2 and world_size == 1 and not moves(zero, "optimizer"):
+        return 0  # `GradientSums` adds them where they come
+    size = int(zero["reduce_bucket_size"])
+    sent = 0 if world_size == 1 else SUM_BYTES
+    if zero["stage"] < 3:
+        return size * ((2 if zero.get("overlap_comm") else 1) * widest(model) + sent)
+    # Gradients are gathered twice; gloo sends a copy, and is often still busy with another.
+    return size * (2 * SUM_BYTES + 2 * sent)
+
+
+def sent_bytes(model: Model, zero: Mapping[str, Any], world_size: int, micro_batches: int) -> int:
+    """Bytes that a rank sends in a step of some micro-batches: gradients, which it sums in fp32, of
+    each micro-batch, and trained weights after the step; under stage 3 other weights before each
+    pass. Stage 1 sends gradients once."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    gradients = trained * SUM_BYTES * (1 if zero["stage"] == 1 else micro_batches)
+    whole = gradients + trained_bytes(model)
+    if zero["stage"] == 3:
+        whole += 2 * micro_batches * partitioned_bytes(model, zero)
+        whole -= partitioned_bytes(model, zero, trained=True)
+    elif zero.get("use_multi_rank_bucket_allreduce", True):
+        whole += gradients  # there and back
+    return whole - share(whole, world_size)
+
+
+def trained_bytes(model: Model) -> int:
+    """Bytes of the weights that train, in the run's precision."""
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+
+
+def partitioned_bytes(model: Model, zero: Mapping[str, Any], *, trained: bool = False) -> int:
+    """Bytes of the weights that stage 3 gathers, or of those among them that train."""
+    threshold = zero.get("stage3_param_persistence_threshold", PERSISTENCE)
+    weights = (p for p in model.parameters() if p.numel() > threshold)
+    return sum(w.numel() * w.element_size() for w in weights if w.requires_grad or not trained)
+
+
+def widest(model: Model) -> int:
+    """Bytes of an element of the model's weights."""
+    return max(weight.element_size() for weight in model.parameters())
+
 
 SHIPPED = [
     f"ds_configs/{name}.json" for name in ("zero2", "zero2_offload", "zero3", "zero3_offload")

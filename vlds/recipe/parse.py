@@ -13,19 +13,24 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from vlds.recipe.check import ARGUMENTS, CLASS, check_tree, explain, in_quotes, in_yaml
-from vlds.recipe.choices import (
+from vlds.recipe.check import (
+    ARGUMENTS,
     CHOICES,
+    CLASS,
+    check_tree,
     class_if_there,
     class_named,
     dataclass_of,
+    explain,
     field_types,
+    in_quotes,
+    in_yaml,
     is_choice,
     is_mapping_of_choices,
 )
-from vlds.recipe.files import WHOLE, merged, read_merged
+from vlds.recipe.paths import WHOLE, merged, read_merged
 from vlds.runtime.checks import check_leaves, not_finite, number_faults
-from vlds.runtime.resources import find
+from vlds.runtime.process import find
 from vlds.runtime.terminal import tell
 
 Options = TypeVar("Options")

@@ -9,14 +9,108 @@ directory.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from vlds.runtime.resources import find, shipped
+from vlds.recipe.check import CHOICES, subclasses
+from vlds.runtime.checks import guess
+from vlds.runtime.process import find, shipped
 from vlds.runtime.yaml_file import read_yaml
+
+# Recipes that build on another one: `base: FILE`, relative to the recipe's own folder.
+#
+# Mappings are merged key by key, and so are the init_args of the same class; everything else is
+# replaced. `methods` is replaced as a whole, so that one recipe lists all that is tuned. A task
+# with the value null is left out.
+
+
+BASE, TASKS = "base", "tasks"
+WHOLE = ("methods",)
+"""Keys of a recipe that are not merged."""
+
+
+def read_tree(file: Path) -> dict[str, Any]:
+    """Read one recipe file, without its base.
+
+    Errors: ValueError if it is not a mapping of keys.
+    """
+    tree = read_yaml(file)
+    if tree is None:
+        raise ValueError(
+            f"{file}: the recipe is empty; start from a recipe of vlds, such as recipes/demo.yaml"
+        )
+    if not isinstance(tree, dict):
+        content = "a list" if isinstance(tree, list) else f"only {tree!r:.40}"
+        raise ValueError(
+            f"{file}: a recipe has keys and values, like `output: runs/mine`; this file holds "
+            f"{content}"
+        )
+    return tree
+
+
+def read_merged(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a recipe and merge it into its base.
+
+    Errors: ValueError for a base that is missing, or that leads back to the recipe.
+    """
+    if file.resolve() in seen:
+        chain = " -> ".join(path.name for path in (*seen, file))
+        raise ValueError(f"base: {chain} is a circle; a recipe cannot build on itself")
+    tree = located(read_tree(file), file)
+    return on_base(tree, file.parent, (*seen, file.resolve()))
+
+
+def on_base(tree: dict[str, Any], folder: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Merge a recipe's keys into its base, if it has one; `folder`: where it is looked up first.
+
+    Errors: ValueError for a base that is missing, or that leads back to the recipe; for a task to
+    leave out that the base does not have.
+    """
+    rest = {key: value for key, value in tree.items() if key != BASE}
+    name = tree.get(BASE)
+    if name is None:
+        return rest
+    try:
+        relative = folder / str(name)
+        base = relative if relative.exists() else find(str(name))
+    except OSError as error:
+        raise ValueError(f"base: got {name!r}; give a recipe's file: {error.strerror}") from None
+    return changed(read_merged(base, seen), rest)
+
+
+def changed(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's keys with `changes` merged in, without the tasks that these leave out.
+
+    Errors: ValueError for a task to leave out that the recipe does not have.
+    """
+    result = merged(recipe, changes, WHOLE)
+    if isinstance(tasks := result.get(TASKS), dict):
+        known = recipe.get(TASKS) or {}
+        for name, task in tasks.items():
+            if task is None and name not in known:
+                raise ValueError(
+                    f"tasks.{name}: null leaves out a task of the base, and that has none of this "
+                    f"name; {guess(name, known)}it has {', '.join(known) or 'no tasks'}"
+                )
+        result[TASKS] = {name: task for name, task in tasks.items() if task is not None}
+    return result
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any], whole: tuple[str, ...]) -> dict[str, Any]:
+    """`base` with `changes` merged in; keys in `whole` are replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = base.get(key)
+        if isinstance(old, dict) and isinstance(value, dict) and key not in whole:
+            same_class = value.get("class_path") in (None, old.get("class_path"))
+            value = merged(old, value, ()) if same_class else value
+        result[key] = value
+    return result
+
 
 STARTED_IN = "started_in"
 OUTPUT = "output"
@@ -219,3 +313,96 @@ def _find(name: Any, places: Places, dataset: bool) -> Any:
 def _from_here(path: Path, name: str) -> str:
     """The path of a file; the name itself if it means the same file here."""
     return name if path == Path.cwd() / name else str(path)
+
+
+# Decides which classes a saved recipe may name.
+#
+# A recipe names its tasks, methods, backbones and encoders by class, and a dotted name is imported,
+# which runs the code of that module. A user's own recipe may do that. But a run or an artifact may
+# come from someone else, so it may name only classes of vlds, classes that the running program has
+# imported already, and classes of modules that the user names with --trust.
+
+
+OPTION = "--trust"
+
+_trusted: set[str] = set()
+
+
+def take_trust(arguments: Sequence[str]) -> list[str]:
+    """Trust the modules of `--trust MODULE`; the command line without these words.
+
+    Errors: ValueError if the module is missing.
+    """
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        option, equals, module = word.partition("=")
+        if option != OPTION:
+            rest.append(word)
+            continue
+        module = module if equals else next(words, "")
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ValueError(f"{OPTION}: got {module!r}; give the name of a Python module")
+        trust(module)
+    return rest
+
+
+def trust(module: str) -> None:
+    """Let saved recipes name the classes of a module or package, which may be in the working
+    directory."""
+    _trusted.add(module)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def check_classes(tree: Any, source: str) -> None:
+    """Check every class that a saved recipe names before anything is imported.
+
+    Errors: ValueError that names the class and `source`, the origin of the recipe.
+    """
+    known = {cls.__name__ for base in CHOICES for cls in subclasses(base)}
+    for name in named_classes(tree):
+        module, dot, cls = name.rpartition(".")
+        if (not dot and cls in known) or is_ours(module, cls) or is_trusted(module):
+            continue
+        cure = (
+            f"if you trust the code in {module}, add {OPTION} {module}"
+            if dot
+            else f"known are {', '.join(sorted(known))}"
+        )
+        raise ValueError(
+            f"{source}: class_path {name!r}: a saved recipe may name only classes of vlds; {cure}"
+        )
+
+
+def is_ours(module: str, name: str) -> bool:
+    """True for a task, method, backbone or encoder that is imported already."""
+    cls = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    return isinstance(cls, type) and issubclass(cls, CHOICES)
+
+
+def is_trusted(module: str) -> bool:
+    """True for a trusted module or a module in a trusted package."""
+    parts = module.split(".")
+    return any(".".join(parts[: n + 1]) in _trusted for n in range(len(parts)))
+
+
+def named_classes(tree: Any) -> Iterator[str]:
+    """Every class_path in a recipe."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key == "class_path":
+                yield str(value)
+            else:
+                yield from named_classes(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from named_classes(value)
+
+
+def leave_working_directory() -> None:
+    """Remove the working directory from Python's path, so that nothing there is imported."""
+    here = os.getcwd()
+    checkout = str(Path(os.path.abspath(__file__)).parents[2])
+    if here != checkout:
+        sys.path[:] = [place for place in sys.path if os.path.abspath(place or here) != here]

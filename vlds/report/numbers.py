@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlds.recipe.paths import STARTED_IN
 
 
 @dataclass(frozen=True)
@@ -86,3 +93,156 @@ def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[floa
         (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
         for group in groups
     ]
+
+
+# How far a score would move with other pictures: bootstrap percentile intervals.
+#
+# A resample draws samples (a picture, a pair or a clip, each with all of its examples), as many as
+# there are and with replacement. Its score is the mean over the examples of what was drawn; the
+# interval holds the middle 95 % of these scores (Efron 1979,
+# https://doi.org/10.1214/aos/1176344552; Field and Welsh 2007,
+# https://doi.org/10.1111/j.1467-9868.2007.00593.x). Questions about one picture tend to be right or
+# wrong together, so that resamples of single questions vary too little.
+#
+# An interval covers the choice of samples, not of training seeds. Draws depend on the number of
+# samples alone: two runs on the same samples meet the same draws, and the interval of their
+# difference is a paired one. CIDEr's draws keep the document frequencies of all pictures.
+
+
+Values = NDArray[np.float64]
+"""(examples,) what each example adds to a mean; NaN for those that do not count."""
+Groups = NDArray[np.int64]
+"""(examples,) number of each example's sample, counted from 0 without gaps."""
+
+RESAMPLES = 1000
+SEED = 0
+PERCENTILES = (2.5, 97.5)
+
+
+def groups_of(samples: Iterable[str]) -> Groups:
+    """Samples numbered in the order in which their first examples come."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in samples], np.int64)
+
+
+def interval_of_mean(values: Values, groups: Groups, resamples: int = RESAMPLES) -> Interval:
+    """Of the mean over the examples that count."""
+    return percentiles(resampled_means([values], groups, resamples)[:, 0])
+
+
+def interval_of_difference(
+    values: Values, baseline: Values, groups: Groups, resamples: int = RESAMPLES
+) -> Interval:
+    """Of the mean of `values` less that of `baseline`, the same samples drawn for both."""
+    means = resampled_means([values, baseline], groups, resamples)
+    return percentiles(means[:, 0] - means[:, 1])
+
+
+def resampled_means(columns: Sequence[Values], groups: Groups, resamples: int) -> Values:
+    """(resamples, columns) the means of each draw; NaN where nothing in a draw counts."""
+    num = int(groups.max()) + 1
+    counted = [~np.isnan(values) for values in columns]
+    sums = [
+        np.bincount(groups, np.where(counts, values, 0.0), num)
+        for values, counts in zip(columns, counted, strict=True)
+    ]
+    table = np.stack([*sums, *(np.bincount(groups, counts, num) for counts in counted)])
+    rng = np.random.default_rng(SEED)
+    totals = np.empty((resamples, len(table)))
+    for index in range(resamples):
+        times_drawn = np.bincount(rng.integers(0, num, num), minlength=num)
+        totals[index] = table @ times_drawn.astype(np.float64)
+    drawn_sums, drawn_counts = np.split(totals, 2, axis=1)
+    return np.divide(
+        drawn_sums, drawn_counts, out=np.full_like(drawn_sums, np.nan), where=drawn_counts > 0
+    )
+
+
+def percentiles(means: Values) -> Interval:
+    """The interval that these span."""
+    low, high = np.nanpercentile(means, PERCENTILES)
+    return Interval(float(low), float(high))
+
+
+# Runs that differ in their seed alone: which they are, and what they have in a column: mean,
+# deviation, confidence interval, and how sure a difference of two rows is.
+
+
+SEED_KEYS = ("seed", "output", STARTED_IN)
+"""Keys of the recipe in which runs may differ that count as seeds of one run."""
+FEWEST_SEEDS = 3
+"""That two rows share before one is called better: with two, an interval is six times as wide as
+with three, and whether it holds 0 is mostly chance."""
+
+STUDENT_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045,
+)  # fmt: skip
+"""97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom."""
+NORMAL = 1.960
+"""That of the normal distribution, which t approaches."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """What the runs of a row have in a column."""
+
+    values: Sequence[float]
+    published: float | None = None
+    seeds: Sequence[str] = ()
+    """Of each value."""
+
+    @property
+    def mean(self) -> float | None:
+        """None if no run has a value."""
+        return statistics.mean(self.values) if self.values else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of the sample (n - 1); None for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def interval(self) -> Interval | None:
+        """95 % confidence interval of the mean (Student's t); None for one seed."""
+        count = len(self.values)
+        if count < 2:
+            return None
+        half = student_t(count - 1) * statistics.stdev(self.values) / math.sqrt(count)
+        mean = statistics.mean(self.values)
+        return Interval(mean - half, mean + half)
+
+    def is_above(self, other: Number) -> bool:
+        """True if on common seeds, of which there are enough, the whole 95 % interval of the
+        differences is above 0. Another seed may draw the means the other way."""
+        others = dict(zip(other.seeds, other.values, strict=False))
+        paired = zip(self.seeds, self.values, strict=False)
+        differences = [value - others[seed] for seed, value in paired if seed in others]
+        interval = Number(differences).interval
+        if interval is None or len(differences) < FEWEST_SEEDS:
+            return False
+        return interval.low > 0
+
+
+def groups_of_seeds(recipes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, list[str]]]:
+    """Runs, by their names, whose recipes are the same but for SEED_KEYS: seed -> names. A run
+    whose recipe is not known is alone."""
+    groups: list[tuple[object, dict[str, list[str]]]] = []
+    for name, recipe in recipes.items():
+        rest = {key: value for key, value in recipe.items() if key not in SEED_KEYS}
+        seeds = next((seeds for known, seeds in groups if rest and known == rest), None)
+        if seeds is None:
+            groups.append((rest, seeds := {}))
+        seeds.setdefault(str(recipe.get("seed")), []).append(name)
+    return [seeds for _, seeds in groups]
+
+
+def student_t(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t; above the table by the first two terms of its expansion
+    around the normal quantile (Abramowitz and Stegun, 26.7.5), right to three digits."""
+    if freedom <= len(STUDENT_T):
+        return STUDENT_T[freedom - 1]
+    cubic = (NORMAL**3 + NORMAL) / 4
+    quintic = (5 * NORMAL**5 + 16 * NORMAL**3 + 3 * NORMAL) / 96
+    return NORMAL + cubic / freedom + quintic / freedom**2

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
 
@@ -137,3 +138,46 @@ def check_leaves(tree: object) -> None:
             )
         if isinstance(value, str) and "\0" in value:
             raise ValueError(f"{name}: got {value!r:.100}, which holds a NUL; leave it out")
+
+
+# Guesses which known name a misspelt one means.
+
+
+def guess(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """'did you mean ...? ' if a known name is close, else ''."""
+    close = closest(name, known)
+    return "" if close is None else f"did you mean '{prefix}{close}'? "
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that equals `name` but for case, has its letters as initials (lr), begins with
+    it or the reverse (r, step), or differs in a few letters; None if there is none."""
+    names = list(known)
+    word = name.lower()
+    rules: list[Callable[[str], bool]] = [
+        lambda other: other.lower() == word,
+        lambda other: "".join(part[:1] for part in other.lower().split("_")) == word,
+        lambda other: other.lower().startswith(word) or word.startswith(other.lower()),
+    ]
+    alike = [other for rule in rules for other in names if word and rule(other)]
+    close = alike or difflib.get_close_matches(name, names, 1)
+    return close[0] if close else None
+
+
+# What a module makes for one batch and another one reads.
+
+
+class MadeForBatch:
+    """What a module has made for the running batch. The model's state does not hold it: a copy of
+    the model starts without it."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+    def take(self) -> Any:
+        """The value, which is then let go."""
+        value, self.value = self.value, None
+        return value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MadeForBatch:
+        return MadeForBatch()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from inspect import getdoc
 from typing import Any, NoReturn
 
-from vlds.runtime.near_names import closest, guess
+from vlds.runtime.checks import closest, guess
 
 WIDTH = 80
 CHOICE = re.compile(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", re.DOTALL)

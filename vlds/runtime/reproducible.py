@@ -19,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vlds.runtime.process_end import ASKING
+from vlds.runtime.process import ASKING
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell
 

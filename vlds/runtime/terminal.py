@@ -1,16 +1,53 @@
-"""Prints to the terminal, through vlds.runtime.shown: nothing else in vlds prints."""
+"""Prints to the terminal, through vlds.runtime.terminal: nothing else in vlds prints."""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+import time
 import traceback
+import warnings
+from collections.abc import Iterable, Iterator, MutableMapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import unquote
 
-from vlds.runtime.shown import visible
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+# Makes text from others safe to show.
+#
+# Questions, ids, file names and servers' answers come from others. In a terminal, control
+# characters in them could move the cursor, change colours, rename the window or hide text; bidi
+# controls reorder text, in a browser too. So they are shown as escapes, and URLs without
+# credentials.
+
+
+HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters except tab and newline
+    "\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"  # bidi controls, invisible ones
+    "\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\uffa0\ufff9-\ufffb"  # likewise
+    "\u2028\u2029"  # line ends for some programs only
+    "\ud800-\udfff"  # surrogates, which cannot be encoded
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"  # invisible characters and copies of ASCII
+)
+
+OTHERS_SPEAK_AFTER_S = 5.0
+"""The launcher looks after its ranks every second."""
+
+
+def visible(text: object) -> str:
+    """The text, safe for a terminal: control and invisible characters become escapes such as
+    `\\x1b` and `\\u202e`, and URLs lose their credentials."""
+    return HIDDEN.sub(_escape, without_credentials(str(text)))
+
+
+def _escape(character: re.Match[str]) -> str:
+    return character[0].encode("unicode_escape").decode("ascii")
 
 
 def tell(text: object, *, end: str = "\n", error: bool = False, flush: bool = False) -> None:
@@ -46,3 +83,183 @@ def tell_exception(
 ) -> None:
     """`sys.excepthook` of vlds: a traceback may quote data."""
     tell("".join(traceback.format_exception(kind, error, trace)), end="", error=True, flush=True)
+
+
+# Times that people read.
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, "30:05:00" after more than a day."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02d}:{minutes:02d}:{rest:02d}"
+
+
+def duration_text(seconds: float) -> str:
+    """ "1,000 h 05 min", "5 min 10 s", "10 s", "0.25 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes:02d} min"
+    if minutes:
+        return f"{minutes} min {rest:02d} s"
+    return f"{rest} s" if rest >= 10 else f"{seconds:.2g} s"
+
+
+# Progress of long work, for a user who waits.
+
+
+SECONDS_BETWEEN_LINES = 10.0
+Item = TypeVar("Item")
+
+
+class Pace:
+    """Says when the next line about long work is due. The first seconds have none, since short work
+    needs no report."""
+
+    def __init__(self) -> None:
+        self._started = self._last_line = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the work began."""
+        return time.monotonic() - self._started
+
+    def line_is_due(self) -> bool:
+        """True once in every `SECONDS_BETWEEN_LINES`."""
+        now = time.monotonic()
+        if now - self._last_line < SECONDS_BETWEEN_LINES:
+            return False
+        self._last_line = now
+        return True
+
+
+def follow(items: Iterable[Item], what: str, total: int, done: int = 0) -> Iterator[Item]:
+    """Yield the items and show progress on stderr: a bar on a terminal, else a line now and then.
+    `done` of the `total` items were finished before."""
+    console = open_console(error=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    pace = Pace()
+    with Progress(
+        *columns, console=console, transient=True, disable=not can_redraw(console)
+    ) as progress:
+        bar = progress.add_task(visible(what), total=total, completed=done)
+        for count, item in enumerate(items, done):
+            if progress.disable and pace.line_is_due():
+                tell(f"{what}: {count:,} of {total:,}", error=True, flush=True)
+            yield item
+            progress.advance(bar)
+
+
+# Silences what libraries report by themselves; their errors still reach the user.
+#
+# Called before the libraries are imported, in the command's process and for the ranks that it
+# starts.
+
+
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+SETTINGS = {
+    # torch's C++ code warns about missing CPU features and about sockets of its rendezvous.
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    # torch's profiler says that it starts and stops.
+    "KINETO_LOG_LEVEL": "6",
+    # Deprecation warnings inside torch, deepspeed and jsonargparse, which users cannot fix.
+    "PYTHONWARNINGS": "ignore",
+    # transformers reports tied and unused weights, which vlds checks itself.
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def quiet_libraries() -> None:
+    """Silence libraries in this process, but keep what the user has set."""
+    set_quiet(os.environ)
+    if not has_gpu_driver():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it finds no GPU
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def set_quiet(environment: MutableMapping[str, str]) -> None:
+    """Silence libraries in a process that will start with this environment."""
+    for name, value in SETTINGS.items():
+        environment.setdefault(name, value)
+
+
+def has_gpu_driver() -> bool:
+    """True if this machine may have a usable GPU; torch is not imported."""
+    return any(map(os.path.exists, GPU_DRIVERS))
+
+
+# Removes secrets from URLs before they are stored or shown.
+#
+# A URL may carry a login (`https://user:password@host/`) or secrets in its query (a presigned
+# `?X-Amz-Signature=...`). Only the process that got such a URL uses it in full. Recipes, artifacts,
+# logs, errors and names of cached files get it through `without_credentials`.
+
+
+MASK = "..."
+"""Replaces the value of a secret in a query."""
+PASSWORD = r"[^\s/?#@:'\"<>]*:(?!\d*['\"<>])[^\s/?#@]*@"
+"""A login whose password may contain quotes; elsewhere in a text, a quote ends the URL."""
+URL = re.compile(
+    rf"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{{0,30}})://(?P<rest>(?:{PASSWORD})?[^\s'\"<>]+)"
+)
+LOGIN = re.compile(
+    r"[^/?#]*@"
+    # A password that was pasted with a slash or the like: a port is all digits.
+    r"|(?!\[)[^/?#@:]*:(?!\d*(?:[/?#]|$)).*@"
+)
+PARAMETER = re.compile(r"(?P<name>[?&#;][^=?&#;]*)=(?P<value>[^&#;]*(?:;[^=&#;]*(?=[&#;]|$))*)")
+SECRET = re.compile(
+    r"sign|token|key|secret|pass|pwd|cred|auth|jwt|session|hmac|policy|cookie|bearer|ticket|verify"
+    r"|(?:^|[^a-z])(?:sig|sas|code|pw|md5|hdnts|hdnea|hdntl)(?:$|[^a-z])",
+    re.IGNORECASE,
+)
+"""Names of parameters whose values are secrets, with those of AWS, Google Cloud, Azure, Akamai,
+Cloudflare and nginx."""
+WEB = ("http", "https", "ftp", "ftps", "ws", "wss")
+"""Schemes that lose the whole login. Others keep its user: sftp://user@host, abfs://box@host."""
+NO_LOGIN = ("github", "gitlab")
+"""Schemes in which fsspec writes org:repository where others have a login."""
+
+
+def without_credentials(text: str) -> str:
+    """The text with its URLs cleaned: no logins, and `...` for secrets in their queries."""
+    return URL.sub(_clean, text) if "://" in text else text
+
+
+def lost_credentials(url: str) -> bool:
+    """True if a URL was stored without a secret of its query, so that it cannot be opened."""
+    return any(match["value"] == MASK for match in PARAMETER.finditer(url))
+
+
+def _clean(url: re.Match[str]) -> str:
+    scheme, rest = url["scheme"], url["rest"]
+    if (login := LOGIN.match(rest)) and scheme.lower() not in NO_LOGIN:
+        user = login[0].partition(":")[0].removesuffix("@")
+        user_part = "" if scheme.lower() in WEB or not user else f"{user}@"
+        rest = user_part + rest[login.end() :]
+    return f"{scheme}://{PARAMETER.sub(_masked, rest)}"
+
+
+def _masked(parameter: re.Match[str]) -> str:
+    value = unquote(parameter["value"])  # may be a URL with credentials
+    secret = SECRET.search(unquote(parameter["name"])) or without_credentials(value) != value
+    return f"{parameter['name']}={MASK}" if secret else parameter[0]
+
+
+def complain(who: str, error: ValueError) -> int:
+    """Say what the user got wrong; the exit code.
+
+    All ranks usually find the same mistake. So the first rank of a machine speaks at once, and the
+    others only if they still live some seconds later: when a rank ends, the launcher ends the rest.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(OTHERS_SPEAK_AFTER_S)
+    tell(f"{who}: {error}", error=True, flush=True)
+    return 2

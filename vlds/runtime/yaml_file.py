@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vlds.runtime import regular_file
+from vlds.runtime import files as regular_file
 
 LARGEST_FILE = 4 << 20
 """Bytes. A recipe has a few kilobytes."""

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from vlds.heads.base import ClassLoss, ClassOutput, Head
 from vlds.runtime.checks import Count, Positive
 from vlds.schema import LONGEST_TEXT, Decoding, Example, Sample, SkipSample
+from vlds.tasks.class_output import ClassLoss, ClassOutput, Head
 
 Split = Literal["evaluate", "test"]
 """The lists of data sets on which a task is scored: fields of `Task`."""
@@ -75,7 +75,7 @@ class Task(ABC):
     decoding: Decoding
     """How the model's output becomes text."""
     head: Head | None = None
-    """Answer with one of the head's classes: a class of vlds.heads; default: write text."""
+    """Answer with one of the head's classes: a class of vlds.models.heads; default: write text."""
     headline: str | None = None
     """The score that represents the task in tables; default: the first of its scores."""
 
@@ -146,7 +146,7 @@ class Task(ABC):
 
         References that are None (no labels) do not count; if all are None, the result is empty.
         Scores lie in 0..1 (CIDEr in 0..10, GQA's distribution above 0); the first one represents
-        the task. "SCORE/TABLE/GROUP" is a cell of a table (vlds/metrics/tables.py).
+        the task. "SCORE/TABLE/GROUP" is a cell of a table (vlds/tasks/metrics/plain_scores.py).
         """
 
     def example_scores(

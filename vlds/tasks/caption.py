@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from vlds.metrics import caption_scores as metric
 from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import Task, labelled, optional_texts, require_label
+from vlds.tasks.metrics import caption_scores as metric
 
 
 @dataclass(frozen=True, kw_only=True)

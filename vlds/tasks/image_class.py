@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from vlds.heads.base import ClassOutput, Head
-from vlds.metrics.exact_match import fold, matches, mean, members_of
 from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, labelled
+from vlds.tasks.class_output import ClassOutput, Head
+from vlds.tasks.metrics.plain_scores import fold, matches, mean, members_of
 
 PER_CLASS = "mean_class_accuracy"
 

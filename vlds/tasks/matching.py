@@ -11,11 +11,11 @@ from zlib import crc32
 
 import numpy as np
 
-from vlds.metrics.exact_match import fold
 from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, require_label
+from vlds.tasks.metrics.plain_scores import fold
 
 MATCH, OTHER = "true", "false"
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, ClassVar
 
 import numpy as np
 
-from vlds.heads.base import ClassLoss
-from vlds.metrics.exact_match import fold, matches, worth
-from vlds.metrics.vqa_accuracy import NUM_ANNOTATORS, Rules, accuracy_name, question_accuracy
-from vlds.runtime.checks import Count
+from vlds.runtime.checks import Count, Natural
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, optional_text, optional_texts, require_label
+from vlds.tasks.class_output import ClassLoss
+from vlds.tasks.metrics.plain_scores import fold, matches, worth
+from vlds.tasks.metrics.vqa_accuracy import NUM_ANNOTATORS, Rules, accuracy_name, question_accuracy
 
 ENOUGH = 0.5
 """Reports show an answer as correct from this score on."""
@@ -119,3 +119,60 @@ def best_answer(annotation: Mapping[str, Any]) -> str | None:
         return max(label, key=lambda answer: label[answer])
     answers = annotation.get("answers")
     return Counter(answers).most_common(1)[0][0] if answers else None
+
+
+# TextVQA: questions about the text in a picture, beside the words that a reader found in it.
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextVQA(VQA):
+    """Answer a question about the text in a picture; scored by TextVQA's accuracy.
+
+    The input is `textvqa: QUESTION words: WORD WORD ...`, with the words that an optical reader
+    found (`ocr_tokens` of the sample), in its order.
+    """
+
+    prompt: str = "textvqa: "
+    """Text before the question, trailing space included; "" for none."""
+    max_prompt_tokens: Count = 200
+    """Longest input in tokens, special tokens included; longer ones lose their last words."""
+    max_target_tokens: Count = 20
+    """Longest answer to learn in tokens, special tokens included; longer ones are cut."""
+    accuracy: Rules = "textvqa"
+    """Rules of VQA accuracy: textvqa, those of M4C and of TextVQA's challenge."""
+    max_words: Natural = 50
+    """Words of the picture in the input, at most; 50 as in M4C, 0 for none."""
+
+    def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
+        """The prompt, the question, and the picture's words if there are any."""
+        text = super().question(sample, given)
+        words = optional_texts(sample.extra, "ocr_tokens")[: self.max_words]
+        return f"{text} words: {' '.join(words)}" if words else text
+
+
+# A-OKVQA's direct answers: the question alone, without its choices.
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectAnswer(VQA):
+    """Answer a question of A-OKVQA in free words; scored as its evaluation script does.
+
+    Questions that are marked as difficult to answer without their choices train and do not count:
+    the script leaves them out.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("multiple_choice",)
+
+    max_prompt_tokens: Count = 40
+    """Longest prompt and question in tokens, special tokens included; longer ones are cut."""
+    accuracy: Rules = "direct"
+    """Rules of VQA accuracy: direct, those of A-OKVQA's script."""
+
+    def example(
+        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
+    ) -> Example:
+        """As in VQA; in evaluation, a difficult question has no reference."""
+        example = super().example(name, sample, annotation, rng)
+        assert annotation is not None
+        is_difficult = sample.annotations[annotation].get("difficult") is True
+        return replace(example, reference=None) if rng is None and is_difficult else example

@@ -20,8 +20,8 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
-from vlds.config import Recipe, to_tree
-from vlds.recipe.choices import is_choice
+from vlds.recipe.check import is_choice
+from vlds.recipe.config import Recipe, to_tree
 from vlds.runtime.ranks import Ranks
 from vlds.training.prepare import Prepared
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from vlds.config import Recipe
-from vlds.data.order.batch_cut import BatchCut
-from vlds.runtime.json_record import read_record
+from vlds.data.order.mixed_order import BatchCut
+from vlds.recipe.config import Recipe
+from vlds.runtime.json_files import read_record
 
 LEAST_BUCKET = 1 << 20
 """Elements: layers of which little trains share one message to the other ranks."""

@@ -9,11 +9,8 @@ number of ranks.
 from __future__ import annotations
 
 import gc
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from datetime import timedelta
 from math import nan
 from typing import Any
 
@@ -33,59 +30,145 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from vlds.config import AdamWUpdate
-from vlds.kernels.partitioned_linear import restore_linear
+from vlds.models.kernels.fused import restore_linear
+from vlds.models.kinds.base import revise
+from vlds.models.loading.quantised import scale_bytes
 from vlds.models.loss import LossTotals, coefficients, count, task_losses
-from vlds.models.model import Model
-from vlds.models.optimizer_rules import task_slices
-from vlds.models.revising import revise
-from vlds.models.step_draws import step_draws
-from vlds.runtime.kept_memory import keep_freed_memory
-from vlds.runtime.ranks import Ranks, rank_from_environment
+from vlds.models.methods.context import StepRule
+from vlds.models.model import Model, step_draws
+from vlds.models.roles import task_slices
+from vlds.recipe.config import AdamWUpdate
+from vlds.runtime.process import keep_freed_memory
+from vlds.runtime.ranks import Ranks
 from vlds.schema import Batch
 from vlds.tasks.base import Task
-from vlds.training.adamw import MOMENTS, TaskAdamW, flat_segments
 from vlds.training.deepspeed_config import fit_sizes
-from vlds.training.deepspeed_imports import import_muon
-from vlds.training.gradient_sums import sum_in_place
-from vlds.training.held_bytes import held_bytes
-from vlds.training.idle import IdleWeights
-from vlds.training.parts import similar_rows
+from vlds.training.gradients import sum_in_place
+from vlds.training.optimizer import MOMENTS, TaskAdamW, flat_segments, similar_rows
 from vlds.training.profile import span
-from vlds.training.step_report import StepReport
-from vlds.training.step_rules import StepRules
+from vlds.training.sinks import StepReport
+
+# What a rank holds of a model between steps, in bytes.
+
+
+def held_bytes(model: Model, masters: Iterable[Tensor]) -> dict[str, int]:
+    """Bytes of frozen weights, trainable weights and optimizer state on this rank. `masters`: its
+    flat fp32 tensors."""
+    sizes = {"frozen": 0, "trainable": 0, "optimizer": 0}
+    for parameter in model.parameters():
+        sizes["trainable" if parameter.requires_grad else "frozen"] += stored_bytes(parameter)
+    sizes["frozen"] += scale_bytes(model)
+    sizes["optimizer"] = sum((1 + len(MOMENTS)) * flat.nbytes for flat in masters)
+    sizes["optimizer"] += buffer_bytes(model.step_rules)
+    return sizes
+
+
+def stored_bytes(parameter: Any) -> int:
+    """Bytes of a weight on this rank between steps."""
+    partition = getattr(parameter, "ds_tensor", parameter)
+    stored: int = partition.nbytes
+    is_whole = parameter.data_ptr() != partition.data_ptr()
+    if getattr(parameter, "ds_persist", False) and is_whole:
+        # Below stage 3's persistence threshold: it stays whole beside its partition.
+        stored += parameter.ds_numel * parameter.element_size()
+    return stored
+
+
+# Runs methods' rules (vlds/models/methods/context.py) in an engine's optimizer steps.
+
+
+class StepRules:
+    """All rules of a model. Every method is collective; without rules, none does anything."""
+
+    def __init__(self, rules: nn.ModuleDict, num_steps: int) -> None:
+        self.rules = [rule for rule in rules.values() if isinstance(rule, StepRule)]
+        assert num_steps > 0 or not self.rules, "rules of methods need the run's length"
+        self.num_steps = num_steps
+        self._gradients: dict[nn.Parameter, Tensor] = {}
+
+    def added_loss(self, share: float) -> Tensor | float:
+        """This share of what the rules add to the loss of a global batch."""
+        penalties = [p for rule in self.rules if (p := rule.penalty()) is not None]
+        return share * torch.stack(penalties).sum() if penalties else 0.0
+
+    def read_gradients(self, step: int, read: Callable[[nn.Parameter], Tensor]) -> None:
+        """Keep what the rules need of the gradients, which `read` averages over ranks: between the
+        last backward pass of a step and the optimizer, in which ZeRO frees them."""
+        self._gradients = {
+            parameter: read(parameter)
+            for rule in self.rules
+            for parameter in rule.needs_gradients(step, self.num_steps)
+        }
+
+    def after_step(
+        self, step: int, skipped: bool, set_zero: Callable[[nn.Parameter, Tensor], None]
+    ) -> None:
+        """Let each rule act. `set_zero` sets a weight to zero where a mask is true."""
+        for rule in self.rules:
+            gradients = None if skipped else self._gradients
+            for parameter, mask in rule.after_step(step, self.num_steps, gradients).items():
+                set_zero(parameter, mask)
+        self._gradients = {}
+
+
+def buffer_bytes(rules: nn.Module) -> int:
+    """Bytes of the rules' state."""
+    return sum(buffer.nbytes for buffer in rules.buffers())
+
+
+# Trainable weights that no loss has read yet.
+#
+# ZeRO gives them a gradient of zeros, under which AdamW would let them decay. Here they stay as
+# they are, as in plain torch, where such weights have no gradient.
+
+
+class IdleWeights:
+    """Knows which trainable weights have had no gradient yet, on any rank. All ranks have one."""
+
+    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._idle = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._seen: set[str] = set()
+        self._hooks = {name: p.register_hook(self._note(name)) for name, p in self._idle.items()}
+
+    def _note(self, name: str) -> Callable[[Tensor], None]:
+        def note(_: Tensor) -> None:
+            self._seen.add(name)
+
+        return note
+
+    @property
+    def parameters(self) -> set[nn.Parameter]:
+        """The weights that are still idle; at first all."""
+        return set(self._idle.values())
+
+    def after_backward(self) -> bool:
+        """Look at the gradients of a whole step; True if weights are no longer idle.
+
+        Collective while some are.
+        """
+        if not self._idle:
+            return False
+        flags = torch.tensor([name in self._seen for name in self._idle], dtype=torch.float64)
+        seen = self._ranks.sum(flags)
+        woken = [name for name, flag in zip(self._idle, seen, strict=True) if flag]
+        self.wake(woken)
+        return bool(woken)
+
+    def wake(self, names: Iterable[str]) -> None:
+        """Count some weights, the same on all ranks, among those that a loss has read."""
+        for name in names:
+            if self._idle.pop(name, None) is not None:
+                self._hooks.pop(name).remove()
+
 
 # DeepSpeed knows torch's AdamW, but warns of subclasses ("proceed with caution") in every run.
 ZERO_SUPPORTED_OPTIMIZERS.append(TaskAdamW)
-LONGEST_WAIT = 24 * 3600.0
-"""Seconds that a rank may wait for a rank that has more to do. The launcher ends the run when one
-dies."""
 State = dict[str, dict[str, Tensor]]
 """Trainable weight -> {"fp32", "exp_avg", "exp_avg_sq"}, moving buffer -> {"buffer"} -> full
 tensor on the CPU."""
 Layout = dict[tuple[str, str], tuple[torch.dtype, torch.Size]]
 """Type and shape of each tensor of a state."""
-
-
-def start_ranks(collective_timeout: float) -> Ranks:
-    """Join the run's process group. `collective_timeout` is in seconds."""
-    ranks = replace(rank_from_environment(), collective_timeout=collective_timeout)
-    if ranks.device.type == "cpu":
-        # Building this op takes a compiler and up to minutes, and gloo does not need it.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    else:
-        torch.cuda.set_device(ranks.device)
-    import_muon()
-    # It reports each skipped step, and so do the run's own lines, which say what to do.
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if ranks.device.type == "cuda" else "gloo",
-        auto_mpi_discovery=False,
-        timeout=timedelta(seconds=collective_timeout),
-        rank=ranks.global_rank,
-        world_size=ranks.world_size,
-    )
-    return ranks
 
 
 class Engine:

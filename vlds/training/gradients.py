@@ -6,12 +6,14 @@ without an error. So a run checks its first steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlds.methods.extended import zero_at_first
+from vlds.models.kernels.fused import chunks
+from vlds.models.methods.host import zero_at_first
 from vlds.runtime.ranks import Ranks
 
 WATCHED_STEPS = 20
@@ -84,3 +86,96 @@ class GradientWatch:
         if self.trained_by[name] == "connector":
             return "did no row have a picture?"
         return "the cause is not known"
+
+
+# How ZeRO stage 2 sums and measures gradients, with fewer passes over them.
+#
+# DeepSpeed copies gradients five times, also where no other rank waits for them, looks for numbers
+# that are not finite, and copies all to float64 for their norm: where all weights train, a third of
+# the step (benchmarks/train.md). Private calls of DeepSpeed 0.19; a test compares with its own
+# sums.
+
+
+def sum_in_place(zero: Any, ranks: Ranks) -> None:
+    """Let DeepSpeed's optimizer `zero` of stage 2 use `GradientSums`. One that offloads its state
+    stays as it is: its sums lie elsewhere."""
+    if zero.cpu_offload:
+        return
+    sums = GradientSums(zero, ranks)
+    zero._build_compact_grad_partition_buffer = sums.start
+    zero.scaled_global_norm = sums.norm
+    # A number that is not finite makes the norm so, and DeepSpeed then skips the step too.
+    zero.has_overflow = lambda partition_gradients: False
+    if sums.is_alone:
+        zero._use_compact_grad_partition_buffer = lambda group: True
+        zero.process_gradients = sums.add
+        zero.reduce_ipg_grads = sums.end_backward
+
+
+class GradientSums:
+    """The sums of one step's gradients, in the memory of those of the step before."""
+
+    def __init__(self, zero: Any, ranks: Ranks) -> None:
+        self._zero, self._ranks = zero, ranks
+        self.is_alone = ranks.world_size == 1
+        self._make = zero._build_compact_grad_partition_buffer
+        self._kept: dict[int, Any] = {}
+        """Group of the optimizer -> its sums."""
+        self._old: set[nn.Parameter] = set()
+        """Weights whose sums are still those of an earlier step."""
+
+    def start(self, group: int) -> Any:
+        """The sums of a group of the optimizer, for a step that begins."""
+        if group not in self._kept:
+            self._kept[group] = self._make(group)
+        elif self.is_alone:
+            self._old |= set(self._zero.params_in_partition[group])
+        else:
+            self._kept[group].flat_partition.zero_()
+        return self._kept[group]
+
+    def sum_of(self, weight: nn.Parameter, group: int) -> Tensor:
+        """Of all elements of a weight, (n,)."""
+        number, size = self._zero.get_param_id(weight), weight.numel()
+        total: Tensor = self._zero._get_compact_grad_partition_slice(group, 0, number, size)
+        return total
+
+    def add(self, weight: nn.Parameter, group: int) -> None:
+        """Add a gradient that has come."""
+        assert weight.grad is not None
+        total, gradient = self.sum_of(weight, group), weight.grad.flatten()
+        if weight in self._old:
+            self._old.remove(weight)
+            total.copy_(gradient)
+        else:
+            for part in pieces(total):
+                total[part] += gradient[part]
+        weight.grad = None
+
+    def end_backward(self) -> None:
+        """Weights without a gradient have a sum of zeros."""
+        for group, weights in enumerate(self._zero.params_in_partition):
+            self._zero._get_compact_grad_partition_buffer(group)
+            for weight in self._old.intersection(weights):
+                self.sum_of(weight, group).zero_()
+        self._old.clear()
+
+    def norm(self) -> Tensor:
+        """The norm of the global batch's gradient, from squares in float64. Collective."""
+        groups = self._zero.averaged_gradients.values()
+        total = torch.stack([square_sum(part) for group in groups for part in group]).sum()
+        return self._ranks.sum(total).sqrt().float().to(self._ranks.device)
+
+
+def square_sum(values: Tensor) -> Tensor:
+    """The sum of the squares of numbers of any shape, in float64."""
+    flat = values.flatten()
+    total = torch.zeros((), dtype=torch.float64, device=values.device)
+    for part in pieces(flat):
+        total += flat[part].double().square_().sum()
+    return total
+
+
+def pieces(values: Tensor) -> Iterator[slice]:
+    """Numbers that are converted together, so that the copy stays in a processor's cache."""
+    return chunks(len(values), 1, None if values.device.type == "cpu" else len(values))

@@ -7,25 +7,25 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from vlds.beginning.meta import MetaStopped
-from vlds.config import Recipe
 from vlds.evaluation.evaluator import EvaluationStopped
-from vlds.evaluation.sources import with_lists
-from vlds.models.revising import revision_due
-from vlds.runtime.process_end import heard, signal_name, signals_collected
+from vlds.evaluation.sources import check_frozen_files, with_lists
+from vlds.models.kinds.base import revision_due
+from vlds.recipe.config import Recipe
+from vlds.runtime.deepspeed_start import start_ranks
+from vlds.runtime.process import heard, signal_name, signals_collected
 from vlds.runtime.ranks import hold_folder
 from vlds.runtime.terminal import tell
 from vlds.schema import Batch
 from vlds.training.agreement import check_agreement
-from vlds.training.build import build_run
-from vlds.training.engine import start_ranks
-from vlds.training.faults import NonFiniteSteps, explained, library_faults
+from vlds.training.checkpoint import NonFiniteSteps, explained, library_faults
 from vlds.training.gradients import GradientWatch
-from vlds.training.optim import schedule_factor, set_learning_rate
-from vlds.training.prepare import check_frozen_files, prepare, with_steps
+from vlds.training.meta import MetaStopped
+from vlds.training.optimizer import schedule_factor, set_learning_rate
+from vlds.training.prepare import prepare, with_steps
 from vlds.training.profile import between_steps, span
 from vlds.training.run import (
     Run,
+    build_run,
     evaluation_due,
     evaluation_missing,
     revise,
@@ -33,8 +33,8 @@ from vlds.training.run import (
     save_state,
     tell_evaluation,
 )
+from vlds.training.sinks import StepReport
 from vlds.training.states import Resume
-from vlds.training.step_report import StepReport
 
 
 def train(

@@ -11,23 +11,20 @@ from typing import Any
 
 import torch
 
-from vlds.config import Recipe, to_tree
-from vlds.data.order.batch_cut import BatchCut
-from vlds.data.order.mixed_order import check_lanes
-from vlds.data.order.mixture import steps_in
+from vlds.data.order.mixed_order import BatchCut, check_lanes, steps_in
+from vlds.data.streams.sequential import StreamedSource
 from vlds.data.streams.source import Source, check_cache_limit
-from vlds.data.streams.streamed_source import StreamedSource
-from vlds.evaluation.known_classes import unknown_answers
+from vlds.evaluation.evaluator import unknown_answers
 from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
-from vlds.models.loading.learned_positions import Longest
-from vlds.pretrained.files import damaged_source
+from vlds.models.loading.load_backbone import Longest
+from vlds.recipe.config import Recipe, to_tree
 from vlds.recipe.paths import data_sets
 from vlds.runtime.disk import check_writable
+from vlds.runtime.process import find
 from vlds.runtime.ranks import Ranks
-from vlds.runtime.resources import find
 from vlds.runtime.terminal import tell
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
-from vlds.training.optim import check_rates
+from vlds.training.optimizer import check_rates
 from vlds.training.sinks import check_tracking
 from vlds.training.states import Resume, check_output
 
@@ -164,19 +161,6 @@ def number_of_steps(recipe: Recipe, sources: Sequence[Source | StreamedSource]) 
     size = recipe.data.global_batch_size
     batch_sizes = recipe.data.batch_sizes([source.batch_size for source in sources])
     return steps_in(training.epochs, sizes, size, batch_sizes)
-
-
-def check_frozen_files(recipe: Recipe, ranks: Ranks) -> None:
-    """Compare frozen weights and tokenizers in folders that vlds wrote with their hashes, on one
-    rank of each machine. Collective.
-
-    Errors: ValueError on all ranks that names the folder and the file.
-    """
-    files = dict.fromkeys(recipe.model.read_files)
-    problems = map(damaged_source, files) if ranks.local_rank == 0 else ()
-    gathered = ranks.gather(next(filter(None, problems), None)) or []
-    if (problem := ranks.broadcast(next(filter(None, gathered), None))) is not None:
-        raise ValueError(problem)
 
 
 def far_too_large(recipe: Recipe, sources: Sequence[Source], ranks: Ranks) -> Iterator[str]:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, record_function
 
 from vlds.runtime.disk import check_writable, finish, make_folder
-from vlds.runtime.half_made import half_made
+from vlds.runtime.files import half_made
 
 WARM_UP = 2
 """Steps before those that count: the first ones allocate memory."""

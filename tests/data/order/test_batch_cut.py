@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlds.data.order.batch_cut import BatchCut
+from vlds.data.order.mixed_order import BatchCut
 
 
 @given(

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from tests.toys.strategies import SHARD_COUNTS, expected_pairs
 from tests.toys.streams import ToyTask, global_batches, train_stream
 from vlds.data.order.epoch_order import EpochOrder
-from vlds.data.order.mixed_order import MixedOrder
-from vlds.data.order.mixture import mixing_shares
+from vlds.data.order.mixed_order import MixedOrder, mixing_shares
 from vlds.data.streams.source import Source
 
 

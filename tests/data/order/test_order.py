@@ -12,10 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.toys.strategies import SHARD_COUNTS, expected_pairs
-from vlds.data.order.epoch_order import EpochOrder
-from vlds.data.order.mixed_order import MixedOrder
-from vlds.data.order.mixture import mixing_shares
-from vlds.data.order.permutation import Draws, differences, permutation, random_words
+from vlds.data.order.epoch_order import Draws, EpochOrder, differences, permutation, random_words
+from vlds.data.order.mixed_order import MixedOrder, mixing_shares
 
 
 def pairs(order: EpochOrder, begin: int, end: int) -> list[tuple[int, int]]:

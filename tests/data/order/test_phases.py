@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from tests.toys.streams import all_ids, global_batches, train_stream
 from vlds.data.order.epoch_order import EpochOrder
-from vlds.data.order.mixed_order import MixedOrder, Phase
-from vlds.data.order.mixture import mixing_shares, mixture_of
+from vlds.data.order.mixed_order import MixedOrder, Phase, mixing_shares, mixture_of
 from vlds.data.streams.source import Source
 
 

@@ -15,11 +15,9 @@ from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.class_folders import CLASSES, change_info, write_classes
 from tests.toys.pictures import jpeg
 from vlds.data.errors import ShardError
-from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.class_numbers import NO_CLASS
-from vlds.data.shards.info import DatasetInfo
-from vlds.data.shards.store import open_dataset
-from vlds.data.shards.subset import few_shots
+from vlds.data.shards.download import ShardCache
+from vlds.data.shards.info import NO_CLASS, DatasetInfo
+from vlds.data.shards.store import few_shots, open_dataset
 
 
 def test_the_index_knows_each_class(tmp_path: Path) -> None:

@@ -15,14 +15,13 @@ from tests.toys.streams import COLLATOR, SPEC, ToyTask
 from tests.toys.web import Web
 from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy, ShardError
-from vlds.data.shards.cache import ShardCache
+from vlds.data.shards.download import ShardCache
 from vlds.data.shards.info import DATASET_FILE
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.sequential import SequentialStream
-from vlds.data.streams.streamed_source import StreamedSource
-from vlds.data.streams.streamed_source import open_streamed as open_shards
-from vlds.runtime.credentials import without_credentials
+from vlds.data.streams.sequential import SequentialStream, StreamedSource
+from vlds.data.streams.sequential import open_streamed as open_shards
+from vlds.runtime.terminal import without_credentials
 
 SECRET = "hunter2"
 SIGNED = f"X-Amz-Expires=60&X-Amz-Signature={SECRET}"

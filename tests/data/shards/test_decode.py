@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlds.data.shards.decode import PictureCache, decode_image
+from vlds.data.shards.pictures import PictureCache, decode_image
 from vlds.schema import ImageSpec, SkipSample
 
 SPEC = ImageSpec(height=10, width=14)

@@ -25,8 +25,7 @@ from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.shard_stream import read_shard
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.eval_order import EvalOrder, survey
-from vlds.data.streams.source import Source
+from vlds.data.streams.source import EvalOrder, Source, survey
 from vlds.data.streams.stream import EvalStream, TrainStream
 from vlds.schema import SkipSample
 from vlds.tasks import VQA

@@ -14,9 +14,7 @@ from PIL import Image
 
 from data_prep.packing.picture import BadPicture, PictureRule, picture_fault, prepare_picture
 from tests.toys.pictures import noise
-from vlds.data.shards.decode import decode_image
-from vlds.data.shards.open_picture import FORMATS, upright_size
-from vlds.data.shards.thumbnail import page_picture, thumbnail
+from vlds.data.shards.pictures import FORMATS, decode_image, page_picture, thumbnail, upright_size
 from vlds.schema import ImageSpec, SkipSample
 
 SPEC = ImageSpec(height=8, width=8)

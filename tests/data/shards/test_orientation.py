@@ -10,8 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from vlds.data.shards.decode import decode_image
-from vlds.data.shards.open_picture import upright_size
+from vlds.data.shards.pictures import decode_image, upright_size
 from vlds.schema import ImageSpec
 
 TAG = 0x0112

@@ -11,13 +11,12 @@ import pytest
 from tests.toys.streams import COLLATOR, SPEC, ToyTask, train_stream
 from vlds.data.config import DataConfig
 from vlds.data.errors import ShardError
-from vlds.data.order.batch_cut import BatchCut
-from vlds.data.shards.cache import ShardCache
+from vlds.data.order.mixed_order import BatchCut
+from vlds.data.shards.download import ShardCache
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.sequential import SequentialStream
+from vlds.data.streams.sequential import SequentialStream, StreamedSource, open_streamed
 from vlds.data.streams.source import Source
-from vlds.data.streams.streamed_source import StreamedSource, open_streamed
 
 pytestmark = pytest.mark.slow
 BUCKET = "shards"

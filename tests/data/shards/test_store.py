@@ -15,7 +15,7 @@ from data_prep.packing.writer import SampleRecord, write_dataset
 from vlds.data.errors import ShardError
 from vlds.data.shards.sample import parse_sample
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.image_stack import ImageStack
+from vlds.data.streams.assemble import ImageStack
 from vlds.schema import SkipSample
 
 

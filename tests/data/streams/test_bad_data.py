@@ -21,8 +21,7 @@ from tests.toys.streams import COLLATOR, SPEC, ToyTask, records, train_stream
 from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.eval_order import EvalOrder
-from vlds.data.streams.source import Source
+from vlds.data.streams.source import EvalOrder, Source
 from vlds.data.streams.stream import EvalStream
 
 LENIENT = ErrorPolicy(max_bad_fraction=1.0)

@@ -15,8 +15,7 @@ from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.pictures import noise
 from tests.toys.streams import ToyTask, all_ids, eval_streams
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.eval_order import EvalOrder, survey
-from vlds.data.streams.source import Source
+from vlds.data.streams.source import EvalOrder, Source, survey
 from vlds.schema import Batch
 
 

@@ -25,7 +25,7 @@ from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.loader import WorkerLost, lost_worker
 from vlds.data.streams.source import Source
-from vlds.runtime.process_end import KILLED
+from vlds.runtime.process import KILLED
 
 TIMEOUT_S = 1.0
 

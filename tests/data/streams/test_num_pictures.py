@@ -18,9 +18,8 @@ from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.store import open_dataset as opened
 from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.sequential import SequentialStream
+from vlds.data.streams.sequential import SequentialStream, StreamedSource, open_streamed
 from vlds.data.streams.source import NumPictures, Source
-from vlds.data.streams.streamed_source import StreamedSource, open_streamed
 from vlds.evaluation.sources import picture_limits
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.tasks import NLVR2

@@ -20,11 +20,10 @@ from vlds.data.config import DataConfig
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.sequential import SequentialStream
+from vlds.data.streams.sequential import SequentialStream, StreamedSource, open_streamed
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import EvalStream
-from vlds.data.streams.streamed_source import StreamedSource, open_streamed
-from vlds.evaluation.answer import predict
+from vlds.evaluation.evaluator import predict
 
 LENIENT = ErrorPolicy(max_bad_fraction=1.0)
 THIN = noise(0, (300, 1))

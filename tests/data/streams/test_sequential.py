@@ -20,12 +20,11 @@ from tests.toys.pictures import noise
 from tests.toys.streams import ToyTask, all_ids, stream_options, train_stream
 from tests.toys.web import Web
 from vlds.data.errors import ErrorPolicy, ShardError
-from vlds.data.order.batch_cut import BatchCut
+from vlds.data.order.mixed_order import BatchCut
 from vlds.data.shards.info import DATASET_FILE
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.sequential import SequentialStream
+from vlds.data.streams.sequential import SequentialStream, StreamedSource, open_streamed
 from vlds.data.streams.source import Source
-from vlds.data.streams.streamed_source import StreamedSource, open_streamed
 from vlds.tasks import VQA
 
 LENIENT = ErrorPolicy(max_bad_fraction=1.0, on_bad_shard="substitute")

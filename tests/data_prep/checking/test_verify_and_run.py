@@ -22,8 +22,7 @@ from vlds.data.errors import ErrorPolicy, ShardError
 from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.shards.writing import index_folder
-from vlds.data.streams.assemble import OpenBatch, StreamSetup
-from vlds.data.streams.image_stack import ImageStack
+from vlds.data.streams.assemble import ImageStack, OpenBatch, StreamSetup
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import IndexedReader
 from vlds.schema import ImageSpec, SkipSample

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data_prep.cli import main
-from data_prep.packing.journal import Dropped
+from data_prep.packing.source import Dropped
 from tests.toys.files import write
 from tests.toys.shards import Check, quarantined, record, write_shards
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.checking.sample_check import check_sample
+from data_prep.checking.checks import check_sample
 from data_prep.cli import main
 from data_prep.packing.writer import SampleRecord
 from tests.toys.pictures import jpeg, png

@@ -14,7 +14,7 @@ from tests.toys.pictures import jpeg
 from tests.toys.shards import Check
 from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import open_dataset
-from vlds.data.streams.task_check import ask_all
+from vlds.data.streams.stream import ask_all
 from vlds.schema import LONGEST_TEXT, Sample
 
 Members = list[tuple[str, bytes]]

@@ -10,7 +10,7 @@ import pytest
 from tests.toys.class_folders import cifar10, classes, labels, pack_folders
 from tests.toys.files import write
 from tests.toys.shards import Check, packed
-from vlds.data.shards.decode import decode_image
+from vlds.data.shards.pictures import decode_image
 from vlds.schema import ImageSpec
 
 NAMES = ("airplane", "automobile", "bird")

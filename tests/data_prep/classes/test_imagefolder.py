@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.packing.journal import Journal
+from data_prep.packing.source import Journal
 from tests.toys.class_folders import classes, folders, labels, pack_folders, photo
 from tests.toys.files import write
 from tests.toys.pictures import png, rotated_jpeg
 from tests.toys.shards import Check, packed
 from vlds.data.shards.info import DatasetInfo
-from vlds.runtime.process_end import Interrupted
+from vlds.runtime.process import Interrupted
 
 
 @pytest.fixture

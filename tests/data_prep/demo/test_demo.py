@@ -15,9 +15,16 @@ import sentencepiece
 from PIL import Image
 
 from data_prep.cli import main
-from data_prep.demo.files import WorldWriter
-from data_prep.demo.phrases import HOME_PHRASES, ORNATE, PHRASES, SHIFTED_PHRASES
-from data_prep.demo.text import ask_gqa, ask_vqa, caption_scene
+from data_prep.demo.command import WorldWriter
+from data_prep.demo.text import (
+    HOME_PHRASES,
+    ORNATE,
+    PHRASES,
+    SHIFTED_PHRASES,
+    ask_gqa,
+    ask_vqa,
+    caption_scene,
+)
 from data_prep.demo.world import (
     COLORS,
     FIGURES,
@@ -336,7 +343,7 @@ def test_too_few_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_only_shifted_pictures_have_a_black_ground(demo: Path) -> None:
-    from vlds.data.shards.decode import decode_image
+    from vlds.data.shards.pictures import decode_image
     from vlds.schema import ImageSpec
 
     grounds = {}

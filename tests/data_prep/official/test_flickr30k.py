@@ -9,8 +9,8 @@ import pytest
 from data_prep.cli import main
 from tests.toys.official_sets import FLICKR_CAPTIONS, write_flickr30k
 from tests.toys.shards import packed
-from vlds.metrics import coco_package
 from vlds.tasks import Caption
+from vlds.tasks.metrics import coco_package
 
 needs_java = pytest.mark.skipif(
     coco_package.missing() is not None, reason=str(coco_package.missing())

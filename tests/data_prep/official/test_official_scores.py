@@ -16,9 +16,9 @@ import pytest
 from data_prep.cli import main
 from tests.toys import official_sets as made
 from tests.toys.shards import packed
-from vlds.metrics.tables import plain
 from vlds.tasks import VQA, DirectAnswer, Grounding, MultipleChoice, Refer, Task, TextVQA
 from vlds.tasks.grounding import box_text
+from vlds.tasks.metrics.plain_scores import plain
 
 
 def references(task: Task, src: Path, words: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.cli import main
 from data_prep.json_rows import JsonRow
-from data_prep.official.pretraining_items import converted_label, sentences_of
+from data_prep.official.pretraining import converted_label, sentences_of
 from tests.toys.files import write
 from tests.toys.lxmert_files import DIM, NUM_BOXES, TRAIN, VAL, VG, features, write_aggregate
 from tests.toys.pictures import jpeg

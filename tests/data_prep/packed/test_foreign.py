@@ -12,7 +12,7 @@ import pytest
 import webdataset
 
 from data_prep.cli import main
-from data_prep.packing.journal import Dropped
+from data_prep.packing.source import Dropped
 from data_prep.packing.writer import write_dataset
 from tests.toys.files import write
 from tests.toys.pictures import jpeg

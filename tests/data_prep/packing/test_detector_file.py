@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.packing.detector_file import DetectorFile, locate_boxes, names_in
-from data_prep.packing.feature_file import BadFeatures
+from data_prep.packing.file_check import DetectorFile, locate_boxes, names_in
+from data_prep.packing.source import BadFeatures
 from tests.toys.files import write
 from tests.toys.own_rows import pack_rows
 from tests.toys.shards import packed

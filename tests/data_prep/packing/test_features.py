@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 import pytest
 
-import data_prep.packing.feature_file
+import data_prep.packing.source
 from data_prep.cli import main
-from data_prep.packing.feature_file import fit
 from data_prep.packing.pack import shard_order
+from data_prep.packing.source import fit
 from tests.toys.files import write
 from tests.toys.official import write_nlvr2
 from tests.toys.own_rows import pack_rows
@@ -197,7 +197,7 @@ def test_few_bytes_that_stand_for_many(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(data_prep.packing.feature_file, "LARGEST_FILE", 1 << 14)
+    monkeypatch.setattr(data_prep.packing.source, "LARGEST_FILE", 1 << 14)
     folder = npy(tmp_path / "features")
     (folder / f"{LAST}.npy").unlink()
     make(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.packing.named_pictures import find_pictures
+from data_prep.packing.picture import find_pictures
 from tests.toys.own_rows import photos, prepare, questions
 from tests.toys.shards import packed
 

@@ -14,7 +14,7 @@ import pytest
 
 from data_prep.cli import INCOMPLETE, KEPT
 from tests.toys.processes import gone, until
-from vlds.runtime.process_end import ASKING, KILLED
+from vlds.runtime.process import ASKING, KILLED
 
 PROGRAM = """
 from data_prep.packing.parallel import ordered_map

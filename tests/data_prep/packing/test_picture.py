@@ -24,7 +24,7 @@ from tests.toys.pictures import (
     png,
     rotated_jpeg,
 )
-from vlds.data.shards.decode import decode_image, to_rgb
+from vlds.data.shards.pictures import decode_image, to_rgb
 from vlds.schema import ImageSpec
 
 AS_THEY_ARE = PictureRule()

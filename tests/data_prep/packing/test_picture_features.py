@@ -17,10 +17,10 @@ from tests.toys.files import write
 from tests.toys.own_rows import pack_rows
 from tests.toys.pictures import encoded, rotated_jpeg
 from tests.toys.shards import packed
-from vlds.data.shards.decode import decode_image
+from vlds.data.shards.pictures import decode_image
+from vlds.models.vision import Timm
+from vlds.models.vision.base import GridEncoder
 from vlds.schema import Encoded, ImageSpec
-from vlds.vision import Timm
-from vlds.vision.base import GridEncoder
 
 SIDE = 64
 SPEC = ImageSpec(SIDE, SIDE)

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import main
-from data_prep.packing.journal import Dropped, Journal
+from data_prep.packing.source import Dropped, Journal
 from data_prep.packing.writer import DatasetWriter, Limits, SampleRecord
 from tests.toys.files import write
 from tests.toys.pictures import jpeg
-from vlds.runtime.process_end import Interrupted
+from vlds.runtime.process import Interrupted
 
 NUM_RECORDS = 11
 DROPPED = {0, 3, 4, 10}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.packing.duplicates import TAIL, find_copies
+from data_prep.packing.picture import TAIL, find_copies
 from tests.toys.files import write
 from tests.toys.own_rows import photos, prepare, questions
 from tests.toys.shards import packed
@@ -64,7 +64,7 @@ def test_only_files_of_one_size_and_end_are_read_whole(
     paths = [write(tmp_path / name, content) for name, content in files.items()]
     read: list[Path] = []
     monkeypatch.setattr(
-        "data_prep.packing.duplicates.sha256", lambda p: read.append(p) or p.read_bytes()
+        "data_prep.packing.picture.sha256", lambda p: read.append(p) or p.read_bytes()
     )
     assert find_copies([*paths, tmp_path / "missing"]) == [[tmp_path / "a", tmp_path / "c"]]
     assert sorted(read) == [tmp_path / "a", tmp_path / "b", tmp_path / "c"]

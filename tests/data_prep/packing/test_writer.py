@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_prep.packing.journal import Dropped
 from data_prep.packing.pack import shard_order
+from data_prep.packing.source import Dropped
 from data_prep.packing.writer import DatasetWriter, Limits, SampleRecord, write_dataset
 from vlds.data.shards.info import DatasetInfo
 from vlds.data.shards.shard_index import build_index
 from vlds.data.shards.store import open_dataset
-from vlds.runtime.manifest import sha256 as file_sha256
+from vlds.runtime.json_files import sha256 as file_sha256
 
 
 def record(number: int, size: int = 50, **fields: object) -> SampleRecord:

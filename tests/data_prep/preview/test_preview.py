@@ -14,11 +14,10 @@ from PIL import Image
 
 from data_prep.cli import main
 from data_prep.packing.writer import SampleRecord, write_dataset
-from data_prep.preview.command import preview
-from data_prep.preview.sample import answer_of, size_text, text_of
+from data_prep.preview import answer_of, preview, size_text, text_of
 from tests.toys.pictures import jpeg, png, rotated_jpeg
 from tests.toys.shards import features, grid
-from vlds.data.shards.thumbnail import thumbnail
+from vlds.data.shards.pictures import thumbnail
 
 QUESTION = "Is <b>this</b> & that red?"
 SHARD = "vqav2-train-00001.tar"

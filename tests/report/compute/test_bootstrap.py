@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlds.metrics import caption_scores, coco_package
-from vlds.report.compute.bootstrap import (
+from vlds.report.numbers import (
     Groups,
+    Interval,
     groups_of,
     interval_of_difference,
     interval_of_mean,
 )
-from vlds.report.compute.results import NoMean, example_values
-from vlds.report.numbers import Interval
+from vlds.report.scores import NoMean, example_values
 from vlds.tasks import GQA, NLVR2, VQA, Caption
 from vlds.tasks.base import Task
+from vlds.tasks.metrics import caption_scores, coco_package
 
 needs_java = pytest.mark.skipif(
     coco_package.missing() is not None, reason=str(coco_package.missing())

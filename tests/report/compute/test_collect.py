@@ -25,17 +25,17 @@ from tests.toys.scored_runs import (
     write_scored_run,
 )
 from tests.toys.world import world_recipe
-from vlds.cli.commands import run_command
-from vlds.config import load_recipe, save_recipe
-from vlds.methods import Adapter, LoRA
-from vlds.report.compute import gallery
-from vlds.report.compute.bootstrap import groups_of, interval_of_difference, interval_of_mean
-from vlds.report.compute.collect import collect, compared_scores
-from vlds.report.compute.facts import method_text, trained_text
-from vlds.report.compute.results import Difference
-from vlds.report.read.predictions import Predictions
-from vlds.report.read.scores import Scores, TaskScores
-from vlds.report.render.write import markdown
+from vlds.cli.main import run_command
+from vlds.models.methods import Adapter, LoRA
+from vlds.recipe.config import load_recipe, save_recipe
+from vlds.report import report as gallery
+from vlds.report.collect import collect, compared_scores
+from vlds.report.numbers import groups_of, interval_of_difference, interval_of_mean
+from vlds.report.page import markdown
+from vlds.report.predictions import Predictions
+from vlds.report.read import Scores, TaskScores
+from vlds.report.report import method_text, trained_text
+from vlds.report.scores import Difference
 from vlds.schema import Sample
 from vlds.tasks import GQA, VQA
 

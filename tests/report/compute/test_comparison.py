@@ -14,9 +14,9 @@ from tests.toys.scored_runs import (
     write_predictions,
     write_scored_run,
 )
-from vlds.evaluation.scores_json import Scored, write_scores
-from vlds.report.compute.baselines import FREQUENT
-from vlds.report.compute.collect import collect
+from vlds.evaluation.result import Scored, write_scores
+from vlds.report.collect import collect
+from vlds.report.scores import FREQUENT
 
 DATA, OTHER = "world-val@0123456789abcdef", "mine-test@fedcba9876543210"
 CONTROL = "norms + visual embedding"

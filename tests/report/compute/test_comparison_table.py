@@ -14,15 +14,15 @@ import pytest
 
 from tests.toys.compared_runs import write_compared, write_compared_run
 from tests.toys.files import write, write_lines
-from vlds.cli.commands import run_command
-from vlds.config import load_recipe, save_recipe
-from vlds.evaluation.scores_json import Scored, write_scores
-from vlds.report.compute.comparison import RowSpec, TableSpec, compare
-from vlds.report.compute.seed_values import Number
-from vlds.report.read.inputs import read_run
-from vlds.report.render.write import report_text
-from vlds.runtime.manifest import recorded_hash, write_manifest
-from vlds.runtime.resources import find
+from vlds.cli.main import run_command
+from vlds.evaluation.result import Scored, write_scores
+from vlds.recipe.config import load_recipe, save_recipe
+from vlds.report.comparison import RowSpec, TableSpec, compare
+from vlds.report.numbers import Number
+from vlds.report.page import report_text
+from vlds.report.read import read_run
+from vlds.runtime.json_files import recorded_hash, write_manifest
+from vlds.runtime.process import find
 from vlds.tasks.base import SPLITS
 
 

@@ -19,14 +19,12 @@ from tests.toys.scored_runs import (
     write_predictions,
     write_scored_run,
 )
-from vlds.report.compute.baselines import BLIND, FREQUENT, FROZEN
-from vlds.report.compute.collect import collect
-from vlds.report.compute.report import Report
-from vlds.report.render.table import Cell
-from vlds.report.render.tables import comparison_table
-from vlds.report.render.tidy import csv_text
-from vlds.report.render.write import markdown
-from vlds.runtime.run_folder import STARTS
+from vlds.report.collect import collect
+from vlds.report.page import markdown
+from vlds.report.report import Report
+from vlds.report.scores import BLIND, FREQUENT, FROZEN
+from vlds.report.tables import Cell, comparison_table, csv_text
+from vlds.runtime.folders import STARTS
 
 OWN, OTHER = "world-val@0123456789abcdef", "mine-test@fedcba9876543210"
 

@@ -11,10 +11,10 @@ import pytest
 
 from tests.toys.html_reader import Reader
 from tests.toys.scored_runs import Runs, lines_of, scored_recipe, write_scored_run
-from vlds.methods import Adapter
-from vlds.report.compute.collect import collect
-from vlds.report.compute.report import mean_text, seed_groups
-from vlds.report.render.page import build_page
+from vlds.models.methods import Adapter
+from vlds.report.collect import collect
+from vlds.report.page import build_page
+from vlds.report.report import mean_text, seed_groups
 
 
 @pytest.fixture(scope="module")

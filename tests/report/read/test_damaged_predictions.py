@@ -19,11 +19,10 @@ from tests.toys.scored_runs import (
     write_predictions,
     write_scored_run,
 )
-from vlds.config import load_recipe
-from vlds.report.compute.collect import collect, report_on
-from vlds.report.read.inputs import read_run
-from vlds.report.render.page import build_page
-from vlds.report.render.write import markdown
+from vlds.recipe.config import load_recipe
+from vlds.report.collect import collect, report_on
+from vlds.report.page import build_page, markdown
+from vlds.report.read import read_run
 from vlds.tasks import GQA
 
 VALUES: list[Any] = [
@@ -130,7 +129,7 @@ def test_one_changed_field_never_ends_a_report(
     """Two hundred times one field, at any depth."""
     run = make_run(runs, tmp_path / "run")
     inputs, recipe = read_run(run), load_recipe(run / "recipe.yaml")
-    monkeypatch.setattr("vlds.report.compute.collect.load_recipe", lambda file: recipe)
+    monkeypatch.setattr("vlds.report.collect.load_recipe", lambda file: recipe)
     rng = random.Random(0)
     files = sorted((run / "predictions").glob("*/*.jsonl"))
     for _ in range(200):

@@ -11,15 +11,19 @@ import pytest
 from PIL import Image
 
 from tests.toys.report_run import SCORES, STORED, TASKS, write_report_run
-from vlds.cli.commands import run_command
-from vlds.data.shards.thumbnail import THUMBNAIL_SIZE
-from vlds.evaluation.result import Evaluation, leave
-from vlds.evaluation.scores_json import read_scores, write_scores
-from vlds.report.read.inputs import headlines_of, read_run
-from vlds.report.read.predictions import newest_predictions
-from vlds.report.read.samples import GalleryEntry, read_gallery, write_gallery
-from vlds.report.read.scores import scores_of
-from vlds.report.render.write import report_text
+from vlds.cli.main import run_command
+from vlds.data.shards.pictures import THUMBNAIL_SIZE
+from vlds.evaluation.result import Evaluation, leave, read_scores, write_scores
+from vlds.report.page import report_text
+from vlds.report.predictions import newest_predictions
+from vlds.report.read import (
+    GalleryEntry,
+    headlines_of,
+    read_gallery,
+    read_run,
+    scores_of,
+    write_gallery,
+)
 
 
 def sample(**fields: Any) -> str:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.toys.browser import PROGRAM, visit
 from tests.toys.scored_runs import HOSTILE, Runs
-from vlds.report.read.inputs import read_run
-from vlds.report.render.write import write_report
+from vlds.report.page import write_report
+from vlds.report.read import read_run
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,12 +13,12 @@ import pytest
 from tests.toys.browser import PROGRAM, visit
 from tests.toys.compared_runs import SCORES, folders_of, write_compared, write_compared_run
 from tests.toys.files import ROOT
-from vlds.cli.commands import run_command
-from vlds.config import load_recipe, save_recipe
-from vlds.report.compute.comparison import Comparison, RowSpec, TableSpec, compare
-from vlds.report.compute.seed_values import Number
-from vlds.report.render.comparison_formats import FORMATS
-from vlds.runtime.run_folder import add_start, new_start
+from vlds.cli.main import run_command
+from vlds.recipe.config import load_recipe, save_recipe
+from vlds.report.comparison import Comparison, RowSpec, TableSpec, compare
+from vlds.report.comparison_formats import FORMATS
+from vlds.report.numbers import Number
+from vlds.runtime.folders import add_start, new_start
 
 CIDER = "cider_plain_tokens"
 

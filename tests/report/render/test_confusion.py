@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tests.toys.html_reader import Reader
 from tests.toys.scored_runs import Runs, lines_of, scored_recipe, write_scored_run
-from vlds.report.compute.answers import Answered, TaskAnswers
-from vlds.report.compute.collect import collect
-from vlds.report.render.confusion import MOST_PAIRS, confusions
-from vlds.report.render.page import build_page
+from vlds.report.charts import MOST_PAIRS, confusions
+from vlds.report.collect import collect
+from vlds.report.page import build_page
+from vlds.report.report import Answered, TaskAnswers
 
 
 def answers(*pairs: tuple[str, str]) -> TaskAnswers:

@@ -11,9 +11,9 @@ import pytest
 from tests.toys.files import read_lines
 from tests.toys.html_reader import NODE, Reader, explored
 from tests.toys.scored_runs import HOSTILE, Line, Runs, lines_of, scored_recipe, write_scored_run
-from vlds.report.compute.collect import collect
-from vlds.report.render import explorer
-from vlds.report.render.page import build_page
+from vlds.report import page as explorer
+from vlds.report.collect import collect
+from vlds.report.page import build_page
 
 needs_node = pytest.mark.skipif(NODE is None, reason="no node on PATH")
 

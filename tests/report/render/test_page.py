@@ -16,11 +16,11 @@ from tests.toys.files import write_lines
 from tests.toys.html_reader import Reader
 from tests.toys.report_run import COLUMNS, NASTY, TASKS, write_report_run
 from tests.toys.scored_runs import Runs, scored_recipe, with_data, write_scored_run
-from vlds.evaluation.scores_json import Scored, read_scores, write_scores
-from vlds.report.compute.baselines import FREQUENT
-from vlds.report.compute.collect import collect
-from vlds.report.render.page import build_page
-from vlds.runtime.shown import visible
+from vlds.evaluation.result import Scored, read_scores, write_scores
+from vlds.report.collect import collect
+from vlds.report.page import build_page
+from vlds.report.scores import FREQUENT
+from vlds.runtime.terminal import visible
 from vlds.tasks import GQA
 
 DATA = "world-val@0123456789abcdef"

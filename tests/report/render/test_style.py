@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from vlds.runtime.templating import SHARED
+from vlds.runtime.limited import SHARED
 
 LIGHT, DARK = (
     dict(re.findall(r"--(\w+): (#\w{6});", block))

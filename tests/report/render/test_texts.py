@@ -13,14 +13,12 @@ import pytest
 
 from tests.toys.report_run import COLUMNS, SCORES, write_report_run
 from tests.toys.scored_runs import Runs
-from vlds.cli.commands import run_command
-from vlds.report.compute.baselines import FREQUENT
-from vlds.report.compute.collect import collect
-from vlds.report.compute.report import Report
-from vlds.report.compute.results import Difference
-from vlds.report.render.table import markdown_text
-from vlds.report.render.tidy import csv_text
-from vlds.report.render.write import markdown
+from vlds.cli.main import run_command
+from vlds.report.collect import collect
+from vlds.report.page import markdown
+from vlds.report.report import Report
+from vlds.report.scores import FREQUENT, Difference
+from vlds.report.tables import csv_text, markdown_text
 
 ENDS = ("value", "low", "high")
 Key = tuple[str, str, str]

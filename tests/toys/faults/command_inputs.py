@@ -23,9 +23,9 @@ from tests.toys.scored_runs import lines_of, vqa_run, write_scored_run
 from tests.toys.trained_runs import recipe_with
 from tests.toys.trained_runs import write_run as write_converted_run
 from tests.toys.world import world_recipe, write_world
-from vlds.config import save_recipe
-from vlds.evaluation.scores_json import Scored, write_scores
-from vlds.vision import ConvNet
+from vlds.evaluation.result import Scored, write_scores
+from vlds.models.vision import ConvNet
+from vlds.recipe.config import save_recipe
 
 Maker = Callable[["Inputs"], object]
 

@@ -112,7 +112,7 @@ class FaultyDisk:
 def attempt(program: str, words: Sequence[str], folder: Path, failing: int, errno: int) -> Attempt:
     """Run a command of `vlds` or `data_prep` in this process, on such a disk."""
     if program == "vlds":
-        from vlds.cli.commands import run_command as main
+        from vlds.cli.main import run_command as main
     else:
         from data_prep.cli import main  # type: ignore[assignment]
     disk = FaultyDisk(Path(os.path.realpath(folder)), failing, errno)

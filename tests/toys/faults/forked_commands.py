@@ -12,7 +12,7 @@ from typing import NamedTuple
 import psutil
 
 import data_prep.cli
-import vlds.launch.rank
+import vlds.cli.rank
 from tests.toys.faults.disk_faults import FaultyDisk
 from tests.toys.forks import rank_environment, start
 from vlds.cli.main import run_here
@@ -68,5 +68,5 @@ def _command(program: str, words: list[str], folder: Path, failing: int) -> None
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, resource.RLIM_INFINITY))
     with disk.installed():
         if program == "vlds":
-            vlds.launch.rank.run_rank(words, run_here)
+            vlds.cli.rank.run_rank(words, run_here)
         raise SystemExit(data_prep.cli.main(words))

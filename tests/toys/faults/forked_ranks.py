@@ -2,7 +2,7 @@
 
 A cold rank imports for seconds, and fifty kill points are a hundred starts. The fork is sound: the
 process has one thread and has run no tensor operation. Each rank does what the launcher would have
-it do (`vlds.launch.rank.run_rank`), so messages and exit codes are the real ones.
+it do (`vlds.cli.rank.run_rank`), so messages and exit codes are the real ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-import vlds.launch.rank
+import vlds.cli.rank
 from tests.toys.files import ROOT
 from tests.toys.forks import Child, free_port, rank_environment, start
 from vlds.cli.main import run_here
@@ -114,7 +114,7 @@ def _rank(global_rank: int, run: Path, words: list[str], plan: Plan) -> None:
     os.chdir(ROOT)
     _watch_files(run, global_rank, plan)
     _watch_steps(run, global_rank, plan)
-    vlds.launch.rank.run_rank(words, run_here)
+    vlds.cli.rank.run_rank(words, run_here)
 
 
 def _die() -> None:

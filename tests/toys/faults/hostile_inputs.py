@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vlds.runtime.manifest import MANIFEST, write_manifest
+from vlds.runtime.json_files import MANIFEST, write_manifest
 
 Change = Callable[[bytes, Random], bytes]
 

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from tests.toys.image_text import configs, pictures, save_tiny
-from vlds.methods import Method
 from vlds.models import ImageTextToText
 from vlds.models.build import ModelSetup, build_model
-from vlds.models.image_text_collate import ImageTextCollator
-from vlds.models.image_text_model import ImageTextModel
+from vlds.models.kinds.image_text_model import ImageTextCollator, ImageTextModel
+from vlds.models.methods import Method
 from vlds.schema import Batch, Example, Row
 
 TASKS = ("vqa", "caption")

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from vlds.launch.rank import watch_launcher, without_local_rank
-from vlds.runtime.process_end import ASKING
+from vlds.cli.rank import watch_launcher, without_local_rank
+from vlds.runtime.process import ASKING
 
 
 def main() -> None:

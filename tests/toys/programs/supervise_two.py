@@ -6,9 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-from vlds.launch.start import launch_command
-from vlds.launch.supervisor import supervise
-from vlds.runtime.process_end import signals_collected
+from vlds.cli.start import launch_command
+from vlds.cli.supervisor import supervise
+from vlds.runtime.process import signals_collected
 
 if __name__ == "__main__":
     program = [str(Path(__file__).with_name("acting_rank.py")), *sys.argv[2:]]

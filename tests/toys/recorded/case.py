@@ -31,13 +31,13 @@ from tests.toys.recorded.configuration import (
     parse_flags,
 )
 from vlds.convert.reference import ONE_NORM, Piece, named_tensors, read_tensors, spellings
-from vlds.methods import VLPET, Method, bottleneck
 from vlds.models import JointSeq2Seq
 from vlds.models.build import ModelSetup, build_model
-from vlds.models.joint_model import JointModel
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods import VLPET, Method, bottleneck
+from vlds.models.vision import StoredFeatures
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
-from vlds.vision import StoredFeatures
 
 FOLDER = Path(os.environ.get("VLDS_GOLDENS", ROOT / "tests/golden"))
 CASES = sorted(

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlds.backbones import T5, Backbone, Bart
-from vlds.methods import (
+from vlds.models.backbones import T5, Backbone, Bart
+from vlds.models.methods import (
     LST,
     VLPET,
     Adapter,
@@ -22,7 +22,7 @@ from vlds.methods import (
     Method,
     PromptTuning,
 )
-from vlds.methods.host import Host, bias_parameters
+from vlds.models.methods.host import Host, bias_parameters
 
 
 def parse_flags(text: str) -> dict[str, str]:

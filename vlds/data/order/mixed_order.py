@@ -5,14 +5,181 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import accumulate
-from math import lcm
+from itertools import accumulate, pairwise
+from math import ceil, lcm
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from vlds.data.order.epoch_order import EpochOrder, NamedOrder
-from vlds.data.order.permutation import KEPT_TABLES, Ints, Recent, hashed, permutation
+from vlds.data.order.epoch_order import (
+    KEPT_TABLES,
+    EpochOrder,
+    Ints,
+    NamedOrder,
+    Recent,
+    hashed,
+    permutation,
+)
+
+# How ranks share a global batch, for any batch size and any number of ranks.
+#
+# The slots of a global batch are cut into one consecutive share per rank; shares differ by at most
+# one row. A rank computes its share in micro-batches, and all ranks compute equally many, because
+# ZeRO's collectives run in every forward and backward pass. The loss has one coefficient per
+# example (vlds/models/loss.py), so the cut changes neither loss nor gradient.
+
+
+@dataclass(frozen=True)
+class BatchCut:
+    """The number of ranks, and the largest micro-batch of a rank."""
+
+    world_size: int = 1
+    micro_batch_size: int | None = None
+    """Most examples a rank holds at once; None: its whole share."""
+
+    def check(self, batch_size: int, field: str = "data.global_batch_size") -> None:
+        """Check that every rank gets an example.
+
+        Errors: ValueError that names the field of the batch size.
+        """
+        if batch_size < self.world_size:
+            plural = "s" * (batch_size > 1)
+            raise ValueError(
+                f"{field}: {batch_size} example{plural} for {self.world_size} ranks; give at least "
+                f"one example per rank, or start {batch_size} rank{plural and 's or fewer'}"
+            )
+
+    def accumulation_steps(self, batch_size: int) -> int:
+        """Micro-batches that every rank computes in an optimizer step."""
+        largest_share = -(-batch_size // self.world_size)
+        return -(-largest_share // (self.micro_batch_size or largest_share))
+
+    def pieces(self, batch_size: int, global_rank: int) -> list[range]:
+        """Slots of each of a rank's micro-batches.
+
+        A piece is empty only if micro-batches hold one example and another rank has one more.
+        """
+        start, stop = self._edges(batch_size)[global_rank : global_rank + 2]
+        steps = self.accumulation_steps(batch_size)
+        edges = [start + step * (stop - start) // steps for step in range(steps + 1)]
+        return [range(*edge) for edge in pairwise(edges)]
+
+    def largest_piece(self, batch_size: int) -> int:
+        """Examples of the largest micro-batch of any rank."""
+        largest_share = -(-batch_size // self.world_size)
+        return -(-largest_share // self.accumulation_steps(batch_size))
+
+    def smallest_piece(self, batch_size: int) -> int:
+        """Examples of the smallest micro-batch of any rank; a rank without a row computes one that
+        does not count."""
+        return max(1, batch_size // self.world_size // self.accumulation_steps(batch_size))
+
+    def ranks_of(self, slots: Ints, batch_size: int) -> Ints:
+        """The global rank that computes each slot."""
+        return np.searchsorted(self._edges(batch_size)[1:], slots, side="right").astype(np.int64)
+
+    def lanes_read(self, lanes: int, batch_size: int, ranks: range) -> int:
+        """How many lanes of a global batch these global ranks read."""
+        slots = np.arange(batch_size)
+        ours = np.isin(self.ranks_of(slots, batch_size), ranks)
+        return len(np.unique(slots[ours] * lanes // batch_size))
+
+    def _edges(self, batch_size: int) -> list[int]:
+        ranks = range(self.world_size + 1)
+        return [rank * batch_size // self.world_size for rank in ranks]
+
+
+# A recipe's mixture: the exact share of each source, the steps of an epoch, the mixed order.
+
+
+def mixing_shares(
+    weights: Sequence[float],
+    sizes: Sequence[int],
+    temperature: float | None,
+    batch_sizes: Sequence[int] | None = None,
+) -> list[Fraction]:
+    """Exact shares of the sources: weight x size^(1/temperature), or the weights alone for None.
+
+    Temperature 1 is proportional to size; higher temperatures are more equal. The shares are of
+    examples, or of batches if `batch_sizes` are given (batches of one task). Then sizes count in
+    whole batches, so that temperature 1 gives ceil(size / batch size) batches of each source.
+    """
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature: got {temperature}; give a number above 0, or none")
+    exponent = 0.0 if temperature is None else 1 / temperature
+    parts = []
+    for weight, size, batch_size in zip(
+        weights, sizes, batch_sizes or [1] * len(sizes), strict=True
+    ):
+        if not 0 < weight < float("inf"):
+            raise ValueError(f"weight: got {weight}; give a number above 0")
+        whole = num_batches(size, batch_size) * batch_size
+        # repr: 0.7 means 7/10, not the binary fraction next to it.
+        part = Fraction(repr(float(weight))) * Fraction(round(whole**exponent * 10**6), 10**6)
+        parts.append(part / batch_size)
+    return [part / sum(parts) for part in parts]
+
+
+def num_batches(size: int, batch_size: int) -> int:
+    """Batches that hold `size` examples once; the next epoch fills up the last one."""
+    return -(-size // batch_size)
+
+
+def steps_in(
+    epochs: float, sizes: Sequence[int], global_batch_size: int, batch_sizes: Sequence[int] | None
+) -> int:
+    """Optimizer steps in which the sources together give `epochs` times the examples that they
+    hold; for batches of one task, `epochs` times the batches that they fill."""
+    exact = Fraction(repr(float(epochs)))
+    if batch_sizes is None:
+        return ceil(exact * sum(sizes) / global_batch_size)
+    return ceil(exact * sum(map(num_batches, sizes, batch_sizes)))
+
+
+def mixed_order(
+    orders: Sequence[SourceOrder],
+    weights: Sequence[float],
+    *,
+    seed: int,
+    temperature: float | None,
+    global_batch_size: int,
+    batch_sizes: Sequence[int] | None,
+    lanes: int = 1,
+) -> MixedOrder:
+    """The mixture of a run; `batch_sizes` only for batches of one task.
+
+    Errors: ValueError if `temperature` needs the size of a source whose size is unknown.
+    """
+    sizes = [order.size for order in orders]
+    if temperature is not None and None in sizes:
+        name = orders[sizes.index(None)].name
+        raise ValueError(
+            f"data.temperature: got {temperature}, but the number of examples in the shards of "
+            f"{name} is unknown; give tasks.{name}.weight instead, or index the shards"
+        )
+    return MixedOrder(
+        orders,
+        mixing_shares(weights, [size or 1 for size in sizes], temperature, batch_sizes),
+        seed=seed,
+        batch_size=global_batch_size,
+        batch_sizes=batch_sizes,
+        lanes=lanes,
+    )
+
+
+def mixture_of(fingerprint: Mapping[str, Any]) -> MixedOrder:
+    """Rebuild a mixture from its fingerprint: which source comes when, without its samples."""
+    names = list(fingerprint["shares"])
+    units = fingerprint["unit_size"]
+    return MixedOrder(
+        [NamedOrder(name) for name in names],
+        [Fraction(share) for share in fingerprint["shares"].values()],
+        seed=fingerprint["seed"],
+        batch_size=fingerprint.get("batch_size", 1),
+        batch_sizes=None if units == 1 else [units[name] for name in names],
+        lanes=fingerprint["lanes"],
+    )
+
 
 SMALLEST_BLOCK = 64
 LARGEST_BLOCK = 1 << 20

@@ -7,23 +7,185 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import netrc
+import os
 import time
 from base64 import b64encode
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
+from urllib.parse import unquote, urlsplit, urlunsplit
 
+from filelock import FileLock
 from fsspec.asyn import sync
 from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 
 from vlds.data.errors import FetchError
-from vlds.data.shards.address import Login, below, check_whole, is_web, split_login
 from vlds.data.shards.info import DATASET_FILE
-from vlds.runtime.credentials import without_credentials
-from vlds.runtime.manifest import sha256 as file_sha256
-from vlds.runtime.regular_file import LARGEST_FILE
+from vlds.runtime.files import LARGEST_FILE, whole_file
+from vlds.runtime.json_files import sha256 as file_sha256
+from vlds.runtime.terminal import lost_credentials, without_credentials
+
+# URLs of data sets: files below them, and the login that goes with them.
+#
+# A login in a web address goes into the header of the request, so that no library's error can show
+# it. An address without login may have one in ~/.netrc.
+
+
+WEB = ("http://", "https://")
+Login: TypeAlias = tuple[str, str]
+"""User and password."""
+
+
+def is_web(url: str) -> bool:
+    """True for a URL of a web server."""
+    return url.startswith(WEB)
+
+
+def below(url: str, name: str) -> str:
+    """The URL of a file in a folder. The query of a web address stays at the end: it may hold a
+    signature for the whole folder."""
+    if not is_web(url):
+        return f"{url.rstrip('/')}/{name}"
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+
+
+def split_login(url: str) -> tuple[str, Login | None]:
+    """A web address without its login, and the login: from the address, or else from ~/.netrc.
+
+    Errors: FetchError if ~/.netrc cannot be read, or the address was stored without its secrets.
+    """
+    check_whole(url)
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, login_from_netrc(parts.hostname or "")
+    user, _, password = login.partition(":")
+    return urlunsplit(parts._replace(netloc=host)), (unquote(user), unquote(password))
+
+
+def check_whole(url: str) -> None:
+    """Errors: FetchError for a URL from a run, which was stored without its secrets."""
+    if lost_credentials(url):
+        raise FetchError(
+            f"{without_credentials(url)}: the secrets of this URL are not stored with a run; give "
+            "the whole URL again, such as --tasks.TASK.train '[URL]'"
+        )
+
+
+def login_from_netrc(host: str) -> Login | None:
+    """The login for a host in the file that NETRC names, by default ~/.netrc.
+
+    Errors: FetchError for a file that cannot be read.
+    """
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        entry = netrc.netrc(file).authenticators(host)
+    except FileNotFoundError:
+        return None
+    except netrc.NetrcParseError as error:  # its message may hold the password
+        raise FetchError(f"{file}, line {error.lineno}: not a line of netrc; correct it") from None
+    except (OSError, UnicodeDecodeError):
+        raise FetchError(f"{file}: cannot be read; make it a readable file") from None
+    return (entry[0], entry[2]) if entry and entry[2] is not None else None
+
+
+# Copies of remote files, in a folder that the processes of a machine share.
+#
+# A copy is there whole or not at all. One process fetches a file while the others wait for it.
+# Every read opens the copy and sets its modification time, so that the least recently used copies
+# make room for new ones. A copy that is removed while it is read stays readable to the end; a
+# removed copy is fetched again. So removing is never wrong, only slow if the limit is too small.
+
+
+SHARD_SUFFIX = ".tar"
+"""The limit counts these copies; the files beside shards are small and stay."""
+GONE = (errno.ENOENT, errno.ESTALE)
+
+
+def default_folder() -> Path:
+    """The user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlds"
+
+
+@dataclass(frozen=True)
+class ShardCache:
+    """A folder of copies."""
+
+    folder: Path = field(default_factory=default_folder)
+    limit: int | None = None
+    """Most bytes of shards; downloads in progress are not counted."""
+
+    def path(self, url: str, version: str = "") -> Path:
+        """Path of a file's copy.
+
+        Its name is a hash of the whole URL, because data sets may have shards of one name, and of
+        the file's `version`, because the file at a URL may change.
+        """
+        return self.folder / _name(url, version)
+
+    @contextmanager
+    def alone(self, path: Path) -> Iterator[None]:
+        """Lock a copy for this process. A process that dies leaves no lock behind."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(f"{path}.lock").acquire()
+        except OSError as error:
+            raise FetchError(
+                f"data.cache: {self.folder} cannot be written ({error.strerror}); name another "
+                "folder"
+            ) from None
+        with lock:
+            yield
+
+    def add(self, path: Path, fetch: Callable[[Path], None]) -> None:
+        """Make a copy: `fetch` writes a partial file, which then gets the copy's name."""
+        # The lock on room is released after the copy has its name: exits run in reverse.
+        with ExitStack() as room, whole_file(path) as partial:
+            fetch(partial)
+            if self.limit is not None and path.suffix == SHARD_SUFFIX:
+                room.enter_context(self.alone(self.folder / "room"))
+                self._make_room(partial.stat().st_size, self.limit)
+
+    def read(self, path: Path, offset: int, size: int, whole: int) -> bytes | None:
+        """Read bytes of a copy and mark it as used; None if there is none of `whole` bytes."""
+        try:
+            with open(path, "rb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size != whole:
+                    return None
+                now = time.time_ns()
+                os.utime(file.fileno(), ns=(now, now))
+                return os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            if error.errno in GONE:
+                return None
+            raise
+
+    def _make_room(self, size: int, limit: int) -> None:
+        """Remove the least recently used copies until `size` more bytes fit."""
+        copies = []
+        for path in self.folder.glob(f"*{SHARD_SUFFIX}"):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                copies.append((status.st_mtime_ns, status.st_size, path))
+        total = size + sum(bytes for _, bytes, _ in copies)
+        for _, bytes, path in sorted(copies):
+            if total <= limit:
+                return
+            path.unlink(missing_ok=True)
+            total -= bytes
+
+
+@lru_cache(maxsize=4096)
+def _name(url: str, version: str) -> str:
+    return sha256(f"{url}\n{version}".encode()).hexdigest() + Path(url.partition("?")[0]).suffix
+
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds before each new try of a download that broke."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vlds.runtime.json_file import parse_member
+from vlds.runtime.json_files import parse_member
 from vlds.schema import Sample
 
 UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)

@@ -21,12 +21,11 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from vlds.data.errors import ShardError
-from vlds.data.shards.class_numbers import CLS_TYPE, tar_classes
-from vlds.data.shards.info import DATASET_FILE, REBUILD, ShardInfo
+from vlds.data.shards.info import CLS_TYPE, DATASET_FILE, REBUILD, ShardInfo, tar_classes
 from vlds.data.shards.sample import FEATURES, UNUSABLE, UnfitId, check_ids, is_picture
 from vlds.data.shards.tar import Member, Reader, members, split_name
-from vlds.runtime.json_file import parse_member
-from vlds.runtime.regular_file import check_file, open_file, read_file
+from vlds.runtime.files import check_file, open_file, read_file
+from vlds.runtime.json_files import parse_member
 
 IDX_TYPE = np.dtype("<u8")
 CNT_TYPE = np.dtype("<u4")

@@ -19,11 +19,18 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys
 
 from vlds.data.errors import ShardError
-from vlds.data.shards.address import is_web, split_login
-from vlds.data.shards.download import CONNECT_S, MOST_REDIRECTS, PATIENCE_S, SLOWEST, open_stream
+from vlds.data.shards.download import (
+    CONNECT_S,
+    MOST_REDIRECTS,
+    PATIENCE_S,
+    SLOWEST,
+    is_web,
+    open_stream,
+    split_login,
+)
 from vlds.data.shards.tar import members
-from vlds.runtime.credentials import without_credentials
-from vlds.runtime.regular_file import open_file
+from vlds.runtime.files import open_file
+from vlds.runtime.terminal import without_credentials
 
 BLOCK = 1 << 16
 AT_ONCE = 1 << 24

@@ -3,29 +3,182 @@
 from __future__ import annotations
 
 import os
+import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
 from vlds.data.errors import ChangedSample, FetchError, ShardError
-from vlds.data.shards.cache import ShardCache
-from vlds.data.shards.class_numbers import KIND, NO_CLASS
-from vlds.data.shards.info import DATASET_FILE, REBUILD, DatasetInfo, ShardInfo
-from vlds.data.shards.remote import RemoteFiles, is_url
+from vlds.data.shards.download import ShardCache, below, fetch
+from vlds.data.shards.info import DATASET_FILE, KIND, NO_CLASS, REBUILD, DatasetInfo, ShardInfo
 from vlds.data.shards.sample import UNUSABLE, parse_sample
-from vlds.data.shards.shard_index import Counts, ShardIndex, load_index
+from vlds.data.shards.shard_index import Counts, ShardIndex, index_sizes, load_index
 from vlds.data.shards.shard_stream import is_pattern
 from vlds.data.shards.tar import read_members
-from vlds.runtime.json_file import parse_json
-from vlds.runtime.regular_file import open_descriptor, read_text
+from vlds.runtime.files import open_descriptor, read_file, read_text
+from vlds.runtime.json_files import parse_json
+from vlds.runtime.json_files import sha256 as file_sha256
+from vlds.runtime.terminal import without_credentials
 from vlds.schema import Sample, SkipSample
+
+# Data sets whose folder is a URL: http://, s3://, gs://, whatever fsspec opens.
+#
+# Files are fetched whole and checked against dataset.json, then read as local ones. The files
+# beside the shards are fetched when the data set is opened, a shard when its first sample is read.
+# Every run fetches dataset.json itself; the processes of a run share one copy.
+
+
+FRESH_S = 60.0
+"""A younger copy of dataset.json was made by a process of the same run."""
+FAILED_S = 600.0
+"""Seconds before a shard that could not be fetched is requested again."""
+NUM_THREADS = 16
+"""Small files fetched at once."""
+MAX_FETCHES = 3
+"""How often the cache may lose a shard before its first byte is read."""
+
+
+def is_url(folder: str | Path) -> bool:
+    """True for a data set that is fetched, False for a folder of this machine."""
+    return isinstance(folder, str) and "://" in folder
+
+
+class RemoteFiles:
+    """The files of a data set at a URL, through copies in a cache."""
+
+    def __init__(self, url: str, cache: ShardCache) -> None:
+        self._address = url
+        self.folder = without_credentials(url).rstrip("/")
+        """For messages, and for names in the cache."""
+        self.cache = cache
+        self._failed: dict[str, tuple[float, str]] = {}
+        self._hashed: set[str] = set()
+        """Names of the shards whose copies were compared with their sha256."""
+
+    def open(self) -> tuple[DatasetInfo, list[ShardIndex]]:
+        """dataset.json, and the index of every shard.
+
+        Errors: ValueError that names the URL, what is wrong, and the cure.
+        """
+        url = below(self.folder, DATASET_FILE)
+        path = self._copy(DATASET_FILE)
+        with self.cache.alone(path):
+            try:
+                if not _is_fresh(path):
+                    self._download(path, DATASET_FILE)
+                info = DatasetInfo.parse(read_file(path), url)
+                with ThreadPoolExecutor(NUM_THREADS) as pool:
+                    indexes = list(pool.map(self._index, info.shards))
+            except ValueError:
+                path.unlink(missing_ok=True)  # it may be corrected within FRESH_S
+                raise
+        return info, indexes
+
+    def location(self, shard: ShardInfo) -> str:
+        """Where a shard is, for messages."""
+        return below(self.folder, shard.name)
+
+    def cure(self, shard: ShardInfo) -> str:
+        """What to do about damage in a shard."""
+        path = self._copy(shard.name, shard.sha256)
+        return f"remove its copy {path}, or prepare the data set again"
+
+    def quarantine(self, info: DatasetInfo) -> Mapping[int, str]:
+        """Nothing: `data_prep verify` writes to local folders only."""
+        return {}
+
+    def read(self, shard: ShardInfo, offset: int, size: int) -> bytes:
+        """Bytes of a shard, which is fetched if it is not in the cache.
+
+        Errors: FetchError that names the URL, what happened, and the cure.
+        """
+        path = self._copy(shard.name, shard.sha256)
+        for _ in range(MAX_FETCHES):
+            data = self.cache.read(path, offset, size, shard.bytes)
+            if data is not None:
+                return data
+            self._fetch(shard, path)
+        raise FetchError(
+            f"{self.location(shard)}: its copy is removed from the cache {self.cache.folder} "
+            "before it can be read; raise data.cache_bytes, or give this run another data.cache"
+        )
+
+    def renew(self, shard: ShardInfo) -> bool:
+        """Remove a copy that is not the file that dataset.json describes; False if this process has
+        checked it before. Hashing takes long, so a process hashes a copy once, and only if a sample
+        in it was wrong."""
+        if shard.name in self._hashed:
+            return False
+        self._hashed.add(shard.name)
+        path = self._copy(shard.name, shard.sha256)
+        with self.cache.alone(path):
+            if path.exists() and file_sha256(path) != shard.sha256:
+                path.unlink()
+        # True even for a good copy: another process may have replaced it after the sample was read.
+        return True
+
+    def _copy(self, name: str, version: str = "") -> Path:
+        """Path of a file's copy, the same for all signatures of its URL."""
+        secret = self.folder != self._address.rstrip("/")
+        folder = self.folder.partition("?")[0] if secret else self.folder
+        return self.cache.path(below(folder, name), version)
+
+    def _index(self, shard: ShardInfo) -> ShardIndex:
+        sizes = index_sizes(shard.samples)
+        files = {
+            suffix: self._small_file(shard.name + suffix, hash, sizes[suffix])
+            for suffix, hash in shard.index_hashes.items()
+        }
+        return ShardIndex.parse(files, shard, self.location(shard))
+
+    def _small_file(self, name: str, hash: str, size: int) -> bytes:
+        path = self._copy(name, hash)
+        with suppress(FileNotFoundError):
+            if sha256(data := read_file(path)).hexdigest() == hash:
+                return data
+        self._download(path, name, (hash, size))
+        return read_file(path)
+
+    def _fetch(self, shard: ShardInfo, path: Path) -> None:
+        """Bring a shard into the cache, unless another process does so in the meantime."""
+        limit = self.cache.limit
+        if limit is not None and shard.bytes > limit:
+            raise FetchError(
+                f"data.cache_bytes: got {limit}, but {self.location(shard)} has {shard.bytes}; "
+                "give at least that many"
+            )
+        since, message = self._failed.get(shard.name, (0.0, ""))
+        if message and time.monotonic() - since < FAILED_S:
+            raise FetchError(message)
+        try:
+            with self.cache.alone(path):
+                if path.exists() and path.stat().st_size == shard.bytes:
+                    return
+                self._download(path, shard.name, (shard.sha256, shard.bytes))
+        except FetchError as error:
+            self._failed[shard.name] = time.monotonic(), str(error)
+            raise
+
+    def _download(self, path: Path, name: str, expected: tuple[str, int] | None = None) -> None:
+        self.cache.add(path, lambda partial: fetch(self._address, name, partial, expected))
+
+
+def _is_fresh(path: Path) -> bool:
+    try:
+        return abs(time.time() - path.stat().st_mtime) < FRESH_S
+    except FileNotFoundError:
+        return False
+
 
 OPEN_FILES = 128
 QUARANTINE_FILE = "quarantine.jsonl"
@@ -235,3 +388,73 @@ class Dataset:
     def _shard(self, sample: int) -> tuple[int, int]:
         shard = bisect_right(self._first_sample, sample) - 1
         return shard, sample - self._first_sample[shard]
+
+
+# Some samples of a data set: a few of each class, or some classes.
+
+
+class Subset(Dataset):
+    """Some samples of a data set, numbered from 0 in its order."""
+
+    def __init__(self, whole: Dataset, chosen: NDArray[np.int64]) -> None:
+        """`chosen`: numbers of samples, rising."""
+        # Not by Dataset's __init__, which reads the index: both use one index and the same files.
+        vars(self).update(vars(whole))
+        self._whole, self.chosen = whole, chosen
+        self._print = sha256(chosen.tobytes()).hexdigest()[:16]
+        self.key = f"{whole.key}#{self._print}"
+        ends = np.cumsum([len(counts) for counts in whole.counts])
+        cuts = np.searchsorted(chosen, ends[:-1])
+        self.counts = np.split(np.concatenate(whole.counts)[chosen], cuts)
+        self.pictures = np.split(np.concatenate(whole.pictures)[chosen], cuts)
+        self.num_samples = len(chosen)
+        self.num_annotations = int(np.concatenate(self.counts).sum())
+        places = {int(number): place for place, number in enumerate(chosen)}
+        self.quarantine = {places[n]: f for n, f in whole.quarantine.items() if n in places}
+
+    def fingerprint(self) -> str:
+        """Changes with the bytes of any shard, and with the choice."""
+        return sha256(f"{self._whole.fingerprint()} {self._print}".encode()).hexdigest()[:16]
+
+    def class_numbers(self) -> NDArray[np.int64]:
+        return self._whole.class_numbers()[self.chosen]
+
+    def shard_of(self, sample: int) -> str:
+        return self._whole.shard_of(int(self.chosen[sample]))
+
+    def read(self, sample: int) -> Sample:
+        return self._whole.read(int(self.chosen[sample]))
+
+
+def of_classes(dataset: Dataset, names: tuple[str, ...]) -> Subset:
+    """The samples of some classes."""
+    classes = dataset.info.classes or ()
+    wanted = [number for number, name in enumerate(classes) if name in set(names)]
+    return Subset(dataset, np.flatnonzero(np.isin(dataset.class_numbers(), wanted)))
+
+
+def few_shots(dataset: Dataset, shots: int, seed: int) -> Subset:
+    """Samples drawn for each class, `shots` of each that has any.
+
+    A class's draw depends on the seed and its name, and more shots contain the fewer. Errors:
+    ValueError for a class with too few samples, or none with a label.
+    """
+    numbers, chosen = dataset.class_numbers(), []
+    classes = dataset.info.classes or ()
+    for number in np.unique(numbers[numbers != NO_CLASS]):
+        samples = np.flatnonzero(numbers == number)
+        name = classes[number]
+        if len(samples) < shots:
+            raise ValueError(
+                f"shots: {shots}, but data set {dataset.folder} has {len(samples)} of class "
+                f"{name!r}; give at most {len(samples)}"
+            )
+        words = sha256(f"{seed}/{name}".encode()).digest()
+        rng = np.random.default_rng(np.frombuffer(words, np.uint32))
+        chosen.append(rng.permutation(samples)[:shots])
+    if not chosen:
+        raise ValueError(
+            f"shots: {shots}, but no sample of data set {dataset.folder} has a label; name a split "
+            "for training"
+        )
+    return Subset(dataset, np.sort(np.concatenate(chosen)))

@@ -12,8 +12,16 @@ from typing import Any
 from webdataset import TarWriter
 
 from vlds.data.errors import ShardError
-from vlds.data.shards.class_numbers import KIND, class_number, numbered, tar_labels
-from vlds.data.shards.info import DATASET_FILE, SCHEMA, DatasetInfo, ShardInfo
+from vlds.data.shards.info import (
+    DATASET_FILE,
+    KIND,
+    SCHEMA,
+    DatasetInfo,
+    ShardInfo,
+    class_number,
+    numbered,
+    tar_labels,
+)
 from vlds.data.shards.sample import FEATURES, UNUSABLE
 from vlds.data.shards.shard_index import (
     Counts,
@@ -24,9 +32,9 @@ from vlds.data.shards.shard_index import (
     tar_checksums,
 )
 from vlds.runtime.disk import writable
-from vlds.runtime.json_file import read_json
-from vlds.runtime.manifest import sha256 as file_sha256
-from vlds.runtime.whole_file import whole_file, write_whole
+from vlds.runtime.files import whole_file, write_whole
+from vlds.runtime.json_files import read_json
+from vlds.runtime.json_files import sha256 as file_sha256
 
 
 class Unwanted(Exception):

@@ -26,8 +26,8 @@ from pathlib import Path
 import torch.utils.data
 
 from vlds.data.errors import BadSample
-from vlds.runtime.process_end import ASKING, KILLED, end_with_parent, how_it_ended
-from vlds.runtime.scratch import scratch_folder
+from vlds.runtime.folders import scratch_folder
+from vlds.runtime.process import ASKING, KILLED, end_with_parent, how_it_ended
 from vlds.schema import Batch
 
 LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)")

@@ -8,10 +8,12 @@ examples leave the batch. Shapes: b examples, k beams, r rows, w words of vocabu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.generation import (
     ForcedEOSTokenLogitsProcessor,
@@ -20,9 +22,265 @@ from transformers.generation import (
 )
 
 from vlds.models.generation.answer_list import AnswerList
-from vlds.models.generation.cached_decoder import CachedDecoder
-from vlds.models.generation.hypotheses import Beams, Greedy, Hypotheses, Written
+from vlds.models.methods.context import BatchContext
 from vlds.schema import Decoding
+
+# What a decoder has written so far: one greedy answer, or the beams of a beam search.
+#
+# Beam scores are those of transformers 4.2, as VL-Adapter has them: the sum of log-probabilities
+# divided by the length that counts the start token, for open answers at the length limit too.
+# Shapes: b examples, k beams, w words of vocabulary, l length.
+
+
+class Written(NamedTuple):
+    """What was written."""
+
+    ids: Tensor
+    """(b, l) with start token and padding."""
+    log_probabilities: Tensor
+    """(b,) that the model gives to the whole answer, </s> included."""
+
+
+class Hypotheses(ABC):
+    """What has been written so far for each example, `size` times."""
+
+    rows: ClassVar[tuple[str, ...]] = ("ids", "sums", "done")
+    """Tensors with a row for each example."""
+    sums: Tensor
+    """Log-probabilities of what has been written."""
+
+    def __init__(self, start: Tensor, limit: int, config: Any) -> None:
+        """`start`: (b, k, 1)."""
+        self.ids, self.limit, self.size = start, limit, start.shape[1]
+        self.eos, self.pad = config.eos_token_id, config.pad_token_id
+        self.done = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        """(b,) True for finished examples."""
+
+    @abstractmethod
+    def advance(self, scores: Tensor, logits: Tensor) -> Tensor | None:
+        """Extend by a token from scores (b * k, w), the logits as the rules have bent them;
+        (b * k,) rows that continue, None for all."""
+
+    @abstractmethod
+    def best(self) -> Written:
+        """Answers (b, limit), padded."""
+
+    def select(self, examples: Tensor) -> None:
+        """Continue with these examples only."""
+        for name in self.rows:
+            setattr(self, name, getattr(self, name)[examples])
+
+
+class Greedy(Hypotheses):
+    """The one open answer of each example."""
+
+    def __init__(self, start: Tensor, limit: int, config: Any) -> None:
+        super().__init__(start, limit, config)
+        self.sums = torch.zeros(len(start), device=start.device)
+
+    def advance(self, scores: Tensor, logits: Tensor) -> None:
+        """Append the best token; what is done gets padding."""
+        tokens = scores.argmax(-1)
+        log_probabilities = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        self.sums = self.sums + log_probabilities.masked_fill(self.done, 0.0)
+        tokens = tokens.masked_fill(self.done, self.pad)
+        self.ids = extend(self.ids, tokens[:, None])
+        self.done = self.done | (tokens == self.eos)
+
+    def best(self) -> Written:
+        return Written(padded(self.ids, self.limit, self.pad)[:, 0], self.sums)
+
+
+class Beams(Hypotheses):
+    """The k open and the k best finished answers of each example."""
+
+    rows = (*Hypotheses.rows, "finished_ids", "finished_sums", "finished_scores")
+
+    def __init__(self, start: Tensor, limit: int, config: Any, decoding: Decoding) -> None:
+        super().__init__(start, limit, config)
+        self.early_stopping = decoding.early_stopping
+        self.length_counts_start = decoding.length_counts_start
+        shape, device = start.shape[:2], start.device
+        self.sums = torch.zeros(shape, device=device)
+        self.sums[:, 1:] = -torch.inf  # the beams are all equal at first, so only one may continue
+        self.finished_ids = torch.full((*shape, self.limit), self.pad, device=device)
+        self.finished_scores = torch.full(shape, -torch.inf, device=device)  # falling
+        self.finished_sums = torch.full(shape, -torch.inf, device=device)
+
+    def advance(self, scores: Tensor, logits: Tensor) -> Tensor:
+        """Extend the beams by a token from log-probabilities (b * k, w); (b * k,) row that each one
+        came from. A beam whose sum is -inf is none."""
+        num_words = scores.shape[-1]
+        totals = self.sums[..., None] + scores.view(len(self.done), self.size, num_words)
+        totals, chosen = totals.flatten(1).topk(2 * self.size, 1)
+        parents, tokens = chosen // num_words, chosen % num_words
+        ends = tokens == self.eos
+        length = self.ids.shape[2]
+        # An answer ends only among the best k; </s> is not counted in its length.
+        new = totals[:, : self.size] / length
+        new = new.masked_fill(~ends[:, : self.size] | self.done[:, None], -torch.inf)
+        ended = extend(take(self.ids, parents), tokens)[:, : self.size]
+        self.finish(ended, totals[:, : self.size], new)
+        full = torch.isfinite(self.finished_scores).all(1)
+        hopeless = self.finished_scores[:, -1] >= totals[:, 0] / length
+        # The best k that do not end: there are k, since each beam ends in at most one way.
+        continuing = torch.argsort(ends.long(), dim=1, stable=True)[:, : self.size]
+        self.sums, parents = totals.gather(1, continuing), parents.gather(1, continuing)
+        self.ids = extend(take(self.ids, parents), tokens.gather(1, continuing))
+        none_open = (self.sums == -torch.inf).all(1)
+        self.done = self.done | none_open | (full & (hopeless | self.early_stopping))
+        first_rows = torch.arange(len(parents), device=parents.device)[:, None] * self.size
+        rows: Tensor = first_rows + parents
+        return rows.flatten()
+
+    def finish(self, ids: Tensor, sums: Tensor, scores: Tensor) -> None:
+        """Keep the best k of the old and the new finished answers; one with score -inf is none."""
+        ids, sums, scores = self._with_finished(ids, sums, scores)
+        self.finished_scores, chosen = scores.topk(self.size, 1)
+        self.finished_ids, self.finished_sums = take(ids, chosen), sums.gather(1, chosen)
+
+    def best(self) -> Written:
+        """The best answers; those still open compete too."""
+        length = self.ids.shape[2] - (0 if self.length_counts_start else 1)
+        unfinished = (self.sums / length).masked_fill(self.done[:, None], -torch.inf)
+        ids, sums, scores = self._with_finished(self.ids, self.sums, unfinished)
+        chosen = scores.argmax(1, keepdim=True)
+        return Written(take(ids, chosen)[:, 0], sums.gather(1, chosen)[:, 0])
+
+    def _with_finished(
+        self, ids: Tensor, sums: Tensor, scores: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            torch.cat([self.finished_ids, padded(ids, self.limit, self.pad)], 1),
+            torch.cat([self.finished_sums.to(sums.dtype), sums], 1),
+            torch.cat([self.finished_scores.to(scores.dtype), scores], 1),
+        )
+
+
+def take(ids: Tensor, chosen: Tensor) -> Tensor:
+    """(b, k, l) and (b, j) -> (b, j, l)."""
+    return ids.gather(1, chosen[..., None].expand(-1, -1, ids.shape[2]))
+
+
+def extend(ids: Tensor, tokens: Tensor) -> Tensor:
+    """(b, k, l) and (b, k) -> (b, k, l + 1)."""
+    return torch.cat([ids, tokens[..., None]], dim=2)
+
+
+def padded(ids: Tensor, length: int, pad: int) -> Tensor:
+    """(b, k, l) -> (b, k, length)."""
+    return F.pad(ids, (0, length - ids.shape[2]), value=pad)
+
+
+# A decoder that writes one token at a time and keeps its keys and values.
+#
+# Shapes: b examples, k beams, w words of vocabulary, s encoder states, d width.
+
+
+class CachedStack:
+    """A decoder's layers, which run over one token of each row at a time. It keeps the encoder's
+    keys and values once per example, and those of written tokens once per beam."""
+
+    def __init__(self, decoder: Any, states: Tensor, mask: Tensor) -> None:
+        """Hugging Face's decoder, encoder states (b, s, d), their mask (b, s)."""
+        self._decoder, self.states = decoder, states
+        lowest = torch.finfo(states.dtype).min
+        self._mask = torch.zeros_like(mask, dtype=states.dtype).masked_fill(~mask.bool(), lowest)
+        self._cache: dict[str, Any] = {}
+
+    @property
+    def has_begun(self) -> bool:
+        """True once a token has run."""
+        return bool(self._cache)
+
+    def run(self, tokens: Tensor) -> Tensor:
+        """Last tokens (b * k, 1) -> states (b * k, d)."""
+        output = self._decoder(
+            input_ids=tokens,
+            encoder_hidden_states=self.states,
+            encoder_attention_mask=self._mask[:, None, None],
+            use_cache=True,
+            **self._cache,
+        )
+        # Versions of transformers differ in the cache's name.
+        name = "cache" if "cache" in output else "past_key_values"
+        self._cache = {name: output[name]}
+        states: Tensor = output.last_hidden_state[:, -1]
+        return states
+
+    def keep(self, rows: Tensor) -> None:
+        """Let each row of the tokens written continue another, of (b * k,)."""
+        (cache,) = self._cache.values()
+        written = cache.self_attention_cache
+        if (num_kept := len(written.layers[0].keys)) < len(rows):
+            # After the first step there is one row an example.
+            rows = rows // (len(rows) // num_kept)
+        written.reorder_cache(rows)
+
+    def select(self, examples: Tensor) -> None:
+        """Continue with these examples only."""
+        (cache,) = self._cache.values()
+        size = len(cache.self_attention_cache.layers[0].keys) // len(self.states)
+        beams = torch.arange(size, device=self.states.device)
+        rows = (examples[:, None] * size + beams).flatten()
+        cache.self_attention_cache.batch_select_indices(rows)
+        cache.cross_attention_cache.batch_select_indices(examples)
+        self.states, self._mask = self.states[examples], self._mask[examples]
+
+
+class CachedDecoder:
+    """Writes one token of each beam at a time."""
+
+    def __init__(
+        self,
+        config: Any,
+        stacks: Sequence[CachedStack],
+        vocabulary_logits: Callable[[Tensor], Tensor],
+        task_index: Tensor,
+        context: BatchContext,
+    ) -> None:
+        """`stacks`: they run one after the other, and the last one's states give the logits;
+        `config`: Hugging Face's; `task_index`: tasks (b,)."""
+        self.config, self.device = config, stacks[0].states.device
+        self._stacks, self._vocabulary_logits = stacks, vocabulary_logits
+        self._context, self._task_index = context, task_index
+        self._examples = torch.arange(len(task_index))
+
+    @property
+    def num_examples(self) -> int:
+        """Examples that are not finished."""
+        return len(self._stacks[0].states)
+
+    def next_logits(self, last_tokens: Tensor, size: int) -> Tensor:
+        """(b, k) last tokens -> (b * k, w) logits in at least float32."""
+        repeat = 1
+        if not self._stacks[0].has_begun:  # all beams start with the same token
+            last_tokens, repeat = last_tokens[:, :1], size
+        tasks, examples = (
+            rows.repeat_interleave(last_tokens.shape[1])
+            for rows in (self._task_index, self._examples)
+        )
+        self._context.set_rows(tasks, examples, self.device)
+        for stack in self._stacks:
+            states = stack.run(last_tokens.reshape(-1, 1))
+        logits = self._vocabulary_logits(states)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits.repeat_interleave(repeat, 0) if repeat > 1 else logits
+
+    def keep(self, rows: Tensor | None) -> None:
+        """Let each row of the tokens written continue another, of (b * k,); None: from itself."""
+        if rows is None:
+            return
+        for stack in self._stacks:
+            stack.keep(rows)
+
+    def select(self, examples: Tensor) -> None:
+        """Continue with these examples only."""
+        for stack in self._stacks:
+            stack.select(examples)
+        self._task_index = self._task_index[examples.cpu()]
+        self._examples = self._examples[examples.cpu()]
+
 
 LEAVE = 0.75
 """Finished examples leave the batch once at most this share of it is unfinished."""

@@ -18,8 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.versions import require_version
 
-from vlds.pretrained.files import SourceError, reading
-from vlds.pretrained.weights import CORRECT, load_weights, unpartitioned
+from vlds.models.loading.gate import CORRECT, load_weights, unpartitioned
+from vlds.models.loading.model_files import SourceError, reading
 
 Bits = Literal[4, 8]
 LIBRARIES = {"bitsandbytes": "0.46.1", "accelerate": "1.1.0"}

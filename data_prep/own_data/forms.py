@@ -1,0 +1,288 @@
+"""Your own data: pictures in a folder, and rows in JSON lines, a JSON list or CSV."""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.command import add_shard_options, new_command, shard_options
+from data_prep.json_rows import JsonRow, RepeatedKey
+from data_prep.own_data.rows import (
+    TASKS,
+    Fields,
+    Row,
+    RowForm,
+    annotations_of,
+    check_rows,
+    picture_of,
+    read_rows,
+    refuse_repeated_ids,
+    text_of,
+)
+from data_prep.packing.pack import add_split_by_image, pack_splits, split_of
+from data_prep.packing.picture import find_pictures
+from data_prep.packing.source import Dropped, SourceSample, SourceSet
+
+# Makes rows of files in well-known forms: LLaVA's and ShareGPT's conversations, COCO's captions.
+#
+# Each question with its answer becomes a row. The turns before it are left out: the tasks here ask
+# one question about one picture.
+
+
+TURNS = ("conversations", "messages")
+"""Fields that hold the turns of a conversation."""
+TURN_FIELDS = (("from", "value"), ("role", "content"))
+"""Fields of a turn's speaker and text."""
+ASKS, ANSWERS, SYSTEM = ("human", "user"), ("gpt", "assistant", "model", "chatgpt"), ("system",)
+PICTURE_MARK = "<image>"
+UNANSWERED = "question without an answer"
+
+
+class Exchange(NamedTuple):
+    """A question with its answer; a turn that has no counterpart has a fault."""
+
+    question: str
+    answer: str = ""
+    fault: str = ""
+
+
+def plain_rows(rows: Sequence[Row], form: RowForm, path: Path) -> Sequence[Row]:
+    """Conversations and COCO's captions as rows with the fields of `form`; other rows as they
+    are."""
+    fields = rows[0].fields if rows else {}
+    lists = {name for name, value in fields.items() if isinstance(value, list)}
+    if len(rows) == 1 and {"images", "annotations"} <= lists:
+        if form.task.kind != "caption":
+            raise ValueError(f"{path} is in COCO's form, which holds captions: give --task caption")
+        return list(_rows_of_coco(JsonRow(fields, f"{path}"), form))
+    if not form.task.labels and not lists.isdisjoint(TURNS):
+        return [exchange for row in rows for exchange in _rows_of_conversation(row, form)]
+    return rows
+
+
+def _rows_of_coco(content: JsonRow, form: RowForm) -> Iterator[Row]:
+    """One row for each caption."""
+    entries = content.array("annotations")
+    if entries and not any(isinstance(entry, dict) and "caption" in entry for entry in entries):
+        raise ValueError(
+            f"{content.place} is in COCO's form and has no captions (boxes, key points or segments "
+            "are not read); give the file of captions"
+        )
+    pictures: dict[str, tuple[str, Fields]] = {}
+    for image in content.rows("images", "image", 1):
+        image_id = image.id("id")
+        if image_id in pictures:
+            raise ValueError(
+                f"{image.place}: 'id' is {image_id}, which {pictures[image_id][0]!r} has already; "
+                "ids of images must be unique"
+            )
+        pictures[image_id] = image.text("file_name"), image.fields
+    for entry in content.rows("annotations", "annotation", 1):
+        file, about = pictures.get(entry.id("image_id"), ("", {}))
+        fields = {form.image: file, form.text: entry.text("caption")}
+        if form.split is not None:
+            fields[form.split] = about.get(form.split, "")
+        annotation_id = entry.id("id")
+        if form.id is not None:
+            fields[form.id] = entry.fields.get(form.id, annotation_id)
+        yield Row(fields, annotation_id, "annotation", "" if file else "picture not in the file")
+
+
+def _rows_of_conversation(row: Row, form: RowForm) -> Iterator[Row]:
+    """One row for each question with its answer, and for each turn that has no counterpart; an
+    unusable conversation is one row. Rows that cannot be used have a fault."""
+    pictures = row.fields.get(form.image, row.fields.get("images")) or []
+    pictures = pictures if isinstance(pictures, list) else [pictures]
+    turns = next((row.fields[name] for name in TURNS if name in row.fields), None)
+    exchanges = _exchanges(turns)
+    if not pictures and not form.text_rows:
+        exchanges = "no picture"
+    elif len(pictures) > 1 or str(turns).count(PICTURE_MARK) > 1:
+        exchanges = "several pictures"
+    consumed = (*TURNS, form.image, "images")
+    common: dict[str, Any] = dict.fromkeys(form.named(), "")
+    if form.id is not None:
+        common[form.id] = row.number
+    common |= {name: value for name, value in row.fields.items() if name not in consumed}
+    if isinstance(exchanges, str):
+        yield Row(common, row.number, row.noun, fault=exchanges)
+        return
+    for index, (question, answer, fault) in enumerate(exchanges):
+        end = f"-{index}" if len(exchanges) > 1 else ""
+        is_caption = form.task.target is None  # it has no question
+        fields = common | {
+            form.image: (pictures or [""])[0],
+            form.text: answer if is_caption else question,
+        }
+        if form.target is not None:
+            fields[form.target] = answer
+        if end and form.id is not None and (row_id := text_of(common, form.id)):
+            fields[form.id] = f"{row_id}{end}"
+        yield Row(fields, f"{row.number}{end}", row.noun, fault)
+
+
+def _exchanges(turns: Any) -> list[Exchange] | str:
+    """The exchanges of a conversation, or why there are none."""
+    exchanges = []
+    question: str | None = None
+    for turn in turns if isinstance(turns, list) else []:
+        if isinstance(turn, RepeatedKey):
+            return f"a turn with {turn.key!r} twice"
+        speaker, text = _speaker_and_text(turn)
+        if text is None:
+            return "a turn without text"
+        if speaker in ASKS:
+            if question is not None:
+                exchanges.append(Exchange(question, fault=UNANSWERED))
+            question = text.replace(PICTURE_MARK, " ").strip()
+        elif speaker in ANSWERS:
+            fault = "answer without a question" if question is None else ""
+            exchanges.append(Exchange(question or "", text, fault))
+            question = None
+        elif speaker not in SYSTEM:
+            return f"a turn of {speaker}"
+    if question is not None:
+        exchanges.append(Exchange(question, fault=UNANSWERED))
+    return exchanges or "no question with an answer"
+
+
+def _speaker_and_text(turn: Any) -> tuple[str, str | None]:
+    fields = turn if isinstance(turn, dict) else {}
+    for speaker, text_field in TURN_FIELDS:
+        if speaker in fields:
+            text = fields.get(text_field)
+            return str(fields[speaker]), text if isinstance(text, str) else None
+    return "", None
+
+
+LABELS_HELP = "entailment, neutral, contradiction; or true, false"
+
+
+def parse_jsonl(
+    form: RowForm, annotations: Path, images: Path, name: str, split: str = "train"
+) -> list[SourceSet]:
+    """Rows -> one data set for each of their splits."""
+    rows = plain_rows(read_rows(annotations), form, annotations)
+    check_rows(rows, form, annotations)
+    names = (picture_of(row.fields, form) for row in rows)
+    pictures = find_pictures(images, filter(None, names))
+    samples: dict[str, dict[str, SourceSample]] = defaultdict(dict)
+    dropped: dict[str, list[Dropped]] = defaultdict(list)
+    used: list[tuple[str, str, Row]] = []
+    for row in rows:
+        part = split if form.split is None else text_of(row.fields, form.split) or "none"
+        row_id = text_of(row.fields, form.id) if form.id else row.number
+        fault = [Dropped(row_id, row.fault)] if row.fault else []
+        for entry in fault or annotations_of(row.fields, row_id, form):
+            if isinstance(entry, Dropped):
+                dropped[part].append(entry)
+                continue
+            new = SourceSample(f"row {row_id}", (), [], place=row.place)
+            if shown := picture_of(row.fields, form):
+                picture = pictures[shown]
+                new = replace(new, id=picture.id, images=(picture.path,))
+            sample = samples[part].setdefault(new.id, new)
+            sample.annotations.append(entry)
+            used.append((part, entry["id"], row))
+    if form.id is not None:
+        refuse_repeated_ids(used, form.id, annotations)
+    kind, files = form.task.kind, (annotations,)
+    return [
+        SourceSet(name, kind, part, files, [*samples[part].values()], tuple(dropped[part]))
+        for part in sorted({*samples, *dropped})
+    ]
+
+
+def add_command(commands: Any) -> None:
+    """Add `jsonl`."""
+    parser = new_command(
+        commands,
+        "jsonl",
+        "your own data: rows in JSON lines, a JSON list or CSV",
+        "Each row is a question, caption or sentence. LLaVA's and ShareGPT's conversations (a "
+        "question with its answer is a row) and COCO's captions work too. All rows about a "
+        "picture become one sample. Answers are stripped and lower-cased; a list of ten is "
+        "weighed as in VQA v2. Rows without a picture, question, answer or known label are "
+        "dropped and counted.",
+        examples=[
+            "jsonl --task vqa --annotations rows.jsonl \\\n      --images PHOTOS --out mine",
+            "jsonl --task caption --annotations rows.csv \\\n      --images PHOTOS --out mine",
+        ],
+    )
+    # argparse cannot break the three ways to split over lines, and buries the required options.
+    parser.usage = (
+        "%(prog)s --task TASK --annotations FILE --images DIR\n"
+        "                                 --out DIR [OPTIONS]"
+    )
+    parser.add_argument(
+        "--task",
+        choices=tuple(TASKS),
+        required=True,
+        help="statement: sentences that are true or false, for the task VQA",
+    )
+    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR")
+    _add_fields(parser.add_argument_group("fields of a row"))
+    parser.add_argument(
+        "--name", help="name of the data set (default: that of the annotations file)"
+    )
+    splits = parser.add_argument_group("splits").add_mutually_exclusive_group()
+    splits.add_argument("--split", default="train", help="name of the split (default: train)")
+    splits.add_argument(
+        "--split-field",
+        metavar="NAME",
+        help="the field that names a row's split; each split goes to OUT/SPLIT",
+    )
+    add_split_by_image(splits)
+    add_shard_options(parser)
+    parser.set_defaults(run=_run_jsonl)
+
+
+def _add_fields(group: Any) -> None:
+    add_field = partial(group.add_argument, metavar="NAME")
+    add_field("--image-field", default="image", help="file below --images (default: image)")
+    group.add_argument(
+        "--text-rows",
+        action="store_true",
+        help="keep rows that name no picture, each as a sample without pictures: for the models "
+        "Causal and ImageTextToText",
+    )
+    add_field("--question-field", default="question", help="default: question")
+    add_field("--answer-field", default="answer", help="text, number or list (default: answer)")
+    group.add_argument(
+        "--no-answers", action="store_true", help="questions or sentences only (a test set)"
+    )
+    add_field("--caption-field", default="caption", help="text or list (default: caption)")
+    add_field(
+        "--hypothesis-field",
+        "--statement-field",
+        help="sentence (default: hypothesis, or statement)",
+    )
+    add_field("--label-field", default="label", help=f"{LABELS_HELP} (default: label)")
+    add_field("--id-field", help="default: the row's line, as an editor counts it")
+
+
+def _row_form(args: argparse.Namespace) -> RowForm:
+    task = TASKS[args.task]
+    text = getattr(args, f"{task.text_option}_field") or task.text
+    has_target = task.target is not None and not args.no_answers
+    target = getattr(args, f"{task.target}_field") if has_target else None
+    split = args.split_field
+    return RowForm(task, args.image_field, text, target, args.id_field, split, args.text_rows)
+
+
+def _run_jsonl(args: argparse.Namespace) -> None:
+    form = _row_form(args)
+    split = split_of(args)
+    name = args.name or args.annotations.stem.replace(".", "_")
+    options = shard_options(args)
+    split_name = args.split if split is None else "train"
+    datasets = parse_jsonl(form, args.annotations, args.images, name, split_name)
+    apart = split is not None or args.split_field is not None
+    noun = "id" if form.id else None
+    pack_splits(datasets, split, args.out, options, apart=apart, noun=noun)

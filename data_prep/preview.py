@@ -1,0 +1,297 @@
+"""Look at samples of shards, in the terminal or on a page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from data_prep.command import at_least, local_folder, new_command
+from data_prep.packed.stats import find_datasets
+from data_prep.packing.pack import TEXT_FIELDS
+from vlds.data.errors import ShardError
+from vlds.data.shards.info import DATASET_FILE, KIND
+from vlds.data.shards.pictures import page_picture, thumbnail, upright_size
+from vlds.data.shards.sample import UNUSABLE
+from vlds.data.shards.store import Dataset, open_dataset
+from vlds.runtime.files import write_whole
+from vlds.runtime.limited import page
+from vlds.runtime.terminal import open_console, tell, visible
+from vlds.schema import Encoded, Sample, SkipSample
+
+# What a preview shows of a sample of any kind.
+
+
+MOST_ANNOTATIONS = 6
+"""Shown of each sample, unless it is the only one."""
+MOST_ANSWERS = 4
+NOTHING_SAID = "(nothing is said: a test split)"
+"""What decoders raise for bytes that are not a picture."""
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """One sample, ready to be shown; control characters in its texts are escaped."""
+
+    place: str
+    """SHARD:NUMBER, as `preview` takes it."""
+    id: str = ""
+    facts: str = ""
+    """Sizes and counts."""
+    pictures: tuple[Encoded, ...] = ()
+    features: tuple[str, ...] = ()
+    """Shape of each array that is stored instead of a picture."""
+    annotations: tuple[tuple[str, str], ...] = ()
+    """(question, caption or sentence; answer, which may be empty)."""
+    num_left_out: int = 0
+    """Annotations that are not shown."""
+    trouble: str = ""
+    """Why the sample cannot be read."""
+
+
+def view_sample(dataset: Dataset, number: int, most: int | None = MOST_ANNOTATIONS) -> SampleView:
+    """Read a sample; one that is damaged says so. `most` None shows all its annotations."""
+    place = place_of(dataset, number)
+    try:
+        return _view(place, dataset.read(number), most)
+    except (SkipSample, ShardError) as error:
+        return SampleView(place, trouble=visible(error))
+    except UNUSABLE as error:
+        return SampleView(place, trouble=visible(f"not what it should be: {error!r}"))
+
+
+def _view(place: str, sample: Sample, most: int | None) -> SampleView:
+    features = tuple(shape_text(array.shape) for array in sample.features)
+    count = len(sample.annotations)
+    facts = [size_text(data) for data in sample.images] + [f"features {f}" for f in features]
+    facts.append(f"{count} annotation{'' if count == 1 else 's'}")
+    if lines := sample.extra.get("subtitles"):
+        facts.append(f"{len(lines)} line{'' if len(lines) == 1 else 's'} of subtitles")
+    shown = sample.annotations[:most]
+    return SampleView(
+        place,
+        visible(sample.id),
+        ", ".join(facts),
+        sample.images,
+        features,
+        tuple((visible(text_of(entry)), visible(answer_of(entry))) for entry in shown)
+        if sample.kind != KIND
+        else tuple((visible(entry.get("label", NOTHING_SAID)), "") for entry in shown),
+        count - len(shown),
+    )
+
+
+def place_of(dataset: Dataset, number: int) -> str:
+    """Shard and number in it."""
+    for shard in dataset.info.shards:
+        if number < shard.samples:
+            return visible(f"{shard.name}:{number}")
+        number -= shard.samples
+    raise IndexError(number)
+
+
+def text_of(annotation: Mapping[str, Any]) -> str:
+    """What is asked or said; all of an annotation of an unknown kind."""
+    known = next((str(annotation[name]) for name in TEXT_FIELDS if name in annotation), None)
+    if known is not None:
+        return known
+    rest = {key: value for key, value in annotation.items() if key != "id"}
+    return json.dumps(rest, ensure_ascii=False) if rest else NOTHING_SAID
+
+
+def answer_of(annotation: Mapping[str, Any]) -> str:
+    """The answer in a few words; empty where there is none."""
+    if choices := annotation.get("choices"):
+        return _choice(list(map(str, choices)), annotation.get("answer_index"))
+    if answers := annotation.get("answers"):
+        counts = Counter(map(str, answers)).most_common()
+        if len(answers) == 1:
+            return counts[0][0]
+        return _first([f"{answer} ({count})" for answer, count in counts])
+    label = annotation.get("label", annotation.get("answer", ""))
+    if isinstance(label, Mapping):
+        best = sorted(label.items(), key=lambda entry: -entry[1])
+        return _first([f"{answer} ({score:g})" for answer, score in best])
+    text = str(label).lower() if isinstance(label, bool) else str(label)
+    whole = annotation.get("full_answer")
+    return f"{text} ({whole})" if whole else text
+
+
+def _choice(choices: list[str], right: int | None) -> str:
+    if right is None:
+        return f"one of: {' / '.join(choices)}"
+    others = choices[:right] + choices[right + 1 :]
+    return f"{choices[right]} (not: {' / '.join(others)})"
+
+
+def _first(parts: list[str]) -> str:
+    return ", ".join(parts[:MOST_ANSWERS]) + (", ..." if len(parts) > MOST_ANSWERS else "")
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """Such as 49x2048."""
+    return "x".join(map(str, shape))
+
+
+def size_text(data: Encoded) -> str:
+    """Width and height of a picture, from its head alone."""
+    try:
+        return shape_text(upright_size(data))
+    except ValueError:
+        return "not a picture"
+
+
+SAMPLES = 8
+TEMPLATE = Path(__file__).with_name("preview.html")
+
+
+def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None:
+    """Show `samples` of each data set in or below a folder, or of a shard, evenly spread; `place`
+    may end in `:` and the number of one sample.
+
+    Errors: ValueError if `place` does not exist, or `out` does not end in .html.
+    """
+    if out is not None and out.suffix != ".html":
+        raise ValueError(f"--out {out}: a preview is a web page; give a name that ends in .html")
+    path, number = split_place(place)
+    parts = [find_samples(part) for part in parts_of(path)]
+    total = sum(len(numbers) for _, numbers in parts)
+    if number is not None and (len(parts) > 1 or number >= total):
+        having = f"{len(parts)} data sets" if len(parts) > 1 else f"samples 0 to {total - 1}"
+        raise ValueError(f"{path} has {having}, but no {number}")
+    most = MOST_ANNOTATIONS if number is None else None
+    views = [
+        view_sample(dataset, sample, most)
+        for dataset, numbers in parts
+        for sample in (spread(numbers, samples) if number is None else [numbers[number]])
+    ]
+    first = parts[0][0]
+    title = visible(f"{first.name} {first.split} ({first.kind})")
+    title = title if len(parts) == 1 else f"{len(parts)} data sets"
+    counts = visible(f"{len(views):,} of {total:,} samples in {path}")
+    if out is None:
+        print_views(title, counts, views)
+        return
+    write_whole(out, page_of(title, counts, views), stream=True)
+    tell(f"{counts} -> {out}")
+
+
+def print_views(title: str, counts: str, views: Sequence[SampleView]) -> None:
+    """Print what is known of each sample; pictures by their sizes."""
+    console = open_console()
+    console.print(Text(title, "bold"))
+    console.print(Text(counts, "dim"))
+    for view in views:
+        console.print()
+        console.print(Text.assemble((view.place, "cyan"), "  ", (f"id {view.id}", "bold")))
+        if view.trouble:
+            console.print(Padding(Text(f"cannot be read: {view.trouble}", "red"), (0, 0, 0, 2)))
+            continue
+        console.print(Padding(Text(view.facts, "dim"), (0, 0, 0, 2), expand=False))
+        console.print(Padding(_table(view), (0, 0, 0, 2)))
+        if view.num_left_out:
+            console.print(Text(f"  and {view.num_left_out} more", "dim"))
+
+
+def _table(view: SampleView) -> Table:
+    """Questions left, answers right; captions over the whole width."""
+    table = Table.grid(padding=(0, 2), expand=True)
+    answered = any(answer for _, answer in view.annotations)
+    table.add_column(ratio=3)
+    if answered:
+        table.add_column(ratio=2)
+    for text, answer in view.annotations:
+        cells = [Text(text)] + ([Text(answer, "green")] if answered else [])
+        table.add_row(*cells)
+    return table
+
+
+def page_of(title: str, counts: str, views: Sequence[SampleView]) -> str:
+    """The page about some samples, with their pictures inside."""
+    samples = []
+    for view in views:
+        copies = map(thumbnail, view.pictures)
+        samples.append((view, [copy and page_picture(copy) for copy in copies]))
+    return page(TEMPLATE, title=title, counts=counts, samples=samples)
+
+
+def split_place(place: str) -> tuple[Path, int | None]:
+    """A path, and the number after its last colon, if there is one."""
+    path, colon, number = place.rpartition(":")
+    if colon and number.isdigit() and not Path(place).exists():
+        return Path(path), int(number)
+    return Path(place), None
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The folders of the data sets in or below a folder; a shard is a part by itself."""
+    below = path.is_dir() and not (path / DATASET_FILE).exists()
+    return find_datasets(path) if below else [path]
+
+
+def spread(numbers: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the numbers, evenly spread."""
+    count = min(count, len(numbers))
+    return [numbers[turn * len(numbers) // count] for turn in range(count)]
+
+
+def find_samples(path: Path) -> tuple[Dataset, range]:
+    """The data set, and the numbers in it of the samples that lie in a folder or shard.
+
+    Errors: ValueError if there is no such shard.
+    """
+    if path.suffix != ".tar":
+        dataset = open_dataset(path)
+        return dataset, range(dataset.num_samples)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such shard; check the path")
+    dataset = open_dataset(path.parent)
+    first = 0
+    for shard in dataset.info.shards:
+        if shard.name == path.name:
+            return dataset, range(first, first + shard.samples)
+        first += shard.samples
+    raise ValueError(
+        f"{path} is not among the {len(dataset.info.shards)} shards of its dataset.json; "
+        "index the folder: `python -m data_prep index`"
+    )
+
+
+def add_command(commands: Any) -> None:
+    """Add `preview`."""
+    parser = new_command(
+        commands,
+        "preview",
+        "look at samples, in the terminal or on a page",
+        "Shows samples with their questions, answers and captions: in the terminal, or with their "
+        "pictures in a file.",
+        examples=["preview shards/mine", "preview shards/mine --out page.html"],
+    )
+    parser.add_argument(
+        "folder",
+        type=local_folder,
+        metavar="PLACE",
+        help="folder of a data set or of several, or one shard; :N behind it: the sample of that "
+        "number",
+    )
+    parser.add_argument(
+        "--samples",
+        type=at_least(1),
+        default=SAMPLES,
+        metavar="N",
+        help=f"how many of each data set, evenly spread (default: {SAMPLES})",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write a page, FILE.html")
+
+    def run(args: argparse.Namespace) -> None:
+        preview(str(args.folder), args.samples, args.out)
+
+    parser.set_defaults(run=run)

@@ -1,0 +1,97 @@
+"""Starts the ranks of one machine, and ends them all when one has failed.
+
+    python -m vlds.cli.local RANKS PORT COMMAND...
+
+DeepSpeed's runner and its launcher do the same, but each imports DeepSpeed first, which takes
+seconds. They start the ranks where the user has arguments for them (VLDS_LAUNCHER_ARGS).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NoReturn
+
+from vlds.runtime.process import ASKING
+from vlds.runtime.terminal import tell
+
+MODULE = "vlds.cli.local"
+POLL_S = 0.1
+HOST = "127.0.0.1"
+SAVED = tuple(128 + number for number in ASKING)
+"""Exit codes of a rank that was asked to end and has saved. The others may still be saving."""
+
+
+def main(ranks: int, port: str, command: Sequence[str]) -> int:
+    """Run a command on so many ranks; the exit code of the first that fails (-n: it died of signal
+    n), or of one that has saved, or 0.
+
+    Errors: OSError if a rank cannot be started; those before it are killed.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # until a rank can answer: rank.run_rank
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def end(number: int, frame: object = None) -> None:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    try:
+        for rank in range(ranks):
+            processes.append(subprocess.Popen(command, env=os.environ | place(rank, ranks, port)))
+    except OSError:
+        end(signal.SIGKILL)  # they have nothing to save yet
+        raise
+    # The supervisor asks ranks itself; this is for a signal to this process alone.
+    for number in ASKING:
+        signal.signal(number, end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+    while True:
+        codes = [process.poll() for process in processes]
+        if failed := [code for code in codes if code and code not in SAVED]:
+            end(signal.SIGTERM)  # what does not end is the supervisor's to kill
+            return failed[0]
+        if None not in codes:
+            return next((code for code in codes if code), 0)
+        time.sleep(POLL_S)
+
+
+def place(rank: int, ranks: int, port: str) -> dict[str, str]:
+    """The variables that make a process a rank (`runtime/rank_environment.py`)."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": HOST, "MASTER_PORT": port,
+    }  # fmt: skip
+
+
+def exit_code(code: int) -> int:
+    """128 + n for a death by signal n, which subprocess reports as -n."""
+    return 128 - code if code < 0 else code
+
+
+def run(arguments: Sequence[str]) -> NoReturn:
+    """Do what the command line says, and end this process as the ranks have ended."""
+    number, port, *command = arguments if len(arguments) > 1 else ("", "")
+    if not (number.isdecimal() and int(number) and port.isdecimal() and command):
+        words = "RANKS PORT COMMAND...; RANKS (1 or more) and PORT are numbers"
+        tell(f"usage: python -m {MODULE} {words}", error=True)
+        sys.exit(2)
+    try:
+        code = main(int(number), port, command)
+    except OSError as error:
+        tell(f"vlds: cannot start {number} ranks of {command[0]}: {error}", error=True)
+        sys.exit(1)
+    if -code in ASKING:
+        # By the same signal, for an exit code of 128 + n means that the ranks have saved.
+        signal.signal(-code, signal.SIG_DFL)
+        signal.raise_signal(-code)
+    sys.exit(exit_code(code))
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

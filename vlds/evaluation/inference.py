@@ -1,0 +1,224 @@
+"""Use a run: score it on data sets, write what it predicts for them, or answer one question. Each
+rank holds the whole model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vlds.artifact import (
+    WEIGHTS,
+    LoadedRun,
+    artifact_folder,
+    check_changes,
+    load_run,
+    read_recipe,
+)
+from vlds.data.order.epoch_order import hashed
+from vlds.data.shards.store import is_url, open_dataset
+from vlds.data.streams.source import Source, check_cache_limit
+from vlds.evaluation.evaluator import Evaluator, choose_task, predict
+from vlds.evaluation.prediction_files import write_submissions
+from vlds.evaluation.result import Evaluation, leave
+from vlds.evaluation.sources import encode_picture, evaluation_sources, with_lists
+from vlds.recipe.config import Recipe
+from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks
+from vlds.runtime.disk import check_writable
+from vlds.runtime.folders import BLANK, PREDICTIONS
+from vlds.runtime.json_files import recorded_hash
+from vlds.runtime.ranks import Ranks, hold_folder, rank_from_environment
+from vlds.runtime.reproducible import pin_arithmetic
+from vlds.runtime.terminal import tell
+from vlds.tasks.base import SPLITS, Split, label_of, task_of
+
+LONGEST_NAME = 100
+"""Characters of data sets' names in the name of a folder."""
+
+
+def answer_sets(
+    run: Path,
+    data: Sequence[str],
+    splits: Sequence[Split],
+    out: Path | None,
+    changes: Sequence[str],
+    *,
+    score: bool,
+) -> int:
+    """Answer lists of a run's own recipe (default: all that name data), or `data`; write the
+    predictions, with their scores or else with the files that leaderboards take. `changes` to the
+    recipe: as in `load_run`. Returns the exit code. Collective.
+
+    Errors: ValueError for what is wrong with the run, the data, the changes or `out`.
+    """
+    check_changes(changes)
+    folder = artifact_folder(run)
+    recipe = read_recipe(folder, changes)
+    if recipe.training.reproducible:
+        pin_arithmetic(rank_from_environment())
+    recipe = with_data(recipe, data) if data else recipe
+    if score:
+        tasks = {name: task.thorough() for name, task in recipe.tasks.items()}
+        recipe = replace(recipe, tasks=tasks)
+    recipe = with_lists(recipe)
+    lists = [open_list(recipe, s, splits) for s in splits_to_read(recipe, run, splits)]
+    sources = [source for entry in lists for source in entry]
+    check_cache_limit(recipe.data.cache_bytes, [], sources, window=recipe.data.window)
+    out = results_folder(run, recipe, sources) if out is None else out
+    check_writable(out, "--out")
+    loaded = load_run(run, changes=changes)
+    weights = recorded_hash(folder, WEIGHTS)
+    ranks = start_ranks(LONGEST_WAIT)
+    if ranks.is_first:
+        for split in splits:
+            for name in (name for name, task in recipe.tasks.items() if not task.data_of(split)):
+                say(f"{name}: left out, its task names no data sets under `{split}`")
+    with hold_folder(ranks, out):
+        evaluations = decode(replace(loaded, recipe=recipe), lists, ranks, score=score)
+        leave(evaluations, out, scores=score, weights=weights)
+        if not score:
+            for line in write_submissions(sources, evaluations, out):
+                tell(line)
+        ranks.barrier()
+    return 0
+
+
+def decode(
+    run: LoadedRun, lists: Sequence[Sequence[Source]], ranks: Ranks, *, score: bool
+) -> list[Evaluation]:
+    """The evaluations of lists of sources, in their order; on the first rank alone. Data that a
+    task names under both `evaluate` and `test` are decoded once."""
+    repeated = {
+        label_of(name, "test"): name
+        for name, task in run.recipe.tasks.items()
+        if len(lists) > 1 and task.test and task.test == task.evaluate
+    }
+    evaluators = [
+        Evaluator(
+            run.recipe,
+            [replace(s, datasets=[]) if s.name in repeated else s for s in sources],
+            run.collator,
+            ranks,
+            say,
+        )
+        for sources in lists
+    ]
+    model = run.model.to(ranks.device)
+    results = {e.task: e for evaluator in evaluators for e in evaluator(model, score=score)}
+    if results:
+        results |= {label: replace(results[name], task=label) for label, name in repeated.items()}
+    return [results[s.name] for sources in lists for s in sources if s.name in results]
+
+
+def say(line: str) -> None:
+    """Report progress at once, apart from the results."""
+    tell(line, error=True, flush=True)
+
+
+def splits_to_read(recipe: Recipe, run: Path, asked: Sequence[Split]) -> list[Split]:
+    """The requested lists; by default all lists under which a task names data."""
+    named = [s for s in SPLITS if any(task.data_of(s) for task in recipe.tasks.values())]
+    if not named:
+        raise ValueError(
+            f"--data: the recipe of {run} names nothing to evaluate on; name data set folders"
+        )
+    if missing := [split for split in asked if split not in named]:
+        raise ValueError(
+            f"--split: no task of {run} names data sets under `{missing[0]}`; name them with "
+            f"--data, or with --tasks.TASK.{missing[0]}"
+        )
+    return [split for split in named if split in asked or not asked]
+
+
+def open_list(recipe: Recipe, split: Split, asked: Sequence[Split]) -> list[Source]:
+    """`evaluation_sources`; errors in test data that nobody asked for say how to leave them out."""
+    try:
+        return evaluation_sources(recipe, split)
+    except ValueError as error:
+        if split in asked or split != "test":
+            raise
+        raise ValueError(f"{error}; or leave test data out: --split evaluate") from error
+
+
+def results_folder(run: Path, recipe: Recipe, sources: Sequence[Source]) -> Path:
+    """Where results go by default: RUN/predictions for the data that the run itself is scored on.
+    Other data, and pictures left blank, get a folder below it, so that no report shows their
+    scores as the run's."""
+    run_recipe = read_recipe(artifact_folder(run))
+    folder = run / PREDICTIONS
+    read = [source for source in sources if source.datasets]
+    if any(locations(recipe, s.name) != locations(run_recipe, s.name) for s in read):
+        ids = list(dict.fromkeys(source.data_id for source in read))
+        names = "+".join(entry.partition("@")[0] for entry in ids)
+        folder /= f"{names[:LONGEST_NAME]}@{hashed(ids)}"
+    is_blank = recipe.data.blank_images and not run_recipe.data.blank_images
+    return folder / BLANK if is_blank else folder
+
+
+def locations(recipe: Recipe, label: str) -> list[str]:
+    """Real paths or URLs of the data sets of a task's list."""
+    name = task_of(label)
+    folders = recipe.tasks[name].data_of("evaluate" if label == name else "test")
+    return [folder if is_url(folder) else os.path.realpath(folder) for folder in folders]
+
+
+def with_data(recipe: Recipe, data: Sequence[str]) -> Recipe:
+    """The recipe with only these data to evaluate on: FOLDER, or TASK=FOLDER.
+
+    Errors: ValueError if no task, or more than one, reads a folder's kind of samples.
+    """
+    folders: dict[str, list[str]] = {name: [] for name in recipe.tasks}
+    for entry in data:
+        name, equals, folder = entry.partition("=")
+        if not equals:
+            folder, name = entry, task_for(recipe, entry)
+        if name not in folders:
+            raise ValueError(f"--data: the run has no task {name}; its tasks: {', '.join(folders)}")
+        folders[name].append(folder)
+    tasks = {
+        name: replace(task, evaluate=folders[name], test=[]) for name, task in recipe.tasks.items()
+    }
+    return replace(recipe, tasks=tasks)
+
+
+def task_for(recipe: Recipe, folder: str) -> str:
+    """The one task of a recipe that reads a data set's kind of samples."""
+    kind = open_dataset(folder, recipe.data.shard_cache).kind
+    names = [name for name, task in recipe.tasks.items() if kind in task.kinds]
+    if len(names) != 1:
+        known = ", ".join(f"{name} reads {'/'.join(t.kinds)}" for name, t in recipe.tasks.items())
+        which = "several tasks of the run read" if names else "no task of the run reads"
+        cure = f"say TASK={folder}" if names else "name another data set, or another run"
+        raise ValueError(
+            f"--data: {folder} holds samples of kind '{kind}', which {which} ({known}); {cure}"
+        )
+    return names[0]
+
+
+def predict_one(
+    run: Path,
+    images: Sequence[str],
+    question: str,
+    task_name: str | None,
+    changes: Sequence[str] = (),
+) -> int:
+    """Print the answer about pictures. Returns the exit code."""
+    try:
+        pictures = [encode_picture(image) for image in images]
+    except ValueError as error:
+        raise ValueError(f"--image: {error}") from None
+    loaded = load_run(run, changes=changes)
+    name = choose_task(loaded.recipe, task_name, question)
+    answer = predict(loaded, name, pictures, question, list(images))
+    if rank_from_environment().is_first:
+        tell(answer.text)
+        if answer.prompt_cut:
+            most = loaded.recipe.tasks[name].max_prompt_tokens
+            tell(
+                f"the question is too long: its end was not read (tasks.{name}.max_prompt_tokens: "
+                f"{most})",
+                error=True,
+            )
+    return 0

@@ -1,1 +1,0 @@
-"""Computations of a step that suit a CPU, or a frozen backbone, better than a library's."""

@@ -1,1 +1,0 @@
-"""Metrics: functions from texts to numbers. They know no task and no tensor."""

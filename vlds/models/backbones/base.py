@@ -1,0 +1,452 @@
+"""What a backbone is: one of Hugging Face's own encoder-decoder classes, and what the trainer has
+to know about it.
+
+The class is used as it is and keeps its parameter names. A backbone's file says where its weights
+and its tokenizer come from, how the joint encoder runs over its own modules, and where the roles
+are that methods attach to. Shapes: b examples, l prompt tokens, v visual tokens, d width.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self, TypeAlias
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoTokenizer, GenerationConfig
+
+from vlds.models.backbones.attention import CPU_ATTENTION, set_attention
+from vlds.models.loading.gate import (
+    TIES,
+    check_config,
+    check_model,
+    check_tokenizer,
+    load_weights,
+    open_checked,
+    read_config,
+)
+from vlds.models.loading.model_files import reading
+from vlds.runtime.checks import Limits, ShareBelow1, check_path_or_config
+from vlds.runtime.files import check_file
+from vlds.runtime.process import find, shipped
+from vlds.schema import OptimizerRules, TargetModules
+
+# The extra tokens of a vocabulary, and its two tables: the token table that a model reads with,
+# and the head that it writes with.
+#
+# In T5 and BART they are one tensor. T5 v1.1 and FLAN-T5 have a separate head. transformers 5
+# forgets that: its T5Config says `tie_word_embeddings: true` whatever the file says, so that each
+# call of `resize_token_embeddings` would replace the head by the token table. Here the checkpoint's
+# tensors decide, and the config is made to agree with them.
+
+
+HEAD = "lm_head.weight"
+
+
+def num_ids(tokenizer: Any) -> int:
+    """Rows of a table that every id of a tokenizer finds; a foreign file may give a token any
+    id, also one beyond the number of tokens."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
+
+
+def check_ids(tokenizer: Any, source: str) -> None:
+    """Errors: ValueError if an id is not below the number of tokens."""
+    if (ids := num_ids(tokenizer)) > len(tokenizer):
+        raise ValueError(
+            f"tokenizer: {source} has {len(tokenizer)} tokens, and one with the id {ids - 1}; copy "
+            "it again, or name another"
+        )
+
+
+def add_extra_tokens(tokenizer: Any, num_sentinels: int, num_visual: int, source: str) -> None:
+    """Append the missing sentinel and visual tokens to a tokenizer, in descending order.
+
+    Errors: ValueError if the visual tokens are not its last ones, so that the ids would be wrong,
+    or if other ids are beyond the number of tokens.
+    """
+    check_ids(tokenizer, source)
+    names = [f"<extra_id_{i}>" for i in reversed(range(num_sentinels))]
+    names += [f"<vis_extra_id_{i}>" for i in reversed(range(num_visual))]
+    vocabulary = tokenizer.get_vocab()
+    tokenizer.add_tokens([name for name in names if name not in vocabulary], special_tokens=True)
+    expected = list(range(len(tokenizer) - num_visual, len(tokenizer)))
+    if tokenizer.convert_tokens_to_ids(names[num_sentinels:]) != expected:
+        raise ValueError(
+            f"tokenizer: {source} has <vis_extra_id_*> tokens, but not {num_visual} of them as its "
+            "last tokens; set visual_tokens to their number, or take a tokenizer without them"
+        )
+
+
+def check_tables(model: Any, path: str) -> None:
+    """Errors: ValueError if encoder and decoder do not share the token table."""
+    table = model.get_input_embeddings().weight
+    for part, stack in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
+        if stack.embed_tokens.weight is not table:
+            raise ValueError(
+                f"path: {path} has a token table for the {part} alone; vlds gives encoder and "
+                "decoder one table, so choose a checkpoint that has one"
+            )
+
+
+def has_own_head(model: Any) -> bool:
+    """True if the head is not the token table."""
+    separate: bool = model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    return separate
+
+
+def give_own_head(model: Any, std: float | None) -> None:
+    """Replace a tied head by a random one. `std` as for all new linear layers: None is PyTorch's
+    default.
+
+    transformers draws an untied T5 head from N(0, 1). The states in front of it are normalised and
+    not scaled down, so its first logits would be sqrt(d_model) wide.
+    """
+    table = model.get_input_embeddings()
+    rows, width = table.weight.shape
+    options = {"device": table.weight.device, "dtype": table.weight.dtype}
+    head = nn.Linear(width, rows, bias=False, **options)
+    if std is not None:
+        nn.init.normal_(head.weight, std=std)
+    model.set_output_embeddings(head)
+    model.config.tie_word_embeddings = False
+
+
+def holds_own_head(folder: Path, table: str) -> bool | None:
+    """True if a folder's safetensors hold a head that differs from `table`, None if they hold
+    neither."""
+    tables: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        check_file(file)
+        with safe_open(file, "pt") as opened:
+            names = {HEAD, table} & set(opened.keys())
+            tables |= {name: opened.get_tensor(name) for name in names}
+    if not tables:
+        return None
+    return len(tables) == 2 and not torch.equal(tables[HEAD], tables[table])
+
+
+@torch.no_grad()
+def resize_vocabulary(model: Any, size: int) -> dict[str, int]:
+    """Give the tables `size` rows, and make the config say whether they are tied; name of each
+    resized table -> number of leading rows that are as before.
+
+    Whoever builds the model draws the new rows of the token table. New rows of a separate head
+    are the mean of the old ones: a new token's logit is then the mean of the others, so by Jensen's
+    inequality its probability is at most the mean of theirs, whatever the state is. Rows as wide as
+    the token table's would outshout all trained tokens.
+    """
+    model.config.tie_word_embeddings = not has_own_head(model)
+    old_rows = model.get_input_embeddings().num_embeddings
+    if size == old_rows:
+        return {}
+    model.resize_token_embeddings(size, mean_resizing=False)
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    if size > old_rows and head is not table:
+        head.data[old_rows:] = head.data[:old_rows].mean(0, dtype=torch.float32)
+    kept = min(size, old_rows)
+    return {name: kept for name, p in model.named_parameters() if p is table or p is head}
+
+
+PIECES = "tokenizer_pieces"
+"""Our key in a shipped config: pieces of the tokenizer, where the table has spare rows (T5)."""
+ExtraTokens: TypeAlias = Annotated[int, Limits(0, 10_000)]
+"""Tokenizers take extra tokens one by one, and a billion of them for ever."""
+HUB_NAME = re.compile(r"(?:google-t5/|google/|facebook/)?([\w.-]+)")
+"""Hub names whose sizes may lie in recipes/backbones."""
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A model, and which of its tensors are those of the named checkpoint."""
+
+    model: Any
+    """A transformers PreTrainedModel."""
+    source_names: frozenset[str] = frozenset()
+    """Parameters and buffers that are the checkpoint's, bit for bit."""
+    source_rows: Mapping[str, int] = field(default_factory=dict)
+    """Tables with new rows -> number of leading rows that are the checkpoint's. `build_model` draws
+    the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone(ABC):
+    """An encoder-decoder language model."""
+
+    path: str | None = None
+    """Pretrained weights: a Hugging Face hub name or a local folder."""
+    config: str | None = None
+    """Instead of `path`: a config.json of Hugging Face, for a model with random weights."""
+    tokenizer: str | None = None
+    """Folder, hub name or (T5) sentencepiece .model file of the tokenizer; default: where the
+    weights are."""
+    dropout: ShareBelow1 | None = None
+    """Dropout everywhere in the model; default: what its config says."""
+    extra_tokens: ExtraTokens = 100
+    """Sentinel tokens <extra_id_0> ... of the vocabulary."""
+    visual_tokens: ExtraTokens = 100
+    """Tokens <vis_extra_id_0> ...: the last rows of the vocabulary, one for each visual token of an
+    image."""
+
+    model_class: ClassVar[Any]
+    config_class: ClassVar[Any]
+    new_row_std: ClassVar[float]
+    """New vocabulary rows are drawn from N(0, std^2), as in VL-Adapter."""
+    linear_init_std: ClassVar[float | None]
+    """Initial standard deviation of new linear layers; None: PyTorch's default."""
+    beam_forces_eos: ClassVar[bool]
+    """True if beam search puts </s> at the last position, whatever the model says."""
+    roles: ClassVar[dict[str, tuple[str, ...]]]
+    """Role -> path patterns."""
+    sizes: ClassVar[tuple[str, ...]]
+    """Fields of the config that are numbers from 1."""
+    widths: ClassVar[tuple[str, ...]]
+    """Fields of the config that narrow stacks divide."""
+    layer_counts: ClassVar[tuple[str, str]]
+    """Fields of the config: numbers of the encoder's and the decoder's layers."""
+    tokens: ClassVar[tuple[str, ...]]
+    """Fields of the config that are ids of tokens that the model needs."""
+    tokenizer_files: ClassVar[tuple[str, ...]]
+    """Files that hold a tokenizer: names in a folder, and endings of files anywhere."""
+    optimizer_rules: ClassVar[OptimizerRules] = {}
+    """Path pattern of a parameter -> rule, where the kind of the parameter's module does not say
+    it."""
+
+    def __post_init__(self) -> None:
+        check_path_or_config(self)
+
+    # What each backbone says.
+
+    @abstractmethod
+    def read_tokenizer(self, source: str) -> Any:
+        """The tokenizer of a folder, hub name or file, without our extra tokens."""
+
+    @abstractmethod
+    def embed_text(self, model: Any, input_ids: Tensor) -> Tensor:
+        """Token ids (b, l) -> the encoder's input (b, l, d), before any norm."""
+
+    @abstractmethod
+    def run_encoder(self, model: Any, text: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
+        """Embedded prompts and text (b, p + l, d), visual tokens (b, v, d) and the mask of both ->
+        states (b, p + l + v, d)."""
+
+    @abstractmethod
+    def vocabulary_logits(self, model: Any, states: Tensor) -> Tensor:
+        """Decoder states (..., d) -> logits over the vocabulary (..., w)."""
+
+    @abstractmethod
+    def visual_norm(self, width: int, bias: bool = False) -> nn.Module:
+        """A norm of the backbone's kind, for the visual embedding. `bias`: with a bias, even if
+        that kind has none."""
+
+    @abstractmethod
+    def choice_prefix(self, model: Any) -> list[int]:
+        """Decoder input after which the first real token of an answer is predicted."""
+
+    @abstractmethod
+    def set_dropout(self, config: Any, dropout: float) -> None:
+        """Write one dropout rate everywhere into a Hugging Face config."""
+
+    @abstractmethod
+    def share_embeddings(self, model: Any, stacks: Any) -> None:
+        """Give other stacks what a model has before its layers, and take their head away."""
+
+    # The same for all.
+
+    def encode(
+        self, model: Any, input_ids: Tensor, visual: Tensor, mask: Tensor, prompts: Tensor | None
+    ) -> Tensor:
+        """Joint encoder over prompts (b, p, d), text (b, l) and visual tokens (b, v, d), with the
+        mask of all (b, p + l + v) -> states (b, p + l + v, d)."""
+        text = self.embed_text(model, input_ids)
+        if prompts is not None:
+            text = torch.cat([prompts, text], dim=1)
+        return self.run_encoder(model, text, visual, mask)
+
+    @property
+    def target_modules(self) -> TargetModules:
+        """Where methods attach."""
+        return TargetModules(self.roles, self.linear_init_std, narrow=self.narrow)
+
+    def narrow(self, model: Any, reduction: int, num_layers: tuple[int, int]) -> Any:
+        """Stacks of the model's class whose sizes are divided by `reduction`, with `num_layers` in
+        encoder and decoder. Their input is the model's own: embeddings of its width.
+
+        Errors: ValueError if a size is not a multiple of the reduction.
+        """
+        config = copy.deepcopy(model.config)
+        for name in self.widths:
+            width = getattr(config, name)
+            if width % reduction:
+                raise ValueError(
+                    f"reduction: got {reduction}, and the backbone's {name} is {width}; give a "
+                    "divisor"
+                )
+            setattr(config, name, width // reduction)
+        for name, number in zip(self.layer_counts, num_layers, strict=True):
+            setattr(config, name, number)
+        stacks = self.model_class(config)
+        self.share_embeddings(model, stacks)
+        set_attention(stacks, model.config._attn_implementation)
+        return stacks
+
+    def check_sources(self) -> None:
+        """Check, before any long work, that weights and tokenizer exist here or can be fetched.
+
+        Errors: ValueError that names the field.
+        """
+        if self.path is not None:
+            check_model(self.path, "model.backbone.path")
+        self.tokenizer_source()
+
+    def tokenizer_source(self) -> tuple[str, str]:
+        """The folder, hub name or file of the tokenizer, and the field that names it.
+
+        Errors: ValueError if there is none.
+        """
+        source = self.tokenizer or self.path
+        if source is None:
+            raise ValueError(
+                f"tokenizer: {type(self).__name__} has random weights (`config`), so it needs the "
+                "tokenizer's folder or file"
+            )
+        field = f"model.backbone.{'tokenizer' if self.tokenizer else 'path'}"
+        check_tokenizer(source, field, self.tokenizer_files)
+        return source, field
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer with sentinel and visual tokens: <vis_extra_id_o> has id len(tokenizer) - 1
+        - o.
+
+        Errors: ValueError if there is none.
+        """
+        source, field = self.tokenizer_source()
+        what = f"{field}: cannot read a tokenizer from {source}"
+        with reading(what, "copy it again, or name a folder that holds one, or a name on the hub"):
+            tokenizer = self.read_tokenizer(source)
+        add_extra_tokens(tokenizer, self.extra_tokens, self.visual_tokens, source)
+        return tokenizer
+
+    def local_tokenizer(self) -> Any:
+        """The tokenizer if its files are on this machine, else None.
+
+        Errors: ValueError if the files hold no tokenizer.
+        """
+        source = self.tokenizer or self.path
+        return self.load_tokenizer() if source is not None and Path(source).exists() else None
+
+    def saved_in(self, folder: Path) -> Self:
+        """The same backbone with the weights and the tokenizer of a folder."""
+        return replace(self, path=str(folder), config=None, tokenizer=None)
+
+    def load_tokenizer_from(self, folder: Path) -> Any:
+        """A tokenizer that a run has saved, extra tokens included."""
+        tokenizer = open_checked(AutoTokenizer, folder, "tokenizer")
+        check_ids(tokenizer, str(folder))
+        return tokenizer
+
+    def read_config(self) -> Any:
+        """The Hugging Face config, from `config` or from where the weights are.
+
+        On the meta device the sizes of well-known hub names come from the files that vlds brings.
+        """
+        source = str(find(self.config)) if self.config is not None else str(self.path)
+        if torch.get_default_device().type == "meta":
+            source = shipped_sizes(source)
+        field = f"model.backbone.{'config' if self.config is not None else 'path'}"
+        config, fields = read_config(self.config_class, source, field)
+        if config.model_type != self.config_class.model_type:
+            raise ValueError(
+                f"{source} is the config of a {config.model_type} model, not of "
+                f"{type(self).__name__}; choose the backbone class that fits"
+            )
+        check_config(config, f"{field}: {source}", self.sizes, self.tokens)
+        # T5Config replaces this by True.
+        config.tie_word_embeddings = fields.get(TIES) is not False
+        if self.dropout is not None:
+            self.set_dropout(config, self.dropout)
+        return config
+
+    def vocabulary_size(self) -> int:
+        """Length of the tokenizer, computed from the config."""
+        config = self.read_config()
+        extra = self.extra_tokens + self.visual_tokens
+        return int(getattr(config, PIECES, config.vocab_size)) + extra
+
+    def load(self, tokenizer_len: int, dtype: torch.dtype) -> LoadedBackbone:
+        """The model with exactly `tokenizer_len` vocabulary rows; on the meta device, its shapes
+        only."""
+        config = self.read_config()
+        if self.config is not None or torch.get_default_device().type == "meta":
+            config.vocab_size = tokenizer_len
+            loaded = LoadedBackbone(self.build(config).to(dtype))
+        else:
+            loaded = self.load_pretrained(config, tokenizer_len, dtype)
+        model = loaded.model
+        usual = model.config._attn_implementation
+        set_attention(model, CPU_ATTENTION)  # on GPUs too: it raises if transformers is too old
+        if torch.cuda.is_available():
+            set_attention(model, usual)
+        # Values in a checkpoint's generation config (no_repeat_ngram_size, forced tokens, ...)
+        # would leak into generate() wherever ours are None.
+        model.generation_config = GenerationConfig()
+        return loaded
+
+    def build(self, config: Any) -> Any:
+        """The model of a config, with random weights or on the meta device."""
+        own_head = not config.tie_word_embeddings
+        # Without this, transformers would give each stack a separate token table.
+        config.tie_word_embeddings = True
+        source = self.config or self.path
+        with reading(f"{'config' if self.config else 'path'}: {source} describes no model"):
+            model = self.model_class(config)
+        if self.path is not None:
+            in_files = holds_own_head(Path(self.path), model.all_tied_weights_keys[HEAD])
+            own_head = own_head if in_files is None else in_files
+        if own_head:
+            give_own_head(model, self.linear_init_std)
+        return model
+
+    def load_pretrained(
+        self, config: Any, tokenizer_len: int, dtype: torch.dtype
+    ) -> LoadedBackbone:
+        """Weights from `path`. Under ZeRO-3's loading hint each rank only ever holds its part of
+        them."""
+        config.tie_word_embeddings = True  # transformers ties what is equal, and nothing else
+        model, missing = load_weights(
+            self.model_class, str(self.path), config, dtype, "model.backbone.path"
+        )
+        check_tables(model, str(self.path))
+        names = {name for name, _ in unique_state(model)} - missing
+        rows = resize_vocabulary(model, tokenizer_len)
+        names -= rows.keys()
+        if rows:
+            # Named by the checkpoint or not, these buffers have new entries.
+            names -= {
+                name for name, tensor in model.named_buffers() if tokenizer_len in tensor.shape
+            }
+        return LoadedBackbone(model, frozenset(names), rows)
+
+
+def shipped_sizes(source: str) -> str:
+    """The config file that vlds brings for a well-known hub name; any other source as it is."""
+    name = HUB_NAME.fullmatch(source)
+    # FLAN-T5 is T5 v1.1, trained further.
+    file = f"recipes/backbones/{name[1].replace('t5-v1_1-', 'flan-t5-')}.json" if name else ""
+    if file in shipped("recipes") and not Path(source).exists():
+        return str(find(file))
+    return source
+
+
+def unique_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and saved buffers, tied ones once, by their first name."""
+    yield from model.named_parameters()
+    saved = model.state_dict(keep_vars=True)
+    for name, buffer in model.named_buffers():
+        if name in saved:
+            yield name, buffer

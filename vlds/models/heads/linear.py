@@ -1,0 +1,52 @@
+"""One linear layer: with a frozen model and no methods, a linear probe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from vlds.runtime.checks import Count
+from vlds.tasks.class_output import Head
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearHead(Head):
+    """W x + b, drawn from N(0, 0.02^2)."""
+
+    def build(self, width: int) -> nn.Module:
+        return drawn(nn.Linear(width, len(self.names)))
+
+
+def drawn(layer: nn.Linear) -> nn.Linear:
+    """The layer with weights from N(0, 0.02^2) and biases of 0, as BERT's family begins."""
+    nn.init.normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+# Two linear layers with a norm and GELU between them: the answer heads of VL-T5, LXMERT, CLIP-ViL
+# and METER.
+#
+#     gelu_norm: W2 norm(gelu(W1 x + b1)) + b2     VL-T5 (vqa_model.py), CLIP-ViL (vqa_model.py)
+#     norm_gelu: W2 gelu(norm(W1 x + b1)) + b2     METER (meter_module.py)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPHead(Head):
+    """Linear, GELU, layer norm, linear; weights drawn from N(0, 0.02^2)."""
+
+    hidden: Count | None = None
+    """Width between the layers; default: twice that of the model's states, as in VL-T5."""
+    order: Literal["gelu_norm", "norm_gelu"] = "gelu_norm"
+    """What comes first behind the first layer; METER: norm_gelu, with `hidden` as wide as its
+    states."""
+
+    def build(self, width: int) -> nn.Module:
+        hidden = self.hidden or 2 * width
+        between: list[nn.Module] = [nn.GELU(), nn.LayerNorm(hidden)]
+        if self.order == "norm_gelu":
+            between.reverse()
+        first, last = nn.Linear(width, hidden), nn.Linear(hidden, len(self.names))
+        return nn.Sequential(drawn(first), *between, drawn(last))

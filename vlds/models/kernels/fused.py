@@ -1,0 +1,270 @@
+"""RMSNorm on a CPU, some rows at a time, so that what is in float32 stays in the cache.
+
+Hugging Face's norms work on whole tensors in float32 and keep two of them for the backward pass.
+Here only the input in its own type is kept. The results of the forward pass are the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlds.runtime.folders import scratch_folder
+
+# Cuts work into pieces whose numbers stay in a processor's cache.
+
+
+CHUNK = 1 << 18
+"""Numbers that one thread computes at a time."""
+
+
+def chunks(num_rows: int, width: int, most: int | None = None) -> Iterator[slice]:
+    """Rows of so many numbers that are computed together: at most `most` numbers, by default what
+    the caches of all threads hold."""
+    most = CHUNK * torch.get_num_threads() if most is None else most
+    size = max(1, most // max(1, width))
+    for start in range(0, num_rows, size):
+        yield slice(start, start + size)
+
+
+# Compiles C for this machine's processor, where it has a C compiler.
+
+
+FLAGS = ("-std=c11", "-O3", "-march=native", "-shared", "-fPIC")
+LONGEST_S = 60.0
+
+
+@cache
+def compiled_functions(source: Path) -> ctypes.CDLL | None:
+    """The functions of a C file, compiled for this process in a quarter of a second; None if that
+    is impossible here. $CC names another compiler than cc."""
+    try:
+        with scratch_folder() as folder:
+            library = folder / "functions.so"
+            command = [*shlex.split(os.environ.get("CC") or "cc"), *FLAGS, str(source)]
+            subprocess.run(
+                [*command, "-o", str(library)], check=True, capture_output=True, timeout=LONGEST_S
+            )
+            return ctypes.CDLL(str(library))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+# The negative log-likelihood of tokens, a few rows of the logits at a time.
+#
+# Logits over the vocabulary are the largest tensor of a step. Torch's cross-entropy keeps them in
+# float32, and holds two more of that size in the backward pass. Here they stay in their own type.
+
+
+CHUNK_ON_GPU = 1 << 25
+"""Logits: more would take memory, and fewer would leave the GPU idle."""
+
+
+class TokenNLL(torch.autograd.Function):
+    """Logits (n, w) and labels (n,) -> (n,), in at least float32."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        totals = logits.new_empty(len(logits), dtype=precise)
+        for rows in pieces(logits):
+            totals[rows] = logits[rows].to(precise).logsumexp(-1)
+        ctx.save_for_backward(logits, labels)
+        return totals - logits.gather(1, labels[:, None])[:, 0].to(precise)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, labels = ctx.saved_tensors
+        of_logits = torch.empty_like(logits)
+        for rows in pieces(logits):
+            of_rows = logits[rows].to(gradient.dtype).softmax(-1)
+            ones = torch.ones_like(of_rows[:, :1])
+            of_rows.scatter_add_(1, labels[rows, None], -ones)
+            of_logits[rows] = of_rows.mul_(gradient[rows, None])
+        return of_logits, None
+
+
+def pieces(logits: Tensor) -> Iterator[slice]:
+    """Rows that are computed together."""
+    most = None if logits.device.type == "cpu" else CHUNK_ON_GPU
+    return chunks(len(logits), logits.shape[1], most)
+
+
+WIDTH = 8
+"""Features of the norm that shows how a class computes."""
+
+
+class RMSNorm(torch.autograd.Function):
+    """Inputs (..., d) over their root mean square, times a weight (d,)."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, eps: float) -> Tensor:
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        output = torch.empty_like(flat)
+        factors = torch.empty(len(flat), 1)
+        for rows in chunks(len(flat), flat.shape[1]):
+            precise = flat[rows].float()
+            factors[rows] = precise.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+            torch.mul(precise.mul_(factors[rows]).to(flat.dtype), weight, out=output[rows])
+        ctx.save_for_backward(inputs, weight, factors)
+        return output.view(inputs.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        inputs, weight, factors = ctx.saved_tensors
+        flat, over = (x.reshape(-1, x.shape[-1]) for x in (inputs, gradient))
+        of_inputs = torch.empty_like(flat)
+        of_weight = torch.zeros_like(weight, dtype=torch.float32)
+        for rows in chunks(len(flat), flat.shape[1]):
+            normed = flat[rows].float().mul_(factors[rows])
+            if ctx.needs_input_grad[1]:
+                of_weight += (over[rows] * normed).sum(0)
+            of_normed = (over[rows] * weight).float()
+            shares = (of_normed * normed).mean(-1, keepdim=True)
+            of_inputs[rows] = of_normed.addcmul_(normed, shares, value=-1).mul_(factors[rows])
+        found = of_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None
+        return of_inputs.view(inputs.shape), found, None
+
+
+def rms_norm(norm: Any, inputs: Tensor) -> Tensor | None:
+    """What a norm of Hugging Face gives in training on a CPU; None where its own code must run."""
+    suits = (
+        torch.is_grad_enabled()
+        and inputs.device.type == "cpu"
+        and inputs.dtype == norm.weight.dtype
+        and inputs.dtype.itemsize == 2
+        and (inputs.requires_grad or norm.weight.requires_grad)
+    )
+    if not suits:
+        return None
+    output: Tensor = RMSNorm.apply(inputs, norm.weight, norm.variance_epsilon)  # type: ignore[no-untyped-call]
+    return output
+
+
+@cache
+def is_rms_norm(kind: Any) -> bool:
+    """True if norms of this class have a weight and compute what `RMSNorm` does."""
+    is_named = kind.__name__.endswith(("RMSNorm", "T5LayerNorm"))
+    if not is_named or not kind.__module__.startswith("transformers."):
+        return False
+    with torch.enable_grad(), torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        try:
+            norm: Any = kind(WIDTH)
+            names = {name for name, _ in norm.named_parameters()}
+            if names != {"weight"} or not hasattr(norm, "variance_epsilon"):
+                return False
+            norm.bfloat16().weight.data.uniform_(0.5, 1.5)
+            inputs = torch.randn(64, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+            return torch.equal(norm(inputs), rms_norm(norm, inputs))  # type: ignore[arg-type]
+        except (TypeError, RuntimeError):  # its sizes are other ones
+            return False
+
+
+@contextmanager
+def fast_norms(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's norms train with `RMSNorm` where it computes the same."""
+    with ExitStack() as stack:
+        # A norm that a method extends is of a class behind Hugging Face's.
+        kinds: set[Any] = {kind for m in model.modules() for kind in type(m).__mro__}
+        for kind in kinds:
+            if is_rms_norm(kind):
+                stack.enter_context(replaced(kind))
+        yield
+
+
+@contextmanager
+def replaced(kind: Any) -> Iterator[None]:
+    """Inside, norms of a class try `rms_norm` first."""
+    own: Callable[..., Tensor] = kind.forward
+
+    def forward(norm: Any, inputs: Tensor) -> Tensor:
+        output = rms_norm(norm, inputs)
+        return own(norm, inputs) if output is None else output
+
+    kind.forward = forward
+    try:
+        yield
+    finally:
+        kind.forward = own
+
+
+# Linear layers whose weight ZeRO stage 3 gathers before each use.
+#
+# Torch's would keep the gathered weight until the backward pass. DeepSpeed's keeps the input of
+# every layer, which a frozen weight does not need, and rounds in other places than torch's. Here a
+# frozen layer keeps nothing.
+
+
+TORCH_LINEAR = torch._C._nn.linear
+"""Not `F.linear`, which DeepSpeed may have replaced."""
+
+
+class PartitionedLinear(torch.autograd.Function):
+    """`torch.nn.functional.linear` of inputs (..., i), a weight (o, i) and a bias (o,) or none."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight  # itself: its numbers are other ones while it is partitioned
+        ctx.save_for_backward(inputs if weight.requires_grad else None)
+        return TORCH_LINEAR(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (inputs,) = ctx.saved_tensors
+        of_inputs = of_weight = of_bias = None
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        if ctx.needs_input_grad[0]:
+            with gathered(ctx.weight):
+                of_inputs = gradient @ ctx.weight
+        if ctx.needs_input_grad[1]:
+            of_weight = flat.mT @ inputs.reshape(-1, inputs.shape[-1])
+        if ctx.needs_input_grad[2]:
+            of_bias = flat.sum(0)
+        return of_inputs, of_weight, of_bias
+
+
+@contextmanager
+def gathered(weight: Any) -> Iterator[None]:
+    """Inside, a weight is whole. It is anyway, except where a module uses another's weight."""
+    is_partitioned = weight.ds_status.name == "NOT_AVAILABLE"
+    if is_partitioned:
+        weight.all_gather()
+    try:
+        yield
+    finally:
+        if is_partitioned:
+            weight.partition()
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`, with `PartitionedLinear` where DeepSpeed gathers the weight."""
+    if not hasattr(weight, "ds_status") or not torch.is_grad_enabled():
+        return TORCH_LINEAR(inputs, weight, bias)
+    output: Tensor = PartitionedLinear.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
+    return output
+
+
+@contextmanager
+def partitioned_linear() -> Iterator[None]:
+    """Inside, models use `linear`."""
+    F.linear = linear  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        restore_linear()
+
+
+def restore_linear() -> None:
+    """Let models use torch's own, also after DeepSpeed has replaced it for the whole program."""
+    F.linear = TORCH_LINEAR

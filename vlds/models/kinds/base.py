@@ -1,0 +1,446 @@
+"""What a kind of model is: a recipe chooses one as its `model`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, GenerationConfig
+
+from vlds.models.backbones.base import num_ids
+from vlds.models.generation.answer_list import Answer, Writer, as_answer
+from vlds.models.generation.decoding import best_choice
+from vlds.models.loading.gate import TOKENIZER_FILES, check_model, check_tokenizer, open_checked
+from vlds.models.loading.load_backbone import Longest
+from vlds.models.loading.model_files import reading
+from vlds.models.loading.quantised import Bits
+from vlds.models.methods.context import Trained
+from vlds.models.methods.host import find_modules
+from vlds.models.model import Model, recompute_layers
+from vlds.models.vision.base import GridEncoder, VisionEncoder, freeze
+from vlds.runtime.checks import check_path_or_config
+from vlds.runtime.json_files import sha256
+from vlds.runtime.process import find
+from vlds.schema import Batch, Collator, Decoding, ImageSpec, PictureSpec
+from vlds.tasks.base import Task
+
+WORD_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+WORD_NAMES = re.compile(r"token|vocab|merges|process|template|\.model$")
+"""What the files of tokenizers and processors are called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelKind(ABC):
+    """Builds a model, and the collator that makes its batches.
+
+    A processor is what turns text, or text and pictures, into tensors: a tokenizer, or a
+    processor of Hugging Face. A run saves it with its weights.
+    """
+
+    processor_class: ClassVar[Any] = AutoTokenizer
+    """Hugging Face's class that opens the processor."""
+    processor_word: ClassVar[str] = "tokenizer"
+    """What messages call it."""
+
+    # Where it comes from.
+
+    @property
+    @abstractmethod
+    def sources(self) -> dict[str, str]:
+        """Name of a part -> file, folder or hub name that its weights come from."""
+
+    @property
+    def read_files(self) -> list[str]:
+        """All files, folders and hub names that the model is read from."""
+        places = [*self.sources.values(), self.processor_place[0]]
+        return list(dict.fromkeys(place for place in places if place is not None))
+
+    @property
+    def packed_bits(self) -> Bits | None:
+        """Bits of each packed weight; None if all weights are floats. Packed weights can be neither
+        partitioned (stage 3) nor exported."""
+        return None
+
+    def unpacked(self) -> ModelKind:
+        """The same kind with whole weights."""
+        return self
+
+    def check_sources(self) -> None:
+        """Check, before any long work, that these exist here or can be fetched.
+
+        Errors: ValueError that names the field.
+        """
+        self.processor_source()
+
+    def source_hashes(self) -> dict[str, str]:
+        """sha256 of the sources; for hub names, of the name."""
+        return {part: hash_source(source) for part, source in self.sources.items()}
+
+    # Pictures and text.
+
+    @property
+    @abstractmethod
+    def image(self) -> PictureSpec | None:
+        """The pictures that the model takes; None if it takes stored features."""
+
+    @property
+    def fewest_images(self) -> int:
+        """Least number of pictures of an example."""
+        return 0
+
+    @property
+    def most_images(self) -> tuple[int, str]:
+        """Most pictures of an example, and the field that sets this number."""
+        return 1, "model"
+
+    @property
+    def processor_place(self) -> tuple[str | None, str]:
+        """The folder or hub name of the processor, None if the recipe names none, and the field
+        that names it. Default: where the first source is."""
+        return next(iter(self.sources.values()), None), "model.path"
+
+    def processor_source(self) -> tuple[str, str]:
+        """The folder or hub name of the processor, and the field that names it.
+
+        Errors: ValueError if there is none.
+        """
+        source, field = self.processor_place
+        if source is None:
+            raise ValueError(
+                f"{field}: a model with random weights (`config`) needs the folder or hub name of "
+                f"a {self.processor_word}; name one"
+            )
+        check_tokenizer(source, field, TOKENIZER_FILES)
+        return source, field
+
+    def load_processor(self) -> Any:
+        """The processor from where the model is read.
+
+        Errors: ValueError if there is none.
+        """
+        source, field = self.processor_source()
+        with reading(f"{field}: cannot read a {self.processor_word} from {source}"):
+            return self.load_processor_from(source)
+
+    def load_processor_from(self, folder: str | Path) -> Any:
+        """A processor that a run has saved."""
+        return open_checked(self.processor_class, folder, self.processor_word)
+
+    def local_processor(self) -> Any:
+        """The processor if its files are on this machine, else None."""
+        source, _ = self.processor_place
+        return self.load_processor() if source is not None and Path(source).exists() else None
+
+    def check_tasks(self, tasks: Mapping[str, Task], num_micro_batches: int) -> None:
+        """Check that the model can learn these tasks, with so many micro-batches of a rank in a
+        step.
+
+        Errors: ValueError that names the field.
+        """
+        for name, task in tasks.items():
+            if task.masks_words:
+                raise ValueError(
+                    f"tasks.{name}: it predicts masked words in their places, and "
+                    f"{type(self).__name__} writes answers; use the model CrossModal with "
+                    "masked_words: true"
+                )
+
+    def check_length(self, task: str, longest: Longest) -> None:  # noqa: B027 (most have no limit)
+        """Check that the longest row of a task has positions.
+
+        Errors: ValueError that names the numbers and begins with `task`.
+        """
+
+    @abstractmethod
+    def collator(self, processor: Any) -> Collator:
+        """What makes batches in the loader's workers."""
+
+    # The model.
+
+    @abstractmethod
+    def build(self, dtype: torch.dtype, processor: Any) -> Model:
+        """All parts, frozen, with the weights of the sources; on the meta device, their shapes."""
+
+    def check_built(self, model: Model) -> Sequence[str]:
+        """Try what is not known before the model is built; what to tell the user. Collective.
+
+        Errors: ValueError if the processor's pictures are not those that the model reads.
+        """
+        return ()
+
+    def draw_rows(self, model: Model, seed: int) -> None:  # noqa: B027 (most kinds have none)
+        """Draw the new rows of tables that a source fills in part."""
+
+    @property
+    def trained_text(self) -> Sequence[str]:
+        """Parts that train as a whole beside the methods, in words."""
+        return []
+
+    def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
+        """These parts and their parameters. Default: the modules of these names."""
+        for name in self.trained_text:
+            yield name, model.get_submodule(name).parameters()
+
+    def enable_checkpointing(self, model: Model) -> None:
+        """Recompute each layer's activations in the backward pass."""
+        recompute_layers(model.backbone)
+
+    def export(self, model: Model, folder: Path) -> ModelKind:
+        """Write all weights of the model but those of methods into a folder; the kind that reads
+        them from there and trains nothing beside methods.
+
+        Errors: ValueError if the kind cannot be written so.
+        """
+        raise ValueError(
+            f"model: {type(self).__name__} has no form of its own on disk; open the run with vlds, "
+            "or define `export`"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridKind(ModelKind):
+    """A kind whose pictures a vision encoder of vlds turns into grid features."""
+
+    reads_class_token: ClassVar[bool] = False
+    """True if a token of the whole picture may stand before the grid."""
+
+    vision: VisionEncoder
+    """Turns pictures into grid features: a class of vlds.models.vision."""
+
+    @property
+    def image(self) -> ImageSpec | None:
+        return self.vision.geometry.image
+
+    def check_sources(self) -> None:
+        super().check_sources()
+        self.vision.check_sources()
+
+    def build_vision(self, dtype: torch.dtype) -> GridEncoder:
+        """The encoder's module, frozen.
+
+        Errors: ValueError if it gives a class token that the kind does not read.
+        """
+        if self.vision.geometry.class_token and not self.reads_class_token:
+            raise ValueError(
+                f"model.vision: {type(self.vision).__name__} gives a class token before its grid, "
+                f"which {type(self).__name__} does not read; choose ClipVision"
+            )
+        encoder = self.vision.build(dtype)
+        freeze(encoder)
+        return encoder
+
+
+def hash_source(source: str) -> str:
+    """sha256 over a file, or over a folder's weight files and config; over the name if it is not
+    local.
+
+    Errors: SourceError for a file that cannot be read, such as a link that leads nowhere.
+    """
+    path = Path(source)
+    inside = path.iterdir() if path.is_dir() else ()
+    weights = [f for f in inside if f.suffix in {".safetensors", ".bin"} or f.name == "config.json"]
+    return hash_files([path] if path.is_file() else sorted(weights)) or hash_name(source)
+
+
+def hash_processor(source: str) -> str:
+    """sha256 over the files of a tokenizer or processor, which may lie beside weights; over the
+    name if it is not local."""
+    path = Path(source)
+    inside = path.iterdir() if path.is_dir() else ()
+    words = [f for f in inside if f.suffix in WORD_FILES and WORD_NAMES.search(f.name)]
+    return hash_files([path] if path.is_file() else sorted(words)) or hash_name(source)
+
+
+def hash_files(files: Sequence[Path]) -> str | None:
+    """sha256 over files and their names; None if there are none.
+
+    Errors: SourceError for a file that cannot be read, such as a link that leads nowhere.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with reading(f"cannot read {file}"):
+            digest.update(bytes.fromhex(sha256(file)))
+    return digest.hexdigest() if files else None
+
+
+def hash_name(source: str) -> str:
+    """sha256 of a source that is only a name, such as one on the hub."""
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def named(sources: Mapping[str, str | None]) -> dict[str, str]:
+    """The parts whose weights come from somewhere, for `ModelKind.sources`."""
+    return {part: source for part, source in sources.items() if source is not None}
+
+
+# What kinds have in common that are opened from one folder of Hugging Face with a tokenizer.
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathKind(ModelKind):
+    """A kind with pretrained weights from `path`, or random ones in the sizes of a `config`."""
+
+    path: str | None = None
+    """Pretrained weights: a Hugging Face hub name or a local folder."""
+    config: str | None = None
+    """Instead of `path`: a config.json of Hugging Face, for a model with random weights."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer; default: `path`."""
+
+    def __post_init__(self) -> None:
+        check_path_or_config(self)
+
+    @property
+    def processor_place(self) -> tuple[str | None, str]:
+        from_path = self.tokenizer is None and self.path is not None
+        return self.tokenizer or self.path, f"model.{'path' if from_path else 'tokenizer'}"
+
+    @property
+    def config_place(self) -> tuple[str, str]:
+        """Where the config is, and the field that names it."""
+        if self.config is not None:
+            return str(find(self.config)), "model.config"
+        return str(self.path), "model.path"
+
+    def check_sources(self) -> None:
+        if self.path is not None:
+            check_model(self.path, "model.path")
+        super().check_sources()
+
+    def check_vocabulary(self, processor: Any, size: int, part: str) -> None:
+        """Compare the tokenizer, if there is one, with the words that a part of the model has.
+
+        Errors: ValueError if it has more.
+        """
+        if processor is not None and (ids := num_ids(processor)) > size:
+            raise ValueError(
+                f"model.tokenizer: it has ids up to {ids - 1}, and the {part} {size} "
+                "tokens; name the tokenizer that belongs to it"
+            )
+
+
+# What kinds have in common whose visual embedding puts visual tokens beside the text, in one
+# encoder.
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingKind(GridKind):
+    """A kind whose model has a `visual_embedding` before its backbone."""
+
+    train_norms: bool = False
+    """Train the backbone's layer norms too."""
+    train_visual_embedding: bool = True
+    """Train the visual embedding."""
+
+    @property
+    def trained_text(self) -> list[str]:
+        norms = ["norms"] if self.train_norms else []
+        return [*norms, "visual embedding"] if self.train_visual_embedding else norms
+
+    def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
+        if self.train_norms:
+            norms = find_modules(model.backbone, model.parts["backbone"].targets, "norm").values()
+            yield "norms", (p for norm in norms for p in norm.parameters(recurse=False))
+        if self.train_visual_embedding:
+            yield "visual_embedding", model.get_submodule("visual_embedding").parameters()
+
+    def export_embedding(self, model: Model, folder: Path) -> str:
+        """Write the visual embedding's weights into a file of a folder; the file."""
+        file = folder / "visual_embedding.safetensors"
+        state = model.get_submodule("visual_embedding").state_dict()
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+        return str(file)
+
+
+# Models whose answers Hugging Face's `generate` writes.
+#
+# Shapes: b rows, w words of the vocabulary.
+
+
+class WritingModel(Model):
+    """A model whose answers a `Writer` writes, or the logits behind the prompt choose."""
+
+    @abstractmethod
+    def first_logits(self, batch: Batch) -> Tensor:
+        """(b, w) of the token that an answer begins with. The batch has no labels."""
+
+    @property
+    @abstractmethod
+    def writer(self) -> Writer:
+        """What generates answers."""
+
+    def generation_defaults(self) -> GenerationConfig:
+        return self.writer.defaults()
+
+    @abstractmethod
+    def prompts(self, batch: Batch) -> dict[str, Tensor]:
+        """The arguments of `generate`, which answers continue. The batch has no labels."""
+
+    @torch.no_grad()
+    def write(self, batch: Batch, decoding: Decoding) -> list[Answer]:
+        batch = batch.prompts()
+        if decoding.choices is not None:
+            choices = decoding.choices
+            chosen, confidences = best_choice(self.first_logits(batch), self.choice_ids(choices))
+            pairs = zip(chosen, confidences.tolist(), strict=True)
+            return [Answer(choices[number], confidence, None) for number, confidence in pairs]
+        listed = self.answer_list(decoding)
+        written = self.writer.write(self.prompts(batch), decoding, listed)
+        return [as_answer(each, self.tokenizer, listed) for each in written]
+
+
+# Lets the methods of a model change what trains: after a step, and to fit what a run has saved.
+
+
+def revision_due(model: Model, step: int, num_steps: int) -> bool:
+    """True if some method changes what trains after a step."""
+    return any(step in revision.steps(num_steps) for revision in model.revisions.values())
+
+
+def revise(
+    model: Model, step: int, num_steps: int, state: Mapping[str, Trained]
+) -> dict[str, Trained | None]:
+    """Let the methods whose turn it is act; the state of all that trains then. Both states are by
+    name; None: a weight that begins to train as it is."""
+    parameters = dict(model.named_parameters())
+    revised: dict[nn.Parameter, Trained | None] = {parameters[n]: t for n, t in state.items()}
+    for method, revision in model.revisions.items():
+        if step not in revision.steps(num_steps):
+            continue
+        own = {parameters[n]: state[n] for n in state if model.trained_by[n] == method}
+        new = revision.revise(step, num_steps, own)
+        revised = {p: tensors for p, tensors in revised.items() if p not in own} | dict(new)
+        let_train(model, method, new)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {names[parameter]: tensors for parameter, tensors in revised.items()}
+
+
+def fit_saved(model: Model, shapes: Mapping[str, torch.Size]) -> None:
+    """Give methods' modules the shapes that a state or artifact holds, by name."""
+    for method, revision in model.revisions.items():
+        saved = {p: shapes[name] for name, p in model.named_parameters() if name in shapes}
+        let_train(model, method, revision.fit(saved))
+
+
+def let_train(model: Model, method: str, parameters: Collection[nn.Parameter]) -> None:
+    """Note that a method trains these parameters and no others."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    wanted = [names[parameter] for parameter in parameters]
+    others = {name: by for name, by in model.trained_by.items() if by != method}
+    stopped = model.trained_by.keys() - others.keys() - set(wanted)
+    assert not stopped & set(names.values()), (
+        f"run states would lose {stopped}, which stop to train"
+    )
+    for parameter in parameters:
+        parameter.requires_grad_()
+    model.trained_by = others | dict.fromkeys(wanted, method)
+    model.drop_trained_sources()

@@ -1,0 +1,494 @@
+"""The kind of any causal language model of Hugging Face behind a vision encoder of vlds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from vlds.models.collate import batch_of, first_token_alone, padded
+from vlds.models.generation.answer_list import (
+    Lines,
+    Writer,
+    can_share_starts,
+    output_width,
+    pick_positions,
+    picking,
+    share_starts,
+)
+from vlds.models.kernels.dropout import pictures_follow
+from vlds.models.kinds.base import GridKind, PathKind, WritingModel, named
+from vlds.models.kinds.chat_format import ChatFormat
+from vlds.models.loading.gate import check_config, read_any_config
+from vlds.models.loading.load_backbone import Longest, check_fits, load_backbone, num_positions
+from vlds.models.loading.quantised import (
+    Bits,
+    check_has_source,
+    check_libraries,
+    check_writable_whole,
+)
+from vlds.models.loss import targets_of
+from vlds.models.methods.context import Predicted, Visual
+from vlds.models.methods.host import CROSS_ATTENTION, run_beside
+from vlds.models.model import Model, Part
+from vlds.models.roles import find_roles
+from vlds.models.vision.base import GridEncoder, VisionEncoder
+from vlds.models.vision.base import load_weights as load_file
+from vlds.models.visual_embedding import Projector, packing, tokens_of_rows
+from vlds.runtime.checks import Count
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
+
+# Rows and their pictures -> Batch, for causal models: prompt and answer are one sequence.
+
+
+@dataclass(frozen=True)
+class CausalCollator:
+    """Puts rows together, padded on the right. Pictures stand before the text and have no tokens in
+    it."""
+
+    chat: ChatFormat
+    features: bool
+    """True if images are stored features."""
+
+    def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
+        """`images`: the distinct images of the rows (u, ...). Evaluation batches hold no
+        answers."""
+        assert not isinstance(images, list)
+        prompts = self.prompts([(row.example.prompt, row.max_prompt_tokens) for row in rows])
+        answers = [[] if evaluation else self.answer(row) for row in rows]
+        tokens = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        batch = batch_of(rows, tokens, self.chat.pad_id, evaluation=evaluation)
+        if any(answers):
+            labels = [
+                [*[IGNORED_LABEL] * len(prompt), *answer]
+                for prompt, answer in zip(prompts, answers, strict=True)
+            ]
+            batch.labels, batch.labels_on_prompt = padded(labels, IGNORED_LABEL), True
+        batch.images, batch.features = (None, images) if self.features else (images, None)
+        return batch
+
+    def answer(self, row: Row) -> list[int]:
+        """Tokens of a row's target; none if it has no target, and one if it has classes."""
+        example = row.example
+        if example.target is None:
+            return []
+        ids = self.chat.answer_ids(example.target, row.max_target_tokens)
+        return ids if example.class_scores is None else first_token_alone(ids, 0)
+
+    def prompts(self, prompts: Sequence[tuple[str, int]]) -> list[list[int]]:
+        """Tokens of (prompt, most tokens) pairs; equal ones are tokenized once."""
+        ids_of = cache(self.chat.prompt_ids)
+        return [ids_of(text, limit) for text, limit in prompts]
+
+    def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
+        """Tokens of (prompt, most tokens) pairs."""
+        return [len(ids) for ids in self.prompts(prompts)]
+
+    def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
+        """Tokens of (answer, most tokens) pairs, with the end of the turn."""
+        return [len(self.chat.answer_ids(text, most)) for text, most in answers]
+
+
+# A causal language model that sees: vision encoder -> projector -> visual tokens before the text.
+#
+# Shapes: b rows, u distinct images, n images per row, v visual tokens per image, l prompt tokens
+# (and those of the answer), s tokens of the whole sequence, w words of the vocabulary, d width.
+
+
+CURES: dict[str, str] = dict.fromkeys(
+    (*CROSS_ATTENTION, "decoder_positions"),
+    "A causal model has no cross-attention; choose other roles, or another method",
+)
+"""Roles of encoder-decoders -> what to choose instead."""
+
+NO_TEXT = -1
+"""Stands for the number of a visual token, or of a method's prompt."""
+
+
+class Sequences(NamedTuple):
+    """What the language model reads."""
+
+    embeds: Tensor
+    """(b, s, d)."""
+    mask: Tensor
+    """(b, s) bool, False on padding."""
+    labelled: Tensor
+    """(b, s) bool, True for tokens of the answer."""
+    tokens: Tensor
+    """(b, s) int64 numbers of the text's tokens; NO_TEXT elsewhere."""
+
+    @property
+    def before_labels(self) -> Tensor:
+        """(b, s) bool, True for the positions that predict the answer's tokens."""
+        return F.pad(self.labelled[:, 1:], (0, 1))
+
+
+class CausalModel(WritingModel):
+    """A model of `AutoModelForCausalLM` behind a vision encoder."""
+
+    def __init__(
+        self,
+        vision: GridEncoder,
+        connector: Projector,
+        backbone: Any,
+        *,
+        encoder: VisionEncoder,
+        tokenizer: Any = None,
+    ) -> None:
+        """`encoder`: the recipe's choice that `vision` comes from."""
+        super().__init__(tokenizer)
+        self.vision = vision
+        self.connector = connector
+        self.backbone = backbone
+        self.encoder = encoder
+        self.chat = None if tokenizer is None else ChatFormat.of(tokenizer)
+        # Methods' own layers would confuse the rule later.
+        init_std = getattr(backbone.config, "initializer_range", None)
+        roles = find_roles(backbone, init_std)
+        self.parts = {
+            "backbone": Part("backbone", replace(roles, cures={**roles.cures, **CURES})),
+            "vision": Part("vision", encoder.target_modules),
+        }
+        self.answer_positions = pick_positions(backbone)
+        self.shares_starts = can_share_starts(backbone)
+
+    def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
+        assert self.chat is not None
+        return [self.chat.answer_ids(answer) for answer in answers]
+
+    def choice_tokens(self, choice: str) -> list[int]:
+        assert self.chat is not None
+        return self.chat.first_ids(choice)
+
+    def sizes(self, batch: Batch) -> Tensor:
+        """(b, 1) tokens of the sequence, visual ones included; of all sequences together where rows
+        share their start, so that a cut by size leaves them together."""
+        visual = (batch.image_index != NO_IMAGE).sum(1) * self.connector.num_tokens
+        lengths = visual + batch.attention_mask.sum(1)
+        if not self.shares_starts:
+            return lengths[:, None]
+        keys = torch.cat([batch.task_index[:, None], batch.image_index], 1)
+        groups = keys.unique(dim=0, return_inverse=True)[1]
+        return torch.zeros_like(lengths).index_add(0, groups, lengths)[groups][:, None]
+
+    # Training.
+
+    def predicted(self, batch: Batch) -> Predicted:
+        labels = targets_of(batch)
+        split = self.heads.split(batch, labels)
+        sequences = self.sequences(batch, self.visual_tokens(batch), split.is_label)
+        is_token = split.is_token[split.is_label] if self.heads else None
+        logits, states = self.read_at(batch, sequences, sequences.before_labels, is_token)
+        return Predicted(logits, labels, self.heads.predicted(states, split.rows, batch))
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(b, l, w) for each token of the answer, given those before it; 0 elsewhere."""
+        logits, real = self.answer_logits(batch, self.visual_tokens(batch))
+        dense = logits.new_zeros(*real.shape, logits.shape[-1])
+        return dense.masked_scatter(real[..., None], logits)
+
+    def answer_logits(self, batch: Batch, visual: Tensor) -> tuple[Tensor, Tensor]:
+        """(k, w) for the k tokens of all answers, row by row; where they are (b, l)."""
+        real = targets_of(batch) != IGNORED_LABEL
+        sequences = self.sequences(batch, visual, real)
+        return self.logits_at(batch, sequences, sequences.before_labels), real
+
+    def logits_at(self, batch: Batch, sequences: Sequences, picked: Tensor) -> Tensor:
+        """(k, w) at the k positions (b, s) that are True, row by row."""
+        return self.read_at(batch, sequences, picked, None)[0]
+
+    def read_at(
+        self, batch: Batch, sequences: Sequences, picked: Tensor, is_token: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(n, w) logits at the picked positions that `is_token` (k,) says, without it at all, and
+        states (m, d) at the others: both row by row."""
+        lines = self.lines_of(batch, sequences, picked) if self.shares_starts else None
+        if lines is not None:
+            return self.read_lines(sequences, lines, is_token)
+        with picking(self.answer_positions, picked, is_token) as read:
+            logits: Tensor = self.backbone(
+                inputs_embeds=sequences.embeds,
+                attention_mask=sequences.mask.long(),
+                use_cache=False,
+            ).logits
+        return logits, read.states
+
+    def lines_of(self, batch: Batch, sequences: Sequences, picked: Tensor) -> Lines | None:
+        """How rows share their first tokens, if they do."""
+        if self.context.reads_examples:
+            return None
+        return share_starts(
+            sequences.tokens.cpu(),
+            sequences.mask.sum(1).cpu(),
+            picked.cpu(),
+            batch.task_index,
+            batch.image_index.cpu(),
+            sequences.embeds.shape[2],
+        )
+
+    def read_lines(
+        self, sequences: Sequences, lines: Lines, is_token: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `read_at`, for rows that share their starts."""
+        embeds, device = sequences.embeds, sequences.embeds.device
+        self.context.routing.set(lines.tasks, device)
+        mask = torch.zeros(lines.visible.shape, dtype=embeds.dtype, device=device)
+        mask.masked_fill_(~lines.visible.to(device), torch.finfo(embeds.dtype).min)
+        with picking(self.answer_positions, lines.picked, is_token) as read:
+            logits: Tensor = self.backbone(
+                inputs_embeds=embeds.flatten(0, 1)[lines.source.to(device)],
+                attention_mask=mask,
+                position_ids=lines.positions.to(device),
+                use_cache=False,
+            ).logits
+        return logits, read.states
+
+    # What the language model reads.
+
+    def sequences(
+        self, batch: Batch, visual: Tensor, real: Tensor | None = None, *, left: bool = False
+    ) -> Sequences:
+        """[prompts of methods][visual tokens][text] of each row without gaps, padded on the right
+        or on the left. `real`: (b, l) the answer's tokens. Sets the batch's tasks."""
+        device = batch.input_ids.device
+        self.context.set_rows(batch.task_index, None, device)
+        text = self.backbone.get_input_embeddings()(batch.input_ids)
+        shown, shown_mask = tokens_of_rows(visual.to(text.dtype), batch.image_index)
+        self.context.visual = Visual(shown, shown_mask)
+        prompts = run_beside(self.backbone)
+        embeds, masks = [shown, text], [shown_mask, batch.attention_mask.bool()]
+        if prompts is not None:
+            embeds.insert(0, prompts)
+            masks.insert(0, masks[0].new_ones(prompts.shape[:2]))
+        joined, mask = torch.cat(embeds, 1), torch.cat(masks, 1)
+        length = batch.input_ids.shape[1]
+        tokens = torch.full_like(mask, NO_TEXT, dtype=torch.long)
+        tokens[:, -length:] = batch.input_ids
+        labelled = torch.zeros_like(mask)
+        if real is not None:
+            labelled[:, -length:] = real
+        # Gaps of absent images would move the positions behind them.
+        places = packing(mask, left=left)
+        joined = joined.gather(1, places[..., None].expand(-1, -1, joined.shape[2]))
+        mask, labelled, tokens = (values.gather(1, places) for values in (mask, labelled, tokens))
+        self.context.token_mask = mask
+        return Sequences(joined, mask, labelled, tokens)
+
+    def visual_tokens(self, batch: Batch) -> Tensor:
+        """(u, v, d) visual tokens of the distinct images; of an empty image if there are none, so
+        that encoder and projector run on every rank: under ZeRO-3 all ranks gather together."""
+        if (pictures := batch.pictures) is not None and len(pictures) > 0:
+            return self.projected(pictures)
+        is_training = self.vision.training
+        self.vision.eval()  # batch norm counts real pictures only
+        tokens = self.projected(self.empty_image(batch.input_ids.device))
+        self.vision.train(is_training)
+        return tokens
+
+    def projected(self, pictures: Tensor) -> Tensor:
+        """(u, 3, h, w) uint8, or stored features (u, v', dim) -> (u, v, d)."""
+        with torch.no_grad() if self.vision.frozen else pictures_follow(pictures):
+            features = self.vision(pictures)
+        tokens: Tensor = self.connector(features)
+        return tokens
+
+    def empty_image(self, device: torch.device) -> Tensor:
+        """(1, ...) a black picture, or zeros for stored features."""
+        geometry = self.encoder.geometry
+        if (spec := geometry.image) is not None:
+            return torch.zeros(1, 3, spec.height, spec.width, dtype=torch.uint8, device=device)
+        return torch.zeros(1, geometry.grid_size**2, geometry.feature_dim, device=device)
+
+    # Answers.
+
+    @property
+    def state_width(self) -> int:
+        return output_width(self.backbone)
+
+    def first_logits(self, batch: Batch) -> Tensor:
+        return self.read_first(batch, logits=True)[0]
+
+    def first_states(self, batch: Batch) -> Tensor:
+        return self.read_first(batch.prompts(), logits=False)[1]
+
+    def read_first(self, batch: Batch, *, logits: bool) -> tuple[Tensor, Tensor]:
+        """Logits (b, w) of the token that an answer begins with, and no states; or no logits, and
+        the states (b, d) that predict it."""
+        sequences = self.sequences(batch, self.visual_tokens(batch))
+        last = sequences.mask.sum(1) - 1
+        positions = torch.zeros_like(sequences.mask).scatter(1, last[:, None], True)
+        nowhere = torch.zeros(len(batch), dtype=torch.bool, device=positions.device)
+        return self.read_at(batch, sequences, positions, None if logits else nowhere)
+
+    @property
+    def writer(self) -> Writer:
+        assert self.chat is not None
+        return Writer(self.backbone, tuple(self.chat.end_ids), self.chat.pad_id)
+
+    def prompts(self, batch: Batch) -> dict[str, Tensor]:
+        sequences = self.sequences(batch, self.visual_tokens(batch), left=True)
+        return {"inputs_embeds": sequences.embeds, "attention_mask": sequences.mask.long()}
+
+
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Causal(PathKind, GridKind):
+    """A causal language model that reads visual tokens before the text, as LLaVA does."""
+
+    path: str | None = None
+    """The language model: a Hugging Face hub name or a local folder."""
+    tokenizer: str | None = None
+    """Folder or hub name of the tokenizer, whose chat template is used if it has one; default:
+    `path`."""
+    grid: Count | None = None
+    """Cells along a side after max pooling; default: the encoder's own grid."""
+    num_images: Count = 1
+    """Most images an example may have."""
+    projector_weights: str | None = None
+    """A .safetensors file with a trained projector (projector.safetensors of `vlds convert hf`)."""
+    train_projector: bool = True
+    """Train the projector, which turns grid features into visual tokens."""
+    bits: Bits | None = None
+    """Pack the language model's frozen linear layers in 4 bits (nf4) or 8 (LLM.int8); not under
+    ZeRO stage 3."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_has_source(self.bits, self.config)
+
+    # Where it comes from.
+
+    @property
+    def sources(self) -> dict[str, str]:
+        return named(
+            {
+                "language model": self.path,
+                "vision encoder": self.vision.source,
+                "projector": self.projector_weights,
+            }
+        )
+
+    def check_sources(self) -> None:
+        super().check_sources()
+        check_libraries(self.bits)
+
+    @property
+    def packed_bits(self) -> Bits | None:
+        return self.bits
+
+    def unpacked(self) -> Causal:
+        return replace(self, bits=None)
+
+    # Pictures and text.
+
+    @property
+    def most_images(self) -> tuple[int, str]:
+        return self.num_images, "model.num_images"
+
+    def check_length(self, task: str, longest: Longest) -> None:
+        config = self.read_config()
+        most = num_positions(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
+        if most is None:
+            return
+        chat = self.chat_format(self.load_processor())
+        tokens = {
+            "pictures": longest.pictures * (self.grid or self.vision.geometry.grid_size) ** 2,
+            "around the prompt": len(chat.prompt_ids("a", 9)) - len(chat.ids("a")),
+            "prompt": longest.prompt,
+            "answer": longest.answer,
+        }
+        check_fits(task, tokens, most, "model.grid", "model.num_images")
+
+    def collator(self, processor: Any) -> CausalCollator:
+        return CausalCollator(self.chat_format(processor), features=self.image is None)
+
+    def chat_format(self, tokenizer: Any) -> ChatFormat:
+        """How the tokenizer writes prompts and answers.
+
+        Errors: ValueError that names the field with the tokenizer.
+        """
+        try:
+            return ChatFormat.of(tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{self.processor_place[1]}: {error}") from error
+
+    # The model.
+
+    def build(self, dtype: torch.dtype, processor: Any) -> CausalModel:
+        """Errors: ValueError if the parts do not fit each other."""
+        geometry = self.vision.geometry
+        if self.grid is not None and self.grid > geometry.grid_size:
+            raise ValueError(
+                f"model.grid: {self.grid} is more than the encoder's {geometry.grid_size} x "
+                f"{geometry.grid_size} cells; give at most {geometry.grid_size}"
+            )
+        config = self.read_config()
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        backbone, names = load_backbone(model_class, config, self.path, dtype, self.bits)
+        table = backbone.get_input_embeddings()
+        self.check_vocabulary(processor, table.num_embeddings, "language model")
+        vision = self.build_vision(dtype)
+        grid = self.grid or geometry.grid_size
+        connector = Projector(geometry.feature_dim, table.embedding_dim, grid)
+        load_file(connector, self.projector_weights)
+        model = CausalModel(
+            vision, connector.to(dtype), backbone, encoder=self.vision, tokenizer=processor
+        )
+        parts = {"vision": self.vision.source, "connector": self.projector_weights}
+        model.note_sources(names, parts)
+        return model
+
+    def read_config(self) -> Any:
+        """The language model's config.
+
+        Errors: ValueError if it is not one of a causal language model.
+        """
+        source, field = self.config_place
+        config = read_any_config(source, field)
+        kind = config.model_type
+        is_text = config.get_text_config() is config and not config.is_encoder_decoder
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not is_text:
+            raise ValueError(
+                f"{field}: {source} is a {kind} model, not a causal language model; name one of "
+                "those that AutoModelForCausalLM opens and that reads text only"
+            )
+        check_config(config, f"{field}: {source}", SIZES)
+        return config
+
+    def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
+        assert isinstance(model, CausalModel)
+        if self.train_projector:
+            yield "connector", model.connector.parameters()
+
+    @property
+    def trained_text(self) -> list[str]:
+        return ["projector"] if self.train_projector else []
+
+    def export(self, model: Model, folder: Path) -> Causal:
+        """The language model and the tokenizer under Hugging Face's names, and a file for each
+        other part."""
+        assert isinstance(model, CausalModel)
+        check_writable_whole(self.bits)
+        model.save_backbone(folder)
+        projector_file = folder / "projector.safetensors"
+        projector = model.connector.state_dict()
+        save_file({name: t.contiguous() for name, t in projector.items()}, projector_file)
+        return replace(
+            self,
+            path=str(folder),
+            config=None,
+            tokenizer=None,
+            vision=self.vision.export(model.vision, folder),
+            projector_weights=str(projector_file),
+            train_projector=False,
+        )

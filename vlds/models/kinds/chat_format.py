@@ -1,0 +1,389 @@
+"""Prompts and answers as tokens, as a model's chat template writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from transformers import AddedToken
+
+from vlds.runtime.limited import limited
+
+# Chat templates that ask for today's date read one fixed day.
+#
+# The templates of Llama 3 and SmolLM3 write the date into each prompt. A run that is resumed or
+# evaluated tomorrow must read the prompts of today. The day is the one that Llama's own template
+# writes where it cannot ask.
+
+
+DAY = date(2024, 7, 26)
+CODES = "aAbBcdHIjmMpSUwWxXyYZ"
+"""Letters of `strftime`'s codes."""
+CLOCK = "strftime_now"
+"""The function that templates ask; Hugging Face defines it for all of them."""
+
+
+def with_fixed_date(template: str) -> str:
+    """A chat template whose `strftime_now` tells of `DAY`: a macro of that name goes first. Other
+    templates stay as they are."""
+    if CLOCK not in template:
+        return template
+    texts = {"%-d": str(DAY.day), "%-m": str(DAY.month)}
+    texts |= {f"%{code}": DAY.strftime(f"%{code}") for code in CODES}
+    steps = "".join(f'.replace("{code}", "{text}")' for code, text in texts.items())
+    # Jinja drops the line break behind the macro.
+    return f"{{% macro {CLOCK}(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}\n{template}"
+
+
+MARKER = "vlds-marks-the-answer"
+"""Stands for an answer, to find what a template writes around it."""
+SILENT = {"enable_thinking": False}
+"""What tells a template that nothing is thought before an answer."""
+QUESTIONS = ("\n  Is it  RED,\n50 % of\tthe {{ 'time' }} & <b>1</b>? \n", "\u00e9 " * 300 + "end")
+"""Questions that a template must not change, except for blanks around them."""
+TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
+"""What templates may do with blanks around a question."""
+MOST_TRIED = 2000
+"""Tokens that are read as questions, until two of them lead to different prompts."""
+Asked = tuple[Sequence[Mapping[str, Any]], Mapping[str, bool], bool]
+"""A conversation, what the template is told beside it, and whether an answer is asked for."""
+TOKEN = (str, AddedToken)
+"""Types of the tokens that processors name."""
+
+
+class Form(NamedTuple):
+    """What a chat template writes around a question."""
+
+    pieces: tuple[str, ...]
+    """Before, between and behind the places where the question stands."""
+    trim: Callable[[str], str]
+
+    def around(self, question: str) -> str:
+        """The text of a prompt."""
+        return self.trim(question).join(self.pieces)
+
+
+class Around(NamedTuple):
+    """What a chat template writes around an answer."""
+
+    prompt: str
+    """What asks for it."""
+    before: str
+    """What stands before it in a conversation that begins so."""
+    after: str
+
+    @property
+    def follows(self) -> bool:
+        """True if the answer stands behind the prompt, up to blanks: LLaVA-OneVision's template
+        writes another one before an answer than before one to generate."""
+        return self.before.split() == self.prompt.split()
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """Prompt, answer, and the tail that ends an answer."""
+
+    tokenizer: Any
+    template: Any
+    """What has `apply_chat_template`: a processor, or the tokenizer."""
+    placeholder: str = ""
+    """What stands for a picture where there is no template; "" if nothing does."""
+    answers_apart: bool = False
+    """True for encoder-decoders: an answer is a sequence with a start of its own."""
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: Any,
+        processor: Any = None,
+        placeholder: str = "",
+        *,
+        answers_apart: bool = False,
+    ) -> ChatFormat:
+        """The format of a tokenizer or processor: of its chat template, or else plain texts that
+        end with the end-of-sequence token.
+
+        Errors: ValueError if it has no such token, if answers do not follow its prompts, or if
+        prompts do not hold their questions.
+        """
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "its tokenizer has no end-of-sequence token, so that no answer would end; set "
+                "eos_token in tokenizer_config.json"
+            )
+        template = tokenizer if processor is None else processor
+        chat = cls(tokenizer, template, placeholder, answers_apart)
+        if not chat.tail_ids:
+            raise ValueError(
+                f"its tokenizer reads {chat.tail!r}, which ends an answer, as no token; correct "
+                "eos_token in tokenizer_config.json, or its tokenizer.json"
+            )
+        chat.check_questions()
+        return chat
+
+    def check_questions(self) -> None:
+        """Errors: ValueError if all questions lead to one prompt."""
+        if self.has_template and self.template is not self.tokenizer:
+            assert self.prompt("", 1)
+        texts = (self.tokenizer.decode([id]) for id in range(min(MOST_TRIED, len(self.tokenizer))))
+        first = None
+        for text in texts:
+            ids = self.ids(self.prompt(self.plain(text)))
+            if first is not None and ids != first:
+                return
+            first = ids
+        raise ValueError(
+            "its tokenizer reads all questions as the same tokens; name the tokenizer that belongs "
+            "to the model, or copy it again"
+        )
+
+    # Prompts.
+
+    @property
+    def has_template(self) -> bool:
+        """True if there is a chat template."""
+        return getattr(self.template, "chat_template", None) is not None
+
+    def prompt(self, question: str, num_pictures: int = 0) -> str:
+        """The text of a prompt, with a placeholder for each picture."""
+        if not self.has_template:
+            return self.placeholder * num_pictures + question
+        if num_pictures not in self.forms:
+            self.forms[num_pictures] = self.form(num_pictures)
+        return self.forms[num_pictures].around(question)
+
+    @cached_property
+    def forms(self) -> dict[int, Form]:
+        """Number of pictures -> what the template writes around a question."""
+        return {}
+
+    def form(self, num_pictures: int) -> Form:
+        """What the template writes around a question beside so many pictures.
+
+        A template may be anybody's program. So it writes a few questions, and is not asked again.
+        Errors: ValueError if it fails, or leaves out or changes the question.
+        """
+        marked, *found = self.rendered(
+            [
+                ([self.turn("user", question, num_pictures)], self.variables, True)
+                for question in (MARKER, *QUESTIONS)
+            ]
+        )
+        pieces = tuple(marked.split(MARKER))
+        if len(pieces) == 1:
+            raise ValueError(
+                f"its chat template leaves out the question{self.beside(num_pictures)} (each "
+                f"prompt would be {marked[:80]!r}); let its chat_template write the content of "
+                "each message"
+            )
+        for trim in TRIMS:
+            form = Form(pieces, trim)
+            if [form.around(question) for question in QUESTIONS] == found:
+                return form
+        raise ValueError(
+            f"its chat template changes the question{self.beside(num_pictures)} ({QUESTIONS[0]!r} "
+            f"becomes {found[0][:160]!r}); let its chat_template write the content of each message "
+            "as it is, at most without blanks around it"
+        )
+
+    def beside(self, num_pictures: int) -> str:
+        """Words for errors."""
+        return f" beside {num_pictures} picture{'s' * (num_pictures > 1)}" if num_pictures else ""
+
+    def rendered(self, asked: Sequence[Asked]) -> list[str]:
+        """Conversations as the template writes them, on the same day whenever it is asked.
+
+        Errors: ValueError if the template fails, or takes too much time or memory.
+        """
+
+        def write() -> str:
+            return json.dumps(
+                [
+                    self.template.apply_chat_template(
+                        turns,
+                        chat_template=self.template_text,
+                        tokenize=False,
+                        add_generation_prompt=prompts,
+                        **variables,
+                    )
+                    for turns, variables, prompts in asked
+                ]
+            )
+
+        try:
+            texts: list[str] = json.loads(limited(write))
+        except ValueError as error:
+            raise ValueError(
+                f"its chat template fails: {error}; correct its chat_template"
+            ) from error
+        return texts
+
+    @cached_property
+    def template_text(self) -> str:
+        """The chat template itself; of several, the one that is called default.
+
+        Errors: ValueError if none of several is, or if it is no text.
+        """
+        found = self.template.chat_template
+        named = found if isinstance(found, Mapping) else {"default": found}
+        if "default" not in named:
+            raise ValueError(
+                f"it has the chat templates {', '.join(named)}, and none is called default; name "
+                "one of them so"
+            )
+        if not isinstance(text := named["default"], str):
+            raise ValueError(f"its chat_template is {text!r:.80}; give a text")
+        return with_fixed_date(text)
+
+    @cached_property
+    def variables(self) -> Mapping[str, bool]:
+        """What the template is told beside the turns: nothing, or not to think if answers follow
+        their prompts only then, as in Qwen3's."""
+        if "enable_thinking" not in self.template_text or self.around_marker({}).follows:
+            return {}
+        return SILENT if self.around_marker(SILENT).follows else {}
+
+    def turn(self, role: str, text: str, num_pictures: int = 0) -> dict[str, Any]:
+        """A message of a chat: pictures first, then the text. Templates of tokenizers want a text,
+        those of processors a list."""
+        if self.template is self.tokenizer:
+            return {"role": role, "content": text}
+        pictures = [{"type": "image"} for _ in range(num_pictures)]
+        return {"role": role, "content": [*pictures, {"type": "text", "text": text}]}
+
+    def prompt_ids(self, question: str, limit: int) -> list[int]:
+        """Tokens of the user's turn, whose text is cut to `limit` tokens. At least one, from which
+        the answer's first token is predicted."""
+        question = self.cut(self.plain(question), limit)
+        if self.has_template:
+            return self.ids(self.prompt(question))
+        ids: list[int] = list(self.tokenizer(question)["input_ids"])
+        end = self.tokenizer.eos_token_id
+        return (ids[:-1] if ids[-1:] == [end] else ids) or [end]
+
+    def cut(self, question: str, limit: int) -> str:
+        """The question, cut to a number of tokens."""
+        words = self.ids(question)
+        if len(words) <= limit:
+            return question
+        # A cut character decodes to U+FFFD.
+        text: str = self.tokenizer.decode(words[:limit], clean_up_tokenization_spaces=False)
+        return text.rstrip("\ufffd")
+
+    def adds_special_tokens(self, text: str) -> bool:
+        """True if the tokenizer must add the start token, which templates may write."""
+        start = self.tokenizer.bos_token
+        return not (self.has_template and start and text.startswith(start))
+
+    def plain(self, text: str) -> str:
+        """A question or an answer without control words: neither can begin a turn, end one, or ask
+        for a picture."""
+        return harmless(text, self.control_words)
+
+    @cached_property
+    def control_words(self) -> tuple[str, ...]:
+        """Texts of special tokens, and what stands for pictures. Other tokens that were added, such
+        as line breaks or tags, are text."""
+        words = {*self.tokenizer.all_special_tokens, self.placeholder.strip(), *self.special_words}
+        if self.template is not self.tokenizer:
+            named = {n: str(v) for n, v in vars(self.template).items() if isinstance(v, TOKEN)}
+            words |= {text.strip() for name, text in named.items() if name.endswith("_token")}
+        return tuple(sorted(words - {""}))
+
+    @property
+    def special_words(self) -> list[str]:
+        """Texts of the special tokens that were added to the vocabulary."""
+        tokens = self.tokenizer.added_tokens_decoder.values()
+        return [token.content for token in tokens if token.special]
+
+    # Answers.
+
+    def answer_ids(self, answer: str, limit: int | None = None) -> list[int]:
+        """Tokens of an answer and the tail; those of the answer are cut if both are more than
+        `limit`. Control words inside the answer are text."""
+        ids = [*self.start_ids, *self.ids(self.lead + self.plain(answer) + self.tail)]
+        if limit is None or len(ids) <= limit:
+            return ids
+        return [*ids[: max(0, limit - len(self.tail_ids))], *self.tail_ids]
+
+    def first_ids(self, answer: str) -> list[int]:
+        """Tokens of an answer behind those of `start_ids`, without its tail."""
+        return self.ids(self.lead + self.plain(answer))
+
+    @cached_property
+    def start_ids(self) -> list[int]:
+        """Tokens before the first real one of an answer that stands apart."""
+        if not self.answers_apart:
+            return []
+        return [id for id in self.tokenizer("")["input_ids"] if id != self.tokenizer.eos_token_id]
+
+    @property
+    def lead(self) -> str:
+        """Blanks that the template writes between prompt and answer."""
+        return self.around_answer[0]
+
+    @property
+    def tail(self) -> str:
+        """What follows an answer, up to the token that ends it."""
+        return self.around_answer[1]
+
+    @cached_property
+    def tail_ids(self) -> tuple[int, ...]:
+        """Tokens of the tail."""
+        return tuple(self.ids(self.tail))
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Tokens that end an answer."""
+        return sorted({self.tail_ids[-1], self.tokenizer.eos_token_id})
+
+    @property
+    def pad_id(self) -> int:
+        """The token of padding; no model reads it."""
+        pad: int | None = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text, without special tokens around it."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def around_answer(self) -> tuple[str, str]:
+        """What a chat template writes before an answer, blanks at most, and behind it, up to the
+        first special token; the end-of-sequence token if there is none.
+
+        Errors: ValueError if answers do not follow the prompt that asks for them.
+        """
+        if not self.has_template:
+            return "", str(self.tokenizer.eos_token)
+        prompt, before, after = around = self.around_marker(self.variables)
+        if not around.follows:
+            raise ValueError(
+                "its chat template writes a conversation's answer elsewhere than behind the "
+                f"prompt ({prompt[-80:]!r} is not in {(before + MARKER)[-120:]!r}); simplify its "
+                "chat_template"
+            )
+        lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        ends = [after.index(text) + len(text) for text in self.special_words if text in after]
+        return lead, after[: min(ends)] if ends else str(self.tokenizer.eos_token)
+
+    def around_marker(self, variables: Mapping[str, bool]) -> Around:
+        """How the template writes an answer."""
+        question = self.turn("user", "question")
+        talk = [question, self.turn("assistant", MARKER)]
+        prompt, whole = self.rendered([([question], variables, True), (talk, variables, False)])
+        before, _, after = whole.rpartition(MARKER)
+        return Around(prompt, before, after)
+
+
+def harmless(text: str, control_words: Iterable[str]) -> str:
+    """The text with a blank inside each control word, which tokenizers then read as plain text; or
+    in place of it, if it is a single character."""
+    for word in control_words:
+        if word in text:
+            text = text.replace(word, f"{word[0]} {word[1:]}" if word[1:] else " ")
+    return text

@@ -1,0 +1,164 @@
+"""The kind of CLIP: a picture and a text become two vectors, which are alike if they belong
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from vlds.models.collate import Tokenizer, batch_of, token_ids
+from vlds.models.kinds.base import PathKind
+from vlds.models.kinds.dual_encoder_model import DualEncoderModel
+from vlds.models.loading.gate import check_config, quiet, read_config, unpartitioned
+from vlds.models.loading.load_backbone import load_backbone
+from vlds.models.model import Model
+from vlds.schema import IGNORED_LABEL, Batch, Images, ImageSpec, Row
+from vlds.tasks.base import Task
+
+# Rows and their pictures -> Batch, for models that read pictures and texts apart.
+
+
+@dataclass(frozen=True)
+class DualCollator:
+    """Makes batches. A row's text is its prompt and target together; a row of a task with a head
+    has scores of classes instead of a target. A row's one label says whether it has a target."""
+
+    tokenizer: Tokenizer
+
+    def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
+        """`images`: the distinct images of the rows, of one size."""
+        assert isinstance(images, Tensor)
+        texts = [(r.example.prompt + (r.example.target or ""), r.max_target_tokens) for r in rows]
+        ids = token_ids(self.tokenizer, texts)
+        batch = batch_of(rows, ids, self.tokenizer.pad_token_id, evaluation=evaluation)
+        missing = [row.example.target is None for row in rows]
+        if not all(missing):
+            batch.labels = torch.tensor([[IGNORED_LABEL if m else 0] for m in missing])
+        batch.images = images
+        return batch
+
+    def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
+        """Tokens of (prompt, most tokens) pairs."""
+        return [len(tokens) for tokens in token_ids(self.tokenizer, prompts)]
+
+    def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
+        """Tokens of (answer, most tokens) pairs, with what ends a text."""
+        return self.prompt_lengths(answers)
+
+
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+LEGACY_END = 2
+"""The eos_token_id of CLIP's first configs, which was wrong: Hugging Face reads it otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualEncoder(PathKind):
+    """Hugging Face's CLIP. Tasks with a head learn classes; tasks without one learn which text
+    belongs to which picture, by CLIP's loss over the whole global batch."""
+
+    # Where it comes from.
+
+    @property
+    def sources(self) -> dict[str, str]:
+        return {} if self.path is None else {"backbone": self.path}
+
+    # Pictures and text.
+
+    @property
+    def image(self) -> ImageSpec:
+        """Square pictures; their aspect ratio is not kept."""
+        size = self.read_config().vision_config.image_size
+        return ImageSpec(size, size)
+
+    @property
+    def fewest_images(self) -> int:
+        return 1
+
+    def check_tasks(self, tasks: Mapping[str, Task], num_micro_batches: int) -> None:
+        super().check_tasks(tasks, num_micro_batches)
+        with_head = [name for name, task in tasks.items() if task.head is not None]
+        without = [name for name in tasks if name not in with_head]
+        if with_head and without:
+            raise ValueError(
+                f"tasks: {', '.join(with_head)} have a head and learn classes, "
+                f"{', '.join(without)} learn pairs of pictures and texts; DualEncoder trains them "
+                "in separate runs"
+            )
+        if without and num_micro_batches > 1:
+            raise ValueError(
+                f"data.micro_batch_size: it cuts a rank's share into {num_micro_batches} "
+                "micro-batches, but CLIP's loss compares all pairs of the global batch; leave it "
+                "out, or lower data.global_batch_size"
+            )
+        most = self.read_config().text_config.max_position_embeddings
+        for name in without:
+            if tasks[name].max_target_tokens > most:
+                raise ValueError(
+                    f"tasks.{name}.max_target_tokens: {tasks[name].max_target_tokens}, but the "
+                    f"text encoder has learned {most} positions, which prompt and text share; "
+                    f"give at most {most}"
+                )
+            if tasks[name].evaluate and tasks[name].decoding.answers is None:
+                raise ValueError(
+                    f"tasks.{name}.decoding.answers: DualEncoder writes no text, it finds the most "
+                    "fitting one of a list; name the list, or drop tasks." + name + ".evaluate"
+                )
+
+    def collator(self, processor: Any) -> DualCollator:
+        return DualCollator(processor)
+
+    # The model.
+
+    def read_config(self) -> Any:
+        """Hugging Face's config.
+
+        Errors: ValueError if it is not CLIP's.
+        """
+        source, field = self.config_place
+        config, fields = read_config(CLIPConfig, source, field)
+        if fields.get("model_type") != CLIPConfig.model_type:
+            raise ValueError(
+                f"{field}: {source} is a {fields.get('model_type')} model, not CLIP; name a CLIP"
+            )
+        for part in (config.vision_config, config.text_config):
+            check_config(part, f"{field}: {source}", SIZES)
+        return config
+
+    def build(self, dtype: torch.dtype, processor: Any) -> DualEncoderModel:
+        """Errors: ValueError if the model cannot be read, or the tokenizer has more tokens."""
+        config = self.read_config()
+        with unpartitioned():  # DeepSpeed cannot part the scale, which has no dimensions
+            backbone, names = load_backbone(CLIPModel, config, self.path, dtype)
+        self.check_vocabulary(processor, config.text_config.vocab_size, "text encoder")
+        if processor is not None:
+            self.check_end(processor, config.text_config.eos_token_id)
+        model = DualEncoderModel(backbone, processor)
+        model.note_sources(names, {})
+        return model
+
+    def check_end(self, processor: Any, end: int) -> None:
+        """Errors: ValueError if CLIP would read a text elsewhere than at its end."""
+        # Of configs with 2, as the first ones had, Hugging Face takes a text's largest token.
+        found = len(processor) - 1 if end == LEGACY_END else end
+        if processor.eos_token_id != found:
+            place, field = self.config_place
+            raise ValueError(
+                f"model.tokenizer: texts end with token {processor.eos_token_id}, but with "
+                f"eos_token_id {end} in the text_config of {place} CLIP reads a text at token "
+                f"{found}; write the end's token into {field}, and let it not be {LEGACY_END}"
+            )
+
+    def export(self, model: Model, folder: Path) -> DualEncoder:
+        """The model, its tokenizer and how pictures are prepared, as Hugging Face saves them."""
+        model.save_backbone(folder)
+        size = {"height": self.image.height, "width": self.image.width}
+        with quiet():
+            CLIPImageProcessor(size=size, do_center_crop=False).save_pretrained(folder)
+        return replace(self, path=str(folder), config=None, tokenizer=None)

@@ -1,0 +1,476 @@
+"""The kind of any image-text model that Hugging Face's `AutoModelForImageTextToText` opens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    PreTrainedModel,
+)
+
+from vlds.models.backbones.base import num_ids, unique_state
+from vlds.models.kinds.base import ModelKind
+from vlds.models.kinds.image_text_model import (
+    GREY,
+    NEED_PICTURES,
+    PLACES_PICTURES,
+    ImageTextCollator,
+    ImageTextModel,
+)
+from vlds.models.loading.gate import check_model, check_tokenizer, read_any_config, unpartitioned
+from vlds.models.loading.load_backbone import Longest, check_fits, num_positions
+from vlds.models.loading.model_files import reading
+from vlds.models.loading.quantised import (
+    Bits,
+    check_has_source,
+    check_libraries,
+    check_writable_whole,
+    load_language,
+    pack_shapes,
+)
+from vlds.models.model import BACKBONE_PREFIX, Model, Part
+from vlds.models.roles import ROLES, check_named, find_roles
+from vlds.models.vision.base import on_meta
+from vlds.runtime.checks import Count, check_path_or_config, guess
+from vlds.runtime.json_files import lacks_memory
+from vlds.runtime.process import find
+from vlds.schema import Example, NaturalSize, Row, TargetModules
+
+# Finds the parts of Hugging Face's image-text-to-text models: language, vision and connector.
+
+
+BRIDGES = ("merger", "deepstack_merger", "patch_merger", "connector")
+"""What modules of the connector that lie inside a vision encoder, as in Qwen's models, are called,
+or begin with."""
+BESIDE = re.compile(r"(^|[._])(audio|generation)(?![a-z])")
+"""What is called so lies neither in the connector nor in a tower: it embeds sound, or draws
+pictures."""
+TEXT = "input_ids"
+"""Main input of Hugging Face's models that do not read pictures or sound themselves, such as the
+Q-Former of BLIP-2, which reads what the vision tower gives."""
+
+
+class ImageTextParts(NamedTuple):
+    """Where a model's parts are. The head belongs to none of them."""
+
+    language: str
+    """Path of the module that reads text and visual tokens; it holds the table of tokens."""
+    vision: str
+    """Path of the module that reads pictures. In some types it holds the connector too."""
+    connector: tuple[str, ...]
+    """Names of the parameters between the two; empty where language attends to vision directly.
+    Further towers, and what embeds sound or draws pictures, are in none of the parts."""
+
+    def connector_in(self, path: str) -> frozenset[str]:
+        """The connector's parameters inside a part, relative to its path."""
+        start = f"{path}."
+        return frozenset(n.removeprefix(start) for n in self.connector if n.startswith(start))
+
+
+def find_parts(model: PreTrainedModel) -> ImageTextParts:
+    """The parts of a loaded model, or of its shapes on the meta device, before methods attach.
+
+    Errors: ValueError if vision and language are not separate modules.
+    """
+    vision = own_encoder(model, "image")
+    if vision is None:
+        raise ValueError(
+            f"{model.config.model_type}: models of this type have no separate vision encoder; "
+            "choose a type that has one, such as qwen2_5_vl"
+        )
+    decoder = model.get_decoder()
+    # BLIP-2's decoder is a whole causal language model, with a head.
+    language = decoder if decoder.get_output_embeddings() is None else decoder.base_model
+    if vision in language.modules():
+        raise ValueError(
+            f"{model.config.model_type}: models of this type read pictures inside their language "
+            "model; choose a type with a separate language model, such as qwen2_5_vl"
+        )
+    towers = (vision, own_encoder(model, "audio"), *further_towers(model, vision))
+    others = parameter_ids(decoder, model.get_output_embeddings(), *towers)
+    others -= parameter_ids(*bridges(vision))
+    paths = {module: path for path, module in model.named_modules()}
+    connector = (
+        name
+        for name, p in model.named_parameters()
+        if id(p) not in others and not BESIDE.search(name)
+    )
+    return ImageTextParts(paths[language], paths[vision], tuple(connector))
+
+
+def own_encoder(model: PreTrainedModel, modality: str) -> nn.Module | None:
+    """The module that reads pictures or sound, and no text; None if there is none."""
+    # Models without one give themselves, None, or an encoder that reads text too. So do
+    # decoder-only models if no modality is named.
+    encoder: nn.Module | None = model.get_encoder(modality=modality)
+    if encoder is None or model.get_input_embeddings() in encoder.modules():
+        return None
+    return encoder
+
+
+def further_towers(model: PreTrainedModel, vision: nn.Module) -> list[nn.Module]:
+    """Models inside a model that read pictures or sound themselves, and neither read text nor hold
+    the vision encoder: one of high resolution, of video, of pictures that the model draws."""
+    around = {model.get_input_embeddings(), vision}
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel)
+        and module.main_input_name != TEXT
+        and around.isdisjoint(module.modules())
+    ]
+
+
+def bridges(vision: nn.Module) -> list[nn.Module]:
+    """Modules inside the vision encoder that belong to the connector."""
+    return [child for name, child in vision.named_children() if name.startswith(BRIDGES)]
+
+
+def parameter_ids(*modules: nn.Module | None) -> set[int]:
+    """Ids of all parameters of some modules."""
+    return {id(p) for module in modules if module is not None for p in module.parameters()}
+
+
+# Whether a processor belongs to an image-text model, and vlds can place what it gives.
+
+
+TESTED = (
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "llava", "llava_onevision",
+    "paligemma", "gemma3", "internvl", "florence2",
+)  # fmt: skip
+"""Types of models that vlds has tests for."""
+SIZES = ("patch_size", "merge_size", "temporal_patch_size", "image_seq_length", "image_seq_len")
+"""What processors divide by, and how many placeholders they write."""
+LARGEST_SIZE = 65_536
+CURE = f"choose another type of model (tested: {', '.join(TESTED)})"
+
+
+def check_vocabulary(processor: Any, num_rows: int, field: str) -> None:
+    """Errors: ValueError if the tokenizer has ids beyond the rows of the model's table."""
+    if (ids := num_ids(processor.tokenizer)) > num_rows:
+        raise ValueError(
+            f"{field}: its tokenizer has ids up to {ids - 1}, and the model {num_rows} tokens; "
+            "name the processor that belongs to it"
+        )
+
+
+def check_sizes(processor: Any, field: str) -> None:
+    """Errors: ValueError for sizes with which a processor would divide by zero, or write as many
+    placeholders as fill the memory."""
+    for owner in (processor, getattr(processor, "image_processor", None)):
+        for name in SIZES:
+            value = getattr(owner, name, None)
+            if value is not None and (type(value) is not int or not 1 <= value <= LARGEST_SIZE):
+                raise ValueError(
+                    f"{field}: {type(owner).__name__}'s {name} is {value!r:.50}, a whole number "
+                    f"from 1 to {LARGEST_SIZE:,} expected; correct its file, or copy it again"
+                )
+
+
+def check_inputs(collator: ImageTextCollator, config: Any, model: str, processor: str) -> None:
+    """Try a processor on a small picture; `model` and `processor` are the fields that name these.
+
+    Errors: ValueError if it fails; if it writes no placeholder that the model looks for; or if it
+    gives something beside the tokens that grows with the text, which an answer would have to
+    continue.
+    """
+    check_sizes(collator.processor, processor)
+    kind, name = collator.model_type, type(collator.processor).__name__
+    try:
+        short = collator.dummy()
+        long = short if kind in TESTED else collator.dummy("what is this ?")
+    except Exception as error:  # each processor has errors of its own
+        raise ValueError(
+            f"{processor}: {name} cannot read a small picture for a {kind} model: {error}; name "
+            f"the processor that belongs to the model, or {CURE}"
+        ) from error
+    sought = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    if sought is not None and sought not in short.prompt.tolist():
+        raise ValueError(
+            f"{processor}: {name} does not write token {sought}, where the {kind} model looks for "
+            "a picture; name the processor that belongs to it"
+        )
+    for name, values in short.media.items():
+        if not values.isfinite().all():
+            raise ValueError(
+                f"{processor}: the processor makes numbers that are NaN or infinite of a small "
+                f"picture ('{name}'); correct mean, deviation and factor in its files"
+            )
+        if values.shape[1:] != long.media[name].shape[1:]:
+            raise ValueError(
+                f"{model}: the processor of {kind} gives '{name}' for each token of a prompt, "
+                f"which vlds cannot continue over an answer; {CURE}"
+            )
+
+
+def check_reads(model: Model, collator: ImageTextCollator, processor: str) -> None:
+    """Let a model read a small picture as its processor gives it; `processor` is the field that
+    names this. Collective.
+
+    Errors: ValueError if the model fails.
+    """
+    example = Example("a", "", "what is this ?", "this")
+    if 0 in model.heads.numbers.values():
+        example = replace(example, target="", class_scores={})
+    row = Row(example, 0, 20, 10, range(1))
+    batch = collator([row], [GREY], evaluation=False)
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval().loss_sums(batch.to(next(model.parameters()).device))
+    except (ValueError, RuntimeError, TypeError, LookupError) as error:
+        if lacks_memory(error):
+            raise
+        raise ValueError(
+            f"{processor}: the model cannot read a small picture as "
+            f"{type(collator.processor).__name__} gives it: {error}; name the processor that "
+            "belongs to the model"
+        ) from error
+    finally:
+        model.train(was_training)
+
+
+PARTS = ("backbone", "vision")
+"""Parts in which the recipe can name layers."""
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+OTHER_METHOD = "Choose another method, or another model"
+Roles = dict[str, list[str]]
+
+
+def language_path(backbone: Any) -> str:
+    """Path of the part whose layers can be packed."""
+    return find_parts(backbone).language
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextToText(ModelKind):
+    """A vision-and-language model of Hugging Face, with its own processor and chat template."""
+
+    processor_class: ClassVar[Any] = AutoProcessor
+    processor_word: ClassVar[str] = "processor"
+
+    path: str | None = None
+    """Pretrained weights: a Hugging Face hub name or a local folder."""
+    config: str | None = None
+    """Instead of `path`: a config.json, for a model with random weights."""
+    processor: str | None = None
+    """Folder or hub name of the processor; default: where the weights are."""
+    max_pixels: Count = 1024 * 1024
+    """Larger pictures are scaled down before the processor sees them."""
+    num_images: Count | None = None
+    """Most pictures an example may have; default: 2, or 1 for types that take no more."""
+    train_connector: bool = True
+    """Train what lies between the vision tower and the language model."""
+    bits: Bits | None = None
+    """Pack the language model's frozen linear layers in 4 bits (nf4) or 8 (LLM.int8); not under
+    ZeRO stage 3."""
+    roles: dict[str, Roles] = field(default_factory=dict)
+    """Part (vision, backbone) -> role -> paths of layers in the part, `*` for numbers, where the
+    rule for layers' names does not find them."""
+
+    def __post_init__(self) -> None:
+        check_path_or_config(self)
+        check_has_source(self.bits, self.config)
+        for part, roles in self.roles.items():
+            for name, known in ((part, PARTS), *((role, ROLES) for role in roles)):
+                if name not in known:
+                    raise ValueError(
+                        f"roles: '{name}' is unknown; {guess(name, known)}choose from: "
+                        f"{', '.join(known)}"
+                    )
+
+    @property
+    def sources(self) -> dict[str, str]:
+        return {} if self.path is None else {"backbone": self.path}
+
+    @property
+    def processor_place(self) -> tuple[str | None, str]:
+        from_path = self.processor is None and self.path is not None
+        return self.processor or self.path, f"model.{'path' if from_path else 'processor'}"
+
+    def check_sources(self) -> None:
+        if self.path is not None:
+            check_model(self.path, "model.path")
+        check_libraries(self.bits)
+        super().check_sources()
+        given, (most, field) = self.num_images, self.most_images
+        if given is not None and given > most:
+            raise ValueError(
+                f"{field}: got {given}, but the processor of {self.read_config().model_type} "
+                "places pictures itself, one in a row; give 1, or choose another type of model"
+            )
+
+    def processor_source(self) -> tuple[str, str]:
+        source, name = self.processor_place
+        if source is not None:
+            check_tokenizer(source, name, PROCESSOR_FILES, "processor")
+        return super().processor_source()
+
+    @property
+    def packed_bits(self) -> Bits | None:
+        return self.bits
+
+    def unpacked(self) -> ImageTextToText:
+        return replace(self, bits=None)
+
+    @property
+    def image(self) -> NaturalSize:
+        return NaturalSize(self.max_pixels)
+
+    @property
+    def fewest_images(self) -> int:
+        return 1 if self.read_config().model_type in NEED_PICTURES else 0
+
+    @property
+    def most_images(self) -> tuple[int, str]:
+        """Errors: ValueError if the model's config cannot be read."""
+        is_single = self.read_config().model_type in PLACES_PICTURES
+        return 1 if is_single else self.num_images or 2, "model.num_images"
+
+    def check_length(self, task: str, longest: Longest) -> None:
+        config = self.read_config()
+        model_class = AutoModelForImageTextToText._model_mapping[type(config)]
+        most = num_positions(
+            model_class, config, lambda model: model.get_submodule(language_path(model))
+        )
+        if most is None:
+            return
+        collator = self.collator(self.load_processor())
+        shown = collator.dummy(num_pictures=longest.pictures).prompt
+        prompt = {"pictures and template": len(shown), "prompt": longest.prompt}
+        answer = {"answer": longest.answer}
+        for tokens in (prompt, answer) if collator.answers_apart else (prompt | answer,):
+            check_fits(task, tokens, most, "model.num_images")
+
+    def collator(self, processor: Any) -> ImageTextCollator:
+        """Errors: ValueError if the processor does not belong to the model, or gives what vlds
+        cannot place."""
+        config = self.read_config()
+        collator = self.untried_collator(processor, config)
+        try:
+            assert collator.chat.tail
+        except ValueError as error:
+            raise ValueError(f"{self.processor_place[1]}: {error}") from error
+        model = f"model.{'path' if self.config is None else 'config'}"
+        check_inputs(collator, config, model, self.processor_place[1])
+        return collator
+
+    def check_built(self, model: Model) -> Sequence[str]:
+        assert isinstance(model, ImageTextModel)
+        collator = model.collator
+        check_reads(model, collator, self.processor_place[1])
+        if collator.chat.has_template or collator.model_type in PLACES_PICTURES:
+            return ()
+        plain = collator.chat.prompt("QUESTION", 1)
+        return [f"{self.processor_place[1]}: there is no chat template; prompts are {plain!r}"]
+
+    def untried_collator(self, processor: Any, config: Any) -> ImageTextCollator:
+        """The collator without checks, which would make tensors where a model is built."""
+        return ImageTextCollator(processor, config.model_type, bool(config.is_encoder_decoder))
+
+    def read_config(self) -> Any:
+        """Hugging Face's config.
+
+        Errors: ValueError if it cannot be read, or is no image-text model's.
+        """
+        source = str(find(self.config)) if self.config is not None else str(self.path)
+        name = f"model.{'config' if self.config else 'path'}"
+        config = read_any_config(source, name)
+        if type(config) not in AutoModelForImageTextToText._model_mapping:
+            raise ValueError(
+                f"{name}: {source} is a {config.model_type} model, which takes no pictures and "
+                "text to write text; name another model, or choose another kind"
+            )
+        return config
+
+    def build(self, dtype: torch.dtype, processor: Any) -> ImageTextModel:
+        """Errors: ValueError if the model cannot be read, its parts cannot be found, or the
+        processor does not belong to it."""
+        config, field = self.read_config(), self.processor_place[1]
+        missing: set[str] = set()
+        if self.path is None or on_meta():
+            backbone = self.build_random(config, dtype)
+        else:
+            backbone, missing = self.load(self.path, config, dtype)
+        backbone.generation_config = GenerationConfig()  # a checkpoint's own would leak
+        if processor is not None:
+            check_vocabulary(processor, backbone.get_input_embeddings().num_embeddings, field)
+        names = {name for name, _ in unique_state(backbone)} - missing
+        found = find_parts(backbone)
+        parts = self.tunable(backbone, found)
+        collator = self.untried_collator(processor, config)
+        model = ImageTextModel(backbone, parts, found.connector, collator)
+        if self.path is not None:
+            model.note_sources(names, {})
+        return model
+
+    def build_random(self, config: Any, dtype: torch.dtype) -> Any:
+        """Hugging Face's model with random weights, or its shapes on the meta device."""
+        model_class = AutoModelForImageTextToText._model_mapping[type(config)]
+        message = f"model.config: {self.config} describes no model"
+        with reading(message, "correct the file"), unpartitioned():
+            backbone = model_class(config).to(dtype)
+        pack_shapes(backbone, self.bits, language_path)
+        return backbone
+
+    def load(self, path: str, config: Any, dtype: torch.dtype) -> tuple[Any, set[str]]:
+        """Hugging Face's model, packed if so wished, and names of what its source lacks."""
+        model_class = AutoModelForImageTextToText._model_mapping[type(config)]
+        return load_language(model_class, path, config, dtype, self.bits, language_path)
+
+    def tunable(self, backbone: Any, found: ImageTextParts) -> dict[str, Part]:
+        """The parts that methods can tune, by their names in recipes."""
+        paths = {"backbone": found.language, "vision": found.vision}
+        return {
+            name: Part(
+                BACKBONE_PREFIX + path,
+                self.targets(name, backbone.get_submodule(path)),
+                takes_prompts=False,
+                others=found.connector_in(path),
+            )
+            for name, path in paths.items()
+        }
+
+    def targets(self, name: str, module: nn.Module) -> TargetModules:
+        """Where methods attach in a part: by rule, and as the recipe says.
+
+        Errors: ValueError if the recipe names layers that the part does not have.
+        """
+        by_rule, field = find_roles(module), f"model.roles.{name}"
+        check_named(module, self.roles.get(name, {}), field)
+        own = {
+            role: tuple(path for path in paths if not path.startswith(BRIDGES))
+            for role, paths in by_rule.paths.items()
+        }
+        named = {role: tuple(paths) for role, paths in self.roles.get(name, {}).items()}
+        paths = {role: paths for role, paths in (own | named).items() if paths}
+        cures: dict[str, str] = {
+            role: f"{by_rule.cures.get(role, OTHER_METHOD)}; or name its layers in {field}.{role}"
+            for role in ROLES
+        }
+        return replace(by_rule, paths=paths, cures=cures)
+
+    def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
+        assert isinstance(model, ImageTextModel)
+        if self.train_connector:
+            yield "connector", map(model.get_parameter, sorted(model.connector))
+
+    @property
+    def trained_text(self) -> list[str]:
+        return ["connector"] if self.train_connector else []
+
+    def export(self, model: Model, folder: Path) -> ImageTextToText:
+        """The model and the processor, as Hugging Face saves them."""
+        assert isinstance(model, ImageTextModel)
+        check_writable_whole(self.bits)
+        model.save_backbone(folder)
+        return replace(self, path=str(folder), config=None, processor=None, train_connector=False)

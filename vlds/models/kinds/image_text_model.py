@@ -1,0 +1,462 @@
+"""A model of Hugging Face's `AutoModelForImageTextToText`, methods attached.
+
+Shapes: b rows, l tokens of a row, t tokens of an answer that stands apart, w words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from vlds.models.collate import class_targets, first_token_alone
+from vlds.models.generation.answer_list import (
+    Writer,
+    left_padded,
+    output_width,
+    pick_positions,
+    picking,
+)
+from vlds.models.kinds.base import WritingModel
+from vlds.models.kinds.chat_format import ChatFormat
+from vlds.models.loss import targets_of
+from vlds.models.methods.context import Predicted
+from vlds.models.methods.host import run_beside
+from vlds.models.model import BACKBONE_PREFIX, Part
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, RefusedRows, Row, SkipSample
+
+# Rows and their pictures -> Batch, by the processor of an image-text model.
+#
+# Each row goes through the processor alone: processors differ in how they take many rows, and a
+# batch of rows can be cut anywhere. b rows, l tokens of prompt and answer.
+
+
+FLAT = ("llava_onevision",)
+"""Types whose processor loses tiles of two pictures that it gets as one row's list."""
+NEED_PICTURES = ("paligemma",)
+"""Types whose processors refuse a text without a picture."""
+PLACES_PICTURES = ("florence2", "blip-2")
+"""Types whose processor puts the placeholders of pictures before the text itself."""
+ENDS_PICTURES = ("paligemma",)
+"""Types whose processor itself writes what parts pictures from the text."""
+ANSWER_TYPES: Mapping[str, Mapping[str, int]] = {
+    "mm_token_type_ids": {},
+    "token_type_ids": {"paligemma": 1},
+}
+"""Numbers of each token that a processor gives -> what the tokens of an answer have, by type of the
+model; 0 for others. PaliGemma sees a prompt as a whole, and an answer from left to right."""
+
+
+GREY = torch.full((3, 28, 28), 128, dtype=torch.uint8)
+"""A small picture that every processor reads."""
+
+
+class EncodedRow(NamedTuple):
+    """One row, as the processor sees it."""
+
+    prompt: Tensor
+    """(p,) ids."""
+    answer: Tensor
+    """(a,) ids, the end of the turn included; empty in evaluation."""
+    types: dict[str, Tensor]
+    """More numbers of each token: name -> (p + a,), or (p,) where answers stand apart."""
+    media: dict[str, Tensor]
+    """What the processor has made of the pictures."""
+
+
+@dataclass(frozen=True)
+class ImageTextCollator:
+    """Writes prompts as the model's chat template asks, and puts rows together, padded on the
+    right."""
+
+    processor: Any
+    model_type: str
+    """Of the model's config."""
+    answers_apart: bool
+    """True for encoder-decoders: answers are the decoder's, not the end of the sequence."""
+
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """How prompts and answers are written."""
+        placeholder = str(getattr(self.processor, "image_token", ""))
+        if self.model_type in PLACES_PICTURES:
+            placeholder = ""
+        elif self.model_type not in ENDS_PICTURES:
+            placeholder += "\n"
+        tokenizer = self.processor.tokenizer
+        return ChatFormat.of(
+            tokenizer, self.processor, placeholder, answers_apart=self.answers_apart
+        )
+
+    def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
+        """`images`: pictures (3, h, w) of any size.
+
+        Errors: RefusedRows for pictures that the processor refuses.
+        """
+        encoded = self.encode_all(rows, images if images is not None else [], evaluation)
+        sequences = [self.sequence(row) for row in encoded]
+        lengths = torch.tensor([len(sequence) for sequence in sequences])
+        input_ids = pad_sequence(sequences, batch_first=True, padding_value=self.chat.pad_id)
+        return Batch(
+            ids=[row.example.id for row in rows],
+            task_index=torch.tensor([row.task_index for row in rows]),
+            input_ids=input_ids,
+            attention_mask=torch.arange(input_ids.shape[1]) < lengths[:, None],
+            labels=None if evaluation else self.labels(encoded),
+            weights=torch.tensor([row.example.weight for row in rows], dtype=torch.float32),
+            valid=torch.tensor([row.valid for row in rows]),
+            image_index=torch.full((len(rows), 1), NO_IMAGE),
+            types={
+                name: pad_sequence([row.types[name] for row in encoded], batch_first=True)
+                for name in encoded[0].types
+            },
+            media=[row.media for row in encoded],
+            labels_on_prompt=not self.answers_apart,
+            references=[row.example.reference for row in rows] if evaluation else [],
+            samples=[row.example.sample for row in rows] if evaluation else [],
+            class_targets=class_targets(rows),
+        )
+
+    def sequence(self, row: EncodedRow) -> Tensor:
+        """What `input_ids` hold of a row."""
+        return row.prompt if self.answers_apart else torch.cat([row.prompt, row.answer])
+
+    def labels(self, encoded: Sequence[EncodedRow]) -> Tensor:
+        """(b, l), ignored on prompts; or (b, t) of answers that stand apart."""
+        labels = [
+            row.answer
+            if self.answers_apart
+            else torch.cat([torch.full_like(row.prompt, IGNORED_LABEL), row.answer])
+            for row in encoded
+        ]
+        return pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL)
+
+    def encode_all(
+        self, rows: Sequence[Row], pictures: Tensor | list[Tensor], evaluation: bool
+    ) -> list[EncodedRow]:
+        """Errors: RefusedRows that names all rows with a picture that the processor refuses."""
+        encoded, refused = [], {}
+        for index, row in enumerate(rows):
+            try:
+                encoded.append(self.encode(row, [pictures[n] for n in row.images], evaluation))
+            except SkipSample as error:
+                refused[index] = str(error)
+        if refused:
+            raise RefusedRows(refused)
+        return encoded
+
+    def encode(self, row: Row, pictures: Sequence[Tensor], evaluation: bool) -> EncodedRow:
+        """One row; without its answer in evaluation.
+
+        Errors: SkipSample for pictures that the processor refuses.
+        """
+        answer: list[int] = []
+        if not evaluation and row.example.target is not None:
+            answer = self.chat.answer_ids(row.example.target, row.max_target_tokens)
+            if row.example.class_scores is not None:
+                answer = first_token_alone(answer, len(self.chat.start_ids))
+        question = self.chat.cut(self.chat.plain(row.example.prompt), row.max_prompt_tokens)
+        prompt, types, media = self.process(question, pictures)
+        if not self.answers_apart:
+            types = {name: self.with_answer(name, values, answer) for name, values in types.items()}
+        return EncodedRow(prompt, torch.tensor(answer, dtype=torch.long), types, media)
+
+    def process(
+        self, question: str, pictures: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Ids of the prompt (p,), more numbers of its tokens, and the pictures' tensors.
+
+        Errors: ValueError if the processor gives numbers of tokens that vlds does not know,
+        SkipSample if it refuses the pictures.
+        """
+        text = self.chat.prompt(question, len(pictures))
+        try:
+            output = self.processed(text, pictures)
+        except Exception as error:  # each processor has errors of its own
+            if not pictures or not self.reads_grey(text, len(pictures)):
+                raise
+            sizes = " and ".join(f"{p.shape[2]} x {p.shape[1]}" for p in pictures)
+            raise SkipSample(
+                f"the model's processor refuses a picture ({sizes} pixels): {error}"
+            ) from None
+        prompt = output.pop("input_ids")[0]
+        for name in ("attention_mask", "labels"):  # PaliGemma's labels are all ignored here
+            output.pop(name, None)
+        types, media = {}, {}
+        for name, values in output.items():
+            if name in ANSWER_TYPES:
+                types[name] = values[0]
+            elif pictures:
+                media[name] = values
+            else:
+                raise ValueError(
+                    f"model: the processor of {self.model_type} gives '{name}' for a text; vlds "
+                    "does not know it, so choose another type of model"
+                )
+        return prompt, types, media
+
+    def processed(self, text: str, pictures: Sequence[Tensor]) -> Any:
+        """What the processor makes of one row."""
+        images = list(pictures) if self.model_type in FLAT else [list(pictures)]
+        return self.processor(
+            text=[text],
+            images=images if pictures else None,
+            return_tensors="pt",
+            add_special_tokens=self.chat.adds_special_tokens(text),
+        )
+
+    def reads_grey(self, text: str, num_pictures: int) -> bool:
+        """True if the processor takes a text with grey pictures: where it refuses others, they are
+        at fault."""
+        with suppress(Exception):
+            self.processed(text, [GREY] * num_pictures)
+            return True
+        return False
+
+    def dummy(self, question: str = "", num_pictures: int = 1) -> EncodedRow:
+        """A short row with small grey pictures, and without an answer."""
+        prompt, types, media = self.process(question, [GREY] * num_pictures)
+        return EncodedRow(prompt, prompt[:0], types, media)
+
+    def with_answer(self, name: str, values: Tensor, answer: Sequence[int]) -> Tensor:
+        """A prompt's numbers, and those of its answer."""
+        number = ANSWER_TYPES[name].get(self.model_type, 0)
+        return torch.cat([values, values.new_full((len(answer),), number)])
+
+    def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
+        """Tokens of the questions (text, most tokens), without pictures and template."""
+        ids = self.chat.tokenizer([text for text, _ in prompts], add_special_tokens=False)
+        pairs = zip(ids["input_ids"], prompts, strict=True)
+        return [min(len(tokens), most) for tokens, (_, most) in pairs]
+
+    def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
+        """Tokens of (answer, most tokens) pairs, with the end of the turn."""
+        return [len(self.chat.answer_ids(text, most)) for text, most in answers]
+
+
+PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")
+"""Fields of configs with ids that no answer may hold: a forward pass looks for a picture there."""
+
+
+class ImageTextModel(WritingModel):
+    """Text and pictures in one sequence, or in the encoder of an encoder-decoder."""
+
+    def __init__(
+        self,
+        backbone: Any,
+        parts: Mapping[str, Part],
+        connector: Iterable[str],
+        collator: ImageTextCollator,
+    ) -> None:
+        """`connector`: names of the backbone's parameters between vision and language."""
+        super().__init__(collator.processor)
+        self.collator = collator
+        self.backbone = backbone
+        self.answer_positions = pick_positions(backbone)
+        self._dummy: EncodedRow | None = None
+        self.answers_apart = bool(backbone.config.is_encoder_decoder)
+        self.parts = dict(parts)
+        self.connector = frozenset(BACKBONE_PREFIX + name for name in connector)
+
+    def part_of(self, name: str) -> str:
+        if name in self.trained_by:
+            return self.trained_by[name]
+        if name in self.connector:
+            return "connector"
+        return "vision" if name.startswith(f"{self.parts['vision'].path}.") else "backbone"
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but for a frozen vision tower: chance in it would move the loss."""
+        super().train(mode)
+        tower = self.parts["vision"].path
+        trained = self.trained_by.keys() - self.connector  # which may lie inside the tower
+        if not any(name.startswith(f"{tower}.") for name in trained):
+            self.get_submodule(tower).eval()
+        return self
+
+    # Training.
+
+    def predicted(self, batch: Batch) -> Predicted:
+        labels = targets_of(batch)
+        if not self.answers_apart:  # the token before each label predicts it
+            labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
+        split = self.heads.split(batch, labels)
+        is_token = split.is_token[split.is_label] if self.heads else None
+        logits, states = self.read_at(batch, split.is_label, is_token)
+        return Predicted(logits, labels, self.heads.predicted(states, split.rows, batch))
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(b, l, w) after each token of the row, or (b, t, w) for each token of the answer."""
+        rows = len(batch)
+        batch = self.with_dummy(batch)
+        self.begin(batch)
+        logits: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
+        return logits[:rows]
+
+    def read_at(self, batch: Batch, mask: Tensor, is_token: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits (n, w) at the k positions of a mask (b, l) or (b, t) that `is_token` (k,) says,
+        without it at all, and states (m, d) at the others: both row by row."""
+        rows = len(batch)
+        batch = self.with_dummy(batch)
+        self.begin(batch)
+        mask = F.pad(mask, (0, 0, 0, len(batch) - rows), value=False)
+        if not self.answers_apart:
+            mask = F.pad(mask, (0, batch.input_ids.shape[1] - mask.shape[1]), value=False)
+        with picking(self.answer_positions, mask, is_token) as read:
+            logits: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
+        return logits, read.states
+
+    def begin(self, batch: Batch) -> None:
+        """Tell methods which tasks the rows have, and run what they have put beside the model."""
+        self.context.set_rows(batch.task_index, None, batch.input_ids.device)
+        self.context.token_mask = batch.attention_mask.bool()
+        run_beside(self.get_submodule(self.parts["backbone"].path))
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """The arguments of Hugging Face's forward pass."""
+        inputs = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask.long(),
+            **batch.types,
+            **self.joined(batch.media),
+        }
+        if self.answers_apart and batch.labels is not None:
+            inputs["decoder_input_ids"] = self.shifted(batch.labels)
+        return inputs
+
+    def shifted(self, labels: Tensor) -> Tensor:
+        """(b, t) what the decoder reads before it writes each label; what stands before every
+        answer also where it is no label, as in examples with classes."""
+        before = F.pad(labels[:, :-1], (1, 0), value=self.decoder_start)
+        for column, token in enumerate(self.chat.start_ids, 1):
+            hidden = before[:, column : column + 1]
+            hidden.masked_fill_(hidden == IGNORED_LABEL, token)
+        return before.masked_fill(before == IGNORED_LABEL, self.chat.pad_id)
+
+    @property
+    def decoder_start(self) -> int:
+        """Id that a decoder of its own reads before an answer."""
+        config = self.backbone.config.get_text_config()
+        start = getattr(config, "decoder_start_token_id", None)
+        return int(config.eos_token_id if start is None else start)
+
+    def joined(self, media: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The rows' media in one tensor each: along dimension 0, other dimensions padded with zeros
+        to the largest. All types of models read this (they drop empty tiles)."""
+        names = dict.fromkeys(name for row in media for name in row)
+        return {name: self.join([row[name] for row in media if name in row]) for name in names}
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """One medium of all rows."""
+        largest = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
+        padded = []
+        for tensor in tensors:
+            gaps = [most - size for most, size in zip(largest, tensor.shape[1:], strict=True)]
+            padded.append(F.pad(tensor, [n for gap in reversed(gaps) for n in (0, gap)]))
+        whole = torch.cat(padded)
+        return whole.to(self.dtype) if whole.is_floating_point() else whole
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the model's states."""
+        dtype: torch.dtype = self.backbone.dtype
+        return dtype
+
+    def with_dummy(self, batch: Batch) -> Batch:
+        """In training, the batch and one short row with a picture, if no row has one: ranks without
+        a picture would skip the tower, and the others would wait for them under ZeRO-3."""
+        if not self.training or any(batch.media):
+            return batch
+        if self._dummy is None:
+            self._dummy = self.collator.dummy()
+        dummy, device = self._dummy, batch.input_ids.device
+        length = max(batch.input_ids.shape[1], len(dummy.prompt))
+
+        def longer(rows: Tensor, row: Tensor, value: int) -> Tensor:
+            rows = F.pad(rows, (0, length - rows.shape[1]), value=value)
+            row = F.pad(row.to(device), (0, length - len(row)), value=value)
+            return torch.cat([rows, row[None].to(rows)])
+
+        ones = torch.ones(len(dummy.prompt), dtype=torch.bool)
+        labels = batch.labels
+        if labels is not None and not self.answers_apart:
+            labels = F.pad(labels, (0, length - labels.shape[1]), value=IGNORED_LABEL)
+        if labels is not None:
+            labels = torch.cat([labels, torch.full_like(labels[:1], IGNORED_LABEL)])
+        return replace(
+            batch,
+            ids=[*batch.ids, ""],
+            task_index=torch.cat([batch.task_index, batch.task_index[:1]]),
+            input_ids=longer(batch.input_ids, dummy.prompt, 0),
+            attention_mask=longer(batch.attention_mask, ones, 0),
+            labels=labels,
+            types={n: longer(rows, dummy.types[n], 0) for n, rows in batch.types.items()},
+            media=[*batch.media, {n: t.to(device) for n, t in dummy.media.items()}],
+        )
+
+    # Answers.
+
+    @property
+    def state_width(self) -> int:
+        return output_width(self.backbone)
+
+    def first_logits(self, batch: Batch) -> Tensor:
+        return self.read_first(batch, logits=True)[0]
+
+    def first_states(self, batch: Batch) -> Tensor:
+        return self.read_first(batch.prompts(), logits=False)[1]
+
+    def read_first(self, batch: Batch, *, logits: bool) -> tuple[Tensor, Tensor]:
+        """Logits (b, w) of the token that an answer begins with, and no states; or no logits, and
+        the states (b, d) that predict it."""
+        if self.answers_apart:
+            start = torch.tensor([*self.chat.start_ids, 0], device=batch.input_ids.device)
+            batch = replace(batch, labels=start.expand(len(batch), -1))
+            ends, length = torch.full_like(batch.task_index, len(start) - 1), len(start)
+        else:
+            ends, length = batch.attention_mask.sum(1) - 1, batch.input_ids.shape[1]
+        mask = F.one_hot(ends.to(batch.input_ids.device), length).bool()
+        nowhere = torch.zeros(len(batch), dtype=torch.bool, device=mask.device)
+        return self.read_at(batch, mask, None if logits else nowhere)
+
+    def choice_tokens(self, choice: str) -> list[int]:
+        return self.chat.first_ids(choice)
+
+    def answer_tokens(self, answers: Sequence[str]) -> list[list[int]]:
+        return [self.chat.answer_ids(answer) for answer in answers]
+
+    @property
+    def chat(self) -> ChatFormat:
+        """How prompts and answers are written."""
+        return self.collator.chat
+
+    @property
+    def writer(self) -> Writer:
+        config = self.backbone.config
+        placeholders = {
+            token for name in PLACEHOLDERS if (token := getattr(config, name, None)) is not None
+        }
+        ends = tuple(self.chat.end_ids)
+        forbidden = tuple(sorted(placeholders.difference(ends)))
+        start = self.decoder_start if self.answers_apart else None
+        return Writer(self.backbone, ends, self.chat.pad_id, forbidden, start)
+
+    def prompts(self, batch: Batch) -> dict[str, Tensor]:
+        """The arguments of `generate`: rows padded on the left."""
+        self.begin(batch)
+        lengths = batch.attention_mask.sum(1)
+        inputs = self.inputs(batch)
+        if self.answers_apart:
+            return inputs
+        for name, value in (("input_ids", self.chat.pad_id), ("attention_mask", 0)):
+            inputs[name] = left_padded(inputs[name], lengths, value)
+        for name in batch.types:
+            inputs[name] = left_padded(inputs[name], lengths, 0)
+        return inputs

@@ -1,0 +1,146 @@
+"""Rows and their pictures -> Batch, for models that read a text as a whole and answer with classes,
+or with the words that are masked in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlds.models.collate import batch_of, padded
+from vlds.models.kinds.base import GridKind, PathKind
+from vlds.models.loading.gate import check_config, read_any_config
+from vlds.models.loading.load_backbone import Longest, check_fits
+from vlds.schema import IGNORED_LABEL, Batch, Images, Masking, Row
+from vlds.tasks.base import Task
+
+MASKED, RANDOM = 0.8, 0.9
+"""BERT's shares of the tokens to predict: below the first a mask stands in their place, below the
+second any token, else the token itself."""
+
+
+@dataclass(frozen=True)
+class CrossModalCollator:
+    """Puts rows together, padded on the right."""
+
+    tokenizer: Any
+    """A fast tokenizer of Hugging Face, which tells to which word a token belongs."""
+    features: bool
+    """True if images are stored features."""
+
+    def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
+        """`images`: the distinct images of the rows, of one size. The label of an example with
+        classes is its first token."""
+        assert not isinstance(images, list)
+        encoded = [self.encode(row) for row in rows]
+        tokens = [ids for ids, _ in encoded]
+        batch = batch_of(rows, tokens, self.tokenizer.pad_token_id, evaluation=evaluation)
+        labels = [labels for _, labels in encoded]
+        if any(label != IGNORED_LABEL for of_row in labels for label in of_row):
+            batch.labels, batch.labels_on_prompt = padded(labels, IGNORED_LABEL), True
+        batch.images, batch.features = (None, images) if self.features else (images, None)
+        return batch
+
+    def encode(self, row: Row) -> tuple[list[int], list[int]]:
+        """Tokens of a row's text, as the model reads them, and the label of each."""
+        example = row.example
+        encoding = self.tokenizer(example.prompt, truncation=True, max_length=row.max_prompt_tokens)
+        ids: list[int] = list(encoding["input_ids"])
+        labels = [IGNORED_LABEL] * len(ids)
+        if example.class_scores is not None:
+            labels[0] = ids[0]
+        elif example.masking is not None:
+            words = encoding.word_ids()
+            for word, draws in masked_words(words, example.masking).items():
+                for place in (place for place, other in enumerate(words) if other == word):
+                    labels[place] = ids[place]
+                    ids[place] = self.shown(ids[place], draws)
+        return ids, labels
+
+    def shown(self, token: int, draws: np.random.Generator | None) -> int:
+        """What stands in the place of a token to predict: a mask without `draws`."""
+        kind = 0.0 if draws is None else float(draws.random())
+        if draws is None or kind < MASKED:
+            return int(self.tokenizer.mask_token_id)
+        return int(draws.integers(len(self.tokenizer))) if kind < RANDOM else token
+
+    def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
+        """Tokens of (prompt, most tokens) pairs."""
+        return [
+            len(self.tokenizer(text, truncation=True, max_length=most)["input_ids"])
+            for text, most in prompts
+        ]
+
+    def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
+        """One label for each answer."""
+        return [1] * len(answers)
+
+
+def masked_words(
+    words: Sequence[int | None], masking: Masking
+) -> dict[int, np.random.Generator | None]:
+    """Each word to predict, of those that tokens belong to -> where its draws come from; None where
+    masks alone are wanted. At least one word."""
+    known = sorted({word for word in words if word is not None})
+    draws = np.random.default_rng(masking.seed)
+    order = draws.random(len(known))
+    chosen = [word for word, draw in zip(known, order, strict=True) if draw < masking.share]
+    if not chosen and known:
+        chosen = [known[int(order.argmin())]]
+    return {word: None if masking.always_mask else draws for word in chosen}
+
+
+# What kinds have in common that read text with an encoder of BERT's family and answer with
+# classes.
+
+
+TEXT_ENCODERS = ("bert", "roberta", "xlm-roberta")
+"""Types of text encoders whose layers have the names that roles expect."""
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderKind(PathKind, GridKind):
+    """A kind with a text encoder of BERT's family and grid features of pictures."""
+
+    path: str | None = None
+    """The text encoder, BERT or RoBERTa: a Hugging Face hub name or a local folder."""
+
+    @property
+    def fewest_images(self) -> int:
+        return 1
+
+    def check_tasks(self, tasks: Mapping[str, Task], num_micro_batches: int) -> None:
+        for name, task in tasks.items():
+            if task.head is None and not task.masks_words:
+                raise ValueError(
+                    f"tasks.{name}.head: missing, and {type(self).__name__} writes no text; name a "
+                    "head, such as MLPHead"
+                )
+
+    def check_length(self, task: str, longest: Longest) -> None:
+        config = self.read_config()
+        # RoBERTa's positions begin behind the padding's.
+        begin = config.pad_token_id + 1 if config.model_type != "bert" else 0
+        check_fits(task, {"prompt": longest.prompt}, config.max_position_embeddings - begin)
+
+    def collator(self, processor: Any) -> CrossModalCollator:
+        return CrossModalCollator(processor, features=self.image is None)
+
+    def read_config(self) -> Any:
+        """The text encoder's config.
+
+        Errors: ValueError if it is not one of BERT's family.
+        """
+        source, place = self.config_place
+        config = read_any_config(source, place)
+        if config.model_type not in TEXT_ENCODERS:
+            raise ValueError(
+                f"{place}: {source} is a {config.model_type} model; name a text encoder of type "
+                f"{', '.join(TEXT_ENCODERS)}"
+            )
+        check_config(config, f"{place}: {source}", SIZES)
+        return config

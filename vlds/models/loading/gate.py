@@ -1,0 +1,493 @@
+"""The gate before every folder that transformers reads: its files may name neither code nor another
+place to read from.
+
+transformers follows names in the files that it reads: it imports a class of the folder, after
+asking on the terminal, fetches another model, or adds an adapter to the weights. Here these names
+are found before it reads, and it can neither ask nor fetch while it does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import constants
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from transformers import (
+    CONFIG_MAPPING,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    dynamic_module_utils,
+)
+from transformers.integrations import deepspeed as hf_deepspeed
+from transformers.utils import logging
+
+from vlds.models.loading.model_files import (
+    LOCAL,
+    WEIGHTS,
+    SourceError,
+    check_source,
+    check_tensors,
+    fetch,
+    reading,
+    some,
+)
+from vlds.runtime.checks import not_finite
+from vlds.runtime.json_files import read_json
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json",
+)  # fmt: skip
+"""A folder with a tokenizer of any class has one of these."""
+CHECKED = ("*config*.json", "*/*config*.json")
+"""Files whose keys decide what transformers does. A processor's parts may lie in subfolders."""
+INDEX = "*.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+ELSEWHERE = {
+    "audio_tokenizer": "a model of its own",
+    "audio_tokenizer_name_or_path": "a model of its own",
+    "checkpoint_path": "a file of weights",
+    "gguf_file": "a file of weights",
+    "repo_path": "a repository",
+    "use_pretrained_backbone": "weights of another model",
+}
+"""Key -> what transformers would read from elsewhere."""
+PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
+"""Begins of names of models that timm would read from elsewhere."""
+IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+"""Keys that name a computation; one with a slash is code on the hub."""
+CLASS_KEYS = ("tokenizer_class", "processor_class")
+PART_KEYS = ("image_processor_type", "video_processor_type", "feature_extractor_type")
+PART = re.compile(r"\w*(Processor(Fast|Pil)?|FeatureExtractor)")
+"""Names of classes that turn pictures into tensors. transformers would call whatever it has under
+the name that a file gives, with the file's values."""
+CURE = (
+    "vlds runs no code of a model, and reads only what the recipe names: remove this entry, or "
+    "name another model"
+)
+
+
+def check_model(source: str, field: str) -> None:
+    """Check that a model is a local folder, is cached or can be downloaded, and that its files name
+    nothing else.
+
+    Errors: SourceError that begins with `field`.
+    """
+    where(source, field, model=True)
+
+
+def check_tokenizer(source: str, field: str, files: Sequence[str], what: str = "tokenizer") -> None:
+    """Check that a tokenizer, or a processor, exists locally or can be downloaded, and that its
+    files name nothing else. `files`: names of files in its folder, and suffixes (.model) of files
+    that hold a whole tokenizer.
+
+    Without this check, transformers would create an empty tokenizer for a folder that holds none,
+    and would look on the hub for the path of a file that it cannot read.
+
+    Errors: SourceError that begins with `field`.
+    """
+    path = Path(source)
+    suffixes = [name for name in files if name.startswith(".")]
+    names = [name for name in files if name not in suffixes]
+    or_file = "".join(f"a {suffix} file or " for suffix in suffixes)
+    cure = f"name {or_file}a folder that holds {' or '.join(names)}"
+    if path.suffix in suffixes and not path.exists():
+        raise SourceError(f"{field}: no such file: {source}; {cure}")
+    check_source(source, field, cure)
+    if path.is_file() and path.suffix not in suffixes:
+        raise SourceError(f"{field}: {source} is not a {what}; {cure}")
+    if path.is_dir() and not any((path / name).is_file() for name in names):
+        raise SourceError(f"{field}: no {what} in the folder {source}; {cure}")
+    where(source, field, local=cure)
+
+
+def open_checked(hf_class: Any, source: str | Path, field: str, **options: Any) -> Any:
+    """What `from_pretrained` of a class of transformers gives for a folder or hub name; a model if
+    `options` hold its config.
+
+    Errors: SourceError that begins with `field`; whatever the class raises.
+    """
+    place = where(str(source), field, model="config" in options, weights="config" in options)
+    with sealed():
+        opened = hf_class.from_pretrained(
+            source, trust_remote_code=False, local_files_only=True, **place, **options
+        )
+    tokenizer = getattr(opened, "tokenizer", opened)
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        # Some settings, such as model_max_length, are first looked at when a text is read.
+        with reading(f"{field}: the tokenizer in {source} reads no text"):
+            tokenizer("a")
+    return opened
+
+
+def where(
+    source: str, field: str, local: str = LOCAL, *, model: bool = False, weights: bool = False
+) -> dict[str, str]:
+    """What tells transformers which snapshot of a hub name lies in the cache; nothing for a folder.
+    Its files are checked; `model`: as those of a model, and `weights`: are there too.
+
+    Errors: SourceError that begins with `field`.
+    """
+    if Path(source).exists():
+        folder, found = Path(source), {}
+    else:
+        with quiet():
+            folder = fetch(source, field, local)
+        found = {"revision": folder.name}
+    if folder.is_dir():
+        _check_folder(folder, field, model=model)
+    if weights and found:
+        with quiet():
+            fetch(source, field, local, _weight_files(folder) or WEIGHTS)
+    return found
+
+
+def check_settings(tree: Any, file: Path, field: str, known: str | None = None) -> None:
+    """Check that the settings in a file name neither code nor another place. `known`: the type of
+    the model beside it.
+
+    Errors: SourceError that begins with `field`.
+    """
+    if (fault := next(_faults(tree, known), None)) is not None:
+        raise SourceError(f"{field}: {file}: {fault}; {CURE}")
+
+
+@contextmanager
+def sealed() -> Iterator[None]:
+    """Inside, transformers can fetch nothing and ask nothing, whatever it reads."""
+    offline, seconds = constants.HF_HUB_OFFLINE, dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    constants.HF_HUB_OFFLINE = True
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # no time for an answer: it asks nothing
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, Hugging Face draws no progress bars (each rank would) and prints no report."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _check_folder(folder: Path, field: str, *, model: bool) -> None:
+    if model and (folder / ADAPTER).exists():
+        raise SourceError(
+            f"{field}: {folder / ADAPTER}: the folder holds an adapter beside the model, and "
+            "transformers would add it to the weights without a word; move the adapter's files to "
+            "a folder of their own, or merge them into the weights (peft's merge_and_unload)"
+        )
+    for file in sorted(folder.glob(INDEX)):
+        with reading(f"{field}: cannot read {file}"):
+            _weight_names(file)
+    config = folder / "config.json"
+    known = None
+    if config.is_file():
+        kind = _read(config, field).get("model_type")
+        known = kind if isinstance(kind, str) and kind in CONFIG_MAPPING else None
+    for file in sorted({file for pattern in CHECKED for file in folder.glob(pattern)}):
+        if file.is_file():
+            check_settings(_read(file, field), file, field, known)
+
+
+def _read(file: Path, field: str) -> dict[str, Any]:
+    state = file.stat()
+    with reading(f"{field}: cannot read {file}"):
+        tree = _parsed(file, (state.st_mtime_ns, state.st_size, state.st_ino))
+        if not isinstance(tree, dict):
+            raise TypeError(f"it holds a {type(tree).__name__}, not settings by name")
+    return tree
+
+
+@lru_cache(256)
+def _parsed(file: Path, state: tuple[int, ...]) -> Any:
+    """A file of settings, which is read again once it changes: configs are looked up often."""
+    return read_json(file)
+
+
+def _weight_names(index: Path) -> list[str]:
+    """The files in which an index says that weights are."""
+    names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"it names {name!r}, which is no file beside it")
+    return names
+
+
+def _weight_files(folder: Path) -> tuple[str, ...]:
+    return tuple(name for index in sorted(folder.glob(INDEX)) for name in _weight_names(index))
+
+
+def _faults(tree: Any, known: str | None, path: str = "") -> Iterator[str]:
+    """What is wrong with settings: the key, its value, and what transformers would do."""
+    if isinstance(tree, list):
+        for number, entry in enumerate(tree):
+            yield from _faults(entry, known, f"{path}[{number}]")
+    if not isinstance(tree, Mapping):
+        return
+    for key, value in tree.items():
+        name = f"{path}.{key}" if path else str(key)
+        if value is not None and (why := _reason(key, value, tree, known)) is not None:
+            yield f"{name} is {str(value)[:100]!r}, {why}"
+        yield from _faults(value, known, name)
+
+
+def _reason(key: str, value: Any, beside: Mapping[str, Any], known: str | None) -> str | None:
+    """Why a key may not have a value; None if it may."""
+    texts = [v for v in _leaves(value) if isinstance(v, str)]
+    if key in ELSEWHERE and value is not False:
+        return f"which names {ELSEWHERE[key]} to read"
+    if key == "backbone" and isinstance(value, str):
+        inside = beside.get("backbone_config") or beside.get("model_type") == "timm_backbone"
+        return None if inside else "which names another model to read"
+    if isinstance(value, str) and value.startswith(PREFIXES):
+        return "which names another model to read"
+    if key in IMPLEMENTATIONS and any("/" in text for text in texts):
+        return "which names code to fetch"
+    if key == "auto_map" and not _has_own_class(beside, known):
+        return "which names code to run, and transformers has no class of its own for it"
+    if key == "trust_remote_code" and value:
+        return "which lets code run"
+    if key in PART_KEYS and not all(map(PART.fullmatch, texts)):
+        return "which is no class that reads pictures"
+    return None
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _leaves(entry)
+    else:
+        yield value
+
+
+def _has_own_class(beside: Mapping[str, Any], known: str | None) -> bool:
+    """True if transformers, which then runs no code of the folder, has a class for what settings
+    describe."""
+    named = [beside.get(key) for key in (*CLASS_KEYS, *PART_KEYS)]
+    classes = [name for name in named if isinstance(name, str)]
+    return (
+        known is not None
+        or beside.get("model_type") in CONFIG_MAPPING
+        or any(hasattr(transformers, name) for name in classes)
+    )
+
+
+# Reads Hugging Face's configs and weights from a folder, file or hub name, and compares them.
+
+
+TIES = "tie_word_embeddings"
+CORRECT = "correct the file, or copy it again"
+MOST_MODULES = 50_000
+"""Of a model. Llama 3.1 405B has two thousand, and Mixtral 8x22B with its experts apart three."""
+LAYER = re.compile(r"\.\d+(?=\.)")
+
+
+def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[str, Any]]:
+    """The config of a folder, hub name or file, and the raw settings in it. The recipe's `field`
+    names the source.
+
+    Errors: SourceError if it cannot be read, or holds values of the wrong kind.
+    """
+    is_file = source.endswith(".json")
+    place = {} if is_file else where(source, field, model=True)
+    with reading(f"{field}: cannot read the model's config from {source}", CORRECT), sealed():
+        if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+            raise OSError("the folder has no config.json")
+        if is_file:
+            fields = read_json(Path(source))
+            check_settings(fields, Path(source), field)
+        else:
+            fields, _ = config_class.get_config_dict(source, local_files_only=True, **place)
+        if not isinstance(fields, dict):
+            raise TypeError(f"it holds a {type(fields).__name__}, not settings by name")
+        part = getattr(config_class, "base_config_key", "")  # the vision model in a whole CLIP
+        if part and fields.get("model_type") != config_class.model_type:
+            fields = fields.get(part, fields)
+        config = config_class.from_dict(fields)
+        if fields.get("quantization_config") is not None:
+            raise ValueError(
+                "it has a quantization_config: vlds reads whole weights, and packs them itself "
+                "where a recipe has `bits`"
+            )
+        for name, value in not_finite(fields):
+            # Bounds of ranges may be infinite, as in Mamba's `time_step_limit`.
+            if value != value or not name.endswith("]"):
+                raise ValueError(f"{name} is {value}, a finite number expected")
+        if not isinstance(fields.get(TIES, True), bool):
+            raise TypeError(f"{TIES} is {fields[TIES]!r}, true or false expected")
+    return config, fields
+
+
+def read_any_config(source: str, field: str) -> Any:
+    """The config of a model of any type that transformers knows.
+
+    Errors: SourceError if it cannot be read, or is of a type that transformers does not know.
+    """
+    _, fields = read_config(PreTrainedConfig, source, field)
+    kind = fields.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise SourceError(
+            f"{field}: {source} is a model of type {kind!r}, which this version of transformers "
+            "does not know; name another, or install a newer transformers"
+        )
+    return read_config(CONFIG_MAPPING[kind], source, field)[0]
+
+
+def check_config(
+    config: Any, prefix: str, sizes: Sequence[str], tokens: Sequence[str] = ()
+) -> None:
+    """Check that a config's `sizes` are positive, and that it has ids of the `tokens`.
+
+    Errors: SourceError that begins with `prefix`.
+    """
+    for names, least in ((sizes, 1), (tokens, 0)):
+        for name in names:
+            value = getattr(config, name, None)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise SourceError(
+                    f"{prefix}: {name} is {value!r} in the model's config, a number from {least} "
+                    f"expected; {CORRECT}"
+                )
+
+
+def load_weights(
+    model_class: Any, path: str, config: Any, dtype: torch.dtype, field: str, **packing: Any
+) -> tuple[Any, set[str]]:
+    """The model of a folder or hub name, and the names of buffers that its weights lack. The
+    recipe's `field` names the source; `packing`, Hugging Face's options that quantise it.
+
+    Errors: SourceError if the weights cannot be read, or do not fit the config.
+    """
+    with (
+        reading(f"{field}: the config in {path} describes no model", CORRECT),
+        torch.device("meta"),
+        unpartitioned(),
+        sealed(),
+    ):
+        wanted = model_class(config).state_dict()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        shapes |= check_tensors(field, file, wanted)
+    _check_fit(f"{field}: the weights in {path}", shapes, wanted)
+    with reading(f"{field}: cannot read weights from {path}"), quiet():
+        model, report = open_checked(
+            model_class,
+            path,
+            field,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            **packing,
+        )
+    missing = set(report["missing_keys"])
+    if lost := sorted(missing.intersection(name for name, _ in model.named_parameters())):
+        raise _misfit(f"{field}: the weights in {path}", [f"{name} is missing" for name in lost])
+    return model, missing
+
+
+def _check_fit(
+    what: str, shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor]
+) -> None:
+    """Compare the shapes in a folder's files with the config before anything is loaded, because
+    loading under ZeRO-3 reports no mismatch.
+
+    Errors: SourceError for other shapes, and for layers that the model does not have.
+    """
+    kinds = {LAYER.sub(".*", name) for name in wanted}
+    faults = [
+        f"{name} is {_text(shape)}, the config asks for {_text(wanted[name].shape)}"
+        for name, shape in sorted(shapes.items())
+        if name in wanted and shape != tuple(wanted[name].shape)
+    ]
+    faults += [
+        f"{name} is in no layer of the config"
+        for name in sorted(shapes)
+        if name not in wanted and LAYER.sub(".*", name) in kinds
+    ]
+    if faults:
+        raise _misfit(what, faults)
+
+
+def _misfit(what: str, faults: list[str]) -> SourceError:
+    return SourceError(
+        f"{what} do not fit the config.json beside them: {some(faults)}; restore the config.json "
+        "that belongs to the weights"
+    )
+
+
+def _text(shape: Any) -> str:
+    return " x ".join(map(str, shape))
+
+
+@contextmanager
+def unpartitioned() -> Iterator[None]:
+    """Inside, models of several parts are made whole, as others are. Under ZeRO-3's loading hint,
+    transformers would partition the parts that a model makes by `_from_config`."""
+    hint = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = hint
+
+
+def check_finite(model: nn.Module, what: str) -> None:
+    """Errors: SourceError that begins with `what` for weights, or numbers that a config leads to,
+    that are NaN or infinite. Masks may hold minus infinity."""
+    weights = {name for name, _ in model.named_parameters()}
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.is_meta or not tensor.is_floating_point():
+            continue
+        if tensor.sum(dtype=torch.float32).isfinite():  # many times as fast as to look at each
+            continue
+        good = tensor.isfinite()
+        bad = tensor[~(good if name in weights else good | tensor.isneginf())]
+        if len(bad):
+            raise SourceError(
+                f"{what}: {name} holds {bad[0].item()}, finite numbers expected; copy the weights "
+                "and the config again, or name others"
+            )
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Inside, a model is made of no more modules than any real one has, whatever a config or a
+    recipe asks for: to make a hundred thousand layers takes hours, even without memory.
+
+    Errors: SourceError.
+    """
+    num_modules = 0
+
+    def count(*_: object) -> None:
+        nonlocal num_modules
+        num_modules += 1
+        if num_modules > MOST_MODULES:
+            raise SourceError(
+                f"the model would have more than {MOST_MODULES:,} modules; correct the number of "
+                "layers in its config, or the sizes of the recipe's methods"
+            )
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,172 @@
+"""Says in one line what is wrong with a file of weights, sizes or a tokenizer that a recipe names.
+
+The libraries that read these files raise anything for damaged bytes; those in Rust even panic,
+which `except Exception` does not catch. They do not notice a flipped byte in a weight, so files
+that vlds wrote are compared with the hashes in their manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import safe_open
+from torch import Tensor
+
+from vlds.runtime.files import check_file
+from vlds.runtime.json_files import DESCRIPTION, damage, lacks_memory
+
+# Checks that a model or tokenizer exists, in a folder or on the Hugging Face hub, before it is
+# read, and fetches it.
+#
+# The hub is asked once: the libraries that download from it retry for minutes without a network.
+
+
+TIMEOUT_S = 5.0
+FILES = ("config.json", "model.safetensors")
+"""One of these is in the cache after a model was downloaded."""
+WEIGHTS = ("model.safetensors",)
+CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.vocab")
+"""Patterns of files that are not weights: configs, tokenizers, templates."""
+BUSY = 429
+"""HTTP status; it and higher ones are temporary, so the libraries may try again."""
+LOCAL = "name a folder that holds the model"
+
+
+def check_source(source: str, field: str, local: str = LOCAL) -> None:
+    """Check that a model is a local path, is cached or can be downloaded. `local`: what to name
+    instead of a hub name.
+
+    Errors: SourceError that begins with `field`.
+    """
+    if not Path(source).exists():
+        _check_name(source, field, local)
+
+
+@cache
+def _check_name(name: str, field: str, local: str) -> None:
+    try:
+        cached = any(isinstance(try_to_load_from_cache(name, file), str) for file in FILES)
+        if not constants.is_offline_mode():
+            HfApi().model_info(name, timeout=TIMEOUT_S)
+        elif not cached:
+            raise SourceError(
+                f"{field}: {name} is not in Hugging Face's cache, and HF_HUB_OFFLINE forbids a "
+                f"download; {local}"
+            )
+    except SourceError:
+        raise
+    except HFValidationError:
+        raise SourceError(f"{field}: no such file or folder: {name}; check the path") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status < BUSY:
+            raise SourceError(
+                f"{field}: no such folder, and no such model on the Hugging Face hub: {name} "
+                f"(HTTP {status}); check the name, or log in with `hf auth login`"
+            ) from None
+    except Exception:  # its HTTP library may raise anything if the hub does not answer
+        if not cached:
+            raise SourceError(
+                f"{field}: no such folder: {name}, and the Hugging Face hub does not answer; "
+                f"{local}, or download it on a machine with a network and set HF_HUB_OFFLINE=1"
+            ) from None
+        constants.HF_HUB_OFFLINE = True  # else the libraries would ask again for each file
+
+
+def fetch(name: str, field: str, local: str, patterns: tuple[str, ...] = CONFIGS) -> Path:
+    """The snapshot of a hub name in Hugging Face's cache, with the files of these patterns. All
+    that a process fetches for a name is of one snapshot.
+
+    Errors: SourceError that begins with `field`.
+    """
+    check_source(name, field, local)
+    with reading(f"{field}: cannot fetch {name}", local):
+        return _snapshot(name, patterns)
+
+
+@cache
+def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:
+    commit = None if patterns == CONFIGS else _snapshot(name, CONFIGS).name
+    return Path(snapshot_download(name, revision=commit, allow_patterns=list(patterns)))
+
+
+COPY_AGAIN = "copy it again, or name another"
+
+
+class SourceError(ValueError):
+    """What is wrong with a file that a recipe names, with the cure."""
+
+
+@contextmanager
+def reading(what: str, cure: str = COPY_AGAIN) -> Iterator[None]:
+    """Inside, a library reads a user's file.
+
+    Errors: SourceError that begins with `what` for whatever it raises, except a lack of memory.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, SourceError):
+        raise
+    except BaseException as error:  # pyo3's PanicException is not an Exception
+        if lacks_memory(error):
+            raise
+        raise SourceError(f"{what} ({_reason(error)}); {cure}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error's text, and the next if the first ends in a colon."""
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    text = f"{first} {rest[0]}" if rest and first.endswith(":") else first
+    return f"{type(error).__name__}: {text}"[:200]
+
+
+def damaged_source(source: str) -> str | None:
+    """What is wrong with a source in a folder that `vlds convert hf` wrote; None if it is intact or
+    elsewhere. Hashes every byte: a second for two GB."""
+    path = Path(source)
+    for folder in (path, path.parent):
+        if not (folder / DESCRIPTION).is_file():
+            continue
+        within = path.relative_to(folder).as_posix()
+        wrong = damage(folder, within=None if within == "." else within)
+        if wrong is not None:
+            return f"{folder}: {wrong}; copy the folder again from where it was written"
+    return None
+
+
+def check_tensors(
+    prefix: str, file: Path, wanted: Mapping[str, Tensor]
+) -> dict[str, tuple[int, ...]]:
+    """Check that a safetensors file can be read, and holds floats where `wanted` does; the shapes
+    of its tensors by name.
+
+    Errors: SourceError that begins with `prefix`.
+    """
+    with reading(f"{prefix}: {file} is not a whole safetensors file"):
+        check_file(file)
+        with safe_open(file, "pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            kinds = {name: part.get_dtype() for name, part in slices.items()}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    not_floats = [
+        f"{name} is {kind}"
+        for name, kind in kinds.items()
+        # Floats are called F32, F8_E4M3, BF16 and so on.
+        if name in wanted and wanted[name].is_floating_point() and not kind.startswith(("F", "BF"))
+    ]
+    if not_floats:
+        raise SourceError(
+            f"{prefix}: {file} does not hold weights: {some(not_floats)}, floats expected; "
+            f"{COPY_AGAIN}"
+        )
+    return shapes
+
+
+def some(faults: list[str]) -> str:
+    """The first fault, and the number of the others."""
+    return f"{faults[0]} (and {len(faults) - 1} more)" if len(faults) > 1 else faults[0]

@@ -1,0 +1,173 @@
+"""Adapters whose halves are linear layers (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751),
+with VL-Adapter's ways of sharing over tasks (https://arxiv.org/abs/2112.06825, section 3.2). The
+tasks' weights are stacked in one parameter (tasks or 1, ...).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlds.models.methods.base import Case, Library, Sharing, Toy
+from vlds.models.methods.bottleneck import (
+    Bottleneck,
+    BottleneckModule,
+    Half,
+    StackedBottleneck,
+    StackedBottleneckModule,
+    both_halves,
+)
+from vlds.models.methods.context import BatchContext, stacked_linear
+from vlds.models.methods.host import Host, extended_linears
+from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules, TargetModules
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter(StackedBottleneck):
+    """Bottlenecks behind attention and feed-forward layers."""
+
+    reasons: ClassVar[Mapping[Library, str]] = {
+        "peft": "peft has no Adapter; `vlds convert adapters` has a layout for it"
+    }
+    library_leaves: ClassVar[Mapping[str, str]] = {"weight": "weight", "bias": "bias"}
+
+    init: Literal["vl_adapter", "identity"] = "vl_adapter"
+    """vl_adapter: as the original code, N(0, 0.02) on BART, PyTorch's default on T5. identity: W_up
+    and b_up are 0."""
+
+    def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> AdapterModule:
+        return AdapterModule(self, linear, host)
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """Every sharing, norms, the identity at first, fewer places."""
+
+        def case(size: int, num_places: int = Toy.places, **fields: Any) -> Case:
+            method = cls(reduction=4, **fields)
+            undecayed = "down_bias up_bias"
+            if method.layer_norm_before:
+                undecayed += " pre_norm.weight pre_norm.bias post_norm.weight post_norm.bias"
+            starts_frozen = method.init == "identity"
+            refused = {} if method.attention else {"reference": "the original code has attention: "}
+            if method.parallel:
+                refused["adapters"] = "no layout of vlds holds adapters beside feed-forward layers"
+            num, decayed = num_places * size, "down_weight up_weight"
+            return Case(method, num, decayed, undecayed, starts_frozen, refused=refused)
+
+        down, up, n, norm_size = Toy.down, Toy.up, Toy.tasks, 4 * Toy.width
+        norms = {"layer_norm_before": True, "layer_norm_after": True}
+        alone = {"attention": False, "cross_attention": False}
+        return {
+            "": case(down + up),
+            "per task": case(n * (down + up), sharing="multiple"),
+            "shared down": case(down + n * up, sharing="half_shared_down"),
+            "shared up": case(n * down + up, sharing="half_shared_up"),
+            "norms": case(down + up + norm_size, **norms),
+            "shared up, norms": case(n * down + up + norm_size, sharing="half_shared_up", **norms),
+            "identity": case(n * (down + up), sharing="multiple", init="identity"),
+            "no cross-attention": case(down + up, Toy.places - Toy.layers, cross_attention=False),
+            "feed-forward alone": case(down + up, 2 * Toy.layers, activation="gelu", **alone),
+            "beside": case(down + up, 2 * Toy.layers, parallel=True, **alone),
+        }
+
+
+class AdapterModule(StackedBottleneckModule):
+    """The adapters of all tasks behind one layer."""
+
+    layer = staticmethod(F.linear)
+    leaves = ("weight", "bias")
+    neurons: ClassVar[Mapping[str, int]] = {"down_weight": 1, "down_bias": 1, "up_weight": 2}
+    """Weights whose slices belong to the bottleneck's neurons -> the dimension of these."""
+    optimizer_rules: ClassVar[OptimizerRules] = both_halves(weight=STACKED, bias=STACKED_UNDECAYED)
+
+    def __init__(self, config: Adapter, linear: nn.Linear, host: Host) -> None:
+        super().__init__(config, linear, host)
+        down, up = (self.num_down, self.bottleneck, self.width), (self.num_up, self.width)
+        self.down_weight = nn.Parameter(torch.empty(*down, **self.options))
+        self.down_bias = nn.Parameter(torch.empty(*down[:2], **self.options))
+        self.up_weight = nn.Parameter(torch.empty(*up, self.bottleneck, **self.options))
+        self.up_bias = nn.Parameter(torch.empty(*up, **self.options))
+        init_linear(self.down_weight, self.down_bias, host.targets.linear_init_std)
+        init_linear(self.up_weight, self.up_bias, host.targets.linear_init_std)
+        if config.init == "identity":
+            nn.init.zeros_(self.up_weight)
+            nn.init.zeros_(self.up_bias)
+            self.behind_zeros = ("down_weight", "down_bias")
+
+    def through(self, states: Tensor) -> Tensor:
+        down, up = (self.down_weight, self.down_bias), (self.up_weight, self.up_bias)
+        return self.routing.apply_stacked(self.linear_bottleneck, states, down, up)
+
+    def linear_bottleneck(self, rows: Tensor, *stacks: Tensor) -> Tensor:
+        """Rows through both halves, as `stacked_linear` has them."""
+        down_weight, down_bias, up_weight, up_bias = stacks
+        narrow = self.activation(stacked_linear(rows, down_weight, down_bias))
+        return stacked_linear(narrow, up_weight, up_bias)
+
+
+def merge_first(method: str) -> dict[Library, str]:
+    """Why libraries cannot hold a method that `materialise` makes an Adapter."""
+    return {
+        "peft": f"peft has no {method}; `vlds convert merge`, then `vlds convert adapters` has a "
+        "layout for it",
+        "adapters": f"adapters has no {method}; `vlds convert merge` makes it Adapter",
+    }
+
+
+@torch.no_grad()
+def materialise(
+    method: Bottleneck, sharing: Sharing, name: str, model: nn.Module, tasks: Sequence[str]
+) -> Adapter:
+    """Replace bottlenecks by plain adapters whose halves are linear maps by other means;
+    the method that describes them."""
+    stacked = method if isinstance(method, StackedBottleneck) else None
+    adapter = Adapter(
+        part=method.part,
+        learning_rate=method.learning_rate,
+        sharing=sharing,
+        reduction=method.reduction,
+        attention=method.attention,
+        cross_attention=method.cross_attention,
+        parallel=method.parallel,
+        activation=method.activation,
+        layer_norm_before=stacked is not None and stacked.layer_norm_before,
+        layer_norm_after=stacked is not None and stacked.layer_norm_after,
+    )
+    for linear in extended_linears(model, name):
+        old = linear.extensions[name]
+        assert isinstance(old, BottleneckModule)
+        host = Host(name, model, TargetModules({}), tasks, BatchContext(old.routing))
+        new = AdapterModule(adapter, linear, host)
+        down, up = old.halves()
+        copy_halves(down, new.down_weight, new.down_bias)
+        copy_halves(up, new.up_weight, new.up_bias)
+        new.pre_norm, new.post_norm = old.pre_norm, old.post_norm
+        new.beside = old.beside
+        host.extend_linear(linear, new.train(old.training))
+    return adapter
+
+
+def copy_halves(halves: Sequence[Half], weight: Tensor, bias: Tensor) -> None:
+    """Write linear maps, one a slice, as weights (tasks, out, in) and biases (tasks, out)."""
+    eye = torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype)
+    for index, half in enumerate(halves):
+        bias[index] = half(torch.zeros_like(eye[:1]))[0]
+        weight[index] = (half(eye) - bias[index]).mT
+
+
+def init_linear(weight: Tensor, bias: Tensor, std: float | None) -> None:
+    """Draw stacked linear layers (tasks, out, in): N(0, std) and zero bias, or PyTorch's default
+    for both."""
+    if std is None:
+        bound = 1 / math.sqrt(weight.shape[-1])
+        nn.init.uniform_(weight, -bound, bound)
+        nn.init.uniform_(bias, -bound, bound)
+    else:
+        nn.init.normal_(weight, std=std)
+        nn.init.zeros_(bias)

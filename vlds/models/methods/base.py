@@ -1,0 +1,208 @@
+"""What a method is: it attaches to roles of a frozen model and says which weights train.
+
+Several methods may extend one layer; they act in the order in which the recipe names them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from vlds.models.methods.host import Host
+from vlds.runtime.checks import NotNegative
+
+# What a method says about other libraries' files: the names and shapes of its tensors, and its
+# settings. vlds.convert reads and writes the files.
+
+
+Library = Literal["peft", "adapters", "reference"]
+"""Hugging Face's peft, AdapterHub's adapters, the original code of VL-T5 and VL-Adapter."""
+LIBRARY_NAMES: dict[Library, str] = {
+    "peft": "peft",
+    "adapters": "adapters",
+    "reference": "the original code",
+}
+"""How messages call them."""
+PEFT_MODEL = "base_model.model."
+"""What peft's names of layers begin with."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a library stores a tensor, or one task's slice of it."""
+
+    keys: tuple[str, ...]
+    """Its names there, more than one for aliases. `{task}` stands for a task's name."""
+    shape: tuple[int, ...] | None = None
+    """Shape of the slice there, if it differs from ours."""
+    stacked: bool = True
+    """False if our tensor has no first dimension (tasks or 1)."""
+    num_parts: int = 1
+    """In how many tensors the rows of a slice are there; `{part}` stands for a part's number."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A method in the files of a library."""
+
+    tensors: Mapping[str, Stored]
+    """Path of a tensor in our backbone, aliases included -> where it is stored."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Settings beside the weights, where the library has any."""
+
+
+def is_t5(model: Any) -> bool:
+    """True for backbones of Hugging Face's T5 classes, which FLAN-T5 belongs to."""
+    return bool(model.config.model_type == "t5")
+
+
+Sharing = Literal["single", "multiple", "half_shared_up", "half_shared_down"]
+
+
+class Toy:
+    """Sizes of the contract tests' backbone and recipe, for the formulas in `cases`."""
+
+    width, hidden, layers, tasks = 16, 24, 2, 3
+    """Width of the states and of the feed-forward layers, layers of each stack, tasks."""
+    narrow, places = width // 4, layers * (2 + 3)
+    """Width and number of the bottlenecks, with `reduction: 4`."""
+    down, up = narrow * width + narrow, width * narrow + width
+    """Weights of a bottleneck's halves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A way of tuning a few of a model's weights. All facts about a method are here: the class
+    variables and hooks serve merging, conversion and the contract tests."""
+
+    recomputable: ClassVar[bool] = True
+    """True if layers compute the same again in the backward pass (activation checkpointing)."""
+    needs_whole_model: ClassVar[bool] = False
+    """True if the frozen model computes what the method begins with, so that its weights are whole
+    until then."""
+    compares_examples: ClassVar[bool] = False
+    """True if the method's loss compares all examples of a global batch, which a rank then computes
+    in one micro-batch."""
+    merges_to_itself: ClassVar[bool] = False
+    """True if `merge` keeps the method and only drops what training needed."""
+    libraries: ClassVar[frozenset[Library]] = frozenset()
+    """Libraries whose files can hold the method; `layout` describes them."""
+    reasons: ClassVar[Mapping[Library, str]] = {}
+    """Why other libraries cannot, if there is more to say than that they lack it."""
+
+    part: str = "backbone"
+    """Which part of the model is tuned: backbone, vision, or another one that the kind of model
+    names."""
+    learning_rate: NotNegative | None = None
+    """Peak learning rate of this method's weights; default: the optimizer's."""
+
+    @property
+    def partitionable(self) -> bool:
+        """False if ZeRO stage 3 cannot partition what the method trains."""
+        return True
+
+    def check_steps(self, num_steps: int) -> None:  # noqa: B027 (most methods take any number)
+        """Check the method against the number of steps of a run, before any long work.
+
+        Errors: ValueError that names the field.
+        """
+
+    @abstractmethod
+    def attach(self, host: Host) -> list[nn.Parameter]:
+        """Put the method into a frozen model; the parameters that train.
+
+        Errors: ValueError if nothing in the model plays the roles that the method needs.
+        """
+
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
+        """Fold what was attached as `name` into the model's own weights, or make it plainer; name
+        -> method that stays beside them, empty if none does.
+
+        Errors: ValueError if neither can be done.
+        """
+        raise ValueError(
+            f"{type(self).__name__} computes what no plain layer computes; use `vlds convert hf`, "
+            "which keeps it beside the backbone"
+        )
+
+    def in_artifact(self) -> Method:
+        """The method in the recipe of an artifact, which holds what it took from other runs."""
+        return self
+
+    def resumed(self) -> Method:
+        """The method of a run that goes on, whose state holds what it read at the start."""
+        return self
+
+    def source_hashes(self) -> Mapping[str, str]:
+        """Field -> sha256 of another run's weights that stay frozen here, which a run state does
+        not hold."""
+        return {}
+
+    def after_export(self) -> Method | None:
+        """The method beside an exported model, whose files hold the model's own weights as
+        attaching and training have changed them; None if it adds nothing to them."""
+        return self
+
+    def refusal(self, library: Library, model: Any) -> str | None:
+        """Why a library's files cannot hold the method in a Hugging Face backbone; None if they
+        can."""
+        if library in self.libraries:
+            return None
+        lacks = f"{LIBRARY_NAMES[library]} has no {type(self).__name__}"
+        return self.reasons.get(library, lacks)
+
+    def layout(self, library: Library, name: str, model: Any) -> Layout:
+        """The files of one of its `libraries`, for what was attached as `name` to a backbone."""
+        raise NotImplementedError
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """Word -> small instance, for the contract tests."""
+        return {"": Case(cls())}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A small instance of a method, and what the contract tests expect of it."""
+
+    method: Method
+    num_trained: int | None = None
+    """Weights that it trains; None: not checked."""
+    decayed: str | None = None
+    """Tensors that it adds and weight decay acts on, by their names inside the method's module;
+    None: not checked."""
+    undecayed: str = ""
+    """The other tensors that it adds."""
+    starts_frozen: bool = False
+    """True if the model computes at first what it computes without the method."""
+    merged: tuple[type[Method], ...] = ()
+    """Classes of the methods that are left after merging."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """`merge` or a library, with a backbone's name before it if only that one refuses, or a kind of
+    model -> pattern of the reason."""
+    families: tuple[str, ...] = ("T5", "Bart")
+    """Backbones that can have it."""
+
+
+def by_kinds(reason: str) -> dict[str, str]:
+    """`refused`, by the kinds of model that Hugging Face's own forward pass runs."""
+    return dict.fromkeys(("Causal", "ImageTextToText"), reason)
+
+
+def check_sharing(part: str, sharing: str) -> None:
+    """Errors: ValueError if tasks would have separate weights in the vision encoder."""
+    if part == "vision" and sharing != "single":
+        raise ValueError(
+            f"sharing: got {sharing} for the vision encoder, where tasks share pictures; use single"
+        )
+
+
+def num_slices(sharing: Sharing, num_tasks: int) -> tuple[int, int]:
+    """Slices of the two stacked weights of a pair (down and up, A and B): one per task, or one."""
+    shares_first = sharing in ("single", "half_shared_down")
+    shares_second = sharing in ("single", "half_shared_up")
+    return 1 if shares_first else num_tasks, 1 if shares_second else num_tasks

@@ -1,0 +1,336 @@
+"""The skeleton that all bottleneck adapters have in common: behind each attention and feed-forward
+sub-layer
+
+    A(x) = x + [norm]( up( g( down( [norm](x) ) ) ) ),    g = GELU, tanh approximation
+
+acting on the sub-layer's output before dropout and residual (Houlsby et al. 2019,
+https://arxiv.org/abs/1902.00751, as in VL-Adapter, Sung et al. 2022,
+https://arxiv.org/abs/2112.06825). Methods say what `down` and `up` are. Most hold weights
+in stacks: one pair for all tasks (`single`), one per task (`multiple`), or one per task
+whose up or down half, bias included, is common to all (`half_shared_up`, `half_shared_down`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlds.models.methods.base import (
+    LIBRARY_NAMES,
+    Layout,
+    Library,
+    Method,
+    Sharing,
+    Stored,
+    check_sharing,
+    num_slices,
+)
+from vlds.models.methods.context import TaskRouting
+from vlds.models.methods.host import (
+    CROSS_ATTENTION,
+    Host,
+    LinearExtension,
+    added_tensors,
+    extended,
+    weight_options,
+)
+from vlds.runtime.checks import Count, MadeForBatch
+from vlds.schema import OptimizerRule, OptimizerRules, Role
+
+Nonlinearity = Literal["gelu_tanh", "gelu", "relu", "silu"]
+NAMES_IN_ADAPTERS: dict[Nonlinearity, str] = {
+    "gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "swish",
+}  # fmt: skip
+Half = Callable[[Tensor], Tensor]
+"""One half of a bottleneck for one task: (..., in) -> (..., out)."""
+PLACES: dict[Library, dict[str, str]] = {
+    "adapters": {
+        r"(.+)\.(SelfAttention\.o|EncDecAttention\.o|DenseReluDense\.wo)": r"\1.adapters",
+        r"(.+)\.self_attn\.out_proj": r"\1.attention_adapters.adapters",
+        r"(.+)\.encoder_attn\.out_proj": r"\1.cross_attention_adapters.adapters",
+        r"(.+)\.fc2": r"\1.output_adapters.adapters",
+    },
+    "reference": {
+        r"(.+\.encoder\..+)\.self_attn\.out_proj": r"\1.attn_adapter",
+        r"(.+\.decoder\..+)\.self_attn\.out_proj": r"\1.self_attn_adapter",
+        r"(.+)\.(encoder_attn\.out_proj|EncDecAttention\.o)": r"\1.enc_attn_adapter",
+        r"(.+)\.SelfAttention\.o": r"\1.attn_adapter",
+        r"(.+)\.(fc2|DenseReluDense\.wo)": r"\1.ff_adapter",
+    },
+}
+"""Linear layer of the backbone -> the module that holds its adapters in a library."""
+NORMS: dict[Library, dict[str, tuple[str, ...]]] = {
+    "adapters": {
+        "pre": ("{task}.adapter_norm_before", "{task}.adapter_down.0"),
+        "post": ("{task}.adapter_norm_after",),
+    },
+    "reference": {"pre": ("pre_layer_norm",), "post": ("post_layer_norm",)},
+}
+"""Norm of a bottleneck -> its names in a library."""
+
+
+class Place(NamedTuple):
+    """Where a bottleneck goes."""
+
+    role: Role
+    path: str
+    linear: nn.Linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bottleneck(Method):
+    """What all bottleneck adapters have in common."""
+
+    reduction: Count = 8
+    """Width of the model divided by the width of the bottleneck."""
+    attention: bool = True
+    """Bottlenecks behind self-attention; those behind feed-forward layers are always there."""
+    cross_attention: bool = True
+    """Bottlenecks behind cross-attention."""
+    parallel: bool = False
+    """Bottlenecks beside feed-forward layers, whose input they read, instead of behind them (He et
+    al. 2022, https://arxiv.org/abs/2110.04366)."""
+    activation: Nonlinearity = "gelu_tanh"
+    """What stands between the halves; gelu_tanh is GELU's usual approximation."""
+
+    def __post_init__(self) -> None:
+        if self.parallel and (self.attention or self.cross_attention):
+            raise ValueError(
+                "parallel: got true, and adapters stand beside feed-forward layers alone; set "
+                "attention and cross_attention to false, or parallel to false"
+            )
+
+    def places(self, host: Host) -> list[Place]:
+        """The output projections of attention and feed-forward layers that get a bottleneck."""
+        wanted: dict[Role, bool] = {
+            "attn_out": self.attention,
+            "ffn_out": True,
+            "cross_attn_out": self.cross_attention,
+        }
+        roles = [role for role, is_wanted in wanted.items() if is_wanted]
+        return [
+            Place(role, path, linear)
+            for role in roles
+            for path, linear in host.linears(role, optional=CROSS_ATTENTION).items()
+        ]
+
+    def refusal(self, library: Library, model: Any) -> str | None:
+        """No layout holds bottlenecks beside layers; the original code has them behind every
+        self-attention, with one activation."""
+        if library not in self.libraries:
+            return super().refusal(library, model)
+        if library == "reference" and not (self.attention and self.activation == "gelu_tanh"):
+            fields = {"attention": self.attention, "activation": self.activation}
+            fixed = "attention: true and activation: gelu_tanh alone"
+            return f"the original code has {fixed}, and the method has {fields}"
+        if self.parallel:
+            return "no layout of vlds holds adapters beside feed-forward layers (parallel: true)"
+        return super().refusal(library, model)
+
+
+def stand_beside(host: Host) -> None:
+    """Let the host's bottlenecks read what their feed-forward layers read."""
+    # Of a gated layer's two, which read the same, one.
+    modules = {stack_and_layer(path): m for path, m in host.modules_of("ffn_in").items()}
+    noted = {key: host.note_input(module) for key, module in modules.items()}
+    for path, linear in host.linears("ffn_out").items():
+        module = extended(linear).extensions[host.name]
+        assert isinstance(module, BottleneckModule)
+        module.beside = noted[stack_and_layer(path)]
+
+
+def stack_and_layer(path: str) -> tuple[str, int]:
+    """`model.encoder.layers.3.fc2` -> model_encoder_layers, 3."""
+    match = re.match(r"(.+?)\.(\d+)\.", path)
+    if match is None:
+        raise ValueError(f"{path} is in no numbered layer; the method needs a stack of layers")
+    return match[1].replace(".", "_"), int(match[2])
+
+
+class BottleneckModule(LinearExtension):
+    """The bottlenecks of all tasks behind one layer.
+
+    Subclasses own all their weights themselves: ZeRO-3 gathers them once when this module runs,
+    however many tasks a rank holds.
+    """
+
+    def __init__(self, config: Bottleneck, linear: nn.Linear, routing: TaskRouting) -> None:
+        super().__init__()
+        self.routing, self.activation = routing, ACTIVATIONS[config.activation]
+        self.beside: MadeForBatch | None = None
+        """The input of the feed-forward layer, for bottlenecks beside it."""
+        self.pre_norm: nn.Module | None = None
+        self.post_norm: nn.Module | None = None
+        self.width = linear.out_features
+        self.bottleneck = self.width // config.reduction
+        if self.bottleneck < 1:
+            raise ValueError(
+                f"reduction: {config.reduction} leaves nothing of a layer {self.width} wide; give "
+                f"at most {self.width}"
+            )
+
+    def halves(self) -> tuple[Sequence[Half], Sequence[Half]]:
+        """The down and the up halves: one of each task, or one for all."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """(b, l, d) -> (b, l, d): each row through its task's bottleneck."""
+        states = outputs if self.beside is None else self.beside.take()
+        if self.pre_norm is not None:
+            states = self.pre_norm(states)
+        states = self.through(states)
+        if self.post_norm is not None:
+            states = self.post_norm(states)
+        return outputs + states
+
+    def through(self, states: Tensor) -> Tensor:
+        """(b, l, d) -> (b, l, d) through the halves."""
+        return self.routing.apply_pair(self.bottleneck_of, states, *self.halves())
+
+    def bottleneck_of(self, rows: Tensor, down: Half, up: Half) -> Tensor:
+        """(..., d) -> (..., d) through one task's halves."""
+        return up(self.activation(down(rows)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackedBottleneck(Bottleneck):
+    """Bottlenecks that hold their weights, stacked over tasks."""
+
+    libraries: ClassVar[frozenset[Library]] = frozenset({"adapters", "reference"})
+    library_leaves: ClassVar[Mapping[str, str]]
+    """What a half is made of: our name -> that in the original code and in adapters."""
+
+    sharing: Sharing = "single"
+    """Which weights the tasks have in common: all, none, the up halves, or the down halves."""
+    layer_norm_before: bool = False
+    """A layer norm before the bottleneck, common to all tasks."""
+    layer_norm_after: bool = False
+    """A layer norm after it, before the adapter's own residual, common to all tasks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sharing(self.part, self.sharing)
+
+    def attach(self, host: Host) -> list[nn.Parameter]:
+        """Put a bottleneck at every place."""
+        modules: list[StackedBottleneckModule] = []
+        for place in self.places(host):
+            modules.append(self.module(place.linear, host, modules[:1]))
+            host.extend_linear(place.linear, modules[-1])
+        if self.parallel:
+            stand_beside(host)
+        return [parameter for module in modules for parameter in module.parameters()]
+
+    @abstractmethod
+    def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> StackedBottleneckModule:
+        """The module behind a linear layer. `first`: the host's first module, if there is one, for
+        weights that all modules share."""
+
+    def layout(self, library: Library, name: str, model: Any) -> Layout:
+        """The halves and norms of each bottleneck."""
+        tensors = {}
+        for tensor in added_tensors(model, name):
+            place, (half, _, leaf) = place_of(library, tensor.layer), tensor.leaf.partition("_")
+            if half in NORMS[library]:
+                leaf = leaf.removeprefix("norm.")
+                keys = tuple(f"{place}.{norm}.{leaf}" for norm in NORMS[library][half])
+                tensors[tensor.name] = Stored(keys, stacked=False)
+                continue
+            if library == "adapters":
+                number = f".{int(self.layer_norm_before)}" if half == "down" else ""
+                key = f"{place}.{{task}}.adapter_{half}{number}.{self.library_leaves[leaf]}"
+            else:
+                key = f"{place}.adapters.{{task}}.{half}_sampler.{self.library_leaves[leaf]}"
+            tensors[tensor.name] = Stored((key,))
+        return Layout(tensors, self.adapters_config() if library == "adapters" else {})
+
+    def adapters_config(self) -> dict[str, Any]:
+        """Settings of the library adapters that differ from an adapter's usual ones."""
+        return {
+            "reduction_factor": self.reduction,
+            "mh_adapter": self.attention,
+            "cross_adapter": self.cross_attention,
+            "non_linearity": NAMES_IN_ADAPTERS[self.activation],
+            "ln_before": self.layer_norm_before,
+            "ln_after": self.layer_norm_after,
+        }
+
+
+def place_of(library: Library, layer: str) -> str:
+    """The module that holds a layer's adapters in a library."""
+    for pattern, place in PLACES[library].items():
+        if match := re.fullmatch(pattern, layer):
+            return match.expand(place)
+    raise ValueError(f"{layer}: {LIBRARY_NAMES[library]} has no adapters there")
+
+
+class StackedBottleneckModule(BottleneckModule):
+    """Bottlenecks that hold their weights: `num_down` and `num_up` slices, one per task or 1."""
+
+    layer: Callable[..., Tensor]
+    """What a half computes, from rows and a slice of each of its `leaves`."""
+    leaves: tuple[str, ...]
+    """Names of a half's weights, without `down_` or `up_`."""
+
+    def __init__(self, config: StackedBottleneck, linear: nn.Linear, host: Host) -> None:
+        super().__init__(config, linear, host.context.routing)
+        self.options = weight_options(linear)
+        self.num_down, self.num_up = num_slices(config.sharing, len(host.tasks))
+        if config.layer_norm_before:
+            self.pre_norm = nn.LayerNorm(self.width, **self.options)
+        if config.layer_norm_after:
+            self.post_norm = nn.LayerNorm(self.width, **self.options)
+
+    def new_factor(self, *shape: int) -> nn.Parameter:
+        """Matrices (..., in, out) from Xavier's uniform distribution with gain sqrt(2), as the
+        original code draws PHM and low-rank layers."""
+        bound = math.sqrt(2) * math.sqrt(6 / (shape[-2] + shape[-1]))
+        factor = torch.empty(*shape, **self.options)
+        return nn.Parameter(nn.init.uniform_(factor, -bound, bound))
+
+    def halves(self) -> tuple[list[Half], list[Half]]:
+        """One half for each slice of the `down_*` and of the `up_*` weights."""
+        down, up = (
+            layers(self.layer, **{leaf: getattr(self, f"{half}_{leaf}") for leaf in self.leaves})
+            for half in ("down", "up")
+        )
+        return down, up
+
+
+def both_halves(**rules: OptimizerRule) -> OptimizerRules:
+    """The rules of a half's weights, for `down_*` and `up_*`."""
+    return {f"{half}_{leaf}": rule for half in ("down", "up") for leaf, rule in rules.items()}
+
+
+def layers(function: Callable[..., Tensor], **stacks: Tensor) -> list[Half]:
+    """`function(rows, **slices)` for each slice of stacked weights (tasks, ...), or (1, ...) for
+    those that all slices share."""
+    num = max(map(len, stacks.values()))
+    columns = (
+        (stack if len(stack) == num else stack.expand(num, *stack.shape[1:])).unbind()
+        for stack in stacks.values()
+    )
+    rows = zip(*columns, strict=True)
+    return [partial(function, **dict(zip(stacks, slices, strict=True))) for slices in rows]
+
+
+def gelu_tanh(rows: Tensor) -> Tensor:
+    """GELU, approximated with a tanh, as in the original code."""
+    return F.gelu(rows, approximate="tanh")
+
+
+ACTIVATIONS: dict[Nonlinearity, Half] = {
+    "gelu_tanh": gelu_tanh,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}

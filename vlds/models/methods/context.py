@@ -1,0 +1,446 @@
+"""What methods' modules know of the running batch, beside the states that they get.
+
+One object per model. The model and the engine write it; modules read it.
+
+Uses: weights stacked over tasks (`routing`); a mixture that takes one of several experts, the same
+on all ranks and for any cut of the batch (`draw`); weights made from the picture (`visual`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlds.schema import IGNORED_LABEL
+
+# Which rows of the running batch belong to which task.
+#
+# One object per model, shared by all modules with weights per task. The model sets it from the
+# batch; the modules split their input by task, so that every module runs in the same order on every
+# rank whatever tasks a rank holds: ZeRO-3 gathers weights module by module and would hang
+# otherwise.
+
+
+MOST_PADDED = 1.25
+"""Tasks are padded to one number of rows unless that makes more than so many times the batch's."""
+
+
+class TaskRouting:
+    """The tasks of a batch's rows, grouped once per batch on the CPU."""
+
+    def __init__(self) -> None:
+        self.num_rows = 0
+        self.tasks: list[int] = []
+        """Numbers of the tasks present, in rising order."""
+        self._counts: list[int] = []
+        self._index = self._given = self._rows = torch.empty(0, dtype=torch.long)
+        self._order = torch.empty(0, dtype=torch.long)
+        self._inverse = torch.empty(0, dtype=torch.long)
+        self._even: tuple[Tensor, Tensor] | None = None
+        """Numbers of the rows, n of each task in turn, (tasks * n,), and where each row of the
+        batch is among them, (b,). None for one task, and where `MOST_PADDED` forbids it."""
+
+    def set(self, task_index: Tensor, device: torch.device | str = "cpu") -> None:
+        """Take the tasks of a new batch: (b,) on the CPU, since they steer Python."""
+        assert task_index.device.type == "cpu", "task_index stays on the CPU"
+        self._given = task_index
+        self._group(task_index, device)
+
+    def fit(self, num_rows: int) -> None:
+        """Take `num_rows` rows: those of the batch, or each of them several times, as the beams of
+        a search stand beside each other."""
+        if num_rows != self.num_rows:
+            times, rest = divmod(num_rows, max(1, len(self._given)))
+            assert not rest, f"{num_rows} rows, but the batch has {len(self._given)}"
+            self._group(self._given.repeat_interleave(times), self._rows.device)
+
+    def _group(self, task_index: Tensor, device: torch.device | str) -> None:
+        self._index = task_index
+        self.num_rows = len(task_index)
+        tasks, counts = torch.unique(task_index, return_counts=True)
+        self.tasks, self._counts = tasks.tolist(), counts.tolist()
+        self._rows = task_index.to(device, non_blocking=True)
+        self._even = None
+        if len(self.tasks) > 1:
+            order = torch.argsort(task_index, stable=True)
+            inverse = torch.argsort(order)
+            self._order = order.to(device, non_blocking=True)
+            self._inverse = inverse.to(device, non_blocking=True)
+            if len(self.tasks) * max(self._counts) <= MOST_PADDED * self.num_rows:
+                slots, places = pad(counts)
+                self._even = order[slots].to(device), places[inverse].to(device)
+
+    @contextmanager
+    def each_task(self) -> Iterator[None]:
+        """Inside, there is one row for each task of the batch."""
+        index, device = self._index, self._rows.device
+        self.set(torch.tensor(self.tasks), device)
+        try:
+            yield
+        finally:
+            self.set(index, device)
+
+    def apply(self, function: Callable[[Tensor, int], Tensor], states: Tensor) -> Tensor:
+        """Run `function(rows, task)` on each task's rows of `states` (b, ...), and put the rows
+        back in order. Some models (OPT) hand their layers all tokens in one line, (b * l, ...)."""
+        if states.ndim == 2 and len(states) > self.num_rows > 0:
+            flat: Tensor = self.apply(function, self.by_row(states)).flatten(0, 1)
+            return flat
+        self.fit(len(states))
+        if len(self.tasks) == 1:
+            return function(states, self.tasks[0])
+        groups = states.index_select(0, self._order).split(self._counts)
+        parts = [function(rows, task) for rows, task in zip(groups, self.tasks, strict=True)]
+        return torch.cat(parts).index_select(0, self._inverse)
+
+    def apply_stacked(
+        self, function: Callable[..., Tensor], states: Tensor, *halves: Sequence[Tensor]
+    ) -> Tensor:
+        """Run `function(rows, *stacks)` on `states` (b, ..., d) with each row's slices of the
+        weights (tasks or 1, ...) in `halves`. The function consists of `stacked_linear` and of
+        operations on single numbers. Tasks with similar numbers of rows are computed together."""
+        stacks = [stack for half in halves for stack in half]
+        if max(map(len, stacks)) == 1:
+            return function(states, *stacks)
+        # Autograd ends with these views, the last one first, whatever is computed from them. So
+        # gradients come in one order on all ranks, whose tasks may differ.
+        stacks = [stack.view_as(stack) for stack in stacks]
+        slices = [stack.split(1) for stack in stacks]
+
+        def of_task(rows: Tensor, task: int) -> Tensor:
+            return function(rows, *(own[task if len(own) > 1 else 0] for own in slices))
+
+        if states.ndim > 2:
+            self.fit(len(states))
+        if states.ndim == 2 or self._even is None:
+            return self.apply(of_task, states)
+        rows, places = self._even
+        groups = states.index_select(0, rows).unflatten(0, (len(self.tasks), -1))
+        present = [
+            torch.cat([own[task] for task in self.tasks]) if len(own) > len(self.tasks) else stack
+            for own, stack in zip(slices, stacks, strict=True)
+        ]
+        done: Tensor = function(groups, *present).flatten(0, 1).index_select(0, places)
+        return done
+
+    def apply_pair(
+        self,
+        function: Callable[[Tensor, Any, Any], Tensor],
+        states: Tensor,
+        first: Sequence[Any],
+        second: Sequence[Any],
+    ) -> Tensor:
+        """Run `function(rows, first, second)` on each task's rows with the task's entry of either
+        sequence, which holds one entry per task, or one for all."""
+
+        def of_task(rows: Tensor, task: int) -> Tensor:
+            pair = (entries[task if len(entries) > 1 else 0] for entries in (first, second))
+            return function(rows, *pair)
+
+        shared = len(first) == len(second) == 1
+        return of_task(states, 0) if shared else self.apply(of_task, states)
+
+    def by_row(self, states: Tensor) -> Tensor:
+        """(b * l, ...) -> (b, l, ...)."""
+        assert len(states) % self.num_rows == 0, (
+            f"{len(states)} rows, but the batch has {self.num_rows}"
+        )
+        by_row: Tensor = states.unflatten(0, (self.num_rows, -1))
+        return by_row
+
+    def task_of_rows(self) -> Tensor:
+        """(b,) the task of each row."""
+        return self._rows
+
+    def of_rows(self, stacked: Tensor, num_rows: int | None = None) -> Tensor:
+        """Small tensors of the tasks, or one for all, (tasks or 1, ...) -> each row's, (b, ...);
+        `num_rows` as in `fit`."""
+        if num_rows is not None:
+            self.fit(num_rows)
+        if len(stacked) == 1:
+            return stacked.expand(self.num_rows, *stacked.shape[1:])
+        return stacked[self._rows]
+
+    def of_keys(self, stacked: Tensor, num_keys: int) -> Tensor:
+        """`of_rows` for an attention over the keys of `num_keys` rows: as many as `fit` takes, or
+        fewer, since the beams of an example may share keys."""
+        if num_keys > self.num_rows:
+            self.fit(num_keys)
+        return self.of_rows(stacked)[:: self.num_rows // num_keys]
+
+    def of_present(self, stacked: Tensor, tasks: Sequence[int]) -> Tensor:
+        """Tensors of these tasks, as in `each_task`, (k, ...) -> each row's, (b, ...)."""
+        present = torch.tensor(tasks, device=stacked.device)
+        return stacked[torch.searchsorted(present, self._rows)]
+
+
+def pad(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Pad rows that are sorted by task, `counts` (k,) of each, to n of each: the row at each place,
+    (k * n,), and the place of each row, (b,). A task's last row stands in for those it lacks."""
+    size, starts = int(counts.max()), counts.cumsum(0) - counts
+    within = torch.arange(size).expand(len(counts), size)
+    slots = starts[:, None] + torch.minimum(within, counts[:, None] - 1)
+    real = within < counts[:, None]
+    return slots.flatten(), real.flatten().nonzero().flatten()
+
+
+def stacked_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Rows (k, ..., i) through linear layers (k, o, i) with biases (k, o), or rows (..., i) through
+    one (1, o, i)."""
+    if len(weight) == 1:
+        return F.linear(rows, weight.squeeze(0), None if bias is None else bias.squeeze(0))
+    flat, shape = rows.flatten(1, -2), (*rows.shape[:-1], weight.shape[1])
+    if bias is None:
+        return torch.bmm(flat, weight.mT).view(shape)
+    return torch.baddbmm(bias[:, None], flat, weight.mT).view(shape)
+
+
+class Visual(NamedTuple):
+    """The visual tokens of a batch's examples."""
+
+    tokens: Tensor
+    """(b, v, d)."""
+    mask: Tensor
+    """(b, v) bool, False where an example has fewer images."""
+
+    def mean(self) -> Tensor:
+        """(b, d) of each example's tokens; 0 without images."""
+        real = self.mask[..., None].to(self.tokens)
+        return (self.tokens * real).sum(1) / real.sum(1).clamp(min=1)
+
+
+class BatchContext:
+    """Tasks, pass, step and pictures of the running batch."""
+
+    def __init__(self, routing: TaskRouting | None = None) -> None:
+        self.routing = TaskRouting() if routing is None else routing
+        self.examples = torch.empty(0, dtype=torch.int64)
+        """(rows,) the example of each row that runs: beams of one example are several rows."""
+        self.visual: Visual | None = None
+        """None while nothing has been embedded, and in models that read pictures themselves."""
+        self.token_mask: Tensor | None = None
+        """(b, s) bool: which of the tokens are real that an encoder reads, or a model of one
+        stack."""
+        self.reads_examples = False
+        """True if a module's output depends on the example that a row belongs to, so that rows of
+        several examples cannot be computed as one."""
+        self.training = False
+        """True while the model trains, which then draws."""
+        self._seed, self._step, self._pass = 0, 0, 0
+        self._drawn: dict[int, int] = {}
+
+    def set_rows(self, task_index: Tensor, examples: Tensor | None, device: torch.device) -> None:
+        """Rows of these tasks follow, of these examples of the batch (None: one row each)."""
+        self.routing.set(task_index, device)
+        rows = torch.arange(len(task_index)) if examples is None else examples
+        self.examples = rows.to(device)
+
+    @property
+    def step(self) -> int:
+        """Number of the running optimizer step, from 0."""
+        return self._step
+
+    def example_of_rows(self, num_rows: int) -> Tensor:
+        """(num_rows,) the example of each row; several rows an example stand beside each other."""
+        return self.examples.repeat_interleave(num_rows // len(self.examples))
+
+    def begin_step(self, seed: int, step: int) -> None:
+        """A micro-batch of a step follows."""
+        self._seed, self._step, self._pass = seed, step, 0
+        self._drawn = {}
+        self.visual = self.token_mask = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BatchContext:
+        # A copy of a model starts without a batch.
+        context = memo[id(self)] = BatchContext(deepcopy(self.routing, memo))
+        context.training, context.reads_examples = self.training, self.reads_examples
+        return context
+
+    @contextmanager
+    def in_pass(self, number: int) -> Iterator[None]:
+        """Inside, a batch runs for the `number`-th time, from 0."""
+        before, self._pass = self._pass, number
+        try:
+            yield
+        finally:
+            self._pass = before
+
+    def draw(self, key: str, count: int) -> int:
+        """One of `count` numbers from 0 on: a function of seed, step, pass and `key` alone, and so
+        the same on all ranks and in all micro-batches."""
+        # A layer that is computed again in the backward pass finds torch's generator as it was, and
+        # so the pass that it was in.
+        name = int(torch.randint(1 << 62, ()))
+        number = self._drawn.setdefault(name, self._pass)
+        text = f"{self._seed}/{self._step}/{number}/{key}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % count
+
+
+# What a method does at every optimizer step, beside training its weights by the loss.
+#
+# Uses: AdaLoRA's budget (vlds/models/methods/peft_method.py), which adds to the loss, reads
+# gradients and sets weights to zero; schedules by step, such as a gate's temperature, which a rule
+# writes into a buffer; losses of weights alone, such as their distance from the start. A loss of
+# the batch is a `BatchLoss`.
+
+
+class StepRule(nn.Module, ABC):
+    """Acts in every optimizer step, on all ranks alike: nothing in it may differ between them.
+
+    Its buffers are its state: run states hold them. They are not persistent, so that artifacts do
+    not. ZeRO stage 3 is refused with it (`Method.partitionable`), so weights are whole.
+    """
+
+    def penalty(self) -> Tensor | None:
+        """What the global batch's loss has in addition, once a step: a scalar of weights alone."""
+        return None
+
+    def needs_gradients(self, step: int, num_steps: int) -> Sequence[nn.Parameter]:
+        """Parameters whose gradients `after_step` reads, in the step that is now done as number
+        `step` of `num_steps`, from 1 on."""
+        return ()
+
+    @abstractmethod
+    def after_step(
+        self, step: int, num_steps: int, gradients: Mapping[nn.Parameter, Tensor] | None
+    ) -> Mapping[nn.Parameter, Tensor]:
+        """Act once the weights have changed; parameter -> mask of the entries to set to zero.
+
+        `gradients`: those of the global batch in fp32, before clipping; None if the step was
+        skipped because they were not finite.
+        """
+
+
+# How a method changes what trains after given steps of a run. The engine is rebuilt around the
+# changed model and goes on.
+#
+# Uses: bottlenecks that lose their least important neurons (vlds/models/methods/shrinking.py);
+# parts of the backbone that begin to train later; ranks that are cut or grow. What only sets
+# weights to zero, or writes into a buffer, is a `StepRule`.
+
+
+Trained: TypeAlias = Mapping[str, Tensor]
+"""A weight's "fp32" master and AdamW's moments "exp_avg" and "exp_avg_sq", whole, on the CPU."""
+
+
+class Revision(ABC):
+    """Acts on all ranks alike: nothing in it may differ between them."""
+
+    @abstractmethod
+    def steps(self, num_steps: int) -> Sequence[int]:
+        """The steps after which it acts, in a run of so many: from 1 to `num_steps` - 1."""
+
+    @abstractmethod
+    def revise(
+        self, step: int, num_steps: int, state: Mapping[nn.Parameter, Trained]
+    ) -> Mapping[nn.Parameter, Trained | None]:
+        """Change the modules after a step; what trains from then on, with its state. None: the
+        state of a weight that begins to train as it is.
+
+        `state`: what the method has trained so far. All of it goes on, but for parameters that are
+        taken out of the model. Under ZeRO's stage 3 weights are elsewhere: their values are here.
+        """
+
+    @abstractmethod
+    def fit(self, saved: Mapping[nn.Parameter, torch.Size]) -> Collection[nn.Parameter]:
+        """Give new modules the shapes that a run's state or artifact holds, values aside; what
+        trains then.
+
+        `saved`: the shapes of those of the model's parameters that it holds.
+        """
+
+
+# What a method adds to the loss of each example.
+#
+# Uses: the consistency of several passes over one batch, whose modules draw anew in each (AdaMix);
+# a guide that reads what modules have computed of the batch (SimAdapter); a distance from what the
+# model says without the method. A loss of weights alone is a step rule's `penalty`.
+
+
+class ClassesPredicted(NamedTuple):
+    """What one pass says of the m examples of a task with a head."""
+
+    logits: Tensor
+    """(m, c)."""
+    rows: Tensor
+    """(m,) int64 of the batch, rising."""
+    targets: Tensor
+    """(m, c) in 0..1."""
+    is_binary: bool
+    """True if each class is a question of its own; False if one class of them holds."""
+
+    def losses(self) -> Tensor:
+        """(m,) cross-entropy with the targets, over the classes or summed over them, in at least
+        float32. An example whose targets are all 0 has no class: a cross-entropy of 0."""
+        logits = precise(self.logits)
+        targets = self.targets.to(logits)
+        if self.is_binary:
+            return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
+        return -(targets * logits.log_softmax(-1)).sum(1)
+
+    def distributions(self) -> Tensor:
+        """(m, k, o) logits of k distributions over o outcomes: c of yes and no, or one of c."""
+        if self.is_binary:
+            return torch.stack([self.logits, torch.zeros_like(self.logits)], -1)
+        return self.logits[:, None]
+
+
+class Predicted(NamedTuple):
+    """What one pass over a batch says of its labels: of n tokens, and of classes."""
+
+    logits: Tensor
+    """(n, w), row by row."""
+    labels: Tensor
+    """(b, t) int64, IGNORED_LABEL where there is none."""
+    classes: Sequence[ClassesPredicted] = ()
+    """Of each task with a head, in the order of the tasks. One label stands for an example's
+    classes."""
+
+    @property
+    def is_label(self) -> Tensor:
+        """(b, t) bool."""
+        return self.labels != IGNORED_LABEL
+
+    @property
+    def is_token(self) -> Tensor:
+        """(b, t) bool, True for n labels: those that do not stand for classes."""
+        is_token = self.is_label
+        for predicted in self.classes:
+            is_token[predicted.rows] = False
+        return is_token
+
+    def by_example(self, values: Tensor, of_classes: Sequence[Tensor] = ()) -> Tensor:
+        """Values of the tokens (n,) and of each task's examples (m,) -> (b, t), 0 elsewhere."""
+        is_token, is_label = self.is_token, self.is_label
+        placed = values.new_zeros(is_label.shape).masked_scatter(is_token, values)
+        for predicted, own in zip(self.classes, of_classes, strict=True):
+            is_mine = torch.zeros_like(is_label)
+            is_mine[predicted.rows] = True
+            placed = placed.masked_scatter(is_mine & is_label, own.to(values))
+        return placed
+
+
+def precise(values: Tensor) -> Tensor:
+    """Values in at least float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+class BatchLoss(ABC):
+    """A term of each example's loss; progress and metrics name it as the method is named."""
+
+    passes: ClassVar[int] = 1
+    """How often the model runs over a batch. The tokens' likelihood is that of the first pass."""
+
+    @abstractmethod
+    def of_examples(self, passes: Sequence[Predicted]) -> Tensor:
+        """(b,) in the unit of an example's summed token nll: the example's weight and its share of
+        the global batch come on top."""

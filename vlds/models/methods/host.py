@@ -1,0 +1,414 @@
+"""Where a method is attached: the layers that play its roles, and how its modules get there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vlds.models.methods.context import BatchContext, BatchLoss, Revision, StepRule
+from vlds.runtime.checks import MadeForBatch
+from vlds.schema import Role, TargetModules
+
+# Modules with methods' modules before and behind them.
+#
+# Extending keeps the object, its parameters and their names. Only its class changes, to a subclass
+# that runs the extensions around the module's own forward pass, so a quantised layer still computes
+# as one. No hooks and no closures: deepcopy, pickle, ZeRO-3 and a debugger see ordinary modules.
+
+
+ADDED = ("extensions", "input_extensions", "key_value_extensions")
+"""Names of the children that hold methods' modules."""
+
+
+class AddedTensor(NamedTuple):
+    """A tensor that a method has added to a model."""
+
+    name: str
+    """Its path in the model."""
+    layer: str
+    """Path of the module that it extends; empty for the model itself."""
+    place: str
+    """Which of `ADDED` holds it."""
+    leaf: str
+    """Its path in the method's module."""
+
+
+def added_tensors(model: nn.Module, method: str) -> list[AddedTensor]:
+    """The tensors that a method, by its name in the recipe, has added to a model; tensors of the
+    model that its modules use too are not among them."""
+    pattern = re.compile(rf"(?:(.+?)\.)?({'|'.join(ADDED)})\.{method}\.(.+)")
+    state = model.state_dict(keep_vars=True)
+    own = {id(tensor) for name, tensor in state.items() if is_own(name)}
+    matches = (pattern.fullmatch(name) for name, tensor in state.items() if id(tensor) not in own)
+    return [AddedTensor(m[0], m[1] or "", m[2], m[3]) for m in matches if m]
+
+
+def is_own(name: str) -> bool:
+    """True if a tensor or module is the model's own, False if a method has added it."""
+    return not set(ADDED).intersection(name.split("."))
+
+
+class LinearExtension(nn.Module):
+    """What a method adds behind a linear layer."""
+
+    behind_zeros: Collection[str] = ()
+    """Tensors of the module behind a matrix that begins as zeros: they have no gradient at
+    first."""
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The layer's new output, from its input and what it gave so far."""
+        raise NotImplementedError
+
+
+class InputExtension(nn.Module):
+    """What a method adds before a linear layer."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The layer's new input."""
+        raise NotImplementedError
+
+
+class NoteInput(InputExtension):
+    """Keeps the input of a module for another that runs later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted = MadeForBatch()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.noted.value = inputs
+        return inputs
+
+
+class NoteOutput(LinearExtension):
+    """Keeps the states that a whole layer gives for a module that runs later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted = MadeForBatch()
+
+    def forward(self, inputs: Tensor, outputs: Any) -> Any:
+        # Some of Hugging Face's layers give a tuple.
+        self.noted.value = outputs[0] if isinstance(outputs, tuple) else outputs
+        return outputs
+
+
+class ModelExtension(nn.Module):
+    """What a method adds to a backbone as a whole. Runs once before each pass of the encoder."""
+
+    runs_layers: ClassVar[bool] = False
+    """True if it runs layers of the model, and so comes after what those layers need."""
+    gives_prompts: bool = False
+    """True if something stands before the text in the input, which only a model that gets its
+    input from vlds can take."""
+
+    def forward(self) -> Tensor | None:
+        """(b, p, d) what stands before the text in the encoder's input, or None."""
+        raise NotImplementedError
+
+
+def run_beside(model: nn.Module) -> Tensor | None:
+    """Run what methods have put beside a model: (b, p, d) what precedes the text, if anything."""
+    extensions = list(getattr(model, "extensions", {}).values())
+    extensions.sort(key=lambda extension: extension.runs_layers)
+    outputs = [extension() for extension in extensions]
+    prompts = [prompt for prompt in outputs if prompt is not None]
+    return torch.cat(prompts, dim=1) if prompts else None
+
+
+class Extended(nn.Module):
+    """What the class of an extended module adds to the module's own class."""
+
+    kind: ClassVar[type[nn.Module]]
+    """Class that the module had before."""
+    input_extensions: nn.ModuleDict
+    extensions: nn.ModuleDict
+
+    def forward(self, input: Tensor, *others: Any, **named: Any) -> Any:
+        """The extensions of the input, the module's own forward pass, the extensions of the output,
+        each in the order of attaching. `others`, `named`: what a whole layer takes beside its
+        input."""
+        for extension in self.input_extensions.values():
+            input = extension(input)
+        outputs = super().forward(input, *others, **named)
+        for extension in self.extensions.values():
+            outputs = extension(input, outputs)
+        return outputs
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pickle finds no derived class by its name.
+        return blank_extended, (self.kind,), self.__getstate__()  # type: ignore[no-untyped-call]
+
+
+class ExtendedLinear(Extended, nn.Linear):
+    """An extended linear layer; other kinds of linear layers have subclasses of this class."""
+
+    kind = nn.Linear
+
+
+EXTENDED: dict[type[nn.Module], type[Extended]] = {nn.Linear: ExtendedLinear}
+"""Class of modules -> the class that they have once they are extended."""
+
+
+def extended_class(kind: type[nn.Module]) -> type[Extended]:
+    """The class of extended modules that were of a class, whose forward pass they keep."""
+    if kind not in EXTENDED:
+        base = ExtendedLinear if issubclass(kind, nn.Linear) else Extended
+        EXTENDED[kind] = type(f"Extended{kind.__name__}", (base, kind), {"kind": kind})
+    return EXTENDED[kind]
+
+
+def blank_extended(kind: type[nn.Module]) -> Extended:
+    """An extended module without any state, for pickle and deepcopy to fill."""
+    extended_kind = extended_class(kind)
+    return extended_kind.__new__(extended_kind)
+
+
+def extended(module: nn.Module) -> Extended:
+    """The module, made one that takes extensions. It stays the same object."""
+    if not isinstance(module, Extended):
+        module.__class__ = extended_class(type(module))
+        assert isinstance(module, Extended)
+        module.input_extensions, module.extensions = nn.ModuleDict(), nn.ModuleDict()
+    return module
+
+
+def extended_linears(model: nn.Module, name: str) -> Iterator[ExtendedLinear]:
+    """The linear layers behind which a method, called `name`, has put a module."""
+    for module in model.modules():
+        if isinstance(module, ExtendedLinear) and name in module.extensions:
+            yield module
+
+
+def is_plain(weight: Tensor) -> bool:
+    """True for matrices of floats; False for what is packed, or computed from something else."""
+    return type(weight) is nn.Parameter and weight.is_floating_point()
+
+
+def fitted(extension: nn.Module, linear: nn.Linear, model: nn.Module) -> nn.Module:
+    """What a method adds beside a layer, in the type of the model's states if the layer's own
+    weight does not tell it."""
+    return extension if is_plain(linear.weight) else extension.to(states_type(model))
+
+
+def states_type(model: nn.Module) -> torch.dtype:
+    """Type of a model's states: that of its first weight that is not packed."""
+    return next((p.dtype for p in model.parameters() if is_plain(p)), torch.float32)
+
+
+def foldable_weight(linear: ExtendedLinear) -> Tensor:
+    """A layer's weight, for changes that change the layer's output as a plain product would.
+
+    Errors: ValueError if the layer is quantised or computes something else.
+    """
+    if not is_plain(linear.weight) or linear.kind.forward is not nn.Linear.forward:
+        raise ValueError(
+            f"{linear.kind.__name__} does not compute a plain product with a matrix of floats, so "
+            "nothing can be folded into it; fold into the backbone that is not quantised, or use "
+            "`vlds convert hf`, which keeps the method beside the backbone"
+        )
+    return linear.weight
+
+
+def take_first(linear: Extended, name: str) -> nn.Module:
+    """Take out the first extension behind a layer, to fold it into the layer's weights.
+
+    Errors: ValueError if another one stands before it.
+    """
+    first = next(iter(linear.extensions))
+    if first != name:
+        raise ValueError(
+            f"{first} stands between {name} and the layer's weights; fold {first} first, which "
+            "means: name it earlier in the recipe"
+        )
+    return linear.extensions.pop(name)
+
+
+def zero_at_first(model: nn.Module) -> set[str]:
+    """Names of the tensors whose gradient is zero in the first step, since they lie behind a matrix
+    that begins as zeros."""
+    return {
+        f"{path}.{tensor}"
+        for path, module in model.named_modules()
+        for tensor in getattr(module, "behind_zeros", ())
+    }
+
+
+CROSS_ATTENTION: tuple[Role, ...] = (
+    "cross_attn_q", "cross_attn_k", "cross_attn_v", "cross_attn_out",
+)  # fmt: skip
+"""Roles that encoders do not have."""
+CURE = (
+    "Choose another method, or name the role's path in the backbone's or encoder's target_modules"
+)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A frozen model that a method is attached to."""
+
+    name: str
+    """The method's name in the recipe."""
+    model: nn.Module
+    targets: TargetModules
+    tasks: Sequence[str]
+    context: BatchContext
+    """What modules know of the running batch."""
+    takes_prompts: bool = True
+    """False if nothing can stand before the text in the model."""
+    says_tokens: bool = True
+    """False if `context.token_mask` does not say which tokens are real."""
+    heads: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Task -> its head, for tasks that have one."""
+    shots: Mapping[str, int] = field(default_factory=dict)
+    """Task -> pictures of each class that it trains on, for tasks that train on few."""
+    stack: Literal["encoder", "decoder"] | None = None
+    """The stack of an encoder-decoder whose layers are meant; None: all."""
+    changed: list[nn.Parameter] = field(default_factory=list)
+    """Frozen weights that attaching has changed, so that they are no longer those of a file; the
+    method adds to it."""
+    step_rules: list[StepRule] = field(default_factory=list)
+    """At most one: what the method does at every optimizer step; the method adds it."""
+    batch_losses: list[BatchLoss] = field(default_factory=list)
+    """At most one: what the method adds to each example's loss; the method adds it."""
+    revisions: list[Revision] = field(default_factory=list)
+    """At most one: how the method changes what trains after given steps; the method adds it."""
+
+    def linears(self, *roles: str, optional: Collection[str] = ()) -> dict[str, nn.Linear]:
+        """Path -> linear layer, of those that play the roles, role by role. `optional` roles may
+        be missing from the model.
+
+        Errors: ValueError if a role is unknown or matches no layer, or something that methods
+        cannot extend.
+        """
+        return {
+            path: checked_linear(path, module, role)
+            for role in dict.fromkeys(roles)
+            if role not in optional or role in self.targets.paths
+            for path, module in self.modules_of(role).items()
+        }
+
+    def modules_of(self, role: str) -> dict[str, nn.Module]:
+        """Path -> module that plays a role, in the host's stack.
+
+        Errors: ValueError if a role is unknown or matches no layer.
+        """
+        modules = find_modules(self.model, self.targets, role)
+        if self.stack is None:
+            return modules
+        return {path: module for path, module in modules.items() if self.stack in path.split(".")}
+
+    def note_input(self, module: nn.Module) -> MadeForBatch:
+        """Let a module keep its input for one that runs behind it."""
+        note = NoteInput()
+        extended(module).input_extensions[self.name] = note
+        return note.noted
+
+    def extend_linear(self, linear: nn.Linear, extension: LinearExtension) -> None:
+        """Put an extension behind a linear layer, under all the paths that the layer has."""
+        extended(linear).extensions[self.name] = fitted(extension, linear, self.model)
+
+    def extend_input(self, linear: nn.Linear, extension: InputExtension) -> None:
+        """Put an extension before a linear layer, under all the paths that the layer has."""
+        extended(linear).input_extensions[self.name] = fitted(extension, linear, self.model)
+
+    def extend_norm(self, norm: nn.Module, extension: LinearExtension) -> None:
+        """Put an extension behind a norm of any class."""
+        extended(norm).extensions[self.name] = extension
+
+    def check_prompts(self) -> None:
+        """Errors: ValueError if nothing can stand before the text in the model."""
+        if not self.takes_prompts:
+            raise ValueError(
+                f"{type(self.model).__name__} takes no prompts, because Hugging Face's own forward "
+                "pass runs it; choose a method that extends layers, such as LoRA"
+            )
+
+    def extend_model(self, extension: ModelExtension) -> None:
+        """Put an extension beside the model.
+
+        Errors: ValueError for prompts if the model takes none.
+        """
+        if extension.gives_prompts:
+            self.check_prompts()
+        extensions = module_dict(self.model, "extensions")
+        extensions[self.name] = extension.to(states_type(self.model))
+
+    def extend_attention(self, key_path: str, extension: nn.Module) -> None:
+        """Let `extension`(keys, values) -> (keys, values), all (b, heads, s, d), act in the
+        attention whose key projection is at a path."""
+        attention = self.model.get_submodule(key_path.rpartition(".")[0])
+        module_dict(attention, "key_value_extensions")[self.name] = extension
+
+
+def find_modules(model: nn.Module, targets: TargetModules, role: str) -> dict[str, nn.Module]:
+    """Path -> module, of those that play a role; a shared module has all its paths.
+
+    Errors: ValueError that lists the known roles if none does.
+    """
+    patterns = [pattern_of(path) for path in targets.paths.get(role, ())]
+    modules = {
+        path: module
+        for path, module in model.named_modules(remove_duplicate=False)
+        if any(pattern.fullmatch(path) for pattern in patterns)
+    }
+    if not modules:
+        known = ", ".join(sorted(targets.paths)) or "none"
+        raise ValueError(
+            f"no layer of {type(model).__name__} plays the role '{role}'; its roles: {known}. "
+            f"{targets.cures.get(role, CURE)}"
+        )
+    return modules
+
+
+def checked_linear(path: str, module: nn.Module, role: str) -> nn.Linear:
+    """The module, if methods can extend it.
+
+    Errors: ValueError if it is not an nn.Linear, or its forward is not its class's.
+    """
+    if not isinstance(module, nn.Linear):
+        raise ValueError(
+            f"{path} plays the role '{role}' and is a {type(module).__name__}; methods extend "
+            "nn.Linear and its subclasses only, so choose a model or a method without it"
+        )
+    if "forward" in vars(module):
+        raise ValueError(
+            f"{path} plays the role '{role}', and its forward was replaced on the object itself, "
+            "so that a method's modules would never run; attach methods before whatever does that"
+        )
+    return module
+
+
+def pattern_of(path: str) -> re.Pattern[str]:
+    """A path pattern as a regular expression; `*` stands for one segment."""
+    return re.compile(re.escape(path).replace(r"\*", r"[^.]+"))
+
+
+def bias_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The model's own biases: those of linear layers and norms, and T5's relative position
+    biases."""
+    return [p for name, p in model.named_parameters() if "bias" in name and is_own(name)]
+
+
+def weight_options(layer: nn.Linear | nn.Embedding) -> dict[str, Any]:
+    """Device and type for new weights beside a layer: those of its own weight.
+
+    The type of a quantised weight says how it is packed. New weights are float32 there, until
+    `fitted` gives them the type of the model's states.
+    """
+    weight = layer.weight
+    return {"device": weight.device, "dtype": weight.dtype if is_plain(weight) else torch.float32}
+
+
+def module_dict(module: nn.Module, child: str) -> nn.ModuleDict:
+    """A module's child that holds methods' modules."""
+    if not hasattr(module, child):
+        module.add_module(child, nn.ModuleDict())
+    modules = module.get_submodule(child)
+    assert isinstance(modules, nn.ModuleDict)
+    return modules

@@ -1,0 +1,187 @@
+"""LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685), as VL-Adapter trains it
+(https://arxiv.org/abs/2112.06825): beside the query and value projections of every attention
+
+    y = W x + b + (alpha / rank) B A dropout(x),    A: rank x in,  B: out x rank,
+
+with the backbone's biases trained too. The tasks' weights are stacked in one parameter (tasks or 1,
+...).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlds.models.methods.base import (
+    PEFT_MODEL,
+    Case,
+    Layout,
+    Library,
+    Method,
+    Sharing,
+    Stored,
+    Toy,
+    by_kinds,
+    check_sharing,
+    is_t5,
+    num_slices,
+)
+from vlds.models.methods.context import stacked_linear
+from vlds.models.methods.host import (
+    CROSS_ATTENTION,
+    Host,
+    LinearExtension,
+    added_tensors,
+    bias_parameters,
+    extended_linears,
+    foldable_weight,
+    take_first,
+    weight_options,
+)
+from vlds.runtime.checks import Count, Positive, ShareBelow1
+from vlds.schema import STACKED, OptimizerRules, Role
+
+ORIGINAL_ROLES: tuple[Role, ...] = ("attn_q", "attn_v", "cross_attn_q", "cross_attn_v")
+"""Where the original code has LoRA."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Method):
+    """Updates of low rank beside linear layers."""
+
+    libraries: ClassVar[frozenset[Library]] = frozenset({"peft", "reference"})
+    reasons: ClassVar[Mapping[Library, str]] = {"adapters": "LoRA has `vlds convert peft`"}
+
+    sharing: Sharing = "single"
+    """Which weights the tasks have in common: all, none, B (half_shared_up) or A
+    (half_shared_down)."""
+    rank: Count = 128
+    """Rank of the updates."""
+    alpha: Positive = 32.0
+    """The update is scaled by alpha / rank."""
+    dropout: ShareBelow1 = 0.1
+    """Dropout of the update's input."""
+    roles: list[Role] = field(default_factory=lambda: list(ORIGINAL_ROLES))
+    """Which layers have updates."""
+    train_biases: bool = True
+    """Train the backbone's biases too, as the original code does (on T5, the relative position
+    biases)."""
+
+    def __post_init__(self) -> None:
+        check_sharing(self.part, self.sharing)
+        if not self.roles:
+            raise ValueError("roles: none are named; name at least one, like attn_q")
+
+    def attach(self, host: Host) -> list[nn.Parameter]:
+        """Put an update beside every layer of the roles.
+
+        A model may lack cross-attention unless `roles` names nothing else.
+        """
+        optional = CROSS_ATTENTION if set(self.roles) - set(CROSS_ATTENTION) else ()
+        trained: list[nn.Parameter] = []
+        for linear in host.linears(*self.roles, optional=optional).values():
+            module = LoRAModule(self, linear, host)
+            host.extend_linear(linear, module)
+            trained += module.parameters()
+        return trained + (bias_parameters(host.model) if self.train_biases else [])
+
+    @torch.no_grad()
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
+        """Add the updates to the weights.
+
+        Errors: ValueError if each task has its own updates, or a layer is quantised.
+        """
+        if self.sharing != "single":
+            raise ValueError(
+                f"sharing: {self.sharing}; one layer cannot hold the updates of several tasks"
+            )
+        for linear in extended_linears(model, name):
+            weight = foldable_weight(linear)
+            module = take_first(linear, name)
+            assert isinstance(module, LoRAModule)
+            change = module.scale * module.b[0].float() @ module.a[0].float()
+            weight += change.to(weight.dtype)
+        return {}
+
+    def refusal(self, library: Library, model: Any) -> str | None:
+        """The original code has one kind of LoRA, and only on BART."""
+        if library == "reference" and is_t5(model):
+            return "the original code has no LoRA on T5"
+        if library == "reference" and set(self.roles) != set(ORIGINAL_ROLES):
+            return f"the original code has LoRA at {', '.join(ORIGINAL_ROLES)} and nowhere else"
+        return super().refusal(library, model)
+
+    def layout(self, library: Library, name: str, model: Any) -> Layout:
+        """Two matrices beside each layer."""
+        added = added_tensors(model, name)
+        if library == "reference":
+            keys = {t.name: f"{t.layer}.lora_{t.leaf.upper()}s.{{task}}" for t in added}
+            return Layout({tensor: Stored((key,)) for tensor, key in keys.items()})
+        keys = {t.name: f"{PEFT_MODEL}{t.layer}.lora_{t.leaf.upper()}.weight" for t in added}
+        config = {
+            "peft_type": "LORA",
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "target_modules": list(dict.fromkeys(tensor.layer for tensor in added)),
+        }
+        return Layout({tensor: Stored((key,)) for tensor, key in keys.items()}, config)
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        """Beside query and value of all attentions, and of a few."""
+        weights = 3 * Toy.layers * 2 * 4 * 2 * Toy.width
+        several = {"merge": "sharing: .*; one layer cannot hold the updates of several tasks"}
+        on_t5 = {"T5 reference": "the original code has no LoRA on T5"}
+        elsewhere = {"Bart reference": "has LoRA at attn_q, attn_v, .* nowhere else"}
+        # Folding is compared in float32; the default alpha's updates are too large for that here.
+        bare = cls(rank=4, alpha=8.0, train_biases=False)
+        per_task = replace(bare, sharing="multiple")
+        half = cls(rank=2, sharing="half_shared_up")
+        alone = by_kinds("no layer of .* plays the role 'cross_attn_v'")
+        few = cls(rank=2, alpha=3.0, roles=["cross_attn_v"], train_biases=False)
+        return {
+            "bare": Case(bare, weights, "a b", starts_frozen=True, refused=on_t5),
+            "per task": Case(
+                per_task, Toy.tasks * weights, "a b", starts_frozen=True, refused=on_t5 | several
+            ),
+            "": Case(cls(rank=2, alpha=3.0), refused=on_t5),
+            "half": Case(half, refused=on_t5 | several),
+            "few": Case(few, refused=on_t5 | elsewhere | alone),
+        }
+
+
+class LoRAModule(LinearExtension):
+    """The updates of all tasks beside one layer."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {"a": STACKED, "b": STACKED}
+    neurons: ClassVar[Mapping[str, int]] = {"a": 1, "b": 2}
+    """Weights whose slices belong to the update's ranks -> the dimension of these."""
+    behind_zeros = ("a",)
+
+    def __init__(self, config: LoRA, linear: nn.Linear, host: Host) -> None:
+        super().__init__()
+        self.routing, self.dropout = host.context.routing, config.dropout
+        self.scale = config.alpha / config.rank
+        num_a, num_b = num_slices(config.sharing, len(host.tasks))
+        options = weight_options(linear)
+        self.a = nn.Parameter(torch.empty(num_a, config.rank, linear.in_features, **options))
+        self.b = nn.Parameter(torch.zeros(num_b, linear.out_features, config.rank, **options))
+        bound = 1 / math.sqrt(linear.in_features)
+        nn.init.uniform_(self.a, -bound, bound)
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """(b, l, in) and (b, l, out) -> (b, l, out): each row with its task's update."""
+        inputs = F.dropout(inputs, self.dropout, self.training)
+        return outputs + self.routing.apply_stacked(self.update, inputs, [self.a], [self.b])
+
+    def update(self, rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Rows by the tasks' matrices, as `stacked_linear` has them, scaled where it is
+        narrowest."""
+        return stacked_linear(self.scale * stacked_linear(rows, a), b)

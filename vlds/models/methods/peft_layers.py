@@ -1,0 +1,431 @@
+"""peft's layers behind a model's own.
+
+peft replaces a layer `q` by a layer of its own around it, and so renames `q.weight` to
+`q.base_layer.weight`. Here peft's layer is taken out again and put behind the layer as an
+extension, which sees the layer from outside:
+
+    q.weight                                              the layer's own name
+    q.extensions.NAME.tuner.lora_A.default.weight         peft's
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import textwrap
+import warnings
+from collections.abc import Collection, Mapping
+from contextlib import nullcontext
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor, nn
+
+from vlds.models.methods.host import Extended, LinearExtension, extended, is_own, is_plain
+from vlds.runtime.checks import guess
+from vlds.runtime.json_files import lacks_memory
+from vlds.runtime.limited import limited
+from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
+
+# Settings of peft's methods: which there are, and which a recipe can have.
+
+
+ADALORA = "ADALORA"
+TYPES = (
+    ADALORA, "C3A", "DELORA", "FOURIERFT", "GRALORA", "HIRA", "HRA", "LN_TUNING", "LOHA", "LOKR",
+    "LORA", "MISS", "OFT", "VERA", "WAVEFT",
+)  # fmt: skip
+"""Names of peft's PeftType that are known to work here."""
+RERUN = ("HRA", "LN_TUNING", "OFT")
+"""Those that compute the layer anew from its input, whatever stands behind it already."""
+READS_WEIGHTS = ("HIRA",)
+"""Those that compute from the layer's weights, which folding what stands before them changes."""
+OTHER_TYPES = {
+    "IA3": "use vlds' own IA3",
+    "PROMPT_TUNING": "use vlds' own PromptTuning",
+    "PREFIX_TUNING": "use vlds' own PrefixTuning",
+    "TRAINABLE_TOKENS": (
+        "it takes the place of the embedding table, and methods extend linear layers and norms; "
+        "vlds' own PromptTuning trains embeddings before the text"
+    ),
+}
+"""Others -> what to do."""
+ABOUT_FILES = frozenset(
+    {
+        "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version",
+        "revision", "task_type",
+    }
+)  # fmt: skip
+"""Settings that say what a file is for, and nothing about the method."""
+WHICH_LAYERS = frozenset({"exclude_modules", "layers_pattern", "layers_to_transform"})
+"""Settings that choose among layers; in files the layers' full paths replace them."""
+BY_NAME = ("target_modules", *sorted(WHICH_LAYERS), "rank_pattern", "alpha_pattern")
+"""Settings that choose layers by names or patterns."""
+REFUSED = {
+    **dict.fromkeys(ABOUT_FILES, "vlds sets it"),
+    "bias": "name the method BitFit beside this one",
+    "modules_to_save": "name the method Full, or train the layers by a method of their own",
+    "trainable_token_indices": "methods extend linear layers and norms, not the embedding table",
+    "target_parameters": "methods extend layers, not parameters; name target_modules",
+    "layer_replication": "methods leave the backbone's layers as they are",
+    "megatron_config": "vlds does not run Megatron",
+    "loftq_config": "load a quantised backbone, and start from init_lora_weights: true",
+    "corda_config": "it needs gradients or states of data; use init_lora_weights: pissa",
+    "eva_config": "it needs states of data; use init_lora_weights: pissa",
+    "lora_ga_config": "it needs gradients of data; use init_lora_weights: pissa",
+    "arrow_config": "it routes between several adapters; there is one here",
+    "use_bdlora": "it is for serving several adapters",
+    "alora_invocation_tokens": "it reads the text that Hugging Face's forward pass gets",
+    "coft": "it changes weights in the forward pass, where the optimizer does not see it",
+    **dict.fromkeys(
+        (
+            "kasa_config",
+            "megatron_core",
+            "monteclora_config",
+            "qalora_group_size",
+            "runtime_config",
+            "use_qalora",
+            "velora_config",
+        ),
+        "it is not known to work here",
+    ),
+    "total_step": "vlds sets it, to the steps of the run",
+    "ensure_weight_tying": "vlds keeps tied layers tied",
+    "save_projection": "vlds always saves it, so that a run opens the same everywhere",
+}
+"""Settings of peft that a recipe cannot have, and why or what to do."""
+LAYER_SETTINGS = WHICH_LAYERS | {"fan_in_fan_out", "target_modules"}
+ADALORA_SETTINGS = frozenset(
+    {
+        "beta1", "beta2", "deltaT", "init_r", "lora_alpha", "lora_dropout", "orth_reg_weight",
+        "target_r", "tfinal", "tinit",
+    }
+)  # fmt: skip
+"""What AdaLoRA reads; peft's config has all settings of LoRA too."""
+ADALORA_LEAST = {"init_r": 1, "target_r": 1, "tinit": 0, "tfinal": 0, "deltaT": 1}
+"""AdaLoRA's whole numbers, and the least of each."""
+STARTS = ("gaussian", "olora", "orthogonal", "pissa")
+"""Words that `init_lora_weights` may be, beside true and false."""
+CHANGES_BASE = ("olora", "pissa")
+"""Those that take the adapter's first product out of the layer's own weights."""
+
+
+def peft_config(type: str, settings: Mapping[str, Any], target_modules: str | None = None) -> Any:
+    """peft's config; `target_modules` is a pattern of paths, None for that of the settings.
+
+    Errors: ValueError if peft is not installed, for types and settings that it does not know, and
+    for those that a recipe cannot have.
+    """
+    if type not in TYPES:
+        cure = OTHER_TYPES.get(type) or f"{guess(type, TYPES)}choose from: {', '.join(TYPES)}"
+        raise ValueError(f"type: got {type}; {cure}")
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError("Peft needs the package peft; pip install 'vlds[peft]'")
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[type]
+    check_settings(type, settings, known_settings(type, [f.name for f in fields(kind)]))
+    given = dict(settings)
+    if type == ADALORA:
+        given["total_step"] = shortest_schedule(settings)
+    if target_modules is not None:
+        given["target_modules"] = target_modules
+    try:
+        return kind(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"settings: {error}") from None
+
+
+def reads_weights(config: Any) -> bool:
+    """True if a method computes from the weights of the layer that it stands behind."""
+    return config.peft_type.value in READS_WEIGHTS or bool(getattr(config, "use_dora", False))
+
+
+def known_settings(type: str, names: Collection[str]) -> Collection[str]:
+    """Those of the settings of peft's config that a type reads."""
+    return ADALORA_SETTINGS | LAYER_SETTINGS if type == ADALORA else names
+
+
+def shortest_schedule(settings: Mapping[str, Any]) -> int:
+    """The least number of steps in which AdaLoRA's budget can fall; a run's own number replaces
+    it.
+
+    Errors: ValueError for settings with which it cannot fall.
+    """
+    check_adalora(settings)
+    first, last = settings.get("init_r", 12), settings.get("target_r", 8)
+    if not 1 <= last < first:
+        raise ValueError(
+            f"settings: init_r is {first} and target_r {last}; AdaLoRA's budget falls from the one "
+            "to the other, so give a smaller target_r"
+        )
+    steps: int = settings.get("tinit", 0) + settings.get("tfinal", 0) + 1
+    return steps
+
+
+def check_adalora(settings: Mapping[str, Any]) -> None:
+    """Errors: ValueError for numbers that peft takes, and fails over in the first steps."""
+    for name, least in ADALORA_LEAST.items():
+        value = settings.get(name, least)
+        if type(value) is not int or value < least:
+            raise ValueError(f"settings.{name}: got {value!r}; give a whole number from {least} on")
+    for name in ("beta1", "beta2"):
+        value = settings.get(name, 0.85)
+        if type(value) is not float or not 0 < value < 1:
+            raise ValueError(f"settings.{name}: got {value!r}; give a number between 0 and 1")
+
+
+def check_settings(type: str, settings: Mapping[str, Any], known: Collection[str]) -> None:
+    """Errors: ValueError for settings that the type does not have, or that a recipe cannot have."""
+    known = sorted(set(known) - REFUSED.keys())
+    for key, value in settings.items():
+        if key in REFUSED:
+            raise ValueError(f"settings.{key}: got {value!r}; {REFUSED[key]}")
+        if key not in known:
+            near = guess(key, known) or f"choose from: {', '.join(known)}"
+            raise ValueError(f"settings.{key}: {type} has no such setting; {near.strip()}")
+    start = settings.get("init_weights", True)
+    if not isinstance(start, bool) and start != "lycoris":
+        raise ValueError(f"settings.init_weights: got {start}; choose true or false")
+    start = settings.get("init_lora_weights", True)
+    if not isinstance(start, bool) and start not in STARTS:
+        raise ValueError(
+            f"settings.init_lora_weights: got {start}; choose true, false or one of "
+            f"{', '.join(STARTS)}, which need no data and draw nothing for the backbone"
+        )
+
+
+ADAPTER = "default"
+"""peft's own name of an adapter, inside the names of its tensors."""
+TUNER = "tuner"
+"""Name of peft's layer in its extension."""
+
+
+def put_behind(model: nn.Module, name: str, config: Any) -> list[tuple[nn.Module, PeftExtension]]:
+    """Put peft's layers behind the layers that its config means; pairs of both.
+
+    Errors: ValueError if peft cannot, or means layers of other methods.
+    """
+    pairs = []
+    for path, tuner in tuners(model, config).items():
+        layer: nn.Module = tuner.base_layer
+        parent, _, child = path.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+        check_first(path, layer, config)
+        extension = PeftExtension(tuner, layer)
+        extension.reads_weights = reads_weights(config)
+        extended(layer).extensions[name] = extension
+        pairs.append((layer, extension))
+    return pairs
+
+
+def check_first(path: str, layer: nn.Module, config: Any) -> None:
+    """Errors: ValueError if another method stands behind a layer, and peft's must come first."""
+    extensions = getattr(layer, "extensions", {})
+    others, kind = list(extensions), config.peft_type.value
+    if others and kind in RERUN:
+        raise ValueError(
+            f"{kind} computes {path} anew, without {others[0]}, which stands behind it; name it "
+            "earlier in the recipe"
+        )
+    if others and reads_weights(config):
+        raise ValueError(
+            f"{'DoRA' if kind == 'LORA' else kind} computes from the weights of {path}, which "
+            f"{others[0]}, behind it already, changes once it is folded; name it earlier in the "
+            "recipe"
+        )
+    readers = [name for name, each in extensions.items() if getattr(each, "reads_weights", False)]
+    if readers and getattr(config, "init_lora_weights", None) in CHANGES_BASE:
+        raise ValueError(
+            f"init_lora_weights: {config.init_lora_weights} changes the weights of {path}, from "
+            f"which {readers[0]} computes; use one of the two"
+        )
+
+
+def tuners(model: nn.Module, config: Any) -> dict[str, Any]:
+    """Let peft replace layers of a model: path -> its layer there.
+
+    Under ZeRO-3 each layer's weights are whole while peft makes its own. Errors: ValueError if
+    peft cannot, or means layers of other methods.
+    """
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.integrations import gather_params_ctx
+
+    kind: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+
+    class Gathering(kind):
+        def _create_and_replace(
+            self, config: Any, name: str, target: nn.Module, *args: Any, **kwargs: Any
+        ) -> None:
+            check_layer(kwargs["current_key"], target)
+            # LoRA gathers for itself what it reads, and DeepSpeed forbids to do so twice.
+            gathered = [] if config.peft_type == "LORA" else list(target.parameters())
+            with gather_params_ctx(gathered) if gathered else nullcontext():
+                super()._create_and_replace(config, name, target, *args, **kwargs)
+
+    before = vars(model).get("peft_config")
+    assert before is None, "a method has left its config behind"
+    try:
+        with warnings.catch_warnings():
+            # It says of norms that it does not know their sizes, which it does not need.
+            warnings.filterwarnings("ignore", message="Unsupported layer type", module="peft")
+            Gathering(model, config, ADAPTER)
+    except ValueError as error:
+        # peft names every layer that it has not found, and there may be 100,000.
+        raise ValueError(textwrap.shorten(str(error), 1000)) from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        if lacks_memory(error):
+            raise
+        raise ValueError(f"peft cannot attach {config.peft_type.value}: {error}") from error
+    finally:
+        vars(model).pop("peft_config", None)
+    named = model.named_modules()
+    return {path: m for path, m in named if isinstance(m, BaseTunerLayer) and is_own(path)}
+
+
+def check_patterns(model: nn.Module, config: Any) -> None:
+    """Try the patterns and names of layers in a config on a model, within limits: a pattern of a
+    few letters may backtrack for years.
+
+    Errors: ValueError if one of them is no pattern, or they take too long.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    paths = [path for path, _ in model.named_modules()]
+    of_paths = [*getattr(config, "rank_pattern", ()), *getattr(config, "alpha_pattern", ())]
+
+    def try_all() -> str:
+        for path in paths:
+            check_target_module_exists(config, path)
+            for pattern in of_paths:
+                re.match(rf"(.*\.)?({pattern})$", path)
+        return ""
+
+    try:
+        limited(try_all)
+    except ValueError as error:
+        raise ValueError(
+            f"settings: looking for layers by their names fails: {error}; give simpler patterns, "
+            f"or fewer names, in {', '.join(BY_NAME)}"
+        ) from None
+
+
+def rank_allocator(model: Any, config: Any) -> Any:
+    """What shares out AdaLoRA's budget. `model`: anything with named parameters."""
+    from peft.tuners.adalora.layer import RankAllocator
+
+    return RankAllocator(model, config, ADAPTER)
+
+
+def check_layer(path: str, layer: nn.Module) -> None:
+    """Errors: ValueError if peft's layer cannot stand behind a layer."""
+    if not is_own(path):
+        raise ValueError(
+            f"target_modules mean {path}, which another method has added; name paths or roles"
+        )
+    if isinstance(layer, nn.Embedding):
+        raise ValueError(f"{path} is an embedding; Peft extends linear layers and norms only")
+    if "forward" in vars(layer):
+        raise ValueError(f"{path}: its forward was replaced on the object itself; choose others")
+    if not all(map(is_plain, layer.parameters(recurse=False))):
+        raise ValueError(f"{path} is quantised, and peft's layers need its weights; use LoRA")
+
+
+class PeftExtension(LinearExtension):
+    """peft's layer around a layer, put behind it."""
+
+    reads_weights = False
+    """True if it computes from the layer's weights."""
+
+    def __init__(self, tuner: Any, layer: Any) -> None:
+        super().__init__()
+        del tuner._modules["base_layer"]
+        if (ranks := tuner._modules.pop("ranknum", None)) is not None:
+            # AdaLoRA's first rank, which peft keeps as a frozen weight and does not store.
+            tuner.__dict__["ranknum"] = dict.fromkeys(ranks, float(tuner.r[ADAPTER]))
+        for parameter in tuner.parameters():
+            if parameter.is_meta and is_plain(layer.weight):
+                # Elsewhere peft itself gives them the layer's type.
+                parameter.data = parameter.data.to(layer.weight.dtype)
+        self.tuner = tuner
+        self.tuner.__dict__["base_layer"] = Outside(layer)
+        renew(tuner)
+        self.optimizer_rules: OptimizerRules = {
+            f"{TUNER}.{name}": OptimizerRule() if is_matrix(p) else UNDECAYED
+            for name, p in tuner.named_parameters()
+        }
+        self.behind_zeros = [f"{TUNER}.{name}" for name in behind_zeros(tuner)]
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """What peft's layer gives for the layer's input, where the layer gives `outputs`."""
+        outside: Outside = self.tuner.base_layer
+        outside.computed = inputs, outputs
+        try:
+            result: Tensor = self.tuner(inputs)
+        finally:
+            outside.computed = None
+        return result
+
+    def fold(self, layer: Extended) -> None:
+        """Change the layer's own weights as peft does."""
+        tuner = self.tuner
+        tuner.__dict__["base_layer"] = layer
+        if (norms := getattr(tuner, "ln_tuning_layers", None)) is not None:
+            for name, parameter in norms[ADAPTER].named_parameters():
+                layer.get_parameter(name).copy_(parameter)
+            return
+        try:
+            tuner.merge(safe_merge=True, adapter_names=[ADAPTER])
+        except (NotImplementedError, TypeError) as error:
+            raise ValueError(f"peft cannot merge {type(tuner).__name__}: {error}") from None
+
+
+class Outside:
+    """A layer as peft's layer sees it: all that it has, and as its forward pass what it has already
+    computed. It is no module, so it adds no names."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.computed: tuple[Tensor, Tensor] | None = None
+        """An input of the layer, and its output so far."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The output for the input, computed again only for a changed input."""
+        assert self.computed is not None, "peft's layer ran without the layer that it is behind"
+        known, outputs = self.computed
+        if inputs is known:
+            return outputs
+        kind = self.layer.kind if isinstance(self.layer, Extended) else type(self.layer)
+        result: Tensor = kind.forward(self.layer, inputs)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("layer", "computed") or name.startswith("__"):
+            raise AttributeError(name)  # not filled yet by pickle or deepcopy
+        return getattr(self.layer, name)
+
+
+def renew(tuner: nn.Module) -> None:
+    """Make a tuner's parameters new objects.
+
+    peft draws some and then gives them other values by `.data`; a tape of random draws knows the
+    object by its first values.
+    """
+    for module in tuner.modules():
+        for name, old in list(module._parameters.items()):
+            if old is not None:
+                module._parameters[name] = nn.Parameter(old.data, old.requires_grad)
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """True if at least two dimensions have more than one entry."""
+    return sum(size > 1 for size in tensor.shape) > 1
+
+
+def behind_zeros(tuner: nn.Module) -> list[str]:
+    """Tensors that are multiplied by others that begin as zeros, so that the product is nothing."""
+    named = {name: p for name, p in tuner.named_parameters() if p.requires_grad}
+    zeros = [name for name, p in named.items() if not p.is_meta and not p.any()]
+    alone = ("lora_magnitude_vector", "ln_tuning_layers")
+    return [n for n in named if zeros and n not in zeros and not n.startswith(alone)]

@@ -1,0 +1,242 @@
+"""MiMi (Marouf et al. 2024, https://arxiv.org/abs/2311.03873): adapters that begin wide and lose
+their least important neurons, all layers competing. Small adapters trained so are better than those
+that begin small.
+
+A neuron's importance is the mean absolute weight of what leads into it and out of it,
+
+    s = (|row of W_down|_1 + |column of W_up|_1) / (inputs + outputs),
+
+and each cycle removes a share of those that are left. A layer may lose all of its neurons; its
+output bias stays. As in the paper, importance is compared over all layers.
+
+Ours: neurons are taken out of the weights and of AdamW's moments, where the authors' code masks
+them; exactly floor(N (1 - a)) stay, and of equal ones the first (the code keeps all that tie); the
+learning rate follows the run's schedule and does not begin again in each cycle.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vlds.models.methods.adapter import Adapter
+from vlds.models.methods.base import Case, Library, Method, Toy
+from vlds.models.methods.context import Revision, Trained
+from vlds.models.methods.host import Host, extended_linears
+from vlds.models.methods.lora import LoRA
+from vlds.runtime.checks import Count, Limits
+
+REASON = "layers have unlike widths; `vlds convert merge` pads adapters and folds LoRA"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrinking(Method):
+    """Adapters, or LoRA, that lose neurons, or ranks, while they train."""
+
+    reasons: ClassVar[Mapping[Library, str]] = {"peft": REASON, "adapters": REASON}
+
+    of: Method = field(default_factory=Adapter)
+    """Adapter or LoRA as it begins, one for all tasks (`sharing: single`)."""
+    cycles: Count = 3
+    """How often neurons are removed, evenly spread over the run's steps."""
+    removed: Annotated[float, Limits(0, 1, above_least=True, below_most=True)] = 0.5
+    """Share of the remaining neurons that each cycle removes."""
+    relative: bool = False
+    """Compare importance as a share of the largest in the layer."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.of, (Adapter, LoRA)):
+            raise ValueError(f"of: got {type(self.of).__name__}; choose Adapter or LoRA")
+        if self.of.sharing != "single":
+            raise ValueError(
+                f"of.sharing: got {self.of.sharing}, and the tasks' adapters would lose unlike "
+                "neurons; use single"
+            )
+        if self.of.part != "backbone" or self.of.learning_rate is not None:
+            raise ValueError("of: set part and learning_rate at Shrinking itself")
+
+    def check_steps(self, num_steps: int) -> None:
+        if num_steps <= self.cycles:
+            raise ValueError(
+                f"cycles: got {self.cycles}, but the run has {num_steps} steps; give fewer cycles "
+                "than steps"
+            )
+
+    def attach(self, host: Host) -> list[nn.Parameter]:
+        """Attach what shrinks.
+
+        Errors: ValueError if the cycles would leave nothing.
+        """
+        trained = self.of.attach(host)
+        modules = [
+            linear.extensions[host.name] for linear in extended_linears(host.model, host.name)
+        ]
+        revision = Shrinkage(self, modules, trained)
+        if revision.left(self.cycles) < 1:
+            raise ValueError(
+                f"cycles: {self.cycles} cycles that remove {self.removed} leave none of "
+                f"{revision.num_neurons} neurons; give fewer, or a smaller share"
+            )
+        host.revisions.append(revision)
+        return trained
+
+    @torch.no_grad()
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
+        """LoRA is added to the weights. Adapters become plain ones as wide as the widest, with
+        neurons of zeros."""
+        if isinstance(self.of, LoRA):
+            return replace(self.of, part=self.part).merge(name, model, tasks)
+        assert isinstance(self.of, Adapter)
+        modules: list[Any] = [linear.extensions[name] for linear in extended_linears(model, name)]
+        reduction = min(module.width // max(1, num_neurons(module)) for module in modules)
+        for module in modules:
+            for leaf, dim in module.neurons.items():
+                wide = padded(getattr(module, leaf), dim, module.width // reduction)
+                replace_leaf(module, leaf, wide)
+        adapter = replace(
+            self.of, reduction=reduction, part=self.part, learning_rate=self.learning_rate
+        )
+        return {name: adapter}
+
+    @classmethod
+    def cases(cls) -> Mapping[str, Case]:
+        lora = LoRA(rank=4, alpha=8.0, dropout=0.0, train_biases=False)
+        return {
+            "": Case(
+                cls(of=Adapter(reduction=4)),
+                Toy.places * (Toy.down + Toy.up),
+                "down_weight up_weight",
+                "down_bias up_bias",
+                merged=(Adapter,),
+            ),
+            "LoRA": Case(
+                cls(of=lora), 3 * Toy.layers * 2 * 4 * 2 * Toy.width, "a b", starts_frozen=True
+            ),
+        }
+
+
+class Shrinkage(Revision):
+    """Removes neurons of all layers of a method."""
+
+    def __init__(
+        self, config: Shrinking, modules: Sequence[Any], trained: Sequence[nn.Parameter]
+    ) -> None:
+        self.config, self.modules = config, modules
+        own = {parameter for module in modules for parameter in module.parameters()}
+        self.beside = [parameter for parameter in trained if parameter not in own]
+        """What trains and does not shrink, such as the backbone's biases."""
+        self.num_neurons = sum(map(num_neurons, modules))
+        """Neurons at the beginning of the run."""
+
+    def steps(self, num_steps: int) -> Sequence[int]:
+        cycles = self.config.cycles
+        return [num_steps * cycle // (cycles + 1) for cycle in range(1, cycles + 1)]
+
+    def left(self, cycle: int) -> int:
+        """Neurons that a cycle, from 1 on, leaves."""
+        share = (1 - self.config.removed) ** cycle
+        return math.floor(self.num_neurons * share + 1e-9)
+
+    def revise(
+        self, step: int, num_steps: int, state: Mapping[nn.Parameter, Trained]
+    ) -> Mapping[nn.Parameter, Trained | None]:
+        cycle = self.steps(num_steps).index(step) + 1
+        scores = [self.scores(module, state) for module in self.modules]
+        kept = survivors(scores, self.left(cycle))
+        revised: dict[nn.Parameter, Trained | None] = dict(state)
+        for module, places in zip(self.modules, kept, strict=True):
+            index = torch.tensor(places, dtype=torch.int64)
+            for leaf, dim in module.neurons.items():
+                if (old := revised.pop(getattr(module, leaf), None)) is None:
+                    continue  # the layer has lost its last neuron before
+                new = {key: t.index_select(dim, index) for key, t in old.items()}
+                weight = replace_leaf(module, leaf, new["fp32"])
+                if isinstance(weight, nn.Parameter):
+                    revised[weight] = new
+        return revised
+
+    def fit(self, saved: Mapping[nn.Parameter, torch.Size]) -> Collection[nn.Parameter]:
+        for module in self.modules:
+            for leaf, dim in module.neurons.items():
+                parameter = getattr(module, leaf)
+                shape = list(whole_shape(parameter))
+                width = saved[parameter][dim] if parameter in saved else 0
+                if width < shape[dim]:
+                    shape[dim] = width
+                    replace_leaf(module, leaf, torch.zeros(shape))
+        own = [parameter for module in self.modules for parameter in module.parameters()]
+        return own + self.beside
+
+    def scores(self, module: Any, state: Mapping[nn.Parameter, Trained]) -> list[float]:
+        """The importance of a layer's neurons."""
+        weights = [
+            state[parameter]["fp32"][0].movedim(dim - 1, 0)
+            for leaf, dim in module.neurons.items()
+            if (parameter := getattr(module, leaf)) in state and not leaf.endswith("bias")
+        ]
+        return importance(weights, self.config.relative) if weights else []
+
+
+def importance(weights: Sequence[Tensor], relative: bool) -> list[float]:
+    """The mean absolute weight of each of n neurons, from matrices (n, inputs), (n, outputs).
+
+    Sums are rounded once, so that equal neurons have equal importance, whatever their place.
+    """
+    rows = torch.cat(list(weights), dim=1).abs().double()
+    scores = [math.fsum(row.tolist()) / len(row) for row in rows]
+    largest = max(scores, default=0.0)
+    return [score / largest for score in scores] if relative and largest > 0 else scores
+
+
+def survivors(scores: Sequence[Sequence[float]], number: int) -> list[list[int]]:
+    """Of each layer, the neurons that are among the `number` most important of all layers; of equal
+    ones, those of earlier layers and places stay."""
+    order = sorted(
+        (
+            (-score, layer, place)
+            for layer, row in enumerate(scores)
+            for place, score in enumerate(row)
+        )
+    )
+    kept: list[list[int]] = [[] for _ in scores]
+    for _, layer, place in order[:number]:
+        kept[layer].append(place)
+    return [sorted(places) for places in kept]
+
+
+def num_neurons(module: Any) -> int:
+    """Neurons of a layer's module."""
+    leaf, dim = next(iter(module.neurons.items()))
+    return int(whole_shape(getattr(module, leaf))[dim])
+
+
+def whole_shape(parameter: Tensor) -> torch.Size:
+    """A parameter's shape, also where ZeRO has partitioned it."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def replace_leaf(module: nn.Module, leaf: str, value: Tensor) -> Tensor:
+    """Put another weight in the place of one, on its device and in its type. Without elements it is
+    a buffer, because ZeRO's stage 3 fails on empty parameters."""
+    old: Tensor = getattr(module, leaf)
+    value = value.to(old.device, old.dtype, copy=True)
+    delattr(module, leaf)
+    if not value.numel():
+        module.register_buffer(leaf, value)
+        return value
+    new = nn.Parameter(value)
+    module.register_parameter(leaf, new)
+    return new
+
+
+def padded(weight: Tensor, dim: int, width: int) -> Tensor:
+    """A weight with so many neurons, the new ones zeros."""
+    shape = list(weight.shape)
+    shape[dim] = width - shape[dim]
+    return torch.cat([weight, weight.new_zeros(shape)], dim)

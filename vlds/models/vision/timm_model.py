@@ -1,0 +1,157 @@
+"""Any model of timm as a frozen encoder: its last feature map.
+
+VL-Adapter's CLIP RN101 is timm's `resnet101_clip.openai`: 2048 channels on a 7x7 grid at 224
+pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vlds.models.loading.model_files import check_source, reading
+from vlds.models.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights, on_meta
+from vlds.runtime.checks import Count
+from vlds.schema import ImageSpec
+
+
+@cache
+def timm() -> Any:
+    """The library, which takes a second and 30 MB to import: only its own models pay for it."""
+    import timm
+
+    return timm
+
+
+ELSEWHERE = "name a .safetensors file in model.vision.weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timm(VisionEncoder):
+    """A timm model's last feature map."""
+
+    roles: ClassVar[dict[str, tuple[str, ...]]] = {
+        role: (f"net.blocks.*.{layer}", f"net.layers.*.blocks.*.{layer}")
+        for role, layer in (
+            ("attn_out", "attn.proj"),
+            ("ffn_in", "mlp.fc1"),
+            ("ffn_out", "mlp.fc2"),
+        )
+    }
+    """Those of vision transformers, Swin too; convolutional nets have none."""
+    cures: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("attn_q", "attn_k", "attn_v"),
+        "timm's transformers compute queries, keys and values in one layer; take ClipVision, which "
+        "has a layer for each, or a method that needs none of them, such as Adapter or LoRA with "
+        "roles: [attn_out, ffn_in, ffn_out]",
+    )
+
+    model: str
+    """timm's name of the model, like resnet101_clip.openai; `timm.list_models()` lists them."""
+    pretrained: bool = False
+    """Let timm fetch the weights."""
+    weights: str | None = None
+    """Instead: a .safetensors file with the model's weights."""
+    image_size: Count | None = None
+    """Pixels along a side of the square picture; default: what the model was trained on."""
+
+    def __post_init__(self) -> None:
+        if self.pretrained and self.weights is not None:
+            raise ValueError(
+                f"pretrained: true and weights: {self.weights}; give one of them, the file or "
+                "timm's own weights"
+            )
+
+    @property
+    def geometry(self) -> Geometry:
+        """The feature map's, from a pass on the meta device."""
+        return geometry(self.model, self.image_size)
+
+    @property
+    def source(self) -> str | None:
+        return self.model if self.pretrained else self.weights
+
+    def build(self, dtype: torch.dtype) -> GridEncoder:
+        """The model without its classifier's pooling."""
+        net = self._fetch() if self.pretrained and not on_meta() else self._create(False)
+        encoder = TimmModule(net)
+        load_weights(net, self.weights)
+        return encoder.to(dtype)
+
+    def check_sources(self) -> None:
+        """timm fetches most of its weights from the hub."""
+        config = timm().get_pretrained_cfg(self.model) if self.pretrained else None
+        if config is not None and config.hf_hub_id:
+            check_source(config.hf_hub_id, "model.vision.model", ELSEWHERE)
+
+    def _fetch(self) -> Any:
+        """The model with timm's weights.
+
+        Errors: ValueError if there are none, or they cannot be fetched.
+        """
+        self.check_sources()
+        with reading(f"vision.model: timm cannot fetch the weights of {self.model}", ELSEWHERE):
+            return self._create(True)
+
+    def _create(self, pretrained: bool) -> Any:
+        image = self.geometry.image
+        assert image is not None
+        return create(self.model, pretrained, image.width)
+
+
+class TimmModule(GridEncoder):
+    """A timm model; its classifier stays, unused, so that weight files fit."""
+
+    def __init__(self, net: Any) -> None:
+        data = timm().data.resolve_model_data_config(net)
+        super().__init__(data["mean"], data["std"])
+        self.net = net
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return cells_of(self.net, pixels)
+
+
+def cells_of(net: Any, pixels: Tensor) -> Tensor:
+    """(u, 3, h, w) -> (u, cells, dim): a feature map row by row, or a transformer's tokens without
+    the leading class tokens."""
+    features: Tensor = net.forward_features(pixels)
+    if features.dim() == 3:
+        return features[:, getattr(net, "num_prefix_tokens", 0) :]
+    if getattr(net, "output_fmt", "NCHW") == "NHWC":  # Swin's maps
+        return features.flatten(1, 2)
+    return features.flatten(2).transpose(1, 2)
+
+
+def create(model: str, pretrained: bool, image_size: int) -> Any:
+    """A timm model for square pictures of a size; fully convolutional ones take any."""
+    try:
+        return timm().create_model(model, pretrained=pretrained, img_size=image_size)
+    except TypeError:
+        return timm().create_model(model, pretrained=pretrained)
+
+
+@lru_cache
+def geometry(model: str, image_size: int | None) -> Geometry:
+    """Sizes of a model, without its weights.
+
+    Errors: ValueError if timm does not know the model, or it gives no square grid.
+    """
+    if not timm().is_model(model):
+        raise ValueError(f"model: timm knows no '{model}'; see timm.list_models()")
+    with torch.device("meta"):
+        data = timm().data.resolve_model_data_config(timm().create_model(model))
+        size = image_size or data["input_size"][-1]
+        net = create(model, False, size).eval()
+        cells = cells_of(net, torch.zeros(1, 3, size, size))
+    grid = round(cells.shape[1] ** 0.5)
+    if grid * grid != cells.shape[1]:
+        raise ValueError(
+            f"model: {model} gives {cells.shape[1]} vectors for {size} pixels, which is not a "
+            "square grid"
+        )
+    resize: Any = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
+    return Geometry(ImageSpec(size, size, resize), grid, cells.shape[2])

@@ -1,1 +1,0 @@
-"""Checks and loads the pretrained weights, configs and tokenizers that a recipe names."""

@@ -1,0 +1,244 @@
+"""Builds a report from run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from vlds.recipe.config import Recipe, load_recipe
+from vlds.report.numbers import RESAMPLES
+from vlds.report.predictions import (
+    Predictions,
+    newest_predictions,
+    predictions_elsewhere,
+    read_predictions,
+)
+from vlds.report.read import RunInputs, Scores, TaskScores, read_gallery, read_run
+from vlds.report.report import (
+    Report,
+    RunReport,
+    collect_gallery,
+    is_same_data,
+    recipe_facts,
+    start_facts,
+    stopped_text,
+)
+from vlds.report.scores import (
+    Column,
+    TaskResult,
+    baselines_of,
+    frequent_answer,
+    logged_scores,
+    results_of,
+    scores_of_predictions,
+)
+from vlds.runtime.folders import read_starts
+from vlds.runtime.terminal import tell
+from vlds.tasks.base import SPLITS, Task, label_of, task_of
+
+Value = TypeVar("Value")
+
+
+def collect(folders: Sequence[Path], resamples: int = RESAMPLES, pictures: bool = False) -> Report:
+    """`report_on` the runs in these folders.
+
+    Errors: ValueError where a folder holds no run, or is named twice.
+    """
+    return report_on([read_run(folder) for folder in folders], resamples, pictures)
+
+
+def report_on(runs: Sequence[RunInputs], resamples: int, pictures: bool) -> Report:
+    """The report on some runs; with `pictures`, first writes each gallery into its run folder.
+
+    Errors: ValueError where a run is named twice.
+    """
+    paths = distinct([run.folder for run in runs])
+    reports = [run_report(run, resamples, pictures) for run in runs]
+    return Report(named_by_data(dict(zip(names_of(paths), reports, strict=True))), resamples)
+
+
+def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
+    """The report on one run."""
+    notes: list[str] = []
+    folder = run.folder
+    recipe = read_recipe(folder, notes)
+    logged = logged_scores(run.lines)
+    predictions, scored = {}, {}
+    if recipe is not None:
+        predictions = read_all_predictions(folder, recipe.tasks, notes)
+        scored = scores_of_predictions(recipe.tasks, predictions, logged, notes)
+        predictions = {name: predictions[name] for name in scored}
+    if recipe is not None and pictures:
+        try:
+            collect_gallery(folder, recipe, predictions)
+            run = replace(run, gallery=read_gallery(folder))
+        except ValueError as error:
+            notes.append(f"No new samples to look at: {error}")
+    for line in (*run.damage, *run.outdated):
+        tell(line, error=True, flush=True)
+        notes.append(line)
+    if recipe is None:
+        return RunReport(run, {}, {}, notes=notes)
+    results = results_of(recipe.tasks, predictions, scored, resamples)
+    baselines = baselines_of(folder, results, logged, notes)
+    scores = compared_scores(run.scores, run.name, recipe.tasks, results, baselines)
+    facts = recipe_facts(recipe, run) | start_facts(read_starts(folder), run)
+    if answers := frequent_answers(results):
+        facts["most frequent answers"] = answers
+    if results:
+        files = (result.predictions.file for result in results.values())
+        facts["scores of"] = ", ".join(sorted({str(f.parent.relative_to(folder)) for f in files}))
+    return RunReport(
+        replace(run, scores=scores),
+        facts,
+        results,
+        predictions,
+        stopped_text(recipe, run),
+        notes,
+        recipe,
+    )
+
+
+def read_all_predictions(
+    run: Path, tasks: Mapping[str, Task], notes: list[str]
+) -> dict[str, Predictions]:
+    """The newest predictions of each task's list (TASK, TASK.test), then those of other data (TASK
+    on NAME). Damaged files get a note."""
+    newest = newest_predictions(run, notes)
+    labels = [label_of(name, split) for name in tasks for split in SPLITS]
+    files = {label: newest[label] for label in labels if label in newest}
+    for file in predictions_elsewhere(run):
+        if file.stem in labels:
+            name = f"{file.stem} on {file.parent.name.partition('@')[0]}"
+            name = f"{file.stem} on {file.parent.name}" if name in files else name
+            files[name] = file
+    predictions = {}
+    for name, file in files.items():
+        try:
+            predictions[name] = read_predictions(file)
+        except ValueError as error:
+            notes.append(f"No scores of {name}'s newest predictions: {error}")
+    return predictions
+
+
+def read_recipe(folder: Path, notes: list[str]) -> Recipe | None:
+    """The run's recipe; None where it has none, or one that this version cannot read."""
+    file = folder / "recipe.yaml"
+    if not file.is_file():
+        return None
+    try:
+        return load_recipe(file)
+    except ValueError as error:
+        notes.append(f"No intervals and no new samples: {error}")
+        return None
+
+
+def compared_scores(
+    stored: Scores,
+    run_name: str,
+    tasks: Mapping[str, Task],
+    results: Mapping[str, TaskResult],
+    baselines: Mapping[str, Column],
+) -> Scores:
+    """The stored scores, with those of the newest predictions in the column `run_name`, and each
+    task's direction. Columns before it: baselines, and what scores.json compares the run with, if
+    it was scored on the same data."""
+    entries = dict(stored.tasks)
+    for label, result in results.items():
+        earlier, data = entries.get(label), result.predictions.data
+        same = earlier is not None and data is not None and earlier.data == data
+        compared = earlier.by_column if earlier is not None and same else {}
+        by_column = {**compared, run_name: result.scores}
+        entries[label] = TaskScores(by_column, result.examples, data, result.headline)
+    for label, entry in entries.items():
+        known = {name: column[label] for name, column in baselines.items() if label in column}
+        task = tasks.get(task_of(label))
+        entries[label] = replace(
+            entry,
+            # The baselines come first, and their own figures win.
+            by_column={**known, **entry.by_column, **known},
+            lower_is_better=task.lower_is_better if task else (),
+        )
+    filled = {name for entry in entries.values() for name in entry.by_column}
+    others = [name for name in stored.columns if name in filled and name != run_name]
+    columns = list(dict.fromkeys([*baselines, *others, run_name])) if entries else []
+    return replace(stored, columns=columns, tasks=entries)
+
+
+def frequent_answers(results: Mapping[str, TaskResult]) -> str:
+    """The most frequent answer of each task that has one."""
+    answers = {name: frequent_answer(result) for name, result in results.items()}
+    return ", ".join(f"{name}: {answer}" for name, answer in answers.items() if answer is not None)
+
+
+def distinct(folders: Sequence[Path]) -> list[Path]:
+    """The folders' own paths.
+
+    Errors: ValueError where one is named twice.
+    """
+    paths = [folder.resolve() for folder in folders]
+    for folder, path in zip(folders, paths, strict=True):
+        if paths.count(path) > 1:
+            raise ValueError(f"{folder}: is named twice; name each run once")
+    return paths
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """The last parts of each run's path: as many as tell the runs apart."""
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return [str(Path(*path.parts[-depth:])) for path in paths]
+
+
+def named_by_data(runs: Mapping[str, RunReport]) -> dict[str, RunReport]:
+    """The runs; a task that they score on different data is called "TASK on DATA" and has a column
+    for each data set, and one for data that are not known."""
+    data: dict[str, set[str | None]] = {}
+    for run in runs.values():
+        for task, entry in run.scores.tasks.items():
+            data.setdefault(task, set()).add(entry.data)
+    apart = {task for task in data if not is_same_data(runs.values(), task)}
+    return {
+        name: renamed(
+            run,
+            {
+                task: f"{task} on {words(entry.data, data[task])}"
+                for task, entry in run.scores.tasks.items()
+                if task in apart
+            },
+        )
+        for name, run in runs.items()
+    }
+
+
+def words(data: str | None, others: set[str | None]) -> str:
+    """A short name that no other data of the task have."""
+    if data is None:
+        return "unknown data"
+    name, _, content = data.partition("@")
+    same_name = [other for other in others if other and other.partition("@")[0] == name]
+    return name if len(same_name) == 1 else f"{name}@{content[:6]}"
+
+
+def renamed(run: RunReport, names: Mapping[str, str]) -> RunReport:
+    """The run with other names for some of its tasks."""
+
+    def keyed(entries: Mapping[str, Value]) -> dict[str, Value]:
+        return {names.get(key, key): value for key, value in entries.items()}
+
+    scores = replace(run.scores, tasks=keyed(run.scores.tasks))
+    inputs = replace(
+        run.inputs,
+        scores=scores,
+        score_curves=keyed(run.inputs.score_curves),
+        gallery=[replace(e, task=names.get(e.task, e.task)) for e in run.inputs.gallery],
+    )
+    return replace(
+        run,
+        inputs=inputs,
+        results=keyed(run.results),
+        predictions=keyed(run.predictions),
+    )

@@ -1,0 +1,424 @@
+"""A table of runs: scores as mean and deviation over seeds, costs, and published values."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from vlds.artifact import RECIPE
+from vlds.report.collect import read_recipe
+from vlds.report.numbers import Number
+from vlds.report.read import RunInputs, entries_of, headline_of, read_run
+from vlds.runtime.checks import guess
+from vlds.tasks.base import Split, label_of, task_of
+from vlds.tasks.metrics.caption_scores import CIDERS
+
+# The names of the columns in a table of runs: what a run costs, its tasks, and their average.
+
+
+TRAINS, STORED, MEMORY = "trains", "stored", "memory"
+SPEED, ANSWERS, TIME = "speed", "answers", "time"
+COSTS = (TRAINS, STORED, MEMORY, SPEED, ANSWERS)
+AVERAGE = "average"
+"""The mean of the scores."""
+
+
+def checked_columns(
+    tasks: Sequence[str],
+    scores: Mapping[str, str],
+    targets: Collection[str],
+    published: Mapping[str, Mapping[str, float]],
+) -> list[str]:
+    """The tasks in a table: those that `scores` names, or all.
+
+    Errors: ValueError if a score, target or published value is of none of them; for a task that is
+    called like another column.
+    """
+    for task in scores:
+        if task not in tasks:
+            raise ValueError(f"scores: {unknown(task, tasks)}")
+    columns = list(scores) or list(tasks)
+    for task in columns:
+        if task in (*COSTS, TIME, AVERAGE):
+            raise ValueError(
+                f"scores: the task '{task}' is called like another column; rename it, or let a "
+                "sweep's `scores` name the others"
+            )
+    for name in targets:
+        if name not in (known := [*columns, AVERAGE]):
+            raise ValueError(f"target: {unknown(name, known)}")
+    for row, values in published.items():
+        for name in values:
+            if name not in (known := [TRAINS, *columns, AVERAGE]):
+                raise ValueError(f"published.{row}: {unknown(name, known)}")
+    return columns
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """The message about a name of no value."""
+    return f"the table has no '{name}'; {guess(name, known)}it has {', '.join(known)}"
+
+
+# The scores of runs as a table of several runs shows them: 100 times their value.
+#
+# The table takes the score that stands for a task in all other places too (`headline_of`). An
+# average is over scores of one scale: of accuracies and a CIDEr, which lies in 0..10, it would be
+# mostly the CIDEr. Papers publish such averages all the same (VL-Adapter), so a sweep that names
+# one has it.
+
+
+SHARES, CIDER = "0 to 1", "0 to 10"
+"""Scales of scores."""
+
+
+def scores_of(run: RunInputs, split: Split) -> dict[str, Mapping[str, float]]:
+    """Task -> scores on one of its lists: by `vlds evaluate`, or as the training logged them
+    last."""
+    logged = [line["scores"] for line in run.lines if "scores" in line]
+    found = dict(logged[-1]) if logged and split == "evaluate" else {}
+    for label, entry in run.stored.items():
+        if entry.scores and label == label_of(task_of(label), split):
+            found[task_of(label)] = entry.scores
+    return found
+
+
+def metric_of(
+    task: str,
+    asked: str | None,
+    runs: Sequence[RunInputs],
+    known: Sequence[Mapping[str, Mapping[str, float]]],
+    notes: list[str],
+) -> str:
+    """The score that stands for a task in the table; a note where the runs name several. `known`:
+    the scores of each run.
+
+    Errors: ValueError if no run has the one that is asked for.
+    """
+    names = list(dict.fromkeys(name for scores in known for name in scores.get(task, {})))
+    named = list(dict.fromkeys(run.headlines[task] for run in runs if task in run.headlines))
+    first = next((name for name in named if name in names), None)
+    metric = headline_of(names, first if asked is None else asked)
+    if metric is None or (asked is not None and metric != asked):
+        whole = ", ".join(name for name in names if "/" not in name) or "none"
+        raise ValueError(f"scores.{task}: no run has {asked or 'a score'}; there are {whole}")
+    if asked is None and len(named) > 1:
+        notes.append(
+            f"{task}: the recipes name different scores, {' and '.join(named)}; {metric} is shown."
+        )
+    return metric
+
+
+def scales_of(metrics: Mapping[str, str], lower: Collection[str]) -> dict[str, list[str]]:
+    """Scale -> the tasks whose scores have it. `lower`: tasks whose lowest score is the best."""
+    scales: dict[str, list[str]] = {}
+    for task, metric in metrics.items():
+        scale = CIDER if metric in CIDERS else SHARES
+        scales.setdefault(f"{metric}, best where low" if task in lower else scale, []).append(task)
+    return scales
+
+
+def percents(
+    scores: Mapping[str, Mapping[str, float]], metrics: Mapping[str, str], averages: bool
+) -> dict[str, float]:
+    """Scores times 100; with `averages` also their average, if none is missing."""
+    found = {
+        task: 100 * scores[task][metric]
+        for task, metric in metrics.items()
+        if metric in scores.get(task, {})
+    }
+    whole = averages and len(found) == len(metrics)
+    return found | ({AVERAGE: statistics.mean(found.values())} if whole else {})
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """One row that a table shall have."""
+
+    name: str
+    folders: Sequence[Path]
+    """One run for each seed; those that are missing, or cannot be read, are not counted."""
+    published: Mapping[str, float] = field(default_factory=dict)
+    """Task, AVERAGE or TRAINS -> value in percent."""
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What a table shows."""
+
+    title: str
+    rows: Sequence[RowSpec]
+    split: Split = "evaluate"
+    scores: Mapping[str, str] = field(default_factory=dict)
+    """Task -> score; default: all tasks that a run was scored on, and the score that stands for
+    each."""
+    target: tuple[str, float | str] | None = None
+    """Task or AVERAGE, and the score in percent to reach, or the row whose mean that is."""
+    notes: Sequence[str] = ()
+    """What a reader must know of the choice of its runs."""
+    damage: Sequence[str] = ()
+    """What was named and cannot be read."""
+
+    @property
+    def asks_average(self) -> bool:
+        """True if it names an average, as a paper may have it over scores of any scales."""
+        published = [name for row in self.rows for name in row.published]
+        return AVERAGE in published or (self.target is not None and self.target[0] == AVERAGE)
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """A row of the table."""
+
+    name: str
+    wanted: int
+    """Runs that it shall have."""
+    runs: Sequence[RunInputs]
+    """Those that there are."""
+    numbers: Mapping[str, Number]
+    """Task, AVERAGE or one of the costs -> its values."""
+
+    @property
+    def partition(self) -> str:
+        """How the memory of its runs was divided over ranks; "" if none has logged it."""
+        if not self.numbers[MEMORY].values:
+            return ""
+        known = dict.fromkeys(run.partition for run in self.runs)
+        return "; ".join(filter(None, known))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A score to reach."""
+
+    task: str
+    """Or AVERAGE."""
+    percent: float
+    row: str | None
+    """The row whose mean it is, if it is one."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table."""
+
+    title: str
+    columns: Sequence[str]
+    """Tasks."""
+    metrics: Mapping[str, str]
+    """Task -> the score that is shown."""
+    rows: Sequence[ComparedRow]
+    target: Target | None
+    notes: Sequence[str]
+    lower_is_better: Collection[str] = ()
+    """Tasks whose score is best where it is lowest."""
+    asks_average: bool = False
+    """As in `TableSpec`."""
+    damage: Sequence[str] = ()
+    """What cannot be read, and is left out."""
+
+    @property
+    def costs(self) -> list[str]:
+        """The costs that some run knows, and the time to the target."""
+        known = [n for n in COSTS if any(row.numbers[n].values for row in self.rows)]
+        return [*known, TIME] if self.target else known
+
+    @property
+    def values(self) -> list[str]:
+        """The scores, and their average if there are several of one scale, or it is asked for."""
+        return [*self.columns, AVERAGE] if self.has_average else list(self.columns)
+
+    @property
+    def scales(self) -> Mapping[str, Sequence[str]]:
+        """Scale -> the tasks whose scores have it."""
+        return scales_of(self.metrics, self.lower_is_better)
+
+    @property
+    def has_average(self) -> bool:
+        """True if the scores can be averaged, or the table's maker wants it."""
+        return len(self.columns) > 1 and (len(self.scales) == 1 or self.asks_average)
+
+    @property
+    def partitions_differ(self) -> bool:
+        """True if the memory of some rows was divided otherwise than that of others."""
+        return len({row.partition for row in self.rows if row.partition}) > 1
+
+    def best(self, name: str) -> ComparedRow | None:
+        """The row with the best mean of a score, if its seeds tell it from each other row that has
+        the score. None for an average over scores of which some are best where they are low."""
+        low = self.lower_is_better
+        if name == AVERAGE and 0 < len(low) < len(self.columns):
+            return None
+        sign = -1 if name in low or (name == AVERAGE and low) else 1
+        known = [(mean, row) for row in self.rows if (mean := row.numbers[name].mean) is not None]
+        if len(known) < 2:
+            return None
+        _, best = max(known, key=lambda entry: sign * entry[0])
+        pairs = [(best.numbers[name], row.numbers[name]) for _, row in known if row is not best]
+        is_clear = all(a.is_above(b) if sign > 0 else b.is_above(a) for a, b in pairs)
+        return best if is_clear else None
+
+
+def compare(spec: TableSpec) -> Comparison:
+    """Read the runs and compute the table. A run with a file that cannot be read is left out.
+
+    Errors: ValueError if no run is there, or no run has an asked score.
+    """
+    notes, damage = list(spec.notes), list(spec.damage)
+    read = {row.name: read_runs(row, notes, damage) for row in spec.rows}
+    runs = [run for of_row in read.values() for run in of_row]
+    if not runs:
+        raise ValueError(
+            damage[0]
+            if damage
+            else f"{spec.title}: none of its runs has ended yet; train them first"
+        )
+    known = [scores_of(run, spec.split) for run in runs]
+    scored = dict.fromkeys(task for scores in known for task in scores)
+    tasks = scored | dict.fromkeys(
+        task for run in runs for task in entries_of(run.recipe_tree, "tasks")
+    )
+    targets = [spec.target[0]] if spec.target else []
+    published = {row.name: row.published for row in spec.rows}
+    columns = checked_columns(list(tasks), spec.scores, targets, published)
+    columns = [task for task in columns if spec.scores or task in scored]
+    metrics = {task: metric_of(task, spec.scores.get(task), runs, known, notes) for task in columns}
+    table = Comparison(
+        spec.title, columns, metrics, [], None, notes, best_low(metrics, runs), spec.asks_average,
+        damage,
+    )  # fmt: skip
+    target = target_of(spec, read, table, notes)
+    rows = [
+        ComparedRow(
+            row.name, len(row.folders), read[row.name],
+            numbers_of(row, read[row.name], table, spec.split, target, notes),
+        )
+        for row in spec.rows
+    ]  # fmt: skip
+    return replace(table, rows=rows, target=target)
+
+
+def best_low(metrics: Mapping[str, str], runs: Sequence[RunInputs]) -> set[str]:
+    """The tasks whose score is best where it is lowest, as the runs' recipes say."""
+    low: set[str] = set()
+    waiting = set(metrics)
+    for run in runs:
+        if waiting.isdisjoint(entries_of(run.recipe_tree, "tasks")):
+            continue  # to read a recipe takes longer than all else here
+        if (recipe := read_recipe(run.folder, [])) is not None:
+            found = waiting & recipe.tasks.keys()
+            low |= {task for task in found if metrics[task] in recipe.tasks[task].lower_is_better}
+            waiting -= found
+    return low
+
+
+def target_of(
+    spec: TableSpec,
+    runs: Mapping[str, Sequence[RunInputs]],
+    table: Comparison,
+    notes: list[str],
+) -> Target | None:
+    """The score to reach; None, with a note, if no run of its row has one."""
+    if spec.target is None:
+        return None
+    task, value = spec.target
+    if not isinstance(value, str):
+        return Target(task, value, None)
+    scores = [scores_of(run, spec.split) for run in runs[value]]
+    found = [percents(each, table.metrics, table.has_average).get(task) for each in scores]
+    known = [percent for percent in found if percent is not None]
+    if not known:
+        notes.append(f"Time to {task} of {value}: no run of that row has ended.")
+        return None
+    return Target(task, statistics.mean(known), value)
+
+
+def read_runs(row: RowSpec, notes: list[str], damage: list[str]) -> list[RunInputs]:
+    """A row's runs that have ended and can be read; notes on the others."""
+    ended = [folder for folder in row.folders if (folder / "artifact" / RECIPE).is_file()]
+    if missing := [folder.name for folder in row.folders if folder not in ended]:
+        have = "have" if len(missing) > 1 else "has"
+        notes.append(f"{row.name}: without {', '.join(missing)}, which {have} not ended.")
+    runs = []
+    for folder in ended:
+        try:
+            run = read_run(folder)
+        except ValueError as error:
+            damage.append(f"{error}; the run is left out")
+            notes.append(f"{row.name}: without {folder.name}, which cannot be read: {error}.")
+            continue
+        runs.append(run)
+        damage += run.damage
+        lines = [*run.damage, *run.outdated, *stopped(run)]
+        lines += [] if (folder / "metrics.jsonl").exists() else ["metrics.jsonl is not there"]
+        notes += [f"{row.name}: {run.name}: {line}." for line in lines]
+    return runs
+
+
+def stopped(run: RunInputs) -> list[str]:
+    """What is odd about a run that ended, was resumed and has not ended again."""
+    steps, done = entries_of(run.recipe_tree, "training").get("steps"), run.steps_done
+    if not isinstance(steps, int) or done is None or done >= steps:
+        return []
+    return [f"it was resumed, and has done {done:,} of {steps:,} steps"]
+
+
+def numbers_of(
+    row: RowSpec,
+    runs: Sequence[RunInputs],
+    table: Comparison,
+    split: Split,
+    target: Target | None,
+    notes: list[str],
+) -> dict[str, Number]:
+    """All numbers of a row."""
+    metrics, averages = table.metrics, table.has_average
+    found: list[dict[str, float | None]] = []
+    passes = [line["passes"] for run in runs for line in run.lines if "passes" in line]
+    if max(passes, default=1) > 1:
+        notes.append(
+            f"{row.name}: each step has {max(passes)} passes over its batch, which its memory and "
+            "its speed pay for."
+        )
+    for run in runs:
+        scores = percents(scores_of(run, split), metrics, averages)
+        asked = entries_of(run.recipe_tree, "tasks") or metrics
+        if lost := [task for task in metrics if task in asked and task not in scores]:
+            notes.append(f"{row.name}: {run.name} has no {metrics[lost[0]]} of {lost[0]}.")
+        known = {**costs_of(run), **scores}
+        if target is not None:
+            known[TIME] = seconds_to(run, table, target)
+        found.append(known)
+    numbers = {}
+    for name in (*COSTS, TIME, *metrics, AVERAGE):
+        pairs = [(run.seed, known.get(name)) for run, known in zip(runs, found, strict=True)]
+        values = [value for _, value in pairs if value is not None]
+        seeds = [seed for seed, value in pairs if value is not None]
+        numbers[name] = Number(values, row.published.get(name), seeds)
+    return numbers
+
+
+def costs_of(run: RunInputs) -> dict[str, float | None]:
+    """What a run cost."""
+    weights = (run.folder / "artifact").glob("*.safetensors")
+    memory = [line["most_memory"] for line in run.lines if "most_memory" in line]
+    return {
+        TRAINS: run.scores.trainable.get("percent"),
+        STORED: float(sum(file.stat().st_size for file in weights)),
+        MEMORY: float(max(memory)) if memory else None,
+        SPEED: run.scores.samples_per_second.get("training"),
+        ANSWERS: run.scores.samples_per_second.get("answering"),
+    }
+
+
+def seconds_to(run: RunInputs, table: Comparison, target: Target) -> float | None:
+    """Seconds of training until an evaluation reached a score; None if none did."""
+    seconds = 0.0
+    for line in run.lines:
+        seconds += float(line.get("seconds", 0.0))
+        reached = percents(line.get("scores", {}), table.metrics, table.has_average)
+        if reached.get(target.task, -math.inf) >= target.percent:
+            return seconds
+    return None

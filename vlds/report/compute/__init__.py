@@ -1,1 +1,0 @@
-"""What a report says of runs: scores, intervals, baselines, facts."""

@@ -1,0 +1,178 @@
+"""Reads the predictions that a run wrote, one file a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlds.runtime.files import read_text
+from vlds.runtime.folders import PREDICTIONS, STEP, newest_step
+from vlds.runtime.json_files import parse_record
+
+AGAIN = "evaluate the run again, with `vlds evaluate RUN`"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One example, as `Evaluation.write` puts it into a file."""
+
+    id: str
+    of: int
+    """Lines of the file."""
+    prediction: str
+    reference: Any
+    sample: str | None = None
+    data: str | None = None
+    after: int | None = None
+    confidence: float | None = None
+    token_confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("confidence", "token_confidence"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}, a number in 0..1 expected")
+
+    @property
+    def sure(self) -> float | None:
+        """How sure the model was; None where the line does not say it."""
+        return self.confidence if self.token_confidence is None else self.token_confidence
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One task's examples, in the order of their ids."""
+
+    file: Path
+    step: int | None
+    """Of the training that they were made at; None where `vlds evaluate` made them."""
+    predictions: Mapping[str, str]
+    references: Mapping[str, Any]
+    confidences: Mapping[str, float]
+    """Confidence, 0..1, of each example whose line has one: the probability of the answer; for a
+    text of several tokens, their geometric mean."""
+    samples: Mapping[str, str]
+    """Id of the sample of each example whose line names one."""
+    lines: Mapping[str, int]
+    """Line of each example in the file, counted from 1."""
+    data: str | None = None
+    """Name, split and fingerprint of the data sets; None where the lines do not say it."""
+
+    @property
+    def label(self) -> str:
+        """The task's list: TASK, or TASK.test."""
+        return self.file.stem
+
+    @property
+    def is_own(self) -> bool:
+        """True for data of the run's recipe, False for other data."""
+        return "@" not in self.file.parent.name
+
+
+def newest_predictions(run: Path, notes: list[str]) -> dict[str, Path]:
+    """Per task, and per list of test data (TASK.test), the file that was written last: by the
+    training's newest evaluation, or by `vlds evaluate`.
+
+    What `vlds evaluate` writes says which evaluation of the training it came after; times of files
+    do not tell it, for copying changes them. Files of earlier versions do not say it: they count as
+    the newest, with a note.
+    """
+    folder = run / PREDICTIONS
+    step = newest_step(folder)
+    trained = [] if step is None else sorted(folder.glob(f"step-*{step}/*.jsonl"))
+    newest = {file.stem: file for file in trained if step_of(file) == step}
+    for file in sorted(folder.glob("*.jsonl")):
+        earlier = newest.get(file.stem)
+        after = _after(file) if earlier is not None else step
+        if step is None or after is None or after >= step:
+            newest[file.stem] = file
+        if earlier is not None and after is None:
+            notes.append(
+                f"Scores of {file.stem} are those of {file}, which does not say whether the "
+                f"training's evaluation in {earlier.parent.name} came later; {AGAIN}"
+            )
+    return newest
+
+
+def step_of(file: Path) -> int | None:
+    """Steps of training before a file's evaluation; None where `vlds evaluate` wrote it."""
+    step = STEP.fullmatch(file.parent.name)
+    return int(step[1]) if step else None
+
+
+def _after(file: Path) -> int | None:
+    """Step of the training's newest evaluation before a file was written; None if its first line
+    does not say it, or is damaged, which reading the whole file reports."""
+    try:
+        first = first_line(file)
+    except ValueError:
+        return None
+    return first.after if first else None
+
+
+def predictions_elsewhere(run: Path) -> list[Path]:
+    """The files of data that are not the run's own."""
+    return sorted((run / PREDICTIONS).glob("*@*/*.jsonl"))
+
+
+def read_predictions(file: Path) -> Predictions:
+    """Read one task's file.
+
+    Errors: ValueError naming the file, and the line if one is wrong.
+    """
+    lines = [_line(file, number, text) for number, text in enumerate(_texts(file), 1)]
+    if not lines:
+        raise ValueError(f"{file} is empty; {AGAIN}")
+    if odd := {line.data for line in lines} - {lines[0].data}:
+        raise ValueError(f"{file} is of {lines[0].data} and of {odd.pop()}; {AGAIN}")
+    if len(lines) != (whole := lines[0].of):
+        raise ValueError(f"{file} holds {len(lines):,} of {whole:,} examples; {AGAIN}")
+    numbers: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if (earlier := numbers.setdefault(line.id, number)) != number:
+            raise ValueError(
+                f"{file}, line {number}: id {line.id!r} stands in line {earlier} too; {AGAIN}"
+            )
+    lines.sort(key=lambda line: line.id)
+    return Predictions(
+        file=file,
+        step=step_of(file),
+        predictions={line.id: line.prediction for line in lines},
+        references={line.id: line.reference for line in lines},
+        confidences={line.id: sure for line in lines if (sure := line.sure) is not None},
+        samples={line.id: line.sample for line in lines if line.sample is not None},
+        lines=numbers,
+        data=lines[0].data,
+    )
+
+
+def first_line(file: Path) -> Line | None:
+    """A file's first line; None if the file is empty.
+
+    Errors: ValueError, as above.
+    """
+    texts = _texts(file)[:1]
+    return _line(file, 1, texts[0]) if texts else None
+
+
+def _texts(file: Path) -> list[str]:
+    # Not splitlines: JSON may hold other line ends (U+2028) as they are.
+    text = read_text(file, errors="surrogateescape").removesuffix("\n")
+    return text.split("\n") if text else []
+
+
+def _line(file: Path, number: int, text: str) -> Line:
+    try:
+        return parse_record(Line, text.encode(), extra="ignore")
+    except UnicodeEncodeError:
+        raise ValueError(f"{file}, line {number} is not UTF-8; {AGAIN}") from None
+    except ValueError as error:
+        raise ValueError(f"{file}, line {number}: {error}; {AGAIN}") from None
+
+
+def texts_of(reference: Any) -> list[str]:
+    """The texts of a reference without a best answer, such as captions."""
+    texts = reference if isinstance(reference, list) else [reference]
+    return [text for text in texts if isinstance(text, str)]

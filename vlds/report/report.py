@@ -1,0 +1,511 @@
+"""What a report says: of each run, and of several side by side."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, Field, dataclass, field, fields
+from datetime import UTC, datetime
+from functools import cached_property
+from itertools import islice, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlds.data.shards.store import Dataset, is_url, open_dataset
+from vlds.models.methods.base import Method
+from vlds.recipe.config import Recipe
+from vlds.report.numbers import SEED, bytes_text, groups_of_seeds, score_text
+from vlds.report.predictions import Predictions, texts_of
+from vlds.report.read import GalleryEntry, RunInputs, Scores, TaskScores, write_gallery
+from vlds.report.scores import (
+    FREQUENT,
+    Difference,
+    TaskResult,
+    difference,
+    drawn_by_example,
+    reasons,
+)
+from vlds.runtime.folders import Start
+from vlds.runtime.terminal import duration_text
+from vlds.schema import Encoded, Sample, SkipSample
+from vlds.tasks.base import SPLITS, Task, ask, label_of, task_of
+from vlds.tasks.metrics.caption_scores import CIDERS
+from vlds.tasks.metrics.plain_scores import split as cell_of
+
+# Facts about a run in words and numbers: its method, size, speed and history.
+
+
+MADE = ("started", "training took", "hardware", "versions", "command")
+"""Facts about how a run was made."""
+
+
+def trained_text(recipe: Recipe) -> str:
+    """What a recipe trains: methods with their fields, norms, visual embedding."""
+    trained = [method_text(method) for method in recipe.methods.values()]
+    return " + ".join([*trained, *recipe.trained_text]) or "nothing"
+
+
+def method_text(method: Method) -> str:
+    """A method's class with its numbers, and with other fields that differ from their default."""
+    shown = []
+    for each in fields(method):
+        value = getattr(method, each.name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number or value != default_of(each):
+            written = "/".join(map(str, value)) if isinstance(value, list) else value
+            shown.append(f"{each.name}={written}")
+    name = type(method).__name__
+    return f"{name} ({', '.join(shown)})" if shown else name
+
+
+def default_of(field: Field[Any]) -> Any:
+    """The default of a dataclass's field."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def recipe_facts(recipe: Recipe, run: RunInputs) -> dict[str, str]:
+    """How it was trained, as far as recipe and metrics tell."""
+    steps = "" if run.steps_done is None else f"{run.steps_done:,} of "
+    return {
+        "method": trained_text(recipe),
+        "steps": f"{steps}{recipe.training.num_steps:,}",
+        "examples a step": ", ".join(f"{size:,}" for size in recipe.batch_sizes.values()),
+        "learning rate": f"{recipe.optimizer.learning_rate:g}",
+        "precision": recipe.training.precision,
+        "DeepSpeed": recipe.training.deepspeed,
+        **({"partition": run.partition} if run.partition else {}),
+        "seed": str(recipe.seed),
+    }
+
+
+def start_facts(starts: Sequence[Start], run: RunInputs) -> dict[str, str]:
+    """When, where and with what it was trained."""
+    if not starts:
+        return {}
+    first, last = starts[0], starts[-1]
+    facts = {"started": time_text(first.time)}
+    if len(starts) > 1:
+        facts["resumed"] = ", ".join(f"{time_text(s.time)} at step {s.step:,}" for s in starts[1:])
+    if run.seconds:
+        facts["training took"] = duration_text(run.seconds)
+    facts["hardware"] = "; then ".join(dict.fromkeys(start.hardware for start in starts))
+    facts["versions"] = ", ".join(f"{name} {number}" for name, number in last.versions.items())
+    facts["command"] = last.command
+    changes = [f"at step {s.step:,}: {change}" for s in starts for change in s.changes]
+    if changes:
+        facts["recipe changed"] = "; ".join(changes)
+    return facts
+
+
+def time_text(time: str) -> str:
+    """ "2026-03-01 12:00 UTC"."""
+    return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def stopped_text(recipe: Recipe, run: RunInputs) -> str:
+    """The steps that an unfinished run has done; "" for a finished one."""
+    done, planned = run.steps_done, recipe.training.num_steps
+    return "" if done is None or done >= planned else f"{done:,} of {planned:,} steps"
+
+
+def size_facts(scores: Scores) -> dict[str, str]:
+    """What is known about size and speed."""
+    facts = {}
+    if counts := scores.trainable:
+        facts["weights that train"] = (
+            f"{counts['trainable']:,.0f} of {counts['total']:,.0f} ({counts['percent']:.2f} %)"
+        )
+    for what, count in scores.bytes_per_rank.items():
+        facts[f"{what}, bytes per rank"] = bytes_text(count)
+    for what, speed in scores.samples_per_second.items():
+        facts[f"{what}, examples a second"] = speed_text(speed)
+    return facts
+
+
+def speed_text(speed: float) -> str:
+    """Examples a second: whole ones where there are ten."""
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a report says of one run."""
+
+    inputs: RunInputs
+    facts: Mapping[str, str]
+    """How it was trained."""
+    results: Mapping[str, TaskResult]
+    """Per task that has predictions and references, and its list of test data."""
+    predictions: Mapping[str, Predictions] = field(default_factory=dict)
+    """What the run said of each example, by the same names; also where no reference is known."""
+    stopped: str = ""
+    """The steps done, if the training has not ended."""
+    notes: Sequence[str] = ()
+    """What is missing, and why."""
+    recipe: Recipe | None = None
+    """None where it cannot be read."""
+
+    @property
+    def scores(self) -> Scores:
+        """The scores of the run and of what it is compared with."""
+        return self.inputs.scores
+
+    def score(self, task: str, metric: str, column: str | None = None) -> float | None:
+        """A score in a column; default: the last one, which is the run's own."""
+        entry = self.scores.tasks.get(task)
+        if entry is None:
+            return None
+        return entry.by_column.get(column or self.scores.columns[-1], {}).get(metric)
+
+    def result(self, task: str, metric: str) -> TaskResult | None:
+        """What is known of the examples behind that score; None if it is of other examples."""
+        result, value = self.results.get(task), self.score(task, metric)
+        if result is None or result.headline != metric or value is None:
+            return None
+        return result if abs(result.value - value) < 1e-6 else None
+
+
+def is_same_data(runs: Iterable[RunReport], task: str) -> bool:
+    """True where all runs that have a task scored it on the same data: by name and content or,
+    where no run's are known, by equal ids and references of the predictions."""
+    scored = [run for run in runs if task in run.scores.tasks]
+    data = {run.scores.tasks[task].data for run in scored}
+    if len(data) > 1 or None not in data or len(scored) == 1:
+        return len(data) <= 1
+    results = [run.results.get(task) for run in scored]
+    known = [result.predictions.references for result in results if result is not None]
+    return len(known) == len(scored) and all(references == known[0] for references in known)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Runs by name, in the order in which they were named."""
+
+    runs: Mapping[str, RunReport]
+    resamples: int
+
+    @property
+    def only(self) -> RunReport:
+        """The run of a report about one."""
+        (run,) = self.runs.values()
+        return run
+
+    @property
+    def headlines(self) -> list[tuple[str, str]]:
+        """(task, score that stands for it), of all runs."""
+        return list(
+            dict.fromkeys(
+                (name, task.metrics[0])
+                for run in self.runs.values()
+                for name, task in run.scores.tasks.items()
+                if task.metrics
+            )
+        )
+
+    @property
+    def data_texts(self) -> dict[str, str]:
+        """Name and size of each task's data, where they are the same in all runs."""
+        texts: dict[str, str] = {}
+        for run in self.runs.values():
+            for name, task in run.scores.tasks.items():
+                if is_same_data(self.runs.values(), name):
+                    texts[name] = texts.get(name) or task.data_text
+        return {name: text for name, text in texts.items() if text}
+
+    @property
+    def baseline(self) -> str:
+        """The run that the others are compared with."""
+        return next(iter(self.runs))
+
+    @cached_property
+    def differences(self) -> dict[str, list[Difference | str]]:
+        """Each further run less the first, for each of the headlines, or why they cannot be
+        compared; empty where none can."""
+        baseline, *others = self.runs.values()
+        differences = [
+            [
+                difference(run.result(*headline), baseline.result(*headline), self.resamples)
+                for headline in self.headlines
+            ]
+            for run in others
+        ]
+        if not any(isinstance(entry, Difference) for entries in differences for entry in entries):
+            return {}
+        return dict(zip(list(self.runs)[1:], differences, strict=True))
+
+    @property
+    def interval_notes(self) -> list[str]:
+        """What the brackets mean, and why some are missing."""
+        results = {name: run.results for name, run in self.runs.items()}
+        every = [result for run in self.runs.values() for result in run.results.values()]
+        notes = []
+        if any(result.interval for result in every):
+            notes.append(
+                f"Brackets: the middle 95 % of {self.resamples:,} bootstrap resamples of the "
+                "samples (a picture, pair or clip with all of its examples; percentiles; seed "
+                f"{SEED}). They describe the draw of the samples, not the seed of the "
+                "training."
+            )
+        if any(result.interval and result.headline in CIDERS for result in every):
+            notes.append(
+                "CIDEr's document frequencies are those of all pictures in every resample."
+            )
+        return notes + drawn_by_example(results) + reasons(results)
+
+    def frequent_scores(self) -> list[float | None]:
+        """Of each headline, the score of giving the most frequent answer to everything, where it is
+        the same for all runs."""
+        scores: list[float | None] = []
+        for task, metric in self.headlines:
+            runs = self.runs.values() if is_same_data(self.runs.values(), task) else ()
+            known = (run.score(task, metric, FREQUENT) for run in runs)
+            scores.append(next((score for score in known if score is not None), None))
+        return scores
+
+    def merged(self) -> Scores:
+        """The runs' own scores, a column a run, as if they were models of one run."""
+        tasks = dict.fromkeys(task for run in self.runs.values() for task in run.scores.tasks)
+        return Scores(list(self.runs), {task: self.merged_task(task) for task in tasks})
+
+    def merged_task(self, task: str) -> TaskScores:
+        """One task's scores, a column a run."""
+        by_column, lower = {}, set[str]()
+        for name, run in self.runs.items():
+            entry = run.scores.tasks.get(task)
+            lower |= set(entry.lower_is_better if entry else ())
+            scores = entry.by_column.get(run.scores.columns[-1]) if entry else None
+            if scores:
+                by_column[name] = scores
+        headline = next((metric for known, metric in self.headlines if known == task), None)
+        return TaskScores(
+            by_column,
+            headline=headline,
+            lower_is_better=lower,
+            is_same_data=is_same_data(self.runs.values(), task),
+        )
+
+
+def seed_groups(report: Report) -> list[list[str]]:
+    """Groups of names of finished runs whose recipes differ only in seed and output. A group has at
+    least two seeds; the first run of each seed counts."""
+    ended = {n: run.inputs.recipe_tree for n, run in report.runs.items() if not run.stopped}
+    return [
+        [names[0] for names in seeds.values()] for seeds in groups_of_seeds(ended) if len(seeds) > 1
+    ]
+
+
+def mean_text(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation (n - 1); a dash if a run has no such score."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or len(known) < 2:
+        return "-"
+    return f"{score_text(statistics.mean(known))} +/- {score_text(statistics.stdev(known))}"
+
+
+def seed_notes(report: Report) -> list[str]:
+    """What the rows of means show."""
+    if not seed_groups(report):
+        return []
+    return [
+        "Mean +/- standard deviation (n - 1) over runs whose recipes differ in seed and output "
+        "alone: how far another seed moves a score. The brackets do not show that."
+    ]
+
+
+# Every example of a run: its answer, whether that is right, and how sure the model was. Its input
+# is looked up in the data sets, by the ids in the predictions.
+
+
+MOST_SAMPLES = 300_000
+"""Of a task, read one after the other: ten seconds or so."""
+
+
+class Answered(NamedTuple):
+    """One example and what a run said."""
+
+    answer: str | None
+    """The right one; None where several are right (captions)."""
+    references: str
+    """All right answers, as lines."""
+    groups: tuple[str | None, ...]
+    """The example's group, for each way of `TaskAnswers.ways`."""
+    prediction: str
+    correct: bool | None
+    confidence: float | None
+
+
+class TaskAnswers(NamedTuple):
+    """One task of a run."""
+
+    label: str
+    """Of the task's list in the recipe."""
+    ways: tuple[str, ...]
+    """Ways in which the task's examples are grouped: answer_type, structural, ..."""
+    examples: Mapping[str, Answered]
+    """By id."""
+
+
+def answers_of(run: RunReport) -> dict[str, TaskAnswers]:
+    """What the run answered, by the name that is shown: on each list of its own data."""
+    answers = {}
+    for shown, predicted in run.predictions.items():
+        if run.recipe is None or not predicted.is_own:
+            continue
+        task, result = run.recipe.tasks[task_of(predicted.label)], run.results.get(shown)
+        ways = ways_of(result.scores if result else ())
+        examples = {key: answered(task, key, predicted, ways) for key in predicted.predictions}
+        answers[shown] = TaskAnswers(predicted.label, ways, examples)
+    return answers
+
+
+def ways_of(scores: Iterable[str]) -> tuple[str, ...]:
+    """The ways of grouping that these scores have."""
+    cells = filter(None, map(cell_of, scores))
+    return tuple(dict.fromkeys(way for _, way, _ in cells))
+
+
+def answered(task: Task, key: str, predicted: Predictions, ways: tuple[str, ...]) -> Answered:
+    """One example."""
+    reference, prediction = predicted.references[key], predicted.predictions[key]
+    known = reference is not None
+    answer = task.answer_of(reference) if known else None
+    return Answered(
+        answer=answer,
+        references="\n".join(texts_of(reference)) if answer is None else answer,
+        groups=tuple(group_of(reference, way) for way in ways),
+        prediction=prediction,
+        correct=task.correct(prediction, reference) if known else None,
+        confidence=predicted.confidences.get(key),
+    )
+
+
+def group_of(reference: Any, way: str) -> str | None:
+    """The group of an example, if its reference names one."""
+    group = reference.get(way) if isinstance(reference, dict) else None
+    return str(group) if isinstance(group, str | int | bool) else None
+
+
+def prompts_of(
+    recipe: Recipe, wanted: Mapping[str, Collection[str]]
+) -> Iterator[tuple[str, str, str]]:
+    """Label of a task's list, id and input of the wanted examples (label -> ids) that data sets on
+    this machine hold; those at URLs are not fetched."""
+    for name, split in product(recipe.tasks, SPLITS):
+        task, label = recipe.tasks[name], label_of(name, split)
+        missing = set(wanted.get(label, ()))
+        samples = samples_of(recipe, task.data_of(split)) if missing else iter(())
+        for sample in islice(samples, MOST_SAMPLES):
+            for key, prompt in prompts_in(task, name, sample, missing):
+                yield label, key, prompt
+                missing.discard(key)
+            if not missing:
+                break
+
+
+def samples_of(recipe: Recipe, folders: Collection[str]) -> Iterator[Sample]:
+    """The good samples of data sets on this machine, up to a damaged shard. Data sets that cannot
+    be read are skipped: the gallery's note names them."""
+    for folder in folders:
+        if is_url(folder):
+            continue
+        with suppress(ValueError):
+            dataset = open_dataset(folder, recipe.data.shard_cache)
+            for index in range(dataset.num_samples):
+                with suppress(SkipSample):
+                    yield dataset.read(index)
+
+
+def prompts_in(
+    task: Task, name: str, sample: Sample, wanted: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Ids and inputs of the wanted examples of a sample."""
+    annotations = [None] if task.unit == "sample" else range(len(sample.annotations))
+    for annotation in annotations:
+        key = sample.id if annotation is None else str(sample.annotations[annotation].get("id"))
+        if key in wanted:
+            try:
+                yield key, ask(task, name, sample, annotation, None).prompt
+            except SkipSample:
+                continue
+
+
+# The gallery: pictures of a run's evaluation data, each with the run's prediction.
+
+
+PER_TASK = 6
+"""Examples of each task, spread evenly over its data."""
+
+
+def collect_gallery(run: Path, recipe: Recipe, predictions: Mapping[str, Predictions]) -> None:
+    """Write a run's gallery from its newest predictions; nothing where it has none.
+
+    Errors: ValueError where a data set of the recipe cannot be read, or holds none of the
+    examples.
+    """
+    chosen = list(entries(recipe, predictions))
+    if chosen:
+        write_gallery(run, chosen)
+    elif any(predicted.is_own for predicted in predictions.values()):
+        raise ValueError(
+            "the predictions are of other examples than those that the recipe's tasks name under "
+            "`evaluate` and `test`"
+        )
+
+
+def entries(
+    recipe: Recipe, predictions: Mapping[str, Predictions]
+) -> Iterator[tuple[GalleryEntry, tuple[Encoded, ...]]]:
+    """Examples with their encoded pictures, task by task."""
+    for task_name, split in product(recipe.tasks, SPLITS):
+        task, name = recipe.tasks[task_name], label_of(task_name, split)
+        if name in predictions:
+            cache = recipe.data.shard_cache
+            datasets = [open_dataset(folder, cache) for folder in task.data_of(split)]
+            for index, sample in enumerate(spread(datasets)):
+                shown = entry(name, task, sample, index, predictions[name])
+                if shown is not None:
+                    yield shown, sample.images
+
+
+def spread(datasets: list[Dataset]) -> Iterator[Sample]:
+    """Samples at even distances, without those that cannot be read."""
+    total = sum(dataset.num_samples for dataset in datasets)
+    for index in sorted({(2 * n + 1) * total // (2 * PER_TASK) for n in range(PER_TASK)}):
+        for dataset in datasets:
+            if index < dataset.num_samples:
+                with suppress(SkipSample):
+                    yield dataset.read(index)
+                break
+            index -= dataset.num_samples
+
+
+def entry(
+    name: str, task: Task, sample: Sample, index: int, predicted: Predictions
+) -> GalleryEntry | None:
+    """One example of a sample, for the page; `index` chooses among its annotations. None if it was
+    not predicted."""
+    annotation = None
+    key = sample.id
+    if task.unit == "annotation":
+        if not sample.annotations:
+            return None
+        annotation = index % len(sample.annotations)
+        key = str(sample.annotations[annotation].get("id"))
+    if key not in predicted.predictions:
+        return None
+    try:
+        prompt = ask(task, name, sample, annotation, None).prompt
+    except SkipSample:  # the data have changed since the evaluation
+        return None
+    example = answered(task, key, predicted, ())
+    return GalleryEntry(
+        task=name,
+        id=key,
+        images=(),
+        prompt=prompt,
+        reference=texts_of(predicted.references[key]) if example.answer is None else example.answer,
+        prediction=example.prediction,
+        correct=example.correct,
+        confidence=example.confidence,
+    )

@@ -1,0 +1,55 @@
+"""Starts the process group of a run's ranks through DeepSpeed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from datetime import timedelta
+from importlib import import_module
+
+import deepspeed
+import deepspeed.ops
+import torch
+from deepspeed.runtime import compiler
+
+from vlds.runtime.ranks import Ranks, rank_from_environment
+
+LONGEST_WAIT = 24 * 3600.0
+"""Seconds that a rank may wait for a rank that has more to do. The launcher ends the run when one
+dies."""
+MUON = "deepspeed.runtime.zero.muon.original_muon"
+
+
+def import_muon() -> None:
+    """Import DeepSpeed's optimizer Muon without the compiler that it starts.
+
+    Every stage of ZeRO imports it when it is built. Its functions are compiled as they are
+    imported, which takes two to three seconds and 40 MB of each rank.
+    """
+    own = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        import_module(MUON)
+    finally:
+        compiler.compile = own
+
+
+def start_ranks(collective_timeout: float) -> Ranks:
+    """Join the run's process group. `collective_timeout` is in seconds."""
+    ranks = replace(rank_from_environment(), collective_timeout=collective_timeout)
+    if ranks.device.type == "cpu":
+        # Building this op takes a compiler and up to minutes, and gloo does not need it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        torch.cuda.set_device(ranks.device)
+    import_muon()
+    # It reports each skipped step, and so do the run's own lines, which say what to do.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if ranks.device.type == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        timeout=timedelta(seconds=collective_timeout),
+        rank=ranks.global_rank,
+        world_size=ranks.world_size,
+    )
+    return ranks

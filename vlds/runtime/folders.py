@@ -1,0 +1,320 @@
+"""One writer per folder: a second program is refused, with the name of the first.
+
+The lock is a file in the folder that names its writer: host, process, start and command. The writer
+holds a POSIX record lock on it, which the system releases when the process ends. Some file systems
+do not pass such locks on to other hosts, so the writer also touches the file every few seconds; a
+lock of another host counts as abandoned if nobody touches it for a while. POSIX locks belong to a
+process, so forked workers do not inherit them. But closing any descriptor of the file releases
+them, so no other module may open it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from stat import S_ISDIR
+
+from vlds.runtime.disk import append, make_folder, writable
+from vlds.runtime.files import check_file, read_text
+from vlds.runtime.json_files import parse_json, parse_record
+from vlds.runtime.terminal import tell, without_credentials
+
+# Names in a run folder, and its record of starts, which training writes and a report reads.
+
+
+PREDICTIONS = "predictions"
+BLANK = "blank"
+"""Folder of predictions that were made from blank pictures."""
+STEP = re.compile(r"step-(\d+)")
+"""Folder of the predictions of an evaluation during training."""
+STARTS = "starts.jsonl"
+PACKAGES = ("vlds", "torch", "deepspeed", "transformers")
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run: the first, or one that resumed it."""
+
+    time: str
+    """UTC, in seconds: "2026-03-01T12:00:00+00:00"."""
+    step: int
+    """Steps done before this start."""
+    command: str
+    hardware: str
+    versions: Mapping[str, str]
+    changes: Sequence[str] = field(default_factory=list)
+    """Changes of the recipe since the start before, such as "optimizer.eps: 1e-06 -> 1e-08"."""
+
+    def __post_init__(self) -> None:
+        datetime.fromisoformat(self.time)
+
+
+def newest_step(predictions: Path) -> int | None:
+    """Steps of training before its newest evaluation whose predictions are below a folder; None
+    where there are none."""
+    found = (STEP.fullmatch(path.name) for path in predictions.glob("step-*"))
+    return max((int(match[1]) for match in found if match), default=None)
+
+
+def new_start(step: int, command: str, hardware: str, changes: Sequence[str]) -> Start:
+    """Describe a start that happens now."""
+    versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    return Start(time, step, command, hardware, versions, list(changes))
+
+
+def add_start(run: Path, start: Start) -> None:
+    """Record a start, on disk when this returns.
+
+    Errors: CannotWrite.
+    """
+    append(run / STARTS, json.dumps(asdict(start)) + "\n")
+
+
+def read_starts(run: Path) -> list[Start]:
+    """The starts of a run. Damaged lines are skipped: the record never stops a report."""
+    file = run / STARTS
+    text = read_text(file, errors="replace") if file.is_file() else ""
+    starts = []
+    for line in text.split("\n"):
+        with suppress(ValueError):
+            starts.append(parse_record(Start, line))
+    return starts
+
+
+def cpu_name() -> str:
+    """Model of the processor, and the number of cores that this process may use."""
+    lines = CPU_INFO.read_text("utf-8", "replace").split("\n") if CPU_INFO.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0))
+    return f"{names[0] if names else platform.machine()}, {cores} core{'s' * (cores > 1)}"
+
+
+NAME = ".vlds.lock"
+BEAT_S = 5.0
+"""Seconds between a writer's signs of life."""
+ABANDONED_S = 4 * BEAT_S
+"""Seconds without a sign of life after which another host's lock is abandoned."""
+
+_held: set[tuple[int, int]] = set()
+"""Device and inode of the files that this process has locked: POSIX locks do not keep a process
+from locking a file twice."""
+
+
+class FolderInUse(ValueError):
+    """Another program writes into the folder."""
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone; it is created if missing.
+
+    Errors: FolderInUse that names the folder and the program that writes there; CannotWrite if the
+    folder cannot be written; NotAFile if the lock's path is not a regular file.
+    """
+    path = folder / NAME
+    with writable(folder):
+        make_folder(folder)
+        descriptor = _open_locked(path)
+    key = _identity(os.fstat(descriptor))
+    ended = threading.Event()
+    try:
+        _held.add(key)
+        with writable(folder):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(_own_record()).encode(), 0)
+        beat = threading.Thread(target=_beat, args=(descriptor, ended), daemon=True)
+        beat.start()
+        yield
+    finally:
+        ended.set()
+        with suppress(OSError):
+            path.unlink()
+        _held.discard(key)
+        os.close(descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    """Lock the file; its descriptor."""
+    while True:
+        with suppress(FileNotFoundError):
+            check_file(path)
+            if _identity(os.stat(path)) in _held:
+                raise FolderInUse(_refusal(path, _own_record()))
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_current(path, descriptor):
+                _wait_for_other_host(path, descriptor)
+                return descriptor
+        except OSError as error:
+            record = _read(descriptor)
+            os.close(descriptor)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise FolderInUse(_refusal(path, record)) from None
+            raise
+        os.close(descriptor)  # its holder has just removed the file: try again with a new one
+
+
+def _wait_for_other_host(path: Path, descriptor: int) -> None:
+    """Wait for a sign of life if another host wrote the file: its lock may not reach this host.
+
+    Errors: FolderInUse if there is one.
+    """
+    record = _read(descriptor)
+    if record.get("host", socket.gethostname()) == socket.gethostname():
+        return
+    before = os.fstat(descriptor).st_mtime_ns
+    tell(
+        f"{path.parent} was written by {_words(record)}; waiting {ABANDONED_S:.0f} s for a sign of "
+        "life",
+        error=True,
+        flush=True,
+    )
+    time.sleep(ABANDONED_S)
+    if os.stat(path).st_mtime_ns != before:
+        os.close(descriptor)
+        raise FolderInUse(_refusal(path, record))
+
+
+def _beat(descriptor: int, ended: threading.Event) -> None:
+    """Touch the file until the writer has finished."""
+    while not ended.wait(BEAT_S):
+        with suppress(OSError):
+            os.utime(descriptor)
+
+
+def _is_current(path: Path, descriptor: int) -> bool:
+    """False if the file was removed between opening and locking it."""
+    try:
+        return _identity(os.stat(path)) == _identity(os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino
+
+
+def _own_record() -> dict[str, str]:
+    words = [Path(sys.argv[0]).name or "python", *sys.argv[1:]]
+    return {
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+        "start": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": without_credentials(" ".join(words))[:200],
+    }
+
+
+def _read(descriptor: int) -> dict[str, str]:
+    """What the lock file says; nothing if its writer has only just created it."""
+    try:
+        record = parse_json(os.pread(descriptor, 1 << 12, 0))
+        return {str(key): str(value) for key, value in record.items()}
+    except (ValueError, AttributeError):
+        return {}
+
+
+def _words(record: dict[str, str]) -> str:
+    """Who writes, in words."""
+    if not record:
+        return "another program that has just started"
+    return (
+        f"process {record.get('pid')} on {record.get('host')}, started {record.get('start')} "
+        f"({record.get('command')})"
+    )
+
+
+def _refusal(path: Path, record: dict[str, str]) -> str:
+    return (
+        f"{path.parent} is being written by {_words(record)}; wait until it has ended, or name "
+        "another folder"
+    )
+
+
+# Temporary folders that go, however their processes end.
+#
+# A process that is killed cannot remove its folder. So each folder holds a lock, which the system
+# releases when its maker and all that it has forked have ended; whoever makes a folder, or has seen
+# a run end, removes those that nobody holds any more. It serves the sockets of loader workers,
+# files between a supervisor and its ranks, and outputs of programs that vlds calls.
+
+
+PREFIX, LOCK = ".vlds-scratch-", "lock"
+"""A short name: paths of sockets may have 107 bytes."""
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A new folder among the system's temporary ones, which is gone afterwards."""
+    remove_abandoned()
+    folder, descriptor = _made()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def remove_abandoned() -> None:
+    """Remove this user's folders that no process holds."""
+    with suppress(OSError):
+        for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+            with suppress(OSError):
+                stat = folder.lstat()
+                if S_ISDIR(stat.st_mode) and stat.st_uid == os.getuid():
+                    _remove_if_free(folder)
+
+
+def _remove_if_free(folder: Path) -> None:
+    """Errors: OSError if somebody holds it, or no lock can be had."""
+    descriptor = _opened(folder)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _made() -> tuple[Path, int]:
+    """A folder, and the descriptor that holds it."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        with suppress(FileNotFoundError):
+            descriptor = _opened(folder)
+            if _is_held(descriptor) and (folder / LOCK).exists():
+                return folder, descriptor
+            os.close(descriptor)
+        # Somebody took it for abandoned before it was locked.
+
+
+def _opened(folder: Path) -> int:
+    return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+def _is_held(descriptor: int) -> bool:
+    """Lock a folder; False if somebody else holds it. Where there are no locks, nobody does."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

@@ -1,0 +1,409 @@
+"""JSON from anybody's file or member: its size and depth are checked before it is parsed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from reprlib import Repr
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import orjson
+
+from vlds.runtime.checks import are_numbers, is_number
+from vlds.runtime.disk import system_error
+from vlds.runtime.files import LARGEST_FILE, open_file, read_file, read_text
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+LARGEST_MEMBER = 64 << 20
+"""Bytes of a sample's json."""
+DEEPEST = 100
+"""Levels of nesting. Python's parser raises RecursionError at about a thousand."""
+ONE_KIND = bytes.maketrans(b"{}", b"[]")
+NO_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
+TOKENS = re.compile(r'"(?:\\.|[^"\\])*"|-?Infinity|NaN|-?\d[\d.eE+-]*')
+"""Texts, which may hold anything, and numbers, which may not be finite."""
+Pairs = list[tuple[str, Any]]
+
+
+class NotFinite(ValueError):
+    """NaN, an infinity, or a number that does not fit a double."""
+
+
+def read_json(file: Path, largest: int = LARGEST_FILE) -> Any:
+    """Read a JSON file.
+
+    Errors: as `parse_json`; CannotOpen; FileNotFoundError.
+    """
+    return parse_json(read_file(file, largest))
+
+
+def read_named_json(path: str, field: str, cure: str) -> Any:
+    """Read the JSON file that a recipe's field names.
+
+    Errors: ValueError that begins with the field and the path; of a file that cannot be opened, it
+    ends with the cure.
+    """
+    try:
+        return read_json(Path(path))
+    except OSError as error:
+        raise ValueError(f"{field}: {path}: {error.strerror}; {cure}") from None
+    except ValueError as error:
+        raise ValueError(f"{field}: {path} is not JSON ({error})") from None
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Parse JSON; the caller adds to errors where it comes from.
+
+    Errors: JSONDecodeError; ValueError if it is nested too deep.
+    """
+    check_depth(data)
+    return json.loads(data)
+
+
+def strict_json(
+    text: str, source: str, object_pairs_hook: Callable[[Pairs], Any] | None = None
+) -> Any:
+    """Parse JSON as its standard defines it, without NaN, Infinity or numbers that do not fit a
+    double: Python accepts these, and would store them as the texts "nan" and "inf".
+
+    Errors: JSONDecodeError; ValueError if it is nested too deep; NotFinite that names `source`, the
+    line if there are several, and the number.
+    """
+    check_depth(text)
+    try:
+        return json.loads(
+            text,
+            parse_constant=_refuse,
+            parse_float=_finite,
+            object_pairs_hook=object_pairs_hook,
+        )
+    except NotFinite as error:
+        raise NotFinite(f"{source}{_line_of(text)}: {error}") from None
+
+
+def _refuse(word: str) -> Any:
+    raise NotFinite(f"{word} is not a number; give a finite one, text or null")
+
+
+def _finite(word: str) -> float:
+    number = float(word)
+    return number if math.isfinite(number) else _refuse(word)
+
+
+def _line_of(text: str) -> str:
+    """The line of the first number that is not finite; "" if there is only one line."""
+    if "\n" not in text.strip():
+        return ""
+    for token in TOKENS.finditer(text):
+        if token[0][0] != '"' and not math.isfinite(float(token[0])):
+            return f", line {text.count(chr(10), 0, token.start()) + 1}"
+    return ""
+
+
+def parse_member(data: bytes | memoryview) -> Any:
+    """Parse the json of a sample, faster than `parse_json`.
+
+    Errors: ValueError, also if it is larger than any sample's.
+    """
+    if len(data) > LARGEST_MEMBER:
+        raise ValueError(f"{len(data):,} bytes of json; at most {LARGEST_MEMBER:,} are read")
+    check_depth(data)
+    return orjson.loads(data)
+
+
+def check_depth(data: bytes | memoryview | str) -> None:
+    """Errors: ValueError if values are nested deeper than in any file of vlds."""
+    plain = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else bytes(data)
+    if plain.count(b"[") + plain.count(b"{") > DEEPEST and depth(plain) > DEEPEST:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+
+
+def depth(data: bytes) -> int:
+    """Levels of nesting, counted up to DEEPEST + 1; brackets that are never closed all count.
+
+    Keeps the brackets alone, then removes the innermost pairs level by level: that takes a fraction
+    of the time of parsing.
+    """
+    if b"\\" in data:
+        data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    parts = data.translate(ONE_KIND, NO_STRUCTURE).split(b'"')
+    structure = b"".join(parts[::2])  # every other part is inside a string
+    levels = 0
+    while structure and levels <= DEEPEST:
+        inner = structure.replace(b"[]", b"")
+        if len(inner) == len(structure):
+            return levels + len(structure)
+        structure = inner
+        levels += 1
+    return levels
+
+
+# JSON read into typed records: dataclasses, and lists and mappings of them.
+#
+# A record's annotations are the only description of its form. A field without a default must be
+# there, no value is converted to another type, and unknown fields are errors unless `extra` says
+# "ignore".
+
+
+MOST_FAULTS = 3
+"""Wrong fields that an error lists."""
+HOPELESS = 1000
+"""With more wrong fields a file is something else, and to describe each of them takes minutes."""
+SHORT = Repr()
+SHORT.maxstring = SHORT.maxother = 100
+T = TypeVar("T")
+
+
+def read_record(kind: type[T], file: Path, cure: str) -> T:
+    """Read a JSON file that holds a record, such as `dict[str, Scored]`.
+
+    Errors: ValueError "FILE: FIELD is VALUE, what is right; CURE"; CannotOpen; FileNotFoundError.
+    """
+    data = read_file(file)
+    try:
+        return parse_record(kind, data)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; {cure}") from None
+
+
+def parse_record(
+    kind: type[T], data: bytes | str, extra: Literal["forbid", "ignore"] = "forbid"
+) -> T:
+    """Parse JSON that holds a record; the caller adds to errors where it comes from.
+
+    Errors: ValueError that names the wrong fields, as in "shards[2].bytes is 'x', a valid
+    integer expected".
+    """
+    from pydantic import ValidationError
+
+    check_depth(data)
+    adapter = _adapter(kind)  # type: ignore[arg-type]  # to mypy, types are not hashable
+    try:
+        record: T = adapter.validate_json(data, strict=True, extra=extra)
+    except ValidationError as error:
+        is_unread = error.error_count() == 1 and error.errors()[0]["type"] == "json_invalid"
+        # Python reads more than pydantic. What was rewritten once does not change again.
+        if is_unread and (rewritten := _rewritten(data)) != data:
+            return parse_record(kind, rewritten, extra)
+        raise ValueError(_in_words(kind, error)) from None
+    return record
+
+
+def _rewritten(data: bytes | str) -> bytes:
+    """JSON that pydantic does not read and Python does, in UTF-8: UTF-16, a byte order mark, halves
+    of surrogate pairs, which become "?".
+
+    Errors: ValueError if it is not JSON.
+    """
+    try:
+        return json.dumps(json.loads(data), ensure_ascii=False).encode("utf-8", "replace")
+    except ValueError as error:
+        raise ValueError(f"it is not JSON ({error})") from None
+
+
+@cache
+def _adapter(kind: type[T]) -> Any:
+    # Imported here, because pydantic takes 0.2 s: that is too long for `--help`.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _in_words(kind: type[T], faults: ValidationError) -> str:
+    """The first wrong fields, and how many more there are."""
+    num = faults.error_count()
+    if num > HOPELESS:
+        return f"{num:,} of its fields are wrong"
+    first = [_fault(kind, fault) for fault in faults.errors(include_url=False)[:MOST_FAULTS]]
+    more = f"; and {num - MOST_FAULTS} more" if num > MOST_FAULTS else ""
+    return "; ".join(first) + more
+
+
+def _fault(kind: type[T], fault: Mapping[str, Any]) -> str:
+    """One fault in words: the field's path, its value, and what is expected."""
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in fault["loc"])
+    name, message = path.removeprefix("."), str(fault["msg"])
+    match fault["type"]:
+        case "json_invalid":
+            return f"it is not JSON ({message.removeprefix('Invalid JSON: ')})"
+        case "missing":
+            return f"{name} is missing"
+        case "unexpected_keyword_argument":
+            known = fields(kind) if is_dataclass(kind) and len(fault["loc"]) == 1 else ()
+            names = ", ".join(field.name for field in known)
+            return f"unknown field {name}" + (f"; known are {names}" if names else "")
+        case "value_error":
+            return f"{name}: {fault['ctx']['error']}" if name else str(fault["ctx"]["error"])
+    expected = message.removeprefix("Input should be ")
+    return f"{name or 'it'} is {SHORT.repr(fault['input'])}, {expected} expected"
+
+
+# A folder's manifest: size and hash of every file, to check that the folder is whole.
+
+
+MANIFEST = "manifest.json"
+DESCRIPTION = "artifact.json"
+"""A folder with this file was written by vlds, so it has a manifest."""
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""Parts of torch's RuntimeErrors (torch.OutOfMemoryError is one)."""
+
+
+def write_manifest(folder: Path) -> None:
+    """Write the manifest of a folder, after all its other files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    entries = {}
+    for path in files:
+        entries[path.relative_to(folder).as_posix()] = {
+            "bytes": path.stat().st_size,
+            "sha256": sha256(path),
+        }
+    (folder / MANIFEST).write_text(json.dumps(entries, indent=1), encoding="utf-8")
+
+
+def recorded_hash(folder: Path, name: str) -> str:
+    """SHA-256 of a file in a folder that is whole, as its manifest has it."""
+    digest: str = read_json(folder / MANIFEST)[name]["sha256"]
+    return digest
+
+
+def damage(folder: Path, needs: Collection[str] = (), within: str | None = None) -> str | None:
+    """What is wrong with a folder that has a manifest; None if it is whole.
+
+    `needs`: files that the manifest must list. `within`: check only this file or folder in it. The
+    manifest may come from anybody: nothing outside the folder is opened, whatever it names.
+    """
+    try:
+        entries = read_json(folder / MANIFEST)
+    except FileNotFoundError:
+        return f"has no {MANIFEST}: it was not written to the end"
+    except (OSError, ValueError):
+        return f"{MANIFEST} cannot be read"
+    if not isinstance(entries, dict):
+        return f"{MANIFEST} is not a list of files"
+    for name in needs:
+        if name not in entries:
+            return f"{MANIFEST} does not list {name}"
+    if within is not None:
+        entries = {
+            name: entry
+            for name, entry in entries.items()
+            if name == within or name.startswith(f"{within}/")
+        }
+        if not entries:
+            return f"{MANIFEST} does not list {within}"
+    return next(filter(None, (_file_damage(folder, *entry) for entry in entries.items())), None)
+
+
+def _file_damage(folder: Path, name: str, entry: Any) -> str | None:
+    if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+        return f"{MANIFEST} has no size and sha256 for {name!r}"
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        return f"{MANIFEST} names {name!r}, which is outside the folder"
+    path = folder / name
+    try:
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+            return f"{name} is not what was written (size or sha256 differ)"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
+    return None
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """True if an error of any library means that memory ran out."""
+    refused = system_error(error)
+    torch_says = isinstance(error, RuntimeError) and any(w in str(error) for w in NO_MEMORY)
+    return (
+        isinstance(error, MemoryError)
+        or (refused is not None and refused.errno == errno.ENOMEM)
+        or torch_says
+    )
+
+
+# Reads metrics.jsonl, for a resumed run and for a report.
+#
+# A line counts if it is an object with a whole number as `step` and the right types in the fields
+# that a report shows. Other lines are skipped with a warning: a record about a run never stops one.
+
+
+NUMBERS = (
+    "step", "passes", "samples_per_second", "answers_per_second", "seconds", "loss", "most_memory",
+)  # fmt: skip
+"""Fields that hold a number, beside the parts of the loss."""
+SHOWN = 40
+"""Characters of a line that a warning shows."""
+
+
+@dataclass(frozen=True)
+class MetricLines:
+    """The content of a file."""
+
+    lines: list[tuple[str, dict[str, Any]]]
+    """Each line that counts, as text and parsed."""
+    complaint: str
+    """Which lines were skipped; "" if none."""
+
+
+def read_metric_lines(path: Path) -> MetricLines:
+    """Read metrics.jsonl; no lines if there is no such file."""
+    text = read_text(path, errors="replace") if path.is_file() else ""
+    lines, skipped = [], []
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
+        metrics = _metrics_of(line)
+        if metrics is None:
+            skipped.append((number, line))
+        else:
+            lines.append((line, metrics))
+    return MetricLines(lines, _complaint(path, skipped))
+
+
+def _metrics_of(line: str) -> dict[str, Any] | None:
+    try:
+        metrics = parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(metrics, dict) or isinstance(metrics.get("step"), float | None):
+        return None
+    return metrics if all(_is_right(*field) for field in metrics.items()) else None
+
+
+def _is_right(name: str, value: Any) -> bool:
+    """True if a field holds what a run writes there."""
+    if name in NUMBERS or name.startswith(("loss/", "added/")):
+        return is_number(value)
+    if name == "scores":
+        return isinstance(value, dict) and all(map(are_numbers, value.values()))
+    if name == "trainable" and value != {}:
+        counts = ("total", "trainable", "percent")
+        return isinstance(value, dict) and all(is_number(value.get(key)) for key in counts)
+    return name != "bytes_per_rank" or are_numbers(value)
+
+
+def _complaint(path: Path, skipped: list[tuple[int, str]]) -> str:
+    if not skipped:
+        return ""
+    number, line = skipped[0]
+    shown = line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
+    if len(skipped) == 1:
+        return f"{path}: line {number} is skipped, it is not a line of metrics: {shown!r}"
+    return (
+        f"{path}: {len(skipped)} lines are skipped, they are not lines of metrics; the first is "
+        f"line {number}: {shown!r}"
+    )

@@ -1,0 +1,221 @@
+"""How processes end: by a signal that asks for it, with the parent that started them, or killed."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Timer
+from types import FrameType
+
+from vlds.runtime.checks import closest
+
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that ask a process to end: from a job script, Ctrl-C, or a closed terminal."""
+KILLED = "killed (SIGKILL: by a user, or by the system when memory ran out)"
+IMPORT_CODE = "<frozen importlib._bootstrap>"
+RETRY_S = 0.05
+"""Seconds until a signal that arrived during an import is sent again."""
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
+
+
+def signal_name(number: int) -> str:
+    """What the user calls a signal."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+@contextmanager
+def on_signals(handle: Callable[[int], object], numbers: Iterable[int]) -> Iterator[None]:
+    """Inside, call `handle` with the number of each of these signals; afterwards the previous
+    handlers are back. For the main thread."""
+    before = {number: signal.signal(number, lambda number, _: handle(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def heard() -> list[signal.Signals]:
+    """The signals in ASKING that are not ignored; nohup, for example, ignores SIGHUP."""
+    return [number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal_name = signal_name(number)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, a signal that asks for an end raises Interrupted, so that half-written outputs are
+    removed. Interrupted also replaces an error that a library makes of it, as some do while they
+    are imported."""
+    received: list[Interrupted] = []
+    postponed: list[tuple[int, Timer]] = []
+
+    def interrupt(number: int) -> None:
+        if is_importing():
+            timer = Timer(RETRY_S, os.kill, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()
+            postponed.append((number, timer))
+            return
+        received.append(Interrupted(number))
+        raise received[0]
+
+    with on_signals(interrupt, heard()):
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Exception as error:
+            if received:
+                raise received[0] from error
+            raise
+        finally:
+            for _, timer in postponed:
+                timer.cancel()
+        if postponed:  # nothing ran after the import, so the second signal has not arrived
+            raise Interrupted(postponed[0][0])
+
+
+def is_importing() -> bool:
+    """True if this thread is importing a module. An exception there can abort the process: C++ code
+    that initialises a module may not expect one."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != IMPORT_CODE:
+        frame = frame.f_back
+    return frame is not None
+
+
+@contextmanager
+def signals_collected(numbers: Iterable[int] | None = None) -> Iterator[list[int]]:
+    """Inside, these signals end nothing: their numbers are added to a list. Default: `heard()`."""
+    received: list[int] = []
+    with on_signals(received.append, heard() if numbers is None else numbers):
+        yield received
+
+
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Let the system send this process a signal when its parent has ended, for whatever reason.
+
+    The system watches the thread that started this process, so that thread must live as long as the
+    parent does: true for the parent's main thread.
+    """
+    started_by = multiprocessing.parent_process()
+    parent = os.getppid() if started_by is None else started_by.pid
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the call
+        os.kill(os.getpid(), number)
+
+
+def how_it_ended(exit_code: int) -> str:
+    """An exit code in words that follow the name of a process; -n means signal n, as in
+    subprocess."""
+    if exit_code == -signal.SIGKILL:
+        return f"was {KILLED}"
+    if exit_code < 0:
+        return f"was ended by {signal_name(-exit_code)}"
+    return f"ended with exit code {exit_code}"
+
+
+# Lets a process on a CPU keep the memory that it frees, for its next step.
+#
+# By default, glibc gives each large tensor memory of its own and returns it when the tensor is
+# freed. So the kernel clears the same pages in every step: at batch 128, a ninth of the CPU's time.
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""From malloc.h."""
+LARGEST_KEPT = 64 << 20
+"""Bytes up to which tensors share memory that is kept."""
+NEVER = -1
+SET_BY_USERS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory, unless the user has set how glibc returns it. Does nothing elsewhere."""
+    if any(name in os.environ for name in SET_BY_USERS):
+        return
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+        mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+# Finds the recipes, sweeps and DeepSpeed configs of vlds, in a checkout and in a wheel.
+
+
+PACKAGE = Path(__file__).resolve().parents[1]
+FOLDERS = (PACKAGE.parent, PACKAGE)
+"""Parents of the folders in SHIPPED: next to the package (checkout) or inside it (wheel)."""
+SHIPPED = ("recipes", "sweeps", "ds_configs")
+KINDS = (".yaml", ".json")
+MOST_LISTED = 12
+"""Names in an error message."""
+
+
+def find(name: str | Path) -> Path:
+    """The file or folder at this path, or else the shipped one of this name.
+
+    find("recipes/demo.yaml") is the file in the working directory if it exists, else the demo
+    recipe of vlds.
+
+    Errors: ValueError that suggests another name.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if (
+        not path.is_absolute()
+        and path.parts
+        and path.parts[0] in SHIPPED
+        and ".." not in path.parts
+    ):
+        for folder in FOLDERS:
+            if (folder / path).exists():
+                return folder / path
+    raise ValueError(f"no such file: {name}; {_cure(path)}")
+
+
+def _cure(missing: Path) -> str:
+    """What to name instead of a missing file: a near name in its folder or a shipped one."""
+    ours = missing.parts[0] if missing.parts and missing.parts[0] in SHIPPED else None
+    names = shipped(ours or "recipes")
+    known = {Path(name).stem: name for name in names}
+    kinds = (missing.suffix,) if missing.suffix in KINDS else KINDS
+    with suppress(OSError):
+        siblings = [file for file in missing.parent.iterdir() if file.suffix in kinds]
+        known |= {file.stem: str(file) for file in siblings if file.is_file()}
+    # Without the suffix, which would make all names similar.
+    close = closest(missing.stem, known)
+    hint = "" if close is None else f"did you mean '{known[close]}'? "
+    if ours is None and (hint or missing.suffix != ".yaml"):
+        return hint.rstrip() or "check the path"
+    within = missing.parent if ours else Path("recipes")
+    listed = [name for name in names if Path(name).parent == within] or names
+    more = f" and {len(listed) - MOST_LISTED} more" if len(listed) > MOST_LISTED else ""
+    check = "" if ours else "check the path, or name another; "
+    return f"{hint}{check}vlds brings: {', '.join(listed[:MOST_LISTED])}{more}"
+
+
+def shipped(folder: str) -> list[str]:
+    """Names that find() knows in one of SHIPPED, sorted."""
+    assert folder in SHIPPED
+    for parent in FOLDERS:
+        if (parent / folder).is_dir():
+            files = (parent / folder).rglob("*")
+            kept = (file for file in files if file.suffix in KINDS)
+            return sorted(str(file.relative_to(parent)) for file in kept)
+    return []

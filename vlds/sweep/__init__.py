@@ -1,1 +1,0 @@
-"""`vlds sweep`: fills a table with runs: which are missing, who does which, what has failed."""

@@ -1,0 +1,217 @@
+"""Region-word alignment: teach a vision encoder with random weights which words belong to each of
+its tokens.
+
+A tiny model cannot learn to see and to read at once in minutes. Before training, the vision
+encoder and the visual embedding learn to put the visual token of a cell near the embeddings of the
+words that describe the objects in it:
+
+    loss = - sum_w log softmax(E v_cell / sqrt(d))[w] / |words(cell)|
+
+averaged over cells, with E the shared token table (which trains too); the word of empty cells is
+</s>. No head is added, so nothing is thrown away. The words come from the objects of GQA's scene
+graphs (name, attributes, box), which `data_prep gqa` keeps with the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlds.data.shards.pictures import decode_image, decode_pictures
+from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.streams.source import Source
+from vlds.models.collate import View
+from vlds.models.heads.texts import unit
+from vlds.models.kinds.dual_encoder_model import DualEncoderModel
+from vlds.models.kinds.joint import JointModel, JointSeq2Seq
+from vlds.models.methods.tip_adapter import CacheExtension
+from vlds.models.model import Model
+from vlds.models.vision.base import freeze, thaw
+from vlds.recipe.config import Recipe
+from vlds.runtime.ranks import Ranks
+from vlds.runtime.terminal import tell
+from vlds.schema import ImageSpec, Sample
+
+# Fills the caches of few-shot methods with the training pictures' embeddings before training.
+
+
+def caches_of(model: Model) -> dict[str, CacheExtension]:
+    """Task -> the cache of its head, for tasks that have one."""
+    if not isinstance(model, DualEncoderModel):
+        return {}
+    return {name: e for name, _, e in model.extensions() if isinstance(e, CacheExtension)}
+
+
+@torch.no_grad()
+def fill_caches(model: Model, recipe: Recipe, sources: Sequence[Source], ranks: Ranks) -> None:
+    """Embed the training pictures of each task with a cache, one embedding a picture: the direction
+    of the mean over its views. Ranks share the pictures. Collective.
+
+    Errors: ValueError if a task reads several data sets, SkipSample if a picture cannot be read.
+    """
+    for name, extension in caches_of(model).items():
+        assert isinstance(model, DualEncoderModel)
+        (source,) = (source for source in sources if source.name == name)
+        if len(source.datasets) != 1:
+            raise ValueError(
+                f"tasks.{name}.train: names {len(source.datasets)} data sets, and a cache of few "
+                "shots is of one; name one"
+            )
+        model.to(ranks.device).eval()
+        keys = embedded(model, source.datasets[0], recipe, extension, ranks)
+        numbers = source.datasets[0].class_numbers()
+        rows = torch.from_numpy(np.argsort(numbers, kind="stable"))  # equally many of each class
+        extension.set_keys(keys[rows].view(extension.keys.shape).to(extension.keys))
+        model.train()
+
+
+def embedded(
+    model: DualEncoderModel,
+    dataset: Dataset,
+    recipe: Recipe,
+    cache: CacheExtension,
+    ranks: Ranks,
+) -> Tensor:
+    """(n, d) float64 of the samples of a data set."""
+    image = recipe.image
+    assert isinstance(image, ImageSpec)
+    means = torch.zeros(dataset.num_samples, model.state_width, dtype=torch.float64)
+    for number in range(ranks.global_rank, dataset.num_samples, ranks.world_size):
+        picture = torch.from_numpy(decode_pictures(dataset.read(number), image)[0])
+        picture = picture.to(ranks.device)
+        numbers = range(1, cache.views + 1) if cache.views else [0]
+        embeddings = model.embed_views([View(picture, view) for view in numbers])
+        means[number] = unit(embeddings.double().mean(0)).cpu()
+    return ranks.sum(means)
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Pictures with the words of every cell."""
+
+    pixels: Tensor
+    """(u, 3, h, w) uint8."""
+    words: Tensor
+    """(u, v, vocabulary) float32: what each cell's distribution over words should be."""
+
+
+def align(model: Model, recipe: Recipe, ranks: Ranks) -> None:
+    """Train vision encoder, visual embedding and token table on region words; afterwards, the same
+    weights are frozen as before.
+
+    Every rank does the same work, since the set is small. Errors: ValueError if the model has
+    pretrained weights, or the data set no objects.
+    """
+    config = recipe.alignment
+    assert config is not None
+    kind = recipe.model
+    if not (isinstance(kind, JointSeq2Seq) and isinstance(model, JointModel)):
+        raise ValueError(
+            f"alignment: the model is {type(kind).__name__}, and it works with JointSeq2Seq only; "
+            "leave it out"
+        )
+    if kind.backbone.path is not None or kind.vision.source is not None:
+        raise ValueError(
+            f"alignment: model.backbone.path is {kind.backbone.path}, the vision encoder's weights "
+            f"{kind.vision.source}; alignment is for models with random weights: leave it out"
+        )
+    regions = read_regions(recipe, model)
+    table = model.backbone.get_input_embeddings().weight
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    was_frozen = model.vision.frozen
+    thaw(model.vision)
+    model.visual_embedding.requires_grad_(True)
+    table.requires_grad_(True)
+    parameters = [*model.vision.parameters(), *model.visual_embedding.parameters(), table]
+    # Fused, because its square roots are exact: those of MKL differ between processors.
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps)
+    generator = np.random.default_rng(recipe.seed)
+    for _ in range(config.steps):
+        chosen = torch.from_numpy(generator.integers(len(regions.pixels), size=config.batch_size))
+        loss = region_loss(model, table, regions.pixels[chosen], regions.words[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    if was_frozen:
+        freeze(model.vision)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(wanted[name])
+    if ranks.is_first:
+        tell(
+            f"aligned the vision encoder on {len(regions.pixels)} pictures: loss {loss.item():.3f}",
+            flush=True,
+        )
+
+
+def region_loss(model: JointModel, table: Tensor, pixels: Tensor, words: Tensor) -> Tensor:
+    """Cross-entropy between each cell's words and what its visual token is near to."""
+    tokens = model.visual_embedding.embed(model.vision(pixels), None)
+    logits = tokens @ table.T / tokens.shape[-1] ** 0.5
+    return F.cross_entropy(logits.flatten(0, 1), words.flatten(0, 1))
+
+
+def read_regions(recipe: Recipe, model: JointModel) -> Regions:
+    """Decode all pictures of the data set and spell out their cells."""
+    config, image, tokenizer = recipe.alignment, recipe.image, model.tokenizer
+    assert config is not None
+    if image is None:
+        raise ValueError("alignment: the vision encoder reads stored features; leave alignment out")
+    dataset = open_dataset(config.data, recipe.data.shard_cache)
+    pixels, words = [], []
+    vocabulary = model.backbone.get_input_embeddings().num_embeddings
+
+    @cache
+    def spell(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    for number in range(dataset.num_samples):
+        sample = dataset.read(number)
+        array = decode_image(sample.images[0], image, f"of sample {sample.key}")
+        pixels.append(torch.from_numpy(array))
+        grid, empty = model.visual_embedding.grid, tokenizer.eos_token_id
+        words.append(cell_words(sample, grid, vocabulary, spell, empty))
+    return Regions(torch.stack(pixels), torch.stack(words))
+
+
+def cell_words(
+    sample: Sample,
+    grid: int,
+    vocabulary: int,
+    spell: Callable[[str], list[int]],
+    empty: int,
+) -> Tensor:
+    """(v, vocabulary) an even distribution over the words of the objects whose centre lies in each
+    cell; the token `empty` if there are none. `spell` gives a text's tokens.
+
+    Errors: ValueError if the sample has no scene graph.
+    """
+    objects = (sample.extra.get("source") or {}).get("objects")
+    if objects is None:
+        raise ValueError(
+            f"alignment.data: sample {sample.id} of data set {sample.dataset} has no objects; name "
+            "a gqa data set that was packed with its sceneGraphs file, or leave alignment out"
+        )
+    width, height = sample.extra["size"][0]
+    words = np.zeros((grid * grid, vocabulary), np.float32)
+    for entry in objects:
+        tokens = spell(" ".join([*entry["attributes"], entry["name"]]))
+        np.add.at(words[cell_of(entry, width, height, grid)], tokens, 1)
+    words[words.sum(1) == 0, empty] = 1
+    return torch.from_numpy(words / words.sum(1, keepdims=True))
+
+
+def cell_of(entry: Mapping[str, Any], width: float, height: float, grid: int) -> int:
+    """The cell, counted row by row, in which the centre of a scene graph's object lies."""
+    column = int((entry["x"] + entry["w"] / 2) / width * grid)
+    row = int((entry["y"] + entry["h"] / 2) / height * grid)
+    return row * grid + column

@@ -1,0 +1,429 @@
+"""AdamW that does not touch the weights of absent tasks, nor weights that no loss has read yet. Its
+update is torch's, or that of transformers' former AdamW.
+
+Weights per task are stacked in one parameter, or are a task's head, and ZeRO joins parameters to
+flat partitions. Torch's AdamW would treat what an absent task owns as if its gradient were zero:
+momentum and decay move it, and its second moment decays, so that the next step with examples is too
+long. Here a flat partition is cut into segments, each shared by all tasks or owned by one. A step
+updates the segments of the tasks that are present, and counts updates per task. This equals AdamW
+over one parameter per task, with gradients of None for absent tasks and idle weights.
+
+Update t moves a weight w at learning rate r and weight decay d, with the moments m and v:
+
+    torch:         w -= r d w;  w -= r m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+    transformers:  w -= r m / (1 - beta1^t) sqrt(1 - beta2^t) / (sqrt(v) + eps);  w -= r d w
+
+But for decay, the second is the first with eps / sqrt(1 - beta2^t) in place of eps: 32 times as
+much in the first update, so that small gradients move weights less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import compress, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim.adamw import AdamW, adamw
+
+from vlds.models.model import Model
+from vlds.models.roles import TaskSlices, optimizer_rules
+from vlds.recipe.config import AdamWUpdate, OptimizerConfig, Recipe
+from vlds.schema import OptimizerRule
+
+# Parts of a micro-batch: rows of similar shape, each part padded to its own longest.
+#
+# Tasks mixed within a micro-batch differ widely (two pictures or one, a word or a sentence to
+# write), and every row pays for the largest. The loss is a sum over rows, so cutting changes
+# nothing but the padding. Every micro-batch on every rank has the same number of parts, because all
+# ranks must gather weights in the same order under ZeRO-3.
+
+
+Ints = NDArray[np.int64]
+
+
+def similar_rows(sizes: Tensor, parts: int) -> list[Tensor]:
+    """Cut b >= `parts` rows into `parts` sets of row numbers with the fewest padded tokens in all.
+
+    `sizes`: (b, k) tokens of each row, as `Model.sizes` counts them. Rows are sorted by their
+    sizes, the first column first, and cut between unlike rows where there are enough of them.
+    """
+    table = sizes.cpu().numpy().astype(np.int64)
+    order = np.lexsort(table.T[::-1])
+    table = table[order]
+    unlike = np.flatnonzero((table[1:] != table[:-1]).any(1)) + 1
+    edges = np.arange(len(table) + 1)
+    if len(unlike) + 1 >= parts:
+        edges = np.concatenate([[0], unlike, [len(table)]])
+    cuts = edges[cheapest_cuts(table, edges, parts)]
+    return [torch.from_numpy(order[a:b]) for a, b in pairwise(cuts)]
+
+
+def cheapest_cuts(sizes: Ints, edges: Ints, parts: int) -> list[int]:
+    """Numbers of the edges between which the parts lie, first and last included.
+
+    Dynamic programming over costs[i, j], the tokens of a part from edge i to edge j: its rows
+    times its largest sizes (r, k).
+    """
+    segments = np.maximum.reduceat(sizes, edges[:-1])  # (g, k)
+    starts = np.arange(len(segments))
+    inside = np.where((starts[None] >= starts[:, None])[..., None], segments[None], 0)
+    largest = np.maximum.accumulate(inside, axis=1).sum(-1)  # (g, g) from segment i through j
+    rows = edges[None, 1:] - edges[:-1, None]
+    costs = np.where(rows > 0, rows * largest, np.inf)
+    best, choices = costs[0], []
+    for _ in range(parts - 1):
+        # A part that begins with segment i follows those that end with segment i - 1.
+        totals = best[:-1, None] + costs[1:]
+        choices.append(totals.argmin(0))
+        best = totals.min(0)
+    cuts = [len(segments)]
+    for chosen in reversed(choices):
+        cuts.append(int(chosen[cuts[-1] - 1]) + 1)
+    return [0, *reversed(cuts)]
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SHARED_OWNER = 0
+"""Owner of a segment that belongs to all tasks; task k is owner 1 + k."""
+UNREAD_OWNER = -1
+"""Owner of a segment that no loss has read yet. As an index it is the last of an array of owners,
+where `TaskAdamW._runs` puts an entry for it."""
+NO_UPDATE = -1
+"""In place of the number of updates so far, of a segment that this step leaves alone: a number that
+no segment has."""
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The pieces of a flat tensor: (n,) numbers of elements, and (n,) owners."""
+
+    sizes: NDArray[np.int64]
+    owners: NDArray[np.int64]
+
+
+class TaskAdamW(AdamW):
+    """AdamW over flat tensors whose segments are updated only when their task is present."""
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        *,
+        num_tasks: int,
+        betas: tuple[float, float],
+        eps: float,
+        update: AdamWUpdate = "torch",
+    ) -> None:
+        super().__init__(groups, betas=betas, eps=eps, fused=True)
+        self.num_tasks = num_tasks
+        self.update = update
+        self.segments: dict[Tensor, Segments] = {}
+        """Flat tensor -> its segments. They are known once ZeRO has made the flat tensors."""
+        self.present = np.ones(1 + num_tasks, dtype=bool)
+        """(1 + tasks,) owners that the next step updates; SHARED_OWNER is always one."""
+
+    def set_present(self, tasks: Tensor) -> None:
+        """Say which tasks (k,) have examples in the global batch of the next step."""
+        self.present[1:] = tasks.numpy()
+
+    @property
+    def task_updates(self) -> list[int]:
+        """Updates of each task's weights so far. Those of all flat tensors are equal."""
+        state = self.state[next(iter(self.segments))]
+        return state["step"][1:].tolist() if state else [0] * self.num_tasks
+
+    def start(self, updates: int, task_updates: Sequence[int]) -> None:
+        """Make the state after so many updates, its moments still zero."""
+        for flat in self.segments:
+            self.state[flat] = new_state(flat, [updates, *task_updates])
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update the shared segments and those of the tasks that are present."""
+        for group in self.param_groups:
+            for flat in group["params"]:
+                if flat.grad is not None:
+                    self._update(flat, flat.grad, group)
+
+    def _update(self, flat: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[flat]
+        if not state:
+            state |= new_state(flat, [0] * (1 + self.num_tasks))
+        sizes, updates = self._runs(self.segments[flat], state["step"].numpy())
+        tensors = (flat, gradient, *(state[moment] for moment in MOMENTS))
+        runs = [tensor.split(sizes.tolist()) for tensor in tensors]
+        beta1, beta2 = group["betas"]
+        rate, decay = group["lr"], group["weight_decay"]
+        decays_behind = self.update == "transformers"
+        for chosen, eps in self._calls(updates, beta2, group["eps"]):
+            weights, gradients, first, second = (list(compress(run, chosen)) for run in runs)
+            adamw(
+                params=weights,
+                grads=gradients,
+                exp_avgs=first,
+                exp_avg_sqs=second,
+                max_exp_avg_sqs=[],
+                # Scratch: torch adds 1 to the step of each part.
+                state_steps=list(
+                    torch.tensor(updates[chosen], dtype=torch.float32, device=flat.device)
+                ),
+                fused=True,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=rate,
+                weight_decay=0.0 if decays_behind else decay,
+                eps=eps,
+                maximize=False,
+            )
+            if decays_behind and weights and decay:
+                # No product with 1 - rate * decay: fp32 rounds it by up to 3e-8, which is 3 % of a
+                # decay of 1e-6, and for all weights the same way.
+                torch._foreach_add_(weights, weights, alpha=-rate * decay)
+        # One more for each owner that was present, as bool adds to int.
+        state["step"] += torch.from_numpy(self.present)
+
+    def _calls(
+        self, updates: NDArray[np.int64], beta2: float, eps: float
+    ) -> list[tuple[NDArray[np.bool_], float]]:
+        """Calls of torch's kernel: which runs each updates, and with which eps.
+
+        The kernel counts updates for each run, but has one eps. That of transformers depends on the
+        count, of which there are at most as many as owners.
+        """
+        moves = updates != NO_UPDATE
+        if self.update == "torch":
+            return [(moves, eps)]
+        return [
+            (updates == count, eps / math.sqrt(1 - beta2 ** (int(count) + 1)))
+            for count in np.unique(updates[moves])
+        ]
+
+    def _runs(
+        self, segments: Segments, updates: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Join neighbours with the same number of updates: sizes, and updates so far or NO_UPDATE.
+
+        `updates`: (1 + tasks,) of each owner. If every task is in every batch, a flat tensor is one
+        run, and a step as fast as torch's.
+        """
+        of_owners = np.where(self.present, updates, NO_UPDATE)
+        # One more entry at the end, which is where the index UNREAD_OWNER points.
+        of_segments = np.append(of_owners, NO_UPDATE)[segments.owners]
+        # A run starts where the number differs from that before; the first one always, because
+        # what stands before it is smaller than any number.
+        starts = np.flatnonzero(np.diff(of_segments, prepend=NO_UPDATE - 1))
+        return np.add.reduceat(segments.sizes, starts), of_segments[starts]
+
+
+def new_state(flat: Tensor, updates: Sequence[int]) -> dict[str, Tensor]:
+    """Moments of zero, and (1 + tasks,) updates of each owner."""
+    moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+    return {"step": torch.tensor(updates), **moments}
+
+
+# Where weights lie in ZeRO's flat partitions is private to DeepSpeed 0.19. Each rank holds one flat
+# tensor of fp32 masters for each group of parameters. Stages 1 and 2 join the parameters of a group
+# and cut the whole; stage 3 cuts each parameter and joins the rank's parts.
+
+
+class Piece(NamedTuple):
+    """Consecutive elements of one parameter in a flat partition; between pieces lies padding."""
+
+    offset: int
+    """Where they begin in the partition."""
+    start: int
+    """Where they begin in the flattened parameter."""
+    size: int
+    parameter: nn.Parameter
+
+
+def flat_segments(
+    zero: Any,
+    stage: int,
+    global_rank: int,
+    slices: Mapping[nn.Parameter, TaskSlices],
+    idle: Collection[nn.Parameter],
+) -> dict[Tensor, Segments]:
+    """This rank's flat tensors under a ZeRO optimizer, cut by owner. `slices`: of the parameters
+    that are stacked over tasks, or belong to one. `idle`: those that no loss has read yet."""
+    segments: dict[Tensor, Segments] = {}
+    if stage == 3:
+        for flat, group in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
+            length = sum(parameter.partition_numel() for parameter in group)
+            segments[flat] = segments_of(cut_each(group, global_rank), length, slices, idle)
+    else:
+        for flat, group in zip(
+            zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True
+        ):
+            segments[flat] = segments_of(cut_whole(group), flat.numel(), slices, idle)
+    return segments
+
+
+def cut_whole(group: Sequence[Any]) -> list[Piece]:
+    """Stages 1 and 2, which note this rank's part of each parameter."""
+    pieces = []
+    for parameter in group:
+        if (mapping := parameter._hp_mapping) is not None:
+            inside, part = mapping.hp_fragment_address, mapping.lp_fragment_address
+            pieces.append(Piece(inside.start, part.start, part.numel, parameter))
+    return sorted(pieces, key=lambda piece: piece.offset)
+
+
+def cut_each(group: Sequence[Any], global_rank: int) -> list[Piece]:
+    """Stage 3: equal parts of each parameter, the last one padded."""
+    pieces, offset = [], 0
+    for parameter in group:
+        size = parameter.partition_numel()
+        start = global_rank * size
+        if (filled := min(size, parameter.ds_numel - start)) > 0:
+            pieces.append(Piece(offset, start, filled, parameter))
+        offset += size
+    return pieces
+
+
+def segments_of(
+    pieces: Sequence[Piece],
+    length: int,
+    slices: Mapping[nn.Parameter, TaskSlices],
+    idle: Collection[nn.Parameter],
+) -> Segments:
+    """Cut a partition of `length` elements by owner."""
+    ends: list[int] = []
+    owners: list[int] = []
+
+    def up_to(end: int, owner: int) -> None:
+        """What reaches from the last end to this one has one owner; nothing if it is empty."""
+        if end > (ends[-1] if ends else 0):
+            ends.append(end)
+            owners.append(owner)
+
+    for piece in pieces:
+        # Padding before the piece: its gradient is zero, so any owner that is there will do.
+        up_to(piece.offset, SHARED_OWNER)
+        stop = piece.start + piece.size
+        if piece.parameter in idle:
+            up_to(piece.offset + piece.size, UNREAD_OWNER)
+        elif (of_tasks := slices.get(piece.parameter)) is not None:
+            first, size = of_tasks
+            # A rank's piece may begin and end inside a task's slice: from the slice that holds its
+            # first element to the one that holds its last (rounded up), cut off at its end.
+            for number in range(piece.start // size, -(-stop // size)):
+                end = min((number + 1) * size, stop)
+                # From a place in the parameter to one in the partition.
+                up_to(piece.offset + end - piece.start, 1 + first + number)
+        # Nothing is left of a piece that is idle or has slices.
+        up_to(piece.offset + piece.size, SHARED_OWNER)
+    up_to(length, SHARED_OWNER)
+    return Segments(np.diff(ends, prepend=0), np.array(owners))
+
+
+# AdamW's groups and the schedule: which weights decay, which part learns at which rate, and
+# when.
+
+
+RATES = {
+    "connector": "connector_learning_rate",
+    "projector": "connector_learning_rate",
+    "visual_embedding": "connector_learning_rate",
+    "fusion": "connector_learning_rate",
+    "norms": "norms_learning_rate",
+    "heads": "heads_learning_rate",
+}
+"""Part that trains beside the methods, as `Model.part_of` or a recipe's `trained_text` calls it ->
+field of the optimizer with its rate."""
+
+
+def rate_field(part: str) -> str:
+    """Errors: ValueError if no field has the rate of a part that is no method."""
+    if part not in RATES:
+        raise ValueError(
+            f"the model trains a part '{part}', which has no learning rate in the optimizer; a "
+            f"kind of model may call its parts {', '.join(RATES)}, and what else trains is a method"
+        )
+    return RATES[part]
+
+
+def check_rates(recipe: Recipe) -> None:
+    """Errors: ValueError if the optimizer has the rate of a part that the model does not train, or
+    none for one that it trains."""
+    trained = {rate_field(name.replace(" ", "_")) for name in recipe.trained_text}
+    for field in dict.fromkeys(RATES.values()):
+        rate = getattr(recipe.optimizer, field)
+        if rate is not None and field not in trained:
+            parts = [part.replace("_", " ") for part, its in RATES.items() if its == field]
+            text = [name.replace("_", " ") for name in recipe.trained_text]
+            what = ", ".join([*recipe.methods, *text]) or "nothing"
+            raise ValueError(
+                f"optimizer.{field}: got {rate}, but the model trains no {' or '.join(parts)}; "
+                f"what trains: {what}; leave it out, or let the model train that part"
+            )
+
+
+def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
+    """One group for each (peak learning rate, weight decay): its "params", "peak_lr",
+    "weight_decay", and "lr" 0.
+
+    Errors: ValueError if nothing trains, or a method declares no rule for one of its tensors.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    rules = optimizer_rules(model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            peak = peak_learning_rate(model.part_of(name), recipe)
+            decay = recipe.optimizer.weight_decay if decays(rules[name], recipe.optimizer) else 0.0
+            groups.setdefault((peak * rules[name].rate, decay), []).append(parameter)
+    if not groups:
+        raise ValueError(
+            "nothing trains: methods is empty, and no other part of the model trains; name a "
+            "method, or a head of a task"
+        )
+    return [
+        {"params": parameters, "peak_lr": peak, "lr": 0.0, "weight_decay": decay}
+        for (peak, decay), parameters in groups.items()
+    ]
+
+
+def decays(rule: OptimizerRule, config: OptimizerConfig) -> bool:
+    """True if weight decay acts on a parameter."""
+    if config.weight_decay_groups == "vl_adapter" and rule.vl_adapter_decays is not None:
+        return rule.vl_adapter_decays
+    return rule.decays
+
+
+def peak_learning_rate(part: str, recipe: Recipe) -> float:
+    """The peak rate of a part, which is a method or one of RATES.
+
+    Errors: ValueError if it is neither.
+    """
+    method = recipe.methods.get(part)
+    own = getattr(recipe.optimizer, rate_field(part)) if method is None else method.learning_rate
+    return recipe.optimizer.learning_rate if own is None else own
+
+
+def schedule_factor(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Factor of the peak rate in step 0, 1, ...: linear warm-up from 0, flat, decay to 0 at
+    `steps`, in a line or as half a cosine.
+
+    As in VL-Adapter the first step has rate 0, and by default the decay follows the warm-up at
+    once.
+    """
+    warmup = int(config.warmup_ratio * steps)
+    if step < warmup:
+        return step / warmup
+    start = warmup if config.decay_start is None else max(warmup, int(config.decay_start * steps))
+    if step < start:
+        return 1.0
+    left = max(0.0, (steps - step) / max(1, steps - start))
+    return (1 - math.cos(math.pi * left)) / 2 if config.decay == "cosine" else left
+
+
+def set_learning_rate(groups: Iterable[dict[str, Any]], factor: float) -> None:
+    """Write the rate of this step into the optimizer."""
+    for group in groups:
+        group["lr"] = group["peak_lr"] * factor

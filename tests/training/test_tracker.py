@@ -37,10 +37,10 @@ def test_steps_and_time_left_are_never_cut(width: int) -> None:
 PROGRAM = """
 import sys
 import torch
-from vlds.config import load_recipe
+from vlds.recipe.config import load_recipe
 from vlds.runtime import progress
 from vlds.runtime.ranks import Ranks
-from vlds.training.tracker import Tracker
+from vlds.training.sinks import Tracker
 
 progress.SECONDS_BETWEEN_LINES = 0.0
 tracker = Tracker(load_recipe(sys.argv[1]), Ranks(0, 1, 0, 1, torch.device("cpu")), 0)

@@ -1,4 +1,5 @@
 # make test: install and test.  make check: style, types, import rules.  make fix: fix the style.
+# make reader: what a reader pays: sizes of rooms, files on the way of an example.
 # make test-lowest: test with the lowest versions that pyproject.toml allows, in LOWEST.
 # VENV is the virtual environment: `make test VENV=/somewhere/else` keeps it outside the checkout
 # (./launch.sh reads it as an environment variable). Its path must not contain spaces.
@@ -10,7 +11,7 @@ LOWEST ?= .venv-lowest
 BIN = $(VENV)/bin
 SOURCES = vlds data_prep tests benchmarks setup.py
 
-.PHONY: venv dev check fix test test-all test-lowest test-ranks test-rest
+.PHONY: venv dev check fix reader test test-all test-lowest test-ranks test-rest
 .DEFAULT_GOAL := test
 
 venv: $(VENV)/.installed
@@ -43,6 +44,9 @@ check: dev
 fix: dev
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+reader: dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reader
 
 # One thread per process: the tests start many processes.
 test: dev

@@ -27,6 +27,7 @@ NOT_SHARED = {
     "tests/examples/output_scale.py": "a method that docs/add_a_method.md prints",
     "tests/examples/visual_prefix.py": "a kind of model that docs/add_a_model.md prints",
     "tests/lowest_versions.py": "a command of the Makefile",
+    "tests/reader.py": "a command of the Makefile",
     "tests/oracles/record.py": "a command for environments with other libraries",
 }
 """Files outside tests/toys that are not tests, and what they are."""

@@ -1,7 +1,7 @@
 """Prints what a reader of the code pays: `make reader`.
 
-Sizes of each room, and the files and functions on the way of one example: from its shard to a Batch,
-through a step of training (loss, gradients, update), and the way of the weights into the engine.
+Sizes of each room, and the files and functions on the way of one example: from its shard to a
+Batch, through a step of training (loss, gradients, update), and of the weights into the engine.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ from vlds.runtime.process import Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
 COMMANDS = (
-    *(getattr(official, name) for name in official.__all__),
+    *official.COMMANDS,
     jsonl, classes, demo, plan, index_command, vocabularies, stats, verify, preview, simulate,
 )  # fmt: skip
-"""Modules that add a command; data_prep/official/__init__.py lists those of publishers' data."""
+"""Modules that add a command; data_prep/official/__init__.py lists those for publishers' data."""
 USER_ERROR = 2
 Run = Callable[[argparse.Namespace], int | None]
 """Exit code; None is 0."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
@@ -34,33 +34,6 @@ def new_command(
         help=summary,
         description="\n\n".join(filter(None, parts)),
     )
-    return parser
-
-
-def official_command(
-    commands: Any,
-    command: str,
-    summary: str,
-    splits: Iterable[str],
-    name: str | None = None,
-    *,
-    holds: str = "the official files",
-    has_images: bool = True,
-) -> argparse.ArgumentParser:
-    """Add a command that reads a publisher's files; the data set's `name` is the command's unless
-    given. The folder --src `holds` the files."""
-    known = tuple(splits)
-    name = name or command
-    example = f"{command} --src DOWNLOADED --split {known[0]} \\\n      --out shards/{command}"
-    parser = new_command(commands, command, summary, examples=[example])
-    parser.add_argument("--src", type=Path, required=True, metavar="DIR", help=f"folder of {holds}")
-    parser.add_argument(
-        "--split", choices=known, required=True, metavar="SPLIT", help=f"one of {', '.join(known)}"
-    )
-    if has_images:
-        parser.add_argument("--images", type=Path, metavar="DIR", help="pictures (default: --src)")
-    parser.add_argument("--name", default=name, help=f"name of the data set (default: {name})")
-    add_shard_options(parser)
     return parser
 
 
@@ -110,11 +83,6 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue where an interrupted command with the same options stopped",
     )
-    _add_picture_options(group)
-
-
-def _add_picture_options(group: Any) -> None:
-    """Add the options about what is stored of which pictures."""
     group.add_argument(
         "--features",
         type=Path,
@@ -184,7 +152,7 @@ def shard_options(args: argparse.Namespace) -> Options:
         )
     pictures = getattr(args, "images", None) or getattr(args, "src", None)
     folders = tuple(folder for folder in (pictures, args.features) if folder is not None)
-    given = {key: _plain(value) for key, value in vars(args).items() if key not in NOT_RECORDED}
+    given = {key: _as_json(value) for key, value in vars(args).items() if key not in NOT_RECORDED}
     return Options(
         rule=PictureRule(args.image_size, args.square, args.image_format or "webp"),
         limits=Limits(samples=args.shard_samples, bytes=args.shard_size),
@@ -244,8 +212,8 @@ def local_folder(text: str) -> Path:
     return Path(text)
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """The value as JSON holds it: paths as text."""
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [_as_json(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value

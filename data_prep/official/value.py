@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_lines, shown
-from data_prep.official.published import Download, Published
+from data_prep.official.published import Download, OfficialSet, other_file
 from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file, locate
 
 FRAMES = 64
@@ -65,25 +64,6 @@ RELEASES = {
 }
 
 ADDRESS = "https://github.com/VALUE-Leaderboard/DataRelease"
-PUBLISHED = tuple(
-    Published(
-        task.upper().replace("HOW", "How"),
-        f"value-{task} --src VALUE",
-        {
-            split: tuple(
-                Download(f"VALUE/{place}", ADDRESS, "", "that of each publisher")
-                for place in (
-                    f"ann/{task}/{file}.jsonl",
-                    f"ann/{release.videos}_subtitles.jsonl",
-                    f"vis_features/{release.videos}/clip-vit",
-                )
-            )
-            for split, file in zip(SPLITS, release.files, strict=True)
-        },
-        name=task,
-    )
-    for task, release in RELEASES.items()
-)
 
 
 def parse_value(
@@ -102,7 +82,14 @@ def parse_value(
     subtitles = find_file(
         src, ("ann", f"ann/{task}", "subtitles"), f"{release.videos}_subtitles.jsonl"
     )
-    spoken = _read_subtitles(subtitles)
+    # Video -> its lines with their seconds; some videos have none.
+    spoken = {
+        row.id("vid_name"): [
+            {"text": line.line("text"), "start": line.value("start"), "end": line.value("end")}
+            for line in row.rows("sub", "subtitle")
+        ]
+        for _, row in read_lines(subtitles)
+    }
     feature_folder = features or src / "vis_features" / release.videos / "clip-vit"
     samples: dict[str, SourceSample] = {}
     dropped = []
@@ -118,7 +105,12 @@ def parse_value(
         if not asks:
             sample.source["vid_name"] = video
             if "ts" in row:
-                sample.extra["span"] = _span(row)
+                span = row.array("ts")
+                if not all(isinstance(second, (int, float)) for second in span):
+                    raise ValueError(
+                        f"{row.place}: 'ts' is {shown(span)}; expected numbers of seconds"
+                    )
+                sample.extra["span"] = [float(second) for second in span]
         sample = samples.setdefault(sample.id, sample)
         for annotation in [_question(row)] if asks else _descriptions(row):
             if annotation.get("caption") == "":
@@ -128,25 +120,6 @@ def parse_value(
     return SourceSet(
         name or task, release.kind, split, (path, subtitles), list(samples.values()), tuple(dropped)
     )
-
-
-def _read_subtitles(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Video -> its lines with their seconds; some videos have none."""
-    return {
-        row.id("vid_name"): [
-            {"text": line.line("text"), "start": line.value("start"), "end": line.value("end")}
-            for line in row.rows("sub", "subtitle")
-        ]
-        for _, row in read_lines(path)
-    }
-
-
-def _span(row: JsonRow) -> list[float]:
-    """Start and end of a moment, in seconds."""
-    span = row.array("ts")
-    if not all(isinstance(second, (int, float)) for second in span):
-        raise ValueError(f"{row.place}: 'ts' is {shown(span)}; expected numbers of seconds")
-    return [float(second) for second in span]
 
 
 def _question(row: JsonRow) -> Annotation:
@@ -181,12 +154,27 @@ def _descriptions(row: JsonRow) -> list[Annotation]:
     ] or [{"id": row.id("clip_id")}]
 
 
-def add_command(commands: Any) -> None:
-    """Add one command for each task."""
-    for task, release in RELEASES.items():
-        parser = official_command(
-            commands, f"value-{task}", release.summary, SPLITS, name=task,
-            holds="ann/, vis_features/", has_images=False,
-        )  # fmt: skip
-        parser.add_argument("--annotations", type=Path, metavar="FILE", help="another file")
-        packs(parser, partial(parse_value, task))
+SETS = tuple(
+    OfficialSet(
+        title=task.upper().replace("HOW", "How"),
+        command=f"value-{task}",
+        name=task,
+        summary=release.summary,
+        folders="--src VALUE",
+        needs={
+            split: tuple(
+                Download(f"VALUE/{place}", ADDRESS, licence="that of each publisher")
+                for place in (
+                    f"ann/{task}/{file}.jsonl",
+                    f"ann/{release.videos}_subtitles.jsonl",
+                    f"vis_features/{release.videos}/clip-vit",
+                )
+            )
+            for split, file in zip(SPLITS, release.files, strict=True)
+        },
+        parse=partial(parse_value, task),
+        holds="ann/, vis_features/",
+        options={"--annotations": other_file("another file")},
+    )
+    for task, release in RELEASES.items()
+)

@@ -24,7 +24,7 @@ from data_prep.own_data.rows import (
     refuse_repeated_ids,
     text_of,
 )
-from data_prep.packing.pack import add_split_by_image, pack_splits, split_of
+from data_prep.packing.pack import SPLIT_BY_IMAGE, pack_splits, split_of
 from data_prep.packing.picture import find_pictures
 from data_prep.packing.source import Dropped, SourceSample, SourceSet
 
@@ -238,7 +238,7 @@ def add_command(commands: Any) -> None:
         metavar="NAME",
         help="the field that names a row's split; each split goes to OUT/SPLIT",
     )
-    add_split_by_image(splits)
+    splits.add_argument("--split-by-image", **SPLIT_BY_IMAGE)
     add_shard_options(parser)
     parser.set_defaults(run=_run_jsonl)
 

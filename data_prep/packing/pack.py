@@ -64,6 +64,11 @@ def soft_label(answers: Sequence[str]) -> dict[str, float]:
     return {text: SOFT_SCORES[min(count, 4)] for text, count in counts.most_common()}
 
 
+def answer_fields(answers: Sequence[str]) -> dict[str, Any]:
+    """The fields of a VQA question's annotation that hold its answers."""
+    return {"answers": list(answers), "label": soft_label(answers)}
+
+
 def fault_of(annotation: Any, kind: str = "") -> str:
     """What makes an annotation unusable for all tasks, or for those of a kind; "" if it is fine."""
     if not isinstance(annotation, dict):
@@ -485,13 +490,11 @@ def split_of(args: argparse.Namespace) -> HashSplit | None:
     return None if fraction is None else HashSplit(fraction, args.seed)
 
 
-def add_split_by_image(group: Any) -> None:
-    """Add the option to a parser or a group."""
-    group.add_argument(
-        "--split-by-image",
-        type=float,
-        metavar="FRACTION",
-        help="put this share of the pictures, with all their rows, into OUT/test and the others "
-        "into OUT/train, by a hash of the picture's name and --seed; pictures with the same bytes "
-        "stay together",
-    )
+SPLIT_BY_IMAGE: Mapping[str, Any] = {
+    "type": float,
+    "metavar": "FRACTION",
+    "help": "put this share of the pictures, with all their rows, into OUT/test and the others "
+    "into OUT/train, by a hash of the picture's name and --seed; pictures with the same bytes stay "
+    "together",
+}
+"""What `add_argument` takes for --split-by-image."""

@@ -105,10 +105,8 @@ def add_command(commands: Any) -> None:
             tell(f"# {published.title}")
             for entry in downloads_of(published):
                 state = "there  " if (args.data / entry.gives).exists() else "missing"
-                size = f"{entry.size}, " if entry.size else ""
-                tell(
-                    f"#   {state} {args.data / entry.gives} ({size}{entry.licence}) {entry.address}"
-                )
+                about = f"{entry.size}, {entry.licence}" if entry.size else entry.licence
+                tell(f"#   {state} {args.data / entry.gives} ({about}) {entry.address}")
             for split, needed in published.needs.items():
                 words = words_of(published, split, args.data, args.out)
                 line = shlex.join([*PROGRAM.split(), *words])

@@ -25,12 +25,36 @@ from vlds.runtime.disk import check_own, make_folder, writable
 from vlds.runtime.files import read_file
 from vlds.runtime.json_files import sha256 as file_sha256
 
-# One sample of a source -> the record that a shard stores, or why it is dropped.
-
-
 PAIR = ("left", "right")
 Shape = tuple[int, int]
 """Of features: (tokens, dim)."""
+KEY_DIGITS = 9
+LISTING = "names of the pictures"
+"""Stands for a file among the sources, if a folder is the source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRecord:
+    """One sample to write: an image, image pair or clip with all its annotations."""
+
+    id: str
+    """The source's id; unique in the data set."""
+    members: Sequence[tuple[str, bytes]]
+    """(extension, bytes) of everything but the json: jpg, left.png, right.png, features.npy, ..."""
+    json: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the sample's json: "annotations" and any others, such as "size" and "source". The
+    writer adds "id" and, unless given, "images": the members that are pictures, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The most that a shard holds."""
+
+    samples: int = 1000
+    bytes: int = 512 << 20
+
+
+DEFAULT_LIMITS = Limits()
 
 
 def common_shape(samples: Iterable[SourceSample]) -> Shape | None:
@@ -84,35 +108,6 @@ def _make_record(sample: SourceSample, rule: PictureRule, shape: Shape | None) -
     if sample.source:
         content["source"] = sample.source
     return SampleRecord(id=sample.id, members=members, json=content)
-
-
-KEY_DIGITS = 9
-LISTING = "names of the pictures"
-"""Stands for a file among the sources, if a folder is the source."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleRecord:
-    """One sample to write: an image, image pair or clip with all its annotations."""
-
-    id: str
-    """The source's id; unique in the data set."""
-    members: Sequence[tuple[str, bytes]]
-    """(extension, bytes) of everything but the json: jpg, left.png, right.png, features.npy, ..."""
-    json: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the sample's json: "annotations" and any others, such as "size" and "source". The
-    writer adds "id" and, unless given, "images": the members that are pictures, in order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The most that a shard holds."""
-
-    samples: int = 1000
-    bytes: int = 512 << 20
-
-
-DEFAULT_LIMITS = Limits()
 
 
 class DatasetWriter:
@@ -220,10 +215,21 @@ class DatasetWriter:
                     )
                 ids.add(record.id)
                 content = _content(record)
-                if shard and self._is_full(shard, content):
+                size = sum(map(len, content.values()))
+                if shard and (
+                    len(shard.counts) >= self.limits.samples
+                    or shard.size + size > self.limits.bytes
+                ):
                     self._finish(shard, in_shard)
                     shard, in_shard = None, []
-                shard = shard or self._open_shard()
+                if not self.begun:
+                    # A folder without dataset.json counts as incomplete.
+                    (self.out / DATASET_FILE).unlink(missing_ok=True)
+                    (self.out / QUARANTINE_FILE).unlink(missing_ok=True)
+                    self.journal.begin(self.finished)  # this flushes the removals as well
+                    self.begun = True
+                name = f"{self.stem}-{len(self.finished):05d}.tar"
+                shard = shard or OpenShard(self.out / name, self.classes)
                 shard.add(f"{number:0{KEY_DIGITS}d}", content)
                 number += 1
                 in_shard += dropped
@@ -235,20 +241,6 @@ class DatasetWriter:
             if shard:
                 shard.discard()
         return dropped
-
-    def _is_full(self, shard: OpenShard, content: Mapping[str, bytes]) -> bool:
-        size = sum(len(data) for data in content.values())
-        return len(shard.counts) >= self.limits.samples or shard.size + size > self.limits.bytes
-
-    def _open_shard(self) -> OpenShard:
-        if not self.begun:
-            # A folder without dataset.json counts as incomplete.
-            (self.out / DATASET_FILE).unlink(missing_ok=True)
-            (self.out / QUARANTINE_FILE).unlink(missing_ok=True)
-            self.journal.begin(self.finished)  # this flushes the removals as well
-            self.begun = True
-        path = self.out / f"{self.stem}-{len(self.finished):05d}.tar"
-        return OpenShard(path, self.classes)
 
     def _finish(self, shard: OpenShard, dropped: list[Dropped]) -> None:
         entry = Finished(shard.close(), dropped)

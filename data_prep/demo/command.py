@@ -1,7 +1,7 @@
 """`demo`: drawn pictures in the publishers' file layouts, packed like any other, and a tokenizer.
 
     OUT/official/WORLD/{coco,gqa,nlvr2}       the layout of a download of the real data sets
-    OUT/official/classes/{looks,figures}      pictures in folders of classes (class_pictures.py)
+    OUT/official/classes/{looks,figures}      pictures in folders of classes (world.py)
     OUT/shards/WORLD/DATASET-SPLIT            vqav2, gqa, regions, nlvr2, coco; train and val
                                               (nlvr2: dev)
     OUT/shards/classes/SET-SPLIT              train, val and test
@@ -65,9 +65,6 @@ from vlds.runtime.disk import writable
 from vlds.runtime.files import write_whole
 from vlds.runtime.terminal import tell
 
-# The demo's scenes in the publishers' layouts, which the parsers of the real data sets read.
-
-
 RESTVAL_SHARE = 0.05
 GQA_QUESTIONS = 3
 PAIRS_PER_SET = 2
@@ -114,7 +111,21 @@ class WorldWriter:
                 asked[subset] += [(image_id, question) for question in questions]
             captions = caption_scene(scene, self.words)
             self.texts.update(captions)
-            images.append(_karpathy_row(split, subset, filename, image_id, number, captions))
+            sentences = [
+                {"tokens": caption.split(), "raw": caption, "imgid": number, "sentid": sentence_id}
+                for sentence_id, caption in enumerate(captions, number * len(captions))
+            ]
+            images.append(
+                {
+                    "filepath": subset,
+                    "sentids": [sentence["sentid"] for sentence in sentences],
+                    "filename": filename,
+                    "imgid": number,
+                    "split": split,
+                    "sentences": sentences,
+                    "cocoid": image_id,
+                }
+            )
         for subset, of_subset in asked.items():
             self._write_vqa(subset, of_subset)
         self._write_json("coco/dataset_coco.json", {"dataset": "coco", "images": images})
@@ -149,12 +160,28 @@ class WorldWriter:
             graphs: dict[str, Any] = {}
             for _ in range(count):
                 image += 1
-                scene, asked = self._scene_for_gqa()
+                asked: list[Asked] = []
+                while len(asked) < GQA_QUESTIONS:  # until it allows those of logic and of places
+                    scene = random_scene(self.rng, fewest=2)
+                    asked = ask_gqa(scene, self.words, self.rng)
                 self._write_picture(Path("gqa/images", f"{image}.jpg"), scene)
                 graphs[str(image)] = scene_graph(scene, image * 10, self.words.answers.call)
                 for question in asked:
                     question_number += 1
-                    questions[f"{question_number:08d}"] = _gqa_row(question, image)
+                    questions[f"{question_number:08d}"] = {
+                        "imageId": str(image),
+                        "question": question.question,
+                        "answer": question.answer,
+                        "fullAnswer": question.full_answer,
+                        "isBalanced": True,
+                        "groups": {"global": None, "local": question.kind},
+                        "entailed": [],
+                        "equivalent": [],
+                        "types": GQA_TYPES[question.kind],
+                        "semantic": [],
+                        "semanticStr": "",
+                        "annotations": {"question": {}, "answer": {}, "fullAnswer": {}},
+                    }
                     self.texts.update((question.question, *question.choices))
             self._write_json(f"gqa/{split}_balanced_questions.json", questions)
             self._write_json(f"gqa/{split}_sceneGraphs.json", graphs)
@@ -162,7 +189,7 @@ class WorldWriter:
     def nlvr2(self, train: int, val: int) -> None:
         """Write sets of two pairs of pictures that share three sentences, as NLVR2 does."""
         for split, count in (("train", train), ("dev", val)):
-            rows = []
+            rows: list[dict[str, Any]] = []
             for number in range(count):
                 looks: list[Look] = []
                 for _ in range(SENTENCES_PER_SET):
@@ -172,12 +199,17 @@ class WorldWriter:
                 for pair in range(PAIRS_PER_SET):
                     name = f"{split}-{number}-{pair}"
                     labels = self._write_pair(name, number, statements)
-                    rows += [
-                        self._nlvr2_row(f"{name}-{index}", statement, label, number)
-                        for index, (statement, label) in enumerate(
-                            zip(statements, labels, strict=True)
-                        )
-                    ]
+                    for index, statement in enumerate(statements):
+                        row: dict[str, Any] = {
+                            "identifier": f"{name}-{index}",
+                            "sentence": statement.text,
+                            "label": str(labels[index]),
+                            "synset": self.words.answers.call(statement.look[1]),
+                            "query": statement.kind,
+                        }
+                        if split == "train":  # in numbered folders, as NLVR2's own
+                            row |= {"directory": number % 100}
+                        rows.append(row)
             path = self.folder / f"nlvr2/{split}.json"
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
 
@@ -200,26 +232,6 @@ class WorldWriter:
             side += [absent_look(stated, self.rng) for _ in range(max(fillers, not side))]
             self._write_picture(folder / f"{name}-img{index}.png", make_scene(self.rng, side))
         return labels
-
-    def _nlvr2_row(
-        self, identifier: str, statement: Statement, label: bool, number: int
-    ) -> dict[str, Any]:
-        row = {
-            "identifier": identifier,
-            "sentence": statement.text,
-            "label": str(label),
-            "synset": self.words.answers.call(statement.look[1]),
-            "query": statement.kind,
-        }
-        return row | ({"directory": number % 100} if identifier.startswith("train") else {})
-
-    def _scene_for_gqa(self) -> tuple[Scene, list[Asked]]:
-        """A scene that allows questions about logic and about places."""
-        while True:
-            scene = random_scene(self.rng, fewest=2)
-            asked = ask_gqa(scene, self.words, self.rng)
-            if len(asked) == GQA_QUESTIONS:
-                return scene, asked
 
     def _write_picture(self, place: Path, scene: Scene) -> None:
         path = self.folder / place
@@ -248,41 +260,6 @@ def _ten_answers(asked: Asked, rng: Random) -> dict[str, Any]:
             }
             for number, answer in enumerate(answers, 1)
         ],
-    }
-
-
-def _karpathy_row(
-    split: str, subset: str, filename: str, image_id: int, number: int, captions: Sequence[str]
-) -> dict[str, Any]:
-    sentences = [
-        {"tokens": caption.split(), "raw": caption, "imgid": number, "sentid": sentence_id}
-        for sentence_id, caption in enumerate(captions, number * len(captions))
-    ]
-    return {
-        "filepath": subset,
-        "sentids": [sentence["sentid"] for sentence in sentences],
-        "filename": filename,
-        "imgid": number,
-        "split": split,
-        "sentences": sentences,
-        "cocoid": image_id,
-    }
-
-
-def _gqa_row(asked: Asked, image: int) -> dict[str, Any]:
-    return {
-        "imageId": str(image),
-        "question": asked.question,
-        "answer": asked.answer,
-        "fullAnswer": asked.full_answer,
-        "isBalanced": True,
-        "groups": {"global": None, "local": asked.kind},
-        "entailed": [],
-        "equivalent": [],
-        "types": GQA_TYPES[asked.kind],
-        "semantic": [],
-        "semanticStr": "",
-        "annotations": {"question": {}, "answer": {}, "fullAnswer": {}},
     }
 
 

@@ -1,6 +1,9 @@
 """Questions, statements and captions about the demo's scenes, in the words of a world.
 
-Questions and statements name things plainly in both worlds; answers and captions may not (Naming).
+The shifted world asks the same things in other words, and its statements deny what those of `home`
+assert. Questions and statements name things plainly in both worlds. Answers and captions of the
+shifted world use other true names for colors and shapes (`Naming`), because with the plain names a
+frozen model would still get most of them right.
 """
 
 from __future__ import annotations
@@ -10,15 +13,6 @@ from dataclasses import dataclass, field
 from random import Random
 
 from data_prep.demo.world import COLORS, LOOKS, SHAPES, Look, Scene
-
-# The demo's words: how each of its two worlds names and describes things.
-#
-# The shifted world asks the same things in other words, and its statements deny what those of
-# `home` assert. Its answers and captions use other true names for colors and shapes, because with
-# the plain names a frozen model would still get most of them right. At home, one caption in five
-# uses these names too: words unseen in pretraining would be dead rows of a frozen embedding table.
-# The other captions of `home` all begin with the same word, so that a frozen model never begins
-# with another.
 
 
 @dataclass(frozen=True)
@@ -100,6 +94,9 @@ HOME_PHRASES = Phrases(
     },
     denies=False,
     thing="object",
+    # One caption in five uses the other names: words unseen in pretraining would be dead rows of a
+    # frozen embedding table. The others begin with the same word, so that a frozen model never
+    # begins with another.
     captions=(
         ("{things}", PLAIN),
         ("{things} here", PLAIN),
@@ -182,9 +179,12 @@ def ask_vqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
         _ask_look("color", scene, words, rng),
         _ask_look("shape", scene, words, rng),
         _ask_count(scene, words, rng),
-        _ask_exists(scene, words, rng),
     )
-    return [question for question in asked if question]
+    present = {thing.look for thing in scene}
+    answer = rng.choice(YES_NO)
+    look = rng.choice(sorted(present)) if answer == "yes" else absent_look(present, rng)
+    exists = Asked("exists", words.exists.format(look=PLAIN.say(look)), answer, YES_NO)
+    return [question for question in (*asked, exists) if question]
 
 
 def _ask_look(kind: str, scene: Scene, words: Phrases, rng: Random) -> Asked | None:
@@ -222,21 +222,24 @@ def _ask_count(scene: Scene, words: Phrases, rng: Random) -> Asked:
     return Asked("count", words.count.format(what=what), str(count), NUMBERS)
 
 
-def _ask_exists(scene: Scene, words: Phrases, rng: Random) -> Asked:
-    present = {thing.look for thing in scene}
-    answer = rng.choice(YES_NO)
-    look = rng.choice(sorted(present)) if answer == "yes" else absent_look(present, rng)
-    return Asked("exists", words.exists.format(look=PLAIN.say(look)), answer, YES_NO)
-
-
 def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
     """Two questions of logic, and what is left of something if that is one thing only."""
+    asked = []
+    present = {thing.look for thing in scene}
     makers = (("logicAnd", words.both_there), ("logicOr", words.either_there))
-    asked = [
-        question
-        for kind, phrase in makers
-        if (question := _ask_logic(kind, phrase, scene, rng)) is not None
-    ]
+    for kind, phrase in makers if len(present) > 1 else ():
+        answer = rng.choice(YES_NO)
+        # A false `and` has one of the two looks, and so has a true `or`.
+        if kind == "logicAnd" and answer == "yes":
+            pair = rng.sample(sorted(present), 2)
+        elif kind == "logicOr" and answer == "no":
+            first = absent_look(present, rng)
+            pair = [first, absent_look(present | {first}, rng)]
+        else:
+            pair = [rng.choice(sorted(present)), absent_look(present, rng)]
+        rng.shuffle(pair)
+        question = phrase.format(first=PLAIN.say(pair[0]), second=PLAIN.say(pair[1]))
+        asked.append(Asked(kind, question, answer, YES_NO, f"{answer}."))
     for thing in rng.sample(scene, len(scene)):
         left = [other for other in scene if other.column < thing.column]
         alike = [other for other in scene if other.look == thing.look]
@@ -248,24 +251,6 @@ def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
             asked.append(Asked("left", words.left.format(look=look), answer, shapes, full))
             break
     return asked
-
-
-def _ask_logic(kind: str, phrase: str, scene: Scene, rng: Random) -> Asked | None:
-    """A question about two looks. A false `and` has one of them, and so has a true `or`."""
-    present = {thing.look for thing in scene}
-    if len(present) < 2:
-        return None
-    answer = rng.choice(YES_NO)
-    if kind == "logicAnd" and answer == "yes":
-        pair = rng.sample(sorted(present), 2)
-    elif kind == "logicOr" and answer == "no":
-        first = absent_look(present, rng)
-        pair = [first, absent_look(present | {first}, rng)]
-    else:
-        pair = [rng.choice(sorted(present)), absent_look(present, rng)]
-    rng.shuffle(pair)
-    question = phrase.format(first=PLAIN.say(pair[0]), second=PLAIN.say(pair[1]))
-    return Asked(kind, question, answer, YES_NO, f"{answer}.")
 
 
 def state(look: Look, words: Phrases, rng: Random) -> Statement:
@@ -288,12 +273,11 @@ def presence(kind: str, holds: bool, rng: Random) -> tuple[bool, bool]:
 
 def caption_scene(scene: Scene, words: Phrases) -> list[str]:
     """Five captions of everything in the scene, from left to right, without sizes."""
-    return [template.format(things=_list(scene, naming)) for template, naming in words.captions]
-
-
-def _list(scene: Scene, naming: Naming) -> str:
-    things = [f"{naming.article} {naming.say(thing.look)}" for thing in scene]
-    return f" {naming.joint} ".join(things)
+    captions = []
+    for template, naming in words.captions:
+        things = [f"{naming.article} {naming.say(thing.look)}" for thing in scene]
+        captions.append(template.format(things=f" {naming.joint} ".join(things)))
+    return captions
 
 
 def absent_look(present: set[Look], rng: Random) -> Look:

@@ -1,4 +1,9 @@
-"""Your own data: pictures in a folder, and rows in JSON lines, a JSON list or CSV."""
+"""`jsonl`: your own data, pictures in a folder and rows in JSON lines, a JSON list or CSV.
+
+Rows may also be LLaVA's and ShareGPT's conversations, or COCO's captions. Each question of a
+conversation becomes a row with its answer; the turns before it are left out, because the tasks here
+ask one question about one picture.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +32,6 @@ from data_prep.own_data.rows import (
 from data_prep.packing.pack import SPLIT_BY_IMAGE, pack_splits, split_of
 from data_prep.packing.picture import find_pictures
 from data_prep.packing.source import Dropped, SourceSample, SourceSet
-
-# Makes rows of files in well-known forms: LLaVA's and ShareGPT's conversations, COCO's captions.
-#
-# Each question with its answer becomes a row. The turns before it are left out: the tasks here ask
-# one question about one picture.
-
 
 TURNS = ("conversations", "messages")
 """Fields that hold the turns of a conversation."""
@@ -133,8 +132,10 @@ def _exchanges(turns: Any) -> list[Exchange] | str:
     for turn in turns if isinstance(turns, list) else []:
         if isinstance(turn, RepeatedKey):
             return f"a turn with {turn.key!r} twice"
-        speaker, text = _speaker_and_text(turn)
-        if text is None:
+        fields = turn if isinstance(turn, dict) else {}
+        names = next((names for names in TURN_FIELDS if names[0] in fields), None)
+        speaker, text = (fields[names[0]], fields.get(names[1])) if names else ("", None)
+        if not isinstance(text, str):
             return "a turn without text"
         if speaker in ASKS:
             if question is not None:
@@ -149,15 +150,6 @@ def _exchanges(turns: Any) -> list[Exchange] | str:
     if question is not None:
         exchanges.append(Exchange(question, fault=UNANSWERED))
     return exchanges or "no question with an answer"
-
-
-def _speaker_and_text(turn: Any) -> tuple[str, str | None]:
-    fields = turn if isinstance(turn, dict) else {}
-    for speaker, text_field in TURN_FIELDS:
-        if speaker in fields:
-            text = fields.get(text_field)
-            return str(fields[speaker]), text if isinstance(text, str) else None
-    return "", None
 
 
 LABELS_HELP = "entailment, neutral, contradiction; or true, false"
@@ -267,17 +259,14 @@ def _add_fields(group: Any) -> None:
     add_field("--id-field", help="default: the row's line, as an editor counts it")
 
 
-def _row_form(args: argparse.Namespace) -> RowForm:
+def _run_jsonl(args: argparse.Namespace) -> None:
     task = TASKS[args.task]
     text = getattr(args, f"{task.text_option}_field") or task.text
     has_target = task.target is not None and not args.no_answers
     target = getattr(args, f"{task.target}_field") if has_target else None
-    split = args.split_field
-    return RowForm(task, args.image_field, text, target, args.id_field, split, args.text_rows)
-
-
-def _run_jsonl(args: argparse.Namespace) -> None:
-    form = _row_form(args)
+    form = RowForm(
+        task, args.image_field, text, target, args.id_field, args.split_field, args.text_rows
+    )
     split = split_of(args)
     name = args.name or args.annotations.stem.replace(".", "_")
     options = shard_options(args)

@@ -80,15 +80,14 @@ class Task(ABC):
     """The score that represents the task in tables; default: the first of its scores."""
 
     def __post_init__(self) -> None:
-        if self.head is not None:
-            self._check_head()
-
-    def _check_head(self) -> None:
+        if self.head is None:
+            return
         if self.class_loss is None:
             raise ValueError(
                 f"head: {type(self).__name__} has answers that are texts, and no class_loss; leave "
                 "the head out"
             )
+        # The default decoding may name choices: they are the task's own, not the user's.
         (default,) = (f.default_factory for f in fields(self) if f.name == "decoding")
         is_default = callable(default) and default() == self.decoding
         for name in ("choices", "answers"):

@@ -1,8 +1,15 @@
-"""Referring expressions: write the box of what a text describes, as four numbers."""
+"""Places in a picture: write the box of what a text describes, point at it, or name what is there.
+
+`Grounding` writes a box as four numbers, with any model. The others read and write visual tokens
+(<vis_extra_id_0>, ...), one for each detected box or grid cell, as VL-T5 does
+(https://arxiv.org/abs/2102.02779): `Refer` points at what people's expressions describe,
+`VisualGrounding` at what a detector's names call, and `GroundedCaption` names what a token shows.
+"""
 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
@@ -16,20 +23,80 @@ from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, optional_texts, require_label
 from vlds.tasks.class_output import ClassLoss
 from vlds.tasks.masked_words import SENTINEL, words_of
-from vlds.tasks.metrics.plain_scores import matches, overlap
+from vlds.tasks.metrics.plain_scores import overlap
 from vlds.tasks.vqa import draw_answer
-
-# Referring expressions: point at what a text describes, by writing the visual token of a proposal.
-#
-# Training draws among the proposals that overlap the box by half, with probability IoU / sum, as
-# VL-T5's RefCOCOg does; an example without such a proposal trains nothing. Answers come from a
-# comparison of the visual tokens' logits; VL-T5 compares the whole vocabulary.
-
 
 POINTERS = tuple(f"<vis_extra_id_{number}>" for number in range(36))
 """The tokens of VL-T5's 36 detected boxes, and of VL-Adapter's grid."""
 ENOUGH = 0.5
 """Overlap (IoU) from which a proposal is right."""
+STEPS = 1000
+"""Parts of a picture's width or height that a number counts."""
+NUMBER = re.compile(r"[0-9]{1,4}")
+CORNERS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grounding(AnswerTask):
+    """Write the box of what an expression describes; scored by Acc@0.5, the share of boxes that
+    overlap the right one by half (IoU).
+
+    The box is its left, top, right and bottom in thousandths of the picture, `120 88 431 700`, so
+    any model can write it. `Refer` points at given boxes instead.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("refer",)
+    label_field: ClassVar[str] = "box"
+    input_field: ClassVar[str | None] = "expression"
+    class_loss: ClassVar[ClassLoss | None] = None
+
+    prompt: str = "locate: "
+    """Text before the expression, trailing space included; "" for none."""
+    max_prompt_tokens: Count = 40
+    """Longest prompt and expression in tokens, special tokens included; longer ones are cut."""
+    max_target_tokens: Count = 24
+    """Longest target in tokens; four numbers take up to 16 and their end."""
+    decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=24))
+    """How the model's output becomes a box; greedy."""
+
+    def answered(
+        self,
+        example: Example,
+        sample: Sample,
+        given: Mapping[str, Any],
+        rng: np.random.Generator | None,
+    ) -> Example:
+        """The box as text; in evaluation also in pixels, with the picture's size."""
+        box, size = given[self.label_field], sample.extra["size"][0]
+        answer = box_text(box, size)
+        reference = {"answer": answer, "box": list(box), "size": list(size)}
+        return replace(example, target=answer, reference=None if rng is not None else reference)
+
+    def correct(self, prediction: str, reference: Any) -> bool:
+        """True if the written box overlaps the right one by half; False for another text."""
+        box = box_of(prediction, reference["size"])
+        return box is not None and overlap(box, reference["box"]) >= ENOUGH
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference["answer"])
+
+
+def box_text(box: Sequence[float], size: Sequence[float]) -> str:
+    """A box (left, top, width, height) in a picture (width, height), both in pixels, as text."""
+    left, top, width, height = box
+    corners = ((left, size[0]), (top, size[1]), (left + width, size[0]), (top + height, size[1]))
+    shares = (round(STEPS * edge / whole) for edge, whole in corners)
+    return " ".join(str(min(max(share, 0), STEPS)) for share in shares)
+
+
+def box_of(text: str, size: Sequence[float]) -> list[float] | None:
+    """The box (left, top, width, height) in pixels; None if the text has not four numbers."""
+    numbers = [int(number) for number in NUMBER.findall(text)]
+    if len(numbers) != CORNERS:
+        return None
+    scaled = [share * size[axis % 2] / STEPS for axis, share in enumerate(numbers)]
+    left, top, right, bottom = scaled
+    return [left, top, right - left, bottom - top]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +106,9 @@ class Refer(AnswerTask):
 
     For JointSeq2Seq, whose vocabulary has visual tokens. An annotation has an `expression` and a
     `box` (left, top, width, height in pixels), its sample `proposals`: a box for each visual token.
+    Training draws among the proposals that overlap the box by half, with probability IoU / sum, as
+    VL-T5's RefCOCOg does; an example without such a proposal trains nothing. Answers come from a
+    comparison of the visual tokens' logits; VL-T5 compares the whole vocabulary.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("refer",)
@@ -85,10 +155,6 @@ class Refer(AnswerTask):
         }
         return {pointer: score for pointer, score in overlaps.items() if score >= ENOUGH}
 
-    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
-        pairs = zip(texts, known, strict=True)
-        return {"accuracy": [float(text in reference["right"]) for text, reference in pairs]}
-
     def answer_of(self, reference: Any) -> str | None:
         """The proposal that fits best; None if none is right."""
         return reference["answer"] or None
@@ -97,12 +163,8 @@ class Refer(AnswerTask):
         return prediction in reference["right"]
 
 
-# What tasks about named regions of a picture have in common (VL-T5's pre-training,
-# https://arxiv.org/abs/2102.02779).
-
-
 @dataclass(frozen=True, kw_only=True)
-class RegionTask(AnswerTask):
+class RegionTask(AnswerTask, ABC):
     """A task whose annotations have `regions`: a name for each visual token, "" where there is
     nothing to name. Training draws a region each time; evaluation always asks about the same one.
     """
@@ -116,25 +178,33 @@ class RegionTask(AnswerTask):
     """Regions of a picture that one example is about; of several, each name stands behind a
     sentinel. VL-T5 has 4 in its second stage, on VCR."""
 
+    @abstractmethod
+    def asked(self, names: Sequence[str], chosen: Sequence[int]) -> tuple[str, str, Any]:
+        """The input behind the prompt, the target and the reference of an example about some
+        regions; `names` are those of all visual tokens."""
 
-def drawn_regions(
-    sample: Sample,
-    given: Mapping[str, Any],
-    num_regions: int,
-    rng: np.random.Generator | None,
-) -> tuple[list[str], list[int]]:
-    """The names of an annotation's regions, and those that an example is about, in random order;
-    without `rng` always the same.
+    def example(
+        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
+    ) -> Example:
+        """An example about regions in random order; in evaluation always the same.
 
-    Errors: SkipSample if no region has a name.
-    """
-    require_label(given, "regions", sample)
-    names = optional_texts(given, "regions")[: len(POINTERS)]
-    named = [number for number, text in enumerate(names) if text]
-    if not named:
-        raise SkipSample(f"sample {sample.key}: none of its regions has a name")
-    draws = np.random.default_rng(crc32(given["id"].encode())) if rng is None else rng
-    return names, draws.permutation(named)[:num_regions].tolist()
+        Errors: SkipSample if no region has a name.
+        """
+        assert annotation is not None
+        given = sample.annotations[annotation]
+        if rng is None and self.label_field not in given:
+            question = given.get(self.input_field or "", "")
+            return Example(given["id"], name, self.prompt + question, None)
+        require_label(given, self.label_field, sample)
+        names = optional_texts(given, self.label_field)[: len(POINTERS)]
+        named = [number for number, text in enumerate(names) if text]
+        if not named:
+            raise SkipSample(f"sample {sample.key}: none of its regions has a name")
+        draws = np.random.default_rng(crc32(given["id"].encode())) if rng is None else rng
+        chosen = draws.permutation(named)[: self.num_regions].tolist()
+        text, target, reference = self.asked(names, chosen)
+        reference = reference if rng is None else None
+        return Example(given["id"], name, self.prompt + text, target, reference=reference)
 
 
 def pointers_to(regions: Sequence[int]) -> str:
@@ -147,85 +217,6 @@ def names_of(names: Sequence[str], regions: Sequence[int]) -> str:
     if len(regions) == 1:
         return names[regions[0]]
     return " ".join(f"{SENTINEL.format(n)} {names[region]}" for n, region in enumerate(regions))
-
-
-STEPS = 1000
-"""Parts of a picture's width or height that a number counts."""
-NUMBER = re.compile(r"[0-9]{1,4}")
-CORNERS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grounding(AnswerTask):
-    """Write the box of what an expression describes; scored by Acc@0.5, the share of boxes that
-    overlap the right one by half (IoU).
-
-    The box is its left, top, right and bottom in thousandths of the picture, `120 88 431 700`, so
-    any model can write it. `Refer` points at given boxes instead.
-    """
-
-    kinds: ClassVar[tuple[str, ...]] = ("refer",)
-    label_field: ClassVar[str] = "box"
-    input_field: ClassVar[str | None] = "expression"
-    class_loss: ClassVar[ClassLoss | None] = None
-
-    prompt: str = "locate: "
-    """Text before the expression, trailing space included; "" for none."""
-    max_prompt_tokens: Count = 40
-    """Longest prompt and expression in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: Count = 24
-    """Longest target in tokens; four numbers take up to 16 and their end."""
-    decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=24))
-    """How the model's output becomes a box; greedy."""
-
-    def answered(
-        self,
-        example: Example,
-        sample: Sample,
-        given: Mapping[str, Any],
-        rng: np.random.Generator | None,
-    ) -> Example:
-        """The box as text; in evaluation also in pixels, with the picture's size."""
-        box, size = given[self.label_field], sample.extra["size"][0]
-        answer = box_text(box, size)
-        reference = {"answer": answer, "box": list(box), "size": list(size)}
-        return replace(example, target=answer, reference=None if rng is not None else reference)
-
-    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
-        pairs = zip(texts, known, strict=True)
-        return {"accuracy": [float(self.correct(*pair)) for pair in pairs]}
-
-    def answer_of(self, reference: Any) -> str | None:
-        """The box as text."""
-        text: str = reference["answer"]
-        return text
-
-    def correct(self, prediction: str, reference: Any) -> bool:
-        """True if the written box overlaps the right one by half; False for another text."""
-        box = box_of(prediction, reference["size"])
-        return box is not None and overlap(box, reference["box"]) >= ENOUGH
-
-
-def box_text(box: Sequence[float], size: Sequence[float]) -> str:
-    """A box (left, top, width, height) in a picture (width, height), both in pixels, as text."""
-    left, top, width, height = box
-    corners = ((left, size[0]), (top, size[1]), (left + width, size[0]), (top + height, size[1]))
-    shares = (round(STEPS * edge / whole) for edge, whole in corners)
-    return " ".join(str(min(max(share, 0), STEPS)) for share in shares)
-
-
-def box_of(text: str, size: Sequence[float]) -> list[float] | None:
-    """The box (left, top, width, height) in pixels; None if the text has not four numbers."""
-    numbers = [int(number) for number in NUMBER.findall(text)]
-    if len(numbers) != CORNERS:
-        return None
-    scaled = [share * size[axis % 2] / STEPS for axis, share in enumerate(numbers)]
-    left, top, right, bottom = scaled
-    return [left, top, right - left, bottom - top]
-
-
-# Visual grounding: point at what a name calls, as in VL-T5's pre-training
-# (https://arxiv.org/abs/2102.02779). `Refer` points at what people's expressions describe.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,38 +244,17 @@ class VisualGrounding(RegionTask):
                 "`evaluate` and `test` out, or score a task with num_regions 1"
             )
 
-    def example(
-        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
-    ) -> Example:
-        """The name of a region and its visual token; in evaluation all that are right, too."""
-        assert annotation is not None
-        given = sample.annotations[annotation]
-        if rng is None and self.label_field not in given:
-            return Example(given["id"], name, self.prompt + given.get("expression", ""), None)
-        names, chosen = drawn_regions(sample, given, self.num_regions, rng)
-        text, target = self.prompt + names_of(names, chosen), pointers_to(chosen)
-        if rng is not None:
-            return Example(given["id"], name, text, target)
-        called = names[chosen[0]]
+    def asked(self, names: Sequence[str], chosen: Sequence[int]) -> tuple[str, str, Any]:
+        """A region's name, its visual token, and all that are right."""
+        target, called = pointers_to(chosen), names[chosen[0]]
         right = [POINTERS[number] for number, other in enumerate(names) if other == called]
-        return Example(
-            given["id"], name, text, target, reference={"answer": target, "right": right}
-        )
-
-    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
-        pairs = zip(texts, known, strict=True)
-        return {"accuracy": [float(text in reference["right"]) for text, reference in pairs]}
-
-    def answer_of(self, reference: Any) -> str | None:
-        """The region that was drawn."""
-        return as_text(reference["answer"])
+        return names_of(names, chosen), target, {"answer": target, "right": right}
 
     def correct(self, prediction: str, reference: Mapping[str, Any]) -> bool | None:
         return prediction in reference["right"]
 
-
-# Grounded captions: name what a visual token shows, as in VL-T5's pre-training
-# (https://arxiv.org/abs/2102.02779), whose names are the detector's attributes and objects.
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference["answer"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,27 +272,13 @@ class GroundedCaption(RegionTask):
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19))
     """How the model's output becomes a name; greedy."""
 
-    def example(
-        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
-    ) -> Example:
-        """A visual token and the name of its region."""
-        assert annotation is not None
-        given = sample.annotations[annotation]
-        if rng is None and self.label_field not in given:
-            return Example(given["id"], name, self.prompt + given.get("pointer", ""), None)
-        names, chosen = drawn_regions(sample, given, self.num_regions, rng)
+    def asked(self, names: Sequence[str], chosen: Sequence[int]) -> tuple[str, str, Any]:
+        """A region's visual token and its name."""
         answer = names_of(names, chosen)
-        reference = answer if rng is None else None
-        return Example(
-            given["id"], name, self.prompt + pointers_to(chosen), answer, reference=reference
-        )
-
-    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
-        """1 for a right name, whatever its case."""
-        return {"accuracy": matches(map(words_of, texts), [words_of(as_text(t)) for t in known])}
-
-    def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference)
+        return pointers_to(chosen), answer, answer
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         return words_of(prediction) == words_of(as_text(reference))
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference)

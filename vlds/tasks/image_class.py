@@ -12,7 +12,7 @@ from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, labelled
 from vlds.tasks.class_output import ClassOutput, Head
-from vlds.tasks.metrics.plain_scores import fold, matches, mean, members_of
+from vlds.tasks.metrics.plain_scores import fold, mean, members_of
 
 PER_CLASS = "mean_class_accuracy"
 
@@ -100,10 +100,6 @@ class ImageClass(AnswerTask):
         sizes = {label: len(members) for label, members in members_of(right, known).items()}
         share = len(known) / len(sizes) if sizes else 0.0
         return [value * share / sizes[label] for value, label in zip(right, known, strict=True)]
-
-    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
-        """1 for the right name."""
-        return {"accuracy": matches(map(fold, texts), [fold(as_text(label)) for label in known])}
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         return fold(prediction) == fold(as_text(reference))

@@ -58,7 +58,12 @@ class Matching(AnswerTask):
         caption, draw = require_label(given, "caption", sample), crc32(given["id"].encode())
         if rng is not None:
             draw = int(rng.integers(1 << 32))
-        others = foreign_captions(sample) if draw % 2 else []
+        # The last bit says whether to take another picture's caption, the others say which one.
+        others: list[str] = []
+        if draw % 2 and (other := sample.other) is not None:
+            own = {fold(entry.get("caption", "")) for entry in sample.annotations}
+            captions = (require_label(entry, "caption", other) for entry in other.annotations)
+            others = [text for text in captions if fold(text) not in own]
         answer = OTHER if others else MATCH
         if others:
             caption = others[draw // 2 % len(others)]
@@ -67,18 +72,9 @@ class Matching(AnswerTask):
         example = Example(given["id"], name, text, answer, reference=reference)
         return self.with_classes(example, {answer: 1.0})
 
-    def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference["answer"])
-
     def reference(self, given: Mapping[str, Any], answer: str) -> Any:
         """The answer, which says which half an example belongs to."""
         return {"answer": answer}
 
-
-def foreign_captions(sample: Sample) -> list[str]:
-    """The other sample's captions, without those that say the same as one of the sample's own."""
-    if sample.other is None:
-        return []
-    own = {fold(given.get("caption", "")) for given in sample.annotations}
-    captions = (require_label(o, "caption", sample.other) for o in sample.other.annotations)
-    return [caption for caption in captions if fold(caption) not in own]
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference["answer"])

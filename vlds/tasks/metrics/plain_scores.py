@@ -1,11 +1,8 @@
-"""Caption scores on plain words, which need no Java: CIDEr's formula, and bag-of-words F1.
+"""Scores that need no other program: exact match, its tables, overlap of boxes, words of captions.
 
-The CIDEr that papers quote uses a Java tokenizer (caption_scores.py). Here the same formula runs on
-plain lower-case words. Its numbers differ, so it never has the official name. Document frequencies
-come from the scored references: CIDEr of parts of the data cannot be averaged, and on a handful of
-pictures it means nothing (on one picture it is 0).
-
-Word F1 suits small worlds (the demo), where CIDEr's document frequencies say little.
+Names of scores: "SCORE" is a plain score, "SCORE/TABLE/GROUP" is a cell of a table. Everything that
+stores scores (metrics.jsonl, trackers, scores.json) holds names and numbers; the names alone say
+which of them belong together. A group may contain slashes ("yes/no"), a score and a table may not.
 """
 
 from __future__ import annotations
@@ -17,11 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import nan
 from typing import TypeVar
 
-# Names of scores: "SCORE" is a plain score, "SCORE/TABLE/GROUP" is a cell of a table.
-#
-# Everything that stores scores (metrics.jsonl, trackers, scores.json) holds names and numbers; the
-# names alone say which of them belong together. A group may contain slashes ("yes/no"), a score and
-# a table may not.
+Group = TypeVar("Group", str, int)
 
 
 def table(score: str, by: str, groups: Mapping[str, float]) -> dict[str, float]:
@@ -60,9 +53,6 @@ def score_values(
     return [value if of is not None and str(of) == group else nan for value, of in pairs]
 
 
-# How much boxes overlap.
-
-
 def overlap(one: Sequence[float], other: Sequence[float]) -> float:
     """Intersection over union of two boxes (left, top, width, height); 0 for boxes without area."""
     width, height = (
@@ -72,12 +62,6 @@ def overlap(one: Sequence[float], other: Sequence[float]) -> float:
     shared = max(0.0, width) * max(0.0, height)
     whole = one[2] * one[3] + other[2] * other[3] - shared
     return shared / whole if whole > 0 else 0.0
-
-
-# Exact match, its means by group, and the share of groups whose members are all correct.
-
-
-Group = TypeVar("Group", str, int)
 
 
 def fold(text: str) -> str:
@@ -134,6 +118,11 @@ def members_of(scores: Iterable[float], groups: Sequence[Group | None]) -> dict[
     return members
 
 
+# Caption scores on plain lower-case words. The CIDEr that papers quote uses a Java tokenizer
+# (caption_scores.py); the same formula gives other numbers here, so it never has the official name.
+# Document frequencies come from the scored references: CIDEr of parts of the data cannot be
+# averaged, and on a handful of pictures it means nothing (on one picture it is 0). Word F1 suits
+# small worlds (the demo), where CIDEr's document frequencies say little.
 WORD = re.compile(r"\w+(?:'\w+)*")
 MAX_N = 4
 LENGTH_SIGMA = 6.0

@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except Interrupted as error:
         out: Path | None = getattr(args, "out", None)
+        # Without an output folder there is nothing to resume yet.
         begun = can_resume and (out is None or out.exists())
         tell(f"interrupted by {error.signal_name}{INCOMPLETE if begun else ''}", error=True)
         return error.exit_code

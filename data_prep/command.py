@@ -13,7 +13,7 @@ from typing import Any, get_args
 from data_prep.packing.pack import Options, pack, pack_splits, split_of
 from data_prep.packing.picture import ImageFormat, PictureRule
 from data_prep.packing.source import SourceSet
-from data_prep.packing.writer import Limits
+from data_prep.packing.writer import ShardLimits
 from vlds.data.shards.store import is_url
 
 PROGRAM = "python -m data_prep"
@@ -152,10 +152,11 @@ def shard_options(args: argparse.Namespace) -> Options:
         )
     pictures = getattr(args, "images", None) or getattr(args, "src", None)
     folders = tuple(folder for folder in (pictures, args.features) if folder is not None)
+    # dataset.json keeps these, and --resume continues only where they are the same.
     given = {key: _as_json(value) for key, value in vars(args).items() if key not in NOT_RECORDED}
     return Options(
         rule=PictureRule(args.image_size, args.square, args.image_format or "webp"),
-        limits=Limits(samples=args.shard_samples, bytes=args.shard_size),
+        limits=ShardLimits(samples=args.shard_samples, bytes=args.shard_size),
         workers=args.workers,
         resume=args.resume,
         features=args.features,
@@ -188,6 +189,7 @@ def num_bytes(text: str) -> int:
     """Parse a size of at least one byte, such as 512MB (10^6), 1GiB (2^30) or 1000000."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
     amount, prefix, binary = match.groups() if match else ("0", "", "")
+    # The prefix's place in " kmgt" is the power of 1000 or 1024.
     size = int(float(amount) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
     if size < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; give one such as 512MB or 1GiB")

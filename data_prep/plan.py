@@ -51,6 +51,7 @@ def run_commands(chosen: Sequence[Published], data: Path, out: Path) -> int:
                 waiting += 1
                 continue
             tell(shlex.join([*PROGRAM.split(), *words]))
+            # A process for each: memory and open files of a large data set end with it.
             if code := subprocess.run([sys.executable, "-m", "data_prep", *words]).returncode:
                 return code
             done += 1

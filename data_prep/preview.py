@@ -223,6 +223,7 @@ def parts_of(path: Path) -> list[Path]:
 
 def spread(numbers: Sequence[int], count: int) -> list[int]:
     """At most `count` of the numbers, evenly spread."""
+    # The first number is always among them.
     count = min(count, len(numbers))
     return [numbers[turn * len(numbers) // count] for turn in range(count)]
 

@@ -130,6 +130,7 @@ def class_sets(source: ClassSource, name: str, names: Path | None) -> list[Sourc
 
     Errors: ValueError that names the class, what is wrong with it, and the cure.
     """
+    # The place of a key in this order is the number of its class in all splits.
     keys = sorted({picture.key for picture in source.pictures})
     given = {key: source.labels.get(key, key) for key in keys}
     labels = given if names is None else _renamed(given, names)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from data_prep.classes.class_set import ClassSource, Shown, listed
 from data_prep.json_rows import clean, open_text, read_object, shown
-from data_prep.own_data.rows import Row, list_fields, read_rows
+from data_prep.own_data.rows import UserRow, list_fields, read_rows
 from data_prep.packing.file_check import PICTURES
 from data_prep.packing.picture import find_pictures
 from data_prep.packing.source import CHANNELS, Dropped, RawPicture, SourceSample, and_more
@@ -93,6 +93,7 @@ def read_cifar(root: Path, version: CifarVersion) -> ClassSource:
         for offset, numbers in _records(path, version, (names, coarse)):
             raw = RawPicture(path, offset, SIDE, SIDE)
             sample_id = f"{split}-{counts[split]:0{DIGITS}d}"
+            # The superclass comes first, the class last.
             source = {"superclass": coarse[numbers[0]]} if coarse else {}
             sample = SourceSample(sample_id, (), [], source, raw=(raw,))
             pictures.append(Shown(split, f"{numbers[-1]:03d}", sample))
@@ -382,6 +383,7 @@ def _rows_of_coop(path: Path, labels: dict[str, str]) -> Iterator[ListedPicture]
                     raise ValueError(
                         f"{place}: {shown(row)}; expected [picture, number of the class, class]"
                     )
+            # Classes are sorted by key: with leading zeros, texts have the order of numbers.
             key = f"{label:0{NUMBER_DIGITS}d}"
             if labels.setdefault(key, name) != name:
                 raise ValueError(
@@ -471,7 +473,7 @@ def read_table_of_classes(
     return ClassSource(pictures, paths, dropped=dropped, apart=apart or split is not None)
 
 
-def _cell(row: Row, name: str, path: Path) -> str:
+def _cell(row: UserRow, name: str, path: Path) -> str:
     """The text in a column, on one line."""
     if name not in row.fields:
         raise ValueError(

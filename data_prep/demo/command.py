@@ -26,8 +26,8 @@ from typing import Any
 from data_prep.command import add_shard_options, at_least, new_command, shard_options
 from data_prep.demo.text import (
     PHRASES,
-    Asked,
     Phrases,
+    SceneQuestion,
     Statement,
     absent_look,
     ask_gqa,
@@ -100,7 +100,7 @@ class WorldWriter:
         restval = int(train * RESTVAL_SHARE)
         plan = [("train", "train2014")] * (train - restval) + [("restval", "val2014")] * restval
         plan += [("val", "val2014")] * val
-        asked: dict[str, list[tuple[int, Asked]]] = {"train2014": [], "val2014": []}
+        asked: dict[str, list[tuple[int, SceneQuestion]]] = {"train2014": [], "val2014": []}
         images = []
         for number, (split, subset) in enumerate(plan):
             scene, image_id = random_scene(self.rng), 1000 + number
@@ -130,7 +130,7 @@ class WorldWriter:
             self._write_vqa(subset, of_subset)
         self._write_json("coco/dataset_coco.json", {"dataset": "coco", "images": images})
 
-    def _write_vqa(self, subset: str, asked: Iterable[tuple[int, Asked]]) -> None:
+    def _write_vqa(self, subset: str, asked: Iterable[tuple[int, SceneQuestion]]) -> None:
         head = {
             "info": {"year": 2014, "version": "2.0", "description": f"demo, {self.world.name}"},
             "license": {"name": "CC0-1.0", "url": ""},
@@ -160,7 +160,7 @@ class WorldWriter:
             graphs: dict[str, Any] = {}
             for _ in range(count):
                 image += 1
-                asked: list[Asked] = []
+                asked: list[SceneQuestion] = []
                 while len(asked) < GQA_QUESTIONS:  # until it allows those of logic and of places
                     scene = random_scene(self.rng, fewest=2)
                     asked = ask_gqa(scene, self.words, self.rng)
@@ -242,7 +242,7 @@ class WorldWriter:
         (self.folder / name).write_text(json.dumps(content), encoding="ascii")
 
 
-def _ten_answers(asked: Asked, rng: Random) -> dict[str, Any]:
+def _ten_answers(asked: SceneQuestion, rng: Random) -> dict[str, Any]:
     """Answers of ten people, of whom now and then one or two err."""
     dissenters = rng.choices((0, 1, 2), weights=(70, 25, 5))[0]
     wrong = [choice for choice in asked.choices if choice != asked.answer]

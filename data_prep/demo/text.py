@@ -152,7 +152,7 @@ STATEMENTS = ("both", "either", "left")
 
 
 @dataclass(frozen=True)
-class Asked:
+class SceneQuestion:
     """A question with its answer."""
 
     kind: str
@@ -172,7 +172,7 @@ class Statement:
     text: str
 
 
-def ask_vqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
+def ask_vqa(scene: Scene, words: Phrases, rng: Random) -> list[SceneQuestion]:
     """Questions about color, shape, count and existence; those without a clear answer are left
     out."""
     asked = (
@@ -183,11 +183,11 @@ def ask_vqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
     present = {thing.look for thing in scene}
     answer = rng.choice(YES_NO)
     look = rng.choice(sorted(present)) if answer == "yes" else absent_look(present, rng)
-    exists = Asked("exists", words.exists.format(look=PLAIN.say(look)), answer, YES_NO)
+    exists = SceneQuestion("exists", words.exists.format(look=PLAIN.say(look)), answer, YES_NO)
     return [question for question in (*asked, exists) if question]
 
 
-def _ask_look(kind: str, scene: Scene, words: Phrases, rng: Random) -> Asked | None:
+def _ask_look(kind: str, scene: Scene, words: Phrases, rng: Random) -> SceneQuestion | None:
     """The color of the only thing with some shape, or the shape of the only one of some color."""
     if kind == "color":
         given, phrase, answers = "shape", words.color, words.answers.all(COLORS)
@@ -200,10 +200,10 @@ def _ask_look(kind: str, scene: Scene, words: Phrases, rng: Random) -> Asked | N
     value = rng.choice(single)
     answer = getattr(scene[values.index(value)], kind)
     question = phrase.format(**{given: value}, thing=words.thing)
-    return Asked(kind, question, words.answers.call(answer), answers)
+    return SceneQuestion(kind, question, words.answers.call(answer), answers)
 
 
-def _ask_count(scene: Scene, words: Phrases, rng: Random) -> Asked:
+def _ask_count(scene: Scene, words: Phrases, rng: Random) -> SceneQuestion:
     """Count everything, a color or a shape, which now and then is missing."""
     example = rng.choice(scene)
     absent = [shape for shape in SHAPES if all(thing.shape != shape for thing in scene)]
@@ -219,10 +219,10 @@ def _ask_count(scene: Scene, words: Phrases, rng: Random) -> Asked:
                 (_plural(example.shape), of_shape),
             )
         )
-    return Asked("count", words.count.format(what=what), str(count), NUMBERS)
+    return SceneQuestion("count", words.count.format(what=what), str(count), NUMBERS)
 
 
-def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
+def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[SceneQuestion]:
     """Two questions of logic, and what is left of something if that is one thing only."""
     asked = []
     present = {thing.look for thing in scene}
@@ -239,7 +239,7 @@ def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
             pair = [rng.choice(sorted(present)), absent_look(present, rng)]
         rng.shuffle(pair)
         question = phrase.format(first=PLAIN.say(pair[0]), second=PLAIN.say(pair[1]))
-        asked.append(Asked(kind, question, answer, YES_NO, f"{answer}."))
+        asked.append(SceneQuestion(kind, question, answer, YES_NO, f"{answer}."))
     for thing in rng.sample(scene, len(scene)):
         left = [other for other in scene if other.column < thing.column]
         alike = [other for other in scene if other.look == thing.look]
@@ -248,7 +248,7 @@ def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
             look = PLAIN.say(thing.look)
             answer, shapes = words.answers.call(left[0].shape), words.answers.all(SHAPES)
             full = f"the {answer} is left of the {look}."
-            asked.append(Asked("left", words.left.format(look=look), answer, shapes, full))
+            asked.append(SceneQuestion("left", words.left.format(look=look), answer, shapes, full))
             break
     return asked
 

@@ -139,6 +139,7 @@ def draw(scene: Scene, world: World, rng: Random) -> bytes:
     image = Image.new("RGB", (PIXELS, PIXELS), (shade, shade, shade))
     pen = ImageDraw.Draw(image)
     for thing in scene:
+        # A model cannot tell things by an exact color.
         red, green, blue = (value + rng.randint(-20, 20) for value in COLORS[thing.color])
         _draw_shape(pen, thing, (red, green, blue))
     buffer = io.BytesIO()

@@ -64,6 +64,7 @@ def parse_coco_captions(
         of_picture = captions.pop(image_id, []) if captioned else [{"id": image_id}]
         picture = find_file(images or src, places, row.text("file_name"))
         samples.append(SourceSample(image_id, (picture,), of_picture, row.rest("id", "file_name")))
+    # What is left belongs to no picture of the file.
     dropped += [
         Dropped(caption["id"], "picture not in the file")
         for of_picture in captions.values()

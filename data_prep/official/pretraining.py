@@ -121,7 +121,7 @@ SPLITS = {"train": ("val", "test"), "val": ("test",)}
 """Our split -> Karpathy's whose pictures it must not have."""
 
 
-class Places(NamedTuple):
+class PictureSource(NamedTuple):
     """Where pictures or their features are, and the names of boxes."""
 
     images: Path | None = None
@@ -152,7 +152,7 @@ def parse_aggregate(
     split: str,
     answers: Collection[str],
     evaluated: Collection[str],
-    places: Places,
+    places: PictureSource,
 ) -> tuple[list[SourceSet], list[str]]:
     """The data sets of an aggregate, and the ids of the evaluation pictures that are left out.
     `evaluated`: ids to leave out, of pictures as the aggregate has them, or COCO's own."""
@@ -268,7 +268,7 @@ def run(args: argparse.Namespace) -> None:
         args.split,
         read_answers(args.answers),
         set().union(*held_out),
-        Places(args.images, args.features, args.vocabulary),
+        PictureSource(args.images, args.features, args.vocabulary),
     )
     if not datasets:
         raise ValueError(f"{args.annotations[0]}: no picture is left; all are evaluation pictures")

@@ -81,6 +81,7 @@ class OfficialSet(Published):
             add("--images", type=Path, metavar="DIR", help="pictures (default: --src)")
         add("--name", default=name, help=f"name of the data set (default: {name})")
         add_shard_options(parser)
+        # --help lists what all commands share first.
         for option, arguments in self.options.items():
             add(option, **arguments)
         packs(parser, self.parse)

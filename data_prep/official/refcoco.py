@@ -23,7 +23,7 @@ from vlds.runtime.files import open_file
 PICTURE_FOLDERS = ("train2014", "images/train2014", "images/mscoco/images/train2014", "")
 
 
-class Release(NamedTuple):
+class RefRelease(NamedTuple):
     """One of the three data sets."""
 
     folder: str
@@ -33,16 +33,16 @@ class Release(NamedTuple):
 
 
 RELEASES = {
-    "refcoco": Release("refcoco", ("unc", "google"), ("train", "val", "testA", "testB", "test")),
-    "refcoco-plus": Release("refcoco+", ("unc",), ("train", "val", "testA", "testB")),
-    "refcocog": Release("refcocog", ("umd", "google"), ("train", "val", "test")),
+    "refcoco": RefRelease("refcoco", ("unc", "google"), ("train", "val", "testA", "testB", "test")),
+    "refcoco-plus": RefRelease("refcoco+", ("unc",), ("train", "val", "testA", "testB")),
+    "refcocog": RefRelease("refcocog", ("umd", "google"), ("train", "val", "test")),
 }
 """Command -> data set."""
 SITE = "https://bvisionweb1.cs.unc.edu/licheng/referit/data/"
 
 
 def parse_refcoco(
-    release: Release,
+    release: RefRelease,
     src: Path,
     split: str,
     name: str,

@@ -24,7 +24,7 @@ MOST_CHOICES = 5
 
 
 @dataclass(frozen=True)
-class Release:
+class ValueTask:
     """One task of VALUE."""
 
     videos: str
@@ -37,25 +37,25 @@ class Release:
 
 SPLITS = ("train", "val", "test")
 RELEASES = {
-    "tvqa": Release(
+    "tvqa": ValueTask(
         "tv",
         ("tvqa_train", "tvqa_val", "tvqa_test_release"),
         "video_qa",
         "TVQA: questions with five choices about clips of TV series",
     ),
-    "how2qa": Release(
+    "how2qa": ValueTask(
         "how2",
         ("how2qa_train_release", "how2qa_val_release", "how2qa_test_public_release"),
         "video_qa",
         "How2QA: questions with four choices about clips of instructions",
     ),
-    "tvc": Release(
+    "tvc": ValueTask(
         "tv",
         ("tvc_train_release", "tvc_val_release", "tvc_test_release"),
         "video_caption",
         "TVC: descriptions of moments of TV series",
     ),
-    "yc2c": Release(
+    "yc2c": ValueTask(
         "yc2",
         ("yc2c_train_release", "yc2c_val_release", "yc2c_test_release"),
         "video_caption",

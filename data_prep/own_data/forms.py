@@ -20,8 +20,8 @@ from data_prep.json_rows import JsonRow, RepeatedKey
 from data_prep.own_data.rows import (
     TASKS,
     Fields,
-    Row,
     RowForm,
+    UserRow,
     annotations_of,
     check_rows,
     picture_of,
@@ -50,7 +50,7 @@ class Exchange(NamedTuple):
     fault: str = ""
 
 
-def plain_rows(rows: Sequence[Row], form: RowForm, path: Path) -> Sequence[Row]:
+def plain_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> Sequence[UserRow]:
     """Conversations and COCO's captions as rows with the fields of `form`; other rows as they
     are."""
     fields = rows[0].fields if rows else {}
@@ -64,7 +64,7 @@ def plain_rows(rows: Sequence[Row], form: RowForm, path: Path) -> Sequence[Row]:
     return rows
 
 
-def _rows_of_coco(content: JsonRow, form: RowForm) -> Iterator[Row]:
+def _rows_of_coco(content: JsonRow, form: RowForm) -> Iterator[UserRow]:
     """One row for each caption."""
     entries = content.array("annotations")
     if entries and not any(isinstance(entry, dict) and "caption" in entry for entry in entries):
@@ -89,10 +89,12 @@ def _rows_of_coco(content: JsonRow, form: RowForm) -> Iterator[Row]:
         annotation_id = entry.id("id")
         if form.id is not None:
             fields[form.id] = entry.fields.get(form.id, annotation_id)
-        yield Row(fields, annotation_id, "annotation", "" if file else "picture not in the file")
+        yield UserRow(
+            fields, annotation_id, "annotation", "" if file else "picture not in the file"
+        )
 
 
-def _rows_of_conversation(row: Row, form: RowForm) -> Iterator[Row]:
+def _rows_of_conversation(row: UserRow, form: RowForm) -> Iterator[UserRow]:
     """One row for each question with its answer, and for each turn that has no counterpart; an
     unusable conversation is one row. Rows that cannot be used have a fault."""
     pictures = row.fields.get(form.image, row.fields.get("images")) or []
@@ -109,7 +111,7 @@ def _rows_of_conversation(row: Row, form: RowForm) -> Iterator[Row]:
         common[form.id] = row.number
     common |= {name: value for name, value in row.fields.items() if name not in consumed}
     if isinstance(exchanges, str):
-        yield Row(common, row.number, row.noun, fault=exchanges)
+        yield UserRow(common, row.number, row.noun, fault=exchanges)
         return
     for index, (question, answer, fault) in enumerate(exchanges):
         end = f"-{index}" if len(exchanges) > 1 else ""
@@ -122,7 +124,7 @@ def _rows_of_conversation(row: Row, form: RowForm) -> Iterator[Row]:
             fields[form.target] = answer
         if end and form.id is not None and (row_id := text_of(common, form.id)):
             fields[form.id] = f"{row_id}{end}"
-        yield Row(fields, f"{row.number}{end}", row.noun, fault)
+        yield UserRow(fields, f"{row.number}{end}", row.noun, fault)
 
 
 def _exchanges(turns: Any) -> list[Exchange] | str:
@@ -165,7 +167,7 @@ def parse_jsonl(
     pictures = find_pictures(images, filter(None, names))
     samples: dict[str, dict[str, SourceSample]] = defaultdict(dict)
     dropped: dict[str, list[Dropped]] = defaultdict(list)
-    used: list[tuple[str, str, Row]] = []
+    used: list[tuple[str, str, UserRow]] = []
     for row in rows:
         part = split if form.split is None else text_of(row.fields, form.split) or "none"
         row_id = text_of(row.fields, form.id) if form.id else row.number

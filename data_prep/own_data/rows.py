@@ -60,7 +60,7 @@ PUBLISHED: tuple[tuple[Collection[str], str, str], ...] = (
 
 
 @dataclass(frozen=True)
-class Row:
+class UserRow:
     """A row and its place in the file."""
 
     fields: Fields
@@ -76,7 +76,7 @@ class Row:
         return f"{self.noun} {self.number}"
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[UserRow]:
     """Rows by the first character: `[` begins a JSON list, `{` JSON lines or one JSON object, which
     becomes the only row; anything else is a table."""
     if not path.exists():
@@ -100,7 +100,7 @@ def read_rows(path: Path) -> list[Row]:
     with TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace") as file:
         first = next((line.strip() for line in file if line.strip()), "")
     if path.suffix.lower() in TABLES or not first.startswith(("[", "{")):
-        return [Row(fields, str(line)) for line, fields in read_table(path)]
+        return [UserRow(fields, str(line)) for line, fields in read_table(path)]
     if first.startswith("["):
         entries = read_json(path)
         with open_text(path) as file:
@@ -109,7 +109,7 @@ def read_rows(path: Path) -> list[Row]:
         noun = "line" if len(set(lines)) == len(lines) else "row"
         numbers = lines if noun == "line" else range(1, len(entries) + 1)
         return [
-            Row(JsonRow(entry, f"{path}, {noun} {number}").fields, str(number), noun)
+            UserRow(JsonRow(entry, f"{path}, {noun} {number}").fields, str(number), noun)
             for number, entry in zip(numbers, entries, strict=True)
         ]
     is_row = False
@@ -121,8 +121,8 @@ def read_rows(path: Path) -> list[Row]:
             "JSON list begins with ["
         )
     if first.endswith("}"):
-        return [Row(row.fields, str(line)) for line, row in read_lines(path)]
-    return [Row(read_object(path).fields, "1")]
+        return [UserRow(row.fields, str(line)) for line, row in read_lines(path)]
+    return [UserRow(read_object(path).fields, "1")]
 
 
 def _entry_lines(text: str) -> Iterator[int]:
@@ -304,7 +304,7 @@ MOST_LABELS = 5
 """Labels that an error shows."""
 
 
-def check_rows(rows: Sequence[Row], form: RowForm, path: Path) -> None:
+def check_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> None:
     """Errors: ValueError that names the row's line, the field and the cure."""
     if not rows:
         raise ValueError(f"{path}: no rows")
@@ -334,13 +334,13 @@ def check_rows(rows: Sequence[Row], form: RowForm, path: Path) -> None:
         _check_labels(rows, form, form.target, path)
 
 
-def refuse_repeated_ids(used: Iterable[tuple[str, str, Row]], field: str, path: Path) -> None:
+def refuse_repeated_ids(used: Iterable[tuple[str, str, UserRow]], field: str, path: Path) -> None:
     """Check that annotations have different ids, given as (split, id, row).
 
     Errors: ValueError that names the first two rows with the same id.
     """
-    first_rows: dict[tuple[str, str], Row] = {}
-    repeats: dict[str, tuple[Row, Row]] = {}
+    first_rows: dict[tuple[str, str], UserRow] = {}
+    repeats: dict[str, tuple[UserRow, UserRow]] = {}
     for split, annotation_id, row in used:
         first = first_rows.setdefault((split, annotation_id), row)
         if first is not row:
@@ -385,7 +385,7 @@ def _check_value(value: Any, many: bool, what: str) -> None:
         raise ValueError(f"{what} is {shown(value)}; expected {expected}")
 
 
-def _check_labels(rows: Sequence[Row], form: RowForm, field: str, path: Path) -> None:
+def _check_labels(rows: Sequence[UserRow], form: RowForm, field: str, path: Path) -> None:
     """Refuse labels of another task, and labels that are all unknown. A few unknown ones are not an
     error: their rows are dropped and counted."""
     known = form.task.labels

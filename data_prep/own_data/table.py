@@ -60,6 +60,7 @@ def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
         head: list[str] = []
         rows, faults = [], list[str]()
         while True:
+            # csv reads as many lines as the row has; remember them for its messages.
             lines.row.clear()
             try:
                 cells = next(reader, None)
@@ -94,12 +95,14 @@ def _skip_to_head(path: Path, lines: RowLines) -> str:
     if path.suffix.lower() == ".tsv":
         return "\t"
     start = lines.file.tell()
+    # readline, because iterating a text file forbids tell().
     for line in iter(lines.file.readline, ""):
         if hint := EXCEL_HINT.fullmatch(line):
             lines.end += 1
             return hint[1]
         if line.strip():
             lines.file.seek(start)
+            # Every second part of the line is inside quotes, where separators are text.
             unquoted = "".join(line.split('"')[::2])
             return max(SEPARATORS, key=unquoted.count)
         lines.end += 1

@@ -53,11 +53,13 @@ def simulate(
         sources, samples, _ = order.at(positions)
         reading.examples += np.bincount(sources, minlength=len(datasets))
         ranks = np.empty_like(slots)
+        # Which rank reads a slot depends on the batch size.
         for size in np.unique(sizes).tolist():
             ranks[sizes == size] = cut.ranks_of(slots[sizes == size], size)
         for source, first in enumerate(first_samples):
             for node in range(nodes):
                 of_node = samples[(sources == source) & (ranks // ranks_per_node == node)]
+                # Shard n holds the samples from first[n] up to first[n + 1].
                 indices = np.searchsorted(first, of_node, side="right") - 1
                 shards[node][source].update(np.unique(indices).tolist())
     return reading

@@ -85,6 +85,7 @@ def describe(folder: Path) -> str:
         else _classes(folder, info.indexed_classes),
         f"  sizes        {_most_frequent(sides, sides.total())}",
     ]
+    # Test splits have annotations without an answer.
     answers.pop("", None)
     if answers and info.indexed_classes is None:
         lines.append(f"  answers      {len(answers):>10,} different")

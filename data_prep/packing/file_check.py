@@ -60,6 +60,7 @@ class DetectorFile(FeatureFile):
         for size in (width, height):
             if size.size != 1 or size.dtype.kind not in "fiu" or not 0 < size.item() < np.inf:
                 raise BadFeatures("no width and height of the picture")
+        # x1, y1, x2, y2 in pixels -> x1, x2, y1, y2 as shares.
         shares = boxes[:, [0, 2, 1, 3]] / np.array([width, width, height, height], float).ravel()
         if not np.isfinite(shares).all():
             raise BadFeatures("boxes are not finite")

@@ -33,7 +33,7 @@ from data_prep.packing.picture import (
     warn_of_leaks,
 )
 from data_prep.packing.source import HDF5, Dropped, SourceSample, SourceSet, count_reasons, locate
-from data_prep.packing.writer import DatasetWriter, Limits, common_shape, try_record
+from data_prep.packing.writer import DatasetWriter, ShardLimits, common_shape, try_record
 from vlds.data.shards.info import DatasetInfo, check_names
 from vlds.runtime.folders import folder_lock
 from vlds.runtime.process import KILLED, end_with_parent, how_it_ended
@@ -62,6 +62,7 @@ def soft_label(answers: Sequence[str]) -> dict[str, float]:
     counts = Counter(text for answer in answers if (text := clean(answer).lower()))
     if len(answers) < NUM_ANNOTATORS:
         return dict.fromkeys(counts, 1.0)
+    # From four people on, three others agree with the answer whichever person is left out.
     return {text: SOFT_SCORES[min(count, 4)] for text, count in counts.most_common()}
 
 
@@ -137,6 +138,7 @@ def ordered_map(
         yield from map(function, items)
         return
     chunks = (items[first : first + chunk] for first in range(0, len(items), chunk))
+    # The pool tells nothing of its processes; those that are new are its own.
     others = set(active_children())
     processes: set[BaseProcess] = set()
     waiting: deque[Future[list[Result]]] = deque()
@@ -147,6 +149,7 @@ def ordered_map(
                     waiting.append(pool.submit(_each, function, part))
                 if len(processes) < workers:  # the pool starts them with the first chunks
                     processes |= {*active_children()} - others
+                # Results come in order: wait for the oldest chunk, even if later ones are done.
                 if len(waiting) == workers * CHUNKS_AHEAD:
                     yield from waiting.popleft().result()
             while waiting:
@@ -194,7 +197,7 @@ class Options:
     """The options of all commands that write shards."""
 
     rule: PictureRule = field(default_factory=PictureRule)
-    limits: Limits = field(default_factory=Limits)
+    limits: ShardLimits = field(default_factory=ShardLimits)
     workers: int = 1
     """Processes that open pictures; their number does not change the shards."""
     resume: bool = False
@@ -228,6 +231,7 @@ def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     check_folder(out)
     by_id = {sample.id: sample for sample in dataset.samples}
     samples = [by_id[sample_id] for sample_id in shard_order(by_id, options.seed)]
+    # A second command that writes here would mix its shards with these.
     with folder_lock(out):
         shape = common_shape(samples)
         features: dict[str, Any] | None = None
@@ -254,6 +258,7 @@ def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
         make = partial(
             try_record, rule=options.rule, shape=shape, skip_missing=options.skip_missing
         )
+        # A resumed writer has the first samples already, in this same order.
         records = ordered_map(make, samples[writer.start :], options.workers)
         info = writer.write(
             follow(records, f"{dataset.name} {dataset.split}", len(samples), writer.start),
@@ -273,6 +278,7 @@ def check_folder(out: Path) -> None:
 def shard_order(ids: Iterable[str], seed: int = 0) -> list[str]:
     """Ids in the order in which samples go into shards: by a hash of the id and the seed (64 bits),
     so that each shard is a mixture."""
+    # The id as well: two ids with one hash keep an order.
     salt = seed.to_bytes(8, "little")
     return sorted(ids, key=lambda id: (blake2b(id.encode(), digest_size=8, salt=salt).digest(), id))
 
@@ -399,6 +405,7 @@ class HashSplit:
 
     def of(self, image: str) -> str:
         """The split of a picture and of all its questions."""
+        # Hashes are uniform in [0, 2^64): the given fraction of them is below it.
         share = int.from_bytes(hash_of(image, self.seed), "big") / 2**64
         return "test" if share < self.fraction else "train"
 

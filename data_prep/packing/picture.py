@@ -229,6 +229,7 @@ def find_pictures(folder: Path, names: Iterable[str]) -> dict[str, NamedPicture]
         groups.setdefault(key, []).append((picture_id, path, name))
     pictures = {}
     for spellings in groups.values():
+        # The alphabet decides, not the order of the rows: splits by name must not depend on it.
         picture_id, path, _ = min(spellings)
         for *_, name in spellings:
             pictures[name] = NamedPicture(picture_id, path)
@@ -290,12 +291,14 @@ def find_copies(paths: Iterable[Path]) -> list[list[Path]]:
 
     Size and last bytes tell nearly all pictures apart; only the rest is read as a whole.
     """
+    # Cheap keys first: the size needs no reading, the tail one block.
     groups = _divide([list(dict.fromkeys(paths))], _size)
     return _divide(_divide(groups, _tail), sha256)
 
 
 def _divide(groups: Sequence[Sequence[Path]], key: Callable[[Path], Hashable]) -> list[list[Path]]:
     """Divide groups by a key; drop single files and those whose key is None."""
+    # The group is part of the key, so that all groups share one pool of threads.
     numbered = [(number, path) for number, group in enumerate(groups) for path in group]
     with ThreadPool(READERS) as pool:
         keys = pool.map(key, [path for _, path in numbered])

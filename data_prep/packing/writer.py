@@ -47,14 +47,14 @@ class SampleRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ShardLimits:
     """The most that a shard holds."""
 
     samples: int = 1000
     bytes: int = 512 << 20
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = ShardLimits()
 
 
 def common_shape(samples: Iterable[SourceSample]) -> Shape | None:
@@ -125,7 +125,7 @@ class DatasetWriter:
         name: str,
         kind: str,
         split: str,
-        limits: Limits = DEFAULT_LIMITS,
+        limits: ShardLimits = DEFAULT_LIMITS,
         source: Sequence[Path] = (),
         image: Mapping[str, Any] | None = None,
         features: Mapping[str, Any] | None = None,
@@ -151,7 +151,9 @@ class DatasetWriter:
             "classes": None if classes is None else tuple(classes),
             "tool": {"version": _version(), "arguments": dict(arguments or {})},
         }
+        # A moved folder may be resumed: --out does not identify the data set.
         asked = {key: value for key, value in (arguments or {}).items() if key != "out"}
+        # Another version of vlds may write other bytes: --resume refuses its folders.
         identity = {**self.about, "limits": vars(self.limits), "tool": [_version(), asked]}
         self.classes = self.about["classes"] if kind == KIND else None
         self.journal = Journal(out / f"{self.stem}.progress", identity, self.classes)
@@ -188,6 +190,7 @@ class DatasetWriter:
             annotations=sum(shard.annotations for shard in shards),
             dropped=tuple(drop._asdict() for drop in dropped),
         )
+        # Last: a folder with dataset.json is complete.
         info.save(self.out)
         self.journal.end()
         return info
@@ -264,7 +267,7 @@ def write_dataset(
     **options: Any,
 ) -> DatasetInfo:
     """Write a whole data set; `options` are those of DatasetWriter."""
-    return DatasetWriter(out, limits=Limits(samples=shard_samples), **options).write(records)
+    return DatasetWriter(out, limits=ShardLimits(samples=shard_samples), **options).write(records)
 
 
 def _make_room(out: Path, identity: tuple[str, str, str]) -> None:

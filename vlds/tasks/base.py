@@ -269,6 +269,7 @@ def labelled(
 
     Errors: ValueError if an id has no prediction, or a prediction has no reference.
     """
+    # Both directions: a score over the common ids would hide that files do not match.
     missing = [key for key in references if key not in predictions]
     unknown = [key for key in predictions if key not in references]
     for ids, what in ((missing, "no prediction"), (unknown, "a prediction but no reference")):

@@ -94,6 +94,7 @@ def box_of(text: str, size: Sequence[float]) -> list[float] | None:
     numbers = [int(number) for number in NUMBER.findall(text)]
     if len(numbers) != CORNERS:
         return None
+    # Numbers 0 and 2 are shares of the width, 1 and 3 of the height.
     scaled = [share * size[axis % 2] / STEPS for axis, share in enumerate(numbers)]
     left, top, right, bottom = scaled
     return [left, top, right - left, bottom - top]
@@ -147,6 +148,7 @@ class Refer(AnswerTask):
         if self.grid is not None:
             (width, height), (left, top, *size) = sample.extra["size"][0], box
             centre = (left + size[0] / 2) / width, (top + size[1] / 2) / height
+            # A centre on the right or lower edge belongs to the last cell.
             column, row = (min(int(share * self.grid), self.grid - 1) for share in centre)
             return {POINTERS[row * self.grid + column]: 1.0}
         overlaps = {
@@ -200,6 +202,7 @@ class RegionTask(AnswerTask, ABC):
         named = [number for number, text in enumerate(names) if text]
         if not named:
             raise SkipSample(f"sample {sample.key}: none of its regions has a name")
+        # In evaluation the id decides: the same region whatever the order of the data.
         draws = np.random.default_rng(crc32(given["id"].encode())) if rng is None else rng
         chosen = draws.permutation(named)[: self.num_regions].tolist()
         text, target, reference = self.asked(names, chosen)

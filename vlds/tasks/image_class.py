@@ -85,6 +85,7 @@ class ImageClass(AnswerTask):
             return {}
         texts, known = labelled(predictions, references)
         of_classes = members_of(self.example_values(texts, known)["accuracy"], known)
+        # The first score stands for the task, so the mean over classes comes second.
         first, *cells = scores.items()
         return dict([first, (PER_CLASS, mean(list(map(mean, of_classes.values())))), *cells])
 
@@ -98,6 +99,7 @@ class ImageClass(AnswerTask):
         texts, known = labelled(predictions, references)
         right = self.example_values(texts, known)["accuracy"]
         sizes = {label: len(members) for label, members in members_of(right, known).items()}
+        # mean(value * share / size) = sum over classes of mean(values) / number of classes.
         share = len(known) / len(sizes) if sizes else 0.0
         return [value * share / sizes[label] for value, label in zip(right, known, strict=True)]
 

@@ -57,6 +57,7 @@ def denoising(words: Sequence[str], runs: Sequence[range]) -> tuple[str, str]:
 def replaced(words: Sequence[str], runs: Sequence[range], marks: Sequence[str]) -> str:
     """The sentence with a mark in the place of each run."""
     mark_at = {run.start: mark for run, mark in zip(runs, marks, strict=True)}
+    # The mark stands where its run begins; the other hidden words leave nothing.
     hidden = {place for run in runs for place in run}
     shown = [mark_at.get(n, w) for n, w in enumerate(words) if n in mark_at or n not in hidden]
     return " ".join(shown)
@@ -102,6 +103,7 @@ class MaskedWords(Task):
         if rng is None and "caption" not in given:
             return Example(given["id"], name, self.prompt, None)
         text = self.prompt + require_label(given, "caption", sample).strip()
+        # In evaluation the id decides: the same words in each run and on each rank.
         seed = crc32(given["id"].encode()) if rng is None else int(rng.integers(1 << 32))
         masking = Masking(self.share, seed, always_mask=rng is None)
         reference = text if rng is None else None

@@ -122,5 +122,6 @@ class VideoCaption(Caption):
         if values is None or self.score_each == "clip":
             return values
         counts = [len(given) for given in references.values() if given is not None]
+        # Values come in the order of the clips, as many for each as it has descriptions.
         scale, rest = len(counts) / len(values), iter(values)
         return [scale * sum(islice(rest, count)) for count in counts]

@@ -63,6 +63,7 @@ class VQA(AnswerTask):
         question = self.question(sample, given)
         if rng is not None:
             label = require_label(given, "label", sample)
+            # A head learns all answers with their scores; text is one answer at a time.
             answer, score = ("", 1.0) if self.head is not None else draw_answer(label, rng)
             weight = score if self.weigh_by_score else float(score > 0)
             return self.with_classes(Example(given["id"], name, question, answer, weight), label)

@@ -154,6 +154,7 @@ def plain_cider_values(captions: Sequence[str], references: Sequence[Sequence[st
     theirs = [[ngrams(plain_tokens(text)) for text in given] for given in references]
     frequency = Counter(ngram for given in theirs for ngram in {n for text in given for n in text})
     rarity = {n: math.log(len(captions)) - math.log(count) for n, count in frequency.items()}
+    # As if one picture had it: the official scorer takes max(1, frequency).
     unseen = math.log(len(captions))
 
     def vector(counts: Counter[Ngram]) -> dict[Ngram, float]:
@@ -189,6 +190,7 @@ def similarity(
     damping = math.exp(-((length[0] - length[1]) ** 2) / (2 * LENGTH_SIGMA**2))
     total = 0.0
     for n in range(1, MAX_N + 1):
+        # Clipped: a caption gains nothing by repeating a word.
         dot = sum(min(value, theirs[key]) * theirs[key]
                   for key, value in ours.items() if len(key) == n and key in theirs)  # fmt: skip
         norms = [math.sqrt(sum(value**2 for key, value in side.items() if len(key) == n))

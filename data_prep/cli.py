@@ -56,7 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> CommandParser:
-    """All commands."""
     parser = CommandParser(
         prog="python -m data_prep",
         description="Pack vision-and-language data sets into WebDataset shards.",

@@ -65,7 +65,6 @@ def run_commands(chosen: Sequence[Published], data: Path, out: Path) -> int:
 
 
 def add_command(commands: Any) -> None:
-    """Add `plan`."""
     parser = new_command(
         commands,
         "plan",

@@ -127,7 +127,6 @@ def _first(parts: list[str]) -> str:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """Such as 49x2048."""
     return "x".join(map(str, shape))
 
 
@@ -251,7 +250,6 @@ def find_samples(path: Path) -> tuple[Dataset, range]:
 
 
 def add_command(commands: Any) -> None:
-    """Add `preview`."""
     parser = new_command(
         commands,
         "preview",

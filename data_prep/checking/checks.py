@@ -55,7 +55,6 @@ class Finding(NamedTuple):
     id: str = ""
 
     def __str__(self) -> str:
-        """The place and the detail."""
         words = [self.file]
         if self.i is not None:
             words.append(f"sample {self.i}" + (f" (key {self.key})" if self.key else ""))
@@ -84,7 +83,7 @@ class CheckedSample:
     counts: Counts | None = None
     """None if a run cannot read the sample."""
     shapes: tuple[tuple[int, ...], ...] = ()
-    """Of its features, in the order of their names."""
+    """Shapes of its features, in the order of their names."""
     class_number: int | None = None
     """None if the data set has no classes, or the sample none of them."""
     unlabelled: int = 0
@@ -218,10 +217,8 @@ def shapes_text(shapes: Sequence[tuple[int, ...]]) -> str:
 
 
 class ShardJob(NamedTuple):
-    """A shard to check."""
-
     folder: Path
-    """Of the data set."""
+    """Folder of the data set."""
     shard: ShardInfo
     label: str
     """Its name in the findings."""

@@ -274,7 +274,6 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 def add_command(commands: Any) -> None:
-    """Add `verify`."""
     parser = new_command(
         commands,
         "verify",

@@ -105,7 +105,7 @@ class Shown:
 
     split: str
     key: str
-    """Of its class."""
+    """Key of its class."""
     sample: SourceSample
     """Without its annotation."""
 

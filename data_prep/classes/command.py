@@ -26,7 +26,6 @@ CURE = "Keep each picture in one split"
 
 
 def add_command(commands: Any) -> None:
-    """Add `imagefolder` and `csv-classes`."""
     parser = new_command(
         commands,
         "imagefolder",

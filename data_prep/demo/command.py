@@ -343,7 +343,6 @@ def parse_world(folder: Path, world: World) -> Iterator[SourceSet]:
 
 
 def add_command(commands: Any) -> None:
-    """Add `demo`."""
     parser = new_command(
         commands,
         "demo",

@@ -17,7 +17,7 @@ from data_prep.demo.world import COLORS, LOOKS, SHAPES, Look, Scene
 
 @dataclass(frozen=True)
 class Naming:
-    """How things are named."""
+    """Names of colors and shapes, and the words around them."""
 
     article: str
     joint: str
@@ -59,8 +59,6 @@ ORNATE = Naming(
 
 @dataclass(frozen=True)
 class Phrases:
-    """The wording of one world."""
-
     answers: Naming
     color: str
     shape: str
@@ -153,8 +151,6 @@ STATEMENTS = ("both", "either", "left")
 
 @dataclass(frozen=True)
 class SceneQuestion:
-    """A question with its answer."""
-
     kind: str
     question: str
     answer: str

@@ -71,8 +71,6 @@ Look = tuple[str, str]
 
 @dataclass(frozen=True)
 class Thing:
-    """One colored shape."""
-
     color: str
     shape: str
     size: str
@@ -82,7 +80,6 @@ class Thing:
 
     @property
     def look(self) -> Look:
-        """Color and shape."""
         return self.color, self.shape
 
     @property

@@ -64,7 +64,6 @@ def _annotation(annotation_id: str, question: str, answer: str) -> Annotation:
 
 
 def add_command(commands: Any) -> None:
-    """Add `easy-vqa`."""
     parser = new_command(
         commands,
         "easy-vqa",

@@ -41,13 +41,11 @@ ARTICLES = ("a ", "an ", "the ")
 
 
 class Sentence(NamedTuple):
-    """A sentence about a picture."""
-
     id: str
     source: str
     text: str
     label: Mapping[str, float]
-    """Of a question: answer -> score; empty for a caption."""
+    """Answer -> score; empty for a caption."""
     fault: str = ""
     """Why it is left out; "" if it is used."""
 
@@ -205,7 +203,6 @@ def read_answers(path: Path) -> frozenset[str]:
 
 
 def add_command(commands: Any) -> None:
-    """Add `lxmert`."""
     parser = new_command(
         commands,
         "lxmert",

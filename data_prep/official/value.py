@@ -25,8 +25,6 @@ MOST_CHOICES = 5
 
 @dataclass(frozen=True)
 class ValueTask:
-    """One task of VALUE."""
-
     videos: str
     """Folder of the features and prefix of the subtitle file."""
     files: tuple[str, str, str]

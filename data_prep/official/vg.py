@@ -111,7 +111,6 @@ PARSERS = {"questions": _question, "regions": _region}
 
 
 def add_command(commands: Any) -> None:
-    """Add `vg`."""
     parser = new_command(
         commands,
         "vg",

@@ -65,7 +65,6 @@ def plain_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> Sequence[U
 
 
 def _rows_of_coco(content: JsonRow, form: RowForm) -> Iterator[UserRow]:
-    """One row for each caption."""
     entries = content.array("annotations")
     if entries and not any(isinstance(entry, dict) and "caption" in entry for entry in entries):
         raise ValueError(
@@ -193,7 +192,6 @@ def parse_jsonl(
 
 
 def add_command(commands: Any) -> None:
-    """Add `jsonl`."""
     parser = new_command(
         commands,
         "jsonl",

@@ -65,7 +65,7 @@ class UserRow:
 
     fields: Fields
     number: str
-    """Of its first line, from 1; if several rows share a line, the row's own number from 1."""
+    """Number of its first line, from 1; if several rows share a line, the row's own number from 1."""
     noun: str = "line"
     fault: str = ""
     """Why it cannot be used, if that is known already."""
@@ -190,7 +190,7 @@ class RowTask:
     """One --task: what its rows hold, and how they become annotations."""
 
     kind: str
-    """Of the annotations: `VQA` trains on statements, too."""
+    """Kind of the annotations: `VQA` trains on statements, too."""
     text: str
     """Usual field of the text."""
     target: str | None

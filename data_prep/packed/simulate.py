@@ -103,7 +103,6 @@ def _table(first: str, *titles: str) -> Table:
 
 
 def add_command(commands: Any) -> None:
-    """Add `simulate-order`."""
     parser = new_command(
         commands,
         "simulate-order",

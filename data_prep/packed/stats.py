@@ -121,7 +121,6 @@ def _most_frequent(counts: Counter[str], total: int) -> str:
 
 
 def add_command(commands: Any) -> None:
-    """Add `stats`."""
     parser = new_command(
         commands, "stats", "count what a folder of shards holds", examples=["stats shards/mine"]
     )

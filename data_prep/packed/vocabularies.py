@@ -130,7 +130,6 @@ def best_answer(annotation: Mapping[str, Any]) -> str | None:
 
 
 def add_command(commands: Any) -> None:
-    """Add `tokenizer` and `answers`."""
     parser = new_command(
         commands,
         "tokenizer",

@@ -209,7 +209,7 @@ class Options:
     encoder: str | None = None
     """The encoder of the features, for the record in dataset.json."""
     seed: int = 0
-    """Of the order in which samples go into shards."""
+    """Decides the order in which samples go into shards."""
     images: Path | None = None
     """Folder of the pictures, where similar names of missing ones are looked for."""
     skip_missing: bool = False

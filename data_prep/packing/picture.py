@@ -1,4 +1,4 @@
-"""Bytes of a picture file -> the bytes a shard stores.
+"""Picture files: the bytes that a shard stores, the files that rows name, and those that are alike.
 
 Bytes are stored unchanged unless a resize makes the picture smaller: a run's decoder reads every
 format that is accepted here, applies the EXIF orientation and takes the first frame of an

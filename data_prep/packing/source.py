@@ -1,9 +1,9 @@
 """What every parser returns: samples that name their pictures, before any picture is opened.
 
 A parser reads the annotation files only. `pack` checks that all pictures exist before it writes the
-first shard; then it opens them one by one. Here are the three forms in which a picture may lie on
-disk besides an ordinary file (pixels inside a larger file, features in HDF5 or NumPy), the samples
-and data sets, and the journal of a data set that is being written.
+first shard; then it opens them one by one. Here are the samples and data sets, what a picture may
+be besides an ordinary file (pixels inside a larger file, features in HDF5 or NumPy), and the
+journal of a data set that is being written.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class FeatureFile:
 
     path: Path
     name: str
-    """Of the picture: its group, if the file holds several."""
+    """The picture's; it names the group, if the file holds several."""
     frames: int | None = None
     """Rows to return: a shorter clip is padded with zeros, a longer one pooled over time."""
 
@@ -351,7 +351,7 @@ class SourceSet:
     left_out: tuple[Dropped, ...] = ()
     """Unwanted samples; `dropped` lists their annotations."""
     classes: tuple[str, ...] | None = None
-    """Of kind image_class: all classes, in the order of their numbers."""
+    """All classes of an image_class set, in the order of their numbers."""
     listing: str = ""
     """sha256 of what a folder holds, if the folder is the source."""
 

@@ -27,7 +27,7 @@ from vlds.runtime.json_files import sha256 as file_sha256
 
 PAIR = ("left", "right")
 Shape = tuple[int, int]
-"""Of features: (tokens, dim)."""
+"""(tokens, dim) of features."""
 KEY_DIGITS = 9
 LISTING = "names of the pictures"
 """Stands for a file among the sources, if a folder is the source."""

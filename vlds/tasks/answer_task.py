@@ -108,8 +108,9 @@ class AnswerTask(Task, ABC):
         return self.tables
 
     def groups(self, known: list[Any], by: str) -> list[Any]:
-        """Each example's group in the table `by`; None leaves an example out."""
-        return [reference[by] for reference in known]
+        """Each example's group in the table `by`; None leaves an example out. A reference that is
+        the answer itself is its own group."""
+        return [given[by] if isinstance(given, Mapping) else given for given in known]
 
 
 @dataclass(frozen=True, kw_only=True)

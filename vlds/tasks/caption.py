@@ -87,7 +87,6 @@ class Caption(Task):
         return [self.scored_text(text) for text in texts], truth
 
     def scored_text(self, text: str) -> str:
-        """A caption, cleaned for scoring."""
         return text
 
     def missing_for_scores(self) -> str | None:

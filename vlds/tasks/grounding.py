@@ -211,7 +211,6 @@ class RegionTask(AnswerTask, ABC):
 
 
 def pointers_to(regions: Sequence[int]) -> str:
-    """The visual tokens of regions."""
     return " ".join(POINTERS[number] for number in regions)
 
 

@@ -73,7 +73,6 @@ class ImageClass(AnswerTask):
         return replace(example, target="", class_scores=head.class_scores(scores))
 
     def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
-        """The prompt alone."""
         return self.prompt
 
     def score(
@@ -105,9 +104,6 @@ class ImageClass(AnswerTask):
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         return fold(prediction) == fold(as_text(reference))
-
-    def groups(self, known: list[Any], by: str) -> list[Any]:
-        return known
 
     def answer_of(self, reference: Any) -> str | None:
         return as_text(reference)

@@ -21,7 +21,7 @@ from vlds.tasks.metrics.plain_scores import consistency, lower_line
 
 WORDS = {True: "true", False: "false"}
 NUM_ID_FIELDS, PAIR = 4, 2
-"""Of ids "split-set-pair-sentence": number of fields, and index of the pair."""
+"""Number of fields in ids "split-set-pair-sentence", and index of the pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +111,6 @@ class Entailment(AnswerTask):
     """Longest target in tokens; the labels are never cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19, choices=LABELS))
     """How the model's output becomes a label; the best of three words."""
-
-    def groups(self, known: list[Any], by: str) -> list[Any]:
-        """The labels, which are the references."""
-        return known
 
     def answer_of(self, reference: Any) -> str | None:
         return as_text(reference)

@@ -62,7 +62,6 @@ def subtitles(sample: Sample) -> str:
 
 
 def with_prompt(text: str, prompt: str) -> str:
-    """The whole input."""
     return f"{text} {prompt}" if prompt else text
 
 

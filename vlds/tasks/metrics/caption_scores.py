@@ -222,7 +222,6 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[s
 
 
 def meteor(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """METEOR of the whole corpus."""
     with running_meteor() as program:
         return {"METEOR": program.score(captions, references)}
 

@@ -110,7 +110,6 @@ def consistency(scores: Iterable[float], groups: Sequence[Group | None]) -> floa
 
 
 def members_of(scores: Iterable[float], groups: Sequence[Group | None]) -> dict[Group, list[float]]:
-    """The scores of each group."""
     members: dict[Group, list[float]] = {}
     for score, group in zip(scores, groups, strict=True):
         if group is not None:

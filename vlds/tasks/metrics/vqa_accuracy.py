@@ -121,7 +121,6 @@ def normalise(text: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def normalise_textvqa(text: str) -> str:
-    """The form that TextVQA compares."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     return normalise(clean_white_space(text))
 

@@ -30,9 +30,7 @@ def new_command(
     first = f"{summary[0].upper()}{summary[1:]}."
     parts = [first, description, "\n".join(f"  {PROGRAM} {example}" for example in examples)]
     parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description="\n\n".join(filter(None, parts)),
+        name, help=summary, description="\n\n".join(filter(None, parts))
     )
     return parser
 

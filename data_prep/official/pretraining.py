@@ -213,7 +213,7 @@ def add_command(commands: Any) -> None:
         examples=[
             "lxmert --annotations mscoco.json vgnococo.json \\\n      --answers "
             "all_ans.json --without-coco dataset_coco.json \\\n      --features FEATURES "
-            "--vocabulary VG --out shards/lxmert",
+            "--vocabulary VG --out shards/lxmert"
         ],
     )
     add = parser.add_argument

@@ -48,10 +48,7 @@ SNLI_VE = OfficialSet(
     summary="SNLI-VE: does a picture entail a sentence",
     folders="--src SNLI_VE --images FLICKR30K",
     needs={
-        split: (
-            Download(f"SNLI_VE/{file}", f"{SITE}{file}.gz", licence=TERMS),
-            FLICKR30K,
-        )
+        split: (Download(f"SNLI_VE/{file}", f"{SITE}{file}.gz", licence=TERMS), FLICKR30K)
         for split, file in ((name, f"snli_ve_{name}.jsonl") for name in ("train", "dev", "test"))
     },
     parse=parse_snli_ve,

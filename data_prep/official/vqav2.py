@@ -84,12 +84,7 @@ def parse_vqav2(
 
 
 def _parse_official(
-    src: Path,
-    split: str,
-    name: str,
-    questions: Path | None,
-    annotations: Path | None,
-    images: Path,
+    src: Path, split: str, name: str, questions: Path | None, annotations: Path | None, images: Path
 ) -> SourceSet:
     files: list[Path] = []
     asked: dict[str, list[Annotation]] = defaultdict(list)

@@ -65,7 +65,7 @@ class UserRow:
 
     fields: Fields
     number: str
-    """Number of its first line, from 1; if several rows share a line, the row's own number from 1."""
+    """First line, from 1; if several rows share a line, the row's own number from 1."""
     noun: str = "line"
     fault: str = ""
     """Why it cannot be used, if that is known already."""

@@ -20,7 +20,7 @@ import numpy as np
 from vlds.runtime.checks import Count, Limits
 from vlds.schema import Decoding, Example, Sample, SkipSample
 from vlds.tasks.answer_task import AnswerTask
-from vlds.tasks.base import as_text, optional_texts, require_label
+from vlds.tasks.base import as_text, optional_texts
 from vlds.tasks.class_output import ClassLoss
 from vlds.tasks.masked_words import SENTINEL, words_of
 from vlds.tasks.metrics.plain_scores import overlap
@@ -185,19 +185,22 @@ class RegionTask(AnswerTask, ABC):
         """The input behind the prompt, the target and the reference of an example about some
         regions; `names` are those of all visual tokens."""
 
-    def example(
-        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
+    def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
+        """The input of a split without labels."""
+        text: str = self.prompt + given.get(self.input_field or "", "")
+        return text
+
+    def answered(
+        self,
+        example: Example,
+        sample: Sample,
+        given: Mapping[str, Any],
+        rng: np.random.Generator | None,
     ) -> Example:
         """An example about regions in random order; in evaluation always the same.
 
         Errors: SkipSample if no region has a name.
         """
-        assert annotation is not None
-        given = sample.annotations[annotation]
-        if rng is None and self.label_field not in given:
-            question = given.get(self.input_field or "", "")
-            return Example(given["id"], name, self.prompt + question, None)
-        require_label(given, self.label_field, sample)
         names = optional_texts(given, self.label_field)[: len(POINTERS)]
         named = [number for number, text in enumerate(names) if text]
         if not named:
@@ -207,7 +210,7 @@ class RegionTask(AnswerTask, ABC):
         chosen = draws.permutation(named)[: self.num_regions].tolist()
         text, target, reference = self.asked(names, chosen)
         reference = reference if rng is None else None
-        return Example(given["id"], name, self.prompt + text, target, reference=reference)
+        return replace(example, prompt=self.prompt + text, target=target, reference=reference)
 
 
 def pointers_to(regions: Sequence[int]) -> str:

@@ -149,6 +149,7 @@ def shard_options(args: argparse.Namespace) -> Options:
             "keep their bytes"
         )
     pictures = getattr(args, "images", None) or getattr(args, "src", None)
+    # Rows may name files in these folders alone.
     folders = tuple(folder for folder in (pictures, args.features) if folder is not None)
     # dataset.json keeps these, and --resume continues only where they are the same.
     given = {key: _as_json(value) for key, value in vars(args).items() if key not in NOT_RECORDED}

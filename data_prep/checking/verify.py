@@ -196,6 +196,7 @@ def verify(folders: Sequence[Path], files: Sequence[Path] = (), workers: int = 1
     if len(folders) == 1:
         (folder,) = folders  # findings are named within it
     else:
+        # Findings are named within the folder that holds all of them.
         folders = [Path(os.path.abspath(each)) for each in folders]
         folder = Path(os.path.commonpath(folders))
     infos: dict[Path, DatasetInfo] = {}

@@ -185,6 +185,7 @@ def _check_labels(given: Mapping[str, str], labels: Mapping[str, str]) -> None:
             )
     alike: dict[str, list[str]] = defaultdict(list)
     for key, label in labels.items():
+        # What looks the same to a person, or is the same to a tokenizer, has one form here.
         alike[unicodedata.normalize("NFKC", clean(label)).casefold()].append(key)
     for group in (keys for keys in alike.values() if len(keys) > 1):
         shown_keys = " and ".join(repr(given[key]) for key in group)

@@ -124,6 +124,7 @@ def _records(
         )
     fine, coarse = names
     for begin in range(0, len(data), size):
+        # One byte of classes in CIFAR-10, two in CIFAR-100.
         numbers = data[begin : begin + size - PIXELS]
         if numbers[-1] >= len(fine) or (coarse and numbers[0] >= len(coarse)):
             raise ValueError(

@@ -279,6 +279,7 @@ VOCABULARY = 224
 def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
     """Draw both worlds and the classes, pack all data sets, train the tokenizer."""
     make_classes(out, seed, scenes, options)
+    # The worlds are drawn side by side, each in a process.
     make = partial(make_world, out=out, seed=seed, scenes=scenes, options=options)
     drawn = ordered_map(make, WORLDS, len(WORLDS), chunk=1, pieces=scenes)
     texts = set[str]().union(*drawn)
@@ -320,6 +321,7 @@ def write_world(folder: Path, world: World, scenes: int, seed: int) -> set[str]:
     writer = WorldWriter(folder, world, PHRASES[world.name], Random(f"{seed} {world.name}"))
     share = VAL_SHARES[world.name]
     coco, gqa = round(scenes * COCO_SHARE), round(scenes * GQA_SHARE)
+    # The rest of the scenes: two for each pair.
     sets = (scenes - coco - gqa) // (2 * PAIRS_PER_SET)
     for write, total in ((writer.coco, coco), (writer.gqa, gqa), (writer.nlvr2, sets)):
         val = max(1, round(total * share))

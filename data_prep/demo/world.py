@@ -104,6 +104,7 @@ def make_scene(rng: Random, looks: list[Look]) -> Scene:
     things = []
     for (color, shape), cell in zip(looks, cells, strict=True):
         size = rng.choice(tuple(RADII))
+        # How far the thing may move within its cell.
         room = PIXELS // CELLS // 2 - RADII[size]
         jitter = (rng.randint(-room, room), rng.randint(-room, room))
         things.append(Thing(color, shape, size, cell % CELLS, cell // CELLS, jitter))
@@ -245,6 +246,7 @@ def cell_names(things: Iterable[Mapping[str, Any]]) -> list[str]:
     """Color and shape of the thing in each cell, row by row; "" for empty cells."""
     names = [""] * CELLS**2
     for thing in things:
+        # The cell that holds the middle of the thing's box.
         column, row = (
             int((thing[start] + thing[size] / 2) / PIXELS * CELLS)
             for start, size in (("x", "w"), ("y", "h"))

@@ -34,6 +34,7 @@ def parse_nlvr2(
     pictures: dict[str, tuple[Path, Path]] = {}
     for row in rows:
         identifier = row.text("identifier")
+        # All sentences about a pair share the sample of its two pictures.
         pair, _, sentence = identifier.rpartition("-")
         if not (pair and sentence):
             raise ValueError(

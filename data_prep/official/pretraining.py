@@ -56,6 +56,7 @@ def sentences_of(row: JsonRow, answers: Collection[str]) -> Iterator[Sentence]:
     Errors: ValueError for an unknown source, or labels that do not fit the sentences.
     """
     image_id, labels = row.id("img_id"), row.object("labelf")
+    # Over all sources: a sentence of VQA may come again in GQA.
     seen = set[str]()
     for source, texts in row.object("sentf").items():
         if source not in (*CAPTIONS, *QUESTIONS):

@@ -109,6 +109,7 @@ def parse_value(
                         f"{row.place}: 'ts' is {shown(span)}; expected numbers of seconds"
                     )
                 sample.extra["span"] = [float(second) for second in span]
+        # Questions about a clip share its sample; each moment has one.
         sample = samples.setdefault(sample.id, sample)
         for annotation in [_question(row)] if asks else _descriptions(row):
             if annotation.get("caption") == "":

@@ -169,6 +169,7 @@ def _answers(row: JsonRow) -> list[str]:
 def picture_of(folder: Path, subset: str, image_id: str) -> Path:
     """COCO's file; the pictures of test-dev are those of test2015."""
     subset = subset.replace("test-dev", "test")
+    # Users' own files may have other ids than COCO's numbers.
     stem = image_id
     if re.fullmatch("[0-9]{1,30}", image_id):
         stem = f"COCO_{subset}_{int(image_id):012d}"

@@ -139,6 +139,7 @@ def _csv_fault(lines: RowLines, separator: str, head: Sequence[str], error: csv.
     most = csv.field_size_limit()
     if end < len(text):
         quote = text.index('"', end)
+        # The first line of the row that ends behind the quote.
         opened = next(n for n, end in enumerate(accumulate(map(len, lines.row))) if quote < end)
         place = f"line {lines.begin + opened}"
         if opened == len(lines.row) - 1 and "expected after" in str(error):

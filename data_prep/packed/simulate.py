@@ -58,6 +58,7 @@ def simulate(
             ranks[sizes == size] = cut.ranks_of(slots[sizes == size], size)
         for source, first in enumerate(first_samples):
             for node in range(nodes):
+                # Ranks are numbered node by node.
                 of_node = samples[(sources == source) & (ranks // ranks_per_node == node)]
                 # Shard n holds the samples from first[n] up to first[n + 1].
                 indices = np.searchsorted(first, of_node, side="right") - 1

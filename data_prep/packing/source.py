@@ -167,6 +167,7 @@ class FeatureFile:
         array = self.array()
         if array.ndim < 2 or not array.size or array.dtype.kind != "f":
             raise BadFeatures(f"not a matrix of numbers: {array.dtype} {array.shape}")
+        # A grid of features becomes rows, line by line.
         array = array.reshape(-1, array.shape[-1])
         if not (np.abs(array) <= FLOAT16_MAX).all():
             raise BadFeatures("not finite in float16")

@@ -247,6 +247,7 @@ class DatasetWriter:
 
     def _finish(self, shard: OpenShard, dropped: list[Dropped]) -> None:
         entry = Finished(shard.close(), dropped)
+        # Only the first shard after a resume was written before.
         before, self.repeated = self.repeated, None
         if before is not None and entry.shard.sha256 != before.shard.sha256:
             raise ValueError(

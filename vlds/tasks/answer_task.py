@@ -84,6 +84,7 @@ class AnswerTask(Task, ABC):
         if not known:
             return {}
         values = self.example_values(texts, known)
+        # The first score stands for the task, and alone has tables.
         first = next(iter(values))
         scores = {name: mean(of_examples) for name, of_examples in values.items()}
         for by in self.tables_of(known):

@@ -215,6 +215,7 @@ def ask(
     """
     try:
         example = task.example(name, sample, annotation, rng)
+    # Annotations come from files: what a task cannot read is bad data, not a bug.
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise SkipSample(
             f"sample {sample.key}: its annotations are not what {type(task).__name__} reads: "

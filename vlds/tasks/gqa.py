@@ -65,6 +65,7 @@ class GQA(AnswerTask):
         self, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> dict[str, float]:
         """The official scores, accuracy first, over the balanced questions."""
+        # Questions that are not balanced count through consistency alone.
         asked = counted(predictions, references)
         _, known = labelled(predictions, asked)
         if not known:

@@ -65,6 +65,7 @@ class NLVR2(AnswerTask):
         texts, known = labelled(predictions, references)
         right = self.example_values(texts, known)["accuracy"]
         groups = [sentence_group(key) for key, given in references.items() if given is not None]
+        # Ids of another form do not tell which pairs share a sentence.
         if None not in groups:
             scores["consistency"] = consistency(right, groups)
         scores["consistency_by_text"] = consistency(right, self.groups(known, "sentence"))

@@ -30,6 +30,7 @@ def parse_aokvqa(
     asked: dict[str, list[Annotation]] = defaultdict(list)
     for row in read_list(path, "question"):
         row = row.at(f"{path}, question {row.id('question_id')}")
+        image_id = str(row.whole("image_id"))
         annotation: Annotation = {"id": row.id("question_id"), "question": row.line("question")}
         annotation |= read_choices(row, "correct_choice_idx")
         if "direct_answers" in row:
@@ -37,7 +38,7 @@ def parse_aokvqa(
             annotation |= answer_fields(row.texts("direct_answers"))
         if "difficult_direct_answer" in row:
             annotation["difficult"] = row.flag("difficult_direct_answer")
-        asked[str(row.whole("image_id"))].append(row.annotate(annotation, *KNOWN))
+        asked[image_id].append(row.annotate(annotation, *KNOWN))
     samples = samples_of(
         asked, lambda image: find_file(images or src, places, f"{int(image):012d}.jpg")
     )

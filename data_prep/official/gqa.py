@@ -51,13 +51,14 @@ def parse_gqa(
             continue
         for question_id, fields in _read_by_id(path, "questions by id").items():
             row = JsonRow(fields, f"{path}, question {question_id}")
+            image_id = row.id("imageId")
             # Ids stay strings: they have leading zeros.
             annotation = {"id": question_id, "question": row.text("question").strip()}
             if "answer" in row:
                 row.text("answer")  # an error if it is not text
             annotation |= {ours: row.value(key) for key, ours in FIELDS.items() if key in row}
             annotation = row.annotate(annotation, "imageId", "question", *FIELDS)
-            asked[row.id("imageId")].append(annotation)
+            asked[image_id].append(annotation)
     samples = []
     for image_id, of_picture in asked.items():
         picture = find_file(images or src, ("images", ""), f"{image_id}.jpg")

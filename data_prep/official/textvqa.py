@@ -49,6 +49,7 @@ def parse_textvqa(
     asked: dict[str, list[Annotation]] = defaultdict(list)
     for row in read_object(path).rows("data", "question"):
         row = row.at(f"{path}, question {row.id('question_id')}")
+        image_id = row.text("image_id")
         annotation: Annotation = {"id": row.id("question_id"), "question": row.line("question")}
         if row.fields.get("answers"):
             answers = row.texts("answers")
@@ -58,7 +59,7 @@ def parse_textvqa(
                     f"{NUM_ANNOTATORS}. Is it the official file?"
                 )
             annotation |= answer_fields(answers)
-        asked[row.text("image_id")].append(row.annotate(annotation, *KNOWN))
+        asked[image_id].append(row.annotate(annotation, *KNOWN))
     places = (PICTURES[split], f"images/{PICTURES[split]}", "")
     samples = samples_of(asked, lambda image: find_file(images or src, places, f"{image}.jpg"))
     if without_ocr:

@@ -20,10 +20,10 @@ from vlds.runtime.process import Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
 COMMANDS = (
-    *(getattr(official, name) for name in official.__all__),
+    *official.COMMANDS,
     jsonl, classes, demo, plan, index_command, vocabularies, stats, verify, preview, simulate,
 )  # fmt: skip
-"""Modules that add a command; data_prep/official/__init__.py lists those of publishers' data."""
+"""Modules that add a command; data_prep/official/__init__.py lists those for publishers' data."""
 USER_ERROR = 2
 Run = Callable[[argparse.Namespace], int | None]
 """Exit code; None is 0."""
@@ -49,13 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USER_ERROR
     except Interrupted as error:
         out: Path | None = getattr(args, "out", None)
+        # Without an output folder there is nothing to resume yet.
         begun = can_resume and (out is None or out.exists())
         tell(f"interrupted by {error.signal_name}{INCOMPLETE if begun else ''}", error=True)
         return error.exit_code
 
 
 def build_parser() -> CommandParser:
-    """All commands."""
     parser = CommandParser(
         prog="python -m data_prep",
         description="Pack vision-and-language data sets into WebDataset shards.",

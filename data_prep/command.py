@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +13,7 @@ from typing import Any, get_args
 from data_prep.packing.pack import Options, pack, pack_splits, split_of
 from data_prep.packing.picture import ImageFormat, PictureRule
 from data_prep.packing.source import SourceSet
-from data_prep.packing.writer import Limits
+from data_prep.packing.writer import ShardLimits
 from vlds.data.shards.store import is_url
 
 PROGRAM = "python -m data_prep"
@@ -30,37 +30,8 @@ def new_command(
     first = f"{summary[0].upper()}{summary[1:]}."
     parts = [first, description, "\n".join(f"  {PROGRAM} {example}" for example in examples)]
     parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description="\n\n".join(filter(None, parts)),
+        name, help=summary, description="\n\n".join(filter(None, parts))
     )
-    return parser
-
-
-def official_command(
-    commands: Any,
-    command: str,
-    summary: str,
-    splits: Iterable[str],
-    name: str | None = None,
-    *,
-    holds: str = "the official files",
-    has_images: bool = True,
-) -> argparse.ArgumentParser:
-    """Add a command that reads a publisher's files; the data set's `name` is the command's unless
-    given. The folder --src `holds` the files."""
-    known = tuple(splits)
-    name = name or command
-    example = f"{command} --src DOWNLOADED --split {known[0]} \\\n      --out shards/{command}"
-    parser = new_command(commands, command, summary, examples=[example])
-    parser.add_argument("--src", type=Path, required=True, metavar="DIR", help=f"folder of {holds}")
-    parser.add_argument(
-        "--split", choices=known, required=True, metavar="SPLIT", help=f"one of {', '.join(known)}"
-    )
-    if has_images:
-        parser.add_argument("--images", type=Path, metavar="DIR", help="pictures (default: --src)")
-    parser.add_argument("--name", default=name, help=f"name of the data set (default: {name})")
-    add_shard_options(parser)
     return parser
 
 
@@ -110,11 +81,6 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue where an interrupted command with the same options stopped",
     )
-    _add_picture_options(group)
-
-
-def _add_picture_options(group: Any) -> None:
-    """Add the options about what is stored of which pictures."""
     group.add_argument(
         "--features",
         type=Path,
@@ -183,11 +149,13 @@ def shard_options(args: argparse.Namespace) -> Options:
             "keep their bytes"
         )
     pictures = getattr(args, "images", None) or getattr(args, "src", None)
+    # Rows may name files in these folders alone.
     folders = tuple(folder for folder in (pictures, args.features) if folder is not None)
-    given = {key: _plain(value) for key, value in vars(args).items() if key not in NOT_RECORDED}
+    # dataset.json keeps these, and --resume continues only where they are the same.
+    given = {key: _as_json(value) for key, value in vars(args).items() if key not in NOT_RECORDED}
     return Options(
         rule=PictureRule(args.image_size, args.square, args.image_format or "webp"),
-        limits=Limits(samples=args.shard_samples, bytes=args.shard_size),
+        limits=ShardLimits(samples=args.shard_samples, bytes=args.shard_size),
         workers=args.workers,
         resume=args.resume,
         features=args.features,
@@ -220,6 +188,7 @@ def num_bytes(text: str) -> int:
     """Parse a size of at least one byte, such as 512MB (10^6), 1GiB (2^30) or 1000000."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
     amount, prefix, binary = match.groups() if match else ("0", "", "")
+    # The prefix's place in " kmgt" is the power of 1000 or 1024.
     size = int(float(amount) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
     if size < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; give one such as 512MB or 1GiB")
@@ -244,8 +213,8 @@ def local_folder(text: str) -> Path:
     return Path(text)
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """The value as JSON holds it: paths as text."""
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [_as_json(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value

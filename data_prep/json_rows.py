@@ -144,21 +144,17 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; check the folder and the split") from None
     except UnicodeDecodeError as error:
-        odd = error.object[error.start]
+        odd, place = error.object[error.start], ""
+        with open_file(path) as lines:  # the decoder knows the byte's place in its block alone
+            for number, line in enumerate(lines, 1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError:
+                    place = f" in line {number}"
+                    break
         raise ValueError(
-            f"{path} is not UTF-8 (byte 0x{odd:02x}{_in_line(path)}); save it as UTF-8"
+            f"{path} is not UTF-8 (byte 0x{odd:02x}{place}); save it as UTF-8"
         ) from None
-
-
-def _in_line(path: Path) -> str:
-    """The line of the first byte that is not UTF-8; the decoder only knows its block."""
-    with open_file(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return f" in line {number}"
-    return ""
 
 
 def read_json(path: Path) -> Any:
@@ -197,9 +193,18 @@ def read_lines(path: Path) -> Iterator[tuple[int, JsonRow]]:
 
 def _parse(text: str, place: str, subject: str, cure: str) -> Any:
     """Parse JSON; `subject` begins the sentence "... not JSON", `cure` ends it if a second value
-    follows."""
+    follows. An object that has a key twice is marked."""
+
+    def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) == len(pairs):
+            return fields
+        repeated = RepeatedKey(fields)
+        repeated.key = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        return repeated
+
     try:
-        return strict_json(text, place, _object_of)
+        return strict_json(text, place, make_object)
     except NotFinite:  # its message names the place already
         raise
     except json.JSONDecodeError as error:
@@ -210,16 +215,6 @@ def _parse(text: str, place: str, subject: str, cure: str) -> Any:
         ) from error
     except ValueError as error:
         raise ValueError(f"{subject} not JSON: {error}") from error
-
-
-def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; one that has a key twice is marked."""
-    fields = dict(pairs)
-    if len(fields) == len(pairs):
-        return fields
-    repeated = RepeatedKey(fields)
-    repeated.key = next(key for key, count in Counter(k for k, _ in pairs).items() if count > 1)
-    return repeated
 
 
 def clean(text: str) -> str:

@@ -6,53 +6,29 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep import official
 from data_prep.command import PROGRAM, new_command
+from data_prep.official import PUBLISHED
 from data_prep.official.published import Download, Published
 from vlds.data.shards.info import DATASET_FILE
 from vlds.runtime.terminal import tell
 
-FOLDER_OPTIONS = ("--src", "--images")
-
-
-def all_published() -> dict[str, Published]:
-    """Command -> what its publisher offers, in the order of the titles."""
-    modules = (getattr(official, name) for name in official.__all__)
-    known = (entry for module in modules for entry in getattr(module, "PUBLISHED", ()))
-    ordered = sorted(known, key=lambda entry: str(entry.title).lower())
-    return {entry.command.split()[0]: entry for entry in ordered}
-
 
 def downloads_of(published: Published) -> list[Download]:
     """Each download once, in the order of the splits."""
-    return list(dict.fromkeys(entry for split in published.splits.values() for entry in split))
+    return list(dict.fromkeys(entry for needed in published.needs.values() for entry in needed))
 
 
 def words_of(published: Published, split: str, data: Path, out: Path) -> list[str]:
     """The words of the command that packs a split, after the program's name."""
-    command, *options = published.command.split()
     places = [
-        str(data / word) if option in FOLDER_OPTIONS else word
-        for option, word in zip([command, *options], options, strict=False)
+        word if word.startswith("--") else str(data / word) for word in published.folders.split()
     ]
-    folder = out / f"{published.name or command}-{split}"
-    return [command, *places, published.option, split, "--out", str(folder)]
-
-
-def plan_lines(published: Published, data: Path, out: Path) -> Iterator[str]:
-    """The files of a data set, and its commands; a comment where files are missing."""
-    yield f"# {published.title}"
-    for entry in downloads_of(published):
-        state = "there  " if (data / entry.gives).exists() else "missing"
-        size = f"{entry.size}, " if entry.size else ""
-        yield f"#   {state} {data / entry.gives} ({size}{entry.licence}) {entry.address}"
-    for split, needed in published.splits.items():
-        line = shlex.join([*PROGRAM.split(), *words_of(published, split, data, out)])
-        yield line if is_ready(needed, data) else f"# {line}"
+    folder = out / f"{published.name or published.command}-{split}"
+    return [published.command, *places, published.option, split, "--out", str(folder)]
 
 
 def is_ready(needed: Sequence[Download], data: Path) -> bool:
@@ -65,7 +41,7 @@ def run_commands(chosen: Sequence[Published], data: Path, out: Path) -> int:
     first command that fails, or 0. Says what there was to do."""
     packed, waiting, done = 0, 0, 0
     for published in chosen:
-        for split, needed in published.splits.items():
+        for split, needed in published.needs.items():
             words = words_of(published, split, data, out)
             # A data set is whole once it has its description, which is written last.
             if (Path(words[-1]) / DATASET_FILE).is_file():
@@ -75,6 +51,7 @@ def run_commands(chosen: Sequence[Published], data: Path, out: Path) -> int:
                 waiting += 1
                 continue
             tell(shlex.join([*PROGRAM.split(), *words]))
+            # A process for each: memory and open files of a large data set end with it.
             if code := subprocess.run([sys.executable, "-m", "data_prep", *words]).returncode:
                 return code
             done += 1
@@ -88,8 +65,6 @@ def run_commands(chosen: Sequence[Published], data: Path, out: Path) -> int:
 
 
 def add_command(commands: Any) -> None:
-    """Add `plan`."""
-    known = all_published()
     parser = new_command(
         commands,
         "plan",
@@ -102,7 +77,7 @@ def add_command(commands: Any) -> None:
         "names",
         nargs="*",
         metavar="COMMAND",
-        help=f"data sets (default: all): {', '.join(known)}",
+        help=f"data sets (default: all): {', '.join(PUBLISHED)}",
     )
     parser.add_argument(
         "--data",
@@ -117,18 +92,25 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--run", action="store_true", dest="runs", help="run the commands")
 
     def run(args: argparse.Namespace) -> int:
-        if odd := [name for name in args.names if name not in known]:
+        if odd := [name for name in args.names if name not in PUBLISHED]:
             raise ValueError(
-                f"{odd[0]} is no data set of a publisher; there are {', '.join(known)}"
+                f"{odd[0]} is no data set of a publisher; there are {', '.join(PUBLISHED)}"
             )
         if not args.data.is_dir():
             raise ValueError(f"--data {args.data} is not a folder; name that of the downloads")
-        chosen = [known[name] for name in args.names or known]
+        chosen = [PUBLISHED[name] for name in args.names or PUBLISHED]
         if args.runs:
             return run_commands(chosen, args.data, args.out)
         for published in chosen:
-            for line in plan_lines(published, args.data, args.out):
-                tell(line)
+            tell(f"# {published.title}")
+            for entry in downloads_of(published):
+                state = "there  " if (args.data / entry.gives).exists() else "missing"
+                about = f"{entry.size}, {entry.licence}" if entry.size else entry.licence
+                tell(f"#   {state} {args.data / entry.gives} ({about}) {entry.address}")
+            for split, needed in published.needs.items():
+                words = words_of(published, split, args.data, args.out)
+                line = shlex.join([*PROGRAM.split(), *words])
+                tell(line if is_ready(needed, args.data) else f"# {line}")
         return 0
 
     parser.set_defaults(run=run)

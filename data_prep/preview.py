@@ -25,16 +25,12 @@ from vlds.data.shards.store import Dataset, open_dataset
 from vlds.runtime.files import write_whole
 from vlds.runtime.limited import page
 from vlds.runtime.terminal import open_console, tell, visible
-from vlds.schema import Encoded, Sample, SkipSample
-
-# What a preview shows of a sample of any kind.
-
+from vlds.schema import Encoded, SkipSample
 
 MOST_ANNOTATIONS = 6
 """Shown of each sample, unless it is the only one."""
 MOST_ANSWERS = 4
 NOTHING_SAID = "(nothing is said: a test split)"
-"""What decoders raise for bytes that are not a picture."""
 
 
 @dataclass(frozen=True)
@@ -61,32 +57,30 @@ def view_sample(dataset: Dataset, number: int, most: int | None = MOST_ANNOTATIO
     """Read a sample; one that is damaged says so. `most` None shows all its annotations."""
     place = place_of(dataset, number)
     try:
-        return _view(place, dataset.read(number), most)
+        sample = dataset.read(number)
+        count, shown = len(sample.annotations), sample.annotations[:most]
+        features = tuple(shape_text(array.shape) for array in sample.features)
+        facts = [size_text(data) for data in sample.images] + [f"features {f}" for f in features]
+        facts.append(f"{count} annotation{'' if count == 1 else 's'}")
+        if lines := sample.extra.get("subtitles"):
+            facts.append(f"{len(lines)} line{'' if len(lines) == 1 else 's'} of subtitles")
+        if sample.kind == KIND:
+            said = [(visible(entry.get("label", NOTHING_SAID)), "") for entry in shown]
+        else:
+            said = [(visible(text_of(entry)), visible(answer_of(entry))) for entry in shown]
+        return SampleView(
+            place,
+            visible(sample.id),
+            ", ".join(facts),
+            sample.images,
+            features,
+            tuple(said),
+            count - len(shown),
+        )
     except (SkipSample, ShardError) as error:
         return SampleView(place, trouble=visible(error))
     except UNUSABLE as error:
         return SampleView(place, trouble=visible(f"not what it should be: {error!r}"))
-
-
-def _view(place: str, sample: Sample, most: int | None) -> SampleView:
-    features = tuple(shape_text(array.shape) for array in sample.features)
-    count = len(sample.annotations)
-    facts = [size_text(data) for data in sample.images] + [f"features {f}" for f in features]
-    facts.append(f"{count} annotation{'' if count == 1 else 's'}")
-    if lines := sample.extra.get("subtitles"):
-        facts.append(f"{len(lines)} line{'' if len(lines) == 1 else 's'} of subtitles")
-    shown = sample.annotations[:most]
-    return SampleView(
-        place,
-        visible(sample.id),
-        ", ".join(facts),
-        sample.images,
-        features,
-        tuple((visible(text_of(entry)), visible(answer_of(entry))) for entry in shown)
-        if sample.kind != KIND
-        else tuple((visible(entry.get("label", NOTHING_SAID)), "") for entry in shown),
-        count - len(shown),
-    )
 
 
 def place_of(dataset: Dataset, number: int) -> str:
@@ -109,8 +103,11 @@ def text_of(annotation: Mapping[str, Any]) -> str:
 
 def answer_of(annotation: Mapping[str, Any]) -> str:
     """The answer in a few words; empty where there is none."""
-    if choices := annotation.get("choices"):
-        return _choice(list(map(str, choices)), annotation.get("answer_index"))
+    if choices := list(map(str, annotation.get("choices") or ())):
+        if (right := annotation.get("answer_index")) is None:
+            return f"one of: {' / '.join(choices)}"
+        others = choices[:right] + choices[right + 1 :]
+        return f"{choices[right]} (not: {' / '.join(others)})"
     if answers := annotation.get("answers"):
         counts = Counter(map(str, answers)).most_common()
         if len(answers) == 1:
@@ -125,19 +122,11 @@ def answer_of(annotation: Mapping[str, Any]) -> str:
     return f"{text} ({whole})" if whole else text
 
 
-def _choice(choices: list[str], right: int | None) -> str:
-    if right is None:
-        return f"one of: {' / '.join(choices)}"
-    others = choices[:right] + choices[right + 1 :]
-    return f"{choices[right]} (not: {' / '.join(others)})"
-
-
 def _first(parts: list[str]) -> str:
     return ", ".join(parts[:MOST_ANSWERS]) + (", ..." if len(parts) > MOST_ANSWERS else "")
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """Such as 49x2048."""
     return "x".join(map(str, shape))
 
 
@@ -161,7 +150,9 @@ def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None
     """
     if out is not None and out.suffix != ".html":
         raise ValueError(f"--out {out}: a preview is a web page; give a name that ends in .html")
-    path, number = split_place(place)
+    begin, colon, end = place.rpartition(":")
+    is_one = colon and end.isdigit() and not Path(place).exists()
+    path, number = (Path(begin), int(end)) if is_one else (Path(place), None)
     parts = [find_samples(part) for part in parts_of(path)]
     total = sum(len(numbers) for _, numbers in parts)
     if number is not None and (len(parts) > 1 or number >= total):
@@ -223,14 +214,6 @@ def page_of(title: str, counts: str, views: Sequence[SampleView]) -> str:
     return page(TEMPLATE, title=title, counts=counts, samples=samples)
 
 
-def split_place(place: str) -> tuple[Path, int | None]:
-    """A path, and the number after its last colon, if there is one."""
-    path, colon, number = place.rpartition(":")
-    if colon and number.isdigit() and not Path(place).exists():
-        return Path(path), int(number)
-    return Path(place), None
-
-
 def parts_of(path: Path) -> list[Path]:
     """The folders of the data sets in or below a folder; a shard is a part by itself."""
     below = path.is_dir() and not (path / DATASET_FILE).exists()
@@ -239,6 +222,7 @@ def parts_of(path: Path) -> list[Path]:
 
 def spread(numbers: Sequence[int], count: int) -> list[int]:
     """At most `count` of the numbers, evenly spread."""
+    # The first number is always among them.
     count = min(count, len(numbers))
     return [numbers[turn * len(numbers) // count] for turn in range(count)]
 
@@ -266,7 +250,6 @@ def find_samples(path: Path) -> tuple[Dataset, range]:
 
 
 def add_command(commands: Any) -> None:
-    """Add `preview`."""
     parser = new_command(
         commands,
         "preview",

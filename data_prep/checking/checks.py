@@ -1,4 +1,7 @@
-"""Faults of one sample: its members, json, pictures and features."""
+"""Faults of one sample (its members, json, pictures, features), and of one shard with all samples.
+
+Each check yields `Finding`s and goes on: a damaged shard is checked as far as it can be read.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from zlib_ng.zlib_ng import crc32
@@ -52,7 +55,6 @@ class Finding(NamedTuple):
     id: str = ""
 
     def __str__(self) -> str:
-        """The place and the detail."""
         words = [self.file]
         if self.i is not None:
             words.append(f"sample {self.i}" + (f" (key {self.key})" if self.key else ""))
@@ -81,7 +83,7 @@ class CheckedSample:
     counts: Counts | None = None
     """None if a run cannot read the sample."""
     shapes: tuple[tuple[int, ...], ...] = ()
-    """Of its features, in the order of their names."""
+    """Shapes of its features, in the order of their names."""
     class_number: int | None = None
     """None if the data set has no classes, or the sample none of them."""
     unlabelled: int = 0
@@ -103,12 +105,28 @@ def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> Che
         return sample
     content = {name: bytes(member) for name, member in views.items()}
     if dataset.fields is not None:
-        sample.findings += _replace_json(sample.key, content, dataset.fields)
+        # Tars that others wrote: check the json that a run derives from their members.
+        content.pop("json", None)
+        try:
+            content["json"] = json.dumps(foreign_json(sample.key, views, dataset.fields)).encode()
+        except (ValueError, KeyError, TypeError) as error:
+            sample.findings.append(Finding("fields cannot be read", repr(error)))
     sample.has_json = "json" in content
     sample.findings += _check_json(sample, content, dataset)
     sample.findings += _check_features(sample, content)
-    # Last: it reports what stops a run only where no other check has told why.
-    sample.findings += _check_use(sample, views, dataset)
+    # Read it as a run does. Last: what stops a run counts only where no other check has told why.
+    fault = ""
+    try:
+        read = parse_sample(sample.key, views, dataset.name, dataset.kind, dataset.fields)
+    except UNUSABLE as error:
+        fault = repr(error)
+    else:
+        sample.counts = Counts(len(read.annotations), len(read.images) or len(read.features))
+        asked = ask_all(read)
+        sample.unlabelled = len(read.annotations) - len(asked.labelled)
+        fault = asked.faults[0] if asked.faults else ""
+    if fault and not sample.findings:
+        sample.findings.append(Finding("sample unusable", fault))
     return sample
 
 
@@ -124,16 +142,6 @@ def _check_names(sample: CheckedSample, view: memoryview, begin: int) -> Iterato
         if key == sample.key and extension in seen:
             yield Finding("member twice", extension)
         seen.add(extension)
-
-
-def _replace_json(key: str, content: Members, fields: Mapping[str, str]) -> Iterator[Finding]:
-    """For tars that others wrote: replace the json by the one that a run derives from them."""
-    views = {name: memoryview(data) for name, data in content.items()}
-    content.pop("json", None)
-    try:
-        content["json"] = json.dumps(foreign_json(key, views, fields)).encode()
-    except (ValueError, KeyError, TypeError) as error:
-        yield Finding("fields cannot be read", repr(error))
 
 
 def _check_json(sample: CheckedSample, content: Members, dataset: DatasetInfo) -> Iterator[Finding]:
@@ -153,7 +161,18 @@ def _check_json(sample: CheckedSample, content: Members, dataset: DatasetInfo) -
         yield Finding("sample id unfit", fault)
     else:
         sample.id = fields["id"]
-    yield from _check_annotations(sample, fields.get("annotations"), dataset.kind)
+    if not isinstance(annotations := fields.get("annotations"), list):
+        detail = f'"annotations" is {json.dumps(annotations)}'
+        yield Finding("no list of annotations", detail)
+        annotations = []
+    for number, annotation in enumerate(annotations):
+        annotation_id = annotation.get("id") if isinstance(annotation, dict) else None
+        if fault := id_fault(annotation_id):
+            yield Finding("annotation id unfit", f"annotation {number}: {fault}")
+        else:
+            sample.annotations.append(str(annotation_id))
+        if isinstance(annotation, dict) and (fault := fault_of(annotation, dataset.kind)):
+            yield Finding("annotation unusable", f"annotation {number}: {fault}")
     if dataset.indexed_classes is not None and not sample.findings:
         try:
             sample.class_number = class_number(content["json"], numbered(dataset.indexed_classes))
@@ -168,20 +187,6 @@ def _check_json(sample: CheckedSample, content: Members, dataset: DatasetInfo) -
             yield Finding("image missing", f"{name} is not among its members")
         elif damage := picture_fault(content[name]):
             yield Finding("image damaged", f"{name}: {damage}")
-
-
-def _check_annotations(sample: CheckedSample, annotations: Any, kind: str) -> Iterator[Finding]:
-    if not isinstance(annotations, list):
-        yield Finding("no list of annotations", f'"annotations" is {json.dumps(annotations)}')
-        return
-    for number, annotation in enumerate(annotations):
-        annotation_id = annotation.get("id") if isinstance(annotation, dict) else None
-        if fault := id_fault(annotation_id):
-            yield Finding("annotation id unfit", f"annotation {number}: {fault}")
-        else:
-            sample.annotations.append(str(annotation_id))
-        if isinstance(annotation, dict) and (fault := fault_of(annotation, kind)):
-            yield Finding("annotation unusable", f"annotation {number}: {fault}")
 
 
 def _check_features(sample: CheckedSample, content: Mapping[str, bytes]) -> Iterator[Finding]:
@@ -211,31 +216,9 @@ def shapes_text(shapes: Sequence[tuple[int, ...]]) -> str:
     return " and ".join("x".join(map(str, shape)) for shape in shapes) or "none"
 
 
-def _check_use(
-    sample: CheckedSample, content: Mapping[str, memoryview], dataset: DatasetInfo
-) -> Iterator[Finding]:
-    """Read the sample as a run does."""
-    try:
-        read = parse_sample(sample.key, content, dataset.name, dataset.kind, dataset.fields)
-    except UNUSABLE as error:
-        if not sample.findings:
-            yield Finding("sample unusable", repr(error))
-    else:
-        sample.counts = Counts(len(read.annotations), len(read.images) or len(read.features))
-        asked = ask_all(read)
-        sample.unlabelled = len(read.annotations) - len(asked.labelled)
-        if asked.faults and not sample.findings:
-            yield Finding("sample unusable", asked.faults[0])
-
-
-# Faults of one shard: its files, its index, and every sample in it.
-
-
-class Job(NamedTuple):
-    """A shard to check."""
-
+class ShardJob(NamedTuple):
     folder: Path
-    """Of the data set."""
+    """Folder of the data set."""
     shard: ShardInfo
     label: str
     """Its name in the findings."""
@@ -251,12 +234,17 @@ class CheckedShard:
     findings: list[Finding]
 
 
-def check_shard(job: Job) -> CheckedShard:
+def check_shard(job: ShardJob) -> CheckedShard:
     """Check one shard completely, however damaged it is."""
     tar = job.folder / job.shard.name
     if not tar.is_file():
         return CheckedShard(job.label, [], [Finding("shard missing", file=job.label)])
-    findings = list(_check_size(tar, job.shard))
+    findings = []
+    if (size := tar.stat().st_size) != job.shard.bytes:
+        detail = f"{size} bytes, dataset.json says {job.shard.bytes}"
+        findings.append(Finding("shard of another size", detail))
+    elif file_sha256(tar) != job.shard.sha256:
+        findings.append(Finding("shard with another sha256"))
     stored = _stored_index(tar, job.shard, findings)
     rebuilt, fault = None, ""
     try:
@@ -264,12 +252,27 @@ def check_shard(job: Job) -> CheckedShard:
     except ValueError as error:
         fault = str(error)
     else:
-        findings += _check_counts(rebuilt, job.shard)
+        for noun, stated, actual in (
+            ("samples", job.shard.samples, len(rebuilt.counts)),
+            ("annotations", job.shard.annotations, int(rebuilt.counts.sum())),
+        ):
+            if stated != actual:
+                detail = f"{actual}, dataset.json says {stated}"
+                findings.append(Finding(f"other number of {noun}", detail))
     # Prefer the stored index: to a reader of headers, a block of zeros looks like the end.
     index = stored or rebuilt
     samples = list(_check_samples(tar, index, job.dataset)) if index else []
-    if stored and rebuilt:
-        findings += _compare(stored, rebuilt, samples)
+    if stored and rebuilt and len(stored.counts) != len(rebuilt.counts):
+        detail = f"{len(stored.counts)} samples, the headers have {len(rebuilt.counts)}"
+        findings.append(Finding("index of another shard", detail))
+    elif stored and rebuilt:
+        for i, sample in enumerate(samples):
+            # The sample lies between offsets i and i + 1.
+            here, there = (index.offsets[i : i + 2].tolist() for index in (stored, rebuilt))
+            if here != there:
+                detail = f"bytes {here[0]} to {here[1]}, in the shard {there[0]} to {there[1]}"
+                finding = Finding("index of another shard", detail)
+                findings.append(finding._replace(i=i, key=sample.key, id=sample.id))
     about_samples = [
         finding._replace(i=i, key=sample.key, id=sample.id)
         for i, sample in enumerate(samples)
@@ -279,14 +282,6 @@ def check_shard(job: Job) -> CheckedShard:
         findings.append(Finding("shard smashed", fault))
     findings = [finding._replace(file=job.label) for finding in findings + about_samples]
     return CheckedShard(job.label, samples, findings)
-
-
-def _check_size(tar: Path, shard: ShardInfo) -> Iterator[Finding]:
-    size = tar.stat().st_size
-    if size != shard.bytes:
-        yield Finding("shard of another size", f"{size} bytes, dataset.json says {shard.bytes}")
-    elif file_sha256(tar) != shard.sha256:
-        yield Finding("shard with another sha256")
 
 
 def _stored_index(tar: Path, shard: ShardInfo, findings: list[Finding]) -> ShardIndex | None:
@@ -307,31 +302,6 @@ def _stored_index(tar: Path, shard: ShardInfo, findings: list[Finding]) -> Shard
     except ShardError as error:
         findings.append(Finding("index unusable", str(error)))
         return None
-
-
-def _compare(
-    stored: ShardIndex, rebuilt: ShardIndex, samples: Sequence[CheckedSample]
-) -> Iterator[Finding]:
-    """Find samples whose place in the index differs from their place by the headers."""
-    if len(stored.counts) != len(rebuilt.counts):
-        detail = f"{len(stored.counts)} samples, the headers have {len(rebuilt.counts)}"
-        yield Finding("index of another shard", detail)
-        return
-    for i, sample in enumerate(samples):
-        indexed, actual = (index.offsets[i : i + 2].tolist() for index in (stored, rebuilt))
-        if indexed != actual:
-            detail = f"bytes {indexed[0]} to {indexed[1]}, in the shard {actual[0]} to {actual[1]}"
-            yield Finding("index of another shard", detail, i=i, key=sample.key, id=sample.id)
-
-
-def _check_counts(rebuilt: ShardIndex, shard: ShardInfo) -> Iterator[Finding]:
-    """Compare the counts in dataset.json with the shard's."""
-    for noun, stated, actual in (
-        ("samples", shard.samples, len(rebuilt.counts)),
-        ("annotations", shard.annotations, int(rebuilt.counts.sum())),
-    ):
-        if stated != actual:
-            yield Finding(f"other number of {noun}", f"{actual}, dataset.json says {stated}")
 
 
 def _check_samples(tar: Path, index: ShardIndex, dataset: DatasetInfo) -> Iterator[CheckedSample]:

@@ -1,4 +1,8 @@
-"""`verify`: read every byte of packed data sets, decode every picture, and report the faults."""
+"""`verify`: read every byte of packed data sets, decode every picture, and report the faults.
+
+What shards and samples show by themselves is in checks.py; here are the faults of a data set whose
+shards are all good (repeated ids, odd features, lost annotations), and the command.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from data_prep.checking.checks import (
     CheckedSample,
     CheckedShard,
     Finding,
-    Job,
+    ShardJob,
     check_shard,
     shapes_text,
 )
@@ -29,9 +33,6 @@ from vlds.runtime.files import write_whole
 from vlds.runtime.json_files import NotFinite
 from vlds.runtime.terminal import follow, tell
 
-# Faults of a data set whose shards are all good: repeated ids, odd features, lost annotations.
-
-
 ID_FIELDS = (
     "question_id", "questionId", "identifier", "sentid", "sent_id", "pairID", "qid", "qa_id",
     "region_id", "desc_id", "clip_id", "id",
@@ -45,7 +46,7 @@ SAMPLE_FIELDS = (
     "image_id", "imageId", "img_id", "cocoid", "image", "id", "Flickr30K_ID", "vid_name", "clip_id",
 )  # fmt: skip
 """Fields after which a sample may be named."""
-Row = Mapping[str, Any]
+Fields = Mapping[str, Any]
 Wanted = dict[str, dict[str, bool]]
 """File -> id of each annotation in it -> True if dataset.json lists it as dropped."""
 
@@ -54,8 +55,19 @@ def check_together(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
     """Compare the samples of one data set with each other."""
     yield from _check_repeats(shards)
     good = [(place, sample) for place, sample in _samples(shards) if not sample.findings]
-    yield from _check_shapes(good)
-    yield from _check_labels(good)
+    counts = Counter(sample.shapes for _, sample in good)
+    usual = max(counts, key=counts.__getitem__, default=())
+    for place, sample in good:
+        if sample.shapes != usual:
+            detail = f"{shapes_text(sample.shapes)}, most have {shapes_text(usual)}"
+            yield place._replace(reason="features of another shape", detail=detail)
+    # A split has labels or none: training stops at the first annotation without.
+    if all(sample.unlabelled == len(sample.annotations) for _, sample in good):
+        return
+    for place, sample in good:
+        if sample.unlabelled:
+            detail = f"{sample.unlabelled} of {len(sample.annotations)}; others have one"
+            yield place._replace(reason="annotations without a label", detail=detail)
 
 
 def _check_repeats(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
@@ -80,26 +92,6 @@ def _check_repeats(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
                 ids[noun].add(name)
 
 
-def _check_shapes(good: Sequence[tuple[Finding, CheckedSample]]) -> Iterator[Finding]:
-    """Features must have the most frequent shape."""
-    counts = Counter(sample.shapes for _, sample in good)
-    usual = max(counts, key=counts.__getitem__, default=())
-    for place, sample in good:
-        if sample.shapes != usual:
-            detail = f"{shapes_text(sample.shapes)}, most have {shapes_text(usual)}"
-            yield place._replace(reason="features of another shape", detail=detail)
-
-
-def _check_labels(good: Sequence[tuple[Finding, CheckedSample]]) -> Iterator[Finding]:
-    """All annotations of a split have labels, or none: training stops at the first without."""
-    if all(sample.unlabelled == len(sample.annotations) for _, sample in good):
-        return
-    for place, sample in good:
-        if sample.unlabelled:
-            detail = f"{sample.unlabelled} of {len(sample.annotations)}; others have one"
-            yield place._replace(reason="annotations without a label", detail=detail)
-
-
 def check_annotations(wanted: Wanted, shards: Sequence[CheckedShard]) -> Iterator[Finding]:
     """Every annotation of the files must be in the shards or dropped, and no other may be there."""
     packed = {name for _, sample in _samples(shards) for name in sample.annotations}
@@ -121,16 +113,6 @@ def _samples(shards: Sequence[CheckedShard]) -> Iterator[tuple[Finding, CheckedS
     for shard in shards:
         for i, sample in enumerate(shard.samples):
             yield Finding("", file=shard.label, i=i, key=sample.key, id=sample.id), sample
-
-
-def read_wanted(infos: Sequence[DatasetInfo], files: Sequence[Path]) -> Wanted:
-    """The annotations that must be in the shards.
-
-    Errors: ValueError for a file without ids.
-    """
-    splits = {info.split for info in infos}
-    dropped = {entry["id"] for info in infos for entry in info.dropped}
-    return {str(path): _read_ids(path, splits, dropped) for path in files}
 
 
 def _read_ids(path: Path, splits: Collection[str], dropped: Collection[str]) -> dict[str, bool]:
@@ -176,7 +158,7 @@ def _read(path: Path) -> Any:
         return [row.fields for _, row in read_lines(path)]
 
 
-def _annotations(content: Any) -> Iterator[tuple[Row, Row]]:
+def _annotations(content: Any) -> Iterator[tuple[Fields, Fields]]:
     """(row, annotation in it); both are the same if a row is one annotation."""
     for row in _rows(content):
         lists = [row[name] for name in NESTED if isinstance(row.get(name), list)]
@@ -184,7 +166,7 @@ def _annotations(content: Any) -> Iterator[tuple[Row, Row]]:
         yield from ((row, annotation) for annotation in (nested if lists else (row,)))
 
 
-def _rows(content: Any) -> list[Row]:
+def _rows(content: Any) -> list[Fields]:
     """The rows of a file in any of the official forms."""
     if isinstance(content, dict):
         lists = [content[name] for name in LISTS if isinstance(content.get(name), list)]
@@ -214,6 +196,7 @@ def verify(folders: Sequence[Path], files: Sequence[Path] = (), workers: int = 1
     if len(folders) == 1:
         (folder,) = folders  # findings are named within it
     else:
+        # Findings are named within the folder that holds all of them.
         folders = [Path(os.path.abspath(each)) for each in folders]
         folder = Path(os.path.commonpath(folders))
     infos: dict[Path, DatasetInfo] = {}
@@ -224,12 +207,34 @@ def verify(folders: Sequence[Path], files: Sequence[Path] = (), workers: int = 1
         except (ValueError, TypeError) as error:
             name = str((path / DATASET_FILE).relative_to(folder))
             findings.append(Finding(f"unusable {DATASET_FILE}", str(error), name))
-    findings += _find_unlisted(folders, folder, infos)
-    wanted = read_wanted(list(infos.values()), files) if infos else {}
-    checked = _check_shards(folder, infos, workers)
+    # Tars that belong to no data set: other readers use them, a run does not.
+    listed = {path / shard.name for path, info in infos.items() for shard in info.shards}
+    for tar in sorted({tar for each in folders for tar in each.rglob("*.tar")} - listed):
+        name = str(tar.relative_to(folder))
+        findings.append(Finding(f"shard in no {DATASET_FILE}", file=name))
+    wanted: Wanted = {}
+    if infos:
+        splits = {info.split for info in infos.values()}
+        dropped = {entry["id"] for info in infos.values() for entry in info.dropped}
+        wanted = {str(path): _read_ids(path, splits, dropped) for path in files}
+    jobs = [
+        ShardJob(path, shard, str((path / shard.name).relative_to(folder)), info)
+        for path, info in infos.items()
+        for shard in info.shards
+    ]
+    pieces = sum(job.shard.samples for job in jobs)
+    results = ordered_map(check_shard, jobs, workers, chunk=1, pieces=pieces)
+    checked: dict[Path, list[CheckedShard]] = {path: [] for path in infos}
+    for job, result in zip(jobs, follow(results, "verify", len(jobs)), strict=True):
+        checked[job.folder].append(result)
     for path, info in infos.items():
         shards = checked[path]
-        tell(_title(info, shards, path))
+        num_annotations = sum(len(s.annotations) for shard in shards for s in shard.samples)
+        tell(
+            f"{info.name} {info.split}: {_count(len(shards), 'shard')}, "
+            f"{_count(sum(len(shard.samples) for shard in shards), 'sample')}, "
+            f"{_count(num_annotations, 'annotation')} in {path}"
+        )
         findings += [finding for shard in shards for finding in shard.findings]
         findings += check_together(shards)
     if wanted:
@@ -237,45 +242,19 @@ def verify(folders: Sequence[Path], files: Sequence[Path] = (), workers: int = 1
     tell(summary(findings))
     # After all checks: a sample can also be bad for what another shard holds, such as the same id.
     for path in infos:
-        _quarantine(path, [f for f in findings if (folder / f.file).parent == path])
+        bad = [
+            finding._replace(file=Path(finding.file).name)
+            for finding in findings
+            if finding.i is not None and (folder / finding.file).parent == path
+        ]
+        listing = path / QUARANTINE_FILE
+        if not bad:
+            listing.unlink(missing_ok=True)
+            continue
+        write_whole(listing, "".join(finding.line() for finding in bad))
+        samples = {(finding.file, finding.i) for finding in bad}
+        tell(f"{listing}: {_count(len(samples), 'bad sample')}")
     return findings
-
-
-def _find_unlisted(
-    folders: Sequence[Path], base: Path, infos: Mapping[Path, DatasetInfo]
-) -> Iterator[Finding]:
-    """Find tars that belong to no data set: other readers use them, a run does not."""
-    listed = {path / shard.name for path, info in infos.items() for shard in info.shards}
-    for tar in sorted({tar for folder in folders for tar in folder.rglob("*.tar")}):
-        if tar not in listed:
-            yield Finding(f"shard in no {DATASET_FILE}", file=str(tar.relative_to(base)))
-
-
-def _check_shards(
-    folder: Path, infos: Mapping[Path, DatasetInfo], workers: int
-) -> dict[Path, list[CheckedShard]]:
-    """Folder of each data set -> its shards, checked in several processes."""
-    jobs = [
-        Job(path, shard, str((path / shard.name).relative_to(folder)), info)
-        for path, info in infos.items()
-        for shard in info.shards
-    ]
-    samples = sum(job.shard.samples for job in jobs)
-    results = ordered_map(check_shard, jobs, workers, chunk=1, pieces=samples)
-    checked: dict[Path, list[CheckedShard]] = {path: [] for path in infos}
-    for job, result in zip(jobs, follow(results, "verify", len(jobs)), strict=True):
-        checked[job.folder].append(result)
-    return checked
-
-
-def _title(info: DatasetInfo, shards: Sequence[CheckedShard], folder: Path) -> str:
-    samples = [sample for shard in shards for sample in shard.samples]
-    counts = (
-        _count(len(shards), "shard"),
-        _count(len(samples), "sample"),
-        _count(sum(len(sample.annotations) for sample in samples), "annotation"),
-    )
-    return f"{info.name} {info.split}: {', '.join(counts)} in {folder}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -295,20 +274,7 @@ def summary(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def _quarantine(folder: Path, findings: Sequence[Finding]) -> None:
-    """List the bad samples among the findings about the data set in a folder."""
-    path = folder / QUARANTINE_FILE
-    bad = [f._replace(file=Path(f.file).name) for f in findings if f.i is not None]
-    if not bad:
-        path.unlink(missing_ok=True)
-        return
-    write_whole(path, "".join(finding.line() for finding in bad))
-    samples = {(finding.file, finding.i) for finding in bad}
-    tell(f"{path}: {_count(len(samples), 'bad sample')}")
-
-
 def add_command(commands: Any) -> None:
-    """Add `verify`."""
     parser = new_command(
         commands,
         "verify",

@@ -22,9 +22,6 @@ from vlds.data.shards.sample import UNFIT
 from vlds.runtime.terminal import tell
 from vlds.schema import LONGEST_TEXT
 
-# Splits of classes: shares of each class's pictures.
-
-
 TRAIN = "train"
 """The split that is divided, and that keeps the rest."""
 
@@ -56,13 +53,28 @@ class ClassShares:
             if sample.annotations:
                 by_class.setdefault(sample.annotations[0]["label"], []).append(sample)
         parts: dict[str, list[SourceSample]] = {name: [] for name in (TRAIN, *self.shares)}
+
+        def place(sample: SourceSample) -> tuple[bytes, str]:
+            leader = leaders.get(sample.id, sample.id)
+            return hash_of(leader, self.seed), leader
+
         for label, samples in sorted(by_class.items()):
-            for name, part in self._divided(samples, leaders).items():
+            ordered = sorted(samples, key=lambda sample: (place(sample), sample.id))
+            count, begin = len(ordered), 0
+            of_class: dict[str, list[SourceSample]] = {TRAIN: []}
+            for name, share in self.shares.items():
+                end = min(begin + max(1, round(share * count)), count)
+                # Copies of a picture are neighbours; a part ends behind the last of them.
+                while begin < end < count and place(ordered[end]) == place(ordered[end - 1]):
+                    end += 1
+                of_class[name], begin = ordered[begin:end], end
+            of_class[TRAIN] = ordered[begin:]
+            for name, part in of_class.items():
                 if not part:
                     raise ValueError(
                         f"--split-sizes leaves {name} no picture of class {label!r}, which has "
-                        f"{len(samples)}; add some, or give other shares (pictures with the same "
-                        "bytes stay together)"
+                        f"{count}; add some, or give other shares (pictures with the same bytes "
+                        "stay together)"
                     )
                 parts[name] += part
         others = [dataset for dataset in datasets if dataset is not whole]
@@ -71,24 +83,6 @@ class ClassShares:
             for name, part in parts.items()
         ]
         return [*divided, *others]
-
-    def _divided(
-        self, samples: Sequence[SourceSample], leaders: Mapping[str, str]
-    ) -> dict[str, list[SourceSample]]:
-        """The samples of one class by split: at least one for each share, then `train`."""
-
-        def place(sample: SourceSample) -> tuple[bytes, str]:
-            leader = leaders.get(sample.id, sample.id)
-            return hash_of(leader, self.seed), leader
-
-        ordered = sorted(samples, key=lambda sample: (place(sample), sample.id))
-        parts, begin = {}, 0
-        for name, share in self.shares.items():
-            end = min(begin + max(1, round(share * len(ordered))), len(ordered))
-            while begin < end < len(ordered) and place(ordered[end]) == place(ordered[end - 1]):
-                end += 1
-            parts[name], begin = ordered[begin:end], end
-        return {TRAIN: ordered[begin:], **parts}
 
 
 def share_of(text: str) -> tuple[str, float]:
@@ -111,7 +105,7 @@ class Shown:
 
     split: str
     key: str
-    """Of its class."""
+    """Key of its class."""
     sample: SourceSample
     """Without its annotation."""
 
@@ -136,6 +130,7 @@ def class_sets(source: ClassSource, name: str, names: Path | None) -> list[Sourc
 
     Errors: ValueError that names the class, what is wrong with it, and the cure.
     """
+    # The place of a key in this order is the number of its class in all splits.
     keys = sorted({picture.key for picture in source.pictures})
     given = {key: source.labels.get(key, key) for key in keys}
     labels = given if names is None else _renamed(given, names)
@@ -153,7 +148,10 @@ def class_sets(source: ClassSource, name: str, names: Path | None) -> list[Sourc
             name, KIND, split, files, samples,
             dropped=tuple(drop for of_split, drop in source.dropped if of_split == split),
             classes=classes,
-            listing="" if source.files else _listing(samples),
+            # If the folders are the source, record the names of their pictures, one a line.
+            listing=""
+            if source.files
+            else hashlib.sha256("\n".join(sorted(s.id for s in samples)).encode()).hexdigest(),
         )
         for split, samples in sorted(by_split.items())
     ]  # fmt: skip
@@ -187,6 +185,7 @@ def _check_labels(given: Mapping[str, str], labels: Mapping[str, str]) -> None:
             )
     alike: dict[str, list[str]] = defaultdict(list)
     for key, label in labels.items():
+        # What looks the same to a person, or is the same to a tokenizer, has one form here.
         alike[unicodedata.normalize("NFKC", clean(label)).casefold()].append(key)
     for group in (keys for keys in alike.values() if len(keys) > 1):
         shown_keys = " and ".join(repr(given[key]) for key in group)
@@ -217,12 +216,6 @@ def _check_splits(pictures: Iterable[Shown], given: Mapping[str, str]) -> None:
         if absent:
             names = listed(given[key] for key in absent)
             tell(f"{split}: no picture of {len(absent):,} of {len(known):,} classes: {names}")
-
-
-def _listing(samples: Iterable[SourceSample]) -> str:
-    """sha256 of the pictures' names, sorted, one a line."""
-    names = sorted(sample.id for sample in samples)
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def listed(names: Iterable[str]) -> str:

@@ -26,12 +26,6 @@ CURE = "Keep each picture in one split"
 
 
 def add_command(commands: Any) -> None:
-    """Add `imagefolder` and `csv-classes`."""
-    _add_imagefolder(commands)
-    _add_csv(commands)
-
-
-def _add_imagefolder(commands: Any) -> None:
     parser = new_command(
         commands,
         "imagefolder",
@@ -69,8 +63,6 @@ def _add_imagefolder(commands: Any) -> None:
     add_shard_options(parser)
     parser.set_defaults(run=_run_imagefolder)
 
-
-def _add_csv(commands: Any) -> None:
     parser = new_command(
         commands,
         "csv-classes",
@@ -170,17 +162,6 @@ def _run_csv(args: argparse.Namespace) -> None:
     _pack(source, args, files[0].path.stem)
 
 
-def _check_stems(source: ClassSource) -> None:
-    """Features are found by the names of pictures, without their folders."""
-    stems = Counter(path.stem for shown in source.pictures for path in shown.sample.images)
-    stem, count = stems.most_common(1)[0]
-    if count > 1:
-        raise ValueError(
-            f"--features: {count:,} pictures are called {stem!r}, in several folders; features are "
-            "found by this name alone. Pack the pictures, then run `vlds features`"
-        )
-
-
 def _pack(source: ClassSource, args: argparse.Namespace, usual_name: str) -> None:
     if args.split is not None and source.apart:
         raise ValueError(f"--split {args.split}: the pictures have splits already; leave it out")
@@ -188,21 +169,23 @@ def _pack(source: ClassSource, args: argparse.Namespace, usual_name: str) -> Non
     name = args.name or usual_name.replace(".", "_").replace(" ", "_")
     datasets = class_sets(source, name, args.class_names)
     if args.features is not None:
-        _check_stems(source)
-    division = _shares_of(args, {dataset.split for dataset in datasets})
+        # Features are found by the names of pictures, without their folders.
+        stems = Counter(path.stem for shown in source.pictures for path in shown.sample.images)
+        stem, count = stems.most_common(1)[0]
+        if count > 1:
+            raise ValueError(
+                f"--features: {count:,} pictures are called {stem!r}, in several folders; features "
+                "are found by this name alone. Pack the pictures, then run `vlds features`"
+            )
+    division = None
+    if args.split_sizes:
+        shares, splits = dict(args.split_sizes), {dataset.split for dataset in datasets}
+        if len(shares) < len(args.split_sizes) or splits & shares.keys() or TRAIN not in splits:
+            raise ValueError(
+                f"--split-sizes {', '.join(name for name, _ in args.split_sizes)}: the pictures "
+                f"have the splits {', '.join(sorted(splits))}; parts of {TRAIN} can become other "
+                "splits, each once"
+            )
+        division = ClassShares(shares, args.seed)
     apart = source.apart or division is not None
     pack_splits(datasets, division, args.out, shard_options(args), apart=apart, cure=CURE)
-
-
-def _shares_of(args: argparse.Namespace, splits: set[str]) -> ClassShares | None:
-    """What --split-sizes asks for; None without it."""
-    if not args.split_sizes:
-        return None
-    shares = dict(args.split_sizes)
-    if len(shares) < len(args.split_sizes) or splits & shares.keys() or TRAIN not in splits:
-        raise ValueError(
-            f"--split-sizes {', '.join(name for name, _ in args.split_sizes)}: the pictures have "
-            f"the splits {', '.join(sorted(splits))}; parts of {TRAIN} can become other splits, "
-            "each once"
-        )
-    return ClassShares(shares, args.seed)

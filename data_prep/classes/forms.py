@@ -1,7 +1,8 @@
-"""Pictures in folders of classes: ROOT/CLASS/..., or ROOT/{train,val,test}/CLASS/....
+"""Readers of pictures with classes: CIFAR's batches, folders, lists (DTD, CoOp), and tables.
 
-As torchvision reads them: each folder is a class, and all pictures below it belong to it, however
-deep. Links are followed; `check_inside` refuses those that lead out of ROOT.
+Folders are ROOT/CLASS/..., or ROOT/{train,val,test}/CLASS/..., read as torchvision does: all
+pictures below a class's folder belong to it, however deep. Links are followed; `check_inside`
+refuses those that lead out of ROOT.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 from data_prep.classes.class_set import ClassSource, Shown, listed
 from data_prep.json_rows import clean, open_text, read_object, shown
-from data_prep.own_data.rows import Row, list_fields, read_rows
+from data_prep.own_data.rows import UserRow, list_fields, read_rows
 from data_prep.packing.file_check import PICTURES
 from data_prep.packing.picture import find_pictures
 from data_prep.packing.source import CHANNELS, Dropped, RawPicture, SourceSample, and_more
@@ -25,21 +26,18 @@ from vlds.runtime.checks import guess
 from vlds.runtime.files import read_file
 from vlds.runtime.terminal import tell
 
-# CIFAR-10 and CIFAR-100 in their binary version: batches of 32 x 32 pictures and their classes.
-#
-# Format (cs.toronto.edu/~kriz/cifar.html): for each picture a byte with its class (in CIFAR-100
-# two: superclass and class), then 1,024 bytes of red, of green and of blue, row by row. The Python
-# version consists of pickles, which can run any program when they are opened: it is not read.
-
-
 SIDE = 32
 PIXELS = CHANNELS * SIDE * SIDE
 DIGITS = 5
 
 
 @dataclass(frozen=True)
-class Version:
-    """One of the two data sets."""
+class CifarVersion:
+    """CIFAR-10 or CIFAR-100 in the binary version (cs.toronto.edu/~kriz/cifar.html).
+
+    For each picture there is a byte with its class (in CIFAR-100 two: superclass and class), then
+    1,024 bytes of red, of green and of blue, row by row.
+    """
 
     names: str
     """File of the classes' names, one a line."""
@@ -53,14 +51,14 @@ class Version:
 
 
 VERSIONS = (
-    Version("batches.meta.txt"),
-    Version("fine_label_names.txt", "coarse_label_names.txt"),
+    CifarVersion("batches.meta.txt"),
+    CifarVersion("fine_label_names.txt", "coarse_label_names.txt"),
 )
 PICKLES = ("batches.meta", "meta")
 """Files of the Python version."""
 
 
-def find_version(root: Path) -> Version | None:
+def find_version(root: Path) -> CifarVersion | None:
     """Which of the two lies in a folder; None for other folders.
 
     Errors: ValueError for the Python version.
@@ -78,7 +76,7 @@ def find_version(root: Path) -> Version | None:
     return None
 
 
-def read_cifar(root: Path, version: Version) -> ClassSource:
+def read_cifar(root: Path, version: CifarVersion) -> ClassSource:
     """The pictures of all batches; files called test... are the split test, the others train.
 
     Errors: ValueError that names the file, and the cure.
@@ -95,6 +93,7 @@ def read_cifar(root: Path, version: Version) -> ClassSource:
         for offset, numbers in _records(path, version, (names, coarse)):
             raw = RawPicture(path, offset, SIDE, SIDE)
             sample_id = f"{split}-{counts[split]:0{DIGITS}d}"
+            # The superclass comes first, the class last.
             source = {"superclass": coarse[numbers[0]]} if coarse else {}
             sample = SourceSample(sample_id, (), [], source, raw=(raw,))
             pictures.append(Shown(split, f"{numbers[-1]:03d}", sample))
@@ -114,7 +113,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _records(
-    path: Path, version: Version, names: tuple[Sequence[str], Sequence[str]]
+    path: Path, version: CifarVersion, names: tuple[Sequence[str], Sequence[str]]
 ) -> Iterator[tuple[int, bytes]]:
     """Where the pixels of each picture begin, and the bytes of its classes."""
     data = read_file(path)
@@ -125,6 +124,7 @@ def _records(
         )
     fine, coarse = names
     for begin in range(0, len(data), size):
+        # One byte of classes in CIFAR-10, two in CIFAR-100.
         numbers = data[begin : begin + size - PIXELS]
         if numbers[-1] >= len(fine) or (coarse and numbers[0] >= len(coarse)):
             raise ValueError(
@@ -295,13 +295,6 @@ def tell_left_out(left_out: Counter[str]) -> None:
         tell(f"left out: {', '.join(parts)}")
 
 
-# Lists that say which pictures belong to which split, as DTD has them and CoOp.
-#
-# DTD's `labels/train1.txt` has a picture a line, `banded/banded_0002.jpg`; the first folder is the
-# class. CoOp's `split_zhou_NAME.json` holds {"train": [[picture, number, class], ...], "val": ...,
-# "test": ...} for eleven data sets; there the classes have the order of their numbers.
-
-
 NUMBER_DIGITS = 9
 
 
@@ -312,8 +305,8 @@ class SplitFile(NamedTuple):
     path: Path
 
 
-class Entry(NamedTuple):
-    """A row about a picture."""
+class ListedPicture(NamedTuple):
+    """A row of a list or table about a picture."""
 
     picture: str
     key: str
@@ -335,18 +328,19 @@ def split_file(text: str) -> SplitFile:
 
 
 def read_lists(files: Sequence[SplitFile], images: Path) -> ClassSource:
-    """The pictures of all lists.
+    """The pictures of all lists that say which pictures belong to which split.
+
+    DTD's `labels/train1.txt` has a picture a line, `banded/banded_0002.jpg`; the first folder is
+    the class. CoOp's `split_zhou_NAME.json` holds {"train": [[picture, number, class], ...], "val":
+    ..., "test": ...}; there the classes have the order of their numbers.
 
     Errors: ValueError that names the line, and the cure.
     """
-    entries: list[Entry] = []
+    entries: list[ListedPicture] = []
     labels: dict[str, str] = {}
     paths = tuple(file.path for file in files)
     for split, path in files:
-        if split:
-            entries += _lines(path, split)
-        else:
-            entries += _rows_of_coop(path, labels)
+        entries += _rows_of_dtd(path, split) if split else _rows_of_coop(path, labels)
     if not entries:
         raise ValueError(f"--lists {paths[0]}: no picture is listed; name other files")
     pictures, repeats = shown_pictures(entries, images)
@@ -359,7 +353,7 @@ def read_lists(files: Sequence[SplitFile], images: Path) -> ClassSource:
     return ClassSource(pictures, paths, labels)
 
 
-def _lines(path: Path, split: str) -> Iterator[Entry]:
+def _rows_of_dtd(path: Path, split: str) -> Iterator[ListedPicture]:
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             picture = line.strip().replace("\\", "/").removeprefix("./")
@@ -370,10 +364,10 @@ def _lines(path: Path, split: str) -> Iterator[Entry]:
                     "each line is CLASS/PICTURE"
                 )
             if picture:
-                yield Entry(picture, key, split, f"{path.name}, line {number}")
+                yield ListedPicture(picture, key, split, f"{path.name}, line {number}")
 
 
-def _rows_of_coop(path: Path, labels: dict[str, str]) -> Iterator[Entry]:
+def _rows_of_coop(path: Path, labels: dict[str, str]) -> Iterator[ListedPicture]:
     """Entries of a JSON file; adds its classes to `labels`."""
     if path.suffix.lower() != ".json":
         raise ValueError(f"--lists {path}: of which split? Give SPLIT={path}, such as train={path}")
@@ -381,61 +375,57 @@ def _rows_of_coop(path: Path, labels: dict[str, str]) -> Iterator[Entry]:
     for split in content.fields:
         for number, row in enumerate(content.array(split), 1):
             place = f"{path}, {split}, row {number}"
-            picture, label, name = _checked(row, place)
+            match row:
+                case [str(picture), int(label), str(name)] if (
+                    picture and 0 <= label < 10**NUMBER_DIGITS
+                ):
+                    label = int(label)  # JSON's true is an int
+                case _:
+                    raise ValueError(
+                        f"{place}: {shown(row)}; expected [picture, number of the class, class]"
+                    )
+            # Classes are sorted by key: with leading zeros, texts have the order of numbers.
             key = f"{label:0{NUMBER_DIGITS}d}"
             if labels.setdefault(key, name) != name:
                 raise ValueError(
                     f"{place}: class {label} is {shown(name)}, and {shown(labels[key])} before; "
                     "a number stands for one class"
                 )
-            yield Entry(picture, key, split, f"{path.name}, {split}, row {number}")
-
-
-def _checked(row: Any, place: str) -> tuple[str, int, str]:
-    match row:
-        case [str(picture), int(label), str(name)] if picture and 0 <= label < 10**NUMBER_DIGITS:
-            return picture, int(label), name
-    raise ValueError(f"{place}: {shown(row)}; expected [picture, number of the class, class]")
+            yield ListedPicture(picture, key, split, f"{path.name}, {split}, row {number}")
 
 
 def shown_pictures(
-    entries: Sequence[Entry], images: Path
-) -> tuple[list[Shown], list[tuple[Entry, Entry]]]:
+    entries: Sequence[ListedPicture], images: Path
+) -> tuple[list[Shown], list[tuple[ListedPicture, ListedPicture]]]:
     """Each picture once, and (first row, later row) where rows say the same of a picture.
 
     Errors: ValueError for a picture with two classes or in two splits.
     """
     pictures = find_pictures(images, (entry.picture for entry in entries))
-    first: dict[str, Entry] = {}
+    first: dict[str, ListedPicture] = {}
     found, repeats = [], []
     for entry in entries:
         # By the file that was found: two rows may spell its name in two ways.
         picture = pictures[entry.picture]
         before = first.setdefault(picture.id, entry)
         if before is not entry:
-            _check_repeat(picture.id, before, entry)
+            both = f"{before.place} and {entry.place}: {picture.id}"
+            if before.split != entry.split:
+                raise ValueError(
+                    f"{both} is in {before.split} and in {entry.split}; keep it in one split, else "
+                    "a score says little about new pictures"
+                )
+            if before.key != entry.key:
+                raise ValueError(
+                    f"{both} has two classes, {before.key!r} and {entry.key!r}; keep one of the "
+                    "rows"
+                )
             repeats.append((before, entry))
             continue
         place = entry.place.partition(", ")[2]
         sample = SourceSample(picture.id, (picture.path,), [], dict(entry.source), place=place)
         found.append(Shown(entry.split, entry.key, sample))
     return found, repeats
-
-
-def _check_repeat(picture: str, before: Entry, entry: Entry) -> None:
-    both = f"{before.place} and {entry.place}: {picture}"
-    if before.split != entry.split:
-        raise ValueError(
-            f"{both} is in {before.split} and in {entry.split}; keep it in one split, else a score "
-            "says little about new pictures"
-        )
-    if before.key != entry.key:
-        raise ValueError(
-            f"{both} has two classes, {before.key!r} and {entry.key!r}; keep one of the rows"
-        )
-
-
-# Tables of pictures and classes: CSV or TSV, JSON lines or a JSON list.
 
 
 REPEATED = "the picture and class of an earlier row"
@@ -450,12 +440,13 @@ def read_table_of_classes(
     *,
     apart: bool,
 ) -> ClassSource:
-    """The pictures of all files; `image`, `label` and `split` name columns; `apart`: each file is a
-    split.
+    """The pictures of all tables: CSV or TSV, JSON lines or a JSON list.
+
+    `image`, `label` and `split` name columns; `apart`: each file is a split.
 
     Errors: ValueError that names the line, the column and the cure.
     """
-    entries: list[Entry] = []
+    entries: list[ListedPicture] = []
     dropped: list[tuple[str, Dropped]] = []
     used = (image, label, split)
     for of_file, path in files:
@@ -471,7 +462,7 @@ def read_table_of_classes(
                 dropped.append((part, Dropped(place, f"no {missing[0]}")))
             else:
                 rest = {name: cell for name, cell in row.fields.items() if name not in used}
-                entries.append(Entry(cells["picture"], cells["class"], part, place, rest))
+                entries.append(ListedPicture(cells["picture"], cells["class"], part, place, rest))
     if not entries:
         raise ValueError(f"{files[0].path}: no row with a picture and a class")
     pictures, repeats = shown_pictures(entries, images)
@@ -483,7 +474,7 @@ def read_table_of_classes(
     return ClassSource(pictures, paths, dropped=dropped, apart=apart or split is not None)
 
 
-def _cell(row: Row, name: str, path: Path) -> str:
+def _cell(row: UserRow, name: str, path: Path) -> str:
     """The text in a column, on one line."""
     if name not in row.fields:
         raise ValueError(

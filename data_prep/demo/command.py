@@ -1,7 +1,7 @@
 """`demo`: drawn pictures in the publishers' file layouts, packed like any other, and a tokenizer.
 
     OUT/official/WORLD/{coco,gqa,nlvr2}       the layout of a download of the real data sets
-    OUT/official/classes/{looks,figures}      pictures in folders of classes (class_pictures.py)
+    OUT/official/classes/{looks,figures}      pictures in folders of classes (world.py)
     OUT/shards/WORLD/DATASET-SPLIT            vqav2, gqa, regions, nlvr2, coco; train and val
                                               (nlvr2: dev)
     OUT/shards/classes/SET-SPLIT              train, val and test
@@ -26,8 +26,8 @@ from typing import Any
 from data_prep.command import add_shard_options, at_least, new_command, shard_options
 from data_prep.demo.text import (
     PHRASES,
-    Asked,
     Phrases,
+    SceneQuestion,
     Statement,
     absent_look,
     ask_gqa,
@@ -65,9 +65,6 @@ from vlds.runtime.disk import writable
 from vlds.runtime.files import write_whole
 from vlds.runtime.terminal import tell
 
-# The demo's scenes in the publishers' layouts, which the parsers of the real data sets read.
-
-
 RESTVAL_SHARE = 0.05
 GQA_QUESTIONS = 3
 PAIRS_PER_SET = 2
@@ -103,7 +100,7 @@ class WorldWriter:
         restval = int(train * RESTVAL_SHARE)
         plan = [("train", "train2014")] * (train - restval) + [("restval", "val2014")] * restval
         plan += [("val", "val2014")] * val
-        asked: dict[str, list[tuple[int, Asked]]] = {"train2014": [], "val2014": []}
+        asked: dict[str, list[tuple[int, SceneQuestion]]] = {"train2014": [], "val2014": []}
         images = []
         for number, (split, subset) in enumerate(plan):
             scene, image_id = random_scene(self.rng), 1000 + number
@@ -114,12 +111,26 @@ class WorldWriter:
                 asked[subset] += [(image_id, question) for question in questions]
             captions = caption_scene(scene, self.words)
             self.texts.update(captions)
-            images.append(_karpathy_row(split, subset, filename, image_id, number, captions))
+            sentences = [
+                {"tokens": caption.split(), "raw": caption, "imgid": number, "sentid": sentence_id}
+                for sentence_id, caption in enumerate(captions, number * len(captions))
+            ]
+            images.append(
+                {
+                    "filepath": subset,
+                    "sentids": [sentence["sentid"] for sentence in sentences],
+                    "filename": filename,
+                    "imgid": number,
+                    "split": split,
+                    "sentences": sentences,
+                    "cocoid": image_id,
+                }
+            )
         for subset, of_subset in asked.items():
             self._write_vqa(subset, of_subset)
         self._write_json("coco/dataset_coco.json", {"dataset": "coco", "images": images})
 
-    def _write_vqa(self, subset: str, asked: Iterable[tuple[int, Asked]]) -> None:
+    def _write_vqa(self, subset: str, asked: Iterable[tuple[int, SceneQuestion]]) -> None:
         head = {
             "info": {"year": 2014, "version": "2.0", "description": f"demo, {self.world.name}"},
             "license": {"name": "CC0-1.0", "url": ""},
@@ -149,12 +160,28 @@ class WorldWriter:
             graphs: dict[str, Any] = {}
             for _ in range(count):
                 image += 1
-                scene, asked = self._scene_for_gqa()
+                asked: list[SceneQuestion] = []
+                while len(asked) < GQA_QUESTIONS:  # until it allows those of logic and of places
+                    scene = random_scene(self.rng, fewest=2)
+                    asked = ask_gqa(scene, self.words, self.rng)
                 self._write_picture(Path("gqa/images", f"{image}.jpg"), scene)
                 graphs[str(image)] = scene_graph(scene, image * 10, self.words.answers.call)
                 for question in asked:
                     question_number += 1
-                    questions[f"{question_number:08d}"] = _gqa_row(question, image)
+                    questions[f"{question_number:08d}"] = {
+                        "imageId": str(image),
+                        "question": question.question,
+                        "answer": question.answer,
+                        "fullAnswer": question.full_answer,
+                        "isBalanced": True,
+                        "groups": {"global": None, "local": question.kind},
+                        "entailed": [],
+                        "equivalent": [],
+                        "types": GQA_TYPES[question.kind],
+                        "semantic": [],
+                        "semanticStr": "",
+                        "annotations": {"question": {}, "answer": {}, "fullAnswer": {}},
+                    }
                     self.texts.update((question.question, *question.choices))
             self._write_json(f"gqa/{split}_balanced_questions.json", questions)
             self._write_json(f"gqa/{split}_sceneGraphs.json", graphs)
@@ -162,7 +189,7 @@ class WorldWriter:
     def nlvr2(self, train: int, val: int) -> None:
         """Write sets of two pairs of pictures that share three sentences, as NLVR2 does."""
         for split, count in (("train", train), ("dev", val)):
-            rows = []
+            rows: list[dict[str, Any]] = []
             for number in range(count):
                 looks: list[Look] = []
                 for _ in range(SENTENCES_PER_SET):
@@ -172,12 +199,17 @@ class WorldWriter:
                 for pair in range(PAIRS_PER_SET):
                     name = f"{split}-{number}-{pair}"
                     labels = self._write_pair(name, number, statements)
-                    rows += [
-                        self._nlvr2_row(f"{name}-{index}", statement, label, number)
-                        for index, (statement, label) in enumerate(
-                            zip(statements, labels, strict=True)
-                        )
-                    ]
+                    for index, statement in enumerate(statements):
+                        row: dict[str, Any] = {
+                            "identifier": f"{name}-{index}",
+                            "sentence": statement.text,
+                            "label": str(labels[index]),
+                            "synset": self.words.answers.call(statement.look[1]),
+                            "query": statement.kind,
+                        }
+                        if split == "train":  # in numbered folders, as NLVR2's own
+                            row |= {"directory": number % 100}
+                        rows.append(row)
             path = self.folder / f"nlvr2/{split}.json"
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="ascii")
 
@@ -201,26 +233,6 @@ class WorldWriter:
             self._write_picture(folder / f"{name}-img{index}.png", make_scene(self.rng, side))
         return labels
 
-    def _nlvr2_row(
-        self, identifier: str, statement: Statement, label: bool, number: int
-    ) -> dict[str, Any]:
-        row = {
-            "identifier": identifier,
-            "sentence": statement.text,
-            "label": str(label),
-            "synset": self.words.answers.call(statement.look[1]),
-            "query": statement.kind,
-        }
-        return row | ({"directory": number % 100} if identifier.startswith("train") else {})
-
-    def _scene_for_gqa(self) -> tuple[Scene, list[Asked]]:
-        """A scene that allows questions about logic and about places."""
-        while True:
-            scene = random_scene(self.rng, fewest=2)
-            asked = ask_gqa(scene, self.words, self.rng)
-            if len(asked) == GQA_QUESTIONS:
-                return scene, asked
-
     def _write_picture(self, place: Path, scene: Scene) -> None:
         path = self.folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +242,7 @@ class WorldWriter:
         (self.folder / name).write_text(json.dumps(content), encoding="ascii")
 
 
-def _ten_answers(asked: Asked, rng: Random) -> dict[str, Any]:
+def _ten_answers(asked: SceneQuestion, rng: Random) -> dict[str, Any]:
     """Answers of ten people, of whom now and then one or two err."""
     dissenters = rng.choices((0, 1, 2), weights=(70, 25, 5))[0]
     wrong = [choice for choice in asked.choices if choice != asked.answer]
@@ -251,41 +263,6 @@ def _ten_answers(asked: Asked, rng: Random) -> dict[str, Any]:
     }
 
 
-def _karpathy_row(
-    split: str, subset: str, filename: str, image_id: int, number: int, captions: Sequence[str]
-) -> dict[str, Any]:
-    sentences = [
-        {"tokens": caption.split(), "raw": caption, "imgid": number, "sentid": sentence_id}
-        for sentence_id, caption in enumerate(captions, number * len(captions))
-    ]
-    return {
-        "filepath": subset,
-        "sentids": [sentence["sentid"] for sentence in sentences],
-        "filename": filename,
-        "imgid": number,
-        "split": split,
-        "sentences": sentences,
-        "cocoid": image_id,
-    }
-
-
-def _gqa_row(asked: Asked, image: int) -> dict[str, Any]:
-    return {
-        "imageId": str(image),
-        "question": asked.question,
-        "answer": asked.answer,
-        "fullAnswer": asked.full_answer,
-        "isBalanced": True,
-        "groups": {"global": None, "local": asked.kind},
-        "entailed": [],
-        "equivalent": [],
-        "types": GQA_TYPES[asked.kind],
-        "semantic": [],
-        "semanticStr": "",
-        "annotations": {"question": {}, "answer": {}, "fullAnswer": {}},
-    }
-
-
 HOME_SCENES = 12_000
 SHIFTED_TO_HOME = 5 / 12
 """The shifted world is smaller: tuning should need little data."""
@@ -302,6 +279,7 @@ VOCABULARY = 224
 def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
     """Draw both worlds and the classes, pack all data sets, train the tokenizer."""
     make_classes(out, seed, scenes, options)
+    # The worlds are drawn side by side, each in a process.
     make = partial(make_world, out=out, seed=seed, scenes=scenes, options=options)
     drawn = ordered_map(make, WORLDS, len(WORLDS), chunk=1, pieces=scenes)
     texts = set[str]().union(*drawn)
@@ -343,6 +321,7 @@ def write_world(folder: Path, world: World, scenes: int, seed: int) -> set[str]:
     writer = WorldWriter(folder, world, PHRASES[world.name], Random(f"{seed} {world.name}"))
     share = VAL_SHARES[world.name]
     coco, gqa = round(scenes * COCO_SHARE), round(scenes * GQA_SHARE)
+    # The rest of the scenes: two for each pair.
     sets = (scenes - coco - gqa) // (2 * PAIRS_PER_SET)
     for write, total in ((writer.coco, coco), (writer.gqa, gqa), (writer.nlvr2, sets)):
         val = max(1, round(total * share))
@@ -366,7 +345,6 @@ def parse_world(folder: Path, world: World) -> Iterator[SourceSet]:
 
 
 def add_command(commands: Any) -> None:
-    """Add `demo`."""
     parser = new_command(
         commands,
         "demo",

@@ -1,6 +1,9 @@
 """Questions, statements and captions about the demo's scenes, in the words of a world.
 
-Questions and statements name things plainly in both worlds; answers and captions may not (Naming).
+The shifted world asks the same things in other words, and its statements deny what those of `home`
+assert. Questions and statements name things plainly in both worlds. Answers and captions of the
+shifted world use other true names for colors and shapes (`Naming`), because with the plain names a
+frozen model would still get most of them right.
 """
 
 from __future__ import annotations
@@ -11,19 +14,10 @@ from random import Random
 
 from data_prep.demo.world import COLORS, LOOKS, SHAPES, Look, Scene
 
-# The demo's words: how each of its two worlds names and describes things.
-#
-# The shifted world asks the same things in other words, and its statements deny what those of
-# `home` assert. Its answers and captions use other true names for colors and shapes, because with
-# the plain names a frozen model would still get most of them right. At home, one caption in five
-# uses these names too: words unseen in pretraining would be dead rows of a frozen embedding table.
-# The other captions of `home` all begin with the same word, so that a frozen model never begins
-# with another.
-
 
 @dataclass(frozen=True)
 class Naming:
-    """How things are named."""
+    """Names of colors and shapes, and the words around them."""
 
     article: str
     joint: str
@@ -65,8 +59,6 @@ ORNATE = Naming(
 
 @dataclass(frozen=True)
 class Phrases:
-    """The wording of one world."""
-
     answers: Naming
     color: str
     shape: str
@@ -100,6 +92,9 @@ HOME_PHRASES = Phrases(
     },
     denies=False,
     thing="object",
+    # One caption in five uses the other names: words unseen in pretraining would be dead rows of a
+    # frozen embedding table. The others begin with the same word, so that a frozen model never
+    # begins with another.
     captions=(
         ("{things}", PLAIN),
         ("{things} here", PLAIN),
@@ -155,9 +150,7 @@ STATEMENTS = ("both", "either", "left")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question with its answer."""
-
+class SceneQuestion:
     kind: str
     question: str
     answer: str
@@ -175,19 +168,22 @@ class Statement:
     text: str
 
 
-def ask_vqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
+def ask_vqa(scene: Scene, words: Phrases, rng: Random) -> list[SceneQuestion]:
     """Questions about color, shape, count and existence; those without a clear answer are left
     out."""
     asked = (
         _ask_look("color", scene, words, rng),
         _ask_look("shape", scene, words, rng),
         _ask_count(scene, words, rng),
-        _ask_exists(scene, words, rng),
     )
-    return [question for question in asked if question]
+    present = {thing.look for thing in scene}
+    answer = rng.choice(YES_NO)
+    look = rng.choice(sorted(present)) if answer == "yes" else absent_look(present, rng)
+    exists = SceneQuestion("exists", words.exists.format(look=PLAIN.say(look)), answer, YES_NO)
+    return [question for question in (*asked, exists) if question]
 
 
-def _ask_look(kind: str, scene: Scene, words: Phrases, rng: Random) -> Asked | None:
+def _ask_look(kind: str, scene: Scene, words: Phrases, rng: Random) -> SceneQuestion | None:
     """The color of the only thing with some shape, or the shape of the only one of some color."""
     if kind == "color":
         given, phrase, answers = "shape", words.color, words.answers.all(COLORS)
@@ -200,10 +196,10 @@ def _ask_look(kind: str, scene: Scene, words: Phrases, rng: Random) -> Asked | N
     value = rng.choice(single)
     answer = getattr(scene[values.index(value)], kind)
     question = phrase.format(**{given: value}, thing=words.thing)
-    return Asked(kind, question, words.answers.call(answer), answers)
+    return SceneQuestion(kind, question, words.answers.call(answer), answers)
 
 
-def _ask_count(scene: Scene, words: Phrases, rng: Random) -> Asked:
+def _ask_count(scene: Scene, words: Phrases, rng: Random) -> SceneQuestion:
     """Count everything, a color or a shape, which now and then is missing."""
     example = rng.choice(scene)
     absent = [shape for shape in SHAPES if all(thing.shape != shape for thing in scene)]
@@ -219,24 +215,27 @@ def _ask_count(scene: Scene, words: Phrases, rng: Random) -> Asked:
                 (_plural(example.shape), of_shape),
             )
         )
-    return Asked("count", words.count.format(what=what), str(count), NUMBERS)
+    return SceneQuestion("count", words.count.format(what=what), str(count), NUMBERS)
 
 
-def _ask_exists(scene: Scene, words: Phrases, rng: Random) -> Asked:
-    present = {thing.look for thing in scene}
-    answer = rng.choice(YES_NO)
-    look = rng.choice(sorted(present)) if answer == "yes" else absent_look(present, rng)
-    return Asked("exists", words.exists.format(look=PLAIN.say(look)), answer, YES_NO)
-
-
-def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
+def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[SceneQuestion]:
     """Two questions of logic, and what is left of something if that is one thing only."""
+    asked = []
+    present = {thing.look for thing in scene}
     makers = (("logicAnd", words.both_there), ("logicOr", words.either_there))
-    asked = [
-        question
-        for kind, phrase in makers
-        if (question := _ask_logic(kind, phrase, scene, rng)) is not None
-    ]
+    for kind, phrase in makers if len(present) > 1 else ():
+        answer = rng.choice(YES_NO)
+        # A false `and` has one of the two looks, and so has a true `or`.
+        if kind == "logicAnd" and answer == "yes":
+            pair = rng.sample(sorted(present), 2)
+        elif kind == "logicOr" and answer == "no":
+            first = absent_look(present, rng)
+            pair = [first, absent_look(present | {first}, rng)]
+        else:
+            pair = [rng.choice(sorted(present)), absent_look(present, rng)]
+        rng.shuffle(pair)
+        question = phrase.format(first=PLAIN.say(pair[0]), second=PLAIN.say(pair[1]))
+        asked.append(SceneQuestion(kind, question, answer, YES_NO, f"{answer}."))
     for thing in rng.sample(scene, len(scene)):
         left = [other for other in scene if other.column < thing.column]
         alike = [other for other in scene if other.look == thing.look]
@@ -245,27 +244,9 @@ def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[Asked]:
             look = PLAIN.say(thing.look)
             answer, shapes = words.answers.call(left[0].shape), words.answers.all(SHAPES)
             full = f"the {answer} is left of the {look}."
-            asked.append(Asked("left", words.left.format(look=look), answer, shapes, full))
+            asked.append(SceneQuestion("left", words.left.format(look=look), answer, shapes, full))
             break
     return asked
-
-
-def _ask_logic(kind: str, phrase: str, scene: Scene, rng: Random) -> Asked | None:
-    """A question about two looks. A false `and` has one of them, and so has a true `or`."""
-    present = {thing.look for thing in scene}
-    if len(present) < 2:
-        return None
-    answer = rng.choice(YES_NO)
-    if kind == "logicAnd" and answer == "yes":
-        pair = rng.sample(sorted(present), 2)
-    elif kind == "logicOr" and answer == "no":
-        first = absent_look(present, rng)
-        pair = [first, absent_look(present | {first}, rng)]
-    else:
-        pair = [rng.choice(sorted(present)), absent_look(present, rng)]
-    rng.shuffle(pair)
-    question = phrase.format(first=PLAIN.say(pair[0]), second=PLAIN.say(pair[1]))
-    return Asked(kind, question, answer, YES_NO, f"{answer}.")
 
 
 def state(look: Look, words: Phrases, rng: Random) -> Statement:
@@ -288,12 +269,11 @@ def presence(kind: str, holds: bool, rng: Random) -> tuple[bool, bool]:
 
 def caption_scene(scene: Scene, words: Phrases) -> list[str]:
     """Five captions of everything in the scene, from left to right, without sizes."""
-    return [template.format(things=_list(scene, naming)) for template, naming in words.captions]
-
-
-def _list(scene: Scene, naming: Naming) -> str:
-    things = [f"{naming.article} {naming.say(thing.look)}" for thing in scene]
-    return f" {naming.joint} ".join(things)
+    captions = []
+    for template, naming in words.captions:
+        things = [f"{naming.article} {naming.say(thing.look)}" for thing in scene]
+        captions.append(template.format(things=f" {naming.joint} ".join(things)))
+    return captions
 
 
 def absent_look(present: set[Look], rng: Random) -> Look:

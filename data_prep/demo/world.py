@@ -2,7 +2,14 @@
 
 Two worlds draw such scenes. The tiny backbone is pretrained on `home`, whose grounds are dark to
 middle greys: an encoder that has seen a single ground is blind on another. In `shifted` the ground
-is black and all texts use other words (phrases.py), so that a frozen model fails.
+is black and all texts use other words (text.py), so that a frozen model fails.
+
+Two sets of classes are pictures of one thing, in folders that are called what they show: `looks`,
+six colors x the four shapes, which the captions of `home` name; and `figures`, six colors x four
+figures that no other picture and no text has. A model that learned from the captions meets nothing
+new in `looks`, and in `figures` known colors of unknown figures. Sorted by name, the first half of
+the classes has the colors blue, cyan and green, the second half the same shapes in purple, red and
+yellow: base and new classes.
 """
 
 from __future__ import annotations
@@ -38,7 +45,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
 
 SHAPES = ("circle", "square", "triangle", "cross")
 FIGURES = ("bar", "diamond", "ring", "star")
-"""Only in pictures of classes (class_pictures.py)."""
+"""Only in pictures of classes."""
 RADII = {"small": 5, "large": 7}
 """In pixels: a thing stays within its cell of 16, so that columns tell what is left of what."""
 JPEG_QUALITY = 95
@@ -64,8 +71,6 @@ Look = tuple[str, str]
 
 @dataclass(frozen=True)
 class Thing:
-    """One colored shape."""
-
     color: str
     shape: str
     size: str
@@ -75,7 +80,6 @@ class Thing:
 
     @property
     def look(self) -> Look:
-        """Color and shape."""
         return self.color, self.shape
 
     @property
@@ -100,6 +104,7 @@ def make_scene(rng: Random, looks: list[Look]) -> Scene:
     things = []
     for (color, shape), cell in zip(looks, cells, strict=True):
         size = rng.choice(tuple(RADII))
+        # How far the thing may move within its cell.
         room = PIXELS // CELLS // 2 - RADII[size]
         jitter = (rng.randint(-room, room), rng.randint(-room, room))
         things.append(Thing(color, shape, size, cell % CELLS, cell // CELLS, jitter))
@@ -132,6 +137,7 @@ def draw(scene: Scene, world: World, rng: Random) -> bytes:
     image = Image.new("RGB", (PIXELS, PIXELS), (shade, shade, shade))
     pen = ImageDraw.Draw(image)
     for thing in scene:
+        # A model cannot tell things by an exact color.
         red, green, blue = (value + rng.randint(-20, 20) for value in COLORS[thing.color])
         _draw_shape(pen, thing, (red, green, blue))
     buffer = io.BytesIO()
@@ -142,29 +148,23 @@ def draw(scene: Scene, world: World, rng: Random) -> bytes:
 
 def _draw_shape(pen: ImageDraw.ImageDraw, thing: Thing, paint: tuple[int, int, int]) -> None:
     left, top, right, bottom = thing.box
+    middle, center = (left + right) / 2, (top + bottom) / 2
+    radius = (right - left) / 2
     if thing.shape == "circle":
         pen.ellipse(thing.box, fill=paint)
     elif thing.shape == "square":
         pen.rectangle(thing.box, fill=paint)
     elif thing.shape == "triangle":
         pen.polygon([(left, bottom), (right, bottom), ((left + right) // 2, top)], fill=paint)
-    elif thing.shape in FIGURES:
-        _draw_figure(pen, thing, paint)
-    else:
+    elif thing.shape == "cross":
         arm = (right - left + 1) // 3
         pen.rectangle((left, top + arm, right, bottom - arm), fill=paint)
         pen.rectangle((left + arm, top, right - arm, bottom), fill=paint)
-
-
-def _draw_figure(pen: ImageDraw.ImageDraw, thing: Thing, paint: tuple[int, int, int]) -> None:
-    left, top, right, bottom = thing.box
-    middle, center = (left + right) / 2, (top + bottom) / 2
-    radius = (right - left) / 2
-    if thing.shape == "bar":
+    elif thing.shape == "bar":
         pen.rectangle((left, center - radius / 3, right, center + radius / 3), fill=paint)
     elif thing.shape == "ring":
         pen.ellipse(thing.box, outline=paint, width=round(radius / 2))
-    else:
+    else:  # a diamond's four corners, or a star's points and, nearer to the center, its notches
         num_points, inner = (4, 1.0) if thing.shape == "diamond" else (10, 0.4)
         points = []
         for number in range(num_points):
@@ -194,16 +194,6 @@ def scene_graph(scene: Scene, first_id: int, call: Callable[[str], str]) -> dict
             ],
         }
     return {"width": PIXELS, "height": PIXELS, "objects": objects}
-
-
-# The demo's two sets of classes: pictures of one thing, in folders that are called what they show.
-#
-#     looks     six colors x the four shapes of the demo's worlds, which the captions of `home` name
-#     figures   six colors x four figures that no other picture and no text of the demo has
-#
-# A model that learned from the captions meets nothing new in `looks`, and in `figures` known colors
-# of unknown figures. Sorted by name, the first half of the classes has the colors blue, cyan and
-# green, the second half the same shapes in purple, red and yellow: base and new classes.
 
 
 CLASS_SETS: Mapping[str, tuple[str, ...]] = {"looks": SHAPES, "figures": FIGURES}
@@ -236,11 +226,9 @@ def parse_class_set(folder: Path, name: str) -> Iterator[SourceSet]:
     yield from class_sets(source, f"demo-{name}", None)
 
 
-# Names of the cells of the demo's pictures, for grounded captions and visual grounding.
-
-
 def regions_of(gqa: SourceSet) -> SourceSet:
-    """The pictures of a world's GQA, each with one annotation: the names of its cells."""
+    """The pictures of a world's GQA, each with one annotation: the names of its cells, for grounded
+    captions and visual grounding."""
     samples = [
         replace(
             sample,
@@ -258,6 +246,7 @@ def cell_names(things: Iterable[Mapping[str, Any]]) -> list[str]:
     """Color and shape of the thing in each cell, row by row; "" for empty cells."""
     names = [""] * CELLS**2
     for thing in things:
+        # The cell that holds the middle of the thing's box.
         column, row = (
             int((thing[start] + thing[size] / 2) / PIXELS * CELLS)
             for start, size in (("x", "w"), ("y", "h"))

@@ -9,15 +9,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_object
-from data_prep.official.published import CC_BY, COCO, KARPATHY_ADDRESS, UNKNOWN, Download, Published
-from data_prep.packing.pack import add_split_by_image
+from data_prep.official.published import (
+    CC_BY,
+    COCO,
+    KARPATHY_COCO,
+    Download,
+    OfficialSet,
+    other_file,
+)
+from data_prep.packing.pack import SPLIT_BY_IMAGE
 from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
 
-SPLITS = ("train", "val", "test")
 YEARS = ("2014", "2017")
 KARPATHY_SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "restval"),
@@ -26,41 +30,8 @@ KARPATHY_SPLITS: Mapping[str, tuple[str, ...]] = {
 }
 """Our split -> Karpathy's; the literature trains on train and restval together."""
 
-PUBLISHED = (
-    Published(
-        "COCO captions, Karpathy's split",
-        "coco-karpathy --src COCO",
-        {
-            split: (
-                Download("COCO/dataset_coco.json", KARPATHY_ADDRESS, "", UNKNOWN),
-                *(COCO[part] for part in parts),
-            )
-            for split, parts in {
-                "train": ("train2014", "val2014"),  # restval is in val2014
-                "val": ("val2014",),
-                "test": ("val2014",),
-            }.items()
-        },
-        name="coco",
-    ),
-    Published(
-        "COCO captions, its own split",
-        "coco-captions --src COCO",
-        {
-            split: (
-                Download(
-                    f"COCO/annotations/captions_{split}2014.json",
-                    "http://images.cocodataset.org/annotations/annotations_trainval2014.zip",
-                    "253 MB",
-                    CC_BY,
-                ),
-                COCO[f"{split}2014"],
-            )
-            for split in ("train", "val")
-        },
-        name="coco_captions",
-    ),
-)
+
+ANNOTATIONS = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
 
 
 def parse_coco_captions(
@@ -93,6 +64,7 @@ def parse_coco_captions(
         of_picture = captions.pop(image_id, []) if captioned else [{"id": image_id}]
         picture = find_file(images or src, places, row.text("file_name"))
         samples.append(SourceSample(image_id, (picture,), of_picture, row.rest("id", "file_name")))
+    # What is left belongs to no picture of the file.
     dropped += [
         Dropped(caption["id"], "picture not in the file")
         for of_picture in captions.values()
@@ -160,16 +132,41 @@ def _caption(row: JsonRow, id_field: str, text_field: str, image_field: str) -> 
     return row.annotate(caption, id_field, text_field, image_field)
 
 
-def add_command(commands: Any) -> None:
-    """Add `coco-karpathy` and `coco-captions`."""
-    summary = "COCO captions in Karpathy's split; train includes restval"
-    parser = official_command(commands, "coco-karpathy", summary, SPLITS, name="coco")
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="another JSON file")
-    packs(parser, parse_coco_karpathy)
-
-    summary = "COCO captions in COCO's own split"
-    parser = official_command(commands, "coco-captions", summary, SPLITS, name="coco_captions")
-    parser.add_argument("--year", choices=YEARS, default=YEARS[0], help=f"default: {YEARS[0]}")
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="another JSON file")
-    add_split_by_image(parser)
-    packs(parser, parse_coco_captions)
+KARPATHY = OfficialSet(
+    title="COCO captions, Karpathy's split",
+    command="coco-karpathy",
+    name="coco",
+    summary="COCO captions in Karpathy's split; train includes restval",
+    folders="--src COCO",
+    needs={
+        split: (KARPATHY_COCO, *(COCO[part] for part in parts))
+        for split, parts in {
+            "train": ("train2014", "val2014"),  # restval is in val2014
+            "val": ("val2014",),
+            "test": ("val2014",),
+        }.items()
+    },
+    parse=parse_coco_karpathy,
+    options={"--annotations": other_file("another JSON file")},
+)
+CAPTIONS = OfficialSet(
+    title="COCO captions, its own split",
+    command="coco-captions",
+    name="coco_captions",
+    summary="COCO captions in COCO's own split",
+    folders="--src COCO",
+    splits=("train", "val", "test"),
+    needs={
+        split: (
+            Download(f"COCO/annotations/captions_{split}2014.json", ANNOTATIONS, "253 MB", CC_BY),
+            COCO[f"{split}2014"],
+        )
+        for split in ("train", "val")
+    },
+    parse=parse_coco_captions,
+    options={
+        "--year": {"choices": YEARS, "default": YEARS[0], "help": f"default: {YEARS[0]}"},
+        "--annotations": other_file("another JSON file"),
+        "--split-by-image": SPLIT_BY_IMAGE,
+    },
+)

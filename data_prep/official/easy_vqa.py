@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.packing.pack import pack, soft_label
+from data_prep.packing.pack import answer_fields, pack
 from data_prep.packing.source import Annotation, SourceSample, SourceSet
 
 NEGATIONS = frozenset({"no", "not"})
@@ -29,33 +28,25 @@ def load_easy_vqa() -> list[tuple[str, SourceSet]]:
         "train": (easy_vqa.get_train_questions(), easy_vqa.get_train_image_paths()),
         "test": (easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths()),
     }
-    return [
-        (subset, _subset(subset, split, folder / split / "questions.json", *part))
-        for split, part in parts.items()
-        for subset in SUBSETS
-    ]
+    datasets = []
+    for split, (rows, pictures) in parts.items():
+        for subset in SUBSETS:
+            samples: dict[int, SourceSample] = {}
+            for number, (question, answer, image) in enumerate(zip(*rows, strict=True)):
+                if subset != "all" and is_negated(question) != (subset == "negated"):
+                    continue
+                new = SourceSample(str(image), (Path(pictures[image]),), [])
+                annotation = _annotation(str(number), question, answer)
+                samples.setdefault(image, new).annotations.append(annotation)
+            name = "easy_vqa" if subset == "all" else f"easy_vqa_{subset}"
+            files = (folder / split / "questions.json",)
+            datasets.append((subset, SourceSet(name, "vqa", split, files, list(samples.values()))))
+    return datasets
 
 
 def is_negated(question: str) -> bool:
     """True for `is there not a red shape?` and `is no red shape present?`."""
     return not NEGATIONS.isdisjoint(question.lower().rstrip("?").split())
-
-
-def _subset(
-    subset: str,
-    split: str,
-    file: Path,
-    rows: tuple[Sequence[str], Sequence[str], Sequence[int]],
-    pictures: Mapping[int, str],
-) -> SourceSet:
-    samples: dict[int, SourceSample] = {}
-    for row, (question, answer, image) in enumerate(zip(*rows, strict=True)):
-        if subset != "all" and is_negated(question) != (subset == "negated"):
-            continue
-        sample = samples.setdefault(image, SourceSample(str(image), (Path(pictures[image]),), []))
-        sample.annotations.append(_annotation(str(row), question, answer))
-    name = "easy_vqa" if subset == "all" else f"easy_vqa_{subset}"
-    return SourceSet(name, "vqa", split, (file,), list(samples.values()))
 
 
 def _annotation(annotation_id: str, question: str, answer: str) -> Annotation:
@@ -66,15 +57,13 @@ def _annotation(annotation_id: str, question: str, answer: str) -> Annotation:
     return {
         "id": annotation_id,
         "question": question,
-        "answers": [answer],
-        "label": soft_label([answer]),
+        **answer_fields([answer]),
         "answer_type": "other" if kind == "what" else "yes/no",
         "question_type": kind,
     }
 
 
 def add_command(commands: Any) -> None:
-    """Add `easy-vqa`."""
     parser = new_command(
         commands,
         "easy-vqa",

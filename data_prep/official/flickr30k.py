@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from data_prep.command import official_command, packs
 from data_prep.official.coco import read_karpathy
-from data_prep.official.published import FLICKR30K, KARPATHY_ADDRESS, UNKNOWN, Download, Published
+from data_prep.official.published import (
+    FLICKR30K,
+    KARPATHY_ADDRESS,
+    Download,
+    OfficialSet,
+    other_file,
+)
 from data_prep.packing.source import SourceSet
 
-SPLITS = ("train", "val", "test")
 PICTURE_FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "")
-
-PUBLISHED = (
-    Published(
-        "Flickr30k",
-        "flickr30k --src FLICKR30K",
-        dict.fromkeys(
-            SPLITS,
-            (
-                Download("FLICKR30K/dataset_flickr30k.json", KARPATHY_ADDRESS, "", UNKNOWN),
-                FLICKR30K,
-            ),
-        ),
-    ),
-)
 
 
 def parse_flickr30k(
@@ -47,9 +36,15 @@ def parse_flickr30k(
     )
 
 
-def add_command(commands: Any) -> None:
-    """Add `flickr30k`."""
-    summary = "Flickr30k: five captions a picture, in Karpathy's split"
-    parser = official_command(commands, "flickr30k", summary, SPLITS)
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="another JSON file")
-    packs(parser, parse_flickr30k)
+FLICKR30K_CAPTIONS = OfficialSet(
+    title="Flickr30k",
+    command="flickr30k",
+    summary="Flickr30k: five captions a picture, in Karpathy's split",
+    folders="--src FLICKR30K",
+    needs=dict.fromkeys(
+        ("train", "val", "test"),
+        (Download("FLICKR30K/dataset_flickr30k.json", KARPATHY_ADDRESS), FLICKR30K),
+    ),
+    parse=parse_flickr30k,
+    options={"--annotations": other_file("another JSON file")},
+)

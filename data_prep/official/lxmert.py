@@ -32,7 +32,6 @@ def read_lxmert(path: Path, *ids: str) -> list[JsonRow]:
 
 
 def vqa_annotation(row: JsonRow) -> Annotation:
-    """A question of VQA v2."""
     annotation: Annotation = {"id": row.id("question_id"), "question": row.line("sent")}
     if "label" in row:
         annotation["label"] = _label(row)
@@ -57,7 +56,6 @@ def gqa_annotation(row: JsonRow) -> Annotation:
 
 
 def nlvr2_annotation(row: JsonRow) -> Annotation:
-    """A statement of NLVR2."""
     annotation: Annotation = {"id": row.text("identifier"), "sentence": row.line("sent")}
     if "label" in row:
         if row.value("label") not in (0, 1):

@@ -5,31 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_lines
 from data_prep.official.lxmert import is_lxmert, nlvr2_annotation, read_lxmert
-from data_prep.official.published import UNKNOWN, Download, Published
+from data_prep.official.published import Download, OfficialSet, other_file
 from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
-
-SPLITS = ("train", "dev", "test1", "test2")
 
 SITE = "https://github.com/lil-lab/nlvr/tree/master/nlvr2/data/"
 FORM = "https://goo.gl/forms/yS29stWnFWzrDBFH3"
-PUBLISHED = (
-    Published(
-        "NLVR2",
-        "nlvr2 --src NLVR2",
-        {
-            split: (
-                Download(f"NLVR2/{split}.json", f"{SITE}{split}.json", "", UNKNOWN),
-                Download(f"NLVR2/images/{split}", FORM, "", "by request, for research"),
-            )
-            for split in SPLITS
-        },
-    ),
-)
 
 
 def parse_nlvr2(
@@ -51,6 +34,7 @@ def parse_nlvr2(
     pictures: dict[str, tuple[Path, Path]] = {}
     for row in rows:
         identifier = row.text("identifier")
+        # All sentences about a pair share the sample of its two pictures.
         pair, _, sentence = identifier.rpartition("-")
         if not (pair and sentence):
             raise ValueError(
@@ -95,14 +79,23 @@ class PictureFolders:
 
     @cached_property
     def _in_numbered(self) -> dict[str, Path]:
+        """Name -> picture in any numbered folder; a listing of 100,000 files, made once."""
         folders = [self.folder / place for place in self.numbered]
         return {path.name: path for folder in folders for path in folder.glob("[0-9]*/*.png")}
 
 
-def add_command(commands: Any) -> None:
-    """Add `nlvr2`."""
-    parser = official_command(commands, "nlvr2", "NLVR2: statements on picture pairs", SPLITS)
-    parser.add_argument(
-        "--annotations", type=Path, metavar="FILE", help="another file, also one of LXMERT"
-    )
-    packs(parser, parse_nlvr2)
+NLVR2 = OfficialSet(
+    title="NLVR2",
+    command="nlvr2",
+    summary="NLVR2: statements on picture pairs",
+    folders="--src NLVR2",
+    needs={
+        split: (
+            Download(f"NLVR2/{split}.json", f"{SITE}{split}.json"),
+            Download(f"NLVR2/images/{split}", FORM, licence="by request, for research"),
+        )
+        for split in ("train", "dev", "test1", "test2")
+    },
+    parse=parse_nlvr2,
+    options={"--annotations": other_file("another file, also one of LXMERT")},
+)

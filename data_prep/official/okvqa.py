@@ -6,43 +6,23 @@ words; in version 1.0 they are stems, which are no words ("poni tail"), and its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from data_prep.command import official_command, packs
 from data_prep.json_rows import read_object
-from data_prep.official.published import CC_BY, COCO, Download, Published
+from data_prep.official.published import CC_BY, COCO, Download, OfficialSet
 from data_prep.official.vqav2 import picture_of, read_questions
 from data_prep.packing.source import SourceSet, samples_of
 
-SPLITS: Mapping[str, str] = {"train": "train2014", "val": "val2014"}
+SUBSETS = {"train": "train2014", "val": "val2014"}
 """Our split -> COCO's. The publisher trains on the first and tests on the second."""
-
 SITE = "https://okvqa.allenai.org/static/data/"
-PUBLISHED = (
-    Published(
-        "OK-VQA",
-        "okvqa --src OKVQA --images COCO",
-        {
-            split: (
-                *(
-                    Download(f"OKVQA/{name}.json", f"{SITE}{name}.json.zip", "", CC_BY)
-                    for name in (f"OpenEnded_mscoco_{part}_questions", f"mscoco_{part}_annotations")
-                ),
-                COCO[part],
-            )
-            for split, part in SPLITS.items()
-        },
-    ),
-)
 
 
 def parse_okvqa(
     src: Path, split: str, name: str = "okvqa", images: Path | None = None
 ) -> SourceSet:
     """Read a split; the types of questions get the names that the file of answers gives them."""
-    subset = SPLITS[split]
+    subset = SUBSETS[split]
     questions = src / f"OpenEnded_mscoco_{subset}_questions.json"
     answers = src / f"mscoco_{subset}_annotations.json"
     asked = read_questions(questions, answers)
@@ -55,7 +35,20 @@ def parse_okvqa(
     return SourceSet(name, "vqa", split, (questions, answers), samples)
 
 
-def add_command(commands: Any) -> None:
-    """Add `okvqa`."""
-    summary = "OK-VQA: questions that need knowledge; val is its test set"
-    packs(official_command(commands, "okvqa", summary, SPLITS), parse_okvqa)
+OK_VQA = OfficialSet(
+    title="OK-VQA",
+    command="okvqa",
+    summary="OK-VQA: questions that need knowledge; val is its test set",
+    folders="--src OKVQA --images COCO",
+    needs={
+        split: (
+            *(
+                Download(f"OKVQA/{name}.json", f"{SITE}{name}.json.zip", licence=CC_BY)
+                for name in (f"OpenEnded_mscoco_{part}_questions", f"mscoco_{part}_annotations")
+            ),
+            COCO[part],
+        )
+        for split, part in SUBSETS.items()
+    },
+    parse=parse_okvqa,
+)

@@ -4,6 +4,10 @@ OUT/mscoco, OUT/vg                 captions
 OUT/vqa, OUT/gqa, OUT/visual7w     questions with soft-scored answers
 OUT/regions                        names of the boxes, if the features are a detector's
 OUT/excluded.txt                   ids of the evaluation pictures that were left out
+
+Sentences and answers are chosen by the rules of VL-T5's preprocessing (github.com/j-min/VL-T5,
+MIT), but for two: answers that become one name add up here, where there the last one replaces the
+others; and a question without answers is left out, where there it would be a caption.
 """
 
 from __future__ import annotations
@@ -19,19 +23,11 @@ from data_prep.json_rows import JsonRow, clean, open_text, read_list, shown
 from data_prep.official.coco import karpathy_ids
 from data_prep.official.lxmert import coco_picture
 from data_prep.official.vg import FOLDERS
-from data_prep.packing.file_check import VOCABULARIES, DetectorFile, locate_boxes, names_in
+from data_prep.packing.file_check import VOCABULARIES, locate_boxes, names_in
 from data_prep.packing.pack import pack_ready, ready
 from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
 from vlds.runtime.files import write_whole
 from vlds.runtime.terminal import tell
-
-# What VL-T5's pre-training takes of one picture in LXMERT's aggregate: which sentences, and which
-# answers.
-#
-# Rules of VL-T5's preprocessing (github.com/j-min/VL-T5, MIT), but for two: answers that become one
-# name add up here, where there the last one replaces the others; and a question without answers is
-# left out, where there it would be a caption.
-
 
 CAPTIONS = ("mscoco", "vg")
 QUESTIONS = ("vqa", "gqa", "visual7w")
@@ -45,13 +41,11 @@ ARTICLES = ("a ", "an ", "the ")
 
 
 class Sentence(NamedTuple):
-    """A sentence about a picture."""
-
     id: str
     source: str
     text: str
     label: Mapping[str, float]
-    """Of a question: answer -> score; empty for a caption."""
+    """Answer -> score; empty for a caption."""
     fault: str = ""
     """Why it is left out; "" if it is used."""
 
@@ -62,6 +56,7 @@ def sentences_of(row: JsonRow, answers: Collection[str]) -> Iterator[Sentence]:
     Errors: ValueError for an unknown source, or labels that do not fit the sentences.
     """
     image_id, labels = row.id("img_id"), row.object("labelf")
+    # Over all sources: a sentence of VQA may come again in GQA.
     seen = set[str]()
     for source, texts in row.object("sentf").items():
         if source not in (*CAPTIONS, *QUESTIONS):
@@ -125,7 +120,7 @@ SPLITS = {"train": ("val", "test"), "val": ("test",)}
 """Our split -> Karpathy's whose pictures it must not have."""
 
 
-class Places(NamedTuple):
+class PictureSource(NamedTuple):
     """Where pictures or their features are, and the names of boxes."""
 
     images: Path | None = None
@@ -137,7 +132,11 @@ class Places(NamedTuple):
     ) -> SourceSample:
         """A picture or its features; if `named`, each annotation gets the names of the boxes."""
         if self.features is not None:
-            file = self._features_of(image_id, self.vocabulary if named else None)
+            # VL-T5's three files have many pictures each; others have one.
+            subset = image_id.split("_")[1] if image_id.startswith(COCO) else ""
+            whole = self.features / FEATURE_FILES.get(subset, VG_FEATURES)
+            place = whole if whole.is_file() else self.features
+            file = locate_boxes(place, image_id, self.vocabulary if named else None)
             return SourceSample(image_id, (), annotations, features=(file,))
         assert self.images is not None
         if image_id.startswith(COCO):
@@ -146,20 +145,13 @@ class Places(NamedTuple):
             path = find_file(self.images, FOLDERS, f"{image_id}.jpg")
         return SourceSample(image_id, (path,), annotations)
 
-    def _features_of(self, image_id: str, vocabulary: Path | None) -> DetectorFile:
-        """In VL-T5's three files, or wherever `locate` looks."""
-        assert self.features is not None
-        subset = image_id.split("_")[1] if image_id.startswith(COCO) else ""
-        whole = self.features / FEATURE_FILES.get(subset, VG_FEATURES)
-        return locate_boxes(whole if whole.is_file() else self.features, image_id, vocabulary)
-
 
 def parse_aggregate(
     files: Sequence[Path],
     split: str,
     answers: Collection[str],
     evaluated: Collection[str],
-    places: Places,
+    places: PictureSource,
 ) -> tuple[list[SourceSet], list[str]]:
     """The data sets of an aggregate, and the ids of the evaluation pictures that are left out.
     `evaluated`: ids to leave out, of pictures as the aggregate has them, or COCO's own."""
@@ -177,7 +169,10 @@ def parse_aggregate(
             if sentence.fault:
                 dropped[sentence.source].append(Dropped(sentence.id, sentence.fault))
             else:
-                annotations[sentence.source].append(annotation_of(sentence))
+                words: Annotation = {"caption": sentence.text}
+                if sentence.source in QUESTIONS:
+                    words = {"question": sentence.text, "label": dict(sentence.label)}
+                annotations[sentence.source].append({"id": sentence.id, **words})
         for source, of_source in annotations.items():
             samples[source].append(places.sample(image_id, of_source))
         if places.features is not None:  # only detectors' files have boxes to name
@@ -197,13 +192,6 @@ def parse_aggregate(
     return datasets, excluded
 
 
-def annotation_of(sentence: Sentence) -> Annotation:
-    """A caption or a question."""
-    if sentence.source in CAPTIONS:
-        return {"id": sentence.id, "caption": sentence.text}
-    return {"id": sentence.id, "question": sentence.text, "label": dict(sentence.label)}
-
-
 def coco_id(image_id: str) -> str:
     """COCO's id of COCO_val2014_000000000042: "42"; "" for other pictures."""
     number = image_id.rpartition("_")[2]
@@ -215,17 +203,7 @@ def read_answers(path: Path) -> frozenset[str]:
     return frozenset(row.text("ans") for row in read_list(path, "answer"))
 
 
-def read_evaluated(karpathy: Path, lists: Sequence[Path], split: str) -> frozenset[str]:
-    """Ids of COCO's pictures in Karpathy's splits for evaluation, and those of further lists."""
-    ids = set[str]().union(*(karpathy_ids(karpathy, part) for part in SPLITS[split]))
-    for path in lists:
-        with open_text(path) as file:
-            ids.update(filter(None, map(str.strip, file)))
-    return frozenset(ids)
-
-
 def add_command(commands: Any) -> None:
-    """Add `lxmert`."""
     parser = new_command(
         commands,
         "lxmert",
@@ -236,7 +214,7 @@ def add_command(commands: Any) -> None:
         examples=[
             "lxmert --annotations mscoco.json vgnococo.json \\\n      --answers "
             "all_ans.json --without-coco dataset_coco.json \\\n      --features FEATURES "
-            "--vocabulary VG --out shards/lxmert",
+            "--vocabulary VG --out shards/lxmert"
         ],
     )
     add = parser.add_argument
@@ -279,12 +257,16 @@ def run(args: argparse.Namespace) -> None:
     if args.vocabulary is not None:
         for name in VOCABULARIES.values():
             names_in(args.vocabulary / name)
+    held_out = [karpathy_ids(args.without_coco, part) for part in SPLITS[args.split]]
+    for path in args.exclude:
+        with open_text(path) as file:
+            held_out.append(set(filter(None, map(str.strip, file))))
     datasets, excluded = parse_aggregate(
         args.annotations,
         args.split,
         read_answers(args.answers),
-        read_evaluated(args.without_coco, args.exclude, args.split),
-        Places(args.images, args.features, args.vocabulary),
+        set().union(*held_out),
+        PictureSource(args.images, args.features, args.vocabulary),
     )
     if not datasets:
         raise ValueError(f"{args.annotations[0]}: no picture is left; all are evaluation pictures")

@@ -1,4 +1,4 @@
-"""What publishers offer for download, for `plan` and docs/reproduce.md.
+"""What a publisher's data set declares once, for its command, `plan` and docs/reproduce.md.
 
 Sizes are those of the downloads, as their servers or publishers say. No publisher here names a
 checksum; a packed data set records the sha256 of the files it was made from.
@@ -6,12 +6,20 @@ checksum; a packed data set records the sha256 of the files it was made from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from inspect import signature
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from data_prep.command import add_shard_options, new_command, packs
 from data_prep.json_rows import JsonRow, clean, shown
-from data_prep.packing.source import Annotation
+from data_prep.packing.source import Annotation, SourceSet
 from vlds.schema import CHOICE_LETTERS
+
+CC_BY = "CC BY 4.0"
+UNKNOWN = "not stated"
+COCO_TERMS = "Flickr's terms for pictures"
 
 
 class Download(NamedTuple):
@@ -20,28 +28,70 @@ class Download(NamedTuple):
     gives: str
     """File or folder below the folder of all data."""
     address: str
-    size: str
+    size: str = ""
     """"" if unknown."""
-    licence: str
+    licence: str = UNKNOWN
 
 
-class Published(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Published:
     """What one command needs, split by split."""
 
     title: str
     command: str
-    """The command and the options that name folders below the folder of all data."""
-    splits: Mapping[str, tuple[Download, ...]]
-    """Split -> what it needs."""
+    folders: str
+    """Options that name folders below the folder of all data: "--src OKVQA --images COCO"."""
+    needs: Mapping[str, tuple[Download, ...]]
+    """Split -> what it needs; splits that `plan` does not pack are missing."""
     name: str = ""
-    """Its shards are in NAME-SPLIT; "": the command."""
+    """Shards are in NAME-SPLIT; "": the command. The data set is called so, with "_" for "-"."""
     option: str = "--split"
     """The option that takes the split."""
 
 
-CC_BY = "CC BY 4.0"
-UNKNOWN = "not stated"
-COCO_TERMS = "Flickr's terms for pictures"
+@dataclass(frozen=True, kw_only=True)
+class OfficialSet(Published):
+    """A data set whose command reads a publisher's files: its downloads, options and parser."""
+
+    summary: str
+    parse: Callable[..., SourceSet]
+    """Each parameter is the value of the option of the same name: `src` and `split`, `name`, and
+    `images` if rows name pictures."""
+    splits: Iterable[str] = ()
+    """The choices of --split, if they are more than those of `needs`."""
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The command's other options -> what `add_argument` takes."""
+    holds: str = "the official files"
+    """What the folder --src holds."""
+
+    def add_command(self, commands: Any) -> None:
+        """Add the command to the parsers of all commands."""
+        splits = tuple(self.splits or self.needs)
+        name = (self.name or self.command).replace("-", "_")
+        example = (
+            f"{self.command} --src DOWNLOADED --split {splits[0]} \\\n"
+            f"      --out shards/{self.command}"
+        )
+        parser = new_command(commands, self.command, self.summary, examples=[example])
+        add = parser.add_argument
+        add("--src", type=Path, required=True, metavar="DIR", help=f"folder of {self.holds}")
+        listed = f"one of {', '.join(splits)}"
+        add("--split", choices=splits, required=True, metavar="SPLIT", help=listed)
+        if "images" in signature(self.parse).parameters:
+            add("--images", type=Path, metavar="DIR", help="pictures (default: --src)")
+        add("--name", default=name, help=f"name of the data set (default: {name})")
+        add_shard_options(parser)
+        # --help lists what all commands share first.
+        for option, arguments in self.options.items():
+            add(option, **arguments)
+        packs(parser, self.parse)
+
+
+def other_file(text: str) -> dict[str, Any]:
+    """An option that names a file to read instead of a usual one."""
+    return {"type": Path, "metavar": "FILE", "help": text}
+
+
 COCO: Mapping[str, Download] = {
     part: Download(
         f"COCO/{part}", f"http://images.cocodataset.org/zips/{part}.zip", size, COCO_TERMS
@@ -53,20 +103,18 @@ COCO: Mapping[str, Download] = {
 }  # fmt: skip
 """Pictures of COCO, which several data sets share."""
 KARPATHY_ADDRESS = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+KARPATHY_COCO = Download("COCO/dataset_coco.json", KARPATHY_ADDRESS)
 FLICKR30K = Download(
     "FLICKR30K/flickr30k-images",
     "https://shannon.cs.illinois.edu/DenotationGraph/",
-    "",
-    "by request; Flickr's terms for pictures",
+    licence="by request; Flickr's terms for pictures",
 )
 """Pictures of Flickr30k, which its captions and SNLI-VE share."""
 
 
-# What A-OKVQA and ScienceQA share: the choices of a question, and the right one.
-
-
 def read_choices(row: JsonRow, answer_field: str) -> Annotation:
-    """The `choices` of a question, and `answer_index` if the split has answers.
+    """The `choices` of a question of A-OKVQA or ScienceQA, and `answer_index` if the split has
+    answers.
 
     Errors: ValueError if there are fewer than two or more than five choices, or the answer is none
     of them.

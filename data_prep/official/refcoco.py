@@ -9,22 +9,21 @@ from __future__ import annotations
 import json
 import pickle
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_list, read_object, shown
-from data_prep.official.published import COCO, UNKNOWN, Download, Published
+from data_prep.official.published import COCO, Download, OfficialSet, other_file
 from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 from vlds.runtime.files import open_file
 
 PICTURE_FOLDERS = ("train2014", "images/train2014", "images/mscoco/images/train2014", "")
 
 
-class Release(NamedTuple):
+class RefRelease(NamedTuple):
     """One of the three data sets."""
 
     folder: str
@@ -34,31 +33,16 @@ class Release(NamedTuple):
 
 
 RELEASES = {
-    "refcoco": Release("refcoco", ("unc", "google"), ("train", "val", "testA", "testB", "test")),
-    "refcoco-plus": Release("refcoco+", ("unc",), ("train", "val", "testA", "testB")),
-    "refcocog": Release("refcocog", ("umd", "google"), ("train", "val", "test")),
+    "refcoco": RefRelease("refcoco", ("unc", "google"), ("train", "val", "testA", "testB", "test")),
+    "refcoco-plus": RefRelease("refcoco+", ("unc",), ("train", "val", "testA", "testB")),
+    "refcocog": RefRelease("refcocog", ("umd", "google"), ("train", "val", "test")),
 }
 """Command -> data set."""
 SITE = "https://bvisionweb1.cs.unc.edu/licheng/referit/data/"
-PUBLISHED = tuple(
-    Published(
-        release.folder.replace("refcoco", "RefCOCO"),
-        f"{command} --src REFER --images COCO",
-        {
-            split: (
-                Download(f"REFER/{release.folder}", f"{SITE}{release.folder}.zip", "", UNKNOWN),
-                COCO["train2014"],
-            )
-            for split in release.splits
-            if command != "refcoco" or split != "test"  # Google's split alone has it
-        },
-    )
-    for command, release in RELEASES.items()
-)
 
 
 def parse_refcoco(
-    release: Release,
+    release: RefRelease,
     src: Path,
     split: str,
     name: str,
@@ -84,7 +68,13 @@ def parse_refcoco(
         if row.text("split") == split:
             thing = _named(things, row, "ann_id", path)
             _named(pictures, row, "image_id", path)
-            said[row.id("image_id")] += _expressions(row, _box(thing, "bbox"))
+            box = _box(thing, "bbox")
+            source = {key: row.id(key) for key in ("ref_id", "ann_id")}
+            said[row.id("image_id")] += [
+                {"id": sentence.id("sent_id"), "expression": sentence.line("sent"), "box": box,
+                 "source": dict(source)}
+                for sentence in row.rows("sentences", "sentence")
+            ]  # fmt: skip
     boxes: dict[str, list[list[float]]] = defaultdict(list)
     for row in read_list(proposals, "proposal") if proposals else things.values():
         if (image_id := row.id("image_id")) in said:
@@ -108,14 +98,6 @@ def _named(rows: dict[str, JsonRow], row: JsonRow, key: str, path: Path) -> Json
             "data set"
         )
     return rows[row.id(key)]
-
-
-def _expressions(row: JsonRow, box: list[float]) -> Iterator[Annotation]:
-    """One annotation for each sentence about a thing."""
-    for sentence in row.rows("sentences", "sentence"):
-        source = {"ref_id": row.id("ref_id"), "ann_id": row.id("ann_id")}
-        expression = sentence.line("sent")
-        yield {"id": sentence.id("sent_id"), "expression": expression, "box": box, "source": source}
 
 
 def _box(row: JsonRow, key: str) -> list[float]:
@@ -168,38 +150,37 @@ def read_plain_pickle(path: Path) -> Any:
         ) from None
 
 
-def add_command(commands: Any) -> None:
-    """Add `refcoco`, `refcoco-plus` and `refcocog`."""
-    for command, release in RELEASES.items():
-        _add_release(commands, command, release)
-
-
-def _add_release(commands: Any, command: str, release: Release) -> None:
-    title = release.folder.replace("refcoco", "RefCOCO")
-    summary = f"{title}: expressions and the boxes of what they mean"
-    name = command.replace("-", "_")
-    parser = official_command(commands, command, summary, release.splits, name)
-    _add_options(parser, release.splitters)
-    packs(parser, partial(parse_refcoco, release))
-
-
-def _add_options(parser: Any, splitters: Sequence[str]) -> None:
-    parser.add_argument(
-        "--split-by",
-        choices=splitters,
-        default=splitters[0],
-        help=f"who split it: refs(NAME).p (default: {splitters[0]})",
+SETS = tuple(
+    OfficialSet(
+        title=title,
+        command=command,
+        summary=f"{title}: expressions and the boxes of what they mean",
+        folders="--src REFER --images COCO",
+        splits=release.splits,
+        needs={
+            split: (
+                Download(f"REFER/{release.folder}", f"{SITE}{release.folder}.zip"),
+                COCO["train2014"],
+            )
+            for split in release.splits
+            if command != "refcoco" or split != "test"  # Google's split alone has it
+        },
+        parse=partial(parse_refcoco, release),
+        options={
+            "--split-by": {
+                "choices": release.splitters,
+                "default": release.splitters[0],
+                "help": f"who split it: refs(NAME).p (default: {release.splitters[0]})",
+            },
+            "--annotations": other_file(
+                "another file of expressions: a pickle (.p), or the same rows as a JSON list"
+            ),
+            "--proposals": other_file(
+                "boxes to choose from, best first: a JSON list of {image_id, box}, as MAttNet's "
+                "*_dets.json (default: all boxes of instances.json)"
+            ),
+        },
     )
-    parser.add_argument(
-        "--annotations",
-        type=Path,
-        metavar="FILE",
-        help="another file of expressions: a pickle (.p), or the same rows as a JSON list",
-    )
-    parser.add_argument(
-        "--proposals",
-        type=Path,
-        metavar="FILE",
-        help="boxes to choose from, best first: a JSON list of {image_id, box}, as MAttNet's "
-        "*_dets.json (default: all boxes of instances.json)",
-    )
+    for command, release in RELEASES.items()
+    for title in [release.folder.replace("refcoco", "RefCOCO")]
+)

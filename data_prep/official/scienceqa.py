@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_object
-from data_prep.official.published import Download, Published, read_choices
+from data_prep.official.published import Download, OfficialSet, read_choices
 from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
 
-SPLITS = ("train", "val", "test", "trainval", "minitrain", "minival", "minitest")
 GRADES: Mapping[str, str] = {
     f"grade{number}": "1-6" if number <= 6 else "7-12" for number in range(1, 13)
 }
@@ -25,19 +22,6 @@ FILES = ("problems.json", "pid_splits.json")
 LICENCE = "CC BY-NC-SA 4.0"
 SITE = "https://github.com/lupantech/ScienceQA/blob/main/data/scienceqa/"
 BUCKET = "https://scienceqa.s3.us-west-1.amazonaws.com/images/"
-PUBLISHED = (
-    Published(
-        "ScienceQA",
-        "scienceqa --src SCIENCEQA",
-        {
-            split: (
-                *(Download(f"SCIENCEQA/{name}", f"{SITE}{name}", "", LICENCE) for name in FILES),
-                Download(f"SCIENCEQA/images/{split}", f"{BUCKET}{split}.zip", "", LICENCE),
-            )
-            for split in ("train", "val", "test")
-        },
-    ),
-)
 
 
 def parse_scienceqa(
@@ -97,14 +81,26 @@ def _annotation(row: JsonRow, problem_id: str) -> Annotation:
     return row.annotate(annotation, *KNOWN)
 
 
-def add_command(commands: Any) -> None:
-    """Add `scienceqa`."""
-    summary = "ScienceQA: school questions with choices, half of them about pictures"
-    parser = official_command(commands, "scienceqa", summary, SPLITS)
-    parser.add_argument(
-        "--text-rows",
-        action="store_true",
-        help="keep questions without a picture, each as a sample without pictures: for the models "
-        "Causal and ImageTextToText, and for the official scores, which count all questions",
-    )
-    packs(parser, parse_scienceqa)
+SCIENCE_QA = OfficialSet(
+    title="ScienceQA",
+    command="scienceqa",
+    summary="ScienceQA: school questions with choices, half of them about pictures",
+    folders="--src SCIENCEQA",
+    splits=("train", "val", "test", "trainval", "minitrain", "minival", "minitest"),
+    needs={
+        split: (
+            *(Download(f"SCIENCEQA/{name}", f"{SITE}{name}", licence=LICENCE) for name in FILES),
+            Download(f"SCIENCEQA/images/{split}", f"{BUCKET}{split}.zip", licence=LICENCE),
+        )
+        for split in ("train", "val", "test")
+    },
+    parse=parse_scienceqa,
+    options={
+        "--text-rows": {
+            "action": "store_true",
+            "help": "keep questions without a picture, each as a sample without pictures: for the "
+            "models Causal and ImageTextToText, and for the official scores, which count all "
+            "questions",
+        }
+    },
+)

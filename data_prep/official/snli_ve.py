@@ -4,35 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
-from data_prep.command import official_command, packs
 from data_prep.json_rows import read_lines
 from data_prep.official.flickr30k import PICTURE_FOLDERS
-from data_prep.official.published import FLICKR30K, Download, Published
+from data_prep.official.published import FLICKR30K, Download, OfficialSet, other_file
 from data_prep.packing.source import Annotation, Dropped, SourceSet, find_file, samples_of
 
-SPLITS = ("train", "dev", "test")
 LABELS = ("entailment", "neutral", "contradiction")
-
 SITE = "https://storage.googleapis.com/allennlp-public-data/snli-ve/"
-PUBLISHED = (
-    Published(
-        "SNLI-VE",
-        "snli-ve --src SNLI_VE --images FLICKR30K",
-        {
-            split: (
-                Download(
-                    f"SNLI_VE/snli_ve_{split}.jsonl", f"{SITE}snli_ve_{split}.jsonl.gz", "",
-                    "CC BY-SA 4.0 (SNLI)",
-                ),
-                FLICKR30K,
-            )
-            for split in SPLITS
-        },
-        name="snli_ve",
-    ),
-)  # fmt: skip
+TERMS = "CC BY-SA 4.0 (SNLI)"
 
 
 def parse_snli_ve(
@@ -61,10 +41,16 @@ def parse_snli_ve(
     return SourceSet(name, "entailment", split, (path,), samples, tuple(dropped))
 
 
-def add_command(commands: Any) -> None:
-    """Add `snli-ve`."""
-    parser = official_command(
-        commands, "snli-ve", "SNLI-VE: does a picture entail a sentence", SPLITS, name="snli_ve"
-    )
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="another file")
-    packs(parser, parse_snli_ve)
+SNLI_VE = OfficialSet(
+    title="SNLI-VE",
+    command="snli-ve",
+    name="snli_ve",
+    summary="SNLI-VE: does a picture entail a sentence",
+    folders="--src SNLI_VE --images FLICKR30K",
+    needs={
+        split: (Download(f"SNLI_VE/{file}", f"{SITE}{file}.gz", licence=TERMS), FLICKR30K)
+        for split, file in ((name, f"snli_ve_{name}.jsonl") for name in ("train", "dev", "test"))
+    },
+    parse=parse_snli_ve,
+    options={"--annotations": other_file("another file")},
+)

@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_lines, shown
-from data_prep.official.published import Download, Published
+from data_prep.official.published import Download, OfficialSet, other_file
 from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file, locate
 
 FRAMES = 64
@@ -25,9 +24,7 @@ MOST_CHOICES = 5
 
 
 @dataclass(frozen=True)
-class Release:
-    """One task of VALUE."""
-
+class ValueTask:
     videos: str
     """Folder of the features and prefix of the subtitle file."""
     files: tuple[str, str, str]
@@ -38,25 +35,25 @@ class Release:
 
 SPLITS = ("train", "val", "test")
 RELEASES = {
-    "tvqa": Release(
+    "tvqa": ValueTask(
         "tv",
         ("tvqa_train", "tvqa_val", "tvqa_test_release"),
         "video_qa",
         "TVQA: questions with five choices about clips of TV series",
     ),
-    "how2qa": Release(
+    "how2qa": ValueTask(
         "how2",
         ("how2qa_train_release", "how2qa_val_release", "how2qa_test_public_release"),
         "video_qa",
         "How2QA: questions with four choices about clips of instructions",
     ),
-    "tvc": Release(
+    "tvc": ValueTask(
         "tv",
         ("tvc_train_release", "tvc_val_release", "tvc_test_release"),
         "video_caption",
         "TVC: descriptions of moments of TV series",
     ),
-    "yc2c": Release(
+    "yc2c": ValueTask(
         "yc2",
         ("yc2c_train_release", "yc2c_val_release", "yc2c_test_release"),
         "video_caption",
@@ -65,25 +62,6 @@ RELEASES = {
 }
 
 ADDRESS = "https://github.com/VALUE-Leaderboard/DataRelease"
-PUBLISHED = tuple(
-    Published(
-        task.upper().replace("HOW", "How"),
-        f"value-{task} --src VALUE",
-        {
-            split: tuple(
-                Download(f"VALUE/{place}", ADDRESS, "", "that of each publisher")
-                for place in (
-                    f"ann/{task}/{file}.jsonl",
-                    f"ann/{release.videos}_subtitles.jsonl",
-                    f"vis_features/{release.videos}/clip-vit",
-                )
-            )
-            for split, file in zip(SPLITS, release.files, strict=True)
-        },
-        name=task,
-    )
-    for task, release in RELEASES.items()
-)
 
 
 def parse_value(
@@ -102,7 +80,14 @@ def parse_value(
     subtitles = find_file(
         src, ("ann", f"ann/{task}", "subtitles"), f"{release.videos}_subtitles.jsonl"
     )
-    spoken = _read_subtitles(subtitles)
+    # Video -> its lines with their seconds; some videos have none.
+    spoken = {
+        row.id("vid_name"): [
+            {"text": line.line("text"), "start": line.value("start"), "end": line.value("end")}
+            for line in row.rows("sub", "subtitle")
+        ]
+        for _, row in read_lines(subtitles)
+    }
     feature_folder = features or src / "vis_features" / release.videos / "clip-vit"
     samples: dict[str, SourceSample] = {}
     dropped = []
@@ -118,7 +103,13 @@ def parse_value(
         if not asks:
             sample.source["vid_name"] = video
             if "ts" in row:
-                sample.extra["span"] = _span(row)
+                span = row.array("ts")
+                if not all(isinstance(second, (int, float)) for second in span):
+                    raise ValueError(
+                        f"{row.place}: 'ts' is {shown(span)}; expected numbers of seconds"
+                    )
+                sample.extra["span"] = [float(second) for second in span]
+        # Questions about a clip share its sample; each moment has one.
         sample = samples.setdefault(sample.id, sample)
         for annotation in [_question(row)] if asks else _descriptions(row):
             if annotation.get("caption") == "":
@@ -128,25 +119,6 @@ def parse_value(
     return SourceSet(
         name or task, release.kind, split, (path, subtitles), list(samples.values()), tuple(dropped)
     )
-
-
-def _read_subtitles(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Video -> its lines with their seconds; some videos have none."""
-    return {
-        row.id("vid_name"): [
-            {"text": line.line("text"), "start": line.value("start"), "end": line.value("end")}
-            for line in row.rows("sub", "subtitle")
-        ]
-        for _, row in read_lines(path)
-    }
-
-
-def _span(row: JsonRow) -> list[float]:
-    """Start and end of a moment, in seconds."""
-    span = row.array("ts")
-    if not all(isinstance(second, (int, float)) for second in span):
-        raise ValueError(f"{row.place}: 'ts' is {shown(span)}; expected numbers of seconds")
-    return [float(second) for second in span]
 
 
 def _question(row: JsonRow) -> Annotation:
@@ -181,12 +153,27 @@ def _descriptions(row: JsonRow) -> list[Annotation]:
     ] or [{"id": row.id("clip_id")}]
 
 
-def add_command(commands: Any) -> None:
-    """Add one command for each task."""
-    for task, release in RELEASES.items():
-        parser = official_command(
-            commands, f"value-{task}", release.summary, SPLITS, name=task,
-            holds="ann/, vis_features/", has_images=False,
-        )  # fmt: skip
-        parser.add_argument("--annotations", type=Path, metavar="FILE", help="another file")
-        packs(parser, partial(parse_value, task))
+SETS = tuple(
+    OfficialSet(
+        title=task.upper().replace("HOW", "How"),
+        command=f"value-{task}",
+        name=task,
+        summary=release.summary,
+        folders="--src VALUE",
+        needs={
+            split: tuple(
+                Download(f"VALUE/{place}", ADDRESS, licence="that of each publisher")
+                for place in (
+                    f"ann/{task}/{file}.jsonl",
+                    f"ann/{release.videos}_subtitles.jsonl",
+                    f"vis_features/{release.videos}/clip-vit",
+                )
+            )
+            for split, file in zip(SPLITS, release.files, strict=True)
+        },
+        parse=partial(parse_value, task),
+        holds="ann/, vis_features/",
+        options={"--annotations": other_file("another file")},
+    )
+    for task, release in RELEASES.items()
+)

@@ -8,8 +8,8 @@ from typing import Any
 from data_prep.command import add_shard_options, new_command, packs
 from data_prep.json_rows import JsonRow, read_list, shown
 from data_prep.official.coco import karpathy_ids
-from data_prep.official.published import CC_BY, Download, Published
-from data_prep.packing.pack import soft_label
+from data_prep.official.published import CC_BY, Download, Published, other_file
+from data_prep.packing.pack import answer_fields
 from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
 
 FILES = {"questions": "question_answers.json", "regions": "region_descriptions.json"}
@@ -22,20 +22,19 @@ OF_COCO = "in COCO's val or test split"
 SITE = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset/"
 PICTURES = "https://cs.stanford.edu/people/rak248/VG_100K_2/"
 SIZES = {"questions": "24.8 MB", "regions": "127 MB"}
-PUBLISHED = (
-    Published(
-        "Visual Genome",
-        "vg --src VG",
-        {
-            what: (
-                Download(f"VG/{file}", f"{SITE}{file}.zip", SIZES[what], CC_BY),
-                Download("VG/VG_100K", f"{PICTURES}images.zip", "9.7 GB", CC_BY),
-                Download("VG/VG_100K_2", f"{PICTURES}images2.zip", "5.5 GB", CC_BY),
-            )
-            for what, file in FILES.items()
-        },
-        option="--what",
-    ),
+PUBLISHED = Published(
+    title="Visual Genome",
+    command="vg",
+    folders="--src VG",
+    needs={
+        what: (
+            Download(f"VG/{file}", f"{SITE}{file}.zip", SIZES[what], CC_BY),
+            Download("VG/VG_100K", f"{PICTURES}images.zip", "9.7 GB", CC_BY),
+            Download("VG/VG_100K_2", f"{PICTURES}images2.zip", "5.5 GB", CC_BY),
+        )
+        for what, file in FILES.items()
+    },
+    option="--what",
 )
 
 
@@ -52,7 +51,9 @@ def parse_vg(
     files, held_out = [path], set[str]()
     if without_coco is not None:
         files += [without_coco, src / "image_data.json"]
-        held_out = _held_out(files[-1], without_coco)
+        coco = set[str]().union(*(karpathy_ids(without_coco, split) for split in HELD_OUT))
+        rows = read_list(files[-1], "picture")
+        held_out = {_image_id(row) for row in rows if str(row.value("coco_id")) in coco}
     samples, dropped, left_out = [], [], []
     for row in read_list(path, "picture"):
         image_id = _image_id(row)
@@ -76,13 +77,6 @@ def parse_vg(
     )  # fmt: skip
 
 
-def _held_out(image_data: Path, karpathy: Path) -> set[str]:
-    """Ids of the pictures that are in COCO's val and test splits."""
-    coco = set[str]().union(*(karpathy_ids(karpathy, split) for split in HELD_OUT))
-    rows = read_list(image_data, "picture")
-    return {_image_id(row) for row in rows if str(row.value("coco_id")) in coco}
-
-
 def _image_id(row: JsonRow) -> str:
     """Versions differ in the field's name."""
     return row.id("image_id" if "image_id" in row else "id")
@@ -101,12 +95,7 @@ def _question(entry: JsonRow) -> Annotation | str:
     answer = entry.line("answer").rstrip(".").lower().strip()
     if not question or not answer:
         return "no answer" if question else "no question"
-    annotation = {
-        "id": _id_of(entry),
-        "question": question,
-        "answers": [answer],
-        "label": soft_label([answer]),
-    }
+    annotation = {"id": _id_of(entry), "question": question, **answer_fields([answer])}
     return entry.annotate(annotation, "qa_id", "id", "image_id", "question", "answer")
 
 
@@ -122,7 +111,6 @@ PARSERS = {"questions": _question, "regions": _region}
 
 
 def add_command(commands: Any) -> None:
-    """Add `vg`."""
     parser = new_command(
         commands,
         "vg",
@@ -137,11 +125,11 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--name", help="name of the data set (default: vg_questions or vg_regions)")
     parser.add_argument(
         "--without-coco",
-        type=Path,
-        metavar="FILE",
-        help="dataset_coco.json: leave out the pictures of its val and test splits, because half "
-        "of Visual Genome is COCO's, and a test on COCO must not see them in training (needs "
-        "image_data.json)",
+        **other_file(
+            "dataset_coco.json: leave out the pictures of its val and test splits, because half of "
+            "Visual Genome is COCO's, and a test on COCO must not see them in training (needs "
+            "image_data.json)"
+        ),
     )
     add_shard_options(parser)
     packs(parser, parse_vg)

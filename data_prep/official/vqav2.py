@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from data_prep.command import official_command, packs
 from data_prep.json_rows import JsonRow, read_json, read_object
 from data_prep.official.coco import karpathy_ids
 from data_prep.official.lxmert import coco_picture, is_lxmert, read_lxmert, vqa_annotation
-from data_prep.official.published import CC_BY, COCO, KARPATHY_ADDRESS, UNKNOWN, Download, Published
-from data_prep.packing.pack import soft_label
+from data_prep.official.published import (
+    CC_BY,
+    COCO,
+    KARPATHY_COCO,
+    Download,
+    OfficialSet,
+    other_file,
+)
+from data_prep.packing.pack import answer_fields
 from data_prep.packing.source import TYPES, Annotation, SourceSet, samples_of
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
@@ -49,22 +54,6 @@ ANSWERS = {
     subset: _download(f"Annotations_{part}", f"mscoco_{subset}_annotations.json")
     for subset, part in {"train2014": "Train", "val2014": "Val"}.items()
 }
-KARPATHY_FILE = Download("COCO/dataset_coco.json", KARPATHY_ADDRESS, "", UNKNOWN)
-PUBLISHED = (
-    Published(
-        "VQA v2",
-        "vqav2 --src COCO",
-        {
-            split: (
-                *(QUESTIONS[subset] for subset in subsets),
-                *(ANSWERS[subset] for subset in subsets if subset in ANSWERS),
-                *(COCO[subset.replace("test-dev", "test")] for subset in subsets),
-                *([KARPATHY_FILE] if split.startswith(KARPATHY) else []),
-            )
-            for split, subsets in SPLITS.items()
-        },
-    ),
-)
 
 
 def parse_vqav2(
@@ -82,16 +71,20 @@ def parse_vqav2(
         dataset = _parse_lxmert(questions, annotations, split, name, images or src)
     else:
         dataset = _parse_official(src, split, name, questions, annotations, images or src)
-    return dataset if vocabulary is None else _restricted(dataset, vocabulary)
+    if vocabulary is None:
+        return dataset
+    # A question without any known answer keeps its ten answers for the score, and weighs nothing
+    # in training, as in VL-Adapter.
+    known = read_vocabulary(vocabulary)
+    for annotation in (entry for sample in dataset.samples for entry in sample.annotations):
+        if "label" in annotation:
+            label = annotation["label"]
+            annotation["label"] = {a: score for a, score in label.items() if a in known}
+    return replace(dataset, files=(*dataset.files, vocabulary))
 
 
 def _parse_official(
-    src: Path,
-    split: str,
-    name: str,
-    questions: Path | None,
-    annotations: Path | None,
-    images: Path,
+    src: Path, split: str, name: str, questions: Path | None, annotations: Path | None, images: Path
 ) -> SourceSet:
     files: list[Path] = []
     asked: dict[str, list[Annotation]] = defaultdict(list)
@@ -115,12 +108,31 @@ def _parse_official(
 
 
 def read_questions(question_file: Path, label_file: Path | None) -> dict[str, list[Annotation]]:
-    """Picture id -> its questions, with their answers if there is a file of them."""
-    rows = _read_rows(question_file, "questions")
-    labels = _read_labels(label_file, rows, question_file) if label_file else {}
+    """Picture id -> its questions, with their answers if there is a file of them; both files must
+    hold the same questions."""
+    questions = _read_rows(question_file, "questions")
+    labels = {}
+    if label_file is not None:
+        labels = {row.id("question_id"): row for row in _read_rows(label_file, "annotations")}
+        if unmatched := {row.id("question_id") for row in questions} ^ labels.keys():
+            # Ids are texts; the shortest is the smallest number.
+            first = min(unmatched, key=lambda number: (len(number), number))
+            raise ValueError(
+                f"{question_file.name} and {label_file.name} differ in {len(unmatched)} questions, "
+                f"the first is question_id {first}; give the two files of one split"
+            )
     asked: dict[str, list[Annotation]] = defaultdict(list)
-    for row in rows:
-        annotation = _annotation(row, labels.get(row.id("question_id"), {}))
+    for row in questions:
+        question_id = row.id("question_id")
+        annotation: Annotation = {"id": question_id, "question": row.text("question").strip()}
+        extra = row.rest("question_id", "image_id", "question")
+        if (label := labels.get(question_id)) is not None:
+            # The answers stay as they are written: the official scorer has its own cleaning.
+            annotation |= answer_fields(_answers(label))
+            annotation |= {key: label.text(key) if key in label else "" for key in TYPES}
+            extra |= label.rest("question_id", "image_id", "answers", *TYPES)
+        if extra:
+            annotation["source"] = extra
         asked[row.id("image_id")].append(annotation)
     return asked
 
@@ -150,59 +162,18 @@ def _read_rows(path: Path, key: str) -> list[JsonRow]:
     return [row.at(f"{path}, question {row.id('question_id')}") for row in rows]
 
 
-def _read_labels(
-    path: Path, questions: Sequence[JsonRow], question_file: Path
-) -> dict[str, Annotation]:
-    """Question id -> its official annotation; both files must hold the same questions."""
-    rows = {row.id("question_id"): row for row in _read_rows(path, "annotations")}
-    unmatched = {row.id("question_id") for row in questions} ^ rows.keys()
-    if unmatched:
-        first = min(unmatched, key=lambda number: (len(number), number))
-        raise ValueError(
-            f"{question_file.name} and {path.name} differ in {len(unmatched)} questions, the first "
-            f"is question_id {first}; give the two files of one split"
-        )
-    return {question_id: _label(row) for question_id, row in rows.items()}
-
-
-def _label(row: JsonRow) -> Annotation:
-    # The answers stay as they are written: the official scorer has its own cleaning.
-    answers = _answers(row)
-    types = {key: row.text(key) if key in row else "" for key in TYPES}
-    label = {"answers": answers, "label": soft_label(answers), **types}
-    return row.annotate(label, "question_id", "image_id", "answers", *TYPES)
-
-
 def _answers(row: JsonRow) -> list[str]:
     return [answer.text("answer") for answer in row.rows("answers", "answer")]
-
-
-def _annotation(row: JsonRow, label: Annotation) -> Annotation:
-    annotation = {"id": row.id("question_id"), "question": row.text("question").strip()} | label
-    if extra := row.rest("question_id", "image_id", "question") | label.get("source", {}):
-        annotation["source"] = extra
-    return annotation
 
 
 def picture_of(folder: Path, subset: str, image_id: str) -> Path:
     """COCO's file; the pictures of test-dev are those of test2015."""
     subset = subset.replace("test-dev", "test")
+    # Users' own files may have other ids than COCO's numbers.
     stem = image_id
     if re.fullmatch("[0-9]{1,30}", image_id):
         stem = f"COCO_{subset}_{int(image_id):012d}"
     return coco_picture(folder, stem, subset)
-
-
-def _restricted(dataset: SourceSet, vocabulary: Path) -> SourceSet:
-    """Keep the soft scores of known answers only. A question without any keeps its ten answers for
-    the score, and weighs nothing in training, as in VL-Adapter."""
-    known = read_vocabulary(vocabulary)
-    for sample in dataset.samples:
-        for annotation in sample.annotations:
-            if "label" in annotation:
-                label = annotation["label"]
-                annotation["label"] = {a: score for a, score in label.items() if a in known}
-    return replace(dataset, files=(*dataset.files, vocabulary))
 
 
 def read_vocabulary(path: Path) -> frozenset[str]:
@@ -216,20 +187,28 @@ def read_vocabulary(path: Path) -> frozenset[str]:
     raise ValueError(f"{path}: a list of answers is needed, or an object whose keys are answers")
 
 
-def add_command(commands: Any) -> None:
-    """Add `vqav2`."""
-    parser = official_command(commands, "vqav2", "VQA v2: questions with ten answers each", SPLITS)
-    parser.add_argument(
-        "--questions",
-        type=Path,
-        metavar="FILE",
-        help="another questions file, or one of LXMERT (a list of sent, img_id, label)",
-    )
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="another answers file")
-    parser.add_argument(
-        "--vocabulary",
-        type=Path,
-        metavar="FILE",
-        help="train on these answers only: a list, as `answers` writes it, or LXMERT's ans2label",
-    )
-    packs(parser, parse_vqav2)
+VQA_V2 = OfficialSet(
+    title="VQA v2",
+    command="vqav2",
+    summary="VQA v2: questions with ten answers each",
+    folders="--src COCO",
+    needs={
+        split: (
+            *(QUESTIONS[subset] for subset in subsets),
+            *(ANSWERS[subset] for subset in subsets if subset in ANSWERS),
+            *(COCO[subset.replace("test-dev", "test")] for subset in subsets),
+            *([KARPATHY_COCO] if split.startswith(KARPATHY) else []),
+        )
+        for split, subsets in SPLITS.items()
+    },
+    parse=parse_vqav2,
+    options={
+        "--questions": other_file(
+            "another questions file, or one of LXMERT (a list of sent, img_id, label)"
+        ),
+        "--annotations": other_file("another answers file"),
+        "--vocabulary": other_file(
+            "train on these answers only: a list, as `answers` writes it, or LXMERT's ans2label"
+        ),
+    },
+)

@@ -1,4 +1,9 @@
-"""Your own data: pictures in a folder, and rows in JSON lines, a JSON list or CSV."""
+"""`jsonl`: your own data, pictures in a folder and rows in JSON lines, a JSON list or CSV.
+
+Rows may also be LLaVA's and ShareGPT's conversations, or COCO's captions. Each question of a
+conversation becomes a row with its answer; the turns before it are left out, because the tasks here
+ask one question about one picture.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +20,8 @@ from data_prep.json_rows import JsonRow, RepeatedKey
 from data_prep.own_data.rows import (
     TASKS,
     Fields,
-    Row,
     RowForm,
+    UserRow,
     annotations_of,
     check_rows,
     picture_of,
@@ -24,15 +29,9 @@ from data_prep.own_data.rows import (
     refuse_repeated_ids,
     text_of,
 )
-from data_prep.packing.pack import add_split_by_image, pack_splits, split_of
+from data_prep.packing.pack import SPLIT_BY_IMAGE, pack_splits, split_of
 from data_prep.packing.picture import find_pictures
 from data_prep.packing.source import Dropped, SourceSample, SourceSet
-
-# Makes rows of files in well-known forms: LLaVA's and ShareGPT's conversations, COCO's captions.
-#
-# Each question with its answer becomes a row. The turns before it are left out: the tasks here ask
-# one question about one picture.
-
 
 TURNS = ("conversations", "messages")
 """Fields that hold the turns of a conversation."""
@@ -51,7 +50,7 @@ class Exchange(NamedTuple):
     fault: str = ""
 
 
-def plain_rows(rows: Sequence[Row], form: RowForm, path: Path) -> Sequence[Row]:
+def plain_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> Sequence[UserRow]:
     """Conversations and COCO's captions as rows with the fields of `form`; other rows as they
     are."""
     fields = rows[0].fields if rows else {}
@@ -65,8 +64,7 @@ def plain_rows(rows: Sequence[Row], form: RowForm, path: Path) -> Sequence[Row]:
     return rows
 
 
-def _rows_of_coco(content: JsonRow, form: RowForm) -> Iterator[Row]:
-    """One row for each caption."""
+def _rows_of_coco(content: JsonRow, form: RowForm) -> Iterator[UserRow]:
     entries = content.array("annotations")
     if entries and not any(isinstance(entry, dict) and "caption" in entry for entry in entries):
         raise ValueError(
@@ -90,10 +88,12 @@ def _rows_of_coco(content: JsonRow, form: RowForm) -> Iterator[Row]:
         annotation_id = entry.id("id")
         if form.id is not None:
             fields[form.id] = entry.fields.get(form.id, annotation_id)
-        yield Row(fields, annotation_id, "annotation", "" if file else "picture not in the file")
+        yield UserRow(
+            fields, annotation_id, "annotation", "" if file else "picture not in the file"
+        )
 
 
-def _rows_of_conversation(row: Row, form: RowForm) -> Iterator[Row]:
+def _rows_of_conversation(row: UserRow, form: RowForm) -> Iterator[UserRow]:
     """One row for each question with its answer, and for each turn that has no counterpart; an
     unusable conversation is one row. Rows that cannot be used have a fault."""
     pictures = row.fields.get(form.image, row.fields.get("images")) or []
@@ -110,7 +110,7 @@ def _rows_of_conversation(row: Row, form: RowForm) -> Iterator[Row]:
         common[form.id] = row.number
     common |= {name: value for name, value in row.fields.items() if name not in consumed}
     if isinstance(exchanges, str):
-        yield Row(common, row.number, row.noun, fault=exchanges)
+        yield UserRow(common, row.number, row.noun, fault=exchanges)
         return
     for index, (question, answer, fault) in enumerate(exchanges):
         end = f"-{index}" if len(exchanges) > 1 else ""
@@ -123,7 +123,7 @@ def _rows_of_conversation(row: Row, form: RowForm) -> Iterator[Row]:
             fields[form.target] = answer
         if end and form.id is not None and (row_id := text_of(common, form.id)):
             fields[form.id] = f"{row_id}{end}"
-        yield Row(fields, f"{row.number}{end}", row.noun, fault)
+        yield UserRow(fields, f"{row.number}{end}", row.noun, fault)
 
 
 def _exchanges(turns: Any) -> list[Exchange] | str:
@@ -133,8 +133,10 @@ def _exchanges(turns: Any) -> list[Exchange] | str:
     for turn in turns if isinstance(turns, list) else []:
         if isinstance(turn, RepeatedKey):
             return f"a turn with {turn.key!r} twice"
-        speaker, text = _speaker_and_text(turn)
-        if text is None:
+        fields = turn if isinstance(turn, dict) else {}
+        names = next((names for names in TURN_FIELDS if names[0] in fields), None)
+        speaker, text = (fields[names[0]], fields.get(names[1])) if names else ("", None)
+        if not isinstance(text, str):
             return "a turn without text"
         if speaker in ASKS:
             if question is not None:
@@ -151,15 +153,6 @@ def _exchanges(turns: Any) -> list[Exchange] | str:
     return exchanges or "no question with an answer"
 
 
-def _speaker_and_text(turn: Any) -> tuple[str, str | None]:
-    fields = turn if isinstance(turn, dict) else {}
-    for speaker, text_field in TURN_FIELDS:
-        if speaker in fields:
-            text = fields.get(text_field)
-            return str(fields[speaker]), text if isinstance(text, str) else None
-    return "", None
-
-
 LABELS_HELP = "entailment, neutral, contradiction; or true, false"
 
 
@@ -173,7 +166,7 @@ def parse_jsonl(
     pictures = find_pictures(images, filter(None, names))
     samples: dict[str, dict[str, SourceSample]] = defaultdict(dict)
     dropped: dict[str, list[Dropped]] = defaultdict(list)
-    used: list[tuple[str, str, Row]] = []
+    used: list[tuple[str, str, UserRow]] = []
     for row in rows:
         part = split if form.split is None else text_of(row.fields, form.split) or "none"
         row_id = text_of(row.fields, form.id) if form.id else row.number
@@ -199,7 +192,6 @@ def parse_jsonl(
 
 
 def add_command(commands: Any) -> None:
-    """Add `jsonl`."""
     parser = new_command(
         commands,
         "jsonl",
@@ -238,7 +230,7 @@ def add_command(commands: Any) -> None:
         metavar="NAME",
         help="the field that names a row's split; each split goes to OUT/SPLIT",
     )
-    add_split_by_image(splits)
+    splits.add_argument("--split-by-image", **SPLIT_BY_IMAGE)
     add_shard_options(parser)
     parser.set_defaults(run=_run_jsonl)
 
@@ -267,17 +259,14 @@ def _add_fields(group: Any) -> None:
     add_field("--id-field", help="default: the row's line, as an editor counts it")
 
 
-def _row_form(args: argparse.Namespace) -> RowForm:
+def _run_jsonl(args: argparse.Namespace) -> None:
     task = TASKS[args.task]
     text = getattr(args, f"{task.text_option}_field") or task.text
     has_target = task.target is not None and not args.no_answers
     target = getattr(args, f"{task.target}_field") if has_target else None
-    split = args.split_field
-    return RowForm(task, args.image_field, text, target, args.id_field, split, args.text_rows)
-
-
-def _run_jsonl(args: argparse.Namespace) -> None:
-    form = _row_form(args)
+    form = RowForm(
+        task, args.image_field, text, target, args.id_field, args.split_field, args.text_rows
+    )
     split = split_of(args)
     name = args.name or args.annotations.stem.replace(".", "_")
     options = shard_options(args)

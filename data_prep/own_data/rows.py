@@ -1,4 +1,5 @@
-"""Rows of a user's file: JSON lines, a JSON list or a table (CSV); and what other files are."""
+"""Rows of a user's file: read them from JSON lines, a JSON list or a table (CSV), check that they
+fit the task, and make annotations of them, task by task."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
@@ -14,12 +16,135 @@ from typing import Any
 from data_prep.json_rows import JsonRow, clean, open_text, read_json, read_lines, read_object, shown
 from data_prep.official.snli_ve import LABELS
 from data_prep.own_data.table import TABLES, read_table
-from data_prep.packing.pack import NUM_ANNOTATORS, REQUIRED, soft_label
+from data_prep.packing.pack import NUM_ANNOTATORS, REQUIRED, answer_fields
 from data_prep.packing.source import TYPES, Annotation, Dropped, and_more
 from vlds.runtime.checks import guess
 from vlds.runtime.files import open_file
 
-# What a row of your own data says about its picture, task by task.
+Fields = Mapping[str, Any]
+MOST_FIELDS = 12
+"""Fields of a row that an error shows."""
+BINARY: tuple[tuple[bytes, str], ...] = (
+    (
+        b"PAR1",
+        "is Parquet; write its pictures as files and its rows as JSON lines first "
+        '("Parquet" in docs/own_data.md has the lines that do it)',
+    ),
+    (b"ARROW1", "is Arrow; write its pictures as files and its rows as JSON lines first"),
+    (b"PK\x03\x04", "is an Excel workbook or a ZIP archive; save it as CSV (UTF-8), or unpack it"),
+    (b"\xd0\xcf\x11\xe0", "is an Excel workbook; save it as CSV (UTF-8)"),
+    (b"\x1f\x8b", "is compressed with gzip; unpack it with gunzip"),
+    (b"\x28\xb5\x2f\xfd", "is compressed with Zstandard; unpack it with unzstd"),
+    (b"SQLite format 3", "is an SQLite database; export the table as CSV"),
+    (b"\xff\xfe", "is UTF-16; save it as UTF-8"),
+    (b"\xfe\xff", "is UTF-16; save it as UTF-8"),
+)
+"""First bytes of a file -> what it is, and the cure."""
+UTF_16: Mapping[str, slice] = {"UTF-16LE": slice(1, None, 2), "UTF-16BE": slice(0, None, 2)}
+"""Encoding -> which bytes of plain English text are zero."""
+PUBLISHED: tuple[tuple[Collection[str], str, str], ...] = (
+    (("conversations",), "LLaVA's conversations", "jsonl --task vqa"),
+    (("messages",), "ShareGPT's conversations", "jsonl --task vqa"),
+    (("images", "annotations"), "COCO's", "coco-captions --annotations FILE"),
+    (("images", "dataset"), "Karpathy's split of COCO", "coco-karpathy --annotations FILE"),
+    (("questions", "data_subtype"), "the questions of VQA v2", "vqav2 --questions FILE"),
+    (("questions", "task_type"), "the questions of VQA v2", "vqav2 --questions FILE"),
+    (("question_id", "img_id", "sent"), "LXMERT's questions", "vqav2 --questions FILE"),
+    (("img0", "img1", "sent"), "LXMERT's NLVR2", "nlvr2 --annotations FILE"),
+    (("identifier", "sentence"), "NLVR2", "nlvr2 --annotations FILE"),
+    (("pairID", "gold_label", "sentence2"), "SNLI-VE", "snli-ve --annotations FILE"),
+    (("id", "qas"), "the questions of Visual Genome", "vg --what questions"),
+    (("id", "regions"), "the regions of Visual Genome", "vg --what regions"),
+)
+"""Fields of a published file, its name, and the command that takes it."""
+
+
+@dataclass(frozen=True)
+class UserRow:
+    """A row and its place in the file."""
+
+    fields: Fields
+    number: str
+    """First line, from 1; if several rows share a line, the row's own number from 1."""
+    noun: str = "line"
+    fault: str = ""
+    """Why it cannot be used, if that is known already."""
+
+    @property
+    def place(self) -> str:
+        """For messages: "line 7"."""
+        return f"{self.noun} {self.number}"
+
+
+def read_rows(path: Path) -> list[UserRow]:
+    """Rows by the first character: `[` begins a JSON list, `{` JSON lines or one JSON object, which
+    becomes the only row; anything else is a table."""
+    if not path.exists():
+        files = [other.name for other in path.parent.glob("*") if other.is_file()]
+        hint = guess(path.name, files).rstrip()
+        raise ValueError(f"--annotations {path} does not exist{'; ' if hint else ''}{hint}")
+    if path.is_dir():
+        raise ValueError(f"--annotations {path} is a folder; give the file of rows in it")
+    with open_file(path) as binary:
+        begin = binary.read(16)
+    for magic, fault in BINARY:
+        if begin.startswith(magic):
+            raise ValueError(f"--annotations {path} {fault}")
+    for encoding, positions in UTF_16.items():
+        high_bytes = begin[positions]
+        if high_bytes.count(0) > len(high_bytes) / 2:
+            raise ValueError(
+                f"--annotations {path} looks like UTF-16 without a byte-order mark (it has zero "
+                f"bytes); save it as UTF-8: iconv -f {encoding} -t UTF-8 {path.name} > NEW"
+            )
+    with TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace") as file:
+        first = next((line.strip() for line in file if line.strip()), "")
+    if path.suffix.lower() in TABLES or not first.startswith(("[", "{")):
+        return [UserRow(fields, str(line)) for line, fields in read_table(path)]
+    if first.startswith("["):
+        entries = read_json(path)
+        with open_text(path) as file:
+            lines = list(_entry_lines(file.read()))
+        # An editor finds a row by its line, unless several rows share one.
+        noun = "line" if len(set(lines)) == len(lines) else "row"
+        numbers = lines if noun == "line" else range(1, len(entries) + 1)
+        return [
+            UserRow(JsonRow(entry, f"{path}, {noun} {number}").fields, str(number), noun)
+            for number, entry in zip(numbers, entries, strict=True)
+        ]
+    is_row = False
+    with suppress(ValueError, RecursionError):  # one object over several lines may begin so, too
+        is_row = first.endswith("},") and isinstance(json.loads(first[:-1]), dict)
+    if is_row:
+        raise ValueError(
+            f"{path}: a comma follows the first row; JSON lines have no commas between rows, and a "
+            "JSON list begins with ["
+        )
+    if first.endswith("}"):
+        return [UserRow(row.fields, str(line)) for line, row in read_lines(path)]
+    return [UserRow(read_object(path).fields, "1")]
+
+
+def _entry_lines(text: str) -> Iterator[int]:
+    """The line on which each entry of a valid JSON list begins."""
+    decoder = json.JSONDecoder()
+    between = re.compile(r"[\s,]*")
+    position, line, counted = text.index("[") + 1, 1, 0
+    while True:
+        match = between.match(text, position)
+        position = match.end() if match else position
+        if text[position] == "]":
+            return
+        line += text.count("\n", counted, position)  # from 0 each time, it would be quadratic
+        counted = position
+        yield line
+        _, position = decoder.raw_decode(text, position)
+
+
+def list_fields(fields: Fields) -> str:
+    """For messages: "it has image, question, ..."."""
+    more = ", ..." if len(fields) > MOST_FIELDS else ""
+    return f"it has {', '.join(map(str, [*fields][:MOST_FIELDS]))}{more}"
 
 
 Result = Annotation | str
@@ -65,7 +190,7 @@ class RowTask:
     """One --task: what its rows hold, and how they become annotations."""
 
     kind: str
-    """Of the annotations: `VQA` trains on statements, too."""
+    """Kind of the annotations: `VQA` trains on statements, too."""
     text: str
     """Usual field of the text."""
     target: str | None
@@ -103,10 +228,15 @@ def _question(row: Fields, row_id: str, form: RowForm) -> list[Result]:
         return ["no question"]
     annotation: Annotation = {"id": row_id, "question": question}
     if form.target is not None:
-        answers = _answers(row[form.target])
-        if isinstance(answers, str):
-            return [answers]
-        annotation |= {"answers": answers, "label": soft_label(answers)}
+        value = row[form.target]
+        answers = [answer.lower() for answer in _texts(value)]
+        if not any(answers):
+            return ["no answer"]
+        # As in VQA v2, one of ten people may have answered nothing; this keeps the weights of the
+        # others. Elsewhere, an empty entry is a fault of the source.
+        if not all(answers) and (None in value or len(answers) < NUM_ANNOTATORS):
+            return ["empty answer in a list"]
+        annotation |= answer_fields(answers)
     annotation |= {
         key: clean(str(row[key]))
         for key in TYPES
@@ -115,29 +245,15 @@ def _question(row: Fields, row_id: str, form: RowForm) -> list[Result]:
     return [_with_rest(annotation, row, *form.named(), form.image, *TYPES)]
 
 
-def _answers(value: Any) -> list[str] | str:
-    """The answers in lower case, or why they cannot be used."""
-    answers = [answer.lower() for answer in _texts(value)]
-    if not any(answers):
-        return "no answer"
-    # As in VQA v2, one of ten people may have answered nothing; this keeps the weights of the
-    # others. Elsewhere, an empty entry is a fault of the source.
-    if not all(answers) and (None in value or len(answers) < NUM_ANNOTATORS):
-        return "empty answer in a list"
-    return answers
-
-
 def _captions(row: Fields, row_id: str, form: RowForm) -> list[Result]:
     texts = _texts(row[form.text]) or [""]
     captions = list(filter(None, texts))
     ids = [row_id] if len(captions) == 1 else [f"{row_id}-{i}" for i in range(len(captions))]
-    return [
-        *(
-            _with_rest({"id": caption_id, "caption": caption}, row, *form.named(), form.image)
-            for caption_id, caption in zip(ids, captions, strict=True)
-        ),
-        *["no caption"] * (len(texts) - len(captions)),
-    ]
+    results: list[Result] = ["no caption"] * (len(texts) - len(captions))
+    for caption_id, caption in zip(ids, captions, strict=True):
+        annotation = {"id": caption_id, "caption": caption}
+        results.append(_with_rest(annotation, row, *form.named(), form.image))
+    return results
 
 
 def _judged(row: Fields, row_id: str, form: RowForm) -> list[Result]:
@@ -172,9 +288,7 @@ def _with_rest(annotation: Annotation, row: Fields, *known: str) -> Annotation:
 
 
 ENTAILMENT_LABELS = {label: {"label": label} for label in LABELS}
-STATEMENT_LABELS = {
-    word: {"answers": [truth], "label": soft_label([truth])} for word, truth in TRUTH.items()
-}
+STATEMENT_LABELS = {word: answer_fields([truth]) for word, truth in TRUTH.items()}
 """A statement becomes a question with one of two answers."""
 TASKS: Mapping[str, RowTask] = {
     "vqa": RowTask("vqa", "question", "answer", _question),
@@ -184,16 +298,13 @@ TASKS: Mapping[str, RowTask] = {
 }
 
 
-# Checks that the rows fit the task; the first that does not is an error, before any work.
-
-
 NUMBERS = ("0", "1", "2")
 """Labels that several tasks may have."""
 MOST_LABELS = 5
 """Labels that an error shows."""
 
 
-def check_rows(rows: Sequence[Row], form: RowForm, path: Path) -> None:
+def check_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> None:
     """Errors: ValueError that names the row's line, the field and the cure."""
     if not rows:
         raise ValueError(f"{path}: no rows")
@@ -223,13 +334,13 @@ def check_rows(rows: Sequence[Row], form: RowForm, path: Path) -> None:
         _check_labels(rows, form, form.target, path)
 
 
-def refuse_repeated_ids(used: Iterable[tuple[str, str, Row]], field: str, path: Path) -> None:
+def refuse_repeated_ids(used: Iterable[tuple[str, str, UserRow]], field: str, path: Path) -> None:
     """Check that annotations have different ids, given as (split, id, row).
 
     Errors: ValueError that names the first two rows with the same id.
     """
-    first_rows: dict[tuple[str, str], Row] = {}
-    repeats: dict[str, tuple[Row, Row]] = {}
+    first_rows: dict[tuple[str, str], UserRow] = {}
+    repeats: dict[str, tuple[UserRow, UserRow]] = {}
     for split, annotation_id, row in used:
         first = first_rows.setdefault((split, annotation_id), row)
         if first is not row:
@@ -246,8 +357,11 @@ def refuse_repeated_ids(used: Iterable[tuple[str, str, Row]], field: str, path: 
 def _cure(fields: Fields, missing: str, form: RowForm) -> str:
     """The fields of a row without the field `missing`, and what to do."""
     listed = list_fields(fields)
-    if published := published_as(fields):
-        return f"{listed}; {published}"
+    if fields and all(isinstance(v, dict) and "imageId" in v for v in [*fields.values()][:3]):
+        return f"{listed}; it looks like the questions of GQA, which `gqa --src` takes"
+    for names, what, command in PUBLISHED:
+        if all(name in fields for name in names):
+            return f"{listed}; it looks like {what}, which `{command}` takes"
     lists = [name for name, value in fields.items() if isinstance(value, list) and value]
     if len(lists) == 1 and isinstance(fields[lists[0]][0], dict):
         return f"{listed}; its rows seem to be in {lists[0]!r}: save that list as a separate file"
@@ -271,7 +385,7 @@ def _check_value(value: Any, many: bool, what: str) -> None:
         raise ValueError(f"{what} is {shown(value)}; expected {expected}")
 
 
-def _check_labels(rows: Sequence[Row], form: RowForm, field: str, path: Path) -> None:
+def _check_labels(rows: Sequence[UserRow], form: RowForm, field: str, path: Path) -> None:
     """Refuse labels of another task, and labels that are all unknown. A few unknown ones are not an
     error: their rows are dropped and counted."""
     known = form.task.labels
@@ -292,157 +406,3 @@ def _check_labels(rows: Sequence[Row], form: RowForm, field: str, path: Path) ->
             f"{path}: --task {task} knows no label in {field!r}: found {listed}, and it takes "
             f"{', '.join(known)}. Other labels are answers to a question: --task vqa"
         )
-
-
-Fields = Mapping[str, Any]
-MOST_FIELDS = 12
-"""Fields of a row that an error shows."""
-BINARY: tuple[tuple[bytes, str], ...] = (
-    (
-        b"PAR1",
-        "is Parquet; write its pictures as files and its rows as JSON lines first "
-        '("Parquet" in docs/own_data.md has the lines that do it)',
-    ),
-    (b"ARROW1", "is Arrow; write its pictures as files and its rows as JSON lines first"),
-    (b"PK\x03\x04", "is an Excel workbook or a ZIP archive; save it as CSV (UTF-8), or unpack it"),
-    (b"\xd0\xcf\x11\xe0", "is an Excel workbook; save it as CSV (UTF-8)"),
-    (b"\x1f\x8b", "is compressed with gzip; unpack it with gunzip"),
-    (b"\x28\xb5\x2f\xfd", "is compressed with Zstandard; unpack it with unzstd"),
-    (b"SQLite format 3", "is an SQLite database; export the table as CSV"),
-    (b"\xff\xfe", "is UTF-16; save it as UTF-8"),
-    (b"\xfe\xff", "is UTF-16; save it as UTF-8"),
-)
-"""First bytes of a file -> what it is, and the cure."""
-UTF_16: Mapping[str, slice] = {"UTF-16LE": slice(1, None, 2), "UTF-16BE": slice(0, None, 2)}
-"""Encoding -> which bytes of plain English text are zero."""
-PUBLISHED: tuple[tuple[Collection[str], str, str], ...] = (
-    (("conversations",), "LLaVA's conversations", "jsonl --task vqa"),
-    (("messages",), "ShareGPT's conversations", "jsonl --task vqa"),
-    (("images", "annotations"), "COCO's", "coco-captions --annotations FILE"),
-    (("images", "dataset"), "Karpathy's split of COCO", "coco-karpathy --annotations FILE"),
-    (("questions", "data_subtype"), "the questions of VQA v2", "vqav2 --questions FILE"),
-    (("questions", "task_type"), "the questions of VQA v2", "vqav2 --questions FILE"),
-    (("question_id", "img_id", "sent"), "LXMERT's questions", "vqav2 --questions FILE"),
-    (("img0", "img1", "sent"), "LXMERT's NLVR2", "nlvr2 --annotations FILE"),
-    (("identifier", "sentence"), "NLVR2", "nlvr2 --annotations FILE"),
-    (("pairID", "gold_label", "sentence2"), "SNLI-VE", "snli-ve --annotations FILE"),
-    (("id", "qas"), "the questions of Visual Genome", "vg --what questions"),
-    (("id", "regions"), "the regions of Visual Genome", "vg --what regions"),
-)
-"""Fields of a published file, its name, and the command that takes it."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row and its place in the file."""
-
-    fields: Fields
-    number: str
-    """Of its first line, from 1; if several rows share a line, the row's own number from 1."""
-    noun: str = "line"
-    fault: str = ""
-    """Why it cannot be used, if that is known already."""
-
-    @property
-    def place(self) -> str:
-        """For messages: "line 7"."""
-        return f"{self.noun} {self.number}"
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows by the first character: `[` begins a JSON list, `{` JSON lines or one JSON object, which
-    becomes the only row; anything else is a table."""
-    if not path.exists():
-        files = [other.name for other in path.parent.glob("*") if other.is_file()]
-        hint = guess(path.name, files).rstrip()
-        raise ValueError(f"--annotations {path} does not exist{'; ' if hint else ''}{hint}")
-    _refuse_binary(path)
-    first = _first_line(path)
-    if path.suffix.lower() in TABLES or not first.startswith(("[", "{")):
-        return [Row(fields, str(line)) for line, fields in read_table(path)]
-    if first.startswith("["):
-        return _read_list(path)
-    if first.endswith("},") and _is_object(first[:-1]):
-        raise ValueError(
-            f"{path}: a comma follows the first row; JSON lines have no commas between rows, and a "
-            "JSON list begins with ["
-        )
-    if first.endswith("}"):
-        return [Row(row.fields, str(line)) for line, row in read_lines(path)]
-    return [Row(read_object(path).fields, "1")]
-
-
-def _refuse_binary(path: Path) -> None:
-    """Errors: ValueError for a folder, or a file that is not text."""
-    if path.is_dir():
-        raise ValueError(f"--annotations {path} is a folder; give the file of rows in it")
-    with open_file(path) as file:
-        begin = file.read(16)
-    for magic, fault in BINARY:
-        if begin.startswith(magic):
-            raise ValueError(f"--annotations {path} {fault}")
-    for encoding, positions in UTF_16.items():
-        high_bytes = begin[positions]
-        if high_bytes.count(0) > len(high_bytes) / 2:
-            raise ValueError(
-                f"--annotations {path} looks like UTF-16 without a byte-order mark (it has zero "
-                f"bytes); save it as UTF-8: iconv -f {encoding} -t UTF-8 {path.name} > NEW"
-            )
-
-
-def _first_line(path: Path) -> str:
-    """The first line that is not blank."""
-    with TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace") as file:
-        return next((line.strip() for line in file if line.strip()), "")
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _read_list(path: Path) -> list[Row]:
-    """The rows of a JSON list, named by line unless several share one."""
-    entries = read_json(path)
-    with open_text(path) as file:
-        lines = list(_entry_lines(file.read()))
-    noun = "line" if len(set(lines)) == len(lines) else "row"
-    numbers = lines if noun == "line" else range(1, len(entries) + 1)
-    return [
-        Row(JsonRow(entry, f"{path}, {noun} {number}").fields, str(number), noun)
-        for number, entry in zip(numbers, entries, strict=True)
-    ]
-
-
-def _entry_lines(text: str) -> Iterator[int]:
-    """The line on which each entry of a valid JSON list begins."""
-    decoder = json.JSONDecoder()
-    between = re.compile(r"[\s,]*")
-    position, line, counted = text.index("[") + 1, 1, 0
-    while True:
-        match = between.match(text, position)
-        position = match.end() if match else position
-        if text[position] == "]":
-            return
-        line += text.count("\n", counted, position)  # from 0 each time, it would be quadratic
-        counted = position
-        yield line
-        _, position = decoder.raw_decode(text, position)
-
-
-def list_fields(fields: Fields) -> str:
-    """For messages: "it has image, question, ..."."""
-    more = ", ..." if len(fields) > MOST_FIELDS else ""
-    return f"it has {', '.join(map(str, [*fields][:MOST_FIELDS]))}{more}"
-
-
-def published_as(fields: Mapping[str, object]) -> str:
-    """Which published file has these fields, and the command that takes it; "" if unknown."""
-    if fields and all(isinstance(v, dict) and "imageId" in v for v in list(fields.values())[:3]):
-        return "it looks like the questions of GQA, which `gqa --src` takes"
-    for wanted, what, command in PUBLISHED:
-        if all(name in fields for name in wanted):
-            return f"it looks like {what}, which `{command}` takes"
-    return ""

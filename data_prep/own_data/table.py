@@ -56,21 +56,35 @@ def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
     with open_text(path, newline="") as file:
         lines = RowLines(file)
         separator = _skip_to_head(path, lines)
+        reader = csv.reader(iter(lines), delimiter=separator, strict=True, skipinitialspace=True)
         head: list[str] = []
         rows, faults = [], list[str]()
-        for begin, cells in _cells(path, lines, separator, head):
+        while True:
+            # csv reads as many lines as the row has; remember them for its messages.
+            lines.row.clear()
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise ValueError(f"{path}, {_csv_fault(lines, separator, head, error)}") from error
+            if cells is None:
+                break
             if not any(cell.strip() for cell in cells):
                 continue
             if not head:
-                head += _trimmed([cell.strip() for cell in cells], 1)
-                _check_head(head, f"{path}, line {begin}")
+                head = _trimmed([cell.strip() for cell in cells], 1)
+                repeated = [name for name, count in Counter(head).items() if name and count > 1]
+                if repeated:
+                    raise ValueError(
+                        f"{path}, line {lines.begin}: two columns are called {repeated[0]!r}; "
+                        "rename one"
+                    )
                 continue
             cells = _trimmed(cells, len(head))
             if len(cells) != len(head):
-                fault = _count_fault(cells, head, begin, lines.end, separator)
-                faults.append(f"{path}, line {begin}: {fault}")
+                fault = _count_fault(cells, head, lines, separator)
+                faults.append(f"{path}, line {lines.begin}: {fault}")
                 continue
-            rows.append((begin, dict(zip(head, cells, strict=True))))
+            rows.append((lines.begin, dict(zip(head, cells, strict=True))))
     if faults:
         raise ValueError(f"{faults[0]}{and_more(len(faults) - 1, 'such line')}")
     return rows
@@ -81,33 +95,19 @@ def _skip_to_head(path: Path, lines: RowLines) -> str:
     if path.suffix.lower() == ".tsv":
         return "\t"
     start = lines.file.tell()
+    # readline, because iterating a text file forbids tell().
     for line in iter(lines.file.readline, ""):
         if hint := EXCEL_HINT.fullmatch(line):
             lines.end += 1
             return hint[1]
         if line.strip():
             lines.file.seek(start)
+            # Every second part of the line is inside quotes, where separators are text.
             unquoted = "".join(line.split('"')[::2])
             return max(SEPARATORS, key=unquoted.count)
         lines.end += 1
         start = lines.file.tell()
     return SEPARATORS[0]
-
-
-def _cells(
-    path: Path, lines: RowLines, separator: str, head: Sequence[str]
-) -> Iterator[tuple[int, list[str]]]:
-    """Line and cells of each row; errors name the columns in `head`, once it has been read."""
-    reader = csv.reader(iter(lines), delimiter=separator, strict=True, skipinitialspace=True)
-    while True:
-        lines.row.clear()
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise ValueError(f"{path}, {_csv_fault(lines, separator, head, error)}") from error
-        if cells is None:
-            return
-        yield lines.begin, cells
 
 
 def _trimmed(cells: list[str], least: int) -> list[str]:
@@ -117,20 +117,14 @@ def _trimmed(cells: list[str], least: int) -> list[str]:
     return cells
 
 
-def _check_head(head: Sequence[str], place: str) -> None:
-    repeated = [name for name, count in Counter(head).items() if name and count > 1]
-    if repeated:
-        raise ValueError(f"{place}: two columns are called {repeated[0]!r}; rename one")
-
-
-def _count_fault(
-    cells: Sequence[str], head: Sequence[str], begin: int, end: int, separator: str
-) -> str:
+def _count_fault(cells: Sequence[str], head: Sequence[str], lines: RowLines, separator: str) -> str:
     """What is wrong with a row that has too many or too few cells."""
     count = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
     fault = f"{count}, but the head line has {len(head)} ({', '.join(head)}); "
-    if end > begin:
-        return f"{fault}a quoted cell continues to line {end}: should its quote close earlier?"
+    if lines.end > lines.begin:
+        return (
+            f"{fault}a quoted cell continues to line {lines.end}: should its quote close earlier?"
+        )
     if len(cells) < len(head):
         return f"{fault}add the missing ones"
     sign = NAMES.get(separator, repr(separator))
@@ -145,6 +139,7 @@ def _csv_fault(lines: RowLines, separator: str, head: Sequence[str], error: csv.
     most = csv.field_size_limit()
     if end < len(text):
         quote = text.index('"', end)
+        # The first line of the row that ends behind the quote.
         opened = next(n for n, end in enumerate(accumulate(map(len, lines.row))) if quote < end)
         place = f"line {lines.begin + opened}"
         if opened == len(lines.row) - 1 and "expected after" in str(error):

@@ -45,7 +45,6 @@ def check_first(folder: Path, kind: str, fields: Mapping[str, str]) -> None:
 
 
 def add_command(commands: Any) -> None:
-    """Add `index`."""
     parser = new_command(
         commands,
         "index",

@@ -53,11 +53,14 @@ def simulate(
         sources, samples, _ = order.at(positions)
         reading.examples += np.bincount(sources, minlength=len(datasets))
         ranks = np.empty_like(slots)
+        # Which rank reads a slot depends on the batch size.
         for size in np.unique(sizes).tolist():
             ranks[sizes == size] = cut.ranks_of(slots[sizes == size], size)
         for source, first in enumerate(first_samples):
             for node in range(nodes):
+                # Ranks are numbered node by node.
                 of_node = samples[(sources == source) & (ranks // ranks_per_node == node)]
+                # Shard n holds the samples from first[n] up to first[n + 1].
                 indices = np.searchsorted(first, of_node, side="right") - 1
                 shards[node][source].update(np.unique(indices).tolist())
     return reading
@@ -101,7 +104,6 @@ def _table(first: str, *titles: str) -> Table:
 
 
 def add_command(commands: Any) -> None:
-    """Add `simulate-order`."""
     parser = new_command(
         commands,
         "simulate-order",
@@ -140,7 +142,17 @@ def _run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--weights: {len(weights)} for {len(datasets)} data sets; give one for each"
         )
-    batch_sizes = _batch_sizes(args, len(datasets))
+    batch_sizes: list[int] | None = None  # batches mix data sets
+    if args.unit == "example" and args.batch_sizes:
+        raise ValueError(
+            f"--batch-sizes {args.batch_sizes}: batches mix tasks; add --unit global_batch"
+        )
+    if args.unit != "example":
+        batch_sizes = args.batch_sizes or [args.global_batch_size] * len(datasets)
+        if len(batch_sizes) != len(datasets):
+            raise ValueError(
+                f"--batch-sizes {batch_sizes}: {len(datasets)} data sets; give a size for each"
+            )
     sizes = sorted(set(batch_sizes or [args.global_batch_size]))
     for size in sizes:
         option = "--batch-sizes" if args.batch_sizes else "--global-batch-size"
@@ -164,17 +176,3 @@ def _run(args: argparse.Namespace) -> None:
     )
     for table in tables(order, datasets, reading):
         open_console().print(table)
-
-
-def _batch_sizes(args: argparse.Namespace, num_datasets: int) -> list[int] | None:
-    """Examples in the batches of each data set; None if batches mix data sets."""
-    if args.unit == "example":
-        if args.batch_sizes:
-            raise ValueError(
-                f"--batch-sizes {args.batch_sizes}: batches mix tasks; add --unit global_batch"
-            )
-        return None
-    sizes: list[int] = args.batch_sizes or [args.global_batch_size] * num_datasets
-    if len(sizes) != num_datasets:
-        raise ValueError(f"--batch-sizes {sizes}: {num_datasets} data sets; give a size for each")
-    return sizes

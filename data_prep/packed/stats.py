@@ -85,6 +85,7 @@ def describe(folder: Path) -> str:
         else _classes(folder, info.indexed_classes),
         f"  sizes        {_most_frequent(sides, sides.total())}",
     ]
+    # Test splits have annotations without an answer.
     answers.pop("", None)
     if answers and info.indexed_classes is None:
         lines.append(f"  answers      {len(answers):>10,} different")
@@ -120,7 +121,6 @@ def _most_frequent(counts: Counter[str], total: int) -> str:
 
 
 def add_command(commands: Any) -> None:
-    """Add `stats`."""
     parser = new_command(
         commands, "stats", "count what a folder of shards holds", examples=["stats shards/mine"]
     )

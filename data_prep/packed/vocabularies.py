@@ -111,15 +111,13 @@ def texts_of(folders: Iterable[Path]) -> Iterator[str]:
         yield from map(str, annotation.get("choices") or ())
         if "answer_index" in annotation:  # all letters: some may be no right answer in these data
             yield from CHOICE_LETTERS
-        if "label" in annotation:
-            yield from _label_texts(annotation["label"])
-
-
-def _label_texts(label: object) -> list[str]:
-    """The words of a label: answers with soft scores, SNLI-VE's word, or NLVR2's true and false."""
-    if isinstance(label, str):
-        return [label]
-    return [str(key) for key in label] if isinstance(label, dict) else ["true", "false"]
+        match annotation.get("label", {}):
+            case str(word):  # SNLI-VE's
+                yield word
+            case dict(scores):  # VQA's answers
+                yield from map(str, scores)
+            case _:  # NLVR2's
+                yield from ("true", "false")
 
 
 def best_answer(annotation: Mapping[str, Any]) -> str | None:
@@ -132,7 +130,6 @@ def best_answer(annotation: Mapping[str, Any]) -> str | None:
 
 
 def add_command(commands: Any) -> None:
-    """Add `tokenizer` and `answers`."""
     parser = new_command(
         commands,
         "tokenizer",
@@ -175,22 +172,19 @@ def add_command(commands: Any) -> None:
 
 
 def _write_tokenizer(args: argparse.Namespace) -> None:
+    texts = texts_of(args.folders)
     if args.kind == "bert":
-        return _write_word_pieces(args)
-    model = train_tokenizer(texts_of(args.folders), args.vocab_size)
-    write_whole(args.out, model, stream=True)
-    num_pieces = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
-    tell(f"wrote {args.out}: {num_pieces:,} pieces, at most {args.vocab_size:,}")
-
-
-def _write_word_pieces(args: argparse.Namespace) -> None:
-    tokenizer = train_word_pieces(texts_of(args.folders), args.vocab_size)
-    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
-    with whole_folder(args.out) as partial:
-        tokenizer.save_model(str(partial))
-        tokenizer.save(str(partial / "tokenizer.json"))
-        (partial / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    size = tokenizer.get_vocab_size()
+        tokenizer = train_word_pieces(texts, args.vocab_size)
+        config = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+        with whole_folder(args.out) as partial:
+            tokenizer.save_model(str(partial))
+            tokenizer.save(str(partial / "tokenizer.json"))
+            (partial / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+        size = tokenizer.get_vocab_size()
+    else:
+        model = train_tokenizer(texts, args.vocab_size)
+        write_whole(args.out, model, stream=True)
+        size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
     tell(f"wrote {args.out}: {size:,} pieces, at most {args.vocab_size:,}")
 
 

@@ -1,16 +1,20 @@
-"""Checks of the pictures and features that annotations name: they exist, in the given folders."""
+"""Files that annotations name: a detector's boxes; whether all exist, and in the given folders.
+
+A detector's features have boxes and names, as VL-T5 and LXMERT store them: HDF5 groups or .npz
+files with `features`, `boxes` (x1, y1, x2, y2 in pixels), `img_w`, `img_h`, and the numbers of
+predicted objects and attributes, `obj_id` and `attr_id`.
+"""
 
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
-from unicodedata import is_normalized
+from unicodedata import is_normalized, normalize
 from urllib.parse import unquote
 
 import numpy as np
@@ -28,11 +32,6 @@ from data_prep.packing.source import (
     locate,
 )
 from vlds.runtime.terminal import tell
-
-# A detector's features with their boxes and names, as VL-T5 and LXMERT store them: HDF5 groups or
-# .npz files with `features`, `boxes` (x1, y1, x2, y2 in pixels), `img_w`, `img_h`, and the numbers
-# of predicted objects and attributes, `obj_id` and `attr_id`.
-
 
 VOCABULARIES = {"obj_id": "objects_vocab.txt", "attr_id": "attributes_vocab.txt"}
 """Array of numbers -> the file with their names, as the detector's authors publish it."""
@@ -61,6 +60,7 @@ class DetectorFile(FeatureFile):
         for size in (width, height):
             if size.size != 1 or size.dtype.kind not in "fiu" or not 0 < size.item() < np.inf:
                 raise BadFeatures("no width and height of the picture")
+        # x1, y1, x2, y2 in pixels -> x1, x2, y1, y2 as shares.
         shares = boxes[:, [0, 2, 1, 3]] / np.array([width, width, height, height], float).ravel()
         if not np.isfinite(shares).all():
             raise BadFeatures("boxes are not finite")
@@ -139,7 +139,19 @@ def check_missing(datasets: Sequence[SourceSet], folder: Path | None, skip: bool
 
     Errors: ValueError, unless `skip` leaves their rows out.
     """
-    missing = [file for dataset in datasets for file in _missing_files(dataset)]
+    missing = []
+    for dataset in datasets:
+        for sample in dataset.samples:
+            missing += [
+                MissingFile(f"picture {path}", sample, dataset.source, path)
+                for path in sample.images
+                if not is_there(path)
+            ]
+        located = {file: sample for sample in dataset.samples for file in sample.features}
+        missing += [
+            MissingFile(f"features {file}", located[file], dataset.source)
+            for file in find_missing(located)
+        ]
     if not missing:
         return
     num_files = sum(len(s.images) + len(s.features) for data in datasets for s in data.samples)
@@ -149,18 +161,6 @@ def check_missing(datasets: Sequence[SourceSet], folder: Path | None, skip: bool
     what = "the file, or leave its" if len(missing) == 1 else "the files, or leave their"
     cure = f"Check {missing[0].sample.option}, add {what} rows out with --skip-missing"
     raise ValueError(_message(missing, num_files, folder, cure))
-
-
-def _missing_files(dataset: SourceSet) -> Iterator[MissingFile]:
-    """Files that do not exist, in the order of the samples: pictures, then features."""
-    source = dataset.source
-    for sample in dataset.samples:
-        for path in sample.images:
-            if not is_there(path):
-                yield MissingFile(f"picture {path}", sample, source, path)
-    features = {file: sample for sample in dataset.samples for file in sample.features}
-    for file in find_missing(features):
-        yield MissingFile(f"features {file}", features[file], source)
 
 
 def _message(missing: Sequence[MissingFile], num_files: int, folder: Path | None, cure: str) -> str:
@@ -194,26 +194,22 @@ def _message(missing: Sequence[MissingFile], num_files: int, folder: Path | None
 
 
 def _hint(file: MissingFile, near: NearNames | None) -> str:
+    """A similar name, and what to do if both look the same; "" without one."""
     if file.is_folder:
         return "it is a folder; name a picture in it."
     if file.picture is None or near is None or not (similar := near.of(file.picture)):
         return ""
-    return f"did you mean {similar}?{_accents(PurePosixPath(similar).stem, file.picture.stem)}"
-
-
-def _accents(file: str, row: str) -> str:
-    """What to do if the names in the folder and in a row look the same; "" if they do not."""
-    if file == row or unicodedata.normalize("NFC", file) != unicodedata.normalize("NFC", row):
-        return ""
-    return (
-        f" Both look the same, but the accents of the file are {_form(file)} and those of the row "
-        f"{_form(row)}: write both names in one form, with unicodedata.normalize in Python."
+    hint, names = f"did you mean {similar}?", (PurePosixPath(similar).stem, file.picture.stem)
+    if names[0] == names[1] or len({normalize("NFC", name) for name in names}) == 2:
+        return hint
+    there, named = (
+        next((words for form, words in FORMS.items() if is_normalized(form, name)), "mixed")
+        for name in names
     )
-
-
-def _form(name: str) -> str:
-    """How the accents of a name are written."""
-    return next((words for form, words in FORMS.items() if is_normalized(form, name)), "mixed")
+    return (
+        f"{hint} Both look the same, but the accents of the file are {there} and those of the row "
+        f"{named}: write both names in one form, with unicodedata.normalize in Python."
+    )
 
 
 class NearNames:
@@ -253,7 +249,7 @@ def _likeness(path: PurePosixPath, wanted: PurePosixPath) -> tuple[int, bool]:
 
 def _folded(name: str) -> str:
     """Without case, and with accents in one of the two ways in which disks write them."""
-    return unicodedata.normalize("NFC", name).casefold()
+    return normalize("NFC", name).casefold()
 
 
 def check_inside(dataset: SourceSet, folders: Sequence[Path]) -> None:

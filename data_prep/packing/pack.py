@@ -1,4 +1,8 @@
-"""A parsed data set -> shards: open every picture, write the good ones, account for the others."""
+"""A parsed data set -> shards: open every picture, write the good ones, account for the others.
+
+`pack` is the door of all commands. `ready` checks a whole data set before anything is written;
+`ordered_map` opens its pictures in several processes; `pack_splits` divides it by picture first.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +33,12 @@ from data_prep.packing.picture import (
     warn_of_leaks,
 )
 from data_prep.packing.source import HDF5, Dropped, SourceSample, SourceSet, count_reasons, locate
-from data_prep.packing.writer import DatasetWriter, Limits, Shape, common_shape, try_record
+from data_prep.packing.writer import DatasetWriter, ShardLimits, common_shape, try_record
 from vlds.data.shards.info import DatasetInfo, check_names
 from vlds.runtime.folders import folder_lock
 from vlds.runtime.process import KILLED, end_with_parent, how_it_ended
 from vlds.runtime.terminal import follow, tell
 from vlds.schema import LONGEST_TEXT
-
-# Fields and faults of annotations of all kinds, and the soft label of a VQA question.
-
 
 TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "expression", "text")
 """Fields of the text; an annotation has one of them."""
@@ -61,7 +62,13 @@ def soft_label(answers: Sequence[str]) -> dict[str, float]:
     counts = Counter(text for answer in answers if (text := clean(answer).lower()))
     if len(answers) < NUM_ANNOTATORS:
         return dict.fromkeys(counts, 1.0)
+    # From four people on, three others agree with the answer whichever person is left out.
     return {text: SOFT_SCORES[min(count, 4)] for text, count in counts.most_common()}
+
+
+def answer_fields(answers: Sequence[str]) -> dict[str, Any]:
+    """The fields of a VQA question's annotation that hold its answers."""
+    return {"answers": list(answers), "label": soft_label(answers)}
 
 
 def fault_of(annotation: Any, kind: str = "") -> str:
@@ -99,9 +106,6 @@ def _too_long(annotation: Mapping[str, Any]) -> str:
     return ""
 
 
-# Work on many items in several processes, with results in the items' order.
-
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 CHUNK = 32
@@ -134,23 +138,33 @@ def ordered_map(
         yield from map(function, items)
         return
     chunks = (items[first : first + chunk] for first in range(0, len(items), chunk))
+    # The pool tells nothing of its processes; those that are new are its own.
     others = set(active_children())
     processes: set[BaseProcess] = set()
     waiting: deque[Future[list[Result]]] = deque()
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent) as pool:
         try:
             for part in chunks:
-                with _deaf_children():
+                with _signals_kept_here():
                     waiting.append(pool.submit(_each, function, part))
                 if len(processes) < workers:  # the pool starts them with the first chunks
                     processes |= {*active_children()} - others
+                # Results come in order: wait for the oldest chunk, even if later ones are done.
                 if len(waiting) == workers * CHUNKS_AHEAD:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
         except BrokenProcessPool:
             pool.shutdown()
-            raise LostWorker(_what_happened(processes)) from None
+            started = sorted(processes, key=lambda process: process.pid or 0)
+            # The pool ended the others by SIGTERM: the lost one has another exit code.
+            codes = [process.exitcode for process in started]
+            index = next((n for n, code in enumerate(codes) if code not in (0, -signal.SIGTERM)), 0)
+            how = how_it_ended(codes[index] or -signal.SIGTERM)
+            cure = "give fewer --workers" if KILLED in how else "start again"
+            raise LostWorker(
+                f"worker {index + 1} of {len(started)} (process {started[index].pid}) {how}; {cure}"
+            ) from None
         except KeyboardInterrupt:
             for process in processes:  # one may hang while it reads from a broken disk
                 process.kill()
@@ -159,17 +173,8 @@ def ordered_map(
             pool.shutdown(cancel_futures=True)
 
 
-def _what_happened(processes: Iterable[BaseProcess]) -> str:
-    """Which worker was lost, how, and the cure. The pool ended the others by SIGTERM."""
-    workers = sorted(processes, key=lambda process: process.pid or 0)
-    index = next((n for n, p in enumerate(workers) if p.exitcode not in (0, -signal.SIGTERM)), 0)
-    how = how_it_ended(workers[index].exitcode or -signal.SIGTERM)
-    cure = "give fewer --workers" if KILLED in how else "start again"
-    return f"worker {index + 1} of {len(workers)} (process {workers[index].pid}) {how}; {cure}"
-
-
 @contextmanager
-def _deaf_children() -> Iterator[None]:
+def _signals_kept_here() -> Iterator[None]:
     """Let processes that start inside ignore Ctrl-C and a closed terminal: this process handles
     both and ends them in order. They keep SIGTERM, by which the pool ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
@@ -192,7 +197,7 @@ class Options:
     """The options of all commands that write shards."""
 
     rule: PictureRule = field(default_factory=PictureRule)
-    limits: Limits = field(default_factory=Limits)
+    limits: ShardLimits = field(default_factory=ShardLimits)
     workers: int = 1
     """Processes that open pictures; their number does not change the shards."""
     resume: bool = False
@@ -204,7 +209,7 @@ class Options:
     encoder: str | None = None
     """The encoder of the features, for the record in dataset.json."""
     seed: int = 0
-    """Of the order in which samples go into shards."""
+    """Decides the order in which samples go into shards."""
     images: Path | None = None
     """Folder of the pictures, where similar names of missing ones are looked for."""
     skip_missing: bool = False
@@ -226,8 +231,16 @@ def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     check_folder(out)
     by_id = {sample.id: sample for sample in dataset.samples}
     samples = [by_id[sample_id] for sample_id in shard_order(by_id, options.seed)]
+    # A second command that writes here would mix its shards with these.
     with folder_lock(out):
         shape = common_shape(samples)
+        features: dict[str, Any] | None = None
+        if shape:
+            features = {"tokens": shape[0], "dim": shape[1], "encoder": options.encoder}
+            if any(isinstance(file, DetectorFile) for file in samples[0].features):
+                # Boxes that are stored with the features are no channels of the encoder.
+                features["dim"] -= DetectorFile.num_box_channels
+                features["boxes"] = True
         writer = DatasetWriter(
             out,
             name=dataset.name,
@@ -236,7 +249,7 @@ def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
             limits=options.limits,
             source=dataset.files,
             image=None if shape else options.rule.record(),
-            features=shape and _features_record(samples[0], shape, options.encoder),
+            features=features,
             arguments=options.arguments,
             classes=dataset.classes,
             listing=dataset.listing,
@@ -245,6 +258,7 @@ def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
         make = partial(
             try_record, rule=options.rule, shape=shape, skip_missing=options.skip_missing
         )
+        # A resumed writer has the first samples already, in this same order.
         records = ordered_map(make, samples[writer.start :], options.workers)
         info = writer.write(
             follow(records, f"{dataset.name} {dataset.split}", len(samples), writer.start),
@@ -252,14 +266,6 @@ def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
         )
     tell(_summary(dataset, info, out))
     return info
-
-
-def _features_record(first: SourceSample, shape: Shape, encoder: str | None) -> dict[str, Any]:
-    """What dataset.json says of features; boxes that are stored with them are no channels."""
-    record: dict[str, Any] = {"tokens": shape[0], "dim": shape[1], "encoder": encoder}
-    if any(isinstance(file, DetectorFile) for file in first.features):
-        record |= {"dim": shape[1] - DetectorFile.num_box_channels, "boxes": True}
-    return record
 
 
 def check_folder(out: Path) -> None:
@@ -272,6 +278,7 @@ def check_folder(out: Path) -> None:
 def shard_order(ids: Iterable[str], seed: int = 0) -> list[str]:
     """Ids in the order in which samples go into shards: by a hash of the id and the seed (64 bits),
     so that each shard is a mixture."""
+    # The id as well: two ids with one hash keep an order.
     salt = seed.to_bytes(8, "little")
     return sorted(ids, key=lambda id: (blake2b(id.encode(), digest_size=8, salt=salt).digest(), id))
 
@@ -282,22 +289,38 @@ def ready(datasets: Sequence[SourceSet], options: Options) -> list[SourceSet]:
 
     Errors: ValueError that names what is missing in any of them.
     """
-    checked = [_with_options(dataset, options) for dataset in datasets]
+    checked = []
+    for dataset in datasets:
+        check_names(dataset.name, dataset.split)
+        if options.features is not None and any(sample.images for sample in dataset.samples):
+            dataset = _with_features(dataset, options.features, options.boxes)
+        _check_options(dataset, options)
+        dataset.check()
+        checked.append(dataset)
     check_missing(checked, options.images, options.skip_missing)
     for dataset in checked:
         if options.folders:
             check_inside(dataset, options.folders)
-    return [_without_unfit_texts(dataset) for dataset in checked]
+    usable = []
+    for dataset in checked:
+        dropped, samples = [], []
+        for sample in dataset.samples:
+            faults = [text_fault(annotation) for annotation in sample.annotations]
+            if any(faults):
+                pairs = list(zip(sample.annotations, faults, strict=True))
+                dropped += [Dropped(a["id"], fault) for a, fault in pairs if fault]
+                sample = replace(sample, annotations=[a for a, fault in pairs if not fault])
+            samples.append(sample)
+        usable.append(replace(dataset, samples=samples, dropped=(*dataset.dropped, *dropped)))
+    return usable
 
 
-def _with_options(dataset: SourceSet, options: Options) -> SourceSet:
-    check_names(dataset.name, dataset.split)
-    if options.features is not None and any(sample.images for sample in dataset.samples):
-        dataset = _with_features(dataset, options.features, options.boxes)
-    # An option without effect is a mistake.
-    if options.boxes and any(sample.images for sample in dataset.samples):
+def _check_options(dataset: SourceSet, options: Options) -> None:
+    """Errors: ValueError for an option without effect, which is a mistake."""
+    has_pictures = any(sample.images for sample in dataset.samples)
+    if options.boxes and has_pictures:
         raise ValueError("--boxes reads those of --features, which is missing; give both")
-    if options.encoder is not None and any(sample.images for sample in dataset.samples):
+    if options.encoder is not None and has_pictures:
         raise ValueError("--encoder names the encoder of --features, which is missing; give both")
     if options.rule.size is not None and any(sample.features for sample in dataset.samples):
         raise ValueError(
@@ -309,8 +332,6 @@ def _with_options(dataset: SourceSet, options: Options) -> SourceSet:
             f"--image-size {options.rule.size} resizes pictures, and the boxes of {dataset.name} "
             "are in pixels of the original ones; leave it out"
         )
-    dataset.check()
-    return dataset
 
 
 def _with_features(dataset: SourceSet, place: Path, boxes: bool) -> SourceSet:
@@ -325,29 +346,12 @@ def _with_features(dataset: SourceSet, place: Path, boxes: bool) -> SourceSet:
             f"--features {place}: one file for all pictures must be HDF5 ({', '.join(HDF5)}); if "
             "there is one file for each picture, give their folder"
         )
-    samples = []
-    for sample in dataset.samples:
-        find = locate_boxes if boxes else locate
-        features = tuple(find(place, picture.stem) for picture in sample.images)
-        samples.append(replace(sample, images=(), features=features))
-    return replace(dataset, samples=samples)
-
-
-def _without_unfit_texts(dataset: SourceSet) -> SourceSet:
-    """Move annotations whose text cannot be packed to the dropped rows."""
-    dropped = [
-        Dropped(annotation["id"], fault)
-        for sample in dataset.samples
-        for annotation in sample.annotations
-        if (fault := text_fault(annotation))
-    ]
-    if not dropped:
-        return dataset
+    find = locate_boxes if boxes else locate
     samples = [
-        replace(sample, annotations=[a for a in sample.annotations if not text_fault(a)])
-        for sample in dataset.samples
+        replace(s, images=(), features=tuple(find(place, picture.stem) for picture in s.images))
+        for s in dataset.samples
     ]
-    return replace(dataset, samples=samples, dropped=(*dataset.dropped, *dropped))
+    return replace(dataset, samples=samples)
 
 
 def _summary(dataset: SourceSet, info: DatasetInfo, out: Path) -> str:
@@ -370,9 +374,6 @@ def _summary(dataset: SourceSet, info: DatasetInfo, out: Path) -> str:
         more = ", ..." if len(ids) > SHOWN else ""  # dataset.json has all of them
         lines.append(f"    dropped: {reason}: {count:,} ({noun} {', '.join(ids[:SHOWN])}{more})")
     return "\n".join(lines)
-
-
-# Splits one file into train and test, by picture, and packs each split into its folder.
 
 
 PARTS = ("test", "train")
@@ -404,21 +405,9 @@ class HashSplit:
 
     def of(self, image: str) -> str:
         """The split of a picture and of all its questions."""
+        # Hashes are uniform in [0, 2^64): the given fraction of them is below it.
         share = int.from_bytes(hash_of(image, self.seed), "big") / 2**64
         return "test" if share < self.fraction else "train"
-
-    def _require_both(self, parts: Iterable[str], copies: Sequence[Sequence[Path]]) -> None:
-        """Refuse an empty split: with very few pictures, chance may put all into one."""
-        empty = set(PARTS).difference(parts)
-        if empty:
-            largest = max(map(len, copies), default=0)
-            alike = (
-                f" ({largest:,} pictures have the same bytes, and stay together)" if copies else ""
-            )
-            raise ValueError(
-                f"--split-by-image {self.fraction} leaves no picture for {' and '.join(empty)}"
-                f"{alike}; change the fraction or --seed"
-            )
 
     def divide(
         self, datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]]
@@ -429,7 +418,15 @@ class HashSplit:
         parts: dict[str, list[SourceSample]] = {}
         for sample in dataset.samples:
             parts.setdefault(self.of(leaders.get(sample.id, sample.id)), []).append(sample)
-        self._require_both(parts, copies)
+        if empty := set(PARTS).difference(parts):  # with very few pictures, chance may do it
+            largest = max(map(len, copies), default=0)
+            alike = (
+                f" ({largest:,} pictures have the same bytes, and stay together)" if copies else ""
+            )
+            raise ValueError(
+                f"--split-by-image {self.fraction} leaves no picture for {' and '.join(empty)}"
+                f"{alike}; change the fraction or --seed"
+            )
         dropped: dict[str, list[Dropped]] = {part: [] for part in PARTS}
         for row in dataset.dropped:
             dropped[self.of(row.id)].append(row)
@@ -485,13 +482,11 @@ def split_of(args: argparse.Namespace) -> HashSplit | None:
     return None if fraction is None else HashSplit(fraction, args.seed)
 
 
-def add_split_by_image(group: Any) -> None:
-    """Add the option to a parser or a group."""
-    group.add_argument(
-        "--split-by-image",
-        type=float,
-        metavar="FRACTION",
-        help="put this share of the pictures, with all their rows, into OUT/test and the others "
-        "into OUT/train, by a hash of the picture's name and --seed; pictures with the same bytes "
-        "stay together",
-    )
+SPLIT_BY_IMAGE: Mapping[str, Any] = {
+    "type": float,
+    "metavar": "FRACTION",
+    "help": "put this share of the pictures, with all their rows, into OUT/test and the others "
+    "into OUT/train, by a hash of the picture's name and --seed; pictures with the same bytes stay "
+    "together",
+}
+"""What `add_argument` takes for --split-by-image."""

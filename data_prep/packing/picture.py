@@ -1,4 +1,4 @@
-"""Bytes of a picture file -> the bytes a shard stores.
+"""Picture files: the bytes that a shard stores, the files that rows name, and those that are alike.
 
 Bytes are stored unchanged unless a resize makes the picture smaller: a run's decoder reads every
 format that is accepted here, applies the EXIF orientation and takes the first frame of an
@@ -32,7 +32,7 @@ import io
 import json
 import os
 import stat
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from multiprocessing.pool import ThreadPool
@@ -42,7 +42,7 @@ from typing import Any, Literal
 import simplejpeg
 from PIL import Image
 
-from data_prep.packing.source import Annotation, SourceSet, first_few
+from data_prep.packing.source import SourceSet, first_few
 from vlds.data.shards.pictures import (
     TOO_LARGE,
     decode_image,
@@ -152,26 +152,23 @@ def picture_fault(data: bytes) -> str | None:
     try:
         with open_picture(data) as image:
             form = image.format
-            if form in JPEGS:
-                _decode_jpeg(data, image)
-            else:
+            if form not in JPEGS:
                 to_rgb(upright(image))
+            else:
+                try:  # every code; grey at an eighth of the size is faster
+                    simplejpeg.decode_jpeg(
+                        data, colorspace="GRAY", min_height=1, min_width=1, strict=True
+                    )
+                except ValueError as error:
+                    if "subsampling" not in str(error):
+                        raise
+                    to_rgb(image)  # rare color layouts are not damage: Pillow reads them
         if form == "PNG":  # decoding skips the checksums; verify() skips the pixels
             with open_picture(data) as image:
                 image.verify()
     except Exception as error:  # damaged bytes make decoders raise anything
         return str(error) or type(error).__name__
     return None
-
-
-def _decode_jpeg(data: bytes, image: Image.Image) -> None:
-    """Read every code of a JPEG. Grey at an eighth of the size is faster."""
-    try:
-        simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, strict=True)
-    except ValueError as error:
-        if "subsampling" not in str(error):
-            raise
-        to_rgb(image)  # rare color layouts are not damage: Pillow reads them
 
 
 def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
@@ -188,27 +185,18 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
         raise BadPicture("truncated or damaged") from error
     if (target := rule.target(*size)) == size:
         return Picture(data, extension, *size)
-    return Picture(_resize(data, target, rule.format), EXTENSIONS[rule.format], *target)
-
-
-def _resize(data: bytes, size: tuple[int, int], form: ImageFormat) -> bytes:
-    """Encode a picture as a run sees it at this size (width, height)."""
-    width, height = size
-    if form == "webp" and max(size) > LONGEST_WEBP:
+    # Encode it as a run sees it at this size.
+    form = rule.format
+    if form == "webp" and max(target) > LONGEST_WEBP:
         raise BadPicture(f"longer than the {LONGEST_WEBP:,} pixels of WebP")
+    width, height = target
     try:
         pixels = decode_image(data, ImageSpec(height, width))
     except SkipSample as error:
         raise BadPicture("truncated or damaged") from error
     buffer = io.BytesIO()
     Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, form, **ENCODINGS[form])
-    return buffer.getvalue()
-
-
-# The pictures that rows name: one file is one picture, however its name is spelled.
-#
-# `a.jpg`, `./a.jpg`, `x/../a.jpg`, `x\..\a.jpg`, `a` and a link to it are the same file; on a disk
-# that ignores case, so is `A.JPG`. Counted as several pictures, they could be in train and in test.
+    return Picture(buffer.getvalue(), EXTENSIONS[form], width, height)
 
 
 ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
@@ -225,16 +213,23 @@ class NamedPicture:
 
 
 def find_pictures(folder: Path, names: Iterable[str]) -> dict[str, NamedPicture]:
-    """Each name -> its picture; all names of a file get the same picture."""
+    """Each name -> its picture; all names of a file get the same picture.
+
+    `a.jpg`, `./a.jpg`, `x/../a.jpg`, `a` and a link to it are the same file; on a disk that ignores
+    case, so is `A.JPG`. Counted as several pictures, they could be in train and in test.
+    """
     groups: dict[Hashable, list[tuple[str, Path, str]]] = {}
     root = Path(os.path.realpath(folder))
     for name in dict.fromkeys(names):
         path, file = _find(folder, name)
         picture_id = _path_below(path, folder, root)
-        key = file or _without_ending(picture_id)
+        # A missing picture may have features, which are found by the name without ending.
+        stem, ending = os.path.splitext(picture_id)
+        key = file or (stem if ending in ENDINGS else picture_id)
         groups.setdefault(key, []).append((picture_id, path, name))
     pictures = {}
     for spellings in groups.values():
+        # The alphabet decides, not the order of the rows: splits by name must not depend on it.
         picture_id, path, _ = min(spellings)
         for *_, name in spellings:
             pictures[name] = NamedPicture(picture_id, path)
@@ -285,15 +280,6 @@ def _path_below(path: Path, folder: Path, root: Path) -> str:
     return str(path)
 
 
-def _without_ending(picture_id: str) -> str:
-    """The identity of a missing picture: stored features are found by the name without ending."""
-    stem, ending = os.path.splitext(picture_id)
-    return stem if ending in ENDINGS else picture_id
-
-
-# Repeated rows, and pictures with the same bytes under several names, in a user's own data.
-
-
 TAIL = 4096
 """Bytes: the ends of compressed pictures differ, and their beginnings are much alike."""
 READERS = 16
@@ -305,12 +291,14 @@ def find_copies(paths: Iterable[Path]) -> list[list[Path]]:
 
     Size and last bytes tell nearly all pictures apart; only the rest is read as a whole.
     """
+    # Cheap keys first: the size needs no reading, the tail one block.
     groups = _divide([list(dict.fromkeys(paths))], _size)
     return _divide(_divide(groups, _tail), sha256)
 
 
 def _divide(groups: Sequence[Sequence[Path]], key: Callable[[Path], Hashable]) -> list[list[Path]]:
     """Divide groups by a key; drop single files and those whose key is None."""
+    # The group is part of the key, so that all groups share one pool of threads.
     numbered = [(number, path) for number, group in enumerate(groups) for path in group]
     with ThreadPool(READERS) as pool:
         keys = pool.map(key, [path for _, path in numbered])
@@ -339,7 +327,15 @@ def _tail(path: Path) -> bytes:
 def tell_repeats(datasets: Sequence[SourceSet], noun: str | None) -> None:
     """Print which rows repeat another one; `noun` is what ids are called, None for places."""
     for dataset in datasets:
-        repeats = list(_repeats(dataset))
+        repeats: list[tuple[str, str]] = []
+        for sample in dataset.samples:
+            first_ids: dict[str, str] = {}
+            for annotation in sample.annotations:
+                own = {k: value for k, value in annotation.items() if k not in ("id", "source")}
+                content, name = json.dumps(own, sort_keys=True), str(annotation["id"])
+                if content in first_ids:
+                    repeats.append((name, first_ids[content]))
+                first_ids.setdefault(content, name)
         if not repeats:
             continue
         named = noun or next((s.place for s in dataset.samples if s.place), "id").split()[0]
@@ -349,22 +345,6 @@ def tell_repeats(datasets: Sequence[SourceSet], noun: str | None) -> None:
             f"{dataset.name} {dataset.split}: {len(repeats):,} {rows} the picture and words of an "
             f"earlier row; they stay in: {pairs}"
         )
-
-
-def _repeats(dataset: SourceSet) -> Iterator[tuple[str, str]]:
-    """Id of each annotation that repeats an earlier one of its sample, and the earlier one's id."""
-    for sample in dataset.samples:
-        first_ids: dict[str, str] = {}
-        for annotation in sample.annotations:
-            content = _content(annotation)
-            if content in first_ids:
-                yield str(annotation["id"]), first_ids[content]
-            first_ids.setdefault(content, str(annotation["id"]))
-
-
-def _content(annotation: Annotation) -> str:
-    fields = {key: value for key, value in annotation.items() if key not in ("id", "source")}
-    return json.dumps(fields, sort_keys=True)
 
 
 def tell_copies(datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]]) -> None:

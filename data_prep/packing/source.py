@@ -1,7 +1,9 @@
 """What every parser returns: samples that name their pictures, before any picture is opened.
 
 A parser reads the annotation files only. `pack` checks that all pictures exist before it writes the
-first shard; then it opens them one by one.
+first shard; then it opens them one by one. Here are the samples and data sets, what a picture may
+be besides an ordinary file (pixels inside a larger file, features in HDF5 or NumPy), and the
+journal of a data set that is being written.
 """
 
 from __future__ import annotations
@@ -25,15 +27,13 @@ from vlds.runtime.disk import append
 from vlds.runtime.files import LARGEST_FILE, open_file, read_text, write_whole
 from vlds.runtime.json_files import parse_json, parse_record, sha256
 
-# Pictures that are plain pixels inside a larger file, such as the batches of CIFAR.
-
-
 CHANNELS = 3
 
 
 @dataclass(frozen=True)
 class RawPicture:
-    """A picture whose red, green and blue planes follow each other, row by row, one byte each."""
+    """Plain pixels inside a larger file, such as the batches of CIFAR: the red, green and blue
+    planes follow each other, row by row, one byte each."""
 
     path: Path
     offset: int
@@ -57,12 +57,6 @@ class RawPicture:
         return buffer.getvalue()
 
 
-# Progress of a data set that is being written: one line for each finished shard.
-#
-# The first line identifies the preparation, so that only the same one can continue. The file is
-# removed once dataset.json, which holds the same, exists.
-
-
 class Dropped(NamedTuple):
     """A sample or row of the source that is not in the shards."""
 
@@ -79,7 +73,11 @@ class Finished:
 
 
 class Journal:
-    """The journal of one data set."""
+    """Progress of a data set that is being written: one line for each finished shard.
+
+    The first line identifies the preparation, so that only the same one can continue. The file is
+    removed once dataset.json, which holds the same, exists.
+    """
 
     def __init__(
         self, path: Path, identity: Mapping[str, Any], classes: Sequence[str] | None = None
@@ -132,13 +130,6 @@ def _line(entry: Finished) -> str:
     return json.dumps({"shard": vars(entry.shard), "dropped": entry.dropped}) + "\n"
 
 
-# Precomputed features: HDF5 and NumPy files -> float16 arrays.
-#
-# The layouts of VL-T5, VL-Adapter and VALUE: one HDF5 file per picture, or one for all pictures
-# with a group per picture, each with an array `features`; one .npz per picture or clip with
-# `features` or `feat`; one .npy per picture.
-
-
 HDF5 = (".h5", ".hdf5")
 ENDINGS = (*HDF5, ".npz", ".npy")
 ARRAYS = ("features", "feat")
@@ -155,11 +146,16 @@ class BadFeatures(Exception):
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Where the features of one picture or clip are stored."""
+    """Where the features of one picture or clip are stored.
+
+    The layouts of VL-T5, VL-Adapter and VALUE: one HDF5 file per picture, or one for all pictures
+    with a group per picture, each with an array `features`; one .npz per picture or clip with
+    `features` or `feat`; one .npy per picture.
+    """
 
     path: Path
     name: str
-    """Of the picture: its group, if the file holds several."""
+    """The picture's; it names the group, if the file holds several."""
     frames: int | None = None
     """Rows to return: a shorter clip is padded with zeros, a longer one pooled over time."""
 
@@ -171,6 +167,7 @@ class FeatureFile:
         array = self.array()
         if array.ndim < 2 or not array.size or array.dtype.kind != "f":
             raise BadFeatures(f"not a matrix of numbers: {array.dtype} {array.shape}")
+        # A grid of features becomes rows, line by line.
         array = array.reshape(-1, array.shape[-1])
         if not (np.abs(array) <= FLOAT16_MAX).all():
             raise BadFeatures("not finite in float16")
@@ -249,6 +246,7 @@ def fit(array: np.ndarray, frames: int | None) -> np.ndarray:
         return array
     if len(array) < frames:
         return np.pad(array, ((0, frames - len(array)), (0, 0)))
+    # Frame n is made of the rows from floor(n * rows / frames) to ceil((n + 1) * rows / frames).
     edges = [(n * len(array) // frames, -(-(n + 1) * len(array) // frames)) for n in range(frames)]
     return np.stack([array[start:end].max(0) for start, end in edges])
 
@@ -269,7 +267,14 @@ def find_missing(files: Iterable[FeatureFile]) -> list[FeatureFile]:
     Errors: ValueError if h5py is needed and not installed, or an HDF5 file with many pictures
     cannot be opened.
     """
-    groups_of = cache(_groups)
+
+    @cache
+    def groups_of(path: Path) -> set[str]:
+        try:
+            with _hdf5().File(path, "r") as opened:
+                return set(opened)
+        except OSError as error:
+            raise ValueError(f"--features {path} cannot be opened as HDF5: {error}") from error
 
     def exists(file: FeatureFile) -> bool:
         if not file.path.is_file():
@@ -280,15 +285,6 @@ def find_missing(files: Iterable[FeatureFile]) -> list[FeatureFile]:
         return True
 
     return [file for file in files if not exists(file)]
-
-
-def _groups(path: Path) -> set[str]:
-    """The pictures in an HDF5 file."""
-    try:
-        with _hdf5().File(path, "r") as opened:
-            return set(opened)
-    except OSError as error:
-        raise ValueError(f"--features {path} cannot be opened as HDF5: {error}") from error
 
 
 def _hdf5() -> Any:
@@ -356,7 +352,7 @@ class SourceSet:
     left_out: tuple[Dropped, ...] = ()
     """Unwanted samples; `dropped` lists their annotations."""
     classes: tuple[str, ...] | None = None
-    """Of kind image_class: all classes, in the order of their numbers."""
+    """All classes of an image_class set, in the order of their numbers."""
     listing: str = ""
     """sha256 of what a folder holds, if the folder is the source."""
 

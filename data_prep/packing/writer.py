@@ -25,12 +25,36 @@ from vlds.runtime.disk import check_own, make_folder, writable
 from vlds.runtime.files import read_file
 from vlds.runtime.json_files import sha256 as file_sha256
 
-# One sample of a source -> the record that a shard stores, or why it is dropped.
-
-
 PAIR = ("left", "right")
 Shape = tuple[int, int]
-"""Of features: (tokens, dim)."""
+"""(tokens, dim) of features."""
+KEY_DIGITS = 9
+LISTING = "names of the pictures"
+"""Stands for a file among the sources, if a folder is the source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRecord:
+    """One sample to write: an image, image pair or clip with all its annotations."""
+
+    id: str
+    """The source's id; unique in the data set."""
+    members: Sequence[tuple[str, bytes]]
+    """(extension, bytes) of everything but the json: jpg, left.png, right.png, features.npy, ..."""
+    json: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the sample's json: "annotations" and any others, such as "size" and "source". The
+    writer adds "id" and, unless given, "images": the members that are pictures, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardLimits:
+    """The most that a shard holds."""
+
+    samples: int = 1000
+    bytes: int = 512 << 20
+
+
+DEFAULT_LIMITS = ShardLimits()
 
 
 def common_shape(samples: Iterable[SourceSample]) -> Shape | None:
@@ -86,35 +110,6 @@ def _make_record(sample: SourceSample, rule: PictureRule, shape: Shape | None) -
     return SampleRecord(id=sample.id, members=members, json=content)
 
 
-KEY_DIGITS = 9
-LISTING = "names of the pictures"
-"""Stands for a file among the sources, if a folder is the source."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleRecord:
-    """One sample to write: an image, image pair or clip with all its annotations."""
-
-    id: str
-    """The source's id; unique in the data set."""
-    members: Sequence[tuple[str, bytes]]
-    """(extension, bytes) of everything but the json: jpg, left.png, right.png, features.npy, ..."""
-    json: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the sample's json: "annotations" and any others, such as "size" and "source". The
-    writer adds "id" and, unless given, "images": the members that are pictures, in order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """The most that a shard holds."""
-
-    samples: int = 1000
-    bytes: int = 512 << 20
-
-
-DEFAULT_LIMITS = Limits()
-
-
 class DatasetWriter:
     """Writes samples, in their order, as the shards of one data set in a folder.
 
@@ -130,7 +125,7 @@ class DatasetWriter:
         name: str,
         kind: str,
         split: str,
-        limits: Limits = DEFAULT_LIMITS,
+        limits: ShardLimits = DEFAULT_LIMITS,
         source: Sequence[Path] = (),
         image: Mapping[str, Any] | None = None,
         features: Mapping[str, Any] | None = None,
@@ -156,7 +151,9 @@ class DatasetWriter:
             "classes": None if classes is None else tuple(classes),
             "tool": {"version": _version(), "arguments": dict(arguments or {})},
         }
+        # A moved folder may be resumed: --out does not identify the data set.
         asked = {key: value for key, value in (arguments or {}).items() if key != "out"}
+        # Another version of vlds may write other bytes: --resume refuses its folders.
         identity = {**self.about, "limits": vars(self.limits), "tool": [_version(), asked]}
         self.classes = self.about["classes"] if kind == KIND else None
         self.journal = Journal(out / f"{self.stem}.progress", identity, self.classes)
@@ -193,6 +190,7 @@ class DatasetWriter:
             annotations=sum(shard.annotations for shard in shards),
             dropped=tuple(drop._asdict() for drop in dropped),
         )
+        # Last: a folder with dataset.json is complete.
         info.save(self.out)
         self.journal.end()
         return info
@@ -220,10 +218,21 @@ class DatasetWriter:
                     )
                 ids.add(record.id)
                 content = _content(record)
-                if shard and self._is_full(shard, content):
+                size = sum(map(len, content.values()))
+                if shard and (
+                    len(shard.counts) >= self.limits.samples
+                    or shard.size + size > self.limits.bytes
+                ):
                     self._finish(shard, in_shard)
                     shard, in_shard = None, []
-                shard = shard or self._open_shard()
+                if not self.begun:
+                    # A folder without dataset.json counts as incomplete.
+                    (self.out / DATASET_FILE).unlink(missing_ok=True)
+                    (self.out / QUARANTINE_FILE).unlink(missing_ok=True)
+                    self.journal.begin(self.finished)  # this flushes the removals as well
+                    self.begun = True
+                name = f"{self.stem}-{len(self.finished):05d}.tar"
+                shard = shard or OpenShard(self.out / name, self.classes)
                 shard.add(f"{number:0{KEY_DIGITS}d}", content)
                 number += 1
                 in_shard += dropped
@@ -236,22 +245,9 @@ class DatasetWriter:
                 shard.discard()
         return dropped
 
-    def _is_full(self, shard: OpenShard, content: Mapping[str, bytes]) -> bool:
-        size = sum(len(data) for data in content.values())
-        return len(shard.counts) >= self.limits.samples or shard.size + size > self.limits.bytes
-
-    def _open_shard(self) -> OpenShard:
-        if not self.begun:
-            # A folder without dataset.json counts as incomplete.
-            (self.out / DATASET_FILE).unlink(missing_ok=True)
-            (self.out / QUARANTINE_FILE).unlink(missing_ok=True)
-            self.journal.begin(self.finished)  # this flushes the removals as well
-            self.begun = True
-        path = self.out / f"{self.stem}-{len(self.finished):05d}.tar"
-        return OpenShard(path, self.classes)
-
     def _finish(self, shard: OpenShard, dropped: list[Dropped]) -> None:
         entry = Finished(shard.close(), dropped)
+        # Only the first shard after a resume was written before.
         before, self.repeated = self.repeated, None
         if before is not None and entry.shard.sha256 != before.shard.sha256:
             raise ValueError(
@@ -272,7 +268,7 @@ def write_dataset(
     **options: Any,
 ) -> DatasetInfo:
     """Write a whole data set; `options` are those of DatasetWriter."""
-    return DatasetWriter(out, limits=Limits(samples=shard_samples), **options).write(records)
+    return DatasetWriter(out, limits=ShardLimits(samples=shard_samples), **options).write(records)
 
 
 def _make_room(out: Path, identity: tuple[str, str, str]) -> None:

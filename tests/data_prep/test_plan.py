@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import build_parser, main
-from data_prep.plan import all_published, downloads_of, words_of
+from data_prep.official import PUBLISHED
+from data_prep.plan import downloads_of, words_of
 from tests.toys.files import ROOT
 from tests.toys.official_sets import write_okvqa
 from tests.toys.shards import packed
 
-KNOWN = all_published()
+KNOWN = PUBLISHED
 
 
 def test_every_data_set_of_a_publisher_is_planned() -> None:
@@ -28,7 +29,7 @@ def test_every_data_set_of_a_publisher_is_planned() -> None:
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_command_parses(name: str) -> None:
     published = KNOWN[name]
-    for split in published.splits:
+    for split in published.needs:
         words = words_of(published, split, Path("data"), Path("shards"))
         options = vars(build_parser().parse_args(words))
         assert options["src"].parent == Path("data")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vlds.tasks.metrics import caption_scores as scores_module
+from vlds.tasks.metrics import caption_scores as module
 from vlds.tasks.metrics import coco_package, spice
 from vlds.tasks.metrics.caption_scores import (
     NAMES,
@@ -97,7 +97,7 @@ def java_children() -> list[str]:
 @pytest.mark.slow
 def test_empty_captions_and_odd_ones_have_a_meteor() -> None:
     """One program scores all captions: an empty line or a separator in a text shifts nothing."""
-    with scores_module.running_meteor() as program:
+    with module.running_meteor() as program:
         assert program.score(CAPTIONS, REFERENCES) == pytest.approx(1.0)
         assert program.score([""] * 6, REFERENCES) == 0.0
         assert program.score(["a ||| dot"], [["a dot"]]) == pytest.approx(1.0)
@@ -109,9 +109,9 @@ def test_empty_captions_and_odd_ones_have_a_meteor() -> None:
 
 @needs_java
 def test_a_meteor_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores_module, "JAR", "absent.jar")
+    monkeypatch.setattr(module, "JAR", "absent.jar")
     with pytest.raises(RuntimeError, match=r"METEOR ended with exit code 1: .*absent\.jar"):
-        scores_module.meteor(CAPTIONS, REFERENCES)
+        module.meteor(CAPTIONS, REFERENCES)
 
 
 @needs_java

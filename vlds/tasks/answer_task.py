@@ -1,4 +1,10 @@
-"""What tasks with one right answer per annotation share: VQA, GQA, NLVR2, ImageClass, ..."""
+"""What tasks with one right answer per annotation share (VQA, GQA, NLVR2, ImageClass, ...), and the
+plainest of them, MultipleChoice.
+
+A subclass says what it asks (`question`), what the model learns to write (`answer_text`), what an
+answer is compared with (`reference`, `answer_of`) and when it is right (`correct`); all else
+follows from these.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,7 @@ from vlds.schema import CHOICE_LETTERS as LETTERS
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.base import Task, as_text, labelled, optional_text, require_label
 from vlds.tasks.class_output import ClassLoss
-from vlds.tasks.metrics.plain_scores import matches, mean, mean_by_group, score_values, table
+from vlds.tasks.metrics.plain_scores import mean, mean_by_group, score_values, table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +31,8 @@ class AnswerTask(Task, ABC):
     class_loss: ClassVar[ClassLoss | None] = "cross_entropy"
     label_field: ClassVar[str] = "label"
     """The annotation's field with the answer; splits without labels lack it."""
+    accuracy_name: ClassVar[str] = "accuracy"
+    """Name of the share of correct answers."""
     tables: ClassVar[tuple[str, ...]] = ()
     """What the first score is tabulated by; see `groups`."""
 
@@ -76,6 +84,7 @@ class AnswerTask(Task, ABC):
         if not known:
             return {}
         values = self.example_values(texts, known)
+        # The first score stands for the task, and alone has tables.
         first = next(iter(values))
         scores = {name: mean(of_examples) for name, of_examples in values.items()}
         for by in self.tables_of(known):
@@ -92,23 +101,23 @@ class AnswerTask(Task, ABC):
 
     def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
         """Score -> its value for each example; the first score stands for the task."""
-        return {"accuracy": matches(texts, [self.answer_of(reference) for reference in known])}
+        pairs = zip(texts, known, strict=True)
+        return {self.accuracy_name: [float(bool(self.correct(*pair))) for pair in pairs]}
 
     def tables_of(self, known: list[Any]) -> Sequence[str]:
         """What the first score of these references is tabulated by."""
         return self.tables
 
     def groups(self, known: list[Any], by: str) -> list[Any]:
-        """Each example's group in the table `by`; None leaves an example out."""
-        return [reference[by] for reference in known]
-
-
-# Questions about a picture with a few answers to choose from: A-OKVQA, ScienceQA.
+        """Each example's group in the table `by`; None leaves an example out. A reference that is
+        the answer itself is its own group."""
+        return [given[by] if isinstance(given, Mapping) else given for given in known]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultipleChoice(AnswerTask):
-    """Choose the answer to a question; scored by accuracy, in all and by the data's own groups.
+    """Choose the answer to a question about a picture (A-OKVQA, ScienceQA); scored by accuracy, in
+    all and by the data's own groups.
 
     The input is `choose: QUESTION context: HINT options: (A) CHOICE (B) CHOICE ...`, the parts of
     ScienceQA's baselines in the order question, context, choices. The model learns to write the

@@ -80,15 +80,14 @@ class Task(ABC):
     """The score that represents the task in tables; default: the first of its scores."""
 
     def __post_init__(self) -> None:
-        if self.head is not None:
-            self._check_head()
-
-    def _check_head(self) -> None:
+        if self.head is None:
+            return
         if self.class_loss is None:
             raise ValueError(
                 f"head: {type(self).__name__} has answers that are texts, and no class_loss; leave "
                 "the head out"
             )
+        # The default decoding may name choices: they are the task's own, not the user's.
         (default,) = (f.default_factory for f in fields(self) if f.name == "decoding")
         is_default = callable(default) and default() == self.decoding
         for name in ("choices", "answers"):
@@ -216,6 +215,7 @@ def ask(
     """
     try:
         example = task.example(name, sample, annotation, rng)
+    # Annotations come from files: what a task cannot read is bad data, not a bug.
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise SkipSample(
             f"sample {sample.key}: its annotations are not what {type(task).__name__} reads: "
@@ -270,6 +270,7 @@ def labelled(
 
     Errors: ValueError if an id has no prediction, or a prediction has no reference.
     """
+    # Both directions: a score over the common ids would hide that files do not match.
     missing = [key for key in references if key not in predictions]
     unknown = [key for key in predictions if key not in references]
     for ids, what in ((missing, "no prediction"), (unknown, "a prediction but no reference")):

@@ -87,7 +87,6 @@ class Caption(Task):
         return [self.scored_text(text) for text in texts], truth
 
     def scored_text(self, text: str) -> str:
-        """A caption, cleaned for scoring."""
         return text
 
     def missing_for_scores(self) -> str | None:
@@ -100,7 +99,13 @@ class Caption(Task):
     def left_out(self) -> str | None:
         """The official scores if Java or pycocoevalcap is missing."""
         by_default = self.scores in ([], metric.all_scores())  # the second: `thorough` named them
-        return metric.missing_by_default() if by_default else None
+        if not by_default or (missing := metric.missing_for("CIDEr")) is None:
+            return None
+        usual = ", ".join(name for name in metric.OFFICIAL if name != "SPICE")
+        return (
+            f"left out are {usual}: {missing}; cider_plain_tokens is of other tokens and cannot be "
+            "compared with CIDEr"
+        )
 
     def notes(self, predictions: Mapping[str, str], references: Mapping[str, Any]) -> list[str]:
         """Scores that are left out, and CIDEr of too few pictures."""

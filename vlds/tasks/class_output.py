@@ -7,7 +7,7 @@ A task that names a head answers with one of its classes; without one it writes 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -103,16 +103,9 @@ def check_classes(listed: Any, place: str) -> tuple[str, ...]:
         raise ValueError(f"{place}: got {odd!r:.60} among the classes; each is a text, not empty")
     if len(listed) < 2:
         raise ValueError(f"{place}: got {len(listed)}; give two classes or more")
-    if (twice := first_repeated(listed)) is not None:
-        raise ValueError(f"{place}: {twice!r:.60} stands twice; name each class once")
-    return tuple(listed)
-
-
-def first_repeated(names: Sequence[str]) -> str | None:
-    """The first name that occurs a second time; None if all differ."""
     seen: set[str] = set()
-    for name in names:
+    for name in listed:
         if name in seen:
-            return name
+            raise ValueError(f"{place}: {name!r:.60} stands twice; name each class once")
         seen.add(name)
-    return None
+    return tuple(listed)

@@ -65,6 +65,7 @@ class GQA(AnswerTask):
         self, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> dict[str, float]:
         """The official scores, accuracy first, over the balanced questions."""
+        # Questions that are not balanced count through consistency alone.
         asked = counted(predictions, references)
         _, known = labelled(predictions, asked)
         if not known:
@@ -98,39 +99,21 @@ class GQA(AnswerTask):
 
     def missing_for_scores(self) -> str | None:
         """A missing or invalid file of choices."""
-        return None if self.choices is None else missing_choices(self.choices)
+        try:
+            if self.choices is not None:
+                read_choices(self.choices, ids=())
+        except ValueError as error:
+            return str(error)
+        return None
 
     def answer_of(self, reference: Any) -> str | None:
         return as_text(reference["answer"])
-
-
-# GQA's files of the answers that are valid or plausible for a question.
 
 
 CURE = "name eval/val_choices.json or eval/train_choices of GQA's evaluation files"
 KINDS = {"valid", "plausible"}
 Choices = dict[str, dict[str, list[str]]]
 """Question -> kind -> answers."""
-
-
-def find_choices(place: str) -> list[Path]:
-    """The file, or the files of a folder (train_choices/).
-
-    Errors: ValueError if there is neither.
-    """
-    path = Path(place).expanduser()
-    if paths := [path] if path.is_file() else sorted(path.glob("*.json")):
-        return paths
-    raise ValueError(f"choices: {place} is neither a file of choices nor a folder of them; {CURE}")
-
-
-def missing_choices(place: str) -> str | None:
-    """What is wrong if the files are missing or invalid; None if they can be read."""
-    try:
-        read_choices(place, ids=())
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def load_choices(path: Path) -> Choices:
@@ -149,13 +132,20 @@ def load_choices(path: Path) -> Choices:
 
 
 def read_choices(place: str, ids: Sequence[str]) -> Choices:
-    """The "valid" and "plausible" answers of each question.
+    """The "valid" and "plausible" answers of each question, from GQA's file or the files of a
+    folder (train_choices/).
 
-    Errors: ValueError for a question that the files lack, and as for `load_choices`.
+    Errors: ValueError if there are none, for a question that they lack, and as for `load_choices`.
     """
     choices: Choices = {}
+    path = Path(place).expanduser()
+    paths = [path] if path.is_file() else sorted(path.glob("*.json"))
+    if not paths:
+        raise ValueError(
+            f"choices: {place} is neither a file of choices nor a folder of them; {CURE}"
+        )
     wanted = set(ids)
-    for path in find_choices(place):
+    for path in paths:
         given = load_choices(path)
         choices |= {key: given[key] for key in wanted & given.keys()}
     if unknown := [key for key in ids if key not in choices]:

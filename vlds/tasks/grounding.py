@@ -1,8 +1,15 @@
-"""Referring expressions: write the box of what a text describes, as four numbers."""
+"""Places in a picture: write the box of what a text describes, point at it, or name what is there.
+
+`Grounding` writes a box as four numbers, with any model. The others read and write visual tokens
+(<vis_extra_id_0>, ...), one for each detected box or grid cell, as VL-T5 does
+(https://arxiv.org/abs/2102.02779): `Refer` points at what people's expressions describe,
+`VisualGrounding` at what a detector's names call, and `GroundedCaption` names what a token shows.
+"""
 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
@@ -13,142 +20,16 @@ import numpy as np
 from vlds.runtime.checks import Count, Limits
 from vlds.schema import Decoding, Example, Sample, SkipSample
 from vlds.tasks.answer_task import AnswerTask
-from vlds.tasks.base import as_text, optional_texts, require_label
+from vlds.tasks.base import as_text, optional_texts
 from vlds.tasks.class_output import ClassLoss
 from vlds.tasks.masked_words import SENTINEL, words_of
-from vlds.tasks.metrics.plain_scores import matches, overlap
+from vlds.tasks.metrics.plain_scores import overlap
 from vlds.tasks.vqa import draw_answer
-
-# Referring expressions: point at what a text describes, by writing the visual token of a proposal.
-#
-# Training draws among the proposals that overlap the box by half, with probability IoU / sum, as
-# VL-T5's RefCOCOg does; an example without such a proposal trains nothing. Answers come from a
-# comparison of the visual tokens' logits; VL-T5 compares the whole vocabulary.
-
 
 POINTERS = tuple(f"<vis_extra_id_{number}>" for number in range(36))
 """The tokens of VL-T5's 36 detected boxes, and of VL-Adapter's grid."""
 ENOUGH = 0.5
 """Overlap (IoU) from which a proposal is right."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refer(AnswerTask):
-    """Point at what an expression describes; scored by accuracy: the share of answers whose
-    proposal overlaps the box by half, or whose cell holds its centre.
-
-    For JointSeq2Seq, whose vocabulary has visual tokens. An annotation has an `expression` and a
-    `box` (left, top, width, height in pixels), its sample `proposals`: a box for each visual token.
-    """
-
-    kinds: ClassVar[tuple[str, ...]] = ("refer",)
-    label_field: ClassVar[str] = "box"
-    input_field: ClassVar[str | None] = "expression"
-
-    prompt: str = "visual grounding: "
-    """Text before the expression, trailing space included; "" for none."""
-    max_prompt_tokens: Count = 20
-    """Longest prompt and expression in tokens, special tokens included; longer ones are cut."""
-    max_target_tokens: Count = 4
-    """Longest target in tokens; a visual token is never cut."""
-    decoding: Decoding = field(default_factory=lambda: Decoding(choices=POINTERS))
-    """How the model's output becomes a visual token: the best of `choices`, 36 by default."""
-    grid: Annotated[int, Limits(1, 6)] | None = None
-    """Cells along a side of a grid, if its cells stand for proposals: the cell that holds the box's
-    centre is right. Default: the samples' own proposals."""
-
-    def answered(
-        self,
-        example: Example,
-        sample: Sample,
-        given: Mapping[str, Any],
-        rng: np.random.Generator | None,
-    ) -> Example:
-        """Draw a proposal in training; the best one and all right ones in evaluation."""
-        scores = self.right(sample, given[self.label_field])
-        if rng is not None:
-            answer, _ = draw_answer(scores, rng)
-            return replace(example, target=answer, weight=float(bool(scores)))
-        best = max(scores, key=lambda pointer: scores[pointer], default="")
-        return replace(example, target=best, reference={"answer": best, "right": sorted(scores)})
-
-    def right(self, sample: Sample, box: list[float]) -> dict[str, float]:
-        """Visual tokens that are right, and how well they fit the box."""
-        if self.grid is not None:
-            (width, height), (left, top, *size) = sample.extra["size"][0], box
-            centre = (left + size[0] / 2) / width, (top + size[1] / 2) / height
-            column, row = (min(int(share * self.grid), self.grid - 1) for share in centre)
-            return {POINTERS[row * self.grid + column]: 1.0}
-        overlaps = {
-            pointer: overlap(box, proposal)
-            for pointer, proposal in zip(POINTERS, sample.extra["proposals"], strict=False)
-        }
-        return {pointer: score for pointer, score in overlaps.items() if score >= ENOUGH}
-
-    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
-        pairs = zip(texts, known, strict=True)
-        return {"accuracy": [float(text in reference["right"]) for text, reference in pairs]}
-
-    def answer_of(self, reference: Any) -> str | None:
-        """The proposal that fits best; None if none is right."""
-        return reference["answer"] or None
-
-    def correct(self, prediction: str, reference: Mapping[str, Any]) -> bool | None:
-        return prediction in reference["right"]
-
-
-# What tasks about named regions of a picture have in common (VL-T5's pre-training,
-# https://arxiv.org/abs/2102.02779).
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegionTask(AnswerTask):
-    """A task whose annotations have `regions`: a name for each visual token, "" where there is
-    nothing to name. Training draws a region each time; evaluation always asks about the same one.
-    """
-
-    kinds: ClassVar[tuple[str, ...]] = ("regions",)
-    label_field: ClassVar[str] = "regions"
-    draws_prompt: ClassVar[bool] = True
-    class_loss = None
-
-    num_regions: Annotated[int, Limits(1, len(POINTERS))] = 1
-    """Regions of a picture that one example is about; of several, each name stands behind a
-    sentinel. VL-T5 has 4 in its second stage, on VCR."""
-
-
-def drawn_regions(
-    sample: Sample,
-    given: Mapping[str, Any],
-    num_regions: int,
-    rng: np.random.Generator | None,
-) -> tuple[list[str], list[int]]:
-    """The names of an annotation's regions, and those that an example is about, in random order;
-    without `rng` always the same.
-
-    Errors: SkipSample if no region has a name.
-    """
-    require_label(given, "regions", sample)
-    names = optional_texts(given, "regions")[: len(POINTERS)]
-    named = [number for number, text in enumerate(names) if text]
-    if not named:
-        raise SkipSample(f"sample {sample.key}: none of its regions has a name")
-    draws = np.random.default_rng(crc32(given["id"].encode())) if rng is None else rng
-    return names, draws.permutation(named)[:num_regions].tolist()
-
-
-def pointers_to(regions: Sequence[int]) -> str:
-    """The visual tokens of regions."""
-    return " ".join(POINTERS[number] for number in regions)
-
-
-def names_of(names: Sequence[str], regions: Sequence[int]) -> str:
-    """The name of one region; of several, each name behind a sentinel."""
-    if len(regions) == 1:
-        return names[regions[0]]
-    return " ".join(f"{SENTINEL.format(n)} {names[region]}" for n, region in enumerate(regions))
-
-
 STEPS = 1000
 """Parts of a picture's width or height that a number counts."""
 NUMBER = re.compile(r"[0-9]{1,4}")
@@ -191,19 +72,13 @@ class Grounding(AnswerTask):
         reference = {"answer": answer, "box": list(box), "size": list(size)}
         return replace(example, target=answer, reference=None if rng is not None else reference)
 
-    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
-        pairs = zip(texts, known, strict=True)
-        return {"accuracy": [float(self.correct(*pair)) for pair in pairs]}
-
-    def answer_of(self, reference: Any) -> str | None:
-        """The box as text."""
-        text: str = reference["answer"]
-        return text
-
     def correct(self, prediction: str, reference: Any) -> bool:
         """True if the written box overlaps the right one by half; False for another text."""
         box = box_of(prediction, reference["size"])
         return box is not None and overlap(box, reference["box"]) >= ENOUGH
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference["answer"])
 
 
 def box_text(box: Sequence[float], size: Sequence[float]) -> str:
@@ -219,13 +94,134 @@ def box_of(text: str, size: Sequence[float]) -> list[float] | None:
     numbers = [int(number) for number in NUMBER.findall(text)]
     if len(numbers) != CORNERS:
         return None
+    # Numbers 0 and 2 are shares of the width, 1 and 3 of the height.
     scaled = [share * size[axis % 2] / STEPS for axis, share in enumerate(numbers)]
     left, top, right, bottom = scaled
     return [left, top, right - left, bottom - top]
 
 
-# Visual grounding: point at what a name calls, as in VL-T5's pre-training
-# (https://arxiv.org/abs/2102.02779). `Refer` points at what people's expressions describe.
+@dataclass(frozen=True, kw_only=True)
+class Refer(AnswerTask):
+    """Point at what an expression describes; scored by accuracy: the share of answers whose
+    proposal overlaps the box by half, or whose cell holds its centre.
+
+    For JointSeq2Seq, whose vocabulary has visual tokens. An annotation has an `expression` and a
+    `box` (left, top, width, height in pixels), its sample `proposals`: a box for each visual token.
+    Training draws among the proposals that overlap the box by half, with probability IoU / sum, as
+    VL-T5's RefCOCOg does; an example without such a proposal trains nothing. Answers come from a
+    comparison of the visual tokens' logits; VL-T5 compares the whole vocabulary.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("refer",)
+    label_field: ClassVar[str] = "box"
+    input_field: ClassVar[str | None] = "expression"
+
+    prompt: str = "visual grounding: "
+    """Text before the expression, trailing space included; "" for none."""
+    max_prompt_tokens: Count = 20
+    """Longest prompt and expression in tokens, special tokens included; longer ones are cut."""
+    max_target_tokens: Count = 4
+    """Longest target in tokens; a visual token is never cut."""
+    decoding: Decoding = field(default_factory=lambda: Decoding(choices=POINTERS))
+    """How the model's output becomes a visual token: the best of `choices`, 36 by default."""
+    grid: Annotated[int, Limits(1, 6)] | None = None
+    """Cells along a side of a grid, if its cells stand for proposals: the cell that holds the box's
+    centre is right. Default: the samples' own proposals."""
+
+    def answered(
+        self,
+        example: Example,
+        sample: Sample,
+        given: Mapping[str, Any],
+        rng: np.random.Generator | None,
+    ) -> Example:
+        """Draw a proposal in training; the best one and all right ones in evaluation."""
+        scores = self.right(sample, given[self.label_field])
+        if rng is not None:
+            answer, _ = draw_answer(scores, rng)
+            return replace(example, target=answer, weight=float(bool(scores)))
+        best = max(scores, key=lambda pointer: scores[pointer], default="")
+        return replace(example, target=best, reference={"answer": best, "right": sorted(scores)})
+
+    def right(self, sample: Sample, box: list[float]) -> dict[str, float]:
+        """Visual tokens that are right, and how well they fit the box."""
+        if self.grid is not None:
+            (width, height), (left, top, *size) = sample.extra["size"][0], box
+            centre = (left + size[0] / 2) / width, (top + size[1] / 2) / height
+            # A centre on the right or lower edge belongs to the last cell.
+            column, row = (min(int(share * self.grid), self.grid - 1) for share in centre)
+            return {POINTERS[row * self.grid + column]: 1.0}
+        overlaps = {
+            pointer: overlap(box, proposal)
+            for pointer, proposal in zip(POINTERS, sample.extra["proposals"], strict=False)
+        }
+        return {pointer: score for pointer, score in overlaps.items() if score >= ENOUGH}
+
+    def answer_of(self, reference: Any) -> str | None:
+        """The proposal that fits best; None if none is right."""
+        return reference["answer"] or None
+
+    def correct(self, prediction: str, reference: Mapping[str, Any]) -> bool | None:
+        return prediction in reference["right"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionTask(AnswerTask, ABC):
+    """A task whose annotations have `regions`: a name for each visual token, "" where there is
+    nothing to name. Training draws a region each time; evaluation always asks about the same one.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("regions",)
+    label_field: ClassVar[str] = "regions"
+    draws_prompt: ClassVar[bool] = True
+    class_loss = None
+
+    num_regions: Annotated[int, Limits(1, len(POINTERS))] = 1
+    """Regions of a picture that one example is about; of several, each name stands behind a
+    sentinel. VL-T5 has 4 in its second stage, on VCR."""
+
+    @abstractmethod
+    def asked(self, names: Sequence[str], chosen: Sequence[int]) -> tuple[str, str, Any]:
+        """The input behind the prompt, the target and the reference of an example about some
+        regions; `names` are those of all visual tokens."""
+
+    def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
+        """The input of a split without labels."""
+        text: str = self.prompt + given.get(self.input_field or "", "")
+        return text
+
+    def answered(
+        self,
+        example: Example,
+        sample: Sample,
+        given: Mapping[str, Any],
+        rng: np.random.Generator | None,
+    ) -> Example:
+        """An example about regions in random order; in evaluation always the same.
+
+        Errors: SkipSample if no region has a name.
+        """
+        names = optional_texts(given, self.label_field)[: len(POINTERS)]
+        named = [number for number, text in enumerate(names) if text]
+        if not named:
+            raise SkipSample(f"sample {sample.key}: none of its regions has a name")
+        # In evaluation the id decides: the same region whatever the order of the data.
+        draws = np.random.default_rng(crc32(given["id"].encode())) if rng is None else rng
+        chosen = draws.permutation(named)[: self.num_regions].tolist()
+        text, target, reference = self.asked(names, chosen)
+        reference = reference if rng is None else None
+        return replace(example, prompt=self.prompt + text, target=target, reference=reference)
+
+
+def pointers_to(regions: Sequence[int]) -> str:
+    return " ".join(POINTERS[number] for number in regions)
+
+
+def names_of(names: Sequence[str], regions: Sequence[int]) -> str:
+    """The name of one region; of several, each name behind a sentinel."""
+    if len(regions) == 1:
+        return names[regions[0]]
+    return " ".join(f"{SENTINEL.format(n)} {names[region]}" for n, region in enumerate(regions))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,38 +249,17 @@ class VisualGrounding(RegionTask):
                 "`evaluate` and `test` out, or score a task with num_regions 1"
             )
 
-    def example(
-        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
-    ) -> Example:
-        """The name of a region and its visual token; in evaluation all that are right, too."""
-        assert annotation is not None
-        given = sample.annotations[annotation]
-        if rng is None and self.label_field not in given:
-            return Example(given["id"], name, self.prompt + given.get("expression", ""), None)
-        names, chosen = drawn_regions(sample, given, self.num_regions, rng)
-        text, target = self.prompt + names_of(names, chosen), pointers_to(chosen)
-        if rng is not None:
-            return Example(given["id"], name, text, target)
-        called = names[chosen[0]]
+    def asked(self, names: Sequence[str], chosen: Sequence[int]) -> tuple[str, str, Any]:
+        """A region's name, its visual token, and all that are right."""
+        target, called = pointers_to(chosen), names[chosen[0]]
         right = [POINTERS[number] for number, other in enumerate(names) if other == called]
-        return Example(
-            given["id"], name, text, target, reference={"answer": target, "right": right}
-        )
-
-    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
-        pairs = zip(texts, known, strict=True)
-        return {"accuracy": [float(text in reference["right"]) for text, reference in pairs]}
-
-    def answer_of(self, reference: Any) -> str | None:
-        """The region that was drawn."""
-        return as_text(reference["answer"])
+        return names_of(names, chosen), target, {"answer": target, "right": right}
 
     def correct(self, prediction: str, reference: Mapping[str, Any]) -> bool | None:
         return prediction in reference["right"]
 
-
-# Grounded captions: name what a visual token shows, as in VL-T5's pre-training
-# (https://arxiv.org/abs/2102.02779), whose names are the detector's attributes and objects.
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference["answer"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,27 +277,13 @@ class GroundedCaption(RegionTask):
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19))
     """How the model's output becomes a name; greedy."""
 
-    def example(
-        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
-    ) -> Example:
-        """A visual token and the name of its region."""
-        assert annotation is not None
-        given = sample.annotations[annotation]
-        if rng is None and self.label_field not in given:
-            return Example(given["id"], name, self.prompt + given.get("pointer", ""), None)
-        names, chosen = drawn_regions(sample, given, self.num_regions, rng)
+    def asked(self, names: Sequence[str], chosen: Sequence[int]) -> tuple[str, str, Any]:
+        """A region's visual token and its name."""
         answer = names_of(names, chosen)
-        reference = answer if rng is None else None
-        return Example(
-            given["id"], name, self.prompt + pointers_to(chosen), answer, reference=reference
-        )
-
-    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
-        """1 for a right name, whatever its case."""
-        return {"accuracy": matches(map(words_of, texts), [words_of(as_text(t)) for t in known])}
-
-    def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference)
+        return pointers_to(chosen), answer, answer
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         return words_of(prediction) == words_of(as_text(reference))
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference)

@@ -12,7 +12,7 @@ from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, labelled
 from vlds.tasks.class_output import ClassOutput, Head
-from vlds.tasks.metrics.plain_scores import fold, matches, mean, members_of
+from vlds.tasks.metrics.plain_scores import fold, mean, members_of
 
 PER_CLASS = "mean_class_accuracy"
 
@@ -73,7 +73,6 @@ class ImageClass(AnswerTask):
         return replace(example, target="", class_scores=head.class_scores(scores))
 
     def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
-        """The prompt alone."""
         return self.prompt
 
     def score(
@@ -85,6 +84,7 @@ class ImageClass(AnswerTask):
             return {}
         texts, known = labelled(predictions, references)
         of_classes = members_of(self.example_values(texts, known)["accuracy"], known)
+        # The first score stands for the task, so the mean over classes comes second.
         first, *cells = scores.items()
         return dict([first, (PER_CLASS, mean(list(map(mean, of_classes.values())))), *cells])
 
@@ -98,18 +98,12 @@ class ImageClass(AnswerTask):
         texts, known = labelled(predictions, references)
         right = self.example_values(texts, known)["accuracy"]
         sizes = {label: len(members) for label, members in members_of(right, known).items()}
+        # mean(value * share / size) = sum over classes of mean(values) / number of classes.
         share = len(known) / len(sizes) if sizes else 0.0
         return [value * share / sizes[label] for value, label in zip(right, known, strict=True)]
 
-    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
-        """1 for the right name."""
-        return {"accuracy": matches(map(fold, texts), [fold(as_text(label)) for label in known])}
-
     def correct(self, prediction: str, reference: Any) -> bool | None:
         return fold(prediction) == fold(as_text(reference))
-
-    def groups(self, known: list[Any], by: str) -> list[Any]:
-        return known
 
     def answer_of(self, reference: Any) -> str | None:
         return as_text(reference)

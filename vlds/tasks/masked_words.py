@@ -1,5 +1,10 @@
-"""Masked words: fill the gaps in a caption with the picture's help, as in BERT and in METER's
-pre-training (https://arxiv.org/abs/2111.02387), which masks whole words.
+"""Hidden words of a sentence that a picture helps to restore: masked words, and infilling.
+
+`MaskedWords` fills the gaps in their own places, as in BERT and in METER's pre-training
+(https://arxiv.org/abs/2111.02387), which masks whole words. `SpanPrediction` is the pre-training of
+VL-T5 and VL-BART (https://arxiv.org/abs/2102.02779): neighbours among the hidden words are hidden
+together as a run; T5 writes the hidden words behind the sentinels that stand for their runs, BART
+writes the sentence.
 """
 
 from __future__ import annotations
@@ -17,9 +22,6 @@ from vlds.schema import Decoding, Example, Masking, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import Task, as_text, labelled, require_label
 from vlds.tasks.metrics.plain_scores import matches, mean
-
-# Words that are hidden in a sentence, and the texts that T5 and BART read and write then.
-
 
 SENTINEL = "<extra_id_{}>"
 SENTINELS = re.compile(r"<extra_id_\d+>")
@@ -55,6 +57,7 @@ def denoising(words: Sequence[str], runs: Sequence[range]) -> tuple[str, str]:
 def replaced(words: Sequence[str], runs: Sequence[range], marks: Sequence[str]) -> str:
     """The sentence with a mark in the place of each run."""
     mark_at = {run.start: mark for run, mark in zip(runs, marks, strict=True)}
+    # The mark stands where its run begins; the other hidden words leave nothing.
     hidden = {place for run in runs for place in run}
     shown = [mark_at.get(n, w) for n, w in enumerate(words) if n in mark_at or n not in hidden]
     return " ".join(shown)
@@ -100,6 +103,7 @@ class MaskedWords(Task):
         if rng is None and "caption" not in given:
             return Example(given["id"], name, self.prompt, None)
         text = self.prompt + require_label(given, "caption", sample).strip()
+        # In evaluation the id decides: the same words in each run and on each rank.
         seed = crc32(given["id"].encode()) if rng is None else int(rng.integers(1 << 32))
         masking = Masking(self.share, seed, always_mask=rng is None)
         reference = text if rng is None else None
@@ -131,13 +135,6 @@ def closed(text: str) -> str:
     return "".join(text.lower().split())
 
 
-# Span masking and infilling with the picture's help, as in the pre-training of VL-T5 and VL-BART
-# (https://arxiv.org/abs/2102.02779).
-#
-# Some words of a sentence are hidden, and neighbours among them are hidden together as a run. T5
-# writes the hidden words behind the sentinels that stand for their runs; BART writes the sentence.
-
-
 TEXT_FIELDS = {"caption": "caption", "pair_text": "text"}
 """Kind of samples -> the field of an annotation with its sentence."""
 
@@ -153,6 +150,7 @@ class SpanPrediction(AnswerTask):
     kinds: ClassVar[tuple[str, ...]] = ("caption", "pair_text")
     input_field: ClassVar[str | None] = "caption"
     draws_prompt: ClassVar[bool] = True
+    accuracy_name: ClassVar[str] = "restored"
     class_loss = None
 
     share: PositiveShare = 0.15
@@ -187,12 +185,8 @@ class SpanPrediction(AnswerTask):
         reference = target if rng is None else None
         return Example(given["id"], name, self.prompt + source, target, reference=reference)
 
-    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
-        """1 for a sentence whose hidden words are all right."""
-        return {"restored": matches(map(words_of, texts), [words_of(as_text(t)) for t in known])}
+    def correct(self, prediction: str, reference: Any) -> bool | None:
+        return words_of(prediction) == words_of(as_text(reference))
 
     def answer_of(self, reference: Any) -> str | None:
         return as_text(reference)
-
-    def correct(self, prediction: str, reference: Any) -> bool | None:
-        return words_of(prediction) == words_of(as_text(reference))

@@ -5,7 +5,7 @@ picture, as in the pre-training of METER (https://arxiv.org/abs/2111.02387) and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 from zlib import crc32
 
@@ -30,6 +30,7 @@ class Matching(AnswerTask):
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("caption",)
+    label_field: ClassVar[str] = "caption"
     input_field: ClassVar[str | None] = "caption"
     tables: ClassVar[tuple[str, ...]] = ("answer",)
     labels: ClassVar[tuple[str, ...]] = (OTHER, MATCH)
@@ -47,38 +48,31 @@ class Matching(AnswerTask):
     )
     """How the model's output becomes an answer; the better of two words."""
 
-    def example(
-        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
+    def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
+        """The prompt; `answered` adds a caption."""
+        return self.prompt
+
+    def answered(
+        self,
+        example: Example,
+        sample: Sample,
+        given: Mapping[str, Any],
+        rng: np.random.Generator | None,
     ) -> Example:
         """The sample's caption, or one of the other sample's."""
-        assert annotation is not None
-        given = sample.annotations[annotation]
-        if rng is None and "caption" not in given:
-            return Example(given["id"], name, self.prompt, None)
-        caption, draw = require_label(given, "caption", sample), crc32(given["id"].encode())
-        if rng is not None:
-            draw = int(rng.integers(1 << 32))
-        others = foreign_captions(sample) if draw % 2 else []
+        draw = crc32(given["id"].encode()) if rng is None else int(rng.integers(1 << 32))
+        # The last bit says whether to take another picture's caption, the others say which one.
+        others: list[str] = []
+        if draw % 2 and (other := sample.other) is not None:
+            own = {fold(entry.get("caption", "")) for entry in sample.annotations}
+            captions = (require_label(entry, "caption", other) for entry in other.annotations)
+            others = [text for text in captions if fold(text) not in own]
         answer = OTHER if others else MATCH
-        if others:
-            caption = others[draw // 2 % len(others)]
-        reference = None if rng is not None else {"answer": answer}
+        caption = others[draw // 2 % len(others)] if others else given["caption"]
+        reference = None if rng is not None else {"answer": answer}  # its group in the table
         text = self.prompt + caption.strip()
-        example = Example(given["id"], name, text, answer, reference=reference)
+        example = replace(example, prompt=text, target=answer, reference=reference)
         return self.with_classes(example, {answer: 1.0})
 
     def answer_of(self, reference: Any) -> str | None:
         return as_text(reference["answer"])
-
-    def reference(self, given: Mapping[str, Any], answer: str) -> Any:
-        """The answer, which says which half an example belongs to."""
-        return {"answer": answer}
-
-
-def foreign_captions(sample: Sample) -> list[str]:
-    """The other sample's captions, without those that say the same as one of the sample's own."""
-    if sample.other is None:
-        return []
-    own = {fold(given.get("caption", "")) for given in sample.annotations}
-    captions = (require_label(o, "caption", sample.other) for o in sample.other.annotations)
-    return [caption for caption in captions if fold(caption) not in own]

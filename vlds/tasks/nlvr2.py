@@ -1,10 +1,10 @@
-"""NLVR2: is a sentence true of a pair of pictures?
+"""Sentences to judge: true of a pair of pictures (NLVR2), or entailed by a picture (SNLI-VE)?
 
-A sentence was written about several pairs of pictures; consistency is the share of sentences that
-are judged correctly on every pair. The official script (https://github.com/lil-lab/nlvr,
-nlvr2/eval/metrics.py) tells sentences apart by their ids, the paper
-(https://arxiv.org/abs/1811.00491) speaks of unique sentences. The two differ where two people wrote
-the same text: the balanced dev set has 1,116 ids and 1,111 texts.
+A sentence of NLVR2 was written about several pairs of pictures; consistency is the share of
+sentences that are judged correctly on every pair. The official script
+(https://github.com/lil-lab/nlvr, nlvr2/eval/metrics.py) tells sentences apart by their ids, the
+paper (https://arxiv.org/abs/1811.00491) speaks of unique sentences. The two differ where two people
+wrote the same text: the balanced dev set has 1,116 ids and 1,111 texts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vlds.tasks.metrics.plain_scores import consistency, lower_line
 
 WORDS = {True: "true", False: "false"}
 NUM_ID_FIELDS, PAIR = 4, 2
-"""Of ids "split-set-pair-sentence": number of fields, and index of the pair."""
+"""Number of fields in ids "split-set-pair-sentence", and index of the pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +65,11 @@ class NLVR2(AnswerTask):
         texts, known = labelled(predictions, references)
         right = self.example_values(texts, known)["accuracy"]
         groups = [sentence_group(key) for key, given in references.items() if given is not None]
+        # Ids of another form do not tell which pairs share a sentence.
         if None not in groups:
             scores["consistency"] = consistency(right, groups)
         scores["consistency_by_text"] = consistency(right, self.groups(known, "sentence"))
         return scores
-
-    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
-        return super().example_values([lower_line(text) for text in texts], known)
 
     def answer_of(self, reference: Any) -> str | None:
         return lower_line(as_text(reference["answer"]))
@@ -89,16 +87,13 @@ def sentence_group(identifier: str) -> str | None:
     return "-".join(fields)
 
 
-# Visual entailment: does a picture prove a sentence, refute it, or neither (SNLI-VE)?
-
-
 LABELS = ("entailment", "neutral", "contradiction")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entailment(AnswerTask):
-    """Say whether a picture entails or contradicts a sentence; scored by accuracy, in all and by
-    label.
+    """Say whether a picture proves a sentence, refutes it, or neither (SNLI-VE); scored by
+    accuracy, in all and by label.
 
     The model learns to write the label; to answer, it compares the logits of the labels' first
     tokens.
@@ -117,10 +112,6 @@ class Entailment(AnswerTask):
     """Longest target in tokens; the labels are never cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19, choices=LABELS))
     """How the model's output becomes a label; the best of three words."""
-
-    def groups(self, known: list[Any], by: str) -> list[Any]:
-        """The labels, which are the references."""
-        return known
 
     def answer_of(self, reference: Any) -> str | None:
         return as_text(reference)

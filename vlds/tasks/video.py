@@ -1,4 +1,8 @@
-"""Descriptions of a clip with its subtitles: TVC, YC2C."""
+"""Clips with their subtitles: questions with choices (TVQA, How2QA), descriptions (TVC, YC2C).
+
+The inputs are those of VL-Adapter (https://arxiv.org/abs/2112.06825). For clips the prompt comes
+last; for pictures it comes first.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +17,13 @@ from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text
 from vlds.tasks.caption import Caption
 
-# Questions about a clip with its subtitles and a few answers to choose from: TVQA, How2QA.
-
 
 @dataclass(frozen=True, kw_only=True)
 class VideoQA(AnswerTask):
     """Choose the answer to a question about a clip; scored by accuracy.
 
-    The input is that of VL-Adapter (https://arxiv.org/abs/2112.06825) for TVQA and How2QA:
-    subtitles, question, the seconds that it is about, and the choices; the model writes the
-    choice's name, "a0" to "a4".
+    The input is that of VL-Adapter for TVQA and How2QA: subtitles, question, the seconds that it is
+    about, and the choices; the model writes the choice's name, "a0" to "a4".
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("video_qa",)
@@ -61,7 +62,6 @@ def subtitles(sample: Sample) -> str:
 
 
 def with_prompt(text: str, prompt: str) -> str:
-    """The whole input. For clips the prompt comes last; for pictures it comes first."""
     return f"{text} {prompt}" if prompt else text
 
 
@@ -69,8 +69,8 @@ def with_prompt(text: str, prompt: str) -> str:
 class VideoCaption(Caption):
     """Describe a clip; scored like captions of pictures, after VALUE's own clean-up.
 
-    The input is that of VL-Adapter (https://arxiv.org/abs/2112.06825) for TVC and YC2C: subtitles,
-    and the seconds to describe if the sample has a `span`.
+    The input is that of VL-Adapter for TVC and YC2C: subtitles, and the seconds to describe if the
+    sample has a `span`.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("video_caption",)
@@ -121,5 +121,6 @@ class VideoCaption(Caption):
         if values is None or self.score_each == "clip":
             return values
         counts = [len(given) for given in references.values() if given is not None]
+        # Values come in the order of the clips, as many for each as it has descriptions.
         scale, rest = len(counts) / len(values), iter(values)
         return [scale * sum(islice(rest, count)) for count in counts]

@@ -63,6 +63,7 @@ class VQA(AnswerTask):
         question = self.question(sample, given)
         if rng is not None:
             label = require_label(given, "label", sample)
+            # A head learns all answers with their scores; text is one answer at a time.
             answer, score = ("", 1.0) if self.head is not None else draw_answer(label, rng)
             weight = score if self.weigh_by_score else float(score > 0)
             return self.with_classes(Example(given["id"], name, question, answer, weight), label)
@@ -91,19 +92,19 @@ class VQA(AnswerTask):
         listed = self.head is not None or self.decoding.answers is not None
         return text if listed else text.lower()
 
-    def answer_of(self, reference: Any) -> str | None:
-        """The answer with the highest soft score."""
-        return as_text(reference["answer"])
-
     def correct(self, prediction: str, reference: Any) -> bool | None:
         """At least two of ten people agree; without ten answers, the soft score is high enough."""
         if len(reference["answers"]) == NUM_ANNOTATORS:
             return question_accuracy(prediction, reference["answers"], self.accuracy) >= ENOUGH
         return worth(prediction, reference["label"]) >= ENOUGH
 
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference["answer"])
+
 
 def draw_answer(label: Mapping[str, float], rng: np.random.Generator) -> tuple[str, float]:
     """An answer drawn by its soft score, and the score; "" and 0 if no score is above 0."""
+    # Answer n takes the stretch of [0, total) that ends at ends[n]; rounding may draw the total.
     ends = list(accumulate(label.values()))
     if not ends or ends[-1] <= 0:
         return "", 0.0
@@ -119,9 +120,6 @@ def best_answer(annotation: Mapping[str, Any]) -> str | None:
         return max(label, key=lambda answer: label[answer])
     answers = annotation.get("answers")
     return Counter(answers).most_common(1)[0][0] if answers else None
-
-
-# TextVQA: questions about the text in a picture, beside the words that a reader found in it.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,12 +148,10 @@ class TextVQA(VQA):
         return f"{text} words: {' '.join(words)}" if words else text
 
 
-# A-OKVQA's direct answers: the question alone, without its choices.
-
-
 @dataclass(frozen=True, kw_only=True)
 class DirectAnswer(VQA):
-    """Answer a question of A-OKVQA in free words; scored as its evaluation script does.
+    """Answer a question of A-OKVQA in free words, without its choices; scored as its evaluation
+    script does.
 
     Questions that are marked as difficult to answer without their choices train and do not count:
     the script leaves them out.

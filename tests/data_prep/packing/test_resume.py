@@ -14,7 +14,7 @@ import pytest
 
 from data_prep.cli import main
 from data_prep.packing.source import Dropped, Journal
-from data_prep.packing.writer import DatasetWriter, Limits, SampleRecord
+from data_prep.packing.writer import DatasetWriter, SampleRecord, ShardLimits
 from tests.toys.files import write
 from tests.toys.pictures import jpeg
 from vlds.runtime.process import Interrupted
@@ -36,7 +36,7 @@ def stream(start: int = 0, stop: int = NUM_RECORDS) -> Iterator[SampleRecord | D
 
 def new_writer(out: Path, samples: int = 2, resume: bool = False) -> DatasetWriter:
     return DatasetWriter(
-        out, name="n", kind="vqa", split="train", limits=Limits(samples=samples), resume=resume
+        out, name="n", kind="vqa", split="train", limits=ShardLimits(samples=samples), resume=resume
     )
 
 

@@ -15,7 +15,7 @@ import webdataset
 
 from data_prep.packing.pack import shard_order
 from data_prep.packing.source import Dropped
-from data_prep.packing.writer import DatasetWriter, Limits, SampleRecord, write_dataset
+from data_prep.packing.writer import DatasetWriter, SampleRecord, ShardLimits, write_dataset
 from vlds.data.shards.info import DatasetInfo
 from vlds.data.shards.shard_index import build_index
 from vlds.data.shards.store import open_dataset
@@ -92,7 +92,7 @@ def test_index_written_on_the_way_is_the_one_of_the_finished_shard(tmp_path: Pat
 
 def test_shards_are_cut_by_bytes_too(tmp_path: Path) -> None:
     writer = DatasetWriter(
-        tmp_path, name="vqav2", kind="vqa", split="train", limits=Limits(bytes=10_000)
+        tmp_path, name="vqav2", kind="vqa", split="train", limits=ShardLimits(bytes=10_000)
     )
     info = writer.write(record(n, size=3000) for n in range(6))
     assert [shard.samples for shard in info.shards] == [2, 2, 2]

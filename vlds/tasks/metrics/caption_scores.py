@@ -20,20 +20,18 @@ from typing import IO
 from vlds.tasks.metrics import coco_package, spice
 from vlds.tasks.metrics.plain_scores import mean, plain_cider_values, word_f1_values
 
-# METEOR 1.5, the Java program of pycocoevalcap, which answers line by line.
-#
-# It answers "SCORE ||| reference ||| ... ||| caption" with the statistics of that caption, and
-# "EVAL ||| statistics ||| ..." with a score for each caption and then the score of all, which comes
-# from the summed statistics: METEOR of parts of the data cannot be averaged.
-
-
 JAR = "meteor-1.5.jar"
 SEPARATOR = " ||| "
 SECONDS_TO_END = 10
 
 
 class Meteor:
-    """A running METEOR."""
+    """A running METEOR 1.5, the Java program of pycocoevalcap, which answers line by line.
+
+    It answers "SCORE ||| reference ||| ... ||| caption" with the statistics of that caption, and
+    "EVAL ||| statistics ||| ..." with a score for each caption and then the score of all, which
+    comes from the summed statistics: METEOR of parts of the data cannot be averaged.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
         self.process = process
@@ -97,12 +95,6 @@ def running_meteor() -> Iterator[Meteor]:
                 process.stdin.close()
 
 
-def meteor(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """METEOR of tokenized captions against their tokenized references."""
-    with running_meteor() as program:
-        return program.score(captions, references)
-
-
 Values = Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]]
 """(captions, references) -> a value for each picture; the score is their mean."""
 Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
@@ -119,17 +111,6 @@ def missing_for(name: str) -> str | None:
     if name in PLAIN:
         return None
     return spice.missing() if name == "SPICE" else coco_package.missing()
-
-
-def missing_by_default() -> str | None:
-    """Default scores that this machine cannot compute, with the cure; None if it can."""
-    if (missing := coco_package.missing()) is None:
-        return None
-    usual = ", ".join(name for name in OFFICIAL if name != "SPICE")
-    return (
-        f"left out are {usual}: {missing}; cider_plain_tokens is of other tokens and cannot be "
-        "compared with CIDEr"
-    )
 
 
 def few_pictures(names: Sequence[str], pictures: int) -> list[str]:
@@ -240,6 +221,11 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[s
     return {f"BLEU-{n}": float(score) for n, score in enumerate(scores, 1)}
 
 
+def meteor(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    with running_meteor() as program:
+        return {"METEOR": program.score(captions, references)}
+
+
 def numbered(
     captions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
@@ -257,7 +243,7 @@ VALUES: dict[str, Values] = {
 """Scores that are means over pictures."""
 CORPUS: dict[str, Scorer] = {
     **dict.fromkeys(("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"), bleu),
-    "METEOR": lambda captions, references: {"METEOR": meteor(captions, references)},
+    "METEOR": meteor,
     "SPICE": lambda captions, references: {"SPICE": spice.spice(captions, references)},
 }
 """Scores of the whole corpus."""

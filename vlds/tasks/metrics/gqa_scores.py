@@ -150,6 +150,7 @@ def consistency(
     `entailed` names, for each question that counts, the questions whose answers follow from its
     answer. None if nothing is entailed, or an entailed question was not asked.
     """
+    # As the official script: a question that entails itself does not count for it.
     others = {key: [name for name in names if name != key] for key, names in entailed.items()}
     others = {key: names for key, names in others.items() if names}
     needed = {name for names in others.values() for name in names}
@@ -174,6 +175,7 @@ def distribution(predictions: Mapping[str, str], questions: Mapping[str, Questio
             predicted.setdefault(question.group, Counter())[predictions[key]] += 1
     if not true:
         return None
+    # Expected counts come from the right answers: one that is never right would divide by 0.
     total = sum(
         counts.total()
         * sum((predicted[group][answer] - n) ** 2 / n for answer, n in counts.items())

@@ -1,11 +1,8 @@
-"""Caption scores on plain words, which need no Java: CIDEr's formula, and bag-of-words F1.
+"""Scores that need no other program: exact match, its tables, overlap of boxes, words of captions.
 
-The CIDEr that papers quote uses a Java tokenizer (caption_scores.py). Here the same formula runs on
-plain lower-case words. Its numbers differ, so it never has the official name. Document frequencies
-come from the scored references: CIDEr of parts of the data cannot be averaged, and on a handful of
-pictures it means nothing (on one picture it is 0).
-
-Word F1 suits small worlds (the demo), where CIDEr's document frequencies say little.
+Names of scores: "SCORE" is a plain score, "SCORE/TABLE/GROUP" is a cell of a table. Everything that
+stores scores (metrics.jsonl, trackers, scores.json) holds names and numbers; the names alone say
+which of them belong together. A group may contain slashes ("yes/no"), a score and a table may not.
 """
 
 from __future__ import annotations
@@ -17,11 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import nan
 from typing import TypeVar
 
-# Names of scores: "SCORE" is a plain score, "SCORE/TABLE/GROUP" is a cell of a table.
-#
-# Everything that stores scores (metrics.jsonl, trackers, scores.json) holds names and numbers; the
-# names alone say which of them belong together. A group may contain slashes ("yes/no"), a score and
-# a table may not.
+Group = TypeVar("Group", str, int)
 
 
 def table(score: str, by: str, groups: Mapping[str, float]) -> dict[str, float]:
@@ -60,11 +53,9 @@ def score_values(
     return [value if of is not None and str(of) == group else nan for value, of in pairs]
 
 
-# How much boxes overlap.
-
-
 def overlap(one: Sequence[float], other: Sequence[float]) -> float:
     """Intersection over union of two boxes (left, top, width, height); 0 for boxes without area."""
+    # Sides of the intersection: nearest far edge minus farthest near edge; negative if apart.
     width, height = (
         min(one[axis] + one[2 + axis], other[axis] + other[2 + axis]) - max(one[axis], other[axis])
         for axis in (0, 1)
@@ -72,12 +63,6 @@ def overlap(one: Sequence[float], other: Sequence[float]) -> float:
     shared = max(0.0, width) * max(0.0, height)
     whole = one[2] * one[3] + other[2] * other[3] - shared
     return shared / whole if whole > 0 else 0.0
-
-
-# Exact match, its means by group, and the share of groups whose members are all correct.
-
-
-Group = TypeVar("Group", str, int)
 
 
 def fold(text: str) -> str:
@@ -126,7 +111,6 @@ def consistency(scores: Iterable[float], groups: Sequence[Group | None]) -> floa
 
 
 def members_of(scores: Iterable[float], groups: Sequence[Group | None]) -> dict[Group, list[float]]:
-    """The scores of each group."""
     members: dict[Group, list[float]] = {}
     for score, group in zip(scores, groups, strict=True):
         if group is not None:
@@ -134,6 +118,11 @@ def members_of(scores: Iterable[float], groups: Sequence[Group | None]) -> dict[
     return members
 
 
+# Caption scores on plain lower-case words. The CIDEr that papers quote uses a Java tokenizer
+# (caption_scores.py); the same formula gives other numbers here, so it never has the official name.
+# Document frequencies come from the scored references: CIDEr of parts of the data cannot be
+# averaged, and on a handful of pictures it means nothing (on one picture it is 0). Word F1 suits
+# small worlds (the demo), where CIDEr's document frequencies say little.
 WORD = re.compile(r"\w+(?:'\w+)*")
 MAX_N = 4
 LENGTH_SIGMA = 6.0
@@ -165,6 +154,7 @@ def plain_cider_values(captions: Sequence[str], references: Sequence[Sequence[st
     theirs = [[ngrams(plain_tokens(text)) for text in given] for given in references]
     frequency = Counter(ngram for given in theirs for ngram in {n for text in given for n in text})
     rarity = {n: math.log(len(captions)) - math.log(count) for n, count in frequency.items()}
+    # As if one picture had it: the official scorer takes max(1, frequency).
     unseen = math.log(len(captions))
 
     def vector(counts: Counter[Ngram]) -> dict[Ngram, float]:
@@ -200,6 +190,7 @@ def similarity(
     damping = math.exp(-((length[0] - length[1]) ** 2) / (2 * LENGTH_SIGMA**2))
     total = 0.0
     for n in range(1, MAX_N + 1):
+        # Clipped: a caption gains nothing by repeating a word.
         dot = sum(min(value, theirs[key]) * theirs[key]
                   for key, value in ours.items() if len(key) == n and key in theirs)  # fmt: skip
         norms = [math.sqrt(sum(value**2 for key, value in side.items() if len(key) == n))

@@ -25,12 +25,6 @@ from typing import Literal
 
 from vlds.tasks.metrics.plain_scores import mean
 
-# The contraction table of the official VQA evaluation, its quirks included.
-#
-# "somebody'd" loses its apostrophe, "let's" and "she's" stay as they are, and the four keys with a
-# capital can never match, because answers are lower-cased before the look-up.
-
-
 # fmt: off
 CONTRACTIONS = {
     "aint": "ain't", "arent": "aren't", "cant": "can't", "couldve": "could've",
@@ -67,8 +61,9 @@ CONTRACTIONS = {
     "you'dve": "you'd've", "youll": "you'll", "youre": "you're", "youve": "you've",
 }
 # fmt: on
-"""Word without apostrophe -> word with it."""
-
+"""Word without apostrophe -> word with it: the table of the official evaluation, quirks included.
+"somebody'd" loses its apostrophe, "let's" and "she's" stay as they are, and the four keys with a
+capital can never match, because answers are lower-cased before the look-up."""
 
 Rules = Literal["official", "legacy", "textvqa", "direct"]
 NUM_ANNOTATORS = 10
@@ -115,22 +110,17 @@ def process_punctuation(text: str) -> str:
     return PERIOD.sub("", result, count=MAX_PERIODS)
 
 
-def process_digits_and_articles(text: str) -> str:
-    """Lower case, number words as digits, no articles, apostrophes put back."""
-    words = [NUMBER_WORDS.get(word, word) for word in text.lower().split()]
+@lru_cache(maxsize=1 << 16)
+def normalise(text: str) -> str:
+    """The form that is compared if the annotators differ: no punctuation, lower case, number words
+    as digits, no articles, apostrophes put back."""
+    # Cached: the same few thousand answers recur.
+    words = [NUMBER_WORDS.get(word, word) for word in process_punctuation(text).lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 @lru_cache(maxsize=1 << 16)
-def normalise(text: str) -> str:
-    """The form that is compared if the annotators differ. Cached: the same few thousand answers
-    recur."""
-    return process_digits_and_articles(process_punctuation(text))
-
-
-@lru_cache(maxsize=1 << 16)
 def normalise_textvqa(text: str) -> str:
-    """The form that TextVQA compares."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     return normalise(clean_white_space(text))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +110,18 @@ class TextHead(Head):
     def with_files(self) -> TextHead:
         if not isinstance(self.descriptions, str):
             return self
-        return replace(self, descriptions=read_descriptions(self.descriptions))
+        from pydantic import StringConstraints, TypeAdapter, ValidationError  # takes 0.2 s
+
+        content = read_named_json(self.descriptions, "descriptions", "name a JSON file")
+        not_blank = Annotated[str, StringConstraints(pattern=r"\S")]
+        try:
+            sentences = TypeAdapter(dict[str, list[not_blank]]).validate_python(content)
+        except ValidationError:
+            raise ValueError(
+                f"descriptions: {self.descriptions}: give an object with a list of sentences for "
+                "every class"
+            ) from None
+        return replace(self, descriptions=sentences)
 
     def sentences(self) -> Sentences:
         """What is said of each class.
@@ -121,6 +132,7 @@ class TextHead(Head):
             [[text.replace(NAME, name) for text in texts] for name in self.names]
             for texts in (self.templates, self.negative_templates)
         )
+        # Methods that mix descriptions with the templates then mix these with themselves.
         if self.descriptions is None:
             return Sentences(template, template, negative)
         assert not isinstance(self.descriptions, str), "files are read before a model is built"
@@ -146,7 +158,7 @@ class TextClasses(nn.Module):
         """`ClassTexts`."""
         self.twin = MadeForBatch()
         """`Twin` in training, if a method asks for it."""
-        # A dictionary, so that names of weights say which method they belong to.
+        # At most one entry; the key makes the names of weights say which method they belong to.
         self.extensions = nn.ModuleDict()
 
     @property
@@ -165,25 +177,5 @@ class TextClasses(nn.Module):
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """The same directions with length 1, in float32 or more."""
+    """The same directions with length 1, in float32 or more: cosines are computed from them."""
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
-
-
-def read_descriptions(path: str) -> dict[str, list[str]]:
-    """Class -> sentences, from a JSON file.
-
-    Errors: ValueError that names the file.
-    """
-    content = read_named_json(path, "descriptions", "name a JSON file")
-    if not isinstance(content, dict) or not all(map(are_sentences, content.values())):
-        raise ValueError(
-            f"descriptions: {path}: give an object with a list of sentences for every class"
-        )
-    return content
-
-
-def are_sentences(value: object) -> bool:
-    """True for a list of texts, none of them empty."""
-    if not isinstance(value, list):
-        return False
-    return all(isinstance(text, str) and text.strip() for text in value)

@@ -79,7 +79,9 @@ class VisionEncoder(ABC):
         names = {f.name for f in fields(self)}
         assert "weights" in names, f"{type(self).__name__} has no weights field: override export"
         file = folder / "vision.safetensors"
-        save_file(stripped_state(encoder), file)
+        # Weight files have the names of the wrapped net, where there is one.
+        state = getattr(encoder, "net", encoder).state_dict()
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
         changes: dict[str, Any] = {"weights": str(file)}
         return replace(self, **changes, **({"pretrained": False} if "pretrained" in names else {}))
 
@@ -96,11 +98,11 @@ class GridEncoder(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.frozen = True
-        # No buffers: casting the model to bf16 would round them.
+        # Not buffers: casting the model to bf16 would round them.
         self.mean, self.std = list(mean), list(std)
 
     def train(self, mode: bool = True) -> GridEncoder:
-        """Training mode, unless frozen: batch norm would move its statistics."""
+        # Batch norm would move its statistics in training mode, also without gradients.
         super().train(mode and not self.frozen)
         return self
 
@@ -116,7 +118,6 @@ class GridEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
         return next(self.parameters()).dtype
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -180,10 +181,3 @@ def load_weights(module: nn.Module, file: str | None) -> None:
         )
     tensors = load_file(file)
     module.load_state_dict({name: tensors[name] for name in wanted})
-
-
-def stripped_state(encoder: nn.Module) -> dict[str, Tensor]:
-    """An encoder's state under the names of its weight files: those of the wrapped net where there
-    is one."""
-    inner = getattr(encoder, "net", encoder)
-    return {name: tensor.contiguous() for name, tensor in inner.state_dict().items()}

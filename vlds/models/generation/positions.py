@@ -116,7 +116,7 @@ class Lines(NamedTuple):
     """(g,) on the CPU."""
 
 
-class Group(NamedTuple):
+class RowGroup(NamedTuple):
     """Rows with one start."""
 
     task: int
@@ -132,11 +132,12 @@ def can_share_starts(model: Any) -> bool:
     rotary positions and full causal attention in all layers."""
     config = model.config
     full = {"full_attention"}
-    bent = ("sliding_window", "alibi", "attn_temperature_tuning")  # attention by place in the line
+    # With these, attention depends on a token's place in the line, not on its position.
+    by_place = ("sliding_window", "alibi", "attn_temperature_tuning")
     return (
         getattr(config, "rope_parameters", None) is not None
         and set(getattr(config, "layer_types", None) or full) == full
-        and not any(getattr(config, name, None) for name in bent)
+        and not any(getattr(config, name, None) for name in by_place)
         and getattr(config, "is_causal", True)
         and config._attn_implementation in MASKED_ATTENTION
         and "position_ids" in inspect.signature(model.forward).parameters
@@ -161,11 +162,12 @@ def share_starts(
     stands behind it, and attends to the start and to itself. Positions stay those of the row alone,
     and so do the numbers. No line mixes tasks, whose weights may differ.
     """
+    # Each row keeps at least its last token, even if none is picked.
     limits = torch.where(picked.any(1), picked.long().argmax(1), lengths - 1)
     groups = list(groups_of(tokens, lengths, limits, tasks, pictures, width))
     # Long groups first, each into the first line with room for it, so that little is padded.
     longest = max(group.length for group in groups)
-    lines: list[list[Group]] = []
+    lines: list[list[RowGroup]] = []
     for group in sorted(groups, key=lambda group: -group.length):
         for line in lines:
             length = sum(other.length for other in line)
@@ -181,7 +183,7 @@ def share_starts(
 
 def groups_of(
     tokens: Tensor, lengths: Tensor, limits: Tensor, tasks: Tensor, pictures: Tensor, width: int
-) -> Iterator[Group]:
+) -> Iterator[RowGroup]:
     """Rows of one task and the same pictures, in the order of their first rows, together where that
     costs less. A start has at most `limits` (b,) tokens."""
     alike: dict[tuple[int, ...], list[int]] = {}
@@ -190,17 +192,18 @@ def groups_of(
     for (task, *_), rows in alike.items():
         for first in range(0, len(rows), MOST_ROWS):
             some = rows[first : first + MOST_ROWS]
+            # The product of [1, 1, 0, 1] up to each place is 1 1 0 0: its sum counts leading ones.
             equal = (tokens[some] == tokens[some[0]]).all(0)
             start = min(int(limits[some].min()), int(equal.long().cumprod(0).sum()))
             together, apart = start + int((lengths[some] - start).sum()), lengths[some].tolist()
             if cost(together, width) < sum(cost(length, width) for length in apart):
-                yield Group(task, some, start, together)
+                yield RowGroup(task, some, start, together)
             else:
                 for row, length in zip(some, apart, strict=True):
-                    yield Group(task, [row], 0, length)
+                    yield RowGroup(task, [row], 0, length)
 
 
-def lay_out(lines: Sequence[Sequence[Group]], lengths: Sequence[int], picked: Tensor) -> Lines:
+def lay_out(lines: Sequence[Sequence[RowGroup]], lengths: Sequence[int], picked: Tensor) -> Lines:
     """`lengths` of the rows, and their tokens that are picked (b, s)."""
     tables: list[Tensor] = []
     places: dict[int, tuple[Tensor, Tensor]] = {}

@@ -30,7 +30,7 @@ than one of them."""
 DRAWS = 4
 """Draws in a hash of 64 bits."""
 HASHES = 1 << 15
-"""How many one thread computes at a time: they are wider than what is drawn of them."""
+"""Hashes that one thread computes at a time; they are wider than what is drawn from them."""
 BEHIND = 1 << 32
 """Position of the first visual token behind a text, whatever the text's length is."""
 MULTIPLIER = -0x6B2FB644ECCEEE15
@@ -123,7 +123,7 @@ class StepDropout:
         is_plain = input.device.type == "cpu" and input.dim() >= 2 and input.numel() > 0
         if not training or not 0 < p < 1 or inplace or not is_plain:
             return TORCH_DROPOUT(input, p, training, inplace)
-        output: Tensor = Dropped.apply(input, self.draws(input.shape, p))  # type: ignore[no-untyped-call]
+        output: Tensor = KeyedDropout.apply(input, self.draws(input.shape, p))  # type: ignore[no-untyped-call]
         return output
 
     def draws(self, shape: torch.Size, p: float) -> Draws:
@@ -222,7 +222,7 @@ def decoder_follows(num_tokens: int) -> None:
         _current.tokens = _current.tokens._replace(num_written=num_tokens)
 
 
-class Dropped(torch.autograd.Function):
+class KeyedDropout(torch.autograd.Function):
     """Dropout whose backward pass draws again."""
 
     @staticmethod

@@ -82,7 +82,7 @@ def seed_of(seed: int, name: str, count: int = 0) -> int:
 
 
 @dataclass(frozen=True)
-class View:
+class TensorPlace:
     """Where a tensor lies in its storage."""
 
     storage: StorageWeakRef
@@ -94,7 +94,7 @@ class View:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, tensor: Tensor) -> View:
+    def of(cls, tensor: Tensor) -> TensorPlace:
         numel = tensor.untyped_storage().nbytes() // tensor.element_size()
         place = tensor.size(), tensor.stride(), int(tensor.storage_offset())
         return cls(storage_of(tensor), numel, *place, tensor.dtype)
@@ -110,9 +110,9 @@ class Step:
 
     function: Any
     args: Any
-    """Its arguments, with a `View` in place of each random tensor."""
+    """Its arguments, with a `TensorPlace` in place of each random tensor."""
     kwargs: Any
-    made: Sequence[tuple[int, View]]
+    made: Sequence[tuple[int, TensorPlace]]
     """Number and place of each output with new memory."""
     changed: frozenset[StorageWeakRef] = frozenset()
     """What the operation writes into."""
@@ -128,7 +128,7 @@ class Step:
     def reads(self) -> frozenset[StorageWeakRef]:
         """Random storages that its results depend on."""
         leaves = pytree.tree_leaves((self.args, self.kwargs))
-        storages = frozenset(leaf.storage for leaf in leaves if isinstance(leaf, View))
+        storages = frozenset(leaf.storage for leaf in leaves if isinstance(leaf, TensorPlace))
         return storages - self.changed if self.fills else storages
 
 
@@ -154,12 +154,14 @@ class Tape(TorchDispatchMode):
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         nn.init._no_grad_trunc_normal_ = self._torchs_own
 
-    def place_of(self, tensor: Tensor) -> View | None:
+    def place_of(self, tensor: Tensor) -> TensorPlace | None:
         """Where the tape knows a tensor's values from; None if they are not random."""
-        places = (View.of(tensor), self._parameters.get(tensor)) if has_memory(tensor) else ()
+        places = (
+            (TensorPlace.of(tensor), self._parameters.get(tensor)) if has_memory(tensor) else ()
+        )
         return next((p for p in places if p is not None and p.storage in self._writers), None)
 
-    def behind(self, place: View) -> list[int]:
+    def behind(self, place: TensorPlace) -> list[int]:
         """Numbers of the steps that gave the values at a place, in order."""
         chosen: set[int] = set()
         # From the last step backwards: what a step read matters only up to that step, and what a
@@ -177,7 +179,9 @@ class Tape(TorchDispatchMode):
                         break
         return sorted(chosen)
 
-    def replay(self, numbers: Iterable[int], place: View, seeds: Mapping[int, int]) -> Tensor:
+    def replay(
+        self, numbers: Iterable[int], place: TensorPlace, seeds: Mapping[int, int]
+    ) -> Tensor:
         """The values at a place, from the steps behind it; step n draws under `seeds[n]`.
 
         Seeds the default generator.
@@ -185,7 +189,7 @@ class Tape(TorchDispatchMode):
         memory: dict[StorageWeakRef, Tensor] = {}
 
         def restored(leaf: Any) -> Any:
-            if isinstance(leaf, View):
+            if isinstance(leaf, TensorPlace):
                 if leaf.storage not in memory:
                     memory[leaf.storage] = torch.empty(leaf.numel, dtype=precise(leaf.dtype))
                 return leaf.within(memory[leaf.storage])
@@ -212,14 +216,17 @@ class Tape(TorchDispatchMode):
         given = {**dict(zip((a.name for a in declared), args, strict=False)), **kwargs}
         written = [a.name for a in declared if a.alias_info is not None and a.alias_info.is_write]
         changed = list(tensors_in([given[name] for name in written if name in given]))
-        fills = function.overloadpacket.__name__ in FILLS and all(map(is_whole, changed))
+        # A part of a storage that is filled leaves the rest of the old values.
+        fills = function.overloadpacket.__name__ in FILLS and all(
+            t.numel() * t.element_size() == t.untyped_storage().nbytes() for t in changed
+        )
         for tensor in changed:
             self._begin(tensor, fills)
         # Arguments are noted before the operation runs, which may write into them.
         noted_args, noted_kwargs = pytree.tree_map(self._noted, (args, kwargs))
         outputs = function(*args, **kwargs)
         made = [
-            (index, View.of(leaf))
+            (index, TensorPlace.of(leaf))
             for index, leaf in enumerate(pytree.tree_leaves(outputs))
             if has_memory(leaf) and storage_of(leaf) not in inputs
         ]
@@ -232,14 +239,14 @@ class Tape(TorchDispatchMode):
         matter."""
         storage = storage_of(tensor)
         if isinstance(tensor, nn.Parameter):
-            self._parameters[tensor] = View.of(tensor)
+            self._parameters[tensor] = TensorPlace.of(tensor)
         if storage not in self._writers:
             self._writers[storage] = []
             if not fills:
                 memory = tensor.new_empty(0).set_(tensor.untyped_storage())
                 values = memory.to(precise(memory.dtype), copy=True)
                 clone = torch.ops.aten.clone.default
-                self._keep(Step(clone, (values,), {}, [(0, View.of(memory))]))
+                self._keep(Step(clone, (values,), {}, [(0, TensorPlace.of(memory))]))
 
     def _keep(self, step: Step) -> None:
         writes = step.changed | {view.storage for _, view in step.made}
@@ -255,7 +262,7 @@ class Tape(TorchDispatchMode):
         """An argument as `replay` needs it."""
         if has_memory(leaf):
             if storage_of(leaf) in self._writers:
-                return View.of(leaf)
+                return TensorPlace.of(leaf)
             return leaf.detach().to("cpu", precise(leaf.dtype), copy=True)
         if isinstance(leaf, torch.dtype):
             return precise(leaf)
@@ -298,11 +305,6 @@ def storage_of(tensor: Tensor) -> StorageWeakRef:
 def has_memory(leaf: Any) -> bool:
     """True for a tensor with values in one block of memory."""
     return isinstance(leaf, Tensor) and leaf.layout is torch.strided and leaf.device.type != "meta"
-
-
-def is_whole(tensor: Tensor) -> bool:
-    """True if a tensor covers its storage."""
-    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
 
 
 def precise(dtype: torch.dtype) -> torch.dtype:

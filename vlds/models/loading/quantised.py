@@ -90,18 +90,13 @@ PartOf = Callable[[Any], str]
 """A model that is not packed -> path of the part whose linear layers can be, empty for all."""
 
 
-def whole_model(_model: Any) -> str:
-    """Pack all of a model (a `PartOf`)."""
-    return ""
-
-
 def load_language(
     model_class: Any,
     path: str,
     config: Any,
     dtype: torch.dtype,
     bits: Bits | None,
-    part_of: PartOf = whole_model,
+    part_of: PartOf = lambda model: "",
 ) -> tuple[Any, set[str]]:
     """What `load_weights` gives for the recipe's `model.path`; with `bits`, the linear layers of a
     part are packed.
@@ -147,7 +142,7 @@ def load_language(
     return model, missing
 
 
-def pack_shapes(model: Any, bits: Bits | None, part_of: PartOf = whole_model) -> None:
+def pack_shapes(model: Any, bits: Bits | None, part_of: PartOf = lambda model: "") -> None:
     """Give a part's linear layers, in a model on the meta device, weights as large as those that
     `load_language` packs.
 

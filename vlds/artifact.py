@@ -49,12 +49,12 @@ AGAIN = "copy it again from where it was trained"
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """What a task has learned from."""
+    """Size of a task's training data."""
 
     examples: int | None
-    """In its data sets; None if they do not say."""
+    """Examples in its data sets; None if they do not say."""
     most_pictures: int | None
-    """Of an example; None if the data sets do not say."""
+    """Most pictures of an example; None if the data sets do not say."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,6 @@ class LoadedRun:
 
     @cached_property
     def collator(self) -> Collator:
-        """What makes the run's batches."""
         return self.recipe.model.collator(self.processor)
 
 
@@ -93,8 +92,8 @@ def artifact_folder(run: Path) -> Path:
 
 
 def own_tensors(model: Model, masters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """What the artifact keeps of a whole (unpartitioned) model; `masters`, name -> fp32 master,
-    replace the model's own weights."""
+    """Copies of what the artifact keeps of a whole (unpartitioned) model; `masters`, name -> fp32
+    master, replace the model's own weights."""
     parts = own_parts(model) | dict(masters or {})
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parts.items()}
 

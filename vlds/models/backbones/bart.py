@@ -73,7 +73,7 @@ class Bart(Backbone):
 
     def run_encoder(self, model: Any, text: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
         encoder = model.model.encoder
-        # The embedding norm acts on the text alone; the visual embedding has a norm of its own.
+        # Visual tokens join behind the embedding norm, as in VL-Adapter.
         states = torch.cat([encoder.layernorm_embedding(text), visual], dim=1)
         states = F.dropout(states, p=encoder.dropout, training=encoder.training)
         expanded = create_bidirectional_mask(encoder.config, states, mask)

@@ -1,5 +1,5 @@
-"""What a backbone is: one of Hugging Face's own encoder-decoder classes, and what the trainer has
-to know about it.
+"""A backbone: one of Hugging Face's own encoder-decoder classes, and what the trainer has to know
+about it.
 
 The class is used as it is and keeps its parameter names. `Backbone` says where its weights and its
 tokenizer come from, how the joint encoder runs over its modules, and where the roles are that

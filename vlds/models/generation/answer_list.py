@@ -102,7 +102,7 @@ class AnswerList:
         return self.restrict(ids[:, 1:], scores)
 
     def restrict(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """The same after the tokens (r, l) of answers alone."""
+        """As `__call__`, after the tokens (r, l) of answers alone."""
         nodes = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
         for tokens in ids.unbind(1):
             keys = nodes * self._width + tokens
@@ -129,7 +129,7 @@ class WrittenAnswer(NamedTuple):
     words: list[int]
     """Without it."""
     log_probability: float
-    """Of the whole answer, its end included."""
+    """Log-probability of the whole answer, its end included."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Writer:
     forbidden: tuple[int, ...] = ()
     """Ids that no answer may hold, such as the placeholders of pictures."""
     decoder_start: int | None = None
-    """Id before an answer, if a decoder of its own writes it; it is no part of the answer."""
+    """Id that a separate decoder starts from; not part of the answer."""
 
     def write(
         self, inputs: Mapping[str, Tensor], decoding: Decoding, answers: AnswerList | None

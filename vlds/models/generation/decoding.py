@@ -31,7 +31,7 @@ LEAVE = 0.75
 
 
 class Written(NamedTuple):
-    """What was written."""
+    """The answers of a batch."""
 
     ids: Tensor
     """(b, l) with start token and padding."""
@@ -88,7 +88,7 @@ def generate_ids(
 
 
 class Hypotheses(ABC):
-    """What has been written so far for each example, `size` times."""
+    """The `size` answers of each example so far."""
 
     rows: ClassVar[tuple[str, ...]] = ("ids", "sums", "done")
     """Tensors with a row for each example."""
@@ -159,7 +159,7 @@ class Beams(Hypotheses):
 
     def advance(self, scores: Tensor, logits: Tensor) -> Tensor:
         """Extend the beams by a token from log-probabilities (b * k, w); (b * k,) row that each one
-        came from. A beam whose sum is -inf is none."""
+        came from. A sum of -inf marks a beam that does not exist."""
         num_words = scores.shape[-1]
         totals = self.sums[..., None] + scores.view(len(self.done), self.size, num_words)
         # Of the best 2k extensions at least k go on: each beam ends in at most one way.
@@ -198,8 +198,8 @@ class Beams(Hypotheses):
     def _with_finished(
         self, ids: Tensor, sums: Tensor, scores: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, sums and scores of the finished answers, then of these. One with score -inf is
-        none."""
+        """Ids, sums and scores of the finished answers, then of these. A score of -inf marks an
+        answer that does not exist."""
         return (
             torch.cat([self.finished_ids, padded(ids, self.limit, self.pad)], 1),
             torch.cat([self.finished_sums.to(sums.dtype), sums], 1),

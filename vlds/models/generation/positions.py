@@ -29,7 +29,7 @@ Picked = Tensor | tuple[Tensor, Tensor]
 
 @dataclass
 class Picking:
-    """What a forward pass reads of the states before the head."""
+    """The positions whose states a forward pass reads before the head."""
 
     picked: Picked
     is_token: Tensor | None
@@ -98,7 +98,8 @@ MOST_ROWS = 16
 MASKED_ATTENTION = ("sdpa", "eager")
 """Implementations of attention that take a mask of pairs."""
 START, PADDING = -1, -2
-"""Stand for the row of a token that all rows of its group share, and for that of padding."""
+"""In place of the row that alone sees a token: START if its whole group does, PADDING where there
+is no token."""
 
 
 class Lines(NamedTuple):
@@ -145,7 +146,7 @@ def can_share_starts(model: Any) -> bool:
 
 
 def cost(num_tokens: int, width: int) -> float:
-    """What a line of tokens costs, in tokens: a layer multiplies each token with about 12 width^2
+    """Cost of a line of tokens, in tokens: a layer multiplies each token with about 12 width^2
     weights, and each pair of tokens with 2 width numbers."""
     return num_tokens * (1 + num_tokens / (6 * width))
 
@@ -153,8 +154,8 @@ def cost(num_tokens: int, width: int) -> float:
 def share_starts(
     tokens: Tensor, lengths: Tensor, picked: Tensor, tasks: Tensor, pictures: Tensor, width: int
 ) -> Lines | None:
-    """How rows share their starts; None if that saves nothing in a model of this width. All tensors
-    on the CPU.
+    """Lay rows out in lines that share starts; None if that saves nothing in a model of this width.
+    All tensors are on the CPU.
 
     Rows share a start if they have the same task (b,) and `pictures` (b, n) and the same first
     `tokens` (b, s), which are padded on the right to `lengths` (b,); visual tokens may have any

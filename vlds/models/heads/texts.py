@@ -27,7 +27,7 @@ NAME = "{}"
 
 
 class Sentences(NamedTuple):
-    """What is said of each class: a list for every class."""
+    """Sentences about each class: a list for every class."""
 
     template: list[list[str]]
     described: list[list[str]]
@@ -35,7 +35,7 @@ class Sentences(NamedTuple):
 
 
 class ClassTexts(NamedTuple):
-    """What a text encoder makes of a task's classes: embeddings of length 1."""
+    """A task's classes as a text encoder embeds them, at length 1."""
 
     template: Tensor
     """(c, d) of the templates with each class's name, as zero-shot classification has them."""
@@ -48,7 +48,7 @@ class ClassTexts(NamedTuple):
 
 
 class Twin(NamedTuple):
-    """What the frozen model says of the same batch: embeddings of length 1."""
+    """The same batch as the frozen model embeds it, at length 1."""
 
     images: Tensor
     """(n, d) of augmented views."""
@@ -124,7 +124,7 @@ class TextHead(Head):
         return replace(self, descriptions=sentences)
 
     def sentences(self) -> Sentences:
-        """What is said of each class.
+        """Fill in the classes' names.
 
         Errors: ValueError for a class that the descriptions lack.
         """

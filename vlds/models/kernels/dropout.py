@@ -40,7 +40,7 @@ one alone."""
 
 
 class Keys(NamedTuple):
-    """What the draws of a tensor depend on."""
+    """Keys that decide the draws of a tensor."""
 
     rows: Tensor
     """(m,) of all dimensions but the last, taken together."""
@@ -55,8 +55,7 @@ class Tokens(NamedTuple):
     """Tokens of text and pictures, padding included."""
     num_visual: int
     num_written: int | None = None
-    """While a decoder runs: how many tokens of its own it has, beside the sequence that it
-    reads."""
+    """While a decoder runs: how many tokens it has, beside the sequence that it reads."""
     num_before: int = 0
     """Keys that methods put before those of the attention that runs next."""
 
@@ -80,7 +79,7 @@ class KeyedDraws(NamedTuple):
 
     keys: Keys
     num_dropped: int
-    """Of `LEVELS` values."""
+    """Values of `LEVELS` that drop an element."""
     num_examples: int
 
     def of(self, examples: slice) -> Draws:
@@ -97,7 +96,7 @@ class StepDropout:
     def __init__(self, seed: int, step: int) -> None:
         self.name = f"{seed}/{step}"
         self.shared = self.key_of("")
-        """Key of what is no example's."""
+        """Key of rows that belong to no example."""
         self.examples = torch.empty(0, dtype=torch.int64)
         """Keys of the examples."""
         self.tokens: Tokens | None = None
@@ -161,8 +160,7 @@ _current: StepDropout | None = None
 
 
 def draws_by_example(shape: torch.Size, p: float) -> Draws | None:
-    """The draws of a layer that drops inside a computation of its own; None outside
-    `dropout_by`."""
+    """The draws of a layer that does not drop through `F.dropout`; None outside `dropout_by`."""
     return None if _current is None else _current.draws(shape, p)
 
 
@@ -217,7 +215,7 @@ def keys_stand_before(num_keys: int) -> None:
 
 
 def decoder_follows(num_tokens: int) -> None:
-    """Say that a decoder with so many tokens of its own reads the sequence next."""
+    """Say that a decoder with so many tokens reads the sequence next."""
     if _current is not None and _current.tokens is not None:
         _current.tokens = _current.tokens._replace(num_written=num_tokens)
 

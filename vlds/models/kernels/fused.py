@@ -135,7 +135,7 @@ class RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(norm: Any, inputs: Tensor) -> Tensor | None:
-    """What a norm of Hugging Face gives in training on a CPU; None where its own code must run."""
+    """`RMSNorm` with the weight of Hugging Face's norm; None where that norm's own code must run."""
     suits = (
         torch.is_grad_enabled()
         and inputs.device.type == "cpu"

@@ -64,8 +64,8 @@ def draw_by_name(model: nn.Module, tape: Tape, seed: int, keep: Container[str]) 
 
 @torch.no_grad()
 def draw_rows(model: nn.Module, rows: Mapping[str, int], std: float, seed: int) -> None:
-    """Draw the rows of tables from row `rows[name]` on from N(0, std^2): each by its own number,
-    so that the rows of a longer table begin alike."""
+    """Draw the rows of tables from row `rows[name]` on from N(0, std^2). Each is seeded by its
+    number, so that a longer table begins with the same rows."""
     for name, start in rows.items():
         table = model.get_parameter(name)
         with whole(table):
@@ -115,7 +115,7 @@ class Step:
     made: Sequence[tuple[int, TensorPlace]]
     """Number and place of each output with new memory."""
     changed: frozenset[StorageWeakRef] = frozenset()
-    """What the operation writes into."""
+    """Storages that the operation writes into."""
     fills: bool = False
     """True if the old values of `changed` do not matter."""
 

@@ -81,7 +81,7 @@ CURE = (
 TIES = "tie_word_embeddings"
 CORRECT = "correct the file, or copy it again"
 MOST_MODULES = 50_000
-"""Of a model. Llama 3.1 405B has two thousand, and Mixtral 8x22B with its experts apart three."""
+"""Modules of a model. Llama 3.1 405B has two thousand; Mixtral 8x22B, with its experts, three."""
 LAYER = re.compile(r"\.\d+(?=\.)")
 """The number of a layer in a weight's name."""
 

@@ -68,8 +68,7 @@ def steady_buffers(model: nn.Module) -> Iterator[None]:
 
 
 class LoadingHint:
-    """What transformers asks of its HfDeepSpeedConfig, without the `accelerate` package that class
-    needs."""
+    """Stands in for transformers' HfDeepSpeedConfig, which needs the package `accelerate`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config

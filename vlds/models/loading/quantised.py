@@ -23,7 +23,7 @@ from vlds.models.loading.model_files import SourceError, reading
 
 Bits = Literal[4, 8]
 LIBRARIES = {"bitsandbytes": "0.46.1", "accelerate": "1.1.0"}
-"""What transformers needs for it, and the lowest versions that it takes."""
+"""Libraries that transformers needs for packed weights, and the lowest versions that it takes."""
 BLOCK = 64
 """Weights that share a scale in 4 bits. In 8 bits a row of the matrix does."""
 SCALE_BYTES = 4
@@ -98,8 +98,7 @@ def load_language(
     bits: Bits | None,
     part_of: PartOf = lambda model: "",
 ) -> tuple[Any, set[str]]:
-    """What `load_weights` gives for the recipe's `model.path`; with `bits`, the linear layers of a
-    part are packed.
+    """Load the recipe's `model.path` by `load_weights`; `bits`: pack the linear layers of a part.
 
     Errors: ValueError if a library is missing, no layer can be packed, or as `load_weights`.
     """

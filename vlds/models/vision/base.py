@@ -1,4 +1,4 @@
-"""What a vision encoder is: uint8 pictures in, a grid of feature vectors out.
+"""Vision encoders: uint8 pictures in, a grid of feature vectors out.
 
 Shapes: u pictures, grid x grid cells in row-major order, dim channels.
 """
@@ -126,7 +126,7 @@ class GridEncoder(nn.Module):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What decides the features beside the weights and the recipe, as plain values."""
+        """Plain values that decide the features beside the weights and the recipe."""
         return {}
 
     def content_hash(self) -> str:

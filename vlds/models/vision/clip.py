@@ -110,7 +110,7 @@ class ClipModule(GridEncoder):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What the layers compute with, from Hugging Face's config."""
+        """Values of Hugging Face's config that the layers compute with."""
         return {name: getattr(self.net.config, name) for name in (*SIZES, *COMPUTED)}
 
 

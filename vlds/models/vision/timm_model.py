@@ -21,7 +21,7 @@ from vlds.schema import ImageSpec
 
 @cache
 def timm() -> Any:
-    """The library, which takes a second and 30 MB to import: only its own models pay for it."""
+    """Import the library when a recipe names one of its models: that takes a second and 30 MB."""
     import timm
 
     return timm
@@ -42,7 +42,7 @@ class Timm(VisionEncoder):
             ("ffn_out", "mlp.fc2"),
         )
     }
-    """Those of vision transformers, Swin too; convolutional nets have none."""
+    """Layers of vision transformers, Swin too; convolutional nets have none."""
     cures: ClassVar[dict[str, str]] = dict.fromkeys(
         ("attn_q", "attn_k", "attn_v"),
         "timm's transformers compute queries, keys and values in one layer; take ClipVision, which "

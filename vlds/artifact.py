@@ -167,6 +167,7 @@ def read_recipe(folder: Path, changes: Sequence[str] = ()) -> Recipe:
     with readable(folder, RECIPE):
         tree = read_yaml(folder / RECIPE)
     check_saved(tree, f"artifact {folder}: {RECIPE}")
+    # Recipes are parsed from files alone, and this one has other paths than the artifact's.
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         tree = moved(located(tree, folder / RECIPE), HERE, str(folder))
         yaml.safe_dump(tree, file, sort_keys=False)
@@ -268,6 +269,7 @@ def check_same_sources(folder: Path, recipe: Recipe) -> None:
             f"{FORMAT}; take the version of vlds that wrote it"
         )
     present = recipe.model.source_hashes()
+    # A hub name has the hash of its name, and needs no file here.
     for part, digest in recorded.items():
         source = str(recipe.model.sources.get(part))
         if digest not in (present.get(part), hash_name(source)) and not Path(source).exists():

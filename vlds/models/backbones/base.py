@@ -172,6 +172,7 @@ class Backbone(ABC):
             setattr(config, name, width // reduction)
         for name, number in zip(self.layer_counts, num_layers, strict=True):
             setattr(config, name, number)
+        # The class makes a whole model; its embeddings give way to the model's.
         stacks = self.model_class(config)
         self.share_embeddings(model, stacks)
         set_attention(stacks, model.config._attn_implementation)

@@ -136,6 +136,7 @@ class TextHead(Head):
         if self.descriptions is None:
             return Sentences(template, template, negative)
         assert not isinstance(self.descriptions, str), "files are read before a model is built"
+        # A name with an empty list counts as missing: the mean of no sentences is NaN.
         if missing := [name for name in self.names if not self.descriptions.get(name)]:
             raise ValueError(
                 f"descriptions: they say nothing of {missing[0]!r} (and of {len(missing) - 1} "

@@ -135,7 +135,7 @@ class RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(norm: Any, inputs: Tensor) -> Tensor | None:
-    """`RMSNorm` with the weight of Hugging Face's norm; None where that norm's own code must run."""
+    """`RMSNorm` with a Hugging Face norm's weight; None where that norm's own code must run."""
     suits = (
         torch.is_grad_enabled()
         and inputs.device.type == "cpu"
@@ -152,6 +152,8 @@ def rms_norm(norm: Any, inputs: Tensor) -> Tensor | None:
 @cache
 def is_rms_norm(kind: Any) -> bool:
     """True if norms of this class have a weight and compute what `RMSNorm` does."""
+    # Names alone do not say: some classes add 1 to the weight, or scale after the cast. So a small
+    # norm of the class computes one example, which must give the same bits.
     is_named = kind.__name__.endswith(("RMSNorm", "T5LayerNorm"))
     if not is_named or not kind.__module__.startswith("transformers."):
         return False
@@ -161,6 +163,7 @@ def is_rms_norm(kind: Any) -> bool:
             names = {name for name, _ in norm.named_parameters()}
             if names != {"weight"} or not hasattr(norm, "variance_epsilon"):
                 return False
+            # Not the initial weight of ones, which would hide how it is used.
             norm.bfloat16().weight.data.uniform_(0.5, 1.5)
             inputs = torch.randn(64, WIDTH, dtype=torch.bfloat16, requires_grad=True)
             return torch.equal(norm(inputs), rms_norm(norm, inputs))  # type: ignore[arg-type]

@@ -131,7 +131,7 @@ def open_checked(hf_class: Any, source: str | Path, field: str, **options: Any) 
         opened = hf_class.from_pretrained(
             source, trust_remote_code=False, local_files_only=True, **place, **options
         )
-    tokenizer = getattr(opened, "tokenizer", opened)
+    tokenizer = getattr(opened, "tokenizer", opened)  # a processor holds one
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         # Some settings, such as model_max_length, are first looked at when a text is read.
         with reading(f"{field}: the tokenizer in {source} reads no text"):

@@ -116,6 +116,7 @@ def fetch(name: str, field: str, local: str, patterns: tuple[str, ...] = CONFIGS
 
 @cache
 def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:
+    # The branch may move between two downloads: weights are of the commit that was checked.
     commit = None if patterns == CONFIGS else _snapshot(name, CONFIGS).name
     return Path(snapshot_download(name, revision=commit, allow_patterns=list(patterns)))
 

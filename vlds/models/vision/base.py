@@ -82,6 +82,7 @@ class VisionEncoder(ABC):
         # Weight files have the names of the wrapped net, where there is one.
         state = getattr(encoder, "net", encoder).state_dict()
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+        # The file takes the place of weights that a library would fetch.
         changes: dict[str, Any] = {"weights": str(file)}
         return replace(self, **changes, **({"pretrained": False} if "pretrained" in names else {}))
 
@@ -134,6 +135,7 @@ class GridEncoder(nn.Module):
         about = {"mean": self.mean, "std": self.std, **self.settings}
         digest = sha256(json.dumps(about, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.state_dict().items()):
+            # As bytes, because numpy has no bfloat16.
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
@@ -169,6 +171,7 @@ def load_weights(module: nn.Module, file: str | None) -> None:
         raise ValueError(f"weights: no such file: {file}; name a .safetensors file")
     wanted = module.state_dict()
     shapes = check_tensors("weights", Path(file), wanted)
+    # `load_state_dict` would list every tensor. The file may hold more than the module wants.
     wrong = [
         f"{name} {shapes.get(name, 'missing')}, wanted {tuple(tensor.shape)}"
         for name, tensor in wanted.items()

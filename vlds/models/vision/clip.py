@@ -106,7 +106,7 @@ class ClipModule(GridEncoder):
 
     def features(self, pixels: Tensor) -> Tensor:
         states: Tensor = self.net(pixel_values=pixels).last_hidden_state
-        return states[:, 1:]
+        return states[:, 1:]  # the class token comes first
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -183,6 +183,7 @@ def resized_positions(table: Tensor, grid: int) -> Tensor:
     old = round((len(table) - 1) ** 0.5)
     if old == grid:
         return table
+    # Row-major cells: (g * g, d) -> a picture (1, d, g, g).
     cells = table[1:].T.reshape(1, -1, old, old)
     cells = F.interpolate(cells, (grid, grid), mode="bicubic", align_corners=False)
     return torch.cat([table[:1], cells.flatten(2)[0].T])

@@ -34,6 +34,7 @@ from vlds.runtime.terminal import tell
 Changes = Mapping[str, object]
 """Dotted keys of a recipe -> values."""
 LAST_LINES = 20
+"""Lines of a command's output in which its error message is looked for."""
 __all__ = ["Answer", "Model", "Scored", "evaluate", "load", "train"]
 
 
@@ -73,7 +74,22 @@ def load(run: str | Path, *, trust: Sequence[str] = (), changes: Changes | None 
     Errors: ValueError if there is no artifact, if it is damaged, or if a module cannot be found.
     """
     folder, words = path_of("run", run), words_of(changes)
-    trust_modules(trust)
+    if isinstance(trust, str) or not isinstance(trust, Sequence):
+        raise ValueError(f"trust: got {trust!r:.100}; give a list, such as ['my_tasks']")
+    for module in trust:
+        if not isinstance(module, str) or not all(map(str.isidentifier, module.split("."))):
+            raise ValueError(f"trust: got {module!r:.100}; give the name of a Python module")
+        # Before it is looked for: it may lie in the working directory, which this puts on sys.path.
+        trust_module(module)
+        try:
+            missing = module not in sys.modules and importlib.util.find_spec(module) is None
+        except ModuleNotFoundError:  # of the package that it would be in
+            missing = True
+        if missing:
+            raise ValueError(
+                f"trust: Python finds no module {module}; its file must be in the working "
+                "directory or on sys.path"
+            )
     return Model(open_run(folder, words))
 
 
@@ -127,7 +143,7 @@ def evaluate(
     with scratch_folder() as scratch:
         folder = path_of("out", out or scratch)
         words += ["--out", str(folder), *words_of(changes)]
-        # Nobody is told of a folder that is gone afterwards.
+        # The line that says where predictions are would name a folder that is gone afterwards.
         run_command(["evaluate", *words], ranks, unsaid=f"{LEFT_IN}{scratch}\n")
         return read_scores(folder)
 
@@ -170,28 +186,6 @@ def json_text(argument: str, value: object) -> str:
         ) from None
 
 
-def trust_modules(modules: Sequence[str]) -> None:
-    """Trust Python modules, which may lie in the working directory.
-
-    Errors: ValueError for what is not a list of modules that Python finds.
-    """
-    if isinstance(modules, str) or not isinstance(modules, Sequence):
-        raise ValueError(f"trust: got {modules!r:.100}; give a list, such as ['my_tasks']")
-    for module in modules:
-        if not isinstance(module, str) or not all(map(str.isidentifier, module.split("."))):
-            raise ValueError(f"trust: got {module!r:.100}; give the name of a Python module")
-        trust_module(module)
-        try:
-            missing = module not in sys.modules and importlib.util.find_spec(module) is None
-        except ModuleNotFoundError:  # of the package that it would be in
-            missing = True
-        if missing:
-            raise ValueError(
-                f"trust: Python finds no module {module}; its file must be in the working "
-                "directory or on sys.path"
-            )
-
-
 def run_command(words: Sequence[str], ranks: int | None, unsaid: str = "") -> None:
     """Run a command of vlds and print its output, without the line `unsaid`.
 
@@ -199,7 +193,7 @@ def run_command(words: Sequence[str], ranks: int | None, unsaid: str = "") -> No
     """
     ranked = ["--ranks", str(ranks)] if ranks is not None else []
     command = [sys.executable, "-m", "vlds", *words, *ranked]
-    # In a new session, so that Ctrl-C in the terminal reaches it once, from here.
+    # In a new session, so that Ctrl-C in the terminal reaches the command once, from here.
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -49,12 +49,12 @@ AGAIN = "copy it again from where it was trained"
 
 @dataclass(frozen=True)
 class TrainedOn:
-    """What a task has learned from."""
+    """Size of a task's training data."""
 
     examples: int | None
-    """In its data sets; None if they do not say."""
+    """Examples in its data sets; None if they do not say."""
     most_pictures: int | None
-    """Of an example; None if the data sets do not say."""
+    """Most pictures of an example; None if the data sets do not say."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,16 @@ class LoadedRun:
 
     @cached_property
     def collator(self) -> Collator:
-        """What makes the run's batches."""
         return self.recipe.model.collator(self.processor)
 
 
 def artifact_folder(run: Path) -> Path:
-    """RUN/artifact, or the folder itself if it is an artifact; ValueError if it is damaged."""
+    """RUN/artifact, or the folder itself if it is an artifact.
+
+    Its files are compared with its manifest here, and nowhere else.
+
+    Errors: ValueError if there is none, or it is damaged.
+    """
     if not run.is_dir():
         raise ValueError(f"{run}: no such folder in {Path.cwd()}; name one that `vlds train` wrote")
     for folder in (run / "artifact", run):
@@ -88,8 +92,8 @@ def artifact_folder(run: Path) -> Path:
 
 
 def own_tensors(model: Model, masters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """What the artifact keeps of a whole (unpartitioned) model; `masters`, name -> fp32 master,
-    replace the model's own weights."""
+    """Copies of what the artifact keeps of a whole (unpartitioned) model; `masters`, name -> fp32
+    master, replace the model's own weights."""
     parts = own_parts(model) | dict(masters or {})
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parts.items()}
 
@@ -163,6 +167,7 @@ def read_recipe(folder: Path, changes: Sequence[str] = ()) -> Recipe:
     with readable(folder, RECIPE):
         tree = read_yaml(folder / RECIPE)
     check_saved(tree, f"artifact {folder}: {RECIPE}")
+    # Recipes are parsed from files alone, and this one has other paths than the artifact's.
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
         tree = moved(located(tree, folder / RECIPE), HERE, str(folder))
         yaml.safe_dump(tree, file, sort_keys=False)
@@ -199,11 +204,30 @@ def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str]
         processor = recipe.model.load_processor_from(saved if saved.is_dir() else folder)
     with readable(folder, WEIGHTS):
         tensors = load_file(folder / WEIGHTS)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    # A recipe may ask for any size. What trains is compared with the artifact before memory is
+    # asked for; what the sources hold is known only once they are loaded, and is compared below.
+    with torch.device("meta"):
+        sketch = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, processor)
+    fit_saved(sketch, shapes)
+    own = {n: p for n, p in sketch.named_parameters() if n in tensors or n in sketch.trained_by}
+    check_shapes(own, {name: tensors[name] for name in own if name in tensors}, folder)
     dtype = dtype or recipe.training.dtype
-    check_sizes(recipe, processor, tensors, folder)
     model = build_model(recipe.model_setup, list(recipe.tasks), dtype, processor)
-    fit_saved(model, {name: tensor.shape for name, tensor in tensors.items()})
-    put_tensors(model, tensors, folder)
+    fit_saved(model, shapes)
+    parts = own_parts(model)
+    check_shapes(parts, tensors, folder)
+    parameters = {name for name, _ in model.named_parameters()}
+    for key, tensor in tensors.items():
+        # Buffers may be masks, which hide places by an infinity.
+        is_weight = key.partition("[")[0] in parameters
+        if not (tensor.isfinite() if is_weight else ~tensor.isnan()).all():
+            raise ValueError(
+                f"artifact {folder}: {key} holds numbers that are NaN or infinite; {AGAIN}"
+            )
+    with torch.no_grad():
+        for key, part in parts.items():
+            part.copy_(tensors[key])
     model.eval()
     return LoadedRun(recipe, processor, model, read_trained_on(folder))
 
@@ -219,7 +243,8 @@ def check_changes(changes: Sequence[str]) -> None:
 
 
 def read_trained_on(folder: Path) -> dict[str, TrainedOn]:
-    """What an artifact says of its training data; nothing of tasks that others have trained.
+    """Task -> its training data, from the artifact's description; tasks that another tool has
+    trained are missing.
 
     Errors: ValueError if it cannot be read.
     """
@@ -244,6 +269,7 @@ def check_same_sources(folder: Path, recipe: Recipe) -> None:
             f"{FORMAT}; take the version of vlds that wrote it"
         )
     present = recipe.model.source_hashes()
+    # A hub name has the hash of its name, and needs no file here.
     for part, digest in recorded.items():
         source = str(recipe.model.sources.get(part))
         if digest not in (present.get(part), hash_name(source)) and not Path(source).exists():
@@ -267,57 +293,19 @@ def readable(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def check_sizes(
-    recipe: Recipe, processor: Any, tensors: Mapping[str, Tensor], folder: Path
-) -> None:
-    """Compare the sizes that a recipe asks for with those of the artifact, before memory is asked
-    for: a recipe may say any number.
-
-    Errors: ValueError if a weight that trains has another shape in the artifact, or none.
-    """
-    with torch.device("meta"):
-        shapes = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, processor)
-    fit_saved(shapes, {name: tensor.shape for name, tensor in tensors.items()})
-    own = {n: p for n, p in shapes.named_parameters() if n in tensors or n in shapes.trained_by}
-    check_shapes(own, {name: tensors[name] for name in own if name in tensors}, folder)
-
-
-def put_tensors(model: Model, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Copy an artifact's tensors into a built model.
-
-    Errors: ValueError if they are not exactly those that the model's sources leave open, or not
-    finite.
-    """
-    parts = own_parts(model)
-    check_shapes(parts, tensors, folder)
-    parameters = {name for name, _ in model.named_parameters()}
-    for key, tensor in tensors.items():
-        # Buffers may hide places by an infinity.
-        bounded = key.partition("[")[0] in parameters
-        if not (tensor.isfinite() if bounded else ~tensor.isnan()).all():
-            raise ValueError(
-                f"artifact {folder}: {key} holds numbers that are NaN or infinite; {AGAIN}"
-            )
-    with torch.no_grad():
-        for key, part in parts.items():
-            part.copy_(tensors[key])
-
-
 def check_shapes(parts: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Errors: ValueError if an artifact's tensors are not exactly these parts of a model."""
-    odd = [
-        f"{key} ({stored} in the artifact, {wanted} in the model)"
-        for key in sorted(tensors.keys() | parts.keys())
-        if (stored := shape_of(tensors.get(key))) != (wanted := shape_of(parts.get(key)))
-    ]
+    odd: list[str] = []
+    for key in sorted(tensors.keys() | parts.keys()):
+        stored, wanted = (
+            (" x ".join(map(str, each[key].shape)) or "one number") if key in each else "absent"
+            for each in (tensors, parts)
+        )
+        if stored != wanted:
+            odd.append(f"{key} ({stored} in the artifact, {wanted} in the model)")
     if odd:
         raise ValueError(
             f"artifact {folder} does not fit the model that its recipe builds: {', '.join(odd[:3])}"
             f"{f' and {len(odd) - 3} more tensors' if len(odd) > 3 else ''}; take the version of "
             "vlds that wrote it, or train again"
         )
-
-
-def shape_of(tensor: Tensor | None) -> str:
-    """A tensor's shape in words."""
-    return "absent" if tensor is None else " x ".join(map(str, tensor.shape)) or "one number"

@@ -85,7 +85,7 @@ class Masking(NamedTuple):
     """Which words of a prompt are to be predicted, once a tokenizer has found its words."""
 
     share: float
-    """Of the words, on average; at least one word."""
+    """Share of the words, on average; at least one word."""
     seed: int
     always_mask: bool
     """Put a mask in the place of every such word; else BERT's mixture of masks, other words and the
@@ -110,10 +110,10 @@ class Example:
     sample: str = ""
     """Id of the example's sample, unique where `id` is; only evaluation fills it."""
     class_scores: Mapping[int, float] | None = None
-    """Of a task with a head: number of a class -> its score, 0 to 1; others have 0. The target is
+    """For a task with a head: number of a class -> its score, 0 to 1; others have 0. The target is
     then ""."""
     masking: Masking | None = None
-    """Of a task that predicts words of the prompt. The target is then the prompt."""
+    """For a task that predicts words of the prompt. The target is then the prompt."""
 
 
 class Row(NamedTuple):
@@ -180,13 +180,16 @@ class Batch:
         prompts = int(self.attention_mask[rows].sum(1).max())
         targets = None
         if self.labels is not None:
+            # A target may have ignored labels inside, so its last label counts, not their number.
             columns = (self.labels[rows] != IGNORED_LABEL).nonzero()[:, 1]
             longest = int(columns.max()) + 1 if len(columns) else 1
             targets = self.labels[rows, : prompts if self.labels_on_prompt else longest]
         shown = self.image_index[rows]
         shown = shown[:, : max(1, int((shown != NO_IMAGE).sum(1).max()))]
+        # `index` numbers the images that are left from 0. NO_IMAGE is -1, so it sorts first; where
+        # it occurs, subtracting 1 brings it back to -1 and the first image to 0.
         images, index = shown.unique(return_inverse=True)
-        absent = int((images == NO_IMAGE).any())  # NO_IMAGE sorts first
+        absent = int((images == NO_IMAGE).any())
         images = images[absent:]
 
         def pick(values: Tensor | None) -> Tensor | None:
@@ -225,7 +228,8 @@ class Batch:
         return replace(self, attention_mask=mask, labels=None, labels_on_prompt=False)
 
     def to(self, device: Any) -> Batch:
-        """Move every tensor except task_index, whose values Python code reads."""
+        """Move every tensor except task_index: Python code reads its values, and on a GPU each read
+        would wait for the device."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True), but="task_index")
 
     def pin_memory(self) -> Batch:

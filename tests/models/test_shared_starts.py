@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, FalconConfig
 
 from tests.toys.causal import SIZES, batch, build, kind_in, rows
-from vlds.models.generation import answer_list as shared_starts
-from vlds.models.generation.answer_list import can_share_starts, share_starts
+from vlds.models.generation import positions
+from vlds.models.generation.positions import can_share_starts, share_starts
 from vlds.models.kinds.causal import CausalModel
 from vlds.models.methods import (
     Adapter,
@@ -39,7 +39,7 @@ SHARING = ("llama", "qwen2", "phi3")
 @pytest.fixture
 def narrow_model_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens alone count, as in a wide model: in a tiny one, pairs of tokens cost more."""
-    monkeypatch.setattr(shared_starts, "cost", lambda num_tokens, width: num_tokens)
+    monkeypatch.setattr(positions, "cost", lambda num_tokens, width: num_tokens)
 
 
 def questions(task: int = 0, images: range = range(1)) -> list[Row]:

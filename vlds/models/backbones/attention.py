@@ -1,8 +1,10 @@
-"""Attention for CPUs, under Hugging Face's name for it: plain products with the softmax in float32.
+"""Attention functions under Hugging Face's names for them.
 
-The backward pass of torch's fused attention takes longer on a CPU than all the rest of a small
-model, and Hugging Face's "eager" attention takes the softmax in bfloat16, with which small models
-learn visibly worse. (The original code has the softmax in float32, too.)
+`vlds_cpu` is plain products with the softmax in float32. The backward pass of torch's fused
+attention takes longer on a CPU than all the rest of a small model, and Hugging Face's "eager"
+attention takes the softmax in bfloat16, with which small models learn visibly worse. (The original
+code has the softmax in float32, too.) `vlds_extended` is torch's fused attention. Both read the
+keys and values that methods add, and let the beams of an example share the encoder's states.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from vlds.models.kernels.dropout import draws_by_example, keys_stand_before
 
 CPU_ATTENTION = "vlds_cpu"
 EXTENDED_ATTENTION = "vlds_extended"
-"""Torch's fused attention, with the keys and values that methods add."""
 
 
 def cpu_attention(
@@ -60,7 +61,7 @@ def cpu_attention(
 
 def with_extensions(attend: Callable[..., Any]) -> Callable[..., Any]:
     """The attention function, which also reads the keys and values that methods add, and lets the
-    beams of an example share their keys."""
+    beams of an example share their keys: queries (num * k, heads, l, d) over (num, heads, s, d)."""
 
     def attention(
         module: Any,
@@ -71,43 +72,31 @@ def with_extensions(attend: Callable[..., Any]) -> Callable[..., Any]:
         position_bias: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        key, value, mask, bias = extended(module, key, value, attention_mask, position_bias)
-        folded = beside(query, len(key))
+        length = key.shape[2]
+        for extension in getattr(module, "key_value_extensions", {}).values():
+            key, value = extension(key, value)
+        added = key.shape[2] - length
+        keys_stand_before(added)
+        terms = [attention_mask, position_bias]
+        if added:  # every query sees the added keys, at no relative position
+            terms = [None if term is None else F.pad(term, (added, 0)) for term in terms]
+        mask, bias = terms
+        folded = query
+        if len(query) != len(key):
+            # Beams stand beside each other as k queries of one example: (num, heads, k, d). None
+            # of them is masked, so their order among the queries does not matter.
+            assert query.shape[2] == 1, "beams write one token at a time"
+            folded = query.unflatten(0, (len(key), -1)).transpose(1, 2).flatten(2, 3)
         outputs, weights = attend(module, folded, key, value, mask, position_bias=bias, **kwargs)
         return outputs.reshape(len(query), -1, *outputs.shape[2:]), weights
 
     return attention
 
 
-def beside(query: Tensor, num: int) -> Tensor:
-    """(num * k, heads, l, d) queries over keys of `num` examples -> (num, heads, k * l, d): beams
-    stand beside each other, since they read the same states."""
-    if len(query) == num:
-        return query
-    assert query.shape[2] == 1, "beams write one token at a time"
-    folded: Tensor = query.unflatten(0, (num, -1)).transpose(1, 2).flatten(2, 3)
-    return folded
-
-
-def extended(
-    module: Any, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Keys and values with those that methods put before them; mask and bias are 0 there."""
-    length = key.shape[2]
-    for extension in getattr(module, "key_value_extensions", {}).values():
-        key, value = extension(key, value)
-    added = key.shape[2] - length
-    keys_stand_before(added)
-    if added:
-        mask = None if mask is None else F.pad(mask, (added, 0))
-        bias = None if bias is None else F.pad(bias, (added, 0))
-    return key, value, mask, bias
-
-
 def set_attention(model: Any, name: str) -> None:
     """Use an attention function in all layers of a model.
 
-    Raises ValueError if some layers keep another one. T5's do in transformers below 5.20: prefixes
+    Errors: ValueError if some layers keep another one. T5's do in transformers below 5.20: prefixes
     would have no effect there, and beams would not share states.
     """
     model.set_attn_implementation(name)
@@ -121,12 +110,12 @@ def set_attention(model: Any, name: str) -> None:
 
 def attend_as_on_gpus(model: nn.Module) -> None:
     """Let a model that was built on a CPU use torch's fused attention, as it would on a GPU."""
-    stacks: list[Any] = [
-        module for module in model.modules() if isinstance(module, PreTrainedModel)
-    ]
-    for stack in stacks:
-        if stack.config._attn_implementation == CPU_ATTENTION:
-            set_attention(stack, EXTENDED_ATTENTION)
+    for module in model.modules():
+        if (
+            isinstance(module, PreTrainedModel)
+            and module.config._attn_implementation == CPU_ATTENTION
+        ):
+            set_attention(module, EXTENDED_ATTENTION)
 
 
 def use_extensions(model: Any) -> None:
@@ -151,9 +140,8 @@ def use_extensions(model: Any) -> None:
 def beams_share_states(models: Sequence[Any], num_beams: int) -> Iterator[None]:
     """Inside, decoders may read the encoder's states of an example once for all its beams."""
     before = [(model, model.config._attn_implementation) for model in models]
-    others = [(m, name) for m, name in before if name not in (CPU_ATTENTION, EXTENDED_ATTENTION)]
-    if num_beams == 1:
-        others = []
+    ours = (CPU_ATTENTION, EXTENDED_ATTENTION)
+    others = [(m, name) for m, name in before if num_beams > 1 and name not in ours]
     for model, _ in others:
         set_attention(model, EXTENDED_ATTENTION)
     try:

@@ -72,8 +72,8 @@ class Bart(Backbone):
         return embedded
 
     def run_encoder(self, model: Any, text: Tensor, visual: Tensor, mask: Tensor) -> Tensor:
-        """The embedding norm acts on the text alone."""
         encoder = model.model.encoder
+        # Visual tokens join behind the embedding norm, as in VL-Adapter.
         states = torch.cat([encoder.layernorm_embedding(text), visual], dim=1)
         states = F.dropout(states, p=encoder.dropout, training=encoder.training)
         expanded = create_bidirectional_mask(encoder.config, states, mask)

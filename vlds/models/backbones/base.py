@@ -1,9 +1,10 @@
-"""What a backbone is: one of Hugging Face's own encoder-decoder classes, and what the trainer has
-to know about it.
+"""A backbone: one of Hugging Face's own encoder-decoder classes, and what the trainer has to know
+about it.
 
-The class is used as it is and keeps its parameter names. A backbone's file says where its weights
-and its tokenizer come from, how the joint encoder runs over its own modules, and where the roles
-are that methods attach to. Shapes: b examples, l prompt tokens, v visual tokens, d width.
+The class is used as it is and keeps its parameter names. `Backbone` says where its weights and its
+tokenizer come from, how the joint encoder runs over its modules, and where the roles are that
+methods attach to; it adds the sentinel and visual tokens and resizes the vocabulary's two tables.
+Shapes: b examples, l prompt tokens, v visual tokens, d width.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeAlias
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 
@@ -31,132 +31,16 @@ from vlds.models.loading.gate import (
     open_checked,
     read_config,
 )
-from vlds.models.loading.model_files import reading
+from vlds.models.loading.model_files import open_tensors, reading
 from vlds.runtime.checks import Limits, ShareBelow1, check_path_or_config
-from vlds.runtime.files import check_file
 from vlds.runtime.process import find, shipped
 from vlds.schema import OptimizerRules, TargetModules
 
-# The extra tokens of a vocabulary, and its two tables: the token table that a model reads with,
-# and the head that it writes with.
-#
-# In T5 and BART they are one tensor. T5 v1.1 and FLAN-T5 have a separate head. transformers 5
-# forgets that: its T5Config says `tie_word_embeddings: true` whatever the file says, so that each
-# call of `resize_token_embeddings` would replace the head by the token table. Here the checkpoint's
-# tensors decide, and the config is made to agree with them.
-
-
 HEAD = "lm_head.weight"
-
-
-def num_ids(tokenizer: Any) -> int:
-    """Rows of a table that every id of a tokenizer finds; a foreign file may give a token any
-    id, also one beyond the number of tokens."""
-    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
-
-
-def check_ids(tokenizer: Any, source: str) -> None:
-    """Errors: ValueError if an id is not below the number of tokens."""
-    if (ids := num_ids(tokenizer)) > len(tokenizer):
-        raise ValueError(
-            f"tokenizer: {source} has {len(tokenizer)} tokens, and one with the id {ids - 1}; copy "
-            "it again, or name another"
-        )
-
-
-def add_extra_tokens(tokenizer: Any, num_sentinels: int, num_visual: int, source: str) -> None:
-    """Append the missing sentinel and visual tokens to a tokenizer, in descending order.
-
-    Errors: ValueError if the visual tokens are not its last ones, so that the ids would be wrong,
-    or if other ids are beyond the number of tokens.
-    """
-    check_ids(tokenizer, source)
-    names = [f"<extra_id_{i}>" for i in reversed(range(num_sentinels))]
-    names += [f"<vis_extra_id_{i}>" for i in reversed(range(num_visual))]
-    vocabulary = tokenizer.get_vocab()
-    tokenizer.add_tokens([name for name in names if name not in vocabulary], special_tokens=True)
-    expected = list(range(len(tokenizer) - num_visual, len(tokenizer)))
-    if tokenizer.convert_tokens_to_ids(names[num_sentinels:]) != expected:
-        raise ValueError(
-            f"tokenizer: {source} has <vis_extra_id_*> tokens, but not {num_visual} of them as its "
-            "last tokens; set visual_tokens to their number, or take a tokenizer without them"
-        )
-
-
-def check_tables(model: Any, path: str) -> None:
-    """Errors: ValueError if encoder and decoder do not share the token table."""
-    table = model.get_input_embeddings().weight
-    for part, stack in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
-        if stack.embed_tokens.weight is not table:
-            raise ValueError(
-                f"path: {path} has a token table for the {part} alone; vlds gives encoder and "
-                "decoder one table, so choose a checkpoint that has one"
-            )
-
-
-def has_own_head(model: Any) -> bool:
-    """True if the head is not the token table."""
-    separate: bool = model.get_output_embeddings().weight is not model.get_input_embeddings().weight
-    return separate
-
-
-def give_own_head(model: Any, std: float | None) -> None:
-    """Replace a tied head by a random one. `std` as for all new linear layers: None is PyTorch's
-    default.
-
-    transformers draws an untied T5 head from N(0, 1). The states in front of it are normalised and
-    not scaled down, so its first logits would be sqrt(d_model) wide.
-    """
-    table = model.get_input_embeddings()
-    rows, width = table.weight.shape
-    options = {"device": table.weight.device, "dtype": table.weight.dtype}
-    head = nn.Linear(width, rows, bias=False, **options)
-    if std is not None:
-        nn.init.normal_(head.weight, std=std)
-    model.set_output_embeddings(head)
-    model.config.tie_word_embeddings = False
-
-
-def holds_own_head(folder: Path, table: str) -> bool | None:
-    """True if a folder's safetensors hold a head that differs from `table`, None if they hold
-    neither."""
-    tables: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        check_file(file)
-        with safe_open(file, "pt") as opened:
-            names = {HEAD, table} & set(opened.keys())
-            tables |= {name: opened.get_tensor(name) for name in names}
-    if not tables:
-        return None
-    return len(tables) == 2 and not torch.equal(tables[HEAD], tables[table])
-
-
-@torch.no_grad()
-def resize_vocabulary(model: Any, size: int) -> dict[str, int]:
-    """Give the tables `size` rows, and make the config say whether they are tied; name of each
-    resized table -> number of leading rows that are as before.
-
-    Whoever builds the model draws the new rows of the token table. New rows of a separate head
-    are the mean of the old ones: a new token's logit is then the mean of the others, so by Jensen's
-    inequality its probability is at most the mean of theirs, whatever the state is. Rows as wide as
-    the token table's would outshout all trained tokens.
-    """
-    model.config.tie_word_embeddings = not has_own_head(model)
-    old_rows = model.get_input_embeddings().num_embeddings
-    if size == old_rows:
-        return {}
-    model.resize_token_embeddings(size, mean_resizing=False)
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    if size > old_rows and head is not table:
-        head.data[old_rows:] = head.data[:old_rows].mean(0, dtype=torch.float32)
-    kept = min(size, old_rows)
-    return {name: kept for name, p in model.named_parameters() if p is table or p is head}
-
-
 PIECES = "tokenizer_pieces"
 """Our key in a shipped config: pieces of the tokenizer, where the table has spare rows (T5)."""
 ExtraTokens: TypeAlias = Annotated[int, Limits(0, 10_000)]
-"""Tokenizers take extra tokens one by one, and a billion of them for ever."""
+"""Bounded because tokenizers take extra tokens one by one: a billion would never end."""
 HUB_NAME = re.compile(r"(?:google-t5/|google/|facebook/)?([\w.-]+)")
 """Hub names whose sizes may lie in recipes/backbones."""
 
@@ -201,6 +85,8 @@ class Backbone(ABC):
     """Initial standard deviation of new linear layers; None: PyTorch's default."""
     beam_forces_eos: ClassVar[bool]
     """True if beam search puts </s> at the last position, whatever the model says."""
+
+    # Where things are in the model and in its Hugging Face config.
     roles: ClassVar[dict[str, tuple[str, ...]]]
     """Role -> path patterns."""
     sizes: ClassVar[tuple[str, ...]]
@@ -219,8 +105,6 @@ class Backbone(ABC):
 
     def __post_init__(self) -> None:
         check_path_or_config(self)
-
-    # What each backbone says.
 
     @abstractmethod
     def read_tokenizer(self, source: str) -> Any:
@@ -256,8 +140,6 @@ class Backbone(ABC):
     def share_embeddings(self, model: Any, stacks: Any) -> None:
         """Give other stacks what a model has before its layers, and take their head away."""
 
-    # The same for all.
-
     def encode(
         self, model: Any, input_ids: Tensor, visual: Tensor, mask: Tensor, prompts: Tensor | None
     ) -> Tensor:
@@ -290,6 +172,7 @@ class Backbone(ABC):
             setattr(config, name, width // reduction)
         for name, number in zip(self.layer_counts, num_layers, strict=True):
             setattr(config, name, number)
+        # The class makes a whole model; its embeddings give way to the model's.
         stacks = self.model_class(config)
         self.share_embeddings(model, stacks)
         set_attention(stacks, model.config._attn_implementation)
@@ -320,16 +203,30 @@ class Backbone(ABC):
         return source, field
 
     def load_tokenizer(self) -> Any:
-        """The tokenizer with sentinel and visual tokens: <vis_extra_id_o> has id len(tokenizer) - 1
-        - o.
+        """The tokenizer, with the missing sentinel and visual tokens appended in descending order:
+        <vis_extra_id_o> has id len(tokenizer) - 1 - o.
 
-        Errors: ValueError if there is none.
+        Errors: ValueError if there is none, if an id is not below the number of tokens, or if the
+        visual tokens are not its last ones.
         """
         source, field = self.tokenizer_source()
         what = f"{field}: cannot read a tokenizer from {source}"
         with reading(what, "copy it again, or name a folder that holds one, or a name on the hub"):
             tokenizer = self.read_tokenizer(source)
-        add_extra_tokens(tokenizer, self.extra_tokens, self.visual_tokens, source)
+        check_ids(tokenizer, source)
+        names = [f"<extra_id_{i}>" for i in reversed(range(self.extra_tokens))]
+        visual_names = [f"<vis_extra_id_{i}>" for i in reversed(range(self.visual_tokens))]
+        known = tokenizer.get_vocab()
+        missing = [name for name in names + visual_names if name not in known]
+        tokenizer.add_tokens(missing, special_tokens=True)
+        # Visual tokens that the source has already lie elsewhere, and would get the wrong rows.
+        last_ids = list(range(len(tokenizer) - self.visual_tokens, len(tokenizer)))
+        if tokenizer.convert_tokens_to_ids(visual_names) != last_ids:
+            raise ValueError(
+                f"tokenizer: {source} has <vis_extra_id_*> tokens, but not {self.visual_tokens} of "
+                "them as its last tokens; set visual_tokens to their number, or take a tokenizer "
+                "without them"
+            )
         return tokenizer
 
     def local_tokenizer(self) -> Any:
@@ -356,8 +253,11 @@ class Backbone(ABC):
         On the meta device the sizes of well-known hub names come from the files that vlds brings.
         """
         source = str(find(self.config)) if self.config is not None else str(self.path)
-        if torch.get_default_device().type == "meta":
-            source = shipped_sizes(source)
+        if torch.get_default_device().type == "meta" and (name := HUB_NAME.fullmatch(source)):
+            # FLAN-T5 is T5 v1.1, trained further, and has its sizes.
+            file = f"recipes/backbones/{name[1].replace('t5-v1_1-', 'flan-t5-')}.json"
+            if file in shipped("recipes") and not Path(source).exists():
+                source = str(find(file))
         field = f"model.backbone.{'config' if self.config is not None else 'path'}"
         config, fields = read_config(self.config_class, source, field)
         if config.model_type != self.config_class.model_type:
@@ -366,7 +266,7 @@ class Backbone(ABC):
                 f"{type(self).__name__}; choose the backbone class that fits"
             )
         check_config(config, f"{field}: {source}", self.sizes, self.tokens)
-        # T5Config replaces this by True.
+        # transformers 5's T5Config says True whatever the file says.
         config.tie_word_embeddings = fields.get(TIES) is not False
         if self.dropout is not None:
             self.set_dropout(config, self.dropout)
@@ -406,41 +306,104 @@ class Backbone(ABC):
         with reading(f"{'config' if self.config else 'path'}: {source} describes no model"):
             model = self.model_class(config)
         if self.path is not None:
-            in_files = holds_own_head(Path(self.path), model.all_tied_weights_keys[HEAD])
-            own_head = own_head if in_files is None else in_files
+            # The config may be wrong about the head: the checkpoint's tensors decide.
+            table = model.all_tied_weights_keys[HEAD]
+            tensors: dict[str, Tensor] = {}
+            for file in sorted(Path(self.path).glob("*.safetensors")):
+                with open_tensors("model.backbone.path", file) as opened:
+                    names = {HEAD, table} & set(opened.keys())
+                    tensors |= {name: opened.get_tensor(name) for name in names}
+            if tensors:
+                own_head = len(tensors) == 2 and not torch.equal(tensors[HEAD], tensors[table])
         if own_head:
-            give_own_head(model, self.linear_init_std)
+            # transformers draws an untied T5 head from N(0, 1). The states before it are normalised
+            # and not scaled down, so its first logits would be sqrt(d_model) wide. Here it begins
+            # like all new linear layers of the family.
+            weight = model.get_input_embeddings().weight
+            rows, width = weight.shape
+            head = nn.Linear(width, rows, bias=False, device=weight.device, dtype=weight.dtype)
+            if self.linear_init_std is not None:
+                nn.init.normal_(head.weight, std=self.linear_init_std)
+            model.set_output_embeddings(head)
+            model.config.tie_word_embeddings = False
         return model
 
     def load_pretrained(
         self, config: Any, tokenizer_len: int, dtype: torch.dtype
     ) -> LoadedBackbone:
         """Weights from `path`. Under ZeRO-3's loading hint each rank only ever holds its part of
-        them."""
+        them.
+
+        Errors: ValueError if encoder and decoder do not share the token table.
+        """
         config.tie_word_embeddings = True  # transformers ties what is equal, and nothing else
         model, missing = load_weights(
             self.model_class, str(self.path), config, dtype, "model.backbone.path"
         )
-        check_tables(model, str(self.path))
+        table = model.get_input_embeddings().weight
+        for part, stack in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
+            if stack.embed_tokens.weight is not table:
+                raise ValueError(
+                    f"path: {self.path} has a token table for the {part} alone; vlds gives encoder "
+                    "and decoder one table, so choose a checkpoint that has one"
+                )
         names = {name for name, _ in unique_state(model)} - missing
         rows = resize_vocabulary(model, tokenizer_len)
         names -= rows.keys()
         if rows:
-            # Named by the checkpoint or not, these buffers have new entries.
+            # Buffers over the vocabulary, such as BART's bias, have new entries too.
             names -= {
                 name for name, tensor in model.named_buffers() if tokenizer_len in tensor.shape
             }
         return LoadedBackbone(model, frozenset(names), rows)
 
 
-def shipped_sizes(source: str) -> str:
-    """The config file that vlds brings for a well-known hub name; any other source as it is."""
-    name = HUB_NAME.fullmatch(source)
-    # FLAN-T5 is T5 v1.1, trained further.
-    file = f"recipes/backbones/{name[1].replace('t5-v1_1-', 'flan-t5-')}.json" if name else ""
-    if file in shipped("recipes") and not Path(source).exists():
-        return str(find(file))
-    return source
+def num_ids(tokenizer: Any) -> int:
+    """Rows of a table that has one for every id of a tokenizer; a file may give a token any id,
+    also one beyond the number of tokens."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
+
+
+def check_ids(tokenizer: Any, source: str) -> None:
+    """Errors: ValueError if an id is not below the number of tokens."""
+    if (ids := num_ids(tokenizer)) > len(tokenizer):
+        raise ValueError(
+            f"tokenizer: {source} has {len(tokenizer)} tokens, and one with the id {ids - 1}; copy "
+            "it again, or name another"
+        )
+
+
+def has_own_head(model: Any) -> bool:
+    """True if the head, which a model writes with, is not the token table, which it reads with.
+
+    In T5 and BART they are one tensor. T5 v1.1 and FLAN-T5 have a separate head.
+    """
+    separate: bool = model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    return separate
+
+
+@torch.no_grad()
+def resize_vocabulary(model: Any, size: int) -> dict[str, int]:
+    """Give the tables `size` rows, and make the config say whether they are tied; name of each
+    resized table -> number of leading rows that are as before.
+
+    Whoever builds the model draws the new rows of the token table. New rows of a separate head
+    are the mean of the old ones: a new token's logit is then the mean of the others, so by Jensen's
+    inequality its probability is at most the mean of theirs, whatever the state is. Rows as wide as
+    the token table's would outshout all trained tokens.
+    """
+    # While the config says that they are tied, `resize_token_embeddings` replaces the head by the
+    # token table.
+    model.config.tie_word_embeddings = not has_own_head(model)
+    old_rows = model.get_input_embeddings().num_embeddings
+    if size == old_rows:
+        return {}
+    model.resize_token_embeddings(size, mean_resizing=False)
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    if size > old_rows and head is not table:
+        head.data[old_rows:] = head.data[:old_rows].mean(0, dtype=torch.float32)
+    kept = min(size, old_rows)
+    return {name: kept for name, p in model.named_parameters() if p is table or p is head}
 
 
 def unique_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -85,11 +85,10 @@ class T5(Backbone):
             )
 
     def saved_in(self, folder: Path) -> Self:
-        """As for all backbones; the token table is among the weights."""
+        # The token table is among the saved weights, where `embedding_std` is an error.
         return super(T5, replace(self, embedding_std=None)).saved_in(folder)
 
     def load(self, tokenizer_len: int, dtype: torch.dtype) -> LoadedBackbone:
-        """As for all backbones, and a token table of the asked spread."""
         loaded = super().load(tokenizer_len, dtype)
         if self.embedding_std is not None:
             nn.init.normal_(loaded.model.shared.weight, std=self.embedding_std)
@@ -105,9 +104,15 @@ class T5(Backbone):
 
     def read_pieces(self, file: Path) -> Any:
         """A bare sentencepiece model, with as many sentinel tokens as the backbone wants."""
-        check_pieces(file)
+        # A file that was cut may be a valid model with fewer pieces; its specs come last.
+        pieces = ModelProto()
+        pieces.ParseFromString(file.read_bytes())
+        if not (pieces.HasField("trainer_spec") and pieces.HasField("normalizer_spec")):
+            raise ValueError(
+                f"{file} ends too early: it has {len(pieces.pieces)} pieces and no end"
+            )
         with tempfile.TemporaryDirectory() as folder:
-            # transformers knows the file by this name alone.
+            # transformers recognises the file by this name alone.
             shutil.copy(file, Path(folder) / "spiece.model")
             tokenizer = open_checked(T5Tokenizer, folder, "tokenizer", extra_ids=self.extra_tokens)
         if (tokenizer.pad_token_id, tokenizer.eos_token_id) != (0, 1):
@@ -127,6 +132,7 @@ class T5(Backbone):
         states = encoder.dropout(torch.cat([text, visual], dim=1))
         attention = encoder.block[0].layer[0].SelfAttention
         length = text.shape[1]
+        # Hugging Face's encoder would count positions on over the visual tokens.
         bias = attention.compute_bias(length, length, device=states.device)
         bias = F.pad(bias, (0, visual.shape[1], 0, visual.shape[1]))
         expanded = create_bidirectional_mask(encoder.config, states, mask)
@@ -158,17 +164,6 @@ class T5(Backbone):
     def share_embeddings(self, model: Any, stacks: Any) -> None:
         del stacks.shared, stacks.lm_head
         stacks.encoder.embed_tokens = stacks.decoder.embed_tokens = model.shared
-
-
-def check_pieces(file: Path) -> None:
-    """Check that a sentencepiece model is whole. A cut one may be valid, with fewer pieces.
-
-    Errors: ValueError or DecodeError where it is not.
-    """
-    model = ModelProto()
-    model.ParseFromString(file.read_bytes())
-    if not (model.HasField("trainer_spec") and model.HasField("normalizer_spec")):
-        raise ValueError(f"{file} ends too early: it has {len(model.pieces)} pieces and no end")
 
 
 class BiasedT5LayerNorm(T5LayerNorm):

@@ -1,8 +1,9 @@
 """From encoder states to token ids: greedy, beam search, or a comparison of a few words.
 
-Our loop does less work than Hugging Face's `generate`: the first step runs once per example, not
-once per beam; the encoder's keys and values are computed and kept once per example; finished
-examples leave the batch. Shapes: b examples, k beams, r rows, w words of vocabulary, l length.
+`generate_ids` does less work than Hugging Face's `generate`: the first step runs once per example,
+not once per beam; the encoder's keys and values are computed and kept once per example; finished
+examples leave the batch. Shapes: b examples, k beams, r rows, w words of vocabulary, l length,
+s encoder states, d width.
 """
 
 from __future__ import annotations
@@ -25,15 +26,12 @@ from vlds.models.generation.answer_list import AnswerList
 from vlds.models.methods.context import BatchContext
 from vlds.schema import Decoding
 
-# What a decoder has written so far: one greedy answer, or the beams of a beam search.
-#
-# Beam scores are those of transformers 4.2, as VL-Adapter has them: the sum of log-probabilities
-# divided by the length that counts the start token, for open answers at the length limit too.
-# Shapes: b examples, k beams, w words of vocabulary, l length.
+LEAVE = 0.75
+"""Finished examples leave the batch once at most this share of it is unfinished."""
 
 
 class Written(NamedTuple):
-    """What was written."""
+    """The answers of a batch."""
 
     ids: Tensor
     """(b, l) with start token and padding."""
@@ -41,8 +39,56 @@ class Written(NamedTuple):
     """(b,) that the model gives to the whole answer, </s> included."""
 
 
+def generate_ids(
+    decoder: CachedDecoder,
+    decoding: Decoding,
+    listed: AnswerList | None = None,
+    *,
+    beam_forces_eos: bool,
+) -> Written:
+    """Generate answers of at most the decoding's length."""
+    config = decoder.config
+    limit = 1 + (decoding.max_new_tokens if listed is None else listed.longest)
+    # What changes the scores of the next token. Nothing comes from the checkpoint's own config.
+    processors = LogitsProcessorList()
+    if decoding.no_repeat_ngram_size:
+        processors.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
+    if decoding.num_beams > 1 and beam_forces_eos:
+        processors.append(ForcedEOSTokenLogitsProcessor(limit, config.eos_token_id))
+    # A listed answer follows its list alone, and ends where that ends.
+    rules: Callable[[Tensor, Tensor], Tensor] = processors if listed is None else listed
+    num, device = decoder.num_examples, decoder.device
+    start = torch.full((num, decoding.num_beams, 1), config.decoder_start_token_id, device=device)
+    hypotheses: Hypotheses = (
+        Greedy(start, limit, config)
+        if decoding.num_beams == 1
+        else Beams(start, limit, config, decoding)
+    )
+    ids = torch.full((num, limit), config.pad_token_id, device=device)
+    sums = torch.zeros(num, device=device)
+    # Place in the batch of each example that is still in `hypotheses` and `decoder`.
+    places = torch.arange(num, device=device)
+    over = False
+    while not over:
+        logits = decoder.next_logits(hypotheses.ids[..., -1], hypotheses.size)
+        scores = logits if decoding.num_beams == 1 else logits.log_softmax(-1)
+        decoder.keep(hypotheses.advance(rules(hypotheses.ids.flatten(0, 1), scores), logits))
+        num_open = len(places) - int(hypotheses.done.sum())
+        over = num_open == 0 or hypotheses.ids.shape[2] >= limit
+        # To leave copies the caches, so several examples leave at once.
+        if over or num_open <= LEAVE * len(places):
+            ids[places], best_sums = hypotheses.best()
+            sums[places] = best_sums.to(sums.dtype)
+        if not over and num_open <= LEAVE * len(places):
+            stay = (~hypotheses.done).nonzero().flatten()
+            places = places[stay]
+            hypotheses.select(stay)
+            decoder.select(stay)
+    return Written(ids, sums)
+
+
 class Hypotheses(ABC):
-    """What has been written so far for each example, `size` times."""
+    """The `size` answers of each example so far."""
 
     rows: ClassVar[tuple[str, ...]] = ("ids", "sums", "done")
     """Tensors with a row for each example."""
@@ -92,7 +138,11 @@ class Greedy(Hypotheses):
 
 
 class Beams(Hypotheses):
-    """The k open and the k best finished answers of each example."""
+    """The k open and the k best finished answers of each example.
+
+    Scores are those of transformers 4.2, as VL-Adapter has them: the sum of log-probabilities
+    divided by the length that counts the start token, for open answers at the length limit too.
+    """
 
     rows = (*Hypotheses.rows, "finished_ids", "finished_sums", "finished_scores")
 
@@ -109,9 +159,10 @@ class Beams(Hypotheses):
 
     def advance(self, scores: Tensor, logits: Tensor) -> Tensor:
         """Extend the beams by a token from log-probabilities (b * k, w); (b * k,) row that each one
-        came from. A beam whose sum is -inf is none."""
+        came from. A sum of -inf marks a beam that does not exist."""
         num_words = scores.shape[-1]
         totals = self.sums[..., None] + scores.view(len(self.done), self.size, num_words)
+        # Of the best 2k extensions at least k go on: each beam ends in at most one way.
         totals, chosen = totals.flatten(1).topk(2 * self.size, 1)
         parents, tokens = chosen // num_words, chosen % num_words
         ends = tokens == self.eos
@@ -120,10 +171,13 @@ class Beams(Hypotheses):
         new = totals[:, : self.size] / length
         new = new.masked_fill(~ends[:, : self.size] | self.done[:, None], -torch.inf)
         ended = extend(take(self.ids, parents), tokens)[:, : self.size]
-        self.finish(ended, totals[:, : self.size], new)
+        ids, sums, scores = self._with_finished(ended, totals[:, : self.size], new)
+        self.finished_scores, best = scores.topk(self.size, 1)
+        self.finished_ids, self.finished_sums = take(ids, best), sums.gather(1, best)
+        # The best open answer is judged by its present length, as in transformers: that it may gain
+        # by growing longer is ignored.
         full = torch.isfinite(self.finished_scores).all(1)
         hopeless = self.finished_scores[:, -1] >= totals[:, 0] / length
-        # The best k that do not end: there are k, since each beam ends in at most one way.
         continuing = torch.argsort(ends.long(), dim=1, stable=True)[:, : self.size]
         self.sums, parents = totals.gather(1, continuing), parents.gather(1, continuing)
         self.ids = extend(take(self.ids, parents), tokens.gather(1, continuing))
@@ -132,12 +186,6 @@ class Beams(Hypotheses):
         first_rows = torch.arange(len(parents), device=parents.device)[:, None] * self.size
         rows: Tensor = first_rows + parents
         return rows.flatten()
-
-    def finish(self, ids: Tensor, sums: Tensor, scores: Tensor) -> None:
-        """Keep the best k of the old and the new finished answers; one with score -inf is none."""
-        ids, sums, scores = self._with_finished(ids, sums, scores)
-        self.finished_scores, chosen = scores.topk(self.size, 1)
-        self.finished_ids, self.finished_sums = take(ids, chosen), sums.gather(1, chosen)
 
     def best(self) -> Written:
         """The best answers; those still open compete too."""
@@ -150,6 +198,8 @@ class Beams(Hypotheses):
     def _with_finished(
         self, ids: Tensor, sums: Tensor, scores: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, sums and scores of the finished answers, then of these. A score of -inf marks an
+        answer that does not exist."""
         return (
             torch.cat([self.finished_ids, padded(ids, self.limit, self.pad)], 1),
             torch.cat([self.finished_sums.to(sums.dtype), sums], 1),
@@ -172,14 +222,9 @@ def padded(ids: Tensor, length: int, pad: int) -> Tensor:
     return F.pad(ids, (0, length - ids.shape[2]), value=pad)
 
 
-# A decoder that writes one token at a time and keeps its keys and values.
-#
-# Shapes: b examples, k beams, w words of vocabulary, s encoder states, d width.
-
-
 class CachedStack:
-    """A decoder's layers, which run over one token of each row at a time. It keeps the encoder's
-    keys and values once per example, and those of written tokens once per beam."""
+    """A decoder's layers, which run over one token of each row at a time. The cache holds the
+    encoder's keys and values once per example, and those of written tokens once per beam."""
 
     def __init__(self, decoder: Any, states: Tensor, mask: Tensor) -> None:
         """Hugging Face's decoder, encoder states (b, s, d), their mask (b, s)."""
@@ -187,11 +232,7 @@ class CachedStack:
         lowest = torch.finfo(states.dtype).min
         self._mask = torch.zeros_like(mask, dtype=states.dtype).masked_fill(~mask.bool(), lowest)
         self._cache: dict[str, Any] = {}
-
-    @property
-    def has_begun(self) -> bool:
-        """True once a token has run."""
-        return bool(self._cache)
+        """Empty before the first token."""
 
     def run(self, tokens: Tensor) -> Tensor:
         """Last tokens (b * k, 1) -> states (b * k, d)."""
@@ -213,7 +254,7 @@ class CachedStack:
         (cache,) = self._cache.values()
         written = cache.self_attention_cache
         if (num_kept := len(written.layers[0].keys)) < len(rows):
-            # After the first step there is one row an example.
+            # The first step runs once per example, so row n of b * k came from row n // k.
             rows = rows // (len(rows) // num_kept)
         written.reorder_cache(rows)
 
@@ -245,6 +286,7 @@ class CachedDecoder:
         self._stacks, self._vocabulary_logits = stacks, vocabulary_logits
         self._context, self._task_index = context, task_index
         self._examples = torch.arange(len(task_index))
+        self._begun = False
 
     @property
     def num_examples(self) -> int:
@@ -254,7 +296,8 @@ class CachedDecoder:
     def next_logits(self, last_tokens: Tensor, size: int) -> Tensor:
         """(b, k) last tokens -> (b * k, w) logits in at least float32."""
         repeat = 1
-        if not self._stacks[0].has_begun:  # all beams start with the same token
+        if not self._begun:  # all beams start with the same token
+            self._begun = True
             last_tokens, repeat = last_tokens[:, :1], size
         tasks, examples = (
             rows.repeat_interleave(last_tokens.shape[1])
@@ -268,11 +311,10 @@ class CachedDecoder:
         return logits.repeat_interleave(repeat, 0) if repeat > 1 else logits
 
     def keep(self, rows: Tensor | None) -> None:
-        """Let each row of the tokens written continue another, of (b * k,); None: from itself."""
-        if rows is None:
-            return
-        for stack in self._stacks:
-            stack.keep(rows)
+        """Let each row of the tokens written continue another, of (b * k,); None: itself."""
+        if rows is not None:
+            for stack in self._stacks:
+                stack.keep(rows)
 
     def select(self, examples: Tensor) -> None:
         """Continue with these examples only."""
@@ -280,65 +322,6 @@ class CachedDecoder:
             stack.select(examples)
         self._task_index = self._task_index[examples.cpu()]
         self._examples = self._examples[examples.cpu()]
-
-
-LEAVE = 0.75
-"""Finished examples leave the batch once at most this share of it is unfinished."""
-Rules = Callable[[Tensor, Tensor], Tensor]
-"""Ids (r, l) and scores (r, w) of the next token -> scores."""
-
-
-def rules(
-    decoding: Decoding, config: Any, listed: AnswerList | None, limit: int, forces_eos: bool
-) -> Rules:
-    """What changes the scores of the next token. Nothing comes from the checkpoint's config."""
-    if listed is not None:
-        return listed
-    processors = LogitsProcessorList()
-    if decoding.no_repeat_ngram_size:
-        processors.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
-    if decoding.num_beams > 1 and forces_eos:
-        processors.append(ForcedEOSTokenLogitsProcessor(limit, config.eos_token_id))
-    return processors  # type: ignore[no-any-return]
-
-
-def generate_ids(
-    decoder: CachedDecoder,
-    decoding: Decoding,
-    listed: AnswerList | None = None,
-    *,
-    beam_forces_eos: bool,
-) -> Written:
-    """Generate answers of at most the decoding's length."""
-    config = decoder.config
-    limit = 1 + (decoding.max_new_tokens if listed is None else listed.longest)
-    bend = rules(decoding, config, listed, limit, beam_forces_eos)
-    num, device = decoder.num_examples, decoder.device
-    start = torch.full((num, decoding.num_beams, 1), config.decoder_start_token_id, device=device)
-    open_ones: Hypotheses = (
-        Greedy(start, limit, config)
-        if decoding.num_beams == 1
-        else Beams(start, limit, config, decoding)
-    )
-    ids = torch.full((num, limit), config.pad_token_id, device=device)
-    sums = torch.zeros(num, device=device)
-    numbers = torch.arange(num, device=device)
-    over = False
-    while not over:
-        logits = decoder.next_logits(open_ones.ids[..., -1], open_ones.size)
-        scores = logits if decoding.num_beams == 1 else logits.log_softmax(-1)
-        decoder.keep(open_ones.advance(bend(open_ones.ids.flatten(0, 1), scores), logits))
-        num_open = len(numbers) - int(open_ones.done.sum())
-        over = num_open == 0 or open_ones.ids.shape[2] >= limit
-        if over or num_open <= LEAVE * len(numbers):
-            ids[numbers], best_sums = open_ones.best()
-            sums[numbers] = best_sums.to(sums.dtype)
-        if not over and num_open <= LEAVE * len(numbers):
-            stay = (~open_ones.done).nonzero().flatten()
-            numbers = numbers[stay]
-            open_ones.select(stay)
-            decoder.select(stay)
-    return Written(ids, sums)
 
 
 def answers(ids: Tensor, eos_token_id: int) -> list[list[int]]:

@@ -1,4 +1,7 @@
-"""One linear layer: with a frozen model and no methods, a linear probe."""
+"""Heads of linear layers: one, or two as in the answer heads of VL-T5, LXMERT, CLIP-ViL and METER.
+
+With a frozen model and no methods, one layer is a linear probe.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,13 @@ def drawn(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
-# Two linear layers with a norm and GELU between them: the answer heads of VL-T5, LXMERT, CLIP-ViL
-# and METER.
-#
-#     gelu_norm: W2 norm(gelu(W1 x + b1)) + b2     VL-T5 (vqa_model.py), CLIP-ViL (vqa_model.py)
-#     norm_gelu: W2 gelu(norm(W1 x + b1)) + b2     METER (meter_module.py)
-
-
 @dataclass(frozen=True, kw_only=True)
 class MLPHead(Head):
-    """Linear, GELU, layer norm, linear; weights drawn from N(0, 0.02^2)."""
+    """Two linear layers with a norm and GELU between them; weights drawn from N(0, 0.02^2).
+
+    gelu_norm: W2 norm(gelu(W1 x + b1)) + b2, as in VL-T5 and CLIP-ViL (vqa_model.py)
+    norm_gelu: W2 gelu(norm(W1 x + b1)) + b2, as in METER (meter_module.py)
+    """
 
     hidden: Count | None = None
     """Width between the layers; default: twice that of the model's states, as in VL-T5."""

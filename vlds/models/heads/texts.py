@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ NAME = "{}"
 
 
 class Sentences(NamedTuple):
-    """What is said of each class: a list for every class."""
+    """Sentences about each class: a list for every class."""
 
     template: list[list[str]]
     described: list[list[str]]
@@ -35,7 +35,7 @@ class Sentences(NamedTuple):
 
 
 class ClassTexts(NamedTuple):
-    """What a text encoder makes of a task's classes: embeddings of length 1."""
+    """A task's classes as a text encoder embeds them, at length 1."""
 
     template: Tensor
     """(c, d) of the templates with each class's name, as zero-shot classification has them."""
@@ -48,7 +48,7 @@ class ClassTexts(NamedTuple):
 
 
 class Twin(NamedTuple):
-    """What the frozen model says of the same batch: embeddings of length 1."""
+    """The same batch as the frozen model embeds it, at length 1."""
 
     images: Tensor
     """(n, d) of augmented views."""
@@ -110,10 +110,21 @@ class TextHead(Head):
     def with_files(self) -> TextHead:
         if not isinstance(self.descriptions, str):
             return self
-        return replace(self, descriptions=read_descriptions(self.descriptions))
+        from pydantic import StringConstraints, TypeAdapter, ValidationError  # takes 0.2 s
+
+        content = read_named_json(self.descriptions, "descriptions", "name a JSON file")
+        not_blank = Annotated[str, StringConstraints(pattern=r"\S")]
+        try:
+            sentences = TypeAdapter(dict[str, list[not_blank]]).validate_python(content)
+        except ValidationError:
+            raise ValueError(
+                f"descriptions: {self.descriptions}: give an object with a list of sentences for "
+                "every class"
+            ) from None
+        return replace(self, descriptions=sentences)
 
     def sentences(self) -> Sentences:
-        """What is said of each class.
+        """Fill in the classes' names.
 
         Errors: ValueError for a class that the descriptions lack.
         """
@@ -121,9 +132,11 @@ class TextHead(Head):
             [[text.replace(NAME, name) for text in texts] for name in self.names]
             for texts in (self.templates, self.negative_templates)
         )
+        # Methods that mix descriptions with the templates then mix these with themselves.
         if self.descriptions is None:
             return Sentences(template, template, negative)
         assert not isinstance(self.descriptions, str), "files are read before a model is built"
+        # A name with an empty list counts as missing: the mean of no sentences is NaN.
         if missing := [name for name in self.names if not self.descriptions.get(name)]:
             raise ValueError(
                 f"descriptions: they say nothing of {missing[0]!r} (and of {len(missing) - 1} "
@@ -146,7 +159,7 @@ class TextClasses(nn.Module):
         """`ClassTexts`."""
         self.twin = MadeForBatch()
         """`Twin` in training, if a method asks for it."""
-        # A dictionary, so that names of weights say which method they belong to.
+        # At most one entry; the key makes the names of weights say which method they belong to.
         self.extensions = nn.ModuleDict()
 
     @property
@@ -165,25 +178,5 @@ class TextClasses(nn.Module):
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """The same directions with length 1, in float32 or more."""
+    """The same directions with length 1, in float32 or more: cosines are computed from them."""
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
-
-
-def read_descriptions(path: str) -> dict[str, list[str]]:
-    """Class -> sentences, from a JSON file.
-
-    Errors: ValueError that names the file.
-    """
-    content = read_named_json(path, "descriptions", "name a JSON file")
-    if not isinstance(content, dict) or not all(map(are_sentences, content.values())):
-        raise ValueError(
-            f"descriptions: {path}: give an object with a list of sentences for every class"
-        )
-    return content
-
-
-def are_sentences(value: object) -> bool:
-    """True for a list of texts, none of them empty."""
-    if not isinstance(value, list):
-        return False
-    return all(isinstance(text, str) and text.strip() for text in value)

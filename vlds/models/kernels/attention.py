@@ -39,50 +39,24 @@ def attention(
     if is_causal:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    if dropout_p > 0:
-        output = dropped_attention(query, key, value, mask, dropout_p, factor)
-        if output is not None:
-            return output
-    if dropout_p > 0 or not suits(query, key, value, attn_mask, enable_gqa):
-        return TORCH_ATTENTION(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    fused: Tensor = ShortAttention.apply(query, key, value, mask, factor)  # type: ignore[no-untyped-call]
-    return fused
-
-
-def dropped_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    probability: float,
-    scale: float,
-) -> Tensor | None:
-    """The same with dropout of the weights by example; None outside a training step on a CPU."""
     plain = all(tensor.dim() == 4 for tensor in (query, key, value)) and len(query) == len(key)
-    if not (plain and trains(query, key, value)) or (mask is not None and mask.requires_grad):
-        return None
-    draws = draws_by_example(torch.Size((*query.shape[:3], key.shape[2])), probability)
-    if draws is None:
-        return None
-    heads = query.shape[1] // key.shape[1]
-    keys, values = (tensor.repeat_interleave(heads, 1) for tensor in (key, value))
-    added = [] if mask is None else [as_added(mask, query).clamp(min=torch.finfo(query.dtype).min)]
-    return recomputed_attention(query, keys, values, scale, draws, added).transpose(1, 2)
-
-
-def suits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, grouped: bool) -> bool:
-    """True if these tensors train, on a CPU, in half precision, and are short."""
-    tensors = (query, key, value)
-    return (
-        trains(*tensors)
-        and all(tensor.dim() == 4 for tensor in tensors)
-        and query.dtype.itemsize == 2
-        and len(query) == len(key)
-        and (query.shape[1] == key.shape[1] or grouped)
-        and key.shape[2] <= LONGEST
-        and (mask is None or not mask.requires_grad)
+    ours = plain and trains(query, key, value) and (mask is None or not mask.requires_grad)
+    if ours and dropout_p > 0:
+        shape = torch.Size((*query.shape[:3], key.shape[2]))
+        draws = draws_by_example(shape, dropout_p)  # None outside a training step
+        if draws is not None:
+            heads = query.shape[1] // key.shape[1]
+            keys, values = (tensor.repeat_interleave(heads, 1) for tensor in (key, value))
+            lowest = torch.finfo(query.dtype).min
+            added = [] if mask is None else [as_added(mask, query).clamp(min=lowest)]
+            dropped = recomputed_attention(query, keys, values, factor, draws, added)
+            return dropped.transpose(1, 2)
+    is_short = query.dtype.itemsize == 2 and key.shape[2] <= LONGEST
+    if ours and dropout_p == 0 and is_short and (query.shape[1] == key.shape[1] or enable_gqa):
+        fused: Tensor = ShortAttention.apply(query, key, value, mask, factor)  # type: ignore[no-untyped-call]
+        return fused
+    return TORCH_ATTENTION(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
 
 
@@ -111,14 +85,20 @@ class ShortAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, mask = ctx.saved_tensors
-        added = None if mask is None else as_added(mask, query)
-        if added is not None:  # the output of a row that sees nothing is zero
+        terms = []
+        if mask is not None:
+            added = as_added(mask, query)
+            # The output of a row that sees nothing is zero, whatever its queries are. With the
+            # lowest number for minus infinity, its softmax is not NaN.
             gradient = gradient.masked_fill(added.isneginf().all(-1, keepdim=True), 0.0)
             added = added.clamp(min=torch.finfo(added.dtype).min)
-            added = grouped_mask(added, query, key.shape[1])
+            # (b or 1, heads or 1, l or 1, s) -> a row for each query of the groups below.
+            groups, size, length = key.shape[1], query.shape[1] // key.shape[1], query.shape[2]
+            heads = 1 if added.shape[1] == 1 else groups
+            wide = added.expand(-1, heads * size, length, -1)
+            terms = [wide.reshape(len(added), heads, size * length, added.shape[-1])]
         # Heads that read the same key stand beside each other, as more queries of one head.
         queries, over = (x.reshape(*key.shape[:2], -1, x.shape[-1]) for x in (query, gradient))
-        terms = [] if added is None else [added]
         of_query, of_key, of_value = gradients(queries, key, value, over, terms, ctx.scale)
         return of_query.view(query.shape), of_key, of_value, None, None
 
@@ -139,8 +119,6 @@ def recomputed_attention(
 
 
 class RecomputedAttention(torch.autograd.Function):
-    """See `recomputed_attention`."""
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -154,9 +132,9 @@ class RecomputedAttention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, *added)
         ctx.scale, ctx.draws = scale, draws
         output = query.new_empty(len(query), query.shape[2], query.shape[1], value.shape[-1])
-        for rows in pieces(query, key):
+        for rows in chunks(len(query), query.shape[1] * query.shape[2] * key.shape[2]):
             queries, keys, values = (stacked(x[rows]) for x in (query, key, value))
-            weights = softmax(queries @ keys.mT, query.shape[1], terms_of(added, rows), scale)
+            weights = attention_weights(queries, keys, query.shape[1], scale, added, rows)
             kept = weights.to(query.dtype)
             if draws is not None:
                 kept = draws.of(rows).dropped(kept)
@@ -180,14 +158,15 @@ def gradients(
     scale: float,
     draws: Draws | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of queries, keys and values, given that of the output: (b, heads, l or s, d)."""
+    """Gradients of queries, keys and values, given that of the output: (b, heads, l or s, d)."""
     of_query, of_key, of_value = (torch.empty_like(x) for x in (query, key, value))
-    for rows in pieces(query, key):
+    for rows in chunks(len(query), query.shape[1] * query.shape[2] * key.shape[2]):
         queries, keys, values = (stacked(x[rows]) for x in (query, key, value))
         over = stacked(gradient[rows])
-        weights = softmax(queries @ keys.mT, query.shape[1], terms_of(added, rows), scale)
+        weights = attention_weights(queries, keys, query.shape[1], scale, added, rows)
         kept, of_weights = weights.to(query.dtype), (over @ values.mT).view_as(weights)
         if draws is not None:
+            # 0 or the scale of what was kept, drawn again instead of being stored.
             factors = draws.of(rows).dropped(torch.ones_like(kept))
             kept, of_weights = kept * factors, of_weights.mul_(factors)
         of_scores = torch._softmax_backward_data(
@@ -205,16 +184,21 @@ def stacked(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, *tensor.shape[2:])
 
 
-def softmax(scores: Tensor, heads: int, added: Sequence[Tensor], scale: float) -> Tensor:
-    """Of stacked scores (b * heads, l, s) -> (b, heads, l, s), in at least float32."""
+def attention_weights(
+    queries: Tensor, keys: Tensor, heads: int, scale: float, added: Sequence[Tensor], rows: slice
+) -> Tensor:
+    """Stacked queries (b * heads, l, d) and keys (b * heads, s, d) of the examples `rows` ->
+    weights (b, heads, l, s), in at least float32. `added`: to the scores of all examples."""
+    scores = queries @ keys.mT
     # Scale and mask would lose bits in half precision.
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     scores = scores.unflatten(0, (-1, heads))
     if scale != 1.0:  # T5 has none
         scores.mul_(scale)
     for term in added:
-        scores += term
-    return scores.softmax(-1)
+        scores += term[rows] if len(term) > 1 else term  # one row may serve all examples
+    weights: Tensor = scores.softmax(-1)
+    return weights
 
 
 def as_added(mask: Tensor, like: Tensor) -> Tensor:
@@ -222,25 +206,6 @@ def as_added(mask: Tensor, like: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         mask = like.new_zeros(mask.shape).masked_fill_(~mask, float("-inf"))
     return mask.view(*[1] * (4 - mask.dim()), *mask.shape)
-
-
-def grouped_mask(mask: Tensor, query: Tensor, groups: int) -> Tensor:
-    """What is added to the scores of all heads (b or 1, heads or 1, l or 1, s), for queries that
-    stand beside each other in groups."""
-    size, length = query.shape[1] // groups, query.shape[2]
-    heads = 1 if mask.shape[1] == 1 else groups
-    wide = mask.expand(-1, heads * size, length, -1)
-    return wide.reshape(len(mask), heads, size * length, mask.shape[-1])
-
-
-def terms_of(added: Sequence[Tensor], rows: slice) -> list[Tensor]:
-    """What is added to the scores of these examples; some terms have one row for all."""
-    return [term[rows] if len(term) > 1 else term for term in added]
-
-
-def pieces(query: Tensor, key: Tensor) -> Iterator[slice]:
-    """Examples whose scores stay in the cache."""
-    return chunks(len(query), query.shape[1] * query.shape[2] * key.shape[2])
 
 
 @contextmanager
@@ -253,11 +218,9 @@ def attention_by(attend: Callable[..., Tensor]) -> Iterator[None]:
         F.scaled_dot_product_attention = TORCH_ATTENTION
 
 
-# Which of these kernels a model's forward and backward pass uses.
-
-
 @contextmanager
 def step_kernels(model: nn.Module, dropout: StepDropout) -> Iterator[None]:
-    """Inside, a micro-batch of the model runs with all of them."""
+    """Inside, a micro-batch of the model runs its forward and backward pass with all kernels of
+    this room."""
     with attention_by(attention), fast_norms(model), partitioned_linear(), dropout_by(dropout):
         yield

@@ -1,10 +1,9 @@
 """Dropout on a CPU that is quick, and a function of (seed, step, layer, example) alone.
 
-torch draws 64 random bits for one element after another from one generator.
-Here every example, token and feature has a key of 64 bits; a hash of their sum drops or keeps four
-neighbouring features. So what an example loses depends neither on the rows beside it nor on the
-padding behind it, the micro-batch or the rank. The backward pass hashes again instead of keeping
-a mask.
+torch draws 64 random bits for one element after another from one generator. Here every example,
+token and feature has a key of 64 bits; a hash of their sum drops or keeps four neighbouring
+features. So what an example loses depends neither on the rows beside it nor on the padding behind
+it, the micro-batch or the rank. The backward pass hashes again instead of keeping a mask.
 """
 
 from __future__ import annotations
@@ -31,16 +30,17 @@ than one of them."""
 DRAWS = 4
 """Draws in a hash of 64 bits."""
 HASHES = 1 << 15
-"""How many one thread computes at a time: they are wider than what is drawn of them."""
+"""Hashes that one thread computes at a time; they are wider than what is drawn from them."""
 BEHIND = 1 << 32
 """Position of the first visual token behind a text, whatever the text's length is."""
 MULTIPLIER = -0x6B2FB644ECCEEE15
 MULTIPLIERS = (-0x40A7B892E31B1A47, MULTIPLIER)
-"""Of the hash splitmix64 (Steele, Lea, Flood 2014), as signed numbers; the last one makes draws."""
+"""Factors of the hash splitmix64 (Steele, Lea, Flood 2014), as signed numbers; draws use the last
+one alone."""
 
 
 class Keys(NamedTuple):
-    """What the draws of a tensor depend on."""
+    """Keys that decide the draws of a tensor."""
 
     rows: Tensor
     """(m,) of all dimensions but the last, taken together."""
@@ -55,8 +55,7 @@ class Tokens(NamedTuple):
     """Tokens of text and pictures, padding included."""
     num_visual: int
     num_written: int | None = None
-    """While a decoder runs: how many tokens of its own it has, beside the sequence that it
-    reads."""
+    """While a decoder runs: how many tokens it has, beside the sequence that it reads."""
     num_before: int = 0
     """Keys that methods put before those of the attention that runs next."""
 
@@ -69,7 +68,7 @@ class Draws(Protocol):
     """Which elements of a tensor (b, ...) a layer drops."""
 
     def of(self, examples: slice) -> Draws:
-        """Those of some examples."""
+        """The draws of some examples."""
 
     def dropped(self, values: Tensor) -> Tensor:
         """Values times 0 where they are dropped, else times what keeps their mean."""
@@ -80,16 +79,14 @@ class KeyedDraws(NamedTuple):
 
     keys: Keys
     num_dropped: int
-    """Of `LEVELS` values."""
+    """Values of `LEVELS` that drop an element."""
     num_examples: int
 
     def of(self, examples: slice) -> Draws:
-        """See `Draws`."""
         rows = self.keys.rows.view(self.num_examples, -1)[examples]
         return self._replace(keys=self.keys._replace(rows=rows.flatten()), num_examples=len(rows))
 
     def dropped(self, values: Tensor) -> Tensor:
-        """See `Draws`."""
         return masked(values, self.keys, self.num_dropped) if self.num_dropped else values
 
 
@@ -99,7 +96,7 @@ class StepDropout:
     def __init__(self, seed: int, step: int) -> None:
         self.name = f"{seed}/{step}"
         self.shared = self.key_of("")
-        """Key of what is no example's."""
+        """Key of rows that belong to no example."""
         self.examples = torch.empty(0, dtype=torch.int64)
         """Keys of the examples."""
         self.tokens: Tokens | None = None
@@ -108,6 +105,7 @@ class StepDropout:
 
     def start(self, ids: Sequence[str], number: int = 0) -> None:
         """The `number`-th forward pass over examples with these ids begins."""
+        # The first pass keeps the plain names, so that a single one does not depend on `number`.
         ids = [f"{name}/{number}" for name in ids] if number else ids
         self.examples = torch.tensor([self.key_of(name) for name in ids])
         self.tokens, self._num_calls = None, 0
@@ -124,13 +122,13 @@ class StepDropout:
         is_plain = input.device.type == "cpu" and input.dim() >= 2 and input.numel() > 0
         if not training or not 0 < p < 1 or inplace or not is_plain:
             return TORCH_DROPOUT(input, p, training, inplace)
-        output: Tensor = Dropped.apply(input, self.draws(input.shape, p))  # type: ignore[no-untyped-call]
+        output: Tensor = KeyedDropout.apply(input, self.draws(input.shape, p))  # type: ignore[no-untyped-call]
         return output
 
     def draws(self, shape: torch.Size, p: float) -> Draws:
-        """Those of the layer that runs next, of a tensor of this shape."""
-        # A layer that is computed again in the backward pass finds torch's generator as it was, and
-        # so its own call.
+        """The draws of the layer that runs next, of a tensor of this shape."""
+        # Calls are numbered. With activation checkpointing a layer is computed again in the
+        # backward pass, with torch's generator as it was: what that draws names the call.
         name = int(torch.randint(1 << 62, ()))
         if name not in self._calls:
             self._calls[name] = (self.examples, self.tokens, self._num_calls)
@@ -157,8 +155,73 @@ class StepDropout:
             self.examples, self.tokens = before
 
 
-class Dropped(torch.autograd.Function):
-    """Elements set to zero and the others scaled."""
+_current: StepDropout | None = None
+"""Global, because the layers that draw are library code that takes no arguments of ours."""
+
+
+def draws_by_example(shape: torch.Size, p: float) -> Draws | None:
+    """The draws of a layer that does not drop through `F.dropout`; None outside `dropout_by`."""
+    return None if _current is None else _current.draws(shape, p)
+
+
+@contextmanager
+def dropout_by(step: StepDropout) -> Iterator[None]:
+    """Inside, layers draw by example: around a micro-batch's forward and backward pass."""
+    global _current
+    _current = step
+    F.dropout = step.dropout
+    try:
+        yield
+    finally:
+        _current, F.dropout = None, TORCH_DROPOUT
+
+
+def examples_follow(ids: Sequence[str], number: int = 0) -> None:
+    """Say of which examples the rows are that the model reads next, for the `number`-th time."""
+    if _current is not None:
+        _current.start(ids, number)
+
+
+@contextmanager
+def pictures_follow(pictures: Tensor) -> Iterator[None]:
+    """Say that inside, the rows that layers read are these pictures (u, ...). Their draws follow
+    from what they show: which examples ask about them depends on how a batch is cut."""
+    if _current is None:
+        yield
+        return
+    hashes = (blake2b(picture.numpy(), digest_size=8) for picture in pictures.cpu())
+    with _current.over(f"picture/{digest.hexdigest()}" for digest in hashes):
+        yield
+
+
+@contextmanager
+def tasks_follow(tasks: Iterable[int]) -> Iterator[None]:
+    """Say that inside, there is a row for each of these tasks: which of them a batch has, and
+    whether it has as many examples, depends on how it is cut."""
+    with nullcontext() if _current is None else _current.over(f"task/{task}" for task in tasks):
+        yield
+
+
+def visual_tokens_end(total: int, num_visual: int) -> None:
+    """Say how many tokens at the end of the sequences that layers read next are visual."""
+    if _current is not None:
+        _current.tokens = Tokens(total, num_visual)
+
+
+def keys_stand_before(num_keys: int) -> None:
+    """Say how many keys methods put before those of the attention that runs next."""
+    if _current is not None and _current.tokens is not None:
+        _current.tokens = _current.tokens._replace(num_before=num_keys)
+
+
+def decoder_follows(num_tokens: int) -> None:
+    """Say that a decoder with so many tokens reads the sequence next."""
+    if _current is not None and _current.tokens is not None:
+        _current.tokens = _current.tokens._replace(num_written=num_tokens)
+
+
+class KeyedDropout(torch.autograd.Function):
+    """Dropout whose backward pass draws again."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, draws: Draws) -> Tensor:
@@ -176,6 +239,7 @@ def masked(values: Tensor, keys: Keys, dropped: int) -> Tensor:
     outputs = torch.empty_like(flat)
     # In half precision, the scale is rounded as the values are.
     scale = float(torch.tensor(LEVELS / (LEVELS - dropped), dtype=values.dtype))
+    # Draws are signed 16-bit numbers from -LEVELS / 2; the `dropped` lowest ones drop.
     last = dropped - 1 - LEVELS // 2
     drop = compiled_drop(values.dtype) or drop_by_torch
     for columns, features in keys.features:
@@ -212,6 +276,7 @@ def drop_by_torch(
     and (f,), with n at most 4 f."""
     for some in chunks(len(rows), len(features), HASHES * torch.get_num_threads()):
         hashes = rows[some, None] + features
+        # Each hash of 64 bits is the draws of four features.
         draws = hashes.bitwise_xor_(hashes >> 32).mul_(MULTIPLIER).view(torch.int16)
         kept = draws[:, : values.shape[1]] > last
         # Not a product with 0, of which infinity makes NaN.
@@ -220,7 +285,12 @@ def drop_by_torch(
 
 def keys_of(shape: torch.Size, rows: Tensor, tokens: Tokens | None, call: int) -> Keys:
     """The keys of a tensor (b, ..., tokens, features) or (b, heads, tokens, tokens), given those of
-    its first dimension (b,)."""
+    its first dimension (b,).
+
+    Sizes of a batch leave no trace in them: visual tokens are counted from `BEHIND`, not from where
+    the padding before them ends. Positions, axis and call lie in bits of their own, so that no two
+    hash the same number.
+    """
     for axis, size in enumerate(shape[1:-1], 1):
         positions = torch.arange(size)
         is_tokens = axis == max(1, len(shape) - 2)
@@ -228,6 +298,7 @@ def keys_of(shape: torch.Size, rows: Tensor, tokens: Tokens | None, call: int) -
             first = size - tokens.num_visual
             positions[first:] += BEHIND - first
         rows = rows[..., None] + mixed(positions + (axis << 56))
+    # The last dimension of attention's weights are tokens too: text, then pictures.
     ends = [0, shape[-1]]
     if tokens is not None and len(shape) == 4 and tokens.are(shape[-1] - tokens.num_before):
         ends.insert(1, shape[-1] - tokens.num_visual)
@@ -235,85 +306,16 @@ def keys_of(shape: torch.Size, rows: Tensor, tokens: Tokens | None, call: int) -
     for number, (start, stop) in enumerate(pairwise(ends)):
         if start == stop:
             continue
-        lanes = torch.arange(-(-(stop - start) // DRAWS)) + number * BEHIND + (call << 40)
+        num_hashes = -(-(stop - start) // DRAWS)
+        lanes = torch.arange(num_hashes) + number * BEHIND + (call << 40)
         features.append((slice(start, stop), mixed(lanes)))
     return Keys(rows.flatten(), features)
 
 
 def mixed(numbers: Tensor) -> Tensor:
-    """Random keys of unlike numbers: splitmix64's last steps."""
-    for shift, multiplier in zip((30, 27), MULTIPLIERS, strict=True):
-        numbers = (numbers ^ shifted(numbers, shift)) * multiplier
-    return numbers ^ shifted(numbers, 31)
-
-
-def shifted(numbers: Tensor, places: int) -> Tensor:
-    """Unsigned numbers, shifted to the right."""
-    return (numbers >> places) & ((1 << (64 - places)) - 1)
-
-
-_current: StepDropout | None = None
-
-
-def draws_by_example(shape: torch.Size, p: float) -> Draws | None:
-    """The draws of a layer that drops inside a computation of its own; None outside
-    `dropout_by`."""
-    return None if _current is None else _current.draws(shape, p)
-
-
-@contextmanager
-def dropout_by(step: StepDropout) -> Iterator[None]:
-    """Inside, layers draw by example: around a micro-batch's forward and backward pass."""
-    global _current
-    _current = step
-    F.dropout = step.dropout
-    try:
-        yield
-    finally:
-        _current, F.dropout = None, TORCH_DROPOUT
-
-
-def examples_follow(ids: Sequence[str], number: int = 0) -> None:
-    """Say of which examples the rows are that the model reads next, for the `number`-th time."""
-    if _current is not None:
-        _current.start(ids, number)
-
-
-@contextmanager
-def pictures_follow(pictures: Tensor) -> Iterator[None]:
-    """Say that inside, the rows that layers read are these pictures (u, ...). Their draws follow
-    from what they show: which examples ask about them depends on how a batch is cut."""
-    with nullcontext() if _current is None else _current.over(picture_names(pictures)):
-        yield
-
-
-def picture_names(pictures: Tensor) -> Iterator[str]:
-    """Names of pictures (u, ...) that say what they show."""
-    for picture in pictures.cpu():
-        yield f"picture/{blake2b(picture.numpy(), digest_size=8).hexdigest()}"
-
-
-@contextmanager
-def tasks_follow(tasks: Iterable[int]) -> Iterator[None]:
-    """Say that inside, there is a row for each of these tasks: which of them a batch has, and
-    whether it has as many examples, depends on how it is cut."""
-    with nullcontext() if _current is None else _current.over(f"task/{task}" for task in tasks):
-        yield
-
-
-def visual_tokens_end(total: int, num_visual: int) -> None:
-    """Say how many tokens at the end of the sequences that layers read next are visual."""
-    if _current is not None:
-        _current.tokens = Tokens(total, num_visual)
-
-
-def keys_stand_before(num_keys: int) -> None:
-    """Say how many keys methods put before those of the attention that runs next."""
-    if _current is not None and _current.tokens is not None:
-        _current.tokens = _current.tokens._replace(num_before=num_keys)
-
-
-def decoder_follows(num_tokens: int) -> None:
-    """Say that a decoder with so many tokens of its own reads the sequence next."""
-    if _current is not None and _current.tokens is not None:
-        _current.tokens = _current.tokens._replace(num_written=num_tokens)
+    """Different numbers -> random keys: splitmix64's last steps."""
+    for places, multiplier in zip((30, 27, 31), (*MULTIPLIERS, 1), strict=True):
+        # Shifted as unsigned numbers: torch would fill up with the sign.
+        shifted = (numbers >> places) & ((1 << (64 - places)) - 1)
+        numbers = (numbers ^ shifted) * multiplier
+    return numbers

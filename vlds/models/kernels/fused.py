@@ -1,7 +1,9 @@
-"""RMSNorm on a CPU, some rows at a time, so that what is in float32 stays in the cache.
+"""Computations that work on some rows at a time, so that what is in float32 stays in the cache.
 
-Hugging Face's norms work on whole tensors in float32 and keep two of them for the backward pass.
-Here only the input in its own type is kept. The results of the forward pass are the same bits.
+`TokenNLL` is the loss of tokens. `RMSNorm` takes the place of Hugging Face's norms in training on a
+CPU: these work on whole tensors in float32 and keep two of them for the backward pass; here only
+the input in its own type is kept, and the results of the forward pass are the same bits. `linear`
+is for layers whose weights ZeRO stage 3 gathers before each use.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.runtime.folders import scratch_folder
-
-# Cuts work into pieces whose numbers stay in a processor's cache.
-
 
 CHUNK = 1 << 18
 """Numbers that one thread computes at a time."""
@@ -38,11 +37,9 @@ def chunks(num_rows: int, width: int, most: int | None = None) -> Iterator[slice
         yield slice(start, start + size)
 
 
-# Compiles C for this machine's processor, where it has a C compiler.
-
-
 FLAGS = ("-std=c11", "-O3", "-march=native", "-shared", "-fPIC")
 LONGEST_S = 60.0
+"""Time that the compiler may take."""
 
 
 @cache
@@ -61,18 +58,16 @@ def compiled_functions(source: Path) -> ctypes.CDLL | None:
         return None
 
 
-# The negative log-likelihood of tokens, a few rows of the logits at a time.
-#
-# Logits over the vocabulary are the largest tensor of a step. Torch's cross-entropy keeps them in
-# float32, and holds two more of that size in the backward pass. Here they stay in their own type.
-
-
 CHUNK_ON_GPU = 1 << 25
 """Logits: more would take memory, and fewer would leave the GPU idle."""
 
 
 class TokenNLL(torch.autograd.Function):
-    """Logits (n, w) and labels (n,) -> (n,), in at least float32."""
+    """Negative log-likelihood: logits (n, w) and labels (n,) -> (n,), in at least float32.
+
+    Logits over the vocabulary are the largest tensor of a step. Torch's cross-entropy keeps them in
+    float32, and holds two more of that size in the backward pass. Here they stay in their own type.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
@@ -88,6 +83,7 @@ class TokenNLL(torch.autograd.Function):
         logits, labels = ctx.saved_tensors
         of_logits = torch.empty_like(logits)
         for rows in pieces(logits):
+            # The gradient of logsumexp(x) - x[label] is softmax(x), less 1 at the label.
             of_rows = logits[rows].to(gradient.dtype).softmax(-1)
             ones = torch.ones_like(of_rows[:, :1])
             of_rows.scatter_add_(1, labels[rows, None], -ones)
@@ -102,7 +98,7 @@ def pieces(logits: Tensor) -> Iterator[slice]:
 
 
 WIDTH = 8
-"""Features of the norm that shows how a class computes."""
+"""Features of the norm by which `is_rms_norm` tries a class."""
 
 
 class RMSNorm(torch.autograd.Function):
@@ -127,6 +123,7 @@ class RMSNorm(torch.autograd.Function):
         of_inputs = torch.empty_like(flat)
         of_weight = torch.zeros_like(weight, dtype=torch.float32)
         for rows in chunks(len(flat), flat.shape[1]):
+            # y = n * w with n = x / rms(x), and dn/dx = (1 - n n^T / d) / rms(x).
             normed = flat[rows].float().mul_(factors[rows])
             if ctx.needs_input_grad[1]:
                 of_weight += (over[rows] * normed).sum(0)
@@ -138,7 +135,7 @@ class RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(norm: Any, inputs: Tensor) -> Tensor | None:
-    """What a norm of Hugging Face gives in training on a CPU; None where its own code must run."""
+    """`RMSNorm` with a Hugging Face norm's weight; None where that norm's own code must run."""
     suits = (
         torch.is_grad_enabled()
         and inputs.device.type == "cpu"
@@ -155,6 +152,8 @@ def rms_norm(norm: Any, inputs: Tensor) -> Tensor | None:
 @cache
 def is_rms_norm(kind: Any) -> bool:
     """True if norms of this class have a weight and compute what `RMSNorm` does."""
+    # Names alone do not say: some classes add 1 to the weight, or scale after the cast. So a small
+    # norm of the class computes one example, which must give the same bits.
     is_named = kind.__name__.endswith(("RMSNorm", "T5LayerNorm"))
     if not is_named or not kind.__module__.startswith("transformers."):
         return False
@@ -164,46 +163,35 @@ def is_rms_norm(kind: Any) -> bool:
             names = {name for name, _ in norm.named_parameters()}
             if names != {"weight"} or not hasattr(norm, "variance_epsilon"):
                 return False
+            # Not the initial weight of ones, which would hide how it is used.
             norm.bfloat16().weight.data.uniform_(0.5, 1.5)
             inputs = torch.randn(64, WIDTH, dtype=torch.bfloat16, requires_grad=True)
             return torch.equal(norm(inputs), rms_norm(norm, inputs))  # type: ignore[arg-type]
-        except (TypeError, RuntimeError):  # its sizes are other ones
+        except (TypeError, RuntimeError):  # it is made from other arguments
             return False
 
 
 @contextmanager
 def fast_norms(model: nn.Module) -> Iterator[None]:
     """Inside, the model's norms train with `RMSNorm` where it computes the same."""
-    with ExitStack() as stack:
-        # A norm that a method extends is of a class behind Hugging Face's.
-        kinds: set[Any] = {kind for m in model.modules() for kind in type(m).__mro__}
-        for kind in kinds:
-            if is_rms_norm(kind):
-                stack.enter_context(replaced(kind))
-        yield
+    # A norm that a method extends is of a class behind Hugging Face's, so all bases count.
+    kinds: set[Any] = {kind for m in model.modules() for kind in type(m).__mro__}
+    forwards = {kind: kind.forward for kind in kinds if is_rms_norm(kind)}
 
+    def fast(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def forward(norm: Any, inputs: Tensor) -> Tensor:
+            output = rms_norm(norm, inputs)
+            return own(norm, inputs) if output is None else output
 
-@contextmanager
-def replaced(kind: Any) -> Iterator[None]:
-    """Inside, norms of a class try `rms_norm` first."""
-    own: Callable[..., Tensor] = kind.forward
+        return forward
 
-    def forward(norm: Any, inputs: Tensor) -> Tensor:
-        output = rms_norm(norm, inputs)
-        return own(norm, inputs) if output is None else output
-
-    kind.forward = forward
     try:
+        for kind, own in forwards.items():
+            kind.forward = fast(own)
         yield
     finally:
-        kind.forward = own
-
-
-# Linear layers whose weight ZeRO stage 3 gathers before each use.
-#
-# Torch's would keep the gathered weight until the backward pass. DeepSpeed's keeps the input of
-# every layer, which a frozen weight does not need, and rounds in other places than torch's. Here a
-# frozen layer keeps nothing.
+        for kind, own in forwards.items():
+            kind.forward = own
 
 
 TORCH_LINEAR = torch._C._nn.linear
@@ -211,11 +199,18 @@ TORCH_LINEAR = torch._C._nn.linear
 
 
 class PartitionedLinear(torch.autograd.Function):
-    """`torch.nn.functional.linear` of inputs (..., i), a weight (o, i) and a bias (o,) or none."""
+    """`torch.nn.functional.linear` of inputs (..., i), a weight (o, i) and a bias (o,) or none.
+
+    Torch's would keep the gathered weight until the backward pass. DeepSpeed's keeps the input of
+    every layer, which a frozen weight does not need, and rounds in other places than torch's. Here
+    a frozen layer keeps nothing.
+    """
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight  # itself: its numbers are other ones while it is partitioned
+        # Not saved for the backward pass: that would keep the gathered numbers. The parameter
+        # itself is gathered again.
+        ctx.weight = weight
         ctx.save_for_backward(inputs if weight.requires_grad else None)
         return TORCH_LINEAR(inputs, weight, bias)
 
@@ -225,26 +220,18 @@ class PartitionedLinear(torch.autograd.Function):
         of_inputs = of_weight = of_bias = None
         flat = gradient.reshape(-1, gradient.shape[-1])
         if ctx.needs_input_grad[0]:
-            with gathered(ctx.weight):
-                of_inputs = gradient @ ctx.weight
+            # The weight is whole already where a module uses another's weight.
+            is_partitioned = ctx.weight.ds_status.name == "NOT_AVAILABLE"
+            if is_partitioned:
+                ctx.weight.all_gather()
+            of_inputs = gradient @ ctx.weight
+            if is_partitioned:
+                ctx.weight.partition()
         if ctx.needs_input_grad[1]:
             of_weight = flat.mT @ inputs.reshape(-1, inputs.shape[-1])
         if ctx.needs_input_grad[2]:
             of_bias = flat.sum(0)
         return of_inputs, of_weight, of_bias
-
-
-@contextmanager
-def gathered(weight: Any) -> Iterator[None]:
-    """Inside, a weight is whole. It is anyway, except where a module uses another's weight."""
-    is_partitioned = weight.ds_status.name == "NOT_AVAILABLE"
-    if is_partitioned:
-        weight.all_gather()
-    try:
-        yield
-    finally:
-        if is_partitioned:
-            weight.partition()
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

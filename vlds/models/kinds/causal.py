@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from vlds.models.collate import batch_of, first_token_alone, padded
-from vlds.models.generation.answer_list import (
+from vlds.models.generation.answer_list import Writer
+from vlds.models.generation.positions import (
     Lines,
-    Writer,
     can_share_starts,
     output_width,
     pick_positions,

@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vlds.models.collate import class_targets, first_token_alone
-from vlds.models.generation.answer_list import (
-    Writer,
-    left_padded,
+from vlds.models.generation.answer_list import Writer, left_padded
+from vlds.models.generation.positions import (
     output_width,
     pick_positions,
     picking,

@@ -1,10 +1,14 @@
-"""A tape of the operations behind random tensors, which can run them again.
+"""Weights drawn by name: the initial values of a tensor are a function of (seed, its name).
 
-Inside `with Tape() as tape`, torch works as usual. Every operation that draws, and every operation
-that reads or changes what was drawn, is noted: `nn.init.normal_(weight)`, `0.02 * torch.randn(3)`,
-`weight[padding].zero_()`, `module.to(torch.bfloat16)`. `behind` finds the steps that gave a tensor
-its values; `replay` runs them in float32 on the CPU. A random number that leaves torch (`item()`,
-`numpy()`), and what Python decides by one, is not drawn again.
+A constructor draws from torch's global generator, so its values depend on everything drawn before
+it, on the number type, and on how ZeRO-3 loads a model. So a model is built inside
+`with Tape() as tape`. There torch works as usual, and every operation that draws, and every one
+that reads or changes what was drawn, is noted: `nn.init.normal_(weight)`,
+`0.02 * torch.randn(3)`, `weight[padding].zero_()`, `module.to(torch.bfloat16)`. Once its tensors
+have names, `draw_by_name` runs the operations behind each random one again: alone, in float32 on
+the CPU, under generators seeded by (seed, name). The code that draws need not know of this; it
+works for Hugging Face's and timm's classes and for a user's method. A random number that leaves
+torch (`item()`, `numpy()`), and what Python decides by one, is not drawn again.
 """
 
 from __future__ import annotations
@@ -34,8 +38,51 @@ FILLS = frozenset(
 """In-place operations whose result does not depend on the old values."""
 
 
+@torch.no_grad()
+def draw_by_name(model: nn.Module, tape: Tape, seed: int, keep: Container[str]) -> None:
+    """Draw the tensors of a model that are random on the tape, but for those named in `keep`.
+
+    A random operation belongs to the first tensor, in the order of the model, that depends on it;
+    others that depend on it too (copies) see the same numbers.
+    """
+    named = chain(model.named_parameters(), model.named_buffers())
+    tensors = {name: tensor for name, tensor in named if name not in keep}
+    places = {name: place for name, t in tensors.items() if (place := tape.place_of(t)) is not None}
+    steps = {name: tape.behind(place) for name, place in places.items()}
+    # All seeds come before the first replay: a step belongs to the first tensor in the model's
+    # order, whichever tensor replays it.
+    seeds: dict[int, int] = {}
+    for name, numbers in steps.items():
+        new = [n for n in numbers if tape.steps[n].draws and n not in seeds]
+        seeds |= {n: seed_of(seed, name, count) for count, n in enumerate(new)}
+    with torch.random.fork_rng(devices=[]):
+        for name, place in places.items():
+            values = tape.replay(steps[name], place, seeds)
+            with whole(tensors[name]):
+                tensors[name].copy_(values)
+
+
+@torch.no_grad()
+def draw_rows(model: nn.Module, rows: Mapping[str, int], std: float, seed: int) -> None:
+    """Draw the rows of tables from row `rows[name]` on from N(0, std^2). Each is seeded by its
+    number, so that a longer table begins with the same rows."""
+    for name, start in rows.items():
+        table = model.get_parameter(name)
+        with whole(table):
+            for number in range(start, len(table)):
+                generator = torch.Generator().manual_seed(seed_of(seed, f"{name}[{number}]"))
+                values = torch.empty(table.shape[1:]).normal_(std=std, generator=generator)
+                table[number].copy_(values)
+
+
+def seed_of(seed: int, name: str, count: int = 0) -> int:
+    """The seed of a tensor's draw number `count`, the same in every process."""
+    digest = hashlib.blake2b(f"{seed}/{name}/{count}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
 @dataclass(frozen=True)
-class View:
+class TensorPlace:
     """Where a tensor lies in its storage."""
 
     storage: StorageWeakRef
@@ -47,8 +94,7 @@ class View:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, tensor: Tensor) -> View:
-        """The place of a tensor."""
+    def of(cls, tensor: Tensor) -> TensorPlace:
         numel = tensor.untyped_storage().nbytes() // tensor.element_size()
         place = tensor.size(), tensor.stride(), int(tensor.storage_offset())
         return cls(storage_of(tensor), numel, *place, tensor.dtype)
@@ -64,12 +110,12 @@ class Step:
 
     function: Any
     args: Any
-    """Its arguments, with a `View` in place of each random tensor."""
+    """Its arguments, with a `TensorPlace` in place of each random tensor."""
     kwargs: Any
-    made: Sequence[tuple[int, View]]
+    made: Sequence[tuple[int, TensorPlace]]
     """Number and place of each output with new memory."""
     changed: frozenset[StorageWeakRef] = frozenset()
-    """What the operation writes into."""
+    """Storages that the operation writes into."""
     fills: bool = False
     """True if the old values of `changed` do not matter."""
 
@@ -79,15 +125,10 @@ class Step:
         return draws(self.function)
 
     @property
-    def writes(self) -> frozenset[StorageWeakRef]:
-        """Where its results are."""
-        return self.changed | {view.storage for _, view in self.made}
-
-    @property
     def reads(self) -> frozenset[StorageWeakRef]:
         """Random storages that its results depend on."""
         leaves = pytree.tree_leaves((self.args, self.kwargs))
-        storages = frozenset(leaf.storage for leaf in leaves if isinstance(leaf, View))
+        storages = frozenset(leaf.storage for leaf in leaves if isinstance(leaf, TensorPlace))
         return storages - self.changed if self.fills else storages
 
 
@@ -103,26 +144,28 @@ class Tape(TorchDispatchMode):
         """Parameter -> its place when it was last written. ZeRO-3 takes that memory away."""
 
     def __enter__(self) -> Tape:
-        """Note what follows."""
-        # Private names of torch's; tests show that they are so.
+        # A private name of torch's (2.13); a test shows that it is still in use.
         self._torchs_own = nn.init._no_grad_trunc_normal_
         nn.init._no_grad_trunc_normal_ = truncated_normal
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        """Note no more."""
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         nn.init._no_grad_trunc_normal_ = self._torchs_own
 
-    def place_of(self, tensor: Tensor) -> View | None:
+    def place_of(self, tensor: Tensor) -> TensorPlace | None:
         """Where the tape knows a tensor's values from; None if they are not random."""
-        places = (View.of(tensor), self._parameters.get(tensor)) if has_memory(tensor) else ()
+        places = (
+            (TensorPlace.of(tensor), self._parameters.get(tensor)) if has_memory(tensor) else ()
+        )
         return next((p for p in places if p is not None and p.storage in self._writers), None)
 
-    def behind(self, place: View) -> list[int]:
+    def behind(self, place: TensorPlace) -> list[int]:
         """Numbers of the steps that gave the values at a place, in order."""
         chosen: set[int] = set()
+        # From the last step backwards: what a step read matters only up to that step, and what a
+        # storage held before a step that fills or makes it does not matter.
         wanted = [(place.storage, len(self.steps))]
         while wanted:
             storage, end = wanted.pop()
@@ -136,7 +179,9 @@ class Tape(TorchDispatchMode):
                         break
         return sorted(chosen)
 
-    def replay(self, numbers: Iterable[int], place: View, seeds: Mapping[int, int]) -> Tensor:
+    def replay(
+        self, numbers: Iterable[int], place: TensorPlace, seeds: Mapping[int, int]
+    ) -> Tensor:
         """The values at a place, from the steps behind it; step n draws under `seeds[n]`.
 
         Seeds the default generator.
@@ -144,7 +189,7 @@ class Tape(TorchDispatchMode):
         memory: dict[StorageWeakRef, Tensor] = {}
 
         def restored(leaf: Any) -> Any:
-            if isinstance(leaf, View):
+            if isinstance(leaf, TensorPlace):
                 if leaf.storage not in memory:
                     memory[leaf.storage] = torch.empty(leaf.numel, dtype=precise(leaf.dtype))
                 return leaf.within(memory[leaf.storage])
@@ -167,14 +212,21 @@ class Tape(TorchDispatchMode):
         is_random = draws(function) or not inputs.isdisjoint(self._writers)
         if function.is_view or not is_random:
             return function(*args, **kwargs)
-        changed = list(changed_by(function, args, kwargs))
-        fills = function.overloadpacket.__name__ in FILLS and all(map(is_whole, changed))
+        declared = function._schema.arguments
+        given = {**dict(zip((a.name for a in declared), args, strict=False)), **kwargs}
+        written = [a.name for a in declared if a.alias_info is not None and a.alias_info.is_write]
+        changed = list(tensors_in([given[name] for name in written if name in given]))
+        # A part of a storage that is filled leaves the rest of the old values.
+        fills = function.overloadpacket.__name__ in FILLS and all(
+            t.numel() * t.element_size() == t.untyped_storage().nbytes() for t in changed
+        )
         for tensor in changed:
             self._begin(tensor, fills)
+        # Arguments are noted before the operation runs, which may write into them.
         noted_args, noted_kwargs = pytree.tree_map(self._noted, (args, kwargs))
         outputs = function(*args, **kwargs)
         made = [
-            (index, View.of(leaf))
+            (index, TensorPlace.of(leaf))
             for index, leaf in enumerate(pytree.tree_leaves(outputs))
             if has_memory(leaf) and storage_of(leaf) not in inputs
         ]
@@ -183,24 +235,26 @@ class Tape(TorchDispatchMode):
         return outputs
 
     def _begin(self, tensor: Tensor, fills: bool) -> None:
-        """Make known what is about to change, with its present values if they matter."""
+        """Track a storage that is about to change; its present values are the first step if they
+        matter."""
         storage = storage_of(tensor)
         if isinstance(tensor, nn.Parameter):
-            self._parameters[tensor] = View.of(tensor)
+            self._parameters[tensor] = TensorPlace.of(tensor)
         if storage not in self._writers:
             self._writers[storage] = []
             if not fills:
                 memory = tensor.new_empty(0).set_(tensor.untyped_storage())
                 values = memory.to(precise(memory.dtype), copy=True)
                 clone = torch.ops.aten.clone.default
-                self._keep(Step(clone, (values,), {}, [(0, View.of(memory))]))
+                self._keep(Step(clone, (values,), {}, [(0, TensorPlace.of(memory))]))
 
     def _keep(self, step: Step) -> None:
+        writes = step.changed | {view.storage for _, view in step.made}
         if step.fills and not step.draws and not step.reads:
             for storage in step.changed:
                 del self._writers[storage]  # no longer random
-        elif step.writes:
-            for storage in step.writes:
+        elif writes:
+            for storage in writes:
                 self._writers.setdefault(storage, []).append(len(self.steps))
             self.steps.append(step)
 
@@ -208,7 +262,7 @@ class Tape(TorchDispatchMode):
         """An argument as `replay` needs it."""
         if has_memory(leaf):
             if storage_of(leaf) in self._writers:
-                return View.of(leaf)
+                return TensorPlace.of(leaf)
             return leaf.detach().to("cpu", precise(leaf.dtype), copy=True)
         if isinstance(leaf, torch.dtype):
             return precise(leaf)
@@ -253,11 +307,6 @@ def has_memory(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.layout is torch.strided and leaf.device.type != "meta"
 
 
-def is_whole(tensor: Tensor) -> bool:
-    """True if a tensor covers its storage."""
-    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
-
-
 def precise(dtype: torch.dtype) -> torch.dtype:
     """The type that values of a type are drawn in."""
     return torch.float32 if dtype.is_floating_point else dtype
@@ -266,61 +315,3 @@ def precise(dtype: torch.dtype) -> torch.dtype:
 def tensors_in(arguments: Any) -> Iterator[Tensor]:
     """Tensors with values among arguments."""
     return filter(has_memory, pytree.tree_leaves(arguments))
-
-
-def changed_by(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """The tensors that an operation writes into."""
-    declared = function._schema.arguments
-    given = {**dict(zip((a.name for a in declared), args, strict=False)), **kwargs}
-    written = [a.name for a in declared if a.alias_info is not None and a.alias_info.is_write]
-    return tensors_in([given[name] for name in written if name in given])
-
-
-# Weights drawn by name: the initial values of a tensor are a function of (seed, its name).
-#
-# A constructor draws from torch's global generator, so its values depend on everything drawn before
-# it, on the number type, and on how ZeRO-3 loads a model. So a model is built on a `Tape`. Once its
-# tensors have names, each random one is drawn again by the operations that made it: alone, in
-# float32 on the CPU, under generators seeded by (seed, name). The code that draws need not know of
-# this. It works for Hugging Face's and timm's classes and for a user's method.
-
-
-@torch.no_grad()
-def draw_by_name(model: nn.Module, tape: Tape, seed: int, keep: Container[str]) -> None:
-    """Draw the tensors of a model that are random on the tape, but for those named in `keep`.
-
-    A random operation belongs to the first tensor, in the order of the model, that depends on it;
-    others that depend on it too (copies) see the same numbers.
-    """
-    named = chain(model.named_parameters(), model.named_buffers())
-    tensors = {name: tensor for name, tensor in named if name not in keep}
-    places = {name: place for name, t in tensors.items() if (place := tape.place_of(t)) is not None}
-    steps = {name: tape.behind(place) for name, place in places.items()}
-    seeds: dict[int, int] = {}
-    for name, numbers in steps.items():
-        new = [n for n in numbers if tape.steps[n].draws and n not in seeds]
-        seeds |= {n: seed_of(seed, name, count) for count, n in enumerate(new)}
-    with torch.random.fork_rng(devices=[]):
-        for name, place in places.items():
-            values = tape.replay(steps[name], place, seeds)
-            with whole(tensors[name]):
-                tensors[name].copy_(values)
-
-
-@torch.no_grad()
-def draw_rows(model: nn.Module, rows: Mapping[str, int], std: float, seed: int) -> None:
-    """Draw the rows of tables from row `rows[name]` on from N(0, std^2): each by its own number,
-    so that the rows of a longer table begin alike."""
-    for name, start in rows.items():
-        table = model.get_parameter(name)
-        with whole(table):
-            for number in range(start, len(table)):
-                generator = torch.Generator().manual_seed(seed_of(seed, f"{name}[{number}]"))
-                values = torch.empty(table.shape[1:]).normal_(std=std, generator=generator)
-                table[number].copy_(values)
-
-
-def seed_of(seed: int, name: str, count: int = 0) -> int:
-    """The seed of a tensor's draw number `count`, the same in every process."""
-    digest = hashlib.blake2b(f"{seed}/{name}/{count}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")

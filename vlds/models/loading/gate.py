@@ -2,8 +2,10 @@
 place to read from.
 
 transformers follows names in the files that it reads: it imports a class of the folder, after
-asking on the terminal, fetches another model, or adds an adapter to the weights. Here these names
-are found before it reads, and it can neither ask nor fetch while it does.
+asking on the terminal, fetches another model, or adds an adapter to the weights. `where` finds
+these names before it reads, and while `sealed` it can neither ask nor fetch. Behind the gate,
+`read_config` and `load_weights` compare a folder's config, its weights and the model's class, so
+that what does not fit is said in a line before anything is loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import constants
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import (
     CONFIG_MAPPING,
@@ -47,6 +49,8 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json",
 )  # fmt: skip
 """A folder with a tokenizer of any class has one of these."""
+
+# What transformers would follow in a folder's files.
 CHECKED = ("*config*.json", "*/*config*.json")
 """Files whose keys decide what transformers does. A processor's parts may lie in subfolders."""
 INDEX = "*.safetensors.index.json"
@@ -73,6 +77,13 @@ CURE = (
     "vlds runs no code of a model, and reads only what the recipe names: remove this entry, or "
     "name another model"
 )
+
+TIES = "tie_word_embeddings"
+CORRECT = "correct the file, or copy it again"
+MOST_MODULES = 50_000
+"""Modules of a model. Llama 3.1 405B has two thousand; Mixtral 8x22B, with its experts, three."""
+LAYER = re.compile(r"\.\d+(?=\.)")
+"""The number of a layer in a weight's name."""
 
 
 def check_model(source: str, field: str) -> None:
@@ -110,8 +121,8 @@ def check_tokenizer(source: str, field: str, files: Sequence[str], what: str = "
 
 
 def open_checked(hf_class: Any, source: str | Path, field: str, **options: Any) -> Any:
-    """What `from_pretrained` of a class of transformers gives for a folder or hub name; a model if
-    `options` hold its config.
+    """Call `from_pretrained` of a class of transformers for a folder or hub name; a model is
+    asked for if `options` hold its config.
 
     Errors: SourceError that begins with `field`; whatever the class raises.
     """
@@ -120,7 +131,7 @@ def open_checked(hf_class: Any, source: str | Path, field: str, **options: Any) 
         opened = hf_class.from_pretrained(
             source, trust_remote_code=False, local_files_only=True, **place, **options
         )
-    tokenizer = getattr(opened, "tokenizer", opened)
+    tokenizer = getattr(opened, "tokenizer", opened)  # a processor holds one
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         # Some settings, such as model_max_length, are first looked at when a text is read.
         with reading(f"{field}: the tokenizer in {source} reads no text"):
@@ -131,23 +142,45 @@ def open_checked(hf_class: Any, source: str | Path, field: str, **options: Any) 
 def where(
     source: str, field: str, local: str = LOCAL, *, model: bool = False, weights: bool = False
 ) -> dict[str, str]:
-    """What tells transformers which snapshot of a hub name lies in the cache; nothing for a folder.
-    Its files are checked; `model`: as those of a model, and `weights`: are there too.
+    """Check the files of a folder or hub name before transformers reads them; the options of
+    `from_pretrained` that choose the checked snapshot of a hub name, none for a folder. `model`:
+    check that no adapter would join the weights; `weights`: fetch these too.
 
     Errors: SourceError that begins with `field`.
     """
-    if Path(source).exists():
-        folder, found = Path(source), {}
-    else:
+    path = Path(source)
+    place: dict[str, str] = {}
+    if not path.exists():
         with quiet():
-            folder = fetch(source, field, local)
-        found = {"revision": folder.name}
-    if folder.is_dir():
-        _check_folder(folder, field, model=model)
-    if weights and found:
+            path = fetch(source, field, local)
+        place = {"revision": path.name}
+    weight_files: list[str] = []
+    if path.is_dir():
+        if model and (path / ADAPTER).exists():
+            raise SourceError(
+                f"{field}: {path / ADAPTER}: the folder holds an adapter beside the model, and "
+                "transformers would add it to the weights without a word; move the adapter's files "
+                "to a folder of their own, or merge them into the weights (peft's "
+                "merge_and_unload)"
+            )
+        for index in sorted(path.glob(INDEX)):
+            with reading(f"{field}: cannot read {index}"):
+                names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+                for name in names:
+                    if Path(name).name != name:
+                        raise ValueError(f"it names {name!r}, which is no file beside it")
+            weight_files += names
+        config = path / "config.json"
+        kind = _read(config, field).get("model_type") if config.is_file() else None
+        known = kind if isinstance(kind, str) and kind in CONFIG_MAPPING else None
+        for file in sorted({file for pattern in CHECKED for file in path.glob(pattern)}):
+            if file.is_file():
+                check_settings(_read(file, field), file, field, known)
+    # Weights come last: gigabytes are worth fetching only for a folder that may be read.
+    if weights and place:
         with quiet():
-            fetch(source, field, local, _weight_files(folder) or WEIGHTS)
-    return found
+            fetch(source, field, local, tuple(weight_files) or WEIGHTS)
+    return place
 
 
 def check_settings(tree: Any, file: Path, field: str, known: str | None = None) -> None:
@@ -187,26 +220,6 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_folder(folder: Path, field: str, *, model: bool) -> None:
-    if model and (folder / ADAPTER).exists():
-        raise SourceError(
-            f"{field}: {folder / ADAPTER}: the folder holds an adapter beside the model, and "
-            "transformers would add it to the weights without a word; move the adapter's files to "
-            "a folder of their own, or merge them into the weights (peft's merge_and_unload)"
-        )
-    for file in sorted(folder.glob(INDEX)):
-        with reading(f"{field}: cannot read {file}"):
-            _weight_names(file)
-    config = folder / "config.json"
-    known = None
-    if config.is_file():
-        kind = _read(config, field).get("model_type")
-        known = kind if isinstance(kind, str) and kind in CONFIG_MAPPING else None
-    for file in sorted({file for pattern in CHECKED for file in folder.glob(pattern)}):
-        if file.is_file():
-            check_settings(_read(file, field), file, field, known)
-
-
 def _read(file: Path, field: str) -> dict[str, Any]:
     state = file.stat()
     with reading(f"{field}: cannot read {file}"):
@@ -220,19 +233,6 @@ def _read(file: Path, field: str) -> dict[str, Any]:
 def _parsed(file: Path, state: tuple[int, ...]) -> Any:
     """A file of settings, which is read again once it changes: configs are looked up often."""
     return read_json(file)
-
-
-def _weight_names(index: Path) -> list[str]:
-    """The files in which an index says that weights are."""
-    names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
-    for name in names:
-        if Path(name).name != name:
-            raise ValueError(f"it names {name!r}, which is no file beside it")
-    return names
-
-
-def _weight_files(folder: Path) -> tuple[str, ...]:
-    return tuple(name for index in sorted(folder.glob(INDEX)) for name in _weight_names(index))
 
 
 def _faults(tree: Any, known: str | None, path: str = "") -> Iterator[str]:
@@ -251,7 +251,7 @@ def _faults(tree: Any, known: str | None, path: str = "") -> Iterator[str]:
 
 def _reason(key: str, value: Any, beside: Mapping[str, Any], known: str | None) -> str | None:
     """Why a key may not have a value; None if it may."""
-    texts = [v for v in _leaves(value) if isinstance(v, str)]
+    texts = list(_texts(value))
     if key in ELSEWHERE and value is not False:
         return f"which names {ELSEWHERE[key]} to read"
     if key == "backbone" and isinstance(value, str):
@@ -261,8 +261,11 @@ def _reason(key: str, value: Any, beside: Mapping[str, Any], known: str | None) 
         return "which names another model to read"
     if key in IMPLEMENTATIONS and any("/" in text for text in texts):
         return "which names code to fetch"
-    if key == "auto_map" and not _has_own_class(beside, known):
-        return "which names code to run, and transformers has no class of its own for it"
+    if key == "auto_map" and known is None and beside.get("model_type") not in CONFIG_MAPPING:
+        # transformers runs no code of the folder where it has a class of its own.
+        named = [beside.get(key) for key in (*CLASS_KEYS, *PART_KEYS)]
+        if not any(isinstance(name, str) and hasattr(transformers, name) for name in named):
+            return "which names code to run, and transformers has no class of its own for it"
     if key == "trust_remote_code" and value:
         return "which lets code run"
     if key in PART_KEYS and not all(map(PART.fullmatch, texts)):
@@ -270,34 +273,13 @@ def _reason(key: str, value: Any, beside: Mapping[str, Any], known: str | None) 
     return None
 
 
-def _leaves(value: Any) -> Iterator[Any]:
+def _texts(value: Any) -> Iterator[str]:
+    """The texts of a setting, which may be given for each part of a model."""
     if isinstance(value, Mapping):
         for entry in value.values():
-            yield from _leaves(entry)
-    else:
+            yield from _texts(entry)
+    elif isinstance(value, str):
         yield value
-
-
-def _has_own_class(beside: Mapping[str, Any], known: str | None) -> bool:
-    """True if transformers, which then runs no code of the folder, has a class for what settings
-    describe."""
-    named = [beside.get(key) for key in (*CLASS_KEYS, *PART_KEYS)]
-    classes = [name for name in named if isinstance(name, str)]
-    return (
-        known is not None
-        or beside.get("model_type") in CONFIG_MAPPING
-        or any(hasattr(transformers, name) for name in classes)
-    )
-
-
-# Reads Hugging Face's configs and weights from a folder, file or hub name, and compares them.
-
-
-TIES = "tie_word_embeddings"
-CORRECT = "correct the file, or copy it again"
-MOST_MODULES = 50_000
-"""Of a model. Llama 3.1 405B has two thousand, and Mixtral 8x22B with its experts apart three."""
-LAYER = re.compile(r"\.\d+(?=\.)")
 
 
 def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[str, Any]]:
@@ -318,7 +300,8 @@ def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[s
             fields, _ = config_class.get_config_dict(source, local_files_only=True, **place)
         if not isinstance(fields, dict):
             raise TypeError(f"it holds a {type(fields).__name__}, not settings by name")
-        part = getattr(config_class, "base_config_key", "")  # the vision model in a whole CLIP
+        # The config of a whole CLIP holds that of its vision model.
+        part = getattr(config_class, "base_config_key", "")
         if part and fields.get("model_type") != config_class.model_type:
             fields = fields.get(part, fields)
         config = config_class.from_dict(fields)
@@ -386,35 +369,13 @@ def load_weights(
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(Path(path).glob("*.safetensors")):
         shapes |= check_tensors(field, file, wanted)
-    _check_fit(f"{field}: the weights in {path}", shapes, wanted)
-    with reading(f"{field}: cannot read weights from {path}"), quiet():
-        model, report = open_checked(
-            model_class,
-            path,
-            field,
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            use_safetensors=True,
-            **packing,
-        )
-    missing = set(report["missing_keys"])
-    if lost := sorted(missing.intersection(name for name, _ in model.named_parameters())):
-        raise _misfit(f"{field}: the weights in {path}", [f"{name} is missing" for name in lost])
-    return model, missing
-
-
-def _check_fit(
-    what: str, shapes: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor]
-) -> None:
-    """Compare the shapes in a folder's files with the config before anything is loaded, because
-    loading under ZeRO-3 reports no mismatch.
-
-    Errors: SourceError for other shapes, and for layers that the model does not have.
-    """
+    # Compared before anything is loaded, because loading under ZeRO-3 reports no mismatch. A weight
+    # that differs from the model's by the layer's number alone shows that the config asks for too
+    # few layers; other weights too many, such as the head of another task, are ignored.
     kinds = {LAYER.sub(".*", name) for name in wanted}
     faults = [
-        f"{name} is {_text(shape)}, the config asks for {_text(wanted[name].shape)}"
+        f"{name} is {' x '.join(map(str, shape))}, the config asks for "
+        f"{' x '.join(map(str, wanted[name].shape))}"
         for name, shape in sorted(shapes.items())
         if name in wanted and shape != tuple(wanted[name].shape)
     ]
@@ -423,25 +384,37 @@ def _check_fit(
         for name in sorted(shapes)
         if name not in wanted and LAYER.sub(".*", name) in kinds
     ]
+    missing: set[str] = set()
+    if not faults:
+        with reading(f"{field}: cannot read weights from {path}"), quiet():
+            model, report = open_checked(
+                model_class,
+                path,
+                field,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                use_safetensors=True,
+                **packing,
+            )
+        missing = set(report["missing_keys"])
+        lost = missing.intersection(name for name, _ in model.named_parameters())
+        faults = [f"{name} is missing" for name in sorted(lost)]
     if faults:
-        raise _misfit(what, faults)
-
-
-def _misfit(what: str, faults: list[str]) -> SourceError:
-    return SourceError(
-        f"{what} do not fit the config.json beside them: {some(faults)}; restore the config.json "
-        "that belongs to the weights"
-    )
-
-
-def _text(shape: Any) -> str:
-    return " x ".join(map(str, shape))
+        raise SourceError(
+            f"{field}: the weights in {path} do not fit the config.json beside them: "
+            f"{some(faults)}; restore the config.json that belongs to the weights"
+        )
+    return model, missing
 
 
 @contextmanager
 def unpartitioned() -> Iterator[None]:
-    """Inside, models of several parts are made whole, as others are. Under ZeRO-3's loading hint,
-    transformers would partition the parts that a model makes by `_from_config`."""
+    """Inside, models of several parts are made whole, as others are.
+
+    Under ZeRO-3's loading hint, transformers 5 partitions the parts that a model makes by
+    `_from_config`.
+    """
     hint = hf_deepspeed._hf_deepspeed_config_weak_ref
     hf_deepspeed._hf_deepspeed_config_weak_ref = None
     try:
@@ -457,7 +430,7 @@ def check_finite(model: nn.Module, what: str) -> None:
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_meta or not tensor.is_floating_point():
             continue
-        if tensor.sum(dtype=torch.float32).isfinite():  # many times as fast as to look at each
+        if tensor.sum(dtype=torch.float32).isfinite():  # many times as fast as to test each number
             continue
         good = tensor.isfinite()
         bad = tensor[~(good if name in weights else good | tensor.isneginf())]

@@ -1,8 +1,11 @@
-"""Says in one line what is wrong with a file of weights, sizes or a tokenizer that a recipe names.
+"""The doors to files of others that a recipe names: weights, configs and tokenizers, in a folder or
+on the Hugging Face hub.
 
-The libraries that read these files raise anything for damaged bytes; those in Rust even panic,
-which `except Exception` does not catch. They do not notice a flipped byte in a weight, so files
-that vlds wrote are compared with the hashes in their manifest.
+`check_source` and `fetch` ask the hub once: the libraries that download from it retry for minutes
+without a network. `reading` says in one line what is wrong with a file: these libraries raise
+anything for damaged bytes, and those in Rust even panic, which `except Exception` does not catch.
+`open_tensors` opens safetensors. None of the libraries notices a flipped byte in a weight, so
+`damaged_source` compares what `vlds convert hf` wrote with the hashes in its manifest.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -19,12 +23,6 @@ from torch import Tensor
 
 from vlds.runtime.files import check_file
 from vlds.runtime.json_files import DESCRIPTION, damage, lacks_memory
-
-# Checks that a model or tokenizer exists, in a folder or on the Hugging Face hub, before it is
-# read, and fetches it.
-#
-# The hub is asked once: the libraries that download from it retry for minutes without a network.
-
 
 TIMEOUT_S = 5.0
 FILES = ("config.json", "model.safetensors")
@@ -35,6 +33,32 @@ CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.vo
 BUSY = 429
 """HTTP status; it and higher ones are temporary, so the libraries may try again."""
 LOCAL = "name a folder that holds the model"
+COPY_AGAIN = "copy it again, or name another"
+
+
+class SourceError(ValueError):
+    """What is wrong with a file that a recipe names, with the cure."""
+
+
+@contextmanager
+def reading(what: str, cure: str = COPY_AGAIN) -> Iterator[None]:
+    """Inside, a library reads a user's file.
+
+    Errors: SourceError that begins with `what` for whatever it raises, except a lack of memory.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, SourceError):
+        raise
+    except BaseException as error:  # pyo3's PanicException is not an Exception
+        if lacks_memory(error):
+            raise
+        # Libraries explain an error over many lines. The first one says what it is, unless it
+        # only announces the next.
+        first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        text = f"{first} {rest[0]}" if rest and first.endswith(":") else first
+        reason = f"{type(error).__name__}: {text}"[:200]
+        raise SourceError(f"{what} ({reason}); {cure}") from error
 
 
 def check_source(source: str, field: str, local: str = LOCAL) -> None:
@@ -47,6 +71,7 @@ def check_source(source: str, field: str, local: str = LOCAL) -> None:
         _check_name(source, field, local)
 
 
+# A recipe may name one model for weights and tokenizer, and each is checked more than once.
 @cache
 def _check_name(name: str, field: str, local: str) -> None:
     try:
@@ -91,38 +116,9 @@ def fetch(name: str, field: str, local: str, patterns: tuple[str, ...] = CONFIGS
 
 @cache
 def _snapshot(name: str, patterns: tuple[str, ...]) -> Path:
+    # The branch may move between two downloads: weights are of the commit that was checked.
     commit = None if patterns == CONFIGS else _snapshot(name, CONFIGS).name
     return Path(snapshot_download(name, revision=commit, allow_patterns=list(patterns)))
-
-
-COPY_AGAIN = "copy it again, or name another"
-
-
-class SourceError(ValueError):
-    """What is wrong with a file that a recipe names, with the cure."""
-
-
-@contextmanager
-def reading(what: str, cure: str = COPY_AGAIN) -> Iterator[None]:
-    """Inside, a library reads a user's file.
-
-    Errors: SourceError that begins with `what` for whatever it raises, except a lack of memory.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, SourceError):
-        raise
-    except BaseException as error:  # pyo3's PanicException is not an Exception
-        if lacks_memory(error):
-            raise
-        raise SourceError(f"{what} ({_reason(error)}); {cure}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error's text, and the next if the first ends in a colon."""
-    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    text = f"{first} {rest[0]}" if rest and first.endswith(":") else first
-    return f"{type(error).__name__}: {text}"[:200]
 
 
 def damaged_source(source: str) -> str | None:
@@ -139,6 +135,18 @@ def damaged_source(source: str) -> str | None:
     return None
 
 
+@contextmanager
+def open_tensors(prefix: str, file: Path) -> Iterator[Any]:
+    """Open a safetensors file; its tensors are read one by one.
+
+    Errors: SourceError that begins with `prefix` if the file cannot be read inside.
+    """
+    with reading(f"{prefix}: {file} is not a whole safetensors file"):
+        check_file(file)  # a pipe would block the library for ever
+        with safe_open(file, "pt") as opened:
+            yield opened
+
+
 def check_tensors(
     prefix: str, file: Path, wanted: Mapping[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
@@ -147,12 +155,10 @@ def check_tensors(
 
     Errors: SourceError that begins with `prefix`.
     """
-    with reading(f"{prefix}: {file} is not a whole safetensors file"):
-        check_file(file)
-        with safe_open(file, "pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            kinds = {name: part.get_dtype() for name, part in slices.items()}
-            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    with open_tensors(prefix, file) as opened:
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        kinds = {name: part.get_dtype() for name, part in slices.items()}
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
     not_floats = [
         f"{name} is {kind}"
         for name, kind in kinds.items()

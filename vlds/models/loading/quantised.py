@@ -8,7 +8,7 @@ packs a source into the same codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ from vlds.models.loading.model_files import SourceError, reading
 
 Bits = Literal[4, 8]
 LIBRARIES = {"bitsandbytes": "0.46.1", "accelerate": "1.1.0"}
-"""What transformers needs for it, and the lowest versions that it takes."""
+"""Libraries that transformers needs for packed weights, and the lowest versions that it takes."""
 BLOCK = 64
 """Weights that share a scale in 4 bits. In 8 bits a row of the matrix does."""
 SCALE_BYTES = 4
@@ -43,7 +43,7 @@ def check_libraries(bits: Bits | None) -> None:
 
 
 def check_has_source(bits: Bits | None, config: str | None) -> None:
-    """Errors: ValueError for packed weights that no source holds."""
+    """Errors: ValueError if random weights are to be packed."""
     if bits is not None and config is not None:
         raise ValueError(
             f"bits: {bits}, config: {config}; random weights are not packed: name pretrained ones "
@@ -52,7 +52,7 @@ def check_has_source(bits: Bits | None, config: str | None) -> None:
 
 
 def check_writable_whole(bits: Bits | None) -> None:
-    """Errors: ValueError for a model whose packed weights cannot be written or folded into."""
+    """Errors: ValueError for packed weights, which can neither be written nor folded into."""
     if bits is not None:
         raise ValueError(
             f"model.bits: the run has weights in {bits} bits, which are neither written nor folded "
@@ -86,25 +86,8 @@ def skipped_layers(model: Any, part: str, bits: Bits) -> list[str]:
     return [*(path for path in layers if path not in packed), *(model._keep_in_fp32_modules or ())]
 
 
-def packing(bits: Bits, dtype: torch.dtype, skipped: Sequence[str]) -> dict[str, Any]:
-    """Arguments of `from_pretrained` that pack all linear layers but the skipped ones."""
-    config = BitsAndBytesConfig(
-        load_in_4bit=bits == 4,
-        load_in_8bit=bits == 8,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=list(skipped),
-    )
-    return {"quantization_config": config, "device_map": {"": "cpu"}}
-
-
 PartOf = Callable[[Any], str]
 """A model that is not packed -> path of the part whose linear layers can be, empty for all."""
-
-
-def whole_model(_model: Any) -> str:
-    """The `PartOf` of a model that is packed as a whole."""
-    return ""
 
 
 def load_language(
@@ -113,10 +96,9 @@ def load_language(
     config: Any,
     dtype: torch.dtype,
     bits: Bits | None,
-    part_of: PartOf = whole_model,
+    part_of: PartOf = lambda model: "",
 ) -> tuple[Any, set[str]]:
-    """What `load_weights` gives for the recipe's `model.path`; with `bits`, the linear layers of a
-    part are packed.
+    """Load the recipe's `model.path` by `load_weights`; `bits`: pack the linear layers of a part.
 
     Errors: ValueError if a library is missing, no layer can be packed, or as `load_weights`.
     """
@@ -126,28 +108,40 @@ def load_language(
     message = f"model.path: the config in {path} describes no model"
     with reading(message, CORRECT), torch.device("meta"), unpartitioned():
         shapes = model_class(config)
-    options = packing(bits, dtype, skipped_layers(shapes, part_of(shapes), bits))
-    model, missing = load_weights(model_class, path, config, dtype, "model.path", **options)
-    check_scales(model, f"model.path: {path}")
-    keep_packing(model)
+    packing = BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skipped_layers(shapes, part_of(shapes), bits),
+    )
+    model, missing = load_weights(
+        model_class,
+        path,
+        config,
+        dtype,
+        "model.path",
+        quantization_config=packing,
+        device_map={"": "cpu"},
+    )
+    names = {id(module): name for name, module in model.named_modules()}
+    for linear in packed_linears(model):
+        # The codes hide weights that were NaN or infinite; the scales do not.
+        holder: Any = linear.weight
+        scales = holder.SCB if holder.dtype == torch.int8 else holder.quant_state.absmax
+        if not scales.isfinite().all():
+            raise SourceError(
+                f"model.path: {path}: {names[id(linear)]}.weight holds "
+                f"{scales[~scales.isfinite()][0].item()}, finite numbers expected; copy the "
+                "weights again, or name others"
+            )
+        # On some CPUs bitsandbytes 0.50 would reorder the codes of 4 bits in an evaluation, and
+        # then have no gradient in the training steps after it.
+        linear.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return model, missing
 
 
-def check_scales(model: nn.Module, what: str) -> None:
-    """Errors: SourceError that begins with `what` if a weight was NaN or infinite before it was
-    packed: the codes hide it, and its scale does not."""
-    names = {id(module): name for name, module in model.named_modules()}
-    for linear in packed_linears(model):
-        holder: Any = linear.weight
-        scales = holder.SCB if linear.weight.dtype == torch.int8 else holder.quant_state.absmax
-        if not scales.isfinite().all():
-            raise SourceError(
-                f"{what}: {names[id(linear)]}.weight holds {scales[~scales.isfinite()][0].item()}, "
-                "finite numbers expected; copy the weights again, or name others"
-            )
-
-
-def pack_shapes(model: Any, bits: Bits | None, part_of: PartOf = whole_model) -> None:
+def pack_shapes(model: Any, bits: Bits | None, part_of: PartOf = lambda model: "") -> None:
     """Give a part's linear layers, in a model on the meta device, weights as large as those that
     `load_language` packs.
 
@@ -160,23 +154,16 @@ def pack_shapes(model: Any, bits: Bits | None, part_of: PartOf = whole_model) ->
         if type(module) is nn.Linear and should_convert_module(path, skipped):
             size = module.weight.numel()
             packed = (
-                torch.empty(-(-size // 2), 1, dtype=torch.uint8, device="meta")
+                torch.empty((size + 1) // 2, 1, dtype=torch.uint8, device="meta")
                 if bits == 4
                 else torch.empty(module.weight.shape, dtype=torch.int8, device="meta")
             )
             module.weight = nn.Parameter(packed, requires_grad=False)
 
 
-def keep_packing(model: nn.Module) -> None:
-    """Let layers keep their codes as they are. On some CPUs bitsandbytes would reorder those of
-    4 bits in an evaluation, and have no gradient in the training steps after it."""
-    for linear in packed_linears(model):
-        linear.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-
-
 def follow_weights(model: nn.Module) -> None:
-    """Move what 8-bit layers keep beside their weights to where the weights are; torch does not
-    know of it."""
+    """Move what 8-bit layers keep beside their weights to where the weights are. It is neither a
+    parameter nor a buffer, so torch does not move it."""
     for linear in packed_linears(model):
         holders: tuple[Any, ...] = (linear.weight, getattr(linear, "state", None))
         for holder in holders:

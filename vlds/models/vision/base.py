@@ -1,4 +1,4 @@
-"""What a vision encoder is: uint8 pictures in, a grid of feature vectors out.
+"""Vision encoders: uint8 pictures in, a grid of feature vectors out.
 
 Shapes: u pictures, grid x grid cells in row-major order, dim channels.
 """
@@ -79,7 +79,10 @@ class VisionEncoder(ABC):
         names = {f.name for f in fields(self)}
         assert "weights" in names, f"{type(self).__name__} has no weights field: override export"
         file = folder / "vision.safetensors"
-        save_file(stripped_state(encoder), file)
+        # Weight files have the names of the wrapped net, where there is one.
+        state = getattr(encoder, "net", encoder).state_dict()
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+        # The file takes the place of weights that a library would fetch.
         changes: dict[str, Any] = {"weights": str(file)}
         return replace(self, **changes, **({"pretrained": False} if "pretrained" in names else {}))
 
@@ -96,11 +99,11 @@ class GridEncoder(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.frozen = True
-        # No buffers: casting the model to bf16 would round them.
+        # Not buffers: casting the model to bf16 would round them.
         self.mean, self.std = list(mean), list(std)
 
     def train(self, mode: bool = True) -> GridEncoder:
-        """Training mode, unless frozen: batch norm would move its statistics."""
+        # Batch norm would move its statistics in training mode, also without gradients.
         super().train(mode and not self.frozen)
         return self
 
@@ -116,7 +119,6 @@ class GridEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
         return next(self.parameters()).dtype
 
     def features(self, pixels: Tensor) -> Tensor:
@@ -125,7 +127,7 @@ class GridEncoder(nn.Module):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What decides the features beside the weights and the recipe, as plain values."""
+        """Plain values that decide the features beside the weights and the recipe."""
         return {}
 
     def content_hash(self) -> str:
@@ -133,6 +135,7 @@ class GridEncoder(nn.Module):
         about = {"mean": self.mean, "std": self.std, **self.settings}
         digest = sha256(json.dumps(about, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.state_dict().items()):
+            # As bytes, because numpy has no bfloat16.
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
@@ -168,6 +171,7 @@ def load_weights(module: nn.Module, file: str | None) -> None:
         raise ValueError(f"weights: no such file: {file}; name a .safetensors file")
     wanted = module.state_dict()
     shapes = check_tensors("weights", Path(file), wanted)
+    # `load_state_dict` would list every tensor. The file may hold more than the module wants.
     wrong = [
         f"{name} {shapes.get(name, 'missing')}, wanted {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
@@ -180,10 +184,3 @@ def load_weights(module: nn.Module, file: str | None) -> None:
         )
     tensors = load_file(file)
     module.load_state_dict({name: tensors[name] for name in wanted})
-
-
-def stripped_state(encoder: nn.Module) -> dict[str, Tensor]:
-    """An encoder's state under the names of its weight files: those of the wrapped net where there
-    is one."""
-    inner = getattr(encoder, "net", encoder)
-    return {name: tensor.contiguous() for name, tensor in inner.state_dict().items()}

@@ -1,5 +1,5 @@
-"""CLIP's vision transformer from Hugging Face: the grid's tokens of its last layer, without the
-class token.
+"""CLIP's vision transformer from Hugging Face: `ClipVision` gives the grid's tokens of its last
+layer, without the class token; `ClipTokens` gives the tokens that METER reads.
 """
 
 from __future__ import annotations
@@ -106,22 +106,18 @@ class ClipModule(GridEncoder):
 
     def features(self, pixels: Tensor) -> Tensor:
         states: Tensor = self.net(pixel_values=pixels).last_hidden_state
-        return states[:, 1:]
+        return states[:, 1:]  # the class token comes first
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Of Hugging Face's config, what the layers compute with."""
+        """Values of Hugging Face's config that the layers compute with."""
         return {name: getattr(self.net.config, name) for name in (*SIZES, *COMPUTED)}
-
-
-# CLIP's vision transformer as METER reads it (https://arxiv.org/abs/2111.02387): all tokens, the
-# class token first, after the last norm and without the last block; pictures may be larger than
-# those it was trained on, for which its position embeddings are resized.
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTokens(ClipVision):
-    """CLIP's vision transformer with its class token."""
+    """CLIP's vision transformer as METER reads it (https://arxiv.org/abs/2111.02387): all tokens,
+    the class token first, after the last norm and without the last block."""
 
     image_size: Count | None = None
     """Side of the pictures in pixels; default: that of the config. Position embeddings are resized
@@ -142,17 +138,23 @@ class ClipTokens(ClipVision):
         grid = size // config.patch_size
         return Geometry(ImageSpec(size, size), grid, config.hidden_size, class_token=True)
 
-    def num_blocks(self, config: Any) -> int:
-        """Errors: ValueError if the encoder has fewer."""
-        most = int(config.num_hidden_layers)
+    def build(self, dtype: torch.dtype) -> GridEncoder:
+        """Errors: ValueError if the encoder has fewer blocks."""
+        net = self.build_net(dtype)
+        most = int(net.config.num_hidden_layers)
         if (self.blocks or 1) > most:
             raise ValueError(f"model.vision.blocks: got {self.blocks}, and the encoder has {most}")
-        return self.blocks or max(1, most - 1)
-
-    def build(self, dtype: torch.dtype) -> GridEncoder:
-        net = self.build_net(dtype)
-        del net.encoder.layers[self.num_blocks(net.config) :]
-        resize_positions(net.embeddings, self.geometry.grid_size)
+        del net.encoder.layers[self.blocks or max(1, most - 1) :]
+        # Larger pictures than it was trained on have more patches, each with a position.
+        embeddings, grid = net.embeddings, self.geometry.grid_size
+        table = embeddings.position_embedding.weight
+        positions = resized_positions(table.data, grid)
+        if len(positions) != len(table):
+            embeddings.position_embedding = nn.Embedding.from_pretrained(positions)
+            ids = torch.arange(len(positions), device=embeddings.position_ids.device)
+            embeddings.position_ids = ids[None]
+            embeddings.num_positions, embeddings.num_patches = len(positions), len(positions) - 1
+            embeddings.image_size = grid * embeddings.patch_size
         return ClipTokensModule(net)
 
     def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
@@ -166,7 +168,7 @@ class ClipTokens(ClipVision):
 
 
 class ClipTokensModule(ClipModule):
-    """The transformer's tokens."""
+    """The transformer's tokens, after its last norm."""
 
     def features(self, pixels: Tensor) -> Tensor:
         """(u, 3, h, w) normalised -> (u, 1 + grid * grid, dim)."""
@@ -175,24 +177,13 @@ class ClipTokensModule(ClipModule):
         return normed
 
 
-def resize_positions(embeddings: Any, grid: int) -> None:
-    """Give CLIP's embeddings of patches positions for another grid."""
-    table = embeddings.position_embedding.weight
-    positions = resized_positions(table.data, grid)
-    if len(positions) != len(table):
-        embeddings.position_embedding = nn.Embedding.from_pretrained(positions)
-        ids = torch.arange(len(positions), device=embeddings.position_ids.device)
-        embeddings.position_ids = ids[None]
-        embeddings.num_positions, embeddings.num_patches = len(positions), len(positions) - 1
-        embeddings.image_size = grid * embeddings.patch_size
-
-
 def resized_positions(table: Tensor, grid: int) -> Tensor:
     """(1 + g * g, d) -> (1 + grid * grid, d): the class token's row as it is, the others resized as
     a picture, bicubically."""
     old = round((len(table) - 1) ** 0.5)
     if old == grid:
         return table
+    # Row-major cells: (g * g, d) -> a picture (1, d, g, g).
     cells = table[1:].T.reshape(1, -1, old, old)
     cells = F.interpolate(cells, (grid, grid), mode="bicubic", align_corners=False)
     return torch.cat([table[:1], cells.flatten(2)[0].T])

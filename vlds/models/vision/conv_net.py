@@ -75,6 +75,7 @@ class ConvNetModule(GridEncoder):
     def __init__(self, config: ConvNet) -> None:
         super().__init__([0.5] * 3, [0.5] * 3)
         self.coordinates = config.coordinates
+        # The first stages halve; later ones only widen.
         halvings = int(math.log2(config.image_size / config.grid))
         channels = 5 if config.coordinates else 3
         stages: list[nn.Module] = []
@@ -82,6 +83,7 @@ class ConvNetModule(GridEncoder):
             halve = number < halvings
             stride = 2 if halve and config.downsample == "stride" else 1
             stages += [
+                # Batch norm would take a bias out again.
                 nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
                 nn.BatchNorm2d(width),
                 nn.ReLU(),
@@ -94,17 +96,15 @@ class ConvNetModule(GridEncoder):
 
     def features(self, pixels: Tensor) -> Tensor:
         if self.coordinates:
-            pixels = torch.cat([pixels, ramps(pixels)], dim=1)
+            # Two planes (u, 2, h, w): x and y of every pixel, from -1 to 1.
+            num, _, height, width = pixels.shape
+            x, y = (
+                torch.linspace(-1, 1, size, dtype=pixels.dtype, device=pixels.device)
+                for size in (width, height)
+            )
+            planes = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+            pixels = torch.cat([pixels, planes.expand(num, -1, -1, -1)], dim=1)
         cells: Tensor = self.stages(pixels).flatten(2).transpose(1, 2)
         if self.mean_projection is not None:
             cells = cells + self.mean_projection(cells.mean(1, keepdim=True))
         return cells
-
-
-def ramps(pixels: Tensor) -> Tensor:
-    """(u, 2, h, w): x and y of every pixel, from -1 to 1."""
-    num, _, height, width = pixels.shape
-    x = torch.linspace(-1, 1, width, dtype=pixels.dtype, device=pixels.device)
-    y = torch.linspace(-1, 1, height, dtype=pixels.dtype, device=pixels.device)
-    planes = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
-    return planes.expand(num, 2, height, width)

@@ -29,7 +29,6 @@ class StoredFeatures(VisionEncoder):
 
     @property
     def geometry(self) -> Geometry:
-        """As stored; no pictures are read."""
         return Geometry(None, self.grid, self.dim, box_channels=BOX_CHANNELS * self.boxes)
 
     @property
@@ -40,37 +39,33 @@ class StoredFeatures(VisionEncoder):
         return self
 
     def build(self, dtype: torch.dtype) -> GridEncoder:
-        return BoxedFeatures(self.dim) if self.boxes else Identity([0.0], [1.0])
+        return StoredModule(self.dim if self.boxes else None)
 
 
-class Identity(GridEncoder):
-    """Features in, the same features out."""
+class StoredModule(GridEncoder):
+    """Features in, the same features out, without their boxes if they have some."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(u, v, dim) -> the same."""
-        return images
-
-
-class BoxedFeatures(GridEncoder):
-    """Features with boxes in, features out."""
-
-    def __init__(self, dim: int) -> None:
+    def __init__(self, boxes_from: int | None) -> None:
+        """`boxes_from`: channel at which boxes begin; None: there are none."""
         super().__init__([0.0], [1.0])
-        self.dim = dim
+        self.boxes_from = boxes_from
 
     def forward(self, images: Tensor) -> Tensor:
-        """(u, v, dim + 4) -> (u, v, dim)."""
-        return self.checked(images)[..., : self.dim]
+        """(u, v, dim) or (u, v, dim + 4) -> (u, v, dim)."""
+        return images if self.boxes_from is None else self.parts(images, self.boxes_from)[0]
 
-    def boxes(self, images: Tensor) -> Tensor:
-        return self.checked(images)[..., self.dim :]
+    def boxes(self, images: Tensor) -> Tensor | None:
+        return None if self.boxes_from is None else self.parts(images, self.boxes_from)[1]
 
-    def checked(self, images: Tensor) -> Tensor:
-        """Errors: ValueError for features without boxes, or of another size."""
-        if images.shape[-1] != self.dim + BOX_CHANNELS:
+    def parts(self, images: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Features and boxes.
+
+        Errors: ValueError for features without boxes, or of another size.
+        """
+        if images.shape[-1] != dim + BOX_CHANNELS:
             raise ValueError(
-                f"model.vision.boxes: stored features have {images.shape[-1]} channels, {self.dim} "
-                f"+ {BOX_CHANNELS} expected; pack them with --boxes, or set vision.dim and "
+                f"model.vision.boxes: stored features have {images.shape[-1]} channels, {dim} + "
+                f"{BOX_CHANNELS} expected; pack them with --boxes, or set vision.dim and "
                 "vision.boxes as the data set was packed (dataset.json, features)"
             )
-        return images
+        return images[..., :dim], images[..., dim:]

@@ -21,7 +21,7 @@ from vlds.schema import ImageSpec
 
 @cache
 def timm() -> Any:
-    """The library, which takes a second and 30 MB to import: only its own models pay for it."""
+    """Import the library when a recipe names one of its models: that takes a second and 30 MB."""
     import timm
 
     return timm
@@ -42,7 +42,7 @@ class Timm(VisionEncoder):
             ("ffn_out", "mlp.fc2"),
         )
     }
-    """Those of vision transformers, Swin too; convolutional nets have none."""
+    """Layers of vision transformers, Swin too; convolutional nets have none."""
     cures: ClassVar[dict[str, str]] = dict.fromkeys(
         ("attn_q", "attn_k", "attn_v"),
         "timm's transformers compute queries, keys and values in one layer; take ClipVision, which "
@@ -76,31 +76,27 @@ class Timm(VisionEncoder):
         return self.model if self.pretrained else self.weights
 
     def build(self, dtype: torch.dtype) -> GridEncoder:
-        """The model without its classifier's pooling."""
-        net = self._fetch() if self.pretrained and not on_meta() else self._create(False)
+        """The model without its classifier's pooling.
+
+        Errors: ValueError if timm has no weights of it, or they cannot be fetched.
+        """
+        image = self.geometry.image
+        assert image is not None
+        if self.pretrained and not on_meta():
+            self.check_sources()
+            with reading(f"vision.model: timm cannot fetch the weights of {self.model}", ELSEWHERE):
+                net = create(self.model, True, image.width)
+        else:
+            net = create(self.model, False, image.width)
         encoder = TimmModule(net)
         load_weights(net, self.weights)
         return encoder.to(dtype)
 
     def check_sources(self) -> None:
-        """timm fetches most of its weights from the hub."""
+        # timm fetches most of its weights from the hub, and some from elsewhere.
         config = timm().get_pretrained_cfg(self.model) if self.pretrained else None
         if config is not None and config.hf_hub_id:
             check_source(config.hf_hub_id, "model.vision.model", ELSEWHERE)
-
-    def _fetch(self) -> Any:
-        """The model with timm's weights.
-
-        Errors: ValueError if there are none, or they cannot be fetched.
-        """
-        self.check_sources()
-        with reading(f"vision.model: timm cannot fetch the weights of {self.model}", ELSEWHERE):
-            return self._create(True)
-
-    def _create(self, pretrained: bool) -> Any:
-        image = self.geometry.image
-        assert image is not None
-        return create(self.model, pretrained, image.width)
 
 
 class TimmModule(GridEncoder):
@@ -119,7 +115,7 @@ def cells_of(net: Any, pixels: Tensor) -> Tensor:
     """(u, 3, h, w) -> (u, cells, dim): a feature map row by row, or a transformer's tokens without
     the leading class tokens."""
     features: Tensor = net.forward_features(pixels)
-    if features.dim() == 3:
+    if features.dim() == 3:  # a transformer's tokens; class and register tokens come first
         return features[:, getattr(net, "num_prefix_tokens", 0) :]
     if getattr(net, "output_fmt", "NCHW") == "NHWC":  # Swin's maps
         return features.flatten(1, 2)
@@ -130,7 +126,7 @@ def create(model: str, pretrained: bool, image_size: int) -> Any:
     """A timm model for square pictures of a size; fully convolutional ones take any."""
     try:
         return timm().create_model(model, pretrained=pretrained, img_size=image_size)
-    except TypeError:
+    except TypeError:  # it has no such argument
         return timm().create_model(model, pretrained=pretrained)
 
 
@@ -142,6 +138,7 @@ def geometry(model: str, image_size: int | None) -> Geometry:
     """
     if not timm().is_model(model):
         raise ValueError(f"model: timm knows no '{model}'; see timm.list_models()")
+    # A pass without numbers: no weights are read, and nothing but shapes is computed.
     with torch.device("meta"):
         data = timm().data.resolve_model_data_config(timm().create_model(model))
         size = image_size or data["input_size"][-1]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.models.methods.base import Case, Library, Sharing, Toy
+from vlds.models.methods.base import Library, Sharing
 from vlds.models.methods.bottleneck import (
     Bottleneck,
     BottleneckModule,
@@ -43,38 +43,6 @@ class Adapter(StackedBottleneck):
 
     def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> AdapterModule:
         return AdapterModule(self, linear, host)
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """Every sharing, norms, the identity at first, fewer places."""
-
-        def case(size: int, num_places: int = Toy.places, **fields: Any) -> Case:
-            method = cls(reduction=4, **fields)
-            undecayed = "down_bias up_bias"
-            if method.layer_norm_before:
-                undecayed += " pre_norm.weight pre_norm.bias post_norm.weight post_norm.bias"
-            starts_frozen = method.init == "identity"
-            refused = {} if method.attention else {"reference": "the original code has attention: "}
-            if method.parallel:
-                refused["adapters"] = "no layout of vlds holds adapters beside feed-forward layers"
-            num, decayed = num_places * size, "down_weight up_weight"
-            return Case(method, num, decayed, undecayed, starts_frozen, refused=refused)
-
-        down, up, n, norm_size = Toy.down, Toy.up, Toy.tasks, 4 * Toy.width
-        norms = {"layer_norm_before": True, "layer_norm_after": True}
-        alone = {"attention": False, "cross_attention": False}
-        return {
-            "": case(down + up),
-            "per task": case(n * (down + up), sharing="multiple"),
-            "shared down": case(down + n * up, sharing="half_shared_down"),
-            "shared up": case(n * down + up, sharing="half_shared_up"),
-            "norms": case(down + up + norm_size, **norms),
-            "shared up, norms": case(n * down + up + norm_size, sharing="half_shared_up", **norms),
-            "identity": case(n * (down + up), sharing="multiple", init="identity"),
-            "no cross-attention": case(down + up, Toy.places - Toy.layers, cross_attention=False),
-            "feed-forward alone": case(down + up, 2 * Toy.layers, activation="gelu", **alone),
-            "beside": case(down + up, 2 * Toy.layers, parallel=True, **alone),
-        }
 
 
 class AdapterModule(StackedBottleneckModule):

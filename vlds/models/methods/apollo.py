@@ -18,7 +18,7 @@ Shapes: b rows, c classes, n rows of all ranks, d width of the embeddings.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -28,11 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.models.heads.texts import ClassExtension, ClassTexts, TextHead, Twin, unit
-from vlds.models.methods.base import Case, Method
+from vlds.models.methods.base import Method
 from vlds.models.methods.context import BatchLoss, Predicted
 from vlds.models.methods.coupled_prompts import CoupledPrompts, Switch, attach_prompts
 from vlds.models.methods.host import Host
-from vlds.models.methods.tip_adapter import Place, dual_encoder_cases, find_place
+from vlds.models.methods.tip_adapter import Place, find_place
 from vlds.runtime.checks import Count, MadeForBatch, NotNegative, ShareBelow1
 from vlds.runtime.ranks import gather_rows
 
@@ -84,10 +84,6 @@ class APoLLo(Method):
         if self.contrast or self.divergence:
             host.batch_losses.append(Consistency(self, module, place))
         return [*prompts.parameters(), *module.parameters()]
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        return dual_encoder_cases(cls())
 
 
 class APoLLoModule(ClassExtension):

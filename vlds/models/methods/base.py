@@ -63,17 +63,6 @@ def is_t5(model: Any) -> bool:
 Sharing = Literal["single", "multiple", "half_shared_up", "half_shared_down"]
 
 
-class Toy:
-    """Sizes of the contract tests' backbone and recipe, for the formulas in `cases`."""
-
-    width, hidden, layers, tasks = 16, 24, 2, 3
-    """Width of the states and of the feed-forward layers, layers of each stack, tasks."""
-    narrow, places = width // 4, layers * (2 + 3)
-    """Width and number of the bottlenecks, with `reduction: 4`."""
-    down, up = narrow * width + narrow, width * narrow + width
-    """Weights of a bottleneck's halves."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A way of tuning a few of a model's weights. All facts about a method are here: the class
@@ -158,39 +147,6 @@ class Method(ABC):
     def layout(self, library: Library, name: str, model: Any) -> Layout:
         """The files of one of its `libraries`, for what was attached as `name` to a backbone."""
         raise NotImplementedError
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """Word -> small instance, for the contract tests."""
-        return {"": Case(cls())}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A small instance of a method, and what the contract tests expect of it."""
-
-    method: Method
-    num_trained: int | None = None
-    """Weights that it trains; None: not checked."""
-    decayed: str | None = None
-    """Tensors that it adds and weight decay acts on, by their names inside the method's module;
-    None: not checked."""
-    undecayed: str = ""
-    """The other tensors that it adds."""
-    starts_frozen: bool = False
-    """True if the model computes at first what it computes without the method."""
-    merged: tuple[type[Method], ...] = ()
-    """Classes of the methods that are left after merging."""
-    refused: dict[str, str] = field(default_factory=dict)
-    """`merge` or a library, with a backbone's name before it if only that one refuses, or a kind of
-    model -> pattern of the reason."""
-    families: tuple[str, ...] = ("T5", "Bart")
-    """Backbones that can have it."""
-
-
-def by_kinds(reason: str) -> dict[str, str]:
-    """`refused`, by the kinds of model that Hugging Face's own forward pass runs."""
-    return dict.fromkeys(("Causal", "ImageTextToText"), reason)
 
 
 def check_sharing(part: str, sharing: str) -> None:

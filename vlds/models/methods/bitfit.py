@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vlds.models.methods.base import Case, Layout, Library, Method, Stored, by_kinds
+from vlds.models.methods.base import Layout, Library, Method, Stored
 from vlds.models.methods.host import (
     Host,
     LinearExtension,
@@ -59,10 +59,6 @@ class Full(Method):
 
     def after_export(self) -> None:
         """The files hold all of it."""
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        return {"": Case(cls(), decayed="")}
 
 
 ATTENTION_ROLES: tuple[Role, ...] = (
@@ -163,24 +159,6 @@ class BitFit(Method):
         """Names in the code of Ladder Side-Tuning, which the original code does not know."""
         added = added_tensors(model, name)
         return Layout({t.name: Stored((f"{t.layer}.bias",), stacked=False) for t in added})
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        new, everywhere = cls(add_biases=True), cls(add_biases=True, add_norm_and_head_biases=True)
-        missing = "add_biases: the linear layers of .* have none in their own class"
-        return {
-            "": Case(
-                cls(),
-                decayed="",
-                starts_frozen=True,
-                families=("Bart",),
-                refused=by_kinds(".* have no bias .*set add_biases to true"),
-            ),
-            "new": Case(new, None, "", "bias", starts_frozen=True, refused={"T5 merge": missing}),
-            "everywhere": Case(
-                everywhere, None, "", "bias", starts_frozen=True, refused={"merge": missing}
-            ),
-        }
 
 
 def bare_linears(host: Host, *roles: str) -> dict[str, nn.Linear]:

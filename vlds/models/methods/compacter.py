@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vlds.models.methods.adapter import Adapter, materialise, merge_first
-from vlds.models.methods.base import Case, Layout, Library, Method, Stored, Toy, is_t5
+from vlds.models.methods.adapter import materialise, merge_first
+from vlds.models.methods.base import Layout, Library, Method, Stored, is_t5
 from vlds.models.methods.bottleneck import StackedBottleneck, StackedBottleneckModule, both_halves
 from vlds.models.methods.host import Host
 from vlds.runtime.checks import Count, NotNegative
@@ -75,34 +75,6 @@ class Compacter(StackedBottleneck):
             "shared_phm_rule": self.rule == "everywhere",
             "factorized_phm_W": self.block_rank is not None,
             "phm_rank": self.block_rank or 1,
-        }
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """Every rule, whole and thin blocks, several sharings. n is 2, so a rule has 8 weights."""
-
-        def case(num: int, **fields: Any) -> Case:
-            method = cls(reduction=4, **fields)
-            decayed = "down_rule up_rule down_blocks up_blocks"
-            if method.block_rank:  # one rule for all halves, under its first name
-                decayed = "down_rule down_left down_right up_left up_right"
-            return Case(method, num, decayed, "down_bias up_bias", merged=(Adapter,))
-
-        rules, whole = 2 * 8, Toy.width * Toy.narrow + Toy.narrow + Toy.width
-        down, up = Toy.width + Toy.narrow + Toy.narrow, Toy.narrow + Toy.width + Toy.width
-        thin: dict[str, Any] = {"rule": "everywhere", "block_rank": 1}
-        return {
-            "": case(Toy.places * (rules + whole)),
-            "no cross-attention": case(
-                (Toy.places - Toy.layers) * (rules + whole), cross_attention=False
-            ),
-            "per task": case(
-                Toy.places * (rules + Toy.tasks * whole), sharing="multiple", rule="over_tasks"
-            ),
-            "thin": case(8 + Toy.places * (down + up), **thin),
-            "thin, shared up": case(
-                8 + Toy.places * (Toy.tasks * down + up), sharing="half_shared_up", **thin
-            ),
         }
 
 
@@ -186,14 +158,6 @@ class LowRankAdapter(StackedBottleneck):
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Plain adapters that compute the same."""
         return {name: materialise(self, self.sharing, name, model, tasks)}
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        factors, up_bias = 2 * (Toy.width + Toy.narrow) * (1 + Toy.tasks), Toy.width * Toy.tasks
-        weights = Toy.places * (factors + Toy.narrow + up_bias)
-        method = cls(reduction=4, rank=2, sharing="half_shared_down")
-        decayed = "down_left down_right up_left up_right"
-        return {"": Case(method, weights, decayed, "down_bias up_bias", merged=(Adapter,))}
 
 
 def low_rank(rows: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:

@@ -18,8 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlds.models.methods.adapter import Adapter
-from vlds.models.methods.base import Case, Library, Method
+from vlds.models.methods.base import Library, Method
 from vlds.models.methods.bottleneck import Place, stack_and_layer, stand_beside
 from vlds.models.methods.context import BatchContext
 from vlds.models.methods.host import CROSS_ATTENTION, Host, weight_options
@@ -31,7 +30,7 @@ from vlds.models.methods.hyperformer import (
     HyperNetworks,
     rows_of,
 )
-from vlds.models.methods.prefix_tuning import PrefixTuning, fixed_prefixes
+from vlds.models.methods.prefix_tuning import fixed_prefixes
 from vlds.models.methods.sim_adapter import read_method, weights_hash
 from vlds.runtime.checks import MadeForBatch, Natural
 from vlds.schema import Role, TargetModules
@@ -284,26 +283,6 @@ class HyperPELT(Hyperformer):
         across = any(kind == "cross_attn_out" for _, kind, _ in networks.attentions.values())
         prefixes = fixed_prefixes(host, made, across)
         return {**left, host.name: replace(prefixes, learning_rate=self.learning_rate)}
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """All; without pictures; what Hyperformer is."""
-        small: dict[str, Any] = {
-            "reduction": 4, "task_dim": 6, "hidden_dim": 5, "projected_dim": 4,
-        }  # fmt: skip
-        refused = {
-            "merge": "visual: got true, so that each picture makes weights of its own",
-            "ImageTextToText": "visual: got true, and .* reads .*; set visual: false",
-        }
-        plain: dict[str, Any] = {"prefix_length": 0, "visual": False, "parallel": False}
-        behind = cls(**small, **plain, attention=True, cross_attention=True)
-        return {
-            "": Case(cls(**small, prefix_length=3), refused=refused),
-            "tasks alone": Case(
-                cls(**small, prefix_length=3, visual=False), merged=(Adapter, PrefixTuning)
-            ),
-            "adapters alone": Case(behind, merged=(Adapter,)),
-        }
 
 
 class PELTModule(HyperformerModule):

@@ -13,22 +13,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.models.methods.adapter import Adapter, materialise, merge_first
+from vlds.models.methods.adapter import materialise, merge_first
 from vlds.models.methods.base import (
     LIBRARY_NAMES,
-    Case,
     Layout,
     Library,
     Method,
     Stored,
-    Toy,
     check_sharing,
 )
 from vlds.models.methods.bottleneck import (
@@ -325,45 +323,6 @@ class Hyperformer(Bottleneck):
             else:
                 tensors[tensor.name] = Stored((original_name(tensor.leaf),), stacked=False)
         return Layout(tensors)
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        task, hidden, projected = 6, 5, 4
-        method = cls(reduction=4, task_dim=task, hidden_dim=hidden, projected_dim=projected)
-        # A generator has a factor for each number of e, and a constant.
-        generator = (projected + 1) * (Toy.down + Toy.up)
-        behind = (hidden + 1) * projected + 2 * projected
-        stack = Toy.layers * task + (2 * task + 1) * hidden + behind
-        stack_of_kinds = (Toy.layers + len(KINDS)) * task + (3 * task + 1) * hidden + behind
-        each = Case(
-            method,
-            Toy.tasks * task + 2 * stack + (2 + 3) * generator,
-            "task_embeddings.weight layer_embeddings.weight hidden.weight project.weight "
-            "down_weight.weight up_weight.weight",
-            "hidden.bias project.bias norm.weight norm.bias down_weight.bias up_weight.bias "
-            "down_bias.weight down_bias.bias up_bias.weight up_bias.bias",
-            merged=(Adapter,),
-        )
-        kinds_trained = Toy.tasks * task + 2 * stack_of_kinds + 2 * generator
-        kinds = replace(
-            each,
-            method=replace(method, kind_embeddings=True),
-            num_trained=kinds_trained,
-            decayed=f"{each.decayed} kind_embeddings.weight",
-        )
-        norms = replace(
-            kinds,
-            method=replace(method, kind_embeddings=True, layer_norm_after=True),
-            num_trained=kinds_trained + 2 * (projected + 1) * 2 * Toy.width,
-            decayed=f"{kinds.decayed} norm_weight.weight",
-            undecayed=f"{kinds.undecayed} norm_weight.bias norm_bias.weight norm_bias.bias",
-            merged=(),
-            refused={
-                "merge": "has a norm for each task",
-                **dict.fromkeys(("peft", "adapters"), "has no Hyperformer with layer_norm_after"),
-            },
-        )
-        return {"": each, "kinds": kinds, "kinds, norms": norms}
 
 
 def original_name(leaf: str) -> str:

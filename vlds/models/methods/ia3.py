@@ -13,12 +13,10 @@ from torch import Tensor, nn
 
 from vlds.models.methods.base import (
     PEFT_MODEL,
-    Case,
     Layout,
     Library,
     Method,
     Stored,
-    Toy,
     check_sharing,
     num_slices,
 )
@@ -98,18 +96,6 @@ class IA3(Method):
         targets = [tensor.layer for tensor in added]
         config = {"peft_type": "IA3", "target_modules": targets, "feedforward_modules": before}
         return Layout(tensors, config)
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        weights = Toy.layers * (3 * 2 * Toy.width + 2 * Toy.hidden)
-        several = {"merge": "sharing: .*; one layer cannot hold the factors of several tasks"}
-        per_task = cls(sharing="multiple")
-        return {
-            "": Case(cls(), weights, "", "factors", starts_frozen=True),
-            "per task": Case(
-                per_task, weights * Toy.tasks, "", "factors", starts_frozen=True, refused=several
-            ),
-        }
 
 
 def take_input(linear: ExtendedLinear, name: str) -> InputFactors:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -20,14 +20,11 @@ from torch import Tensor, nn
 
 from vlds.models.methods.base import (
     PEFT_MODEL,
-    Case,
     Layout,
     Library,
     Method,
     Sharing,
     Stored,
-    Toy,
-    by_kinds,
     check_sharing,
     is_t5,
     num_slices,
@@ -132,29 +129,6 @@ class LoRA(Method):
             "target_modules": list(dict.fromkeys(tensor.layer for tensor in added)),
         }
         return Layout({tensor: Stored((key,)) for tensor, key in keys.items()}, config)
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """Beside query and value of all attentions, and of a few."""
-        weights = 3 * Toy.layers * 2 * 4 * 2 * Toy.width
-        several = {"merge": "sharing: .*; one layer cannot hold the updates of several tasks"}
-        on_t5 = {"T5 reference": "the original code has no LoRA on T5"}
-        elsewhere = {"Bart reference": "has LoRA at attn_q, attn_v, .* nowhere else"}
-        # Folding is compared in float32; the default alpha's updates are too large for that here.
-        bare = cls(rank=4, alpha=8.0, train_biases=False)
-        per_task = replace(bare, sharing="multiple")
-        half = cls(rank=2, sharing="half_shared_up")
-        alone = by_kinds("no layer of .* plays the role 'cross_attn_v'")
-        few = cls(rank=2, alpha=3.0, roles=["cross_attn_v"], train_biases=False)
-        return {
-            "bare": Case(bare, weights, "a b", starts_frozen=True, refused=on_t5),
-            "per task": Case(
-                per_task, Toy.tasks * weights, "a b", starts_frozen=True, refused=on_t5 | several
-            ),
-            "": Case(cls(rank=2, alpha=3.0), refused=on_t5),
-            "half": Case(half, refused=on_t5 | several),
-            "few": Case(few, refused=on_t5 | elsewhere | alone),
-        }
 
 
 class LoRAModule(LinearExtension):

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.models.methods.base import Case, Layout, Library, Method, Stored, by_kinds, is_t5
+from vlds.models.methods.base import Layout, Library, Method, Stored, is_t5
 from vlds.models.methods.host import (
     Host,
     InputExtension,
@@ -307,18 +307,6 @@ class LST(Method):
                 key = key.format(number=place if numbers is None else numbers[place])
             tensors[tensor.name] = Stored((key,), stacked=False)
         return Layout(tensors)
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """All layers; some alone."""
-        refused = by_kinds(".* has no encoder and decoder .*; choose the kind JointSeq2Seq")
-        refused["Bart reference"] = "the original code has LST beside T5 alone"
-        return {
-            "": Case(cls(reduction=2), refused=refused),
-            "some layers": Case(
-                cls(reduction=2, encoder_layers=[1], decoder_layers=[0]), refused=refused
-            ),
-        }
 
 
 def pruned_name(name: str, chosen: Sequence[list[int]]) -> str:

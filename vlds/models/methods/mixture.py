@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.models.methods.adapter import Adapter
-from vlds.models.methods.base import Case, Method, Toy
+from vlds.models.methods.base import Method
 from vlds.models.methods.context import BatchContext, BatchLoss, Predicted, TaskRouting
 from vlds.models.methods.host import Host, extended_linears
 from vlds.models.methods.lora import LoRA
@@ -85,26 +85,6 @@ class Mixture(Method):
         assert isinstance(self.of, (Adapter, LoRA))
         one = replace(self.of, sharing="single", part=self.part, learning_rate=self.learning_rate)
         return {name: one}
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        down, up = Toy.down, Toy.up
-        adapter = Adapter(reduction=4, sharing="half_shared_up")
-        beside = replace(of_ffn(), reduction=4, parallel=True)
-        lora = LoRA(rank=2, dropout=0.0, sharing="multiple", train_biases=False)
-        return {
-            "": Case(
-                cls(of=adapter, experts=3),
-                Toy.places * (3 * down + up),
-                "down_weight up_weight",
-                "down_bias up_bias",
-                merged=(Adapter,),
-            ),
-            "beside": Case(
-                cls(of=beside, experts=2), 2 * Toy.layers * (2 * down + up), merged=(Adapter,)
-            ),
-            "LoRA": Case(cls(of=lora, experts=2), merged=(LoRA,), starts_frozen=True),
-        }
 
 
 class ExpertRouting(TaskRouting):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlds.models.methods.base import PEFT_MODEL, Case, Layout, Library, Method, Stored, Toy
+from vlds.models.methods.base import PEFT_MODEL, Layout, Library, Method, Stored
 from vlds.models.methods.context import StepRule
 from vlds.models.methods.host import (
     CROSS_ATTENTION,
@@ -272,14 +272,6 @@ class Peft(Method):
         paths = list(dict.fromkeys(tensor.layer for tensor in added))
         return Layout(stored, {**kept, "peft_type": self.type, "target_modules": paths})
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """Beside query and value of all attentions; LN_TUNING: all norms of T5 alone."""
-        return {
-            word: Case(cls(type=kind, settings=settings, roles=roles), **expected)
-            for word, (kind, settings, roles, expected) in CASES.items()
-        }
-
 
 def peft_key(layer: str, leaf: str) -> str:
     """Where peft's files have a tensor of a layer."""
@@ -289,63 +281,3 @@ def peft_key(layer: str, leaf: str) -> str:
     if words[0] == "lora_magnitude_vector":
         words = words[:1]
     return f"{PEFT_MODEL}{layer}.{'.'.join(words)}"
-
-
-QUERY_VALUE: tuple[Role, ...] = ("attn_q", "attn_v", "cross_attn_q", "cross_attn_v")
-NUM = 3 * Toy.layers * 2
-"""Queries and values of the toy backbone."""
-CASES: dict[str, tuple[str, dict[str, Any], tuple[Role, ...], dict[str, Any]]] = {
-    "": (
-        "LORA",
-        {"r": 2, "lora_alpha": 2, "use_dora": True},
-        QUERY_VALUE,
-        {"num_trained": NUM * (2 * 2 * Toy.width + Toy.width)},
-    ),
-    "rslora": (
-        "LORA",
-        {"r": 4, "lora_alpha": 2, "use_rslora": True},
-        QUERY_VALUE,
-        {"num_trained": NUM * 4 * 2 * Toy.width, "starts_frozen": True},
-    ),
-    "pissa": (
-        "LORA",
-        {"r": 2, "lora_alpha": 2, "init_lora_weights": "pissa"},
-        QUERY_VALUE,
-        {
-            "num_trained": NUM * 2 * 2 * Toy.width,
-            "refused": {"peft": "init_lora_weights: pissa changes the backbone's own weights"},
-        },
-    ),
-    "adalora": (
-        ADALORA,
-        {"init_r": 4, "target_r": 2, "lora_alpha": 4},
-        QUERY_VALUE,
-        {"num_trained": NUM * (4 * 2 * Toy.width + 4), "starts_frozen": True},
-    ),
-    "loha": (
-        "LOHA",
-        {"r": 2, "alpha": 2},
-        QUERY_VALUE,
-        {"num_trained": NUM * 4 * 2 * Toy.width, "starts_frozen": True},
-    ),
-    "lokr": (
-        "LOKR",
-        {"r": 1, "alpha": 1, "decompose_factor": 4},
-        QUERY_VALUE,
-        {"num_trained": NUM * (4 * 4 + 2 * 4), "starts_frozen": True},
-    ),
-    "vera": (
-        "VERA",
-        {"r": 4},
-        QUERY_VALUE,
-        {"num_trained": NUM * (4 + Toy.width), "starts_frozen": True},
-    ),
-    "oft": (
-        "OFT",
-        {"oft_block_size": 4, "use_cayley_neumann": False},
-        QUERY_VALUE,
-        {"num_trained": NUM * 4 * 6, "starts_frozen": True},
-    ),
-    "norms": ("LN_TUNING", {}, ("norm",), {"starts_frozen": True}),
-}
-"""Word -> type, settings, roles, and what the contract tests expect."""

@@ -8,13 +8,13 @@ first token, so that on T5 their relative position bias is 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vlds.models.methods.base import Case, Library, Toy
+from vlds.models.methods.base import Library
 from vlds.models.methods.context import TaskRouting
 from vlds.models.methods.host import CROSS_ATTENTION, Host, ModelExtension
 from vlds.models.methods.prompt_tuning import LearnedEmbeddings, PromptNetwork
@@ -52,16 +52,6 @@ class PrefixTuning(LearnedEmbeddings):
             host.extend_attention(path, Prefix(prefixes.pieces, index, host.context.routing))
         host.extend_model(prefixes)
         return network
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """With and without a network, the latter without cross-attention."""
-        cases = cls.network_cases("network", Toy.width, 3 * Toy.layers * 2 * Toy.width)
-        method = cases["bare"].method
-        assert isinstance(method, cls)
-        bare = replace(method, cross_attention=False)
-        num = bare.length * 2 * Toy.layers * 2 * Toy.width
-        return cases | {"bare": replace(cases["bare"], method=bare, num_trained=num)}
 
 
 @torch.no_grad()

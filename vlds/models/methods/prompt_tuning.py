@@ -19,13 +19,10 @@ from torch import Tensor, nn
 from vlds.models.kernels.dropout import tasks_follow
 from vlds.models.methods.adapter import init_linear
 from vlds.models.methods.base import (
-    Case,
     Layout,
     Library,
     Method,
     Stored,
-    Toy,
-    by_kinds,
     is_t5,
     num_slices,
 )
@@ -99,35 +96,6 @@ class LearnedEmbeddings(Method):
             key = f"prompt_modules.prompts.{{task}}.prefix_embedding.{original}"
             tensors[tensor.name] = Stored((self.original_owner + key,))
         return Layout(tensors)
-
-    @classmethod
-    def network_cases(cls, owner: str, width: int, num_outputs: int) -> dict[str, Case]:
-        """One for all tasks, one per task, without a network. `owner`: the network's name in its
-        module; `width` of the embeddings; numbers that stand for an embedding."""
-        hidden, length = 6, 3
-        method = cls(length=length, hidden_dim=hidden)
-        num = length * width + hidden * (width + 1) + num_outputs * (hidden + 1)
-        one = Case(
-            method,
-            num,
-            f"{owner}.table {owner}.hidden_weight {owner}.output_weight",
-            f"{owner}.hidden_bias {owner}.output_bias",
-            merged=(cls,),
-        )
-        per_task = replace(method, sharing="multiple")
-        bare = replace(method, hidden_dim=None)
-        needs_network = {"reference": r"makes prompts with a network \(hidden_dim\)"}
-        return {
-            "": one,
-            "per task": replace(one, method=per_task, num_trained=Toy.tasks * num),
-            "bare": Case(
-                bare,
-                length * num_outputs,
-                f"{owner}.table",
-                merged=(cls,),
-                refused=needs_network if "reference" in cls.libraries else {},
-            ),
-        }
 
 
 class PromptNetwork(nn.Module):
@@ -230,15 +198,6 @@ class PromptTuning(LearnedEmbeddings):
         }
         return Layout({table.name: Stored(("prompt_embeddings",))}, config)
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        cases = cls.network_cases("network", Toy.width, Toy.width)
-        refused = {
-            "Bart peft": "peft's prompts have positions, and on BART move the text's",
-            "ImageTextToText": ".* takes no prompts, .*; choose a method that extends layers",
-        }
-        return {w: replace(case, refused=case.refused | refused) for w, case in cases.items()}
-
 
 class Prompts(ModelExtension):
     """The prompts of all tasks."""
@@ -289,15 +248,6 @@ class DecoderPromptTuning(LearnedEmbeddings):
             DecoderPrompts(network, decoder, positions, recorded, host.context.routing)
         )
         return list(network.parameters())
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        cases = cls.network_cases("decoder_network", Toy.width, Toy.width)
-        refused = by_kinds("no layer of .* plays the role 'decoder_positions'")
-        return {
-            word: replace(case, families=("Bart",), refused=case.refused | refused)
-            for word, case in cases.items()
-        }
 
 
 class DecoderPrompts(ModelExtension):

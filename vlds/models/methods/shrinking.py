@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.models.methods.adapter import Adapter
-from vlds.models.methods.base import Case, Library, Method, Toy
+from vlds.models.methods.base import Library, Method
 from vlds.models.methods.context import Revision, Trained
 from vlds.models.methods.host import Host, extended_linears
 from vlds.models.methods.lora import LoRA
@@ -102,22 +102,6 @@ class Shrinking(Method):
             self.of, reduction=reduction, part=self.part, learning_rate=self.learning_rate
         )
         return {name: adapter}
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        lora = LoRA(rank=4, alpha=8.0, dropout=0.0, train_biases=False)
-        return {
-            "": Case(
-                cls(of=Adapter(reduction=4)),
-                Toy.places * (Toy.down + Toy.up),
-                "down_weight up_weight",
-                "down_bias up_bias",
-                merged=(Adapter,),
-            ),
-            "LoRA": Case(
-                cls(of=lora), 3 * Toy.layers * 2 * 4 * 2 * Toy.width, "a b", starts_frozen=True
-            ),
-        }
 
 
 class Shrinkage(Revision):

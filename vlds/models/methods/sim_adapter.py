@@ -28,7 +28,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vlds.models.methods.adapter import Adapter, AdapterModule
-from vlds.models.methods.base import Case, Library, Method, Toy
+from vlds.models.methods.base import Library, Method
 from vlds.models.methods.context import BatchLoss, Predicted
 from vlds.models.methods.host import Host, LinearExtension, weight_options
 from vlds.runtime.checks import MadeForBatch, Natural, NotNegative, check_numbers
@@ -272,13 +272,6 @@ class SimAdapter(Method):
                     f"at {odd}); give them the same attention and cross_attention"
                 )
         return places[first]
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """Two runs, as an artifact has them."""
-        narrow = Adapter(reduction=8, activation="relu")
-        num = Toy.places * (3 * Toy.width**2 + 2 * Toy.width)
-        return {"": Case(cls(adapters={"gqa": Adapter(reduction=4), "vqa": narrow}), num)}
 
 
 class Fusion(nn.Module):

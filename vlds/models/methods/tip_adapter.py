@@ -10,7 +10,7 @@ no descriptions.
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.models.heads.texts import ClassExtension, ClassTexts, TextClasses, unit
-from vlds.models.methods.base import Case, Method, by_kinds
+from vlds.models.methods.base import Method
 from vlds.models.methods.context import Predicted
 from vlds.models.methods.host import Host, states_type
 from vlds.runtime.checks import Natural, NotNegative
@@ -63,12 +63,6 @@ class Place(NamedTuple):
     def labels(self, predicted: Predicted) -> Tensor:
         """(m,) the class of each of the task's rows."""
         return predicted.classes[self.number].targets.argmax(1)
-
-
-def dual_encoder_cases(method: Method) -> Mapping[str, Case]:
-    """The case of a classifier, for the contract tests of models that write answers."""
-    refused = by_kinds("it learns the classes of one task, .*; give .* of a DualEncoder a TextHead")
-    return {"": Case(method, refused=refused, families=())}
 
 
 def find_place(host: Host) -> Place:
@@ -140,10 +134,6 @@ class CacheMethod(Method, ABC):
         module = make(self, *sizes, **place.options)
         place.attach(host.name, module)
         return module, place
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        return dual_encoder_cases(cls())
 
 
 def shot_weights(keys: Tensor, temperature: float | None) -> Tensor:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.models.methods.adapter import Adapter, init_linear
-from vlds.models.methods.base import Case, Layout, Library, Method, Stored, by_kinds
+from vlds.models.methods.base import Layout, Library, Method, Stored
 from vlds.models.methods.bottleneck import gelu_tanh
 from vlds.models.methods.compacter import Compacter
 from vlds.models.methods.host import Host, LinearExtension, added_tensors, weight_options
@@ -154,25 +154,6 @@ class VLPET(Method):
                 key = f"{adapter}.{module}_sampler.{leaf}"
                 tensors[tensor.name] = Stored((key,), stacked=False)
         return Layout(tensors)
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """Every gate, both bottlenecks."""
-        small: dict[str, Any] = {"gate_width": 3, "value_width": 4, "heads": 2}
-        adapter = cls(of=Adapter(reduction=4), **small)
-        methods = {
-            "": replace(adapter, scale=0.3, start="zero"),
-            "middle x": replace(adapter, gate="middle_x"),
-            "middle y": replace(adapter, gate="middle_y"),
-            "small": replace(adapter, gate="small"),
-            "Compacter": replace(adapter, of=Compacter(reduction=4, phm_dim=2)),
-        }
-        refused = by_kinds("VLPET stands in .*; choose that kind, or another method")
-        ungated = {"reference": "the original code has no gates around Compacter"}
-        return {
-            word: Case(method, refused=refused | (ungated if word == "Compacter" else {}))
-            for word, method in methods.items()
-        }
 
 
 def owner_of(layer: str) -> tuple[str, str]:

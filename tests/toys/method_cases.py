@@ -1,7 +1,7 @@
 """Small instances of each method, and what the contract tests expect of them.
 
-A method class that is imported, here or by vlds.models.methods, is tested: by the cases that `CASES`
-has for it, or by one with the class's defaults.
+A method class that is imported, here or by vlds.models.methods, is tested: by its cases in `CASES`,
+or by one instance with the class's defaults.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from vlds.models.methods.base import Library, Sharing
 from vlds.models.methods.bottleneck import (
     Bottleneck,
     BottleneckModule,
-    Half,
     StackedBottleneck,
     StackedBottleneckModule,
     both_halves,
@@ -69,18 +68,18 @@ class AdapterModule(StackedBottleneckModule):
             self.behind_zeros = ("down_weight", "down_bias")
 
     def through(self, states: Tensor) -> Tensor:
-        down, up = (self.down_weight, self.down_bias), (self.up_weight, self.up_bias)
-        return self.routing.apply_stacked(self.linear_bottleneck, states, down, up)
+        # Linear halves can be computed for several tasks at once; `halves` would take one by one.
+        def bottleneck(rows: Tensor, *stacks: Tensor) -> Tensor:
+            down_weight, down_bias, up_weight, up_bias = stacks
+            narrow = self.activation(stacked_linear(rows, down_weight, down_bias))
+            return stacked_linear(narrow, up_weight, up_bias)
 
-    def linear_bottleneck(self, rows: Tensor, *stacks: Tensor) -> Tensor:
-        """Rows through both halves, as `stacked_linear` has them."""
-        down_weight, down_bias, up_weight, up_bias = stacks
-        narrow = self.activation(stacked_linear(rows, down_weight, down_bias))
-        return stacked_linear(narrow, up_weight, up_bias)
+        down, up = (self.down_weight, self.down_bias), (self.up_weight, self.up_bias)
+        return self.routing.apply_stacked(bottleneck, states, down, up)
 
 
 def merge_first(method: str) -> dict[Library, str]:
-    """Why libraries cannot hold a method that `materialise` makes an Adapter."""
+    """`reasons` of a method that `materialise` makes an Adapter."""
     return {
         "peft": f"peft has no {method}; `vlds convert merge`, then `vlds convert adapters` has a "
         "layout for it",
@@ -92,8 +91,8 @@ def merge_first(method: str) -> dict[Library, str]:
 def materialise(
     method: Bottleneck, sharing: Sharing, name: str, model: nn.Module, tasks: Sequence[str]
 ) -> Adapter:
-    """Replace bottlenecks by plain adapters whose halves are linear maps by other means;
-    the method that describes them."""
+    """Replace bottlenecks, whose halves are linear maps of any kind, by plain adapters that compute
+    the same; the method that describes these."""
     stacked = method if isinstance(method, StackedBottleneck) else None
     adapter = Adapter(
         part=method.part,
@@ -113,20 +112,19 @@ def materialise(
         host = Host(name, model, TargetModules({}), tasks, BatchContext(old.routing))
         new = AdapterModule(adapter, linear, host)
         down, up = old.halves()
-        copy_halves(down, new.down_weight, new.down_bias)
-        copy_halves(up, new.up_weight, new.up_bias)
+        for halves, weight, bias in (
+            (down, new.down_weight, new.down_bias),
+            (up, new.up_weight, new.up_bias),
+        ):
+            # A linear map gives its bias for 0, and its bias plus a column for each unit vector.
+            eye = torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype)
+            for index, half in enumerate(halves):
+                bias[index] = half(torch.zeros_like(eye[:1]))[0]
+                weight[index] = (half(eye) - bias[index]).mT
         new.pre_norm, new.post_norm = old.pre_norm, old.post_norm
         new.beside = old.beside
         host.extend_linear(linear, new.train(old.training))
     return adapter
-
-
-def copy_halves(halves: Sequence[Half], weight: Tensor, bias: Tensor) -> None:
-    """Write linear maps, one a slice, as weights (tasks, out, in) and biases (tasks, out)."""
-    eye = torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype)
-    for index, half in enumerate(halves):
-        bias[index] = half(torch.zeros_like(eye[:1]))[0]
-        weight[index] = (half(eye) - bias[index]).mT
 
 
 def init_linear(weight: Tensor, bias: Tensor, std: float | None) -> None:

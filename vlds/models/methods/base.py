@@ -1,4 +1,5 @@
-"""What a method is: it attaches to roles of a frozen model and says which weights train.
+"""What a method is: it attaches to roles of a frozen model and says which weights train. It also
+says how other libraries' files name its tensors and settings; vlds.convert reads and writes them.
 
 Several methods may extend one layer; they act in the order in which the recipe names them.
 """
@@ -15,10 +16,6 @@ from torch import nn
 from vlds.models.methods.host import Host
 from vlds.runtime.checks import NotNegative
 
-# What a method says about other libraries' files: the names and shapes of its tensors, and its
-# settings. vlds.convert reads and writes the files.
-
-
 Library = Literal["peft", "adapters", "reference"]
 """Hugging Face's peft, AdapterHub's adapters, the original code of VL-T5 and VL-Adapter."""
 LIBRARY_NAMES: dict[Library, str] = {
@@ -26,9 +23,9 @@ LIBRARY_NAMES: dict[Library, str] = {
     "adapters": "adapters",
     "reference": "the original code",
 }
-"""How messages call them."""
+"""Library -> its name in messages."""
 PEFT_MODEL = "base_model.model."
-"""What peft's names of layers begin with."""
+"""Prefix of layers' names in peft's files."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Stored:
     stacked: bool = True
     """False if our tensor has no first dimension (tasks or 1)."""
     num_parts: int = 1
-    """In how many tensors the rows of a slice are there; `{part}` stands for a part's number."""
+    """Number of tensors there that hold a slice, by rows; `{part}` stands for a tensor's number."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Layout:
 
 
 def is_t5(model: Any) -> bool:
-    """True for backbones of Hugging Face's T5 classes, which FLAN-T5 belongs to."""
+    """True for backbones of Hugging Face's T5 classes, FLAN-T5 included."""
     return bool(model.config.model_type == "t5")
 
 
@@ -66,13 +63,13 @@ Sharing = Literal["single", "multiple", "half_shared_up", "half_shared_down"]
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A way of tuning a few of a model's weights. All facts about a method are here: the class
-    variables and hooks serve merging, conversion and the contract tests."""
+    variables and hooks serve training, merging and conversion."""
 
     recomputable: ClassVar[bool] = True
     """True if layers compute the same again in the backward pass (activation checkpointing)."""
     needs_whole_model: ClassVar[bool] = False
-    """True if the frozen model computes what the method begins with, so that its weights are whole
-    until then."""
+    """True if the frozen model computes what the method begins with; ZeRO-3 partitions its weights
+    only after that."""
     compares_examples: ClassVar[bool] = False
     """True if the method's loss compares all examples of a global batch, which a rank then computes
     in one micro-batch."""

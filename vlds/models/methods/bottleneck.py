@@ -79,7 +79,7 @@ NORMS: dict[Library, dict[str, tuple[str, ...]]] = {
 
 
 class Place(NamedTuple):
-    """Where a bottleneck goes."""
+    """A layer that gets a bottleneck."""
 
     role: Role
     path: str
@@ -88,7 +88,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Bottleneck(Method):
-    """What all bottleneck adapters have in common."""
+    """Base of all bottleneck adapters: where they stand, and how wide they are."""
 
     reduction: Count = 8
     """Width of the model divided by the width of the bottleneck."""
@@ -100,7 +100,7 @@ class Bottleneck(Method):
     """Bottlenecks beside feed-forward layers, whose input they read, instead of behind them (He et
     al. 2022, https://arxiv.org/abs/2110.04366)."""
     activation: Nonlinearity = "gelu_tanh"
-    """What stands between the halves; gelu_tanh is GELU's usual approximation."""
+    """Function between the halves; gelu_tanh is GELU's usual approximation."""
 
     def __post_init__(self) -> None:
         if self.parallel and (self.attention or self.cross_attention):
@@ -116,10 +116,10 @@ class Bottleneck(Method):
             "ffn_out": True,
             "cross_attn_out": self.cross_attention,
         }
-        roles = [role for role, is_wanted in wanted.items() if is_wanted]
         return [
             Place(role, path, linear)
-            for role in roles
+            for role, is_wanted in wanted.items()
+            if is_wanted
             for path, linear in host.linears(role, optional=CROSS_ATTENTION).items()
         ]
 
@@ -139,7 +139,7 @@ class Bottleneck(Method):
 
 def stand_beside(host: Host) -> None:
     """Let the host's bottlenecks read what their feed-forward layers read."""
-    # Of a gated layer's two, which read the same, one.
+    # A gated layer has two modules here, which read the same; the later one replaces the other.
     modules = {stack_and_layer(path): m for path, m in host.modules_of("ffn_in").items()}
     noted = {key: host.note_input(module) for key, module in modules.items()}
     for path, linear in host.linears("ffn_out").items():
@@ -193,12 +193,15 @@ class BottleneckModule(LinearExtension):
         return outputs + states
 
     def through(self, states: Tensor) -> Tensor:
-        """(b, l, d) -> (b, l, d) through the halves."""
-        return self.routing.apply_pair(self.bottleneck_of, states, *self.halves())
+        """(b, l, d) -> (b, l, d): each row through its task's halves."""
+        down, up = self.halves()
 
-    def bottleneck_of(self, rows: Tensor, down: Half, up: Half) -> Tensor:
-        """(..., d) -> (..., d) through one task's halves."""
-        return up(self.activation(down(rows)))
+        def of_task(rows: Tensor, task: int) -> Tensor:
+            narrow = self.activation(down[task if len(down) > 1 else 0](rows))
+            return up[task if len(up) > 1 else 0](narrow)
+
+        is_shared = len(down) == len(up) == 1
+        return of_task(states, 0) if is_shared else self.routing.apply(of_task, states)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,13 +242,18 @@ class StackedBottleneck(Bottleneck):
         """The halves and norms of each bottleneck."""
         tensors = {}
         for tensor in added_tensors(model, name):
-            place, (half, _, leaf) = place_of(library, tensor.layer), tensor.leaf.partition("_")
+            matches = ((re.fullmatch(p, tensor.layer), to) for p, to in PLACES[library].items())
+            place = next((match.expand(to) for match, to in matches if match), None)
+            if place is None:
+                raise ValueError(f"{tensor.layer}: {LIBRARY_NAMES[library]} has no adapters there")
+            half, _, leaf = tensor.leaf.partition("_")
             if half in NORMS[library]:
                 leaf = leaf.removeprefix("norm.")
                 keys = tuple(f"{place}.{norm}.{leaf}" for norm in NORMS[library][half])
                 tensors[tensor.name] = Stored(keys, stacked=False)
                 continue
             if library == "adapters":
+                # Its down half is a sequence: the norm before, if there is one, then the layer.
                 number = f".{int(self.layer_norm_before)}" if half == "down" else ""
                 key = f"{place}.{{task}}.adapter_{half}{number}.{self.library_leaves[leaf]}"
             else:
@@ -263,14 +271,6 @@ class StackedBottleneck(Bottleneck):
             "ln_before": self.layer_norm_before,
             "ln_after": self.layer_norm_after,
         }
-
-
-def place_of(library: Library, layer: str) -> str:
-    """The module that holds a layer's adapters in a library."""
-    for pattern, place in PLACES[library].items():
-        if match := re.fullmatch(pattern, layer):
-            return match.expand(place)
-    raise ValueError(f"{layer}: {LIBRARY_NAMES[library]} has no adapters there")
 
 
 class StackedBottleneckModule(BottleneckModule):
@@ -312,8 +312,8 @@ def both_halves(**rules: OptimizerRule) -> OptimizerRules:
 
 
 def layers(function: Callable[..., Tensor], **stacks: Tensor) -> list[Half]:
-    """`function(rows, **slices)` for each slice of stacked weights (tasks, ...), or (1, ...) for
-    those that all slices share."""
+    """`function(rows, **slices)` for each task, from weights (tasks, ...), or (1, ...) where all
+    tasks share them."""
     num = max(map(len, stacks.values()))
     columns = (
         (stack if len(stack) == num else stack.expand(num, *stack.shape[1:])).unbind()

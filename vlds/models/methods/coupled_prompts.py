@@ -104,12 +104,16 @@ class CoupledPrompts(ModelExtension):
             prompts[number] = states[number][0, words]
 
 
-class TextPrompts(InputExtension):
-    """Replaces a text's first words by a layer's prompts."""
+class LayerPrompts(InputExtension):
+    """Puts prompts into the states before the `number`-th layer of a tower."""
 
     def __init__(self, made: MadeForBatch, number: int, switch: Switch) -> None:
         super().__init__()
         self.made, self.number, self.switch = made, number, switch
+
+
+class TextPrompts(LayerPrompts):
+    """Replaces a text's first words by the layer's prompts."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.switch.is_on:
@@ -120,12 +124,8 @@ class TextPrompts(InputExtension):
         return torch.cat([before, prompts.expand(len(inputs), -1, -1), behind], 1)
 
 
-class VisionPrompts(InputExtension):
-    """Replaces the prompts of the layer before, behind a picture's tokens, by a layer's own."""
-
-    def __init__(self, made: MadeForBatch, number: int, switch: Switch) -> None:
-        super().__init__()
-        self.made, self.number, self.switch = made, number, switch
+class VisionPrompts(LayerPrompts):
+    """Replaces the prompts of the layer before, behind a picture's tokens, by the layer's own."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.switch.is_on:

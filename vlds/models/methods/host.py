@@ -1,4 +1,9 @@
-"""Where a method is attached: the layers that play its roles, and how its modules get there."""
+"""Where a method is attached: the layers that play its roles, and how its modules get there.
+
+Extending a module keeps the object, its parameters and their names. Only its class changes, to a
+subclass that runs the extensions around the module's own forward pass, so a quantised layer still
+computes as one. No hooks: deepcopy, pickle, ZeRO-3 and a debugger see ordinary modules.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +18,6 @@ from torch import Tensor, nn
 from vlds.models.methods.context import BatchContext, BatchLoss, Revision, StepRule
 from vlds.runtime.checks import MadeForBatch
 from vlds.schema import Role, TargetModules
-
-# Modules with methods' modules before and behind them.
-#
-# Extending keeps the object, its parameters and their names. Only its class changes, to a subclass
-# that runs the extensions around the module's own forward pass, so a quantised layer still computes
-# as one. No hooks and no closures: deepcopy, pickle, ZeRO-3 and a debugger see ordinary modules.
-
 
 ADDED = ("extensions", "input_extensions", "key_value_extensions")
 """Names of the children that hold methods' modules."""
@@ -39,8 +37,8 @@ class AddedTensor(NamedTuple):
 
 
 def added_tensors(model: nn.Module, method: str) -> list[AddedTensor]:
-    """The tensors that a method, by its name in the recipe, has added to a model; tensors of the
-    model that its modules use too are not among them."""
+    """The tensors that a method, by its name in the recipe, has added to a model; without tensors
+    of the model that the method's modules use too."""
     pattern = re.compile(rf"(?:(.+?)\.)?({'|'.join(ADDED)})\.{method}\.(.+)")
     state = model.state_dict(keep_vars=True)
     own = {id(tensor) for name, tensor in state.items() if is_own(name)}
@@ -54,7 +52,7 @@ def is_own(name: str) -> bool:
 
 
 class LinearExtension(nn.Module):
-    """What a method adds behind a linear layer."""
+    """What a method adds behind a linear layer, or behind another module that gives one tensor."""
 
     behind_zeros: Collection[str] = ()
     """Tensors of the module behind a matrix that begins as zeros: they have no gradient at
@@ -66,7 +64,7 @@ class LinearExtension(nn.Module):
 
 
 class InputExtension(nn.Module):
-    """What a method adds before a linear layer."""
+    """What a method adds before a module."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The layer's new input."""
@@ -141,7 +139,7 @@ class Extended(nn.Module):
         return outputs
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # pickle finds no derived class by its name.
+        # The class is made at run time, so that pickle cannot find it by its name.
         return blank_extended, (self.kind,), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
@@ -190,12 +188,6 @@ def is_plain(weight: Tensor) -> bool:
     return type(weight) is nn.Parameter and weight.is_floating_point()
 
 
-def fitted(extension: nn.Module, linear: nn.Linear, model: nn.Module) -> nn.Module:
-    """What a method adds beside a layer, in the type of the model's states if the layer's own
-    weight does not tell it."""
-    return extension if is_plain(linear.weight) else extension.to(states_type(model))
-
-
 def states_type(model: nn.Module) -> torch.dtype:
     """Type of a model's states: that of its first weight that is not packed."""
     return next((p.dtype for p in model.parameters() if is_plain(p)), torch.float32)
@@ -230,8 +222,7 @@ def take_first(linear: Extended, name: str) -> nn.Module:
 
 
 def zero_at_first(model: nn.Module) -> set[str]:
-    """Names of the tensors whose gradient is zero in the first step, since they lie behind a matrix
-    that begins as zeros."""
+    """Names of the tensors that `behind_zeros` of modules lists."""
     return {
         f"{path}.{tensor}"
         for path, module in model.named_modules()
@@ -286,12 +277,25 @@ class Host:
         Errors: ValueError if a role is unknown or matches no layer, or something that methods
         cannot extend.
         """
-        return {
-            path: checked_linear(path, module, role)
-            for role in dict.fromkeys(roles)
-            if role not in optional or role in self.targets.paths
-            for path, module in self.modules_of(role).items()
-        }
+        linears = {}
+        for role in dict.fromkeys(roles):
+            if role in optional and role not in self.targets.paths:
+                continue
+            for path, module in self.modules_of(role).items():
+                if not isinstance(module, nn.Linear):
+                    raise ValueError(
+                        f"{path} plays the role '{role}' and is a {type(module).__name__}; methods "
+                        "extend nn.Linear and its subclasses only, so choose a model or a method "
+                        "without it"
+                    )
+                if "forward" in vars(module):
+                    raise ValueError(
+                        f"{path} plays the role '{role}', and its forward was replaced on the "
+                        "object itself, so that a method's modules would never run; attach methods "
+                        "before whatever does that"
+                    )
+                linears[path] = module
+        return linears
 
     def modules_of(self, role: str) -> dict[str, nn.Module]:
         """Path -> module that plays a role, in the host's stack.
@@ -311,11 +315,16 @@ class Host:
 
     def extend_linear(self, linear: nn.Linear, extension: LinearExtension) -> None:
         """Put an extension behind a linear layer, under all the paths that the layer has."""
-        extended(linear).extensions[self.name] = fitted(extension, linear, self.model)
+        self._put(extension, linear, extended(linear).extensions)
 
     def extend_input(self, linear: nn.Linear, extension: InputExtension) -> None:
         """Put an extension before a linear layer, under all the paths that the layer has."""
-        extended(linear).input_extensions[self.name] = fitted(extension, linear, self.model)
+        self._put(extension, linear, extended(linear).input_extensions)
+
+    def _put(self, extension: nn.Module, linear: nn.Linear, among: nn.ModuleDict) -> None:
+        # A packed weight does not tell the type of the states; `weight_options` gave float32.
+        plain = is_plain(linear.weight)
+        among[self.name] = extension if plain else extension.to(states_type(self.model))
 
     def extend_norm(self, norm: nn.Module, extension: LinearExtension) -> None:
         """Put an extension behind a norm of any class."""
@@ -347,11 +356,12 @@ class Host:
 
 
 def find_modules(model: nn.Module, targets: TargetModules, role: str) -> dict[str, nn.Module]:
-    """Path -> module, of those that play a role; a shared module has all its paths.
+    """Path -> module, of those that play a role.
 
     Errors: ValueError that lists the known roles if none does.
     """
     patterns = [pattern_of(path) for path in targets.paths.get(role, ())]
+    # Without removing duplicates, a shared module is found under all its paths.
     modules = {
         path: module
         for path, module in model.named_modules(remove_duplicate=False)
@@ -364,24 +374,6 @@ def find_modules(model: nn.Module, targets: TargetModules, role: str) -> dict[st
             f"{targets.cures.get(role, CURE)}"
         )
     return modules
-
-
-def checked_linear(path: str, module: nn.Module, role: str) -> nn.Linear:
-    """The module, if methods can extend it.
-
-    Errors: ValueError if it is not an nn.Linear, or its forward is not its class's.
-    """
-    if not isinstance(module, nn.Linear):
-        raise ValueError(
-            f"{path} plays the role '{role}' and is a {type(module).__name__}; methods extend "
-            "nn.Linear and its subclasses only, so choose a model or a method without it"
-        )
-    if "forward" in vars(module):
-        raise ValueError(
-            f"{path} plays the role '{role}', and its forward was replaced on the object itself, "
-            "so that a method's modules would never run; attach methods before whatever does that"
-        )
-    return module
 
 
 def pattern_of(path: str) -> re.Pattern[str]:
@@ -399,14 +391,14 @@ def weight_options(layer: nn.Linear | nn.Embedding) -> dict[str, Any]:
     """Device and type for new weights beside a layer: those of its own weight.
 
     The type of a quantised weight says how it is packed. New weights are float32 there, until
-    `fitted` gives them the type of the model's states.
+    `Host.extend_linear` gives them the type of the model's states.
     """
     weight = layer.weight
     return {"device": weight.device, "dtype": weight.dtype if is_plain(weight) else torch.float32}
 
 
 def module_dict(module: nn.Module, child: str) -> nn.ModuleDict:
-    """A module's child that holds methods' modules."""
+    """A module's child that holds methods' modules; made if there is none yet."""
     if not hasattr(module, child):
         module.add_module(child, nn.ModuleDict())
     modules = module.get_submodule(child)

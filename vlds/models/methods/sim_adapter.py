@@ -370,7 +370,7 @@ class FusionLoss(BatchLoss):
         if (weight := self.guide_weight()) > 0:
             # Behind the batch's rows there may be one that keeps ranks in step.
             num = len(is_label)
-            own = self.own.to(is_label.device)[self.context.routing.task_of_rows()[:num]]
+            own = self.context.routing.of_rows(self.own.to(is_label.device))[:num]
             for module, (log_attention, _) in zip(self.modules, noted, strict=True):
                 real = is_label if module.in_decoder else self.context.token_mask
                 assert real is not None, "the model says which of its tokens are real"

@@ -50,7 +50,7 @@ class AdapterModule(StackedBottleneckModule):
     layer = staticmethod(F.linear)
     leaves = ("weight", "bias")
     neurons: ClassVar[Mapping[str, int]] = {"down_weight": 1, "down_bias": 1, "up_weight": 2}
-    """Weights whose slices belong to the bottleneck's neurons -> the dimension of these."""
+    """Weight -> its dimension that numbers the bottleneck's neurons."""
     optimizer_rules: ClassVar[OptimizerRules] = both_halves(weight=STACKED, bias=STACKED_UNDECAYED)
 
     def __init__(self, config: Adapter, linear: nn.Linear, host: Host) -> None:

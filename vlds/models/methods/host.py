@@ -184,7 +184,7 @@ def extended_linears(model: nn.Module, name: str) -> Iterator[ExtendedLinear]:
 
 
 def is_plain(weight: Tensor) -> bool:
-    """True for matrices of floats; False for what is packed, or computed from something else."""
+    """True for weights of floats; False for what is packed, or computed from something else."""
     return type(weight) is nn.Parameter and weight.is_floating_point()
 
 

@@ -35,10 +35,6 @@ from vlds.models.methods.sim_adapter import read_method, weights_hash
 from vlds.runtime.checks import MadeForBatch, Natural
 from vlds.schema import Role, TargetModules
 
-# The networks that make HyperPELT's prefixes and adapters, from embeddings of task, layer and
-# block, and from the example's pictures.
-
-
 Key = tuple[str, Role, int]
 """Stack, kind of sub-layer and layer."""
 PREFIXED: dict[Role, Role] = {"attn_k": "attn_out", "cross_attn_k": "cross_attn_out"}
@@ -46,12 +42,12 @@ PREFIXED: dict[Role, Role] = {"attn_k": "attn_out", "cross_attn_k": "cross_attn_
 
 
 class PELTNetworks(HyperNetworks):
-    """The networks of both sets."""
+    """The networks of both sets, from embeddings of task, layer and block, and from pictures."""
 
     def __init__(self, config: HyperPELT, places: list[Place], host: Host) -> None:
         std = host.targets.linear_init_std
         super().__init__(config, places, len(host.tasks), std)
-        self.key_width = 0
+        key_width = 0
         self.attentions: dict[str, Key] = {}
         """Path of an attention's keys -> the prefixes before them."""
         self.context, options = host.context, weight_options(places[0].linear)
@@ -60,22 +56,21 @@ class PELTNetworks(HyperNetworks):
         for role, kind in PREFIXED.items() if config.prefix_length else ():
             for path, linear in host.linears(role, optional=CROSS_ATTENTION).items():
                 stack, layer = stack_and_layer(path)
-                self.attentions[path], self.key_width = (stack, kind, layer), linear.out_features
+                self.attentions[path], key_width = (stack, kind, layer), linear.out_features
                 if kind not in kinds.setdefault(stack, []):
                     kinds[stack].append(kind)
 
         def heads() -> nn.ModuleDict:
             return nn.ModuleDict(
-                {
-                    stack: PrefixHead(config, own, self.key_width, options, std)
-                    for stack, own in kinds.items()
-                }
+                {n: PrefixHead(config, k, key_width, options, std) for n, k in kinds.items()}
             )
 
         self.heads = heads()
         self.visual_stacks, self.visual_heads = nn.ModuleDict(), nn.ModuleDict()
         self.look: nn.Linear | None = None
+        """Mean of an example's visual tokens -> its embedding, in place of a task's."""
         if config.visual:
+            # Of the twin's networks only the stacks: a picture's embedding replaces the tasks'.
             twin = HyperNetworks(config, places, 1, std)
             self.visual_stacks, self.visual_heads = twin.stacks, heads()
             table: Any = host.model.get_input_embeddings()  # type: ignore[operator]
@@ -95,6 +90,7 @@ class PELTNetworks(HyperNetworks):
         made: dict[Key, list[Tensor]] = {}
         for stack, network in self.visual_stacks.items():
             for kind, weights in network(pictures).items():
+                # Unbound once, as in HyperNetworks.forward.
                 by_layer = zip(*(weight.unbind(1) for weight in weights), strict=True)
                 made |= {(stack, kind, n): list(own) for n, own in enumerate(by_layer)}
         self.of_pictures.value = made
@@ -148,7 +144,7 @@ def prefixes_of(networks: nn.ModuleDict, heads: nn.ModuleDict, tasks: Tensor) ->
 
 TASKS = "task_embeddings.weight"
 OF_TRAINING = ("learning_rate", "weights", "train_networks")
-"""Fields that change nothing of what given weights compute."""
+"""Fields without effect on what given weights compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,15 +212,14 @@ class HyperPELT(Hyperformer):
             )
 
     def in_artifact(self) -> HyperPELT:
-        """Without the run that the networks come from: the artifact holds them."""
+        # Without the run that the networks come from: the artifact holds them.
         return replace(self, weights=None)
 
     def resumed(self) -> HyperPELT:
-        """Without that run, if the networks train."""
+        # Networks that train are in the run's state; frozen ones are read from their run again.
         return self.in_artifact() if self.train_networks else self
 
     def source_hashes(self) -> Mapping[str, str]:
-        """Of the run whose networks stay as they are."""
         if self.weights is None or self.train_networks:
             return {}
         return {"weights": weights_hash(Path(self.weights))}
@@ -302,16 +297,14 @@ class PELTModule(HyperformerModule):
     def through(self, states: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d) through the bottlenecks of both sets."""
         of_tasks = super().through(states)
-        return of_tasks if self.of_pictures is None else of_tasks + self.seen(states)
-
-    def seen(self, states: Tensor) -> Tensor:
-        """(b, l, d) -> (b, l, d) through the bottlenecks that the rows' pictures make."""
-        assert self.of_pictures is not None
+        if self.of_pictures is None:
+            return of_tasks
         rows = self.context.examples
         down, down_bias, up, up_bias = (w[rows] for w in self.of_pictures.value[self.key])
-        by_row = states.reshape(len(rows), -1, states.shape[-1])  # as beams, or in one line
+        # Beams of an example, or all tokens in one line, become one row for each example.
+        by_row = states.reshape(len(rows), -1, states.shape[-1])
         narrow = self.activation(torch.baddbmm(down_bias[:, None], by_row, down.mT))
-        return torch.baddbmm(up_bias[:, None], narrow, up.mT).view_as(states)
+        return of_tasks + torch.baddbmm(up_bias[:, None], narrow, up.mT).view_as(states)
 
 
 class HyperPrefix(nn.Module):

@@ -6,6 +6,8 @@ weights a small network makes from embeddings of task and layer, as VL-Adapter h
 
 All layers' weights of a stack come from one product for each kind of sub-layer, once a batch. The
 paper's own systems also make a norm behind each bottleneck, which VL-Adapter leaves out.
+
+Shapes: k tasks, n layers of a stack, d width of the model, m width of a bottleneck.
 """
 
 from __future__ import annotations
@@ -43,9 +45,6 @@ from vlds.models.methods.host import Host, ModelExtension, added_tensors, weight
 from vlds.runtime.checks import Count, MadeForBatch
 from vlds.schema import STACKED, UNDECAYED, OptimizerRules, Role
 
-# The networks that make Hyperformer's bottlenecks from embeddings of task and layer.
-
-
 KINDS: tuple[Role, ...] = ("ffn_out", "attn_out", "cross_attn_out")
 """Kinds of sub-layer, in the order of the original's block-kind embeddings."""
 GENERATOR_STD = 0.01
@@ -81,11 +80,12 @@ class HyperNetworks(ModelExtension):
         for name, network in self.stacks.items():
             assert isinstance(network, HyperNetwork)
             for kind, weights in network(tasks).items():
-                # Unbound once: slicing for each layer would cost a whole gradient each.
+                # Unbound once: slicing for each layer would cost a whole gradient each. The halves
+                # are in the order of tasks, then layers, so that a layer has every n-th.
                 down, up = linear_layers(*weights[:2]), linear_layers(*weights[2:])
                 num_layers = weights[0].shape[1]
                 for layer in range(num_layers):
-                    of_layer = slice(layer, None, num_layers)  # one for each task
+                    of_layer = slice(layer, None, num_layers)
                     generated[name, kind, layer] = down[of_layer], up[of_layer]
         self.generated.value = generated
 
@@ -93,7 +93,7 @@ class HyperNetworks(ModelExtension):
 class HyperNetwork(nn.Module):
     """Embeddings of the tasks -> weights of all bottlenecks of a stack."""
 
-    # In the original code too, where no other norm is left without decay.
+    # As in the original code, which decays all other norms.
     optimizer_rules: ClassVar[OptimizerRules] = {"norm.weight": UNDECAYED}
 
     def __init__(
@@ -127,9 +127,9 @@ class HyperNetwork(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, tasks: Tensor) -> dict[Role, tuple[Tensor, ...]]:
-        """(k, task_dim) -> for each kind, with n layers: (k, n, m, d), (k, n, m), (k, n, d, m) and
-        (k, n, d), the weights and biases of the down and up halves; twice (k, n, d) more, of a norm
-        behind them, if there is one."""
+        """(k, task_dim) -> for each kind: (k, n, m, d), (k, n, m), (k, n, d, m) and (k, n, d), the
+        weights and biases of the down and up halves; twice (k, n, d) more, of a norm behind them,
+        if there is one."""
         if self.kind_embeddings is None:
             e = self.embedded(tasks, [])
             return {kind: self.generators[kind](e) for kind in self.kinds}
@@ -141,20 +141,17 @@ class HyperNetwork(nn.Module):
     def embedded(self, tasks: Tensor, kinds: Sequence[Role]) -> Tensor:
         """(k, task_dim) -> e of each task and layer, (k, n, projected_dim), and of each of the
         kinds, if there are embeddings of kinds, (k, n, kinds, projected_dim)."""
-        inputs = self.pairs(tasks, rows_of(self.layer_embeddings))
+
+        def pairs(left: Tensor, right: Tensor) -> Tensor:
+            """(..., a) and (n, b) -> (..., n, a + b): each beside each."""
+            shape = (*left.shape[:-1], len(right))
+            left = left[..., None, :].expand(*shape, left.shape[-1])
+            return torch.cat([left, right.expand(*shape, right.shape[-1])], dim=-1)
+
+        inputs = pairs(tasks, rows_of(self.layer_embeddings))
         if self.kind_embeddings is not None:
             indices = [KINDS.index(kind) for kind in kinds]
-            inputs = self.pairs(inputs, rows_of(self.kind_embeddings)[indices])
-        return self.embed(inputs)
-
-    def pairs(self, left: Tensor, right: Tensor) -> Tensor:
-        """(..., a) and (n, b) -> (..., n, a + b): each beside each."""
-        shape = (*left.shape[:-1], len(right))
-        left = left[..., None, :].expand(*shape, left.shape[-1])
-        return torch.cat([left, right.expand(*shape, right.shape[-1])], dim=-1)
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """(..., embeddings) -> (..., projected_dim)."""
+            inputs = pairs(inputs, rows_of(self.kind_embeddings)[indices])
         e: Tensor = self.norm(self.project(F.relu(self.hidden(inputs))))
         return e
 
@@ -193,17 +190,16 @@ class Generator(nn.Module):
 def linear_layers(weight: Tensor, bias: Tensor, *norm: Tensor) -> list[Half]:
     """Layers of weights (k, n, out, in) and biases (k, n, out), with norms behind them of weights
     and biases (k, n, out), if given: all n of the first task first."""
+
+    def normed_linear(
+        rows: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor
+    ) -> Tensor:
+        return F.layer_norm(F.linear(rows, weight, bias), norm_bias.shape, norm_weight, norm_bias)
+
     names = ("weight", "bias", "norm_weight", "norm_bias")
     stacks = zip(names, (weight, bias, *norm), strict=False)  # the norm is left out, or given
     function = normed_linear if norm else F.linear
     return layers(function, **{name: stack.flatten(0, 1) for name, stack in stacks})
-
-
-def normed_linear(
-    rows: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor
-) -> Tensor:
-    """A linear layer, then a norm: (..., in) -> (..., out)."""
-    return F.layer_norm(F.linear(rows, weight, bias), norm_bias.shape, norm_weight, norm_bias)
 
 
 def table(rows: int, width: int, std: float, options: dict[str, Any]) -> nn.Embedding:
@@ -274,18 +270,15 @@ class Hyperformer(Bottleneck):
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put a bottleneck at every place, and the networks that make their weights beside the
         model."""
-        networks = self.networks(host)
-        for place in self.places(host):
+        places = self.places(host)
+        networks = HyperNetworks(self, places, len(host.tasks), host.targets.linear_init_std)
+        for place in places:
             module = HyperformerModule(self, place, networks.generated, host.context.routing)
             host.extend_linear(place.linear, module)
         if self.parallel:
             stand_beside(host)
         host.extend_model(networks)
         return list(networks.parameters())
-
-    def networks(self, host: Host) -> HyperNetworks:
-        """The networks of all stacks."""
-        return HyperNetworks(self, self.places(host), len(host.tasks), host.targets.linear_init_std)
 
     @torch.no_grad()
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
@@ -307,13 +300,12 @@ class Hyperformer(Bottleneck):
         return {name: adapter}
 
     def refusal(self, library: Library, model: Any) -> str | None:
-        """What is made with norms becomes no plain adapter."""
         if self.layer_norm_after and library not in self.libraries:
             return f"{LIBRARY_NAMES[library]} has no {type(self).__name__} with layer_norm_after"
         return super().refusal(library, model)
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
-        """The networks; each stack of the original code names the tasks' embeddings too."""
+        """The networks. The original code has the tasks' embeddings thrice, once in each stack."""
         tensors = {}
         for tensor in added_tensors(model, name):
             if tensor.leaf == "task_embeddings.weight":

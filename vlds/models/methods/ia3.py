@@ -80,7 +80,16 @@ class IA3(Method):
                 if linear.bias is not None:
                     linear.bias.mul_(module.factors[0])
             elif name in linear.input_extensions:
-                foldable_weight(linear).mul_(take_input(linear, name).factors[0])
+                weight = foldable_weight(linear)
+                # What stands behind a layer reads its input, which folding would change.
+                if linear.extensions:
+                    raise ValueError(
+                        f"{', '.join(linear.extensions)} may read what {name} multiplies; fold "
+                        "that first, which means: name it earlier in the recipe"
+                    )
+                before = linear.input_extensions.pop(name)
+                assert isinstance(before, InputFactors)
+                weight.mul_(before.factors[0])
         return {}
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
@@ -98,21 +107,6 @@ class IA3(Method):
         return Layout(tensors, config)
 
 
-def take_input(linear: ExtendedLinear, name: str) -> InputFactors:
-    """Take out the factors before a layer.
-
-    Errors: ValueError if something behind the layer may read its input.
-    """
-    if linear.extensions:
-        raise ValueError(
-            f"{', '.join(linear.extensions)} may read what {name} multiplies; fold that first, "
-            "which means: name it earlier in the recipe"
-        )
-    factors = linear.input_extensions.pop(name)
-    assert isinstance(factors, InputFactors)
-    return factors
-
-
 class Factors(nn.Module):
     """Factors beside a layer."""
 
@@ -126,8 +120,7 @@ class Factors(nn.Module):
         self.factors = nn.Parameter(torch.ones(num, width, **weight_options(linear)))
 
     def multiply(self, states: Tensor) -> Tensor:
-        """(b, l, d), or (b * l, d) as some models have it, times each row's factors; if tasks share
-        them, whatever the rows are."""
+        """(b, l, d), or (b * l, d) as some models have it, times each row's factors."""
         if len(self.factors) == 1:
             return states * self.factors[0]
         if states.ndim == 2:

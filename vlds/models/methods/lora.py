@@ -107,7 +107,6 @@ class LoRA(Method):
         return {}
 
     def refusal(self, library: Library, model: Any) -> str | None:
-        """The original code has one kind of LoRA, and only on BART."""
         if library == "reference" and is_t5(model):
             return "the original code has no LoRA on T5"
         if library == "reference" and set(self.roles) != set(ORIGINAL_ROLES):
@@ -115,7 +114,6 @@ class LoRA(Method):
         return super().refusal(library, model)
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
-        """Two matrices beside each layer."""
         added = added_tensors(model, name)
         if library == "reference":
             keys = {t.name: f"{t.layer}.lora_{t.leaf.upper()}s.{{task}}" for t in added}
@@ -136,7 +134,7 @@ class LoRAModule(LinearExtension):
 
     optimizer_rules: ClassVar[OptimizerRules] = {"a": STACKED, "b": STACKED}
     neurons: ClassVar[Mapping[str, int]] = {"a": 1, "b": 2}
-    """Weights whose slices belong to the update's ranks -> the dimension of these."""
+    """Weight -> its dimension that numbers the update's ranks."""
     behind_zeros = ("a",)
 
     def __init__(self, config: LoRA, linear: nn.Linear, host: Host) -> None:
@@ -152,10 +150,10 @@ class LoRAModule(LinearExtension):
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, in) and (b, l, out) -> (b, l, out): each row with its task's update."""
-        inputs = F.dropout(inputs, self.dropout, self.training)
-        return outputs + self.routing.apply_stacked(self.update, inputs, [self.a], [self.b])
 
-    def update(self, rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Rows by the tasks' matrices, as `stacked_linear` has them, scaled where it is
-        narrowest."""
-        return stacked_linear(self.scale * stacked_linear(rows, a), b)
+        def update(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+            # Scaled where the states are narrowest.
+            return stacked_linear(self.scale * stacked_linear(rows, a), b)
+
+        inputs = F.dropout(inputs, self.dropout, self.training)
+        return outputs + self.routing.apply_stacked(update, inputs, [self.a], [self.b])

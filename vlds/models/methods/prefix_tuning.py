@@ -44,8 +44,8 @@ class PrefixTuning(LearnedEmbeddings):
         return list(self.put(host, list(keys), next(iter(keys.values()))).parameters())
 
     def put(self, host: Host, keys: Sequence[str], projection: nn.Linear) -> PromptNetwork:
-        """Put the network of all prefixes beside the model, given the paths of the attentions'
-        keys and one of their projections."""
+        """Put the network of all prefixes beside the model. `keys`: paths of the attentions' key
+        projections; `projection`: one of them."""
         network = PromptNetwork(self, host, projection, 2 * projection.out_features * len(keys))
         prefixes = Prefixes(network, 2 * len(keys))
         for index, path in enumerate(keys):
@@ -58,9 +58,11 @@ class PrefixTuning(LearnedEmbeddings):
 def fixed_prefixes(
     host: Host, made: Mapping[str, Sequence[Tensor]], cross_attention: bool
 ) -> PrefixTuning:
-    """Put prefixes into a model that another method has made; the method that describes them.
-    `made`: path of an attention's keys, cross-attentions last -> keys and values of all tasks,
-    (tasks, p, width)."""
+    """Put prefixes, made by another method, into a model; the method that describes them.
+
+    `made`: path of an attention's key projection -> keys and values of all tasks, (tasks, p,
+    width). Cross-attentions come last, the order in which PrefixTuning attaches.
+    """
     pieces = [piece for pair in made.values() for piece in pair]
     length = pieces[0].shape[1]
     method = PrefixTuning(
@@ -81,7 +83,6 @@ class Prefixes(ModelExtension):
         self.pieces = MadeForBatch()
 
     def forward(self) -> None:
-        """Make the keys and values of all attentions."""
         self.pieces.value = self.network().chunk(self.num_pieces, dim=-1)
 
 

@@ -1,5 +1,5 @@
 """How important the weights of a model are: the sum of their squared gradients over single
-examples.
+examples. `vlds importance` computes and writes it (vlds/training/importance.py); LST reads it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor
 from vlds.models.loading.model_files import check_tensors, reading
 
 BACKBONE = "backbone"
-"""Key in the file's metadata: `layers_hash`. Missing where the backbone's weights are random, which
-each start draws again."""
+"""Key of `layers_hash` in the file's metadata. Missing where the backbone's weights are random,
+which each start draws again."""
 TABLES = {"shared", "embed_tokens", "lm_head"}
+"""Words in the names of token tables."""
 
 
 def squared_gradients(model: Any, examples: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -39,7 +40,7 @@ def squared_gradients(model: Any, examples: Iterable[tuple[Tensor, Tensor]]) -> 
 
 def layers_hash(weights: Mapping[str, Tensor], names: Iterable[str]) -> str:
     """sha256 of a backbone's layers, rounded to bf16, so that it is the same in each precision.
-    Tables of words are left out: they grow with the tokenizer."""
+    Token tables are left out: they grow with the tokenizer."""
     digest = sha256()
     for name in sorted(names):
         if TABLES.isdisjoint(name.split(".")):

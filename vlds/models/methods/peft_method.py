@@ -1,5 +1,5 @@
 """Methods of Hugging Face's peft (https://github.com/huggingface/peft): DoRA, rsLoRA, PiSSA, LoHa,
-LoKr, VeRA, OFT and others, by peft's own names, settings and layers.
+LoKr, VeRA, OFT, AdaLoRA and others, by peft's own names, settings and layers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from vlds.models.methods.host import (
     ExtendedLinear,
     Host,
     added_tensors,
-    find_modules,
     foldable_weight,
     take_first,
 )
@@ -41,21 +40,19 @@ from vlds.models.methods.peft_layers import (
 )
 from vlds.schema import Role
 
-# AdaLoRA's budget (Zhang et al. 2023, https://arxiv.org/abs/2303.10512), shared out by peft.
-#
-# A layer's update is B diag(E) A. Each step scores the triplets (a column of B, an entry of E, a
-# row of A) of all layers by |weight x gradient|, smoothed over steps, and sets the entries of the
-# worst to zero. How many may stay falls from `init_r` to `target_r` a layer, cubically, between
-# step `tinit` and step `tfinal` before the last; then they are fixed. An entry may come back
-# before.
-
-
 FACTORS = ("lora_A", "lora_B", "lora_E")
 """peft's names of A (r, in), B (out, r) and E (r, 1)."""
 
 
 class RankBudget(StepRule):
-    """The budget of all layers of a method."""
+    """AdaLoRA's budget (Zhang et al. 2023, https://arxiv.org/abs/2303.10512), shared out by peft.
+
+    A layer's update is B diag(E) A. Each step scores the triplets (a column of B, an entry of E, a
+    row of A) of all layers by |weight x gradient|, smoothed over steps, and sets the entries of the
+    worst to zero. How many may stay falls from `init_r` to `target_r` a layer, cubically, between
+    step `tinit` and step `tfinal` before the last; then they are fixed. An entry may come back
+    before.
+    """
 
     def __init__(self, config: Any, extensions: Sequence[PeftExtension]) -> None:
         """`config`: peft's AdaLoraConfig."""
@@ -76,7 +73,7 @@ class RankBudget(StepRule):
                 self.register_buffer(f"dropped_{place}", dropped, persistent=False)
 
     def penalty(self) -> Tensor:
-        """How far rows of A and columns of B are from orthonormal, on average over matrices."""
+        """Distance of the rows of A and the columns of B from orthonormal, a mean over matrices."""
         distances = []
         for name, parameter in self.held.items():
             if "lora_E" not in name:
@@ -88,7 +85,7 @@ class RankBudget(StepRule):
         return mean
 
     def needs_gradients(self, step: int, num_steps: int) -> Sequence[nn.Parameter]:
-        """Those of all factors, until the budget is fixed."""
+        """All factors, until the budget is fixed."""
         return list(self.held.values()) if step < num_steps - self.config.tfinal else ()
 
     @torch.no_grad()
@@ -99,8 +96,14 @@ class RankBudget(StepRule):
         fixed = num_steps - self.config.tfinal
         if step > fixed and self.is_reached():  # not yet if a resumed run has fewer steps
             return self.dropped()
+        self.config.total_step = num_steps
         weights = Weights(self.held, gradients)
-        allocator = self.allocator(weights, num_steps)
+        # A new allocator each step, which continues from the buffers: run states hold those.
+        allocator = rank_allocator(weights, self.config)
+        for place, name in enumerate(self.held):
+            allocator.ipt[name] = None  # known, so that peft does not begin its averages
+            allocator.exp_avg_ipt[name] = self.get_buffer(f"sensitivity_{place}")
+            allocator.exp_avg_unc[name] = self.get_buffer(f"uncertainty_{place}")
         if gradients is not None and step < fixed:
             allocator.update_ipt(weights)
             for place, name in enumerate(self.held):
@@ -115,16 +118,6 @@ class RankBudget(StepRule):
                 dropped = self.get_buffer(f"dropped_{place}")
                 dropped.copy_(~torch.tensor(kept[name])[:, None])
         return self.dropped()
-
-    def allocator(self, weights: Weights, num_steps: int) -> Any:
-        """peft's, which continues from the buffers."""
-        self.config.total_step = num_steps
-        allocator = rank_allocator(weights, self.config)
-        for place, name in enumerate(self.held):
-            allocator.ipt[name] = None  # known, so that peft does not begin its averages
-            allocator.exp_avg_ipt[name] = self.get_buffer(f"sensitivity_{place}")
-            allocator.exp_avg_unc[name] = self.get_buffer(f"uncertainty_{place}")
-        return allocator
 
     def is_reached(self) -> bool:
         """True if no more entries are left than the last budget has."""
@@ -154,7 +147,6 @@ class Weights:
                 self.copies[name].grad = gradients[parameter]
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The copies."""
         yield from self.copies.items()
 
 
@@ -167,9 +159,9 @@ class Peft(Method):
     type: str
     """peft's PeftType, such as LORA."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of peft's config class, by its names."""
+    """Fields of peft's config class for that type, by its names."""
     roles: Sequence[Role] = ()
-    """Which layers; none if the settings hold target_modules."""
+    """Which layers; leave it out if the settings hold target_modules."""
 
     def __post_init__(self) -> None:
         if bool(self.roles) == ("target_modules" in self.settings):
@@ -203,7 +195,14 @@ class Peft(Method):
 
         Errors: ValueError if peft cannot, or a layer is one of another method's.
         """
-        config = peft_config(self.type, self.settings, self.pattern(host))
+        optional = CROSS_ATTENTION if set(self.roles) - set(CROSS_ATTENTION) else ()
+        paths: list[str] = []
+        for role in dict.fromkeys(self.roles):
+            if role not in optional or role in host.targets.paths:
+                paths += host.modules_of(role)
+        # peft takes a pattern of whole paths; a list would also match the ends of other paths.
+        pattern = "|".join(map(re.escape, dict.fromkeys(paths))) or None
+        config = peft_config(self.type, self.settings, pattern)
         if not self.settings.keys().isdisjoint(BY_NAME):
             check_patterns(host.model, config)
         trained: list[nn.Parameter] = []
@@ -215,18 +214,6 @@ class Peft(Method):
         if self.type == ADALORA:
             host.step_rules.append(RankBudget(config, [extension for _, extension in pairs]))
         return trained
-
-    def pattern(self, host: Host) -> str | None:
-        """A pattern of the paths of all layers that the roles name.
-
-        Errors: ValueError if one of them cannot be extended.
-        """
-        optional = CROSS_ATTENTION if set(self.roles) - set(CROSS_ATTENTION) else ()
-        paths: list[str] = []
-        for role in dict.fromkeys(self.roles):
-            if role not in optional or role in host.targets.paths:
-                paths += find_modules(host.model, host.targets, role)
-        return "|".join(map(re.escape, dict.fromkeys(paths))) or None
 
     @torch.no_grad()
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
@@ -245,13 +232,12 @@ class Peft(Method):
         return {}
 
     def after_export(self) -> Peft:
-        """It starts plainly beside weights that its first start has changed already."""
+        # Beside weights that the first start has changed already, it starts plainly.
         if not self.changes_base:
             return self
         return replace(self, settings={**self.settings, "init_lora_weights": True})
 
     def refusal(self, library: Library, model: Any) -> str | None:
-        """peft's folders hold the adapter, and not the weights that it has changed."""
         if library == "peft" and self.changes_base:
             start = self.settings["init_lora_weights"]
             return (
@@ -263,21 +249,18 @@ class Peft(Method):
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
         """peft's own names and settings."""
-        added = added_tensors(model, name)
-        keys = {t.name: peft_key(t.layer, t.leaf) for t in added}
-        stored = {tensor: Stored((key,), stacked=False) for tensor, key in keys.items()}
+        added, stored = added_tensors(model, name), {}
+        for tensor in added:
+            # The leaf `tuner.lora_A.default.weight` is lora_A.weight in peft's files.
+            words = [word for word in tensor.leaf.split(".")[1:] if word != ADAPTER]
+            if words[0] == "lora_magnitude_vector":
+                words = words[:1]
+            key = f"{PEFT_MODEL}{tensor.layer}.{'.'.join(words)}"
+            if words[0] in ("vera_A", "vera_B"):  # one for all layers
+                key = f"base_model.{words[0]}"
+            stored[tensor.name] = Stored((key,), stacked=False)
         config = peft_config(self.type, self.settings).to_dict()
         settings = json.loads(json.dumps(config, default=sorted))
         kept = {k: v for k, v in settings.items() if k not in ABOUT_FILES | WHICH_LAYERS}
         paths = list(dict.fromkeys(tensor.layer for tensor in added))
         return Layout(stored, {**kept, "peft_type": self.type, "target_modules": paths})
-
-
-def peft_key(layer: str, leaf: str) -> str:
-    """Where peft's files have a tensor of a layer."""
-    words = [word for word in leaf.split(".")[1:] if word != ADAPTER]
-    if words[0] in ("vera_A", "vera_B"):
-        return f"base_model.{words[0]}"  # one for all layers
-    if words[0] == "lora_magnitude_vector":
-        words = words[:1]
-    return f"{PEFT_MODEL}{layer}.{'.'.join(words)}"

@@ -13,6 +13,8 @@ As the original code, but for these: the guide there takes a softmax of the prob
 never reaches 0; it averages over a batch with its padding, here over an example's real tokens. Our
 adapters stand before the residual connection, which therefore comes on top of out, as it does
 behind any adapter.
+
+`read_method` and `read_adapter` read the artifacts of other runs; HyperPELT reads by them too.
 """
 
 from __future__ import annotations
@@ -35,12 +37,6 @@ from vlds.runtime.checks import MadeForBatch, Natural, NotNegative, check_number
 from vlds.runtime.json_files import DESCRIPTION, damage, recorded_hash
 from vlds.runtime.yaml_file import read_yaml
 
-# What a method takes from artifacts of other runs: their adapters, or their networks.
-#
-# Uses: fusion over the adapters of several runs; a start from the adapters or networks of another
-# run.
-
-
 WEIGHTS, RECIPE = "weights.safetensors", "recipe.yaml"
 
 
@@ -49,7 +45,7 @@ class RunMethod:
     """A method of another run."""
 
     settings: Mapping[str, Any]
-    """Its fields, as plain values."""
+    """The method's fields, as plain values."""
     tasks: list[str]
     """The run's tasks, in the order of stacked weights."""
     tensors: Mapping[str, Mapping[str, Tensor]]
@@ -109,7 +105,7 @@ class RunAdapter:
     """The adapters of one run, or of one of its tasks."""
 
     method: Adapter
-    """Their settings, as those of adapters that all tasks share."""
+    """Their settings, with `sharing: single`, since the tensors are one task's."""
     tensors: Mapping[str, Mapping[str, Tensor]]
     """Layer of the backbone -> name of a tensor in the module behind it -> tensor, with one slice
     where tensors are stacked."""
@@ -141,7 +137,14 @@ def read_adapter(run: Path, task: str) -> RunAdapter:
             f"{run}: its Adapter has settings that this vlds cannot use ({error}); take the "
             "version of vlds that wrote it"
         ) from None
-    number = slice_of(method, found.tasks, task, run)
+    number = 0
+    if method.sharing != "single":
+        if task not in found.tasks:
+            raise ValueError(
+                f"{run}: its adapters are one for each task, and it has no task {task}; name one "
+                f"of {', '.join(found.tasks)}"
+            )
+        number = found.tasks.index(task)
     tensors = {
         layer: {
             name: tensor[number : number + 1] if "norm" not in name and len(tensor) > 1 else tensor
@@ -152,20 +155,8 @@ def read_adapter(run: Path, task: str) -> RunAdapter:
     return RunAdapter(replace(method, sharing="single", learning_rate=None), tensors)
 
 
-def slice_of(method: Adapter, tasks: list[str], task: str, run: Path) -> int:
-    """Number of a task's slice of stacked weights."""
-    if method.sharing == "single":
-        return 0
-    if task not in tasks:
-        raise ValueError(
-            f"{run}: its adapters are one for each task, and it has no task {task}; name one of "
-            f"{', '.join(tasks)}"
-        )
-    return tasks.index(task)
-
-
 OFF_DIAGONAL = 1e-6
-"""Of W_v at first."""
+"""W_v's first entries off the diagonal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +202,8 @@ class SimAdapter(Method):
         Errors: ValueError if a run has none.
         """
         if self.adapters:
-            adapters = {name: self.adapters[name] for name in sorted(self.adapters)}
-            return {n: RunAdapter(m, {}) for n, m in adapters.items() if isinstance(m, Adapter)}
+            adapters = sorted(self.adapters.items())
+            return {name: RunAdapter(m, {}) for name, m in adapters if isinstance(m, Adapter)}
         return {name: read_adapter(Path(self.runs[name]), name) for name in sorted(self.runs)}
 
     def check_steps(self, num_steps: int) -> None:
@@ -229,7 +220,6 @@ class SimAdapter(Method):
         return replace(self, runs={}, adapters=adapters)
 
     def source_hashes(self) -> Mapping[str, str]:
-        """Of the runs."""
         return {f"runs.{name}": weights_hash(Path(run)) for name, run in self.runs.items()}
 
     def attach(self, host: Host) -> list[nn.Parameter]:
@@ -275,7 +265,7 @@ class SimAdapter(Method):
 
 
 class Fusion(nn.Module):
-    """Attention of states over candidates."""
+    """Attention of states over candidates. Shapes: b rows, l tokens, n candidates, d width."""
 
     def __init__(self, width: int, options: dict[str, Any]) -> None:
         super().__init__()
@@ -308,10 +298,22 @@ class FusionModule(LinearExtension):
         # Some models of one stack call it decoder, too.
         has_two = "cross_attn_out" in host.targets.paths
         self.context, self.in_decoder = host.context, has_two and "decoder" in path.split(".")
-        one_task = replace(host, tasks=["all"])
-        self.candidates = nn.ModuleDict(
-            {name: frozen(run, path, linear, one_task) for name, run in runs.items()}
-        )
+        self.candidates = nn.ModuleDict()
+        """Each run's adapter, whose weights do not train."""
+        for name, run in runs.items():
+            module = AdapterModule(run.method, linear, replace(host, tasks=["all"]))
+            self.candidates[name] = module
+            if not run.tensors:  # in the recipe of an artifact, which holds the weights
+                continue
+            state, found = module.state_dict(), run.behind(path)
+            ours, theirs = ({n: tuple(t.shape) for n, t in o.items()} for o in (state, found))
+            if ours != theirs:
+                raise ValueError(
+                    f"runs: an adapter behind {path} has {theirs or 'no tensors'}, and the model "
+                    f"needs {ours}; take runs of the same backbone"
+                )
+            if not linear.weight.is_meta:
+                module.load_state_dict(found)
         self.fusion = Fusion(linear.out_features, weight_options(linear))
         self.noted = MadeForBatch()
         """Log of the attention (b, l, n) and the distance of W_v, in training."""
@@ -326,26 +328,6 @@ class FusionModule(LinearExtension):
         return states
 
 
-def frozen(run: RunAdapter, path: str, linear: nn.Linear, host: Host) -> AdapterModule:
-    """A run's adapter behind a layer; its weights do not train.
-
-    Errors: ValueError if the run has other tensors there.
-    """
-    module = AdapterModule(run.method, linear, host)
-    state = module.state_dict()
-    if run.tensors:
-        found = run.behind(path)
-        ours, theirs = ({n: tuple(t.shape) for n, t in each.items()} for each in (state, found))
-        if ours != theirs:
-            raise ValueError(
-                f"runs: an adapter behind {path} has {theirs or 'no tensors'}, and the model needs "
-                f"{ours}; take runs of the same backbone"
-            )
-        if not linear.weight.is_meta:
-            module.load_state_dict(found)
-    return module
-
-
 class FusionLoss(BatchLoss):
     """The guide, and the distance of W_v from the identity."""
 
@@ -358,7 +340,7 @@ class FusionLoss(BatchLoss):
     ) -> None:
         self.config, self.modules, self.context = config, modules, host.context
         own = [names.index(task) if task in names else -1 for task in host.tasks]
-        # With numbers too where the model is built without, as `vlds plan` does.
+        # On the CPU even where a model is built on the meta device, as `vlds plan` does.
         self.own = torch.tensor(own, device="cpu")
         """(tasks,) number of the run that guides a task; -1: none."""
 
@@ -367,7 +349,9 @@ class FusionLoss(BatchLoss):
         noted = [module.noted.take() for module in self.modules]
         distance = torch.stack([distance for _, distance in noted]).sum()
         added = (self.config.orthogonality * distance).expand(len(is_label))
-        if (weight := self.guide_weight()) > 0:
+        decay = self.config.guide_decay_steps
+        left = max(0.0, 1 - self.context.step / decay) if decay else 1.0
+        if (weight := self.config.guide * left) > 0:
             # Behind the batch's rows there may be one that keeps ranks in step.
             num = len(is_label)
             own = self.context.routing.of_rows(self.own.to(is_label.device))[:num]
@@ -378,14 +362,8 @@ class FusionLoss(BatchLoss):
                     log_attention = log_attention.unflatten(0, (len(real), -1))
                 shares = log_mean(log_attention[:num], real[:num])
                 added = added + weight * guide_loss(shares, own)
-        # A mean over an example's labels, as its likelihood is: of a sum.
+        # In the unit of an example's summed nll, which the run divides by its labels.
         return added * is_label.sum(1)
-
-    def guide_weight(self) -> float:
-        """Weight of the guide in the running step."""
-        decay = self.config.guide_decay_steps
-        left = max(0.0, 1 - self.context.step / decay) if decay else 1.0
-        return self.config.guide * left
 
 
 def log_mean(log_attention: Tensor, real: Tensor) -> Tensor:

@@ -31,14 +31,14 @@ from vlds.models.methods.host import Host, extended_linears
 from vlds.models.methods.lora import LoRA
 from vlds.runtime.checks import Count, Limits
 
-REASON = "layers have unlike widths; `vlds convert merge` pads adapters and folds LoRA"
+UNLIKE_WIDTHS = "layers have unlike widths; `vlds convert merge` pads adapters and folds LoRA"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shrinking(Method):
     """Adapters, or LoRA, that lose neurons, or ranks, while they train."""
 
-    reasons: ClassVar[Mapping[Library, str]] = {"peft": REASON, "adapters": REASON}
+    reasons: ClassVar[Mapping[Library, str]] = {"peft": UNLIKE_WIDTHS, "adapters": UNLIKE_WIDTHS}
 
     of: Method = field(default_factory=Adapter)
     """Adapter or LoRA as it begins, one for all tasks (`sharing: single`)."""
@@ -96,8 +96,10 @@ class Shrinking(Method):
         reduction = min(module.width // max(1, num_neurons(module)) for module in modules)
         for module in modules:
             for leaf, dim in module.neurons.items():
-                wide = padded(getattr(module, leaf), dim, module.width // reduction)
-                replace_leaf(module, leaf, wide)
+                weight = getattr(module, leaf)
+                lacking = list(weight.shape)
+                lacking[dim] = module.width // reduction - lacking[dim]
+                replace_leaf(module, leaf, torch.cat([weight, weight.new_zeros(lacking)], dim))
         adapter = replace(
             self.of, reduction=reduction, part=self.part, learning_rate=self.learning_rate
         )
@@ -113,7 +115,7 @@ class Shrinkage(Revision):
         self.config, self.modules = config, modules
         own = {parameter for module in modules for parameter in module.parameters()}
         self.beside = [parameter for parameter in trained if parameter not in own]
-        """What trains and does not shrink, such as the backbone's biases."""
+        """Weights that train and do not shrink, such as the backbone's biases."""
         self.num_neurons = sum(map(num_neurons, modules))
         """Neurons at the beginning of the run."""
 
@@ -124,13 +126,22 @@ class Shrinkage(Revision):
     def left(self, cycle: int) -> int:
         """Neurons that a cycle, from 1 on, leaves."""
         share = (1 - self.config.removed) ** cycle
+        # The product may be just below a whole number that it should be.
         return math.floor(self.num_neurons * share + 1e-9)
 
     def revise(
         self, step: int, num_steps: int, state: Mapping[nn.Parameter, Trained]
     ) -> Mapping[nn.Parameter, Trained | None]:
+        scores = []
+        for module in self.modules:
+            # One task's matrices, neurons first: the tasks' dimension, 0, is taken away.
+            weights = [
+                state[parameter]["fp32"][0].movedim(dim - 1, 0)
+                for leaf, dim in module.neurons.items()
+                if (parameter := getattr(module, leaf)) in state and not leaf.endswith("bias")
+            ]
+            scores.append(importance(weights, self.config.relative) if weights else [])
         cycle = self.steps(num_steps).index(step) + 1
-        scores = [self.scores(module, state) for module in self.modules]
         kept = survivors(scores, self.left(cycle))
         revised: dict[nn.Parameter, Trained | None] = dict(state)
         for module, places in zip(self.modules, kept, strict=True):
@@ -155,15 +166,6 @@ class Shrinkage(Revision):
                     replace_leaf(module, leaf, torch.zeros(shape))
         own = [parameter for module in self.modules for parameter in module.parameters()]
         return own + self.beside
-
-    def scores(self, module: Any, state: Mapping[nn.Parameter, Trained]) -> list[float]:
-        """The importance of a layer's neurons."""
-        weights = [
-            state[parameter]["fp32"][0].movedim(dim - 1, 0)
-            for leaf, dim in module.neurons.items()
-            if (parameter := getattr(module, leaf)) in state and not leaf.endswith("bias")
-        ]
-        return importance(weights, self.config.relative) if weights else []
 
 
 def importance(weights: Sequence[Tensor], relative: bool) -> list[float]:
@@ -217,10 +219,3 @@ def replace_leaf(module: nn.Module, leaf: str, value: Tensor) -> Tensor:
     new = nn.Parameter(value)
     module.register_parameter(leaf, new)
     return new
-
-
-def padded(weight: Tensor, dim: int, width: int) -> Tensor:
-    """A weight with so many neurons, the new ones zeros."""
-    shape = list(weight.shape)
-    shape[dim] = width - shape[dim]
-    return torch.cat([weight, weight.new_zeros(shape)], dim)

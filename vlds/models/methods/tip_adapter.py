@@ -5,6 +5,12 @@ training pictures vote for their classes L beside the classes' texts W, and trai
 
 Before training, SimNL with `share: 1` and `temperature: null` computes the same if the classes have
 no descriptions.
+
+The first half of this file is what few-shot classifiers on a dual encoder have in common, SimNL and
+APoLLo too: the head that they extend, and a cache of image embeddings with their classes.
+
+Shapes: b rows, c classes, k shots of each class, d width of the embeddings. All embeddings have
+length 1 unless said.
 """
 
 from __future__ import annotations
@@ -24,13 +30,6 @@ from vlds.models.methods.host import Host, states_type
 from vlds.runtime.checks import Natural, NotNegative
 from vlds.schema import OptimizerRule, OptimizerRules
 
-# What few-shot classifiers on a dual encoder have in common: the head that they extend, and a
-# cache of image embeddings with their classes.
-#
-# Shapes: b rows, c classes, k shots of each class, d width of the embeddings. All embeddings have
-# length 1 unless said.
-
-
 Module = TypeVar("Module", bound="CacheExtension")
 
 
@@ -40,9 +39,9 @@ class Place(NamedTuple):
     task: str
     head: TextClasses
     number: int
-    """Of the task among those with a head."""
+    """The task's number among those with a head."""
     options: dict[str, Any]
-    """Type of new weights."""
+    """Keyword arguments for new weights: their type."""
 
     def attach(self, name: str, extension: ClassExtension) -> None:
         """Put a method's module into the head.
@@ -84,19 +83,6 @@ def find_place(host: Host) -> Place:
     return found[0]
 
 
-def num_shots(host: Host, place: Place) -> int:
-    """Pictures of each class that the place's task trains on.
-
-    Errors: ValueError if that is not set.
-    """
-    if place.task not in host.shots:
-        raise ValueError(
-            f"it keeps the embeddings of the training pictures, equally many of each class; set "
-            f"tasks.{place.task}.shots"
-        )
-    return host.shots[place.task]
-
-
 class CacheExtension(ClassExtension, ABC):
     """Logits that compare with the embeddings of the training pictures."""
 
@@ -111,7 +97,7 @@ class CacheExtension(ClassExtension, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheMethod(Method, ABC):
-    """What methods with a cache have in common."""
+    """Base of methods with a cache."""
 
     needs_whole_model: ClassVar[bool] = True
 
@@ -130,7 +116,12 @@ class CacheMethod(Method, ABC):
         Errors: ValueError if there is no such task, or its number of shots is unknown.
         """
         place = find_place(host)
-        sizes = (len(place.head.config.names), num_shots(host, place), place.head.width)
+        if place.task not in host.shots:
+            raise ValueError(
+                f"it keeps the embeddings of the training pictures, equally many of each class; "
+                f"set tasks.{place.task}.shots"
+            )
+        sizes = (len(place.head.config.names), host.shots[place.task], place.head.width)
         module = make(self, *sizes, **place.options)
         place.attach(host.name, module)
         return module, place
@@ -145,6 +136,7 @@ def shot_weights(keys: Tensor, temperature: float | None) -> Tensor:
     num = keys.shape[1]
     if temperature is None or num == 1:
         return keys.new_ones(keys.shape[:2])
+    # Mean cosine with the other shots: the sum over all, less the shot's 1 with itself.
     likeness = ((keys @ keys.sum(1, keepdim=True).mT).squeeze(-1) - 1) / (num - 1)
     return num * (likeness / temperature).softmax(-1)
 

@@ -39,9 +39,7 @@ from vlds.schema import OptimizerRule, OptimizerRules, Role
 
 Granularity = Literal["large", "middle_x", "middle_y", "small"]
 PLACES: dict[Role, Role] = {"attn_out": "attn_residual", "ffn_out": "ffn_residual"}
-"""Layers with gates -> what tells their residual."""
-
-
+"""Role of layers with gates -> role of the modules that read what their residual carries."""
 SUBLAYERS = {
     r"(.+)\.(?:self_attn\.out_proj|SelfAttention\.o)": "attn",
     r"(.+)\.(?:fc2|DenseReluDense\.wo)": "ff",
@@ -62,7 +60,7 @@ class VLPET(Method):
     of: Method = field(default_factory=Adapter)
     """The encoder's bottlenecks: Adapter or Compacter."""
     gate: Granularity = "large"
-    """How fine the gates are."""
+    """How fine the gates are: see the file's formulas."""
     gate_width: Count = 96
     """Width of the hidden layer of large gates."""
     value_width: Count = 96
@@ -122,7 +120,6 @@ class VLPET(Method):
         return trained
 
     def refusal(self, library: Library, model: Any) -> str | None:
-        """The original code has no gates around a Compacter, and equal heads of all tasks."""
         if library == "reference":
             if not isinstance(self.of, Adapter):
                 return f"the original code has no gates around {type(self.of).__name__}"
@@ -138,7 +135,11 @@ class VLPET(Method):
         """Halves, gates and adapters beside values, as VL-PET's code names them."""
         tensors = {}
         for tensor in added_tensors(model, name):
-            owner, sublayer = owner_of(tensor.layer)
+            matches = ((re.fullmatch(p, tensor.layer), word) for p, word in SUBLAYERS.items())
+            owners = [(match[1], word) for match, word in matches if match]
+            if not owners:
+                raise ValueError(f"{tensor.layer}: VL-PET's code has nothing there")
+            owner, sublayer = owners[0]
             module, _, leaf = tensor.leaf.partition(".")
             if module == "bottleneck":
                 half, _, leaf = leaf.partition("_")
@@ -154,15 +155,6 @@ class VLPET(Method):
                 key = f"{adapter}.{module}_sampler.{leaf}"
                 tensors[tensor.name] = Stored((key,), stacked=False)
         return Layout(tensors)
-
-
-def owner_of(layer: str) -> tuple[str, str]:
-    """Path of a layer -> the module that has its gates or adapters in VL-PET's code, and the
-    word there for the sub-layer."""
-    for pattern, sublayer in SUBLAYERS.items():
-        if match := re.fullmatch(pattern, layer):
-            return match[1], sublayer
-    raise ValueError(f"{layer}: VL-PET's code has nothing there")
 
 
 class Gated(LinearExtension):

@@ -65,6 +65,7 @@ class AdapterModule(StackedBottleneckModule):
         if config.init == "identity":
             nn.init.zeros_(self.up_weight)
             nn.init.zeros_(self.up_bias)
+            # No gradient passes an up half of zeros: the down half waits for the second step.
             self.behind_zeros = ("down_weight", "down_bias")
 
     def through(self, states: Tensor) -> Tensor:
@@ -109,6 +110,7 @@ def materialise(
     for linear in extended_linears(model, name):
         old = linear.extensions[name]
         assert isinstance(old, BottleneckModule)
+        # A host of no roles: it serves to put the new module in the place of the old one.
         host = Host(name, model, TargetModules({}), tasks, BatchContext(old.routing))
         new = AdapterModule(adapter, linear, host)
         down, up = old.halves()
@@ -131,6 +133,7 @@ def init_linear(weight: Tensor, bias: Tensor, std: float | None) -> None:
     """Draw stacked linear layers (tasks, out, in): N(0, std) and zero bias, or PyTorch's default
     for both."""
     if std is None:
+        # nn.Linear's default, whose kaiming_uniform_(a=sqrt(5)) comes to 1 / sqrt(in).
         bound = 1 / math.sqrt(weight.shape[-1])
         nn.init.uniform_(weight, -bound, bound)
         nn.init.uniform_(bias, -bound, bound)

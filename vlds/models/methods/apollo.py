@@ -232,6 +232,7 @@ def info_nce(tuned: Tensor, frozen: Tensor, first: int) -> Tensor:
 def divergence(tuned: Tensor, frozen: Tensor, first: int) -> Tensor:
     """(g, b) Jensen-Shannon divergence between two distributions over the other frozen embeddings:
     by their similarity to the tuned embedding, and to its own frozen one."""
+    # `frozen` holds all ranks' rows: number i here is number `first` + i there, and is left out.
     own = first + torch.arange(tuned.shape[1], device=tuned.device)
     is_other = ~F.one_hot(own, len(frozen)).bool().expand(len(tuned), -1, -1)
     sides = (tuned, frozen[own].expand_as(tuned))

@@ -156,6 +156,7 @@ def check_sharing(part: str, sharing: str) -> None:
 
 def num_slices(sharing: Sharing, num_tasks: int) -> tuple[int, int]:
     """Slices of the two stacked weights of a pair (down and up, A and B): one per task, or one."""
+    # half_shared_up shares the second of the pair: up halves, and in LoRA B.
     shares_first = sharing in ("single", "half_shared_down")
     shares_second = sharing in ("single", "half_shared_up")
     return 1 if shares_first else num_tasks, 1 if shares_second else num_tasks

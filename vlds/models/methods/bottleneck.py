@@ -200,6 +200,7 @@ class BottleneckModule(LinearExtension):
             narrow = self.activation(down[task if len(down) > 1 else 0](rows))
             return up[task if len(up) > 1 else 0](narrow)
 
+        # Without routing where nothing is told by task, so that any rows may come.
         is_shared = len(down) == len(up) == 1
         return of_task(states, 0) if is_shared else self.routing.apply(of_task, states)
 
@@ -225,6 +226,7 @@ class StackedBottleneck(Bottleneck):
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put a bottleneck at every place."""
+        # In the order of places, which is that of the roles: the first module holds what all share.
         modules: list[StackedBottleneckModule] = []
         for place in self.places(host):
             modules.append(self.module(place.linear, host, modules[:1]))
@@ -293,6 +295,7 @@ class StackedBottleneckModule(BottleneckModule):
     def new_factor(self, *shape: int) -> nn.Parameter:
         """Matrices (..., in, out) from Xavier's uniform distribution with gain sqrt(2), as the
         original code draws PHM and low-rank layers."""
+        # nn.init.xavier_uniform_ would take the sizes of a stack for those of a convolution.
         bound = math.sqrt(2) * math.sqrt(6 / (shape[-2] + shape[-1]))
         factor = torch.empty(*shape, **self.options)
         return nn.Parameter(nn.init.uniform_(factor, -bound, bound))
@@ -315,6 +318,7 @@ def layers(function: Callable[..., Tensor], **stacks: Tensor) -> list[Half]:
     """`function(rows, **slices)` for each task, from weights (tasks, ...), or (1, ...) where all
     tasks share them."""
     num = max(map(len, stacks.values()))
+    # Expanding copies nothing, and sums the gradients of all tasks' views of a shared slice.
     columns = (
         (stack if len(stack) == num else stack.expand(num, *stack.shape[1:])).unbind()
         for stack in stacks.values()

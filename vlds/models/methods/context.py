@@ -95,11 +95,13 @@ class TaskRouting:
         """Run `function(rows, task)` on each task's rows of `states` (b, ...), and put the rows
         back in order. Some models (OPT) hand their layers all tokens in one line, (b * l, ...)."""
         if states.ndim == 2 and len(states) > self.num_rows > 0:
+            # Each example's tokens follow each other, so that its rows can be told apart again.
             flat: Tensor = self.apply(function, self.by_row(states)).flatten(0, 1)
             return flat
         self.fit(len(states))
         if len(self.tasks) == 1:
             return function(states, self.tasks[0])
+        # Sorted by task, each task's rows are one piece; the inverse order undoes the sorting.
         groups = states.index_select(0, self._order).split(self._counts)
         parts = [function(rows, task) for rows, task in zip(groups, self.tasks, strict=True)]
         return torch.cat(parts).index_select(0, self._inverse)
@@ -125,6 +127,7 @@ class TaskRouting:
             self.fit(len(states))
         if states.ndim == 2 or self._even is None:
             return self.apply(of_task, states)
+        # One batched product over all tasks present, each padded to as many rows.
         rows, places = self._even
         groups = states.index_select(0, rows).unflatten(0, (len(self.tasks), -1))
         present = [
@@ -156,10 +159,12 @@ class TaskRouting:
         fewer, since the beams of an example may share keys."""
         if num_keys > self.num_rows:
             self.fit(num_keys)
+        # Beams of an example stand beside each other: every n-th row is the next example's.
         return self.of_rows(stacked)[:: self.num_rows // num_keys]
 
     def of_present(self, stacked: Tensor, tasks: Sequence[int]) -> Tensor:
         """Tensors of these tasks, as in `each_task`, (k, ...) -> each row's, (b, ...)."""
+        # `tasks` rise, so that searchsorted gives each row's place among them.
         present = torch.tensor(tasks, device=stacked.device)
         return stacked[torch.searchsorted(present, self._rows)]
 
@@ -231,6 +236,7 @@ class BatchContext:
         """A micro-batch of a step follows."""
         self._seed, self.step, self._pass = seed, step, 0
         self._drawn = {}
+        # A pass that forgets to set these fails, rather than reading the batch before.
         self.visual = self.token_mask = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BatchContext:
@@ -354,6 +360,7 @@ class ClassesPredicted(NamedTuple):
     def distributions(self) -> Tensor:
         """(m, k, o) logits of k distributions over o outcomes: c of yes and no, or one of c."""
         if self.is_binary:
+            # softmax([x, 0]) is sigmoid(x) and its complement.
             return torch.stack([self.logits, torch.zeros_like(self.logits)], -1)
         return self.logits[:, None]
 

@@ -40,6 +40,7 @@ def added_tensors(model: nn.Module, method: str) -> list[AddedTensor]:
     """The tensors that a method, by its name in the recipe, has added to a model; without tensors
     of the model that the method's modules use too."""
     pattern = re.compile(rf"(?:(.+?)\.)?({'|'.join(ADDED)})\.{method}\.(.+)")
+    # keep_vars gives the parameters themselves, so that one tensor of two names has one id.
     state = model.state_dict(keep_vars=True)
     own = {id(tensor) for name, tensor in state.items() if is_own(name)}
     matches = (pattern.fullmatch(name) for name, tensor in state.items() if id(tensor) not in own)
@@ -113,6 +114,7 @@ class ModelExtension(nn.Module):
 def run_beside(model: nn.Module) -> Tensor | None:
     """Run what methods have put beside a model: (b, p, d) what precedes the text, if anything."""
     extensions = list(getattr(model, "extensions", {}).values())
+    # Sorting is stable: beside that, methods run in the order in which the recipe names them.
     extensions.sort(key=lambda extension: extension.runs_layers)
     outputs = [extension() for extension in extensions]
     prompts = [prompt for prompt in outputs if prompt is not None]
@@ -156,6 +158,7 @@ EXTENDED: dict[type[nn.Module], type[Extended]] = {nn.Linear: ExtendedLinear}
 def extended_class(kind: type[nn.Module]) -> type[Extended]:
     """The class of extended modules that were of a class, whose forward pass they keep."""
     if kind not in EXTENDED:
+        # The extended class comes first, so that its forward runs and calls the kind's by super().
         base = ExtendedLinear if issubclass(kind, nn.Linear) else Extended
         EXTENDED[kind] = type(f"Extended{kind.__name__}", (base, kind), {"kind": kind})
     return EXTENDED[kind]
@@ -170,6 +173,7 @@ def blank_extended(kind: type[nn.Module]) -> Extended:
 def extended(module: nn.Module) -> Extended:
     """The module, made one that takes extensions. It stays the same object."""
     if not isinstance(module, Extended):
+        # A new class on the same object keeps its parameters, aliases, hooks and quantised state.
         module.__class__ = extended_class(type(module))
         assert isinstance(module, Extended)
         module.input_extensions, module.extensions = nn.ModuleDict(), nn.ModuleDict()
@@ -305,6 +309,7 @@ class Host:
         modules = find_modules(self.model, self.targets, role)
         if self.stack is None:
             return modules
+        # Paths of both families name the stack as a segment: `model.encoder.layers.0.fc1`.
         return {path: module for path, module in modules.items() if self.stack in path.split(".")}
 
     def note_input(self, module: nn.Module) -> MadeForBatch:
@@ -322,7 +327,7 @@ class Host:
         self._put(extension, linear, extended(linear).input_extensions)
 
     def _put(self, extension: nn.Module, linear: nn.Linear, among: nn.ModuleDict) -> None:
-        # A packed weight does not tell the type of the states; `weight_options` gave float32.
+        # A packed weight does not tell the type of the states, and `weight_options` gave float32.
         plain = is_plain(linear.weight)
         among[self.name] = extension if plain else extension.to(states_type(self.model))
 

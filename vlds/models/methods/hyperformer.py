@@ -111,6 +111,7 @@ class HyperNetwork(nn.Module):
         table_std = 1.0 if init_std is None else init_std
         self.layer_embeddings = table(num_layers, config.task_dim, table_std, options)
         self.kind_embeddings = None
+        # Without embeddings of kinds, each kind has a generator; with them, one makes all.
         inputs, generators = 2 * config.task_dim, list(self.kinds)
         if config.kind_embeddings:
             self.kind_embeddings = table(len(KINDS), config.task_dim, table_std, options)
@@ -292,7 +293,7 @@ class Hyperformer(Bottleneck):
                 "for all; use `vlds convert hf`, which keeps it beside the backbone"
             )
         networks = model.get_submodule(f"extensions.{name}")
-        networks()
+        networks()  # makes the halves that `materialise` reads
         adapter = materialise(self, "multiple", name, model, tasks)
         extensions = model.get_submodule("extensions")
         assert isinstance(extensions, nn.ModuleDict)

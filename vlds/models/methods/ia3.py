@@ -76,6 +76,7 @@ class IA3(Method):
                 weight = foldable_weight(linear)
                 module = take_first(linear, name)
                 assert isinstance(module, OutputFactors)
+                # diag(f) (W x + b): rows of the weight, and the bias.
                 weight.mul_(module.factors[0][:, None])
                 if linear.bias is not None:
                     linear.bias.mul_(module.factors[0])
@@ -89,6 +90,7 @@ class IA3(Method):
                     )
                 before = linear.input_extensions.pop(name)
                 assert isinstance(before, InputFactors)
+                # W diag(f) x: columns of the weight.
                 weight.mul_(before.factors[0])
         return {}
 
@@ -97,6 +99,7 @@ class IA3(Method):
         tensors, before = {}, []
         added = added_tensors(model, name)
         for tensor in added:
+            # peft has columns behind layers, and rows before them.
             shape: tuple[int, ...] = (-1, 1)
             if tensor.place == "input_extensions":
                 before.append(tensor.layer)

@@ -102,6 +102,7 @@ class LoRA(Method):
             weight = foldable_weight(linear)
             module = take_first(linear, name)
             assert isinstance(module, LoRAModule)
+            # In float32, so that a bf16 weight is rounded once.
             change = module.scale * module.b[0].float() @ module.a[0].float()
             weight += change.to(weight.dtype)
         return {}

@@ -66,6 +66,7 @@ class Mixture(Method):
         for number, linear in enumerate(extended_linears(host.model, host.name)):
             module: Any = linear.extensions[host.name]
             module.routing = ExpertRouting(host.context, f"{host.name}/{number}")
+            # Slices are experts, not tasks: one that no pass draws moves on by its momentum.
             module.optimizer_rules = {
                 name: replace(rule, per_task=False) for name, rule in module.optimizer_rules.items()
             }
@@ -78,6 +79,7 @@ class Mixture(Method):
         """One Adapter or LoRA with the mean of the experts' weights."""
         for linear in extended_linears(model, name):
             module: Any = linear.extensions[name]
+            # What `attach` has put on the object goes: the class's rules and the batch's tasks.
             module.routing, kind = module.routing.context.routing, type(module)
             module.optimizer_rules = kind.optimizer_rules
             for leaf, weight in list(module.named_parameters(recurse=False)):

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -97,7 +98,13 @@ class RankBudget(StepRule):
         if step > fixed and self.is_reached():  # not yet if a resumed run has fewer steps
             return self.dropped()
         self.config.total_step = num_steps
-        weights = Weights(self.held, gradients)
+        copies: dict[str, Tensor] = {}
+        for name, parameter in self.held.items():
+            copies[name] = parameter.detach().float().clone()
+            if gradients is not None and parameter in gradients:
+                copies[name].grad = gradients[parameter]
+        # peft's allocator reads nothing of a model but its named parameters.
+        weights = SimpleNamespace(named_parameters=copies.items)
         # A new allocator each step, which continues from the buffers: run states hold those.
         allocator = rank_allocator(weights, self.config)
         for place, name in enumerate(self.held):
@@ -132,22 +139,6 @@ class RankBudget(StepRule):
             for place, (name, parameter) in enumerate(self.held.items())
             if "lora_E" in name
         }
-
-
-class Weights:
-    """Copies of weights in fp32 with their gradients, as peft's allocator reads a model."""
-
-    def __init__(
-        self, held: Mapping[str, nn.Parameter], gradients: Mapping[nn.Parameter, Tensor] | None
-    ) -> None:
-        self.copies: dict[str, Tensor] = {}
-        for name, parameter in held.items():
-            self.copies[name] = parameter.detach().float().clone()
-            if gradients is not None and parameter in gradients:
-                self.copies[name].grad = gradients[parameter]
-
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self.copies.items()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,6 +83,7 @@ class Prefixes(ModelExtension):
         self.pieces = MadeForBatch()
 
     def forward(self) -> None:
+        # Keys of the first attention, its values, keys of the second, ...
         self.pieces.value = self.network().chunk(self.num_pieces, dim=-1)
 
 
@@ -98,5 +99,6 @@ class Prefix(nn.Module):
         """(b, heads, s, d) keys and values -> (b, heads, p + s, d)."""
         pair = self.pieces.value[2 * self.index : 2 * self.index + 2]
         of_rows = (self.routing.of_keys(piece, len(keys)) for piece in pair)
+        # (b, p, heads * d) -> (b, heads, p, d)
         before = [rows.unflatten(-1, (keys.shape[1], -1)).transpose(1, 2) for rows in of_rows]
         return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)

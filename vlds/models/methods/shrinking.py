@@ -90,6 +90,7 @@ class Shrinking(Method):
         """LoRA is added to the weights. Adapters become plain ones as wide as the widest, with
         neurons of zeros."""
         if isinstance(self.of, LoRA):
+            # A product of thinner matrices has the same size, so that it folds as it is.
             return replace(self.of, part=self.part).merge(name, model, tasks)
         assert isinstance(self.of, Adapter)
         modules: list[Any] = [linear.extensions[name] for linear in extended_linears(model, name)]
@@ -120,6 +121,7 @@ class Shrinkage(Revision):
         """Neurons at the beginning of the run."""
 
     def steps(self, num_steps: int) -> Sequence[int]:
+        # The run's parts are even, one more than cycles: the last one trains what is left.
         cycles = self.config.cycles
         return [num_steps * cycle // (cycles + 1) for cycle in range(1, cycles + 1)]
 
@@ -149,6 +151,7 @@ class Shrinkage(Revision):
             for leaf, dim in module.neurons.items():
                 if (old := revised.pop(getattr(module, leaf), None)) is None:
                     continue  # the layer has lost its last neuron before
+                # AdamW's moments are cut like the weight, so that what stays trains on unchanged.
                 new = {key: t.index_select(dim, index) for key, t in old.items()}
                 weight = replace_leaf(module, leaf, new["fp32"])
                 if isinstance(weight, nn.Parameter):
@@ -160,6 +163,7 @@ class Shrinkage(Revision):
             for leaf, dim in module.neurons.items():
                 parameter = getattr(module, leaf)
                 shape = list(whole_shape(parameter))
+                # Weights without elements are buffers, which `saved` does not hold.
                 width = saved[parameter][dim] if parameter in saved else 0
                 if width < shape[dim]:
                     shape[dim] = width
@@ -182,6 +186,7 @@ def importance(weights: Sequence[Tensor], relative: bool) -> list[float]:
 def survivors(scores: Sequence[Sequence[float]], number: int) -> list[list[int]]:
     """Of each layer, the neurons that are among the `number` most important of all layers; of equal
     ones, those of earlier layers and places stay."""
+    # By -score, so that of equal scores the smaller layer and place come first.
     order = sorted(
         (
             (-score, layer, place)

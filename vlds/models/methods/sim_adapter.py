@@ -59,6 +59,7 @@ def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
     Errors: ValueError if the run has no artifact, or not exactly one such method, and ends in
     `cure`; or if a weight is not finite.
     """
+    # Checked by the hashes of the manifest before anything of it is read.
     folder = artifact_of(run)
     if (wrong := damage(folder, (RECIPE, WEIGHTS))) is not None:
         raise ValueError(f"artifact {folder}: {wrong}; copy it again from where it was trained")
@@ -69,10 +70,12 @@ def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
         tasks = list(recipe["tasks"])
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(f"artifact {folder}: {RECIPE} is no recipe of a run; {cure}") from None
+    # Artifacts' recipes name every field, the default part too.
     on_backbone = {name for name, own in settings.items() if own.get("part") == "backbone"}
     names = [name for name in kinds if kinds[name] == kind.__name__ and name in on_backbone]
     if len(names) != 1:
         raise ValueError(f"{run}: its methods are {', '.join(kinds.values()) or 'none'}; {cure}")
+    # `backbone.LAYER.extensions.NAME.LEAF`, or without a layer for what stands beside the model.
     pattern = re.compile(rf"backbone\.(?:(.+)\.)?extensions\.{re.escape(names[0])}\.(.+)")
     tensors: dict[str, dict[str, Tensor]] = {}
     with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -368,6 +371,7 @@ class FusionLoss(BatchLoss):
 
 def log_mean(log_attention: Tensor, real: Tensor) -> Tensor:
     """(b, l, n) -> (b, n): log of the mean of attention over an example's real tokens (b, l)."""
+    # log(sum / count), all in logs: a share of 1e-30 keeps its gradient.
     padding, lowest = ~real.bool()[..., None], torch.finfo(log_attention.dtype).min
     total = log_attention.masked_fill(padding, lowest).logsumexp(1)
     return total - real.sum(1, keepdim=True).clamp(min=1).log()

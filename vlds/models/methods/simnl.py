@@ -46,7 +46,7 @@ NEGATIVE_SCALE = 0.15
 MARGIN = 4.0
 """Divides 1 - cosine of two prototypes: the margin between their distances."""
 TINY = 1e-7
-"""`eps` of the cosines, as in the original code."""
+"""`eps` of the cosines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +132,7 @@ class SimNLModule(CacheExtension):
         names += ["negative_text", "negative_key"] if config.share < 1 else []
         for name in names:
             setattr(self, name, nn.Parameter(torch.zeros(num_classes, width, **options)))
+        # The first three are positive, the others negative.
         rates = {name: OptimizerRule(rate=config.negative_rate) for name in names[3:]}
         self.optimizer_rules = dict.fromkeys(names, OptimizerRule()) | rates
         self.noted = MadeForBatch()
@@ -190,6 +191,7 @@ def reranking(images: Tensor, prototypes: Tensor, labels: Tensor, neighbours: in
     """(b,) of images (b, d), prototypes (c, d), labels (b,): the hinge loss between an image's
     distance to its class's prototype and those to the nearest prototypes (which may include the
     class's), with a margin that grows with the angle between the prototypes; a mean over these."""
+    # Through a matrix product, small distances would be rounding errors.
     distances = torch.cdist(images, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
     own = distances.gather(1, labels[:, None])
     near, numbers = distances.topk(min(neighbours, len(prototypes)), largest=False)

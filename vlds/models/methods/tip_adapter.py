@@ -145,6 +145,7 @@ def negative_keys(keys: Tensor) -> Tensor:
     """(c, k, d) -> (c, k, d): for each class and number of a shot, the direction of the mean of
     that shot over the other classes."""
     # The original codes drop the class whose mean is most like the class's: that is the class.
+    # The sum over all classes, less the class's own shot of that number.
     return unit((keys.sum(0) - keys) / (len(keys) - 1))
 
 

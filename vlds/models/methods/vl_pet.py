@@ -106,6 +106,7 @@ class VLPET(Method):
         encoder = replace(host, stack="encoder")
         values = host.linears("cross_attn_v")
         trained = self.of.attach(encoder)
+        # Each gate takes the bottleneck's place behind its layer, and holds it.
         for role, residual_role in PLACES.items():
             linears, residuals = encoder.linears(role), encoder.modules_of(residual_role)
             for linear, residual in zip(linears.values(), residuals.values(), strict=True):

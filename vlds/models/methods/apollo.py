@@ -32,7 +32,7 @@ from vlds.models.methods.base import Method
 from vlds.models.methods.context import BatchLoss, Predicted
 from vlds.models.methods.coupled_prompts import CoupledPrompts, Switch, attach_prompts
 from vlds.models.methods.host import Host
-from vlds.models.methods.tip_adapter import Place, find_place
+from vlds.models.methods.tip_adapter import HeadPlace, find_place
 from vlds.runtime.checks import Count, MadeForBatch, NotNegative, ShareBelow1
 from vlds.runtime.ranks import gather_rows
 
@@ -82,7 +82,7 @@ class APoLLo(Method):
         module = APoLLoModule(self, prompts, switch, place)
         place.attach(host.name, module)
         if self.contrast or self.divergence:
-            host.batch_losses.append(Consistency(self, module, place))
+            host.batch_losses.append(FrozenConsistency(self, module, place))
         return [*prompts.parameters(), *module.parameters()]
 
 
@@ -90,7 +90,7 @@ class APoLLoModule(ClassExtension):
     """The adapters behind both towers, in the head that compares pictures with classes."""
 
     def __init__(
-        self, config: APoLLo, prompts: CoupledPrompts, switch: Switch, place: Place
+        self, config: APoLLo, prompts: CoupledPrompts, switch: Switch, place: HeadPlace
     ) -> None:
         super().__init__()
         self.config, self.switch = config, switch
@@ -103,7 +103,7 @@ class APoLLoModule(ClassExtension):
             width, options = place.head.width, place.options
             self.image_adapter = CrossAdapter(config, width, **options)
             self.text_adapter = CrossAdapter(config, width, **options)
-        self.said = MadeForBatch()
+        self.embeddings = MadeForBatch()
         """Images (b, d) and texts (b, c, d) or (1, c, d) of the last pass."""
 
     def start(self, config: TextHead, backbone: Any, tokenizer: Any) -> None:
@@ -138,7 +138,7 @@ class APoLLoModule(ClassExtension):
             adapted = self.image_adapter(images[:, None], classes)[:, 0]
             classes = unit(self.text_adapter(classes, images[:, None]))
             images = unit(adapted)
-        self.said.value = images, classes
+        self.embeddings.value = images, classes
         logits: Tensor = texts.scale * (images[:, None] * classes).sum(-1)
         return logits
 
@@ -193,10 +193,10 @@ class CrossAdapter(nn.Module):
         return states + drop(self.narrow(wide).to(own))
 
 
-class Consistency(BatchLoss):
+class FrozenConsistency(BatchLoss):
     """Distance of the tuned model's embeddings from the frozen one's of augmented inputs."""
 
-    def __init__(self, config: APoLLo, module: APoLLoModule, place: Place) -> None:
+    def __init__(self, config: APoLLo, module: APoLLoModule, place: HeadPlace) -> None:
         self.config, self.module, self.place = config, module, place
 
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:
@@ -212,7 +212,7 @@ class Consistency(BatchLoss):
                 total = total + config.divergence * divergence(tuned, frozen, first)
             return total
 
-        images, texts = self.module.said.take()
+        images, texts = self.module.embeddings.take()
         twin: Twin = self.place.head.twin.take()
         # Pictures are told from those of all ranks, whose rows stand before and behind this rank's.
         frozen = gather_rows(twin.images)
@@ -224,8 +224,8 @@ class Consistency(BatchLoss):
 def info_nce(tuned: Tensor, frozen: Tensor, first: int) -> Tensor:
     """(g, b) cross-entropy of finding each embedding's own frozen one among all (n, d)."""
     logits = tuned @ frozen.mT / CONTRAST_TEMPERATURE
-    own = first + torch.arange(tuned.shape[1], device=tuned.device)
-    lost = F.cross_entropy(logits.flatten(0, 1), own.repeat(len(tuned)), reduction="none")
+    targets = first + torch.arange(tuned.shape[1], device=tuned.device)
+    lost = F.cross_entropy(logits.flatten(0, 1), targets.repeat(len(tuned)), reduction="none")
     return lost.view(tuned.shape[:2])
 
 

@@ -52,7 +52,7 @@ NAMES_IN_ADAPTERS: dict[Nonlinearity, str] = {
 }  # fmt: skip
 Half = Callable[[Tensor], Tensor]
 """One half of a bottleneck for one task: (..., in) -> (..., out)."""
-PLACES: dict[Library, dict[str, str]] = {
+LIBRARY_PLACES: dict[Library, dict[str, str]] = {
     "adapters": {
         r"(.+)\.(SelfAttention\.o|EncDecAttention\.o|DenseReluDense\.wo)": r"\1.adapters",
         r"(.+)\.self_attn\.out_proj": r"\1.attention_adapters.adapters",
@@ -68,7 +68,7 @@ PLACES: dict[Library, dict[str, str]] = {
     },
 }
 """Linear layer of the backbone -> the module that holds its adapters in a library."""
-NORMS: dict[Library, dict[str, tuple[str, ...]]] = {
+LIBRARY_NORMS: dict[Library, dict[str, tuple[str, ...]]] = {
     "adapters": {
         "pre": ("{task}.adapter_norm_before", "{task}.adapter_down.0"),
         "post": ("{task}.adapter_norm_after",),
@@ -78,7 +78,7 @@ NORMS: dict[Library, dict[str, tuple[str, ...]]] = {
 """Norm of a bottleneck -> its names in a library."""
 
 
-class Place(NamedTuple):
+class BottleneckPlace(NamedTuple):
     """A layer that gets a bottleneck."""
 
     role: Role
@@ -109,7 +109,7 @@ class Bottleneck(Method):
                 "attention and cross_attention to false, or parallel to false"
             )
 
-    def places(self, host: Host) -> list[Place]:
+    def places(self, host: Host) -> list[BottleneckPlace]:
         """The output projections of attention and feed-forward layers that get a bottleneck."""
         wanted: dict[Role, bool] = {
             "attn_out": self.attention,
@@ -117,7 +117,7 @@ class Bottleneck(Method):
             "cross_attn_out": self.cross_attention,
         }
         return [
-            Place(role, path, linear)
+            BottleneckPlace(role, path, linear)
             for role, is_wanted in wanted.items()
             if is_wanted
             for path, linear in host.linears(role, optional=CROSS_ATTENTION).items()
@@ -244,14 +244,16 @@ class StackedBottleneck(Bottleneck):
         """The halves and norms of each bottleneck."""
         tensors = {}
         for tensor in added_tensors(model, name):
-            matches = ((re.fullmatch(p, tensor.layer), to) for p, to in PLACES[library].items())
+            matches = (
+                (re.fullmatch(p, tensor.layer), to) for p, to in LIBRARY_PLACES[library].items()
+            )
             place = next((match.expand(to) for match, to in matches if match), None)
             if place is None:
                 raise ValueError(f"{tensor.layer}: {LIBRARY_NAMES[library]} has no adapters there")
             half, _, leaf = tensor.leaf.partition("_")
-            if half in NORMS[library]:
+            if half in LIBRARY_NORMS[library]:
                 leaf = leaf.removeprefix("norm.")
-                keys = tuple(f"{place}.{norm}.{leaf}" for norm in NORMS[library][half])
+                keys = tuple(f"{place}.{norm}.{leaf}" for norm in LIBRARY_NORMS[library][half])
                 tensors[tensor.name] = Stored(keys, stacked=False)
                 continue
             if library == "adapters":

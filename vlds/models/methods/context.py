@@ -121,7 +121,7 @@ class TaskRouting:
         slices = [stack.split(1) for stack in stacks]
 
         def of_task(rows: Tensor, task: int) -> Tensor:
-            return function(rows, *(own[task if len(own) > 1 else 0] for own in slices))
+            return function(rows, *(of_all[task if len(of_all) > 1 else 0] for of_all in slices))
 
         if states.ndim > 2:
             self.fit(len(states))
@@ -131,8 +131,10 @@ class TaskRouting:
         rows, places = self._even
         groups = states.index_select(0, rows).unflatten(0, (len(self.tasks), -1))
         present = [
-            torch.cat([own[task] for task in self.tasks]) if len(own) > len(self.tasks) else stack
-            for own, stack in zip(slices, stacks, strict=True)
+            torch.cat([of_all[task] for task in self.tasks])
+            if len(of_all) > len(self.tasks)
+            else stack
+            for of_all, stack in zip(slices, stacks, strict=True)
         ]
         done: Tensor = function(groups, *present).flatten(0, 1).index_select(0, places)
         return done
@@ -394,10 +396,10 @@ class Predicted(NamedTuple):
         is_token, is_label = self.is_token, self.is_label
         # masked_scatter fills row by row, the order in which tokens and rising rows are.
         placed = values.new_zeros(is_label.shape).masked_scatter(is_token, values)
-        for predicted, own in zip(self.classes, of_classes, strict=True):
+        for predicted, losses in zip(self.classes, of_classes, strict=True):
             is_mine = torch.zeros_like(is_label)
             is_mine[predicted.rows] = True
-            placed = placed.masked_scatter(is_mine & is_label, own.to(values))
+            placed = placed.masked_scatter(is_mine & is_label, losses.to(values))
         return placed
 
 

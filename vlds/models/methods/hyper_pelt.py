@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.models.methods.base import Library, Method
-from vlds.models.methods.bottleneck import Place, stack_and_layer, stand_beside
+from vlds.models.methods.bottleneck import BottleneckPlace, stack_and_layer, stand_beside
 from vlds.models.methods.context import BatchContext
 from vlds.models.methods.host import CROSS_ATTENTION, Host, weight_options
 from vlds.models.methods.hyperformer import (
@@ -44,7 +44,7 @@ PREFIXED: dict[Role, Role] = {"attn_k": "attn_out", "cross_attn_k": "cross_attn_
 class PELTNetworks(HyperNetworks):
     """The networks of both sets, from embeddings of task, layer and block, and from pictures."""
 
-    def __init__(self, config: HyperPELT, places: list[Place], host: Host) -> None:
+    def __init__(self, config: HyperPELT, places: list[BottleneckPlace], host: Host) -> None:
         std = host.targets.linear_init_std
         super().__init__(config, places, len(host.tasks), std)
         key_width = 0
@@ -286,7 +286,7 @@ class PELTModule(HyperformerModule):
     def __init__(
         self,
         config: HyperPELT,
-        place: Place,
+        place: BottleneckPlace,
         networks: PELTNetworks,
         host: Host,
     ) -> None:

@@ -34,8 +34,8 @@ from vlds.models.methods.base import (
 from vlds.models.methods.bottleneck import (
     Bottleneck,
     BottleneckModule,
+    BottleneckPlace,
     Half,
-    Place,
     layers,
     stack_and_layer,
     stand_beside,
@@ -57,13 +57,17 @@ class HyperNetworks(ModelExtension):
     optimizer_rules: ClassVar[OptimizerRules] = {"task_embeddings.weight": STACKED}
 
     def __init__(
-        self, config: Hyperformer, places: list[Place], num_tasks: int, init_std: float | None
+        self,
+        config: Hyperformer,
+        places: list[BottleneckPlace],
+        num_tasks: int,
+        init_std: float | None,
     ) -> None:
         super().__init__()
         self.generated = MadeForBatch()
         options = weight_options(places[0].linear)
         self.task_embeddings = table(num_tasks, config.task_dim, 1.0, options)
-        stacks: dict[str, list[Place]] = {}
+        stacks: dict[str, list[BottleneckPlace]] = {}
         for place in places:
             stacks.setdefault(stack_and_layer(place.path)[0], []).append(place)
         self.stacks = nn.ModuleDict(
@@ -99,7 +103,7 @@ class HyperNetwork(nn.Module):
     def __init__(
         self,
         config: Hyperformer,
-        places: list[Place],
+        places: list[BottleneckPlace],
         init_std: float | None,
         options: dict[str, Any],
     ) -> None:
@@ -331,7 +335,11 @@ class HyperformerModule(BottleneckModule):
     """The bottlenecks behind one layer; their weights come with the batch."""
 
     def __init__(
-        self, config: Hyperformer, place: Place, generated: MadeForBatch, routing: TaskRouting
+        self,
+        config: Hyperformer,
+        place: BottleneckPlace,
+        generated: MadeForBatch,
+        routing: TaskRouting,
     ) -> None:
         super().__init__(config, place.linear, routing)
         self.generated = generated

@@ -159,7 +159,7 @@ class Pruning:
 
 TEMPERATURE = 0.1
 """Gates divide their weight by it."""
-NAMES = {
+LADDER_NAMES = {
     r"stacks\.(\w+)\.block\.\d+\.input_extensions\.enter\.linear\.(\w+)": (
         r"\1.side_first_downsample.\2"
     ),
@@ -290,7 +290,9 @@ class LST(Method):
         """Side layers, projections and gates, as LST's code names them."""
         tensors = {}
         for tensor in added_tensors(model, name):
-            matches = ((re.fullmatch(pattern, tensor.leaf), to) for pattern, to in NAMES.items())
+            matches = (
+                (re.fullmatch(pattern, tensor.leaf), to) for pattern, to in LADDER_NAMES.items()
+            )
             key = next((match.expand(to) for match, to in matches if match), None)
             if key is None:
                 raise ValueError(f"{tensor.leaf}: LST's code has no such tensor")

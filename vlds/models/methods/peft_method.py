@@ -59,13 +59,13 @@ class RankBudget(StepRule):
         """`config`: peft's AdaLoraConfig."""
         super().__init__()
         self.config = config
-        self.held: dict[str, nn.Parameter] = {
+        self.factors: dict[str, nn.Parameter] = {
             f"{number}.{factor}.{ADAPTER}": getattr(extension.tuner, factor)[ADAPTER]
             for number, extension in enumerate(extensions)
             for factor in FACTORS
         }
         """The layers' factors, by names in which peft finds its own."""
-        for place, (name, parameter) in enumerate(self.held.items()):
+        for place, (name, parameter) in enumerate(self.factors.items()):
             for kind in ("sensitivity", "uncertainty"):
                 zeros = torch.zeros(parameter.shape, device=parameter.device)
                 self.register_buffer(f"{kind}_{place}", zeros, persistent=False)
@@ -76,7 +76,7 @@ class RankBudget(StepRule):
     def penalty(self) -> Tensor:
         """Distance of the rows of A and the columns of B from orthonormal, a mean over matrices."""
         distances = []
-        for name, parameter in self.held.items():
+        for name, parameter in self.factors.items():
             if "lora_E" not in name:
                 matrix = parameter.float()
                 rows = matrix if "lora_A" in name else matrix.T
@@ -87,7 +87,7 @@ class RankBudget(StepRule):
 
     def needs_gradients(self, step: int, num_steps: int) -> Sequence[nn.Parameter]:
         """All factors, until the budget is fixed."""
-        return list(self.held.values()) if step < num_steps - self.config.tfinal else ()
+        return list(self.factors.values()) if step < num_steps - self.config.tfinal else ()
 
     @torch.no_grad()
     def after_step(
@@ -99,7 +99,7 @@ class RankBudget(StepRule):
             return self.dropped()
         self.config.total_step = num_steps
         copies: dict[str, Tensor] = {}
-        for name, parameter in self.held.items():
+        for name, parameter in self.factors.items():
             copies[name] = parameter.detach().float().clone()
             if gradients is not None and parameter in gradients:
                 copies[name].grad = gradients[parameter]
@@ -107,20 +107,20 @@ class RankBudget(StepRule):
         weights = SimpleNamespace(named_parameters=copies.items)
         # A new allocator each step, which continues from the buffers: run states hold those.
         allocator = rank_allocator(weights, self.config)
-        for place, name in enumerate(self.held):
+        for place, name in enumerate(self.factors):
             allocator.ipt[name] = None  # known, so that peft does not begin its averages
             allocator.exp_avg_ipt[name] = self.get_buffer(f"sensitivity_{place}")
             allocator.exp_avg_unc[name] = self.get_buffer(f"uncertainty_{place}")
         if gradients is not None and step < fixed:
             allocator.update_ipt(weights)
-            for place, name in enumerate(self.held):
+            for place, name in enumerate(self.factors):
                 self.get_buffer(f"sensitivity_{place}").copy_(allocator.exp_avg_ipt[name])
                 self.get_buffer(f"uncertainty_{place}").copy_(allocator.exp_avg_unc[name])
         budget, is_due = allocator.budget_schedule(step)
         if not is_due and step < fixed:
             return {}
         kept = allocator.mask_to_budget(weights, budget)
-        for place, name in enumerate(self.held):
+        for place, name in enumerate(self.factors):
             if name in kept:
                 dropped = self.get_buffer(f"dropped_{place}")
                 dropped.copy_(~torch.tensor(kept[name])[:, None])
@@ -136,7 +136,7 @@ class RankBudget(StepRule):
         """Each layer's E -> True for entries that are out of the budget."""
         return {
             parameter: self.get_buffer(f"dropped_{place}")
-            for place, (name, parameter) in enumerate(self.held.items())
+            for place, (name, parameter) in enumerate(self.factors.items())
             if "lora_E" in name
         }
 

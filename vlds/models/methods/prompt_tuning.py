@@ -38,7 +38,7 @@ from vlds.models.methods.host import (
 from vlds.runtime.checks import Count, MadeForBatch
 from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules
 
-ORIGINAL_NAMES = {
+NETWORK_NAMES = {
     "table": "0.weight",
     "hidden_weight": "1.weight",
     "hidden_bias": "1.bias",
@@ -91,7 +91,7 @@ class LearnedEmbeddings(Method):
         """The original code's layout: a small network for each task."""
         tensors = {}
         for tensor in added_tensors(model, name):
-            original = ORIGINAL_NAMES[tensor.leaf.rpartition(".")[2]]
+            original = NETWORK_NAMES[tensor.leaf.rpartition(".")[2]]
             key = f"prompt_modules.prompts.{{task}}.prefix_embedding.{original}"
             tensors[tensor.name] = Stored((self.original_owner + key,))
         return Layout(tensors)

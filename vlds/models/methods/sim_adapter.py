@@ -71,7 +71,7 @@ def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ValueError(f"artifact {folder}: {RECIPE} is no recipe of a run; {cure}") from None
     # Artifacts' recipes name every field, the default part too.
-    on_backbone = {name for name, own in settings.items() if own.get("part") == "backbone"}
+    on_backbone = {name for name, fields in settings.items() if fields.get("part") == "backbone"}
     names = [name for name in kinds if kinds[name] == kind.__name__ and name in on_backbone]
     if len(names) != 1:
         raise ValueError(f"{run}: its methods are {', '.join(kinds.values()) or 'none'}; {cure}")
@@ -113,12 +113,6 @@ class RunAdapter:
     """Layer of the backbone -> name of a tensor in the module behind it -> tensor, with one slice
     where tensors are stacked."""
 
-    def behind(self, path: str) -> Mapping[str, Tensor]:
-        """The tensors behind a layer of the part that methods tune, which may be the backbone or
-        lie inside it."""
-        layers = (layer for layer in self.tensors if f".{layer}".endswith(f".{path}"))
-        return next((self.tensors[layer] for layer in layers), {})
-
 
 def read_adapter(run: Path, task: str) -> RunAdapter:
     """The adapters of a run; those of `task`, if the run has some for each task.
@@ -126,15 +120,15 @@ def read_adapter(run: Path, task: str) -> RunAdapter:
     Errors: ValueError if the run has no artifact, not exactly one Adapter on its backbone, or no
     such task.
     """
-    found = read_method(
+    run_method = read_method(
         run,
         Adapter,
         "name a run with one Adapter on its backbone (`vlds convert merge` makes Compacter, "
         "LowRankAdapter, Hyperformer and Mixture one)",
     )
     try:
-        check_numbers(Adapter, found.settings)
-        method = Adapter(**found.settings)
+        check_numbers(Adapter, run_method.settings)
+        method = Adapter(**run_method.settings)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{run}: its Adapter has settings that this vlds cannot use ({error}); take the "
@@ -142,18 +136,18 @@ def read_adapter(run: Path, task: str) -> RunAdapter:
         ) from None
     number = 0
     if method.sharing != "single":
-        if task not in found.tasks:
+        if task not in run_method.tasks:
             raise ValueError(
                 f"{run}: its adapters are one for each task, and it has no task {task}; name one "
-                f"of {', '.join(found.tasks)}"
+                f"of {', '.join(run_method.tasks)}"
             )
-        number = found.tasks.index(task)
+        number = run_method.tasks.index(task)
     tensors = {
         layer: {
             name: tensor[number : number + 1] if "norm" not in name and len(tensor) > 1 else tensor
-            for name, tensor in own.items()
+            for name, tensor in leaves.items()
         }
-        for layer, own in found.tensors.items()
+        for layer, leaves in run_method.tensors.items()
     }
     return RunAdapter(replace(method, sharing="single", learning_rate=None), tensors)
 
@@ -257,9 +251,9 @@ class SimAdapter(Method):
             for name, run in runs.items()
         }
         first = next(iter(places))
-        for name, own in places.items():
-            if own.keys() != places[first].keys():
-                odd = sorted(own.keys() ^ places[first].keys())[0]
+        for name, layers in places.items():
+            if layers.keys() != places[first].keys():
+                odd = sorted(layers.keys() ^ places[first].keys())[0]
                 raise ValueError(
                     f"runs: {first} and {name} have adapters at unlike places (only one has them "
                     f"at {odd}); give them the same attention and cross_attention"
@@ -308,15 +302,18 @@ class FusionModule(LinearExtension):
             self.candidates[name] = module
             if not run.tensors:  # in the recipe of an artifact, which holds the weights
                 continue
-            state, found = module.state_dict(), run.behind(path)
-            ours, theirs = ({n: tuple(t.shape) for n, t in o.items()} for o in (state, found))
+            # The part that methods tune may be the backbone or lie inside it, where paths are
+            # shorter than those of the run.
+            layers = (layer for layer in run.tensors if f".{layer}".endswith(f".{path}"))
+            state, stored = module.state_dict(), next((run.tensors[n] for n in layers), {})
+            ours, theirs = ({n: tuple(t.shape) for n, t in o.items()} for o in (state, stored))
             if ours != theirs:
                 raise ValueError(
                     f"runs: an adapter behind {path} has {theirs or 'no tensors'}, and the model "
                     f"needs {ours}; take runs of the same backbone"
                 )
             if not linear.weight.is_meta:
-                module.load_state_dict(found)
+                module.load_state_dict(stored)
         self.fusion = Fusion(linear.out_features, weight_options(linear))
         self.noted = MadeForBatch()
         """Log of the attention (b, l, n) and the distance of W_v, in training."""
@@ -342,9 +339,9 @@ class FusionLoss(BatchLoss):
         host: Host,
     ) -> None:
         self.config, self.modules, self.context = config, modules, host.context
-        own = [names.index(task) if task in names else -1 for task in host.tasks]
+        guides = [names.index(task) if task in names else -1 for task in host.tasks]
         # On the CPU even where a model is built on the meta device, as `vlds plan` does.
-        self.own = torch.tensor(own, device="cpu")
+        self.guides = torch.tensor(guides, device="cpu")
         """(tasks,) number of the run that guides a task; -1: none."""
 
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:
@@ -357,14 +354,14 @@ class FusionLoss(BatchLoss):
         if (weight := self.config.guide * left) > 0:
             # Behind the batch's rows there may be one that keeps ranks in step.
             num = len(is_label)
-            own = self.context.routing.of_rows(self.own.to(is_label.device))[:num]
+            guides = self.context.routing.of_rows(self.guides.to(is_label.device))[:num]
             for module, (log_attention, _) in zip(self.modules, noted, strict=True):
                 real = is_label if module.in_decoder else self.context.token_mask
                 assert real is not None, "the model says which of its tokens are real"
                 if log_attention.ndim == 2:  # all tokens in one line
                     log_attention = log_attention.unflatten(0, (len(real), -1))
                 shares = log_mean(log_attention[:num], real[:num])
-                added = added + weight * guide_loss(shares, own)
+                added = added + weight * guide_loss(shares, guides)
         # In the unit of an example's summed nll, which the run divides by its labels.
         return added * is_label.sum(1)
 

@@ -31,7 +31,7 @@ from vlds.models.methods.host import Host
 from vlds.models.methods.tip_adapter import (
     CacheExtension,
     CacheMethod,
-    Place,
+    HeadPlace,
     cache_logits,
     negative_keys,
     shot_weights,
@@ -174,7 +174,7 @@ class SimNLModule(CacheExtension):
 class SimNLLoss(BatchLoss):
     """The two terms beside the cross-entropy."""
 
-    def __init__(self, config: SimNL, module: SimNLModule, place: Place) -> None:
+    def __init__(self, config: SimNL, module: SimNLModule, place: HeadPlace) -> None:
         self.config, self.module, self.place = config, module, place
 
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:

@@ -33,7 +33,7 @@ from vlds.schema import OptimizerRule, OptimizerRules
 Module = TypeVar("Module", bound="CacheExtension")
 
 
-class Place(NamedTuple):
+class HeadPlace(NamedTuple):
     """The head that a few-shot classifier extends."""
 
     task: str
@@ -64,13 +64,13 @@ class Place(NamedTuple):
         return predicted.classes[self.number].targets.argmax(1)
 
 
-def find_place(host: Host) -> Place:
+def find_place(host: Host) -> HeadPlace:
     """The run's task with classes told by texts.
 
     Errors: ValueError if there is none, or several.
     """
     found = [
-        Place(task, head, number, {"dtype": states_type(host.model)})
+        HeadPlace(task, head, number, {"dtype": states_type(host.model)})
         for number, (task, head) in enumerate(host.heads.items())
         if isinstance(head, TextClasses)
     ]
@@ -109,7 +109,7 @@ class CacheMethod(Method, ABC):
     """Augmented views of each training picture. The cached embeddings are their means (at first, if
     they train), and each step draws one of them; 0: the picture itself."""
 
-    def put(self, host: Host, make: Callable[..., Module]) -> tuple[Module, Place]:
+    def put(self, host: Host, make: Callable[..., Module]) -> tuple[Module, HeadPlace]:
         """Put a module beside the texts of the run's task with classes. `make` takes the method,
         the numbers of classes and of shots, and the embeddings' width.
 

@@ -38,7 +38,7 @@ from vlds.runtime.checks import Count, MadeForBatch, NotNegative
 from vlds.schema import OptimizerRule, OptimizerRules, Role
 
 Granularity = Literal["large", "middle_x", "middle_y", "small"]
-PLACES: dict[Role, Role] = {"attn_out": "attn_residual", "ffn_out": "ffn_residual"}
+RESIDUAL_ROLES: dict[Role, Role] = {"attn_out": "attn_residual", "ffn_out": "ffn_residual"}
 """Role of layers with gates -> role of the modules that read what their residual carries."""
 SUBLAYERS = {
     r"(.+)\.(?:self_attn\.out_proj|SelfAttention\.o)": "attn",
@@ -96,7 +96,7 @@ class VLPET(Method):
 
         Errors: ValueError if the model is not that of JointSeq2Seq.
         """
-        for needed in ("cross_attn_v", *PLACES.values()):
+        for needed in ("cross_attn_v", *RESIDUAL_ROLES.values()):
             if needed not in host.targets.paths:
                 raise ValueError(
                     "VLPET stands in the encoder and the decoder of the kind JointSeq2Seq, and no "
@@ -107,7 +107,7 @@ class VLPET(Method):
         values = host.linears("cross_attn_v")
         trained = self.of.attach(encoder)
         # Each gate takes the bottleneck's place behind its layer, and holds it.
-        for role, residual_role in PLACES.items():
+        for role, residual_role in RESIDUAL_ROLES.items():
             linears, residuals = encoder.linears(role), encoder.modules_of(residual_role)
             for linear, residual in zip(linears.values(), residuals.values(), strict=True):
                 gated = Gated(self, linear, host.note_input(residual), host)

@@ -117,6 +117,7 @@ class APoLLoModule(ClassExtension):
                 f"its prompts take the place of a template's first words, but the head has "
                 f"{len(config.templates)} templates; give one"
             )
+        # One template makes one text for each class.
         texts = [texts[0] for texts in config.sentences().template]
         ids: list[list[int]] = tokenizer(texts)["input_ids"]
         length, first = self.config.length, int(ids[0][0] == tokenizer.bos_token_id)

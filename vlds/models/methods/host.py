@@ -92,7 +92,7 @@ class NoteOutput(LinearExtension):
         self.noted = MadeForBatch()
 
     def forward(self, inputs: Tensor, outputs: Any) -> Any:
-        # Some of Hugging Face's layers give a tuple.
+        # Some layers of transformers 5 give a tuple, whose first element is the states.
         self.noted.value = outputs[0] if isinstance(outputs, tuple) else outputs
         return outputs
 

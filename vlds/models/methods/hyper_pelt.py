@@ -245,6 +245,7 @@ class HyperPELT(Hyperformer):
                     f"weights: {name} of {run} is missing or has another shape; name a run of the "
                     "same backbone"
                 )
+        # Without weights, as `vlds plan` builds models, names and shapes are all there is to check.
         if embeddings[0].is_meta:
             return
         for name, tensor in state.items():
@@ -270,6 +271,7 @@ class HyperPELT(Hyperformer):
         left = super().merge(name, model, tasks)  # makes the weights of all tasks
         if not networks.attentions:
             return left
+        # In the order of PREFIXED: cross-attentions last, as `fixed_prefixes` needs them.
         made = {path: networks.prefixes.value[key] for path, key in networks.attentions.items()}
         for path in made:
             attention: Any = model.get_submodule(path.rpartition(".")[0])

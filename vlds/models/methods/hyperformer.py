@@ -111,6 +111,7 @@ class HyperNetwork(nn.Module):
         width = places[0].linear.out_features
         roles = {place.role for place in places}
         self.kinds = [kind for kind in KINDS if kind in roles]
+        # By the highest number, so that a layer's number is its row.
         num_layers = 1 + max(stack_and_layer(place.path)[1] for place in places)
         table_std = 1.0 if init_std is None else init_std
         self.layer_embeddings = table(num_layers, config.task_dim, table_std, options)
@@ -139,6 +140,7 @@ class HyperNetwork(nn.Module):
             e = self.embedded(tasks, [])
             return {kind: self.generators[kind](e) for kind in self.kinds}
         weights = self.generators["all"](self.embedded(tasks, self.kinds))
+        # (k, n, kinds, ...): kinds stand behind layers, as `embedded` pairs them last.
         return {
             kind: tuple(w[:, :, index] for w in weights) for index, kind in enumerate(self.kinds)
         }
@@ -325,6 +327,7 @@ class Hyperformer(Bottleneck):
 def original_name(leaf: str) -> str:
     """`stacks.encoder_block.hidden.bias` -> its name in the original code."""
     _, stack, tensor = leaf.split(".", 2)
+    # Stacks are called by their paths, such as encoder_block and model_encoder_layers.
     stack = "encoder" if "encoder" in stack else "decoder"
     matches = ((re.fullmatch(pattern, tensor), name) for pattern, name in ORIGINAL_NAMES.items())
     name = next(match.expand(name) for match, name in matches if match)

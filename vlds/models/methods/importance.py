@@ -60,6 +60,7 @@ def read_importance(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Tens
     if not file.exists():
         raise ValueError(f"importance: no such file: {file}; `vlds importance` writes it")
     shapes = check_tensors("importance", file, weights)
+    # The model's names first, then those that the file has in addition.
     for name in [*weights, *sorted(shapes.keys() - weights.keys())]:
         found, wanted = (
             f"{tuple(shape)}" if shape is not None else "missing"
@@ -86,6 +87,7 @@ def read_importance(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Tens
             f"importance: {file} holds zeros alone, which tell no weight from another; write it "
             "again, with `vlds importance` over more samples"
         )
+    # A hash needs values, which neither random backbones nor the meta device have.
     if written_for is None or any(weights[name].is_meta for name in tensors):
         return tensors
     if written_for != (present := layers_hash(weights, tensors)):

@@ -258,7 +258,8 @@ def tuners(model: nn.Module, config: Any) -> dict[str, Any]:
                 raise ValueError(
                     f"{path} is quantised, and peft's layers need its weights; use LoRA"
                 )
-            # LoRA gathers for itself what it reads, and DeepSpeed forbids to do so twice.
+            # peft's LoRA gathers for itself what it reads (0.21), and DeepSpeed refuses to gather
+            # a parameter twice.
             gathered = [] if config.peft_type == "LORA" else list(target.parameters())
             with gather_params_ctx(gathered) if gathered else nullcontext():
                 super()._create_and_replace(config, name, target, *args, **kwargs)
@@ -267,17 +268,18 @@ def tuners(model: nn.Module, config: Any) -> dict[str, Any]:
     assert before is None, "a method has left its config behind"
     try:
         with warnings.catch_warnings():
-            # It says of norms that it does not know their sizes, which it does not need.
+            # peft 0.21 says of norms that it does not know their sizes, which it does not need.
             warnings.filterwarnings("ignore", message="Unsupported layer type", module="peft")
             Gathering(model, config, ADAPTER)
     except ValueError as error:
-        # peft names every layer that it has not found, and there may be 100,000.
+        # peft's message names every layer that it has not found, and there may be 100,000.
         raise ValueError(textwrap.shorten(str(error), 1000)) from error
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         if lacks_memory(error):
             raise
         raise ValueError(f"peft cannot attach {config.peft_type.value}: {error}") from error
     finally:
+        # peft leaves its config on the model, and would take the next method's for the same one.
         vars(model).pop("peft_config", None)
     named = model.named_modules()
     return {path: m for path, m in named if isinstance(m, BaseTunerLayer) and is_own(path)}
@@ -325,9 +327,10 @@ class PeftExtension(LinearExtension):
 
     def __init__(self, tuner: Any, layer: Any) -> None:
         super().__init__()
+        # The layer holds the extension: as a child of peft's layer it would hold itself.
         del tuner._modules["base_layer"]
         if (ranks := tuner._modules.pop("ranknum", None)) is not None:
-            # AdaLoRA's first rank, which peft keeps as a frozen weight and does not store.
+            # AdaLoRA's first rank, which peft 0.21 keeps as a frozen weight and does not store.
             tuner.__dict__["ranknum"] = dict.fromkeys(ranks, float(tuner.r[ADAPTER]))
         for parameter in tuner.parameters():
             if parameter.is_meta and is_plain(layer.weight):
@@ -371,7 +374,7 @@ class PeftExtension(LinearExtension):
     def fold(self, layer: Extended) -> None:
         """Change the layer's own weights as peft does."""
         tuner = self.tuner
-        tuner.__dict__["base_layer"] = layer
+        tuner.__dict__["base_layer"] = layer  # `merge` writes into the real layer's weight
         if (norms := getattr(tuner, "ln_tuning_layers", None)) is not None:
             for name, parameter in norms[ADAPTER].named_parameters():
                 layer.get_parameter(name).copy_(parameter)
@@ -397,6 +400,7 @@ class Outside:
         known, outputs = self.computed
         if inputs is known:
             return outputs
+        # Without the extensions, of which this one is running.
         kind = self.layer.kind if isinstance(self.layer, Extended) else type(self.layer)
         result: Tensor = kind.forward(self.layer, inputs)
         return result

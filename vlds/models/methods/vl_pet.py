@@ -96,6 +96,7 @@ class VLPET(Method):
 
         Errors: ValueError if the model is not that of JointSeq2Seq.
         """
+        # Checked before anything is attached, since models of one stack have some of these roles.
         for needed in ("cross_attn_v", *RESIDUAL_ROLES.values()):
             if needed not in host.targets.paths:
                 raise ValueError(
@@ -184,6 +185,7 @@ class Gate(nn.Module):
         super().__init__()
         self.context, self.padding_counts = host.context, config.padding_counts
         self.build(config, linear.out_features, weight_options(linear))
+        # Behind the loop, `last` is the layer that makes the factors; MiddleYGate has no layer.
         last: nn.Module | None = None
         for last in (module for module in self.modules() if isinstance(module, nn.Linear)):
             init_linear(last.weight, last.bias, host.targets.linear_init_std)

@@ -375,7 +375,7 @@ class Predicted(NamedTuple):
     labels: Tensor
     """(b, t) int64, IGNORED_LABEL where there is none."""
     classes: Sequence[ClassesPredicted] = ()
-    """Of each task with a head, in the order of the tasks. One label stands for an example's
+    """One for each task with a head, in the order of the tasks. One label stands for an example's
     classes."""
 
     @property

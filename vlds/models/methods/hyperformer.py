@@ -49,6 +49,114 @@ KINDS: tuple[Role, ...] = ("ffn_out", "attn_out", "cross_attn_out")
 """Kinds of sub-layer, in the order of the original's block-kind embeddings."""
 GENERATOR_STD = 0.01
 """Initial standard deviation of the network if the backbone's family sets none."""
+ORIGINAL_KINDS = {
+    "ffn_out": "feed_forward_",
+    "attn_out": "self_attention_",
+    "cross_attn_out": "cross_attention_",
+    "all": "",
+}
+"""Generator -> what the original code's names of its layers begin with."""
+MADE = {
+    r"(down|up)_(\w+)\.(\w+)": r"\1_sampler_hyper_net.\2_generator.0.\3",
+    r"norm_(\w+)\.(\w+)": r"post_layernorm_hypernet.\1_generator.\2",
+}
+"""Tensor of a generator -> its name in the original code."""
+ORIGINAL_NAMES = {
+    r"layer_embeddings\.weight": "layer_id_embeddings.weight",
+    r"kind_embeddings\.weight": "adapters_block_type.weight",
+    r"hidden\.(\w+)": r"task_hypernet.task_embeding_generator.0.\1",
+    r"project\.(\w+)": r"task_hypernet.task_embeding_generator.2.\1",
+    r"norm\.(\w+)": r"LayerNorm.\1",
+} | {
+    rf"generators\.{kind}\.{ours}": before + theirs
+    for kind, before in ORIGINAL_KINDS.items()
+    for ours, theirs in MADE.items()
+}
+"""Tensor of a stack's network -> its name in the original code, which spells "embeding" so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperformer(Bottleneck):
+    """Bottlenecks whose weights are made from embeddings of task and layer."""
+
+    libraries: ClassVar[frozenset[Library]] = frozenset({"reference"})
+    reasons: ClassVar[Mapping[Library, str]] = merge_first("Hyperformer")
+
+    task_dim: Count = 512
+    """Width of the embeddings of tasks, layers and kinds of sub-layer."""
+    hidden_dim: Count = 128
+    """Width of the network's hidden layer."""
+    projected_dim: Count = 8
+    """Width of e, which the weights are made from."""
+    kind_embeddings: bool = False
+    """One generator for all kinds of sub-layer, told by an embedding which it is; default: a
+    generator for each kind."""
+    layer_norm_after: bool = False
+    """A norm behind each bottleneck, before the adapter's own residual, whose weight and bias are
+    made too, as in the paper's own code."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sharing(self.part, "one set of weights per task")
+
+    def attach(self, host: Host) -> list[nn.Parameter]:
+        """Put a bottleneck at every place, and the networks that make their weights beside the
+        model."""
+        places = self.places(host)
+        networks = HyperNetworks(self, places, len(host.tasks), host.targets.linear_init_std)
+        for place in places:
+            module = HyperformerModule(self, place, networks.generated, host.context.routing)
+            host.extend_linear(place.linear, module)
+        if self.parallel:
+            stand_beside(host)
+        host.extend_model(networks)
+        return list(networks.parameters())
+
+    @torch.no_grad()
+    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
+        """Plain adapters for each task, with the weights that the networks make.
+
+        Errors: ValueError if they make norms, which plain adapters share.
+        """
+        if self.layer_norm_after:
+            raise ValueError(
+                "Hyperformer with layer_norm_after has a norm for each task, where Adapter has one "
+                "for all; use `vlds convert hf`, which keeps it beside the backbone"
+            )
+        networks = model.get_submodule(f"extensions.{name}")
+        networks()  # makes the halves that `materialise` reads
+        adapter = materialise(self, "multiple", name, model, tasks)
+        extensions = model.get_submodule("extensions")
+        assert isinstance(extensions, nn.ModuleDict)
+        del extensions[name]
+        return {name: adapter}
+
+    def refusal(self, library: Library, model: Any) -> str | None:
+        if self.layer_norm_after and library not in self.libraries:
+            return f"{LIBRARY_NAMES[library]} has no {type(self).__name__} with layer_norm_after"
+        return super().refusal(library, model)
+
+    def layout(self, library: Library, name: str, model: Any) -> Layout:
+        """The networks. The original code has the tasks' embeddings thrice, once in each stack."""
+        tensors = {}
+        for tensor in added_tensors(model, name):
+            if tensor.leaf == "task_embeddings.weight":
+                key = "task_to_embeddings.{task}"
+                owners = ("shared_task_embed", "encoder.task_embed", "decoder.task_embed")
+                tensors[tensor.name] = Stored(tuple(f"{owner}.{key}" for owner in owners))
+            else:
+                tensors[tensor.name] = Stored((original_name(tensor.leaf),), stacked=False)
+        return Layout(tensors)
+
+
+def original_name(leaf: str) -> str:
+    """`stacks.encoder_block.hidden.bias` -> its name in the original code."""
+    _, stack, tensor = leaf.split(".", 2)
+    # Stacks are called by their paths, such as encoder_block and model_encoder_layers.
+    stack = "encoder" if "encoder" in stack else "decoder"
+    matches = ((re.fullmatch(pattern, tensor), name) for pattern, name in ORIGINAL_NAMES.items())
+    name = next(match.expand(name) for match, name in matches if match)
+    return f"{stack}.adapter_layers_hyper_net.{name}"
 
 
 class HyperNetworks(ModelExtension):
@@ -222,116 +330,6 @@ def rows_of(embedding: nn.Embedding) -> Tensor:
         torch.arange(embedding.num_embeddings, device=embedding.weight.device)
     )
     return whole
-
-
-ORIGINAL_KINDS = {
-    "ffn_out": "feed_forward_",
-    "attn_out": "self_attention_",
-    "cross_attn_out": "cross_attention_",
-    "all": "",
-}
-"""Generator -> what the original code's names of its layers begin with."""
-MADE = {
-    r"(down|up)_(\w+)\.(\w+)": r"\1_sampler_hyper_net.\2_generator.0.\3",
-    r"norm_(\w+)\.(\w+)": r"post_layernorm_hypernet.\1_generator.\2",
-}
-"""Tensor of a generator -> its name in the original code."""
-ORIGINAL_NAMES = {
-    r"layer_embeddings\.weight": "layer_id_embeddings.weight",
-    r"kind_embeddings\.weight": "adapters_block_type.weight",
-    r"hidden\.(\w+)": r"task_hypernet.task_embeding_generator.0.\1",
-    r"project\.(\w+)": r"task_hypernet.task_embeding_generator.2.\1",
-    r"norm\.(\w+)": r"LayerNorm.\1",
-} | {
-    rf"generators\.{kind}\.{ours}": before + theirs
-    for kind, before in ORIGINAL_KINDS.items()
-    for ours, theirs in MADE.items()
-}
-"""Tensor of a stack's network -> its name in the original code, which spells "embeding" so."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hyperformer(Bottleneck):
-    """Bottlenecks whose weights are made from embeddings of task and layer."""
-
-    libraries: ClassVar[frozenset[Library]] = frozenset({"reference"})
-    reasons: ClassVar[Mapping[Library, str]] = merge_first("Hyperformer")
-
-    task_dim: Count = 512
-    """Width of the embeddings of tasks, layers and kinds of sub-layer."""
-    hidden_dim: Count = 128
-    """Width of the network's hidden layer."""
-    projected_dim: Count = 8
-    """Width of e, which the weights are made from."""
-    kind_embeddings: bool = False
-    """One generator for all kinds of sub-layer, told by an embedding which it is; default: a
-    generator for each kind."""
-    layer_norm_after: bool = False
-    """A norm behind each bottleneck, before the adapter's own residual, whose weight and bias are
-    made too, as in the paper's own code."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_sharing(self.part, "one set of weights per task")
-
-    def attach(self, host: Host) -> list[nn.Parameter]:
-        """Put a bottleneck at every place, and the networks that make their weights beside the
-        model."""
-        places = self.places(host)
-        networks = HyperNetworks(self, places, len(host.tasks), host.targets.linear_init_std)
-        for place in places:
-            module = HyperformerModule(self, place, networks.generated, host.context.routing)
-            host.extend_linear(place.linear, module)
-        if self.parallel:
-            stand_beside(host)
-        host.extend_model(networks)
-        return list(networks.parameters())
-
-    @torch.no_grad()
-    def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
-        """Plain adapters for each task, with the weights that the networks make.
-
-        Errors: ValueError if they make norms, which plain adapters share.
-        """
-        if self.layer_norm_after:
-            raise ValueError(
-                "Hyperformer with layer_norm_after has a norm for each task, where Adapter has one "
-                "for all; use `vlds convert hf`, which keeps it beside the backbone"
-            )
-        networks = model.get_submodule(f"extensions.{name}")
-        networks()  # makes the halves that `materialise` reads
-        adapter = materialise(self, "multiple", name, model, tasks)
-        extensions = model.get_submodule("extensions")
-        assert isinstance(extensions, nn.ModuleDict)
-        del extensions[name]
-        return {name: adapter}
-
-    def refusal(self, library: Library, model: Any) -> str | None:
-        if self.layer_norm_after and library not in self.libraries:
-            return f"{LIBRARY_NAMES[library]} has no {type(self).__name__} with layer_norm_after"
-        return super().refusal(library, model)
-
-    def layout(self, library: Library, name: str, model: Any) -> Layout:
-        """The networks. The original code has the tasks' embeddings thrice, once in each stack."""
-        tensors = {}
-        for tensor in added_tensors(model, name):
-            if tensor.leaf == "task_embeddings.weight":
-                key = "task_to_embeddings.{task}"
-                owners = ("shared_task_embed", "encoder.task_embed", "decoder.task_embed")
-                tensors[tensor.name] = Stored(tuple(f"{owner}.{key}" for owner in owners))
-            else:
-                tensors[tensor.name] = Stored((original_name(tensor.leaf),), stacked=False)
-        return Layout(tensors)
-
-
-def original_name(leaf: str) -> str:
-    """`stacks.encoder_block.hidden.bias` -> its name in the original code."""
-    _, stack, tensor = leaf.split(".", 2)
-    # Stacks are called by their paths, such as encoder_block and model_encoder_layers.
-    stack = "encoder" if "encoder" in stack else "decoder"
-    matches = ((re.fullmatch(pattern, tensor), name) for pattern, name in ORIGINAL_NAMES.items())
-    name = next(match.expand(name) for match, name in matches if match)
-    return f"{stack}.adapter_layers_hyper_net.{name}"
 
 
 class HyperformerModule(BottleneckModule):

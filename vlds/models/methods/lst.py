@@ -40,123 +40,6 @@ from vlds.models.methods.importance import read_importance
 from vlds.runtime.checks import Count, MadeForBatch
 from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
 
-
-class SidePath(ModelExtension):
-    """A path beside an encoder-decoder, through which alone gradients run.
-
-    The backbone reads the text without gradients, so that a step keeps none of its activations. The
-    path has narrow stacks of the backbone's own class, which read the text, the pictures and what
-    the backbone's layers give; its decoder's states, widened, give the logits in place of the
-    backbone's.
-
-    Uses: `Ladder`; a side network whose layers read nothing of the backbone; one that reads the
-    last layer alone.
-    """
-
-    def __init__(self, stacks: nn.Module) -> None:
-        """`stacks`: what `TargetModules.narrow` has made, with the backbone's token table and
-        positions, so that its input is as wide as the backbone's."""
-        super().__init__()
-        self.stacks: Any = stacks
-        self.read = MadeForBatch()
-        """States (b, l, d) and mask (b, l) that the backbone has read of the text."""
-
-    def forward(self) -> None:
-        """Nothing stands before the text."""
-
-    def leave(self, states: Tensor) -> Tensor:
-        """States of the path's decoder -> states as wide as the backbone's."""
-        raise NotImplementedError
-
-
-def side_path(model: nn.Module) -> SidePath | None:
-    """The path beside a model, if a method has put one there."""
-    extensions = getattr(model, "extensions", {}).values()
-    return next((e for e in extensions if isinstance(e, SidePath)), None)
-
-
-Order = Callable[[int, set[int]], list[int]]
-"""Number of units, and those that go -> those that stay, in order."""
-
-
-def reference_units(num: int, gone: set[int]) -> list[int]:
-    """In the order of the original code, which is that of Python's set. It decides which units make
-    up an attention head."""
-    return list(set(range(num)) - gone)
-
-
-def sorted_units(num: int, gone: set[int]) -> list[int]:
-    """In rising order, the sound choice: units of one head stay neighbours."""
-    return sorted(set(range(num)) - gone)
-
-
-class Pruning:
-    """A T5 with the less important units taken away, which a side network begins as: LST's
-    "fisher-v2".
-
-    The importance of a weight is the sum of its squared gradients over single examples of text.
-    Along each layer, the units that stay are chosen by the L1 norms of the rows of the importance:
-    rows of q, k and v by their product, all others by their own. What stays of a layer's rows is
-    what is read of the next one's columns, so no coordinate of the residual stream keeps its
-    meaning.
-    """
-
-    def __init__(
-        self,
-        weights: Mapping[str, Tensor],
-        importance: Mapping[str, Tensor],
-        reduction: int,
-        order: Order,
-    ) -> None:
-        """`weights`, `importance`: by Hugging Face's names."""
-        self.weights, self.importance = weights, importance
-        self.reduction, self.order = reduction, order
-        self.pruned: dict[str, Tensor] = {}
-
-    def run(self, num_encoder: int, num_decoder: int) -> dict[str, Tensor]:
-        """The weights of all blocks and final norms that are left."""
-        units = self.kept(self.importance["shared.weight"].double().abs().sum(0))
-        for stack, num in (("encoder", num_encoder), ("decoder", num_decoder)):
-            for number in range(num):
-                for layer in count():
-                    prefix = f"{stack}.block.{number}.layer.{layer}."
-                    if (norm := f"{prefix}layer_norm.weight") not in self.weights:
-                        break
-                    self.pruned[norm] = self.weights[norm][units].clone()
-                    # The matrix that makes the layer's output comes last; the others read `units`.
-                    found = (n for n in self.weights if n.startswith(prefix) and "norm" not in n)
-                    *inner, last = sorted(
-                        (name for name in found if "relative_attention_bias" not in name),
-                        key=lambda name: name.endswith((".o.weight", ".wo.weight")),
-                    )
-                    units = self.prune([last], self.prune(inner, units))
-            norm = f"{stack}.final_layer_norm.weight"
-            self.pruned[norm] = self.weights[norm][units].clone()
-            # The table of positions is whole: no head goes, all become narrower.
-            bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-            self.pruned[bias] = self.weights[bias].clone()
-        return self.pruned
-
-    def prune(self, names: Sequence[str], columns: list[int]) -> list[int]:
-        """Prune matrices that read the same units, `columns`; the rows that stay of them."""
-        scores: Tensor | float = 1.0
-        for name in names:
-            # In double precision: products of three sums of squares are small.
-            scores = scores * self.importance[name].double()[:, columns]
-        assert isinstance(scores, Tensor)
-        rows = self.kept(scores.abs().sum(1))
-        for name in names:
-            self.pruned[name] = self.weights[name][:, columns][rows].clone()
-        return rows
-
-    def kept(self, scores: Tensor) -> list[int]:
-        """Numbers of the units that stay, given each one's score."""
-        num = len(scores)
-        num_gone = round((1 - 1 / self.reduction) * num)
-        gone = torch.argsort(scores, stable=True)[:num_gone]
-        return self.order(num, set(gone.tolist()))
-
-
 TEMPERATURE = 0.1
 """Gates divide their weight by it."""
 LADDER_NAMES = {
@@ -304,6 +187,40 @@ class LST(Method):
         return Layout(tensors)
 
 
+class SidePath(ModelExtension):
+    """A path beside an encoder-decoder, through which alone gradients run.
+
+    The backbone reads the text without gradients, so that a step keeps none of its activations. The
+    path has narrow stacks of the backbone's own class, which read the text, the pictures and what
+    the backbone's layers give; its decoder's states, widened, give the logits in place of the
+    backbone's.
+
+    Uses: `Ladder`; a side network whose layers read nothing of the backbone; one that reads the
+    last layer alone.
+    """
+
+    def __init__(self, stacks: nn.Module) -> None:
+        """`stacks`: what `TargetModules.narrow` has made, with the backbone's token table and
+        positions, so that its input is as wide as the backbone's."""
+        super().__init__()
+        self.stacks: Any = stacks
+        self.read = MadeForBatch()
+        """States (b, l, d) and mask (b, l) that the backbone has read of the text."""
+
+    def forward(self) -> None:
+        """Nothing stands before the text."""
+
+    def leave(self, states: Tensor) -> Tensor:
+        """States of the path's decoder -> states as wide as the backbone's."""
+        raise NotImplementedError
+
+
+def side_path(model: nn.Module) -> SidePath | None:
+    """The path beside a model, if a method has put one there."""
+    extensions = getattr(model, "extensions", {}).values()
+    return next((e for e in extensions if isinstance(e, SidePath)), None)
+
+
 class Ladder(SidePath):
     """LST's side network."""
 
@@ -373,3 +290,85 @@ class Rung(InputExtension):
         # Zeros stand for the pictures behind the text.
         read = F.pad(read, (0, 0, 0, inputs.shape[1] - read.shape[1]))
         return share * inputs + (1 - share) * read
+
+
+Order = Callable[[int, set[int]], list[int]]
+"""Number of units, and those that go -> those that stay, in order."""
+
+
+def reference_units(num: int, gone: set[int]) -> list[int]:
+    """In the order of the original code, which is that of Python's set. It decides which units make
+    up an attention head."""
+    return list(set(range(num)) - gone)
+
+
+def sorted_units(num: int, gone: set[int]) -> list[int]:
+    """In rising order, the sound choice: units of one head stay neighbours."""
+    return sorted(set(range(num)) - gone)
+
+
+class Pruning:
+    """A T5 with the less important units taken away, which a side network begins as: LST's
+    "fisher-v2".
+
+    The importance of a weight is the sum of its squared gradients over single examples of text.
+    Along each layer, the units that stay are chosen by the L1 norms of the rows of the importance:
+    rows of q, k and v by their product, all others by their own. What stays of a layer's rows is
+    what is read of the next one's columns, so no coordinate of the residual stream keeps its
+    meaning.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        importance: Mapping[str, Tensor],
+        reduction: int,
+        order: Order,
+    ) -> None:
+        """`weights`, `importance`: by Hugging Face's names."""
+        self.weights, self.importance = weights, importance
+        self.reduction, self.order = reduction, order
+        self.pruned: dict[str, Tensor] = {}
+
+    def run(self, num_encoder: int, num_decoder: int) -> dict[str, Tensor]:
+        """The weights of all blocks and final norms that are left."""
+        units = self.kept(self.importance["shared.weight"].double().abs().sum(0))
+        for stack, num in (("encoder", num_encoder), ("decoder", num_decoder)):
+            for number in range(num):
+                for layer in count():
+                    prefix = f"{stack}.block.{number}.layer.{layer}."
+                    if (norm := f"{prefix}layer_norm.weight") not in self.weights:
+                        break
+                    self.pruned[norm] = self.weights[norm][units].clone()
+                    # The matrix that makes the layer's output comes last; the others read `units`.
+                    found = (n for n in self.weights if n.startswith(prefix) and "norm" not in n)
+                    *inner, last = sorted(
+                        (name for name in found if "relative_attention_bias" not in name),
+                        key=lambda name: name.endswith((".o.weight", ".wo.weight")),
+                    )
+                    units = self.prune([last], self.prune(inner, units))
+            norm = f"{stack}.final_layer_norm.weight"
+            self.pruned[norm] = self.weights[norm][units].clone()
+            # The table of positions is whole: no head goes, all become narrower.
+            bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+            self.pruned[bias] = self.weights[bias].clone()
+        return self.pruned
+
+    def prune(self, names: Sequence[str], columns: list[int]) -> list[int]:
+        """Prune matrices that read the same units, `columns`; the rows that stay of them."""
+        scores: Tensor | float = 1.0
+        for name in names:
+            # In double precision: products of three sums of squares are small.
+            scores = scores * self.importance[name].double()[:, columns]
+        assert isinstance(scores, Tensor)
+        rows = self.kept(scores.abs().sum(1))
+        for name in names:
+            self.pruned[name] = self.weights[name][:, columns][rows].clone()
+        return rows
+
+    def kept(self, scores: Tensor) -> list[int]:
+        """Numbers of the units that stay, given each one's score."""
+        num = len(scores)
+        num_gone = round((1 - 1 / self.reduction) * num)
+        gone = torch.argsort(scores, stable=True)[:num_gone]
+        return self.order(num, set(gone.tolist()))

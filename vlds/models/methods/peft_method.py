@@ -45,102 +45,6 @@ FACTORS = ("lora_A", "lora_B", "lora_E")
 """peft's names of A (r, in), B (out, r) and E (r, 1)."""
 
 
-class RankBudget(StepRule):
-    """AdaLoRA's budget (Zhang et al. 2023, https://arxiv.org/abs/2303.10512), shared out by peft.
-
-    A layer's update is B diag(E) A. Each step scores the triplets (a column of B, an entry of E, a
-    row of A) of all layers by |weight x gradient|, smoothed over steps, and sets the entries of the
-    worst to zero. How many may stay falls from `init_r` to `target_r` a layer, cubically, between
-    step `tinit` and step `tfinal` before the last; then they are fixed. An entry may come back
-    before.
-    """
-
-    def __init__(self, config: Any, extensions: Sequence[PeftExtension]) -> None:
-        """`config`: peft's AdaLoraConfig."""
-        super().__init__()
-        self.config = config
-        self.factors: dict[str, nn.Parameter] = {
-            f"{number}.{factor}.{ADAPTER}": getattr(extension.tuner, factor)[ADAPTER]
-            for number, extension in enumerate(extensions)
-            for factor in FACTORS
-        }
-        """The layers' factors, by names in which peft finds its own."""
-        for place, (name, parameter) in enumerate(self.factors.items()):
-            for kind in ("sensitivity", "uncertainty"):
-                zeros = torch.zeros(parameter.shape, device=parameter.device)
-                self.register_buffer(f"{kind}_{place}", zeros, persistent=False)
-            if "lora_E" in name:
-                dropped = torch.zeros(parameter.shape, device=parameter.device, dtype=torch.bool)
-                self.register_buffer(f"dropped_{place}", dropped, persistent=False)
-
-    def penalty(self) -> Tensor:
-        """Distance of the rows of A and the columns of B from orthonormal, a mean over matrices."""
-        distances = []
-        for name, parameter in self.factors.items():
-            if "lora_E" not in name:
-                matrix = parameter.float()
-                rows = matrix if "lora_A" in name else matrix.T
-                unit = torch.eye(len(rows), device=rows.device)
-                distances.append(torch.linalg.matrix_norm(rows @ rows.T - unit))
-        mean: Tensor = self.config.orth_reg_weight * torch.stack(distances).mean()
-        return mean
-
-    def needs_gradients(self, step: int, num_steps: int) -> Sequence[nn.Parameter]:
-        """All factors, until the budget is fixed."""
-        return list(self.factors.values()) if step < num_steps - self.config.tfinal else ()
-
-    @torch.no_grad()
-    def after_step(
-        self, step: int, num_steps: int, gradients: Mapping[nn.Parameter, Tensor] | None
-    ) -> Mapping[nn.Parameter, Tensor]:
-        """Score the triplets and share out the budget, as peft's `update_and_allocate` does."""
-        fixed = num_steps - self.config.tfinal
-        if step > fixed and self.is_reached():  # not yet if a resumed run has fewer steps
-            return self.dropped()
-        self.config.total_step = num_steps
-        copies: dict[str, Tensor] = {}
-        for name, parameter in self.factors.items():
-            copies[name] = parameter.detach().float().clone()
-            if gradients is not None and parameter in gradients:
-                copies[name].grad = gradients[parameter]
-        # peft's allocator reads nothing of a model but its named parameters.
-        weights = SimpleNamespace(named_parameters=copies.items)
-        # A new allocator each step, which continues from the buffers: run states hold those.
-        allocator = rank_allocator(weights, self.config)
-        for place, name in enumerate(self.factors):
-            allocator.ipt[name] = None  # known, so that peft does not begin its averages
-            allocator.exp_avg_ipt[name] = self.get_buffer(f"sensitivity_{place}")
-            allocator.exp_avg_unc[name] = self.get_buffer(f"uncertainty_{place}")
-        if gradients is not None and step < fixed:
-            allocator.update_ipt(weights)
-            for place, name in enumerate(self.factors):
-                self.get_buffer(f"sensitivity_{place}").copy_(allocator.exp_avg_ipt[name])
-                self.get_buffer(f"uncertainty_{place}").copy_(allocator.exp_avg_unc[name])
-        budget, is_due = allocator.budget_schedule(step)
-        if not is_due and step < fixed:
-            return {}
-        kept = allocator.mask_to_budget(weights, budget)
-        for place, name in enumerate(self.factors):
-            if name in kept:
-                dropped = self.get_buffer(f"dropped_{place}")
-                dropped.copy_(~torch.tensor(kept[name])[:, None])
-        return self.dropped()
-
-    def is_reached(self) -> bool:
-        """True if no more entries are left than the last budget has."""
-        dropped = self.dropped().values()
-        most: int = self.config.target_r * len(dropped)
-        return sum(int((~mask).sum()) for mask in dropped) <= most
-
-    def dropped(self) -> dict[nn.Parameter, Tensor]:
-        """Each layer's E -> True for entries that are out of the budget."""
-        return {
-            parameter: self.get_buffer(f"dropped_{place}")
-            for place, (name, parameter) in enumerate(self.factors.items())
-            if "lora_E" in name
-        }
-
-
 @dataclass(frozen=True, kw_only=True)
 class Peft(Method):
     """A method of peft, which needs the package: pip install 'vlds[peft]'."""
@@ -255,3 +159,99 @@ class Peft(Method):
         kept = {k: v for k, v in settings.items() if k not in ABOUT_FILES | WHICH_LAYERS}
         paths = list(dict.fromkeys(tensor.layer for tensor in added))
         return Layout(stored, {**kept, "peft_type": self.type, "target_modules": paths})
+
+
+class RankBudget(StepRule):
+    """AdaLoRA's budget (Zhang et al. 2023, https://arxiv.org/abs/2303.10512), shared out by peft.
+
+    A layer's update is B diag(E) A. Each step scores the triplets (a column of B, an entry of E, a
+    row of A) of all layers by |weight x gradient|, smoothed over steps, and sets the entries of the
+    worst to zero. How many may stay falls from `init_r` to `target_r` a layer, cubically, between
+    step `tinit` and step `tfinal` before the last; then they are fixed. An entry may come back
+    before.
+    """
+
+    def __init__(self, config: Any, extensions: Sequence[PeftExtension]) -> None:
+        """`config`: peft's AdaLoraConfig."""
+        super().__init__()
+        self.config = config
+        self.factors: dict[str, nn.Parameter] = {
+            f"{number}.{factor}.{ADAPTER}": getattr(extension.tuner, factor)[ADAPTER]
+            for number, extension in enumerate(extensions)
+            for factor in FACTORS
+        }
+        """The layers' factors, by names in which peft finds its own."""
+        for place, (name, parameter) in enumerate(self.factors.items()):
+            for kind in ("sensitivity", "uncertainty"):
+                zeros = torch.zeros(parameter.shape, device=parameter.device)
+                self.register_buffer(f"{kind}_{place}", zeros, persistent=False)
+            if "lora_E" in name:
+                dropped = torch.zeros(parameter.shape, device=parameter.device, dtype=torch.bool)
+                self.register_buffer(f"dropped_{place}", dropped, persistent=False)
+
+    def penalty(self) -> Tensor:
+        """Distance of the rows of A and the columns of B from orthonormal, a mean over matrices."""
+        distances = []
+        for name, parameter in self.factors.items():
+            if "lora_E" not in name:
+                matrix = parameter.float()
+                rows = matrix if "lora_A" in name else matrix.T
+                unit = torch.eye(len(rows), device=rows.device)
+                distances.append(torch.linalg.matrix_norm(rows @ rows.T - unit))
+        mean: Tensor = self.config.orth_reg_weight * torch.stack(distances).mean()
+        return mean
+
+    def needs_gradients(self, step: int, num_steps: int) -> Sequence[nn.Parameter]:
+        """All factors, until the budget is fixed."""
+        return list(self.factors.values()) if step < num_steps - self.config.tfinal else ()
+
+    @torch.no_grad()
+    def after_step(
+        self, step: int, num_steps: int, gradients: Mapping[nn.Parameter, Tensor] | None
+    ) -> Mapping[nn.Parameter, Tensor]:
+        """Score the triplets and share out the budget, as peft's `update_and_allocate` does."""
+        fixed = num_steps - self.config.tfinal
+        if step > fixed and self.is_reached():  # not yet if a resumed run has fewer steps
+            return self.dropped()
+        self.config.total_step = num_steps
+        copies: dict[str, Tensor] = {}
+        for name, parameter in self.factors.items():
+            copies[name] = parameter.detach().float().clone()
+            if gradients is not None and parameter in gradients:
+                copies[name].grad = gradients[parameter]
+        # peft's allocator reads nothing of a model but its named parameters.
+        weights = SimpleNamespace(named_parameters=copies.items)
+        # A new allocator each step, which continues from the buffers: run states hold those.
+        allocator = rank_allocator(weights, self.config)
+        for place, name in enumerate(self.factors):
+            allocator.ipt[name] = None  # known, so that peft does not begin its averages
+            allocator.exp_avg_ipt[name] = self.get_buffer(f"sensitivity_{place}")
+            allocator.exp_avg_unc[name] = self.get_buffer(f"uncertainty_{place}")
+        if gradients is not None and step < fixed:
+            allocator.update_ipt(weights)
+            for place, name in enumerate(self.factors):
+                self.get_buffer(f"sensitivity_{place}").copy_(allocator.exp_avg_ipt[name])
+                self.get_buffer(f"uncertainty_{place}").copy_(allocator.exp_avg_unc[name])
+        budget, is_due = allocator.budget_schedule(step)
+        if not is_due and step < fixed:
+            return {}
+        kept = allocator.mask_to_budget(weights, budget)
+        for place, name in enumerate(self.factors):
+            if name in kept:
+                dropped = self.get_buffer(f"dropped_{place}")
+                dropped.copy_(~torch.tensor(kept[name])[:, None])
+        return self.dropped()
+
+    def is_reached(self) -> bool:
+        """True if no more entries are left than the last budget has."""
+        dropped = self.dropped().values()
+        most: int = self.config.target_r * len(dropped)
+        return sum(int((~mask).sum()) for mask in dropped) <= most
+
+    def dropped(self) -> dict[nn.Parameter, Tensor]:
+        """Each layer's E -> True for entries that are out of the budget."""
+        return {
+            parameter: self.get_buffer(f"dropped_{place}")
+            for place, (name, parameter) in enumerate(self.factors.items())
+            if "lora_E" in name
+        }

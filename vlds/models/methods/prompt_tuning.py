@@ -57,7 +57,7 @@ class LearnedEmbeddings(Method):
     """Prefix of the prompts' names in the original code."""
 
     sharing: Literal["single", "multiple"] = "single"
-    """One set for all tasks, or one per task."""
+    """Whether tasks share one set of embeddings, or have one each."""
     length: Count = 40
     """Number of prompts or prefixes."""
     hidden_dim: Count | None = 800

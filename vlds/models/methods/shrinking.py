@@ -184,8 +184,8 @@ def importance(weights: Sequence[Tensor], relative: bool) -> list[float]:
 
 
 def survivors(scores: Sequence[Sequence[float]], number: int) -> list[list[int]]:
-    """Of each layer, the neurons that are among the `number` most important of all layers; of equal
-    ones, those of earlier layers and places stay."""
+    """Each layer's neurons that are among the `number` most important of all layers; of equally
+    important ones, those of earlier layers and places stay."""
     # By -score, so that of equal scores the smaller layer and place come first.
     order = sorted(
         (

@@ -37,123 +37,9 @@ from vlds.runtime.checks import MadeForBatch, Natural, NotNegative, check_number
 from vlds.runtime.json_files import DESCRIPTION, damage, recorded_hash
 from vlds.runtime.yaml_file import read_yaml
 
-WEIGHTS, RECIPE = "weights.safetensors", "recipe.yaml"
-
-
-@dataclass(frozen=True)
-class RunMethod:
-    """A method of another run."""
-
-    settings: Mapping[str, Any]
-    """The method's fields, as plain values."""
-    tasks: list[str]
-    """The run's tasks, in the order of stacked weights."""
-    tensors: Mapping[str, Mapping[str, Tensor]]
-    """Layer of the backbone, empty for what stands beside it -> name of a tensor in the method's
-    module there -> tensor."""
-
-
-def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
-    """The one method of a kind that a run has on its backbone.
-
-    Errors: ValueError if the run has no artifact, or not exactly one such method, and ends in
-    `cure`; or if a weight is not finite.
-    """
-    # Checked by the hashes of the manifest before anything of it is read.
-    folder = artifact_of(run)
-    if (wrong := damage(folder, (RECIPE, WEIGHTS))) is not None:
-        raise ValueError(f"artifact {folder}: {wrong}; copy it again from where it was trained")
-    recipe = read_yaml(folder / RECIPE)
-    try:
-        kinds = {name: str(entry["class_path"]) for name, entry in recipe["methods"].items()}
-        settings = {name: dict(entry["init_args"]) for name, entry in recipe["methods"].items()}
-        tasks = list(recipe["tasks"])
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(f"artifact {folder}: {RECIPE} is no recipe of a run; {cure}") from None
-    # Artifacts' recipes name every field, the default part too.
-    on_backbone = {name for name, fields in settings.items() if fields.get("part") == "backbone"}
-    names = [name for name in kinds if kinds[name] == kind.__name__ and name in on_backbone]
-    if len(names) != 1:
-        raise ValueError(f"{run}: its methods are {', '.join(kinds.values()) or 'none'}; {cure}")
-    # `backbone.LAYER.extensions.NAME.LEAF`, or without a layer for what stands beside the model.
-    pattern = re.compile(rf"backbone\.(?:(.+)\.)?extensions\.{re.escape(names[0])}\.(.+)")
-    tensors: dict[str, dict[str, Tensor]] = {}
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (safetensors' file is no mapping)
-            if match := pattern.fullmatch(key):
-                tensors.setdefault(match[1] or "", {})[match[2]] = tensor = file.get_tensor(key)
-                if not tensor.isfinite().all():
-                    raise ValueError(f"{run}: {key} is not finite; name another run")
-    return RunMethod(settings[names[0]], tasks, tensors)
-
-
-def artifact_of(run: Path) -> Path:
-    """The folder of a run's artifact.
-
-    Errors: ValueError if there is none.
-    """
-    folder = run / "artifact" if (run / "artifact" / DESCRIPTION).exists() else run
-    if not (folder / DESCRIPTION).exists():
-        raise ValueError(f"{run} holds no artifact; name the folder that `vlds train` wrote")
-    return folder
-
-
-def weights_hash(run: Path) -> str:
-    """SHA-256 of the weights of a run's artifact, as its manifest has it."""
-    return recorded_hash(artifact_of(run), WEIGHTS)
-
-
-@dataclass(frozen=True)
-class RunAdapter:
-    """The adapters of one run, or of one of its tasks."""
-
-    method: Adapter
-    """Their settings, with `sharing: single`, since the tensors are one task's."""
-    tensors: Mapping[str, Mapping[str, Tensor]]
-    """Layer of the backbone -> name of a tensor in the module behind it -> tensor, with one slice
-    where tensors are stacked."""
-
-
-def read_adapter(run: Path, task: str) -> RunAdapter:
-    """The adapters of a run; those of `task`, if the run has some for each task.
-
-    Errors: ValueError if the run has no artifact, not exactly one Adapter on its backbone, or no
-    such task.
-    """
-    run_method = read_method(
-        run,
-        Adapter,
-        "name a run with one Adapter on its backbone (`vlds convert merge` makes Compacter, "
-        "LowRankAdapter, Hyperformer and Mixture one)",
-    )
-    try:
-        check_numbers(Adapter, run_method.settings)
-        method = Adapter(**run_method.settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{run}: its Adapter has settings that this vlds cannot use ({error}); take the "
-            "version of vlds that wrote it"
-        ) from None
-    number = 0
-    if method.sharing != "single":
-        if task not in run_method.tasks:
-            raise ValueError(
-                f"{run}: its adapters are one for each task, and it has no task {task}; name one "
-                f"of {', '.join(run_method.tasks)}"
-            )
-        number = run_method.tasks.index(task)
-    tensors = {
-        layer: {
-            name: tensor[number : number + 1] if "norm" not in name and len(tensor) > 1 else tensor
-            for name, tensor in leaves.items()
-        }
-        for layer, leaves in run_method.tensors.items()
-    }
-    return RunAdapter(replace(method, sharing="single", learning_rate=None), tensors)
-
-
 OFF_DIAGONAL = 1e-6
 """W_v's first entries off the diagonal."""
+WEIGHTS, RECIPE = "weights.safetensors", "recipe.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,30 +147,6 @@ class SimAdapter(Method):
         return places[first]
 
 
-class Fusion(nn.Module):
-    """Attention of states over candidates. Shapes: b rows, l tokens, n candidates, d width."""
-
-    def __init__(self, width: int, options: dict[str, Any]) -> None:
-        super().__init__()
-        self.q, self.k = (nn.Linear(width, width, **options) for _ in range(2))
-        self.v = nn.Linear(width, width, bias=False, **options)
-        with torch.no_grad():
-            self.v.weight.fill_(OFF_DIAGONAL).fill_diagonal_(1.0)
-
-    def forward(self, states: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, l, d) and (b, l, n, d) -> (b, l, d) and the log of the attention (b, l, n): without
-        a division by sqrt(d), attention itself is soon 0, which the guide could not leave."""
-        scores = (self.q(states)[..., None, :] * self.k(candidates)).sum(-1)
-        log_attention = scores.log_softmax(-1)
-        return (log_attention.exp()[..., None] * self.v(candidates)).sum(-2), log_attention
-
-    def distance(self) -> Tensor:
-        """|| I - W_v ||^2."""
-        weight = self.v.weight
-        eye = torch.eye(len(weight), device=weight.device, dtype=weight.dtype)
-        return (eye - weight).square().sum()
-
-
 class FusionModule(LinearExtension):
     """The adapters of all runs behind one layer, and the attention over them."""
 
@@ -326,6 +188,30 @@ class FusionModule(LinearExtension):
         if self.context.training:
             self.noted.value = log_attention, self.fusion.distance()
         return states
+
+
+class Fusion(nn.Module):
+    """Attention of states over candidates. Shapes: b rows, l tokens, n candidates, d width."""
+
+    def __init__(self, width: int, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.q, self.k = (nn.Linear(width, width, **options) for _ in range(2))
+        self.v = nn.Linear(width, width, bias=False, **options)
+        with torch.no_grad():
+            self.v.weight.fill_(OFF_DIAGONAL).fill_diagonal_(1.0)
+
+    def forward(self, states: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, l, d) and (b, l, n, d) -> (b, l, d) and the log of the attention (b, l, n): without
+        a division by sqrt(d), attention itself is soon 0, which the guide could not leave."""
+        scores = (self.q(states)[..., None, :] * self.k(candidates)).sum(-1)
+        log_attention = scores.log_softmax(-1)
+        return (log_attention.exp()[..., None] * self.v(candidates)).sum(-2), log_attention
+
+    def distance(self) -> Tensor:
+        """|| I - W_v ||^2."""
+        weight = self.v.weight
+        eye = torch.eye(len(weight), device=weight.device, dtype=weight.dtype)
+        return (eye - weight).square().sum()
 
 
 class FusionLoss(BatchLoss):
@@ -378,3 +264,115 @@ def guide_loss(log_attention: Tensor, own: Tensor) -> Tensor:
     """(b, n) and the number of each example's run (b,), -1 for none -> (b,) -log of its share."""
     log_shares = log_attention.gather(1, own.clamp(min=0)[:, None])[:, 0]
     return torch.where(own >= 0, -log_shares, 0.0)
+
+
+@dataclass(frozen=True)
+class RunAdapter:
+    """The adapters of one run, or of one of its tasks."""
+
+    method: Adapter
+    """Their settings, with `sharing: single`, since the tensors are one task's."""
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """Layer of the backbone -> name of a tensor in the module behind it -> tensor, with one slice
+    where tensors are stacked."""
+
+
+def read_adapter(run: Path, task: str) -> RunAdapter:
+    """The adapters of a run; those of `task`, if the run has some for each task.
+
+    Errors: ValueError if the run has no artifact, not exactly one Adapter on its backbone, or no
+    such task.
+    """
+    run_method = read_method(
+        run,
+        Adapter,
+        "name a run with one Adapter on its backbone (`vlds convert merge` makes Compacter, "
+        "LowRankAdapter, Hyperformer and Mixture one)",
+    )
+    try:
+        check_numbers(Adapter, run_method.settings)
+        method = Adapter(**run_method.settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{run}: its Adapter has settings that this vlds cannot use ({error}); take the "
+            "version of vlds that wrote it"
+        ) from None
+    number = 0
+    if method.sharing != "single":
+        if task not in run_method.tasks:
+            raise ValueError(
+                f"{run}: its adapters are one for each task, and it has no task {task}; name one "
+                f"of {', '.join(run_method.tasks)}"
+            )
+        number = run_method.tasks.index(task)
+    tensors = {
+        layer: {
+            name: tensor[number : number + 1] if "norm" not in name and len(tensor) > 1 else tensor
+            for name, tensor in leaves.items()
+        }
+        for layer, leaves in run_method.tensors.items()
+    }
+    return RunAdapter(replace(method, sharing="single", learning_rate=None), tensors)
+
+
+@dataclass(frozen=True)
+class RunMethod:
+    """A method of another run."""
+
+    settings: Mapping[str, Any]
+    """The method's fields, as plain values."""
+    tasks: list[str]
+    """The run's tasks, in the order of stacked weights."""
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """Layer of the backbone, empty for what stands beside it -> name of a tensor in the method's
+    module there -> tensor."""
+
+
+def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
+    """The one method of a kind that a run has on its backbone.
+
+    Errors: ValueError if the run has no artifact, or not exactly one such method, and ends in
+    `cure`; or if a weight is not finite.
+    """
+    # Checked by the hashes of the manifest before anything of it is read.
+    folder = artifact_of(run)
+    if (wrong := damage(folder, (RECIPE, WEIGHTS))) is not None:
+        raise ValueError(f"artifact {folder}: {wrong}; copy it again from where it was trained")
+    recipe = read_yaml(folder / RECIPE)
+    try:
+        kinds = {name: str(entry["class_path"]) for name, entry in recipe["methods"].items()}
+        settings = {name: dict(entry["init_args"]) for name, entry in recipe["methods"].items()}
+        tasks = list(recipe["tasks"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(f"artifact {folder}: {RECIPE} is no recipe of a run; {cure}") from None
+    # Artifacts' recipes name every field, the default part too.
+    on_backbone = {name for name, fields in settings.items() if fields.get("part") == "backbone"}
+    names = [name for name in kinds if kinds[name] == kind.__name__ and name in on_backbone]
+    if len(names) != 1:
+        raise ValueError(f"{run}: its methods are {', '.join(kinds.values()) or 'none'}; {cure}")
+    # `backbone.LAYER.extensions.NAME.LEAF`, or without a layer for what stands beside the model.
+    pattern = re.compile(rf"backbone\.(?:(.+)\.)?extensions\.{re.escape(names[0])}\.(.+)")
+    tensors: dict[str, dict[str, Tensor]] = {}
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (safetensors' file is no mapping)
+            if match := pattern.fullmatch(key):
+                tensors.setdefault(match[1] or "", {})[match[2]] = tensor = file.get_tensor(key)
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{run}: {key} is not finite; name another run")
+    return RunMethod(settings[names[0]], tasks, tensors)
+
+
+def artifact_of(run: Path) -> Path:
+    """The folder of a run's artifact.
+
+    Errors: ValueError if there is none.
+    """
+    folder = run / "artifact" if (run / "artifact" / DESCRIPTION).exists() else run
+    if not (folder / DESCRIPTION).exists():
+        raise ValueError(f"{run} holds no artifact; name the folder that `vlds train` wrote")
+    return folder
+
+
+def weights_hash(run: Path) -> str:
+    """SHA-256 of the weights of a run's artifact, as its manifest has it."""
+    return recorded_hash(artifact_of(run), WEIGHTS)

@@ -40,6 +40,7 @@ Key = tuple[str, Role, int]
 PREFIXED: dict[Role, Role] = {"attn_k": "attn_out", "cross_attn_k": "cross_attn_out"}
 """Keys' projection -> kind of its sub-layer."""
 TASKS = "task_embeddings.weight"
+"""The embeddings of the tasks, by their name in the networks."""
 OF_TRAINING = ("learning_rate", "weights", "train_networks")
 """Fields without effect on what given weights compute."""
 

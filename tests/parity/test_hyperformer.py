@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.toys.recorded.related import RelatedCase, check_gradient, recorded
 from vlds.models.methods import Hyperformer
-from vlds.models.methods.bottleneck import Nonlinearity, BottleneckPlace
+from vlds.models.methods.bottleneck import BottleneckPlace, Nonlinearity
 from vlds.models.methods.context import TaskRouting
 from vlds.models.methods.hyperformer import HyperformerModule, HyperNetworks, original_name
 from vlds.schema import Role

@@ -30,7 +30,7 @@ PEFT_MODEL = "base_model.model."
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a library stores a tensor, or one task's slice of it."""
+    """Names and shape of a tensor, or of one task's slice of it, in a library's files."""
 
     keys: tuple[str, ...]
     """Its names there, more than one for aliases. `{task}` stands for a task's name."""
@@ -81,7 +81,7 @@ class Method(ABC):
     """Why other libraries cannot, if there is more to say than that they lack it."""
 
     part: str = "backbone"
-    """Which part of the model is tuned: backbone, vision, or another one that the kind of model
+    """Part of the model that is tuned: backbone, vision, or another one that the kind of model
     names."""
     learning_rate: NotNegative | None = None
     """Peak learning rate of this method's weights; default: the optimizer's."""

@@ -211,10 +211,10 @@ class StackedBottleneck(Bottleneck):
 
     libraries: ClassVar[frozenset[Library]] = frozenset({"adapters", "reference"})
     library_leaves: ClassVar[Mapping[str, str]]
-    """What a half is made of: our name -> that in the original code and in adapters."""
+    """Weight of a half, one of `leaves` -> its name in the original code and in adapters."""
 
     sharing: Sharing = "single"
-    """Which weights the tasks have in common: all, none, the up halves, or the down halves."""
+    """Weights that the tasks have in common: all, none, the up halves, or the down halves."""
     layer_norm_before: bool = False
     """A layer norm before the bottleneck, common to all tasks."""
     layer_norm_after: bool = False
@@ -281,7 +281,7 @@ class StackedBottleneckModule(BottleneckModule):
     """Bottlenecks that hold their weights: `num_down` and `num_up` slices, one per task or 1."""
 
     layer: Callable[..., Tensor]
-    """What a half computes, from rows and a slice of each of its `leaves`."""
+    """Computes a half from rows and a slice of each of its `leaves`."""
     leaves: tuple[str, ...]
     """Names of a half's weights, without `down_` or `up_`."""
 

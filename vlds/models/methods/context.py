@@ -282,7 +282,7 @@ class StepRule(nn.Module, ABC):
     """
 
     def penalty(self) -> Tensor | None:
-        """What the global batch's loss has in addition, once a step: a scalar of weights alone."""
+        """A term of the global batch's loss, added once a step: a scalar of weights alone."""
         return None
 
     def needs_gradients(self, step: int, num_steps: int) -> Sequence[nn.Parameter]:
@@ -339,7 +339,7 @@ class Revision(ABC):
 
 
 class ClassesPredicted(NamedTuple):
-    """What one pass says of the m examples of a task with a head."""
+    """Predictions of one pass for the m examples of a task with a head."""
 
     logits: Tensor
     """(m, c)."""
@@ -368,7 +368,7 @@ class ClassesPredicted(NamedTuple):
 
 
 class Predicted(NamedTuple):
-    """What one pass over a batch says of its labels: of n tokens, and of classes."""
+    """Predictions of one pass over a batch: of n tokens, and of classes."""
 
     logits: Tensor
     """(n, w), row by row."""
@@ -404,8 +404,8 @@ class Predicted(NamedTuple):
 
 
 class BatchLoss(ABC):
-    """What a method adds to each example's loss; progress and metrics name it as the method is
-    named.
+    """A term that a method adds to each example's loss; progress and metrics have it under the
+    method's name.
 
     Uses: the consistency of several passes over one batch, whose modules draw anew in each
     (AdaMix); a guide that reads what modules have computed of the batch (SimAdapter); a distance
@@ -413,7 +413,7 @@ class BatchLoss(ABC):
     """
 
     passes: ClassVar[int] = 1
-    """How often the model runs over a batch. The tokens' likelihood is that of the first pass."""
+    """Number of passes over a batch. The tokens' likelihood is that of the first pass."""
 
     @abstractmethod
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:

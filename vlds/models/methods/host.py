@@ -31,7 +31,7 @@ class AddedTensor(NamedTuple):
     layer: str
     """Path of the module that it extends; empty for the model itself."""
     place: str
-    """Which of `ADDED` holds it."""
+    """Name in `ADDED` of the child that holds it."""
     leaf: str
     """Its path in the method's module."""
 
@@ -53,7 +53,7 @@ def is_own(name: str) -> bool:
 
 
 class LinearExtension(nn.Module):
-    """What a method adds behind a linear layer, or behind another module that gives one tensor."""
+    """A module that a method adds behind a linear layer, a norm or another module."""
 
     behind_zeros: Collection[str] = ()
     """Tensors of the module behind a matrix that begins as zeros: they have no gradient at
@@ -65,7 +65,7 @@ class LinearExtension(nn.Module):
 
 
 class InputExtension(nn.Module):
-    """What a method adds before a module."""
+    """A module that a method adds before another module."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The layer's new input."""
@@ -98,7 +98,7 @@ class NoteOutput(LinearExtension):
 
 
 class ModelExtension(nn.Module):
-    """What a method adds to a backbone as a whole. Runs once before each pass of the encoder."""
+    """A module that a method adds to a backbone as a whole. It runs before each pass of the encoder."""
 
     runs_layers: ClassVar[bool] = False
     """True if it runs layers of the model, and so comes after what those layers need."""
@@ -122,7 +122,7 @@ def run_beside(model: nn.Module) -> Tensor | None:
 
 
 class Extended(nn.Module):
-    """What the class of an extended module adds to the module's own class."""
+    """Base of the classes of extended modules, beside each module's own class."""
 
     kind: ClassVar[type[nn.Module]]
     """Class that the module had before."""

@@ -51,8 +51,8 @@ def layers_hash(weights: Mapping[str, Tensor], names: Iterable[str]) -> str:
 
 
 def read_importance(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `vlds importance` wrote for a backbone with these weights. On the meta device, shapes
-    decide.
+    """The importance that `vlds importance` wrote for a backbone with these weights. On the meta
+    device, shapes decide.
 
     Errors: ValueError if the file is missing, damaged, or of another backbone, or if a number in it
     is no sum of squares.

@@ -45,7 +45,7 @@ from vlds.runtime.checks import Count, Positive, ShareBelow1
 from vlds.schema import STACKED, OptimizerRules, Role
 
 ORIGINAL_ROLES: tuple[Role, ...] = ("attn_q", "attn_v", "cross_attn_q", "cross_attn_v")
-"""Where the original code has LoRA."""
+"""Layers that have LoRA in the original code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class LoRA(Method):
     reasons: ClassVar[Mapping[Library, str]] = {"adapters": "LoRA has `vlds convert peft`"}
 
     sharing: Sharing = "single"
-    """Which weights the tasks have in common: all, none, B (half_shared_up) or A
+    """Weights that the tasks have in common: all, none, B (half_shared_up) or A
     (half_shared_down)."""
     rank: Count = 128
     """Rank of the updates."""
@@ -65,7 +65,7 @@ class LoRA(Method):
     dropout: ShareBelow1 = 0.1
     """Dropout of the update's input."""
     roles: list[Role] = field(default_factory=lambda: list(ORIGINAL_ROLES))
-    """Which layers have updates."""
+    """Layers that have updates."""
     train_biases: bool = True
     """Train the backbone's biases too, as the original code does (on T5, the relative position
     biases)."""

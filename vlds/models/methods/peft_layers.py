@@ -313,7 +313,7 @@ def check_patterns(model: nn.Module, config: Any) -> None:
 
 
 def rank_allocator(model: Any, config: Any) -> Any:
-    """What shares out AdaLoRA's budget. `model`: anything with named parameters."""
+    """peft's object that shares out AdaLoRA's budget. `model`: anything with named parameters."""
     from peft.tuners.adalora.layer import RankAllocator
 
     return RankAllocator(model, config, ADAPTER)
@@ -362,7 +362,7 @@ class PeftExtension(LinearExtension):
         ]
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """What peft's layer gives for the layer's input, where the layer gives `outputs`."""
+        """The output of peft's layer for the layer's input, given the layer's own `outputs`."""
         outside: Outside = self.tuner.base_layer
         outside.computed = inputs, outputs
         try:

@@ -56,7 +56,7 @@ class Peft(Method):
     settings: dict[str, Any] = field(default_factory=dict)
     """Fields of peft's config class for that type, by its names."""
     roles: Sequence[Role] = ()
-    """Which layers; leave it out if the settings hold target_modules."""
+    """Layers that the method extends; leave it out if the settings hold target_modules."""
 
     def __post_init__(self) -> None:
         if bool(self.roles) == ("target_modules" in self.settings):

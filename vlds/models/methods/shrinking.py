@@ -43,7 +43,7 @@ class Shrinking(Method):
     of: Method = field(default_factory=Adapter)
     """Adapter or LoRA as it begins, one for all tasks (`sharing: single`)."""
     cycles: Count = 3
-    """How often neurons are removed, evenly spread over the run's steps."""
+    """Number of times that neurons are removed, evenly spread over the run's steps."""
     removed: Annotated[float, Limits(0, 1, above_least=True, below_most=True)] = 0.5
     """Share of the remaining neurons that each cycle removes."""
     relative: bool = False

@@ -56,7 +56,7 @@ class SimNL(CacheMethod):
     alpha: NotNegative = 3.0
     """Factor of the cached embeddings' logits."""
     beta: NotNegative = 1.0
-    """How quickly these fall with the distance."""
+    """Rate at which these fall with the distance."""
     share: Share = 0.75
     """Share of the positive logits; 1: no negative ones."""
     temperature: Positive | None = 1.0
@@ -67,7 +67,7 @@ class SimNL(CacheMethod):
     reranking: NotNegative = 1.0
     """Weight of the loss that keeps a picture nearer to its class than to the nearest ones."""
     neighbours: Count = 3
-    """How many of the nearest prototypes this loss compares."""
+    """Number of the nearest prototypes that this loss compares."""
     consistency: NotNegative = 8.0
     """Weight of the loss that keeps the prototypes near those without residuals."""
     negative_rate: NotNegative = 5.0
@@ -200,7 +200,7 @@ def reranking(images: Tensor, prototypes: Tensor, labels: Tensor, neighbours: in
 
 
 def consistency(prototypes: Prototypes, texts: ClassTexts) -> Tensor:
-    """How far the mixed prototypes (c, d) are from the texts: 1 - cosine, averaged. As in the
+    """Distance of the mixed prototypes (c, d) from the texts: 1 - cosine, averaged. As in the
     original code, each of the d cosines is taken over the classes, not over the embedding."""
     mixed, shares = prototypes.mixed(), (TEMPLATE_SHARE, 1 - TEMPLATE_SHARE)
     pairs = zip(shares, (texts.template, texts.described), strict=True)

@@ -104,7 +104,7 @@ class CacheMethod(Method, ABC):
     alpha: NotNegative = 1.0
     """Factor of the cached embeddings' logits."""
     beta: NotNegative = 5.5
-    """How quickly these fall with the distance."""
+    """Rate at which these fall with the distance."""
     views: Natural = 10
     """Augmented views of each training picture. The cached embeddings are their means (at first, if
     they train), and each step draws one of them; 0: the picture itself."""

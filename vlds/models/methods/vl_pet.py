@@ -60,7 +60,8 @@ class VLPET(Method):
     of: Method = field(default_factory=Adapter)
     """The encoder's bottlenecks: Adapter or Compacter."""
     gate: Granularity = "large"
-    """How fine the gates are: see the file's formulas."""
+    """Granularity of the gates: per token and channel (large), per token, per channel, or per
+    example (small)."""
     gate_width: Count = 96
     """Width of the hidden layer of large gates."""
     value_width: Count = 96

@@ -98,7 +98,7 @@ class NoteOutput(LinearExtension):
 
 
 class ModelExtension(nn.Module):
-    """A module that a method adds to a backbone as a whole. It runs before each pass of the encoder."""
+    """A module that a method adds to a whole backbone. It runs before each pass of the encoder."""
 
     runs_layers: ClassVar[bool] = False
     """True if it runs layers of the model, and so comes after what those layers need."""

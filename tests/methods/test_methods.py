@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from tests.toys.method_cases import FAMILIES, METHOD_CASES, PAIRS, is_idle, methods_of_case
+from tests.toys.method_cases import FAMILIES, METHOD_CASES, PAIRS, Toy, is_idle, methods_of_case
 from tests.toys.models import TASKS, backbone, batch, build, shake
 from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.kinds.joint import JointModel
@@ -31,7 +31,6 @@ from vlds.models.methods import (
     Method,
     PromptTuning,
 )
-from vlds.models.methods.base import Toy
 from vlds.models.methods.compacter import phm
 from vlds.models.methods.context import BatchContext
 from vlds.models.methods.host import (

@@ -95,7 +95,7 @@ def test_the_budget_of_pefts_own_loop(tmp_path: Path) -> None:
 
 def test_the_penalty_is_pefts(tmp_path: Path) -> None:
     ours = build(backbone(T5, tmp_path), {"method": METHOD})
-    matrices = [p for n, p in rule_of(ours).held.items() if "lora_E" not in n]
+    matrices = [p for n, p in rule_of(ours).factors.items() if "lora_E" not in n]
     expected = torch.zeros(())
     for p in matrices:
         gram = p @ p.T if p.shape[0] == RANK else p.T @ p
@@ -111,7 +111,7 @@ def test_a_skipped_step_scores_nothing(tmp_path: Path) -> None:
     rule = rule_of(ours)
     shake(ours)
     ours(batch(), torch.ones(4)).loss.backward()
-    gradients = {p: p.grad for p in rule.held.values() if p.grad is not None}
+    gradients = {p: p.grad for p in rule.factors.values() if p.grad is not None}
     rule.after_step(1, STEPS, gradients)
     before = {n: b.clone() for n, b in rule.named_buffers()}
     assert any(b.any() for n, b in before.items() if n.startswith("sensitivity"))
@@ -130,7 +130,7 @@ def test_a_copy_keeps_to_its_own_weights(
     ours = build(backbone(T5, tmp_path), {"method": METHOD})
     copy = copied(ours)
     trained = {id(p) for n, p in copy.named_parameters() if copy.trained_by.get(n) == "method"}
-    assert {id(p) for p in rule_of(copy).held.values()} == trained
+    assert {id(p) for p in rule_of(copy).factors.values()} == trained
     assert trained.isdisjoint(map(id, ours.parameters()))
 
 
@@ -140,7 +140,7 @@ def test_fewer_steps_than_the_run_began_with(tmp_path: Path) -> None:
     rule = rule_of(ours)
     shake(ours)
     ours(batch(), torch.ones(4)).loss.backward()
-    rule.after_step(3, 100, {p: p.grad for p in rule.held.values() if p.grad is not None})
+    rule.after_step(3, 100, {p: p.grad for p in rule.factors.values() if p.grad is not None})
     assert not rule.is_reached()
     masks = rule.after_step(9, STEPS, {})
     assert sum(int((~mask).sum()) for mask in masks.values()) == TARGET * MATRICES

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.toys.recorded.related import RelatedCase, check_gradient, recorded
 from vlds.models.methods import Hyperformer
-from vlds.models.methods.bottleneck import Nonlinearity, Place
+from vlds.models.methods.bottleneck import BottleneckPlace, Nonlinearity
 from vlds.models.methods.context import TaskRouting
 from vlds.models.methods.hyperformer import HyperformerModule, HyperNetworks, original_name
 from vlds.schema import Role
@@ -38,7 +38,7 @@ class Generated:
         )
         linear = nn.Linear(case["dim"], case["dim"], dtype=torch.float64)
         places = {
-            (kind, layer): Place(role, f"encoder.{layer}.{kind}", linear)
+            (kind, layer): BottleneckPlace(role, f"encoder.{layer}.{kind}", linear)
             for layer in range(case["layers"])
             for kind, role in KINDS.items()
         }

@@ -15,7 +15,7 @@ from tests.toys.recorded.related import RelatedCase, check_gradient, recorded
 from vlds.models.heads.texts import ClassTexts, TextHead, unit
 from vlds.models.methods.context import ClassesPredicted, Predicted
 from vlds.models.methods.simnl import SimNL, SimNLLoss, SimNLModule, consistency, reranking
-from vlds.models.methods.tip_adapter import Place, negative_keys, shot_weights
+from vlds.models.methods.tip_adapter import HeadPlace, negative_keys, shot_weights
 
 NAMES = {
     "positive.res_template": "template",
@@ -87,7 +87,7 @@ def test_steps(path: Path) -> None:
     reader = Reader(case)
     module, texts, config = reader.module, reader.texts, reader.config
     head = TextHead(classes=tuple("abcde")).build(case["dim"])
-    loss = SimNLLoss(config, module, Place("cls", head, 0, {}))
+    loss = SimNLLoss(config, module, HeadPlace("cls", head, 0, {}))
     rates = {name: rule.rate for name, rule in module.optimizer_rules.items()}
     groups = [
         {"params": [getattr(module, name)], "lr": case["lr"] * r} for name, r in rates.items()

@@ -26,6 +26,7 @@ from tests.toys.engines import (
     recipe_model,
     start_engine,
 )
+from tests.toys.method_cases import CASES
 from tests.toys.rank_pool import RankPool
 from vlds.models.kernels.dropout import StepDropout, dropout_by, examples_follow
 from vlds.models.methods import (
@@ -235,7 +236,7 @@ METHODS = {
     "bare prefixes": PrefixTuning(length=3, hidden_dim=None),
 }
 # tests/methods/test_rank_budget.py compares ranks under the rules of step that AdaLoRA has.
-PEFT = [f"peft {word}".strip() for word, case in Peft.cases().items() if case.method.partitionable]
+PEFT = {f"peft {w}".strip(): c.method for w, c in CASES[Peft].items() if c.method.partitionable}
 
 
 @pytest.mark.parametrize(
@@ -258,8 +259,7 @@ def test_every_method_is_the_same_on_two_ranks(
     name: str, family: str, stage: int, ranks2: RankPool, tmp_path: Path
 ) -> None:
     """With tasks mixed over the ranks."""
-    methods = {**METHODS, "decoder prompts": DecoderPromptTuning(length=3, hidden_dim=5)}
-    methods |= {f"peft {word}".strip(): case.method for word, case in Peft.cases().items()}
+    methods = METHODS | PEFT | {"decoder prompts": DecoderPromptTuning(length=3, hidden_dim=5)}
     case = dropping_case(tmp_path, family=family, stage=stage, method=methods[name])
     assert_same_as_plain_torch(ranks2, case)
 

@@ -1,5 +1,5 @@
-"""Parameter-efficient methods, one file each. A new one is imported here, which makes recipes know
-it.
+"""Parameter-efficient methods, one file each. A new one is imported here, so that recipes and the
+contract tests know it (docs/add_a_method.md).
 """
 
 from __future__ import annotations

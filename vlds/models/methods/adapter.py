@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.models.methods.base import Case, Library, Sharing, Toy
+from vlds.models.methods.base import Library, Sharing
 from vlds.models.methods.bottleneck import (
     Bottleneck,
     BottleneckModule,
-    Half,
     StackedBottleneck,
     StackedBottleneckModule,
     both_halves,
@@ -44,38 +43,6 @@ class Adapter(StackedBottleneck):
     def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> AdapterModule:
         return AdapterModule(self, linear, host)
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """Every sharing, norms, the identity at first, fewer places."""
-
-        def case(size: int, num_places: int = Toy.places, **fields: Any) -> Case:
-            method = cls(reduction=4, **fields)
-            undecayed = "down_bias up_bias"
-            if method.layer_norm_before:
-                undecayed += " pre_norm.weight pre_norm.bias post_norm.weight post_norm.bias"
-            starts_frozen = method.init == "identity"
-            refused = {} if method.attention else {"reference": "the original code has attention: "}
-            if method.parallel:
-                refused["adapters"] = "no layout of vlds holds adapters beside feed-forward layers"
-            num, decayed = num_places * size, "down_weight up_weight"
-            return Case(method, num, decayed, undecayed, starts_frozen, refused=refused)
-
-        down, up, n, norm_size = Toy.down, Toy.up, Toy.tasks, 4 * Toy.width
-        norms = {"layer_norm_before": True, "layer_norm_after": True}
-        alone = {"attention": False, "cross_attention": False}
-        return {
-            "": case(down + up),
-            "per task": case(n * (down + up), sharing="multiple"),
-            "shared down": case(down + n * up, sharing="half_shared_down"),
-            "shared up": case(n * down + up, sharing="half_shared_up"),
-            "norms": case(down + up + norm_size, **norms),
-            "shared up, norms": case(n * down + up + norm_size, sharing="half_shared_up", **norms),
-            "identity": case(n * (down + up), sharing="multiple", init="identity"),
-            "no cross-attention": case(down + up, Toy.places - Toy.layers, cross_attention=False),
-            "feed-forward alone": case(down + up, 2 * Toy.layers, activation="gelu", **alone),
-            "beside": case(down + up, 2 * Toy.layers, parallel=True, **alone),
-        }
-
 
 class AdapterModule(StackedBottleneckModule):
     """The adapters of all tasks behind one layer."""
@@ -83,7 +50,7 @@ class AdapterModule(StackedBottleneckModule):
     layer = staticmethod(F.linear)
     leaves = ("weight", "bias")
     neurons: ClassVar[Mapping[str, int]] = {"down_weight": 1, "down_bias": 1, "up_weight": 2}
-    """Weights whose slices belong to the bottleneck's neurons -> the dimension of these."""
+    """Weight -> its dimension that numbers the bottleneck's neurons."""
     optimizer_rules: ClassVar[OptimizerRules] = both_halves(weight=STACKED, bias=STACKED_UNDECAYED)
 
     def __init__(self, config: Adapter, linear: nn.Linear, host: Host) -> None:
@@ -98,21 +65,22 @@ class AdapterModule(StackedBottleneckModule):
         if config.init == "identity":
             nn.init.zeros_(self.up_weight)
             nn.init.zeros_(self.up_bias)
+            # No gradient passes an up half of zeros: the down half waits for the second step.
             self.behind_zeros = ("down_weight", "down_bias")
 
     def through(self, states: Tensor) -> Tensor:
-        down, up = (self.down_weight, self.down_bias), (self.up_weight, self.up_bias)
-        return self.routing.apply_stacked(self.linear_bottleneck, states, down, up)
+        # Linear halves can be computed for several tasks at once; `halves` would take one by one.
+        def bottleneck(rows: Tensor, *stacks: Tensor) -> Tensor:
+            down_weight, down_bias, up_weight, up_bias = stacks
+            narrow = self.activation(stacked_linear(rows, down_weight, down_bias))
+            return stacked_linear(narrow, up_weight, up_bias)
 
-    def linear_bottleneck(self, rows: Tensor, *stacks: Tensor) -> Tensor:
-        """Rows through both halves, as `stacked_linear` has them."""
-        down_weight, down_bias, up_weight, up_bias = stacks
-        narrow = self.activation(stacked_linear(rows, down_weight, down_bias))
-        return stacked_linear(narrow, up_weight, up_bias)
+        down, up = (self.down_weight, self.down_bias), (self.up_weight, self.up_bias)
+        return self.routing.apply_stacked(bottleneck, states, down, up)
 
 
 def merge_first(method: str) -> dict[Library, str]:
-    """Why libraries cannot hold a method that `materialise` makes an Adapter."""
+    """`reasons` of a method that `materialise` makes an Adapter."""
     return {
         "peft": f"peft has no {method}; `vlds convert merge`, then `vlds convert adapters` has a "
         "layout for it",
@@ -124,8 +92,8 @@ def merge_first(method: str) -> dict[Library, str]:
 def materialise(
     method: Bottleneck, sharing: Sharing, name: str, model: nn.Module, tasks: Sequence[str]
 ) -> Adapter:
-    """Replace bottlenecks by plain adapters whose halves are linear maps by other means;
-    the method that describes them."""
+    """Replace bottlenecks, whose halves are linear maps of any kind, by plain adapters that compute
+    the same; the method that describes these."""
     stacked = method if isinstance(method, StackedBottleneck) else None
     adapter = Adapter(
         part=method.part,
@@ -142,29 +110,30 @@ def materialise(
     for linear in extended_linears(model, name):
         old = linear.extensions[name]
         assert isinstance(old, BottleneckModule)
+        # A host of no roles: it serves to put the new module in the place of the old one.
         host = Host(name, model, TargetModules({}), tasks, BatchContext(old.routing))
         new = AdapterModule(adapter, linear, host)
         down, up = old.halves()
-        copy_halves(down, new.down_weight, new.down_bias)
-        copy_halves(up, new.up_weight, new.up_bias)
+        for halves, weight, bias in (
+            (down, new.down_weight, new.down_bias),
+            (up, new.up_weight, new.up_bias),
+        ):
+            # A linear map gives its bias for 0, and its bias plus a column for each unit vector.
+            eye = torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype)
+            for index, half in enumerate(halves):
+                bias[index] = half(torch.zeros_like(eye[:1]))[0]
+                weight[index] = (half(eye) - bias[index]).mT
         new.pre_norm, new.post_norm = old.pre_norm, old.post_norm
         new.beside = old.beside
         host.extend_linear(linear, new.train(old.training))
     return adapter
 
 
-def copy_halves(halves: Sequence[Half], weight: Tensor, bias: Tensor) -> None:
-    """Write linear maps, one a slice, as weights (tasks, out, in) and biases (tasks, out)."""
-    eye = torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype)
-    for index, half in enumerate(halves):
-        bias[index] = half(torch.zeros_like(eye[:1]))[0]
-        weight[index] = (half(eye) - bias[index]).mT
-
-
 def init_linear(weight: Tensor, bias: Tensor, std: float | None) -> None:
     """Draw stacked linear layers (tasks, out, in): N(0, std) and zero bias, or PyTorch's default
     for both."""
     if std is None:
+        # nn.Linear's default, whose kaiming_uniform_(a=sqrt(5)) comes to 1 / sqrt(in).
         bound = 1 / math.sqrt(weight.shape[-1])
         nn.init.uniform_(weight, -bound, bound)
         nn.init.uniform_(bias, -bound, bound)

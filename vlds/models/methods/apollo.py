@@ -18,7 +18,7 @@ Shapes: b rows, c classes, n rows of all ranks, d width of the embeddings.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -28,18 +28,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.models.heads.texts import ClassExtension, ClassTexts, TextHead, Twin, unit
-from vlds.models.methods.base import Case, Method
+from vlds.models.methods.base import Method
 from vlds.models.methods.context import BatchLoss, Predicted
 from vlds.models.methods.coupled_prompts import CoupledPrompts, Switch, attach_prompts
 from vlds.models.methods.host import Host
-from vlds.models.methods.tip_adapter import Place, dual_encoder_cases, find_place
+from vlds.models.methods.tip_adapter import HeadPlace, find_place
 from vlds.runtime.checks import Count, MadeForBatch, NotNegative, ShareBelow1
 from vlds.runtime.ranks import gather_rows
 
 CONTRAST_TEMPERATURE = 0.2
-"""Of InfoNCE."""
+"""InfoNCE divides similarities by it."""
 DIVERGENCE_TEMPERATURE = 0.04
-"""Of of the distributions that the divergence compares."""
+"""The divergence divides similarities by it, to make them distributions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,19 +82,15 @@ class APoLLo(Method):
         module = APoLLoModule(self, prompts, switch, place)
         place.attach(host.name, module)
         if self.contrast or self.divergence:
-            host.batch_losses.append(Consistency(self, module, place))
+            host.batch_losses.append(FrozenConsistency(self, module, place))
         return [*prompts.parameters(), *module.parameters()]
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        return dual_encoder_cases(cls())
 
 
 class APoLLoModule(ClassExtension):
-    """The adapters."""
+    """The adapters behind both towers, in the head that compares pictures with classes."""
 
     def __init__(
-        self, config: APoLLo, prompts: CoupledPrompts, switch: Switch, place: Place
+        self, config: APoLLo, prompts: CoupledPrompts, switch: Switch, place: HeadPlace
     ) -> None:
         super().__init__()
         self.config, self.switch = config, switch
@@ -107,13 +103,31 @@ class APoLLoModule(ClassExtension):
             width, options = place.head.width, place.options
             self.image_adapter = CrossAdapter(config, width, **options)
             self.text_adapter = CrossAdapter(config, width, **options)
-        self.said = MadeForBatch()
+        self.embeddings = MadeForBatch()
         """Images (b, d) and texts (b, c, d) or (1, c, d) of the last pass."""
 
     def start(self, config: TextHead, backbone: Any, tokenizer: Any) -> None:
-        ids, first = template_start(config, tokenizer, self.config.length)
+        """Let the prompts begin as the template's first words.
+
+        Errors: ValueError if there are several templates, or the classes' texts have fewer than
+        `length` first words in common.
+        """
+        if len(config.templates) != 1:
+            raise ValueError(
+                f"its prompts take the place of a template's first words, but the head has "
+                f"{len(config.templates)} templates; give one"
+            )
+        # One template makes one text for each class.
+        texts = [texts[0] for texts in config.sentences().template]
+        ids: list[list[int]] = tokenizer(texts)["input_ids"]
+        length, first = self.config.length, int(ids[0][0] == tokenizer.bos_token_id)
+        if len({tuple(of_text[: first + length]) for of_text in ids}) > 1:
+            raise ValueError(
+                f"length: {length}, but the template {config.templates[0]!r} has fewer words "
+                "before the class's name; give a smaller length, or another template"
+            )
         with self.switch.off():
-            self.start_prompts(backbone.text_model, ids, first)
+            self.start_prompts(backbone.text_model, ids[0], first)
 
     def switched_off(self) -> AbstractContextManager[None]:
         return self.switch.off()
@@ -125,7 +139,7 @@ class APoLLoModule(ClassExtension):
             adapted = self.image_adapter(images[:, None], classes)[:, 0]
             classes = unit(self.text_adapter(classes, images[:, None]))
             images = unit(adapted)
-        self.said.value = images, classes
+        self.embeddings.value = images, classes
         logits: Tensor = texts.scale * (images[:, None] * classes).sum(-1)
         return logits
 
@@ -157,69 +171,73 @@ class CrossAdapter(nn.Module):
     def forward(self, own: Tensor, others: Tensor) -> Tensor:
         """(b or 1, n, d) of one modality, (b or 1, m, d) of the other -> (b, n, d), in float32."""
         dtype = self.inside.weight.dtype
-        query, key, value = self.split(own.to(dtype))
-        _, other_key, other_value = self.split(others.to(dtype))
-        attended = self.attend(query, key, value) + self.attend(query, other_key, other_value)
-        states = own + self.drop(self.outside(attended).to(own))
-        wide = self.drop(self.wide(self.wide_norm(states.to(dtype))).relu())
-        return states + self.drop(self.narrow(wide).to(own))
 
-    def split(self, states: Tensor) -> list[Tensor]:
-        """(b, n, d) -> queries, keys and values (b, heads, n, d / heads)."""
-        parts = self.inside(self.norm(states)).chunk(3, -1)
-        return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
+        def split(states: Tensor) -> list[Tensor]:
+            """Queries, keys and values (b, heads, n, d / heads)."""
+            parts = self.inside(self.norm(states.to(dtype))).chunk(3, -1)
+            return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(b, n, d)."""
-        scores = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)
-        attended: Tensor = (scores @ value).transpose(1, 2).flatten(2)
-        return attended
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            scores = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)
+            attended: Tensor = (scores @ value).transpose(1, 2).flatten(2)
+            return attended
 
-    def drop(self, states: Tensor) -> Tensor:
-        """Dropout, in training."""
-        return F.dropout(states, self.dropout, self.training)
+        def drop(states: Tensor) -> Tensor:
+            return F.dropout(states, self.dropout, self.training)
+
+        query, key, value = split(own)
+        _, other_key, other_value = split(others)
+        attended = attend(query, key, value) + attend(query, other_key, other_value)
+        # Sums are in the embeddings' float32, layers in the type of their weights.
+        states = own + drop(self.outside(attended).to(own))
+        wide = drop(self.wide(self.wide_norm(states.to(dtype))).relu())
+        return states + drop(self.narrow(wide).to(own))
 
 
-class Consistency(BatchLoss):
-    """How far the tuned model is from what the frozen one says of augmented inputs."""
+class FrozenConsistency(BatchLoss):
+    """Distance of the tuned model's embeddings from the frozen one's of augmented inputs."""
 
-    def __init__(self, config: APoLLo, module: APoLLoModule, place: Place) -> None:
+    def __init__(self, config: APoLLo, module: APoLLoModule, place: HeadPlace) -> None:
         self.config, self.module, self.place = config, module, place
 
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:
-        images, texts = self.module.said.take()
-        twin: Twin = self.place.head.twin.take()
-        frozen = gather_rows(twin.images)
-        lost = self.terms(images[None], frozen.rows, frozen.first)[0]
-        lost = lost + self.terms(texts, twin.texts, 0).mean(-1)
-        return self.place.by_row(passes[0], lost)
+        config = self.config
 
-    def terms(self, tuned: Tensor, frozen: Tensor, first: int) -> Tensor:
-        """(g, b) losses of g groups of tuned embeddings (g, b, d). Number i of a group belongs to
-        number `first` + i of the frozen ones (n, d)."""
-        found = tuned.new_zeros(tuned.shape[:2])
-        if self.config.contrast:
-            found = found + self.config.contrast * info_nce(tuned, frozen, first)
-        if self.config.divergence and len(frozen) > 1:
-            found = found + self.config.divergence * divergence(tuned, frozen, first)
-        return found
+        def losses(tuned: Tensor, frozen: Tensor, first: int) -> Tensor:
+            """(g, b) of g groups of tuned embeddings (g, b, d). Number i of a group belongs to
+            number `first` + i of the frozen ones (n, d)."""
+            total = tuned.new_zeros(tuned.shape[:2])
+            if config.contrast:
+                total = total + config.contrast * info_nce(tuned, frozen, first)
+            if config.divergence and len(frozen) > 1:
+                total = total + config.divergence * divergence(tuned, frozen, first)
+            return total
+
+        images, texts = self.module.embeddings.take()
+        twin: Twin = self.place.head.twin.take()
+        # Pictures are told from those of all ranks, whose rows stand before and behind this rank's.
+        frozen = gather_rows(twin.images)
+        of_images = losses(images[None], frozen.rows, frozen.first)[0]
+        of_texts = losses(texts, twin.texts, 0).mean(-1)
+        return self.place.by_row(passes[0], of_images + of_texts)
 
 
 def info_nce(tuned: Tensor, frozen: Tensor, first: int) -> Tensor:
-    """(g, b): each embedding finds its own frozen one among all (n, d)."""
+    """(g, b) cross-entropy of finding each embedding's own frozen one among all (n, d)."""
     logits = tuned @ frozen.mT / CONTRAST_TEMPERATURE
-    own = first + torch.arange(tuned.shape[1], device=tuned.device)
-    lost = F.cross_entropy(logits.flatten(0, 1), own.repeat(len(tuned)), reduction="none")
+    targets = first + torch.arange(tuned.shape[1], device=tuned.device)
+    lost = F.cross_entropy(logits.flatten(0, 1), targets.repeat(len(tuned)), reduction="none")
     return lost.view(tuned.shape[:2])
 
 
 def divergence(tuned: Tensor, frozen: Tensor, first: int) -> Tensor:
     """(g, b) Jensen-Shannon divergence between two distributions over the other frozen embeddings:
     by their similarity to the tuned embedding, and to its own frozen one."""
+    # `frozen` holds all ranks' rows: number i here is number `first` + i there, and is left out.
     own = first + torch.arange(tuned.shape[1], device=tuned.device)
     is_other = ~F.one_hot(own, len(frozen)).bool().expand(len(tuned), -1, -1)
     sides = (tuned, frozen[own].expand_as(tuned))
-    p, q = (
+    p, q = (  # in log space
         (each @ frozen.mT / DIVERGENCE_TEMPERATURE)[is_other]
         .view(*tuned.shape[:2], -1)
         .log_softmax(-1)
@@ -228,26 +246,3 @@ def divergence(tuned: Tensor, frozen: Tensor, first: int) -> Tensor:
     middle = torch.logaddexp(p, q) - math.log(2)
     halves = torch.stack([(each.exp() * (each - middle)).sum(-1) for each in (p, q)])
     return halves.mean(0)
-
-
-def template_start(config: TextHead, tokenizer: Any, length: int) -> tuple[list[int], int]:
-    """Ids of a class's text, and the position of the first word that becomes a prompt.
-
-    Errors: ValueError if there are several templates, or the classes' texts have fewer than
-    `length` first words in common.
-    """
-    if len(config.templates) != 1:
-        raise ValueError(
-            f"its prompts take the place of a template's first words, but the head has "
-            f"{len(config.templates)} templates; give one"
-        )
-    texts = [texts[0] for texts in config.sentences().template]
-    ids: list[list[int]] = tokenizer(texts)["input_ids"]
-    first = int(ids[0][0] == tokenizer.bos_token_id)
-    common = {tuple(of_text[: first + length]) for of_text in ids}
-    if len(common) > 1:
-        raise ValueError(
-            f"length: {length}, but the template {config.templates[0]!r} has fewer words before "
-            "the class's name; give a smaller length, or another template"
-        )
-    return ids[0], first

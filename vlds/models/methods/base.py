@@ -1,4 +1,5 @@
-"""What a method is: it attaches to roles of a frozen model and says which weights train.
+"""What a method is: it attaches to roles of a frozen model and says which weights train. It also
+says how other libraries' files name its tensors and settings; vlds.convert reads and writes them.
 
 Several methods may extend one layer; they act in the order in which the recipe names them.
 """
@@ -15,10 +16,6 @@ from torch import nn
 from vlds.models.methods.host import Host
 from vlds.runtime.checks import NotNegative
 
-# What a method says about other libraries' files: the names and shapes of its tensors, and its
-# settings. vlds.convert reads and writes the files.
-
-
 Library = Literal["peft", "adapters", "reference"]
 """Hugging Face's peft, AdapterHub's adapters, the original code of VL-T5 and VL-Adapter."""
 LIBRARY_NAMES: dict[Library, str] = {
@@ -26,14 +23,14 @@ LIBRARY_NAMES: dict[Library, str] = {
     "adapters": "adapters",
     "reference": "the original code",
 }
-"""How messages call them."""
+"""Library -> its name in messages."""
 PEFT_MODEL = "base_model.model."
-"""What peft's names of layers begin with."""
+"""Prefix of layers' names in peft's files."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a library stores a tensor, or one task's slice of it."""
+    """Names and shape of a tensor, or of one task's slice of it, in a library's files."""
 
     keys: tuple[str, ...]
     """Its names there, more than one for aliases. `{task}` stands for a task's name."""
@@ -42,7 +39,7 @@ class Stored:
     stacked: bool = True
     """False if our tensor has no first dimension (tasks or 1)."""
     num_parts: int = 1
-    """In how many tensors the rows of a slice are there; `{part}` stands for a part's number."""
+    """Number of tensors there that hold a slice, by rows; `{part}` stands for a tensor's number."""
 
 
 @dataclass(frozen=True)
@@ -56,34 +53,23 @@ class Layout:
 
 
 def is_t5(model: Any) -> bool:
-    """True for backbones of Hugging Face's T5 classes, which FLAN-T5 belongs to."""
+    """True for backbones of Hugging Face's T5 classes, FLAN-T5 included."""
     return bool(model.config.model_type == "t5")
 
 
 Sharing = Literal["single", "multiple", "half_shared_up", "half_shared_down"]
 
 
-class Toy:
-    """Sizes of the contract tests' backbone and recipe, for the formulas in `cases`."""
-
-    width, hidden, layers, tasks = 16, 24, 2, 3
-    """Width of the states and of the feed-forward layers, layers of each stack, tasks."""
-    narrow, places = width // 4, layers * (2 + 3)
-    """Width and number of the bottlenecks, with `reduction: 4`."""
-    down, up = narrow * width + narrow, width * narrow + width
-    """Weights of a bottleneck's halves."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A way of tuning a few of a model's weights. All facts about a method are here: the class
-    variables and hooks serve merging, conversion and the contract tests."""
+    variables and hooks serve training, merging and conversion."""
 
     recomputable: ClassVar[bool] = True
     """True if layers compute the same again in the backward pass (activation checkpointing)."""
     needs_whole_model: ClassVar[bool] = False
-    """True if the frozen model computes what the method begins with, so that its weights are whole
-    until then."""
+    """True if the frozen model computes what the method begins with; ZeRO-3 partitions its weights
+    only after that."""
     compares_examples: ClassVar[bool] = False
     """True if the method's loss compares all examples of a global batch, which a rank then computes
     in one micro-batch."""
@@ -95,7 +81,7 @@ class Method(ABC):
     """Why other libraries cannot, if there is more to say than that they lack it."""
 
     part: str = "backbone"
-    """Which part of the model is tuned: backbone, vision, or another one that the kind of model
+    """Part of the model that is tuned: backbone, vision, or another one that the kind of model
     names."""
     learning_rate: NotNegative | None = None
     """Peak learning rate of this method's weights; default: the optimizer's."""
@@ -159,39 +145,6 @@ class Method(ABC):
         """The files of one of its `libraries`, for what was attached as `name` to a backbone."""
         raise NotImplementedError
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """Word -> small instance, for the contract tests."""
-        return {"": Case(cls())}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A small instance of a method, and what the contract tests expect of it."""
-
-    method: Method
-    num_trained: int | None = None
-    """Weights that it trains; None: not checked."""
-    decayed: str | None = None
-    """Tensors that it adds and weight decay acts on, by their names inside the method's module;
-    None: not checked."""
-    undecayed: str = ""
-    """The other tensors that it adds."""
-    starts_frozen: bool = False
-    """True if the model computes at first what it computes without the method."""
-    merged: tuple[type[Method], ...] = ()
-    """Classes of the methods that are left after merging."""
-    refused: dict[str, str] = field(default_factory=dict)
-    """`merge` or a library, with a backbone's name before it if only that one refuses, or a kind of
-    model -> pattern of the reason."""
-    families: tuple[str, ...] = ("T5", "Bart")
-    """Backbones that can have it."""
-
-
-def by_kinds(reason: str) -> dict[str, str]:
-    """`refused`, by the kinds of model that Hugging Face's own forward pass runs."""
-    return dict.fromkeys(("Causal", "ImageTextToText"), reason)
-
 
 def check_sharing(part: str, sharing: str) -> None:
     """Errors: ValueError if tasks would have separate weights in the vision encoder."""
@@ -203,6 +156,7 @@ def check_sharing(part: str, sharing: str) -> None:
 
 def num_slices(sharing: Sharing, num_tasks: int) -> tuple[int, int]:
     """Slices of the two stacked weights of a pair (down and up, A and B): one per task, or one."""
+    # half_shared_up shares the second of the pair: up halves, and in LoRA B.
     shares_first = sharing in ("single", "half_shared_down")
     shares_second = sharing in ("single", "half_shared_up")
     return 1 if shares_first else num_tasks, 1 if shares_second else num_tasks

@@ -1,4 +1,6 @@
-"""BitFit (Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199): the biases alone train.
+"""Methods that train weights of the model's own. `Full` trains all: the yardstick of the others,
+and how a backbone is made. `BitFit` (Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199)
+trains the biases.
 
 T5 has almost no biases. Ladder Side-Tuning (https://arxiv.org/abs/2206.06522), which published
 VL-T5's row of BitFit, adds one to every linear layer, every norm and the output layer.
@@ -13,26 +15,22 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vlds.models.methods.base import Case, Layout, Library, Method, Stored, by_kinds
+from vlds.models.methods.base import Layout, Library, Method, Stored
 from vlds.models.methods.host import (
     Host,
     LinearExtension,
     added_tensors,
     bias_parameters,
-    find_modules,
     is_own,
     is_plain,
     weight_options,
 )
 from vlds.schema import UNDECAYED, OptimizerRules, Role
 
-# Full fine-tuning: every weight of a part trains. The yardstick of the other methods, and how a
-# backbone is made.
-
 
 @dataclass(frozen=True, kw_only=True)
 class Full(Method):
-    """Train the whole part."""
+    """Full fine-tuning: train every weight of the part."""
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """All parameters of the part.
@@ -60,10 +58,6 @@ class Full(Method):
     def after_export(self) -> None:
         """The files hold all of it."""
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        return {"": Case(cls(), decayed="")}
-
 
 ATTENTION_ROLES: tuple[Role, ...] = (
     "attn_q", "attn_k", "attn_v", "attn_out",
@@ -72,7 +66,7 @@ ATTENTION_ROLES: tuple[Role, ...] = (
 LINEAR_ROLES: tuple[Role, ...] = (*ATTENTION_ROLES, "ffn_in", "ffn_out")
 HEAD = "head"
 DRAWN_ROLES = (*ATTENTION_ROLES, HEAD)
-"""Where `init: ladder_side_tuning` draws the added biases."""
+"""Layers whose added biases `init: ladder_side_tuning` draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +108,21 @@ class BitFit(Method):
         """
         model, bare = host.model, bare_linears(host, *LINEAR_ROLES)
         if self.add_biases and self.part == "vision":
-            check_all_reached(model, bare)
+            # Vision encoders come in many classes: some layers play no role and would be left out.
+            unknown = [
+                path
+                for path, module in model.named_modules()
+                if isinstance(module, nn.Linear)
+                and module.bias is None
+                and path not in bare
+                and is_own(path)
+            ]
+            if unknown:
+                raise ValueError(
+                    f"add_biases: {len(unknown)} linear layers of {type(model).__name__} without a "
+                    f"bias play no role, so none can be added (the first: {unknown[0]}); leave "
+                    "add_biases out to train the biases that are there, or choose another method"
+                )
         if bare and not self.add_biases:
             raise ValueError(
                 f"{len(bare)} linear layers of {type(model).__name__} have no bias (the first: "
@@ -124,23 +132,28 @@ class BitFit(Method):
         trained: list[nn.Parameter] = []
         if self.add_norm_and_head_biases:
             bare |= bare_linears(host, HEAD)
-            trained += add_norm_biases(host)
+            for norm in host.modules_of("norm").values():
+                if getattr(norm, "bias", None) is None:
+                    weight = norm.get_parameter("weight")
+                    # Under ZeRO-3, ds_numel is the size of the whole weight.
+                    width = getattr(weight, "ds_numel", weight.numel())
+                    added = AddedBias(width, {"device": weight.device, "dtype": weight.dtype})
+                    host.extend_norm(norm, added)
+                    trained += added.parameters()
         drawn = bare_linears(host, *DRAWN_ROLES) if self.init != "zero" else {}
         for path, linear in bare.items():
             bound = linear.in_features**-0.5 if path in drawn else 0.0
-            bias = AddedBias(linear.out_features, weight_options(linear), bound)
-            host.extend_linear(linear, bias)
-            trained += bias.parameters()
-        trained += self.own_biases(model)
+            added = AddedBias(linear.out_features, weight_options(linear), bound)
+            host.extend_linear(linear, added)
+            trained += added.parameters()
+        if self.train_position_biases:
+            trained += bias_parameters(model)
+        else:  # T5's tables of them are called relative_attention_bias.weight
+            named = model.named_parameters()
+            trained += [p for path, p in named if is_own(path) and path.endswith("bias")]
         if not trained:
             raise ValueError(f"{type(model).__name__} has no biases; choose another method")
         return trained
-
-    def own_biases(self, model: nn.Module) -> list[nn.Parameter]:
-        if self.train_position_biases:
-            return bias_parameters(model)
-        # T5's tables of position biases are called relative_attention_bias.weight.
-        return [p for name, p in model.named_parameters() if is_own(name) and name.endswith("bias")]
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Nothing to do: the biases are already the model's own.
@@ -160,27 +173,9 @@ class BitFit(Method):
         return {}
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
-        """Names in the code of Ladder Side-Tuning, which the original code does not know."""
+        # Names as in the code of Ladder Side-Tuning.
         added = added_tensors(model, name)
         return Layout({t.name: Stored((f"{t.layer}.bias",), stacked=False) for t in added})
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        new, everywhere = cls(add_biases=True), cls(add_biases=True, add_norm_and_head_biases=True)
-        missing = "add_biases: the linear layers of .* have none in their own class"
-        return {
-            "": Case(
-                cls(),
-                decayed="",
-                starts_frozen=True,
-                families=("Bart",),
-                refused=by_kinds(".* have no bias .*set add_biases to true"),
-            ),
-            "new": Case(new, None, "", "bias", starts_frozen=True, refused={"T5 merge": missing}),
-            "everywhere": Case(
-                everywhere, None, "", "bias", starts_frozen=True, refused={"merge": missing}
-            ),
-        }
 
 
 def bare_linears(host: Host, *roles: str) -> dict[str, nn.Linear]:
@@ -188,39 +183,6 @@ def bare_linears(host: Host, *roles: str) -> dict[str, nn.Linear]:
     not have, such as cross-attention, are skipped."""
     linears = host.linears(*roles, optional=roles)
     return {path: linear for path, linear in linears.items() if linear.bias is None}
-
-
-def add_norm_biases(host: Host) -> list[nn.Parameter]:
-    """Put a bias behind each norm that has none."""
-    added: list[nn.Parameter] = []
-    for norm in find_modules(host.model, host.targets, "norm").values():
-        if getattr(norm, "bias", None) is None:
-            weight = norm.get_parameter("weight")
-            # The whole size if ZeRO-3 has partitioned the weight.
-            width = getattr(weight, "ds_numel", weight.numel())
-            bias = AddedBias(width, {"device": weight.device, "dtype": weight.dtype})
-            host.extend_norm(norm, bias)
-            added += bias.parameters()
-    return added
-
-
-def check_all_reached(model: nn.Module, bare: Mapping[str, nn.Linear]) -> None:
-    """Errors: ValueError if linear layers without a bias are not in `bare`, because they play no
-    role: they would stay without one."""
-    unknown = [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and module.bias is None
-        and path not in bare
-        and is_own(path)
-    ]
-    if unknown:
-        raise ValueError(
-            f"add_biases: {len(unknown)} linear layers of {type(model).__name__} without a bias "
-            f"play no role, so none can be added (the first: {unknown[0]}); leave add_biases out "
-            "to train the biases that are there, or choose another method"
-        )
 
 
 class AddedBias(LinearExtension):

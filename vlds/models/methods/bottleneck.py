@@ -52,7 +52,7 @@ NAMES_IN_ADAPTERS: dict[Nonlinearity, str] = {
 }  # fmt: skip
 Half = Callable[[Tensor], Tensor]
 """One half of a bottleneck for one task: (..., in) -> (..., out)."""
-PLACES: dict[Library, dict[str, str]] = {
+LIBRARY_PLACES: dict[Library, dict[str, str]] = {
     "adapters": {
         r"(.+)\.(SelfAttention\.o|EncDecAttention\.o|DenseReluDense\.wo)": r"\1.adapters",
         r"(.+)\.self_attn\.out_proj": r"\1.attention_adapters.adapters",
@@ -68,7 +68,7 @@ PLACES: dict[Library, dict[str, str]] = {
     },
 }
 """Linear layer of the backbone -> the module that holds its adapters in a library."""
-NORMS: dict[Library, dict[str, tuple[str, ...]]] = {
+LIBRARY_NORMS: dict[Library, dict[str, tuple[str, ...]]] = {
     "adapters": {
         "pre": ("{task}.adapter_norm_before", "{task}.adapter_down.0"),
         "post": ("{task}.adapter_norm_after",),
@@ -78,8 +78,8 @@ NORMS: dict[Library, dict[str, tuple[str, ...]]] = {
 """Norm of a bottleneck -> its names in a library."""
 
 
-class Place(NamedTuple):
-    """Where a bottleneck goes."""
+class BottleneckPlace(NamedTuple):
+    """A layer that gets a bottleneck."""
 
     role: Role
     path: str
@@ -88,7 +88,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Bottleneck(Method):
-    """What all bottleneck adapters have in common."""
+    """Base of all bottleneck adapters: where they stand, and how wide they are."""
 
     reduction: Count = 8
     """Width of the model divided by the width of the bottleneck."""
@@ -100,7 +100,7 @@ class Bottleneck(Method):
     """Bottlenecks beside feed-forward layers, whose input they read, instead of behind them (He et
     al. 2022, https://arxiv.org/abs/2110.04366)."""
     activation: Nonlinearity = "gelu_tanh"
-    """What stands between the halves; gelu_tanh is GELU's usual approximation."""
+    """Function between the halves; gelu_tanh is GELU's usual approximation."""
 
     def __post_init__(self) -> None:
         if self.parallel and (self.attention or self.cross_attention):
@@ -109,17 +109,17 @@ class Bottleneck(Method):
                 "attention and cross_attention to false, or parallel to false"
             )
 
-    def places(self, host: Host) -> list[Place]:
+    def places(self, host: Host) -> list[BottleneckPlace]:
         """The output projections of attention and feed-forward layers that get a bottleneck."""
         wanted: dict[Role, bool] = {
             "attn_out": self.attention,
             "ffn_out": True,
             "cross_attn_out": self.cross_attention,
         }
-        roles = [role for role, is_wanted in wanted.items() if is_wanted]
         return [
-            Place(role, path, linear)
-            for role in roles
+            BottleneckPlace(role, path, linear)
+            for role, is_wanted in wanted.items()
+            if is_wanted
             for path, linear in host.linears(role, optional=CROSS_ATTENTION).items()
         ]
 
@@ -139,7 +139,7 @@ class Bottleneck(Method):
 
 def stand_beside(host: Host) -> None:
     """Let the host's bottlenecks read what their feed-forward layers read."""
-    # Of a gated layer's two, which read the same, one.
+    # A gated layer has two modules here, which read the same; the later one replaces the other.
     modules = {stack_and_layer(path): m for path, m in host.modules_of("ffn_in").items()}
     noted = {key: host.note_input(module) for key, module in modules.items()}
     for path, linear in host.linears("ffn_out").items():
@@ -193,12 +193,16 @@ class BottleneckModule(LinearExtension):
         return outputs + states
 
     def through(self, states: Tensor) -> Tensor:
-        """(b, l, d) -> (b, l, d) through the halves."""
-        return self.routing.apply_pair(self.bottleneck_of, states, *self.halves())
+        """(b, l, d) -> (b, l, d): each row through its task's halves."""
+        down, up = self.halves()
 
-    def bottleneck_of(self, rows: Tensor, down: Half, up: Half) -> Tensor:
-        """(..., d) -> (..., d) through one task's halves."""
-        return up(self.activation(down(rows)))
+        def of_task(rows: Tensor, task: int) -> Tensor:
+            narrow = self.activation(down[task if len(down) > 1 else 0](rows))
+            return up[task if len(up) > 1 else 0](narrow)
+
+        # Without routing where nothing is told by task, so that any rows may come.
+        is_shared = len(down) == len(up) == 1
+        return of_task(states, 0) if is_shared else self.routing.apply(of_task, states)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,10 +211,10 @@ class StackedBottleneck(Bottleneck):
 
     libraries: ClassVar[frozenset[Library]] = frozenset({"adapters", "reference"})
     library_leaves: ClassVar[Mapping[str, str]]
-    """What a half is made of: our name -> that in the original code and in adapters."""
+    """Weight of a half, one of `leaves` -> its name in the original code and in adapters."""
 
     sharing: Sharing = "single"
-    """Which weights the tasks have in common: all, none, the up halves, or the down halves."""
+    """Weights that the tasks have in common: all, none, the up halves, or the down halves."""
     layer_norm_before: bool = False
     """A layer norm before the bottleneck, common to all tasks."""
     layer_norm_after: bool = False
@@ -222,6 +226,7 @@ class StackedBottleneck(Bottleneck):
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put a bottleneck at every place."""
+        # In the order of places, which is that of the roles: the first module holds what all share.
         modules: list[StackedBottleneckModule] = []
         for place in self.places(host):
             modules.append(self.module(place.linear, host, modules[:1]))
@@ -239,13 +244,20 @@ class StackedBottleneck(Bottleneck):
         """The halves and norms of each bottleneck."""
         tensors = {}
         for tensor in added_tensors(model, name):
-            place, (half, _, leaf) = place_of(library, tensor.layer), tensor.leaf.partition("_")
-            if half in NORMS[library]:
+            matches = (
+                (re.fullmatch(p, tensor.layer), to) for p, to in LIBRARY_PLACES[library].items()
+            )
+            place = next((match.expand(to) for match, to in matches if match), None)
+            if place is None:
+                raise ValueError(f"{tensor.layer}: {LIBRARY_NAMES[library]} has no adapters there")
+            half, _, leaf = tensor.leaf.partition("_")
+            if half in LIBRARY_NORMS[library]:
                 leaf = leaf.removeprefix("norm.")
-                keys = tuple(f"{place}.{norm}.{leaf}" for norm in NORMS[library][half])
+                keys = tuple(f"{place}.{norm}.{leaf}" for norm in LIBRARY_NORMS[library][half])
                 tensors[tensor.name] = Stored(keys, stacked=False)
                 continue
             if library == "adapters":
+                # Its down half is a sequence: the norm before, if there is one, then the layer.
                 number = f".{int(self.layer_norm_before)}" if half == "down" else ""
                 key = f"{place}.{{task}}.adapter_{half}{number}.{self.library_leaves[leaf]}"
             else:
@@ -265,19 +277,11 @@ class StackedBottleneck(Bottleneck):
         }
 
 
-def place_of(library: Library, layer: str) -> str:
-    """The module that holds a layer's adapters in a library."""
-    for pattern, place in PLACES[library].items():
-        if match := re.fullmatch(pattern, layer):
-            return match.expand(place)
-    raise ValueError(f"{layer}: {LIBRARY_NAMES[library]} has no adapters there")
-
-
 class StackedBottleneckModule(BottleneckModule):
     """Bottlenecks that hold their weights: `num_down` and `num_up` slices, one per task or 1."""
 
     layer: Callable[..., Tensor]
-    """What a half computes, from rows and a slice of each of its `leaves`."""
+    """Computes a half from rows and a slice of each of its `leaves`."""
     leaves: tuple[str, ...]
     """Names of a half's weights, without `down_` or `up_`."""
 
@@ -293,6 +297,7 @@ class StackedBottleneckModule(BottleneckModule):
     def new_factor(self, *shape: int) -> nn.Parameter:
         """Matrices (..., in, out) from Xavier's uniform distribution with gain sqrt(2), as the
         original code draws PHM and low-rank layers."""
+        # nn.init.xavier_uniform_ would take the sizes of a stack for those of a convolution.
         bound = math.sqrt(2) * math.sqrt(6 / (shape[-2] + shape[-1]))
         factor = torch.empty(*shape, **self.options)
         return nn.Parameter(nn.init.uniform_(factor, -bound, bound))
@@ -312,9 +317,10 @@ def both_halves(**rules: OptimizerRule) -> OptimizerRules:
 
 
 def layers(function: Callable[..., Tensor], **stacks: Tensor) -> list[Half]:
-    """`function(rows, **slices)` for each slice of stacked weights (tasks, ...), or (1, ...) for
-    those that all slices share."""
+    """`function(rows, **slices)` for each task, from weights (tasks, ...), or (1, ...) where all
+    tasks share them."""
     num = max(map(len, stacks.values()))
+    # Expanding copies nothing, and sums the gradients of all tasks' views of a shared slice.
     columns = (
         (stack if len(stack) == num else stack.expand(num, *stack.shape[1:])).unbind()
         for stack in stacks.values()

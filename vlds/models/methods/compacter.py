@@ -1,10 +1,12 @@
 """Compacter (Karimi Mahabadi et al. 2021, https://arxiv.org/abs/2106.04647): adapters whose halves
-are sums of Kronecker products, the parameterised hypercomplex multiplication of Zhang et al. 2021,
+are sums of Kronecker products, the parameterised hypercomplex multiplication (PHM) of Zhang et al.
+2021,
 
     y = x H + b,    H = sum_i A_i (x) B_i,    A_i: n x n,  B_i: in/n x out/n,
 
 as VL-Adapter has them (https://arxiv.org/abs/2112.06825): its published rows are n = 2 with rules
-A of each half's own and whole blocks B.
+A of each half's own and whole blocks B. Its code also has the limit n = 1 with blocks of low rank,
+y = x (W_left W_right) + b: `LowRankAdapter`.
 """
 
 from __future__ import annotations
@@ -16,17 +18,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vlds.models.methods.adapter import Adapter, materialise, merge_first
-from vlds.models.methods.base import Case, Layout, Library, Method, Stored, Toy, is_t5
+from vlds.models.methods.adapter import materialise, merge_first
+from vlds.models.methods.base import Layout, Library, Method, Stored, is_t5
 from vlds.models.methods.bottleneck import StackedBottleneck, StackedBottleneckModule, both_halves
 from vlds.models.methods.host import Host
 from vlds.runtime.checks import Count, NotNegative
 from vlds.schema import STACKED, OptimizerRule, OptimizerRules
 
 STACKED_B = OptimizerRule(decays=False, vl_adapter_decays=True, per_task=True)
-"""The bias of PHM and low-rank layers; its name in the original code, `b`, does not say bias."""
+"""Rule of the biases of PHM and low-rank layers. The original code decays them: it tells biases by
+the word bias in their names, and theirs is `b`."""
 LEAVES = {"rule": "phm_rule", "blocks": "W", "left": "W_left", "right": "W_right", "bias": "b"}
-"""What PHM and low-rank layers are made of: our name -> that in other libraries."""
+"""Weight of a PHM or low-rank layer -> its name in other libraries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class Compacter(StackedBottleneck):
     library_leaves: ClassVar[Mapping[str, str]] = LEAVES
 
     phm_dim: Count = 2
-    """Number n of Kronecker products in a sum; divides the widths of model and bottleneck."""
+    """Number n of Kronecker products in a sum; must divide the widths of model and bottleneck."""
     rule: Literal["own", "over_tasks", "everywhere"] = "own"
     """Who shares a rule A: nobody, the tasks of one half, or all halves of all layers."""
     rule_init_std: NotNegative = 0.01
@@ -48,16 +51,16 @@ class Compacter(StackedBottleneck):
     """Rank of the blocks B, as products of two thin matrices; default: whole blocks."""
 
     def module(self, linear: nn.Linear, host: Host, first: list[Any]) -> CompacterModule:
-        """Sums of Kronecker products; all modules share the first one's rule if asked for."""
-        common = [module.down_rule for module in first] if self.rule == "everywhere" else []
-        return CompacterModule(self, linear, host, *common)
+        rule = first[0].down_rule if first and self.rule == "everywhere" else None
+        return CompacterModule(self, linear, host, rule)
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Plain adapters that compute the same."""
         return {name: materialise(self, self.sharing, name, model, tasks)}
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
-        """As for all bottlenecks; a rule that all share has more names there, or another one."""
+        """As for all bottlenecks. A rule that all share has the names of all of them in the
+        original code, and one name of its own in adapters."""
         layout = super().layout(library, name, model)
         if self.rule != "everywhere":
             return layout
@@ -68,41 +71,12 @@ class Compacter(StackedBottleneck):
         return replace(layout, tensors={**layout.tensors, **dict.fromkeys(rules, Stored(keys))})
 
     def adapters_config(self) -> dict[str, Any]:
-        """The bottleneck's, and how its halves are made."""
         return super().adapters_config() | {
             "phm_layer": True,
             "phm_dim": self.phm_dim,
             "shared_phm_rule": self.rule == "everywhere",
             "factorized_phm_W": self.block_rank is not None,
             "phm_rank": self.block_rank or 1,
-        }
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """Every rule, whole and thin blocks, several sharings. n is 2, so a rule has 8 weights."""
-
-        def case(num: int, **fields: Any) -> Case:
-            method = cls(reduction=4, **fields)
-            decayed = "down_rule up_rule down_blocks up_blocks"
-            if method.block_rank:  # one rule for all halves, under its first name
-                decayed = "down_rule down_left down_right up_left up_right"
-            return Case(method, num, decayed, "down_bias up_bias", merged=(Adapter,))
-
-        rules, whole = 2 * 8, Toy.width * Toy.narrow + Toy.narrow + Toy.width
-        down, up = Toy.width + Toy.narrow + Toy.narrow, Toy.narrow + Toy.width + Toy.width
-        thin: dict[str, Any] = {"rule": "everywhere", "block_rank": 1}
-        return {
-            "": case(Toy.places * (rules + whole)),
-            "no cross-attention": case(
-                (Toy.places - Toy.layers) * (rules + whole), cross_attention=False
-            ),
-            "per task": case(
-                Toy.places * (rules + Toy.tasks * whole), sharing="multiple", rule="over_tasks"
-            ),
-            "thin": case(8 + Toy.places * (down + up), **thin),
-            "thin, shared up": case(
-                8 + Toy.places * (Toy.tasks * down + up), sharing="half_shared_up", **thin
-            ),
         }
 
 
@@ -114,8 +88,9 @@ class CompacterModule(StackedBottleneckModule):
     )
 
     def __init__(
-        self, config: Compacter, linear: nn.Linear, host: Host, rule: nn.Parameter | None = None
+        self, config: Compacter, linear: nn.Linear, host: Host, rule: nn.Parameter | None
     ) -> None:
+        """`rule`: the one that all modules share, unless this module makes it, or has its own."""
         super().__init__(config, linear, host)
         n, rank = config.phm_dim, config.block_rank
         if self.width % n or self.bottleneck % n:
@@ -123,27 +98,30 @@ class CompacterModule(StackedBottleneckModule):
                 f"phm_dim: {n} does not divide both the layer's width, {self.width}, and the "
                 f"bottleneck's, {self.bottleneck}; choose a common divisor"
             )
-        everywhere = config.rule == "everywhere"
-        self.down_rule = rule if rule is not None else self._new_rule(config, self.num_down)
-        self.up_rule = self.down_rule if everywhere else self._new_rule(config, self.num_up)
+
+        def new_rule(num: int) -> nn.Parameter:
+            rule = torch.empty(num if config.rule == "own" else 1, n, n, n, **self.options)
+            return nn.Parameter(nn.init.normal_(rule, std=config.rule_init_std))
+
+        self.down_rule = new_rule(self.num_down) if rule is None else rule
+        self.up_rule = self.down_rule if config.rule == "everywhere" else new_rule(self.num_up)
         self.down_bias = nn.Parameter(torch.zeros(self.num_down, self.bottleneck, **self.options))
         self.up_bias = nn.Parameter(torch.zeros(self.num_up, self.width, **self.options))
-        factors = ("blocks",) if rank is None else ("left", "right")
-        self.layer, self.leaves = phm if rank is None else thin_phm, ("rule", *factors, "bias")
         wide, narrow = self.width // n, self.bottleneck // n
         if rank is None:
+            self.layer, self.leaves = phm, ("rule", "blocks", "bias")
             self.down_blocks = self.new_factor(self.num_down, n, wide, narrow)
             self.up_blocks = self.new_factor(self.num_up, n, narrow, wide)
         else:
+            self.layer, self.leaves = thin_phm, ("rule", "left", "right", "bias")
             self.down_left = self.new_factor(self.num_down, n, wide, rank)
             self.down_right = self.new_factor(self.num_down, n, rank, narrow)
             self.up_left = self.new_factor(self.num_up, n, narrow, rank)
             self.up_right = self.new_factor(self.num_up, n, rank, wide)
 
-    def _new_rule(self, config: Compacter, num: int) -> nn.Parameter:
-        shape = (num if config.rule == "own" else 1, *(config.phm_dim,) * 3)
-        rule = torch.empty(*shape, **self.options)
-        return nn.Parameter(nn.init.normal_(rule, std=config.rule_init_std))
+
+# In the einsums below, a and c number the pieces of inputs and outputs, k and p the places within a
+# piece, i the terms of the sum, r the ranks: H[a k, c p] = sum_i A[i, a, c] B[i, k, p].
 
 
 def phm(rows: Tensor, rule: Tensor, blocks: Tensor, bias: Tensor) -> Tensor:
@@ -165,10 +143,6 @@ def thin_phm(rows: Tensor, rule: Tensor, left: Tensor, right: Tensor, bias: Tens
     return torch.einsum("...cir,irp->...cp", pieces, right).flatten(-2) + bias
 
 
-# Adapters whose halves are linear layers of low rank, y = x (W_left W_right) + b: VL-Adapter's
-# code has them beside Compacter (https://arxiv.org/abs/2112.06825), whose limit n = 1 they are.
-
-
 @dataclass(frozen=True, kw_only=True)
 class LowRankAdapter(StackedBottleneck):
     """Bottlenecks whose halves have a low rank themselves."""
@@ -187,28 +161,19 @@ class LowRankAdapter(StackedBottleneck):
         """Plain adapters that compute the same."""
         return {name: materialise(self, self.sharing, name, model, tasks)}
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        factors, up_bias = 2 * (Toy.width + Toy.narrow) * (1 + Toy.tasks), Toy.width * Toy.tasks
-        weights = Toy.places * (factors + Toy.narrow + up_bias)
-        method = cls(reduction=4, rank=2, sharing="half_shared_down")
-        decayed = "down_left down_right up_left up_right"
-        return {"": Case(method, weights, decayed, "down_bias up_bias", merged=(Adapter,))}
-
-
-def low_rank(rows: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
-    """(..., in) -> (..., out), from factors (in, r) and (r, out)."""
-    return rows @ left @ right + bias
-
 
 class LowRankAdapterModule(StackedBottleneckModule):
     """The bottlenecks of all tasks behind one layer."""
 
-    layer = staticmethod(low_rank)
     leaves = ("left", "right", "bias")
     optimizer_rules: ClassVar[OptimizerRules] = both_halves(
         left=STACKED, right=STACKED, bias=STACKED_B
     )
+
+    @staticmethod
+    def layer(rows: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
+        """(..., in) -> (..., out), from factors (in, r) and (r, out)."""
+        return rows @ left @ right + bias
 
     def __init__(self, config: LowRankAdapter, linear: nn.Linear, host: Host) -> None:
         super().__init__(config, linear, host)

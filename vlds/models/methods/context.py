@@ -1,9 +1,8 @@
-"""What methods' modules know of the running batch, beside the states that they get.
+"""What methods know of a run, and do in it, beside the states that their modules get.
 
-One object per model. The model and the engine write it; modules read it.
-
-Uses: weights stacked over tasks (`routing`); a mixture that takes one of several experts, the same
-on all ranks and for any cut of the batch (`draw`); weights made from the picture (`visual`).
+`BatchContext`, one object per model, says which batch runs: the model and the engine write it,
+modules read it. A method may also act at every step (`StepRule`), change what trains after some of
+them (`Revision`), and add to the loss (`BatchLoss`).
 """
 
 from __future__ import annotations
@@ -21,20 +20,17 @@ from torch import Tensor, nn
 
 from vlds.schema import IGNORED_LABEL
 
-# Which rows of the running batch belong to which task.
-#
-# One object per model, shared by all modules with weights per task. The model sets it from the
-# batch; the modules split their input by task, so that every module runs in the same order on every
-# rank whatever tasks a rank holds: ZeRO-3 gathers weights module by module and would hang
-# otherwise.
-
-
 MOST_PADDED = 1.25
 """Tasks are padded to one number of rows unless that makes more than so many times the batch's."""
 
 
 class TaskRouting:
-    """The tasks of a batch's rows, grouped once per batch on the CPU."""
+    """Which rows of the running batch belong to which task, grouped once per batch on the CPU.
+
+    One object per model, shared by all modules with weights per task. They split their input by
+    task inside one module, so that every module runs in the same order on every rank, whatever
+    tasks a rank holds: ZeRO-3 gathers weights module by module and would hang otherwise.
+    """
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -74,9 +70,16 @@ class TaskRouting:
             inverse = torch.argsort(order)
             self._order = order.to(device, non_blocking=True)
             self._inverse = inverse.to(device, non_blocking=True)
-            if len(self.tasks) * max(self._counts) <= MOST_PADDED * self.num_rows:
-                slots, places = pad(counts)
-                self._even = order[slots].to(device), places[inverse].to(device)
+            size = max(self._counts)
+            if len(self.tasks) * size <= MOST_PADDED * self.num_rows:
+                # Pad the sorted rows to `size` of each task, a task's last row standing in for
+                # those it lacks. Counts 2 and 3 give the rows 0 1 1 2 3 4; the real ones among
+                # them are at the places 0 1 3 4 5.
+                starts = counts.cumsum(0) - counts
+                within = torch.arange(size).expand(len(counts), size)
+                rows = (starts[:, None] + torch.minimum(within, counts[:, None] - 1)).flatten()
+                places = (within < counts[:, None]).flatten().nonzero().flatten()
+                self._even = order[rows].to(device), places[inverse].to(device)
 
     @contextmanager
     def each_task(self) -> Iterator[None]:
@@ -92,11 +95,13 @@ class TaskRouting:
         """Run `function(rows, task)` on each task's rows of `states` (b, ...), and put the rows
         back in order. Some models (OPT) hand their layers all tokens in one line, (b * l, ...)."""
         if states.ndim == 2 and len(states) > self.num_rows > 0:
+            # Each example's tokens follow each other, so that its rows can be told apart again.
             flat: Tensor = self.apply(function, self.by_row(states)).flatten(0, 1)
             return flat
         self.fit(len(states))
         if len(self.tasks) == 1:
             return function(states, self.tasks[0])
+        # Sorted by task, each task's rows are one piece; the inverse order undoes the sorting.
         groups = states.index_select(0, self._order).split(self._counts)
         parts = [function(rows, task) for rows, task in zip(groups, self.tasks, strict=True)]
         return torch.cat(parts).index_select(0, self._inverse)
@@ -116,37 +121,23 @@ class TaskRouting:
         slices = [stack.split(1) for stack in stacks]
 
         def of_task(rows: Tensor, task: int) -> Tensor:
-            return function(rows, *(own[task if len(own) > 1 else 0] for own in slices))
+            return function(rows, *(of_all[task if len(of_all) > 1 else 0] for of_all in slices))
 
         if states.ndim > 2:
             self.fit(len(states))
         if states.ndim == 2 or self._even is None:
             return self.apply(of_task, states)
+        # One batched product over all tasks present, each padded to as many rows.
         rows, places = self._even
         groups = states.index_select(0, rows).unflatten(0, (len(self.tasks), -1))
         present = [
-            torch.cat([own[task] for task in self.tasks]) if len(own) > len(self.tasks) else stack
-            for own, stack in zip(slices, stacks, strict=True)
+            torch.cat([of_all[task] for task in self.tasks])
+            if len(of_all) > len(self.tasks)
+            else stack
+            for of_all, stack in zip(slices, stacks, strict=True)
         ]
         done: Tensor = function(groups, *present).flatten(0, 1).index_select(0, places)
         return done
-
-    def apply_pair(
-        self,
-        function: Callable[[Tensor, Any, Any], Tensor],
-        states: Tensor,
-        first: Sequence[Any],
-        second: Sequence[Any],
-    ) -> Tensor:
-        """Run `function(rows, first, second)` on each task's rows with the task's entry of either
-        sequence, which holds one entry per task, or one for all."""
-
-        def of_task(rows: Tensor, task: int) -> Tensor:
-            pair = (entries[task if len(entries) > 1 else 0] for entries in (first, second))
-            return function(rows, *pair)
-
-        shared = len(first) == len(second) == 1
-        return of_task(states, 0) if shared else self.apply(of_task, states)
 
     def by_row(self, states: Tensor) -> Tensor:
         """(b * l, ...) -> (b, l, ...)."""
@@ -155,10 +146,6 @@ class TaskRouting:
         )
         by_row: Tensor = states.unflatten(0, (self.num_rows, -1))
         return by_row
-
-    def task_of_rows(self) -> Tensor:
-        """(b,) the task of each row."""
-        return self._rows
 
     def of_rows(self, stacked: Tensor, num_rows: int | None = None) -> Tensor:
         """Small tensors of the tasks, or one for all, (tasks or 1, ...) -> each row's, (b, ...);
@@ -174,22 +161,14 @@ class TaskRouting:
         fewer, since the beams of an example may share keys."""
         if num_keys > self.num_rows:
             self.fit(num_keys)
+        # Beams of an example stand beside each other: every n-th row is the next example's.
         return self.of_rows(stacked)[:: self.num_rows // num_keys]
 
     def of_present(self, stacked: Tensor, tasks: Sequence[int]) -> Tensor:
         """Tensors of these tasks, as in `each_task`, (k, ...) -> each row's, (b, ...)."""
+        # `tasks` rise, so that searchsorted gives each row's place among them.
         present = torch.tensor(tasks, device=stacked.device)
         return stacked[torch.searchsorted(present, self._rows)]
-
-
-def pad(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Pad rows that are sorted by task, `counts` (k,) of each, to n of each: the row at each place,
-    (k * n,), and the place of each row, (b,). A task's last row stands in for those it lacks."""
-    size, starts = int(counts.max()), counts.cumsum(0) - counts
-    within = torch.arange(size).expand(len(counts), size)
-    slots = starts[:, None] + torch.minimum(within, counts[:, None] - 1)
-    real = within < counts[:, None]
-    return slots.flatten(), real.flatten().nonzero().flatten()
 
 
 def stacked_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -218,7 +197,12 @@ class Visual(NamedTuple):
 
 
 class BatchContext:
-    """Tasks, pass, step and pictures of the running batch."""
+    """Tasks, pass, step and pictures of the running batch.
+
+    Uses: weights stacked over tasks (`routing`); a mixture that takes one of several experts, the
+    same on all ranks and for any cut of the batch (`draw`); weights made from the picture
+    (`visual`).
+    """
 
     def __init__(self, routing: TaskRouting | None = None) -> None:
         self.routing = TaskRouting() if routing is None else routing
@@ -234,8 +218,11 @@ class BatchContext:
         several examples cannot be computed as one."""
         self.training = False
         """True while the model trains, which then draws."""
-        self._seed, self._step, self._pass = 0, 0, 0
+        self.step = 0
+        """Number of the running optimizer step, from 0."""
+        self._seed, self._pass = 0, 0
         self._drawn: dict[int, int] = {}
+        """Random name of a draw -> pass in which it was first made."""
 
     def set_rows(self, task_index: Tensor, examples: Tensor | None, device: torch.device) -> None:
         """Rows of these tasks follow, of these examples of the batch (None: one row each)."""
@@ -243,19 +230,15 @@ class BatchContext:
         rows = torch.arange(len(task_index)) if examples is None else examples
         self.examples = rows.to(device)
 
-    @property
-    def step(self) -> int:
-        """Number of the running optimizer step, from 0."""
-        return self._step
-
     def example_of_rows(self, num_rows: int) -> Tensor:
         """(num_rows,) the example of each row; several rows an example stand beside each other."""
         return self.examples.repeat_interleave(num_rows // len(self.examples))
 
     def begin_step(self, seed: int, step: int) -> None:
         """A micro-batch of a step follows."""
-        self._seed, self._step, self._pass = seed, step, 0
+        self._seed, self.step, self._pass = seed, step, 0
         self._drawn = {}
+        # A pass that forgets to set these fails, rather than reading the batch before.
         self.visual = self.token_mask = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BatchContext:
@@ -276,32 +259,30 @@ class BatchContext:
     def draw(self, key: str, count: int) -> int:
         """One of `count` numbers from 0 on: a function of seed, step, pass and `key` alone, and so
         the same on all ranks and in all micro-batches."""
-        # A layer that is computed again in the backward pass finds torch's generator as it was, and
-        # so the pass that it was in.
+        # The backward pass may compute a layer again, when another pass was the last. It finds
+        # torch's generator as it was, so the number drawn here tells which pass the layer was in.
         name = int(torch.randint(1 << 62, ()))
         number = self._drawn.setdefault(name, self._pass)
-        text = f"{self._seed}/{self._step}/{number}/{key}"
+        text = f"{self._seed}/{self.step}/{number}/{key}"
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") % count
 
 
-# What a method does at every optimizer step, beside training its weights by the loss.
-#
-# Uses: AdaLoRA's budget (vlds/models/methods/peft_method.py), which adds to the loss, reads
-# gradients and sets weights to zero; schedules by step, such as a gate's temperature, which a rule
-# writes into a buffer; losses of weights alone, such as their distance from the start. A loss of
-# the batch is a `BatchLoss`.
-
-
 class StepRule(nn.Module, ABC):
-    """Acts in every optimizer step, on all ranks alike: nothing in it may differ between them.
+    """What a method does at every optimizer step, on all ranks alike: nothing in it may differ
+    between them.
+
+    Uses: AdaLoRA's budget (vlds/models/methods/peft_method.py), which adds to the loss, reads
+    gradients and sets weights to zero; schedules by step, such as a gate's temperature, which a
+    rule writes into a buffer; losses of weights alone, such as their distance from the start. A
+    loss of the batch is a `BatchLoss`.
 
     Its buffers are its state: run states hold them. They are not persistent, so that artifacts do
     not. ZeRO stage 3 is refused with it (`Method.partitionable`), so weights are whole.
     """
 
     def penalty(self) -> Tensor | None:
-        """What the global batch's loss has in addition, once a step: a scalar of weights alone."""
+        """A term of the global batch's loss, added once a step: a scalar of weights alone."""
         return None
 
     def needs_gradients(self, step: int, num_steps: int) -> Sequence[nn.Parameter]:
@@ -320,20 +301,18 @@ class StepRule(nn.Module, ABC):
         """
 
 
-# How a method changes what trains after given steps of a run. The engine is rebuilt around the
-# changed model and goes on.
-#
-# Uses: bottlenecks that lose their least important neurons (vlds/models/methods/shrinking.py);
-# parts of the backbone that begin to train later; ranks that are cut or grow. What only sets
-# weights to zero, or writes into a buffer, is a `StepRule`.
-
-
 Trained: TypeAlias = Mapping[str, Tensor]
 """A weight's "fp32" master and AdamW's moments "exp_avg" and "exp_avg_sq", whole, on the CPU."""
 
 
 class Revision(ABC):
-    """Acts on all ranks alike: nothing in it may differ between them."""
+    """How a method changes what trains after given steps of a run, on all ranks alike: nothing in
+    it may differ between them. The engine is rebuilt around the changed model and goes on.
+
+    Uses: bottlenecks that lose their least important neurons (vlds/models/methods/shrinking.py);
+    parts of the backbone that begin to train later; ranks that are cut or grow. What only sets
+    weights to zero, or writes into a buffer, is a `StepRule`.
+    """
 
     @abstractmethod
     def steps(self, num_steps: int) -> Sequence[int]:
@@ -359,15 +338,8 @@ class Revision(ABC):
         """
 
 
-# What a method adds to the loss of each example.
-#
-# Uses: the consistency of several passes over one batch, whose modules draw anew in each (AdaMix);
-# a guide that reads what modules have computed of the batch (SimAdapter); a distance from what the
-# model says without the method. A loss of weights alone is a step rule's `penalty`.
-
-
 class ClassesPredicted(NamedTuple):
-    """What one pass says of the m examples of a task with a head."""
+    """Predictions of one pass for the m examples of a task with a head."""
 
     logits: Tensor
     """(m, c)."""
@@ -381,7 +353,7 @@ class ClassesPredicted(NamedTuple):
     def losses(self) -> Tensor:
         """(m,) cross-entropy with the targets, over the classes or summed over them, in at least
         float32. An example whose targets are all 0 has no class: a cross-entropy of 0."""
-        logits = precise(self.logits)
+        logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
         targets = self.targets.to(logits)
         if self.is_binary:
             return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
@@ -390,19 +362,20 @@ class ClassesPredicted(NamedTuple):
     def distributions(self) -> Tensor:
         """(m, k, o) logits of k distributions over o outcomes: c of yes and no, or one of c."""
         if self.is_binary:
+            # softmax([x, 0]) is sigmoid(x) and its complement.
             return torch.stack([self.logits, torch.zeros_like(self.logits)], -1)
         return self.logits[:, None]
 
 
 class Predicted(NamedTuple):
-    """What one pass over a batch says of its labels: of n tokens, and of classes."""
+    """Predictions of one pass over a batch: of n tokens, and of classes."""
 
     logits: Tensor
     """(n, w), row by row."""
     labels: Tensor
     """(b, t) int64, IGNORED_LABEL where there is none."""
     classes: Sequence[ClassesPredicted] = ()
-    """Of each task with a head, in the order of the tasks. One label stands for an example's
+    """One for each task with a head, in the order of the tasks. One label stands for an example's
     classes."""
 
     @property
@@ -421,24 +394,26 @@ class Predicted(NamedTuple):
     def by_example(self, values: Tensor, of_classes: Sequence[Tensor] = ()) -> Tensor:
         """Values of the tokens (n,) and of each task's examples (m,) -> (b, t), 0 elsewhere."""
         is_token, is_label = self.is_token, self.is_label
+        # masked_scatter fills row by row, the order in which tokens and rising rows are.
         placed = values.new_zeros(is_label.shape).masked_scatter(is_token, values)
-        for predicted, own in zip(self.classes, of_classes, strict=True):
+        for predicted, losses in zip(self.classes, of_classes, strict=True):
             is_mine = torch.zeros_like(is_label)
             is_mine[predicted.rows] = True
-            placed = placed.masked_scatter(is_mine & is_label, own.to(values))
+            placed = placed.masked_scatter(is_mine & is_label, losses.to(values))
         return placed
 
 
-def precise(values: Tensor) -> Tensor:
-    """Values in at least float32."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
 class BatchLoss(ABC):
-    """A term of each example's loss; progress and metrics name it as the method is named."""
+    """A term that a method adds to each example's loss; progress and metrics have it under the
+    method's name.
+
+    Uses: the consistency of several passes over one batch, whose modules draw anew in each
+    (AdaMix); a guide that reads what modules have computed of the batch (SimAdapter); a distance
+    from what the model says without the method. A loss of weights alone is a `StepRule.penalty`.
+    """
 
     passes: ClassVar[int] = 1
-    """How often the model runs over a batch. The tokens' likelihood is that of the first pass."""
+    """Number of passes over a batch. The tokens' likelihood is that of the first pass."""
 
     @abstractmethod
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:

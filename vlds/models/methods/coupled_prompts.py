@@ -87,6 +87,7 @@ class CoupledPrompts(ModelExtension):
         self.made_vision.value = [
             linear(p) for linear, p in zip(self.to_vision, whole, strict=True)
         ]
+        # The first layer's prompts replace words, before which the tower adds positions.
         self.made_text.value = self.first, [whole[0] + self.positions, *whole[1:]]
 
     @torch.no_grad()
@@ -98,18 +99,24 @@ class CoupledPrompts(ModelExtension):
         tokens = torch.tensor([ids], device=prompts.device)
         words = slice(first, first + length)
         states = text_model(input_ids=tokens, output_hidden_states=True).hidden_states
+        # hidden_states[n] is the input of layer n. That of the first holds positions already,
+        # which are kept apart here.
         prompts[0] = table.token_embedding(tokens)[0, words]
         self.positions.copy_(table.position_embedding.weight[words])
         for number in range(1, depth):
             prompts[number] = states[number][0, words]
 
 
-class TextPrompts(InputExtension):
-    """Replaces a text's first words by a layer's prompts."""
+class LayerPrompts(InputExtension):
+    """Puts prompts into the states before the `number`-th layer of a tower."""
 
     def __init__(self, made: MadeForBatch, number: int, switch: Switch) -> None:
         super().__init__()
         self.made, self.number, self.switch = made, number, switch
+
+
+class TextPrompts(LayerPrompts):
+    """Replaces a text's first words by the layer's prompts."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.switch.is_on:
@@ -120,12 +127,8 @@ class TextPrompts(InputExtension):
         return torch.cat([before, prompts.expand(len(inputs), -1, -1), behind], 1)
 
 
-class VisionPrompts(InputExtension):
-    """Replaces the prompts of the layer before, behind a picture's tokens, by a layer's own."""
-
-    def __init__(self, made: MadeForBatch, number: int, switch: Switch) -> None:
-        super().__init__()
-        self.made, self.number, self.switch = made, number, switch
+class VisionPrompts(LayerPrompts):
+    """Replaces the prompts of the layer before, behind a picture's tokens, by the layer's own."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.switch.is_on:
@@ -171,6 +174,7 @@ def attach_prompts(host: Host, depth: int, length: int, switch: Switch) -> Coupl
     host.extend_model(prompts)
     embeddings = extended(model.vision_model.embeddings)
     embeddings.extensions[host.name] = FirstVisionPrompts(prompts.made_vision, switch)
+    # The vision tower's first prompts come with the embeddings; its later layers replace them.
     for number in range(depth):
         layer = extended(text[number])
         layer.input_extensions[host.name] = TextPrompts(prompts.made_text, number, switch)

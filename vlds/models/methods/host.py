@@ -1,4 +1,9 @@
-"""Where a method is attached: the layers that play its roles, and how its modules get there."""
+"""Where a method is attached: the layers that play its roles, and how its modules get there.
+
+Extending a module keeps the object, its parameters and their names. Only its class changes, to a
+subclass that runs the extensions around the module's own forward pass, so a quantised layer still
+computes as one. No hooks: deepcopy, pickle, ZeRO-3 and a debugger see ordinary modules.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +19,6 @@ from vlds.models.methods.context import BatchContext, BatchLoss, Revision, StepR
 from vlds.runtime.checks import MadeForBatch
 from vlds.schema import Role, TargetModules
 
-# Modules with methods' modules before and behind them.
-#
-# Extending keeps the object, its parameters and their names. Only its class changes, to a subclass
-# that runs the extensions around the module's own forward pass, so a quantised layer still computes
-# as one. No hooks and no closures: deepcopy, pickle, ZeRO-3 and a debugger see ordinary modules.
-
-
 ADDED = ("extensions", "input_extensions", "key_value_extensions")
 """Names of the children that hold methods' modules."""
 
@@ -33,15 +31,16 @@ class AddedTensor(NamedTuple):
     layer: str
     """Path of the module that it extends; empty for the model itself."""
     place: str
-    """Which of `ADDED` holds it."""
+    """Name in `ADDED` of the child that holds it."""
     leaf: str
     """Its path in the method's module."""
 
 
 def added_tensors(model: nn.Module, method: str) -> list[AddedTensor]:
-    """The tensors that a method, by its name in the recipe, has added to a model; tensors of the
-    model that its modules use too are not among them."""
+    """The tensors that a method, by its name in the recipe, has added to a model; without tensors
+    of the model that the method's modules use too."""
     pattern = re.compile(rf"(?:(.+?)\.)?({'|'.join(ADDED)})\.{method}\.(.+)")
+    # keep_vars gives the parameters themselves, so that one tensor of two names has one id.
     state = model.state_dict(keep_vars=True)
     own = {id(tensor) for name, tensor in state.items() if is_own(name)}
     matches = (pattern.fullmatch(name) for name, tensor in state.items() if id(tensor) not in own)
@@ -54,7 +53,7 @@ def is_own(name: str) -> bool:
 
 
 class LinearExtension(nn.Module):
-    """What a method adds behind a linear layer."""
+    """A module that a method adds behind a linear layer, a norm or another module."""
 
     behind_zeros: Collection[str] = ()
     """Tensors of the module behind a matrix that begins as zeros: they have no gradient at
@@ -66,7 +65,7 @@ class LinearExtension(nn.Module):
 
 
 class InputExtension(nn.Module):
-    """What a method adds before a linear layer."""
+    """A module that a method adds before another module."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The layer's new input."""
@@ -93,13 +92,13 @@ class NoteOutput(LinearExtension):
         self.noted = MadeForBatch()
 
     def forward(self, inputs: Tensor, outputs: Any) -> Any:
-        # Some of Hugging Face's layers give a tuple.
+        # Some layers of transformers 5 give a tuple, whose first element is the states.
         self.noted.value = outputs[0] if isinstance(outputs, tuple) else outputs
         return outputs
 
 
 class ModelExtension(nn.Module):
-    """What a method adds to a backbone as a whole. Runs once before each pass of the encoder."""
+    """A module that a method adds to a whole backbone. It runs before each pass of the encoder."""
 
     runs_layers: ClassVar[bool] = False
     """True if it runs layers of the model, and so comes after what those layers need."""
@@ -115,6 +114,7 @@ class ModelExtension(nn.Module):
 def run_beside(model: nn.Module) -> Tensor | None:
     """Run what methods have put beside a model: (b, p, d) what precedes the text, if anything."""
     extensions = list(getattr(model, "extensions", {}).values())
+    # Sorting is stable: beside that, methods run in the order in which the recipe names them.
     extensions.sort(key=lambda extension: extension.runs_layers)
     outputs = [extension() for extension in extensions]
     prompts = [prompt for prompt in outputs if prompt is not None]
@@ -122,7 +122,7 @@ def run_beside(model: nn.Module) -> Tensor | None:
 
 
 class Extended(nn.Module):
-    """What the class of an extended module adds to the module's own class."""
+    """Base of the classes of extended modules, beside each module's own class."""
 
     kind: ClassVar[type[nn.Module]]
     """Class that the module had before."""
@@ -141,7 +141,7 @@ class Extended(nn.Module):
         return outputs
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # pickle finds no derived class by its name.
+        # The class is made at run time, so that pickle cannot find it by its name.
         return blank_extended, (self.kind,), self.__getstate__()  # type: ignore[no-untyped-call]
 
 
@@ -158,6 +158,7 @@ EXTENDED: dict[type[nn.Module], type[Extended]] = {nn.Linear: ExtendedLinear}
 def extended_class(kind: type[nn.Module]) -> type[Extended]:
     """The class of extended modules that were of a class, whose forward pass they keep."""
     if kind not in EXTENDED:
+        # The extended class comes first, so that its forward runs and calls the kind's by super().
         base = ExtendedLinear if issubclass(kind, nn.Linear) else Extended
         EXTENDED[kind] = type(f"Extended{kind.__name__}", (base, kind), {"kind": kind})
     return EXTENDED[kind]
@@ -172,6 +173,7 @@ def blank_extended(kind: type[nn.Module]) -> Extended:
 def extended(module: nn.Module) -> Extended:
     """The module, made one that takes extensions. It stays the same object."""
     if not isinstance(module, Extended):
+        # A new class on the same object keeps its parameters, aliases, hooks and quantised state.
         module.__class__ = extended_class(type(module))
         assert isinstance(module, Extended)
         module.input_extensions, module.extensions = nn.ModuleDict(), nn.ModuleDict()
@@ -186,14 +188,8 @@ def extended_linears(model: nn.Module, name: str) -> Iterator[ExtendedLinear]:
 
 
 def is_plain(weight: Tensor) -> bool:
-    """True for matrices of floats; False for what is packed, or computed from something else."""
+    """True for weights of floats; False for what is packed, or computed from something else."""
     return type(weight) is nn.Parameter and weight.is_floating_point()
-
-
-def fitted(extension: nn.Module, linear: nn.Linear, model: nn.Module) -> nn.Module:
-    """What a method adds beside a layer, in the type of the model's states if the layer's own
-    weight does not tell it."""
-    return extension if is_plain(linear.weight) else extension.to(states_type(model))
 
 
 def states_type(model: nn.Module) -> torch.dtype:
@@ -230,8 +226,7 @@ def take_first(linear: Extended, name: str) -> nn.Module:
 
 
 def zero_at_first(model: nn.Module) -> set[str]:
-    """Names of the tensors whose gradient is zero in the first step, since they lie behind a matrix
-    that begins as zeros."""
+    """Names of the tensors that `behind_zeros` of modules lists."""
     return {
         f"{path}.{tensor}"
         for path, module in model.named_modules()
@@ -286,12 +281,25 @@ class Host:
         Errors: ValueError if a role is unknown or matches no layer, or something that methods
         cannot extend.
         """
-        return {
-            path: checked_linear(path, module, role)
-            for role in dict.fromkeys(roles)
-            if role not in optional or role in self.targets.paths
-            for path, module in self.modules_of(role).items()
-        }
+        linears = {}
+        for role in dict.fromkeys(roles):
+            if role in optional and role not in self.targets.paths:
+                continue
+            for path, module in self.modules_of(role).items():
+                if not isinstance(module, nn.Linear):
+                    raise ValueError(
+                        f"{path} plays the role '{role}' and is a {type(module).__name__}; methods "
+                        "extend nn.Linear and its subclasses only, so choose a model or a method "
+                        "without it"
+                    )
+                if "forward" in vars(module):
+                    raise ValueError(
+                        f"{path} plays the role '{role}', and its forward was replaced on the "
+                        "object itself, so that a method's modules would never run; attach methods "
+                        "before whatever does that"
+                    )
+                linears[path] = module
+        return linears
 
     def modules_of(self, role: str) -> dict[str, nn.Module]:
         """Path -> module that plays a role, in the host's stack.
@@ -301,6 +309,7 @@ class Host:
         modules = find_modules(self.model, self.targets, role)
         if self.stack is None:
             return modules
+        # Paths of both families name the stack as a segment: `model.encoder.layers.0.fc1`.
         return {path: module for path, module in modules.items() if self.stack in path.split(".")}
 
     def note_input(self, module: nn.Module) -> MadeForBatch:
@@ -311,11 +320,16 @@ class Host:
 
     def extend_linear(self, linear: nn.Linear, extension: LinearExtension) -> None:
         """Put an extension behind a linear layer, under all the paths that the layer has."""
-        extended(linear).extensions[self.name] = fitted(extension, linear, self.model)
+        self._put(extension, linear, extended(linear).extensions)
 
     def extend_input(self, linear: nn.Linear, extension: InputExtension) -> None:
         """Put an extension before a linear layer, under all the paths that the layer has."""
-        extended(linear).input_extensions[self.name] = fitted(extension, linear, self.model)
+        self._put(extension, linear, extended(linear).input_extensions)
+
+    def _put(self, extension: nn.Module, linear: nn.Linear, among: nn.ModuleDict) -> None:
+        # A packed weight does not tell the type of the states, and `weight_options` gave float32.
+        plain = is_plain(linear.weight)
+        among[self.name] = extension if plain else extension.to(states_type(self.model))
 
     def extend_norm(self, norm: nn.Module, extension: LinearExtension) -> None:
         """Put an extension behind a norm of any class."""
@@ -347,11 +361,12 @@ class Host:
 
 
 def find_modules(model: nn.Module, targets: TargetModules, role: str) -> dict[str, nn.Module]:
-    """Path -> module, of those that play a role; a shared module has all its paths.
+    """Path -> module, of those that play a role.
 
     Errors: ValueError that lists the known roles if none does.
     """
     patterns = [pattern_of(path) for path in targets.paths.get(role, ())]
+    # Without removing duplicates, a shared module is found under all its paths.
     modules = {
         path: module
         for path, module in model.named_modules(remove_duplicate=False)
@@ -364,24 +379,6 @@ def find_modules(model: nn.Module, targets: TargetModules, role: str) -> dict[st
             f"{targets.cures.get(role, CURE)}"
         )
     return modules
-
-
-def checked_linear(path: str, module: nn.Module, role: str) -> nn.Linear:
-    """The module, if methods can extend it.
-
-    Errors: ValueError if it is not an nn.Linear, or its forward is not its class's.
-    """
-    if not isinstance(module, nn.Linear):
-        raise ValueError(
-            f"{path} plays the role '{role}' and is a {type(module).__name__}; methods extend "
-            "nn.Linear and its subclasses only, so choose a model or a method without it"
-        )
-    if "forward" in vars(module):
-        raise ValueError(
-            f"{path} plays the role '{role}', and its forward was replaced on the object itself, "
-            "so that a method's modules would never run; attach methods before whatever does that"
-        )
-    return module
 
 
 def pattern_of(path: str) -> re.Pattern[str]:
@@ -399,14 +396,14 @@ def weight_options(layer: nn.Linear | nn.Embedding) -> dict[str, Any]:
     """Device and type for new weights beside a layer: those of its own weight.
 
     The type of a quantised weight says how it is packed. New weights are float32 there, until
-    `fitted` gives them the type of the model's states.
+    `Host.extend_linear` gives them the type of the model's states.
     """
     weight = layer.weight
     return {"device": weight.device, "dtype": weight.dtype if is_plain(weight) else torch.float32}
 
 
 def module_dict(module: nn.Module, child: str) -> nn.ModuleDict:
-    """A module's child that holds methods' modules."""
+    """A module's child that holds methods' modules; made if there is none yet."""
     if not hasattr(module, child):
         module.add_module(child, nn.ModuleDict())
     modules = module.get_submodule(child)

@@ -18,9 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlds.models.methods.adapter import Adapter
-from vlds.models.methods.base import Case, Library, Method
-from vlds.models.methods.bottleneck import Place, stack_and_layer, stand_beside
+from vlds.models.methods.base import Library, Method
+from vlds.models.methods.bottleneck import BottleneckPlace, stack_and_layer, stand_beside
 from vlds.models.methods.context import BatchContext
 from vlds.models.methods.host import CROSS_ATTENTION, Host, weight_options
 from vlds.models.methods.hyperformer import (
@@ -31,125 +30,19 @@ from vlds.models.methods.hyperformer import (
     HyperNetworks,
     rows_of,
 )
-from vlds.models.methods.prefix_tuning import PrefixTuning, fixed_prefixes
+from vlds.models.methods.prefix_tuning import fixed_prefixes
 from vlds.models.methods.sim_adapter import read_method, weights_hash
 from vlds.runtime.checks import MadeForBatch, Natural
 from vlds.schema import Role, TargetModules
-
-# The networks that make HyperPELT's prefixes and adapters, from embeddings of task, layer and
-# block, and from the example's pictures.
-
 
 Key = tuple[str, Role, int]
 """Stack, kind of sub-layer and layer."""
 PREFIXED: dict[Role, Role] = {"attn_k": "attn_out", "cross_attn_k": "cross_attn_out"}
 """Keys' projection -> kind of its sub-layer."""
-
-
-class PELTNetworks(HyperNetworks):
-    """The networks of both sets."""
-
-    def __init__(self, config: HyperPELT, places: list[Place], host: Host) -> None:
-        std = host.targets.linear_init_std
-        super().__init__(config, places, len(host.tasks), std)
-        self.key_width = 0
-        self.attentions: dict[str, Key] = {}
-        """Path of an attention's keys -> the prefixes before them."""
-        self.context, options = host.context, weight_options(places[0].linear)
-        self.of_pictures, self.prefixes, self.picture_prefixes = (MadeForBatch() for _ in range(3))
-        kinds: dict[str, list[Role]] = {}
-        for role, kind in PREFIXED.items() if config.prefix_length else ():
-            for path, linear in host.linears(role, optional=CROSS_ATTENTION).items():
-                stack, layer = stack_and_layer(path)
-                self.attentions[path], self.key_width = (stack, kind, layer), linear.out_features
-                if kind not in kinds.setdefault(stack, []):
-                    kinds[stack].append(kind)
-
-        def heads() -> nn.ModuleDict:
-            return nn.ModuleDict(
-                {
-                    stack: PrefixHead(config, own, self.key_width, options, std)
-                    for stack, own in kinds.items()
-                }
-            )
-
-        self.heads = heads()
-        self.visual_stacks, self.visual_heads = nn.ModuleDict(), nn.ModuleDict()
-        self.look: nn.Linear | None = None
-        if config.visual:
-            twin = HyperNetworks(config, places, 1, std)
-            self.visual_stacks, self.visual_heads = twin.stacks, heads()
-            table: Any = host.model.get_input_embeddings()  # type: ignore[operator]
-            self.look = nn.Linear(table.embedding_dim, config.task_dim, **options)
-
-    def forward(self) -> None:
-        """Make the weights of all tasks, and of the pictures of all examples."""
-        super().forward()
-        tasks = rows_of(self.task_embeddings)
-        self.prefixes.value = prefixes_of(self.stacks, self.heads, tasks)
-        if self.look is None:
-            return
-        visual = self.context.visual
-        assert visual is not None, "the model says what its visual tokens are"
-        pictures = self.look(visual.mean())
-        self.picture_prefixes.value = prefixes_of(self.visual_stacks, self.visual_heads, pictures)
-        made: dict[Key, list[Tensor]] = {}
-        for stack, network in self.visual_stacks.items():
-            for kind, weights in network(pictures).items():
-                by_layer = zip(*(weight.unbind(1) for weight in weights), strict=True)
-                made |= {(stack, kind, n): list(own) for n, own in enumerate(by_layer)}
-        self.of_pictures.value = made
-
-
-class PrefixHead(nn.Module):
-    """e -> keys and values before those of every attention of a stack."""
-
-    def __init__(
-        self,
-        config: HyperPELT,
-        kinds: Sequence[Role],
-        width: int,
-        options: dict[str, Any],
-        std: float | None,
-    ) -> None:
-        super().__init__()
-        self.kinds = list(kinds)
-        self.shape = (2, config.prefix_length, width)
-        num = 1 if config.kind_embeddings else len(kinds)
-        self.layers = nn.ModuleList(
-            nn.Linear(config.projected_dim, 2 * config.prefix_length * width, **options)
-            for _ in range(num)
-        )
-        for layer in self.layers:
-            assert isinstance(layer, nn.Linear)
-            nn.init.normal_(layer.weight, std=GENERATOR_STD if std is None else std)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, network: HyperNetwork, tasks: Tensor) -> dict[Role, Tensor]:
-        """(k, task_dim) -> for each kind, with n layers, (k, n, 2, p, width)."""
-        e = network.embedded(tasks, self.kinds)
-        if network.kind_embeddings is not None:
-            made = self.layers[0](e).unflatten(-1, self.shape)
-            return {kind: made[:, :, index] for index, kind in enumerate(self.kinds)}
-        return {
-            kind: layer(e).unflatten(-1, self.shape)
-            for kind, layer in zip(self.kinds, self.layers, strict=True)
-        }
-
-
-def prefixes_of(networks: nn.ModuleDict, heads: nn.ModuleDict, tasks: Tensor) -> dict[Key, Any]:
-    """Tasks or pictures (k, task_dim) -> keys and values (k, p, width) of every attention."""
-    return {
-        (stack, kind, layer): pair.unbind(1)
-        for stack, head in heads.items()
-        for kind, made in head(networks[stack], tasks).items()
-        for layer, pair in enumerate(made.unbind(1))
-    }
-
-
 TASKS = "task_embeddings.weight"
+"""The embeddings of the tasks, by their name in the networks."""
 OF_TRAINING = ("learning_rate", "weights", "train_networks")
-"""Fields that change nothing of what given weights compute."""
+"""Fields without effect on what given weights compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,15 +110,14 @@ class HyperPELT(Hyperformer):
             )
 
     def in_artifact(self) -> HyperPELT:
-        """Without the run that the networks come from: the artifact holds them."""
+        # Without the run that the networks come from: the artifact holds them.
         return replace(self, weights=None)
 
     def resumed(self) -> HyperPELT:
-        """Without that run, if the networks train."""
+        # Networks that train are in the run's state; frozen ones are read from their run again.
         return self.in_artifact() if self.train_networks else self
 
     def source_hashes(self) -> Mapping[str, str]:
-        """Of the run whose networks stay as they are."""
         if self.weights is None or self.train_networks:
             return {}
         return {"weights": weights_hash(Path(self.weights))}
@@ -251,6 +143,7 @@ class HyperPELT(Hyperformer):
                     f"weights: {name} of {run} is missing or has another shape; name a run of the "
                     "same backbone"
                 )
+        # Without weights, as `vlds plan` builds models, names and shapes are all there is to check.
         if embeddings[0].is_meta:
             return
         for name, tensor in state.items():
@@ -276,6 +169,7 @@ class HyperPELT(Hyperformer):
         left = super().merge(name, model, tasks)  # makes the weights of all tasks
         if not networks.attentions:
             return left
+        # In the order of PREFIXED: cross-attentions last, as `fixed_prefixes` needs them.
         made = {path: networks.prefixes.value[key] for path, key in networks.attentions.items()}
         for path in made:
             attention: Any = model.get_submodule(path.rpartition(".")[0])
@@ -285,25 +179,106 @@ class HyperPELT(Hyperformer):
         prefixes = fixed_prefixes(host, made, across)
         return {**left, host.name: replace(prefixes, learning_rate=self.learning_rate)}
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """All; without pictures; what Hyperformer is."""
-        small: dict[str, Any] = {
-            "reduction": 4, "task_dim": 6, "hidden_dim": 5, "projected_dim": 4,
-        }  # fmt: skip
-        refused = {
-            "merge": "visual: got true, so that each picture makes weights of its own",
-            "ImageTextToText": "visual: got true, and .* reads .*; set visual: false",
-        }
-        plain: dict[str, Any] = {"prefix_length": 0, "visual": False, "parallel": False}
-        behind = cls(**small, **plain, attention=True, cross_attention=True)
+
+class PELTNetworks(HyperNetworks):
+    """The networks of both sets, from embeddings of task, layer and block, and from pictures."""
+
+    def __init__(self, config: HyperPELT, places: list[BottleneckPlace], host: Host) -> None:
+        std = host.targets.linear_init_std
+        super().__init__(config, places, len(host.tasks), std)
+        key_width = 0
+        self.attentions: dict[str, Key] = {}
+        """Path of an attention's keys -> the prefixes before them."""
+        self.context, options = host.context, weight_options(places[0].linear)
+        self.of_pictures, self.prefixes, self.picture_prefixes = (MadeForBatch() for _ in range(3))
+        kinds: dict[str, list[Role]] = {}
+        for role, kind in PREFIXED.items() if config.prefix_length else ():
+            for path, linear in host.linears(role, optional=CROSS_ATTENTION).items():
+                stack, layer = stack_and_layer(path)
+                self.attentions[path], key_width = (stack, kind, layer), linear.out_features
+                if kind not in kinds.setdefault(stack, []):
+                    kinds[stack].append(kind)
+
+        def heads() -> nn.ModuleDict:
+            return nn.ModuleDict(
+                {n: PrefixHead(config, k, key_width, options, std) for n, k in kinds.items()}
+            )
+
+        self.heads = heads()
+        self.visual_stacks, self.visual_heads = nn.ModuleDict(), nn.ModuleDict()
+        self.look: nn.Linear | None = None
+        """Mean of an example's visual tokens -> its embedding, in place of a task's."""
+        if config.visual:
+            # Of the twin's networks only the stacks: a picture's embedding replaces the tasks'.
+            twin = HyperNetworks(config, places, 1, std)
+            self.visual_stacks, self.visual_heads = twin.stacks, heads()
+            table: Any = host.model.get_input_embeddings()  # type: ignore[operator]
+            self.look = nn.Linear(table.embedding_dim, config.task_dim, **options)
+
+    def forward(self) -> None:
+        """Make the weights of all tasks, and of the pictures of all examples."""
+        super().forward()
+        tasks = rows_of(self.task_embeddings)
+        self.prefixes.value = prefixes_of(self.stacks, self.heads, tasks)
+        if self.look is None:
+            return
+        visual = self.context.visual
+        assert visual is not None, "the model says what its visual tokens are"
+        pictures = self.look(visual.mean())
+        self.picture_prefixes.value = prefixes_of(self.visual_stacks, self.visual_heads, pictures)
+        made: dict[Key, list[Tensor]] = {}
+        for stack, network in self.visual_stacks.items():
+            for kind, weights in network(pictures).items():
+                # Unbound once, as in HyperNetworks.forward.
+                by_layer = zip(*(weight.unbind(1) for weight in weights), strict=True)
+                made |= {(stack, kind, n): list(own) for n, own in enumerate(by_layer)}
+        self.of_pictures.value = made
+
+
+class PrefixHead(nn.Module):
+    """e -> keys and values before those of every attention of a stack."""
+
+    def __init__(
+        self,
+        config: HyperPELT,
+        kinds: Sequence[Role],
+        width: int,
+        options: dict[str, Any],
+        std: float | None,
+    ) -> None:
+        super().__init__()
+        self.kinds = list(kinds)
+        self.shape = (2, config.prefix_length, width)
+        num = 1 if config.kind_embeddings else len(kinds)
+        self.layers = nn.ModuleList(
+            nn.Linear(config.projected_dim, 2 * config.prefix_length * width, **options)
+            for _ in range(num)
+        )
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            nn.init.normal_(layer.weight, std=GENERATOR_STD if std is None else std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, network: HyperNetwork, tasks: Tensor) -> dict[Role, Tensor]:
+        """(k, task_dim) -> for each kind, with n layers, (k, n, 2, p, width)."""
+        e = network.embedded(tasks, self.kinds)
+        if network.kind_embeddings is not None:
+            made = self.layers[0](e).unflatten(-1, self.shape)
+            return {kind: made[:, :, index] for index, kind in enumerate(self.kinds)}
         return {
-            "": Case(cls(**small, prefix_length=3), refused=refused),
-            "tasks alone": Case(
-                cls(**small, prefix_length=3, visual=False), merged=(Adapter, PrefixTuning)
-            ),
-            "adapters alone": Case(behind, merged=(Adapter,)),
+            kind: layer(e).unflatten(-1, self.shape)
+            for kind, layer in zip(self.kinds, self.layers, strict=True)
         }
+
+
+def prefixes_of(networks: nn.ModuleDict, heads: nn.ModuleDict, tasks: Tensor) -> dict[Key, Any]:
+    """Tasks or pictures (k, task_dim) -> keys and values (k, p, width) of every attention."""
+    return {
+        (stack, kind, layer): pair.unbind(1)
+        for stack, head in heads.items()
+        for kind, made in head(networks[stack], tasks).items()
+        for layer, pair in enumerate(made.unbind(1))
+    }
 
 
 class PELTModule(HyperformerModule):
@@ -312,7 +287,7 @@ class PELTModule(HyperformerModule):
     def __init__(
         self,
         config: HyperPELT,
-        place: Place,
+        place: BottleneckPlace,
         networks: PELTNetworks,
         host: Host,
     ) -> None:
@@ -323,16 +298,14 @@ class PELTModule(HyperformerModule):
     def through(self, states: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d) through the bottlenecks of both sets."""
         of_tasks = super().through(states)
-        return of_tasks if self.of_pictures is None else of_tasks + self.seen(states)
-
-    def seen(self, states: Tensor) -> Tensor:
-        """(b, l, d) -> (b, l, d) through the bottlenecks that the rows' pictures make."""
-        assert self.of_pictures is not None
+        if self.of_pictures is None:
+            return of_tasks
         rows = self.context.examples
         down, down_bias, up, up_bias = (w[rows] for w in self.of_pictures.value[self.key])
-        by_row = states.reshape(len(rows), -1, states.shape[-1])  # as beams, or in one line
+        # Beams of an example, or all tokens in one line, become one row for each example.
+        by_row = states.reshape(len(rows), -1, states.shape[-1])
         narrow = self.activation(torch.baddbmm(down_bias[:, None], by_row, down.mT))
-        return torch.baddbmm(up_bias[:, None], narrow, up.mT).view_as(states)
+        return of_tasks + torch.baddbmm(up_bias[:, None], narrow, up.mT).view_as(states)
 
 
 class HyperPrefix(nn.Module):

@@ -6,6 +6,8 @@ weights a small network makes from embeddings of task and layer, as VL-Adapter h
 
 All layers' weights of a stack come from one product for each kind of sub-layer, once a batch. The
 paper's own systems also make a norm behind each bottleneck, which VL-Adapter leaves out.
+
+Shapes: k tasks, n layers of a stack, d width of the model, m width of a bottleneck.
 """
 
 from __future__ import annotations
@@ -13,29 +15,27 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.models.methods.adapter import Adapter, materialise, merge_first
+from vlds.models.methods.adapter import materialise, merge_first
 from vlds.models.methods.base import (
     LIBRARY_NAMES,
-    Case,
     Layout,
     Library,
     Method,
     Stored,
-    Toy,
     check_sharing,
 )
 from vlds.models.methods.bottleneck import (
     Bottleneck,
     BottleneckModule,
+    BottleneckPlace,
     Half,
-    Place,
     layers,
     stack_and_layer,
     stand_beside,
@@ -45,184 +45,10 @@ from vlds.models.methods.host import Host, ModelExtension, added_tensors, weight
 from vlds.runtime.checks import Count, MadeForBatch
 from vlds.schema import STACKED, UNDECAYED, OptimizerRules, Role
 
-# The networks that make Hyperformer's bottlenecks from embeddings of task and layer.
-
-
 KINDS: tuple[Role, ...] = ("ffn_out", "attn_out", "cross_attn_out")
 """Kinds of sub-layer, in the order of the original's block-kind embeddings."""
 GENERATOR_STD = 0.01
 """Initial standard deviation of the network if the backbone's family sets none."""
-
-
-class HyperNetworks(ModelExtension):
-    """One network a stack; the stacks share the embeddings of the tasks."""
-
-    optimizer_rules: ClassVar[OptimizerRules] = {"task_embeddings.weight": STACKED}
-
-    def __init__(
-        self, config: Hyperformer, places: list[Place], num_tasks: int, init_std: float | None
-    ) -> None:
-        super().__init__()
-        self.generated = MadeForBatch()
-        options = weight_options(places[0].linear)
-        self.task_embeddings = table(num_tasks, config.task_dim, 1.0, options)
-        stacks: dict[str, list[Place]] = {}
-        for place in places:
-            stacks.setdefault(stack_and_layer(place.path)[0], []).append(place)
-        self.stacks = nn.ModuleDict(
-            {
-                name: HyperNetwork(config, stack_places, init_std, options)
-                for name, stack_places in stacks.items()
-            }
-        )
-
-    def forward(self) -> None:
-        """Make the weights of all tasks and layers."""
-        tasks = rows_of(self.task_embeddings)
-        generated = {}
-        for name, network in self.stacks.items():
-            assert isinstance(network, HyperNetwork)
-            for kind, weights in network(tasks).items():
-                # Unbound once: slicing for each layer would cost a whole gradient each.
-                down, up = linear_layers(*weights[:2]), linear_layers(*weights[2:])
-                num_layers = weights[0].shape[1]
-                for layer in range(num_layers):
-                    of_layer = slice(layer, None, num_layers)  # one for each task
-                    generated[name, kind, layer] = down[of_layer], up[of_layer]
-        self.generated.value = generated
-
-
-class HyperNetwork(nn.Module):
-    """Embeddings of the tasks -> weights of all bottlenecks of a stack."""
-
-    # In the original code too, where no other norm is left without decay.
-    optimizer_rules: ClassVar[OptimizerRules] = {"norm.weight": UNDECAYED}
-
-    def __init__(
-        self,
-        config: Hyperformer,
-        places: list[Place],
-        init_std: float | None,
-        options: dict[str, Any],
-    ) -> None:
-        super().__init__()
-        width = places[0].linear.out_features
-        roles = {place.role for place in places}
-        self.kinds = [kind for kind in KINDS if kind in roles]
-        num_layers = 1 + max(stack_and_layer(place.path)[1] for place in places)
-        table_std = 1.0 if init_std is None else init_std
-        self.layer_embeddings = table(num_layers, config.task_dim, table_std, options)
-        self.kind_embeddings = None
-        inputs, generators = 2 * config.task_dim, list(self.kinds)
-        if config.kind_embeddings:
-            self.kind_embeddings = table(len(KINDS), config.task_dim, table_std, options)
-            inputs, generators = 3 * config.task_dim, ["all"]  # type: ignore[list-item]
-        self.hidden = nn.Linear(inputs, config.hidden_dim, **options)
-        self.project = nn.Linear(config.hidden_dim, config.projected_dim, **options)
-        self.norm = nn.LayerNorm(config.projected_dim, eps=1e-6, **options)
-        self.generators = nn.ModuleDict(
-            {kind: Generator(config, width, options) for kind in generators}
-        )
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=GENERATOR_STD if init_std is None else init_std)
-                nn.init.zeros_(module.bias)
-
-    def forward(self, tasks: Tensor) -> dict[Role, tuple[Tensor, ...]]:
-        """(k, task_dim) -> for each kind, with n layers: (k, n, m, d), (k, n, m), (k, n, d, m) and
-        (k, n, d), the weights and biases of the down and up halves; twice (k, n, d) more, of a norm
-        behind them, if there is one."""
-        if self.kind_embeddings is None:
-            e = self.embedded(tasks, [])
-            return {kind: self.generators[kind](e) for kind in self.kinds}
-        weights = self.generators["all"](self.embedded(tasks, self.kinds))
-        return {
-            kind: tuple(w[:, :, index] for w in weights) for index, kind in enumerate(self.kinds)
-        }
-
-    def embedded(self, tasks: Tensor, kinds: Sequence[Role]) -> Tensor:
-        """(k, task_dim) -> e of each task and layer, (k, n, projected_dim), and of each of the
-        kinds, if there are embeddings of kinds, (k, n, kinds, projected_dim)."""
-        inputs = self.pairs(tasks, rows_of(self.layer_embeddings))
-        if self.kind_embeddings is not None:
-            indices = [KINDS.index(kind) for kind in kinds]
-            inputs = self.pairs(inputs, rows_of(self.kind_embeddings)[indices])
-        return self.embed(inputs)
-
-    def pairs(self, left: Tensor, right: Tensor) -> Tensor:
-        """(..., a) and (n, b) -> (..., n, a + b): each beside each."""
-        shape = (*left.shape[:-1], len(right))
-        left = left[..., None, :].expand(*shape, left.shape[-1])
-        return torch.cat([left, right.expand(*shape, right.shape[-1])], dim=-1)
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """(..., embeddings) -> (..., projected_dim)."""
-        e: Tensor = self.norm(self.project(F.relu(self.hidden(inputs))))
-        return e
-
-
-class Generator(nn.Module):
-    """e -> weights and biases of both halves of a bottleneck, and of a norm behind them."""
-
-    # What makes biases is treated as they would be.
-    optimizer_rules: ClassVar[OptimizerRules] = {
-        f"{bias}_bias.weight": UNDECAYED for bias in ("down", "up", "norm")
-    }
-
-    def __init__(self, config: Hyperformer, width: int, options: dict[str, Any]) -> None:
-        super().__init__()
-        narrow = width // config.reduction
-        self.shapes: dict[str, tuple[int, ...]] = {
-            "down_weight": (narrow, width),
-            "down_bias": (narrow,),
-            "up_weight": (width, narrow),
-            "up_bias": (width,),
-        }
-        if config.layer_norm_after:
-            self.shapes |= {"norm_weight": (width,), "norm_bias": (width,)}
-        for name, shape in self.shapes.items():
-            layer = nn.Linear(config.projected_dim, math.prod(shape), **options)
-            self.register_module(name, layer)
-
-    def forward(self, e: Tensor) -> tuple[Tensor, ...]:
-        """(..., projected_dim) -> (..., m, d), (..., m), (..., d, m), (..., d), with a norm twice
-        (..., d) more."""
-        return tuple(
-            self.get_submodule(name)(e).unflatten(-1, shape) for name, shape in self.shapes.items()
-        )
-
-
-def linear_layers(weight: Tensor, bias: Tensor, *norm: Tensor) -> list[Half]:
-    """Layers of weights (k, n, out, in) and biases (k, n, out), with norms behind them of weights
-    and biases (k, n, out), if given: all n of the first task first."""
-    names = ("weight", "bias", "norm_weight", "norm_bias")
-    stacks = zip(names, (weight, bias, *norm), strict=False)  # the norm is left out, or given
-    function = normed_linear if norm else F.linear
-    return layers(function, **{name: stack.flatten(0, 1) for name, stack in stacks})
-
-
-def normed_linear(
-    rows: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor
-) -> Tensor:
-    """A linear layer, then a norm: (..., in) -> (..., out)."""
-    return F.layer_norm(F.linear(rows, weight, bias), norm_bias.shape, norm_weight, norm_bias)
-
-
-def table(rows: int, width: int, std: float, options: dict[str, Any]) -> nn.Embedding:
-    """An embedding table with normal entries."""
-    embedding = nn.Embedding(rows, width, **options)
-    nn.init.normal_(embedding.weight, std=std)
-    return embedding
-
-
-def rows_of(embedding: nn.Embedding) -> Tensor:
-    """The whole table, read through its module: ZeRO-3 holds it there, in the backward pass too."""
-    whole: Tensor = embedding(
-        torch.arange(embedding.num_embeddings, device=embedding.weight.device)
-    )
-    return whole
-
-
 ORIGINAL_KINDS = {
     "ffn_out": "feed_forward_",
     "attn_out": "self_attention_",
@@ -276,18 +102,15 @@ class Hyperformer(Bottleneck):
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put a bottleneck at every place, and the networks that make their weights beside the
         model."""
-        networks = self.networks(host)
-        for place in self.places(host):
+        places = self.places(host)
+        networks = HyperNetworks(self, places, len(host.tasks), host.targets.linear_init_std)
+        for place in places:
             module = HyperformerModule(self, place, networks.generated, host.context.routing)
             host.extend_linear(place.linear, module)
         if self.parallel:
             stand_beside(host)
         host.extend_model(networks)
         return list(networks.parameters())
-
-    def networks(self, host: Host) -> HyperNetworks:
-        """The networks of all stacks."""
-        return HyperNetworks(self, self.places(host), len(host.tasks), host.targets.linear_init_std)
 
     @torch.no_grad()
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
@@ -301,7 +124,7 @@ class Hyperformer(Bottleneck):
                 "for all; use `vlds convert hf`, which keeps it beside the backbone"
             )
         networks = model.get_submodule(f"extensions.{name}")
-        networks()
+        networks()  # makes the halves that `materialise` reads
         adapter = materialise(self, "multiple", name, model, tasks)
         extensions = model.get_submodule("extensions")
         assert isinstance(extensions, nn.ModuleDict)
@@ -309,13 +132,12 @@ class Hyperformer(Bottleneck):
         return {name: adapter}
 
     def refusal(self, library: Library, model: Any) -> str | None:
-        """What is made with norms becomes no plain adapter."""
         if self.layer_norm_after and library not in self.libraries:
             return f"{LIBRARY_NAMES[library]} has no {type(self).__name__} with layer_norm_after"
         return super().refusal(library, model)
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
-        """The networks; each stack of the original code names the tasks' embeddings too."""
+        """The networks. The original code has the tasks' embeddings thrice, once in each stack."""
         tensors = {}
         for tensor in added_tensors(model, name):
             if tensor.leaf == "task_embeddings.weight":
@@ -326,60 +148,199 @@ class Hyperformer(Bottleneck):
                 tensors[tensor.name] = Stored((original_name(tensor.leaf),), stacked=False)
         return Layout(tensors)
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        task, hidden, projected = 6, 5, 4
-        method = cls(reduction=4, task_dim=task, hidden_dim=hidden, projected_dim=projected)
-        # A generator has a factor for each number of e, and a constant.
-        generator = (projected + 1) * (Toy.down + Toy.up)
-        behind = (hidden + 1) * projected + 2 * projected
-        stack = Toy.layers * task + (2 * task + 1) * hidden + behind
-        stack_of_kinds = (Toy.layers + len(KINDS)) * task + (3 * task + 1) * hidden + behind
-        each = Case(
-            method,
-            Toy.tasks * task + 2 * stack + (2 + 3) * generator,
-            "task_embeddings.weight layer_embeddings.weight hidden.weight project.weight "
-            "down_weight.weight up_weight.weight",
-            "hidden.bias project.bias norm.weight norm.bias down_weight.bias up_weight.bias "
-            "down_bias.weight down_bias.bias up_bias.weight up_bias.bias",
-            merged=(Adapter,),
-        )
-        kinds_trained = Toy.tasks * task + 2 * stack_of_kinds + 2 * generator
-        kinds = replace(
-            each,
-            method=replace(method, kind_embeddings=True),
-            num_trained=kinds_trained,
-            decayed=f"{each.decayed} kind_embeddings.weight",
-        )
-        norms = replace(
-            kinds,
-            method=replace(method, kind_embeddings=True, layer_norm_after=True),
-            num_trained=kinds_trained + 2 * (projected + 1) * 2 * Toy.width,
-            decayed=f"{kinds.decayed} norm_weight.weight",
-            undecayed=f"{kinds.undecayed} norm_weight.bias norm_bias.weight norm_bias.bias",
-            merged=(),
-            refused={
-                "merge": "has a norm for each task",
-                **dict.fromkeys(("peft", "adapters"), "has no Hyperformer with layer_norm_after"),
-            },
-        )
-        return {"": each, "kinds": kinds, "kinds, norms": norms}
-
 
 def original_name(leaf: str) -> str:
     """`stacks.encoder_block.hidden.bias` -> its name in the original code."""
     _, stack, tensor = leaf.split(".", 2)
+    # Stacks are called by their paths, such as encoder_block and model_encoder_layers.
     stack = "encoder" if "encoder" in stack else "decoder"
     matches = ((re.fullmatch(pattern, tensor), name) for pattern, name in ORIGINAL_NAMES.items())
     name = next(match.expand(name) for match, name in matches if match)
     return f"{stack}.adapter_layers_hyper_net.{name}"
 
 
+class HyperNetworks(ModelExtension):
+    """One network a stack; the stacks share the embeddings of the tasks."""
+
+    optimizer_rules: ClassVar[OptimizerRules] = {"task_embeddings.weight": STACKED}
+
+    def __init__(
+        self,
+        config: Hyperformer,
+        places: list[BottleneckPlace],
+        num_tasks: int,
+        init_std: float | None,
+    ) -> None:
+        super().__init__()
+        self.generated = MadeForBatch()
+        options = weight_options(places[0].linear)
+        self.task_embeddings = table(num_tasks, config.task_dim, 1.0, options)
+        stacks: dict[str, list[BottleneckPlace]] = {}
+        for place in places:
+            stacks.setdefault(stack_and_layer(place.path)[0], []).append(place)
+        self.stacks = nn.ModuleDict(
+            {
+                name: HyperNetwork(config, stack_places, init_std, options)
+                for name, stack_places in stacks.items()
+            }
+        )
+
+    def forward(self) -> None:
+        """Make the weights of all tasks and layers."""
+        tasks = rows_of(self.task_embeddings)
+        generated = {}
+        for name, network in self.stacks.items():
+            assert isinstance(network, HyperNetwork)
+            for kind, weights in network(tasks).items():
+                # Unbound once: slicing for each layer would cost a whole gradient each. The halves
+                # are in the order of tasks, then layers, so that a layer has every n-th.
+                down, up = linear_layers(*weights[:2]), linear_layers(*weights[2:])
+                num_layers = weights[0].shape[1]
+                for layer in range(num_layers):
+                    of_layer = slice(layer, None, num_layers)
+                    generated[name, kind, layer] = down[of_layer], up[of_layer]
+        self.generated.value = generated
+
+
+class HyperNetwork(nn.Module):
+    """Embeddings of the tasks -> weights of all bottlenecks of a stack."""
+
+    # As in the original code, which decays all other norms.
+    optimizer_rules: ClassVar[OptimizerRules] = {"norm.weight": UNDECAYED}
+
+    def __init__(
+        self,
+        config: Hyperformer,
+        places: list[BottleneckPlace],
+        init_std: float | None,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        width = places[0].linear.out_features
+        roles = {place.role for place in places}
+        self.kinds = [kind for kind in KINDS if kind in roles]
+        # By the highest number, so that a layer's number is its row.
+        num_layers = 1 + max(stack_and_layer(place.path)[1] for place in places)
+        table_std = 1.0 if init_std is None else init_std
+        self.layer_embeddings = table(num_layers, config.task_dim, table_std, options)
+        self.kind_embeddings = None
+        # Without embeddings of kinds, each kind has a generator; with them, one makes all.
+        inputs, generators = 2 * config.task_dim, list(self.kinds)
+        if config.kind_embeddings:
+            self.kind_embeddings = table(len(KINDS), config.task_dim, table_std, options)
+            inputs, generators = 3 * config.task_dim, ["all"]  # type: ignore[list-item]
+        self.hidden = nn.Linear(inputs, config.hidden_dim, **options)
+        self.project = nn.Linear(config.hidden_dim, config.projected_dim, **options)
+        self.norm = nn.LayerNorm(config.projected_dim, eps=1e-6, **options)
+        self.generators = nn.ModuleDict(
+            {kind: Generator(config, width, options) for kind in generators}
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=GENERATOR_STD if init_std is None else init_std)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tasks: Tensor) -> dict[Role, tuple[Tensor, ...]]:
+        """(k, task_dim) -> for each kind: (k, n, m, d), (k, n, m), (k, n, d, m) and (k, n, d), the
+        weights and biases of the down and up halves; twice (k, n, d) more, of a norm behind them,
+        if there is one."""
+        if self.kind_embeddings is None:
+            e = self.embedded(tasks, [])
+            return {kind: self.generators[kind](e) for kind in self.kinds}
+        weights = self.generators["all"](self.embedded(tasks, self.kinds))
+        # (k, n, kinds, ...): kinds stand behind layers, as `embedded` pairs them last.
+        return {
+            kind: tuple(w[:, :, index] for w in weights) for index, kind in enumerate(self.kinds)
+        }
+
+    def embedded(self, tasks: Tensor, kinds: Sequence[Role]) -> Tensor:
+        """(k, task_dim) -> e of each task and layer, (k, n, projected_dim), and of each of the
+        kinds, if there are embeddings of kinds, (k, n, kinds, projected_dim)."""
+
+        def pairs(left: Tensor, right: Tensor) -> Tensor:
+            """(..., a) and (n, b) -> (..., n, a + b): each beside each."""
+            shape = (*left.shape[:-1], len(right))
+            left = left[..., None, :].expand(*shape, left.shape[-1])
+            return torch.cat([left, right.expand(*shape, right.shape[-1])], dim=-1)
+
+        inputs = pairs(tasks, rows_of(self.layer_embeddings))
+        if self.kind_embeddings is not None:
+            indices = [KINDS.index(kind) for kind in kinds]
+            inputs = pairs(inputs, rows_of(self.kind_embeddings)[indices])
+        e: Tensor = self.norm(self.project(F.relu(self.hidden(inputs))))
+        return e
+
+
+class Generator(nn.Module):
+    """e -> weights and biases of both halves of a bottleneck, and of a norm behind them."""
+
+    # What makes biases is treated as they would be.
+    optimizer_rules: ClassVar[OptimizerRules] = {
+        f"{bias}_bias.weight": UNDECAYED for bias in ("down", "up", "norm")
+    }
+
+    def __init__(self, config: Hyperformer, width: int, options: dict[str, Any]) -> None:
+        super().__init__()
+        narrow = width // config.reduction
+        self.shapes: dict[str, tuple[int, ...]] = {
+            "down_weight": (narrow, width),
+            "down_bias": (narrow,),
+            "up_weight": (width, narrow),
+            "up_bias": (width,),
+        }
+        if config.layer_norm_after:
+            self.shapes |= {"norm_weight": (width,), "norm_bias": (width,)}
+        for name, shape in self.shapes.items():
+            layer = nn.Linear(config.projected_dim, math.prod(shape), **options)
+            self.register_module(name, layer)
+
+    def forward(self, e: Tensor) -> tuple[Tensor, ...]:
+        """(..., projected_dim) -> (..., m, d), (..., m), (..., d, m), (..., d), with a norm twice
+        (..., d) more."""
+        return tuple(
+            self.get_submodule(name)(e).unflatten(-1, shape) for name, shape in self.shapes.items()
+        )
+
+
+def linear_layers(weight: Tensor, bias: Tensor, *norm: Tensor) -> list[Half]:
+    """Layers of weights (k, n, out, in) and biases (k, n, out), with norms behind them of weights
+    and biases (k, n, out), if given: all n of the first task first."""
+
+    def normed_linear(
+        rows: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor
+    ) -> Tensor:
+        return F.layer_norm(F.linear(rows, weight, bias), norm_bias.shape, norm_weight, norm_bias)
+
+    names = ("weight", "bias", "norm_weight", "norm_bias")
+    stacks = zip(names, (weight, bias, *norm), strict=False)  # the norm is left out, or given
+    function = normed_linear if norm else F.linear
+    return layers(function, **{name: stack.flatten(0, 1) for name, stack in stacks})
+
+
+def table(rows: int, width: int, std: float, options: dict[str, Any]) -> nn.Embedding:
+    """An embedding table with normal entries."""
+    embedding = nn.Embedding(rows, width, **options)
+    nn.init.normal_(embedding.weight, std=std)
+    return embedding
+
+
+def rows_of(embedding: nn.Embedding) -> Tensor:
+    """The whole table, read through its module: ZeRO-3 holds it there, in the backward pass too."""
+    whole: Tensor = embedding(
+        torch.arange(embedding.num_embeddings, device=embedding.weight.device)
+    )
+    return whole
+
+
 class HyperformerModule(BottleneckModule):
     """The bottlenecks behind one layer; their weights come with the batch."""
 
     def __init__(
-        self, config: Hyperformer, place: Place, generated: MadeForBatch, routing: TaskRouting
+        self,
+        config: Hyperformer,
+        place: BottleneckPlace,
+        generated: MadeForBatch,
+        routing: TaskRouting,
     ) -> None:
         super().__init__(config, place.linear, routing)
         self.generated = generated

@@ -13,12 +13,10 @@ from torch import Tensor, nn
 
 from vlds.models.methods.base import (
     PEFT_MODEL,
-    Case,
     Layout,
     Library,
     Method,
     Stored,
-    Toy,
     check_sharing,
     num_slices,
 )
@@ -78,11 +76,22 @@ class IA3(Method):
                 weight = foldable_weight(linear)
                 module = take_first(linear, name)
                 assert isinstance(module, OutputFactors)
+                # diag(f) (W x + b): rows of the weight, and the bias.
                 weight.mul_(module.factors[0][:, None])
                 if linear.bias is not None:
                     linear.bias.mul_(module.factors[0])
             elif name in linear.input_extensions:
-                foldable_weight(linear).mul_(take_input(linear, name).factors[0])
+                weight = foldable_weight(linear)
+                # What stands behind a layer reads its input, which folding would change.
+                if linear.extensions:
+                    raise ValueError(
+                        f"{', '.join(linear.extensions)} may read what {name} multiplies; fold "
+                        "that first, which means: name it earlier in the recipe"
+                    )
+                before = linear.input_extensions.pop(name)
+                assert isinstance(before, InputFactors)
+                # W diag(f) x: columns of the weight.
+                weight.mul_(before.factors[0])
         return {}
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
@@ -90,6 +99,7 @@ class IA3(Method):
         tensors, before = {}, []
         added = added_tensors(model, name)
         for tensor in added:
+            # peft has columns behind layers, and rows before them.
             shape: tuple[int, ...] = (-1, 1)
             if tensor.place == "input_extensions":
                 before.append(tensor.layer)
@@ -98,33 +108,6 @@ class IA3(Method):
         targets = [tensor.layer for tensor in added]
         config = {"peft_type": "IA3", "target_modules": targets, "feedforward_modules": before}
         return Layout(tensors, config)
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        weights = Toy.layers * (3 * 2 * Toy.width + 2 * Toy.hidden)
-        several = {"merge": "sharing: .*; one layer cannot hold the factors of several tasks"}
-        per_task = cls(sharing="multiple")
-        return {
-            "": Case(cls(), weights, "", "factors", starts_frozen=True),
-            "per task": Case(
-                per_task, weights * Toy.tasks, "", "factors", starts_frozen=True, refused=several
-            ),
-        }
-
-
-def take_input(linear: ExtendedLinear, name: str) -> InputFactors:
-    """Take out the factors before a layer.
-
-    Errors: ValueError if something behind the layer may read its input.
-    """
-    if linear.extensions:
-        raise ValueError(
-            f"{', '.join(linear.extensions)} may read what {name} multiplies; fold that first, "
-            "which means: name it earlier in the recipe"
-        )
-    factors = linear.input_extensions.pop(name)
-    assert isinstance(factors, InputFactors)
-    return factors
 
 
 class Factors(nn.Module):
@@ -140,8 +123,7 @@ class Factors(nn.Module):
         self.factors = nn.Parameter(torch.ones(num, width, **weight_options(linear)))
 
     def multiply(self, states: Tensor) -> Tensor:
-        """(b, l, d), or (b * l, d) as some models have it, times each row's factors; if tasks share
-        them, whatever the rows are."""
+        """(b, l, d), or (b * l, d) as some models have it, times each row's factors."""
         if len(self.factors) == 1:
             return states * self.factors[0]
         if states.ndim == 2:

@@ -1,5 +1,5 @@
 """How important the weights of a model are: the sum of their squared gradients over single
-examples.
+examples. `vlds importance` computes and writes it (vlds/training/importance.py); LST reads it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor
 from vlds.models.loading.model_files import check_tensors, reading
 
 BACKBONE = "backbone"
-"""Key in the file's metadata: `layers_hash`. Missing where the backbone's weights are random, which
-each start draws again."""
+"""Key of `layers_hash` in the file's metadata. Missing where the backbone's weights are random,
+which each start draws again."""
 TABLES = {"shared", "embed_tokens", "lm_head"}
+"""Words in the names of token tables."""
 
 
 def squared_gradients(model: Any, examples: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -39,7 +40,7 @@ def squared_gradients(model: Any, examples: Iterable[tuple[Tensor, Tensor]]) -> 
 
 def layers_hash(weights: Mapping[str, Tensor], names: Iterable[str]) -> str:
     """sha256 of a backbone's layers, rounded to bf16, so that it is the same in each precision.
-    Tables of words are left out: they grow with the tokenizer."""
+    Token tables are left out: they grow with the tokenizer."""
     digest = sha256()
     for name in sorted(names):
         if TABLES.isdisjoint(name.split(".")):
@@ -50,8 +51,8 @@ def layers_hash(weights: Mapping[str, Tensor], names: Iterable[str]) -> str:
 
 
 def read_importance(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `vlds importance` wrote for a backbone with these weights. On the meta device, shapes
-    decide.
+    """The importance that `vlds importance` wrote for a backbone with these weights. On the meta
+    device, shapes decide.
 
     Errors: ValueError if the file is missing, damaged, or of another backbone, or if a number in it
     is no sum of squares.
@@ -59,6 +60,7 @@ def read_importance(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Tens
     if not file.exists():
         raise ValueError(f"importance: no such file: {file}; `vlds importance` writes it")
     shapes = check_tensors("importance", file, weights)
+    # The model's names first, then those that the file has in addition.
     for name in [*weights, *sorted(shapes.keys() - weights.keys())]:
         found, wanted = (
             f"{tuple(shape)}" if shape is not None else "missing"
@@ -85,6 +87,7 @@ def read_importance(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Tens
             f"importance: {file} holds zeros alone, which tell no weight from another; write it "
             "again, with `vlds importance` over more samples"
         )
+    # A hash needs values, which neither random backbones nor the meta device have.
     if written_for is None or any(weights[name].is_meta for name in tensors):
         return tensors
     if written_for != (present := layers_hash(weights, tensors)):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -20,14 +20,11 @@ from torch import Tensor, nn
 
 from vlds.models.methods.base import (
     PEFT_MODEL,
-    Case,
     Layout,
     Library,
     Method,
     Sharing,
     Stored,
-    Toy,
-    by_kinds,
     check_sharing,
     is_t5,
     num_slices,
@@ -48,7 +45,7 @@ from vlds.runtime.checks import Count, Positive, ShareBelow1
 from vlds.schema import STACKED, OptimizerRules, Role
 
 ORIGINAL_ROLES: tuple[Role, ...] = ("attn_q", "attn_v", "cross_attn_q", "cross_attn_v")
-"""Where the original code has LoRA."""
+"""Layers that have LoRA in the original code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +56,7 @@ class LoRA(Method):
     reasons: ClassVar[Mapping[Library, str]] = {"adapters": "LoRA has `vlds convert peft`"}
 
     sharing: Sharing = "single"
-    """Which weights the tasks have in common: all, none, B (half_shared_up) or A
+    """Weights that the tasks have in common: all, none, B (half_shared_up) or A
     (half_shared_down)."""
     rank: Count = 128
     """Rank of the updates."""
@@ -68,7 +65,7 @@ class LoRA(Method):
     dropout: ShareBelow1 = 0.1
     """Dropout of the update's input."""
     roles: list[Role] = field(default_factory=lambda: list(ORIGINAL_ROLES))
-    """Which layers have updates."""
+    """Layers that have updates."""
     train_biases: bool = True
     """Train the backbone's biases too, as the original code does (on T5, the relative position
     biases)."""
@@ -105,12 +102,12 @@ class LoRA(Method):
             weight = foldable_weight(linear)
             module = take_first(linear, name)
             assert isinstance(module, LoRAModule)
+            # In float32, so that a bf16 weight is rounded once.
             change = module.scale * module.b[0].float() @ module.a[0].float()
             weight += change.to(weight.dtype)
         return {}
 
     def refusal(self, library: Library, model: Any) -> str | None:
-        """The original code has one kind of LoRA, and only on BART."""
         if library == "reference" and is_t5(model):
             return "the original code has no LoRA on T5"
         if library == "reference" and set(self.roles) != set(ORIGINAL_ROLES):
@@ -118,7 +115,6 @@ class LoRA(Method):
         return super().refusal(library, model)
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
-        """Two matrices beside each layer."""
         added = added_tensors(model, name)
         if library == "reference":
             keys = {t.name: f"{t.layer}.lora_{t.leaf.upper()}s.{{task}}" for t in added}
@@ -133,36 +129,13 @@ class LoRA(Method):
         }
         return Layout({tensor: Stored((key,)) for tensor, key in keys.items()}, config)
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """Beside query and value of all attentions, and of a few."""
-        weights = 3 * Toy.layers * 2 * 4 * 2 * Toy.width
-        several = {"merge": "sharing: .*; one layer cannot hold the updates of several tasks"}
-        on_t5 = {"T5 reference": "the original code has no LoRA on T5"}
-        elsewhere = {"Bart reference": "has LoRA at attn_q, attn_v, .* nowhere else"}
-        # Folding is compared in float32; the default alpha's updates are too large for that here.
-        bare = cls(rank=4, alpha=8.0, train_biases=False)
-        per_task = replace(bare, sharing="multiple")
-        half = cls(rank=2, sharing="half_shared_up")
-        alone = by_kinds("no layer of .* plays the role 'cross_attn_v'")
-        few = cls(rank=2, alpha=3.0, roles=["cross_attn_v"], train_biases=False)
-        return {
-            "bare": Case(bare, weights, "a b", starts_frozen=True, refused=on_t5),
-            "per task": Case(
-                per_task, Toy.tasks * weights, "a b", starts_frozen=True, refused=on_t5 | several
-            ),
-            "": Case(cls(rank=2, alpha=3.0), refused=on_t5),
-            "half": Case(half, refused=on_t5 | several),
-            "few": Case(few, refused=on_t5 | elsewhere | alone),
-        }
-
 
 class LoRAModule(LinearExtension):
     """The updates of all tasks beside one layer."""
 
     optimizer_rules: ClassVar[OptimizerRules] = {"a": STACKED, "b": STACKED}
     neurons: ClassVar[Mapping[str, int]] = {"a": 1, "b": 2}
-    """Weights whose slices belong to the update's ranks -> the dimension of these."""
+    """Weight -> its dimension that numbers the update's ranks."""
     behind_zeros = ("a",)
 
     def __init__(self, config: LoRA, linear: nn.Linear, host: Host) -> None:
@@ -178,10 +151,10 @@ class LoRAModule(LinearExtension):
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, in) and (b, l, out) -> (b, l, out): each row with its task's update."""
-        inputs = F.dropout(inputs, self.dropout, self.training)
-        return outputs + self.routing.apply_stacked(self.update, inputs, [self.a], [self.b])
 
-    def update(self, rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """Rows by the tasks' matrices, as `stacked_linear` has them, scaled where it is
-        narrowest."""
-        return stacked_linear(self.scale * stacked_linear(rows, a), b)
+        def update(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+            # Scaled where the states are narrowest.
+            return stacked_linear(self.scale * stacked_linear(rows, a), b)
+
+        inputs = F.dropout(inputs, self.dropout, self.training)
+        return outputs + self.routing.apply_stacked(update, inputs, [self.a], [self.b])

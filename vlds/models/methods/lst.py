@@ -15,8 +15,9 @@ same: the side's embeddings, positions and embedding norm are the backbone's.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -24,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.models.methods.base import Case, Layout, Library, Method, Stored, by_kinds, is_t5
+from vlds.models.methods.base import Layout, Library, Method, Stored, is_t5
 from vlds.models.methods.host import (
     Host,
     InputExtension,
@@ -39,141 +40,9 @@ from vlds.models.methods.importance import read_importance
 from vlds.runtime.checks import Count, MadeForBatch
 from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
 
-# A path beside an encoder-decoder, through which alone gradients run.
-#
-# The backbone reads the text without gradients, so that a step keeps none of its activations. The
-# path has narrow stacks of the backbone's own class, which read the text, the pictures and what the
-# backbone's layers give; its decoder's states, widened, give the logits in place of the backbone's.
-#
-# Uses: a ladder (`lst.py`); a side network whose layers read nothing of the backbone; one that
-# reads the last layer alone.
-
-
-class SidePath(ModelExtension):
-    """Narrow stacks beside a backbone."""
-
-    def __init__(self, stacks: nn.Module) -> None:
-        """`stacks`: what `TargetModules.narrow` has made, with the backbone's token table and
-        positions, so that its input is as wide as the backbone's."""
-        super().__init__()
-        self.stacks: Any = stacks
-        self.read = MadeForBatch()
-        """States (b, l, d) and mask (b, l) that the backbone has read of the text."""
-
-    def forward(self) -> None:
-        """Nothing stands before the text."""
-
-    def leave(self, states: Tensor) -> Tensor:
-        """States of the path's decoder -> states as wide as the backbone's."""
-        raise NotImplementedError
-
-
-def side_path(model: nn.Module) -> SidePath | None:
-    """The path beside a model, if a method has put one there."""
-    extensions = getattr(model, "extensions", {}).values()
-    return next((e for e in extensions if isinstance(e, SidePath)), None)
-
-
-# A side network that begins as its backbone with the less important units taken away: LST's
-# "fisher-v2".
-#
-# The importance of a weight is the sum of its squared gradients over single examples of text. Along
-# each layer, the units that stay are chosen by the L1 norms of the rows of the importance: rows of
-# q, k and v by their product, all others by their own. What stays of a layer's rows is what is read
-# of the next one's columns, so no coordinate of the residual stream keeps its meaning.
-#
-# The original code lists the units that stay in the order in which Python's set gives them, which
-# decides which of them make up an attention head. `sorted_units` is the sound choice.
-
-
-Order = Callable[[int, set[int]], list[int]]
-"""Number of units, and those that go -> those that stay, in order."""
-
-
-def reference_units(num: int, gone: set[int]) -> list[int]:
-    """In the order of the original code, that of a set of numbers."""
-    return list(set(range(num)) - gone)
-
-
-def sorted_units(num: int, gone: set[int]) -> list[int]:
-    """In rising order."""
-    return sorted(set(range(num)) - gone)
-
-
-class Pruning:
-    """Takes units away along the layers of a T5."""
-
-    def __init__(
-        self,
-        weights: Mapping[str, Tensor],
-        importance: Mapping[str, Tensor],
-        reduction: int,
-        order: Order,
-    ) -> None:
-        """`weights`, `importance`: by Hugging Face's names."""
-        self.weights, self.importance = weights, importance
-        self.reduction, self.order = reduction, order
-        self.pruned: dict[str, Tensor] = {}
-
-    def kept(self, scores: Tensor) -> list[int]:
-        """Numbers of the units that stay, given each one's score."""
-        num = len(scores)
-        num_gone = round((1 - 1 / self.reduction) * num)
-        gone = torch.argsort(scores, stable=True)[:num_gone]
-        return self.order(num, set(gone.tolist()))
-
-    def run(self, num_encoder: int, num_decoder: int) -> dict[str, Tensor]:
-        """The weights of all blocks and final norms that are left."""
-        table = self.importance["shared.weight"].double()
-        units = self.kept(table.abs().sum(0))
-        for stack, num in (("encoder", num_encoder), ("decoder", num_decoder)):
-            for number in range(num):
-                units = self.block(f"{stack}.block.{number}.layer", units)
-            self.norm(f"{stack}.final_layer_norm", units)
-            bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-            self.pruned[bias] = self.weights[bias].clone()
-        return self.pruned
-
-    def block(self, path: str, units: list[int]) -> list[int]:
-        """One block; the units that its output keeps."""
-        for layer, names in self.layers(path):
-            self.norm(f"{path}.{layer}.layer_norm", units)
-            *inner, last = names
-            rows = self.matrices([f"{path}.{layer}.{name}.weight" for name in inner], units)
-            units = self.matrices([f"{path}.{layer}.{last}.weight"], rows)
-        return units
-
-    def layers(self, path: str) -> Iterator[tuple[int, Sequence[str]]]:
-        """Number and matrices of each sub-layer of a block, the last one making its output."""
-        layer = 0
-        while f"{path}.{layer}.layer_norm.weight" in self.weights:
-            prefix = f"{path}.{layer}."
-            found = [n for n in self.weights if n.startswith(prefix) and "norm" not in n]
-            names = [n.removeprefix(prefix).removesuffix(".weight") for n in found]
-            names = [name for name in names if "relative_attention_bias" not in name]
-            yield layer, sorted(names, key=lambda name: name.endswith((".o", ".wo")))
-            layer += 1
-
-    def matrices(self, names: Sequence[str], columns: list[int]) -> list[int]:
-        """Prune matrices that read the same units; rows are chosen by the product of their
-        importance, in double precision since cubes of squares are small."""
-        scores: Tensor | float = 1.0
-        for name in names:
-            scores = scores * self.importance[name].double()[:, columns]
-        assert isinstance(scores, Tensor)
-        rows = self.kept(scores.abs().sum(1))
-        for name in names:
-            self.pruned[name] = self.weights[name][:, columns][rows].clone()
-        return rows
-
-    def norm(self, path: str, units: list[int]) -> None:
-        """Prune a norm."""
-        self.pruned[f"{path}.weight"] = self.weights[f"{path}.weight"][units].clone()
-
-
 TEMPERATURE = 0.1
-"""Of the gates."""
-NAMES = {
+"""Gates divide their weight by it."""
+LADDER_NAMES = {
     r"stacks\.(\w+)\.block\.\d+\.input_extensions\.enter\.linear\.(\w+)": (
         r"\1.side_first_downsample.\2"
     ),
@@ -231,21 +100,20 @@ class LST(Method):
         hosts = [replace(host, stack="encoder"), replace(host, stack="decoder")]
         chosen = [self.chosen(stack_host) for stack_host in hosts]
         stacks = host.targets.narrow(host.model, self.reduction, (len(chosen[0]), len(chosen[1])))
+        # The side shares tables with the backbone, which do not train.
         own = {id(parameter) for parameter in host.model.parameters()}
-        ladder = Ladder(host.model, stacks)
-        for stack_host, numbers in zip(hosts, chosen, strict=True):
-            ladder.add_rungs(stack_host, numbers)
+        ladder = Ladder(host.model, stacks, list(zip(hosts, chosen, strict=True)))
         if self.importance is not None:
             self.prune(host.model, ladder, chosen)
         host.extend_model(ladder)
         return [p for p in ladder.parameters() if id(p) not in own]
 
     def in_artifact(self) -> LST:
-        """Without the file of importance: the artifact holds the weights that it led to."""
+        # Without the file of importance: the artifact holds the weights that it led to.
         return replace(self, start="random", importance=None)
 
     def resumed(self) -> LST:
-        """Without the file of importance, as well: all of the side trains."""
+        # All of the side trains, so that the run's state holds it.
         return self.in_artifact()
 
     def prune(self, model: Any, ladder: Ladder, chosen: Sequence[list[int]]) -> None:
@@ -266,9 +134,15 @@ class LST(Method):
         pruned = Pruning(weights, importance, self.reduction, order).run(
             config.num_layers, config.num_decoder_layers
         )
-        state = ladder.stacks.state_dict()
-        for name, tensor in state.items():
-            if (source := pruned_name(name, chosen)) in pruned:
+        numbers = dict(zip(("encoder", "decoder"), chosen, strict=True))
+        for name, tensor in ladder.stacks.state_dict().items():
+            source = name
+            if match := re.fullmatch(r"(encoder|decoder)\.block\.(\d+)\.(.+)", name):
+                # The first side layer has the table of positions, whichever layer it stands for.
+                is_table = "relative_attention_bias" in match[3]
+                number = 0 if is_table else numbers[match[1]][int(match[2])]
+                source = f"{match[1]}.block.{number}.{match[3]}"
+            if source in pruned:
                 tensor.copy_(pruned[source])
 
     def chosen(self, host: Host) -> list[int]:
@@ -291,7 +165,6 @@ class LST(Method):
         return numbers
 
     def refusal(self, library: Library, model: Any) -> str | None:
-        """The original code has LST beside T5 alone."""
         if library == "reference" and not is_t5(model):
             return "the original code has LST beside T5 alone"
         return super().refusal(library, model)
@@ -300,7 +173,12 @@ class LST(Method):
         """Side layers, projections and gates, as LST's code names them."""
         tensors = {}
         for tensor in added_tensors(model, name):
-            key = original_name(tensor.leaf)
+            matches = (
+                (re.fullmatch(pattern, tensor.leaf), to) for pattern, to in LADDER_NAMES.items()
+            )
+            key = next((match.expand(to) for match, to in matches if match), None)
+            if key is None:
+                raise ValueError(f"{tensor.leaf}: LST's code has no such tensor")
             if number := re.match(r"stacks\.(\w+)\.block\.(\d+)\.", tensor.leaf):
                 numbers: list[int] | None = getattr(self, f"{number[1]}_layers")
                 place = int(number[2])
@@ -308,72 +186,73 @@ class LST(Method):
             tensors[tensor.name] = Stored((key,), stacked=False)
         return Layout(tensors)
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """All layers; some alone."""
-        refused = by_kinds(".* has no encoder and decoder .*; choose the kind JointSeq2Seq")
-        refused["Bart reference"] = "the original code has LST beside T5 alone"
-        return {
-            "": Case(cls(reduction=2), refused=refused),
-            "some layers": Case(
-                cls(reduction=2, encoder_layers=[1], decoder_layers=[0]), refused=refused
-            ),
-        }
+
+class SidePath(ModelExtension):
+    """A path beside an encoder-decoder, through which alone gradients run.
+
+    The backbone reads the text without gradients, so that a step keeps none of its activations. The
+    path has narrow stacks of the backbone's own class, which read the text, the pictures and what
+    the backbone's layers give; its decoder's states, widened, give the logits in place of the
+    backbone's.
+
+    Uses: `Ladder`; a side network whose layers read nothing of the backbone; one that reads the
+    last layer alone.
+    """
+
+    def __init__(self, stacks: nn.Module) -> None:
+        """`stacks`: what `TargetModules.narrow` has made, with the backbone's token table and
+        positions, so that its input is as wide as the backbone's."""
+        super().__init__()
+        self.stacks: Any = stacks
+        self.read = MadeForBatch()
+        """States (b, l, d) and mask (b, l) that the backbone has read of the text."""
+
+    def forward(self) -> None:
+        """Nothing stands before the text."""
+
+    def leave(self, states: Tensor) -> Tensor:
+        """States of the path's decoder -> states as wide as the backbone's."""
+        raise NotImplementedError
 
 
-def pruned_name(name: str, chosen: Sequence[list[int]]) -> str:
-    """Name of a tensor of the side's stacks -> that of the backbone's tensor which it begins as."""
-    for stack, numbers in zip(("encoder", "decoder"), chosen, strict=True):
-        if match := re.fullmatch(rf"{stack}\.block\.(\d+)\.(.+)", name):
-            # The first side layer has the table of positions, whichever layer it stands for.
-            is_table = "relative_attention_bias" in match[2]
-            return f"{stack}.block.{0 if is_table else numbers[int(match[1])]}.{match[2]}"
-    return name
-
-
-def original_name(leaf: str) -> str:
-    """Name of a ladder's tensor in the original code."""
-    for pattern, name in NAMES.items():
-        if match := re.fullmatch(pattern, leaf):
-            return match.expand(name)
-    raise ValueError(f"{leaf}: LST's code has no such tensor")
+def side_path(model: nn.Module) -> SidePath | None:
+    """The path beside a model, if a method has put one there."""
+    extensions = getattr(model, "extensions", {}).values()
+    return next((e for e in extensions if isinstance(e, SidePath)), None)
 
 
 class Ladder(SidePath):
-    """The side network."""
+    """LST's side network."""
 
     optimizer_rules: ClassVar[OptimizerRules] = {
         "stacks.*.block.0.layer.0.SelfAttention.relative_attention_bias.weight": UNDECAYED,
         "idle_gates.*": OptimizerRule(),
     }
 
-    def __init__(self, model: Any, stacks: nn.Module) -> None:
-        """`model`: the backbone."""
+    def __init__(self, model: Any, stacks: nn.Module, rungs: list[tuple[Host, list[int]]]) -> None:
+        """`model`: the backbone. `rungs`: its stacks, and the numbers of the layers in each whose
+        output a layer of the side reads."""
         super().__init__(stacks)
-        head = model.get_input_embeddings()
-        self.options = weight_options(head)
-        self.draw = model._init_weights
-        self.width, self.narrow = model.config.d_model, self.stacks.config.d_model
+        options = weight_options(model.get_input_embeddings())
+        width, narrow = model.config.d_model, self.stacks.config.d_model
         self.idle_gates = nn.ParameterDict()
         """Gates of the layers without a rung, which the original code has, too."""
-        self.up = nn.Linear(self.narrow, self.width, **self.options)
-
-    def add_rungs(self, host: Host, numbers: Sequence[int]) -> None:
-        """Let the side's layers in the host's stack read what these layers of the backbone
-        give."""
-        layers = list(host.modules_of("layer").values())
-        side = replace(host, model=self.stacks).modules_of("layer").values()
-        for place, (number, layer) in enumerate(zip(numbers, side, strict=True)):
-            # Drawn for the backbone's sizes, as in the original code.
-            layer.apply(self.draw)
-            note = NoteOutput()
-            extended(layers[number]).extensions[host.name] = note
-            before = extended(layer).input_extensions
-            if place == 0:
-                before["enter"] = Enter(nn.Linear(self.width, self.narrow, **self.options))
-            before["rung"] = Rung(nn.Linear(self.width, self.narrow, **self.options), note.noted)
-        for number in set(range(len(layers))).difference(numbers):
-            self.idle_gates[f"{host.stack}_{number}"] = new_gate(self.options)
+        self.up = nn.Linear(narrow, width, **options)
+        for host, numbers in rungs:
+            layers = list(host.modules_of("layer").values())
+            side = replace(host, model=self.stacks).modules_of("layer").values()
+            for place, (number, layer) in enumerate(zip(numbers, side, strict=True)):
+                # Drawn for the backbone's sizes, as in the original code.
+                layer.apply(model._init_weights)
+                note = NoteOutput()
+                extended(layers[number]).extensions[host.name] = note
+                before = extended(layer).input_extensions
+                if place == 0:
+                    before["enter"] = Enter(nn.Linear(width, narrow, **options))
+                before["rung"] = Rung(nn.Linear(width, narrow, **options), note.noted)
+            for number in set(range(len(layers))).difference(numbers):
+                gate = nn.Parameter(torch.zeros(1, **options))
+                self.idle_gates[f"{host.stack}_{number}"] = gate
 
     def leave(self, states: Tensor) -> Tensor:
         widened: Tensor = self.up(states)
@@ -401,16 +280,95 @@ class Rung(InputExtension):
     def __init__(self, linear: nn.Linear, layer: MadeForBatch) -> None:
         super().__init__()
         self.linear, self.layer = linear, layer
-        self.gate = new_gate(weight_options(linear))
+        # At 0, half of either.
+        self.gate = nn.Parameter(torch.zeros(1, **weight_options(linear)))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(b, l + v, d / reduction) -> the same; the backbone has read the first l tokens."""
         share = torch.sigmoid(self.gate / TEMPERATURE)
         read = self.linear(self.layer.take())
+        # Zeros stand for the pictures behind the text.
         read = F.pad(read, (0, 0, 0, inputs.shape[1] - read.shape[1]))
         return share * inputs + (1 - share) * read
 
 
-def new_gate(options: dict[str, Any]) -> nn.Parameter:
-    """A gate that takes half of either."""
-    return nn.Parameter(torch.zeros(1, **options))
+Order = Callable[[int, set[int]], list[int]]
+"""Number of units, and those that go -> those that stay, in order."""
+
+
+def reference_units(num: int, gone: set[int]) -> list[int]:
+    """In the order of the original code, which is that of Python's set. It decides which units make
+    up an attention head."""
+    return list(set(range(num)) - gone)
+
+
+def sorted_units(num: int, gone: set[int]) -> list[int]:
+    """In rising order, the sound choice: units of one head stay neighbours."""
+    return sorted(set(range(num)) - gone)
+
+
+class Pruning:
+    """A T5 with the less important units taken away, which a side network begins as: LST's
+    "fisher-v2".
+
+    The importance of a weight is the sum of its squared gradients over single examples of text.
+    Along each layer, the units that stay are chosen by the L1 norms of the rows of the importance:
+    rows of q, k and v by their product, all others by their own. What stays of a layer's rows is
+    what is read of the next one's columns, so no coordinate of the residual stream keeps its
+    meaning.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        importance: Mapping[str, Tensor],
+        reduction: int,
+        order: Order,
+    ) -> None:
+        """`weights`, `importance`: by Hugging Face's names."""
+        self.weights, self.importance = weights, importance
+        self.reduction, self.order = reduction, order
+        self.pruned: dict[str, Tensor] = {}
+
+    def run(self, num_encoder: int, num_decoder: int) -> dict[str, Tensor]:
+        """The weights of all blocks and final norms that are left."""
+        units = self.kept(self.importance["shared.weight"].double().abs().sum(0))
+        for stack, num in (("encoder", num_encoder), ("decoder", num_decoder)):
+            for number in range(num):
+                for layer in count():
+                    prefix = f"{stack}.block.{number}.layer.{layer}."
+                    if (norm := f"{prefix}layer_norm.weight") not in self.weights:
+                        break
+                    self.pruned[norm] = self.weights[norm][units].clone()
+                    # The matrix that makes the layer's output comes last; the others read `units`.
+                    found = (n for n in self.weights if n.startswith(prefix) and "norm" not in n)
+                    *inner, last = sorted(
+                        (name for name in found if "relative_attention_bias" not in name),
+                        key=lambda name: name.endswith((".o.weight", ".wo.weight")),
+                    )
+                    units = self.prune([last], self.prune(inner, units))
+            norm = f"{stack}.final_layer_norm.weight"
+            self.pruned[norm] = self.weights[norm][units].clone()
+            # The table of positions is whole: no head goes, all become narrower.
+            bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+            self.pruned[bias] = self.weights[bias].clone()
+        return self.pruned
+
+    def prune(self, names: Sequence[str], columns: list[int]) -> list[int]:
+        """Prune matrices that read the same units, `columns`; the rows that stay of them."""
+        scores: Tensor | float = 1.0
+        for name in names:
+            # In double precision: products of three sums of squares are small.
+            scores = scores * self.importance[name].double()[:, columns]
+        assert isinstance(scores, Tensor)
+        rows = self.kept(scores.abs().sum(1))
+        for name in names:
+            self.pruned[name] = self.weights[name][:, columns][rows].clone()
+        return rows
+
+    def kept(self, scores: Tensor) -> list[int]:
+        """Numbers of the units that stay, given each one's score."""
+        num = len(scores)
+        num_gone = round((1 - 1 / self.reduction) * num)
+        gone = torch.argsort(scores, stable=True)[:num_gone]
+        return self.order(num, set(gone.tolist()))

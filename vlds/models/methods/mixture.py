@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.models.methods.adapter import Adapter
-from vlds.models.methods.base import Case, Method, Toy
+from vlds.models.methods.base import Method
 from vlds.models.methods.context import BatchContext, BatchLoss, Predicted, TaskRouting
 from vlds.models.methods.host import Host, extended_linears
 from vlds.models.methods.lora import LoRA
@@ -30,7 +30,7 @@ from vlds.runtime.checks import Limits, NotNegative
 
 
 def of_ffn() -> Adapter:
-    """What the original code mixes: adapters behind feed-forward layers, with one up half."""
+    """Adapters behind feed-forward layers, with one up half: what the original code mixes."""
     return Adapter(sharing="half_shared_up", attention=False, cross_attention=False)
 
 
@@ -45,7 +45,7 @@ class Mixture(Method):
     """Adapter or LoRA. Its `sharing` says what the experts have in common: nothing (`multiple`),
     the up halves (B), or the down halves (A)."""
     experts: Annotated[int, Limits(2, MOST_EXPERTS)] = 4
-    """How many there are."""
+    """Number of experts."""
     consistency: NotNegative = 1.0
     """Weight of the passes' distance; 0: one pass, without it."""
 
@@ -66,6 +66,7 @@ class Mixture(Method):
         for number, linear in enumerate(extended_linears(host.model, host.name)):
             module: Any = linear.extensions[host.name]
             module.routing = ExpertRouting(host.context, f"{host.name}/{number}")
+            # Slices are experts, not tasks: one that no pass draws moves on by its momentum.
             module.optimizer_rules = {
                 name: replace(rule, per_task=False) for name, rule in module.optimizer_rules.items()
             }
@@ -78,6 +79,7 @@ class Mixture(Method):
         """One Adapter or LoRA with the mean of the experts' weights."""
         for linear in extended_linears(model, name):
             module: Any = linear.extensions[name]
+            # What `attach` has put on the object goes: the class's rules and the batch's tasks.
             module.routing, kind = module.routing.context.routing, type(module)
             module.optimizer_rules = kind.optimizer_rules
             for leaf, weight in list(module.named_parameters(recurse=False)):
@@ -85,26 +87,6 @@ class Mixture(Method):
         assert isinstance(self.of, (Adapter, LoRA))
         one = replace(self.of, sharing="single", part=self.part, learning_rate=self.learning_rate)
         return {name: one}
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        down, up = Toy.down, Toy.up
-        adapter = Adapter(reduction=4, sharing="half_shared_up")
-        beside = replace(of_ffn(), reduction=4, parallel=True)
-        lora = LoRA(rank=2, dropout=0.0, sharing="multiple", train_biases=False)
-        return {
-            "": Case(
-                cls(of=adapter, experts=3),
-                Toy.places * (3 * down + up),
-                "down_weight up_weight",
-                "down_bias up_bias",
-                merged=(Adapter,),
-            ),
-            "beside": Case(
-                cls(of=beside, experts=2), 2 * Toy.layers * (2 * down + up), merged=(Adapter,)
-            ),
-            "LoRA": Case(cls(of=lora, experts=2), merged=(LoRA,), starts_frozen=True),
-        }
 
 
 class ExpertRouting(TaskRouting):
@@ -117,21 +99,22 @@ class ExpertRouting(TaskRouting):
     def apply_stacked(
         self, function: Callable[..., Tensor], states: Tensor, *halves: Sequence[Tensor]
     ) -> Tensor:
-        taken = (self.taken(stack, number) for number, half in enumerate(halves) for stack in half)
+        taken: list[Tensor] = []
+        for number, half in enumerate(halves):
+            for stack in half:
+                if len(stack) == 1:
+                    taken.append(stack)
+                elif self.context.training:
+                    # One key for a half, so that its weight and bias are those of one expert.
+                    expert = self.context.draw(f"{self.key}/{number}", len(stack))
+                    taken.append(stack[expert : expert + 1])
+                else:
+                    taken.append(stack.mean(0, keepdim=True))
         return function(states, *taken)
-
-    def taken(self, stack: Tensor, half: int) -> Tensor:
-        """(experts or 1, ...) -> (1, ...) of the expert that a half takes in this pass."""
-        if len(stack) == 1:
-            return stack
-        if not self.context.training:
-            return stack.mean(0, keepdim=True)
-        expert = self.context.draw(f"{self.key}/{half}", len(stack))
-        return stack[expert : expert + 1]
 
 
 class Consistency(BatchLoss):
-    """How far two passes are from each other."""
+    """Distance of two passes' predictions."""
 
     passes: ClassVar[int] = 2
 
@@ -149,10 +132,10 @@ class Consistency(BatchLoss):
 
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
-    """(..., w) logits of two passes -> (...) 1/2 [KL(p || q) + KL(q || p)], in at least float32.
-    The distribution in front of each logarithm is a constant."""
+    """(..., w) logits of two passes -> (...) 1/2 [KL(p || q) + KL(q || p)], in at least float32."""
     precise = torch.promote_types(first.dtype, torch.float32)
     p, q = (F.log_softmax(logits, -1, dtype=precise) for logits in (first, second))
+    # As in the original code, the distribution in front of a logarithm has no gradient.
     there = F.kl_div(q, p.detach(), reduction="none", log_target=True)
     back = F.kl_div(p, q.detach(), reduction="none", log_target=True)
     return (there + back).sum(-1) / 2

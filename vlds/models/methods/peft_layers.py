@@ -1,4 +1,4 @@
-"""peft's layers behind a model's own.
+"""peft's settings and types that a recipe can have, and peft's layers behind a model's own.
 
 peft replaces a layer `q` by a layer of its own around it, and so renames `q.weight` to
 `q.base_layer.weight`. Here peft's layer is taken out again and put behind the layer as an
@@ -14,7 +14,7 @@ import importlib.util
 import re
 import textwrap
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
@@ -27,9 +27,6 @@ from vlds.runtime.json_files import lacks_memory
 from vlds.runtime.limited import limited
 from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
 
-# Settings of peft's methods: which there are, and which a recipe can have.
-
-
 ADALORA = "ADALORA"
 TYPES = (
     ADALORA, "C3A", "DELORA", "FOURIERFT", "GRALORA", "HIRA", "HRA", "LN_TUNING", "LOHA", "LOKR",
@@ -37,9 +34,9 @@ TYPES = (
 )  # fmt: skip
 """Names of peft's PeftType that are known to work here."""
 RERUN = ("HRA", "LN_TUNING", "OFT")
-"""Those that compute the layer anew from its input, whatever stands behind it already."""
+"""Types that compute the layer again from its input, whatever stands behind it already."""
 READS_WEIGHTS = ("HIRA",)
-"""Those that compute from the layer's weights, which folding what stands before them changes."""
+"""Types that compute from the layer's weights, which folding what stands before them changes."""
 OTHER_TYPES = {
     "IA3": "use vlds' own IA3",
     "PROMPT_TUNING": "use vlds' own PromptTuning",
@@ -49,7 +46,7 @@ OTHER_TYPES = {
         "vlds' own PromptTuning trains embeddings before the text"
     ),
 }
-"""Others -> what to do."""
+"""Other names of PeftType -> what to do."""
 ABOUT_FILES = frozenset(
     {
         "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version",
@@ -101,13 +98,13 @@ ADALORA_SETTINGS = frozenset(
         "target_r", "tfinal", "tinit",
     }
 )  # fmt: skip
-"""What AdaLoRA reads; peft's config has all settings of LoRA too."""
+"""Settings that AdaLoRA reads; peft's config has all settings of LoRA too."""
 ADALORA_LEAST = {"init_r": 1, "target_r": 1, "tinit": 0, "tfinal": 0, "deltaT": 1}
-"""AdaLoRA's whole numbers, and the least of each."""
+"""AdaLoRA's settings that are whole numbers -> the least value."""
 STARTS = ("gaussian", "olora", "orthogonal", "pissa")
 """Words that `init_lora_weights` may be, beside true and false."""
 CHANGES_BASE = ("olora", "pissa")
-"""Those that take the adapter's first product out of the layer's own weights."""
+"""Those of `STARTS` that take the adapter's first product out of the layer's own weights."""
 
 
 def peft_config(type: str, settings: Mapping[str, Any], target_modules: str | None = None) -> Any:
@@ -124,60 +121,9 @@ def peft_config(type: str, settings: Mapping[str, Any], target_modules: str | No
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[type]
-    check_settings(type, settings, known_settings(type, [f.name for f in fields(kind)]))
-    given = dict(settings)
-    if type == ADALORA:
-        given["total_step"] = shortest_schedule(settings)
-    if target_modules is not None:
-        given["target_modules"] = target_modules
-    try:
-        return kind(**given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"settings: {error}") from None
-
-
-def reads_weights(config: Any) -> bool:
-    """True if a method computes from the weights of the layer that it stands behind."""
-    return config.peft_type.value in READS_WEIGHTS or bool(getattr(config, "use_dora", False))
-
-
-def known_settings(type: str, names: Collection[str]) -> Collection[str]:
-    """Those of the settings of peft's config that a type reads."""
-    return ADALORA_SETTINGS | LAYER_SETTINGS if type == ADALORA else names
-
-
-def shortest_schedule(settings: Mapping[str, Any]) -> int:
-    """The least number of steps in which AdaLoRA's budget can fall; a run's own number replaces
-    it.
-
-    Errors: ValueError for settings with which it cannot fall.
-    """
-    check_adalora(settings)
-    first, last = settings.get("init_r", 12), settings.get("target_r", 8)
-    if not 1 <= last < first:
-        raise ValueError(
-            f"settings: init_r is {first} and target_r {last}; AdaLoRA's budget falls from the one "
-            "to the other, so give a smaller target_r"
-        )
-    steps: int = settings.get("tinit", 0) + settings.get("tfinal", 0) + 1
-    return steps
-
-
-def check_adalora(settings: Mapping[str, Any]) -> None:
-    """Errors: ValueError for numbers that peft takes, and fails over in the first steps."""
-    for name, least in ADALORA_LEAST.items():
-        value = settings.get(name, least)
-        if type(value) is not int or value < least:
-            raise ValueError(f"settings.{name}: got {value!r}; give a whole number from {least} on")
-    for name in ("beta1", "beta2"):
-        value = settings.get(name, 0.85)
-        if type(value) is not float or not 0 < value < 1:
-            raise ValueError(f"settings.{name}: got {value!r}; give a number between 0 and 1")
-
-
-def check_settings(type: str, settings: Mapping[str, Any], known: Collection[str]) -> None:
-    """Errors: ValueError for settings that the type does not have, or that a recipe cannot have."""
-    known = sorted(set(known) - REFUSED.keys())
+    is_adalora = type == ADALORA
+    names = ADALORA_SETTINGS | LAYER_SETTINGS if is_adalora else {f.name for f in fields(kind)}
+    known = sorted(names.difference(REFUSED))
     for key, value in settings.items():
         if key in REFUSED:
             raise ValueError(f"settings.{key}: got {value!r}; {REFUSED[key]}")
@@ -193,6 +139,45 @@ def check_settings(type: str, settings: Mapping[str, Any], known: Collection[str
             f"settings.init_lora_weights: got {start}; choose true, false or one of "
             f"{', '.join(STARTS)}, which need no data and draw nothing for the backbone"
         )
+    given = dict(settings)
+    if is_adalora:
+        # peft needs a number of steps here; `RankBudget` sets the run's own.
+        given["total_step"] = shortest_schedule(settings)
+    if target_modules is not None:
+        given["target_modules"] = target_modules
+    try:
+        return kind(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"settings: {error}") from None
+
+
+def reads_weights(config: Any) -> bool:
+    """True if a method computes from the weights of the layer that it stands behind."""
+    return config.peft_type.value in READS_WEIGHTS or bool(getattr(config, "use_dora", False))
+
+
+def shortest_schedule(settings: Mapping[str, Any]) -> int:
+    """The least number of steps in which AdaLoRA's budget can fall.
+
+    Errors: ValueError for settings with which it cannot fall, and for numbers that peft takes, and
+    fails over in the first steps.
+    """
+    for name, least in ADALORA_LEAST.items():
+        value = settings.get(name, least)
+        if type(value) is not int or value < least:
+            raise ValueError(f"settings.{name}: got {value!r}; give a whole number from {least} on")
+    for name in ("beta1", "beta2"):
+        value = settings.get(name, 0.85)
+        if type(value) is not float or not 0 < value < 1:
+            raise ValueError(f"settings.{name}: got {value!r}; give a number between 0 and 1")
+    first, last = settings.get("init_r", 12), settings.get("target_r", 8)
+    if not 1 <= last < first:
+        raise ValueError(
+            f"settings: init_r is {first} and target_r {last}; AdaLoRA's budget falls from the one "
+            "to the other, so give a smaller target_r"
+        )
+    steps: int = settings.get("tinit", 0) + settings.get("tfinal", 0) + 1
+    return steps
 
 
 ADAPTER = "default"
@@ -207,39 +192,36 @@ def put_behind(model: nn.Module, name: str, config: Any) -> list[tuple[nn.Module
     Errors: ValueError if peft cannot, or means layers of other methods.
     """
     pairs = []
+    kind = config.peft_type.value
     for path, tuner in tuners(model, config).items():
         layer: nn.Module = tuner.base_layer
+        # Put the model's own layer back into the place that peft gave to its layer.
         parent, _, child = path.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
-        check_first(path, layer, config)
+        extensions = getattr(layer, "extensions", {})
+        others = list(extensions)
+        if others and kind in RERUN:
+            raise ValueError(
+                f"{kind} computes {path} anew, without {others[0]}, which stands behind it; name "
+                "it earlier in the recipe"
+            )
+        if others and reads_weights(config):
+            raise ValueError(
+                f"{'DoRA' if kind == 'LORA' else kind} computes from the weights of {path}, which "
+                f"{others[0]}, behind it already, changes once it is folded; name it earlier in "
+                "the recipe"
+            )
+        readers = [n for n, other in extensions.items() if getattr(other, "reads_weights", False)]
+        if readers and getattr(config, "init_lora_weights", None) in CHANGES_BASE:
+            raise ValueError(
+                f"init_lora_weights: {config.init_lora_weights} changes the weights of {path}, "
+                f"from which {readers[0]} computes; use one of the two"
+            )
         extension = PeftExtension(tuner, layer)
         extension.reads_weights = reads_weights(config)
         extended(layer).extensions[name] = extension
         pairs.append((layer, extension))
     return pairs
-
-
-def check_first(path: str, layer: nn.Module, config: Any) -> None:
-    """Errors: ValueError if another method stands behind a layer, and peft's must come first."""
-    extensions = getattr(layer, "extensions", {})
-    others, kind = list(extensions), config.peft_type.value
-    if others and kind in RERUN:
-        raise ValueError(
-            f"{kind} computes {path} anew, without {others[0]}, which stands behind it; name it "
-            "earlier in the recipe"
-        )
-    if others and reads_weights(config):
-        raise ValueError(
-            f"{'DoRA' if kind == 'LORA' else kind} computes from the weights of {path}, which "
-            f"{others[0]}, behind it already, changes once it is folded; name it earlier in the "
-            "recipe"
-        )
-    readers = [name for name, each in extensions.items() if getattr(each, "reads_weights", False)]
-    if readers and getattr(config, "init_lora_weights", None) in CHANGES_BASE:
-        raise ValueError(
-            f"init_lora_weights: {config.init_lora_weights} changes the weights of {path}, from "
-            f"which {readers[0]} computes; use one of the two"
-        )
 
 
 def tuners(model: nn.Module, config: Any) -> dict[str, Any]:
@@ -258,8 +240,26 @@ def tuners(model: nn.Module, config: Any) -> dict[str, Any]:
         def _create_and_replace(
             self, config: Any, name: str, target: nn.Module, *args: Any, **kwargs: Any
         ) -> None:
-            check_layer(kwargs["current_key"], target)
-            # LoRA gathers for itself what it reads, and DeepSpeed forbids to do so twice.
+            path = kwargs["current_key"]
+            if not is_own(path):
+                raise ValueError(
+                    f"target_modules mean {path}, which another method has added; name paths or "
+                    "roles"
+                )
+            if isinstance(target, nn.Embedding):
+                raise ValueError(
+                    f"{path} is an embedding; Peft extends linear layers and norms only"
+                )
+            if "forward" in vars(target):
+                raise ValueError(
+                    f"{path}: its forward was replaced on the object itself; choose others"
+                )
+            if not all(map(is_plain, target.parameters(recurse=False))):
+                raise ValueError(
+                    f"{path} is quantised, and peft's layers need its weights; use LoRA"
+                )
+            # peft's LoRA gathers for itself what it reads (0.21), and DeepSpeed refuses to gather
+            # a parameter twice.
             gathered = [] if config.peft_type == "LORA" else list(target.parameters())
             with gather_params_ctx(gathered) if gathered else nullcontext():
                 super()._create_and_replace(config, name, target, *args, **kwargs)
@@ -268,17 +268,18 @@ def tuners(model: nn.Module, config: Any) -> dict[str, Any]:
     assert before is None, "a method has left its config behind"
     try:
         with warnings.catch_warnings():
-            # It says of norms that it does not know their sizes, which it does not need.
+            # peft 0.21 says of norms that it does not know their sizes, which it does not need.
             warnings.filterwarnings("ignore", message="Unsupported layer type", module="peft")
             Gathering(model, config, ADAPTER)
     except ValueError as error:
-        # peft names every layer that it has not found, and there may be 100,000.
+        # peft's message names every layer that it has not found, and there may be 100,000.
         raise ValueError(textwrap.shorten(str(error), 1000)) from error
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         if lacks_memory(error):
             raise
         raise ValueError(f"peft cannot attach {config.peft_type.value}: {error}") from error
     finally:
+        # peft leaves its config on the model, and would take the next method's for the same one.
         vars(model).pop("peft_config", None)
     named = model.named_modules()
     return {path: m for path, m in named if isinstance(m, BaseTunerLayer) and is_own(path)}
@@ -312,24 +313,10 @@ def check_patterns(model: nn.Module, config: Any) -> None:
 
 
 def rank_allocator(model: Any, config: Any) -> Any:
-    """What shares out AdaLoRA's budget. `model`: anything with named parameters."""
+    """peft's object that shares out AdaLoRA's budget. `model`: anything with named parameters."""
     from peft.tuners.adalora.layer import RankAllocator
 
     return RankAllocator(model, config, ADAPTER)
-
-
-def check_layer(path: str, layer: nn.Module) -> None:
-    """Errors: ValueError if peft's layer cannot stand behind a layer."""
-    if not is_own(path):
-        raise ValueError(
-            f"target_modules mean {path}, which another method has added; name paths or roles"
-        )
-    if isinstance(layer, nn.Embedding):
-        raise ValueError(f"{path} is an embedding; Peft extends linear layers and norms only")
-    if "forward" in vars(layer):
-        raise ValueError(f"{path}: its forward was replaced on the object itself; choose others")
-    if not all(map(is_plain, layer.parameters(recurse=False))):
-        raise ValueError(f"{path} is quantised, and peft's layers need its weights; use LoRA")
 
 
 class PeftExtension(LinearExtension):
@@ -340,25 +327,42 @@ class PeftExtension(LinearExtension):
 
     def __init__(self, tuner: Any, layer: Any) -> None:
         super().__init__()
+        # The layer holds the extension: as a child of peft's layer it would hold itself.
         del tuner._modules["base_layer"]
         if (ranks := tuner._modules.pop("ranknum", None)) is not None:
-            # AdaLoRA's first rank, which peft keeps as a frozen weight and does not store.
+            # AdaLoRA's first rank, which peft 0.21 keeps as a frozen weight and does not store.
             tuner.__dict__["ranknum"] = dict.fromkeys(ranks, float(tuner.r[ADAPTER]))
         for parameter in tuner.parameters():
             if parameter.is_meta and is_plain(layer.weight):
                 # Elsewhere peft itself gives them the layer's type.
                 parameter.data = parameter.data.to(layer.weight.dtype)
         self.tuner = tuner
+        # Straight into __dict__, since nn.Module would register a layer as a child.
         self.tuner.__dict__["base_layer"] = Outside(layer)
-        renew(tuner)
+        # peft draws some parameters and then gives them other values by `.data`; a tape of random
+        # draws knows an object by its first values, so each becomes a new object.
+        for module in tuner.modules():
+            for name, old in list(module._parameters.items()):
+                if old is not None:
+                    module._parameters[name] = nn.Parameter(old.data, old.requires_grad)
+        # Decay is for matrices: at least two dimensions with more than one entry.
         self.optimizer_rules: OptimizerRules = {
-            f"{TUNER}.{name}": OptimizerRule() if is_matrix(p) else UNDECAYED
+            f"{TUNER}.{name}": OptimizerRule() if sum(n > 1 for n in p.shape) > 1 else UNDECAYED
             for name, p in tuner.named_parameters()
         }
-        self.behind_zeros = [f"{TUNER}.{name}" for name in behind_zeros(tuner)]
+        # Some parameters are multiplied by others that begin as zeros. Magnitudes and norms stand
+        # alone.
+        trained = {name: p for name, p in tuner.named_parameters() if p.requires_grad}
+        zeros = [name for name, p in trained.items() if not p.is_meta and not p.any()]
+        alone = ("lora_magnitude_vector", "ln_tuning_layers")
+        self.behind_zeros = [
+            f"{TUNER}.{name}"
+            for name in trained
+            if zeros and name not in zeros and not name.startswith(alone)
+        ]
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """What peft's layer gives for the layer's input, where the layer gives `outputs`."""
+        """The output of peft's layer for the layer's input, given the layer's own `outputs`."""
         outside: Outside = self.tuner.base_layer
         outside.computed = inputs, outputs
         try:
@@ -370,7 +374,7 @@ class PeftExtension(LinearExtension):
     def fold(self, layer: Extended) -> None:
         """Change the layer's own weights as peft does."""
         tuner = self.tuner
-        tuner.__dict__["base_layer"] = layer
+        tuner.__dict__["base_layer"] = layer  # `merge` writes into the real layer's weight
         if (norms := getattr(tuner, "ln_tuning_layers", None)) is not None:
             for name, parameter in norms[ADAPTER].named_parameters():
                 layer.get_parameter(name).copy_(parameter)
@@ -382,8 +386,8 @@ class PeftExtension(LinearExtension):
 
 
 class Outside:
-    """A layer as peft's layer sees it: all that it has, and as its forward pass what it has already
-    computed. It is no module, so it adds no names."""
+    """A layer as peft's layer sees it: its attributes, and what it has already computed in place of
+    its forward pass. Not an nn.Module, so it adds no names."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
@@ -396,6 +400,7 @@ class Outside:
         known, outputs = self.computed
         if inputs is known:
             return outputs
+        # Without the extensions, of which this one is running.
         kind = self.layer.kind if isinstance(self.layer, Extended) else type(self.layer)
         result: Tensor = kind.forward(self.layer, inputs)
         return result
@@ -404,28 +409,3 @@ class Outside:
         if name in ("layer", "computed") or name.startswith("__"):
             raise AttributeError(name)  # not filled yet by pickle or deepcopy
         return getattr(self.layer, name)
-
-
-def renew(tuner: nn.Module) -> None:
-    """Make a tuner's parameters new objects.
-
-    peft draws some and then gives them other values by `.data`; a tape of random draws knows the
-    object by its first values.
-    """
-    for module in tuner.modules():
-        for name, old in list(module._parameters.items()):
-            if old is not None:
-                module._parameters[name] = nn.Parameter(old.data, old.requires_grad)
-
-
-def is_matrix(tensor: Tensor) -> bool:
-    """True if at least two dimensions have more than one entry."""
-    return sum(size > 1 for size in tensor.shape) > 1
-
-
-def behind_zeros(tuner: nn.Module) -> list[str]:
-    """Tensors that are multiplied by others that begin as zeros, so that the product is nothing."""
-    named = {name: p for name, p in tuner.named_parameters() if p.requires_grad}
-    zeros = [name for name, p in named.items() if not p.is_meta and not p.any()]
-    alone = ("lora_magnitude_vector", "ln_tuning_layers")
-    return [n for n in named if zeros and n not in zeros and not n.startswith(alone)]

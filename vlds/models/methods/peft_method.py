@@ -1,19 +1,20 @@
 """Methods of Hugging Face's peft (https://github.com/huggingface/peft): DoRA, rsLoRA, PiSSA, LoHa,
-LoKr, VeRA, OFT and others, by peft's own names, settings and layers.
+LoKr, VeRA, OFT, AdaLoRA and others, by peft's own names, settings and layers.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vlds.models.methods.base import PEFT_MODEL, Case, Layout, Library, Method, Stored, Toy
+from vlds.models.methods.base import PEFT_MODEL, Layout, Library, Method, Stored
 from vlds.models.methods.context import StepRule
 from vlds.models.methods.host import (
     CROSS_ATTENTION,
@@ -21,7 +22,6 @@ from vlds.models.methods.host import (
     ExtendedLinear,
     Host,
     added_tensors,
-    find_modules,
     foldable_weight,
     take_first,
 )
@@ -41,121 +41,8 @@ from vlds.models.methods.peft_layers import (
 )
 from vlds.schema import Role
 
-# AdaLoRA's budget (Zhang et al. 2023, https://arxiv.org/abs/2303.10512), shared out by peft.
-#
-# A layer's update is B diag(E) A. Each step scores the triplets (a column of B, an entry of E, a
-# row of A) of all layers by |weight x gradient|, smoothed over steps, and sets the entries of the
-# worst to zero. How many may stay falls from `init_r` to `target_r` a layer, cubically, between
-# step `tinit` and step `tfinal` before the last; then they are fixed. An entry may come back
-# before.
-
-
 FACTORS = ("lora_A", "lora_B", "lora_E")
 """peft's names of A (r, in), B (out, r) and E (r, 1)."""
-
-
-class RankBudget(StepRule):
-    """The budget of all layers of a method."""
-
-    def __init__(self, config: Any, extensions: Sequence[PeftExtension]) -> None:
-        """`config`: peft's AdaLoraConfig."""
-        super().__init__()
-        self.config = config
-        self.held: dict[str, nn.Parameter] = {
-            f"{number}.{factor}.{ADAPTER}": getattr(extension.tuner, factor)[ADAPTER]
-            for number, extension in enumerate(extensions)
-            for factor in FACTORS
-        }
-        """The layers' factors, by names in which peft finds its own."""
-        for place, (name, parameter) in enumerate(self.held.items()):
-            for kind in ("sensitivity", "uncertainty"):
-                zeros = torch.zeros(parameter.shape, device=parameter.device)
-                self.register_buffer(f"{kind}_{place}", zeros, persistent=False)
-            if "lora_E" in name:
-                dropped = torch.zeros(parameter.shape, device=parameter.device, dtype=torch.bool)
-                self.register_buffer(f"dropped_{place}", dropped, persistent=False)
-
-    def penalty(self) -> Tensor:
-        """How far rows of A and columns of B are from orthonormal, on average over matrices."""
-        distances = []
-        for name, parameter in self.held.items():
-            if "lora_E" not in name:
-                matrix = parameter.float()
-                rows = matrix if "lora_A" in name else matrix.T
-                unit = torch.eye(len(rows), device=rows.device)
-                distances.append(torch.linalg.matrix_norm(rows @ rows.T - unit))
-        mean: Tensor = self.config.orth_reg_weight * torch.stack(distances).mean()
-        return mean
-
-    def needs_gradients(self, step: int, num_steps: int) -> Sequence[nn.Parameter]:
-        """Those of all factors, until the budget is fixed."""
-        return list(self.held.values()) if step < num_steps - self.config.tfinal else ()
-
-    @torch.no_grad()
-    def after_step(
-        self, step: int, num_steps: int, gradients: Mapping[nn.Parameter, Tensor] | None
-    ) -> Mapping[nn.Parameter, Tensor]:
-        """Score the triplets and share out the budget, as peft's `update_and_allocate` does."""
-        fixed = num_steps - self.config.tfinal
-        if step > fixed and self.is_reached():  # not yet if a resumed run has fewer steps
-            return self.dropped()
-        weights = Weights(self.held, gradients)
-        allocator = self.allocator(weights, num_steps)
-        if gradients is not None and step < fixed:
-            allocator.update_ipt(weights)
-            for place, name in enumerate(self.held):
-                self.get_buffer(f"sensitivity_{place}").copy_(allocator.exp_avg_ipt[name])
-                self.get_buffer(f"uncertainty_{place}").copy_(allocator.exp_avg_unc[name])
-        budget, is_due = allocator.budget_schedule(step)
-        if not is_due and step < fixed:
-            return {}
-        kept = allocator.mask_to_budget(weights, budget)
-        for place, name in enumerate(self.held):
-            if name in kept:
-                dropped = self.get_buffer(f"dropped_{place}")
-                dropped.copy_(~torch.tensor(kept[name])[:, None])
-        return self.dropped()
-
-    def allocator(self, weights: Weights, num_steps: int) -> Any:
-        """peft's, which continues from the buffers."""
-        self.config.total_step = num_steps
-        allocator = rank_allocator(weights, self.config)
-        for place, name in enumerate(self.held):
-            allocator.ipt[name] = None  # known, so that peft does not begin its averages
-            allocator.exp_avg_ipt[name] = self.get_buffer(f"sensitivity_{place}")
-            allocator.exp_avg_unc[name] = self.get_buffer(f"uncertainty_{place}")
-        return allocator
-
-    def is_reached(self) -> bool:
-        """True if no more entries are left than the last budget has."""
-        dropped = self.dropped().values()
-        most: int = self.config.target_r * len(dropped)
-        return sum(int((~mask).sum()) for mask in dropped) <= most
-
-    def dropped(self) -> dict[nn.Parameter, Tensor]:
-        """Each layer's E -> True for entries that are out of the budget."""
-        return {
-            parameter: self.get_buffer(f"dropped_{place}")
-            for place, (name, parameter) in enumerate(self.held.items())
-            if "lora_E" in name
-        }
-
-
-class Weights:
-    """Copies of weights in fp32 with their gradients, as peft's allocator reads a model."""
-
-    def __init__(
-        self, held: Mapping[str, nn.Parameter], gradients: Mapping[nn.Parameter, Tensor] | None
-    ) -> None:
-        self.copies: dict[str, Tensor] = {}
-        for name, parameter in held.items():
-            self.copies[name] = parameter.detach().float().clone()
-            if gradients is not None and parameter in gradients:
-                self.copies[name].grad = gradients[parameter]
-
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The copies."""
-        yield from self.copies.items()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +54,9 @@ class Peft(Method):
     type: str
     """peft's PeftType, such as LORA."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of peft's config class, by its names."""
+    """Fields of peft's config class for that type, by its names."""
     roles: Sequence[Role] = ()
-    """Which layers; none if the settings hold target_modules."""
+    """Layers that the method extends; leave it out if the settings hold target_modules."""
 
     def __post_init__(self) -> None:
         if bool(self.roles) == ("target_modules" in self.settings):
@@ -203,7 +90,14 @@ class Peft(Method):
 
         Errors: ValueError if peft cannot, or a layer is one of another method's.
         """
-        config = peft_config(self.type, self.settings, self.pattern(host))
+        optional = CROSS_ATTENTION if set(self.roles) - set(CROSS_ATTENTION) else ()
+        paths: list[str] = []
+        for role in dict.fromkeys(self.roles):
+            if role not in optional or role in host.targets.paths:
+                paths += host.modules_of(role)
+        # peft takes a pattern of whole paths; a list would also match the ends of other paths.
+        pattern = "|".join(map(re.escape, dict.fromkeys(paths))) or None
+        config = peft_config(self.type, self.settings, pattern)
         if not self.settings.keys().isdisjoint(BY_NAME):
             check_patterns(host.model, config)
         trained: list[nn.Parameter] = []
@@ -215,18 +109,6 @@ class Peft(Method):
         if self.type == ADALORA:
             host.step_rules.append(RankBudget(config, [extension for _, extension in pairs]))
         return trained
-
-    def pattern(self, host: Host) -> str | None:
-        """A pattern of the paths of all layers that the roles name.
-
-        Errors: ValueError if one of them cannot be extended.
-        """
-        optional = CROSS_ATTENTION if set(self.roles) - set(CROSS_ATTENTION) else ()
-        paths: list[str] = []
-        for role in dict.fromkeys(self.roles):
-            if role not in optional or role in host.targets.paths:
-                paths += find_modules(host.model, host.targets, role)
-        return "|".join(map(re.escape, dict.fromkeys(paths))) or None
 
     @torch.no_grad()
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
@@ -245,13 +127,12 @@ class Peft(Method):
         return {}
 
     def after_export(self) -> Peft:
-        """It starts plainly beside weights that its first start has changed already."""
+        # Beside weights that the first start has changed already, it starts plainly.
         if not self.changes_base:
             return self
         return replace(self, settings={**self.settings, "init_lora_weights": True})
 
     def refusal(self, library: Library, model: Any) -> str | None:
-        """peft's folders hold the adapter, and not the weights that it has changed."""
         if library == "peft" and self.changes_base:
             start = self.settings["init_lora_weights"]
             return (
@@ -263,89 +144,114 @@ class Peft(Method):
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
         """peft's own names and settings."""
-        added = added_tensors(model, name)
-        keys = {t.name: peft_key(t.layer, t.leaf) for t in added}
-        stored = {tensor: Stored((key,), stacked=False) for tensor, key in keys.items()}
+        added, stored = added_tensors(model, name), {}
+        for tensor in added:
+            # The leaf `tuner.lora_A.default.weight` is lora_A.weight in peft's files.
+            words = [word for word in tensor.leaf.split(".")[1:] if word != ADAPTER]
+            if words[0] == "lora_magnitude_vector":
+                words = words[:1]
+            key = f"{PEFT_MODEL}{tensor.layer}.{'.'.join(words)}"
+            if words[0] in ("vera_A", "vera_B"):  # one for all layers
+                key = f"base_model.{words[0]}"
+            stored[tensor.name] = Stored((key,), stacked=False)
         config = peft_config(self.type, self.settings).to_dict()
         settings = json.loads(json.dumps(config, default=sorted))
         kept = {k: v for k, v in settings.items() if k not in ABOUT_FILES | WHICH_LAYERS}
         paths = list(dict.fromkeys(tensor.layer for tensor in added))
         return Layout(stored, {**kept, "peft_type": self.type, "target_modules": paths})
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """Beside query and value of all attentions; LN_TUNING: all norms of T5 alone."""
-        return {
-            word: Case(cls(type=kind, settings=settings, roles=roles), **expected)
-            for word, (kind, settings, roles, expected) in CASES.items()
+
+class RankBudget(StepRule):
+    """AdaLoRA's budget (Zhang et al. 2023, https://arxiv.org/abs/2303.10512), shared out by peft.
+
+    A layer's update is B diag(E) A. Each step scores the triplets (a column of B, an entry of E, a
+    row of A) of all layers by |weight x gradient|, smoothed over steps, and sets the entries of the
+    worst to zero. How many may stay falls from `init_r` to `target_r` a layer, cubically, between
+    step `tinit` and step `tfinal` before the last; then they are fixed. An entry may come back
+    before.
+    """
+
+    def __init__(self, config: Any, extensions: Sequence[PeftExtension]) -> None:
+        """`config`: peft's AdaLoraConfig."""
+        super().__init__()
+        self.config = config
+        self.factors: dict[str, nn.Parameter] = {
+            f"{number}.{factor}.{ADAPTER}": getattr(extension.tuner, factor)[ADAPTER]
+            for number, extension in enumerate(extensions)
+            for factor in FACTORS
         }
+        """The layers' factors, by names in which peft finds its own."""
+        for place, (name, parameter) in enumerate(self.factors.items()):
+            for kind in ("sensitivity", "uncertainty"):
+                zeros = torch.zeros(parameter.shape, device=parameter.device)
+                self.register_buffer(f"{kind}_{place}", zeros, persistent=False)
+            if "lora_E" in name:
+                dropped = torch.zeros(parameter.shape, device=parameter.device, dtype=torch.bool)
+                self.register_buffer(f"dropped_{place}", dropped, persistent=False)
 
+    def penalty(self) -> Tensor:
+        """Distance of the rows of A and the columns of B from orthonormal, a mean over matrices."""
+        distances = []
+        for name, parameter in self.factors.items():
+            if "lora_E" not in name:
+                matrix = parameter.float()
+                rows = matrix if "lora_A" in name else matrix.T
+                unit = torch.eye(len(rows), device=rows.device)
+                distances.append(torch.linalg.matrix_norm(rows @ rows.T - unit))
+        mean: Tensor = self.config.orth_reg_weight * torch.stack(distances).mean()
+        return mean
 
-def peft_key(layer: str, leaf: str) -> str:
-    """Where peft's files have a tensor of a layer."""
-    words = [word for word in leaf.split(".")[1:] if word != ADAPTER]
-    if words[0] in ("vera_A", "vera_B"):
-        return f"base_model.{words[0]}"  # one for all layers
-    if words[0] == "lora_magnitude_vector":
-        words = words[:1]
-    return f"{PEFT_MODEL}{layer}.{'.'.join(words)}"
+    def needs_gradients(self, step: int, num_steps: int) -> Sequence[nn.Parameter]:
+        """All factors, until the budget is fixed."""
+        return list(self.factors.values()) if step < num_steps - self.config.tfinal else ()
 
+    @torch.no_grad()
+    def after_step(
+        self, step: int, num_steps: int, gradients: Mapping[nn.Parameter, Tensor] | None
+    ) -> Mapping[nn.Parameter, Tensor]:
+        """Score the triplets and share out the budget, as peft's `update_and_allocate` does."""
+        fixed = num_steps - self.config.tfinal
+        if step > fixed and self.is_reached():  # not yet if a resumed run has fewer steps
+            return self.dropped()
+        self.config.total_step = num_steps
+        copies: dict[str, Tensor] = {}
+        for name, parameter in self.factors.items():
+            copies[name] = parameter.detach().float().clone()
+            if gradients is not None and parameter in gradients:
+                copies[name].grad = gradients[parameter]
+        # peft's allocator reads nothing of a model but its named parameters.
+        weights = SimpleNamespace(named_parameters=copies.items)
+        # A new allocator each step, which continues from the buffers: run states hold those.
+        allocator = rank_allocator(weights, self.config)
+        for place, name in enumerate(self.factors):
+            allocator.ipt[name] = None  # known, so that peft does not begin its averages
+            allocator.exp_avg_ipt[name] = self.get_buffer(f"sensitivity_{place}")
+            allocator.exp_avg_unc[name] = self.get_buffer(f"uncertainty_{place}")
+        if gradients is not None and step < fixed:
+            allocator.update_ipt(weights)
+            for place, name in enumerate(self.factors):
+                self.get_buffer(f"sensitivity_{place}").copy_(allocator.exp_avg_ipt[name])
+                self.get_buffer(f"uncertainty_{place}").copy_(allocator.exp_avg_unc[name])
+        budget, is_due = allocator.budget_schedule(step)
+        if not is_due and step < fixed:
+            return {}
+        kept = allocator.mask_to_budget(weights, budget)
+        for place, name in enumerate(self.factors):
+            if name in kept:
+                dropped = self.get_buffer(f"dropped_{place}")
+                dropped.copy_(~torch.tensor(kept[name])[:, None])
+        return self.dropped()
 
-QUERY_VALUE: tuple[Role, ...] = ("attn_q", "attn_v", "cross_attn_q", "cross_attn_v")
-NUM = 3 * Toy.layers * 2
-"""Queries and values of the toy backbone."""
-CASES: dict[str, tuple[str, dict[str, Any], tuple[Role, ...], dict[str, Any]]] = {
-    "": (
-        "LORA",
-        {"r": 2, "lora_alpha": 2, "use_dora": True},
-        QUERY_VALUE,
-        {"num_trained": NUM * (2 * 2 * Toy.width + Toy.width)},
-    ),
-    "rslora": (
-        "LORA",
-        {"r": 4, "lora_alpha": 2, "use_rslora": True},
-        QUERY_VALUE,
-        {"num_trained": NUM * 4 * 2 * Toy.width, "starts_frozen": True},
-    ),
-    "pissa": (
-        "LORA",
-        {"r": 2, "lora_alpha": 2, "init_lora_weights": "pissa"},
-        QUERY_VALUE,
-        {
-            "num_trained": NUM * 2 * 2 * Toy.width,
-            "refused": {"peft": "init_lora_weights: pissa changes the backbone's own weights"},
-        },
-    ),
-    "adalora": (
-        ADALORA,
-        {"init_r": 4, "target_r": 2, "lora_alpha": 4},
-        QUERY_VALUE,
-        {"num_trained": NUM * (4 * 2 * Toy.width + 4), "starts_frozen": True},
-    ),
-    "loha": (
-        "LOHA",
-        {"r": 2, "alpha": 2},
-        QUERY_VALUE,
-        {"num_trained": NUM * 4 * 2 * Toy.width, "starts_frozen": True},
-    ),
-    "lokr": (
-        "LOKR",
-        {"r": 1, "alpha": 1, "decompose_factor": 4},
-        QUERY_VALUE,
-        {"num_trained": NUM * (4 * 4 + 2 * 4), "starts_frozen": True},
-    ),
-    "vera": (
-        "VERA",
-        {"r": 4},
-        QUERY_VALUE,
-        {"num_trained": NUM * (4 + Toy.width), "starts_frozen": True},
-    ),
-    "oft": (
-        "OFT",
-        {"oft_block_size": 4, "use_cayley_neumann": False},
-        QUERY_VALUE,
-        {"num_trained": NUM * 4 * 6, "starts_frozen": True},
-    ),
-    "norms": ("LN_TUNING", {}, ("norm",), {"starts_frozen": True}),
-}
-"""Word -> type, settings, roles, and what the contract tests expect."""
+    def is_reached(self) -> bool:
+        """True if no more entries are left than the last budget has."""
+        dropped = self.dropped().values()
+        most: int = self.config.target_r * len(dropped)
+        return sum(int((~mask).sum()) for mask in dropped) <= most
+
+    def dropped(self) -> dict[nn.Parameter, Tensor]:
+        """Each layer's E -> True for entries that are out of the budget."""
+        return {
+            parameter: self.get_buffer(f"dropped_{place}")
+            for place, (name, parameter) in enumerate(self.factors.items())
+            if "lora_E" in name
+        }

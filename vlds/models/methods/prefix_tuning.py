@@ -8,13 +8,13 @@ first token, so that on T5 their relative position bias is 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vlds.models.methods.base import Case, Library, Toy
+from vlds.models.methods.base import Library
 from vlds.models.methods.context import TaskRouting
 from vlds.models.methods.host import CROSS_ATTENTION, Host, ModelExtension
 from vlds.models.methods.prompt_tuning import LearnedEmbeddings, PromptNetwork
@@ -44,8 +44,8 @@ class PrefixTuning(LearnedEmbeddings):
         return list(self.put(host, list(keys), next(iter(keys.values()))).parameters())
 
     def put(self, host: Host, keys: Sequence[str], projection: nn.Linear) -> PromptNetwork:
-        """Put the network of all prefixes beside the model, given the paths of the attentions'
-        keys and one of their projections."""
+        """Put the network of all prefixes beside the model. `keys`: paths of the attentions' key
+        projections; `projection`: one of them."""
         network = PromptNetwork(self, host, projection, 2 * projection.out_features * len(keys))
         prefixes = Prefixes(network, 2 * len(keys))
         for index, path in enumerate(keys):
@@ -53,24 +53,16 @@ class PrefixTuning(LearnedEmbeddings):
         host.extend_model(prefixes)
         return network
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """With and without a network, the latter without cross-attention."""
-        cases = cls.network_cases("network", Toy.width, 3 * Toy.layers * 2 * Toy.width)
-        method = cases["bare"].method
-        assert isinstance(method, cls)
-        bare = replace(method, cross_attention=False)
-        num = bare.length * 2 * Toy.layers * 2 * Toy.width
-        return cases | {"bare": replace(cases["bare"], method=bare, num_trained=num)}
-
 
 @torch.no_grad()
 def fixed_prefixes(
     host: Host, made: Mapping[str, Sequence[Tensor]], cross_attention: bool
 ) -> PrefixTuning:
-    """Put prefixes into a model that another method has made; the method that describes them.
-    `made`: path of an attention's keys, cross-attentions last -> keys and values of all tasks,
-    (tasks, p, width)."""
+    """Put prefixes, made by another method, into a model; the method that describes them.
+
+    `made`: path of an attention's key projection -> keys and values of all tasks, (tasks, p,
+    width). Cross-attentions come last, the order in which PrefixTuning attaches.
+    """
     pieces = [piece for pair in made.values() for piece in pair]
     length = pieces[0].shape[1]
     method = PrefixTuning(
@@ -91,7 +83,7 @@ class Prefixes(ModelExtension):
         self.pieces = MadeForBatch()
 
     def forward(self) -> None:
-        """Make the keys and values of all attentions."""
+        # Keys of the first attention, its values, keys of the second, ...
         self.pieces.value = self.network().chunk(self.num_pieces, dim=-1)
 
 
@@ -107,5 +99,6 @@ class Prefix(nn.Module):
         """(b, heads, s, d) keys and values -> (b, heads, p + s, d)."""
         pair = self.pieces.value[2 * self.index : 2 * self.index + 2]
         of_rows = (self.routing.of_keys(piece, len(keys)) for piece in pair)
+        # (b, p, heads * d) -> (b, heads, p, d)
         before = [rows.unflatten(-1, (keys.shape[1], -1)).transpose(1, 2) for rows in of_rows]
         return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)

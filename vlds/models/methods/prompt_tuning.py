@@ -5,6 +5,8 @@ makes the prompts while they train, as VL-Adapter has it (https://arxiv.org/abs/
 
 They stand before the text in the encoder's input, and the decoder attends to them too. On T5 they
 have relative positions like the text behind them; on BART no positions, but the embedding norm.
+`DecoderPromptTuning` has them in BART's decoder instead. Prefixes (`prefix_tuning.py`) are made by
+the same network.
 """
 
 from __future__ import annotations
@@ -19,13 +21,10 @@ from torch import Tensor, nn
 from vlds.models.kernels.dropout import tasks_follow
 from vlds.models.methods.adapter import init_linear
 from vlds.models.methods.base import (
-    Case,
     Layout,
     Library,
     Method,
     Stored,
-    Toy,
-    by_kinds,
     is_t5,
     num_slices,
 )
@@ -34,18 +33,12 @@ from vlds.models.methods.host import (
     Host,
     ModelExtension,
     added_tensors,
-    find_modules,
     weight_options,
 )
 from vlds.runtime.checks import Count, MadeForBatch
 from vlds.schema import STACKED, STACKED_UNDECAYED, OptimizerRules
 
-# Learned embeddings, and the small network that makes prompts or prefixes of them in training:
-#
-# W_2 tanh( W_1 E + b_1 ) + b_2,    E: a table of `length` embeddings.
-
-
-ORIGINAL_NAMES = {
+NETWORK_NAMES = {
     "table": "0.weight",
     "hidden_weight": "1.weight",
     "hidden_bias": "1.bias",
@@ -57,14 +50,14 @@ ORIGINAL_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedEmbeddings(Method):
-    """What prompts and prefixes have in common."""
+    """Base of prompts and prefixes: embeddings, and the network that makes them in training."""
 
     merges_to_itself: ClassVar[bool] = True
     original_owner: ClassVar[str] = ""
-    """What the original code's names of the prompts begin with."""
+    """Prefix of the prompts' names in the original code."""
 
     sharing: Literal["single", "multiple"] = "single"
-    """One set for all tasks, or one per task."""
+    """Whether tasks share one set of embeddings, or have one each."""
     length: Count = 40
     """Number of prompts or prefixes."""
     hidden_dim: Count | None = 800
@@ -80,54 +73,28 @@ class LearnedEmbeddings(Method):
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Keep what the network makes, without the network."""
         for module in model.get_submodule(f"extensions.{name}").modules():
-            if isinstance(module, PromptNetwork):
-                module.bake()
+            if isinstance(module, PromptNetwork) and module.has_layers:
+                with torch.no_grad():
+                    module.table = nn.Parameter(module(), requires_grad=False)
+                module.has_layers = False
+                for leaf in ("hidden_weight", "hidden_bias", "output_weight", "output_bias"):
+                    delattr(module, leaf)
         return {name: replace(self, hidden_dim=None)}
 
     def refusal(self, library: Library, model: Any) -> str | None:
-        """The original code has no prompts without the network."""
         reason = super().refusal(library, model)
         if reason is None and library == "reference" and self.hidden_dim is None:
             return "the original code always makes prompts with a network (hidden_dim)"
         return reason
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
-        """The original code's: a small network for each task."""
+        """The original code's layout: a small network for each task."""
         tensors = {}
         for tensor in added_tensors(model, name):
-            original = ORIGINAL_NAMES[tensor.leaf.rpartition(".")[2]]
+            original = NETWORK_NAMES[tensor.leaf.rpartition(".")[2]]
             key = f"prompt_modules.prompts.{{task}}.prefix_embedding.{original}"
             tensors[tensor.name] = Stored((self.original_owner + key,))
         return Layout(tensors)
-
-    @classmethod
-    def network_cases(cls, owner: str, width: int, num_outputs: int) -> dict[str, Case]:
-        """One for all tasks, one per task, without a network. `owner`: the network's name in its
-        module; `width` of the embeddings; numbers that stand for an embedding."""
-        hidden, length = 6, 3
-        method = cls(length=length, hidden_dim=hidden)
-        num = length * width + hidden * (width + 1) + num_outputs * (hidden + 1)
-        one = Case(
-            method,
-            num,
-            f"{owner}.table {owner}.hidden_weight {owner}.output_weight",
-            f"{owner}.hidden_bias {owner}.output_bias",
-            merged=(cls,),
-        )
-        per_task = replace(method, sharing="multiple")
-        bare = replace(method, hidden_dim=None)
-        needs_network = {"reference": r"makes prompts with a network \(hidden_dim\)"}
-        return {
-            "": one,
-            "per task": replace(one, method=per_task, num_trained=Toy.tasks * num),
-            "bare": Case(
-                bare,
-                length * num_outputs,
-                f"{owner}.table",
-                merged=(cls,),
-                refused=needs_network if "reference" in cls.libraries else {},
-            ),
-        }
 
 
 class PromptNetwork(nn.Module):
@@ -148,15 +115,12 @@ class PromptNetwork(nn.Module):
         like: nn.Linear | nn.Embedding,
         output_width: int,
     ) -> None:
-        """Embeddings of the width and type of `like`, which reads the model's states or is the
-        table of its words."""
+        """The table's embeddings have the width and type of `like`: a layer that reads the model's
+        states, or the table of its words."""
         super().__init__()
         num, _ = num_slices(config.sharing, len(host.tasks))
-        width, hidden_dim, options = (
-            like.in_features if isinstance(like, nn.Linear) else like.embedding_dim,
-            config.hidden_dim,
-            weight_options(like),
-        )
+        width = like.in_features if isinstance(like, nn.Linear) else like.embedding_dim
+        hidden_dim, options = config.hidden_dim, weight_options(like)
         init_std = host.targets.linear_init_std
         self.has_layers = hidden_dim is not None
         inputs = output_width if hidden_dim is None else width
@@ -173,18 +137,9 @@ class PromptNetwork(nn.Module):
     def forward(self) -> Tensor:
         """(tasks or 1, length, output_width)."""
         if not self.has_layers:
-            return self.table.clone()  # ZeRO-3 takes the table itself away after this
+            return self.table.clone()  # ZeRO-3 empties the table itself after this
         hidden = self.table @ self.hidden_weight.mT + self.hidden_bias[:, None]
         return hidden.tanh() @ self.output_weight.mT + self.output_bias[:, None]
-
-    @torch.no_grad()
-    def bake(self) -> None:
-        """Make what the network gives the table, and drop the network."""
-        if self.has_layers:
-            self.table = nn.Parameter(self(), requires_grad=False)
-            self.has_layers = False
-            for name in ("hidden_weight", "hidden_bias", "output_weight", "output_bias"):
-                delattr(self, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +157,6 @@ class PromptTuning(LearnedEmbeddings):
         return list(network.parameters())
 
     def refusal(self, library: Library, model: Any) -> str | None:
-        """peft's prompts are T5's, and have no network."""
         if library == "peft" and not is_t5(model):
             return (
                 "peft's prompts have positions, and on BART move the text's; PromptTuning's have "
@@ -230,15 +184,6 @@ class PromptTuning(LearnedEmbeddings):
         }
         return Layout({table.name: Stored(("prompt_embeddings",))}, config)
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        cases = cls.network_cases("network", Toy.width, Toy.width)
-        refused = {
-            "Bart peft": "peft's prompts have positions, and on BART move the text's",
-            "ImageTextToText": ".* takes no prompts, .*; choose a method that extends layers",
-        }
-        return {w: replace(case, refused=case.refused | refused) for w, case in cases.items()}
-
 
 class Prompts(ModelExtension):
     """The prompts of all tasks."""
@@ -254,16 +199,15 @@ class Prompts(ModelExtension):
         return self.routing.of_rows(self.network())
 
 
-# Prompts of BART's decoder, as VL-Adapter's code has them (https://arxiv.org/abs/2112.06825). They
-# run through the decoder alone, without the encoder's states, and their keys and values stand
-# before those of the target in every self-attention. Positions of the target count on from the
-# prompts'.
-
-
 @dataclass(frozen=True, kw_only=True)
 class DecoderPromptTuning(LearnedEmbeddings):
     """Learned prompts of the decoder, which leave its targets as many positions fewer; BART only,
-    whose decoder has absolute positions."""
+    whose decoder has absolute positions.
+
+    As in VL-Adapter's code (https://arxiv.org/abs/2112.06825), they run through the decoder alone,
+    without the encoder's states, and their keys and values stand before those of the target in
+    every self-attention. Positions of the target count on from the prompts'.
+    """
 
     recomputable: ClassVar[bool] = False  # layers that run twice a pass, in two states
     libraries: ClassVar[frozenset[Library]] = frozenset({"reference"})
@@ -274,10 +218,12 @@ class DecoderPromptTuning(LearnedEmbeddings):
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put the prompts beside the model, and a place for their keys and values into every
         self-attention of the decoder."""
-        (positions,) = find_modules(host.model, host.targets, "decoder_positions").values()
-        layers = {layer_of(path) for path in host.linears("cross_attn_k")}
+        (positions,) = host.modules_of("decoder_positions").values()
+        # Layers with cross-attention are the decoder's. Two steps up from the projection
+        # `model.decoder.layers.3.self_attn.k_proj` is its layer.
+        layers = {path.rsplit(".", 2)[0] for path in host.linears("cross_attn_k")}
         keys = host.linears("attn_k")
-        decoder_keys = {path: linear for path, linear in keys.items() if layer_of(path) in layers}
+        decoder_keys = {path: k for path, k in keys.items() if path.rsplit(".", 2)[0] in layers}
         projection = next(iter(decoder_keys.values()))
         network = PromptNetwork(self, host, projection, projection.in_features)
         positions.offset += self.length  # type: ignore[assignment, operator]
@@ -290,18 +236,9 @@ class DecoderPromptTuning(LearnedEmbeddings):
         )
         return list(network.parameters())
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        cases = cls.network_cases("decoder_network", Toy.width, Toy.width)
-        refused = by_kinds("no layer of .* plays the role 'decoder_positions'")
-        return {
-            word: replace(case, families=("Bart",), refused=case.refused | refused)
-            for word, case in cases.items()
-        }
-
 
 class DecoderPrompts(ModelExtension):
-    """The prompts of all tasks, and what runs them through the decoder."""
+    """The prompts of all tasks; runs them through the decoder before each pass."""
 
     runs_layers = True
     gives_prompts = True
@@ -316,14 +253,14 @@ class DecoderPrompts(ModelExtension):
     ) -> None:
         super().__init__()
         self.decoder_network, self.routing = network, routing
-        # In a tuple, they are not this module's children: they are the model's.
+        # A tuple hides them from nn.Module: they are the model's children, not this module's.
         self.others = (decoder, positions, recorded)
 
     def forward(self) -> None:
         """Run the prompts of the tasks present; their keys and values stay in the attentions."""
         decoder, positions, recorded = self.others
         prompts = self.decoder_network()
-        # Positions count from the prompts here, and from behind them in the running batch.
+        # Here positions count from the first prompt; in the running batch, from behind the last.
         positions.offset -= prompts.shape[1]
         for prefix in recorded:
             prefix.records = True
@@ -346,7 +283,7 @@ class RecordedPrefix(nn.Module):
         self.records = False
         self.pair = MadeForBatch()
         self.tasks: list[int] = []
-        """Whose they are, in order; later some may have left the batch."""
+        """The recorded rows' tasks, in order; later passes may have fewer of them."""
 
     def forward(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """(b, heads, s, d) keys and values -> (b, heads, p + s, d)."""
@@ -357,8 +294,3 @@ class RecordedPrefix(nn.Module):
             return keys, values
         before = [self.routing.of_present(tensor, self.tasks) for tensor in self.pair.value]
         return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
-
-
-def layer_of(path: str) -> str:
-    """`model.decoder.layers.3.self_attn.k_proj` -> model.decoder.layers.3."""
-    return path.rsplit(".", 2)[0]

@@ -25,25 +25,25 @@ import torch
 from torch import Tensor, nn
 
 from vlds.models.methods.adapter import Adapter
-from vlds.models.methods.base import Case, Library, Method, Toy
+from vlds.models.methods.base import Library, Method
 from vlds.models.methods.context import Revision, Trained
 from vlds.models.methods.host import Host, extended_linears
 from vlds.models.methods.lora import LoRA
 from vlds.runtime.checks import Count, Limits
 
-REASON = "layers have unlike widths; `vlds convert merge` pads adapters and folds LoRA"
+UNLIKE_WIDTHS = "layers have unlike widths; `vlds convert merge` pads adapters and folds LoRA"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shrinking(Method):
     """Adapters, or LoRA, that lose neurons, or ranks, while they train."""
 
-    reasons: ClassVar[Mapping[Library, str]] = {"peft": REASON, "adapters": REASON}
+    reasons: ClassVar[Mapping[Library, str]] = {"peft": UNLIKE_WIDTHS, "adapters": UNLIKE_WIDTHS}
 
     of: Method = field(default_factory=Adapter)
     """Adapter or LoRA as it begins, one for all tasks (`sharing: single`)."""
     cycles: Count = 3
-    """How often neurons are removed, evenly spread over the run's steps."""
+    """Number of times that neurons are removed, evenly spread over the run's steps."""
     removed: Annotated[float, Limits(0, 1, above_least=True, below_most=True)] = 0.5
     """Share of the remaining neurons that each cycle removes."""
     relative: bool = False
@@ -90,34 +90,21 @@ class Shrinking(Method):
         """LoRA is added to the weights. Adapters become plain ones as wide as the widest, with
         neurons of zeros."""
         if isinstance(self.of, LoRA):
+            # A product of thinner matrices has the same size, so that it folds as it is.
             return replace(self.of, part=self.part).merge(name, model, tasks)
         assert isinstance(self.of, Adapter)
         modules: list[Any] = [linear.extensions[name] for linear in extended_linears(model, name)]
         reduction = min(module.width // max(1, num_neurons(module)) for module in modules)
         for module in modules:
             for leaf, dim in module.neurons.items():
-                wide = padded(getattr(module, leaf), dim, module.width // reduction)
-                replace_leaf(module, leaf, wide)
+                weight = getattr(module, leaf)
+                lacking = list(weight.shape)
+                lacking[dim] = module.width // reduction - lacking[dim]
+                replace_leaf(module, leaf, torch.cat([weight, weight.new_zeros(lacking)], dim))
         adapter = replace(
             self.of, reduction=reduction, part=self.part, learning_rate=self.learning_rate
         )
         return {name: adapter}
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        lora = LoRA(rank=4, alpha=8.0, dropout=0.0, train_biases=False)
-        return {
-            "": Case(
-                cls(of=Adapter(reduction=4)),
-                Toy.places * (Toy.down + Toy.up),
-                "down_weight up_weight",
-                "down_bias up_bias",
-                merged=(Adapter,),
-            ),
-            "LoRA": Case(
-                cls(of=lora), 3 * Toy.layers * 2 * 4 * 2 * Toy.width, "a b", starts_frozen=True
-            ),
-        }
 
 
 class Shrinkage(Revision):
@@ -129,24 +116,34 @@ class Shrinkage(Revision):
         self.config, self.modules = config, modules
         own = {parameter for module in modules for parameter in module.parameters()}
         self.beside = [parameter for parameter in trained if parameter not in own]
-        """What trains and does not shrink, such as the backbone's biases."""
+        """Weights that train and do not shrink, such as the backbone's biases."""
         self.num_neurons = sum(map(num_neurons, modules))
         """Neurons at the beginning of the run."""
 
     def steps(self, num_steps: int) -> Sequence[int]:
+        # The run's parts are even, one more than cycles: the last one trains what is left.
         cycles = self.config.cycles
         return [num_steps * cycle // (cycles + 1) for cycle in range(1, cycles + 1)]
 
     def left(self, cycle: int) -> int:
         """Neurons that a cycle, from 1 on, leaves."""
         share = (1 - self.config.removed) ** cycle
+        # The product may be just below a whole number that it should be.
         return math.floor(self.num_neurons * share + 1e-9)
 
     def revise(
         self, step: int, num_steps: int, state: Mapping[nn.Parameter, Trained]
     ) -> Mapping[nn.Parameter, Trained | None]:
+        scores = []
+        for module in self.modules:
+            # One task's matrices, neurons first: the tasks' dimension, 0, is taken away.
+            weights = [
+                state[parameter]["fp32"][0].movedim(dim - 1, 0)
+                for leaf, dim in module.neurons.items()
+                if (parameter := getattr(module, leaf)) in state and not leaf.endswith("bias")
+            ]
+            scores.append(importance(weights, self.config.relative) if weights else [])
         cycle = self.steps(num_steps).index(step) + 1
-        scores = [self.scores(module, state) for module in self.modules]
         kept = survivors(scores, self.left(cycle))
         revised: dict[nn.Parameter, Trained | None] = dict(state)
         for module, places in zip(self.modules, kept, strict=True):
@@ -154,6 +151,7 @@ class Shrinkage(Revision):
             for leaf, dim in module.neurons.items():
                 if (old := revised.pop(getattr(module, leaf), None)) is None:
                     continue  # the layer has lost its last neuron before
+                # AdamW's moments are cut like the weight, so that what stays trains on unchanged.
                 new = {key: t.index_select(dim, index) for key, t in old.items()}
                 weight = replace_leaf(module, leaf, new["fp32"])
                 if isinstance(weight, nn.Parameter):
@@ -165,21 +163,13 @@ class Shrinkage(Revision):
             for leaf, dim in module.neurons.items():
                 parameter = getattr(module, leaf)
                 shape = list(whole_shape(parameter))
+                # Weights without elements are buffers, which `saved` does not hold.
                 width = saved[parameter][dim] if parameter in saved else 0
                 if width < shape[dim]:
                     shape[dim] = width
                     replace_leaf(module, leaf, torch.zeros(shape))
         own = [parameter for module in self.modules for parameter in module.parameters()]
         return own + self.beside
-
-    def scores(self, module: Any, state: Mapping[nn.Parameter, Trained]) -> list[float]:
-        """The importance of a layer's neurons."""
-        weights = [
-            state[parameter]["fp32"][0].movedim(dim - 1, 0)
-            for leaf, dim in module.neurons.items()
-            if (parameter := getattr(module, leaf)) in state and not leaf.endswith("bias")
-        ]
-        return importance(weights, self.config.relative) if weights else []
 
 
 def importance(weights: Sequence[Tensor], relative: bool) -> list[float]:
@@ -194,8 +184,9 @@ def importance(weights: Sequence[Tensor], relative: bool) -> list[float]:
 
 
 def survivors(scores: Sequence[Sequence[float]], number: int) -> list[list[int]]:
-    """Of each layer, the neurons that are among the `number` most important of all layers; of equal
-    ones, those of earlier layers and places stay."""
+    """Each layer's neurons that are among the `number` most important of all layers; of equally
+    important ones, those of earlier layers and places stay."""
+    # By -score, so that of equal scores the smaller layer and place come first.
     order = sorted(
         (
             (-score, layer, place)
@@ -233,10 +224,3 @@ def replace_leaf(module: nn.Module, leaf: str, value: Tensor) -> Tensor:
     new = nn.Parameter(value)
     module.register_parameter(leaf, new)
     return new
-
-
-def padded(weight: Tensor, dim: int, width: int) -> Tensor:
-    """A weight with so many neurons, the new ones zeros."""
-    shape = list(weight.shape)
-    shape[dim] = width - shape[dim]
-    return torch.cat([weight, weight.new_zeros(shape)], dim)

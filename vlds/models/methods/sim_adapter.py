@@ -13,6 +13,8 @@ As the original code, but for these: the guide there takes a softmax of the prob
 never reaches 0; it averages over a batch with its padding, here over an example's real tokens. Our
 adapters stand before the residual connection, which therefore comes on top of out, as it does
 behind any adapter.
+
+`read_method` and `read_adapter` read the artifacts of other runs; HyperPELT reads by them too.
 """
 
 from __future__ import annotations
@@ -28,144 +30,16 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vlds.models.methods.adapter import Adapter, AdapterModule
-from vlds.models.methods.base import Case, Library, Method, Toy
+from vlds.models.methods.base import Library, Method
 from vlds.models.methods.context import BatchLoss, Predicted
 from vlds.models.methods.host import Host, LinearExtension, weight_options
 from vlds.runtime.checks import MadeForBatch, Natural, NotNegative, check_numbers
 from vlds.runtime.json_files import DESCRIPTION, damage, recorded_hash
 from vlds.runtime.yaml_file import read_yaml
 
-# What a method takes from artifacts of other runs: their adapters, or their networks.
-#
-# Uses: fusion over the adapters of several runs; a start from the adapters or networks of another
-# run.
-
-
-WEIGHTS, RECIPE = "weights.safetensors", "recipe.yaml"
-
-
-@dataclass(frozen=True)
-class RunMethod:
-    """A method of another run."""
-
-    settings: Mapping[str, Any]
-    """Its fields, as plain values."""
-    tasks: list[str]
-    """The run's tasks, in the order of stacked weights."""
-    tensors: Mapping[str, Mapping[str, Tensor]]
-    """Layer of the backbone, empty for what stands beside it -> name of a tensor in the method's
-    module there -> tensor."""
-
-
-def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
-    """The one method of a kind that a run has on its backbone.
-
-    Errors: ValueError if the run has no artifact, or not exactly one such method, and ends in
-    `cure`; or if a weight is not finite.
-    """
-    folder = artifact_of(run)
-    if (wrong := damage(folder, (RECIPE, WEIGHTS))) is not None:
-        raise ValueError(f"artifact {folder}: {wrong}; copy it again from where it was trained")
-    recipe = read_yaml(folder / RECIPE)
-    try:
-        kinds = {name: str(entry["class_path"]) for name, entry in recipe["methods"].items()}
-        settings = {name: dict(entry["init_args"]) for name, entry in recipe["methods"].items()}
-        tasks = list(recipe["tasks"])
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(f"artifact {folder}: {RECIPE} is no recipe of a run; {cure}") from None
-    on_backbone = {name for name, own in settings.items() if own.get("part") == "backbone"}
-    names = [name for name in kinds if kinds[name] == kind.__name__ and name in on_backbone]
-    if len(names) != 1:
-        raise ValueError(f"{run}: its methods are {', '.join(kinds.values()) or 'none'}; {cure}")
-    pattern = re.compile(rf"backbone\.(?:(.+)\.)?extensions\.{re.escape(names[0])}\.(.+)")
-    tensors: dict[str, dict[str, Tensor]] = {}
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (safetensors' file is no mapping)
-            if match := pattern.fullmatch(key):
-                tensors.setdefault(match[1] or "", {})[match[2]] = tensor = file.get_tensor(key)
-                if not tensor.isfinite().all():
-                    raise ValueError(f"{run}: {key} is not finite; name another run")
-    return RunMethod(settings[names[0]], tasks, tensors)
-
-
-def artifact_of(run: Path) -> Path:
-    """The folder of a run's artifact.
-
-    Errors: ValueError if there is none.
-    """
-    folder = run / "artifact" if (run / "artifact" / DESCRIPTION).exists() else run
-    if not (folder / DESCRIPTION).exists():
-        raise ValueError(f"{run} holds no artifact; name the folder that `vlds train` wrote")
-    return folder
-
-
-def weights_hash(run: Path) -> str:
-    """SHA-256 of the weights of a run's artifact, as its manifest has it."""
-    return recorded_hash(artifact_of(run), WEIGHTS)
-
-
-@dataclass(frozen=True)
-class RunAdapter:
-    """The adapters of one run, or of one of its tasks."""
-
-    method: Adapter
-    """Their settings, as those of adapters that all tasks share."""
-    tensors: Mapping[str, Mapping[str, Tensor]]
-    """Layer of the backbone -> name of a tensor in the module behind it -> tensor, with one slice
-    where tensors are stacked."""
-
-    def behind(self, path: str) -> Mapping[str, Tensor]:
-        """The tensors behind a layer of the part that methods tune, which may be the backbone or
-        lie inside it."""
-        layers = (layer for layer in self.tensors if f".{layer}".endswith(f".{path}"))
-        return next((self.tensors[layer] for layer in layers), {})
-
-
-def read_adapter(run: Path, task: str) -> RunAdapter:
-    """The adapters of a run; those of `task`, if the run has some for each task.
-
-    Errors: ValueError if the run has no artifact, not exactly one Adapter on its backbone, or no
-    such task.
-    """
-    found = read_method(
-        run,
-        Adapter,
-        "name a run with one Adapter on its backbone (`vlds convert merge` makes Compacter, "
-        "LowRankAdapter, Hyperformer and Mixture one)",
-    )
-    try:
-        check_numbers(Adapter, found.settings)
-        method = Adapter(**found.settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{run}: its Adapter has settings that this vlds cannot use ({error}); take the "
-            "version of vlds that wrote it"
-        ) from None
-    number = slice_of(method, found.tasks, task, run)
-    tensors = {
-        layer: {
-            name: tensor[number : number + 1] if "norm" not in name and len(tensor) > 1 else tensor
-            for name, tensor in own.items()
-        }
-        for layer, own in found.tensors.items()
-    }
-    return RunAdapter(replace(method, sharing="single", learning_rate=None), tensors)
-
-
-def slice_of(method: Adapter, tasks: list[str], task: str, run: Path) -> int:
-    """Number of a task's slice of stacked weights."""
-    if method.sharing == "single":
-        return 0
-    if task not in tasks:
-        raise ValueError(
-            f"{run}: its adapters are one for each task, and it has no task {task}; name one of "
-            f"{', '.join(tasks)}"
-        )
-    return tasks.index(task)
-
-
 OFF_DIAGONAL = 1e-6
-"""Of W_v at first."""
+"""W_v's first entries off the diagonal."""
+WEIGHTS, RECIPE = "weights.safetensors", "recipe.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +85,8 @@ class SimAdapter(Method):
         Errors: ValueError if a run has none.
         """
         if self.adapters:
-            adapters = {name: self.adapters[name] for name in sorted(self.adapters)}
-            return {n: RunAdapter(m, {}) for n, m in adapters.items() if isinstance(m, Adapter)}
+            adapters = sorted(self.adapters.items())
+            return {name: RunAdapter(m, {}) for name, m in adapters if isinstance(m, Adapter)}
         return {name: read_adapter(Path(self.runs[name]), name) for name in sorted(self.runs)}
 
     def check_steps(self, num_steps: int) -> None:
@@ -229,7 +103,6 @@ class SimAdapter(Method):
         return replace(self, runs={}, adapters=adapters)
 
     def source_hashes(self) -> Mapping[str, str]:
-        """Of the runs."""
         return {f"runs.{name}": weights_hash(Path(run)) for name, run in self.runs.items()}
 
     def attach(self, host: Host) -> list[nn.Parameter]:
@@ -264,25 +137,61 @@ class SimAdapter(Method):
             for name, run in runs.items()
         }
         first = next(iter(places))
-        for name, own in places.items():
-            if own.keys() != places[first].keys():
-                odd = sorted(own.keys() ^ places[first].keys())[0]
+        for name, layers in places.items():
+            if layers.keys() != places[first].keys():
+                odd = sorted(layers.keys() ^ places[first].keys())[0]
                 raise ValueError(
                     f"runs: {first} and {name} have adapters at unlike places (only one has them "
                     f"at {odd}); give them the same attention and cross_attention"
                 )
         return places[first]
 
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """Two runs, as an artifact has them."""
-        narrow = Adapter(reduction=8, activation="relu")
-        num = Toy.places * (3 * Toy.width**2 + 2 * Toy.width)
-        return {"": Case(cls(adapters={"gqa": Adapter(reduction=4), "vqa": narrow}), num)}
+
+class FusionModule(LinearExtension):
+    """The adapters of all runs behind one layer, and the attention over them."""
+
+    def __init__(
+        self, path: str, linear: nn.Linear, runs: Mapping[str, RunAdapter], host: Host
+    ) -> None:
+        super().__init__()
+        # Some models of one stack call it decoder, too.
+        has_two = "cross_attn_out" in host.targets.paths
+        self.context, self.in_decoder = host.context, has_two and "decoder" in path.split(".")
+        self.candidates = nn.ModuleDict()
+        """Each run's adapter, whose weights do not train."""
+        for name, run in runs.items():
+            module = AdapterModule(run.method, linear, replace(host, tasks=["all"]))
+            self.candidates[name] = module
+            if not run.tensors:  # in the recipe of an artifact, which holds the weights
+                continue
+            # The part that methods tune may be the backbone or lie inside it, where paths are
+            # shorter than those of the run.
+            layers = (layer for layer in run.tensors if f".{layer}".endswith(f".{path}"))
+            state, stored = module.state_dict(), next((run.tensors[n] for n in layers), {})
+            ours, theirs = ({n: tuple(t.shape) for n, t in o.items()} for o in (state, stored))
+            if ours != theirs:
+                raise ValueError(
+                    f"runs: an adapter behind {path} has {theirs or 'no tensors'}, and the model "
+                    f"needs {ours}; take runs of the same backbone"
+                )
+            if not linear.weight.is_meta:
+                module.load_state_dict(stored)
+        self.fusion = Fusion(linear.out_features, weight_options(linear))
+        self.noted = MadeForBatch()
+        """Log of the attention (b, l, n) and the distance of W_v, in training."""
+
+    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """(b, l, d) -> (b, l, d)."""
+        candidates = [adapter(inputs, outputs) for adapter in self.candidates.values()]
+        states: Tensor
+        states, log_attention = self.fusion(outputs, torch.stack(candidates, -2))
+        if self.context.training:
+            self.noted.value = log_attention, self.fusion.distance()
+        return states
 
 
 class Fusion(nn.Module):
-    """Attention of states over candidates."""
+    """Attention of states over candidates. Shapes: b rows, l tokens, n candidates, d width."""
 
     def __init__(self, width: int, options: dict[str, Any]) -> None:
         super().__init__()
@@ -305,54 +214,6 @@ class Fusion(nn.Module):
         return (eye - weight).square().sum()
 
 
-class FusionModule(LinearExtension):
-    """The adapters of all runs behind one layer, and the attention over them."""
-
-    def __init__(
-        self, path: str, linear: nn.Linear, runs: Mapping[str, RunAdapter], host: Host
-    ) -> None:
-        super().__init__()
-        # Some models of one stack call it decoder, too.
-        has_two = "cross_attn_out" in host.targets.paths
-        self.context, self.in_decoder = host.context, has_two and "decoder" in path.split(".")
-        one_task = replace(host, tasks=["all"])
-        self.candidates = nn.ModuleDict(
-            {name: frozen(run, path, linear, one_task) for name, run in runs.items()}
-        )
-        self.fusion = Fusion(linear.out_features, weight_options(linear))
-        self.noted = MadeForBatch()
-        """Log of the attention (b, l, n) and the distance of W_v, in training."""
-
-    def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        """(b, l, d) -> (b, l, d)."""
-        candidates = [adapter(inputs, outputs) for adapter in self.candidates.values()]
-        states: Tensor
-        states, log_attention = self.fusion(outputs, torch.stack(candidates, -2))
-        if self.context.training:
-            self.noted.value = log_attention, self.fusion.distance()
-        return states
-
-
-def frozen(run: RunAdapter, path: str, linear: nn.Linear, host: Host) -> AdapterModule:
-    """A run's adapter behind a layer; its weights do not train.
-
-    Errors: ValueError if the run has other tensors there.
-    """
-    module = AdapterModule(run.method, linear, host)
-    state = module.state_dict()
-    if run.tensors:
-        found = run.behind(path)
-        ours, theirs = ({n: tuple(t.shape) for n, t in each.items()} for each in (state, found))
-        if ours != theirs:
-            raise ValueError(
-                f"runs: an adapter behind {path} has {theirs or 'no tensors'}, and the model needs "
-                f"{ours}; take runs of the same backbone"
-            )
-        if not linear.weight.is_meta:
-            module.load_state_dict(found)
-    return module
-
-
 class FusionLoss(BatchLoss):
     """The guide, and the distance of W_v from the identity."""
 
@@ -364,9 +225,9 @@ class FusionLoss(BatchLoss):
         host: Host,
     ) -> None:
         self.config, self.modules, self.context = config, modules, host.context
-        own = [names.index(task) if task in names else -1 for task in host.tasks]
-        # With numbers too where the model is built without, as `vlds plan` does.
-        self.own = torch.tensor(own, device="cpu")
+        guides = [names.index(task) if task in names else -1 for task in host.tasks]
+        # On the CPU even where a model is built on the meta device, as `vlds plan` does.
+        self.guides = torch.tensor(guides, device="cpu")
         """(tasks,) number of the run that guides a task; -1: none."""
 
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:
@@ -374,29 +235,26 @@ class FusionLoss(BatchLoss):
         noted = [module.noted.take() for module in self.modules]
         distance = torch.stack([distance for _, distance in noted]).sum()
         added = (self.config.orthogonality * distance).expand(len(is_label))
-        if (weight := self.guide_weight()) > 0:
+        decay = self.config.guide_decay_steps
+        left = max(0.0, 1 - self.context.step / decay) if decay else 1.0
+        if (weight := self.config.guide * left) > 0:
             # Behind the batch's rows there may be one that keeps ranks in step.
             num = len(is_label)
-            own = self.own.to(is_label.device)[self.context.routing.task_of_rows()[:num]]
+            guides = self.context.routing.of_rows(self.guides.to(is_label.device))[:num]
             for module, (log_attention, _) in zip(self.modules, noted, strict=True):
                 real = is_label if module.in_decoder else self.context.token_mask
                 assert real is not None, "the model says which of its tokens are real"
                 if log_attention.ndim == 2:  # all tokens in one line
                     log_attention = log_attention.unflatten(0, (len(real), -1))
                 shares = log_mean(log_attention[:num], real[:num])
-                added = added + weight * guide_loss(shares, own)
-        # A mean over an example's labels, as its likelihood is: of a sum.
+                added = added + weight * guide_loss(shares, guides)
+        # In the unit of an example's summed nll, which the run divides by its labels.
         return added * is_label.sum(1)
-
-    def guide_weight(self) -> float:
-        """Weight of the guide in the running step."""
-        decay = self.config.guide_decay_steps
-        left = max(0.0, 1 - self.context.step / decay) if decay else 1.0
-        return self.config.guide * left
 
 
 def log_mean(log_attention: Tensor, real: Tensor) -> Tensor:
     """(b, l, n) -> (b, n): log of the mean of attention over an example's real tokens (b, l)."""
+    # log(sum / count), all in logs: a share of 1e-30 keeps its gradient.
     padding, lowest = ~real.bool()[..., None], torch.finfo(log_attention.dtype).min
     total = log_attention.masked_fill(padding, lowest).logsumexp(1)
     return total - real.sum(1, keepdim=True).clamp(min=1).log()
@@ -406,3 +264,115 @@ def guide_loss(log_attention: Tensor, own: Tensor) -> Tensor:
     """(b, n) and the number of each example's run (b,), -1 for none -> (b,) -log of its share."""
     log_shares = log_attention.gather(1, own.clamp(min=0)[:, None])[:, 0]
     return torch.where(own >= 0, -log_shares, 0.0)
+
+
+@dataclass(frozen=True)
+class RunAdapter:
+    """The adapters of one run, or of one of its tasks."""
+
+    method: Adapter
+    """Their settings, with `sharing: single`, since the tensors are one task's."""
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """Layer of the backbone -> name of a tensor in the module behind it -> tensor, with one slice
+    where tensors are stacked."""
+
+
+def read_adapter(run: Path, task: str) -> RunAdapter:
+    """The adapters of a run; those of `task`, if the run has some for each task.
+
+    Errors: ValueError if the run has no artifact, not exactly one Adapter on its backbone, or no
+    such task.
+    """
+    run_method = read_method(
+        run,
+        Adapter,
+        "name a run with one Adapter on its backbone (`vlds convert merge` makes Compacter, "
+        "LowRankAdapter, Hyperformer and Mixture one)",
+    )
+    try:
+        check_numbers(Adapter, run_method.settings)
+        method = Adapter(**run_method.settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{run}: its Adapter has settings that this vlds cannot use ({error}); take the "
+            "version of vlds that wrote it"
+        ) from None
+    number = 0
+    if method.sharing != "single":
+        if task not in run_method.tasks:
+            raise ValueError(
+                f"{run}: its adapters are one for each task, and it has no task {task}; name one "
+                f"of {', '.join(run_method.tasks)}"
+            )
+        number = run_method.tasks.index(task)
+    tensors = {
+        layer: {
+            name: tensor[number : number + 1] if "norm" not in name and len(tensor) > 1 else tensor
+            for name, tensor in leaves.items()
+        }
+        for layer, leaves in run_method.tensors.items()
+    }
+    return RunAdapter(replace(method, sharing="single", learning_rate=None), tensors)
+
+
+@dataclass(frozen=True)
+class RunMethod:
+    """A method of another run."""
+
+    settings: Mapping[str, Any]
+    """The method's fields, as plain values."""
+    tasks: list[str]
+    """The run's tasks, in the order of stacked weights."""
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """Layer of the backbone, empty for what stands beside it -> name of a tensor in the method's
+    module there -> tensor."""
+
+
+def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
+    """The one method of a kind that a run has on its backbone.
+
+    Errors: ValueError if the run has no artifact, or not exactly one such method, and ends in
+    `cure`; or if a weight is not finite.
+    """
+    # Checked by the hashes of the manifest before anything of it is read.
+    folder = artifact_of(run)
+    if (wrong := damage(folder, (RECIPE, WEIGHTS))) is not None:
+        raise ValueError(f"artifact {folder}: {wrong}; copy it again from where it was trained")
+    recipe = read_yaml(folder / RECIPE)
+    try:
+        kinds = {name: str(entry["class_path"]) for name, entry in recipe["methods"].items()}
+        settings = {name: dict(entry["init_args"]) for name, entry in recipe["methods"].items()}
+        tasks = list(recipe["tasks"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError(f"artifact {folder}: {RECIPE} is no recipe of a run; {cure}") from None
+    # Artifacts' recipes name every field, the default part too.
+    on_backbone = {name for name, fields in settings.items() if fields.get("part") == "backbone"}
+    names = [name for name in kinds if kinds[name] == kind.__name__ and name in on_backbone]
+    if len(names) != 1:
+        raise ValueError(f"{run}: its methods are {', '.join(kinds.values()) or 'none'}; {cure}")
+    # `backbone.LAYER.extensions.NAME.LEAF`, or without a layer for what stands beside the model.
+    pattern = re.compile(rf"backbone\.(?:(.+)\.)?extensions\.{re.escape(names[0])}\.(.+)")
+    tensors: dict[str, dict[str, Tensor]] = {}
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (safetensors' file is no mapping)
+            if match := pattern.fullmatch(key):
+                tensors.setdefault(match[1] or "", {})[match[2]] = tensor = file.get_tensor(key)
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{run}: {key} is not finite; name another run")
+    return RunMethod(settings[names[0]], tasks, tensors)
+
+
+def artifact_of(run: Path) -> Path:
+    """The folder of a run's artifact.
+
+    Errors: ValueError if there is none.
+    """
+    folder = run / "artifact" if (run / "artifact" / DESCRIPTION).exists() else run
+    if not (folder / DESCRIPTION).exists():
+        raise ValueError(f"{run} holds no artifact; name the folder that `vlds train` wrote")
+    return folder
+
+
+def weights_hash(run: Path) -> str:
+    """SHA-256 of the weights of a run's artifact, as its manifest has it."""
+    return recorded_hash(artifact_of(run), WEIGHTS)

@@ -11,6 +11,8 @@ classes that these vote for:
 
 Only the residuals t1, t2, k+, n, k- train, each classes x width and 0 at first; s is the model's
 own scale (100 in CLIP, where the original code has 100 and 15).
+
+Shapes: b rows, c classes, k shots of each class, d width of the embeddings.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from vlds.models.methods.host import Host
 from vlds.models.methods.tip_adapter import (
     CacheExtension,
     CacheMethod,
-    Place,
+    HeadPlace,
     cache_logits,
     negative_keys,
     shot_weights,
@@ -38,12 +40,13 @@ from vlds.runtime.checks import Count, MadeForBatch, NotNegative, Positive, Shar
 from vlds.schema import OptimizerRule
 
 TEMPLATE_SHARE = 0.45
-"""Of the prototypes of templates in the mixture with those of descriptions."""
+"""Share of the templates' prototypes in the mixture with those of descriptions."""
 NEGATIVE_SCALE = 0.15
-"""Of the negative text's logits, relative to the positive text's."""
+"""Scale of the negative text's logits, relative to the positive text's."""
 MARGIN = 4.0
 """Divides 1 - cosine of two prototypes: the margin between their distances."""
 TINY = 1e-7
+"""`eps` of the cosines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class SimNL(CacheMethod):
     alpha: NotNegative = 3.0
     """Factor of the cached embeddings' logits."""
     beta: NotNegative = 1.0
-    """How quickly these fall with the distance."""
+    """Rate at which these fall with the distance."""
     share: Share = 0.75
     """Share of the positive logits; 1: no negative ones."""
     temperature: Positive | None = 1.0
@@ -64,14 +67,17 @@ class SimNL(CacheMethod):
     reranking: NotNegative = 1.0
     """Weight of the loss that keeps a picture nearer to its class than to the nearest ones."""
     neighbours: Count = 3
-    """How many of the nearest prototypes this loss compares."""
+    """Number of the nearest prototypes that this loss compares."""
     consistency: NotNegative = 8.0
     """Weight of the loss that keeps the prototypes near those without residuals."""
     negative_rate: NotNegative = 5.0
     """Factor of the learning rate of the negative residuals."""
 
     def attach(self, host: Host) -> list[nn.Parameter]:
-        """As `CacheMethod.put`; adds to the loss."""
+        """Put the residuals beside the texts of the run's task with classes, and add to the loss.
+
+        Errors: ValueError if there is no such task, or its number of shots is unknown.
+        """
         module, place = self.put(host, SimNLModule)
         host.batch_losses.append(SimNLLoss(self, module, place))
         return list(module.parameters())
@@ -126,6 +132,7 @@ class SimNLModule(CacheExtension):
         names += ["negative_text", "negative_key"] if config.share < 1 else []
         for name in names:
             setattr(self, name, nn.Parameter(torch.zeros(num_classes, width, **options)))
+        # The first three are positive, the others negative.
         rates = {name: OptimizerRule(rate=config.negative_rate) for name in names[3:]}
         self.optimizer_rules = dict.fromkeys(names, OptimizerRule()) | rates
         self.noted = MadeForBatch()
@@ -138,25 +145,24 @@ class SimNLModule(CacheExtension):
 
     def logits(self, images: Tensor, texts: ClassTexts) -> Logits:
         """All parts of the logits."""
-        config, scale = self.config, NEGATIVE_SCALE * texts.scale
+        config, cached = self.config, self.keys.to(images)
         absent = unit(texts.negative + self.negative_text)
-        own_keys = self.keys.to(images)
-        keys = unit(negative_keys(own_keys) + self.negative_key[:, None])
-        likeness = images @ keys.flatten(0, 1).mT
-        temperature = config.temperature if config.weighted_negatives else None
-        weights = shot_weights(own_keys, temperature)
-        cached = cache_logits((-config.beta * likeness).exp(), weights, config.alpha)
-        text = scale * (1 - images @ absent.mT)
-        return Logits(*self.positive(images, texts), text, cached)
+        by_text = NEGATIVE_SCALE * texts.scale * (1 - images @ absent.mT)
+        keys = unit(negative_keys(cached) + self.negative_key[:, None]).flatten(0, 1)
+        # A picture that is like the other classes' shots speaks against the class.
+        affinity = (-config.beta * (images @ keys.mT)).exp()
+        weights = shot_weights(cached, config.temperature if config.weighted_negatives else None)
+        by_shots = cache_logits(affinity, weights, config.alpha)
+        return Logits(*self.positive(images, texts), by_text, by_shots)
 
     def positive(self, images: Tensor, texts: ClassTexts) -> tuple[Tensor, Tensor]:
         """The logits by the classes' texts, and those by the cached embeddings."""
-        config = self.config
-        keys = unit(self.keys.to(images) + self.key[:, None]).flatten(0, 1)
+        config, cached = self.config, self.keys.to(images)
+        keys = unit(cached + self.key[:, None]).flatten(0, 1)
         affinity = (-config.beta * (1 - images @ keys.mT)).exp()
-        weights = shot_weights(self.keys.to(images), config.temperature)
-        cached = cache_logits(affinity, weights, config.alpha)
-        return texts.scale * (images @ self.prototypes(texts).mixed().mT), cached
+        weights = shot_weights(cached, config.temperature)
+        by_text = texts.scale * (images @ self.prototypes(texts).mixed().mT)
+        return by_text, cache_logits(affinity, weights, config.alpha)
 
     def prototypes(self, texts: ClassTexts) -> Prototypes:
         """The texts that are compared with pictures."""
@@ -166,9 +172,9 @@ class SimNLModule(CacheExtension):
 
 
 class SimNLLoss(BatchLoss):
-    """What is added to the cross-entropy."""
+    """The two terms beside the cross-entropy."""
 
-    def __init__(self, config: SimNL, module: SimNLModule, place: Place) -> None:
+    def __init__(self, config: SimNL, module: SimNLModule, place: HeadPlace) -> None:
         self.config, self.module, self.place = config, module, place
 
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:
@@ -185,6 +191,7 @@ def reranking(images: Tensor, prototypes: Tensor, labels: Tensor, neighbours: in
     """(b,) of images (b, d), prototypes (c, d), labels (b,): the hinge loss between an image's
     distance to its class's prototype and those to the nearest prototypes (which may include the
     class's), with a margin that grows with the angle between the prototypes; a mean over these."""
+    # Through a matrix product, small distances would be rounding errors.
     distances = torch.cdist(images, prototypes, compute_mode="donot_use_mm_for_euclid_dist")
     own = distances.gather(1, labels[:, None])
     near, numbers = distances.topk(min(neighbours, len(prototypes)), largest=False)
@@ -193,7 +200,7 @@ def reranking(images: Tensor, prototypes: Tensor, labels: Tensor, neighbours: in
 
 
 def consistency(prototypes: Prototypes, texts: ClassTexts) -> Tensor:
-    """How far the mixed prototypes (c, d) are from the texts: 1 - cosine, averaged. As in the
+    """Distance of the mixed prototypes (c, d) from the texts: 1 - cosine, averaged. As in the
     original code, each of the d cosines is taken over the classes, not over the embedding."""
     mixed, shares = prototypes.mixed(), (TEMPLATE_SHARE, 1 - TEMPLATE_SHARE)
     pairs = zip(shares, (texts.template, texts.described), strict=True)

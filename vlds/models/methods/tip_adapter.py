@@ -5,12 +5,18 @@ training pictures vote for their classes L beside the classes' texts W, and trai
 
 Before training, SimNL with `share: 1` and `temperature: null` computes the same if the classes have
 no descriptions.
+
+The first half of this file is what few-shot classifiers on a dual encoder have in common, SimNL and
+APoLLo too: the head that they extend, and a cache of image embeddings with their classes.
+
+Shapes: b rows, c classes, k shots of each class, d width of the embeddings. All embeddings have
+length 1 unless said.
 """
 
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -18,31 +24,24 @@ import torch
 from torch import Tensor, nn
 
 from vlds.models.heads.texts import ClassExtension, ClassTexts, TextClasses, unit
-from vlds.models.methods.base import Case, Method, by_kinds
+from vlds.models.methods.base import Method
 from vlds.models.methods.context import Predicted
 from vlds.models.methods.host import Host, states_type
 from vlds.runtime.checks import Natural, NotNegative
 from vlds.schema import OptimizerRule, OptimizerRules
 
-# What few-shot classifiers on a dual encoder have in common: the head that they extend, and a
-# cache of image embeddings with their classes.
-#
-# Shapes: b rows, c classes, k shots of each class, d width of the embeddings. All embeddings have
-# length 1 unless said.
-
-
 Module = TypeVar("Module", bound="CacheExtension")
 
 
-class Place(NamedTuple):
+class HeadPlace(NamedTuple):
     """The head that a few-shot classifier extends."""
 
     task: str
     head: TextClasses
     number: int
-    """Of the task among those with a head."""
+    """The task's number among those with a head."""
     options: dict[str, Any]
-    """Type of new weights."""
+    """Keyword arguments for new weights: their type."""
 
     def attach(self, name: str, extension: ClassExtension) -> None:
         """Put a method's module into the head.
@@ -65,19 +64,13 @@ class Place(NamedTuple):
         return predicted.classes[self.number].targets.argmax(1)
 
 
-def dual_encoder_cases(method: Method) -> Mapping[str, Case]:
-    """The case of a classifier, for the contract tests of models that write answers."""
-    refused = by_kinds("it learns the classes of one task, .*; give .* of a DualEncoder a TextHead")
-    return {"": Case(method, refused=refused, families=())}
-
-
-def find_place(host: Host) -> Place:
+def find_place(host: Host) -> HeadPlace:
     """The run's task with classes told by texts.
 
     Errors: ValueError if there is none, or several.
     """
     found = [
-        Place(task, head, number, {"dtype": states_type(host.model)})
+        HeadPlace(task, head, number, {"dtype": states_type(host.model)})
         for number, (task, head) in enumerate(host.heads.items())
         if isinstance(head, TextClasses)
     ]
@@ -88,19 +81,6 @@ def find_place(host: Host) -> Place:
             "one task of a DualEncoder a TextHead"
         )
     return found[0]
-
-
-def num_shots(host: Host, place: Place) -> int:
-    """Pictures of each class that the place's task trains on.
-
-    Errors: ValueError if that is not set.
-    """
-    if place.task not in host.shots:
-        raise ValueError(
-            f"it keeps the embeddings of the training pictures, equally many of each class; set "
-            f"tasks.{place.task}.shots"
-        )
-    return host.shots[place.task]
 
 
 class CacheExtension(ClassExtension, ABC):
@@ -117,33 +97,34 @@ class CacheExtension(ClassExtension, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheMethod(Method, ABC):
-    """What methods with a cache have in common."""
+    """Base of methods with a cache."""
 
     needs_whole_model: ClassVar[bool] = True
 
     alpha: NotNegative = 1.0
     """Factor of the cached embeddings' logits."""
     beta: NotNegative = 5.5
-    """How quickly these fall with the distance."""
+    """Rate at which these fall with the distance."""
     views: Natural = 10
     """Augmented views of each training picture. The cached embeddings are their means (at first, if
     they train), and each step draws one of them; 0: the picture itself."""
 
-    def put(self, host: Host, make: Callable[..., Module]) -> tuple[Module, Place]:
+    def put(self, host: Host, make: Callable[..., Module]) -> tuple[Module, HeadPlace]:
         """Put a module beside the texts of the run's task with classes. `make` takes the method,
         the numbers of classes and of shots, and the embeddings' width.
 
         Errors: ValueError if there is no such task, or its number of shots is unknown.
         """
         place = find_place(host)
-        sizes = (len(place.head.config.names), num_shots(host, place), place.head.width)
+        if place.task not in host.shots:
+            raise ValueError(
+                f"it keeps the embeddings of the training pictures, equally many of each class; "
+                f"set tasks.{place.task}.shots"
+            )
+        sizes = (len(place.head.config.names), host.shots[place.task], place.head.width)
         module = make(self, *sizes, **place.options)
         place.attach(host.name, module)
         return module, place
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        return dual_encoder_cases(cls())
 
 
 def shot_weights(keys: Tensor, temperature: float | None) -> Tensor:
@@ -155,6 +136,7 @@ def shot_weights(keys: Tensor, temperature: float | None) -> Tensor:
     num = keys.shape[1]
     if temperature is None or num == 1:
         return keys.new_ones(keys.shape[:2])
+    # Mean cosine with the other shots: the sum over all, less the shot's 1 with itself.
     likeness = ((keys @ keys.sum(1, keepdim=True).mT).squeeze(-1) - 1) / (num - 1)
     return num * (likeness / temperature).softmax(-1)
 
@@ -163,6 +145,7 @@ def negative_keys(keys: Tensor) -> Tensor:
     """(c, k, d) -> (c, k, d): for each class and number of a shot, the direction of the mean of
     that shot over the other classes."""
     # The original codes drop the class whose mean is most like the class's: that is the class.
+    # The sum over all classes, less the class's own shot of that number.
     return unit((keys.sum(0) - keys) / (len(keys) - 1))
 
 

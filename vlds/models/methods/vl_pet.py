@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.models.methods.adapter import Adapter, init_linear
-from vlds.models.methods.base import Case, Layout, Library, Method, Stored, by_kinds
+from vlds.models.methods.base import Layout, Library, Method, Stored
 from vlds.models.methods.bottleneck import gelu_tanh
 from vlds.models.methods.compacter import Compacter
 from vlds.models.methods.host import Host, LinearExtension, added_tensors, weight_options
@@ -38,10 +38,8 @@ from vlds.runtime.checks import Count, MadeForBatch, NotNegative
 from vlds.schema import OptimizerRule, OptimizerRules, Role
 
 Granularity = Literal["large", "middle_x", "middle_y", "small"]
-PLACES: dict[Role, Role] = {"attn_out": "attn_residual", "ffn_out": "ffn_residual"}
-"""Layers with gates -> what tells their residual."""
-
-
+RESIDUAL_ROLES: dict[Role, Role] = {"attn_out": "attn_residual", "ffn_out": "ffn_residual"}
+"""Role of layers with gates -> role of the modules that read what their residual carries."""
 SUBLAYERS = {
     r"(.+)\.(?:self_attn\.out_proj|SelfAttention\.o)": "attn",
     r"(.+)\.(?:fc2|DenseReluDense\.wo)": "ff",
@@ -62,7 +60,8 @@ class VLPET(Method):
     of: Method = field(default_factory=Adapter)
     """The encoder's bottlenecks: Adapter or Compacter."""
     gate: Granularity = "large"
-    """How fine the gates are."""
+    """Granularity of the gates: per token and channel (large), per token, per channel, or per
+    example (small)."""
     gate_width: Count = 96
     """Width of the hidden layer of large gates."""
     value_width: Count = 96
@@ -98,7 +97,8 @@ class VLPET(Method):
 
         Errors: ValueError if the model is not that of JointSeq2Seq.
         """
-        for needed in ("cross_attn_v", *PLACES.values()):
+        # Checked before anything is attached, since models of one stack have some of these roles.
+        for needed in ("cross_attn_v", *RESIDUAL_ROLES.values()):
             if needed not in host.targets.paths:
                 raise ValueError(
                     "VLPET stands in the encoder and the decoder of the kind JointSeq2Seq, and no "
@@ -108,7 +108,8 @@ class VLPET(Method):
         encoder = replace(host, stack="encoder")
         values = host.linears("cross_attn_v")
         trained = self.of.attach(encoder)
-        for role, residual_role in PLACES.items():
+        # Each gate takes the bottleneck's place behind its layer, and holds it.
+        for role, residual_role in RESIDUAL_ROLES.items():
             linears, residuals = encoder.linears(role), encoder.modules_of(residual_role)
             for linear, residual in zip(linears.values(), residuals.values(), strict=True):
                 gated = Gated(self, linear, host.note_input(residual), host)
@@ -122,7 +123,6 @@ class VLPET(Method):
         return trained
 
     def refusal(self, library: Library, model: Any) -> str | None:
-        """The original code has no gates around a Compacter, and equal heads of all tasks."""
         if library == "reference":
             if not isinstance(self.of, Adapter):
                 return f"the original code has no gates around {type(self.of).__name__}"
@@ -138,7 +138,11 @@ class VLPET(Method):
         """Halves, gates and adapters beside values, as VL-PET's code names them."""
         tensors = {}
         for tensor in added_tensors(model, name):
-            owner, sublayer = owner_of(tensor.layer)
+            matches = ((re.fullmatch(p, tensor.layer), word) for p, word in SUBLAYERS.items())
+            owners = [(match[1], word) for match, word in matches if match]
+            if not owners:
+                raise ValueError(f"{tensor.layer}: VL-PET's code has nothing there")
+            owner, sublayer = owners[0]
             module, _, leaf = tensor.leaf.partition(".")
             if module == "bottleneck":
                 half, _, leaf = leaf.partition("_")
@@ -154,34 +158,6 @@ class VLPET(Method):
                 key = f"{adapter}.{module}_sampler.{leaf}"
                 tensors[tensor.name] = Stored((key,), stacked=False)
         return Layout(tensors)
-
-    @classmethod
-    def cases(cls) -> Mapping[str, Case]:
-        """Every gate, both bottlenecks."""
-        small: dict[str, Any] = {"gate_width": 3, "value_width": 4, "heads": 2}
-        adapter = cls(of=Adapter(reduction=4), **small)
-        methods = {
-            "": replace(adapter, scale=0.3, start="zero"),
-            "middle x": replace(adapter, gate="middle_x"),
-            "middle y": replace(adapter, gate="middle_y"),
-            "small": replace(adapter, gate="small"),
-            "Compacter": replace(adapter, of=Compacter(reduction=4, phm_dim=2)),
-        }
-        refused = by_kinds("VLPET stands in .*; choose that kind, or another method")
-        ungated = {"reference": "the original code has no gates around Compacter"}
-        return {
-            word: Case(method, refused=refused | (ungated if word == "Compacter" else {}))
-            for word, method in methods.items()
-        }
-
-
-def owner_of(layer: str) -> tuple[str, str]:
-    """Path of a layer -> the module that has its gates or adapters in VL-PET's code, and the
-    word there for the sub-layer."""
-    for pattern, sublayer in SUBLAYERS.items():
-        if match := re.fullmatch(pattern, layer):
-            return match[1], sublayer
-    raise ValueError(f"{layer}: VL-PET's code has nothing there")
 
 
 class Gated(LinearExtension):
@@ -210,6 +186,7 @@ class Gate(nn.Module):
         super().__init__()
         self.context, self.padding_counts = host.context, config.padding_counts
         self.build(config, linear.out_features, weight_options(linear))
+        # Behind the loop, `last` is the layer that makes the factors; MiddleYGate has no layer.
         last: nn.Module | None = None
         for last in (module for module in self.modules() if isinstance(module, nn.Linear)):
             init_linear(last.weight, last.bias, host.targets.linear_init_std)

@@ -1,8 +1,9 @@
-"""Reads the predictions that a run wrote, one file a task."""
+"""Reads the predictions that a run wrote, one file for each list of a task's data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ AGAIN = "evaluate the run again, with `vlds evaluate RUN`"
 
 
 @dataclass(frozen=True)
-class Line:
+class PredictionLine:
     """One example, as `Evaluation.write` puts it into a file."""
 
     id: str
     of: int
-    """Lines of the file."""
+    """How many lines the file has."""
     prediction: str
     reference: Any
     sample: str | None = None
@@ -47,7 +48,7 @@ class Predictions:
 
     file: Path
     step: int | None
-    """Of the training that they were made at; None where `vlds evaluate` made them."""
+    """Step of the training that they were made at; None where `vlds evaluate` made them."""
     predictions: Mapping[str, str]
     references: Mapping[str, Any]
     confidences: Mapping[str, float]
@@ -85,7 +86,13 @@ def newest_predictions(run: Path, notes: list[str]) -> dict[str, Path]:
     newest = {file.stem: file for file in trained if step_of(file) == step}
     for file in sorted(folder.glob("*.jsonl")):
         earlier = newest.get(file.stem)
-        after = _after(file) if earlier is not None else step
+        after = step
+        if earlier is not None:
+            # A damaged first line says nothing; reading the whole file reports it.
+            after = None
+            with suppress(ValueError):
+                first = first_line(file)
+                after = first.after if first else None
         if step is None or after is None or after >= step:
             newest[file.stem] = file
         if earlier is not None and after is None:
@@ -100,16 +107,6 @@ def step_of(file: Path) -> int | None:
     """Steps of training before a file's evaluation; None where `vlds evaluate` wrote it."""
     step = STEP.fullmatch(file.parent.name)
     return int(step[1]) if step else None
-
-
-def _after(file: Path) -> int | None:
-    """Step of the training's newest evaluation before a file was written; None if its first line
-    does not say it, or is damaged, which reading the whole file reports."""
-    try:
-        first = first_line(file)
-    except ValueError:
-        return None
-    return first.after if first else None
 
 
 def predictions_elsewhere(run: Path) -> list[Path]:
@@ -148,7 +145,7 @@ def read_predictions(file: Path) -> Predictions:
     )
 
 
-def first_line(file: Path) -> Line | None:
+def first_line(file: Path) -> PredictionLine | None:
     """A file's first line; None if the file is empty.
 
     Errors: ValueError, as above.
@@ -163,9 +160,9 @@ def _texts(file: Path) -> list[str]:
     return text.split("\n") if text else []
 
 
-def _line(file: Path, number: int, text: str) -> Line:
+def _line(file: Path, number: int, text: str) -> PredictionLine:
     try:
-        return parse_record(Line, text.encode(), extra="ignore")
+        return parse_record(PredictionLine, text.encode(), extra="ignore")
     except UnicodeEncodeError:
         raise ValueError(f"{file}, line {number} is not UTF-8; {AGAIN}") from None
     except ValueError as error:

@@ -70,6 +70,7 @@ class Forecast:
 
     def at(self, rows: int) -> Work:
         """What a micro-batch of so many rows takes."""
+        # Not below 0, where the line leads for few rows.
         pairs = zip(self.whole, self.row, strict=True)
         return Work(*(max(0, whole + row * (rows - self.rows)) for whole, row in pairs))
 
@@ -208,7 +209,7 @@ class Machine:
             left, right = (torch.randn(SIDE[on_gpu], SIDE[on_gpu]).to(dtype) for _ in range(2))
             one, other = (torch.randn(ELEMENTS[on_gpu]).to(dtype) for _ in range(2))
         flops = self.flops or 2 * len(left) ** 3 / median_seconds(lambda: left @ right)
-        moved = 3 * len(one) * one.element_size()
+        moved = 3 * len(one) * one.element_size()  # two are read, one is written
         bandwidth = self.bandwidth or moved / median_seconds(lambda: one + other)
         return Machine(self.memory, flops, bandwidth, self.link)
 
@@ -232,7 +233,7 @@ def median_seconds(work: Callable[[], object]) -> float:
         began = time.perf_counter()
         work()
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
+            torch.cuda.synchronize()  # the call has only queued the work
         seconds.append(time.perf_counter() - began)
     return sorted(seconds[1:])[ROUNDS // 2]
 
@@ -269,6 +270,7 @@ class Duration:
     def of(cls, plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -> Duration:
         """Measured here, if the machine is this one, else at the machine's rates."""
         needs = next(iter(plan.files.values()))
+        # Each rank updates its part of the weights alone, of which it holds the masters.
         updated = needs.held.optimizer // MASTER_BYTES
         flops = bandwidth = threads = None
         if machine.is_here:

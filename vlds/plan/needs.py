@@ -86,7 +86,7 @@ def planned(
         kind = "trainable" if parameter.requires_grad else "frozen"
         stored[kind] += (part + kept) * parameter.element_size()
         whole += kept * parameter.element_size()
-    stored["frozen"] += scale_bytes(model)
+    stored["frozen"] += scale_bytes(model)  # of packed weights; scales are no parameters
     elements = 0
     for group in groups:
         sizes = [parameter.numel() for parameter in group["params"]]

@@ -152,6 +152,7 @@ def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
     nothing. After `BUDGET` seconds, what is left takes as long as what was timed, by its size."""
     keep_freed_memory()  # as a run does
     seconds, timed, left = ({True: 0.0, False: 0.0} for _ in range(3))
+    # Largest first, so that the budget goes to what takes most of the time.
     largest_first = sorted(operations.items(), key=lambda item: -item[0].size * item[1])
     began = time.perf_counter()
     for operation, times in follow(largest_first, "timing operations", len(largest_first)):
@@ -169,6 +170,7 @@ def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
 def update_seconds(num_weights: int, dtype: torch.dtype) -> float:
     """How long this machine takes to sum the gradients of so many weights in fp32, to clip them, to
     take a step of AdamW and to round the weights."""
+    # It takes as long for each weight of any number of them that no longer fits the caches.
     size = min(num_weights, UPDATED)
     gradient, weight = (torch.zeros(size, dtype=dtype) for _ in range(2))
     master, total = torch.nn.Parameter(torch.zeros(size)), torch.zeros(size)
@@ -189,6 +191,7 @@ def micro_batch(recipe: Recipe, model: Model, cut: BatchCut) -> Batch:
 
     Errors: ValueError if the data of a task cannot be opened.
     """
+    # The run's own stream: how long rows are and how they are padded depends on its order.
     setup = StreamSetup(
         collator=recipe.model.collator(recipe.model.load_processor()),
         image=recipe.image,
@@ -196,7 +199,7 @@ def micro_batch(recipe: Recipe, model: Model, cut: BatchCut) -> Batch:
         cut=cut,
         blank_images=recipe.data.blank_images,
     )
-    data = replace(recipe.data, num_workers=0)
+    data = replace(recipe.data, num_workers=0)  # a few batches are not worth processes
     stream = TrainStream(training_sources(recipe), data, setup)
     batches = chain.from_iterable(islice(stream.steps(), NUM_STEPS))
     # The one with the most tokens, padding included.
@@ -363,6 +366,7 @@ class HollowDropout(StepDropout):
     ) -> Tensor:
         if not training or p == 0:
             return input
+        # A mask of the inputs' shape on a GPU; a key for each row on a CPU, which draws again.
         if self.on_gpu:
             kept = torch.empty_like(input, dtype=torch.bool)
         else:
@@ -408,6 +412,7 @@ def rehearse(model: Model, batch: Batch, parts: int = 1, *, on_gpu: bool = False
     """What a micro-batch takes, given a model on the meta device, which becomes hollow. `parts`:
     in how many sets of similar rows it is computed. `on_gpu`: with a GPU's operations instead of
     this CPU's."""
+    # Weights become hollow first: their bytes are counted by `needs.planned`, not here.
     rehearsal = Rehearsal()
     make_hollow(model, rehearsal)
     model.train()

@@ -159,6 +159,7 @@ def line_chart(
     is_log = scale == "log"
     y_ticks = log_ticks(min(ys), max(ys)) if is_log else ticks(*(y_range or (min(0, *ys), max(ys))))
     x_of = axis(x_ticks, LEFT, WIDTH - RIGHT)
+    # SVG counts y from the top.
     y_of = axis(y_ticks, HEIGHT - BOTTOM, TOP, math.log10 if is_log else float)
     dotted = max(map(len, curves.values())) <= MOST_DOTS
     lines, courses = [], []
@@ -319,6 +320,7 @@ def confusions(answers: Mapping[str, TaskAnswers]) -> list[Confusion]:
         ]
         asked = Counter(answer for answer, _, _ in examples)
         wrong = Counter((answer, said) for answer, said, correct in examples if correct is False)
+        # Most answers occur once: then what was said instead says nothing about an answer.
         if not wrong or 2 * len(asked) > asked.total():
             continue
         rows = []

@@ -13,7 +13,6 @@ from vlds.report.numbers import RESAMPLES
 from vlds.report.predictions import (
     Predictions,
     newest_predictions,
-    predictions_elsewhere,
     read_predictions,
 )
 from vlds.report.read import RunInputs, Scores, TaskScores, read_gallery, read_run
@@ -29,11 +28,10 @@ from vlds.report.scores import (
     TaskResult,
     baselines_of,
     frequent_answer,
-    logged_scores,
     results_of,
     scores_of_predictions,
 )
-from vlds.runtime.folders import read_starts
+from vlds.runtime.folders import PREDICTIONS, read_starts
 from vlds.runtime.terminal import tell
 from vlds.tasks.base import SPLITS, Task, label_of, task_of
 
@@ -63,18 +61,23 @@ def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
     notes: list[str] = []
     folder = run.folder
     recipe = read_recipe(folder, notes)
-    logged = logged_scores(run.lines)
+    logged = {
+        (line["step"], task): scores
+        for line in run.lines
+        for task, scores in line.get("scores", {}).items()
+    }
     predictions, scored = {}, {}
     if recipe is not None:
         predictions = read_all_predictions(folder, recipe.tasks, notes)
         scored = scores_of_predictions(recipe.tasks, predictions, logged, notes)
-        predictions = {name: predictions[name] for name in scored}
+        predictions = {name: predictions[name] for name in scored}  # without damaged ones
         if pictures:
             try:
                 collect_gallery(folder, recipe, predictions)
                 run = replace(run, gallery=read_gallery(folder))
             except ValueError as error:
                 notes.append(f"No new samples to look at: {error}")
+    # On stderr too: what was passed over changes what a table says.
     for line in (*run.damage, *run.outdated):
         tell(line, error=True, flush=True)
         notes.append(line)
@@ -111,7 +114,8 @@ def read_all_predictions(
     newest = newest_predictions(run, notes)
     labels = [label_of(name, split) for name in tasks for split in SPLITS]
     files = {label: newest[label] for label in labels if label in newest}
-    for file in predictions_elsewhere(run):
+    # Folders of data that are not the run's own are called NAME@FINGERPRINT.
+    for file in sorted((run / PREDICTIONS).glob("*@*/*.jsonl")):
         if file.stem in labels:
             name = f"{file.stem} on {file.parent.name.partition('@')[0]}"
             name = f"{file.stem} on {file.parent.name}" if name in files else name
@@ -150,6 +154,7 @@ def compared_scores(
     entries = dict(stored.tasks)
     for label, result in results.items():
         earlier, data = entries.get(label), result.predictions.data
+        # Data that are not named may be other data, even if the earlier score names none either.
         same = earlier is not None and data is not None and earlier.data == data
         compared = earlier.by_column if earlier is not None and same else {}
         by_column = {**compared, run_name: result.scores}

@@ -186,6 +186,7 @@ def compare(spec: TableSpec) -> Comparison:
     # A task that no run was scored on is left out, unless it was asked for, which is an error.
     columns = [task for task in columns if spec.scores or task in scored]
     metrics = {task: metric_of(task, spec.scores.get(task), runs, known, notes) for task in columns}
+    # Without rows at first: whether there is an average, which rows have, depends on the columns.
     table = Comparison(
         spec.title, columns, metrics, [], None, notes, best_low(metrics, runs), spec.asks_average,
         damage,
@@ -241,6 +242,7 @@ def newest_scores(run: RunInputs, split: Split) -> dict[str, Mapping[str, float]
     """Task -> scores on one of its lists: by `vlds evaluate`, or as the training logged them
     last."""
     logged = [line["scores"] for line in run.lines if "scores" in line]
+    # Training evaluates this list alone; `stored` has scores of the present weights, so they win.
     found = dict(logged[-1]) if logged and split == "evaluate" else {}
     for label, entry in run.stored.items():
         if entry.scores and label == label_of(task_of(label), split):
@@ -324,6 +326,7 @@ def target_of(
 
 def read_runs(row: RowSpec, notes: list[str], damage: list[str]) -> list[RunInputs]:
     """A row's runs that have ended and can be read; notes on the others."""
+    # The artifact's recipe is what training writes last.
     ended = [folder for folder in row.folders if (folder / "artifact" / RECIPE).is_file()]
     if missing := [folder.name for folder in row.folders if folder not in ended]:
         have = "have" if len(missing) > 1 else "has"

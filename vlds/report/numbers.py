@@ -28,11 +28,6 @@ def score_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def difference_text(value: float) -> str:
-    """Three decimals and always a sign."""
-    return f"{value:+.3f}"
-
-
 def interval_text(interval: Interval | None) -> str:
     """Both ends in brackets; "" where there is no interval."""
     return "" if interval is None else f"[{interval.low:.3f}, {interval.high:.3f}]"

@@ -90,11 +90,12 @@ def explore(runs: Runs, recipes: Mapping[str, Recipe]) -> Explorer | None:
     for index, (task, keys) in enumerate(by_size):
         share = (MOST_EXAMPLES - len(first)) // (len(by_size) - index)
         first |= {(task, key) for key in keys[:share]}
-    # Several runs may make one mistake; a dict keeps the surest of them in its place.
+    # Several runs may make the same mistake; a dict keeps the surest of them in its place.
     surest = dict.fromkeys(key for _, key, _ in mistakes if key not in first)
     chosen = [*first, *list(surest)[:MOST_SURE_WRONG]]
     task_index = {task: index for index, task in enumerate(ids)}
     chosen.sort(key=lambda key: (task_index[key[0]], key[1]))
+    # Prompts are not in the predictions: they are looked up in the data, which takes a while.
     prompts: dict[Key, str] = {}
     for name, recipe in recipes.items():  # the first recipe whose data has an example gives it
         shown = {answers.label: task for task, answers in runs[name].items()}
@@ -187,6 +188,7 @@ def gallery(report: Report) -> dict[str, list[Card]]:
     for name, run in report.runs.items():
         for entry in run.inputs.gallery:
             asked = (entry.id, entry.prompt, str(entry.reference))
+            # The prompt and the answer as well: data that changed between runs keep their ids.
             of_task = cards.setdefault(entry.task, {})
             if asked not in of_task:
                 files = [run.inputs.folder / image for image in entry.images]

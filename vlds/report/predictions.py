@@ -36,11 +36,6 @@ class PredictionLine:
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}, a number in 0..1 expected")
 
-    @property
-    def sure(self) -> float | None:
-        """How sure the model was; None where the line does not say it."""
-        return self.confidence if self.token_confidence is None else self.token_confidence
-
 
 @dataclass(frozen=True)
 class Predictions:
@@ -109,11 +104,6 @@ def step_of(file: Path) -> int | None:
     return int(step[1]) if step else None
 
 
-def predictions_elsewhere(run: Path) -> list[Path]:
-    """The files of data that are not the run's own."""
-    return sorted((run / PREDICTIONS).glob("*@*/*.jsonl"))
-
-
 def read_predictions(file: Path) -> Predictions:
     """Read one task's file.
 
@@ -124,6 +114,7 @@ def read_predictions(file: Path) -> Predictions:
         raise ValueError(f"{file} is empty; {AGAIN}")
     if odd := {line.data for line in lines} - {lines[0].data}:
         raise ValueError(f"{file} is of {lines[0].data} and of {odd.pop()}; {AGAIN}")
+    # Each line says how many there are: a file that was cut at the end of a line looks whole.
     if len(lines) != (whole := lines[0].of):
         raise ValueError(f"{file} holds {len(lines):,} of {whole:,} examples; {AGAIN}")
     numbers: dict[str, int] = {}
@@ -132,13 +123,21 @@ def read_predictions(file: Path) -> Predictions:
             raise ValueError(
                 f"{file}, line {number}: id {line.id!r} stands in line {earlier} too; {AGAIN}"
             )
+    # In one order in all runs, so that two runs' values can be subtracted example by example.
     lines.sort(key=lambda line: line.id)
+    confidences = {}
+    for line in lines:
+        # The probability of a whole text shrinks with its length, so the mean over its tokens
+        # counts where there is one.
+        sure = line.confidence if line.token_confidence is None else line.token_confidence
+        if sure is not None:
+            confidences[line.id] = sure
     return Predictions(
         file=file,
         step=step_of(file),
         predictions={line.id: line.prediction for line in lines},
         references={line.id: line.reference for line in lines},
-        confidences={line.id: sure for line in lines if (sure := line.sure) is not None},
+        confidences=confidences,
         samples={line.id: line.sample for line in lines if line.sample is not None},
         lines=numbers,
         data=lines[0].data,

@@ -20,7 +20,6 @@ from vlds.report.numbers import SEED, groups_of_seeds, score_text
 from vlds.report.predictions import Predictions, texts_of
 from vlds.report.read import GalleryEntry, RunInputs, Scores, TaskScores, write_gallery
 from vlds.report.scores import (
-    FREQUENT,
     Difference,
     TaskResult,
     difference,
@@ -137,6 +136,7 @@ def is_same_data(runs: Iterable[RunReport], task: str) -> bool:
     data = {run.scores.tasks[task].data for run in scored}
     if len(data) > 1 or None not in data or len(scored) == 1:
         return len(data) <= 1
+    # No run names its data: earlier versions did not write it, so look at the examples themselves.
     results = [run.results.get(task) for run in scored]
     known = [result.predictions.references for result in results if result is not None]
     return len(known) == len(scored) and all(references == known[0] for references in known)
@@ -186,6 +186,8 @@ class Report:
     def differences(self) -> dict[str, list[Difference | str]]:
         """Each further run less the first, for each of the headlines, or why they cannot be
         compared; empty where none can."""
+        # The bootstrap of each difference takes a while, hence the cache: the page shows them, and
+        # whether there are any decides about headings.
         baseline, *others = self.runs.values()
         differences = [
             [
@@ -216,16 +218,6 @@ class Report:
                 "CIDEr's document frequencies are those of all pictures in every resample."
             )
         return notes + resampling_notes(results)
-
-    def frequent_scores(self) -> list[float | None]:
-        """Of each headline, the score of giving the most frequent answer to everything, where it is
-        the same for all runs."""
-        scores: list[float | None] = []
-        for task, metric in self.headlines:
-            runs = self.runs.values() if is_same_data(self.runs.values(), task) else ()
-            known = (run.score(task, metric, FREQUENT) for run in runs)
-            scores.append(next((score for score in known if score is not None), None))
-        return scores
 
     def merged(self) -> Scores:
         """The runs' own scores, a column for each run, as if they were models of one run."""

@@ -10,7 +10,6 @@ from vlds.report.numbers import (
     best_note,
     bytes_text,
     clear_best,
-    difference_text,
     interval_text,
     score_text,
     speed_text,
@@ -126,7 +125,12 @@ def runs_table(report: Report, *, on_page: bool) -> Table:
         cells = [*scores, *facts[1:]] if on_page else [*facts, *scores]
         rows.append(TableRow(head, cells, [note] if note else []))
 
-    frequent = report.frequent_scores()
+    # Of giving the most frequent answer to everything, if it is the same for all runs.
+    frequent: list[float | None] = []
+    for task, metric in report.headlines:
+        of_runs = report.runs.values() if is_same_data(report.runs.values(), task) else ()
+        known = (run.score(task, metric, FREQUENT) for run in of_runs)
+        frequent.append(next((score for score in known if score is not None), None))
     if any(value is not None for value in frequent):
         add(FREQUENT, [Cell(score_text(value)) for value in frequent], no_facts)
     partitions = {run.inputs.partition for run in report.runs.values()} - {""}
@@ -173,6 +177,8 @@ def runs_table(report: Report, *, on_page: bool) -> Table:
 def best_groups(report: Report) -> dict[tuple[str, str], list[str]]:
     """(task, score) -> the runs whose mean is the best, by the rule of `vlds compare`: with enough
     seeds in common with all other finished runs. Without an entry where no group is."""
+    # A run with a single seed has no mean, but it may be better than all that have: with it there
+    # is no best, as it shares too few seeds with them.
     groups = seed_groups(report, fewest=1)
     best = {}
     for task, metric in report.headlines:
@@ -223,7 +229,7 @@ def difference_table(report: Report, heads: Sequence[str]) -> Table:
             if isinstance(found, Difference):
                 sure = found.interval.low > 0 or found.interval.high < 0
                 look = "number sure" if sure else "number"
-                cell = Cell(difference_text(found.value), look, interval_text(found.interval))
+                cell = Cell(f"{found.value:+.3f}", look, interval_text(found.interval))
             else:
                 cell = Cell("-", notes=[found])
             cells.append(cell)
@@ -261,7 +267,8 @@ def csv_rows(report: Report) -> Iterator[Mapping[str, object]]:
             yield {**known, "name": what, "value": value}
         for task, entry in scores.tasks.items():
             for column in scores.columns:
-                # The last column is the run's own; only its headline has an interval.
+                # The last column is the run's own. Only its headline has an interval, and only if
+                # the examples are known that it is the mean of.
                 result = (
                     run.result(task, entry.metrics[0]) if column == scores.columns[-1] else None
                 )

@@ -4,7 +4,7 @@ interval where the score is a mean over examples, and with baselines on the same
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from vlds.report.numbers import (
     interval_of_mean,
 )
 from vlds.report.predictions import AGAIN, Predictions, first_line, read_predictions
-from vlds.report.read import Metrics, headline_of
+from vlds.report.read import headline_of
 from vlds.runtime.folders import BLANK, PREDICTIONS
 from vlds.tasks.base import Task, task_of
 
@@ -53,6 +53,7 @@ def checked_scores(task: Task, predicted: Predictions) -> Mapping[str, float]:
             f"{type(task).__name__} ({error!r:.200}); {AGAIN}"
         )
 
+    # Tasks do not check references. Read each one first, so that the error names its line.
     for key, reference in predicted.references.items():
         if reference is not None:
             try:
@@ -81,15 +82,6 @@ def checked_scores(task: Task, predicted: Predictions) -> Mapping[str, float]:
         raise damaged(keys[raising - 1], error) from None
 
 
-def logged_scores(lines: Iterable[Metrics]) -> Logged:
-    """All scores in lines of metrics.jsonl."""
-    return {
-        (line["step"], task): scores
-        for line in lines
-        for task, scores in line.get("scores", {}).items()
-    }
-
-
 def scores_of_predictions(
     tasks: Mapping[str, Task],
     predictions: Mapping[str, Predictions],
@@ -105,6 +97,7 @@ def scores_of_predictions(
         try:
             computed = checked_scores(task, predicted)
         except ValueError as error:
+            # Any other error is of this machine; the logged scores are still right.
             if isinstance(error, DamagedReference) or not earlier:
                 notes.append(f"No scores of {name}'s newest predictions: {error}")
             if not isinstance(error, DamagedReference):
@@ -197,6 +190,7 @@ def results_of(
                     task, headline, predicted.predictions, predicted.references, scored[headline]
                 )
                 drawn = resampled(groups, values)
+                # Groups are counted from 0, so a largest of 0 is a single sample.
                 if drawn.max(initial=0) == 0:
                     raise NoMean("one sample alone does not tell how far another would lie")
                 interval = interval_of_mean(values, drawn, resamples)
@@ -227,6 +221,7 @@ def example_values(
         raise NoMean(str(error)) from error
     if scores is None:
         raise NoMean(f"{name} is not a mean over examples")
+    # The task gives values of the examples with a reference alone.
     values = np.full(len(references), np.nan)
     values[[reference is not None for reference in references.values()]] = scores
     if not np.isclose(mean_of(values), score, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
@@ -313,12 +308,13 @@ def baselines_of(
                 columns[FREQUENT][name] = result.task.score(always, made.references)
             if blank.is_file() and (blind := read_predictions(blank)).data == made.data:
                 columns[BLIND][name] = checked_scores(result.task, blind)
-            # Predictions of step 0 are the run's own, with nothing to compare them with.
+            # Newest predictions of step 0 are themselves those before the training.
             first = first_line(before) if made.step != 0 and before.is_file() else None
             if first is not None and first.data == made.data:
                 columns[FROZEN][name] = logged.get((0, name), {})
         except ValueError as error:
             notes.append(f"Not all scores to compare {name} with: {error}")
+    # Tasks and columns without any scores are left out.
     filled = {
         label: {name: scores for name, scores in column.items() if scores}
         for label, column in columns.items()

@@ -104,6 +104,7 @@ class Sweep:
             raise ValueError(f"seeds: {twice[0]} is there twice; give each seed once")
         for name, recipe in self.recipes.items():
             check_recipe(f"recipes.{name}", recipe)
+        # Two names may differ in letters that a folder's name does not have.
         folders: dict[str, str] = {}
         for row in self.rows:
             if not (folder := folder_name(row)):
@@ -129,8 +130,14 @@ class Sweep:
                 raise ValueError(f"{place}: is called too much like {other}; rename one")
             if isinstance(maker, dict):
                 check_recipe(place, maker)
-            elif not words_of(place, maker):
-                raise ValueError(f"{place}: names no command; say what makes it")
+            else:
+                try:
+                    words = shlex.split(maker)
+                except ValueError as error:  # a quote
+                    raise ValueError(f"{place}: {error} in `{maker}`; close it") from None
+                if not words:
+                    raise ValueError(f"{place}: names no command; say what makes it")
+            # The second seed would find the first one's product, and use it.
             if SEED in str(maker) and SEED not in product and len(self.seeds) > 1:
                 raise ValueError(
                     f"{place}: is made once for each seed, in one place; put {SEED} into its name"
@@ -163,17 +170,6 @@ def check_recipe(place: str, given: object) -> None:
         raise ValueError(
             f"{place}: got {given!r:.60}; give a recipe's file, or keys with `{BASE}: FILE`"
         )
-
-
-def words_of(place: str, command: str) -> list[str]:
-    """The words of a command line.
-
-    Errors: ValueError if a quote is not closed.
-    """
-    try:
-        return shlex.split(command)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error} in `{command}`; close it") from None
 
 
 def folder_name(row: str) -> str:
@@ -228,6 +224,7 @@ def preparations(sweep: Sweep) -> Iterator[Preparation]:
             if isinstance(maker, dict):
                 yield Preparation(path, [], filled(maker, sweep, seed), seed)
             else:
+                # Split first: a folder's name may have spaces.
                 words = [filled(word, sweep, seed) for word in shlex.split(maker)]
                 yield Preparation(path, words, {}, seed)
 
@@ -276,7 +273,7 @@ class SweepRun:
         if not self.is_trained:
             return False
         if self.split == "evaluate":
-            return True
+            return True  # the training's own evaluations have scored this list
         artifact_folder(self.folder)  # a damaged one is an error
         scored, _ = current_scores(self.folder / PREDICTIONS, self.folder)
         tasks = self.recipe.tasks.items()
@@ -376,6 +373,7 @@ def placed(
     Errors: ValueError that names the place and what is wrong with the recipe.
     """
     own = {"output": str(folder)} | ({} if seed is None else {"seed": seed})
+    # `paths` may name the sweep's own folder too, so both are filled in before paths are moved.
     whole = moved(filled(tree, sweep, seed), filled(sweep.paths, sweep, seed)) | own
     if seed is None and SEED in str(whole):
         raise ValueError(f"{place}: reads files of a seed; name a folder with {SEED}")
@@ -413,6 +411,7 @@ def tree_of(sweep: Sweep, row: str) -> dict[str, Any]:
     given = sweep.recipes[name]
     try:
         tree = on_base({BASE: given} if isinstance(given, str) else given, Path())
+        # `set_key` changes the tree in place, and parts of it may be the sweep's own.
         tree = deepcopy(changed(tree, sweep.overrides))
         for key, value in values.items():
             set_key(tree, key.split("."), value, field_types(Recipe))
@@ -442,7 +441,7 @@ def show(
     else:
         spec, home = spec_of_runs([Path(name) for name in names], split or "evaluate")
     comparison = compare(spec)
-    out = home if out is None and suffix == "html" else out
+    out = home if out is None and suffix == "html" else out  # a page needs a file
     text = FORMATS[suffix](comparison)
     if out is None:
         tell(text, end="")

@@ -74,16 +74,6 @@ class Forecast:
         pairs = zip(self.whole, self.row, strict=True)
         return Work(*(max(0, whole + row * (rows - self.rows)) for whole, row in pairs))
 
-    def seconds(self, ranks: int = 1) -> tuple[float, float]:
-        """Seconds of the products and of the other operations of a micro-batch of `rows` rows, if
-        these ranks share this machine's threads; a rank has at least one."""
-        threads = torch.get_num_threads()
-        try:
-            torch.set_num_threads(max(1, threads // ranks))
-            return seconds_here(self.operations)
-        finally:
-            torch.set_num_threads(threads)
-
     def most_rows(self, memory: int) -> int:
         """The largest micro-batch that fits into so many bytes; 0 if none does."""
         spare = memory - self.whole.peak
@@ -151,14 +141,14 @@ def forecasts_of(
 
 @dataclass(frozen=True)
 class Machine:
-    """What a rank's machine has and can do: as given, or measured here in a second."""
+    """What a rank's machine has and can do."""
 
     memory: int | None = None
     """Bytes; None if they are not known."""
     flops: float | None = None
-    """Operations of products a second; None until `measured`."""
+    """Operations of products a second; None to measure them."""
     bandwidth: float | None = None
-    """Bytes a second that other operations read and write; None until `measured`."""
+    """Bytes a second that other operations read and write; None to measure them."""
     link: float = LINK
     """Bytes a second between ranks."""
 
@@ -201,41 +191,31 @@ class Machine:
         """True if it is this CPU, where a rehearsal's operations can run; rates are a GPU's."""
         return self.flops is None and self.bandwidth is None and not torch.cuda.is_available()
 
-    def measured(self, dtype: torch.dtype) -> Machine:
-        """With what was not given measured here, on the GPU or on the CPU with this process's
-        threads."""
+    def rates(self, dtype: torch.dtype) -> tuple[float, float]:
+        """Operations of products, and bytes, a second: as given, or measured here, on the GPU or on
+        the CPU with this process's threads."""
         on_gpu = torch.cuda.is_available()
+
+        def median_seconds(work: Callable[[], object]) -> float:
+            seconds = []
+            for _ in range(ROUNDS + 1):  # the first one warms up
+                began = time.perf_counter()
+                work()
+                if on_gpu:
+                    torch.cuda.synchronize()  # the call has only queued the work
+                seconds.append(time.perf_counter() - began)
+            return sorted(seconds[1:])[ROUNDS // 2]
+
+        flops, bandwidth = self.flops, self.bandwidth
         with torch.device("cuda" if on_gpu else "cpu"):
-            left, right = (torch.randn(SIDE[on_gpu], SIDE[on_gpu]).to(dtype) for _ in range(2))
-            one, other = (torch.randn(ELEMENTS[on_gpu]).to(dtype) for _ in range(2))
-        flops = self.flops or 2 * len(left) ** 3 / median_seconds(lambda: left @ right)
-        moved = 3 * len(one) * one.element_size()  # two are read, one is written
-        bandwidth = self.bandwidth or moved / median_seconds(lambda: one + other)
-        return Machine(self.memory, flops, bandwidth, self.link)
-
-    def seconds(self, work: Work) -> tuple[float, float]:
-        """Seconds of products, and of all other operations, at the machine's rates."""
-        flops, bandwidth = self.ceilings
-        return work.flops / flops, work.moved / bandwidth + work.calls * CALL
-
-    @property
-    def ceilings(self) -> tuple[float, float]:
-        """Operations of products, and bytes, a second."""
-        assert self.flops is not None, "measured() first"
-        assert self.bandwidth is not None, "measured() first"
-        return self.flops, self.bandwidth
-
-
-def median_seconds(work: Callable[[], object]) -> float:
-    """The median of some rounds, after one that warms up."""
-    seconds = []
-    for _ in range(ROUNDS + 1):
-        began = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the call has only queued the work
-        seconds.append(time.perf_counter() - began)
-    return sorted(seconds[1:])[ROUNDS // 2]
+            if flops is None:
+                left, right = (torch.randn(SIDE[on_gpu], SIDE[on_gpu]).to(dtype) for _ in range(2))
+                flops = 2 * len(left) ** 3 / median_seconds(lambda: left @ right)
+            if bandwidth is None:
+                one, other = (torch.randn(ELEMENTS[on_gpu]).to(dtype) for _ in range(2))
+                moved = 3 * len(one) * one.element_size()  # two are read, one is written
+                bandwidth = moved / median_seconds(lambda: one + other)
+        return flops, bandwidth
 
 
 @dataclass(frozen=True)
@@ -274,13 +254,19 @@ class Duration:
         updated = needs.held.optimizer // MASTER_BYTES
         flops = bandwidth = threads = None
         if machine.is_here:
-            threads = max(1, torch.get_num_threads() // plan.world_size)
-            pair = forecast.seconds(plan.world_size)
+            # As on a rank, which has its share of the machine's threads, and one at least.
+            all_threads = torch.get_num_threads()
+            threads = max(1, all_threads // plan.world_size)
+            torch.set_num_threads(threads)
+            try:
+                pair = seconds_here(forecast.operations)
+            finally:
+                torch.set_num_threads(all_threads)
             update = update_seconds(updated, recipe.training.dtype)
         else:
-            machine = machine.measured(recipe.training.dtype)
-            pair = machine.seconds(forecast.at(plan.micro_batch))
-            flops, bandwidth = machine.ceilings
+            flops, bandwidth = machine.rates(recipe.training.dtype)
+            work = forecast.at(plan.micro_batch)
+            pair = work.flops / flops, work.moved / bandwidth + work.calls * CALL
             update = updated * UPDATE_BYTES / bandwidth
         products, others = (plan.micro_batches * seconds for seconds in pair)
         between = needs.sent / machine.link

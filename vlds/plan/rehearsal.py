@@ -73,119 +73,6 @@ NUM_STEPS = 4
 """Steps of a recipe whose micro-batches are looked at."""
 
 
-class Shape(NamedTuple):
-    """A tensor in an operation's arguments."""
-
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> Shape:
-        """The shape of a tensor."""
-        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
-
-    def zeros(self) -> Tensor:
-        """A tensor of zeros in this layout; zeros are valid indices too."""
-        # Only as many numbers as the strides reach, which expanded and sliced tensors need.
-        reach = sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True)) + 1
-        held = torch.zeros(reach if 0 not in self.size else 0, dtype=self.dtype)
-        return held.as_strided(self.size, self.stride)
-
-
-class Operation(NamedTuple):
-    """A call, with shapes instead of tensors."""
-
-    function: Callable[..., Any]
-    leaves: tuple[Any, ...]
-    """The arguments, flattened: a `Shape` in place of each tensor."""
-    tree: TreeSpec
-    """How the arguments are nested."""
-
-    @classmethod
-    def of(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Operation:
-        """A call of a function with these arguments."""
-        leaves, tree = tree_flatten((args, kwargs))
-        return cls(
-            function, tuple(Shape.of(x) if isinstance(x, Tensor) else x for x in leaves), tree
-        )
-
-    @property
-    def is_product(self) -> bool:
-        """True if it multiplies matrices."""
-        return getattr(self.function, "overloadpacket", None) in COUNTED
-
-    @property
-    def size(self) -> int:
-        """Elements of its tensors, or operations if it is a product of matrices."""
-        shapes = [leaf.size for leaf in self.leaves if isinstance(leaf, Shape)]
-        elements = sum(map(math.prod, shapes))
-        if not self.is_product or len(shapes) < 2:
-            return elements
-        return math.prod(shapes[-2]) * shapes[-1][-1]
-
-    def seconds(self) -> float:
-        """The median of some rounds, without the first, which may compile.
-
-        Errors: RuntimeError or IndexError if zeros are not what the function wants.
-        """
-        times: list[float] = []
-        # Each round has tensors of its own: in a step, other operations have filled the caches.
-        calls = [self.arguments() for _ in range(ROUNDS + 1)]
-        for args, kwargs in calls:
-            began = time.perf_counter()
-            self.function(*args, **kwargs)
-            times.append(time.perf_counter() - began)
-            if len(times) > 1 and sum(times) > LONG:
-                break
-        return median(times[1:])
-
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of a call, with zeros."""
-        leaves = [leaf.zeros() if isinstance(leaf, Shape) else leaf for leaf in self.leaves]
-        args, kwargs = tree_unflatten(leaves, self.tree)
-        return args, kwargs
-
-
-def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
-    """Seconds of all products, and of all other operations. What cannot run on zeros counts as
-    nothing. After `BUDGET` seconds, what is left takes as long as what was timed, by its size."""
-    keep_freed_memory()  # as a run does
-    seconds, timed, left = ({True: 0.0, False: 0.0} for _ in range(3))
-    # Largest first, so that the budget goes to what takes most of the time.
-    largest_first = sorted(operations.items(), key=lambda item: -item[0].size * item[1])
-    began = time.perf_counter()
-    for operation, times in follow(largest_first, "timing operations", len(largest_first)):
-        kind = operation.is_product
-        if timed[kind] and time.perf_counter() - began > BUDGET:
-            left[kind] += times * operation.size
-            continue
-        with suppress(RuntimeError, IndexError):
-            seconds[kind] += times * operation.seconds()
-            timed[kind] += times * operation.size
-    whole = {kind: seconds[kind] * (1 + left[kind] / max(1, timed[kind])) for kind in seconds}
-    return whole[True], whole[False] + operations.total() * AROUND
-
-
-def update_seconds(num_weights: int, dtype: torch.dtype) -> float:
-    """How long this machine takes to sum the gradients of so many weights in fp32, to clip them, to
-    take a step of AdamW and to round the weights."""
-    # It takes as long for each weight of any number of them that no longer fits the caches.
-    size = min(num_weights, UPDATED)
-    gradient, weight = (torch.zeros(size, dtype=dtype) for _ in range(2))
-    master, total = torch.nn.Parameter(torch.zeros(size)), torch.zeros(size)
-    master.grad = total
-    optimizer = torch.optim.AdamW([master], fused=True)
-
-    def update() -> None:
-        total.copy_(gradient)
-        total.mul_(1 / (1 + square_sum(total)))
-        optimizer.step()
-        weight.copy_(master.detach())
-
-    return Operation.of(update).seconds() * num_weights / max(1, size)
-
-
 def micro_batch(recipe: Recipe, model: Model, cut: BatchCut) -> Batch:
     """The largest micro-batch that the first rank computes in the first steps of the recipe.
 
@@ -423,3 +310,113 @@ def rehearse(model: Model, batch: Batch, parts: int = 1, *, on_gpu: bool = False
         output.loss.backward()
     work = Work(rehearsal.peak, rehearsal.flops, rehearsal.moved, rehearsal.calls)
     return Rehearsed(work, rehearsal.operations)
+
+
+class Shape(NamedTuple):
+    """A tensor in an operation's arguments."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Shape:
+        """The shape of a tensor."""
+        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+
+    def zeros(self) -> Tensor:
+        """A tensor of zeros in this layout; zeros are valid indices too."""
+        # Only as many numbers as the strides reach, which expanded and sliced tensors need.
+        reach = sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True)) + 1
+        held = torch.zeros(reach if 0 not in self.size else 0, dtype=self.dtype)
+        return held.as_strided(self.size, self.stride)
+
+
+class Operation(NamedTuple):
+    """A call, with shapes instead of tensors."""
+
+    function: Callable[..., Any]
+    leaves: tuple[Any, ...]
+    """The arguments, flattened: a `Shape` in place of each tensor."""
+    tree: TreeSpec
+    """How the arguments are nested."""
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Operation:
+        """A call of a function with these arguments."""
+        leaves, tree = tree_flatten((args, kwargs))
+        return cls(
+            function, tuple(Shape.of(x) if isinstance(x, Tensor) else x for x in leaves), tree
+        )
+
+    @property
+    def is_product(self) -> bool:
+        """True if it multiplies matrices."""
+        return getattr(self.function, "overloadpacket", None) in COUNTED
+
+    @property
+    def size(self) -> int:
+        """Elements of its tensors, or operations if it is a product of matrices."""
+        shapes = [leaf.size for leaf in self.leaves if isinstance(leaf, Shape)]
+        elements = sum(map(math.prod, shapes))
+        if not self.is_product or len(shapes) < 2:
+            return elements
+        return math.prod(shapes[-2]) * shapes[-1][-1]
+
+    def seconds(self) -> float:
+        """The median of some rounds, without the first, which may compile.
+
+        Errors: RuntimeError or IndexError if zeros are not what the function wants.
+        """
+        times: list[float] = []
+        # Each round has tensors of its own: in a step, other operations have filled the caches.
+        calls = []
+        for _ in range(ROUNDS + 1):
+            leaves = [leaf.zeros() if isinstance(leaf, Shape) else leaf for leaf in self.leaves]
+            calls.append(tree_unflatten(leaves, self.tree))
+        for args, kwargs in calls:
+            began = time.perf_counter()
+            self.function(*args, **kwargs)
+            times.append(time.perf_counter() - began)
+            if len(times) > 1 and sum(times) > LONG:
+                break
+        return median(times[1:])
+
+
+def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
+    """Seconds of all products, and of all other operations. What cannot run on zeros counts as
+    nothing. After `BUDGET` seconds, what is left takes as long as what was timed, by its size."""
+    keep_freed_memory()  # as a run does
+    seconds, timed, left = ({True: 0.0, False: 0.0} for _ in range(3))
+    # Largest first, so that the budget goes to what takes most of the time.
+    largest_first = sorted(operations.items(), key=lambda item: -item[0].size * item[1])
+    began = time.perf_counter()
+    for operation, times in follow(largest_first, "timing operations", len(largest_first)):
+        kind = operation.is_product
+        if timed[kind] and time.perf_counter() - began > BUDGET:
+            left[kind] += times * operation.size
+            continue
+        with suppress(RuntimeError, IndexError):
+            seconds[kind] += times * operation.seconds()
+            timed[kind] += times * operation.size
+    whole = {kind: seconds[kind] * (1 + left[kind] / max(1, timed[kind])) for kind in seconds}
+    return whole[True], whole[False] + operations.total() * AROUND
+
+
+def update_seconds(num_weights: int, dtype: torch.dtype) -> float:
+    """How long this machine takes to sum the gradients of so many weights in fp32, to clip them, to
+    take a step of AdamW and to round the weights."""
+    # It takes as long for each weight of any number of them that no longer fits the caches.
+    size = min(num_weights, UPDATED)
+    gradient, weight = (torch.zeros(size, dtype=dtype) for _ in range(2))
+    master, total = torch.nn.Parameter(torch.zeros(size)), torch.zeros(size)
+    master.grad = total
+    optimizer = torch.optim.AdamW([master], fused=True)
+
+    def update() -> None:
+        total.copy_(gradient)
+        total.mul_(1 / (1 + square_sum(total)))
+        optimizer.step()
+        weight.copy_(master.detach())
+
+    return Operation.of(update).seconds() * num_weights / max(1, size)

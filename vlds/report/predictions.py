@@ -109,7 +109,7 @@ def read_predictions(file: Path) -> Predictions:
 
     Errors: ValueError naming the file, and the line if one is wrong.
     """
-    lines = [_line(file, number, text) for number, text in enumerate(_texts(file), 1)]
+    lines = _lines(file)
     if not lines:
         raise ValueError(f"{file} is empty; {AGAIN}")
     if odd := {line.data for line in lines} - {lines[0].data}:
@@ -149,23 +149,22 @@ def first_line(file: Path) -> PredictionLine | None:
 
     Errors: ValueError, as above.
     """
-    texts = _texts(file)[:1]
-    return _line(file, 1, texts[0]) if texts else None
+    return next(iter(_lines(file, 1)), None)
 
 
-def _texts(file: Path) -> list[str]:
-    # Not splitlines: JSON may hold other line ends (U+2028) as they are.
+def _lines(file: Path, most: int | None = None) -> list[PredictionLine]:
+    # Not splitlines: JSON may hold other line ends (U+2028) as they are. Bytes that are not UTF-8
+    # become surrogates, which cannot be encoded again, so that the error names their line.
     text = read_text(file, errors="surrogateescape").removesuffix("\n")
-    return text.split("\n") if text else []
-
-
-def _line(file: Path, number: int, text: str) -> PredictionLine:
-    try:
-        return parse_record(PredictionLine, text.encode(), extra="ignore")
-    except UnicodeEncodeError:
-        raise ValueError(f"{file}, line {number} is not UTF-8; {AGAIN}") from None
-    except ValueError as error:
-        raise ValueError(f"{file}, line {number}: {error}; {AGAIN}") from None
+    lines = []
+    for number, line in enumerate((text.split("\n") if text else [])[:most], 1):
+        try:
+            lines.append(parse_record(PredictionLine, line.encode(), extra="ignore"))
+        except UnicodeEncodeError:
+            raise ValueError(f"{file}, line {number} is not UTF-8; {AGAIN}") from None
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: {error}; {AGAIN}") from None
+    return lines
 
 
 def texts_of(reference: Any) -> list[str]:

@@ -3,7 +3,7 @@ runs side by side, their differences, and all numbers as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from vlds.report.numbers import (
     Number,
@@ -246,10 +246,7 @@ CSV_NAMES = (
 
 def csv_text(report: Report) -> str:
     """All numbers of the report, unrounded: facts and scores of each run, then differences."""
-    return csv_lines(CSV_NAMES, csv_rows(report))
-
-
-def csv_rows(report: Report) -> Iterator[Mapping[str, object]]:
+    lines: list[Mapping[str, object]] = []
     for name, run in report.runs.items():
         scores, steps = run.scores, run.inputs.steps_done
         known = {"run": name, "method": run.facts.get("method", "")}
@@ -264,7 +261,7 @@ def csv_rows(report: Report) -> Iterator[Mapping[str, object]]:
         facts |= {f"samples_per_second/{what}": value for what, value in speeds}
         facts |= {} if steps is None else {"steps": steps}
         for what, value in facts.items():
-            yield {**known, "name": what, "value": value}
+            lines.append({**known, "name": what, "value": value})
         for task, entry in scores.tasks.items():
             for column in scores.columns:
                 # The last column is the run's own. Only its headline has an interval, and only if
@@ -275,7 +272,7 @@ def csv_rows(report: Report) -> Iterator[Mapping[str, object]]:
                 for metric, value in entry.by_column.get(column, {}).items():
                     interval = result.interval if result and metric == result.headline else None
                     ends = {"low": interval.low, "high": interval.high} if interval else {}
-                    yield {
+                    lines.append({
                         **known,
                         **ends,
                         "model": column if len(scores.columns) > 1 else None,
@@ -286,12 +283,12 @@ def csv_rows(report: Report) -> Iterator[Mapping[str, object]]:
                         "examples": entry.examples,
                         "data": entry.data,
                         "step": result.predictions.step if result else None,
-                    }
+                    })  # fmt: skip
     for name, differences in report.differences.items():
         run = report.runs[name]
         for (task, metric), difference in zip(report.headlines, differences, strict=True):
             if isinstance(difference, Difference):
-                yield {
+                lines.append({
                     "run": name,
                     "method": run.facts.get("method", ""),
                     "minus": report.baseline,
@@ -303,4 +300,5 @@ def csv_rows(report: Report) -> Iterator[Mapping[str, object]]:
                     "resamples": report.resamples,
                     "examples": run.results[task].examples,
                     "data": run.results[task].predictions.data,
-                }
+                })  # fmt: skip
+    return csv_lines(CSV_NAMES, lines)

@@ -249,7 +249,6 @@ class SweepRun:
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
         return Path(self.recipe.output)
 
     @property

@@ -17,7 +17,8 @@ from vlds.evaluation.result import SCORES, Scored, weights_of, write_scores
 from vlds.report.collect import collect
 from vlds.report.page import write_report
 from vlds.report.read import GalleryEntry, read_run
-from vlds.report.tables import summary_table, terminal_table
+from vlds.report.run_tables import summary_table
+from vlds.report.tables import terminal_table
 from vlds.runtime.files import read_text, write_whole
 from vlds.runtime.process import Interrupted, find
 from vlds.runtime.terminal import open_console, tell

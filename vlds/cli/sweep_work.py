@@ -20,7 +20,7 @@ from vlds.plan import Machine, forecast_or_reason, plan_recipe
 from vlds.plan.forecast import Duration
 from vlds.recipe.config import Recipe
 from vlds.report.sweep import Preparation, Sweep, SweepRun, folder_name, preparations, prepared_run
-from vlds.report.tables import Cell, Row, Table, terminal_table
+from vlds.report.tables import Cell, Table, TableRow, terminal_table
 from vlds.runtime.disk import CannotWrite, make_folder, writable
 from vlds.runtime.files import read_text, write_whole
 from vlds.runtime.folders import ABANDONED_S, NAME, FolderInUse, folder_lock
@@ -138,7 +138,7 @@ def say_agenda(
         started = sum(run.is_started and not run.is_done for run in of_row)
         known = estimates[row]
         cells = [f"{done} of {len(of_row)}", str(started), time_text(known.run), left_text(known)]
-        rows.append(Row(row, [Cell(text) for text in cells]))
+        rows.append(TableRow(row, [Cell(text) for text in cells]))
     table = Table(["row", "done", "begun", "a run trains", "left"], rows)
     tell(f"{file}: {len(runs)} runs, in {sweep.output}")
     open_console().print(terminal_table(table))

@@ -1,10 +1,11 @@
-"""What a micro-batch takes, as a function of its number of rows."""
+"""How much memory and time the steps of a plan take: a micro-batch as a function of its rows, the
+machine that computes it, the seconds of a step, and the page of `vlds plan`."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from textwrap import fill
@@ -14,7 +15,6 @@ import torch
 
 from vlds.data.order.mixed_order import BatchCut
 from vlds.models.build import build_shapes
-from vlds.models.model import Model
 from vlds.plan.needs import MASTER_BYTES, Needs, Plan
 from vlds.plan.rehearsal import (
     NOTHING,
@@ -33,19 +33,36 @@ from vlds.training.meta import batches_a_step
 
 FEW = 16
 """Rows below which half of a micro-batch says little of a larger one."""
+SIDE = (1024, 8192)
+"""Side of the matrices that are multiplied to measure a machine, on a CPU and on a GPU."""
+ELEMENTS = (1 << 20, 1 << 26)
+"""Elements of the tensors that are added, about an activation of a model; on a CPU and on a GPU."""
+ROUNDS = 7
+CALL = 5e-6
+"""Seconds that an operation takes at least."""
+BOUNDS = (0.001, 1_000_000)
+"""The least and the most that an option of the command may be."""
+LINK = 1e9
+"""Bytes a second between ranks, where none are given."""
+UPDATE_BYTES = 40
+"""Bytes that an update reads and writes of a weight: gradient, master, moments."""
+WIDEST = 100_000_000_000
+"""Bytes from which on a column has no place for a decimal."""
+HEAD = ("MB", "frozen", "trainable", "optimizer", "in CPU", "step", "peak")
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A straight line through two rehearsals."""
+    """What a micro-batch takes, by its rows: a straight line through two rehearsals."""
 
     rows: int
+    """Rows of the micro-batch that was rehearsed."""
     whole: Work
-    """Of a micro-batch of `rows` rows."""
+    """What that micro-batch takes."""
     row: Work
     """What one more row adds."""
     operations: Counter[Operation]
-    """Of a micro-batch of `rows` rows."""
+    """The operations of that micro-batch."""
     passes: int = 1
     """How often the model runs over a batch."""
     further: Work = NOTHING
@@ -53,18 +70,9 @@ class Forecast:
 
     def at(self, rows: int) -> Work:
         """What a micro-batch of so many rows takes."""
+        # Not below 0, where the line leads for few rows.
         pairs = zip(self.whole, self.row, strict=True)
         return Work(*(max(0, whole + row * (rows - self.rows)) for whole, row in pairs))
-
-    def seconds(self, ranks: int = 1) -> tuple[float, float]:
-        """Of the products and the other operations of a micro-batch of `rows` rows, if these ranks
-        share this machine's threads; a rank has at least one."""
-        threads = torch.get_num_threads()
-        try:
-            torch.set_num_threads(max(1, threads // ranks))
-            return seconds_here(self.operations)
-        finally:
-            torch.set_num_threads(threads)
 
     def most_rows(self, memory: int) -> int:
         """The largest micro-batch that fits into so many bytes; 0 if none does."""
@@ -84,7 +92,14 @@ def forecast(recipe: Recipe, cut: BatchCut, *, on_gpu: bool = False) -> Forecast
     batch = micro_batch(recipe, model, cut)
     rows, parts = len(batch.ids), recipe.data.parts
     whole, operations = rehearse(model, batch, parts, on_gpu=on_gpu)
-    other = other_batch(recipe, model, batch)
+    # The second size: half of a large micro-batch; for a small one, more rows of a global batch,
+    # which are padded to the longest of more.
+    if rows >= max(FEW, 2 * parts):
+        other: Batch | None = batch.select(torch.arange(rows // 2))
+    else:
+        larger = micro_batch(recipe, model, BatchCut())
+        larger = larger.select(torch.arange(min(len(larger.ids), 2 * FEW)))
+        other = larger if len(larger.ids) > rows else None
     if other is None:
         row = Work(*(number // rows for number in whole))
     else:
@@ -93,27 +108,12 @@ def forecast(recipe: Recipe, cut: BatchCut, *, on_gpu: bool = False) -> Forecast
         row = Work(*((a - b) // (rows - others) for a, b in zip(whole, work, strict=True)))
     passes, further = model.num_passes, NOTHING
     if passes > 1:
-        one = rehearse(single_pass(model), batch, parts, on_gpu=on_gpu).work
+        # The same model again, without the losses that compare passes.
+        losses = model.batch_losses.items()
+        model.batch_losses = {name: loss for name, loss in losses if loss.passes == 1}
+        one = rehearse(model, batch, parts, on_gpu=on_gpu).work
         further = Work(*(max(0, a - b) for a, b in zip(whole, one, strict=True)))
     return Forecast(rows, whole, row, operations, passes, further)
-
-
-def single_pass(model: Model) -> Model:
-    """The model, without the losses that compare passes."""
-    losses = model.batch_losses.items()
-    model.batch_losses = {name: loss for name, loss in losses if loss.passes == 1}
-    return model
-
-
-def other_batch(recipe: Recipe, model: Model, batch: Batch) -> Batch | None:
-    """A micro-batch of another size: half of a large one; for a small one, more rows of a global
-    batch, which are padded to the longest of more. None if it has no more."""
-    rows, parts = len(batch.ids), recipe.data.parts
-    if rows >= max(FEW, 2 * parts):
-        return batch.select(torch.arange(rows // 2))
-    larger = micro_batch(recipe, model, BatchCut())
-    larger = larger.select(torch.arange(min(len(larger.ids), 2 * FEW)))
-    return larger if len(larger.ids) > rows else None
 
 
 def forecast_or_reason(recipe: Recipe, world_size: int, *, on_gpu: bool = False) -> Forecast | str:
@@ -139,32 +139,16 @@ def forecasts_of(
         yield plan, known[rows]
 
 
-# What a rank's machine has and can do: given, or measured here in a second.
-
-
-SIDE = (1024, 8192)
-"""Of the matrices that are multiplied, on a CPU and on a GPU."""
-ELEMENTS = (1 << 20, 1 << 26)
-"""Of the tensors that are added: about an activation of a model."""
-ROUNDS = 7
-CALL = 5e-6
-"""Seconds that an operation takes at least."""
-BOUNDS = (0.001, 1_000_000)
-"""Of the numbers in an option."""
-LINK = 1e9
-"""Bytes a second between ranks, where none are given."""
-
-
 @dataclass(frozen=True)
 class Machine:
-    """What one rank has; None is not known."""
+    """What a rank's machine has and can do."""
 
     memory: int | None = None
-    """Bytes."""
+    """Bytes; None if they are not known."""
     flops: float | None = None
-    """Operations of products a second."""
+    """Operations of products a second; None to measure them."""
     bandwidth: float | None = None
-    """Bytes a second that other operations read and write."""
+    """Bytes a second that other operations read and write; None to measure them."""
     link: float = LINK
     """Bytes a second between ranks."""
 
@@ -177,128 +161,112 @@ class Machine:
         Errors: ValueError if one is no number in `BOUNDS`, or one rate of a GPU that is not here is
         missing.
         """
-        in_bytes = above_zero("--memory", memory, 1e9)
-        flops = above_zero("--tflops", tflops, 1e12)
-        rate = above_zero("--bandwidth", bandwidth, 1e9)
+
+        def number(option: str, text: str | None, unit: float) -> float | None:
+            if text is None:
+                return None
+            try:
+                value = float(text)
+            except ValueError:
+                value = 0.0
+            least, most = BOUNDS
+            if not least <= value <= most:  # false for NaN, too
+                raise ValueError(f"{option} is {text!r}; give a number from {least} to {most:,}")
+            return value * unit
+
+        in_bytes = number("--memory", memory, 1e9)
+        flops = number("--tflops", tflops, 1e12)
+        rate = number("--bandwidth", bandwidth, 1e9)
         if (flops is None) != (rate is None) and not torch.cuda.is_available():
             given, missing = ("--tflops", "--bandwidth")[:: 1 if rate is None else -1]
             raise ValueError(
                 f"{given} without {missing}: this machine has no GPU whose rate could be measured "
                 f"in its place; give {missing} too"
             )
-        return cls(
-            None if in_bytes is None else int(in_bytes),
-            flops,
-            rate,
-            above_zero("--link", link, 1e9) or LINK,
-        )
+        in_link = number("--link", link, 1e9) or LINK
+        return cls(None if in_bytes is None else int(in_bytes), flops, rate, in_link)
 
     @property
     def is_here(self) -> bool:
-        """Whether it is this CPU, where a rehearsal's operations can run; rates are a GPU's."""
+        """True if it is this CPU, where a rehearsal's operations can run; rates are a GPU's."""
         return self.flops is None and self.bandwidth is None and not torch.cuda.is_available()
 
-    def measured(self, dtype: torch.dtype) -> Machine:
-        """With what was not given measured here, on the GPU or on the CPU with this process's
-        threads."""
+    def rates(self, dtype: torch.dtype) -> tuple[float, float]:
+        """Operations of products, and bytes, a second: as given, or measured here, on the GPU or on
+        the CPU with this process's threads."""
         on_gpu = torch.cuda.is_available()
+
+        def median_seconds(work: Callable[[], object]) -> float:
+            seconds = []
+            for _ in range(ROUNDS + 1):  # the first one warms up
+                began = time.perf_counter()
+                work()
+                if on_gpu:
+                    torch.cuda.synchronize()  # the call has only queued the work
+                seconds.append(time.perf_counter() - began)
+            return sorted(seconds[1:])[ROUNDS // 2]
+
+        flops, bandwidth = self.flops, self.bandwidth
         with torch.device("cuda" if on_gpu else "cpu"):
-            left, right = (torch.randn(SIDE[on_gpu], SIDE[on_gpu]).to(dtype) for _ in range(2))
-            one, other = (torch.randn(ELEMENTS[on_gpu]).to(dtype) for _ in range(2))
-        flops = self.flops or 2 * len(left) ** 3 / median_seconds(lambda: left @ right)
-        moved = 3 * len(one) * one.element_size()
-        bandwidth = self.bandwidth or moved / median_seconds(lambda: one + other)
-        return Machine(self.memory, flops, bandwidth, self.link)
-
-    def seconds(self, work: Work) -> tuple[float, float]:
-        """Of products, and of all other operations."""
-        flops, bandwidth = self.ceilings
-        return work.flops / flops, work.moved / bandwidth + work.calls * CALL
-
-    @property
-    def ceilings(self) -> tuple[float, float]:
-        """Operations of products, and bytes, a second."""
-        assert self.flops is not None, "measured() first"
-        assert self.bandwidth is not None, "measured() first"
-        return self.flops, self.bandwidth
-
-
-def above_zero(option: str, text: str | None, unit: float) -> float | None:
-    """The value of an option in its unit.
-
-    Errors: ValueError if it is no number in `BOUNDS`.
-    """
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    least, most = BOUNDS
-    if not least <= value <= most:
-        raise ValueError(f"{option} is {text!r}; give a number from {least} to {most:,}")
-    return value * unit
-
-
-def median_seconds(work: Callable[[], object]) -> float:
-    """The median of some rounds, after one that warms up."""
-    seconds = []
-    for _ in range(ROUNDS + 1):
-        began = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return sorted(seconds[1:])[ROUNDS // 2]
-
-
-# How long a step takes on a machine, and of what.
-
-
-UPDATE_BYTES = 40
-"""Bytes that an update reads and writes of a weight: gradient, master, moments."""
+            if flops is None:
+                left, right = (torch.randn(SIDE[on_gpu], SIDE[on_gpu]).to(dtype) for _ in range(2))
+                flops = 2 * len(left) ** 3 / median_seconds(lambda: left @ right)
+            if bandwidth is None:
+                one, other = (torch.randn(ELEMENTS[on_gpu]).to(dtype) for _ in range(2))
+                moved = 3 * len(one) * one.element_size()  # two are read, one is written
+                bandwidth = moved / median_seconds(lambda: one + other)
+        return flops, bandwidth
 
 
 @dataclass(frozen=True)
 class Duration:
-    """Seconds of a step of a plan's first file on one rank."""
+    """Seconds of a step on one rank, with the first file of a plan."""
 
     products: float
+    """Seconds of the products of matrices."""
     others: float
-    """Other operations."""
+    """Seconds of the other operations."""
     update: float
+    """Seconds of the optimizer's step."""
     between: float
-    """Between ranks."""
+    """Seconds of what goes between ranks."""
     sent: int
     """Bytes that go between ranks."""
     flops: float | None
     """Rates that were assumed; None if the operations ran on this machine."""
     bandwidth: float | None
     threads: int | None
-    """Of a rank, where they ran here."""
+    """CPU threads of a rank; None if timed for another machine."""
     passes: int
     """How often the model runs over a batch."""
     further: float
-    """Of products and other operations: those of the passes after the first."""
+    """Seconds of products and other operations in the passes after the first."""
     further_memory: int
     """Bytes of a micro-batch that these passes take."""
     meta: float
-    """Of meta-learning before the first step, without its sums over ranks."""
+    """Seconds of meta-learning before the first step, without its sums over ranks."""
 
     @classmethod
     def of(cls, plan: Plan, recipe: Recipe, forecast: Forecast, machine: Machine) -> Duration:
         """Measured here, if the machine is this one, else at the machine's rates."""
         needs = next(iter(plan.files.values()))
+        # Each rank updates its part of the weights alone, of which it holds the masters.
         updated = needs.held.optimizer // MASTER_BYTES
         flops = bandwidth = threads = None
         if machine.is_here:
-            threads = max(1, torch.get_num_threads() // plan.world_size)
-            pair = forecast.seconds(plan.world_size)
+            # As on a rank, which has its share of the machine's threads, and one at least.
+            all_threads = torch.get_num_threads()
+            threads = max(1, all_threads // plan.world_size)
+            torch.set_num_threads(threads)
+            try:
+                pair = seconds_here(forecast.operations)
+            finally:
+                torch.set_num_threads(all_threads)
             update = update_seconds(updated, recipe.training.dtype)
         else:
-            machine = machine.measured(recipe.training.dtype)
-            pair = machine.seconds(forecast.at(plan.micro_batch))
-            flops, bandwidth = machine.ceilings
+            flops, bandwidth = machine.rates(recipe.training.dtype)
+            work = forecast.at(plan.micro_batch)
+            pair = work.flops / flops, work.moved / bandwidth + work.calls * CALL
             update = updated * UPDATE_BYTES / bandwidth
         products, others = (plan.micro_batches * seconds for seconds in pair)
         between = needs.sent / machine.link
@@ -321,11 +289,11 @@ class Duration:
 
     @property
     def step(self) -> float:
-        """Seconds of all."""
+        """Seconds of a whole step."""
         return self.products + self.others + self.update + self.between
 
     def text(self, steps: int | None, machine: Machine) -> str:
-        """For people; `steps`: of the run, None if they are not known."""
+        """The duration for people; `steps`: those of the run, None if they are not known."""
         run = "" if steps is None else f", the run {duration_text(self.step * steps)}"
         shares = [
             f"products {self.products / self.step:.0%}",
@@ -346,35 +314,22 @@ class Duration:
             rates.append(f"{machine.link / 1e9:,.3g} GB/s between ranks")
         about = "about" if self.flops is None else "at least"
         text = f"A step takes {about} {self.step:.3g} s{run}: {', '.join(shares)}"
+        text += f", with {', '.join(rates)}."
+        if self.passes > 1:
+            others = "the second takes" if self.passes == 2 else f"the other {self.passes - 1} take"
+            text += (
+                f" It runs {self.passes} passes over each batch, forward and backward: {others} "
+                f"{self.further:.3g} s of it ({self.further / self.step:.0%}) and "
+                f"{self.further_memory / 1e6:,.1f} MB of its memory."
+            )
         if self.meta:
-            before = f" Meta-learning before takes {about} {duration_text(self.meta)}."
-        else:
-            before = ""
-        return fill(f"{text}, with {', '.join(rates)}.{self.text_of_passes()}{before}", 80)
-
-    def text_of_passes(self) -> str:
-        """What passes after the first cost; nothing if there are none."""
-        if self.passes == 1:
-            return ""
-        others = "the second takes" if self.passes == 2 else f"the other {self.passes - 1} take"
-        return (
-            f" It runs {self.passes} passes over each batch, forward and backward: {others} "
-            f"{self.further:.3g} s of it ({self.further / self.step:.0%}) and "
-            f"{self.further_memory / 1e6:,.1f} MB of its memory."
-        )
-
-
-# A plan for people, at most 80 columns wide, and for programs.
-
-
-WIDEST = 100_000_000_000
-"""Bytes from which on a column has no place for a decimal."""
-HEAD = ("MB", "frozen", "trainable", "optimizer", "in CPU", "step", "peak")
+            text += f" Meta-learning before takes {about} {duration_text(self.meta)}."
+        return fill(text, 80)
 
 
 def page(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine) -> Iterator[str]:
-    """The plan for one number of ranks, in two pieces: the second one may take a while. `forecast`:
-    of micro-batches, or why there is none."""
+    """The plan for one number of ranks, at most 80 columns wide, in two pieces: the second one may
+    take a while. `forecast`: that of micro-batches, or why there is none."""
     number, rows = plan.world_size, plan.micro_batch
     ranks = "1 rank" if number == 1 else f"each of {number:,} ranks"
     lines = [f"What {ranks} holds, in {recipe.training.precision}", line(*HEAD)]
@@ -409,36 +364,32 @@ def step_and_peak(
 
 def fits(plan: Plan, forecast: Forecast, memory: int) -> str:
     """How large micro-batches may be, and which file to choose."""
-    most = most_rows(plan, forecast, memory)
+    most, chosen = most_rows(plan, forecast, memory)
     rows = [f"{number:,} with {PurePath(file).name}" for file, number in most.items()]
     text = f"Most rows of a micro-batch in {memory / 1e9:g} GB: {', '.join(rows)}."
-    return fill(f"{text} {choice(plan, most)}", 80)
+    wanted = f"{plan.micro_batch:,} row{'s' * (plan.micro_batch != 1)}"
+    if chosen is None:
+        choice = f"None holds {wanted}: set a smaller data.micro_batch_size, or take more ranks."
+    else:
+        choice = (
+            f"Choose {PurePath(chosen).name}: of those that hold {wanted}, it partitions and "
+            "offloads least."
+        )
+    return fill(f"{text} {choice}", 80)
 
 
-def most_rows(plan: Plan, forecast: Forecast, memory: int) -> dict[str, int]:
-    """File -> rows of the largest micro-batch; what lies in the CPU's memory takes none of a
-    GPU's."""
+def most_rows(plan: Plan, forecast: Forecast, memory: int) -> tuple[dict[str, int], str | None]:
+    """File -> rows of the largest micro-batch; and of the files that hold the plan's micro-batch
+    the one that costs least, None if there is none."""
     most = {}
     for file, needs in plan.files.items():
+        # What lies in the CPU's memory takes none of a GPU's.
         taken = needs.held.together - needs.held.offloaded + needs.extra
         most[file] = forecast.most_rows(memory - taken)
-    return most
-
-
-def choice(plan: Plan, most: Mapping[str, int]) -> str:
-    """The file to choose, given how many rows each can hold."""
-    rows = f"{plan.micro_batch:,} row{'s' * (plan.micro_batch != 1)}"
-    if (chosen := chosen_file(plan, most)) is None:
-        return f"None holds {rows}: set a smaller data.micro_batch_size, or take more ranks."
-    name = PurePath(chosen).name
-    return f"Choose {name}: of those that hold {rows}, it partitions and offloads least."
-
-
-def chosen_file(plan: Plan, most: Mapping[str, int]) -> str | None:
-    """Of the files that hold a micro-batch, the one that costs least; None if there is none."""
     enough = {file: needs for file, needs in plan.files.items() if most[file] >= plan.micro_batch}
     # What moves to the CPU's memory and back each step costs more than what stage 3 gathers.
-    return min(enough, key=lambda f: (enough[f].held.offloaded > 0, enough[f].stage), default=None)
+    costs = {file: (needs.held.offloaded > 0, needs.stage) for file, needs in enough.items()}
+    return most, min(enough, key=lambda file: costs[file], default=None)
 
 
 def tree(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine) -> dict[str, Any]:
@@ -451,14 +402,14 @@ def tree(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
     if isinstance(forecast, str):
         return {**found, "unknown": forecast}
     if machine.memory is not None:
-        most = most_rows(plan, forecast, machine.memory)
-        found |= {"most_rows": most, "choose": chosen_file(plan, most)}
+        most, chosen = most_rows(plan, forecast, machine.memory)
+        found |= {"most_rows": most, "choose": chosen}
     duration = Duration.of(plan, recipe, forecast, machine)
     return {**found, "seconds": {**asdict(duration), "step": duration.step}}
 
 
 def megabytes(number: int | None) -> str:
-    """Of bytes; a dash for what is not known."""
+    """Bytes in MB; a dash for what is not known."""
     if number is None:
         return "-"
     return f"{number / 1e6:,.1f}" if number < WIDEST else f"{number / 1e6:,.0f}"

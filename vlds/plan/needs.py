@@ -1,4 +1,9 @@
-"""What a recipe needs with each number of ranks and each of DeepSpeed's files."""
+"""What each rank needs with each of DeepSpeed's files: the memory that it holds between steps, what
+a step adds to it, and what a step sends. Nothing is loaded.
+
+The rules are those of DeepSpeed 0.19; a test shows that they agree with `Engine.bytes_per_rank` to
+the byte.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from vlds.data.order.mixed_order import BatchCut
 from vlds.models.build import build_shapes
@@ -25,12 +28,6 @@ from vlds.training.engine import buffer_bytes
 from vlds.training.optimizer import parameter_groups
 from vlds.training.prepare import check_parts
 
-# The memory that a rank needs between steps, computed without loading anything.
-#
-# The rules are those of DeepSpeed 0.19; a test shows that they agree with `Engine.bytes_per_rank`
-# to the byte.
-
-
 MASTER_BYTES = 12
 """AdamW's two moments and the master of a weight, each fp32."""
 SUM_BYTES = 4
@@ -39,18 +36,28 @@ GROUP_ALIGNMENT = 2
 """Stage 2 pads a group to a multiple of this number of elements on each rank."""
 PERSISTENCE = 100_000
 """DeepSpeed's own stage3_param_persistence_threshold, in elements."""
+LIVE = 1_000_000_000
+"""DeepSpeed's own stage3_max_live_parameters, in elements."""
+PREFETCHED = 50_000_000
+"""DeepSpeed's own stage3_prefetch_bucket_size, in elements."""
 OFFLOADS = {"optimizer": "offload_optimizer", "weights": "offload_param"}
+"""What lies in the CPU's memory -> DeepSpeed's key for it."""
+SHIPPED = [
+    f"ds_configs/{name}.json" for name in ("zero2", "zero2_offload", "zero3", "zero3_offload")
+]
+UNPARTITIONED = [file for file in SHIPPED if "zero3" not in file]
+"""The files for recipes that stage 3 cannot run."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes of one rank."""
+    """Bytes that one rank holds between steps."""
 
     frozen: int
     trainable: int
     optimizer: int
     gradients: int
-    """Sums of gradients. Their memory may be kept between steps."""
+    """Bytes of the sums of gradients. Their memory may be kept between steps."""
     offloaded: int = 0
     """How many of the above lie in the CPU's memory although the rank has a GPU."""
 
@@ -69,6 +76,7 @@ def planned(
     """
     partitioned = zero["stage"] == 3
     splits = partitioned and world_size > 1
+    # DeepSpeed gathers small weights once and keeps them whole, beside each rank's own part.
     threshold = zero.get("stage3_param_persistence_threshold", PERSISTENCE)
     stored = {"frozen": 0, "trainable": 0}
     whole = 0
@@ -78,23 +86,20 @@ def planned(
         kind = "trainable" if parameter.requires_grad else "frozen"
         stored[kind] += (part + kept) * parameter.element_size()
         whole += kept * parameter.element_size()
-    stored["frozen"] += scale_bytes(model)
-    elements = sum(group_share(group["params"], partitioned, world_size) for group in groups)
+    stored["frozen"] += scale_bytes(model)  # of packed weights; scales are no parameters
+    elements = 0
+    for group in groups:
+        sizes = [parameter.numel() for parameter in group["params"]]
+        if partitioned:  # stage 3 cuts each weight
+            elements += sum(share(size, world_size) for size in sizes)
+        else:  # stage 2 cuts the group as a whole
+            elements += GROUP_ALIGNMENT * share(sum(sizes), GROUP_ALIGNMENT * world_size)
     masters = elements * MASTER_BYTES
     optimizer = masters + buffer_bytes(model.step_rules)
     offloaded = masters if moves(zero, "optimizer") else 0
     if moves(zero, "weights"):
         offloaded += sum(stored.values()) - whole
     return Held(**stored, optimizer=optimizer, gradients=elements * SUM_BYTES, offloaded=offloaded)
-
-
-def group_share(parameters: Sequence[nn.Parameter], partitioned: bool, world_size: int) -> int:
-    """Elements of a group of the optimizer on one rank. Stage 3 cuts each weight, stage 2 the
-    group."""
-    if partitioned:
-        return sum(share(parameter.numel(), world_size) for parameter in parameters)
-    size = sum(parameter.numel() for parameter in parameters)
-    return GROUP_ALIGNMENT * share(size, GROUP_ALIGNMENT * world_size)
 
 
 def share(size: int, parts: int) -> int:
@@ -107,59 +112,48 @@ def moves(zero: Mapping[str, Any], what: str) -> bool:
     return bool((zero.get(OFFLOADS[what]) or {}).get("device", "none") != "none")
 
 
-# What a step adds to the memory that a rank holds between steps, and what it sends.
-
-
-LIVE = 1_000_000_000
-"""DeepSpeed's own stage3_max_live_parameters, in elements."""
-PREFETCHED = 50_000_000
-"""DeepSpeed's own stage3_prefetch_bucket_size, in elements."""
-
-
 def added_bytes(model: Model, held: Held, zero: Mapping[str, Any], world_size: int) -> int:
-    """Sums of gradients, buckets and gathered weights, without what a micro-batch needs."""
-    waiting = held.gradients + bucket_bytes(model, zero, world_size)
-    if zero["stage"] < 3 or world_size == 1:
+    """Bytes that a step adds: sums of gradients, buckets and gathered weights, without what a
+    micro-batch needs."""
+    partitioned = zero["stage"] == 3
+    size = int(zero["reduce_bucket_size"])
+    sent = 0 if world_size == 1 else SUM_BYTES
+    if zero["stage"] == 2 and world_size == 1 and not moves(zero, "optimizer"):
+        bucket = 0  # `GradientSums` adds gradients where they come
+    elif partitioned:
+        # Gradients are gathered twice; gloo sends a copy, and is often still busy with another.
+        bucket = size * (2 * SUM_BYTES + 2 * sent)
+    else:
+        # Gradients that wait for the other ranks, and what is sent of them, which is fp32.
+        bucket = size * ((2 if zero.get("overlap_comm") else 1) * widest(model) + sent)
+    waiting = held.gradients + bucket
+    if not partitioned or world_size == 1:
         return waiting
     live = int(zero.get("stage3_max_live_parameters", LIVE))
     ahead = int(zero.get("stage3_prefetch_bucket_size", PREFETCHED))
+    # One weight is whole at least, however low the limit is.
     whole = max(live, max(weight.numel() for weight in model.parameters()))
-    partitioned = partitioned_bytes(model, zero)
-    gathered = min((whole + ahead) * widest(model), partitioned)
-    copied = min(ahead * widest(model), partitioned)  # gloo receives into a copy
+    weights = partitioned_bytes(model, zero)
+    gathered = min((whole + ahead) * widest(model), weights)
+    copied = min(ahead * widest(model), weights)  # gloo receives into a copy
     return waiting + gathered + copied
-
-
-def bucket_bytes(model: Model, zero: Mapping[str, Any], world_size: int) -> int:
-    """Gradients that wait for the other ranks, and what is sent of them, which is fp32."""
-    if zero["stage"] == 2 and world_size == 1 and not moves(zero, "optimizer"):
-        return 0  # `GradientSums` adds them where they come
-    size = int(zero["reduce_bucket_size"])
-    sent = 0 if world_size == 1 else SUM_BYTES
-    if zero["stage"] < 3:
-        return size * ((2 if zero.get("overlap_comm") else 1) * widest(model) + sent)
-    # Gradients are gathered twice; gloo sends a copy, and is often still busy with another.
-    return size * (2 * SUM_BYTES + 2 * sent)
 
 
 def sent_bytes(model: Model, zero: Mapping[str, Any], world_size: int, micro_batches: int) -> int:
     """Bytes that a rank sends in a step of some micro-batches: gradients, which it sums in fp32, of
     each micro-batch, and trained weights after the step; under stage 3 other weights before each
     pass. Stage 1 sends gradients once."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    gradients = trained * SUM_BYTES * (1 if zero["stage"] == 1 else micro_batches)
-    whole = gradients + trained_bytes(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = sum(p.numel() for p in trained) * SUM_BYTES
+    gradients *= 1 if zero["stage"] == 1 else micro_batches
+    whole = gradients + sum(p.numel() * p.element_size() for p in trained)
     if zero["stage"] == 3:
         whole += 2 * micro_batches * partitioned_bytes(model, zero)
+        # After the step, trained weights stay in parts.
         whole -= partitioned_bytes(model, zero, trained=True)
     elif zero.get("use_multi_rank_bucket_allreduce", True):
         whole += gradients  # there and back
-    return whole - share(whole, world_size)
-
-
-def trained_bytes(model: Model) -> int:
-    """Bytes of the weights that train, in the run's precision."""
-    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return whole - share(whole, world_size)  # a rank keeps its own share
 
 
 def partitioned_bytes(model: Model, zero: Mapping[str, Any], *, trained: bool = False) -> int:
@@ -174,19 +168,12 @@ def widest(model: Model) -> int:
     return max(weight.element_size() for weight in model.parameters())
 
 
-SHIPPED = [
-    f"ds_configs/{name}.json" for name in ("zero2", "zero2_offload", "zero3", "zero3_offload")
-]
-UNPARTITIONED = [file for file in SHIPPED if "zero3" not in file]
-"""Those for recipes that stage 3 cannot run."""
-
-
 @dataclass(frozen=True)
 class Needs:
     """What a rank needs with one of DeepSpeed's files."""
 
     stage: int
-    """Of ZeRO."""
+    """ZeRO's stage: 1, 2 or 3."""
     held: Held
     extra: int
     """Bytes that a step adds, without those of the micro-batch."""

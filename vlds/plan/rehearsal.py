@@ -1,4 +1,5 @@
-"""A forward and a backward pass of tensors that have shapes but no numbers.
+"""A forward and a backward pass of tensors that have shapes but no numbers, and how long the
+operations of such a pass take on this machine.
 
 The model's own code runs, and so do the methods' and Hugging Face's; a rehearsal of a model that
 fills eight cards takes seconds on a laptop. It counts the storages that are alive at each moment:
@@ -12,7 +13,7 @@ import math
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain, islice
@@ -41,10 +42,6 @@ from vlds.schema import Batch
 from vlds.training.gradients import square_sum
 from vlds.training.optimizer import similar_rows
 
-# How long the operations of a rehearsal take on this machine: each different one runs here, once
-# or a few times, with tensors of its own shapes.
-
-
 aten = torch.ops.aten
 FUSED = {
     aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
@@ -52,12 +49,15 @@ FUSED = {
         aten._scaled_dot_product_flash_attention_backward
     ),
 }
-"""Products that torch does not count on a CPU, and the GPU's that are alike."""
+"""Products that torch does not count on a CPU (2.13's `flop_registry`), and the GPU's that are
+alike."""
 COUNTED: dict[Any, Callable[..., int]] = {
     **flop_registry,
     **{function: flop_registry[alike] for function, alike in FUSED.items()},
 }
-"""The operations of each kind of product, given its arguments and its result."""
+"""Product of matrices -> how many operations it takes, given its arguments and its result."""
+INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
+"""Operations whose result has as many rows as a mask has ones."""
 ROUNDS = 5
 """Times that an operation is timed, after one that warms up."""
 AROUND = 6e-5
@@ -69,129 +69,16 @@ LONG = 0.2
 """Seconds after which no further round starts."""
 BUDGET = 20.0
 """Seconds after which no further operation is timed."""
-
-
-class Shape(NamedTuple):
-    """A tensor in an operation's arguments."""
-
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> Shape:
-        """What a tensor takes."""
-        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
-
-    def zeros(self) -> Tensor:
-        """A tensor of zeros, which are valid indices too."""
-        reach = sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True)) + 1
-        held = torch.zeros(reach if 0 not in self.size else 0, dtype=self.dtype)
-        return held.as_strided(self.size, self.stride)
-
-
-class Operation(NamedTuple):
-    """A call, with shapes instead of tensors."""
-
-    function: Callable[..., Any]
-    leaves: tuple[Any, ...]
-    """Of the arguments' tree."""
-    tree: TreeSpec
-
-    @classmethod
-    def of(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Operation:
-        """A call of a function with these arguments."""
-        leaves, tree = tree_flatten((args, kwargs))
-        return cls(
-            function, tuple(Shape.of(x) if isinstance(x, Tensor) else x for x in leaves), tree
-        )
-
-    @property
-    def is_product(self) -> bool:
-        """Whether it multiplies matrices."""
-        return getattr(self.function, "overloadpacket", None) in COUNTED
-
-    @property
-    def size(self) -> int:
-        """Elements of its tensors, or operations if it is a product of matrices."""
-        shapes = [leaf.size for leaf in self.leaves if isinstance(leaf, Shape)]
-        elements = sum(map(math.prod, shapes))
-        if not self.is_product or len(shapes) < 2:
-            return elements
-        return math.prod(shapes[-2]) * shapes[-1][-1]
-
-    def seconds(self) -> float:
-        """The median of some rounds, without the first, which may compile. Each has tensors of its
-        own, as in a step, where others have filled the caches in between.
-
-        Errors: RuntimeError or IndexError if zeros are not what the function wants.
-        """
-        times: list[float] = []
-        calls = [self.arguments() for _ in range(ROUNDS + 1)]
-        for args, kwargs in calls:
-            began = time.perf_counter()
-            self.function(*args, **kwargs)
-            times.append(time.perf_counter() - began)
-            if len(times) > 1 and sum(times) > LONG:
-                break
-        return median(times[1:])
-
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Of a call, with zeros."""
-        leaves = [leaf.zeros() if isinstance(leaf, Shape) else leaf for leaf in self.leaves]
-        args, kwargs = tree_unflatten(leaves, self.tree)
-        return args, kwargs
-
-
-def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
-    """Of all products, and of all other operations. What cannot run on zeros counts as nothing.
-    After `BUDGET` seconds, what is left takes as long as what was timed, by its size."""
-    keep_freed_memory()  # as a run does
-    seconds, timed, left = ({True: 0.0, False: 0.0} for _ in range(3))
-    largest_first = sorted(operations.items(), key=lambda item: -item[0].size * item[1])
-    began = time.perf_counter()
-    for operation, times in follow(largest_first, "timing operations", len(largest_first)):
-        kind = operation.is_product
-        if timed[kind] and time.perf_counter() - began > BUDGET:
-            left[kind] += times * operation.size
-            continue
-        with suppress(RuntimeError, IndexError):
-            seconds[kind] += times * operation.seconds()
-            timed[kind] += times * operation.size
-    whole = {kind: seconds[kind] * (1 + left[kind] / max(1, timed[kind])) for kind in seconds}
-    return whole[True], whole[False] + operations.total() * AROUND
-
-
-def update_seconds(num_weights: int, dtype: torch.dtype) -> float:
-    """How long this machine takes to sum the gradients of so many weights in fp32, to clip them, to
-    take a step of AdamW and to round the weights."""
-    size = min(num_weights, UPDATED)
-    gradient, weight = (torch.zeros(size, dtype=dtype) for _ in range(2))
-    master, total = torch.nn.Parameter(torch.zeros(size)), torch.zeros(size)
-    master.grad = total
-    optimizer = torch.optim.AdamW([master], fused=True)
-
-    def update() -> None:
-        total.copy_(gradient)
-        total.mul_(1 / (1 + square_sum(total)))
-        optimizer.step()
-        weight.copy_(master.detach())
-
-    return Operation.of(update).seconds() * num_weights / max(1, size)
-
-
-# The micro-batch that a plan rehearses: the largest of the first steps of the recipe.
-
-
 NUM_STEPS = 4
-"""Steps whose micro-batches are looked at."""
+"""Steps of a recipe whose micro-batches are looked at."""
 
 
 def micro_batch(recipe: Recipe, model: Model, cut: BatchCut) -> Batch:
-    """What the first rank computes at once.
+    """The largest micro-batch that the first rank computes in the first steps of the recipe.
 
     Errors: ValueError if the data of a task cannot be opened.
     """
+    # The run's own stream: how long rows are and how they are padded depends on its order.
     setup = StreamSetup(
         collator=recipe.model.collator(recipe.model.load_processor()),
         image=recipe.image,
@@ -199,18 +86,11 @@ def micro_batch(recipe: Recipe, model: Model, cut: BatchCut) -> Batch:
         cut=cut,
         blank_images=recipe.data.blank_images,
     )
-    data = replace(recipe.data, num_workers=0)
+    data = replace(recipe.data, num_workers=0)  # a few batches are not worth processes
     stream = TrainStream(training_sources(recipe), data, setup)
-    return largest(chain.from_iterable(islice(stream.steps(), NUM_STEPS)), model)
-
-
-def largest(batches: Iterable[Batch], model: Model) -> Batch:
-    """The batch with the most tokens, padding included."""
+    batches = chain.from_iterable(islice(stream.steps(), NUM_STEPS))
+    # The one with the most tokens, padding included.
     return max(batches, key=lambda batch: len(batch.ids) * int(model.sizes(batch).amax(0).sum()))
-
-
-INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
-"""Operations whose result has as many rows as a mask has ones."""
 
 
 class Work(NamedTuple):
@@ -219,18 +99,18 @@ class Work(NamedTuple):
     peak: int
     """Bytes at the worst moment, beside weights and optimizer state."""
     flops: int
-    """Operations of its products."""
+    """Floating-point operations of its products."""
     moved: int
     """Bytes that all other operations read and write."""
     calls: int
-    """Operations."""
+    """How many operations run, views not counted."""
 
 
 NOTHING = Work(0, 0, 0, 0)
 
 
 class Rehearsed(NamedTuple):
-    """A micro-batch."""
+    """What the rehearsal of a micro-batch has counted."""
 
     work: Work
     operations: Counter[Operation]
@@ -272,33 +152,39 @@ class Rehearsal(TorchDispatchMode):
             self._count_bytes(outputs)
             return outputs
         if func in INDEXED:
-            leaves, spec = tree_flatten(((args[0], numbered(args[1]), *args[2:]), kwargs or {}))
+            # How many ones a hollow mask would have is not known; the places of a real one's are.
+            indices: list[Tensor | None] = []
+            for index in args[1]:
+                is_mask = index is not None and index.dtype in (torch.bool, torch.uint8)
+                if is_mask and not isinstance(index, FakeTensor):
+                    indices += index.nonzero().unbind(1)
+                else:
+                    indices.append(index)
+            leaves, spec = tree_flatten(((args[0], indices, *args[2:]), kwargs or {}))
         with self.fake:
-            entered_args, entered_kwargs = tree_unflatten([self._entered(x) for x in leaves], spec)
-            outputs = func(*entered_args, **entered_kwargs)
-        self._count_work(func, entered_args, entered_kwargs, outputs)
-        return outputs
-
-    def _entered(self, leaf: Any) -> Any:
-        """Real tensors beside hollow ones become hollow."""
-        is_real = isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor)
-        return self.fake.from_tensor(leaf) if is_real else leaf
-
-    def _count_work(self, func: Any, args: Any, kwargs: Any, outputs: Any) -> None:
+            # Real tensors beside hollow ones become hollow.
+            entered = [
+                self.fake.from_tensor(leaf)
+                if isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor)
+                else leaf
+                for leaf in leaves
+            ]
+            hollow_args, hollow_kwargs = tree_unflatten(entered, spec)
+            outputs = func(*hollow_args, **hollow_kwargs)
         self._count_bytes(outputs)
         made = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, FakeTensor)]
-        read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
-        if func.is_view or not made:
-            return
-        self.calls += 1
-        self.operations[Operation.of(func, *args, **kwargs)] += 1
-        if (count := COUNTED.get(func.overloadpacket)) is not None:
-            self.flops += count(*args, **kwargs, out_val=outputs)
-        else:
-            self.moved += sum(tensor.numel() * tensor.element_size() for tensor in made + read)
+        if made and not func.is_view:
+            self.calls += 1
+            self.operations[Operation.of(func, *hollow_args, **hollow_kwargs)] += 1
+            if (count := COUNTED.get(func.overloadpacket)) is not None:
+                self.flops += count(*hollow_args, **hollow_kwargs, out_val=outputs)
+            else:
+                read = [leaf for leaf in entered if isinstance(leaf, FakeTensor)]
+                self.moved += sum(t.numel() * t.element_size() for t in made + read)
+        return outputs
 
     def drawn(self, values: Tensor) -> Tensor:
-        """What takes the place of dropout's output."""
+        """A stand-in for dropout's output, which counts as one operation."""
         self.operations[Operation.of(dropout_once, values)] += 1
         return torch.empty_like(values)
 
@@ -306,6 +192,7 @@ class Rehearsal(TorchDispatchMode):
         for tensor in tree_leaves(outputs):
             if not isinstance(tensor, Tensor):
                 continue
+            # Views share a storage, whose bytes count once, until its last tensor is gone.
             storage = tensor.untyped_storage()
             if storage not in self._seen:
                 self._seen.add(storage)
@@ -318,20 +205,8 @@ class Rehearsal(TorchDispatchMode):
         self._alive -= size
 
 
-def numbered(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Masks as the places of their ones, which have a shape."""
-    found: list[Tensor | None] = []
-    for index in indices:
-        is_mask = index is not None and index.dtype in (torch.bool, torch.uint8)
-        if index is not None and is_mask and not isinstance(index, FakeTensor):
-            found += index.nonzero().unbind(1)
-        else:
-            found.append(index)
-    return found
-
-
 def make_hollow(model: nn.Module, rehearsal: Rehearsal) -> None:
-    """Replace the weights of a model on the meta device; tied ones stay tied."""
+    """Replace the weights of a model on the meta device by hollow ones; tied ones stay tied."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module._parameters.items():
@@ -353,7 +228,7 @@ def dropout_once(values: Tensor) -> Tensor:
 
 
 class Drawn(torch.autograd.Function):
-    """What takes the memory of dropout, and tells a rehearsal of it."""
+    """Dropout in a rehearsal: `kept` is what real dropout keeps in memory for its backward pass."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, kept: Tensor, rehearsal: Rehearsal) -> Tensor:
@@ -378,6 +253,7 @@ class HollowDropout(StepDropout):
     ) -> Tensor:
         if not training or p == 0:
             return input
+        # A mask of the inputs' shape on a GPU; a key for each row on a CPU, which draws again.
         if self.on_gpu:
             kept = torch.empty_like(input, dtype=torch.bool)
         else:
@@ -390,16 +266,16 @@ class HollowDropout(StepDropout):
 
 
 class HollowDraws(NamedTuple):
-    """Those of a layer that drops inside its own computation."""
+    """The draws of a layer that drops inside its own computation."""
 
     rehearsal: Rehearsal
 
     def of(self, examples: slice) -> Draws:
-        """All examples take alike."""
+        """The same for all examples, which take alike."""
         return self
 
     def dropped(self, values: Tensor) -> Tensor:
-        """What takes the place of dropout's output."""
+        """A stand-in for dropout's output."""
         return self.rehearsal.drawn(values)
 
 
@@ -423,6 +299,7 @@ def rehearse(model: Model, batch: Batch, parts: int = 1, *, on_gpu: bool = False
     """What a micro-batch takes, given a model on the meta device, which becomes hollow. `parts`:
     in how many sets of similar rows it is computed. `on_gpu`: with a GPU's operations instead of
     this CPU's."""
+    # Weights become hollow first: their bytes are counted by `needs.planned`, not here.
     rehearsal = Rehearsal()
     make_hollow(model, rehearsal)
     model.train()
@@ -433,3 +310,113 @@ def rehearse(model: Model, batch: Batch, parts: int = 1, *, on_gpu: bool = False
         output.loss.backward()
     work = Work(rehearsal.peak, rehearsal.flops, rehearsal.moved, rehearsal.calls)
     return Rehearsed(work, rehearsal.operations)
+
+
+class Shape(NamedTuple):
+    """A tensor in an operation's arguments."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Shape:
+        """The shape of a tensor."""
+        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+
+    def zeros(self) -> Tensor:
+        """A tensor of zeros in this layout; zeros are valid indices too."""
+        # Only as many numbers as the strides reach, which expanded and sliced tensors need.
+        reach = sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True)) + 1
+        held = torch.zeros(reach if 0 not in self.size else 0, dtype=self.dtype)
+        return held.as_strided(self.size, self.stride)
+
+
+class Operation(NamedTuple):
+    """A call, with shapes instead of tensors."""
+
+    function: Callable[..., Any]
+    leaves: tuple[Any, ...]
+    """The arguments, flattened: a `Shape` in place of each tensor."""
+    tree: TreeSpec
+    """How the arguments are nested."""
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Operation:
+        """A call of a function with these arguments."""
+        leaves, tree = tree_flatten((args, kwargs))
+        return cls(
+            function, tuple(Shape.of(x) if isinstance(x, Tensor) else x for x in leaves), tree
+        )
+
+    @property
+    def is_product(self) -> bool:
+        """True if it multiplies matrices."""
+        return getattr(self.function, "overloadpacket", None) in COUNTED
+
+    @property
+    def size(self) -> int:
+        """Elements of its tensors, or operations if it is a product of matrices."""
+        shapes = [leaf.size for leaf in self.leaves if isinstance(leaf, Shape)]
+        elements = sum(map(math.prod, shapes))
+        if not self.is_product or len(shapes) < 2:
+            return elements
+        return math.prod(shapes[-2]) * shapes[-1][-1]
+
+    def seconds(self) -> float:
+        """The median of some rounds, without the first, which may compile.
+
+        Errors: RuntimeError or IndexError if zeros are not what the function wants.
+        """
+        times: list[float] = []
+        # Each round has tensors of its own: in a step, other operations have filled the caches.
+        calls = []
+        for _ in range(ROUNDS + 1):
+            leaves = [leaf.zeros() if isinstance(leaf, Shape) else leaf for leaf in self.leaves]
+            calls.append(tree_unflatten(leaves, self.tree))
+        for args, kwargs in calls:
+            began = time.perf_counter()
+            self.function(*args, **kwargs)
+            times.append(time.perf_counter() - began)
+            if len(times) > 1 and sum(times) > LONG:
+                break
+        return median(times[1:])
+
+
+def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
+    """Seconds of all products, and of all other operations. What cannot run on zeros counts as
+    nothing. After `BUDGET` seconds, what is left takes as long as what was timed, by its size."""
+    keep_freed_memory()  # as a run does
+    seconds, timed, left = ({True: 0.0, False: 0.0} for _ in range(3))
+    # Largest first, so that the budget goes to what takes most of the time.
+    largest_first = sorted(operations.items(), key=lambda item: -item[0].size * item[1])
+    began = time.perf_counter()
+    for operation, times in follow(largest_first, "timing operations", len(largest_first)):
+        kind = operation.is_product
+        if timed[kind] and time.perf_counter() - began > BUDGET:
+            left[kind] += times * operation.size
+            continue
+        with suppress(RuntimeError, IndexError):
+            seconds[kind] += times * operation.seconds()
+            timed[kind] += times * operation.size
+    whole = {kind: seconds[kind] * (1 + left[kind] / max(1, timed[kind])) for kind in seconds}
+    return whole[True], whole[False] + operations.total() * AROUND
+
+
+def update_seconds(num_weights: int, dtype: torch.dtype) -> float:
+    """How long this machine takes to sum the gradients of so many weights in fp32, to clip them, to
+    take a step of AdamW and to round the weights."""
+    # It takes as long for each weight of any number of them that no longer fits the caches.
+    size = min(num_weights, UPDATED)
+    gradient, weight = (torch.zeros(size, dtype=dtype) for _ in range(2))
+    master, total = torch.nn.Parameter(torch.zeros(size)), torch.zeros(size)
+    master.grad = total
+    optimizer = torch.optim.AdamW([master], fused=True)
+
+    def update() -> None:
+        total.copy_(gradient)
+        total.mul_(1 / (1 + square_sum(total)))
+        optimizer.step()
+        weight.copy_(master.detach())
+
+    return Operation.of(update).seconds() * num_weights / max(1, size)

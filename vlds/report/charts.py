@@ -1,32 +1,42 @@
-"""Charts of curves: positions of lines, ticks and values. The page draws them as inline SVG."""
+"""Charts (positions of lines, ticks and values, which the page draws as inline SVG; or bars), those
+of a training, and tables of the answers that a run confuses with each other."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
 from vlds.report.numbers import log_ticks, thinned, tick_text, ticks
-from vlds.report.read import Curve, Metrics
+from vlds.report.read import Curve
 from vlds.report.report import Report, TaskAnswers
-from vlds.report.tables import Cell, Row, Table
+from vlds.report.tables import Cell, Table, TableRow
 from vlds.runtime.checks import is_number
 
 WIDTH, HEIGHT = 320, 170
 LEFT, RIGHT, TOP, BOTTOM = 40, 12, 12, 34
+"""Units of a chart's margins, in which ticks and titles stand."""
 MOST_POINTS = 240
+"""Points of a curve; more could not be told apart at this width."""
 MOST_DOTS = 12
 """Curves with at most so many points show each one."""
 MOST_BANDS = 60
 """Stripes of a chart that show their values under the pointer."""
 LOG_RANGE = (1e-30, 1e30)
 """Values that a log scale shows."""
-COLOURS, DASHES = 6, ("", "6 3", "2 3")
-"""Curves take turns with the style sheet's colours, then with these dashes."""
+COLOURS, DASHES = 6, 3
+"""Curves take turns with the style sheet's colours, then with its dashes."""
+OTHERS = {"learning rate": "learning_rate", "gradient norm": "gradient_norm"}
+"""Title of a chart -> key in metrics.jsonl."""
+MOST_PAIRS = 10
+"""Pairs of an answer and what was said instead that are shown."""
+MOST_ANSWERS = 6
+"""Tasks with at most so many answers get a matrix."""
+OTHER = "other"
 
 Curves = Mapping[str, Curve]
 """Name of a run -> its curve."""
@@ -39,7 +49,7 @@ class Tick(NamedTuple):
     text: str
 
 
-class Line(NamedTuple):
+class CurveLine(NamedTuple):
     """One curve."""
 
     look: str
@@ -55,7 +65,7 @@ class Band(NamedTuple):
     text: str
 
 
-class Spot(NamedTuple):
+class ScatterPoint(NamedTuple):
     """One point with its deviation up and down, in the units of the axes."""
 
     x: float
@@ -64,11 +74,11 @@ class Spot(NamedTuple):
     look: str
     text: str
     label: str = ""
-    """Beside it."""
+    """What stands beside it."""
 
 
 class Mark(NamedTuple):
-    """A spot in its place."""
+    """A point of a scatter chart in its place."""
 
     x: float
     y: float
@@ -100,18 +110,12 @@ class Chart:
     last: str = ""
     """The last value, where there is one curve."""
     bars: list[Bar] = field(default_factory=list)
-    lines: list[Line] = field(default_factory=list)
+    lines: list[CurveLine] = field(default_factory=list)
     x_ticks: list[Tick] = field(default_factory=list)
     y_ticks: list[Tick] = field(default_factory=list)
     bands: list[Band] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
     x_title: str = "step"
-
-
-def by_task(runs: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str, Curve]]:
-    """Task -> run -> curve; a run without the task has an empty one, so that colours stay."""
-    tasks = dict.fromkeys(task for curves in runs.values() for task in curves)
-    return {task: {name: curves.get(task, []) for name, curves in runs.items()} for task in tasks}
 
 
 def charts_of(
@@ -124,31 +128,25 @@ def charts_of(
     also one on a log scale, if the values allow it. A curve's colour depends on its position in
     `curves`, empty ones included."""
     shown = {name: thinned(points, MOST_POINTS) for name, points in curves.items()}
+    values = [point for points in shown.values() for point in points]
     longest = max(map(len, shown.values()), default=0)
     if longest == 0:
         return []
-    if longest <= 2:
-        return [bar_chart(title, shown)]
-    low, high = LOG_RANGE
-    logged = all(low < y < high for points in shown.values() for _, y in points)
-    if not (both_scales and logged):
-        return [line_chart(title, shown, y_range)]
-    return [line_chart(title, shown, y_range, scale) for scale in ("linear", "log")]
-
-
-def bar_chart(title: str, curves: Curves) -> Chart:
-    """The values of curves that are too short for a line; a single one is a number."""
-    values = [point for points in curves.values() for point in points]
+    if longest > 2:
+        low, high = LOG_RANGE
+        is_log = both_scales and all(low < y < high for _, y in values)
+        scales = ("linear", "log") if is_log else ("",)
+        return [line_chart(title, shown, y_range, scale) for scale in scales]
     if len(values) == 1:
         ((x, y),) = values
-        return Chart(f"{title}, step {x:,.0f}", last=f"{y:.4g}")
+        return [Chart(f"{title}, step {x:,.0f}", last=f"{y:.4g}")]
     highest = max(abs(y) for _, y in values) or 1.0
     bars = [
         Bar(f"{name} step {x:,.0f}".strip(), look(index), f"{y:.4g}", abs(y) / highest)
-        for index, (name, points) in enumerate(curves.items())
+        for index, (name, points) in enumerate(shown.items())
         for x, y in points
     ]
-    return Chart(title, bars=bars)
+    return [Chart(title, bars=bars)]
 
 
 def line_chart(
@@ -161,17 +159,20 @@ def line_chart(
     is_log = scale == "log"
     y_ticks = log_ticks(min(ys), max(ys)) if is_log else ticks(*(y_range or (min(0, *ys), max(ys))))
     x_of = axis(x_ticks, LEFT, WIDTH - RIGHT)
+    # SVG counts y from the top.
     y_of = axis(y_ticks, HEIGHT - BOTTOM, TOP, math.log10 if is_log else float)
     dotted = max(map(len, curves.values())) <= MOST_DOTS
-    lines = []
-    for index, curve in enumerate(curves.values()):
+    lines, courses = [], []
+    for index, (name, curve) in enumerate(curves.items()):
         if curve:
             spots = [(x_of(x), y_of(y)) for x, y in curve]
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-            lines.append(Line(look(index), path, spots if dotted else spots[-1:]))
+            lines.append(CurveLine(look(index), path, spots if dotted else spots[-1:]))
+            courses.append(f"{name} from {curve[0][1]:.3g} to {curve[-1][1]:.3g}".strip())
+    spoken = [title, "log scale" if is_log else "", "; ".join(courses)]
     return Chart(
         title,
-        spoken=", ".join(filter(None, [title, "log scale" if is_log else "", spoken(curves)])),
+        spoken=", ".join(filter(None, spoken)),
         scale=scale,
         last=f"{ys[-1]:.3g}" if len(curves) == 1 else "",
         lines=lines,
@@ -181,20 +182,20 @@ def line_chart(
     )
 
 
-def spot_chart(title: str, spots: Sequence[Spot], x_title: str) -> Chart:
-    """Spots over a log scale."""
-    x_ticks = log_ticks(min(spot.x for spot in spots), max(spot.x for spot in spots))
-    low = min(spot.y - spot.deviation for spot in spots)
-    y_ticks = ticks(low, max(spot.y + spot.deviation for spot in spots))
+def scatter_chart(title: str, points: Sequence[ScatterPoint], x_title: str) -> Chart:
+    """Points over a log scale."""
+    x_ticks = log_ticks(min(point.x for point in points), max(point.x for point in points))
+    low = min(point.y - point.deviation for point in points)
+    y_ticks = ticks(low, max(point.y + point.deviation for point in points))
     x_of = axis(x_ticks, LEFT, WIDTH - RIGHT, math.log10)
     y_of = axis(y_ticks, HEIGHT - BOTTOM, TOP)
     marks = [
         Mark(x_of(x), y_of(y), y_of(y + spread), y_of(y - spread), look, text, label)
-        for x, y, spread, look, text, label in spots
+        for x, y, spread, look, text, label in points
     ]
     return Chart(
         title,
-        spoken=f"{title}: {'; '.join(spot.text for spot in spots)}",
+        spoken=f"{title}: {'; '.join(point.text for point in points)}",
         x_ticks=[Tick(x_of(value), tick_text(value)) for value in x_ticks],
         y_ticks=[Tick(y_of(value), tick_text(value)) for value in y_ticks],
         marks=marks,
@@ -211,48 +212,29 @@ def axis(
 
 
 def bands(curves: Curves, x_of: Callable[[float], float]) -> list[Band]:
-    """Adjacent stripes, each with the values at its step."""
+    """Adjacent stripes, each with the values of the curves at its step, or at the nearest one."""
     steps = sorted({x for curve in curves.values() for x, _ in curve})
     stride = math.ceil(len(steps) / MOST_BANDS)
     chosen = steps[::-stride][::-1]  # includes the last one
+    # A stripe reaches half way to its neighbours; the outer ones reach 4 units beyond their step.
     edges = [x_of((a + b) / 2) for a, b in pairwise(chosen)]
     edges = [x_of(chosen[0]) - 4, *edges, x_of(chosen[-1]) + 4]
-    return [
-        Band(left, round(right - left, 1), values_at(curves, step))
-        for step, (left, right) in zip(chosen, pairwise(edges), strict=True)
-    ]
-
-
-def values_at(curves: Curves, step: float) -> str:
-    """Each curve's value at a step, or at the nearest one."""
-    texts = [f"step {step:,.0f}"]
-    for name, curve in curves.items():
-        if curve and curve[0][0] <= step <= curve[-1][0]:
-            index = bisect_left(curve, step, key=lambda point: point[0])
-            nearest = min(curve[max(0, index - 1) : index + 1], key=lambda p: abs(p[0] - step))
-            texts.append(f"{name} {nearest[1]:.4g}".strip())
-    return "\n".join(texts)
+    stripes = []
+    for step, (left, right) in zip(chosen, pairwise(edges), strict=True):
+        texts = [f"step {step:,.0f}"]
+        for name, curve in curves.items():
+            if curve and curve[0][0] <= step <= curve[-1][0]:
+                index = bisect_left(curve, step, key=lambda point: point[0])
+                around = curve[max(0, index - 1) : index + 1]
+                _, value = min(around, key=lambda point: abs(point[0] - step))
+                texts.append(f"{name} {value:.4g}".strip())
+        stripes.append(Band(left, round(right - left, 1), "\n".join(texts)))
+    return stripes
 
 
 def look(index: int) -> str:
     """CSS classes of a curve: its colour and its dashes."""
-    return f"c{index % COLOURS} d{index // COLOURS % len(DASHES)}"
-
-
-def spoken(curves: Curves) -> str:
-    """Where each curve begins and ends."""
-    return "; ".join(
-        f"{name} from {curve[0][1]:.3g} to {curve[-1][1]:.3g}".strip()
-        for name, curve in curves.items()
-        if curve
-    )
-
-
-# The curves of a training: losses, scores, learning rate and gradient norm.
-
-
-OTHERS = {"learning rate": "learning_rate", "gradient norm": "gradient_norm"}
-"""Title of a chart -> key in metrics.jsonl."""
+    return f"c{index % COLOURS} d{index // COLOURS % DASHES}"
 
 
 class ChartGroup(NamedTuple):
@@ -272,25 +254,40 @@ def training_charts(report: Report) -> list[ChartGroup]:
     """Charts that each show all runs; groups without any logged values are left out."""
     several = len(report.runs) > 1
     runs = {name if several else "": run.inputs for name, run in report.runs.items()}
-    losses = by_task({name: run.losses for name, run in runs.items()})
-    scores = by_task({name: run.score_curves for name, run in runs.items()})
-    others = by_task({name: other_curves(run.lines) for name, run in runs.items()})
+
+    def by_title(curves: Mapping[str, Mapping[str, Curve]]) -> dict[str, dict[str, Curve]]:
+        # Title -> run -> curve; a run without the curve has an empty one, so that colours stay.
+        titles = dict.fromkeys(title for of_run in curves.values() for title in of_run)
+        return {t: {name: of_run.get(t, []) for name, of_run in curves.items()} for t in titles}
+
+    losses = by_title({name: run.losses for name, run in runs.items()})
+    # Of a single task, its loss and that over all tasks, "", are the same.
+    loss_charts = [
+        chart
+        for task, curves in losses.items()
+        if task or len(losses) != 2
+        for chart in charts_of(task or "all tasks", curves, both_scales=True)
+    ]
+    score_charts = []
+    for task, curves in by_title({name: run.score_curves for name, run in runs.items()}).items():
+        # A score that was taken once stands in the table; one above 1 (CIDEr) stretches its chart.
+        if max(map(len, curves.values())) > 1:
+            fits = all(0 <= y <= 1 for points in curves.values() for _, y in points)
+            score_charts += charts_of(task, curves, y_range=(0.0, 1.0) if fits else None)
+    others = {
+        title: {
+            name: [
+                (line["step"], line[key])
+                for line in run.lines
+                if key in line and is_number(line[key])
+            ]
+            for name, run in runs.items()
+        }
+        for title, key in OTHERS.items()
+    }
     groups = [
-        ChartGroup(
-            "loss",
-            "Loss",
-            [
-                chart
-                for task, curves in losses.items()
-                if task or len(losses) != 2  # of a single task, both are the same
-                for chart in charts_of(task or "all tasks", curves, both_scales=True)
-            ],
-        ),
-        ChartGroup(
-            "course",
-            "Score during training",
-            [chart for task, curves in scores.items() for chart in score_charts(task, curves)],
-        ),
+        ChartGroup("loss", "Loss", loss_charts),
+        ChartGroup("course", "Score during training", score_charts),
         ChartGroup(
             "optimizer",
             "Learning rate and gradient norm",
@@ -300,99 +297,54 @@ def training_charts(report: Report) -> list[ChartGroup]:
     return [group for group in groups if group.charts]
 
 
-def score_charts(task: str, curves: Mapping[str, Curve]) -> list[Chart]:
-    """Scores from 0 to 1; those above 1 (CIDEr) stretch their own chart. A score that was taken
-    once stands in the table."""
-    if max(map(len, curves.values())) < 2:
-        return []
-    fits = all(0 <= y <= 1 for points in curves.values() for _, y in points)
-    return charts_of(task, curves, y_range=(0.0, 1.0) if fits else None)
-
-
-def other_curves(lines: Iterable[Metrics]) -> dict[str, Curve]:
-    """Curves of the logged values in OTHERS, by title."""
-    curves: dict[str, Curve] = {}
-    for line in lines:
-        for title, key in OTHERS.items():
-            if key in line and is_number(line[key]):
-                curves.setdefault(title, []).append((line["step"], line[key]))
-    return {title: curves[title] for title in OTHERS if title in curves}
-
-
-# Which answers a run confuses with which.
-
-
-MOST_PAIRS = 10
-MOST_ANSWERS = 6
-"""Tasks with at most so many answers get a matrix."""
-OTHER = "other"
-
-
 class Confusion(NamedTuple):
     """One task's mistakes."""
 
     task: str
     pairs: Table
+    """The most frequent mistakes, and the number of others."""
     matrix: Table | None
-    """Answers down, what was said across; for few answers."""
+    """How often each answer was said (across) where each is right (down), for few answers; darker:
+    a larger share of its row."""
 
 
 def confusions(answers: Mapping[str, TaskAnswers]) -> list[Confusion]:
-    """Of each task whose answers repeat; counts of captions or names would say nothing."""
-    confused = (confusion(task, entry) for task, entry in answers.items())
-    return [entry for entry in confused if entry is not None]
+    """The mistakes of each task whose answers repeat; counts of captions or names would say
+    nothing."""
+    found = []
+    for task, of_task in answers.items():
+        examples = [
+            (entry.answer, entry.prediction, entry.correct)
+            for entry in of_task.examples.values()
+            if entry.answer is not None
+        ]
+        asked = Counter(answer for answer, _, _ in examples)
+        wrong = Counter((answer, said) for answer, said, correct in examples if correct is False)
+        # Most answers occur once: then what was said instead says nothing about an answer.
+        if not wrong or 2 * len(asked) > asked.total():
+            continue
+        rows = []
+        for (answer, said), count in wrong.most_common(MOST_PAIRS):
+            share = f"{100 * count / asked[answer]:.0f} %"
+            cells = [Cell(said or "(nothing)", ""), Cell(f"{count:,}"), Cell(share)]
+            rows.append(TableRow(answer, cells))
+        left = wrong.total() - sum(count for _, count in wrong.most_common(MOST_PAIRS))
+        if left:
+            rows.append(TableRow("all others", [Cell("", ""), Cell(f"{left:,}"), Cell("")]))
+        heads = ["answer", "said instead", "times", "share\nof this answer"]
+        matrix = matrix_table(asked, examples) if 2 <= len(asked) <= MOST_ANSWERS else None
+        found.append(Confusion(task, Table(heads, rows, numbers_from=2), matrix))
+    return found
 
 
-def confusion(task: str, answers: TaskAnswers) -> Confusion | None:
-    """One task's; None if nothing was wrong, or if most answers occur only once."""
-    examples = [
-        (entry.answer, entry.prediction, entry.correct)
-        for entry in answers.examples.values()
-        if entry.answer is not None
-    ]
-    asked = Counter(answer for answer, _, _ in examples)
-    wrong = Counter((answer, said) for answer, said, correct in examples if correct is False)
-    if not wrong or 2 * len(asked) > asked.total():
-        return None
-    matrix = None
-    if 2 <= len(asked) <= MOST_ANSWERS:
-        given = Counter((answer, said if said in asked else OTHER) for answer, said, _ in examples)
-        matrix = matrix_table(asked, given)
-    return Confusion(task, pair_table(asked, wrong), matrix)
-
-
-def pair_table(asked: Counter[str], wrong: Counter[tuple[str, str]]) -> Table:
-    """The most frequent mistakes, and the number of others."""
-    rows = [
-        Row(
-            answer,
-            [
-                Cell(prediction or "(nothing)", ""),
-                Cell(f"{count:,}"),
-                Cell(f"{100 * count / asked[answer]:.0f} %"),
-            ],
-        )
-        for (answer, prediction), count in wrong.most_common(MOST_PAIRS)
-    ]
-    left = wrong.total() - sum(count for _, count in wrong.most_common(MOST_PAIRS))
-    if left:
-        rows.append(Row("all others", [Cell("", ""), Cell(f"{left:,}"), Cell("")]))
-    return Table(["answer", "said instead", "times", "share\nof this answer"], rows, numbers_from=2)
-
-
-def matrix_table(asked: Counter[str], given: Counter[tuple[str, str]]) -> Table:
-    """How often each answer was said where each is right; darker: a larger share of its row."""
+def matrix_table(asked: Counter[str], examples: Sequence[tuple[str, str, bool | None]]) -> Table:
+    """The matrix of a task's confusions; what is none of its answers is in the column OTHER."""
+    given = Counter((answer, said if said in asked else OTHER) for answer, said, _ in examples)
     columns = [answer for answer, _ in asked.most_common()]
-    if any(prediction == OTHER for _, prediction in given) and OTHER not in columns:
+    if any(said == OTHER for _, said in given) and OTHER not in columns:
         columns.append(OTHER)
-    rows = [
-        Row(
-            answer,
-            [
-                Cell(f"{given[answer, column]:,}", shade=given[answer, column] / count)
-                for column in columns
-            ],
-        )
-        for answer, count in asked.most_common()
-    ]
+    rows = []
+    for answer, count in asked.most_common():
+        counts = [given[answer, column] for column in columns]
+        rows.append(TableRow(answer, [Cell(f"{n:,}", shade=n / count) for n in counts]))
     return Table(["answer \\ said", *columns], rows)

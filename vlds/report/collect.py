@@ -1,4 +1,5 @@
-"""Builds a report from run folders."""
+"""Builds a report from run folders: reads each run's predictions, scores them, and names what is of
+different data apart."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ from vlds.report.numbers import RESAMPLES
 from vlds.report.predictions import (
     Predictions,
     newest_predictions,
-    predictions_elsewhere,
     read_predictions,
 )
 from vlds.report.read import RunInputs, Scores, TaskScores, read_gallery, read_run
@@ -20,21 +20,18 @@ from vlds.report.report import (
     Report,
     RunReport,
     collect_gallery,
+    facts_of,
     is_same_data,
-    recipe_facts,
-    start_facts,
-    stopped_text,
 )
 from vlds.report.scores import (
     Column,
     TaskResult,
     baselines_of,
     frequent_answer,
-    logged_scores,
     results_of,
     scores_of_predictions,
 )
-from vlds.runtime.folders import read_starts
+from vlds.runtime.folders import PREDICTIONS, read_starts
 from vlds.runtime.terminal import tell
 from vlds.tasks.base import SPLITS, Task, label_of, task_of
 
@@ -54,9 +51,9 @@ def report_on(runs: Sequence[RunInputs], resamples: int, pictures: bool) -> Repo
 
     Errors: ValueError where a run is named twice.
     """
-    paths = distinct([run.folder for run in runs])
+    names = names_of([run.folder for run in runs])  # first: the rest may take a while
     reports = [run_report(run, resamples, pictures) for run in runs]
-    return Report(named_by_data(dict(zip(names_of(paths), reports, strict=True))), resamples)
+    return Report(named_by_data(dict(zip(names, reports, strict=True))), resamples)
 
 
 def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
@@ -64,18 +61,23 @@ def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
     notes: list[str] = []
     folder = run.folder
     recipe = read_recipe(folder, notes)
-    logged = logged_scores(run.lines)
+    logged = {
+        (line["step"], task): scores
+        for line in run.lines
+        for task, scores in line.get("scores", {}).items()
+    }
     predictions, scored = {}, {}
     if recipe is not None:
         predictions = read_all_predictions(folder, recipe.tasks, notes)
         scored = scores_of_predictions(recipe.tasks, predictions, logged, notes)
-        predictions = {name: predictions[name] for name in scored}
-    if recipe is not None and pictures:
-        try:
-            collect_gallery(folder, recipe, predictions)
-            run = replace(run, gallery=read_gallery(folder))
-        except ValueError as error:
-            notes.append(f"No new samples to look at: {error}")
+        predictions = {name: predictions[name] for name in scored}  # without damaged ones
+        if pictures:
+            try:
+                collect_gallery(folder, recipe, predictions)
+                run = replace(run, gallery=read_gallery(folder))
+            except ValueError as error:
+                notes.append(f"No new samples to look at: {error}")
+    # On stderr too: what was passed over changes what a table says.
     for line in (*run.damage, *run.outdated):
         tell(line, error=True, flush=True)
         notes.append(line)
@@ -84,18 +86,21 @@ def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
     results = results_of(recipe.tasks, predictions, scored, resamples)
     baselines = baselines_of(folder, results, logged, notes)
     scores = compared_scores(run.scores, run.name, recipe.tasks, results, baselines)
-    facts = recipe_facts(recipe, run) | start_facts(read_starts(folder), run)
-    if answers := frequent_answers(results):
-        facts["most frequent answers"] = answers
+    facts = facts_of(recipe, run, read_starts(folder))
+    answers = {name: frequent_answer(result) for name, result in results.items()}
+    if known := [f"{name}: {answer}" for name, answer in answers.items() if answer is not None]:
+        facts["most frequent answers"] = ", ".join(known)
     if results:
         files = (result.predictions.file for result in results.values())
         facts["scores of"] = ", ".join(sorted({str(f.parent.relative_to(folder)) for f in files}))
+    done, planned = run.steps_done, recipe.training.num_steps
+    is_stopped = done is not None and done < planned
     return RunReport(
         replace(run, scores=scores),
         facts,
         results,
         predictions,
-        stopped_text(recipe, run),
+        f"{done:,} of {planned:,} steps" if is_stopped else "",
         notes,
         recipe,
     )
@@ -109,7 +114,8 @@ def read_all_predictions(
     newest = newest_predictions(run, notes)
     labels = [label_of(name, split) for name in tasks for split in SPLITS]
     files = {label: newest[label] for label in labels if label in newest}
-    for file in predictions_elsewhere(run):
+    # Folders of data that are not the run's own are called NAME@FINGERPRINT.
+    for file in sorted((run / PREDICTIONS).glob("*@*/*.jsonl")):
         if file.stem in labels:
             name = f"{file.stem} on {file.parent.name.partition('@')[0]}"
             name = f"{file.stem} on {file.parent.name}" if name in files else name
@@ -148,6 +154,7 @@ def compared_scores(
     entries = dict(stored.tasks)
     for label, result in results.items():
         earlier, data = entries.get(label), result.predictions.data
+        # Data that are not named may be other data, even if the earlier score names none either.
         same = earlier is not None and data is not None and earlier.data == data
         compared = earlier.by_column if earlier is not None and same else {}
         by_column = {**compared, run_name: result.scores}
@@ -167,26 +174,15 @@ def compared_scores(
     return replace(stored, columns=columns, tasks=entries)
 
 
-def frequent_answers(results: Mapping[str, TaskResult]) -> str:
-    """The most frequent answer of each task that has one."""
-    answers = {name: frequent_answer(result) for name, result in results.items()}
-    return ", ".join(f"{name}: {answer}" for name, answer in answers.items() if answer is not None)
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """The last parts of each run's own path: as many as tell the runs apart.
 
-
-def distinct(folders: Sequence[Path]) -> list[Path]:
-    """The folders' own paths.
-
-    Errors: ValueError where one is named twice.
+    Errors: ValueError where a folder is named twice.
     """
     paths = [folder.resolve() for folder in folders]
     for folder, path in zip(folders, paths, strict=True):
         if paths.count(path) > 1:
             raise ValueError(f"{folder}: is named twice; name each run once")
-    return paths
-
-
-def names_of(paths: Sequence[Path]) -> list[str]:
-    """The last parts of each run's path: as many as tell the runs apart."""
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1
@@ -201,44 +197,33 @@ def named_by_data(runs: Mapping[str, RunReport]) -> dict[str, RunReport]:
         for task, entry in run.scores.tasks.items():
             data.setdefault(task, set()).add(entry.data)
     apart = {task for task in data if not is_same_data(runs.values(), task)}
-    return {
-        name: renamed(
-            run,
-            {
-                task: f"{task} on {words(entry.data, data[task])}"
-                for task, entry in run.scores.tasks.items()
-                if task in apart
-            },
+
+    def name_of(task: str, own: str | None) -> str:
+        if own is None:
+            return f"{task} on unknown data"
+        name, _, fingerprint = own.partition("@")
+        # A set that was packed again has the same name; the fingerprint tells the two apart.
+        alike = [other for other in data[task] if other and other.partition("@")[0] == name]
+        return f"{task} on {name if len(alike) == 1 else f'{name}@{fingerprint[:6]}'}"
+
+    renamed = {}
+    for run_name, run in runs.items():
+        tasks = run.scores.tasks.items()
+        names = {task: name_of(task, entry.data) for task, entry in tasks if task in apart}
+        inputs = replace(
+            run.inputs,
+            scores=replace(run.scores, tasks=renamed_keys(run.scores.tasks, names)),
+            score_curves=renamed_keys(run.inputs.score_curves, names),
+            gallery=[replace(e, task=names.get(e.task, e.task)) for e in run.inputs.gallery],
         )
-        for name, run in runs.items()
-    }
+        renamed[run_name] = replace(
+            run,
+            inputs=inputs,
+            results=renamed_keys(run.results, names),
+            predictions=renamed_keys(run.predictions, names),
+        )
+    return renamed
 
 
-def words(data: str | None, others: set[str | None]) -> str:
-    """A short name that no other data of the task have."""
-    if data is None:
-        return "unknown data"
-    name, _, content = data.partition("@")
-    same_name = [other for other in others if other and other.partition("@")[0] == name]
-    return name if len(same_name) == 1 else f"{name}@{content[:6]}"
-
-
-def renamed(run: RunReport, names: Mapping[str, str]) -> RunReport:
-    """The run with other names for some of its tasks."""
-
-    def keyed(entries: Mapping[str, Value]) -> dict[str, Value]:
-        return {names.get(key, key): value for key, value in entries.items()}
-
-    scores = replace(run.scores, tasks=keyed(run.scores.tasks))
-    inputs = replace(
-        run.inputs,
-        scores=scores,
-        score_curves=keyed(run.inputs.score_curves),
-        gallery=[replace(e, task=names.get(e.task, e.task)) for e in run.inputs.gallery],
-    )
-    return replace(
-        run,
-        inputs=inputs,
-        results=keyed(run.results),
-        predictions=keyed(run.predictions),
-    )
+def renamed_keys(entries: Mapping[str, Value], names: Mapping[str, str]) -> dict[str, Value]:
+    return {names.get(key, key): value for key, value in entries.items()}

@@ -1,4 +1,9 @@
-"""A table of runs: scores as mean and deviation over seeds, costs, and published values."""
+"""The table of `vlds compare`, of rows that are the same run with several seeds: scores as mean and
+deviation, costs, and published values.
+
+The score that stands for a task is the same as in all other tables (`headline_of`). Scores are
+shown times 100.
+"""
 
 from __future__ import annotations
 
@@ -10,127 +15,22 @@ from pathlib import Path
 
 from vlds.artifact import RECIPE
 from vlds.report.collect import read_recipe
-from vlds.report.numbers import Number
+from vlds.report.numbers import Number, clear_best
 from vlds.report.read import RunInputs, entries_of, headline_of, read_run
 from vlds.runtime.checks import guess
 from vlds.tasks.base import Split, label_of, task_of
 from vlds.tasks.metrics.caption_scores import CIDERS
 
-# The names of the columns in a table of runs: what a run costs, its tasks, and their average.
-
-
 TRAINS, STORED, MEMORY = "trains", "stored", "memory"
 SPEED, ANSWERS, TIME = "speed", "answers", "time"
+"""Columns of what a run costs; TIME is there only if a score to reach is named."""
 COSTS = (TRAINS, STORED, MEMORY, SPEED, ANSWERS)
 AVERAGE = "average"
-"""The mean of the scores."""
-
-
-def checked_columns(
-    tasks: Sequence[str],
-    scores: Mapping[str, str],
-    targets: Collection[str],
-    published: Mapping[str, Mapping[str, float]],
-) -> list[str]:
-    """The tasks in a table: those that `scores` names, or all.
-
-    Errors: ValueError if a score, target or published value is of none of them; for a task that is
-    called like another column.
-    """
-    for task in scores:
-        if task not in tasks:
-            raise ValueError(f"scores: {unknown(task, tasks)}")
-    columns = list(scores) or list(tasks)
-    for task in columns:
-        if task in (*COSTS, TIME, AVERAGE):
-            raise ValueError(
-                f"scores: the task '{task}' is called like another column; rename it, or let a "
-                "sweep's `scores` name the others"
-            )
-    for name in targets:
-        if name not in (known := [*columns, AVERAGE]):
-            raise ValueError(f"target: {unknown(name, known)}")
-    for row, values in published.items():
-        for name in values:
-            if name not in (known := [TRAINS, *columns, AVERAGE]):
-                raise ValueError(f"published.{row}: {unknown(name, known)}")
-    return columns
-
-
-def unknown(name: str, known: Sequence[str]) -> str:
-    """The message about a name of no value."""
-    return f"the table has no '{name}'; {guess(name, known)}it has {', '.join(known)}"
-
-
-# The scores of runs as a table of several runs shows them: 100 times their value.
-#
-# The table takes the score that stands for a task in all other places too (`headline_of`). An
-# average is over scores of one scale: of accuracies and a CIDEr, which lies in 0..10, it would be
-# mostly the CIDEr. Papers publish such averages all the same (VL-Adapter), so a sweep that names
-# one has it.
-
-
+"""The column of the mean of the scores."""
 SHARES, CIDER = "0 to 1", "0 to 10"
-"""Scales of scores."""
-
-
-def scores_of(run: RunInputs, split: Split) -> dict[str, Mapping[str, float]]:
-    """Task -> scores on one of its lists: by `vlds evaluate`, or as the training logged them
-    last."""
-    logged = [line["scores"] for line in run.lines if "scores" in line]
-    found = dict(logged[-1]) if logged and split == "evaluate" else {}
-    for label, entry in run.stored.items():
-        if entry.scores and label == label_of(task_of(label), split):
-            found[task_of(label)] = entry.scores
-    return found
-
-
-def metric_of(
-    task: str,
-    asked: str | None,
-    runs: Sequence[RunInputs],
-    known: Sequence[Mapping[str, Mapping[str, float]]],
-    notes: list[str],
-) -> str:
-    """The score that stands for a task in the table; a note where the runs name several. `known`:
-    the scores of each run.
-
-    Errors: ValueError if no run has the one that is asked for.
-    """
-    names = list(dict.fromkeys(name for scores in known for name in scores.get(task, {})))
-    named = list(dict.fromkeys(run.headlines[task] for run in runs if task in run.headlines))
-    first = next((name for name in named if name in names), None)
-    metric = headline_of(names, first if asked is None else asked)
-    if metric is None or (asked is not None and metric != asked):
-        whole = ", ".join(name for name in names if "/" not in name) or "none"
-        raise ValueError(f"scores.{task}: no run has {asked or 'a score'}; there are {whole}")
-    if asked is None and len(named) > 1:
-        notes.append(
-            f"{task}: the recipes name different scores, {' and '.join(named)}; {metric} is shown."
-        )
-    return metric
-
-
-def scales_of(metrics: Mapping[str, str], lower: Collection[str]) -> dict[str, list[str]]:
-    """Scale -> the tasks whose scores have it. `lower`: tasks whose lowest score is the best."""
-    scales: dict[str, list[str]] = {}
-    for task, metric in metrics.items():
-        scale = CIDER if metric in CIDERS else SHARES
-        scales.setdefault(f"{metric}, best where low" if task in lower else scale, []).append(task)
-    return scales
-
-
-def percents(
-    scores: Mapping[str, Mapping[str, float]], metrics: Mapping[str, str], averages: bool
-) -> dict[str, float]:
-    """Scores times 100; with `averages` also their average, if none is missing."""
-    found = {
-        task: 100 * scores[task][metric]
-        for task, metric in metrics.items()
-        if metric in scores.get(task, {})
-    }
-    whole = averages and len(found) == len(metrics)
-    return found | ({AVERAGE: statistics.mean(found.values())} if whole else {})
+"""Scales of scores. An average is over scores of one scale: of accuracies and a CIDEr it would be
+mostly the CIDEr. Papers publish such averages all the same (VL-Adapter), so a sweep that names one
+has it."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +70,7 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """A row of the table."""
+    """A row of the table, as `RowSpec` asked for it and as its runs are."""
 
     name: str
     wanted: int
@@ -202,7 +102,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table."""
+    """The table, in numbers; comparison_formats.py puts them into cells."""
 
     title: str
     columns: Sequence[str]
@@ -233,7 +133,12 @@ class Comparison:
     @property
     def scales(self) -> Mapping[str, Sequence[str]]:
         """Scale -> the tasks whose scores have it."""
-        return scales_of(self.metrics, self.lower_is_better)
+        scales: dict[str, list[str]] = {}
+        for task, metric in self.metrics.items():
+            scale = CIDER if metric in CIDERS else SHARES
+            scale = f"{metric}, best where low" if task in self.lower_is_better else scale
+            scales.setdefault(scale, []).append(task)
+        return scales
 
     @property
     def has_average(self) -> bool:
@@ -251,14 +156,9 @@ class Comparison:
         low = self.lower_is_better
         if name == AVERAGE and 0 < len(low) < len(self.columns):
             return None
-        sign = -1 if name in low or (name == AVERAGE and low) else 1
-        known = [(mean, row) for row in self.rows if (mean := row.numbers[name].mean) is not None]
-        if len(known) < 2:
-            return None
-        _, best = max(known, key=lambda entry: sign * entry[0])
-        pairs = [(best.numbers[name], row.numbers[name]) for _, row in known if row is not best]
-        is_clear = all(a.is_above(b) if sign > 0 else b.is_above(a) for a, b in pairs)
-        return best if is_clear else None
+        is_low = name in low or (name == AVERAGE and bool(low))
+        index = clear_best([row.numbers[name] for row in self.rows], lower_is_better=is_low)
+        return None if index is None else self.rows[index]
 
 
 def compare(spec: TableSpec) -> Comparison:
@@ -275,7 +175,7 @@ def compare(spec: TableSpec) -> Comparison:
             if damage
             else f"{spec.title}: none of its runs has ended yet; train them first"
         )
-    known = [scores_of(run, spec.split) for run in runs]
+    known = [newest_scores(run, spec.split) for run in runs]
     scored = dict.fromkeys(task for scores in known for task in scores)
     tasks = scored | dict.fromkeys(
         task for run in runs for task in entries_of(run.recipe_tree, "tasks")
@@ -283,8 +183,10 @@ def compare(spec: TableSpec) -> Comparison:
     targets = [spec.target[0]] if spec.target else []
     published = {row.name: row.published for row in spec.rows}
     columns = checked_columns(list(tasks), spec.scores, targets, published)
+    # A task that no run was scored on is left out, unless it was asked for, which is an error.
     columns = [task for task in columns if spec.scores or task in scored]
     metrics = {task: metric_of(task, spec.scores.get(task), runs, known, notes) for task in columns}
+    # Without rows at first: whether there is an average, which rows have, depends on the columns.
     table = Comparison(
         spec.title, columns, metrics, [], None, notes, best_low(metrics, runs), spec.asks_average,
         damage,
@@ -300,13 +202,100 @@ def compare(spec: TableSpec) -> Comparison:
     return replace(table, rows=rows, target=target)
 
 
+def checked_columns(
+    tasks: Sequence[str],
+    scores: Mapping[str, str],
+    targets: Collection[str],
+    published: Mapping[str, Mapping[str, float]],
+) -> list[str]:
+    """The tasks in a table: those that `scores` names, or all.
+
+    Errors: ValueError if a score, target or published value is of none of them; for a task that is
+    called like another column.
+    """
+    for task in scores:
+        if task not in tasks:
+            raise ValueError(f"scores: {unknown(task, tasks)}")
+    columns = list(scores) or list(tasks)
+    for task in columns:
+        if task in (*COSTS, TIME, AVERAGE):
+            raise ValueError(
+                f"scores: the task '{task}' is called like another column; rename it, or let a "
+                "sweep's `scores` name the others"
+            )
+    for name in targets:
+        if name not in (known := [*columns, AVERAGE]):
+            raise ValueError(f"target: {unknown(name, known)}")
+    for row, values in published.items():
+        for name in values:
+            if name not in (known := [TRAINS, *columns, AVERAGE]):
+                raise ValueError(f"published.{row}: {unknown(name, known)}")
+    return columns
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """The message about a name that is none of the table's columns."""
+    return f"the table has no '{name}'; {guess(name, known)}it has {', '.join(known)}"
+
+
+def newest_scores(run: RunInputs, split: Split) -> dict[str, Mapping[str, float]]:
+    """Task -> scores on one of its lists: by `vlds evaluate`, or as the training logged them
+    last."""
+    logged = [line["scores"] for line in run.lines if "scores" in line]
+    # Training evaluates this list alone; `stored` has scores of the present weights, so they win.
+    found = dict(logged[-1]) if logged and split == "evaluate" else {}
+    for label, entry in run.stored.items():
+        if entry.scores and label == label_of(task_of(label), split):
+            found[task_of(label)] = entry.scores
+    return found
+
+
+def metric_of(
+    task: str,
+    asked: str | None,
+    runs: Sequence[RunInputs],
+    known: Sequence[Mapping[str, Mapping[str, float]]],
+    notes: list[str],
+) -> str:
+    """The score that stands for a task in the table; a note where the runs name several. `known`:
+    the scores of each run.
+
+    Errors: ValueError if no run has the one that is asked for.
+    """
+    names = list(dict.fromkeys(name for scores in known for name in scores.get(task, {})))
+    named = list(dict.fromkeys(run.headlines[task] for run in runs if task in run.headlines))
+    first = next((name for name in named if name in names), None)
+    metric = headline_of(names, first if asked is None else asked)
+    if metric is None or (asked is not None and metric != asked):
+        whole = ", ".join(name for name in names if "/" not in name) or "none"
+        raise ValueError(f"scores.{task}: no run has {asked or 'a score'}; there are {whole}")
+    if asked is None and len(named) > 1:
+        notes.append(
+            f"{task}: the recipes name different scores, {' and '.join(named)}; {metric} is shown."
+        )
+    return metric
+
+
+def percents(
+    scores: Mapping[str, Mapping[str, float]], metrics: Mapping[str, str], averages: bool
+) -> dict[str, float]:
+    """Scores times 100; with `averages` also their average, if none is missing."""
+    found = {
+        task: 100 * scores[task][metric]
+        for task, metric in metrics.items()
+        if metric in scores.get(task, {})
+    }
+    whole = averages and len(found) == len(metrics)
+    return found | ({AVERAGE: statistics.mean(found.values())} if whole else {})
+
+
 def best_low(metrics: Mapping[str, str], runs: Sequence[RunInputs]) -> set[str]:
     """The tasks whose score is best where it is lowest, as the runs' recipes say."""
     low: set[str] = set()
     waiting = set(metrics)
     for run in runs:
         if waiting.isdisjoint(entries_of(run.recipe_tree, "tasks")):
-            continue  # to read a recipe takes longer than all else here
+            continue  # reading a recipe takes longer than all else here
         if (recipe := read_recipe(run.folder, [])) is not None:
             found = waiting & recipe.tasks.keys()
             low |= {task for task in found if metrics[task] in recipe.tasks[task].lower_is_better}
@@ -326,7 +315,7 @@ def target_of(
     task, value = spec.target
     if not isinstance(value, str):
         return Target(task, value, None)
-    scores = [scores_of(run, spec.split) for run in runs[value]]
+    scores = [newest_scores(run, spec.split) for run in runs[value]]
     found = [percents(each, table.metrics, table.has_average).get(task) for each in scores]
     known = [percent for percent in found if percent is not None]
     if not known:
@@ -337,6 +326,7 @@ def target_of(
 
 def read_runs(row: RowSpec, notes: list[str], damage: list[str]) -> list[RunInputs]:
     """A row's runs that have ended and can be read; notes on the others."""
+    # The artifact's recipe is what training writes last.
     ended = [folder for folder in row.folders if (folder / "artifact" / RECIPE).is_file()]
     if missing := [folder.name for folder in row.folders if folder not in ended]:
         have = "have" if len(missing) > 1 else "has"
@@ -351,18 +341,15 @@ def read_runs(row: RowSpec, notes: list[str], damage: list[str]) -> list[RunInpu
             continue
         runs.append(run)
         damage += run.damage
-        lines = [*run.damage, *run.outdated, *stopped(run)]
-        lines += [] if (folder / "metrics.jsonl").exists() else ["metrics.jsonl is not there"]
+        lines = [*run.damage, *run.outdated]
+        steps, done = entries_of(run.recipe_tree, "training").get("steps"), run.steps_done
+        if isinstance(steps, int) and done is not None and done < steps:
+            # Its artifact is that of an earlier end.
+            lines.append(f"it was resumed, and has done {done:,} of {steps:,} steps")
+        if not (folder / "metrics.jsonl").exists():
+            lines.append("metrics.jsonl is not there")
         notes += [f"{row.name}: {run.name}: {line}." for line in lines]
     return runs
-
-
-def stopped(run: RunInputs) -> list[str]:
-    """What is odd about a run that ended, was resumed and has not ended again."""
-    steps, done = entries_of(run.recipe_tree, "training").get("steps"), run.steps_done
-    if not isinstance(steps, int) or done is None or done >= steps:
-        return []
-    return [f"it was resumed, and has done {done:,} of {steps:,} steps"]
 
 
 def numbers_of(
@@ -373,7 +360,8 @@ def numbers_of(
     target: Target | None,
     notes: list[str],
 ) -> dict[str, Number]:
-    """All numbers of a row."""
+    """All numbers of a row: costs, scores times 100 and their average, and the seconds of training
+    until the first evaluation that reached the target."""
     metrics, averages = table.metrics, table.has_average
     found: list[dict[str, float | None]] = []
     passes = [line["passes"] for run in runs for line in run.lines if "passes" in line]
@@ -383,13 +371,28 @@ def numbers_of(
             "its speed pay for."
         )
     for run in runs:
-        scores = percents(scores_of(run, split), metrics, averages)
+        scores = percents(newest_scores(run, split), metrics, averages)
         asked = entries_of(run.recipe_tree, "tasks") or metrics
         if lost := [task for task in metrics if task in asked and task not in scores]:
             notes.append(f"{row.name}: {run.name} has no {metrics[lost[0]]} of {lost[0]}.")
-        known = {**costs_of(run), **scores}
+        weights = (run.folder / "artifact").glob("*.safetensors")
+        memory = [line["most_memory"] for line in run.lines if "most_memory" in line]
+        known: dict[str, float | None] = {
+            TRAINS: run.scores.trainable.get("percent"),
+            STORED: float(sum(file.stat().st_size for file in weights)),
+            MEMORY: float(max(memory)) if memory else None,
+            SPEED: run.scores.samples_per_second.get("training"),
+            ANSWERS: run.scores.samples_per_second.get("answering"),
+            **scores,
+        }
         if target is not None:
-            known[TIME] = seconds_to(run, table, target)
+            seconds = 0.0
+            for line in run.lines:
+                seconds += float(line.get("seconds", 0.0))
+                reached = percents(line.get("scores", {}), metrics, averages)
+                if reached.get(target.task, -math.inf) >= target.percent:
+                    known[TIME] = seconds
+                    break
         found.append(known)
     numbers = {}
     for name in (*COSTS, TIME, *metrics, AVERAGE):
@@ -398,27 +401,3 @@ def numbers_of(
         seeds = [seed for seed, value in pairs if value is not None]
         numbers[name] = Number(values, row.published.get(name), seeds)
     return numbers
-
-
-def costs_of(run: RunInputs) -> dict[str, float | None]:
-    """What a run cost."""
-    weights = (run.folder / "artifact").glob("*.safetensors")
-    memory = [line["most_memory"] for line in run.lines if "most_memory" in line]
-    return {
-        TRAINS: run.scores.trainable.get("percent"),
-        STORED: float(sum(file.stat().st_size for file in weights)),
-        MEMORY: float(max(memory)) if memory else None,
-        SPEED: run.scores.samples_per_second.get("training"),
-        ANSWERS: run.scores.samples_per_second.get("answering"),
-    }
-
-
-def seconds_to(run: RunInputs, table: Comparison, target: Target) -> float | None:
-    """Seconds of training until an evaluation reached a score; None if none did."""
-    seconds = 0.0
-    for line in run.lines:
-        seconds += float(line.get("seconds", 0.0))
-        reached = percents(line.get("scores", {}), table.metrics, table.has_average)
-        if reached.get(target.task, -math.inf) >= target.percent:
-            return seconds
-    return None

@@ -1,4 +1,5 @@
-"""Numbers as people read them: scores, counts, bytes, ticks of an axis."""
+"""Numbers: as people read them (scores, bytes, ticks of an axis); bootstrap intervals of one run's
+scores; and means over seeds, with the rule by which one row of a table is called the best."""
 
 from __future__ import annotations
 
@@ -27,14 +28,9 @@ def score_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def difference_text(value: float) -> str:
-    """Three decimals and always a sign."""
-    return f"{value:+.3f}"
-
-
-def interval_text(interval: Interval) -> str:
-    """Both ends in brackets."""
-    return f"[{interval.low:.3f}, {interval.high:.3f}]"
+def interval_text(interval: Interval | None) -> str:
+    """Both ends in brackets; "" where there is no interval."""
+    return "" if interval is None else f"[{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def bytes_text(count: float) -> str:
@@ -47,12 +43,18 @@ def bytes_text(count: float) -> str:
     return f"{value:,.2f} TB"
 
 
+def speed_text(speed: float) -> str:
+    """Examples a second: whole ones where there are ten."""
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+
+
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers that span low..high in about `count` steps of 1, 2 or 5 times 10^n."""
     if not high > low:
         high = low + (abs(low) or 1.0)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
+    # 1e-9: a division such as 0.3 / 0.1 may come out just above a whole number.
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(multiple * step, 12) for multiple in range(first, last + 1)]
@@ -95,7 +97,7 @@ def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[floa
     ]
 
 
-# How far a score would move with other pictures: bootstrap percentile intervals.
+# Bootstrap percentile intervals: how far a score would move with other pictures.
 #
 # A resample draws samples (a picture, a pair or a clip, each with all of its examples), as many as
 # there are and with replacement. Its score is the mean over the examples of what was drawn; the
@@ -108,38 +110,40 @@ def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[floa
 # samples alone: two runs on the same samples meet the same draws, and the interval of their
 # difference is a paired one. CIDEr's draws keep the document frequencies of all pictures.
 
-
 Values = NDArray[np.float64]
 """(examples,) what each example adds to a mean; NaN for those that do not count."""
 Groups = NDArray[np.int64]
 """(examples,) number of each example's sample, counted from 0 without gaps."""
 
 RESAMPLES = 1000
-SEED = 0
+SEED = 0  # fixed, so that a report that is made again says the same
 PERCENTILES = (2.5, 97.5)
 
 
 def groups_of(samples: Iterable[str]) -> Groups:
-    """Samples numbered in the order in which their first examples come."""
+    """Number the samples in the order in which their first examples come."""
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in samples], np.int64)
 
 
 def interval_of_mean(values: Values, groups: Groups, resamples: int = RESAMPLES) -> Interval:
-    """Of the mean over the examples that count."""
+    """The interval of the mean over the examples that count."""
     return percentiles(resampled_means([values], groups, resamples)[:, 0])
 
 
 def interval_of_difference(
     values: Values, baseline: Values, groups: Groups, resamples: int = RESAMPLES
 ) -> Interval:
-    """Of the mean of `values` less that of `baseline`, the same samples drawn for both."""
+    """The interval of the mean of `values` less that of `baseline`, the same samples drawn for
+    both."""
     means = resampled_means([values, baseline], groups, resamples)
     return percentiles(means[:, 0] - means[:, 1])
 
 
 def resampled_means(columns: Sequence[Values], groups: Groups, resamples: int) -> Values:
     """(resamples, columns) the means of each draw; NaN where nothing in a draw counts."""
+    # Sums and counts of each sample come first: a draw then costs one product with the number of
+    # times that each sample was drawn, however many examples it has.
     num = int(groups.max()) + 1
     counted = [~np.isnan(values) for values in columns]
     sums = [
@@ -159,14 +163,11 @@ def resampled_means(columns: Sequence[Values], groups: Groups, resamples: int) -
 
 
 def percentiles(means: Values) -> Interval:
-    """The interval that these span."""
     low, high = np.nanpercentile(means, PERCENTILES)
     return Interval(float(low), float(high))
 
 
-# Runs that differ in their seed alone: which they are, and what they have in a column: mean,
-# deviation, confidence interval, and how sure a difference of two rows is.
-
+# Runs that differ in their seed alone, and what such a group has in a column of a table.
 
 SEED_KEYS = ("seed", "output", STARTED_IN)
 """Keys of the recipe in which runs may differ that count as seeds of one run."""
@@ -181,17 +182,17 @@ STUDENT_T = (
 )  # fmt: skip
 """97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom."""
 NORMAL = 1.960
-"""That of the normal distribution, which t approaches."""
+"""The same quantile of the normal distribution, which t approaches."""
 
 
 @dataclass(frozen=True)
 class Number:
-    """What the runs of a row have in a column."""
+    """The values that the runs of a row have in a column."""
 
     values: Sequence[float]
     published: float | None = None
     seeds: Sequence[str] = ()
-    """Of each value."""
+    """The seed of each value's run."""
 
     @property
     def mean(self) -> float | None:
@@ -209,13 +210,23 @@ class Number:
         count = len(self.values)
         if count < 2:
             return None
-        half = student_t(count - 1) * statistics.stdev(self.values) / math.sqrt(count)
+        freedom = count - 1
+        if freedom <= len(STUDENT_T):
+            quantile = STUDENT_T[freedom - 1]
+        else:
+            # The first two terms of t's expansion around the normal quantile (Abramowitz and
+            # Stegun, 26.7.5) are right to three digits here.
+            cubic = (NORMAL**3 + NORMAL) / 4
+            quintic = (5 * NORMAL**5 + 16 * NORMAL**3 + 3 * NORMAL) / 96
+            quantile = NORMAL + cubic / freedom + quintic / freedom**2
+        half = quantile * statistics.stdev(self.values) / math.sqrt(count)
         mean = statistics.mean(self.values)
         return Interval(mean - half, mean + half)
 
     def is_above(self, other: Number) -> bool:
         """True if on common seeds, of which there are enough, the whole 95 % interval of the
         differences is above 0. Another seed may draw the means the other way."""
+        # Not strict: numbers without seeds have no pairs.
         others = dict(zip(other.seeds, other.values, strict=False))
         paired = zip(self.seeds, self.values, strict=False)
         differences = [value - others[seed] for seed, value in paired if seed in others]
@@ -223,6 +234,35 @@ class Number:
         if interval is None or len(differences) < FEWEST_SEEDS:
             return False
         return interval.low > 0
+
+
+def clear_best(numbers: Sequence[Number], *, lower_is_better: bool) -> int | None:
+    """Index of the number with the best mean, if its seeds tell it from each other one that has a
+    mean; None if they do not, or fewer than two have one."""
+    sign = -1 if lower_is_better else 1
+    means = [
+        (sign * number.mean, index)
+        for index, number in enumerate(numbers)
+        if number.mean is not None
+    ]
+    if len(means) < 2:
+        return None
+    _, best = max(means, key=lambda entry: entry[0])
+    for _, other in means:
+        pair = (numbers[best], numbers[other])
+        above, below = pair if sign > 0 else pair[::-1]
+        if other != best and not above.is_above(below):
+            return None
+    return best
+
+
+def best_note(is_any: bool) -> str:
+    """The rule of `clear_best`, for readers of a table; `is_any`: whether it has a best mean."""
+    return (
+        f"{'Bold: a best mean' if is_any else 'No best mean is bold, because each'} needs "
+        f"{FEWEST_SEEDS} seeds or more in common with every other row, and a 95 % interval "
+        "(Student's t) of the differences seed by seed that does not hold 0."
+    )
 
 
 def groups_of_seeds(recipes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, list[str]]]:
@@ -236,13 +276,3 @@ def groups_of_seeds(recipes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, 
             groups.append((rest, seeds := {}))
         seeds.setdefault(str(recipe.get("seed")), []).append(name)
     return [seeds for _, seeds in groups]
-
-
-def student_t(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t; above the table by the first two terms of its expansion
-    around the normal quantile (Abramowitz and Stegun, 26.7.5), right to three digits."""
-    if freedom <= len(STUDENT_T):
-        return STUDENT_T[freedom - 1]
-    cubic = (NORMAL**3 + NORMAL) / 4
-    quintic = (5 * NORMAL**5 + 16 * NORMAL**3 + 3 * NORMAL) / 96
-    return NORMAL + cubic / freedom + quintic / freedom**2

@@ -1,106 +1,117 @@
-"""The report as one HTML file: no network, pictures inside. One script explores predictions; the
-rest works without it.
-"""
+"""The report as one HTML file (no network, pictures inside; one script explores predictions, and
+the rest works without it), as Markdown, or as CSV."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from vlds.data.shards.pictures import PagePicture, page_picture
 from vlds.recipe.config import Recipe
-from vlds.report import charts, tables
+from vlds.report import charts, run_tables
 from vlds.report.charts import confusions, training_charts
 from vlds.report.collect import report_on
 from vlds.report.numbers import RESAMPLES
 from vlds.report.read import GalleryEntry, RunInputs
-from vlds.report.report import (
-    MADE,
-    Answered,
-    Report,
-    RunReport,
-    TaskAnswers,
-    answers_of,
-    prompts_of,
-    seed_notes,
-)
-from vlds.report.tables import (
-    Cell,
-    Row,
-    Table,
+from vlds.report.report import MADE, Report, TaskAnswers, answers_of, prompts_of
+from vlds.report.run_tables import (
     csv_text,
     difference_table,
-    markdown_table,
-    markdown_text,
-    paper_table,
-    short_heads,
+    fact_table,
+    folded_details,
+    headline_heads,
+    own_first,
+    runs_table,
+    score_table,
+    seed_notes,
 )
+from vlds.report.tables import Cell, Table, TableRow, markdown_table, markdown_text
 from vlds.runtime.disk import check_writable
 from vlds.runtime.files import read_file, write_whole
 from vlds.runtime.limited import page, visible_tree
 
-# All predictions on the page, bounded, for its script to filter and search.
-
-
 MOST_EXAMPLES = 20_000
-"""On the page, over all tasks."""
+"""Examples on the page, over all tasks."""
 MOST_SURE_WRONG = 5_000
-"""In addition: the surest mistakes."""
+"""Examples in addition: the surest mistakes."""
 MOST_BYTES = 24_000_000
-"""Of the examples as JSON."""
+"""Bytes of the examples as JSON."""
 MOST_TEXT = 300
 """Characters of a text that are shown."""
 SURE = 0.8
 """Probability from which a prediction counts as sure."""
 SHOWN_MISTAKES = 12
-"""In the table for readers without the script."""
+"""Mistakes in the table for readers without the script."""
+MOST_REFERENCES = 5
+"""Lines of a reference on a card."""
+
+TEMPLATES = Path(__file__).with_name("templates")
 
 Runs = Mapping[str, Mapping[str, TaskAnswers]]
 """Run -> task -> what it said."""
 Key = tuple[str, str]
 """Task and id of an example."""
-Prompts = Mapping[Key, str]
-"""What was asked."""
-
-
-class Mistake(NamedTuple):
-    """A wrong prediction that was sure."""
-
-    run: str
-    key: Key
-    entry: Answered
 
 
 class Explorer(NamedTuple):
-    """What the page shows of all predictions."""
+    """All predictions, bounded, for the page's script to filter and search."""
 
     data: object
-    """For the script."""
+    """What the script reads."""
     sure_wrong: Table
+    """The surest mistakes, for readers without the script."""
     notes: Sequence[str]
 
 
 def explore(runs: Runs, recipes: Mapping[str, Recipe]) -> Explorer | None:
     """The predictions of all runs together; None where there are none."""
-    ids = ids_of(runs)
+    by_task: dict[str, set[str]] = {}
+    for tasks in runs.values():
+        for task, answers in tasks.items():
+            by_task.setdefault(task, set()).update(answers.examples)
+    ids = {task: sorted(keys) for task, keys in by_task.items()}
     total = sum(map(len, ids.values()))
     if total == 0:
         return None
-    mistakes = sorted(sure_mistakes(runs), key=lambda mistake: -(mistake.entry.confidence or 0))
-    first = first_of_each(ids, MOST_EXAMPLES)
-    besides = set(mistake.key for mistake in mistakes) - first
-    surest = dict.fromkeys(mistake.key for mistake in mistakes if mistake.key in besides)
+    mistakes = [
+        (run, (task, key), entry)
+        for run, tasks in runs.items()
+        for task, answers in tasks.items()
+        for key, entry in answers.examples.items()
+        if entry.correct is False and entry.confidence is not None and entry.confidence >= SURE
+    ]
+    mistakes.sort(key=lambda mistake: -(mistake[2].confidence or 0))
+    # The first examples of each task: all of small tasks, equally many of the others.
+    first: set[Key] = set()
+    by_size = sorted(ids.items(), key=lambda entry: len(entry[1]))
+    for index, (task, keys) in enumerate(by_size):
+        share = (MOST_EXAMPLES - len(first)) // (len(by_size) - index)
+        first |= {(task, key) for key in keys[:share]}
+    # Several runs may make the same mistake; a dict keeps the surest of them in its place.
+    surest = dict.fromkeys(key for _, key, _ in mistakes if key not in first)
     chosen = [*first, *list(surest)[:MOST_SURE_WRONG]]
     task_index = {task: index for index, task in enumerate(ids)}
     chosen.sort(key=lambda key: (task_index[key[0]], key[1]))
-    prompts = all_prompts(runs, recipes, chosen)
-    rows = list(bounded(rows_of(runs, chosen, task_index, prompts), MOST_BYTES))
+    # Prompts are not in the predictions: they are looked up in the data, which takes a while.
+    prompts: dict[Key, str] = {}
+    for name, recipe in recipes.items():  # the first recipe whose data has an example gives it
+        shown = {answers.label: task for task, answers in runs[name].items()}
+        wanted = {
+            label: {key for of, key in chosen if of == task and (of, key) not in prompts}
+            for label, task in shown.items()
+        }
+        for label, key, prompt in prompts_of(recipe, wanted):
+            prompts[shown[label], key] = prompt
+    rows = script_rows(runs, chosen, task_index, prompts)
+    ways = {  # those of the first run that has the task
+        task: next(tasks[task].ways for tasks in runs.values() if task in tasks) for task in ids
+    }
     data = {
         "runs": list(runs),
-        "tasks": [{"name": task, "ways": ways_of(runs, task)} for task in ids],
+        "tasks": [{"name": task, "ways": ways[task]} for task in ids],
         "sure": SURE,
         "rows": rows,
     }
@@ -111,70 +122,30 @@ def explore(runs: Runs, recipes: Mapping[str, Recipe]) -> Explorer | None:
             f"{MOST_SURE_WRONG:,} of the surest mistakes. All are in the run's folder, in "
             "predictions/."
         )
-    return Explorer(visible_tree(data), mistake_table(mistakes, prompts, len(runs) > 1), notes)
+    shown_rows = []
+    for run, (task, key), entry in mistakes[:SHOWN_MISTAKES]:
+        texts = (prompts.get((task, key), ""), entry.references, entry.prediction)
+        cells = [Cell(clipped(text) or "-", "") for text in texts]
+        cells.append(Cell(f"{100 * (entry.confidence or 0):.0f} %"))
+        shown_rows.append(TableRow(task, cells, [key, run] if len(runs) > 1 else [key]))
+    heads = ["task", "input", "answer", "said", "sure"]
+    return Explorer(visible_tree(data), Table(heads, shown_rows, numbers_from=4), notes)
 
 
-def ids_of(runs: Runs) -> dict[str, list[str]]:
-    """Task -> ids of its examples, of all runs, in order."""
-    ids: dict[str, set[str]] = {}
-    for by_task in runs.values():
-        for task, answers in by_task.items():
-            ids.setdefault(task, set()).update(answers.examples)
-    return {task: sorted(keys) for task, keys in ids.items()}
-
-
-def first_of_each(ids: Mapping[str, Sequence[str]], most: int) -> set[Key]:
-    """The first examples of each task: all of small tasks, equally many of the others."""
-    chosen: set[Key] = set()
-    by_size = sorted(ids.items(), key=lambda entry: len(entry[1]))
-    for index, (task, keys) in enumerate(by_size):
-        share = (most - len(chosen)) // (len(by_size) - index)
-        chosen |= {(task, key) for key in keys[:share]}
-    return chosen
-
-
-def sure_mistakes(runs: Runs) -> list[Mistake]:
-    """Wrong predictions of a probability of at least SURE."""
-    return [
-        Mistake(run, (task, key), entry)
-        for run, by_task in runs.items()
-        for task, answers in by_task.items()
-        for key, entry in answers.examples.items()
-        if entry.correct is False and entry.confidence is not None and entry.confidence >= SURE
-    ]
-
-
-def ways_of(runs: Runs, task: str) -> Sequence[str]:
-    """Ways in which a task's examples are grouped, in the first run that has it."""
-    return next((by_task[task].ways for by_task in runs.values() if task in by_task), ())
-
-
-def all_prompts(runs: Runs, recipes: Mapping[str, Recipe], chosen: Sequence[Key]) -> Prompts:
-    """The inputs of the chosen examples, from the data of the first recipes that have them."""
-    prompts: dict[Key, str] = {}
-    for name, recipe in recipes.items():
-        shown = {answers.label: task for task, answers in runs[name].items()}
-        wanted = {
-            label: {key for of, key in chosen if of == task and (of, key) not in prompts}
-            for label, task in shown.items()
-        }
-        for label, key, prompt in prompts_of(recipe, wanted):
-            prompts[shown[label], key] = prompt
-    return prompts
-
-
-def rows_of(
-    runs: Runs, chosen: Sequence[Key], task_index: Mapping[str, int], prompts: Prompts
-) -> Iterator[list[object]]:
-    """Index of the task, id, input, answer, groups; for each run its prediction, whether that is
-    right, and how sure the run was."""
+def script_rows(
+    runs: Runs, chosen: Sequence[Key], task_index: Mapping[str, int], prompts: Mapping[Key, str]
+) -> list[list[object]]:
+    """Examples as the script reads them, until they are too many bytes for a page: index of the
+    task, id, input, answer, groups; for each run its prediction, whether that is right, and how
+    sure the run was, or null."""
+    rows: list[list[object]] = []
+    size = 0
     for task, key in chosen:
         entries = [
-            by_task[task].examples.get(key) if task in by_task else None
-            for by_task in runs.values()
+            tasks[task].examples.get(key) if task in tasks else None for tasks in runs.values()
         ]
         example = next(entry for entry in entries if entry is not None)
-        yield [
+        row = [
             task_index[task],
             key,
             clipped(prompts.get((task, key), "")),
@@ -185,16 +156,11 @@ def rows_of(
                 for entry in entries
             ],
         ]
-
-
-def bounded(rows: Iterator[list[object]], most: int) -> Iterator[list[object]]:
-    """Rows until they are too many bytes for a page."""
-    size = 0
-    for row in rows:
         size += len(json.dumps(row))
-        if size > most:
-            return
-        yield row
+        if size > MOST_BYTES:
+            break
+        rows.append(row)
+    return rows
 
 
 def clipped(text: str) -> str:
@@ -202,19 +168,40 @@ def clipped(text: str) -> str:
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT].rstrip()} ..."
 
 
-def mistake_table(mistakes: Sequence[Mistake], prompts: Prompts, several: bool) -> Table:
-    """The surest mistakes, for readers without a script."""
-    rows = []
-    for mistake in mistakes[:SHOWN_MISTAKES]:
-        task, key = mistake.key
-        texts = (prompts.get(mistake.key, ""), mistake.entry.references, mistake.entry.prediction)
-        cells = [Cell(clipped(text) or "-", "") for text in texts]
-        sure = Cell(f"{100 * (mistake.entry.confidence or 0):.0f} %")
-        rows.append(Row(task, [*cells, sure], [key, mistake.run] if several else [key]))
-    return Table(["task", "input", "answer", "said", "sure"], rows, numbers_from=4)
+@dataclass(frozen=True)
+class Card:
+    """One example of the gallery."""
+
+    id: str
+    prompt: str
+    references: list[str]
+    """The reference as lines."""
+    pictures: dict[str, PagePicture | None]
+    """Name of the file -> picture; None where the file is gone or damaged."""
+    predictions: dict[str, GalleryEntry] = field(default_factory=dict)
+    """Run -> its prediction."""
 
 
-TEMPLATES = Path(__file__).with_name("templates")
+def gallery(report: Report) -> dict[str, list[Card]]:
+    """Cards of each task; the same example (task, id, prompt, reference) of several runs is one."""
+    cards: dict[str, dict[tuple[str, str, str], Card]] = {}
+    for name, run in report.runs.items():
+        for entry in run.inputs.gallery:
+            asked = (entry.id, entry.prompt, str(entry.reference))
+            # The prompt and the answer as well: data that changed between runs keep their ids.
+            of_task = cards.setdefault(entry.task, {})
+            if asked not in of_task:
+                files = [run.inputs.folder / image for image in entry.images]
+                pictures = {
+                    file.name: page_picture(read_file(file)) if file.is_file() else None
+                    for file in files
+                }
+                given = entry.reference
+                lines = [given] if isinstance(given, str) else list(given)
+                shown = lines[:MOST_REFERENCES] + ["..."] * (len(lines) > MOST_REFERENCES)
+                of_task[asked] = Card(entry.id, entry.prompt, shown, pictures)
+            of_task[asked].predictions[name] = entry
+    return {task: list(of_task.values()) for task, of_task in cards.items()}
 
 
 def build_page(report: Report) -> str:
@@ -226,13 +213,14 @@ def build_page(report: Report) -> str:
     mistakes = {name: entries for name, entries in confused.items() if entries}
     explorer = explore(answers, recipes)
     groups = training_charts(report)
-    scores = tables.comparison_table(report) if several else tables.score_table(report.only)
-    differences = tables.difference_table(report, ["run", *tables.headline_heads(report)])
+    all_scores = report.merged() if several else report.only.scores
+    scores = runs_table(report, on_page=True) if several else score_table(report.only)
+    differences = difference_table(report, ["run", *headline_heads(report)])
     cards = gallery(report)
     parts = {
         "scores": "Scores" if scores.rows else "",
         "differences": "Differences" if differences.rows else "",
-        "facts": "Size and speed" if not several and tables.fact_table(report.only).rows else "",
+        "facts": "Size and speed" if not several and fact_table(report.only).rows else "",
         **{group.id: group.title for group in groups},
         "samples": "Samples" if cards else "",
         "mistakes": "Mistakes" if mistakes else "",
@@ -249,74 +237,33 @@ def build_page(report: Report) -> str:
         scores=scores,
         score_notes=[*report.interval_notes, *seed_notes(report)],
         differences=differences,
+        details=folded_details(
+            all_scores, all_scores.columns if several else own_first(all_scores)
+        ),
         charts=groups,
         gallery=cards,
         mistakes_of=mistakes,
         explorer=explorer,
-        tables=tables,
+        tables=run_tables,
         frame=charts,
     )
-
-
-@dataclass(frozen=True)
-class Card:
-    """One example."""
-
-    id: str
-    prompt: str
-    references: list[str]
-    pictures: dict[str, PagePicture | None]
-    """Name of the file -> picture; None where the file is gone or damaged."""
-    predictions: dict[str, GalleryEntry] = field(default_factory=dict)
-    """Run -> its prediction."""
-
-
-def gallery(report: Report) -> dict[str, list[Card]]:
-    """Cards of each task; the same example (task, id, prompt, reference) of several runs is one."""
-    cards: dict[str, dict[tuple[str, str, str], Card]] = {}
-    for name, run in report.runs.items():
-        for entry in run.inputs.gallery:
-            asked = (entry.id, entry.prompt, str(entry.reference))
-            of_task = cards.setdefault(entry.task, {})
-            if asked not in of_task:
-                files = [run.inputs.folder / image for image in entry.images]
-                pictures = {
-                    file.name: page_picture(read_file(file)) if file.is_file() else None
-                    for file in files
-                }
-                of_task[asked] = Card(entry.id, entry.prompt, reference_lines(entry), pictures)
-            of_task[asked].predictions[name] = entry
-    return {task: list(of_task.values()) for task, of_task in cards.items()}
-
-
-def reference_lines(entry: GalleryEntry) -> list[str]:
-    """The reference as lines; at most five of them."""
-    given = [entry.reference] if isinstance(entry.reference, str) else list(entry.reference)
-    return given[:5] + (["..."] if len(given) > 5 else [])
-
-
-# Writes the report: a page, Markdown to paste into a repository or an issue, or CSV.
 
 
 def markdown(report: Report) -> str:
     """A table of the runs, their differences from the first, and what the brackets mean."""
     data = "; ".join(f"{task}: {text}" for task, text in report.data_texts.items())
-    blocks = [markdown_table(paper_table(report))]
+    blocks = [markdown_table(runs_table(report, on_page=False))]
     blocks += [f"Data: {markdown_text(data)}."] if data else []
-    differences = difference_table(report, [f"minus {report.baseline}", *short_heads(report)])
+    heads = [f"{task} {metric}" for task, metric in report.headlines]
+    differences = difference_table(report, [f"minus {report.baseline}", *heads])
     blocks += [markdown_table(differences)] if differences.rows else []
     lines = list(report.interval_notes)
     lines += [f"{name}: {note}" for name, run in report.runs.items() for note in run.notes]
-    lines += [f"{name}: {made}" for name, run in report.runs.items() if (made := how_made(run))]
+    for name, run in report.runs.items():
+        made = [f"{fact} {run.facts[fact]}" for fact in ("seed", *MADE) if fact in run.facts]
+        lines += [f"{name}: {'; '.join(made)}"] if made else []
     blocks += map(markdown_text, lines)
     return "\n\n".join(blocks) + "\n"
-
-
-def how_made(run: RunReport) -> str:
-    """When, where and with what a run was trained, in one line."""
-    names = ("seed", *MADE)
-    known = (name for name in names if name in run.facts)
-    return "; ".join(f"{name} {run.facts[name]}" for name in known)
 
 
 FORMATS: Mapping[str, Callable[[Report], str]] = {

@@ -1,8 +1,9 @@
-"""Reads the predictions that a run wrote, one file a task."""
+"""Reads the predictions that a run wrote, one file for each list of a task's data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ AGAIN = "evaluate the run again, with `vlds evaluate RUN`"
 
 
 @dataclass(frozen=True)
-class Line:
+class PredictionLine:
     """One example, as `Evaluation.write` puts it into a file."""
 
     id: str
     of: int
-    """Lines of the file."""
+    """How many lines the file has."""
     prediction: str
     reference: Any
     sample: str | None = None
@@ -35,11 +36,6 @@ class Line:
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}, a number in 0..1 expected")
 
-    @property
-    def sure(self) -> float | None:
-        """How sure the model was; None where the line does not say it."""
-        return self.confidence if self.token_confidence is None else self.token_confidence
-
 
 @dataclass(frozen=True)
 class Predictions:
@@ -47,7 +43,7 @@ class Predictions:
 
     file: Path
     step: int | None
-    """Of the training that they were made at; None where `vlds evaluate` made them."""
+    """Step of the training that they were made at; None where `vlds evaluate` made them."""
     predictions: Mapping[str, str]
     references: Mapping[str, Any]
     confidences: Mapping[str, float]
@@ -85,7 +81,13 @@ def newest_predictions(run: Path, notes: list[str]) -> dict[str, Path]:
     newest = {file.stem: file for file in trained if step_of(file) == step}
     for file in sorted(folder.glob("*.jsonl")):
         earlier = newest.get(file.stem)
-        after = _after(file) if earlier is not None else step
+        after = step
+        if earlier is not None:
+            # A damaged first line says nothing; reading the whole file reports it.
+            after = None
+            with suppress(ValueError):
+                first = first_line(file)
+                after = first.after if first else None
         if step is None or after is None or after >= step:
             newest[file.stem] = file
         if earlier is not None and after is None:
@@ -102,31 +104,17 @@ def step_of(file: Path) -> int | None:
     return int(step[1]) if step else None
 
 
-def _after(file: Path) -> int | None:
-    """Step of the training's newest evaluation before a file was written; None if its first line
-    does not say it, or is damaged, which reading the whole file reports."""
-    try:
-        first = first_line(file)
-    except ValueError:
-        return None
-    return first.after if first else None
-
-
-def predictions_elsewhere(run: Path) -> list[Path]:
-    """The files of data that are not the run's own."""
-    return sorted((run / PREDICTIONS).glob("*@*/*.jsonl"))
-
-
 def read_predictions(file: Path) -> Predictions:
     """Read one task's file.
 
     Errors: ValueError naming the file, and the line if one is wrong.
     """
-    lines = [_line(file, number, text) for number, text in enumerate(_texts(file), 1)]
+    lines = _lines(file)
     if not lines:
         raise ValueError(f"{file} is empty; {AGAIN}")
     if odd := {line.data for line in lines} - {lines[0].data}:
         raise ValueError(f"{file} is of {lines[0].data} and of {odd.pop()}; {AGAIN}")
+    # Each line says how many there are: a file that was cut at the end of a line looks whole.
     if len(lines) != (whole := lines[0].of):
         raise ValueError(f"{file} holds {len(lines):,} of {whole:,} examples; {AGAIN}")
     numbers: dict[str, int] = {}
@@ -135,41 +123,48 @@ def read_predictions(file: Path) -> Predictions:
             raise ValueError(
                 f"{file}, line {number}: id {line.id!r} stands in line {earlier} too; {AGAIN}"
             )
+    # In one order in all runs, so that two runs' values can be subtracted example by example.
     lines.sort(key=lambda line: line.id)
+    confidences = {}
+    for line in lines:
+        # The probability of a whole text shrinks with its length, so the mean over its tokens
+        # counts where there is one.
+        sure = line.confidence if line.token_confidence is None else line.token_confidence
+        if sure is not None:
+            confidences[line.id] = sure
     return Predictions(
         file=file,
         step=step_of(file),
         predictions={line.id: line.prediction for line in lines},
         references={line.id: line.reference for line in lines},
-        confidences={line.id: sure for line in lines if (sure := line.sure) is not None},
+        confidences=confidences,
         samples={line.id: line.sample for line in lines if line.sample is not None},
         lines=numbers,
         data=lines[0].data,
     )
 
 
-def first_line(file: Path) -> Line | None:
+def first_line(file: Path) -> PredictionLine | None:
     """A file's first line; None if the file is empty.
 
     Errors: ValueError, as above.
     """
-    texts = _texts(file)[:1]
-    return _line(file, 1, texts[0]) if texts else None
+    return next(iter(_lines(file, 1)), None)
 
 
-def _texts(file: Path) -> list[str]:
-    # Not splitlines: JSON may hold other line ends (U+2028) as they are.
+def _lines(file: Path, most: int | None = None) -> list[PredictionLine]:
+    # Not splitlines: JSON may hold other line ends (U+2028) as they are. Bytes that are not UTF-8
+    # become surrogates, which cannot be encoded again, so that the error names their line.
     text = read_text(file, errors="surrogateescape").removesuffix("\n")
-    return text.split("\n") if text else []
-
-
-def _line(file: Path, number: int, text: str) -> Line:
-    try:
-        return parse_record(Line, text.encode(), extra="ignore")
-    except UnicodeEncodeError:
-        raise ValueError(f"{file}, line {number} is not UTF-8; {AGAIN}") from None
-    except ValueError as error:
-        raise ValueError(f"{file}, line {number}: {error}; {AGAIN}") from None
+    lines = []
+    for number, line in enumerate((text.split("\n") if text else [])[:most], 1):
+        try:
+            lines.append(parse_record(PredictionLine, line.encode(), extra="ignore"))
+        except UnicodeEncodeError:
+            raise ValueError(f"{file}, line {number} is not UTF-8; {AGAIN}") from None
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: {error}; {AGAIN}") from None
+    return lines
 
 
 def texts_of(reference: Any) -> list[str]:

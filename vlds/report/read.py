@@ -26,7 +26,14 @@ from vlds.schema import Encoded
 from vlds.tasks.base import task_of
 from vlds.tasks.metrics.plain_scores import split
 
-# Scores of one or several models on some tasks, with size and speed of the run.
+Curve = list[tuple[float, float]]
+"""Points (step, value)."""
+Metrics = Mapping[str, Any]
+"""A line of metrics.jsonl."""
+SPEEDS = {"training": "samples_per_second", "answering": "answers_per_second"}
+"""What a run does -> where a line says how many examples it does in a second."""
+GALLERY, SAMPLES = "gallery", "samples.json"
+PNG = b"\x89PNG"
 
 
 def headline_of(names: Iterable[str], named: str | None) -> str | None:
@@ -50,8 +57,6 @@ class TaskScores:
     """The metric that stands for the task; default: the first."""
     lower_is_better: Collection[str] = ()
     """Scores of which the lowest is the best, as the task says."""
-    is_same_data: bool = True
-    """False where the columns may be of different data, so that none is the best."""
 
     @property
     def data_name(self) -> str:
@@ -72,17 +77,10 @@ class TaskScores:
         return sorted(names, key=lambda name: name != headline)
 
     def is_lower_better(self, metric: str) -> bool:
-        """Of a score, or of a cell of its table."""
+        """True if the lowest of this score, or of a group's score ("accuracy/WAY/GROUP"), is the
+        best."""
         cell = split(metric)
         return (cell[0] if cell else metric) in self.lower_is_better
-
-    def best(self, metric: str, values: Iterable[float | None]) -> float | None:
-        """The best of several models' values; None where fewer than two are known, or they may be
-        of different data."""
-        known = [value for value in values if value is not None]
-        if len(known) < 2 or not self.is_same_data:
-            return None
-        return min(known) if self.is_lower_better(metric) else max(known)
 
 
 @dataclass(frozen=True)
@@ -100,26 +98,21 @@ class Scores:
     """What -> examples a second, over all ranks."""
 
 
-def scores_of(stored: Mapping[str, Scored], run_name: str, headlines: Mapping[str, str]) -> Scores:
-    """What scores.json says of the run and of others. `headlines`: task -> the score that stands
-    for it, where one is named."""
-    others = dict.fromkeys(label for entry in stored.values() for label in entry.compared)
-    tasks = {}
-    for task, entry in stored.items():
-        columns = {**entry.compared, run_name: entry.scores}
-        scored = {label: scores for label, scores in columns.items() if scores}
-        if scored:
-            headline = headlines.get(task_of(task))
-            tasks[task] = TaskScores(scored, entry.examples, entry.data, headline)
-    return Scores([*others, run_name] if tasks else [], tasks)
+@dataclass(frozen=True)
+class GalleryEntry:
+    """One example to look at."""
 
-
-Curve = list[tuple[float, float]]
-"""Points (step, value)."""
-Metrics = Mapping[str, Any]
-"""A line of metrics.jsonl."""
-SPEEDS = {"training": "samples_per_second", "answering": "answers_per_second"}
-"""What a run does -> where a line says how many examples it does in a second."""
+    task: str
+    id: str
+    images: Sequence[str]
+    """Paths of the pictures, relative to the run folder."""
+    prompt: str
+    reference: str | Sequence[str]
+    prediction: str
+    correct: bool | None = None
+    """None if an answer is neither right nor wrong, such as a caption."""
+    confidence: float | None = None
+    """How sure the model was, as in `Predictions`; None where it was not written down."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +122,7 @@ class RunInputs:
     name: str
     folder: Path
     lines: Sequence[Metrics]
-    """Of metrics.jsonl, without skipped ones."""
+    """Lines of metrics.jsonl, without skipped ones."""
     score_curves: Mapping[str, Curve]
     """Task -> headline score over the steps it was evaluated at."""
     scores: Scores
@@ -149,7 +142,7 @@ class RunInputs:
 
     @property
     def seed(self) -> str:
-        """What tells the run from others of its row."""
+        """What tells the run from others of its row: the recipe's seed, else the folder's name."""
         return str(self.recipe_tree.get("seed", self.folder.name))
 
     @property
@@ -184,7 +177,7 @@ class RunInputs:
 
     @property
     def seconds(self) -> float:
-        """Of training, without evaluations and states; 0 where it was not logged."""
+        """Seconds of training, without evaluations and states; 0 where they were not logged."""
         return float(sum(line.get("seconds", 0.0) for line in self.lines))
 
 
@@ -203,12 +196,38 @@ def read_run(folder: Path) -> RunInputs:
     stored = own | evaluated
     headlines = headlines_of(recipe_tree)
     headlines |= {task_of(t): entry.headline for t, entry in stored.items() if entry.headline}
+    # What was logged last counts; some keys, such as the bytes, are in the first lines alone.
+    last: dict[str, Any] = {}
+    for line in lines:
+        last |= line
+    scores = scores_of(own, name, headlines)
+    if not scores.tasks and (logged := last.get("scores", {})):
+        tasks = {
+            task: TaskScores({name: last_scores}, headline=headlines.get(task))
+            for task, last_scores in logged.items()
+        }
+        scores = Scores([name], tasks)
+    speeds = {what: [line[key] for line in lines if key in line] for what, key in SPEEDS.items()}
+    scores = replace(
+        scores,
+        trainable=last.get("trainable", {}),
+        bytes_per_rank=last.get("bytes_per_rank", {}),
+        samples_per_second={
+            what: statistics.median(known) for what, known in speeds.items() if known
+        },
+    )
+    curves: dict[str, Curve] = {}
+    for line in lines:
+        for task, of_task in line.get("scores", {}).items():
+            headline = headline_of(of_task, headlines.get(task))
+            if headline is not None:
+                curves.setdefault(task, []).append((line["step"], of_task[headline]))
     return RunInputs(
         name=name,
         folder=folder,
         lines=lines,
-        score_curves=score_curves(lines, headlines),
-        scores=filled_from_metrics(scores_of(own, name, headlines), lines, name, headlines),
+        score_curves=curves,
+        scores=scores,
         gallery=read_gallery(folder),
         recipe=recipe,
         recipe_tree=recipe_tree,
@@ -217,6 +236,20 @@ def read_run(folder: Path) -> RunInputs:
         outdated=[*gone, *gone_too],
         damage=list(filter(None, [metrics.complaint, damaged])),
     )
+
+
+def scores_of(stored: Mapping[str, Scored], run_name: str, headlines: Mapping[str, str]) -> Scores:
+    """What scores.json says of the run and of others. `headlines`: task -> the score that stands
+    for it, where one is named."""
+    others = dict.fromkeys(label for entry in stored.values() for label in entry.compared)
+    tasks = {}
+    for task, entry in stored.items():
+        columns = {**entry.compared, run_name: entry.scores}
+        scored = {label: scores for label, scores in columns.items() if scores}
+        if scored:
+            headline = headlines.get(task_of(task))
+            tasks[task] = TaskScores(scored, entry.examples, entry.data, headline)
+    return Scores([*others, run_name] if tasks else [], tasks)
 
 
 def check_run(folder: Path) -> None:
@@ -239,15 +272,15 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[RunInputs], list[ValueError
     Errors: ValueError where none holds a run.
     """
     runs: list[RunInputs] = []
-    strangers: list[ValueError] = []
+    errors: list[ValueError] = []
     for folder in folders:
         try:
             runs.append(read_run(folder))
         except ValueError as error:
-            strangers.append(error)
+            errors.append(error)
     if not runs:
-        raise strangers[0]
-    return runs, strangers
+        raise errors[0]
+    return runs, errors
 
 
 def read_tree(folder: Path) -> tuple[str | None, dict[str, Any], str]:
@@ -283,65 +316,6 @@ def entries_of(tree: object, key: str) -> Mapping[str, Any]:
     """The entries below a key; none where the tree has another form."""
     entries = tree.get(key) if isinstance(tree, dict) else None
     return entries if isinstance(entries, dict) else {}
-
-
-def score_curves(lines: Iterable[Metrics], headlines: Mapping[str, str]) -> dict[str, Curve]:
-    """The score that stands for each task over steps."""
-    curves: dict[str, Curve] = {}
-    for line in lines:
-        for task, scores in line.get("scores", {}).items():
-            name = headline_of(scores, headlines.get(task))
-            if name is not None:
-                curves.setdefault(task, []).append((line["step"], scores[name]))
-    return curves
-
-
-def filled_from_metrics(
-    scores: Scores, lines: Sequence[Metrics], column: str, headlines: Mapping[str, str]
-) -> Scores:
-    """Add size and speed, and where scores.json has none also the scores, as logged last."""
-    last: dict[str, Any] = {}
-    for line in lines:
-        last |= line
-    speeds = {what: [line[name] for line in lines if name in line] for what, name in SPEEDS.items()}
-    if not scores.tasks and (logged := last.get("scores", {})):
-        tasks = {
-            task: TaskScores({column: last_scores}, headline=headlines.get(task))
-            for task, last_scores in logged.items()
-        }
-        scores = Scores([column], tasks)
-    return replace(
-        scores,
-        trainable=last.get("trainable", {}),
-        bytes_per_rank=last.get("bytes_per_rank", {}),
-        samples_per_second={
-            what: statistics.median(found) for what, found in speeds.items() if found
-        },
-    )
-
-
-# The gallery in a run folder: gallery/samples.json and its pictures.
-
-
-GALLERY, SAMPLES = "gallery", "samples.json"
-PNG = b"\x89PNG"
-
-
-@dataclass(frozen=True)
-class GalleryEntry:
-    """One example to look at."""
-
-    task: str
-    id: str
-    images: Sequence[str]
-    """Paths of the pictures, relative to the run folder."""
-    prompt: str
-    reference: str | Sequence[str]
-    prediction: str
-    correct: bool | None = None
-    """None if an answer is neither right nor wrong, such as a caption."""
-    confidence: float | None = None
-    """How sure the model was, as in `Predictions`; None where it was not written down."""
 
 
 def read_gallery(folder: Path) -> list[GalleryEntry]:

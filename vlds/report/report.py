@@ -1,30 +1,29 @@
-"""What a report says: of each run, and of several side by side."""
+"""What a report says of one run and of several side by side: facts, scores, the answer to every
+example, and a gallery of a few examples with their pictures."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vlds.data.shards.store import Dataset, is_url, open_dataset
 from vlds.models.methods.base import Method
 from vlds.recipe.config import Recipe
-from vlds.report.numbers import SEED, bytes_text, groups_of_seeds, score_text
+from vlds.report.numbers import SEED, groups_of_seeds, score_text
 from vlds.report.predictions import Predictions, texts_of
 from vlds.report.read import GalleryEntry, RunInputs, Scores, TaskScores, write_gallery
 from vlds.report.scores import (
-    FREQUENT,
     Difference,
     TaskResult,
     difference,
-    drawn_by_example,
-    reasons,
+    resampling_notes,
 )
 from vlds.runtime.folders import Start
 from vlds.runtime.terminal import duration_text
@@ -32,9 +31,6 @@ from vlds.schema import Encoded, Sample, SkipSample
 from vlds.tasks.base import SPLITS, Task, ask, label_of, task_of
 from vlds.tasks.metrics.caption_scores import CIDERS
 from vlds.tasks.metrics.plain_scores import split as cell_of
-
-# Facts about a run in words and numbers: its method, size, speed and history.
-
 
 MADE = ("started", "training took", "hardware", "versions", "command")
 """Facts about how a run was made."""
@@ -52,80 +48,45 @@ def method_text(method: Method) -> str:
     for each in fields(method):
         value = getattr(method, each.name)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number or value != default_of(each):
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        if number or value != default:
             written = "/".join(map(str, value)) if isinstance(value, list) else value
             shown.append(f"{each.name}={written}")
     name = type(method).__name__
     return f"{name} ({', '.join(shown)})" if shown else name
 
 
-def default_of(field: Field[Any]) -> Any:
-    """The default of a dataclass's field."""
-    return field.default if field.default_factory is MISSING else field.default_factory()
-
-
-def recipe_facts(recipe: Recipe, run: RunInputs) -> dict[str, str]:
-    """How it was trained, as far as recipe and metrics tell."""
+def facts_of(recipe: Recipe, run: RunInputs, starts: Sequence[Start]) -> dict[str, str]:
+    """How a run was trained, as far as recipe and metrics tell; when, where and with what."""
     steps = "" if run.steps_done is None else f"{run.steps_done:,} of "
-    return {
+    facts = {
         "method": trained_text(recipe),
         "steps": f"{steps}{recipe.training.num_steps:,}",
         "examples a step": ", ".join(f"{size:,}" for size in recipe.batch_sizes.values()),
         "learning rate": f"{recipe.optimizer.learning_rate:g}",
         "precision": recipe.training.precision,
         "DeepSpeed": recipe.training.deepspeed,
-        **({"partition": run.partition} if run.partition else {}),
+        "partition": run.partition,
         "seed": str(recipe.seed),
     }
-
-
-def start_facts(starts: Sequence[Start], run: RunInputs) -> dict[str, str]:
-    """When, where and with what it was trained."""
-    if not starts:
-        return {}
-    first, last = starts[0], starts[-1]
-    facts = {"started": time_text(first.time)}
-    if len(starts) > 1:
-        facts["resumed"] = ", ".join(f"{time_text(s.time)} at step {s.step:,}" for s in starts[1:])
-    if run.seconds:
-        facts["training took"] = duration_text(run.seconds)
-    facts["hardware"] = "; then ".join(dict.fromkeys(start.hardware for start in starts))
-    facts["versions"] = ", ".join(f"{name} {number}" for name, number in last.versions.items())
-    facts["command"] = last.command
-    changes = [f"at step {s.step:,}: {change}" for s in starts for change in s.changes]
-    if changes:
-        facts["recipe changed"] = "; ".join(changes)
-    return facts
-
-
-def time_text(time: str) -> str:
-    """ "2026-03-01 12:00 UTC"."""
-    return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-
-
-def stopped_text(recipe: Recipe, run: RunInputs) -> str:
-    """The steps that an unfinished run has done; "" for a finished one."""
-    done, planned = run.steps_done, recipe.training.num_steps
-    return "" if done is None or done >= planned else f"{done:,} of {planned:,} steps"
-
-
-def size_facts(scores: Scores) -> dict[str, str]:
-    """What is known about size and speed."""
-    facts = {}
-    if counts := scores.trainable:
-        facts["weights that train"] = (
-            f"{counts['trainable']:,.0f} of {counts['total']:,.0f} ({counts['percent']:.2f} %)"
-        )
-    for what, count in scores.bytes_per_rank.items():
-        facts[f"{what}, bytes per rank"] = bytes_text(count)
-    for what, speed in scores.samples_per_second.items():
-        facts[f"{what}, examples a second"] = speed_text(speed)
-    return facts
-
-
-def speed_text(speed: float) -> str:
-    """Examples a second: whole ones where there are ten."""
-    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+    if starts:
+        last = starts[-1]
+        times = [
+            f"{datetime.fromisoformat(s.time).astimezone(UTC):%Y-%m-%d %H:%M} UTC" for s in starts
+        ]
+        resumed = zip(times[1:], starts[1:], strict=True)
+        changes = [f"at step {s.step:,}: {change}" for s in starts for change in s.changes]
+        facts |= {
+            "started": times[0],
+            "resumed": ", ".join(f"{time} at step {start.step:,}" for time, start in resumed),
+            "training took": duration_text(run.seconds) if run.seconds else "",
+            "hardware": "; then ".join(dict.fromkeys(start.hardware for start in starts)),
+            "versions": ", ".join(f"{name} {number}" for name, number in last.versions.items()),
+            "command": last.command,
+            "recipe changed": "; ".join(changes),
+        }
+    optional = ("partition", "resumed", "training took", "recipe changed")
+    return {name: text for name, text in facts.items() if text or name not in optional}
 
 
 @dataclass(frozen=True)
@@ -134,13 +95,14 @@ class RunReport:
 
     inputs: RunInputs
     facts: Mapping[str, str]
-    """How it was trained."""
+    """How the run was trained: name of the fact -> text."""
     results: Mapping[str, TaskResult]
-    """Per task that has predictions and references, and its list of test data."""
+    """Name of a task's list (TASK, TASK.test, TASK on DATA) -> its result, where predictions have
+    references."""
     predictions: Mapping[str, Predictions] = field(default_factory=dict)
     """What the run said of each example, by the same names; also where no reference is known."""
     stopped: str = ""
-    """The steps done, if the training has not ended."""
+    """The steps done, in words, if the training has not ended."""
     notes: Sequence[str] = ()
     """What is missing, and why."""
     recipe: Recipe | None = None
@@ -163,6 +125,7 @@ class RunReport:
         result, value = self.results.get(task), self.score(task, metric)
         if result is None or result.headline != metric or value is None:
             return None
+        # scores.json may hold a newer score, of other weights or data, than the predictions give.
         return result if abs(result.value - value) < 1e-6 else None
 
 
@@ -173,6 +136,7 @@ def is_same_data(runs: Iterable[RunReport], task: str) -> bool:
     data = {run.scores.tasks[task].data for run in scored}
     if len(data) > 1 or None not in data or len(scored) == 1:
         return len(data) <= 1
+    # No run names its data: earlier versions did not write it, so look at the examples themselves.
     results = [run.results.get(task) for run in scored]
     known = [result.predictions.references for result in results if result is not None]
     return len(known) == len(scored) and all(references == known[0] for references in known)
@@ -187,7 +151,7 @@ class Report:
 
     @property
     def only(self) -> RunReport:
-        """The run of a report about one."""
+        """The run, if there is one alone."""
         (run,) = self.runs.values()
         return run
 
@@ -222,6 +186,8 @@ class Report:
     def differences(self) -> dict[str, list[Difference | str]]:
         """Each further run less the first, for each of the headlines, or why they cannot be
         compared; empty where none can."""
+        # The bootstrap of each difference takes a while, hence the cache: the page shows them, and
+        # whether there are any decides about headings.
         baseline, *others = self.runs.values()
         differences = [
             [
@@ -251,48 +217,29 @@ class Report:
             notes.append(
                 "CIDEr's document frequencies are those of all pictures in every resample."
             )
-        return notes + drawn_by_example(results) + reasons(results)
-
-    def frequent_scores(self) -> list[float | None]:
-        """Of each headline, the score of giving the most frequent answer to everything, where it is
-        the same for all runs."""
-        scores: list[float | None] = []
-        for task, metric in self.headlines:
-            runs = self.runs.values() if is_same_data(self.runs.values(), task) else ()
-            known = (run.score(task, metric, FREQUENT) for run in runs)
-            scores.append(next((score for score in known if score is not None), None))
-        return scores
+        return notes + resampling_notes(results)
 
     def merged(self) -> Scores:
-        """The runs' own scores, a column a run, as if they were models of one run."""
-        tasks = dict.fromkeys(task for run in self.runs.values() for task in run.scores.tasks)
-        return Scores(list(self.runs), {task: self.merged_task(task) for task in tasks})
-
-    def merged_task(self, task: str) -> TaskScores:
-        """One task's scores, a column a run."""
-        by_column, lower = {}, set[str]()
-        for name, run in self.runs.items():
-            entry = run.scores.tasks.get(task)
-            lower |= set(entry.lower_is_better if entry else ())
-            scores = entry.by_column.get(run.scores.columns[-1]) if entry else None
-            if scores:
-                by_column[name] = scores
-        headline = next((metric for known, metric in self.headlines if known == task), None)
-        return TaskScores(
-            by_column,
-            headline=headline,
-            lower_is_better=lower,
-            is_same_data=is_same_data(self.runs.values(), task),
-        )
+        """The runs' own scores, a column for each run, as if they were models of one run."""
+        headlines = dict(reversed(self.headlines))  # of several of a task, the first
+        tasks = {}
+        for task in dict.fromkeys(task for run in self.runs.values() for task in run.scores.tasks):
+            by_column, lower = {}, set[str]()
+            for name, run in self.runs.items():
+                if (entry := run.scores.tasks.get(task)) is not None:
+                    lower |= set(entry.lower_is_better)
+                    if scores := entry.by_column.get(run.scores.columns[-1]):
+                        by_column[name] = scores
+            tasks[task] = TaskScores(by_column, headline=headlines.get(task), lower_is_better=lower)
+        return Scores(list(self.runs), tasks)
 
 
-def seed_groups(report: Report) -> list[list[str]]:
+def seed_groups(report: Report, fewest: int = 2) -> list[list[str]]:
     """Groups of names of finished runs whose recipes differ only in seed and output. A group has at
-    least two seeds; the first run of each seed counts."""
+    least `fewest` seeds; the first run of each seed counts."""
     ended = {n: run.inputs.recipe_tree for n, run in report.runs.items() if not run.stopped}
-    return [
-        [names[0] for names in seeds.values()] for seeds in groups_of_seeds(ended) if len(seeds) > 1
-    ]
+    groups = [[first for first, *_ in seeds.values()] for seeds in groups_of_seeds(ended)]
+    return [names for names in groups if len(names) >= fewest]
 
 
 def mean_text(values: Sequence[float | None]) -> str:
@@ -303,26 +250,15 @@ def mean_text(values: Sequence[float | None]) -> str:
     return f"{score_text(statistics.mean(known))} +/- {score_text(statistics.stdev(known))}"
 
 
-def seed_notes(report: Report) -> list[str]:
-    """What the rows of means show."""
-    if not seed_groups(report):
-        return []
-    return [
-        "Mean +/- standard deviation (n - 1) over runs whose recipes differ in seed and output "
-        "alone: how far another seed moves a score. The brackets do not show that."
-    ]
-
-
-# Every example of a run: its answer, whether that is right, and how sure the model was. Its input
-# is looked up in the data sets, by the ids in the predictions.
-
+# Every example of a run: its answer, whether that is right, and how sure the model was.
 
 MOST_SAMPLES = 300_000
-"""Of a task, read one after the other: ten seconds or so."""
+"""Samples of a task that are read in search of the questions of its predictions; this many take
+about ten seconds."""
 
 
 class Answered(NamedTuple):
-    """One example and what a run said."""
+    """One example, and what a run said of it."""
 
     answer: str | None
     """The right one; None where several are right (captions)."""
@@ -347,43 +283,34 @@ class TaskAnswers(NamedTuple):
 
 
 def answers_of(run: RunReport) -> dict[str, TaskAnswers]:
-    """What the run answered, by the name that is shown: on each list of its own data."""
+    """What the run answered on each list of its own data, by the name that is shown."""
     answers = {}
     for shown, predicted in run.predictions.items():
         if run.recipe is None or not predicted.is_own:
             continue
         task, result = run.recipe.tasks[task_of(predicted.label)], run.results.get(shown)
-        ways = ways_of(result.scores if result else ())
+        cells = filter(None, map(cell_of, result.scores if result else ()))
+        ways = tuple(dict.fromkeys(way for _, way, _ in cells))
         examples = {key: answered(task, key, predicted, ways) for key in predicted.predictions}
         answers[shown] = TaskAnswers(predicted.label, ways, examples)
     return answers
 
 
-def ways_of(scores: Iterable[str]) -> tuple[str, ...]:
-    """The ways of grouping that these scores have."""
-    cells = filter(None, map(cell_of, scores))
-    return tuple(dict.fromkeys(way for _, way, _ in cells))
-
-
 def answered(task: Task, key: str, predicted: Predictions, ways: tuple[str, ...]) -> Answered:
-    """One example."""
+    """One example; `ways`: ways of grouping, of which its reference may name the group."""
     reference, prediction = predicted.references[key], predicted.predictions[key]
-    known = reference is not None
-    answer = task.answer_of(reference) if known else None
+    is_known = reference is not None
+    answer = task.answer_of(reference) if is_known else None
+    named = reference if isinstance(reference, dict) else {}
+    groups = (named.get(way) for way in ways)
     return Answered(
         answer=answer,
         references="\n".join(texts_of(reference)) if answer is None else answer,
-        groups=tuple(group_of(reference, way) for way in ways),
+        groups=tuple(str(g) if isinstance(g, str | int | bool) else None for g in groups),
         prediction=prediction,
-        correct=task.correct(prediction, reference) if known else None,
+        correct=task.correct(prediction, reference) if is_known else None,
         confidence=predicted.confidences.get(key),
     )
-
-
-def group_of(reference: Any, way: str) -> str | None:
-    """The group of an example, if its reference names one."""
-    group = reference.get(way) if isinstance(reference, dict) else None
-    return str(group) if isinstance(group, str | int | bool) else None
 
 
 def prompts_of(
@@ -396,11 +323,20 @@ def prompts_of(
         missing = set(wanted.get(label, ()))
         samples = samples_of(recipe, task.data_of(split)) if missing else iter(())
         for sample in islice(samples, MOST_SAMPLES):
-            for key, prompt in prompts_in(task, name, sample, missing):
-                yield label, key, prompt
-                missing.discard(key)
+            for annotation in [None] if task.unit == "sample" else range(len(sample.annotations)):
+                key = example_id(sample, annotation)
+                if key in missing:
+                    with suppress(SkipSample):
+                        prompt = ask(task, name, sample, annotation, None).prompt
+                        yield label, key, prompt
+                        missing.discard(key)
             if not missing:
                 break
+
+
+def example_id(sample: Sample, annotation: int | None) -> str:
+    """Id of an example: a sample's own, or that of one of its annotations."""
+    return sample.id if annotation is None else str(sample.annotations[annotation].get("id"))
 
 
 def samples_of(recipe: Recipe, folders: Collection[str]) -> Iterator[Sample]:
@@ -416,25 +352,10 @@ def samples_of(recipe: Recipe, folders: Collection[str]) -> Iterator[Sample]:
                     yield dataset.read(index)
 
 
-def prompts_in(
-    task: Task, name: str, sample: Sample, wanted: Collection[str]
-) -> Iterator[tuple[str, str]]:
-    """Ids and inputs of the wanted examples of a sample."""
-    annotations = [None] if task.unit == "sample" else range(len(sample.annotations))
-    for annotation in annotations:
-        key = sample.id if annotation is None else str(sample.annotations[annotation].get("id"))
-        if key in wanted:
-            try:
-                yield key, ask(task, name, sample, annotation, None).prompt
-            except SkipSample:
-                continue
-
-
 # The gallery: pictures of a run's evaluation data, each with the run's prediction.
 
-
 PER_TASK = 6
-"""Examples of each task, spread evenly over its data."""
+"""Examples of each task."""
 
 
 def collect_gallery(run: Path, recipe: Recipe, predictions: Mapping[str, Predictions]) -> None:
@@ -443,7 +364,16 @@ def collect_gallery(run: Path, recipe: Recipe, predictions: Mapping[str, Predict
     Errors: ValueError where a data set of the recipe cannot be read, or holds none of the
     examples.
     """
-    chosen = list(entries(recipe, predictions))
+    chosen: list[tuple[GalleryEntry, Sequence[Encoded]]] = []
+    for task_name, split in product(recipe.tasks, SPLITS):
+        task, name = recipe.tasks[task_name], label_of(task_name, split)
+        if name in predictions:
+            cache = recipe.data.shard_cache
+            datasets = [open_dataset(folder, cache) for folder in task.data_of(split)]
+            for index, sample in enumerate(spread(datasets)):
+                shown = entry(name, task, sample, index, predictions[name])
+                if shown is not None:
+                    chosen.append((shown, sample.images))
     if chosen:
         write_gallery(run, chosen)
     elif any(predicted.is_own for predicted in predictions.values()):
@@ -453,24 +383,10 @@ def collect_gallery(run: Path, recipe: Recipe, predictions: Mapping[str, Predict
         )
 
 
-def entries(
-    recipe: Recipe, predictions: Mapping[str, Predictions]
-) -> Iterator[tuple[GalleryEntry, tuple[Encoded, ...]]]:
-    """Examples with their encoded pictures, task by task."""
-    for task_name, split in product(recipe.tasks, SPLITS):
-        task, name = recipe.tasks[task_name], label_of(task_name, split)
-        if name in predictions:
-            cache = recipe.data.shard_cache
-            datasets = [open_dataset(folder, cache) for folder in task.data_of(split)]
-            for index, sample in enumerate(spread(datasets)):
-                shown = entry(name, task, sample, index, predictions[name])
-                if shown is not None:
-                    yield shown, sample.images
-
-
 def spread(datasets: list[Dataset]) -> Iterator[Sample]:
-    """Samples at even distances, without those that cannot be read."""
+    """PER_TASK samples at even distances over all data sets, without those that cannot be read."""
     total = sum(dataset.num_samples for dataset in datasets)
+    # The middles of PER_TASK equal parts; small data have some of them twice.
     for index in sorted({(2 * n + 1) * total // (2 * PER_TASK) for n in range(PER_TASK)}):
         for dataset in datasets:
             if index < dataset.num_samples:
@@ -486,12 +402,11 @@ def entry(
     """One example of a sample, for the page; `index` chooses among its annotations. None if it was
     not predicted."""
     annotation = None
-    key = sample.id
     if task.unit == "annotation":
         if not sample.annotations:
             return None
         annotation = index % len(sample.annotations)
-        key = str(sample.annotations[annotation].get("id"))
+    key = example_id(sample, annotation)
     if key not in predicted.predictions:
         return None
     try:

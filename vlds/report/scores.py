@@ -1,9 +1,10 @@
-"""Each task's score of a run, from its newest predictions, with an interval."""
+"""Each task's scores of a run, from its newest predictions: checked against the log, with an
+interval where the score is a mean over examples, and with baselines on the same data."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,17 @@ from vlds.report.numbers import (
     interval_of_mean,
 )
 from vlds.report.predictions import AGAIN, Predictions, first_line, read_predictions
-from vlds.report.read import Metrics, headline_of
+from vlds.report.read import headline_of
 from vlds.runtime.folders import BLANK, PREDICTIONS
 from vlds.tasks.base import Task, task_of
-
-# Scores predictions as they are, whatever was logged. Their references may be damaged or another
-# task's: what a task raises on them becomes one error that names file and line.
-
 
 RAISED = (LookupError, TypeError, AttributeError, ArithmeticError)
 """What tasks raise on damaged or foreign references, which they do not check."""
 LOGGED_TOLERANCE = 1e-6
 """Largest difference between a logged score and that of the predictions."""
+
+TOLERANCE = 1e-9
+"""Largest difference between a score and the mean of its examples."""
 
 Logged = Mapping[tuple[int | None, str], Mapping[str, float]]
 """Step and label of a task's list -> scores; training logs nothing under the step None."""
@@ -41,58 +41,45 @@ class DamagedReference(ValueError):
 
 
 def checked_scores(task: Task, predicted: Predictions) -> Mapping[str, float]:
-    """The task's scores; {} where no reference is known. Afterwards `answer_of` and `correct` can
-    read each reference.
+    """The task's scores, whatever was logged; {} where no reference is known. Afterwards
+    `answer_of` and `correct` can read each reference.
 
     Errors: DamagedReference; ValueError where the scores cannot be computed on this machine.
     """
+
+    def damaged(key: str, error: Exception) -> DamagedReference:
+        return DamagedReference(
+            f"{predicted.file}, line {predicted.lines[key]}: its reference is not one of "
+            f"{type(task).__name__} ({error!r:.200}); {AGAIN}"
+        )
+
+    # Tasks do not check references. Read each one first, so that the error names its line.
     for key, reference in predicted.references.items():
         if reference is not None:
             try:
                 task.answer_of(reference)
                 task.correct(predicted.predictions[key], reference)
             except (ValueError, *RAISED) as error:
-                raise damaged(task, predicted, key, error) from None
+                raise damaged(key, error) from None
     try:
         return task.score(predicted.predictions, predicted.references)
     except RAISED as error:
-        raise damaged(task, predicted, first_damaged(task, predicted), error) from None
-
-
-def damaged(task: Task, predicted: Predictions, key: str, error: Exception) -> DamagedReference:
-    """The error about one example."""
-    return DamagedReference(
-        f"{predicted.file}, line {predicted.lines[key]}: its reference is not one of "
-        f"{type(task).__name__} ({error!r:.200}); {AGAIN}"
-    )
-
-
-def first_damaged(task: Task, predicted: Predictions) -> str:
-    """Id of the first example whose reference makes `score` raise. Bisects: scores a beginning of
-    the examples, with all later references unknown."""
-    keys = list(predicted.references)
-    scored, raising = 0, len(keys)
-    while raising - scored > 1:
-        middle = (scored + raising) // 2
-        known = {key: predicted.references[key] for key in keys[:middle]}
-        try:
-            task.score(predicted.predictions, dict.fromkeys(keys) | known)
-        except RAISED:
-            raising = middle
-        except ValueError:  # for example, none of these can be scored
-            scored = middle
-        else:
-            scored = middle
-    return keys[raising - 1]
-
-
-def logged_scores(lines: Iterable[Metrics]) -> Logged:
-    """All scores in lines of metrics.jsonl."""
-    return {
-        (line["step"], task): scores
-        for line in lines
-        for task, scores in line.get("scores", {}).items()
-    }
+        # `score` does not say at which reference it raised. Bisect: score a beginning of the
+        # examples, with all later references unknown.
+        keys = list(predicted.references)
+        scored, raising = 0, len(keys)
+        while raising - scored > 1:
+            middle = (scored + raising) // 2
+            known = {key: predicted.references[key] for key in keys[:middle]}
+            try:
+                task.score(predicted.predictions, dict.fromkeys(keys) | known)
+            except RAISED:
+                raising = middle
+            except ValueError:  # for example, none of these can be scored
+                scored = middle
+            else:
+                scored = middle
+        raise damaged(keys[raising - 1], error) from None
 
 
 def scores_of_predictions(
@@ -110,6 +97,7 @@ def scores_of_predictions(
         try:
             computed = checked_scores(task, predicted)
         except ValueError as error:
+            # Any other error is of this machine; the logged scores are still right.
             if isinstance(error, DamagedReference) or not earlier:
                 notes.append(f"No scores of {name}'s newest predictions: {error}")
             if not isinstance(error, DamagedReference):
@@ -118,28 +106,19 @@ def scores_of_predictions(
         # Scores may be missing on this machine only: the official ones need Java.
         if task.left_out() is not None:
             computed = {**earlier, **computed}
-        if contradiction := contradiction_of(computed, earlier, task.headline):
-            notes.append(f"{name}: {predicted.file} gives {contradiction}; the former is shown")
         scores[name] = computed
+        # Name one score that the log has otherwise: the headline if it is one, else the first.
+        for metric, value in sorted(earlier.items(), key=lambda item: item[0] != task.headline):
+            known = computed.get(metric)
+            if known is None:
+                what = f"no {metric}, and metrics.jsonl has {value:.6g}"
+            elif not np.isclose(known, value, LOGGED_TOLERANCE, LOGGED_TOLERANCE, equal_nan=True):
+                what = f"{metric} {known:.6g}, and metrics.jsonl has {value:.6g}"
+            else:
+                continue
+            notes.append(f"{name}: {predicted.file} gives {what}; the former is shown")
+            break
     return scores
-
-
-def contradiction_of(
-    computed: Mapping[str, float], logged: Mapping[str, float], headline: str | None
-) -> str:
-    """A score whose logged value differs from the computed one, with both values: the headline if
-    it is one, else the first; "" if there is none."""
-    for name, value in sorted(logged.items(), key=lambda entry: entry[0] != headline):
-        known = computed.get(name)
-        if known is None:
-            return f"no {name}, and metrics.jsonl has {value:.6g}"
-        if not np.isclose(known, value, LOGGED_TOLERANCE, LOGGED_TOLERANCE, equal_nan=True):
-            return f"{name} {known:.6g}, and metrics.jsonl has {value:.6g}"
-    return ""
-
-
-TOLERANCE = 1e-9
-"""Largest difference between a score and the mean of its examples."""
 
 
 class NoMean(Exception):
@@ -156,7 +135,7 @@ class TaskResult:
     """The score that stands for the task."""
     scores: Mapping[str, float]
     interval: Interval | None
-    """Of the headline score."""
+    """The headline score's."""
     reason: str = ""
     """Why there is no interval."""
     values: Values | None = field(default=None, repr=False)
@@ -190,33 +169,37 @@ def results_of(
     scores: Mapping[str, Mapping[str, float]],
     resamples: int,
 ) -> dict[str, TaskResult]:
-    """The result of each of the predictions that have scores."""
-    return {
-        name: result_of(tasks[task_of(predicted.label)], predicted, scores[name], resamples)
-        for name, predicted in predictions.items()
-        if scores[name]
-    }
-
-
-def result_of(
-    task: Task, predicted: Predictions, scores: Mapping[str, float], resamples: int
-) -> TaskResult:
-    """The result of one task, from its predictions and all of its scores."""
-    headline = headline_of(scores, task.headline)
-    assert headline is not None
-    values, interval, reason, groups = None, None, "", groups_in(task, predicted)
-    if resamples:
-        try:
-            values = example_values(
-                task, headline, predicted.predictions, predicted.references, scores[headline]
-            )
-            drawn = resampled(groups, values)
-            if drawn.max(initial=0) == 0:
-                raise NoMean("one sample alone does not tell how far another would lie")
-            interval = interval_of_mean(values, drawn, resamples)
-        except NoMean as error:
-            reason = str(error)
-    return TaskResult(task, predicted, headline, scores, interval, reason, values, groups)
+    """The result of each of the predictions that have scores; without intervals if `resamples` is
+    0."""
+    results = {}
+    for name, predicted in predictions.items():
+        if not (scored := scores[name]):
+            continue
+        task = tasks[task_of(predicted.label)]
+        headline = headline_of(scored, task.headline)
+        assert headline is not None
+        groups: Groups | None = None
+        if task.unit == "sample":
+            groups = np.arange(len(predicted.references))
+        elif len(predicted.samples) == len(predicted.references):
+            groups = groups_of(predicted.samples[key] for key in predicted.references)
+        values, interval, reason = None, None, ""
+        if resamples:
+            try:
+                values = example_values(
+                    task, headline, predicted.predictions, predicted.references, scored[headline]
+                )
+                drawn = resampled(groups, values)
+                # Groups are counted from 0, so a largest of 0 is a single sample.
+                if drawn.max(initial=0) == 0:
+                    raise NoMean("one sample alone does not tell how far another would lie")
+                interval = interval_of_mean(values, drawn, resamples)
+            except NoMean as error:
+                reason = str(error)
+        results[name] = TaskResult(
+            task, predicted, headline, scored, interval, reason, values, groups
+        )
+    return results
 
 
 def example_values(
@@ -238,6 +221,7 @@ def example_values(
         raise NoMean(str(error)) from error
     if scores is None:
         raise NoMean(f"{name} is not a mean over examples")
+    # The task gives values of the examples with a reference alone.
     values = np.full(len(references), np.nan)
     values[[reference is not None for reference in references.values()]] = scores
     if not np.isclose(mean_of(values), score, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
@@ -246,18 +230,9 @@ def example_values(
 
 
 def mean_of(values: Values) -> float:
-    """The mean of those that count; NaN where none does."""
+    """The mean of the values that count; NaN where none does."""
     counted = values[~np.isnan(values)]
     return float(counted.mean()) if len(counted) else np.nan
-
-
-def groups_in(task: Task, predicted: Predictions) -> Groups | None:
-    """Which examples are of one sample; None where the predictions do not say it of all."""
-    if task.unit == "sample":
-        return np.arange(len(predicted.references))
-    if len(predicted.samples) < len(predicted.references):
-        return None
-    return groups_of(predicted.samples[key] for key in predicted.references)
 
 
 def resampled(groups: Groups | None, values: Values) -> Groups:
@@ -282,42 +257,33 @@ def difference(
     return Difference(mean_of(result.values) - mean_of(baseline.values), interval)
 
 
-Results = Mapping[str, Mapping[str, TaskResult]]
-"""Run -> task -> result."""
-
-
-def reasons(runs: Results) -> list[str]:
-    """Which tasks have no interval, and why."""
-    shared = shared_texts(runs, lambda result: result.reason)
-    return [f"No interval for {whose}: {reason}." for whose, reason in shared]
-
-
-def drawn_by_example(runs: Results) -> list[str]:
-    """Whose intervals resample single examples, because their samples are unknown."""
-    why = "the predictions do not say which sample each example is of"
-    shared = shared_texts(runs, lambda r: why if r.interval and r.groups is None else "")
-    return [
-        f"For {whose} single examples were drawn: {reason}. Where several are of one picture, this "
-        "interval is too narrow; evaluate the run again."
-        for whose, reason in shared
-    ]
-
-
-def shared_texts(runs: Results, text_of: Callable[[TaskResult], str]) -> list[tuple[str, str]]:
-    """(task, with its runs where there are several; text) of the results that have one; runs with
-    the same text stand together."""
-    runs_of: dict[tuple[str, str], list[str]] = {}
+def resampling_notes(runs: Mapping[str, Mapping[str, TaskResult]]) -> list[str]:
+    """Whose intervals resample single examples, because their samples are unknown; which tasks have
+    no interval, and why. Runs (name -> task -> result) with the same reason share a note."""
+    unknown = "the predictions do not say which sample each example is of"
+    by_example: dict[str, list[str]] = {}
+    without: dict[tuple[str, str], list[str]] = {}
     for name, results in runs.items():
         for task, result in results.items():
-            if text := text_of(result):
-                runs_of.setdefault((task, text), []).append(name)
+            if result.interval and result.groups is None:
+                by_example.setdefault(task, []).append(name)
+            if result.reason:
+                without.setdefault((task, result.reason), []).append(name)
+
+    def whose(task: str, names: Sequence[str]) -> str:
+        return f"{task} of {', '.join(names)}" if len(runs) > 1 else task
+
     return [
-        (f"{task} of {', '.join(names)}" if len(runs) > 1 else task, text)
-        for (task, text), names in runs_of.items()
+        *(
+            f"For {whose(task, names)} single examples were drawn: {unknown}. Where several are of "
+            "one picture, this interval is too narrow; evaluate the run again."
+            for task, names in by_example.items()
+        ),
+        *(
+            f"No interval for {whose(task, names)}: {reason}."
+            for (task, reason), names in without.items()
+        ),
     ]
-
-
-# Baselines: columns of scores on the same data to compare a run's own with.
 
 
 FREQUENT, BLIND, FROZEN = "most frequent answer", "without pictures", "before training"
@@ -333,12 +299,22 @@ def baselines_of(
     `training.evaluate_first` has. What cannot be read or scored here gets a note."""
     columns: dict[str, Column] = {FREQUENT: {}, BLIND: {}, FROZEN: {}}
     for name, result in results.items():
+        made = result.predictions
+        blank = run / PREDICTIONS / BLANK / f"{name}.jsonl"
+        before = run / PREDICTIONS / "step-00000000" / f"{name}.jsonl"
         try:
-            columns[FREQUENT][name] = frequent_scores(result)
-            columns[BLIND][name] = blind_scores(run, name, result)
-            columns[FROZEN][name] = frozen_scores(run, name, result, logged)
+            if (answer := frequent_answer(result)) is not None:
+                always = dict.fromkeys(made.references, answer)
+                columns[FREQUENT][name] = result.task.score(always, made.references)
+            if blank.is_file() and (blind := read_predictions(blank)).data == made.data:
+                columns[BLIND][name] = checked_scores(result.task, blind)
+            # Newest predictions of step 0 are themselves those before the training.
+            first = first_line(before) if made.step != 0 and before.is_file() else None
+            if first is not None and first.data == made.data:
+                columns[FROZEN][name] = logged.get((0, name), {})
         except ValueError as error:
             notes.append(f"Not all scores to compare {name} with: {error}")
+    # Tasks and columns without any scores are left out.
     filled = {
         label: {name: scores for name, scores in column.items() if scores}
         for label, column in columns.items()
@@ -354,32 +330,3 @@ def frequent_answer(result: TaskResult) -> str | None:
     known = (task.answer_of(reference) for reference in references if reference is not None)
     answers = Counter(answer for answer in known if answer is not None)
     return min(answers, key=lambda answer: (-answers[answer], answer), default=None)
-
-
-def frequent_scores(result: TaskResult) -> Mapping[str, float]:
-    """The scores of giving that answer to everything."""
-    if (answer := frequent_answer(result)) is None:
-        return {}
-    references = result.predictions.references
-    return result.task.score(dict.fromkeys(references, answer), references)
-
-
-def blind_scores(run: Path, label: str, result: TaskResult) -> Mapping[str, float]:
-    """Scores of the predictions that were made without pictures, on the same data."""
-    file = run / PREDICTIONS / BLANK / f"{label}.jsonl"
-    if not file.is_file():
-        return {}
-    predicted = read_predictions(file)
-    if predicted.data != result.predictions.data:
-        return {}
-    return checked_scores(result.task, predicted)
-
-
-def frozen_scores(run: Path, label: str, result: TaskResult, logged: Logged) -> Mapping[str, float]:
-    """Scores that the run logged before its first step, on the same data."""
-    file = run / PREDICTIONS / "step-00000000" / f"{label}.jsonl"
-    made = result.predictions
-    first = first_line(file) if made.step != 0 and file.is_file() else None
-    if first is None or first.data != made.data:
-        return {}
-    return logged.get((0, label), {})

@@ -1,6 +1,7 @@
-"""The file of a sweep: recipes, seeds, what all runs change, and the table that they fill.
+"""The file of a sweep (recipes, seeds, what all runs change, and the table that they fill), its
+runs and how far each has come, and `vlds compare` of a sweep or of run folders.
 
-It serves three uses: a paper's table on a machine with GPUs (each run on all of them), a small
+A sweep serves three uses: a paper's table on a machine with GPUs (each run on all of them), a small
 table on two cores over the demo's world (each seed prepares its own data), and an array of jobs on
 a cluster (each job takes the next free run).
 """
@@ -24,7 +25,7 @@ from vlds.recipe.check import field_types, in_yaml
 from vlds.recipe.config import Recipe, load_recipe, recipe_from, save_recipe, to_tree
 from vlds.recipe.parse import parse, set_key
 from vlds.recipe.paths import BASE, STARTED_IN, changed, file_names, is_below, moved, on_base
-from vlds.report.collect import distinct, names_of
+from vlds.report.collect import names_of
 from vlds.report.comparison import RowSpec, TableSpec, checked_columns, compare
 from vlds.report.comparison_formats import FORMATS
 from vlds.report.numbers import groups_of_seeds
@@ -41,7 +42,7 @@ from vlds.training.states import newest, read_progress, state_folders
 LONGEST = 150
 """Letters of a folder's name that come from a row or a product; file systems allow 255."""
 SEED, OUTPUT = "{seed}", "{output}"
-"""Stand for a run's seed and the sweep's folder, in texts of the file."""
+"""These stand for a run's seed and the sweep's folder, in texts of the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,14 @@ class Sweep:
     """Row -> task, `average` or `trains` -> published value in percent."""
 
     def __post_init__(self) -> None:
-        self._check_names()
+        for place, given in (
+            ("paths", self.paths), ("prepare", self.prepare), ("output", [self.output])
+        ):  # fmt: skip
+            for name in given:
+                if not name.strip() or "\0" in name:
+                    raise ValueError(f"{place}: got {name!r}; name a folder or file")
+        if SEED in self.output:
+            raise ValueError(f"output: got {self.output}; all seeds share it, so leave {SEED} out")
         if not self.recipes:
             raise ValueError("recipes: the sweep has none; name at least one recipe")
         for key, choices in self.grid.items():
@@ -94,54 +102,10 @@ class Sweep:
         twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
         if twice:
             raise ValueError(f"seeds: {twice[0]} is there twice; give each seed once")
-        self._check_rows()
-        if len(self.target) > 1:
-            raise ValueError(f"target: names {', '.join(self.target)}; give one score to reach")
-        for task, score in self.target.items():
-            if isinstance(score, str):
-                self._check_is_row(f"target.{task}", score)
-        for row in self.published:
-            if row not in self.recipes:
-                self._check_is_row("published", row)
-        self._check_preparations()
-
-    def _check_names(self) -> None:
-        """Errors: ValueError for a name that is that of no folder or file."""
-        for place, given in (
-            ("paths", self.paths), ("prepare", self.prepare), ("output", [self.output])
-        ):  # fmt: skip
-            for name in given:
-                if not name.strip() or "\0" in name:
-                    raise ValueError(f"{place}: got {name!r}; name a folder or file")
-        if SEED in self.output:
-            raise ValueError(f"output: got {self.output}; all seeds share it, so leave {SEED} out")
-
-    def _check_preparations(self) -> None:
-        products: dict[str, str] = {}
-        for product, maker in self.prepare.items():
-            place = f"prepare.{product}"
-            if (other := products.setdefault(folder_name(product), product)) != product:
-                raise ValueError(f"{place}: is called too much like {other}; rename one")
-            if isinstance(maker, dict):
-                check_recipe(place, maker)
-            elif not words_of(place, maker):
-                raise ValueError(f"{place}: names no command; say what makes it")
-            if SEED in str(maker) and SEED not in product and len(self.seeds) > 1:
-                raise ValueError(
-                    f"{place}: is made once for each seed, in one place; put {SEED} into its name"
-                )
-
-    def _check_is_row(self, place: str, name: str) -> None:
-        if name not in self.rows:
-            raise ValueError(
-                f"{place}: no row is called '{name}'; {guess(name, self.rows)}rows are "
-                f"{', '.join(self.rows)}"
-            )
-
-    def _check_rows(self) -> None:
+        for name, recipe in self.recipes.items():
+            check_recipe(f"recipes.{name}", recipe)
+        # Two names may differ in letters that a folder's name does not have.
         folders: dict[str, str] = {}
-        for row, recipe in self.recipes.items():
-            check_recipe(f"recipes.{row}", recipe)
         for row in self.rows:
             if not (folder := folder_name(row)):
                 raise ValueError(f"recipes: '{row}' gives no name for a folder; use letters")
@@ -149,11 +113,47 @@ class Sweep:
                 raise ValueError(
                     f"recipes: '{other}' and '{row}' would both write {folder}; rename one"
                 )
+        if len(self.target) > 1:
+            raise ValueError(f"target: names {', '.join(self.target)}; give one score to reach")
+        named = [(f"target.{task}", s) for task, s in self.target.items() if isinstance(s, str)]
+        named += [("published", row) for row in self.published if row not in self.recipes]
+        for place, row in named:
+            if row not in self.rows:
+                raise ValueError(
+                    f"{place}: no row is called '{row}'; {guess(row, self.rows)}rows are "
+                    f"{', '.join(self.rows)}"
+                )
+        products: dict[str, str] = {}
+        for product, maker in self.prepare.items():
+            place = f"prepare.{product}"
+            if (other := products.setdefault(folder_name(product), product)) != product:
+                raise ValueError(f"{place}: is called too much like {other}; rename one")
+            if isinstance(maker, dict):
+                check_recipe(place, maker)
+            else:
+                try:
+                    words = shlex.split(maker)
+                except ValueError as error:  # a quote
+                    raise ValueError(f"{place}: {error} in `{maker}`; close it") from None
+                if not words:
+                    raise ValueError(f"{place}: names no command; say what makes it")
+            # The second seed would find the first one's product, and use it.
+            if SEED in str(maker) and SEED not in product and len(self.seeds) > 1:
+                raise ValueError(
+                    f"{place}: is made once for each seed, in one place; put {SEED} into its name"
+                )
 
     @property
     def rows(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Row of the table -> its name in `recipes`, and the grid's values for it."""
-        short = short_names(list(self.grid))
+        """Row of the table -> its name in `recipes`, and the grid's values for it. The row's name
+        has each key by its shortest end that no other key has."""
+        short = {}
+        for key in self.grid:
+            parts = key.split(".")
+            ends = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
+            others = [f".{other}" for other in self.grid if other != key]
+            unique = (e for e in ends if not any(other.endswith(f".{e}") for other in others))
+            short[key] = next(unique, key)
         rows = {}
         for name in self.recipes:
             for values in itertools.product(*self.grid.values()):
@@ -161,29 +161,6 @@ class Sweep:
                 words = [f"{short[key]} {in_yaml(value)}" for key, value in chosen.items()]
                 rows[", ".join([name, *words])] = name, chosen
         return rows
-
-    def published_of(self, row: str) -> dict[str, float]:
-        """What a paper has for a row: under its own name, or that of its recipe."""
-        return self.published.get(row, self.published.get(self.rows[row][0], {}))
-
-    def columns(self, tasks: Sequence[str]) -> list[str]:
-        """The tasks in the table.
-
-        Errors: ValueError if a score, target or published value is of none of the recipes' tasks.
-        """
-        return checked_columns(tasks, self.scores, list(self.target), self.published)
-
-
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Dotted key -> its shortest end that no other of the keys has."""
-    names = {}
-    for key in keys:
-        parts = key.split(".")
-        ends = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
-        others = [f".{other}" for other in keys if other != key]
-        unique = (e for e in ends if not any(other.endswith(f".{e}") for other in others))
-        names[key] = next(unique, key)
-    return names
 
 
 def check_recipe(place: str, given: object) -> None:
@@ -193,17 +170,6 @@ def check_recipe(place: str, given: object) -> None:
         raise ValueError(
             f"{place}: got {given!r:.60}; give a recipe's file, or keys with `{BASE}: FILE`"
         )
-
-
-def words_of(place: str, command: str) -> list[str]:
-    """The words of a command line.
-
-    Errors: ValueError if a quote is not closed.
-    """
-    try:
-        return shlex.split(command)
-    except ValueError as error:
-        raise ValueError(f"{place}: {error} in `{command}`; close it") from None
 
 
 def folder_name(row: str) -> str:
@@ -258,11 +224,9 @@ def preparations(sweep: Sweep) -> Iterator[Preparation]:
             if isinstance(maker, dict):
                 yield Preparation(path, [], filled(maker, sweep, seed), seed)
             else:
+                # Split first: a folder's name may have spaces.
                 words = [filled(word, sweep, seed) for word in shlex.split(maker)]
                 yield Preparation(path, words, {}, seed)
-
-
-# The runs of a sweep: their recipes, their folders, and how far each has come.
 
 
 @dataclass(frozen=True)
@@ -280,12 +244,11 @@ class SweepRun:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The run, for people."""
         return self.row if self.seed is None else f"{self.row}, seed {self.seed}"
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
         return Path(self.recipe.output)
 
     @property
@@ -309,7 +272,7 @@ class SweepRun:
         if not self.is_trained:
             return False
         if self.split == "evaluate":
-            return True
+            return True  # the training's own evaluations have scored this list
         artifact_folder(self.folder)  # a damaged one is an error
         scored, _ = current_scores(self.folder / PREDICTIONS, self.folder)
         tasks = self.recipe.tasks.items()
@@ -373,7 +336,13 @@ def runs_of(sweep: Sweep) -> list[SweepRun]:
     recipe.
     """
     trees = {row: tree_of(sweep, row) for row in sweep.rows}
-    check_paths(sweep, trees)
+    names = {name for tree in trees.values() for _, name in file_names(tree)}
+    for path in sweep.paths:
+        if not any(is_below(name, path) for name in names):
+            raise ValueError(
+                f"paths: no recipe reads '{path}'; name a folder that their files begin with, "
+                "without a slash at its end"
+            )
     runs = []
     for seed in sweep.seeds:
         needs = [made.last for made in preparations(sweep) if made.seed in (None, seed)]
@@ -381,9 +350,16 @@ def runs_of(sweep: Sweep) -> list[SweepRun]:
             folder = run_folder(sweep, row, seed)
             recipe = placed(f"recipes.{row}", sweep, tree, folder, seed)
             runs.append(SweepRun(row, seed, recipe, sweep.split, needs))
-    columns = sweep.columns(task_names(runs))
+    tasks = list(dict.fromkeys(task for run in runs for task in run.recipe.tasks))
+    columns = checked_columns(tasks, sweep.scores, list(sweep.target), sweep.published)
     for run in runs:
-        check_split(run, columns)
+        for name, task in run.recipe.tasks.items():
+            if name in columns and not task.data_of(run.split):
+                raise ValueError(
+                    f"split: {run.split}, but tasks.{name} of recipes.{run.row} names no data "
+                    f"under `{run.split}`; choose the other list, name data there, or leave the "
+                    "task out of `scores`"
+                )
         run.check()
     return runs
 
@@ -396,6 +372,7 @@ def placed(
     Errors: ValueError that names the place and what is wrong with the recipe.
     """
     own = {"output": str(folder)} | ({} if seed is None else {"seed": seed})
+    # `paths` may name the sweep's own folder too, so both are filled in before paths are moved.
     whole = moved(filled(tree, sweep, seed), filled(sweep.paths, sweep, seed)) | own
     if seed is None and SEED in str(whole):
         raise ValueError(f"{place}: reads files of a seed; name a folder with {SEED}")
@@ -433,42 +410,13 @@ def tree_of(sweep: Sweep, row: str) -> dict[str, Any]:
     given = sweep.recipes[name]
     try:
         tree = on_base({BASE: given} if isinstance(given, str) else given, Path())
+        # `set_key` changes the tree in place, and parts of it may be the sweep's own.
         tree = deepcopy(changed(tree, sweep.overrides))
         for key, value in values.items():
             set_key(tree, key.split("."), value, field_types(Recipe))
         return tree
     except ValueError as error:
         raise ValueError(f"recipes.{row}: {error}") from None
-
-
-def task_names(runs: Sequence[SweepRun]) -> list[str]:
-    """The tasks of all recipes."""
-    return list(dict.fromkeys(task for run in runs for task in run.recipe.tasks))
-
-
-def check_paths(sweep: Sweep, trees: dict[str, dict[str, Any]]) -> None:
-    """Errors: ValueError for a folder that no recipe reads."""
-    names = {name for tree in trees.values() for _, name in file_names(tree)}
-    for folder in sweep.paths:
-        if not any(is_below(name, folder) for name in names):
-            raise ValueError(
-                f"paths: no recipe reads '{folder}'; name a folder that their files begin with, "
-                "without a slash at its end"
-            )
-
-
-def check_split(run: SweepRun, columns: Sequence[str]) -> None:
-    """Errors: ValueError for a task in the table without the data whose scores it shows."""
-    for name, task in run.recipe.tasks.items():
-        if name in columns and not task.data_of(run.split):
-            raise ValueError(
-                f"split: {run.split}, but tasks.{name} of recipes.{run.row} names no data under "
-                f"`{run.split}`; choose the other list, name data there, or leave the task out of "
-                "`scores`"
-            )
-
-
-# `vlds compare`: which runs make which row, from a sweep's file or from run folders.
 
 
 def show(
@@ -478,8 +426,8 @@ def show(
     out: Path | None,
     split: Split | None,
 ) -> int:
-    """Print the table, or write it into a folder. `keys`: words that change the sweep's file.
-    Returns the exit code: 2 if something could not be read, which is said.
+    """`vlds compare`: print the table, or write it into a folder. `keys`: words that change the
+    sweep's file. Returns the exit code: 2 if something could not be read, which is said.
 
     Errors: ValueError for a mistake in the sweep's file; if none of the runs can be shown.
     """
@@ -492,7 +440,7 @@ def show(
     else:
         spec, home = spec_of_runs([Path(name) for name in names], split or "evaluate")
     comparison = compare(spec)
-    out = home if out is None and suffix == "html" else out
+    out = home if out is None and suffix == "html" else out  # a page needs a file
     text = FORMATS[suffix](comparison)
     if out is None:
         tell(text, end="")
@@ -513,9 +461,10 @@ def spec_of_sweep(words: Sequence[str], split: Split | None) -> tuple[TableSpec,
         RowSpec(
             row,
             [run_folder(sweep, row, seed) for seed in sweep.seeds],
-            sweep.published_of(row),
+            # A row's own published values, or those of its recipe.
+            sweep.published.get(row, sweep.published.get(recipe, {})),
         )
-        for row in sweep.rows
+        for row, (recipe, _) in sweep.rows.items()
     ]
     target = next(iter(sweep.target.items()), None)
     spec = TableSpec(Path(words[0]).stem, rows, split or sweep.split, sweep.scores, target)
@@ -527,7 +476,7 @@ def spec_of_runs(folders: Sequence[Path], split: Split) -> tuple[TableSpec, Path
 
     Errors: ValueError if a folder is named twice, or none holds a run.
     """
-    runs = dict(zip(names_of(distinct(folders)), folders, strict=True))
+    runs = dict(zip(names_of(folders), folders, strict=True))
     recipes, notes, damage = {}, [], []
     for name, folder in runs.items():
         try:

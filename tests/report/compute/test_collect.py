@@ -515,8 +515,8 @@ def test_each_file_is_read_once(
 ) -> None:
     """By the whole command: for scores, gallery, explorer, curves and facts together."""
     read: list[str] = []
-    for place in ("predictions.read_text", "inputs.read_text", "inputs.read_metric_lines"):
-        name = f"vlds.report.read.{place}"
+    for place in ("predictions.read_text", "read.read_text", "read.read_metric_lines"):
+        name = f"vlds.report.{place}"
         original = pkgutil.resolve_name(name)
 
         def noted(path: Path, *more: Any, original: Any = original, **named: Any) -> Any:

@@ -17,8 +17,9 @@ from vlds.cli.main import run_command
 from vlds.report.collect import collect
 from vlds.report.page import markdown
 from vlds.report.report import Report
+from vlds.report.run_tables import csv_text
 from vlds.report.scores import FREQUENT, Difference
-from vlds.report.tables import csv_text, markdown_text
+from vlds.report.tables import markdown_text
 
 ENDS = ("value", "low", "high")
 Key = tuple[str, str, str]

@@ -162,8 +162,8 @@ def test_ranks_whose_runner_is_killed_while_they_start(tmp_path: Path) -> None:
 
 NESTED = """
 import os, sys
-from vlds.launch.supervisor import supervise
-from vlds.runtime.process_end import signals_collected
+from vlds.cli.supervisor import supervise
+from vlds.runtime.process import signals_collected
 command = [sys.executable, "-m", "vlds", "train", "--config", "recipe.yaml"]
 with signals_collected() as received:
     sys.exit(supervise(command, os.environ, 20, received).code)

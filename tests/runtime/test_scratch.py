@@ -16,7 +16,7 @@ from vlds.runtime.folders import PREFIX, scratch_folder
 
 HOLD = """
 import os, time
-from vlds.runtime.scratch import scratch_folder
+from vlds.runtime.folders import scratch_folder
 with scratch_folder() as folder:
     (folder / "content").touch()
     # In one write: two processes share the pipe.

@@ -165,7 +165,7 @@ def test_a_signal_ends_the_process_and_leaves_nothing(
     program = f"""
 import os, signal
 from pathlib import Path
-from vlds.runtime.whole_file import whole_file, whole_folder
+from vlds.runtime.files import whole_file, whole_folder
 signal.signal({number}, signal.default_int_handler if {number} == 2 else signal.SIG_DFL)
 with whole_folder(Path("folder")) as folder, whole_file(Path("out")) as file:
     (folder / "half").write_text("made")

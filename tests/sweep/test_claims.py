@@ -21,8 +21,8 @@ TAKE_ALL = """
 import sys, time
 from contextlib import suppress
 from pathlib import Path
-from vlds.runtime.folder_lock import FolderInUse
-from vlds.sweep.claims import claim
+from vlds.runtime.folders import FolderInUse
+from vlds.cli.sweep_work import claim
 folder = Path(sys.argv[1])
 deadline = time.monotonic() + 60
 while time.monotonic() < deadline and len(list(folder.glob("done-*"))) < 12:
@@ -38,7 +38,7 @@ while time.monotonic() < deadline and len(list(folder.glob("done-*"))) < 12:
 HOLD = """
 import sys, time
 from pathlib import Path
-from vlds.sweep.claims import claim
+from vlds.cli.sweep_work import claim
 with claim(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -31,7 +31,7 @@ def gone(process: psutil.Process) -> bool:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from vlds.runtime.folder_lock import folder_lock
+from vlds.runtime.folders import folder_lock
 with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -47,7 +47,7 @@ from vlds.training.states import Resume, check_output
 
 BOUND = """
 import os, signal, sys
-from vlds.runtime.process_end import end_with_parent
+from vlds.runtime.process import end_with_parent
 end_with_parent(signal.SIGTERM)
 try:
     os.execvp(sys.argv[1], sys.argv[1:])

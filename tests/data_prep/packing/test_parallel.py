@@ -102,7 +102,7 @@ def test_ctrl_c_while_the_processes_start(root: Path, tmp_path: Path) -> None:
 BUSY = """
 import os, sys, time
 from data_prep.packing.parallel import LostWorker, ordered_map
-from vlds.runtime.process_end import Interrupted, interruptible
+from vlds.runtime.process import Interrupted, interruptible
 
 def work(number):
     open(f"{os.path.dirname(__file__)}/busy-{os.getpid()}", "w").close()

@@ -14,7 +14,8 @@ import torch
 
 from vlds.cli.main import main
 from vlds.cli.start import Job, next_try, run_job
-from vlds.cli.supervisor import Outcome, Words, split_words, supervise
+from vlds.cli.supervisor import Outcome, supervise
+from vlds.cli.words import Words, split_words
 from vlds.training import checkpoint
 from vlds.training.states import Progress, Resume
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from threading import Thread
 from typing import IO
 
-from vlds.cli.rank import BOUND
+from vlds.cli.supervisor import BOUND
 from vlds.cli.sweep_work import Work
 from vlds.report.sweep import read_sweep, runs_of
 from vlds.runtime.process import Interrupted, signals_collected

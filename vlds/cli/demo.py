@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vlds.cli.rank import Stage, StageError, as_typed, run_stage, vlds
+from vlds.cli.supervisor import Stage, StageError, as_typed, run_stage, vlds
 from vlds.evaluation.result import SCORES, Scored, weights_of, write_scores
 from vlds.report.collect import collect
 from vlds.report.page import write_report

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from vlds.cli.at_once import shares, work_at_once
 from vlds.cli.start import count_gpus, launch_command
-from vlds.cli.supervisor import positive
 from vlds.cli.sweep_work import Part, Work, say_agenda
+from vlds.cli.words import positive
 from vlds.report.sweep import read_sweep, runs_of
 from vlds.runtime.disk import check_writable
 from vlds.runtime.process import Interrupted

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vlds.cli.rank import Stage, StageError, run_stage, vlds
-from vlds.cli.supervisor import grace_from_environment
+from vlds.cli.supervisor import Stage, StageError, grace_from_environment, run_stage, vlds
 from vlds.evaluation.sources import training_sources, with_lists
 from vlds.plan import Machine, forecast_or_reason, plan_recipe
 from vlds.plan.forecast import Duration

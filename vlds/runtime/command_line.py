@@ -38,7 +38,9 @@ class HelpPage(argparse.HelpFormatter):
         paragraphs = []
         for paragraph in text.strip("\n").split("\n\n"):
             if not paragraph.startswith("  "):
-                paragraph = textwrap.fill(" ".join(paragraph.split()), width)
+                paragraph = textwrap.fill(
+                    " ".join(paragraph.split()), width, break_on_hyphens=False
+                )
             paragraphs.append(textwrap.indent(paragraph, indent))
         return "\n\n".join(paragraphs)
 
@@ -91,9 +93,7 @@ class CommandParser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """argparse's own check of choices, whose error does not name a near one (Python 3.11)."""
         if action.choices is not None and value not in action.choices:
-            what = (
-                action.option_strings[0] if action.option_strings else str(action.metavar).lower()
-            )
+            what = next(iter(action.option_strings), str(action.metavar).lower())
             choices = [str(choice) for choice in action.choices]
             near = f"{guess(str(value), choices)}choose from {', '.join(choices)}"
             raise argparse.ArgumentError(None, f"{value!r}: no such {what}; {near}")

@@ -114,7 +114,9 @@ def test_a_dry_run_names_a_row_that_cannot_be_built(
     words = [file, "--recipes.broken", broken, "--dry-run"]
     assert run_command(["sweep", *words]) == 2
     said = capsys.readouterr()
-    assert said.err.startswith("vlds sweep: recipes.broken: methods.adapter: reduction: 1000 leaves")
+    assert said.err.startswith(
+        "vlds sweep: recipes.broken: methods.adapter: reduction: 1000 leaves"
+    )
     assert said.err.count("\n") == 1
     assert "training alone: about " in said.out, "the other row's time is known"
     product = Path(file).parent / "x"

@@ -1,4 +1,6 @@
-"""Checks of numbers from users and files."""
+"""Checks of values from users and files: the bounds of numbers, stated in a field's type, and near
+names for a misspelt one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,6 @@ from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
 
 LARGEST = 1 << 63
 """Bound of whole numbers in files: larger ones do not fit NumPy, and some not even a float."""
-
 MOST_BITS = 64
 LARGEST_SETTING = 10**15
 """Bound of a recipe's numbers: steps times examples must fit 64 bits too."""
@@ -18,15 +19,15 @@ LARGEST_SETTING = 10**15
 
 @dataclass(frozen=True, repr=False)
 class Limits:
-    """Bounds of a number in a recipe. They stand in its type, next to its name, where a new field
-    gets one too."""
+    """Bounds of a number in a recipe. They are part of the field's type (`Count`, `Share`, ...), so
+    that a new field has some too."""
 
     least: float
     most: float = LARGEST_SETTING
     above_least: bool = False
-    """The least itself is out."""
+    """True if `least` itself is not allowed."""
     below_most: bool = False
-    """The most itself is out."""
+    """True if `most` itself is not allowed."""
 
     def hold(self, value: float) -> bool:
         """True for a number within the bounds; NaN and infinities never are."""
@@ -140,9 +141,6 @@ def check_leaves(tree: object) -> None:
             raise ValueError(f"{name}: got {value!r:.100}, which holds a NUL; leave it out")
 
 
-# Guesses which known name a misspelt one means.
-
-
 def guess(name: str, known: Iterable[str], prefix: str = "") -> str:
     """'did you mean ...? ' if a known name is close, else ''."""
     close = closest(name, known)
@@ -164,12 +162,9 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
-# What a module makes for one batch and another one reads.
-
-
 class MadeForBatch:
-    """What a module has made for the running batch. The model's state does not hold it: a copy of
-    the model starts without it."""
+    """What a module has made for the running batch, and another one reads. The model's state does
+    not hold it: a copy of the model starts without it."""
 
     def __init__(self) -> None:
         self.value: Any = None

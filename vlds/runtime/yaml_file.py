@@ -78,18 +78,14 @@ def parse_yaml(text: str, name: str) -> Any:
     except Refused:
         raise
     except yaml.MarkedYAMLError as error:
-        raise ValueError(not_yaml(error, name)) from None
+        mark, problem = error.problem_mark or error.context_mark, str(error.problem)
+        problem = problem[:LONGEST_REASON]
+        line = "" if mark is None else f", line {mark.line + 1}"
+        cure = next((cure for words, cure in YAML_CURES.items() if words in problem), "")
+        raise ValueError(f"{name}{line}: not YAML: {problem}{cure}") from None
     except Exception as error:  # PyYAML raises no YAMLError for a wrong date or number
         reason = " ".join(str(error).split())[:LONGEST_REASON]  # it draws the line and an arrow
         raise ValueError(f"{name}: not YAML: {reason}") from None
-
-
-def not_yaml(error: yaml.MarkedYAMLError, name: str) -> str:
-    """What PyYAML says about a text, in one line, with the cure of the commonest mistakes."""
-    mark, problem = error.problem_mark or error.context_mark, str(error.problem)[:LONGEST_REASON]
-    line = "" if mark is None else f", line {mark.line + 1}"
-    cure = next((cure for words, cure in YAML_CURES.items() if words in problem), "")
-    return f"{name}{line}: not YAML: {problem}{cure}"
 
 
 def check_extent(text: str, name: str) -> None:

@@ -204,6 +204,7 @@ def shares(
             "give fewer runs at once, or fewer --ranks"
         )
     visible = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(num_gpus)))
+    # Process n gets the n-th slice of equal size; GPUs that are left over stay idle.
     names, each = visible.split(","), num_gpus // num
     return [
         {**environment, "CUDA_VISIBLE_DEVICES": ",".join(names[n * each : (n + 1) * each])}
@@ -220,6 +221,7 @@ def work_at_once(
 
     Errors: Interrupted, once all have saved and ended, if a signal asked for it.
     """
+    # Bound to this process: if it is killed, they save and end.
     command = [sys.executable, "-c", BOUND, sys.executable, "-um", MODULE, *ranks, "--", *words]
 
     def show(lines: IO[str], number: int) -> None:
@@ -243,6 +245,7 @@ def work_at_once(
             reader.start()
         num_passed = 0
         while any(process.poll() is None for process in processes):
+            # Each signal is passed on once, since a second Ctrl-C ends runs without saving.
             for number in received[num_passed:]:
                 for process in processes:
                     process.send_signal(number)

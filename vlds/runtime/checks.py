@@ -71,7 +71,7 @@ def number_faults(value: Any, hint: Any) -> Iterator[str]:
     if isinstance(value, (list, tuple)):
         for entry in value if limits is not None else ():
             yield from number_faults(entry, hint)
-    elif not isinstance(value, (int, float)) or isinstance(value, bool):
+    elif not isinstance(value, (int, float)) or isinstance(value, bool):  # to Python, True is 1
         if limits is not None and value is not None:
             yield f"got {value!r:.100}; give {limits}"
     elif value != value or abs(value) == math.inf:
@@ -152,6 +152,8 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     it or the reverse (r, step), or differs in a few letters; None if there is none."""
     names = list(known)
     word = name.lower()
+    # The first rule that a name meets wins: "lr" is short for learning_rate, though nearer in
+    # letters to others.
     rules: list[Callable[[str], bool]] = [
         lambda other: other.lower() == word,
         lambda other: "".join(part[:1] for part in other.lower().split("_")) == word,

@@ -118,6 +118,7 @@ def make_folder(folder: Path) -> None:
     """Create a folder and its parents, on disk when this returns."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    # A new folder is a name in its parent, so that is what must reach the disk.
     for path in missing:
         sync(path.parent)
 
@@ -174,6 +175,7 @@ def append(path: Path, text: str) -> None:
             if size is None:
                 sync(path.parent)
         except OSError:
+            # A full disk may have taken the beginning.
             with suppress(OSError):
                 os.truncate(path, size or 0)
             raise

@@ -280,6 +280,8 @@ def whole_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
         yield partial
         finish(partial)
         _check_free(path, target, new)
+        # Two renames, in between which the path is missing: what is left of an earlier attempt goes
+        # first, and whatever happens, the older folder comes back or goes.
         finish_replacing(target)
         try:
             if os.path.lexists(target):

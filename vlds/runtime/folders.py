@@ -145,6 +145,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     try:
         _held.add(key)
         with writable(folder):
+            # In place: a file that is renamed here would not be the locked one.
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(_own_record()).encode(), 0)
         threading.Thread(target=beat, daemon=True).start()

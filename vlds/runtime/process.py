@@ -112,6 +112,7 @@ def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     The system watches the thread that started this process, so that thread must live as long as the
     parent does: true for the parent's main thread.
     """
+    # multiprocessing knows the parent, even if that has ended before this line.
     started_by = multiprocessing.parent_process()
     parent = os.getppid() if started_by is None else started_by.pid
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)

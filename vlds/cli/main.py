@@ -95,7 +95,7 @@ def run_command(argv: Sequence[str]) -> int:
         asks_help = not HELP_WORDS.isdisjoint(arguments)
         if asks_help and name in RECIPE_PARSERS:
             return show_recipe_page(RECIPE_PARSERS[name]())
-        # The other commands that take a recipe leave this word to jsonargparse, as `--help`.
+        # jsonargparse's own help lists all keys.
         arguments = ["--help" if word == ALL_KEYS else word for word in arguments]
         if name in READ_RUNS and not asks_help:
             # First of all: a run may come from someone else, and must not make Python import files

@@ -124,17 +124,14 @@ class PreparePart:
 
     @property
     def name(self) -> str:
-        """For people, and for the claim."""
         return f"prepare {self.product}"
 
     @property
     def command(self) -> str:
-        """The command in one line."""
         return shlex.join(self.words)
 
     @property
     def is_done(self) -> bool:
-        """True if nothing is left to do."""
         return self.product.exists()
 
     def check(self) -> None:
@@ -156,7 +153,6 @@ class PreparePart:
         )
 
     def stages(self, ranks: Sequence[str]) -> Iterator[Stage]:
-        """The command."""
         program, *rest = self.words
         write_whole(self.record, f"{self.command}\n")
         yield Stage(self.name, self.product, [*OURS.get(program, [program]), *rest])
@@ -175,17 +171,14 @@ class RunPart:
 
     @property
     def name(self) -> str:
-        """For people, and for the claim."""
         return self.run.name
 
     @property
     def needs(self) -> Sequence[Path]:
-        """What must be prepared before."""
         return self.run.needs
 
     @property
     def is_done(self) -> bool:
-        """True if nothing is left to do."""
         return self.run.is_done
 
     def stages(self, ranks: Sequence[str]) -> Iterator[Stage]:

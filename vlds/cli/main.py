@@ -139,7 +139,7 @@ def train(arguments: list[str]) -> int:
     vlds train my.yaml --resume
     """
     words = split_words([TRAIN, *arguments])
-    from vlds.cli.rank import report_job
+    from vlds.cli.rank import report_facts
     from vlds.recipe.config import parse_recipe
     from vlds.runtime.ranks import rank_from_environment
     from vlds.runtime.reproducible import pin_arithmetic
@@ -148,7 +148,7 @@ def train(arguments: list[str]) -> int:
     recipe = parse_recipe(words.rest[1:], "vlds train")
     if recipe.training.reproducible:
         pin_arithmetic(rank_from_environment())
-    report_job(recipe, words.resume)
+    report_facts(recipe, words.resume)
     return run(recipe, resume=words.resume, new_phase=words.new_phase, profile=words.profile)
 
 

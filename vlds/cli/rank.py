@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import psutil
 
-from vlds.cli.start import JOB_FILE, Job
+from vlds.cli.start import JOB_FILE, RunFacts
 from vlds.cli.supervisor import RUNNER, SUPERVISOR, grace_from_environment, say
 from vlds.cli.words import RANKS, RESTARTS, RESUME, split_words
 from vlds.data.order.mixed_order import BatchCut
@@ -203,8 +203,8 @@ def _launchers() -> list[psutil.Process] | None:
 
 
 def check_recipe(arguments: Sequence[str], ranks: int | None) -> int:
-    """Print what the supervisor needs to know of a recipe (`Job`), or what is wrong with it; the
-    exit code. `ranks`: how many will start, if known."""
+    """Print what the supervisor needs to know of a recipe (`RunFacts`), or what is wrong with it;
+    the exit code. `ranks`: how many will start, if known."""
     try:
         with names_fit():
             words = split_words(arguments)
@@ -212,25 +212,25 @@ def check_recipe(arguments: Sequence[str], ranks: int | None) -> int:
             check_start(recipe, words.resume, ranks)
     except ValueError as error:
         return complain("vlds train", error)
-    tell(job_of(recipe))
+    tell(facts_of(recipe))
     return 0
 
 
-def report_job(recipe: Recipe, resume: Resume) -> None:
+def report_facts(recipe: Recipe, resume: Resume) -> None:
     """Do the same in the only rank of a run, if its supervisor has left that to it.
 
     Errors: ValueError as `check_start`.
     """
     if (file := os.environ.pop(JOB_FILE, None)) is not None:
         check_start(recipe, resume, 1)
-        Path(file).write_text(job_of(recipe), encoding="utf-8")
+        Path(file).write_text(facts_of(recipe), encoding="utf-8")
 
 
-def job_of(recipe: Recipe) -> str:
-    """A recipe's `Job` as JSON."""
+def facts_of(recipe: Recipe) -> str:
+    """A recipe's `RunFacts` as JSON."""
     largest = max(recipe.batch_sizes.values())
-    job = Job(str(recipe.output), largest, recipe.data.micro_batch_size)
-    return json.dumps(asdict(job))
+    facts = RunFacts(str(recipe.output), largest, recipe.data.micro_batch_size)
+    return json.dumps(asdict(facts))
 
 
 def check_start(recipe: Recipe, resume: Resume, ranks: int | None) -> None:

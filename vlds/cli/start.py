@@ -47,14 +47,14 @@ MISTAKE = 2
 FINAL = (0, MISTAKE, *(128 + number for number in ASKING))
 """Exit codes after which a run is not restarted."""
 JOB_FILE = "VLDS_JOB_FILE"
-"""Environment variable that names the file into which the only rank of a run writes its `Job`."""
+"""Environment variable that names the file into which a run's only rank writes its `RunFacts`."""
 OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
 """Launcher arguments with which the user chooses hosts and ports; vlds then adds none."""
 NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Job:
+class RunFacts:
     """What the supervisor needs to know of a recipe."""
 
     output: str
@@ -102,20 +102,24 @@ def start(words: Words) -> int:
         if not several_hosts:
             words = replace(words, ranks=words.ranks or count_gpus() or 1)
         if words.ranks != 1:
-            code, job = read_job(words, received)
-            return code if job is None else run_job(run, words, lambda: job, ranks_available)
+            code, facts = read_facts(words, received)
+            return (
+                code
+                if facts is None
+                else run_with_restarts(run, words, lambda: facts, ranks_available)
+            )
         # One rank can read the recipe itself, which saves the time of another process.
         with scratch_folder() as folder:
-            file = folder / "job.json"
+            file = folder / "facts.json"
 
-            def written_job() -> Job | None:
-                return Job(**parse_json(file.read_text("utf-8"))) if file.exists() else None
+            def written_facts() -> RunFacts | None:
+                return RunFacts(**parse_json(file.read_text("utf-8"))) if file.exists() else None
 
             alone = partial(run, variables={JOB_FILE: str(file)})
-            return run_job(alone, words, written_job, ranks_available)
+            return run_with_restarts(alone, words, written_facts, ranks_available)
 
 
-def read_job(words: Words, received: Sequence[int]) -> tuple[int, Job | None]:
+def read_facts(words: Words, received: Sequence[int]) -> tuple[int, RunFacts | None]:
     """What the supervisor needs to know of a run on several ranks.
 
     Without it, the exit code: the recipe's mistakes were printed, or a signal arrived.
@@ -133,7 +137,7 @@ def read_job(words: Words, received: Sequence[int]) -> tuple[int, Job | None]:
         return code, None
     *printed, line = output.splitlines()
     try:
-        return 0, Job(**parse_json(line))
+        return 0, RunFacts(**parse_json(line))
     except ValueError:  # the output of an option such as --print_config
         tell("\n".join([*printed, line]))
         return 0, None
@@ -205,27 +209,27 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_job(
+def run_with_restarts(
     run: Run,
     words: Words,
-    read_job: Callable[[], Job | None],
+    read_facts: Callable[[], RunFacts | None],
     ranks_available: Callable[[], int | None],
 ) -> int:
     """Run `vlds train`, with restarts, and say how to continue it; the exit code.
 
-    `read_job`: called after the first try; None if that did not come to know its recipe.
+    `read_facts`: called after the first try; None if that did not come to know its recipe.
     `ranks_available`: how many ranks could start now; None if the user's launcher arguments decide
     that.
     """
     outcome, restarts = run(words), 0
-    if (job := read_job()) is None:
+    if (facts := read_facts()) is None:
         if outcome.code not in (0, MISTAKE):
             say(f"{what_happened(outcome.code)} before its recipe was read: start it again")
         return outcome.code
-    states = Path(job.output) / "state"
+    states = Path(facts.output) / "state"
     while restarts < words.restarts and not (outcome.asked or outcome.code in FINAL):
         restarts += 1
-        words = next_try(words, job, ranks_available())
+        words = next_try(words, facts, ranks_available())
         ranks = "" if words.ranks is None else f" on {words.ranks} rank{'s' * (words.ranks > 1)}"
         state, _ = newest(states)
         origin = f"from {state}" if state else "from the beginning: no state was saved yet"
@@ -249,17 +253,17 @@ def run_job(
     return outcome.code
 
 
-def next_try(words: Words, job: Job, available: int | None) -> Words:
+def next_try(words: Words, facts: RunFacts, available: int | None) -> Words:
     """The command line that resumes the run, on the ranks that are left. It has no --profile: too
     few steps may be left for that."""
     words = replace(words, resume="auto", profile=0)
     if words.ranks is None or available is None or available >= words.ranks:
         return words
     rest = words.rest
-    if job.micro_batch_size is None:
+    if facts.micro_batch_size is None:
         # On fewer ranks each one's share of the batch grows. The old share is known to fit into
         # memory, so keep it and accumulate gradients.
-        share = -(-job.largest_batch // words.ranks)
+        share = -(-facts.largest_batch // words.ranks)
         rest = (*rest, "--data.micro_batch_size", str(share))
     return replace(words, rest=rest, ranks=max(available, 1))
 

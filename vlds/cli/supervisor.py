@@ -71,7 +71,7 @@ def supervise(
     meanwhile (`signals_collected`). `saves`: the ranks save before they end."""
     if received:  # before the start, as between a failure and a restart
         return Outcome(128 + received[0], asked=True)
-    group = Group(command, environment)
+    group = ProcessGroup(command, environment)
     deadline: float | None = None
     abandoned = told = False
     patience_s = min(PATIENCE_S, grace_s / 2)
@@ -122,7 +122,7 @@ def output_of(command: Sequence[str], received: Sequence[int]) -> tuple[int, str
     return 128 + received[0] if received else exit_code(process.returncode), output
 
 
-class Group:
+class ProcessGroup:
     """A command in its own session, with every process that it started."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from typing import IO
 
 from vlds.cli.start import count_gpus, launch_command
 from vlds.cli.supervisor import BOUND
-from vlds.cli.sweep_work import Work
+from vlds.cli.sweep_work import SweepWork
 from vlds.cli.words import positive
 from vlds.evaluation.sources import training_sources, with_lists
 from vlds.plan import Machine, forecast_or_reason, plan_recipe
@@ -62,7 +62,7 @@ def sweep(
     environments = shares(num, num_ranks or 1, num_gpus, os.environ) if num > 1 else []
     table = read_sweep(words)
     planned = runs_of(table)
-    work = Work(table, planned)
+    work = SweepWork(table, planned)
     faults = say_agenda(words[0], table, work, planned, num_ranks or num_gpus // num or 1, num)
     for row, fault in faults.items():
         complain("vlds sweep", ValueError(f"recipes.{row}: {fault}"))
@@ -94,7 +94,12 @@ def sweep(
 
 
 def say_agenda(
-    file: str, sweep: Sweep, work: Work, runs: Sequence[SweepRun], num_ranks: int, at_once: int
+    file: str,
+    sweep: Sweep,
+    work: SweepWork,
+    runs: Sequence[SweepRun],
+    num_ranks: int,
+    at_once: int,
 ) -> dict[str, str]:
     """Print what is done, what is left and its time. Returns the rows whose recipes cannot be
     built, and why."""
@@ -264,7 +269,7 @@ def main(arguments: Sequence[str]) -> int:
     ranks, words = arguments[:at], arguments[at + 1 :]
     sweep = read_sweep(words)
     try:
-        Work(sweep, runs_of(sweep)).do(None, ranks)
+        SweepWork(sweep, runs_of(sweep)).do(None, ranks)
     except Interrupted as error:
         return error.exit_code
     return 0

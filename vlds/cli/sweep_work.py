@@ -93,7 +93,7 @@ def wait_until_free(folder: Path, seconds: float) -> None:
         time.sleep(1)
 
 
-class Part(Protocol):
+class SweepPart(Protocol):
     """What one process does at a time."""
 
     @property
@@ -222,14 +222,14 @@ def preparation_parts(sweep: Sweep) -> list[PreparePart | RunPart]:
     return parts
 
 
-class Work:
+class SweepWork:
     """The parts of a sweep, and what this process knows of them."""
 
     def __init__(self, sweep: Sweep, runs: Sequence[SweepRun]) -> None:
         self.folder = Path(sweep.output)
         self.preparations = preparation_parts(sweep)
         self.runs = [RunPart(run) for run in runs]
-        self.parts: list[Part] = [*self.preparations, *self.runs]
+        self.parts: list[SweepPart] = [*self.preparations, *self.runs]
         self.failed: dict[str, str] = {}
         """Name of a part -> why it failed or cannot start, in words."""
         self._done: set[str] = set()
@@ -251,7 +251,7 @@ class Work:
                 return
 
     @property
-    def missing(self) -> list[Part]:
+    def missing(self) -> list[SweepPart]:
         """The parts that are neither done nor failed, those that nobody does first."""
         for part in self.parts:
             if part.name not in self._done and part.is_done:
@@ -270,7 +270,7 @@ class Work:
         # To look at a claim of another host may take a while.
         return sorted(missing, key=lambda part: is_claimed(self._place(CLAIMS, part)))
 
-    def _do_one(self, ranks: Sequence[str]) -> Part | None:
+    def _do_one(self, ranks: Sequence[str]) -> SweepPart | None:
         """Do the first part that can be done; None if there is none. A failure is noted, for other
         processes in a file."""
         for part in self.missing:
@@ -293,7 +293,7 @@ class Work:
                 return part
         return None
 
-    def _mark_of(self, part: Part) -> tuple[int, int] | None:
+    def _mark_of(self, part: SweepPart) -> tuple[int, int] | None:
         """Identifies the file that says that a part has failed: each failure writes a new one. None
         if there is none."""
         try:
@@ -302,6 +302,6 @@ class Work:
             return None
         return stat.st_ino, stat.st_mtime_ns
 
-    def _place(self, folder: str, part: Part) -> Path:
+    def _place(self, folder: str, part: SweepPart) -> Path:
         """A path of this part below one of the sweep's folders."""
         return self.folder / folder / folder_name(part.name)

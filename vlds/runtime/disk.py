@@ -147,17 +147,13 @@ def finish(path: Path) -> None:
                 finish(inner)
     elif not path.is_file():
         return
+    # Not from os.umask, which would change it for all threads for a moment.
+    (line,) = re.findall(r"^Umask:\s*([0-7]+)$", STATUS.read_text(), re.MULTILINE)
     mode = path.stat().st_mode
-    wanted = mode | ((0o777 if path.is_dir() else 0o666) & ~umask())
+    wanted = mode | ((0o777 if path.is_dir() else 0o666) & ~int(line, 8))
     if wanted != mode:
         path.chmod(S_IMODE(wanted))
     sync(path)
-
-
-def umask() -> int:
-    """The process's umask. Python's os.umask would change it for all threads for a moment."""
-    (line,) = re.findall(r"^Umask:\s*([0-7]+)$", STATUS.read_text(), re.MULTILINE)
-    return int(line, 8)
 
 
 def append(path: Path, text: str) -> None:

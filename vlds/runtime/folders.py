@@ -163,6 +163,7 @@ def _open_locked(path: Path) -> int:
 
     Errors: FolderInUse; OSError if the file cannot be opened or locked at all.
     """
+    here = socket.gethostname()
     while True:
         with suppress(FileNotFoundError):
             check_file(path)
@@ -171,10 +172,23 @@ def _open_locked(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its holder may have removed the file between opening and locking it.
+            is_current = False
             with suppress(FileNotFoundError):
-                if _identity(os.stat(path)) == _identity(os.fstat(descriptor)):
-                    _wait_for_other_host(path, descriptor)
+                is_current = _identity(os.stat(path)) == _identity(os.fstat(descriptor))
+            if is_current:
+                record = _read(descriptor)
+                if record.get("host", here) == here:
+                    return descriptor
+                # The lock of another host may not reach this one, but its signs of life do.
+                before = os.fstat(descriptor).st_mtime_ns
+                tell(
+                    f"{path.parent} was written by {_words(record)}; waiting {ABANDONED_S:.0f} s "
+                    "for a sign of life",
+                    error=True,
+                    flush=True,
+                )
+                time.sleep(ABANDONED_S)
+                if os.stat(path).st_mtime_ns == before:
                     return descriptor
         except OSError as error:
             record = _read(descriptor)
@@ -182,28 +196,10 @@ def _open_locked(path: Path) -> int:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise FolderInUse(_refusal(path, record)) from None
             raise
-        os.close(descriptor)  # try again with a new file
-
-
-def _wait_for_other_host(path: Path, descriptor: int) -> None:
-    """Wait for a sign of life if another host wrote the file: its lock may not reach this host.
-
-    Errors: FolderInUse if there is one.
-    """
-    record = _read(descriptor)
-    if record.get("host", socket.gethostname()) == socket.gethostname():
-        return
-    before = os.fstat(descriptor).st_mtime_ns
-    tell(
-        f"{path.parent} was written by {_words(record)}; waiting {ABANDONED_S:.0f} s for a sign of "
-        "life",
-        error=True,
-        flush=True,
-    )
-    time.sleep(ABANDONED_S)
-    if os.stat(path).st_mtime_ns != before:
         os.close(descriptor)
-        raise FolderInUse(_refusal(path, record))
+        if is_current:
+            raise FolderInUse(_refusal(path, record))
+        # Its holder removed the file between opening and locking it: try again with a new one.
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int]:

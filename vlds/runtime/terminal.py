@@ -56,6 +56,25 @@ def tell(text: object, *, end: str = "\n", error: bool = False, flush: bool = Fa
     print(visible(text), end=end, file=sys.stderr if error else sys.stdout, flush=flush)
 
 
+def complain(who: str, error: ValueError) -> int:
+    """Say what the user got wrong; the exit code.
+
+    All ranks usually find the same mistake. So the first rank of a machine speaks at once, and the
+    others only if they still live some seconds later: when a rank ends, the launcher ends the rest.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(OTHERS_SPEAK_AFTER_S)
+    tell(f"{who}: {error}", error=True, flush=True)
+    return 2
+
+
+def tell_exception(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """`sys.excepthook` of vlds: a traceback may quote data."""
+    tell("".join(traceback.format_exception(kind, error, trace)), end="", error=True, flush=True)
+
+
 def open_console(*, error: bool = False, quiet: bool = False) -> Console:
     """The console of stdout, or with `error` of stderr.
 
@@ -77,13 +96,6 @@ def open_console(*, error: bool = False, quiet: bool = False) -> Console:
 def can_redraw(console: Console) -> bool:
     """True if lines on the console can be drawn again, as a progress bar is."""
     return console.is_terminal and not console.is_dumb_terminal
-
-
-def tell_exception(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """`sys.excepthook` of vlds: a traceback may quote data."""
-    tell("".join(traceback.format_exception(kind, error, trace)), end="", error=True, flush=True)
 
 
 def clock(seconds: float) -> str:
@@ -233,15 +245,3 @@ def _clean(url: re.Match[str]) -> str:
         user_part = "" if scheme.lower() in WEB or not user else f"{user}@"
         rest = user_part + rest[login.end() :]
     return f"{scheme}://{PARAMETER.sub(masked, rest)}"
-
-
-def complain(who: str, error: ValueError) -> int:
-    """Say what the user got wrong; the exit code.
-
-    All ranks usually find the same mistake. So the first rank of a machine speaks at once, and the
-    others only if they still live some seconds later: when a rank ends, the launcher ends the rest.
-    """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(OTHERS_SPEAK_AFTER_S)
-    tell(f"{who}: {error}", error=True, flush=True)
-    return 2

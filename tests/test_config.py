@@ -13,7 +13,7 @@ import yaml
 
 from tests.toys.recipes import RECIPE, recipe_complaint, with_model
 from vlds.cli.main import run_command
-from vlds.cli.supervisor import split_words
+from vlds.cli.words import split_words
 from vlds.data.errors import ErrorPolicy
 from vlds.models import (
     Causal,

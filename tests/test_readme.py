@@ -40,8 +40,8 @@ from tests.toys.recipes import with_model
 from tests.toys.trained_runs import recipe_from, write_run
 from tests.toys.world import write_world
 from vlds.cli.main import COMMANDS, plan, run_command
-from vlds.cli.supervisor import RANK_COMMANDS, split_words
 from vlds.cli.use_run import sweep, with_run
+from vlds.cli.words import RANK_COMMANDS, split_words
 from vlds.convert.command import parse as parse_convert
 from vlds.evaluation.prediction_files import task_class
 from vlds.models import Causal

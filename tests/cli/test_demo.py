@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vlds.cli.demo import FOLDER, RECIPES, first_right_caption, stages_of
-from vlds.cli.rank import Stage, StageError, as_typed, run_stage, say_stage
+from vlds.cli.supervisor import Stage, StageError, as_typed, run_stage, say_stage
 from vlds.report.read import GalleryEntry
 
 

@@ -69,7 +69,7 @@ CASES: list[tuple[tuple[str, ...], str, str]] = [
     (PRUNINGS, "one two --density 0", "--density: got 0.0; give a share above 0, at most 1"),
     (PRUNINGS, "one two --density 1.01", "--density: got 1.01; give a share above 0, at most 1"),
     (PRUNINGS, "one two --density nan", "--density: got nan; give a share above 0, at most 1"),
-    (PRUNINGS, "one two --density half", "--density: got 'half'; give a number"),
+    (PRUNINGS, "one two --density half", "--density: invalid float value: 'half'"),
     (PRUNINGS, "one two --density 1e-9", "--density: got 1e-09, which leaves no weight"),
     (PRUNINGS, "one two --weights 1", "--weights: 1 for 2 runs; give each run one"),
     (PRUNINGS, "one two --weights 1 1 1", "--weights: 3 for 2 runs; give each run one"),

@@ -14,10 +14,12 @@ import pytest
 
 from tests.toys.files import ROOT
 from tests.toys.rank_pool import rank_environment
+from vlds.cli.local import exit_code
 from vlds.cli.main import COMMANDS, main
 from vlds.cli.rank import without_local_rank
 from vlds.cli.start import launch_command
-from vlds.cli.supervisor import Words, exit_code, grace_from_environment, split_words
+from vlds.cli.supervisor import grace_from_environment
+from vlds.cli.words import Words, split_words
 from vlds.runtime.process import ASKING, on_signals, signal_name
 
 

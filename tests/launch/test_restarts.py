@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from vlds.cli.main import main
-from vlds.cli.start import Job, next_try, run_job
-from vlds.cli.supervisor import Outcome, Words, split_words, supervise
+from vlds.cli.start import RunFacts, next_try, run_with_restarts
+from vlds.cli.supervisor import Outcome, supervise
+from vlds.cli.words import Words, split_words
 from vlds.training import checkpoint
 from vlds.training.states import Progress, Resume
 
@@ -34,8 +35,8 @@ class Ends:
         return Outcome(self.codes.pop(0), self.asked)
 
 
-def job(folder: Path, size: int = 8, micro: int | None = None) -> Job:
-    return Job(str(folder), size, micro)
+def job(folder: Path, size: int = 8, micro: int | None = None) -> RunFacts:
+    return RunFacts(str(folder), size, micro)
 
 
 def test_a_failed_run_goes_on_at_most_n_times(
@@ -44,7 +45,7 @@ def test_a_failed_run_goes_on_at_most_n_times(
     checkpoint.save(tmp_path / "state", {"a": {"fp32": torch.ones(1)}}, Progress(5, {}), keep=2)
     ends = Ends(137, 1, 1)
     words = replace(TRAIN, resume=True, restarts=2, profile=3)
-    assert run_job(ends, words, lambda: job(tmp_path), lambda: None) == 1
+    assert run_with_restarts(ends, words, lambda: job(tmp_path), lambda: None) == 1
     again = replace(words, resume="auto", profile=0)
     assert ends.started == [words, again, again]
     first, second, last = capsys.readouterr().err.splitlines()
@@ -58,10 +59,16 @@ def test_a_failed_run_goes_on_at_most_n_times(
 @pytest.mark.parametrize("code", [0, 2, 129, 130, 143])
 def test_what_is_not_started_again(code: int, tmp_path: Path) -> None:
     ends = Ends(code)
-    assert run_job(ends, replace(TRAIN, restarts=5), lambda: job(tmp_path), lambda: None) == code
+    assert (
+        run_with_restarts(ends, replace(TRAIN, restarts=5), lambda: job(tmp_path), lambda: None)
+        == code
+    )
     assert len(ends.started) == 1
     asked = Ends(137, asked=True)
-    assert run_job(asked, replace(TRAIN, restarts=5), lambda: job(tmp_path), lambda: None) == 137
+    assert (
+        run_with_restarts(asked, replace(TRAIN, restarts=5), lambda: job(tmp_path), lambda: None)
+        == 137
+    )
 
 
 def test_a_signal_between_a_failure_and_the_restart(
@@ -75,20 +82,23 @@ def test_a_signal_between_a_failure_and_the_restart(
     def still_there() -> None:
         received.append(signal.SIGTERM)
 
-    assert run_job(start, replace(TRAIN, restarts=5), lambda: job(tmp_path), still_there) == 143
+    assert (
+        run_with_restarts(start, replace(TRAIN, restarts=5), lambda: job(tmp_path), still_there)
+        == 143
+    )
     first, last = capsys.readouterr().err.splitlines()
     assert first.startswith("vlds: the run ended with exit code 3; restart 1 of 5")
     assert last.startswith("vlds: the run ended by SIGTERM, after 1 restart")
 
 
 def test_the_last_line_without_a_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_job(Ends(2), TRAIN, lambda: job(tmp_path), lambda: None)
+    run_with_restarts(Ends(2), TRAIN, lambda: job(tmp_path), lambda: None)
     assert capsys.readouterr().err == "", "the mistake has been said"
-    run_job(Ends(134), TRAIN, lambda: job(tmp_path), lambda: None)
+    run_with_restarts(Ends(134), TRAIN, lambda: job(tmp_path), lambda: None)
     said = capsys.readouterr().err
     assert said == "vlds: the run ended by SIGABRT; no state was saved yet: start it again\n"
     (tmp_path / "state" / "step-00000005").mkdir(parents=True)
-    run_job(Ends(1), TRAIN, lambda: job(tmp_path), lambda: None)
+    run_with_restarts(Ends(1), TRAIN, lambda: job(tmp_path), lambda: None)
     assert f"none of the states in {tmp_path / 'state'} is whole" in capsys.readouterr().err
 
 
@@ -98,12 +108,12 @@ def test_a_run_that_said_how_to_continue_has_the_last_word(
     checkpoint.save(tmp_path / "state", {"a": {"fp32": torch.ones(1)}}, Progress(5, {}), keep=2)
     outcome = supervise(["sh", "-c", "exit 130"], os.environ, 5, [])
     assert outcome == Outcome(130, asked=False, stopped=True)
-    assert run_job(lambda _: outcome, TRAIN, lambda: job(tmp_path), lambda: None) == 130
+    assert run_with_restarts(lambda _: outcome, TRAIN, lambda: job(tmp_path), lambda: None) == 130
     assert capsys.readouterr().err == ""
     # A shell that runs tests in the background ignores SIGINT, and so would this one.
     killed = supervise(["sh", "-c", "kill -TERM $$"], os.environ, 5, [])
     assert killed == Outcome(143, asked=False, stopped=False)
-    assert run_job(lambda _: killed, TRAIN, lambda: job(tmp_path), lambda: None) == 143
+    assert run_with_restarts(lambda _: killed, TRAIN, lambda: job(tmp_path), lambda: None) == 143
     state = tmp_path / "state" / "step-00000005"
     assert capsys.readouterr().err.endswith(f"ended by SIGTERM; --resume continues from {state}\n")
 

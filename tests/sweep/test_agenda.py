@@ -16,7 +16,8 @@ from tests.toys.processes import holder
 from tests.toys.world import world_recipe, write_world
 from vlds.cli import sweep_work as claims
 from vlds.cli.main import run_command
-from vlds.cli.sweep_work import CLAIMS, FAILED, estimate, preparation_parts
+from vlds.cli.sweep import estimate
+from vlds.cli.sweep_work import CLAIMS, FAILED, preparation_parts
 from vlds.recipe.config import save_recipe
 from vlds.report.sweep import SweepRun, folder_name, read_sweep, runs_of
 
@@ -102,6 +103,25 @@ def test_why_a_time_is_not_known(file: str, capsys: pytest.CaptureFixture[str]) 
     shown = capsys.readouterr().out
     assert "the time of row is not known yet: tasks.vqa: data set " in shown
     assert "training alone" not in shown
+
+
+def test_a_dry_run_names_a_row_that_cannot_be_built(
+    file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless a preparation is left, which may bring what it lacks."""
+    adapter = "{class_path: Adapter, init_args: {reduction: 1000}}"
+    broken = f"{{base: {Path(file).parent}/a.yaml, methods: {{adapter: {adapter}}}}}"
+    words = [file, "--recipes.broken", broken, "--dry-run"]
+    assert run_command(["sweep", *words]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(
+        "vlds sweep: recipes.broken: methods.adapter: reduction: 1000 leaves"
+    )
+    assert said.err.count("\n") == 1
+    assert "training alone: about " in said.out, "the other row's time is known"
+    product = Path(file).parent / "x"
+    assert run_command(["sweep", *words, "--prepare", f"{{{product}: touch {product}}}"]) == 0
+    assert "the time of broken is not known yet: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from vlds.cli.at_once import shares
+from vlds.cli.sweep import shares
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vlds.cli.sweep_work import RunPart, Work, preparation_parts
+from vlds.cli.sweep_work import RunPart, SweepWork, preparation_parts
 from vlds.models.methods.adapter import Adapter
 from vlds.recipe.config import save_recipe
 from vlds.report.sweep import (
@@ -170,10 +170,10 @@ def test_a_damaged_recipe_beside_a_run_is_told(file: str, text: str) -> None:
         runs_of(read_sweep([file]))
 
 
-def work(words: list[str]) -> Work:
+def work(words: list[str]) -> SweepWork:
     """What a sweep has to do."""
     sweep = read_sweep(words)
-    return Work(sweep, runs_of(sweep))
+    return SweepWork(sweep, runs_of(sweep))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from tests.toys.processes import until
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
-from vlds.cli.supervisor import split_words
+from vlds.cli.words import split_words
 from vlds.recipe.config import Recipe
 from vlds.training import profile as profile_module
 from vlds.training.loop import train

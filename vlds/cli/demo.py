@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vlds.cli.rank import Stage, StageError, as_typed, run_stage, vlds
+from vlds.cli.supervisor import Stage, StageError, as_typed, run_stage, vlds
 from vlds.evaluation.result import SCORES, Scored, weights_of, write_scores
 from vlds.report.collect import collect
 from vlds.report.page import write_report
@@ -35,8 +35,12 @@ def run_demo(out: Path, seed: int, ranks: int, *, only_backbone: bool = False) -
     """Run the stages whose products are missing below `out`, then show the results;
     `only_backbone`: no further than the frozen backbone. Returns the exit code."""
     started = time.monotonic()
-    adapters = out / "adapters"
-    stages = stages_of(out, write_recipes(out), seed, ranks)
+    adapters, recipes = out / "adapters", {}
+    for name in RECIPES:
+        recipes[name] = out / "recipes" / f"{name}.yaml"
+        text = read_text(find(f"recipes/{name}.yaml"))
+        write_whole(recipes[name], text.replace(FOLDER, str(out)))
+    stages = stages_of(out, recipes, seed, ranks)
     stages = stages[:TO_BACKBONE] if only_backbone else stages
     try:
         for number, stage in enumerate(stages, 1):
@@ -52,7 +56,17 @@ def run_demo(out: Path, seed: int, ranks: int, *, only_backbone: bool = False) -
         return error.exit_code
     if only_backbone:
         return 0
-    write_scores(adapters, collect_scores(out))
+    # The adapters' scores, beside those of the most frequent answer, the frozen model and the
+    # control.
+    (adapters / SCORES).unlink(missing_ok=True)  # `collect` would read an earlier one
+    tuned, control = collect([adapters, out / "control"], resamples=0).runs.values()
+    scored, weights = {}, weights_of(adapters)
+    for name, entry in tuned.scores.tasks.items():
+        compared = dict(entry.by_column)
+        own = compared.pop(tuned.scores.columns[-1])
+        compared[CONTROL] = control.results[name].scores
+        scored[name] = Scored(entry.data, entry.examples, own, entry.headline, compared, weights)
+    write_scores(adapters, scored)
     page = write_report([read_run(adapters)], adapters)
     show(out, page, time.monotonic() - started)
     return 0
@@ -61,16 +75,22 @@ def run_demo(out: Path, seed: int, ranks: int, *, only_backbone: bool = False) -
 def stages_of(out: Path, recipes: Mapping[str, Path], seed: int, ranks: int) -> list[Stage]:
     """All commands in order."""
     backbone, adapters = out / "backbone", out / "adapters"
+
+    def train(name: str) -> list[str]:
+        # A run that was stopped continues.
+        return vlds("train", recipes[name], "--seed", seed, "--ranks", ranks, "--resume", "auto")
+
+    data = ["demo", "--out", str(out / "data"), "--seed", str(seed)]
     return [
         Stage(
             "draw two worlds of shapes, and pack them",
             out / "data" / "spiece.model",
-            data_prep("demo", out / "data", seed),
+            [sys.executable, "-m", "data_prep", *data],
         ),
         Stage(
             "pretrain a tiny model on the home world",
             out / "pretrain" / "artifact",
-            train(recipes["demo_pretrain"], seed, ranks),
+            train("demo_pretrain"),
         ),
         Stage(
             "make it the frozen backbone",
@@ -80,12 +100,12 @@ def stages_of(out: Path, recipes: Mapping[str, Path], seed: int, ranks: int) -> 
         Stage(
             "tune an adapter on the shifted world",
             adapters / "artifact",
-            train(recipes["demo"], seed, ranks),
+            train("demo"),
         ),
         Stage(
             "tune only norms and visual embedding, for comparison",
             out / "control" / "artifact",
-            train(recipes["demo_control"], seed, ranks),
+            train("demo_control"),
         ),
         Stage(
             "convert the tuned model for Hugging Face",
@@ -93,41 +113,6 @@ def stages_of(out: Path, recipes: Mapping[str, Path], seed: int, ranks: int) -> 
             vlds("convert", "hf", "--run", adapters, "--out", out / "tuned"),
         ),
     ]
-
-
-def write_recipes(out: Path) -> dict[str, Path]:
-    """Copy the shipped recipes, with `out` as their folder; the paths by name."""
-    folder = out / "recipes"
-    written = {}
-    for name in RECIPES:
-        text = read_text(find(f"recipes/{name}.yaml"))
-        written[name] = folder / f"{name}.yaml"
-        write_whole(written[name], text.replace(FOLDER, str(out)))
-    return written
-
-
-def data_prep(command: str, out: Path, seed: int) -> list[str]:
-    """Command line of the data preparation."""
-    return [sys.executable, "-m", "data_prep", command, "--out", str(out), "--seed", str(seed)]
-
-
-def train(recipe: Path, seed: int, ranks: int) -> list[str]:
-    """Command line of a training run, which continues a stopped one."""
-    return vlds("train", recipe, "--seed", seed, "--ranks", ranks, "--resume", "auto")
-
-
-def collect_scores(out: Path) -> dict[str, Scored]:
-    """Scores of the adapters, compared with the most frequent answer, the frozen model and the
-    control."""
-    (out / "adapters" / SCORES).unlink(missing_ok=True)  # `collect` would read an earlier one
-    adapters, control = collect([out / "adapters", out / "control"], resamples=0).runs.values()
-    scored, weights = {}, weights_of(out / "adapters")
-    for name, entry in adapters.scores.tasks.items():
-        compared = dict(entry.by_column)
-        own = compared.pop(adapters.scores.columns[-1])
-        compared[CONTROL] = control.results[name].scores
-        scored[name] = Scored(entry.data, entry.examples, own, entry.headline, compared, weights)
-    return scored
 
 
 def show(out: Path, page: Path, seconds: float) -> None:

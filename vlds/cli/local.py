@@ -1,4 +1,4 @@
-"""Starts the ranks of one machine, and ends them all when one has failed.
+"""The launcher of one machine: starts its ranks, and ends them all when one has failed.
 
     python -m vlds.cli.local RANKS PORT COMMAND...
 
@@ -27,13 +27,33 @@ SAVED = tuple(128 + number for number in ASKING)
 """Exit codes of a rank that was asked to end and has saved. The others may still be saving."""
 
 
-def main(ranks: int, port: str, command: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> NoReturn:
+    """Do what the command line says, and end this process as the ranks have ended."""
+    number, port, *command = arguments if len(arguments) > 1 else ("", "")
+    if not (number.isdecimal() and int(number) and port.isdecimal() and command):
+        words = "RANKS PORT COMMAND...; RANKS (1 or more) and PORT are numbers"
+        tell(f"usage: python -m {MODULE} {words}", error=True)
+        sys.exit(2)
+    try:
+        code = run_ranks(int(number), port, command)
+    except OSError as error:
+        tell(f"vlds: cannot start {number} ranks of {command[0]}: {error}", error=True)
+        sys.exit(1)
+    if -code in ASKING:
+        # By the same signal, for an exit code of 128 + n means that the ranks have saved.
+        signal.signal(-code, signal.SIG_DFL)
+        signal.raise_signal(-code)
+    sys.exit(exit_code(code))
+
+
+def run_ranks(ranks: int, port: str, command: Sequence[str]) -> int:
     """Run a command on so many ranks; the exit code of the first that fails (-n: it died of signal
     n), or of one that has saved, or 0.
 
     Errors: OSError if a rank cannot be started; those before it are killed.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # until a rank can answer: rank.run_rank
+    # A rank inherits the blocked signals, and unblocks them when it can answer (rank.run_rank).
+    signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
     processes: list[subprocess.Popen[bytes]] = []
 
     def end(number: int, frame: object = None) -> None:
@@ -47,14 +67,15 @@ def main(ranks: int, port: str, command: Sequence[str]) -> int:
     except OSError:
         end(signal.SIGKILL)  # they have nothing to save yet
         raise
-    # The supervisor asks ranks itself; this is for a signal to this process alone.
+    # The supervisor signals the ranks itself; this is for a signal to this process alone.
     for number in ASKING:
         signal.signal(number, end)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
     while True:
         codes = [process.poll() for process in processes]
+        # A rank that has saved is no failure; the others may still be saving.
         if failed := [code for code in codes if code and code not in SAVED]:
-            end(signal.SIGTERM)  # what does not end is the supervisor's to kill
+            end(signal.SIGTERM)  # the supervisor kills what does not end
             return failed[0]
         if None not in codes:
             return next((code for code in codes if code), 0)
@@ -62,7 +83,7 @@ def main(ranks: int, port: str, command: Sequence[str]) -> int:
 
 
 def place(rank: int, ranks: int, port: str) -> dict[str, str]:
-    """The variables that make a process a rank (`runtime/rank_environment.py`)."""
+    """The variables that make a process a rank (runtime/ranks.py reads them)."""
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": HOST, "MASTER_PORT": port,
@@ -70,27 +91,10 @@ def place(rank: int, ranks: int, port: str) -> dict[str, str]:
 
 
 def exit_code(code: int) -> int:
-    """128 + n for a death by signal n, which subprocess reports as -n."""
+    """128 + n for a death by signal n, which subprocess reports as -n and DeepSpeed's launcher as
+    256 - n."""
+    code = code - 256 if code > 192 else code
     return 128 - code if code < 0 else code
-
-
-def run(arguments: Sequence[str]) -> NoReturn:
-    """Do what the command line says, and end this process as the ranks have ended."""
-    number, port, *command = arguments if len(arguments) > 1 else ("", "")
-    if not (number.isdecimal() and int(number) and port.isdecimal() and command):
-        words = "RANKS PORT COMMAND...; RANKS (1 or more) and PORT are numbers"
-        tell(f"usage: python -m {MODULE} {words}", error=True)
-        sys.exit(2)
-    try:
-        code = main(int(number), port, command)
-    except OSError as error:
-        tell(f"vlds: cannot start {number} ranks of {command[0]}: {error}", error=True)
-        sys.exit(1)
-    if -code in ASKING:
-        # By the same signal, for an exit code of 128 + n means that the ranks have saved.
-        signal.signal(-code, signal.SIG_DFL)
-        signal.raise_signal(-code)
-    sys.exit(exit_code(code))
 
 
 if __name__ == "__main__":

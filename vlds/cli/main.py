@@ -1,4 +1,7 @@
-"""The command `vlds`: a rank works; any other process starts ranks, or runs the command itself."""
+"""The command `vlds`: a rank works; any other process starts ranks, or runs the command itself.
+
+The commands that need no run are here, those that open one in use_run.py.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,28 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from inspect import getdoc
 from pathlib import Path
 
-from vlds.cli.help_texts import PAGES, READ_RUNS, ROOT, ROOT_END, SUMMARIES, command_parser
 from vlds.cli.rank import run_rank
 from vlds.cli.start import start
-from vlds.cli.supervisor import ALL_KEYS, HELP_WORDS, TRAIN, positive, say, split_words
+from vlds.cli.supervisor import say
 from vlds.cli.use_run import compare, evaluate, predict, report, sweep
+from vlds.cli.words import (
+    ALL_KEYS,
+    HELP_WORDS,
+    MOST_PROFILED,
+    NEW_PHASE,
+    PROFILE,
+    READ_RUNS,
+    RESTARTS,
+    RESUME,
+    TRAIN,
+    command_parser,
+    positive,
+    show_recipe_page,
+    split_words,
+)
 from vlds.runtime.checks import guess
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.disk import names_fit
@@ -21,11 +39,50 @@ from vlds.runtime.process import Interrupted, interruptible
 from vlds.runtime.ranks import is_rank
 from vlds.runtime.terminal import complain, quiet_libraries, tell, tell_exception
 
-# The commands of `vlds`: one function each, which parses its options, then runs.
+ABOUT = """\
+Tune a few percent of a frozen vision-and-language model on many tasks at once.
+
+  vlds demo                        try everything once, on drawn pictures
+  vlds train recipes/demo.yaml     train a recipe
+  vlds COMMAND --help              list the options of a command
+"""
+ENVIRONMENT = """\
+train, evaluate, predict and features start one process (rank) per GPU, or one process on a machine
+without a GPU. For another number, give --ranks N or set the environment variable VLDS_RANKS.
+VLDS_LAUNCHER_ARGS holds options for the deepspeed launcher (--hostfile, --no_ssh, --node_rank,
+--master_addr, --master_port, ...).
+
+On SIGTERM, SIGINT (Ctrl-C) and SIGHUP, `vlds train` saves and ends. Ranks that are still running
+after VLDS_GRACE_S seconds (default: 120) are killed.
+"""
+KEYS_TOO = "Further options are keys of the recipe, as in `vlds train`."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line, by default that of this process; the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        sys.excepthook = tell_exception
+        quiet_libraries()
+    if is_rank(os.environ):
+        run_rank(arguments, run_command)
+    try:
+        words = split_words(arguments)
+        if words.starts_ranks:
+            return start(words)
+    except ValueError as error:
+        return complain("vlds", error)
+    try:
+        with interruptible():
+            return run_command(words.for_ranks)
+    except Interrupted as error:
+        say(f"ended by {error.signal_name}")
+        return error.exit_code
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Run one command; the exit code. A user's mistake is one line on stderr and exit code 2."""
+    """Run one command in this process; the exit code. A user's mistake is one line on stderr and
+    exit code 2."""
     arguments = list(argv) or ["--help"]
     name = arguments[0]
     try:
@@ -36,11 +93,13 @@ def run_command(argv: Sequence[str]) -> int:
             hint = server if name == "serve" else guess(name, COMMANDS)
             raise ValueError(f"no such command; {hint}commands: {', '.join(COMMANDS)}")
         asks_help = not HELP_WORDS.isdisjoint(arguments)
-        if asks_help and name in PAGES:
-            tell(PAGES[name].rstrip())
-            return 0
+        if asks_help and name in RECIPE_PARSERS:
+            return show_recipe_page(RECIPE_PARSERS[name]())
+        # jsonargparse's own help lists all keys.
         arguments = ["--help" if word == ALL_KEYS else word for word in arguments]
         if name in READ_RUNS and not asks_help:
+            # First of all: a run may come from someone else, and must not make Python import files
+            # that lie beside it.
             from vlds.recipe.paths import leave_working_directory, take_trust
 
             leave_working_directory()
@@ -53,20 +112,34 @@ def run_command(argv: Sequence[str]) -> int:
 
 def root_parser() -> CommandParser:
     """The parser of `vlds --help` and `vlds --version`."""
-    commands = "\n".join(f"  {name:11}{summary}" for name, summary in SUMMARIES.items())
-    parser = CommandParser(prog="vlds", description=f"{ROOT}{commands}", epilog=ROOT_END)
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the above")
+    parser = CommandParser(prog="vlds", description=ABOUT, epilog=ENVIRONMENT)
     parser.add_argument(
         "--version", action="version", version=f"vlds {version('vlds')}",
         help="show the version of vlds and exit",
     )  # fmt: skip
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        summary, _, _ = " ".join((getdoc(command) or "").split()).partition(". ")
+        commands.add_parser(name, help=summary.removesuffix("."), accepts_keys=True)
     return parser
 
 
+# The commands: one function each, which parses its options, then runs. Its docstring is the
+# description on its help page, and the first sentence its line on that of `vlds`. What a command
+# needs is imported in it, so that a help page waits for no library.
+
+
 def train(arguments: list[str]) -> int:
-    """Train a recipe on all ranks."""
+    """Train a recipe on all ranks. The artifact, states, metrics and predictions go to the recipe's
+    `output` folder.
+
+    vlds train recipes/demo.yaml
+    vlds train my.yaml --training.steps 200 --optimizer.learning_rate 1e-4
+    vlds train my.yaml --ranks 2 --restarts 3
+    vlds train my.yaml --resume
+    """
     words = split_words([TRAIN, *arguments])
-    from vlds.cli.rank import report_job
+    from vlds.cli.rank import report_facts
     from vlds.recipe.config import parse_recipe
     from vlds.runtime.ranks import rank_from_environment
     from vlds.runtime.reproducible import pin_arithmetic
@@ -75,36 +148,103 @@ def train(arguments: list[str]) -> int:
     recipe = parse_recipe(words.rest[1:], "vlds train")
     if recipe.training.reproducible:
         pin_arithmetic(rank_from_environment())
-    report_job(recipe, words.resume)
+    report_facts(recipe, words.resume)
     return run(recipe, resume=words.resume, new_phase=words.new_phase, profile=words.profile)
 
 
+def train_page() -> CommandParser:
+    """What the help of `vlds train` shows; `split_words` parses these options."""
+    ends = """\
+On Ctrl-C, SIGTERM and SIGHUP the run saves a state and ends. Ranks that are still running after
+VLDS_GRACE_S seconds (default: 120) are killed. VLDS_LAUNCHER_ARGS holds options for the deepspeed
+launcher (--hostfile, --master_port, ...)."""
+    parser = command_parser(train, epilog=ends, add_help=False)
+    parser.add_argument(
+        RESUME, nargs="?", metavar="auto",
+        help="continue the run in `output` from its newest state; with `auto`, start a new run if "
+        "there is no state",
+    )  # fmt: skip
+    parser.add_argument(
+        RESTARTS, metavar="N", help="restart a failed run at most N times (default: 0)"
+    )
+    parser.add_argument(
+        NEW_PHASE, action="store_true",
+        help=f"with {RESUME}: continue with another mixture of tasks; each task keeps its place in "
+        "its data",
+    )  # fmt: skip
+    parser.add_argument(
+        PROFILE, metavar="N",
+        help="after two steps, say where the time of N steps goes (at most "
+        f"{MOST_PROFILED}), and write a trace; the run goes on",
+    )  # fmt: skip
+    return parser
+
+
+def describe_parser() -> CommandParser:
+    """The parser of `vlds describe`."""
+    parser = command_parser(describe, accepts_keys=True, add_help=False)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
 def describe(arguments: list[str]) -> int:
-    """Count a recipe's parameters by part, without creating any weights."""
+    """Count a recipe's parameters by part, and how many of them train, without creating any
+    weights.
+
+    vlds describe recipes/demo.yaml
+    vlds describe my.yaml --methods.lora.rank 8
+    """
     from vlds.evaluation.sources import with_lists
     from vlds.models.build import describe as count
     from vlds.recipe.config import parse_recipe
 
-    as_json = "--json" in arguments
-    words = [word for word in arguments if word != "--json"]
+    options, words = describe_parser().parse_known_args(arguments)
     recipe = with_lists(parse_recipe(words, "vlds describe"))
     counts = count(recipe.model_setup, list(recipe.tasks))
-    tell(json.dumps(counts.as_dict(), indent=1) if as_json else counts.table())
+    tell(json.dumps(counts.as_dict(), indent=1) if options.json else counts.table())
     return 0
 
 
+def plan_parser() -> CommandParser:
+    """The parser of `vlds plan`."""
+    parser = command_parser(plan, accepts_keys=True, add_help=False)
+    parser.add_argument(
+        "--ranks", nargs="+", default=["1"], metavar="N",
+        help="numbers of processes, one table for each (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--memory", metavar="GB", help="say how many rows a micro-batch may have in so much"
+    )
+    parser.add_argument(
+        "--tflops", metavar="N",
+        help="with --bandwidth: the least time of a step on GPUs that do N x 10^12 operations a "
+        "second each",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bandwidth", metavar="GB", help="with --tflops: GB a second of such a GPU's memory"
+    )
+    parser.add_argument(
+        "--link", metavar="GB", help="GB a second of the links between ranks (default: 1)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
 def plan(arguments: list[str]) -> int:
-    """Say what each rank of a recipe's run would need."""
+    """Forecast a run: the bytes of each rank, and the time of a step. It tells the memory between
+    steps and at the worst moment of a step. No weights are loaded. To know a step, vlds reads the
+    recipe's data: it rehearses the largest micro-batch of the first steps, and times its operations
+    here if this machine has no GPU.
+
+    vlds plan recipes/demo.yaml
+    vlds plan my.yaml --ranks 1 2 4 8 --training.precision bf16 --memory 24
+    vlds plan my.yaml --ranks 64 --tflops 400 --bandwidth 3000 --link 50
+    """
     from vlds.evaluation.sources import with_lists
     from vlds.plan import Machine, forecasts_of, page, plan_recipe, tree
     from vlds.recipe.config import parse_recipe
 
-    parser = CommandParser(prog="vlds plan", add_help=False, allow_abbrev=False, accepts_keys=True)
-    parser.add_argument("--ranks", nargs="+", default=["1"])
-    for option in ("--memory", "--tflops", "--bandwidth", "--link"):
-        parser.add_argument(option)
-    parser.add_argument("--json", action="store_true")
-    options, words = parser.parse_known_args(arguments)
+    options, words = plan_parser().parse_known_args(arguments)
     for word in options.ranks:
         if word.endswith((".yaml", ".yml")):
             raise ValueError(f"--ranks is {word!r}; name the recipe before --ranks")
@@ -127,12 +267,16 @@ def plan(arguments: list[str]) -> int:
     return 0
 
 
+RECIPE_PARSERS = {TRAIN: train_page, "plan": plan_parser, "describe": describe_parser}
+"""Commands of which jsonargparse parses the recipe and its keys."""
+
+
 def features(arguments: list[str]) -> int:
     """Store a vision encoder's output for every picture of a data set.
 
     vlds features --config my.yaml --data shards/mine --out shards/mine-features
     """
-    parser = command_parser(features, accepts_keys=True)
+    parser = command_parser(features, accepts_keys=True, epilog=KEYS_TOO)
     parser.add_argument(
         "--config", required=True, metavar="RECIPE", help="recipe with the encoder as its `vision`"
     )
@@ -156,7 +300,7 @@ def importance(arguments: list[str]) -> int:
 
     vlds importance --config lst.yaml --out importance.safetensors
     """
-    parser = command_parser(importance, accepts_keys=True)
+    parser = command_parser(importance, accepts_keys=True, epilog=KEYS_TOO)
     parser.add_argument(
         "--config", required=True, metavar="RECIPE", help="recipe with the backbone and the tasks"
     )
@@ -213,37 +357,11 @@ def demo(arguments: list[str]) -> int:
     return run_demo(options.out, options.seed, options.ranks, only_backbone=options.only_backbone)
 
 
-FUNCTIONS = (
-    train, evaluate, predict, features, importance, describe, plan, convert, report, sweep, compare,
-    demo,
-)  # fmt: skip
-COMMANDS: dict[str, Callable[[list[str]], int]] = {each.__name__: each for each in FUNCTIONS}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line, by default that of this process; the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if argv is None:
-        sys.excepthook = tell_exception
-        quiet_libraries()
-    if is_rank(os.environ):
-        run_rank(arguments, run_here)
-    try:
-        words = split_words(arguments)
-        if words.starts_ranks:
-            return start(words)
-    except ValueError as error:
-        return complain("vlds", error)
-    try:
-        with interruptible():
-            return run_here(words.for_ranks)
-    except Interrupted as error:
-        say(f"ended by {error.signal_name}")
-        return error.exit_code
-
-
-def run_here(arguments: Sequence[str]) -> int:
-    """Run a command in this process; the exit code. A signal during the import below ends the
-    process with one line, too."""
-
-    return run_command(arguments)
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    command.__name__: command
+    for command in (
+        demo, train, evaluate, predict, report, sweep, compare, convert, describe, plan, features,
+        importance,
+    )
+}  # fmt: skip
+"""In the order in which a newcomer meets them."""

@@ -1,5 +1,7 @@
-"""What a process does that a launcher started as a rank: work, watch the launcher, and end with the
-right exit code.
+"""What a process does that a launcher started as a rank: work, end with the right exit code, and
+end too when its launcher is gone.
+
+The last chapter is what the supervisor learns of a recipe before, or from, the ranks.
 """
 
 from __future__ import annotations
@@ -7,158 +9,30 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
 import psutil
 
-from vlds.cli.start import JOB_FILE, Job
-from vlds.cli.supervisor import (
-    RANKS,
-    RESTARTS,
-    RESUME,
-    RUNNER,
-    SUPERVISOR,
-    grace_from_environment,
-    say,
-    split_words,
-    supervise,
-)
+from vlds.cli.start import JOB_FILE, RunFacts
+from vlds.cli.supervisor import RUNNER, SUPERVISOR, grace_from_environment, say
+from vlds.cli.words import RANKS, RESTARTS, RESUME, split_words
 from vlds.data.order.mixed_order import BatchCut
 from vlds.recipe.config import Recipe, parse_recipe, to_tree
 from vlds.recipe.paths import check_files, data_sets, left_behind
 from vlds.runtime import terminal
 from vlds.runtime.disk import names_fit
-from vlds.runtime.process import ASKING, Interrupted, signals_collected
+from vlds.runtime.process import ASKING
 from vlds.runtime.ranks import read_place, without_rank
-from vlds.runtime.terminal import complain, open_console, tell, tell_exception, visible
+from vlds.runtime.terminal import complain, tell, tell_exception
 from vlds.training.states import Resume, check_output
-
-# Commands that run one after another, each under a heading: the demo's, and those of a sweep.
-
-
-BOUND = """
-import os, signal, sys
-from vlds.runtime.process import end_with_parent
-end_with_parent(signal.SIGTERM)
-try:
-    os.execvp(sys.argv[1], sys.argv[1:])
-except OSError as error:
-    sys.exit(f"{sys.argv[1]}: {error.strerror}")
-"""
-"""Becomes the command that follows it, which the system asks to end when this process is killed."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One command."""
-
-    purpose: str
-    product: Path
-    """What it writes last; if it exists, the command is not run again."""
-    command: list[str]
-
-
-class StageError(Exception):
-    """A command has failed and has printed the reason."""
-
-
-def run_stage(stage: Stage, position: str, variables: Mapping[str, str]) -> None:
-    """Print a command, and run it with further environment `variables`; pass signals on to it.
-
-    Errors: StageError if it fails; Interrupted if a signal ended it.
-    """
-    say_stage(stage, position)
-    started = time.monotonic()
-    environment = {**without_rank(os.environ), **variables}
-    with signals_collected() as received:
-        command = [sys.executable, "-c", BOUND, *stage.command]
-        outcome = supervise(command, environment, 2 * grace_from_environment(), received)
-    if outcome.asked:
-        raise Interrupted(received[0])
-    if outcome.code:
-        raise StageError(f"`{as_typed(stage.command)}` ended with exit code {outcome.code}")
-    tell(f"({time.monotonic() - started:.0f} s)", flush=True)
-
-
-def say_stage(stage: Stage, position: str) -> None:
-    """Print what a command is for, and the command as the user would type it."""
-    console = open_console()
-    console.rule(f"[bold]{position}: {stage.purpose}", align="left")
-    # The terminal itself wraps a long line, so that it can be copied as one.
-    shown = visible(as_typed(stage.command))
-    console.print(shown, markup=False, soft_wrap=True)
-
-
-def vlds(*words: object) -> list[str]:
-    """Command line of one of our own commands."""
-    return [sys.executable, "-m", "vlds", *map(str, words)]
-
-
-def as_typed(command: Sequence[str]) -> str:
-    """A command line as the user would type it."""
-    if list(command[:3]) == vlds():
-        return shlex.join(["vlds", *command[3:]])
-    return shlex.join(["python", *command[1:]] if command[0] == sys.executable else command)
-
-
-# Finds mistakes in `vlds train ...` before any rank starts.
-
-
-def check_recipe(arguments: Sequence[str], ranks: int | None) -> int:
-    """Print what the supervisor needs to know of a recipe (`Job`), or what is wrong with it; the
-    exit code. `ranks`: how many will start, if known."""
-    try:
-        with names_fit():
-            words = split_words(arguments)
-            recipe = parse_recipe(words.rest[1:], "vlds train")
-            check_start(recipe, words.resume, ranks)
-    except ValueError as error:
-        return complain("vlds train", error)
-    tell(job_of(recipe))
-    return 0
-
-
-def report_job(recipe: Recipe, resume: Resume) -> None:
-    """Do the same in the only rank of a run, if its supervisor has left that to it.
-
-    Errors: ValueError as `check_start`.
-    """
-    if (file := os.environ.pop(JOB_FILE, None)) is not None:
-        check_start(recipe, resume, 1)
-        Path(file).write_text(job_of(recipe), encoding="utf-8")
-
-
-def job_of(recipe: Recipe) -> str:
-    """A recipe's `Job` as JSON."""
-    largest = max(recipe.batch_sizes.values())
-    job = Job(str(recipe.output), largest, recipe.data.micro_batch_size)
-    return json.dumps(asdict(job))
-
-
-def check_start(recipe: Recipe, resume: Resume, ranks: int | None) -> None:
-    """Check what can be checked before any rank starts: the run in the output folder, the sizes of
-    batches, names on the hub, and the files of a run that is resumed from another folder.
-
-    Errors: ValueError that names the key.
-    """
-    saved = Path(recipe.output) / "recipe.yaml"
-    if resume and (message := left_behind(to_tree(recipe), saved)) is not None:
-        raise ValueError(f"{RESUME}: {message}")
-    check_files(to_tree(recipe))
-    check_output(recipe.output, resume, data_sets(to_tree(recipe)))
-    for field, size in recipe.batch_sizes.items():
-        BatchCut(ranks or 1).check(size, field)
-    recipe.model.check_sources()
-
 
 Work = Callable[[Sequence[str]], int]
 """Runs a command line in this process; the exit code."""
@@ -168,7 +42,6 @@ WAITED_IN_VAIN = (
     "Timed out waiting", "Application timeout caused", "waiting for clients", "wait timeout after",
 )  # fmt: skip
 """Parts of a collective's error when another rank does not arrive."""
-
 PORT_TAKEN = re.compile(r"port: (\d+),.*EADDRINUSE")
 """The first rank's error when it cannot listen where the others look for it."""
 
@@ -181,7 +54,7 @@ def run_rank(arguments: Sequence[str], work: Work) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)  # local.py has started it with them blocked
     try:
-        code = _rank_code(arguments, work)
+        code = _work_as_rank(arguments, work)
     except ValueError as error:
         code = complain("vlds", error)
     except SystemExit as end:
@@ -189,7 +62,7 @@ def run_rank(arguments: Sequence[str], work: Work) -> NoReturn:
         if isinstance(end.code, str):
             tell(end.code, error=True)
     except BaseException as error:
-        code = _failure(error, rank)
+        code = _explain_failure(error, rank)
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -198,7 +71,7 @@ def run_rank(arguments: Sequence[str], work: Work) -> NoReturn:
     os._exit(code)
 
 
-def _rank_code(arguments: Sequence[str], work: Work) -> int:
+def _work_as_rank(arguments: Sequence[str], work: Work) -> int:
     words = split_words(without_local_rank(arguments))
     if words.starts_ranks:
         started = read_place(os.environ).local_world_size
@@ -230,7 +103,7 @@ def without_local_rank(arguments: Sequence[str]) -> list[str]:
     return list(arguments)
 
 
-def _failure(error: BaseException, rank: str) -> int:
+def _explain_failure(error: BaseException, rank: str) -> int:
     """Say why a rank has failed; the exit code."""
     if isinstance(error, KeyboardInterrupt):  # from torchrun, before there is anything to save
         say(f"rank {rank} ends by Ctrl-C")
@@ -238,7 +111,13 @@ def _failure(error: BaseException, rank: str) -> int:
     if isinstance(error, BrokenPipeError):  # stdout's: a collective never raises this class
         say(f"rank {rank} ends because nobody reads its output any more; write it to a file")
         return 128 + signal.SIGPIPE
-    if (reason := _lost_worker(error)) is not None:
+    reason = None
+    # A loader worker that hangs or was killed. If nothing has imported the loader, it has none.
+    if "vlds.data.streams.loader" in sys.modules:
+        from vlds.data.streams.loader import lost_worker
+
+        reason = lost_worker(error)
+    if reason is not None:
         say(f"rank {rank} ends because {reason}")
     elif (taken := PORT_TAKEN.search(str(error))) is not None:
         say(
@@ -259,15 +138,6 @@ def _failure(error: BaseException, rank: str) -> int:
     return 1
 
 
-def _lost_worker(error: BaseException) -> str | None:
-    """What to say if a loader worker hangs or was killed; None for other errors."""
-    if "vlds.data.streams.loader" not in sys.modules:
-        return None
-    from vlds.data.streams.loader import lost_worker
-
-    return lost_worker(error)
-
-
 def watch_launcher(
     on_lost: Callable[[], None], grace_s: float, poll_s: float = 1.0
 ) -> threading.Thread:
@@ -279,8 +149,13 @@ def watch_launcher(
     """
     watched = _launchers()
 
+    def is_alive(process: psutil.Process) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        return False
+
     def watch() -> None:
-        while watched is not None and all(map(_lives, watched)):
+        while watched is not None and all(map(is_alive, watched)):
             time.sleep(poll_s)
         on_lost()
         time.sleep(grace_s)
@@ -294,15 +169,28 @@ def watch_launcher(
 
 def _launchers() -> list[psutil.Process] | None:
     """The processes that started this one; None if one of them has ended already."""
+
+    def is_runner(process: psutil.Process) -> bool:
+        # By whole words: the script of a shell above may mention deepspeed.
+        return any(os.path.basename(word) in RUNNER for word in process.cmdline())
+
     try:
         parent = psutil.Process(os.getppid())
         launchers = [parent]
         if "deepspeed.launcher.launch" in parent.cmdline():  # not under torchrun
             above = parent.parent()
-            if above is None or _adopted(parent, above):
+            if above is None:
                 return None
-            if _is_runner(above):
+            if is_runner(above):
                 launchers.append(above)
+            else:
+                # A runner is in its launcher's session, and so is the shell that starts a launcher
+                # on another host, unless the launcher leads that session. Anything else has
+                # adopted the launcher, because its runner was killed.
+                session = os.getsid(parent.pid)
+                outside = os.getsid(above.pid) != session or above.pid == 1
+                if session != parent.pid and outside:
+                    return None
         if SUPERVISOR in os.environ:
             launchers.append(psutil.Process(int(os.environ[SUPERVISOR])))
     except (psutil.NoSuchProcess, ProcessLookupError):
@@ -310,23 +198,52 @@ def _launchers() -> list[psutil.Process] | None:
     return launchers
 
 
-def _is_runner(process: psutil.Process) -> bool:
-    """True for DeepSpeed's runner, but not for a shell whose script mentions it."""
-    return any(os.path.basename(word) in RUNNER for word in process.cmdline())
+# What the supervisor learns of `vlds train`'s recipe: a process of its own checks it before several
+# ranks start; an only rank does that itself.
 
 
-def _adopted(launcher: psutil.Process, above: psutil.Process) -> bool:
-    """True if the runner was killed, so that another process is now the launcher's parent.
+def check_recipe(arguments: Sequence[str], ranks: int | None) -> int:
+    """Print what the supervisor needs to know of a recipe (`RunFacts`), or what is wrong with it;
+    the exit code. `ranks`: how many will start, if known."""
+    try:
+        with names_fit():
+            words = split_words(arguments)
+            recipe = parse_recipe(words.rest[1:], "vlds train")
+            check_start(recipe, words.resume, ranks)
+    except ValueError as error:
+        return complain("vlds train", error)
+    tell(facts_of(recipe))
+    return 0
 
-    A runner is in its launcher's session, and so is the shell that starts a launcher on another
-    host, unless the launcher leads that session.
+
+def report_facts(recipe: Recipe, resume: Resume) -> None:
+    """Do the same in the only rank of a run, if its supervisor has left that to it.
+
+    Errors: ValueError as `check_start`.
     """
-    session = os.getsid(launcher.pid)
-    outside = os.getsid(above.pid) != session or above.pid == 1
-    return not _is_runner(above) and session != launcher.pid and outside
+    if (file := os.environ.pop(JOB_FILE, None)) is not None:
+        check_start(recipe, resume, 1)
+        Path(file).write_text(facts_of(recipe), encoding="utf-8")
 
 
-def _lives(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
+def facts_of(recipe: Recipe) -> str:
+    """A recipe's `RunFacts` as JSON."""
+    largest = max(recipe.batch_sizes.values())
+    facts = RunFacts(str(recipe.output), largest, recipe.data.micro_batch_size)
+    return json.dumps(asdict(facts))
+
+
+def check_start(recipe: Recipe, resume: Resume, ranks: int | None) -> None:
+    """Check what can be checked before any rank starts: the run in the output folder, the sizes of
+    batches, names on the hub, and the files of a run that is resumed from another folder.
+
+    Errors: ValueError that names the key.
+    """
+    saved = Path(recipe.output) / "recipe.yaml"
+    if resume and (message := left_behind(to_tree(recipe), saved)) is not None:
+        raise ValueError(f"{RESUME}: {message}")
+    check_files(to_tree(recipe))
+    check_output(recipe.output, resume, data_sets(to_tree(recipe)))
+    for field, size in recipe.batch_sizes.items():
+        BatchCut(ranks or 1).check(size, field)
+    recipe.model.check_sources()

@@ -1,12 +1,15 @@
-"""Starts ranks, and waits until the last of them has ended.
+"""How the ranks of a run start, and how a run restarts after a fault.
 
-    vlds train ... / ./launch.sh train ...       (cli/main.py -> this file, supervising)
-      -> local.py                                (in a session that ends as a whole)
-        -> python -m vlds train ...              (once per rank: rank.py -> cli/commands.py)
+    vlds train ... / ./launch.sh train ...       (main.py -> start, below: the supervisor)
+      -> local.py                                (the launcher; its session ends as a whole)
+        -> python -m vlds train ...              (one per rank: main.py -> rank.py -> main.train)
 
 With VLDS_LAUNCHER_ARGS, DeepSpeed's runner and its launch.py stand in local.py's place.
-
 `deepspeed launch.sh train ...` and `torchrun -m vlds train ...` enter at the last line.
+
+A run is restarted (`--restarts N`) if another try may succeed: a rank died, the launcher is lost, a
+collective timed out. It is not restarted if the fault would come back (exit code 2: recipe, data,
+memory, disk, numbers), or if somebody asked for the end (supervisor.py).
 """
 
 from __future__ import annotations
@@ -24,18 +27,15 @@ from types import MappingProxyType
 
 from vlds.cli.local import MODULE as LOCAL
 from vlds.cli.supervisor import (
-    RESUME,
     RUNNER,
     SUPERVISOR,
-    TRAIN,
     Outcome,
-    Words,
     grace_from_environment,
     output_of,
-    positive,
     say,
     supervise,
 )
+from vlds.cli.words import RESUME, TRAIN, Words, positive
 from vlds.runtime.folders import scratch_folder
 from vlds.runtime.json_files import parse_json
 from vlds.runtime.process import ASKING, KILLED, end_with_parent, signal_name, signals_collected
@@ -43,22 +43,18 @@ from vlds.runtime.ranks import check_alone, without_rank
 from vlds.runtime.terminal import has_gpu_driver, set_quiet, tell
 from vlds.training.states import newest, state_folders
 
-# What happens after a run has failed: a last line, and with `--restarts N` another try.
-#
-# A run is restarted if another try may succeed: a rank died, the launcher is lost, a collective
-# timed out. It is not restarted if the fault would come back (exit code 2: recipe, data, memory,
-# disk, numbers), or if somebody asked for the end (SIGTERM, Ctrl-C, SIGHUP).
-
-
 MISTAKE = 2
-JOB_FILE = "VLDS_JOB_FILE"
-"""Environment variable that names the file into which the only rank of a run writes its `Job`."""
 FINAL = (0, MISTAKE, *(128 + number for number in ASKING))
 """Exit codes after which a run is not restarted."""
+JOB_FILE = "VLDS_JOB_FILE"
+"""Environment variable that names the file into which a run's only rank writes its `RunFacts`."""
+OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
+"""Launcher arguments with which the user chooses hosts and ports; vlds then adds none."""
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Job:
+class RunFacts:
     """What the supervisor needs to know of a recipe."""
 
     output: str
@@ -71,137 +67,59 @@ Run = Callable[[Words], Outcome]
 """Runs a command line on its ranks, to its end."""
 
 
-def run_job(
-    run: Run,
-    words: Words,
-    read_job: Callable[[], Job | None],
-    ranks_available: Callable[[], int | None],
-) -> int:
-    """Run `vlds train`, with restarts; the exit code.
-
-    `read_job`: called after the first try; None if that did not come to know its recipe.
-    `ranks_available`: how many ranks could start now; None if the user's launcher arguments decide
-    that.
-    """
-    outcome, restarts = run(words), 0
-    if (job := read_job()) is None:
-        if outcome.code not in (0, MISTAKE):
-            say(f"{what_happened(outcome.code)} before its recipe was read: start it again")
-        return outcome.code
-    while restarts < words.restarts and not (outcome.asked or outcome.code in FINAL):
-        restarts += 1
-        words = next_try(words, job, ranks_available())
-        ranks = "" if words.ranks is None else f" on {words.ranks} rank{'s' * (words.ranks > 1)}"
-        happened = what_happened(outcome.code)
-        say(f"{happened}; restart {restarts} of {words.restarts}{ranks}, {origin(job)}")
-        outcome = run(words)
-    if line := last_line(outcome, job, restarts):
-        say(line)
-    return outcome.code
-
-
-def next_try(words: Words, job: Job, available: int | None) -> Words:
-    """The command line that resumes the run, on the ranks that are left. It has no --profile: too
-    few steps may be left for that."""
-    words = replace(words, resume="auto", profile=0)
-    if words.ranks is None or available is None or available >= words.ranks:
-        return words
-    rest = words.rest
-    if job.micro_batch_size is None:
-        # On fewer ranks each one's share of the batch grows. The old share is known to fit into
-        # memory, so keep it and accumulate gradients.
-        share = -(-job.largest_batch // words.ranks)
-        rest = (*rest, "--data.micro_batch_size", str(share))
-    return replace(words, rest=rest, ranks=max(available, 1))
-
-
-def what_happened(code: int) -> str:
-    """An exit code in words."""
-    if code == 128 + signal.SIGKILL:
-        return f"the run ended, one of its processes was {KILLED}"
-    if code > 128 and code - 128 in set(signal.Signals):
-        return f"the run ended by {signal_name(code - 128)}"
-    return f"the run ended with exit code {code}"
-
-
-def origin(job: Job) -> str:
-    """Where a resumed run starts."""
-    state, _ = newest(Path(job.output) / "state")
-    return "from the beginning: no state was saved yet" if state is None else f"from {state}"
-
-
-def last_line(outcome: Outcome, job: Job, restarts: int) -> str | None:
-    """What happened and how to continue; None after a success, or if the run has said it."""
-    code = outcome.code
-    state, _ = newest(folder := Path(job.output) / "state")
-    if code == 0 or outcome.stopped or (code == MISTAKE and state is None):
-        return None
-    if state is not None:
-        first = "when that is fixed, " if code == MISTAKE else ""
-        advice = f"{first}{RESUME} continues from {state}"
-    elif state_folders(folder):
-        advice = f"none of the states in {folder} is whole"
-    else:
-        advice = "no state was saved yet: start it again"
-    tries = f", after {restarts} restart{'s' * (restarts > 1)}" if restarts else ""
-    return f"{what_happened(code)}{tries}; {advice}"
-
-
-NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
-OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
-"""Launcher arguments with which the user chooses hosts and ports; vlds then adds none."""
-
-
 def start(words: Words) -> int:
     """Run a command on its ranks and wait for its end; the exit code."""
     if os.environ.get(SUPERVISOR) == str(os.getppid()):  # as in `vlds demo`
         end_with_parent(signal.SIGTERM)
-    with signals_collected() as received:
-        return _start(words, received)
-
-
-def _start(words: Words, received: Sequence[int]) -> int:
     launcher_args = shlex.split(os.environ.get("VLDS_LAUNCHER_ARGS", ""))
     several_hosts = rules_over_network(launcher_args)
-    if not several_hosts:
-        check_alone(os.environ)
-    grace_s = grace_from_environment()
+    with signals_collected() as received:
+        if not several_hosts:
+            check_alone(os.environ)
+        grace_s = grace_from_environment()
+        if words.ranks is None and (text := os.environ.get("VLDS_RANKS")):
+            words = replace(words, ranks=positive("VLDS_RANKS", text, "the number of ranks"))
+        # Find mistakes in the number of ranks before the recipe is read.
+        launch_command([], words.ranks, launcher_args, os.environ, count_gpus())
 
-    def run(words: Words, variables: Mapping[str, str] = NO_VARIABLES) -> Outcome:
-        program = ["-m", "vlds", *words.for_ranks]
-        command, env = launch_command(program, words.ranks, launcher_args, os.environ, count_gpus())
-        saves = words.command == TRAIN
-        return supervise(command, {**env, **variables}, grace_s, received, saves=saves)
+        def run(words: Words, variables: Mapping[str, str] = NO_VARIABLES) -> Outcome:
+            program = ["-m", "vlds", *words.for_ranks]
+            command, env = launch_command(
+                program, words.ranks, launcher_args, os.environ, count_gpus()
+            )
+            saves = words.command == TRAIN
+            return supervise(command, {**env, **variables}, grace_s, received, saves=saves)
 
-    def ranks_available() -> int | None:
-        return None if several_hosts else count_gpus() or None
+        def ranks_available() -> int | None:
+            return None if several_hosts else count_gpus() or None
 
-    words = replace(words, ranks=words.ranks or ranks_from_environment())
-    # Find mistakes in the number of ranks before the recipe is read.
-    launch_command([], words.ranks, launcher_args, os.environ, count_gpus())
-    if words.command != TRAIN:
-        outcome = run(words)
-        if outcome.asked:
-            resumes = "; start it again to continue" if words.command == "features" else ""
-            say(f"{words.command} ended by {signal_name(outcome.code - 128)}{resumes}")
-        return outcome.code
-    if not several_hosts:
-        words = replace(words, ranks=words.ranks or count_gpus() or 1)
-    if words.ranks == 1:
+        if words.command != TRAIN:
+            outcome = run(words)
+            if outcome.asked:
+                resumes = "; start it again to continue" if words.command == "features" else ""
+                say(f"{words.command} ended by {signal_name(outcome.code - 128)}{resumes}")
+            return outcome.code
+        if not several_hosts:
+            words = replace(words, ranks=words.ranks or count_gpus() or 1)
+        if words.ranks != 1:
+            code, facts = read_facts(words, received)
+            return (
+                code
+                if facts is None
+                else run_with_restarts(run, words, lambda: facts, ranks_available)
+            )
+        # One rank can read the recipe itself, which saves the time of another process.
         with scratch_folder() as folder:
-            file = folder / "job.json"
+            file = folder / "facts.json"
+
+            def written_facts() -> RunFacts | None:
+                return RunFacts(**parse_json(file.read_text("utf-8"))) if file.exists() else None
+
             alone = partial(run, variables={JOB_FILE: str(file)})
-            return run_job(alone, words, lambda: job_in(file), ranks_available)
-    code, job = read_job(words, received)
-    return code if job is None else run_job(run, words, lambda: job, ranks_available)
+            return run_with_restarts(alone, words, written_facts, ranks_available)
 
 
-def job_in(file: Path) -> Job | None:
-    """What the only rank has written of its recipe."""
-    return Job(**parse_json(file.read_text(encoding="utf-8"))) if file.exists() else None
-
-
-def read_job(words: Words, received: Sequence[int]) -> tuple[int, Job | None]:
+def read_facts(words: Words, received: Sequence[int]) -> tuple[int, RunFacts | None]:
     """What the supervisor needs to know of a run on several ranks.
 
     Without it, the exit code: the recipe's mistakes were printed, or a signal arrived.
@@ -219,30 +137,10 @@ def read_job(words: Words, received: Sequence[int]) -> tuple[int, Job | None]:
         return code, None
     *printed, line = output.splitlines()
     try:
-        return 0, Job(**parse_json(line))
+        return 0, RunFacts(**parse_json(line))
     except ValueError:  # the output of an option such as --print_config
         tell("\n".join([*printed, line]))
         return 0, None
-
-
-def ranks_from_environment() -> int | None:
-    """The number in VLDS_RANKS, if set."""
-    text = os.environ.get("VLDS_RANKS")
-    return positive("VLDS_RANKS", text, "the number of ranks") if text else None
-
-
-def count_gpus() -> int:
-    """GPUs that this process may use. Imports torch only if there is a driver."""
-    if os.environ.get("DS_ACCELERATOR") == "cpu" or not has_gpu_driver():
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def rules_over_network(launcher_args: Sequence[str]) -> bool:
-    """True if the user chooses hosts and ports, and with them the number of ranks."""
-    return any(word.partition("=")[0] in OWN_NETWORK for word in launcher_args)
 
 
 def launch_command(
@@ -253,7 +151,10 @@ def launch_command(
     num_gpus: int,
 ) -> tuple[list[str], dict[str, str]]:
     """The command line and environment that start ranks of a Python program, given with its
-    arguments."""
+    arguments.
+
+    Errors: ValueError if there are fewer GPUs than ranks.
+    """
     env = without_rank(environment)
     visible = env.get("CUDA_VISIBLE_DEVICES", "")
     if num_gpus == 0:
@@ -267,31 +168,38 @@ def launch_command(
         )
     elif visible and ranks:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[:ranks])
+    # Else each rank would start a thread per core.
     threads = max(1, len(os.sched_getaffinity(0)) // (ranks or max(num_gpus, 1)))
     env.setdefault("OMP_NUM_THREADS", str(threads))
     set_quiet(env)
-    if launcher_args:
-        shortened = bool(visible) and num_gpus > 0
-        asked = None if shortened else ranks
-        return deepspeed_command(program, asked, launcher_args, num_gpus), env
-    count = str(ranks or max(num_gpus, 1))
-    local = [sys.executable, "-m", LOCAL, count, str(free_port())]
-    return [*local, sys.executable, "-u", *program], env
-
-
-def deepspeed_command(
-    program: Sequence[str], ranks: int | None, launcher_args: Sequence[str], num_gpus: int
-) -> list[str]:
-    """DeepSpeed's runner with the user's arguments. `ranks`: None if CUDA_VISIBLE_DEVICES decides,
-    which the runner ignores if it gets a number."""
+    if not launcher_args:
+        count = str(ranks or max(num_gpus, 1))
+        local = [sys.executable, "-m", LOCAL, count, str(free_port())]
+        return [*local, sys.executable, "-u", *program], env
     options = ["--log_level", "critical"]
+    # DeepSpeed's runner ignores CUDA_VISIBLE_DEVICES if it gets a number of ranks.
+    num = None if visible and num_gpus > 0 else ranks
     if not rules_over_network(launcher_args):
         options += ["--master_port", str(free_port())]
-        ranks = ranks or (1 if num_gpus == 0 else None)
-    if ranks:
-        options += ["--num_gpus", str(ranks)]
+        num = num or (1 if num_gpus == 0 else None)
+    if num:
+        options += ["--num_gpus", str(num)]
     module = ["--module", *program[1:]] if program[:1] == ["-m"] else program
-    return [sys.executable, "-m", RUNNER[-1], *options, *launcher_args, *module]
+    return [sys.executable, "-m", RUNNER[-1], *options, *launcher_args, *module], env
+
+
+def rules_over_network(launcher_args: Sequence[str]) -> bool:
+    """True if the user chooses hosts and ports, and with them the number of ranks."""
+    return any(word.partition("=")[0] in OWN_NETWORK for word in launcher_args)
+
+
+def count_gpus() -> int:
+    """GPUs that this process may use. Imports torch only if there is a driver."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not has_gpu_driver():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def free_port() -> int:
@@ -299,3 +207,71 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def run_with_restarts(
+    run: Run,
+    words: Words,
+    read_facts: Callable[[], RunFacts | None],
+    ranks_available: Callable[[], int | None],
+) -> int:
+    """Run `vlds train`, with restarts, and say how to continue it; the exit code.
+
+    `read_facts`: called after the first try; None if that did not come to know its recipe.
+    `ranks_available`: how many ranks could start now; None if the user's launcher arguments decide
+    that.
+    """
+    outcome, restarts = run(words), 0
+    if (facts := read_facts()) is None:
+        if outcome.code not in (0, MISTAKE):
+            say(f"{what_happened(outcome.code)} before its recipe was read: start it again")
+        return outcome.code
+    states = Path(facts.output) / "state"
+    while restarts < words.restarts and not (outcome.asked or outcome.code in FINAL):
+        restarts += 1
+        words = next_try(words, facts, ranks_available())
+        ranks = "" if words.ranks is None else f" on {words.ranks} rank{'s' * (words.ranks > 1)}"
+        state, _ = newest(states)
+        origin = f"from {state}" if state else "from the beginning: no state was saved yet"
+        happened = what_happened(outcome.code)
+        say(f"{happened}; restart {restarts} of {words.restarts}{ranks}, {origin}")
+        outcome = run(words)
+    state, _ = newest(states)
+    # The run itself has said how to continue if it stopped at a signal, and what is wrong with it
+    # if that is a mistake.
+    if outcome.code == 0 or outcome.stopped or (outcome.code == MISTAKE and state is None):
+        return outcome.code
+    if state is not None:
+        first = "when that is fixed, " if outcome.code == MISTAKE else ""
+        advice = f"{first}{RESUME} continues from {state}"
+    elif state_folders(states):
+        advice = f"none of the states in {states} is whole"
+    else:
+        advice = "no state was saved yet: start it again"
+    tries = f", after {restarts} restart{'s' * (restarts > 1)}" if restarts else ""
+    say(f"{what_happened(outcome.code)}{tries}; {advice}")
+    return outcome.code
+
+
+def next_try(words: Words, facts: RunFacts, available: int | None) -> Words:
+    """The command line that resumes the run, on the ranks that are left. It has no --profile: too
+    few steps may be left for that."""
+    words = replace(words, resume="auto", profile=0)
+    if words.ranks is None or available is None or available >= words.ranks:
+        return words
+    rest = words.rest
+    if facts.micro_batch_size is None:
+        # On fewer ranks each one's share of the batch grows. The old share is known to fit into
+        # memory, so keep it and accumulate gradients.
+        share = -(-facts.largest_batch // words.ranks)
+        rest = (*rest, "--data.micro_batch_size", str(share))
+    return replace(words, rest=rest, ranks=max(available, 1))
+
+
+def what_happened(code: int) -> str:
+    """An exit code in words."""
+    if code == 128 + signal.SIGKILL:
+        return f"the run ended, one of its processes was {KILLED}"
+    if code > 128 and code - 128 in set(signal.Signals):
+        return f"the run ended by {signal_name(code - 128)}"
+    return f"the run ended with exit code {code}"

@@ -1,8 +1,15 @@
-"""Owns the processes of a run: starts the launcher in its own session, and ends it as a whole.
+"""Runs a command to its end, and ends it as a whole: how a signal ends a run.
 
-A launcher that is killed leaves its ranks behind, and DeepSpeed's passes no signals on. So the
-supervisor asks the ranks to save and end, kills what is left after a grace time, and reports the
-signal in its exit code. If the supervisor itself dies, the ranks notice (`rank.watch_launcher`).
+The process that the user starts supervises the run. Who ends whom:
+
+- The user asks the supervisor (Ctrl-C, SIGTERM, SIGHUP). It passes the signal to the ranks alone,
+  which save and end with 128 + n; the launcher then ends. After VLDS_GRACE_S seconds, or at a
+  second Ctrl-C, it kills every process of the session.
+- A rank fails: the launcher (local.py) sends SIGTERM to the others and ends with that rank's code.
+  The supervisor gives them the same grace time, since DeepSpeed's launcher leaves ranks behind.
+- The launcher or the supervisor dies: the ranks notice (`rank.watch_launcher`), save and end.
+
+`supervise` runs the ranks of a run, and `run_stage` a whole command of the demo or a sweep.
 """
 
 from __future__ import annotations
@@ -10,149 +17,23 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
-from vlds.cli import local
-from vlds.cli.local import SAVED
+from vlds.cli.local import SAVED, exit_code
 from vlds.runtime.folders import remove_abandoned
-from vlds.runtime.ranks import is_rank
-from vlds.runtime.terminal import tell
-from vlds.training.states import Resume
-
-# Parses the words of a command line about processes: how many ranks, whether a run resumes, how
-# often it is restarted. No other file parses them.
-
-
-TRAIN = "train"
-RANK_COMMANDS = (TRAIN, "evaluate", "predict", "features")
-"""Commands that start ranks."""
-WITHOUT_RANKS = ("--predictions", "--serve")
-"""Options of `evaluate` and `predict` that need no ranks."""
-HELP_WORDS = frozenset({"-h", "--help"})
-ALL_KEYS = "--help-all"
-"""Lists every key of a recipe."""
-RANKS, RESTARTS, RESUME, NEW_PHASE = "--ranks", "--restarts", "--resume", "--new_phase"
-PROFILE = "--profile"
-MOST_PROFILED = 50
-
-
-@dataclass(frozen=True)
-class Words:
-    """A command line, with the words about processes taken out."""
-
-    rest: tuple[str, ...]
-    """The command and all other words."""
-    ranks: int | None = None
-    restarts: int = 0
-    resume: Resume = False
-    new_phase: bool = False
-    profile: int = 0
-    """Steps to profile."""
-
-    @property
-    def command(self) -> str:
-        """The command; "" if there is none."""
-        return self.rest[0] if self.rest else ""
-
-    @property
-    def for_ranks(self) -> list[str]:
-        """The command line of each rank: only the supervisor needs --ranks and --restarts."""
-        resume = [RESUME, "auto"] if self.resume == "auto" else [RESUME] * bool(self.resume)
-        profile = [PROFILE, str(self.profile)] if self.profile else []
-        return [*self.rest, *resume, *[NEW_PHASE] * self.new_phase, *profile]
-
-    @property
-    def starts_ranks(self) -> bool:
-        """True if the command needs ranks; its help, scoring a file and serving do not."""
-        without = any(is_help(word) or option_of(word) in WITHOUT_RANKS for word in self.rest)
-        return self.command in RANK_COMMANDS and not without
-
-
-def split_words(arguments: Sequence[str]) -> Words:
-    """Take the words about processes out of a command line. `--ranks` stays in for commands that
-    start no ranks: it is an option of `plan` and `demo`.
-
-    Errors: ValueError for a wrong value, or an option that does not go with the command.
-    """
-    rest: list[str] = []
-    ranks, restarts, new_phase, profile = None, 0, False, 0
-    resume: Resume = False
-    unread = list(arguments)
-    while unread:
-        word = unread.pop(0)
-        command = rest[0] if rest else ""
-        if option_of(word) == RANKS and command in ("", *RANK_COMMANDS):
-            ranks = positive(RANKS, value_of(word, unread), "the number of ranks")
-        elif option_of(word) == RESTARTS:
-            restarts = times(command, value_of(word, unread))
-        elif option_of(word) == RESUME and command == TRAIN:
-            resume = resumes(word, unread)
-        elif word == NEW_PHASE and command == TRAIN:
-            new_phase = True
-        elif option_of(word) == PROFILE and command == TRAIN:
-            profile = steps_to_profile(value_of(word, unread))
-        else:
-            rest.append(word)
-    if new_phase and not resume:
-        raise ValueError(f"{NEW_PHASE}: goes with {RESUME}, because a new run has no earlier phase")
-    return Words(tuple(rest), ranks, restarts, resume, new_phase, profile)
-
-
-def option_of(word: str) -> str:
-    """`--name` of `--name=value`."""
-    return word.partition("=")[0]
-
-
-def is_help(word: str) -> bool:
-    """True if a word asks for help."""
-    return option_of(word) in (*HELP_WORDS, ALL_KEYS)
-
-
-def value_of(word: str, unread: list[str]) -> str:
-    """The value of an option: the text after `=`, or the next word, which leaves `unread`."""
-    _, equals, value = word.partition("=")
-    return value if equals else unread.pop(0) if unread else ""
-
-
-def times(command: str, text: str) -> int:
-    """The value of `--restarts`."""
-    if command != TRAIN:
-        raise ValueError(f"{RESTARTS}: goes with `vlds train` only")
-    if not text.isdecimal():
-        raise ValueError(f"{RESTARTS} is {text!r}; give a number, 0 or more")
-    return int(text)
-
-
-def steps_to_profile(text: str) -> int:
-    """The value of `--profile`."""
-    if (number := positive(PROFILE, text, "a number of steps")) > MOST_PROFILED:
-        why = "each step adds megabytes to memory and to the trace"
-        raise ValueError(f"{PROFILE} is {number}, but {why}; give at most {MOST_PROFILED}")
-    return number
-
-
-def resumes(word: str, unread: list[str]) -> Resume:
-    """The value of `--resume`, whose `auto` is optional."""
-    no_value = word == RESUME and bool(unread) and unread[0].startswith("-")
-    value = "" if no_value else value_of(word, unread)
-    if value not in ("", "auto"):
-        raise ValueError(f"{RESUME}: got {value!r}; give {RESUME} alone, or {RESUME} auto")
-    return "auto" if value == "auto" else True
-
-
-def positive(source: str, text: str, noun: str) -> int:
-    """A number, from the option or variable `source`."""
-    if not text.isdecimal() or int(text) == 0:
-        raise ValueError(f"{source} is {text!r}; give {noun}, 1 or more")
-    return int(text)
-
+from vlds.runtime.process import Interrupted, signals_collected
+from vlds.runtime.ranks import is_rank, without_rank
+from vlds.runtime.terminal import open_console, tell, visible
 
 SUPERVISOR = "VLDS_SUPERVISOR"
 """Environment variable that tells the ranks the supervisor's process id."""
@@ -162,6 +43,7 @@ POLL_S = 0.1
 PATIENCE_S = 1.0
 """Seconds after Ctrl-C until the user is told that processes are still ending."""
 GRACE_S = 120.0
+"""Default of VLDS_GRACE_S: seconds that ranks have to save and end."""
 PR_SET_CHILD_SUBREAPER = 36
 """From linux/prctl.h."""
 
@@ -187,9 +69,9 @@ def supervise(
 ) -> Outcome:
     """Run a launcher to its end, pass signals on, leave no process behind. `received` grows
     meanwhile (`signals_collected`). `saves`: the ranks save before they end."""
-    if received:
+    if received:  # before the start, as between a failure and a restart
         return Outcome(128 + received[0], asked=True)
-    group = Group(command, environment)
+    group = ProcessGroup(command, environment)
     deadline: float | None = None
     abandoned = told = False
     patience_s = min(PATIENCE_S, grace_s / 2)
@@ -197,9 +79,10 @@ def supervise(
         now = time.monotonic()
         if deadline is None:
             if received or group.code is not None:
+                # First a request, and the grace time runs. If the command has ended by itself,
+                # helpers, such as Python's resource tracker, may outlive it by a moment; ranks that
+                # do were abandoned by it.
                 deadline = now + grace_s
-                # Helpers, such as Python's resource tracker, may outlive the command by a moment;
-                # ranks that do were abandoned by it.
                 number = received[0] if received else signal.SIGTERM
                 abandoned = group.ask_to_end(number) and not received
         elif received.count(signal.SIGINT) > 1:
@@ -224,7 +107,8 @@ def supervise(
 def output_of(command: Sequence[str], received: Sequence[int]) -> tuple[int, str]:
     """Run a command to its end, or kill it when a signal is received; its exit code (128 + n for
     signal n) and its output."""
-    # In its own session, so that Ctrl-C in the terminal does not reach it directly.
+    # In its own session, so that Ctrl-C in the terminal does not reach it directly. It has nothing
+    # to save, so it gets no grace time.
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -238,13 +122,7 @@ def output_of(command: Sequence[str], received: Sequence[int]) -> tuple[int, str
     return 128 + received[0] if received else exit_code(process.returncode), output
 
 
-def exit_code(code: int) -> int:
-    """128 + n for a death by signal n, which subprocess reports as -n and DeepSpeed's launcher as
-    256 - n."""
-    return local.exit_code(code - 256 if code > 192 else code)
-
-
-class Group:
+class ProcessGroup:
     """A command in its own session, with every process that it started."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -275,8 +153,12 @@ class Group:
         """Send a signal to the ranks alone, because their loader workers and launchers must outlive
         the saving; True if there are any. If there are none, all processes get it; DeepSpeed's
         runner gets SIGTERM, since it answers Ctrl-C with a traceback."""
-        members = [process for process in psutil.process_iter() if self._holds(process)]
-        ranks = [process for process in members if is_rank_itself(process)]
+        # All are found before one is asked: once a rank has ended, its children look like ranks.
+        ranks = []
+        for process in psutil.process_iter():
+            with suppress(ProcessLookupError, PermissionError):
+                if os.getpgid(process.pid) == self._process.pid and is_rank_itself(process):
+                    ranks.append(process)
         for process in ranks:
             with suppress(psutil.Error):
                 process.send_signal(number)
@@ -288,11 +170,6 @@ class Group:
         """Send a signal to every process of the session."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
-
-    def _holds(self, process: psutil.Process) -> bool:
-        with suppress(ProcessLookupError, PermissionError):
-            return os.getpgid(process.pid) == self._process.pid
-        return False
 
 
 def is_rank_itself(process: psutil.Process) -> bool:
@@ -319,3 +196,69 @@ def grace_from_environment() -> float:
     if not 0 <= seconds < math.inf:
         raise ValueError(f"VLDS_GRACE_S is {text!r}; give a number of seconds, 0 or more")
     return seconds
+
+
+# Whole commands, one after another, each under a heading: the demo's, and those of a sweep.
+
+BOUND = """
+import os, signal, sys
+from vlds.runtime.process import end_with_parent
+end_with_parent(signal.SIGTERM)
+try:
+    os.execvp(sys.argv[1], sys.argv[1:])
+except OSError as error:
+    sys.exit(f"{sys.argv[1]}: {error.strerror}")
+"""
+"""Becomes the command that follows it, which the system asks to end when this process is killed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command."""
+
+    purpose: str
+    product: Path
+    """What it writes last; if it exists, the command is not run again."""
+    command: list[str]
+
+
+class StageError(Exception):
+    """A command has failed and has printed the reason."""
+
+
+def run_stage(stage: Stage, position: str, variables: Mapping[str, str]) -> None:
+    """Print a command, and run it with further environment `variables`; pass signals on to it.
+
+    Errors: StageError if it fails; Interrupted if a signal ended it.
+    """
+    say_stage(stage, position)
+    started = time.monotonic()
+    environment = {**without_rank(os.environ), **variables}
+    with signals_collected() as received:
+        command = [sys.executable, "-c", BOUND, *stage.command]
+        outcome = supervise(command, environment, 2 * grace_from_environment(), received)
+    if outcome.asked:
+        raise Interrupted(received[0])
+    if outcome.code:
+        raise StageError(f"`{as_typed(stage.command)}` ended with exit code {outcome.code}")
+    tell(f"({time.monotonic() - started:.0f} s)", flush=True)
+
+
+def say_stage(stage: Stage, position: str) -> None:
+    """Print what a command is for, and the command as the user would type it."""
+    console = open_console()
+    console.rule(f"[bold]{position}: {stage.purpose}", align="left")
+    # The terminal itself wraps a long line, so that it can be copied as one.
+    console.print(visible(as_typed(stage.command)), markup=False, soft_wrap=True)
+
+
+def vlds(*words: object) -> list[str]:
+    """Command line of one of our own commands."""
+    return [sys.executable, "-m", "vlds", *map(str, words)]
+
+
+def as_typed(command: Sequence[str]) -> str:
+    """A command line as the user would type it."""
+    if list(command[:3]) == vlds():
+        return shlex.join(["vlds", *command[3:]])
+    return shlex.join(["python", *command[1:]] if command[0] == sys.executable else command)

@@ -1,8 +1,13 @@
-"""Does what is missing of a sweep, part by part; other processes may do the same beside it."""
+"""Does what is missing of a sweep, part by part; other processes may do the same beside it.
+
+At most one process on all hosts does a part at a time. Its claim is a folder that it has made,
+which every file system does for one process alone, and holds (`folder_lock`). The system releases
+the claim of a dead process of this host; that of another host is taken over when it has given no
+sign of life for a while.
+"""
 
 from __future__ import annotations
 
-import math
 import shlex
 import shutil
 import sys
@@ -13,29 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vlds.cli.rank import Stage, StageError, run_stage, vlds
-from vlds.cli.supervisor import grace_from_environment
-from vlds.evaluation.sources import training_sources, with_lists
-from vlds.plan import Machine, forecast_or_reason, plan_recipe
-from vlds.plan.forecast import Duration
-from vlds.recipe.config import Recipe
+from vlds.cli.supervisor import Stage, StageError, grace_from_environment, run_stage, vlds
 from vlds.report.sweep import Preparation, Sweep, SweepRun, folder_name, preparations, prepared_run
-from vlds.report.tables import Cell, Table, TableRow, terminal_table
 from vlds.runtime.disk import CannotWrite, make_folder, writable
 from vlds.runtime.files import read_text, write_whole
 from vlds.runtime.folders import ABANDONED_S, NAME, FolderInUse, folder_lock
-from vlds.runtime.json_files import read_metric_lines
-from vlds.runtime.terminal import duration_text, open_console, tell
-from vlds.training.prepare import number_of_steps
-
-# Who does which part of a sweep: at most one process on all hosts does a part at a time.
-#
-# A claim is a folder that its process has made, which every file system does for one process alone,
-# and holds (`folder_lock`). The system releases the claim of a dead process of this host; that of
-# another host is taken over when it has given no sign of life for a while.
-
+from vlds.runtime.terminal import tell
 
 POLL_S = 0.1
+CLAIMS, FAILED, MADE = "claims", "failed", "made"
+"""Folders of a sweep: who does what, what has failed, and the commands that have prepared."""
+OURS = {"vlds": vlds(), "python": [sys.executable]}
+"""Program in a command -> what it stands for: the vlds and the Python that run the sweep."""
+PREPARE_POLL_S = 2.0
+"""Seconds between two looks at what another process prepares."""
 
 
 @contextmanager
@@ -46,45 +42,33 @@ def claim(folder: Path) -> Iterator[None]:
     """
     try:
         with ExitStack() as held:
-            while not is_taken(folder, held):
-                pass  # another process has just released it
+            is_taken = False
+            while not is_taken:
+                with writable(folder):
+                    make_folder(folder.parent)
+                    try:
+                        folder.mkdir()
+                        is_new = True
+                    except FileExistsError:
+                        is_new = False
+                # Its maker may not have locked it yet, or be dead. The folder's date tells
+                # neither: clocks of hosts differ.
+                deadline = time.monotonic() + (0 if is_new else ABANDONED_S)
+                while (
+                    folder.exists() and not (folder / NAME).exists() and time.monotonic() < deadline
+                ):
+                    time.sleep(POLL_S)
+                try:
+                    held.enter_context(folder_lock(folder))
+                    is_taken = True
+                except CannotWrite:
+                    if folder.exists():
+                        raise
+                    # Another process has just released it, and removed the folder.
             yield
     finally:
         with suppress(OSError):  # it is not empty if another process holds it
             folder.rmdir()
-
-
-def is_taken(folder: Path, held: ExitStack) -> bool:
-    """Take a claim; False if its folder was removed meanwhile. Errors as `claim` has them."""
-    with writable(folder):
-        make_folder(folder.parent)
-        is_new = made(folder)
-    if not is_new:
-        wait_for_maker(folder)
-    try:
-        held.enter_context(folder_lock(folder))
-    except CannotWrite:
-        if folder.exists():
-            raise
-        return False
-    return True
-
-
-def made(folder: Path) -> bool:
-    """Make a folder; False if it is there already."""
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        return False
-    return True
-
-
-def wait_for_maker(folder: Path) -> None:
-    """Wait while a process may have made the folder and not locked it yet; it may be dead, too. The
-    folder's date tells neither: clocks of hosts differ."""
-    deadline = time.monotonic() + ABANDONED_S
-    while folder.exists() and not (folder / NAME).exists() and time.monotonic() < deadline:
-        time.sleep(POLL_S)
 
 
 def is_claimed(folder: Path) -> bool:
@@ -109,112 +93,7 @@ def wait_until_free(folder: Path, seconds: float) -> None:
         time.sleep(1)
 
 
-# What a sweep will do, and how long that takes.
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """How long a row's runs train."""
-
-    run: float | None = None
-    """Seconds of a whole run; None if they are not known."""
-    left: float | None = 0.0
-    """Seconds of all of the row's runs that are left."""
-    is_measured: bool = False
-    """True if a run of this row told it, False if the step was rehearsed."""
-    reason: str = ""
-    """Why nothing is known."""
-
-
-def say_agenda(
-    file: str, sweep: Sweep, work: Work, runs: Sequence[SweepRun], num_ranks: int, at_once: int
-) -> None:
-    """Print what is done, what is left and its time."""
-    by_row = {row: [run for run in runs if run.row == row] for row in sweep.rows}
-    estimates = {row: estimate(of_row, num_ranks) for row, of_row in by_row.items()}
-    rows = []
-    for row, of_row in by_row.items():
-        done = sum(run.is_done for run in of_row)
-        started = sum(run.is_started and not run.is_done for run in of_row)
-        known = estimates[row]
-        cells = [f"{done} of {len(of_row)}", str(started), time_text(known.run), left_text(known)]
-        rows.append(TableRow(row, [Cell(text) for text in cells]))
-    table = Table(["row", "done", "begun", "a run trains", "left"], rows)
-    tell(f"{file}: {len(runs)} runs, in {sweep.output}")
-    open_console().print(terminal_table(table))
-    if missing := sum(not part.is_done for part in work.preparations):
-        tell(f"{missing} of {len(work.preparations)} preparations come first")
-    on = f"{num_ranks} rank{'s' * (num_ranks > 1)}"
-    left = [known.left for known in estimates.values()]
-    for reason in dict.fromkeys(known.reason for known in estimates.values() if known.reason):
-        of = ", ".join(row for row, known in estimates.items() if known.reason == reason)
-        tell(f"the time of {of} is not known yet: {reason}")
-    if total := sum(seconds for seconds in left if seconds is not None):
-        how = "one run after another" if at_once == 1 else f"{at_once} runs at a time"
-        tell(f"training alone: about {duration_text(total / at_once)} on {on}, {how}")
-
-
-def time_text(seconds: float | None) -> str:
-    """A time; a dash if it is not known."""
-    return "-" if seconds is None else duration_text(seconds)
-
-
-def left_text(known: Estimate) -> str:
-    """What is left, and how that is known."""
-    if not known.left:
-        return time_text(known.left)
-    return f"{duration_text(known.left)}{'' if known.is_measured else ' (rehearsed)'}"
-
-
-def estimate(runs: Sequence[SweepRun], num_ranks: int) -> Estimate:
-    """The time of a row's runs, from what some have logged, or else from a rehearsed step."""
-    missing = [run for run in runs if not run.is_trained]
-    measured = [seconds for run in runs if (seconds := logged_step(run))]
-    recipe = runs[0].recipe
-    if not missing and not measured:
-        return Estimate()
-    try:
-        steps = number_of_steps(recipe, training_sources(recipe))
-    except ValueError as error:
-        return Estimate(left=None if missing else 0.0, reason=str(error))
-    step = min(measured) if measured else rehearsed_step(recipe, num_ranks)
-    if isinstance(step, str):
-        return Estimate(left=None, reason=step)
-    left = sum(max(0, steps - run.steps_done) for run in missing)
-    return Estimate(steps * step, left * step, is_measured=bool(measured))
-
-
-def logged_step(run: SweepRun) -> float | None:
-    """Seconds of a step, as a run has logged them."""
-    lines = [line for _, line in read_metric_lines(run.folder / "metrics.jsonl").lines]
-    seconds = sum(line.get("seconds", 0.0) for line in lines)
-    steps = max((line["step"] for line in lines), default=0)
-    return seconds / steps if steps > 0 and 0 < seconds < math.inf else None
-
-
-def rehearsed_step(recipe: Recipe, num_ranks: int) -> float | str:
-    """Seconds of a step on this machine as `vlds plan` finds them, or why they are not known."""
-    try:
-        recipe = with_lists(recipe)
-        (plan,) = plan_recipe(recipe, [num_ranks])
-        machine = Machine()
-        forecast = forecast_or_reason(recipe, num_ranks, on_gpu=not machine.is_here)
-        if isinstance(forecast, str):
-            return forecast
-        return Duration.of(plan, recipe, forecast, machine).step
-    except ValueError as error:
-        return str(error)
-
-
-CLAIMS, FAILED, MADE = "claims", "failed", "made"
-"""Folders of a sweep: who does what, what has failed, and the commands that have prepared."""
-OURS = {"vlds": vlds(), "python": [sys.executable]}
-"""Program in a command -> what it stands for: the vlds and the Python that run the sweep."""
-PREPARE_POLL_S = 2.0
-"""Seconds between two looks at what another process prepares."""
-
-
-class Part(Protocol):
+class SweepPart(Protocol):
     """What one process does at a time."""
 
     @property
@@ -245,17 +124,14 @@ class PreparePart:
 
     @property
     def name(self) -> str:
-        """For people, and for the claim."""
         return f"prepare {self.product}"
 
     @property
     def command(self) -> str:
-        """The command in one line."""
         return shlex.join(self.words)
 
     @property
     def is_done(self) -> bool:
-        """True if nothing is left to do."""
         return self.product.exists()
 
     def check(self) -> None:
@@ -277,7 +153,6 @@ class PreparePart:
         )
 
     def stages(self, ranks: Sequence[str]) -> Iterator[Stage]:
-        """The command."""
         program, *rest = self.words
         write_whole(self.record, f"{self.command}\n")
         yield Stage(self.name, self.product, [*OURS.get(program, [program]), *rest])
@@ -296,17 +171,14 @@ class RunPart:
 
     @property
     def name(self) -> str:
-        """For people, and for the claim."""
         return self.run.name
 
     @property
     def needs(self) -> Sequence[Path]:
-        """What must be prepared before."""
         return self.run.needs
 
     @property
     def is_done(self) -> bool:
-        """True if nothing is left to do."""
         return self.run.is_done
 
     def stages(self, ranks: Sequence[str]) -> Iterator[Stage]:
@@ -350,14 +222,14 @@ def preparation_parts(sweep: Sweep) -> list[PreparePart | RunPart]:
     return parts
 
 
-class Work:
+class SweepWork:
     """The parts of a sweep, and what this process knows of them."""
 
     def __init__(self, sweep: Sweep, runs: Sequence[SweepRun]) -> None:
         self.folder = Path(sweep.output)
         self.preparations = preparation_parts(sweep)
         self.runs = [RunPart(run) for run in runs]
-        self.parts: list[Part] = [*self.preparations, *self.runs]
+        self.parts: list[SweepPart] = [*self.preparations, *self.runs]
         self.failed: dict[str, str] = {}
         """Name of a part -> why it failed or cannot start, in words."""
         self._done: set[str] = set()
@@ -373,71 +245,63 @@ class Work:
         while most is None or tried < most:
             if (part := self._do_one(ranks)) is not None:
                 tried += part in self.runs
-            elif self._is_blocked():
+            elif any(not need.exists() for part in self.missing for need in part.needs):
                 time.sleep(PREPARE_POLL_S)
             else:
                 return
 
     @property
-    def missing(self) -> list[Part]:
+    def missing(self) -> list[SweepPart]:
         """The parts that are neither done nor failed, those that nobody does first."""
         for part in self.parts:
             if part.name not in self._done and part.is_done:
                 self._done.add(part.name)
             elif part.name not in self.failed:
-                self._note_failure(part)
+                # Another process may have failed at it since this one began.
+                with suppress(FileNotFoundError):
+                    if self._mark_of(part) not in (None, self._earlier[part.name]):
+                        reason = read_text(self._place(FAILED, part)).strip()
+                        self.failed[part.name] = f"in another process: {reason}"
+                for other in self.preparations:
+                    if other.product in part.needs and other.name in self.failed:
+                        self.failed[part.name] = f"cannot start without {other.name}"
         known = self._done | self.failed.keys()
         missing = [part for part in self.parts if part.name not in known]
         # To look at a claim of another host may take a while.
         return sorted(missing, key=lambda part: is_claimed(self._place(CLAIMS, part)))
 
-    def _do_one(self, ranks: Sequence[str]) -> Part | None:
-        """Do the first part that can be done; None if there is none."""
+    def _do_one(self, ranks: Sequence[str]) -> SweepPart | None:
+        """Do the first part that can be done; None if there is none. A failure is noted, for other
+        processes in a file."""
         for part in self.missing:
-            if all(need.exists() for need in part.needs):
-                with suppress(FolderInUse), claim(self._place(CLAIMS, part)):
+            if not all(need.exists() for need in part.needs):
+                continue
+            with suppress(FolderInUse), claim(self._place(CLAIMS, part)):
+                if part.is_done:  # by another process, since `missing` has looked
+                    continue
+                mark = self._place(FAILED, part)
+                mark.unlink(missing_ok=True)
+                try:
+                    for stage in part.stages(ranks):
+                        run_stage(stage, f"{self.parts.index(part) + 1} of {len(self.parts)}", {})
                     if not part.is_done:
-                        self._attempt(part, ranks)
-                        return part
+                        raise StageError("its commands have ended, but what they make is not there")
+                except (StageError, ValueError) as error:
+                    self.failed[part.name] = str(error)
+                    write_whole(mark, f"{error}\n")
+                    tell(f"vlds sweep: {part.name}: {error}", error=True, flush=True)
+                return part
         return None
 
-    def _attempt(self, part: Part, ranks: Sequence[str]) -> None:
-        mark = self._place(FAILED, part)
-        mark.unlink(missing_ok=True)
-        try:
-            for stage in part.stages(ranks):
-                run_stage(stage, f"{self.parts.index(part) + 1} of {len(self.parts)}", {})
-            if not part.is_done:
-                raise StageError("its commands have ended, but what they make is not there")
-        except (StageError, ValueError) as error:
-            self.failed[part.name] = str(error)
-            write_whole(mark, f"{error}\n")
-            tell(f"vlds sweep: {part.name}: {error}", error=True, flush=True)
-
-    def _note_failure(self, part: Part) -> None:
-        """Remember a part that another process has failed at since this one began, or whose
-        preparation has failed."""
-        with suppress(FileNotFoundError):
-            if self._mark_of(part) not in (None, self._earlier[part.name]):
-                reason = read_text(self._place(FAILED, part)).strip()
-                self.failed[part.name] = f"in another process: {reason}"
-        for other in self.preparations:
-            if other.product in part.needs and other.name in self.failed:
-                self.failed[part.name] = f"cannot start without {other.name}"
-
-    def _mark_of(self, part: Part) -> tuple[int, int] | None:
-        """Which mark says that a part has failed: each failure writes a new file. None if there is
-        none."""
+    def _mark_of(self, part: SweepPart) -> tuple[int, int] | None:
+        """Identifies the file that says that a part has failed: each failure writes a new one. None
+        if there is none."""
         try:
             stat = self._place(FAILED, part).stat()
         except FileNotFoundError:
             return None
         return stat.st_ino, stat.st_mtime_ns
 
-    def _is_blocked(self) -> bool:
-        """True if a part waits for what another process prepares."""
-        return any(not need.exists() for part in self.missing for need in part.needs)
-
-    def _place(self, folder: str, part: Part) -> Path:
+    def _place(self, folder: str, part: SweepPart) -> Path:
         """A path of this part below one of the sweep's folders."""
         return self.folder / folder / folder_name(part.name)

@@ -1,11 +1,13 @@
-"""The commands that let a run answer: evaluate and predict."""
+"""The commands that use runs: `evaluate` and `predict` let one answer; `report`, `sweep` and
+`compare` make tables of several.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from vlds.cli.help_texts import command_parser
+from vlds.cli.words import command_parser
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.terminal import complain, tell
 
@@ -14,6 +16,9 @@ SPLIT_HELP = (
     "read the data sets that the run's tasks list under `evaluate` or `test`; results on test data "
     "are named TASK.test"
 )
+RUN_KEYS = """\
+change keys of the run's recipe, as in `vlds train`: keys of its tasks and data, such as
+--tasks.vqa.decoding.answers FILE or --data.eval_batch_size 16"""
 
 
 def with_run(
@@ -24,6 +29,7 @@ def with_run(
 
     Errors: ValueError if no run is named, or several are, where the command needs one.
     """
+    # The numbers of the words that no option before them may take as its value.
     before = ["", *keys]
     words = [
         number
@@ -33,6 +39,7 @@ def with_run(
     needs_run = not getattr(options, "predictions", None)
     if words and needs_run and options.run is None:
         options.run = Path(keys.pop(words.pop(0)))
+        # The others stood behind it, and have moved up by one.
         words = [number - 1 for number in words]
     if words:
         raise ValueError(
@@ -46,9 +53,19 @@ def with_run(
     return options, keys
 
 
-def evaluate_parser() -> CommandParser:
-    """The parser of `vlds evaluate`."""
-    parser = command_parser(evaluate, accepts_keys=True)
+def evaluate(arguments: list[str]) -> int:
+    """Score a run on data sets, or score a file of predictions.
+
+    vlds evaluate runs/vqa
+    vlds evaluate runs/vqa --data shards/mine --out scores
+    vlds evaluate --predictions answers.json --data shards/vqav2-val
+    """
+    parser = command_parser(
+        evaluate,
+        accepts_keys=True,
+        epilog=f"With --run, further options {RUN_KEYS}. With --predictions, they are fields of "
+        "the task class, such as --choices FILE of GQA.",
+    )
     parser.needed = ["--run"]
     parser.usage = """%(prog)s RUN [options]
        %(prog)s --predictions FILE [FILE ...] [options]"""
@@ -81,17 +98,6 @@ def evaluate_parser() -> CommandParser:
         help="where to write predictions and scores; default: RUN/predictions; with --predictions, "
         "nothing is written by default",
     )  # fmt: skip
-    return parser
-
-
-def evaluate(arguments: list[str]) -> int:
-    """Score a run on data sets, or score a file of predictions.
-
-    vlds evaluate runs/vqa
-    vlds evaluate runs/vqa --data shards/mine --out scores
-    vlds evaluate --predictions answers.json --data shards/vqav2-val
-    """
-    parser = evaluate_parser()
     options, keys = with_run(parser, *parser.parse_known_args(arguments))
     if options.predictions:
         from vlds.evaluation.prediction_files import score_file
@@ -108,9 +114,14 @@ def evaluate(arguments: list[str]) -> int:
     return answer_sets(options.run, options.data, options.split, options.out, keys, score=True)
 
 
-def predict_parser() -> CommandParser:
-    """The parser of `vlds predict`."""
-    parser = command_parser(predict, accepts_keys=True)
+def predict(arguments: list[str]) -> int:
+    """Answer a question about pictures, describe them, or write leaderboard files.
+
+    vlds predict runs/vqa --image beach.jpg --question "Is it raining?"
+    vlds predict runs/vqa --serve
+    vlds predict runs/vqa --split test --out answers
+    """
+    parser = command_parser(predict, accepts_keys=True, epilog=f"Further options {RUN_KEYS}.")
     parser.needed = ["--run"]
     parser.usage = """%(prog)s RUN [options]
             (--image FILE ... | --data DATASET ... | --split LIST ... | --serve)"""
@@ -145,32 +156,7 @@ def predict_parser() -> CommandParser:
         help="with --data or --split: where to write predictions and leaderboard files; default: "
         "RUN/predictions",
     )  # fmt: skip
-    return parser
-
-
-def predict(arguments: list[str]) -> int:
-    """Answer a question about pictures, describe them, or write leaderboard files.
-
-    vlds predict runs/vqa --image beach.jpg --question "Is it raining?"
-    vlds predict runs/vqa --serve
-    vlds predict runs/vqa --split test --out answers
-    """
-    parser = predict_parser()
     options, keys = with_run(parser, *parser.parse_known_args(arguments))
-    check_predict(options)
-    if options.serve:
-        from vlds.evaluation.serve import serve
-
-        return serve(options.run, DEFAULT_PORT if options.port is None else options.port, keys)
-    from vlds.evaluation.inference import answer_sets, predict_one
-
-    if options.image:
-        return predict_one(options.run, options.image, options.question, options.task, keys)
-    return answer_sets(options.run, options.data, options.split, options.out, keys, score=False)
-
-
-def check_predict(options: argparse.Namespace) -> None:
-    """Errors: ValueError for options that do not go with what is asked about."""
     if options.port is not None and not options.serve:
         raise ValueError("--port: goes with --serve")
     for name in ("question", "task"):
@@ -181,9 +167,15 @@ def check_predict(options: argparse.Namespace) -> None:
             )
     if options.out and not (options.data or options.split):
         raise ValueError("--out: goes with --data or --split; other answers are not written")
+    if options.serve:
+        from vlds.evaluation.serve import serve
 
+        return serve(options.run, DEFAULT_PORT if options.port is None else options.port, keys)
+    from vlds.evaluation.inference import answer_sets, predict_one
 
-# The commands that make tables of several runs: report, sweep and compare.
+    if options.image:
+        return predict_one(options.run, options.image, options.question, options.task, keys)
+    return answer_sets(options.run, options.data, options.split, options.out, keys, score=False)
 
 
 def report(arguments: list[str]) -> int:
@@ -234,7 +226,12 @@ def sweep(arguments: list[str]) -> int:
     vlds sweep my_table.yaml --ranks 8
     vlds sweep sweeps/demo.yaml --at-once 2
     """
-    parser = command_parser(sweep, accepts_keys=True)
+    parser = command_parser(
+        sweep,
+        accepts_keys=True,
+        epilog="Further options are keys of the file, such as --seeds '[0]' or "
+        "--overrides.training.steps 10.",
+    )
     parser.add_argument("file", metavar="SWEEP", help="a YAML file of yours, or one of vlds")
     parser.add_argument(
         "--ranks", metavar="N",
@@ -265,7 +262,11 @@ def compare(arguments: list[str]) -> int:
     vlds compare sweeps/demo.yaml
     vlds compare runs/r8-* runs/full-* --format md
     """
-    parser = command_parser(compare, accepts_keys=True)
+    parser = command_parser(
+        compare,
+        accepts_keys=True,
+        epilog="With a sweep, further options are keys of its file, as in `vlds sweep`.",
+    )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN",
         help="run folders, of which those that differ in the seed alone make a row; or one sweep",

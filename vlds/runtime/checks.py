@@ -1,4 +1,6 @@
-"""Checks of numbers from users and files."""
+"""Checks of values from users and files: the bounds of numbers, stated in a field's type, and near
+names for a misspelt one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,6 @@ from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
 
 LARGEST = 1 << 63
 """Bound of whole numbers in files: larger ones do not fit NumPy, and some not even a float."""
-
 MOST_BITS = 64
 LARGEST_SETTING = 10**15
 """Bound of a recipe's numbers: steps times examples must fit 64 bits too."""
@@ -18,15 +19,15 @@ LARGEST_SETTING = 10**15
 
 @dataclass(frozen=True, repr=False)
 class Limits:
-    """Bounds of a number in a recipe. They stand in its type, next to its name, where a new field
-    gets one too."""
+    """Bounds of a number in a recipe. They are part of the field's type (`Count`, `Share`, ...), so
+    that a new field has some too."""
 
     least: float
     most: float = LARGEST_SETTING
     above_least: bool = False
-    """The least itself is out."""
+    """True if `least` itself is not allowed."""
     below_most: bool = False
-    """The most itself is out."""
+    """True if `most` itself is not allowed."""
 
     def hold(self, value: float) -> bool:
         """True for a number within the bounds; NaN and infinities never are."""
@@ -70,7 +71,7 @@ def number_faults(value: Any, hint: Any) -> Iterator[str]:
     if isinstance(value, (list, tuple)):
         for entry in value if limits is not None else ():
             yield from number_faults(entry, hint)
-    elif not isinstance(value, (int, float)) or isinstance(value, bool):
+    elif not isinstance(value, (int, float)) or isinstance(value, bool):  # to Python, True is 1
         if limits is not None and value is not None:
             yield f"got {value!r:.100}; give {limits}"
     elif value != value or abs(value) == math.inf:
@@ -140,9 +141,6 @@ def check_leaves(tree: object) -> None:
             raise ValueError(f"{name}: got {value!r:.100}, which holds a NUL; leave it out")
 
 
-# Guesses which known name a misspelt one means.
-
-
 def guess(name: str, known: Iterable[str], prefix: str = "") -> str:
     """'did you mean ...? ' if a known name is close, else ''."""
     close = closest(name, known)
@@ -154,6 +152,8 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     it or the reverse (r, step), or differs in a few letters; None if there is none."""
     names = list(known)
     word = name.lower()
+    # The first rule that a name meets wins: "lr" is short for learning_rate, though nearer in
+    # letters to others.
     rules: list[Callable[[str], bool]] = [
         lambda other: other.lower() == word,
         lambda other: "".join(part[:1] for part in other.lower().split("_")) == word,
@@ -164,12 +164,9 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
-# What a module makes for one batch and another one reads.
-
-
 class MadeForBatch:
-    """What a module has made for the running batch. The model's state does not hold it: a copy of
-    the model starts without it."""
+    """What a module has made for the running batch, and another one reads. The model's state does
+    not hold it: a copy of the model starts without it."""
 
     def __init__(self) -> None:
         self.value: Any = None

@@ -1,7 +1,7 @@
 """Argument parsers whose help fits 80 columns and whose errors are one line.
 
 `vlds evaluate --rnu runs/vqa` says "--rnu: no such option; did you mean '--run'?" where argparse
-would print its usage and complain about --run.
+would print its usage and complain about --run. All other words about mistakes are argparse's.
 """
 
 from __future__ import annotations
@@ -17,13 +17,8 @@ from typing import Any, NoReturn
 from vlds.runtime.checks import closest, guess
 
 WIDTH = 80
-CHOICE = re.compile(r"argument (\S+): invalid choice: '?(.*?)'? \(choose from (.*)\)", re.DOTALL)
-NUMBER = re.compile(r"argument (\S+): invalid (int|float) value: (.*)", re.DOTALL)
-MISSING = re.compile(r"the following arguments are required: (.*)")
-ONE_MISSING = re.compile(r"one of the arguments (.*) is required")
-UNKNOWN = re.compile(r"unrecognized arguments: (.*)", re.DOTALL)
-ARGUMENT = re.compile(r"\bargument (?=\S)")
-NUMBERS = {"int": "a whole number", "float": "a number"}
+MISSING = ("the following arguments are required", "one of the arguments")
+"""How argparse begins when a required option is not there."""
 
 
 def description_of(command: Callable[..., object]) -> str:
@@ -43,7 +38,9 @@ class HelpPage(argparse.HelpFormatter):
         paragraphs = []
         for paragraph in text.strip("\n").split("\n\n"):
             if not paragraph.startswith("  "):
-                paragraph = textwrap.fill(" ".join(paragraph.split()), width)
+                paragraph = textwrap.fill(
+                    " ".join(paragraph.split()), width, break_on_hyphens=False
+                )
             paragraphs.append(textwrap.indent(paragraph, indent))
         return "\n\n".join(paragraphs)
 
@@ -75,46 +72,33 @@ class CommandParser(argparse.ArgumentParser):
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Raise a ValueError that names the first of some unknown words."""
-        self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        word = unknown[0]
+        self.error(self._no_such(word) if word[:1] == "-" else f"{word!r}: unexpected word")
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse complains about as a ValueError, without the usage."""
-        mistake = self._explain(message)
+        mistake = re.sub(r"\bargument (?=\S)", "", message)
+        if message.startswith(MISSING):
+            # A required option may be there, but misspelt.
+            names = [word.partition("=")[0] for word in self.words if word.startswith("--")]
+            unknown = [name for name in names if not any(o.startswith(name) for o in self._options)]
+            if self.accepts_keys:
+                # The others may be keys, so only those that resemble a missing one count.
+                missing = [*re.findall(r"--([\w-]+)", message), *(n[2:] for n in self.needed)]
+                unknown = [name for name in unknown if closest(name.lstrip("-"), missing)]
+            mistake = self._no_such(unknown[0]) if unknown else mistake
         end = "" if mistake.endswith("?") else ";"
         raise ValueError(f"{mistake}{end} `{self.prog} --help` says more")
 
-    def _explain(self, message: str) -> str:
-        if match := CHOICE.fullmatch(message):
-            argument, word, listed = match.groups()
-            choices = re.findall(r"[^\s,']+", listed)
-            what = f"no such {argument.lower() if argument.isupper() else argument}"
-            return f"{word!r}: {what}; {guess(word, choices)}choose from {', '.join(choices)}"
-        if match := NUMBER.fullmatch(message):
-            argument, kind, word = match.groups()
-            return f"{argument}: got {word}; give {NUMBERS[kind]}"
-        if match := UNKNOWN.fullmatch(message):
-            word = match[1].split()[0]
-            return self._unknown(word) if word.startswith("-") else f"{word!r}: unexpected word"
-        if match := MISSING.fullmatch(message):
-            names = match[1].split(", ")
-            are = "is" if len(names) == 1 else "are"
-            return self._misspelt(names) or f"{', '.join(names)} {are} required"
-        if match := ONE_MISSING.fullmatch(message):
-            names = match[1].split()
-            return self._misspelt(names) or f"give {' or '.join(names)}"
-        return ARGUMENT.sub("", message)
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """argparse's own check of choices, whose error does not name a near one (Python 3.11)."""
+        if action.choices is not None and value not in action.choices:
+            what = next(iter(action.option_strings), str(action.metavar).lower())
+            choices = [str(choice) for choice in action.choices]
+            near = f"{guess(str(value), choices)}choose from {', '.join(choices)}"
+            raise argparse.ArgumentError(None, f"{value!r}: no such {what}; {near}")
 
-    def _misspelt(self, missing: Sequence[str]) -> str:
-        """Name an unknown option that may be a required one misspelt; "" if there is none. With
-        `accepts_keys` it must resemble a `missing` one: all others may be keys."""
-        names = [word.partition("=")[0] for word in self.words if word.startswith("--")]
-        unknown = [name for name in names if not any(o.startswith(name) for o in self._options)]
-        if self.accepts_keys:
-            wanted = [option.lstrip("-") for option in (*missing, *self.needed)]
-            unknown = [name for name in unknown if closest(name.lstrip("-"), wanted)]
-        return self._unknown(unknown[0]) if unknown else ""
-
-    def _unknown(self, word: str) -> str:
+    def _no_such(self, word: str) -> str:
         name = word.partition("=")[0]
         hint = guess(name.lstrip("-"), [option[2:] for option in self._options], "--").rstrip()
         return f"{name}: no such option{'; ' if hint else ''}{hint}"

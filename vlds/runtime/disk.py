@@ -52,7 +52,18 @@ def writable(path: Path, *places: Path) -> Iterator[None]:
         yield
     except Exception as error:  # safetensors raises its own class
         refused = None if isinstance(error, ValueError) else system_error(error)
-        if refused is None or not any(_concerns(refused, place) for place in places or (path,)):
+        if refused is None:
+            raise
+        if refused.filename is None or isinstance(refused.filename, int):
+            # Libraries often leave the file name out; then only the reason tells.
+            is_ours = refused.errno in REFUSED
+        else:
+            name = Path(os.fsdecode(refused.filename))
+            is_ours = any(
+                name.is_relative_to(place) or place.is_relative_to(name)
+                for place in places or (path,)
+            )
+        if not is_ours:
             raise
         raise CannotWrite(path, refused) from error
 
@@ -66,14 +77,6 @@ def system_error(error: BaseException) -> OSError | None:
         return error
     match = RUST_ERROR.search(str(error))
     return OSError(int(match[1]), os.strerror(int(match[1]))) if match else None
-
-
-def _concerns(refused: OSError, path: Path) -> bool:
-    """True if the error is about writing `path`. Libraries often leave the file name out."""
-    if refused.filename is None or isinstance(refused.filename, int):
-        return refused.errno in REFUSED
-    name = Path(os.fsdecode(refused.filename))
-    return name.is_relative_to(path) or path.is_relative_to(name)
 
 
 def check_writable(folder: Path, option: str) -> None:
@@ -91,8 +94,8 @@ def check_writable(folder: Path, option: str) -> None:
 
 
 def check_own(folder: Path, option: str, ours: re.Pattern[str], what: str) -> None:
-    """Check that a folder to write holds nothing but what belongs there, so that nothing is mixed
-    with other files or overwrites them; `ours`: the names of that.
+    """Check that a folder to write holds only files whose names match `ours`, so that nothing is
+    mixed with other files or overwrites them.
 
     Errors: ValueError that begins with `option`, and says `what` would be written.
     """
@@ -115,6 +118,7 @@ def make_folder(folder: Path) -> None:
     """Create a folder and its parents, on disk when this returns."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    # A new folder is a name in its parent, so that is what must reach the disk.
     for path in missing:
         sync(path.parent)
 
@@ -143,17 +147,13 @@ def finish(path: Path) -> None:
                 finish(inner)
     elif not path.is_file():
         return
+    # Not from os.umask, which would change it for all threads for a moment.
+    (line,) = re.findall(r"^Umask:\s*([0-7]+)$", STATUS.read_text(), re.MULTILINE)
     mode = path.stat().st_mode
-    wanted = mode | ((0o777 if path.is_dir() else 0o666) & ~umask())
+    wanted = mode | ((0o777 if path.is_dir() else 0o666) & ~int(line, 8))
     if wanted != mode:
         path.chmod(S_IMODE(wanted))
     sync(path)
-
-
-def umask() -> int:
-    """The process's umask. Python's os.umask would change it for all threads for a moment."""
-    (line,) = re.findall(r"^Umask:\s*([0-7]+)$", STATUS.read_text(), re.MULTILINE)
-    return int(line, 8)
 
 
 def append(path: Path, text: str) -> None:
@@ -171,6 +171,7 @@ def append(path: Path, text: str) -> None:
             if size is None:
                 sync(path.parent)
         except OSError:
+            # A full disk may have taken the beginning.
             with suppress(OSError):
                 os.truncate(path, size or 0)
             raise

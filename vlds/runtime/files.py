@@ -1,7 +1,13 @@
-"""Writes files and folders whole or not at all, for every reader and after a power failure.
+"""Reads regular files only, and writes files and folders whole or not at all.
 
-Each is written under a temporary name next to its path, flushed to disk and renamed; then the
-parent folder is flushed. If that fails, what was there before stays.
+Files that users or data name may be anything: opening a named pipe would wait for a writer forever,
+reading a device may never end, and opening some devices has side effects.
+
+What is written gets a temporary name next to its path, is flushed to disk and renamed; then the
+parent folder is flushed. So every reader, also after a power failure, finds the old or the new one.
+`.NAME@HOST-PID-N.partial` belongs to process PID on HOST. That process removes it if the work fails
+or a signal ends it. After a kill or a crash, the next command that writes into the folder removes
+it; it never touches the files of a living process.
 """
 
 from __future__ import annotations
@@ -25,12 +31,6 @@ from pathlib import Path
 from vlds.runtime.disk import finish, make_folder, sync, writable
 from vlds.runtime.process import on_signals
 
-# Opens files that users or data name, but only regular files.
-#
-# Opening a named pipe would wait for a writer forever, reading a device may never end, and opening
-# some devices has side effects.
-
-
 LARGEST_FILE = 1 << 30
 """Bytes; the default limit of a file that is read as a whole."""
 KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
@@ -40,6 +40,18 @@ KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+NAME = re.compile(r"\..*@([^@/]*)-(\d+)-\d+\.partial", re.DOTALL)
+"""Host and process."""
+MOST_OF_NAME = 100
+"""Characters of the output's name that are kept: file systems allow 255 bytes."""
+FOREIGN_S = 24 * 3600.0
+"""Seconds without a change after which another host's files are abandoned: its processes cannot be
+checked from here."""
+
+_open: dict[Path, int] = {}
+"""Unfinished path -> process that writes it, because forked processes inherit this table."""
+_swept: set[Path] = set()
+_numbers = itertools.count()
 
 
 class CannotOpen(OSError, ValueError):
@@ -73,7 +85,7 @@ def check_file(path: str | Path) -> int:
 def open_descriptor(path: str | Path) -> int:
     """Open a regular file for reading; its descriptor.
 
-    Errors: as above.
+    Errors: as `check_file`.
     """
     check_file(path)
     with _named(path):
@@ -90,7 +102,7 @@ def open_descriptor(path: str | Path) -> int:
 def open_file(path: str | Path) -> BufferedReader:
     """Open a regular file for reading bytes.
 
-    Errors: as above.
+    Errors: as `check_file`.
     """
     return os.fdopen(open_descriptor(path), "rb")
 
@@ -98,7 +110,7 @@ def open_file(path: str | Path) -> BufferedReader:
 def read_file(path: str | Path, largest: int = LARGEST_FILE) -> bytes:
     """The bytes of a regular file.
 
-    Errors: as above; ValueError if it has more than `largest` bytes.
+    Errors: as `check_file`; ValueError if it has more than `largest` bytes.
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -116,7 +128,7 @@ def read_text(
 ) -> str:
     """The text of a regular file, its line ends as `\\n`.
 
-    Errors: as above; UnicodeDecodeError.
+    Errors: as `read_file`; UnicodeDecodeError.
     """
     text = read_file(path, largest).decode(encoding, errors)
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
@@ -140,27 +152,6 @@ def _size_of(path: str | Path, status: os.stat_result) -> int:
     return status.st_size
 
 
-# Unfinished outputs: their temporary names, and who removes them.
-#
-# `.NAME@HOST-PID-N.partial`, next to the final path, belongs to process PID on HOST. That process
-# removes it if the work fails or a signal ends it. After a kill or a crash, the next command that
-# writes into the folder removes it; it never touches the files of a living process.
-
-
-NAME = re.compile(r"\..*@([^@/]*)-(\d+)-\d+\.partial", re.DOTALL)
-"""Host and process."""
-MOST_OF_NAME = 100
-"""Characters of the output's name that are kept: file systems allow 255 bytes."""
-FOREIGN_S = 24 * 3600.0
-"""Seconds without a change after which another host's files are abandoned: its processes cannot be
-checked from here."""
-
-_open: dict[Path, int] = {}
-"""Unfinished path -> process that writes it, because forked processes inherit this table."""
-_swept: set[Path] = set()
-_numbers = itertools.count()
-
-
 @contextmanager
 def half_made(target: Path) -> Iterator[Path]:
     """A temporary path next to `target`, whose folder must exist. Whatever is there at the end is
@@ -168,22 +159,25 @@ def half_made(target: Path) -> Iterator[Path]:
     sweep(target.parent)
     owner = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
     partial = target.with_name(f".{target.name[:MOST_OF_NAME]}@{owner}.partial")
-    with _removed_by_signals():
+
+    def end(number: int) -> None:
+        remove_half_made()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    # SIGTERM and SIGHUP would end the process without its `finally`, unless they have a handler;
+    # only the main thread can give them one.
+    numbers: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        wanted = (signal.SIGTERM, signal.SIGHUP)
+        numbers = [n for n in wanted if signal.getsignal(n) is signal.SIG_DFL]
+    with on_signals(end, numbers):
         _open[partial] = os.getpid()
         try:
             yield partial
         finally:
             remove(partial)
             _open.pop(partial, None)
-
-
-def maker_of(target: Path) -> str | None:
-    """Another process that is writing `target`, in words; None if there is none."""
-    for path in target.parent.glob(f".{escape(target.name[:MOST_OF_NAME])}@*.partial"):
-        match = NAME.fullmatch(path.name)
-        if match is not None and int(match[2]) != os.getpid() and not _is_abandoned(path, False):
-            return f"process {match[2]} on {match[1]}"
-    return None
 
 
 def remove_half_made() -> None:
@@ -195,24 +189,6 @@ def remove_half_made() -> None:
 
 
 atexit.register(remove_half_made)
-
-
-@contextmanager
-def _removed_by_signals() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP remove unfinished outputs before they end the process, unless they
-    have another handler."""
-    numbers: list[signal.Signals] = []
-    if threading.current_thread() is threading.main_thread():
-        wanted = (signal.SIGTERM, signal.SIGHUP)
-        numbers = [n for n in wanted if signal.getsignal(n) is signal.SIG_DFL]
-    with on_signals(_end, numbers):
-        yield
-
-
-def _end(number: int) -> None:
-    remove_half_made()
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
 
 
 def sweep(folder: Path, *, alone: bool = False) -> None:
@@ -238,17 +214,15 @@ def _is_abandoned(path: Path, alone: bool) -> bool:
     if host != socket.gethostname():
         return time.time() - path.lstat().st_mtime > FOREIGN_S
     # Not in _open, so an earlier process had the same number: containers reuse them.
-    return process == os.getpid() or not _is_alive(process)
-
-
-def _is_alive(process: int) -> bool:
+    if process == os.getpid():
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
         return True
-    return True
+    except (PermissionError, OverflowError):
+        return False
+    return False
 
 
 def remove(path: Path) -> None:
@@ -273,7 +247,7 @@ def whole_file(path: Path, *, new: bool = False, stream: bool = False) -> Iterat
     forever.
     """
     target = target_of(path)
-    if _is_stream(path):
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         if not stream:
             check_file(path)
         yield path
@@ -281,7 +255,7 @@ def whole_file(path: Path, *, new: bool = False, stream: bool = False) -> Iterat
     with _unfinished(path, target, new) as partial:
         yield partial
         finish(partial)
-        check_free(path, target, new)
+        _check_free(path, target, new)
         os.replace(partial, target)
         sync(target.parent)
 
@@ -305,8 +279,18 @@ def whole_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
         partial.mkdir()
         yield partial
         finish(partial)
-        check_free(path, target, new)
-        _replace(partial, target)
+        _check_free(path, target, new)
+        # Two renames, in between which the path is missing: what is left of an earlier attempt goes
+        # first, and whatever happens, the older folder comes back or goes.
+        finish_replacing(target)
+        try:
+            if os.path.lexists(target):
+                os.replace(target, _older(target))
+            os.replace(partial, target)
+            sync(target.parent)
+        finally:
+            with suppress(OSError):
+                finish_replacing(target)
 
 
 @contextmanager
@@ -315,15 +299,15 @@ def _unfinished(path: Path, target: Path, new: bool) -> Iterator[Path]:
         make_folder(target.parent)
         with suppress(FileNotFoundError):
             os.lstat(target)  # fails early for an impossible name
-    if new and (maker := maker_of(target)):
-        raise Taken(f"{path} is being written by {maker}; name another place")
+    for other in (
+        target.parent.glob(f".{escape(target.name[:MOST_OF_NAME])}@*.partial") if new else ()
+    ):
+        match = NAME.fullmatch(other.name)
+        if match is not None and int(match[2]) != os.getpid() and not _is_abandoned(other, False):
+            maker = f"process {match[2]} on {match[1]}"
+            raise Taken(f"{path} is being written by {maker}; name another place")
     with half_made(target) as partial, writable(path, partial, target):
         yield partial
-
-
-def _is_stream(path: Path) -> bool:
-    """True for a device or a pipe, such as /dev/stdout, which stores nothing."""
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def target_of(path: Path) -> Path:
@@ -331,23 +315,10 @@ def target_of(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def check_free(path: Path, target: Path, new: bool) -> None:
+def _check_free(path: Path, target: Path, new: bool) -> None:
     """Errors: Taken if another program has created `path` in the meantime."""
     if new and os.path.lexists(target):
         raise Taken(f"{path} exists by now: another program has written it; name another place")
-
-
-def _replace(partial: Path, target: Path) -> None:
-    finish_replacing(target)
-    older = _older(target)
-    try:
-        if os.path.lexists(target):
-            os.replace(target, older)
-        os.replace(partial, target)
-        sync(target.parent)
-    finally:
-        with suppress(OSError):
-            finish_replacing(target)
 
 
 def finish_replacing(path: Path) -> None:

@@ -1,11 +1,5 @@
-"""One writer per folder: a second program is refused, with the name of the first.
-
-The lock is a file in the folder that names its writer: host, process, start and command. The writer
-holds a POSIX record lock on it, which the system releases when the process ends. Some file systems
-do not pass such locks on to other hosts, so the writer also touches the file every few seconds; a
-lock of another host counts as abandoned if nobody touches it for a while. POSIX locks belong to a
-process, so forked workers do not inherit them. But closing any descriptor of the file releases
-them, so no other module may open it.
+"""Folders: what a run's folder records of its starts, the lock of a folder's only writer, and
+temporary folders that are removed however their processes end.
 """
 
 from __future__ import annotations
@@ -35,15 +29,13 @@ from vlds.runtime.files import check_file, read_text
 from vlds.runtime.json_files import parse_json, parse_record
 from vlds.runtime.terminal import tell, without_credentials
 
-# Names in a run folder, and its record of starts, which training writes and a report reads.
-
-
 PREDICTIONS = "predictions"
 BLANK = "blank"
 """Folder of predictions that were made from blank pictures."""
 STEP = re.compile(r"step-(\d+)")
 """Folder of the predictions of an evaluation during training."""
 STARTS = "starts.jsonl"
+"""A run's record of starts, which training writes and a report reads."""
 PACKAGES = ("vlds", "torch", "deepspeed", "transformers")
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -67,10 +59,10 @@ class Start:
 
 
 def newest_step(predictions: Path) -> int | None:
-    """Steps of training before its newest evaluation whose predictions are below a folder; None
-    where there are none."""
-    found = (STEP.fullmatch(path.name) for path in predictions.glob("step-*"))
-    return max((int(match[1]) for match in found if match), default=None)
+    """The training step of the newest evaluation whose predictions are below a folder; None if
+    there are none."""
+    matches = (STEP.fullmatch(path.name) for path in predictions.glob("step-*"))
+    return max((int(match[1]) for match in matches if match), default=None)
 
 
 def new_start(step: int, command: str, hardware: str, changes: Sequence[str]) -> Start:
@@ -107,6 +99,15 @@ def cpu_name() -> str:
     return f"{names[0] if names else platform.machine()}, {cores} core{'s' * (cores > 1)}"
 
 
+# One writer per folder: a second program is refused, with the name of the first.
+#
+# The lock is a file in the folder that names its writer: host, process, start and command. The
+# writer holds a POSIX record lock on it, which the system releases when the process ends. Some file
+# systems do not pass such locks on to other hosts, so the writer also touches the file every few
+# seconds; a lock of another host counts as abandoned if nobody touches it for a while. POSIX locks
+# belong to a process, so forked workers do not inherit them. But closing any descriptor of the file
+# releases them, so no other module may open it.
+
 NAME = ".vlds.lock"
 BEAT_S = 5.0
 """Seconds between a writer's signs of life."""
@@ -135,13 +136,19 @@ def folder_lock(folder: Path) -> Iterator[None]:
         descriptor = _open_locked(path)
     key = _identity(os.fstat(descriptor))
     ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT_S):
+            with suppress(OSError):
+                os.utime(descriptor)
+
     try:
         _held.add(key)
         with writable(folder):
+            # In place: a file that is renamed here would not be the locked one.
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(_own_record()).encode(), 0)
-        beat = threading.Thread(target=_beat, args=(descriptor, ended), daemon=True)
-        beat.start()
+        threading.Thread(target=beat, daemon=True).start()
         yield
     finally:
         ended.set()
@@ -152,7 +159,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def _open_locked(path: Path) -> int:
-    """Lock the file; its descriptor."""
+    """Lock the file; its descriptor.
+
+    Errors: FolderInUse; OSError if the file cannot be opened or locked at all.
+    """
+    here = socket.gethostname()
     while True:
         with suppress(FileNotFoundError):
             check_file(path)
@@ -161,52 +172,34 @@ def _open_locked(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_current(path, descriptor):
-                _wait_for_other_host(path, descriptor)
-                return descriptor
+            is_current = False
+            with suppress(FileNotFoundError):
+                is_current = _identity(os.stat(path)) == _identity(os.fstat(descriptor))
+            if is_current:
+                record = _read(descriptor)
+                if record.get("host", here) == here:
+                    return descriptor
+                # The lock of another host may not reach this one, but its signs of life do.
+                before = os.fstat(descriptor).st_mtime_ns
+                tell(
+                    f"{path.parent} was written by {_words(record)}; waiting {ABANDONED_S:.0f} s "
+                    "for a sign of life",
+                    error=True,
+                    flush=True,
+                )
+                time.sleep(ABANDONED_S)
+                if os.stat(path).st_mtime_ns == before:
+                    return descriptor
         except OSError as error:
             record = _read(descriptor)
             os.close(descriptor)
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise FolderInUse(_refusal(path, record)) from None
             raise
-        os.close(descriptor)  # its holder has just removed the file: try again with a new one
-
-
-def _wait_for_other_host(path: Path, descriptor: int) -> None:
-    """Wait for a sign of life if another host wrote the file: its lock may not reach this host.
-
-    Errors: FolderInUse if there is one.
-    """
-    record = _read(descriptor)
-    if record.get("host", socket.gethostname()) == socket.gethostname():
-        return
-    before = os.fstat(descriptor).st_mtime_ns
-    tell(
-        f"{path.parent} was written by {_words(record)}; waiting {ABANDONED_S:.0f} s for a sign of "
-        "life",
-        error=True,
-        flush=True,
-    )
-    time.sleep(ABANDONED_S)
-    if os.stat(path).st_mtime_ns != before:
         os.close(descriptor)
-        raise FolderInUse(_refusal(path, record))
-
-
-def _beat(descriptor: int, ended: threading.Event) -> None:
-    """Touch the file until the writer has finished."""
-    while not ended.wait(BEAT_S):
-        with suppress(OSError):
-            os.utime(descriptor)
-
-
-def _is_current(path: Path, descriptor: int) -> bool:
-    """False if the file was removed between opening and locking it."""
-    try:
-        return _identity(os.stat(path)) == _identity(os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+        if is_current:
+            raise FolderInUse(_refusal(path, record))
+        # Its holder removed the file between opening and locking it: try again with a new one.
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int]:
@@ -249,13 +242,12 @@ def _refusal(path: Path, record: dict[str, str]) -> str:
     )
 
 
-# Temporary folders that go, however their processes end.
+# Temporary folders: for the sockets of loader workers, files between a supervisor and its ranks,
+# and outputs of programs that vlds calls.
 #
 # A process that is killed cannot remove its folder. So each folder holds a lock, which the system
 # releases when its maker and all that it has forked have ended; whoever makes a folder, or has seen
-# a run end, removes those that nobody holds any more. It serves the sockets of loader workers,
-# files between a supervisor and its ranks, and outputs of programs that vlds calls.
-
+# a run end, removes those that nobody holds any more.
 
 PREFIX, LOCK = ".vlds-scratch-", "lock"
 """A short name: paths of sockets may have 107 bytes."""
@@ -265,7 +257,21 @@ PREFIX, LOCK = ".vlds-scratch-", "lock"
 def scratch_folder() -> Iterator[Path]:
     """A new folder among the system's temporary ones, which is gone afterwards."""
     remove_abandoned()
-    folder, descriptor = _made()
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        with suppress(FileNotFoundError):
+            descriptor = _open_lock(folder)
+            is_held = True
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_held = False
+            except OSError:  # a file system without locks: nobody else holds it either
+                pass
+            if is_held and (folder / LOCK).exists():
+                break
+            os.close(descriptor)
+        # Somebody took it for abandoned before it was locked: try again with a new one.
     try:
         yield folder
     finally:
@@ -279,42 +285,16 @@ def remove_abandoned() -> None:
         for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
             with suppress(OSError):
                 stat = folder.lstat()
-                if S_ISDIR(stat.st_mode) and stat.st_uid == os.getuid():
-                    _remove_if_free(folder)
+                if not S_ISDIR(stat.st_mode) or stat.st_uid != os.getuid():
+                    continue
+                descriptor = _open_lock(folder)
+                try:
+                    # An OSError if somebody holds it, or there are no locks.
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(descriptor)
 
 
-def _remove_if_free(folder: Path) -> None:
-    """Errors: OSError if somebody holds it, or no lock can be had."""
-    descriptor = _opened(folder)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        os.close(descriptor)
-
-
-def _made() -> tuple[Path, int]:
-    """A folder, and the descriptor that holds it."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        with suppress(FileNotFoundError):
-            descriptor = _opened(folder)
-            if _is_held(descriptor) and (folder / LOCK).exists():
-                return folder, descriptor
-            os.close(descriptor)
-        # Somebody took it for abandoned before it was locked.
-
-
-def _opened(folder: Path) -> int:
+def _open_lock(folder: Path) -> int:
     return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-
-
-def _is_held(descriptor: int) -> bool:
-    """Lock a folder; False if somebody else holds it. Where there are no locks, nobody does."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True

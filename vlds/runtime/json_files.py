@@ -1,4 +1,6 @@
-"""JSON from anybody's file or member: its size and depth are checked before it is parsed."""
+"""JSON files: parsed after a check of size and depth, read into typed records, and what vlds itself
+writes as JSON (a folder's manifest, a run's metrics).
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,13 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from reprlib import Repr
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import orjson
 
 from vlds.runtime.checks import are_numbers, is_number
 from vlds.runtime.disk import system_error
 from vlds.runtime.files import LARGEST_FILE, open_file, read_file, read_text
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-
 
 LARGEST_MEMBER = 64 << 20
 """Bytes of a sample's json."""
@@ -80,34 +78,26 @@ def strict_json(
     line if there are several, and the number.
     """
     check_depth(text)
+
+    def finite(word: str) -> float:
+        if not math.isfinite(number := float(word)):
+            raise NotFinite(f"{word} is not a number; give a finite one, text or null")
+        return number
+
     try:
+        # The words for `parse_constant` are NaN, Infinity and -Infinity.
         return json.loads(
-            text,
-            parse_constant=_refuse,
-            parse_float=_finite,
-            object_pairs_hook=object_pairs_hook,
+            text, parse_constant=finite, parse_float=finite, object_pairs_hook=object_pairs_hook
         )
     except NotFinite as error:
-        raise NotFinite(f"{source}{_line_of(text)}: {error}") from None
-
-
-def _refuse(word: str) -> Any:
-    raise NotFinite(f"{word} is not a number; give a finite one, text or null")
-
-
-def _finite(word: str) -> float:
-    number = float(word)
-    return number if math.isfinite(number) else _refuse(word)
-
-
-def _line_of(text: str) -> str:
-    """The line of the first number that is not finite; "" if there is only one line."""
-    if "\n" not in text.strip():
-        return ""
-    for token in TOKENS.finditer(text):
-        if token[0][0] != '"' and not math.isfinite(float(token[0])):
-            return f", line {text.count(chr(10), 0, token.start()) + 1}"
-    return ""
+        line = ""
+        if "\n" in text.strip():
+            # Python's parser does not say where it is, so the first such number is looked for.
+            for token in TOKENS.finditer(text):
+                if token[0][0] != '"' and not math.isfinite(float(token[0])):
+                    line = f", line {text.count(chr(10), 0, token.start()) + 1}"
+                    break
+        raise NotFinite(f"{source}{line}: {error}") from None
 
 
 def parse_member(data: bytes | memoryview) -> Any:
@@ -148,12 +138,9 @@ def depth(data: bytes) -> int:
     return levels
 
 
-# JSON read into typed records: dataclasses, and lists and mappings of them.
-#
-# A record's annotations are the only description of its form. A field without a default must be
-# there, no value is converted to another type, and unknown fields are errors unless `extra` says
-# "ignore".
-
+# Typed records: dataclasses, and lists and mappings of them. A record's annotations are the only
+# description of its form. A field without a default must be there, no value is converted to another
+# type, and unknown fields are errors unless `extra` says "ignore".
 
 MOST_FAULTS = 3
 """Wrong fields that an error lists."""
@@ -191,24 +178,23 @@ def parse_record(
     try:
         record: T = adapter.validate_json(data, strict=True, extra=extra)
     except ValidationError as error:
-        is_unread = error.error_count() == 1 and error.errors()[0]["type"] == "json_invalid"
-        # Python reads more than pydantic. What was rewritten once does not change again.
-        if is_unread and (rewritten := _rewritten(data)) != data:
-            return parse_record(kind, rewritten, extra)
-        raise ValueError(_in_words(kind, error)) from None
+        num = error.error_count()
+        if num > HOPELESS:
+            raise ValueError(f"{num:,} of its fields are wrong") from None
+        faults = error.errors(include_url=False)
+        if num == 1 and faults[0]["type"] == "json_invalid":
+            # Python reads more than pydantic: UTF-16, a byte order mark, halves of surrogate pairs,
+            # which become "?". What was rewritten once does not change again.
+            try:
+                rewritten = json.dumps(json.loads(data), ensure_ascii=False)
+            except ValueError as not_json:
+                raise ValueError(f"it is not JSON ({not_json})") from None
+            if (in_utf8 := rewritten.encode("utf-8", "replace")) != data:
+                return parse_record(kind, in_utf8, extra)
+        first = "; ".join(_fault(kind, fault) for fault in faults[:MOST_FAULTS])
+        more = f"; and {num - MOST_FAULTS} more" if num > MOST_FAULTS else ""
+        raise ValueError(f"{first}{more}") from None
     return record
-
-
-def _rewritten(data: bytes | str) -> bytes:
-    """JSON that pydantic does not read and Python does, in UTF-8: UTF-16, a byte order mark, halves
-    of surrogate pairs, which become "?".
-
-    Errors: ValueError if it is not JSON.
-    """
-    try:
-        return json.dumps(json.loads(data), ensure_ascii=False).encode("utf-8", "replace")
-    except ValueError as error:
-        raise ValueError(f"it is not JSON ({error})") from None
 
 
 @cache
@@ -217,16 +203,6 @@ def _adapter(kind: type[T]) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
-
-
-def _in_words(kind: type[T], faults: ValidationError) -> str:
-    """The first wrong fields, and how many more there are."""
-    num = faults.error_count()
-    if num > HOPELESS:
-        return f"{num:,} of its fields are wrong"
-    first = [_fault(kind, fault) for fault in faults.errors(include_url=False)[:MOST_FAULTS]]
-    more = f"; and {num - MOST_FAULTS} more" if num > MOST_FAULTS else ""
-    return "; ".join(first) + more
 
 
 def _fault(kind: type[T], fault: Mapping[str, Any]) -> str:
@@ -250,7 +226,6 @@ def _fault(kind: type[T], fault: Mapping[str, Any]) -> str:
 
 # A folder's manifest: size and hash of every file, to check that the folder is whole.
 
-
 MANIFEST = "manifest.json"
 DESCRIPTION = "artifact.json"
 """A folder with this file was written by vlds, so it has a manifest."""
@@ -261,12 +236,10 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 def write_manifest(folder: Path) -> None:
     """Write the manifest of a folder, after all its other files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    entries = {}
-    for path in files:
-        entries[path.relative_to(folder).as_posix()] = {
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path),
-        }
+    entries = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in files
+    }
     (folder / MANIFEST).write_text(json.dumps(entries, indent=1), encoding="utf-8")
 
 
@@ -301,22 +274,19 @@ def damage(folder: Path, needs: Collection[str] = (), within: str | None = None)
         }
         if not entries:
             return f"{MANIFEST} does not list {within}"
-    return next(filter(None, (_file_damage(folder, *entry) for entry in entries.items())), None)
-
-
-def _file_damage(folder: Path, name: str, entry: Any) -> str | None:
-    if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
-        return f"{MANIFEST} has no size and sha256 for {name!r}"
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        return f"{MANIFEST} names {name!r}, which is outside the folder"
-    path = folder / name
-    try:
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
-            return f"{name} is not what was written (size or sha256 differ)"
-    except OSError as error:
-        return f"{name} cannot be read: {error.strerror}"
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            return f"{MANIFEST} has no size and sha256 for {name!r}"
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            return f"{MANIFEST} names {name!r}, which is outside the folder"
+        path = folder / name
+        try:
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+                return f"{name} is not what was written (size or sha256 differ)"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
     return None
 
 
@@ -337,11 +307,7 @@ def lacks_memory(error: BaseException) -> bool:
     )
 
 
-# Reads metrics.jsonl, for a resumed run and for a report.
-#
-# A line counts if it is an object with a whole number as `step` and the right types in the fields
-# that a report shows. Other lines are skipped with a warning: a record about a run never stops one.
-
+# metrics.jsonl, for a resumed run and for a report.
 
 NUMBERS = (
     "step", "passes", "samples_per_second", "answers_per_second", "seconds", "loss", "most_memory",
@@ -362,26 +328,39 @@ class MetricLines:
 
 
 def read_metric_lines(path: Path) -> MetricLines:
-    """Read metrics.jsonl; no lines if there is no such file."""
+    """Read metrics.jsonl; no lines if there is no such file.
+
+    A line counts if it is an object with a whole number as `step` and the right types in the fields
+    that a report shows. Other lines are skipped with a complaint: a record about a run never stops
+    one.
+    """
     text = read_text(path, errors="replace") if path.is_file() else ""
     lines, skipped = [], []
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
-        metrics = _metrics_of(line)
-        if metrics is None:
-            skipped.append((number, line))
-        else:
+        try:
+            metrics = parse_json(line)
+        except ValueError:
+            metrics = None
+        if (
+            isinstance(metrics, dict)
+            and not isinstance(metrics.get("step"), float | None)
+            and all(_is_right(*field) for field in metrics.items())
+        ):
             lines.append((line, metrics))
-    return MetricLines(lines, _complaint(path, skipped))
-
-
-def _metrics_of(line: str) -> dict[str, Any] | None:
-    try:
-        metrics = parse_json(line)
-    except ValueError:
-        return None
-    if not isinstance(metrics, dict) or isinstance(metrics.get("step"), float | None):
-        return None
-    return metrics if all(_is_right(*field) for field in metrics.items()) else None
+        else:
+            skipped.append((number, line))
+    if not skipped:
+        return MetricLines(lines, "")
+    number, line = skipped[0]
+    shown = line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
+    if len(skipped) == 1:
+        what = f"line {number} is skipped, it is not a line of metrics: {shown!r}"
+    else:
+        what = (
+            f"{len(skipped)} lines are skipped, they are not lines of metrics; the first is line "
+            f"{number}: {shown!r}"
+        )
+    return MetricLines(lines, f"{path}: {what}")
 
 
 def _is_right(name: str, value: Any) -> bool:
@@ -394,16 +373,3 @@ def _is_right(name: str, value: Any) -> bool:
         counts = ("total", "trainable", "percent")
         return isinstance(value, dict) and all(is_number(value.get(key)) for key in counts)
     return name != "bytes_per_rank" or are_numbers(value)
-
-
-def _complaint(path: Path, skipped: list[tuple[int, str]]) -> str:
-    if not skipped:
-        return ""
-    number, line = skipped[0]
-    shown = line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
-    if len(skipped) == 1:
-        return f"{path}: line {number} is skipped, it is not a line of metrics: {shown!r}"
-    return (
-        f"{path}: {len(skipped)} lines are skipped, they are not lines of metrics; the first is "
-        f"line {number}: {shown!r}"
-    )

@@ -1,8 +1,9 @@
-"""Runs what a stranger's file asks for, such as a chat template or a pattern, within limits.
+"""Runs what a stranger's file asks for, such as a chat template or a pattern, within limits; and
+makes HTML pages in which no text from others becomes markup.
 
-It runs in a copy of this process, since nothing in Python bounds the time and memory of a single
-operation: one pattern may backtrack for years, and one product of a text and a number may ask for
-all memory. The copy makes a text, which must not need threads or devices.
+`limited` runs in a copy of this process, since nothing in Python bounds the time and memory of a
+single operation: one pattern may backtrack for years, and one product of a text and a number may
+ask for all memory. The copy makes a text, which must not need threads or devices.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from markupsafe import Markup
 from vlds.runtime.terminal import visible
 
 SECONDS = 2
-"""Of computing."""
+"""CPU time."""
 PATIENCE = 60
-"""Seconds on the clock, which pass more quickly than those where a machine is busy."""
+"""Seconds on the clock: on a busy machine, the CPU time takes longer."""
 MEMORY = 512 << 20
 """Bytes beyond those of this process."""
 LARGEST = 4 << 20
-"""Bytes of the text."""
+"""Bytes of the text that is made."""
 MADE, FAILED = b"+", b"-"
 """What the copy writes before the text, or before the text of an error."""
 
@@ -52,9 +53,17 @@ def limited(make: Callable[[], str]) -> str:
         os.close(reader)
         _answer(make, writer)
     os.close(writer)
-    answer = None
+    answer: bytes | None = None
     try:
-        answer = _read(reader)
+        # All that the copy writes until it ends; None if it does not end in time.
+        written, end = b"", time.monotonic() + PATIENCE
+        with DefaultSelector() as ready:
+            ready.register(reader, EVENT_READ)
+            while answer is None and (left := end - time.monotonic()) > 0:
+                if ready.select(left):
+                    more = os.read(reader, 1 << 16)
+                    written += more
+                    answer = None if more else written
     finally:
         os.close(reader)
         if answer is None:
@@ -75,7 +84,16 @@ def _answer(make: Callable[[], str], writer: int) -> NoReturn:
         gc.disable()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        _limit()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        with suppress(OSError):  # the file is Linux's
+            with open("/proc/self/statm", encoding="ascii") as file:
+                pages = int(file.read().split()[0])
+            # The copy begins with all of this process's memory.
+            most = pages * resource.getpagesize() + MEMORY
+            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+            soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         try:
             answer = MADE + make().encode("utf-8", "surrogatepass")
         except MemoryError:
@@ -90,35 +108,8 @@ def _answer(make: Callable[[], str], writer: int) -> NoReturn:
         os._exit(0)
 
 
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    with suppress(OSError):  # the file is Linux's
-        with open("/proc/self/statm", encoding="ascii") as file:
-            pages = int(file.read().split()[0])
-        most = pages * resource.getpagesize() + MEMORY
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def _read(reader: int) -> bytes | None:
-    """All that the copy writes until it ends; None if it does not."""
-    answer, end = b"", time.monotonic() + PATIENCE
-    with DefaultSelector() as ready:
-        ready.register(reader, EVENT_READ)
-        while (left := end - time.monotonic()) > 0:
-            if ready.select(left):
-                if not (more := os.read(reader, 1 << 16)):
-                    return answer
-                answer += more
-    return None
-
-
-# HTML pages from templates: each value goes in as text, with `vlds.runtime.terminal` applied.
-#
-# A room keeps its templates beside its code; frame.html and style.css are shared by all pages.
-
+# HTML pages from templates. A package keeps its templates beside its code; frame.html and style.css
+# are shared by all pages.
 
 SHARED = Path(__file__).with_name("templates")
 POLICY = (

@@ -1,4 +1,6 @@
-"""How processes end: by a signal that asks for it, with the parent that started them, or killed."""
+"""What processes share: how they end (by a signal that asks for it, with the parent that started
+them, or killed), which freed memory they keep, and where the files that vlds brings are.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that ask a process to end: from a job script, Ctrl-C, or a closed terminal."""
 KILLED = "killed (SIGKILL: by a user, or by the system when memory ran out)"
 IMPORT_CODE = "<frozen importlib._bootstrap>"
+"""The file of a frame that imports a module."""
 RETRY_S = 0.05
 """Seconds until a signal that arrived during an import is sent again."""
 PR_SET_PDEATHSIG = 1
@@ -65,7 +68,12 @@ def interruptible() -> Iterator[None]:
     postponed: list[tuple[int, Timer]] = []
 
     def interrupt(number: int) -> None:
-        if is_importing():
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and frame.f_code.co_filename != IMPORT_CODE:
+            frame = frame.f_back
+        # An exception during an import can abort the process: C++ code that initialises a module
+        # may not expect one.
+        if frame is not None:
             timer = Timer(RETRY_S, os.kill, (os.getpid(), number))
             timer.daemon = True
             timer.start()
@@ -90,15 +98,6 @@ def interruptible() -> Iterator[None]:
             raise Interrupted(postponed[0][0])
 
 
-def is_importing() -> bool:
-    """True if this thread is importing a module. An exception there can abort the process: C++ code
-    that initialises a module may not expect one."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code.co_filename != IMPORT_CODE:
-        frame = frame.f_back
-    return frame is not None
-
-
 @contextmanager
 def signals_collected(numbers: Iterable[int] | None = None) -> Iterator[list[int]]:
     """Inside, these signals end nothing: their numbers are added to a list. Default: `heard()`."""
@@ -113,6 +112,7 @@ def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     The system watches the thread that started this process, so that thread must live as long as the
     parent does: true for the parent's main thread.
     """
+    # multiprocessing knows the parent, even if that has ended before this line.
     started_by = multiprocessing.parent_process()
     parent = os.getppid() if started_by is None else started_by.pid
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
@@ -130,31 +130,29 @@ def how_it_ended(exit_code: int) -> str:
     return f"ended with exit code {exit_code}"
 
 
-# Lets a process on a CPU keep the memory that it frees, for its next step.
-#
-# By default, glibc gives each large tensor memory of its own and returns it when the tensor is
-# freed. So the kernel clears the same pages in every step: at batch 128, a ninth of the CPU's time.
-
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """From malloc.h."""
 LARGEST_KEPT = 64 << 20
 """Bytes up to which tensors share memory that is kept."""
 NEVER = -1
+"""As a threshold for trimming: freed memory is never returned."""
 SET_BY_USERS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory, unless the user has set how glibc returns it. Does nothing elsewhere."""
+    """Let a process on a CPU keep the memory that it frees, for its next step, unless the user has
+    set how glibc returns it. Does nothing with another C library.
+
+    By default, glibc gives each large tensor memory of its own and returns it when the tensor is
+    freed. So the kernel clears the same pages in every step: at batch 128, a ninth of the CPU's
+    time.
+    """
     if any(name in os.environ for name in SET_BY_USERS):
         return
     with suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
         mallopt(M_TRIM_THRESHOLD, NEVER)
-
-
-# Finds the recipes, sweeps and DeepSpeed configs of vlds, in a checkout and in a wheel.
 
 
 PACKAGE = Path(__file__).resolve().parents[1]

@@ -1,4 +1,9 @@
-"""The ranks of a run: this process's place among them, and the collectives that training needs."""
+"""The ranks of a run: this process's place among them, and the collectives that training needs.
+
+A launcher tells a process which rank it is by environment variables. torchrun and the deepspeed
+launcher set all of them. Others set a few: a Kubernetes operator gives each pod RANK and
+WORLD_SIZE, and a login shell may hold an unrelated RANK. A process is a rank only if all are set.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlds.runtime.folders import FolderInUse, folder_lock
-
-# The environment variables by which a launcher tells a process which rank it is.
-#
-# torchrun and the deepspeed launcher set all of them. Others set a few: a Kubernetes operator gives
-# each pod RANK and WORLD_SIZE, and a login shell may hold an unrelated RANK. A process is a rank
-# only if all are set.
-
 
 REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
@@ -175,7 +173,8 @@ class Ranks(RankPlace):
 
     def bound_waiting(self) -> None:
         """Give every process group the run's timeout: DeepSpeed creates some with torch's default,
-        up to half an hour. These calls of torch are private; a test shows that they work."""
+        up to half an hour."""
+        # These calls are private in torch 2.9; a test shows that they work.
         for group in list(c10d._world.pg_map):
             c10d._set_pg_timeout(timedelta(seconds=self.collective_timeout), group)
 
@@ -217,9 +216,7 @@ def rank_from_environment() -> Ranks:
 
 
 # Rows of all ranks, through which gradients flow back: for losses that compare the examples of a
-# global batch.
-#
-# Shapes: b rows of this rank, n of all ranks, d width.
+# global batch. Shapes: b rows of this rank, n of all ranks, d width.
 
 
 class Gathered(NamedTuple):
@@ -237,6 +234,7 @@ class GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int], rank: int) -> Tensor:
         ctx.begin, ctx.count = sum(counts[:rank]), counts[rank]
+        # all_gather needs parts of one size, so the rows are padded to the largest count.
         padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows))).contiguous()
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
@@ -244,6 +242,7 @@ class GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        # A copy: all_reduce works in place, and autograd owns the gradient.
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         return total[ctx.begin : ctx.begin + ctx.count], None, None

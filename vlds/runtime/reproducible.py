@@ -1,4 +1,4 @@
-"""The same bits on every x86-64 processor.
+"""Makes a run compute the same bits on every x86-64 processor.
 
 ATen, oneDNN and MKL choose their kernels by the processor, and each kernel adds in another order.
 After some hundred steps this moves scores by points. The variables below leave one choice: AVX2 for

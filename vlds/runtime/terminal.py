@@ -1,4 +1,14 @@
-"""Prints to the terminal, through vlds.runtime.terminal: nothing else in vlds prints."""
+"""What people read: nothing else in vlds prints to the terminal.
+
+Texts from others (questions, ids, file names, servers' answers) are made safe before they are
+shown. In a terminal, control characters could move the cursor, change colours, rename the window or
+hide text; bidi controls reorder text, in a browser too. So they are shown as escapes.
+
+Secrets in URLs are never stored or shown. A URL may carry a login (`https://user:password@host/`)
+or secrets in its query (a presigned `?X-Amz-Signature=...`). Only the process that got such a URL
+uses it in full; recipes, artifacts, logs, errors and names of cached files get it through
+`without_credentials`.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +29,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-# Makes text from others safe to show.
-#
-# Questions, ids, file names and servers' answers come from others. In a terminal, control
-# characters in them could move the cursor, change colours, rename the window or hide text; bidi
-# controls reorder text, in a browser too. So they are shown as escapes, and URLs without
-# credentials.
-
-
 HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters except tab and newline
     "\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff"  # bidi controls, invisible ones
@@ -35,24 +37,42 @@ HIDDEN = re.compile(
     "\ud800-\udfff"  # surrogates, which cannot be encoded
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"  # invisible characters and copies of ASCII
 )
-
 OTHERS_SPEAK_AFTER_S = 5.0
-"""The launcher looks after its ranks every second."""
+"""Seconds until other ranks than the first say the same: the launcher looks after its ranks every
+second."""
 
 
 def visible(text: object) -> str:
     """The text, safe for a terminal: control and invisible characters become escapes such as
     `\\x1b` and `\\u202e`, and URLs lose their credentials."""
-    return HIDDEN.sub(_escape, without_credentials(str(text)))
-
-
-def _escape(character: re.Match[str]) -> str:
-    return character[0].encode("unicode_escape").decode("ascii")
+    return HIDDEN.sub(
+        lambda character: character[0].encode("unicode_escape").decode("ascii"),
+        without_credentials(str(text)),
+    )
 
 
 def tell(text: object, *, end: str = "\n", error: bool = False, flush: bool = False) -> None:
     """Print text to stdout, or with `error` to stderr."""
     print(visible(text), end=end, file=sys.stderr if error else sys.stdout, flush=flush)
+
+
+def complain(who: str, error: ValueError) -> int:
+    """Say what the user got wrong; the exit code.
+
+    All ranks usually find the same mistake. So the first rank of a machine speaks at once, and the
+    others only if they still live some seconds later: when a rank ends, the launcher ends the rest.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(OTHERS_SPEAK_AFTER_S)
+    tell(f"{who}: {error}", error=True, flush=True)
+    return 2
+
+
+def tell_exception(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """`sys.excepthook` of vlds: a traceback may quote data."""
+    tell("".join(traceback.format_exception(kind, error, trace)), end="", error=True, flush=True)
 
 
 def open_console(*, error: bool = False, quiet: bool = False) -> Console:
@@ -78,16 +98,6 @@ def can_redraw(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
-def tell_exception(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """`sys.excepthook` of vlds: a traceback may quote data."""
-    tell("".join(traceback.format_exception(kind, error, trace)), end="", error=True, flush=True)
-
-
-# Times that people read.
-
-
 def clock(seconds: float) -> str:
     """Hours, minutes and seconds, "30:05:00" after more than a day."""
     minutes, rest = divmod(round(seconds), 60)
@@ -104,9 +114,6 @@ def duration_text(seconds: float) -> str:
     if minutes:
         return f"{minutes} min {rest:02d} s"
     return f"{rest} s" if rest >= 10 else f"{seconds:.2g} s"
-
-
-# Progress of long work, for a user who waits.
 
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -156,12 +163,6 @@ def follow(items: Iterable[Item], what: str, total: int, done: int = 0) -> Itera
             progress.advance(bar)
 
 
-# Silences what libraries report by themselves; their errors still reach the user.
-#
-# Called before the libraries are imported, in the command's process and for the ranks that it
-# starts.
-
-
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 SETTINGS = {
     # torch's C++ code warns about missing CPU features and about sockets of its rendezvous.
@@ -176,7 +177,8 @@ SETTINGS = {
 
 
 def quiet_libraries() -> None:
-    """Silence libraries in this process, but keep what the user has set."""
+    """Silence what libraries report by themselves in this process, before they are imported; their
+    errors still reach the user. What the user has set stays."""
     set_quiet(os.environ)
     if not has_gpu_driver():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it finds no GPU
@@ -193,13 +195,6 @@ def set_quiet(environment: MutableMapping[str, str]) -> None:
 def has_gpu_driver() -> bool:
     """True if this machine may have a usable GPU; torch is not imported."""
     return any(map(os.path.exists, GPU_DRIVERS))
-
-
-# Removes secrets from URLs before they are stored or shown.
-#
-# A URL may carry a login (`https://user:password@host/`) or secrets in its query (a presigned
-# `?X-Amz-Signature=...`). Only the process that got such a URL uses it in full. Recipes, artifacts,
-# logs, errors and names of cached files get it through `without_credentials`.
 
 
 MASK = "..."
@@ -239,27 +234,14 @@ def lost_credentials(url: str) -> bool:
 
 
 def _clean(url: re.Match[str]) -> str:
+    def masked(parameter: re.Match[str]) -> str:
+        value = unquote(parameter["value"])  # may be a URL with credentials
+        secret = SECRET.search(unquote(parameter["name"])) or without_credentials(value) != value
+        return f"{parameter['name']}={MASK}" if secret else parameter[0]
+
     scheme, rest = url["scheme"], url["rest"]
     if (login := LOGIN.match(rest)) and scheme.lower() not in NO_LOGIN:
         user = login[0].partition(":")[0].removesuffix("@")
         user_part = "" if scheme.lower() in WEB or not user else f"{user}@"
         rest = user_part + rest[login.end() :]
-    return f"{scheme}://{PARAMETER.sub(_masked, rest)}"
-
-
-def _masked(parameter: re.Match[str]) -> str:
-    value = unquote(parameter["value"])  # may be a URL with credentials
-    secret = SECRET.search(unquote(parameter["name"])) or without_credentials(value) != value
-    return f"{parameter['name']}={MASK}" if secret else parameter[0]
-
-
-def complain(who: str, error: ValueError) -> int:
-    """Say what the user got wrong; the exit code.
-
-    All ranks usually find the same mistake. So the first rank of a machine speaks at once, and the
-    others only if they still live some seconds later: when a rank ends, the launcher ends the rest.
-    """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(OTHERS_SPEAK_AFTER_S)
-    tell(f"{who}: {error}", error=True, flush=True)
-    return 2
+    return f"{scheme}://{PARAMETER.sub(masked, rest)}"

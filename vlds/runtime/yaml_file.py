@@ -34,7 +34,7 @@ YAML_CURES = {
 """What PyYAML says -> what to do."""
 
 
-class Refused(ValueError):
+class RefusedYaml(ValueError):
     """A text that is larger, deeper or more repetitive than any recipe, or has a key twice."""
 
 
@@ -70,31 +70,27 @@ def parse_yaml(text: str, name: str) -> Any:
         node = yaml.compose(text, yaml.SafeLoader)
         check_keys(node, name)
         if node is not None and size(node, {}) > MOST_NODES:
-            raise Refused(
+            raise RefusedYaml(
                 f"{name}: its aliases stand for more than {MOST_NODES:,} values; write it without "
                 "aliases"
             )
         return yaml.safe_load(text)
-    except Refused:
+    except RefusedYaml:
         raise
     except yaml.MarkedYAMLError as error:
-        raise ValueError(not_yaml(error, name)) from None
+        mark, problem = error.problem_mark or error.context_mark, str(error.problem)
+        problem = problem[:LONGEST_REASON]
+        line = "" if mark is None else f", line {mark.line + 1}"
+        cure = next((cure for words, cure in YAML_CURES.items() if words in problem), "")
+        raise ValueError(f"{name}{line}: not YAML: {problem}{cure}") from None
     except Exception as error:  # PyYAML raises no YAMLError for a wrong date or number
         reason = " ".join(str(error).split())[:LONGEST_REASON]  # it draws the line and an arrow
         raise ValueError(f"{name}: not YAML: {reason}") from None
 
 
-def not_yaml(error: yaml.MarkedYAMLError, name: str) -> str:
-    """What PyYAML says about a text, in one line, with the cure of the commonest mistakes."""
-    mark, problem = error.problem_mark or error.context_mark, str(error.problem)[:LONGEST_REASON]
-    line = "" if mark is None else f", line {mark.line + 1}"
-    cure = next((cure for words, cure in YAML_CURES.items() if words in problem), "")
-    return f"{name}{line}: not YAML: {problem}{cure}"
-
-
 def check_extent(text: str, name: str) -> None:
-    """Errors: Refused if there are more values, or they are nested deeper, or are longer, than in
-    any recipe. Reading a million values takes minutes, so that they are counted first."""
+    """Errors: RefusedYaml if there are more values, or they are nested deeper, or are longer, than
+    in any recipe. Reading a million values takes minutes, so that they are counted first."""
     # libyaml scans far ahead, so that an error further on hides what stands before it: then the
     # parser that reads the text afterwards counts, and says what is not YAML in its own words.
     for loader in (COUNTER, yaml.SafeLoader):
@@ -106,16 +102,18 @@ def check_extent(text: str, name: str) -> None:
                 elif isinstance(event, yaml.CollectionEndEvent):
                     depth -= 1
                 elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_SCALAR:
-                    raise Refused(f"{name}: a value of more than {LONGEST_SCALAR:,} characters")
+                    raise RefusedYaml(f"{name}: a value of more than {LONGEST_SCALAR:,} characters")
                 if depth > DEEPEST:
-                    raise Refused(f"{name}: nested more than {DEEPEST} levels deep")
+                    raise RefusedYaml(f"{name}: nested more than {DEEPEST} levels deep")
                 if number > 2 * MOST_NODES:  # a list or mapping begins and ends
-                    raise Refused(f"{name}: more than {MOST_NODES:,} values; no recipe has so many")
+                    raise RefusedYaml(
+                        f"{name}: more than {MOST_NODES:,} values; no recipe has so many"
+                    )
             return
 
 
 def check_keys(node: yaml.Node | None, name: str) -> None:
-    """Errors: Refused if a mapping has a key twice, of which YAML would keep the last one."""
+    """Errors: RefusedYaml if a mapping has a key twice, of which YAML would keep the last one."""
     seen: set[int] = set()
     waiting = [] if node is None else [node]
     while waiting:
@@ -132,7 +130,9 @@ def check_keys(node: yaml.Node | None, name: str) -> None:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in keys:
                     line = key.start_mark.line + 1
-                    raise Refused(f"{name}, line {line}: '{key.value}' is there twice; keep one")
+                    raise RefusedYaml(
+                        f"{name}, line {line}: '{key.value}' is there twice; keep one"
+                    )
                 keys.add(key.value)
 
 

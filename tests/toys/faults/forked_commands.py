@@ -15,7 +15,7 @@ import data_prep.cli
 import vlds.cli.rank
 from tests.toys.faults.disk_faults import FaultyDisk
 from tests.toys.forks import rank_environment, start
-from vlds.cli.main import run_here
+from vlds.cli.main import run_command
 
 SECONDS = 30.0
 """Time limit of a command on small inputs, ten times what it takes on a busy machine."""
@@ -68,5 +68,5 @@ def _command(program: str, words: list[str], folder: Path, failing: int) -> None
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, resource.RLIM_INFINITY))
     with disk.installed():
         if program == "vlds":
-            vlds.cli.rank.run_rank(words, run_here)
+            vlds.cli.rank.run_rank(words, run_command)
         raise SystemExit(data_prep.cli.main(words))

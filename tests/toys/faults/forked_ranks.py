@@ -25,7 +25,7 @@ import psutil
 import vlds.cli.rank
 from tests.toys.files import ROOT
 from tests.toys.forks import Child, free_port, rank_environment, start
-from vlds.cli.main import run_here
+from vlds.cli.main import run_command
 from vlds.training.engine import Engine
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
@@ -114,7 +114,7 @@ def _rank(global_rank: int, run: Path, words: list[str], plan: Plan) -> None:
     os.chdir(ROOT)
     _watch_files(run, global_rank, plan)
     _watch_steps(run, global_rank, plan)
-    vlds.cli.rank.run_rank(words, run_here)
+    vlds.cli.rank.run_rank(words, run_command)
 
 
 def _die() -> None:

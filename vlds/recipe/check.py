@@ -55,6 +55,8 @@ def class_named(path: str, base: type) -> type | None:
     module, _, name = path.rpartition(".")
     if not module:
         return concrete_classes(base).get(name)
+    if not all(part.isidentifier() for part in module.split(".")):
+        return None  # import_module raises other errors for relative and empty names
     cls = getattr(importlib.import_module(module), name, None)
     return cls if isinstance(cls, type) and issubclass(cls, base) else None
 

@@ -185,7 +185,7 @@ def read_recipe(name: str, options: type) -> dict[str, Any]:
     Errors: ValueError if it is not a recipe.
     """
     file = find(name)
-    tree = read_merged(file)
+    tree = read_merged(file, options)
     try:
         check_tree(tree, options)
     except ValueError as error:

@@ -396,7 +396,7 @@ def placed(
     Errors: ValueError that names the place and what is wrong with the recipe.
     """
     own = {"output": str(folder)} | ({} if seed is None else {"seed": seed})
-    whole = moved(filled(tree, sweep, seed), filled(sweep.paths, sweep, seed)) | own
+    whole = moved(filled(tree, sweep, seed), filled(sweep.paths, sweep, seed), Recipe) | own
     if seed is None and SEED in str(whole):
         raise ValueError(f"{place}: reads files of a seed; name a folder with {SEED}")
     try:
@@ -412,7 +412,7 @@ def prepared_run(sweep: Sweep, made: Preparation, needs: Sequence[Path]) -> Swee
     """
     place = f"prepare.{made.product}"
     try:
-        tree = on_base(made.tree, Path())
+        tree = on_base(made.tree, Path(), Recipe)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
     recipe = placed(place, sweep, tree, made.product, made.seed)
@@ -432,7 +432,7 @@ def tree_of(sweep: Sweep, row: str) -> dict[str, Any]:
     name, values = sweep.rows[row]
     given = sweep.recipes[name]
     try:
-        tree = on_base({BASE: given} if isinstance(given, str) else given, Path())
+        tree = on_base({BASE: given} if isinstance(given, str) else given, Path(), Recipe)
         tree = deepcopy(changed(tree, sweep.overrides))
         for key, value in values.items():
             set_key(tree, key.split("."), value, field_types(Recipe))
@@ -448,7 +448,7 @@ def task_names(runs: Sequence[SweepRun]) -> list[str]:
 
 def check_paths(sweep: Sweep, trees: dict[str, dict[str, Any]]) -> None:
     """Errors: ValueError for a folder that no recipe reads."""
-    names = {name for tree in trees.values() for _, name in file_names(tree)}
+    names = {file.name for tree in trees.values() for file in file_names(tree, Recipe)}
     for folder in sweep.paths:
         if not any(is_below(name, folder) for name in names):
             raise ValueError(

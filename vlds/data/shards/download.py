@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock
@@ -40,6 +40,7 @@ from vlds.runtime.terminal import lost_credentials, without_credentials
 WEB = ("http://", "https://")
 Login: TypeAlias = tuple[str, str]
 """User and password."""
+Value = TypeVar("Value")
 
 
 def is_web(url: str) -> bool:
@@ -237,29 +238,53 @@ def fetch(folder: str, name: str, path: Path, expected: tuple[str, int] | None =
     """
     files, root = _open_folder(folder)
     url = below(without_credentials(folder), name)
-    num_wrong = 0
+    limit = expected[1] if expected else LARGEST_FILE
+    cure = "check the connection and start again: what has been fetched is kept"
+    for last_try in (False, True):
+        _retried(lambda: _download(files, below(root, name), path, limit), url, cure, path)
+        if expected is None:
+            return
+        actual, length = file_sha256(path), path.stat().st_size
+        if (actual, length) == expected:
+            return
+        if last_try:
+            raise FetchError(
+                f"{url}: came with sha256 {actual[:12]} and {length} bytes, {DATASET_FILE} says "
+                f"{expected[0][:12]} and {expected[1]} bytes: it is not the file that was "
+                "prepared; upload the whole data set again"
+            )
+
+
+def open_stream(url: str) -> BytesReader:
+    """The bytes of a file at a URL, in order from its beginning.
+
+    Errors: FetchError that names the URL and what happened.
+    """
+    files, path = _open_folder(url)
+
+    def opened() -> BytesReader:
+        stream: BytesReader = WebStream(files, path) if is_web(url) else files.open(path, "rb")
+        return stream
+
+    # A stream that has begun is not retried: what was read of it would come again.
+    return _retried(opened, without_credentials(url), "check the address", Path())
+
+
+def _retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Value:
+    """The result of an action that reads from a server, tried again after each of PAUSES."""
     for pause in (*PAUSES, None):
         try:
-            _download(files, below(root, name), path, expected[1] if expected else LARGEST_FILE)
+            return action()
         except Exception as error:  # each sort of storage raises its own exceptions
             reason = _final_reason(error, path)
             if reason is None and pause is not None:
                 time.sleep(pause)
                 continue
-            reason = reason or (
-                f"{len(PAUSES) + 1} downloads broke, the last one with {_shown(error)}; check "
-                "the connection and start again: what has been fetched is kept"
-            )
+            tries = len(PAUSES) + 1
+            reason = reason or f"{tries} downloads broke, the last one with {_shown(error)}; {cure}"
             # Not `from error`: a traceback would show the whole URL.
             raise FetchError(without_credentials(f"{url}: {reason}")) from None
-        if expected is None or (wrong := _difference(path, *expected)) is None:
-            return
-        num_wrong += 1
-        if num_wrong > 1 or pause is None:
-            raise FetchError(
-                f"{url}: {wrong}: it is not the file that was prepared; upload the whole data set "
-                "again"
-            )
+    raise AssertionError
 
 
 def _open_folder(url: str) -> tuple[Any, str]:
@@ -283,19 +308,66 @@ def _open_folder(url: str) -> tuple[Any, str]:
     return files, root
 
 
-def open_stream(url: str) -> IO[bytes]:
-    """The bytes of a file at a URL, from its beginning.
+class BytesReader(Protocol):
+    """What reading a stream needs of a file."""
 
-    Errors: FetchError that names the URL and what happened.
-    """
-    try:
-        check_whole(url)
-        files, path = url_to_fs(url)
-        stream: IO[bytes] = files.open(path, "rb")
-    except Exception as error:  # each sort of storage raises its own exceptions
-        reason = _final_reason(error, Path()) or f"{_shown(error)}; check the address"
-        raise FetchError(without_credentials(f"{url}: {reason}")) from None
-    return stream
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+
+    def close(self) -> None:
+        """Let go of file or connection."""
+
+
+class WebStream:
+    """The body of a web server's answer. fsspec's own stream asks for the size first, and would
+    wait forever for a server that drips."""
+
+    def __init__(self, files: Any, url: str) -> None:
+        """`files`: fsspec's file system."""
+        self._loop, self._address = files.loop, without_credentials(url)
+        self._waited, self._came = 0.0, 0
+
+        async def answer() -> Any:
+            session = await files.set_session()
+            request = session.get(files.encode_url(url), **files.kwargs)
+            try:
+                response = await asyncio.wait_for(request, PATIENCE_S)
+            except asyncio.TimeoutError:  # noqa: UP041 (another class in Python 3.10)
+                raise TooSlow(f"no answer came in {PATIENCE_S:g} s") from None
+            try:
+                files._raise_not_found_for_status(response, url)
+            except BaseException:
+                response.close()
+                raise
+            return response
+
+        self._response = sync(self._loop, answer)
+
+    def read(self, size: int) -> bytes:
+        """Errors: FetchError for a connection that breaks off or almost stops."""
+        start = time.monotonic()
+        try:
+            data: bytes = sync(self._loop, self._response.content.read, size)
+            # Only the time that is spent here counts: the reader of the stream may be slow itself.
+            self._waited += time.monotonic() - start
+            self._came += len(data)
+            if data and self._waited > PATIENCE_S:
+                _check_rate(self._came, self._waited)
+                self._waited, self._came = 0.0, 0
+        except Exception as error:  # aiohttp's errors, which hold the headers that were sent
+            reason = f"the connection broke off with {_shown(error)}"
+            raise FetchError(without_credentials(f"{self._address}: {reason}")) from None
+        return data
+
+    def close(self) -> None:
+        """Hang up."""
+        self._loop.call_soon_threadsafe(self._response.close)
+
+
+def _check_rate(came: int, seconds: float) -> None:
+    """Errors: TooSlow."""
+    if came < SLOWEST * seconds:
+        raise TooSlow(f"{came:,} bytes came in {seconds:.2g} s, fewer than {SLOWEST:,} a second")
 
 
 def _download(files: Any, source: str, target: Path, limit: int) -> None:
@@ -333,12 +405,12 @@ async def _watched(work: Coroutine[Any, Any, None], counter: _Counter, target: P
     before = 0
     while not (await asyncio.wait({task}, timeout=PATIENCE_S))[0]:
         now = max(counter.value, _size(target))  # some storages do not call the counter
-        if now - before < SLOWEST * PATIENCE_S:
+        try:
+            _check_rate(now - before, PATIENCE_S)
+        except TooSlow:
             task.cancel()
             await asyncio.wait({task})
-            raise TooSlow(
-                f"{now - before:,} bytes came in {PATIENCE_S:g} s, fewer than {SLOWEST:,} a second"
-            )
+            raise
         before = now
     task.result()
 
@@ -347,17 +419,6 @@ def _size(path: Path) -> int:
     with suppress(FileNotFoundError):
         return path.stat().st_size
     return 0
-
-
-def _difference(path: Path, hash: str, size: int) -> str | None:
-    """How a downloaded file differs from its description in dataset.json."""
-    actual, length = file_sha256(path), path.stat().st_size
-    if (actual, length) == (hash, size):
-        return None
-    return (
-        f"came with sha256 {actual[:12]} and {length} bytes, {DATASET_FILE} says {hash[:12]} and "
-        f"{size} bytes"
-    )
 
 
 def _shown(error: Exception) -> str:

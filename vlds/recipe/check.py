@@ -1,7 +1,9 @@
-"""Checks keys and classes of a recipe before jsonargparse parses it.
+"""Checks keys and classes of a recipe before jsonargparse parses it, and translates the parser's
+messages about values.
 
 The parser's messages are about unions and import paths, and it imports whatever a saved recipe
-names. Here a message names the key, shows the value and says the cure.
+names. Here a message names the key, shows the value and says the cure. For a wrong key it guesses
+which one is meant: the right name in another place, or the name that other trainers have for it.
 """
 
 from __future__ import annotations
@@ -25,9 +27,6 @@ from vlds.models.vision.base import VisionEncoder
 from vlds.runtime.checks import closest, guess, limits_of
 from vlds.tasks.base import Task
 from vlds.tasks.class_output import Head
-
-# The classes that a recipe may choose from, and the fields of its dataclasses.
-
 
 CHOICES = (ModelKind, Backbone, VisionEncoder, Method, Task, Head)
 """A field of one of these types, or a mapping of names to them, chooses a class."""
@@ -98,10 +97,6 @@ def is_mapping_of_choices(hint: Any) -> bool:
 def is_choice(cls: type) -> bool:
     """True if a recipe chooses a class in place of `cls`."""
     return issubclass(cls, CHOICES)
-
-
-# Guesses which key of a recipe a wrong one means: the right name in another place, or the name
-# that other trainers have for it.
 
 
 HABITS: dict[str, tuple[str, ...]] = {
@@ -271,7 +266,8 @@ def faults(value: Any, place: Place, complete: bool) -> Iterator[str]:
     """What is wrong inside the fields of a dataclass."""
     if not isinstance(value, Mapping):
         where = f"{place.whole_key}: " if place.whole_key else ""
-        form = "as saved recipes have" if place.saved else f"like {{{example(place.cls)}: ...}}"
+        example = next(iter(field_types(place.cls)))
+        form = "as saved recipes have" if place.saved else f"like {{{example}: ...}}"
         yield f"{where}got {value!r:.100}; give a mapping of keys, {form}"
         return
     types = field_types(place.cls)
@@ -285,7 +281,16 @@ def faults(value: Any, place: Place, complete: bool) -> Iterator[str]:
                 )
             # The parser splits dotted keys.
             if place.saved or "." not in str(name):
-                yield unknown_key(place, str(name), list(types))
+                prefix = f"{place.key}." if place.key else ""
+                where = f"{place.choice}: " if place.choice else ""
+                here = f"{place.choice}.{place.key}".strip(".")
+                hint = hint_at(str(name), here, list(types), place.root, place.options)
+                if place.choice:  # whose key the message begins with
+                    hint = hint.replace(f"'{place.choice}.", "'")
+                yield (
+                    f"{where}unknown key '{prefix}{name}'; {hint}{place.owner()} has: "
+                    f"{', '.join(types)}"
+                )
             continue
         cls = dataclass_of(types[name])
         if entry is None:
@@ -301,7 +306,12 @@ def faults(value: Any, place: Place, complete: bool) -> Iterator[str]:
     present = {str(name).partition(".")[0] for name in value}
     missing = [name for name in required_fields(place.cls) if name not in present]
     if complete and missing:
-        yield required(place, missing)
+        names = ", ".join(f"{place.whole_key}.{name}".strip(".") for name in missing)
+        are, them = ("is", "it") if len(missing) == 1 else ("are", "them")
+        where = f"add {them} to the recipe, or --config FILE that has {them}"
+        yield f"{names} {are} required; " + (
+            where if place.cls.__name__ == "Recipe" else f"set {them}"
+        )
 
 
 def field_faults(value: Any, hint: Any, place: Place, complete: bool) -> Iterator[str]:
@@ -354,34 +364,6 @@ def choice_faults(value: Any, place: Place, complete: bool, near: str = "") -> I
         yield f"{key}: {ARGUMENTS}: got {arguments!r:.100}; give a mapping of keys"
     else:
         yield from faults(arguments, place.chosen(cls), complete)
-
-
-def unknown_key(place: Place, name: str, known: list[str]) -> str:
-    """The message about an unknown key: a near one, and all that there are."""
-    prefix = f"{place.key}." if place.key else ""
-    where = f"{place.choice}: " if place.choice else ""
-    here = f"{place.choice}.{place.key}".strip(".")
-    hint = hint_at(name, here, known, place.root, place.options)
-    if place.choice:  # whose key the message begins with
-        hint = hint.replace(f"'{place.choice}.", "'")
-    return f"{where}unknown key '{prefix}{name}'; {hint}{place.owner()} has: {', '.join(known)}"
-
-
-def required(place: Place, missing: list[str]) -> str:
-    """The message about fields that must be set."""
-    names = ", ".join(f"{place.whole_key}.{name}".strip(".") for name in missing)
-    are, them = ("is", "it") if len(missing) == 1 else ("are", "them")
-    if place.cls.__name__ == "Recipe":
-        return f"{names} {are} required; add {them} to the recipe, or --config FILE that has {them}"
-    return f"{names} {are} required; set {them}"
-
-
-# Values.
-
-
-def example(cls: type) -> str:
-    """The name of a dataclass's first field."""
-    return next(iter(field_types(cls)))
 
 
 def key_faults(value: Any, key: str) -> Iterator[str]:
@@ -479,8 +461,6 @@ def in_quotes(value: Any) -> str:
         )
     return f'give text: write it in quotes, like "{in_yaml(value)}"'
 
-
-# Messages of the parser about values, translated.
 
 PARSER_KEY = re.compile(r'Parser key "([\w.]+)": ')
 PARSER_CLASS = re.compile(r"Problem with given class_path '[\w.]+\.(\w+)': ")

@@ -1,4 +1,8 @@
-"""Several sources in exact proportions: positions of the stream -> source, sample, annotation."""
+"""Several sources in exact proportions: positions of the stream -> source, sample, annotation.
+
+`BatchCut` shares a global batch among ranks, `mixing_shares` makes a recipe's weights exact shares,
+and `MixedOrder` says which example stands at which position.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +25,16 @@ from vlds.data.order.epoch_order import (
     permutation,
 )
 
-# How ranks share a global batch, for any batch size and any number of ranks.
-#
-# The slots of a global batch are cut into one consecutive share per rank; shares differ by at most
-# one row. A rank computes its share in micro-batches, and all ranks compute equally many, because
-# ZeRO's collectives run in every forward and backward pass. The loss has one coefficient per
-# example (vlds/models/loss.py), so the cut changes neither loss nor gradient.
-
 
 @dataclass(frozen=True)
 class BatchCut:
-    """The number of ranks, and the largest micro-batch of a rank."""
+    """How ranks share a global batch, for any batch size and any number of ranks.
+
+    The slots of a global batch are cut into one consecutive share per rank; shares differ by at
+    most one row. A rank computes its share in micro-batches, and all ranks compute equally many,
+    because ZeRO's collectives run in every forward and backward pass. The loss has one coefficient
+    per example (vlds/models/loss.py), so the cut changes neither loss nor gradient.
+    """
 
     world_size: int = 1
     micro_batch_size: int | None = None
@@ -87,9 +90,6 @@ class BatchCut:
     def _edges(self, batch_size: int) -> list[int]:
         ranks = range(self.world_size + 1)
         return [rank * batch_size // self.world_size for rank in ranks]
-
-
-# A recipe's mixture: the exact share of each source, the steps of an epoch, the mixed order.
 
 
 def mixing_shares(

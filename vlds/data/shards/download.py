@@ -1,6 +1,8 @@
-"""Files from a server, by fsspec.
+"""Files from a server, by fsspec, and their copies in a cache.
 
-A download ends whatever the server does: at the expected size, or when it almost stops.
+A download ends whatever the server does: at the expected size, or when it almost stops. A login in
+a web address goes into the header of the request, so that no library's error can show it. An
+address without login may have one in ~/.netrc.
 """
 
 from __future__ import annotations
@@ -30,12 +32,6 @@ from vlds.data.shards.info import DATASET_FILE
 from vlds.runtime.files import LARGEST_FILE, whole_file
 from vlds.runtime.json_files import sha256 as file_sha256
 from vlds.runtime.terminal import lost_credentials, without_credentials
-
-# URLs of data sets: files below them, and the login that goes with them.
-#
-# A login in a web address goes into the header of the request, so that no library's error can show
-# it. An address without login may have one in ~/.netrc.
-
 
 WEB = ("http://", "https://")
 Login: TypeAlias = tuple[str, str]
@@ -97,14 +93,6 @@ def login_from_netrc(host: str) -> Login | None:
     return (entry[0], entry[2]) if entry and entry[2] is not None else None
 
 
-# Copies of remote files, in a folder that the processes of a machine share.
-#
-# A copy is there whole or not at all. One process fetches a file while the others wait for it.
-# Every read opens the copy and sets its modification time, so that the least recently used copies
-# make room for new ones. A copy that is removed while it is read stays readable to the end; a
-# removed copy is fetched again. So removing is never wrong, only slow if the limit is too small.
-
-
 SHARD_SUFFIX = ".tar"
 """The limit counts these copies; the files beside shards are small and stay."""
 GONE = (errno.ENOENT, errno.ESTALE)
@@ -117,7 +105,13 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A folder of copies."""
+    """Copies of remote files, in a folder that the processes of a machine share.
+
+    A copy is there whole or not at all. One process fetches a file while the others wait for it.
+    Every read opens the copy and sets its modification time, so that the least recently used copies
+    make room for new ones. A copy that is removed while it is read stays readable to the end; a
+    removed copy is fetched again. So removing is never wrong, only slow if the limit is too small.
+    """
 
     folder: Path = field(default_factory=default_folder)
     limit: int | None = None
@@ -404,7 +398,10 @@ async def _watched(work: Coroutine[Any, Any, None], counter: _Counter, target: P
     task = asyncio.ensure_future(work)
     before = 0
     while not (await asyncio.wait({task}, timeout=PATIENCE_S))[0]:
-        now = max(counter.value, _size(target))  # some storages do not call the counter
+        written = 0
+        with suppress(FileNotFoundError):
+            written = target.stat().st_size  # some storages do not call the counter
+        now = max(counter.value, written)
         try:
             _check_rate(now - before, PATIENCE_S)
         except TooSlow:
@@ -413,12 +410,6 @@ async def _watched(work: Coroutine[Any, Any, None], counter: _Counter, target: P
             raise
         before = now
     task.result()
-
-
-def _size(path: Path) -> int:
-    with suppress(FileNotFoundError):
-        return path.stat().st_size
-    return 0
 
 
 def _shown(error: Exception) -> str:

@@ -4,7 +4,7 @@ For a shard of n samples `NAME.tar.idx` holds little-endian u64[n+1], the offset
 first header and the end of the last one's data (the layout of Megatron-Energon); `NAME.tar.cnt`
 holds u32[n, 2], annotations and pictures of each sample; `NAME.tar.crc` holds u32[n], the crc32 of
 each sample's bytes, from one offset to the next. Pictures of classes also have `NAME.tar.cls`
-(class_numbers.py).
+(info.py).
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class ShardIndex:
                 )
         offsets = np.frombuffer(files[".idx"], IDX_TYPE)
         counts = np.frombuffer(files[".cnt"], CNT_TYPE).reshape(n, 2)
-        exact = offsets.astype(object)  # differences of u64 would wrap
+        # As Python's integers: differences of u64 would wrap, and hide offsets that descend.
+        exact = offsets.astype(object)
         if (np.diff(exact) <= 0).any() or exact[-1] > shard.bytes:
             raise ShardError(
                 f"{path}.idx: its offsets do not ascend within the {shard.bytes} bytes of the "

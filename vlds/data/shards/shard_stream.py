@@ -80,7 +80,19 @@ def read_shard(url: str, num_samples: int | None = None) -> Iterator[tuple[str, 
     num_read, shown = 0, without_credentials(url)
     try:
         with opened(url) as read:
-            for sample in group_by_keys(_files(read, url)):
+
+            def files() -> Iterator[dict[str, Any]]:
+                """Members in the form that webdataset's reader gives."""
+                for member in members(read, 0, None):
+                    if META.match(member.name):
+                        continue
+                    data = read(member.start, member.size)
+                    if len(data) < member.size:
+                        end = member.start + len(data)
+                        raise ShardError(f"it ends at byte {end}, inside {member.name}")
+                    yield {"fname": member.name, "data": data, "__url__": url}
+
+            for sample in group_by_keys(files()):
                 content = {n: memoryview(d) for n, d in sample.items() if not n.startswith("__")}
                 yield sample["__key__"], content
                 num_read += 1
@@ -96,17 +108,6 @@ def read_shard(url: str, num_samples: int | None = None) -> Iterator[tuple[str, 
         raise ShardError(
             f"shard {shown}: {num_read} samples came, its dataset.json says {num_samples}; {CURE}"
         )
-
-
-def _files(read: Callable[[int, int], bytes], url: str) -> Iterator[dict[str, Any]]:
-    """Name and data of each member, in the form that webdataset's reader gives."""
-    for member in members(read, 0, None):
-        if META.match(member.name):
-            continue
-        data = read(member.start, member.size)
-        if len(data) < member.size:
-            raise ShardError(f"it ends at byte {member.start + len(data)}, inside {member.name}")
-        yield {"fname": member.name, "data": data, "__url__": url}
 
 
 @contextmanager

@@ -262,13 +262,6 @@ def fixed_example(
     return replace(example, id=f"{start}{example.id}", sample=f"{start}{sample.id}")
 
 
-# The order of evaluation: every example once, the most work first, one picture's in one batch.
-#
-# A batch is padded to its longest input, so inputs of similar length go together. A picture is
-# encoded once a batch, so its questions go together, too. The batches depend on the data alone:
-# ranks take turns with them, and compute each batch in the same way on any number of ranks.
-
-
 TOGETHER = 1024
 """Prompts that are tokenized at once."""
 
@@ -340,7 +333,12 @@ def survey(source: Source, samples: range, collator: Collator | None = None) -> 
 
 class EvalOrder:
     """Positions of an evaluation: annotations (or whole samples) in the order of the shards, and
-    the batches in which they are decoded."""
+    the batches in which they are decoded: every example once, the most work first.
+
+    A batch is padded to its longest input, so inputs of similar length go together. A picture is
+    encoded once a batch, so its questions go together, too. The batches depend on the data alone:
+    ranks take turns with them, and compute each batch in the same way on any number of ranks.
+    """
 
     def __init__(
         self,
@@ -358,20 +356,16 @@ class EvalOrder:
         self.whole_samples = whole_samples
         self.num_examples = int(self._ends[-1]) if len(counts) else 0
         pictures, tokens = np.array(costs, np.int64).reshape(-1, 2).T
-        self.batches: list[list[int]] = self._cut(np.lexsort((-tokens, -pictures)), size)
+        self.batches: list[list[int]] = []
         """Positions of each batch; those of a sample stand together, in one batch if they fit."""
-
-    def _cut(self, samples: Ints, size: int) -> list[list[int]]:
-        batches: list[list[int]] = []
-        for sample in samples.tolist():
+        for sample in np.lexsort((-tokens, -pictures)).tolist():  # most pictures, then tokens
             end = int(self._ends[sample])
             positions = list(range(end - int(self._counts[sample]), end))
-            if batches and len(batches[-1]) + len(positions) <= size:
-                batches[-1] += positions
+            if self.batches and len(self.batches[-1]) + len(positions) <= size:
+                self.batches[-1] += positions
             else:
                 starts = range(0, len(positions), size)
-                batches += [positions[start : start + size] for start in starts]
-        return batches
+                self.batches += [positions[start : start + size] for start in starts]
 
     def at(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
         """Source (always 0), sample and annotation of each position."""

@@ -18,7 +18,7 @@ from vlds.models.backbones import T5
 from vlds.recipe.check import concrete_classes, field_types, is_choice
 from vlds.recipe.config import Recipe, load_recipe, save_recipe
 from vlds.recipe.paths import check_files, file_names, located
-from vlds.runtime.checks import Source
+from vlds.runtime.checks import PathMark
 
 
 def relative_recipe(home: Path) -> Recipe:
@@ -218,7 +218,7 @@ def path_fields(
 ) -> Iterator[PathField]:
     """All path fields below a type, at each place that a recipe has for them."""
     for mark in getattr(hint, "__metadata__", ()):
-        if isinstance(mark, Source):
+        if isinstance(mark, PathMark):
             yield PathField(owner, name, mark.kind, "files/it")
     if isinstance(hint, type) and is_dataclass(hint):
         for cls in concrete_classes(hint).values() if is_choice(hint) else [hint]:

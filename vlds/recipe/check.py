@@ -156,6 +156,7 @@ def hint_at(name: str, here: str, known: list[str], tree: Any, options: type) ->
     for word in wanted:
         section, _, name_there = word.rpartition(".")
         found += [k for k in keys if last(k) == name_there and k.startswith(section) and k != here]
+    # A key of the same place is likelier than one elsewhere.
     beside = [key for key in found if key.rpartition(".")[0] == here]
     if not beside and (close := closest(name, known)) is not None and plain not in MEANT:
         beside = [f"{here}.{close}".strip(".")] if not found else []
@@ -211,7 +212,7 @@ CLASS, ARGUMENTS = "class_path", "init_args"
 
 
 @dataclass(frozen=True)
-class Place:
+class KeyPath:
     """The position of a value in a recipe."""
 
     cls: type
@@ -234,11 +235,11 @@ class Place:
         """Dotted key from the top of the recipe."""
         return f"{self.choice}.{self.key}".strip(".")
 
-    def field(self, name: str, cls: type) -> Place:
+    def field(self, name: str, cls: type) -> KeyPath:
         """A field of this place's dataclass."""
         return replace(self, cls=cls, key=f"{self.key}.{name}".strip("."))
 
-    def chosen(self, cls: type) -> Place:
+    def chosen(self, cls: type) -> KeyPath:
         """The inside of a chosen class."""
         return replace(self, cls=cls, choice=self.whole_key, key="")
 
@@ -257,12 +258,12 @@ def check_tree(
 
     Errors: ValueError that names the key, the value and the cure.
     """
-    place = Place(options, saved=saved, values=values, root=tree, options=options)
+    place = KeyPath(options, saved=saved, values=values, root=tree, options=options)
     for message in faults(tree, place, complete):
         raise ValueError(message)
 
 
-def faults(value: Any, place: Place, complete: bool) -> Iterator[str]:
+def faults(value: Any, place: KeyPath, complete: bool) -> Iterator[str]:
     """What is wrong inside the fields of a dataclass."""
     if not isinstance(value, Mapping):
         where = f"{place.whole_key}: " if place.whole_key else ""
@@ -314,7 +315,7 @@ def faults(value: Any, place: Place, complete: bool) -> Iterator[str]:
         )
 
 
-def field_faults(value: Any, hint: Any, place: Place, complete: bool) -> Iterator[str]:
+def field_faults(value: Any, hint: Any, place: KeyPath, complete: bool) -> Iterator[str]:
     """What is wrong in one field that holds dataclasses."""
     if not is_mapping_of_choices(hint):
         inside = choice_faults if is_choice(place.cls) else faults
@@ -333,7 +334,7 @@ def field_faults(value: Any, hint: Any, place: Place, complete: bool) -> Iterato
         yield from faults(value, place, complete)
 
 
-def choice_faults(value: Any, place: Place, complete: bool, near: str = "") -> Iterator[str]:
+def choice_faults(value: Any, place: KeyPath, complete: bool, near: str = "") -> Iterator[str]:
     """What is wrong with a value that chooses a class: its name, or class_path and init_args.
     `near`: a hint at a similar entry, such as "did you mean ...? "."""
     key = place.whole_key
@@ -377,6 +378,7 @@ def key_faults(value: Any, key: str) -> Iterator[str]:
 
 def value_faults(value: Any, hint: Any, key: str) -> Iterator[str]:
     """What is wrong with the type of a value; of a list or mapping, with the type of an entry."""
+    # A text of the command line may stand for a number or a list; the parser tries both.
     readings = [value, read_text(value)] if isinstance(value, str) else [value]
     if any(fits(reading, hint) for reading in readings):
         return
@@ -492,14 +494,12 @@ def explain(message: str) -> str:
     place = names[0] + "".join(f": {'.'.join(names[1:])}" if names[1:] else "") if names else ""
     text = text.partition(" - Parser key")[0]  # which says the same again
     if match := PARSER_VALUE.search(text):
-        text = f"got {match[2]!r}; give {cure(match[1])}"
+        # What to give, from the parser's names of types.
+        classes = re.findall(r"<class '(?:[\w.]+\.)?(\w+)'>|\b(list|dict)\[", match[1])
+        names = [CURES.get(name, name) for name in map("".join, classes)]
+        if words := re.findall(r"Literal\[(.*?)\]", match[1]):
+            cure = "one of " + ", ".join([*words, *names]).replace("'", "")
+        else:
+            cure = " or ".join(names) or match[1]
+        text = f"got {match[2]!r}; give {cure}"
     return f"{place}: {text}" if place else text
-
-
-def cure(expected: str) -> str:
-    """What to give, from the parser's name of a type."""
-    classes = re.findall(r"<class '(?:[\w.]+\.)?(\w+)'>|\b(list|dict)\[", expected)
-    names = [CURES.get(name, name) for name in map("".join, classes)]
-    if words := re.findall(r"Literal\[(.*?)\]", expected):
-        return "one of " + ", ".join([*words, *names]).replace("'", "")
-    return " or ".join(names) or expected

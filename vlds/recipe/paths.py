@@ -28,7 +28,7 @@ from vlds.recipe.check import (
     is_choice,
     subclasses,
 )
-from vlds.runtime.checks import Source, guess
+from vlds.runtime.checks import PathMark, guess
 from vlds.runtime.process import find, shipped
 from vlds.runtime.yaml_file import read_yaml
 
@@ -117,10 +117,10 @@ def merged(base: dict[str, Any], changes: dict[str, Any], whole: tuple[str, ...]
 
 
 def renamed(
-    tree: Any, hint: Any, rename: Callable[[str, str, Source], object], key: str = ""
+    tree: Any, hint: Any, rename: Callable[[str, str, PathMark], object], key: str = ""
 ) -> Any:
     """A value of the type `hint` in a recipe's tree, with other names of files and folders: those
-    are the texts whose types hold a `Source`. The run folder, `output`, is not among them.
+    are the texts whose types hold a `PathMark`. The run folder, `output`, is not among them.
 
     `rename` makes a new name from the dotted key on the command line, the name and its mark.
     """
@@ -129,7 +129,7 @@ def renamed(
         origin, inner = get_origin(branch), get_args(branch)
         if isinstance(tree, str):
             for mark in getattr(branch, "__metadata__", ()):
-                if isinstance(mark, Source):
+                if isinstance(mark, PathMark):
                     return rename(key, tree, mark)
         elif isinstance(tree, list) and origin in (list, tuple):
             return [renamed(entry, inner[0], rename, key) for entry in tree]
@@ -148,7 +148,7 @@ def renamed(
 
 
 def _renamed_fields(
-    tree: Any, types: Mapping[str, Any], rename: Callable[[str, str, Source], object], key: str
+    tree: Any, types: Mapping[str, Any], rename: Callable[[str, str, PathMark], object], key: str
 ) -> Any:
     if not isinstance(tree, Mapping):
         return tree
@@ -164,7 +164,7 @@ class NamedFile(NamedTuple):
     key: str
     """Dotted, as on the command line."""
     name: str
-    source: Source
+    mark: PathMark
 
 
 def file_names(tree: Any, options: type) -> list[NamedFile]:
@@ -176,7 +176,7 @@ def file_names(tree: Any, options: type) -> list[NamedFile]:
 
 def data_sets(tree: Any, options: type) -> list[str]:
     """The data sets that a recipe names."""
-    return [file.name for file in file_names(tree, options) if file.source.kind == "data"]
+    return [file.name for file in file_names(tree, options) if file.mark.kind == "data"]
 
 
 def check_files(tree: Any, options: type) -> None:
@@ -184,8 +184,8 @@ def check_files(tree: Any, options: type) -> None:
 
     Errors: ValueError that names the key and the file.
     """
-    for key, name, source in file_names(tree, options):
-        if source.kind != "file":
+    for key, name, mark in file_names(tree, options):
+        if mark.kind != "file":
             continue
         try:
             file = find(name)
@@ -201,7 +201,7 @@ def check_files(tree: Any, options: type) -> None:
 def moved(tree: Any, folders: Mapping[str, str], options: type) -> Any:
     """The tree of a recipe whose files and folders below some folders are read from others."""
 
-    def move(key: str, name: str, source: Source) -> str:
+    def move(key: str, name: str, mark: PathMark) -> str:
         below = (old for old in folders if is_below(name, old))
         old = next(below, None)
         return name if old is None else folders[old] + name[len(old) :]
@@ -292,7 +292,7 @@ def located(tree: dict[str, Any], file: Path, options: type) -> dict[str, Any]:
         # The recipe's own words stay where they mean the same file.
         return name if path == Path.cwd() / name else str(path)
 
-    def find_again(key: str, name: str, source: Source) -> str:
+    def find_again(key: str, name: str, mark: PathMark) -> str:
         if not is_relative(name) and not name.startswith("/"):
             return name
         for path in places.candidates(name):
@@ -300,7 +300,7 @@ def located(tree: dict[str, Any], file: Path, options: type) -> dict[str, Any]:
             if path.exists() or ("{" in path.name and path.parent.is_dir()):
                 return from_here(path, name)
         # A missing data set is named where it was; other names may be the hub's, or of vlds.
-        return from_here(places.start / name, name) if source.kind == "data" else name
+        return from_here(places.start / name, name) if mark.kind == "data" else name
 
     rest = {key: value for key, value in tree.items() if key != STARTED_IN}
     resolved: dict[str, Any] = renamed(rest, options, find_again)

@@ -53,7 +53,7 @@ ShareBelow1: TypeAlias = Annotated[float, Limits(0, 1, below_most=True)]
 
 
 @dataclass(frozen=True)
-class Source:
+class PathMark:
     """Marks texts of a recipe that name files or folders. The mark stands in the field's type, so
     that everything that moves, checks or compares the paths of recipes finds a new field too."""
 
@@ -62,9 +62,9 @@ class Source:
     data: a data set's folder, URL or pattern of shards."""
 
 
-SourcePath: TypeAlias = Annotated[str, Source("any")]
-SourceFile: TypeAlias = Annotated[str, Source("file")]
-DataPath: TypeAlias = Annotated[str, Source("data")]
+SourcePath: TypeAlias = Annotated[str, PathMark("any")]
+SourceFile: TypeAlias = Annotated[str, PathMark("file")]
+DataPath: TypeAlias = Annotated[str, PathMark("data")]
 
 
 def check_numbers(cls: type, values: Mapping[str, Any]) -> None:

@@ -88,7 +88,7 @@ def facts_of(recipe: Recipe, prepared: Prepared, start: str) -> Facts:
         file.key: file.name
         for file in file_names(to_tree(recipe), Recipe)
         if file.key.startswith(NAME_FILES)
-        and not (file.source.kind == "data" and file.key.startswith("tasks."))
+        and not (file.mark.kind == "data" and file.key.startswith("tasks."))
     }
     choices = [*chosen(recipe.model), *recipe.methods.values(), *recipe.tasks.values()]
     return {

@@ -172,6 +172,7 @@ class EpochOrder:
         shards = permutation(len(self.counts), self.seed, "shards", self.name, epoch)
         ends = np.cumsum(self.shard_sizes[shards])
         start, end = self.stretch(lane)
+        # A lane may begin and end inside a shard, which it then shares with its neighbour.
         first = int(np.searchsorted(ends, start, side="right"))
         last = int(np.searchsorted(ends, end, side="left"))
         before = int(ends[first - 1]) if first else 0
@@ -184,6 +185,7 @@ class EpochOrder:
         shards, skipped, starts = self._shards(epoch, lane)
         shards = shards[window * self.window : (window + 1) * self.window]
         end = int(starts[window + 1]) if window + 1 < len(starts) else self.stretch(lane)[1]
+        # Only the lane's part of its first shard, and below of its last one.
         in_lane = slice(skipped if window == 0 else 0, None)
         counts = np.concatenate([self.counts[s] for s in shards])
         samples = np.concatenate(

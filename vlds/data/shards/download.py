@@ -61,10 +61,19 @@ def split_login(url: str) -> tuple[str, Login | None]:
     check_whole(url)
     parts = urlsplit(url)
     login, at, host = parts.netloc.rpartition("@")
-    if not at:
-        return url, login_from_netrc(parts.hostname or "")
-    user, _, password = login.partition(":")
-    return urlunsplit(parts._replace(netloc=host)), (unquote(user), unquote(password))
+    if at:
+        user, _, password = login.partition(":")
+        return urlunsplit(parts._replace(netloc=host)), (unquote(user), unquote(password))
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        entry = netrc.netrc(file).authenticators(parts.hostname or "")
+    except FileNotFoundError:
+        return url, None
+    except netrc.NetrcParseError as error:  # its message may hold the password
+        raise FetchError(f"{file}, line {error.lineno}: not a line of netrc; correct it") from None
+    except (OSError, UnicodeDecodeError):
+        raise FetchError(f"{file}: cannot be read; make it a readable file") from None
+    return url, (entry[0], entry[2]) if entry and entry[2] is not None else None
 
 
 def check_whole(url: str) -> None:
@@ -74,23 +83,6 @@ def check_whole(url: str) -> None:
             f"{without_credentials(url)}: the secrets of this URL are not stored with a run; give "
             "the whole URL again, such as --tasks.TASK.train '[URL]'"
         )
-
-
-def login_from_netrc(host: str) -> Login | None:
-    """The login for a host in the file that NETRC names, by default ~/.netrc.
-
-    Errors: FetchError for a file that cannot be read.
-    """
-    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    try:
-        entry = netrc.netrc(file).authenticators(host)
-    except FileNotFoundError:
-        return None
-    except netrc.NetrcParseError as error:  # its message may hold the password
-        raise FetchError(f"{file}, line {error.lineno}: not a line of netrc; correct it") from None
-    except (OSError, UnicodeDecodeError):
-        raise FetchError(f"{file}: cannot be read; make it a readable file") from None
-    return (entry[0], entry[2]) if entry and entry[2] is not None else None
 
 
 SHARD_SUFFIX = ".tar"
@@ -154,6 +146,7 @@ class ShardCache:
             with open(path, "rb", buffering=0) as file:
                 if os.fstat(file.fileno()).st_size != whole:
                     return None
+                # By descriptor: the name may be another copy's by now, which keeps its own time.
                 now = time.time_ns()
                 os.utime(file.fileno(), ns=(now, now))
                 return os.pread(file.fileno(), size, offset)
@@ -170,7 +163,7 @@ class ShardCache:
                 status = path.stat()
                 copies.append((status.st_mtime_ns, status.st_size, path))
         total = size + sum(bytes for _, bytes, _ in copies)
-        for _, bytes, path in sorted(copies):
+        for _, bytes, path in sorted(copies):  # the least recently used first
             if total <= limit:
                 return
             path.unlink(missing_ok=True)
@@ -204,24 +197,6 @@ class TooMuch(ValueError):
 
 class TooSlow(OSError):
     """A server that would block the run forever."""
-
-
-def web_options(login: Login | None) -> dict[str, Any]:
-    """fsspec's options for a web server."""
-    from aiohttp import ClientTimeout
-
-    # A compressed answer that nobody asked for could grow without bound as it is unpacked.
-    headers = {"Accept-Encoding": "identity"}
-    if login is not None:
-        # Not aiohttp's `auth`: it drops this header where it is redirected to another host.
-        headers["Authorization"] = f"Basic {b64encode(':'.join(login).encode()).decode()}"
-    return {
-        # By default aiohttp stops downloads after five minutes.
-        "timeout": ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S),
-        "max_redirects": MOST_REDIRECTS,
-        "headers": headers,
-        "client_kwargs": {"auto_decompress": False},
-    }
 
 
 def fetch(folder: str, name: str, path: Path, expected: tuple[str, int] | None = None) -> None:
@@ -285,8 +260,23 @@ def _open_folder(url: str) -> tuple[Any, str]:
     """fsspec's file system of a URL, and the folder's path in it."""
     try:
         if is_web(url):
+            from aiohttp import ClientTimeout  # only for web servers: importing it takes long
+
             plain, login = split_login(url)
-            files, root = url_to_fs(plain, **web_options(login))
+            # A compressed answer that nobody asked for could grow without bound as it is unpacked.
+            headers = {"Accept-Encoding": "identity"}
+            if login is not None:
+                # Not aiohttp's `auth`: it drops this header where it is redirected to another host.
+                words = b64encode(":".join(login).encode()).decode()
+                headers["Authorization"] = f"Basic {words}"
+            files, root = url_to_fs(
+                plain,
+                # By default aiohttp stops downloads after five minutes.
+                timeout=ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S),
+                max_redirects=MOST_REDIRECTS,
+                headers=headers,
+                client_kwargs={"auto_decompress": False},
+            )
         else:
             check_whole(url)
             files, root = url_to_fs(url)

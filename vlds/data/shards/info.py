@@ -215,26 +215,8 @@ def labels_of(json: bytes) -> list[str | None]:
     return labels
 
 
-def tar_classes(tar: Path, offsets: Sequence[int], classes: Sequence[str]) -> list[int]:
-    """The class number of each sample between one offset of a shard and the next.
-
-    Errors: as `class_number`.
-    """
-    numbers = numbered(classes)
-    return [class_number(json, numbers) for json in _jsons(tar, offsets)]
-
-
-def tar_labels(tar: Path, offsets: Sequence[int]) -> set[str]:
-    """All labels of a shard.
-
-    Errors: as `labels_of`.
-    """
-    labels = {label for json in _jsons(tar, offsets) for label in labels_of(json)}
-    return {label for label in labels if label is not None}
-
-
-def _jsons(tar: Path, offsets: Sequence[int]) -> Iterator[bytes]:
-    """The json of each sample."""
+def sample_jsons(tar: Path, offsets: Sequence[int]) -> Iterator[bytes]:
+    """The json of each sample between one offset of a shard and the next."""
     with open_file(tar) as file:
         for begin, end in pairwise(offsets):
             data = memoryview(os.pread(file.fileno(), end - begin, begin))

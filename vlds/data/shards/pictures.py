@@ -105,6 +105,7 @@ class UnreadFormat(ValueError):
 
 def is_avif(data: Encoded) -> bool:
     """True if the first bytes say AVIF."""
+    # A box of ISO media: its size, "ftyp", the major brand, a version, the compatible brands.
     begin = bytes(data[:64])
     if begin[4:8] != b"ftyp":
         return False
@@ -165,6 +166,7 @@ def jpeg_segments(data: Encoded) -> Iterator[tuple[int, int, int]]:
         if (marker := data[offset + 1]) == 0xFF:  # filling
             offset += 1
             continue
+        # A segment's length counts its own two bytes, but not those of the marker.
         end = offset + 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
         yield marker, offset + 4, min(end, len(data))
         if marker == SCAN:
@@ -201,16 +203,6 @@ def upright_size(data: Encoded) -> tuple[int, int]:
             return (height, width) if orientation_of(image) in SIDEWAYS else (width, height)
     except Exception as error:  # damaged bytes make decoders raise anything
         raise ValueError(f"not a picture ({error})") from error
-
-
-def jpeg_orientation(data: Encoded) -> int:
-    """Orientation of an encoded JPEG, 1 to 8. Pillow reads it only where a tag may be: most
-    JPEGs have none, and reading it costs a tenth of a millisecond."""
-    metadata = (bytes(data[a:b]) for marker, a, b in jpeg_segments(data) if marker == METADATA)
-    if not any(b"Exif" in segment or b"Orientation" in segment for segment in metadata):
-        return UPRIGHT
-    with open_picture(data) as image:
-        return orientation_of(image)
 
 
 Picture = NDArray[np.uint8]
@@ -284,7 +276,13 @@ def _is_plain_jpeg(data: Encoded) -> bool:
 
 def _decode_jpeg(data: Encoded, spec: PictureSpec) -> Tensor:
     """(3, h, w) uint8, upright; not smaller than `spec`, unless the file is."""
-    orientation = jpeg_orientation(data)
+    # Pillow reads the tag only where one may be: most JPEGs have none, and reading it costs a tenth
+    # of a millisecond.
+    metadata = (bytes(data[a:b]) for marker, a, b in jpeg_segments(data) if marker == METADATA)
+    orientation = UPRIGHT
+    if any(b"Exif" in segment or b"Orientation" in segment for segment in metadata):
+        with open_picture(data) as image:
+            orientation = orientation_of(image)
     options: dict[str, Any] = {}
     if spec.decode == "fast" and isinstance(spec, ImageSpec):
         height, width = spec.height, spec.width

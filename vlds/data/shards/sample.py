@@ -125,7 +125,7 @@ def foreign_json(
         value = value.strip() if isinstance(value, str) else value
         if value is not None:
             annotation[field] = value
-    if "answer" in annotation:
+    if "answer" in annotation:  # one answer or a list; each scores fully
         answer = annotation.pop("answer")
         given = answer if isinstance(answer, list) else [answer]
         if None in given:
@@ -155,6 +155,7 @@ def parse_features(data: memoryview) -> np.ndarray:
     """
     if data[:6] != NPY_MAGIC or data[6] not in (1, 2):
         raise ValueError("not a .npy file")
+    # Version 1 has two bytes for the length of its header, version 2 four.
     width = 2 if data[6] == 1 else 4
     start = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
     shape, dtype = _shape_and_type(bytes(data[8 + width : start]))

@@ -24,7 +24,9 @@ from vlds.runtime.files import open_file
 from vlds.runtime.terminal import without_credentials
 
 BLOCK = 1 << 16
+"""Most bytes that are skipped at once."""
 AT_ONCE = 1 << 24
+"""Most bytes that are asked for at once."""
 PIPE = "pipe:"
 META = re.compile(r"__[^/]*__($|/)")
 """Members that webdataset leaves out."""
@@ -133,10 +135,12 @@ def opened(url: str) -> Iterator[Callable[[int, int], bytes]]:
 
     def read(offset: int, size: int) -> bytes:
         nonlocal at
+        # Skip padding, by small reads: a stream cannot seek.
         while at < offset and (passed := len(exactly(min(offset - at, BLOCK)))):
             at += passed
         data = exactly(size)
         at += len(data)
+        # Only at the beginning, where a header should be: gzip's first bytes.
         if at < 1024 and data[:2] == b"\x1f\x8b":
             raise ValueError("it is compressed: give it as `pipe:gunzip -c < FILE`")
         return data

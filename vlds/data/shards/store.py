@@ -229,6 +229,7 @@ class LocalFiles:
         path = self.folder / QUARANTINE_FILE
         if not path.is_file():
             return {}
+        # The file names shards; a run counts samples through all of them.
         counts = accumulate((shard.samples for shard in info.shards), initial=0)
         first = dict(zip((shard.name for shard in info.shards), counts, strict=False))
         faults = {}
@@ -341,7 +342,7 @@ class Dataset:
         shard, row = self._shard(sample)
         try:
             return self._read(shard, row)
-        except FetchError:
+        except FetchError:  # a ShardError, but fetching again would fail again
             raise
         except (ShardError, ChangedSample):
             if not self._files.renew(self.info.shards[shard]):
@@ -361,6 +362,8 @@ class Dataset:
             location, cure = self._files.location(shard), self._files.cure(shard)
             raise ShardError(f"shard {location}, sample {row}: {reason}; {cure}") from None
         what = f"sample {self.label} {key} ({shard.name})"
+        # After the headers, whose faults tell more; before the members, whose faults would not say
+        # that the file has changed.
         if crc32(data) != self._checksums[shard_index][row]:
             raise ChangedSample(
                 f"{what}: its bytes are not those that were indexed (another crc32); "
@@ -391,6 +394,7 @@ class Subset(Dataset):
         self._whole, self.chosen = whole, chosen
         self._print = sha256(chosen.tobytes()).hexdigest()[:16]
         self.key = f"{whole.key}#{self._print}"
+        # Counts stay in a list by shard: cut where the chosen numbers pass a shard's end.
         ends = np.cumsum([len(counts) for counts in whole.counts])
         cuts = np.searchsorted(chosen, ends[:-1])
         self.counts = np.split(np.concatenate(whole.counts)[chosen], cuts)

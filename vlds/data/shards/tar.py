@@ -92,7 +92,7 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
                 size = int(text)
         # Data are padded to whole blocks.
         offset = start if kind in LINKS_AND_DEVICES else start + -(-size // BLOCK) * BLOCK
-        if kind in EXTENSIONS:
+        if kind in EXTENSIONS:  # what it says holds for the next header
             if size > LARGEST_EXTENSION:
                 raise ShardError(
                     f"the tar header at byte {header_at} states a name of {size} bytes"
@@ -169,6 +169,7 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
         length, _, _ = data.partition(b" ")
         if not length.isdigit() or not len(length) < int(length[:9]) <= len(data):
             raise ShardError("a PAX header is damaged")
+        # "25 path=x\n": the length counts its own digits, the blank and the line break.
         name, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
         fields[name.decode()] = value.decode("utf-8", "backslashreplace")
         data = data[int(length) :]

@@ -19,8 +19,9 @@ from vlds.data.shards.info import (
     DatasetInfo,
     ShardInfo,
     class_number,
+    labels_of,
     numbered,
-    tar_labels,
+    sample_jsons,
 )
 from vlds.data.shards.sample import FEATURES, UNUSABLE
 from vlds.data.shards.shard_index import (
@@ -173,7 +174,9 @@ def index_folder(
             labels = set[str]()
             for tar in tars:
                 try:
-                    labels |= tar_labels(tar, build_index(tar).offsets.tolist())
+                    offsets = build_index(tar).offsets.tolist()
+                    for data in sample_jsons(tar, offsets):
+                        labels |= {label for label in labels_of(data) if label is not None}
                 except UNUSABLE as error:
                     raise ShardError(f"shard {tar}: {error}; correct its samples") from None
             classes = sorted(labels)

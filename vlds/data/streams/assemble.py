@@ -65,7 +65,7 @@ class ImageStack:
                     f"stored features of different shapes in one batch: {self._array.shape[1:]}, "
                     f"{image.shape}; compute them with one encoder and one image size"
                 )
-            elif self._num_images == len(self._array):
+            elif self._num_images == len(self._array):  # the guess was low: double it
                 self._array = np.concatenate([self._array, np.empty_like(self._array)])
             self._array[self._num_images] = image
             self._num_images += 1
@@ -249,6 +249,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         batch = OpenBatch(new_stack(setup.image, max(len(positions), self._num_images)))
         most = self.reader.policy.max_in_a_row + 1
         slots = []
+        # Candidates are lazy: substitutes are read only if they are needed.
         for position, place in zip(positions, places, strict=True):
             candidates = self.reader.candidates(position, place, batch)
             slots.append(Slot(position, place[0], enumerate(islice(candidates, most))))
@@ -260,6 +261,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                 if row is None:
                     return parcel
                 rows.append(row)
+            # The next batch's stack gets this room at once: growing copies all images.
             self._num_images = max(self._num_images, len(batch.stack))
             while parcel.batch is None:
                 images = batch.stack.images()

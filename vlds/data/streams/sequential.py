@@ -75,6 +75,7 @@ class StreamedDataset:
 
         Errors: ShardError if the shard is damaged or cannot be opened.
         """
+        # With a dataset.json a shard that ends too early is noticed, even between two samples.
         known = {shard.name: shard.samples for shard in self.info.shards} if self.info else {}
         name = self.info.name if self.info else self.location
         for key, content in read_shard(url, known.get(Path(url).name)):
@@ -220,6 +221,7 @@ class StreamedReader(SampleReader[StreamedSource]):
         for candidate in self._examples(place[0]):
             if (sample := candidate.opened.sample) is not None:
                 key = (candidate.shard, candidate.key)
+                # Several examples of a batch may share a sample, whose pictures are decoded once.
                 if key not in batch.samples:
                     batch.samples[key] = self._with_images(key, sample, batch)
                 candidate = candidate._replace(opened=batch.samples[key])
@@ -247,6 +249,9 @@ class StreamedReader(SampleReader[StreamedSource]):
 
         Errors: ShardError.
         """
+        # All processes draw the same permutations, and each takes every n-th shard of their
+        # sequence. `start` is in the key, so that a resumed run does not read the first shards
+        # again.
         key = (self.setup.seed, "sequential", source.name, self.start)
         num_processes = self.setup.cut.world_size * max(1, self.config.num_workers)
         passes = (permutation(len(source.shards), *key, number) for number in count())

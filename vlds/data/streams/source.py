@@ -1,4 +1,4 @@
-"""A task and the data sets that feed it."""
+"""A task and the data sets that feed it, what evaluation asks about them, and in which order."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class NumPictures:
         odd = counts < self.fewest
         if self.most is not None:
             odd |= counts > self.most
-        odd[list(but)] = False
+        odd[list(but)] = False  # no run reads them
         return int(odd.argmax()) if odd.any() else None
 
     def check(self, sample: Sample) -> None:
@@ -129,6 +129,7 @@ class Source(TaskSource[Dataset]):
         """Errors: SkipSample if the source has no other sample that can be read."""
         num_samples = self.first_sample[-1]
         first = int(draw * num_samples)
+        # From the drawn sample on, once around the source: bad ones and the sample itself are out.
         for number in range(num_samples):
             dataset, index = self.locate((first + number) % num_samples)
             try:
@@ -140,7 +141,8 @@ class Source(TaskSource[Dataset]):
         raise SkipSample(f"sample {sample.key}: its source has no other one to compare it with")
 
     def check(self, image: PictureSpec | None) -> None:
-        """Check that there is data, each data set once, of the sort that the model reads.
+        """Check that there is data, each data set once, of the sort that the model reads; read the
+        first sample of each.
 
         Errors: ValueError that names the source and the cure.
         """
@@ -164,28 +166,23 @@ class Source(TaskSource[Dataset]):
                     f"source {self.name}: data set {dataset.folder}, sample {odd} (in "
                     f"{dataset.shard_of(odd)}): {self.num_pictures.fault(count)}"
                 )
-            self._read_first(dataset, image)
-
-    def _read_first(self, dataset: Dataset, image: PictureSpec | None) -> None:
-        """Read samples up to the first good one; bad ones are counted when a run reads them.
-
-        Errors: ValueError if the first samples are all bad.
-        """
-        first_error: SkipSample | None = None
-        num_tried = min(FIRST_READ, dataset.num_samples)
-        for index in range(num_tried):
-            if index in dataset.quarantine:
-                continue
-            try:
-                check_pictures(dataset.folder, dataset.read(index), image)
-                return
-            except SkipSample as error:
-                first_error = first_error or error
-        if first_error is not None:
-            raise ValueError(
-                f"source {self.name}: none of the first {num_tried} samples of data set "
-                f"{dataset.folder} can be used; {first_error}"
-            )
+            # Read samples up to the first good one; a run counts bad ones when it reads them.
+            first_error: SkipSample | None = None
+            num_tried = min(FIRST_READ, dataset.num_samples)
+            for index in range(num_tried):
+                if index in dataset.quarantine:
+                    continue
+                try:
+                    check_pictures(dataset.folder, dataset.read(index), image)
+                    first_error = None
+                    break
+                except SkipSample as error:
+                    first_error = first_error or error
+            if first_error is not None:
+                raise ValueError(
+                    f"source {self.name}: none of the first {num_tried} samples of data set "
+                    f"{dataset.folder} can be used; {first_error}"
+                )
 
 
 def check_pictures(location: str | Path, sample: Sample, image: PictureSpec | None) -> None:
@@ -218,6 +215,7 @@ def check_cache_limit(
 
     Errors: ValueError that names the bytes needed.
     """
+    # By folder and name: a shard that several tasks read is fetched once.
     all_shards: dict[tuple[str, str], int] = {}
     for source in (*train, *evaluation):
         all_shards |= _fetched(source)
@@ -256,6 +254,7 @@ def fixed_example(
     """
     whole = annotation == WHOLE_SAMPLE
     if source.task.pairs_samples:
+        # 16 hexadecimal digits as a number from 0 to 1: the same partner in every evaluation.
         sample = source.paired(sample, int(hashed([dataset, sample.id]), 16) / 16**16)
     example = ask(source.task, source.name, sample, None if whole else annotation, None)
     start = f"{dataset}/" if len(source.datasets) > 1 else ""

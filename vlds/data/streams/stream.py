@@ -149,6 +149,7 @@ class MixedStream(ABC):
         if after_steps is not None:
             position = self.order.phase.at + after_steps * self.order.stride
         given = self.order.given(position)
+        # Examples given by all lanes of a source, over those of one epoch.
         return {o.name: sum(given[o.name]) / o.size for o in self.order.orders if o.size}
 
     def __iter__(self) -> Iterator[Batch]:
@@ -187,6 +188,7 @@ class MixedStream(ABC):
                     if not piece:
                         batch = replace(batch, valid=torch.zeros_like(batch.valid))
                     batches.append(batch)
+                # Counted as it is handed out: a state saved after this step begins with the next.
                 self.consumed = start + stride
                 yield batches
 
@@ -356,6 +358,7 @@ class EvalStream:
         """Examples of this rank that could not be read, as of the last iteration."""
         reader = IndexedReader([source], ErrorPolicy(), setup, evaluation=True)
         self._assembler = Assembler(reader, order, first_task=task_index)
+        # Ranks take turns, and the batches are sorted by work: all ranks get about as much.
         self._batches = order.batches[setup.global_rank :: setup.cut.world_size]
         self._num_workers = num_workers
         self._worker_timeout = setup.worker_timeout
@@ -437,4 +440,4 @@ class IndexedReader(SampleReader[Source]):
                 drawn = word % int(ends[-1])
                 substitute = int(np.searchsorted(ends, drawn, side="right"))
                 annotation = drawn - (int(ends[substitute - 1]) if substitute else 0)
-            sample += substitute - index
+            sample += substitute - index  # these count in the data set, `sample` in the source

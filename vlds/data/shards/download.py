@@ -205,7 +205,7 @@ def fetch(folder: str, name: str, path: Path, expected: tuple[str, int] | None =
 
     Errors: FetchError after the last try, or at once if another try would not help.
     """
-    files, root = _open_folder(folder)
+    files, root = _open_address(folder)
     url = below(without_credentials(folder), name)
     limit = expected[1] if expected else LARGEST_FILE
     cure = "check the connection and start again: what has been fetched is kept"
@@ -229,7 +229,7 @@ def open_stream(url: str) -> BytesReader:
 
     Errors: FetchError that names the URL and what happened.
     """
-    files, path = _open_folder(url)
+    files, path = _open_address(url)
 
     def opened() -> BytesReader:
         stream: BytesReader = WebStream(files, path) if is_web(url) else files.open(path, "rb")
@@ -256,8 +256,8 @@ def _retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Va
     raise AssertionError
 
 
-def _open_folder(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, and the folder's path in it."""
+def _open_address(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL of a folder or file, and the path in it."""
     try:
         if is_web(url):
             from aiohttp import ClientTimeout  # only for web servers: importing it takes long

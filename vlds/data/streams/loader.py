@@ -14,14 +14,13 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Generator, Iterable, MutableSequence, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
-from pathlib import Path
 
 import torch.utils.data
 
@@ -108,7 +107,17 @@ def parcels(
         yield from loader
         return
     with scratch_folder() as folder:
-        iterator = _started(loader, folder)
+        # The workers keep their sockets in the folder: by themselves each would make one of its
+        # own, which stays where it is killed. `_config` is a private name of Python's, where
+        # multiprocessing.util.get_temp_dir looks.
+        config = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+        before = dict(config)
+        config["tempdir"] = str(folder)
+        try:
+            iterator = iter(loader)
+        finally:
+            config.clear()
+            config.update(before)
         # A private name of torch's; tests fail if it changes.
         workers = iterator._workers  # type: ignore[attr-defined]
         watch = Watch(done, workers, loader.prefetch_factor or 1, timeout)
@@ -135,20 +144,6 @@ def parcels(
             at_exit.cancel()
             for worker in workers:
                 worker.kill()  # one that was slower than torch waits; it ignores torch's SIGTERM
-
-
-def _started(loader: torch.utils.data.DataLoader[Parcel], folder: Path) -> Iterator[Parcel]:
-    """The loader's batches, once its workers have started. They keep their sockets in the folder:
-    by themselves each would make one of its own, which stays where it is killed."""
-    # A private name of Python's, where multiprocessing.util.get_temp_dir looks.
-    config = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
-    before = dict(config)
-    config["tempdir"] = str(folder)
-    try:
-        return iter(loader)
-    finally:
-        config.clear()
-        config.update(before)
 
 
 def _counted(done: MutableSequence[int], parcel: Parcel) -> Parcel:

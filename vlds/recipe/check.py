@@ -30,6 +30,8 @@ from vlds.tasks.class_output import Head
 
 CHOICES = (ModelKind, Backbone, VisionEncoder, Method, Task, Head)
 """A field of one of these types, or a mapping of names to them, chooses a class."""
+CLASS, ARGUMENTS = "class_path", "init_args"
+"""Keys of a chosen class in a recipe's file."""
 
 
 def subclasses(base: type) -> Iterator[type]:
@@ -201,14 +203,11 @@ def dotted_keys(tree: Any, cls: type, key: str = "") -> Iterator[str]:
 
 def chosen_keys(value: Any, base: type, key: str) -> Iterator[str]:
     """The keys of a value that chooses a class."""
-    path = value.get("class_path") if isinstance(value, Mapping) else value
+    path, arguments = value, {}
+    if isinstance(value, Mapping):
+        path, arguments = value.get(CLASS), value.get(ARGUMENTS)
     if isinstance(path, str) and (cls := class_if_there(path, base)) is not None:
-        yield from dotted_keys(
-            value.get("init_args") if isinstance(value, Mapping) else {}, cls, key
-        )
-
-
-CLASS, ARGUMENTS = "class_path", "init_args"
+        yield from dotted_keys(arguments, cls, key)
 
 
 @dataclass(frozen=True)

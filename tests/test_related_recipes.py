@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from vlds.models.build import describe
-from vlds.recipe.config import parse_recipe
+from vlds.recipe.config import Recipe, parse_recipe
 from vlds.recipe.paths import read_merged
 from vlds.runtime.process import find, shipped
 
@@ -68,7 +68,7 @@ BUILT_ON = {
 def test_whose_adamw_moves_the_weights() -> None:
     """Transformers', as in the original codes, in all their recipes and what builds on them."""
     names = {
-        name.removeprefix("recipes/").removesuffix(".yaml"): read_merged(find(name))
+        name.removeprefix("recipes/").removesuffix(".yaml"): read_merged(find(name), Recipe)
         for name in shipped("recipes")
         if name.endswith(".yaml")
     }

@@ -32,7 +32,7 @@ from vlds.models.kinds.base import fit_saved, hash_name
 from vlds.models.loading.model_files import reading
 from vlds.models.model import Model
 from vlds.recipe.config import Recipe, check_saved, parse_recipe, to_tree
-from vlds.recipe.paths import located, places_of, with_start
+from vlds.recipe.paths import located, moved, places_of, with_start
 from vlds.runtime.files import whole_folder
 from vlds.runtime.json_files import DESCRIPTION, damage, parse_record, read_json, write_manifest
 from vlds.runtime.yaml_file import read_yaml
@@ -155,8 +155,10 @@ def write_description(folder: Path, recipe: Recipe, trained_on: Mapping[str, Tra
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
     methods = {name: method.in_artifact() for name, method in recipe.methods.items()}
-    tree = with_start(moved(to_tree(replace(recipe, methods=methods)), str(folder), HERE))
-    (folder / RECIPE).write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    tree = moved(to_tree(replace(recipe, methods=methods)), {str(folder): HERE}, Recipe)
+    (folder / RECIPE).write_text(
+        yaml.safe_dump(with_start(tree, Recipe), sort_keys=False), encoding="utf-8"
+    )
 
 
 def read_recipe(folder: Path, changes: Sequence[str] = ()) -> Recipe:
@@ -169,22 +171,10 @@ def read_recipe(folder: Path, changes: Sequence[str] = ()) -> Recipe:
     check_saved(tree, f"artifact {folder}: {RECIPE}")
     # Recipes are parsed from files alone, and this one has other paths than the artifact's.
     with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-        tree = moved(located(tree, folder / RECIPE), HERE, str(folder))
+        tree = moved(located(tree, folder / RECIPE, Recipe), {HERE: str(folder)}, Recipe)
         yaml.safe_dump(tree, file, sort_keys=False)
         file.flush()
         return parse_recipe(["--config", file.name, *changes])
-
-
-def moved(tree: Any, old: str, new: str) -> Any:
-    """A recipe's tree in which paths into the folder `old` lead into `new`. Replacing in the text
-    would miss names that YAML quotes or escapes."""
-    if isinstance(tree, dict):
-        return {key: moved(entry, old, new) for key, entry in tree.items()}
-    if isinstance(tree, list):
-        return [moved(entry, old, new) for entry in tree]
-    if isinstance(tree, str) and (tree == old or tree.startswith(f"{old}/")):
-        return new + tree[len(old) :]
-    return tree
 
 
 def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str] = ()) -> LoadedRun:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from vlds.runtime.checks import Count, Natural
+from vlds.runtime.checks import Count, Natural, SourcePath
 
 IGNORED_LABEL = -100
 """Label of padded target positions; cross-entropy skips them."""
@@ -276,7 +276,7 @@ class Decoding:
     choices: tuple[str, ...] | None = None
     """Compare the logits of these words' first tokens instead of generating (NLVR2's true /
     false)."""
-    answers: tuple[str, ...] | str | None = None
+    answers: tuple[str, ...] | SourcePath | None = None
     """Generate only one of these answers: a list, a JSON file with a list, such as `data_prep
     answers` writes, or the dataset.json of a data set of classes. The longest of them replaces
     `max_new_tokens`."""

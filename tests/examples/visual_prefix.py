@@ -18,6 +18,7 @@ from vlds.models.methods.host import run_beside
 from vlds.models.model import Part
 from vlds.models.roles import find_roles
 from vlds.models.visual_embedding import tokens_of_rows
+from vlds.runtime.checks import SourcePath
 from vlds.schema import Batch
 
 
@@ -25,7 +26,7 @@ from vlds.schema import Batch
 class VisualPrefix(GridKind):
     """What a recipe says of the model."""
 
-    path: str
+    path: SourcePath
     """The language model and its tokenizer: a Hugging Face hub name or a local folder."""
     trained_text = ("connector",)
 

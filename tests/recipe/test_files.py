@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vlds.recipe.config import parse_recipe, save_recipe
+from vlds.recipe.config import Recipe, parse_recipe, save_recipe
 from vlds.recipe.paths import merged, read_merged
 
 
@@ -27,7 +27,7 @@ def test_mappings_are_merged_and_the_rest_is_replaced(tmp_path: Path) -> None:
     )
     last = write(tmp_path / "c.yaml", {"base": "b.yaml", "seed": 5})
     task = {"class_path": "VQA", "init_args": {"x": 1, "y": [3]}}
-    assert read_merged(last) == {"tasks": {"t": task, "u": 4}, "seed": 5}
+    assert read_merged(last, Recipe) == {"tasks": {"t": task, "u": 4}, "seed": 5}
 
 
 def test_numbers_stay_numbers(tmp_path: Path) -> None:
@@ -49,18 +49,18 @@ def test_another_class_takes_nothing_over() -> None:
 def test_methods_are_replaced_as_a_whole(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", {"methods": {"adapter": {"class_path": "Adapter"}}})
     changed = write(tmp_path / "b.yaml", {"base": "a.yaml", "methods": {}})
-    assert read_merged(changed) == {"methods": {}}
+    assert read_merged(changed, Recipe) == {"methods": {}}
 
 
 def test_null_leaves_a_task_out(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", {"tasks": {"vqa": 1, "gqa": 2, "caption": 3}})
     fewer = write(tmp_path / "b.yaml", {"base": "a.yaml", "tasks": {"vqa": None, "caption": None}})
-    assert read_merged(fewer) == {"tasks": {"gqa": 2}}
+    assert read_merged(fewer, Recipe) == {"tasks": {"gqa": 2}}
     again = write(tmp_path / "c.yaml", {"base": "b.yaml", "tasks": {"vqa": 4}})
-    assert read_merged(again) == {"tasks": {"gqa": 2, "vqa": 4}}
+    assert read_merged(again, Recipe) == {"tasks": {"gqa": 2, "vqa": 4}}
     wrong = write(tmp_path / "d.yaml", {"base": "b.yaml", "tasks": {"gqaa": None}})
     with pytest.raises(ValueError, match=r"tasks.gqaa: null leaves out .* mean 'gqa'\? it has gqa"):
-        read_merged(wrong)
+        read_merged(wrong, Recipe)
 
 
 def test_the_base_lies_beside_the_recipe_or_comes_with_vlds(tmp_path: Path) -> None:

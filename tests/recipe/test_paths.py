@@ -1,10 +1,12 @@
-"""A run's relative paths are found from any working directory."""
+"""A run's relative paths are found from any working directory: the types of fields tell them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import sys
+from collections.abc import Iterator
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args, get_origin
 
 import pytest
 
@@ -13,8 +15,10 @@ from tests.toys.world import SIZES, world_recipe, write_tokenizer
 from vlds.artifact import artifact_folder, check_same_sources, read_recipe, write_artifact
 from vlds.cli.rank import check_recipe
 from vlds.models.backbones import T5
+from vlds.recipe.check import concrete_classes, field_types, is_choice
 from vlds.recipe.config import Recipe, load_recipe, save_recipe
-from vlds.recipe.paths import located
+from vlds.recipe.paths import check_files, file_names, located
+from vlds.runtime.checks import PathMark
 
 
 def relative_recipe(home: Path) -> Recipe:
@@ -88,10 +92,10 @@ def test_names(name: str, there: str | None, expected: str, tmp_path: Path) -> N
     tree: dict[str, Any] = {
         "output": "/old/here/runs/mine",
         "started_in": "/old",
-        "backbone": {"init_args": {"path": name}},
+        "model": {"init_args": {"path": name}},
     }
-    found = located(tree, tmp_path / "new/here/runs/mine/artifact/recipe.yaml")
-    assert found["backbone"]["init_args"]["path"] == expected.format(top=tmp_path)
+    found = located(tree, tmp_path / "new/here/runs/mine/artifact/recipe.yaml", Recipe)
+    assert found["model"]["init_args"]["path"] == expected.format(top=tmp_path)
     assert "started_in" not in found
 
 
@@ -147,10 +151,164 @@ def test_runs_that_a_method_fuses_are_found(home: Path) -> None:
     tree = {
         "started_in": str(home),
         "output": "runs/mine",
-        "methods": {"fused": {"init_args": {"runs": {"vqa": "runs/vqa", "gone": "runs/gone"}}}},
+        "methods": {
+            "fused": {
+                "class_path": "SimAdapter",
+                "init_args": {"runs": {"vqa": "runs/vqa", "gone": "runs/gone"}},
+            }
+        },
         "tasks": {"runs": {"class_path": "VQA", "init_args": {"train": ["shards/vqa"]}}},
     }
-    found = located(tree, home / "runs" / "mine" / "recipe.yaml")
+    found = located(tree, home / "runs" / "mine" / "recipe.yaml", Recipe)
     runs = {"vqa": str(home / "runs" / "vqa"), "gone": "runs/gone"}
     assert found["methods"]["fused"]["init_args"]["runs"] == runs
     assert found["tasks"]["runs"]["init_args"]["train"] == [str(home / "shards" / "vqa")]
+
+
+# Which fields are paths.
+
+HUB = {"path": "any", "config": "file", "tokenizer": "any"}
+TASK = dict.fromkeys(("train", "evaluate", "test"), "data")
+PATHS = {
+    **dict.fromkeys(("T5", "Bart", "DualEncoder"), HUB),
+    "Causal": {**HUB, "projector_weights": "file"},
+    "CrossModal": {**HUB, "fusion_weights": "file"},
+    "JointEncoder": {**HUB, "visual_weights": "file"},
+    "ImageTextToText": {"path": "any", "config": "file", "processor": "any"},
+    "VisualEmbeddingConfig": {"weights": "file"},
+    "ClipVision": {"path": "any", "config": "file"},
+    "ClipTokens": {"path": "any", "config": "file"},
+    "ConvNet": {"weights": "file"},
+    "Timm": {"weights": "file"},
+    "HyperPELT": {"weights": "any"},
+    "SimAdapter": {"runs": "any"},
+    "LST": {"importance": "file"},
+    "LinearHead": {"classes": "any"},
+    "MLPHead": {"classes": "any"},
+    "TextHead": {"classes": "any", "descriptions": "any"},
+    "Decoding": {"answers": "any"},
+    **dict.fromkeys(
+        (
+            "VQA", "TextVQA", "DirectAnswer", "Refer", "VisualGrounding", "GroundedCaption",
+            "Grounding", "ImageClass", "Matching", "NLVR2", "Entailment", "VideoQA", "Caption",
+            "VideoCaption", "MaskedWords", "MultipleChoice", "SpanPrediction",
+        ),
+        TASK,
+    ),
+    "GQA": {**TASK, "choices": "any"},
+    "AlignmentConfig": {"data": "data"},
+    "DataConfig": {"cache": "any"},
+    "TrainingConfig": {"deepspeed": "file"},
+}  # fmt: skip
+"""Class -> its fields that name files and folders, and of what kind. A new field has the type
+SourcePath, SourceFile or DataPath, and is added here."""
+
+
+class PathField(NamedTuple):
+    """A field whose type says that it names a file, and how a recipe sets it."""
+
+    owner: str
+    name: str
+    kind: str
+    tree: Any
+
+
+def path_fields(
+    hint: Any, owner: str = "", name: str = "", around: tuple[type, ...] = ()
+) -> Iterator[PathField]:
+    """All path fields below a type, at each place that a recipe has for them."""
+    for mark in getattr(hint, "__metadata__", ()):
+        if isinstance(mark, PathMark):
+            yield PathField(owner, name, mark.kind, "files/it")
+    if isinstance(hint, type) and is_dataclass(hint):
+        for cls in concrete_classes(hint).values() if is_choice(hint) else [hint]:
+            if not cls.__module__.startswith("vlds.") or cls in around:
+                continue  # a class of another test; methods may hold methods
+            for field, kind in field_types(cls).items():
+                for found in path_fields(kind, cls.__name__, field, (*around, cls)):
+                    tree = {field: found.tree}
+                    if is_choice(hint):
+                        tree = {"class_path": cls.__name__, "init_args": tree}
+                    yield found._replace(tree=tree)
+    else:
+        *_, last = get_args(hint) or (None,)
+        for part in [last] if get_origin(hint) is dict else get_args(hint):
+            for found in path_fields(part, owner, name, around):
+                form = {list: [found.tree], tuple: [found.tree], dict: {"x": found.tree}}
+                yield found._replace(tree=form.get(get_origin(hint), found.tree))
+
+
+EVERYWHERE = list(path_fields(Recipe))
+
+
+def test_fields_that_are_paths() -> None:
+    found: dict[str, dict[str, str]] = {}
+    for field in EVERYWHERE:
+        found.setdefault(field.owner, {})[field.name] = field.kind
+    assert found == PATHS
+
+
+def test_every_path_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home" / "files").mkdir(parents=True)
+    (tmp_path / "home" / "files" / "it").touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for field in EVERYWHERE:
+        tree = {**field.tree, "output": "runs/mine", "started_in": str(tmp_path / "home")}
+        (before,) = file_names(tree, Recipe)
+        (after,) = file_names(located(tree, tmp_path / "recipe.yaml", Recipe), Recipe)
+        assert before.key.split(".")[-2 if field.name == "runs" else -1] == field.name
+        assert (before.name, after.name) == ("files/it", str(tmp_path / "home" / "files" / "it"))
+        assert after.key == before.key
+
+
+MINE = """
+from dataclasses import dataclass, field
+from vlds.models.methods import LoRA
+from vlds.runtime.checks import SourcePath
+
+@dataclass(frozen=True, kw_only=True)
+class FromNotes(LoRA):
+    notes: SourcePath | None = None
+    more: dict[str, list[SourcePath]] = field(default_factory=dict)
+    remark: str = ""
+"""
+
+
+def test_a_class_in_a_file_of_the_user(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "my_notes.py").write_text(MINE)
+    (home / "files" / "notes.txt").touch()
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "path", [str(home), *sys.path])
+    module = __import__("my_notes")
+    name, there = "files/notes.txt", str(home / "files" / "notes.txt")
+    mine = module.FromNotes(notes=name, more={"a": [name]}, remark=name)
+    run = home / "runs" / "mine"
+    save_recipe(replace(relative_recipe_of(home), methods={"mine": mine}), run / "recipe.yaml")
+    monkeypatch.chdir(home.parent / "elsewhere")
+    found = load_recipe(run / "recipe.yaml").methods["mine"]
+    assert found == module.FromNotes(notes=there, more={"a": [there]}, remark=name)
+
+
+def test_a_run_may_begin_with_a_run(home: Path) -> None:
+    """HyperPELT's `weights` are a folder, where other classes name a file."""
+    run = home / "runs" / "mine"
+    tree = {"methods": {"pelt": {"class_path": "HyperPELT", "init_args": {"weights": str(run)}}}}
+    check_files(tree, Recipe)
+    embedding = {"visual_embedding": {"weights": str(run)}}
+    tree = {"model": {"class_path": "JointSeq2Seq", "init_args": embedding}}
+    with pytest.raises(
+        ValueError, match=rf"model.visual_embedding.weights: {run} is a folder; name a file"
+    ):
+        check_files(tree, Recipe)
+
+
+def test_changes_of_a_base_need_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run folder and its data were moved together, with a recipe that builds on another."""
+    (tmp_path / "new" / "shards").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    tree = {"output": "/old/runs", "tasks": {"vqa": {"init_args": {"train": ["/old/shards"]}}}}
+    found = located(tree, tmp_path / "new" / "runs" / "recipe.yaml", Recipe)
+    assert found["tasks"]["vqa"]["init_args"]["train"] == [str(tmp_path / "new" / "shards")]

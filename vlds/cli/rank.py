@@ -240,10 +240,10 @@ def check_start(recipe: Recipe, resume: Resume, ranks: int | None) -> None:
     Errors: ValueError that names the key.
     """
     saved = Path(recipe.output) / "recipe.yaml"
-    if resume and (message := left_behind(to_tree(recipe), saved)) is not None:
+    if resume and (message := left_behind(to_tree(recipe), saved, Recipe)) is not None:
         raise ValueError(f"{RESUME}: {message}")
-    check_files(to_tree(recipe))
-    check_output(recipe.output, resume, data_sets(to_tree(recipe)))
+    check_files(to_tree(recipe), Recipe)
+    check_output(recipe.output, resume, data_sets(to_tree(recipe), Recipe))
     for field, size in recipe.batch_sizes.items():
         BatchCut(ranks or 1).check(size, field)
     recipe.model.check_sources()

@@ -23,6 +23,7 @@ from vlds.artifact import LoadedRun, load_run
 from vlds.convert.output import all_tasks, first_names
 from vlds.models.build import build_model
 from vlds.recipe.config import Recipe, to_tree
+from vlds.recipe.paths import renamed
 from vlds.runtime.terminal import follow
 
 # Checks that runs are of one model: what their recipes and their backbones' configs say of what is
@@ -32,8 +33,8 @@ from vlds.runtime.terminal import follow
 Opened = tuple[Path, LoadedRun]
 ONE_MODEL = "only runs of one model can be combined"
 NOT_THE_MODEL = {
-    # Where weights and tokenizer come from: they themselves are compared.
-    "config", "path", "pretrained", "tokenizer", "weights",
+    # Whether weights come from a library: they themselves are compared.
+    "pretrained",
     # How weights were drawn, trained and saved.
     "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "embedding_std",
     "initializer_factor", "initializer_range", "init_std", "learning_rate", "torch_dtype",
@@ -47,7 +48,7 @@ def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
     recipe = run.recipe
     essentials = {
         **method_settings(recipe, recipe.methods),
-        **chosen_settings("model", to_tree(recipe.model)),
+        **chosen_settings("model", without_files(recipe)["model"]),
     }
     if with_tasks:
         heads = {name: to_tree(task.head) for name, task in recipe.tasks.items() if task.head}
@@ -60,9 +61,16 @@ def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
 
 def method_settings(recipe: Recipe, names: Iterable[str]) -> dict[str, Any]:
     """The settings of methods, as `chosen_settings` has them."""
-    trees = to_tree(recipe.methods)
+    trees = without_files(recipe)["methods"]
     settings = (chosen_settings(f"methods.{name}", trees[name]) for name in names)
     return {key: value for each in settings for key, value in each.items()}
+
+
+def without_files(recipe: Recipe) -> dict[str, Any]:
+    """The tree of a recipe in which no field names a file: what weights and tokenizers hold is
+    compared, not where they lie."""
+    tree: dict[str, Any] = renamed(to_tree(recipe), Recipe, lambda *file: None)
+    return tree
 
 
 def chosen_settings(key: str, tree: Any) -> dict[str, Any]:

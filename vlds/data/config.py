@@ -9,7 +9,7 @@ from typing import Literal
 
 from vlds.data.errors import ErrorPolicy
 from vlds.data.shards.download import ShardCache, default_folder
-from vlds.runtime.checks import Count, Natural, Positive
+from vlds.runtime.checks import Count, Natural, Positive, SourcePath
 
 Unit = Literal["example", "global_batch"]
 """What holds the examples of one task only."""
@@ -57,7 +57,7 @@ class DataConfig:
     evaluation too."""
     blank_images: bool = False
     """Replace every picture by plain grey, in evaluation too: the control that sees nothing."""
-    cache: str | None = None
+    cache: SourcePath | None = None
     """Folder for copies of data sets named by URL; default: vlds in $XDG_CACHE_HOME or ~/.cache."""
     cache_bytes: Count | None = None
     """Bytes of shards that the cache keeps at most: the longest unused go; default: no limit."""

@@ -85,7 +85,14 @@ class ErrorBook:
         for entry in bad:
             bad_at.setdefault(entry.position, []).append(entry)
         self.num_bad += len(bad_at)
-        self._write(bad)
+        lines = []
+        for entry in bad:
+            if entry.name not in self._written:
+                self._written.add(entry.name)
+                lines.append(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
+        if lines and self.ledger is not None:
+            self.ledger.parent.mkdir(parents=True, exist_ok=True)
+            append(self.ledger, "".join(lines))
         for position in positions:
             if position not in bad_at:
                 self._in_a_row.clear()
@@ -102,16 +109,6 @@ class ErrorBook:
                 f"more than errors.max_bad_fraction {self.policy.max_bad_fraction:g} allows",
                 bad,
             )
-
-    def _write(self, bad: list[BadSample]) -> None:
-        lines = []
-        for entry in bad:
-            if entry.name not in self._written:
-                self._written.add(entry.name)
-                lines.append(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
-        if lines and self.ledger is not None:
-            self.ledger.parent.mkdir(parents=True, exist_ok=True)
-            append(self.ledger, "".join(lines))
 
     def _stop(self, what: str, bad: list[BadSample]) -> None:
         last = bad[-1]

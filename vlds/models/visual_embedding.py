@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.runtime.checks import Count
+from vlds.runtime.checks import Count, SourceFile
 from vlds.schema import NO_IMAGE, UNDECAYED, OptimizerRule, OptimizerRules
 
 # The bridge from grid features to an encoder's tokens, as CLIP-ViL has it in VL-Adapter.
@@ -123,7 +123,7 @@ class VisualEmbeddingConfig:
     embeddings of image and token, as in VL-BART's pre-training."""
     norm_biases: bool = False
     """Give the norms a bias where the backbone's norms have none (T5)."""
-    weights: str | None = None
+    weights: SourceFile | None = None
     """A .safetensors file with trained weights (visual_embedding.safetensors of `vlds convert
     hf`)."""
 

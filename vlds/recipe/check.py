@@ -1,7 +1,9 @@
-"""Checks keys and classes of a recipe before jsonargparse parses it.
+"""Checks keys and classes of a recipe before jsonargparse parses it, and translates the parser's
+messages about values.
 
 The parser's messages are about unions and import paths, and it imports whatever a saved recipe
-names. Here a message names the key, shows the value and says the cure.
+names. Here a message names the key, shows the value and says the cure. For a wrong key it guesses
+which one is meant: the right name in another place, or the name that other trainers have for it.
 """
 
 from __future__ import annotations
@@ -26,11 +28,10 @@ from vlds.runtime.checks import closest, guess, limits_of
 from vlds.tasks.base import Task
 from vlds.tasks.class_output import Head
 
-# The classes that a recipe may choose from, and the fields of its dataclasses.
-
-
 CHOICES = (ModelKind, Backbone, VisionEncoder, Method, Task, Head)
 """A field of one of these types, or a mapping of names to them, chooses a class."""
+CLASS, ARGUMENTS = "class_path", "init_args"
+"""Keys of a chosen class in a recipe's file."""
 
 
 def subclasses(base: type) -> Iterator[type]:
@@ -55,6 +56,8 @@ def class_named(path: str, base: type) -> type | None:
     module, _, name = path.rpartition(".")
     if not module:
         return concrete_classes(base).get(name)
+    if not all(part.isidentifier() for part in module.split(".")):
+        return None  # import_module raises other errors for relative and empty names
     cls = getattr(importlib.import_module(module), name, None)
     return cls if isinstance(cls, type) and issubclass(cls, base) else None
 
@@ -96,10 +99,6 @@ def is_mapping_of_choices(hint: Any) -> bool:
 def is_choice(cls: type) -> bool:
     """True if a recipe chooses a class in place of `cls`."""
     return issubclass(cls, CHOICES)
-
-
-# Guesses which key of a recipe a wrong one means: the right name in another place, or the name
-# that other trainers have for it.
 
 
 HABITS: dict[str, tuple[str, ...]] = {
@@ -159,6 +158,7 @@ def hint_at(name: str, here: str, known: list[str], tree: Any, options: type) ->
     for word in wanted:
         section, _, name_there = word.rpartition(".")
         found += [k for k in keys if last(k) == name_there and k.startswith(section) and k != here]
+    # A key of the same place is likelier than one elsewhere.
     beside = [key for key in found if key.rpartition(".")[0] == here]
     if not beside and (close := closest(name, known)) is not None and plain not in MEANT:
         beside = [f"{here}.{close}".strip(".")] if not found else []
@@ -203,18 +203,15 @@ def dotted_keys(tree: Any, cls: type, key: str = "") -> Iterator[str]:
 
 def chosen_keys(value: Any, base: type, key: str) -> Iterator[str]:
     """The keys of a value that chooses a class."""
-    path = value.get("class_path") if isinstance(value, Mapping) else value
+    path, arguments = value, {}
+    if isinstance(value, Mapping):
+        path, arguments = value.get(CLASS), value.get(ARGUMENTS)
     if isinstance(path, str) and (cls := class_if_there(path, base)) is not None:
-        yield from dotted_keys(
-            value.get("init_args") if isinstance(value, Mapping) else {}, cls, key
-        )
-
-
-CLASS, ARGUMENTS = "class_path", "init_args"
+        yield from dotted_keys(arguments, cls, key)
 
 
 @dataclass(frozen=True)
-class Place:
+class KeyPath:
     """The position of a value in a recipe."""
 
     cls: type
@@ -237,11 +234,11 @@ class Place:
         """Dotted key from the top of the recipe."""
         return f"{self.choice}.{self.key}".strip(".")
 
-    def field(self, name: str, cls: type) -> Place:
+    def field(self, name: str, cls: type) -> KeyPath:
         """A field of this place's dataclass."""
         return replace(self, cls=cls, key=f"{self.key}.{name}".strip("."))
 
-    def chosen(self, cls: type) -> Place:
+    def chosen(self, cls: type) -> KeyPath:
         """The inside of a chosen class."""
         return replace(self, cls=cls, choice=self.whole_key, key="")
 
@@ -260,16 +257,17 @@ def check_tree(
 
     Errors: ValueError that names the key, the value and the cure.
     """
-    place = Place(options, saved=saved, values=values, root=tree, options=options)
+    place = KeyPath(options, saved=saved, values=values, root=tree, options=options)
     for message in faults(tree, place, complete):
         raise ValueError(message)
 
 
-def faults(value: Any, place: Place, complete: bool) -> Iterator[str]:
+def faults(value: Any, place: KeyPath, complete: bool) -> Iterator[str]:
     """What is wrong inside the fields of a dataclass."""
     if not isinstance(value, Mapping):
         where = f"{place.whole_key}: " if place.whole_key else ""
-        form = "as saved recipes have" if place.saved else f"like {{{example(place.cls)}: ...}}"
+        example = next(iter(field_types(place.cls)))
+        form = "as saved recipes have" if place.saved else f"like {{{example}: ...}}"
         yield f"{where}got {value!r:.100}; give a mapping of keys, {form}"
         return
     types = field_types(place.cls)
@@ -283,7 +281,16 @@ def faults(value: Any, place: Place, complete: bool) -> Iterator[str]:
                 )
             # The parser splits dotted keys.
             if place.saved or "." not in str(name):
-                yield unknown_key(place, str(name), list(types))
+                prefix = f"{place.key}." if place.key else ""
+                where = f"{place.choice}: " if place.choice else ""
+                here = f"{place.choice}.{place.key}".strip(".")
+                hint = hint_at(str(name), here, list(types), place.root, place.options)
+                if place.choice:  # whose key the message begins with
+                    hint = hint.replace(f"'{place.choice}.", "'")
+                yield (
+                    f"{where}unknown key '{prefix}{name}'; {hint}{place.owner()} has: "
+                    f"{', '.join(types)}"
+                )
             continue
         cls = dataclass_of(types[name])
         if entry is None:
@@ -299,10 +306,15 @@ def faults(value: Any, place: Place, complete: bool) -> Iterator[str]:
     present = {str(name).partition(".")[0] for name in value}
     missing = [name for name in required_fields(place.cls) if name not in present]
     if complete and missing:
-        yield required(place, missing)
+        names = ", ".join(f"{place.whole_key}.{name}".strip(".") for name in missing)
+        are, them = ("is", "it") if len(missing) == 1 else ("are", "them")
+        where = f"add {them} to the recipe, or --config FILE that has {them}"
+        yield f"{names} {are} required; " + (
+            where if place.cls.__name__ == "Recipe" else f"set {them}"
+        )
 
 
-def field_faults(value: Any, hint: Any, place: Place, complete: bool) -> Iterator[str]:
+def field_faults(value: Any, hint: Any, place: KeyPath, complete: bool) -> Iterator[str]:
     """What is wrong in one field that holds dataclasses."""
     if not is_mapping_of_choices(hint):
         inside = choice_faults if is_choice(place.cls) else faults
@@ -321,7 +333,7 @@ def field_faults(value: Any, hint: Any, place: Place, complete: bool) -> Iterato
         yield from faults(value, place, complete)
 
 
-def choice_faults(value: Any, place: Place, complete: bool, near: str = "") -> Iterator[str]:
+def choice_faults(value: Any, place: KeyPath, complete: bool, near: str = "") -> Iterator[str]:
     """What is wrong with a value that chooses a class: its name, or class_path and init_args.
     `near`: a hint at a similar entry, such as "did you mean ...? "."""
     key = place.whole_key
@@ -354,34 +366,6 @@ def choice_faults(value: Any, place: Place, complete: bool, near: str = "") -> I
         yield from faults(arguments, place.chosen(cls), complete)
 
 
-def unknown_key(place: Place, name: str, known: list[str]) -> str:
-    """The message about an unknown key: a near one, and all that there are."""
-    prefix = f"{place.key}." if place.key else ""
-    where = f"{place.choice}: " if place.choice else ""
-    here = f"{place.choice}.{place.key}".strip(".")
-    hint = hint_at(name, here, known, place.root, place.options)
-    if place.choice:  # whose key the message begins with
-        hint = hint.replace(f"'{place.choice}.", "'")
-    return f"{where}unknown key '{prefix}{name}'; {hint}{place.owner()} has: {', '.join(known)}"
-
-
-def required(place: Place, missing: list[str]) -> str:
-    """The message about fields that must be set."""
-    names = ", ".join(f"{place.whole_key}.{name}".strip(".") for name in missing)
-    are, them = ("is", "it") if len(missing) == 1 else ("are", "them")
-    if place.cls.__name__ == "Recipe":
-        return f"{names} {are} required; add {them} to the recipe, or --config FILE that has {them}"
-    return f"{names} {are} required; set {them}"
-
-
-# Values.
-
-
-def example(cls: type) -> str:
-    """The name of a dataclass's first field."""
-    return next(iter(field_types(cls)))
-
-
 def key_faults(value: Any, key: str) -> Iterator[str]:
     """What is wrong with the names in mappings inside a value: all are texts."""
     if isinstance(value, Mapping):
@@ -393,6 +377,7 @@ def key_faults(value: Any, key: str) -> Iterator[str]:
 
 def value_faults(value: Any, hint: Any, key: str) -> Iterator[str]:
     """What is wrong with the type of a value; of a list or mapping, with the type of an entry."""
+    # A text of the command line may stand for a number or a list; the parser tries both.
     readings = [value, read_text(value)] if isinstance(value, str) else [value]
     if any(fits(reading, hint) for reading in readings):
         return
@@ -478,8 +463,6 @@ def in_quotes(value: Any) -> str:
     return f'give text: write it in quotes, like "{in_yaml(value)}"'
 
 
-# Messages of the parser about values, translated.
-
 PARSER_KEY = re.compile(r'Parser key "([\w.]+)": ')
 PARSER_CLASS = re.compile(r"Problem with given class_path '[\w.]+\.(\w+)': ")
 PARSER_VALUE = re.compile(
@@ -510,14 +493,12 @@ def explain(message: str) -> str:
     place = names[0] + "".join(f": {'.'.join(names[1:])}" if names[1:] else "") if names else ""
     text = text.partition(" - Parser key")[0]  # which says the same again
     if match := PARSER_VALUE.search(text):
-        text = f"got {match[2]!r}; give {cure(match[1])}"
+        # What to give, from the parser's names of types.
+        classes = re.findall(r"<class '(?:[\w.]+\.)?(\w+)'>|\b(list|dict)\[", match[1])
+        names = [CURES.get(name, name) for name in map("".join, classes)]
+        if words := re.findall(r"Literal\[(.*?)\]", match[1]):
+            cure = "one of " + ", ".join([*words, *names]).replace("'", "")
+        else:
+            cure = " or ".join(names) or match[1]
+        text = f"got {match[2]!r}; give {cure}"
     return f"{place}: {text}" if place else text
-
-
-def cure(expected: str) -> str:
-    """What to give, from the parser's name of a type."""
-    classes = re.findall(r"<class '(?:[\w.]+\.)?(\w+)'>|\b(list|dict)\[", expected)
-    names = [CURES.get(name, name) for name in map("".join, classes)]
-    if words := re.findall(r"Literal\[(.*?)\]", expected):
-        return "one of " + ", ".join([*words, *names]).replace("'", "")
-    return " or ".join(names) or expected

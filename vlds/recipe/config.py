@@ -22,7 +22,17 @@ from vlds.models.vision.base import VisionEncoder
 from vlds.recipe.check import check_tree, is_choice
 from vlds.recipe.parse import from_tree, parse
 from vlds.recipe.paths import STARTED_IN, check_classes, with_start
-from vlds.runtime.checks import Count, Limits, Natural, NotNegative, Positive, Share, ShareBelow1
+from vlds.runtime.checks import (
+    Count,
+    DataPath,
+    Limits,
+    Natural,
+    NotNegative,
+    Positive,
+    Share,
+    ShareBelow1,
+    SourceFile,
+)
 from vlds.runtime.files import write_whole
 from vlds.runtime.terminal import visible, without_credentials
 from vlds.runtime.yaml_file import read_yaml
@@ -99,7 +109,7 @@ class TrainingConfig:
     reproducible: bool = False
     """Compute the same bits on any x86-64 CPU with AVX2, given as many ranks and the same library
     versions. Needs fp32 and uses one thread per rank; a step takes longer."""
-    deepspeed: str = "ds_configs/zero2.json"
+    deepspeed: SourceFile = "ds_configs/zero2.json"
     """DeepSpeed's own configuration file; its "auto" fields follow this recipe."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass: less memory, a third more time."""
@@ -161,7 +171,7 @@ class TrainingConfig:
 class AlignmentConfig:
     """Region-word alignment before training, for vision encoders with random weights."""
 
-    data: str
+    data: DataPath
     """A gqa data set whose samples hold the objects of their scene graphs."""
     steps: Count = 200
     """Steps of alignment."""
@@ -366,7 +376,7 @@ def save_recipe(recipe: Recipe, path: Path, comments: Sequence[str] = ()) -> Non
     Errors: CannotWrite.
     """
     head = "".join(f"# {visible(comment)}\n" for comment in comments)
-    tree = with_start(to_tree(recipe))
+    tree = with_start(to_tree(recipe), Recipe)
     write_whole(path, head + yaml.safe_dump(tree, sort_keys=False, width=MAX_WIDTH))
 
 

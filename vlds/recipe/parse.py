@@ -185,7 +185,7 @@ def read_recipe(name: str, options: type) -> dict[str, Any]:
     Errors: ValueError if it is not a recipe.
     """
     file = find(name)
-    tree = read_merged(file)
+    tree = read_merged(file, options)
     try:
         check_tree(tree, options)
     except ValueError as error:
@@ -197,10 +197,24 @@ def set_key(tree: dict[str, Any], names: list[str], given: Any, types: Mapping[s
     """Set a key of the command line, such as tasks.vqa.weight, in a tree of fields of some `types`.
     A text is parsed later; here only the names of chosen classes matter."""
     name, *below = names
+    hint = types.get(name)
     if below:
-        set_below(inside(tree, name, types.get(name)), below, given, types.get(name))
-    else:
-        tree[name] = new_value(tree.get(name), given, types.get(name))
+        set_below(inside(tree, name, hint), below, given, hint)
+        return
+    old = tree.get(name)
+    tree[name] = given
+    cls = dataclass_of(hint)
+    if cls is None or not isinstance(given, str):
+        return
+    if given == "null" or given.startswith("{"):
+        tree[name] = yaml.safe_load(given)
+    elif not is_mapping_of_choices(hint) and is_choice(cls):
+        # A newly chosen class keeps the old arguments that it has too.
+        chosen = class_if_there(given, cls)
+        arguments = old.get(ARGUMENTS) if isinstance(old, Mapping) else None
+        fields = field_types(chosen) if chosen else {}
+        shared = {key: value for key, value in (arguments or {}).items() if key in fields}
+        tree[name] = {CLASS: given, ARGUMENTS: shared} if shared else {CLASS: given}
 
 
 def set_below(tree: dict[str, Any], names: list[str], given: Any, hint: Any) -> None:
@@ -232,23 +246,6 @@ def inside(tree: dict[str, Any], name: str, hint: Any = None) -> dict[str, Any]:
     child: dict[str, Any] = value if isinstance(value, dict) else {}
     tree[name] = child
     return child
-
-
-def new_value(old: Any, given: Any, hint: Any) -> Any:
-    """The value that a text of the command line, or a value of a file, puts in place of an old one.
-    A newly chosen class keeps the old arguments that it has too."""
-    cls = dataclass_of(hint)
-    if cls is None or not isinstance(given, str):
-        return given
-    if given == "null" or given.startswith("{"):
-        return yaml.safe_load(given)
-    if is_mapping_of_choices(hint) or not is_choice(cls):
-        return given
-    chosen = class_if_there(given, cls)
-    arguments = old.get(ARGUMENTS) if isinstance(old, Mapping) else None
-    types = field_types(chosen) if chosen else {}
-    shared = {name: value for name, value in (arguments or {}).items() if name in types}
-    return {CLASS: given, ARGUMENTS: shared} if shared else {CLASS: given}
 
 
 def build_parser(options: type, prog: str, files: bool) -> ArgumentParser:

@@ -1,4 +1,5 @@
-"""Finds the files that a saved recipe names from any working directory.
+"""What a recipe's file brings with it: the recipe that it builds on, the files that it names, and
+the classes that it may name.
 
 A recipe's relative paths start in the working directory. A run writes that folder into the recipes
 that it saves, as `started_in`. If the run is opened from another folder, its paths are looked up
@@ -11,33 +12,41 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
-from vlds.recipe.check import CHOICES, subclasses
-from vlds.runtime.checks import guess
+from vlds.recipe.check import (
+    ARGUMENTS,
+    CHOICES,
+    CLASS,
+    class_if_there,
+    concrete_classes,
+    field_types,
+    is_choice,
+    subclasses,
+)
+from vlds.runtime.checks import PathMark, guess
 from vlds.runtime.process import find, shipped
 from vlds.runtime.yaml_file import read_yaml
 
-# Recipes that build on another one: `base: FILE`, relative to the recipe's own folder.
-#
-# Mappings are merged key by key, and so are the init_args of the same class; everything else is
-# replaced. `methods` is replaced as a whole, so that one recipe lists all that is tuned. A task
-# with the value null is left out.
-
-
 BASE, TASKS = "base", "tasks"
 WHOLE = ("methods",)
-"""Keys of a recipe that are not merged."""
+"""Keys of a recipe that replace those of its base as a whole, so that one recipe lists all that is
+tuned. Other mappings are merged key by key, and so are the init_args of the same class."""
 
 
-def read_tree(file: Path) -> dict[str, Any]:
-    """Read one recipe file, without its base.
+def read_merged(file: Path, options: type, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read the file of a dataclass `options`, such as Recipe, and merge it into its base.
 
-    Errors: ValueError if it is not a mapping of keys.
+    Errors: ValueError if it is not a mapping of keys; for a base that is missing, or that leads
+    back to the recipe.
     """
+    if file.resolve() in seen:
+        chain = " -> ".join(path.name for path in (*seen, file))
+        raise ValueError(f"base: {chain} is a circle; a recipe cannot build on itself")
     tree = read_yaml(file)
     if tree is None:
         raise ValueError(
@@ -49,22 +58,13 @@ def read_tree(file: Path) -> dict[str, Any]:
             f"{file}: a recipe has keys and values, like `output: runs/mine`; this file holds "
             f"{content}"
         )
-    return tree
+    tree = located(tree, file, options)
+    return on_base(tree, file.parent, options, (*seen, file.resolve()))
 
 
-def read_merged(file: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a recipe and merge it into its base.
-
-    Errors: ValueError for a base that is missing, or that leads back to the recipe.
-    """
-    if file.resolve() in seen:
-        chain = " -> ".join(path.name for path in (*seen, file))
-        raise ValueError(f"base: {chain} is a circle; a recipe cannot build on itself")
-    tree = located(read_tree(file), file)
-    return on_base(tree, file.parent, (*seen, file.resolve()))
-
-
-def on_base(tree: dict[str, Any], folder: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def on_base(
+    tree: dict[str, Any], folder: Path, options: type, seen: tuple[Path, ...] = ()
+) -> dict[str, Any]:
     """Merge a recipe's keys into its base, if it has one; `folder`: where it is looked up first.
 
     Errors: ValueError for a base that is missing, or that leads back to the recipe; for a task to
@@ -79,11 +79,11 @@ def on_base(tree: dict[str, Any], folder: Path, seen: tuple[Path, ...] = ()) -> 
         base = relative if relative.exists() else find(str(name))
     except OSError as error:
         raise ValueError(f"base: got {name!r}; give a recipe's file: {error.strerror}") from None
-    return changed(read_merged(base, seen), rest)
+    return changed(read_merged(base, options, seen), rest)
 
 
 def changed(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's keys with `changes` merged in, without the tasks that these leave out.
+    """A recipe's keys with `changes` merged in, without the tasks that these set to null.
 
     Errors: ValueError for a task to leave out that the recipe does not have.
     """
@@ -106,29 +106,128 @@ def merged(base: dict[str, Any], changes: dict[str, Any], whole: tuple[str, ...]
     for key, value in changes.items():
         old = base.get(key)
         if isinstance(old, dict) and isinstance(value, dict) and key not in whole:
-            same_class = value.get("class_path") in (None, old.get("class_path"))
+            # The arguments of one class mean nothing to another.
+            same_class = value.get(CLASS) in (None, old.get(CLASS))
             value = merged(old, value, ()) if same_class else value
         result[key] = value
     return result
 
 
+# The files and folders in a recipe, which the types of its fields tell.
+
+
+def renamed(
+    tree: Any, hint: Any, rename: Callable[[str, str, PathMark], object], key: str = ""
+) -> Any:
+    """A value of the type `hint` in a recipe's tree, with other names of files and folders: those
+    are the texts whose types hold a `PathMark`. The run folder, `output`, is not among them.
+
+    `rename` makes a new name from the dotted key on the command line, the name and its mark.
+    """
+    is_union = get_origin(hint) in (Union, UnionType)
+    for branch in get_args(hint) if is_union else (hint,):
+        origin, inner = get_origin(branch), get_args(branch)
+        if isinstance(tree, str):
+            for mark in getattr(branch, "__metadata__", ()):
+                if isinstance(mark, PathMark):
+                    return rename(key, tree, mark)
+        elif isinstance(tree, list) and origin in (list, tuple):
+            return [renamed(entry, inner[0], rename, key) for entry in tree]
+        elif isinstance(tree, Mapping) and origin is dict:
+            return {n: renamed(v, inner[1], rename, f"{key}.{n}") for n, v in tree.items()}
+        elif isinstance(tree, Mapping) and isinstance(branch, type) and is_dataclass(branch):
+            if not is_choice(branch):
+                return _renamed_fields(tree, field_types(branch), rename, key)
+            chosen = class_if_there(str(tree.get(CLASS)), branch)
+            # Keys that change a base need not repeat its class; then all classes' fields count.
+            classes = concrete_classes(branch).values() if chosen is None else [chosen]
+            types = {name: kind for cls in classes for name, kind in field_types(cls).items()}
+            arguments = _renamed_fields(tree.get(ARGUMENTS), types, rename, key)
+            return {**tree, ARGUMENTS: arguments} if ARGUMENTS in tree else tree
+    return tree
+
+
+def _renamed_fields(
+    tree: Any, types: Mapping[str, Any], rename: Callable[[str, str, PathMark], object], key: str
+) -> Any:
+    if not isinstance(tree, Mapping):
+        return tree
+    return {
+        name: renamed(value, types.get(name), rename, f"{key}.{name}".strip("."))
+        for name, value in tree.items()
+    }
+
+
+class NamedFile(NamedTuple):
+    """A file or folder in a recipe."""
+
+    key: str
+    """Dotted, as on the command line."""
+    name: str
+    mark: PathMark
+
+
+def file_names(tree: Any, options: type) -> list[NamedFile]:
+    """The files and folders that the tree of a dataclass `options` names, except its output."""
+    files: list[NamedFile] = []
+    renamed(tree, options, lambda *file: files.append(NamedFile(*file)))
+    return files
+
+
+def data_sets(tree: Any, options: type) -> list[str]:
+    """The data sets that a recipe names."""
+    return [file.name for file in file_names(tree, options) if file.mark.kind == "data"]
+
+
+def check_files(tree: Any, options: type) -> None:
+    """Look for the files that a recipe names, before any long work.
+
+    Errors: ValueError that names the key and the file.
+    """
+    for key, name, mark in file_names(tree, options):
+        if mark.kind != "file":
+            continue
+        try:
+            file = find(name)
+        except ValueError as error:
+            stems = {Path(file).stem: file for file in shipped("ds_configs")}
+            ours = stems.get(Path(name).stem) if key.endswith("deepspeed") else None
+            cure = f"no such file: {name}; did you mean '{ours}'?" if ours else error
+            raise ValueError(f"{key}: {cure}") from None
+        if file.is_dir():
+            raise ValueError(f"{key}: {name} is a folder; name a file")
+
+
+def moved(tree: Any, folders: Mapping[str, str], options: type) -> Any:
+    """The tree of a recipe whose files and folders below some folders are read from others."""
+
+    def move(key: str, name: str, mark: PathMark) -> str:
+        below = (old for old in folders if is_below(name, old))
+        old = next(below, None)
+        return name if old is None else folders[old] + name[len(old) :]
+
+    return renamed(tree, options, move)
+
+
+def is_below(name: str, folder: str) -> bool:
+    """True for a folder itself, and for what lies in it."""
+    return name == folder or name.startswith(f"{folder}/")
+
+
+def is_relative(name: str) -> bool:
+    """True if a name depends on the working directory: not an absolute path, URL or command."""
+    return bool(name) and name[0] not in "/~<" and ":" not in name.partition("/")[0]
+
+
+# Where these files are when a run is opened from another folder.
+
 STARTED_IN = "started_in"
 OUTPUT = "output"
-DATASETS = ("train", "evaluate", "test")
-FILES = ("path", "config", "tokenizer", "processor", "weights", "projector_weights",
-         "fusion_weights", "importance", "answers", "choices", "classes", "data", "cache",
-         "deepspeed", *DATASETS)  # fmt: skip
-"""Keys whose values are files and folders, at any depth; some values may be hub names."""
-LOCAL_FILES = ("config", "weights", "projector_weights", "fusion_weights", "importance",
-               "deepspeed")  # fmt: skip
-"""Of these, the keys whose values are files of this machine, or of vlds."""
-RUNS = "runs"
-"""Key whose value maps names to folders."""
 
 
-def with_start(tree: dict[str, Any]) -> dict[str, Any]:
+def with_start(tree: dict[str, Any], options: type) -> dict[str, Any]:
     """The tree of a recipe with `started_in`, if it has relative paths."""
-    names = [tree.get(OUTPUT), *(name for _, name in file_names(tree))]
+    names = [tree.get(OUTPUT), *(file.name for file in file_names(tree, options))]
     if not any(isinstance(name, str) and is_relative(name) for name in names):
         return tree
     return {**tree, STARTED_IN: os.getcwd()}
@@ -149,6 +248,7 @@ class Places:
         paths = [then, Path.cwd() / name]
         if self.moved is not None and then.is_relative_to(self.moved[0]):
             moved = self.moved[1] / then.relative_to(self.moved[0])
+            # A relative path means the copy beside the run; an absolute one means that very file.
             paths.insert(0 if is_relative(name) else 1, moved)
         return list(dict.fromkeys(paths))
 
@@ -165,36 +265,51 @@ def places_of(tree: dict[str, Any], file: Path) -> Places:
     if not isinstance(output, str):
         return Places(Path(start), None)
     then, here = Path(start, output), file.resolve().parent
+
+    def common_end(folder: Path) -> int:
+        """The number of last parts that a folder shares with the run's old path."""
+        pairs = zip(reversed(folder.parts), reversed(then.parts), strict=False)
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
     # RUN/recipe.yaml or RUN/artifact/recipe.yaml
-    now = max((here, here.parent), key=lambda folder: common_end(folder, then))
-    same = common_end(now, then)
+    now = max((here, here.parent), key=common_end)
+    same = common_end(now)
     if same == 0 or now == then:
         return Places(Path(start), None)
     before, after = then.parts[:-same], now.parts[:-same]
     return Places(Path(start), (Path(*before), Path(*after)))
 
 
-def common_end(one: Path, other: Path) -> int:
-    """The number of last parts that two paths share."""
-    pairs = zip(reversed(one.parts), reversed(other.parts), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def located(tree: dict[str, Any], file: Path) -> dict[str, Any]:
+def located(tree: dict[str, Any], file: Path, options: type) -> dict[str, Any]:
     """The tree of the recipe in `file`, without `started_in`, and with paths that are valid in the
     current working directory.
 
     Errors: ValueError if `started_in` is not an absolute path.
     """
     places = places_of(tree, file)
+
+    def from_here(path: Path, name: str) -> str:
+        # The recipe's own words stay where they mean the same file.
+        return name if path == Path.cwd() / name else str(path)
+
+    def find_again(key: str, name: str, mark: PathMark) -> str:
+        if not is_relative(name) and not name.startswith("/"):
+            return name
+        for path in places.candidates(name):
+            # A pattern of shards, like part-{000..009}.tar, is not a file itself.
+            if path.exists() or ("{" in path.name and path.parent.is_dir()):
+                return from_here(path, name)
+        # A missing data set is named where it was; other names may be the hub's, or of vlds.
+        return from_here(places.start / name, name) if mark.kind == "data" else name
+
     rest = {key: value for key, value in tree.items() if key != STARTED_IN}
-    resolved: dict[str, Any] = _renamed(rest, lambda name, is_set: _find(name, places, is_set))
+    resolved: dict[str, Any] = renamed(rest, options, find_again)
     if STARTED_IN in tree and isinstance(output := rest.get(OUTPUT), str):
-        resolved[OUTPUT] = _from_here(places.candidates(output)[0], output)
+        resolved[OUTPUT] = from_here(places.candidates(output)[0], output)
     return resolved
 
 
-def left_behind(tree: dict[str, Any], saved: Path) -> str | None:
+def left_behind(tree: dict[str, Any], saved: Path, options: type) -> str | None:
     """The message if files are missing because a run is resumed from another folder than it was
     started in; else None. `saved`: the run's saved recipe.
 
@@ -203,7 +318,7 @@ def left_behind(tree: dict[str, Any], saved: Path) -> str | None:
     if not saved.is_file():
         return None
     start = places_of(read_yaml(saved), saved).start
-    for _, name in file_names(tree):
+    for _, name, _ in file_names(tree, options):
         if is_relative(name) and not Path(name).exists() and (start / name).exists():
             return (
                 f"no {name} here; the run was started in {start}: resume it there, or with its "
@@ -212,116 +327,12 @@ def left_behind(tree: dict[str, Any], saved: Path) -> str | None:
     return None
 
 
-def file_names(tree: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Key and name of each file and folder in a recipe's tree, except its output. Keys are as on
-    the command line, below `place`."""
-    for key, value in tree.items() if isinstance(tree, dict) else ():
-        whole = place if key == "init_args" else f"{place}.{key}".strip(".")
-        if are_folders(key, value):
-            yield from ((f"{whole}.{name}", folder) for name, folder in value.items())
-        elif isinstance(value, dict):
-            yield from file_names(value, whole)
-        elif key in FILES:
-            names = value if isinstance(value, list) and key in DATASETS else [value]
-            yield from ((whole, name) for name in names if isinstance(name, str))
-
-
-def check_files(tree: dict[str, Any]) -> None:
-    """Look for the files that a recipe names, before any long work.
-
-    Errors: ValueError that names the key and the file.
-    """
-    for key, name in file_names(tree):
-        if key.rpartition(".")[2] not in LOCAL_FILES:
-            continue
-        try:
-            file = find(name)
-        except ValueError as error:
-            stems = {Path(file).stem: file for file in shipped("ds_configs")}
-            ours = stems.get(Path(name).stem) if key.endswith("deepspeed") else None
-            cure = f"no such file: {name}; did you mean '{ours}'?" if ours else error
-            raise ValueError(f"{key}: {cure}") from None
-        if file.is_dir():
-            raise ValueError(f"{key}: {name} is a folder; name a file")
-
-
-def data_sets(tree: dict[str, Any]) -> list[str]:
-    """The data sets that a recipe names."""
-    return [name for key, name in file_names(tree) if key.rpartition(".")[2] in (*DATASETS, "data")]
-
-
-def are_folders(key: str, value: Any) -> bool:
-    """True for a mapping of names to folders; a task that is called so is none."""
-    return (
-        key == RUNS
-        and isinstance(value, dict)
-        and all(isinstance(folder, str) for folder in value.values())
-    )
-
-
-def is_relative(name: str) -> bool:
-    """True if a name depends on the working directory: not an absolute path, URL or command."""
-    return bool(name) and name[0] not in "/~<" and ":" not in name.partition("/")[0]
-
-
-def moved(tree: Any, folders: Mapping[str, str]) -> Any:
-    """The tree of a recipe whose files and folders below some folders are read from others."""
-
-    def move(name: Any, is_dataset: bool) -> Any:
-        for old, new in folders.items():
-            if isinstance(name, str) and is_below(name, old):
-                return new + name[len(old) :]
-        return name
-
-    return _renamed(tree, move)
-
-
-def is_below(name: str, folder: str) -> bool:
-    """True for a folder itself, and for what lies in it."""
-    return name == folder or name.startswith(f"{folder}/")
-
-
-def _renamed(tree: Any, rename: Callable[[Any, bool], Any]) -> Any:
-    """The tree with other names of files, which `rename` gets with True for data sets."""
-    if not isinstance(tree, dict):
-        return tree
-    renamed: dict[str, Any] = {}
-    for key, value in tree.items():
-        if key in DATASETS and isinstance(value, list):
-            renamed[key] = [rename(name, True) for name in value]
-        elif key in FILES and isinstance(value, str):
-            renamed[key] = rename(value, False)
-        elif are_folders(key, value):
-            renamed[key] = {n: rename(run, False) for n, run in value.items()}
-        else:
-            renamed[key] = _renamed(value, rename)
-    return renamed
-
-
-def _find(name: Any, places: Places, dataset: bool) -> Any:
-    """The path of a file from here. A name that is not found stays, since it may be a hub name or a
-    file of vlds; a missing data set is named where it was."""
-    if not isinstance(name, str) or not (is_relative(name) or name.startswith("/")):
-        return name
-    for path in places.candidates(name):
-        # A pattern of shards, like part-{000..009}.tar, is not a file itself.
-        if path.exists() or ("{" in path.name and path.parent.is_dir()):
-            return _from_here(path, name)
-    return _from_here(places.start / name, name) if dataset else name
-
-
-def _from_here(path: Path, name: str) -> str:
-    """The path of a file; the name itself if it means the same file here."""
-    return name if path == Path.cwd() / name else str(path)
-
-
-# Decides which classes a saved recipe may name.
+# Which classes a saved recipe may name.
 #
 # A recipe names its tasks, methods, backbones and encoders by class, and a dotted name is imported,
 # which runs the code of that module. A user's own recipe may do that. But a run or an artifact may
 # come from someone else, so it may name only classes of vlds, classes that the running program has
 # imported already, and classes of modules that the user names with --trust.
-
 
 OPTION = "--trust"
 
@@ -355,15 +366,23 @@ def trust(module: str) -> None:
         sys.path.insert(0, os.getcwd())
 
 
+def is_trusted(module: str) -> bool:
+    """True for a trusted module or a module in a trusted package."""
+    parts = module.split(".")
+    return any(".".join(parts[: n + 1]) in _trusted for n in range(len(parts)))
+
+
 def check_classes(tree: Any, source: str) -> None:
     """Check every class that a saved recipe names before anything is imported.
 
     Errors: ValueError that names the class and `source`, the origin of the recipe.
     """
     known = {cls.__name__ for base in CHOICES for cls in subclasses(base)}
-    for name in named_classes(tree):
-        module, dot, cls = name.rpartition(".")
-        if (not dot and cls in known) or is_ours(module, cls) or is_trusted(module):
+    for path in _named_classes(tree):
+        module, dot, name = path.rpartition(".")
+        imported = vars(sys.modules[module]).get(name) if module in sys.modules else None
+        is_ours = isinstance(imported, type) and issubclass(imported, CHOICES)
+        if (not dot and name in known) or is_ours or is_trusted(module):
             continue
         cure = (
             f"if you trust the code in {module}, add {OPTION} {module}"
@@ -371,33 +390,21 @@ def check_classes(tree: Any, source: str) -> None:
             else f"known are {', '.join(sorted(known))}"
         )
         raise ValueError(
-            f"{source}: class_path {name!r}: a saved recipe may name only classes of vlds; {cure}"
+            f"{source}: class_path {path!r}: a saved recipe may name only classes of vlds; {cure}"
         )
 
 
-def is_ours(module: str, name: str) -> bool:
-    """True for a task, method, backbone or encoder that is imported already."""
-    cls = vars(sys.modules[module]).get(name) if module in sys.modules else None
-    return isinstance(cls, type) and issubclass(cls, CHOICES)
-
-
-def is_trusted(module: str) -> bool:
-    """True for a trusted module or a module in a trusted package."""
-    parts = module.split(".")
-    return any(".".join(parts[: n + 1]) in _trusted for n in range(len(parts)))
-
-
-def named_classes(tree: Any) -> Iterator[str]:
-    """Every class_path in a recipe."""
+def _named_classes(tree: Any) -> Iterator[str]:
+    """Every class_path in a recipe, wherever it stands: the tree may be malformed."""
     if isinstance(tree, dict):
         for key, value in tree.items():
-            if key == "class_path":
+            if key == CLASS:
                 yield str(value)
             else:
-                yield from named_classes(value)
+                yield from _named_classes(value)
     elif isinstance(tree, list):
         for value in tree:
-            yield from named_classes(value)
+            yield from _named_classes(value)
 
 
 def leave_working_directory() -> None:

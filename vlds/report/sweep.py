@@ -336,7 +336,7 @@ def runs_of(sweep: Sweep) -> list[SweepRun]:
     recipe.
     """
     trees = {row: tree_of(sweep, row) for row in sweep.rows}
-    names = {name for tree in trees.values() for _, name in file_names(tree)}
+    names = {file.name for tree in trees.values() for file in file_names(tree, Recipe)}
     for path in sweep.paths:
         if not any(is_below(name, path) for name in names):
             raise ValueError(
@@ -373,7 +373,7 @@ def placed(
     """
     own = {"output": str(folder)} | ({} if seed is None else {"seed": seed})
     # `paths` may name the sweep's own folder too, so both are filled in before paths are moved.
-    whole = moved(filled(tree, sweep, seed), filled(sweep.paths, sweep, seed)) | own
+    whole = moved(filled(tree, sweep, seed), filled(sweep.paths, sweep, seed), Recipe) | own
     if seed is None and SEED in str(whole):
         raise ValueError(f"{place}: reads files of a seed; name a folder with {SEED}")
     try:
@@ -389,7 +389,7 @@ def prepared_run(sweep: Sweep, made: Preparation, needs: Sequence[Path]) -> Swee
     """
     place = f"prepare.{made.product}"
     try:
-        tree = on_base(made.tree, Path())
+        tree = on_base(made.tree, Path(), Recipe)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
     recipe = placed(place, sweep, tree, made.product, made.seed)
@@ -409,7 +409,7 @@ def tree_of(sweep: Sweep, row: str) -> dict[str, Any]:
     name, values = sweep.rows[row]
     given = sweep.recipes[name]
     try:
-        tree = on_base({BASE: given} if isinstance(given, str) else given, Path())
+        tree = on_base({BASE: given} if isinstance(given, str) else given, Path(), Recipe)
         # `set_key` changes the tree in place, and parts of it may be the sweep's own.
         tree = deepcopy(changed(tree, sweep.overrides))
         for key, value in values.items():

@@ -1,5 +1,5 @@
-"""Checks of values from users and files: the bounds of numbers, stated in a field's type, and near
-names for a misspelt one.
+"""Types that recipes give their fields, checks of what users and files give, and near names for a
+misspelt one.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
 
 LARGEST = 1 << 63
 """Bound of whole numbers in files: larger ones do not fit NumPy, and some not even a float."""
@@ -51,6 +51,21 @@ Positive: TypeAlias = Annotated[float, Limits(0, above_least=True)]
 Share: TypeAlias = Annotated[float, Limits(0, 1)]
 PositiveShare: TypeAlias = Annotated[float, Limits(0, 1, above_least=True)]
 ShareBelow1: TypeAlias = Annotated[float, Limits(0, 1, below_most=True)]
+
+
+@dataclass(frozen=True)
+class PathMark:
+    """Marks texts of a recipe that name files or folders. The mark stands in the field's type, so
+    that everything that moves, checks or compares the paths of recipes finds a new field too."""
+
+    kind: Literal["any", "file", "data"]
+    """any: a file, a folder, or perhaps a name on the hub. file: a file of this machine or of vlds.
+    data: a data set's folder, URL or pattern of shards."""
+
+
+SourcePath: TypeAlias = Annotated[str, PathMark("any")]
+SourceFile: TypeAlias = Annotated[str, PathMark("file")]
+DataPath: TypeAlias = Annotated[str, PathMark("data")]
 
 
 def check_numbers(cls: type, values: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from vlds.runtime.checks import Count, Positive
+from vlds.runtime.checks import Count, DataPath, Positive
 from vlds.schema import LONGEST_TEXT, Decoding, Example, Sample, SkipSample
 from vlds.tasks.class_output import ClassLoss, ClassOutput, Head
 
@@ -54,11 +54,11 @@ class Task(ABC):
     labels: ClassVar[tuple[str, ...]] = ()
     """All answers of a task that always has the same few; () if the data say which."""
 
-    train: list[str] = field(default_factory=list)
+    train: list[DataPath] = field(default_factory=list)
     """Folders or URLs of the data sets to train on."""
-    evaluate: list[str] = field(default_factory=list)
+    evaluate: list[DataPath] = field(default_factory=list)
     """Folders or URLs of the data sets to evaluate on, during training and after it."""
-    test: list[str] = field(default_factory=list)
+    test: list[DataPath] = field(default_factory=list)
     """Folders or URLs of the data sets of the final scores: `vlds evaluate` and `vlds predict` read
     them, `vlds train` does not."""
     weight: Positive = 1.0

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import nn
 
+from vlds.runtime.checks import SourcePath
 from vlds.runtime.json_files import read_named_json
 
 ClassLoss = Literal["cross_entropy", "binary_cross_entropy"]
@@ -28,7 +29,7 @@ class Head(ABC):
     compares_texts: ClassVar[bool] = False
     """True if the head compares states with the classes' texts, which few kinds of models embed."""
 
-    classes: tuple[str, ...] | str | None = None
+    classes: tuple[str, ...] | SourcePath | None = None
     """The answers to choose from: a list, or a JSON file with a list, such as `data_prep answers`
     writes. Default: the task's own labels, as NLVR2 has them, or "classes" in dataset.json."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vlds.runtime.checks import Count
+from vlds.runtime.checks import Count, SourcePath
 from vlds.runtime.files import read_file
 from vlds.runtime.json_files import parse_record
 from vlds.schema import Decoding
@@ -43,7 +43,7 @@ class GQA(AnswerTask):
     """Longest answer to learn in tokens, special tokens included; the paper does not cut them."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19))
     """How the model's output becomes an answer; greedy, 20 tokens with the start token."""
-    choices: str | None = None
+    choices: SourcePath | None = None
     """GQA's own file of valid and plausible answers (val_choices.json), or the folder of its parts;
     default: no validity and plausibility."""
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from vlds.recipe.check import is_choice
 from vlds.recipe.config import Recipe, to_tree
+from vlds.recipe.paths import file_names
 from vlds.runtime.ranks import Ranks
 from vlds.training.prepare import Prepared
 
@@ -31,7 +32,7 @@ LIBRARIES = (
 )  # fmt: skip
 PER_MACHINE = ("data.cache", "data.cache_bytes")
 """Keys of the recipe that each machine may set for itself."""
-NAME_FILES = ("model", "alignment", "methods", "tasks")
+NAME_FILES = ("model.", "alignment.", "methods.", "tasks.")
 """Parts of the recipe whose files are compared by their content."""
 SMALL_FILES = (".json", ".model", ".txt")
 """Files that are compared in a folder of weights: configs and tokenizers."""
@@ -82,7 +83,13 @@ def facts_of(recipe: Recipe, prepared: Prepared, start: str) -> Facts:
                 data[f"{place}, samples in quarantine"] = sorted(dataset.quarantine)
     data |= {source.name: source.fingerprint() for source in prepared.streamed_sources}
     tree = flat(to_tree(recipe))
-    named = {k: v for k, v in tree.items() if k.partition(".")[0] in NAME_FILES}
+    # The tasks' data sets are compared above, by their fingerprints.
+    named = {
+        file.key: file.name
+        for file in file_names(to_tree(recipe), Recipe)
+        if file.key.startswith(NAME_FILES)
+        and not (file.mark.kind == "data" and file.key.startswith("tasks."))
+    }
     choices = [*chosen(recipe.model), *recipe.methods.values(), *recipe.tasks.values()]
     return {
         "start": start,
@@ -107,11 +114,11 @@ def chosen(choice: Any) -> Iterator[Any]:
             yield from chosen(value)
 
 
-def contents(leaves: Facts) -> Iterator[tuple[str, str]]:
-    """Each key whose value names a file, or a folder with configs and a tokenizer, and the digest
-    of these files."""
-    for name, value in leaves.items():
-        if not isinstance(value, str) or not os.path.exists(value):
+def contents(named: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Each key whose value is a local file, or a folder with configs and a tokenizer, and the
+    digest of these files."""
+    for name, value in named.items():
+        if not os.path.exists(value):  # a name on the hub
             continue
         path = Path(value)
         paths = [f for f in path.iterdir() if f.suffix in SMALL_FILES] if path.is_dir() else [path]

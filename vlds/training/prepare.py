@@ -50,7 +50,7 @@ class Prepared:
 
 def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     """Check the recipe against files, data and ranks."""
-    check_output(recipe.output, resume, data_sets(to_tree(recipe)))
+    check_output(recipe.output, resume, data_sets(to_tree(recipe), Recipe))
     check_tracking(recipe.tracking)
     cut = cut_batches(recipe, ranks.world_size)
     check_parts(recipe, cut)

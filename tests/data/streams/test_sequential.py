@@ -248,7 +248,7 @@ def test_commands_that_fail(bare: Path, web: Web) -> None:
         stream([source("pipe:exit 3")])
     gone = f"{web.url('big')}/gone.tar"
     with pytest.raises(
-        ShardError, match=r"gone\.tar, after 0 samples: the server has no such file"
+        ShardError, match=r"gone\.tar, after 0 samples: there is no such file \(404\); check the"
     ):
         stream([source(gone)])
     web.breaks["big-train-00001.tar"] = 1000

@@ -1,4 +1,12 @@
-"""The order of one source: epoch after epoch, each a fresh permutation of its annotations."""
+"""The order of one source: epoch after epoch, each a fresh permutation of its annotations.
+
+The order of examples is a pure function of (seed, position). Nothing here has a state that matters:
+tables are computed from the seed when a position asks for them and kept only for speed. So any
+number of ranks and workers sees the same global batches, and resuming is a seek. Random numbers are
+raw Philox words, which mean the same in every version of numpy.
+
+mixed_order.py mixes such sources in exact proportions: that is the order of training.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +19,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-# The order of examples: a pure function of (seed, position).
-#
-# Nothing here has a state that matters: tables are computed from the seed when a position asks for
-# them and kept only for speed. So any number of ranks and workers sees the same global batches, and
-# resuming is a seek.
-#
-#     epoch_order.py   a source's annotations, permuted again in every epoch
-#     mixed_order.py   sources in exact proportions: the order of training
-#     mixture.py       a recipe's mixture as a mixed order
-#     eval_order.py    every example once: the order of evaluation
-#     here             random numbers by key, and what differs between two orders
-#
-# Random numbers are raw Philox words, which mean the same in every version of numpy.
-
-
 Ints = NDArray[np.int64]
 Value = TypeVar("Value")
 KEPT_TABLES = 3
+"""Tables that are kept for each lane; a batch may lie across the boundary of two."""
 WHOLE_SAMPLE = -1
 """Annotation index that means all annotations of a sample."""
 
@@ -98,13 +92,10 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any], path: str = ""
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             lines += differences(one, other, name)
         elif one != other:
-            lines.append(f"{name}: {_short(one)} -> {_short(other)}")
+            texts = ["something" if isinstance(v, Mapping) else str(v) for v in (one, other)]
+            short = [text if len(text) <= 24 else text[:24] + "..." for text in texts]
+            lines.append(f"{name}: {short[0]} -> {short[1]}")
     return lines
-
-
-def _short(value: Any) -> str:
-    text = "something" if isinstance(value, Mapping) else str(value)
-    return text if len(text) <= 24 else text[:24] + "..."
 
 
 class EpochOrder:
@@ -181,9 +172,11 @@ class EpochOrder:
         shards = permutation(len(self.counts), self.seed, "shards", self.name, epoch)
         ends = np.cumsum(self.shard_sizes[shards])
         start, end = self.stretch(lane)
+        # A lane may begin and end inside a shard, which it then shares with its neighbour.
         first = int(np.searchsorted(ends, start, side="right"))
         last = int(np.searchsorted(ends, end, side="left"))
         before = int(ends[first - 1]) if first else 0
+        # The first window starts with the lane; the others where a shard ends, every `window`.
         starts = np.concatenate([[start], ends[first + self.window - 1 : last : self.window]])
         return shards[first : last + 1], start - before, starts
 
@@ -192,11 +185,13 @@ class EpochOrder:
         shards, skipped, starts = self._shards(epoch, lane)
         shards = shards[window * self.window : (window + 1) * self.window]
         end = int(starts[window + 1]) if window + 1 < len(starts) else self.stretch(lane)[1]
+        # Only the lane's part of its first shard, and below of its last one.
         in_lane = slice(skipped if window == 0 else 0, None)
         counts = np.concatenate([self.counts[s] for s in shards])
         samples = np.concatenate(
             [np.arange(self.first_sample[s], self.first_sample[s + 1]) for s in shards]
         )
+        # Number the annotations within each sample: counts [2, 3] -> 0 1 0 1 2.
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         within = within[in_lane][: end - int(starts[window])]
         row_samples = np.repeat(samples, counts)[in_lane][: len(within)]
@@ -208,6 +203,7 @@ class EpochOrder:
             # Stable sort by sample: each sample's annotations in random order, side by side.
             begins = np.diff(row_samples, prepend=-1) != 0
             rows = rows[np.argsort(np.cumsum(begins)[rows], kind="stable")]
+            # Every k annotations of a sample are a group, which a random word moves as a whole.
             groups = np.cumsum(begins | (within % self.group == 0)) - 1
             words = random_words(int(groups[-1]) + 1, *key, "groups")
             rows = rows[np.argsort(words[groups], kind="stable")]

@@ -1,4 +1,8 @@
-"""Several sources in exact proportions: positions of the stream -> source, sample, annotation."""
+"""Several sources in exact proportions: positions of the stream -> source, sample, annotation.
+
+`BatchCut` shares a global batch among ranks, `mixing_shares` makes a recipe's weights exact shares,
+and `MixedOrder` says which example stands at which position.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +25,16 @@ from vlds.data.order.epoch_order import (
     permutation,
 )
 
-# How ranks share a global batch, for any batch size and any number of ranks.
-#
-# The slots of a global batch are cut into one consecutive share per rank; shares differ by at most
-# one row. A rank computes its share in micro-batches, and all ranks compute equally many, because
-# ZeRO's collectives run in every forward and backward pass. The loss has one coefficient per
-# example (vlds/models/loss.py), so the cut changes neither loss nor gradient.
-
 
 @dataclass(frozen=True)
 class BatchCut:
-    """The number of ranks, and the largest micro-batch of a rank."""
+    """How ranks share a global batch, for any batch size and any number of ranks.
+
+    The slots of a global batch are cut into one consecutive share per rank; shares differ by at
+    most one row. A rank computes its share in micro-batches, and all ranks compute equally many,
+    because ZeRO's collectives run in every forward and backward pass. The loss has one coefficient
+    per example (vlds/models/loss.py), so the cut changes neither loss nor gradient.
+    """
 
     world_size: int = 1
     micro_batch_size: int | None = None
@@ -60,6 +63,7 @@ class BatchCut:
         A piece is empty only if micro-batches hold one example and another rank has one more.
         """
         start, stop = self._edges(batch_size)[global_rank : global_rank + 2]
+        # All ranks take as many steps as the largest share needs.
         steps = self.accumulation_steps(batch_size)
         edges = [start + step * (stop - start) // steps for step in range(steps + 1)]
         return [range(*edge) for edge in pairwise(edges)]
@@ -87,9 +91,6 @@ class BatchCut:
     def _edges(self, batch_size: int) -> list[int]:
         ranks = range(self.world_size + 1)
         return [rank * batch_size // self.world_size for rank in ranks]
-
-
-# A recipe's mixture: the exact share of each source, the steps of an epoch, the mixed order.
 
 
 def mixing_shares(
@@ -182,8 +183,11 @@ def mixture_of(fingerprint: Mapping[str, Any]) -> MixedOrder:
 
 
 SMALLEST_BLOCK = 64
+"""Units."""
 LARGEST_BLOCK = 1 << 20
+"""Units. A source that gets less than one of them is refused."""
 LARGEST_EXACT_BLOCK = 1 << 16
+"""Units. For batches of one task, blocks up to this size make all shares exact."""
 SourceOrder: TypeAlias = EpochOrder | NamedOrder
 
 
@@ -250,7 +254,7 @@ class MixedOrder:
         if self.batch_sizes is not None:
             exact = lcm(*(share.denominator for share in self.shares))
             if exact <= LARGEST_EXACT_BLOCK:
-                return exact * -(-SMALLEST_BLOCK // exact)
+                return exact * -(-SMALLEST_BLOCK // exact)  # a multiple of it, rounded up
         # With less than one unit a block, a source's quota could become negative.
         block = SMALLEST_BLOCK
         while min(self.shares) * block < 1:
@@ -272,9 +276,12 @@ class MixedOrder:
 
     def at(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
         """Source, sample and annotation index of each position of the phase."""
+        # Within a phase everything counts from its beginning; examples of earlier phases are added
+        # last, in _annotations.
         positions = positions - self.phase.at
         batches, slots = np.divmod(positions, self.stride)
         if self.batch_sizes is not None:
+            # A batch holds one task, so all lanes of it come from one unit.
             sources, units = self._units(batches, 0)
             lane_sizes = self.batch_sizes[sources] // self.lanes
             lanes, within = np.divmod(slots, lane_sizes)
@@ -303,7 +310,7 @@ class MixedOrder:
         """Sample and annotation of the n-th example of a source's lane in this phase."""
         samples, annotations = np.empty_like(indices), np.empty_like(indices)
         for source in np.unique(sources).tolist():
-            given = self._given_before(source)
+            given = self.phase.given.get(self.orders[source].name, [0] * self.lanes)
             for lane in np.unique(lanes[sources == source]).tolist():
                 here = (sources == source) & (lanes == lane)
                 samples[here], annotations[here] = self.orders[source].at(
@@ -311,14 +318,13 @@ class MixedOrder:
                 )
         return samples, annotations
 
-    def _given_before(self, source: int) -> Sequence[int]:
-        return self.phase.given.get(self.orders[source].name, [0] * self.lanes)
-
     def given(self, position: int) -> dict[str, list[int]]:
         """Examples of each source before a position, lane by lane, with those of earlier phases."""
-        counts = np.array([self._given_before(n) for n in range(len(self.orders))], np.int64)
+        zero = [0] * self.lanes
+        counts = np.array([self.phase.given.get(o.name, zero) for o in self.orders], np.int64)
         batches, slots = divmod(position - self.phase.at, self.stride)
         if self.batch_sizes is not None:
+            # Whole batches before, and of the one that is under way its first slots.
             counts += (self._units_before(batches, 0) * self.batch_sizes // self.lanes)[:, None]
             source = int(self._units(np.array([batches]), 0)[0][0])
             counts[source] += self._slots_in_lanes(slots, int(self.batch_sizes[source]))
@@ -330,6 +336,8 @@ class MixedOrder:
 
     def _slots_in_lanes(self, slots: int, batch_size: int) -> Ints:
         """How many of a batch's first slots belong to each lane."""
+        # Lane v holds the slots from v * lane_size on: those before are clipped away, and so are
+        # those of the next lanes.
         lane_size = batch_size // self.lanes
         return np.clip(slots - np.arange(self.lanes) * lane_size, 0, lane_size)
 
@@ -341,6 +349,7 @@ class MixedOrder:
 
     def quotas(self, block: int) -> Ints:
         """Units each source has had before a block."""
+        # Exact integers: floats would give a unit to two sources, or to none, far into a run.
         units = block * self.block
         return np.diff([0, *(c.numerator * units // c.denominator for c in self._cumulative)])
 
@@ -349,6 +358,7 @@ class MixedOrder:
         before = self.quotas(block)
         sizes = self.quotas(block + 1) - before
         sources = np.repeat(np.arange(len(sizes)), sizes)
+        # Lane 0 draws as a mixture without lanes does.
         key = (block, "lane", lane) if lane else (block,)
         sources = sources[permutation(self.block, self.seed, "mix", *key)]
         units = np.empty(self.block, np.int64)

@@ -1,6 +1,8 @@
-"""Files from a server, by fsspec.
+"""Files from a server, by fsspec, and their copies in a cache.
 
-A download ends whatever the server does: at the expected size, or when it almost stops.
+A download ends whatever the server does: at the expected size, or when it almost stops. A login in
+a web address goes into the header of the request, so that no library's error can show it. An
+address without login may have one in ~/.netrc.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock
@@ -31,15 +33,10 @@ from vlds.runtime.files import LARGEST_FILE, whole_file
 from vlds.runtime.json_files import sha256 as file_sha256
 from vlds.runtime.terminal import lost_credentials, without_credentials
 
-# URLs of data sets: files below them, and the login that goes with them.
-#
-# A login in a web address goes into the header of the request, so that no library's error can show
-# it. An address without login may have one in ~/.netrc.
-
-
 WEB = ("http://", "https://")
 Login: TypeAlias = tuple[str, str]
 """User and password."""
+Value = TypeVar("Value")
 
 
 def is_web(url: str) -> bool:
@@ -64,10 +61,19 @@ def split_login(url: str) -> tuple[str, Login | None]:
     check_whole(url)
     parts = urlsplit(url)
     login, at, host = parts.netloc.rpartition("@")
-    if not at:
-        return url, login_from_netrc(parts.hostname or "")
-    user, _, password = login.partition(":")
-    return urlunsplit(parts._replace(netloc=host)), (unquote(user), unquote(password))
+    if at:
+        user, _, password = login.partition(":")
+        return urlunsplit(parts._replace(netloc=host)), (unquote(user), unquote(password))
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        entry = netrc.netrc(file).authenticators(parts.hostname or "")
+    except FileNotFoundError:
+        return url, None
+    except netrc.NetrcParseError as error:  # its message may hold the password
+        raise FetchError(f"{file}, line {error.lineno}: not a line of netrc; correct it") from None
+    except (OSError, UnicodeDecodeError):
+        raise FetchError(f"{file}: cannot be read; make it a readable file") from None
+    return url, (entry[0], entry[2]) if entry and entry[2] is not None else None
 
 
 def check_whole(url: str) -> None:
@@ -77,31 +83,6 @@ def check_whole(url: str) -> None:
             f"{without_credentials(url)}: the secrets of this URL are not stored with a run; give "
             "the whole URL again, such as --tasks.TASK.train '[URL]'"
         )
-
-
-def login_from_netrc(host: str) -> Login | None:
-    """The login for a host in the file that NETRC names, by default ~/.netrc.
-
-    Errors: FetchError for a file that cannot be read.
-    """
-    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    try:
-        entry = netrc.netrc(file).authenticators(host)
-    except FileNotFoundError:
-        return None
-    except netrc.NetrcParseError as error:  # its message may hold the password
-        raise FetchError(f"{file}, line {error.lineno}: not a line of netrc; correct it") from None
-    except (OSError, UnicodeDecodeError):
-        raise FetchError(f"{file}: cannot be read; make it a readable file") from None
-    return (entry[0], entry[2]) if entry and entry[2] is not None else None
-
-
-# Copies of remote files, in a folder that the processes of a machine share.
-#
-# A copy is there whole or not at all. One process fetches a file while the others wait for it.
-# Every read opens the copy and sets its modification time, so that the least recently used copies
-# make room for new ones. A copy that is removed while it is read stays readable to the end; a
-# removed copy is fetched again. So removing is never wrong, only slow if the limit is too small.
 
 
 SHARD_SUFFIX = ".tar"
@@ -116,7 +97,13 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A folder of copies."""
+    """Copies of remote files, in a folder that the processes of a machine share.
+
+    A copy is there whole or not at all. One process fetches a file while the others wait for it.
+    Every read opens the copy and sets its modification time, so that the least recently used copies
+    make room for new ones. A copy that is removed while it is read stays readable to the end; a
+    removed copy is fetched again. So removing is never wrong, only slow if the limit is too small.
+    """
 
     folder: Path = field(default_factory=default_folder)
     limit: int | None = None
@@ -159,6 +146,7 @@ class ShardCache:
             with open(path, "rb", buffering=0) as file:
                 if os.fstat(file.fileno()).st_size != whole:
                     return None
+                # By descriptor: the name may be another copy's by now, which keeps its own time.
                 now = time.time_ns()
                 os.utime(file.fileno(), ns=(now, now))
                 return os.pread(file.fileno(), size, offset)
@@ -175,7 +163,7 @@ class ShardCache:
                 status = path.stat()
                 copies.append((status.st_mtime_ns, status.st_size, path))
         total = size + sum(bytes for _, bytes, _ in copies)
-        for _, bytes, path in sorted(copies):
+        for _, bytes, path in sorted(copies):  # the least recently used first
             if total <= limit:
                 return
             path.unlink(missing_ok=True)
@@ -211,63 +199,84 @@ class TooSlow(OSError):
     """A server that would block the run forever."""
 
 
-def web_options(login: Login | None) -> dict[str, Any]:
-    """fsspec's options for a web server."""
-    from aiohttp import ClientTimeout
-
-    # A compressed answer that nobody asked for could grow without bound as it is unpacked.
-    headers = {"Accept-Encoding": "identity"}
-    if login is not None:
-        # Not aiohttp's `auth`: it drops this header where it is redirected to another host.
-        headers["Authorization"] = f"Basic {b64encode(':'.join(login).encode()).decode()}"
-    return {
-        # By default aiohttp stops downloads after five minutes.
-        "timeout": ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S),
-        "max_redirects": MOST_REDIRECTS,
-        "headers": headers,
-        "client_kwargs": {"auto_decompress": False},
-    }
-
-
 def fetch(folder: str, name: str, path: Path, expected: tuple[str, int] | None = None) -> None:
     """Write a file of the folder at a URL to `path`. With `expected`, check its sha256 and size;
     without, read at most LARGEST_FILE bytes.
 
     Errors: FetchError after the last try, or at once if another try would not help.
     """
-    files, root = _open_folder(folder)
+    files, root = _open_address(folder)
     url = below(without_credentials(folder), name)
-    num_wrong = 0
+    limit = expected[1] if expected else LARGEST_FILE
+    cure = "check the connection and start again: what has been fetched is kept"
+    for last_try in (False, True):
+        _retried(lambda: _download(files, below(root, name), path, limit), url, cure, path)
+        if expected is None:
+            return
+        actual, length = file_sha256(path), path.stat().st_size
+        if (actual, length) == expected:
+            return
+        if last_try:
+            raise FetchError(
+                f"{url}: came with sha256 {actual[:12]} and {length} bytes, {DATASET_FILE} says "
+                f"{expected[0][:12]} and {expected[1]} bytes: it is not the file that was "
+                "prepared; upload the whole data set again"
+            )
+
+
+def open_stream(url: str) -> BytesReader:
+    """The bytes of a file at a URL, in order from its beginning.
+
+    Errors: FetchError that names the URL and what happened.
+    """
+    files, path = _open_address(url)
+
+    def opened() -> BytesReader:
+        stream: BytesReader = WebStream(files, path) if is_web(url) else files.open(path, "rb")
+        return stream
+
+    # A stream that has begun is not retried: what was read of it would come again.
+    return _retried(opened, without_credentials(url), "check the address", Path())
+
+
+def _retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Value:
+    """The result of an action that reads from a server, tried again after each of PAUSES."""
     for pause in (*PAUSES, None):
         try:
-            _download(files, below(root, name), path, expected[1] if expected else LARGEST_FILE)
+            return action()
         except Exception as error:  # each sort of storage raises its own exceptions
             reason = _final_reason(error, path)
             if reason is None and pause is not None:
                 time.sleep(pause)
                 continue
-            reason = reason or (
-                f"{len(PAUSES) + 1} downloads broke, the last one with {_shown(error)}; check "
-                "the connection and start again: what has been fetched is kept"
-            )
+            tries = len(PAUSES) + 1
+            reason = reason or f"{tries} downloads broke, the last one with {_shown(error)}; {cure}"
             # Not `from error`: a traceback would show the whole URL.
             raise FetchError(without_credentials(f"{url}: {reason}")) from None
-        if expected is None or (wrong := _difference(path, *expected)) is None:
-            return
-        num_wrong += 1
-        if num_wrong > 1 or pause is None:
-            raise FetchError(
-                f"{url}: {wrong}: it is not the file that was prepared; upload the whole data set "
-                "again"
-            )
+    raise AssertionError
 
 
-def _open_folder(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, and the folder's path in it."""
+def _open_address(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL of a folder or file, and the path in it."""
     try:
         if is_web(url):
+            from aiohttp import ClientTimeout  # only for web servers: importing it takes long
+
             plain, login = split_login(url)
-            files, root = url_to_fs(plain, **web_options(login))
+            # A compressed answer that nobody asked for could grow without bound as it is unpacked.
+            headers = {"Accept-Encoding": "identity"}
+            if login is not None:
+                # Not aiohttp's `auth`: it drops this header where it is redirected to another host.
+                words = b64encode(":".join(login).encode()).decode()
+                headers["Authorization"] = f"Basic {words}"
+            files, root = url_to_fs(
+                plain,
+                # By default aiohttp stops downloads after five minutes.
+                timeout=ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S),
+                max_redirects=MOST_REDIRECTS,
+                headers=headers,
+                client_kwargs={"auto_decompress": False},
+            )
         else:
             check_whole(url)
             files, root = url_to_fs(url)
@@ -283,19 +292,66 @@ def _open_folder(url: str) -> tuple[Any, str]:
     return files, root
 
 
-def open_stream(url: str) -> IO[bytes]:
-    """The bytes of a file at a URL, from its beginning.
+class BytesReader(Protocol):
+    """What reading a stream needs of a file."""
 
-    Errors: FetchError that names the URL and what happened.
-    """
-    try:
-        check_whole(url)
-        files, path = url_to_fs(url)
-        stream: IO[bytes] = files.open(path, "rb")
-    except Exception as error:  # each sort of storage raises its own exceptions
-        reason = _final_reason(error, Path()) or f"{_shown(error)}; check the address"
-        raise FetchError(without_credentials(f"{url}: {reason}")) from None
-    return stream
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+
+    def close(self) -> None:
+        """Let go of file or connection."""
+
+
+class WebStream:
+    """The body of a web server's answer. fsspec's own stream asks for the size first, and would
+    wait forever for a server that drips."""
+
+    def __init__(self, files: Any, url: str) -> None:
+        """`files`: fsspec's file system."""
+        self._loop, self._address = files.loop, without_credentials(url)
+        self._waited, self._came = 0.0, 0
+
+        async def answer() -> Any:
+            session = await files.set_session()
+            request = session.get(files.encode_url(url), **files.kwargs)
+            try:
+                response = await asyncio.wait_for(request, PATIENCE_S)
+            except asyncio.TimeoutError:  # noqa: UP041 (another class in Python 3.10)
+                raise TooSlow(f"no answer came in {PATIENCE_S:g} s") from None
+            try:
+                files._raise_not_found_for_status(response, url)
+            except BaseException:
+                response.close()
+                raise
+            return response
+
+        self._response = sync(self._loop, answer)
+
+    def read(self, size: int) -> bytes:
+        """Errors: FetchError for a connection that breaks off or almost stops."""
+        start = time.monotonic()
+        try:
+            data: bytes = sync(self._loop, self._response.content.read, size)
+            # Only the time that is spent here counts: the reader of the stream may be slow itself.
+            self._waited += time.monotonic() - start
+            self._came += len(data)
+            if data and self._waited > PATIENCE_S:
+                _check_rate(self._came, self._waited)
+                self._waited, self._came = 0.0, 0
+        except Exception as error:  # aiohttp's errors, which hold the headers that were sent
+            reason = f"the connection broke off with {_shown(error)}"
+            raise FetchError(without_credentials(f"{self._address}: {reason}")) from None
+        return data
+
+    def close(self) -> None:
+        """Hang up."""
+        self._loop.call_soon_threadsafe(self._response.close)
+
+
+def _check_rate(came: int, seconds: float) -> None:
+    """Errors: TooSlow."""
+    if came < SLOWEST * seconds:
+        raise TooSlow(f"{came:,} bytes came in {seconds:.2g} s, fewer than {SLOWEST:,} a second")
 
 
 def _download(files: Any, source: str, target: Path, limit: int) -> None:
@@ -332,32 +388,18 @@ async def _watched(work: Coroutine[Any, Any, None], counter: _Counter, target: P
     task = asyncio.ensure_future(work)
     before = 0
     while not (await asyncio.wait({task}, timeout=PATIENCE_S))[0]:
-        now = max(counter.value, _size(target))  # some storages do not call the counter
-        if now - before < SLOWEST * PATIENCE_S:
+        written = 0
+        with suppress(FileNotFoundError):
+            written = target.stat().st_size  # some storages do not call the counter
+        now = max(counter.value, written)
+        try:
+            _check_rate(now - before, PATIENCE_S)
+        except TooSlow:
             task.cancel()
             await asyncio.wait({task})
-            raise TooSlow(
-                f"{now - before:,} bytes came in {PATIENCE_S:g} s, fewer than {SLOWEST:,} a second"
-            )
+            raise
         before = now
     task.result()
-
-
-def _size(path: Path) -> int:
-    with suppress(FileNotFoundError):
-        return path.stat().st_size
-    return 0
-
-
-def _difference(path: Path, hash: str, size: int) -> str | None:
-    """How a downloaded file differs from its description in dataset.json."""
-    actual, length = file_sha256(path), path.stat().st_size
-    if (actual, length) == (hash, size):
-        return None
-    return (
-        f"came with sha256 {actual[:12]} and {length} bytes, {DATASET_FILE} says {hash[:12]} and "
-        f"{size} bytes"
-    )
 
 
 def _shown(error: Exception) -> str:

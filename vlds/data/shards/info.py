@@ -1,4 +1,9 @@
-"""dataset.json: what a folder of shards holds."""
+"""dataset.json: what a folder of shards holds; and the classes of an image_class data set.
+
+Which class each sample of an image_class data set has is known without a look into the shards:
+`NAME.tar.cls` holds u32[n], the place of each sample's label in the list "classes" of dataset.json,
+or NO_CLASS for a sample without a label (a test split).
+"""
 
 from __future__ import annotations
 
@@ -112,7 +117,21 @@ class DatasetInfo:
         except OSError:
             if path.exists():  # not if a file stands where the folder should be
                 raise
-            raise ValueError(_no_dataset(folder)) from None
+            if not folder.is_dir():
+                what = "no such folder; check the path, or prepare it with data_prep"
+            elif any(folder.glob("*.tar")):
+                what = (
+                    f"tar files but no {DATASET_FILE}: its preparation did not end, or they come "
+                    "from elsewhere; prepare it again, or index it: `python -m data_prep index`"
+                )
+            else:
+                inside = sorted(str(p.parent) for p in folder.glob("*/" + DATASET_FILE))
+                what = f"no {DATASET_FILE} in this folder; name one that holds a data set: " + (
+                    f"data sets inside it: {', '.join(inside)}"
+                    if inside
+                    else "see `python -m data_prep`"
+                )
+            raise ValueError(f"data set {folder}: {what}") from None
         return cls.parse(data, str(path))
 
     @classmethod
@@ -125,8 +144,12 @@ class DatasetInfo:
             content = parse_json(data)
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}); prepare the data set again") from None
-        if isinstance(content, dict) and content.get("schema") != SCHEMA:
-            raise ValueError(_other_schema(content, path))
+        if isinstance(content, dict) and (schema := content.get("schema")) != SCHEMA:
+            cure = "prepare the data set again, or use the program's version that wrote it"
+            if isinstance(schema, int) and schema <= SCHEMA:
+                words = " ".join(f"--{key} {content.get(key)}" for key in ("name", "kind", "split"))
+                cure = f"index it again: `python -m data_prep index FOLDER {words}`"
+            raise ValueError(f"{path}: schema {schema!r}, this program reads {SCHEMA}; {cure}")
         try:
             info = parse_record(cls, data)
         except ValueError as error:
@@ -143,32 +166,6 @@ class DatasetInfo:
         return info
 
 
-def _other_schema(content: Mapping[str, Any], path: str) -> str:
-    """The message about a dataset.json of another version; for an older one, how to renew it."""
-    schema = content.get("schema")
-    message = f"{path}: schema {schema!r}, this program reads {SCHEMA}; "
-    if not isinstance(schema, int) or schema > SCHEMA:
-        return message + "prepare the data set again, or use the program's version that wrote it"
-    options = " ".join(f"--{name} {content.get(name)}" for name in ("name", "kind", "split"))
-    return f"{message}index it again: `python -m data_prep index FOLDER {options}`"
-
-
-def _no_dataset(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"data set {folder}: no such folder; check the path, or prepare it with data_prep"
-    if any(folder.glob("*.tar")):
-        return (
-            f"data set {folder}: tar files but no {DATASET_FILE}: its preparation did not end, or "
-            "they come from elsewhere; prepare it again, or index it: `python -m data_prep index`"
-        )
-    inside = sorted(str(p.parent) for p in folder.glob("*/" + DATASET_FILE))
-    hint = f"data sets inside it: {', '.join(inside)}" if inside else "see `python -m data_prep`"
-    return (
-        f"data set {folder}: no {DATASET_FILE} in this folder; name one that holds a data set: "
-        f"{hint}"
-    )
-
-
 def check_names(name: str, split: str) -> None:
     """Errors: ValueError for a name or split that cannot be part of file names."""
     for what, value in (("name", name), ("split", split)):
@@ -177,12 +174,6 @@ def check_names(name: str, split: str) -> None:
                 f"{what} {value!r}: it becomes part of file names; "
                 "give one without dots, slashes and spaces"
             )
-
-
-# The class of each sample of an image_class data set, known without a look into the shards.
-#
-# `NAME.tar.cls` holds u32[n]: the place of each sample's label in the list "classes" of
-# dataset.json, or NO_CLASS for a sample without a label (a test split).
 
 
 KIND = "image_class"
@@ -224,26 +215,8 @@ def labels_of(json: bytes) -> list[str | None]:
     return labels
 
 
-def tar_classes(tar: Path, offsets: Sequence[int], classes: Sequence[str]) -> list[int]:
-    """The class number of each sample between one offset of a shard and the next.
-
-    Errors: as `class_number`.
-    """
-    numbers = numbered(classes)
-    return [class_number(json, numbers) for json in _jsons(tar, offsets)]
-
-
-def tar_labels(tar: Path, offsets: Sequence[int]) -> set[str]:
-    """All labels of a shard.
-
-    Errors: as `labels_of`.
-    """
-    labels = {label for json in _jsons(tar, offsets) for label in labels_of(json)}
-    return {label for label in labels if label is not None}
-
-
-def _jsons(tar: Path, offsets: Sequence[int]) -> Iterator[bytes]:
-    """The json of each sample."""
+def sample_jsons(tar: Path, offsets: Sequence[int]) -> Iterator[bytes]:
+    """The json of each sample between one offset of a shard and the next."""
     with open_file(tar) as file:
         for begin, end in pairwise(offsets):
             data = memoryview(os.pread(file.fileno(), end - begin, begin))

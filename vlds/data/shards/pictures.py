@@ -1,4 +1,6 @@
-"""The one way in which vlds opens the bytes of a picture, and which way up it is.
+"""From the bytes of a picture to pixels the right way up: uint8 (3, height, width).
+
+This is the one way in which vlds opens pictures.
 
 Pillow knows some fifty formats, among them EPS, which starts Ghostscript, and a header may promise
 any number of pixels. So the formats are a fixed list, whatever a file is called, and the pixels are
@@ -37,57 +39,6 @@ from PIL import (  # noqa: F401 (each makes its format known)
 from torch import Tensor
 
 from vlds.schema import Encoded, ImageSpec, PictureSpec, Sample, SkipSample
-
-# Small copies of pictures, for people to look at.
-
-
-THUMBNAIL_SIZE = 320
-"""Longest side in pixels."""
-SMALL_PICTURE = 128
-"""Smaller pictures are kept as they are, and shown enlarged with hard edges."""
-JPEG_QUALITY = 85
-
-
-def thumbnail(data: Encoded) -> bytes | None:
-    """A small upright copy, PNG or JPEG; None where the picture cannot be decoded."""
-    try:
-        with open_picture(data) as image:
-            small = to_rgb(upright(image))
-        small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-    except Exception:  # decoders raise whatever damaged bytes lead them to
-        return None
-    encoded = BytesIO()
-    # Photos as PNG would make a page of many megabytes.
-    if max(small.size) < SMALL_PICTURE:
-        small.save(encoded, "PNG")
-    else:
-        small.save(encoded, "JPEG", quality=JPEG_QUALITY)
-    return encoded.getvalue()
-
-
-class PagePicture(NamedTuple):
-    """A picture inside a page."""
-
-    url: str
-    """A data: URL."""
-    width: int
-    height: int
-
-    @property
-    def tiny(self) -> bool:
-        """True for pictures that are shown enlarged, with hard edges."""
-        return max(self.width, self.height) < SMALL_PICTURE
-
-
-def page_picture(data: bytes) -> PagePicture | None:
-    """An encoded picture, ready for a page; None for bytes that are not a picture."""
-    try:
-        with open_picture(data) as image:
-            kind, size = Image.MIME[image.format or "PNG"], image.size
-    except Exception:  # a run's folder may come from anybody
-        return None
-    return PagePicture(f"data:{kind};base64,{base64.b64encode(data).decode()}", *size)
-
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
 """Formats that data sets may hold. Pillow opens MPO, a JPEG with more pictures behind it, as
@@ -154,6 +105,7 @@ class UnreadFormat(ValueError):
 
 def is_avif(data: Encoded) -> bool:
     """True if the first bytes say AVIF."""
+    # A box of ISO media: its size, "ftyp", the major brand, a version, the compatible brands.
     begin = bytes(data[:64])
     if begin[4:8] != b"ftyp":
         return False
@@ -193,20 +145,18 @@ def check_size(data: Encoded, width: int, height: int) -> None:
     """Errors: TooLarge."""
     if width * height > MAX_PIXELS:
         raise TooLarge
-    if data[:3] == JPEG and _may_repeat(data) and bytes(data).count(SCAN_MARKER) > MAX_SCANS:
-        raise TooLarge
-
-
-def _may_repeat(data: Encoded) -> bool:
-    """True if a JPEG may have more than one scan. Counting scans takes a tenth of the time of
-    decoding, and most JPEGs have only one."""
+    if data[:3] != JPEG:
+        return
+    # Counting scans takes a tenth of the time of decoding, and most JPEGs have only one: that
+    # whose first scan holds all components of a sequential frame.
     components = 0
     for marker, begin, end in jpeg_segments(data):
         if marker in SEQUENTIAL and end - begin > 5:
             components = data[begin + 5]
-        elif marker == SCAN:
-            return not 0 < components <= data[begin]
-    return True
+        elif marker == SCAN and 0 < components <= data[begin]:
+            return
+    if bytes(data).count(SCAN_MARKER) > MAX_SCANS:
+        raise TooLarge
 
 
 def jpeg_segments(data: Encoded) -> Iterator[tuple[int, int, int]]:
@@ -216,6 +166,7 @@ def jpeg_segments(data: Encoded) -> Iterator[tuple[int, int, int]]:
         if (marker := data[offset + 1]) == 0xFF:  # filling
             offset += 1
             continue
+        # A segment's length counts its own two bytes, but not those of the marker.
         end = offset + 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
         yield marker, offset + 4, min(end, len(data))
         if marker == SCAN:
@@ -254,25 +205,6 @@ def upright_size(data: Encoded) -> tuple[int, int]:
         raise ValueError(f"not a picture ({error})") from error
 
 
-def jpeg_orientation(data: Encoded) -> int:
-    """Orientation of an encoded JPEG, 1 to 8. Pillow reads it only where a tag may be: most
-    JPEGs have none, and reading it costs a tenth of a millisecond."""
-    metadata = (bytes(data[a:b]) for marker, a, b in jpeg_segments(data) if marker == METADATA)
-    if not any(b"Exif" in segment or b"Orientation" in segment for segment in metadata):
-        return UPRIGHT
-    with open_picture(data) as image:
-        return orientation_of(image)
-
-
-# Bytes of a picture -> uint8 (3, height, width).
-#
-# simplejpeg decodes JPEGs strictly: what other decoders fill with grey is an error. `exact` takes
-# every pixel of the file. Squashed by torch it differs from Pillow, the reference, by less than 0.1
-# of 255 levels in the mean; on the sharpest edges of radiographs by up to six. `fast` decodes at a
-# fraction of the size if that is still large enough; its pixels differ enough to change answers, so
-# a run must keep one setting. Pillow decodes all other pictures. EXIF orientation is applied.
-
-
 Picture = NDArray[np.uint8]
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 PLAIN_COLORS = ("YCbCr", "Gray", "RGB")
@@ -284,11 +216,23 @@ REVERSED_ROWS, REVERSED_COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)
 def decode_image(data: Encoded, spec: PictureSpec, name: str = "") -> Picture:
     """Decode, and squash or scale down to the size of `spec`. Errors call the picture `name`.
 
+    simplejpeg decodes JPEGs strictly: what other decoders fill with grey is an error. Pillow
+    decodes all other pictures. `exact` takes every pixel of the file. Squashed by torch it differs
+    from Pillow, the reference, by less than 0.1 of 255 levels in the mean; on the sharpest edges of
+    radiographs by up to six. `fast` decodes at a fraction of the size if that is still large
+    enough; its pixels differ enough to change answers, so a run must keep one setting. EXIF
+    orientation is applied.
+
     Errors: SkipSample for bytes that are not a whole picture.
     """
     try:
         if _is_plain_jpeg(data):
-            return _squash(_decode_jpeg(data, spec), spec)
+            pixels = _decode_jpeg(data, spec)
+            size = target_size(spec, *pixels.shape[1:])
+            if tuple(pixels.shape[1:]) != size:
+                mode = resampling(spec)
+                pixels = F.interpolate(pixels[None], list(size), mode=mode, antialias=True)[0]
+            return np.ascontiguousarray(pixels.numpy())
         with open_picture(data) as image:
             rgb = to_rgb(upright(image))
         height, width = target_size(spec, rgb.height, rgb.width)
@@ -332,7 +276,13 @@ def _is_plain_jpeg(data: Encoded) -> bool:
 
 def _decode_jpeg(data: Encoded, spec: PictureSpec) -> Tensor:
     """(3, h, w) uint8, upright; not smaller than `spec`, unless the file is."""
-    orientation = jpeg_orientation(data)
+    # Pillow reads the tag only where one may be: most JPEGs have none, and reading it costs a tenth
+    # of a millisecond.
+    metadata = (bytes(data[a:b]) for marker, a, b in jpeg_segments(data) if marker == METADATA)
+    orientation = UPRIGHT
+    if any(b"Exif" in segment or b"Orientation" in segment for segment in metadata):
+        with open_picture(data) as image:
+            orientation = orientation_of(image)
     options: dict[str, Any] = {}
     if spec.decode == "fast" and isinstance(spec, ImageSpec):
         height, width = spec.height, spec.width
@@ -340,27 +290,14 @@ def _decode_jpeg(data: Encoded, spec: PictureSpec) -> Tensor:
             height, width = width, height
         options = {"min_height": height, "min_width": width}
         options |= {"fastdct": True, "fastupsample": True}
-    array = simplejpeg.decode_jpeg(data, "RGB", **options)
-    return _turned(torch.from_numpy(array).permute(2, 0, 1), orientation)
-
-
-def _turned(pixels: Tensor, orientation: int) -> Tensor:
-    """Pixels (3, h, w) as stored -> (3, h, w), or (3, w, h) of a sideways picture, upright; the
-    colours of a pixel lie side by side in memory, as a decoder leaves them."""
+    pixels = torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB", **options)).permute(2, 0, 1)
     if orientation == UPRIGHT:
         return pixels
     if orientation in SIDEWAYS:
         pixels = pixels.transpose(1, 2)
     flips = [d for d, group in ((1, REVERSED_ROWS), (2, REVERSED_COLUMNS)) if orientation in group]
+    # The colours of a pixel stay side by side in memory, as the decoder leaves them.
     return pixels.flip(flips).permute(1, 2, 0).contiguous().permute(2, 0, 1)
-
-
-def _squash(pixels: Tensor, spec: PictureSpec) -> Picture:
-    size = target_size(spec, *pixels.shape[1:])
-    if tuple(pixels.shape[1:]) != size:
-        mode = resampling(spec)
-        pixels = F.interpolate(pixels[None], list(size), mode=mode, antialias=True)[0]
-    return np.ascontiguousarray(pixels.numpy())
 
 
 def target_size(spec: PictureSpec, height: int, width: int) -> tuple[int, int]:
@@ -410,3 +347,51 @@ class PictureCache:
 
 def _size(pictures: tuple[Picture, ...]) -> int:
     return sum(picture.nbytes for picture in pictures)
+
+
+THUMBNAIL_SIZE = 320
+"""Longest side in pixels."""
+SMALL_PICTURE = 128
+"""Smaller pictures are kept as they are, and shown enlarged with hard edges."""
+JPEG_QUALITY = 85
+
+
+def thumbnail(data: Encoded) -> bytes | None:
+    """A small upright copy, PNG or JPEG; None where the picture cannot be decoded."""
+    try:
+        with open_picture(data) as image:
+            small = to_rgb(upright(image))
+        small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    except Exception:  # decoders raise whatever damaged bytes lead them to
+        return None
+    encoded = BytesIO()
+    # Photos as PNG would make a page of many megabytes.
+    if max(small.size) < SMALL_PICTURE:
+        small.save(encoded, "PNG")
+    else:
+        small.save(encoded, "JPEG", quality=JPEG_QUALITY)
+    return encoded.getvalue()
+
+
+class PagePicture(NamedTuple):
+    """A picture inside a page."""
+
+    url: str
+    """A data: URL."""
+    width: int
+    height: int
+
+    @property
+    def tiny(self) -> bool:
+        """True for pictures that are shown enlarged, with hard edges."""
+        return max(self.width, self.height) < SMALL_PICTURE
+
+
+def page_picture(data: bytes) -> PagePicture | None:
+    """An encoded picture, ready for a page; None for bytes that are not a picture."""
+    try:
+        with open_picture(data) as image:
+            kind, size = Image.MIME[image.format or "PNG"], image.size
+    except Exception:  # a run's folder may come from anybody
+        return None
+    return PagePicture(f"data:{kind};base64,{base64.b64encode(data).decode()}", *size)

@@ -114,9 +114,18 @@ def foreign_json(
     """
     annotation: dict[str, Any] = {"id": key}
     for field, member_spec in fields.items():
-        if (value := _value(content, member_spec)) is not None:
+        member, is_json, name = member_spec.partition(":")
+        if member not in content:
+            raise ValueError(
+                f"no member {member!r}; it has {', '.join(content)} (a name's extension begins at "
+                "its first dot, so keys must have none)"
+            )
+        data = bytes(content[member])
+        value = parse_member(data)[name] if is_json else data.decode("utf-8")
+        value = value.strip() if isinstance(value, str) else value
+        if value is not None:
             annotation[field] = value
-    if "answer" in annotation:
+    if "answer" in annotation:  # one answer or a list; each scores fully
         answer = annotation.pop("answer")
         given = answer if isinstance(answer, list) else [answer]
         if None in given:
@@ -130,20 +139,6 @@ def foreign_json(
 def is_picture(extension: str) -> bool:
     """True for the extension of a picture."""
     return extension.rpartition(".")[2] in PICTURES
-
-
-def _value(content: Mapping[str, memoryview], member_spec: str) -> Any:
-    member, is_json, name = member_spec.partition(":")
-    if member not in content:
-        raise ValueError(
-            f"no member {member!r}; it has {', '.join(content)} (a name's extension begins at its "
-            "first dot, so keys must have none)"
-        )
-    data = bytes(content[member])
-    if not is_json:
-        return data.decode("utf-8").strip()
-    value = parse_member(data)[name]
-    return value.strip() if isinstance(value, str) else value
 
 
 def feature_bytes(array: np.ndarray) -> bytes:
@@ -160,6 +155,7 @@ def parse_features(data: memoryview) -> np.ndarray:
     """
     if data[:6] != NPY_MAGIC or data[6] not in (1, 2):
         raise ValueError("not a .npy file")
+    # Version 1 has two bytes for the length of its header, version 2 four.
     width = 2 if data[6] == 1 else 4
     start = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
     shape, dtype = _shape_and_type(bytes(data[8 + width : start]))

@@ -4,7 +4,7 @@ For a shard of n samples `NAME.tar.idx` holds little-endian u64[n+1], the offset
 first header and the end of the last one's data (the layout of Megatron-Energon); `NAME.tar.cnt`
 holds u32[n, 2], annotations and pictures of each sample; `NAME.tar.crc` holds u32[n], the crc32 of
 each sample's bytes, from one offset to the next. Pictures of classes also have `NAME.tar.cls`
-(class_numbers.py).
+(info.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from vlds.data.errors import ShardError
-from vlds.data.shards.info import CLS_TYPE, DATASET_FILE, REBUILD, ShardInfo, tar_classes
+from vlds.data.shards.info import (
+    CLS_TYPE,
+    DATASET_FILE,
+    REBUILD,
+    ShardInfo,
+    class_number,
+    numbered,
+    sample_jsons,
+)
 from vlds.data.shards.sample import FEATURES, UNUSABLE, UnfitId, check_ids, is_picture
 from vlds.data.shards.tar import Member, Reader, members, split_name
 from vlds.runtime.files import check_file, open_file, read_file
@@ -105,7 +113,8 @@ class ShardIndex:
                 )
         offsets = np.frombuffer(files[".idx"], IDX_TYPE)
         counts = np.frombuffer(files[".cnt"], CNT_TYPE).reshape(n, 2)
-        exact = offsets.astype(object)  # differences of u64 would wrap
+        # As Python's integers: differences of u64 would wrap, and hide offsets that descend.
+        exact = offsets.astype(object)
         if (np.diff(exact) <= 0).any() or exact[-1] > shard.bytes:
             raise ShardError(
                 f"{path}.idx: its offsets do not ascend within the {shard.bytes} bytes of the "
@@ -194,6 +203,7 @@ def build_index(
 
         try:
             for member in members(read, 0, None):
+                # A new key begins a new sample: members of one stand side by side.
                 if not sample or split_name(member.name)[0] != split_name(sample[0].name)[0]:
                     if sample:
                         counts.append(_counts(sample, read, foreign))
@@ -205,7 +215,7 @@ def build_index(
                 end = member.end
             if sample:
                 counts.append(_counts(sample, read, foreign))
-            if end > size:
+            if end > size:  # inside the padding of the last member
                 raise ShardError("it is cut there")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             is_message = isinstance(error, (ShardError, UnfitId))
@@ -215,7 +225,10 @@ def build_index(
             ) from None
     offsets = [*begins, end]
     try:
-        numbers = None if classes is None else tar_classes(tar, offsets, classes)
+        numbers = None
+        if classes is not None:
+            known = numbered(classes)
+            numbers = [class_number(json, known) for json in sample_jsons(tar, offsets)]
     except UNUSABLE as error:
         raise ShardError(f"shard {tar}: {error}; prepare it again") from None
     return ShardIndex.of(offsets, counts, tar_checksums(tar, offsets), numbers)

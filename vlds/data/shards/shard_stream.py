@@ -6,48 +6,30 @@ because Python's tarfile takes a damaged one for the end of the archive.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
-from webdataset.gopen import Pipe, gopen, gopen_schemes
+from webdataset.gopen import gopen, gopen_schemes
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys
 
 from vlds.data.errors import ShardError
-from vlds.data.shards.download import (
-    CONNECT_S,
-    MOST_REDIRECTS,
-    PATIENCE_S,
-    SLOWEST,
-    is_web,
-    open_stream,
-    split_login,
-)
+from vlds.data.shards.download import BytesReader, is_web, open_stream
 from vlds.data.shards.tar import members
 from vlds.runtime.files import open_file
 from vlds.runtime.terminal import without_credentials
 
 BLOCK = 1 << 16
+"""Most bytes that are skipped at once."""
 AT_ONCE = 1 << 24
+"""Most bytes that are asked for at once."""
 PIPE = "pipe:"
 META = re.compile(r"__[^/]*__($|/)")
 """Members that webdataset leaves out."""
-CURL_SCHEMES = "=http,https"
-CURL_REASONS = {
-    1: "it leads to an address that is not of the web",
-    6: "no such host",
-    7: "no connection to the host",
-    18: "the connection broke off",
-    22: "the server has no such file, or refuses it",
-    28: "the server does not answer, or sends next to nothing",
-    47: f"it is redirected more than {MOST_REDIRECTS} times",
-}
-"""What an exit status of curl means."""
 CURE = "make or copy it again, or let data.errors.on_bad_shard substitute what is lost"
 
 
@@ -100,12 +82,29 @@ def read_shard(url: str, num_samples: int | None = None) -> Iterator[tuple[str, 
     num_read, shown = 0, without_credentials(url)
     try:
         with opened(url) as read:
-            for sample in group_by_keys(_files(read, url)):
+
+            def files() -> Iterator[dict[str, Any]]:
+                """Members in the form that webdataset's reader gives."""
+                for member in members(read, 0, None):
+                    if META.match(member.name):
+                        continue
+                    data = read(member.start, member.size)
+                    if len(data) < member.size:
+                        end = member.start + len(data)
+                        raise ShardError(f"it ends at byte {end}, inside {member.name}")
+                    yield {"fname": member.name, "data": data, "__url__": url}
+
+            for sample in group_by_keys(files()):
                 content = {n: memoryview(d) for n, d in sample.items() if not n.startswith("__")}
                 yield sample["__key__"], content
                 num_read += 1
     except (OSError, ValueError) as error:
-        reason = _reason(error, url)
+        reason = str(error).removeprefix(f"{shown}: ")
+        if isinstance(error, OSError):
+            # webdataset's message about a command would show its whole call.
+            match = re.search(r"exit (-?\d+) \(read\)", reason)
+            reason = error.strerror or reason
+            reason = f"its command ended with exit status {match[1]}" if match else reason
         raise ShardError(f"shard {shown}, after {num_read} samples: {reason}; {CURE}") from None
     if num_samples is not None and num_read != num_samples:
         raise ShardError(
@@ -113,21 +112,15 @@ def read_shard(url: str, num_samples: int | None = None) -> Iterator[tuple[str, 
         )
 
 
-def _files(read: Callable[[int, int], bytes], url: str) -> Iterator[dict[str, Any]]:
-    """Name and data of each member, in the form that webdataset's reader gives."""
-    for member in members(read, 0, None):
-        if META.match(member.name):
-            continue
-        data = read(member.start, member.size)
-        if len(data) < member.size:
-            raise ShardError(f"it ends at byte {member.start + len(data)}, inside {member.name}")
-        yield {"fname": member.name, "data": data, "__url__": url}
-
-
 @contextmanager
 def opened(url: str) -> Iterator[Callable[[int, int], bytes]]:
     """A function that reads bytes of a stream by offset; offsets may only grow."""
-    stream = _open(url)
+    if is_local(url):
+        stream: BytesReader = open_file(url)
+    elif is_web(url) or urlsplit(url).scheme not in gopen_schemes:
+        stream = open_stream(url)
+    else:
+        stream = gopen(url)  # commands, and clouds that webdataset reads by commands of theirs
     at, too_short = 0, False
 
     def exactly(size: int) -> bytes:
@@ -142,10 +135,12 @@ def opened(url: str) -> Iterator[Callable[[int, int], bytes]]:
 
     def read(offset: int, size: int) -> bytes:
         nonlocal at
+        # Skip padding, by small reads: a stream cannot seek.
         while at < offset and (passed := len(exactly(min(offset - at, BLOCK)))):
             at += passed
         data = exactly(size)
         at += len(data)
+        # Only at the beginning, where a header should be: gzip's first bytes.
         if at < 1024 and data[:2] == b"\x1f\x8b":
             raise ValueError("it is compressed: give it as `pipe:gunzip -c < FILE`")
         return data
@@ -157,58 +152,3 @@ def opened(url: str) -> Iterator[Callable[[int, int], bytes]]:
         # end has a bad status anyway.
         with nullcontext() if too_short else suppress(OSError):
             stream.close()
-
-
-def _open(url: str) -> IO[bytes]:
-    if is_local(url):
-        return open_file(url)
-    if is_web(url):
-        return _open_web(url)
-    scheme = urlsplit(url).scheme
-    # webdataset knows commands, curl and a few clouds; fsspec may know the rest.
-    stream: IO[bytes] = gopen(url) if scheme in gopen_schemes else open_stream(url)
-    return stream
-
-
-def _open_web(url: str) -> IO[bytes]:
-    """The bytes of a web address, by a separate curl process, as in webdataset. URL and login go
-    through a pipe, because every user of the machine sees command lines."""
-    plain, login = split_login(url)
-    lines = [f"url = {_quoted(plain)}"]
-    if login is not None:
-        lines.append(f"user = {_quoted(':'.join(login))}")
-    config, end = os.pipe()
-    with os.fdopen(end, "w", encoding="utf-8") as file:
-        file.write("\n".join(lines))
-    try:
-        return cast(IO[bytes], Pipe(_curl_command(), mode="rb", stdin=config))
-    finally:
-        os.close(config)
-
-
-def _curl_command() -> list[str]:
-    patience = max(1, round(PATIENCE_S))
-    return [
-        "curl", "--disable", "--config", "-", "--fail", "--silent", "--location", "--globoff",
-        "--proto", CURL_SCHEMES, "--proto-redir", CURL_SCHEMES, "--max-redirs", str(MOST_REDIRECTS),
-        "--connect-timeout", f"{CONNECT_S:g}",
-        "--speed-limit", str(SLOWEST), "--speed-time", str(patience),
-        # Retry only failures before the first byte: a stream that has begun would start again.
-        "--retry", "30", "--retry-delay", "2", "--retry-max-time", str(max(1, patience - 10)),
-    ]  # fmt: skip
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "") + '"'
-
-
-def _reason(error: Exception, url: str) -> str:
-    """An error in words; webdataset's message about a command would show its whole call."""
-    if not isinstance(error, OSError):
-        return str(error)
-    if not (match := re.search(r"exit (-?\d+) \(read\)", str(error))):
-        return error.strerror or str(error)
-    status = int(match[1])
-    if not url.startswith(PIPE) and status in CURL_REASONS:
-        return CURL_REASONS[status]
-    return f"its command ended with exit status {status}"

@@ -1,4 +1,10 @@
-"""Samples of indexed shards by their index: one pread a sample, headers parsed in memory."""
+"""Data sets of indexed shards: any sample by its number, with one pread.
+
+The files of a data set lie in a folder of this machine, or at a URL: http://, s3://, gs://,
+whatever fsspec opens. Remote files are fetched whole, checked against dataset.json, and then read
+as local ones. The files beside the shards are fetched when the data set is opened, a shard when its
+first sample is read. Every run fetches dataset.json itself; the processes of a run share one copy.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +36,6 @@ from vlds.runtime.json_files import parse_json
 from vlds.runtime.json_files import sha256 as file_sha256
 from vlds.runtime.terminal import without_credentials
 from vlds.schema import Sample, SkipSample
-
-# Data sets whose folder is a URL: http://, s3://, gs://, whatever fsspec opens.
-#
-# Files are fetched whole and checked against dataset.json, then read as local ones. The files
-# beside the shards are fetched when the data set is opened, a shard when its first sample is read.
-# Every run fetches dataset.json itself; the processes of a run share one copy.
-
 
 FRESH_S = 60.0
 """A younger copy of dataset.json was made by a process of the same run."""
@@ -72,9 +71,12 @@ class RemoteFiles:
         """
         url = below(self.folder, DATASET_FILE)
         path = self._copy(DATASET_FILE)
+        age: float | None = None
         with self.cache.alone(path):
             try:
-                if not _is_fresh(path):
+                with suppress(FileNotFoundError):
+                    age = time.time() - path.stat().st_mtime
+                if age is None or abs(age) >= FRESH_S:
                     self._download(path, DATASET_FILE)
                 info = DatasetInfo.parse(read_file(path), url)
                 with ThreadPoolExecutor(NUM_THREADS) as pool:
@@ -134,20 +136,18 @@ class RemoteFiles:
         return self.cache.path(below(folder, name), version)
 
     def _index(self, shard: ShardInfo) -> ShardIndex:
-        sizes = index_sizes(shard.samples)
-        files = {
-            suffix: self._small_file(shard.name + suffix, hash, sizes[suffix])
-            for suffix, hash in shard.index_hashes.items()
-        }
+        sizes, files = index_sizes(shard.samples), {}
+        for suffix, expected in shard.index_hashes.items():
+            name = shard.name + suffix
+            path = self._copy(name, expected)
+            data = b""
+            with suppress(FileNotFoundError):
+                data = read_file(path)
+            if sha256(data).hexdigest() != expected:
+                self._download(path, name, (expected, sizes[suffix]))
+                data = read_file(path)
+            files[suffix] = data
         return ShardIndex.parse(files, shard, self.location(shard))
-
-    def _small_file(self, name: str, hash: str, size: int) -> bytes:
-        path = self._copy(name, hash)
-        with suppress(FileNotFoundError):
-            if sha256(data := read_file(path)).hexdigest() == hash:
-                return data
-        self._download(path, name, (hash, size))
-        return read_file(path)
 
     def _fetch(self, shard: ShardInfo, path: Path) -> None:
         """Bring a shard into the cache, unless another process does so in the meantime."""
@@ -171,13 +171,6 @@ class RemoteFiles:
 
     def _download(self, path: Path, name: str, expected: tuple[str, int] | None = None) -> None:
         self.cache.add(path, lambda partial: fetch(self._address, name, partial, expected))
-
-
-def _is_fresh(path: Path) -> bool:
-    try:
-        return abs(time.time() - path.stat().st_mtime) < FRESH_S
-    except FileNotFoundError:
-        return False
 
 
 OPEN_FILES = 128
@@ -214,7 +207,14 @@ class LocalFiles:
 
     def read(self, shard: ShardInfo, offset: int, size: int) -> bytes:
         """Bytes of a shard; pread, so that a descriptor inherited by fork may be shared."""
-        data = os.pread(self._descriptor(shard.name), size, offset)
+        name = shard.name
+        if name in self._open:
+            self._open.move_to_end(name)
+        else:
+            self._open[name] = open_descriptor(self.folder / name)
+            if len(self._open) > OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+        data = os.pread(self._open[name], size, offset)
         if len(data) < size:
             end, expected = offset + len(data), offset + size
             raise ShardError(f"the file ends at byte {end}, {expected} expected")
@@ -229,6 +229,7 @@ class LocalFiles:
         path = self.folder / QUARANTINE_FILE
         if not path.is_file():
             return {}
+        # The file names shards; a run counts samples through all of them.
         counts = accumulate((shard.samples for shard in info.shards), initial=0)
         first = dict(zip((shard.name for shard in info.shards), counts, strict=False))
         faults = {}
@@ -243,15 +244,6 @@ class LocalFiles:
                     "it again, or remove the file"
                 ) from None
         return faults
-
-    def _descriptor(self, name: str) -> int:
-        if name in self._open:
-            self._open.move_to_end(name)
-        else:
-            self._open[name] = open_descriptor(self.folder / name)
-            if len(self._open) > OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-        return self._open[name]
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_open": OrderedDict()}
@@ -350,7 +342,7 @@ class Dataset:
         shard, row = self._shard(sample)
         try:
             return self._read(shard, row)
-        except FetchError:
+        except FetchError:  # a ShardError, but fetching again would fail again
             raise
         except (ShardError, ChangedSample):
             if not self._files.renew(self.info.shards[shard]):
@@ -370,6 +362,8 @@ class Dataset:
             location, cure = self._files.location(shard), self._files.cure(shard)
             raise ShardError(f"shard {location}, sample {row}: {reason}; {cure}") from None
         what = f"sample {self.label} {key} ({shard.name})"
+        # After the headers, whose faults tell more; before the members, whose faults would not say
+        # that the file has changed.
         if crc32(data) != self._checksums[shard_index][row]:
             raise ChangedSample(
                 f"{what}: its bytes are not those that were indexed (another crc32); "
@@ -390,9 +384,6 @@ class Dataset:
         return shard, sample - self._first_sample[shard]
 
 
-# Some samples of a data set: a few of each class, or some classes.
-
-
 class Subset(Dataset):
     """Some samples of a data set, numbered from 0 in its order."""
 
@@ -403,6 +394,7 @@ class Subset(Dataset):
         self._whole, self.chosen = whole, chosen
         self._print = sha256(chosen.tobytes()).hexdigest()[:16]
         self.key = f"{whole.key}#{self._print}"
+        # Counts stay in a list by shard: cut where the chosen numbers pass a shard's end.
         ends = np.cumsum([len(counts) for counts in whole.counts])
         cuts = np.searchsorted(chosen, ends[:-1])
         self.counts = np.split(np.concatenate(whole.counts)[chosen], cuts)

@@ -82,9 +82,17 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
         header_at, start = offset, offset + BLOCK
         if extension:
             name = extension.get("path") or name
-            size = checked_size(extension["size"], header_at) if "size" in extension else size
+            if (text := extension.get("size")) is not None:
+                # int() would take digits of all scripts, and any number of them.
+                is_size = text.isascii() and text.isdecimal() and len(text) < 12
+                if not is_size or int(text) > LARGEST_MEMBER:
+                    raise ShardError(
+                        f"the tar header at byte {header_at} has a PAX size of {text[:20]!r}"
+                    )
+                size = int(text)
+        # Data are padded to whole blocks.
         offset = start if kind in LINKS_AND_DEVICES else start + -(-size // BLOCK) * BLOCK
-        if kind in EXTENSIONS:
+        if kind in EXTENSIONS:  # what it says holds for the next header
             if size > LARGEST_EXTENSION:
                 raise ShardError(
                     f"the tar header at byte {header_at} states a name of {size} bytes"
@@ -114,7 +122,11 @@ def parse_header(header: bytes | memoryview, offset: int) -> tuple[str, int, byt
         raise ShardError(f"the tar header at byte {offset} is damaged (wrong checksum)")
     size = _octal(size_field)
     if size is None:
-        size = _binary(size_field, offset)
+        # In base 256, which writers use above 8 GiB; 0xff at the beginning is a negative number.
+        if size_field[0] == 0x80:
+            size = int.from_bytes(size_field[1:], "big")
+        if size is None or size > LARGEST_MEMBER:
+            raise ShardError(f"the tar header at byte {offset} states the size {size_field!r}")
     name = name.split(b"\0", 1)[0]
     if prefix[0] and magic == b"ustar\0":
         name = prefix.split(b"\0", 1)[0] + b"/" + name
@@ -128,26 +140,6 @@ def _octal(field: bytes) -> int | None:
     if not digits:
         return 0
     return int(digits, 8) if not digits.translate(None, b"01234567") else None
-
-
-def _binary(field: bytes, offset: int) -> int:
-    """A size in base 256, which writers use above 8 GiB.
-
-    Errors: ShardError for anything else, negative numbers included.
-    """
-    if field[0] == 0x80 and (size := int.from_bytes(field[1:], "big")) <= LARGEST_MEMBER:
-        return size
-    raise ShardError(f"the tar header at byte {offset} states the size {field!r}")
-
-
-def checked_size(text: str, offset: int) -> int:
-    """The size that the PAX header at an offset states.
-
-    Errors: ShardError if it is not a size.
-    """
-    if text.isascii() and text.isdecimal() and len(text) < 12 and int(text) <= LARGEST_MEMBER:
-        return int(text)
-    raise ShardError(f"the tar header at byte {offset} has a PAX size of {text[:20]!r}")
 
 
 def check_end(read: Reader, offset: int) -> None:
@@ -177,6 +169,7 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
         length, _, _ = data.partition(b" ")
         if not length.isdigit() or not len(length) < int(length[:9]) <= len(data):
             raise ShardError("a PAX header is damaged")
+        # "25 path=x\n": the length counts its own digits, the blank and the line break.
         name, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
         fields[name.decode()] = value.decode("utf-8", "backslashreplace")
         data = data[int(length) :]

@@ -19,8 +19,9 @@ from vlds.data.shards.info import (
     DatasetInfo,
     ShardInfo,
     class_number,
+    labels_of,
     numbered,
-    tar_labels,
+    sample_jsons,
 )
 from vlds.data.shards.sample import FEATURES, UNUSABLE
 from vlds.data.shards.shard_index import (
@@ -152,12 +153,33 @@ def index_folder(
     if not tars:
         raise ValueError(f"{folder}: no *.tar to index")
     identity = {"name": name, "kind": kind, "split": split}
-    about = _old_record(folder, identity) | identity
+    old: Any = {}  # whose numbers may be wrong
+    with suppress(FileNotFoundError, ValueError):
+        old = read_json(folder / DATASET_FILE)
+    old = old if isinstance(old, dict) else {}
+    for field, value in identity.items():
+        if old.get(field, value) != value:
+            raise ValueError(
+                f"{field} {value}: {folder / DATASET_FILE} says {old[field]}; give that, or "
+                f"remove {DATASET_FILE} to make another data set of its shards"
+            )
+    about = old | identity
     if fields is not None:
         about["fields"] = dict(fields)
     foreign = about.get("fields") is not None
-    classes = (about.get("classes") or all_labels(tars)) if kind == KIND else None
-    if classes is not None:
+    classes = None
+    if kind == KIND:
+        classes = about.get("classes")
+        if not classes:
+            labels = set[str]()
+            for tar in tars:
+                try:
+                    offsets = build_index(tar).offsets.tolist()
+                    for data in sample_jsons(tar, offsets):
+                        labels |= {label for label in labels_of(data) if label is not None}
+                except UNUSABLE as error:
+                    raise ShardError(f"shard {tar}: {error}; correct its samples") from None
+            classes = sorted(labels)
         about["classes"] = classes
     indexes = [build_index(tar, foreign=foreign, classes=classes) for tar in tars]
     shards = [describe_shard(tar, index) for tar, index in zip(tars, indexes, strict=True)]
@@ -170,34 +192,3 @@ def index_folder(
     info = DatasetInfo.parse(json.dumps(about).encode(), str(folder / DATASET_FILE))
     info.save(folder)
     return info
-
-
-def all_labels(tars: Sequence[Path]) -> list[str]:
-    """The classes in some shards, sorted by name.
-
-    Errors: ShardError for samples without labels.
-    """
-    labels = set[str]()
-    for tar in tars:
-        try:
-            labels |= tar_labels(tar, build_index(tar).offsets.tolist())
-        except UNUSABLE as error:
-            raise ShardError(f"shard {tar}: {error}; correct its samples") from None
-    return sorted(labels)
-
-
-def _old_record(folder: Path, identity: Mapping[str, str]) -> dict[str, Any]:
-    """The old dataset.json, whose numbers may be wrong; {} if it is missing or not JSON."""
-    try:
-        content = read_json(folder / DATASET_FILE)
-    except (FileNotFoundError, ValueError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
-    for field, value in identity.items():
-        if content.get(field, value) != value:
-            raise ValueError(
-                f"{field} {value}: {folder / DATASET_FILE} says {content[field]}; give that, or "
-                f"remove {DATASET_FILE} to make another data set of its shards"
-            )
-    return content

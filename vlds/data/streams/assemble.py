@@ -1,4 +1,9 @@
-"""Positions -> Batch, in any process: open samples, ask the task, replace bad ones, collate."""
+"""From positions of a stream to batches, in any process.
+
+A position names an example. Its sample is opened, with the distinct images of the batch in one
+store; the task asks about it; a bad sample is recorded and replaced; the collator makes a batch of
+the rows.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,6 @@ from vlds.data.shards.pictures import PictureCache, decode_pictures
 from vlds.data.streams.loader import Parcel
 from vlds.data.streams.source import AnySource, EvalOrder, TaskSource, fixed_example
 from vlds.schema import (
-    Batch,
     Collator,
     Example,
     NaturalSize,
@@ -33,13 +37,10 @@ from vlds.schema import (
 )
 from vlds.tasks.base import ask
 
-# The distinct images of a batch: an image that several examples ask about is stored once.
-#
-# u distinct images, v visual tokens of an image, dim channels.
-
 
 class ImageStack:
-    """The distinct images of a batch: decoded pictures (3, h, w) or stored features (v, dim)."""
+    """The distinct images of a batch: decoded pictures (3, h, w), or stored features of v visual
+    tokens (v, dim). An image that several examples ask about is stored once."""
 
     def __init__(self, num_images: int) -> None:
         """`num_images`: a guess of how many will be added."""
@@ -64,14 +65,14 @@ class ImageStack:
                     f"stored features of different shapes in one batch: {self._array.shape[1:]}, "
                     f"{image.shape}; compute them with one encoder and one image size"
                 )
-            elif self._num_images == len(self._array):
+            elif self._num_images == len(self._array):  # the guess was low: double it
                 self._array = np.concatenate([self._array, np.empty_like(self._array)])
             self._array[self._num_images] = image
             self._num_images += 1
         return range(first, self._num_images)
 
     def images(self) -> Tensor | None:
-        """(u, ...), sharing the stack's memory; None without images."""
+        """(u, ...) of the u distinct images, sharing the stack's memory; None without images."""
         return None if self._array is None else torch.from_numpy(self._array[: self._num_images])
 
 
@@ -154,15 +155,15 @@ class Candidate(NamedTuple):
 
 
 @dataclass
-class Seat:
-    """A position of a batch, and what may stand there."""
+class Slot:
+    """A position of a batch, and the samples that may fill it."""
 
     position: int
     source_index: int
-    untried: Iterator[tuple[int, Candidate]]
-    """Numbered from 0."""
-    taken: Candidate | None = None
-    """The last one that was tried."""
+    candidates: Iterator[tuple[int, Candidate]]
+    """Numbered from 0; those tried before are gone."""
+    current: Candidate | None = None
+    """The one tried last."""
     first_bad: BadSample | None = None
 
 
@@ -241,75 +242,58 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
 
     def __getitems__(self, positions: list[int]) -> Parcel:
         """The batch of these positions."""
+        setup = self.reader.setup
         parcel = Parcel(positions)
         columns = self.order.at(np.array(positions, np.int64))
         places: list[Place] = list(zip(*(column.tolist() for column in columns), strict=True))
-        num_images = max(len(positions), self._num_images)
-        batch = OpenBatch(new_stack(self.reader.setup.image, num_images))
-        seats = [
-            self._seat(position, place, batch)
-            for position, place in zip(positions, places, strict=True)
-        ]
+        batch = OpenBatch(new_stack(setup.image, max(len(positions), self._num_images)))
+        most = self.reader.policy.max_in_a_row + 1
+        slots = []
+        # Candidates are lazy: substitutes are read only if they are needed.
+        for position, place in zip(positions, places, strict=True):
+            candidates = self.reader.candidates(position, place, batch)
+            slots.append(Slot(position, place[0], enumerate(islice(candidates, most))))
         rows = []
         try:
             self.reader.load(places, batch)
-            for seat in seats:
-                row = self._row(seat, parcel.bad)
+            for slot in slots:
+                row = self._row(slot, parcel.bad)
                 if row is None:
                     return parcel
                 rows.append(row)
+            # The next batch's stack gets this room at once: growing copies all images.
             self._num_images = max(self._num_images, len(batch.stack))
-            parcel.batch = self._collated(rows, seats, batch, parcel.bad)
+            while parcel.batch is None:
+                images = batch.stack.images()
+                try:
+                    parcel.batch = setup.collator(rows, images, evaluation=self.reader.evaluation)
+                except RefusedRows as refused:
+                    # Some pictures show only to the collator that they cannot be read.
+                    for index, reason in refused.reasons.items():
+                        slot = slots[index]
+                        assert slot.current is not None
+                        opened = slot.current.opened._replace(fault=reason)
+                        slot.current = slot.current._replace(opened=opened)
+                        self._reject(slot, reason, parcel.bad)
+                        row = self._row(slot, parcel.bad)
+                        if row is None:
+                            return parcel
+                        rows[index] = row
         except ValueError as error:  # ShardError is one
             parcel.error = error
         return parcel
 
-    def _collated(
-        self, rows: list[Row], seats: Sequence[Seat], batch: OpenBatch, bad: list[BadSample]
-    ) -> Batch | None:
-        """The batch of rows, substitutes in place of those that the collator refuses; None if it
-        refuses too many."""
-        collator, evaluation = self.reader.setup.collator, self.reader.evaluation
-        while True:
+    def _row(self, slot: Slot, bad: list[BadSample]) -> Row | None:
+        """The next example of a slot; None if too many are bad."""
+        source = self.reader.sources[slot.source_index]
+        for attempt, candidate in slot.candidates:
+            slot.current = candidate
             try:
-                return collator(rows, batch.stack.images(), evaluation=evaluation)
-            except RefusedRows as refused:
-                for index, reason in refused.reasons.items():
-                    self._refuse(seats[index], reason, bad)
-                    row = self._row(seats[index], bad)
-                    if row is None:
-                        return None
-                    rows[index] = row
-
-    def _seat(self, position: int, place: Place, batch: OpenBatch) -> Seat:
-        candidates = self.reader.candidates(position, place, batch)
-        untried = enumerate(islice(candidates, self.reader.policy.max_in_a_row + 1))
-        return Seat(position, place[0], untried)
-
-    def _refuse(self, seat: Seat, reason: str, bad: list[BadSample]) -> None:
-        """Count the seat's candidate as a sample whose pictures cannot be read."""
-        assert seat.taken is not None
-        unreadable = seat.taken.opened._replace(fault=reason)
-        self._turn_away(seat, seat.taken._replace(opened=unreadable), reason, bad)
-
-    def _turn_away(
-        self, seat: Seat, candidate: Candidate, reason: str, bad: list[BadSample]
-    ) -> None:
-        source = self.reader.sources[seat.source_index]
-        bad.append(self._bad(source, candidate, seat.position, reason))
-        seat.first_bad = seat.first_bad or bad[-1]
-
-    def _row(self, seat: Seat, bad: list[BadSample]) -> Row | None:
-        """The next example of a seat; None if too many are bad."""
-        source = self.reader.sources[seat.source_index]
-        for attempt, candidate in seat.untried:
-            seat.taken = candidate
-            try:
-                example = self._example(source, candidate, seat.position, attempt)
+                example = self._example(source, candidate, slot.position, attempt)
             except SkipSample as error:
-                self._turn_away(seat, candidate, str(error), bad)
+                self._reject(slot, str(error), bad)
                 continue
-            first_bad = seat.first_bad
+            first_bad = slot.first_bad
             if first_bad and self.reader.evaluation:
                 # Another example's text and picture fill the row, but not under its id.
                 example = replace(
@@ -317,7 +301,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                 )
             return Row(
                 example=example,
-                task_index=self.first_task + seat.source_index,
+                task_index=self.first_task + slot.source_index,
                 max_prompt_tokens=source.task.max_prompt_tokens,
                 max_target_tokens=source.task.max_target_tokens,
                 images=candidate.opened.images,
@@ -345,20 +329,23 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
             )
         return example
 
-    def _bad(
-        self, source: TaskSource[object], candidate: Candidate, position: int, reason: str
-    ) -> BadSample:
+    def _reject(self, slot: Slot, reason: str, bad: list[BadSample]) -> None:
+        """Record a slot's current candidate as bad."""
+        candidate = slot.current
+        assert candidate is not None
         sample, _, fault, _ = candidate.opened
         entry = BadSample(
-            position=position,
+            position=slot.position,
             dataset=candidate.dataset,
             shard=candidate.shard,
             key=candidate.key,
             id=sample.id if sample else "",
             reason=reason,
         )
-        if sample is None or fault is None or not self.reader.evaluation:
-            return entry
-        # Only its pictures are missing: the score still needs its reference.
-        example = fixed_example(source, candidate.dataset, sample, candidate.annotation)
-        return replace(entry, id=example.id, reference=example.reference, sample=example.sample)
+        if sample is not None and fault is not None and self.reader.evaluation:
+            # Only its pictures are missing: the score still needs its reference.
+            source = self.reader.sources[slot.source_index]
+            asked = fixed_example(source, candidate.dataset, sample, candidate.annotation)
+            entry = replace(entry, id=asked.id, reference=asked.reference, sample=asked.sample)
+        bad.append(entry)
+        slot.first_bad = slot.first_bad or entry

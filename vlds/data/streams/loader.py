@@ -14,14 +14,13 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Generator, Iterable, MutableSequence, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
-from pathlib import Path
 
 import torch.utils.data
 
@@ -89,14 +88,36 @@ def parcels(
 
     Errors: WorkerLost that names the worker.
     """
-    # Shared memory, which a reader without workers can do without.
-    done = multiprocessing.RawArray("q", num_workers) if num_workers else []
-    loader = _make_loader(assembler, positions, num_workers, done)
+    # Batches that each worker has made, in memory that the watch shares with them.
+    done: MutableSequence[int] = multiprocessing.RawArray("q", num_workers) if num_workers else []
+    if num_workers:
+        # A forked thread pool of the tokenizers dead-locks; torch itself uses one thread a worker.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    loader = torch.utils.data.DataLoader(
+        assembler,
+        batch_sampler=positions,
+        num_workers=num_workers,
+        collate_fn=partial(_counted, done),
+        # The loader draws a seed from its generator; that must not change the run's random numbers.
+        generator=torch.Generator(),
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_belong_to_the_rank if num_workers else None,
+    )
     if not num_workers:
         yield from loader
         return
     with scratch_folder() as folder:
-        iterator = _started(loader, folder)
+        # The workers keep their sockets in the folder: by themselves each would make one of its
+        # own, which stays where it is killed. `_config` is a private name of Python's, where
+        # multiprocessing.util.get_temp_dir looks.
+        config = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+        before = dict(config)
+        config["tempdir"] = str(folder)
+        try:
+            iterator = iter(loader)
+        finally:
+            config.clear()
+            config.update(before)
         # A private name of torch's; tests fail if it changes.
         workers = iterator._workers  # type: ignore[attr-defined]
         watch = Watch(done, workers, loader.prefetch_factor or 1, timeout)
@@ -123,43 +144,6 @@ def parcels(
             at_exit.cancel()
             for worker in workers:
                 worker.kill()  # one that was slower than torch waits; it ignores torch's SIGTERM
-
-
-def _started(loader: torch.utils.data.DataLoader[Parcel], folder: Path) -> Iterator[Parcel]:
-    """The loader's batches, once its workers have started. They keep their sockets in the folder:
-    by themselves each would make one of its own, which stays where it is killed."""
-    # A private name of Python's, where multiprocessing.util.get_temp_dir looks.
-    config = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
-    before = dict(config)
-    config["tempdir"] = str(folder)
-    try:
-        return iter(loader)
-    finally:
-        config.clear()
-        config.update(before)
-
-
-def _make_loader(
-    assembler: torch.utils.data.Dataset[Parcel],
-    positions: Iterable[list[int]],
-    num_workers: int,
-    done: MutableSequence[int],
-) -> torch.utils.data.DataLoader[Parcel]:
-    """Torch's loader over lists of positions, in order. `done`, in shared memory: batches that each
-    worker has made."""
-    if num_workers:
-        # A forked thread pool of the tokenizers dead-locks; torch itself uses one thread a worker.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return torch.utils.data.DataLoader(
-        assembler,
-        batch_sampler=positions,
-        num_workers=num_workers,
-        collate_fn=partial(_counted, done),
-        # The loader draws a seed from its generator; that must not change the run's random numbers.
-        generator=torch.Generator(),
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_belong_to_the_rank if num_workers else None,
-    )
 
 
 def _counted(done: MutableSequence[int], parcel: Parcel) -> Parcel:
@@ -205,7 +189,8 @@ def _ended(process: int | str | None, how: str) -> str:
 
 
 class Watch:
-    """A thread that ends a rank's wait."""
+    """A thread that ends a rank's wait: it kills the worker of the first batch that is not made
+    yet."""
 
     def __init__(
         self, done: Sequence[int], workers: Sequence[BaseProcess], ahead: int, timeout: float
@@ -224,21 +209,20 @@ class Watch:
     def _look(self) -> None:
         while not self.ended.wait(self._timeout / LOOKS):
             since = self.waiting_since
-            if since is not None and time.monotonic() - since > self._timeout:
-                self._end_wait(time.monotonic() - since)
-                return
-
-    def _end_wait(self, seconds: float) -> None:
-        """Kill the worker of the first batch that is not made yet. Torch's loader gives the batches
-        to its workers in turns."""
-        num_workers = len(self._workers)
-        requested = range(self.batch, self.batch + num_workers * self._ahead)
-        turns = ((batch % num_workers, batch // num_workers) for batch in requested)
-        index = next((n for n, turn in turns if self._done[n] <= turn), self.batch % num_workers)
-        process = self._workers[index]
-        self.message = (
-            f"its loader worker {index + 1} of {num_workers} (process {process.pid}) has given "
-            f"nothing for {seconds:.0f} s: it hangs while it reads or decodes; check the disk "
-            "or server of its data, or raise training.collective_timeout"
-        )
-        process.kill()
+            if since is None or (seconds := time.monotonic() - since) <= self._timeout:
+                continue
+            # Torch's loader gives the batches to its workers in turns: batch b is the turn
+            # b // n of worker b % n. The first that has made no more batches than that is behind.
+            num_workers = len(self._workers)
+            requested = range(self.batch, self.batch + num_workers * self._ahead)
+            turns = ((batch % num_workers, batch // num_workers) for batch in requested)
+            behind = (worker for worker, turn in turns if self._done[worker] <= turn)
+            index = next(behind, self.batch % num_workers)
+            process = self._workers[index]
+            self.message = (
+                f"its loader worker {index + 1} of {num_workers} (process {process.pid}) has given "
+                f"nothing for {seconds:.0f} s: it hangs while it reads or decodes; check the disk "
+                "or server of its data, or raise training.collective_timeout"
+            )
+            process.kill()
+            return

@@ -40,8 +40,6 @@ from vlds.data.streams.stream import MixedStream
 from vlds.runtime.terminal import without_credentials
 from vlds.schema import PictureSpec, Sample, SkipSample
 
-# A task and the shards that feed it as streams, without an index.
-
 
 @dataclass(frozen=True)
 class StreamedDataset:
@@ -77,6 +75,7 @@ class StreamedDataset:
 
         Errors: ShardError if the shard is damaged or cannot be opened.
         """
+        # With a dataset.json a shard that ends too early is noticed, even between two samples.
         known = {shard.name: shard.samples for shard in self.info.shards} if self.info else {}
         name = self.info.name if self.info else self.location
         for key, content in read_shard(url, known.get(Path(url).name)):
@@ -98,7 +97,17 @@ def open_streamed(
     Errors: ValueError that names the location and the cure.
     """
     urls = shard_urls(location)
-    info = _info_beside(urls)
+    info = None
+    folders = {Path(url).parent if is_local(url) else None for url in urls}
+    # A dataset.json describes the shards only if all of them lie beside it.
+    folder = folders.pop() if len(folders) == 1 else None
+    if folder is not None and (folder / DATASET_FILE).is_file():
+        info = DatasetInfo.load(folder)
+        if unknown := sorted({Path(url).name for url in urls} - {s.name for s in info.shards}):
+            raise ValueError(
+                f"{folder / DATASET_FILE} does not list {unknown[0]}; index the folder again with "
+                "`python -m data_prep index`, or remove the file"
+            )
     if info is not None and info.kind not in kinds:
         raise ValueError(
             f"{location} holds samples of kind '{info.kind}', the task understands "
@@ -113,21 +122,6 @@ def open_streamed(
     if fields is not None:
         check_fields(kind, fields)
     return StreamedDataset(without_credentials(location), urls, kind, fields, info)
-
-
-def _info_beside(urls: Sequence[str]) -> DatasetInfo | None:
-    """The dataset.json that describes all of these shards."""
-    folders = {Path(url).parent if is_local(url) else None for url in urls}
-    folder = folders.pop()
-    if folders or folder is None or not (folder / DATASET_FILE).is_file():
-        return None
-    info = DatasetInfo.load(folder)
-    if unknown := sorted({Path(url).name for url in urls} - {s.name for s in info.shards}):
-        raise ValueError(
-            f"{folder / DATASET_FILE} does not list {unknown[0]}; index the folder again with "
-            "`python -m data_prep index`, or remove the file"
-        )
-    return info
 
 
 class StreamedSource(TaskSource[StreamedDataset]):
@@ -227,6 +221,7 @@ class StreamedReader(SampleReader[StreamedSource]):
         for candidate in self._examples(place[0]):
             if (sample := candidate.opened.sample) is not None:
                 key = (candidate.shard, candidate.key)
+                # Several examples of a batch may share a sample, whose pictures are decoded once.
                 if key not in batch.samples:
                     batch.samples[key] = self._with_images(key, sample, batch)
                 candidate = candidate._replace(opened=batch.samples[key])
@@ -254,18 +249,27 @@ class StreamedReader(SampleReader[StreamedSource]):
 
         Errors: ShardError.
         """
+        # All processes draw the same permutations, and each takes every n-th shard of their
+        # sequence. `start` is in the key, so that a resumed run does not read the first shards
+        # again.
         key = (self.setup.seed, "sequential", source.name, self.start)
         num_processes = self.setup.cut.world_size * max(1, self.config.num_workers)
         passes = (permutation(len(source.shards), *key, number) for number in count())
-        num_empty, fault = 0, "it is empty"
+        num_empty, fault = 0, "it is empty"  # shards in a row without an example
         for index in islice(chain.from_iterable(passes), process, None, num_processes):
             num_empty += 1
             dataset, url = source.shards[index]
             shard = without_credentials(url)
             try:
-                for candidate in _candidates_in(source, dataset, url):
-                    num_empty = 0
-                    yield candidate
+                for name, sample in dataset.read(url, source.num_pictures):
+                    if isinstance(sample, SkipSample):
+                        num_empty = 0
+                        opened = Opened(None, fault=str(sample))
+                        yield Candidate(dataset.label, shard, name, 0, opened)
+                        continue
+                    for annotation in range(len(sample.annotations)):
+                        num_empty = 0
+                        yield Candidate(dataset.label, shard, name, annotation, Opened(sample))
             except ShardError as error:
                 if self.policy.on_bad_shard == "stop":
                     raise
@@ -276,16 +280,3 @@ class StreamedReader(SampleReader[StreamedSource]):
                     f"source {source.name}: {num_empty} shards in a row gave no "
                     f"example, such as {shard} ({fault}); look at what they hold"
                 )
-
-
-def _candidates_in(
-    source: StreamedSource, dataset: StreamedDataset, url: str
-) -> Iterator[Candidate]:
-    """The examples of a shard, without their images."""
-    shard = without_credentials(url)
-    for key, sample in dataset.read(url, source.num_pictures):
-        if isinstance(sample, SkipSample):
-            yield Candidate(dataset.label, shard, key, 0, Opened(None, fault=str(sample)))
-            continue
-        for annotation in range(len(sample.annotations)):
-            yield Candidate(dataset.label, shard, key, annotation, Opened(sample))

@@ -1,4 +1,4 @@
-"""A task and the data sets that feed it."""
+"""A task and the data sets that feed it, what evaluation asks about them, and in which order."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class NumPictures:
         odd = counts < self.fewest
         if self.most is not None:
             odd |= counts > self.most
-        odd[list(but)] = False
+        odd[list(but)] = False  # no run reads them
         return int(odd.argmax()) if odd.any() else None
 
     def check(self, sample: Sample) -> None:
@@ -129,6 +129,7 @@ class Source(TaskSource[Dataset]):
         """Errors: SkipSample if the source has no other sample that can be read."""
         num_samples = self.first_sample[-1]
         first = int(draw * num_samples)
+        # From the drawn sample on, once around the source: bad ones and the sample itself are out.
         for number in range(num_samples):
             dataset, index = self.locate((first + number) % num_samples)
             try:
@@ -140,7 +141,8 @@ class Source(TaskSource[Dataset]):
         raise SkipSample(f"sample {sample.key}: its source has no other one to compare it with")
 
     def check(self, image: PictureSpec | None) -> None:
-        """Check that there is data, each data set once, of the sort that the model reads.
+        """Check that there is data, each data set once, of the sort that the model reads; read the
+        first sample of each.
 
         Errors: ValueError that names the source and the cure.
         """
@@ -164,28 +166,23 @@ class Source(TaskSource[Dataset]):
                     f"source {self.name}: data set {dataset.folder}, sample {odd} (in "
                     f"{dataset.shard_of(odd)}): {self.num_pictures.fault(count)}"
                 )
-            self._read_first(dataset, image)
-
-    def _read_first(self, dataset: Dataset, image: PictureSpec | None) -> None:
-        """Read samples up to the first good one; bad ones are counted when a run reads them.
-
-        Errors: ValueError if the first samples are all bad.
-        """
-        first_error: SkipSample | None = None
-        num_tried = min(FIRST_READ, dataset.num_samples)
-        for index in range(num_tried):
-            if index in dataset.quarantine:
-                continue
-            try:
-                check_pictures(dataset.folder, dataset.read(index), image)
-                return
-            except SkipSample as error:
-                first_error = first_error or error
-        if first_error is not None:
-            raise ValueError(
-                f"source {self.name}: none of the first {num_tried} samples of data set "
-                f"{dataset.folder} can be used; {first_error}"
-            )
+            # Read samples up to the first good one; a run counts bad ones when it reads them.
+            first_error: SkipSample | None = None
+            num_tried = min(FIRST_READ, dataset.num_samples)
+            for index in range(num_tried):
+                if index in dataset.quarantine:
+                    continue
+                try:
+                    check_pictures(dataset.folder, dataset.read(index), image)
+                    first_error = None
+                    break
+                except SkipSample as error:
+                    first_error = first_error or error
+            if first_error is not None:
+                raise ValueError(
+                    f"source {self.name}: none of the first {num_tried} samples of data set "
+                    f"{dataset.folder} can be used; {first_error}"
+                )
 
 
 def check_pictures(location: str | Path, sample: Sample, image: PictureSpec | None) -> None:
@@ -218,6 +215,7 @@ def check_cache_limit(
 
     Errors: ValueError that names the bytes needed.
     """
+    # By folder and name: a shard that several tasks read is fetched once.
     all_shards: dict[tuple[str, str], int] = {}
     for source in (*train, *evaluation):
         all_shards |= _fetched(source)
@@ -256,17 +254,11 @@ def fixed_example(
     """
     whole = annotation == WHOLE_SAMPLE
     if source.task.pairs_samples:
+        # 16 hexadecimal digits as a number from 0 to 1: the same partner in every evaluation.
         sample = source.paired(sample, int(hashed([dataset, sample.id]), 16) / 16**16)
     example = ask(source.task, source.name, sample, None if whole else annotation, None)
     start = f"{dataset}/" if len(source.datasets) > 1 else ""
     return replace(example, id=f"{start}{example.id}", sample=f"{start}{sample.id}")
-
-
-# The order of evaluation: every example once, the most work first, one picture's in one batch.
-#
-# A batch is padded to its longest input, so inputs of similar length go together. A picture is
-# encoded once a batch, so its questions go together, too. The batches depend on the data alone:
-# ranks take turns with them, and compute each batch in the same way on any number of ranks.
 
 
 TOGETHER = 1024
@@ -340,7 +332,12 @@ def survey(source: Source, samples: range, collator: Collator | None = None) -> 
 
 class EvalOrder:
     """Positions of an evaluation: annotations (or whole samples) in the order of the shards, and
-    the batches in which they are decoded."""
+    the batches in which they are decoded: every example once, the most work first.
+
+    A batch is padded to its longest input, so inputs of similar length go together. A picture is
+    encoded once a batch, so its questions go together, too. The batches depend on the data alone:
+    ranks take turns with them, and compute each batch in the same way on any number of ranks.
+    """
 
     def __init__(
         self,
@@ -358,20 +355,16 @@ class EvalOrder:
         self.whole_samples = whole_samples
         self.num_examples = int(self._ends[-1]) if len(counts) else 0
         pictures, tokens = np.array(costs, np.int64).reshape(-1, 2).T
-        self.batches: list[list[int]] = self._cut(np.lexsort((-tokens, -pictures)), size)
+        self.batches: list[list[int]] = []
         """Positions of each batch; those of a sample stand together, in one batch if they fit."""
-
-    def _cut(self, samples: Ints, size: int) -> list[list[int]]:
-        batches: list[list[int]] = []
-        for sample in samples.tolist():
+        for sample in np.lexsort((-tokens, -pictures)).tolist():  # most pictures, then tokens
             end = int(self._ends[sample])
             positions = list(range(end - int(self._counts[sample]), end))
-            if batches and len(batches[-1]) + len(positions) <= size:
-                batches[-1] += positions
+            if self.batches and len(self.batches[-1]) + len(positions) <= size:
+                self.batches[-1] += positions
             else:
                 starts = range(0, len(positions), size)
-                batches += [positions[start : start + size] for start in starts]
-        return batches
+                self.batches += [positions[start : start + size] for start in starts]
 
     def at(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
         """Source (always 0), sample and annotation of each position."""

@@ -1,4 +1,9 @@
-"""The streams of indexed shards that training and evaluation read, and how they open samples."""
+"""The streams of batches that training and evaluation read.
+
+`MixedStream` is what all endless streams of a mixture share: position, micro-batches, state.
+`TrainStream` and `EvalStream` read indexed shards; sequential.py has the stream of others.
+`ask_all` asks the tasks about a sample before a run does.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +40,6 @@ from vlds.data.streams.source import EvalOrder, NumPictures, Source, TaskSource,
 from vlds.schema import Batch, Sample, SkipSample
 from vlds.tasks.base import Task, ask
 
-# Asks the tasks that vlds brings about a sample, before a run does.
-
-
 TASKS: tuple[Task, ...] = tuple(
     getattr(vlds.tasks, name)() for name in vlds.tasks.__all__ if name != Task.__name__
 )
@@ -59,32 +61,25 @@ def ask_all(sample: Sample) -> Asked:
     The tasks have their own prompts; a recipe may give longer ones.
     """
     asked = Asked()
-    for task in TASKS:
-        if sample.kind in task.kinds:
-            try:
-                _ask(task, sample, asked)
-            except SkipSample as error:
-                asked.faults.append(str(error))
-    return asked
-
-
-def _ask(task: Task, sample: Sample, asked: Asked) -> None:
-    """Errors: SkipSample."""
-    NumPictures(task.num_pictures or 0, task.num_pictures).check(sample)
-    rng = np.random.default_rng(0)
     indices = range(len(sample.annotations))
-    for index in indices:
-        try:
-            example = ask(task, sample.kind, sample, index, rng)
-        except ValueError:  # the split has no labels
+    for task in TASKS:
+        if sample.kind not in task.kinds:
             continue
-        if example.target is not None:
-            asked.labelled.add(index)
-    for annotation in indices if task.unit == "annotation" else [None]:
-        ask(task, sample.kind, sample, annotation, None)
-
-
-# What all endless streams of a mixture share: position, micro-batches, state.
+        try:
+            NumPictures(task.num_pictures or 0, task.num_pictures).check(sample)
+            rng = np.random.default_rng(0)
+            for index in indices:
+                try:
+                    example = ask(task, sample.kind, sample, index, rng)
+                except ValueError:  # the split has no labels
+                    continue
+                if example.target is not None:
+                    asked.labelled.add(index)
+            for annotation in indices if task.unit == "annotation" else [None]:
+                ask(task, sample.kind, sample, annotation, None)
+        except SkipSample as error:
+            asked.faults.append(str(error))
+    return asked
 
 
 FIXED = tuple(f"order.{key}:" for key in ("seed", "window", "group", "lanes", "batch_size"))
@@ -154,6 +149,7 @@ class MixedStream(ABC):
         if after_steps is not None:
             position = self.order.phase.at + after_steps * self.order.stride
         given = self.order.given(position)
+        # Examples given by all lanes of a source, over those of one epoch.
         return {o.name: sum(given[o.name]) / o.size for o in self.order.orders if o.size}
 
     def __iter__(self) -> Iterator[Batch]:
@@ -192,6 +188,7 @@ class MixedStream(ABC):
                     if not piece:
                         batch = replace(batch, valid=torch.zeros_like(batch.valid))
                     batches.append(batch)
+                # Counted as it is handed out: a state saved after this step begins with the next.
                 self.consumed = start + stride
                 yield batches
 
@@ -261,23 +258,16 @@ def check_state(state: Mapping[str, Any]) -> None:
     order = state["fingerprint"].get("order")
     if not isinstance(order, dict):
         raise invalid_state("fingerprint.order", order)
-    if not _is_phase(state["phase"], state["consumed"], order.get("lanes")):
-        raise invalid_state("phase", state["phase"])
-
-
-def _is_phase(phase: Mapping[str, Any], consumed: int, lanes: Any) -> bool:
-    """True if it began before this position, and has counts of examples for each lane."""
+    # A phase began before this position, and has counts of examples for each lane.
+    phase = state["phase"]
     at, given = phase.get("at"), phase.get("given")
-    if phase.keys() != {"at", "given"} or type(at) is not int or not isinstance(given, dict):
-        return False
-    if not 0 <= at <= consumed:
-        return False
-    return all(
-        isinstance(counts, list)
-        and len(counts) == lanes
-        and all(type(count) is int and 0 <= count <= at for count in counts)
-        for counts in given.values()
-    )
+    is_phase = phase.keys() == {"at", "given"} and type(at) is int and isinstance(given, dict)
+    if not is_phase or not 0 <= at <= state["consumed"]:
+        raise invalid_state("phase", phase)
+    for counts in given.values():
+        fits = isinstance(counts, list) and len(counts) == order.get("lanes")
+        if not fits or not all(type(count) is int and 0 <= count <= at for count in counts):
+            raise invalid_state("phase", phase)
 
 
 def given_before(state: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -368,6 +358,7 @@ class EvalStream:
         """Examples of this rank that could not be read, as of the last iteration."""
         reader = IndexedReader([source], ErrorPolicy(), setup, evaluation=True)
         self._assembler = Assembler(reader, order, first_task=task_index)
+        # Ranks take turns, and the batches are sorted by work: all ranks get about as much.
         self._batches = order.batches[setup.global_rank :: setup.cut.world_size]
         self._num_workers = num_workers
         self._worker_timeout = setup.worker_timeout
@@ -440,15 +431,13 @@ class IndexedReader(SampleReader[Source]):
             name = opened.sample.key if opened.sample else f"number {index}"
             yield Candidate(dataset.label, dataset.shard_of(index), name, annotation, opened)
             words = random_words(1, self.setup.seed, "substitute", source.name, position, attempt)
-            substitute, annotation = _drawn(dataset, int(words[0]), annotation)
-            sample += substitute - index
-
-
-def _drawn(dataset: Dataset, word: int, annotation: int) -> tuple[int, int]:
-    """Map a random word to a sample and an annotation of a data set."""
-    if annotation == WHOLE_SAMPLE:
-        return word % dataset.num_samples, WHOLE_SAMPLE
-    ends = np.cumsum(np.concatenate(dataset.counts), dtype=np.int64)
-    drawn = word % int(ends[-1])
-    sample = int(np.searchsorted(ends, drawn, side="right"))
-    return sample, drawn - (int(ends[sample - 1]) if sample else 0)
+            word = int(words[0])
+            if annotation == WHOLE_SAMPLE:
+                substitute = word % dataset.num_samples
+            else:
+                # All annotations of the data set are equally likely, not all samples.
+                ends = np.cumsum(np.concatenate(dataset.counts), dtype=np.int64)
+                drawn = word % int(ends[-1])
+                substitute = int(np.searchsorted(ends, drawn, side="right"))
+                annotation = drawn - (int(ends[substitute - 1]) if substitute else 0)
+            sample += substitute - index  # these count in the data set, `sample` in the source

@@ -32,7 +32,7 @@ from vlds.models.loading.gate import (
     read_config,
 )
 from vlds.models.loading.model_files import open_tensors, reading
-from vlds.runtime.checks import Limits, ShareBelow1, check_path_or_config
+from vlds.runtime.checks import Limits, ShareBelow1, SourceFile, SourcePath, check_path_or_config
 from vlds.runtime.process import find, shipped
 from vlds.schema import OptimizerRules, TargetModules
 
@@ -62,11 +62,11 @@ class LoadedBackbone:
 class Backbone(ABC):
     """An encoder-decoder language model."""
 
-    path: str | None = None
+    path: SourcePath | None = None
     """Pretrained weights: a Hugging Face hub name or a local folder."""
-    config: str | None = None
+    config: SourceFile | None = None
     """Instead of `path`: a config.json of Hugging Face, for a model with random weights."""
-    tokenizer: str | None = None
+    tokenizer: SourcePath | None = None
     """Folder, hub name or (T5) sentencepiece .model file of the tokenizer; default: where the
     weights are."""
     dropout: ShareBelow1 | None = None

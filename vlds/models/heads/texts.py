@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlds.runtime.checks import MadeForBatch
+from vlds.runtime.checks import MadeForBatch, SourcePath
 from vlds.runtime.json_files import read_named_json
 from vlds.tasks.class_output import Head
 
@@ -92,7 +92,7 @@ class TextHead(Head):
 
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
     """Sentences about a picture of a class, {} for its name."""
-    descriptions: dict[str, list[str]] | str | None = None
+    descriptions: dict[str, list[str]] | SourcePath | None = None
     """Class -> sentences that describe it, or a JSON file with that; methods may mix them with the
     templates."""
     negative_templates: list[str] = field(default_factory=lambda: ["a photo without {}."])

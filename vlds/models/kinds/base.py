@@ -26,7 +26,7 @@ from vlds.models.methods.context import Trained
 from vlds.models.methods.host import find_modules
 from vlds.models.model import Model, recompute_layers
 from vlds.models.vision.base import GridEncoder, VisionEncoder, freeze
-from vlds.runtime.checks import check_path_or_config
+from vlds.runtime.checks import SourceFile, SourcePath, check_path_or_config
 from vlds.runtime.json_files import sha256
 from vlds.runtime.process import find
 from vlds.schema import Batch, Collator, Decoding, ImageSpec, PictureSpec
@@ -289,11 +289,11 @@ def named(sources: Mapping[str, str | None]) -> dict[str, str]:
 class PathKind(ModelKind):
     """A kind with pretrained weights from `path`, or random ones in the sizes of a `config`."""
 
-    path: str | None = None
+    path: SourcePath | None = None
     """Pretrained weights: a Hugging Face hub name or a local folder."""
-    config: str | None = None
+    config: SourceFile | None = None
     """Instead of `path`: a config.json of Hugging Face, for a model with random weights."""
-    tokenizer: str | None = None
+    tokenizer: SourcePath | None = None
     """Folder or hub name of the tokenizer; default: `path`."""
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ from vlds.models.roles import find_roles
 from vlds.models.vision.base import GridEncoder, VisionEncoder
 from vlds.models.vision.base import load_weights as load_file
 from vlds.models.visual_embedding import Projector, packing, tokens_of_rows
-from vlds.runtime.checks import Count
+from vlds.runtime.checks import Count, SourceFile, SourcePath
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
 
 # Rows and their pictures -> Batch, for causal models: prompt and answer are one sequence.
@@ -345,16 +345,16 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")
 class Causal(PathKind, GridKind):
     """A causal language model that reads visual tokens before the text, as LLaVA does."""
 
-    path: str | None = None
+    path: SourcePath | None = None
     """The language model: a Hugging Face hub name or a local folder."""
-    tokenizer: str | None = None
+    tokenizer: SourcePath | None = None
     """Folder or hub name of the tokenizer, whose chat template is used if it has one; default:
     `path`."""
     grid: Count | None = None
     """Cells along a side after max pooling; default: the encoder's own grid."""
     num_images: Count = 1
     """Most images an example may have."""
-    projector_weights: str | None = None
+    projector_weights: SourceFile | None = None
     """A .safetensors file with a trained projector (projector.safetensors of `vlds convert hf`)."""
     train_projector: bool = True
     """Train the projector, which turns grid features into visual tokens."""

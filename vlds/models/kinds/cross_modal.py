@@ -26,7 +26,7 @@ from vlds.models.kinds.text_encoder import TextEncoderKind
 from vlds.models.loading.load_backbone import load_backbone
 from vlds.models.model import Model
 from vlds.models.vision.base import load_weights
-from vlds.runtime.checks import Limits
+from vlds.runtime.checks import Limits, SourceFile
 from vlds.tasks.base import Task
 
 
@@ -38,7 +38,7 @@ class CrossModal(TextEncoderKind):
 
     fusion: CoAttentionConfig = field(default_factory=CoAttentionConfig)
     """Sizes of the two streams."""
-    fusion_weights: str | None = None
+    fusion_weights: SourceFile | None = None
     """A .safetensors file with trained streams (fusion.safetensors of `vlds convert hf`)."""
     train_fusion: bool = True
     """Train the streams, and the head of masked words."""

@@ -40,7 +40,7 @@ from vlds.models.loading.quantised import (
 from vlds.models.model import BACKBONE_PREFIX, Model, Part
 from vlds.models.roles import ROLES, check_named, find_roles
 from vlds.models.vision.base import on_meta
-from vlds.runtime.checks import Count, check_path_or_config, guess
+from vlds.runtime.checks import Count, SourceFile, SourcePath, check_path_or_config, guess
 from vlds.runtime.json_files import lacks_memory
 from vlds.runtime.process import find
 from vlds.schema import Example, NaturalSize, Row, TargetModules
@@ -258,11 +258,11 @@ class ImageTextToText(ModelKind):
     processor_class: ClassVar[Any] = AutoProcessor
     processor_word: ClassVar[str] = "processor"
 
-    path: str | None = None
+    path: SourcePath | None = None
     """Pretrained weights: a Hugging Face hub name or a local folder."""
-    config: str | None = None
+    config: SourceFile | None = None
     """Instead of `path`: a config.json, for a model with random weights."""
-    processor: str | None = None
+    processor: SourcePath | None = None
     """Folder or hub name of the processor; default: where the weights are."""
     max_pixels: Count = 1024 * 1024
     """Larger pictures are scaled down before the processor sees them."""

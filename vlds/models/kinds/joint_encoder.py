@@ -27,6 +27,7 @@ from vlds.models.model import Model, Part
 from vlds.models.roles import find_roles
 from vlds.models.vision.base import GridEncoder, VisionEncoder, load_weights
 from vlds.models.visual_embedding import GridEmbedding
+from vlds.runtime.checks import SourceFile
 from vlds.schema import NO_IMAGE, Batch, Decoding
 from vlds.tasks.base import Task
 
@@ -133,7 +134,7 @@ class JointEncoderModel(Model):
 class JointEncoder(TextEncoderKind, EmbeddingKind):
     """A text encoder whose layers read the cells of a picture behind the words."""
 
-    visual_weights: str | None = None
+    visual_weights: SourceFile | None = None
     """A .safetensors file with a trained visual embedding (visual_embedding.safetensors of `vlds
     convert hf`)."""
 

@@ -14,6 +14,7 @@ from vlds.models.collate import batch_of, padded
 from vlds.models.kinds.base import GridKind, PathKind
 from vlds.models.loading.gate import check_config, read_any_config
 from vlds.models.loading.load_backbone import Longest, check_fits
+from vlds.runtime.checks import SourcePath
 from vlds.schema import IGNORED_LABEL, Batch, Images, Masking, Row
 from vlds.tasks.base import Task
 
@@ -106,7 +107,7 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"
 class TextEncoderKind(PathKind, GridKind):
     """A kind with a text encoder of BERT's family and grid features of pictures."""
 
-    path: str | None = None
+    path: SourcePath | None = None
     """The text encoder, BERT or RoBERTa: a Hugging Face hub name or a local folder."""
 
     @property

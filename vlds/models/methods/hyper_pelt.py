@@ -32,7 +32,7 @@ from vlds.models.methods.hyperformer import (
 )
 from vlds.models.methods.prefix_tuning import fixed_prefixes
 from vlds.models.methods.sim_adapter import read_method, weights_hash
-from vlds.runtime.checks import MadeForBatch, Natural
+from vlds.runtime.checks import MadeForBatch, Natural, SourcePath
 from vlds.schema import Role, TargetModules
 
 Key = tuple[str, Role, int]
@@ -60,7 +60,7 @@ class HyperPELT(Hyperformer):
     """Keys and values before those of every attention, in each set; 0: none."""
     visual: bool = True
     """A second set that is made from the example's pictures."""
-    weights: str | None = None
+    weights: SourcePath | None = None
     """A run with HyperPELT of the same fields: its networks are the first ones here, and tasks that
     both have begin with its embeddings."""
     train_networks: bool = True

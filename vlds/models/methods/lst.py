@@ -37,7 +37,7 @@ from vlds.models.methods.host import (
     weight_options,
 )
 from vlds.models.methods.importance import read_importance
-from vlds.runtime.checks import Count, MadeForBatch
+from vlds.runtime.checks import Count, MadeForBatch, SourceFile
 from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules
 
 TEMPERATURE = 0.1
@@ -75,7 +75,7 @@ class LST(Method):
     start: Literal["random", "fisher", "fisher_sorted"] = "random"
     """How side layers begin: random, or as the backbone's without its less important units
     (T5 alone); fisher lists units in the original code's order, fisher_sorted in their own."""
-    importance: str | None = None
+    importance: SourceFile | None = None
     """With fisher and fisher_sorted: a file that `vlds importance` wrote for the backbone."""
 
     def __post_init__(self) -> None:

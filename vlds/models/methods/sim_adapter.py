@@ -33,7 +33,7 @@ from vlds.models.methods.adapter import Adapter, AdapterModule
 from vlds.models.methods.base import Library, Method
 from vlds.models.methods.context import BatchLoss, Predicted
 from vlds.models.methods.host import Host, LinearExtension, weight_options
-from vlds.runtime.checks import MadeForBatch, Natural, NotNegative, check_numbers
+from vlds.runtime.checks import MadeForBatch, Natural, NotNegative, SourcePath, check_numbers
 from vlds.runtime.json_files import DESCRIPTION, damage, recorded_hash
 from vlds.runtime.yaml_file import read_yaml
 
@@ -50,7 +50,7 @@ class SimAdapter(Method):
         "adapters": "adapters' own fusion divides its scores by sqrt(d) and has other values"
     }
 
-    runs: dict[str, str] = field(default_factory=dict)
+    runs: dict[str, SourcePath] = field(default_factory=dict)
     """Name -> run with adapters. A run whose name is that of a task guides the task's examples; of
     a run with adapters for each task, the name says which."""
     guide: NotNegative = 0.1

@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlds.models.loading.gate import check_config, check_model, load_weights, read_config
 from vlds.models.vision.base import Geometry, GridEncoder, VisionEncoder, on_meta
-from vlds.runtime.checks import Count, check_path_or_config
+from vlds.runtime.checks import Count, SourceFile, SourcePath, check_path_or_config
 from vlds.runtime.process import find
 from vlds.schema import ImageSpec
 
@@ -44,9 +44,9 @@ LAYERS = {
 class ClipVision(VisionEncoder):
     """CLIP's vision transformer."""
 
-    path: str | None = None
+    path: SourcePath | None = None
     """Pretrained weights: a Hugging Face hub name or a local folder."""
-    config: str | None = None
+    config: SourceFile | None = None
     """Instead of `path`: a config.json of CLIP's vision model, for random weights."""
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {

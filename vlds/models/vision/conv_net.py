@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.models.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights
-from vlds.runtime.checks import Count
+from vlds.runtime.checks import Count, SourceFile
 from vlds.schema import ImageSpec
 
 
@@ -38,7 +38,7 @@ class ConvNet(VisionEncoder):
     add_mean: bool = False
     """Add the mean over the grid, through a linear layer, to every cell: each sees the whole
     picture."""
-    weights: str | None = None
+    weights: SourceFile | None = None
     """A .safetensors file with trained weights (vision.safetensors of `vlds convert hf`)."""
 
     def __post_init__(self) -> None:

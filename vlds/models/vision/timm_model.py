@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlds.models.loading.model_files import check_source, reading
 from vlds.models.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights, on_meta
-from vlds.runtime.checks import Count
+from vlds.runtime.checks import Count, SourceFile
 from vlds.schema import ImageSpec
 
 
@@ -54,7 +54,7 @@ class Timm(VisionEncoder):
     """timm's name of the model, like resnet101_clip.openai; `timm.list_models()` lists them."""
     pretrained: bool = False
     """Let timm fetch the weights."""
-    weights: str | None = None
+    weights: SourceFile | None = None
     """Instead: a .safetensors file with the model's weights."""
     image_size: Count | None = None
     """Pixels along a side of the square picture; default: what the model was trained on."""

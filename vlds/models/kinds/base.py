@@ -35,6 +35,8 @@ from vlds.tasks.base import Task
 WORD_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 WORD_NAMES = re.compile(r"token|vocab|merges|process|template|\.model$")
 """What the files of tokenizers and processors are called."""
+CONNECTOR_RATE = "connector_learning_rate"
+"""Field of `optimizer` with the rate of what lies between pictures and text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,9 @@ class ModelKind(ABC):
     """Hugging Face's class that opens the processor."""
     processor_word: ClassVar[str] = "tokenizer"
     """What messages call it."""
+    rate_fields: ClassVar[Mapping[str, str]] = {"connector": CONNECTOR_RATE}
+    """Part that can train beside the methods, as `trained_text` and `trained_parts` call it ->
+    field of `optimizer` with its learning rate."""
 
     # Where it comes from.
 
@@ -181,7 +186,7 @@ class ModelKind(ABC):
 
     @property
     def trained_text(self) -> Sequence[str]:
-        """Parts that train as a whole beside the methods, in words."""
+        """Parts that train as a whole beside the methods, in words; `rate_fields` has each."""
         return []
 
     def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
@@ -335,6 +340,11 @@ class PathKind(ModelKind):
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingKind(GridKind):
     """A kind whose model has a `visual_embedding` before its backbone."""
+
+    rate_fields: ClassVar[Mapping[str, str]] = {
+        "visual_embedding": CONNECTOR_RATE,
+        "norms": "norms_learning_rate",
+    }
 
     train_norms: bool = False
     """Train the backbone's layer norms too."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from vlds.models.generation.answer_list import (
     share_starts,
 )
 from vlds.models.kernels.dropout import pictures_follow
-from vlds.models.kinds.base import GridKind, PathKind, WritingModel, named
+from vlds.models.kinds.base import CONNECTOR_RATE, GridKind, PathKind, WritingModel, named
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.models.loading.gate import check_config, read_any_config
 from vlds.models.loading.load_backbone import Longest, check_fits, load_backbone, num_positions
@@ -344,6 +344,12 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")
 @dataclass(frozen=True, kw_only=True)
 class Causal(PathKind, GridKind):
     """A causal language model that reads visual tokens before the text, as LLaVA does."""
+
+    rate_fields: ClassVar[Mapping[str, str]] = {
+        "connector": CONNECTOR_RATE,
+        "projector": CONNECTOR_RATE,
+    }
+    """One part: `projector` in words, `connector` in the model, as in all kinds."""
 
     path: str | None = None
     """The language model: a Hugging Face hub name or a local folder."""

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import MODEL_MAPPING
 
-from vlds.models.kinds.base import named
+from vlds.models.kinds.base import CONNECTOR_RATE, named
 from vlds.models.kinds.cross_modal_model import (
     CoAttention,
     CoAttentionConfig,
@@ -34,6 +34,7 @@ from vlds.tasks.base import Task
 class CrossModal(TextEncoderKind):
     """Text and picture, each with an encoder, in two streams that attend to each other."""
 
+    rate_fields: ClassVar[Mapping[str, str]] = {"fusion": CONNECTOR_RATE}
     reads_class_token: ClassVar[bool] = True
 
     fusion: CoAttentionConfig = field(default_factory=CoAttentionConfig)

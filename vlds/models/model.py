@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 
 from vlds.models.backbones.attention import use_extensions
 from vlds.models.backbones.base import unique_state
+from vlds.models.collate import View
 from vlds.models.generation.answer_list import Answer, AnswerList, read_answers
 from vlds.models.kernels.attention import step_kernels
 from vlds.models.kernels.dropout import StepDropout, examples_follow
@@ -334,6 +335,16 @@ class Model(nn.Module, ABC):
         """(b, d) from which the first token of each example's answer would be predicted: what heads
         read. Answers that the batch holds are not read."""
         raise NotImplementedError
+
+    def embed_views(self, views: Sequence[View], twin: bool = False) -> Tensor:
+        """(u, d) of length 1, in float32, for models that embed texts. `twin`: methods are switched
+        off."""
+        raise NotImplementedError
+
+    @property
+    def template_variables(self) -> Mapping[str, object]:
+        """What the processor's chat template is told beside the messages."""
+        return {}
 
     @abstractmethod
     def generation_defaults(self) -> GenerationConfig:

@@ -26,6 +26,7 @@ from vlds.models.methods.context import Trained
 from vlds.models.methods.host import find_modules
 from vlds.models.model import Model, recompute_layers
 from vlds.models.vision.base import GridEncoder, VisionEncoder, freeze
+from vlds.models.visual_embedding import VisualEmbedding
 from vlds.runtime.checks import check_path_or_config
 from vlds.runtime.json_files import sha256
 from vlds.runtime.process import find
@@ -54,6 +55,28 @@ class ModelKind(ABC):
     rate_fields: ClassVar[Mapping[str, str]] = {"connector": CONNECTOR_RATE}
     """Part that can train beside the methods, as `trained_text` and `trained_parts` call it ->
     field of `optimizer` with its learning rate."""
+
+    # What `vlds convert` says of it.
+
+    auto_class: ClassVar[str] = "AutoModel"
+    """The class of transformers that opens the folder of `vlds convert hf`."""
+    opens_whole: ClassVar[bool] = False
+    """True if that class opens the whole model, which sees; False if it opens only the backbone."""
+    backbone_word: ClassVar[str] = "text backbone"
+    """What messages call the backbone."""
+    backbone_task: ClassVar[str | None] = None
+    """What the backbone alone does, in the hub's words."""
+    own_backbone: ClassVar[bool] = False
+    """True if the backbone is never quite its source, for instance because it has more tokens.
+    Weights of methods then belong to the backbone that `vlds convert hf` writes."""
+
+    def refusal(self, layout: str) -> str | None:
+        """Why the layout of another program (reference, adapters) cannot hold the model; None if it
+        can."""
+        return (
+            f"model: {type(self).__name__}, and the {layout} layout holds JointSeq2Seq only; use "
+            "`vlds convert hf`"
+        )
 
     # Where it comes from.
 
@@ -197,6 +220,26 @@ class ModelKind(ABC):
     def enable_checkpointing(self, model: Model) -> None:
         """Recompute each layer's activations in the backward pass."""
         recompute_layers(model.backbone)
+
+    def visual_parts(self, model: Model) -> tuple[GridEncoder, VisualEmbedding]:
+        """What `alignment` trains of a model with random weights.
+
+        Errors: ValueError if the kind has no such parts, or they have pretrained weights.
+        """
+        raise ValueError(
+            f"alignment: the model is {type(self).__name__}, and it works with JointSeq2Seq only; "
+            "leave it out"
+        )
+
+    def encoder_decoder(self) -> Any:
+        """Hugging Face's model alone, in float32, whose weights `vlds importance` measures.
+
+        Errors: ValueError if the kind has none.
+        """
+        raise ValueError(
+            f"model: got {type(self).__name__}; LST stands beside the encoder and decoder of a "
+            "JointSeq2Seq alone"
+        )
 
     def export(self, model: Model, folder: Path) -> ModelKind:
         """Write all weights of the model but those of methods into a folder; the kind that reads

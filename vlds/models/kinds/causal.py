@@ -350,6 +350,9 @@ class Causal(PathKind, GridKind):
         "projector": CONNECTOR_RATE,
     }
     """One part: `projector` in words, `connector` in the model, as in all kinds."""
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    backbone_word: ClassVar[str] = "language model"
+    backbone_task: ClassVar[str | None] = "text-generation"
 
     path: str | None = None
     """The language model: a Hugging Face hub name or a local folder."""

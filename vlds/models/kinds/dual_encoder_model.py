@@ -191,8 +191,7 @@ class DualEncoderModel(Model):
         return max((extension.views for *_, extension in self.extensions()), default=0)
 
     def embed_views(self, views: Sequence[View], twin: bool = False) -> Tensor:
-        """(u, d) of length 1, in float32. Embeddings of a frozen tower are kept, so that it sees
-        each view once. `twin`: methods are switched off."""
+        """Embeddings of a frozen tower are kept, so that it sees each view once."""
         if self.changes("vision") and not twin:
             return self.through_vision([view.pixels() for view in views])
         with torch.no_grad():

@@ -257,6 +257,8 @@ class ImageTextToText(ModelKind):
 
     processor_class: ClassVar[Any] = AutoProcessor
     processor_word: ClassVar[str] = "processor"
+    auto_class: ClassVar[str] = "AutoModelForImageTextToText"
+    opens_whole: ClassVar[bool] = True
 
     path: str | None = None
     """Pretrained weights: a Hugging Face hub name or a local folder."""

@@ -438,6 +438,10 @@ class ImageTextModel(WritingModel):
         return self.collator.chat
 
     @property
+    def template_variables(self) -> Mapping[str, object]:
+        return self.chat.variables
+
+    @property
     def writer(self) -> Writer:
         config = self.backbone.config
         placeholders = {

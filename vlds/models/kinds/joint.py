@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 
 from vlds.models.backbones.attention import beams_share_states
 from vlds.models.backbones.base import Backbone
+from vlds.models.backbones.t5 import T5
 from vlds.models.collate import JointCollator
 from vlds.models.generation.answer_list import Answer
 from vlds.models.generation.decoding import (
@@ -277,6 +278,9 @@ def run_decoder(model: Any, states: Tensor, mask: Tensor, input_ids: Tensor) -> 
 class JointSeq2Seq(EmbeddingKind):
     """An encoder-decoder whose encoder reads text and visual tokens together: VL-T5, VL-BART."""
 
+    auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    own_backbone: ClassVar[bool] = True
+
     backbone: Backbone
     """The language model: a class of vlds.models.backbones."""
     visual_embedding: VisualEmbeddingConfig = field(default_factory=VisualEmbeddingConfig)
@@ -382,6 +386,31 @@ class JointSeq2Seq(EmbeddingKind):
             if model.get_parameter(name) is table
         }
         draw_rows(model, rows, self.backbone.new_row_std, seed)
+
+    def visual_parts(self, model: Model) -> tuple[GridEncoder, VisualEmbedding]:
+        assert isinstance(model, JointModel)
+        if self.backbone.path is not None or self.vision.source is not None:
+            raise ValueError(
+                f"alignment: model.backbone.path is {self.backbone.path}, the vision encoder's "
+                f"weights {self.vision.source}; alignment is for models with random weights: leave "
+                "it out"
+            )
+        return model.vision, model.visual_embedding
+
+    def encoder_decoder(self) -> Any:
+        return self.backbone.load(len(self.backbone.load_tokenizer()), torch.float32).model
+
+    def refusal(self, layout: str) -> str | None:
+        if (
+            layout == "reference"
+            and self.visual_embedding.norm_biases
+            and isinstance(self.backbone, T5)
+        ):
+            return (
+                "model.visual_embedding.norm_biases: the original code's T5 norms have no bias; "
+                "`vlds convert hf` keeps them"
+            )
+        return None
 
     def export(self, model: Model, folder: Path) -> JointSeq2Seq:
         """The backbone and the tokenizer under Hugging Face's names, and a file for each other

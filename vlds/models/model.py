@@ -1,6 +1,8 @@
-"""What every kind of model is to the trainer, the evaluator and the converters.
+"""What every kind of model is to the trainer, the evaluator and the converters: its parts and their
+counts, its tasks' heads, its loss and its answers.
 
-Shapes: b examples, l prompt tokens, t target tokens, n images per example, w vocabulary words.
+Shapes: b examples, l prompt tokens, t target tokens, n images per example, w vocabulary words, m
+examples of a task with a head, c classes of it, d width of the states that heads read.
 """
 
 from __future__ import annotations
@@ -41,11 +43,10 @@ from vlds.models.vision.base import GridEncoder
 from vlds.schema import IGNORED_LABEL, Batch, Decoding, OptimizerRules, TargetModules
 from vlds.tasks.class_output import ClassOutput
 
-# Activation checkpointing of Hugging Face's models.
-
 
 def recompute_layers(model: Any) -> None:
-    """Let a frozen model of Hugging Face recompute each layer in the backward pass."""
+    """Let a frozen model of Hugging Face recompute each layer in the backward pass (activation
+    checkpointing)."""
     # Versions of transformers differ in the name of the switch.
     names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
     enable = next(getattr(model, name) for name in names if hasattr(model, name))
@@ -53,9 +54,6 @@ def recompute_layers(model: Any) -> None:
     # Some versions let the embeddings require gradients too, which only reentrant recomputing
     # needs; it would differentiate frozen layers for nothing.
     model.disable_input_require_grads()
-
-
-# What a micro-batch draws.
 
 
 @contextmanager
@@ -69,9 +67,6 @@ def step_draws(
     model.context.begin_step(seed, step)
     with step_kernels(model, StepDropout(seed, step)):
         yield
-
-
-# Counts of parameters, in all and by part.
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,7 @@ class Counts:
         return 100 * self.trainable / self.total
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """What `vlds describe --json` prints."""
         parts = {part: asdict(count) for part, count in self.by_part.items()}
         return {
             "total": self.total,
@@ -130,7 +125,7 @@ class Counts:
         }
 
     def table(self) -> str:
-        """For people."""
+        """What `vlds describe` prints."""
         lines = [f"{'part':<24}{'weights':>16}{'trainable':>16}{'%':>10}"]
         for part, count in self.by_part.items():
             lines.append(f"{part:<24}{count.total:>16,}{count.trainable:>16,}")
@@ -138,11 +133,6 @@ class Counts:
         if "vision" in self.by_part:
             lines.append("The vision encoder is not in the total, as in VL-Adapter.")
         return "\n".join(lines)
-
-
-# The heads of a model: which rows of a batch they read, their losses and their answers.
-#
-# b examples, t labels of an example, m examples of a task, c classes of it, d width.
 
 
 class Split(NamedTuple):
@@ -205,7 +195,11 @@ class TaskHeads(nn.ModuleDict):
         for name, head in self.items():
             mine = tasks == self.numbers[name]
             logits = head(states[mine])
-            targets = targets_of_rows(batch, rows[mine], logits)
+            # Targets have as many columns as the batch's largest class; the head has all classes.
+            targets = logits.new_zeros(logits.shape, dtype=torch.float32)
+            if batch.class_targets is not None:
+                named = batch.class_targets[rows[mine], : logits.shape[1]]
+                targets = F.pad(named, (0, logits.shape[1] - named.shape[1]))
             is_binary = self.outputs[name].loss == "binary_cross_entropy"
             found.append(ClassesPredicted(logits, rows[mine], targets, is_binary))
         return found
@@ -225,14 +219,6 @@ class TaskHeads(nn.ModuleDict):
         best, chosen = (logits.sigmoid() if is_binary else logits.softmax(-1)).max(-1)
         pairs = zip(chosen.tolist(), best.tolist(), strict=True)
         return [(output.head.names[number], confidence) for number, confidence in pairs]
-
-
-def targets_of_rows(batch: Batch, rows: Tensor, logits: Tensor) -> Tensor:
-    """(m, c) float32 targets of rows (m,), as many classes as the logits (m, c) have."""
-    if batch.class_targets is None:
-        return logits.new_zeros(logits.shape, dtype=torch.float32)
-    targets = batch.class_targets[rows, : logits.shape[1]]
-    return F.pad(targets, (0, logits.shape[1] - targets.shape[1]))
 
 
 class ModelOutput(NamedTuple):
@@ -271,7 +257,7 @@ class Part:
     takes_prompts: bool = True
     """False if nothing can stand before the text."""
     says_tokens: bool = True
-    """False if the model does not say which of the part's tokens are real."""
+    """False if the model does not say which of the part's tokens are real, and which padding."""
     others: frozenset[str] = frozenset()
     """Parameters inside the module that belong to another part, so that no method of this one
     trains them: their names relative to the module."""
@@ -346,9 +332,10 @@ class Model(nn.Module, ABC):
         """What the processor's chat template is told beside the messages."""
         return {}
 
-    @abstractmethod
     def generation_defaults(self) -> GenerationConfig:
-        """The tokens at which Hugging Face's `generate` begins, ends and pads answers."""
+        """The tokens at which Hugging Face's `generate` begins, ends and pads answers; none for
+        models that write no text."""
+        return GenerationConfig()
 
     def predicted(self, batch: Batch) -> Predicted:
         """The logits of the labels' tokens alone, and what heads say of the batch; kinds that can
@@ -427,6 +414,7 @@ class Model(nn.Module, ABC):
         """
         if pieces:
             of_pieces = [self.loss_sums(batch.select(rows)) for rows in pieces]
+            # The place of each row of the batch among the pieces' rows.
             order = torch.cat(list(pieces)).argsort().to(coefficients.device)
             sums = [torch.cat(parts)[order] for parts in zip(*of_pieces, strict=True)]
         else:
@@ -440,6 +428,7 @@ class Model(nn.Module, ABC):
         to it."""
         losses = self.batch_losses.values() if self.training else ()
         passes = []
+        # Each pass draws anew: AdaMix compares two of them.
         for number in range(self.num_passes if self.training else 1):
             examples_follow(batch.ids, number)
             with self.context.in_pass(number):

@@ -1,11 +1,17 @@
-"""What a kind of model is: a recipe chooses one as its `model`."""
+"""What a kind of model is: a recipe chooses one as its `model`.
+
+A kind says where weights come from, builds the model, and knows all that other rooms ask of it.
+First the base of all kinds, then what some have in common: a vision encoder of vlds (GridKind),
+one folder of Hugging Face (PathKind), a visual embedding (EmbeddingKind), answers by `generate`
+(WritingModel). Last, how methods change what trains in the middle of a run.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +24,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from vlds.models.backbones.base import num_ids
 from vlds.models.generation.answer_list import Answer, Writer, as_answer
 from vlds.models.generation.decoding import best_choice
+from vlds.models.kernels.dropout import pictures_follow
 from vlds.models.loading.gate import TOKENIZER_FILES, check_model, check_tokenizer, open_checked
 from vlds.models.loading.load_backbone import Longest
 from vlds.models.loading.model_files import reading
@@ -292,32 +299,33 @@ def hash_source(source: str) -> str:
 
     Errors: SourceError for a file that cannot be read, such as a link that leads nowhere.
     """
-    path = Path(source)
-    inside = path.iterdir() if path.is_dir() else ()
-    weights = [f for f in inside if f.suffix in {".safetensors", ".bin"} or f.name == "config.json"]
-    return hash_files([path] if path.is_file() else sorted(weights)) or hash_name(source)
+    return hash_files(
+        source, lambda f: f.suffix in {".safetensors", ".bin"} or f.name == "config.json"
+    )
 
 
 def hash_processor(source: str) -> str:
     """sha256 over the files of a tokenizer or processor, which may lie beside weights; over the
-    name if it is not local."""
+    name if it is not local. Errors: as `hash_source`."""
+    return hash_files(
+        source, lambda f: f.suffix in WORD_FILES and WORD_NAMES.search(f.name) is not None
+    )
+
+
+def hash_files(source: str, belongs: Callable[[Path], bool]) -> str:
+    """sha256 over names and bytes of a file, or of the files of a folder that belong; over the name
+    if there are none, as for a name on the hub."""
     path = Path(source)
-    inside = path.iterdir() if path.is_dir() else ()
-    words = [f for f in inside if f.suffix in WORD_FILES and WORD_NAMES.search(f.name)]
-    return hash_files([path] if path.is_file() else sorted(words)) or hash_name(source)
-
-
-def hash_files(files: Sequence[Path]) -> str | None:
-    """sha256 over files and their names; None if there are none.
-
-    Errors: SourceError for a file that cannot be read, such as a link that leads nowhere.
-    """
+    inside = sorted(filter(belongs, path.iterdir())) if path.is_dir() else []
+    files = [path] if path.is_file() else inside
+    if not files:
+        return hash_name(source)
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode())
         with reading(f"cannot read {file}"):
             digest.update(bytes.fromhex(sha256(file)))
-    return digest.hexdigest() if files else None
+    return digest.hexdigest()
 
 
 def hash_name(source: str) -> str:
@@ -330,12 +338,10 @@ def named(sources: Mapping[str, str | None]) -> dict[str, str]:
     return {part: source for part, source in sources.items() if source is not None}
 
 
-# What kinds have in common that are opened from one folder of Hugging Face with a tokenizer.
-
-
 @dataclass(frozen=True, kw_only=True)
 class PathKind(ModelKind):
-    """A kind with pretrained weights from `path`, or random ones in the sizes of a `config`."""
+    """A kind that is opened from one folder of Hugging Face with a tokenizer: pretrained weights
+    from `path`, or random ones in the sizes of a `config`."""
 
     path: str | None = None
     """Pretrained weights: a Hugging Face hub name or a local folder."""
@@ -376,13 +382,10 @@ class PathKind(ModelKind):
             )
 
 
-# What kinds have in common whose visual embedding puts visual tokens beside the text, in one
-# encoder.
-
-
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingKind(GridKind):
-    """A kind whose model has a `visual_embedding` before its backbone."""
+    """A kind whose model has a `visual_embedding`, which puts visual tokens beside the text in one
+    encoder."""
 
     rate_fields: ClassVar[Mapping[str, str]] = {
         "visual_embedding": CONNECTOR_RATE,
@@ -414,13 +417,17 @@ class EmbeddingKind(GridKind):
         return str(file)
 
 
-# Models whose answers Hugging Face's `generate` writes.
-#
-# Shapes: b rows, w words of the vocabulary.
+def grid_features(vision: GridEncoder, pictures: Tensor) -> Tensor:
+    """(u, 3, h, w) uint8, or stored features (u, v', dim) -> (u, v', dim)."""
+    # Dropout of an encoder that trains depends on the picture, not on its place in the batch.
+    with torch.no_grad() if vision.frozen else pictures_follow(pictures):
+        features: Tensor = vision(pictures)
+    return features
 
 
 class WritingModel(Model):
-    """A model whose answers a `Writer` writes, or the logits behind the prompt choose."""
+    """A model whose answers Hugging Face's `generate` writes, or the logits behind the prompt
+    choose. Shapes: b rows, w words of the vocabulary."""
 
     @abstractmethod
     def first_logits(self, batch: Batch) -> Tensor:
@@ -451,9 +458,6 @@ class WritingModel(Model):
         return [as_answer(each, self.tokenizer, listed) for each in written]
 
 
-# Lets the methods of a model change what trains: after a step, and to fit what a run has saved.
-
-
 def revision_due(model: Model, step: int, num_steps: int) -> bool:
     """True if some method changes what trains after a step."""
     return any(step in revision.steps(num_steps) for revision in model.revisions.values())
@@ -470,6 +474,7 @@ def revise(
         if step not in revision.steps(num_steps):
             continue
         own = {parameters[n]: state[n] for n in state if model.trained_by[n] == method}
+        # A method says all that it trains from now on; what it leaves out stops to train.
         new = revision.revise(step, num_steps, own)
         revised = {p: tensors for p, tensors in revised.items() if p not in own} | dict(new)
         let_train(model, method, new)
@@ -490,6 +495,7 @@ def let_train(model: Model, method: str, parameters: Collection[nn.Parameter]) -
     wanted = [names[parameter] for parameter in parameters]
     others = {name: by for name, by in model.trained_by.items() if by != method}
     stopped = model.trained_by.keys() - others.keys() - set(wanted)
+    # What stops to train must be gone: run states hold no frozen weights.
     assert not stopped & set(names.values()), (
         f"run states would lose {stopped}, which stop to train"
     )

@@ -1,5 +1,6 @@
-"""The kind of METER (Dou et al. 2022, https://arxiv.org/abs/2111.02387): a text encoder and an
-image encoder of Hugging Face or timm, and co-attention between them. It answers with classes.
+"""CrossModal: METER (Dou et al. 2022, https://arxiv.org/abs/2111.02387). A text encoder and an
+image encoder of Hugging Face or timm, and co-attention between them; it answers with classes, or
+fills masked words in. The model itself is in `cross_modal_model`.
 """
 
 from __future__ import annotations

@@ -84,21 +84,6 @@ class Counts:
     by_part: dict[str, Count]
     """backbone, visual_embedding or connector, norms, each method; the vision encoder too."""
 
-    @classmethod
-    def of(cls, model: Any) -> Counts:
-        """Count the parameters of a `Model`; tied parameters count once."""
-        by_part: dict[str, Count] = {}
-        packed = unpacked_sizes(model)
-        for name, parameter in model.named_parameters():
-            part = model.part_of(name)
-            old = by_part.get(part, Count(0, 0))
-            # The whole size if ZeRO-3 has partitioned the parameter.
-            size = int(getattr(parameter, "ds_numel", parameter.numel()))
-            size = packed.get(id(parameter), size)
-            trained = size if parameter.requires_grad else 0
-            by_part[part] = Count(old.total + size, old.trainable + trained)
-        return cls(by_part)
-
     @property
     def total(self) -> int:
         """All weights but the vision encoder's."""
@@ -446,6 +431,7 @@ class Model(nn.Module, ABC):
     def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
         """Each example's answer, by its task's head if it has one; all are of tasks with heads, or
         none."""
+        # Evaluation makes batches of one task.
         has_classes = self.heads.has_classes(batch)
         if not has_classes.any():
             return self.write(batch, decoding)
@@ -524,6 +510,15 @@ class Model(nn.Module, ABC):
         return self.trained_by.get(name, name.split(".", 1)[0])
 
     def count_parameters(self) -> Counts:
-        """Weights by part, tied ones once, without the vision encoder, as in VL-Adapter's
-        percentages."""
-        return Counts.of(self)
+        """Weights by part, tied ones once."""
+        by_part: dict[str, Count] = {}
+        packed = unpacked_sizes(self)
+        for name, parameter in self.named_parameters():
+            part = self.part_of(name)
+            old = by_part.get(part, Count(0, 0))
+            # The whole size if ZeRO-3 has partitioned the parameter, or if 4 bits hold a weight.
+            size = int(getattr(parameter, "ds_numel", parameter.numel()))
+            size = packed.get(id(parameter), size)
+            trained = size if parameter.requires_grad else 0
+            by_part[part] = Count(old.total + size, old.trainable + trained)
+        return Counts(by_part)

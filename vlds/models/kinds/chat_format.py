@@ -162,6 +162,7 @@ class ChatFormat:
                 f"its chat template leaves out the question{beside} (each prompt would be "
                 f"{marked[:80]!r}); let its chat_template write the content of each message"
             )
+        # A template may strip the question; QUESTIONS have blanks around them to tell how.
         for trim in TRIMS:
             form = Form(pieces, trim)
             if [form.around(question) for question in QUESTIONS] == found:
@@ -289,6 +290,7 @@ class ChatFormat:
         ids = [*self.start_ids, *self.ids(self.lead + self.plain(answer) + self.tail)]
         if limit is None or len(ids) <= limit:
             return ids
+        # The tail stays, so that the model learns to end its answers.
         return [*ids[: max(0, limit - len(self.tail_ids))], *self.tail_ids]
 
     def first_ids(self, answer: str) -> list[int]:
@@ -300,6 +302,7 @@ class ChatFormat:
         """Tokens before the first real one of an answer that stands apart."""
         if not self.answers_apart:
             return []
+        # What the tokenizer writes around nothing, such as BART's <s>.
         return [id for id in self.tokenizer("")["input_ids"] if id != self.tokenizer.eos_token_id]
 
     @property

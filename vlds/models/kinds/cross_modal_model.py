@@ -263,6 +263,8 @@ class CrossModalModel(Model):
         self.context.token_mask = mask
         read = self.backbone.text(input_ids=batch.input_ids, attention_mask=mask.long())
         text = read.last_hidden_state
+        # All pairs run in every batch, so that ranks run the same modules under ZeRO-3. A row that
+        # lacks a picture borrows one, unseen by attention, and its pooled pair becomes zero.
         pairs: list[Fused] = [
             self.backbone.fusion(text, mask, images[:, number], shown[:, number], number)
             for number in range(self.num_images)

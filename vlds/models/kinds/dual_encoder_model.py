@@ -161,6 +161,7 @@ class DualEncoderModel(Model):
         rows = list(
             zip(batch.image_index[:, 0].tolist(), numbers, batch.task_index.tolist(), strict=True)
         )
+        # The task is part of the key, since weights of a method may differ from task to task.
         distinct = {row: number for number, row in enumerate(dict.fromkeys(rows))}
         views = [View(batch.images[u], view) for u, view, _ in distinct]
         self.rows_follow([task for *_, task in distinct])
@@ -182,6 +183,7 @@ class DualEncoderModel(Model):
         with torch.no_grad():
             if self.is_partitioned:  # ranks gather the weights together
                 return self.through_vision([view.pixels() for view in views])
+            # A frozen tower says the same of a view in every epoch.
             keys, kept = [view.key() for view in views], self._kept_views
             new = {key: view for key, view in zip(keys, views, strict=True) if key not in kept}
             if new:
@@ -254,6 +256,7 @@ class DualEncoderModel(Model):
 
     def class_texts(self, name: str, head: TextClasses) -> ClassTexts:
         """The texts of a task's classes; computed once while the text tower does not change."""
+        # The scale may train though the tower does not, so it is never kept.
         is_fixed = not (self.training and self.changes("text"))
         if is_fixed and (kept := self._kept_texts.get(name)) is not None:
             return kept._replace(scale=self.scale)

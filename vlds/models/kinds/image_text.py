@@ -348,7 +348,8 @@ class ImageTextToText(ModelKind):
         return [f"{self.processor_place[1]}: there is no chat template; prompts are {plain!r}"]
 
     def untried_collator(self, processor: Any, config: Any) -> ImageTextCollator:
-        """The collator without checks, which would make tensors where a model is built."""
+        """The collator without checks, which would make tensors where a model is built, perhaps on
+        the meta device."""
         return ImageTextCollator(processor, config.model_type, bool(config.is_encoder_decoder))
 
     def read_config(self) -> Any:

@@ -294,6 +294,7 @@ class ImageTextModel(WritingModel):
         rows = len(batch)
         batch = self.with_dummy(batch)
         self.begin(batch)
+        # The dummy is one more row, and perhaps the longest.
         mask = F.pad(mask, (0, 0, 0, len(batch) - rows), value=False)
         if not self.answers_apart:
             mask = F.pad(mask, (0, batch.input_ids.shape[1] - mask.shape[1]), value=False)
@@ -370,6 +371,7 @@ class ImageTextModel(WritingModel):
             row = F.pad(row.to(device), (0, length - len(row)), value=value)
             return torch.cat([rows, row[None].to(rows)])
 
+        # It has no labels, so that it adds nothing to the loss, and callers drop its logits.
         ones = torch.ones(len(dummy.prompt), dtype=torch.bool)
         labels = batch.labels
         if labels is not None and not self.answers_apart:
@@ -448,6 +450,7 @@ class ImageTextModel(WritingModel):
             return inputs
         for name, value in (("input_ids", self.chat.pad_id), ("attention_mask", 0)):
             inputs[name] = left_padded(inputs[name], lengths, value)
+        # Numbers of tokens move with them. Pictures find their placeholders wherever these are.
         for name in batch.types:
             inputs[name] = left_padded(inputs[name], lengths, 0)
         return inputs

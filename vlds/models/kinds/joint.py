@@ -128,6 +128,7 @@ class JointModel(Model):
         """(b, t) what the decoder reads before each label; what stands before every answer (BART's
         <s>) also where it is no label, as in examples with classes."""
         input_ids: Tensor = self.backbone.prepare_decoder_input_ids_from_labels(labels)
+        # Entry 0 of the prefix is the start token, which is never a label.
         for column, token in enumerate(self.family.choice_prefix(self.backbone)[1:], 1):
             hidden = labels[:, column - 1 : column] == IGNORED_LABEL
             input_ids[:, column : column + 1].masked_fill_(hidden, token)
@@ -156,7 +157,7 @@ class JointModel(Model):
         self.context.visual = Visual(visual, visual_mask)
         prompts, text_mask = run_beside(self.backbone), batch.attention_mask.bool()
         masks = [text_mask, visual_mask]
-        if prompts is not None:
+        if prompts is not None:  # they stand before the text, visual tokens behind it
             masks.insert(0, visual_mask.new_ones(prompts.shape[:2]))
         mask = self.context.token_mask = torch.cat(masks, 1)
         encode, stacks = self.family.encode, self.backbone
@@ -226,6 +227,7 @@ class JointModel(Model):
     def written(self, batch: Batch, states: Tensor, mask: Tensor, decoding: Decoding) -> Written:
         """What the decoder writes from encoder states."""
         side = side_path(self.backbone)
+        # Each stack with the encoder states that its cross-attention reads.
         sources = [(self.backbone, states, mask)]
         if side is not None:
             sources = [(self.backbone, *side.read.take()), (side.stacks, states, mask)]

@@ -52,7 +52,7 @@ class CrossModalCollator:
         ids: list[int] = list(encoding["input_ids"])
         labels = [IGNORED_LABEL] * len(ids)
         if example.class_scores is not None:
-            labels[0] = ids[0]
+            labels[0] = ids[0]  # any label that is not ignored stands for the classes
         elif example.masking is not None:
             words = encoding.word_ids()
             for word, draws in masked_words(words, example.masking).items():
@@ -86,7 +86,7 @@ def masked_words(
     draws = np.random.default_rng(masking.seed)
     order = draws.random(len(known))
     chosen = [word for word, draw in zip(known, order, strict=True) if draw < masking.share]
-    if not chosen and known:
+    if not chosen and known:  # the word whose draw came nearest
         chosen = [known[int(order.argmin())]]
     return {word: None if masking.always_mask else draws for word in chosen}
 

@@ -59,11 +59,9 @@ class JointCollator:
         return batch
 
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
-        """Tokens of (prompt, most tokens) pairs."""
         return [len(tokens) for tokens in token_ids(self.tokenizer, prompts)]
 
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
-        """Tokens of (answer, most tokens) pairs, with </s>."""
         return self.prompt_lengths(answers)
 
 

@@ -91,7 +91,6 @@ class Counts:
 
     @property
     def trainable(self) -> int:
-        """Weights that train."""
         return sum(count.trainable for count in self.by_part.values())
 
     @property

@@ -96,11 +96,9 @@ class CausalCollator:
         return [ids_of(text, limit) for text, limit in prompts]
 
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
-        """Tokens of (prompt, most tokens) pairs."""
         return [len(ids) for ids in self.prompts(prompts)]
 
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
-        """Tokens of (answer, most tokens) pairs, with the end of the turn."""
         return [len(self.chat.answer_ids(text, most)) for text, most in answers]
 
 

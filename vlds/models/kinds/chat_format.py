@@ -127,7 +127,6 @@ class ChatFormat:
 
     @property
     def has_template(self) -> bool:
-        """True if there is a chat template."""
         return getattr(self.template, "chat_template", None) is not None
 
     def prompt(self, question: str, num_pictures: int = 0) -> str:
@@ -252,7 +251,6 @@ class ChatFormat:
         return (ids[:-1] if ids[-1:] == [end] else ids) or [end]
 
     def cut(self, question: str, limit: int) -> str:
-        """The question, cut to a number of tokens."""
         words = self.ids(question)
         if len(words) <= limit:
             return question
@@ -317,7 +315,6 @@ class ChatFormat:
 
     @cached_property
     def tail_ids(self) -> tuple[int, ...]:
-        """Tokens of the tail."""
         return tuple(self.ids(self.tail))
 
     @property

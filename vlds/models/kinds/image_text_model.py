@@ -225,7 +225,6 @@ class ImageTextCollator:
         return [min(len(tokens), most) for tokens, (_, most) in pairs]
 
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
-        """Tokens of (answer, most tokens) pairs, with the end of the turn."""
         return [len(self.chat.answer_ids(text, most)) for text, most in answers]
 
 
@@ -352,7 +351,6 @@ class ImageTextModel(WritingModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the model's states."""
         dtype: torch.dtype = self.backbone.dtype
         return dtype
 
@@ -423,7 +421,6 @@ class ImageTextModel(WritingModel):
 
     @property
     def chat(self) -> ChatFormat:
-        """How prompts and answers are written."""
         return self.collator.chat
 
     @property
@@ -442,7 +439,6 @@ class ImageTextModel(WritingModel):
         return Writer(self.backbone, ends, self.chat.pad_id, forbidden, start)
 
     def prompts(self, batch: Batch) -> dict[str, Tensor]:
-        """The arguments of `generate`: rows padded on the left."""
         self.begin(batch)
         lengths = batch.attention_mask.sum(1)
         inputs = self.inputs(batch)

@@ -115,7 +115,6 @@ class JointModel(Model):
         return Predicted(logits, labels, classes)
 
     def logits(self, batch: Batch) -> Tensor:
-        """(b, t, w) for each target token, given those before it."""
         return self.vocabulary_logits(self.target_states(batch))
 
     def target_states(self, batch: Batch) -> Tensor:

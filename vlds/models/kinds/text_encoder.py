@@ -66,7 +66,6 @@ class CrossModalCollator:
         return ids, labels
 
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
-        """Tokens of (prompt, most tokens) pairs."""
         return [
             len(self.tokenizer(text, truncation=True, max_length=most)["input_ids"])
             for text, most in prompts

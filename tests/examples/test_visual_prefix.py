@@ -4,6 +4,7 @@ trains, resumes, evaluates, and answers the same in another process."""
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 from dataclasses import replace
@@ -20,6 +21,8 @@ from tests.toys.files import ROOT, read_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import assert_same_run, half_a_run, losses
+from tests.toys.saved_prefix import SavedPrefix
+from tests.toys.trained_runs import convert
 from tests.toys.world import SIZES, world_recipe
 from vlds.artifact import load_run
 from vlds.cli.main import run_command
@@ -29,6 +32,7 @@ from vlds.models.methods import LoRA
 from vlds.models.vision import ConvNet
 from vlds.recipe.config import Recipe, load_recipe, save_recipe
 from vlds.schema import Decoding
+from vlds.training.optimizer import parameter_groups
 
 MODULE = "kind_of_the_page"
 LONGEST = 80
@@ -149,3 +153,43 @@ def test_it_is_counted_and_not_merged(
     out = str(tmp_path / "out")
     assert run_command(["convert", "merge", "--run", str(whole), "--out", out]) == 2
     assert "VisualPrefix has no form of its own on disk" in capsys.readouterr().err
+
+
+def run_saved(file: Path) -> int:
+    """Train a recipe on a rank; the exit code."""
+    return run_recipe(load_recipe(file), False)
+
+
+def test_a_kind_says_all_of_itself_in_its_file(
+    recipe: Recipe, ranks2: RankPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No other file knows its class, its trained part or its form on disk: it trains, is counted,
+    converted, and has a card."""
+    old = recipe.model
+    assert isinstance(old.vision, ConvNet)
+    kind = SavedPrefix(path=old.path, vision=old.vision)  # type: ignore[attr-defined]
+    optimizer = replace(recipe.optimizer, connector_learning_rate=None, norms_learning_rate=0.005)
+    run, file = tmp_path / "run", tmp_path / "run.yaml"
+    save_recipe(replace(recipe, model=kind, output=str(run), optimizer=optimizer), file)
+    assert ranks2.run(run_saved, file, timeout=120) == [0, 0]
+    trained = load_run(run)
+    groups = parameter_groups(trained.model, trained.recipe)
+    at_its_rate = {p for group in groups if group["peak_lr"] == 0.005 for p in group["params"]}
+    assert at_its_rate == set(trained.model.get_submodule("connector").parameters())
+
+    capsys.readouterr()
+    assert run_command(["describe", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["by_part"]["bridge"]["trainable"] == 8 * 16 + 16
+
+    for command in ("merge", "hf"):
+        out = tmp_path / command
+        convert(command, "--run", run, "--out", out)
+        converted = load_run(out)
+        assert isinstance(converted.recipe.model, SavedPrefix)
+        assert not converted.recipe.trained_text
+        before = logits(load_run(run), "vqa", ())
+        torch.testing.assert_close(logits(converted, "vqa", ()), before, rtol=0, atol=1e-4)
+        card = (out / "README.md").read_text("utf-8")
+        assert "tuned by vlds with LoRA + bridge on vqa" in card
+        assert "transformers opens the T5 alone, without pictures" in card
+        assert f'model = AutoModelForSeq2SeqLM.from_pretrained("{command}")' in card

@@ -116,7 +116,7 @@ def test_sources_of_the_visual_part(tmp_path: Path) -> None:
     visual = {n for n, _ in second.unique_state() if n.startswith("vis")}
     assert second.sources.names == visual
     pictures = torch.randint(0, 256, (2, 3, 12, 12), dtype=torch.uint8)
-    assert torch.equal(second.grid_features(pictures), first.eval().grid_features(pictures))
+    assert torch.equal(second.vision(pictures), first.eval().vision(pictures))
     assert config.kind.source_hashes().keys() == {"vision encoder", "visual embedding"}
 
 

@@ -13,9 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests.toys.causal import SIZES, batch, build, kind_in, rows
 from vlds.models.kinds.causal import CausalModel
-from vlds.models.loss import nll_of
 from vlds.models.methods import Adapter, Hyperformer, LoRA
-from vlds.models.methods.context import Predicted
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 
 KINDS = pytest.mark.parametrize("kind", SIZES)
@@ -31,9 +29,7 @@ def ids_of(model: CausalModel, examples: Batch, decoding: Decoding) -> list[list
     return [w.ids for w in model.writer.write(model.prompts(examples), decoding, listed)]
 
 
-def log_probabilities(
-    model: CausalModel, examples: Batch, visual: Tensor, written: list[list[int]]
-) -> list[float]:
+def log_probabilities(model: CausalModel, examples: Batch, written: list[list[int]]) -> list[float]:
     """Those of whole answers of one length, by a forward pass."""
     answers = torch.tensor(written)
     whole = replace(
@@ -43,9 +39,7 @@ def log_probabilities(
         labels=torch.cat([torch.full_like(examples.input_ids, IGNORED_LABEL), answers], 1),
         labels_on_prompt=True,
     )
-    assert whole.labels is not None
-    predicted = Predicted(model.answer_logits(whole, visual)[0], whole.labels)
-    totals: list[float] = (-nll_of(predicted).sum(1)).tolist()
+    totals: list[float] = (-model.token_nll(whole).sum(1)).tolist()
     return totals
 
 
@@ -118,10 +112,9 @@ def test_the_end_counts_and_is_not_shown(saved: Path) -> None:
     model = build(chosen).eval()
     red = model.tokenizer("red", add_special_tokens=False)["input_ids"]
     examples = batch(chosen, evaluation=True)
-    visual = model.visual_tokens(examples)
     with torch.no_grad():
-        totals = log_probabilities(model, examples, visual, [[*red, 2]] * 4)
-        without = log_probabilities(model, examples, visual, [red] * 4)
+        totals = log_probabilities(model, examples, [[*red, 2]] * 4)
+        without = log_probabilities(model, examples, [red] * 4)
     assert all(total < part < 0 for total, part in zip(totals, without, strict=True))
     listed = model.answer(examples, Decoding(answers=("red",)))
     assert [answer.text for answer in listed] == ["red"] * 4

@@ -101,7 +101,7 @@ def test_greedy(model: JointModel) -> None:
 def test_confidence_among_choices(model: JointModel) -> None:
     found = model.answer(batch(), Decoding(choices=("w7", "w9")))
     with torch.no_grad():
-        logits = model.choice_logits(*model.encode(batch()))[:, [7, 9]]
+        logits = model.vocabulary_logits(model.first_states(batch()))[:, [7, 9]]
     expected = logits.softmax(-1).amax(-1).tolist()
     assert [answer.confidence for answer in found] == pytest.approx(expected)
     assert {answer.text for answer in found} <= {"w7", "w9"}
@@ -117,7 +117,7 @@ def test_repeated_ngrams_are_barred(model: JointModel) -> None:
 def test_choices(model: JointModel) -> None:
     found = model.generate(batch(), Decoding(choices=("w7 w8", "w9")))[0]
     with torch.no_grad():
-        logits = model.choice_logits(*model.encode(batch()))
+        logits = model.vocabulary_logits(model.first_states(batch()))
     expected = [[7, 8] if row[7] > row[9] else [9] for row in logits]
     assert found == expected
     with pytest.raises(ValueError, match="do not differ in their first token"):

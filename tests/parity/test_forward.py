@@ -114,7 +114,7 @@ def test_choice_of_two_words(case: RecordedCase, model: JointModel) -> None:
         if (theirs := case.record["tasks"][task].get("test_pred_ans_id")) is None:
             continue
         with torch.no_grad():
-            logits = model.choice_logits(*model.encode(case.batch(task)))
+            logits = model.vocabulary_logits(model.first_states(case.batch(task)))
         assert (logits[:, true] > logits[:, false]).long().tolist() == theirs
         compared += 1
     assert compared

@@ -37,7 +37,7 @@ def test_logits_loss_and_pointers_are_those_of_the_original(path: Path, tmp_path
     assert (logits - case.tensor(f"{TASK}/logits")).abs().max() < 1e-9
     nll = -logits[is_label].log_softmax(-1).gather(1, labels[is_label][:, None])
     assert abs(nll.mean().item() - case.record["tasks"][TASK]["loss"]) < 1e-9
-    likeliest = model.choice_logits(states, mask).argmax(-1)
+    likeliest = model.vocabulary_logits(model.after_prefix(states, mask)).argmax(-1)
     last = case.record["config"]["vocab"] - 1
     assert (last - likeliest).tolist() == case.record["tasks"][TASK]["extra"]["pred"]
     assert len(POINTERS) == case.record["config"]["n_boxes"]

@@ -25,6 +25,7 @@ from vlds.convert.output import logits
 from vlds.models.backbones import T5, Bart
 from vlds.models.build import build_model
 from vlds.models.kinds.joint import JointModel
+from vlds.models.methods.host import run_beside
 from vlds.recipe.config import Recipe
 from vlds.schema import Batch
 
@@ -124,7 +125,7 @@ def text_logits(
     model.context.routing.set(torch.full((len(input_ids),), task))
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     none = torch.zeros(len(input_ids), 0, model.backbone.config.d_model)
-    prompts = model.method_prompts()
+    prompts = run_beside(model.backbone)
     if prompts is not None:
         mask = torch.cat([mask.new_ones(prompts.shape[:2]), mask], 1)
     states = run.recipe.model.backbone.encode(model.backbone, input_ids, none, mask.bool(), prompts)

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from vlds.artifact import LoadedRun
 from vlds.convert.output import Kind, check_plain, first_names, save_torch, say
-from vlds.convert.target import RunFiles, joint_model, read_settings, read_weights
-from vlds.models.kinds.joint import JointModel
+from vlds.convert.target import RunFiles, check_layout, read_settings, read_weights
 from vlds.models.methods import Method
 from vlds.models.methods.base import Library, Stored
 from vlds.models.methods.host import added_tensors
@@ -61,7 +60,7 @@ class AdapterFolders(RunFiles):
         methods = {n: m for n, m in run.recipe.methods.items() if added_tensors(run.model, n)}
         for name, method in methods.items():
             reason = method.refusal(library, self.backbone)
-            if reason is None and method.part == "vision" and isinstance(run.model, JointModel):
+            if reason is None and method.part == "vision" and run.recipe.model.own_backbone:
                 reason = f"{library} knows the text backbone alone; use hf"
             if reason is not None:
                 raise ValueError(f"methods.{name}: {reason}")
@@ -210,7 +209,7 @@ class AdaptersFolders(AdapterFolders):
 
     def __init__(self, run: LoadedRun) -> None:
         """Errors: ValueError if the library cannot hold the run's method or model."""
-        joint_model(run, self.library)
+        check_layout(run, self.library)
         super().__init__(run)
 
     def config(self, adapter: str) -> dict[str, Any]:

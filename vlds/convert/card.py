@@ -30,9 +30,6 @@ from vlds.convert.combine import task_of_head
 from vlds.convert.output import Base, bases_of
 from vlds.convert.peft import PeftFolders
 from vlds.evaluation.result import Scored, read_scores
-from vlds.models import Causal, ImageTextToText, JointSeq2Seq
-from vlds.models.kinds.base import ModelKind
-from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.models.methods import Method
 from vlds.models.methods.host import is_own
 from vlds.models.model import Counts
@@ -181,19 +178,18 @@ class Opening:
 def opening_of_model(run: LoadedRun, address: Address) -> Opening:
     """Of a folder that `vlds convert hf` has written."""
     kind = run.recipe.model
-    if not isinstance(kind, ImageTextToText):
-        name = f"{auto_class(kind)}.from_pretrained({address.text})"
-        part = "language model" if isinstance(kind, Causal) else "text backbone"
-        alone = [f"from transformers import {auto_class(kind)}", "", f"model = {name}"]
-        title = f"transformers opens the {part} alone, without pictures"
+    if not kind.opens_whole:
+        name = f"{kind.auto_class}.from_pretrained({address.text})"
+        alone = [f"from transformers import {kind.auto_class}", "", f"model = {name}"]
+        title = f"transformers opens the {kind.backbone_word} alone, without pictures"
         return Opening("vlds", SEES, [(OPEN_ALL, with_vlds(run, address)), (title, alone)])
     if run.recipe.methods or run.model.heads:
         return Opening("vlds", SEES, [(OPEN_ALL, with_vlds(run, address))])
     lines = [
         "from PIL import Image",
-        "from transformers import AutoModelForImageTextToText, AutoProcessor",
+        f"from transformers import {kind.auto_class}, AutoProcessor",
         "",
-        f"model = AutoModelForImageTextToText.from_pretrained({address.text})",
+        f"model = {kind.auto_class}.from_pretrained({address.text})",
         f"processor = AutoProcessor.from_pretrained({address.text})",
         *asking(run, "do_sample=False"),
     ]
@@ -206,10 +202,9 @@ def opening_of_method(
     """Of what `vlds convert peft` has written. `base`: name of the model that it is for;
     `folders`: those below the top that hold an adapter each."""
     kind = run.recipe.model
-    name = auto_class(kind)
+    name, sees = kind.auto_class, kind.opens_whole
     below = next(filter(None, folders), "")
     subfolder = f", subfolder={text_of(below)}" if below else ""
-    sees = isinstance(kind, ImageTextToText)
     lines = [
         "from peft import PeftModel",
         *(["from PIL import Image"] if sees else []),
@@ -226,17 +221,7 @@ def opening_of_method(
     title = "peft puts the method on its base model"
     if not sees:
         title += ", which reads text alone; `vlds convert hf` writes the model that sees"
-    writes = "text-generation" if isinstance(kind, Causal) else None
-    return Opening("peft", SEES if sees else writes, [(title, lines)])
-
-
-def auto_class(kind: ModelKind) -> str:
-    """The class of transformers that opens the backbone."""
-    if isinstance(kind, ImageTextToText):
-        return "AutoModelForImageTextToText"
-    if isinstance(kind, Causal):
-        return "AutoModelForCausalLM"
-    return "AutoModelForSeq2SeqLM" if isinstance(kind, JointSeq2Seq) else "AutoModel"
+    return Opening("peft", SEES if sees else kind.backbone_task, [(title, lines)])
 
 
 def asking(run: LoadedRun, how: str) -> list[str]:
@@ -245,7 +230,6 @@ def asking(run: LoadedRun, how: str) -> list[str]:
     task = next((task for task in run.recipe.tasks.values() if task.head is None), None)
     if task is None or not getattr(run.processor, "chat_template", None):
         return []
-    assert isinstance(run.model, ImageTextModel)
     pictures = ['{"type": "image", "image": Image.open("' + PHOTO + '")},'] * pictures_of(task)
     decoding = task.decoding
     options = f"max_new_tokens={decoding.max_new_tokens}, num_beams={decoding.num_beams}"
@@ -258,7 +242,7 @@ def asking(run: LoadedRun, how: str) -> list[str]:
         "inputs = processor.apply_chat_template(",
         '    [{"role": "user", "content": content}],',
         '    add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",',
-        *(f"    {name}={value}," for name, value in run.model.collator.chat.variables.items()),
+        *(f"    {name}={value}," for name, value in run.model.template_variables.items()),
         ").to(model.device, dtype=model.dtype)",
         f"ids = model.generate(**inputs, {options}, {how})",
         'answer = ids[0, inputs["input_ids"].shape[1]:]',
@@ -360,7 +344,7 @@ def base_name(files: PeftFolders) -> tuple[str, str]:
     kind = files.run.recipe.model
     sources = {base.part: base.name for base in bases_of(kind)}
     name = sources.get("backbone") or sources.get("language model")
-    if isinstance(kind, JointSeq2Seq) or name is None:
+    if kind.own_backbone or name is None:
         name = "backbone"
         note = "They are for the folder that `vlds convert hf` writes of this run"
         note += ", here called `backbone`." if files.base is None else "."

@@ -31,7 +31,6 @@ from vlds.convert.combine import (
     weighted,
 )
 from vlds.convert.output import all_tasks, first_names, language_base, probe, say
-from vlds.models.kinds.joint import JointModel
 from vlds.models.methods.adapter import AdapterModule
 from vlds.models.methods.base import PEFT_MODEL, Library, Stored
 from vlds.models.methods.host import LinearExtension, added_tensors, extended_linears
@@ -81,7 +80,7 @@ class PeftFolders(AdapterFolders):
         super().__init__(run)
         self.saved_modules = self.add_connector()
         """Paths of the connector's modules, if it trains."""
-        if not isinstance(run.model, JointModel):  # of those, `convert hf` writes the backbone
+        if not run.recipe.model.own_backbone:  # else it is for what `convert hf` writes
             self.check_all_stored()
         self.base = base or self.base_on_hub()
 

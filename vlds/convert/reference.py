@@ -15,15 +15,13 @@ from torch import Tensor
 
 from vlds.artifact import LoadedRun
 from vlds.convert.output import Kind, first_names, save_torch, say
-from vlds.convert.target import RunFiles, joint_model, read_state_dict
-from vlds.models.backbones import T5
+from vlds.convert.target import RunFiles, check_layout, read_state_dict
 from vlds.models.backbones.base import has_own_head
-from vlds.models.kinds.joint import JointModel, JointSeq2Seq
 from vlds.models.methods import Method
 from vlds.models.methods.base import Stored
 from vlds.models.methods.bottleneck import Bottleneck
 from vlds.models.methods.host import added_tensors
-from vlds.models.model import BACKBONE_PREFIX
+from vlds.models.model import BACKBONE_PREFIX, Model
 
 VISUAL = {
     "feature_projection": "feat_embedding.0",
@@ -69,7 +67,7 @@ class NamedTensor:
 
 
 def named_tensors(
-    model: JointModel, methods: Mapping[str, Method], tasks: Sequence[str]
+    model: Model, methods: Mapping[str, Method], tasks: Sequence[str]
 ) -> dict[str, NamedTensor]:
     """First name of ours -> tensor, without the vision encoder, which the original never keeps."""
     stored: dict[str, Stored] = {}
@@ -118,12 +116,13 @@ class ReferenceFile(RunFiles):
     def __init__(self, run: LoadedRun) -> None:
         """Errors: ValueError, with the reason, if the original code cannot hold the run."""
         super().__init__(run)
-        self.model = joint_model(run, "reference")
+        check_layout(run, "reference")
         check_expressible(run)
 
     def write(self, out: Path) -> None:
         """Write the file."""
-        if next(self.model.vision.parameters(), None) is not None:
+        vision = self.run.model.vision_module
+        if vision is not None and next(vision.parameters(), None) is not None:
             say("left out: the vision encoder, which the original code never keeps")
         state = to_reference(self.run)
         save_torch({f"module.{key}": tensor for key, tensor in state.items()}, out)
@@ -131,19 +130,13 @@ class ReferenceFile(RunFiles):
     def read(self, path: Path) -> dict[str, Tensor]:
         """Our tensors, without the vision encoder's."""
         run = self.run
-        names = named_tensors(self.model, run.recipe.methods, list(run.recipe.tasks))
+        names = named_tensors(run.model, run.recipe.methods, list(run.recipe.tasks))
         return read_tensors(read_state_dict(path), names)
 
 
 def check_expressible(run: LoadedRun) -> None:
-    """Errors: ValueError if the original code has no such method, backbone or norm."""
-    model, kind = joint_model(run, "reference"), run.recipe.model
-    assert isinstance(kind, JointSeq2Seq)
-    if kind.visual_embedding.norm_biases and isinstance(kind.backbone, T5):
-        raise ValueError(
-            "model.visual_embedding.norm_biases: the original code's T5 norms have no bias; "
-            "`vlds convert hf` keeps them"
-        )
+    """Errors: ValueError if the original code has no such method or head."""
+    model = run.model
     if has_own_head(model.backbone):
         raise ValueError(
             "backbone: its output head is a separate tensor, and the original code always uses "
@@ -237,8 +230,8 @@ def to_reference(run: LoadedRun) -> dict[str, Tensor]:
 
     Errors: ValueError if two methods would have one name.
     """
-    model, recipe = joint_model(run, "reference"), run.recipe
-    bart = not isinstance(model.family, T5)
+    model, recipe = run.model, run.recipe
+    bart = hasattr(model.backbone, "model")  # which T5 has not: its layers are at the top
     state: dict[str, Tensor] = {}
     for entry in named_tensors(model, recipe.methods, list(recipe.tasks)).values():
         for piece, keys in entry.keys.items():

@@ -21,7 +21,6 @@ from torch import Tensor
 from vlds.artifact import LoadedRun, load_run, own_parts, own_tensors, write_artifact
 from vlds.convert.output import Kind, Verification, all_tasks, first_names, new_output, say
 from vlds.models.build import build_model
-from vlds.models.kinds.joint import JointModel
 from vlds.models.model import Counts, Model
 from vlds.recipe.config import Recipe
 from vlds.runtime.checks import not_finite
@@ -140,17 +139,10 @@ def check_file(file: Path) -> None:
         raise ValueError(f"--from: no such file: {file}")
 
 
-def joint_model(run: LoadedRun, layout: str) -> JointModel:
-    """The model of a run.
-
-    Errors: ValueError if it is not of the kind that a layout knows.
-    """
-    if not isinstance(run.model, JointModel):
-        raise ValueError(
-            f"model: {type(run.recipe.model).__name__}, and the {layout} layout holds JointSeq2Seq "
-            "only; use `vlds convert hf`"
-        )
-    return run.model
+def check_layout(run: LoadedRun, layout: str) -> None:
+    """Errors: ValueError if a layout cannot hold the kind of model."""
+    if (reason := run.recipe.model.refusal(layout)) is not None:
+        raise ValueError(reason)
 
 
 class RunFiles(ABC):

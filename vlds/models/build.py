@@ -1,5 +1,5 @@
-"""Builds a model from a recipe's choices: loads and freezes all parts, attaches the methods, and
-notes which tensors come from which source."""
+"""Builds a model from a recipe's choices: loads and freezes all parts, attaches heads and methods,
+and notes which tensors come from which source, so that a run stores only the others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RESERVED = (
 """Names that parts of the model have, so that methods cannot."""
 
 LARGEST_SIZE = 2**31 - 1
-"""Of what a method adds, in any direction: products of two still are numbers of 64 bits."""
+"""Of what a method adds, in any direction: the product of two still fits into 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,8 @@ def build_model(
     Inside `torch.device("meta")` it has shapes only, and `processor` may be None: then the sizes
     come from the model's config. Errors: ValueError if parts do not fit each other.
     """
+    # The tape notes how each new weight is drawn, so that it can be drawn again by seed and name:
+    # a weight is the same whatever else the recipe has.
     with bounded(), Tape() as tape:
         model = build_parts(setup, dtype, processor)
     sourced = {*model.sources.names, *model.sources.rows}
@@ -114,7 +116,7 @@ def build_model(
 
 
 def build_parts(setup: ModelSetup, dtype: torch.dtype, processor: Any) -> Model:
-    """The model without methods, frozen, and which of its tensors sources have filled."""
+    """The model without heads and methods, frozen."""
     model = setup.kind.build(dtype, processor)
     model.requires_grad_(False)
     return model

@@ -1,4 +1,5 @@
-"""Rows and their pictures -> Batch, for models that read text and visual tokens apart.
+"""Rows and their pictures -> Batch: what the collators of all kinds are made of, and the collator
+of models whose answers are the decoder's. Last, augmented views of pictures.
 
 b examples, u distinct images, n images an example, l prompt tokens, t target tokens.
 """
@@ -17,52 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Example, Images, Row
-
-# Augmented views of pictures: a random part, stretched to the whole, and perhaps mirrored.
-#
-# As usual in few-shot training of CLIP, the part has half to all of the area, and an aspect ratio
-# of 3/4 to 4/3. A view depends on the picture and on the view's number alone, so that its embedding
-# can be kept. The original codes crop the stored picture; here it has the model's size already.
-
-
-SMALLEST_AREA = 0.5
-WIDEST_RATIO = 4 / 3
-
-
-class View(NamedTuple):
-    """A view of a picture."""
-
-    picture: Tensor
-    """(3, h, w) uint8."""
-    number: int = 0
-    """0 is the picture itself."""
-
-    def key(self) -> tuple[bytes, int]:
-        """Identifies the view: a hash of the picture's pixels, and the number."""
-        pixels = self.picture.cpu().contiguous().numpy().tobytes()
-        return blake2b(pixels, digest_size=16).digest(), self.number
-
-    def pixels(self) -> Tensor:
-        """(3, h, w) uint8."""
-        return self.picture if self.number == 0 else cut(self.picture, self.key())
-
-
-def cut(picture: Tensor, key: tuple[bytes, int]) -> Tensor:
-    """The part of a picture (3, h, w) uint8 that the view's key draws, in the picture's size."""
-    name = blake2b(key[0] + key[1].to_bytes(8, "big"), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(name, "big"))
-    area, ratio, down, right, mirrored = torch.rand(5, generator=generator).tolist()
-    area = SMALLEST_AREA + (1 - SMALLEST_AREA) * area
-    ratio = math.exp((2 * ratio - 1) * math.log(WIDEST_RATIO))
-    height, width = picture.shape[1:]
-    rows = max(1, min(height, round(height * math.sqrt(area / ratio))))
-    columns = max(1, min(width, round(width * math.sqrt(area * ratio))))
-    top, left = round(down * (height - rows)), round(right * (width - columns))
-    part = picture[:, top : top + rows, left : left + columns].float()
-    whole = F.interpolate(part[None], (height, width), mode="bicubic", antialias=True)[0]
-    seen = whole.round().clamp(0, 255).to(torch.uint8)
-    return seen.flip(-1) if mirrored < 1 / 2 else seen
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
 
 
 class Tokenizer(Protocol):
@@ -77,7 +33,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class JointCollator:
-    """Puts rows together, padded on the right."""
+    """Puts rows together, padded on the right; labels are those of the decoder."""
 
     tokenizer: Tokenizer
     features: bool
@@ -88,16 +44,24 @@ class JointCollator:
         assert not isinstance(images, list)
         prompts = token_ids(self.tokenizer, [(r.example.prompt, r.max_prompt_tokens) for r in rows])
         batch = batch_of(rows, prompts, self.tokenizer.pad_token_id, evaluation=evaluation)
-        batch.labels = _labels(rows, self.tokenizer)
+        if any(row.example.target is not None for row in rows):
+            targets = [(row.example.target or "", row.max_target_tokens) for row in rows]
+            labels: list[Sequence[int]] = []
+            for row, tokens in zip(rows, token_ids(self.tokenizer, targets), strict=True):
+                if row.example.target is None:
+                    labels.append([])
+                elif row.example.class_scores is None:
+                    labels.append(tokens)
+                else:  # the end alone, before which T5 has nothing and BART <s>
+                    labels.append(first_token_alone(tokens, len(tokens) - 1))
+            batch.labels = padded(labels, IGNORED_LABEL)
         batch.images, batch.features = (None, images) if self.features else (images, None)
         return batch
 
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
-        """Tokens of (prompt, most tokens) pairs."""
         return [len(tokens) for tokens in token_ids(self.tokenizer, prompts)]
 
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
-        """Tokens of (answer, most tokens) pairs, with </s>."""
         return self.prompt_lengths(answers)
 
 
@@ -141,23 +105,6 @@ def first_token_alone(tokens: Sequence[int], num_before: int) -> list[int]:
     return [*[IGNORED_LABEL] * num_before, tokens[num_before]]
 
 
-def _labels(rows: Sequence[Row], tokenizer: Tokenizer) -> Tensor | None:
-    """(b, t), ignored for examples without a target; None if no example has one."""
-    if all(row.example.target is None for row in rows):
-        return None
-    texts = [(row.example.target or "", row.max_target_tokens) for row in rows]
-    pairs = zip(rows, token_ids(tokenizer, texts), strict=True)
-    return padded([_labels_of(row.example, tokens) for row, tokens in pairs], IGNORED_LABEL)
-
-
-def _labels_of(example: Example, tokens: Sequence[int]) -> Sequence[int]:
-    """The labels of an example whose target has these tokens; of one with classes, the end alone,
-    before which T5 has nothing and BART <s>."""
-    if example.target is None:
-        return []
-    return tokens if example.class_scores is None else first_token_alone(tokens, len(tokens) - 1)
-
-
 def token_ids(tokenizer: Tokenizer, texts: Sequence[tuple[str, int]]) -> list[list[int]]:
     """Token ids of (text, most tokens) pairs: one call of the tokenizer for each limit.
 
@@ -174,5 +121,50 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[tuple[str, int]]) -> list[li
 
 def padded(lines: Sequence[Sequence[int]], value: int) -> Tensor:
     """(lines, longest) int64; one column of `value` where all lines are empty."""
+    # Columns rather than rows: zip_longest pads them in C. `copy` makes the rows contiguous.
     columns = list(zip_longest(*lines, fillvalue=value)) or [(value,) * len(lines)]
     return torch.from_numpy(np.array(columns, np.int64).T.copy())
+
+
+SMALLEST_AREA = 0.5
+WIDEST_RATIO = 4 / 3
+
+
+class View(NamedTuple):
+    """An augmented view of a picture: a random part, stretched to the whole, and perhaps mirrored.
+
+    As usual in few-shot training of CLIP, the part has half to all of the area, and an aspect ratio
+    of 3/4 to 4/3. A view depends on the picture and on the view's number alone, so that its
+    embedding can be kept. The original codes crop the stored picture; here it has the model's size
+    already.
+    """
+
+    picture: Tensor
+    """(3, h, w) uint8."""
+    number: int = 0
+    """0 is the picture itself."""
+
+    def key(self) -> tuple[bytes, int]:
+        """Identifies the view: a hash of the picture's pixels, and the number."""
+        pixels = self.picture.cpu().contiguous().numpy().tobytes()
+        return blake2b(pixels, digest_size=16).digest(), self.number
+
+    def pixels(self) -> Tensor:
+        """(3, h, w) uint8: the part that the view's key draws, in the picture's size."""
+        if self.number == 0:
+            return self.picture
+        key, number = self.key()
+        # 7 bytes: torch's seeds have 64 bits and a sign.
+        name = blake2b(key + number.to_bytes(8, "big"), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(name, "big"))
+        area, ratio, down, right, mirrored = torch.rand(5, generator=generator).tolist()
+        area = SMALLEST_AREA + (1 - SMALLEST_AREA) * area
+        ratio = math.exp((2 * ratio - 1) * math.log(WIDEST_RATIO))
+        height, width = self.picture.shape[1:]
+        rows = max(1, min(height, round(height * math.sqrt(area / ratio))))
+        columns = max(1, min(width, round(width * math.sqrt(area * ratio))))
+        top, left = round(down * (height - rows)), round(right * (width - columns))
+        part = self.picture[:, top : top + rows, left : left + columns].float()
+        whole = F.interpolate(part[None], (height, width), mode="bicubic", antialias=True)[0]
+        seen = whole.round().clamp(0, 255).to(torch.uint8)  # bicubic overshoots
+        return seen.flip(-1) if mirrored < 1 / 2 else seen

@@ -1,4 +1,4 @@
-"""The weight of each example in the loss, which is defined once over the global batch.
+"""The loss: of each label, and the weight of each example in that of the global batch.
 
 `Model.token_nll` computes the cross-entropies, `Model.forward` the weighted sum.
 
@@ -27,9 +27,6 @@ from vlds.models.kernels.fused import TokenNLL
 from vlds.models.methods.context import Predicted
 from vlds.schema import IGNORED_LABEL, Batch
 from vlds.tasks.base import Task
-
-# The loss of a batch's labels: the negative log-likelihood of tokens, the cross-entropy of
-# classes.
 
 
 def targets_of(batch: Batch) -> Tensor:

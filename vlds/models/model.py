@@ -1,6 +1,8 @@
-"""What every kind of model is to the trainer, the evaluator and the converters.
+"""What every kind of model is to the trainer, the evaluator and the converters: its parts and their
+counts, its tasks' heads, its loss and its answers.
 
-Shapes: b examples, l prompt tokens, t target tokens, n images per example, w vocabulary words.
+Shapes: b examples, l prompt tokens, t target tokens, n images per example, w vocabulary words, m
+examples of a task with a head, c classes of it, d width of the states that heads read.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from transformers import GenerationConfig
 
 from vlds.models.backbones.attention import use_extensions
 from vlds.models.backbones.base import unique_state
+from vlds.models.collate import View
 from vlds.models.generation.answer_list import Answer, AnswerList, read_answers
 from vlds.models.kernels.attention import step_kernels
 from vlds.models.kernels.dropout import StepDropout, examples_follow
@@ -40,11 +43,10 @@ from vlds.models.vision.base import GridEncoder
 from vlds.schema import IGNORED_LABEL, Batch, Decoding, OptimizerRules, TargetModules
 from vlds.tasks.class_output import ClassOutput
 
-# Activation checkpointing of Hugging Face's models.
-
 
 def recompute_layers(model: Any) -> None:
-    """Let a frozen model of Hugging Face recompute each layer in the backward pass."""
+    """Let a frozen model of Hugging Face recompute each layer in the backward pass (activation
+    checkpointing)."""
     # Versions of transformers differ in the name of the switch.
     names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
     enable = next(getattr(model, name) for name in names if hasattr(model, name))
@@ -52,9 +54,6 @@ def recompute_layers(model: Any) -> None:
     # Some versions let the embeddings require gradients too, which only reentrant recomputing
     # needs; it would differentiate frozen layers for nothing.
     model.disable_input_require_grads()
-
-
-# What a micro-batch draws.
 
 
 @contextmanager
@@ -68,9 +67,6 @@ def step_draws(
     model.context.begin_step(seed, step)
     with step_kernels(model, StepDropout(seed, step)):
         yield
-
-
-# Counts of parameters, in all and by part.
 
 
 @dataclass(frozen=True)
@@ -88,21 +84,6 @@ class Counts:
     by_part: dict[str, Count]
     """backbone, visual_embedding or connector, norms, each method; the vision encoder too."""
 
-    @classmethod
-    def of(cls, model: Any) -> Counts:
-        """Count the parameters of a `Model`; tied parameters count once."""
-        by_part: dict[str, Count] = {}
-        packed = unpacked_sizes(model)
-        for name, parameter in model.named_parameters():
-            part = model.part_of(name)
-            old = by_part.get(part, Count(0, 0))
-            # The whole size if ZeRO-3 has partitioned the parameter.
-            size = int(getattr(parameter, "ds_numel", parameter.numel()))
-            size = packed.get(id(parameter), size)
-            trained = size if parameter.requires_grad else 0
-            by_part[part] = Count(old.total + size, old.trainable + trained)
-        return cls(by_part)
-
     @property
     def total(self) -> int:
         """All weights but the vision encoder's."""
@@ -110,7 +91,6 @@ class Counts:
 
     @property
     def trainable(self) -> int:
-        """Weights that train."""
         return sum(count.trainable for count in self.by_part.values())
 
     @property
@@ -119,7 +99,7 @@ class Counts:
         return 100 * self.trainable / self.total
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """What `vlds describe --json` prints."""
         parts = {part: asdict(count) for part, count in self.by_part.items()}
         return {
             "total": self.total,
@@ -129,7 +109,7 @@ class Counts:
         }
 
     def table(self) -> str:
-        """For people."""
+        """What `vlds describe` prints."""
         lines = [f"{'part':<24}{'weights':>16}{'trainable':>16}{'%':>10}"]
         for part, count in self.by_part.items():
             lines.append(f"{part:<24}{count.total:>16,}{count.trainable:>16,}")
@@ -137,11 +117,6 @@ class Counts:
         if "vision" in self.by_part:
             lines.append("The vision encoder is not in the total, as in VL-Adapter.")
         return "\n".join(lines)
-
-
-# The heads of a model: which rows of a batch they read, their losses and their answers.
-#
-# b examples, t labels of an example, m examples of a task, c classes of it, d width.
 
 
 class Split(NamedTuple):
@@ -204,7 +179,11 @@ class TaskHeads(nn.ModuleDict):
         for name, head in self.items():
             mine = tasks == self.numbers[name]
             logits = head(states[mine])
-            targets = targets_of_rows(batch, rows[mine], logits)
+            # Targets have as many columns as the batch's largest class; the head has all classes.
+            targets = logits.new_zeros(logits.shape, dtype=torch.float32)
+            if batch.class_targets is not None:
+                named = batch.class_targets[rows[mine], : logits.shape[1]]
+                targets = F.pad(named, (0, logits.shape[1] - named.shape[1]))
             is_binary = self.outputs[name].loss == "binary_cross_entropy"
             found.append(ClassesPredicted(logits, rows[mine], targets, is_binary))
         return found
@@ -224,14 +203,6 @@ class TaskHeads(nn.ModuleDict):
         best, chosen = (logits.sigmoid() if is_binary else logits.softmax(-1)).max(-1)
         pairs = zip(chosen.tolist(), best.tolist(), strict=True)
         return [(output.head.names[number], confidence) for number, confidence in pairs]
-
-
-def targets_of_rows(batch: Batch, rows: Tensor, logits: Tensor) -> Tensor:
-    """(m, c) float32 targets of rows (m,), as many classes as the logits (m, c) have."""
-    if batch.class_targets is None:
-        return logits.new_zeros(logits.shape, dtype=torch.float32)
-    targets = batch.class_targets[rows, : logits.shape[1]]
-    return F.pad(targets, (0, logits.shape[1] - targets.shape[1]))
 
 
 class ModelOutput(NamedTuple):
@@ -270,7 +241,7 @@ class Part:
     takes_prompts: bool = True
     """False if nothing can stand before the text."""
     says_tokens: bool = True
-    """False if the model does not say which of the part's tokens are real."""
+    """False if the model does not say which of the part's tokens are real, and which padding."""
     others: frozenset[str] = frozenset()
     """Parameters inside the module that belong to another part, so that no method of this one
     trains them: their names relative to the module."""
@@ -335,9 +306,20 @@ class Model(nn.Module, ABC):
         read. Answers that the batch holds are not read."""
         raise NotImplementedError
 
-    @abstractmethod
+    def embed_views(self, views: Sequence[View], twin: bool = False) -> Tensor:
+        """(u, d) of length 1, in float32, for models that embed texts. `twin`: methods are switched
+        off."""
+        raise NotImplementedError
+
+    @property
+    def template_variables(self) -> Mapping[str, object]:
+        """What the processor's chat template is told beside the messages."""
+        return {}
+
     def generation_defaults(self) -> GenerationConfig:
-        """The tokens at which Hugging Face's `generate` begins, ends and pads answers."""
+        """The tokens at which Hugging Face's `generate` begins, ends and pads answers; none for
+        models that write no text."""
+        return GenerationConfig()
 
     def predicted(self, batch: Batch) -> Predicted:
         """The logits of the labels' tokens alone, and what heads say of the batch; kinds that can
@@ -416,6 +398,7 @@ class Model(nn.Module, ABC):
         """
         if pieces:
             of_pieces = [self.loss_sums(batch.select(rows)) for rows in pieces]
+            # The place of each row of the batch among the pieces' rows.
             order = torch.cat(list(pieces)).argsort().to(coefficients.device)
             sums = [torch.cat(parts)[order] for parts in zip(*of_pieces, strict=True)]
         else:
@@ -429,6 +412,7 @@ class Model(nn.Module, ABC):
         to it."""
         losses = self.batch_losses.values() if self.training else ()
         passes = []
+        # Each pass draws anew: AdaMix compares two of them.
         for number in range(self.num_passes if self.training else 1):
             examples_follow(batch.ids, number)
             with self.context.in_pass(number):
@@ -446,6 +430,7 @@ class Model(nn.Module, ABC):
     def answer(self, batch: Batch, decoding: Decoding) -> list[Answer]:
         """Each example's answer, by its task's head if it has one; all are of tasks with heads, or
         none."""
+        # Evaluation makes batches of one task.
         has_classes = self.heads.has_classes(batch)
         if not has_classes.any():
             return self.write(batch, decoding)
@@ -524,6 +509,15 @@ class Model(nn.Module, ABC):
         return self.trained_by.get(name, name.split(".", 1)[0])
 
     def count_parameters(self) -> Counts:
-        """Weights by part, tied ones once, without the vision encoder, as in VL-Adapter's
-        percentages."""
-        return Counts.of(self)
+        """Weights by part, tied ones once."""
+        by_part: dict[str, Count] = {}
+        packed = unpacked_sizes(self)
+        for name, parameter in self.named_parameters():
+            part = self.part_of(name)
+            old = by_part.get(part, Count(0, 0))
+            # The whole size if ZeRO-3 has partitioned the parameter, or if 4 bits hold a weight.
+            size = int(getattr(parameter, "ds_numel", parameter.numel()))
+            size = packed.get(id(parameter), size)
+            trained = size if parameter.requires_grad else 0
+            by_part[part] = Count(old.total + size, old.trainable + trained)
+        return Counts(by_part)

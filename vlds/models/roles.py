@@ -1,9 +1,9 @@
-"""The roles of a Hugging Face model's layers, by rule: where methods attach in a model whose class
-vlds does not know.
+"""What is known of a model's weights by rule: the roles of layers, where methods attach, and how
+the optimizer treats each weight that trains.
 
-A linear layer has a role if its path has a layer's number before the last segment. Names of the
-modules between that number and the layer, or of their classes, tell attention from feed-forward
-layers; the last segment tells the rest.
+In a model whose class vlds does not know, a linear layer has a role if its path has a layer's
+number before the last segment. Names of the modules between that number and the layer, or of their
+classes, tell attention from feed-forward layers; the last segment tells the rest.
 """
 
 from __future__ import annotations
@@ -87,22 +87,18 @@ def role_of_linear(
     leaf, ends = segments[-1], range(number + 1, len(segments) - 1)
     classes = [type(modules[".".join(segments[: end + 1])]).__name__ for end in ends]
     around = [*(segments[end] for end in ends), *classes]
-    if not any(map(ATTENTION.search, around)):
-        return role_in_feed_forward(leaf, around)
-    role = next((role for role, leaves in ATTENTION_LEAVES.items() if leaf in leaves), None)
-    if role is None or not any(map(CROSS.search, around)):
-        return role
-    return None if role == "attn_qkv" else f"cross_{role}"
-
-
-def role_in_feed_forward(leaf: str, around: Sequence[str]) -> str | None:
-    """The role of a linear layer outside attention, by its name and the names around it."""
-    if leaf == "dense":  # BERT's, which only the module around it tells apart
+    in_attention = any(map(ATTENTION.search, around))
+    if not in_attention and leaf == "dense":
+        # BERT calls both layers of a feed-forward block so; the module around it tells which.
         sides = {"intermediate": "ffn_in", "output": "ffn_out"}
         return next((sides[name] for name in around if name in sides), None)
-    if leaf.startswith("wi_"):
+    if not in_attention and leaf.startswith("wi_"):  # T5's gated layers: wi_0, wi_1
         return "ffn_in"
-    return next((role for role, leaves in FEED_FORWARD_LEAVES.items() if leaf in leaves), None)
+    leaves_of = ATTENTION_LEAVES if in_attention else FEED_FORWARD_LEAVES
+    role = next((role for role, leaves in leaves_of.items() if leaf in leaves), None)
+    if role is None or not in_attention or not any(map(CROSS.search, around)):
+        return role
+    return None if role == "attn_qkv" else f"cross_{role}"
 
 
 def patterns(members: Sequence[str], every: Sequence[str]) -> Iterator[str]:
@@ -179,10 +175,6 @@ def cures(paths: Mapping[str, object], nameless: Sequence[str]) -> dict[str, str
     return texts
 
 
-# How the optimizer treats each weight that trains: what the modules declare, and what the kind of
-# a library's module says.
-
-
 NORM_WEIGHT = OptimizerRule(decays=False, vl_adapter_decays=True)
 """The original code looks for `LayerNorm.weight`, and its norms are called layer_norm."""
 
@@ -213,8 +205,13 @@ def optimizer_rules(model: Model) -> dict[str, OptimizerRule]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             owner, _, tensor = name.rpartition(".")
-            rule = declared_rule(name, declared)
-            rules[name] = rule_of_kind(name, modules[owner], tensor) if rule is None else rule
+            rule, segments = None, name.split(".")
+            for depth in reversed(range(len(segments))):  # the nearest module first
+                inside = ".".join(segments[depth:])
+                for pattern, its_rule in declared[".".join(segments[:depth])].items():
+                    if rule is None and pattern_of(pattern).fullmatch(inside):
+                        rule = its_rule
+            rules[name] = rule_of_class(name, modules[owner], tensor) if rule is None else rule
     return rules
 
 
@@ -235,23 +232,11 @@ def task_slices(model: Model, num_tasks: int) -> dict[nn.Parameter, TaskSlices]:
     return slices
 
 
-def declared_rule(name: str, declared: Mapping[str, OptimizerRules]) -> OptimizerRule | None:
-    """What the nearest module around a parameter declares about it."""
-    segments = name.split(".")
-    for depth in reversed(range(len(segments))):
-        inside = ".".join(segments[depth:])
-        for pattern, rule in declared[".".join(segments[:depth])].items():
-            if pattern_of(pattern).fullmatch(inside):
-                return rule
-    return None
-
-
-def rule_of_kind(name: str, module: nn.Module, tensor: str) -> OptimizerRule:
+def rule_of_class(name: str, module: nn.Module, tensor: str) -> OptimizerRule:
     """The rule of a library's module: norms and biases do not decay, other weights do.
 
-    `tensor` is the parameter's name in the module's own class. Errors: ValueError if the module
-    is a method's and not a layer of PyTorch or transformers, so that its kind is
-    unknown.
+    `tensor` is the parameter's name in the module's own class. Errors: ValueError if the module is
+    a method's and not a layer of PyTorch or transformers, of which nothing is known.
     """
     kind = type(module)
     containers = (nn.ParameterList, nn.ParameterDict)

@@ -1,11 +1,9 @@
-"""The bridge from grid features to visual tokens, as VL-T5 and VL-Adapter have it.
+"""The bridges from grid features to visual tokens: those of CLIP-ViL (GridEmbedding), of LLaVA
+(Projector), and of VL-T5 and VL-Adapter (VisualEmbedding); and how tokens of images are put into
+rows.
 
-    e = Norm(W_f f + b_f) + Norm(W_p [x1, x2, y1, y2, area] + b_p) + ImageOrder[i] + E[|E| - 1 - o]
-
-for token o of image i, with E the backbone's token table: row |E| - 1 - o is <vis_extra_id_o>. With
-`norm: sum`, as VL-BART was pre-trained, the parts have no norms and their sum has one.
-Features may be pooled to a smaller grid first. Shapes: u distinct images, b examples, n images per
-example, v tokens per image, d width.
+Shapes: u distinct images, b examples, n images per example, v' cells of the encoder's grid, v
+tokens per image, l tokens of a row, d width.
 """
 
 from __future__ import annotations
@@ -21,16 +19,15 @@ from torch import Tensor, nn
 from vlds.runtime.checks import Count, SourceFile
 from vlds.schema import NO_IMAGE, UNDECAYED, OptimizerRule, OptimizerRules
 
-# The bridge from grid features to an encoder's tokens, as CLIP-ViL has it in VL-Adapter.
-#
-#     e = LN(W (f + R[i] + C[j]) + b)
-#
-# for the cell in row i and column j, with f its features. (There, W and the norm are `visn_fc` and
-# `visn_layer_norm` in lxrt/modeling.py, R and C the two tables of `LinearPositionEmbedding`.)
-
 
 class GridEmbedding(nn.Module):
-    """Features of pictures -> visual tokens."""
+    """The bridge to an encoder, as CLIP-ViL has it in VL-Adapter:
+
+        e = LN(W (f + R[i] + C[j]) + b)
+
+    for the cell in row i and column j, with f its features. (There, W and the norm are `visn_fc`
+    and `visn_layer_norm` in lxrt/modeling.py, R and C the two tables of `LinearPositionEmbedding`.)
+    """
 
     optimizer_rules: ClassVar[OptimizerRules] = {
         "rows.weight": UNDECAYED,
@@ -61,15 +58,9 @@ class GridEmbedding(nn.Module):
         return tokens
 
 
-# The bridge from grid features to a causal model's tokens: the two-layer network of LLaVA 1.5 (Liu
-# et al. 2023, https://arxiv.org/abs/2310.03744), and how rows of visual tokens and text are put
-# together.
-#
-# Shapes: u distinct images, b rows, n images per row, v tokens per image, l tokens, d width.
-
-
 class Projector(nn.Module):
-    """Features of images -> visual tokens."""
+    """The bridge to a causal model: the two-layer network of LLaVA 1.5 (Liu et al. 2023,
+    https://arxiv.org/abs/2310.03744)."""
 
     def __init__(self, feature_dim: int, width: int, grid: int) -> None:
         """`grid`: cells along a side after max pooling."""
@@ -100,6 +91,7 @@ def tokens_of_rows(tokens: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]
 def packing(mask: Tensor, *, left: bool = False) -> Tensor:
     """(b, l) mask -> (b, longest) places of each row's tokens in their order, and of the padding
     that is left behind them, or before them (`left`)."""
+    # A stable sort of 0 and 1 keeps the tokens in their order.
     longest = int(mask.sum(1).max())
     if left:
         return mask.to(torch.uint8).argsort(dim=1, stable=True)[:, mask.shape[1] - longest :]
@@ -129,7 +121,14 @@ class VisualEmbeddingConfig:
 
 
 class VisualEmbedding(nn.Module):
-    """Features of distinct images -> visual tokens of examples."""
+    """The bridge to a joint encoder, as VL-T5 and VL-Adapter have it:
+
+        e = Norm(W_f f + b_f) + Norm(W_p [x1, x2, y1, y2, area] + b_p) + ImageOrder[i] + E[|E|-1-o]
+
+    for token o of image i, with E the backbone's token table: row |E| - 1 - o is <vis_extra_id_o>.
+    With `norm: sum`, as VL-BART was pre-trained, the parts have no norms and their sum has one.
+    Features may be pooled to a smaller grid first.
+    """
 
     optimizer_rules: ClassVar[OptimizerRules] = {
         "image_order.weight": OptimizerRule(decays=False, vl_adapter_decays=True)
@@ -186,15 +185,13 @@ class VisualEmbedding(nn.Module):
         tokens = self.embed(features, boxes)  # (u, v, d)
         tokens = tokens[image_index.clamp(min=0)]  # (b, n, v, d)
         tokens = tokens + self.image_order(torch.arange(num_images, device=tokens.device))[:, None]
-        tokens = tokens + token_table(self.object_ids(token_table, tokens.device))
+        # <vis_extra_id_0>, <vis_extra_id_1>, ... are the table's rows from its end.
+        assert isinstance(token_table, nn.Embedding)
+        objects = torch.arange(self.num_tokens, device=tokens.device)
+        tokens = tokens + token_table(token_table.num_embeddings - 1 - objects)
         tokens = self.sum_norm(tokens)
         mask = (image_index != NO_IMAGE)[:, :, None].expand(-1, -1, self.num_tokens)
         return tokens.flatten(1, 2), mask.reshape(num_examples, -1)
-
-    def object_ids(self, token_table: nn.Module, device: torch.device) -> Tensor:
-        """(v,) ids of <vis_extra_id_0>, <vis_extra_id_1>, ...: the table's rows from its end."""
-        assert isinstance(token_table, nn.Embedding)
-        return token_table.num_embeddings - 1 - torch.arange(self.num_tokens, device=device)
 
     def embed(self, features: Tensor, boxes: Tensor | None) -> Tensor:
         """What does not depend on an image's place: (u, v', dim) -> (u, v, d)."""

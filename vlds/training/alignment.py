@@ -28,9 +28,7 @@ from vlds.data.shards.pictures import decode_image, decode_pictures
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.source import Source
 from vlds.models.collate import View
-from vlds.models.heads.texts import unit
-from vlds.models.kinds.dual_encoder_model import DualEncoderModel
-from vlds.models.kinds.joint import JointModel, JointSeq2Seq
+from vlds.models.heads.texts import TextClasses, unit
 from vlds.models.methods.tip_adapter import CacheExtension
 from vlds.models.model import Model
 from vlds.models.vision.base import freeze, thaw
@@ -44,9 +42,11 @@ from vlds.schema import ImageSpec, Sample
 
 def caches_of(model: Model) -> dict[str, CacheExtension]:
     """Task -> the cache of its head, for tasks that have one."""
-    if not isinstance(model, DualEncoderModel):
-        return {}
-    return {name: e for name, _, e in model.extensions() if isinstance(e, CacheExtension)}
+    return {
+        name: head.extension
+        for name, head in model.heads.items()
+        if isinstance(head, TextClasses) and isinstance(head.extension, CacheExtension)
+    }
 
 
 @torch.no_grad()
@@ -57,7 +57,6 @@ def fill_caches(model: Model, recipe: Recipe, sources: Sequence[Source], ranks: 
     Errors: ValueError if a task reads several data sets, SkipSample if a picture cannot be read.
     """
     for name, extension in caches_of(model).items():
-        assert isinstance(model, DualEncoderModel)
         (source,) = (source for source in sources if source.name == name)
         if len(source.datasets) != 1:
             raise ValueError(
@@ -73,7 +72,7 @@ def fill_caches(model: Model, recipe: Recipe, sources: Sequence[Source], ranks: 
 
 
 def embedded(
-    model: DualEncoderModel,
+    model: Model,
     dataset: Dataset,
     recipe: Recipe,
     cache: CacheExtension,
@@ -82,6 +81,7 @@ def embedded(
     """(n, d) float64 of the samples of a data set."""
     image = recipe.image
     assert isinstance(image, ImageSpec)
+    assert model.state_width is not None
     means = torch.zeros(dataset.num_samples, model.state_width, dtype=torch.float64)
     for number in range(ranks.global_rank, dataset.num_samples, ranks.world_size):
         picture = torch.from_numpy(decode_pictures(dataset.read(number), image)[0])
@@ -111,38 +111,31 @@ def align(model: Model, recipe: Recipe, ranks: Ranks) -> None:
     """
     config = recipe.alignment
     assert config is not None
-    kind = recipe.model
-    if not (isinstance(kind, JointSeq2Seq) and isinstance(model, JointModel)):
-        raise ValueError(
-            f"alignment: the model is {type(kind).__name__}, and it works with JointSeq2Seq only; "
-            "leave it out"
-        )
-    if kind.backbone.path is not None or kind.vision.source is not None:
-        raise ValueError(
-            f"alignment: model.backbone.path is {kind.backbone.path}, the vision encoder's weights "
-            f"{kind.vision.source}; alignment is for models with random weights: leave it out"
-        )
+    vision, embedding = recipe.model.visual_parts(model)
     regions = read_regions(recipe, model)
     table = model.backbone.get_input_embeddings().weight
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    was_frozen = model.vision.frozen
-    thaw(model.vision)
-    model.visual_embedding.requires_grad_(True)
+    was_frozen = vision.frozen
+    thaw(vision)
+    embedding.requires_grad_(True)
     table.requires_grad_(True)
-    parameters = [*model.vision.parameters(), *model.visual_embedding.parameters(), table]
+    parameters = [*vision.parameters(), *embedding.parameters(), table]
     # Fused, because its square roots are exact: those of MKL differ between processors.
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps)
     generator = np.random.default_rng(recipe.seed)
     for _ in range(config.steps):
         chosen = torch.from_numpy(generator.integers(len(regions.pixels), size=config.batch_size))
-        loss = region_loss(model, table, regions.pixels[chosen], regions.words[chosen])
+        # Cross-entropy between each cell's words and what its visual token is near to.
+        tokens = embedding.embed(vision(regions.pixels[chosen]), None)
+        logits = tokens @ table.T / tokens.shape[-1] ** 0.5
+        loss = F.cross_entropy(logits.flatten(0, 1), regions.words[chosen].flatten(0, 1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     if was_frozen:
-        freeze(model.vision)
+        freeze(vision)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(wanted[name])
     if ranks.is_first:
@@ -152,19 +145,13 @@ def align(model: Model, recipe: Recipe, ranks: Ranks) -> None:
         )
 
 
-def region_loss(model: JointModel, table: Tensor, pixels: Tensor, words: Tensor) -> Tensor:
-    """Cross-entropy between each cell's words and what its visual token is near to."""
-    tokens = model.visual_embedding.embed(model.vision(pixels), None)
-    logits = tokens @ table.T / tokens.shape[-1] ** 0.5
-    return F.cross_entropy(logits.flatten(0, 1), words.flatten(0, 1))
-
-
-def read_regions(recipe: Recipe, model: JointModel) -> Regions:
+def read_regions(recipe: Recipe, model: Model) -> Regions:
     """Decode all pictures of the data set and spell out their cells."""
     config, image, tokenizer = recipe.alignment, recipe.image, model.tokenizer
     assert config is not None
     if image is None:
         raise ValueError("alignment: the vision encoder reads stored features; leave alignment out")
+    _, embedding = recipe.model.visual_parts(model)
     dataset = open_dataset(config.data, recipe.data.shard_cache)
     pixels, words = [], []
     vocabulary = model.backbone.get_input_embeddings().num_embeddings
@@ -178,7 +165,7 @@ def read_regions(recipe: Recipe, model: JointModel) -> Regions:
         sample = dataset.read(number)
         array = decode_image(sample.images[0], image, f"of sample {sample.key}")
         pixels.append(torch.from_numpy(array))
-        grid, empty = model.visual_embedding.grid, tokenizer.eos_token_id
+        grid, empty = embedding.grid, tokenizer.eos_token_id
         words.append(cell_words(sample, grid, vocabulary, spell, empty))
     return Regions(torch.stack(pixels), torch.stack(words))
 

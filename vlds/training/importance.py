@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -15,7 +14,6 @@ from vlds.data.order.mixed_order import BatchCut
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
-from vlds.models import JointSeq2Seq
 from vlds.models.methods.importance import BACKBONE, layers_hash, squared_gradients
 from vlds.recipe.config import Recipe
 from vlds.runtime.files import whole_file
@@ -30,17 +28,11 @@ def write_importance(recipe: Recipe, out: Path, num_samples: int) -> None:
     Errors: ValueError if the recipe's model has no backbone of its own, or its data cannot be
     opened.
     """
-    if not isinstance(recipe.model, JointSeq2Seq):
-        raise ValueError(
-            f"model: got {type(recipe.model).__name__}; LST stands beside the encoder and decoder "
-            "of a JointSeq2Seq alone"
-        )
-    backbone = recipe.model.backbone
-    model = backbone.load(len(backbone.load_tokenizer()), torch.float32).model
+    model = recipe.model.encoder_decoder()
     texts = follow(islice(texts_of(recipe), num_samples), "adding gradients", num_samples)
     found = squared_gradients(model, texts)
     about = None
-    if backbone.path is not None:
+    if "backbone" in recipe.model.sources:
         about = {BACKBONE: layers_hash(dict(model.named_parameters()), found)}
     tensors = {name: tensor.contiguous() for name, tensor in found.items()}
     with whole_file(out, new=True) as partial:

@@ -327,36 +327,35 @@ def segments_of(
 # when.
 
 
-RATES = {
-    "connector": "connector_learning_rate",
-    "projector": "connector_learning_rate",
-    "visual_embedding": "connector_learning_rate",
-    "fusion": "connector_learning_rate",
-    "norms": "norms_learning_rate",
-    "heads": "heads_learning_rate",
-}
-"""Part that trains beside the methods, as `Model.part_of` or a recipe's `trained_text` calls it ->
-field of the optimizer with its rate."""
+PART_RATES = ("connector_learning_rate", "norms_learning_rate", "heads_learning_rate")
+"""Fields of the optimizer with the rates of parts that are not methods."""
 
 
-def rate_field(part: str) -> str:
-    """Errors: ValueError if no field has the rate of a part that is no method."""
-    if part not in RATES:
+def rate_field(part: str, recipe: Recipe) -> str:
+    """The field with the rate of a part that is not a method, as `Model.part_of` or a recipe's
+    `trained_text` calls it.
+
+    Errors: ValueError if the kind of model names no field for it.
+    """
+    fields = {**recipe.model.rate_fields, "heads": "heads_learning_rate"}
+    if fields.get(part) not in PART_RATES:
         raise ValueError(
-            f"the model trains a part '{part}', which has no learning rate in the optimizer; a "
-            f"kind of model may call its parts {', '.join(RATES)}, and what else trains is a method"
+            f"the model trains a part '{part}', which has no learning rate in the optimizer; let "
+            f"`rate_fields` of {type(recipe.model).__name__} name one of {', '.join(PART_RATES)}, "
+            "or train it with a method"
         )
-    return RATES[part]
+    return fields[part]
 
 
 def check_rates(recipe: Recipe) -> None:
     """Errors: ValueError if the optimizer has the rate of a part that the model does not train, or
     none for one that it trains."""
-    trained = {rate_field(name.replace(" ", "_")) for name in recipe.trained_text}
-    for field in dict.fromkeys(RATES.values()):
+    trained = {rate_field(name.replace(" ", "_"), recipe) for name in recipe.trained_text}
+    for field in PART_RATES:
         rate = getattr(recipe.optimizer, field)
         if rate is not None and field not in trained:
-            parts = [part.replace("_", " ") for part, its in RATES.items() if its == field]
+            known = [part for part, its in recipe.model.rate_fields.items() if its == field]
+            parts = [part.replace("_", " ") for part in known or [field.split("_")[0]]]
             text = [name.replace("_", " ") for name in recipe.trained_text]
             what = ", ".join([*recipe.methods, *text]) or "nothing"
             raise ValueError(
@@ -397,12 +396,14 @@ def decays(rule: OptimizerRule, config: OptimizerConfig) -> bool:
 
 
 def peak_learning_rate(part: str, recipe: Recipe) -> float:
-    """The peak rate of a part, which is a method or one of RATES.
+    """The peak rate of a part, which is a method or has a `rate_field`.
 
     Errors: ValueError if it is neither.
     """
-    method = recipe.methods.get(part)
-    own = getattr(recipe.optimizer, rate_field(part)) if method is None else method.learning_rate
+    if (method := recipe.methods.get(part)) is not None:
+        own = method.learning_rate
+    else:
+        own = getattr(recipe.optimizer, rate_field(part, recipe))
     return recipe.optimizer.learning_rate if own is None else own
 
 

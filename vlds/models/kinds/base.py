@@ -1,11 +1,17 @@
-"""What a kind of model is: a recipe chooses one as its `model`."""
+"""What a kind of model is: a recipe chooses one as its `model`.
+
+A kind says where weights come from, builds the model, and knows all that other rooms ask of it.
+First the base of all kinds, then what some have in common: a vision encoder of vlds (GridKind),
+one folder of Hugging Face (PathKind), a visual embedding (EmbeddingKind), answers by `generate`
+(WritingModel). Last, how methods change what trains in the middle of a run.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +24,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from vlds.models.backbones.base import num_ids
 from vlds.models.generation.answer_list import Answer, Writer, as_answer
 from vlds.models.generation.decoding import best_choice
+from vlds.models.kernels.dropout import pictures_follow
 from vlds.models.loading.gate import TOKENIZER_FILES, check_model, check_tokenizer, open_checked
 from vlds.models.loading.load_backbone import Longest
 from vlds.models.loading.model_files import reading
@@ -26,6 +33,7 @@ from vlds.models.methods.context import Trained
 from vlds.models.methods.host import find_modules
 from vlds.models.model import Model, recompute_layers
 from vlds.models.vision.base import GridEncoder, VisionEncoder, freeze
+from vlds.models.visual_embedding import VisualEmbedding
 from vlds.runtime.checks import SourceFile, SourcePath, check_path_or_config
 from vlds.runtime.json_files import sha256
 from vlds.runtime.process import find
@@ -35,6 +43,8 @@ from vlds.tasks.base import Task
 WORD_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 WORD_NAMES = re.compile(r"token|vocab|merges|process|template|\.model$")
 """What the files of tokenizers and processors are called."""
+CONNECTOR_RATE = "connector_learning_rate"
+"""Field of `optimizer` with the rate of what lies between pictures and text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +59,31 @@ class ModelKind(ABC):
     """Hugging Face's class that opens the processor."""
     processor_word: ClassVar[str] = "tokenizer"
     """What messages call it."""
+    rate_fields: ClassVar[Mapping[str, str]] = {"connector": CONNECTOR_RATE}
+    """Part that can train beside the methods, as `trained_text` and `trained_parts` call it ->
+    field of `optimizer` with its learning rate."""
+
+    # What `vlds convert` says of it.
+
+    auto_class: ClassVar[str] = "AutoModel"
+    """The class of transformers that opens the folder of `vlds convert hf`."""
+    opens_whole: ClassVar[bool] = False
+    """True if that class opens the whole model, which sees; False if it opens only the backbone."""
+    backbone_word: ClassVar[str] = "text backbone"
+    """What messages call the backbone."""
+    backbone_task: ClassVar[str | None] = None
+    """What the backbone alone does, in the hub's words."""
+    own_backbone: ClassVar[bool] = False
+    """True if the backbone is never quite its source, for instance because it has more tokens.
+    Weights of methods then belong to the backbone that `vlds convert hf` writes."""
+
+    def refusal(self, layout: str) -> str | None:
+        """Why the layout of another program (reference, adapters) cannot hold the model; None if it
+        can."""
+        return (
+            f"model: {type(self).__name__}, and the {layout} layout holds JointSeq2Seq only; use "
+            "`vlds convert hf`"
+        )
 
     # Where it comes from.
 
@@ -181,7 +216,7 @@ class ModelKind(ABC):
 
     @property
     def trained_text(self) -> Sequence[str]:
-        """Parts that train as a whole beside the methods, in words."""
+        """Parts that train as a whole beside the methods, in words; `rate_fields` has each."""
         return []
 
     def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
@@ -192,6 +227,26 @@ class ModelKind(ABC):
     def enable_checkpointing(self, model: Model) -> None:
         """Recompute each layer's activations in the backward pass."""
         recompute_layers(model.backbone)
+
+    def visual_parts(self, model: Model) -> tuple[GridEncoder, VisualEmbedding]:
+        """What `alignment` trains of a model with random weights.
+
+        Errors: ValueError if the kind has no such parts, or they have pretrained weights.
+        """
+        raise ValueError(
+            f"alignment: the model is {type(self).__name__}, and it works with JointSeq2Seq only; "
+            "leave it out"
+        )
+
+    def encoder_decoder(self) -> Any:
+        """Hugging Face's model alone, in float32, whose weights `vlds importance` measures.
+
+        Errors: ValueError if the kind has none.
+        """
+        raise ValueError(
+            f"model: got {type(self).__name__}; LST stands beside the encoder and decoder of a "
+            "JointSeq2Seq alone"
+        )
 
     def export(self, model: Model, folder: Path) -> ModelKind:
         """Write all weights of the model but those of methods into a folder; the kind that reads
@@ -244,32 +299,33 @@ def hash_source(source: str) -> str:
 
     Errors: SourceError for a file that cannot be read, such as a link that leads nowhere.
     """
-    path = Path(source)
-    inside = path.iterdir() if path.is_dir() else ()
-    weights = [f for f in inside if f.suffix in {".safetensors", ".bin"} or f.name == "config.json"]
-    return hash_files([path] if path.is_file() else sorted(weights)) or hash_name(source)
+    return hash_files(
+        source, lambda f: f.suffix in {".safetensors", ".bin"} or f.name == "config.json"
+    )
 
 
 def hash_processor(source: str) -> str:
     """sha256 over the files of a tokenizer or processor, which may lie beside weights; over the
-    name if it is not local."""
+    name if it is not local. Errors: as `hash_source`."""
+    return hash_files(
+        source, lambda f: f.suffix in WORD_FILES and WORD_NAMES.search(f.name) is not None
+    )
+
+
+def hash_files(source: str, belongs: Callable[[Path], bool]) -> str:
+    """sha256 over names and bytes of a file, or of the files of a folder that belong; over the name
+    if there are none, as for a name on the hub."""
     path = Path(source)
-    inside = path.iterdir() if path.is_dir() else ()
-    words = [f for f in inside if f.suffix in WORD_FILES and WORD_NAMES.search(f.name)]
-    return hash_files([path] if path.is_file() else sorted(words)) or hash_name(source)
-
-
-def hash_files(files: Sequence[Path]) -> str | None:
-    """sha256 over files and their names; None if there are none.
-
-    Errors: SourceError for a file that cannot be read, such as a link that leads nowhere.
-    """
+    inside = sorted(filter(belongs, path.iterdir())) if path.is_dir() else []
+    files = [path] if path.is_file() else inside
+    if not files:
+        return hash_name(source)
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode())
         with reading(f"cannot read {file}"):
             digest.update(bytes.fromhex(sha256(file)))
-    return digest.hexdigest() if files else None
+    return digest.hexdigest()
 
 
 def hash_name(source: str) -> str:
@@ -282,12 +338,10 @@ def named(sources: Mapping[str, str | None]) -> dict[str, str]:
     return {part: source for part, source in sources.items() if source is not None}
 
 
-# What kinds have in common that are opened from one folder of Hugging Face with a tokenizer.
-
-
 @dataclass(frozen=True, kw_only=True)
 class PathKind(ModelKind):
-    """A kind with pretrained weights from `path`, or random ones in the sizes of a `config`."""
+    """A kind that is opened from one folder of Hugging Face with a tokenizer: pretrained weights
+    from `path`, or random ones in the sizes of a `config`."""
 
     path: SourcePath | None = None
     """Pretrained weights: a Hugging Face hub name or a local folder."""
@@ -328,13 +382,15 @@ class PathKind(ModelKind):
             )
 
 
-# What kinds have in common whose visual embedding puts visual tokens beside the text, in one
-# encoder.
-
-
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingKind(GridKind):
-    """A kind whose model has a `visual_embedding` before its backbone."""
+    """A kind whose model has a `visual_embedding`, which puts visual tokens beside the text in one
+    encoder."""
+
+    rate_fields: ClassVar[Mapping[str, str]] = {
+        "visual_embedding": CONNECTOR_RATE,
+        "norms": "norms_learning_rate",
+    }
 
     train_norms: bool = False
     """Train the backbone's layer norms too."""
@@ -361,13 +417,17 @@ class EmbeddingKind(GridKind):
         return str(file)
 
 
-# Models whose answers Hugging Face's `generate` writes.
-#
-# Shapes: b rows, w words of the vocabulary.
+def grid_features(vision: GridEncoder, pictures: Tensor) -> Tensor:
+    """(u, 3, h, w) uint8, or stored features (u, v', dim) -> (u, v', dim)."""
+    # Dropout of an encoder that trains depends on the picture, not on its place in the batch.
+    with torch.no_grad() if vision.frozen else pictures_follow(pictures):
+        features: Tensor = vision(pictures)
+    return features
 
 
 class WritingModel(Model):
-    """A model whose answers a `Writer` writes, or the logits behind the prompt choose."""
+    """A model whose answers Hugging Face's `generate` writes, or the logits behind the prompt
+    choose. Shapes: b rows, w words of the vocabulary."""
 
     @abstractmethod
     def first_logits(self, batch: Batch) -> Tensor:
@@ -398,9 +458,6 @@ class WritingModel(Model):
         return [as_answer(each, self.tokenizer, listed) for each in written]
 
 
-# Lets the methods of a model change what trains: after a step, and to fit what a run has saved.
-
-
 def revision_due(model: Model, step: int, num_steps: int) -> bool:
     """True if some method changes what trains after a step."""
     return any(step in revision.steps(num_steps) for revision in model.revisions.values())
@@ -417,6 +474,7 @@ def revise(
         if step not in revision.steps(num_steps):
             continue
         own = {parameters[n]: state[n] for n in state if model.trained_by[n] == method}
+        # A method says all that it trains from now on; what it leaves out stops to train.
         new = revision.revise(step, num_steps, own)
         revised = {p: tensors for p, tensors in revised.items() if p not in own} | dict(new)
         let_train(model, method, new)
@@ -437,6 +495,7 @@ def let_train(model: Model, method: str, parameters: Collection[nn.Parameter]) -
     wanted = [names[parameter] for parameter in parameters]
     others = {name: by for name, by in model.trained_by.items() if by != method}
     stopped = model.trained_by.keys() - others.keys() - set(wanted)
+    # What stops to train must be gone: run states hold no frozen weights.
     assert not stopped & set(names.values()), (
         f"run states would lose {stopped}, which stop to train"
     )

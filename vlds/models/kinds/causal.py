@@ -1,12 +1,17 @@
-"""The kind of any causal language model of Hugging Face behind a vision encoder of vlds."""
+"""Causal: any causal language model of Hugging Face behind a vision encoder of vlds, as in LLaVA.
+
+Vision encoder -> projector -> visual tokens before the text, which is prompt and answer in one
+sequence. Shapes: b rows, u distinct images, n images per row, v visual tokens per image, l tokens
+of prompt and answer, s tokens of the whole sequence, w words of the vocabulary, d width.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +22,20 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from vlds.models.collate import batch_of, first_token_alone, padded
 from vlds.models.generation.answer_list import Writer
 from vlds.models.generation.positions import (
-    Lines,
     can_share_starts,
     output_width,
     pick_positions,
     picking,
     share_starts,
 )
-from vlds.models.kernels.dropout import pictures_follow
-from vlds.models.kinds.base import GridKind, PathKind, WritingModel, named
+from vlds.models.kinds.base import (
+    CONNECTOR_RATE,
+    GridKind,
+    PathKind,
+    WritingModel,
+    grid_features,
+    named,
+)
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.models.loading.gate import check_config, read_any_config
 from vlds.models.loading.load_backbone import Longest, check_fits, load_backbone, num_positions
@@ -46,13 +56,11 @@ from vlds.models.visual_embedding import Projector, packing, tokens_of_rows
 from vlds.runtime.checks import Count, SourceFile, SourcePath
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
 
-# Rows and their pictures -> Batch, for causal models: prompt and answer are one sequence.
-
 
 @dataclass(frozen=True)
 class CausalCollator:
-    """Puts rows together, padded on the right. Pictures stand before the text and have no tokens in
-    it."""
+    """Rows and their pictures -> Batch, padded on the right. Pictures stand before the text and
+    have no tokens in it."""
 
     chat: ChatFormat
     features: bool
@@ -63,7 +71,14 @@ class CausalCollator:
         answers."""
         assert not isinstance(images, list)
         prompts = self.prompts([(row.example.prompt, row.max_prompt_tokens) for row in rows])
-        answers = [[] if evaluation else self.answer(row) for row in rows]
+        answers: list[list[int]] = []
+        for row in rows:
+            answer: list[int] = []
+            if not evaluation and row.example.target is not None:
+                answer = self.chat.answer_ids(row.example.target, row.max_target_tokens)
+                if row.example.class_scores is not None:
+                    answer = first_token_alone(answer, 0)
+            answers.append(answer)
         tokens = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         batch = batch_of(rows, tokens, self.chat.pad_id, evaluation=evaluation)
         if any(answers):
@@ -75,32 +90,16 @@ class CausalCollator:
         batch.images, batch.features = (None, images) if self.features else (images, None)
         return batch
 
-    def answer(self, row: Row) -> list[int]:
-        """Tokens of a row's target; none if it has no target, and one if it has classes."""
-        example = row.example
-        if example.target is None:
-            return []
-        ids = self.chat.answer_ids(example.target, row.max_target_tokens)
-        return ids if example.class_scores is None else first_token_alone(ids, 0)
-
     def prompts(self, prompts: Sequence[tuple[str, int]]) -> list[list[int]]:
         """Tokens of (prompt, most tokens) pairs; equal ones are tokenized once."""
         ids_of = cache(self.chat.prompt_ids)
         return [ids_of(text, limit) for text, limit in prompts]
 
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
-        """Tokens of (prompt, most tokens) pairs."""
         return [len(ids) for ids in self.prompts(prompts)]
 
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
-        """Tokens of (answer, most tokens) pairs, with the end of the turn."""
         return [len(self.chat.answer_ids(text, most)) for text, most in answers]
-
-
-# A causal language model that sees: vision encoder -> projector -> visual tokens before the text.
-#
-# Shapes: b rows, u distinct images, n images per row, v visual tokens per image, l prompt tokens
-# (and those of the answer), s tokens of the whole sequence, w words of the vocabulary, d width.
 
 
 CURES: dict[str, str] = dict.fromkeys(
@@ -191,64 +190,46 @@ class CausalModel(WritingModel):
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, l, w) for each token of the answer, given those before it; 0 elsewhere."""
-        logits, real = self.answer_logits(batch, self.visual_tokens(batch))
-        dense = logits.new_zeros(*real.shape, logits.shape[-1])
-        return dense.masked_scatter(real[..., None], logits)
-
-    def answer_logits(self, batch: Batch, visual: Tensor) -> tuple[Tensor, Tensor]:
-        """(k, w) for the k tokens of all answers, row by row; where they are (b, l)."""
-        real = targets_of(batch) != IGNORED_LABEL
-        sequences = self.sequences(batch, visual, real)
-        return self.logits_at(batch, sequences, sequences.before_labels), real
-
-    def logits_at(self, batch: Batch, sequences: Sequences, picked: Tensor) -> Tensor:
-        """(k, w) at the k positions (b, s) that are True, row by row."""
-        return self.read_at(batch, sequences, picked, None)[0]
+        is_label = targets_of(batch) != IGNORED_LABEL
+        sequences = self.sequences(batch, self.visual_tokens(batch), is_label)
+        logits, _ = self.read_at(batch, sequences, sequences.before_labels, None)
+        dense = logits.new_zeros(*is_label.shape, logits.shape[-1])
+        return dense.masked_scatter(is_label[..., None], logits)
 
     def read_at(
         self, batch: Batch, sequences: Sequences, picked: Tensor, is_token: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """(n, w) logits at the picked positions that `is_token` (k,) says, without it at all, and
-        states (m, d) at the others: both row by row."""
-        lines = self.lines_of(batch, sequences, picked) if self.shares_starts else None
-        if lines is not None:
-            return self.read_lines(sequences, lines, is_token)
-        with picking(self.answer_positions, picked, is_token) as read:
-            logits: Tensor = self.backbone(
-                inputs_embeds=sequences.embeds,
-                attention_mask=sequences.mask.long(),
-                use_cache=False,
-            ).logits
-        return logits, read.states
-
-    def lines_of(self, batch: Batch, sequences: Sequences, picked: Tensor) -> Lines | None:
-        """How rows share their first tokens, if they do."""
-        if self.context.reads_examples:
-            return None
-        return share_starts(
-            sequences.tokens.cpu(),
-            sequences.mask.sum(1).cpu(),
-            picked.cpu(),
-            batch.task_index,
-            batch.image_index.cpu(),
-            sequences.embeds.shape[2],
-        )
-
-    def read_lines(
-        self, sequences: Sequences, lines: Lines, is_token: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """As `read_at`, for rows that share their starts."""
-        embeds, device = sequences.embeds, sequences.embeds.device
-        self.context.routing.set(lines.tasks, device)
-        mask = torch.zeros(lines.visible.shape, dtype=embeds.dtype, device=device)
-        mask.masked_fill_(~lines.visible.to(device), torch.finfo(embeds.dtype).min)
-        with picking(self.answer_positions, lines.picked, is_token) as read:
-            logits: Tensor = self.backbone(
-                inputs_embeds=embeds.flatten(0, 1)[lines.source.to(device)],
-                attention_mask=mask,
-                position_ids=lines.positions.to(device),
-                use_cache=False,
-            ).logits
+        """Logits (k, w) at the picked positions (b, s) that `is_token` (p,) says, or at all of them
+        without it, and states (m, d) at the others: both row by row."""
+        embeds, device, lines = sequences.embeds, sequences.embeds.device, None
+        places: Tensor | tuple[Tensor, Tensor] = picked
+        # Rows about one image may have one start, which is then computed once; not where methods
+        # treat examples differently.
+        if self.shares_starts and not self.context.reads_examples:
+            lines = share_starts(
+                sequences.tokens.cpu(),
+                sequences.mask.sum(1).cpu(),
+                picked.cpu(),
+                batch.task_index,
+                batch.image_index.cpu(),
+                embeds.shape[2],
+            )
+        if lines is None:
+            inputs = {"inputs_embeds": embeds, "attention_mask": sequences.mask.long()}
+        else:
+            # A line holds several rows behind their start: each token sees only its own row, and
+            # has the position that it has there.
+            self.context.routing.set(lines.tasks, device)
+            mask = torch.zeros(lines.visible.shape, dtype=embeds.dtype, device=device)
+            mask.masked_fill_(~lines.visible.to(device), torch.finfo(embeds.dtype).min)
+            inputs = {
+                "inputs_embeds": embeds.flatten(0, 1)[lines.source.to(device)],
+                "attention_mask": mask,
+                "position_ids": lines.positions.to(device),
+            }
+            places = lines.picked
+        with picking(self.answer_positions, places, is_token) as read:
+            logits: Tensor = self.backbone(**inputs, use_cache=False).logits
         return logits, read.states
 
     # What the language model reads.
@@ -272,10 +253,11 @@ class CausalModel(WritingModel):
         length = batch.input_ids.shape[1]
         tokens = torch.full_like(mask, NO_TEXT, dtype=torch.long)
         tokens[:, -length:] = batch.input_ids
+        # The number of prompts and visual tokens varies, but the text is always the end.
         labelled = torch.zeros_like(mask)
         if real is not None:
             labelled[:, -length:] = real
-        # Gaps of absent images would move the positions behind them.
+        # Absent images leave gaps in the middle, which would shift the positions of the text.
         places = packing(mask, left=left)
         joined = joined.gather(1, places[..., None].expand(-1, -1, joined.shape[2]))
         mask, labelled, tokens = (values.gather(1, places) for values in (mask, labelled, tokens))
@@ -287,25 +269,21 @@ class CausalModel(WritingModel):
         that encoder and projector run on every rank: under ZeRO-3 all ranks gather together."""
         if (pictures := batch.pictures) is not None and len(pictures) > 0:
             return self.projected(pictures)
+        device, geometry = batch.input_ids.device, self.encoder.geometry
+        if (spec := geometry.image) is not None:
+            empty = torch.zeros(1, 3, spec.height, spec.width, dtype=torch.uint8, device=device)
+        else:
+            empty = torch.zeros(1, geometry.grid_size**2, geometry.feature_dim, device=device)
         is_training = self.vision.training
         self.vision.eval()  # batch norm counts real pictures only
-        tokens = self.projected(self.empty_image(batch.input_ids.device))
+        tokens = self.projected(empty)
         self.vision.train(is_training)
         return tokens
 
     def projected(self, pictures: Tensor) -> Tensor:
         """(u, 3, h, w) uint8, or stored features (u, v', dim) -> (u, v, d)."""
-        with torch.no_grad() if self.vision.frozen else pictures_follow(pictures):
-            features = self.vision(pictures)
-        tokens: Tensor = self.connector(features)
+        tokens: Tensor = self.connector(grid_features(self.vision, pictures))
         return tokens
-
-    def empty_image(self, device: torch.device) -> Tensor:
-        """(1, ...) a black picture, or zeros for stored features."""
-        geometry = self.encoder.geometry
-        if (spec := geometry.image) is not None:
-            return torch.zeros(1, 3, spec.height, spec.width, dtype=torch.uint8, device=device)
-        return torch.zeros(1, geometry.grid_size**2, geometry.feature_dim, device=device)
 
     # Answers.
 
@@ -314,19 +292,18 @@ class CausalModel(WritingModel):
         return output_width(self.backbone)
 
     def first_logits(self, batch: Batch) -> Tensor:
-        return self.read_first(batch, logits=True)[0]
+        return self.read_first(batch, None)[0]
 
     def first_states(self, batch: Batch) -> Tensor:
-        return self.read_first(batch.prompts(), logits=False)[1]
+        no_tokens = torch.zeros(len(batch), dtype=torch.bool, device=batch.input_ids.device)
+        return self.read_first(batch.prompts(), no_tokens)[1]
 
-    def read_first(self, batch: Batch, *, logits: bool) -> tuple[Tensor, Tensor]:
-        """Logits (b, w) of the token that an answer begins with, and no states; or no logits, and
-        the states (b, d) that predict it."""
+    def read_first(self, batch: Batch, is_token: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `read_at`, at the last token of each row, which predicts the answer's first one."""
         sequences = self.sequences(batch, self.visual_tokens(batch))
         last = sequences.mask.sum(1) - 1
-        positions = torch.zeros_like(sequences.mask).scatter(1, last[:, None], True)
-        nowhere = torch.zeros(len(batch), dtype=torch.bool, device=positions.device)
-        return self.read_at(batch, sequences, positions, None if logits else nowhere)
+        picked = torch.zeros_like(sequences.mask).scatter(1, last[:, None], True)
+        return self.read_at(batch, sequences, picked, is_token)
 
     @property
     def writer(self) -> Writer:
@@ -344,6 +321,15 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")
 @dataclass(frozen=True, kw_only=True)
 class Causal(PathKind, GridKind):
     """A causal language model that reads visual tokens before the text, as LLaVA does."""
+
+    rate_fields: ClassVar[Mapping[str, str]] = {
+        "connector": CONNECTOR_RATE,
+        "projector": CONNECTOR_RATE,
+    }
+    """One part: `projector` in words, `connector` in the model, as in all kinds."""
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    backbone_word: ClassVar[str] = "language model"
+    backbone_task: ClassVar[str | None] = "text-generation"
 
     path: SourcePath | None = None
     """The language model: a Hugging Face hub name or a local folder."""

@@ -1,4 +1,8 @@
-"""Prompts and answers as tokens, as a model's chat template writes them."""
+"""Prompts and answers as tokens, as a model's chat template writes them.
+
+A template may be anybody's program. It is run apart, with limits of time and memory, and only to
+learn what it writes around a question and an answer: later texts are put between these pieces.
+"""
 
 from __future__ import annotations
 
@@ -13,30 +17,14 @@ from transformers import AddedToken
 
 from vlds.runtime.limited import limited
 
-# Chat templates that ask for today's date read one fixed day.
-#
-# The templates of Llama 3 and SmolLM3 write the date into each prompt. A run that is resumed or
-# evaluated tomorrow must read the prompts of today. The day is the one that Llama's own template
-# writes where it cannot ask.
-
-
 DAY = date(2024, 7, 26)
+"""What templates read as today. Those of Llama 3 and SmolLM3 write the date into each prompt, and a
+run that is resumed or evaluated tomorrow must read the prompts of today. The day is the one that
+Llama's own template writes where it cannot ask."""
 CODES = "aAbBcdHIjmMpSUwWxXyYZ"
 """Letters of `strftime`'s codes."""
 CLOCK = "strftime_now"
 """The function that templates ask; Hugging Face defines it for all of them."""
-
-
-def with_fixed_date(template: str) -> str:
-    """A chat template whose `strftime_now` tells of `DAY`: a macro of that name goes first. Other
-    templates stay as they are."""
-    if CLOCK not in template:
-        return template
-    texts = {"%-d": str(DAY.day), "%-m": str(DAY.month)}
-    texts |= {f"%{code}": DAY.strftime(f"%{code}") for code in CODES}
-    steps = "".join(f'.replace("{code}", "{text}")' for code, text in texts.items())
-    # Jinja drops the line break behind the macro.
-    return f"{{% macro {CLOCK}(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}\n{template}"
 
 
 MARKER = "vlds-marks-the-answer"
@@ -71,15 +59,15 @@ class Around(NamedTuple):
     """What a chat template writes around an answer."""
 
     prompt: str
-    """What asks for it."""
+    """What asks for an answer that is still to be generated."""
     before: str
-    """What stands before it in a conversation that begins so."""
+    """What stands before an answer that the conversation has. LLaVA-OneVision's template begins it
+    otherwise than the prompt."""
     after: str
 
     @property
     def follows(self) -> bool:
-        """True if the answer stands behind the prompt, up to blanks: LLaVA-OneVision's template
-        writes another one before an answer than before one to generate."""
+        """True if answers stand behind their prompt, up to blanks."""
         return self.before.split() == self.prompt.split()
 
 
@@ -107,8 +95,8 @@ class ChatFormat:
         """The format of a tokenizer or processor: of its chat template, or else plain texts that
         end with the end-of-sequence token.
 
-        Errors: ValueError if it has no such token, if answers do not follow its prompts, or if
-        prompts do not hold their questions.
+        Errors: ValueError if it has no such token, if answers do not follow its prompts, if prompts
+        do not hold their questions, or if all questions lead to one prompt.
         """
         if tokenizer.eos_token_id is None:
             raise ValueError(
@@ -122,19 +110,13 @@ class ChatFormat:
                 f"its tokenizer reads {chat.tail!r}, which ends an answer, as no token; correct "
                 "eos_token in tokenizer_config.json, or its tokenizer.json"
             )
-        chat.check_questions()
-        return chat
-
-    def check_questions(self) -> None:
-        """Errors: ValueError if all questions lead to one prompt."""
-        if self.has_template and self.template is not self.tokenizer:
-            assert self.prompt("", 1)
-        texts = (self.tokenizer.decode([id]) for id in range(min(MOST_TRIED, len(self.tokenizer))))
+        if chat.has_template and template is not tokenizer:
+            assert chat.prompt("", 1)  # tries the template with a picture
         first = None
-        for text in texts:
-            ids = self.ids(self.prompt(self.plain(text)))
+        for id in range(min(MOST_TRIED, len(tokenizer))):
+            ids = chat.ids(chat.prompt(chat.plain(tokenizer.decode([id]))))
             if first is not None and ids != first:
-                return
+                return chat
             first = ids
         raise ValueError(
             "its tokenizer reads all questions as the same tokens; name the tokenizer that belongs "
@@ -145,7 +127,6 @@ class ChatFormat:
 
     @property
     def has_template(self) -> bool:
-        """True if there is a chat template."""
         return getattr(self.template, "chat_template", None) is not None
 
     def prompt(self, question: str, num_pictures: int = 0) -> str:
@@ -162,11 +143,12 @@ class ChatFormat:
         return {}
 
     def form(self, num_pictures: int) -> Form:
-        """What the template writes around a question beside so many pictures.
+        """What the template writes around a question beside so many pictures, learned from a few
+        questions.
 
-        A template may be anybody's program. So it writes a few questions, and is not asked again.
         Errors: ValueError if it fails, or leaves out or changes the question.
         """
+        beside = f" beside {num_pictures} picture{'s' * (num_pictures > 1)}" if num_pictures else ""
         marked, *found = self.rendered(
             [
                 ([self.turn("user", question, num_pictures)], self.variables, True)
@@ -176,23 +158,19 @@ class ChatFormat:
         pieces = tuple(marked.split(MARKER))
         if len(pieces) == 1:
             raise ValueError(
-                f"its chat template leaves out the question{self.beside(num_pictures)} (each "
-                f"prompt would be {marked[:80]!r}); let its chat_template write the content of "
-                "each message"
+                f"its chat template leaves out the question{beside} (each prompt would be "
+                f"{marked[:80]!r}); let its chat_template write the content of each message"
             )
+        # A template may strip the question; QUESTIONS have blanks around them to tell how.
         for trim in TRIMS:
             form = Form(pieces, trim)
             if [form.around(question) for question in QUESTIONS] == found:
                 return form
         raise ValueError(
-            f"its chat template changes the question{self.beside(num_pictures)} ({QUESTIONS[0]!r} "
-            f"becomes {found[0][:160]!r}); let its chat_template write the content of each message "
-            "as it is, at most without blanks around it"
+            f"its chat template changes the question{beside} ({QUESTIONS[0]!r} becomes "
+            f"{found[0][:160]!r}); let its chat_template write the content of each message as it "
+            "is, at most without blanks around it"
         )
-
-    def beside(self, num_pictures: int) -> str:
-        """Words for errors."""
-        return f" beside {num_pictures} picture{'s' * (num_pictures > 1)}" if num_pictures else ""
 
     def rendered(self, asked: Sequence[Asked]) -> list[str]:
         """Conversations as the template writes them, on the same day whenever it is asked.
@@ -224,7 +202,8 @@ class ChatFormat:
 
     @cached_property
     def template_text(self) -> str:
-        """The chat template itself; of several, the one that is called default.
+        """The chat template itself; of several, the one that is called default. If it asks for the
+        date, a macro in front answers with `DAY`.
 
         Errors: ValueError if none of several is, or if it is no text.
         """
@@ -237,7 +216,13 @@ class ChatFormat:
             )
         if not isinstance(text := named["default"], str):
             raise ValueError(f"its chat_template is {text!r:.80}; give a text")
-        return with_fixed_date(text)
+        if CLOCK not in text:
+            return text
+        days = {"%-d": str(DAY.day), "%-m": str(DAY.month)}
+        days |= {f"%{code}": DAY.strftime(f"%{code}") for code in CODES}
+        steps = "".join(f'.replace("{code}", "{day}")' for code, day in days.items())
+        # Jinja drops the line break behind the macro.
+        return f"{{% macro {CLOCK}(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}\n{text}"
 
     @cached_property
     def variables(self) -> Mapping[str, bool]:
@@ -266,18 +251,12 @@ class ChatFormat:
         return (ids[:-1] if ids[-1:] == [end] else ids) or [end]
 
     def cut(self, question: str, limit: int) -> str:
-        """The question, cut to a number of tokens."""
         words = self.ids(question)
         if len(words) <= limit:
             return question
         # A cut character decodes to U+FFFD.
         text: str = self.tokenizer.decode(words[:limit], clean_up_tokenization_spaces=False)
         return text.rstrip("\ufffd")
-
-    def adds_special_tokens(self, text: str) -> bool:
-        """True if the tokenizer must add the start token, which templates may write."""
-        start = self.tokenizer.bos_token
-        return not (self.has_template and start and text.startswith(start))
 
     def plain(self, text: str) -> str:
         """A question or an answer without control words: neither can begin a turn, end one, or ask
@@ -289,6 +268,7 @@ class ChatFormat:
         """Texts of special tokens, and what stands for pictures. Other tokens that were added, such
         as line breaks or tags, are text."""
         words = {*self.tokenizer.all_special_tokens, self.placeholder.strip(), *self.special_words}
+        # Processors name the tokens of pictures in attributes such as image_token.
         if self.template is not self.tokenizer:
             named = {n: str(v) for n, v in vars(self.template).items() if isinstance(v, TOKEN)}
             words |= {text.strip() for name, text in named.items() if name.endswith("_token")}
@@ -308,6 +288,7 @@ class ChatFormat:
         ids = [*self.start_ids, *self.ids(self.lead + self.plain(answer) + self.tail)]
         if limit is None or len(ids) <= limit:
             return ids
+        # The tail stays, so that the model learns to end its answers.
         return [*ids[: max(0, limit - len(self.tail_ids))], *self.tail_ids]
 
     def first_ids(self, answer: str) -> list[int]:
@@ -319,6 +300,7 @@ class ChatFormat:
         """Tokens before the first real one of an answer that stands apart."""
         if not self.answers_apart:
             return []
+        # What the tokenizer writes around nothing, such as BART's <s>.
         return [id for id in self.tokenizer("")["input_ids"] if id != self.tokenizer.eos_token_id]
 
     @property
@@ -333,7 +315,6 @@ class ChatFormat:
 
     @cached_property
     def tail_ids(self) -> tuple[int, ...]:
-        """Tokens of the tail."""
         return tuple(self.ids(self.tail))
 
     @property

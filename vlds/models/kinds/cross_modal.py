@@ -1,5 +1,6 @@
-"""The kind of METER (Dou et al. 2022, https://arxiv.org/abs/2111.02387): a text encoder and an
-image encoder of Hugging Face or timm, and co-attention between them. It answers with classes.
+"""CrossModal: METER (Dou et al. 2022, https://arxiv.org/abs/2111.02387). A text encoder and an
+image encoder of Hugging Face or timm, and co-attention between them; it answers with classes, or
+fills masked words in. The model itself is in `cross_modal_model`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import MODEL_MAPPING
 
-from vlds.models.kinds.base import named
+from vlds.models.kinds.base import CONNECTOR_RATE, named
 from vlds.models.kinds.cross_modal_model import (
     CoAttention,
     CoAttentionConfig,
@@ -34,6 +35,7 @@ from vlds.tasks.base import Task
 class CrossModal(TextEncoderKind):
     """Text and picture, each with an encoder, in two streams that attend to each other."""
 
+    rate_fields: ClassVar[Mapping[str, str]] = {"fusion": CONNECTOR_RATE}
     reads_class_token: ClassVar[bool] = True
 
     fusion: CoAttentionConfig = field(default_factory=CoAttentionConfig)

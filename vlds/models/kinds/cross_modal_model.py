@@ -1,5 +1,13 @@
-"""The model of METER (https://arxiv.org/abs/2111.02387): text encoder and image encoder -> streams
-that attend to each other -> the pooled pair that heads read, and the words that are masked.
+"""The model of METER (Dou et al. 2022, https://arxiv.org/abs/2111.02387): text encoder and image
+encoder -> streams that attend to each other -> the pooled pair that heads read, and the words that
+are masked.
+
+In METER's co-attention, each layer of a stream attends to itself and then to the other stream:
+
+    x, y -> T(x; y), I(y; x),  T(x; y) = FFN(LN(z + Attention(z, y))), z = LN(x + Attention(x, x))
+
+Both layers of a pair read the streams as they were before the pair. What stands for the pair of
+text and picture is the first token of each stream, through a pooler of its own.
 
 Shapes: b examples, u distinct images, n images per example, l tokens of text, v of an image, w
 words, d width of the streams.
@@ -15,7 +23,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationConfig
 from transformers.models.bridgetower.configuration_bridgetower import BridgeTowerTextConfig
 from transformers.models.bridgetower.modeling_bridgetower import (
     BridgeTowerBertCrossLayer,
@@ -23,7 +30,7 @@ from transformers.models.bridgetower.modeling_bridgetower import (
 )
 
 from vlds.models.generation.answer_list import Answer
-from vlds.models.kernels.dropout import pictures_follow
+from vlds.models.kinds.base import grid_features
 from vlds.models.loss import targets_of
 from vlds.models.methods.context import Predicted, Visual
 from vlds.models.methods.host import run_beside
@@ -40,18 +47,6 @@ from vlds.schema import (
     Role,
     TargetModules,
 )
-
-# METER's co-attention (Dou et al. 2022, https://arxiv.org/abs/2111.02387): text and picture as two
-# streams, each of whose layers attends to itself and then to the other stream.
-#
-#     x, y -> T(x; y), I(y; x),  T(x; y) = FFN(LN(z + Attention(z, y))), z = LN(x + Attention(x, x))
-#
-# Both layers of a pair read the streams as they were before the pair. What stands for the pair of
-# text and picture is the first token of each stream, through a pooler of its own.
-#
-# The layers are those of Hugging Face's BridgeTower, which is built on METER. Their names in
-# METER's code are cross_modal_text_layers, cross_modal_image_layers and so on.
-
 
 ROLES: dict[Role, str] = {
     "attn_q": "attention.self.query",
@@ -114,7 +109,8 @@ class Fused(NamedTuple):
 
 
 class CoAttention(nn.Module):
-    """Two streams of layers."""
+    """Two streams of layers, which are those of Hugging Face's BridgeTower, built on METER. In
+    METER's code they are cross_modal_text_layers, cross_modal_image_layers and so on."""
 
     optimizer_rules: ClassVar[OptimizerRules] = {"types.weight": UNDECAYED}
 
@@ -134,10 +130,7 @@ class CoAttention(nn.Module):
             for _ in range(2)
         )
         self.text_pooler, self.image_pooler = BridgeTowerPooler(layer), BridgeTowerPooler(layer)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """As BERT does."""
+        # As BERT does.
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=INIT_STD)
@@ -151,7 +144,14 @@ class CoAttention(nn.Module):
         `number`: which of an example's pictures it is."""
         text = self.text_projection(text) + self.types.weight[0]
         image = self.image_projection(image) + self.types.weight[1 + number]
-        over_text, over_image = (additive(mask, text.dtype) for mask in (text_mask, image_mask))
+        # What attention adds to its scores, (b, 1, 1, s). There is always a mask, since the layers'
+        # self-attention would be causal without one.
+        over_text, over_image = (
+            torch.zeros(mask.shape, dtype=text.dtype, device=mask.device).masked_fill(
+                ~mask, torch.finfo(text.dtype).min
+            )[:, None, None]
+            for mask in (text_mask, image_mask)
+        )
         for text_layer, image_layer in zip(self.text_layers, self.image_layers, strict=True):
             text, image = (
                 text_layer(text, image, over_text, over_image)[0],
@@ -162,18 +162,9 @@ class CoAttention(nn.Module):
         return Fused(text, image, pooled)
 
 
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """(b, s) bool -> (b, 1, 1, s): what attention adds to its scores. Always a tensor, since the
-    layers' self-attention would be causal without one."""
-    scores = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-    return scores.masked_fill(~mask, torch.finfo(dtype).min)[:, None, None]
-
-
-# Words from the states of masked tokens, as BERT predicts them, with a table of its own.
-
-
 class WordHead(nn.Module):
-    """(..., d) -> (..., w): a linear layer, GELU, a norm, and the table. METER's mlm_score."""
+    """States of masked tokens (..., d) -> (..., w), as BERT predicts words: a linear layer, GELU, a
+    norm, and a table of its own. METER's mlm_score."""
 
     def __init__(self, width: int, num_words: int) -> None:
         super().__init__()
@@ -237,9 +228,6 @@ class CrossModalModel(Model):
         """Text and picture of each pair."""
         return 2 * self.num_images * int(self.backbone.fusion.types.embedding_dim)
 
-    def generation_defaults(self) -> GenerationConfig:
-        return GenerationConfig()
-
     # Training.
 
     def predicted(self, batch: Batch) -> Predicted:
@@ -275,6 +263,8 @@ class CrossModalModel(Model):
         self.context.token_mask = mask
         read = self.backbone.text(input_ids=batch.input_ids, attention_mask=mask.long())
         text = read.last_hidden_state
+        # All pairs run in every batch, so that ranks run the same modules under ZeRO-3. A row that
+        # lacks a picture borrows one, unseen by attention, and its pooled pair becomes zero.
         pairs: list[Fused] = [
             self.backbone.fusion(text, mask, images[:, number], shown[:, number], number)
             for number in range(self.num_images)
@@ -290,9 +280,7 @@ class CrossModalModel(Model):
         """
         if (pictures := batch.pictures) is None:
             raise ValueError("images: this batch has no pictures, and CrossModal reads them")
-        with torch.no_grad() if self.vision.frozen else pictures_follow(pictures):
-            features: Tensor = self.vision(pictures)
-        features = features.to(self.backbone.fusion.types.weight.dtype)
+        features = grid_features(self.vision, pictures).to(self.backbone.fusion.types.weight.dtype)
         missing = self.num_images - batch.image_index.shape[1]
         index = nn.functional.pad(batch.image_index, (0, missing), value=NO_IMAGE)
         shown = (index != NO_IMAGE)[..., None].expand(-1, -1, features.shape[1])
@@ -307,30 +295,28 @@ class CrossModalModel(Model):
         best, ids = self.logits(batch).float().log_softmax(-1).max(-1)
         filled = torch.where(gaps, ids, batch.input_ids)
         totals = (best * gaps).sum(1)
+        rows = zip(filled, batch.attention_mask.bool(), totals.tolist(), strict=True)
         return [
-            Answer(self.read_text(row[mask]), math.exp(total), None)
-            for row, mask, total in zip(
-                filled, batch.attention_mask.bool(), totals.tolist(), strict=True
+            Answer(
+                self.tokenizer.decode(row[mask], skip_special_tokens=True).strip(),
+                math.exp(total),
+                None,
             )
+            for row, mask, total in rows
         ]
-
-    def read_text(self, ids: Tensor) -> str:
-        """Tokens (l,) as text."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text.strip()
 
 
 def roles_of(*parts: str) -> TargetModules:
     """Where methods attach in some parts of what stands behind the image encoder."""
     layers = [layer for part in parts for layer in LAYERS[part]]
     paths: dict[str, tuple[str, ...]] = {
-        role: tuple(f"{layer}.{leaf}" for layer in layers if is_in(layer, role))
+        role: tuple(
+            f"{layer}.{leaf}"
+            for layer in layers
+            # The text encoder's layers have no cross-attention.
+            if layer.startswith("fusion.") or not role.startswith("cross_attn")
+        )
         for role, leaf in ROLES.items()
     }
     paths["norm"] = tuple(f"{layer}.{norm}" for layer in layers for norm in NORMS)
     return TargetModules({r: p for r, p in paths.items() if p}, linear_init_std=INIT_STD)
-
-
-def is_in(layer: str, role: Role) -> bool:
-    """True if a layer has the role: the text encoder's have no cross-attention."""
-    return layer.startswith("fusion.") or not role.startswith("cross_attn")

@@ -1,5 +1,5 @@
-"""The kind of CLIP: a picture and a text become two vectors, which are alike if they belong
-together.
+"""DualEncoder: CLIP of Hugging Face. A picture and a text become two vectors, which are alike if
+they belong together. The model itself is in `dual_encoder_model`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from vlds.models.model import Model
 from vlds.schema import IGNORED_LABEL, Batch, Images, ImageSpec, Row
 from vlds.tasks.base import Task
 
-# Rows and their pictures -> Batch, for models that read pictures and texts apart.
-
 
 @dataclass(frozen=True)
 class DualCollator:
-    """Makes batches. A row's text is its prompt and target together; a row of a task with a head
-    has scores of classes instead of a target. A row's one label says whether it has a target."""
+    """Rows and their pictures -> Batch. A row's text is its prompt and target together; a row of a
+    task with a head has scores of classes instead of a target. A row's one label says whether it
+    has a target."""
 
     tokenizer: Tokenizer
 
@@ -45,11 +44,9 @@ class DualCollator:
         return batch
 
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
-        """Tokens of (prompt, most tokens) pairs."""
         return [len(tokens) for tokens in token_ids(self.tokenizer, prompts)]
 
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
-        """Tokens of (answer, most tokens) pairs, with what ends a text."""
         return self.prompt_lengths(answers)
 
 
@@ -132,28 +129,26 @@ class DualEncoder(PathKind):
         return config
 
     def build(self, dtype: torch.dtype, processor: Any) -> DualEncoderModel:
-        """Errors: ValueError if the model cannot be read, or the tokenizer has more tokens."""
+        """Errors: ValueError if the model cannot be read, or the tokenizer has more tokens or ends
+        texts otherwise."""
         config = self.read_config()
         with unpartitioned():  # DeepSpeed cannot part the scale, which has no dimensions
             backbone, names = load_backbone(CLIPModel, config, self.path, dtype)
         self.check_vocabulary(processor, config.text_config.vocab_size, "text encoder")
         if processor is not None:
-            self.check_end(processor, config.text_config.eos_token_id)
+            end = config.text_config.eos_token_id
+            # With 2, as the first configs have it, Hugging Face reads a text at its largest token.
+            read_at = len(processor) - 1 if end == LEGACY_END else end
+            if processor.eos_token_id != read_at:
+                place, field = self.config_place
+                raise ValueError(
+                    f"model.tokenizer: texts end with token {processor.eos_token_id}, but with "
+                    f"eos_token_id {end} in the text_config of {place} CLIP reads a text at token "
+                    f"{read_at}; write the end's token into {field}, and let it not be {LEGACY_END}"
+                )
         model = DualEncoderModel(backbone, processor)
         model.note_sources(names, {})
         return model
-
-    def check_end(self, processor: Any, end: int) -> None:
-        """Errors: ValueError if CLIP would read a text elsewhere than at its end."""
-        # Of configs with 2, as the first ones had, Hugging Face takes a text's largest token.
-        found = len(processor) - 1 if end == LEGACY_END else end
-        if processor.eos_token_id != found:
-            place, field = self.config_place
-            raise ValueError(
-                f"model.tokenizer: texts end with token {processor.eos_token_id}, but with "
-                f"eos_token_id {end} in the text_config of {place} CLIP reads a text at token "
-                f"{found}; write the end's token into {field}, and let it not be {LEGACY_END}"
-            )
 
     def export(self, model: Model, folder: Path) -> DualEncoder:
         """The model, its tokenizer and how pictures are prepared, as Hugging Face saves them."""

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
 from vlds.models.collate import View, padded, token_ids
 from vlds.models.generation.answer_list import Answer, read_answers
@@ -31,32 +30,6 @@ from vlds.models.vision.clip import MEAN, STD
 from vlds.runtime.ranks import gather_rows
 from vlds.schema import UNDECAYED, Batch, Decoding
 
-# CLIP's loss (Radford et al. 2021, https://arxiv.org/abs/2103.00020): each picture finds its text
-# among those of the whole global batch, and each text its picture.
-#
-# With N pairs on all ranks, unit embeddings x and y, and a scale s, the loss of pair i is
-#
-#     1/2 [ -log softmax_j(s x_i y_j)_i - log softmax_j(s x_j y_i)_i ],    j = 1 ... N,
-#
-# and the loss of the batch is their mean. Each rank computes the terms of its own pairs against the
-# embeddings of all ranks. Gradients flow back through these, so it does not matter how ranks share
-# the pairs. Pairs of different micro-batches would not be compared: kinds refuse more than one
-# micro-batch a step.
-#
-# Shapes: b rows of this rank, n of all ranks, d width.
-
-
-def contrastive_nll(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """(b,) the loss of each pair of embeddings (b, d) of length 1, against all ranks' pairs.
-    Collective."""
-    both = gather_rows(torch.cat([images, texts], 1))
-    every_image, every_text = both.rows.chunk(2, 1)
-    own = torch.arange(both.first, both.first + len(images), device=images.device)
-    to_texts = F.cross_entropy(scale * images @ every_text.mT, own, reduction="none")
-    to_images = F.cross_entropy(scale * texts @ every_image.mT, own, reduction="none")
-    return (to_texts + to_images) / 2
-
-
 TOWERS = {
     "vision": ("vision_model", "visual_projection"),
     "text": ("text_model", "text_projection"),
@@ -64,10 +37,32 @@ TOWERS = {
 """Part -> its modules in Hugging Face's CLIP."""
 MOST_SCALE = 100.0
 """Largest factor of cosines, as in CLIP's training."""
-TOGETHER = 256
+MOST_AT_ONCE = 256
 """Texts of classes that are embedded at once."""
 MOST_KEPT = 1 << 18
 """Embeddings of pictures that are kept: half a gigabyte of CLIP's."""
+
+
+def contrastive_nll(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """(b,) CLIP's loss (Radford et al. 2021, https://arxiv.org/abs/2103.00020) of each pair of
+    embeddings (b, d) of length 1, against all ranks' pairs. Collective.
+
+    Each picture finds its text among those of the whole global batch, and each text its picture.
+    With N pairs on all ranks, embeddings x and y, and a scale s, the loss of pair i is
+
+        1/2 [ -log softmax_j(s x_i y_j)_i - log softmax_j(s x_j y_i)_i ],    j = 1 ... N,
+
+    and the loss of the batch is their mean. Pairs of different micro-batches would not be compared:
+    the kind refuses more than one micro-batch a step.
+    """
+    # Each rank computes the terms of its own pairs. Gradients flow back through the gathered
+    # embeddings, so it does not matter how ranks share the pairs.
+    both = gather_rows(torch.cat([images, texts], 1))
+    every_image, every_text = both.rows.chunk(2, 1)
+    own = torch.arange(both.first, both.first + len(images), device=images.device)
+    to_texts = F.cross_entropy(scale * images @ every_text.mT, own, reduction="none")
+    to_images = F.cross_entropy(scale * texts @ every_image.mT, own, reduction="none")
+    return (to_texts + to_images) / 2
 
 
 class DualEncoderModel(Model):
@@ -88,6 +83,7 @@ class DualEncoderModel(Model):
             tower = find_roles(backbone.get_submodule(module))
             path = BACKBONE_PREFIX + module
             self.parts[name] = replace(plain, path=path, targets=tower, optimizer_rules={})
+        # Caches, which `_apply` and `forget_texts` empty where weights may have changed.
         self._kept_texts: dict[str, ClassTexts] = {}
         self._kept_list: tuple[tuple[str, ...], Tensor] | None = None
         self._kept_views: dict[tuple[bytes, int], Tensor] = {}
@@ -97,10 +93,8 @@ class DualEncoderModel(Model):
     def state_width(self) -> int:
         return int(self.backbone.projection_dim)
 
-    def generation_defaults(self) -> GenerationConfig:
-        return GenerationConfig()
-
     def save_backbone(self, folder: Path) -> None:
+        # Hugging Face's file has a scale without dimensions.
         kept = self.backbone.logit_scale
         self.backbone.logit_scale = nn.Parameter(kept.detach().reshape(()))
         try:
@@ -137,7 +131,7 @@ class DualEncoderModel(Model):
     @property
     def is_partitioned(self) -> bool:
         """True under ZeRO stage 3."""
-        return hasattr(self.backbone.logit_scale, "ds_id")
+        return hasattr(self.backbone.logit_scale, "ds_id")  # DeepSpeed's mark
 
     def forget_texts(self) -> None:
         """Drop kept embeddings of texts, because weights may have changed."""
@@ -156,19 +150,22 @@ class DualEncoderModel(Model):
         """(b, d) of length 1, in float32; in training, of a view of each picture if methods ask for
         views. Rows of one task that show the same view share it."""
         assert batch.images is not None
-        of_rows, tasks = batch.image_index[:, 0].tolist(), batch.task_index.tolist()
-        rows = list(zip(of_rows, map(self.view_number, batch.ids), tasks, strict=True))
+        num_views = 0
+        if self.training:
+            num_views = max((extension.views for *_, extension in self.extensions()), default=0)
+        # View 0 is the picture itself.
+        numbers = [
+            1 + self.context.draw(f"view of {name}", num_views) if num_views else 0
+            for name in batch.ids
+        ]
+        rows = list(
+            zip(batch.image_index[:, 0].tolist(), numbers, batch.task_index.tolist(), strict=True)
+        )
+        # The task is part of the key, since weights of a method may differ from task to task.
         distinct = {row: number for number, row in enumerate(dict.fromkeys(rows))}
         views = [View(batch.images[u], view) for u, view, _ in distinct]
         self.rows_follow([task for *_, task in distinct])
         return self.embed_views(views)[[distinct[row] for row in rows]]
-
-    def twin_images(self, batch: Batch, views: int) -> Tensor:
-        """(b, d) of length 1: the frozen model's embedding of an augmented view of each picture."""
-        assert batch.images is not None
-        numbers = [1 + self.context.draw(f"twin of {name}", views) for name in batch.ids]
-        pairs = zip(batch.image_index[:, 0].tolist(), numbers, strict=True)
-        return self.embed_views([View(batch.images[u], view) for u, view in pairs], twin=True)
 
     def begin(self) -> None:
         """Run the modules that methods have put beside the towers, once before a batch."""
@@ -179,25 +176,14 @@ class DualEncoderModel(Model):
         """Tell methods the tasks of the rows that a tower reads next."""
         self.context.set_rows(torch.tensor(tasks), None, self.backbone.logit_scale.device)
 
-    def view_number(self, name: str) -> int:
-        """Which view of its picture an example shows in this step; 0: the picture itself."""
-        if not self.training or not (num := self.num_views):
-            return 0
-        return 1 + self.context.draw(f"view of {name}", num)
-
-    @property
-    def num_views(self) -> int:
-        """How many augmented views of a training picture methods ask for; 0: none."""
-        return max((extension.views for *_, extension in self.extensions()), default=0)
-
     def embed_views(self, views: Sequence[View], twin: bool = False) -> Tensor:
-        """(u, d) of length 1, in float32. Embeddings of a frozen tower are kept, so that it sees
-        each view once. `twin`: methods are switched off."""
+        """Embeddings of a frozen tower are kept, so that it sees each view once."""
         if self.changes("vision") and not twin:
             return self.through_vision([view.pixels() for view in views])
         with torch.no_grad():
             if self.is_partitioned:  # ranks gather the weights together
                 return self.through_vision([view.pixels() for view in views])
+            # A frozen tower says the same of a view in every epoch.
             keys, kept = [view.key() for view in views], self._kept_views
             new = {key: view for key, view in zip(keys, views, strict=True) if key not in kept}
             if new:
@@ -229,34 +215,26 @@ class DualEncoderModel(Model):
         most = self.backbone.config.text_config.max_position_embeddings
         ids = token_ids(self.tokenizer, [(text, most) for text in texts])
         parts = []
-        for start in range(0, len(ids), TOGETHER):
-            some = padded(ids[start : start + TOGETHER], self.tokenizer.pad_token_id)
+        for start in range(0, len(ids), MOST_AT_ONCE):
+            some = padded(ids[start : start + MOST_AT_ONCE], self.tokenizer.pad_token_id)
             self.rows_follow([task] * len(some))
             parts.append(self.through_text(some.to(self.backbone.logit_scale.device)))
         return torch.cat(parts)
 
     # Classes.
 
-    @property
-    def text_heads(self) -> dict[str, TextClasses]:
-        """Task -> its head, for those that compare with texts."""
-        return {name: head for name, head in self.heads.items() if isinstance(head, TextClasses)}
-
     def extensions(self) -> list[tuple[str, TextClasses, ClassExtension]]:
         """Task, its head, and the method's module in it, for heads that have one."""
         return [
             (task, head, head.extension)
-            for task, head in self.text_heads.items()
-            if head.extension is not None
+            for task, head in self.heads.items()
+            if isinstance(head, TextClasses) and head.extension is not None
         ]
 
-    def show_texts(self) -> None:
-        """Tell all heads what their classes' texts are."""
-        for name, head in self.text_heads.items():
-            head.texts.value = self.class_texts(name, head)
-
     def show_twins(self, batch: Batch) -> None:
-        """In training, tell heads what the frozen model says, if their methods ask for it."""
+        """In training, tell heads what the frozen model says of an augmented view of each picture,
+        if their methods ask for it."""
+        assert batch.images is not None
         for name, head, extension in self.extensions():
             if not (self.training and extension.twin_views):
                 continue
@@ -265,12 +243,20 @@ class DualEncoderModel(Model):
                 if name not in self._twin_texts:
                     described = head.config.sentences().described
                     self._twin_texts[name] = self.means_of(described, number)
-                images = self.twin_images(batch, extension.twin_views)
+                views = [
+                    View(
+                        batch.images[u],
+                        1 + self.context.draw(f"twin of {id}", extension.twin_views),
+                    )
+                    for u, id in zip(batch.image_index[:, 0].tolist(), batch.ids, strict=True)
+                ]
+                images = self.embed_views(views, twin=True)
                 is_own = batch.task_index.to(images.device) == number
                 head.twin.value = Twin(images[is_own], self._twin_texts[name])
 
     def class_texts(self, name: str, head: TextClasses) -> ClassTexts:
         """The texts of a task's classes; computed once while the text tower does not change."""
+        # The scale may train though the tower does not, so it is never kept.
         is_fixed = not (self.training and self.changes("text"))
         if is_fixed and (kept := self._kept_texts.get(name)) is not None:
             return kept._replace(scale=self.scale)
@@ -307,24 +293,19 @@ class DualEncoderModel(Model):
                 f"methods.{next(iter(self.batch_losses))}: it adds to the loss of single examples, "
                 "and pairs of pictures and texts have none; give the tasks a head"
             )
+        trains = {by for n, by in self.trained_by.items() if n.startswith(BACKBONE_PREFIX)}
         for _, head, extension in self.extensions():
             (name,) = head.extensions
-            if extension.twin_views:
-                self.check_frozen(name)
+            if extension.twin_views and (others := sorted(trains - {name})):
+                raise ValueError(
+                    f"methods.{name}: it compares with the frozen model, which "
+                    f"{', '.join(others)} would change; remove one of them"
+                )
             if self.tokenizer is not None and not on_meta():
                 try:
                     extension.start(head.config, self.backbone, self.tokenizer)
                 except ValueError as error:
                     raise ValueError(f"methods.{name}: {error}") from None
-
-    def check_frozen(self, name: str) -> None:
-        """Errors: ValueError if another method than this one trains weights in the towers."""
-        methods = {m for tensor, m in self.trained_by.items() if tensor.startswith(BACKBONE_PREFIX)}
-        if others := sorted(methods - {name}):
-            raise ValueError(
-                f"methods.{name}: it compares with the frozen model, which "
-                f"{', '.join(others)} would change; remove one of them"
-            )
 
     def forward(
         self, batch: Batch, coefficients: Tensor, pieces: Sequence[Tensor] = ()
@@ -334,19 +315,18 @@ class DualEncoderModel(Model):
         return super().forward(batch, coefficients)
 
     def loss_sums(self, batch: Batch) -> list[Tensor]:
-        return super().loss_sums(batch) if self.heads else [self.pair_losses(batch)]
-
-    def pair_losses(self, batch: Batch) -> Tensor:
-        """(b,) the contrastive loss of each pair, against those of all ranks. Collective."""
+        if self.heads:
+            return super().loss_sums(batch)
         images, texts = self.pairs(batch)
+        # Rows that only fill a rank's share would stand among the pairs twice.
         counts = batch.valid.to(images.device)
         losses = contrastive_nll(images[counts], texts[counts], self.scale)
-        return losses.new_zeros(len(batch)).masked_scatter(counts, losses)
+        return [losses.new_zeros(len(batch)).masked_scatter(counts, losses)]
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(b, d) each: pictures and texts of a batch."""
         self.begin()
-        examples_follow(batch.ids)
+        examples_follow(batch.ids)  # once for each tower, whose dropout it names
         images = self.image_embeddings(batch)
         examples_follow(batch.ids)
         self.rows_follow(batch.task_index.tolist())
@@ -380,7 +360,9 @@ class DualEncoderModel(Model):
         self.show_twins(batch)
         self.begin()
         images = self.image_embeddings(batch)
-        self.show_texts()
+        for name, head in self.heads.items():
+            if isinstance(head, TextClasses):
+                head.texts.value = self.class_texts(name, head)
         return images
 
     @torch.no_grad()

@@ -1,4 +1,9 @@
-"""The kind of any image-text model that Hugging Face's `AutoModelForImageTextToText` opens."""
+"""ImageTextToText: any image-text model that Hugging Face's `AutoModelForImageTextToText` opens.
+
+Such a model is one module of a library. First this finds its parts - language, vision and the
+connector between them - and checks that the processor belongs to it; the kind itself stands last.
+The model and its collator are in `image_text_model`.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +50,6 @@ from vlds.runtime.json_files import lacks_memory
 from vlds.runtime.process import find
 from vlds.schema import Example, NaturalSize, Row, TargetModules
 
-# Finds the parts of Hugging Face's image-text-to-text models: language, vision and connector.
-
-
 BRIDGES = ("merger", "deepstack_merger", "patch_merger", "connector")
 """What modules of the connector that lie inside a vision encoder, as in Qwen's models, are called,
 or begin with."""
@@ -70,18 +72,23 @@ class ImageTextParts(NamedTuple):
     """Names of the parameters between the two; empty where language attends to vision directly.
     Further towers, and what embeds sound or draws pictures, are in none of the parts."""
 
-    def connector_in(self, path: str) -> frozenset[str]:
-        """The connector's parameters inside a part, relative to its path."""
-        start = f"{path}."
-        return frozenset(n.removeprefix(start) for n in self.connector if n.startswith(start))
-
 
 def find_parts(model: PreTrainedModel) -> ImageTextParts:
     """The parts of a loaded model, or of its shapes on the meta device, before methods attach.
 
     Errors: ValueError if vision and language are not separate modules.
     """
-    vision = own_encoder(model, "image")
+
+    def encoder_of(modality: str) -> nn.Module | None:
+        """The module that reads pictures or sound, and no text; None if there is none."""
+        # Models without one give themselves, None, or an encoder that reads text too. So do
+        # decoder-only models if no modality is named.
+        encoder: nn.Module | None = model.get_encoder(modality=modality)
+        if encoder is None or model.get_input_embeddings() in encoder.modules():
+            return None
+        return encoder
+
+    vision = encoder_of("image")
     if vision is None:
         raise ValueError(
             f"{model.config.model_type}: models of this type have no separate vision encoder; "
@@ -95,9 +102,21 @@ def find_parts(model: PreTrainedModel) -> ImageTextParts:
             f"{model.config.model_type}: models of this type read pictures inside their language "
             "model; choose a type with a separate language model, such as qwen2_5_vl"
         )
-    towers = (vision, own_encoder(model, "audio"), *further_towers(model, vision))
-    others = parameter_ids(decoder, model.get_output_embeddings(), *towers)
-    others -= parameter_ids(*bridges(vision))
+    # What lies neither between the two nor in them: models inside the model that read pictures or
+    # sound themselves, and neither read text nor hold the vision encoder. They are for high
+    # resolution, for video, or for pictures that the model draws.
+    around = {model.get_input_embeddings(), vision}
+    towers = [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel)
+        and module.main_input_name != TEXT
+        and around.isdisjoint(module.modules())
+    ]
+    bridges = [child for name, child in vision.named_children() if name.startswith(BRIDGES)]
+    outside = (decoder, model.get_output_embeddings(), vision, encoder_of("audio"), *towers)
+    others = {id(p) for module in outside if module is not None for p in module.parameters()}
+    others -= {id(p) for module in bridges for p in module.parameters()}
     paths = {module: path for path, module in model.named_modules()}
     connector = (
         name
@@ -107,42 +126,6 @@ def find_parts(model: PreTrainedModel) -> ImageTextParts:
     return ImageTextParts(paths[language], paths[vision], tuple(connector))
 
 
-def own_encoder(model: PreTrainedModel, modality: str) -> nn.Module | None:
-    """The module that reads pictures or sound, and no text; None if there is none."""
-    # Models without one give themselves, None, or an encoder that reads text too. So do
-    # decoder-only models if no modality is named.
-    encoder: nn.Module | None = model.get_encoder(modality=modality)
-    if encoder is None or model.get_input_embeddings() in encoder.modules():
-        return None
-    return encoder
-
-
-def further_towers(model: PreTrainedModel, vision: nn.Module) -> list[nn.Module]:
-    """Models inside a model that read pictures or sound themselves, and neither read text nor hold
-    the vision encoder: one of high resolution, of video, of pictures that the model draws."""
-    around = {model.get_input_embeddings(), vision}
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, PreTrainedModel)
-        and module.main_input_name != TEXT
-        and around.isdisjoint(module.modules())
-    ]
-
-
-def bridges(vision: nn.Module) -> list[nn.Module]:
-    """Modules inside the vision encoder that belong to the connector."""
-    return [child for name, child in vision.named_children() if name.startswith(BRIDGES)]
-
-
-def parameter_ids(*modules: nn.Module | None) -> set[int]:
-    """Ids of all parameters of some modules."""
-    return {id(p) for module in modules if module is not None for p in module.parameters()}
-
-
-# Whether a processor belongs to an image-text model, and vlds can place what it gives.
-
-
 TESTED = (
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "llava", "llava_onevision",
     "paligemma", "gemma3", "internvl", "florence2",
@@ -150,30 +133,8 @@ TESTED = (
 """Types of models that vlds has tests for."""
 SIZES = ("patch_size", "merge_size", "temporal_patch_size", "image_seq_length", "image_seq_len")
 """What processors divide by, and how many placeholders they write."""
-LARGEST_SIZE = 65_536
+LARGEST_PROCESSOR_SIZE = 65_536
 CURE = f"choose another type of model (tested: {', '.join(TESTED)})"
-
-
-def check_vocabulary(processor: Any, num_rows: int, field: str) -> None:
-    """Errors: ValueError if the tokenizer has ids beyond the rows of the model's table."""
-    if (ids := num_ids(processor.tokenizer)) > num_rows:
-        raise ValueError(
-            f"{field}: its tokenizer has ids up to {ids - 1}, and the model {num_rows} tokens; "
-            "name the processor that belongs to it"
-        )
-
-
-def check_sizes(processor: Any, field: str) -> None:
-    """Errors: ValueError for sizes with which a processor would divide by zero, or write as many
-    placeholders as fill the memory."""
-    for owner in (processor, getattr(processor, "image_processor", None)):
-        for name in SIZES:
-            value = getattr(owner, name, None)
-            if value is not None and (type(value) is not int or not 1 <= value <= LARGEST_SIZE):
-                raise ValueError(
-                    f"{field}: {type(owner).__name__}'s {name} is {value!r:.50}, a whole number "
-                    f"from 1 to {LARGEST_SIZE:,} expected; correct its file, or copy it again"
-                )
 
 
 def check_inputs(collator: ImageTextCollator, config: Any, model: str, processor: str) -> None:
@@ -183,7 +144,18 @@ def check_inputs(collator: ImageTextCollator, config: Any, model: str, processor
     gives something beside the tokens that grows with the text, which an answer would have to
     continue.
     """
-    check_sizes(collator.processor, processor)
+    # First the sizes with which it would divide by zero, or write as many placeholders as fill the
+    # memory.
+    for owner in (collator.processor, getattr(collator.processor, "image_processor", None)):
+        for size in SIZES:
+            value = getattr(owner, size, None)
+            is_size = type(value) is int and 1 <= value <= LARGEST_PROCESSOR_SIZE
+            if value is not None and not is_size:
+                raise ValueError(
+                    f"{processor}: {type(owner).__name__}'s {size} is {value!r:.50}, a whole "
+                    f"number from 1 to {LARGEST_PROCESSOR_SIZE:,} expected; correct its file, or "
+                    "copy it again"
+                )
     kind, name = collator.model_type, type(collator.processor).__name__
     try:
         short = collator.dummy()
@@ -225,7 +197,7 @@ def check_reads(model: Model, collator: ImageTextCollator, processor: str) -> No
     batch = collator([row], [GREY], evaluation=False)
     was_training = model.training
     try:
-        with torch.no_grad():
+        with torch.no_grad():  # every rank, since ZeRO-3 gathers the weights together
             model.eval().loss_sums(batch.to(next(model.parameters()).device))
     except (ValueError, RuntimeError, TypeError, LookupError) as error:
         if lacks_memory(error):
@@ -257,6 +229,8 @@ class ImageTextToText(ModelKind):
 
     processor_class: ClassVar[Any] = AutoProcessor
     processor_word: ClassVar[str] = "processor"
+    auto_class: ClassVar[str] = "AutoModelForImageTextToText"
+    opens_whole: ClassVar[bool] = True
 
     path: SourcePath | None = None
     """Pretrained weights: a Hugging Face hub name or a local folder."""
@@ -374,7 +348,8 @@ class ImageTextToText(ModelKind):
         return [f"{self.processor_place[1]}: there is no chat template; prompts are {plain!r}"]
 
     def untried_collator(self, processor: Any, config: Any) -> ImageTextCollator:
-        """The collator without checks, which would make tensors where a model is built."""
+        """The collator without checks, which would make tensors where a model is built, perhaps on
+        the meta device."""
         return ImageTextCollator(processor, config.model_type, bool(config.is_encoder_decoder))
 
     def read_config(self) -> Any:
@@ -396,49 +371,42 @@ class ImageTextToText(ModelKind):
         """Errors: ValueError if the model cannot be read, its parts cannot be found, or the
         processor does not belong to it."""
         config, field = self.read_config(), self.processor_place[1]
+        model_class = AutoModelForImageTextToText._model_mapping[type(config)]
         missing: set[str] = set()
         if self.path is None or on_meta():
-            backbone = self.build_random(config, dtype)
+            message = f"model.config: {self.config} describes no model"
+            with reading(message, "correct the file"), unpartitioned():
+                backbone = model_class(config).to(dtype)
+            pack_shapes(backbone, self.bits, language_path)
         else:
-            backbone, missing = self.load(self.path, config, dtype)
+            backbone, missing = load_language(
+                model_class, self.path, config, dtype, self.bits, language_path
+            )
         backbone.generation_config = GenerationConfig()  # a checkpoint's own would leak
-        if processor is not None:
-            check_vocabulary(processor, backbone.get_input_embeddings().num_embeddings, field)
+        num_rows = backbone.get_input_embeddings().num_embeddings
+        if processor is not None and (ids := num_ids(processor.tokenizer)) > num_rows:
+            raise ValueError(
+                f"{field}: its tokenizer has ids up to {ids - 1}, and the model {num_rows} tokens; "
+                "name the processor that belongs to it"
+            )
         names = {name for name, _ in unique_state(backbone)} - missing
-        found = find_parts(backbone)
-        parts = self.tunable(backbone, found)
+        found, parts = find_parts(backbone), {}
+        for name, path in (("backbone", found.language), ("vision", found.vision)):
+            start = f"{path}."
+            parts[name] = Part(
+                BACKBONE_PREFIX + path,
+                self.targets(name, backbone.get_submodule(path)),
+                takes_prompts=False,
+                # The connector may lie inside the vision encoder.
+                others=frozenset(
+                    n.removeprefix(start) for n in found.connector if n.startswith(start)
+                ),
+            )
         collator = self.untried_collator(processor, config)
         model = ImageTextModel(backbone, parts, found.connector, collator)
         if self.path is not None:
             model.note_sources(names, {})
         return model
-
-    def build_random(self, config: Any, dtype: torch.dtype) -> Any:
-        """Hugging Face's model with random weights, or its shapes on the meta device."""
-        model_class = AutoModelForImageTextToText._model_mapping[type(config)]
-        message = f"model.config: {self.config} describes no model"
-        with reading(message, "correct the file"), unpartitioned():
-            backbone = model_class(config).to(dtype)
-        pack_shapes(backbone, self.bits, language_path)
-        return backbone
-
-    def load(self, path: str, config: Any, dtype: torch.dtype) -> tuple[Any, set[str]]:
-        """Hugging Face's model, packed if so wished, and names of what its source lacks."""
-        model_class = AutoModelForImageTextToText._model_mapping[type(config)]
-        return load_language(model_class, path, config, dtype, self.bits, language_path)
-
-    def tunable(self, backbone: Any, found: ImageTextParts) -> dict[str, Part]:
-        """The parts that methods can tune, by their names in recipes."""
-        paths = {"backbone": found.language, "vision": found.vision}
-        return {
-            name: Part(
-                BACKBONE_PREFIX + path,
-                self.targets(name, backbone.get_submodule(path)),
-                takes_prompts=False,
-                others=found.connector_in(path),
-            )
-            for name, path in paths.items()
-        }
 
     def targets(self, name: str, module: nn.Module) -> TargetModules:
         """Where methods attach in a part: by rule, and as the recipe says.

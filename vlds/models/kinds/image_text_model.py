@@ -1,6 +1,8 @@
-"""A model of Hugging Face's `AutoModelForImageTextToText`, methods attached.
+"""A model of Hugging Face's `AutoModelForImageTextToText`, and the collator that lets its processor
+write the rows.
 
-Shapes: b rows, l tokens of a row, t tokens of an answer that stands apart, w words.
+Shapes: b rows, l tokens of a row (prompt and answer), t tokens of an answer that stands apart, w
+words.
 """
 
 from __future__ import annotations
@@ -30,12 +32,6 @@ from vlds.models.methods.context import Predicted
 from vlds.models.methods.host import run_beside
 from vlds.models.model import BACKBONE_PREFIX, Part
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, RefusedRows, Row, SkipSample
-
-# Rows and their pictures -> Batch, by the processor of an image-text model.
-#
-# Each row goes through the processor alone: processors differ in how they take many rows, and a
-# batch of rows can be cut anywhere. b rows, l tokens of prompt and answer.
-
 
 FLAT = ("llava_onevision",)
 """Types whose processor loses tiles of two pictures that it gets as one row's list."""
@@ -72,8 +68,12 @@ class EncodedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageTextCollator:
-    """Writes prompts as the model's chat template asks, and puts rows together, padded on the
-    right."""
+    """Rows and their pictures -> Batch, padded on the right. Prompts are as the model's chat
+    template writes them.
+
+    Each row goes through the processor alone: processors differ in how they take many rows, and a
+    batch of rows can be cut anywhere.
+    """
 
     processor: Any
     model_type: str
@@ -97,10 +97,24 @@ class ImageTextCollator:
     def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
         """`images`: pictures (3, h, w) of any size.
 
-        Errors: RefusedRows for pictures that the processor refuses.
+        Errors: RefusedRows that names all rows with a picture that the processor refuses.
         """
-        encoded = self.encode_all(rows, images if images is not None else [], evaluation)
-        sequences = [self.sequence(row) for row in encoded]
+        encoded, refused = [], {}
+        for index, row in enumerate(rows):
+            pictures = [] if images is None else [images[n] for n in row.images]
+            try:
+                encoded.append(self.encode(row, pictures, evaluation))
+            except SkipSample as error:
+                refused[index] = str(error)
+        if refused:
+            raise RefusedRows(refused)
+        sequences, labels = [row.prompt for row in encoded], [row.answer for row in encoded]
+        if not self.answers_apart:
+            labels = [
+                torch.cat([torch.full_like(row.prompt, IGNORED_LABEL), row.answer])
+                for row in encoded
+            ]
+            sequences = [torch.cat([row.prompt, row.answer]) for row in encoded]
         lengths = torch.tensor([len(sequence) for sequence in sequences])
         input_ids = pad_sequence(sequences, batch_first=True, padding_value=self.chat.pad_id)
         return Batch(
@@ -108,7 +122,9 @@ class ImageTextCollator:
             task_index=torch.tensor([row.task_index for row in rows]),
             input_ids=input_ids,
             attention_mask=torch.arange(input_ids.shape[1]) < lengths[:, None],
-            labels=None if evaluation else self.labels(encoded),
+            labels=None
+            if evaluation
+            else pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL),
             weights=torch.tensor([row.example.weight for row in rows], dtype=torch.float32),
             valid=torch.tensor([row.valid for row in rows]),
             image_index=torch.full((len(rows), 1), NO_IMAGE),
@@ -122,34 +138,6 @@ class ImageTextCollator:
             samples=[row.example.sample for row in rows] if evaluation else [],
             class_targets=class_targets(rows),
         )
-
-    def sequence(self, row: EncodedRow) -> Tensor:
-        """What `input_ids` hold of a row."""
-        return row.prompt if self.answers_apart else torch.cat([row.prompt, row.answer])
-
-    def labels(self, encoded: Sequence[EncodedRow]) -> Tensor:
-        """(b, l), ignored on prompts; or (b, t) of answers that stand apart."""
-        labels = [
-            row.answer
-            if self.answers_apart
-            else torch.cat([torch.full_like(row.prompt, IGNORED_LABEL), row.answer])
-            for row in encoded
-        ]
-        return pad_sequence(labels, batch_first=True, padding_value=IGNORED_LABEL)
-
-    def encode_all(
-        self, rows: Sequence[Row], pictures: Tensor | list[Tensor], evaluation: bool
-    ) -> list[EncodedRow]:
-        """Errors: RefusedRows that names all rows with a picture that the processor refuses."""
-        encoded, refused = [], {}
-        for index, row in enumerate(rows):
-            try:
-                encoded.append(self.encode(row, [pictures[n] for n in row.images], evaluation))
-            except SkipSample as error:
-                refused[index] = str(error)
-        if refused:
-            raise RefusedRows(refused)
-        return encoded
 
     def encode(self, row: Row, pictures: Sequence[Tensor], evaluation: bool) -> EncodedRow:
         """One row; without its answer in evaluation.
@@ -179,8 +167,13 @@ class ImageTextCollator:
         try:
             output = self.processed(text, pictures)
         except Exception as error:  # each processor has errors of its own
-            if not pictures or not self.reads_grey(text, len(pictures)):
+            reads_grey = False
+            with suppress(Exception):
+                self.processed(text, [GREY] * len(pictures))
+                reads_grey = True
+            if not (pictures and reads_grey):
                 raise
+            # The pictures are at fault, since it takes grey ones in their place.
             sizes = " and ".join(f"{p.shape[2]} x {p.shape[1]}" for p in pictures)
             raise SkipSample(
                 f"the model's processor refuses a picture ({sizes} pixels): {error}"
@@ -204,20 +197,15 @@ class ImageTextCollator:
     def processed(self, text: str, pictures: Sequence[Tensor]) -> Any:
         """What the processor makes of one row."""
         images = list(pictures) if self.model_type in FLAT else [list(pictures)]
+        # A template may have written the start token, which must not be there twice.
+        start = self.chat.tokenizer.bos_token
+        has_start = self.chat.has_template and start and text.startswith(start)
         return self.processor(
             text=[text],
             images=images if pictures else None,
             return_tensors="pt",
-            add_special_tokens=self.chat.adds_special_tokens(text),
+            add_special_tokens=not has_start,
         )
-
-    def reads_grey(self, text: str, num_pictures: int) -> bool:
-        """True if the processor takes a text with grey pictures: where it refuses others, they are
-        at fault."""
-        with suppress(Exception):
-            self.processed(text, [GREY] * num_pictures)
-            return True
-        return False
 
     def dummy(self, question: str = "", num_pictures: int = 1) -> EncodedRow:
         """A short row with small grey pictures, and without an answer."""
@@ -236,7 +224,6 @@ class ImageTextCollator:
         return [min(len(tokens), most) for tokens, (_, most) in pairs]
 
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
-        """Tokens of (answer, most tokens) pairs, with the end of the turn."""
         return [len(self.chat.answer_ids(text, most)) for text, most in answers]
 
 
@@ -305,6 +292,7 @@ class ImageTextModel(WritingModel):
         rows = len(batch)
         batch = self.with_dummy(batch)
         self.begin(batch)
+        # The dummy is one more row, and perhaps the longest.
         mask = F.pad(mask, (0, 0, 0, len(batch) - rows), value=False)
         if not self.answers_apart:
             mask = F.pad(mask, (0, batch.input_ids.shape[1] - mask.shape[1]), value=False)
@@ -327,17 +315,15 @@ class ImageTextModel(WritingModel):
             **self.joined(batch.media),
         }
         if self.answers_apart and batch.labels is not None:
-            inputs["decoder_input_ids"] = self.shifted(batch.labels)
+            before = F.pad(batch.labels[:, :-1], (1, 0), value=self.decoder_start)
+            # What stands before every answer is there also where it is no label, as in examples
+            # with classes.
+            for column, token in enumerate(self.chat.start_ids, 1):
+                hidden = before[:, column : column + 1]
+                hidden.masked_fill_(hidden == IGNORED_LABEL, token)
+            ids = before.masked_fill(before == IGNORED_LABEL, self.chat.pad_id)
+            inputs["decoder_input_ids"] = ids
         return inputs
-
-    def shifted(self, labels: Tensor) -> Tensor:
-        """(b, t) what the decoder reads before it writes each label; what stands before every
-        answer also where it is no label, as in examples with classes."""
-        before = F.pad(labels[:, :-1], (1, 0), value=self.decoder_start)
-        for column, token in enumerate(self.chat.start_ids, 1):
-            hidden = before[:, column : column + 1]
-            hidden.masked_fill_(hidden == IGNORED_LABEL, token)
-        return before.masked_fill(before == IGNORED_LABEL, self.chat.pad_id)
 
     @property
     def decoder_start(self) -> int:
@@ -349,22 +335,21 @@ class ImageTextModel(WritingModel):
     def joined(self, media: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The rows' media in one tensor each: along dimension 0, other dimensions padded with zeros
         to the largest. All types of models read this (they drop empty tiles)."""
-        names = dict.fromkeys(name for row in media for name in row)
-        return {name: self.join([row[name] for row in media if name in row]) for name in names}
-
-    def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        """One medium of all rows."""
-        largest = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
-        padded = []
-        for tensor in tensors:
-            gaps = [most - size for most, size in zip(largest, tensor.shape[1:], strict=True)]
-            padded.append(F.pad(tensor, [n for gap in reversed(gaps) for n in (0, gap)]))
-        whole = torch.cat(padded)
-        return whole.to(self.dtype) if whole.is_floating_point() else whole
+        joined: dict[str, Tensor] = {}
+        for name in dict.fromkeys(name for row in media for name in row):
+            tensors = [row[name] for row in media if name in row]
+            largest = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
+            padded = []
+            for tensor in tensors:
+                gaps = [most - size for most, size in zip(largest, tensor.shape[1:], strict=True)]
+                # F.pad takes (before, after) of each dimension, the last one first.
+                padded.append(F.pad(tensor, [n for gap in reversed(gaps) for n in (0, gap)]))
+            whole = torch.cat(padded)
+            joined[name] = whole.to(self.dtype) if whole.is_floating_point() else whole
+        return joined
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the model's states."""
         dtype: torch.dtype = self.backbone.dtype
         return dtype
 
@@ -383,6 +368,7 @@ class ImageTextModel(WritingModel):
             row = F.pad(row.to(device), (0, length - len(row)), value=value)
             return torch.cat([rows, row[None].to(rows)])
 
+        # It has no labels, so that it adds nothing to the loss, and callers drop its logits.
         ones = torch.ones(len(dummy.prompt), dtype=torch.bool)
         labels = batch.labels
         if labels is not None and not self.answers_apart:
@@ -407,23 +393,24 @@ class ImageTextModel(WritingModel):
         return output_width(self.backbone)
 
     def first_logits(self, batch: Batch) -> Tensor:
-        return self.read_first(batch, logits=True)[0]
+        return self.read_first(batch, None)[0]
 
     def first_states(self, batch: Batch) -> Tensor:
-        return self.read_first(batch.prompts(), logits=False)[1]
+        no_tokens = torch.zeros(len(batch), dtype=torch.bool, device=batch.input_ids.device)
+        return self.read_first(batch.prompts(), no_tokens)[1]
 
-    def read_first(self, batch: Batch, *, logits: bool) -> tuple[Tensor, Tensor]:
-        """Logits (b, w) of the token that an answer begins with, and no states; or no logits, and
-        the states (b, d) that predict it."""
+    def read_first(self, batch: Batch, is_token: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As `read_at`, at the position of each row that predicts the first token of its answer."""
         if self.answers_apart:
             start = torch.tensor([*self.chat.start_ids, 0], device=batch.input_ids.device)
             batch = replace(batch, labels=start.expand(len(batch), -1))
-            ends, length = torch.full_like(batch.task_index, len(start) - 1), len(start)
+            # The last label's value is never read: the decoder's inputs end before it.
+            last, length = torch.full_like(batch.task_index, len(start) - 1), len(start)
         else:
-            ends, length = batch.attention_mask.sum(1) - 1, batch.input_ids.shape[1]
-        mask = F.one_hot(ends.to(batch.input_ids.device), length).bool()
-        nowhere = torch.zeros(len(batch), dtype=torch.bool, device=mask.device)
-        return self.read_at(batch, mask, None if logits else nowhere)
+            last, length = batch.attention_mask.sum(1) - 1, batch.input_ids.shape[1]
+        return self.read_at(
+            batch, F.one_hot(last.to(batch.input_ids.device), length).bool(), is_token
+        )
 
     def choice_tokens(self, choice: str) -> list[int]:
         return self.chat.first_ids(choice)
@@ -433,8 +420,11 @@ class ImageTextModel(WritingModel):
 
     @property
     def chat(self) -> ChatFormat:
-        """How prompts and answers are written."""
         return self.collator.chat
+
+    @property
+    def template_variables(self) -> Mapping[str, object]:
+        return self.chat.variables
 
     @property
     def writer(self) -> Writer:
@@ -448,7 +438,6 @@ class ImageTextModel(WritingModel):
         return Writer(self.backbone, ends, self.chat.pad_id, forbidden, start)
 
     def prompts(self, batch: Batch) -> dict[str, Tensor]:
-        """The arguments of `generate`: rows padded on the left."""
         self.begin(batch)
         lengths = batch.attention_mask.sum(1)
         inputs = self.inputs(batch)
@@ -456,6 +445,7 @@ class ImageTextModel(WritingModel):
             return inputs
         for name, value in (("input_ids", self.chat.pad_id), ("attention_mask", 0)):
             inputs[name] = left_padded(inputs[name], lengths, value)
+        # Numbers of tokens move with them. Pictures find their placeholders wherever these are.
         for name in batch.types:
             inputs[name] = left_padded(inputs[name], lengths, 0)
         return inputs

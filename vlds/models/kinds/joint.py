@@ -1,5 +1,8 @@
-"""The kind of VL-T5 and VL-BART: vision encoder -> visual embedding -> backbone's joint encoder ->
-decoder.
+"""JointSeq2Seq: VL-T5 and VL-BART. Vision encoder -> visual embedding -> backbone's joint encoder
+of text and visual tokens -> decoder.
+
+Shapes: b examples, u distinct images, n images per example, p prompts of methods, l prompt tokens,
+v visual tokens, t target tokens, w words of the vocabulary, d width.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ from transformers import GenerationConfig
 
 from vlds.models.backbones.attention import beams_share_states
 from vlds.models.backbones.base import Backbone
+from vlds.models.backbones.t5 import T5
 from vlds.models.collate import JointCollator
 from vlds.models.generation.answer_list import Answer
 from vlds.models.generation.decoding import (
@@ -28,8 +32,8 @@ from vlds.models.generation.decoding import (
     generate_ids,
     token_means,
 )
-from vlds.models.kernels.dropout import decoder_follows, pictures_follow, visual_tokens_end
-from vlds.models.kinds.base import EmbeddingKind, named
+from vlds.models.kernels.dropout import decoder_follows, visual_tokens_end
+from vlds.models.kinds.base import EmbeddingKind, grid_features, named
 from vlds.models.loading.drawn_weights import draw_rows
 from vlds.models.loading.load_backbone import Longest, check_fits, num_positions
 from vlds.models.loss import targets_of
@@ -41,15 +45,13 @@ from vlds.models.vision.base import GridEncoder, VisionEncoder, load_weights
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
 
-# The model: vision encoder -> visual embedding -> backbone's joint encoder -> decoder, methods
-# attached.
-#
-# Shapes: b examples, u distinct images, n images per example, l prompt tokens, v visual tokens, t
-# target tokens, w words of the vocabulary, d width.
-
 
 class JointModel(Model):
-    """VL-T5 and VL-BART: text and visual tokens go through one encoder."""
+    """VL-T5 and VL-BART, methods attached: text and visual tokens go through one encoder.
+
+    A method may put a side path (LST) beside the backbone. Then the backbone reads the text alone,
+    without gradients, and the side's stacks, which read its states, give the answer.
+    """
 
     def __init__(
         self,
@@ -113,19 +115,19 @@ class JointModel(Model):
         return Predicted(logits, labels, classes)
 
     def logits(self, batch: Batch) -> Tensor:
-        """(b, t, w) for each target token, given those before it."""
         return self.vocabulary_logits(self.target_states(batch))
 
     def target_states(self, batch: Batch) -> Tensor:
         """(b, t, d) states that predict each target token."""
-        assert batch.labels is not None
+        labels = targets_of(batch)
         states, mask = self.encode(batch)
-        return self.decode(states, mask, self.decoder_inputs(batch.labels))
+        return self.decode(states, mask, self.decoder_inputs(labels))
 
     def decoder_inputs(self, labels: Tensor) -> Tensor:
         """(b, t) what the decoder reads before each label; what stands before every answer (BART's
         <s>) also where it is no label, as in examples with classes."""
         input_ids: Tensor = self.backbone.prepare_decoder_input_ids_from_labels(labels)
+        # Entry 0 of the prefix is the start token, which is never a label.
         for column, token in enumerate(self.family.choice_prefix(self.backbone)[1:], 1):
             hidden = labels[:, column - 1 : column] == IGNORED_LABEL
             input_ids[:, column : column + 1].masked_fill_(hidden, token)
@@ -152,23 +154,20 @@ class JointModel(Model):
         self.context.set_rows(batch.task_index, None, batch.input_ids.device)
         visual, visual_mask = self.visual_tokens(batch)
         self.context.visual = Visual(visual, visual_mask)
-        prompts, text_mask = self.method_prompts(), batch.attention_mask.bool()
+        prompts, text_mask = run_beside(self.backbone), batch.attention_mask.bool()
         masks = [text_mask, visual_mask]
-        if prompts is not None:
+        if prompts is not None:  # they stand before the text, visual tokens behind it
             masks.insert(0, visual_mask.new_ones(prompts.shape[:2]))
         mask = self.context.token_mask = torch.cat(masks, 1)
         encode, stacks = self.family.encode, self.backbone
         if (side := side_path(stacks)) is not None:
+            # LST's backbone sees no picture.
             visual_tokens_end(text_mask.shape[1], 0)
             with torch.no_grad():
                 read = encode(stacks, batch.input_ids, visual[:, :0], text_mask, None)
             side.read.value, stacks = (read, text_mask), side.stacks
         visual_tokens_end(mask.shape[1], visual.shape[1])
         return encode(stacks, batch.input_ids, visual, mask, prompts), mask
-
-    def method_prompts(self) -> Tensor | None:
-        """Run what methods have put beside the backbone: (b, p, d) what precedes the text."""
-        return run_beside(self.backbone)
 
     def visual_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(b, n*v, d) visual tokens and their mask; each distinct image is encoded once."""
@@ -177,19 +176,13 @@ class JointModel(Model):
                 "images: this batch has neither pictures nor stored features; use data sets with "
                 "pictures, or vision: StoredFeatures with shards that hold features"
             )
-        features = self.grid_features(pictures)
+        features = grid_features(self.vision, pictures)
         boxes = self.vision.boxes(pictures) if batch.boxes is None else batch.boxes
         table = self.backbone.get_input_embeddings()
         tokens: tuple[Tensor, Tensor] = self.visual_embedding(
             features, boxes, batch.image_index, table
         )
         return tokens
-
-    def grid_features(self, pictures: Tensor) -> Tensor:
-        """(u, 3, h, w) uint8, or stored features (u, v', dim) -> (u, v', dim)."""
-        with torch.no_grad() if self.vision.frozen else pictures_follow(pictures):
-            features: Tensor = self.vision(pictures)
-        return features
 
     # Answers.
 
@@ -210,7 +203,8 @@ class JointModel(Model):
         means: Sequence[float | None] = [None] * len(batch)
         if decoding.choices is not None:
             choices = self.choice_ids(decoding.choices)
-            chosen, confidences = best_choice(self.choice_logits(states, mask), choices)
+            logits = self.vocabulary_logits(self.after_prefix(states, mask))
+            chosen, confidences = best_choice(logits, choices)
             ids = [choices[index] for index in chosen]
             texts = [decoding.choices[index] for index in chosen]
             log_probabilities = confidences.log()
@@ -232,6 +226,7 @@ class JointModel(Model):
     def written(self, batch: Batch, states: Tensor, mask: Tensor, decoding: Decoding) -> Written:
         """What the decoder writes from encoder states."""
         side = side_path(self.backbone)
+        # Each stack with the encoder states that its cross-attention reads.
         sources = [(self.backbone, states, mask)]
         if side is not None:
             sources = [(self.backbone, *side.read.take()), (side.stacks, states, mask)]
@@ -250,12 +245,9 @@ class JointModel(Model):
                 beam_forces_eos=self.family.beam_forces_eos,
             )
 
-    def choice_logits(self, states: Tensor, mask: Tensor) -> Tensor:
-        """(b, w) logits of the first real token of an answer."""
-        return self.vocabulary_logits(self.after_prefix(states, mask))
-
     def after_prefix(self, states: Tensor, mask: Tensor) -> Tensor:
-        """(b, d) decoder states from which the first real token of an answer is predicted."""
+        """(b, d) decoder states from which the first real token of an answer is predicted: BART
+        writes <s> before it."""
         prefix = torch.tensor(self.family.choice_prefix(self.backbone), device=states.device)
         return self.decode(states, mask, prefix.expand(len(states), -1))[:, -1]
 
@@ -276,6 +268,9 @@ def run_decoder(model: Any, states: Tensor, mask: Tensor, input_ids: Tensor) -> 
 @dataclass(frozen=True, kw_only=True)
 class JointSeq2Seq(EmbeddingKind):
     """An encoder-decoder whose encoder reads text and visual tokens together: VL-T5, VL-BART."""
+
+    auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    own_backbone: ClassVar[bool] = True
 
     backbone: Backbone
     """The language model: a class of vlds.models.backbones."""
@@ -330,12 +325,28 @@ class JointSeq2Seq(EmbeddingKind):
         return JointCollator(processor, features=self.image is None)
 
     def build(self, dtype: torch.dtype, processor: Any) -> JointModel:
-        """Errors: ValueError if an image has more visual tokens than the vocabulary."""
+        """Errors: ValueError if an image has more visual tokens than the vocabulary, or if features
+        cannot be pooled as the recipe says."""
         family = self.backbone
         size = len(processor) if processor is not None else family.vocabulary_size()
         loaded = family.load(size, dtype)
         vision = self.build_vision(dtype)
-        embedding = self.build_visual_embedding(loaded.model.config.d_model).to(dtype)
+        # The bridge, initialised as the backbone's family does, or from its file.
+        geometry, config = self.vision.geometry, self.visual_embedding
+        if geometry.box_channels and config.grid not in (None, geometry.grid_size):
+            raise ValueError(
+                f"model.visual_embedding.grid: got {config.grid}, but features with their own "
+                "boxes are not pooled; leave it out"
+            )
+        embedding = VisualEmbedding(
+            config,
+            geometry.feature_dim,
+            loaded.model.config.d_model,
+            geometry.grid_size,
+            partial(family.visual_norm, bias=config.norm_biases),
+        )
+        embedding.init_weights(family.linear_init_std)
+        load_weights(embedding, config.weights)
         if embedding.num_tokens > family.visual_tokens:
             raise ValueError(
                 f"model.backbone.visual_tokens: {family.visual_tokens}, but an image has "
@@ -343,37 +354,21 @@ class JointSeq2Seq(EmbeddingKind):
             )
         model = JointModel(
             vision,
-            embedding,
+            embedding.to(dtype),
             loaded.model,
             encoder=self.vision,
             family=family,
             tokenizer=processor,
         )
-        parts = {"vision": self.vision.source, "visual_embedding": self.visual_embedding.weights}
+        parts = {"vision": self.vision.source, "visual_embedding": config.weights}
         model.note_sources(loaded.source_names, parts)
+        # The token table has more rows than its source, which are drawn.
         rows = {BACKBONE_PREFIX + name: rows for name, rows in loaded.source_rows.items()}
         model.sources = replace(model.sources, rows=rows)
         return model
 
-    def build_visual_embedding(self, width: int) -> VisualEmbedding:
-        """The bridge, initialised as the backbone's family does, or from its file."""
-        geometry, family = self.vision.geometry, self.backbone
-        pooled = self.visual_embedding.grid not in (None, geometry.grid_size)
-        if geometry.box_channels and pooled:
-            raise ValueError(
-                f"model.visual_embedding.grid: got {self.visual_embedding.grid}, but features with "
-                "their own boxes are not pooled; leave it out"
-            )
-        norm = partial(family.visual_norm, bias=self.visual_embedding.norm_biases)
-        embedding = VisualEmbedding(
-            self.visual_embedding, geometry.feature_dim, width, geometry.grid_size, norm
-        )
-        embedding.init_weights(family.linear_init_std)
-        load_weights(embedding, self.visual_embedding.weights)
-        return embedding
-
     def draw_rows(self, model: Model, seed: int) -> None:
-        """New rows of the token table; a head of its own is drawn like other weights."""
+        # New rows of the token table; a head of its own is drawn like other weights.
         assert isinstance(model, JointModel)
         table = model.backbone.get_input_embeddings().weight
         rows = {
@@ -382,6 +377,31 @@ class JointSeq2Seq(EmbeddingKind):
             if model.get_parameter(name) is table
         }
         draw_rows(model, rows, self.backbone.new_row_std, seed)
+
+    def visual_parts(self, model: Model) -> tuple[GridEncoder, VisualEmbedding]:
+        assert isinstance(model, JointModel)
+        if self.backbone.path is not None or self.vision.source is not None:
+            raise ValueError(
+                f"alignment: model.backbone.path is {self.backbone.path}, the vision encoder's "
+                f"weights {self.vision.source}; alignment is for models with random weights: leave "
+                "it out"
+            )
+        return model.vision, model.visual_embedding
+
+    def encoder_decoder(self) -> Any:
+        return self.backbone.load(len(self.backbone.load_tokenizer()), torch.float32).model
+
+    def refusal(self, layout: str) -> str | None:
+        if (
+            layout == "reference"
+            and self.visual_embedding.norm_biases
+            and isinstance(self.backbone, T5)
+        ):
+            return (
+                "model.visual_embedding.norm_biases: the original code's T5 norms have no bias; "
+                "`vlds convert hf` keeps them"
+            )
+        return None
 
     def export(self, model: Model, folder: Path) -> JointSeq2Seq:
         """The backbone and the tokenizer under Hugging Face's names, and a file for each other

@@ -1,5 +1,9 @@
-"""The kind of CLIP-ViL (Shen et al. 2021, https://arxiv.org/abs/2107.06383) in VL-Adapter: one
-encoder, Hugging Face's BERT, reads text and visual tokens together. It answers with classes.
+"""JointEncoder: CLIP-ViL (Shen et al. 2021, https://arxiv.org/abs/2107.06383) as in VL-Adapter. The
+layers of one BERT of Hugging Face read text and visual tokens, one after the other; heads read its
+first token, so that it answers with classes.
+
+Shapes: b examples, u distinct images, l tokens of text, v of an image, p prompts of methods, d
+width.
 """
 
 from __future__ import annotations
@@ -11,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MODEL_MAPPING, GenerationConfig
+from transformers import MODEL_MAPPING
 from transformers.masking_utils import create_bidirectional_mask
 
 from vlds.models.backbones.attention import CPU_ATTENTION, set_attention
 from vlds.models.generation.answer_list import Answer
-from vlds.models.kernels.dropout import pictures_follow, visual_tokens_end
-from vlds.models.kinds.base import EmbeddingKind, ModelKind, named
+from vlds.models.kernels.dropout import visual_tokens_end
+from vlds.models.kinds.base import EmbeddingKind, ModelKind, grid_features, named
 from vlds.models.kinds.text_encoder import TextEncoderKind
 from vlds.models.loading.load_backbone import load_backbone
 from vlds.models.loss import targets_of
@@ -30,12 +34,6 @@ from vlds.models.visual_embedding import GridEmbedding
 from vlds.runtime.checks import SourceFile
 from vlds.schema import NO_IMAGE, Batch, Decoding
 from vlds.tasks.base import Task
-
-# The model of CLIP-ViL in VL-Adapter: text and visual tokens, one after the other, go through the
-# layers of one BERT; heads read its first token.
-#
-# Shapes: b examples, u distinct images, l tokens of text, v of an image, p prompts of methods, d
-# width.
 
 
 class JointEncoderModel(Model):
@@ -66,9 +64,6 @@ class JointEncoderModel(Model):
     def state_width(self) -> int:
         return int(self.backbone.config.hidden_size)
 
-    def generation_defaults(self) -> GenerationConfig:
-        return GenerationConfig()
-
     def sizes(self, batch: Batch) -> Tensor:
         """(b, 1) tokens of the sequence, visual ones included."""
         visual = (batch.image_index != NO_IMAGE).sum(1) * self.visual_embedding.num_tokens
@@ -98,7 +93,7 @@ class JointEncoderModel(Model):
         prompts, text_mask = run_beside(self.backbone), batch.attention_mask.bool()
         text = self.backbone.embeddings(input_ids=batch.input_ids)
         tokens, masks, first = [text, visual], [text_mask, visual_mask], 0
-        if prompts is not None:
+        if prompts is not None:  # they stand before the first token
             tokens, first = [prompts.to(text.dtype), *tokens], prompts.shape[1]
             masks = [text_mask.new_ones(prompts.shape[:2]), *masks]
         joined, mask = torch.cat(tokens, 1), torch.cat(masks, 1)
@@ -118,8 +113,7 @@ class JointEncoderModel(Model):
         """
         if (pictures := batch.pictures) is None:
             raise ValueError("images: this batch has no pictures, and JointEncoder reads them")
-        with torch.no_grad() if self.vision.frozen else pictures_follow(pictures):
-            features: Tensor = self.vision(pictures)
+        features = grid_features(self.vision, pictures)
         index = batch.image_index[:, 0]
         tokens: Tensor = self.visual_embedding(features[index.clamp(min=0)])
         return tokens, (index != NO_IMAGE)[:, None].expand(tokens.shape[:2])

@@ -1,5 +1,5 @@
-"""Rows and their pictures -> Batch, for models that read a text as a whole and answer with classes,
-or with the words that are masked in it.
+"""What CrossModal and JointEncoder have in common: a text encoder of BERT's family reads the text
+as a whole, and the answer is a class, or the words that are masked in the text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ second any token, else the token itself."""
 
 @dataclass(frozen=True)
 class CrossModalCollator:
-    """Puts rows together, padded on the right."""
+    """Rows and their pictures -> Batch, padded on the right."""
 
     tokenizer: Any
     """A fast tokenizer of Hugging Face, which tells to which word a token belongs."""
@@ -46,30 +46,27 @@ class CrossModalCollator:
         return batch
 
     def encode(self, row: Row) -> tuple[list[int], list[int]]:
-        """Tokens of a row's text, as the model reads them, and the label of each."""
+        """Tokens of a row's text, as the model reads them, and the label of each. A word to predict
+        is masked as in BERT: all of its tokens are labels, and most have a mask in their place."""
         example = row.example
         encoding = self.tokenizer(example.prompt, truncation=True, max_length=row.max_prompt_tokens)
         ids: list[int] = list(encoding["input_ids"])
         labels = [IGNORED_LABEL] * len(ids)
         if example.class_scores is not None:
-            labels[0] = ids[0]
+            labels[0] = ids[0]  # any label that is not ignored stands for the classes
         elif example.masking is not None:
             words = encoding.word_ids()
             for word, draws in masked_words(words, example.masking).items():
                 for place in (place for place, other in enumerate(words) if other == word):
                     labels[place] = ids[place]
-                    ids[place] = self.shown(ids[place], draws)
+                    share = 0.0 if draws is None else float(draws.random())
+                    if draws is None or share < MASKED:
+                        ids[place] = int(self.tokenizer.mask_token_id)
+                    elif share < RANDOM:
+                        ids[place] = int(draws.integers(len(self.tokenizer)))
         return ids, labels
 
-    def shown(self, token: int, draws: np.random.Generator | None) -> int:
-        """What stands in the place of a token to predict: a mask without `draws`."""
-        kind = 0.0 if draws is None else float(draws.random())
-        if draws is None or kind < MASKED:
-            return int(self.tokenizer.mask_token_id)
-        return int(draws.integers(len(self.tokenizer))) if kind < RANDOM else token
-
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
-        """Tokens of (prompt, most tokens) pairs."""
         return [
             len(self.tokenizer(text, truncation=True, max_length=most)["input_ids"])
             for text, most in prompts
@@ -85,17 +82,13 @@ def masked_words(
 ) -> dict[int, np.random.Generator | None]:
     """Each word to predict, of those that tokens belong to -> where its draws come from; None where
     masks alone are wanted. At least one word."""
-    known = sorted({word for word in words if word is not None})
+    known = sorted({word for word in words if word is not None})  # None: special tokens
     draws = np.random.default_rng(masking.seed)
     order = draws.random(len(known))
     chosen = [word for word, draw in zip(known, order, strict=True) if draw < masking.share]
-    if not chosen and known:
+    if not chosen and known:  # the word whose draw came nearest
         chosen = [known[int(order.argmin())]]
     return {word: None if masking.always_mask else draws for word in chosen}
-
-
-# What kinds have in common that read text with an encoder of BERT's family and answer with
-# classes.
 
 
 TEXT_ENCODERS = ("bert", "roberta", "xlm-roberta")

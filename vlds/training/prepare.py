@@ -54,7 +54,6 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     check_tracking(recipe.tracking)
     cut = cut_batches(recipe, ranks.world_size)
     check_parts(recipe, cut)
-    check_lengths(recipe)
     check_learnable(recipe, cut)
     check_rates(recipe)
     for field, size in recipe.batch_sizes.items():
@@ -80,8 +79,9 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     )
 
 
-def check_lengths(recipe: Recipe) -> None:
-    """Errors: ValueError if the longest row of a task has more tokens than the model positions."""
+def check_learnable(recipe: Recipe, cut: BatchCut) -> None:
+    """Errors: ValueError if the longest row of a task has more tokens than the model positions, or
+    a task or a method wants what the model, the reader or the cut of the batches does not give."""
     for name, task in recipe.tasks.items():
         decoding, answer = task.decoding, task.max_target_tokens
         if task.head is not None:
@@ -91,11 +91,6 @@ def check_lengths(recipe: Recipe) -> None:
         pictures = task.num_pictures or recipe.model.most_images[0]
         longest = Longest(pictures, task.max_prompt_tokens, answer)
         recipe.model.check_length(f"tasks.{name}", longest)
-
-
-def check_learnable(recipe: Recipe, cut: BatchCut) -> None:
-    """Errors: ValueError if a task or a method wants what the model, the reader or the cut of the
-    batches does not give."""
     num_micro_batches = max(map(cut.accumulation_steps, recipe.batch_sizes.values()))
     recipe.model.check_tasks(recipe.tasks, num_micro_batches)
     for name, task in recipe.tasks.items():
@@ -196,15 +191,13 @@ def slow_precision(precision: str, device: torch.device) -> str | None:
 
 def slowdown(dtype: torch.dtype) -> float:
     """How many times longer than in fp32 a product of two small matrices takes on this CPU."""
-    return product_seconds(dtype) / product_seconds(torch.float32)
-
-
-def product_seconds(dtype: torch.dtype) -> float:
-    """The shortest of five products; the first one warms up."""
-    matrix = torch.ones(256, 256, dtype=dtype)
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        torch.matmul(matrix, matrix)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    shortest = []
+    for each in (dtype, torch.float32):
+        matrix = torch.ones(256, 256, dtype=each)
+        seconds = []
+        for _ in range(5):  # the first one warms up
+            started = time.perf_counter()
+            torch.matmul(matrix, matrix)
+            seconds.append(time.perf_counter() - started)
+        shortest.append(min(seconds))
+    return shortest[0] / shortest[1]

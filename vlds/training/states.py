@@ -31,11 +31,19 @@ from vlds.runtime.files import finish_replacing, read_file
 from vlds.runtime.json_files import damage, parse_record
 from vlds.runtime.terminal import tell
 
-# What a resumed run's recipe has that the run's saved one has not.
-
-
 RECIPE = "recipe.yaml"
 """A run's recipe, in its folder."""
+BEST = "best.json"
+TENSORS, PROGRESS = "state.safetensors", "state.json"
+OF_RUN = re.compile(
+    r"artifact|best|state|predictions|profile.*|tensorboard|metrics\.jsonl|starts\.jsonl|"
+    r"data_errors-\d+\.jsonl|.*\.(log|txt|out|err|ya?ml)"
+)
+"""Names that a run's folder may have before its recipe is saved: of what runs write, and of logs
+and recipes that users keep there."""
+NAME = re.compile(r"step-(\d{8,})")
+Resume = Literal["auto"] | bool
+"""Whether to resume the run in the output folder; "auto": if there is one."""
 
 
 def recipe_changes(recipe: Recipe) -> list[str]:
@@ -51,23 +59,12 @@ def recipe_changes(recipe: Recipe) -> list[str]:
 
 
 def model_changes(recipe: Recipe) -> list[str]:
-    """Those of the model and its methods; none if the saved recipe cannot be read."""
+    """The lines about the model and its methods; none if the saved recipe cannot be read."""
     try:
         changes = recipe_changes(recipe)
     except (OSError, ValueError):
         return []
     return [line for line in changes if line.startswith(("model.", "methods."))]
-
-
-# The artifact of the best step so far, by a score that the recipe names.
-#
-# RUN/best             an artifact, like RUN/artifact, which is the last step's
-# RUN/best/best.json   its score and step: part of the artifact, so that they change together
-#
-# If this artifact is damaged, a resumed run says so and looks for the best step from there on.
-
-
-BEST = "best.json"
 
 
 def check_best(best: str, evaluator: Evaluator) -> None:
@@ -87,7 +84,13 @@ def check_best(best: str, evaluator: Evaluator) -> None:
 
 
 class BestStep:
-    """The highest value of one score. All ranks have one; the first rank's knows the value."""
+    """The highest value of one score, and the artifact of its step. All ranks have one; the first
+    rank's knows the value.
+
+    RUN/best is an artifact like RUN/artifact, which is the last step's. It holds best.json, the
+    score and the step, so that they change together. If it is damaged, a resumed run says so and
+    looks for the best step from there on.
+    """
 
     def __init__(self, name: str, folder: Path, *, resumed: bool) -> None:
         """`name`: TASK/SCORE. `resumed`: read what the run has found before; on the first rank
@@ -132,18 +135,6 @@ class BestStep:
         """Remember this step; returns what its artifact holds besides, file name -> text."""
         self.known = Best(step, self.name, value)
         return {BEST: json.dumps(asdict(self.known)) + "\n"}
-
-
-TENSORS, PROGRESS = "state.safetensors", "state.json"
-OF_RUN = re.compile(
-    r"artifact|best|state|predictions|profile.*|tensorboard|metrics\.jsonl|starts\.jsonl|"
-    r"data_errors-\d+\.jsonl|.*\.(log|txt|out|err|ya?ml)"
-)
-"""Names that a run's folder may have before its recipe is saved: of what runs write, and of logs
-and recipes that users keep there."""
-NAME = re.compile(r"step-(\d{8,})")
-Resume = Literal["auto"] | bool
-"""Whether to resume the run in the output folder; "auto": if there is one."""
 
 
 @dataclass(frozen=True)
@@ -216,23 +207,14 @@ def check_output(output: str, resume: Resume, inputs: Iterable[str] = ()) -> Non
     `inputs`; if there is none to resume."""
     folder = Path(output)
     for name in inputs:
-        if is_inside(folder, Path(name)):
+        # An input is a folder, or a URL ("://").
+        if "://" not in name and folder.resolve().is_relative_to(Path(name).resolve()):
             raise ValueError(
                 f"output: {output} lies in {name}, which the run reads; name another folder"
             )
     if not (folder / RECIPE).is_file():
         check_own(folder, "output", OF_RUN, "a run")
-    _check_state(folder, resume)
-
-
-def is_inside(folder: Path, other: Path) -> bool:
-    """True for a folder itself, and for one that lies in it."""
-    return "://" not in str(other) and folder.resolve().is_relative_to(other.resolve())
-
-
-def _check_state(output: Path, resume: Resume) -> None:
-    """Errors: ValueError if a run would be overwritten, or if there is none to resume."""
-    has_state = bool(state_folders(output / "state"))
+    has_state = bool(state_folders(folder / "state"))
     if has_state and resume is False:
         raise ValueError(
             f"output: {output} holds a run already; add --resume to continue it, or name another "

@@ -17,17 +17,13 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlds.artifact import LoadedRun, load_run
 from vlds.convert.output import all_tasks, first_names
 from vlds.models.build import build_model
 from vlds.recipe.config import Recipe, to_tree
 from vlds.runtime.terminal import follow
-
-# Checks that runs are of one model: what their recipes and their backbones' configs say of what is
-# computed, vocabularies, and names and shapes of tensors.
-
 
 Opened = tuple[Path, LoadedRun]
 ONE_MODEL = "only runs of one model can be combined"
@@ -40,6 +36,12 @@ NOT_THE_MODEL = {
     "transformers_version", "use_cache",
 }  # fmt: skip
 """Settings that do not change what given weights compute; nor does dropout, by any name."""
+Cost = Literal["weights_in", "weights_in_out", "activations"]
+COSTS: tuple[Cost, ...] = get_args(Cost)
+MOST_ITERATIONS, COLUMN_TOLERANCE = 10_000, 1e-3
+"""Of entropic plans. Small shares converge as slowly as one over the iterations."""
+Combined = tuple[LoadedRun, Mapping[str, LoadedRun]]
+"""A run, and of each of its tasks the run whose outputs it must give."""
 
 
 def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
@@ -53,7 +55,10 @@ def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
         heads = {name: to_tree(task.head) for name, task in recipe.tasks.items() if task.head}
         essentials |= {"tasks": list(recipe.tasks), "heads": heads}
     for name, part in run.model.parts.items():
-        settings = shaping(config_of(run.model.get_submodule(part.path)))
+        modules = run.model.get_submodule(part.path).modules()
+        configs = (getattr(each, "config", None) for each in modules)
+        hf_config = next((config for config in configs if hasattr(config, "to_dict")), None)
+        settings = {} if hf_config is None else shaping(hf_config.to_dict())
         essentials |= {f"{name}.{key}": value for key, value in settings.items()}
     return essentials
 
@@ -76,19 +81,12 @@ def chosen_settings(key: str, tree: Any) -> dict[str, Any]:
 
 
 def shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that change what given weights compute."""
+    """The settings that change what given weights compute."""
     return {
         key: value
         for key, value in settings.items()
         if key not in NOT_THE_MODEL and "drop" not in key and not key.startswith("train_")
     }
-
-
-def config_of(module: nn.Module) -> dict[str, Any]:
-    """Hugging Face's config of a model that has one."""
-    configs = (getattr(each, "config", None) for each in module.modules())
-    hf_config = next((config for config in configs if hasattr(config, "to_dict")), None)
-    return {} if hf_config is None else dict(hf_config.to_dict())
 
 
 def check_settings(
@@ -169,24 +167,6 @@ def stacked(recipe: Recipe) -> set[str]:
     return {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
 
 
-# MerA (He et al. 2023, https://arxiv.org/abs/2308.15982): the neurons of an adapter are brought
-# into the order of another one's by optimal transport, after which a mean of both makes sense.
-#
-# A neuron is a row of the down half, its bias, and a column of the up half. With uniform masses and
-# the squared distances of neurons as cost, P is the plan, and the other adapter becomes
-#
-#     down <- r P down,    bias <- r P bias,    up <- up (r P)^T,
-#
-# whose output is the same if P is exact: then r P is a permutation. There is no public code; the
-# paper's costs are of weights or of activations. LoRA's A and B are such halves, without bias.
-
-
-Cost = Literal["weights_in", "weights_in_out", "activations"]
-COSTS: tuple[Cost, ...] = get_args(Cost)
-MOST_ITERATIONS, COLUMN_TOLERANCE = 10_000, 1e-3
-"""Of entropic plans. Small shares converge as slowly as one over the iterations."""
-
-
 class Neurons(NamedTuple):
     """The hidden neurons of one adapter, in float64."""
 
@@ -203,10 +183,6 @@ class Neurons(NamedTuple):
             return (inputs @ self.down.T + self.bias).T
         weights = torch.cat([self.down, self.bias[:, None]], 1)
         return weights if cost == "weights_in" else torch.cat([weights, self.up.T], 1)
-
-    def moved(self, plan: Tensor) -> Neurons:
-        """The neurons by a plan (r, r) whose rows sum to 1."""
-        return Neurons(plan @ self.down, plan @ self.bias, self.up @ plan.T)
 
 
 def distances(first: Tensor, other: Tensor) -> Tensor:
@@ -262,13 +238,21 @@ def aligned(
     inputs: Tensor,
     regularisation: float | None = None,
 ) -> Neurons:
-    """The other adapter, whose neurons stand where those of the first that they are like do."""
+    """The other adapter, whose neurons stand where those of the first that they are like do.
+
+    MerA (He et al. 2023, https://arxiv.org/abs/2308.15982) brings the neurons of an adapter into
+    the order of another one's by optimal transport, after which a mean of both makes sense. A
+    neuron is a row of the down half, its bias, and a column of the up half. With uniform masses and
+    the squared distances of neurons as cost, P is the plan, and the other adapter becomes
+
+        down <- r P down,    bias <- r P bias,    up <- up (r P)^T,
+
+    whose output is the same if P is exact: then r P is a permutation. There is no public code; the
+    paper's costs are of weights or of activations. LoRA's A and B are such halves, without bias.
+    """
     features = (neurons.features(cost, inputs) for neurons in (first, other))
-    return other.moved(transport_plan(distances(*features), regularisation))
-
-
-Combined = tuple[LoadedRun, Mapping[str, LoadedRun]]
-"""A run, and of each of its tasks the run whose outputs it must give."""
+    plan = transport_plan(distances(*features), regularisation)
+    return Neurons(plan @ other.down, plan @ other.bias, other.up @ plan.T)
 
 
 def average(runs: Sequence[Path], weights: Sequence[float] | None) -> Combined:

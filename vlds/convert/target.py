@@ -1,5 +1,9 @@
 """Both ways between a run and the files of another library: a run is written as files, or files
 fill a recipe's model, which is then written as an artifact.
+
+Files of other people are read without ever running code in them. PyTorch's files are pickles, and a
+pickle may run any program when it is opened: they are opened with `weights_only`, which makes
+tensors and plain containers and refuses the rest.
 """
 
 from __future__ import annotations
@@ -26,12 +30,6 @@ from vlds.models.model import Counts, Model
 from vlds.recipe.config import Recipe
 from vlds.runtime.checks import not_finite
 from vlds.runtime.json_files import read_record
-
-# Reads files of other people without ever running code in them.
-#
-# PyTorch's files are pickles, and a pickle may run any program when it is opened. Here they are
-# opened with `weights_only`, which makes tensors and plain containers and refuses the rest.
-
 
 REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 """In torch's message about a class or function that its safe reader refuses."""

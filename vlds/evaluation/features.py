@@ -46,7 +46,7 @@ class Done:
     """The content of a `.done` file."""
 
     identity: dict[str, Any]
-    """What the features depend on: `Job.identity`."""
+    """What the features depend on: `FeatureJob.identity`."""
     shard: ShardInfo | None
     """None if no sample of it can be read."""
     dropped: list[dict[str, str]] = field(default_factory=list)
@@ -100,8 +100,14 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     encoder = vision.build(recipe.training.dtype)
     freeze(encoder)
     check_finite(encoder, "model.vision")
-    job = Job(recipe, image, dataset, out, name, encoder.content_hash())
-    check_same_encoder(job, ranks)
+    job = FeatureJob(recipe, image, dataset, out, name, encoder.content_hash())
+    hashes = ranks.gather(job.content)
+    if len(found := set(ranks.broadcast(hashes) or ())) > 1:
+        raise ValueError(
+            f"model.vision: {vision.source} holds other weights or settings on one rank than on "
+            f"another (sha256 {' and '.join(sorted(h[:12] for h in found))}); give all ranks the "
+            "same files"
+        )
     if job.is_done():
         if ranks.is_first:
             tell(f"{out} is complete already")
@@ -119,19 +125,8 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     return 0
 
 
-def check_same_encoder(job: Job, ranks: Ranks) -> None:
-    """Errors: ValueError on all ranks if the encoders of two ranks are not the same. Collective."""
-    hashes = ranks.gather(job.content)
-    if len(found := set(ranks.broadcast(hashes) or ())) > 1:
-        raise ValueError(
-            f"model.vision: {job.recipe.encoder.source} holds other weights or settings on one "
-            f"rank than on another (sha256 {' and '.join(sorted(h[:12] for h in found))}); give "
-            "all ranks the same files"
-        )
-
-
 @dataclass
-class Job:
+class FeatureJob:
     """One data set and one encoder."""
 
     recipe: Recipe

@@ -1,4 +1,12 @@
-"""The result of an evaluation: predictions, references, scores; as files, and as lines to read."""
+"""The result of an evaluation: predictions, references, scores; as files, and as lines to read.
+
+TASK.jsonl has a task's predictions, scores.json its scores on its data:
+
+    {TASK: {"data": "mine-test@1b2c...", "examples": 48, "scores": {NAME: 0.5, ...}}}
+
+Optional are `weights`, the hash of what was scored; `headline`, where a recipe names the score that
+stands for the task; and `compared`, by `vlds demo`: {LABEL: {NAME: 0.2, ...}}.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +26,6 @@ from vlds.runtime.json_files import MANIFEST, parse_record, recorded_hash
 from vlds.runtime.terminal import tell
 from vlds.tasks.base import Task
 from vlds.tasks.metrics.plain_scores import plain
-
-# scores.json: each task's scores on its data, and those of what it is compared with.
-#
-#     {TASK: {"data": "mine-test@1b2c...", "examples": 48, "scores": {NAME: 0.5, ...}}}
-#
-# Optional are `weights`, the hash of what was scored; `headline`, where a recipe names the score
-# that stands for the task; and `compared`, by `vlds demo`: {LABEL: {NAME: 0.2, ...}}.
-
 
 SCORES = "scores.json"
 LEFT_IN = "predictions: "

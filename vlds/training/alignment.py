@@ -17,9 +17,10 @@ graphs (name, attributes, box), which `data_prep gqa` keeps with the samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,12 +151,17 @@ def cell_words(
     words = np.zeros((grid * grid, vocabulary), np.float32)
     for entry in objects:
         tokens = spell(" ".join([*entry["attributes"], entry["name"]]))
-        # The cell, counted row by row, in which the object's centre lies.
-        column = int((entry["x"] + entry["w"] / 2) / width * grid)
-        row = int((entry["y"] + entry["h"] / 2) / height * grid)
-        np.add.at(words[row * grid + column], tokens, 1)  # += would count repeated tokens once
+        # += would count repeated tokens once.
+        np.add.at(words[cell_of(entry, width, height, grid)], tokens, 1)
     words[words.sum(1) == 0, empty] = 1
     return torch.from_numpy(words / words.sum(1, keepdims=True))
+
+
+def cell_of(entry: Mapping[str, Any], width: float, height: float, grid: int) -> int:
+    """The cell, counted row by row, in which the centre of a scene graph's object lies."""
+    column = int((entry["x"] + entry["w"] / 2) / width * grid)
+    row = int((entry["y"] + entry["h"] / 2) / height * grid)
+    return row * grid + column
 
 
 def caches_of(model: Model) -> dict[str, CacheExtension]:

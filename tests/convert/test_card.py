@@ -29,6 +29,7 @@ from tests.toys.models import shake
 from tests.toys.trained_runs import convert, recipe_with, save_run, trained_run, write_run
 from tests.toys.world import world_recipe
 from vlds.artifact import WEIGHTS, LoadedRun, TrainedOn, load_run, read_trained_on
+from vlds.convert.bases import base_of, license_fields
 from vlds.convert.card import (
     Address,
     Described,
@@ -37,7 +38,6 @@ from vlds.convert.card import (
     without_places,
     write_model_card,
 )
-from vlds.convert.output import base_of, license_fields
 from vlds.evaluation.inference import predict
 from vlds.evaluation.result import Evaluation, Scored, write_scores
 from vlds.models.build import build_model

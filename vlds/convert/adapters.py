@@ -105,6 +105,7 @@ class AdapterFolders(RunFiles):
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Our tensors from all folders."""
+        # Each folder fills its task's slices of these.
         tensors = {name: torch.zeros(self.state[name].shape) for name in self.stored}
         for index, (below, adapter) in enumerate(self.folders()):
             folder = path / below

@@ -27,8 +27,8 @@ from vlds.artifact import (
     read_recipe,
     read_trained_on,
 )
+from vlds.convert.bases import bases_of
 from vlds.convert.combine import task_of_head
-from vlds.convert.output import bases_of
 from vlds.convert.peft import PeftFolders
 from vlds.evaluation.result import Scored, read_scores
 from vlds.models import Causal, ImageTextToText, JointSeq2Seq

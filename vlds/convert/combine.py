@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from vlds.artifact import LoadedRun, load_run
-from vlds.convert.output import all_tasks, first_names
+from vlds.convert.output import first_names
+from vlds.convert.verify import all_tasks
 from vlds.models.build import build_model
 from vlds.recipe.config import Recipe, to_tree
 from vlds.runtime.terminal import follow
@@ -149,6 +150,7 @@ def check_base(first: Opened, base: Opened) -> None:
     common = sorted(first[1].recipe.methods.keys() & base[1].recipe.methods.keys())
     expected, given = (method_settings(run.recipe, common) for _, run in (first, base))
     check_settings(first, base, expected, given, "--base: ")
+    # A slice of a stack belongs to the task with its number: order matters.
     tasks = list(first[1].recipe.tasks), list(base[1].recipe.tasks)
     if tasks[0] != tasks[1] and stacked(first[1].recipe):
         raise ValueError(
@@ -160,6 +162,7 @@ def check_base(first: Opened, base: Opened) -> None:
 def stacked(recipe: Recipe) -> set[str]:
     """Tensors with a slice for each task: those whose shape follows the number of tasks."""
     shapes = []
+    # Two models without memory, for one task and for two.
     for tasks in (["one"], ["one", "two"]):
         with torch.device("meta"):
             model = build_model(recipe.model_setup, tasks, torch.float32, None)
@@ -331,7 +334,7 @@ def put(run: Path, giver: Path, task: str) -> Combined:
         for name, tensor in whole.model.unique_state():
             if name not in slices:
                 owner = sources.get(task_of_head(name) or "", receiver)
-                tensor.copy_(states[id(owner)][name])
+                tensor.copy_(states[id(owner)][name])  # a head is one task's, all else is shared
                 continue
             for place, (each, source) in enumerate(sources.items()):
                 row = list(source.recipe.tasks).index(each)
@@ -360,9 +363,11 @@ def weighted(runs: Sequence[LoadedRun], factors: Sequence[float]) -> Combined:
     states = [dict(run.model.unique_state()) for run in runs]
     moving = target.model.moving_names()
     check_equal(states, states[0].keys() - moving, "frozen")
+    # Into the tensors of the first run, of which `states` holds views: read before written.
     with torch.no_grad():
         for name, tensor in target.model.unique_state():
             if name in moving and tensor.is_floating_point():
+                # In float64: only the sum is rounded, not each of its terms.
                 terms = [f * state[name].double() for f, state in zip(factors, states, strict=True)]
                 tensor.copy_(torch.stack(terms).sum(0))
                 check_float32(tensor, name, factors)

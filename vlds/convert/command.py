@@ -15,8 +15,8 @@ from vlds.runtime.command_line import CommandParser, description_of
 
 if TYPE_CHECKING:
     from vlds.artifact import LoadedRun
-    from vlds.convert.output import Verification
     from vlds.convert.target import RunFiles, Target
+    from vlds.convert.verify import Verification
     from vlds.models.model import Counts
 
 
@@ -218,6 +218,8 @@ def check_merge(options: Options) -> None:
 
 def convert(arguments: list[str]) -> int:
     """Parse and run one sub-command; the exit code."""
+    # Modules that load transformers or DeepSpeed are imported where they are needed: that takes
+    # seconds, and mistakes in options should be told at once.
     options = parse(arguments)
     check_options(options)
     with stoppable():
@@ -420,7 +422,7 @@ def convert_files(
 
 def verification_of(options: Options) -> Verification | None:
     """What `--verify` asks for."""
-    from vlds.convert.output import Verification
+    from vlds.convert.verify import Verification
 
     return None if options.verify is None else Verification(options.verify, options.tolerance)
 

@@ -46,7 +46,8 @@ from vlds.artifact import (
     write_description,
 )
 from vlds.convert.card import Address, describe, write_model_card
-from vlds.convert.output import Verification, all_tasks, new_output, say
+from vlds.convert.output import new_output, say
+from vlds.convert.verify import Verification, all_tasks
 from vlds.models.build import build_model
 from vlds.models.loading.quantised import check_writable_whole
 from vlds.models.methods.base import Method
@@ -86,6 +87,7 @@ def convert_run(
         # Not in the manifest: who edits the card damages no model.
         write_model_card(partial, described, written, Address.of(out, hub_name))
         if verification is not None:
+            # Opened again: folding has changed the first one in place.
             expected = all_tasks(load_run(run, changes=changes))
             verification.compare(expected, load_run(partial))
 

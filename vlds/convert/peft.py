@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vlds.artifact import LoadedRun
 from vlds.convert.adapters import AdapterFolders
+from vlds.convert.bases import language_base
 from vlds.convert.combine import (
     Combined,
     Cost,
@@ -32,7 +33,8 @@ from vlds.convert.combine import (
     open_alike,
     weighted,
 )
-from vlds.convert.output import all_tasks, first_names, language_base, probe, say
+from vlds.convert.output import first_names, say
+from vlds.convert.verify import all_tasks, probe
 from vlds.models.kinds.joint import JointModel
 from vlds.models.methods.adapter import AdapterModule
 from vlds.models.methods.base import PEFT_MODEL, Library, Stored

@@ -78,6 +78,7 @@ def named_tensors(
             layout = method.layout("reference", name, model.backbone)
             stored |= {f"{BACKBONE_PREFIX}{tensor}": s for tensor, s in layout.tensors.items()}
     named: dict[int, tuple[str, NamedTensor]] = {}
+    # keep_vars: tied tensors stay one object, by whose id they are joined under one entry.
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name.startswith("vision."):
             continue

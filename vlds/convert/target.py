@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlds.artifact import LoadedRun, load_run, own_parts, own_tensors, write_artifact
-from vlds.convert.output import Kind, Verification, all_tasks, first_names, new_output, say
+from vlds.convert.output import Kind, first_names, new_output, say
+from vlds.convert.verify import Verification, all_tasks
 from vlds.models.build import build_model
 from vlds.models.kinds.joint import JointModel
 from vlds.models.model import Counts, Model
@@ -211,6 +212,7 @@ class Target:
             if name in sources.names:
                 self.check_source(name, mine, tensor)
             else:
+                # A table's first rows may be the source's, with new ones below.
                 if (rows := sources.rows.get(name, 0)) > 0:
                     self.check_source(name, mine[:rows], tensor[:rows])
                     mine, tensor = mine[rows:], tensor[rows:]
@@ -307,6 +309,7 @@ def export_run(
         if card is not None:
             card(files, counts, partial)
         if verification is not None:
+            # Read back into a model of NaN, so that what the files lack cannot go unseen.
             again = prepare(load_run(run, torch.float32))
             scrub(again.model)
             held_elsewhere = {} if files.is_whole else dict(loaded.model.unique_state())

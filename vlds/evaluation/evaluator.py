@@ -67,6 +67,7 @@ def unknown_answers(sources: Sequence[Source]) -> list[str]:
 
 def num_cut(lengths: Lengths, texts: Sequence[str], most: int) -> int:
     """How many of the texts have more tokens than `most`."""
+    # Collators count at most as many as they are told, so ask twice.
     whole, kept = (lengths([(text, limit) for text in texts]) for limit in (WHOLE, most))
     return sum(a > b for a, b in zip(whole, kept, strict=True))
 
@@ -152,6 +153,7 @@ def predict(
         raise ValueError("image: the run's vision encoder reads stored features, not pictures")
     sample = sample_of(task, pictures, text)
     check_number(loaded.recipe, name, len(pictures), loaded.trained_on.get(name))
+    # No generator: a task that draws in training asks its plain question.
     example = task.example(name, sample, 0 if task.unit == "annotation" else None, None)
     names = files or [f"number {number}" for number in range(1, len(pictures) + 1)]
     try:
@@ -249,6 +251,8 @@ class Evaluator:
             num_samples * n // ranks.world_size for n in (ranks.global_rank, ranks.global_rank + 1)
         )
         share, problem = Survey(), None
+        # An error of one rank is gathered with the others' shares, so that all ranks raise it: one
+        # that raised alone would leave the others waiting.
         try:
             share = survey(source, range(start, stop), collator)
         except ValueError as error:
@@ -262,7 +266,7 @@ class Evaluator:
         try:
             merged.check()
         except ValueError as error:
-            problem = problem or str(error)
+            problem = problem or str(error)  # ids that come twice, on different ranks perhaps
         if problem := ranks.broadcast(problem):
             raise ValueError(problem)
         return merged if ranks.is_first else None
@@ -316,6 +320,7 @@ class Evaluator:
             task_index=number,
         )
         pace = Pace()
+        # No collective inside: ranks decode at their own pace until the gather below.
         decoded = list(self._decoded(model, stream, source))
         if self.ranks.any(self.stopping()):  # waits for the slowest rank
             raise EvaluationStopped

@@ -206,6 +206,7 @@ class FeatureJob:
     def write_shards(self, encoder: GridEncoder, ranks: Ranks) -> None:
         """This rank's shards, except those that are done."""
         self.out.mkdir(parents=True, exist_ok=True)
+        # Whole shards in turn: ranks need not wait for each other.
         share = list(enumerate(self.tars))[ranks.global_rank :: ranks.world_size]
         to_do = [(number, tar) for number, tar in share if self.still_to_do(number, tar)]
         pace, pictures = Pace(), 0
@@ -216,7 +217,7 @@ class FeatureJob:
                 tell(f"shard {count} of {len(to_do)} of this rank, {speed}", flush=True)
 
     def write_shard(self, encoder: GridEncoder, number: int, tar: Path) -> int:
-        """One shard; returns how many pictures were encoded."""
+        """One shard; returns how many pictures were encoded. Its `.done` file is written last."""
         dropped: list[dict[str, str]] = []
         pictures = 0
         with OpenShard(tar, self.dataset.info.indexed_classes) as shard:
@@ -240,6 +241,7 @@ class FeatureJob:
         for opened in self.opened(number):
             dropped += [entry for entry in opened if isinstance(entry, dict)]
             good = [entry for entry in opened if not isinstance(entry, dict)]
+            # All pictures of a batch in one pass; samples may have one or two.
             arrays = iter(encode(encoder, [pixels for _, images in good for pixels in images]))
             for sample, images in good:
                 yield sample, [next(arrays) for _ in images]
@@ -254,6 +256,7 @@ class FeatureJob:
         first = sum(shard.samples for shard in self.dataset.info.shards[:number])
         last = first + self.samples(number)
         size = self.recipe.data.eval_batch_size
+        # Pillow releases the GIL while it decodes.
         with ThreadPoolExecutor(max(1, self.recipe.data.num_workers)) as pool:
             for begin in range(first, last, size):
                 yield list(pool.map(self.open, range(begin, min(begin + size, last))))
@@ -299,6 +302,7 @@ class FeatureJob:
             dropped=(*old.dropped, *(drop for entry in done for drop in entry.dropped)),
         )
         info.save(self.out)
+        # dataset.json is whole, and says what the `.done` files said.
         for tar in self.tars:
             beside(tar, ".done").unlink(missing_ok=True)
         tell(f"{info.name} {info.split}: {info.samples:,} samples -> {self.out}")

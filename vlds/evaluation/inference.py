@@ -87,6 +87,7 @@ def answer_sets(
     if out is None:
         out = results_folder(run, recipe, sources)
     check_writable(out, "--out")
+    # Data and places are checked: the model, which takes long to load, comes last.
     loaded = load_run(run, changes=changes)
     weights = recorded_hash(folder, WEIGHTS)
     ranks = start_ranks(LONGEST_WAIT)
@@ -114,6 +115,7 @@ def decode(
         for name, task in run.recipe.tasks.items()
         if len(lists) > 1 and task.test and task.test == task.evaluate
     }
+    # All lists' questions are read before the first answer.
     evaluators = [
         Evaluator(
             run.recipe,

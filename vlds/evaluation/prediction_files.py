@@ -326,6 +326,7 @@ class DatasetPredictions:
         if self.dataset.kind == "nlvr2":
             meant = {key: lower_line(text) for key, text in meant.items()}
             instead = "are neither true nor false: written as False"
+        # What a reader of the file would get, compared with what was predicted.
         changed = [key for key, prediction in meant.items() if written[key] != prediction]
         if not changed:
             return []

@@ -170,6 +170,7 @@ class Evaluation:
         """The ranks' examples together, sorted by their ids; without scores."""
         bad = sorted((e for _, rank_bad in gathered for e in rank_bad), key=lambda e: e.id)
         examples = [example for rank_decoded, _ in gathered for example in rank_decoded]
+        # Unreadable examples count, with an empty prediction: scores are over all of the data.
         examples += [Decoded(e.id, e.reference, "", Details(e.sample)) for e in bad]
         examples.sort(key=lambda example: example.id)
         return cls(

@@ -246,6 +246,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
         self.wfile.flush()
+        # To close a socket with unread bytes resets it, and the sender never reads the reason.
         while self.num_unread > 0 and (piece := self.rfile.read(min(self.num_unread, 1 << 16))):
             self.num_unread -= len(piece)
 
@@ -285,7 +286,7 @@ class OpenRun:
 
     def __init__(self, loaded: LoadedRun) -> None:
         self._loaded = loaded
-        self._lock = Lock()
+        self._lock = Lock()  # a model answers one question at a time
 
     @property
     def tasks(self) -> Mapping[str, Task]:
@@ -371,6 +372,7 @@ def parts(content_type: str, body: bytes) -> Iterator[tuple[str, bytes]]:
             f"the form's boundary has {len(boundary):,} characters, at most {LONGEST_BOUNDARY}"
         )
     separator = b"\r\n--" + boundary.encode("latin-1", "replace")
+    # The body begins with a separator, but for its line end; a good form ends with SEPARATOR--.
     first, *pieces = (b"\r\n" + body).split(separator, MOST_PARTS + 1)
     if first or not pieces or not pieces[-1].startswith(b"--") or len(pieces) > MOST_PARTS:
         raise NotAForm(f"the form is cut, or has more than {MOST_PARTS} parts; send it again")

@@ -95,7 +95,7 @@ def check_size(width: int, height: int) -> None:
 def png_of(pixels: NDArray[np.uint8]) -> bytes:
     """An array as a PNG with the same pixels."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)  # it is read once, at once
     return buffer.getvalue()
 
 
@@ -280,6 +280,7 @@ def check_frozen_files(recipe: Recipe, ranks: Ranks) -> None:
     Errors: ValueError on all ranks that names the folder and the file.
     """
     files = dict.fromkeys(recipe.model.read_files)
+    # Lazy: hashing ends with the first damaged file.
     problems = map(damaged_source, files) if ranks.local_rank == 0 else ()
     gathered = ranks.gather(next(filter(None, problems), None)) or []
     if (problem := ranks.broadcast(next(filter(None, gathered), None))) is not None:

@@ -56,6 +56,7 @@ def check_agreement(ranks: Ranks, recipe: Recipe, prepared: Prepared, start: str
     that names each difference with both values.
     """
     facts = facts_of(recipe, prepared, start)
+    # Digests first: the facts are long, and travel only if they differ.
     digests = ranks.gather(sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
     if ranks.broadcast(digests is None or len(set(digests)) == 1):
         return

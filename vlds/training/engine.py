@@ -227,7 +227,7 @@ class Engine:
             yield
             return
         offload = self._optimizer.parameter_offload
-        offload.empty_partition_cache()
+        offload.empty_partition_cache()  # weights that it holds gathered for the next pass
         offload._remove_module_hooks()
         try:
             with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
@@ -252,6 +252,7 @@ class Engine:
         """Masters and moments of all trainable weights, and the moving buffers; on the first rank,
         None elsewhere. Collective."""
         if self.steps_done == self.steps_skipped:
+            # No update has made AdamW's state yet.
             self._adamw.start(0, [0] * len(self.tasks))
         self._link_moments()
         state: State = {}
@@ -316,6 +317,7 @@ class Engine:
         """Let the methods change what trains, after the step that was done, and go on with the
         state that they give. `groups`: the optimizer's, of the changed model. Collective."""
         counts = self.steps_done, self.steps_skipped, self.task_updates
+        # A new engine holds the changed model: the old one's state passes through the CPU.
         state: State = self.ranks.broadcast(self.export())
         trained = {name: tensors for name, tensors in state.items() if "fp32" in tensors}
         self.close()

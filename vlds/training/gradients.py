@@ -76,6 +76,7 @@ class GradientWatch:
         self.names = [name for name, _ in trained]
         self._zero_at_first = zero_at_first(model)
         self._reached = torch.zeros(len(self.names), dtype=torch.float64)
+        # On the device: to ask a GPU in each hook would make it wait.
         self._moved = torch.zeros(len(self.names), device=ranks.device)
         self._steps = 0
         self._hooks = [
@@ -108,7 +109,7 @@ class GradientWatch:
             return [f"takes no part in the loss, and stays as it is: {name}" for name in missing]
         if self._steps < WATCHED_STEPS and not last:
             return []
-        for hook in self._hooks:
+        for hook in self._hooks:  # they cost time in each later step
             hook.remove()
         self._hooks = []
         moved = self.ranks.sum(self._moved.double().cpu())

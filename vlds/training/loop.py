@@ -16,7 +16,7 @@ from vlds.runtime.process import heard, signal_name, signals_collected
 from vlds.runtime.ranks import hold_folder
 from vlds.runtime.terminal import tell
 from vlds.training.agreement import check_agreement
-from vlds.training.checkpoint import NonFiniteSteps, explained, library_faults
+from vlds.training.faults import NonFiniteSteps, explained, library_faults
 from vlds.training.gradients import GradientWatch
 from vlds.training.meta import MetaStopped
 from vlds.training.optimizer import schedule_factor, set_learning_rate
@@ -101,6 +101,7 @@ def loop(run: Run, stop: Sequence[int]) -> int:
             report = engine.step(batches)
         step = engine.steps_done
         run.tracker.step(step, report, factor * optimizer.learning_rate, run.stream)
+        # Ranks hear of a signal at different times, but must leave the loop after the same step.
         stopping, failed = run.ranks.any_of(bool(stop), run.states.failed)
         if failed:
             run.states.finish()

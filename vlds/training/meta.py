@@ -188,6 +188,7 @@ class MetaLearner:
                     sums[index] += copy.part(gradient)
                     read[index] = 1
             self.model.zero_grad()
+        # One sum over ranks for all weights.
         sizes = [values.numel() for values in sums]
         summed = self.ranks.sum(torch.cat([values.flatten() for values in sums])).split(sizes)
         loss, read = self.ranks.sum(torch.cat([loss, read])).split([1, len(copies)])

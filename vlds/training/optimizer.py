@@ -292,6 +292,7 @@ def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
 
     Errors: ValueError if nothing trains, or a method declares no rule for one of its tensors.
     """
+    # Few groups: each becomes one flat tensor of ZeRO, and a call of the kernel.
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     rules = optimizer_rules(model)
     for name, parameter in model.named_parameters():
@@ -382,19 +383,21 @@ def cheapest_cuts(sizes: Ints, edges: Ints, parts: int) -> list[int]:
     Dynamic programming over costs[i, j], the tokens of a part from edge i to edge j: its rows
     times its largest sizes (r, k).
     """
-    segments = np.maximum.reduceat(sizes, edges[:-1])  # (g, k)
+    segments = np.maximum.reduceat(sizes, edges[:-1])  # (g, k) largest between neighbouring edges
     starts = np.arange(len(segments))
+    # inside[i, j]: segment j's sizes if a part from segment i on could hold it, else 0.
     inside = np.where((starts[None] >= starts[:, None])[..., None], segments[None], 0)
     largest = np.maximum.accumulate(inside, axis=1).sum(-1)  # (g, g) from segment i through j
     rows = edges[None, 1:] - edges[:-1, None]
     costs = np.where(rows > 0, rows * largest, np.inf)
+    # best[j]: the cheapest cut of the rows up to segment j into as many parts as so far.
     best, choices = costs[0], []
     for _ in range(parts - 1):
         # A part that begins with segment i follows those that end with segment i - 1.
         totals = best[:-1, None] + costs[1:]
         choices.append(totals.argmin(0))
         best = totals.min(0)
-    cuts = [len(segments)]
+    cuts = [len(segments)]  # follow the choices back from the end
     for chosen in reversed(choices):
         cuts.append(int(chosen[cuts[-1] - 1]) + 1)
     return [0, *reversed(cuts)]

@@ -50,6 +50,7 @@ class Prepared:
 
 def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     """Check the recipe against files, data and ranks."""
+    # What needs the recipe alone is checked before data sets are opened, which may be remote.
     check_output(recipe.output, resume, data_sets(to_tree(recipe)))
     check_tracking(recipe.tracking)
     cut = cut_batches(recipe, ranks.world_size)
@@ -85,7 +86,7 @@ def check_learnable(recipe: Recipe, cut: BatchCut) -> None:
     for name, task in recipe.tasks.items():
         decoding, answer = task.decoding, task.max_target_tokens
         if task.head is not None:
-            answer = 1
+            answer = 1  # one label stands for the classes
         elif task.evaluate and decoding.choices is None and decoding.answers is None:
             answer = max(answer, decoding.max_new_tokens)
         pictures = task.num_pictures or recipe.model.most_images[0]

@@ -50,6 +50,7 @@ def span(name: str) -> Iterator[None]:
 
 def now() -> float:
     """Seconds, once a GPU has done what it was told so far."""
+    # Kernels run behind Python: without this, times would be those of launching them.
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -62,6 +63,7 @@ def between_steps() -> Iterator[None]:
     if _active is None:
         yield
         return
+    # Spans inside, such as an evaluation's forward passes, must not count.
     profile, _active, began = _active, None, now()
     try:
         yield

@@ -28,14 +28,22 @@ from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import without_credentials
 from vlds.schema import Collator
 from vlds.training.alignment import align, fill_caches
-from vlds.training.checkpoint import RunStates, find_state, restore, saved_shapes
+from vlds.training.checkpoint import (
+    BestStep,
+    RunStates,
+    check_best,
+    find_state,
+    recipe_changes,
+    restore,
+    saved_shapes,
+)
 from vlds.training.engine import Engine
 from vlds.training.meta import check_meta, meta_learn, meta_seed
 from vlds.training.optimizer import parameter_groups
 from vlds.training.prepare import Prepared
 from vlds.training.profile import FOLDER, StepProfile, check_profile, takes
 from vlds.training.sinks import Tracker, has_scores
-from vlds.training.states import RECIPE, BestStep, Resume, check_best, recipe_changes
+from vlds.training.states import RECIPE, Resume
 
 SHOWN_CHANGES = 20
 
@@ -147,7 +155,7 @@ def save_run_artifact(run: Run, folder: Path, notes: Mapping[str, str] | None = 
             }
             tensors = own_tensors(model, masters)
             save_artifact(folder, tensors, run.recipe, run.processor, notes, run.trained_on)
-    run.ranks.barrier()
+    run.ranks.barrier()  # no rank goes on, or ends, before the artifact is whole
 
 
 def tell_evaluation(run: Run) -> None:
@@ -189,11 +197,13 @@ def build_run(
     Errors: ValueError, before the run's folder has a new file; MetaStopped if `stopping` is true on
     a rank before the model has been meta-learnt.
     """
+    # The order is by cost: what may refuse the run comes before what takes long.
     state_folder = find_state(recipe, ranks, resume)
     resumed = state_folder is not None
     check_profile(profile, Path(recipe.output), None if resumed else recipe.training.num_steps)
     processor = recipe.model.load_processor()
     collator = recipe.model.collator(processor)
+    # Reads all questions that will be scored, so that a bad one is found now and not hours later.
     evaluator = Evaluator(recipe, prepared.evaluation_sources, collator, ranks)
     best = None
     if recipe.training.best is not None:
@@ -202,6 +212,7 @@ def build_run(
         best = BestStep(recipe.training.best, folder, resumed=resumed and ranks.is_first)
     stream = open_stream(recipe, ranks, prepared, collator)
     model = load_model(recipe, prepared, processor, ranks, state_folder)
+    # Meta-learning takes long, so errors of the groups come before it.
     groups = parameter_groups(model, recipe)
     check_choices(recipe, model)
     learnt = None
@@ -314,12 +325,15 @@ def load_model(
         methods = {name: method.resumed() for name, method in recipe.methods.items()}
         setup = replace(setup, methods=methods)
     if recipe.alignment is not None or any(m.needs_whole_model for m in recipe.methods.values()):
+        # Alignment and caches are computed in fp32, whatever the run's precision.
         model = build_model(setup, tasks, torch.float32, processor)
         if recipe.alignment is not None:
             align(model, recipe, ranks)
         fill_caches(model, recipe, prepared.train_sources, ranks)
         model.to(dtype)
     else:
+        # Under stage 3, weights are partitioned while they are read: no rank ever holds all.
+        # Meta-learning runs before the engine, on whole weights.
         learns = recipe.meta is not None and state_folder is None
         with nullcontext() if learns else partitioned_loading(prepared.deepspeed):
             model = build_model(setup, tasks, dtype, processor)

@@ -89,6 +89,7 @@ class Tracker:
         if report.skipped:
             self._num_skipped += 1
         else:
+            # loss = sum_k (N_k / N) L_k, see vlds/training/loss.py
             shares = report.task_losses * report.examples
             self._losses += report.task_losses
             self._num_losses += report.examples > 0

@@ -86,7 +86,7 @@ class Server(ThreadingHTTPServer):
     """Connections that may wait while others are taken in; the default, 5, resets the rest."""
     opened: OpenRun
     name: str
-    """Of the run."""
+    """The run's name."""
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Report faults of our own, but not a sender that has gone."""

@@ -10,7 +10,7 @@ from tests.toys.files import ROOT
 PROGRAM = """
 import sys
 from deepspeed.runtime import compiler
-from vlds.training.deepspeed_imports import import_muon
+from vlds.runtime.deepspeed_start import import_muon
 own = compiler.compile
 import_muon()
 from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam

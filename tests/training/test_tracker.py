@@ -37,15 +37,15 @@ def test_steps_and_time_left_are_never_cut(width: int) -> None:
 PROGRAM = """
 import sys
 import torch
-from vlds.config import load_recipe
-from vlds.runtime import progress
+from vlds.recipe.config import load_recipe
+from vlds.runtime import terminal
 from vlds.runtime.ranks import Ranks
-from vlds.training.tracker import Tracker
+from vlds.training.sinks import Tracker
 
-progress.SECONDS_BETWEEN_LINES = 0.0
+terminal.SECONDS_BETWEEN_LINES = 0.0
 tracker = Tracker(load_recipe(sys.argv[1]), Ranks(0, 1, 0, 1, torch.device("cpu")), 0)
 tracker.say("step 1 of 10, [bold]3[/bold] losses")
-list(progress.follow(range(2), "reading", 2))
+list(terminal.follow(range(2), "reading", 2))
 tracker.close()
 """
 

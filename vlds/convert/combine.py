@@ -40,7 +40,7 @@ NOT_THE_MODEL = {
 Cost = Literal["weights_in", "weights_in_out", "activations"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
 MOST_ITERATIONS, COLUMN_TOLERANCE = 10_000, 1e-3
-"""Of entropic plans. Small shares converge as slowly as one over the iterations."""
+"""Limits of entropic plans. Small shares converge as slowly as one over the iterations."""
 Combined = tuple[LoadedRun, Mapping[str, LoadedRun]]
 """A run, and of each of its tasks the run whose outputs it must give."""
 

@@ -156,7 +156,7 @@ class RunFiles(ABC):
     """How a library stores a run."""
 
     kind: ClassVar[Kind]
-    """Of what is written."""
+    """What `write` makes."""
     is_whole: ClassVar[bool]
     """True if it holds the whole model but for the vision encoder, False if a method alone."""
 

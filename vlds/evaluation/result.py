@@ -147,7 +147,7 @@ class Evaluation:
     predictions: dict[str, str]
     references: dict[str, Any] = field(repr=False)
     details: dict[str, Details] = field(repr=False, default_factory=dict)
-    """Of the predictions of which more than the text is known."""
+    """Id -> what is known of a prediction besides its text; others are left out."""
     unreadable: list[str] = field(default_factory=list)
     """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as
     such."""

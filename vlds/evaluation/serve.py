@@ -39,7 +39,7 @@ MAX_BODY = 32 * 1024 * 1024
 MAX_DRAINED = 4 * MAX_BODY
 """Bytes read of a refused request, so that its sender gets to read why."""
 DIGITS = len(str(MAX_DRAINED)) + 1
-"""Of a Content-Length: as many tell that it is above every limit."""
+"""Digits of a Content-Length that are read: enough to see that it is above every limit."""
 LONGEST_REASON = 200
 """Characters of the library's reasons, which quote the request."""
 PATIENCE = 30.0

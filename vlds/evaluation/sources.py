@@ -149,7 +149,7 @@ def training_sources(recipe: Recipe) -> list[Source]:
 
 
 def streamed_sources(recipe: Recipe) -> list[StreamedSource]:
-    """The same for the sequential reader, which needs no index."""
+    """`training_sources` for the sequential reader, which needs no index."""
     check_train_data(recipe)
     if unknown := sorted(set(recipe.data.fields) - set(recipe.tasks)):
         raise ValueError(

@@ -42,7 +42,7 @@ MOST_NAMED = 5
 SHOWN = 60
 """Characters of a value that the error shows."""
 BEFORE = 20
-"""Of these, characters before the first one that differs."""
+"""How many of them stand before the first one that differs."""
 ABSENT = "nothing"
 
 Facts = dict[str, Any]

@@ -261,10 +261,11 @@ class TaskHalf:
 
     task: int
     batches: list[Batch]
-    """Those of this rank, one for each micro-batch. All ranks have equally many, because a loss may
-    be collective; one without an example of the half holds a row that is not `valid`."""
+    """This rank's examples, a batch for each micro-batch. All ranks have equally many batches,
+    because a loss may be collective; one without an example of the half holds a row that is not
+    `valid`."""
     totals: LossTotals
-    """Of all ranks."""
+    """The half's examples and target tokens on all ranks."""
 
 
 def task_halves(

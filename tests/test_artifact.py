@@ -18,7 +18,7 @@ from tests.toys.models import hf_config
 from tests.toys.rank_pool import RankPool
 from tests.toys.trained_runs import OLD_ROWS, recipe_from, save_random_run
 from vlds.artifact import LoadedRun, load_run
-from vlds.convert.output import logits
+from vlds.convert.verify import logits
 from vlds.models.backbones import T5
 from vlds.runtime.json_files import write_manifest
 

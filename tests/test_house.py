@@ -186,7 +186,7 @@ def test_wheel_carries_recipes_and_configs(tmp_path: Path) -> None:
     assert "vlds/ds_configs/zero3.json" in expected
     tops = [ROOT / "vlds", ROOT / "data_prep"]
     found = [file for top in tops for file in top.rglob("*")]
-    pages = {_name(file) for file in found if file.suffix in (".html", ".css", ".js")}
+    pages = {_name(file) for file in found if file.suffix in (".html", ".css", ".js", ".md")}
     assert {"vlds/runtime/templates/style.css", "data_prep/preview.html"} <= pages
     expected |= pages
     assert expected <= names

@@ -23,7 +23,7 @@ from vlds.models.backbones import T5, Bart
 from vlds.recipe.config import parse_recipe, save_recipe
 from vlds.runtime.process import find
 from vlds.runtime.terminal import SETTINGS
-from vlds.training.checkpoint import out_of_memory
+from vlds.training.faults import out_of_memory
 
 LAYOUTS = ("hf", "merge", "zero", "reference", "peft", "adapters")
 """What `vlds convert` writes."""

@@ -29,8 +29,15 @@ from tests.toys.models import shake
 from tests.toys.trained_runs import convert, recipe_with, save_run, trained_run, write_run
 from tests.toys.world import world_recipe
 from vlds.artifact import WEIGHTS, LoadedRun, TrainedOn, load_run, read_trained_on
-from vlds.convert.card import asking, fenced, table, without_places
-from vlds.convert.output import base_of, license_fields
+from vlds.convert.bases import base_of, license_fields
+from vlds.convert.card import (
+    Address,
+    Described,
+    fenced,
+    table,
+    without_places,
+    write_model_card,
+)
 from vlds.evaluation.inference import predict
 from vlds.evaluation.result import Evaluation, Scored, write_scores
 from vlds.models.build import build_model
@@ -150,10 +157,13 @@ def test_the_code_tells_the_template_what_the_run_told_it(tmp_path: Path, world:
         "{% if add_generation_prompt %}<|im_start|>assistant\n"
         "{% if enable_thinking is false %}(done){% endif %}{% endif %}"
     )
-    recipe = replace(world_recipe(world, tmp_path), model=model.kind)
+    recipe = replace(world_recipe(world, tmp_path), model=model.kind, methods={})
     for each, told in ((model.processor, False), (processor, True)):
         built = replace(model, processor=each).build()
-        code = "\n".join(asking(LoadedRun(recipe, each, built), "do_sample=False"))
+        run = LoadedRun(recipe, each, built)
+        known = Described(recipe, built.count_parameters(), {}, {})
+        write_model_card(tmp_path, known, run, Address("out", on_hub=False))
+        (code,) = snippets(tmp_path)
         assert ("\n    enable_thinking=False,\n" in code) == told
 
 
@@ -406,7 +416,7 @@ def test_places_become_names(value: Any, expected: Any) -> None:
 
 
 def test_text_that_would_break_out() -> None:
-    assert fenced("yaml", "a\n```\nb") == "````yaml\na\n```\nb\n````"
+    assert fenced("a\n```\nb", "yaml") == "````yaml\na\n```\nb\n````"
     assert table(["a", "b"], [["x|y", "1\n2"]]).splitlines()[-1] == "| x\\|y | 1 2 |"
     assert table(["a"], []) == ""
 

@@ -7,6 +7,8 @@ import os
 import re
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.toys.files import ROOT
 from tests.toys.trained_runs import convert, convert_code, recipe_with, write_run
 from vlds.artifact import load_run
 from vlds.convert.command import build_parser
@@ -48,6 +51,14 @@ def test_help_fits_80_columns(
     assert max(map(len, text.splitlines())) <= 80
     wanted = ("--out", "--verify", "--tolerance") if layout else LAYOUTS
     assert all(word in text for word in wanted)
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    """Nor does the supervisor, which looks for run states."""
+    code = "import sys, vlds.convert.command, vlds.training.states; print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from tests.toys.trained_runs import convert
 from tests.toys.world import SIZES, world_recipe
 from vlds.artifact import load_run
 from vlds.cli.main import run_command
-from vlds.convert.output import logits, probe
+from vlds.convert.verify import logits, probe
 from vlds.models.build import build_shapes
 from vlds.models.methods import LoRA
 from vlds.models.vision import ConvNet

@@ -18,8 +18,9 @@ from vlds.artifact import artifact_folder
 from vlds.recipe.config import Recipe, load_recipe
 from vlds.runtime.files import finish_replacing
 from vlds.runtime.json_files import read_metric_lines
+from vlds.training.checkpoint import BestStep
 from vlds.training.loop import train
-from vlds.training.states import BestStep, newest
+from vlds.training.states import newest
 
 SCORE = "vqa/exact_match"
 STEPS = 4

@@ -26,7 +26,7 @@ from tests.toys.trained_runs import (
 )
 from vlds.artifact import load_run
 from vlds.convert.hf import fold_methods
-from vlds.convert.output import logits
+from vlds.convert.verify import logits
 from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.kinds.joint import JointModel
 from vlds.models.methods import Adapter, Hyperformer, PrefixTuning

@@ -33,7 +33,7 @@ from tests.toys.trained_runs import (
     write_run,
 )
 from vlds.artifact import load_run, own_tensors, save_artifact
-from vlds.convert.output import logits
+from vlds.convert.verify import logits
 from vlds.models.backbones import T5, Bart
 from vlds.models.methods import Adapter, Method, SimAdapter
 from vlds.models.methods.sim_adapter import Fusion, guide_loss, log_mean, read_adapter

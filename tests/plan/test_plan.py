@@ -21,7 +21,7 @@ from vlds.plan.needs import Held, Needs, Plan
 from vlds.plan.rehearsal import Work
 from vlds.recipe.config import Recipe, parse_recipe, save_recipe
 from vlds.runtime.process import find
-from vlds.training.checkpoint import out_of_memory
+from vlds.training.faults import out_of_memory
 
 FILE = str(find("recipes/vl_adapter/t5_image_single_adapter.yaml"))
 ZERO2, OFFLOAD2, ZERO3, OFFLOAD3 = (

@@ -21,7 +21,7 @@ from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun, load_run, own_tensors, save_artifact
 from vlds.cli.main import run_command
-from vlds.convert.output import logits
+from vlds.convert.verify import logits
 from vlds.models.backbones import T5, Bart
 from vlds.models.build import build_model
 from vlds.models.kinds.joint import JointModel

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlds.models.roles import TaskSlices
 from vlds.recipe.config import AdamWUpdate
-from vlds.training.optimizer import Piece, TaskAdamW, segments_of
+from vlds.training.optimizer import FlatPiece, TaskAdamW, segments_of
 
 
 class WholeAdamW:
@@ -28,14 +28,14 @@ class WholeAdamW:
         eps: float = 1e-6,
     ) -> None:
         self.slices = slices or {}
-        self.pieces: dict[Tensor, list[Piece]] = {}
+        self.pieces: dict[Tensor, list[FlatPiece]] = {}
         flat_groups = []
         for group in groups:
             weights = list(group["params"])
             flat = nn.Parameter(torch.cat([weight.detach().flatten() for weight in weights]))
             ends = torch.tensor([weight.numel() for weight in weights]).cumsum(0).tolist()
             self.pieces[flat] = [
-                Piece(end - weight.numel(), 0, weight.numel(), weight)
+                FlatPiece(end - weight.numel(), 0, weight.numel(), weight)
                 for end, weight in zip(ends, weights, strict=True)
             ]
             flat_groups.append({**group, "params": [flat]})

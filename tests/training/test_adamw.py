@@ -25,7 +25,6 @@ from tests.toys.engines import (
 )
 from tests.toys.rank_pool import RankPool
 from tests.toys.whole_adamw import WholeAdamW
-from vlds.models.loss import LossTotals, coefficients, count
 from vlds.models.methods import (
     IA3,
     Adapter,
@@ -41,6 +40,7 @@ from vlds.models.methods import (
 from vlds.models.roles import TaskSlices, task_slices
 from vlds.recipe.config import AdamWUpdate, OptimizerConfig
 from vlds.schema import Batch
+from vlds.training.loss import LossTotals, coefficients, count
 from vlds.training.optimizer import parameter_groups, schedule_factor, set_learning_rate
 
 STEPS = 50

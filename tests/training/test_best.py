@@ -25,7 +25,8 @@ from vlds.artifact import WEIGHTS, artifact_folder, save_artifact
 from vlds.recipe.config import Recipe
 from vlds.runtime.files import sweep
 from vlds.runtime.json_files import write_manifest
-from vlds.training.states import Best, BestStep, state_folders
+from vlds.training.checkpoint import BestStep
+from vlds.training.states import Best, state_folders
 
 SCORE = "vqa/exact_match"
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")

@@ -19,7 +19,7 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import assert_same_run, half_a_run, losses
 from vlds.artifact import load_run
 from vlds.cli.main import run_command
-from vlds.convert.output import logits
+from vlds.convert.verify import logits
 from vlds.models import Causal
 from vlds.models.methods import Full, LoRA
 from vlds.recipe.config import Recipe

@@ -23,7 +23,7 @@ from tests.toys.trained_runs import save_run
 from tests.toys.world import picture, world_recipe
 from vlds.artifact import LoadedRun, load_run
 from vlds.cli.main import run_command
-from vlds.convert.output import logits
+from vlds.convert.verify import logits
 from vlds.evaluation.result import read_scores
 from vlds.evaluation.sources import with_lists
 from vlds.models.build import describe

@@ -31,11 +31,11 @@ from vlds.evaluation.result import Evaluation
 from vlds.evaluation.sources import evaluation_sources
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.runtime.json_files import write_manifest
+from vlds.training.checkpoint import BestStep
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine
 from vlds.training.loop import train
 from vlds.training.optimizer import parameter_groups
-from vlds.training.states import BestStep
 
 NUM_QUESTIONS = 48
 

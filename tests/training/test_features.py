@@ -88,10 +88,11 @@ def test_features_keep_the_classes(recipe: Recipe, ranks1: RankPool, tmp_path: P
     assert stored.class_numbers().tolist() == open_dataset(folder).class_numbers().tolist()
 
 
-def job_of(recipe: Recipe, world: Path, out: Path, net: GridEncoder) -> features.Job:
+def job_of(recipe: Recipe, world: Path, out: Path, net: GridEncoder) -> features.FeatureJob:
     """The job that `compute` does for the world's questions."""
     dataset = open_dataset(world / "vqa")
-    return features.Job(recipe, recipe.image, dataset, out, "vqa_features", net.content_hash())
+    content = net.content_hash()
+    return features.FeatureJob(recipe, recipe.image, dataset, out, "vqa_features", content)
 
 
 def losses(run: Path) -> list[float]:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from vlds.data.order.mixed_order import check_lanes
-from vlds.training.checkpoint import library_faults
+from vlds.training.faults import library_faults
 
 
 def test_of_a_library() -> None:

@@ -15,7 +15,7 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.resumed_runs import check_resume
 from tests.toys.world import world_recipe
 from vlds.artifact import load_run
-from vlds.convert.output import logits
+from vlds.convert.verify import logits
 from vlds.models.methods import Peft
 from vlds.recipe.config import Recipe
 

@@ -42,10 +42,10 @@ from vlds.runtime import progress
 from vlds.runtime.ranks import Ranks
 from vlds.training.sinks import Tracker
 
-progress.SECONDS_BETWEEN_LINES = 0.0
+terminal.SECONDS_BETWEEN_LINES = 0.0
 tracker = Tracker(load_recipe(sys.argv[1]), Ranks(0, 1, 0, 1, torch.device("cpu")), 0)
 tracker.say("step 1 of 10, [bold]3[/bold] losses")
-list(progress.follow(range(2), "reading", 2))
+list(terminal.follow(range(2), "reading", 2))
 tracker.close()
 """
 

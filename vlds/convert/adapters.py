@@ -1,5 +1,10 @@
 """Bottleneck adapters and Compacters in the layout of the library `adapters` (AdapterHub):
-adapter_config.json and pytorch_adapter.bin, which `model.load_adapter(FOLDER)` opens.
+adapter_config.json and pytorch_adapter.bin, which `model.load_adapter(FOLDER)` opens; and what that
+layout has in common with peft's (vlds/convert/peft.py): folders of one adapter each, for all tasks
+or one for each.
+
+    OUT/adapter_config.json, weights                 one for all tasks
+    OUT/TASK/adapter_config.json, weights            one each
 
 The library itself is not needed. Its file of weights is torch.save's, since that is what it opens
 unless told otherwise; it holds tensors alone.
@@ -9,7 +14,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,22 +25,15 @@ from torch import Tensor
 from vlds.artifact import LoadedRun
 from vlds.convert.output import Kind, check_plain, first_names, save_torch, say
 from vlds.convert.target import RunFiles, check_layout, read_settings, read_weights
-from vlds.models.methods import Method
 from vlds.models.methods.base import Library, Stored
 from vlds.models.methods.host import added_tensors
 from vlds.models.model import BACKBONE_PREFIX
-
-# A run's method as folders of peft or of adapters: settings and weights of one adapter each.
-#
-# OUT/adapter_config.json, weights                 one for all tasks
-# OUT/TASK/adapter_config.json, weights            one each
-
 
 CONFIG = "adapter_config.json"
 
 
 class AdapterFolders(RunFiles):
-    """How a library writes a run's method."""
+    """How a library, peft or adapters, writes a run's method."""
 
     kind: ClassVar[Kind] = "folder"
     is_whole = False
@@ -47,16 +45,7 @@ class AdapterFolders(RunFiles):
         """Errors: ValueError, with the reason, if the library cannot hold the run's method."""
         super().__init__(run)
         self.backbone = run.model.backbone
-        self.name, self.method = self._only_method()
-        self.layout = self.method.layout(self.library, self.name, self.backbone)
-        self.state = {name: tensor.detach() for name, tensor in run.model.unique_state()}
-        """Our tensors, tied ones once."""
-        names = {f"{BACKBONE_PREFIX}{name}": stored for name, stored in self.layout.tensors.items()}
-        self.stored = {name: stored for name, stored in names.items() if name in self.state}
-        """Tensor of ours, as Model names it -> where it is stored."""
-
-    def _only_method(self) -> tuple[str, Method]:
-        run, library = self.run, self.library
+        library = self.library
         methods = {n: m for n, m in run.recipe.methods.items() if added_tensors(run.model, n)}
         for name, method in methods.items():
             reason = method.refusal(library, self.backbone)
@@ -70,8 +59,13 @@ class AdapterFolders(RunFiles):
                 f"{', '.join(methods) or 'none'}; `vlds convert hf` writes the backbone, "
                 "`vlds convert merge` folds methods"
             )
-        ((name, method),) = methods.items()
-        return name, method
+        ((self.name, self.method),) = methods.items()
+        self.layout = self.method.layout(self.library, self.name, self.backbone)
+        self.state = {name: tensor.detach() for name, tensor in run.model.unique_state()}
+        """Our tensors, tied ones once."""
+        names = {f"{BACKBONE_PREFIX}{name}": stored for name, stored in self.layout.tensors.items()}
+        self.stored = {name: stored for name, stored in names.items() if name in self.state}
+        """Tensor of ours, as Model names it -> where it is stored."""
 
     @abstractmethod
     def config(self, adapter: str) -> dict[str, Any]:
@@ -110,6 +104,7 @@ class AdapterFolders(RunFiles):
 
     def read(self, path: Path) -> dict[str, Tensor]:
         """Our tensors from all folders."""
+        # Each folder fills its task's slices of these.
         tensors = {name: torch.zeros(self.state[name].shape) for name in self.stored}
         for index, (below, adapter) in enumerate(self.folders()):
             folder = path / below
@@ -121,7 +116,14 @@ class AdapterFolders(RunFiles):
                 name: [key.format(task=adapter) for key in stored.keys]
                 for name, stored in self.stored.items()
             }
-            check_keys(weights, keys.values(), folder)
+            missing = [n[0] for n in keys.values() if not any(key in weights for key in n)]
+            unknown = sorted(weights.keys() - {key for n in keys.values() for key in n})
+            if missing or unknown:
+                raise ValueError(
+                    f"{folder} {'lacks' if missing else 'holds'} "
+                    f"{first_names(missing or unknown, 1)}, which the recipe's method "
+                    f"{'has' if missing else 'lacks'}; its settings must be those of the files"
+                )
             for name, stored in self.stored.items():
                 weight = next(weights[key] for key in keys[name] if key in weights)
                 target = piece(tensors[name], stored, index)
@@ -131,6 +133,7 @@ class AdapterFolders(RunFiles):
                         f"floats {tuple(target.shape)} by the recipe; the recipe's sizes must be "
                         "those of the files"
                     )
+                # What tasks share stands in each folder, and is one tensor here.
                 is_shared = not stored.stacked or len(tensors[name]) == 1
                 if is_shared and index > 0 and not torch.equal(target, weight.to(target.dtype)):
                     raise ValueError(
@@ -147,20 +150,6 @@ def piece(tensor: Tensor, stored: Stored, index: int) -> Tensor:
     if stored.stacked:
         tensor = tensor[index if len(tensor) > 1 else 0]
     return tensor if stored.shape is None else tensor.view(stored.shape)
-
-
-def check_keys(
-    weights: Mapping[str, Tensor], keys: Collection[Sequence[str]], folder: Path
-) -> None:
-    """Errors: ValueError if none of a tensor's names is in a file, or an unknown name is."""
-    missing = [names[0] for names in keys if not any(key in weights for key in names)]
-    unknown = sorted(weights.keys() - {key for names in keys for key in names})
-    if missing or unknown:
-        raise ValueError(
-            f"{folder} {'lacks' if missing else 'holds'} {first_names(missing or unknown, 1)}, "
-            f"which the recipe's method {'has' if missing else 'lacks'}; its settings must be "
-            "those of the files"
-        )
 
 
 def plain(loaded: LoadedRun) -> LoadedRun:

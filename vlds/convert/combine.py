@@ -17,18 +17,15 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlds.artifact import LoadedRun, load_run
-from vlds.convert.output import all_tasks, first_names
+from vlds.convert.output import first_names
+from vlds.convert.verify import all_tasks
 from vlds.models.build import build_model
 from vlds.recipe.config import Recipe, to_tree
 from vlds.recipe.paths import renamed
 from vlds.runtime.terminal import follow
-
-# Checks that runs are of one model: what their recipes and their backbones' configs say of what is
-# computed, vocabularies, and names and shapes of tensors.
-
 
 Opened = tuple[Path, LoadedRun]
 ONE_MODEL = "only runs of one model can be combined"
@@ -41,6 +38,12 @@ NOT_THE_MODEL = {
     "transformers_version", "use_cache",
 }  # fmt: skip
 """Settings that do not change what given weights compute; nor does dropout, by any name."""
+Cost = Literal["weights_in", "weights_in_out", "activations"]
+COSTS: tuple[Cost, ...] = get_args(Cost)
+MOST_ITERATIONS, COLUMN_TOLERANCE = 10_000, 1e-3
+"""Limits of entropic plans. Small shares converge as slowly as one over the iterations."""
+Combined = tuple[LoadedRun, Mapping[str, LoadedRun]]
+"""A run, and of each of its tasks the run whose outputs it must give."""
 
 
 def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
@@ -54,7 +57,10 @@ def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
         heads = {name: to_tree(task.head) for name, task in recipe.tasks.items() if task.head}
         essentials |= {"tasks": list(recipe.tasks), "heads": heads}
     for name, part in run.model.parts.items():
-        settings = shaping(config_of(run.model.get_submodule(part.path)))
+        modules = run.model.get_submodule(part.path).modules()
+        configs = (getattr(each, "config", None) for each in modules)
+        hf_config = next((config for config in configs if hasattr(config, "to_dict")), None)
+        settings = {} if hf_config is None else shaping(hf_config.to_dict())
         essentials |= {f"{name}.{key}": value for key, value in settings.items()}
     return essentials
 
@@ -84,19 +90,12 @@ def chosen_settings(key: str, tree: Any) -> dict[str, Any]:
 
 
 def shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that change what given weights compute."""
+    """The settings that change what given weights compute."""
     return {
         key: value
         for key, value in settings.items()
         if key not in NOT_THE_MODEL and "drop" not in key and not key.startswith("train_")
     }
-
-
-def config_of(module: nn.Module) -> dict[str, Any]:
-    """Hugging Face's config of a model that has one."""
-    configs = (getattr(each, "config", None) for each in module.modules())
-    hf_config = next((config for config in configs if hasattr(config, "to_dict")), None)
-    return {} if hf_config is None else dict(hf_config.to_dict())
 
 
 def check_settings(
@@ -159,6 +158,7 @@ def check_base(first: Opened, base: Opened) -> None:
     common = sorted(first[1].recipe.methods.keys() & base[1].recipe.methods.keys())
     expected, given = (method_settings(run.recipe, common) for _, run in (first, base))
     check_settings(first, base, expected, given, "--base: ")
+    # A slice of a stack belongs to the task with its number: order matters.
     tasks = list(first[1].recipe.tasks), list(base[1].recipe.tasks)
     if tasks[0] != tasks[1] and stacked(first[1].recipe):
         raise ValueError(
@@ -170,29 +170,12 @@ def check_base(first: Opened, base: Opened) -> None:
 def stacked(recipe: Recipe) -> set[str]:
     """Tensors with a slice for each task: those whose shape follows the number of tasks."""
     shapes = []
+    # Two models without memory, for one task and for two.
     for tasks in (["one"], ["one", "two"]):
         with torch.device("meta"):
             model = build_model(recipe.model_setup, tasks, torch.float32, None)
         shapes.append({name: tensor.shape for name, tensor in model.unique_state()})
     return {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
-
-
-# MerA (He et al. 2023, https://arxiv.org/abs/2308.15982): the neurons of an adapter are brought
-# into the order of another one's by optimal transport, after which a mean of both makes sense.
-#
-# A neuron is a row of the down half, its bias, and a column of the up half. With uniform masses and
-# the squared distances of neurons as cost, P is the plan, and the other adapter becomes
-#
-#     down <- r P down,    bias <- r P bias,    up <- up (r P)^T,
-#
-# whose output is the same if P is exact: then r P is a permutation. There is no public code; the
-# paper's costs are of weights or of activations. LoRA's A and B are such halves, without bias.
-
-
-Cost = Literal["weights_in", "weights_in_out", "activations"]
-COSTS: tuple[Cost, ...] = get_args(Cost)
-MOST_ITERATIONS, COLUMN_TOLERANCE = 10_000, 1e-3
-"""Of entropic plans. Small shares converge as slowly as one over the iterations."""
 
 
 class Neurons(NamedTuple):
@@ -211,10 +194,6 @@ class Neurons(NamedTuple):
             return (inputs @ self.down.T + self.bias).T
         weights = torch.cat([self.down, self.bias[:, None]], 1)
         return weights if cost == "weights_in" else torch.cat([weights, self.up.T], 1)
-
-    def moved(self, plan: Tensor) -> Neurons:
-        """The neurons by a plan (r, r) whose rows sum to 1."""
-        return Neurons(plan @ self.down, plan @ self.bias, self.up @ plan.T)
 
 
 def distances(first: Tensor, other: Tensor) -> Tensor:
@@ -270,13 +249,21 @@ def aligned(
     inputs: Tensor,
     regularisation: float | None = None,
 ) -> Neurons:
-    """The other adapter, whose neurons stand where those of the first that they are like do."""
+    """The other adapter, whose neurons stand where those of the first that they are like do.
+
+    MerA (He et al. 2023, https://arxiv.org/abs/2308.15982) brings the neurons of an adapter into
+    the order of another one's by optimal transport, after which a mean of both makes sense. A
+    neuron is a row of the down half, its bias, and a column of the up half. With uniform masses and
+    the squared distances of neurons as cost, P is the plan, and the other adapter becomes
+
+        down <- r P down,    bias <- r P bias,    up <- up (r P)^T,
+
+    whose output is the same if P is exact: then r P is a permutation. There is no public code; the
+    paper's costs are of weights or of activations. LoRA's A and B are such halves, without bias.
+    """
     features = (neurons.features(cost, inputs) for neurons in (first, other))
-    return other.moved(transport_plan(distances(*features), regularisation))
-
-
-Combined = tuple[LoadedRun, Mapping[str, LoadedRun]]
-"""A run, and of each of its tasks the run whose outputs it must give."""
+    plan = transport_plan(distances(*features), regularisation)
+    return Neurons(plan @ other.down, plan @ other.bias, other.up @ plan.T)
 
 
 def average(runs: Sequence[Path], weights: Sequence[float] | None) -> Combined:
@@ -355,7 +342,7 @@ def put(run: Path, giver: Path, task: str) -> Combined:
         for name, tensor in whole.model.unique_state():
             if name not in slices:
                 owner = sources.get(task_of_head(name) or "", receiver)
-                tensor.copy_(states[id(owner)][name])
+                tensor.copy_(states[id(owner)][name])  # a head is one task's, all else is shared
                 continue
             for place, (each, source) in enumerate(sources.items()):
                 row = list(source.recipe.tasks).index(each)
@@ -384,9 +371,11 @@ def weighted(runs: Sequence[LoadedRun], factors: Sequence[float]) -> Combined:
     states = [dict(run.model.unique_state()) for run in runs]
     moving = target.model.moving_names()
     check_equal(states, states[0].keys() - moving, "frozen")
+    # Into the tensors of the first run, of which `states` holds views: read before written.
     with torch.no_grad():
         for name, tensor in target.model.unique_state():
             if name in moving and tensor.is_floating_point():
+                # In float64: only the sum is rounded, not each of its terms.
                 terms = [f * state[name].double() for f, state in zip(factors, states, strict=True)]
                 tensor.copy_(torch.stack(terms).sum(0))
                 check_float32(tensor, name, factors)

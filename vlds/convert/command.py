@@ -15,12 +15,9 @@ from vlds.runtime.command_line import CommandParser, description_of
 
 if TYPE_CHECKING:
     from vlds.artifact import LoadedRun
-    from vlds.convert.output import Verification
     from vlds.convert.target import RunFiles, Target
+    from vlds.convert.verify import Verification
     from vlds.models.model import Counts
-
-
-# The options of `vlds convert`: added to parsers, and checked before anything is loaded.
 
 
 Options = argparse.Namespace
@@ -110,20 +107,6 @@ def add_layout(
     return parser
 
 
-def add_push(parser: CommandParser) -> None:
-    """Add the options that upload what was written."""
-    parser.add_argument(
-        "--push", metavar="OWNER/NAME",
-        help="then upload the folder to this model on the Hugging Face hub, which is created if "
-        "need be: all files; a recipe.yaml among them has the paths of your data",
-    )  # fmt: skip
-    parser.add_argument(
-        "--private", action="store_true",
-        help="with --push: only you and your organisation see the model; default: as the hub's "
-        "settings say, else everybody",
-    )  # fmt: skip
-
-
 def add_source(parser: CommandParser, what: str, required: bool) -> None:
     """Add the options that say where weights come from, and for which model they are."""
     parser.add_argument("--from", dest="source", type=Path, required=required, help=what)
@@ -180,7 +163,16 @@ def check_options(options: Options) -> None:
     check_absent(options.out, "file" if options.out.suffix == ".pth" else "folder")
     if options.tolerance is not None and options.verify is None:
         raise ValueError("--tolerance: goes with --verify")
-    check_push_words(options)
+    if options.private and options.push is None:
+        raise ValueError("--private: goes with --push")
+    if options.push is not None:
+        if getattr(options, "source", None) is not None:
+            raise ValueError("--push: goes with a run that is written, not with --from")
+        if (how := getattr(options, "how", "fold")) != "fold":
+            raise ValueError(
+                f"--push: {how} writes a run, which needs the files that it was trained on; push "
+                "what `vlds convert hf` writes of it"
+            )
     for picture in options.verify or ():
         if not picture.is_file():
             raise ValueError(f"--verify: no such picture: {picture}")
@@ -192,21 +184,6 @@ def check_options(options: Options) -> None:
     for run in filter(None, runs):
         if not run.is_dir():
             raise ValueError(f"--run: no such folder: {run}")
-
-
-def check_push_words(options: Options) -> None:
-    """Errors: ValueError if what is written cannot be pushed."""
-    if options.private and options.push is None:
-        raise ValueError("--private: goes with --push")
-    if options.push is None:
-        return
-    if getattr(options, "source", None) is not None:
-        raise ValueError("--push: goes with a run that is written, not with --from")
-    if (how := getattr(options, "how", "fold")) != "fold":
-        raise ValueError(
-            f"--push: {how} writes a run, which needs the files that it was trained on; push what "
-            "`vlds convert hf` writes of it"
-        )
 
 
 def check_merge(options: Options) -> None:
@@ -241,6 +218,8 @@ def check_merge(options: Options) -> None:
 
 def convert(arguments: list[str]) -> int:
     """Parse and run one sub-command; the exit code."""
+    # Modules that load transformers or DeepSpeed are imported where they are needed: that takes
+    # seconds, and mistakes in options should be told at once.
     options = parse(arguments)
     check_options(options)
     with stoppable():
@@ -292,7 +271,16 @@ def build_parser() -> CommandParser:
     add_source(in_peft, "folder of peft's files, or of one such folder a task", required=False)
     in_peft.add_argument("--base", help=BASE_HELP)
     for layout in (in_hf, in_merge, in_peft):
-        add_push(layout)
+        layout.add_argument(
+            "--push", metavar="OWNER/NAME",
+            help="then upload the folder to this model on the Hugging Face hub, which is created "
+            "if need be: all files; a recipe.yaml among them has the paths of your data",
+        )  # fmt: skip
+        layout.add_argument(
+            "--private", action="store_true",
+            help="with --push: only you and your organisation see the model; default: as the hub's "
+            "settings say, else everybody",
+        )  # fmt: skip
     opens = "`model.load_adapter` opens it on the backbone that `vlds convert hf` writes."
     in_adapters = add_layout(layouts, "adapters", adapters, f"{TWO_WAYS}{opens}")
     add_source(in_adapters, "folder of the library's files, or of one a task", required=False)
@@ -434,7 +422,7 @@ def convert_files(
 
 def verification_of(options: Options) -> Verification | None:
     """What `--verify` asks for."""
-    from vlds.convert.output import Verification
+    from vlds.convert.verify import Verification
 
     return None if options.verify is None else Verification(options.verify, options.tolerance)
 

@@ -1,4 +1,5 @@
-"""Writes a run as one folder: the text backbone in Hugging Face's layout, and everything else.
+"""Writes a run as one folder: the text backbone in Hugging Face's layout, and everything else; and
+uploads it to the hub, which HF_ENDPOINT may name.
 
     OUT/config.json, model.safetensors, tokenizer files
                             `AutoModelForSeq2SeqLM.from_pretrained(OUT)` opens these, or
@@ -45,13 +46,17 @@ from vlds.artifact import (
     write_description,
 )
 from vlds.convert.card import Address, describe, write_model_card
-from vlds.convert.output import Verification, all_tasks, new_output, say
+from vlds.convert.output import new_output, say
+from vlds.convert.verify import Verification, all_tasks
 from vlds.models.build import build_model
 from vlds.models.loading.quantised import check_writable_whole
 from vlds.models.methods.base import Method
 from vlds.models.methods.host import is_own
 from vlds.models.model import Sources
 from vlds.runtime.json_files import write_manifest
+
+Result = TypeVar("Result")
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def convert_run(
@@ -82,6 +87,7 @@ def convert_run(
         # Not in the manifest: who edits the card damages no model.
         write_model_card(partial, described, written, Address.of(out, hub_name))
         if verification is not None:
+            # Opened again: folding has changed the first one in place.
             expected = all_tasks(load_run(run, changes=changes))
             verification.compare(expected, load_run(partial))
 
@@ -132,33 +138,11 @@ def fold_methods(loaded: LoadedRun) -> LoadedRun:
     return replace(loaded, recipe=replace(recipe, methods=left))
 
 
-# Uploads a written folder to the Hugging Face hub, which HF_ENDPOINT may name.
-
-
-Result = TypeVar("Result")
-LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
-
-
 def check_push(repo: str, *, private: bool) -> None:
     """Check, before any long work, that a model can be uploaded under this name.
 
     Errors: ValueError if the name or the login is wrong, or the hub does not answer.
     """
-    check_name(repo)
-    if constants.is_offline_mode():
-        raise ValueError(f"--push: {repo}, but HF_HUB_OFFLINE forbids it; unset it")
-    if get_token() is None:
-        raise ValueError(f"--push: {repo} needs a login to the hub; {LOG_IN}")
-    check_login(attempt(HfApi().whoami, f"--push: {repo}"), repo)
-    if private and attempt(lambda: is_public_model(repo), f"--push: {repo}"):
-        raise ValueError(
-            f"--private: {repo} exists and is public; make it private in its settings on the hub, "
-            "or give another name"
-        )
-
-
-def check_name(repo: str) -> None:
-    """Errors: ValueError if a name does not have the form owner/name."""
     try:
         validate_repo_id(repo)
         parts = repo.split("/")
@@ -168,24 +152,28 @@ def check_name(repo: str) -> None:
         raise ValueError(
             f"--push: got {repo!r}; give OWNER/NAME, each of letters, digits, '-', '_' and '.'"
         )
-
-
-def check_login(login: dict[str, Any], repo: str) -> None:
-    """Errors: ValueError if the token can only read."""
-    role = login.get("auth", {}).get("accessToken", {}).get("role")
-    if role == "read":
+    if constants.is_offline_mode():
+        raise ValueError(f"--push: {repo}, but HF_HUB_OFFLINE forbids it; unset it")
+    if get_token() is None:
+        raise ValueError(f"--push: {repo} needs a login to the hub; {LOG_IN}")
+    login: dict[str, Any] = attempt(HfApi().whoami, f"--push: {repo}")
+    if login.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise ValueError(
             f"--push: {repo}, but the token of {login.get('name')} can only read; {LOG_IN}, with "
             "a token that can write"
         )
 
+    def is_public() -> bool:
+        try:
+            return not HfApi().model_info(repo).private
+        except RepositoryNotFoundError:
+            return False
 
-def is_public_model(repo: str) -> bool:
-    """True if there is a model of this name that everybody sees."""
-    try:
-        return not HfApi().model_info(repo).private
-    except RepositoryNotFoundError:
-        return False
+    if private and attempt(is_public, f"--push: {repo}"):
+        raise ValueError(
+            f"--private: {repo} exists and is public; make it private in its settings on the hub, "
+            "or give another name"
+        )
 
 
 def push(folder: Path, repo: str, *, private: bool) -> str:
@@ -228,19 +216,15 @@ def reason(error: BaseException) -> str:
     answers = [each for each in causes if isinstance(each, HfHubHTTPError)]
     if answers:
         status = answers[-1].response.status_code
-        return f"the hub answers HTTP {status}; {cure(status)}"
+        cure = "check the name"
+        if status == 401:
+            cure = f"the token is not valid: {LOG_IN}"
+        elif status == 403:
+            cure = "the token may not write there: check the owner's name and the token's rights"
+        elif status >= 500 or status == 429:
+            cure = "wait a little"
+        return f"the hub answers HTTP {status}; {cure}"
     said = str(causes[-1]).strip().split("\n")[0] or type(causes[-1]).__name__
     if isinstance(error, ValueError):  # the hub's library does not like what the hub says
         return f"{said}; check the folder"
     return f"no answer from {constants.ENDPOINT} ({said}); check the network"
-
-
-def cure(status: int) -> str:
-    """What to do about an HTTP status."""
-    if status == 401:
-        return f"the token is not valid: {LOG_IN}"
-    if status == 403:
-        return "the token may not write there: check the owner's name and the token's rights"
-    if status >= 500 or status == 429:
-        return "wait a little"
-    return "check the name"

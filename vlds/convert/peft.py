@@ -2,12 +2,14 @@
 adapter_model.safetensors, which `PeftModel.from_pretrained` opens on the backbone.
 
 A trained connector of an image-text model is in them too, whole (peft's `modules_to_save`). peft
-itself is not needed.
+itself is not needed for that. `transport` and `pruned` merge runs whose adapters were trained
+apart: by bringing neurons into one order, or by taking small weights away first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from vlds.artifact import LoadedRun
 from vlds.convert.adapters import AdapterFolders
+from vlds.convert.bases import language_base
 from vlds.convert.combine import (
     Combined,
     Cost,
@@ -30,7 +33,8 @@ from vlds.convert.combine import (
     open_alike,
     weighted,
 )
-from vlds.convert.output import all_tasks, first_names, language_base, probe, say
+from vlds.convert.output import first_names, say
+from vlds.convert.verify import all_tasks, probe
 from vlds.models.methods.adapter import AdapterModule
 from vlds.models.methods.base import PEFT_MODEL, Library, Stored
 from vlds.models.methods.host import LinearExtension, added_tensors, extended_linears
@@ -81,26 +85,19 @@ class PeftFolders(AdapterFolders):
         self.saved_modules = self.add_connector()
         """Paths of the connector's modules, if it trains."""
         if not run.recipe.model.own_backbone:  # else it is for what `convert hf` writes
-            self.check_all_stored()
-        self.base = base or self.base_on_hub()
-
-    def check_all_stored(self) -> None:
-        """Errors: ValueError if training has changed more than the folder holds, since it is for
-        the model that the recipe names."""
-        trained_by = self.run.model.trained_by
-        if lost := sorted(trained_by.keys() - self.stored.keys()):
-            by = trained_by[lost[0]]
-            raise ValueError(
-                f"methods.{by}: it trains {first_names(lost, 2)}, which peft's folder does not "
-                "hold; use `vlds convert merge`, or train without them (LoRA: train_biases false)"
-            )
-
-    def base_on_hub(self) -> str | None:
-        """The hub name of the backbone's model, if all that the folder does not hold is from it."""
-        model = self.run.model
+            # The folder is for the model that the recipe names, so it must hold all that differs.
+            trained_by = run.model.trained_by
+            if lost := sorted(trained_by.keys() - self.stored.keys()):
+                by = trained_by[lost[0]]
+                raise ValueError(
+                    f"methods.{by}: it trains {first_names(lost, 2)}, which peft's folder does not "
+                    "hold; use `vlds convert merge`, or train without them (LoRA: train_biases "
+                    "false)"
+                )
+        # The backbone has its hub name if all that the folder does not hold is from there.
         rest = {name for name in self.state if name.startswith(BACKBONE_PREFIX)} - set(self.stored)
-        from_base = rest <= model.sources.names
-        return language_base(self.run.recipe.model) if from_base else None
+        from_hub = rest <= run.model.sources.names
+        self.base = base or (language_base(run.recipe.model) if from_hub else None)
 
     def add_connector(self) -> list[str]:
         """Store the connector too, if it trains; the paths of its modules.
@@ -109,7 +106,15 @@ class PeftFolders(AdapterFolders):
         """
         trained = {n for n, part in self.run.model.trained_by.items() if part == "connector"}
         names = {n.removeprefix(BACKBONE_PREFIX) for n in trained if n.startswith(BACKBONE_PREFIX)}
-        modules = whole_modules(self.backbone, names)
+        # The largest modules all of whose parameters train. Lists are not among them: peft puts a
+        # module of its own around each, and nothing calls a list.
+        modules: list[str] = []
+        for path, module in self.backbone.named_modules():
+            own = [f"{path}.{name}" for name, _ in module.named_parameters()]
+            above = tuple(f"{each}." for each in modules)
+            is_whole = own and path and names.issuperset(own)
+            if is_whole and not isinstance(module, nn.ModuleList) and not path.startswith(above):
+                modules.append(path)
         inside = tuple(f"{path}." for path in modules)
         if len(names) < len(trained) or not all(name.startswith(inside) for name in names):
             raise ValueError(
@@ -159,23 +164,6 @@ class PeftFolders(AdapterFolders):
         save_file(tensors, file, metadata={"format": "pt"})
 
 
-def whole_modules(model: nn.Module, names: Collection[str]) -> list[str]:
-    """Paths of the largest modules all of whose parameters have these names. Lists are not among
-    them: peft puts a module of its own around each, and nothing calls a list."""
-    found: list[str] = []
-    for path, module in model.named_modules():
-        own = [f"{path}.{name}" for name, _ in module.named_parameters()]
-        if (
-            own
-            and path
-            and not isinstance(module, nn.ModuleList)
-            and not path.startswith(tuple(f"{above}." for above in found))
-            and all(name in names for name in own)
-        ):
-            found.append(path)
-    return found
-
-
 def short_names(paths: list[str], backbone: nn.Module) -> list[str]:
     """Last words of the paths where they mean these linear layers and no others, else the paths."""
     words = sorted({path.rpartition(".")[2] for path in paths})
@@ -185,10 +173,6 @@ def short_names(paths: list[str], backbone: nn.Module) -> list[str]:
         if isinstance(module, nn.Linear) and path.rpartition(".")[2] in words
     }
     return words if meant == set(paths) else paths
-
-
-# Makes one run of several whose adapters were trained on their own: by transport of neurons, or
-# with small weights taken away first.
 
 
 def transport(
@@ -205,7 +189,20 @@ def transport(
         say("--entropic mixes neurons: not even a permuted copy of a run merges back exactly")
     loaded = open_alike(runs)
     first = loaded[0]
-    check_has_neurons(first, runs[0])
+    if not first.recipe.methods:
+        raise ValueError(
+            f"--how transport: {runs[0]}: no methods, so there are no neurons to align"
+        )
+    for name, method in first.recipe.methods.items():
+        kinds = {type(module) for _, module in modules_of(first, name)}
+        # Experts have one order of neurons, since a mixture computes with their mean.
+        of_experts = isinstance(method, Mixture)
+        if of_experts or not kinds or not kinds <= {AdapterModule, LoRAModule}:
+            raise ValueError(
+                f"--how transport: {runs[0]}: methods.{name} is {type(method).__name__}, and only "
+                "the halves of Adapter and LoRA have neurons to align; `vlds convert merge` may "
+                "make it an Adapter"
+            )
     places = list(places_of(first))
     inputs = inputs_of(first, pictures) if cost == "activations" else {}
     for other in follow(loaded[1:], "aligning runs", len(loaded) - 1):
@@ -218,22 +215,6 @@ def transport(
     return weighted(loaded, [1 / len(loaded)] * len(loaded))
 
 
-def check_has_neurons(run: LoadedRun, folder: Path) -> None:
-    """Errors: ValueError if a method has no halves that can be permuted, or there is none."""
-    if not run.recipe.methods:
-        raise ValueError(f"--how transport: {folder}: no methods, so there are no neurons to align")
-    for name, method in run.recipe.methods.items():
-        kinds = {type(module) for _, module in modules_of(run, name)}
-        # Experts have one order of neurons, since a mixture computes with their mean.
-        of_experts = isinstance(method, Mixture)
-        if of_experts or not kinds or not kinds <= {AdapterModule, LoRAModule}:
-            raise ValueError(
-                f"--how transport: {folder}: methods.{name} is {type(method).__name__}, and only "
-                "the halves of Adapter and LoRA have neurons to align; `vlds convert merge` may "
-                "make it an Adapter"
-            )
-
-
 def modules_of(run: LoadedRun, name: str) -> Iterator[tuple[str, LinearExtension]]:
     """Path -> module of a method behind a linear layer."""
     paths = {module: path for path, module in run.model.named_modules()}
@@ -244,7 +225,7 @@ def modules_of(run: LoadedRun, name: str) -> Iterator[tuple[str, LinearExtension
 
 
 def places_of(run: LoadedRun) -> Iterator[tuple[str, Any]]:
-    """Path -> module, of all methods."""
+    """Path -> module of a method behind a linear layer, of all methods."""
     for name in run.recipe.methods:
         yield from modules_of(run, name)
 
@@ -266,14 +247,14 @@ def slices(module: Any) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
 
 
 def read_neurons(parts: tuple[Tensor, Tensor | None, Tensor]) -> Neurons:
-    """In float64."""
+    """The neurons of a pair of halves, in float64."""
     down, bias, up = parts
     bias = down.new_zeros(len(down)) if bias is None else bias
     return Neurons(down.double(), bias.double(), up.double())
 
 
 def write_neurons(parts: tuple[Tensor, Tensor | None, Tensor], neurons: Neurons) -> None:
-    """Into the module that the views are of."""
+    """Put neurons into the module that the views `parts` are of."""
     for part, values in zip(parts, neurons, strict=True):
         if part is not None:
             part.copy_(values)
@@ -282,25 +263,22 @@ def write_neurons(parts: tuple[Tensor, Tensor | None, Tensor], neurons: Neurons)
 @torch.no_grad()
 def inputs_of(run: LoadedRun, pictures: Sequence[Path]) -> dict[str, Tensor]:
     """Path of a module -> (n, d) what it reads in the run, on pictures and generated texts."""
-    read: dict[str, list[Tensor]] = {}
-    handles = []
-    for path, module in places_of(run):
-        read[path] = []
-        handles.append(module.register_forward_pre_hook(partial(keep, read[path])))
+    read: dict[str, list[Tensor]] = defaultdict(list)
+
+    def keep(path: str, module: Any, inputs: tuple[Tensor, Tensor]) -> None:
+        # LoRA reads the layer's input, an adapter its output, or the input of the whole
+        # feed-forward layer beside which it stands.
+        states = inputs[0] if isinstance(module, LoRAModule) else inputs[1]
+        if getattr(module, "beside", None) is not None:
+            states = module.beside.value
+        read[path].append(states.flatten(0, -2).double())
+
+    handles = [m.register_forward_pre_hook(partial(keep, path)) for path, m in places_of(run)]
     for task in run.recipe.tasks:
         run.model.logits(probe(run, task, pictures, "--samples"))
     for handle in handles:
         handle.remove()
     return {path: torch.cat(states) for path, states in read.items()}
-
-
-def keep(kept: list[Tensor], module: Any, states: tuple[Tensor, Tensor]) -> None:
-    """Keep what a module reads: LoRA the layer's input, an adapter its output, or the input of the
-    whole feed-forward layer beside which it stands."""
-    read = states[0] if isinstance(module, LoRAModule) else states[1]
-    if getattr(module, "beside", None) is not None:
-        read = module.beside.value
-    kept.append(read.flatten(0, -2).double())
 
 
 def pruned(
@@ -311,7 +289,11 @@ def pruned(
 
     Errors: ValueError if peft is missing, methods add nothing, or nothing or too much is left.
     """
-    function = prune_function(how)
+    try:
+        from peft.utils import merge_utils
+    except ImportError:
+        raise ValueError(f"--how {how} needs the package peft: pip install 'vlds[peft]'") from None
+    function: Callable[[list[Tensor], Tensor, float], Tensor] = getattr(merge_utils, how)
     factors = factors_of(runs, weights)
     if sum(factors) == 0:
         raise ValueError(f"--weights: {factors} sum to 0, and a mean divides by that")
@@ -340,13 +322,3 @@ def pruned(
         for name, tensor in merged.items():
             states[0][name].copy_(tensor)
     return loaded[0], all_tasks(loaded[0])
-
-
-def prune_function(how: str) -> Callable[[list[Tensor], Tensor, float], Tensor]:
-    """peft's function of this name."""
-    try:
-        from peft.utils import merge_utils
-    except ImportError:
-        raise ValueError(f"--how {how} needs the package peft: pip install 'vlds[peft]'") from None
-    function: Callable[[list[Tensor], Tensor, float], Tensor] = getattr(merge_utils, how)
-    return function

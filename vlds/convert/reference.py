@@ -41,7 +41,7 @@ BELOW_MODEL = re.compile(r"(encoder|decoder|shared_task_embed|prompt_modules)\."
 """Names that stand below `model.` on BART."""
 
 
-class Piece(NamedTuple):
+class TensorPiece(NamedTuple):
     """A piece of a tensor: all of it, or a slice, or a part of a slice's rows."""
 
     slice: int | None = None
@@ -62,8 +62,8 @@ class NamedTensor:
     """A tensor of ours and its names in the original code."""
 
     tensor: Tensor
-    keys: dict[Piece, list[str]] = field(default_factory=dict)
-    """Piece -> its names, the first task's first."""
+    keys: dict[TensorPiece, list[str]] = field(default_factory=dict)
+    """TensorPiece -> its names, the first task's first."""
 
 
 def named_tensors(
@@ -76,30 +76,30 @@ def named_tensors(
             layout = method.layout("reference", name, model.backbone)
             stored |= {f"{BACKBONE_PREFIX}{tensor}": s for tensor, s in layout.tensors.items()}
     named: dict[int, tuple[str, NamedTensor]] = {}
+    # keep_vars: tied tensors stay one object, by whose id they are joined under one entry.
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name.startswith("vision."):
             continue
-        place = stored.get(name) or Stored(original_names(name), stacked=False)
+        part, _, rest = name.partition(".")
+        if part == "visual_embedding":
+            module, _, leaf = rest.partition(".")
+            keys: tuple[str, ...] = (f"encoder.visual_embedding.{VISUAL[module]}.{leaf}",)
+        else:
+            keys = (rest,)
+            if rest in TOKEN_TABLES:
+                keys = (rest, f"{TOKEN_TABLES[rest]}{OBJECT_ORDER}")
+        place = stored.get(name) or Stored(keys, stacked=False)
         _, entry = named.setdefault(id(tensor), (name, NamedTensor(tensor.detach())))
         # One tensor that tasks share stands there once per task.
         slices: dict[int | None, Sequence[str]] = {None: tasks}
         if place.stacked:
             shared = len(tensor) == 1
             slices = {0: tasks} if shared else {n: [task] for n, task in enumerate(tasks)}
-        for (index, users), part in product(slices.items(), range(place.num_parts)):
-            piece = Piece(index, part, place.num_parts)
-            keys = [key.format(task=task, part=part) for key in place.keys for task in users]
-            entry.keys[piece] = list(dict.fromkeys([*entry.keys.get(piece, []), *keys]))
+        for (index, users), number in product(slices.items(), range(place.num_parts)):
+            piece = TensorPiece(index, number, place.num_parts)
+            more = [key.format(task=task, part=number) for key in place.keys for task in users]
+            entry.keys[piece] = list(dict.fromkeys([*entry.keys.get(piece, []), *more]))
     return dict(named.values())
-
-
-def original_names(name: str) -> tuple[str, ...]:
-    """The names of a tensor that no method has added."""
-    part, _, rest = name.partition(".")
-    if part == "visual_embedding":
-        module, _, leaf = rest.partition(".")
-        return (f"encoder.visual_embedding.{VISUAL[module]}.{leaf}",)
-    return (rest, f"{TOKEN_TABLES[rest]}{OBJECT_ORDER}") if rest in TOKEN_TABLES else (rest,)
 
 
 def spellings(key: str) -> tuple[str, str]:
@@ -179,7 +179,16 @@ def read_tensors(
         for piece, keys in entry.keys.items():
             present = [s for key in keys for s in spellings(key) if s in state]
             if not present:
-                raise absent(keys[0], state)
+                if any(each.endswith(ONE_NORM) for each in state):
+                    raise ValueError(
+                        "the checkpoint has one norm over the sum of all visual embeddings "
+                        f"({ONE_NORM}: VL-BART's pre-training), and no weights of two norms "
+                        "compute the same; the recipe must say `model.visual_embedding.norm: sum`"
+                    )
+                raise ValueError(
+                    f"{keys[0]}: not in the checkpoint; the recipe's methods and tasks must be "
+                    "those of the checkpoint"
+                )
             stored, shape = state[present[0]], piece.of(entry.tensor).shape
             if stored.shape != shape or not stored.is_floating_point():
                 raise ValueError(
@@ -187,7 +196,14 @@ def read_tensors(
                     f"{tuple(shape)} by the recipe; the recipe's sizes must be those of the "
                     "checkpoint"
                 )
-            check_aliases(present, state)
+            for alias in present[1:]:
+                other = state[alias]
+                if other.dtype != stored.dtype or not torch.equal(stored, other):
+                    raise ValueError(
+                        f"{present[0]} and {alias} differ in the checkpoint, and are one tensor by "
+                        "the recipe; give the method the `sharing` (Compacter: `rule`) of the "
+                        "checkpoint"
+                    )
             used.update(present)
             whole = tensors.setdefault(name, stored.new_empty(entry.tensor.shape))
             piece.of(whole).copy_(stored)
@@ -197,32 +213,6 @@ def read_tensors(
             "for; the recipe's methods and tasks must be those of the checkpoint"
         )
     return tensors
-
-
-def absent(key: str, state: Mapping[str, Tensor]) -> ValueError:
-    """What to say of a tensor that the checkpoint lacks."""
-    if any(name.endswith(ONE_NORM) for name in state):
-        return ValueError(
-            f"the checkpoint has one norm over the sum of all visual embeddings ({ONE_NORM}: "
-            "VL-BART's pre-training), and no weights of two norms compute the same; the recipe "
-            "must say `model.visual_embedding.norm: sum`"
-        )
-    return ValueError(
-        f"{key}: not in the checkpoint; the recipe's methods and tasks must be those of the "
-        "checkpoint"
-    )
-
-
-def check_aliases(names: Sequence[str], state: Mapping[str, Tensor]) -> None:
-    """Errors: ValueError if names of one tensor stand for different numbers."""
-    first = state[names[0]]
-    for name in names[1:]:
-        other = state[name]
-        if other.dtype != first.dtype or not torch.equal(first, other):
-            raise ValueError(
-                f"{names[0]} and {name} differ in the checkpoint, and are one tensor by the "
-                "recipe; give the method the `sharing` (Compacter: `rule`) of the checkpoint"
-            )
 
 
 def to_reference(run: LoadedRun) -> dict[str, Tensor]:

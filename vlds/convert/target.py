@@ -1,5 +1,9 @@
 """Both ways between a run and the files of another library: a run is written as files, or files
 fill a recipe's model, which is then written as an artifact.
+
+Files of other people are read without ever running code in them. PyTorch's files are pickles, and a
+pickle may run any program when it is opened: they are opened with `weights_only`, which makes
+tensors and plain containers and refuses the rest.
 """
 
 from __future__ import annotations
@@ -19,18 +23,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlds.artifact import LoadedRun, load_run, own_parts, own_tensors, write_artifact
-from vlds.convert.output import Kind, Verification, all_tasks, first_names, new_output, say
+from vlds.convert.output import Kind, first_names, new_output, say
+from vlds.convert.verify import Verification, all_tasks
 from vlds.models.build import build_model
 from vlds.models.model import Counts, Model
 from vlds.recipe.config import Recipe
 from vlds.runtime.checks import not_finite
 from vlds.runtime.json_files import read_record
-
-# Reads files of other people without ever running code in them.
-#
-# PyTorch's files are pickles, and a pickle may run any program when it is opened. Here they are
-# opened with `weights_only`, which makes tensors and plain containers and refuses the rest.
-
 
 REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 """In torch's message about a class or function that its safe reader refuses."""
@@ -149,7 +148,7 @@ class RunFiles(ABC):
     """How a library stores a run."""
 
     kind: ClassVar[Kind]
-    """Of what is written."""
+    """What `write` makes."""
     is_whole: ClassVar[bool]
     """True if it holds the whole model but for the vision encoder, False if a method alone."""
 
@@ -205,6 +204,7 @@ class Target:
             if name in sources.names:
                 self.check_source(name, mine, tensor)
             else:
+                # A table's first rows may be the source's, with new ones below.
                 if (rows := sources.rows.get(name, 0)) > 0:
                     self.check_source(name, mine[:rows], tensor[:rows])
                     mine, tensor = mine[rows:], tensor[rows:]
@@ -301,6 +301,7 @@ def export_run(
         if card is not None:
             card(files, counts, partial)
         if verification is not None:
+            # Read back into a model of NaN, so that what the files lack cannot go unseen.
             again = prepare(load_run(run, torch.float32))
             scrub(again.model)
             held_elsewhere = {} if files.is_whole else dict(loaded.model.unique_state())

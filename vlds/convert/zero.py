@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -89,7 +88,20 @@ def consolidated(folder: Path) -> dict[str, Tensor]:
             )
         key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
         flat = [optimizer[key] for optimizer in optimizers]
-        known = [model_state(model) for model in models]
+        known = []
+        for model in models:
+            buffers, shapes = set(model["buffer_names"]), model.get("frozen_param_shapes")
+            fragments = model.get("frozen_param_fragments")
+            state = zero_to_fp32.zero_model_state(
+                buffers={name: t for name, t in model["module"].items() if name in buffers},
+                param_shapes=model["param_shapes"],
+                shared_params=[list(pair) for pair in model["shared_params"].items()],
+                ds_version=model.get("ds_version"),
+                # A checkpoint that was saved without frozen weights has their shapes alone.
+                frozen_param_shapes=shapes if fragments else None,
+                frozen_param_fragments=fragments or None,
+            )
+            known.append(state)
     say(f"putting together ZeRO-{stage} weights of {num_parts} ranks")
     with reported(folder):
         if stage == 3:
@@ -104,36 +116,16 @@ def consolidated(folder: Path) -> dict[str, Tensor]:
     return whole
 
 
-def model_state(content: dict[str, Any]) -> Any:
-    """The content of a file of weights as DeepSpeed's functions take it."""
-    names = set(content["buffer_names"])
-    frozen = content.get("frozen_param_shapes")
-    fragments = content.get("frozen_param_fragments")
-    return zero_to_fp32.zero_model_state(
-        buffers={name: t for name, t in content["module"].items() if name in names},
-        param_shapes=content["param_shapes"],
-        shared_params=[list(pair) for pair in content["shared_params"].items()],
-        ds_version=content.get("ds_version"),
-        # Saved without frozen weights, it has their shapes alone.
-        frozen_param_shapes=frozen if fragments else None,
-        frozen_param_fragments=fragments or None,
-    )
-
-
 def files(folder: Path, pattern: str) -> list[Path]:
     """The files of all ranks, in their order.
 
     Errors: ValueError if there are none.
     """
-    paths = sorted(folder.glob(pattern), key=numbers)
+    # By the numbers in their names, rank 10 comes after rank 9.
+    paths = sorted(folder.glob(pattern), key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)])
     if not paths:
         raise ValueError(f"--from: {folder} has no {pattern} files; is it a ZeRO checkpoint?")
     return paths
-
-
-def numbers(file: Path) -> list[int]:
-    """The numbers in a file's name, by which rank 10 comes after rank 9."""
-    return [int(digits) for digits in re.findall(r"\d+", file.name)]
 
 
 @contextmanager

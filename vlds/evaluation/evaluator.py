@@ -1,4 +1,7 @@
-"""Evaluation on all ranks: every example is decoded once; the first rank gathers and scores."""
+"""A model answers: `Evaluator` decodes every example once on all ranks, and the first rank gathers
+and scores; `predict` answers one question. Before training, `unknown_answers` and `cut_texts` look
+at a task's first examples for what its settings spoil.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,19 @@ from vlds.runtime.terminal import Pace, clock
 from vlds.schema import Collator, Example, RefusedRows, Row, Sample, SkipSample
 from vlds.tasks.base import Task
 
-# Answers of training data that are no class of their task's head: such an example has no class to
-# learn.
+SAMPLES = 200
+"""Samples of a task that are looked at before training."""
+WHOLE = 1 << 20
+"""More tokens than a text has."""
+Lengths: TypeAlias = Callable[[Sequence[tuple[str, int]]], list[int]]
+"""Tokens of (text, most tokens) pairs, as `Collator.prompt_lengths` counts them."""
 
 
 def unknown_answers(sources: Sequence[Source]) -> list[str]:
-    """What to tell a user where some of the first answers of a task are no class.
+    """What to tell a user where some of the first answers of a task are no class of its head: such
+    an example has no class to learn.
 
-    Errors: ValueError where all of them are.
+    Errors: ValueError where none of them is a class.
     """
     lines = []
     for source in sources:
@@ -57,25 +65,16 @@ def unknown_answers(sources: Sequence[Source]) -> list[str]:
     return lines
 
 
-# Texts that are longer than a task's limit: the model reads or learns their beginning only.
-
-
-SAMPLES = 200
-"""Samples of a task that are looked at before training."""
-WHOLE = 1 << 20
-"""More tokens than a text has."""
-Lengths: TypeAlias = Callable[[Sequence[tuple[str, int]]], list[int]]
-"""Tokens of (text, most tokens) pairs, as `Collator.prompt_lengths` counts them."""
-
-
 def num_cut(lengths: Lengths, texts: Sequence[str], most: int) -> int:
     """How many of the texts have more tokens than `most`."""
+    # Collators count at most as many as they are told, so ask twice.
     whole, kept = (lengths([(text, limit) for text in texts]) for limit in (WHOLE, most))
     return sum(a > b for a, b in zip(whole, kept, strict=True))
 
 
 def cut_texts(sources: Sequence[Source], collator: Collator) -> list[str]:
-    """What to tell a user whose limits cut some of the first prompts or answers of a task."""
+    """What to tell a user whose limits cut some of the first prompts or answers of a task, of which
+    the model then reads or learns the beginning only."""
     lines = []
     for source in sources:
         task, examples = source.task, list(first_examples(source))
@@ -105,9 +104,6 @@ def first_examples(source: Source) -> Iterator[Example]:
             continue
 
 
-# One question about pictures, answered by a loaded run. Nothing here needs ranks or DeepSpeed.
-
-
 def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
     """The named task, or the only one; checks the question too.
 
@@ -123,14 +119,6 @@ def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
     if chosen not in recipe.tasks:
         hint = guess(chosen, recipe.tasks)
         raise ValueError(f"task: the run has no task {chosen:.80}; {hint}its tasks: {known}")
-    check_text(question)
-    if recipe.tasks[chosen].input_field is not None and is_blank(question):
-        raise ValueError(f"question: the task {chosen} needs one")
-    return chosen
-
-
-def check_text(question: str) -> None:
-    """Errors: ValueError where a question from Python is not text that can be written as UTF-8."""
     if not isinstance(question, str):
         raise ValueError(f"question: got {type(question).__name__}; give a str")
     try:
@@ -140,11 +128,11 @@ def check_text(question: str) -> None:
             f"question: character {error.start + 1} is half of a surrogate pair; decode the text "
             "as UTF-8"
         ) from None
-
-
-def is_blank(text: str) -> bool:
-    """True where there is nothing to read: spaces of any width, control characters."""
-    return not any(character.isprintable() and character != " " for character in text)
+    # Spaces of any width and control characters are nothing to read.
+    is_blank = not any(character.isprintable() and character != " " for character in question)
+    if recipe.tasks[chosen].input_field is not None and is_blank:
+        raise ValueError(f"question: the task {chosen} needs one")
+    return chosen
 
 
 def predict(
@@ -165,6 +153,7 @@ def predict(
         raise ValueError("image: the run's vision encoder reads stored features, not pictures")
     sample = sample_of(task, pictures, text)
     check_number(loaded.recipe, name, len(pictures), loaded.trained_on.get(name))
+    # No generator: a task that draws in training asks its plain question.
     example = task.example(name, sample, 0 if task.unit == "annotation" else None, None)
     names = files or [f"number {number}" for number in range(1, len(pictures) + 1)]
     try:
@@ -243,16 +232,16 @@ class Evaluator:
         for source in sources:
             if source.datasets:
                 source.check(recipe.image)
-        self.orders = {s.name: self._order(s) for s in sources if s.datasets}
-
-    def _order(self, source: Source) -> EvalOrder:
-        merged = self._survey(source, self.collator)
-        return EvalOrder(
-            np.concatenate(source.counts),
-            self.ranks.broadcast(merged and merged.costs),
-            self.recipe.data.eval_batch_size,
-            whole_samples=source.task.unit == "sample",
-        )
+        self.orders: dict[str, EvalOrder] = {}
+        for source in sources:
+            if source.datasets:
+                merged = self._survey(source, collator)
+                self.orders[source.name] = EvalOrder(
+                    np.concatenate(source.counts),
+                    ranks.broadcast(merged and merged.costs),
+                    recipe.data.eval_batch_size,
+                    whole_samples=source.task.unit == "sample",
+                )
 
     def _survey(self, source: Source, collator: Collator | None = None) -> Survey | None:
         """What a source asks, with costs if there is a collator; on the first rank, None
@@ -262,6 +251,8 @@ class Evaluator:
             num_samples * n // ranks.world_size for n in (ranks.global_rank, ranks.global_rank + 1)
         )
         share, problem = Survey(), None
+        # An error of one rank is gathered with the others' shares, so that all ranks raise it: one
+        # that raised alone would leave the others waiting.
         try:
             share = survey(source, range(start, stop), collator)
         except ValueError as error:
@@ -275,7 +266,7 @@ class Evaluator:
         try:
             merged.check()
         except ValueError as error:
-            problem = problem or str(error)
+            problem = problem or str(error)  # ids that come twice, on different ranks perhaps
         if problem := ranks.broadcast(problem):
             raise ValueError(problem)
         return merged if ranks.is_first else None
@@ -296,8 +287,12 @@ class Evaluator:
         Every rank holds whole weights and decodes its part at its own pace. Errors:
         EvaluationStopped after `stopping` was true.
         """
-        if score:
-            self._tell_left_out()
+        if score and self.ranks.is_first and not self.reported_left_out:
+            # Say once, before anything is decoded, which scores cannot be computed.
+            self.reported_left_out = True
+            for source in self.sources:
+                if source.datasets and (missing := source.task.left_out()) is not None:
+                    self.say(f"{source.name}: {missing}")
         evaluations = []
         for number, source in enumerate(self.sources):
             if source.datasets:
@@ -305,15 +300,6 @@ class Evaluator:
                 if evaluation is not None:
                     evaluations.append(evaluation)
         return evaluations
-
-    def _tell_left_out(self) -> None:
-        """Say once, before anything is decoded, which scores cannot be computed."""
-        if not self.ranks.is_first or self.reported_left_out:
-            return
-        self.reported_left_out = True
-        for source in self.sources:
-            if source.datasets and (missing := source.task.left_out()) is not None:
-                self.say(f"{source.name}: {missing}")
 
     def _evaluate(
         self, model: Model, number: int, source: Source, score: bool
@@ -334,6 +320,7 @@ class Evaluator:
             task_index=number,
         )
         pace = Pace()
+        # No collective inside: ranks decode at their own pace until the gather below.
         decoded = list(self._decoded(model, stream, source))
         if self.ranks.any(self.stopping()):  # waits for the slowest rank
             raise EvaluationStopped

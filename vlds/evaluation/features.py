@@ -46,7 +46,7 @@ class Done:
     """The content of a `.done` file."""
 
     identity: dict[str, Any]
-    """What the features depend on: `Job.identity`."""
+    """What the features depend on: `FeatureJob.identity`."""
     shard: ShardInfo | None
     """None if no sample of it can be read."""
     dropped: list[dict[str, str]] = field(default_factory=list)
@@ -100,8 +100,14 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     encoder = vision.build(recipe.training.dtype)
     freeze(encoder)
     check_finite(encoder, "model.vision")
-    job = Job(recipe, image, dataset, out, name, encoder.content_hash())
-    check_same_encoder(job, ranks)
+    job = FeatureJob(recipe, image, dataset, out, name, encoder.content_hash())
+    hashes = ranks.gather(job.content)
+    if len(found := set(ranks.broadcast(hashes) or ())) > 1:
+        raise ValueError(
+            f"model.vision: {vision.source} holds other weights or settings on one rank than on "
+            f"another (sha256 {' and '.join(sorted(h[:12] for h in found))}); give all ranks the "
+            "same files"
+        )
     if job.is_done():
         if ranks.is_first:
             tell(f"{out} is complete already")
@@ -119,19 +125,8 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     return 0
 
 
-def check_same_encoder(job: Job, ranks: Ranks) -> None:
-    """Errors: ValueError on all ranks if the encoders of two ranks are not the same. Collective."""
-    hashes = ranks.gather(job.content)
-    if len(found := set(ranks.broadcast(hashes) or ())) > 1:
-        raise ValueError(
-            f"model.vision: {job.recipe.encoder.source} holds other weights or settings on one "
-            f"rank than on another (sha256 {' and '.join(sorted(h[:12] for h in found))}); give "
-            "all ranks the same files"
-        )
-
-
 @dataclass
-class Job:
+class FeatureJob:
     """One data set and one encoder."""
 
     recipe: Recipe
@@ -211,6 +206,7 @@ class Job:
     def write_shards(self, encoder: GridEncoder, ranks: Ranks) -> None:
         """This rank's shards, except those that are done."""
         self.out.mkdir(parents=True, exist_ok=True)
+        # Whole shards in turn: ranks need not wait for each other.
         share = list(enumerate(self.tars))[ranks.global_rank :: ranks.world_size]
         to_do = [(number, tar) for number, tar in share if self.still_to_do(number, tar)]
         pace, pictures = Pace(), 0
@@ -221,7 +217,7 @@ class Job:
                 tell(f"shard {count} of {len(to_do)} of this rank, {speed}", flush=True)
 
     def write_shard(self, encoder: GridEncoder, number: int, tar: Path) -> int:
-        """One shard; returns how many pictures were encoded."""
+        """One shard; returns how many pictures were encoded. Its `.done` file is written last."""
         dropped: list[dict[str, str]] = []
         pictures = 0
         with OpenShard(tar, self.dataset.info.indexed_classes) as shard:
@@ -245,6 +241,7 @@ class Job:
         for opened in self.opened(number):
             dropped += [entry for entry in opened if isinstance(entry, dict)]
             good = [entry for entry in opened if not isinstance(entry, dict)]
+            # All pictures of a batch in one pass; samples may have one or two.
             arrays = iter(encode(encoder, [pixels for _, images in good for pixels in images]))
             for sample, images in good:
                 yield sample, [next(arrays) for _ in images]
@@ -259,6 +256,7 @@ class Job:
         first = sum(shard.samples for shard in self.dataset.info.shards[:number])
         last = first + self.samples(number)
         size = self.recipe.data.eval_batch_size
+        # Pillow releases the GIL while it decodes.
         with ThreadPoolExecutor(max(1, self.recipe.data.num_workers)) as pool:
             for begin in range(first, last, size):
                 yield list(pool.map(self.open, range(begin, min(begin + size, last))))
@@ -304,6 +302,7 @@ class Job:
             dropped=(*old.dropped, *(drop for entry in done for drop in entry.dropped)),
         )
         info.save(self.out)
+        # dataset.json is whole, and says what the `.done` files said.
         for tar in self.tars:
             beside(tar, ".done").unlink(missing_ok=True)
         tell(f"{info.name} {info.split}: {info.samples:,} samples -> {self.out}")

@@ -63,11 +63,31 @@ def answer_sets(
         tasks = {name: task.thorough() for name, task in recipe.tasks.items()}
         recipe = replace(recipe, tasks=tasks)
     recipe = with_lists(recipe)
-    lists = [open_list(recipe, s, splits) for s in splits_to_read(recipe, run, splits)]
+    named = [s for s in SPLITS if any(task.data_of(s) for task in recipe.tasks.values())]
+    if not named:
+        raise ValueError(
+            f"--data: the recipe of {run} names nothing to evaluate on; name data set folders"
+        )
+    if missing := [split for split in splits if split not in named]:
+        raise ValueError(
+            f"--split: no task of {run} names data sets under `{missing[0]}`; name them with "
+            f"--data, or with --tasks.TASK.{missing[0]}"
+        )
+    lists = []
+    for split in (split for split in named if split in splits or not splits):
+        try:
+            lists.append(evaluation_sources(recipe, split))
+        except ValueError as error:
+            if split in splits or split != "test":
+                raise
+            # Nobody asked for test data.
+            raise ValueError(f"{error}; or leave test data out: --split evaluate") from error
     sources = [source for entry in lists for source in entry]
     check_cache_limit(recipe.data.cache_bytes, [], sources, window=recipe.data.window)
-    out = results_folder(run, recipe, sources) if out is None else out
+    if out is None:
+        out = results_folder(run, recipe, sources)
     check_writable(out, "--out")
+    # Data and places are checked: the model, which takes long to load, comes last.
     loaded = load_run(run, changes=changes)
     weights = recorded_hash(folder, WEIGHTS)
     ranks = start_ranks(LONGEST_WAIT)
@@ -95,6 +115,7 @@ def decode(
         for name, task in run.recipe.tasks.items()
         if len(lists) > 1 and task.test and task.test == task.evaluate
     }
+    # All lists' questions are read before the first answer.
     evaluators = [
         Evaluator(
             run.recipe,
@@ -115,31 +136,6 @@ def decode(
 def say(line: str) -> None:
     """Report progress at once, apart from the results."""
     tell(line, error=True, flush=True)
-
-
-def splits_to_read(recipe: Recipe, run: Path, asked: Sequence[Split]) -> list[Split]:
-    """The requested lists; by default all lists under which a task names data."""
-    named = [s for s in SPLITS if any(task.data_of(s) for task in recipe.tasks.values())]
-    if not named:
-        raise ValueError(
-            f"--data: the recipe of {run} names nothing to evaluate on; name data set folders"
-        )
-    if missing := [split for split in asked if split not in named]:
-        raise ValueError(
-            f"--split: no task of {run} names data sets under `{missing[0]}`; name them with "
-            f"--data, or with --tasks.TASK.{missing[0]}"
-        )
-    return [split for split in named if split in asked or not asked]
-
-
-def open_list(recipe: Recipe, split: Split, asked: Sequence[Split]) -> list[Source]:
-    """`evaluation_sources`; errors in test data that nobody asked for say how to leave them out."""
-    try:
-        return evaluation_sources(recipe, split)
-    except ValueError as error:
-        if split in asked or split != "test":
-            raise
-        raise ValueError(f"{error}; or leave test data out: --split evaluate") from error
 
 
 def results_folder(run: Path, recipe: Recipe, sources: Sequence[Source]) -> Path:
@@ -173,7 +169,18 @@ def with_data(recipe: Recipe, data: Sequence[str]) -> Recipe:
     for entry in data:
         name, equals, folder = entry.partition("=")
         if not equals:
-            folder, name = entry, task_for(recipe, entry)
+            kind, folder = open_dataset(entry, recipe.data.shard_cache).kind, entry
+            readers = [name for name, task in recipe.tasks.items() if kind in task.kinds]
+            if len(readers) != 1:
+                kinds = {name: "/".join(task.kinds) for name, task in recipe.tasks.items()}
+                known = ", ".join(f"{name} reads {read}" for name, read in kinds.items())
+                which = "several tasks of the run read" if readers else "no task of the run reads"
+                cure = f"say TASK={entry}" if readers else "name another data set, or another run"
+                raise ValueError(
+                    f"--data: {entry} holds samples of kind '{kind}', which {which} ({known}); "
+                    f"{cure}"
+                )
+            (name,) = readers
         if name not in folders:
             raise ValueError(f"--data: the run has no task {name}; its tasks: {', '.join(folders)}")
         folders[name].append(folder)
@@ -181,20 +188,6 @@ def with_data(recipe: Recipe, data: Sequence[str]) -> Recipe:
         name: replace(task, evaluate=folders[name], test=[]) for name, task in recipe.tasks.items()
     }
     return replace(recipe, tasks=tasks)
-
-
-def task_for(recipe: Recipe, folder: str) -> str:
-    """The one task of a recipe that reads a data set's kind of samples."""
-    kind = open_dataset(folder, recipe.data.shard_cache).kind
-    names = [name for name, task in recipe.tasks.items() if kind in task.kinds]
-    if len(names) != 1:
-        known = ", ".join(f"{name} reads {'/'.join(t.kinds)}" for name, t in recipe.tasks.items())
-        which = "several tasks of the run read" if names else "no task of the run reads"
-        cure = f"say TASK={folder}" if names else "name another data set, or another run"
-        raise ValueError(
-            f"--data: {folder} holds samples of kind '{kind}', which {which} ({known}); {cure}"
-        )
-    return names[0]
 
 
 def predict_one(

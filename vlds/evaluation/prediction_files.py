@@ -69,7 +69,8 @@ SUFFIXES = {
     "video_caption": "jsonl",
 }
 """Kind of samples -> suffix of its leaderboard's file."""
-IN_ZIP = ("video_qa", "video_caption")
+ZIP, IN_ZIP = "value.zip", ("video_qa", "video_caption")
+"""VALUE's zip, and the kinds of samples that are in it."""
 VALUE_SPLITS = {("how2qa", "test"): "test_public"}
 """Where the leaderboard's name of a split differs from the data set's."""
 UNKNOWN_FORM = "not a known form of predictions; docs/evaluation.md shows the known ones"
@@ -87,7 +88,9 @@ def submission_text(kind: str, pairs: Pairs) -> str:
                 raise Misfit(f"id {key!r} has a comma, quote or blank; the leaderboard's have none")
         return "".join(f"{key},{lower_line(text) == 'true'}\n" for key, text in pairs)
     if kind == "video_qa":
-        numbers = {str(whole_number(key)): choice_number(text) for key, text in pairs}
+        # "a3" is choice 3; a text that names no choice is -1, which is always wrong.
+        choices = [(key, re.fullmatch(r"a(\d)", text)) for key, text in pairs]
+        numbers = {str(whole_number(key)): int(m[1]) if m else -1 for key, m in choices}
         return json.dumps(numbers) + "\n"
     if kind == "video_caption":
         rows = ({"clip_id": whole_number(key), "descs": [{"desc": text}]} for key, text in pairs)
@@ -105,19 +108,10 @@ def whole_number(key: str) -> int:
     return int(key)
 
 
-def choice_number(text: str) -> int:
-    """ "a3" -> 3; -1, which is always wrong, for a text that names no choice."""
-    match = re.fullmatch(r"a(\d)", text)
-    return int(match[1]) if match else -1
-
-
 def value_member(kind: str, name: str, split: str) -> str:
     """Where VALUE's zip holds the predictions of a data set: it has no outer folder."""
     split = VALUE_SPLITS.get((name, split), split)
     return f"{name}/{name}_{split}_predictions.{SUFFIXES[kind]}"
-
-
-# Reading.
 
 
 def read_pairs(path: Path, members: Mapping[str, str] | None = None) -> Pairs:
@@ -167,16 +161,28 @@ def pairs_of(where: str, text: str) -> Pairs:
     """Ids and predictions of a text; `where` begins messages, and its suffix says the form."""
     if where.endswith(".csv"):
         try:
-            return [csv_pair(where, row) for row in csv.reader(io.StringIO(text)) if row]
+            rows = [row for row in csv.reader(io.StringIO(text)) if row]
         except csv.Error as error:
             raise ValueError(f"{where} is not CSV ({error})") from None
+        for row in rows:
+            # NLVR2's form; the official script counts " True" as wrong.
+            if len(row) != 2 or lower_line(row[1]) not in ("true", "false"):
+                raise ValueError(f"{where}: {','.join(row)!r}; give lines `identifier,True`")
+        return [(key.strip(), lower_line(value)) for key, value in rows]
     if where.endswith(".jsonl"):
         # Not splitlines: JSON may hold other line ends (U+2028) as they are.
         lines = ((f"{where}, line {n}", line) for n, line in enumerate(text.split("\n"), 1))
         return [entry_pair(where, parsed(where, line)) for where, line in lines if line.strip()]
     content = parsed(where, text)
     if isinstance(content, dict):
-        return [value_pair(where, key, number) for key, number in content.items()]
+        for key, number in content.items():
+            if type(number) is not int:
+                raise ValueError(
+                    f"{where}: {key} has {number!r}; one object is the form of TVQA and "
+                    "How2QA, where a question has its choice's number; other tasks have a list of "
+                    "entries, see docs/evaluation.md"
+                )
+        return [(key, f"a{number}" if number >= 0 else "") for key, number in content.items()]
     if not isinstance(content, list):
         raise ValueError(f"{where}: {UNKNOWN_FORM}")
     return [entry_pair(f"{where}, entry {n}", entry) for n, entry in enumerate(content, 1)]
@@ -213,25 +219,6 @@ def entry_pair(where: str, entry: Any) -> tuple[str, str]:
     raise ValueError(f"{where}: {UNKNOWN_FORM}")
 
 
-def csv_pair(where: str, row: Sequence[str]) -> tuple[str, str]:
-    """One line of NLVR2's."""
-    # The official script counts " True" as wrong.
-    if len(row) != 2 or lower_line(row[1]) not in ("true", "false"):
-        raise ValueError(f"{where}: {','.join(row)!r}; give lines `identifier,True`")
-    return row[0].strip(), lower_line(row[1])
-
-
-def value_pair(where: str, key: str, number: Any) -> tuple[str, str]:
-    """One answer of TVQA or How2QA."""
-    if type(number) is not int:
-        raise ValueError(
-            f"{where}: {key} has {number!r}; one object is the form of TVQA and "
-            "How2QA, where a question has its choice's number; other tasks have a list of entries, "
-            "see docs/evaluation.md"
-        )
-    return key, f"a{number}" if number >= 0 else ""
-
-
 def as_mapping(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
     """Id -> prediction, or key -> value; ValueError if one comes twice."""
     twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
@@ -241,9 +228,6 @@ def as_mapping(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
             f"{', ...' if len(twice) > 5 else ''}; give each one prediction"
         )
     return dict(pairs)
-
-
-# Score files of predictions, whoever made them: no model, no ranks.
 
 
 def score_file(
@@ -270,7 +254,13 @@ def score_file(
     source = Source(type(task).__name__, task, open_datasets("--data", task, data))
     asked = survey(source, range(sum(dataset.num_samples for dataset in datasets)))
     asked.check()
-    pairs = [pair for file in files for pair in read_pairs(file, members_for(datasets))]
+    # Of VALUE's zip, the members that answer these data sets -> what their ids begin with here.
+    members = {
+        value_member(d.kind, d.name, d.split): f"{d.label}/" if len(datasets) > 1 else ""
+        for d in datasets
+        if d.kind in IN_ZIP
+    }
+    pairs = [pair for file in files for pair in read_pairs(file, members)]
     predictions = as_mapping(pairs, f"--predictions: {', '.join(map(str, files))}")
     references = dict(zip(asked.ids, asked.references, strict=True))
     details = dict(zip(asked.ids, map(Details, asked.samples), strict=True))
@@ -282,18 +272,6 @@ def score_file(
     else:
         leave([evaluation], out, scores=True)
     return 0
-
-
-def members_for(datasets: Sequence[Dataset]) -> dict[str, str]:
-    """Members of VALUE's zip that answer these data sets -> what their ids begin with here."""
-    several = len(datasets) > 1
-    return {
-        value_member(dataset.kind, dataset.name, dataset.split): (
-            f"{dataset.label}/" if several else ""
-        )
-        for dataset in datasets
-        if dataset.kind in IN_ZIP
-    }
 
 
 def task_class(name: str | None, kind: str) -> type[Task]:
@@ -324,14 +302,8 @@ def task_class(name: str | None, kind: str) -> type[Task]:
     return cls
 
 
-# Writes the files that leaderboards take, one for each data set.
-
-
-ZIP = "value.zip"
-
-
 @dataclass(frozen=True)
-class Part:
+class DatasetPredictions:
     """The predictions of one task for one data set."""
 
     task: str
@@ -354,22 +326,11 @@ class Part:
         if self.dataset.kind == "nlvr2":
             meant = {key: lower_line(text) for key, text in meant.items()}
             instead = "are neither true nor false: written as False"
+        # What a reader of the file would get, compared with what was predicted.
         changed = [key for key, prediction in meant.items() if written[key] != prediction]
         if not changed:
             return []
         return [f"  {len(changed):,} predictions {instead} ({', '.join(changed[:3])})"]
-
-
-def parts_of(source: Source, evaluation: Evaluation) -> Iterator[Part]:
-    """A task's predictions data set by data set, with the ids that they have there."""
-    for dataset in source.datasets:
-        start = f"{dataset.label}/" if len(source.datasets) > 1 else ""
-        pairs = [
-            (key.removeprefix(start), prediction)
-            for key, prediction in evaluation.predictions.items()
-            if key.startswith(start)
-        ]
-        yield Part(source.name, dataset, pairs)
 
 
 def write_submissions(
@@ -381,8 +342,18 @@ def write_submissions(
     Errors: CannotWrite.
     """
     by_name = {source.name: source for source in sources}
-    parts = [part for e in evaluations for part in parts_of(by_name[e.task], e)]
-    parts = [part for part in parts if part.dataset.kind in SUFFIXES]
+    parts = []
+    for evaluation in evaluations:
+        source = by_name[evaluation.task]
+        for dataset in (d for d in source.datasets if d.kind in SUFFIXES):
+            # The predictions for each data set, with the ids that they have there.
+            start = f"{dataset.label}/" if len(source.datasets) > 1 else ""
+            pairs = [
+                (key.removeprefix(start), prediction)
+                for key, prediction in evaluation.predictions.items()
+                if key.startswith(start)
+            ]
+            parts.append(DatasetPredictions(source.name, dataset, pairs))
     files = Counter(part.file for part in parts)
     lines: list[str] = []
     zips: dict[str, dict[str, str]] = {}

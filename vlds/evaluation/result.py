@@ -1,4 +1,12 @@
-"""The result of an evaluation: predictions, references, scores; as files, and as lines to read."""
+"""The result of an evaluation: predictions, references, scores; as files, and as lines to read.
+
+TASK.jsonl has a task's predictions, scores.json its scores on its data:
+
+    {TASK: {"data": "mine-test@1b2c...", "examples": 48, "scores": {NAME: 0.5, ...}}}
+
+Optional are `weights`, the hash of what was scored; `headline`, where a recipe names the score that
+stands for the task; and `compared`, by `vlds demo`: {LABEL: {NAME: 0.2, ...}}.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +26,6 @@ from vlds.runtime.json_files import MANIFEST, parse_record, recorded_hash
 from vlds.runtime.terminal import tell
 from vlds.tasks.base import Task
 from vlds.tasks.metrics.plain_scores import plain
-
-# scores.json: each task's scores on its data, and those of what it is compared with.
-#
-#     {TASK: {"data": "mine-test@1b2c...", "examples": 48, "scores": {NAME: 0.5, ...}}}
-#
-# Optional are `weights`, the hash of what was scored; `headline`, where a recipe names the score
-# that stands for the task; and `compared`, by `vlds demo`: {LABEL: {NAME: 0.2, ...}}.
-
 
 SCORES = "scores.json"
 LEFT_IN = "predictions: "
@@ -147,7 +147,7 @@ class Evaluation:
     predictions: dict[str, str]
     references: dict[str, Any] = field(repr=False)
     details: dict[str, Details] = field(repr=False, default_factory=dict)
-    """Of the predictions of which more than the text is known."""
+    """Id -> what is known of a prediction besides its text; others are left out."""
     unreadable: list[str] = field(default_factory=list)
     """Ids and reasons of examples whose picture could not be read: predicted as "" and scored as
     such."""
@@ -170,6 +170,7 @@ class Evaluation:
         """The ranks' examples together, sorted by their ids; without scores."""
         bad = sorted((e for _, rank_bad in gathered for e in rank_bad), key=lambda e: e.id)
         examples = [example for rank_decoded, _ in gathered for example in rank_decoded]
+        # Unreadable examples count, with an empty prediction: scores are over all of the data.
         examples += [Decoded(e.id, e.reference, "", Details(e.sample)) for e in bad]
         examples.sort(key=lambda example: example.id)
         return cls(

@@ -1,4 +1,8 @@
-"""The server: a page to ask on, and POST /answer for programs. It listens to this machine alone."""
+"""The server: a page to ask on, and POST /answer for programs. It listens to this machine alone.
+
+Top-down below the limits: `serve`, `Handler` (one request), `OpenRun` (a run that answers), and
+`parse_form` (multipart/form-data, which a browser's form and `curl -F` send).
+"""
 
 from __future__ import annotations
 
@@ -25,168 +29,6 @@ from vlds.runtime.terminal import tell, tell_exception, visible
 from vlds.schema import LONGEST_TEXT
 from vlds.tasks.base import Task
 
-# What a browser's form and `curl -F` send: multipart/form-data.
-
-
-MOST_PARTS = 32
-LONGEST_HEAD = 4096
-"""Bytes of a part's headers, of which browsers and curl send about 200; characters that are read of
-the Content-Type, which may hold megabytes."""
-LONGEST_BOUNDARY = 70
-"""Characters, as RFC 2046 has it."""
-# The email package is not safe here: its time grows with the square of a header's length, and many
-# open brackets exceed Python's recursion limit.
-PARAMETER = re.compile(r';\s*([\w-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;"\s]+))', re.ASCII)
-DISPOSITION = re.compile(r"^Content-Disposition:(.*)$", re.ASCII | re.IGNORECASE | re.MULTILINE)
-
-
-class NotAForm(ValueError):
-    """A body that is not multipart/form-data."""
-
-
-@dataclass(frozen=True)
-class Form:
-    """What was filled in."""
-
-    texts: dict[str, str] = field(default_factory=dict)
-    files: dict[str, list[bytes]] = field(default_factory=dict)
-
-
-def parse_form(content_type: str, body: bytes, file_fields: tuple[str, ...]) -> Form:
-    """The fields of a form; those of `file_fields` are bytes, and left out where they are empty.
-
-    Errors: NotAForm; ValueError for a text that is too long or is not UTF-8.
-    """
-    form = Form()
-    for name, content in parts(content_type, body):
-        if name in file_fields:
-            if content:
-                form.files.setdefault(name, []).append(content)
-            continue
-        try:
-            text = content.decode()
-        except UnicodeDecodeError:
-            raise ValueError(f"{name[:80]}: is not UTF-8; send it as UTF-8") from None
-        if len(text) > LONGEST_TEXT:
-            raise ValueError(f"{name[:80]}: has {len(text):,} characters, at most {LONGEST_TEXT:,}")
-        form.texts[name] = text
-    return form
-
-
-def parts(content_type: str, body: bytes) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each part.
-
-    Errors: NotAForm.
-    """
-    boundary = parameters(content_type[:LONGEST_HEAD]).get("boundary", "")
-    if content_type.partition(";")[0].strip().lower() != "multipart/form-data" or not boundary:
-        raise NotAForm("send multipart/form-data, as `curl -F` does")
-    if len(boundary) > LONGEST_BOUNDARY:
-        raise NotAForm(
-            f"the form's boundary has {len(boundary):,} characters, at most {LONGEST_BOUNDARY}"
-        )
-    separator = b"\r\n--" + boundary.encode("latin-1", "replace")
-    first, *pieces = (b"\r\n" + body).split(separator, MOST_PARTS + 1)
-    if first or not pieces or not pieces[-1].startswith(b"--") or len(pieces) > MOST_PARTS:
-        raise NotAForm(f"the form is cut, or has more than {MOST_PARTS} parts; send it again")
-    for piece in pieces[:-1]:
-        head, blank, content = piece.lstrip(b" \t").partition(b"\r\n\r\n")
-        if len(head) > LONGEST_HEAD:
-            raise NotAForm(
-                f"a part of the form has {len(head):,} bytes of headers, at most {LONGEST_HEAD:,}"
-            )
-        name = field_name(head.decode("utf-8", "replace"))
-        if not blank or not name:
-            raise NotAForm("a part of the form has no name; send it as `curl -F` does")
-        yield name, content
-
-
-def field_name(head: str) -> str:
-    """The name that a part's headers give it, or ""."""
-    unfolded = re.sub(r"\r\n[ \t]+", " ", head).replace("\r\n", "\n")
-    disposition = DISPOSITION.search(unfolded)
-    return parameters(disposition[1]).get("name", "") if disposition else ""
-
-
-def parameters(header: str) -> dict[str, str]:
-    """The `; name=value` pairs of a header's value by lower-case name; the first of a name counts.
-
-    The time is linear in the header's length.
-    """
-    pairs: dict[str, str] = {}
-    for name, quoted, token in PARAMETER.findall(header):
-        pairs.setdefault(name.lower(), re.sub(r"\\(.)", r"\1", quoted) or token)
-    return pairs
-
-
-# A run that stays open: it answers one question after the other.
-
-
-class RunAnswer(NamedTuple):
-    """What a run says: `vlds.models.model.Answer`, its task and the time."""
-
-    text: str
-    confidence: float
-    """Probability that the model gives to the whole answer."""
-    token_confidence: float | None
-    """The geometric mean over the tokens of a text, which tells more of a long one. None for one
-    token, and where answers are restricted."""
-    prompt_cut: bool
-    """True if the question was longer than the task reads."""
-    task: str
-    seconds: float
-    """From bytes to answer, without waiting for other questions."""
-
-
-class OpenRun:
-    """A loaded run; any number of threads may ask."""
-
-    def __init__(self, loaded: LoadedRun) -> None:
-        self._loaded = loaded
-        self._lock = Lock()
-
-    @property
-    def tasks(self) -> Mapping[str, Task]:
-        """The run's tasks by name."""
-        return self._loaded.recipe.tasks
-
-    def answer(
-        self, pictures: Sequence[bytes], question: str = "", task: str | None = None
-    ) -> RunAnswer:
-        """Answer a question about encoded pictures; `task` is needed where the run has several.
-
-        Errors: ValueError for what is not a picture, an unknown task, or a missing question.
-        """
-        name = choose_task(self._loaded.recipe, task, question)
-        with self._lock:
-            begin = time.perf_counter()
-            answer = predict(self._loaded, name, pictures, question)
-            return RunAnswer(*answer, name, time.perf_counter() - begin)
-
-
-def check_run(run: Path, changes: Sequence[str]) -> None:
-    """Check the run before its model is loaded.
-
-    Errors: ValueError where the folder holds no artifact, or one that sees no pictures.
-    """
-    check_changes(changes)
-    if read_recipe(artifact_folder(run), changes).image is None:
-        raise ValueError(
-            "--serve: the run's vision encoder reads stored features, not pictures; answer data "
-            "sets with --data"
-        )
-
-
-def open_run(run: Path, changes: Sequence[str] = ()) -> OpenRun:
-    """Load a run or an artifact, onto a GPU where there is one.
-
-    Errors: ValueError as `load_run` has them.
-    """
-    loaded = load_run(run, changes=changes)
-    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return OpenRun(loaded)
-
-
 TEMPLATE = Path(__file__).with_name("serve.html")
 HOST = "127.0.0.1"
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
@@ -197,7 +39,7 @@ MAX_BODY = 32 * 1024 * 1024
 MAX_DRAINED = 4 * MAX_BODY
 """Bytes read of a refused request, so that its sender gets to read why."""
 DIGITS = len(str(MAX_DRAINED)) + 1
-"""Of a Content-Length: as many tell that it is above every limit."""
+"""Digits of a Content-Length that are read: enough to see that it is above every limit."""
 LONGEST_REASON = 200
 """Characters of the library's reasons, which quote the request."""
 PATIENCE = 30.0
@@ -213,6 +55,16 @@ SAFE_HEADERS = {
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
+MOST_PARTS = 32
+LONGEST_HEAD = 4096
+"""Bytes of a part's headers, of which browsers and curl send about 200; characters that are read of
+the Content-Type, which may hold megabytes."""
+LONGEST_BOUNDARY = 70
+"""Characters, as RFC 2046 has it."""
+# The email package is not safe here: its time grows with the square of a header's length, and many
+# open brackets exceed Python's recursion limit.
+PARAMETER = re.compile(r';\s*([\w-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;"\s]+))', re.ASCII)
+DISPOSITION = re.compile(r"^Content-Disposition:(.*)$", re.ASCII | re.IGNORECASE | re.MULTILINE)
 
 
 class Refused(ValueError):
@@ -223,6 +75,10 @@ class Refused(ValueError):
         self.status = status
 
 
+class NotAForm(ValueError):
+    """A body that is not multipart/form-data."""
+
+
 class Server(ThreadingHTTPServer):
     """Holds its port from the start, and serves once a run is open."""
 
@@ -230,7 +86,7 @@ class Server(ThreadingHTTPServer):
     """Connections that may wait while others are taken in; the default, 5, resets the rest."""
     opened: OpenRun
     name: str
-    """Of the run."""
+    """The run's name."""
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Report faults of our own, but not a sender that has gone."""
@@ -280,11 +136,11 @@ class Handler(BaseHTTPRequestHandler):
     """Bytes of the request's body that are still to be read."""
 
     def do_GET(self) -> None:
-        """The page."""
+        """Send the page."""
         self._respond(self._page)
 
     def do_POST(self) -> None:
-        """An answer."""
+        """Send an answer."""
         self._respond(self._answer)
 
     def _page(self) -> tuple[str, str]:
@@ -304,7 +160,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> tuple[str, str]:
         self._check_host()
-        self._check_origin()
+        # Pages of other sites may not ask; programs name no origin.
+        origin = self.headers.get("Origin")
+        foreign = origin not in (None, f"http://{self.headers['Host']}")
+        if foreign or self.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+            raise Refused(HTTPStatus.FORBIDDEN, "Origin: only this server's own page may ask")
         if self._path() != ANSWER:
             raise Refused(HTTPStatus.NOT_FOUND, USAGE)
         form = parse_form(self.headers.get("Content-Type", ""), self._body(), ("image",))
@@ -327,16 +187,6 @@ class Handler(BaseHTTPRequestHandler):
         """
         if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in LOCAL_NAMES:
             raise Refused(HTTPStatus.FORBIDDEN, f"Host: name {' or '.join(LOCAL_NAMES[:2])}")
-
-    def _check_origin(self) -> None:
-        """Pages of other sites may not ask; programs name no origin.
-
-        Errors: Refused.
-        """
-        origin = self.headers.get("Origin")
-        foreign = origin not in (None, f"http://{self.headers['Host']}")
-        if foreign or self.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
-            raise Refused(HTTPStatus.FORBIDDEN, "Origin: only this server's own page may ask")
 
     def _length(self) -> int | None:
         """Bytes of the request's body, as its head says; None where it does not."""
@@ -396,6 +246,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
         self.wfile.flush()
+        # To close a socket with unread bytes resets it, and the sender never reads the reason.
         while self.num_unread > 0 and (piece := self.rfile.read(min(self.num_unread, 1 << 16))):
             self.num_unread -= len(piece)
 
@@ -412,3 +263,139 @@ class Handler(BaseHTTPRequestHandler):
 def complaint(error: Exception) -> tuple[str, str]:
     """An error as JSON. Options of the command line have the names of the form's fields."""
     return "application/json", json.dumps({"error": visible(error).removeprefix("--")}) + "\n"
+
+
+class RunAnswer(NamedTuple):
+    """What a run says: `vlds.models.model.Answer`, its task and the time."""
+
+    text: str
+    confidence: float
+    """Probability that the model gives to the whole answer."""
+    token_confidence: float | None
+    """The geometric mean over the tokens of a text, which tells more of a long one. None for one
+    token, and where answers are restricted."""
+    prompt_cut: bool
+    """True if the question was longer than the task reads."""
+    task: str
+    seconds: float
+    """From bytes to answer, without waiting for other questions."""
+
+
+class OpenRun:
+    """A loaded run; any number of threads may ask."""
+
+    def __init__(self, loaded: LoadedRun) -> None:
+        self._loaded = loaded
+        self._lock = Lock()  # a model answers one question at a time
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """The run's tasks by name."""
+        return self._loaded.recipe.tasks
+
+    def answer(
+        self, pictures: Sequence[bytes], question: str = "", task: str | None = None
+    ) -> RunAnswer:
+        """Answer a question about encoded pictures; `task` is needed where the run has several.
+
+        Errors: ValueError for what is not a picture, an unknown task, or a missing question.
+        """
+        name = choose_task(self._loaded.recipe, task, question)
+        with self._lock:
+            begin = time.perf_counter()
+            answer = predict(self._loaded, name, pictures, question)
+            return RunAnswer(*answer, name, time.perf_counter() - begin)
+
+
+def check_run(run: Path, changes: Sequence[str]) -> None:
+    """Check the run before its model is loaded.
+
+    Errors: ValueError where the folder holds no artifact, or one that sees no pictures.
+    """
+    check_changes(changes)
+    if read_recipe(artifact_folder(run), changes).image is None:
+        raise ValueError(
+            "--serve: the run's vision encoder reads stored features, not pictures; answer data "
+            "sets with --data"
+        )
+
+
+def open_run(run: Path, changes: Sequence[str] = ()) -> OpenRun:
+    """Load a run or an artifact, onto a GPU where there is one.
+
+    Errors: ValueError as `load_run` has them.
+    """
+    loaded = load_run(run, changes=changes)
+    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return OpenRun(loaded)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What was filled in."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    files: dict[str, list[bytes]] = field(default_factory=dict)
+
+
+def parse_form(content_type: str, body: bytes, file_fields: tuple[str, ...]) -> Form:
+    """The fields of a form; those of `file_fields` are bytes, and left out where they are empty.
+
+    Errors: NotAForm; ValueError for a text that is too long or is not UTF-8.
+    """
+    form = Form()
+    for name, content in parts(content_type, body):
+        if name in file_fields:
+            if content:
+                form.files.setdefault(name, []).append(content)
+            continue
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"{name[:80]}: is not UTF-8; send it as UTF-8") from None
+        if len(text) > LONGEST_TEXT:
+            raise ValueError(f"{name[:80]}: has {len(text):,} characters, at most {LONGEST_TEXT:,}")
+        form.texts[name] = text
+    return form
+
+
+def parts(content_type: str, body: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each part.
+
+    Errors: NotAForm.
+    """
+    boundary = parameters(content_type[:LONGEST_HEAD]).get("boundary", "")
+    if content_type.partition(";")[0].strip().lower() != "multipart/form-data" or not boundary:
+        raise NotAForm("send multipart/form-data, as `curl -F` does")
+    if len(boundary) > LONGEST_BOUNDARY:
+        raise NotAForm(
+            f"the form's boundary has {len(boundary):,} characters, at most {LONGEST_BOUNDARY}"
+        )
+    separator = b"\r\n--" + boundary.encode("latin-1", "replace")
+    # The body begins with a separator, but for its line end; a good form ends with SEPARATOR--.
+    first, *pieces = (b"\r\n" + body).split(separator, MOST_PARTS + 1)
+    if first or not pieces or not pieces[-1].startswith(b"--") or len(pieces) > MOST_PARTS:
+        raise NotAForm(f"the form is cut, or has more than {MOST_PARTS} parts; send it again")
+    for piece in pieces[:-1]:
+        head, blank, content = piece.lstrip(b" \t").partition(b"\r\n\r\n")
+        if len(head) > LONGEST_HEAD:
+            raise NotAForm(
+                f"a part of the form has {len(head):,} bytes of headers, at most {LONGEST_HEAD:,}"
+            )
+        unfolded = re.sub(r"\r\n[ \t]+", " ", head.decode("utf-8", "replace"))
+        disposition = DISPOSITION.search(unfolded.replace("\r\n", "\n"))
+        name = parameters(disposition[1]).get("name", "") if disposition else ""
+        if not blank or not name:
+            raise NotAForm("a part of the form has no name; send it as `curl -F` does")
+        yield name, content
+
+
+def parameters(header: str) -> dict[str, str]:
+    """The `; name=value` pairs of a header's value by lower-case name; the first of a name counts.
+
+    The time is linear in the header's length.
+    """
+    pairs: dict[str, str] = {}
+    for name, quoted, token in PARAMETER.findall(header):
+        pairs.setdefault(name.lower(), re.sub(r"\\(.)", r"\1", quoted) or token)
+    return pairs

@@ -1,4 +1,5 @@
-"""The data that a recipe's tasks learn from and are scored on, opened and checked."""
+"""The data that a recipe's tasks learn from and are scored on, opened and checked; and pictures as
+Python users have them (`encode_picture`): a path, bytes, a Pillow image or an array."""
 
 from __future__ import annotations
 
@@ -28,9 +29,6 @@ from vlds.runtime.ranks import Ranks
 from vlds.tasks.base import Split, Task, label_of
 from vlds.tasks.class_output import check_classes, read_classes
 
-# Encodes pictures as Python users have them: a path, bytes, a Pillow image or an array.
-
-
 Picture = str | Path | bytes | bytearray | memoryview | Image.Image | np.ndarray
 """A file, its content, a Pillow image, or a uint8 array of one of SHAPES."""
 ACCEPTED = "a path, the bytes of a file, a Pillow image or a uint8 array"
@@ -45,7 +43,8 @@ _pillow = Lock()
 def encode_picture(picture: Picture) -> bytes:
     """The picture as bytes of a file.
 
-    Errors: ValueError for a file that cannot be read, and for what is not a picture.
+    Errors: ValueError for a file that cannot be read, for an array that is not uint8 or has another
+    shape than SHAPES, and for what is not a picture, or is too large.
     """
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture)
@@ -59,7 +58,17 @@ def encode_picture(picture: Picture) -> bytes:
         except OSError as error:
             raise ValueError(f"{picture}: {error.strerror}") from None
     if isinstance(picture, np.ndarray):
-        return png_of(checked_array(picture))
+        shape = picture.shape
+        last = shape[2:]
+        if picture.dtype != np.uint8 or not (len(shape) == 2 or last in [(n,) for n in CHANNELS]):
+            channels_first = len(shape) == 3 and shape[0] in CHANNELS and shape[2] not in CHANNELS
+            cure = "; are its channels first? then give array.transpose(1, 2, 0)"
+            raise ValueError(
+                f"picture: got an array of {picture.dtype} and shape {shape}; give uint8, "
+                f"{SHAPES}{cure if channels_first else ''}"
+            )
+        check_size(shape[1], shape[0])
+        return png_of(picture[..., 0] if last == (1,) else picture)  # Pillow takes (h, w) for grey
     if not isinstance(picture, Image.Image):
         raise ValueError(f"picture: got {type(picture).__name__}; give {ACCEPTED}")
     check_size(*picture.size)
@@ -74,24 +83,6 @@ def encode_picture(picture: Picture) -> bytes:
     return png_of(pixels)
 
 
-def checked_array(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """An array (height, width) or (height, width, 3 or 4).
-
-    Errors: ValueError for an array that is not uint8, has another shape than SHAPES, or is too
-    large.
-    """
-    shape = pixels.shape
-    if pixels.dtype != np.uint8 or not (len(shape) == 2 or shape[2:] in [(n,) for n in CHANNELS]):
-        channels_first = len(shape) == 3 and shape[0] in CHANNELS and shape[2] not in CHANNELS
-        cure = "; are its channels first? then give array.transpose(1, 2, 0)"
-        raise ValueError(
-            f"picture: got an array of {pixels.dtype} and shape {shape}; give uint8, "
-            f"{SHAPES}{cure if channels_first else ''}"
-        )
-    check_size(shape[1], shape[0])
-    return pixels[..., 0] if shape[2:] == (1,) else pixels
-
-
 def check_size(width: int, height: int) -> None:
     """Errors: ValueError for a picture without pixels, or with more than files may have."""
     if not 0 < width * height <= MAX_PIXELS:
@@ -104,7 +95,7 @@ def check_size(width: int, height: int) -> None:
 def png_of(pixels: NDArray[np.uint8]) -> bytes:
     """An array as a PNG with the same pixels."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)  # it is read once, at once
     return buffer.getvalue()
 
 
@@ -158,7 +149,7 @@ def training_sources(recipe: Recipe) -> list[Source]:
 
 
 def streamed_sources(recipe: Recipe) -> list[StreamedSource]:
-    """The same for the sequential reader, which needs no index."""
+    """`training_sources` for the sequential reader, which needs no index."""
     check_train_data(recipe)
     if unknown := sorted(set(recipe.data.fields) - set(recipe.tasks)):
         raise ValueError(
@@ -289,6 +280,7 @@ def check_frozen_files(recipe: Recipe, ranks: Ranks) -> None:
     Errors: ValueError on all ranks that names the folder and the file.
     """
     files = dict.fromkeys(recipe.model.read_files)
+    # Lazy: hashing ends with the first damaged file.
     problems = map(damaged_source, files) if ranks.local_rank == 0 else ()
     gathered = ranks.gather(next(filter(None, problems), None)) or []
     if (problem := ranks.broadcast(next(filter(None, gathered), None))) is not None:

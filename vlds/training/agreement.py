@@ -43,7 +43,7 @@ MOST_NAMED = 5
 SHOWN = 60
 """Characters of a value that the error shows."""
 BEFORE = 20
-"""Of these, characters before the first one that differs."""
+"""How many of them stand before the first one that differs."""
 ABSENT = "nothing"
 
 Facts = dict[str, Any]
@@ -57,6 +57,7 @@ def check_agreement(ranks: Ranks, recipe: Recipe, prepared: Prepared, start: str
     that names each difference with both values.
     """
     facts = facts_of(recipe, prepared, start)
+    # Digests first: the facts are long, and travel only if they differ.
     digests = ranks.gather(sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
     if ranks.broadcast(digests is None or len(set(digests)) == 1):
         return
@@ -90,7 +91,14 @@ def facts_of(recipe: Recipe, prepared: Prepared, start: str) -> Facts:
         if file.key.startswith(NAME_FILES)
         and not (file.mark.kind == "data" and file.key.startswith("tasks."))
     }
+    # The modules outside vlds that define the classes of what the recipe chooses.
     choices = [*chosen(recipe.model), *recipe.methods.values(), *recipe.tasks.values()]
+    own_code: Facts = {}
+    for name in sorted({cls.__module__ for choice in choices for cls in type(choice).__mro__}):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if not name.startswith("vlds.") and file is not None and os.path.isfile(file):
+            digest = digest_of([Path(file)], Path(file).parent)
+            own_code[f"code of {name} (sha256)"] = digest
     return {
         "start": start,
         **{name: value for name, value in tree.items() if name not in PER_MACHINE},
@@ -102,7 +110,7 @@ def facts_of(recipe: Recipe, prepared: Prepared, start: str) -> Facts:
         **{f"version of {name}": version(name) for name in LIBRARIES},
         "version of Python": platform.python_version(),
         "code of vlds (sha256)": code_digest(),
-        **{f"code of {name} (sha256)": digest for name, digest in other_code(choices)},
+        **own_code,
     }
 
 
@@ -125,15 +133,6 @@ def contents(named: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         files = [f for f in sorted(paths) if f.is_file() and f.stat().st_size <= LARGEST_COMPARED]
         if files:
             yield name, digest_of(files, files[0].parent)
-
-
-def other_code(choices: Iterable[object]) -> Iterator[tuple[str, str]]:
-    """The modules outside vlds that define the classes of these objects, and their digests."""
-    modules = {cls.__module__ for choice in choices for cls in type(choice).__mro__}
-    for name in sorted(modules):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if not name.startswith("vlds.") and file is not None and os.path.isfile(file):
-            yield name, digest_of([Path(file)], Path(file).parent)
 
 
 def flat(tree: Any, name: str = "") -> Facts:
@@ -176,16 +175,16 @@ def differences(gathered: list[Facts]) -> list[str]:
             texts = [str(value) for value in values]
             if texts[0] == texts[1]:  # such as 1 and "1"
                 texts = encoded
-            first_difference = len(commonprefix(texts))  # noqa: RUF071 (by character)
-            here, there = (short(text, first_difference) for text in texts)
+            # Of long texts, the part around the first difference.
+            difference = len(commonprefix(texts))  # noqa: RUF071 (by character)
+            shown_texts = []
+            for text in texts:
+                begin = max(0, difference - BEFORE) if len(text) > SHOWN else 0
+                part = text[begin : begin + SHOWN]
+                cut_behind = begin + SHOWN < len(text)
+                shown_texts.append(f"{'...' * (begin > 0)}{part}{'...' * cut_behind}")
+            here, there = shown_texts
             lines.setdefault(name, f"{name}: {here}, on rank {rank} {there}")
     shown = list(lines.values())[:MOST_NAMED]
     more = len(lines) - len(shown)
     return [*shown, f"and {more} more"] if more else shown
-
-
-def short(text: str, difference: int) -> str:
-    """The part of a text around the first difference."""
-    begin = max(0, difference - BEFORE) if len(text) > SHOWN else 0
-    end = begin + SHOWN
-    return f"{'...' * (begin > 0)}{text[begin:end]}{'...' * (end < len(text))}"

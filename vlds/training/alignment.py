@@ -1,4 +1,7 @@
-"""Region-word alignment: teach a vision encoder with random weights which words belong to each of
+"""What a model learns before it trains: region-word alignment, and the caches of few-shot methods
+(`fill_caches`).
+
+Region-word alignment: teach a vision encoder with random weights which words belong to each of
 its tokens.
 
 A tiny model cannot learn to see and to read at once in minutes. Before training, the vision
@@ -25,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlds.data.shards.pictures import decode_image, decode_pictures
-from vlds.data.shards.store import Dataset, open_dataset
+from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import Source
 from vlds.models.collate import View
 from vlds.models.heads.texts import TextClasses, unit
@@ -36,60 +39,6 @@ from vlds.recipe.config import Recipe
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell
 from vlds.schema import ImageSpec, Sample
-
-# Fills the caches of few-shot methods with the training pictures' embeddings before training.
-
-
-def caches_of(model: Model) -> dict[str, CacheExtension]:
-    """Task -> the cache of its head, for tasks that have one."""
-    return {
-        name: head.extension
-        for name, head in model.heads.items()
-        if isinstance(head, TextClasses) and isinstance(head.extension, CacheExtension)
-    }
-
-
-@torch.no_grad()
-def fill_caches(model: Model, recipe: Recipe, sources: Sequence[Source], ranks: Ranks) -> None:
-    """Embed the training pictures of each task with a cache, one embedding a picture: the direction
-    of the mean over its views. Ranks share the pictures. Collective.
-
-    Errors: ValueError if a task reads several data sets, SkipSample if a picture cannot be read.
-    """
-    for name, extension in caches_of(model).items():
-        (source,) = (source for source in sources if source.name == name)
-        if len(source.datasets) != 1:
-            raise ValueError(
-                f"tasks.{name}.train: names {len(source.datasets)} data sets, and a cache of few "
-                "shots is of one; name one"
-            )
-        model.to(ranks.device).eval()
-        keys = embedded(model, source.datasets[0], recipe, extension, ranks)
-        numbers = source.datasets[0].class_numbers()
-        rows = torch.from_numpy(np.argsort(numbers, kind="stable"))  # equally many of each class
-        extension.set_keys(keys[rows].view(extension.keys.shape).to(extension.keys))
-        model.train()
-
-
-def embedded(
-    model: Model,
-    dataset: Dataset,
-    recipe: Recipe,
-    cache: CacheExtension,
-    ranks: Ranks,
-) -> Tensor:
-    """(n, d) float64 of the samples of a data set."""
-    image = recipe.image
-    assert isinstance(image, ImageSpec)
-    assert model.state_width is not None
-    means = torch.zeros(dataset.num_samples, model.state_width, dtype=torch.float64)
-    for number in range(ranks.global_rank, dataset.num_samples, ranks.world_size):
-        picture = torch.from_numpy(decode_pictures(dataset.read(number), image)[0])
-        picture = picture.to(ranks.device)
-        numbers = range(1, cache.views + 1) if cache.views else [0]
-        embeddings = model.embed_views([View(picture, view) for view in numbers])
-        means[number] = unit(embeddings.double().mean(0)).cpu()
-    return ranks.sum(means)
 
 
 @dataclass(frozen=True)
@@ -192,6 +141,7 @@ def cell_words(
     words = np.zeros((grid * grid, vocabulary), np.float32)
     for entry in objects:
         tokens = spell(" ".join([*entry["attributes"], entry["name"]]))
+        # += would count repeated tokens once.
         np.add.at(words[cell_of(entry, width, height, grid)], tokens, 1)
     words[words.sum(1) == 0, empty] = 1
     return torch.from_numpy(words / words.sum(1, keepdims=True))
@@ -202,3 +152,44 @@ def cell_of(entry: Mapping[str, Any], width: float, height: float, grid: int) ->
     column = int((entry["x"] + entry["w"] / 2) / width * grid)
     row = int((entry["y"] + entry["h"] / 2) / height * grid)
     return row * grid + column
+
+
+def caches_of(model: Model) -> dict[str, CacheExtension]:
+    """Task -> the cache of its head, for tasks that have one."""
+    return {
+        name: head.extension
+        for name, head in model.heads.items()
+        if isinstance(head, TextClasses) and isinstance(head.extension, CacheExtension)
+    }
+
+
+@torch.no_grad()
+def fill_caches(model: Model, recipe: Recipe, sources: Sequence[Source], ranks: Ranks) -> None:
+    """Embed the training pictures of each task with a cache, one embedding a picture: the direction
+    of the mean over its views. Ranks share the pictures. Collective.
+
+    Errors: ValueError if a task reads several data sets, SkipSample if a picture cannot be read.
+    """
+    for name, extension in caches_of(model).items():
+        (source,) = (source for source in sources if source.name == name)
+        if len(source.datasets) != 1:
+            raise ValueError(
+                f"tasks.{name}.train: names {len(source.datasets)} data sets, and a cache of few "
+                "shots is of one; name one"
+            )
+        model.to(ranks.device).eval()
+        image, dataset = recipe.image, source.datasets[0]
+        assert isinstance(image, ImageSpec)
+        assert model.state_width is not None
+        means = torch.zeros(dataset.num_samples, model.state_width, dtype=torch.float64)
+        for number in range(ranks.global_rank, dataset.num_samples, ranks.world_size):
+            picture = torch.from_numpy(decode_pictures(dataset.read(number), image)[0])
+            picture = picture.to(ranks.device)
+            views = range(1, extension.views + 1) if extension.views else [0]
+            embeddings = model.embed_views([View(picture, view) for view in views])
+            means[number] = unit(embeddings.double().mean(0)).cpu()
+        keys = ranks.sum(means)  # the other ranks' rows are 0 here
+        numbers = dataset.class_numbers()
+        rows = torch.from_numpy(np.argsort(numbers, kind="stable"))  # equally many of each class
+        extension.set_keys(keys[rows].view(extension.keys.shape).to(extension.keys))
+        model.train()

@@ -1,25 +1,23 @@
-"""Run states: everything that resuming needs, in one small folder, written in the background and
-verified on load.
+"""Run states, what has changed when one is resumed, and the artifact of the best step.
 
-vlds/training/states.py describes the folder. Restored: the fp32 masters and both moments
-of the weights that train, buffers of a vision encoder that trains, AdamW's counts of steps, and the
-stream's position. Derived from seed and step: the learning rate, the order of examples, dropout
-(on a CPU also from the example; on a GPU from rank and micro-step). Begun again: the counts of bad
-samples, and of steps in a row that are not finite.
+A run state is everything that resuming needs, in one small folder (vlds/training/states.py
+describes it), written in the background and verified on load. Restored: the fp32 masters and both
+moments of the weights that train, buffers of a vision encoder that trains, AdamW's counts of steps,
+and the stream's position. Derived from seed and step: the learning rate, the order of examples,
+dropout (on a CPU also from the example; on a GPU from rank and micro-step). Begun again: the counts
+of bad samples, and of steps in a row that are not finite.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from math import isnan, nan
 from pathlib import Path
 
 import torch
@@ -27,187 +25,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vlds.artifact import WEIGHTS
+from vlds.data.order.epoch_order import differences
 from vlds.data.streams.stream import MixedStream
-from vlds.recipe.config import Recipe
-from vlds.runtime.disk import ROOM, CannotWrite, system_error
-from vlds.runtime.files import remove, sweep, whole_folder
-from vlds.runtime.json_files import lacks_memory, write_manifest
+from vlds.evaluation.evaluator import Evaluator
+from vlds.evaluation.result import Evaluation
+from vlds.recipe.config import Recipe, load_recipe, to_tree
+from vlds.runtime.disk import CannotWrite
+from vlds.runtime.files import finish_replacing, read_file, remove, sweep, whole_folder
+from vlds.runtime.json_files import damage, parse_record, write_manifest
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell
-from vlds.schema import Batch
 from vlds.training.engine import Engine, Layout, State
-from vlds.training.sinks import StepReport
+from vlds.training.faults import cannot_write
 from vlds.training.states import (
+    BEST,
     PROGRESS,
+    RECIPE,
     TENSORS,
     Best,
     Progress,
     Resume,
-    model_changes,
     name_of,
     newest,
     read_progress,
     state_folders,
 )
-
-# Faults of a run whose recipe is right: memory, disk, NaN. Each message says the cure.
-
-
-NOT_WRITABLE = (*ROOM, errno.EROFS)
-READS_TOO = (errno.EACCES, errno.EPERM, errno.EIO)
-"""Errnos that reads raise too: blame the output folder only if the path is inside it."""
-SHOWN_IDS = 5
-USUAL_RATE = 1.0
-"""Peak learning rates above it are mistakes of units: AdamW moves each weight by about the rate."""
-
-
-@contextmanager
-def explained(recipe: Recipe) -> Iterator[None]:
-    """Inside, a lack of memory or disk is a ValueError that says what to change."""
-    try:
-        yield
-    except Exception as error:  # torch, Rust and Python have many classes for these
-        if (message := explanation(recipe, error)) is None:
-            raise
-        raise ValueError(message) from error
-
-
-@contextmanager
-def library_faults() -> Iterator[None]:
-    """Inside, a ValueError of another library is a RuntimeError, which users see with its
-    traceback: ValueErrors are for what they can correct."""
-    try:
-        yield
-    except ValueError as error:
-        frames = list(traceback.walk_tb(error.__traceback__))
-        if str(frames[-1][0].f_globals.get("__name__")).partition(".")[0] == "vlds":
-            raise
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
-
-
-def explanation(recipe: Recipe, error: Exception) -> str | None:
-    """What to say about a lack of memory or disk; None for any other error."""
-    if lacks_memory(error):
-        return out_of_memory(recipe)
-    run, refused = Path(recipe.output), system_error(error)
-    if refused is None:
-        return None
-    if isinstance(error, CannotWrite):
-        in_run = error.path.is_relative_to(run)
-        return cannot_write(error.path, refused, run) if in_run else None
-    in_run = str(refused.filename).startswith(recipe.output)
-    if refused.errno in NOT_WRITABLE or (refused.errno in READS_TOO and in_run):
-        return cannot_write(run, refused, run)
-    return None
-
-
-def out_of_memory(recipe: Recipe) -> str:
-    """Which keys make a run smaller: the cheapest first, without those that are set already."""
-    data, training = recipe.data, recipe.training
-    size = data.micro_batch_size
-    now = f"now {size}" if size else "now a rank's whole share of data.global_batch_size"
-    cures = [] if size == 1 else [f"lower data.micro_batch_size ({now}; results stay the same)"]
-    recomputable = all(method.recomputable for method in recipe.methods.values())
-    if not training.activation_checkpointing and data.parts == 1 and recomputable:
-        cures.append("set training.activation_checkpointing to true")
-    if "zero3" not in training.deepspeed:
-        cures.append("set training.deepspeed to ds_configs/zero3.json, and start more ranks")
-    if "offload" not in training.deepspeed and torch.cuda.is_available():
-        cures.append("take its _offload variant")
-    if data.eval_batch_size > 1:
-        cures.append(f"in evaluation, lower data.eval_batch_size (now {data.eval_batch_size})")
-    if not cures:
-        cures.append("take a machine with more memory, or a smaller model")
-    saved = Path(recipe.output) / "recipe.yaml"
-    config = f"--config {saved}" if saved.is_file() else "RECIPE"
-    return (
-        f"out of memory; in this order: {'; '.join(cures)}. `vlds plan {config} --ranks N` says "
-        f"what a rank holds then.{how_to_resume(Path(recipe.output))}"
-    )
-
-
-def how_to_resume(run: Path) -> str:
-    """How to continue a run that has failed; empty if no state was saved."""
-    if not state_folders(run / "state"):
-        return ""
-    return " What was saved is whole: --resume continues from it"
-
-
-def cannot_write(path: Path, error: OSError, run: Path) -> str:
-    """What to say if a run's folder takes no more files."""
-    why = error.strerror or str(error)
-    cure = "make room there" if error.errno in ROOM else "let this user write there"
-    return (
-        f"output: cannot write {path}: {why}; {cure}, or copy the run to another folder and name "
-        f"that as output.{how_to_resume(run)}"
-    )
-
-
-class NonFiniteSteps:
-    """Watches for steps whose loss or gradient is NaN or infinite. All ranks have one."""
-
-    def __init__(self, recipe: Recipe, ranks: Ranks) -> None:
-        self.recipe, self.ranks = recipe, ranks
-        self._in_a_row = 0
-        self._diverged = False
-        """Steps were finite before these, so that training itself led there."""
-
-    def after_step(self, step: int, report: StepReport, batches: Sequence[Batch]) -> list[str]:
-        """What to say about a step. Collective if it was skipped, which all ranks know.
-
-        Errors: ValueError on all ranks after `training.max_nonfinite_steps` of them in a row.
-        """
-        if not report.skipped:
-            self._in_a_row = 0
-            self._diverged = True
-            return []
-        self._in_a_row += 1
-        ids = [id for batch in batches for id in batch.ids]
-        gathered = self.ranks.gather((report.not_finite, ids))
-        suspects = self.ranks.broadcast(gathered and _suspects(gathered))
-        if self._in_a_row <= self.recipe.training.max_nonfinite_steps:
-            return [f"step {step} is skipped, its loss or gradient is NaN or infinite; {suspects}"]
-        optimizer, training = self.recipe.optimizer, self.recipe.training
-        rates = {"optimizer.learning_rate": optimizer.learning_rate} | {
-            f"methods.{name}.learning_rate": method.learning_rate
-            for name, method in self.recipe.methods.items()
-            if method.learning_rate is not None
-        }
-        key, rate = max(rates.items(), key=lambda item: item[1])
-        number = self._in_a_row
-        how_often = f"{number} steps in a row, the last of them {step}, had"
-        if number == 1:
-            how_often = f"step {step} had"
-        why = "a loss or gradient that is NaN or infinite"
-        resume = how_to_resume(Path(self.recipe.output))
-        if rate > USUAL_RATE:
-            raise ValueError(
-                f"{key}: got {rate:g}, and {how_often} {why}: at such a rate every step moves each "
-                f"weight by about {rate:g}; give a rate far below 1, such as 0.001.{resume}"
-            )
-        cures = [f"lower {key} (now {rate:g})"]
-        cures.append(f"{'lower' if optimizer.clip_norm else 'set'} optimizer.clip_norm")
-        if training.precision != "fp32":
-            cures.append("set training.precision to fp32")
-        order = "; else look at the data of these examples"
-        if self._diverged:
-            order = f"{' or '.join(cures)}: the steps before were finite{order}"
-        else:
-            order = f"look at the data of these examples; else {' or '.join(cures)}"
-        raise ValueError(
-            f"training.max_nonfinite_steps: {how_often} {why}; {suspects}. "
-            f"{order[0].upper()}{order[1:]}.{resume}"
-        )
-
-
-def _suspects(gathered: Sequence[tuple[list[str], list[str]]]) -> str:
-    """The examples whose own loss is not finite, or else all of the batch."""
-    not_finite = [id for rank_ids, _ in gathered for id in rank_ids]
-    ids = not_finite or [id for _, rank_ids in gathered for id in rank_ids]
-    more = f" and {len(ids) - SHOWN_IDS:,} more" if len(ids) > SHOWN_IDS else ""
-    shown = ", ".join(ids[:SHOWN_IDS]) + more
-    return f"the loss of {shown} is not finite" if not_finite else f"the batch held {shown}"
-
 
 OTHER_OUTPUT = "or name another output"
 
@@ -220,13 +63,14 @@ def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
     CannotWrite; then nothing of the new state is left, and the others are untouched.
     """
     target = folder / name_of(progress.step)
-    sweep(folder, alone=True)
+    sweep(folder, alone=True)  # what an interrupted write has left
     flat = {f"{name}|{key}": t.contiguous() for name, ts in state.items() for key, t in ts.items()}
     # If there is a folder of this step, it is damaged: a resumed run has passed it over.
     with whole_folder(target) as partial:
         save_file(flat, partial / TENSORS)
         (partial / PROGRESS).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
         write_manifest(partial)
+    # Only now that the new state is whole may older ones go.
     states = state_folders(folder)
     end = states.index(target) + 1
     best = name_of(progress.best.step) if progress.best else None
@@ -302,7 +146,7 @@ class RunStates:
                 sources=self.sources,
                 task_updates=dict(zip(self.tasks, self.engine.task_updates, strict=True)),
             )
-            self._wait()
+            self._wait()  # one write at a time; raises if the one before has failed
             self._writing = self._thread.submit(save, self.folder, state, progress, self.keep)
         return time.monotonic() - started
 
@@ -434,3 +278,94 @@ def check_same_sources(
                 f"{places.get(part, 'the run that it names')} is now (sha256 {then} "
                 f"then, {now} now); bring the original files back to that place, {OTHER_OUTPUT}"
             )
+
+
+def recipe_changes(recipe: Recipe) -> list[str]:
+    """A line for each key whose value differs from that in the run's folder, except `output`: a run
+    may move.
+
+    Errors: OSError or ValueError if the saved recipe cannot be read.
+    """
+    before = load_recipe(Path(recipe.output) / RECIPE)
+    trees: list[Mapping[str, object]] = [to_tree(before), to_tree(recipe)]
+    old, new = ({k: v for k, v in tree.items() if k != "output"} for tree in trees)
+    return differences(old, new)
+
+
+def model_changes(recipe: Recipe) -> list[str]:
+    """The lines about the model and its methods; none if the saved recipe cannot be read."""
+    try:
+        changes = recipe_changes(recipe)
+    except (OSError, ValueError):
+        return []
+    return [line for line in changes if line.startswith(("model.", "methods."))]
+
+
+def check_best(best: str, evaluator: Evaluator) -> None:
+    """Errors: ValueError if the evaluation does not compute this score; it names those that it
+    does. Collective."""
+    tasks = list(evaluator.orders)
+    task, _, score = best.partition("/")
+    if task not in tasks:
+        raise ValueError(
+            f"training.best: got {best!r}; give TASK/SCORE with one of the tasks that are "
+            f"evaluated: {', '.join(tasks) or 'none has data in `evaluate`'}"
+        )
+    names = evaluator.score_names(task)
+    if score not in names:
+        known = ", ".join(f"{task}/{name}" for name in names) or "none: its data have no labels"
+        raise ValueError(f"training.best: got {best!r}; the scores of {task} are {known}")
+
+
+class BestStep:
+    """The highest value of one score, and the artifact of its step. All ranks have one; the first
+    rank's knows the value.
+
+    RUN/best is an artifact like RUN/artifact, which is the last step's. It holds best.json, the
+    score and the step, so that they change together. If it is damaged, a resumed run says so and
+    looks for the best step from there on.
+    """
+
+    def __init__(self, name: str, folder: Path, *, resumed: bool) -> None:
+        """`name`: TASK/SCORE. `resumed`: read what the run has found before; on the first rank
+        alone."""
+        self.name, self.folder = name, folder
+        self.known = self._read() if resumed else None
+
+    def _read(self) -> Best | None:
+        finish_replacing(self.folder)
+        if not self.folder.is_dir():
+            return None
+        wrong = damage(self.folder, (BEST, WEIGHTS))
+        if wrong is None:
+            try:
+                best = parse_record(Best, read_file(self.folder / BEST))
+                return best if best.score == self.name else None
+            except ValueError as error:
+                wrong = f"{BEST} cannot be read ({error})"
+        tell(
+            f"training.best: {self.folder} is skipped: {wrong}; the run looks for the best "
+            "step from here on",
+            flush=True,
+        )
+        return None
+
+    def better(self, evaluations: Sequence[Evaluation], step: int) -> float | None:
+        """The value of a step's evaluations if it is the highest so far, else None.
+
+        A repeated step was interrupted, perhaps before its artifact was whole: an equal value is
+        enough for it.
+        """
+        task, _, score = self.name.partition("/")
+        scores = next((e.scores for e in evaluations if e.task == task), {})
+        value, known = scores.get(score, nan), self.known
+        if isnan(value):
+            return None
+        if known is None or isnan(known.value) or value > known.value:
+            return value
+        return value if (step, value) == (known.step, known.value) else None
+
+    def note(self, value: float, step: int) -> dict[str, str]:
+        """Remember this step; returns what its artifact holds besides, file name -> text."""
+        self.known = Best(step, self.name, value)
+        return {BEST: json.dumps(asdict(self.known)) + "\n"}

@@ -3,7 +3,7 @@ contradictions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,12 @@ def fit_sizes(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     in one layer, and of the weights that stage 3 gathers one layer ahead and as many whole layers
     as `LIVE_LAYERS` says.
     """
-    trained = num_trained(model)
-    bucket = max(LEAST_BUCKET, largest_layer(model, num_trained))
-    layer = largest_layer(model, num_weights)
+    trained = num_weights(model, trained=True)
+    # The repeated layers, the largest of which sets the sizes.
+    stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    layers = [layer for stack in stacks for layer in stack] or [model]
+    bucket = max(LEAST_BUCKET, *(num_weights(layer, trained=True) for layer in layers))
+    largest = max(map(num_weights, layers))
     zero = dict(config["zero_optimization"])
     for name in BUCKETS:
         given = zero.get(name, "auto")
@@ -97,31 +100,17 @@ def fit_sizes(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     for name in OWN_SIZES:
         if zero.get(name) == "auto":
             del zero[name]  # DeepSpeed has a default, but takes no such word
-    for name, layers in LIVE_LAYERS.items():
+    for name, num_layers in LIVE_LAYERS.items():
         if zero.get(name) == "auto":
-            zero[name] = layers * layer
+            zero[name] = num_layers * largest
     return {**config, "zero_optimization": zero}
 
 
-def largest_layer(model: nn.Module, size: Callable[[nn.Module], int]) -> int:
-    """Size of the largest of the model's repeated layers."""
-    stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    return max([size(layer) for stack in stacks for layer in stack] or [size(model)])
-
-
-def num_weights(module: nn.Module) -> int:
-    """Elements of a module's weights."""
-    return sum(map(elements, module.parameters()))
-
-
-def num_trained(module: nn.Module) -> int:
-    """Elements of those that train."""
-    return sum(elements(weight) for weight in module.parameters() if weight.requires_grad)
-
-
-def elements(weight: nn.Parameter) -> int:
-    """Of the whole weight, also where stage 3 has partitioned it."""
-    return int(getattr(weight, "ds_numel", weight.numel()))
+def num_weights(module: nn.Module, trained: bool = False) -> int:
+    """Elements of a module's weights, or of those alone that train."""
+    weights = (weight for weight in module.parameters() if weight.requires_grad or not trained)
+    # The whole weight, also where stage 3 has partitioned it.
+    return sum(int(getattr(weight, "ds_numel", weight.numel())) for weight in weights)
 
 
 def check_zero(zero: Any, path: Path) -> None:

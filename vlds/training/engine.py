@@ -9,9 +9,8 @@ number of ranks.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import nan
 from typing import Any
 
 import deepspeed
@@ -33,7 +32,6 @@ from torch import Tensor, nn
 from vlds.models.kernels.fused import restore_linear
 from vlds.models.kinds.base import revise
 from vlds.models.loading.quantised import scale_bytes
-from vlds.models.loss import LossTotals, coefficients, count, task_losses
 from vlds.models.methods.context import StepRule
 from vlds.models.model import Model, step_draws
 from vlds.models.roles import task_slices
@@ -43,127 +41,15 @@ from vlds.runtime.ranks import Ranks
 from vlds.schema import Batch
 from vlds.tasks.base import Task
 from vlds.training.deepspeed_config import fit_sizes
-from vlds.training.gradients import sum_in_place
+from vlds.training.gradients import IdleWeights, sum_in_place
+from vlds.training.loss import StepLoss
 from vlds.training.optimizer import MOMENTS, TaskAdamW, flat_segments, similar_rows
 from vlds.training.profile import span
 from vlds.training.sinks import StepReport
 
-# What a rank holds of a model between steps, in bytes.
-
-
-def held_bytes(model: Model, masters: Iterable[Tensor]) -> dict[str, int]:
-    """Bytes of frozen weights, trainable weights and optimizer state on this rank. `masters`: its
-    flat fp32 tensors."""
-    sizes = {"frozen": 0, "trainable": 0, "optimizer": 0}
-    for parameter in model.parameters():
-        sizes["trainable" if parameter.requires_grad else "frozen"] += stored_bytes(parameter)
-    sizes["frozen"] += scale_bytes(model)
-    sizes["optimizer"] = sum((1 + len(MOMENTS)) * flat.nbytes for flat in masters)
-    sizes["optimizer"] += buffer_bytes(model.step_rules)
-    return sizes
-
-
-def stored_bytes(parameter: Any) -> int:
-    """Bytes of a weight on this rank between steps."""
-    partition = getattr(parameter, "ds_tensor", parameter)
-    stored: int = partition.nbytes
-    is_whole = parameter.data_ptr() != partition.data_ptr()
-    if getattr(parameter, "ds_persist", False) and is_whole:
-        # Below stage 3's persistence threshold: it stays whole beside its partition.
-        stored += parameter.ds_numel * parameter.element_size()
-    return stored
-
-
-# Runs methods' rules (vlds/models/methods/context.py) in an engine's optimizer steps.
-
-
-class StepRules:
-    """All rules of a model. Every method is collective; without rules, none does anything."""
-
-    def __init__(self, rules: nn.ModuleDict, num_steps: int) -> None:
-        self.rules = [rule for rule in rules.values() if isinstance(rule, StepRule)]
-        assert num_steps > 0 or not self.rules, "rules of methods need the run's length"
-        self.num_steps = num_steps
-        self._gradients: dict[nn.Parameter, Tensor] = {}
-
-    def added_loss(self, share: float) -> Tensor | float:
-        """This share of what the rules add to the loss of a global batch."""
-        penalties = [p for rule in self.rules if (p := rule.penalty()) is not None]
-        return share * torch.stack(penalties).sum() if penalties else 0.0
-
-    def read_gradients(self, step: int, read: Callable[[nn.Parameter], Tensor]) -> None:
-        """Keep what the rules need of the gradients, which `read` averages over ranks: between the
-        last backward pass of a step and the optimizer, in which ZeRO frees them."""
-        self._gradients = {
-            parameter: read(parameter)
-            for rule in self.rules
-            for parameter in rule.needs_gradients(step, self.num_steps)
-        }
-
-    def after_step(
-        self, step: int, skipped: bool, set_zero: Callable[[nn.Parameter, Tensor], None]
-    ) -> None:
-        """Let each rule act. `set_zero` sets a weight to zero where a mask is true."""
-        for rule in self.rules:
-            gradients = None if skipped else self._gradients
-            for parameter, mask in rule.after_step(step, self.num_steps, gradients).items():
-                set_zero(parameter, mask)
-        self._gradients = {}
-
-
-def buffer_bytes(rules: nn.Module) -> int:
-    """Bytes of the rules' state."""
-    return sum(buffer.nbytes for buffer in rules.buffers())
-
-
-# Trainable weights that no loss has read yet.
-#
-# ZeRO gives them a gradient of zeros, under which AdamW would let them decay. Here they stay as
-# they are, as in plain torch, where such weights have no gradient.
-
-
-class IdleWeights:
-    """Knows which trainable weights have had no gradient yet, on any rank. All ranks have one."""
-
-    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._idle = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._seen: set[str] = set()
-        self._hooks = {name: p.register_hook(self._note(name)) for name, p in self._idle.items()}
-
-    def _note(self, name: str) -> Callable[[Tensor], None]:
-        def note(_: Tensor) -> None:
-            self._seen.add(name)
-
-        return note
-
-    @property
-    def parameters(self) -> set[nn.Parameter]:
-        """The weights that are still idle; at first all."""
-        return set(self._idle.values())
-
-    def after_backward(self) -> bool:
-        """Look at the gradients of a whole step; True if weights are no longer idle.
-
-        Collective while some are.
-        """
-        if not self._idle:
-            return False
-        flags = torch.tensor([name in self._seen for name in self._idle], dtype=torch.float64)
-        seen = self._ranks.sum(flags)
-        woken = [name for name, flag in zip(self._idle, seen, strict=True) if flag]
-        self.wake(woken)
-        return bool(woken)
-
-    def wake(self, names: Iterable[str]) -> None:
-        """Count some weights, the same on all ranks, among those that a loss has read."""
-        for name in names:
-            if self._idle.pop(name, None) is not None:
-                self._hooks.pop(name).remove()
-
-
-# DeepSpeed knows torch's AdamW, but warns of subclasses ("proceed with caution") in every run.
+# DeepSpeed 0.19 knows torch's AdamW, but warns of subclasses in every run.
 ZERO_SUPPORTED_OPTIMIZERS.append(TaskAdamW)
+
 State = dict[str, dict[str, Tensor]]
 """Trainable weight -> {"fp32", "exp_avg", "exp_avg_sq"}, moving buffer -> {"buffer"} -> full
 tensor on the CPU."""
@@ -196,7 +82,8 @@ class Engine:
         self.tasks = list(tasks)
         self.seed = seed
         self.parts = parts
-        self._rules = StepRules(model.step_rules, num_steps)
+        self._rules = [rule for rule in model.step_rules.values() if isinstance(rule, StepRule)]
+        assert num_steps > 0 or not self._rules, "rules of methods need the run's length"
         self.num_steps = num_steps
         self.stage = int(config["zero_optimization"]["stage"])
         self.steps_done = 0
@@ -205,8 +92,7 @@ class Engine:
         self._partition(parameter_groups)
         ranks.bound_waiting()
         if ranks.device.type == "cpu":
-            # What building the model has freed goes back before.
-            keep_freed_memory()
+            keep_freed_memory()  # only now, so that what building the model freed has gone back
 
     def _partition(self, parameter_groups: list[dict[str, Any]]) -> None:
         """Hand the model and what trains of it to ZeRO."""
@@ -249,63 +135,76 @@ class Engine:
     def step(self, batches: Sequence[Batch]) -> StepReport:
         """One optimizer step on this rank's micro-batches of a global batch.
 
-        ZeRO skips the step on all ranks where the norm of the whole gradient is not finite. A loss
-        that is not finite makes its gradient so.
+        ZeRO skips the step on all ranks where the norm of the whole gradient is not finite.
         """
-        totals = LossTotals(*self.ranks.sum(count(batches, len(self.tasks))))
-        self._adamw.set_present(totals.examples > 0)
-        losses = torch.zeros(len(self.tasks), dtype=torch.float64)
-        added = dict.fromkeys(self.model.batch_losses, 0.0)
-        not_finite: list[str] = []
+        loss = StepLoss(
+            batches,
+            tasks=self.tasks,
+            batch_losses=self.model.batch_losses,
+            rules=self._rules,
+            ranks=self.ranks,
+        )
+        self._adamw.set_present(loss.totals.examples > 0)
+        gradients: dict[nn.Parameter, Tensor] = {}
         self._deepspeed.train()
         for micro_step, batch in enumerate(batches):
-            scale = coefficients(batch, totals, self.tasks).to(self.ranks.device)
-            # Steps of other tasks may have other numbers of micro-batches.
-            self._deepspeed.set_gradient_accumulation_boundary(micro_step == len(batches) - 1)
+            is_last = micro_step == len(batches) - 1
+            # DeepSpeed would count to one number, but steps differ in theirs if tasks do.
+            self._deepspeed.set_gradient_accumulation_boundary(is_last)
+            scale = loss.coefficients(batch)
             parts: list[Tensor] = []
             if self.parts > 1:
                 parts = similar_rows(self.model.sizes(batch), self.parts)
             place = (self.seed, self.steps_done, micro_step, self.ranks.global_rank)
+            # The backward pass draws too, where it computes layers again.
             with step_draws(self.model, *place):
                 with span("forward"):
                     output = self._deepspeed(batch.to(self.ranks.device), scale, parts)
-                # ZeRO averages gradients over ranks, and the denominators already count all of
-                # them.
-                factor = torch.where(output.loss.isfinite(), float(self.ranks.world_size), nan)
-                rules = self._rules.added_loss(1 / (self.ranks.world_size * len(batches)))
+                total = loss.backward_loss(output)
                 with span("backward"):
-                    self._deepspeed.backward((output.loss + rules) * factor, scale_wrt_gas=False)
-            if micro_step == len(batches) - 1:
-                self._rules.read_gradients(self.steps_done + 1, self._gradient)
+                    self._deepspeed.backward(total, scale_wrt_gas=False)
+            if is_last:
+                # ZeRO frees the gradients in the optimizer.
+                gradients = self._gradients_for_rules()
                 if self._idle.after_backward():
                     self._cut_segments()
             with span("optimizer"):
                 self._deepspeed.step()
-            nll_sums = output.token_nll_sum.detach().cpu()
-            not_finite += [batch.ids[row] for row in (~nll_sums.isfinite()).nonzero().flatten()]
-            losses += task_losses(nll_sums, batch, totals, self.tasks)
-            for name, sums in output.added.items():
-                added[name] += float(scale.to(sums) @ sums)
+            loss.record(batch, scale, output)
         skipped = bool(self._optimizer.overflow)
         self.steps_done += 1
         self.steps_skipped += skipped
-        self._rules.after_step(self.steps_done, skipped, self._set_zero)
-        norm = float(self._deepspeed.get_global_grad_norm())
-        return StepReport(losses, totals.examples, norm, added, skipped, not_finite)
+        self._run_rules(None if skipped else gradients)
+        return StepReport(
+            task_losses=loss.task_losses,
+            examples=loss.totals.examples,
+            gradient_norm=float(self._deepspeed.get_global_grad_norm()),
+            added=loss.added,
+            skipped=skipped,
+            not_finite=loss.not_finite,
+        )
 
-    def _gradient(self, parameter: nn.Parameter) -> Tensor:
-        """The gradient of the global batch in fp32, before clipping; stages 1 and 2. Collective."""
-        gradient: Tensor | None = safe_get_full_grad(parameter)
-        assert gradient is not None, "ZeRO has no gradient of a weight that trains"
-        return gradient.detach().float().clone()
+    def _gradients_for_rules(self) -> dict[nn.Parameter, Tensor]:
+        """What rules of methods read in this step: gradients of the global batch in fp32, before
+        clipping. Collective; rules exclude stage 3."""
+        gradients = {}
+        for rule in self._rules:
+            for parameter in rule.needs_gradients(self.steps_done + 1, self.num_steps):
+                gradient = safe_get_full_grad(parameter)
+                assert gradient is not None, "ZeRO has no gradient of a weight that trains"
+                gradients[parameter] = gradient.detach().float().clone()
+        return gradients
 
     @torch.no_grad()
-    def _set_zero(self, parameter: nn.Parameter, mask: Tensor) -> None:
-        """Set a weight and its master to zero where the mask is true; stages 1 and 2.
+    def _run_rules(self, gradients: Mapping[nn.Parameter, Tensor] | None) -> None:
+        """Let each rule act after the step that was done; `gradients` as in `StepRule.after_step`.
         Collective."""
-        master = safe_get_full_fp32_param(parameter).masked_fill(mask, 0.0)
-        safe_set_full_fp32_param(parameter, master)
-        parameter.masked_fill_(mask, 0.0)
+        for rule in self._rules:
+            masks = rule.after_step(self.steps_done, self.num_steps, gradients)
+            for parameter, mask in masks.items():
+                master = safe_get_full_fp32_param(parameter).masked_fill(mask, 0.0)
+                safe_set_full_fp32_param(parameter, master)
+                parameter.masked_fill_(mask, 0.0)  # the copy that computes, in bf16 another tensor
 
     @contextmanager
     def evaluation(self) -> Iterator[Model]:
@@ -328,7 +227,7 @@ class Engine:
             yield
             return
         offload = self._optimizer.parameter_offload
-        offload.empty_partition_cache()
+        offload.empty_partition_cache()  # weights that it holds gathered for the next pass
         offload._remove_module_hooks()
         try:
             with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
@@ -353,6 +252,7 @@ class Engine:
         """Masters and moments of all trainable weights, and the moving buffers; on the first rank,
         None elsewhere. Collective."""
         if self.steps_done == self.steps_skipped:
+            # No update has made AdamW's state yet.
             self._adamw.start(0, [0] * len(self.tasks))
         self._link_moments()
         state: State = {}
@@ -392,72 +292,18 @@ class Engine:
         self._adamw.start(steps_done - steps_skipped, task_updates)
         self._link_moments()
         for name, parameter in self.trainable_parameters():
-            if self.stage == 3:
-                self._put_partitioned(parameter, state[name])
-            else:
-                self._put_whole(parameter, state[name])
+            self._put(parameter, state[name])
         for name, buffer in self.model.moving_buffers():
             buffer.copy_(state[name]["buffer"])
-        # What has been read has moments.
+        # A weight that a loss has read has moments that are not zero.
         trained = [name for name, tensors in state.items() if "fp32" in tensors]
         self._idle.wake(n for n in trained if any(state[n][m].any() for m in MOMENTS))
         self._cut_segments()
         self.steps_done = self._deepspeed.global_steps = steps_done
         self.steps_skipped = steps_skipped
-        self._check_restored(state)
-
-    def revise(self, groups: Callable[[], list[dict[str, Any]]]) -> None:
-        """Let the methods change what trains, after the step that was done, and go on with the
-        state that they give. `groups`: the optimizer's, of the changed model. Collective."""
-        counts = self.steps_done, self.steps_skipped, self.task_updates
-        state: State = self.ranks.broadcast(self.export())
-        trained = {name: tensors for name, tensors in state.items() if "fp32" in tensors}
-        self.close()
-        revised = revise(self.model, self.steps_done, self.num_steps, trained)
-        self._partition(groups())
-        for name, tensors in revised.items():
-            state[name] = dict(tensors) if tensors is not None else self._untrained(name)
-        kept = revised.keys() | (state.keys() - trained.keys())
-        self.restore({name: state[name] for name in kept}, *counts)
-
-    def _untrained(self, name: str) -> dict[str, Tensor]:
-        """The state of a weight that begins to train. Collective."""
-        master = safe_get_full_fp32_param(self.model.get_parameter(name)).detach().cpu()
-        return {"fp32": master, **{moment: torch.zeros_like(master) for moment in MOMENTS}}
-
-    def _link_moments(self) -> None:
-        """Stages 1 and 2 link parameters to their moments after the first group's first step, when
-        those of the other groups do not exist yet (DeepSpeed 0.19), so link again."""
-        if self.stage < 3:
-            self._optimizer._hp_optimizer_states_linked = False
-            self._optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _put_whole(self, parameter: nn.Parameter, tensors: Mapping[str, Tensor]) -> None:
-        safe_set_full_fp32_param(parameter, tensors["fp32"])
-        parameter.data.copy_(tensors["fp32"])
-        for moment in MOMENTS:
-            safe_set_full_optimizer_state(parameter, tensors[moment], moment)
-
-    def _put_partitioned(self, parameter: Any, tensors: Mapping[str, Tensor]) -> None:
-        size, ranks = parameter.ds_tensor.ds_numel, self.ranks
-
-        def part_of(value: Tensor) -> Tensor:
-            padded = F.pad(value.flatten(), (0, size * ranks.world_size - value.numel()))
-            return padded.narrow(0, size * ranks.global_rank, size).to(ranks.device)
-
-        safe_set_local_fp32_param(parameter, part_of(tensors["fp32"]))
-        for moment in MOMENTS:
-            safe_set_local_optimizer_state(parameter, part_of(tensors[moment]), moment)
-        # The setters do not update the low-precision copy.
-        with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
-            if ranks.is_first:
-                parameter.data.copy_(tensors["fp32"])
-
-    def _check_restored(self, state: State) -> None:
-        exported = self.export()
         wrong = [
             f"{name} ({key})"
-            for name, tensors in (exported or {}).items()
+            for name, tensors in (self.export() or {}).items()
             for key, value in tensors.items()
             if not torch.equal(value, state[name][key])
         ]
@@ -467,11 +313,77 @@ class Engine:
                 f"{', '.join(wrong[:3])}; install deepspeed>=0.19.8,<0.20"
             )
 
+    def revise(self, groups: Callable[[], list[dict[str, Any]]]) -> None:
+        """Let the methods change what trains, after the step that was done, and go on with the
+        state that they give. `groups`: the optimizer's, of the changed model. Collective."""
+        counts = self.steps_done, self.steps_skipped, self.task_updates
+        # A new engine holds the changed model: the old one's state passes through the CPU.
+        state: State = self.ranks.broadcast(self.export())
+        trained = {name: tensors for name, tensors in state.items() if "fp32" in tensors}
+        self.close()
+        revised = revise(self.model, self.steps_done, self.num_steps, trained)
+        self._partition(groups())
+        for name, tensors in revised.items():
+            if tensors is None:  # the weight begins to train as it is
+                master = safe_get_full_fp32_param(self.model.get_parameter(name)).detach().cpu()
+                tensors = {"fp32": master, **{m: torch.zeros_like(master) for m in MOMENTS}}
+            state[name] = dict(tensors)
+        buffers = state.keys() - trained.keys()
+        self.restore({name: state[name] for name in revised.keys() | buffers}, *counts)
+
+    def _link_moments(self) -> None:
+        """Stages 1 and 2 link parameters to their moments after the first group's first step, when
+        those of the other groups do not exist yet (DeepSpeed 0.19), so link again."""
+        if self.stage < 3:
+            self._optimizer._hp_optimizer_states_linked = False
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _put(self, parameter: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Set a weight, its master and its moments. Collective."""
+        if self.stage < 3:
+            safe_set_full_fp32_param(parameter, tensors["fp32"])
+            parameter.data.copy_(tensors["fp32"])
+            for moment in MOMENTS:
+                safe_set_full_optimizer_state(parameter, tensors[moment], moment)
+            return
+        size, ranks = parameter.ds_tensor.ds_numel, self.ranks
+
+        def part_of(value: Tensor) -> Tensor:
+            # Each rank holds an equal part of the flattened tensor; the last one is padded.
+            padded = F.pad(value.flatten(), (0, size * ranks.world_size - value.numel()))
+            return padded.narrow(0, size * ranks.global_rank, size).to(ranks.device)
+
+        safe_set_local_fp32_param(parameter, part_of(tensors["fp32"]))
+        for moment in MOMENTS:
+            safe_set_local_optimizer_state(parameter, part_of(tensors[moment]), moment)
+        # The setters above do not update the copy that computes, as the whole ones do.
+        with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+            if ranks.is_first:
+                parameter.data.copy_(tensors["fp32"])
+
     def bytes_per_rank(self) -> dict[str, int]:
-        """Bytes of frozen weights, trainable weights and optimizer state on this rank."""
-        return held_bytes(self.model, self._adamw.segments)
+        """Bytes of frozen weights, trainable weights and optimizer state on this rank between
+        steps."""
+        sizes = {"frozen": scale_bytes(self.model), "trainable": 0}
+        parameter: Any
+        for parameter in self.model.parameters():
+            partition = getattr(parameter, "ds_tensor", parameter)
+            size = partition.nbytes
+            is_whole = parameter.data_ptr() != partition.data_ptr()
+            if getattr(parameter, "ds_persist", False) and is_whole:
+                # Below stage 3's persistence threshold: it stays whole beside its partition.
+                size += parameter.ds_numel * parameter.element_size()
+            sizes["trainable" if parameter.requires_grad else "frozen"] += size
+        masters = sum(flat.nbytes for flat in self._adamw.segments)
+        sizes["optimizer"] = (1 + len(MOMENTS)) * masters + buffer_bytes(self.model.step_rules)
+        return sizes
 
     def close(self) -> None:
         """Free DeepSpeed's memory, so that another engine can start in this process."""
         self._deepspeed.destroy()
         gc.collect()
+
+
+def buffer_bytes(rules: nn.Module) -> int:
+    """Bytes of the state of methods' rules."""
+    return sum(buffer.nbytes for buffer in rules.buffers())

@@ -1,12 +1,13 @@
-"""Checks that what should train does: which trainable tensors the first steps' gradients reach.
+"""The gradients of a run: which weights they reach, and how ZeRO stage 2 sums them.
 
-A method whose module is never run, or runs behind something that cuts the gradient, trains nothing
-without an error. So a run checks its first steps.
+`IdleWeights` keeps weights that no loss has read as they are. `GradientWatch` reports weights that
+should train and do not. `GradientSums` makes DeepSpeed's sums with fewer passes over memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +21,54 @@ WATCHED_STEPS = 20
 """Steps after which tensors without any gradient are reported."""
 
 
+class IdleWeights:
+    """Knows which trainable weights no loss has read yet, on any rank. All ranks have one.
+
+    ZeRO gives them a gradient of zeros, under which AdamW would let them decay. The engine leaves
+    them as they are, as in plain torch, where such weights have no gradient.
+    """
+
+    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._idle = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._seen: set[str] = set()
+        self._hooks = {n: p.register_hook(partial(self._note, n)) for n, p in self._idle.items()}
+
+    def _note(self, name: str, _: Tensor) -> None:
+        self._seen.add(name)
+
+    @property
+    def parameters(self) -> set[nn.Parameter]:
+        """The weights that are still idle; at first all."""
+        return set(self._idle.values())
+
+    def after_backward(self) -> bool:
+        """Look at the gradients of a whole step; True if weights are no longer idle.
+
+        Collective while some are.
+        """
+        if not self._idle:
+            return False
+        flags = torch.tensor([name in self._seen for name in self._idle], dtype=torch.float64)
+        seen = self._ranks.sum(flags)
+        woken = [name for name, flag in zip(self._idle, seen, strict=True) if flag]
+        self.wake(woken)
+        return bool(woken)
+
+    def wake(self, names: Iterable[str]) -> None:
+        """Say that a loss has read these weights, the same on all ranks."""
+        for name in names:
+            if self._idle.pop(name, None) is not None:
+                self._hooks.pop(name).remove()
+
+
 class GradientWatch:
-    """Counts, for each trainable tensor, whether gradients came and whether one was not zero. All
-    ranks have one."""
+    """Checks in a run's first steps that what should train does. All ranks have one.
+
+    A method whose module is never run, or runs behind something that cuts the gradient, would train
+    nothing without an error. So this counts, for each trainable tensor, whether gradients came and
+    whether one was not zero.
+    """
 
     def __init__(self, model: nn.Module, trained_by: Mapping[str, str], ranks: Ranks) -> None:
         self.ranks, self.trained_by = ranks, trained_by
@@ -30,19 +76,17 @@ class GradientWatch:
         self.names = [name for name, _ in trained]
         self._zero_at_first = zero_at_first(model)
         self._reached = torch.zeros(len(self.names), dtype=torch.float64)
+        # On the device: to ask a GPU in each hook would make it wait.
         self._moved = torch.zeros(len(self.names), device=ranks.device)
         self._steps = 0
         self._hooks = [
-            parameter.register_hook(self._note(number))
+            parameter.register_hook(partial(self._note, number))
             for number, (_, parameter) in enumerate(trained)
         ]
 
-    def _note(self, number: int) -> Callable[[Tensor], None]:
-        def note(gradient: Tensor) -> None:
-            self._reached[number] = 1
-            self._moved[number] += gradient.any()
-
-        return note
+    def _note(self, number: int, gradient: Tensor) -> None:
+        self._reached[number] = 1
+        self._moved[number] += gradient.any()
 
     def after_step(self, last: bool) -> list[str]:
         """What to say after another step, on all ranks alike; `last` if it is the run's last one.
@@ -54,10 +98,18 @@ class GradientWatch:
         self._steps += 1
         if self._steps == 1:
             reached = self.ranks.sum(self._reached)
-            return self._unreached([n for n, r in zip(self.names, reached, strict=True) if not r])
+            missing = [n for n, r in zip(self.names, reached, strict=True) if not r]
+            for part in dict.fromkeys(self.trained_by[name] for name in missing):
+                whole = [name for name in self.names if self.trained_by[name] == part]
+                if set(whole) <= set(missing):
+                    raise ValueError(
+                        f"{part}: none of its {len(whole)} trainable tensors takes part in the "
+                        f"loss (the first: {whole[0]}); the modules that hold them are never run"
+                    )
+            return [f"takes no part in the loss, and stays as it is: {name}" for name in missing]
         if self._steps < WATCHED_STEPS and not last:
             return []
-        for hook in self._hooks:
+        for hook in self._hooks:  # they cost time in each later step
             hook.remove()
         self._hooks = []
         moved = self.ranks.sum(self._moved.double().cpu())
@@ -66,16 +118,6 @@ class GradientWatch:
         return [
             f"no gradient in {self._steps} steps: {name} ({self._reason(name)})" for name in still
         ]
-
-    def _unreached(self, names: list[str]) -> list[str]:
-        for part in dict.fromkeys(self.trained_by[name] for name in names):
-            whole = [name for name in self.names if self.trained_by[name] == part]
-            if set(whole) <= set(names):
-                raise ValueError(
-                    f"{part}: none of its {len(whole)} trainable tensors takes part in the loss "
-                    f"(the first: {whole[0]}); the modules that hold them are never run"
-                )
-        return [f"takes no part in the loss, and stays as it is: {name}" for name in names]
 
     def _reason(self, name: str) -> str:
         """Why a tensor may have no gradient, as far as that is known."""
@@ -88,17 +130,15 @@ class GradientWatch:
         return "the cause is not known"
 
 
-# How ZeRO stage 2 sums and measures gradients, with fewer passes over them.
-#
-# DeepSpeed copies gradients five times, also where no other rank waits for them, looks for numbers
-# that are not finite, and copies all to float64 for their norm: where all weights train, a third of
-# the step (benchmarks/train.md). Private calls of DeepSpeed 0.19; a test compares with its own
-# sums.
-
-
 def sum_in_place(zero: Any, ranks: Ranks) -> None:
     """Let DeepSpeed's optimizer `zero` of stage 2 use `GradientSums`. One that offloads its state
-    stays as it is: its sums lie elsewhere."""
+    stays as it is: its sums lie elsewhere.
+
+    DeepSpeed copies gradients five times, also where no other rank waits for them, looks for
+    numbers that are not finite, and copies all to float64 for their norm: where all weights train,
+    a third of the step (benchmarks/train.md). Replaces private methods of DeepSpeed 0.19; a test
+    compares with its own sums.
+    """
     if zero.cpu_offload:
         return
     sums = GradientSums(zero, ranks)
@@ -129,19 +169,20 @@ class GradientSums:
         if group not in self._kept:
             self._kept[group] = self._make(group)
         elif self.is_alone:
+            # The first gradient overwrites an old sum: that saves a pass of zeros.
             self._old |= set(self._zero.params_in_partition[group])
         else:
             self._kept[group].flat_partition.zero_()
         return self._kept[group]
 
     def sum_of(self, weight: nn.Parameter, group: int) -> Tensor:
-        """Of all elements of a weight, (n,)."""
+        """(n,) the sum of a weight's gradients, a view."""
         number, size = self._zero.get_param_id(weight), weight.numel()
         total: Tensor = self._zero._get_compact_grad_partition_slice(group, 0, number, size)
         return total
 
     def add(self, weight: nn.Parameter, group: int) -> None:
-        """Add a gradient that has come."""
+        """Add a weight's gradient to its sum, and free it."""
         assert weight.grad is not None
         total, gradient = self.sum_of(weight, group), weight.grad.flatten()
         if weight in self._old:

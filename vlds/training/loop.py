@@ -15,9 +15,8 @@ from vlds.runtime.deepspeed_start import start_ranks
 from vlds.runtime.process import heard, signal_name, signals_collected
 from vlds.runtime.ranks import hold_folder
 from vlds.runtime.terminal import tell
-from vlds.schema import Batch
 from vlds.training.agreement import check_agreement
-from vlds.training.checkpoint import NonFiniteSteps, explained, library_faults
+from vlds.training.faults import NonFiniteSteps, explained, library_faults
 from vlds.training.gradients import GradientWatch
 from vlds.training.meta import MetaStopped
 from vlds.training.optimizer import schedule_factor, set_learning_rate
@@ -33,7 +32,6 @@ from vlds.training.run import (
     save_state,
     tell_evaluation,
 )
-from vlds.training.sinks import StepReport
 from vlds.training.states import Resume
 
 
@@ -65,30 +63,26 @@ def train(
                 if ranks.is_first:
                     tell(stop_line(stop, str(place), "start it again"), flush=True)
                 return exit_code(stop)
-            code = run_loop(run, stop)
+            run.evaluator.stopping = lambda: bool(stop)
+            # The writers and the profile are closed however the loop ends.
+            with ExitStack() as closing:
+                closing.callback(run.tracker.close)
+                closing.callback(run.states.close)
+                if run.profile is not None:
+                    closing.callback(run.profile.close)
+                try:
+                    code = loop(run, stop)
+                except EvaluationStopped:
+                    if run.engine.steps_done > (run.states.newest_step or 0):
+                        save_state(run)  # not saved yet if the step before was skipped
+                    code = stopped(run, stop, "during the evaluation ")
     run.engine.close()
     return code
 
 
-def run_loop(run: Run, stop: Sequence[int]) -> int:
-    """The loop; its writers and the profile are closed however it ends. Returns the exit code."""
-    run.evaluator.stopping = lambda: bool(stop)
-    with ExitStack() as closing:
-        closing.callback(run.tracker.close)
-        closing.callback(run.states.close)
-        if run.profile is not None:
-            closing.callback(run.profile.close)
-        try:
-            return loop(run, stop)
-        except EvaluationStopped:
-            if run.engine.steps_done > (run.states.newest_step or 0):
-                save_state(run)  # not saved yet if the step before the evaluation was skipped
-            return stopped(run, stop, "during the evaluation ")
-
-
 def loop(run: Run, stop: Sequence[int]) -> int:
     """Steps until the last one, or until a signal is in `stop`. Returns the exit code."""
-    config, engine = run.recipe.training, run.engine
+    config, optimizer, engine = run.recipe.training, run.recipe.optimizer, run.engine
     num_steps = config.num_steps
     watch = GradientWatch(engine.model, engine.model.trained_by, run.ranks)
     nonfinite = NonFiniteSteps(run.recipe, run.ranks)
@@ -101,8 +95,13 @@ def loop(run: Run, stop: Sequence[int]) -> int:
     while engine.steps_done < num_steps:
         with run.tracker.waiting(), span("data"):
             batches = next(global_batches)
-        report = scheduled_step(run, batches)
+        factor = schedule_factor(engine.steps_done, num_steps, optimizer)
+        set_learning_rate(engine.parameter_groups, factor)
+        with library_faults():
+            report = engine.step(batches)
         step = engine.steps_done
+        run.tracker.step(step, report, factor * optimizer.learning_rate, run.stream)
+        # Ranks hear of a signal at different times, but must leave the loop after the same step.
         stopping, failed = run.ranks.any_of(bool(stop), run.states.failed)
         if failed:
             run.states.finish()
@@ -136,17 +135,6 @@ def loop(run: Run, stop: Sequence[int]) -> int:
     memory = run.ranks.most_memory() / 1e9
     run.tracker.say(f"done: {run.folder}/artifact; a rank used at most {memory:.2f} GB of memory")
     return 0
-
-
-def scheduled_step(run: Run, batches: Sequence[Batch]) -> StepReport:
-    """One step at the schedule's learning rate, which the tracker reports."""
-    engine, optimizer = run.engine, run.recipe.optimizer
-    factor = schedule_factor(engine.steps_done, run.recipe.training.num_steps, optimizer)
-    set_learning_rate(engine.parameter_groups, factor)
-    with library_faults():
-        report = engine.step(batches)
-    run.tracker.step(engine.steps_done, report, factor * optimizer.learning_rate, run.stream)
-    return report
 
 
 def stopped(run: Run, stop: Sequence[int], when: str = "") -> int:

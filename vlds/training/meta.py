@@ -1,15 +1,25 @@
-"""MetaAdapter in a run: outer steps over the run's tasks, before an engine holds the model.
+"""MetaAdapter (Hou et al. 2021, https://arxiv.org/abs/2105.11905): weights from which a task is
+learnt in few steps, by a first-order mixture of MAML and Reptile, before an engine holds the model.
 
-An outer step reads a global batch of the run's data, in a separate order. The loss on half of a
-task's examples is the run's loss (vlds/models/loss.py), as if these were the global batch, so ranks
-and micro-batches change nothing. All trainable weights have the same rate. A task moves its own
-head only, and its own slice of weights that are stacked over tasks.
+In each outer step, from the weights theta, each task in turn takes a step of Adam on one half of
+its examples, remembers where it is, takes a second step on the other half, and goes back to theta:
+
+    theta <- theta + rate * mean over tasks of (theta'' - theta')
+
+The reference is `train_maml_epoch` (jindongwang/transferlearning, code/ASR/Adapter/train.py). As
+there, Adam has no first moment, its second moments and step counts are never reset, weight decay is
+added to the clipped gradient, and a gradient that is not finite changes nothing.
+
+An outer step reads global batches of the run's data, in a separate order. The loss on half of a
+task's examples is the run's loss (vlds/training/loss.py), as if these were the global batch, so
+ranks and micro-batches change nothing. All trainable weights have the same rate. A task moves its
+own head only, and its own slice of weights that are stacked over tasks.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,215 +32,18 @@ from torch.nn.utils import clip_grad_norm_
 
 from vlds.data.streams.stream import MixedStream
 from vlds.models.loading.drawn_weights import seed_of
-from vlds.models.loss import LossTotals, coefficients, count
 from vlds.models.model import Model, step_draws
-from vlds.models.roles import TaskSlices, task_slices
+from vlds.models.roles import task_slices
 from vlds.recipe.config import MetaConfig, Recipe
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import Pace, clock, tell
 from vlds.schema import Batch
-
-# The examples of each task in a global batch, in two halves.
-
-
-@dataclass(frozen=True)
-class TaskHalf:
-    """Half of a task's examples."""
-
-    task: int
-    batches: list[Batch]
-    """Those of this rank, one for each micro-batch. All ranks have equally many, because a loss may
-    be collective; one without an example of the half holds a row that is not `valid`."""
-    totals: LossTotals
-    """Of all ranks."""
-
-
-def task_halves(
-    global_batches: Sequence[Sequence[Batch]], num_tasks: int, ranks: Ranks
-) -> list[tuple[TaskHalf, TaskHalf]]:
-    """Both halves of each task that has at least two examples, given this rank's micro-batches of
-    one or more global batches. Collective.
-
-    A task's examples are numbered over all ranks, in the order of the global batches; odd numbers
-    are the second half. So the cut into ranks and micro-batches changes nothing, and each rank has
-    a part of both halves.
-    """
-    numbers = first_numbers(global_batches, num_tasks, ranks)
-    rows: dict[tuple[int, int], list[list[int]]] = defaultdict(list)  # of each micro-batch in turn
-    micro_batches = [batch for batches in global_batches for batch in batches]
-    names = [(task, half) for task in range(num_tasks) for half in range(2)]
-    for batches, of_tasks in zip(global_batches, numbers.tolist(), strict=True):
-        for batch in batches:
-            for name in names:
-                rows[name].append([])
-            for row, task in enumerate(batch.task_index.tolist()):
-                if batch.valid[row]:
-                    rows[task, of_tasks[task] % 2][-1].append(row)
-                    of_tasks[task] += 1
-    found = {
-        name: [select(batch, own) for batch, own in zip(micro_batches, rows[name], strict=True)]
-        for name in names
-    }
-    sizes = ranks.sum(torch.tensor([[len(own) for own in rows[name]] for name in names]))
-    totals = ranks.sum(torch.stack([count(found[name], num_tasks) for name in names]))
-    halves = [
-        TaskHalf(
-            task=name[0],
-            batches=[batch for batch, size in zip(found[name], of_half, strict=True) if size],
-            totals=LossTotals(*of_totals),
-        )
-        for name, of_half, of_totals in zip(names, sizes, totals, strict=True)
-    ]
-    pairs = zip(halves[::2], halves[1::2], strict=True)
-    return [(first, second) for first, second in pairs if second.totals.examples.any()]
-
-
-def first_numbers(
-    global_batches: Sequence[Sequence[Batch]], num_tasks: int, ranks: Ranks
-) -> Tensor:
-    """(g, k) int64: the numbers of this rank's first examples of each task in each of the global
-    batches. Collective."""
-    counts = torch.zeros(len(global_batches), ranks.world_size, num_tasks, dtype=torch.float64)
-    for number, batches in enumerate(global_batches):
-        counts[number, ranks.global_rank] = count(batches, num_tasks)[0]
-    flat = ranks.sum(counts).flatten(0, 1)
-    return (flat.cumsum(0) - flat).view_as(counts)[:, ranks.global_rank].long()
-
-
-def select(batch: Batch, rows: Sequence[int]) -> Batch:
-    """Some rows of a batch; without any, its first one, which is not valid."""
-    chosen = batch.select(torch.tensor(rows or [0]))
-    return chosen if rows else replace(chosen, valid=torch.zeros_like(chosen.valid))
-
-
-# What a user sees of meta-learning, and what the run's metrics keep of it.
-
+from vlds.training.loss import LossTotals, coefficients, count
 
 Losses = dict[str, tuple[float, float]]
 """Task -> loss on one half, and on the other half after a step on the first one."""
-
-
-class MetaProgress:
-    """Collects the losses of outer steps, and tells their means every `log_every` steps."""
-
-    def __init__(self, recipe: Recipe, num_steps: int, *, silent: bool) -> None:
-        self.num_steps, self.log_every = num_steps, recipe.training.log_every
-        self.silent = silent
-        self.steps_with = dict.fromkeys(recipe.tasks, 0)
-        """Task -> outer steps in which it had enough examples."""
-        self._pace = Pace()
-        self._interval: dict[str, list[tuple[float, float]]] = {}
-        self._means: Losses = {}
-
-    def after_step(self, step: int, losses: Losses) -> None:
-        """Take the losses of outer step number `step`, from 1 on."""
-        for task, pair in losses.items():
-            self.steps_with[task] += 1
-            self._interval.setdefault(task, []).append(pair)
-        if step % self.log_every == 0 or step == self.num_steps:
-            self._means |= {task: mean(pairs) for task, pairs in self._interval.items()}
-            self._interval = {}
-            left = self._pace.seconds / step * (self.num_steps - step)
-            shown = "  ".join(f"{t} {a:.3f} then {b:.3f}" for t, (a, b) in self._means.items())
-            self._say(f"meta-learning {step}/{self.num_steps}  {shown}  {clock(left)} left")
-
-    def end(self, num_skipped: int) -> dict[str, Any]:
-        """Print notices about what went wrong; returns what the metrics keep."""
-        for notice in self._notices(num_skipped):
-            self._say(notice)
-        return {
-            "steps": self.num_steps,
-            "skipped": num_skipped,
-            "seconds": self._pace.seconds,
-            **{f"loss_{n}": {t: pair[n - 1] for t, pair in self._means.items()} for n in (1, 2)},
-        }
-
-    def _notices(self, num_skipped: int) -> Iterator[str]:
-        if num_skipped:
-            yield (
-                f"meta-learning: {num_skipped} steps inside tasks were skipped, because loss or "
-                "gradient was not finite; a lower meta.learning_rate may help"
-            )
-        for task, steps in self.steps_with.items():
-            if steps < self.num_steps:
-                yield (
-                    f"meta-learning: {task} took part in {steps} of {self.num_steps} steps; in "
-                    "the others it had fewer than two examples"
-                )
-
-    def _say(self, text: str) -> None:
-        if not self.silent:
-            tell(text, flush=True)
-
-
-def mean(pairs: list[tuple[float, float]]) -> tuple[float, float]:
-    """Of the losses on both halves."""
-    first, second = (sum(losses) / len(pairs) for losses in zip(*pairs, strict=True))
-    return first, second
-
-
-# MetaAdapter (Hou et al. 2021, https://arxiv.org/abs/2105.11905): weights from which a task is
-# learnt in few steps, by a first-order mixture of MAML and Reptile.
-#
-# In each outer step, from the weights theta, each task in turn takes a step of Adam on one half of
-# its examples, remembers where it is, takes a second step on the other half, and goes back to
-# theta:
-#
-#     theta <- theta + rate * mean over tasks of (theta'' - theta')
-#
-# The reference is `train_maml_epoch` (jindongwang/transferlearning, code/ASR/Adapter/train.py). As
-# there, Adam has no first moment, its second moments and step counts are never reset, weight decay
-# is added to the clipped gradient, and a gradient that is not finite changes nothing.
-
-
 Half = Callable[[], float]
 """Sets the gradients of the loss on half of a task's examples, and returns that loss."""
-
-
-@dataclass
-class MetaSteps:
-    """Outer steps over tasks."""
-
-    weights: Sequence[nn.Parameter]
-    optimizer: torch.optim.Adam
-    clip_norm: float
-    """Largest norm of a gradient; 0 switches clipping off."""
-    num_skipped: int = 0
-    """Steps inside tasks whose loss or gradient was not finite."""
-
-    @torch.no_grad()
-    def step(self, tasks: Sequence[tuple[Half, Half]], rate: float) -> list[tuple[float, float]]:
-        """One outer step; returns each task's losses on its halves."""
-        start = [weight.clone() for weight in self.weights]
-        changes = [torch.zeros_like(weight) for weight in self.weights]
-        losses = []
-        for first, second in tasks:
-            before = self.inner(first)
-            middle = [weight.clone() for weight in self.weights]
-            losses.append((before, self.inner(second)))
-            for change, weight, old in zip(changes, self.weights, middle, strict=True):
-                change += weight - old
-            self.put(start)
-        moved = zip(start, changes, strict=True)
-        self.put([old + rate * change / len(tasks) for old, change in moved])
-        return losses
-
-    def inner(self, half: Half) -> float:
-        """A step on half of a task's examples; returns the loss before the step."""
-        self.optimizer.zero_grad()
-        with torch.enable_grad():
-            loss = half()
-        norm = clip_grad_norm_(self.weights, self.clip_norm or inf)
-        if isfinite(loss) and norm.isfinite():
-            self.optimizer.step()
-        else:
-            self.num_skipped += 1
-        return loss
-
-    def put(self, values: Sequence[Tensor]) -> None:
-        """Set the weights."""
-        for weight, value in zip(self.weights, values, strict=True):
-            weight.copy_(value)
 
 
 def outer_rate(rate: float, step: int, steps: int) -> float:
@@ -316,8 +129,15 @@ class MetaLearner:
         self.model, self.ranks, self.seed = model, ranks, meta_seed(recipe.seed)
         self.names, self.tasks = list(recipe.tasks), list(recipe.tasks.values())
         slices = task_slices(model, len(self.tasks))
-        trained = [weight for weight in model.parameters() if weight.requires_grad]
-        self.copies = [copy for p in trained for copy in copies_of(p, slices.get(p))]
+        self.copies: list[Copy] = []
+        for weight in (p for p in model.parameters() if p.requires_grad):
+            of_tasks = slices.get(weight)
+            if of_tasks is None or of_tasks.size == weight.numel():
+                owner = None if of_tasks is None else of_tasks.first  # a head has one task
+                self.copies.append(Copy(weight, owner, False, float32_copy(weight)))
+            else:
+                parts = enumerate(weight)
+                self.copies += [Copy(weight, n, True, float32_copy(part)) for n, part in parts]
         values, optimizer = [copy.values for copy in self.copies], recipe.optimizer
         adam = torch.optim.Adam(
             values,
@@ -368,6 +188,7 @@ class MetaLearner:
                     sums[index] += copy.part(gradient)
                     read[index] = 1
             self.model.zero_grad()
+        # One sum over ranks for all weights.
         sizes = [values.numel() for values in sums]
         summed = self.ranks.sum(torch.cat([values.flatten() for values in sums])).split(sizes)
         loss, read = self.ranks.sum(torch.cat([loss, read])).split([1, len(copies)])
@@ -383,15 +204,167 @@ class MetaLearner:
             copy.part(copy.weight).copy_(copy.values)
 
 
-def copies_of(weight: nn.Parameter, slices: TaskSlices | None) -> list[Copy]:
-    """Copies of a weight: one for each task if it is stacked over them, else one."""
-    values = weight.detach()
-    if slices is None or slices.size == weight.numel():
-        task = None if slices is None else slices.first  # a head has one task
-        return [Copy(weight, task, False, copied(values))]
-    return [Copy(weight, task, True, copied(part)) for task, part in enumerate(values)]
+def float32_copy(values: Tensor) -> nn.Parameter:
+    """A parameter with these values, in fp32."""
+    return nn.Parameter(values.detach().to(torch.float32, copy=True))
 
 
-def copied(values: Tensor) -> nn.Parameter:
-    """In fp32."""
-    return nn.Parameter(values.to(torch.float32, copy=True))
+@dataclass
+class MetaSteps:
+    """Outer steps over tasks."""
+
+    weights: Sequence[nn.Parameter]
+    optimizer: torch.optim.Adam
+    clip_norm: float
+    """Largest norm of a gradient; 0 switches clipping off."""
+    num_skipped: int = 0
+    """Steps inside tasks whose loss or gradient was not finite."""
+
+    @torch.no_grad()
+    def step(self, tasks: Sequence[tuple[Half, Half]], rate: float) -> list[tuple[float, float]]:
+        """One outer step; returns each task's losses on its halves."""
+        start = [weight.clone() for weight in self.weights]
+        changes = [torch.zeros_like(weight) for weight in self.weights]
+        losses = []
+        for first, second in tasks:
+            before = self.inner(first)
+            middle = [weight.clone() for weight in self.weights]
+            losses.append((before, self.inner(second)))
+            for change, weight, old in zip(changes, self.weights, middle, strict=True):
+                change += weight - old
+            self.put(start)
+        moved = zip(start, changes, strict=True)
+        self.put([old + rate * change / len(tasks) for old, change in moved])
+        return losses
+
+    def inner(self, half: Half) -> float:
+        """A step on half of a task's examples; returns the loss before the step."""
+        self.optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = half()
+        norm = clip_grad_norm_(self.weights, self.clip_norm or inf)
+        if isfinite(loss) and norm.isfinite():
+            self.optimizer.step()
+        else:
+            self.num_skipped += 1
+        return loss
+
+    def put(self, values: Sequence[Tensor]) -> None:
+        """Set the weights."""
+        for weight, value in zip(self.weights, values, strict=True):
+            weight.copy_(value)
+
+
+@dataclass(frozen=True)
+class TaskHalf:
+    """Half of a task's examples."""
+
+    task: int
+    batches: list[Batch]
+    """This rank's examples, a batch for each micro-batch. All ranks have equally many batches,
+    because a loss may be collective; one without an example of the half holds a row that is not
+    `valid`."""
+    totals: LossTotals
+    """The half's examples and target tokens on all ranks."""
+
+
+def task_halves(
+    global_batches: Sequence[Sequence[Batch]], num_tasks: int, ranks: Ranks
+) -> list[tuple[TaskHalf, TaskHalf]]:
+    """Both halves of each task that has at least two examples, given this rank's micro-batches of
+    one or more global batches. Collective.
+
+    A task's examples are numbered over all ranks, in the order of the global batches; odd numbers
+    are the second half. So the cut into ranks and micro-batches changes nothing, and each rank has
+    a part of both halves.
+    """
+    # (g, ranks, k) examples of each task, then the numbers of this rank's first ones: as many as
+    # are in earlier global batches, and on lower ranks.
+    counts = torch.zeros(len(global_batches), ranks.world_size, num_tasks, dtype=torch.float64)
+    for number, batches in enumerate(global_batches):
+        counts[number, ranks.global_rank] = count(batches, num_tasks)[0]
+    flat = ranks.sum(counts).flatten(0, 1)
+    numbers = (flat.cumsum(0) - flat).view_as(counts)[:, ranks.global_rank].long()
+    # (task, half) -> rows of each micro-batch in turn.
+    rows: dict[tuple[int, int], list[list[int]]] = defaultdict(list)
+    micro_batches = [batch for batches in global_batches for batch in batches]
+    names = [(task, half) for task in range(num_tasks) for half in range(2)]
+    for batches, of_tasks in zip(global_batches, numbers.tolist(), strict=True):
+        for batch in batches:
+            for name in names:
+                rows[name].append([])
+            for row, task in enumerate(batch.task_index.tolist()):
+                if batch.valid[row]:
+                    rows[task, of_tasks[task] % 2][-1].append(row)
+                    of_tasks[task] += 1
+    # Without a row of a half, a micro-batch keeps its first row, which is not valid.
+    found: dict[tuple[int, int], list[Batch]] = defaultdict(list)
+    for name in names:
+        for batch, own in zip(micro_batches, rows[name], strict=True):
+            chosen = batch.select(torch.tensor(own or [0]))
+            invalid = torch.zeros_like(chosen.valid)
+            found[name].append(chosen if own else replace(chosen, valid=invalid))
+    sizes = ranks.sum(torch.tensor([[len(own) for own in rows[name]] for name in names]))
+    totals = ranks.sum(torch.stack([count(found[name], num_tasks) for name in names]))
+    halves = [
+        TaskHalf(
+            task=name[0],
+            # Micro-batches without a row of the half on any rank are left out, on all ranks alike.
+            batches=[batch for batch, size in zip(found[name], of_half, strict=True) if size],
+            totals=LossTotals(*of_totals),
+        )
+        for name, of_half, of_totals in zip(names, sizes, totals, strict=True)
+    ]
+    pairs = zip(halves[::2], halves[1::2], strict=True)
+    return [(first, second) for first, second in pairs if second.totals.examples.any()]
+
+
+class MetaProgress:
+    """Collects the losses of outer steps, and tells their means every `log_every` steps."""
+
+    def __init__(self, recipe: Recipe, num_steps: int, *, silent: bool) -> None:
+        self.num_steps, self.log_every = num_steps, recipe.training.log_every
+        self.silent = silent
+        self.steps_with = dict.fromkeys(recipe.tasks, 0)
+        """Task -> outer steps in which it had enough examples."""
+        self._pace = Pace()
+        self._interval: dict[str, list[tuple[float, float]]] = {}
+        self._means: Losses = {}
+
+    def after_step(self, step: int, losses: Losses) -> None:
+        """Take the losses of outer step number `step`, from 1 on."""
+        for task, pair in losses.items():
+            self.steps_with[task] += 1
+            self._interval.setdefault(task, []).append(pair)
+        if step % self.log_every == 0 or step == self.num_steps:
+            for task, pairs in self._interval.items():
+                first, second = (sum(each) / len(pairs) for each in zip(*pairs, strict=True))
+                self._means[task] = first, second
+            self._interval = {}
+            left = self._pace.seconds / step * (self.num_steps - step)
+            shown = "  ".join(f"{t} {a:.3f} then {b:.3f}" for t, (a, b) in self._means.items())
+            self._say(f"meta-learning {step}/{self.num_steps}  {shown}  {clock(left)} left")
+
+    def end(self, num_skipped: int) -> dict[str, Any]:
+        """Say what went wrong; returns what the metrics keep."""
+        if num_skipped:
+            self._say(
+                f"meta-learning: {num_skipped} steps inside tasks were skipped, because loss or "
+                "gradient was not finite; a lower meta.learning_rate may help"
+            )
+        for task, steps in self.steps_with.items():
+            if steps < self.num_steps:
+                self._say(
+                    f"meta-learning: {task} took part in {steps} of {self.num_steps} steps; in "
+                    "the others it had fewer than two examples"
+                )
+        return {
+            "steps": self.num_steps,
+            "skipped": num_skipped,
+            "seconds": self._pace.seconds,
+            **{f"loss_{n}": {t: pair[n - 1] for t, pair in self._means.items()} for n in (1, 2)},
+        }
+
+    def _say(self, text: str) -> None:
+        if not self.silent:
+            tell(text, flush=True)

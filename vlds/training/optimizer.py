@@ -1,5 +1,8 @@
-"""AdamW that does not touch the weights of absent tasks, nor weights that no loss has read yet. Its
-update is torch's, or that of transformers' former AdamW.
+"""The optimizer: AdamW over ZeRO's flat tensors, its groups and schedule, and the parts in which a
+micro-batch is computed.
+
+AdamW does not touch the weights of absent tasks, nor weights that no loss has read yet. Its update
+is torch's, or that of transformers' former AdamW.
 
 Weights per task are stacked in one parameter, or are a task's head, and ZeRO joins parameters to
 flat partitions. Torch's AdamW would treat what an absent task owns as if its gradient were zero:
@@ -35,58 +38,6 @@ from vlds.models.model import Model
 from vlds.models.roles import TaskSlices, optimizer_rules
 from vlds.recipe.config import AdamWUpdate, OptimizerConfig, Recipe
 from vlds.schema import OptimizerRule
-
-# Parts of a micro-batch: rows of similar shape, each part padded to its own longest.
-#
-# Tasks mixed within a micro-batch differ widely (two pictures or one, a word or a sentence to
-# write), and every row pays for the largest. The loss is a sum over rows, so cutting changes
-# nothing but the padding. Every micro-batch on every rank has the same number of parts, because all
-# ranks must gather weights in the same order under ZeRO-3.
-
-
-Ints = NDArray[np.int64]
-
-
-def similar_rows(sizes: Tensor, parts: int) -> list[Tensor]:
-    """Cut b >= `parts` rows into `parts` sets of row numbers with the fewest padded tokens in all.
-
-    `sizes`: (b, k) tokens of each row, as `Model.sizes` counts them. Rows are sorted by their
-    sizes, the first column first, and cut between unlike rows where there are enough of them.
-    """
-    table = sizes.cpu().numpy().astype(np.int64)
-    order = np.lexsort(table.T[::-1])
-    table = table[order]
-    unlike = np.flatnonzero((table[1:] != table[:-1]).any(1)) + 1
-    edges = np.arange(len(table) + 1)
-    if len(unlike) + 1 >= parts:
-        edges = np.concatenate([[0], unlike, [len(table)]])
-    cuts = edges[cheapest_cuts(table, edges, parts)]
-    return [torch.from_numpy(order[a:b]) for a, b in pairwise(cuts)]
-
-
-def cheapest_cuts(sizes: Ints, edges: Ints, parts: int) -> list[int]:
-    """Numbers of the edges between which the parts lie, first and last included.
-
-    Dynamic programming over costs[i, j], the tokens of a part from edge i to edge j: its rows
-    times its largest sizes (r, k).
-    """
-    segments = np.maximum.reduceat(sizes, edges[:-1])  # (g, k)
-    starts = np.arange(len(segments))
-    inside = np.where((starts[None] >= starts[:, None])[..., None], segments[None], 0)
-    largest = np.maximum.accumulate(inside, axis=1).sum(-1)  # (g, g) from segment i through j
-    rows = edges[None, 1:] - edges[:-1, None]
-    costs = np.where(rows > 0, rows * largest, np.inf)
-    best, choices = costs[0], []
-    for _ in range(parts - 1):
-        # A part that begins with segment i follows those that end with segment i - 1.
-        totals = best[:-1, None] + costs[1:]
-        choices.append(totals.argmin(0))
-        best = totals.min(0)
-    cuts = [len(segments)]
-    for chosen in reversed(choices):
-        cuts.append(int(chosen[cuts[-1] - 1]) + 1)
-    return [0, *reversed(cuts)]
-
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SHARED_OWNER = 0
@@ -151,34 +102,50 @@ class TaskAdamW(AdamW):
                     self._update(flat, flat.grad, group)
 
     def _update(self, flat: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[flat]
+        """Update the segments of a flat tensor whose owners are present."""
+        state, segments = self.state[flat], self.segments[flat]
         if not state:
             state |= new_state(flat, [0] * (1 + self.num_tasks))
-        sizes, updates = self._runs(self.segments[flat], state["step"].numpy())
-        tensors = (flat, gradient, *(state[moment] for moment in MOMENTS))
-        runs = [tensor.split(sizes.tolist()) for tensor in tensors]
         beta1, beta2 = group["betas"]
-        rate, decay = group["lr"], group["weight_decay"]
+        rate, decay, eps = group["lr"], group["weight_decay"], group["eps"]
+        # Updates so far of each owner (1 + tasks,), then of each segment (n,). The entry at the end
+        # is where the index UNREAD_OWNER points.
+        of_owners = np.where(self.present, state["step"].numpy(), NO_UPDATE)
+        of_segments = np.append(of_owners, NO_UPDATE)[segments.owners]
+        # Join neighbours with the same number: if every task is in every batch, a flat tensor is
+        # one run, and a step as fast as torch's. A run starts where the number differs from that
+        # before; the first one always, because what stands before it is smaller than any number.
+        starts = np.flatnonzero(np.diff(of_segments, prepend=NO_UPDATE - 1))
+        sizes, updates = np.add.reduceat(segments.sizes, starts).tolist(), of_segments[starts]
+        tensors = (flat, gradient, *(state[moment] for moment in MOMENTS))
+        runs = [tensor.split(sizes) for tensor in tensors]
+        # Torch's kernel counts updates for each run, but has one eps. That of transformers depends
+        # on the count, so it needs a call for each: at most as many as there are owners.
+        moves = updates != NO_UPDATE
+        calls = [(moves, eps)]
         decays_behind = self.update == "transformers"
-        for chosen, eps in self._calls(updates, beta2, group["eps"]):
+        if decays_behind:
+            calls = [
+                (updates == count, eps / math.sqrt(1 - beta2 ** (int(count) + 1)))
+                for count in np.unique(updates[moves])
+            ]
+        for chosen, run_eps in calls:
             weights, gradients, first, second = (list(compress(run, chosen)) for run in runs)
+            steps = torch.tensor(updates[chosen], dtype=torch.float32, device=flat.device)
             adamw(
                 params=weights,
                 grads=gradients,
                 exp_avgs=first,
                 exp_avg_sqs=second,
                 max_exp_avg_sqs=[],
-                # Scratch: torch adds 1 to the step of each part.
-                state_steps=list(
-                    torch.tensor(updates[chosen], dtype=torch.float32, device=flat.device)
-                ),
+                state_steps=list(steps),  # scratch: torch adds 1 to each
                 fused=True,
                 amsgrad=False,
                 beta1=beta1,
                 beta2=beta2,
                 lr=rate,
                 weight_decay=0.0 if decays_behind else decay,
-                eps=eps,
+                eps=run_eps,
                 maximize=False,
             )
             if decays_behind and weights and decay:
@@ -188,51 +155,14 @@ class TaskAdamW(AdamW):
         # One more for each owner that was present, as bool adds to int.
         state["step"] += torch.from_numpy(self.present)
 
-    def _calls(
-        self, updates: NDArray[np.int64], beta2: float, eps: float
-    ) -> list[tuple[NDArray[np.bool_], float]]:
-        """Calls of torch's kernel: which runs each updates, and with which eps.
-
-        The kernel counts updates for each run, but has one eps. That of transformers depends on the
-        count, of which there are at most as many as owners.
-        """
-        moves = updates != NO_UPDATE
-        if self.update == "torch":
-            return [(moves, eps)]
-        return [
-            (updates == count, eps / math.sqrt(1 - beta2 ** (int(count) + 1)))
-            for count in np.unique(updates[moves])
-        ]
-
-    def _runs(
-        self, segments: Segments, updates: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Join neighbours with the same number of updates: sizes, and updates so far or NO_UPDATE.
-
-        `updates`: (1 + tasks,) of each owner. If every task is in every batch, a flat tensor is one
-        run, and a step as fast as torch's.
-        """
-        of_owners = np.where(self.present, updates, NO_UPDATE)
-        # One more entry at the end, which is where the index UNREAD_OWNER points.
-        of_segments = np.append(of_owners, NO_UPDATE)[segments.owners]
-        # A run starts where the number differs from that before; the first one always, because
-        # what stands before it is smaller than any number.
-        starts = np.flatnonzero(np.diff(of_segments, prepend=NO_UPDATE - 1))
-        return np.add.reduceat(segments.sizes, starts), of_segments[starts]
-
 
 def new_state(flat: Tensor, updates: Sequence[int]) -> dict[str, Tensor]:
-    """Moments of zero, and (1 + tasks,) updates of each owner."""
+    """Moments of zero, and (1 + tasks,) updates of each owner, where torch's AdamW has one."""
     moments = {key: torch.zeros_like(flat) for key in MOMENTS}
     return {"step": torch.tensor(updates), **moments}
 
 
-# Where weights lie in ZeRO's flat partitions is private to DeepSpeed 0.19. Each rank holds one flat
-# tensor of fp32 masters for each group of parameters. Stages 1 and 2 join the parameters of a group
-# and cut the whole; stage 3 cuts each parameter and joins the rank's parts.
-
-
-class Piece(NamedTuple):
+class FlatPiece(NamedTuple):
     """Consecutive elements of one parameter in a flat partition; between pieces lies padding."""
 
     offset: int
@@ -251,44 +181,39 @@ def flat_segments(
     idle: Collection[nn.Parameter],
 ) -> dict[Tensor, Segments]:
     """This rank's flat tensors under a ZeRO optimizer, cut by owner. `slices`: of the parameters
-    that are stacked over tasks, or belong to one. `idle`: those that no loss has read yet."""
+    that are stacked over tasks, or belong to one. `idle`: those that no loss has read yet.
+
+    Each rank holds one flat tensor of fp32 masters for each group of parameters. Where parameters
+    lie in it is private to DeepSpeed 0.19.
+    """
     segments: dict[Tensor, Segments] = {}
     if stage == 3:
+        # Each parameter is cut into equal parts, the last one padded; the rank's parts are joined.
         for flat, group in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
-            length = sum(parameter.partition_numel() for parameter in group)
-            segments[flat] = segments_of(cut_each(group, global_rank), length, slices, idle)
-    else:
-        for flat, group in zip(
-            zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True
-        ):
-            segments[flat] = segments_of(cut_whole(group), flat.numel(), slices, idle)
+            pieces, offset = [], 0
+            for parameter in group:
+                size = parameter.partition_numel()
+                start = global_rank * size
+                if (filled := min(size, parameter.ds_numel - start)) > 0:
+                    pieces.append(FlatPiece(offset, start, filled, parameter))
+                offset += size
+            segments[flat] = segments_of(pieces, offset, slices, idle)
+        return segments
+    # Stages 1 and 2 join a group's parameters and cut the whole, so that a part of some of them is
+    # on this rank; DeepSpeed notes which.
+    for flat, group in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True):
+        pieces = []
+        for parameter in group:
+            if (mapping := parameter._hp_mapping) is not None:
+                inside, part = mapping.hp_fragment_address, mapping.lp_fragment_address
+                pieces.append(FlatPiece(inside.start, part.start, part.numel, parameter))
+        pieces.sort(key=lambda piece: piece.offset)
+        segments[flat] = segments_of(pieces, flat.numel(), slices, idle)
     return segments
 
 
-def cut_whole(group: Sequence[Any]) -> list[Piece]:
-    """Stages 1 and 2, which note this rank's part of each parameter."""
-    pieces = []
-    for parameter in group:
-        if (mapping := parameter._hp_mapping) is not None:
-            inside, part = mapping.hp_fragment_address, mapping.lp_fragment_address
-            pieces.append(Piece(inside.start, part.start, part.numel, parameter))
-    return sorted(pieces, key=lambda piece: piece.offset)
-
-
-def cut_each(group: Sequence[Any], global_rank: int) -> list[Piece]:
-    """Stage 3: equal parts of each parameter, the last one padded."""
-    pieces, offset = [], 0
-    for parameter in group:
-        size = parameter.partition_numel()
-        start = global_rank * size
-        if (filled := min(size, parameter.ds_numel - start)) > 0:
-            pieces.append(Piece(offset, start, filled, parameter))
-        offset += size
-    return pieces
-
-
 def segments_of(
-    pieces: Sequence[Piece],
+    pieces: Sequence[FlatPiece],
     length: int,
     slices: Mapping[nn.Parameter, TaskSlices],
     idle: Collection[nn.Parameter],
@@ -370,6 +295,7 @@ def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
 
     Errors: ValueError if nothing trains, or a method declares no rule for one of its tensors.
     """
+    # Few groups: each becomes one flat tensor of ZeRO, and a call of the kernel.
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     rules = optimizer_rules(model)
     for name, parameter in model.named_parameters():
@@ -428,3 +354,55 @@ def set_learning_rate(groups: Iterable[dict[str, Any]], factor: float) -> None:
     """Write the rate of this step into the optimizer."""
     for group in groups:
         group["lr"] = group["peak_lr"] * factor
+
+
+Ints = NDArray[np.int64]
+
+
+def similar_rows(sizes: Tensor, parts: int) -> list[Tensor]:
+    """Cut b >= `parts` rows into `parts` sets of row numbers with the fewest padded tokens in all.
+
+    Each part is padded to its own longest row. Tasks mixed within a micro-batch differ widely (two
+    pictures or one, a word or a sentence to write), and every row pays for the largest. The loss is
+    a sum over rows, so cutting changes nothing but the padding. Every micro-batch on every rank has
+    the same number of parts, because all ranks must gather weights in the same order under ZeRO-3.
+
+    `sizes`: (b, k) tokens of each row, as `Model.sizes` counts them. Rows are sorted by their
+    sizes, the first column first, and cut between unlike rows where there are enough of them.
+    """
+    # lexsort sorts by its last key first.
+    table = sizes.cpu().numpy().astype(np.int64)
+    order = np.lexsort(table.T[::-1])
+    table = table[order]
+    unlike = np.flatnonzero((table[1:] != table[:-1]).any(1)) + 1
+    edges = np.arange(len(table) + 1)
+    if len(unlike) + 1 >= parts:
+        edges = np.concatenate([[0], unlike, [len(table)]])
+    cuts = edges[cheapest_cuts(table, edges, parts)]
+    return [torch.from_numpy(order[a:b]) for a, b in pairwise(cuts)]
+
+
+def cheapest_cuts(sizes: Ints, edges: Ints, parts: int) -> list[int]:
+    """Numbers of the edges between which the parts lie, first and last included.
+
+    Dynamic programming over costs[i, j], the tokens of a part from edge i to edge j: its rows
+    times its largest sizes (r, k).
+    """
+    segments = np.maximum.reduceat(sizes, edges[:-1])  # (g, k) largest between neighbouring edges
+    starts = np.arange(len(segments))
+    # inside[i, j]: segment j's sizes if a part from segment i on could hold it, else 0.
+    inside = np.where((starts[None] >= starts[:, None])[..., None], segments[None], 0)
+    largest = np.maximum.accumulate(inside, axis=1).sum(-1)  # (g, g) from segment i through j
+    rows = edges[None, 1:] - edges[:-1, None]
+    costs = np.where(rows > 0, rows * largest, np.inf)
+    # best[j]: the cheapest cut of the rows up to segment j into as many parts as so far.
+    best, choices = costs[0], []
+    for _ in range(parts - 1):
+        # A part that begins with segment i follows those that end with segment i - 1.
+        totals = best[:-1, None] + costs[1:]
+        choices.append(totals.argmin(0))
+        best = totals.min(0)
+    cuts = [len(segments)]  # follow the choices back from the end
+    for chosen in reversed(choices):
+        cuts.append(int(chosen[cuts[-1] - 1]) + 1)
+    return [0, *reversed(cuts)]

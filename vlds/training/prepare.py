@@ -50,11 +50,11 @@ class Prepared:
 
 def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     """Check the recipe against files, data and ranks."""
+    # What needs the recipe alone is checked before data sets are opened, which may be remote.
     check_output(recipe.output, resume, data_sets(to_tree(recipe), Recipe))
     check_tracking(recipe.tracking)
     cut = cut_batches(recipe, ranks.world_size)
     check_parts(recipe, cut)
-    check_lengths(recipe)
     check_learnable(recipe, cut)
     check_rates(recipe)
     for field, size in recipe.batch_sizes.items():
@@ -80,22 +80,18 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     )
 
 
-def check_lengths(recipe: Recipe) -> None:
-    """Errors: ValueError if the longest row of a task has more tokens than the model positions."""
+def check_learnable(recipe: Recipe, cut: BatchCut) -> None:
+    """Errors: ValueError if the longest row of a task has more tokens than the model positions, or
+    a task or a method wants what the model, the reader or the cut of the batches does not give."""
     for name, task in recipe.tasks.items():
         decoding, answer = task.decoding, task.max_target_tokens
         if task.head is not None:
-            answer = 1
+            answer = 1  # one label stands for the classes
         elif task.evaluate and decoding.choices is None and decoding.answers is None:
             answer = max(answer, decoding.max_new_tokens)
         pictures = task.num_pictures or recipe.model.most_images[0]
         longest = Longest(pictures, task.max_prompt_tokens, answer)
         recipe.model.check_length(f"tasks.{name}", longest)
-
-
-def check_learnable(recipe: Recipe, cut: BatchCut) -> None:
-    """Errors: ValueError if a task or a method wants what the model, the reader or the cut of the
-    batches does not give."""
     num_micro_batches = max(map(cut.accumulation_steps, recipe.batch_sizes.values()))
     recipe.model.check_tasks(recipe.tasks, num_micro_batches)
     for name, task in recipe.tasks.items():
@@ -196,15 +192,13 @@ def slow_precision(precision: str, device: torch.device) -> str | None:
 
 def slowdown(dtype: torch.dtype) -> float:
     """How many times longer than in fp32 a product of two small matrices takes on this CPU."""
-    return product_seconds(dtype) / product_seconds(torch.float32)
-
-
-def product_seconds(dtype: torch.dtype) -> float:
-    """The shortest of five products; the first one warms up."""
-    matrix = torch.ones(256, 256, dtype=dtype)
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
-        torch.matmul(matrix, matrix)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    shortest = []
+    for each in (dtype, torch.float32):
+        matrix = torch.ones(256, 256, dtype=each)
+        seconds = []
+        for _ in range(5):  # the first one warms up
+            started = time.perf_counter()
+            torch.matmul(matrix, matrix)
+            seconds.append(time.perf_counter() - started)
+        shortest.append(min(seconds))
+    return shortest[0] / shortest[1]

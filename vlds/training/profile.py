@@ -50,6 +50,7 @@ def span(name: str) -> Iterator[None]:
 
 def now() -> float:
     """Seconds, once a GPU has done what it was told so far."""
+    # Kernels run behind Python: without this, times would be those of launching them.
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -62,6 +63,7 @@ def between_steps() -> Iterator[None]:
     if _active is None:
         yield
         return
+    # Spans inside, such as an evaluation's forward passes, must not count.
     profile, _active, began = _active, None, now()
     try:
         yield
@@ -126,8 +128,22 @@ class StepProfile:
 
     def _begin(self) -> None:
         global _active
-        for hook in [] if self._vision is None else spans_around(self._vision):
-            self._open.callback(hook.remove)
+        if self._vision is not None:
+            # Its forward pass is a span inside the model's.
+            spans: list[AbstractContextManager[None]] = []
+
+            def enter(*_: Any) -> None:
+                spans.append(span("vision"))
+                spans[-1].__enter__()
+
+            def leave(*_: Any) -> None:
+                spans.pop().__exit__(None, None, None)
+
+            for hook in (
+                self._vision.register_forward_pre_hook(enter),
+                self._vision.register_forward_hook(leave, always_call=True),
+            ):
+                self._open.callback(hook.remove)
         gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
         profiler = torch.profiler.profile(activities=[ProfilerActivity.CPU, *gpu])
         self._profiler = self._open.enter_context(profiler)
@@ -153,40 +169,20 @@ class StepProfile:
                 unfinished.mkdir()  # torch has a temporary file of its own
                 file = unfinished / TRACE
                 self._profiler.export_chrome_trace(str(file))
-                check_whole(file)
+                with file.open("ab+") as written:
+                    written.seek(max(0, written.tell() - 8))
+                    is_whole = written.read().rstrip().endswith(b"}")
+                    if not is_whole:
+                        # Torch only logs what has stopped it, or not; a large write raises it.
+                        written.write(bytes(1 << 20))
+                if not is_whole:
+                    raise OSError("torch has not written all of it")
                 finish(file)
                 os.replace(file, self.trace)
         except (OSError, RuntimeError) as error:
             why = getattr(error, "strerror", None) or error
             return f"no trace is written to {self.trace.parent}: {why}; the run goes on"
         return f"trace of {self.num_steps} steps: {self.trace}; {VIEWERS}"
-
-
-def check_whole(trace: Path) -> None:
-    """Errors: OSError that says why the end of a trace is missing: torch only logs that, or not."""
-    with trace.open("ab+") as file:
-        file.seek(max(0, file.tell() - 8))
-        if file.read().rstrip().endswith(b"}"):
-            return
-        file.write(bytes(1 << 20))  # what has stopped torch stops this, too
-    raise OSError("torch has not written all of it")
-
-
-def spans_around(module: nn.Module) -> list[Any]:
-    """Let a module's forward pass be a span; the hooks."""
-    open_spans: list[AbstractContextManager[None]] = []
-
-    def enter(*_: Any) -> None:
-        open_spans.append(span("vision"))
-        open_spans[-1].__enter__()
-
-    def leave(*_: Any) -> None:
-        open_spans.pop().__exit__(None, None, None)
-
-    return [
-        module.register_forward_pre_hook(enter),
-        module.register_forward_hook(leave, always_call=True),
-    ]
 
 
 def table(seconds: Mapping[str, float], whole: float, between: float, num_steps: int) -> list[str]:

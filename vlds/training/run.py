@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 
 from vlds.artifact import TrainedOn, own_tensors, save_artifact
 from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.sequential import SequentialStream, StreamedSource
+from vlds.data.streams.sequential import SequentialStream
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import MixedStream, TrainStream
 from vlds.evaluation.evaluator import Evaluator, cut_texts
@@ -28,14 +28,22 @@ from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import without_credentials
 from vlds.schema import Collator
 from vlds.training.alignment import align, fill_caches
-from vlds.training.checkpoint import RunStates, find_state, restore, saved_shapes
+from vlds.training.checkpoint import (
+    BestStep,
+    RunStates,
+    check_best,
+    find_state,
+    recipe_changes,
+    restore,
+    saved_shapes,
+)
 from vlds.training.engine import Engine
 from vlds.training.meta import check_meta, meta_learn, meta_seed
 from vlds.training.optimizer import parameter_groups
 from vlds.training.prepare import Prepared
 from vlds.training.profile import FOLDER, StepProfile, check_profile, takes
 from vlds.training.sinks import Tracker, has_scores
-from vlds.training.states import RECIPE, BestStep, Resume, check_best, recipe_changes
+from vlds.training.states import RECIPE, Resume
 
 SHOWN_CHANGES = 20
 
@@ -78,7 +86,9 @@ def write_start(run: Run, resumed: bool) -> None:
             run.tracker.say(f"resuming: the previous recipe cannot be read ({error})")
     else:
         write_whole(run.folder / STARTS, "")  # an earlier attempt that saved no state
-    add_start(run.folder, new_start(step, command_line(), hardware(run.ranks), changes))
+    words = (word for word in sys.argv[1:] if not word.startswith("--local_rank="))
+    command = " ".join(["vlds", *map(without_credentials, words)])  # as a user would type it
+    add_start(run.folder, new_start(step, command, hardware(run.ranks), changes))
     comments = [
         f"changed at step {start.step}: {change}"
         for start in read_starts(run.folder)
@@ -89,12 +99,6 @@ def write_start(run: Run, resumed: bool) -> None:
         run.tracker.say(f"resuming with a change: {change}")
     if len(changes) > SHOWN_CHANGES:
         run.tracker.say(f"and {len(changes) - SHOWN_CHANGES} more changes, see {file}")
-
-
-def command_line() -> str:
-    """This process's words as a user would type them."""
-    words = (word for word in sys.argv[1:] if not word.startswith("--local_rank="))
-    return " ".join(["vlds", *map(without_credentials, words)])
 
 
 def hardware(ranks: Ranks) -> str:
@@ -151,7 +155,7 @@ def save_run_artifact(run: Run, folder: Path, notes: Mapping[str, str] | None = 
             }
             tensors = own_tensors(model, masters)
             save_artifact(folder, tensors, run.recipe, run.processor, notes, run.trained_on)
-    run.ranks.barrier()
+    run.ranks.barrier()  # no rank goes on, or ends, before the artifact is whole
 
 
 def tell_evaluation(run: Run) -> None:
@@ -179,9 +183,6 @@ def tell_evaluation(run: Run) -> None:
             run.tracker.write(step, {"scores": scores, "answers_per_second": speed})
 
 
-# From a checked recipe to a run that is ready for its first step.
-
-
 def build_run(
     recipe: Recipe,
     ranks: Ranks,
@@ -196,11 +197,13 @@ def build_run(
     Errors: ValueError, before the run's folder has a new file; MetaStopped if `stopping` is true on
     a rank before the model has been meta-learnt.
     """
+    # The order is by cost: what may refuse the run comes before what takes long.
     state_folder = find_state(recipe, ranks, resume)
     resumed = state_folder is not None
     check_profile(profile, Path(recipe.output), None if resumed else recipe.training.num_steps)
     processor = recipe.model.load_processor()
     collator = recipe.model.collator(processor)
+    # Reads all questions that will be scored, so that a bad one is found now and not hours later.
     evaluator = Evaluator(recipe, prepared.evaluation_sources, collator, ranks)
     best = None
     if recipe.training.best is not None:
@@ -209,22 +212,46 @@ def build_run(
         best = BestStep(recipe.training.best, folder, resumed=resumed and ranks.is_first)
     stream = open_stream(recipe, ranks, prepared, collator)
     model = load_model(recipe, prepared, processor, ranks, state_folder)
+    # Meta-learning takes long, so errors of the groups come before it.
     groups = parameter_groups(model, recipe)
     check_choices(recipe, model)
     learnt = None
     if recipe.meta is not None and not resumed:
         learnt = learn_start(model, recipe, ranks, prepared, collator, stopping)
-    engine = open_engine(model, groups, recipe, ranks, prepared)
+    engine = Engine(
+        model,
+        groups,
+        prepared.deepspeed,
+        ranks=ranks,
+        tasks=list(recipe.tasks.values()),
+        seed=recipe.seed,
+        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
+        eps=recipe.optimizer.eps,
+        update=recipe.optimizer.update,
+        parts=recipe.data.parts,
+        num_steps=recipe.training.num_steps,
+    )
     notices = recipe.model.check_built(model)
     states = RunStates(recipe, engine, stream, source_hashes(recipe) if ranks.is_first else {})
     if state_folder is not None:
         restore(recipe, states, ranks, state_folder, new_phase)
-        check_steps(recipe, engine.steps_done)
+    left = recipe.training.num_steps - engine.steps_done
+    if left < 0:
+        raise ValueError(
+            f"training.steps: {recipe.training.num_steps:,}, but the run in {recipe.output} has "
+            f"taken {engine.steps_done:,}; give at least {engine.steps_done:,}, or another output"
+        )
     if best is not None:
         states.best = best.known  # a state is older than the evaluation of its own step
     tracker = Tracker(recipe, ranks, engine.steps_done)
     evaluator.say = tracker.say
-    known = trained_on(prepared.train_sources or prepared.streamed_sources)
+    known = {
+        source.name: TrainedOn(
+            examples=source.num_annotations,
+            most_pictures=source.most_pictures if isinstance(source, Source) else None,
+        )
+        for source in prepared.train_sources or prepared.streamed_sources
+    }
     run = Run(recipe, ranks, engine, stream, tracker, processor, evaluator, best, states, known)
     if ranks.is_first:
         write_start(run, resumed)
@@ -232,21 +259,15 @@ def build_run(
     if learnt is not None:
         tracker.write(0, {"meta": learnt})
     if ranks.is_first:
-        notices = [*notices, *add_profile(run, profile), *prepared.notices]
-        for line in [*notices, *cut_texts(prepared.train_sources, collator)]:
+        if left < takes(profile):
+            steps = f"{takes(profile)} steps, of which the run has {left} left"
+            notices = [*notices, f"--profile is left out: it takes {steps}"]
+        elif profile:
+            run.profile = StepProfile(profile, run.folder / FOLDER, model.vision_module)
+        cut = cut_texts(prepared.train_sources, collator)
+        for line in [*notices, *prepared.notices, *cut]:
             tracker.say(line)
     return run
-
-
-def trained_on(sources: Sequence[Source | StreamedSource]) -> dict[str, TrainedOn]:
-    """What is known of each task's training data."""
-    return {
-        source.name: TrainedOn(
-            examples=source.num_annotations,
-            most_pictures=source.most_pictures if isinstance(source, Source) else None,
-        )
-        for source in sources
-    }
 
 
 def source_hashes(recipe: Recipe) -> dict[str, str]:
@@ -260,27 +281,6 @@ def source_hashes(recipe: Recipe) -> dict[str, str]:
     source, _ = recipe.model.processor_place
     words = {} if source is None else {recipe.model.processor_word: hash_processor(source)}
     return {**recipe.model.source_hashes(), **of_methods, **words}
-
-
-def check_steps(recipe: Recipe, steps_done: int) -> None:
-    """Errors: ValueError if a resumed run has taken more steps than the recipe says."""
-    steps = recipe.training.num_steps
-    if steps_done > steps:
-        raise ValueError(
-            f"training.steps: {steps:,}, but the run in {recipe.output} has taken {steps_done:,}; "
-            f"give at least {steps_done:,}, or another output"
-        )
-
-
-def add_profile(run: Run, num_steps: int) -> list[str]:
-    """Let this rank profile so many steps; what to say if too few are left for it."""
-    left = run.recipe.training.num_steps - run.engine.steps_done
-    if left < takes(num_steps):
-        steps = f"{takes(num_steps)} steps, of which the run has {left} left"
-        return [f"--profile is left out: it takes {steps}"]
-    if num_steps:
-        run.profile = StepProfile(num_steps, run.folder / FOLDER, run.engine.model.vision_module)
-    return []
 
 
 def check_choices(recipe: Recipe, model: Model) -> None:
@@ -325,12 +325,15 @@ def load_model(
         methods = {name: method.resumed() for name, method in recipe.methods.items()}
         setup = replace(setup, methods=methods)
     if recipe.alignment is not None or any(m.needs_whole_model for m in recipe.methods.values()):
+        # Alignment and caches are computed in fp32, whatever the run's precision.
         model = build_model(setup, tasks, torch.float32, processor)
         if recipe.alignment is not None:
             align(model, recipe, ranks)
         fill_caches(model, recipe, prepared.train_sources, ranks)
         model.to(dtype)
     else:
+        # Under stage 3, weights are partitioned while they are read: no rank ever holds all.
+        # Meta-learning runs before the engine, on whole weights.
         learns = recipe.meta is not None and state_folder is None
         with nullcontext() if learns else partitioned_loading(prepared.deepspeed):
             model = build_model(setup, tasks, dtype, processor)
@@ -347,7 +350,7 @@ def learn_start(
     collator: Collator,
     stopping: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Meta-learn what trains, on examples in an order of their own; what the metrics keep of it.
+    """Meta-learn what trains, on examples in a separate order; returns what the metrics keep.
 
     Errors: as `meta_learn`, and ValueError if the model cannot be.
     """
@@ -359,29 +362,6 @@ def learn_start(
     reading = replace(recipe, seed=meta_seed(recipe.seed))
     stream = open_stream(reading, ranks, replace(prepared, cut=cut), collator)
     return meta_learn(model, recipe, ranks, stream, stopping)
-
-
-def open_engine(
-    model: Model,
-    groups: list[dict[str, Any]],
-    recipe: Recipe,
-    ranks: Ranks,
-    prepared: Prepared,
-) -> Engine:
-    """An engine around the model, before its first step."""
-    return Engine(
-        model,
-        groups,
-        prepared.deepspeed,
-        ranks=ranks,
-        tasks=list(recipe.tasks.values()),
-        seed=recipe.seed,
-        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
-        eps=recipe.optimizer.eps,
-        update=recipe.optimizer.update,
-        parts=recipe.data.parts,
-        num_steps=recipe.training.num_steps,
-    )
 
 
 def announce(run: Run) -> None:

@@ -1,4 +1,8 @@
-"""Where a run's metrics go: metrics.jsonl always, TensorBoard and Weights & Biases on request."""
+"""What a run reports of its steps, and where that goes.
+
+A progress line on a terminal or plain lines elsewhere, metrics.jsonl always, TensorBoard and
+Weights & Biases on request.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +38,6 @@ from vlds.runtime.terminal import (
     without_credentials,
 )
 
-# What an optimizer step has to tell.
-
 
 @dataclass(frozen=True)
 class StepReport:
@@ -53,10 +55,6 @@ class StepReport:
     ranks."""
     not_finite: list[str] = field(default_factory=list)
     """Ids of this rank's examples whose own loss was not finite."""
-
-
-# Reports a run: metrics to its sinks, and a progress line on a terminal, or plain lines
-# elsewhere.
 
 
 class Tracker:
@@ -91,6 +89,7 @@ class Tracker:
         if report.skipped:
             self._num_skipped += 1
         else:
+            # loss = sum_k (N_k / N) L_k, see vlds/training/loss.py
             shares = report.task_losses * report.examples
             self._losses += report.task_losses
             self._num_losses += report.examples > 0
@@ -102,19 +101,17 @@ class Tracker:
             self._start_interval()
 
     def _tell(self, step: int, report: StepReport, learning_rate: float, data: MixedStream) -> None:
+        # One sum over ranks for everything of which they have shares.
         others = torch.tensor([*self._added.values(), self._loss, float(data.num_bad)])
         *sums, loss, num_bad = self.ranks.sum(torch.cat([self._losses, others])).tolist()
-        losses, added = (
-            sums[: len(self.tasks)],
-            zip(self._added, sums[len(self.tasks) :], strict=True),
-        )
+        losses, added = sums[: len(self.tasks)], sums[len(self.tasks) :]
         elapsed = time.monotonic() - self._since
         num_finite = self._num_steps - self._num_skipped
         by_task = zip(self.tasks, losses, self._num_losses.tolist(), strict=True)
         metrics: dict[str, float] = {
             **({"loss": loss / num_finite} if num_finite else {}),
             **{f"loss/{task}": total / num for task, total, num in by_task if num},
-            **{f"added/{name}": total / num_finite for name, total in added},
+            **{f"added/{n}": t / num_finite for n, t in zip(self._added, added, strict=True)},
             "learning_rate": learning_rate,
             **({} if report.skipped else {"gradient_norm": report.gradient_norm}),
             "skipped_steps": self._num_skipped,
@@ -127,29 +124,26 @@ class Tracker:
             **{f"epoch/{task}": epoch for task, epoch in data.epochs().items()},
         }
         self.write(step, metrics)
-        self._show(step, metrics)
-
-    def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """Hand one line of metrics to every sink."""
-        for sink in self.sinks:
-            sink.write(step, metrics)
-
-    def _show(self, step: int, metrics: dict[str, float]) -> None:
-        losses = "  ".join(
+        of_parts = "  ".join(
             f"{sign}{name.partition('/')[2]} {value:.3f}"
             for prefix, sign in (("loss/", ""), ("added/", "+"))
             for name, value in metrics.items()
             if name.startswith(prefix)
         )
-        loss = f"{metrics['loss']:.3f}" if "loss" in metrics else "not finite"
+        whole = f"{metrics['loss']:.3f}" if "loss" in metrics else "not finite"
         speed = f"{metrics['samples_per_second']:.0f} examples/s"
         if self._bar:
-            text = visible(f"loss {loss}  {speed}  {losses}")  # a narrow terminal cuts the end
+            text = visible(f"loss {whole}  {speed}  {of_parts}")  # a narrow terminal cuts the end
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         else:
             left = clock(metrics["seconds_left"])
-            text = f"loss {loss}  {losses}  {speed}  data wait {metrics['data_wait']:.0%}"
+            text = f"loss {whole}  {of_parts}  {speed}  data wait {metrics['data_wait']:.0%}"
             self.say(f"step {step}/{self.steps}  {text}  {left} left")
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Hand one line of metrics to every sink."""
+        for sink in self.sinks:
+            sink.write(step, metrics)
 
     def say(self, text: str) -> None:
         """One line for the user, from the first rank."""

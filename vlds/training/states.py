@@ -13,127 +13,19 @@ This module does not import torch, so that the supervisor can use it.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from math import isnan, nan
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vlds.artifact import WEIGHTS
-from vlds.data.order.epoch_order import differences
-from vlds.evaluation.evaluator import Evaluator
-from vlds.evaluation.result import Evaluation
-from vlds.recipe.config import Recipe, load_recipe, to_tree
 from vlds.runtime.disk import check_own
-from vlds.runtime.files import finish_replacing, read_file
+from vlds.runtime.files import read_file
 from vlds.runtime.json_files import damage, parse_record
-from vlds.runtime.terminal import tell
-
-# What a resumed run's recipe has that the run's saved one has not.
-
 
 RECIPE = "recipe.yaml"
 """A run's recipe, in its folder."""
-
-
-def recipe_changes(recipe: Recipe) -> list[str]:
-    """A line for each key whose value differs from that in the run's folder, except `output`: a run
-    may move.
-
-    Errors: OSError or ValueError if the saved recipe cannot be read.
-    """
-    before = load_recipe(Path(recipe.output) / RECIPE)
-    trees: list[Mapping[str, object]] = [to_tree(before), to_tree(recipe)]
-    old, new = ({k: v for k, v in tree.items() if k != "output"} for tree in trees)
-    return differences(old, new)
-
-
-def model_changes(recipe: Recipe) -> list[str]:
-    """Those of the model and its methods; none if the saved recipe cannot be read."""
-    try:
-        changes = recipe_changes(recipe)
-    except (OSError, ValueError):
-        return []
-    return [line for line in changes if line.startswith(("model.", "methods."))]
-
-
-# The artifact of the best step so far, by a score that the recipe names.
-#
-# RUN/best             an artifact, like RUN/artifact, which is the last step's
-# RUN/best/best.json   its score and step: part of the artifact, so that they change together
-#
-# If this artifact is damaged, a resumed run says so and looks for the best step from there on.
-
-
 BEST = "best.json"
-
-
-def check_best(best: str, evaluator: Evaluator) -> None:
-    """Errors: ValueError if the evaluation does not compute this score; it names those that it
-    does. Collective."""
-    tasks = list(evaluator.orders)
-    task, _, score = best.partition("/")
-    if task not in tasks:
-        raise ValueError(
-            f"training.best: got {best!r}; give TASK/SCORE with one of the tasks that are "
-            f"evaluated: {', '.join(tasks) or 'none has data in `evaluate`'}"
-        )
-    names = evaluator.score_names(task)
-    if score not in names:
-        known = ", ".join(f"{task}/{name}" for name in names) or "none: its data have no labels"
-        raise ValueError(f"training.best: got {best!r}; the scores of {task} are {known}")
-
-
-class BestStep:
-    """The highest value of one score. All ranks have one; the first rank's knows the value."""
-
-    def __init__(self, name: str, folder: Path, *, resumed: bool) -> None:
-        """`name`: TASK/SCORE. `resumed`: read what the run has found before; on the first rank
-        alone."""
-        self.name, self.folder = name, folder
-        self.known = self._read() if resumed else None
-
-    def _read(self) -> Best | None:
-        finish_replacing(self.folder)
-        if not self.folder.is_dir():
-            return None
-        wrong = damage(self.folder, (BEST, WEIGHTS))
-        if wrong is None:
-            try:
-                best = parse_record(Best, read_file(self.folder / BEST))
-                return best if best.score == self.name else None
-            except ValueError as error:
-                wrong = f"{BEST} cannot be read ({error})"
-        tell(
-            f"training.best: {self.folder} is skipped: {wrong}; the run looks for the best "
-            "step from here on",
-            flush=True,
-        )
-        return None
-
-    def better(self, evaluations: Sequence[Evaluation], step: int) -> float | None:
-        """The value of a step's evaluations if it is the highest so far, else None.
-
-        A repeated step was interrupted, perhaps before its artifact was whole: an equal value is
-        enough for it.
-        """
-        task, _, score = self.name.partition("/")
-        scores = next((e.scores for e in evaluations if e.task == task), {})
-        value, known = scores.get(score, nan), self.known
-        if isnan(value):
-            return None
-        if known is None or isnan(known.value) or value > known.value:
-            return value
-        return value if (step, value) == (known.step, known.value) else None
-
-    def note(self, value: float, step: int) -> dict[str, str]:
-        """Remember this step; returns what its artifact holds besides, file name -> text."""
-        self.known = Best(step, self.name, value)
-        return {BEST: json.dumps(asdict(self.known)) + "\n"}
-
-
 TENSORS, PROGRESS = "state.safetensors", "state.json"
 OF_RUN = re.compile(
     r"artifact|best|state|predictions|profile.*|tensorboard|metrics\.jsonl|starts\.jsonl|"
@@ -216,23 +108,15 @@ def check_output(output: str, resume: Resume, inputs: Iterable[str] = ()) -> Non
     `inputs`; if there is none to resume."""
     folder = Path(output)
     for name in inputs:
-        if is_inside(folder, Path(name)):
+        # An input is a folder, or a URL ("://").
+        if "://" not in name and folder.resolve().is_relative_to(Path(name).resolve()):
             raise ValueError(
                 f"output: {output} lies in {name}, which the run reads; name another folder"
             )
     if not (folder / RECIPE).is_file():
+        # Not a run yet: whatever else is in the folder is somebody's.
         check_own(folder, "output", OF_RUN, "a run")
-    _check_state(folder, resume)
-
-
-def is_inside(folder: Path, other: Path) -> bool:
-    """True for a folder itself, and for one that lies in it."""
-    return "://" not in str(other) and folder.resolve().is_relative_to(other.resolve())
-
-
-def _check_state(output: Path, resume: Resume) -> None:
-    """Errors: ValueError if a run would be overwritten, or if there is none to resume."""
-    has_state = bool(state_folders(output / "state"))
+    has_state = bool(state_folders(folder / "state"))
     if has_state and resume is False:
         raise ValueError(
             f"output: {output} holds a run already; add --resume to continue it, or name another "

@@ -30,7 +30,7 @@ from tests.toys.recorded.configuration import (
     methods_of,
     parse_flags,
 )
-from vlds.convert.reference import ONE_NORM, Piece, named_tensors, read_tensors, spellings
+from vlds.convert.reference import ONE_NORM, TensorPiece, named_tensors, read_tensors, spellings
 from vlds.models import JointSeq2Seq
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.kinds.joint import JointModel
@@ -58,7 +58,7 @@ class NamedSlice:
 
     key: str
     parameter: torch.nn.Parameter
-    piece: Piece
+    piece: TensorPiece
 
     @property
     def task(self) -> int | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.toys.recorded.case import RecordedCase, mixed
 from vlds.models.kinds.joint import JointModel
-from vlds.models.methods.lst import side_path
+from vlds.models.methods.host import side_path
 from vlds.schema import IGNORED_LABEL, Decoding
 
 

@@ -38,8 +38,7 @@ from vlds.models.loading.drawn_weights import draw_rows
 from vlds.models.loading.load_backbone import Longest, check_fits, num_positions
 from vlds.models.loss import targets_of
 from vlds.models.methods.context import Predicted, Visual
-from vlds.models.methods.host import run_beside
-from vlds.models.methods.lst import side_path
+from vlds.models.methods.host import run_beside, side_path
 from vlds.models.model import BACKBONE_PREFIX, Model, Part
 from vlds.models.vision.base import GridEncoder, VisionEncoder, load_weights
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig

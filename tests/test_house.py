@@ -77,6 +77,17 @@ def test_one_gate_opens_what_strangers_wrote() -> None:
     assert opened == {"vlds/models/loading/gate.py"}
 
 
+def test_doors_open_without_heavy_libraries() -> None:
+    """`vlds --help` answers at once, and a supervisor is small as long as its run lives."""
+    doors = "vlds.cli.main, vlds.cli.supervisor, vlds.cli.local, vlds.convert.command"
+    heavy = "{'torch', 'transformers', 'deepspeed', 'numpy', 'rich', 'jsonargparse'}"
+    program = f"import sys, {doors}; print(sorted({heavy} & sys.modules.keys()))"
+    printed = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert printed.stdout == "[]\n"
+
+
 def test_every_package_is_one() -> None:
     folders = {file.parent for file in CODE}
     assert [_name(f) for f in sorted(folders) if not (f / "__init__.py").exists()] == []

@@ -17,8 +17,8 @@ from data_prep.cli import COMMANDS as DATA_PREP_COMMANDS
 from data_prep.cli import build_parser
 from tests.toys.recipes import RECIPE, recipe_complaint
 from tests.toys.world import write_tokenizer
+from vlds.cli.check_recipe import check_recipe
 from vlds.cli.main import COMMANDS, run_command
-from vlds.cli.rank import check_recipe
 from vlds.models.backbones import T5, Bart
 from vlds.recipe.config import parse_recipe, save_recipe
 from vlds.runtime.process import find

@@ -22,7 +22,7 @@ from tests.toys.launched_run import last_step
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import short_recipe, train_words
 from vlds.recipe.config import Recipe
-from vlds.runtime.ranks import RankPlace, read_place
+from vlds.runtime.rank_environment import RankPlace, read_place
 from vlds.training.loop import train
 from vlds.training.states import newest
 

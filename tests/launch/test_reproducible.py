@@ -16,7 +16,7 @@ from tests.toys.files import ROOT
 from tests.toys.world import world_recipe
 from vlds.recipe.config import save_recipe
 from vlds.runtime.process import ASKING
-from vlds.runtime.ranks import single_rank
+from vlds.runtime.rank_environment import single_rank
 from vlds.runtime.reproducible import VARIABLES
 
 OTHER_KERNELS = {

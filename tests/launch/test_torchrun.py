@@ -17,7 +17,7 @@ import pytest
 from tests.toys.files import ROOT
 from tests.toys.launched_run import TORCHRUN
 from tests.toys.processes import gone, until
-from vlds.runtime.ranks import RankPlace, read_place
+from vlds.runtime.rank_environment import RankPlace, read_place
 
 pytestmark = pytest.mark.launcher
 PROGRAM = ROOT / "tests/toys/programs/acting_rank.py"

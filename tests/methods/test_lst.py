@@ -21,8 +21,8 @@ from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.build import build_model
 from vlds.models.kinds.joint import JointModel
 from vlds.models.methods import LST, Adapter, Method, PromptTuning
-from vlds.models.methods.lst import Ladder
 from vlds.models.methods.host import side_path
+from vlds.models.methods.lst import Ladder
 from vlds.recipe.config import save_recipe
 from vlds.recipe.parse import build as built
 from vlds.schema import Batch, Decoding

@@ -11,15 +11,15 @@ import pytest
 
 from vlds.cli.main import main
 from vlds.cli.start import launch_command
-from vlds.runtime.ranks import (
+from vlds.runtime.rank_environment import (
     RankPlace,
     check_alone,
     is_rank,
-    rank_from_environment,
     read_place,
     single_rank,
     without_rank,
 )
+from vlds.runtime.ranks import rank_from_environment
 
 WHOLE = {
     "RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1",

@@ -17,8 +17,8 @@ from tests.toys.rank_jobs import check_complaint, ranks_of, run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model, with_task
 from tests.toys.world import picture, records, world_recipe
+from vlds.cli.check_recipe import check_recipe, check_start
 from vlds.cli.main import run_command
-from vlds.cli.rank import check_recipe, check_start
 from vlds.data.config import DataConfig
 from vlds.models.backbones import T5, Bart
 from vlds.models.build import build_model

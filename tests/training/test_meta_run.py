@@ -21,7 +21,7 @@ from tests.toys.recipes import recipe_complaint, train_words
 from tests.toys.resumed_runs import assert_same_run, half_a_run
 from tests.toys.world import world_recipe, write_world
 from vlds.artifact import load_run
-from vlds.cli.rank import check_recipe
+from vlds.cli.check_recipe import check_recipe
 from vlds.models.methods import APoLLo, Full, Method, Peft, SimNL, TipAdapter
 from vlds.plan import Machine, forecasts_of, page, plan_recipe, tree
 from vlds.recipe.config import MetaConfig, Recipe, load_recipe

@@ -36,7 +36,7 @@ from vlds.runtime.checks import guess
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.disk import names_fit
 from vlds.runtime.process import Interrupted, interruptible
-from vlds.runtime.ranks import is_rank
+from vlds.runtime.rank_environment import is_rank
 from vlds.runtime.terminal import complain, quiet_libraries, tell, tell_exception
 
 ABOUT = """\
@@ -139,7 +139,7 @@ def train(arguments: list[str]) -> int:
     vlds train my.yaml --resume
     """
     words = split_words([TRAIN, *arguments])
-    from vlds.cli.rank import report_facts
+    from vlds.cli.check_recipe import report_facts
     from vlds.recipe.config import parse_recipe
     from vlds.runtime.ranks import rank_from_environment
     from vlds.runtime.reproducible import pin_arithmetic

@@ -39,7 +39,7 @@ from vlds.cli.words import RESUME, TRAIN, Words, positive
 from vlds.runtime.folders import scratch_folder
 from vlds.runtime.json_files import parse_json
 from vlds.runtime.process import ASKING, KILLED, end_with_parent, signal_name, signals_collected
-from vlds.runtime.ranks import check_alone, without_rank
+from vlds.runtime.rank_environment import check_alone, without_rank
 from vlds.runtime.terminal import has_gpu_driver, set_quiet, tell
 from vlds.training.states import newest, state_folders
 
@@ -128,7 +128,7 @@ def read_facts(words: Words, received: Sequence[int]) -> tuple[int, RunFacts | N
     supervisor lives as long as the run.
     """
     call = f"check_recipe(sys.argv[1:], {words.ranks})"
-    program = f"import sys; from vlds.cli.rank import check_recipe; sys.exit({call})"
+    program = f"import sys; from vlds.cli.check_recipe import check_recipe; sys.exit({call})"
     command = [sys.executable, "-c", program, *words.for_ranks]
     code, output = output_of(command, received)
     if code > 128:

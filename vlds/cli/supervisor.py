@@ -32,7 +32,7 @@ import psutil
 from vlds.cli.local import SAVED, exit_code
 from vlds.runtime.folders import remove_abandoned
 from vlds.runtime.process import Interrupted, signals_collected
-from vlds.runtime.ranks import is_rank, without_rank
+from vlds.runtime.rank_environment import is_rank, without_rank
 from vlds.runtime.terminal import open_console, tell, visible
 
 SUPERVISOR = "VLDS_SUPERVISOR"

@@ -1,15 +1,10 @@
-"""The ranks of a run: this process's place among them, and the collectives that training needs.
-
-A launcher tells a process which rank it is by environment variables. torchrun and the deepspeed
-launcher set all of them. Others set a few: a Kubernetes operator gives each pod RANK and
-WORLD_SIZE, and a login shell may hold an unrelated RANK. A process is a rank only if all are set.
-"""
+"""The ranks of a run and the collectives that training needs."""
 
 from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,90 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlds.runtime.folders import FolderInUse, folder_lock
-
-REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
-"""torchrun's and DeepSpeed's names of the number of ranks on this machine."""
-LAST_PORT = 65_535
-AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
-"""If set, torch.distributed expects torchrun to listen on MASTER_PORT."""
-
-
-@dataclass(frozen=True)
-class RankPlace:
-    """This process among all ranks of the run and among those of its machine."""
-
-    global_rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-
-
-def is_rank(environment: Mapping[str, str]) -> bool:
-    """True if a launcher set this environment for one of its ranks."""
-    return all(environment.get(name) for name in REQUIRED)
-
-
-def read_place(environment: Mapping[str, str]) -> RankPlace:
-    """Which rank this is; the environment must be a rank's (`is_rank`).
-
-    Errors: ValueError if a variable is not a number, or if the numbers contradict each other.
-    """
-    size = next((name for name in LOCAL_SIZES if environment.get(name)), None)
-    if size is None:
-        raise ValueError(
-            "LOCAL_WORLD_SIZE is missing from this rank's environment; set it to the number of "
-            "ranks on this machine, or start the run with torchrun or `vlds`"
-        )
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", size)
-    for name in (*names, "MASTER_PORT"):
-        if not environment[name].isdecimal():
-            raise ValueError(f"{name} is {environment[name]!r} in the environment; give a number")
-    if int(environment["MASTER_PORT"]) > LAST_PORT:
-        raise ValueError(
-            f"MASTER_PORT is {environment['MASTER_PORT']} in the environment; give a free port of "
-            f"the first machine, at most {LAST_PORT}"
-        )
-    place = RankPlace(*(int(environment[name]) for name in names))
-    if not (
-        place.local_rank < place.local_world_size <= place.world_size
-        and place.local_rank <= place.global_rank < place.world_size
-    ):
-        values = ", ".join(f"{name}={environment[name]}" for name in names)
-        raise ValueError(
-            f"the launcher's variables contradict each other ({values}); unset those that are left "
-            "over from another job"
-        )
-    return place
-
-
-def check_alone(environment: Mapping[str, str]) -> None:
-    """Refuse to start a new run in what looks like one of several processes of a job: each of them
-    would train alone and write into the same folder.
-
-    Errors: ValueError that lists the variables that a rank would need.
-    """
-    missing = [name for name in REQUIRED if not environment.get(name)]
-    several = environment.get("WORLD_SIZE") not in (None, "", "1")
-    if several and missing and {"RANK", "LOCAL_RANK"} - set(missing):
-        given = ", ".join(f"{n}={environment[n]}" for n in REQUIRED if n not in missing)
-        raise ValueError(
-            f"the environment has {given}, but not {', '.join(missing)}: start the run with "
-            "torchrun, which sets all of them; if this is not one process of a distributed job, "
-            "unset WORLD_SIZE"
-        )
-
-
-def single_rank() -> dict[str, str]:
-    """The variables of a run's only rank. Port 0 means any free port."""
-    numbers = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": "0"}
-    return {"MASTER_ADDR": "127.0.0.1", **numbers, **dict.fromkeys(LOCAL_SIZES, "1")}
-
-
-def without_rank(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a process that is not a rank, or for a launcher of new ranks."""
-    dropped = {*REQUIRED, *LOCAL_SIZES, AGENT_STORE}
-    return {name: value for name, value in environment.items() if name not in dropped}
+from vlds.runtime.rank_environment import (
+    RankPlace,
+    check_alone,
+    is_rank,
+    read_place,
+    single_rank,
+)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -144,6 +142,15 @@ class Pace:
 def follow(items: Iterable[Item], what: str, total: int, done: int = 0) -> Iterator[Item]:
     """Yield the items and show progress on stderr: a bar on a terminal, else a line now and then.
     `done` of the `total` items were finished before."""
+    # Supervisors and ranks print, but draw no bars.
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     console = open_console(error=True)
     columns = (
         TextColumn("{task.description}", markup=False),

@@ -26,7 +26,7 @@ from vlds.data.order.epoch_order import (
 # The slots of a global batch are cut into one consecutive share per rank; shares differ by at most
 # one row. A rank computes its share in micro-batches, and all ranks compute equally many, because
 # ZeRO's collectives run in every forward and backward pass. The loss has one coefficient per
-# example (vlds/training/loss.py), so the cut changes neither loss nor gradient.
+# example (vlds/models/loss.py), so the cut changes neither loss nor gradient.
 
 
 @dataclass(frozen=True)

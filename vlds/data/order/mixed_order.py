@@ -33,7 +33,7 @@ class BatchCut:
     The slots of a global batch are cut into one consecutive share per rank; shares differ by at
     most one row. A rank computes its share in micro-batches, and all ranks compute equally many,
     because ZeRO's collectives run in every forward and backward pass. The loss has one coefficient
-    per example (vlds/models/loss.py), so the cut changes neither loss nor gradient.
+    per example (vlds/training/loss.py), so the cut changes neither loss nor gradient.
     """
 
     world_size: int = 1

@@ -240,8 +240,8 @@ def open_stream(url: str) -> BytesReader:
 
 
 def _retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Value:
-    """The result of an action that reads from a server, tried again after each of PAUSES. `url`, for
-    messages, has no credentials."""
+    """The result of an action that reads from a server, tried again after each of PAUSES. `url` is
+    for messages, without credentials."""
     for pause in (*PAUSES, None):
         try:
             return action()

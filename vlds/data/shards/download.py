@@ -240,7 +240,8 @@ def open_stream(url: str) -> BytesReader:
 
 
 def _retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Value:
-    """The result of an action that reads from a server, tried again after each of PAUSES."""
+    """The result of an action that reads from a server, tried again after each of PAUSES. `url` is
+    for messages, without credentials."""
     for pause in (*PAUSES, None):
         try:
             return action()
@@ -252,7 +253,7 @@ def _retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Va
             tries = len(PAUSES) + 1
             reason = reason or f"{tries} downloads broke, the last one with {_shown(error)}; {cure}"
             # Not `from error`: a traceback would show the whole URL.
-            raise FetchError(without_credentials(f"{url}: {reason}")) from None
+            raise FetchError(f"{url}: {without_credentials(reason)}") from None
     raise AssertionError
 
 
@@ -339,8 +340,8 @@ class WebStream:
                 _check_rate(self._came, self._waited)
                 self._waited, self._came = 0.0, 0
         except Exception as error:  # aiohttp's errors, which hold the headers that were sent
-            reason = f"the connection broke off with {_shown(error)}"
-            raise FetchError(without_credentials(f"{self._address}: {reason}")) from None
+            reason = without_credentials(f"the connection broke off with {_shown(error)}")
+            raise FetchError(f"{self._address}: {reason}") from None
         return data
 
     def close(self) -> None:

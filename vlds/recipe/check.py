@@ -203,12 +203,8 @@ def dotted_keys(tree: Any, cls: type, key: str = "") -> Iterator[str]:
 
 def chosen_keys(value: Any, base: type, key: str) -> Iterator[str]:
     """The keys of a value that chooses a class."""
-<<<<<<< HEAD
     path: Any = value
-    arguments: Any = {}
-=======
-    path, arguments = value, None
->>>>>>> w_data
+    arguments: Any = None
     if isinstance(value, Mapping):
         path, arguments = value.get(CLASS), value.get(ARGUMENTS)
     if isinstance(path, str) and (cls := class_if_there(path, base)) is not None:

@@ -155,6 +155,10 @@ STRANGE: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
         "config.json",
         lambda tree: tree.update(model_type="own", auto_map={"AutoConfig": "code.Config"}),
     ),
+    "auto_map is {'AutoConfig'": (
+        "config.json",
+        lambda tree: tree.update(model_type=["own"], auto_map={"AutoConfig": "code.Config"}),
+    ),
     "names '../other.safetensors'": (
         "model.safetensors.index.json",
         lambda tree: tree.update(weight_map={"lm_head.weight": "../other.safetensors"}),

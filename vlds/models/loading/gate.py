@@ -261,7 +261,9 @@ def _reason(key: str, value: Any, beside: Mapping[str, Any], known: str | None) 
         return "which names another model to read"
     if key in IMPLEMENTATIONS and any("/" in text for text in texts):
         return "which names code to fetch"
-    if key == "auto_map" and known is None and beside.get("model_type") not in CONFIG_MAPPING:
+    model_type = beside.get("model_type")
+    has_class = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+    if key == "auto_map" and known is None and not has_class:
         # transformers runs no code of the folder where it has a class of its own.
         named = [beside.get(key) for key in (*CLASS_KEYS, *PART_KEYS)]
         if not any(isinstance(name, str) and hasattr(transformers, name) for name in named):

@@ -4,7 +4,6 @@ open here with its outputs, and ours are the same files."""
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,9 @@ from tests.toys.models import hf_config
 from tests.toys.trained_runs import (
     assert_same,
     convert,
-    recipe_with,
     state_of,
     text_logits,
     write_pair,
-    write_run,
 )
 from vlds.artifact import LoadedRun
 from vlds.convert.adapters import AdaptersFolders
@@ -162,14 +159,3 @@ def test_settings_that_the_recipe_lacks(
     file.write_text("{}")
     with pytest.raises(ValueError, match="has no `config`, so it is not from"):
         AdaptersFolders(run).read(tmp_path)
-
-
-def test_a_task_whose_name_leads_elsewhere(world: Path, tmp_path: Path) -> None:
-    """Names of tasks become names of folders."""
-    recipe = recipe_with("T5", "Compacter per task", world, tmp_path)
-    vqa, caption = recipe.tasks.values()
-    run = write_run(replace(recipe, tasks={"../../vqa": vqa, "caption": caption}))
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match=r"tasks: '../../vqa' cannot be a folder's name"):
-        convert("adapters", "--run", run, "--out", tmp_path / "a" / "b")
-    assert sorted(tmp_path.rglob("*")) in (before, sorted([*before, tmp_path / "a"]))

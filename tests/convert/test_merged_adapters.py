@@ -32,7 +32,7 @@ from tests.toys.trained_runs import (
     write_run,
 )
 from vlds.artifact import LoadedRun, load_run
-from vlds.convert.combine import COSTS, average
+from vlds.convert.combine import COSTS, Neurons, average
 from vlds.convert.peft import inputs_of, places_of, read_neurons, slices, transport, write_neurons
 from vlds.models.methods import Adapter, SimAdapter
 from vlds.models.methods.adapter import init_linear
@@ -54,7 +54,8 @@ def permuted(run: Path, folder: Path) -> Path:
             for parts in slices(module):
                 neurons = read_neurons(parts)
                 order = torch.randperm(len(neurons.down), generator=draw)
-                write_neurons(parts, neurons.moved(torch.eye(len(order)).double()[order]))
+                down, bias, up = neurons.down[order], neurons.bias[order], neurons.up[:, order]
+                    write_neurons(parts, Neurons(down, bias, up))
     return save_run(replace(loaded, recipe=replace(loaded.recipe, output=str(folder))))
 
 

@@ -33,7 +33,7 @@ LOGITS = """
 import sys, torch
 from pathlib import Path
 from vlds.artifact import load_run
-from vlds.convert.output import logits
+from vlds.convert.verify import logits
 torch.save(logits(load_run(Path(sys.argv[1])), "vqa", []), sys.argv[2])
 """
 

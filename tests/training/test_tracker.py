@@ -38,7 +38,7 @@ PROGRAM = """
 import sys
 import torch
 from vlds.recipe.config import load_recipe
-from vlds.runtime import progress
+from vlds.runtime import terminal
 from vlds.runtime.ranks import Ranks
 from vlds.training.sinks import Tracker
 

@@ -55,7 +55,7 @@ def permuted(run: Path, folder: Path) -> Path:
                 neurons = read_neurons(parts)
                 order = torch.randperm(len(neurons.down), generator=draw)
                 down, bias, up = neurons.down[order], neurons.bias[order], neurons.up[:, order]
-                    write_neurons(parts, Neurons(down, bias, up))
+                write_neurons(parts, Neurons(down, bias, up))
     return save_run(replace(loaded, recipe=replace(loaded.recipe, output=str(folder))))
 
 

@@ -29,7 +29,7 @@ def drawn_inputs() -> Tensor:
 def in_other_order(neurons: Neurons, seed: int) -> Neurons:
     """A copy whose neurons stand elsewhere."""
     order = torch.randperm(NEURONS, generator=torch.Generator().manual_seed(seed))
-    return neurons.moved(torch.eye(NEURONS, dtype=torch.float64)[order])
+    return Neurons(neurons.down[order], neurons.bias[order], neurons.up[:, order])
 
 
 def mean(*adapters: Neurons) -> Neurons:

@@ -15,6 +15,7 @@ from tests.examples.visual_prefix import PrefixModel, VisualPrefix
 from vlds.models.kinds.base import named
 from vlds.models.model import Model
 from vlds.models.vision.base import load_weights
+from vlds.runtime.checks import SourceFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class SavedPrefix(VisualPrefix):
     backbone_word: ClassVar[str] = "T5"
     rate_fields: ClassVar[Mapping[str, str]] = {"bridge": "norms_learning_rate"}
 
-    bridge: str | None = None
+    bridge: SourceFile | None = None
     """A .safetensors file with a trained bridge."""
     train_bridge: bool = True
 

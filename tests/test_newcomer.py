@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.cli import COMMANDS as DATA_PREP_COMMANDS
 from data_prep.cli import build_parser
 from tests.toys.recipes import RECIPE, recipe_complaint
 from tests.toys.world import write_tokenizer
@@ -201,15 +200,13 @@ def test_help_of_data_prep(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     parser = build_parser()
-    for module in DATA_PREP_COMMANDS:
-        name = module.__name__.rpartition(".")[2].replace("_", "-")
-        if name in ("vqav2", "gqa", "jsonl", "stats", "verify", "preview", "demo"):
-            with pytest.raises(SystemExit):
-                parser.parse_args([name, "--help"])
-            text = capsys.readouterr().out
-            assert f"  python -m data_prep {name} " in text
-            shown = [line for line in text.splitlines() if "data_prep" in line]
-            assert max(map(len, shown)) <= 80
+    for name in ("vqav2", "gqa", "jsonl", "stats", "verify", "preview", "demo"):
+        with pytest.raises(SystemExit):
+            parser.parse_args([name, "--help"])
+        text = capsys.readouterr().out
+        assert f"  python -m data_prep {name} " in text
+        shown = [line for line in text.splitlines() if "data_prep" in line]
+        assert max(map(len, shown)) <= 80
 
 
 def test_nothing_is_imported_for_a_help() -> None:

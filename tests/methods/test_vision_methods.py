@@ -118,7 +118,7 @@ def test_biases_of_a_convolutional_net(tmp_path: Path) -> None:
     encoder = ConvNet(image_size=24, grid=3, widths=[4, 4, 4])
     model = build(backbone(T5, tmp_path), {"eyes": METHODS["bitfit"]}, vision=encoder)
     assert sum(part == "eyes" for part in model.trained_by.values()) == 3
-    with pytest.raises(ValueError, match=r"methods.eyes: Identity has no biases"):
+    with pytest.raises(ValueError, match=r"methods.eyes: StoredModule has no biases"):
         build(backbone(T5, tmp_path), {"eyes": METHODS["bitfit"]})
 
 

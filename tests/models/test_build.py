@@ -147,7 +147,7 @@ def test_meta_device_needs_no_tokenizer_and_no_weights(tmp_path: Path) -> None:
 
 def test_what_cannot_be_built(tmp_path: Path) -> None:
     source = backbone(T5, tmp_path)
-    with pytest.raises(ValueError, match="Identity has no weights"):
+    with pytest.raises(ValueError, match="StoredModule has no weights"):
         build(source, {"all": Full(part="vision")})
     with pytest.raises(ValueError, match="visual_tokens: 12, but an image has 16 visual tokens"):
         build(source, vision=StoredFeatures(dim=DIM, grid=4))

@@ -77,6 +77,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     )
 
 
+@pytest.mark.slow
 def test_cells_come_near_their_words_and_the_rest_stays(recipe: Recipe) -> None:
     tokenizer = recipe.model.backbone.load_tokenizer()
     model = build_model(recipe.model_setup, ["gqa"], torch.float32, tokenizer)

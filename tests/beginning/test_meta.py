@@ -59,6 +59,7 @@ def valid_ids(batch: Batch) -> list[str]:
     return [name for name, valid in zip(batch.ids, batch.valid.tolist(), strict=True) if valid]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("micro_batch_size", [None, 1, 3])
 def test_halves_are_the_same_for_any_cut(
     micro_batch_size: int | None, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
@@ -119,6 +120,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(("name", "family"), CASES)
 def test_every_method_learns_the_same_on_any_ranks(
     name: str, family: str, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
@@ -134,6 +136,7 @@ HEADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["T5", pytest.param("Bart", marks=pytest.mark.slow)])
 def test_heads_learn_the_same_on_any_ranks(
     family: str, ranks1: RankPool, ranks2: RankPool, tmp_path: Path

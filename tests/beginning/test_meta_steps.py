@@ -75,6 +75,7 @@ def steps_to(target: float, start: Tensor, task: Examples) -> int:
     raise AssertionError
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(5))
 def test_a_new_task_of_the_family_is_learnt_sooner(seed: int) -> None:
     *tasks, new = family(seed, num_tasks=5)

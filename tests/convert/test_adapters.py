@@ -106,6 +106,7 @@ def test_our_files_are_the_librarys(case: str, tmp_path: Path) -> None:
     assert configs[0] == configs[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["T5", pytest.param("Bart", marks=pytest.mark.slow)])
 def test_there_and_back_on_disk(family: str, world: Path, tmp_path: Path) -> None:
     """Weights of each task have a folder each."""
@@ -119,6 +120,7 @@ def test_there_and_back_on_disk(family: str, world: Path, tmp_path: Path) -> Non
     assert_same(state_of(tmp_path / "back"), expected)
 
 
+@pytest.mark.slow
 def test_safetensors_open_too(world: Path, tmp_path: Path) -> None:
     run, other = write_pair("T5", "Adapter", world, tmp_path)
     convert("adapters", "--run", run, "--out", tmp_path / "there")

@@ -275,6 +275,7 @@ def lora_run(words: Path, world: Path, folder: Path) -> Path:
     return run_of(replace(recipe, methods={"mine": LORA}))
 
 
+@pytest.mark.slow
 def test_the_base_is_the_hub_model_that_the_weights_are_from(world: Path, tmp_path: Path) -> None:
     cached = tmp_path / "models--owner--source" / "snapshots" / "1234"
     run = lora_run(cached, world, tmp_path)
@@ -285,6 +286,7 @@ def test_the_base_is_the_hub_model_that_the_weights_are_from(world: Path, tmp_pa
     assert "They are for `NAME`." in card_of(tmp_path / "named")[1]
 
 
+@pytest.mark.slow
 def test_a_folder_may_differ_from_the_hub_model_that_its_config_names(
     world: Path, tmp_path: Path
 ) -> None:
@@ -311,6 +313,7 @@ def write_changed(run: Path) -> None:
     save_artifact(run / "artifact", own_tensors(model), recipe, processor, trained_on=known)
 
 
+@pytest.mark.slow
 def test_what_the_card_knows(described: Path, world: Path) -> None:
     data, text = card_of(described / "out")
     assert data["base_model"] == "owner/source"
@@ -338,6 +341,7 @@ def test_the_recipe_without_places(described: Path, world: Path) -> None:
         assert f"{place}/" not in text
 
 
+@pytest.mark.slow
 def test_scores_of_the_training(world: Path, tmp_path: Path) -> None:
     """Of the step that the artifact is of, and of no other."""
     recipe = recipe_with("T5", "LoRA", world, tmp_path)
@@ -357,6 +361,7 @@ def test_scores_of_the_training(world: Path, tmp_path: Path) -> None:
     assert "| vqa | mine-test | 2 | accuracy | 0.5000 |" in card_of(tmp_path / "named")[1]
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_all_keeps_nothing_apart(world: Path, tmp_path: Path) -> None:
     """The text names what the file of the rest of the weights has, and the code is the shortest."""
     recipe = recipe_with("T5", "Full", world, tmp_path)
@@ -375,6 +380,7 @@ def test_a_folder_that_holds_all_keeps_nothing_apart(world: Path, tmp_path: Path
     assert output_of(code, tmp_path / "out") == answer_of(tmp_path / "out", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_scores_of_other_weights(world: Path, tmp_path: Path) -> None:
     """A run that was evaluated and then trained on keeps the old scores.json."""
     run = write_run(recipe_with("T5", "LoRA", world, tmp_path))

@@ -146,6 +146,7 @@ def test_a_task_out_and_back_in(family: str, name: str, world: Path, tmp_path: P
     assert stacked
 
 
+@pytest.mark.slow
 def test_a_task_that_the_run_does_not_have_yet(world: Path, tmp_path: Path) -> None:
     run = write_run(recipe_with("T5", "Compacter per task", world, tmp_path), seed=1)
     for task in ("vqa", "caption"):
@@ -157,6 +158,7 @@ def test_a_task_that_the_run_does_not_have_yet(world: Path, tmp_path: Path) -> N
     assert list(load_run(tmp_path / "both").recipe.tasks) == ["vqa", "caption"]
 
 
+@pytest.mark.slow
 def test_a_task_out_of_shared_weights(world: Path, tmp_path: Path) -> None:
     """No task has a slice: the run of the task alone has all weights."""
     run = write_run(recipe_with("T5", "Adapter", world, tmp_path), seed=1)
@@ -198,7 +200,7 @@ def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -271,6 +273,7 @@ def test_a_base_whose_tasks_are_in_another_order(
     assert "--base: the tasks of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_shared_weights_that_differ_cannot_be_put(world: Path, tmp_path: Path) -> None:
     recipe = recipe_with("T5", "Compacter per task", world, tmp_path)
     first, second = runs_of(recipe, tmp_path, 2)

@@ -111,6 +111,7 @@ def test_nothing_is_overwritten(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_verify_on_pictures_and_made_ones(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +126,7 @@ def test_verify_on_pictures_and_made_ones(
     assert load_run(tmp_path / "out").recipe.methods == {}
 
 
+@pytest.mark.slow
 def test_too_large_a_difference_leaves_nothing(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +137,7 @@ def test_too_large_a_difference_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_read(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +159,7 @@ def small_disk(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("layout", ["hf", "merge", "peft", "adapters", "reference"])
 def test_a_disk_that_takes_no_more(
     layout: str, run: Path, adapter_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

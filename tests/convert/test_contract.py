@@ -114,7 +114,7 @@ def test_libraries_there_and_back(layout: Library, pair: Pair, tmp_path: Path) -
     assert any(not torch.equal(theirs[name], tensor) for name, tensor in own.items())
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(27)
 def test_hf_gives_the_same_outputs(pair: Pair, tmp_path: Path) -> None:
     _, _, first, second = pair
     (tmp_path / "out").mkdir()

@@ -58,6 +58,7 @@ def test_a_trap_is_not_sprung(dress: str, tmp_path: Path) -> None:
     assert (tmp_path / "sprung").exists()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("layout", ["reference", "zero", "peft", "adapters"])
 def test_every_layout_refuses_a_trap(
     layout: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -134,6 +135,7 @@ def test_any_bytes_are_an_error(tmp_path: Path, content: bytes, as_zip: bool) ->
     assert_read_or_refused(tmp_path, content)
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(st.data())
 def test_changed_pickles_are_an_error_or_a_state_dict(tmp_path: Path, data: st.DataObject) -> None:

@@ -42,6 +42,7 @@ def head_of(run: Path) -> torch.Tensor:
     return load_run(run, torch.float32).model.get_parameter("heads.vqa.weight")
 
 
+@pytest.mark.slow
 def test_the_mean_of_runs_is_that_of_their_heads(world: Path, tmp_path: Path) -> None:
     runs = runs_of(world, tmp_path, COLOURS, COLOURS)
     mean, _ = average(runs, None)
@@ -57,6 +58,7 @@ def test_runs_of_other_classes_have_no_mean(world: Path, tmp_path: Path) -> None
         average(runs, None)
 
 
+@pytest.mark.slow
 def test_a_task_brings_its_head_along(world: Path, tmp_path: Path) -> None:
     """What else tasks share is the same."""
     recipe = class_recipe(world, tmp_path, "run", COLOURS)

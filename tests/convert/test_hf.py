@@ -28,7 +28,7 @@ def converted(recipe: Recipe, out: Path, *, merge: bool = False) -> torch.Tensor
     return logits_of(load_run(Path(recipe.output)).model)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("source", ["T5", "FLAN", "Bart", "config"])
 def test_outputs_on_images_are_the_runs(source: str, world: Path, tmp_path: Path) -> None:
     expected = converted(recipe_from(source, world, tmp_path), tmp_path / "out")
@@ -37,6 +37,7 @@ def test_outputs_on_images_are_the_runs(source: str, world: Path, tmp_path: Path
     assert torch.equal(logits_of(loaded.model), expected)
 
 
+@pytest.mark.slow
 def test_a_backbone_that_had_random_weights(world: Path, tmp_path: Path) -> None:
     """Pretrained ones have no `embedding_std`."""
     recipe = recipe_from("config", world, tmp_path)
@@ -62,6 +63,7 @@ def test_folders_of_any_name(world: Path, tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "gone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["T5", "FLAN"])
 def test_the_text_backbone_opens_in_hugging_face(source: str, world: Path, tmp_path: Path) -> None:
     converted(recipe_from(source, world, tmp_path), tmp_path / "out")
@@ -75,6 +77,7 @@ def test_the_text_backbone_opens_in_hugging_face(source: str, world: Path, tmp_p
         assert torch.equal(tensor, state[name]), name
 
 
+@pytest.mark.slow
 def test_the_text_backbone_writes(world: Path, tmp_path: Path) -> None:
     converted(recipe_from("T5", world, tmp_path), tmp_path / "out")
     text = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out")
@@ -83,6 +86,7 @@ def test_the_text_backbone_writes(world: Path, tmp_path: Path) -> None:
     assert text.generation_config.eos_token_id == text.config.eos_token_id
 
 
+@pytest.mark.slow
 def test_a_converted_folder_is_the_next_runs_frozen_model(world: Path, tmp_path: Path) -> None:
     recipe = replace(recipe_from("config", world, tmp_path), methods={"full": Full()})
     expected = converted(recipe, tmp_path / "out")
@@ -110,6 +114,7 @@ def test_a_converted_folder_is_the_next_runs_frozen_model(world: Path, tmp_path:
     assert torch.equal(logits_of(model), expected)
 
 
+@pytest.mark.slow
 def test_merge_folds_full_fine_tuning(world: Path, tmp_path: Path) -> None:
     recipe = replace(recipe_from("config", world, tmp_path), methods={"full": Full()})
     expected = converted(recipe, tmp_path / "out", merge=True)
@@ -118,6 +123,7 @@ def test_merge_folds_full_fine_tuning(world: Path, tmp_path: Path) -> None:
     assert torch.equal(logits_of(loaded.model), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["T5", "Bart"])
 def test_merge_makes_methods_plainer(family: str, world: Path, tmp_path: Path) -> None:
     """LoRA goes into the weights, Compacter becomes Adapter."""

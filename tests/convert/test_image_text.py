@@ -60,6 +60,7 @@ def logits(backbone: Any, run: LoadedRun, model: Tiny) -> torch.Tensor:
     return whole
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("name", PEFT)
 @ALL_TYPES
 def test_peft_opens_the_folder(model_type: str, name: str, world: Path, tmp_path: Path) -> None:
@@ -76,6 +77,7 @@ def test_peft_opens_the_folder(model_type: str, name: str, world: Path, tmp_path
     assert not torch.allclose(found, before, atol=1e-4)
 
 
+@pytest.mark.sampled(2)
 @ALL_TYPES
 def test_peft_opens_the_connector_too(model_type: str, world: Path, tmp_path: Path) -> None:
     model = tiny(model_type)
@@ -95,6 +97,7 @@ def test_peft_opens_the_connector_too(model_type: str, world: Path, tmp_path: Pa
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.items())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [name for name in PEFT if name != "lora"])
 def test_a_connector_beside_any_method(name: str, world: Path, tmp_path: Path) -> None:
     model = tiny("qwen2_vl")  # its connector is inside the vision encoder
@@ -118,6 +121,7 @@ def test_a_connector_of_other_layers(world: Path, tmp_path: Path) -> None:
         frozen.check_config(config, tmp_path)
 
 
+@pytest.mark.sampled(3)
 @ALL_TYPES
 def test_a_merged_folder_is_hugging_faces(model_type: str, world: Path, tmp_path: Path) -> None:
     model = tiny(model_type)

@@ -59,6 +59,7 @@ def permuted(run: Path, folder: Path) -> Path:
     return save_run(replace(loaded, recipe=replace(loaded.recipe, output=str(folder))))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["Adapter", "Adapter per task", "LoRA bare"])
 @pytest.mark.parametrize("cost", COSTS)
 def test_a_permuted_copy_merges_back_exactly(
@@ -88,6 +89,7 @@ def test_adapters_beside_layers_are_compared_by_what_these_read(
         assert torch.equal(found[place], torch.cat([t.flatten(0, -2) for t in tensors]).double())
 
 
+@pytest.mark.slow
 def test_a_run_merged_with_itself_is_the_run(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +102,7 @@ def test_a_run_merged_with_itself_is_the_run(
     assert notice in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["ties", "dare_linear", "dare_ties", "magnitude_prune"])
 def test_prunings_are_pefts(how: str, world: Path, tmp_path: Path) -> None:
     recipe = recipe_with("T5", "LoRA bare", world, tmp_path)
@@ -117,6 +120,7 @@ def test_prunings_are_pefts(how: str, world: Path, tmp_path: Path) -> None:
     assert compared
 
 
+@pytest.mark.slow
 def test_what_methods_keep_frozen_stays(world: Path, tmp_path: Path) -> None:
     """The adapters that SimAdapter fuses are the same in all runs, and no sum of them."""
     fused = SimAdapter(adapters={"a": Adapter(reduction=4), "b": Adapter(reduction=4)})
@@ -132,6 +136,7 @@ def test_what_methods_keep_frozen_stays(world: Path, tmp_path: Path) -> None:
         assert torch.allclose(found[name], first[name] + other[name]), name
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [
@@ -193,6 +198,7 @@ def few_example_losses(seed: int, world: Path, folder: Path) -> dict[str, list[f
     return losses
 
 
+@pytest.mark.slow
 def test_few_examples_after_transport_bring_more_than_after_a_mean(
     world: Path, tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ def text() -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(("family", "name"), EXPRESSIBLE, ids=lambda word: word)
 def test_peft_gives_the_same_outputs(family: str, name: str, world: Path, tmp_path: Path) -> None:
@@ -86,6 +87,7 @@ def test_peft_gives_the_same_outputs(family: str, name: str, world: Path, tmp_pa
         assert settings["base_model_name_or_path"] == "NAME"
 
 
+@pytest.mark.slow
 def test_words_where_they_suffice(world: Path, tmp_path: Path) -> None:
     """`q` alone would mean self-attention too."""
     for name, expected in (("LoRA", ["q", "v"]), ("LoRA few", None)):
@@ -129,6 +131,7 @@ def peft_writes(backbone: Path, out: Path, **settings: Any) -> Tensor:
     return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "start",
     [True, "orthogonal"]
@@ -143,6 +146,7 @@ def test_what_peft_has_written(start: bool | str, plain_backbone: Path, tmp_path
     assert (theirs - ours).abs().max() < 2e-6 * ours.abs().max()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("start", ["pissa", "olora", "mica"])
 def test_what_changes_the_backbone_is_refused(
     start: str, plain_backbone: Path, tmp_path: Path
@@ -182,7 +186,7 @@ def exported(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return run, folder / "out"
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -254,6 +258,7 @@ def test_methods_together(world: Path, tmp_path: Path) -> None:
         convert("peft", "--run", run, "--out", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_there_and_back_on_disk(exported: tuple[Path, Path], world: Path, tmp_path: Path) -> None:
     run, folder = exported
     recipe = replace(load_run(run).recipe, output=str(tmp_path / "other"))

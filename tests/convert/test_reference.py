@@ -92,6 +92,7 @@ def save_as_original(case: RecordedCase, file: Path) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_a_recorded_checkpoint_gives_its_logits(path: Path, tmp_path: Path) -> None:
@@ -140,6 +141,7 @@ def test_verifying_notices_a_tensor_that_was_not_written(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_import_makes_one_run_the_other(
     runs: tuple[Path, Path], exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,6 +203,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("what", WRONG)
 def test_what_does_not_fit_is_refused(
@@ -227,6 +230,7 @@ def test_a_recipe_of_another_source_wants_what_the_file_lacks(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("methods", "message"),
     [

@@ -144,7 +144,7 @@ def files_of(folder: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(63)
 @pytest.mark.parametrize(
     ("how", "words", "message"),
     [(how, words, message) for ways, words, message in CASES for how in ways],
@@ -166,6 +166,7 @@ def test_what_is_refused(
     assert files_of(desk) == before
 
 
+@pytest.mark.slow
 def test_a_layer_without_neurons_merges_with_itself(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def image_text(
     return written(model, kind, method, world, folder)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model_type", SERVED)
 def test_lora_of_the_language_model(model_type: str, world: Path, tmp_path: Path) -> None:
     linears = image_text(model_type, LORA, world, tmp_path)

@@ -226,6 +226,7 @@ def test_what_is_not_whole_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_another_recipes_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     """Overrides of the recipe on the command line count."""
     words = ["--from", checkpoint / "checkpoint", "--config", checkpoint / "recipe.yaml"]

@@ -36,6 +36,7 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_help_fits_a_terminal(root: Path) -> None:
     """In another process, so that the entry point is tested, too."""
     command = [sys.executable, "-m", "data_prep", "--help"]

@@ -26,6 +26,7 @@ def test_every_data_set_of_a_publisher_is_planned() -> None:
     assert with_splits == KNOWN.keys()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_command_parses(name: str) -> None:
     published = KNOWN[name]
@@ -48,6 +49,7 @@ def test_the_page_lists_every_file(name: str) -> None:
         assert cells[1:] == [entry.address, entry.size, entry.licence]
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_a_comment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_okvqa(tmp_path / "OKVQA")
     (tmp_path / "COCO").mkdir()
@@ -85,6 +87,7 @@ def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "x is not a folder; name that of the downloads" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_ends_the_plan(tmp_path: Path) -> None:
     write_okvqa(tmp_path / "OKVQA")
     (tmp_path / "COCO/val2014").mkdir(parents=True)  # without its pictures

@@ -41,6 +41,7 @@ def test_coco(shared: Path, tmp_path: Path) -> None:
     assert_well(out, file)
 
 
+@pytest.mark.slow
 def test_radiographs(shared: Path, tmp_path: Path) -> None:
     src = shared / "data/vqa_rad"
     fields = {"image": "image_name", "question": "question", "answer": "answer", "id": "qid"}
@@ -74,6 +75,7 @@ def nlvr1_rows(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 def test_drawings(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Transparent PNGs, four times as wide as high."""
     with tarfile.open(shared / "data/nlvr1/dev.tar") as tar:

@@ -128,6 +128,7 @@ def test_another_process_answers_the_same(whole: Path, folder: Path, ranks2: Ran
     assert AutoTokenizer.from_pretrained(whole / "artifact/processor").get_vocab()
 
 
+@pytest.mark.slow
 def test_it_evaluates_with_every_decoding(
     whole: Path, folder: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

@@ -241,6 +241,7 @@ def case_of(
     return make
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_any_call_may_fail(name: str, every: bool, case_of: Callable[[str], Case]) -> None:

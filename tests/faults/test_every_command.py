@@ -82,6 +82,7 @@ def victim(inputs: Inputs) -> bool:
     return {path.name for path in inputs.top.iterdir()} != ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", FAST)
 def test_a_damaged_file(name: str, seed: int, inputs: Inputs) -> None:

@@ -74,6 +74,7 @@ def tree(folder: Path) -> dict[str, str]:
     return {str(path): sha256(path) for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @given(entries=ENTRIES | JSON)
 @example(entries={"../victim": {"bytes": 9, "sha256": ""}})
 @FAST
@@ -102,6 +103,7 @@ def test_bytes_that_are_no_json(manifest: bytes, progress: bytes) -> None:
         read(Path(scratch) / "state")
 
 
+@pytest.mark.slow
 @given(progress=PROGRESSES, tensors=st.binary(max_size=200))
 @example(progress={"format": 2, "step": 7, "data": {}, "skipped": 0, "best": None, "sources": {},
                    "task_updates": {"a": 7}},

@@ -149,6 +149,7 @@ def test_a_killed_run_loses_nothing(
         assert all(step in reference for step in every), "what was thrown away is repeated alike"
 
 
+@pytest.mark.slow
 def test_every_example_is_learnt_from_once(undisturbed: Callable[[int], Recipe]) -> None:
     """What the test above compares with: each epoch of a task has each of its ids once."""
     run = Path(undisturbed(2).output)

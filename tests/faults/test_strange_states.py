@@ -200,6 +200,7 @@ def refusals(recipe: Recipe, folders: list[Path]) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_strange_content_is_refused_with_its_cure(
     kind: str, world: Path, ranks1: RankPool, tmp_path: Path

@@ -106,6 +106,7 @@ def same(one: dict[str, dict[str, torch.Tensor]], other: dict[str, Any]) -> bool
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_step_that_is_not_finite_changes_nothing(
     stage: int, ranks2: RankPool, tmp_path: Path
@@ -135,6 +136,7 @@ def first_step_skipped(case: Case) -> bool:
     return same(found, exported(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_first_step_may_be_skipped(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
     assert (
@@ -189,6 +191,7 @@ def test_out_of_memory_names_the_keys_to_lower(
     go_on(forked, recipe, whole)
 
 
+@pytest.mark.slow
 def test_a_state_that_cannot_be_written_ends_all_ranks(
     forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
 ) -> None:
@@ -325,6 +328,7 @@ def test_deepspeeds_own_groups_wait_no_longer(ranks2: RankPool, tmp_path: Path) 
     assert set(found) == {60.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "to"),
     [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow)],
@@ -348,6 +352,7 @@ def test_a_signal_to_one_rank_ends_all(
     go_on(forked, recipe, whole)
 
 
+@pytest.mark.slow
 def test_other_frozen_weights_are_refused(forked: ForkedRanks, world: Path, tmp_path: Path) -> None:
     run, weights = tmp_path / "run", tmp_path / "vision.safetensors"
     recipe = short_recipe(world, run, 2)
@@ -368,6 +373,7 @@ def test_other_frozen_weights_are_refused(forked: ForkedRanks, world: Path, tmp_
     assert "bring the original files back" in log_of(run, 0)
 
 
+@pytest.mark.slow
 def test_a_run_is_not_started_over_damaged_states(
     forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
 ) -> None:

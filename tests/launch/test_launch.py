@@ -170,6 +170,7 @@ def test_ranks_leave_other_commands_to_the_first() -> None:
     assert "usage: vlds convert" in output
 
 
+@pytest.mark.slow
 def test_a_rank_whose_output_nobody_reads(root: Path) -> None:
     """`vlds ... | head -1` closes the pipe early."""
     reader, writer = os.pipe()
@@ -197,6 +198,7 @@ def test_a_rank_whose_output_nobody_reads(root: Path) -> None:
     assert ended.returncode == 141
 
 
+@pytest.mark.slow
 def test_a_port_that_another_program_uses() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -220,6 +222,7 @@ def test_a_port_that_another_program_uses() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_rank_cannot_change_the_number_of_ranks() -> None:
     code, _, errors = _as_rank(1, "train", "--ranks", "3")
     assert code == 2

@@ -56,6 +56,7 @@ def trained(
     return (run / "artifact" / "weights.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_other_kernels_give_the_same_bits(world: Path, tmp_path: Path) -> None:
     expected = trained(world, tmp_path / "here", {})
     assert trained(world, tmp_path / "old", OTHER_KERNELS) == expected
@@ -73,6 +74,7 @@ pin_arithmetic(rank_from_environment())
 """
 
 
+@pytest.mark.slow
 def test_a_signal_waits_while_a_rank_starts_again() -> None:
     """A rank that an early signal ends must not look like one that has saved."""
     command = [sys.executable, "-X", "utf8", "-c", START_AGAIN, "a b", ""]
@@ -112,6 +114,7 @@ for mine, theirs in zip(results(), before, strict=True):
 """
 
 
+@pytest.mark.slow
 def test_products_keep_torchs_rules() -> None:
     command = [sys.executable, "-c", PRODUCTS]
     result = subprocess.run(command, env=plain_environment(), capture_output=True, text=True)

@@ -191,6 +191,7 @@ def test_a_run_ends_with_the_command_that_started_it(number: signal.Signals) -> 
     assert said == ("vlds: the run ended by SIGTERM before its recipe was read: start it again\n")
 
 
+@pytest.mark.slow
 def test_deepspeed_launch_sh_prints_help_once(root: Path) -> None:
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical"]
     result = subprocess.run(

@@ -46,6 +46,7 @@ def reports(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files]
 
 
+@pytest.mark.slow
 def test_a_failing_rank_is_in_torchruns_summary(tmp_path: Path) -> None:
     run = start(command(tmp_path, "fail"))
     output, _ = run.communicate(timeout=60)
@@ -53,6 +54,7 @@ def test_a_failing_rank_is_in_torchruns_summary(tmp_path: Path) -> None:
     assert "exitcode  : 3 " in output
 
 
+@pytest.mark.slow
 def test_ranks_heed_torchrun_and_not_the_shell_above(tmp_path: Path) -> None:
     """The shell has "deepspeed" among its words, as a job script may, and ends before them."""
     script = f"{shlex.join(command(tmp_path, 'save'))} & echo $!; read line"
@@ -74,6 +76,7 @@ def test_ranks_heed_torchrun_and_not_the_shell_above(tmp_path: Path) -> None:
     shell.stdout.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["save", pytest.param("deaf", marks=pytest.mark.slow)])
 def test_ranks_without_torchrun_end(action: str, tmp_path: Path) -> None:
     run = start(command(tmp_path, action))

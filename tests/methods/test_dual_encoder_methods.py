@@ -31,6 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_clip(tmp_path_factory.mktemp("clip") / "clip")
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", METHOD_CASES)
 def test_a_step_trains_every_weight_or_the_method_is_refused(name: str, folder: Path) -> None:
     methods = {"method": METHOD_CASES[name].method}

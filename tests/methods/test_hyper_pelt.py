@@ -151,6 +151,7 @@ def test_merged_it_is_adapters_beside_layers_and_prefixes(
     assert not torch.allclose(plain.logits(other), before)
 
 
+@pytest.mark.slow
 def test_one_tasks_run_becomes_plain_methods(world: Path, tmp_path: Path) -> None:
     """Taken out of a run of two tasks and merged, a task answers as before, and the folder opens
     with adapters and prefixes in place of the networks."""
@@ -206,6 +207,7 @@ def new_task(recipe: Recipe, many: Path, folder: Path) -> Recipe:
     return replace(whole, output=str(folder / "new"), tasks=tasks, methods={"method": pelt})
 
 
+@pytest.mark.slow
 def test_a_new_tasks_embedding_learns_alone(world: Path, tmp_path: Path) -> None:
     """With frozen networks, the loss of a new task falls; then it joins the run's tasks."""
     recipe = recipe_with("T5", "HyperPELT", world, tmp_path)

@@ -92,6 +92,7 @@ def pairs(*types: str) -> list[Any]:
 PAIRS = pytest.mark.parametrize(("model_type", "name"), pairs(*CAUSAL, *TYPES))
 
 
+@pytest.mark.sampled(48)
 @PAIRS
 def test_a_step_trains_every_weight_or_the_method_is_refused(model_type: str, name: str) -> None:
     """Also with layers that are computed again. What is refused is refused without weights."""
@@ -127,6 +128,7 @@ def test_a_step_trains_every_weight_or_the_method_is_refused(model_type: str, na
     assert all((term > 0).all() for term in added.values())
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @PAIRS
 def test_a_row_is_what_it_is_alone(model_type: str, name: str) -> None:
@@ -169,6 +171,7 @@ def logits_of(run: LoadedRun, source: Sample) -> torch.Tensor:
     return run.model.eval().requires_grad_(False).logits(source.batch())
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(("model_type", "name"), pairs("llama", "qwen2_5_vl"))
 def test_it_is_saved_exported_and_merged(

@@ -79,6 +79,7 @@ def test_no_gradient_runs_through_the_backbone(family: type[Backbone], tmp_path:
     assert read.grad_fn is None
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_activations_are_less_than_half_of_an_adapters(
     family: type[Backbone], tmp_path: Path
@@ -110,6 +111,7 @@ def test_with_closed_gates_the_side_reads_nothing_of_the_backbone(
     assert found == [False, True]
 
 
+@pytest.mark.sampled(2)
 @FAMILIES
 @torch.no_grad()
 def test_answers_with_a_cache_are_those_without(family: type[Backbone], tmp_path: Path) -> None:
@@ -183,6 +185,7 @@ def test_a_side_as_wide_as_the_backbone_can_be_a_copy_of_it(tmp_path: Path) -> N
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_start_from_the_backbones_own_weights(world: Path, tmp_path: Path) -> None:
     """The command writes importance; side layers begin with what is left of the backbone's."""
     recipe = with_model(world_recipe(world, tmp_path), train_norms=False)
@@ -211,6 +214,7 @@ def test_a_start_from_the_backbones_own_weights(world: Path, tmp_path: Path) -> 
         assert torch.equal(tensor, side[name]), name
 
 
+@pytest.mark.slow
 def test_importance_of_other_weights_under_the_same_name(world: Path, tmp_path: Path) -> None:
     (tmp_path / "t5").mkdir()
     plain = world_recipe(world, tmp_path)
@@ -270,6 +274,7 @@ FOREIGN = {
 WO = "encoder.block.0.layer.1.DenseReluDense.wo.weight"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_files_of_importance(name: str, tmp_path: Path) -> None:
     spoilt, message = FOREIGN[name]

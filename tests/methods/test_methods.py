@@ -45,6 +45,7 @@ from vlds.recipe.parse import build as built
 from vlds.schema import TargetModules
 
 
+@pytest.mark.sampled(10)
 @PAIRS
 def test_every_weight_that_trains_gets_a_gradient(
     name: str, family: type[Backbone], tmp_path: Path
@@ -62,7 +63,7 @@ def test_every_weight_that_trains_gets_a_gradient(
     assert all(p.grad is None for n, p in named.items() if n not in trained)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(24)
 @PAIRS
 def test_bf16_trains(name: str, family: type[Backbone], tmp_path: Path) -> None:
     """Activations, extensions and gradients keep the precision; the loss stays near the other."""
@@ -76,6 +77,7 @@ def test_bf16_trains(name: str, family: type[Backbone], tmp_path: Path) -> None:
     assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in gradients)
 
 
+@pytest.mark.sampled(10)
 @PAIRS
 def test_recomputed_layers_give_the_same_gradients(
     name: str, family: type[Backbone], tmp_path: Path
@@ -97,6 +99,7 @@ def test_recomputed_layers_give_the_same_gradients(
         assert torch.allclose(gradient, found[1][key], atol=1e-6), key
 
 
+@pytest.mark.sampled(12)
 @PAIRS
 def test_saved_weights_give_the_same_output(
     name: str, family: type[Backbone], tmp_path: Path
@@ -133,6 +136,7 @@ def test_few_rows_and_many_give_the_same_product() -> None:
     assert (few - expected[:7]).abs().max() < 1e-12
 
 
+@pytest.mark.sampled(4)
 @PAIRS
 def test_counts_follow_the_formula(name: str, family: type[Backbone], tmp_path: Path) -> None:
     expected = METHOD_CASES[name].num_trained
@@ -159,7 +163,7 @@ def test_full_trains_everything(family: type[Backbone], tmp_path: Path) -> None:
     assert counts.by_part["method"].total == whole
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 @PAIRS
 def test_methods_that_begin_as_the_frozen_model(
     name: str, family: type[Backbone], tmp_path: Path
@@ -289,6 +293,7 @@ def test_initial_weights_are_the_originals(family: type[Backbone], tmp_path: Pat
                 assert tensor.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
 
 
+@pytest.mark.sampled(7)
 @PAIRS
 def test_merging_keeps_the_output(name: str, family: type[Backbone], tmp_path: Path) -> None:
     """The merged model is what a model of the plainer methods is, and computes the same; or the
@@ -402,7 +407,7 @@ def test_aliases_and_tied_weights_stay() -> None:
     )
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(15)
 @pytest.mark.parametrize("name", METHOD_CASES)
 def test_a_role_that_is_needed_and_missing_is_an_error(name: str, tmp_path: Path) -> None:
     """Of every role, a method does without, or says that it cannot, or has declared it optional."""

@@ -102,6 +102,7 @@ def test_the_backbone_keeps_its_names_and_sources(word: str, tmp_path: Path) -> 
     assert all(".extensions.method.tuner." in name for name in after.keys() - own)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("word", CASES)
 def test_shapes_have_the_types_of_weights(word: str, tmp_path: Path) -> None:
     source, methods = backbone(T5, tmp_path), {"method": CASES[word]}
@@ -166,6 +167,7 @@ def opened_logits(run: Path) -> Tensor:
     return logits_of(load_run(run, torch.float32).model)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("word", ["pissa", "vera"])
 def test_a_fresh_process_gives_the_same_logits(
     word: str, world: Path, ranks1: RankPool, tmp_path: Path
@@ -176,6 +178,7 @@ def test_a_fresh_process_gives_the_same_logits(
     assert torch.equal(found, expected)
 
 
+@pytest.mark.sampled(2)
 @torch.no_grad()
 @pytest.mark.parametrize(
     "copied",
@@ -236,6 +239,7 @@ def test_beside_other_methods(tmp_path: Path) -> None:
         assert (parameter.grad is not None) == (name in model.trained_by), name
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("model_type", "word"),
     [("qwen2_vl", ""), ("llava", "loha"), ("florence2", "vera"), ("smolvlm", "norms")],
@@ -329,6 +333,7 @@ FIRST: dict[str, Method] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("reader", "called"), [("", "DoRA"), ("HIRA", "HIRA")])
 @pytest.mark.parametrize("first", FIRST)
 def test_what_reads_a_layers_weights_comes_first(
@@ -388,6 +393,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_of_layers_cannot_take_long(name: str, tmp_path: Path) -> None:
     method = Peft(type="LORA", settings=LORA | HOSTILE[name])
@@ -484,6 +490,7 @@ def load_in_parts(source: Backbone, method: Peft) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(3)
 @FEW
 def test_a_partitioned_backbone(word: str, ranks2: RankPool, tmp_path: Path) -> None:

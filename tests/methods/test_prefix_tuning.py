@@ -69,6 +69,7 @@ def test_fused_attention_computes_the_same(family: type[Backbone], tmp_path: Pat
     assert (model.logits(batch(TASKS_OF_ROWS)) - expected).abs().max() < 1e-9
 
 
+@pytest.mark.sampled(2)
 @torch.no_grad()
 @FAMILIES
 @pytest.mark.parametrize("num_beams", [1, 2])

@@ -94,7 +94,7 @@ def test_packing_is_what_it_says() -> None:
     assert ((layer.unpacked() - linear.weight).abs() <= layer.scale / 2 + 1e-6).all()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 @PAIRS
 def test_every_method_trains_beside_a_quantised_backbone(
     name: str, family: type[Backbone], tmp_path: Path
@@ -124,6 +124,7 @@ def test_every_method_trains_beside_a_quantised_backbone(
         assert any(isinstance(layer, ExtendedLinear) for layer in layers)
 
 
+@pytest.mark.sampled(2)
 @FAMILIES
 @pytest.mark.parametrize("name", ["LoRA bare", "IA3", "BitFit new"])
 def test_before_training_the_quantised_model_answers(

@@ -109,6 +109,7 @@ def test_nothing_left_is_an_error_before_training(tmp_path: Path) -> None:
         method.check_steps(9)
 
 
+@pytest.mark.slow
 def test_an_artifact_of_unlike_widths_answers_and_merges(
     world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

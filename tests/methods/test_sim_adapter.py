@@ -162,6 +162,7 @@ def test_only_the_attention_trains(tmp_path: Path) -> None:
     assert len(TASKS) == 3
 
 
+@pytest.mark.slow
 def test_runs_become_a_run_that_needs_them_no_longer(world: Path, tmp_path: Path) -> None:
     recipe = recipe_with("T5", "Adapter", world, tmp_path)
     first, *names = recipe.tasks
@@ -199,6 +200,7 @@ def three_tasks(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return run.recipe, rules
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(5)
 @pytest.mark.parametrize("seed", range(5))
 def test_fusion_learns_a_new_task_faster_than_one_adapter(
@@ -245,6 +247,7 @@ def test_a_run_fused_with_itself_is_the_run(world: Path, tmp_path: Path) -> None
     assert difference < 1e-5 * logits_of(run.model).abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["causal", "image_text"])
 def test_runs_of_other_kinds_are_fused(kind: str, world: Path, tmp_path: Path) -> None:
     """Their language model may lie inside the backbone."""

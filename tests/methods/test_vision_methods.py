@@ -44,6 +44,7 @@ def clip(folder: Path) -> VisionEncoder:
     return ClipVision(config=str(folder / "clip.json"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", METHODS)
 def test_what_trains_in_clip(name: str, tmp_path: Path) -> None:
     methods = {"eyes": METHODS[name], "words": Adapter(reduction=4, sharing="multiple")}

@@ -46,6 +46,7 @@ class Targets(Words):
         return {"input_ids": [[*self.start, *ids, self.end] for ids in words]}
 
 
+@pytest.mark.slow
 @given(
     answers=ANSWERS, beams=st.sampled_from([1, 2, 5]), seed=st.integers(0, 99), early=st.booleans()
 )
@@ -135,6 +136,7 @@ def test_states_are_read_once_an_example_and_the_done_leave(model: JointModel) -
     assert shrunk
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("answers", [None, LISTED], ids=["free", "listed"])
 @pytest.mark.parametrize("num_beams", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_confidence_is_the_probability_of_the_answer(

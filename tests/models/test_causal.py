@@ -48,6 +48,7 @@ def embeds_of(model: CausalModel, examples: Batch, row: int) -> tuple[Tensor, Te
     return torch.cat([*mine, text])[None], labels[None]
 
 
+@pytest.mark.sampled(2)
 @KINDS
 def test_the_loss_is_that_of_hugging_face(kind: str, saved: Path) -> None:
     """Also where a class bends the logits behind the output layer."""
@@ -63,6 +64,7 @@ def test_the_loss_is_that_of_hugging_face(kind: str, saved: Path) -> None:
         assert abs(float(nll[row].sum() / num_labels - expected)) < 1e-6
 
 
+@pytest.mark.sampled(3)
 @KINDS
 def test_a_row_does_not_depend_on_its_batch(kind: str, saved: Path) -> None:
     chosen = kind_in(saved / kind)
@@ -154,6 +156,7 @@ def test_rows_without_pictures_reach_every_weight_that_trains(saved: Path) -> No
     assert torch.equal(model.token_nll(picked), model.token_nll(examples))
 
 
+@pytest.mark.sampled(3)
 @KINDS
 def test_activation_checkpointing_changes_no_number(kind: str, saved: Path) -> None:
     chosen = kind_in(saved / kind)
@@ -243,6 +246,7 @@ def test_shapes_need_no_weights(saved: Path) -> None:
     assert shapes.count_parameters() == build(setup.kind, setup.methods).count_parameters()  # type: ignore[arg-type]
 
 
+@pytest.mark.sampled(3)
 @KINDS
 def test_an_exported_model_is_the_same(kind: str, saved: Path, tmp_path: Path) -> None:
     chosen = kind_in(saved / kind)

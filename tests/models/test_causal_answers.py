@@ -43,6 +43,7 @@ def log_probabilities(model: CausalModel, examples: Batch, written: list[list[in
     return totals
 
 
+@pytest.mark.sampled(7)
 @KINDS
 @pytest.mark.parametrize("decoding", [FREE, BEAMS], ids=["greedy", "beams"])
 def test_ids_are_those_of_the_plain_model(kind: str, decoding: Decoding, saved: Path) -> None:
@@ -69,6 +70,7 @@ def test_ids_are_those_of_the_plain_model(kind: str, decoding: Decoding, saved: 
         assert not set(expected[len(together[number]) :]) - {0}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("decoding", [FREE, BEAMS], ids=["greedy", "beams"])
 def test_tasks_are_mixed_in_a_batch(decoding: Decoding, saved: Path) -> None:
     """Each row is written with its own task's weights, in all its beams."""
@@ -139,6 +141,7 @@ def test_choices_are_compared_in_the_first_step(saved: Path) -> None:
     assert [answer.confidence for answer in answers] == pytest.approx(shares, abs=1e-6)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("listed", [LISTED, ("red",)], ids=["list", "one"])
 def test_answers_come_from_the_list(beams: int, listed: tuple[str, ...], saved: Path) -> None:

@@ -41,6 +41,7 @@ def test_prefixes_that_attention_would_not_read_are_refused(
         build(kind_in(saved / kind), {"mine": method})
 
 
+@pytest.mark.sampled(2)
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "opt"])
 def test_prefixes_are_keys_and_values_that_stand_before_all_others(kind: str, saved: Path) -> None:

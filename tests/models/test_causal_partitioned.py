@@ -93,6 +93,7 @@ def train_plainly(kind: Causal) -> tuple[list[Tensor], dict[str, Tensor]]:
     return sums, {name: tensor.detach() for name, tensor in model.unique_state()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @pytest.mark.parametrize("stage", [2, 3])
 def test_ranks_without_pictures(stage: int, kind: str, ranks2: RankPool, tmp_path: Path) -> None:

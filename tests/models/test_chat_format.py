@@ -179,6 +179,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_template_cannot_take_time_or_memory(name: str, tmp_path: Path) -> None:
     tokenizer = tokenizer_in(tmp_path, HOSTILE[name] + TEMPLATE)
@@ -201,6 +202,7 @@ def test_a_template_that_is_no_text_is_refused(template: Any, tmp_path: Path) ->
         ChatFormat.of(tokenizer)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("seed", range(20))
 def test_spoilt_templates_lead_to_prompts_or_to_errors(seed: int, tmp_path: Path) -> None:
     random = Random(seed)

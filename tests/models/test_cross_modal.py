@@ -132,6 +132,7 @@ def test_methods_attach_to_parts(name: str, part: Any, world: Path, tmp_path: Pa
     assert any(grad.any() for grad in grads if grad is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_is_resumed_and_its_artifact_answers(
     stage: int, world: Path, ranks2: RankPool, tmp_path: Path
@@ -153,6 +154,7 @@ def test_other_kinds_refuse_a_class_token(world: Path, tmp_path: Path) -> None:
         built(replace(joint, model=kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_matching_and_masked_words_beside_questions(
     stage: int, world: Path, ranks2: RankPool, tmp_path: Path
@@ -257,6 +259,7 @@ def test_without_a_class_token_the_mean_stands_for_the_picture(world: Path, tmp_
     assert torch.allclose(fused.pooled[:, 16:], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_swin_reads_the_pictures(world: Path, tmp_path: Path) -> None:
     """METER's other image encoder, with timm's random weights: the mean of its cells stands for the
     picture, all of it or methods in its layers train, and a picture is read as a whole."""

@@ -153,6 +153,7 @@ def built_on_a_rank(source: Backbone, stage: int) -> dict[str, Any]:
 FAST = [("T5", "path", 3), ("Bart", "config", 2)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "kind", "stage"),
     [
@@ -187,6 +188,7 @@ def drawn_names(model: JointModel, other: JointModel) -> set[str]:
     return {name for name, tensor in mine.items() if not torch.equal(tensor, others[name])}
 
 
+@pytest.mark.sampled(2)
 @FAMILIES
 def test_order_and_earlier_draws_change_nothing(family: type[Backbone], tmp_path: Path) -> None:
     for source in sources(family, tmp_path).values():

@@ -43,6 +43,7 @@ def first_rows(predicted: Predicted) -> Tensor:
     return predicted.logits[numbers.masked_fill(numbers < 0, len(predicted.logits)).amin(1)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model_type", TYPES)
 def test_a_head_reads_what_predicts_the_first_token(model_type: str) -> None:
     source = wide(model_type)

@@ -40,6 +40,7 @@ def test_the_loss_is_hugging_faces(model: Tiny) -> None:
     assert mean.item() == pytest.approx(theirs.item(), abs=1e-6)
 
 
+@pytest.mark.sampled(2)
 @torch.no_grad()
 def test_a_row_is_the_same_alone_and_in_any_cut(model: Tiny) -> None:
     built, rows = model.build().eval(), model.rows()
@@ -67,6 +68,7 @@ def test_labels_are_answers_with_their_end(model: Tiny) -> None:
     assert short[short != IGNORED_LABEL][-1] == ids[-1]
 
 
+@pytest.mark.sampled(2)
 def test_a_question_cannot_hold_a_placeholder(model: Tiny) -> None:
     row = model.rows()[0]
     word = str(getattr(model.processor, "image_token", "<image>"))
@@ -78,6 +80,7 @@ def test_a_question_cannot_hold_a_placeholder(model: Tiny) -> None:
     assert model.batch([row._replace(example=long)]).input_ids.shape[1] < usual + 20
 
 
+@pytest.mark.sampled(2)
 def test_an_answer_cannot_hold_a_placeholder_or_an_end(model: Tiny) -> None:
     """Also one that a list of answers holds."""
     row, chat = model.rows()[0], model.collator.chat
@@ -115,6 +118,7 @@ def test_workers_make_the_same_batches(model: Tiny) -> None:
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.sampled(5)
 @torch.no_grad()
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_answers_are_the_same_alone(model: Tiny, num_beams: int) -> None:
@@ -127,6 +131,7 @@ def test_answers_are_the_same_alone(model: Tiny, num_beams: int) -> None:
         assert alone.confidence == pytest.approx(answer.confidence, rel=1e-4)
 
 
+@pytest.mark.sampled(2)
 @torch.no_grad()
 def test_greedy_ids_and_their_probability(model: Tiny) -> None:
     """The ids are `generate`'s own, and the probability that of a forward pass."""
@@ -161,6 +166,7 @@ def test_greedy_ids_and_their_probability(model: Tiny) -> None:
     assert written.log_probability == pytest.approx(-nll, abs=1e-4)
 
 
+@pytest.mark.sampled(3)
 @torch.no_grad()
 def test_choices_and_lists(model: Tiny) -> None:
     built, rows = model.build().eval(), model.rows()
@@ -356,6 +362,7 @@ def test_a_folder_without_a_processor(field: str, tmp_path: Path) -> None:
         kind.check_sources()
 
 
+@pytest.mark.sampled(2)
 def test_a_dummy_row_changes_no_loss(model: Tiny) -> None:
     """Text alone in training gets a row with a picture, so that the tower runs."""
     if model.model_type in ("paligemma", "florence2"):
@@ -371,6 +378,7 @@ def test_a_dummy_row_changes_no_loss(model: Tiny) -> None:
     assert loss.item() == pytest.approx(built.eval()(batch, torch.ones(1)).loss.item(), abs=1e-5)
 
 
+@pytest.mark.sampled(2)
 @torch.no_grad()
 def test_an_exported_folder_gives_the_same_logits(model: Tiny, tmp_path: Path) -> None:
     from transformers import AutoModelForImageTextToText

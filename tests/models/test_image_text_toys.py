@@ -74,6 +74,7 @@ def test_a_folder_opens_as_its_type(model: Any, processor: Any, model_type: str)
     assert len(table) == len(processor.tokenizer)
 
 
+@pytest.mark.sampled(2)
 def test_a_seed_draws_the_weights(model: Any, model_type: str, tmp_path: Path) -> None:
     states = []
     for seed in (0, 1):

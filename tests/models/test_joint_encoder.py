@@ -78,6 +78,7 @@ def test_without_a_picture_it_is_hugging_faces_bert(world: Path, tmp_path: Path)
     assert {name for name in model.sources.names if name.startswith("backbone.")} == own
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("task", "classes", "batch", "rate"),
     [("vqa", 3129, 256, 5e-4), ("gqa", 1842, 16, 1e-5), ("snli_ve", 3, 16, 1e-5)],
@@ -160,6 +161,7 @@ def test_methods_train_or_are_refused(name: str, world: Path, tmp_path: Path) ->
     assert (together != before).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_is_resumed_and_its_artifact_answers(
     stage: int, world: Path, ranks2: RankPool, tmp_path: Path
@@ -171,6 +173,7 @@ def test_a_run_is_resumed_and_its_artifact_answers(
     assert {answer.text for answer in answers} <= set(CLASSES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_one_rank_computes_what_two_do(
     stage: int, world: Path, ranks1: RankPool, ranks2: RankPool, tmp_path: Path

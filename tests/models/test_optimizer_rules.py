@@ -34,6 +34,7 @@ def added(model: JointModel) -> dict[str, int]:
     }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("family", "name"), FAMILY_CASES)
 def test_what_decays_of_each_method(name: str, family: str, tmp_path: Path) -> None:
     case = METHOD_CASES[name]

@@ -60,6 +60,7 @@ def logits(model: Any, source: Any) -> Tensor:
     return found
 
 
+@pytest.mark.sampled(7)
 @BITS
 @TYPES
 def test_linear_layers_of_the_language_model_are_packed(model_type: str, bits: Bits) -> None:
@@ -115,6 +116,7 @@ def unpack(layer: Any) -> Tensor:
     return layer.weight.float() * layer.weight.SCB[:, None] / 127
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "bits"),
     [
@@ -154,6 +156,7 @@ def test_methods_train_beside_packed_weights(model_type: str, name: str, bits: B
     assert any(isinstance(m, ExtendedLinear) for m in packed_linears(model))
 
 
+@pytest.mark.sampled(2)
 @MORE_BITS
 @KINDS
 def test_recomputed_layers_give_the_same_gradients(model_type: str, bits: Bits) -> None:
@@ -167,6 +170,7 @@ def test_recomputed_layers_give_the_same_gradients(model_type: str, bits: Bits) 
         assert torch.allclose(gradient, gradients[1][name], atol=1e-6), name
 
 
+@pytest.mark.sampled(2)
 @torch.no_grad()
 @KINDS
 def test_a_row_is_the_same_alone(model_type: str) -> None:
@@ -186,6 +190,7 @@ def test_full_is_refused(model_type: str, bits: Bits) -> None:
     packed(model_type, bits).build({"a": Full(part="vision")})
 
 
+@pytest.mark.sampled(4)
 @BITS
 @TYPES
 def test_shapes_alone_are_as_large(model_type: str, bits: Bits) -> None:
@@ -265,6 +270,7 @@ def run_of(
     )
 
 
+@pytest.mark.slow
 @KINDS
 def test_stage_3_is_refused(model_type: str, world: Path, tmp_path: Path) -> None:
     recipe = run_of(model_type, world, tmp_path, stage=3)
@@ -299,6 +305,7 @@ def logits_in_rank(run: Path, model_type: str) -> Tensor:
     return logits(loaded.model, opened(model_type, loaded.recipe.model, loaded.processor))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bits", "stage", "precision"),
     [
@@ -347,6 +354,7 @@ def saved_run(source: Any, world: Path, folder: Path, method: Method) -> None:
     save_artifact(folder / "artifact", own_tensors(model), recipe, source.processor)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @MORE_BITS
 @FAST_CAUSAL
@@ -377,6 +385,7 @@ def test_whole_folders(
     ) == 2  # fmt: skip
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @MORE_BITS
 @KINDS

@@ -82,6 +82,7 @@ METHODS: dict[str, Method] = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("kind", "method"),
     [

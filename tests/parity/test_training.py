@@ -85,6 +85,7 @@ class Trajectory:
         return found
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_trajectory(path: Path, tmp_path: Path) -> None:
     run = Trajectory(path)
@@ -168,6 +169,7 @@ def distance(found: list[Step], exact: list[Step]) -> float:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(7)
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)

@@ -80,6 +80,7 @@ def test_what_small_weights_send(world: Path, tmp_path: Path) -> None:
             assert sent[file] == pytest.approx(4 * trained * (sums + 1) / 2, abs=1)
 
 
+@pytest.mark.slow
 def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "--config", FILE, "--ranks", "2"]
     assert run_command([*words, "--training.precision", "bf16", "--json"]) == 0
@@ -130,6 +131,7 @@ def test_large_numbers_keep_their_columns() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_second_pass_is_said(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,6 +155,7 @@ def test_the_cost_of_a_second_pass_is_said(
     assert "passes" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_guide_to_runs_is_planned(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +170,7 @@ def test_a_guide_to_runs_is_planned(
     assert "is not known" not in said
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -205,6 +209,7 @@ def test_want_of_memory_points_to_the_plan(recipe: Recipe, tmp_path: Path) -> No
     assert f"`vlds plan --config {tmp_path}/recipe.yaml --ranks N` says what a rank" in said
 
 
+@pytest.mark.slow
 def test_the_order_of_ranks_changes_nothing(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,7 @@ FAST = {("joint", "adapter", "fp32"), ("causal", "lora", "bf16"), ("image_text",
 CASES = product(ALL_KINDS, METHODS, ("fp32", "bf16"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name", "precision"),
     [pytest.param(*case, marks=[] if case in FAST else [pytest.mark.slow]) for case in CASES],
@@ -80,6 +81,7 @@ def test_the_bytes_of_a_step(
     assert found.calls > 0
 
 
+@pytest.mark.slow
 def test_a_gpu_has_fewer_and_larger_operations(world: Path, tmp_path: Path) -> None:
     recipe = kind_recipe("joint", world, tmp_path, precision="bf16")
     cut = cut_batches(recipe, 1)
@@ -107,6 +109,7 @@ def test_a_forecast_is_a_line(world: Path, tmp_path: Path) -> None:
     assert found.most_rows(0) == 0
 
 
+@pytest.mark.slow
 def test_what_a_second_pass_takes(world: Path, tmp_path: Path) -> None:
     """All that a run with one pass does not take."""
     found = {}
@@ -124,6 +127,7 @@ def test_what_a_second_pass_takes(world: Path, tmp_path: Path) -> None:
     assert 0 < two.further.peak < two.whole.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [{"activation_checkpointing": True}, pytest.param({"parts": 2}, marks=pytest.mark.slow)],
@@ -139,6 +143,7 @@ def test_what_saves_memory_saves_it_here(
     assert forecast(recipe, cut).whole.peak < 0.9 * before.peak
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model_type", PARAMETERS)
 def test_every_type_of_image_text_model(model_type: str) -> None:
     source = tiny(model_type)

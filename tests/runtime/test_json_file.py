@@ -34,6 +34,7 @@ def levels(value: Any) -> int:
     return 1 + max(map(levels, value), default=0) if isinstance(value, list) else 0
 
 
+@pytest.mark.slow
 @given(value=JSON)
 @settings(max_examples=200, deadline=None, database=None, derandomize=True)
 def test_depth_is_that_of_the_value(value: Any) -> None:

@@ -26,6 +26,7 @@ print(faults())
 PAGES = 4_883
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 @pytest.mark.parametrize(
     ("variables", "is_kept"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "1000000"}, False)]

@@ -25,6 +25,7 @@ def test_a_text_comes_back_as_it_is() -> None:
     assert limited(str) == ""
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

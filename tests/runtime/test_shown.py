@@ -50,6 +50,7 @@ def test_a_traceback_is_text_too() -> None:
     assert "\x1b" not in done.stderr.replace(r"\x1b", "")
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_past_it() -> None:
     """`print` and rich's markup would obey what texts say."""
     files = [f for room in ("vlds", "data_prep") for f in sorted((ROOT / room).rglob("*.py"))]

@@ -65,6 +65,7 @@ def test_many_ask_at_once(server: Server) -> None:
     assert told == [ask(server, body).json["text"] for body in bodies]
 
 
+@pytest.mark.slow
 def test_none_of_many_connections_is_reset(talkative: Path) -> None:
     """While the server is busy, as many wait as it takes."""
     with bound(0) as server, ExitStack() as opened:

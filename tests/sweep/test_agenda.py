@@ -46,6 +46,7 @@ def finish(run: SweepRun) -> None:
     run.write_recipe()
 
 
+@pytest.mark.slow
 def test_finished_runs_tell_the_time_of_the_others(file: str) -> None:
     runs = runs_of(read_sweep([file]))
     rehearsed = estimate(runs, 1)
@@ -105,6 +106,7 @@ def test_why_a_time_is_not_known(file: str, capsys: pytest.CaptureFixture[str]) 
     assert "training alone" not in shown
 
 
+@pytest.mark.slow
 def test_a_dry_run_names_a_row_that_cannot_be_built(
     file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +126,7 @@ def test_a_dry_run_names_a_row_that_cannot_be_built(
     assert "the time of broken is not known yet: " in capsys.readouterr().out
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("words", "told"),
     [

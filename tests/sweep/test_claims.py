@@ -45,6 +45,7 @@ with claim(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_no_part_is_done_twice(tmp_path: Path) -> None:
     words = [sys.executable, "-c", TAKE_ALL, str(tmp_path)]
     processes = [subprocess.Popen(words, cwd=ROOT) for _ in range(4)]
@@ -53,6 +54,7 @@ def test_no_part_is_done_twice(tmp_path: Path) -> None:
     assert list((tmp_path / "claims").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_process_claims_nothing(tmp_path: Path) -> None:
     words = [sys.executable, "-c", HOLD, str(tmp_path / "part")]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -92,6 +94,7 @@ def test_the_date_of_a_claim_does_not_matter(
     assert not is_claimed(part)
 
 
+@pytest.mark.slow
 def test_a_run_is_free_when_its_writer_has_ended(tmp_path: Path) -> None:
     wait_until_free(tmp_path / "missing", 0)
     words = [sys.executable, "-c", HOLD, str(tmp_path / "run")]

@@ -160,6 +160,7 @@ def test_a_task_has_no_name_of_another_column(file: str) -> None:
         runs_of(read_sweep([file, "--overrides", str({"tasks": tasks})]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["5", "tasks: {vqa: {", "seed: 3\ntasks:\n", "seed: 3\n"])
 def test_a_damaged_recipe_beside_a_run_is_told(file: str, text: str) -> None:
     run = runs_of(read_sweep([file]))[0]
@@ -176,6 +177,7 @@ def work(words: list[str]) -> SweepWork:
     return SweepWork(sweep, runs_of(sweep))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -243,6 +245,7 @@ def test_a_mistake_is_named_with_its_cure(file: str, words: str, told: str) -> N
     assert told in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_recipe_is_refused(file: str) -> None:
     run = runs_of(read_sweep([file]))[0]
     (run.folder / "state/step-00000004").mkdir(parents=True)

@@ -94,6 +94,7 @@ def test_there_is_a_sweep_for_each_table() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_recipe_has_the_settings_of_the_paper(name: str) -> None:
     sweep, runs = resolved(name)
@@ -120,6 +121,7 @@ def test_every_recipe_has_the_settings_of_the_paper(name: str) -> None:
             assert optimizer.learning_rate == RATES.get(run.row, 1e-3)
 
 
+@pytest.mark.slow
 def test_the_sweep_from_downloads_makes_the_data_that_it_reads() -> None:
     """Its rows are those of the paper's table, with features in place of pictures."""
     sweep, runs = resolved(FROM_DOWNLOADS)
@@ -164,6 +166,7 @@ def test_published_values_fit_each_other(name: str) -> None:
             assert values["average"] == pytest.approx(statistics.mean(scores), abs=0.0751), row
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", SWEEPS)
 def test_what_trains_is_what_was_published(name: str) -> None:
     sweep, runs = resolved(name)
@@ -195,6 +198,7 @@ def test_the_rows_with_a_pretrained_backbone_are_those_of_the_table_otherwise() 
         assert run.recipe.model.backbone.path == backbone  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_the_sweep_of_two_backbones_resolves() -> None:
     """Ten rows: five ways to tune each backbone, each at its best learning rate."""
     sweep, runs = resolved("sweeps/demo_pretraining.yaml")
@@ -221,6 +225,7 @@ def test_the_sweep_of_two_backbones_resolves() -> None:
     assert list(vl.tasks) == ["lm", "itm", "qa", "ground_caption", "refer"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rows"), [("demo_parts", 7), ("demo_tasks", 8), ("demo_related", 14)]
 )
@@ -254,6 +259,7 @@ def test_the_sweep_of_costs_reads_one_task_s_data() -> None:
     assert len({run.recipe.optimizer.learning_rate for run in runs}) == 3
 
 
+@pytest.mark.slow
 def test_the_demo_s_sweep_resolves() -> None:
     sweep, runs = resolved("sweeps/demo.yaml")
     assert len(runs) == 5 * len(sweep.recipes) == 45

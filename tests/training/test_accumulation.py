@@ -97,6 +97,7 @@ def bytes_of_sums(case: Case) -> int:
     return held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_the_plan_knows_the_sums(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
     case = make_case(tmp_path, stage=stage, precision="bf16")

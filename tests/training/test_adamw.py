@@ -150,6 +150,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[AdamWUpdate, dict
     return {"torch": reference(case), "transformers": of_transformers}
 
 
+@pytest.mark.slow
 def test_updates_are_those_of_the_formulas(
     expected: dict[AdamWUpdate, dict[str, Tensor]], tmp_path: Path
 ) -> None:
@@ -212,6 +213,7 @@ def assert_equals(found: Any, expected: dict[str, Tensor]) -> None:
 POOLS = {1: "ranks1", 2: "ranks2", 4: "ranks4"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("ranks", "stage", "update"),
     [(2, 3, "torch"), (2, 2, "transformers")]
@@ -358,6 +360,7 @@ def skip_one(case: Case) -> tuple[bool, list[int]]:
     return report.skipped, updates
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_skipped_step_counts_for_no_task(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
     assert ranks2.run(skip_one, case_of(tmp_path, stage)) == [(True, [0, 0, 1])] * 2

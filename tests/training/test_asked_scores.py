@@ -78,6 +78,7 @@ def train_without_java(recipe: Recipe) -> str:
     return said.getvalue()
 
 
+@pytest.mark.slow
 def test_training_says_it_before_its_first_evaluation(
     world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

@@ -236,6 +236,7 @@ def test_a_backbone_of_another_family(world: Path, tmp_path: Path) -> None:
         build_model(with_model(recipe, backbone=backbone).model_setup, ["vqa"], torch.float32, None)
 
 
+@pytest.mark.slow
 def test_the_command_says_it_in_one_line(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,6 +259,7 @@ def test_the_command_says_it_in_one_line(
     assert said.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_truncated_picture_is_replaced_and_counted(
     world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -291,6 +293,7 @@ def refused_resumes(recipes: list[Recipe]) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_a_state_of_another_run(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path / "run")
     short = replace(recipe, training=replace(recipe.training, steps=1))

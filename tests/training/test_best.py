@@ -90,6 +90,7 @@ def kill_everywhere(recipe: Recipe, folder: Path) -> list[tuple[int, Best | None
     return found
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_one_of_two_best_steps(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
     (found,) = ranks1.run(kill_everywhere, world_recipe(world, tmp_path), tmp_path)
     assert len(found) > 30, "so many points were tried"

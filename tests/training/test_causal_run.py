@@ -40,6 +40,7 @@ def trained(pool: RankPool, recipe: Recipe, resume: bool = False) -> Path:
     return Path(recipe.output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_ranks", "stage"), [(1, 2), (2, 2), pytest.param(1, 3, marks=pytest.mark.slow)]
 )
@@ -57,6 +58,7 @@ def test_ranks_and_stages_change_nothing(
     assert found[-1][1] < found[0][1]
 
 
+@pytest.mark.slow
 def test_ten_steps_are_five_and_five(
     whole: Path, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -71,6 +73,7 @@ def logits_elsewhere(run: Path) -> Tensor:
     return logits(load_run(run), "vqa", ())
 
 
+@pytest.mark.slow
 def test_the_artifact_gives_the_same_in_another_process(whole: Path, ranks2: RankPool) -> None:
     expected = logits(load_run(whole), "vqa", ())
     assert expected.any()
@@ -92,6 +95,7 @@ def test_evaluate_writes_the_runs_own_predictions(
     assert [line["id"] for line in found] == [line["id"] for line in expected]
 
 
+@pytest.mark.slow
 def test_a_converted_folder_opens_in_hugging_face(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["convert", "hf", "--run", str(whole), "--out", str(out), "--verify"]
@@ -107,6 +111,7 @@ def test_a_converted_folder_opens_in_hugging_face(whole: Path, tmp_path: Path) -
     assert AutoTokenizer.from_pretrained(tmp_path / "moved").chat_template == TEMPLATE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_a_saved_model_is_trained_further_and_folded(
     kind: str, world: Path, ranks2: RankPool, tmp_path: Path

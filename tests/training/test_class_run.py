@@ -91,6 +91,7 @@ def on_a_rank(words: list[str]) -> int:
     return run_command(words)
 
 
+@pytest.mark.slow
 def test_the_run_is_evaluated_and_asked(
     run: Path, world: Path, ranks2: RankPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,10 +111,12 @@ def test_the_run_is_evaluated_and_asked(
     assert capsys.readouterr().out.strip() in COLOURS
 
 
+@pytest.mark.slow
 def test_a_converted_run_keeps_the_heads(run: Path, tmp_path: Path) -> None:
     assert_same_classes(run, tmp_path / "out", "hf")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["joint", *SLOW_KINDS])
 def test_a_merged_run_keeps_the_heads(kind: str, world: Path, tmp_path: Path) -> None:
     recipe = class_recipe(kind, world, tmp_path / "run")
@@ -136,6 +139,7 @@ def assert_same_classes(run: Path, out: Path, layout: str) -> None:
     assert "the tasks' heads are kept apart" in (out / "README.md").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_heads(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = str(run / "recipe.yaml")
     assert run_command(["describe", saved, "--json"]) == 0

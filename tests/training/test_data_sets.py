@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from data_prep.cli import main as data_prep
 from tests.toys import official_sets as made
 from tests.toys.rank_jobs import run_recipe
@@ -31,6 +33,7 @@ def pack(folder: Path) -> dict[str, list[str]]:
     return {name: [str(folder / name)] for name in SPLITS}
 
 
+@pytest.mark.slow
 def test_official_files_train_and_are_scored(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     shards, words = pack(tmp_path), str(tmp_path / "spiece.model")
     folders = [folder for of_set in shards.values() for folder in of_set]

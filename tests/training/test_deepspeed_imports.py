@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tests.toys.files import ROOT
 
 PROGRAM = """
@@ -18,6 +20,7 @@ print(compiler.compile is own, "torch._inductor.compile_fx" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_the_compiler_is_not_imported() -> None:
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)

@@ -38,6 +38,7 @@ def write_snli_ve(folder: Path) -> None:
     (folder / "snli_ve_dev.jsonl").write_text("\n".join(rows), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_official_files_train_and_are_scored(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     write_snli_ve(tmp_path / "src")
     shards, words = str(tmp_path / "shards"), str(tmp_path / "spiece.model")

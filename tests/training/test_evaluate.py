@@ -75,6 +75,7 @@ def evaluate_on(run: Path, folder: str) -> list[Evaluation]:
     return Evaluator(recipe, evaluation_sources(recipe), loaded.collator, ranks)(loaded.model)
 
 
+@pytest.mark.slow
 def test_ranks_share_the_work(run: Path, world: Path, ranks2: RankPool, ranks4: RankPool) -> None:
     (two,), *others = ranks2.run(evaluate_on, run, str(world / "vqa"), timeout=120)
     assert others == [[]]
@@ -238,6 +239,7 @@ def test_the_first_rank_says_how_far_it_is(talkative: Path, world: Path, ranks2:
     assert max(map(len, first)) <= 80
 
 
+@pytest.mark.slow
 def test_only_listed_answers(
     talkative: Path, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -401,6 +403,7 @@ def states(run: Path) -> set[str]:
     return {path.name for path in (run / "state").iterdir()}
 
 
+@pytest.mark.slow
 def test_the_best_step_is_kept(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert ranks2.run(train_for_best, world, run, "vqa/exact_match", timeout=120) == [0, 0]
@@ -419,6 +422,7 @@ def test_the_best_step_is_kept(world: Path, ranks2: RankPool, tmp_path: Path) ->
     assert evaluation.scores["exact_match"] == scores[step]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_knows_its_best_step(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     """Also where that is the step of the state, which was written before the evaluation."""
     run = tmp_path / "run"

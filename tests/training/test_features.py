@@ -100,6 +100,7 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
+@pytest.mark.slow
 def test_a_run_on_features(recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     ranks2.run(compute, recipe, str(world / "vqa"), tmp_path / "stored", timeout=120)
     folders = [str(tmp_path / "stored")]
@@ -271,6 +272,7 @@ def test_encoders_that_cannot(
         compute_features(with_model(recipe, vision=vision), str(world / "vqa"), tmp_path, None)
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written(
     recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -286,6 +288,7 @@ def test_a_name_that_no_file_can_have(recipe: Recipe, world: Path, tmp_path: Pat
         compute_features(recipe, str(world / "vqa"), tmp_path / "out", "a/b")
 
 
+@pytest.mark.slow
 def test_the_command(recipe: Recipe, world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     """With a key of the recipe overridden, and data at a URL."""
     save_recipe(recipe, tmp_path / "recipe.yaml")

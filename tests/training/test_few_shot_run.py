@@ -58,6 +58,7 @@ def scores(run: Path) -> list[float]:
     return [line["scores"][TASK]["accuracy"] for line in lines if "scores" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run(name: str, world: Path, tmp_path: Path, ranks1: RankPool, ranks2: RankPool) -> None:
     """Two ranks at stage 3 train as one at stage 2; ten steps are five and five."""
@@ -83,6 +84,7 @@ def adapted(world: Path, ranks1: RankPool, tmp_path_factory: pytest.TempPathFact
     return trained(ranks1, class_recipe(world, folder, {"a": METHODS["adapter"]}, half="base"))
 
 
+@pytest.mark.slow
 def test_base_and_new_classes(adapted: Path, ranks1: RankPool, tmp_path: Path) -> None:
     """The run sees the base classes alone; evaluated on the new ones, it chooses among these."""
     words = ["evaluate", "--run", str(adapted), "--out", str(tmp_path / "new")]
@@ -94,6 +96,7 @@ def test_base_and_new_classes(adapted: Path, ranks1: RankPool, tmp_path: Path) -
     assert {line["reference"] for line in own} == set(CLASSES[:2])
 
 
+@pytest.mark.slow
 def test_the_artifact_holds_the_cached_embeddings(
     world: Path, tmp_path: Path, ranks1: RankPool
 ) -> None:
@@ -118,6 +121,7 @@ def test_a_linear_probe(world: Path, tmp_path: Path, ranks1: RankPool) -> None:
     assert losses(run)[-1][1] < losses(run)[0][1]
 
 
+@pytest.mark.slow
 def test_pairs_train_alike_on_any_number_of_ranks(
     world: Path, tmp_path: Path, ranks1: RankPool, ranks2: RankPool
 ) -> None:
@@ -143,6 +147,7 @@ def test_pairs_train_alike_on_any_number_of_ranks(
     assert torch.allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_update_folds_into_the_towers(world: Path, tmp_path: Path, ranks1: RankPool) -> None:
     """`convert merge` writes a CLIP that says what the run says."""
     run = trained(ranks1, class_recipe(world, tmp_path / "run", {"lora": METHODS["lora"]}))

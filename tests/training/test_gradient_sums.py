@@ -44,6 +44,7 @@ def steps_of(case: Case, deepspeed: bool) -> tuple[list[float], Any]:
     return norms, state
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("pool", ["ranks1", "ranks2"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_sums_are_those_of_deepspeed(

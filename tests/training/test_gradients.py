@@ -76,6 +76,7 @@ def lines_of(case: Case) -> list[list[str]]:
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_nothing_is_said_of_weights_that_train(
     stage: int, ranks2: RankPool, tmp_path: Path
@@ -85,6 +86,7 @@ def test_nothing_is_said_of_weights_that_train(
         assert told == [[]] * (WATCHED_STEPS + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_modules_that_are_never_run(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
     some, none = (make_case(tmp_path, stage=stage, method=Forgotten(used=used)) for used in (3, 0))

@@ -113,6 +113,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
         assert torch.allclose(found[name], tensor, rtol=tolerance, atol=tolerance), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "stage", "tasks"),
     [
@@ -138,6 +139,7 @@ def test_two_ranks_compute_what_one_computes(
     assert_close(first["weights"], expected["weights"], 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_head_of_an_absent_task_stands_still(
     stage: int, ranks2: RankPool, tmp_path: Path
@@ -162,6 +164,7 @@ def test_the_head_of_an_absent_task_stands_still(
     assert any(not torch.equal(before[n], after[n]) for n in before if n not in of_heads)
 
 
+@pytest.mark.slow
 def test_a_rank_that_has_no_row_of_its_own_runs_the_heads_too(
     ranks2: RankPool, tmp_path: Path
 ) -> None:

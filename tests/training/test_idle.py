@@ -76,6 +76,7 @@ def shifts_after_each_step(case: Case, first: int = 0, before: Any = None) -> li
     return states
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("stage", [3, 2])
 def test_what_no_loss_reads_stays(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
     case = make_case(tmp_path, stage=stage, method=Shifts(), weight_decay=0.5)
@@ -91,6 +92,7 @@ def test_what_no_loss_reads_stays(stage: int, ranks2: RankPool, tmp_path: Path) 
         assert all((other[1:] < start[1:]).all() for other in others)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("first", [2, 5])
 def test_a_resumed_run_knows_what_has_been_read(
     first: int, ranks2: RankPool, tmp_path: Path

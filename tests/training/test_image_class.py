@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from data_prep.cli import main as data_prep
 from tests.toys.class_folders import pack_folders
 from tests.toys.files import read_lines, write
@@ -21,6 +23,7 @@ from vlds.tasks.metrics.plain_scores import split
 NAMES = {"red": "a fire", "green": "the grass", "blue": "the sea"}
 
 
+@pytest.mark.slow
 def test_folders_train_and_are_scored(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     """Every answer is one of the classes, whose list comes from dataset.json."""
     for number in range(24):

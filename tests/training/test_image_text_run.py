@@ -49,6 +49,7 @@ def recipe_in(folder: Path, world: Path, stage: int = 2) -> Recipe:
     )
 
 
+@pytest.mark.slow
 def test_ten_steps_are_five_and_five(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     recipe = recipe_in(tmp_path, world, stage=3)
     check_resume(ranks2, recipe, tmp_path)

@@ -122,6 +122,7 @@ def test_without_the_dummy_row_ranks_part(ranks2: RankPool, tmp_path: Path) -> N
         ranks2.run(steps_without_dummy, recipe, "llava", [[0, 1], [2]], timeout=30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_type", "method", "stage"), CASES)
 def test_unlike_rows_on_two_ranks(
     model_type: str, method: str, stage: int, ranks1: RankPool, ranks2: RankPool, tmp_path: Path

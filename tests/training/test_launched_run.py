@@ -162,6 +162,7 @@ def test_a_damaged_shard_stops_all_ranks_with_one_message(world: Path, tmp_path:
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_recipe_is_found_before_ranks_start(tmp_path: Path, world: Path) -> None:
     recipe = world_recipe(world, tmp_path / "run")
     launch = Launch(recipe, tmp_path / "recipe.yaml", "--methods.adapter.reduktion", "4")

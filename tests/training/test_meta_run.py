@@ -47,6 +47,7 @@ def meta_lines(run: Path) -> list[dict[str, Any]]:
     return [line["meta"] for line in read_lines(run / "metrics.jsonl") if "meta" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "stage"),
     [("joint", 2), *(pytest.param(kind, 3, marks=pytest.mark.slow) for kind in KINDS[:1]),
@@ -75,6 +76,7 @@ def test_it_happens_once_and_a_resumed_run_goes_on(
     assert meta_lines(half) == [kept]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "precision"), [(2, "fp32"), pytest.param(3, "bf16", marks=pytest.mark.slow)]
 )
@@ -92,6 +94,7 @@ def test_without_an_outer_rate_the_run_is_the_ordinary_one(
     assert_same_run(tmp_path / "still", tmp_path / "plain")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["example", "global_batch"])
 def test_ranks_and_micro_batches_change_nothing(
     unit: Any, world: Path, ranks1: RankPool, ranks2: RankPool, tmp_path: Path
@@ -110,6 +113,7 @@ def test_ranks_and_micro_batches_change_nothing(
         assert two[name] == pytest.approx(one[name], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "size"),
     [("pairs", 3), *(pytest.param(name, 8, marks=pytest.mark.slow) for name in FEW_SHOT)],
@@ -154,6 +158,7 @@ class EndingVQA(VQA):
         return super().example(name, sample, annotation, rng)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )

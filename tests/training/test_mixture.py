@@ -67,6 +67,7 @@ def train(case: Case) -> Trained:
     return Trained(context.drawn, states)
 
 
+@pytest.mark.slow
 def test_ranks_draw_the_same_experts(ranks2: RankPool, tmp_path: Path) -> None:
     """In each pass of each step, whatever their rows and however many micro-batches."""
     mixture = Mixture(of=FFN, experts=EXPERTS)
@@ -117,6 +118,7 @@ def test_a_run_says_that_it_takes_two_passes(world: Path, ranks2: RankPool, tmp_
     assert read_lines(tmp_path / "run/metrics.jsonl")[0]["passes"] == 2  # for `vlds compare`
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_experts_are_drawn_on_after_resuming(
     stage: int, world: Path, ranks2: RankPool, tmp_path: Path

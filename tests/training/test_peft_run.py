@@ -38,6 +38,7 @@ def logits_elsewhere(run: Path) -> Tensor:
     return logits(load_run(run), "vqa", ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "stage"),
     [

@@ -121,6 +121,7 @@ def small_recipe(name: str, shards: Path, world: Path, output: Path) -> Recipe:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vl_t5", "vl_bart"])
 def test_shipped_tasks_train_and_are_scored(
     name: str, shards: Path, world: Path, tmp_path: Path, ranks2: RankPool

@@ -39,6 +39,7 @@ def profiled(recipe: Recipe, resume: bool = False) -> str:
     return printed.getvalue()
 
 
+@pytest.mark.slow
 def test_a_run_tells_where_its_steps_go(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path / "run")
     # All evaluation and most saving lies between the steps, and in none of them.
@@ -169,6 +170,7 @@ def with_steps(recipe: Recipe, steps: int) -> Recipe:
     return replace(recipe, training=replace(recipe.training, steps=steps))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_leaves_a_profile_out(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
     recipe = world_recipe(world, tmp_path / "run")
     assert ranks1.run(run_recipe, with_steps(recipe, 5), timeout=120) == [0]
@@ -198,6 +200,7 @@ def stopped_while_profiled(recipe: Recipe) -> tuple[int, bool, str]:
     return code, ended, profiled(short, True)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_profiles_no_longer(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
     recipe = with_steps(world_recipe(world, tmp_path / "run"), 1000)
     ((code, ended, text),) = ranks1.run(stopped_while_profiled, recipe, timeout=180)
@@ -239,6 +242,7 @@ def with_slow_disk(recipe: Recipe) -> None:
         StepProfile._write_trace = write  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_writing_the_trace_is_no_training(world: Path, ranks1: RankPool, tmp_path: Path) -> None:
     ranks1.run(with_slow_disk, world_recipe(world, tmp_path / "run"), timeout=120)
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")

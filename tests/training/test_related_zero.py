@@ -59,6 +59,7 @@ def train(case: Case) -> dict[str, Any]:
     return {"losses": losses, "added": added, "norms": norms, "state": state}
 
 
+@pytest.mark.sampled(7)
 @ANY_CUT
 @pytest.mark.parametrize("name", METHODS)
 @ANY_FAMILY
@@ -92,6 +93,7 @@ def kind_methods(name: str, recipe: Recipe) -> dict[str, Method]:
     return {"method": SimAdapter(runs=runs, guide=0.5, guide_decay_steps=3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
@@ -116,6 +118,7 @@ def test_runs_of_other_kinds_resume_and_are_those_of_one_rank(
         assert one == pytest.approx(other, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_fuses_what_it_has_fused(
     world: Path, ranks1: RankPool, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def test_ten_steps_are_five_and_five(
     check_resume(ranks2, kind_recipe(kind, world, tmp_path / "whole", stage, precision), tmp_path)
 
 
+@pytest.mark.slow
 def test_statistics_of_a_training_encoder_are_resumed(
     world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -58,6 +59,7 @@ def test_statistics_of_a_training_encoder_are_resumed(
     check_resume(ranks2, replace(recipe, methods=recipe.methods | encoder), tmp_path)
 
 
+@pytest.mark.slow
 def test_another_tokenizer_under_the_same_name_is_refused(
     world: Path, ranks1: RankPool, tmp_path: Path
 ) -> None:
@@ -77,6 +79,7 @@ def test_another_tokenizer_under_the_same_name_is_refused(
     assert ranks1.run(run_recipe, longer, True, timeout=120) == [0]
 
 
+@pytest.mark.slow
 def test_what_only_the_start_reads_may_be_gone(
     world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -88,6 +91,7 @@ def test_what_only_the_start_reads_may_be_gone(
     check_resume(ranks2, recipe, tmp_path, file.unlink)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_updates_of_each_task_are_resumed(
@@ -166,6 +170,7 @@ def check_move(pool: RankPool, saved: Path, recipe: Recipe) -> None:
     assert found == next_ids(recipe, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("saved", "stage"), [(2, 3), (3, 2)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_moves_to_another_stage(
@@ -181,6 +186,7 @@ def test_a_state_moves_to_another_stage(
     check_move(ranks2, states(kind, saved), recipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("saved", "stage"),
     [(2, 3), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((2, 2), (3, 2), (3, 3)))],
@@ -239,6 +245,7 @@ def refused_new_phase(recipe: Recipe) -> str:
     return str(refused.value)
 
 
+@pytest.mark.slow
 def test_other_weights_are_a_new_phase(
     states: Callable[[str, int], Path], world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

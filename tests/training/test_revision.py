@@ -61,6 +61,7 @@ def train(case: Case) -> dict[str, Any]:
     return {"losses": losses, "norms": norms, "trained": trained, "state": state}
 
 
+@pytest.mark.slow
 @ANY_CUT
 @pytest.mark.parametrize("name", METHODS)
 @ANY_FAMILY
@@ -94,6 +95,7 @@ def shrink_once(case: Case) -> tuple[State, State, float]:
     return before, after, loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_shrunk_is_masked_and_moments_are_slices(
     stage: int, ranks2: RankPool, tmp_path: Path
@@ -131,6 +133,7 @@ def test_shrunk_is_masked_and_moments_are_slices(
     assert found == pytest.approx(loss, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "norms later"])
 def test_a_resumed_run_is_the_uninterrupted_one(
     name: str, world: Path, ranks2: RankPool, tmp_path: Path

@@ -33,6 +33,7 @@ def streamed(recipe: Recipe, world: Path) -> Recipe:
     return replace(recipe, tasks=tasks, data=data)
 
 
+@pytest.mark.slow
 def test_two_ranks_train_and_resume(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     recipe = streamed(world_recipe(world, tmp_path / "run"), world)
     short = replace(recipe, training=replace(recipe.training, steps=5))

@@ -67,6 +67,7 @@ def test_tensorboard_shows_nested_scores_and_repeated_steps_once(tmp_path: Path)
     assert {event.value for event in events.Scalars("scores/vqa/vqa_accuracy")} == {0.5}
 
 
+@pytest.mark.slow
 def test_weights_and_biases_keeps_one_run_when_resumed(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ def refusal_to_resume(recipe: Recipe) -> str:
     return str(refused.value)
 
 
+@pytest.mark.slow
 def test_what_resuming_changes_is_said_and_written_down(
     world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

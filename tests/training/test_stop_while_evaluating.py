@@ -78,6 +78,7 @@ def stopped_by_its_task(recipe: Recipe, count: Path) -> Recipe:
     return replace(recipe, tasks=recipe.tasks | {"vqa": StoppedVQA(**own, count_file=str(count))})
 
 
+@pytest.mark.slow
 def test_the_steps_before_a_skipped_one_are_kept(
     world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

@@ -318,6 +318,7 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
     COMMANDS["evaluate"](words)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("kind", "name", "text", "complaint"),
     [

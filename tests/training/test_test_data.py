@@ -73,6 +73,7 @@ def run(world: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return save_run(built_run(recipe))
 
 
+@pytest.mark.slow
 def test_training_neither_reads_nor_needs_them(
     world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_training_neither_reads_nor_needs_them(
     assert "vqa (vqa-train, 48 examples)" in out
 
 
+@pytest.mark.slow
 def test_every_list_is_scored_under_its_name(run: Path, ranks2: RankPool, tmp_path: Path) -> None:
     """By default all that the recipe names; --split chooses."""
     words = ["evaluate", "--run", str(run), "--out"]
@@ -142,6 +144,7 @@ def test_data_of_the_command_line_are_the_only_ones(
     assert list(json.loads((tmp_path / "scores.json").read_text("utf-8"))) == ["vqa"]
 
 
+@pytest.mark.slow
 def test_a_leaderboard_takes_a_list_of_the_recipe(
     run: Path, data: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -160,6 +163,7 @@ def test_a_leaderboard_takes_a_list_of_the_recipe(
     assert names == {"vqa-vqa-test.json", "vqa.test-vqa-test.json"}
 
 
+@pytest.mark.slow
 def test_mistakes_are_said_before_the_model_is_built(
     world: Path, data: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:
@@ -194,6 +198,7 @@ def test_a_task_must_not_be_called_like_a_list(world: Path, tmp_path: Path) -> N
         replace(recipe, tasks={"vqa.test": recipe.tasks["vqa"]})
 
 
+@pytest.mark.slow
 def test_scores_of_other_data_do_not_take_the_place_of_the_runs_own(
     run: Path, data: Path, world: Path, ranks2: RankPool, tmp_path: Path
 ) -> None:

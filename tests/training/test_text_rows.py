@@ -40,6 +40,7 @@ def with_rows(recipe: Recipe, rows: Path) -> Recipe:
     return replace(recipe, tasks={"vqa": task})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["causal", "image_text"])
 def test_they_train_beside_others(
     kind: str, rows: Path, world: Path, ranks2: RankPool, tmp_path: Path

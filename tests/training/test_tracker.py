@@ -50,6 +50,7 @@ tracker.close()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
 def test_what_is_no_terminal_gets_plain_lines(variable: str, world: Path, tmp_path: Path) -> None:
     """Notebooks and build servers set such variables for every program."""

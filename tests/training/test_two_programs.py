@@ -24,6 +24,7 @@ def start(recipe: Recipe, resume: bool) -> str:
         return str(error)
 
 
+@pytest.mark.slow
 def test_a_run_beside_a_live_one(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     run = tmp_path / "run"
     recipe = world_recipe(world, run)

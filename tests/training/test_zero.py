@@ -175,6 +175,7 @@ def variants(fast: Sequence[tuple[str, int, int]]) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "stage", "accumulation"),
     variants([("T5", 2, 1), ("T5", 3, 2), ("Bart", 2, 2), ("Bart", 3, 1)]),
@@ -188,6 +189,7 @@ def test_two_ranks_compute_what_one_computes(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "stage", "accumulation"), variants([("T5", 3, 1), ("Bart", 2, 2)])
 )
@@ -204,6 +206,7 @@ UNEVEN = (13, 4, 16, 5, 7)
 """Sizes of global batches that neither two nor four ranks share evenly."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "micro_batch_size", [None, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 1))]
@@ -216,6 +219,7 @@ def test_shares_that_differ_by_a_row_change_nothing(
     assert_same_as_plain_torch(ranks4, case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_two_ranks_share_an_odd_batch(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
     case = dropping_case(tmp_path, stage=stage, sizes=UNEVEN, micro_batch_size=2)
@@ -239,6 +243,7 @@ METHODS = {
 PEFT = {f"peft {w}".strip(): c.method for w, c in CASES[Peft].items() if c.method.partitionable}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "family", "stage"),
     [
@@ -274,6 +279,7 @@ def test_parts_compute_what_the_whole_computes(
     )
 
 
+@pytest.mark.slow
 def test_what_stays_whole_is_counted_beside_its_partition(ranks2: RankPool, tmp_path: Path) -> None:
     held = []
     for size in (0, 10**6):
@@ -304,6 +310,7 @@ def train_and_evaluate(case: Case, evaluate: bool) -> list[Tensor]:
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_training_goes_on_unchanged_after_an_evaluation(
     stage: int, ranks2: RankPool, tmp_path: Path
@@ -328,6 +335,7 @@ def train_on_different_tasks(case: Case) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 def test_ranks_on_different_tasks_do_not_wait_for_ever(ranks2: RankPool, tmp_path: Path) -> None:
     two, three = (
         ranks2.run(train_on_different_tasks, dropping_case(tmp_path, stage=stage))[0]
@@ -360,6 +368,7 @@ def export_of_several_groups(case: Case) -> dict[str, Any] | None:
     return state
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("stage", [2, 3])
 def test_several_parameter_groups_export_all_moments(
     stage: int, ranks2: RankPool, tmp_path: Path
@@ -377,6 +386,7 @@ def test_several_parameter_groups_export_all_moments(
             assert tensor.abs().sum() > 0, (name, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_clipping_bounds_the_whole_gradient(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
     plain = train_plainly(dropping_case(tmp_path))

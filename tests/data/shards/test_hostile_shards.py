@@ -143,6 +143,7 @@ def test_a_shard_lies_in_the_folder_of_its_data_set(whole: Path, tmp_path: Path,
         open_dataset(tmp_path)
 
 
+@pytest.mark.slow
 @given(
     annotations=st.lists(
         JSON

@@ -60,6 +60,7 @@ def evaluation(sources: list[Source]) -> Iterator[Any]:
     return iter(stream)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("stream", [training, evaluation])
 def test_a_worker_that_hangs(
     stream: Callable[[list[Source]], Iterator[Any]],

@@ -45,6 +45,7 @@ def source(folder: Path, is_thin: Callable[[int], bool], num_samples: int = 12) 
     return Source("red", ToyTask(), [open_dataset(folder)])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_thin_picture_is_replaced_counted_and_listed(
     model: Tiny, num_workers: int, tmp_path: Path

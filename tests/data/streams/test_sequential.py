@@ -82,6 +82,7 @@ def test_every_example_once_a_pass(bare: Path, folders: dict[str, Path]) -> None
     assert set(ids(everything, 3)) == set(expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_one_shard_feeds_sixteen_ranks(bare: Path, num_workers: int) -> None:
     """More processes than shards: none runs dry, all give as many batches."""
@@ -210,6 +211,7 @@ DAMAGE = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("hurt", "reason", "num_workers"), [*((*case, 0) for case in DAMAGE), (*DAMAGE[1], 1)]
 )

@@ -24,7 +24,7 @@ from vlds.data.streams.source import Source
 from vlds.data.streams.stream import TrainStream
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("world_size", "micro", "num_workers"),
     [
@@ -45,6 +45,7 @@ def test_global_batches_depend_on_nothing_but_the_seed(
     assert other != expected
 
 
+@pytest.mark.slow
 def test_resume_is_a_seek_on_any_number_of_ranks_and_workers(sources: list[Source]) -> None:
     expected, _ = global_batches(sources, 9)
     first, state = global_batches(sources, 4, world_size=4, micro=2, num_workers=2)
@@ -90,6 +91,7 @@ def test_batches_of_one_task(sources: list[Source]) -> None:
     assert Counter(tasks)[0] == 3 * Counter(tasks)[1]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("world_size", "micro"), [(1, None), (2, None), (3, 2), (4, 1)])
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_each_task_has_batches_of_its_own_size(

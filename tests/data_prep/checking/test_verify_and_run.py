@@ -207,6 +207,7 @@ def bless(folder: Path, how: str) -> None:
         (folder / "dataset.json").write_text(json.dumps(about), "utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("rounds", [90, pytest.param(4000, marks=pytest.mark.slow)])
 def test_what_a_run_cannot_use_verify_names(

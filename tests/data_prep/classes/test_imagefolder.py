@@ -311,6 +311,7 @@ def test_options_that_do_not_fit(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_thousands_of_classes(tmp_path: Path) -> None:
     picture = write(tmp_path / "x.jpg", photo(0))
     for number in range(2000):

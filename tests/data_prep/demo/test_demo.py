@@ -64,6 +64,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_ten_data_sets_of_each_world_and_two_of_classes(demo: Path) -> None:
     found = {str(p.parent.relative_to(demo / "shards")) for p in demo.rglob("dataset.json")}
     assert found == {*FOLDERS, *CLASS_FOLDERS}
@@ -137,6 +138,7 @@ def test_train_and_val_share_no_picture(demo: Path) -> None:
         assert not seen["train"] & seen["val"]
 
 
+@pytest.mark.slow
 def test_the_seed_decides_every_byte(demo: Path, tmp_path: Path) -> None:
     for name, seed in (("again", "0"), ("other", "1")):
         main(["demo", "--out", str(tmp_path / name), "--scenes", str(SCENES), "--seed", seed])

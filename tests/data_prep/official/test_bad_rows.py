@@ -309,6 +309,7 @@ COMMANDS: dict[str, list[tuple[dict[str, Any], str]]] = {
 CASES = [(command, files, told) for command, cases in COMMANDS.items() for files, told in cases]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("command", "files", "told"), CASES)
 def test_a_wrong_value_is_named_with_its_place(
     command: str,

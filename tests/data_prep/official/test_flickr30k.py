@@ -47,6 +47,7 @@ def test_samples_have_the_names_of_their_pictures(packed_test: Path) -> None:
                  str(packed_test.parent / "src/dataset_flickr30k.json")]) == 0  # fmt: skip
 
 
+@pytest.mark.slow
 @needs_java
 def test_captions_are_scored_as_by_the_official_package(packed_test: Path) -> None:
     task = Caption(scores=list(SCORES))

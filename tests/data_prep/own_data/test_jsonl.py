@@ -238,6 +238,7 @@ def test_split_field(images: Path, tmp_path: Path) -> None:
 ROW = {"image": "a.jpg", "question": "q", "answer": "x"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("content", "more", "message"),
     [

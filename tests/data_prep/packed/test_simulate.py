@@ -64,6 +64,7 @@ def test_batches_of_one_task(folders: list[Path], capsys: pytest.CaptureFixture[
     assert ["few-train", "32", "50.00%", "64", "32.0"] in rows
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("lanes", "least", "most"), [(1, 25, 40), (4, 9, 12)])
 def test_lanes_keep_nodes_apart(
     lanes: int, least: int, most: int, folders: list[Path], capsys: pytest.CaptureFixture[str]
@@ -88,6 +89,7 @@ def test_the_examples_are_those_of_a_stream(
     assert rows[-1][1] == f"{len(shards)} of 32"
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -32,6 +32,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
             str(place / "images"), "--shard-samples", "4"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(
     disk: Path, rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

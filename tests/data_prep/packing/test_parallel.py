@@ -31,6 +31,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bad", "taken", "code"), [(-1, 100, 0), (-1, 10, 0), (5, 3, 0), (5, 50, 1)]
 )
@@ -79,6 +80,7 @@ def hear_all() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_processes_start(root: Path, tmp_path: Path) -> None:
     """The program hears it, and not each of them."""
     file = tmp_path / "program.py"
@@ -148,6 +150,7 @@ def busy(root: Path, tmp_path: Path) -> Busy:
     return Busy([sys.executable, str(file)], tmp_path, root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ASKING)
 def test_busy_workers_end_at_once_with_a_program_that_is_told_to(
     number: signal.Signals, busy: Busy
@@ -156,6 +159,7 @@ def test_busy_workers_end_at_once_with_a_program_that_is_told_to(
     assert busy.end() == (0, f"Interrupted({int(number)})\n", "")
 
 
+@pytest.mark.slow
 def test_busy_workers_end_with_a_program_that_is_killed(busy: Busy) -> None:
     busy.process.kill()
     code, _, said = busy.end()
@@ -163,6 +167,7 @@ def test_busy_workers_end_with_a_program_that_is_killed(busy: Busy) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "how"),
     [

@@ -67,6 +67,7 @@ def change(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).mean())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("more", [(), ("--image-size", "64", "--square")])
 def test_packing_changes_nothing_that_an_encoder_sees(
     tmp_path: Path, originals: dict[str, bytes], more: tuple[str, ...]
@@ -118,6 +119,7 @@ def test_resized_shards_are_verified_shown_and_read_by_others(
     assert all(sample["json"]["size"] == [[85, 64]] for sample in resized)
 
 
+@pytest.mark.slow
 def test_photographs_through_a_pretrained_encoder(shared: Path, tmp_path: Path) -> None:
     """The bound that holds for real weights: 0.25 was the change of JPEG 95 at 4:2:0."""
     photos = sorted((shared / "data/coco_captions_free/images").glob("*.jpg"))[:12]

@@ -192,6 +192,7 @@ def width(interval: Interval) -> float:
     return interval.high - interval.low
 
 
+@pytest.mark.slow
 def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
     """Each data set has 120 pictures of five questions, and a model that knows a picture or does
     not: 9 in 10 right, or 1 in 10. Over questions alone only two thirds of the intervals hold it.
@@ -230,6 +231,7 @@ def test_word_f1_has_values_whatever_stands_beside_it() -> None:
     assert np.nanmean(values) == pytest.approx(score)
 
 
+@pytest.mark.slow
 @needs_java
 def test_an_interval_of_cider_holds_the_document_frequencies() -> None:
     """Each draw is scored by the official scorer, told the frequencies of the whole."""

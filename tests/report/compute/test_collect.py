@@ -44,6 +44,7 @@ def copy(run: Path, folder: Path) -> Path:
     return Path(shutil.copytree(run, folder))
 
 
+@pytest.mark.slow
 def test_a_run_has_scores_intervals_and_facts(runs: Runs) -> None:
     report = collect([runs.first])
     run = report.only
@@ -74,6 +75,7 @@ def without_samples(run: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_with_all_their_questions(runs: Runs, tmp_path: Path) -> None:
     """The world's pictures have one to three questions each."""
     report = collect([runs.first, runs.second])
@@ -105,6 +107,7 @@ def test_one_picture_has_no_interval(runs: Runs, tmp_path: Path) -> None:
     assert any("one sample alone does not tell" in note for note in report.interval_notes)
 
 
+@pytest.mark.slow
 def test_predictions_that_do_not_name_their_samples(runs: Runs, tmp_path: Path) -> None:
     """Single examples are drawn, and it is said; captions are one to a picture anyway."""
     old = without_samples(copy(runs.first, tmp_path / "old"))
@@ -122,6 +125,7 @@ def test_predictions_that_do_not_name_their_samples(runs: Runs, tmp_path: Path) 
     assert caption.interval == collect([runs.first]).only.results["caption"].interval
 
 
+@pytest.mark.slow
 def test_a_run_that_names_samples_lends_them_to_one_that_does_not(
     runs: Runs, tmp_path: Path
 ) -> None:
@@ -160,6 +164,7 @@ def test_differences_are_to_the_first_run(runs: Runs) -> None:
     assert vqa.interval.low < vqa.value < vqa.interval.high
 
 
+@pytest.mark.slow
 def test_other_examples_and_other_tasks_are_not_compared(runs: Runs, tmp_path: Path) -> None:
     recipe = scored_recipe(runs.world, tmp_path / "fewer")
     lines = {"vqa": lines_of(recipe.tasks["vqa"], 5)[:-1]}
@@ -194,6 +199,7 @@ def test_a_killed_run(runs: Runs, tmp_path: Path) -> None:
     assert found.results["vqa"].interval is not None
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("step", [10, None])
 @pytest.mark.parametrize("cut", [30, 30.5, 0.5, 0])
 def test_cut_predictions_give_no_score(
@@ -266,6 +272,7 @@ def test_results_on_test_data_stand_beside_the_others(runs: Runs, tmp_path: Path
     assert told.tasks["gqa.test"].lower_is_better == ("distribution",)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("age", [-100, 100])
 @pytest.mark.parametrize("after", [5, 10, None])
 def test_the_newest_predictions_count(
@@ -500,6 +507,7 @@ def test_predictions_of_another_task_are_said(runs: Runs, tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.slow
 def test_runs_of_one_name_are_told_apart(runs: Runs, tmp_path: Path) -> None:
     one, two = (vqa_run(runs.world, tmp_path / seed / "run", 3) for seed in ("1", "2"))
     assert list(collect([one, two, runs.first]).runs) == [

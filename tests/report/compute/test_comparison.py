@@ -22,6 +22,7 @@ DATA, OTHER = "world-val@0123456789abcdef", "mine-test@fedcba9876543210"
 CONTROL = "norms + visual embedding"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("evaluated_on", [DATA, OTHER, None])
 def test_the_newest_predictions_count_beside_a_comparison(
     runs: Runs, tmp_path: Path, evaluated_on: str | None

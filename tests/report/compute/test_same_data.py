@@ -52,6 +52,7 @@ def test_runs_on_other_data_have_columns_of_their_own(runs: Runs, tmp_path: Path
     assert same.differences
 
 
+@pytest.mark.slow
 def test_unknown_data_are_not_the_same_data(runs: Runs, tmp_path: Path) -> None:
     """Where neither names nor equal references say that they are."""
     runs_of = {name: vqa_run(runs.world, tmp_path / name, n) for name, n in (("a", 3), ("b", 4))}

@@ -35,6 +35,7 @@ def seeds(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [*made, write_scored_run(folder, recipe, {"vqa": lines_of(recipe.tasks["vqa"], 5)})]
 
 
+@pytest.mark.slow
 def test_mean_and_deviation_stand_below_the_runs(seeds: list[Path]) -> None:
     report = collect(seeds, resamples=0)
     page = Reader(build_page(report))
@@ -48,6 +49,7 @@ def test_mean_and_deviation_stand_below_the_runs(seeds: list[Path]) -> None:
     assert "how far another seed moves a score" in page.text
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(
     ("ours", "theirs", "best"),
     [
@@ -84,11 +86,13 @@ def test_a_mean_is_best_by_the_rule_of_compare(
     assert f"{said} needs 3 seeds or more in common with every other row" in told
 
 
+@pytest.mark.slow
 def test_a_seed_counts_once(seeds: list[Path], tmp_path: Path) -> None:
     again = shutil.copytree(seeds[0], tmp_path / "again")
     assert seed_groups(collect([*seeds[:2], again], resamples=0)) == [["seed-0", "seed-1"]]
 
 
+@pytest.mark.slow
 def test_the_same_seed_twice_or_another_recipe_is_no_group(seeds: list[Path], runs: Runs) -> None:
     assert seed_groups(collect([runs.first, runs.second], resamples=0)) == []
     report = collect([seeds[0], seeds[3]], resamples=0)

@@ -70,6 +70,7 @@ def spots(tree: Any) -> Iterator[tuple[Any, Any]]:
         yield from spots(tree[key])
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("place", ["step-00000010", "blank"])
 @pytest.mark.parametrize(
     ("task", "field", "value", "said"),
@@ -123,6 +124,7 @@ def test_a_line_that_is_not_utf_8_is_damage(runs: Runs, tmp_path: Path) -> None:
     assert any(f"{file}, line 7 is not UTF-8" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_one_changed_field_never_ends_a_report(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

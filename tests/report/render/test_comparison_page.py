@@ -169,6 +169,7 @@ def write_demo_run(folder: Path, accuracy: float, **changes: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_the_score_that_a_recipe_names_stands_for_a_task(suffix: str, tmp_path: Path) -> None:
     runs = [write_demo_run(tmp_path / name, 0.5) for name in ("adapters", "control")]

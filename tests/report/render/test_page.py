@@ -50,6 +50,7 @@ def test_right_and_wrong_are_words(run: Path) -> None:
     assert (page.count("\u2713 right"), page.count("\u2717 wrong")) == (2, 1)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("several", [False, True])
 def test_nothing_is_fetched_and_one_script_runs(runs: Runs, evil: Path, several: bool) -> None:
     folders = [evil, runs.first] if several else [evil]
@@ -85,6 +86,7 @@ def test_texts_do_not_leave_the_data_of_the_script(evil: Path) -> None:
     assert "is \\u202ereversed\\x1b[2J" in told
 
 
+@pytest.mark.slow
 def test_what_a_model_says_is_text(evil: Path) -> None:
     page = Reader(page_of(evil, pictures=True))
     shown = [entry.prediction for entry in collect([evil]).only.inputs.gallery]
@@ -107,6 +109,7 @@ def test_names_of_folders_are_text_too(runs: Runs, tmp_path: Path) -> None:
         assert f"{tmp_path}/is \\u202ereversed\\x1b[2J" in page
 
 
+@pytest.mark.slow
 def test_long_texts_are_folded_and_whole(evil: Path) -> None:
     page = Reader(page_of(evil, pictures=True))
     long = [s.prediction for s in collect([evil]).only.inputs.gallery if len(s.prediction) > 220]

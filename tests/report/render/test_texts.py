@@ -75,6 +75,7 @@ def test_markdown_reads_back(runs: Runs) -> None:
     assert first[2:5] == ["4.00 %", "2.5 MB", "106"]
 
 
+@pytest.mark.slow
 def test_csv_reads_back_to_the_last_digit(runs: Runs) -> None:
     report = collect([runs.first, runs.second])
     rows = list(csv.DictReader(StringIO(csv_text(report))))
@@ -123,6 +124,7 @@ def test_markdown_escapes_names_everywhere(runs: Runs, tmp_path: Path) -> None:
     assert "vqa.jsonl is empty" in text
 
 
+@pytest.mark.slow
 def test_texts_go_to_the_terminal_or_a_folder(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -202,6 +202,7 @@ def test_a_cut_or_closed_pillow_image_is_a_value_error() -> None:
         encode_picture(closed)
 
 
+@pytest.mark.slow
 def test_threads_may_share_a_pillow_image_that_is_not_decoded_yet() -> None:
     buffer = io.BytesIO()
     Image.effect_noise((900, 900), 99).save(buffer, "PNG")
@@ -210,6 +211,7 @@ def test_threads_may_share_a_pillow_image_that_is_not_decoded_yet() -> None:
             assert len(set(pool.map(encode_picture, [opened] * 8))) == 1
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("question", "message"),
     [

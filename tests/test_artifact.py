@@ -31,7 +31,7 @@ def load_elsewhere(run: Path) -> tuple[Tensor, dict[str, Tensor]]:
     return logits(loaded, "vqa", ()), dict(loaded.model.unique_state())
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(
     ("source", "precision"),
     [
@@ -57,6 +57,7 @@ def test_the_same_logits_in_another_process(
         assert torch.equal(found, expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("source", ["T5", "FLAN", "Bart"])
 def test_only_what_the_source_lacks_is_stored(source: str, world: Path, tmp_path: Path) -> None:
     recipe = recipe_from(source, world, tmp_path)
@@ -140,6 +141,7 @@ def test_a_damaged_artifact(artifact: Path, change: str) -> None:
     assert "copy it again" in message
 
 
+@pytest.mark.sampled(2)
 @SOURCES
 @pytest.mark.parametrize(
     ("name", "text", "message"),

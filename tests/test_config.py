@@ -225,6 +225,7 @@ def every_choice() -> list[Recipe]:
     return [full, *others, *(replace(full, model=kind, alignment=None) for kind in kinds)]
 
 
+@pytest.mark.slow
 def test_a_saved_recipe_is_read_as_it_was(tmp_path: Path) -> None:
     for recipe in every_choice():
         save_recipe(recipe, tmp_path / "recipe.yaml")
@@ -297,6 +298,7 @@ def test_the_command_line_overrides_the_file(file: Path) -> None:
     assert recipe.data.errors == ErrorPolicy(max_in_a_row=3)
 
 
+@pytest.mark.sampled(22)
 @pytest.mark.parametrize(
     "name",
     [
@@ -314,6 +316,7 @@ def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
     check_rates(recipe)
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -491,6 +494,7 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
     assert message in recipe_complaint("--config", str(file), f"--{option}", value)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

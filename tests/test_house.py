@@ -64,6 +64,7 @@ def test_every_file_says_what_it_is() -> None:
     assert silent == []
 
 
+@pytest.mark.slow
 def test_one_gate_opens_what_strangers_wrote() -> None:
     """`open_checked` looks at the files first, and lets transformers neither ask nor fetch."""
     opened = {
@@ -114,6 +115,7 @@ def _imports(file: Path) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 def test_tests_import_no_tests() -> None:
     """What several test modules need is in tests/toys, and their fixtures in a conftest.py."""
     assert len(TESTS) > 200
@@ -180,6 +182,7 @@ def test_a_missing_resource_is_named_with_the_choice() -> None:
         find("recipes/../pyproject.nothing")
 
 
+@pytest.mark.slow
 def test_wheel_carries_recipes_and_configs(tmp_path: Path) -> None:
     sources = tmp_path / "sources"
     sources.mkdir()

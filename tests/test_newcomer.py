@@ -220,6 +220,7 @@ def test_nothing_is_imported_for_a_help() -> None:
     assert done.stdout.splitlines()[-1] == "False"
 
 
+@pytest.mark.slow
 def test_libraries_keep_quiet() -> None:
     """DeepSpeed reports a missing GPU when it is imported; only errors stay."""
     program = "from vlds.runtime.terminal import quiet_libraries; quiet_libraries()"

@@ -59,6 +59,7 @@ def test_processes_are_kept(ranks2: RankPool) -> None:
     assert ranks2.run(process_id) == first
 
 
+@pytest.mark.slow
 def test_failures_are_readable_and_survived(ranks2: RankPool) -> None:
     with pytest.raises(RankError, match=r"global_rank 1(?s:.*)KeyError: 'the last one'"):
         ranks2.run(fail_on_last)

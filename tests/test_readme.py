@@ -254,6 +254,7 @@ def test_every_command_parses_and_finds_its_files(desk: Path) -> None:
     assert counted > 30
 
 
+@pytest.mark.slow
 def test_every_recipe_parses(desk: Path) -> None:
     """Whole recipes parse alone, parts of recipes on top of README's."""
     names = sorted(path.name for path in desk.glob("*.yaml"))
@@ -270,12 +271,14 @@ def test_every_recipe_parses(desk: Path) -> None:
             assert describe(recipe.model_setup, list(recipe.tasks)).trainable > 0
 
 
+@pytest.mark.slow
 def test_the_count_in_the_readme_is_right(desk: Path) -> None:
     recipe = load_recipe(desk / "vqa.yaml")
     counted = describe(recipe.model_setup, list(recipe.tasks)).table()
     assert counted + "\n" in blocks(PAGES[0], "text")
 
 
+@pytest.mark.slow
 def test_the_plan_on_the_page_is_right(desk: Path) -> None:
     recipe, page = load_recipe(desk / "vqa.yaml"), ROOT / "docs" / "backbones.md"
     (plan,) = plan_recipe(recipe, [4])
@@ -316,6 +319,7 @@ def recipe(desk: Path) -> Recipe:
     return load_recipe(desk / "vqa.yaml")
 
 
+@pytest.mark.slow
 def test_snippets_run(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     """The snippets of docs/checkpoints.md run one after the other, and its commands too."""
     page = ROOT / "docs" / "checkpoints.md"
@@ -337,10 +341,12 @@ def test_snippets_run(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> Non
     assert embeddings.shape[0] == len(scope["tokenizer"]) == len(scope["loaded"].processor)
     everywhere = sum(len(blocks(other, "python")) for other in PAGES)
     python = len(blocks(page.with_name("python.md"), "python"))  # tests/test_api.py
-    # The other six: four are quoted from files, one is about Parquet, one about a GGUF file.
-    assert everywhere == len(blocks(page, "python")) + python + 6
+    # The other seven: four are quoted from files, one is about Parquet, one about a GGUF file, one
+    # an entry of the contract tests.
+    assert everywhere == len(blocks(page, "python")) + python + 7
 
 
+@pytest.mark.slow
 def test_tasks_leave_and_join_a_run(recipe: Recipe) -> None:
     """The commands of docs/merge.md, on runs that have not trained."""
     for words in commands(ROOT / "docs" / "merge.md"):

@@ -33,7 +33,7 @@ COUNTS = {
 TOTALS = {"vl_pet/t5_image_large": 240_521_856, "lst/t5_image": 240_926_232}
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(18)
 @pytest.mark.parametrize("name", COUNTS)
 def test_what_trains_is_what_trained_there(name: str) -> None:
     recipe = parse_recipe([str(find(f"recipes/{name}.yaml"))])
@@ -65,6 +65,7 @@ BUILT_ON = {
 """Other systems' methods in place of VL-Adapter's, trained as it was."""
 
 
+@pytest.mark.slow
 def test_whose_adamw_moves_the_weights() -> None:
     """Transformers', as in the original codes, in all their recipes and what builds on them."""
     names = {

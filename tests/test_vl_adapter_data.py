@@ -155,6 +155,7 @@ def named(recipe: Recipe) -> set[str]:
     return {folder for folders in lists for folder in folders}
 
 
+@pytest.mark.slow
 def test_the_commands_make_what_the_recipe_reads(made: str) -> None:
     """The commands make the data sets that the recipe names, of the kind that its tasks read."""
     recipe = parse_recipe([str(find(f"recipes/vl_adapter/{made}.yaml"))])
@@ -190,6 +191,7 @@ def test_questions_are_split_as_karpathy_splits_pictures(made: str) -> None:
             assert len(annotation["answers"]) == 10
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_t5_reads_the_same_data(kind: str) -> None:
     first, second = (

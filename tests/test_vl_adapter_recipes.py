@@ -88,7 +88,7 @@ def recipe_of_row(name: str) -> Recipe:
     return parse_recipe([str(find(f"recipes/vl_adapter/{name}.yaml"))])
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(33)
 @pytest.mark.parametrize("name", COUNTS)
 def test_what_trains_is_what_trained_there(name: str) -> None:
     recipe = recipe_of_row(name)
@@ -98,6 +98,7 @@ def test_what_trains_is_what_trained_there(name: str) -> None:
     assert recipe.output == f"runs/vl_adapter/{name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "override", "trainable"),
     [
@@ -121,6 +122,7 @@ def test_every_recipe_is_counted() -> None:
     assert names == {*COUNTS, "bart_image", "bart_video", "t5_image", "t5_video"}
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", [*COUNTS, "bart_image", "bart_video", "t5_image", "t5_video"])
 def test_decay_is_that_of_the_scripts(name: str) -> None:
     recipe = recipe_of_row(name)
@@ -235,6 +237,7 @@ def test_every_task_takes_the_steps_of_the_original(name: str) -> None:
         assert shares == pytest.approx([27.6, 29.4, 11.9, 31.1], abs=0.07)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

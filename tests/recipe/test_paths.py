@@ -266,11 +266,11 @@ def test_every_path_is_found_from_elsewhere(
 
 MINE = """
 from dataclasses import dataclass, field
-from vlds.models.methods import LoRA
+from vlds.models.methods import Full
 from vlds.runtime.checks import SourcePath
 
 @dataclass(frozen=True, kw_only=True)
-class FromNotes(LoRA):
+class FromNotes(Full):
     notes: SourcePath | None = None
     more: dict[str, list[SourcePath]] = field(default_factory=dict)
     remark: str = ""

@@ -50,6 +50,7 @@ def encoders(folder: Path) -> list[VisionEncoder]:
     ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", range(6))
 def test_grid_is_as_promised(number: int, tmp_path: Path) -> None:
     encoder = encoders(tmp_path)[number]
@@ -182,6 +183,7 @@ def test_impossible_fields() -> None:
         Timm(model="resnet18", pretrained=True, weights="x.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ConvNet", "Timm"])
 @pytest.mark.parametrize(
     ("damage", "told"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import is_dataclass, replace
@@ -277,19 +279,28 @@ class FromNotes(Full):
 """
 
 
-def test_a_class_in_a_file_of_the_user(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (home / "my_notes.py").write_text(MINE)
-    (home / "files" / "notes.txt").touch()
-    monkeypatch.chdir(home)
-    monkeypatch.setattr(sys, "path", [str(home), *sys.path])
+def open_with_own_class(home: Path) -> None:
+    """Save a run whose method is of a user's file, and open it from elsewhere."""
+    os.chdir(home)
+    sys.path.insert(0, str(home))
     module = __import__("my_notes")
     name, there = "files/notes.txt", str(home / "files" / "notes.txt")
     mine = module.FromNotes(notes=name, more={"a": [name]}, remark=name)
     run = home / "runs" / "mine"
     save_recipe(replace(relative_recipe_of(home), methods={"mine": mine}), run / "recipe.yaml")
-    monkeypatch.chdir(home.parent / "elsewhere")
+    os.chdir(home.parent / "elsewhere")
     found = load_recipe(run / "recipe.yaml").methods["mine"]
     assert found == module.FromNotes(notes=there, more={"a": [there]}, remark=name)
+
+
+def test_a_class_in_a_file_of_the_user(home: Path) -> None:
+    (home / "my_notes.py").write_text(MINE)
+    (home / "files" / "notes.txt").touch()
+    # In another process: here it would stay among the methods that messages list.
+    process = multiprocessing.get_context("fork").Process(target=open_with_own_class, args=(home,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_a_run_may_begin_with_a_run(home: Path) -> None:

@@ -71,7 +71,7 @@ class ErrorBook:
         self.num_seen = 0
         """Examples handed out on this rank."""
         self.num_bad = 0
-        """Of these, the ones that a substitute replaces."""
+        """Bad examples in whose place another one came."""
         self._written: set[tuple[str, str, str]] = set()
         self._in_a_row: set[tuple[str, str, str]] = set()
 

@@ -34,7 +34,7 @@ RESERVED = (
 """Names that parts of the model have, so that methods cannot."""
 
 LARGEST_SIZE = 2**31 - 1
-"""Of what a method adds, in any direction: the product of two still fits into 64 bits."""
+"""The longest side that a method's weights may have: the product of two still fits into 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,10 @@ class ModelSetup:
     kind: ModelKind
     methods: dict[str, Method] = field(default_factory=dict)
     outputs: Mapping[str, ClassOutput] = field(default_factory=dict)
-    """Of the tasks with a head."""
+    """Task -> what its head gives, for the tasks with a head."""
     activation_checkpointing: bool = False
     seed: int = 0
-    """Of the weights that no source fills: each is drawn by this seed and its name."""
+    """Draws each weight that no source fills, with the weight's name."""
 
     def __post_init__(self) -> None:
         for name, method in self.methods.items():

@@ -275,7 +275,7 @@ class TaskAnswers(NamedTuple):
     """One task of a run."""
 
     label: str
-    """Of the task's list in the recipe."""
+    """The task's name, with the list of the recipe whose data it answers."""
     ways: tuple[str, ...]
     """Ways in which the task's examples are grouped: answer_type, structural, ..."""
     examples: Mapping[str, Answered]

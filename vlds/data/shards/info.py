@@ -76,7 +76,7 @@ class DatasetInfo:
     """All labels that its annotations may have, in the order of their numbers; the same list in all
     splits."""
     fields: Mapping[str, str] | None = None
-    """Of foreign samples: field of an annotation -> member that holds it."""
+    """Field of an annotation -> member of a foreign sample that holds it."""
     source: tuple[Mapping[str, str], ...] = ()
     """Files it was made from: {"file", "sha256"}."""
     tool: Mapping[str, Any] | None = None

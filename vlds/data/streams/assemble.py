@@ -113,7 +113,7 @@ class StreamSetup:
     image: PictureSpec | None
     """None: the model reads stored features."""
     seed: int = 0
-    """Of the order and of the tasks' draws; evaluation draws nothing."""
+    """Decides the order and the tasks' draws; evaluation draws nothing."""
     cut: BatchCut = field(default_factory=BatchCut)
     global_rank: int = 0
     worker_timeout: float = 0.0

@@ -51,7 +51,7 @@ class StreamedDataset:
     kind: str
     """Kind of the annotations."""
     fields: Mapping[str, str] | None
-    """Of foreign samples: field of an annotation -> member that holds it."""
+    """Field of an annotation -> member of a foreign sample that holds it."""
     info: DatasetInfo | None
     """The dataset.json beside local shards, if there is one."""
 
@@ -134,7 +134,7 @@ class StreamedSource(TaskSource[StreamedDataset]):
 
     @property
     def num_annotations(self) -> int | None:
-        """Of all data sets; None if unknown."""
+        """Annotations of all data sets together; None if unknown."""
         sizes = [dataset.num_annotations for dataset in self.datasets]
         return None if None in sizes else sum(filter(None, sizes))
 

@@ -78,7 +78,7 @@ class TaskSource(Generic[Data]):
     batch_size: int | None = None
     """Examples of its global batches, if batches hold one task; None: data.global_batch_size."""
     num_pictures: NumPictures = ANY_NUMBER
-    """Of each sample."""
+    """Pictures that each sample has."""
 
     def paired(self, sample: Sample, draw: float) -> Sample:
         """The sample with another one beside it, for tasks with `pairs_samples`; `draw`: from 0 to
@@ -111,7 +111,7 @@ class Source(TaskSource[Dataset]):
 
     @property
     def num_annotations(self) -> int:
-        """Of all data sets."""
+        """Annotations of all data sets together."""
         return sum(dataset.num_annotations for dataset in self.datasets)
 
     @property

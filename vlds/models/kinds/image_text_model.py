@@ -77,7 +77,7 @@ class ImageTextCollator:
 
     processor: Any
     model_type: str
-    """Of the model's config."""
+    """`model_type` of the model's config."""
     answers_apart: bool
     """True for encoder-decoders: answers are the decoder's, not the end of the sequence."""
 

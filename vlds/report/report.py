@@ -275,7 +275,7 @@ class TaskAnswers(NamedTuple):
     """One task of a run."""
 
     label: str
-    """The task's name, with the list of the recipe whose data it answers."""
+    """TASK, or TASK.test for its test data."""
     ways: tuple[str, ...]
     """Ways in which the task's examples are grouped: answer_type, structural, ..."""
     examples: Mapping[str, Answered]

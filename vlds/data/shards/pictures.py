@@ -46,7 +46,7 @@ JPEG."""
 MAX_PIXELS = 89_478_485
 """Pillow's own number: 256 MiB of RGB."""
 MAX_SCANS = 100
-"""Scans that a progressive JPEG may have. Each goes through all pixels; encoders write about ten."""
+"""Scans that a progressive JPEG may have, each through all pixels; encoders write about ten."""
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 """Loader workers decode side by side already."""
 JPEG = b"\xff\xd8\xff"

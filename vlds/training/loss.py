@@ -2,7 +2,7 @@
 
     loss = sum_k (N_k / N) L_k  +  sum_b c_b sum_m term_m(b)  +  sum_m penalty_m
 
-nll_bt is the cross-entropy of example b at target position t (`nll_of` in vlds/training/loss.py; a
+nll_bt is the cross-entropy of example b at target position t (`nll_of` in vlds/models/loss.py; a
 head's example has one "token", whose cross-entropy is that of its classes), s_b the example's
 weight, n_b its number of target tokens, N the examples of the global batch and N_k those of task k.
 

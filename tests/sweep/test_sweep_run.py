@@ -138,7 +138,7 @@ def test_an_array_of_jobs_does_every_run_once(world: Path, tmp_path: Path) -> No
     """Three jobs, of which each takes the next; a preparation comes before, and one run fails."""
     copy = f"{sys.executable} -c \"import shutil; shutil.copytree('{world}', '{tmp_path}/data')\""
     base = {"base": str(world / "tiny.yaml"), "training": {"steps": 4}}
-    broken = base | {"optimizer": {"learning_rate": 1e30}, "training": {
+    broken = base | {"optimizer": {"learning_rate": 1e15}, "training": {
         "steps": 4, "max_nonfinite_steps": 0}}  # fmt: skip
     file = write_sweep(
         world, tmp_path, seeds=[1, 2], split="evaluate", published={},
@@ -201,7 +201,7 @@ def test_killed_processes_are_told(world: Path, tmp_path: Path) -> None:
 
 
 def test_a_failure_in_one_process_is_told(world: Path, tmp_path: Path) -> None:
-    broken = {"base": str(world / "tiny.yaml"), "optimizer": {"learning_rate": 1e30},
+    broken = {"base": str(world / "tiny.yaml"), "optimizer": {"learning_rate": 1e15},
               "training": {"steps": 4, "max_nonfinite_steps": 0}}  # fmt: skip
     recipes = {
         "whole": {"base": str(world / "tiny.yaml"), "training": {"steps": 4}},

@@ -145,7 +145,8 @@ def open_text(path: Path, newline: str | None = None) -> Iterator[TextIO]:
         raise ValueError(f"{path} does not exist; check the folder and the split") from None
     except UnicodeDecodeError as error:
         odd, place = error.object[error.start], ""
-        with open_file(path) as lines:  # the decoder knows the byte's place in its block alone
+        # The decoder counts within its block, so the line is found by reading once more.
+        with open_file(path) as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     line.decode()
@@ -196,6 +197,7 @@ def _parse(text: str, place: str, subject: str, cure: str) -> Any:
     follows. An object that has a key twice is marked."""
 
     def make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # A hook of json cannot raise with the row's number, so the object carries the fault on.
         fields = dict(pairs)
         if len(fields) == len(pairs):
             return fields

@@ -211,7 +211,7 @@ def run_command(words: Sequence[str], ranks: int | None, unsaid: str = "") -> No
                 tell(line, end="", flush=True)
                 last.append(line)
         code = process.wait()
-    except BaseException:
+    except BaseException:  # Ctrl-C too: no run outlives the program that asked for it
         process.send_signal(signal.SIGINT)
         process.wait()
         raise

@@ -77,6 +77,7 @@ class OfficialSet(Published):
         add("--src", type=Path, required=True, metavar="DIR", help=f"folder of {self.holds}")
         listed = f"one of {', '.join(splits)}"
         add("--split", choices=splits, required=True, metavar="SPLIT", help=listed)
+        # The parser's parameters say which options there are; `packs` passes them by name.
         if "images" in signature(self.parse).parameters:
             add("--images", type=Path, metavar="DIR", help="pictures (default: --src)")
         add("--name", default=name, help=f"name of the data set (default: {name})")

@@ -51,6 +51,7 @@ def parse_vg(
     files, held_out = [path], set[str]()
     if without_coco is not None:
         files += [without_coco, src / "image_data.json"]
+        # COCO's ids, which image_data.json maps to Visual Genome's own.
         coco = set[str]().union(*(karpathy_ids(without_coco, split) for split in HELD_OUT))
         rows = read_list(files[-1], "picture")
         held_out = {_image_id(row) for row in rows if str(row.value("coco_id")) in coco}
@@ -60,7 +61,7 @@ def parse_vg(
         annotations = []
         for entry in row.rows(LISTS[what], LISTS[what]):
             annotation = PARSERS[what](entry)
-            if image_id in held_out:
+            if image_id in held_out:  # parsed all the same: a damaged row is an error anywhere
                 annotation = OF_COCO
             if isinstance(annotation, str):
                 dropped.append(Dropped(_id_of(entry), annotation))

@@ -50,7 +50,7 @@ def run_rank(arguments: Sequence[str], work: Work) -> NoReturn:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             tell(end.code, error=True)
-    except BaseException as error:
+    except BaseException as error:  # any end gets an exit code and, at most once, a reason
         code = _explain_failure(error, rank)
     with suppress(OSError, ValueError):
         sys.stdout.flush()

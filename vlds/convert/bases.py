@@ -49,6 +49,7 @@ def bases_of(kind: ModelKind) -> list[Base]:
 def base_of(part: str, source: str) -> Base:
     """The model or file that a part's weights are read from."""
     path, hub_name = Path(source), hub_name_of(part, source)
+    # A folder outside the cache may be a changed copy: its own card counts, not the hub's.
     if path.exists():
         license = license_in(path / "README.md") or license_fields(config_of(path))
         name = hub_name if hub_name and in_cache(path) else path.resolve().name

@@ -102,7 +102,7 @@ class PeftFolders(AdapterFolders):
     def add_connector(self) -> list[str]:
         """Store the connector too, if it trains; the paths of its modules.
 
-        Errors: ValueError if it is no module of the backbone, since peft stores whole modules.
+        Errors: ValueError if it is not a module of the backbone, since peft stores whole modules.
         """
         trained = {n for n, part in self.run.model.trained_by.items() if part == "connector"}
         names = {n.removeprefix(BACKBONE_PREFIX) for n in trained if n.startswith(BACKBONE_PREFIX)}

@@ -136,6 +136,7 @@ def reported(folder: Path) -> Iterator[None]:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             yield
     except Exception as error:
+        # What this file itself has found names the folder already.
         if isinstance(error, ValueError) and str(folder) in str(error):
             raise
         raise ValueError(

@@ -232,7 +232,7 @@ class Handler(BaseHTTPRequestHandler):
         except TimeoutError:
             self.close_connection = True
             return
-        except Exception as error:
+        except Exception as error:  # one question's fault must not end the server
             tell_exception(type(error), error, error.__traceback__)
             fault = Exception("the model could not answer; the server's terminal says why")
             status, (kind, text) = HTTPStatus.INTERNAL_SERVER_ERROR, complaint(fault)

@@ -262,6 +262,7 @@ class Recipe:
             for name, task in self.tasks.items()
             if task.batch_size is not None
         }
+        # No batch has the common size if every task brings its own.
         return of_tasks if len(of_tasks) == len(self.tasks) else of_tasks | common
 
     @property
@@ -361,7 +362,7 @@ def check_saved(tree: Any, source: str) -> None:
     Errors: ValueError that names the key or class, and `source`.
     """
     check_classes(tree, source)
-    if isinstance(tree, dict):
+    if isinstance(tree, dict):  # a saved recipe notes its working directory, which is no field
         tree = {key: value for key, value in tree.items() if key != STARTED_IN}
     try:
         check_tree(tree, Recipe, saved=True)

@@ -98,7 +98,7 @@ def _answer(make: Callable[[], str], writer: int) -> NoReturn:
             answer = MADE + make().encode("utf-8", "surrogatepass")
         except MemoryError:
             answer = b""
-        except BaseException as error:
+        except BaseException as error:  # in a child: its parent raises what this pipe says
             answer = FAILED + (str(error) or type(error).__name__).encode("utf-8", "replace")
         if len(answer) > LARGEST:
             answer = FAILED + f"it writes more than {LARGEST >> 20} MiB".encode()

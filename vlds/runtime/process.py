@@ -88,6 +88,7 @@ def interruptible() -> Iterator[None]:
         except Interrupted:
             raise
         except Exception as error:
+            # Libraries wrap what a signal raised inside them in errors of their own.
             if received:
                 raise received[0] from error
             raise

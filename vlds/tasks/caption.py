@@ -98,7 +98,8 @@ class Caption(Task):
 
     def left_out(self) -> str | None:
         """The official scores if Java or pycocoevalcap is missing."""
-        by_default = self.scores in ([], metric.all_scores())  # the second: `thorough` named them
+        # `thorough` fills in all that can be computed; that is no wish of the recipe's either.
+        by_default = self.scores in ([], metric.all_scores())
         if not by_default or (missing := metric.missing_for("CIDEr")) is None:
             return None
         usual = ", ".join(name for name in metric.OFFICIAL if name != "SPICE")

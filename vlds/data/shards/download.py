@@ -321,7 +321,7 @@ class WebStream:
                 raise TooSlow(f"no answer came in {PATIENCE_S:g} s") from None
             try:
                 files._raise_not_found_for_status(response, url)
-            except BaseException:
+            except BaseException:  # whatever it is, nobody else knows this connection
                 response.close()
                 raise
             return response

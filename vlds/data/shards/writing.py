@@ -100,7 +100,7 @@ class OpenShard:
             with writable(self.path, self.partial):
                 self.tar.close()
                 self.file.close()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: half a shard must not stay under a whole one's name
             self.discard()
             raise
         self._whole.__exit__(None, None, None)

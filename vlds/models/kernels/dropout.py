@@ -145,7 +145,7 @@ class StepDropout:
 
     @contextmanager
     def over(self, names: Iterable[str]) -> Iterator[None]:
-        """Inside, rows are no examples, but what has these names."""
+        """Inside, a row stands for what has its name here, not for an example of the batch."""
         before = self.examples, self.tokens
         self.examples = torch.tensor([self.key_of(name) for name in names])
         self.tokens = None
@@ -288,7 +288,7 @@ def keys_of(shape: torch.Size, rows: Tensor, tokens: Tokens | None, call: int) -
     its first dimension (b,).
 
     Sizes of a batch leave no trace in them: visual tokens are counted from `BEHIND`, not from where
-    the padding before them ends. Positions, axis and call lie in bits of their own, so that no two
+    the padding before them ends. Positions, axis and call occupy separate bits, so that no two
     hash the same number.
     """
     for axis, size in enumerate(shape[1:-1], 1):

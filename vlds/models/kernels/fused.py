@@ -224,9 +224,11 @@ class PartitionedLinear(torch.autograd.Function):
             is_partitioned = ctx.weight.ds_status.name == "NOT_AVAILABLE"
             if is_partitioned:
                 ctx.weight.all_gather()
-            of_inputs = gradient @ ctx.weight
-            if is_partitioned:
-                ctx.weight.partition()
+            try:
+                of_inputs = gradient @ ctx.weight
+            finally:
+                if is_partitioned:
+                    ctx.weight.partition()
         if ctx.needs_input_grad[1]:
             of_weight = flat.mT @ inputs.reshape(-1, inputs.shape[-1])
         if ctx.needs_input_grad[2]:

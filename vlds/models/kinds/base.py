@@ -3,7 +3,8 @@
 A kind says where weights come from, builds the model, and knows all that other rooms ask of it.
 First the base of all kinds, then what some have in common: a vision encoder of vlds (GridKind),
 one folder of Hugging Face (PathKind), a visual embedding (EmbeddingKind), answers by `generate`
-(WritingModel). Last, how methods change what trains in the middle of a run.
+(WritingModel), states for heads (StatesModel). Last, how methods change what trains in the middle
+of a run.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 
 from vlds.models.backbones.base import num_ids
 from vlds.models.generation.answer_list import Answer, Writer, as_answer
 from vlds.models.generation.decoding import best_choice
+from vlds.models.generation.positions import output_width
 from vlds.models.kernels.dropout import pictures_follow
 from vlds.models.loading.gate import TOKENIZER_FILES, check_model, check_tokenizer, open_checked
 from vlds.models.loading.load_backbone import Longest
-from vlds.models.loading.model_files import reading
+from vlds.models.loading.model_files import reading, save_module
 from vlds.models.loading.quantised import Bits
 from vlds.models.methods.context import Trained
 from vlds.models.methods.host import find_modules
@@ -412,9 +413,7 @@ class EmbeddingKind(GridKind):
     def export_embedding(self, model: Model, folder: Path) -> str:
         """Write the visual embedding's weights into a file of a folder; the file."""
         file = folder / "visual_embedding.safetensors"
-        state = model.get_submodule("visual_embedding").state_dict()
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
-        return str(file)
+        return save_module(model.get_submodule("visual_embedding"), file)
 
 
 def grid_features(vision: GridEncoder, pictures: Tensor) -> Tensor:
@@ -456,6 +455,27 @@ class WritingModel(Model):
         listed = self.answer_list(decoding)
         written = self.writer.write(self.prompts(batch), decoding, listed)
         return [as_answer(each, self.tokenizer, listed) for each in written]
+
+
+class StatesModel(WritingModel):
+    """A model of one Hugging Face class that also gives the states behind its logits: heads read
+    them, where a task has one."""
+
+    @property
+    def state_width(self) -> int:
+        return output_width(self.backbone)
+
+    @abstractmethod
+    def read_first(self, batch: Batch, is_token: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits (k, w) and states (m, d) where each row predicts its answer's first token: logits
+        of the rows that `is_token` (b,) names, states of the others; None: logits of all."""
+
+    def first_logits(self, batch: Batch) -> Tensor:
+        return self.read_first(batch, None)[0]
+
+    def first_states(self, batch: Batch) -> Tensor:
+        no_tokens = torch.zeros(len(batch), dtype=torch.bool, device=batch.input_ids.device)
+        return self.read_first(batch.prompts(), no_tokens)[1]
 
 
 def revision_due(model: Model, step: int, num_steps: int) -> bool:

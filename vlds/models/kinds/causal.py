@@ -15,7 +15,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -23,7 +22,6 @@ from vlds.models.collate import batch_of, first_token_alone, padded
 from vlds.models.generation.answer_list import Writer
 from vlds.models.generation.positions import (
     can_share_starts,
-    output_width,
     pick_positions,
     picking,
     share_starts,
@@ -32,13 +30,14 @@ from vlds.models.kinds.base import (
     CONNECTOR_RATE,
     GridKind,
     PathKind,
-    WritingModel,
+    StatesModel,
     grid_features,
     named,
 )
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.models.loading.gate import check_config, read_any_config
 from vlds.models.loading.load_backbone import Longest, check_fits, load_backbone, num_positions
+from vlds.models.loading.model_files import save_module
 from vlds.models.loading.quantised import (
     Bits,
     check_has_source,
@@ -130,7 +129,7 @@ class Sequences(NamedTuple):
         return F.pad(self.labelled[:, 1:], (0, 1))
 
 
-class CausalModel(WritingModel):
+class CausalModel(StatesModel):
     """A model of `AutoModelForCausalLM` behind a vision encoder."""
 
     def __init__(
@@ -287,19 +286,8 @@ class CausalModel(WritingModel):
 
     # Answers.
 
-    @property
-    def state_width(self) -> int:
-        return output_width(self.backbone)
-
-    def first_logits(self, batch: Batch) -> Tensor:
-        return self.read_first(batch, None)[0]
-
-    def first_states(self, batch: Batch) -> Tensor:
-        no_tokens = torch.zeros(len(batch), dtype=torch.bool, device=batch.input_ids.device)
-        return self.read_first(batch.prompts(), no_tokens)[1]
-
     def read_first(self, batch: Batch, is_token: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As `read_at`, at the last token of each row, which predicts the answer's first one."""
+        # The last token of a row predicts its answer's first one.
         sequences = self.sequences(batch, self.visual_tokens(batch))
         last = sequences.mask.sum(1) - 1
         picked = torch.zeros_like(sequences.mask).scatter(1, last[:, None], True)
@@ -466,15 +454,12 @@ class Causal(PathKind, GridKind):
         assert isinstance(model, CausalModel)
         check_writable_whole(self.bits)
         model.save_backbone(folder)
-        projector_file = folder / "projector.safetensors"
-        projector = model.connector.state_dict()
-        save_file({name: t.contiguous() for name, t in projector.items()}, projector_file)
         return replace(
             self,
             path=str(folder),
             config=None,
             tokenizer=None,
             vision=self.vision.export(model.vision, folder),
-            projector_weights=str(projector_file),
+            projector_weights=save_module(model.connector, folder / "projector.safetensors"),
             train_projector=False,
         )

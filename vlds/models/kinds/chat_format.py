@@ -205,7 +205,7 @@ class ChatFormat:
         """The chat template itself; of several, the one that is called default. If it asks for the
         date, a macro in front answers with `DAY`.
 
-        Errors: ValueError if none of several is, or if it is no text.
+        Errors: ValueError if there are several and none is, or if it is not text.
         """
         found = self.template.chat_template
         named = found if isinstance(found, Mapping) else {"default": found}

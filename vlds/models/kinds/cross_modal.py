@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from transformers import MODEL_MAPPING
 
@@ -25,6 +24,7 @@ from vlds.models.kinds.cross_modal_model import (
 )
 from vlds.models.kinds.text_encoder import TextEncoderKind
 from vlds.models.loading.load_backbone import load_backbone
+from vlds.models.loading.model_files import save_module
 from vlds.models.model import Model
 from vlds.models.vision.base import load_weights
 from vlds.runtime.checks import Limits, SourceFile
@@ -129,16 +129,13 @@ class CrossModal(TextEncoderKind):
             raise ValueError("model.masked_words: its head has no file of its own; train without")
         model.backbone.text.save_pretrained(folder)
         model.processor.save_pretrained(folder)
-        fusion_file = folder / "fusion.safetensors"
-        state = model.backbone.fusion.state_dict()
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, fusion_file)
         return replace(
             self,
             path=str(folder),
             config=None,
             tokenizer=None,
             vision=self.vision.export(model.vision, folder),
-            fusion_weights=str(fusion_file),
+            fusion_weights=save_module(model.backbone.fusion, folder / "fusion.safetensors"),
             train_fusion=False,
         )
 

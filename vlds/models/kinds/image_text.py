@@ -355,7 +355,7 @@ class ImageTextToText(ModelKind):
     def read_config(self) -> Any:
         """Hugging Face's config.
 
-        Errors: ValueError if it cannot be read, or is no image-text model's.
+        Errors: ValueError if it cannot be read, or does not belong to an image-text model.
         """
         source = str(find(self.config)) if self.config is not None else str(self.path)
         name = f"model.{'config' if self.config else 'path'}"

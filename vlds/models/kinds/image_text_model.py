@@ -21,11 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 from vlds.models.collate import class_targets, first_token_alone
 from vlds.models.generation.answer_list import Writer, left_padded
 from vlds.models.generation.positions import (
-    output_width,
     pick_positions,
     picking,
 )
-from vlds.models.kinds.base import WritingModel
+from vlds.models.kinds.base import StatesModel
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.models.loss import targets_of
 from vlds.models.methods.context import Predicted
@@ -231,7 +230,7 @@ PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")
 """Fields of configs with ids that no answer may hold: a forward pass looks for a picture there."""
 
 
-class ImageTextModel(WritingModel):
+class ImageTextModel(StatesModel):
     """Text and pictures in one sequence, or in the encoder of an encoder-decoder."""
 
     def __init__(
@@ -327,7 +326,7 @@ class ImageTextModel(WritingModel):
 
     @property
     def decoder_start(self) -> int:
-        """Id that a decoder of its own reads before an answer."""
+        """Id that an encoder-decoder's decoder reads before an answer."""
         config = self.backbone.config.get_text_config()
         start = getattr(config, "decoder_start_token_id", None)
         return int(config.eos_token_id if start is None else start)
@@ -388,19 +387,7 @@ class ImageTextModel(WritingModel):
 
     # Answers.
 
-    @property
-    def state_width(self) -> int:
-        return output_width(self.backbone)
-
-    def first_logits(self, batch: Batch) -> Tensor:
-        return self.read_first(batch, None)[0]
-
-    def first_states(self, batch: Batch) -> Tensor:
-        no_tokens = torch.zeros(len(batch), dtype=torch.bool, device=batch.input_ids.device)
-        return self.read_first(batch.prompts(), no_tokens)[1]
-
     def read_first(self, batch: Batch, is_token: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As `read_at`, at the position of each row that predicts the first token of its answer."""
         if self.answers_apart:
             start = torch.tensor([*self.chat.start_ids, 0], device=batch.input_ids.device)
             batch = replace(batch, labels=start.expand(len(batch), -1))

@@ -264,7 +264,7 @@ def _reason(key: str, value: Any, beside: Mapping[str, Any], known: str | None) 
     model_type = beside.get("model_type")
     has_class = isinstance(model_type, str) and model_type in CONFIG_MAPPING
     if key == "auto_map" and known is None and not has_class:
-        # transformers runs no code of the folder where it has a class of its own.
+        # transformers ignores the folder's code where it has its own class for the type.
         named = [beside.get(key) for key in (*CLASS_KEYS, *PART_KEYS)]
         if not any(isinstance(name, str) and hasattr(transformers, name) for name in named):
             return "which names code to run, and transformers has no class of its own for it"

@@ -19,7 +19,8 @@ from typing import Any
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import safe_open
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from vlds.runtime.files import check_file
 from vlds.runtime.json_files import DESCRIPTION, damage, lacks_memory
@@ -176,3 +177,10 @@ def check_tensors(
 def some(faults: list[str]) -> str:
     """The first fault, and the number of the others."""
     return f"{faults[0]} (and {len(faults) - 1} more)" if len(faults) > 1 else faults[0]
+
+
+def save_module(module: nn.Module, file: Path) -> str:
+    """Write a module's weights; the file's name."""
+    # safetensors refuses tensors that are not contiguous, such as transposed weights.
+    save_file({name: tensor.contiguous() for name, tensor in module.state_dict().items()}, file)
+    return str(file)

@@ -5,7 +5,7 @@ of layer and of block, stands beside the first.
 
 There is no public code. As the paper: what is made from what, and where it stands. Ours: the
 picture's embedding is the mean of its visual tokens through a linear layer; the sizes; the two sets
-have networks of their own.
+have separate networks.
 """
 
 from __future__ import annotations

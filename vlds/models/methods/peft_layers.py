@@ -1,7 +1,7 @@
 """peft's settings and types that a recipe can have, and peft's layers behind a model's own.
 
-peft replaces a layer `q` by a layer of its own around it, and so renames `q.weight` to
-`q.base_layer.weight`. Here peft's layer is taken out again and put behind the layer as an
+peft wraps a layer `q` in its own layer, and so renames `q.weight` to `q.base_layer.weight`. Here
+peft's layer is taken out again and put behind the layer as an
 extension, which sees the layer from outside:
 
     q.weight                                              the layer's own name
@@ -289,7 +289,7 @@ def check_patterns(model: nn.Module, config: Any) -> None:
     """Try the patterns and names of layers in a config on a model, within limits: a pattern of a
     few letters may backtrack for years.
 
-    Errors: ValueError if one of them is no pattern, or they take too long.
+    Errors: ValueError if one of them is not a valid pattern, or matching takes too long.
     """
     from peft.tuners.tuners_utils import check_target_module_exists
 

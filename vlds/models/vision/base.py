@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vlds.models.loading.model_files import check_tensors
+from vlds.models.loading.model_files import check_tensors, save_module
 from vlds.schema import ImageSpec, TargetModules
 
 
@@ -80,10 +80,9 @@ class VisionEncoder(ABC):
         assert "weights" in names, f"{type(self).__name__} has no weights field: override export"
         file = folder / "vision.safetensors"
         # Weight files have the names of the wrapped net, where there is one.
-        state = getattr(encoder, "net", encoder).state_dict()
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+        saved = save_module(getattr(encoder, "net", encoder), file)
         # The file takes the place of weights that a library would fetch.
-        changes: dict[str, Any] = {"weights": str(file)}
+        changes: dict[str, Any] = {"weights": saved}
         return replace(self, **changes, **({"pretrained": False} if "pretrained" in names else {}))
 
     @property

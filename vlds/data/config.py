@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlds.data.errors import ErrorPolicy
-from vlds.data.shards.download import ShardCache, default_folder
+from vlds.data.shards.download import ShardCache
 from vlds.runtime.checks import Count, Natural, Positive, SourcePath
 
 Unit = Literal["example", "global_batch"]
@@ -67,6 +67,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         indexed_only, sequential_only = ("window", "group", "lanes"), ("shuffle_buffer", "fields")
         for name in sequential_only if self.reader == "indexed" else indexed_only:
+            # A field with a default_factory is not an attribute of the class: `fields` is {}.
             value, default = getattr(self, name), getattr(DataConfig, name, {})
             if value != default:
                 raise ValueError(
@@ -84,5 +85,6 @@ class DataConfig:
     @property
     def shard_cache(self) -> ShardCache:
         """Where copies of data sets named by URL are kept."""
-        folder = default_folder() if self.cache is None else Path(self.cache).expanduser()
-        return ShardCache(folder, self.cache_bytes)
+        if self.cache is None:
+            return ShardCache(limit=self.cache_bytes)
+        return ShardCache(Path(self.cache).expanduser(), self.cache_bytes)

@@ -26,6 +26,7 @@ def import_muon() -> None:
     Every stage of ZeRO imports it when it is built. Its functions are compiled as they are
     imported, which takes two to three seconds and 40 MB of each rank.
     """
+    # DeepSpeed 0.19 decorates them with `compiler.compile()`.
     own = compiler.compile
     compiler.compile = lambda: lambda function: function
     try:
@@ -41,6 +42,7 @@ def start_ranks(collective_timeout: float) -> Ranks:
         # Building this op takes a compiler and up to minutes, and gloo does not need it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
+        # Before the process group: NCCL opens its connections on the current device.
         torch.cuda.set_device(ranks.device)
     import_muon()
     # It reports each skipped step, and so do the run's own lines, which say what to do.

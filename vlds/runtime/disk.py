@@ -54,11 +54,13 @@ def writable(path: Path, *places: Path) -> Iterator[None]:
         refused = None if isinstance(error, ValueError) else system_error(error)
         if refused is None:
             raise
+        # An int: the error came from a call with a descriptor.
         if refused.filename is None or isinstance(refused.filename, int):
             # Libraries often leave the file name out; then only the reason tells.
             is_ours = refused.errno in REFUSED
         else:
             name = Path(os.fsdecode(refused.filename))
+            # Both ways: a missing parent of the output stops it as well as a file inside it.
             is_ours = any(
                 name.is_relative_to(place) or place.is_relative_to(name)
                 for place in places or (path,)
@@ -87,6 +89,7 @@ def check_writable(folder: Path, option: str) -> None:
     try:
         with writable(folder):
             make_folder(folder)
+            # Only writing tells: rights may say yes where quotas or mounts say no.
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(b"vlds")
     except CannotWrite as error:
@@ -141,6 +144,7 @@ def finish(path: Path) -> None:
     Who may read them follows from the umask: some libraries, such as safetensors, write files for
     their owner alone.
     """
+    # Contents before the folder: a name must not reach the disk before what it names.
     if path.is_dir():
         for inner in sorted(path.iterdir()):
             if not inner.is_symlink():

@@ -72,7 +72,7 @@ def interruptible() -> Iterator[None]:
         while frame is not None and frame.f_code.co_filename != IMPORT_CODE:
             frame = frame.f_back
         # An exception during an import can abort the process: C++ code that initialises a module
-        # may not expect one.
+        # may not expect one. So the signal is sent again, until it arrives outside of imports.
         if frame is not None:
             timer = Timer(RETRY_S, os.kill, (os.getpid(), number))
             timer.daemon = True
@@ -176,6 +176,7 @@ def find(name: str | Path) -> Path:
     path = Path(name)
     if path.exists():
         return path
+    # No ".." and no other folders: vlds may be installed beside files of anybody.
     if (
         not path.is_absolute()
         and path.parts
@@ -197,7 +198,7 @@ def _cure(missing: Path) -> str:
     with suppress(OSError):
         siblings = [file for file in missing.parent.iterdir() if file.suffix in kinds]
         known |= {file.stem: str(file) for file in siblings if file.is_file()}
-    # Without the suffix, which would make all names similar.
+    # Names are compared without the suffix, which would make all of them similar.
     close = closest(missing.stem, known)
     hint = "" if close is None else f"did you mean '{known[close]}'? "
     if ours is None and (hint or missing.suffix != ".yaml"):

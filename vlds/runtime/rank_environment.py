@@ -55,6 +55,8 @@ def read_place(environment: Mapping[str, str]) -> RankPlace:
             f"the first machine, at most {LAST_PORT}"
         )
     place = RankPlace(*(int(environment[name]) for name in names))
+    # local_rank <= global_rank: machines are numbered one after another, so as many ranks at least
+    # come before this one in the run as on its machine.
     if not (
         place.local_rank < place.local_world_size <= place.world_size
         and place.local_rank <= place.global_rank < place.world_size
@@ -73,6 +75,7 @@ def check_alone(environment: Mapping[str, str]) -> None:
 
     Errors: ValueError that lists the variables that a rank would need.
     """
+    # A lone WORLD_SIZE is a left-over; with one of the ranks' numbers it is a launcher's.
     missing = [name for name in REQUIRED if not environment.get(name)]
     several = environment.get("WORLD_SIZE") not in (None, "", "1")
     if several and missing and {"RANK", "LOCAL_RANK"} - set(missing):

@@ -164,6 +164,7 @@ def follow(items: Iterable[Item], what: str, total: int, done: int = 0) -> Itera
     ) as progress:
         bar = progress.add_task(visible(what), total=total, completed=done)
         for count, item in enumerate(items, done):
+            # A log file gets lines: a bar that is drawn again would fill it.
             if progress.disable and pace.line_is_due():
                 tell(f"{what}: {count:,} of {total:,}", error=True, flush=True)
             yield item
@@ -189,6 +190,7 @@ def quiet_libraries() -> None:
     set_quiet(os.environ)
     if not has_gpu_driver():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it finds no GPU
+    # PYTHONWARNINGS is read when Python starts: this process needs the filter itself.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 
@@ -246,6 +248,7 @@ def _clean(url: re.Match[str]) -> str:
         secret = SECRET.search(unquote(parameter["name"])) or without_credentials(value) != value
         return f"{parameter['name']}={MASK}" if secret else parameter[0]
 
+    # https://me:word@host/x?token=abc&n=2 -> https://host/x?token=...&n=2
     scheme, rest = url["scheme"], url["rest"]
     if (login := LOGIN.match(rest)) and scheme.lower() not in NO_LOGIN:
         user = login[0].partition(":")[0].removesuffix("@")

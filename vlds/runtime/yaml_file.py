@@ -66,6 +66,8 @@ def parse_yaml(text: str, name: str) -> Any:
     Errors: ValueError as above.
     """
     try:
+        # Each check makes the next one safe: counting the events builds nothing, the tree of nodes
+        # keeps aliases as links, and only then the values are built, with what aliases repeat.
         check_extent(text, name)
         node = yaml.compose(text, yaml.SafeLoader)
         check_keys(node, name)
@@ -118,6 +120,7 @@ def check_keys(node: yaml.Node | None, name: str) -> None:
     waiting = [] if node is None else [node]
     while waiting:
         node = waiting.pop()
+        # An alias is the same node again, perhaps inside itself.
         if id(node) in seen or not isinstance(node, yaml.CollectionNode):
             continue
         seen.add(id(node))
@@ -141,6 +144,7 @@ def size(node: yaml.Node, known: dict[int, int]) -> int:
     node that contains itself."""
     if id(node) in known:
         return known[id(node)]
+    # While its children are counted, a node that comes again contains itself.
     known[id(node)] = MOST_NODES + 1
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):

@@ -57,7 +57,9 @@ def parse_sample(
     """
     about = parse_member(content["json"]) if fields is None else foreign_json(key, content, fields)
     check_ids(about)
+    # By name: encoders that write several members a sample number them.
     features = sorted(member for member in content if member.endswith(FEATURES))
+    # What is left after these is the task's own: sizes, subtitles, proposals, ...
     sample_id = about.pop("id")
     annotations = tuple(about.pop("annotations"))
     return Sample(
@@ -125,7 +127,8 @@ def foreign_json(
         value = value.strip() if isinstance(value, str) else value
         if value is not None:
             annotation[field] = value
-    if "answer" in annotation:  # one answer or a list; each scores fully
+    # One answer or a list; each scores fully, as there are no counts to weigh them by.
+    if "answer" in annotation:
         answer = annotation.pop("answer")
         given = answer if isinstance(answer, list) else [answer]
         if None in given:

@@ -72,10 +72,12 @@ class RemoteFiles:
         url = below(self.folder, DATASET_FILE)
         path = self._copy(DATASET_FILE)
         age: float | None = None
+        # One process of the machine fetches; the others wait here and find fresh copies.
         with self.cache.alone(path):
             try:
                 with suppress(FileNotFoundError):
                     age = time.time() - path.stat().st_mtime
+                # abs: a clock that was set back must not make an old copy fresh for hours.
                 if age is None or abs(age) >= FRESH_S:
                     self._download(path, DATASET_FILE)
                 info = DatasetInfo.parse(read_file(path), url)
@@ -131,6 +133,7 @@ class RemoteFiles:
 
     def _copy(self, name: str, version: str = "") -> Path:
         """Path of a file's copy, the same for all signatures of its URL."""
+        # A signature is new in each run; a query without secrets may name the data.
         secret = self.folder != self._address.rstrip("/")
         folder = self.folder.partition("?")[0] if secret else self.folder
         return self.cache.path(below(folder, name), version)
@@ -157,11 +160,14 @@ class RemoteFiles:
                 f"data.cache_bytes: got {limit}, but {self.location(shard)} has {shard.bytes}; "
                 "give at least that many"
             )
+        # A server that is down stalls each try for minutes: substitutes from the same shard fail
+        # at once.
         since, message = self._failed.get(shard.name, (0.0, ""))
         if message and time.monotonic() - since < FAILED_S:
             raise FetchError(message)
         try:
             with self.cache.alone(path):
+                # Another process has fetched it while this one waited for the lock.
                 if path.exists() and path.stat().st_size == shard.bytes:
                     return
                 self._download(path, shard.name, (shard.sha256, shard.bytes))
@@ -212,6 +218,7 @@ class LocalFiles:
             self._open.move_to_end(name)
         else:
             self._open[name] = open_descriptor(self.folder / name)
+            # Systems allow 1024 open files by default, and torch's queues take some.
             if len(self._open) > OPEN_FILES:
                 os.close(self._open.popitem(last=False)[1])
         data = os.pread(self._open[name], size, offset)
@@ -249,6 +256,7 @@ class LocalFiles:
         return vars(self) | {"_open": OrderedDict()}
 
     def __del__(self) -> None:
+        # os.open gives plain numbers, which nothing else closes.
         for descriptor in self._open.values():
             os.close(descriptor)
 
@@ -279,6 +287,8 @@ class Dataset:
 
     def __init__(self, files: Files) -> None:
         self._files = files
+        self.is_remote = isinstance(files, RemoteFiles)
+        """Whether its shards are read through copies in a cache."""
         self.folder = files.folder
         """Path or URL."""
         self.key = str(self.folder)
@@ -299,13 +309,9 @@ class Dataset:
         self._checksums = [index.checksums for index in indexes]
         self._first_sample = [0, *accumulate(len(counts) for counts in self.counts)]
 
-    @property
-    def is_remote(self) -> bool:
-        """Whether its shards are read through copies in a cache."""
-        return isinstance(self._files, RemoteFiles)
-
     def fingerprint(self) -> str:
         """Changes with the bytes of any shard."""
+        # Counts too: the order of examples depends on them, and tools may count differently.
         text = "".join(shard.sha256 + shard.cnt_sha256 for shard in self.info.shards)
         return sha256(text.encode()).hexdigest()[:16]
 
@@ -321,6 +327,7 @@ class Dataset:
                 f"data set {self.folder}: it has kind {self.kind} and no classes; name one of kind "
                 f"{KIND}, which `python -m data_prep imagefolder` writes"
             )
+        # The empty array at the end: a data set without shards has nothing to concatenate.
         parts = [part for part in self._classes if part is not None]
         numbers = np.concatenate([*parts, np.empty(0)]).astype(np.int64)
         if (odd := (numbers >= len(classes)) & (numbers != NO_CLASS)).any():
@@ -332,14 +339,16 @@ class Dataset:
 
     def shard_of(self, sample: int) -> str:
         """File name of the shard that holds a sample."""
-        return self.info.shards[self._shard(sample)[0]].name
+        return self.info.shards[bisect_right(self._first_sample, sample) - 1].name
 
     def read(self, sample: int) -> Sample:
         """Read a sample by its index.
 
         Errors: ShardError for a damaged shard, SkipSample for a damaged sample.
         """
-        shard, row = self._shard(sample)
+        # Shards of 3 and 2 samples begin at 0, 3 and 5: sample 3 is row 0 of shard 1.
+        shard = bisect_right(self._first_sample, sample) - 1
+        row = sample - self._first_sample[shard]
         try:
             return self._read(shard, row)
         except FetchError:  # a ShardError, but fetching again would fail again
@@ -379,10 +388,6 @@ class Dataset:
             raise SkipSample(f"{what}: it has {counts}, its index says {indexed}; {REBUILD}")
         return sample
 
-    def _shard(self, sample: int) -> tuple[int, int]:
-        shard = bisect_right(self._first_sample, sample) - 1
-        return shard, sample - self._first_sample[shard]
-
 
 class Subset(Dataset):
     """Some samples of a data set, numbered from 0 in its order."""
@@ -401,6 +406,7 @@ class Subset(Dataset):
         self.pictures = np.split(np.concatenate(whole.pictures)[chosen], cuts)
         self.num_samples = len(chosen)
         self.num_annotations = int(np.concatenate(self.counts).sum())
+        # Faults of samples that are not chosen have no number here.
         places = {int(number): place for place, number in enumerate(chosen)}
         self.quarantine = {places[n]: f for n, f in whole.quarantine.items() if n in places}
 
@@ -441,6 +447,7 @@ def few_shots(dataset: Dataset, shots: int, seed: int) -> Subset:
                 f"shots: {shots}, but data set {dataset.folder} has {len(samples)} of class "
                 f"{name!r}; give at most {len(samples)}"
             )
+        # By name, not by number: a class has the same shots in data sets with other classes.
         words = sha256(f"{seed}/{name}".encode()).digest()
         rng = np.random.default_rng(np.frombuffer(words, np.uint32))
         chosen.append(rng.permutation(samples)[:shots])

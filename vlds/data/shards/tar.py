@@ -20,7 +20,8 @@ ZEROS = bytes(BLOCK)
 HEADER = Struct("100s 24x 12s 12x 8s c 100x 6s 82x 155s 12x")
 """Name, size, checksum, type, magic, prefix."""
 ADLER = 65521
-"""What Adler's sums are modulo of: more than that comes of no name."""
+"""Modulus of Adler's sums. The bytes of a header may sum to more, up to twice of it, so checksums
+are compared modulo it."""
 SPACES = 8 * ord(" ")
 """The checksum's own field counts as spaces."""
 LINKS_AND_DEVICES = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
@@ -71,6 +72,7 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
     extension: dict[str, str] = {}
     while end is None or offset < end:
         header = read(offset, BLOCK)
+        # A cut exactly between two members shows too: there is no closing zero block.
         if len(header) < BLOCK:
             raise ShardError(f"the file ends at byte {offset + len(header)}, inside a header")
         if end is None and header == ZEROS:
@@ -105,6 +107,7 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
         elif kind not in WITHOUT_DATA:
             what = KINDS.get(kind, f"of type {kind.decode('latin-1')!r}, not a regular file,")
             raise ShardError(f"{name} is {what} in the archive; {STORE_WHOLE}")
+        # `first` is where the next member's headers begin, long names included: indexes cut there.
         extension = {}
         first = offset
 
@@ -128,6 +131,7 @@ def parse_header(header: bytes | memoryview, offset: int) -> tuple[str, int, byt
         if size is None or size > LARGEST_MEMBER:
             raise ShardError(f"the tar header at byte {offset} states the size {size_field!r}")
     name = name.split(b"\0", 1)[0]
+    # GNU's own format ("ustar  ") keeps times in the place of the prefix.
     if prefix[0] and magic == b"ustar\0":
         name = prefix.split(b"\0", 1)[0] + b"/" + name
     return name.decode("utf-8", "backslashreplace"), size, kind
@@ -165,6 +169,7 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     if kind == b"L":
         return {"path": data.rstrip(b"\0").decode("utf-8", "backslashreplace")}
     fields = {}
+    # A field may hold line breaks, so lengths lead from one to the next, not lines.
     while data:
         length, _, _ = data.partition(b" ")
         if not length.isdigit() or not len(length) < int(length[:9]) <= len(data):
@@ -193,6 +198,7 @@ def read_members(data: memoryview, begin: int) -> tuple[str, dict[str, memoryvie
     """
     end = begin + len(data)
     key, content = None, {}
+    # Offsets count in the shard; `data` begins at `begin`.
     for name, _, start, size in members(lambda o, n: data[o - begin : o - begin + n], begin, end):
         member_key, extension = split_name(name)
         key = key or member_key

@@ -58,6 +58,7 @@ class ImageStack:
         """
         first = self._num_images
         for image in images:
+            # One array from the beginning: stacking a list at the end would copy every image again.
             if self._array is None:
                 self._array = np.empty((self._guess, *image.shape), image.dtype)
             elif image.shape != self._array.shape[1:]:
@@ -124,10 +125,6 @@ class StreamSetup:
     """Replace pictures by plain grey, and features by zeros."""
     picture_cache_bytes: int = 128 << 20
     """Decoded pictures that each process keeps in training: small data sets are decoded once."""
-
-
-GREY = 128
-"""Value of the pixels of blank pictures."""
 
 
 class Opened(NamedTuple):
@@ -209,6 +206,7 @@ class SampleReader(ABC, Generic[AnySource]):
         if (image := self.setup.image) is None:
             return Opened(sample, batch.stack.add(self.shown(sample.features)))
         try:
+            # The batch may share the cache's arrays: nobody writes to them.
             pictures = self._cache.get(
                 key, lambda: tuple(self.shown(decode_pictures(sample, image)))
             )
@@ -220,7 +218,8 @@ class SampleReader(ABC, Generic[AnySource]):
         """The images, or blank ones of the same sizes."""
         if not self.setup.blank_images:
             return images
-        return [np.full_like(each, GREY if each.dtype == np.uint8 else 0) for each in images]
+        # Pixels are bytes, 128 is mid-grey; features are floats, whose middle is 0.
+        return [np.full_like(each, 128 if each.dtype == np.uint8 else 0) for each in images]
 
 
 class Assembler(torch.utils.data.Dataset[Parcel]):
@@ -244,6 +243,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         """The batch of these positions."""
         setup = self.reader.setup
         parcel = Parcel(positions)
+        # Three columns (source, sample, annotation) become one place for each position.
         columns = self.order.at(np.array(positions, np.int64))
         places: list[Place] = list(zip(*(column.tolist() for column in columns), strict=True))
         batch = OpenBatch(new_stack(setup.image, max(len(positions), self._num_images)))
@@ -264,6 +264,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
             # The next batch's stack gets this room at once: growing copies all images.
             self._num_images = max(self._num_images, len(batch.stack))
             while parcel.batch is None:
+                # Again in each round: a substitute's images may have moved the stack's memory.
                 images = batch.stack.images()
                 try:
                     parcel.batch = setup.collator(rows, images, evaluation=self.reader.evaluation)
@@ -318,6 +319,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
             raise SkipSample(fault)
         if self.reader.evaluation:
             return fixed_example(source, candidate.dataset, sample, candidate.annotation)
+        # By position and attempt, so that what a task draws does not depend on ranks and workers.
         rng = self._draws.at(position, attempt)
         if source.task.pairs_samples:
             sample = source.paired(sample, rng.random())
@@ -348,4 +350,5 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
             asked = fixed_example(source, candidate.dataset, sample, candidate.annotation)
             entry = replace(entry, id=asked.id, reference=asked.reference, sample=asked.sample)
         bad.append(entry)
+        # Evaluation names the example that should stand here, not a substitute that is bad as well.
         slot.first_bad = slot.first_bad or entry

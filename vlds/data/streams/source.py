@@ -37,6 +37,7 @@ class NumPictures:
     def first_odd(self, pictures: Sequence[np.ndarray], but: Sequence[int]) -> int | None:
         """Index of the first sample with too few or too many pictures; None if there is none.
         `pictures`: of each sample, shard by shard; `but`: indices of samples to overlook."""
+        # Over the index's arrays at once: data sets have millions of samples.
         counts = np.concatenate(pictures)
         odd = counts < self.fewest
         if self.most is not None:
@@ -136,6 +137,7 @@ class Source(TaskSource[Dataset]):
                 other = dataset.read(index)
             except SkipSample:
                 continue
+            # By name and id: two splits of one data set may hold the same sample.
             if (other.dataset, other.id) != (sample.dataset, sample.id):
                 return replace(sample, other=other)
         raise SkipSample(f"sample {sample.key}: its source has no other one to compare it with")
@@ -215,7 +217,8 @@ def check_cache_limit(
 
     Errors: ValueError that names the bytes needed.
     """
-    # By folder and name: a shard that several tasks read is fetched once.
+    # The smaller of two bounds holds: all shards that are read (by folder and name: one that
+    # several tasks read is fetched once), or the largest windows of every task.
     all_shards: dict[tuple[str, str], int] = {}
     for source in (*train, *evaluation):
         all_shards |= _fetched(source)
@@ -257,6 +260,7 @@ def fixed_example(
         # 16 hexadecimal digits as a number from 0 to 1: the same partner in every evaluation.
         sample = source.paired(sample, int(hashed([dataset, sample.id]), 16) / 16**16)
     example = ask(source.task, source.name, sample, None if whole else annotation, None)
+    # One data set's predictions keep its own ids, as servers that score submissions expect.
     start = f"{dataset}/" if len(source.datasets) > 1 else ""
     return replace(example, id=f"{start}{example.id}", sample=f"{start}{sample.id}")
 
@@ -321,6 +325,7 @@ def survey(source: Source, samples: range, collator: Collator | None = None) -> 
         result.references += [example.reference for example in examples]
         result.samples += [example.sample for example in examples]
         if collator is not None:
+            # One call for all prompts, then as many lengths for each sample as it has examples.
             limit = source.task.max_prompt_tokens
             lengths = iter(collator.prompt_lengths([(e.prompt, limit) for e in examples]))
             result.costs += [
@@ -354,10 +359,13 @@ class EvalOrder:
         self._ends = np.cumsum(self._counts, dtype=np.int64)
         self.whole_samples = whole_samples
         self.num_examples = int(self._ends[-1]) if len(counts) else 0
+        # reshape: without samples the array has one axis, and could not be unpacked.
         pictures, tokens = np.array(costs, np.int64).reshape(-1, 2).T
         self.batches: list[list[int]] = []
         """Positions of each batch; those of a sample stand together, in one batch if they fit."""
-        for sample in np.lexsort((-tokens, -pictures)).tolist():  # most pictures, then tokens
+        # lexsort's last key comes first: most pictures, then most tokens. The most work first, so
+        # that memory runs out in the first batch or never, and no rank ends with the longest one.
+        for sample in np.lexsort((-tokens, -pictures)).tolist():
             end = int(self._ends[sample])
             positions = list(range(end - int(self._counts[sample]), end))
             if self.batches and len(self.batches[-1]) + len(positions) <= size:
@@ -369,6 +377,7 @@ class EvalOrder:
     def at(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
         """Source (always 0), sample and annotation of each position."""
         sources = np.zeros_like(positions)
+        # Annotations [2, 3] end at 2 and 5: position 2 is the first annotation of sample 1.
         samples = np.searchsorted(self._ends, positions, side="right")
         if self.whole_samples:
             return sources, samples, np.full_like(positions, WHOLE_SAMPLE)

@@ -158,6 +158,8 @@ class MixedStream(ABC):
     def steps(self) -> Generator[list[Batch], None, None]:
         """This rank's micro-batches of each global batch, equally many on every rank. One without
         a row computes another rank's, which is not `valid`."""
+        # Not a generator itself: older iterators are void from this call on, not only from the
+        # first batch that is taken.
         self._iteration += 1
         return self._steps(self._iteration)
 
@@ -178,6 +180,7 @@ class MixedStream(ABC):
                 batches = []
                 for piece in self._pieces(start):
                     parcel = next(loaded)
+                    # Two iterators that move one `consumed` would hand out examples twice.
                     if iteration != self._iteration:
                         raise RuntimeError(
                             "the stream was moved or restarted; this iterator is void"
@@ -185,6 +188,7 @@ class MixedStream(ABC):
                     if piece:
                         self._book.record(parcel.positions, parcel.bad)
                     batch = parcel.unpack()
+                    # Computed for the collectives alone: no row counts in loss or gradient.
                     if not piece:
                         batch = replace(batch, valid=torch.zeros_like(batch.valid))
                     batches.append(batch)
@@ -240,6 +244,7 @@ class MixedStream(ABC):
                 stacklevel=2,
             )
         phase = Phase(**state["phase"])
+        # A new phase that changes nothing is none: the order is that of a plain resume.
         if new_phase and lines:
             phase = Phase(state["consumed"], given_before(state))
         self.consumed, self.order.phase = state["consumed"], phase
@@ -249,6 +254,7 @@ class MixedStream(ABC):
 def check_state(state: Mapping[str, Any]) -> None:
     """Errors: ValueError that names a field and its value that no stream saves."""
     for name, kind in STATE_TYPES.items():
+        # Not isinstance, which takes True for a number.
         if type(state.get(name)) is not kind:
             raise invalid_state(name, state.get(name))
     if not 0 <= state["consumed"] < FURTHEST:
@@ -331,6 +337,7 @@ class TrainStream(MixedStream):
 
     def fingerprint(self) -> dict[str, Any]:
         """What the order depends on; a state is of use only where this is the same."""
+        # Labels and content, not folders: data may move between the parts of a run.
         data: dict[str, Any] = {
             source.name: {dataset.label: dataset.fingerprint() for dataset in source.datasets}
             for source in self.sources
@@ -394,6 +401,7 @@ class IndexedReader(SampleReader[Source]):
             key = (dataset.key, index)  # the same for all sources that have the data set
             if key not in batch.samples:
                 opened = batch.samples[key] = self._read(dataset, index, batch)
+                # Stored features are on the stack already.
                 if self.setup.image is not None and opened.sample and not opened.fault:
                     undecoded.append((key, opened.sample))
         for key, sample in undecoded:
@@ -430,6 +438,8 @@ class IndexedReader(SampleReader[Source]):
                 raise ShardError(opened.fault)
             name = opened.sample.key if opened.sample else f"number {index}"
             yield Candidate(dataset.label, dataset.shard_of(index), name, annotation, opened)
+            # From the same data set, so that a substitute asks the same sort of question, and the
+            # mixture keeps its shares.
             words = random_words(1, self.setup.seed, "substitute", source.name, position, attempt)
             word = int(words[0])
             if annotation == WHOLE_SAMPLE:

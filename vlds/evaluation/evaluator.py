@@ -25,7 +25,7 @@ from vlds.runtime.checks import guess
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import Pace, clock
 from vlds.schema import Collator, Example, RefusedRows, Row, Sample, SkipSample
-from vlds.tasks.base import Task
+from vlds.tasks.base import Task, check_unique
 
 SAMPLES = 200
 """Samples of a task that are looked at before training."""
@@ -46,6 +46,7 @@ def unknown_answers(sources: Sequence[Source]) -> list[str]:
         task = source.task
         if task.head is None:
             continue
+        # `class_scores` is None without a label, and empty for an answer that is not a class.
         examples = [e for e in first_examples(source) if e.class_scores is not None]
         unknown = [e for e in examples if not any((e.class_scores or {}).values())]
         if not unknown:
@@ -96,6 +97,7 @@ def cut_texts(sources: Sequence[Source], collator: Collator) -> list[str]:
 def first_examples(source: Source) -> Iterator[Example]:
     """The examples of a task's first samples, without those that cannot be read, which training
     counts."""
+    # One by one: a sample that raises must not take the next ones with it.
     for index in range(min(SAMPLES, source.first_sample[-1])):
         try:
             for _, examples in fixed_examples(source, range(index, index + 1)):
@@ -121,6 +123,7 @@ def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
         raise ValueError(f"task: the run has no task {chosen:.80}; {hint}its tasks: {known}")
     if not isinstance(question, str):
         raise ValueError(f"question: got {type(question).__name__}; give a str")
+    # JSON and command lines may bring lone surrogates, which tokenizers refuse in words of theirs.
     try:
         question.encode()
     except UnicodeEncodeError as error:
@@ -161,6 +164,7 @@ def predict(
     except SkipSample as error:
         reason = re.sub(r" <_io\.\w+ object at \w+>", "", str(error))  # Pillow's word for it
         raise ValueError(f"image: {reason}; name a file with a whole picture") from None
+    # The same path as in evaluation, so that an answer does not depend on how it was asked for.
     stack = new_stack(image, 1)
     images = stack.add(pixels)
     task_index = list(loaded.recipe.tasks).index(name)
@@ -183,6 +187,7 @@ def check_number(
     wanted = recipe.tasks[name].num_pictures
     fewest = wanted or recipe.model.fewest_images
     most = wanted or recipe.model.most_images[0]
+    # A model may have places for more pictures than it has seen in training: these learned nothing.
     if wanted is None and trained_on is not None and trained_on.most_pictures is not None:
         most = min(most, max(fewest, trained_on.most_pictures))
     if not fewest <= given <= most:
@@ -246,6 +251,8 @@ class Evaluator:
     def _survey(self, source: Source, collator: Collator | None = None) -> Survey | None:
         """What a source asks, with costs if there is a collator; on the first rank, None
         elsewhere. Collective; errors are ValueErrors on all ranks."""
+        # Each rank reads one stretch, so that the parts stand in the data's order when they are
+        # joined by rank: 10 samples on 3 ranks are cut at 0, 3, 6, 10.
         ranks, num_samples = self.ranks, len(np.concatenate(source.counts))
         start, stop = (
             num_samples * n // ranks.world_size for n in (ranks.global_rank, ranks.global_rank + 1)
@@ -264,15 +271,17 @@ class Evaluator:
             merged.extend(part)
             problem = problem or part_problem
         try:
-            merged.check()
+            check_unique(merged.ids)
         except ValueError as error:
             problem = problem or str(error)  # ids that come twice, on different ranks perhaps
+        # Collective on all ranks, with or without a problem.
         if problem := ranks.broadcast(problem):
             raise ValueError(problem)
         return merged if ranks.is_first else None
 
     def score_names(self, name: str) -> list[str]:
         """The scores that a task gets on its data; needs no model. Collective."""
+        # Empty predictions: which scores there are depends on the references alone.
         (source,) = (source for source in self.sources if source.name == name)
         names: list[str] = []
         if (merged := self._survey(source)) is not None:
@@ -294,6 +303,7 @@ class Evaluator:
                 if source.datasets and (missing := source.task.left_out()) is not None:
                     self.say(f"{source.name}: {missing}")
         evaluations = []
+        # `number` counts tasks without data too: it is the task's index in the recipe.
         for number, source in enumerate(self.sources):
             if source.datasets:
                 evaluation = self._evaluate(model, number, source, score)
@@ -324,6 +334,7 @@ class Evaluator:
         decoded = list(self._decoded(model, stream, source))
         if self.ranks.any(self.stopping()):  # waits for the slowest rank
             raise EvaluationStopped
+        # After the first collective, so the slowest rank's time, without that of gathering.
         seconds = pace.seconds
         gathered = self.ranks.gather((decoded, stream.bad))
         if gathered is None:
@@ -347,6 +358,7 @@ class Evaluator:
                     )
             if self.stopping():
                 return
+            # Ranks take turns with the batches, so the first one's progress stands for all.
             if self.ranks.is_first and done < len(stream) and pace.line_is_due():
                 share, num = done / len(stream), self.orders[source.name].num_examples
                 speed = share * num / pace.seconds

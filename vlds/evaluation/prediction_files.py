@@ -38,7 +38,7 @@ from vlds.runtime.disk import check_writable
 from vlds.runtime.files import read_text, whole_file, write_whole
 from vlds.runtime.json_files import strict_json
 from vlds.runtime.terminal import tell
-from vlds.tasks.base import Task
+from vlds.tasks.base import Task, check_unique
 from vlds.tasks.metrics.plain_scores import lower_line
 
 Pairs = list[tuple[str, str]]
@@ -152,6 +152,7 @@ def member_texts(path: Path, members: Mapping[str, str]) -> Iterator[tuple[str, 
                 f"{', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}; name the "
                 "data set that one of these is for, or unpack the one that is meant"
             )
+        # In the order of the data sets; members for others are not read.
         for name in members:
             if name in names:
                 yield f"{option}, {name}", members[name], archive.read(name).decode()
@@ -209,8 +210,10 @@ def entry_pair(where: str, entry: Any) -> tuple[str, str]:
     match entry:
         case {"clip_id": clip_id, "descs": [{"desc": text}, *_]}:
             entry = {"clip_id": clip_id, "desc": text}
+    # By its field names: files of all tasks may be scored together, and none says which it is.
     for form in ENTRY_FORMS.values():
         if isinstance(entry, dict) and {form.id_name, form.text_name} <= entry.keys():
+            # Servers refuse "1" for 1; here too, or a file would pass that cannot be submitted.
             for name, kind in ((form.id_name, form.id_type), (form.text_name, str)):
                 if type(entry[name]) is not kind:
                     needed = "a whole number" if kind is int else "a text"
@@ -221,6 +224,7 @@ def entry_pair(where: str, entry: Any) -> tuple[str, str]:
 
 def as_mapping(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
     """Id -> prediction, or key -> value; ValueError if one comes twice."""
+    # Python's dict would keep the last one, and the score would depend on the order of a file.
     twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if twice:
         raise ValueError(
@@ -253,7 +257,7 @@ def score_file(
         raise ValueError(f"--predictions: {missing}")
     source = Source(type(task).__name__, task, open_datasets("--data", task, data))
     asked = survey(source, range(sum(dataset.num_samples for dataset in datasets)))
-    asked.check()
+    check_unique(asked.ids)
     # Of VALUE's zip, the members that answer these data sets -> what their ids begin with here.
     members = {
         value_member(d.kind, d.name, d.split): f"{d.label}/" if len(datasets) > 1 else ""
@@ -320,6 +324,7 @@ class DatasetPredictions:
 
     def notes(self, text: str) -> list[str]:
         """Predictions that the form cannot hold, and what its text has instead."""
+        # Read back by the reader of other people's files.
         written = dict(pairs_of(self.file, text))
         meant = dict(self.pairs)
         instead = "name no choice: written as -1, which is always wrong"
@@ -354,6 +359,7 @@ def write_submissions(
                 if key.startswith(start)
             ]
             parts.append(DatasetPredictions(source.name, dataset, pairs))
+    # Before anything is written: names must be known to be unique.
     files = Counter(part.file for part in parts)
     lines: list[str] = []
     zips: dict[str, dict[str, str]] = {}

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -100,7 +100,13 @@ def serve(run: Path, port: int, changes: Sequence[str] = ()) -> int:
 
     Errors: ValueError for what is wrong with the run or the port, before the model is loaded.
     """
-    check_run(run, changes)
+    # Mistakes before the model, and the port before it too: nobody waits for a taken one.
+    check_changes(changes)
+    if read_recipe(artifact_folder(run), changes).image is None:
+        raise ValueError(
+            "--serve: the run's vision encoder reads stored features, not pictures; answer data "
+            "sets with --data"
+        )
     with bound(port) as server:
         server.opened, server.name = open_run(run, changes), run.resolve().name
         tell(f"http://{HOST}:{server.server_port}/ answers questions; Ctrl-C ends it", flush=True)
@@ -137,35 +143,41 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send the page."""
-        self._respond(self._page)
+        self._respond()
 
     def do_POST(self) -> None:
         """Send an answer."""
-        self._respond(self._answer)
+        self._respond()
 
-    def _page(self) -> tuple[str, str]:
-        self._check_host()
-        if self._path() == ANSWER:
-            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{ANSWER}: send a POST; {USAGE}")
-        if self._path() != "/":
-            raise Refused(HTTPStatus.NOT_FOUND, USAGE)
-        return "text/html", page(
-            TEMPLATE,
-            TEMPLATE.with_name("serve.js"),
-            POLICY,
-            title=self.server.name,
-            tasks=self.server.opened.tasks,
-            max_body=MAX_BODY,
-        )
+    def _content(self) -> tuple[str, str]:
+        """Type and text of what is asked for: the page (GET), or an answer (POST).
 
-    def _answer(self) -> tuple[str, str]:
-        self._check_host()
+        Errors: Refused, NotAForm, ValueError.
+        """
+        # A web site may have pointed a name of its own at this machine, and would then count as
+        # this server's origin.
+        if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in LOCAL_NAMES:
+            raise Refused(HTTPStatus.FORBIDDEN, f"Host: name {' or '.join(LOCAL_NAMES[:2])}")
+        path = self.path.partition("?")[0]
+        if self.command == "GET":
+            if path == ANSWER:
+                raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{ANSWER}: send a POST; {USAGE}")
+            if path != "/":
+                raise Refused(HTTPStatus.NOT_FOUND, USAGE)
+            return "text/html", page(
+                TEMPLATE,
+                TEMPLATE.with_name("serve.js"),
+                POLICY,
+                title=self.server.name,
+                tasks=self.server.opened.tasks,
+                max_body=MAX_BODY,
+            )
         # Pages of other sites may not ask; programs name no origin.
         origin = self.headers.get("Origin")
         foreign = origin not in (None, f"http://{self.headers['Host']}")
         if foreign or self.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
             raise Refused(HTTPStatus.FORBIDDEN, "Origin: only this server's own page may ask")
-        if self._path() != ANSWER:
+        if path != ANSWER:
             raise Refused(HTTPStatus.NOT_FOUND, USAGE)
         form = parse_form(self.headers.get("Content-Type", ""), self._body(), ("image",))
         pictures = form.files.get("image", [])
@@ -176,17 +188,6 @@ class Handler(BaseHTTPRequestHandler):
             pictures, texts.get("question", ""), texts.get("task") or None
         )
         return "application/json", json.dumps(answer._asdict()) + "\n"
-
-    def _path(self) -> str:
-        return self.path.partition("?")[0]
-
-    def _check_host(self) -> None:
-        """Refuse host names that a web site may have pointed at this machine.
-
-        Errors: Refused.
-        """
-        if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in LOCAL_NAMES:
-            raise Refused(HTTPStatus.FORBIDDEN, f"Host: name {' or '.join(LOCAL_NAMES[:2])}")
 
     def _length(self) -> int | None:
         """Bytes of the request's body, as its head says; None where it does not."""
@@ -201,6 +202,7 @@ class Handler(BaseHTTPRequestHandler):
 
         Errors: Refused where it has no length, is too large or is cut.
         """
+        # With both headers, this server and a proxy could see different ends of the request.
         length = self._length()
         if length is None or "Transfer-Encoding" in self.headers:
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length: is missing; send it")
@@ -216,12 +218,12 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.BAD_REQUEST, "the request is cut; send it again")
         return body
 
-    def _respond(self, make: Callable[[], tuple[str, str]]) -> None:
-        """Send what `make` gives, type and text, or why it gives nothing."""
+    def _respond(self) -> None:
+        """Send what is asked for, or why nothing is given."""
         self.num_unread = min(self._length() or 0, MAX_DRAINED)
         try:
-            status, (kind, text) = HTTPStatus.OK, make()
-        except ConnectionError:
+            status, (kind, text) = HTTPStatus.OK, self._content()
+        except ConnectionError:  # its sender has gone: there is nobody to answer
             raise
         except Refused as refusal:
             status, (kind, text) = refusal.status, complaint(refusal)
@@ -241,6 +243,7 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
         self.send_response(status)
         headers = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(content))}
+        # Closed after each answer: nothing of a refused request can be taken for the next one.
         for name, value in (headers | SAFE_HEADERS | {"Connection": "close"}).items():
             self.send_header(name, value)
         self.end_headers()
@@ -300,24 +303,12 @@ class OpenRun:
 
         Errors: ValueError for what is not a picture, an unknown task, or a missing question.
         """
+        # Mistakes are answered at once, without waiting for the questions before.
         name = choose_task(self._loaded.recipe, task, question)
         with self._lock:
             begin = time.perf_counter()
             answer = predict(self._loaded, name, pictures, question)
             return RunAnswer(*answer, name, time.perf_counter() - begin)
-
-
-def check_run(run: Path, changes: Sequence[str]) -> None:
-    """Check the run before its model is loaded.
-
-    Errors: ValueError where the folder holds no artifact, or one that sees no pictures.
-    """
-    check_changes(changes)
-    if read_recipe(artifact_folder(run), changes).image is None:
-        raise ValueError(
-            "--serve: the run's vision encoder reads stored features, not pictures; answer data "
-            "sets with --data"
-        )
 
 
 def open_run(run: Path, changes: Sequence[str] = ()) -> OpenRun:
@@ -382,6 +373,7 @@ def parts(content_type: str, body: bytes) -> Iterator[tuple[str, bytes]]:
             raise NotAForm(
                 f"a part of the form has {len(head):,} bytes of headers, at most {LONGEST_HEAD:,}"
             )
+        # A header may go on in lines that begin with a blank.
         unfolded = re.sub(r"\r\n[ \t]+", " ", head.decode("utf-8", "replace"))
         disposition = DISPOSITION.search(unfolded.replace("\r\n", "\n"))
         name = parameters(disposition[1]).get("name", "") if disposition else ""

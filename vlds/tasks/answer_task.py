@@ -42,6 +42,7 @@ class AnswerTask(Task, ABC):
         """The question and its answer; in evaluation also the reference."""
         assert annotation is not None
         given = sample.annotations[annotation]
+        # Evaluation also predicts splits without labels, for servers that score submissions.
         if rng is not None:
             require_label(given, self.label_field, sample)
         example = Example(given["id"], name, self.question(sample, given), None)
@@ -113,6 +114,10 @@ class AnswerTask(Task, ABC):
         the answer itself is its own group."""
         return [given[by] if isinstance(given, Mapping) else given for given in known]
 
+    def answer_of(self, reference: Any) -> str | None:
+        """The reference itself, or its "answer"."""
+        return as_text(reference["answer"] if isinstance(reference, Mapping) else reference)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MultipleChoice(AnswerTask):
@@ -157,6 +162,3 @@ class MultipleChoice(AnswerTask):
 
     def groups(self, known: list[Any], by: str) -> list[Any]:
         return [reference["groups"].get(by) for reference in known]
-
-    def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference["answer"])

@@ -119,6 +119,7 @@ class Task(ABC):
         text. Answers that are no class have none."""
         if self.head is None:
             return example
+        # An empty text: the head reads the state from which its first token would be predicted.
         return replace(example, target="", class_scores=self.head.class_scores(scores))
 
     def data_of(self, split: Split) -> list[str]:
@@ -221,6 +222,7 @@ def ask(
             f"sample {sample.key}: its annotations are not what {type(task).__name__} reads: "
             f"{error!r}"
         ) from error
+    # Tokenizers take minutes for texts of megabytes, and raise for what is not a text.
     for what, text in (("prompt", example.prompt), ("target", example.target)):
         if text is None and what == "target":
             continue  # a split without labels
@@ -257,6 +259,7 @@ def optional_texts(given: Mapping[str, Any], name: str) -> list[str]:
 
     Errors: TypeError if it is not.
     """
+    # Not `list(value)`: a string would become a list of characters.
     value = given.get(name) or []
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"{name} is {value!r:.60}, a list of texts expected")

@@ -54,6 +54,7 @@ class Caption(Task):
             caption = require_label(given, "caption", sample).strip()
             return Example(given["id"], name, self.input_of(sample), caption, reference=[caption])
         assert rng is None, "training runs over annotations"
+        # None instead of an empty list: a test split has no captions, and its pictures no score.
         captions = [given["caption"].strip() for given in sample.annotations if "caption" in given]
         first = captions[0] if captions else None
         return Example(sample.id, name, self.input_of(sample), first, reference=captions or None)
@@ -110,6 +111,7 @@ class Caption(Task):
 
     def notes(self, predictions: Mapping[str, str], references: Mapping[str, Any]) -> list[str]:
         """Scores that are left out, and CIDEr of too few pictures."""
+        # Pictures without captions are predicted and do not count.
         known = sum(given is not None for given in references.values())
         few = metric.few_pictures(self.scores or metric.quick_scores(), known)
         return [*super().notes(predictions, references), *few]

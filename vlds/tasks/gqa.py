@@ -12,7 +12,7 @@ from vlds.runtime.files import read_file
 from vlds.runtime.json_files import parse_record
 from vlds.schema import Decoding
 from vlds.tasks.answer_task import AnswerTask
-from vlds.tasks.base import as_text, labelled, optional_text, optional_texts
+from vlds.tasks.base import labelled, optional_text, optional_texts
 from vlds.tasks.metrics.gqa_scores import (
     CHOICES,
     Question,
@@ -51,6 +51,7 @@ class GQA(AnswerTask):
         """The fields of a `Question` that the annotation has."""
         types = given.get("types") or {}
         program = given.get("source", {}).get("semantic") or None
+        # Lengths are counted here: a report has the references, but not the annotations.
         return {
             "answer": answer,
             "balanced": given.get("balanced", True),
@@ -106,9 +107,6 @@ class GQA(AnswerTask):
             return str(error)
         return None
 
-    def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference["answer"])
-
 
 CURE = "name eval/val_choices.json or eval/train_choices of GQA's evaluation files"
 KINDS = {"valid", "plausible"}
@@ -144,6 +142,7 @@ def read_choices(place: str, ids: Sequence[str]) -> Choices:
         raise ValueError(
             f"choices: {place} is neither a file of choices nor a folder of them; {CURE}"
         )
+    # The parts are large: of each one, only the questions that are asked stay in memory.
     wanted = set(ids)
     for path in paths:
         given = load_choices(path)

@@ -77,15 +77,14 @@ class Grounding(AnswerTask):
         box = box_of(prediction, reference["size"])
         return box is not None and overlap(box, reference["box"]) >= ENOUGH
 
-    def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference["answer"])
-
 
 def box_text(box: Sequence[float], size: Sequence[float]) -> str:
     """A box (left, top, width, height) in a picture (width, height), both in pixels, as text."""
+    # (120, 66, 300, 200) in a picture of 1000 x 500 -> "120 132 420 532".
     left, top, width, height = box
     corners = ((left, size[0]), (top, size[1]), (left + width, size[0]), (top + height, size[1]))
     shares = (round(STEPS * edge / whole) for edge, whole in corners)
+    # Annotators' boxes may reach past the edge of the picture.
     return " ".join(str(min(max(share, 0), STEPS)) for share in shares)
 
 
@@ -139,6 +138,7 @@ class Refer(AnswerTask):
         scores = self.right(sample, given[self.label_field])
         if rng is not None:
             answer, _ = draw_answer(scores, rng)
+            # Weight 0 where no proposal is right: the example stays, so that batches stay whole.
             return replace(example, target=answer, weight=float(bool(scores)))
         best = max(scores, key=lambda pointer: scores[pointer], default="")
         return replace(example, target=best, reference={"answer": best, "right": sorted(scores)})
@@ -150,7 +150,9 @@ class Refer(AnswerTask):
             centre = (left + size[0] / 2) / width, (top + size[1] / 2) / height
             # A centre on the right or lower edge belongs to the last cell.
             column, row = (min(int(share * self.grid), self.grid - 1) for share in centre)
+            # Tokens count row by row: of 6 x 6 cells, column 2 of row 1 is token 8.
             return {POINTERS[row * self.grid + column]: 1.0}
+        # A detector may find fewer or more boxes than there are tokens; the rest has no partner.
         overlaps = {
             pointer: overlap(box, proposal)
             for pointer, proposal in zip(POINTERS, sample.extra["proposals"], strict=False)
@@ -213,10 +215,6 @@ class RegionTask(AnswerTask, ABC):
         return replace(example, prompt=self.prompt + text, target=target, reference=reference)
 
 
-def pointers_to(regions: Sequence[int]) -> str:
-    return " ".join(POINTERS[number] for number in regions)
-
-
 def names_of(names: Sequence[str], regions: Sequence[int]) -> str:
     """The name of one region; of several, each name behind a sentinel."""
     if len(regions) == 1:
@@ -251,15 +249,13 @@ class VisualGrounding(RegionTask):
 
     def asked(self, names: Sequence[str], chosen: Sequence[int]) -> tuple[str, str, Any]:
         """A region's name, its visual token, and all that are right."""
-        target, called = pointers_to(chosen), names[chosen[0]]
+        # Scored examples are about one region (__post_init__), so the first name is the only one.
+        target, called = " ".join(POINTERS[number] for number in chosen), names[chosen[0]]
         right = [POINTERS[number] for number, other in enumerate(names) if other == called]
         return names_of(names, chosen), target, {"answer": target, "right": right}
 
     def correct(self, prediction: str, reference: Mapping[str, Any]) -> bool | None:
         return prediction in reference["right"]
-
-    def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference["answer"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,10 +276,7 @@ class GroundedCaption(RegionTask):
     def asked(self, names: Sequence[str], chosen: Sequence[int]) -> tuple[str, str, Any]:
         """A region's visual token and its name."""
         answer = names_of(names, chosen)
-        return pointers_to(chosen), answer, answer
+        return " ".join(POINTERS[number] for number in chosen), answer, answer
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         return words_of(prediction) == words_of(as_text(reference))
-
-    def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference)

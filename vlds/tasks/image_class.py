@@ -58,6 +58,7 @@ class ImageClass(AnswerTask):
     @cached_property
     def own_head(self) -> Head | None:
         """The head over the classes that the task is about."""
+        # Cached: each example asks for it, and a new head would build its index again.
         if self.head is None or self.half is None:
             return self.head
         return replace(self.head, classes=self.narrowed(self.head.names))
@@ -104,6 +105,3 @@ class ImageClass(AnswerTask):
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         return fold(prediction) == fold(as_text(reference))
-
-    def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference)

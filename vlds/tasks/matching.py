@@ -14,7 +14,7 @@ import numpy as np
 from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
-from vlds.tasks.base import as_text, require_label
+from vlds.tasks.base import require_label
 from vlds.tasks.metrics.plain_scores import fold
 
 MATCH, OTHER = "true", "false"
@@ -64,6 +64,7 @@ class Matching(AnswerTask):
         # The last bit says whether to take another picture's caption, the others say which one.
         others: list[str] = []
         if draw % 2 and (other := sample.other) is not None:
+            # Alike but for case and blanks is the same caption: it would be true of both pictures.
             own = {fold(entry.get("caption", "")) for entry in sample.annotations}
             captions = (require_label(entry, "caption", other) for entry in other.annotations)
             others = [text for text in captions if fold(text) not in own]
@@ -73,6 +74,3 @@ class Matching(AnswerTask):
         text = self.prompt + caption.strip()
         example = replace(example, prompt=text, target=answer, reference=reference)
         return self.with_classes(example, {answer: 1.0})
-
-    def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference["answer"])

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal
 from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Sample
 from vlds.tasks.answer_task import AnswerTask
-from vlds.tasks.base import as_text
 from vlds.tasks.caption import Caption
 
 
@@ -47,22 +46,15 @@ class VideoQA(AnswerTask):
             f"[Subs] {subtitles(sample)} [Q] {given['question']} [TS] ({given['span']}) "
             f"[Choices] {choices}"
         )
-        return with_prompt(text, self.prompt)
+        return f"{text} {self.prompt}" if self.prompt else text
 
     def answer_text(self, label: Any) -> str:
         return f"a{label}"
-
-    def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference)
 
 
 def subtitles(sample: Sample) -> str:
     """A clip's subtitles as one text; "" if it has none."""
     return " ".join(line["text"].strip() for line in sample.extra.get("subtitles") or ())
-
-
-def with_prompt(text: str, prompt: str) -> str:
-    return f"{text} {prompt}" if prompt else text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +86,8 @@ class VideoCaption(Caption):
         span = sample.extra.get("span")
         # The original code prints the list as Python does.
         seconds = "" if span is None else f" [TS] ({list(span)})"
-        return with_prompt(f"[Subs] {subtitles(sample)}{seconds}", self.prompt)
+        text = f"[Subs] {subtitles(sample)}{seconds}"
+        return f"{text} {self.prompt}" if self.prompt else text
 
     def scored_text(self, text: str) -> str:
         """Each character that is not ASCII becomes a blank, as in the evaluation of VALUE

@@ -18,7 +18,7 @@ import numpy as np
 from vlds.runtime.checks import Count, Natural
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
-from vlds.tasks.base import as_text, optional_text, optional_texts, require_label
+from vlds.tasks.base import optional_text, optional_texts, require_label
 from vlds.tasks.class_output import ClassLoss
 from vlds.tasks.metrics.plain_scores import fold, matches, worth
 from vlds.tasks.metrics.vqa_accuracy import NUM_ANNOTATORS, Rules, accuracy_name, question_accuracy
@@ -78,6 +78,8 @@ class VQA(AnswerTask):
     def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
         """The best score that the answers allow, then exact match."""
         exact = matches(map(fold, texts), [fold(reference["answer"]) for reference in known])
+        # For all questions or none: a mean over those with ten answers is another number. The
+        # first value stands for the task.
         values = {}
         if all(len(reference["answers"]) == NUM_ANNOTATORS for reference in known):
             name = accuracy_name(self.accuracy)
@@ -90,6 +92,7 @@ class VQA(AnswerTask):
     def answer_from(self, text: str) -> str:
         """In lower case, as the model learns answers; answers from a list keep their case."""
         listed = self.head is not None or self.decoding.answers is not None
+        # A list may hold "Paris"; answers that the model makes up are learned in lower case.
         return text if listed else text.lower()
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
@@ -97,9 +100,6 @@ class VQA(AnswerTask):
         if len(reference["answers"]) == NUM_ANNOTATORS:
             return question_accuracy(prediction, reference["answers"], self.accuracy) >= ENOUGH
         return worth(prediction, reference["label"]) >= ENOUGH
-
-    def answer_of(self, reference: Any) -> str | None:
-        return as_text(reference["answer"])
 
 
 def draw_answer(label: Mapping[str, float], rng: np.random.Generator) -> tuple[str, float]:
@@ -115,6 +115,7 @@ def draw_answer(label: Mapping[str, float], rng: np.random.Generator) -> tuple[s
 def best_answer(annotation: Mapping[str, Any]) -> str | None:
     """The answer with the highest soft score, or else the most frequent raw answer; None without
     labels."""
+    # Of equals the first one wins, in both ways: `max` and `most_common` keep the data's order.
     label: Mapping[str, float] = annotation.get("label") or {}
     if label and max(label.values()) > 0:
         return max(label, key=lambda answer: label[answer])

@@ -17,7 +17,7 @@ from vlds.data.errors import ShardError
 from vlds.data.order.epoch_order import WHOLE_SAMPLE, Ints, hashed
 from vlds.data.shards.store import Dataset
 from vlds.schema import Collator, Example, PictureSpec, Sample, SkipSample
-from vlds.tasks.base import Task, ask, check_unique
+from vlds.tasks.base import Task, ask
 
 FIRST_READ = 8
 """Samples of a data set of which one must be usable."""
@@ -286,10 +286,6 @@ class Survey:
         self.references += other.references
         self.samples += other.samples
         self.costs += other.costs
-
-    def check(self) -> None:
-        """Errors: ValueError for an id that comes twice: predictions are found by id."""
-        check_unique(self.ids)
 
 
 def fixed_examples(source: Source, samples: range) -> Iterator[tuple[int, list[Example]]]:

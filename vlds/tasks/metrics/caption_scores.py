@@ -39,6 +39,7 @@ class Meteor:
 
     def score(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         """The score of all captions, each a line of tokens."""
+        # Captions are cleaned as pycocoevalcap does it, references are not.
         statistics = [
             self.ask(["SCORE", *given, caption.replace("|||", "").replace("  ", " ")])
             for caption, given in zip(captions, references, strict=True)
@@ -62,6 +63,7 @@ class Meteor:
         Errors: RuntimeError if the program has ended.
         """
         assert self.process.stdout is not None
+        # Answers are never empty, so an empty line is the end of the stream.
         line = self.process.stdout.readline().decode().strip()
         if not line:
             code = self.process.wait(SECONDS_TO_END)
@@ -142,6 +144,7 @@ def caption_scores(
     Errors: ValueError if a score cannot be computed here, a picture has no reference, or there are
     no captions.
     """
+    # Before the tokenizer starts Java: nothing runs for seconds to end in an error.
     check(names, captions, references)
     plain = captions, references
     official = tokenized(*plain) if any(name in OFFICIAL for name in names) else plain

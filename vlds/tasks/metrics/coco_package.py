@@ -49,6 +49,7 @@ def penn_treebank_tokens(texts: Sequence[str]) -> list[str]:
                "-encoding", "UTF-8"]  # fmt: skip
     lines = "".join(" ".join(text.split()) + "\n" for text in texts).encode(errors="replace")
     done = subprocess.run(command, input=lines, capture_output=True, timeout=TOKENIZER_TIMEOUT)
+    # Every line ends in a break, so an empty piece comes last.
     tokens = done.stdout.decode().split("\n")[:-1]
     if done.returncode != 0 or len(tokens) != len(texts):
         raise RuntimeError(

@@ -71,6 +71,7 @@ def gqa_scores(
         ),
         "distribution": distribution(predictions, balanced),
     }
+    # Accuracy keeps its first place: the first score stands for the task.
     scores |= {name: mean(of_questions) for name, of_questions in values.items()}
     known = {name: score for name, score in scores.items() if score is not None}
     for by in TABLES:
@@ -136,6 +137,7 @@ def counted(predictions: Mapping[str, str], references: Mapping[str, Any]) -> di
 
 def reasoning_steps(program: Sequence[Mapping[str, Any]]) -> int:
     """Steps of a question's `semantic` program."""
+    # Operation and argument as one text, in which the script looks for the words anywhere.
     steps = (f"{step['operation']}: {step['argument']}" for step in program)
     return sum(not any(word in step for word in NO_STEPS) for step in steps)
 
@@ -156,6 +158,7 @@ def consistency(
     needed = {name for names in others.values() for name in names}
     if not needed or not needed <= answers.keys():
         return None
+    # Each question once, although many entail the same ones.
     right = {key: predictions[key] == answers[key] for key in needed | others.keys()}
     shares = [mean([right[name] for name in names]) for key, names in others.items() if right[key]]
     return mean(shares) if shares else 0.0

@@ -111,6 +111,7 @@ def consistency(scores: Iterable[float], groups: Sequence[Group | None]) -> floa
 
 
 def members_of(scores: Iterable[float], groups: Sequence[Group | None]) -> dict[Group, list[float]]:
+    # In the order in which groups come first: callers that print them sort.
     members: dict[Group, list[float]] = {}
     for score, group in zip(scores, groups, strict=True):
         if group is not None:
@@ -136,16 +137,18 @@ def plain_tokens(text: str) -> list[str]:
 
 
 def word_f1_values(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """The F1 of each caption against the best of its references."""
-    pairs = zip(captions, references, strict=True)
-    return [max(f1(caption, reference) for reference in given) for caption, given in pairs]
-
-
-def f1(caption: str, reference: str) -> float:
-    """2 * common words / all words of both, with repeats; two empty texts are equal."""
-    ours, theirs = Counter(plain_tokens(caption)), Counter(plain_tokens(reference))
-    total = ours.total() + theirs.total()
-    return 2 * (ours & theirs).total() / total if total else 1.0
+    """Each caption's F1 against the best of its references: 2 * common words / all words of both,
+    with repeats; two empty texts are equal."""
+    values = []
+    for caption, given in zip(captions, references, strict=True):
+        ours, best = Counter(plain_tokens(caption)), 0.0
+        for reference in given:
+            theirs = Counter(plain_tokens(reference))
+            # `&` keeps the smaller count of each word: "red red" and "red" have one in common.
+            total = ours.total() + theirs.total()
+            best = max(best, 2 * (ours & theirs).total() / total if total else 1.0)
+        values.append(best)
+    return values
 
 
 def plain_cider_values(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -164,6 +167,7 @@ def plain_cider_values(captions: Sequence[str], references: Sequence[Sequence[st
     for caption, given in zip(ours, theirs, strict=True):
         candidate = vector(caption)
         similarities = [similarity(candidate, vector(text), caption, text) for text in given]
+        # The factor is the official scorer's: CIDEr lies in 0..10.
         values.append(10 * mean(similarities))
     return values
 

@@ -113,6 +113,7 @@ def train(
             file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
         else:
             file = path_of("recipe", recipe)
+        # Parsed here too: mistakes come before processes start, and the run's folder is known.
         words = [str(file), *words_of(changes)]
         output = parse_recipe(words, "vlds train").output
         options = ["--resume", "auto"] if resume else []
@@ -135,6 +136,7 @@ def evaluate(
 
     Errors: as `train`.
     """
+    # Not as a Path, which turns :// into :/.
     folders = [data] if isinstance(data, str | Path) else data
     names = [folder if is_url(folder) else path_of("data", folder) for folder in folders]
     words = ["--run", str(path_of("run", run))]
@@ -178,6 +180,7 @@ def json_text(argument: str, value: object) -> str:
             return str(part)
         raise ValueError(f"got {type(part).__name__}")
 
+    # JSON is YAML too, so the recipe's parser reads it.
     try:
         return json.dumps(value, default=path_text)
     except (TypeError, ValueError) as error:

@@ -222,6 +222,7 @@ class Batch:
 
     def prompts(self) -> Batch:
         """This batch without its answers."""
+        # Causal models read question and answer in one row; masked, the answer is not there.
         mask = self.attention_mask
         if self.labels is not None and self.labels_on_prompt:
             mask = mask.bool() & (self.labels == IGNORED_LABEL)
@@ -237,6 +238,7 @@ class Batch:
         return self._mapped(Tensor.pin_memory)
 
     def _mapped(self, function: Callable[[Tensor], Tensor], but: str = "") -> Batch:
+        # Over all fields, so that a new one with a tensor is not forgotten on the CPU.
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != but}
         mapped: dict[str, Any] = {
             name: function(value) for name, value in values.items() if isinstance(value, Tensor)

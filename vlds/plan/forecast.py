@@ -76,6 +76,7 @@ class Forecast:
 
     def most_rows(self, memory: int) -> int:
         """The largest micro-batch that fits into so many bytes; 0 if none does."""
+        # A negative spare takes rows away; // rounds down, so the result fits.
         spare = memory - self.whole.peak
         return max(0, self.rows + spare // max(1, self.row.peak))
 
@@ -100,6 +101,7 @@ def forecast(recipe: Recipe, cut: BatchCut, *, on_gpu: bool = False) -> Forecast
         larger = micro_batch(recipe, model, BatchCut())
         larger = larger.select(torch.arange(min(len(larger.ids), 2 * FEW)))
         other = larger if len(larger.ids) > rows else None
+    # Without a second size the line goes through 0, which overrates a further row.
     if other is None:
         row = Work(*(number // rows for number in whole))
     else:
@@ -210,6 +212,7 @@ class Machine:
         with torch.device("cuda" if on_gpu else "cpu"):
             if flops is None:
                 left, right = (torch.randn(SIDE[on_gpu], SIDE[on_gpu]).to(dtype) for _ in range(2))
+                # n^3 multiplications and as many additions.
                 flops = 2 * len(left) ** 3 / median_seconds(lambda: left @ right)
             if bandwidth is None:
                 one, other = (torch.randn(ELEMENTS[on_gpu]).to(dtype) for _ in range(2))
@@ -268,6 +271,7 @@ class Duration:
             work = forecast.at(plan.micro_batch)
             pair = work.flops / flops, work.moved / bandwidth + work.calls * CALL
             update = updated * UPDATE_BYTES / bandwidth
+        # The largest micro-batch stands for all of a step, so the forecast errs on the slow side.
         products, others = (plan.micro_batches * seconds for seconds in pair)
         between = needs.sent / machine.link
         num_batches = 0 if recipe.meta is None else recipe.meta.steps * batches_a_step(recipe)

@@ -74,6 +74,7 @@ def planned(
 
     `groups` are the optimizer's; `zero` is DeepSpeed's `zero_optimization`.
     """
+    # A single rank's part is the whole weight: there is nothing to gather and keep.
     partitioned = zero["stage"] == 3
     splits = partitioned and world_size > 1
     # DeepSpeed gathers small weights once and keeps them whole, beside each rank's own part.
@@ -94,9 +95,11 @@ def planned(
             elements += sum(share(size, world_size) for size in sizes)
         else:  # stage 2 cuts the group as a whole
             elements += GROUP_ALIGNMENT * share(sum(sizes), GROUP_ALIGNMENT * world_size)
+    # Methods' rules have a state as well, which no file moves to the CPU.
     masters = elements * MASTER_BYTES
     optimizer = masters + buffer_bytes(model.step_rules)
     offloaded = masters if moves(zero, "optimizer") else 0
+    # Weights that are kept whole stay on the GPU.
     if moves(zero, "weights"):
         offloaded += sum(stored.values()) - whole
     return Held(**stored, optimizer=optimizer, gradients=elements * SUM_BYTES, offloaded=offloaded)
@@ -104,7 +107,7 @@ def planned(
 
 def share(size: int, parts: int) -> int:
     """Elements of the largest part."""
-    return -(-size // parts)
+    return -(-size // parts)  # rounded up
 
 
 def moves(zero: Mapping[str, Any], what: str) -> bool:
@@ -133,6 +136,7 @@ def added_bytes(model: Model, held: Held, zero: Mapping[str, Any], world_size: i
     ahead = int(zero.get("stage3_prefetch_bucket_size", PREFETCHED))
     # One weight is whole at least, however low the limit is.
     whole = max(live, max(weight.numel() for weight in model.parameters()))
+    # Limits are in elements; a small model is gathered whole before they are reached.
     weights = partitioned_bytes(model, zero)
     gathered = min((whole + ahead) * widest(model), weights)
     copied = min(ahead * widest(model), weights)  # gloo receives into a copy
@@ -147,6 +151,7 @@ def sent_bytes(model: Model, zero: Mapping[str, Any], world_size: int, micro_bat
     gradients = sum(p.numel() for p in trained) * SUM_BYTES
     gradients *= 1 if zero["stage"] == 1 else micro_batches
     whole = gradients + sum(p.numel() * p.element_size() for p in trained)
+    # Gathered twice a micro-batch, before the forward and before the backward pass.
     if zero["stage"] == 3:
         whole += 2 * micro_batches * partitioned_bytes(model, zero)
         # After the step, trained weights stay in parts.
@@ -198,6 +203,7 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> list[Plan]:
 
     Errors: ValueError if nothing trains, a file is wrong, or the ranks cannot share a batch.
     """
+    # Everything that depends on the ranks is checked before the model is built once for all.
     cuts = [cut_batches(recipe, world_size) for world_size in ranks]
     for cut in cuts:
         check_parts(recipe, cut)

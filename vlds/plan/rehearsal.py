@@ -86,7 +86,8 @@ def micro_batch(recipe: Recipe, model: Model, cut: BatchCut) -> Batch:
         cut=cut,
         blank_images=recipe.data.blank_images,
     )
-    data = replace(recipe.data, num_workers=0)  # a few batches are not worth processes
+    # A few batches are not worth processes.
+    data = replace(recipe.data, num_workers=0)
     stream = TrainStream(training_sources(recipe), data, setup)
     batches = chain.from_iterable(islice(stream.steps(), NUM_STEPS))
     # The one with the most tokens, padding included.
@@ -147,6 +148,7 @@ class Rehearsal(TorchDispatchMode):
         if func is torch.ops.prim.device.default:  # most calls, and they make nothing
             return func(*args, **(kwargs or {}))
         leaves, spec = tree_flatten((args, kwargs or {}))
+        # Token ids and masks stay real; what is computed of them takes memory all the same.
         if not any(isinstance(leaf, FakeTensor) for leaf in leaves):
             outputs = func(*args, **(kwargs or {}))
             self._count_bytes(outputs)
@@ -207,6 +209,7 @@ class Rehearsal(TorchDispatchMode):
 
 def make_hollow(model: nn.Module, rehearsal: Rehearsal) -> None:
     """Replace the weights of a model on the meta device by hollow ones; tied ones stay tied."""
+    # One hollow weight for each one, by identity: a tied weight stands in several modules.
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module._parameters.items():
@@ -361,6 +364,7 @@ class Operation(NamedTuple):
         elements = sum(map(math.prod, shapes))
         if not self.is_product or len(shapes) < 2:
             return elements
+        # (m, k) times (k, n): m * k * n multiplications.
         return math.prod(shapes[-2]) * shapes[-1][-1]
 
     def seconds(self) -> float:
@@ -396,6 +400,7 @@ def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
         if timed[kind] and time.perf_counter() - began > BUDGET:
             left[kind] += times * operation.size
             continue
+        # What needs other numbers than zeros raises, and is left out of both sums.
         with suppress(RuntimeError, IndexError):
             seconds[kind] += times * operation.seconds()
             timed[kind] += times * operation.size
@@ -408,6 +413,7 @@ def update_seconds(num_weights: int, dtype: torch.dtype) -> float:
     take a step of AdamW and to round the weights."""
     # It takes as long for each weight of any number of them that no longer fits the caches.
     size = min(num_weights, UPDATED)
+    # As in a run: gradients and weights in the recipe's type, their sum and the master in fp32.
     gradient, weight = (torch.zeros(size, dtype=dtype) for _ in range(2))
     master, total = torch.nn.Parameter(torch.zeros(size)), torch.zeros(size)
     master.grad = total

@@ -71,6 +71,7 @@ def from_tree(options: type[Options], tree: Mapping[str, Any]) -> Options:
 
 def checked(parser: ArgumentParser, tree: Mapping[str, Any], options: type) -> Namespace:
     """What jsonargparse makes of a tree; ValueError for what is wrong with it."""
+    # Our own checks first: their messages are better, and the parser would import what is named.
     check_leaves(tree)
     check_tree(tree, options, complete=True)
     try:
@@ -86,6 +87,7 @@ def build(cls: type[Options], values: Mapping[str, Any], key: str = "") -> Optio
 
     Errors: ValueError with the dotted key before the message of `__post_init__`.
     """
+    # Not jsonargparse's own instantiation: its errors do not name the key of a nested field.
     types = field_types(cls)
     fields = {
         name: build_field(types[name], value, f"{key}.{name}".strip("."))
@@ -95,6 +97,7 @@ def build(cls: type[Options], values: Mapping[str, Any], key: str = "") -> Optio
     try:
         return cls(**fields)
     except ValueError as error:
+        # "betas: got ..." in optimizer -> "optimizer.betas: got ..."; another text -> "KEY: TEXT".
         names_field = FIELD_MESSAGE.match(str(error)) is not None
         place = f"{key}{'.' if names_field else ': '}" if key else ""
         raise ValueError(f"{place}{error}") from error
@@ -161,12 +164,14 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
         if option == PRINT:
             continue
         if not equals:
+            # A negative number begins with one dash, so only two mean the next option.
             value = next(words, "--")
             if value.startswith("--"):
                 if option != CONFIG:  # a flag of another trainer has no value
                     set_key(tree, option.removeprefix("--").split("."), "null", known)
                     check_tree(tree, options)
                 raise ValueError(f"{option}: no value follows; write {option} VALUE")
+        # In the order of the words: a file after an option overrides it.
         if option == CONFIG:
             tree = merged(tree, read_recipe(value, options), WHOLE)
         else:
@@ -206,6 +211,7 @@ def set_key(tree: dict[str, Any], names: list[str], given: Any, types: Mapping[s
     cls = dataclass_of(hint)
     if cls is None or not isinstance(given, str):
         return
+    # `--alignment null`, or a whole section: `--data '{window: 8}'`.
     if given == "null" or given.startswith("{"):
         tree[name] = yaml.safe_load(given)
     elif not is_mapping_of_choices(hint) and is_choice(cls):
@@ -231,6 +237,7 @@ def set_below(tree: dict[str, Any], names: list[str], given: Any, hint: Any) -> 
     elif names == [ARGUMENTS]:
         tree[ARGUMENTS] = yaml.safe_load(given) if isinstance(given, str) else given
     else:
+        # `--tasks.vqa.weight 3` leaves out init_args; files and some users write it.
         chosen = class_if_there(str(tree.get(CLASS)), cls)
         names = names[1:] if names[0] == ARGUMENTS else names
         set_key(inside(tree, ARGUMENTS), names, given, field_types(chosen) if chosen else {})

@@ -14,7 +14,7 @@ import numpy as np
 from vlds.artifact import LoadedRun, TrainedOn
 from vlds.data.order.mixed_order import BatchCut
 from vlds.data.shards.pictures import decode_image
-from vlds.data.streams.assemble import StreamSetup, new_stack
+from vlds.data.streams.assemble import ImageStack, StreamSetup
 from vlds.data.streams.source import EvalOrder, Source, Survey, fixed_examples, survey
 from vlds.data.streams.stream import EvalStream
 from vlds.evaluation.result import Decoded, Details, Evaluation
@@ -165,7 +165,7 @@ def predict(
         reason = re.sub(r" <_io\.\w+ object at \w+>", "", str(error))  # Pillow's word for it
         raise ValueError(f"image: {reason}; name a file with a whole picture") from None
     # The same path as in evaluation, so that an answer does not depend on how it was asked for.
-    stack = new_stack(image, 1)
+    stack = ImageStack(1, image)
     images = stack.add(pixels)
     task_index = list(loaded.recipe.tasks).index(name)
     row = Row(example, task_index, task.max_prompt_tokens, task.max_target_tokens, images)
@@ -329,9 +329,27 @@ class Evaluator:
             num_workers=self.recipe.data.num_workers,
             task_index=number,
         )
+        num, decoded = self.orders[source.name].num_examples, list[Decoded]()
         pace = Pace()
         # No collective inside: ranks decode at their own pace until the gather below.
-        decoded = list(self._decoded(model, stream, source))
+        for done, batch in enumerate(stream, 1):
+            answers = model.answer(batch.to(self.ranks.device), source.task.decoding)
+            for row, answer in enumerate(answers):
+                if batch.valid[row]:
+                    text = source.task.answer_from(answer.text)
+                    known = Details(batch.samples[row], answer.confidence, answer.token_confidence)
+                    decoded.append(Decoded(batch.ids[row], batch.references[row], text, known))
+            if self.stopping():
+                break
+            # Ranks take turns with the batches, so the first one's progress stands for all.
+            if self.ranks.is_first and done < len(stream) and pace.line_is_due():
+                share = done / len(stream)
+                speed = share * num / pace.seconds
+                left = clock((1 - share) * num / speed)
+                self.say(
+                    f"{source.name}: {round(share * num):,} of {num:,} examples  "
+                    f"{speed:,.0f} examples/s  {left} left"
+                )
         if self.ranks.any(self.stopping()):  # waits for the slowest rank
             raise EvaluationStopped
         # After the first collective, so the slowest rank's time, without that of gathering.
@@ -340,30 +358,5 @@ class Evaluator:
         if gathered is None:
             return None
         evaluation = Evaluation.of(source, gathered, seconds)
-        assert len(evaluation.predictions) == self.orders[source.name].num_examples
+        assert len(evaluation.predictions) == num
         return evaluation.scored(source.task) if score else evaluation
-
-    def _decoded(self, model: Model, stream: EvalStream, source: Source) -> Iterator[Decoded]:
-        """This rank's examples."""
-        pace = Pace()
-        for done, batch in enumerate(stream, 1):
-            answers = model.answer(batch.to(self.ranks.device), source.task.decoding)
-            for row, answer in enumerate(answers):
-                if batch.valid[row]:
-                    yield Decoded(
-                        batch.ids[row],
-                        batch.references[row],
-                        source.task.answer_from(answer.text),
-                        Details(batch.samples[row], answer.confidence, answer.token_confidence),
-                    )
-            if self.stopping():
-                return
-            # Ranks take turns with the batches, so the first one's progress stands for all.
-            if self.ranks.is_first and done < len(stream) and pace.line_is_due():
-                share, num = done / len(stream), self.orders[source.name].num_examples
-                speed = share * num / pace.seconds
-                left = clock((1 - share) * num / speed)
-                self.say(
-                    f"{source.name}: {round(share * num):,} of {num:,} examples  "
-                    f"{speed:,.0f} examples/s  {left} left"
-                )

@@ -107,20 +107,25 @@ class Task(ABC):
         return classes
 
     @property
+    def own_head(self) -> Head | None:
+        """The head over the classes that the task is about."""
+        return self.head
+
+    @property
     def class_output(self) -> ClassOutput | None:
         """What the task wants of a model, if not text."""
-        if self.head is None:
+        if (head := self.own_head) is None:
             return None
         assert self.class_loss is not None
-        return ClassOutput(self.head, self.class_loss, self.num_shots)
+        return ClassOutput(head, self.class_loss, self.num_shots)
 
     def with_classes(self, example: Example, scores: Mapping[str, float]) -> Example:
         """An example as the task's output asks: with a head, its answers' scores in place of the
         text. Answers that are no class have none."""
-        if self.head is None:
+        if (head := self.own_head) is None:
             return example
         # An empty text: the head reads the state from which its first token would be predicted.
-        return replace(example, target="", class_scores=self.head.class_scores(scores))
+        return replace(example, target="", class_scores=head.class_scores(scores))
 
     def data_of(self, split: Split) -> list[str]:
         """One of the lists on which the task is scored."""

@@ -325,25 +325,24 @@ class MixedOrder:
         """Examples of each source before a position, lane by lane, with those of earlier phases."""
         zero = [0] * self.lanes
         counts = np.array([self.phase.given.get(o.name, zero) for o in self.orders], np.int64)
+        # Whole batches before the position, and the first slots of the one that is under way.
         batches, slots = divmod(position - self.phase.at, self.stride)
+        size, source = self.stride, 0
         if self.batch_sizes is not None:
-            # Whole batches before, and of the one that is under way its first slots. Each lane has
-            # an equal part of every batch.
-            counts += (self._units_before(batches, 0) * self.batch_sizes // self.lanes)[:, None]
             source = int(self._units(np.array([batches]), 0)[0][0])
-            counts[source] += self._slots_in_lanes(slots, int(self.batch_sizes[source]))
-        else:
-            whole = batches * (self.stride // self.lanes)
-            for lane, part in enumerate(self._slots_in_lanes(slots, self.stride).tolist()):
-                counts[:, lane] += self._units_before(whole + part, lane)
-        return {o.name: row.tolist() for o, row in zip(self.orders, counts, strict=True)}
-
-    def _slots_in_lanes(self, slots: int, batch_size: int) -> Ints:
-        """How many of a batch's first slots belong to each lane."""
+            size = int(self.batch_sizes[source])
         # Lane v holds the slots from v * lane_size on: those before are clipped away, and so are
         # those of the next lanes. The first 5 slots of 8, in 4 lanes -> 2 2 1 0.
-        lane_size = batch_size // self.lanes
-        return np.clip(slots - np.arange(self.lanes) * lane_size, 0, lane_size)
+        lane_size = size // self.lanes
+        parts = np.clip(slots - np.arange(self.lanes) * lane_size, 0, lane_size)
+        if self.batch_sizes is not None:
+            # Each lane has an equal part of every batch.
+            counts += (self._units_before(batches, 0) * self.batch_sizes // self.lanes)[:, None]
+            counts[source] += parts
+        else:
+            for lane, part in enumerate(parts.tolist()):
+                counts[:, lane] += self._units_before(batches * lane_size + part, lane)
+        return {o.name: row.tolist() for o, row in zip(self.orders, counts, strict=True)}
 
     def _units_before(self, unit: int, lane: int) -> Ints:
         """Units of each source before a unit of a lane."""

@@ -28,6 +28,7 @@ from vlds.data.streams.source import AnySource, EvalOrder, TaskSource, fixed_exa
 from vlds.schema import (
     Collator,
     Example,
+    Images,
     NaturalSize,
     PictureSpec,
     RefusedRows,
@@ -40,11 +41,13 @@ from vlds.tasks.base import ask
 
 class ImageStack:
     """The distinct images of a batch: decoded pictures (3, h, w), or stored features of v visual
-    tokens (v, dim). An image that several examples ask about is stored once."""
+    tokens (v, dim). An image that several examples ask about is stored once. Images of one shape
+    stand in one array, pictures of natural size in a list."""
 
-    def __init__(self, num_images: int) -> None:
-        """`num_images`: a guess of how many will be added."""
+    def __init__(self, num_images: int, image: PictureSpec | None = None) -> None:
+        """`num_images`: a guess of how many will be added; `image`: None for features."""
         self._guess = num_images
+        self._pictures: list[Tensor] | None = [] if isinstance(image, NaturalSize) else None
         self._array: np.ndarray | None = None
         self._num_images = 0
 
@@ -52,11 +55,15 @@ class ImageStack:
         return self._num_images
 
     def add(self, images: Sequence[np.ndarray]) -> range:
-        """Copy the images of a sample to the stack and return their indices.
+        """Put the images of a sample on the stack and return their indices.
 
         Errors: ValueError for features of different shapes in one batch.
         """
         first = self._num_images
+        if self._pictures is not None:
+            self._pictures += map(torch.from_numpy, images)
+            self._num_images = len(self._pictures)
+            return range(first, self._num_images)
         for image in images:
             # One array from the beginning: stacking a list at the end would copy every image again.
             if self._array is None:
@@ -72,34 +79,12 @@ class ImageStack:
             self._num_images += 1
         return range(first, self._num_images)
 
-    def images(self) -> Tensor | None:
-        """(u, ...) of the u distinct images, sharing the stack's memory; None without images."""
+    def images(self) -> Images:
+        """(u, ...) of the u distinct images, sharing the stack's memory, or the list of pictures;
+        None without images of one shape."""
+        if self._pictures is not None:
+            return self._pictures
         return None if self._array is None else torch.from_numpy(self._array[: self._num_images])
-
-
-class PictureList:
-    """The distinct pictures of a batch, of unlike sizes."""
-
-    def __init__(self) -> None:
-        self._pictures: list[Tensor] = []
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def add(self, images: Sequence[np.ndarray]) -> range:
-        """Add the pictures (3, h, w) of a sample and return their indices."""
-        first = len(self)
-        self._pictures += map(torch.from_numpy, images)
-        return range(first, len(self))
-
-    def images(self) -> list[Tensor]:
-        """(3, h, w) of each picture."""
-        return self._pictures
-
-
-def new_stack(image: PictureSpec | None, num_images: int) -> ImageStack | PictureList:
-    """An empty store for a batch's images of a spec; `num_images`: a guess of their number."""
-    return PictureList() if isinstance(image, NaturalSize) else ImageStack(num_images)
 
 
 Place: TypeAlias = tuple[int, int, int]
@@ -168,7 +153,7 @@ class Slot:
 class OpenBatch:
     """What was opened for one batch: each sample is read and decoded once."""
 
-    stack: ImageStack | PictureList
+    stack: ImageStack
     samples: dict[Hashable, Opened] = field(default_factory=dict)
 
 
@@ -246,7 +231,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         # Three columns (source, sample, annotation) become one place for each position.
         columns = self.order.at(np.array(positions, np.int64))
         places: list[Place] = list(zip(*(column.tolist() for column in columns), strict=True))
-        batch = OpenBatch(new_stack(setup.image, max(len(positions), self._num_images)))
+        batch = OpenBatch(ImageStack(max(len(positions), self._num_images), setup.image))
         most = self.reader.policy.max_in_a_row + 1
         slots = []
         # Candidates are lazy: substitutes are read only if they are needed.

@@ -146,7 +146,7 @@ class Batch:
     """(b,) float32."""
     valid: Tensor
     """(b,) bool: False for a row that does not count: in evaluation, one that stands in for an
-    unreadable example; in training, the only row of a rank that has none of its own."""
+    unreadable example; in training, the only row of a rank without its own rows."""
     image_index: Tensor
     """(b, n) int64 into the first dimension of images or features, NO_IMAGE if absent."""
     images: Tensor | None = None
@@ -335,11 +335,11 @@ class TargetModules:
     """Standard deviation with which the model's family initializes linear layers; None: PyTorch's
     default."""
     cures: Mapping[str, str] = field(default_factory=dict)
-    """Role that models of this kind lack -> what to choose instead, for the error message."""
+    """Role that models of this kind do not have -> what to choose instead, for the message."""
     narrow: Callable[[Any, int, tuple[int, int]], Any] | None = None
-    """Makes narrow stacks beside a model: the model, the factor by which they are narrower, and how
-    many layers encoder and decoder have -> a model of its class that shares its embeddings. None
-    where there are no two stacks."""
+    """Makes narrow stacks next to a model: the model, the factor by which they are narrower, and
+    how many layers encoder and decoder have -> a model of its class that shares its embeddings.
+    None for a model without two stacks."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_a_file_that_a_score_needs_is_asked_for(world: Path, tmp_path: Path) -> 
 
 def test_an_example_that_shares_its_id_is_not_left_out_in_silence() -> None:
     """It is refused when the data are first read, before anything is decoded."""
-    with pytest.raises(ValueError, match="1 ids stand twice in the data that are evaluated"):
+    with pytest.raises(ValueError, match="1 ids appear twice in the data that are evaluated"):
         Survey(ids=["0", "1", "0"]).check()
     Survey(ids=["0", "1"]).check()
 

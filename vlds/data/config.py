@@ -38,8 +38,9 @@ class DataConfig:
     group: Count = 1
     """Annotations of one image that stay together in a batch: it is decoded and encoded once."""
     lanes: Count = 1
-    """Parts of the global batch that read shards of their own: with 64, say, nodes without a common
-    disk fetch a part of the shards each. The order depends on it; it divides the global batch."""
+    """Parts of the global batch that each read their own shards: with 64, say, nodes without a
+    common disk fetch a part of the shards each. The order depends on it; it divides the global
+    batch."""
     num_workers: Natural = 0
     """Loader processes of each rank."""
     reader: Literal["indexed", "sequential"] = "indexed"

@@ -102,7 +102,7 @@ class ErrorBook:
             self._in_a_row |= {entry.name for entry in bad_at.get(position, [])}
             if len(self._in_a_row) >= self.policy.max_in_a_row:
                 self._stop(f"{len(self._in_a_row)} bad samples in a row", bad)
-        # The floor of max_in_a_row: one bad sample among the first ten is no bad share yet.
+        # The floor of max_in_a_row: one bad sample among the first ten says nothing of the share.
         if self.num_bad > max(
             self.policy.max_in_a_row, self.policy.max_bad_fraction * self.num_seen
         ):

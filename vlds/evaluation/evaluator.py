@@ -36,10 +36,10 @@ Lengths: TypeAlias = Callable[[Sequence[tuple[str, int]]], list[int]]
 
 
 def unknown_answers(sources: Sequence[Source]) -> list[str]:
-    """What to tell a user where some of the first answers of a task are no class of its head: such
+    """What to tell a user if some of the first answers of a task are not classes of its head: such
     an example has no class to learn.
 
-    Errors: ValueError where none of them is a class.
+    Errors: ValueError if none of them is a class.
     """
     lines = []
     for source in sources:
@@ -60,7 +60,7 @@ def unknown_answers(sources: Sequence[Source]) -> list[str]:
                 f"{answer!r:.60}; the classes are {known:.60}, ...: give the list of these data"
             )
         lines.append(
-            f"{place}: {len(unknown):,} of the first {len(examples):,} answers are no class, such "
+            f"{place}: {len(unknown):,} of the first {len(examples):,} answers are not classes, such "
             f"as {answer!r:.60}; they train no class, and are scored as wrong"
         )
     return lines
@@ -123,7 +123,7 @@ def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
         raise ValueError(f"task: the run has no task {chosen:.80}; {hint}its tasks: {known}")
     if not isinstance(question, str):
         raise ValueError(f"question: got {type(question).__name__}; give a str")
-    # JSON and command lines may bring lone surrogates, which tokenizers refuse in words of theirs.
+    # JSON and command lines may bring lone surrogates, at which tokenizers raise unclear errors.
     try:
         question.encode()
     except UnicodeEncodeError as error:

@@ -143,8 +143,8 @@ class FeatureJob:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the features depend on. Where the encoder was read is no part of it: other weights
-        may lie there later, and the same ones elsewhere."""
+        """What the features depend on. The encoder's path does not count: other weights may lie
+        there later, and the same ones elsewhere."""
         vision = self.recipe.encoder
         tree = to_tree(vision)
         settings = {k: v for k, v in tree["init_args"].items() if v is None or v != vision.source}

@@ -228,7 +228,7 @@ def as_mapping(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
     twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if twice:
         raise ValueError(
-            f"{where}: {len(twice)} ids come twice: {', '.join(twice[:5])}"
+            f"{where}: {len(twice)} ids appear twice: {', '.join(twice[:5])}"
             f"{', ...' if len(twice) > 5 else ''}; give each one prediction"
         )
     return dict(pairs)

@@ -37,7 +37,7 @@ class Scored:
     """One task, scored on its data."""
 
     data: str | None
-    """Names, splits and fingerprint of the data sets; None where they are not known."""
+    """Names, splits and fingerprint of the data sets; None if they are unknown."""
     examples: int | None
     scores: Mapping[str, float]
     headline: str | None = None
@@ -70,7 +70,7 @@ def write_scores(folder: Path, scored: Mapping[str, Scored]) -> None:
 
 
 def read_scores(folder: Path) -> dict[str, Scored]:
-    """Read a folder's scores.json; empty where there is none.
+    """Read a folder's scores.json; empty if there is none.
 
     Errors: ValueError naming the file.
     """
@@ -87,8 +87,8 @@ def read_scores(folder: Path) -> dict[str, Scored]:
 
 
 def current_scores(folder: Path, run: Path) -> tuple[dict[str, Scored], list[str]]:
-    """What a folder's scores.json has of the weights that a run's artifact holds now; and in words,
-    what is left out because the run was trained on since, or may be such.
+    """The scores in a folder that belong to the weights that a run's artifact holds now; and notes
+    about scores that do not, because the run was trained further, or may not.
 
     Errors: ValueError naming a file that holds no scores.
     """
@@ -111,7 +111,7 @@ def current_scores(folder: Path, run: Path) -> tuple[dict[str, Scored], list[str
 
 
 def weights_of(run: Path) -> str | None:
-    """SHA-256 of the weights in a run's artifact; None where its manifest does not have it."""
+    """SHA-256 of the weights in a run's artifact; None if its manifest does not have it."""
     try:
         return recorded_hash(run / "artifact", WEIGHTS)
     except (OSError, ValueError, LookupError, TypeError):
@@ -193,8 +193,8 @@ class Evaluation:
 
     def write(self, folder: Path) -> None:
         """Write TASK.jsonl: a line per example with id, number of lines, the step of the newest
-        training evaluation beside the file, data, sample, prediction, confidences and reference,
-        without what is not known.
+        training evaluation in the folder, data, sample, prediction, confidences and reference;
+        unknown fields are left out.
 
         Errors: CannotWrite.
         """

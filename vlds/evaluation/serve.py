@@ -89,7 +89,7 @@ class Server(ThreadingHTTPServer):
     """The run's name."""
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Report faults of our own, but not a sender that has gone."""
+        """Report the server's own faults, but not a sender that has gone."""
         kind, error, trace = sys.exc_info()
         if kind is not None and error is not None and not isinstance(error, ConnectionError):
             tell_exception(kind, error, trace)
@@ -117,7 +117,7 @@ def serve(run: Path, port: int, changes: Sequence[str] = ()) -> int:
 def bound(port: int) -> Server:
     """A server that has its port.
 
-    Errors: ValueError where it cannot have it.
+    Errors: ValueError if it cannot have it.
     """
     try:
         return Server((HOST, port), Handler)
@@ -154,8 +154,8 @@ class Handler(BaseHTTPRequestHandler):
 
         Errors: Refused, NotAForm, ValueError.
         """
-        # A web site may have pointed a name of its own at this machine, and would then count as
-        # this server's origin.
+        # A web site may point its own host name at this machine, and would then pass as this
+        # server's origin.
         if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in LOCAL_NAMES:
             raise Refused(HTTPStatus.FORBIDDEN, f"Host: name {' or '.join(LOCAL_NAMES[:2])}")
         path = self.path.partition("?")[0]
@@ -190,7 +190,7 @@ class Handler(BaseHTTPRequestHandler):
         return "application/json", json.dumps(answer._asdict()) + "\n"
 
     def _length(self) -> int | None:
-        """Bytes of the request's body, as its head says; None where it does not."""
+        """Bytes of the request's body, as its head says; None if it does not say."""
         digits = self.headers.get("Content-Length", "")
         if not (digits.isascii() and digits.isdecimal()):
             return None
@@ -200,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         """The request's body.
 
-        Errors: Refused where it has no length, is too large or is cut.
+        Errors: Refused if it has no length, is too large or is cut.
         """
         # With both headers, this server and a proxy could see different ends of the request.
         length = self._length()
@@ -299,7 +299,7 @@ class OpenRun:
     def answer(
         self, pictures: Sequence[bytes], question: str = "", task: str | None = None
     ) -> RunAnswer:
-        """Answer a question about encoded pictures; `task` is needed where the run has several.
+        """Answer a question about encoded pictures; `task` is required if the run has several.
 
         Errors: ValueError for what is not a picture, an unknown task, or a missing question.
         """
@@ -312,7 +312,7 @@ class OpenRun:
 
 
 def open_run(run: Path, changes: Sequence[str] = ()) -> OpenRun:
-    """Load a run or an artifact, onto a GPU where there is one.
+    """Load a run or an artifact, onto a GPU if there is one.
 
     Errors: ValueError as `load_run` has them.
     """
@@ -330,7 +330,7 @@ class Form:
 
 
 def parse_form(content_type: str, body: bytes, file_fields: tuple[str, ...]) -> Form:
-    """The fields of a form; those of `file_fields` are bytes, and left out where they are empty.
+    """The fields of a form; those of `file_fields` are bytes, and are left out if empty.
 
     Errors: NotAForm; ValueError for a text that is too long or is not UTF-8.
     """
@@ -363,7 +363,7 @@ def parts(content_type: str, body: bytes) -> Iterator[tuple[str, bytes]]:
             f"the form's boundary has {len(boundary):,} characters, at most {LONGEST_BOUNDARY}"
         )
     separator = b"\r\n--" + boundary.encode("latin-1", "replace")
-    # The body begins with a separator, but for its line end; a good form ends with SEPARATOR--.
+    # The body begins with a separator without its line break; a good form ends with SEPARATOR--.
     first, *pieces = (b"\r\n" + body).split(separator, MOST_PARTS + 1)
     if first or not pieces or not pieces[-1].startswith(b"--") or len(pieces) > MOST_PARTS:
         raise NotAForm(f"the form is cut, or has more than {MOST_PARTS} parts; send it again")
@@ -373,7 +373,7 @@ def parts(content_type: str, body: bytes) -> Iterator[tuple[str, bytes]]:
             raise NotAForm(
                 f"a part of the form has {len(head):,} bytes of headers, at most {LONGEST_HEAD:,}"
             )
-        # A header may go on in lines that begin with a blank.
+        # A header may continue on lines that begin with a blank.
         unfolded = re.sub(r"\r\n[ \t]+", " ", head.decode("utf-8", "replace"))
         disposition = DISPOSITION.search(unfolded.replace("\r\n", "\n"))
         name = parameters(disposition[1]).get("name", "") if disposition else ""

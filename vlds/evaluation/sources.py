@@ -102,7 +102,7 @@ def png_of(pixels: NDArray[np.uint8]) -> bytes:
 def path_of(argument: str, value: object) -> Path:
     """An argument as a path.
 
-    Errors: ValueError where it is not one.
+    Errors: ValueError if it is not one.
     """
     if not isinstance(value, str | Path):
         raise ValueError(f"{argument}: got {type(value).__name__}; give a path, as str or Path")

@@ -43,7 +43,7 @@ CALL = 5e-6
 BOUNDS = (0.001, 1_000_000)
 """The least and the most that an option of the command may be."""
 LINK = 1e9
-"""Bytes a second between ranks, where none are given."""
+"""Bytes a second between ranks, if none are given."""
 UPDATE_BYTES = 40
 """Bytes that an update reads and writes of a weight: gradient, master, moments."""
 WIDEST = 100_000_000_000
@@ -160,8 +160,8 @@ class Machine:
     ) -> Machine:
         """From the words of a command: GB, and thousands of GFLOP or GB a second.
 
-        Errors: ValueError if one is no number in `BOUNDS`, or one rate of a GPU that is not here is
-        missing.
+        Errors: ValueError if one is not a number in `BOUNDS`, or if one of the two rates is missing
+        and cannot be measured because this machine has no GPU.
         """
 
         def number(option: str, text: str | None, unit: float) -> float | None:

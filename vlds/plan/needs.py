@@ -77,7 +77,7 @@ def planned(
     # A single rank's part is the whole weight: there is nothing to gather and keep.
     partitioned = zero["stage"] == 3
     splits = partitioned and world_size > 1
-    # DeepSpeed gathers small weights once and keeps them whole, beside each rank's own part.
+    # DeepSpeed gathers small weights once and keeps them whole, besides each rank's own part.
     threshold = zero.get("stage3_param_persistence_threshold", PERSISTENCE)
     stored = {"frozen": 0, "trainable": 0}
     whole = 0
@@ -87,7 +87,7 @@ def planned(
         kind = "trainable" if parameter.requires_grad else "frozen"
         stored[kind] += (part + kept) * parameter.element_size()
         whole += kept * parameter.element_size()
-    stored["frozen"] += scale_bytes(model)  # of packed weights; scales are no parameters
+    stored["frozen"] += scale_bytes(model)  # of packed weights; scales are not parameters
     elements = 0
     for group in groups:
         sizes = [parameter.numel() for parameter in group["params"]]

@@ -61,7 +61,7 @@ INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 ROUNDS = 5
 """Times that an operation is timed, after one that warms up."""
 AROUND = 6e-5
-"""Seconds of an operation beside its own time: Python, autograd, and the views around it. Measured
+"""Seconds of an operation besides its own time: Python, autograd, and the views around it. Measured
 with BART-base on a Xeon."""
 UPDATED = 1 << 22
 """Weights of which an update is timed."""
@@ -98,7 +98,7 @@ class Work(NamedTuple):
     """What one micro-batch takes, forward and backward."""
 
     peak: int
-    """Bytes at the worst moment, beside weights and optimizer state."""
+    """Bytes at the worst moment, besides weights and optimizer state."""
     flops: int
     """Floating-point operations of its products."""
     moved: int
@@ -164,7 +164,7 @@ class Rehearsal(TorchDispatchMode):
                     indices.append(index)
             leaves, spec = tree_flatten(((args[0], indices, *args[2:]), kwargs or {}))
         with self.fake:
-            # Real tensors beside hollow ones become hollow.
+            # Real tensors that meet hollow ones become hollow.
             entered = [
                 self.fake.from_tensor(leaf)
                 if isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor)
@@ -373,7 +373,7 @@ class Operation(NamedTuple):
         Errors: RuntimeError or IndexError if zeros are not what the function wants.
         """
         times: list[float] = []
-        # Each round has tensors of its own: in a step, other operations have filled the caches.
+        # Each round has its own tensors: in a step, other operations have filled the caches.
         calls = []
         for _ in range(ROUNDS + 1):
             leaves = [leaf.zeros() if isinstance(leaf, Shape) else leaf for leaf in self.leaves]

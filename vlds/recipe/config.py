@@ -288,7 +288,7 @@ class Recipe:
 
     @property
     def trained_text(self) -> list[str]:
-        """Parts that train as a whole beside the methods, in words."""
+        """Parts that train as a whole besides the methods, in words."""
         has_heads = any(task.head is not None for task in self.tasks.values())
         return [*self.model.trained_text, *(["heads"] if has_heads else [])]
 
@@ -305,8 +305,8 @@ class Recipe:
 
 
 def check_task_name(name: str) -> None:
-    """Errors: ValueError for a name that is no part of a file's name or of a score's, or is that of
-    results on test data. The recipe may come from someone else, and files called so are written."""
+    """Errors: ValueError for a name that cannot be part of a file name or of a score's name, or that
+    results on test data have. A recipe may come from someone else, and its names become files."""
     plain = name.isprintable() and not set(name) & set("/\\")
     if not plain or not name.strip() or name[0] == "." or len(name.encode()) > LONGEST_NAME:
         raise ValueError(
@@ -357,7 +357,7 @@ def check_saved(tree: Any, source: str) -> None:
     Errors: ValueError that names the key or class, and `source`.
     """
     check_classes(tree, source)
-    if isinstance(tree, dict):  # a saved recipe notes its working directory, which is no field
+    if isinstance(tree, dict):  # a saved recipe notes its working directory, which is not a field
         tree = {key: value for key, value in tree.items() if key != STARTED_IN}
     try:
         check_tree(tree, Recipe, saved=True)

@@ -106,8 +106,8 @@ def build(cls: type[Options], values: Mapping[str, Any], key: str = "") -> Optio
 def build_field(hint: Any, value: Any, key: str) -> Any:
     """Build the value of one field.
 
-    Errors: ValueError for a number outside of its type's limits, and for null where there must be
-    something, which the parser lets through; and as `build`.
+    Errors: ValueError for a number outside its type's limits, and for null in a field that needs a
+    value, which the parser lets through; and as `build`.
     """
     cls = dataclass_of(hint)
     if value is None and type(None) not in get_args(hint):
@@ -127,7 +127,7 @@ def build_field(hint: Any, value: Any, key: str) -> Any:
 
 
 def check_names(value: Any, hint: Any, key: str) -> None:
-    """Errors: ValueError for a name that is no text, as YAML reads 8 or `no`, where the field is a
+    """Errors: ValueError for a name that is not text, as YAML reads 8 or `no`, if the field is a
     mapping of names."""
     for part in (hint, *get_args(hint)):
         if get_origin(part) is not dict or not isinstance(value, Mapping):

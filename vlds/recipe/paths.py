@@ -415,7 +415,7 @@ def _named_classes(tree: Any) -> Iterator[str]:
 
 def leave_working_directory() -> None:
     """Remove the working directory from Python's path, so that nothing there is imported."""
-    # The checkout of vlds itself stays, where it is not installed.
+    # The checkout of vlds itself stays: without an installation, vlds is imported from there.
     here = os.getcwd()
     checkout = str(Path(os.path.abspath(__file__)).parents[2])
     if here != checkout:

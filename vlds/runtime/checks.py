@@ -166,8 +166,8 @@ def guess(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that equals `name` but for case, has its letters as initials (lr), begins with
-    it or the reverse (r, step), or differs in a few letters; None if there is none."""
+    """The known name that equals `name` apart from case, has its letters as initials (lr), begins
+    with it or the reverse (r, step), or differs in a few letters; None if there is none."""
     names = list(known)
     word = name.lower()
     # The first rule that a name meets wins: "lr" is short for learning_rate, though nearer in

@@ -292,7 +292,7 @@ def remove_abandoned() -> None:
                     continue
                 descriptor = _open_lock(folder)
                 try:
-                    # An OSError if somebody holds it, or there are no locks.
+                    # OSError if somebody holds it, or if the file system has no locks.
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(folder, ignore_errors=True)
                 finally:

@@ -319,7 +319,7 @@ def lacks_memory(error: BaseException) -> bool:
 NUMBERS = (
     "step", "passes", "samples_per_second", "answers_per_second", "seconds", "loss", "most_memory",
 )  # fmt: skip
-"""Fields that hold a number, beside the parts of the loss."""
+"""Fields that hold a number, besides the parts of the loss."""
 SHOWN = 40
 """Characters of a line that a warning shows."""
 

@@ -144,7 +144,7 @@ def keep_freed_memory() -> None:
     """Let a process on a CPU keep the memory that it frees, for its next step, unless the user has
     set how glibc returns it. Does nothing with another C library.
 
-    By default, glibc gives each large tensor memory of its own and returns it when the tensor is
+    By default, glibc gives each large tensor its own memory and returns it when the tensor is
     freed. So the kernel clears the same pages in every step: at batch 128, a ninth of the CPU's
     time.
     """
@@ -176,7 +176,7 @@ def find(name: str | Path) -> Path:
     path = Path(name)
     if path.exists():
         return path
-    # No ".." and no other folders: vlds may be installed beside files of anybody.
+    # No ".." and no other folders: next to vlds there may be anybody's files.
     if (
         not path.is_absolute()
         and path.parts

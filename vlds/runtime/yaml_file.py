@@ -133,9 +133,7 @@ def check_keys(node: yaml.Node | None, name: str) -> None:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in keys:
                     line = key.start_mark.line + 1
-                    raise RefusedYaml(
-                        f"{name}, line {line}: '{key.value}' is there twice; keep one"
-                    )
+                    raise RefusedYaml(f"{name}, line {line}: '{key.value}' appears twice; keep one")
                 keys.add(key.value)
 
 

@@ -44,7 +44,7 @@ class Task(ABC):
     num_pictures: ClassVar[int | None] = None
     """How many pictures each sample must have; None: as many as the model takes, at least one."""
     pairs_samples: ClassVar[bool] = False
-    """True if `example` wants another sample beside each (`Sample.other`)."""
+    """True if `example` needs another sample with each (`Sample.other`)."""
     masks_words: ClassVar[bool] = False
     """True if words of the prompt are predicted in their own places (`Example.masking`)."""
     draws_prompt: ClassVar[bool] = False
@@ -121,7 +121,7 @@ class Task(ABC):
 
     def with_classes(self, example: Example, scores: Mapping[str, float]) -> Example:
         """An example as the task's output asks: with a head, its answers' scores in place of the
-        text. Answers that are no class have none."""
+        text. Answers that are not classes have no score."""
         if (head := self.own_head) is None:
             return example
         # An empty text: the head reads the state from which its first token would be predicted.
@@ -296,7 +296,7 @@ def check_unique(ids: Iterable[str]) -> None:
     repeated = [key for key, count in Counter(ids).items() if count > 1]
     if repeated:
         raise ValueError(
-            f"{len(repeated)} ids stand twice in the data that are evaluated together: "
+            f"{len(repeated)} ids appear twice in the data that are evaluated together: "
             f"{first_ids(repeated)}; make each data set a separate task"
         )
 

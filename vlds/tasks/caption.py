@@ -99,7 +99,7 @@ class Caption(Task):
 
     def left_out(self) -> str | None:
         """The official scores if Java or pycocoevalcap is missing."""
-        # `thorough` fills in all that can be computed; that is no wish of the recipe's either.
+        # `thorough` fills in all that can be computed; the recipe did not ask for these either.
         by_default = self.scores in ([], metric.all_scores())
         if not by_default or (missing := metric.missing_for("CIDEr")) is None:
             return None

@@ -109,6 +109,6 @@ def check_classes(listed: Any, place: str) -> tuple[str, ...]:
     seen: set[str] = set()
     for name in listed:
         if name in seen:
-            raise ValueError(f"{place}: {name!r:.60} stands twice; name each class once")
+            raise ValueError(f"{place}: {name!r:.60} appears twice; name each class once")
         seen.add(name)
     return tuple(listed)

@@ -179,7 +179,7 @@ class RegionTask(AnswerTask, ABC):
     class_loss = None
 
     num_regions: Annotated[int, Limits(1, len(POINTERS))] = 1
-    """Regions of a picture that one example is about; of several, each name stands behind a
+    """Regions of a picture that one example is about; if there are several, each name follows a
     sentinel. VL-T5 has 4 in its second stage, on VCR."""
 
     @abstractmethod

@@ -64,7 +64,7 @@ class Matching(AnswerTask):
         # The last bit says whether to take another picture's caption, the others say which one.
         others: list[str] = []
         if draw % 2 and (other := sample.other) is not None:
-            # Alike but for case and blanks is the same caption: it would be true of both pictures.
+            # Captions that differ only in case and blanks are the same: true of both pictures.
             own = {fold(entry.get("caption", "")) for entry in sample.annotations}
             captions = (require_label(entry, "caption", other) for entry in other.annotations)
             others = [text for text in captions if fold(text) not in own]

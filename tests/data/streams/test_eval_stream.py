@@ -112,7 +112,7 @@ def test_an_id_that_stands_for_two_is_refused(folders: dict[str, Path]) -> None:
     asked.check()
     asked.extend(survey(source, range(2)))
     with pytest.raises(
-        ValueError, match=r"3 ids stand twice in the data .*: small-0-0, small-1-0, "
+        ValueError, match=r"3 ids appear twice in the data .*: small-0-0, small-1-0, "
     ):
         asked.check()
 

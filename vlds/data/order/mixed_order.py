@@ -351,7 +351,7 @@ class MixedOrder:
         return self.quotas(block) + np.bincount(sources[:rows], minlength=len(self.orders))
 
     def quotas(self, block: int) -> Ints:
-        """Units each source has had before a block."""
+        """Units that each source gets before a block."""
         # Exact integers: floats would give a unit to two sources, or to none, far into a run.
         units = block * self.block
         return np.diff([0, *(c.numerator * units // c.denominator for c in self._cumulative)])

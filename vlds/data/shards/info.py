@@ -115,7 +115,7 @@ class DatasetInfo:
         try:
             data = read_file(path)
         except OSError:
-            if path.exists():  # not if a file stands where the folder should be
+            if path.exists():  # False if the folder itself is a file
                 raise
             if not folder.is_dir():
                 what = "no such folder; check the path, or prepare it with data_prep"

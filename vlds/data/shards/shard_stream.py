@@ -122,7 +122,7 @@ def opened(url: str) -> Iterator[Callable[[int, int], bytes]]:
     elif is_web(url) or urlsplit(url).scheme not in gopen_schemes:
         stream = open_stream(url)
     else:
-        stream = gopen(url)  # commands, and clouds that webdataset reads by commands of theirs
+        stream = gopen(url)  # commands, and clouds that webdataset reads through their own commands
     at, too_short = 0, False
 
     def exactly(size: int) -> bytes:

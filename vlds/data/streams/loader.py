@@ -108,9 +108,9 @@ def parcels(
         yield from loader
         return
     with scratch_folder() as folder:
-        # The workers keep their sockets in the folder: by themselves each would make one of its
-        # own, which stays where it is killed. `_config` is a private name of Python's, where
-        # multiprocessing.util.get_temp_dir looks.
+        # The workers keep their sockets in this folder. Otherwise each worker makes its own, which
+        # stays behind if the worker is killed. `_config` is private: Python's
+        # multiprocessing.util.get_temp_dir reads it.
         config = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
         before = dict(config)
         config["tempdir"] = str(folder)

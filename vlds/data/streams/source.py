@@ -82,8 +82,8 @@ class TaskSource(Generic[Data]):
     """Pictures that each sample has."""
 
     def paired(self, sample: Sample, draw: float) -> Sample:
-        """The sample with another one beside it, for tasks with `pairs_samples`; `draw`: from 0 to
-        1, which one."""
+        """The sample with another one in `other`, for tasks with `pairs_samples`; `draw`, from 0 to
+        1, says which one."""
         raise NotImplementedError("a run has refused tasks that compare samples of a stream")
 
 
@@ -153,7 +153,7 @@ class Source(TaskSource[Dataset]):
         labels = [dataset.label for dataset in self.datasets]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(
-                f"source {self.name}: {', '.join(twice)} comes twice; name each folder once, and "
+                f"source {self.name}: {', '.join(twice)} appears twice; name each folder once, and "
                 "give data sets of one name different splits"
             )
         for dataset in self.datasets:

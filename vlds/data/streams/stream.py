@@ -135,7 +135,7 @@ class MixedStream(ABC):
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
-        """What the order depends on; a state is of use only where this is the same."""
+        """What the order depends on; a state fits only streams with the same fingerprint."""
 
     @property
     def num_bad(self) -> int:
@@ -156,8 +156,8 @@ class MixedStream(ABC):
         return chain.from_iterable(self.steps())
 
     def steps(self) -> Generator[list[Batch], None, None]:
-        """This rank's micro-batches of each global batch, equally many on every rank. One without
-        a row computes another rank's, which is not `valid`."""
+        """This rank's micro-batches of each global batch, equally many on every rank. A micro-batch
+        without its own rows holds another rank's, which is not `valid`."""
         # Not a generator itself: older iterators are void from this call on, not only from the
         # first batch that is taken.
         self._iteration += 1
@@ -336,7 +336,6 @@ class TrainStream(MixedStream):
         return self._indexed_reader
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the order depends on; a state is of use only where this is the same."""
         # Labels and content, not folders: data may move between the parts of a run.
         data: dict[str, Any] = {
             source.name: {dataset.label: dataset.fingerprint() for dataset in source.datasets}

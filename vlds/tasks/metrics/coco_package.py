@@ -18,7 +18,7 @@ TOKENIZER_TIMEOUT = 1800
 
 
 def missing() -> str | None:
-    """What the official scores lack on this machine, with the cure; None if nothing."""
+    """What is missing on this machine for the official scores, with the cure; None if nothing."""
     if importlib.util.find_spec("pycocoevalcap") is None:
         return "the package pycocoevalcap is missing (pip install 'vlds[coco]')"
     if shutil.which("java") is None:

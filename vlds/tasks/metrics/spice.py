@@ -22,7 +22,7 @@ LAST_JAVA = 15
 
 
 def missing() -> str | None:
-    """What SPICE lacks on this machine, with the cure; None if nothing."""
+    """What is missing on this machine for SPICE, with the cure; None if nothing."""
     if (missing_package := coco_package.missing()) is not None:
         return missing_package
     library = coco_package.folder("spice") / "lib"

@@ -60,8 +60,8 @@ def unknown_answers(sources: Sequence[Source]) -> list[str]:
                 f"{answer!r:.60}; the classes are {known:.60}, ...: give the list of these data"
             )
         lines.append(
-            f"{place}: {len(unknown):,} of the first {len(examples):,} answers are not classes, such "
-            f"as {answer!r:.60}; they train no class, and are scored as wrong"
+            f"{place}: {len(unknown):,} of the first {len(examples):,} answers are not classes, "
+            f"such as {answer!r:.60}; they train no class, and are scored as wrong"
         )
     return lines
 

@@ -305,8 +305,8 @@ class Recipe:
 
 
 def check_task_name(name: str) -> None:
-    """Errors: ValueError for a name that cannot be part of a file name or of a score's name, or that
-    results on test data have. A recipe may come from someone else, and its names become files."""
+    """Errors: ValueError for a name that cannot be part of a file name or of a score's name, or
+    that results on test data have. A stranger's recipe may name tasks, whose names become files."""
     plain = name.isprintable() and not set(name) & set("/\\")
     if not plain or not name.strip() or name[0] == "." or len(name.encode()) > LONGEST_NAME:
         raise ValueError(

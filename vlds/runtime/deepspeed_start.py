@@ -15,7 +15,7 @@ from deepspeed.runtime import compiler
 from vlds.runtime.ranks import Ranks, rank_from_environment
 
 LONGEST_WAIT = 24 * 3600.0
-"""Seconds that a rank may wait for a rank that has more to do; if a rank dies, the launcher ends the
+"""Seconds that a rank may wait for a rank that has more to do; if one dies, the launcher ends the
 run."""
 MUON = "deepspeed.runtime.zero.muon.original_muon"
 

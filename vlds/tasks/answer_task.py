@@ -114,10 +114,6 @@ class AnswerTask(Task, ABC):
         the answer itself is its own group."""
         return [given[by] if isinstance(given, Mapping) else given for given in known]
 
-    def answer_of(self, reference: Any) -> str | None:
-        """The reference itself, or its "answer"."""
-        return as_text(reference["answer"] if isinstance(reference, Mapping) else reference)
-
 
 @dataclass(frozen=True, kw_only=True)
 class MultipleChoice(AnswerTask):
@@ -162,3 +158,6 @@ class MultipleChoice(AnswerTask):
 
     def groups(self, known: list[Any], by: str) -> list[Any]:
         return [reference["groups"].get(by) for reference in known]
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference["answer"])

@@ -12,7 +12,7 @@ from vlds.runtime.files import read_file
 from vlds.runtime.json_files import parse_record
 from vlds.schema import Decoding
 from vlds.tasks.answer_task import AnswerTask
-from vlds.tasks.base import labelled, optional_text, optional_texts
+from vlds.tasks.base import as_text, labelled, optional_text, optional_texts
 from vlds.tasks.metrics.gqa_scores import (
     CHOICES,
     Question,
@@ -106,6 +106,9 @@ class GQA(AnswerTask):
         except ValueError as error:
             return str(error)
         return None
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference["answer"])
 
 
 CURE = "name eval/val_choices.json or eval/train_choices of GQA's evaluation files"

@@ -77,6 +77,9 @@ class Grounding(AnswerTask):
         box = box_of(prediction, reference["size"])
         return box is not None and overlap(box, reference["box"]) >= ENOUGH
 
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference["answer"])
+
 
 def box_text(box: Sequence[float], size: Sequence[float]) -> str:
     """A box (left, top, width, height) in a picture (width, height), both in pixels, as text."""
@@ -257,6 +260,9 @@ class VisualGrounding(RegionTask):
     def correct(self, prediction: str, reference: Mapping[str, Any]) -> bool | None:
         return prediction in reference["right"]
 
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference["answer"])
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroundedCaption(RegionTask):
@@ -280,3 +286,6 @@ class GroundedCaption(RegionTask):
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         return words_of(prediction) == words_of(as_text(reference))
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference)

@@ -95,3 +95,6 @@ class ImageClass(AnswerTask):
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         return fold(prediction) == fold(as_text(reference))
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference)

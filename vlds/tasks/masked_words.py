@@ -184,3 +184,6 @@ class SpanPrediction(AnswerTask):
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         return words_of(prediction) == words_of(as_text(reference))
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference)

@@ -14,7 +14,7 @@ import numpy as np
 from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
-from vlds.tasks.base import require_label
+from vlds.tasks.base import as_text, require_label
 from vlds.tasks.metrics.plain_scores import fold
 
 MATCH, OTHER = "true", "false"
@@ -74,3 +74,6 @@ class Matching(AnswerTask):
         text = self.prompt + caption.strip()
         example = replace(example, prompt=text, target=answer, reference=reference)
         return self.with_classes(example, {answer: 1.0})
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference["answer"])

@@ -113,3 +113,6 @@ class Entailment(AnswerTask):
     """Longest target in tokens; the labels are never cut."""
     decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=19, choices=LABELS))
     """How the model's output becomes a label; the best of three words."""
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference)

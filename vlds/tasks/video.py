@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from vlds.runtime.checks import Count
 from vlds.schema import Decoding, Sample
 from vlds.tasks.answer_task import AnswerTask
+from vlds.tasks.base import as_text
 from vlds.tasks.caption import Caption
 
 
@@ -50,6 +51,9 @@ class VideoQA(AnswerTask):
 
     def answer_text(self, label: Any) -> str:
         return f"a{label}"
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference)
 
 
 def subtitles(sample: Sample) -> str:

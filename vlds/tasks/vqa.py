@@ -18,7 +18,7 @@ import numpy as np
 from vlds.runtime.checks import Count, Natural
 from vlds.schema import Decoding, Example, Sample
 from vlds.tasks.answer_task import AnswerTask
-from vlds.tasks.base import optional_text, optional_texts, require_label
+from vlds.tasks.base import as_text, optional_text, optional_texts, require_label
 from vlds.tasks.class_output import ClassLoss
 from vlds.tasks.metrics.plain_scores import fold, matches, worth
 from vlds.tasks.metrics.vqa_accuracy import NUM_ANNOTATORS, Rules, accuracy_name, question_accuracy
@@ -100,6 +100,9 @@ class VQA(AnswerTask):
         if len(reference["answers"]) == NUM_ANNOTATORS:
             return question_accuracy(prediction, reference["answers"], self.accuracy) >= ENOUGH
         return worth(prediction, reference["label"]) >= ENOUGH
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference["answer"])
 
 
 def draw_answer(label: Mapping[str, float], rng: np.random.Generator) -> tuple[str, float]:

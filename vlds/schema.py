@@ -177,6 +177,7 @@ class Batch:
 
     def select(self, rows: Tensor) -> Batch:
         """These rows (r,), padded to the longest of them, with their images."""
+        # Padding is on the right, so the longest row of the part is its number of real tokens.
         prompts = int(self.attention_mask[rows].sum(1).max())
         targets = None
         if self.labels is not None:
@@ -184,6 +185,7 @@ class Batch:
             columns = (self.labels[rows] != IGNORED_LABEL).nonzero()[:, 1]
             longest = int(columns.max()) + 1 if len(columns) else 1
             targets = self.labels[rows, : prompts if self.labels_on_prompt else longest]
+        # Columns that no row of the part uses go; one stays, even for rows without images.
         shown = self.image_index[rows]
         shown = shown[:, : max(1, int((shown != NO_IMAGE).sum(1).max()))]
         # `index` numbers the images that are left from 0. NO_IMAGE is -1, so it sorts first; where
@@ -197,6 +199,7 @@ class Batch:
 
         return Batch(
             ids=[self.ids[row] for row in rows.tolist()],
+            # `task_index` stays on the CPU, whatever device the rows are on (see `to`).
             task_index=self.task_index[rows.cpu()],
             input_ids=self.input_ids[rows, :prompts],
             attention_mask=self.attention_mask[rows, :prompts],

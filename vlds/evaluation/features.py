@@ -177,10 +177,7 @@ class FeatureJob:
         return False
 
     def check_same(self, found: Any, what: str) -> None:
-        """Compare with what is in `out`.
-
-        Errors: ValueError that names the first difference.
-        """
+        """Errors: ValueError that names the first difference from what is in `out`."""
         mine = self.identity
         if found == mine:
             return

@@ -68,10 +68,8 @@ DataPath: TypeAlias = Annotated[str, PathMark("data")]
 
 
 def check_numbers(cls: type, values: Mapping[str, Any]) -> None:
-    """Check plain values for the fields of a dataclass that no parser has looked at.
-
-    Errors: ValueError that names the first field that is not a number, or out of its type's limits.
-    """
+    """Check values that no parser has looked at for the fields of a dataclass. Errors: ValueError
+    that names the first one that is not a number, or outside its type's limits."""
     hints = get_type_hints(cls, include_extras=True)
     for name in hints.keys() & values.keys():
         for fault in number_faults(values[name], hints[name]):

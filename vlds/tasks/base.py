@@ -197,6 +197,7 @@ class Task(ABC):
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         """True if a prediction is correct; None for tasks without correct answers."""
+        # Character by character; tasks that forgive case or blanks override this.
         answer = self.answer_of(reference)
         return None if answer is None else prediction == answer
 
@@ -287,6 +288,7 @@ def labelled(
                 f"{len(ids)} of {len(references)} examples have {what}: {first_ids(ids)}; "
                 "score predictions against the data set that they were made for"
             )
+    # A reference of None is an example without a label: it needs a prediction and gets no score.
     known = [key for key, reference in references.items() if reference is not None]
     return [predictions[key] for key in known], [references[key] for key in known]
 

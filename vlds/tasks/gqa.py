@@ -83,6 +83,7 @@ class GQA(AnswerTask):
         self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> Sequence[float] | None:
         """As `score`; only validity and plausibility read the choices, a large file."""
+        # All questions, so that each has a value (NaN if it does not count), in their order.
         questions = {key: Question(**given) for key, given in references.items() if given}
         choices = self.read_choices(questions) if name in CHOICES else None
         return gqa_values(name, predictions, questions, choices)
@@ -126,6 +127,7 @@ def load_choices(path: Path) -> Choices:
         choices = parse_record(Choices, read_file(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"choices: {path}: {error}; {CURE}") from None
+    # Here, not when a question needs it: after hours of decoding that would be too late.
     for key, entry in choices.items():
         if missing := sorted(KINDS - entry.keys()):
             raise ValueError(f'choices: {path}: question {key} has no list "{missing[0]}"; {CURE}')

@@ -93,6 +93,7 @@ def box_text(box: Sequence[float], size: Sequence[float]) -> str:
 
 def box_of(text: str, size: Sequence[float]) -> list[float] | None:
     """The box (left, top, width, height) in pixels; None if the text has not four numbers."""
+    # Anything may stand between the numbers: only they count.
     numbers = [int(number) for number in NUMBER.findall(text)]
     if len(numbers) != CORNERS:
         return None
@@ -143,6 +144,7 @@ class Refer(AnswerTask):
             answer, _ = draw_answer(scores, rng)
             # Weight 0 where no proposal is right: the example stays, so that batches stay whole.
             return replace(example, target=answer, weight=float(bool(scores)))
+        # "" if no proposal is right: then every answer is wrong.
         best = max(scores, key=lambda pointer: scores[pointer], default="")
         return replace(example, target=best, reference={"answer": best, "right": sorted(scores)})
 
@@ -206,6 +208,7 @@ class RegionTask(AnswerTask, ABC):
 
         Errors: SkipSample if no region has a name.
         """
+        # A detector may have found more regions than there are visual tokens.
         names = optional_texts(given, self.label_field)[: len(POINTERS)]
         named = [number for number, text in enumerate(names) if text]
         if not named:

@@ -64,6 +64,7 @@ def corrupted(
 
 def words_of(text: str) -> str:
     """A text as it is scored: without sentinels, which are lost in decoding, and in lower case."""
+    # Decoding drops special tokens, so references lose them too before the two are compared.
     return " ".join(SENTINELS.sub(" ", text).lower().split())
 
 

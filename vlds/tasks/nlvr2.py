@@ -63,6 +63,7 @@ class NLVR2(AnswerTask):
         if not scores:
             return scores
         texts, known = labelled(predictions, references)
+        # `known` and these groups leave out the same examples, those without a label.
         right = self.example_values(texts, known)["accuracy"]
         groups = [sentence_group(key) for key, given in references.items() if given is not None]
         # Ids of another form do not tell which pairs share a sentence.

@@ -41,6 +41,7 @@ class VideoQA(AnswerTask):
     def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
         """`[Subs] .. [Q] .. [TS] (..) [Choices] a0: .. a1: ..`, then the prompt. Each choice ends
         in one full stop."""
+        # A choice may end in a full stop already.
         stated = (choice.strip(". ") for choice in given["choices"])
         choices = " ".join(f"a{index}: {choice}." for index, choice in enumerate(stated))
         text = (
@@ -106,6 +107,7 @@ class VideoCaption(Caption):
         if self.score_each == "clip":
             return texts, truth
         pairs = zip(texts, truth, strict=True)
+        # One clip with two descriptions becomes two pairs, each with the clip's one prediction.
         repeated = [(text, [description]) for text, given in pairs for description in given]
         return [text for text, _ in repeated], [given for _, given in repeated]
 

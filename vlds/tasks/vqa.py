@@ -69,6 +69,7 @@ class VQA(AnswerTask):
             return self.with_classes(Example(given["id"], name, question, answer, weight), label)
         if (best := best_answer(given)) is None:
             return Example(given["id"], name, question, None)
+        # Without soft scores, each answer counts fully.
         scores = dict(given.get("label") or dict.fromkeys(given["answers"], 1.0))
         groups = {group: optional_text(given, group) for group in self.tables}
         reference = {"answer": best, "answers": optional_texts(given, "answers"), "label": scores}

@@ -41,10 +41,7 @@ class BatchCut:
     """Most examples a rank holds at once; None: its whole share."""
 
     def check(self, batch_size: int, field: str = "data.global_batch_size") -> None:
-        """Check that every rank gets an example.
-
-        Errors: ValueError that names the field of the batch size.
-        """
+        """Errors: ValueError that names the batch size's field if a rank would get no example."""
         if batch_size < self.world_size:
             plural = "s" * (batch_size > 1)
             raise ValueError(
@@ -403,10 +400,7 @@ class MixedOrder:
 
 
 def check_lanes(lanes: int, batch_size: int, field: str = "global_batch_size") -> None:
-    """Check that each lane gets equally many slots of a batch; `field` sets the batch's size.
-
-    Errors: ValueError if the lanes do not divide it.
-    """
+    """Errors: ValueError if the lanes do not divide a batch, whose size `field` sets."""
     if lanes < 1:
         raise ValueError(f"data.lanes: got {lanes}; give at least 1")
     if batch_size % lanes:

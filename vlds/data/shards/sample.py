@@ -75,10 +75,8 @@ def parse_sample(
 
 
 def check_ids(fields: Mapping[str, Any]) -> None:
-    """Check the ids in a sample's json.
-
-    Errors: UnfitId that shows the first unfit one; KeyError or TypeError for a missing one.
-    """
+    """Errors: UnfitId that shows the first unfit id in a sample's json; KeyError or TypeError for a
+    missing one."""
     if fault := id_fault(fields["id"]):
         raise UnfitId(f"the sample's id is {fault}")
     for index, annotation in enumerate(fields["annotations"]):

@@ -155,6 +155,7 @@ def consistency(
     # As the official script: a question that entails itself does not count for it.
     others = {key: [name for name in names if name != key] for key, names in entailed.items()}
     others = {key: names for key, names in others.items() if names}
+    # Without an answer to each of them the mean would be over some questions only.
     needed = {name for names in others.values() for name in names}
     if not needed or not needed <= answers.keys():
         return None
@@ -176,6 +177,7 @@ def distribution(predictions: Mapping[str, str], questions: Mapping[str, Questio
         if question.group is not None:
             true.setdefault(question.group, Counter())[question.answer] += 1
             predicted.setdefault(question.group, Counter())[predictions[key]] += 1
+    # Questions in GQA's format need not have its groups.
     if not true:
         return None
     # Expected counts come from the right answers: one that is never right would divide by 0.

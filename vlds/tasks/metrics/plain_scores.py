@@ -44,6 +44,7 @@ def score_values(
 
     `values`: score -> value of each example; `groups_by`: table -> group of each example.
     """
+    # Groups are compared as texts: those of GQA's "steps" are numbers, and names hold "3".
     score, by, group = split(name) or (name, "", "")
     if score not in values:
         return None
@@ -156,6 +157,7 @@ def plain_cider_values(captions: Sequence[str], references: Sequence[Sequence[st
     ours = [ngrams(plain_tokens(text)) for text in captions]
     theirs = [[ngrams(plain_tokens(text)) for text in given] for given in references]
     frequency = Counter(ngram for given in theirs for ngram in {n for text in given for n in text})
+    # An n-gram counts once per picture, however many of its captions have it.
     rarity = {n: math.log(len(captions)) - math.log(count) for n, count in frequency.items()}
     # As if one picture had it: the official scorer takes max(1, frequency).
     unseen = math.log(len(captions))

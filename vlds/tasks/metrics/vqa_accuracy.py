@@ -139,6 +139,8 @@ def compared(
     if rules == "textvqa":
         return normalise_textvqa(prediction), list(map(normalise_textvqa, answers))
     prediction = clean_white_space(prediction)
+    # The two sides get different forms, as in the old script: only the prediction loses its case,
+    # articles and number words.
     if rules == "legacy":
         differ = len(set(answers)) > 1
         shown = [process_punctuation(answer) if differ else answer for answer in answers]

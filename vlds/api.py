@@ -33,8 +33,6 @@ from vlds.runtime.terminal import tell
 
 Changes = Mapping[str, object]
 """Dotted keys of a recipe -> values."""
-LAST_LINES = 20
-"""Lines of a command's output in which its error message is looked for."""
 __all__ = ["Answer", "Model", "Scored", "evaluate", "load", "train"]
 
 
@@ -206,7 +204,8 @@ def run_command(words: Sequence[str], ranks: int | None, unsaid: str = "") -> No
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     )
-    last: deque[str] = deque(maxlen=LAST_LINES)
+    # A command's error message is among its last lines.
+    last: deque[str] = deque(maxlen=20)
     assert process.stdout is not None
     try:
         for line in process.stdout:

@@ -38,16 +38,10 @@ SIDE = (1024, 8192)
 ELEMENTS = (1 << 20, 1 << 26)
 """Elements of the tensors that are added, about an activation of a model; on a CPU and on a GPU."""
 ROUNDS = 7
-CALL = 5e-6
-"""Seconds that an operation takes at least."""
 BOUNDS = (0.001, 1_000_000)
 """The least and the most that an option of the command may be."""
 LINK = 1e9
 """Bytes a second between ranks, if none are given."""
-UPDATE_BYTES = 40
-"""Bytes that an update reads and writes of a weight: gradient, master, moments."""
-WIDEST = 100_000_000_000
-"""Bytes from which on a column has no place for a decimal."""
 HEAD = ("MB", "frozen", "trainable", "optimizer", "in CPU", "step", "peak")
 
 
@@ -269,8 +263,10 @@ class Duration:
         else:
             flops, bandwidth = machine.rates(recipe.training.dtype)
             work = forecast.at(plan.micro_batch)
-            pair = work.flops / flops, work.moved / bandwidth + work.calls * CALL
-            update = updated * UPDATE_BYTES / bandwidth
+            # An operation takes 5 microseconds at least. An update reads and writes 40 bytes of a
+            # weight: gradient, master, moments.
+            pair = work.flops / flops, work.moved / bandwidth + work.calls * 5e-6
+            update = updated * 40 / bandwidth
         # The largest micro-batch stands for all of a step, so the forecast errs on the slow side.
         products, others = (plan.micro_batches * seconds for seconds in pair)
         between = needs.sent / machine.link
@@ -416,7 +412,8 @@ def megabytes(number: int | None) -> str:
     """Bytes in MB; a dash for what is not known."""
     if number is None:
         return "-"
-    return f"{number / 1e6:,.1f}" if number < WIDEST else f"{number / 1e6:,.0f}"
+    # From 100,000 MB on, a column has no place for a decimal.
+    return f"{number / 1e6:,.1f}" if number < 100_000_000_000 else f"{number / 1e6:,.0f}"
 
 
 def line(name: str, *cells: str) -> str:

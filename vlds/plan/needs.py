@@ -36,17 +36,11 @@ GROUP_ALIGNMENT = 2
 """Stage 2 pads a group to a multiple of this number of elements on each rank."""
 PERSISTENCE = 100_000
 """DeepSpeed's own stage3_param_persistence_threshold, in elements."""
-LIVE = 1_000_000_000
-"""DeepSpeed's own stage3_max_live_parameters, in elements."""
-PREFETCHED = 50_000_000
-"""DeepSpeed's own stage3_prefetch_bucket_size, in elements."""
 OFFLOADS = {"optimizer": "offload_optimizer", "weights": "offload_param"}
 """What lies in the CPU's memory -> DeepSpeed's key for it."""
 SHIPPED = [
     f"ds_configs/{name}.json" for name in ("zero2", "zero2_offload", "zero3", "zero3_offload")
 ]
-UNPARTITIONED = [file for file in SHIPPED if "zero3" not in file]
-"""The files for recipes that stage 3 cannot run."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +126,9 @@ def added_bytes(model: Model, held: Held, zero: Mapping[str, Any], world_size: i
     waiting = held.gradients + bucket
     if not partitioned or world_size == 1:
         return waiting
-    live = int(zero.get("stage3_max_live_parameters", LIVE))
-    ahead = int(zero.get("stage3_prefetch_bucket_size", PREFETCHED))
+    # In elements, with DeepSpeed's own defaults.
+    live = int(zero.get("stage3_max_live_parameters", 1_000_000_000))
+    ahead = int(zero.get("stage3_prefetch_bucket_size", 50_000_000))
     # One weight is whole at least, however low the limit is.
     whole = max(live, max(weight.numel() for weight in model.parameters()))
     # Limits are in elements; a small model is gathered whole before they are reached.
@@ -209,7 +204,9 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> list[Plan]:
         check_parts(recipe, cut)
     model = build_shapes(recipe.model_setup, list(recipe.tasks), recipe.training.dtype)
     groups = parameter_groups(model, recipe)
-    shipped = SHIPPED if cannot_partition(recipe) is None else UNPARTITIONED
+    # Without the files of stage 3 if it cannot run the recipe.
+    partitions = cannot_partition(recipe) is None
+    shipped = [file for file in SHIPPED if partitions or "zero3" not in file]
     own = recipe.training.deepspeed
     try:
         place = find(own).resolve()

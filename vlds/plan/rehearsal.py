@@ -63,14 +63,10 @@ ROUNDS = 5
 AROUND = 6e-5
 """Seconds of an operation besides its own time: Python, autograd, and the views around it. Measured
 with BART-base on a Xeon."""
-UPDATED = 1 << 22
-"""Weights of which an update is timed."""
 LONG = 0.2
 """Seconds after which no further round starts."""
 BUDGET = 20.0
 """Seconds after which no further operation is timed."""
-NUM_STEPS = 4
-"""Steps of a recipe whose micro-batches are looked at."""
 
 
 def micro_batch(recipe: Recipe, model: Model, cut: BatchCut) -> Batch:
@@ -89,8 +85,8 @@ def micro_batch(recipe: Recipe, model: Model, cut: BatchCut) -> Batch:
     # A few batches are not worth processes.
     data = replace(recipe.data, num_workers=0)
     stream = TrainStream(training_sources(recipe), data, setup)
-    batches = chain.from_iterable(islice(stream.steps(), NUM_STEPS))
-    # The one with the most tokens, padding included.
+    # Of four steps the micro-batch with the most tokens, padding included.
+    batches = chain.from_iterable(islice(stream.steps(), 4))
     return max(batches, key=lambda batch: len(batch.ids) * int(model.sizes(batch).amax(0).sum()))
 
 
@@ -411,8 +407,8 @@ def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
 def update_seconds(num_weights: int, dtype: torch.dtype) -> float:
     """How long this machine takes to sum the gradients of so many weights in fp32, to clip them, to
     take a step of AdamW and to round the weights."""
-    # It takes as long for each weight of any number of them that no longer fits the caches.
-    size = min(num_weights, UPDATED)
+    # Four million weights no longer fit the caches; more take as long for each.
+    size = min(num_weights, 1 << 22)
     # As in a run: gradients and weights in the recipe's type, their sum and the master in fp32.
     gradient, weight = (torch.zeros(size, dtype=dtype) for _ in range(2))
     master, total = torch.nn.Parameter(torch.zeros(size)), torch.zeros(size)

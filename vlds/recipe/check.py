@@ -136,8 +136,6 @@ HABITS: dict[str, tuple[str, ...]] = {
 section, or an option."""
 MEANT = {habit: keys for habits, keys in HABITS.items() for habit in habits.split()}
 MOST_MEANT = 3
-ALIKE = 0.8
-"""How similar a name must be to one in another place; two names in one place need less."""
 
 
 def hint_at(name: str, here: str, known: list[str], tree: Any, options: type) -> str:
@@ -157,7 +155,8 @@ def hint_at(name: str, here: str, known: list[str], tree: Any, options: type) ->
         beside = [f"{here}.{close}".strip(".")] if not found else []
     if not found and not beside:
         ends = list(dict.fromkeys(map(last, keys)))
-        near = difflib.get_close_matches(plain, ends, 1, ALIKE)
+        # A name in another place must be more similar than one in the same place.
+        near = difflib.get_close_matches(plain, ends, 1, 0.8)
         found = [key for key in keys if last(key) in near]
     if shown := (beside or sorted(found, key=lambda key: key.count(".")))[:MOST_MEANT]:
         return f"did you mean {' or '.join(map(repr, shown))}? "

@@ -17,7 +17,6 @@ from vlds.runtime.ranks import Ranks, rank_from_environment
 LONGEST_WAIT = 24 * 3600.0
 """Seconds that a rank may wait for a rank that has more to do; if one dies, the launcher ends the
 run."""
-MUON = "deepspeed.runtime.zero.muon.original_muon"
 
 
 def import_muon() -> None:
@@ -30,7 +29,7 @@ def import_muon() -> None:
     own = compiler.compile
     compiler.compile = lambda: lambda function: function
     try:
-        import_module(MUON)
+        import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
         compiler.compile = own
 

@@ -148,8 +148,6 @@ def depth(data: bytes) -> int:
 
 MOST_FAULTS = 3
 """Wrong fields that an error lists."""
-HOPELESS = 1000
-"""With more wrong fields a file is something else, and to describe each of them takes minutes."""
 SHORT = Repr()
 SHORT.maxstring = SHORT.maxother = 100
 T = TypeVar("T")
@@ -183,7 +181,8 @@ def parse_record(
         record: T = adapter.validate_json(data, strict=True, extra=extra)
     except ValidationError as error:
         num = error.error_count()
-        if num > HOPELESS:
+        # Such a file is something else, and describing each fault takes minutes.
+        if num > 1000:
             raise ValueError(f"{num:,} of its fields are wrong") from None
         faults = error.errors(include_url=False)
         if num == 1 and faults[0]["type"] == "json_invalid":
@@ -234,8 +233,6 @@ def _fault(kind: type[T], fault: Mapping[str, Any]) -> str:
 MANIFEST = "manifest.json"
 DESCRIPTION = "artifact.json"
 """A folder with this file was written by vlds, so it has a manifest."""
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""Parts of torch's RuntimeErrors (torch.OutOfMemoryError is one)."""
 
 
 def write_manifest(folder: Path) -> None:
@@ -306,7 +303,9 @@ def sha256(path: Path) -> str:
 def lacks_memory(error: BaseException) -> bool:
     """True if an error of any library means that memory ran out."""
     refused = system_error(error)
-    torch_says = isinstance(error, RuntimeError) and any(w in str(error) for w in NO_MEMORY)
+    # Parts of torch's RuntimeErrors; torch.OutOfMemoryError is one too.
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    torch_says = isinstance(error, RuntimeError) and any(w in str(error) for w in words)
     return (
         isinstance(error, MemoryError)
         or (refused is not None and refused.errno == errno.ENOMEM)

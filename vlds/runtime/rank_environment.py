@@ -15,8 +15,6 @@ REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 """torchrun's and DeepSpeed's names of the number of ranks on this machine."""
 LAST_PORT = 65_535
-AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
-"""If set, torch.distributed expects torchrun to listen on MASTER_PORT."""
 
 
 @dataclass(frozen=True)
@@ -95,5 +93,6 @@ def single_rank() -> dict[str, str]:
 
 def without_rank(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment for a process that is not a rank, or for a launcher of new ranks."""
-    dropped = {*REQUIRED, *LOCAL_SIZES, AGENT_STORE}
+    # With the last one set, torch.distributed expects torchrun to listen on MASTER_PORT.
+    dropped = {*REQUIRED, *LOCAL_SIZES, "TORCHELASTIC_USE_AGENT_STORE"}
     return {name: value for name, value in environment.items() if name not in dropped}

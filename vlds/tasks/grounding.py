@@ -33,7 +33,6 @@ ENOUGH = 0.5
 STEPS = 1000
 """Parts of a picture's width or height that a number counts."""
 NUMBER = re.compile(r"[0-9]{1,4}")
-CORNERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +94,7 @@ def box_of(text: str, size: Sequence[float]) -> list[float] | None:
     """The box (left, top, width, height) in pixels; None if the text has not four numbers."""
     # Anything may stand between the numbers: only they count.
     numbers = [int(number) for number in NUMBER.findall(text)]
-    if len(numbers) != CORNERS:
+    if len(numbers) != 4:
         return None
     # Numbers 0 and 2 are shares of the width, 1 and 3 of the height.
     scaled = [share * size[axis % 2] / STEPS for axis, share in enumerate(numbers)]

@@ -44,16 +44,11 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
 JPEG."""
 MAX_PIXELS = 89_478_485
 """Pillow's own number: 256 MiB of RGB."""
-MAX_SCANS = 100
-"""Scans that a progressive JPEG may have, each through all pixels; encoders write about ten."""
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 """Loader workers decode side by side already."""
 JPEG = b"\xff\xd8\xff"
 SCAN = 0xDA
 """JPEG marker of a scan. Within a scan, 0xFF is never followed by it."""
-SCAN_MARKER = bytes((0xFF, SCAN))
-SEQUENTIAL = (0xC0, 0xC1, 0xC9)
-"""JPEG markers of frame headers whose pixels come in one pass."""
 TOO_LARGE = "too many pixels or scans"
 AVIF = (b"avif", b"avis")
 CONTAINERS = (b"mif1", b"msf1")
@@ -152,12 +147,14 @@ def check_size(data: Encoded, width: int, height: int) -> None:
     # whose first scan holds all components of a sequential frame.
     components = 0
     for marker, begin, end in jpeg_segments(data):
-        # A frame header holds precision (1 byte), height and width (2 each), then the components.
-        if marker in SEQUENTIAL and end - begin > 5:
+        # Frame headers of pixels that come in one pass (SOF0, SOF1, SOF9). They hold precision
+        # (1 byte), height and width (2 each), then the number of components.
+        if marker in (0xC0, 0xC1, 0xC9) and end - begin > 5:
             components = data[begin + 5]
         elif marker == SCAN and 0 < components <= data[begin]:
             return
-    if bytes(data).count(SCAN_MARKER) > MAX_SCANS:
+    # Each scan of a progressive JPEG goes through all pixels; encoders write about ten.
+    if bytes(data).count(bytes((0xFF, SCAN))) > 100:
         raise TooLarge
 
 

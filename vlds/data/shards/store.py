@@ -39,12 +39,6 @@ from vlds.schema import Sample, SkipSample
 
 FRESH_S = 60.0
 """A younger copy of dataset.json was made by a process of the same run."""
-FAILED_S = 600.0
-"""Seconds before a shard that could not be fetched is requested again."""
-NUM_THREADS = 16
-"""Small files fetched at once."""
-MAX_FETCHES = 3
-"""How often the cache may lose a shard before its first byte is read."""
 
 
 def is_url(folder: str | Path) -> bool:
@@ -81,7 +75,8 @@ class RemoteFiles:
                 if age is None or abs(age) >= FRESH_S:
                     self._download(path, DATASET_FILE)
                 info = DatasetInfo.parse(read_file(path), url)
-                with ThreadPoolExecutor(NUM_THREADS) as pool:
+                # The files beside shards are small: most of their time is the server's answer.
+                with ThreadPoolExecutor(16) as pool:
                     indexes = list(pool.map(self._index, info.shards))
             except ValueError:
                 path.unlink(missing_ok=True)  # it may be corrected within FRESH_S
@@ -107,7 +102,9 @@ class RemoteFiles:
         Errors: FetchError that names the URL, what happened, and the cure.
         """
         path = self._copy(shard.name, shard.sha256)
-        for _ in range(MAX_FETCHES):
+        # Another process may remove the copy before its first byte is read; three times in a row,
+        # the cache is too small.
+        for _ in range(3):
             data = self.cache.read(path, offset, size, shard.bytes)
             if data is not None:
                 return data
@@ -160,10 +157,10 @@ class RemoteFiles:
                 f"data.cache_bytes: got {limit}, but {self.location(shard)} has {shard.bytes}; "
                 "give at least that many"
             )
-        # A server that is down stalls each try for minutes: substitutes from the same shard fail
-        # at once.
+        # A server that is down stalls each try for minutes: for ten minutes, substitutes from the
+        # same shard fail at once.
         since, message = self._failed.get(shard.name, (0.0, ""))
-        if message and time.monotonic() - since < FAILED_S:
+        if message and time.monotonic() - since < 600:
             raise FetchError(message)
         try:
             with self.cache.alone(path):
@@ -179,7 +176,6 @@ class RemoteFiles:
         self.cache.add(path, lambda partial: fetch(self._address, name, partial, expected))
 
 
-OPEN_FILES = 128
 QUARANTINE_FILE = "quarantine.jsonl"
 
 
@@ -219,7 +215,7 @@ class LocalFiles:
         else:
             self._open[name] = open_descriptor(self.folder / name)
             # Systems allow 1024 open files by default, and torch's queues take some.
-            if len(self._open) > OPEN_FILES:
+            if len(self._open) > 128:
                 os.close(self._open.popitem(last=False)[1])
         data = os.pread(self._open[name], size, offset)
         if len(data) < size:

@@ -16,14 +16,8 @@ from zlib import adler32
 from vlds.data.errors import ShardError
 
 BLOCK = 512
-ZEROS = bytes(BLOCK)
 HEADER = Struct("100s 24x 12s 12x 8s c 100x 6s 82x 155s 12x")
 """Name, size, checksum, type, magic, prefix."""
-ADLER = 65521
-"""Modulus of Adler's sums. The bytes of a header may sum to more, up to twice of it, so checksums
-are compared modulo it."""
-SPACES = 8 * ord(" ")
-"""The checksum's own field counts as spaces."""
 LINKS_AND_DEVICES = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
 """Types of headers without data, whatever size they state."""
 EXTENSIONS = frozenset((b"x", b"L", b"K"))
@@ -35,8 +29,6 @@ KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"S": "a sparse file"}
 STORE_WHOLE = "pack files whole, with GNU tar as `tar --dereference --hard-dereference -cf`"
 SPARSE = "GNU.sparse."
 """Prefix of a sparse file's fields in a PAX header."""
-LARGEST_EXTENSION = 1 << 20
-"""Most bytes of an extension header: names are far shorter."""
 LARGEST_MEMBER = 1 << 33
 """Most bytes of a file: what octal digits can hold."""
 AT_ONCE = 1 << 16
@@ -75,7 +67,7 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
         # A cut exactly between two members shows too: there is no closing zero block.
         if len(header) < BLOCK:
             raise ShardError(f"the file ends at byte {offset + len(header)}, inside a header")
-        if end is None and header == ZEROS:
+        if end is None and header == bytes(BLOCK):
             if first != offset:
                 raise ShardError(f"the archive ends behind the long name at byte {first}")
             check_end(read, offset)
@@ -94,8 +86,9 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
                 size = int(text)
         # Data are padded to whole blocks.
         offset = start if kind in LINKS_AND_DEVICES else start + -(-size // BLOCK) * BLOCK
-        if kind in EXTENSIONS:  # what it says holds for the next header
-            if size > LARGEST_EXTENSION:
+        # What an extension header says holds for the next one. Names are far shorter than a MiB.
+        if kind in EXTENSIONS:
+            if size > 1 << 20:
                 raise ShardError(
                     f"the tar header at byte {header_at} states a name of {size} bytes"
                 )
@@ -119,9 +112,11 @@ def parse_header(header: bytes | memoryview, offset: int) -> tuple[str, int, byt
     """
     name, size_field, checksum, kind, magic, prefix = HEADER.unpack(header)
     stated = _octal(checksum)
-    # The lower half of Adler's checksum is the sum of the bytes, plus one; zlib is fast at it.
-    summed = (adler32(header) & 0xFFFF) - 1 - sum(checksum) + SPACES
-    if stated is None or (summed - stated) % ADLER:
+    # The lower half of Adler's checksum is the sum of the bytes, plus one; zlib is fast at it. The
+    # checksum's own eight bytes count as spaces. Adler's sums are modulo 65521, and the bytes of a
+    # header may sum to more, so the comparison is modulo it too.
+    summed = (adler32(header) & 0xFFFF) - 1 - sum(checksum) + 8 * ord(" ")
+    if stated is None or (summed - stated) % 65521:
         raise ShardError(f"the tar header at byte {offset} is damaged (wrong checksum)")
     size = _octal(size_field)
     if size is None:

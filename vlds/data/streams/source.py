@@ -19,8 +19,6 @@ from vlds.data.shards.store import Dataset
 from vlds.schema import Collator, Example, PictureSpec, Sample, SkipSample
 from vlds.tasks.base import Task, ask
 
-FIRST_READ = 8
-"""Samples of a data set of which one must be usable."""
 Data = TypeVar("Data", covariant=True)
 
 
@@ -168,9 +166,10 @@ class Source(TaskSource[Dataset]):
                     f"source {self.name}: data set {dataset.folder}, sample {odd} (in "
                     f"{dataset.shard_of(odd)}): {self.num_pictures.fault(count)}"
                 )
-            # Read samples up to the first good one; a run counts bad ones when it reads them.
+            # Read samples up to the first good one; a run counts bad ones when it reads them. One
+            # of the first eight must be usable.
             first_error: SkipSample | None = None
-            num_tried = min(FIRST_READ, dataset.num_samples)
+            num_tried = min(8, dataset.num_samples)
             for index in range(num_tried):
                 if index in dataset.quarantine:
                     continue

@@ -84,9 +84,6 @@ def ask_all(sample: Sample) -> Asked:
 
 FIXED = tuple(f"order.{key}:" for key in ("seed", "window", "group", "lanes", "batch_size"))
 """What a new phase cannot change: mid-epoch, that would repeat or skip examples."""
-FURTHEST = 1 << 53
-"""Beyond any run; positions are 64-bit integers."""
-STATE_TYPES = {"consumed": int, "global_batch_size": int, "phase": dict, "fingerprint": dict}
 SHARE = re.compile(r"\d+(/\d+)?")
 """Stricter than Fraction, which would make a huge integer of 1e999999999."""
 
@@ -253,11 +250,13 @@ class MixedStream(ABC):
 
 def check_state(state: Mapping[str, Any]) -> None:
     """Errors: ValueError that names a field and its value that no stream saves."""
-    for name, kind in STATE_TYPES.items():
+    kinds = {"consumed": int, "global_batch_size": int, "phase": dict, "fingerprint": dict}
+    for name, kind in kinds.items():
         # Not isinstance, which takes True for a number.
         if type(state.get(name)) is not kind:
             raise invalid_state(name, state.get(name))
-    if not 0 <= state["consumed"] < FURTHEST:
+    # Beyond any run, and far enough below 2^63 that sums of positions fit 64 bits.
+    if not 0 <= state["consumed"] < 1 << 53:
         raise invalid_state("consumed", state["consumed"])
     if state["global_batch_size"] < 1:
         raise invalid_state("global_batch_size", state["global_batch_size"])

@@ -22,7 +22,6 @@ from vlds.tasks.metrics.plain_scores import mean, plain_cider_values, word_f1_va
 
 JAR = "meteor-1.5.jar"
 SEPARATOR = " ||| "
-SECONDS_TO_END = 10
 
 
 class Meteor:
@@ -66,7 +65,7 @@ class Meteor:
         # Answers are never empty, so an empty line is the end of the stream.
         line = self.process.stdout.readline().decode().strip()
         if not line:
-            code = self.process.wait(SECONDS_TO_END)
+            code = self.process.wait(timeout=10)
             self.errors.seek(0)
             message = self.errors.read().decode(errors="replace")[-500:]
             raise RuntimeError(f"METEOR ended with exit code {code}: {message}")
@@ -103,9 +102,6 @@ Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
 """(tokenized captions, tokenized references) -> name -> score."""
 
 CIDERS = {"CIDEr", "cider_plain_tokens"}
-FEWEST_PICTURES = 3
-"""CIDEr weighs words by how few pictures have them. On one picture it is 0 by its formula; on two,
-a word has either one picture or both."""
 
 
 def missing_for(name: str) -> str | None:
@@ -117,7 +113,9 @@ def missing_for(name: str) -> str | None:
 
 def few_pictures(names: Sequence[str], pictures: int) -> list[str]:
     """A note for each CIDEr of one picture or two."""
-    few = CIDERS.intersection(names) if 0 < pictures < FEWEST_PICTURES else ()
+    # CIDEr weighs words by how few pictures have them. On one picture it is 0 by its formula; on
+    # two, a word has either one picture or both.
+    few = CIDERS.intersection(names) if 0 < pictures < 3 else ()
     return [
         f"{name} of {pictures} pictures means nothing: it weighs words by pictures"
         for name in sorted(few)

@@ -13,9 +13,6 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-TOKENIZER_TIMEOUT = 1800
-"""Seconds; a million captions take a minute or two."""
-
 
 def missing() -> str | None:
     """What is missing on this machine for the official scores, with the cure; None if nothing."""
@@ -48,7 +45,8 @@ def penn_treebank_tokens(texts: Sequence[str]) -> list[str]:
                "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase",
                "-encoding", "UTF-8"]  # fmt: skip
     lines = "".join(" ".join(text.split()) + "\n" for text in texts).encode(errors="replace")
-    done = subprocess.run(command, input=lines, capture_output=True, timeout=TOKENIZER_TIMEOUT)
+    # A million captions take a minute or two.
+    done = subprocess.run(command, input=lines, capture_output=True, timeout=1800)
     # Every line ends in a break, so an empty piece comes last.
     tokens = done.stdout.decode().split("\n")[:-1]
     if done.returncode != 0 or len(tokens) != len(texts):

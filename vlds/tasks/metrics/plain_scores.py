@@ -127,7 +127,6 @@ def members_of(scores: Iterable[float], groups: Sequence[Group | None]) -> dict[
 # small worlds (the demo), where CIDEr's document frequencies say little.
 WORD = re.compile(r"\w+(?:'\w+)*")
 MAX_N = 4
-LENGTH_SIGMA = 6.0
 
 Ngram = tuple[str, ...]
 
@@ -193,7 +192,8 @@ def similarity(
     # The official scorer measures length in bigrams.
     length = [sum(c for n, c in counts.items() if len(n) == 2)
               for counts in (our_counts, their_counts)]  # fmt: skip
-    damping = math.exp(-((length[0] - length[1]) ** 2) / (2 * LENGTH_SIGMA**2))
+    # CIDEr-D's Gaussian has a standard deviation of 6 words.
+    damping = math.exp(-((length[0] - length[1]) ** 2) / (2 * 6.0**2))
     total = 0.0
     for n in range(1, MAX_N + 1):
         # Clipped: a caption gains nothing by repeating a word.

@@ -229,7 +229,7 @@ def test_a_zip_without_the_data_set_says_what_it_has(tmp_path: Path) -> None:
     write_clips(tmp_path, "tvqa", "test", {"1": 0})
     words = ["--predictions", str(tmp_path / "value.zip"), "--data", str(tmp_path / "tvqa-test")]
     complaint = (
-        r"needed is tvqa/tvqa_test_predictions\.json, and it has tvqa/tvqa_val_predictions\.json; "
+        r"expected tvqa/tvqa_test_predictions\.json, but it has tvqa/tvqa_val_predictions\.json; "
         "name the data set"
     )
     with pytest.raises(ValueError, match=complaint):

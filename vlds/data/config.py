@@ -26,8 +26,8 @@ class DataConfig:
     eval_batch_size: Count = 64
     """Examples a rank decodes at once in evaluation."""
     unit: Unit = "example"
-    """What is of one task: each example on its own, or the whole global batch, whose size each task
-    may then set by its own `batch_size`."""
+    """What holds one task only: each example by itself, or the whole global batch, whose size each
+    task may then set by its own `batch_size`."""
     temperature: Positive | None = None
     """T: a task of n examples is drawn as n^(1/T), 1 is by size; default: by the tasks' weights."""
     window: Count = 64

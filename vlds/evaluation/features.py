@@ -270,7 +270,7 @@ class FeatureJob:
         """dataset.json, when all shards are there."""
         found = {tar: Done.load(beside(tar, ".done")) for tar in self.tars}
         if missing := [tar.name for tar, entry in found.items() if entry is None]:
-            raise ValueError(f"--out: {self.out} lacks {missing[0]}; start again")
+            raise ValueError(f"--out: {missing[0]} is missing in {self.out}; start again")
         done = [entry for entry in found.values() if entry is not None]
         shards = tuple(entry.shard for entry in done if entry.shard is not None)
         if not shards:

@@ -148,9 +148,9 @@ def member_texts(path: Path, members: Mapping[str, str]) -> Iterator[tuple[str, 
         names = archive.namelist()
         if members.keys().isdisjoint(names):
             raise ValueError(
-                f"{option}: needed is {' or '.join(members) or 'no zip'}, and it has "
+                f"{option}: expected {' or '.join(members) or 'no zip'}, but it has "
                 f"{', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}; name the "
-                "data set that one of these is for, or unpack the one that is meant"
+                "data set that one of these is for, or unpack the right one"
             )
         # In the order of the data sets; members for others are not read.
         for name in members:

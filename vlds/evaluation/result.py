@@ -99,7 +99,7 @@ def current_scores(folder: Path, run: Path) -> tuple[dict[str, Scored], list[str
     notes = []
     if gone:
         notes.append(
-            f"{folder / SCORES}: its scores of {', '.join(gone)} are of weights that the run no "
+            f"{folder / SCORES}: its scores of {', '.join(gone)} belong to weights that the run no "
             "longer has, so they are left out; `vlds evaluate` writes them again"
         )
     if named and weights is None and (run / "artifact").is_dir():

@@ -125,7 +125,7 @@ def bound(port: int) -> Server:
         raise ValueError(f"--port: got {port}; give a number from 0 to 65535") from None
     except OSError as error:
         in_use = error.errno == errno.EADDRINUSE
-        reason = "is taken by another program" if in_use else f"cannot be had ({error.strerror})"
+        reason = "is taken by another program" if in_use else f"is not free ({error.strerror})"
         raise ValueError(
             f"--port: {port} {reason}; give another, or --port 0 for any that is free"
         ) from None

@@ -105,8 +105,8 @@ class Caption(Task):
             return None
         usual = ", ".join(name for name in metric.OFFICIAL if name != "SPICE")
         return (
-            f"left out are {usual}: {missing}; cider_plain_tokens is of other tokens and cannot be "
-            "compared with CIDEr"
+            f"left out are {usual}: {missing}; cider_plain_tokens counts other tokens and cannot "
+            "be compared with CIDEr"
         )
 
     def notes(self, predictions: Mapping[str, str], references: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ MATCH, OTHER = "true", "false"
 
 @dataclass(frozen=True, kw_only=True)
 class Matching(AnswerTask):
-    """Say whether a caption is of the picture; scored by accuracy, in all and by answer.
+    """Say whether a caption belongs to the picture; scored by accuracy, in all and by answer.
 
     In training half of the captions, drawn at random, are those of another picture; in evaluation
     which ones is fixed. A caption that the picture has as well never counts as another picture's.

@@ -299,12 +299,12 @@ class BytesReader(Protocol):
         """At most `size` bytes; none at the end."""
 
     def close(self) -> None:
-        """Let go of file or connection."""
+        """Close the file or connection."""
 
 
 class WebStream:
-    """The body of a web server's answer. fsspec's own stream asks for the size first, and would
-    wait forever for a server that drips."""
+    """The body of a web server's answer. fsspec's own stream asks for the size first, and has no
+    limit for a server that sends a byte now and then."""
 
     def __init__(self, files: Any, url: str) -> None:
         """`files`: fsspec's file system."""

@@ -270,7 +270,7 @@ def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset
     if is_pattern(folder):
         raise ValueError(
             f"{folder} names shards, not a data set: to train on them as they are, set data.reader "
-            "to sequential; for all else put them into a folder and index it: `python -m data_prep "
+            "to sequential; otherwise put them into a folder and index it: `python -m data_prep "
             "index`"
         )
     if is_url(folder):

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vlds.runtime import files as regular_file
+from vlds.runtime.files import read_text
 
 LARGEST_FILE = 4 << 20
 """Bytes. A recipe has a few kilobytes."""
@@ -44,20 +44,13 @@ def read_yaml(file: Path) -> Any:
     Errors: ValueError that names the file if it is not a readable regular file, not YAML, has a key
     twice, or is larger, deeper or more repetitive than any recipe.
     """
-    return parse_yaml(read_text(file), str(file))
-
-
-def read_text(file: Path) -> str:
-    """The text of a regular file.
-
-    Errors: ValueError that names it.
-    """
     try:
-        return regular_file.read_text(file, LARGEST_FILE)
+        text = read_text(file, LARGEST_FILE)
     except OSError as error:
         raise ValueError(f"{file}: cannot read this recipe: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: a recipe is UTF-8 text, and this is not: {error}") from None
+    return parse_yaml(text, str(file))
 
 
 def parse_yaml(text: str, name: str) -> Any:

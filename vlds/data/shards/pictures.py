@@ -207,8 +207,6 @@ def upright_size(data: Encoded) -> tuple[int, int]:
 
 Picture = NDArray[np.uint8]
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-PLAIN_COLORS = ("YCbCr", "Gray", "RGB")
-"""Colour spaces of JPEGs on which simplejpeg and Pillow agree."""
 REVERSED_ROWS, REVERSED_COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)
 """Orientations of the stored picture, after rows and columns of a sideways one are swapped."""
 
@@ -228,8 +226,7 @@ def decode_image(data: Encoded, spec: PictureSpec, name: str = "") -> Picture:
     # `NaturalSize` has no choice of the method.
     mode = spec.resize if isinstance(spec, ImageSpec) else "bicubic"
     try:
-        if _is_plain_jpeg(data):
-            pixels = _decode_jpeg(data, spec)
+        if (pixels := _decode_jpeg(data, spec)) is not None:
             size = target_size(spec, *pixels.shape[1:])
             if tuple(pixels.shape[1:]) != size:
                 pixels = F.interpolate(pixels[None], list(size), mode=mode, antialias=True)[0]
@@ -258,26 +255,25 @@ def decode_pictures(sample: Sample, spec: PictureSpec) -> tuple[Picture, ...]:
     )
 
 
-def _is_plain_jpeg(data: Encoded) -> bool:
-    """True for a JPEG that simplejpeg decodes; Pillow decodes those with rare colour layouts.
+def _decode_jpeg(data: Encoded, spec: PictureSpec) -> Tensor | None:
+    """(3, h, w) uint8, upright; not smaller than `spec`, unless the file is. None for what Pillow
+    decodes: other formats, and JPEGs with rare colour layouts.
 
-    Errors: TooLarge; ValueError for a damaged header.
+    Errors: TooLarge; ValueError for a damaged file.
     """
     if data[:3] != JPEG:
-        return False
+        return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         # A rare layout of the colours, not damage.
         if "subsampling" in str(error):
-            return False
+            return None
         raise
     check_size(data, width, height)
-    return colors in PLAIN_COLORS
-
-
-def _decode_jpeg(data: Encoded, spec: PictureSpec) -> Tensor:
-    """(3, h, w) uint8, upright; not smaller than `spec`, unless the file is."""
+    # The colour spaces on which simplejpeg and Pillow agree.
+    if colors not in ("YCbCr", "Gray", "RGB"):
+        return None
     # Pillow reads the tag only where one may be: most JPEGs have none, and reading it costs a tenth
     # of a millisecond.
     metadata = (bytes(data[a:b]) for marker, a, b in jpeg_segments(data) if marker == METADATA)

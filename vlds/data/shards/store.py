@@ -101,14 +101,31 @@ class RemoteFiles:
 
         Errors: FetchError that names the URL, what happened, and the cure.
         """
-        path = self._copy(shard.name, shard.sha256)
+        path, limit = self._copy(shard.name, shard.sha256), self.cache.limit
         # Another process may remove the copy before its first byte is read; three times in a row,
         # the cache is too small.
         for _ in range(3):
             data = self.cache.read(path, offset, size, shard.bytes)
             if data is not None:
                 return data
-            self._fetch(shard, path)
+            if limit is not None and shard.bytes > limit:
+                raise FetchError(
+                    f"data.cache_bytes: got {limit}, but {self.location(shard)} has {shard.bytes}; "
+                    "give at least that many"
+                )
+            # A server that is down stalls each try for minutes: for ten minutes, substitutes from
+            # the same shard fail at once.
+            since, message = self._failed.get(shard.name, (0.0, ""))
+            if message and time.monotonic() - since < 600:
+                raise FetchError(message)
+            try:
+                with self.cache.alone(path):
+                    # Another process may have fetched it while this one waited for the lock.
+                    if not path.exists() or path.stat().st_size != shard.bytes:
+                        self._download(path, shard.name, (shard.sha256, shard.bytes))
+            except FetchError as error:
+                self._failed[shard.name] = time.monotonic(), str(error)
+                raise
         raise FetchError(
             f"{self.location(shard)}: its copy is removed from the cache {self.cache.folder} "
             "before it can be read; raise data.cache_bytes, or give this run another data.cache"
@@ -148,29 +165,6 @@ class RemoteFiles:
                 data = read_file(path)
             files[suffix] = data
         return ShardIndex.parse(files, shard, self.location(shard))
-
-    def _fetch(self, shard: ShardInfo, path: Path) -> None:
-        """Bring a shard into the cache, unless another process does so in the meantime."""
-        limit = self.cache.limit
-        if limit is not None and shard.bytes > limit:
-            raise FetchError(
-                f"data.cache_bytes: got {limit}, but {self.location(shard)} has {shard.bytes}; "
-                "give at least that many"
-            )
-        # A server that is down stalls each try for minutes: for ten minutes, substitutes from the
-        # same shard fail at once.
-        since, message = self._failed.get(shard.name, (0.0, ""))
-        if message and time.monotonic() - since < 600:
-            raise FetchError(message)
-        try:
-            with self.cache.alone(path):
-                # Another process has fetched it while this one waited for the lock.
-                if path.exists() and path.stat().st_size == shard.bytes:
-                    return
-                self._download(path, shard.name, (shard.sha256, shard.bytes))
-        except FetchError as error:
-            self._failed[shard.name] = time.monotonic(), str(error)
-            raise
 
     def _download(self, path: Path, name: str, expected: tuple[str, int] | None = None) -> None:
         self.cache.add(path, lambda partial: fetch(self._address, name, partial, expected))

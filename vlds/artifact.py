@@ -289,6 +289,8 @@ def readable(folder: Path, name: str) -> Iterator[None]:
 
 def check_shapes(parts: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Errors: ValueError if an artifact's tensors are not exactly these parts of a model."""
+    # Both ways: a missing tensor would leave a weight random, and one too many belongs to another
+    # model.
     odd: list[str] = []
     for key in sorted(tensors.keys() | parts.keys()):
         stored, wanted = (

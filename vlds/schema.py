@@ -234,6 +234,7 @@ class Batch:
     def to(self, device: Any) -> Batch:
         """Move every tensor except task_index: Python code reads its values, and on a GPU each read
         would wait for the device."""
+        # non_blocking: pinned memory is copied while Python goes on; other memory is not.
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True), but="task_index")
 
     def pin_memory(self) -> Batch:
@@ -297,6 +298,7 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.choices is not None and not self.choices:
             raise ValueError("choices: there are none; give some words, or set it to null")
+        # Both are off when they are None or 0.
         for name in ("choices", "no_repeat_ngram_size"):
             if self.answers is not None and (given := getattr(self, name)):
                 raise ValueError(
@@ -379,5 +381,6 @@ class RefusedRows(SkipSample):
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
         """`reasons`: index of each such row in the batch -> why."""
+        # Each reason once: rows may share a picture.
         super().__init__("; ".join(dict.fromkeys(reasons.values())))
         self.reasons = reasons

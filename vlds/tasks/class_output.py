@@ -67,6 +67,7 @@ class Head(ABC):
     def class_scores(self, scores: Mapping[str, float]) -> dict[int, float]:
         """Answer -> score becomes number of its class -> score. Answers outside the list are left
         out."""
+        # Answers outside the list have no class; an example may end up with an empty table.
         return {
             self.index[answer]: float(score)
             for answer, score in scores.items()

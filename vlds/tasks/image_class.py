@@ -52,6 +52,7 @@ class ImageClass(AnswerTask):
         """The classes of `half`; of an odd number, the base half has one more."""
         if self.half is None:
             return classes
+        # Of five classes, base has the first three and new the other two.
         middle = (len(classes) + 1) // 2
         return classes[:middle] if self.half == "base" else classes[middle:]
 

@@ -75,6 +75,7 @@ class Meteor:
 @contextmanager
 def running_meteor() -> Iterator[Meteor]:
     """Run METEOR inside the context. It takes seconds to start, and up to 2 GB."""
+    # The two dashes stand for files of captions and references; -stdio reads lines instead.
     command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", JAR,
                "-", "-", "-stdio", "-l", "en", "-norm"]  # fmt: skip
     with (
@@ -151,7 +152,8 @@ def caption_scores(
         texts = plain if name in PLAIN else official
         if name in VALUES:
             scores[name] = mean(VALUES[name](*texts))
-        elif name not in scores:  # one scorer gives all BLEUs
+        # One scorer gives all four BLEUs, of which only the named ones are returned.
+        elif name not in scores:
             scores |= CORPUS[name](*texts)
     return {name: scores[name] for name in names}
 

@@ -41,6 +41,7 @@ def penn_treebank_tokens(texts: Sequence[str]) -> list[str]:
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     jar = folder("tokenizer") / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR
+    # -preserveLines: a line of tokens for each line. Otherwise every token gets its own line.
     command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar),
                "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase",
                "-encoding", "UTF-8"]  # fmt: skip

@@ -56,7 +56,8 @@ def score_values(
 
 def overlap(one: Sequence[float], other: Sequence[float]) -> float:
     """Intersection over union of two boxes (left, top, width, height); 0 for boxes without area."""
-    # Sides of the intersection: nearest far edge minus farthest near edge; negative if apart.
+    # Sides of the intersection: nearest far edge minus farthest near edge; negative if apart. The
+    # boxes (0, 0, 2, 2) and (1, 1, 2, 2) share 1 of 7.
     width, height = (
         min(one[axis] + one[2 + axis], other[axis] + other[2 + axis]) - max(one[axis], other[axis])
         for axis in (0, 1)

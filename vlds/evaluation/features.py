@@ -312,6 +312,6 @@ def encode(encoder: GridEncoder, pictures: Sequence[np.ndarray]) -> list[np.ndar
     if not pictures:
         return []
     device = next(encoder.parameters()).device
-    # As bytes to the device, where the encoder makes floats of them: four times less to copy.
+    # uint8 to the device, where the encoder makes floats of it: a fraction of the bytes to copy.
     images: Tensor = torch.from_numpy(np.stack(pictures)).to(device)
     return list(encoder(images).to(torch.float16).cpu().numpy())

@@ -213,7 +213,7 @@ def entry_pair(where: str, entry: Any) -> tuple[str, str]:
     # By its field names: files of all tasks may be scored together, and none says which it is.
     for form in ENTRY_FORMS.values():
         if isinstance(entry, dict) and {form.id_name, form.text_name} <= entry.keys():
-            # Servers refuse "1" for 1; here too, or a file would pass that cannot be submitted.
+            # Types too: a file with "1" for 1 would pass here and fail at a server.
             for name, kind in ((form.id_name, form.id_type), (form.text_name, str)):
                 if type(entry[name]) is not kind:
                     needed = "a whole number" if kind is int else "a text"

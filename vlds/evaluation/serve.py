@@ -100,7 +100,7 @@ def serve(run: Path, port: int, changes: Sequence[str] = ()) -> int:
 
     Errors: ValueError for what is wrong with the run or the port, before the model is loaded.
     """
-    # Mistakes before the model, and the port before it too: nobody waits for a taken one.
+    # Before the model, which takes long to load: mistakes, and a port that is taken.
     check_changes(changes)
     if read_recipe(artifact_folder(run), changes).image is None:
         raise ValueError(

@@ -92,7 +92,6 @@ def number_faults(value: Any, hint: Any) -> Iterator[str]:
         finite = ", and finite" if limits is not None and limits.most == LARGEST_SETTING else ""
         yield f"got {value}; give {limits or 'a finite number'}{finite}"
     elif limits is not None and not limits.hold(value):
-        # A type that says nothing about the largest value has it from LARGEST_SETTING.
         too_large = value > limits.most == LARGEST_SETTING
         yield f"got {value}; give {f'at most {LARGEST_SETTING:,}' if too_large else limits}"
 

@@ -77,7 +77,6 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse complains about as a ValueError, without the usage."""
-        # "argument --steps: expected one argument" -> "--steps: expected one argument".
         mistake = re.sub(r"\bargument (?=\S)", "", message)
         if message.startswith(MISSING):
             # A required option may be there, but misspelt.

@@ -198,7 +198,6 @@ atexit.register(remove_half_made)
 def sweep(folder: Path, *, alone: bool = False) -> None:
     """Remove the unfinished outputs of dead processes from a folder; a process looks only once.
     `alone`: no other process writes there, so all others' outputs are abandoned."""
-    # Links to one folder are one folder.
     folder = Path(os.path.realpath(folder))
     if folder in _swept and not alone:
         return

@@ -286,7 +286,6 @@ def damage(folder: Path, needs: Collection[str] = (), within: str | None = None)
         try:
             if not path.is_file():
                 return f"{name} is missing"
-            # The size first: a cut file of gigabytes need not be hashed.
             if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
                 return f"{name} is not what was written (size or sha256 differ)"
         except OSError as error:

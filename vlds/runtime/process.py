@@ -64,7 +64,6 @@ def interruptible() -> Iterator[None]:
     postponed: list[tuple[int, Timer]] = []
 
     def interrupt(number: int) -> None:
-        # The file name of a frame that imports a module.
         importing = "<frozen importlib._bootstrap>"
         frame: FrameType | None = sys._getframe()
         while frame is not None and frame.f_code.co_filename != importing:

@@ -164,7 +164,6 @@ def follow(items: Iterable[Item], what: str, total: int, done: int = 0) -> Itera
     ) as progress:
         bar = progress.add_task(visible(what), total=total, completed=done)
         for count, item in enumerate(items, done):
-            # A log file gets lines: a bar that is drawn again would fill it.
             if progress.disable and pace.line_is_due():
                 tell(f"{what}: {count:,} of {total:,}", error=True, flush=True)
             yield item

@@ -56,7 +56,7 @@ def corrupted(
     shown = [mark_at.get(n, w) for n, w in enumerate(words) if n in mark_at or n not in hidden]
     if not spans:
         return " ".join(shown), " ".join(words)
-    # No sentinel closes the list, unlike in T5's own pre-training: VL-T5 has none.
+    # No sentinel closes the list, as in VL-T5 and unlike in T5's own pre-training.
     pairs = zip(marks, runs, strict=True)
     texts = (" ".join([mark, *words[run.start : run.stop]]) for mark, run in pairs)
     return " ".join(shown), " ".join(texts)

@@ -296,7 +296,7 @@ class MixedOrder:
 
     def _units(self, units: Ints, lane: int) -> tuple[Ints, Ints]:
         """The source of each unit of a lane, and its index among the source's units."""
-        # Blocks are of units, so that a seek computes the blocks it touches and none before.
+        # A seek computes the blocks that it touches, and none before them.
         blocks, rows = np.divmod(units, self.block)
         sources, indices = np.empty_like(units), np.empty_like(units)
         for block in np.unique(blocks).tolist():

@@ -206,8 +206,8 @@ def fetch(folder: str, name: str, path: Path, expected: tuple[str, int] | None =
     files, root = _open_address(folder)
     url = below(without_credentials(folder), name)
     limit = expected[1] if expected else LARGEST_FILE
-    # A file that came whole but wrong is fetched once more: the transfer may have damaged it.
     cure = "check the connection and start again: what has been fetched is kept"
+    # A file that came whole but wrong is fetched once more: the transfer may have damaged it.
     for last_try in (False, True):
         _retried(lambda: _download(files, below(root, name), path, limit), url, cure, path)
         if expected is None:

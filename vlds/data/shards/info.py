@@ -157,7 +157,7 @@ class DatasetInfo:
             raise ValueError(f"{path}: {error}; prepare the data set again") from None
         if any(not {"id", "reason"} <= entry.keys() for entry in info.dropped):
             raise ValueError(f"{path}: an entry of dropped has no id or no reason; {REBUILD}")
-        # A file that was edited by hand, or joined from two data sets.
+        # They differ in a file that was edited by hand, or joined from two.
         for field_name in ("samples", "annotations"):
             total = sum(getattr(shard, field_name) for shard in info.shards)
             if total != getattr(info, field_name):

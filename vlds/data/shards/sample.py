@@ -57,7 +57,7 @@ def parse_sample(
     """
     about = parse_member(content["json"]) if fields is None else foreign_json(key, content, fields)
     check_ids(about)
-    # By name: encoders that write several members a sample number them.
+    # By name: left.features.npy comes before right.features.npy.
     features = sorted(member for member in content if member.endswith(FEATURES))
     # What is left after these is the task's own: sizes, subtitles, proposals, ...
     sample_id = about.pop("id")

@@ -317,7 +317,7 @@ class Dataset:
                 f"data set {self.folder}: it has kind {self.kind} and no classes; name one of kind "
                 f"{KIND}, which `python -m data_prep imagefolder` writes"
             )
-        # The empty array at the end: a data set without shards has nothing to concatenate.
+        # With an empty array: np.concatenate refuses the empty list of a data set without shards.
         parts = [part for part in self._classes if part is not None]
         numbers = np.concatenate([*parts, np.empty(0)]).astype(np.int64)
         if (odd := (numbers >= len(classes)) & (numbers != NO_CLASS)).any():

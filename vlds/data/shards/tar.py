@@ -64,7 +64,7 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
     extension: dict[str, str] = {}
     while end is None or offset < end:
         header = read(offset, BLOCK)
-        # A cut exactly between two members shows too: there is no closing zero block.
+        # A file that is cut between two members fails here too: its closing zeros are missing.
         if len(header) < BLOCK:
             raise ShardError(f"the file ends at byte {offset + len(header)}, inside a header")
         if end is None and header == bytes(BLOCK):

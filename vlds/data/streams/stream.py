@@ -241,7 +241,7 @@ class MixedStream(ABC):
                 stacklevel=2,
             )
         phase = Phase(**state["phase"])
-        # A new phase that changes nothing is none: the order is that of a plain resume.
+        # Without a change the saved phase continues, as if the flag were not given.
         if new_phase and lines:
             phase = Phase(state["consumed"], given_before(state))
         self.consumed, self.order.phase = state["consumed"], phase

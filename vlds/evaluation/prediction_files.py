@@ -22,7 +22,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,12 +121,29 @@ def read_pairs(path: Path, members: Mapping[str, str] | None = None) -> Pairs:
     Errors: ValueError that names the file, and the entry whose form is unknown; also for a file
     without predictions, and for a zip without any of the members.
     """
-    option = f"--predictions: {path}"
+    option, known = f"--predictions: {path}", members or {}
+    texts: list[tuple[str, str, str]] = []
+    """Place (for messages), what ids begin with, and text."""
     try:
-        texts = list(member_texts(path, members or {}))
+        if path.suffix != ".zip":
+            texts.append((option, "", read_text(path)))
+        else:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                # In the order of the data sets; members for others are not read.
+                for name in known:
+                    if name in names:
+                        text = archive.read(name).decode()
+                        texts.append((f"{option}, {name}", known[name], text))
     except (OSError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"{option}: {reason}; name a file of predictions") from None
+    if not texts:
+        raise ValueError(
+            f"{option}: expected {' or '.join(known) or 'no zip'}, but it has "
+            f"{', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}; name the "
+            "data set that one of these is for, or unpack the right one"
+        )
     pairs = [
         (start + key, prediction)
         for where, start, text in texts
@@ -135,27 +152,6 @@ def read_pairs(path: Path, members: Mapping[str, str] | None = None) -> Pairs:
     if not pairs:
         raise ValueError(f"{option} holds no predictions; name another file")
     return pairs
-
-
-def member_texts(path: Path, members: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Place (for messages), what ids begin with, and text: of the members of a zip, or of the file
-    itself."""
-    option = f"--predictions: {path}"
-    if path.suffix != ".zip":
-        yield option, "", read_text(path)
-        return
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if members.keys().isdisjoint(names):
-            raise ValueError(
-                f"{option}: expected {' or '.join(members) or 'no zip'}, but it has "
-                f"{', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}; name the "
-                "data set that one of these is for, or unpack the right one"
-            )
-        # In the order of the data sets; members for others are not read.
-        for name in members:
-            if name in names:
-                yield f"{option}, {name}", members[name], archive.read(name).decode()
 
 
 def pairs_of(where: str, text: str) -> Pairs:

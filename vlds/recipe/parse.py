@@ -173,7 +173,13 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
                 raise ValueError(f"{option}: no value follows; write {option} VALUE")
         # In the order of the words: a file after an option overrides it.
         if option == CONFIG:
-            tree = merged(tree, read_recipe(value, options), WHOLE)
+            file = find(value)  # or a shipped recipe of this name
+            recipe = read_merged(file, options)
+            try:
+                check_tree(recipe, options)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from None
+            tree = merged(tree, recipe, WHOLE)
         else:
             try:
                 set_key(tree, option.removeprefix("--").split("."), value, known)
@@ -181,20 +187,6 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
                 raise ValueError(
                     f"{option}: got {value!r:.100}, not YAML; check its brackets and quotes"
                 ) from None
-    return tree
-
-
-def read_recipe(name: str, options: type) -> dict[str, Any]:
-    """Read a recipe file, or a shipped recipe of this name, with its base.
-
-    Errors: ValueError if it is not a recipe.
-    """
-    file = find(name)
-    tree = read_merged(file, options)
-    try:
-        check_tree(tree, options)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
     return tree
 
 

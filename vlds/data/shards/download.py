@@ -249,8 +249,11 @@ def _retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Va
             if reason is None and pause is not None:
                 time.sleep(pause)
                 continue
+            # The class and the text: the `repr` of aiohttp's errors shows the request's headers,
+            # with the login.
+            shown = f"{type(error).__name__}({str(error)!r})"
             tries = len(PAUSES) + 1
-            reason = reason or f"{tries} downloads broke, the last one with {_shown(error)}; {cure}"
+            reason = reason or f"{tries} downloads broke, the last one with {shown}; {cure}"
             # Not `from error`: a traceback would show the whole URL.
             raise FetchError(f"{url}: {without_credentials(reason)}") from None
     raise AssertionError
@@ -339,8 +342,8 @@ class WebStream:
                 _check_rate(self._came, self._waited)
                 self._waited, self._came = 0.0, 0
         except Exception as error:  # aiohttp's errors, which hold the headers that were sent
-            reason = without_credentials(f"the connection broke off with {_shown(error)}")
-            raise FetchError(f"{self._address}: {reason}") from None
+            shown = without_credentials(f"{type(error).__name__}({str(error)!r})")
+            raise FetchError(f"{self._address}: the connection broke off with {shown}") from None
         return data
 
     def close(self) -> None:
@@ -404,12 +407,6 @@ async def _watched(work: Coroutine[Any, Any, None], counter: _Counter, target: P
             raise
         before = now
     task.result()
-
-
-def _shown(error: Exception) -> str:
-    """An error with its class. The `repr` of aiohttp's errors shows the request's headers, with the
-    login."""
-    return f"{type(error).__name__}({str(error)!r})"
 
 
 def _final_reason(error: Exception, path: Path) -> str | None:

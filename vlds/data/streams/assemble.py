@@ -27,7 +27,6 @@ from vlds.data.streams.loader import Parcel
 from vlds.data.streams.source import AnySource, EvalOrder, TaskSource, fixed_example
 from vlds.schema import (
     Collator,
-    Example,
     Images,
     NaturalSize,
     PictureSpec,
@@ -270,51 +269,48 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         return parcel
 
     def _row(self, slot: Slot, bad: list[BadSample]) -> Row | None:
-        """The next example of a slot; None if too many are bad."""
-        source = self.reader.sources[slot.source_index]
+        """The next example of a slot; None if too many are bad.
+
+        Errors: ValueError in training for an example without a target.
+        """
+        source, evaluation = self.reader.sources[slot.source_index], self.reader.evaluation
         for attempt, candidate in slot.candidates:
             slot.current = candidate
+            sample, images, fault, _ = candidate.opened
             try:
-                example = self._example(source, candidate, slot.position, attempt)
+                if sample is None or fault is not None:
+                    raise SkipSample(fault)
+                if evaluation:
+                    example = fixed_example(source, candidate.dataset, sample, candidate.annotation)
+                else:
+                    # By position and attempt, so that what a task draws does not depend on ranks
+                    # and workers.
+                    rng = self._draws.at(slot.position, attempt)
+                    if source.task.pairs_samples:
+                        sample = source.paired(sample, rng.random())
+                    example = ask(source.task, source.name, sample, candidate.annotation, rng)
             except SkipSample as error:
                 self._reject(slot, str(error), bad)
                 continue
-            first_bad = slot.first_bad
-            if first_bad and self.reader.evaluation:
-                # Another example's text and picture fill the row, but not under its id.
-                example = replace(
-                    example, id=first_bad.id or f"{first_bad.dataset}/{first_bad.key}"
+            if example.target is None and not evaluation:
+                raise ValueError(
+                    f"source {source.name}: example {example.id} of data set {sample.dataset} has "
+                    "no target; it cannot be trained on: name a split with labels"
                 )
+            first_bad = slot.first_bad
+            if first_bad and evaluation:
+                # Another example's text and picture fill the row, but not under its id.
+                name = first_bad.id or f"{first_bad.dataset}/{first_bad.key}"
+                example = replace(example, id=name)
             return Row(
                 example=example,
                 task_index=self.first_task + slot.source_index,
                 max_prompt_tokens=source.task.max_prompt_tokens,
                 max_target_tokens=source.task.max_target_tokens,
-                images=candidate.opened.images,
-                valid=first_bad is None or not self.reader.evaluation,
+                images=images,
+                valid=first_bad is None or not evaluation,
             )
         return None
-
-    def _example(
-        self, source: TaskSource[object], candidate: Candidate, position: int, attempt: int
-    ) -> Example:
-        """Errors: SkipSample; ValueError in training for an example without a target."""
-        sample, _, fault, _ = candidate.opened
-        if sample is None or fault is not None:
-            raise SkipSample(fault)
-        if self.reader.evaluation:
-            return fixed_example(source, candidate.dataset, sample, candidate.annotation)
-        # By position and attempt, so that what a task draws does not depend on ranks and workers.
-        rng = self._draws.at(position, attempt)
-        if source.task.pairs_samples:
-            sample = source.paired(sample, rng.random())
-        example = ask(source.task, source.name, sample, candidate.annotation, rng)
-        if example.target is None:
-            raise ValueError(
-                f"source {source.name}: example {example.id} of data set {sample.dataset} has no "
-                "target; it cannot be trained on: name a split with labels"
-            )
-        return example
 
     def _reject(self, slot: Slot, reason: str, bad: list[BadSample]) -> None:
         """Record a slot's current candidate as bad."""

@@ -25,7 +25,7 @@ from vlds.runtime.checks import guess
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import Pace, clock
 from vlds.schema import Collator, Example, RefusedRows, Row, Sample, SkipSample
-from vlds.tasks.base import Task, check_unique
+from vlds.tasks.base import check_unique
 
 SAMPLES = 200
 """Samples of a task that are looked at before training."""
@@ -154,7 +154,16 @@ def predict(
     task, image = loaded.recipe.tasks[name], loaded.recipe.image
     if image is None:
         raise ValueError("image: the run's vision encoder reads stored features, not pictures")
-    sample = sample_of(task, pictures, text)
+    field = task.input_field
+    sample = Sample(
+        key="0",
+        dataset="command line",
+        id="0",
+        kind=task.kinds[0],
+        images=tuple(pictures),
+        features=(),
+        annotations=({"id": "0"} if field is None else {"id": "0", field: text},),
+    )
     check_number(loaded.recipe, name, len(pictures), loaded.trained_on.get(name))
     # No generator: a task that draws in training asks its plain question.
     example = task.example(name, sample, 0 if task.unit == "annotation" else None, None)
@@ -193,20 +202,6 @@ def check_number(
     if not fewest <= given <= most:
         number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         raise ValueError(f"image: got {given}, and the task {name} takes {number}")
-
-
-def sample_of(task: Task, pictures: Sequence[bytes], text: str) -> Sample:
-    """A sample made of a user's pictures and text."""
-    annotation = {"id": "0"} if task.input_field is None else {"id": "0", task.input_field: text}
-    return Sample(
-        key="0",
-        dataset="command line",
-        id="0",
-        kind=task.kinds[0],
-        images=tuple(pictures),
-        features=(),
-        annotations=(annotation,),
-    )
 
 
 class EvaluationStopped(Exception):

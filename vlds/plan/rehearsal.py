@@ -203,22 +203,6 @@ class Rehearsal(TorchDispatchMode):
         self._alive -= size
 
 
-def make_hollow(model: nn.Module, rehearsal: Rehearsal) -> None:
-    """Replace the weights of a model on the meta device by hollow ones; tied ones stay tied."""
-    # One hollow weight for each one, by identity: a tied weight stands in several modules.
-    made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                if id(weight) not in made:
-                    hollow = rehearsal.hollow(weight.detach())
-                    made[id(weight)] = nn.Parameter(hollow, requires_grad=weight.requires_grad)
-                module._parameters[name] = made[id(weight)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:
-                module._buffers[name] = rehearsal.hollow(buffer)
-
-
 def dropout_once(values: Tensor) -> Tensor:
     """One direction of dropout by example, which takes as long whatever the keys are."""
     rows = torch.zeros(values[..., 0].numel(), dtype=torch.int64)
@@ -298,9 +282,20 @@ def rehearse(model: Model, batch: Batch, parts: int = 1, *, on_gpu: bool = False
     """What a micro-batch takes, given a model on the meta device, which becomes hollow. `parts`:
     in how many sets of similar rows it is computed. `on_gpu`: with a GPU's operations instead of
     this CPU's."""
-    # Weights become hollow first: their bytes are counted by `needs.planned`, not here.
+    # Weights become hollow before the operations: `needs.planned` counts their bytes, this does
+    # not. One hollow weight for each one, by identity: a tied weight stands in several modules.
     rehearsal = Rehearsal()
-    make_hollow(model, rehearsal)
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                if id(weight) not in made:
+                    hollow = rehearsal.hollow(weight.detach())
+                    made[id(weight)] = nn.Parameter(hollow, requires_grad=weight.requires_grad)
+                module._parameters[name] = made[id(weight)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = rehearsal.hollow(buffer)
     model.train()
     kernels = gpu_kernels if on_gpu else step_kernels
     with kernels(model, HollowDropout(rehearsal, on_gpu=on_gpu)), rehearsal:

@@ -33,8 +33,6 @@ from vlds.runtime.terminal import tell
 
 Changes = Mapping[str, object]
 """Dotted keys of a recipe -> values."""
-LAST_LINES = 20
-"""Lines of a command's output in which its error message is looked for."""
 __all__ = ["Answer", "Model", "Scored", "evaluate", "load", "train"]
 
 
@@ -113,6 +111,7 @@ def train(
             file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
         else:
             file = path_of("recipe", recipe)
+        # Parsed here too: mistakes come before processes start, and the run's folder is known.
         words = [str(file), *words_of(changes)]
         output = parse_recipe(words, "vlds train").output
         options = ["--resume", "auto"] if resume else []
@@ -135,6 +134,7 @@ def evaluate(
 
     Errors: as `train`.
     """
+    # Not as a Path, which turns :// into :/.
     folders = [data] if isinstance(data, str | Path) else data
     names = [folder if is_url(folder) else path_of("data", folder) for folder in folders]
     words = ["--run", str(path_of("run", run))]
@@ -178,6 +178,7 @@ def json_text(argument: str, value: object) -> str:
             return str(part)
         raise ValueError(f"got {type(part).__name__}")
 
+    # JSON is YAML too, so the recipe's parser reads it.
     try:
         return json.dumps(value, default=path_text)
     except (TypeError, ValueError) as error:
@@ -203,7 +204,8 @@ def run_command(words: Sequence[str], ranks: int | None, unsaid: str = "") -> No
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     )
-    last: deque[str] = deque(maxlen=LAST_LINES)
+    # A command's error message is among its last lines.
+    last: deque[str] = deque(maxlen=20)
     assert process.stdout is not None
     try:
         for line in process.stdout:

@@ -94,6 +94,8 @@ def artifact_folder(run: Path) -> Path:
 def own_tensors(model: Model, masters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Copies of what the artifact keeps of a whole (unpartitioned) model; `masters`, name -> fp32
     master, replace the model's own weights."""
+    # clone, because rows of a table and tied weights share memory, which safetensors refuses; and
+    # training goes on while the file is written.
     parts = own_parts(model) | dict(masters or {})
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parts.items()}
 
@@ -103,6 +105,7 @@ def own_parts(model: Model) -> dict[str, Tensor]:
     sources = model.sources
     parts: dict[str, Tensor] = {}
     for name, tensor in model.unique_state():
+        # The source holds the first rows of an extended vocabulary; ours are, say, "name[32128:]".
         if name in sources.rows:
             start = sources.rows[name]
             parts[f"{name}[{start}:]"] = tensor[start:]
@@ -141,6 +144,7 @@ def write_artifact(
     save_file(tensors, folder / WEIGHTS)
     processor.save_pretrained(folder / PROCESSOR)
     write_description(folder, recipe, trained_on)
+    # Last: it lists all files.
     write_manifest(folder)
 
 
@@ -285,6 +289,8 @@ def readable(folder: Path, name: str) -> Iterator[None]:
 
 def check_shapes(parts: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Errors: ValueError if an artifact's tensors are not exactly these parts of a model."""
+    # Both ways: a missing tensor would leave a weight random, and one too many belongs to another
+    # model.
     odd: list[str] = []
     for key in sorted(tensors.keys() | parts.keys()):
         stored, wanted = (

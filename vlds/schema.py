@@ -146,7 +146,7 @@ class Batch:
     """(b,) float32."""
     valid: Tensor
     """(b,) bool: False for a row that does not count: in evaluation, one that stands in for an
-    unreadable example; in training, the only row of a rank that has none of its own."""
+    unreadable example; in training, the only row of a rank without its own rows."""
     image_index: Tensor
     """(b, n) int64 into the first dimension of images or features, NO_IMAGE if absent."""
     images: Tensor | None = None
@@ -177,6 +177,7 @@ class Batch:
 
     def select(self, rows: Tensor) -> Batch:
         """These rows (r,), padded to the longest of them, with their images."""
+        # Padding is on the right, so the longest row of the part is its number of real tokens.
         prompts = int(self.attention_mask[rows].sum(1).max())
         targets = None
         if self.labels is not None:
@@ -184,6 +185,7 @@ class Batch:
             columns = (self.labels[rows] != IGNORED_LABEL).nonzero()[:, 1]
             longest = int(columns.max()) + 1 if len(columns) else 1
             targets = self.labels[rows, : prompts if self.labels_on_prompt else longest]
+        # Columns that no row of the part uses go; one stays, even for rows without images.
         shown = self.image_index[rows]
         shown = shown[:, : max(1, int((shown != NO_IMAGE).sum(1).max()))]
         # `index` numbers the images that are left from 0. NO_IMAGE is -1, so it sorts first; where
@@ -197,6 +199,7 @@ class Batch:
 
         return Batch(
             ids=[self.ids[row] for row in rows.tolist()],
+            # `task_index` stays on the CPU, whatever device the rows are on (see `to`).
             task_index=self.task_index[rows.cpu()],
             input_ids=self.input_ids[rows, :prompts],
             attention_mask=self.attention_mask[rows, :prompts],
@@ -222,6 +225,7 @@ class Batch:
 
     def prompts(self) -> Batch:
         """This batch without its answers."""
+        # Causal models read question and answer in one row; masked, the answer is not there.
         mask = self.attention_mask
         if self.labels is not None and self.labels_on_prompt:
             mask = mask.bool() & (self.labels == IGNORED_LABEL)
@@ -230,6 +234,7 @@ class Batch:
     def to(self, device: Any) -> Batch:
         """Move every tensor except task_index: Python code reads its values, and on a GPU each read
         would wait for the device."""
+        # non_blocking: pinned memory is copied while Python goes on; other memory is not.
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True), but="task_index")
 
     def pin_memory(self) -> Batch:
@@ -237,6 +242,7 @@ class Batch:
         return self._mapped(Tensor.pin_memory)
 
     def _mapped(self, function: Callable[[Tensor], Tensor], but: str = "") -> Batch:
+        # Over all fields, so that a new one with a tensor is not forgotten on the CPU.
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != but}
         mapped: dict[str, Any] = {
             name: function(value) for name, value in values.items() if isinstance(value, Tensor)
@@ -292,6 +298,7 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.choices is not None and not self.choices:
             raise ValueError("choices: there are none; give some words, or set it to null")
+        # Both are off when they are None or 0.
         for name in ("choices", "no_repeat_ngram_size"):
             if self.answers is not None and (given := getattr(self, name)):
                 raise ValueError(
@@ -333,11 +340,11 @@ class TargetModules:
     """Standard deviation with which the model's family initializes linear layers; None: PyTorch's
     default."""
     cures: Mapping[str, str] = field(default_factory=dict)
-    """Role that models of this kind lack -> what to choose instead, for the error message."""
+    """Role that models of this kind do not have -> what to choose instead, for the message."""
     narrow: Callable[[Any, int, tuple[int, int]], Any] | None = None
-    """Makes narrow stacks beside a model: the model, the factor by which they are narrower, and how
-    many layers encoder and decoder have -> a model of its class that shares its embeddings. None
-    where there are no two stacks."""
+    """Makes narrow stacks next to a model: the model, the factor by which they are narrower, and
+    how many layers encoder and decoder have -> a model of its class that shares its embeddings.
+    None for a model without two stacks."""
 
 
 @dataclass(frozen=True)
@@ -374,5 +381,6 @@ class RefusedRows(SkipSample):
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
         """`reasons`: index of each such row in the batch -> why."""
+        # Each reason once: rows may share a picture.
         super().__init__("; ".join(dict.fromkeys(reasons.values())))
         self.reasons = reasons

@@ -61,7 +61,7 @@ def test_weights_begin_as_in_the_originals() -> None:
     [
         (("yes",), "classes: got 1; give two classes or more"),
         ((), "classes: got 0; give two"),
-        (("yes", "no", "yes"), "classes: 'yes' stands twice; name each class once"),
+        (("yes", "no", "yes"), "classes: 'yes' appears twice; name each class once"),
         (("yes", " "), "classes: got ' ' among the classes; each is a text, not empty"),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_wrong_list_is_named(classes: tuple[str, ...], message: str) -> None:
         ("{}", r"got {}; give a list of texts"),
         ("[1, 2]", "got 1 among the classes"),
         ("[", "is not JSON"),
-        ('["a", "a"]', "'a' stands twice"),
+        ('["a", "a"]', "'a' appears twice"),
     ],
 )
 def test_a_wrong_file_is_named(text: str | None, message: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vlds.tasks.metrics.caption_scores import caption_scores
-from vlds.tasks.metrics.plain_scores import f1
+from vlds.tasks.metrics.plain_scores import word_f1_values
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from vlds.tasks.metrics.plain_scores import f1
     ],
 )
 def test_f1(caption: str, reference: str, expected: float) -> None:
-    assert f1(caption, reference) == pytest.approx(expected)
+    assert word_f1_values([caption], [[reference]]) == pytest.approx([expected])
 
 
 def test_best_reference_counts() -> None:

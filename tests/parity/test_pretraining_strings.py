@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.toys.recorded.case import FOLDER
-from vlds.tasks.grounding import names_of, pointers_to
-from vlds.tasks.masked_words import denoising, hidden_runs, infilling
+from vlds.tasks.grounding import POINTERS, names_of
+from vlds.tasks.masked_words import corrupted, hidden_runs
 
 SOURCES = sorted(FOLDER.rglob("pretrain_strings.json"))
 
@@ -33,14 +33,14 @@ def with_prefix(row: dict[str, Any], text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "texts"), [("corrupt_spans", infilling), ("corrupt_bart", denoising)]
+    ("name", "written"), [("corrupt_spans", "spans"), ("corrupt_bart", "sentence")]
 )
-def test_hidden_words(recorded: list[dict[str, Any]], name: str, texts: Any) -> None:
+def test_hidden_words(recorded: list[dict[str, Any]], name: str, written: Any) -> None:
     rows = [row for row in recorded if row["fn"] == name]
     assert len(rows) >= 72
     for row in rows:
         runs = hidden_runs(row["permutation"], row["mask_ratio"])
-        source, target = texts(row["sentence"].split(), runs)
+        source, target = corrupted(row["sentence"].split(), runs, written)
         assert (with_prefix(row, source), target) == (row["source"], row["target"])
 
 
@@ -51,6 +51,7 @@ def test_regions(recorded: list[dict[str, Any]], name: str) -> None:
     for row in rows:
         chosen = row["permutation"][: row["n_ground"]]
         chosen = sorted(chosen) if row["sort"] else chosen
-        texts = pointers_to(chosen), names_of(row["captions"], chosen)
+        tokens = " ".join(POINTERS[number] for number in chosen)
+        texts = tokens, names_of(row["captions"], chosen)
         source, target = texts if name == "ground_caption" else texts[::-1]
         assert (with_prefix(row, source), target) == (row["source"], row["target"])

@@ -173,7 +173,7 @@ def test_yaml_is_bounded(tmp_path: Path) -> None:
     for deep in ("[" * 50, "{a: " * 50, "[" * 100_000):
         with pytest.raises(ValueError, match="nested more than 40 levels"):
             parse_yaml(deep, "r")
-    with pytest.raises(ValueError, match="r, line 3: 'b' is there twice; keep one"):
+    with pytest.raises(ValueError, match="r, line 3: 'b' appears twice; keep one"):
         parse_yaml("a:\n  b: 1\n  b: 2", "r")
     assert parse_yaml("a: &x [1, 2]\nb: *x", "r") == {"a": [1, 2], "b": [1, 2]}
     os.mkfifo(tmp_path / "fifo")

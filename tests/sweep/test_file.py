@@ -138,9 +138,7 @@ def test_a_row_names_its_folder() -> None:
 def test_a_row_named_twice_is_refused(file: str) -> None:
     with Path(file).open("a") as text:
         text.write("recipes: {other: recipes/demo.yaml}\n")
-    with pytest.raises(
-        ValueError, match=r"table.yaml, line 20: 'recipes' is there twice; keep one"
-    ):
+    with pytest.raises(ValueError, match=r"table.yaml, line 20: 'recipes' appears twice; keep one"):
         read_sweep([file])
 
 

@@ -95,7 +95,7 @@ def test_ids_must_fit(task: Task) -> None:
 
 def test_an_id_may_stand_only_once() -> None:
     check_unique(["b", "a"])
-    with pytest.raises(ValueError, match=r"^2 ids stand twice in .*: a, b; make each data set"):
+    with pytest.raises(ValueError, match=r"^2 ids appear twice in .*: a, b; make each data set"):
         check_unique(["a", "b", "a", "b"])
 
 

@@ -19,7 +19,6 @@ from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import records, world_recipe
 from vlds.cli.main import run_command
-from vlds.data.streams.source import Survey
 from vlds.evaluation.sources import evaluation_sources
 from vlds.recipe.config import Recipe
 from vlds.tasks import GQA, Caption
@@ -97,13 +96,6 @@ def test_a_file_that_a_score_needs_is_asked_for(world: Path, tmp_path: Path) -> 
     task = GQA(evaluate=["shards/gqa-val"], choices="eval/absent.json")
     with pytest.raises(ValueError, match=r"^tasks\.gqa\.choices: eval/absent\.json is neither"):
         evaluation_sources(replace(recipe, tasks={"gqa": task}))
-
-
-def test_an_example_that_shares_its_id_is_not_left_out_in_silence() -> None:
-    """It is refused when the data are first read, before anything is decoded."""
-    with pytest.raises(ValueError, match="1 ids stand twice in the data that are evaluated"):
-        Survey(ids=["0", "1", "0"]).check()
-    Survey(ids=["0", "1"]).check()
 
 
 def evaluate_run(run: Path) -> str:

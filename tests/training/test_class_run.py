@@ -194,7 +194,7 @@ def test_answers_without_a_class_are_counted(world: Path, tmp_path: Path, ranks1
     recipe = replace(recipe, training=replace(recipe.training, steps=1))
     printed = ranks1.run(run_and_print, recipe, timeout=120)[0][1]
     assert (
-        "tasks.vqa.head.classes: 24 of the first 48 answers are no class, such as 'blue'; they "
+        "tasks.vqa.head.classes: 24 of the first 48 answers are not classes, such as 'blue'; they "
         "train no class, and are scored as wrong"
     ) in printed
 

@@ -229,7 +229,7 @@ def test_a_zip_without_the_data_set_says_what_it_has(tmp_path: Path) -> None:
     write_clips(tmp_path, "tvqa", "test", {"1": 0})
     words = ["--predictions", str(tmp_path / "value.zip"), "--data", str(tmp_path / "tvqa-test")]
     complaint = (
-        r"needed is tvqa/tvqa_test_predictions\.json, and it has tvqa/tvqa_val_predictions\.json; "
+        r"expected tvqa/tvqa_test_predictions\.json, but it has tvqa/tvqa_val_predictions\.json; "
         "name the data set"
     )
     with pytest.raises(ValueError, match=complaint):
@@ -334,7 +334,7 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
             "vqa",
             "a.json",
             '[{"question_id": 1, "answer": "red"}, {"question_id": 1, "answer": "red"}]',
-            "1 ids come twice: 1; give each one prediction",
+            "1 ids appear twice: 1; give each one prediction",
         ),
         ("vqa", "a.json", "[]", "a.json holds no predictions"),
         ("vqa", "a.jsonl", "", "a.jsonl holds no predictions"),
@@ -363,7 +363,7 @@ def score(tmp_path: Path, kind: str, text: str, name: str) -> None:
         ("nlvr2", "a.csv", "dev-1-0-0, True\n", "'dev-1-0-0, True'; give lines"),
         ("video_qa", "a.json", '{"7": "a1"}', "7 has 'a1'; one object is the form of TVQA"),
         ("vqa", "a.json", '{"1": "red"}', "1 has 'red'; .* other tasks have a list of entries"),
-        ("video_qa", "a.json", '{"7": 1, "7": 0, "8": 0}', "a.json: 1 ids come twice: 7; give"),
+        ("video_qa", "a.json", '{"7": 1, "7": 0, "8": 0}', "a.json: 1 ids appear twice: 7; give"),
         (
             "nlvr2",
             "a.txt",

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlds.artifact import LoadedRun
 from vlds.convert.output import tell
 from vlds.data.shards.pictures import decode_image
-from vlds.data.streams.assemble import new_stack
+from vlds.data.streams.assemble import ImageStack
 from vlds.models.methods.host import states_type
 from vlds.runtime.files import read_file
 from vlds.runtime.terminal import follow
@@ -105,7 +105,7 @@ def probe(run: LoadedRun, task: str, pictures: Sequence[Path], option: str = "--
             decoded = [decode_image(read_file(path), spec, str(path)) for path in pictures]
         except (OSError, SkipSample) as error:
             raise ValueError(f"{option}: {error}; name pictures that can be read") from None
-        stack = new_stack(spec, num)
+        stack = ImageStack(num, spec)
         stack.add(decoded)
         images = stack.images()
     # Without pictures: noise in their place, or in that of stored features.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlds.data.errors import ErrorPolicy
-from vlds.data.shards.download import ShardCache, default_folder
+from vlds.data.shards.download import ShardCache
 from vlds.runtime.checks import Count, Natural, Positive, SourcePath
 
 Unit = Literal["example", "global_batch"]
@@ -26,8 +26,8 @@ class DataConfig:
     eval_batch_size: Count = 64
     """Examples a rank decodes at once in evaluation."""
     unit: Unit = "example"
-    """What is of one task: each example on its own, or the whole global batch, whose size each task
-    may then set by its own `batch_size`."""
+    """What holds one task only: each example by itself, or the whole global batch, whose size each
+    task may then set by its own `batch_size`."""
     temperature: Positive | None = None
     """T: a task of n examples is drawn as n^(1/T), 1 is by size; default: by the tasks' weights."""
     window: Count = 64
@@ -38,8 +38,9 @@ class DataConfig:
     group: Count = 1
     """Annotations of one image that stay together in a batch: it is decoded and encoded once."""
     lanes: Count = 1
-    """Parts of the global batch that read shards of their own: with 64, say, nodes without a common
-    disk fetch a part of the shards each. The order depends on it; it divides the global batch."""
+    """Parts of the global batch that each read their own shards: with 64, say, nodes without a
+    common disk fetch a part of the shards each. The order depends on it; it divides the global
+    batch."""
     num_workers: Natural = 0
     """Loader processes of each rank."""
     reader: Literal["indexed", "sequential"] = "indexed"
@@ -67,6 +68,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         indexed_only, sequential_only = ("window", "group", "lanes"), ("shuffle_buffer", "fields")
         for name in sequential_only if self.reader == "indexed" else indexed_only:
+            # A field with a default_factory is not an attribute of the class: `fields` is {}.
             value, default = getattr(self, name), getattr(DataConfig, name, {})
             if value != default:
                 raise ValueError(
@@ -84,5 +86,6 @@ class DataConfig:
     @property
     def shard_cache(self) -> ShardCache:
         """Where copies of data sets named by URL are kept."""
-        folder = default_folder() if self.cache is None else Path(self.cache).expanduser()
-        return ShardCache(folder, self.cache_bytes)
+        if self.cache is None:
+            return ShardCache(limit=self.cache_bytes)
+        return ShardCache(Path(self.cache).expanduser(), self.cache_bytes)

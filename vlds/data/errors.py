@@ -81,12 +81,14 @@ class ErrorBook:
         if not bad:
             self._in_a_row.clear()
             return
+        # A position whose first substitutes are bad too is still one replaced example.
         bad_at: dict[int, list[BadSample]] = {}
         for entry in bad:
             bad_at.setdefault(entry.position, []).append(entry)
         self.num_bad += len(bad_at)
         lines = []
         for entry in bad:
+            # A bad sample comes again in every epoch, and once for each of its annotations.
             if entry.name not in self._written:
                 self._written.add(entry.name)
                 lines.append(json.dumps(asdict(entry), ensure_ascii=False) + "\n")
@@ -100,6 +102,7 @@ class ErrorBook:
             self._in_a_row |= {entry.name for entry in bad_at.get(position, [])}
             if len(self._in_a_row) >= self.policy.max_in_a_row:
                 self._stop(f"{len(self._in_a_row)} bad samples in a row", bad)
+        # The floor of max_in_a_row: one bad sample among the first ten says nothing of the share.
         if self.num_bad > max(
             self.policy.max_in_a_row, self.policy.max_bad_fraction * self.num_seen
         ):

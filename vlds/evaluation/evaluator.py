@@ -14,7 +14,7 @@ import numpy as np
 from vlds.artifact import LoadedRun, TrainedOn
 from vlds.data.order.mixed_order import BatchCut
 from vlds.data.shards.pictures import decode_image
-from vlds.data.streams.assemble import StreamSetup, new_stack
+from vlds.data.streams.assemble import ImageStack, StreamSetup
 from vlds.data.streams.source import EvalOrder, Source, Survey, fixed_examples, survey
 from vlds.data.streams.stream import EvalStream
 from vlds.evaluation.result import Decoded, Details, Evaluation
@@ -25,7 +25,7 @@ from vlds.runtime.checks import guess
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import Pace, clock
 from vlds.schema import Collator, Example, RefusedRows, Row, Sample, SkipSample
-from vlds.tasks.base import Task
+from vlds.tasks.base import check_unique
 
 SAMPLES = 200
 """Samples of a task that are looked at before training."""
@@ -36,16 +36,17 @@ Lengths: TypeAlias = Callable[[Sequence[tuple[str, int]]], list[int]]
 
 
 def unknown_answers(sources: Sequence[Source]) -> list[str]:
-    """What to tell a user where some of the first answers of a task are no class of its head: such
+    """What to tell a user if some of the first answers of a task are not classes of its head: such
     an example has no class to learn.
 
-    Errors: ValueError where none of them is a class.
+    Errors: ValueError if none of them is a class.
     """
     lines = []
     for source in sources:
         task = source.task
         if task.head is None:
             continue
+        # `class_scores` is None without a label, and empty for an answer that is not a class.
         examples = [e for e in first_examples(source) if e.class_scores is not None]
         unknown = [e for e in examples if not any((e.class_scores or {}).values())]
         if not unknown:
@@ -59,8 +60,8 @@ def unknown_answers(sources: Sequence[Source]) -> list[str]:
                 f"{answer!r:.60}; the classes are {known:.60}, ...: give the list of these data"
             )
         lines.append(
-            f"{place}: {len(unknown):,} of the first {len(examples):,} answers are no class, such "
-            f"as {answer!r:.60}; they train no class, and are scored as wrong"
+            f"{place}: {len(unknown):,} of the first {len(examples):,} answers are not classes, "
+            f"such as {answer!r:.60}; they train no class, and are scored as wrong"
         )
     return lines
 
@@ -96,6 +97,7 @@ def cut_texts(sources: Sequence[Source], collator: Collator) -> list[str]:
 def first_examples(source: Source) -> Iterator[Example]:
     """The examples of a task's first samples, without those that cannot be read, which training
     counts."""
+    # One by one: a sample that raises must not take the next ones with it.
     for index in range(min(SAMPLES, source.first_sample[-1])):
         try:
             for _, examples in fixed_examples(source, range(index, index + 1)):
@@ -121,6 +123,7 @@ def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
         raise ValueError(f"task: the run has no task {chosen:.80}; {hint}its tasks: {known}")
     if not isinstance(question, str):
         raise ValueError(f"question: got {type(question).__name__}; give a str")
+    # JSON and command lines may bring lone surrogates, at which tokenizers raise unclear errors.
     try:
         question.encode()
     except UnicodeEncodeError as error:
@@ -151,7 +154,16 @@ def predict(
     task, image = loaded.recipe.tasks[name], loaded.recipe.image
     if image is None:
         raise ValueError("image: the run's vision encoder reads stored features, not pictures")
-    sample = sample_of(task, pictures, text)
+    field = task.input_field
+    sample = Sample(
+        key="0",
+        dataset="command line",
+        id="0",
+        kind=task.kinds[0],
+        images=tuple(pictures),
+        features=(),
+        annotations=({"id": "0"} if field is None else {"id": "0", field: text},),
+    )
     check_number(loaded.recipe, name, len(pictures), loaded.trained_on.get(name))
     # No generator: a task that draws in training asks its plain question.
     example = task.example(name, sample, 0 if task.unit == "annotation" else None, None)
@@ -161,7 +173,8 @@ def predict(
     except SkipSample as error:
         reason = re.sub(r" <_io\.\w+ object at \w+>", "", str(error))  # Pillow's word for it
         raise ValueError(f"image: {reason}; name a file with a whole picture") from None
-    stack = new_stack(image, 1)
+    # The same path as in evaluation, so that an answer does not depend on how it was asked for.
+    stack = ImageStack(1, image)
     images = stack.add(pixels)
     task_index = list(loaded.recipe.tasks).index(name)
     row = Row(example, task_index, task.max_prompt_tokens, task.max_target_tokens, images)
@@ -183,25 +196,12 @@ def check_number(
     wanted = recipe.tasks[name].num_pictures
     fewest = wanted or recipe.model.fewest_images
     most = wanted or recipe.model.most_images[0]
+    # A model may have places for more pictures than it has seen in training: these learned nothing.
     if wanted is None and trained_on is not None and trained_on.most_pictures is not None:
         most = min(most, max(fewest, trained_on.most_pictures))
     if not fewest <= given <= most:
         number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         raise ValueError(f"image: got {given}, and the task {name} takes {number}")
-
-
-def sample_of(task: Task, pictures: Sequence[bytes], text: str) -> Sample:
-    """A sample made of a user's pictures and text."""
-    annotation = {"id": "0"} if task.input_field is None else {"id": "0", task.input_field: text}
-    return Sample(
-        key="0",
-        dataset="command line",
-        id="0",
-        kind=task.kinds[0],
-        images=tuple(pictures),
-        features=(),
-        annotations=(annotation,),
-    )
 
 
 class EvaluationStopped(Exception):
@@ -246,6 +246,8 @@ class Evaluator:
     def _survey(self, source: Source, collator: Collator | None = None) -> Survey | None:
         """What a source asks, with costs if there is a collator; on the first rank, None
         elsewhere. Collective; errors are ValueErrors on all ranks."""
+        # Each rank reads one stretch, so that the parts stand in the data's order when they are
+        # joined by rank: 10 samples on 3 ranks are cut at 0, 3, 6, 10.
         ranks, num_samples = self.ranks, len(np.concatenate(source.counts))
         start, stop = (
             num_samples * n // ranks.world_size for n in (ranks.global_rank, ranks.global_rank + 1)
@@ -264,15 +266,17 @@ class Evaluator:
             merged.extend(part)
             problem = problem or part_problem
         try:
-            merged.check()
+            check_unique(merged.ids)
         except ValueError as error:
             problem = problem or str(error)  # ids that come twice, on different ranks perhaps
+        # Collective on all ranks, with or without a problem.
         if problem := ranks.broadcast(problem):
             raise ValueError(problem)
         return merged if ranks.is_first else None
 
     def score_names(self, name: str) -> list[str]:
         """The scores that a task gets on its data; needs no model. Collective."""
+        # Empty predictions: which scores there are depends on the references alone.
         (source,) = (source for source in self.sources if source.name == name)
         names: list[str] = []
         if (merged := self._survey(source)) is not None:
@@ -294,6 +298,7 @@ class Evaluator:
                 if source.datasets and (missing := source.task.left_out()) is not None:
                     self.say(f"{source.name}: {missing}")
         evaluations = []
+        # `number` counts tasks without data too: it is the task's index in the recipe.
         for number, source in enumerate(self.sources):
             if source.datasets:
                 evaluation = self._evaluate(model, number, source, score)
@@ -319,39 +324,34 @@ class Evaluator:
             num_workers=self.recipe.data.num_workers,
             task_index=number,
         )
+        num, decoded = self.orders[source.name].num_examples, list[Decoded]()
         pace = Pace()
         # No collective inside: ranks decode at their own pace until the gather below.
-        decoded = list(self._decoded(model, stream, source))
-        if self.ranks.any(self.stopping()):  # waits for the slowest rank
-            raise EvaluationStopped
-        seconds = pace.seconds
-        gathered = self.ranks.gather((decoded, stream.bad))
-        if gathered is None:
-            return None
-        evaluation = Evaluation.of(source, gathered, seconds)
-        assert len(evaluation.predictions) == self.orders[source.name].num_examples
-        return evaluation.scored(source.task) if score else evaluation
-
-    def _decoded(self, model: Model, stream: EvalStream, source: Source) -> Iterator[Decoded]:
-        """This rank's examples."""
-        pace = Pace()
         for done, batch in enumerate(stream, 1):
             answers = model.answer(batch.to(self.ranks.device), source.task.decoding)
             for row, answer in enumerate(answers):
                 if batch.valid[row]:
-                    yield Decoded(
-                        batch.ids[row],
-                        batch.references[row],
-                        source.task.answer_from(answer.text),
-                        Details(batch.samples[row], answer.confidence, answer.token_confidence),
-                    )
+                    text = source.task.answer_from(answer.text)
+                    known = Details(batch.samples[row], answer.confidence, answer.token_confidence)
+                    decoded.append(Decoded(batch.ids[row], batch.references[row], text, known))
             if self.stopping():
-                return
+                break
+            # Ranks take turns with the batches, so the first one's progress stands for all.
             if self.ranks.is_first and done < len(stream) and pace.line_is_due():
-                share, num = done / len(stream), self.orders[source.name].num_examples
+                share = done / len(stream)
                 speed = share * num / pace.seconds
                 left = clock((1 - share) * num / speed)
                 self.say(
                     f"{source.name}: {round(share * num):,} of {num:,} examples  "
                     f"{speed:,.0f} examples/s  {left} left"
                 )
+        if self.ranks.any(self.stopping()):  # waits for the slowest rank
+            raise EvaluationStopped
+        # After the first collective, so the slowest rank's time, without that of gathering.
+        seconds = pace.seconds
+        gathered = self.ranks.gather((decoded, stream.bad))
+        if gathered is None:
+            return None
+        evaluation = Evaluation.of(source, gathered, seconds)
+        assert len(evaluation.predictions) == num
+        return evaluation.scored(source.task) if score else evaluation

@@ -66,6 +66,7 @@ class Done:
     def is_true(self, tar: Path, samples: int, classes: Sequence[str] | None) -> bool:
         """True if a shard of so many samples was done so: what it describes is there, byte by byte,
         and with what was dropped it is all of them."""
+        # The cheap checks first: hashing reads the whole shard.
         written = 0 if self.shard is None else self.shard.samples
         if written + len(self.dropped) != samples:
             return False
@@ -100,6 +101,7 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     encoder = vision.build(recipe.training.dtype)
     freeze(encoder)
     check_finite(encoder, "model.vision")
+    # Machines may have different files at one path: then shards of one data set would not match.
     job = FeatureJob(recipe, image, dataset, out, name, encoder.content_hash())
     hashes = ranks.gather(job.content)
     if len(found := set(ranks.broadcast(hashes) or ())) > 1:
@@ -116,11 +118,13 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
     try:
         with hold_folder(ranks, out):
             job.write_shards(encoder, ranks)
+            # All shards must be there before the first rank describes them.
             ranks.barrier()
             if ranks.is_first:
                 job.finish()
     except CannotWrite as error:
         raise ValueError(f"{error}. Finished shards are kept: start again") from error
+    # No rank ends, and with it the launcher, while the first one still writes.
     ranks.barrier()
     return 0
 
@@ -139,8 +143,8 @@ class FeatureJob:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the features depend on. Where the encoder was read is no part of it: other weights
-        may lie there later, and the same ones elsewhere."""
+        """What the features depend on. The encoder's path does not count: other weights may lie
+        there later, and the same ones elsewhere."""
         vision = self.recipe.encoder
         tree = to_tree(vision)
         settings = {k: v for k, v in tree["init_args"].items() if v is None or v != vision.source}
@@ -173,10 +177,7 @@ class FeatureJob:
         return False
 
     def check_same(self, found: Any, what: str) -> None:
-        """Compare with what is in `out`.
-
-        Errors: ValueError that names the first difference.
-        """
+        """Errors: ValueError that names the first difference from what is in `out`."""
         mine = self.identity
         if found == mine:
             return
@@ -188,18 +189,16 @@ class FeatureJob:
             "back what it was begun with, remove the folder, or name another one"
         )
 
-    def samples(self, number: int) -> int:
-        """Samples of a shard of the pictures."""
-        return self.dataset.info.shards[number].samples
-
     def still_to_do(self, number: int, tar: Path) -> bool:
         """False if an interrupted command has finished a shard."""
         if (done := Done.load(beside(tar, ".done"))) is None:
             return True
-        if done.is_true(tar, self.samples(number), self.dataset.info.indexed_classes) and (
-            not done.dropped or done.dropped == self.unreadable(number)
-        ):
-            return False
+        samples = self.dataset.info.shards[number].samples
+        if done.is_true(tar, samples, self.dataset.info.indexed_classes):
+            # Pictures that could not be read then may be whole now: a server or disk was at fault.
+            entries = (e for opened in self.opened(number) for e in opened) if done.dropped else ()
+            if done.dropped == [entry for entry in entries if isinstance(entry, dict)]:
+                return False
         tell(f"{tar} is not what {tar.name}.done says, and is computed again", error=True)
         return True
 
@@ -223,6 +222,7 @@ class FeatureJob:
         with OpenShard(tar, self.dataset.info.indexed_classes) as shard:
             for sample, features in self.encoded(encoder, number, dropped):
                 pictures += len(features)
+                # Samples have one picture or a pair; members of a pair sort left before right.
                 sides = PAIR if len(features) == len(PAIR) else ("",)
                 tree = {"id": sample.id, "images": [], "annotations": sample.annotations}
                 text = json.dumps({**tree, **sample.extra}, ensure_ascii=False)
@@ -246,15 +246,11 @@ class FeatureJob:
             for sample, images in good:
                 yield sample, [next(arrays) for _ in images]
 
-    def unreadable(self, number: int) -> list[dict[str, str]]:
-        """The samples of a shard of the pictures that are dropped, in order."""
-        entries = (entry for opened in self.opened(number) for entry in opened)
-        return [entry for entry in entries if isinstance(entry, dict)]
-
     def opened(self, number: int) -> Iterator[list[Opened]]:
         """What `open` gives for the samples of a shard, batch by batch."""
-        first = sum(shard.samples for shard in self.dataset.info.shards[:number])
-        last = first + self.samples(number)
+        shards = self.dataset.info.shards
+        first = sum(shard.samples for shard in shards[:number])
+        last = first + shards[number].samples
         size = self.recipe.data.eval_batch_size
         # Pillow releases the GIL while it decodes.
         with ThreadPoolExecutor(max(1, self.recipe.data.num_workers)) as pool:
@@ -274,7 +270,7 @@ class FeatureJob:
         """dataset.json, when all shards are there."""
         found = {tar: Done.load(beside(tar, ".done")) for tar in self.tars}
         if missing := [tar.name for tar, entry in found.items() if entry is None]:
-            raise ValueError(f"--out: {self.out} lacks {missing[0]}; start again")
+            raise ValueError(f"--out: {missing[0]} is missing in {self.out}; start again")
         done = [entry for entry in found.values() if entry is not None]
         shards = tuple(entry.shard for entry in done if entry.shard is not None)
         if not shards:
@@ -316,5 +312,6 @@ def encode(encoder: GridEncoder, pictures: Sequence[np.ndarray]) -> list[np.ndar
     if not pictures:
         return []
     device = next(encoder.parameters()).device
+    # uint8 to the device, where the encoder makes floats of it: a fraction of the bytes to copy.
     images: Tensor = torch.from_numpy(np.stack(pictures)).to(device)
     return list(encoder(images).to(torch.float16).cpu().numpy())

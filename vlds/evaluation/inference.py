@@ -56,6 +56,7 @@ def answer_sets(
     check_changes(changes)
     folder = artifact_folder(run)
     recipe = read_recipe(folder, changes)
+    # First of all: it may start the process again.
     if recipe.training.reproducible:
         pin_arithmetic(rank_from_environment())
     recipe = with_data(recipe, data) if data else recipe
@@ -82,6 +83,7 @@ def answer_sets(
                 raise
             # Nobody asked for test data.
             raise ValueError(f"{error}; or leave test data out: --split evaluate") from error
+    # One check for all lists: the cache must hold all data that is evaluated.
     sources = [source for entry in lists for source in entry]
     check_cache_limit(recipe.data.cache_bytes, [], sources, window=recipe.data.window)
     if out is None:
@@ -144,8 +146,11 @@ def results_folder(run: Path, recipe: Recipe, sources: Sequence[Source]) -> Path
     scores as the run's."""
     run_recipe = read_recipe(artifact_folder(run))
     folder = run / PREDICTIONS
+    # Tasks without data are not scored; where they were read does not matter.
     read = [source for source in sources if source.datasets]
     if any(locations(recipe, s.name) != locations(run_recipe, s.name) for s in read):
+        # Each data set once: several tasks may read the same. The hash tells apart folders whose
+        # names are cut, or whose data sets have one name and other content.
         ids = list(dict.fromkeys(source.data_id for source in read))
         names = "+".join(entry.partition("@")[0] for entry in ids)
         folder /= f"{names[:LONGEST_NAME]}@{hashed(ids)}"
@@ -198,6 +203,7 @@ def predict_one(
     changes: Sequence[str] = (),
 ) -> int:
     """Print the answer about pictures. Returns the exit code."""
+    # Before the run is loaded, which takes seconds.
     try:
         pictures = [encode_picture(image) for image in images]
     except ValueError as error:

@@ -22,7 +22,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ from vlds.runtime.disk import check_writable
 from vlds.runtime.files import read_text, whole_file, write_whole
 from vlds.runtime.json_files import strict_json
 from vlds.runtime.terminal import tell
-from vlds.tasks.base import Task
+from vlds.tasks.base import Task, check_unique
 from vlds.tasks.metrics.plain_scores import lower_line
 
 Pairs = list[tuple[str, str]]
@@ -121,12 +121,29 @@ def read_pairs(path: Path, members: Mapping[str, str] | None = None) -> Pairs:
     Errors: ValueError that names the file, and the entry whose form is unknown; also for a file
     without predictions, and for a zip without any of the members.
     """
-    option = f"--predictions: {path}"
+    option, known = f"--predictions: {path}", members or {}
+    texts: list[tuple[str, str, str]] = []
+    """Place (for messages), what ids begin with, and text."""
     try:
-        texts = list(member_texts(path, members or {}))
+        if path.suffix != ".zip":
+            texts.append((option, "", read_text(path)))
+        else:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                # In the order of the data sets; members for others are not read.
+                for name in known:
+                    if name in names:
+                        text = archive.read(name).decode()
+                        texts.append((f"{option}, {name}", known[name], text))
     except (OSError, UnicodeDecodeError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"{option}: {reason}; name a file of predictions") from None
+    if not texts:
+        raise ValueError(
+            f"{option}: expected {' or '.join(known) or 'no zip'}, but it has "
+            f"{', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}; name the "
+            "data set that one of these is for, or unpack the right one"
+        )
     pairs = [
         (start + key, prediction)
         for where, start, text in texts
@@ -135,26 +152,6 @@ def read_pairs(path: Path, members: Mapping[str, str] | None = None) -> Pairs:
     if not pairs:
         raise ValueError(f"{option} holds no predictions; name another file")
     return pairs
-
-
-def member_texts(path: Path, members: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Place (for messages), what ids begin with, and text: of the members of a zip, or of the file
-    itself."""
-    option = f"--predictions: {path}"
-    if path.suffix != ".zip":
-        yield option, "", read_text(path)
-        return
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if members.keys().isdisjoint(names):
-            raise ValueError(
-                f"{option}: needed is {' or '.join(members) or 'no zip'}, and it has "
-                f"{', '.join(names[:5]) or 'nothing'}{', ...' if len(names) > 5 else ''}; name the "
-                "data set that one of these is for, or unpack the one that is meant"
-            )
-        for name in members:
-            if name in names:
-                yield f"{option}, {name}", members[name], archive.read(name).decode()
 
 
 def pairs_of(where: str, text: str) -> Pairs:
@@ -209,8 +206,10 @@ def entry_pair(where: str, entry: Any) -> tuple[str, str]:
     match entry:
         case {"clip_id": clip_id, "descs": [{"desc": text}, *_]}:
             entry = {"clip_id": clip_id, "desc": text}
+    # By its field names: files of all tasks may be scored together, and none says which it is.
     for form in ENTRY_FORMS.values():
         if isinstance(entry, dict) and {form.id_name, form.text_name} <= entry.keys():
+            # Types too: a file with "1" for 1 would pass here and fail at a server.
             for name, kind in ((form.id_name, form.id_type), (form.text_name, str)):
                 if type(entry[name]) is not kind:
                     needed = "a whole number" if kind is int else "a text"
@@ -221,10 +220,11 @@ def entry_pair(where: str, entry: Any) -> tuple[str, str]:
 
 def as_mapping(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
     """Id -> prediction, or key -> value; ValueError if one comes twice."""
+    # Python's dict would keep the last one, and the score would depend on the order of a file.
     twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if twice:
         raise ValueError(
-            f"{where}: {len(twice)} ids come twice: {', '.join(twice[:5])}"
+            f"{where}: {len(twice)} ids appear twice: {', '.join(twice[:5])}"
             f"{', ...' if len(twice) > 5 else ''}; give each one prediction"
         )
     return dict(pairs)
@@ -253,7 +253,7 @@ def score_file(
         raise ValueError(f"--predictions: {missing}")
     source = Source(type(task).__name__, task, open_datasets("--data", task, data))
     asked = survey(source, range(sum(dataset.num_samples for dataset in datasets)))
-    asked.check()
+    check_unique(asked.ids)
     # Of VALUE's zip, the members that answer these data sets -> what their ids begin with here.
     members = {
         value_member(d.kind, d.name, d.split): f"{d.label}/" if len(datasets) > 1 else ""
@@ -320,6 +320,7 @@ class DatasetPredictions:
 
     def notes(self, text: str) -> list[str]:
         """Predictions that the form cannot hold, and what its text has instead."""
+        # Read back by the reader of other people's files.
         written = dict(pairs_of(self.file, text))
         meant = dict(self.pairs)
         instead = "name no choice: written as -1, which is always wrong"
@@ -354,6 +355,7 @@ def write_submissions(
                 if key.startswith(start)
             ]
             parts.append(DatasetPredictions(source.name, dataset, pairs))
+    # Before anything is written: names must be known to be unique.
     files = Counter(part.file for part in parts)
     lines: list[str] = []
     zips: dict[str, dict[str, str]] = {}

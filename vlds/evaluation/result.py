@@ -37,7 +37,7 @@ class Scored:
     """One task, scored on its data."""
 
     data: str | None
-    """Names, splits and fingerprint of the data sets; None where they are not known."""
+    """Names, splits and fingerprint of the data sets; None if they are unknown."""
     examples: int | None
     scores: Mapping[str, float]
     headline: str | None = None
@@ -70,7 +70,7 @@ def write_scores(folder: Path, scored: Mapping[str, Scored]) -> None:
 
 
 def read_scores(folder: Path) -> dict[str, Scored]:
-    """Read a folder's scores.json; empty where there is none.
+    """Read a folder's scores.json; empty if there is none.
 
     Errors: ValueError naming the file.
     """
@@ -87,8 +87,8 @@ def read_scores(folder: Path) -> dict[str, Scored]:
 
 
 def current_scores(folder: Path, run: Path) -> tuple[dict[str, Scored], list[str]]:
-    """What a folder's scores.json has of the weights that a run's artifact holds now; and in words,
-    what is left out because the run was trained on since, or may be such.
+    """The scores in a folder that belong to the weights that a run's artifact holds now; and notes
+    about scores that do not, because the run was trained further, or may not.
 
     Errors: ValueError naming a file that holds no scores.
     """
@@ -99,7 +99,7 @@ def current_scores(folder: Path, run: Path) -> tuple[dict[str, Scored], list[str
     notes = []
     if gone:
         notes.append(
-            f"{folder / SCORES}: its scores of {', '.join(gone)} are of weights that the run no "
+            f"{folder / SCORES}: its scores of {', '.join(gone)} belong to weights that the run no "
             "longer has, so they are left out; `vlds evaluate` writes them again"
         )
     if named and weights is None and (run / "artifact").is_dir():
@@ -111,7 +111,7 @@ def current_scores(folder: Path, run: Path) -> tuple[dict[str, Scored], list[str
 
 
 def weights_of(run: Path) -> str | None:
-    """SHA-256 of the weights in a run's artifact; None where its manifest does not have it."""
+    """SHA-256 of the weights in a run's artifact; None if its manifest does not have it."""
     try:
         return recorded_hash(run / "artifact", WEIGHTS)
     except (OSError, ValueError, LookupError, TypeError):
@@ -172,6 +172,7 @@ class Evaluation:
         examples = [example for rank_decoded, _ in gathered for example in rank_decoded]
         # Unreadable examples count, with an empty prediction: scores are over all of the data.
         examples += [Decoded(e.id, e.reference, "", Details(e.sample)) for e in bad]
+        # By id: files do not depend on how many ranks have answered.
         examples.sort(key=lambda example: example.id)
         return cls(
             source.name,
@@ -190,36 +191,31 @@ class Evaluation:
         notes = task.notes(self.predictions, self.references) if scores else []
         return replace(self, scores=scores, notes=notes, headline=task.headline)
 
-    @property
-    def num_empty(self) -> int:
-        """Predictions without any text; they are scored as they are."""
-        return sum(not text.strip() for text in self.predictions.values())
-
     def write(self, folder: Path) -> None:
         """Write TASK.jsonl: a line per example with id, number of lines, the step of the newest
-        training evaluation beside the file, data, sample, prediction, confidences and reference,
-        without what is not known.
+        training evaluation in the folder, data, sample, prediction, confidences and reference;
+        unknown fields are left out.
 
         Errors: CannotWrite.
         """
-        after = newest_step(folder)
-        lines = [json.dumps(self._line(key, after)) for key in self.predictions]
-        write_whole(folder / f"{self.task}.jsonl", "".join(f"{line}\n" for line in lines))
-
-    def _line(self, key: str, after: int | None) -> dict[str, Any]:
-        details = self.details.get(key, Details())
-        line = {
-            "id": key,
-            "of": len(self.predictions),
-            "after": after,
-            "data": self.data,
-            "sample": details.sample,
-            "prediction": self.predictions[key],
-            "confidence": details.confidence and round(details.confidence, 4),
-            "token_confidence": details.token_confidence and round(details.token_confidence, 4),
-        }
-        known = {name: value for name, value in line.items() if value is not None}
-        return known | {"reference": self.references[key]}
+        after, lines = newest_step(folder), []
+        for key, prediction in self.predictions.items():
+            details = self.details.get(key, Details())
+            line = {
+                "id": key,
+                "of": len(self.predictions),
+                "after": after,
+                "data": self.data,
+                "sample": details.sample,
+                "prediction": prediction,
+                # Four digits: the rest is noise of the arithmetic.
+                "confidence": details.confidence and round(details.confidence, 4),
+                "token_confidence": details.token_confidence and round(details.token_confidence, 4),
+            }
+            known = {name: value for name, value in line.items() if value is not None}
+            # A reference of None stays: it says that the example has no label.
+            lines.append(json.dumps(known | {"reference": self.references[key]}) + "\n")
+        write_whole(folder / f"{self.task}.jsonl", "".join(lines))
 
     @property
     def title(self) -> str:
@@ -237,7 +233,9 @@ class Evaluation:
         names = sorted(self.scores, key=lambda name: "/" in name)
         width = max(map(len, names), default=0)
         notes = [f"could not be read: {line}" for line in self.unreadable]
-        if empty := self.num_empty - len(self.unreadable):
+        # Unreadable examples have empty predictions too, and a line each already.
+        num_empty = sum(not text.strip() for text in self.predictions.values())
+        if empty := num_empty - len(self.unreadable):
             notes.append(f"{empty:,} predictions are empty, and scored so")
         notes += self.notes
         if not names:
@@ -256,6 +254,7 @@ def leave(
 
     Errors: CannotWrite, after everything is printed.
     """
+    # Printed before anything is written: a full disk must not cost the scores.
     for evaluation in evaluations:
         tell("\n".join(evaluation.lines() if scores else evaluation.lines()[:1]))
     for evaluation in evaluations:

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -89,7 +89,7 @@ class Server(ThreadingHTTPServer):
     """The run's name."""
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Report faults of our own, but not a sender that has gone."""
+        """Report the server's own faults, but not a sender that has gone."""
         kind, error, trace = sys.exc_info()
         if kind is not None and error is not None and not isinstance(error, ConnectionError):
             tell_exception(kind, error, trace)
@@ -100,7 +100,13 @@ def serve(run: Path, port: int, changes: Sequence[str] = ()) -> int:
 
     Errors: ValueError for what is wrong with the run or the port, before the model is loaded.
     """
-    check_run(run, changes)
+    # Before the model, which takes long to load: mistakes, and a port that is taken.
+    check_changes(changes)
+    if read_recipe(artifact_folder(run), changes).image is None:
+        raise ValueError(
+            "--serve: the run's vision encoder reads stored features, not pictures; answer data "
+            "sets with --data"
+        )
     with bound(port) as server:
         server.opened, server.name = open_run(run, changes), run.resolve().name
         tell(f"http://{HOST}:{server.server_port}/ answers questions; Ctrl-C ends it", flush=True)
@@ -111,7 +117,7 @@ def serve(run: Path, port: int, changes: Sequence[str] = ()) -> int:
 def bound(port: int) -> Server:
     """A server that has its port.
 
-    Errors: ValueError where it cannot have it.
+    Errors: ValueError if it cannot have it.
     """
     try:
         return Server((HOST, port), Handler)
@@ -119,7 +125,7 @@ def bound(port: int) -> Server:
         raise ValueError(f"--port: got {port}; give a number from 0 to 65535") from None
     except OSError as error:
         in_use = error.errno == errno.EADDRINUSE
-        reason = "is taken by another program" if in_use else f"cannot be had ({error.strerror})"
+        reason = "is taken by another program" if in_use else f"is not free ({error.strerror})"
         raise ValueError(
             f"--port: {port} {reason}; give another, or --port 0 for any that is free"
         ) from None
@@ -137,35 +143,41 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send the page."""
-        self._respond(self._page)
+        self._respond()
 
     def do_POST(self) -> None:
         """Send an answer."""
-        self._respond(self._answer)
+        self._respond()
 
-    def _page(self) -> tuple[str, str]:
-        self._check_host()
-        if self._path() == ANSWER:
-            raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{ANSWER}: send a POST; {USAGE}")
-        if self._path() != "/":
-            raise Refused(HTTPStatus.NOT_FOUND, USAGE)
-        return "text/html", page(
-            TEMPLATE,
-            TEMPLATE.with_name("serve.js"),
-            POLICY,
-            title=self.server.name,
-            tasks=self.server.opened.tasks,
-            max_body=MAX_BODY,
-        )
+    def _content(self) -> tuple[str, str]:
+        """Type and text of what is asked for: the page (GET), or an answer (POST).
 
-    def _answer(self) -> tuple[str, str]:
-        self._check_host()
+        Errors: Refused, NotAForm, ValueError.
+        """
+        # A web site may point its own host name at this machine, and would then pass as this
+        # server's origin.
+        if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in LOCAL_NAMES:
+            raise Refused(HTTPStatus.FORBIDDEN, f"Host: name {' or '.join(LOCAL_NAMES[:2])}")
+        path = self.path.partition("?")[0]
+        if self.command == "GET":
+            if path == ANSWER:
+                raise Refused(HTTPStatus.METHOD_NOT_ALLOWED, f"{ANSWER}: send a POST; {USAGE}")
+            if path != "/":
+                raise Refused(HTTPStatus.NOT_FOUND, USAGE)
+            return "text/html", page(
+                TEMPLATE,
+                TEMPLATE.with_name("serve.js"),
+                POLICY,
+                title=self.server.name,
+                tasks=self.server.opened.tasks,
+                max_body=MAX_BODY,
+            )
         # Pages of other sites may not ask; programs name no origin.
         origin = self.headers.get("Origin")
         foreign = origin not in (None, f"http://{self.headers['Host']}")
         if foreign or self.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
             raise Refused(HTTPStatus.FORBIDDEN, "Origin: only this server's own page may ask")
-        if self._path() != ANSWER:
+        if path != ANSWER:
             raise Refused(HTTPStatus.NOT_FOUND, USAGE)
         form = parse_form(self.headers.get("Content-Type", ""), self._body(), ("image",))
         pictures = form.files.get("image", [])
@@ -177,19 +189,8 @@ class Handler(BaseHTTPRequestHandler):
         )
         return "application/json", json.dumps(answer._asdict()) + "\n"
 
-    def _path(self) -> str:
-        return self.path.partition("?")[0]
-
-    def _check_host(self) -> None:
-        """Refuse host names that a web site may have pointed at this machine.
-
-        Errors: Refused.
-        """
-        if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in LOCAL_NAMES:
-            raise Refused(HTTPStatus.FORBIDDEN, f"Host: name {' or '.join(LOCAL_NAMES[:2])}")
-
     def _length(self) -> int | None:
-        """Bytes of the request's body, as its head says; None where it does not."""
+        """Bytes of the request's body, as its head says; None if it does not say."""
         digits = self.headers.get("Content-Length", "")
         if not (digits.isascii() and digits.isdecimal()):
             return None
@@ -199,8 +200,9 @@ class Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         """The request's body.
 
-        Errors: Refused where it has no length, is too large or is cut.
+        Errors: Refused if it has no length, is too large or is cut.
         """
+        # With both headers, this server and a proxy could see different ends of the request.
         length = self._length()
         if length is None or "Transfer-Encoding" in self.headers:
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length: is missing; send it")
@@ -216,12 +218,12 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.BAD_REQUEST, "the request is cut; send it again")
         return body
 
-    def _respond(self, make: Callable[[], tuple[str, str]]) -> None:
-        """Send what `make` gives, type and text, or why it gives nothing."""
+    def _respond(self) -> None:
+        """Send what is asked for, or why nothing is given."""
         self.num_unread = min(self._length() or 0, MAX_DRAINED)
         try:
-            status, (kind, text) = HTTPStatus.OK, make()
-        except ConnectionError:
+            status, (kind, text) = HTTPStatus.OK, self._content()
+        except ConnectionError:  # its sender has gone: there is nobody to answer
             raise
         except Refused as refusal:
             status, (kind, text) = refusal.status, complaint(refusal)
@@ -241,6 +243,7 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
         self.send_response(status)
         headers = {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(content))}
+        # Closed after each answer: nothing of a refused request can be taken for the next one.
         for name, value in (headers | SAFE_HEADERS | {"Connection": "close"}).items():
             self.send_header(name, value)
         self.end_headers()
@@ -296,10 +299,11 @@ class OpenRun:
     def answer(
         self, pictures: Sequence[bytes], question: str = "", task: str | None = None
     ) -> RunAnswer:
-        """Answer a question about encoded pictures; `task` is needed where the run has several.
+        """Answer a question about encoded pictures; `task` is required if the run has several.
 
         Errors: ValueError for what is not a picture, an unknown task, or a missing question.
         """
+        # Mistakes are answered at once, without waiting for the questions before.
         name = choose_task(self._loaded.recipe, task, question)
         with self._lock:
             begin = time.perf_counter()
@@ -307,21 +311,8 @@ class OpenRun:
             return RunAnswer(*answer, name, time.perf_counter() - begin)
 
 
-def check_run(run: Path, changes: Sequence[str]) -> None:
-    """Check the run before its model is loaded.
-
-    Errors: ValueError where the folder holds no artifact, or one that sees no pictures.
-    """
-    check_changes(changes)
-    if read_recipe(artifact_folder(run), changes).image is None:
-        raise ValueError(
-            "--serve: the run's vision encoder reads stored features, not pictures; answer data "
-            "sets with --data"
-        )
-
-
 def open_run(run: Path, changes: Sequence[str] = ()) -> OpenRun:
-    """Load a run or an artifact, onto a GPU where there is one.
+    """Load a run or an artifact, onto a GPU if there is one.
 
     Errors: ValueError as `load_run` has them.
     """
@@ -339,7 +330,7 @@ class Form:
 
 
 def parse_form(content_type: str, body: bytes, file_fields: tuple[str, ...]) -> Form:
-    """The fields of a form; those of `file_fields` are bytes, and left out where they are empty.
+    """The fields of a form; those of `file_fields` are bytes, and are left out if empty.
 
     Errors: NotAForm; ValueError for a text that is too long or is not UTF-8.
     """
@@ -372,7 +363,7 @@ def parts(content_type: str, body: bytes) -> Iterator[tuple[str, bytes]]:
             f"the form's boundary has {len(boundary):,} characters, at most {LONGEST_BOUNDARY}"
         )
     separator = b"\r\n--" + boundary.encode("latin-1", "replace")
-    # The body begins with a separator, but for its line end; a good form ends with SEPARATOR--.
+    # The body begins with a separator without its line break; a good form ends with SEPARATOR--.
     first, *pieces = (b"\r\n" + body).split(separator, MOST_PARTS + 1)
     if first or not pieces or not pieces[-1].startswith(b"--") or len(pieces) > MOST_PARTS:
         raise NotAForm(f"the form is cut, or has more than {MOST_PARTS} parts; send it again")
@@ -382,6 +373,7 @@ def parts(content_type: str, body: bytes) -> Iterator[tuple[str, bytes]]:
             raise NotAForm(
                 f"a part of the form has {len(head):,} bytes of headers, at most {LONGEST_HEAD:,}"
             )
+        # A header may continue on lines that begin with a blank.
         unfolded = re.sub(r"\r\n[ \t]+", " ", head.decode("utf-8", "replace"))
         disposition = DISPOSITION.search(unfolded.replace("\r\n", "\n"))
         name = parameters(disposition[1]).get("name", "") if disposition else ""

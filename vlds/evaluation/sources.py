@@ -102,7 +102,7 @@ def png_of(pixels: NDArray[np.uint8]) -> bytes:
 def path_of(argument: str, value: object) -> Path:
     """An argument as a path.
 
-    Errors: ValueError where it is not one.
+    Errors: ValueError if it is not one.
     """
     if not isinstance(value, str | Path):
         raise ValueError(f"{argument}: got {type(value).__name__}; give a path, as str or Path")
@@ -157,6 +157,7 @@ def streamed_sources(recipe: Recipe) -> list[StreamedSource]:
         )
     sources = []
     for name, task in recipe.tasks.items():
+        # Any two classes show whether the task keeps all of them.
         if task.num_shots is not None or task.narrowed(("", "")) != ("", ""):
             raise ValueError(
                 f"data.reader: sequential, which cannot choose the samples of tasks.{name}; leave "
@@ -185,6 +186,7 @@ def data_source(
     """A task of the recipe with some data sets, under the label of the split."""
     task, label = recipe.tasks[name], label_of(name, split)
     datasets = open_datasets(f"tasks.{label}", task, folders, recipe.data.shard_cache)
+    # A task may be about some classes: samples of the others are not there for it.
     for number, dataset in enumerate(datasets):
         classes = dataset.info.classes
         if classes is not None and (names := task.narrowed(classes)) != classes:
@@ -257,6 +259,7 @@ def classes_of(task: Task, cache: ShardCache | None) -> tuple[str, ...]:
         return read_classes(given, field) if isinstance(given, str) else given
     if task.labels:
         return task.labels
+    # All that the task reads: a class that only test data have would have no number.
     folders = list(dict.fromkeys([*task.train, *task.evaluate, *task.test]))
     lists = {folder: open_dataset(folder, cache).info.classes for folder in folders}
     known = {folder: classes for folder, classes in lists.items() if classes is not None}
@@ -279,6 +282,8 @@ def check_frozen_files(recipe: Recipe, ranks: Ranks) -> None:
 
     Errors: ValueError on all ranks that names the folder and the file.
     """
+    # One rank a machine: its ranks read the same disk, and hashing takes all of it. The others
+    # take part with nothing, because gathering is collective.
     files = dict.fromkeys(recipe.model.read_files)
     # Lazy: hashing ends with the first damaged file.
     problems = map(damaged_source, files) if ranks.local_rank == 0 else ()

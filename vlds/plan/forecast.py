@@ -38,16 +38,10 @@ SIDE = (1024, 8192)
 ELEMENTS = (1 << 20, 1 << 26)
 """Elements of the tensors that are added, about an activation of a model; on a CPU and on a GPU."""
 ROUNDS = 7
-CALL = 5e-6
-"""Seconds that an operation takes at least."""
 BOUNDS = (0.001, 1_000_000)
 """The least and the most that an option of the command may be."""
 LINK = 1e9
-"""Bytes a second between ranks, where none are given."""
-UPDATE_BYTES = 40
-"""Bytes that an update reads and writes of a weight: gradient, master, moments."""
-WIDEST = 100_000_000_000
-"""Bytes from which on a column has no place for a decimal."""
+"""Bytes a second between ranks, if none are given."""
 HEAD = ("MB", "frozen", "trainable", "optimizer", "in CPU", "step", "peak")
 
 
@@ -76,6 +70,7 @@ class Forecast:
 
     def most_rows(self, memory: int) -> int:
         """The largest micro-batch that fits into so many bytes; 0 if none does."""
+        # A negative spare takes rows away; // rounds down, so the result fits.
         spare = memory - self.whole.peak
         return max(0, self.rows + spare // max(1, self.row.peak))
 
@@ -100,6 +95,7 @@ def forecast(recipe: Recipe, cut: BatchCut, *, on_gpu: bool = False) -> Forecast
         larger = micro_batch(recipe, model, BatchCut())
         larger = larger.select(torch.arange(min(len(larger.ids), 2 * FEW)))
         other = larger if len(larger.ids) > rows else None
+    # Without a second size the line goes through 0, which overrates a further row.
     if other is None:
         row = Work(*(number // rows for number in whole))
     else:
@@ -158,8 +154,8 @@ class Machine:
     ) -> Machine:
         """From the words of a command: GB, and thousands of GFLOP or GB a second.
 
-        Errors: ValueError if one is no number in `BOUNDS`, or one rate of a GPU that is not here is
-        missing.
+        Errors: ValueError if one is not a number in `BOUNDS`, or if one of the two rates is missing
+        and cannot be measured because this machine has no GPU.
         """
 
         def number(option: str, text: str | None, unit: float) -> float | None:
@@ -210,6 +206,7 @@ class Machine:
         with torch.device("cuda" if on_gpu else "cpu"):
             if flops is None:
                 left, right = (torch.randn(SIDE[on_gpu], SIDE[on_gpu]).to(dtype) for _ in range(2))
+                # n^3 multiplications and as many additions.
                 flops = 2 * len(left) ** 3 / median_seconds(lambda: left @ right)
             if bandwidth is None:
                 one, other = (torch.randn(ELEMENTS[on_gpu]).to(dtype) for _ in range(2))
@@ -266,8 +263,11 @@ class Duration:
         else:
             flops, bandwidth = machine.rates(recipe.training.dtype)
             work = forecast.at(plan.micro_batch)
-            pair = work.flops / flops, work.moved / bandwidth + work.calls * CALL
-            update = updated * UPDATE_BYTES / bandwidth
+            # An operation takes 5 microseconds at least. An update reads and writes 40 bytes of a
+            # weight: gradient, master, moments.
+            pair = work.flops / flops, work.moved / bandwidth + work.calls * 5e-6
+            update = updated * 40 / bandwidth
+        # The largest micro-batch stands for all of a step, so the forecast errs on the slow side.
         products, others = (plan.micro_batches * seconds for seconds in pair)
         between = needs.sent / machine.link
         num_batches = 0 if recipe.meta is None else recipe.meta.steps * batches_a_step(recipe)
@@ -412,7 +412,8 @@ def megabytes(number: int | None) -> str:
     """Bytes in MB; a dash for what is not known."""
     if number is None:
         return "-"
-    return f"{number / 1e6:,.1f}" if number < WIDEST else f"{number / 1e6:,.0f}"
+    # From 100,000 MB on, a column has no place for a decimal.
+    return f"{number / 1e6:,.1f}" if number < 100_000_000_000 else f"{number / 1e6:,.0f}"
 
 
 def line(name: str, *cells: str) -> str:

@@ -36,17 +36,11 @@ GROUP_ALIGNMENT = 2
 """Stage 2 pads a group to a multiple of this number of elements on each rank."""
 PERSISTENCE = 100_000
 """DeepSpeed's own stage3_param_persistence_threshold, in elements."""
-LIVE = 1_000_000_000
-"""DeepSpeed's own stage3_max_live_parameters, in elements."""
-PREFETCHED = 50_000_000
-"""DeepSpeed's own stage3_prefetch_bucket_size, in elements."""
 OFFLOADS = {"optimizer": "offload_optimizer", "weights": "offload_param"}
 """What lies in the CPU's memory -> DeepSpeed's key for it."""
 SHIPPED = [
     f"ds_configs/{name}.json" for name in ("zero2", "zero2_offload", "zero3", "zero3_offload")
 ]
-UNPARTITIONED = [file for file in SHIPPED if "zero3" not in file]
-"""The files for recipes that stage 3 cannot run."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +68,10 @@ def planned(
 
     `groups` are the optimizer's; `zero` is DeepSpeed's `zero_optimization`.
     """
+    # A single rank's part is the whole weight: there is nothing to gather and keep.
     partitioned = zero["stage"] == 3
     splits = partitioned and world_size > 1
-    # DeepSpeed gathers small weights once and keeps them whole, beside each rank's own part.
+    # DeepSpeed gathers small weights once and keeps them whole, besides each rank's own part.
     threshold = zero.get("stage3_param_persistence_threshold", PERSISTENCE)
     stored = {"frozen": 0, "trainable": 0}
     whole = 0
@@ -86,7 +81,7 @@ def planned(
         kind = "trainable" if parameter.requires_grad else "frozen"
         stored[kind] += (part + kept) * parameter.element_size()
         whole += kept * parameter.element_size()
-    stored["frozen"] += scale_bytes(model)  # of packed weights; scales are no parameters
+    stored["frozen"] += scale_bytes(model)  # of packed weights; scales are not parameters
     elements = 0
     for group in groups:
         sizes = [parameter.numel() for parameter in group["params"]]
@@ -94,9 +89,11 @@ def planned(
             elements += sum(share(size, world_size) for size in sizes)
         else:  # stage 2 cuts the group as a whole
             elements += GROUP_ALIGNMENT * share(sum(sizes), GROUP_ALIGNMENT * world_size)
+    # Methods' rules have a state as well, which no file moves to the CPU.
     masters = elements * MASTER_BYTES
     optimizer = masters + buffer_bytes(model.step_rules)
     offloaded = masters if moves(zero, "optimizer") else 0
+    # Weights that are kept whole stay on the GPU.
     if moves(zero, "weights"):
         offloaded += sum(stored.values()) - whole
     return Held(**stored, optimizer=optimizer, gradients=elements * SUM_BYTES, offloaded=offloaded)
@@ -104,7 +101,7 @@ def planned(
 
 def share(size: int, parts: int) -> int:
     """Elements of the largest part."""
-    return -(-size // parts)
+    return -(-size // parts)  # rounded up
 
 
 def moves(zero: Mapping[str, Any], what: str) -> bool:
@@ -129,10 +126,12 @@ def added_bytes(model: Model, held: Held, zero: Mapping[str, Any], world_size: i
     waiting = held.gradients + bucket
     if not partitioned or world_size == 1:
         return waiting
-    live = int(zero.get("stage3_max_live_parameters", LIVE))
-    ahead = int(zero.get("stage3_prefetch_bucket_size", PREFETCHED))
+    # In elements, with DeepSpeed's own defaults.
+    live = int(zero.get("stage3_max_live_parameters", 1_000_000_000))
+    ahead = int(zero.get("stage3_prefetch_bucket_size", 50_000_000))
     # One weight is whole at least, however low the limit is.
     whole = max(live, max(weight.numel() for weight in model.parameters()))
+    # Limits are in elements; a small model is gathered whole before they are reached.
     weights = partitioned_bytes(model, zero)
     gathered = min((whole + ahead) * widest(model), weights)
     copied = min(ahead * widest(model), weights)  # gloo receives into a copy
@@ -147,6 +146,7 @@ def sent_bytes(model: Model, zero: Mapping[str, Any], world_size: int, micro_bat
     gradients = sum(p.numel() for p in trained) * SUM_BYTES
     gradients *= 1 if zero["stage"] == 1 else micro_batches
     whole = gradients + sum(p.numel() * p.element_size() for p in trained)
+    # Gathered twice a micro-batch, before the forward and before the backward pass.
     if zero["stage"] == 3:
         whole += 2 * micro_batches * partitioned_bytes(model, zero)
         # After the step, trained weights stay in parts.
@@ -198,12 +198,15 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> list[Plan]:
 
     Errors: ValueError if nothing trains, a file is wrong, or the ranks cannot share a batch.
     """
+    # Everything that depends on the ranks is checked before the model is built once for all.
     cuts = [cut_batches(recipe, world_size) for world_size in ranks]
     for cut in cuts:
         check_parts(recipe, cut)
     model = build_shapes(recipe.model_setup, list(recipe.tasks), recipe.training.dtype)
     groups = parameter_groups(model, recipe)
-    shipped = SHIPPED if cannot_partition(recipe) is None else UNPARTITIONED
+    # Without the files of stage 3 if it cannot run the recipe.
+    partitions = cannot_partition(recipe) is None
+    shipped = [file for file in SHIPPED if partitions or "zero3" not in file]
     own = recipe.training.deepspeed
     try:
         place = find(own).resolve()

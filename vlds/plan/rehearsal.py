@@ -61,16 +61,12 @@ INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 ROUNDS = 5
 """Times that an operation is timed, after one that warms up."""
 AROUND = 6e-5
-"""Seconds of an operation beside its own time: Python, autograd, and the views around it. Measured
+"""Seconds of an operation besides its own time: Python, autograd, and the views around it. Measured
 with BART-base on a Xeon."""
-UPDATED = 1 << 22
-"""Weights of which an update is timed."""
 LONG = 0.2
 """Seconds after which no further round starts."""
 BUDGET = 20.0
 """Seconds after which no further operation is timed."""
-NUM_STEPS = 4
-"""Steps of a recipe whose micro-batches are looked at."""
 
 
 def micro_batch(recipe: Recipe, model: Model, cut: BatchCut) -> Batch:
@@ -86,10 +82,11 @@ def micro_batch(recipe: Recipe, model: Model, cut: BatchCut) -> Batch:
         cut=cut,
         blank_images=recipe.data.blank_images,
     )
-    data = replace(recipe.data, num_workers=0)  # a few batches are not worth processes
+    # A few batches are not worth processes.
+    data = replace(recipe.data, num_workers=0)
     stream = TrainStream(training_sources(recipe), data, setup)
-    batches = chain.from_iterable(islice(stream.steps(), NUM_STEPS))
-    # The one with the most tokens, padding included.
+    # Of four steps the micro-batch with the most tokens, padding included.
+    batches = chain.from_iterable(islice(stream.steps(), 4))
     return max(batches, key=lambda batch: len(batch.ids) * int(model.sizes(batch).amax(0).sum()))
 
 
@@ -97,7 +94,7 @@ class Work(NamedTuple):
     """What one micro-batch takes, forward and backward."""
 
     peak: int
-    """Bytes at the worst moment, beside weights and optimizer state."""
+    """Bytes at the worst moment, besides weights and optimizer state."""
     flops: int
     """Floating-point operations of its products."""
     moved: int
@@ -147,6 +144,7 @@ class Rehearsal(TorchDispatchMode):
         if func is torch.ops.prim.device.default:  # most calls, and they make nothing
             return func(*args, **(kwargs or {}))
         leaves, spec = tree_flatten((args, kwargs or {}))
+        # Token ids and masks stay real; what is computed of them takes memory all the same.
         if not any(isinstance(leaf, FakeTensor) for leaf in leaves):
             outputs = func(*args, **(kwargs or {}))
             self._count_bytes(outputs)
@@ -162,7 +160,7 @@ class Rehearsal(TorchDispatchMode):
                     indices.append(index)
             leaves, spec = tree_flatten(((args[0], indices, *args[2:]), kwargs or {}))
         with self.fake:
-            # Real tensors beside hollow ones become hollow.
+            # Real tensors that meet hollow ones become hollow.
             entered = [
                 self.fake.from_tensor(leaf)
                 if isinstance(leaf, Tensor) and not isinstance(leaf, FakeTensor)
@@ -203,21 +201,6 @@ class Rehearsal(TorchDispatchMode):
 
     def _free(self, size: int) -> None:
         self._alive -= size
-
-
-def make_hollow(model: nn.Module, rehearsal: Rehearsal) -> None:
-    """Replace the weights of a model on the meta device by hollow ones; tied ones stay tied."""
-    made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                if id(weight) not in made:
-                    hollow = rehearsal.hollow(weight.detach())
-                    made[id(weight)] = nn.Parameter(hollow, requires_grad=weight.requires_grad)
-                module._parameters[name] = made[id(weight)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:
-                module._buffers[name] = rehearsal.hollow(buffer)
 
 
 def dropout_once(values: Tensor) -> Tensor:
@@ -299,9 +282,20 @@ def rehearse(model: Model, batch: Batch, parts: int = 1, *, on_gpu: bool = False
     """What a micro-batch takes, given a model on the meta device, which becomes hollow. `parts`:
     in how many sets of similar rows it is computed. `on_gpu`: with a GPU's operations instead of
     this CPU's."""
-    # Weights become hollow first: their bytes are counted by `needs.planned`, not here.
+    # Weights become hollow before the operations: `needs.planned` counts their bytes, this does
+    # not. One hollow weight for each one, by identity: a tied weight stands in several modules.
     rehearsal = Rehearsal()
-    make_hollow(model, rehearsal)
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                if id(weight) not in made:
+                    hollow = rehearsal.hollow(weight.detach())
+                    made[id(weight)] = nn.Parameter(hollow, requires_grad=weight.requires_grad)
+                module._parameters[name] = made[id(weight)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = rehearsal.hollow(buffer)
     model.train()
     kernels = gpu_kernels if on_gpu else step_kernels
     with kernels(model, HollowDropout(rehearsal, on_gpu=on_gpu)), rehearsal:
@@ -361,6 +355,7 @@ class Operation(NamedTuple):
         elements = sum(map(math.prod, shapes))
         if not self.is_product or len(shapes) < 2:
             return elements
+        # (m, k) times (k, n): m * k * n multiplications.
         return math.prod(shapes[-2]) * shapes[-1][-1]
 
     def seconds(self) -> float:
@@ -369,7 +364,7 @@ class Operation(NamedTuple):
         Errors: RuntimeError or IndexError if zeros are not what the function wants.
         """
         times: list[float] = []
-        # Each round has tensors of its own: in a step, other operations have filled the caches.
+        # Each round has its own tensors: in a step, other operations have filled the caches.
         calls = []
         for _ in range(ROUNDS + 1):
             leaves = [leaf.zeros() if isinstance(leaf, Shape) else leaf for leaf in self.leaves]
@@ -396,6 +391,7 @@ def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
         if timed[kind] and time.perf_counter() - began > BUDGET:
             left[kind] += times * operation.size
             continue
+        # What needs other numbers than zeros raises, and is left out of both sums.
         with suppress(RuntimeError, IndexError):
             seconds[kind] += times * operation.seconds()
             timed[kind] += times * operation.size
@@ -406,8 +402,9 @@ def seconds_here(operations: Counter[Operation]) -> tuple[float, float]:
 def update_seconds(num_weights: int, dtype: torch.dtype) -> float:
     """How long this machine takes to sum the gradients of so many weights in fp32, to clip them, to
     take a step of AdamW and to round the weights."""
-    # It takes as long for each weight of any number of them that no longer fits the caches.
-    size = min(num_weights, UPDATED)
+    # Four million weights no longer fit the caches; more take as long for each.
+    size = min(num_weights, 1 << 22)
+    # As in a run: gradients and weights in the recipe's type, their sum and the master in fp32.
     gradient, weight = (torch.zeros(size, dtype=dtype) for _ in range(2))
     master, total = torch.nn.Parameter(torch.zeros(size)), torch.zeros(size)
     master.grad = total

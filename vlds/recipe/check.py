@@ -71,17 +71,9 @@ def class_if_there(path: str, base: type) -> type | None:
 
 def field_types(cls: type) -> dict[str, Any]:
     """Name -> type of the fields that a recipe can set, with their limits."""
+    # Postponed annotations are texts; get_type_hints evaluates them, and would drop the limits.
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in fields(cls) if field.init}
-
-
-def required_fields(cls: type) -> list[str]:
-    """Fields without a default."""
-    return [
-        field.name
-        for field in fields(cls)
-        if field.init and field.default is MISSING and field.default_factory is MISSING
-    ]
 
 
 def dataclass_of(hint: Any) -> type | None:
@@ -144,14 +136,13 @@ HABITS: dict[str, tuple[str, ...]] = {
 section, or an option."""
 MEANT = {habit: keys for habits, keys in HABITS.items() for habit in habits.split()}
 MOST_MEANT = 3
-ALIKE = 0.8
-"""How similar a name must be to one in another place; two names in one place need less."""
 
 
 def hint_at(name: str, here: str, known: list[str], tree: Any, options: type) -> str:
     """'did you mean ...? ' about an unknown key `name` of the place `here`, which has the `known`
     ones, in the tree of the dataclass `options`; '' if nothing is like it."""
     keys = list(dict.fromkeys(dotted_keys(tree, options)))
+    # Other trainers' options have dashes: --batch-size.
     plain = name.lower().replace("-", "_")
     wanted = MEANT.get(plain, (plain,))
     found = [word for word in wanted if word.startswith("--")]
@@ -164,10 +155,12 @@ def hint_at(name: str, here: str, known: list[str], tree: Any, options: type) ->
         beside = [f"{here}.{close}".strip(".")] if not found else []
     if not found and not beside:
         ends = list(dict.fromkeys(map(last, keys)))
-        near = difflib.get_close_matches(plain, ends, 1, ALIKE)
+        # A name in another place must be more similar than one in the same place.
+        near = difflib.get_close_matches(plain, ends, 1, 0.8)
         found = [key for key in keys if last(key) in near]
     if shown := (beside or sorted(found, key=lambda key: key.count(".")))[:MOST_MEANT]:
         return f"did you mean {' or '.join(map(repr, shown))}? "
+    # No class of the recipe has it; perhaps one that could be chosen.
     section, _, field = wanted[0].rpartition(".")
     owners = [
         name
@@ -197,6 +190,7 @@ def dotted_keys(tree: Any, cls: type, key: str = "") -> Iterator[str]:
                 yield from chosen_keys(chosen, inner, f"{whole}.{entry}")
         elif is_choice(inner):
             yield from chosen_keys(value, inner, whole)
+        # An optional section that is not there has no keys yet.
         elif value is not None or type(None) not in getattr(hint, "__args__", ()):
             yield from dotted_keys(value, inner, whole)
 
@@ -239,15 +233,6 @@ class KeyPath:
         """A field of this place's dataclass."""
         return replace(self, cls=cls, key=f"{self.key}.{name}".strip("."))
 
-    def chosen(self, cls: type) -> KeyPath:
-        """The inside of a chosen class."""
-        return replace(self, cls=cls, choice=self.whole_key, key="")
-
-    def owner(self) -> str:
-        """What to call the dataclass."""
-        top = "the recipe" if self.cls.__name__ == "Recipe" else self.cls.__name__
-        return self.key or top
-
 
 def check_tree(
     tree: Any, options: type, *, saved: bool = False, complete: bool = False, values: bool = False
@@ -258,6 +243,7 @@ def check_tree(
 
     Errors: ValueError that names the key, the value and the cure.
     """
+    # Lazy: the first fault is enough, and those behind it may follow from it.
     place = KeyPath(options, saved=saved, values=values, root=tree, options=options)
     for message in faults(tree, place, complete):
         raise ValueError(message)
@@ -272,6 +258,11 @@ def faults(value: Any, place: KeyPath, complete: bool) -> Iterator[str]:
         yield f"{where}got {value!r:.100}; give a mapping of keys, {form}"
         return
     types = field_types(place.cls)
+    required = [
+        field.name
+        for field in fields(place.cls)
+        if field.init and field.default is MISSING and field.default_factory is MISSING
+    ]
     for name, entry in value.items():
         key = f"{place.whole_key}.{name}".strip(".")
         if name not in types:
@@ -288,24 +279,26 @@ def faults(value: Any, place: KeyPath, complete: bool) -> Iterator[str]:
                 hint = hint_at(str(name), here, list(types), place.root, place.options)
                 if place.choice:  # whose key the message begins with
                     hint = hint.replace(f"'{place.choice}.", "'")
+                top = "the recipe" if place.cls.__name__ == "Recipe" else place.cls.__name__
                 yield (
-                    f"{where}unknown key '{prefix}{name}'; {hint}{place.owner()} has: "
+                    f"{where}unknown key '{prefix}{name}'; {hint}{place.key or top} has: "
                     f"{', '.join(types)}"
                 )
             continue
         cls = dataclass_of(types[name])
         if entry is None:
             if type(None) not in get_args(types[name]):
-                needed = name in required_fields(place.cls)
-                yield f"{key}: got null; give a value{'' if needed else ', or leave the key out'}"
+                either = "" if name in required else ", or leave the key out"
+                yield f"{key}: got null; give a value{either}"
         elif cls is not None:
             yield from field_faults(entry, types[name], place.field(name, cls), complete)
         else:
             yield from key_faults(entry, key)
             if place.values:
                 yield from value_faults(entry, types[name], key)
+    # A dotted key, like tasks.vqa.weight, sets a part of its section.
     present = {str(name).partition(".")[0] for name in value}
-    missing = [name for name in required_fields(place.cls) if name not in present]
+    missing = [name for name in required if name not in present]
     if complete and missing:
         names = ", ".join(f"{place.whole_key}.{name}".strip(".") for name in missing)
         are, them = ("is", "it") if len(missing) == 1 else ("are", "them")
@@ -364,7 +357,8 @@ def choice_faults(value: Any, place: KeyPath, complete: bool, near: str = "") ->
     elif not isinstance(arguments := value.get(ARGUMENTS) or {}, Mapping):
         yield f"{key}: {ARGUMENTS}: got {arguments!r:.100}; give a mapping of keys"
     else:
-        yield from faults(arguments, place.chosen(cls), complete)
+        inner = replace(place, cls=cls, choice=place.whole_key, key="")
+        yield from faults(arguments, inner, complete)
 
 
 def key_faults(value: Any, key: str) -> Iterator[str]:
@@ -382,6 +376,7 @@ def value_faults(value: Any, hint: Any, key: str) -> Iterator[str]:
     readings = [value, read_text(value)] if isinstance(value, str) else [value]
     if any(fits(reading, hint) for reading in readings):
         return
+    # The value as a whole does not fit. Where an entry is to blame, its own message comes first.
     for branch in branches_of(hint):
         (entry_type, *_), reading = (get_args(branch) or (None,)), readings[-1]
         if get_origin(branch) in (list, tuple) and isinstance(reading, list):
@@ -398,6 +393,7 @@ def value_faults(value: Any, hint: Any, key: str) -> Iterator[str]:
 
 def read_text(text: str) -> Any:
     """What the parser reads a text of the command line as."""
+    # YAML 1.1 reads 1e-3 as a text, because it wants a point; the parser takes it for a number.
     try:
         value = yaml.safe_load(text)
         return float(value) if isinstance(value, str) else value
@@ -449,6 +445,7 @@ def wanted(hint: Any) -> str:
 
 def in_yaml(value: Any) -> str:
     """A value as a recipe writes it."""
+    # On one line, however long: it goes into a message.
     if isinstance(value, (list, Mapping)):
         return yaml.safe_dump(value, default_flow_style=True, width=1000).strip()
     return "null" if value is None else str(value).lower() if value in (True, False) else str(value)
@@ -483,6 +480,8 @@ CURES = {
 
 def explain(message: str) -> str:
     """Translate a message of jsonargparse about a value; others stay as they are."""
+    # From the outside in: 'Parser key "tasks": ... Problem with given class_path ...: Parser key
+    # "weight": ...' -> tasks, VQA, weight.
     text = " ".join(message.split())
     names = []
     while match := PARSER_KEY.match(text) or PARSER_CLASS.search(text):

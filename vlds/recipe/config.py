@@ -6,7 +6,7 @@ new subclass in a new file is a new choice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from vlds.models.kinds.base import ModelKind
 from vlds.models.methods.base import Method
 from vlds.models.vision.base import VisionEncoder
 from vlds.recipe.check import check_tree, is_choice
-from vlds.recipe.parse import from_tree, parse
+from vlds.recipe.parse import parse
 from vlds.recipe.paths import STARTED_IN, check_classes, with_start
 from vlds.runtime.checks import (
     Count,
@@ -246,6 +246,7 @@ class Recipe:
                     f"{self.data.unit}: batches mix tasks; set data.unit to global_batch, or give "
                     f"tasks.{name}.weight"
                 )
+        # Half of a task's examples are learned from, the other half judges what was learned.
         for name, size in self.batch_sizes.items():
             if self.meta is not None and size < 2:
                 raise ValueError(
@@ -287,7 +288,7 @@ class Recipe:
 
     @property
     def trained_text(self) -> list[str]:
-        """Parts that train as a whole beside the methods, in words."""
+        """Parts that train as a whole besides the methods, in words."""
         has_heads = any(task.head is not None for task in self.tasks.values())
         return [*self.model.trained_text, *(["heads"] if has_heads else [])]
 
@@ -304,8 +305,8 @@ class Recipe:
 
 
 def check_task_name(name: str) -> None:
-    """Errors: ValueError for a name that is no part of a file's name or of a score's, or is that of
-    results on test data. The recipe may come from someone else, and files called so are written."""
+    """Errors: ValueError for a name that cannot be part of a file name or of a score's name, or
+    that results on test data have. A stranger's recipe may name tasks, whose names become files."""
     plain = name.isprintable() and not set(name) & set("/\\")
     if not plain or not name.strip() or name[0] == "." or len(name.encode()) > LONGEST_NAME:
         raise ValueError(
@@ -329,17 +330,10 @@ def parse_recipe(arguments: Sequence[str], prog: str = "vlds train") -> Recipe:
         raise ValueError(
             f"name a recipe: your own file, or a recipe of vlds: {prog} recipes/demo.yaml"
         )
+    # The usual way: vlds train recipes/demo.yaml --training.steps 10.
     if not arguments[0].startswith("-"):
         arguments = ["--config", *arguments]
     return parse(Recipe, arguments, prog, files=True)
-
-
-def recipe_from(tree: Mapping[str, Any]) -> Recipe:
-    """Build a recipe from the tree of a user's own file.
-
-    Errors: ValueError as for all recipes.
-    """
-    return from_tree(Recipe, tree)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -348,6 +342,7 @@ def load_recipe(path: Path) -> Recipe:
     Errors: ValueError as for all recipes, and if it names a class that is not trusted; all name the
     file.
     """
+    # Before it is parsed, which imports the modules of its classes.
     check_saved(read_yaml(path), str(path))
     try:
         return parse_recipe(["--config", str(path)])
@@ -362,7 +357,7 @@ def check_saved(tree: Any, source: str) -> None:
     Errors: ValueError that names the key or class, and `source`.
     """
     check_classes(tree, source)
-    if isinstance(tree, dict):  # a saved recipe notes its working directory, which is no field
+    if isinstance(tree, dict):  # a saved recipe notes its working directory, which is not a field
         tree = {key: value for key, value in tree.items() if key != STARTED_IN}
     try:
         check_tree(tree, Recipe, saved=True)
@@ -376,6 +371,7 @@ def save_recipe(recipe: Recipe, path: Path, comments: Sequence[str] = ()) -> Non
 
     Errors: CannotWrite.
     """
+    # `visible`: a line break in a comment would end it, and begin a key.
     head = "".join(f"# {visible(comment)}\n" for comment in comments)
     tree = with_start(to_tree(recipe), Recipe)
     write_whole(path, head + yaml.safe_dump(tree, sort_keys=False, width=MAX_WIDTH))
@@ -388,6 +384,7 @@ def to_tree(value: Any) -> Any:
         tree = {f.name: to_tree(getattr(value, f.name)) for f in fields(value) if f.init}
         if not is_choice(type(value)):
             return tree
+        # Classes of vlds by name: they may move to another module, and old runs still load.
         cls = type(value)
         shipped = cls.__module__.startswith("vlds.")
         path = cls.__name__ if shipped else f"{cls.__module__}.{cls.__qualname__}"

@@ -71,6 +71,7 @@ def from_tree(options: type[Options], tree: Mapping[str, Any]) -> Options:
 
 def checked(parser: ArgumentParser, tree: Mapping[str, Any], options: type) -> Namespace:
     """What jsonargparse makes of a tree; ValueError for what is wrong with it."""
+    # Our own checks first: their messages are better, and the parser would import what is named.
     check_leaves(tree)
     check_tree(tree, options, complete=True)
     try:
@@ -86,6 +87,7 @@ def build(cls: type[Options], values: Mapping[str, Any], key: str = "") -> Optio
 
     Errors: ValueError with the dotted key before the message of `__post_init__`.
     """
+    # Not jsonargparse's own instantiation: its errors do not name the key of a nested field.
     types = field_types(cls)
     fields = {
         name: build_field(types[name], value, f"{key}.{name}".strip("."))
@@ -95,6 +97,7 @@ def build(cls: type[Options], values: Mapping[str, Any], key: str = "") -> Optio
     try:
         return cls(**fields)
     except ValueError as error:
+        # "betas: got ..." in optimizer -> "optimizer.betas: got ..."; another text -> "KEY: TEXT".
         names_field = FIELD_MESSAGE.match(str(error)) is not None
         place = f"{key}{'.' if names_field else ': '}" if key else ""
         raise ValueError(f"{place}{error}") from error
@@ -103,8 +106,8 @@ def build(cls: type[Options], values: Mapping[str, Any], key: str = "") -> Optio
 def build_field(hint: Any, value: Any, key: str) -> Any:
     """Build the value of one field.
 
-    Errors: ValueError for a number outside of its type's limits, and for null where there must be
-    something, which the parser lets through; and as `build`.
+    Errors: ValueError for a number outside its type's limits, and for null in a field that needs a
+    value, which the parser lets through; and as `build`.
     """
     cls = dataclass_of(hint)
     if value is None and type(None) not in get_args(hint):
@@ -124,7 +127,7 @@ def build_field(hint: Any, value: Any, key: str) -> Any:
 
 
 def check_names(value: Any, hint: Any, key: str) -> None:
-    """Errors: ValueError for a name that is no text, as YAML reads 8 or `no`, where the field is a
+    """Errors: ValueError for a name that is not text, as YAML reads 8 or `no`, if the field is a
     mapping of names."""
     for part in (hint, *get_args(hint)):
         if get_origin(part) is not dict or not isinstance(value, Mapping):
@@ -161,14 +164,22 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
         if option == PRINT:
             continue
         if not equals:
+            # A negative number begins with one dash, so only two mean the next option.
             value = next(words, "--")
             if value.startswith("--"):
                 if option != CONFIG:  # a flag of another trainer has no value
                     set_key(tree, option.removeprefix("--").split("."), "null", known)
                     check_tree(tree, options)
                 raise ValueError(f"{option}: no value follows; write {option} VALUE")
+        # In the order of the words: a file after an option overrides it.
         if option == CONFIG:
-            tree = merged(tree, read_recipe(value, options), WHOLE)
+            file = find(value)  # or a shipped recipe of this name
+            recipe = read_merged(file, options)
+            try:
+                check_tree(recipe, options)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from None
+            tree = merged(tree, recipe, WHOLE)
         else:
             try:
                 set_key(tree, option.removeprefix("--").split("."), value, known)
@@ -176,20 +187,6 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
                 raise ValueError(
                     f"{option}: got {value!r:.100}, not YAML; check its brackets and quotes"
                 ) from None
-    return tree
-
-
-def read_recipe(name: str, options: type) -> dict[str, Any]:
-    """Read a recipe file, or a shipped recipe of this name, with its base.
-
-    Errors: ValueError if it is not a recipe.
-    """
-    file = find(name)
-    tree = read_merged(file, options)
-    try:
-        check_tree(tree, options)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
     return tree
 
 
@@ -206,6 +203,7 @@ def set_key(tree: dict[str, Any], names: list[str], given: Any, types: Mapping[s
     cls = dataclass_of(hint)
     if cls is None or not isinstance(given, str):
         return
+    # `--alignment null`, or a whole section: `--data '{window: 8}'`.
     if given == "null" or given.startswith("{"):
         tree[name] = yaml.safe_load(given)
     elif not is_mapping_of_choices(hint) and is_choice(cls):
@@ -231,6 +229,7 @@ def set_below(tree: dict[str, Any], names: list[str], given: Any, hint: Any) -> 
     elif names == [ARGUMENTS]:
         tree[ARGUMENTS] = yaml.safe_load(given) if isinstance(given, str) else given
     else:
+        # `--tasks.vqa.weight 3` leaves out init_args; files and some users write it.
         chosen = class_if_there(str(tree.get(CLASS)), cls)
         names = names[1:] if names[0] == ARGUMENTS else names
         set_key(inside(tree, ARGUMENTS), names, given, field_types(chosen) if chosen else {})

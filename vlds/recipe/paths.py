@@ -74,6 +74,7 @@ def on_base(
     name = tree.get(BASE)
     if name is None:
         return rest
+    # Beside the recipe first, then in the working directory or among those of vlds.
     try:
         relative = folder / str(name)
         base = relative if relative.exists() else find(str(name))
@@ -124,6 +125,7 @@ def renamed(
 
     `rename` makes a new name from the dotted key on the command line, the name and its mark.
     """
+    # The first branch of a union that fits the value decides, as it does for the parser.
     is_union = get_origin(hint) in (Union, UnionType)
     for branch in get_args(hint) if is_union else (hint,):
         origin, inner = get_origin(branch), get_args(branch)
@@ -202,6 +204,7 @@ def moved(tree: Any, folders: Mapping[str, str], options: type) -> Any:
     """The tree of a recipe whose files and folders below some folders are read from others."""
 
     def move(key: str, name: str, mark: PathMark) -> str:
+        # With the separator: runs/ab does not lie in runs/a.
         below = (old for old in folders if is_below(name, old))
         old = next(below, None)
         return name if old is None else folders[old] + name[len(old) :]
@@ -271,7 +274,8 @@ def places_of(tree: dict[str, Any], file: Path) -> Places:
         pairs = zip(reversed(folder.parts), reversed(then.parts), strict=False)
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
-    # RUN/recipe.yaml or RUN/artifact/recipe.yaml
+    # RUN/recipe.yaml or RUN/artifact/recipe.yaml. The run was at /a/proj/runs/x and is at
+    # /b/proj/runs/x: "proj/runs/x" is the same, so /a was moved to /b.
     now = max((here, here.parent), key=common_end)
     same = common_end(now)
     if same == 0 or now == then:
@@ -361,6 +365,7 @@ def take_trust(arguments: Sequence[str]) -> list[str]:
 def trust(module: str) -> None:
     """Let saved recipes name the classes of a module or package, which may be in the working
     directory."""
+    # An installed command does not have the working directory on its path.
     _trusted.add(module)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -380,6 +385,7 @@ def check_classes(tree: Any, source: str) -> None:
     known = {cls.__name__ for base in CHOICES for cls in subclasses(base)}
     for path in _named_classes(tree):
         module, dot, name = path.rpartition(".")
+        # By vars, not getattr: a module may have a __getattr__ that runs its code.
         imported = vars(sys.modules[module]).get(name) if module in sys.modules else None
         is_ours = isinstance(imported, type) and issubclass(imported, CHOICES)
         if (not dot and name in known) or is_ours or is_trusted(module):
@@ -409,6 +415,7 @@ def _named_classes(tree: Any) -> Iterator[str]:
 
 def leave_working_directory() -> None:
     """Remove the working directory from Python's path, so that nothing there is imported."""
+    # The checkout of vlds itself stays: without an installation, vlds is imported from there.
     here = os.getcwd()
     checkout = str(Path(os.path.abspath(__file__)).parents[2])
     if here != checkout:

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args, get_type_hints
 
 LARGEST = 1 << 63
 """Bound of whole numbers in files: larger ones do not fit NumPy, and some not even a float."""
-MOST_BITS = 64
 LARGEST_SETTING = 10**15
 """Bound of a recipe's numbers: steps times examples must fit 64 bits too."""
 
@@ -69,10 +68,8 @@ DataPath: TypeAlias = Annotated[str, PathMark("data")]
 
 
 def check_numbers(cls: type, values: Mapping[str, Any]) -> None:
-    """Check plain values for the fields of a dataclass that no parser has looked at.
-
-    Errors: ValueError that names the first field that is out of its type's limits, or no number.
-    """
+    """Check values that no parser has looked at for the fields of a dataclass. Errors: ValueError
+    that names the first one that is not a number, or outside its type's limits."""
     hints = get_type_hints(cls, include_extras=True)
     for name in hints.keys() & values.keys():
         for fault in number_faults(values[name], hints[name]):
@@ -83,12 +80,14 @@ def number_faults(value: Any, hint: Any) -> Iterator[str]:
     """What is wrong with a number of the type `hint`: outside of the type's limits, not finite, or
     larger than files can hold. Lists of a type with limits are looked through."""
     limits = limits_of(hint)
+    # Without limits the type may still be a float, which must be finite; texts and None pass.
     if isinstance(value, (list, tuple)):
         for entry in value if limits is not None else ():
             yield from number_faults(entry, hint)
     elif not isinstance(value, (int, float)) or isinstance(value, bool):  # to Python, True is 1
         if limits is not None and value is not None:
             yield f"got {value!r:.100}; give {limits}"
+    # Not math.isfinite, which raises OverflowError for whole numbers beyond a float's range.
     elif value != value or abs(value) == math.inf:
         finite = ", and finite" if limits is not None and limits.most == LARGEST_SETTING else ""
         yield f"got {value}; give {limits or 'a finite number'}{finite}"
@@ -148,7 +147,8 @@ def check_leaves(tree: object) -> None:
     """Errors: ValueError for values of a recipe's tree that no field takes, and that no message can
     show: whole numbers of thousands of digits, and texts with a NUL."""
     for name, value in leaves(tree):
-        if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        # Python refuses to write whole numbers of more than 4300 digits, in messages too.
+        if isinstance(value, int) and value.bit_length() > 64:
             raise ValueError(
                 f"{name}: got a number of {value.bit_length():,} bits; give a small one"
             )
@@ -163,8 +163,8 @@ def guess(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that equals `name` but for case, has its letters as initials (lr), begins with
-    it or the reverse (r, step), or differs in a few letters; None if there is none."""
+    """The known name that equals `name` apart from case, has its letters as initials (lr), begins
+    with it or the reverse (r, step), or differs in a few letters; None if there is none."""
     names = list(known)
     word = name.lower()
     # The first rule that a name meets wins: "lr" is short for learning_rate, though nearer in

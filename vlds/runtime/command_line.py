@@ -81,7 +81,9 @@ class CommandParser(argparse.ArgumentParser):
         if message.startswith(MISSING):
             # A required option may be there, but misspelt.
             names = [word.partition("=")[0] for word in self.words if word.startswith("--")]
-            unknown = [name for name in names if not any(o.startswith(name) for o in self._options)]
+            # argparse accepts the beginning of an option for the whole.
+            options = self._option_string_actions
+            unknown = [name for name in names if not any(o.startswith(name) for o in options)]
             if self.accepts_keys:
                 # The others may be keys, so only those that resemble a missing one count.
                 missing = [*re.findall(r"--([\w-]+)", message), *(n[2:] for n in self.needed)]
@@ -100,10 +102,6 @@ class CommandParser(argparse.ArgumentParser):
 
     def _no_such(self, word: str) -> str:
         name = word.partition("=")[0]
-        hint = guess(name.lstrip("-"), [option[2:] for option in self._options], "--").rstrip()
+        options = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+        hint = guess(name.lstrip("-"), options, "--").rstrip()
         return f"{name}: no such option{'; ' if hint else ''}{hint}"
-
-    @property
-    def _options(self) -> list[str]:
-        """All that begin with two dashes."""
-        return [name for name in self._option_string_actions if name.startswith("--")]

@@ -15,9 +15,8 @@ from deepspeed.runtime import compiler
 from vlds.runtime.ranks import Ranks, rank_from_environment
 
 LONGEST_WAIT = 24 * 3600.0
-"""Seconds that a rank may wait for a rank that has more to do: if that one dies, the launcher ends
-the run."""
-MUON = "deepspeed.runtime.zero.muon.original_muon"
+"""Seconds that a rank may wait for a rank that has more to do; if one dies, the launcher ends the
+run."""
 
 
 def import_muon() -> None:
@@ -26,10 +25,11 @@ def import_muon() -> None:
     Every stage of ZeRO imports it when it is built. Its functions are compiled as they are
     imported, which takes two to three seconds and 40 MB of each rank.
     """
+    # DeepSpeed 0.19 decorates them with `compiler.compile()`.
     own = compiler.compile
     compiler.compile = lambda: lambda function: function
     try:
-        import_module(MUON)
+        import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
         compiler.compile = own
 
@@ -41,6 +41,7 @@ def start_ranks(collective_timeout: float) -> Ranks:
         # Building this op takes a compiler and up to minutes, and gloo does not need it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
+        # Before the process group: NCCL opens its connections on the current device.
         torch.cuda.set_device(ranks.device)
     import_muon()
     # It reports each skipped step, and so do the run's own lines, which say what to do.

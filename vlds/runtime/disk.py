@@ -13,17 +13,13 @@ from pathlib import Path
 from stat import S_IMODE
 
 ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 CURES = {
     **dict.fromkeys(ROOM, "make room there, or "),
-    **dict.fromkeys(RIGHTS, "make it writable, or "),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable, or "),
     errno.EIO: "check that disk, or ",
 }
 REFUSED = {*CURES, errno.ENAMETOOLONG}
 """Errnos that mean that nothing can be written."""
-NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
-"""Errnos that some network file systems raise for the flush of a folder."""
-STATUS = Path("/proc/self/status")
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -54,11 +50,13 @@ def writable(path: Path, *places: Path) -> Iterator[None]:
         refused = None if isinstance(error, ValueError) else system_error(error)
         if refused is None:
             raise
+        # An int: the error came from a call with a descriptor.
         if refused.filename is None or isinstance(refused.filename, int):
             # Libraries often leave the file name out; then only the reason tells.
             is_ours = refused.errno in REFUSED
         else:
             name = Path(os.fsdecode(refused.filename))
+            # Both ways: a missing parent of the output stops it as well as a file inside it.
             is_ours = any(
                 name.is_relative_to(place) or place.is_relative_to(name)
                 for place in places or (path,)
@@ -87,6 +85,7 @@ def check_writable(folder: Path, option: str) -> None:
     try:
         with writable(folder):
             make_folder(folder)
+            # Only writing tells: rights may say yes where quotas or mounts say no.
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(b"vlds")
     except CannotWrite as error:
@@ -129,7 +128,8 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in NO_FOLDER_SYNC or not path.is_dir():
+        # Some network file systems cannot flush a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
             raise
     finally:
         os.close(descriptor)
@@ -141,6 +141,7 @@ def finish(path: Path) -> None:
     Who may read them follows from the umask: some libraries, such as safetensors, write files for
     their owner alone.
     """
+    # Contents before the folder: a name must not reach the disk before what it names.
     if path.is_dir():
         for inner in sorted(path.iterdir()):
             if not inner.is_symlink():
@@ -148,7 +149,8 @@ def finish(path: Path) -> None:
     elif not path.is_file():
         return
     # Not from os.umask, which would change it for all threads for a moment.
-    (line,) = re.findall(r"^Umask:\s*([0-7]+)$", STATUS.read_text(), re.MULTILINE)
+    status = Path("/proc/self/status").read_text()
+    (line,) = re.findall(r"^Umask:\s*([0-7]+)$", status, re.MULTILINE)
     mode = path.stat().st_mode
     wanted = mode | ((0o777 if path.is_dir() else 0o666) & ~int(line, 8))
     if wanted != mode:

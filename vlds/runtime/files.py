@@ -87,6 +87,7 @@ def open_descriptor(path: str | Path) -> int:
 
     Errors: as `check_file`.
     """
+    # Before opening it, which has side effects on some devices; and again on what was opened.
     check_file(path)
     with _named(path):
         # Not blocking: it may have become a pipe since the check.
@@ -116,6 +117,7 @@ def read_file(path: str | Path, largest: int = LARGEST_FILE) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > largest:
             raise ValueError(f"{path}: {size:,} bytes; at most {largest:,} are read")
+        # With a limit here too: the file may grow, and those of /proc state no size at all.
         return file.read(largest)
 
 
@@ -157,11 +159,13 @@ def half_made(target: Path) -> Iterator[Path]:
     """A temporary path next to `target`, whose folder must exist. Whatever is there at the end is
     removed, so rename it before."""
     sweep(target.parent)
+    # The number tells apart outputs of one name that threads of this process write at once.
     owner = f"{socket.gethostname()}-{os.getpid()}-{next(_numbers)}"
     partial = target.with_name(f".{target.name[:MOST_OF_NAME]}@{owner}.partial")
 
     def end(number: int) -> None:
         remove_half_made()
+        # Die of the same signal, as without a handler: parents read that from the exit status.
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
@@ -216,6 +220,7 @@ def _is_abandoned(path: Path, alone: bool) -> bool:
     # Not in _open, so an earlier process had the same number: containers reuse them.
     if process == os.getpid():
         return True
+    # Signal 0 is not sent: the system only says whether the process exists.
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -227,6 +232,7 @@ def _is_abandoned(path: Path, alone: bool) -> bool:
 
 def remove(path: Path) -> None:
     """Delete a file or folder if it exists; of a link, delete the link only."""
+    # First as a file: rmtree refuses links, and a folder makes unlink raise.
     with suppress(OSError):
         path.unlink(missing_ok=True)
         return
@@ -254,6 +260,8 @@ def whole_file(path: Path, *, new: bool = False, stream: bool = False) -> Iterat
         return
     with _unfinished(path, target, new) as partial:
         yield partial
+        # Bytes first, then the name, then the folder that holds it: after a power failure the name
+        # never stands for half a file.
         finish(partial)
         _check_free(path, target, new)
         os.replace(partial, target)
@@ -285,7 +293,7 @@ def whole_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
         finish_replacing(target)
         try:
             if os.path.lexists(target):
-                os.replace(target, _older(target))
+                os.replace(target, target.with_name(f".{target.name}.older"))
             os.replace(partial, target)
             sync(target.parent)
         finally:
@@ -325,13 +333,9 @@ def finish_replacing(path: Path) -> None:
     """Complete an interrupted replacement of a folder: move the old one back if `path` is missing,
     else delete it. No other process may be writing there."""
     target = target_of(path)
-    older = _older(target)
+    # Where `whole_folder` keeps the old folder until the new one has its name.
+    older = target.with_name(f".{target.name}.older")
     if os.path.lexists(older) and not os.path.lexists(target):
         os.replace(older, target)
         sync(target.parent)
     remove(older)
-
-
-def _older(target: Path) -> Path:
-    """Where the old folder is kept until the new one has replaced it."""
-    return target.with_name(f".{target.name}.older")

@@ -65,18 +65,14 @@ def newest_step(predictions: Path) -> int | None:
     return max((int(match[1]) for match in matches if match), default=None)
 
 
-def new_start(step: int, command: str, hardware: str, changes: Sequence[str]) -> Start:
-    """Describe a start that happens now."""
-    versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    time = datetime.now(UTC).isoformat(timespec="seconds")
-    return Start(time, step, command, hardware, versions, list(changes))
-
-
-def add_start(run: Path, start: Start) -> None:
-    """Record a start, on disk when this returns.
+def add_start(run: Path, step: int, command: str, hardware: str, changes: Sequence[str]) -> None:
+    """Record a start that happens now, on disk when this returns.
 
     Errors: CannotWrite.
     """
+    versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    start = Start(time, step, command, hardware, versions, list(changes))
     append(run / STARTS, json.dumps(asdict(start)) + "\n")
 
 
@@ -95,6 +91,7 @@ def cpu_name() -> str:
     """Model of the processor, and the number of cores that this process may use."""
     lines = CPU_INFO.read_text("utf-8", "replace").split("\n") if CPU_INFO.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    # Not os.cpu_count: containers and job schedulers give a process some of the cores.
     cores = len(os.sched_getaffinity(0))
     return f"{names[0] if names else platform.machine()}, {cores} core{'s' * (cores > 1)}"
 
@@ -152,6 +149,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         ended.set()
+        # Remove the file while it is locked: afterwards it may be the next writer's.
         with suppress(OSError):
             path.unlink()
         _held.discard(key)
@@ -167,11 +165,13 @@ def _open_locked(path: Path) -> int:
     while True:
         with suppress(FileNotFoundError):
             check_file(path)
+            # Before opening it: closing the second descriptor would release this process's lock.
             if _identity(os.stat(path)) in _held:
                 raise FolderInUse(_refusal(path, _own_record()))
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The name may stand for a newer file by now, which another process may have locked.
             is_current = False
             with suppress(FileNotFoundError):
                 is_current = _identity(os.stat(path)) == _identity(os.fstat(descriptor))
@@ -256,6 +256,7 @@ PREFIX, LOCK = ".vlds-scratch-", "lock"
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A new folder among the system's temporary ones, which is gone afterwards."""
+    # Also here, not only at a run's end: a process that was killed could not clean up.
     remove_abandoned()
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
@@ -275,6 +276,7 @@ def scratch_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
+        # The lock goes last: nobody else may take the folder for abandoned in the meantime.
         shutil.rmtree(folder, ignore_errors=True)
         os.close(descriptor)
 
@@ -284,12 +286,13 @@ def remove_abandoned() -> None:
     with suppress(OSError):
         for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
             with suppress(OSError):
+                # All users share the folder above: a link there may lead anywhere.
                 stat = folder.lstat()
                 if not S_ISDIR(stat.st_mode) or stat.st_uid != os.getuid():
                     continue
                 descriptor = _open_lock(folder)
                 try:
-                    # An OSError if somebody holds it, or there are no locks.
+                    # OSError if somebody holds it, or if the file system has no locks.
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(folder, ignore_errors=True)
                 finally:

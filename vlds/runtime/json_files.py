@@ -107,12 +107,14 @@ def parse_member(data: bytes | memoryview) -> Any:
     """
     if len(data) > LARGEST_MEMBER:
         raise ValueError(f"{len(data):,} bytes of json; at most {LARGEST_MEMBER:,} are read")
+    # orjson reads 1024 levels, but Python code that walks a sample recurses.
     check_depth(data)
     return orjson.loads(data)
 
 
 def check_depth(data: bytes | memoryview | str) -> None:
     """Errors: ValueError if values are nested deeper than in any file of vlds."""
+    # Nearly all files pass the count of opening brackets; only the rest is measured.
     plain = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else bytes(data)
     if plain.count(b"[") + plain.count(b"{") > DEEPEST and depth(plain) > DEEPEST:
         raise ValueError(f"it is nested more than {DEEPEST} levels deep")
@@ -124,10 +126,12 @@ def depth(data: bytes) -> int:
     Keeps the brackets alone, then removes the innermost pairs level by level: that takes a fraction
     of the time of parsing.
     """
+    # Escaped backslashes first: in "\\" the last quote is not escaped.
     if b"\\" in data:
         data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     parts = data.translate(ONE_KIND, NO_STRUCTURE).split(b'"')
     structure = b"".join(parts[::2])  # every other part is inside a string
+    # [[][[]]] -> [[]] -> [] -> nothing: three levels.
     levels = 0
     while structure and levels <= DEEPEST:
         inner = structure.replace(b"[]", b"")
@@ -144,8 +148,6 @@ def depth(data: bytes) -> int:
 
 MOST_FAULTS = 3
 """Wrong fields that an error lists."""
-HOPELESS = 1000
-"""With more wrong fields a file is something else, and to describe each of them takes minutes."""
 SHORT = Repr()
 SHORT.maxstring = SHORT.maxother = 100
 T = TypeVar("T")
@@ -179,7 +181,8 @@ def parse_record(
         record: T = adapter.validate_json(data, strict=True, extra=extra)
     except ValidationError as error:
         num = error.error_count()
-        if num > HOPELESS:
+        # Such a file is something else, and describing each fault takes minutes.
+        if num > 1000:
             raise ValueError(f"{num:,} of its fields are wrong") from None
         faults = error.errors(include_url=False)
         if num == 1 and faults[0]["type"] == "json_invalid":
@@ -199,7 +202,8 @@ def parse_record(
 
 @cache
 def _adapter(kind: type[T]) -> Any:
-    # Imported here, because pydantic takes 0.2 s: that is too long for `--help`.
+    # Cached: building one takes milliseconds. Imported here, because pydantic takes 0.2 s: that is
+    # too long for `--help`.
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
@@ -229,12 +233,11 @@ def _fault(kind: type[T], fault: Mapping[str, Any]) -> str:
 MANIFEST = "manifest.json"
 DESCRIPTION = "artifact.json"
 """A folder with this file was written by vlds, so it has a manifest."""
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""Parts of torch's RuntimeErrors (torch.OutOfMemoryError is one)."""
 
 
 def write_manifest(folder: Path) -> None:
     """Write the manifest of a folder, after all its other files."""
+    # The manifest comes last: a folder with one was written to its end.
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     entries = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
@@ -299,7 +302,9 @@ def sha256(path: Path) -> str:
 def lacks_memory(error: BaseException) -> bool:
     """True if an error of any library means that memory ran out."""
     refused = system_error(error)
-    torch_says = isinstance(error, RuntimeError) and any(w in str(error) for w in NO_MEMORY)
+    # Parts of torch's RuntimeErrors; torch.OutOfMemoryError is one too.
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    torch_says = isinstance(error, RuntimeError) and any(w in str(error) for w in words)
     return (
         isinstance(error, MemoryError)
         or (refused is not None and refused.errno == errno.ENOMEM)
@@ -312,7 +317,7 @@ def lacks_memory(error: BaseException) -> bool:
 NUMBERS = (
     "step", "passes", "samples_per_second", "answers_per_second", "seconds", "loss", "most_memory",
 )  # fmt: skip
-"""Fields that hold a number, beside the parts of the loss."""
+"""Fields that hold a number, besides the parts of the loss."""
 SHOWN = 40
 """Characters of a line that a warning shows."""
 
@@ -341,6 +346,7 @@ def read_metric_lines(path: Path) -> MetricLines:
             metrics = parse_json(line)
         except ValueError:
             metrics = None
+        # A float has passed `_is_right` too, but steps are whole numbers.
         if (
             isinstance(metrics, dict)
             and not isinstance(metrics.get("step"), float | None)

@@ -52,6 +52,7 @@ def limited(make: Callable[[], str]) -> str:
     if (copy := os.fork()) == 0:
         os.close(reader)
         _answer(make, writer)
+    # The copy must hold the only writing end: reading ends when that is closed.
     os.close(writer)
     answer: bytes | None = None
     try:
@@ -66,6 +67,8 @@ def limited(make: Callable[[], str]) -> str:
                     answer = None if more else written
     finally:
         os.close(reader)
+        # Killed after a time-out, an error or Ctrl-C here; waited for in any case, or it stays
+        # behind as a zombie.
         if answer is None:
             os.kill(copy, signal.SIGKILL)
         _, status = os.waitpid(copy, 0)
@@ -142,6 +145,7 @@ def environment(folder: Path) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    # Instead of jinja2's default, which sorts the keys.
     templates.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return templates
 

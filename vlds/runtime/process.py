@@ -20,10 +20,6 @@ from vlds.runtime.checks import closest
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that ask a process to end: from a job script, Ctrl-C, or a closed terminal."""
 KILLED = "killed (SIGKILL: by a user, or by the system when memory ran out)"
-IMPORT_CODE = "<frozen importlib._bootstrap>"
-"""The file of a frame that imports a module."""
-RETRY_S = 0.05
-"""Seconds until a signal that arrived during an import is sent again."""
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
@@ -68,13 +64,14 @@ def interruptible() -> Iterator[None]:
     postponed: list[tuple[int, Timer]] = []
 
     def interrupt(number: int) -> None:
+        importing = "<frozen importlib._bootstrap>"
         frame: FrameType | None = sys._getframe()
-        while frame is not None and frame.f_code.co_filename != IMPORT_CODE:
+        while frame is not None and frame.f_code.co_filename != importing:
             frame = frame.f_back
         # An exception during an import can abort the process: C++ code that initialises a module
-        # may not expect one.
+        # may not expect one. So the signal is sent again, until it arrives outside of imports.
         if frame is not None:
-            timer = Timer(RETRY_S, os.kill, (os.getpid(), number))
+            timer = Timer(0.05, os.kill, (os.getpid(), number))
             timer.daemon = True
             timer.start()
             postponed.append((number, timer))
@@ -133,27 +130,24 @@ def how_it_ended(exit_code: int) -> str:
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """From malloc.h."""
-LARGEST_KEPT = 64 << 20
-"""Bytes up to which tensors share memory that is kept."""
-NEVER = -1
-"""As a threshold for trimming: freed memory is never returned."""
-SET_BY_USERS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> None:
     """Let a process on a CPU keep the memory that it frees, for its next step, unless the user has
     set how glibc returns it. Does nothing with another C library.
 
-    By default, glibc gives each large tensor memory of its own and returns it when the tensor is
+    By default, glibc gives each large tensor its own memory and returns it when the tensor is
     freed. So the kernel clears the same pages in every step: at batch 128, a ninth of the CPU's
     time.
     """
-    if any(name in os.environ for name in SET_BY_USERS):
+    set_by_users = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+    if any(name in os.environ for name in set_by_users):
         return
     with suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
-        mallopt(M_TRIM_THRESHOLD, NEVER)
+        # Tensors of up to 64 MiB share the heap, and -1 means that it never shrinks.
+        mallopt(M_MMAP_THRESHOLD, 64 << 20)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -176,6 +170,7 @@ def find(name: str | Path) -> Path:
     path = Path(name)
     if path.exists():
         return path
+    # No ".." and no other folders: next to vlds there may be anybody's files.
     if (
         not path.is_absolute()
         and path.parts
@@ -197,7 +192,7 @@ def _cure(missing: Path) -> str:
     with suppress(OSError):
         siblings = [file for file in missing.parent.iterdir() if file.suffix in kinds]
         known |= {file.stem: str(file) for file in siblings if file.is_file()}
-    # Without the suffix, which would make all names similar.
+    # Names are compared without the suffix, which would make all of them similar.
     close = closest(missing.stem, known)
     hint = "" if close is None else f"did you mean '{known[close]}'? "
     if ours is None and (hint or missing.suffix != ".yaml"):

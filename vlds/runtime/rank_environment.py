@@ -15,8 +15,6 @@ REQUIRED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 """torchrun's and DeepSpeed's names of the number of ranks on this machine."""
 LAST_PORT = 65_535
-AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
-"""If set, torch.distributed expects torchrun to listen on MASTER_PORT."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,8 @@ def read_place(environment: Mapping[str, str]) -> RankPlace:
             f"the first machine, at most {LAST_PORT}"
         )
     place = RankPlace(*(int(environment[name]) for name in names))
+    # local_rank <= global_rank: machines are numbered one after another, so as many ranks at least
+    # come before this one in the run as on its machine.
     if not (
         place.local_rank < place.local_world_size <= place.world_size
         and place.local_rank <= place.global_rank < place.world_size
@@ -73,6 +73,7 @@ def check_alone(environment: Mapping[str, str]) -> None:
 
     Errors: ValueError that lists the variables that a rank would need.
     """
+    # A lone WORLD_SIZE is a left-over; with one of the ranks' numbers it is a launcher's.
     missing = [name for name in REQUIRED if not environment.get(name)]
     several = environment.get("WORLD_SIZE") not in (None, "", "1")
     if several and missing and {"RANK", "LOCAL_RANK"} - set(missing):
@@ -92,5 +93,6 @@ def single_rank() -> dict[str, str]:
 
 def without_rank(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment for a process that is not a rank, or for a launcher of new ranks."""
-    dropped = {*REQUIRED, *LOCAL_SIZES, AGENT_STORE}
+    # With the last one set, torch.distributed expects torchrun to listen on MASTER_PORT.
+    dropped = {*REQUIRED, *LOCAL_SIZES, "TORCHELASTIC_USE_AGENT_STORE"}
     return {name: value for name, value in environment.items() if name not in dropped}

@@ -44,6 +44,8 @@ class Ranks(RankPlace):
     @property
     def on_this_machine(self) -> range:
         """Global ranks of all processes on this machine."""
+        # Launchers number the ranks machine by machine: of 16 ranks on two machines of 8, rank 11
+        # is local rank 3, and its machine has 8 to 15.
         first = self.global_rank - self.local_rank
         return range(first, first + self.local_world_size)
 
@@ -69,6 +71,7 @@ class Ranks(RankPlace):
 
     def gather(self, value: Any) -> list[Any] | None:
         """The values of all ranks on the first rank, None elsewhere."""
+        # torch wants a list of the right length on the first rank, and None on the others.
         gathered: list[Any] | None = [None] * self.world_size if self.is_first else None
         dist.gather_object(value, gathered)
         return gathered
@@ -87,6 +90,7 @@ class Ranks(RankPlace):
         """The most bytes that a rank has used so far: of its GPU, or else of main memory."""
         if self.device.type == "cuda":
             return int(self.max(torch.cuda.max_memory_allocated(self.device)))
+        # Linux counts ru_maxrss in KiB.
         return int(self.max(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
     def bound_waiting(self) -> None:
@@ -107,6 +111,8 @@ def hold_folder(ranks: Ranks, folder: Path) -> Iterator[None]:
 
     Errors: ValueError on all ranks if another program writes there.
     """
+    # All ranks learn whether the first one has the lock: if it alone raised, the others would wait
+    # in their next collective.
     with ExitStack() as stack:
         refusal = None
         if ranks.is_first:
@@ -171,6 +177,7 @@ def gather_rows(rows: Tensor) -> Gathered:
     single rank, the rows themselves."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return Gathered(rows, 0)
+    # Each rank fills in its own count; the sum is the list of all.
     rank, counts = dist.get_rank(), torch.zeros(dist.get_world_size(), dtype=torch.int64)
     counts[rank] = len(rows)
     counts = counts.to(rows.device)

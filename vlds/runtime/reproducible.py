@@ -70,6 +70,7 @@ def multiply_by_onednn() -> None:
     """Replace torch's products of two fp32 matrices by oneDNN's. Other types keep theirs, as a
     batch of one."""
 
+    # A private name of torch, which its compiler calls for linear layers; tests fail if it changes.
     onednn_linear = torch.ops.mkldnn._linear_pointwise
 
     def for_onednn(*tensors: Tensor) -> bool:
@@ -77,13 +78,17 @@ def multiply_by_onednn() -> None:
 
     def mm(a: Tensor, b: Tensor) -> Tensor:
         if for_onednn(a, b) and a.shape[1] == b.shape[0]:
+            # A linear layer multiplies by the transpose of its weight, so b.t() gives a @ b.
             by_rows: Tensor = onednn_linear(a, b.t(), None, "none", [], "")
             return by_rows
+        # Not torch.mm, which is this function by now. Wrong shapes come here, too: torch explains
+        # them better.
         return torch.bmm(a[None], b[None])[0]
 
     def addmm(added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
         if not for_onednn(added, a, b) or a.shape[1] != b.shape[0]:
             return torch.baddbmm(added, a[None], b[None], beta=beta, alpha=alpha)[0]
+        # The usual case, a bias for each column: oneDNN adds it while it multiplies.
         if added.shape == b.shape[1:] and beta == alpha == 1:
             with_bias: Tensor = onednn_linear(a, b.t(), added, "none", [], "")
             return with_bias

@@ -170,7 +170,6 @@ def follow(items: Iterable[Item], what: str, total: int, done: int = 0) -> Itera
             progress.advance(bar)
 
 
-GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 SETTINGS = {
     # torch's C++ code warns about missing CPU features and about sockets of its rendezvous.
     "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -189,6 +188,7 @@ def quiet_libraries() -> None:
     set_quiet(os.environ)
     if not has_gpu_driver():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it finds no GPU
+    # PYTHONWARNINGS is read when Python starts: this process needs the filter itself.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
 
@@ -201,7 +201,8 @@ def set_quiet(environment: MutableMapping[str, str]) -> None:
 
 def has_gpu_driver() -> bool:
     """True if this machine may have a usable GPU; torch is not imported."""
-    return any(map(os.path.exists, GPU_DRIVERS))
+    # NVIDIA's driver, AMD's, and Windows' for WSL.
+    return any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))
 
 
 MASK = "..."
@@ -226,8 +227,6 @@ SECRET = re.compile(
 Cloudflare and nginx."""
 WEB = ("http", "https", "ftp", "ftps", "ws", "wss")
 """Schemes that lose the whole login. Others keep its user: sftp://user@host, abfs://box@host."""
-NO_LOGIN = ("github", "gitlab")
-"""Schemes in which fsspec writes org:repository where others have a login."""
 
 
 def without_credentials(text: str) -> str:
@@ -246,8 +245,10 @@ def _clean(url: re.Match[str]) -> str:
         secret = SECRET.search(unquote(parameter["name"])) or without_credentials(value) != value
         return f"{parameter['name']}={MASK}" if secret else parameter[0]
 
+    # https://me:word@host/x?token=abc&n=2 -> https://host/x?token=...&n=2
     scheme, rest = url["scheme"], url["rest"]
-    if (login := LOGIN.match(rest)) and scheme.lower() not in NO_LOGIN:
+    # fsspec writes github://org:repository@branch, which looks like a login.
+    if (login := LOGIN.match(rest)) and scheme.lower() not in ("github", "gitlab"):
         user = login[0].partition(":")[0].removesuffix("@")
         user_part = "" if scheme.lower() in WEB or not user else f"{user}@"
         rest = user_part + rest[login.end() :]

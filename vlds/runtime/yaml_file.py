@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vlds.runtime import files as regular_file
+from vlds.runtime.files import read_text
 
 LARGEST_FILE = 4 << 20
 """Bytes. A recipe has a few kilobytes."""
@@ -44,20 +44,13 @@ def read_yaml(file: Path) -> Any:
     Errors: ValueError that names the file if it is not a readable regular file, not YAML, has a key
     twice, or is larger, deeper or more repetitive than any recipe.
     """
-    return parse_yaml(read_text(file), str(file))
-
-
-def read_text(file: Path) -> str:
-    """The text of a regular file.
-
-    Errors: ValueError that names it.
-    """
     try:
-        return regular_file.read_text(file, LARGEST_FILE)
+        text = read_text(file, LARGEST_FILE)
     except OSError as error:
         raise ValueError(f"{file}: cannot read this recipe: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: a recipe is UTF-8 text, and this is not: {error}") from None
+    return parse_yaml(text, str(file))
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -66,6 +59,8 @@ def parse_yaml(text: str, name: str) -> Any:
     Errors: ValueError as above.
     """
     try:
+        # Each check makes the next one safe: counting the events builds nothing, the tree of nodes
+        # keeps aliases as links, and only then the values are built, with what aliases repeat.
         check_extent(text, name)
         node = yaml.compose(text, yaml.SafeLoader)
         check_keys(node, name)
@@ -118,6 +113,7 @@ def check_keys(node: yaml.Node | None, name: str) -> None:
     waiting = [] if node is None else [node]
     while waiting:
         node = waiting.pop()
+        # An alias is the same node again, perhaps inside itself.
         if id(node) in seen or not isinstance(node, yaml.CollectionNode):
             continue
         seen.add(id(node))
@@ -130,9 +126,7 @@ def check_keys(node: yaml.Node | None, name: str) -> None:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in keys:
                     line = key.start_mark.line + 1
-                    raise RefusedYaml(
-                        f"{name}, line {line}: '{key.value}' is there twice; keep one"
-                    )
+                    raise RefusedYaml(f"{name}, line {line}: '{key.value}' appears twice; keep one")
                 keys.add(key.value)
 
 
@@ -141,6 +135,7 @@ def size(node: yaml.Node, known: dict[int, int]) -> int:
     node that contains itself."""
     if id(node) in known:
         return known[id(node)]
+    # While its children are counted, a node that comes again contains itself.
     known[id(node)] = MOST_NODES + 1
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):

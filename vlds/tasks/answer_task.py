@@ -42,6 +42,7 @@ class AnswerTask(Task, ABC):
         """The question and its answer; in evaluation also the reference."""
         assert annotation is not None
         given = sample.annotations[annotation]
+        # Evaluation also predicts splits without labels, for servers that score submissions.
         if rng is not None:
             require_label(given, self.label_field, sample)
         example = Example(given["id"], name, self.question(sample, given), None)
@@ -84,7 +85,7 @@ class AnswerTask(Task, ABC):
         if not known:
             return {}
         values = self.example_values(texts, known)
-        # The first score stands for the task, and alone has tables.
+        # Dicts keep their order: the first score stands for the task, and alone has tables.
         first = next(iter(values))
         scores = {name: mean(of_examples) for name, of_examples in values.items()}
         for by in self.tables_of(known):
@@ -139,6 +140,7 @@ class MultipleChoice(AnswerTask):
     def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
         """The whole input; without a hint there is no context."""
         text = super().question(sample, given)
+        # ScienceQA's order. A hint that is too long pushes the choices out, since the end is cut.
         if hint := optional_text(given, "hint"):
             text += f" context: {hint}"
         choices = (f"({LETTERS[n]}) {choice}" for n, choice in enumerate(given["choices"]))

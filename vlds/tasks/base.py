@@ -44,7 +44,7 @@ class Task(ABC):
     num_pictures: ClassVar[int | None] = None
     """How many pictures each sample must have; None: as many as the model takes, at least one."""
     pairs_samples: ClassVar[bool] = False
-    """True if `example` wants another sample beside each (`Sample.other`)."""
+    """True if `example` needs another sample with each (`Sample.other`)."""
     masks_words: ClassVar[bool] = False
     """True if words of the prompt are predicted in their own places (`Example.masking`)."""
     draws_prompt: ClassVar[bool] = False
@@ -107,19 +107,25 @@ class Task(ABC):
         return classes
 
     @property
+    def own_head(self) -> Head | None:
+        """The head over the classes that the task is about."""
+        return self.head
+
+    @property
     def class_output(self) -> ClassOutput | None:
         """What the task wants of a model, if not text."""
-        if self.head is None:
+        if (head := self.own_head) is None:
             return None
         assert self.class_loss is not None
-        return ClassOutput(self.head, self.class_loss, self.num_shots)
+        return ClassOutput(head, self.class_loss, self.num_shots)
 
     def with_classes(self, example: Example, scores: Mapping[str, float]) -> Example:
         """An example as the task's output asks: with a head, its answers' scores in place of the
-        text. Answers that are no class have none."""
-        if self.head is None:
+        text. Answers that are not classes have no score."""
+        if (head := self.own_head) is None:
             return example
-        return replace(example, target="", class_scores=self.head.class_scores(scores))
+        # An empty text: the head reads the state from which its first token would be predicted.
+        return replace(example, target="", class_scores=head.class_scores(scores))
 
     def data_of(self, split: Split) -> list[str]:
         """One of the lists on which the task is scored."""
@@ -191,6 +197,7 @@ class Task(ABC):
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         """True if a prediction is correct; None for tasks without correct answers."""
+        # Character by character; tasks that forgive case or blanks override this.
         answer = self.answer_of(reference)
         return None if answer is None else prediction == answer
 
@@ -221,6 +228,7 @@ def ask(
             f"sample {sample.key}: its annotations are not what {type(task).__name__} reads: "
             f"{error!r}"
         ) from error
+    # Tokenizers take minutes for texts of megabytes, and raise for what is not a text.
     for what, text in (("prompt", example.prompt), ("target", example.target)):
         if text is None and what == "target":
             continue  # a split without labels
@@ -257,6 +265,7 @@ def optional_texts(given: Mapping[str, Any], name: str) -> list[str]:
 
     Errors: TypeError if it is not.
     """
+    # Not `list(value)`: a string would become a list of characters.
     value = given.get(name) or []
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise TypeError(f"{name} is {value!r:.60}, a list of texts expected")
@@ -279,6 +288,7 @@ def labelled(
                 f"{len(ids)} of {len(references)} examples have {what}: {first_ids(ids)}; "
                 "score predictions against the data set that they were made for"
             )
+    # A reference of None is an example without a label: it needs a prediction and gets no score.
     known = [key for key, reference in references.items() if reference is not None]
     return [predictions[key] for key in known], [references[key] for key in known]
 
@@ -288,7 +298,7 @@ def check_unique(ids: Iterable[str]) -> None:
     repeated = [key for key, count in Counter(ids).items() if count > 1]
     if repeated:
         raise ValueError(
-            f"{len(repeated)} ids stand twice in the data that are evaluated together: "
+            f"{len(repeated)} ids appear twice in the data that are evaluated together: "
             f"{first_ids(repeated)}; make each data set a separate task"
         )
 

@@ -54,6 +54,7 @@ class Caption(Task):
             caption = require_label(given, "caption", sample).strip()
             return Example(given["id"], name, self.input_of(sample), caption, reference=[caption])
         assert rng is None, "training runs over annotations"
+        # None instead of an empty list: a test split has no captions, and its pictures no score.
         captions = [given["caption"].strip() for given in sample.annotations if "caption" in given]
         first = captions[0] if captions else None
         return Example(sample.id, name, self.input_of(sample), first, reference=captions or None)
@@ -98,18 +99,19 @@ class Caption(Task):
 
     def left_out(self) -> str | None:
         """The official scores if Java or pycocoevalcap is missing."""
-        # `thorough` fills in all that can be computed; that is no wish of the recipe's either.
+        # `thorough` fills in all that can be computed; the recipe did not ask for these either.
         by_default = self.scores in ([], metric.all_scores())
         if not by_default or (missing := metric.missing_for("CIDEr")) is None:
             return None
         usual = ", ".join(name for name in metric.OFFICIAL if name != "SPICE")
         return (
-            f"left out are {usual}: {missing}; cider_plain_tokens is of other tokens and cannot be "
-            "compared with CIDEr"
+            f"left out are {usual}: {missing}; cider_plain_tokens counts other tokens and cannot "
+            "be compared with CIDEr"
         )
 
     def notes(self, predictions: Mapping[str, str], references: Mapping[str, Any]) -> list[str]:
         """Scores that are left out, and CIDEr of too few pictures."""
+        # Pictures without captions are predicted and do not count.
         known = sum(given is not None for given in references.values())
         few = metric.few_pictures(self.scores or metric.quick_scores(), known)
         return [*super().notes(predictions, references), *few]

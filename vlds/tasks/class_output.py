@@ -61,11 +61,13 @@ class Head(ABC):
     @cached_property
     def index(self) -> Mapping[str, int]:
         """Class -> its number."""
+        # A frozen dataclass may have it: cached_property writes to __dict__, not by setattr.
         return {name: number for number, name in enumerate(self.names)}
 
     def class_scores(self, scores: Mapping[str, float]) -> dict[int, float]:
         """Answer -> score becomes number of its class -> score. Answers outside the list are left
         out."""
+        # Answers outside the list have no class; an example may end up with an empty table.
         return {
             self.index[answer]: float(score)
             for answer, score in scores.items()
@@ -99,6 +101,7 @@ def check_classes(listed: Any, place: str) -> tuple[str, ...]:
     """
     if not isinstance(listed, (list, tuple)):
         raise ValueError(f"{place}: got {listed!r:.60}; give a list of texts")
+    # By `is not None` below: an odd entry may be 0 or "".
     odd = next((name for name in listed if not isinstance(name, str) or not name.strip()), None)
     if odd is not None:
         raise ValueError(f"{place}: got {odd!r:.60} among the classes; each is a text, not empty")
@@ -107,6 +110,6 @@ def check_classes(listed: Any, place: str) -> tuple[str, ...]:
     seen: set[str] = set()
     for name in listed:
         if name in seen:
-            raise ValueError(f"{place}: {name!r:.60} stands twice; name each class once")
+            raise ValueError(f"{place}: {name!r:.60} appears twice; name each class once")
         seen.add(name)
     return tuple(listed)

@@ -51,6 +51,7 @@ class GQA(AnswerTask):
         """The fields of a `Question` that the annotation has."""
         types = given.get("types") or {}
         program = given.get("source", {}).get("semantic") or None
+        # Lengths are counted here: a report has the references, but not the annotations.
         return {
             "answer": answer,
             "balanced": given.get("balanced", True),
@@ -82,6 +83,7 @@ class GQA(AnswerTask):
         self, name: str, predictions: Mapping[str, str], references: Mapping[str, Any]
     ) -> Sequence[float] | None:
         """As `score`; only validity and plausibility read the choices, a large file."""
+        # All questions, so that each has a value (NaN if it does not count), in their order.
         questions = {key: Question(**given) for key, given in references.items() if given}
         choices = self.read_choices(questions) if name in CHOICES else None
         return gqa_values(name, predictions, questions, choices)
@@ -125,6 +127,7 @@ def load_choices(path: Path) -> Choices:
         choices = parse_record(Choices, read_file(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"choices: {path}: {error}; {CURE}") from None
+    # Here, not when a question needs it: after hours of decoding that would be too late.
     for key, entry in choices.items():
         if missing := sorted(KINDS - entry.keys()):
             raise ValueError(f'choices: {path}: question {key} has no list "{missing[0]}"; {CURE}')
@@ -144,6 +147,7 @@ def read_choices(place: str, ids: Sequence[str]) -> Choices:
         raise ValueError(
             f"choices: {place} is neither a file of choices nor a folder of them; {CURE}"
         )
+    # The parts are large: of each one, only the questions that are asked stay in memory.
     wanted = set(ids)
     for path in paths:
         given = load_choices(path)

@@ -33,7 +33,6 @@ ENOUGH = 0.5
 STEPS = 1000
 """Parts of a picture's width or height that a number counts."""
 NUMBER = re.compile(r"[0-9]{1,4}")
-CORNERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +82,19 @@ class Grounding(AnswerTask):
 
 def box_text(box: Sequence[float], size: Sequence[float]) -> str:
     """A box (left, top, width, height) in a picture (width, height), both in pixels, as text."""
+    # (120, 66, 300, 200) in a picture of 1000 x 500 -> "120 132 420 532".
     left, top, width, height = box
     corners = ((left, size[0]), (top, size[1]), (left + width, size[0]), (top + height, size[1]))
     shares = (round(STEPS * edge / whole) for edge, whole in corners)
+    # Annotators' boxes may reach past the edge of the picture.
     return " ".join(str(min(max(share, 0), STEPS)) for share in shares)
 
 
 def box_of(text: str, size: Sequence[float]) -> list[float] | None:
     """The box (left, top, width, height) in pixels; None if the text has not four numbers."""
+    # Anything may stand between the numbers: only they count.
     numbers = [int(number) for number in NUMBER.findall(text)]
-    if len(numbers) != CORNERS:
+    if len(numbers) != 4:
         return None
     # Numbers 0 and 2 are shares of the width, 1 and 3 of the height.
     scaled = [share * size[axis % 2] / STEPS for axis, share in enumerate(numbers)]
@@ -139,7 +141,9 @@ class Refer(AnswerTask):
         scores = self.right(sample, given[self.label_field])
         if rng is not None:
             answer, _ = draw_answer(scores, rng)
+            # Weight 0 where no proposal is right: the example stays, so that batches stay whole.
             return replace(example, target=answer, weight=float(bool(scores)))
+        # "" if no proposal is right: then every answer is wrong.
         best = max(scores, key=lambda pointer: scores[pointer], default="")
         return replace(example, target=best, reference={"answer": best, "right": sorted(scores)})
 
@@ -150,7 +154,9 @@ class Refer(AnswerTask):
             centre = (left + size[0] / 2) / width, (top + size[1] / 2) / height
             # A centre on the right or lower edge belongs to the last cell.
             column, row = (min(int(share * self.grid), self.grid - 1) for share in centre)
+            # Tokens count row by row: of 6 x 6 cells, column 2 of row 1 is token 8.
             return {POINTERS[row * self.grid + column]: 1.0}
+        # A detector may find fewer or more boxes than there are tokens; the rest has no partner.
         overlaps = {
             pointer: overlap(box, proposal)
             for pointer, proposal in zip(POINTERS, sample.extra["proposals"], strict=False)
@@ -177,7 +183,7 @@ class RegionTask(AnswerTask, ABC):
     class_loss = None
 
     num_regions: Annotated[int, Limits(1, len(POINTERS))] = 1
-    """Regions of a picture that one example is about; of several, each name stands behind a
+    """Regions of a picture that one example is about; if there are several, each name follows a
     sentinel. VL-T5 has 4 in its second stage, on VCR."""
 
     @abstractmethod
@@ -201,6 +207,7 @@ class RegionTask(AnswerTask, ABC):
 
         Errors: SkipSample if no region has a name.
         """
+        # A detector may have found more regions than there are visual tokens.
         names = optional_texts(given, self.label_field)[: len(POINTERS)]
         named = [number for number, text in enumerate(names) if text]
         if not named:
@@ -211,10 +218,6 @@ class RegionTask(AnswerTask, ABC):
         text, target, reference = self.asked(names, chosen)
         reference = reference if rng is None else None
         return replace(example, prompt=self.prompt + text, target=target, reference=reference)
-
-
-def pointers_to(regions: Sequence[int]) -> str:
-    return " ".join(POINTERS[number] for number in regions)
 
 
 def names_of(names: Sequence[str], regions: Sequence[int]) -> str:
@@ -251,7 +254,8 @@ class VisualGrounding(RegionTask):
 
     def asked(self, names: Sequence[str], chosen: Sequence[int]) -> tuple[str, str, Any]:
         """A region's name, its visual token, and all that are right."""
-        target, called = pointers_to(chosen), names[chosen[0]]
+        # Scored examples are about one region (__post_init__), so the first name is the only one.
+        target, called = " ".join(POINTERS[number] for number in chosen), names[chosen[0]]
         right = [POINTERS[number] for number, other in enumerate(names) if other == called]
         return names_of(names, chosen), target, {"answer": target, "right": right}
 
@@ -280,7 +284,7 @@ class GroundedCaption(RegionTask):
     def asked(self, names: Sequence[str], chosen: Sequence[int]) -> tuple[str, str, Any]:
         """A region's visual token and its name."""
         answer = names_of(names, chosen)
-        return pointers_to(chosen), answer, answer
+        return " ".join(POINTERS[number] for number in chosen), answer, answer
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         return words_of(prediction) == words_of(as_text(reference))

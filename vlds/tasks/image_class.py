@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from vlds.runtime.checks import Count
-from vlds.schema import Decoding, Example, Sample
+from vlds.schema import Decoding, Sample
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, labelled
-from vlds.tasks.class_output import ClassOutput, Head
+from vlds.tasks.class_output import Head
 from vlds.tasks.metrics.plain_scores import fold, mean, members_of
 
 PER_CLASS = "mean_class_accuracy"
@@ -52,25 +52,17 @@ class ImageClass(AnswerTask):
         """The classes of `half`; of an odd number, the base half has one more."""
         if self.half is None:
             return classes
+        # Of five classes, base has the first three and new the other two.
         middle = (len(classes) + 1) // 2
         return classes[:middle] if self.half == "base" else classes[middle:]
 
     @cached_property
     def own_head(self) -> Head | None:
         """The head over the classes that the task is about."""
+        # Cached: each example asks for it, and a new head would build its index again.
         if self.head is None or self.half is None:
             return self.head
         return replace(self.head, classes=self.narrowed(self.head.names))
-
-    @property
-    def class_output(self) -> ClassOutput | None:
-        output, head = super().class_output, self.own_head
-        return output if output is None or head is None else output._replace(head=head)
-
-    def with_classes(self, example: Example, scores: Mapping[str, float]) -> Example:
-        if (head := self.own_head) is None:
-            return example
-        return replace(example, target="", class_scores=head.class_scores(scores))
 
     def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
         return self.prompt

@@ -31,6 +31,7 @@ MASK = "<mask>"
 def hidden_runs(permutation: Sequence[int], share: float) -> list[range]:
     """Runs of hidden words, from left to right: the first words of a permutation of their places
     are hidden."""
+    # Neighbours join: of 6 words, the places 4, 1 and 2 -> range(1, 3), range(4, 5).
     runs: list[range] = []
     for place in sorted(permutation[: int(max(share * len(permutation), 1))]):
         if runs and runs[-1].stop == place:
@@ -40,31 +41,30 @@ def hidden_runs(permutation: Sequence[int], share: float) -> list[range]:
     return runs
 
 
-def infilling(words: Sequence[str], runs: Sequence[range]) -> tuple[str, str]:
-    """The sentence with a sentinel for each run; the sentinels, each before the words of its run.
-    No sentinel closes the list, unlike in T5's own pre-training."""
-    sentinels = [SENTINEL.format(number) for number in range(len(runs))]
-    pairs = zip(sentinels, runs, strict=True)
-    target = [" ".join([mark, *words[run.start : run.stop]]) for mark, run in pairs]
-    return replaced(words, runs, sentinels), " ".join(target)
-
-
-def denoising(words: Sequence[str], runs: Sequence[range]) -> tuple[str, str]:
-    """The sentence with a mask for each run; the sentence."""
-    return replaced(words, runs, [MASK] * len(runs)), " ".join(words)
-
-
-def replaced(words: Sequence[str], runs: Sequence[range], marks: Sequence[str]) -> str:
-    """The sentence with a mark in the place of each run."""
+def corrupted(
+    words: Sequence[str], runs: Sequence[range], target: Literal["spans", "sentence"]
+) -> tuple[str, str]:
+    """The sentence with a mark for each run, and what the model writes: `spans`, the marks, each
+    before the words of its run; `sentence`, the whole sentence."""
+    # "a b c d" without b and c: "a <extra_id_0> d" and "<extra_id_0> b c", or "a <mask> d" and
+    # "a b c d".
+    spans = target == "spans"
+    marks = [SENTINEL.format(number) if spans else MASK for number in range(len(runs))]
     mark_at = {run.start: mark for run, mark in zip(runs, marks, strict=True)}
     # The mark stands where its run begins; the other hidden words leave nothing.
     hidden = {place for run in runs for place in run}
     shown = [mark_at.get(n, w) for n, w in enumerate(words) if n in mark_at or n not in hidden]
-    return " ".join(shown)
+    if not spans:
+        return " ".join(shown), " ".join(words)
+    # No sentinel closes the list, as in VL-T5 and unlike in T5's own pre-training.
+    pairs = zip(marks, runs, strict=True)
+    texts = (" ".join([mark, *words[run.start : run.stop]]) for mark, run in pairs)
+    return " ".join(shown), " ".join(texts)
 
 
 def words_of(text: str) -> str:
     """A text as it is scored: without sentinels, which are lost in decoding, and in lower case."""
+    # Decoding drops special tokens, so references lose them too before the two are compared.
     return " ".join(SENTINELS.sub(" ", text).lower().split())
 
 
@@ -179,9 +179,7 @@ class SpanPrediction(AnswerTask):
         words = require_label(given, text_field, sample).split()
         draws = np.random.default_rng(crc32(given["id"].encode())) if rng is None else rng
         runs = hidden_runs(draws.permutation(len(words)).tolist(), self.share)
-        source, target = (
-            infilling(words, runs) if self.target == "spans" else denoising(words, runs)
-        )
+        source, target = corrupted(words, runs, self.target)
         reference = target if rng is None else None
         return Example(given["id"], name, self.prompt + source, target, reference=reference)
 

@@ -22,7 +22,7 @@ MATCH, OTHER = "true", "false"
 
 @dataclass(frozen=True, kw_only=True)
 class Matching(AnswerTask):
-    """Say whether a caption is of the picture; scored by accuracy, in all and by answer.
+    """Say whether a caption belongs to the picture; scored by accuracy, in all and by answer.
 
     In training half of the captions, drawn at random, are those of another picture; in evaluation
     which ones is fixed. A caption that the picture has as well never counts as another picture's.
@@ -64,6 +64,7 @@ class Matching(AnswerTask):
         # The last bit says whether to take another picture's caption, the others say which one.
         others: list[str] = []
         if draw % 2 and (other := sample.other) is not None:
+            # Captions that differ only in case and blanks are the same: true of both pictures.
             own = {fold(entry.get("caption", "")) for entry in sample.annotations}
             captions = (require_label(entry, "caption", other) for entry in other.annotations)
             others = [text for text in captions if fold(text) not in own]

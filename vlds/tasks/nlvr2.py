@@ -63,6 +63,7 @@ class NLVR2(AnswerTask):
         if not scores:
             return scores
         texts, known = labelled(predictions, references)
+        # `known` and these groups leave out the same examples, those without a label.
         right = self.example_values(texts, known)["accuracy"]
         groups = [sentence_group(key) for key, given in references.items() if given is not None]
         # Ids of another form do not tell which pairs share a sentence.
@@ -83,6 +84,7 @@ def sentence_group(identifier: str) -> str | None:
     fields = identifier.split("-")
     if len(fields) != NUM_ID_FIELDS:
         return None
+    # dev-12-0-3 and dev-12-1-3 are one sentence about two pairs: both become dev-12--3.
     fields[PAIR] = ""
     return "-".join(fields)
 

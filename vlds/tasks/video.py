@@ -41,13 +41,14 @@ class VideoQA(AnswerTask):
     def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
         """`[Subs] .. [Q] .. [TS] (..) [Choices] a0: .. a1: ..`, then the prompt. Each choice ends
         in one full stop."""
+        # A choice may end in a full stop already.
         stated = (choice.strip(". ") for choice in given["choices"])
         choices = " ".join(f"a{index}: {choice}." for index, choice in enumerate(stated))
         text = (
             f"[Subs] {subtitles(sample)} [Q] {given['question']} [TS] ({given['span']}) "
             f"[Choices] {choices}"
         )
-        return with_prompt(text, self.prompt)
+        return f"{text} {self.prompt}" if self.prompt else text
 
     def answer_text(self, label: Any) -> str:
         return f"a{label}"
@@ -59,10 +60,6 @@ class VideoQA(AnswerTask):
 def subtitles(sample: Sample) -> str:
     """A clip's subtitles as one text; "" if it has none."""
     return " ".join(line["text"].strip() for line in sample.extra.get("subtitles") or ())
-
-
-def with_prompt(text: str, prompt: str) -> str:
-    return f"{text} {prompt}" if prompt else text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +91,8 @@ class VideoCaption(Caption):
         span = sample.extra.get("span")
         # The original code prints the list as Python does.
         seconds = "" if span is None else f" [TS] ({list(span)})"
-        return with_prompt(f"[Subs] {subtitles(sample)}{seconds}", self.prompt)
+        text = f"[Subs] {subtitles(sample)}{seconds}"
+        return f"{text} {self.prompt}" if self.prompt else text
 
     def scored_text(self, text: str) -> str:
         """Each character that is not ASCII becomes a blank, as in the evaluation of VALUE
@@ -109,6 +107,7 @@ class VideoCaption(Caption):
         if self.score_each == "clip":
             return texts, truth
         pairs = zip(texts, truth, strict=True)
+        # One clip with two descriptions becomes two pairs, each with the clip's one prediction.
         repeated = [(text, [description]) for text, given in pairs for description in given]
         return [text for text, _ in repeated], [given for _, given in repeated]
 

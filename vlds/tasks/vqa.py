@@ -69,6 +69,7 @@ class VQA(AnswerTask):
             return self.with_classes(Example(given["id"], name, question, answer, weight), label)
         if (best := best_answer(given)) is None:
             return Example(given["id"], name, question, None)
+        # Without soft scores, each answer counts fully.
         scores = dict(given.get("label") or dict.fromkeys(given["answers"], 1.0))
         groups = {group: optional_text(given, group) for group in self.tables}
         reference = {"answer": best, "answers": optional_texts(given, "answers"), "label": scores}
@@ -78,6 +79,8 @@ class VQA(AnswerTask):
     def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
         """The best score that the answers allow, then exact match."""
         exact = matches(map(fold, texts), [fold(reference["answer"]) for reference in known])
+        # For all questions or none: a mean over those with ten answers is another number. The
+        # first value stands for the task.
         values = {}
         if all(len(reference["answers"]) == NUM_ANNOTATORS for reference in known):
             name = accuracy_name(self.accuracy)
@@ -90,6 +93,7 @@ class VQA(AnswerTask):
     def answer_from(self, text: str) -> str:
         """In lower case, as the model learns answers; answers from a list keep their case."""
         listed = self.head is not None or self.decoding.answers is not None
+        # A list may hold "Paris"; answers that the model makes up are learned in lower case.
         return text if listed else text.lower()
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
@@ -115,6 +119,7 @@ def draw_answer(label: Mapping[str, float], rng: np.random.Generator) -> tuple[s
 def best_answer(annotation: Mapping[str, Any]) -> str | None:
     """The answer with the highest soft score, or else the most frequent raw answer; None without
     labels."""
+    # Of equals the first one wins, in both ways: `max` and `most_common` keep the data's order.
     label: Mapping[str, float] = annotation.get("label") or {}
     if label and max(label.values()) > 0:
         return max(label, key=lambda answer: label[answer])

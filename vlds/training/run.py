@@ -23,7 +23,7 @@ from vlds.models.loading.load_backbone import partitioned_loading
 from vlds.models.model import Model
 from vlds.recipe.config import Recipe, save_recipe
 from vlds.runtime.files import write_whole
-from vlds.runtime.folders import PREDICTIONS, STARTS, add_start, cpu_name, new_start, read_starts
+from vlds.runtime.folders import PREDICTIONS, STARTS, add_start, cpu_name, read_starts
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import without_credentials
 from vlds.schema import Collator
@@ -88,7 +88,7 @@ def write_start(run: Run, resumed: bool) -> None:
         write_whole(run.folder / STARTS, "")  # an earlier attempt that saved no state
     words = (word for word in sys.argv[1:] if not word.startswith("--local_rank="))
     command = " ".join(["vlds", *map(without_credentials, words)])  # as a user would type it
-    add_start(run.folder, new_start(step, command, hardware(run.ranks), changes))
+    add_start(run.folder, step, command, hardware(run.ranks), changes)
     comments = [
         f"changed at step {start.step}: {change}"
         for start in read_starts(run.folder)

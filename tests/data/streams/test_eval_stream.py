@@ -17,6 +17,7 @@ from tests.toys.streams import ToyTask, all_ids, eval_streams
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.source import EvalOrder, Source, survey
 from vlds.schema import Batch
+from vlds.tasks.base import check_unique
 
 
 def ids_of(batches: list[Batch]) -> list[str]:
@@ -109,12 +110,12 @@ def test_evaluation_draws_nothing(folders: dict[str, Path]) -> None:
 def test_an_id_that_stands_for_two_is_refused(folders: dict[str, Path]) -> None:
     source = Source("red", ToyTask(), [open_dataset(folders["small"])])
     asked = survey(source, range(7))
-    asked.check()
+    check_unique(asked.ids)
     asked.extend(survey(source, range(2)))
     with pytest.raises(
-        ValueError, match=r"3 ids stand twice in the data .*: small-0-0, small-1-0, "
+        ValueError, match=r"3 ids appear twice in the data .*: small-0-0, small-1-0, "
     ):
-        asked.check()
+        check_unique(asked.ids)
 
 
 @given(

@@ -200,7 +200,7 @@ def test_wrong_sources_are_refused(sources: list[Source], folders: dict[str, Pat
     big = sources[0].datasets[0]
     with pytest.raises(ValueError, match="source red: no data sets"):
         train_stream([Source("red", ToyTask(), [])])
-    with pytest.raises(ValueError, match="big-train comes twice"):
+    with pytest.raises(ValueError, match="big-train appears twice"):
         train_stream([Source("red", ToyTask(), [big, open_dataset(folders["big"])])])
     with pytest.raises(ValueError, match="each with a different name"):
         train_stream([sources[0], Source("red", ToyTask(), [big])])

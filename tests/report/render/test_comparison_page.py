@@ -18,7 +18,7 @@ from vlds.recipe.config import load_recipe, save_recipe
 from vlds.report.comparison import Comparison, RowSpec, TableSpec, compare
 from vlds.report.comparison_formats import FORMATS
 from vlds.report.numbers import Number
-from vlds.runtime.folders import add_start, new_start
+from vlds.runtime.folders import add_start
 
 CIDER = "cider_plain_tokens"
 
@@ -210,7 +210,7 @@ def test_rows_say_how_their_memory_is_divided_where_they_differ(
         write_demo_run(tmp_path / "two", 0.5, methods={}), write_demo_run(tmp_path / "three", 0.5)
     ]  # fmt: skip
     for run, stage in zip(runs, (2, 3), strict=True):
-        add_start(run, new_start(0, "vlds train", f"{stage - 1} ranks, a CPU", []))
+        add_start(run, 0, "vlds train", f"{stage - 1} ranks, a CPU", [])
         with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(f'{{"step": 10, "zero_stage": {stage}, "bytes_per_rank": {{"all": 9}}}}\n')
     words = [str(run) for run in runs]

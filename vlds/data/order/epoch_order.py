@@ -38,6 +38,7 @@ class Recent(Generic[Value]):
     def __call__(self, *key: int) -> Value:
         if key not in self._kept:
             self._kept[key] = self._make(*key)
+            # The oldest goes, even if it was just used: positions rise, so they leave it soon.
             if len(self._kept) > self._limit:
                 self._kept.popitem(last=False)
         return self._kept[key]
@@ -66,6 +67,8 @@ class Draws:
 
 def random_words(count: int, *key: str | int) -> NDArray[np.uint64]:
     """Random words that depend on the key alone."""
+    # Philox takes a key of 128 bits. Raw words, because numpy may change what its generators draw
+    # from them (NEP 19).
     digest = blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
     words: NDArray[np.uint64] = np.random.Philox(key=int.from_bytes(digest, "little")).random_raw(
         count
@@ -75,6 +78,7 @@ def random_words(count: int, *key: str | int) -> NDArray[np.uint64]:
 
 def permutation(count: int, *key: str | int) -> Ints:
     """A permutation that depends on the key alone."""
+    # Stable: otherwise equal words would stand in an order that depends on numpy's version.
     return np.argsort(random_words(count, *key), kind="stable")
 
 
@@ -154,6 +158,8 @@ class EpochOrder:
         """Sample, and annotation in it, for each index of a lane (epochs follow one another)."""
         samples, annotations = np.empty_like(indices), np.empty_like(indices)
         start, end = self.stretch(lane)
+        # A lane of 5 annotations: index 7 is offset 2 of epoch 1. Offsets, like the windows'
+        # starts, count from the beginning of the epoch, not of the lane.
         epochs, offsets = np.divmod(indices, end - start)
         offsets += start
         for epoch in np.unique(epochs).tolist():
@@ -169,10 +175,12 @@ class EpochOrder:
     def _permuted_shards(self, epoch: int, lane: int) -> tuple[Ints, int, Ints]:
         """A lane's shards in an epoch, how many annotations of the first belong to the lane before,
         and where in the epoch each window starts."""
+        # The key has no lane: all lanes cut their stretches from one permutation.
         shards = permutation(len(self.counts), self.seed, "shards", self.name, epoch)
         ends = np.cumsum(self.shard_sizes[shards])
         start, end = self.stretch(lane)
-        # A lane may begin and end inside a shard, which it then shares with its neighbour.
+        # A lane may begin and end inside a shard, which it then shares with its neighbour. Shards
+        # that end at 4, 7 and 12: the lane from 5 to 12 has the last two, without one annotation.
         first = int(np.searchsorted(ends, start, side="right"))
         last = int(np.searchsorted(ends, end, side="left"))
         before = int(ends[first - 1]) if first else 0
@@ -203,7 +211,8 @@ class EpochOrder:
             # Stable sort by sample: each sample's annotations in random order, side by side.
             begins = np.diff(row_samples, prepend=-1) != 0
             rows = rows[np.argsort(np.cumsum(begins)[rows], kind="stable")]
-            # Every k annotations of a sample are a group, which a random word moves as a whole.
+            # Every k annotations of a sample are a group, which a random word moves as a whole:
+            # samples of 3 and 2 annotations in groups of 2 -> 0 0 1 2 2.
             groups = np.cumsum(begins | (within % self.group == 0)) - 1
             words = random_words(int(groups[-1]) + 1, *key, "groups")
             rows = rows[np.argsort(words[groups], kind="stable")]

@@ -41,10 +41,7 @@ class BatchCut:
     """Most examples a rank holds at once; None: its whole share."""
 
     def check(self, batch_size: int, field: str = "data.global_batch_size") -> None:
-        """Check that every rank gets an example.
-
-        Errors: ValueError that names the field of the batch size.
-        """
+        """Errors: ValueError that names the batch size's field if a rank would get no example."""
         if batch_size < self.world_size:
             plural = "s" * (batch_size > 1)
             raise ValueError(
@@ -54,6 +51,8 @@ class BatchCut:
 
     def accumulation_steps(self, batch_size: int) -> int:
         """Micro-batches that every rank computes in an optimizer step."""
+        # -(-a // b) is a / b rounded up: 10 slots on 4 ranks make a share of 3, in pieces of 2
+        # that is two steps.
         largest_share = -(-batch_size // self.world_size)
         return -(-largest_share // (self.micro_batch_size or largest_share))
 
@@ -62,8 +61,10 @@ class BatchCut:
 
         A piece is empty only if micro-batches hold one example and another rank has one more.
         """
-        start, stop = self._edges(batch_size)[global_rank : global_rank + 2]
-        # All ranks take as many steps as the largest share needs.
+        # 10 slots on 4 ranks are cut at 0, 2, 5, 7, 10; rank 1 computes 2 to 4, as [2] and [3, 4].
+        start = global_rank * batch_size // self.world_size
+        stop = (global_rank + 1) * batch_size // self.world_size
+        # All ranks take as many steps as the largest share needs: collectives wait for all.
         steps = self.accumulation_steps(batch_size)
         edges = [start + step * (stop - start) // steps for step in range(steps + 1)]
         return [range(*edge) for edge in pairwise(edges)]
@@ -80,17 +81,15 @@ class BatchCut:
 
     def ranks_of(self, slots: Ints, batch_size: int) -> Ints:
         """The global rank that computes each slot."""
-        return np.searchsorted(self._edges(batch_size)[1:], slots, side="right").astype(np.int64)
+        # The inverse of the cuts in `pieces`: the last rank r with r * batch_size // world_size
+        # <= slot, that is r * batch_size < (slot + 1) * world_size.
+        return ((slots + 1) * self.world_size - 1) // batch_size
 
     def lanes_read(self, lanes: int, batch_size: int, ranks: range) -> int:
         """How many lanes of a global batch these global ranks read."""
         slots = np.arange(batch_size)
         ours = np.isin(self.ranks_of(slots, batch_size), ranks)
         return len(np.unique(slots[ours] * lanes // batch_size))
-
-    def _edges(self, batch_size: int) -> list[int]:
-        ranks = range(self.world_size + 1)
-        return [rank * batch_size // self.world_size for rank in ranks]
 
 
 def mixing_shares(
@@ -114,16 +113,13 @@ def mixing_shares(
     ):
         if not 0 < weight < float("inf"):
             raise ValueError(f"weight: got {weight}; give a number above 0")
-        whole = num_batches(size, batch_size) * batch_size
-        # repr: 0.7 means 7/10, not the binary fraction next to it.
+        # The next epoch fills up a source's last batch, which therefore counts as a whole one.
+        whole = -(-size // batch_size) * batch_size
+        # repr: 0.7 means 7/10, not the binary fraction next to it. Powers are rounded to
+        # millionths, so that the last bits of a machine's pow() do not decide the order.
         part = Fraction(repr(float(weight))) * Fraction(round(whole**exponent * 10**6), 10**6)
         parts.append(part / batch_size)
     return [part / sum(parts) for part in parts]
-
-
-def num_batches(size: int, batch_size: int) -> int:
-    """Batches that hold `size` examples once; the next epoch fills up the last one."""
-    return -(-size // batch_size)
 
 
 def steps_in(
@@ -134,7 +130,9 @@ def steps_in(
     exact = Fraction(repr(float(epochs)))
     if batch_sizes is None:
         return ceil(exact * sum(sizes) / global_batch_size)
-    return ceil(exact * sum(map(num_batches, sizes, batch_sizes)))
+    # Each source's last batch counts as a whole one, as in `mixing_shares`.
+    batches = (-(-size // batch) for size, batch in zip(sizes, batch_sizes, strict=True))
+    return ceil(exact * sum(batches))
 
 
 def mixed_order(
@@ -298,6 +296,7 @@ class MixedOrder:
 
     def _units(self, units: Ints, lane: int) -> tuple[Ints, Ints]:
         """The source of each unit of a lane, and its index among the source's units."""
+        # A seek computes the blocks that it touches, and none before them.
         blocks, rows = np.divmod(units, self.block)
         sources, indices = np.empty_like(units), np.empty_like(units)
         for block in np.unique(blocks).tolist():
@@ -310,6 +309,7 @@ class MixedOrder:
         """Sample and annotation of the n-th example of a source's lane in this phase."""
         samples, annotations = np.empty_like(indices), np.empty_like(indices)
         for source in np.unique(sources).tolist():
+            # A source that an earlier phase has read continues where it stopped.
             given = self.phase.given.get(self.orders[source].name, [0] * self.lanes)
             for lane in np.unique(lanes[sources == source]).tolist():
                 here = (sources == source) & (lanes == lane)
@@ -322,24 +322,24 @@ class MixedOrder:
         """Examples of each source before a position, lane by lane, with those of earlier phases."""
         zero = [0] * self.lanes
         counts = np.array([self.phase.given.get(o.name, zero) for o in self.orders], np.int64)
+        # Whole batches before the position, and the first slots of the one that is under way.
         batches, slots = divmod(position - self.phase.at, self.stride)
+        size, source = self.stride, 0
         if self.batch_sizes is not None:
-            # Whole batches before, and of the one that is under way its first slots.
-            counts += (self._units_before(batches, 0) * self.batch_sizes // self.lanes)[:, None]
             source = int(self._units(np.array([batches]), 0)[0][0])
-            counts[source] += self._slots_in_lanes(slots, int(self.batch_sizes[source]))
-        else:
-            whole = batches * (self.stride // self.lanes)
-            for lane, part in enumerate(self._slots_in_lanes(slots, self.stride).tolist()):
-                counts[:, lane] += self._units_before(whole + part, lane)
-        return {o.name: row.tolist() for o, row in zip(self.orders, counts, strict=True)}
-
-    def _slots_in_lanes(self, slots: int, batch_size: int) -> Ints:
-        """How many of a batch's first slots belong to each lane."""
+            size = int(self.batch_sizes[source])
         # Lane v holds the slots from v * lane_size on: those before are clipped away, and so are
-        # those of the next lanes.
-        lane_size = batch_size // self.lanes
-        return np.clip(slots - np.arange(self.lanes) * lane_size, 0, lane_size)
+        # those of the next lanes. The first 5 slots of 8, in 4 lanes -> 2 2 1 0.
+        lane_size = size // self.lanes
+        parts = np.clip(slots - np.arange(self.lanes) * lane_size, 0, lane_size)
+        if self.batch_sizes is not None:
+            # Each lane has an equal part of every batch.
+            counts += (self._units_before(batches, 0) * self.batch_sizes // self.lanes)[:, None]
+            counts[source] += parts
+        else:
+            for lane, part in enumerate(parts.tolist()):
+                counts[:, lane] += self._units_before(batches * lane_size + part, lane)
+        return {o.name: row.tolist() for o, row in zip(self.orders, counts, strict=True)}
 
     def _units_before(self, unit: int, lane: int) -> Ints:
         """Units of each source before a unit of a lane."""
@@ -348,7 +348,7 @@ class MixedOrder:
         return self.quotas(block) + np.bincount(sources[:rows], minlength=len(self.orders))
 
     def quotas(self, block: int) -> Ints:
-        """Units each source has had before a block."""
+        """Units that each source gets before a block."""
         # Exact integers: floats would give a unit to two sources, or to none, far into a run.
         units = block * self.block
         return np.diff([0, *(c.numerator * units // c.denominator for c in self._cumulative)])
@@ -357,6 +357,8 @@ class MixedOrder:
         """For each unit of a lane's block: its source, and its index among the source's units."""
         before = self.quotas(block)
         sizes = self.quotas(block + 1) - before
+        # Two units of source 0 and one of source 1 are 0 0 1, then permuted to, say, 0 1 0. With 4
+        # and 2 units before this block, the indices are 4 2 5.
         sources = np.repeat(np.arange(len(sizes)), sizes)
         # Lane 0 draws as a mixture without lanes does.
         key = (block, "lane", lane) if lane else (block,)
@@ -381,6 +383,8 @@ class MixedOrder:
     def fingerprint(self) -> dict[str, Any]:
         """Everything the order depends on, except the content of the data sets; JSON-able."""
         names = [order.name for order in self.orders]
+        # Without lanes the order does not depend on the size of mixed batches, so a resumed run
+        # may change it.
         with_lanes = {"batch_size": self.stride} if self.lanes > 1 else {}
         sizes = None if self.batch_sizes is None else self.batch_sizes.tolist()
         return {
@@ -396,10 +400,7 @@ class MixedOrder:
 
 
 def check_lanes(lanes: int, batch_size: int, field: str = "global_batch_size") -> None:
-    """Check that each lane gets equally many slots of a batch; `field` sets the batch's size.
-
-    Errors: ValueError if the lanes do not divide it.
-    """
+    """Errors: ValueError if the lanes do not divide a batch, whose size `field` sets."""
     if lanes < 1:
         raise ValueError(f"data.lanes: got {lanes}; give at least 1")
     if batch_size % lanes:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock
@@ -33,15 +33,12 @@ from vlds.runtime.files import LARGEST_FILE, whole_file
 from vlds.runtime.json_files import sha256 as file_sha256
 from vlds.runtime.terminal import lost_credentials, without_credentials
 
-WEB = ("http://", "https://")
-Login: TypeAlias = tuple[str, str]
-"""User and password."""
 Value = TypeVar("Value")
 
 
 def is_web(url: str) -> bool:
     """True for a URL of a web server."""
-    return url.startswith(WEB)
+    return url.startswith(("http://", "https://"))
 
 
 def below(url: str, name: str) -> str:
@@ -53,8 +50,8 @@ def below(url: str, name: str) -> str:
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
-def split_login(url: str) -> tuple[str, Login | None]:
-    """A web address without its login, and the login: from the address, or else from ~/.netrc.
+def split_login(url: str) -> tuple[str, tuple[str, str] | None]:
+    """A web address without its login, and user and password: from it, or else from ~/.netrc.
 
     Errors: FetchError if ~/.netrc cannot be read, or the address was stored without its secrets.
     """
@@ -90,11 +87,6 @@ SHARD_SUFFIX = ".tar"
 GONE = (errno.ENOENT, errno.ESTALE)
 
 
-def default_folder() -> Path:
-    """The user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlds"
-
-
 @dataclass(frozen=True)
 class ShardCache:
     """Copies of remote files, in a folder that the processes of a machine share.
@@ -105,7 +97,12 @@ class ShardCache:
     removed copy is fetched again. So removing is never wrong, only slow if the limit is too small.
     """
 
-    folder: Path = field(default_factory=default_folder)
+    # Read when a cache is made: the variable may be set after the import.
+    folder: Path = field(
+        default_factory=lambda: (
+            Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlds"
+        )
+    )
     limit: int | None = None
     """Most bytes of shards; downloads in progress are not counted."""
 
@@ -170,6 +167,7 @@ class ShardCache:
             total -= bytes
 
 
+# Cached: every read of a sample asks for the path of its shard.
 @lru_cache(maxsize=4096)
 def _name(url: str, version: str) -> str:
     return sha256(f"{url}\n{version}".encode()).hexdigest() + Path(url.partition("?")[0]).suffix
@@ -209,6 +207,7 @@ def fetch(folder: str, name: str, path: Path, expected: tuple[str, int] | None =
     url = below(without_credentials(folder), name)
     limit = expected[1] if expected else LARGEST_FILE
     cure = "check the connection and start again: what has been fetched is kept"
+    # A file that came whole but wrong is fetched once more: the transfer may have damaged it.
     for last_try in (False, True):
         _retried(lambda: _download(files, below(root, name), path, limit), url, cure, path)
         if expected is None:
@@ -250,8 +249,11 @@ def _retried(action: Callable[[], Value], url: str, cure: str, path: Path) -> Va
             if reason is None and pause is not None:
                 time.sleep(pause)
                 continue
+            # The class and the text: the `repr` of aiohttp's errors shows the request's headers,
+            # with the login.
+            shown = f"{type(error).__name__}({str(error)!r})"
             tries = len(PAUSES) + 1
-            reason = reason or f"{tries} downloads broke, the last one with {_shown(error)}; {cure}"
+            reason = reason or f"{tries} downloads broke, the last one with {shown}; {cure}"
             # Not `from error`: a traceback would show the whole URL.
             raise FetchError(f"{url}: {without_credentials(reason)}") from None
     raise AssertionError
@@ -300,12 +302,12 @@ class BytesReader(Protocol):
         """At most `size` bytes; none at the end."""
 
     def close(self) -> None:
-        """Let go of file or connection."""
+        """Close the file or connection."""
 
 
 class WebStream:
-    """The body of a web server's answer. fsspec's own stream asks for the size first, and would
-    wait forever for a server that drips."""
+    """The body of a web server's answer. fsspec's own stream asks for the size first, and has no
+    limit for a server that sends a byte now and then."""
 
     def __init__(self, files: Any, url: str) -> None:
         """`files`: fsspec's file system."""
@@ -340,12 +342,13 @@ class WebStream:
                 _check_rate(self._came, self._waited)
                 self._waited, self._came = 0.0, 0
         except Exception as error:  # aiohttp's errors, which hold the headers that were sent
-            reason = without_credentials(f"the connection broke off with {_shown(error)}")
-            raise FetchError(f"{self._address}: {reason}") from None
+            shown = without_credentials(f"{type(error).__name__}({str(error)!r})")
+            raise FetchError(f"{self._address}: the connection broke off with {shown}") from None
         return data
 
     def close(self) -> None:
         """Hang up."""
+        # The response belongs to fsspec's thread; nothing may touch it from another one.
         self._loop.call_soon_threadsafe(self._response.close)
 
 
@@ -361,6 +364,7 @@ def _download(files: Any, source: str, target: Path, limit: int) -> None:
     Errors: TooMuch for more than `limit` bytes, TooSlow; whatever the storage raises.
     """
     counter = _Counter(limit)
+    # Only asynchronous storages can be cancelled; the others have time limits of their clients.
     if not files.async_impl:
         files.get_file(source, str(target), callback=counter)
         return
@@ -386,6 +390,7 @@ class _Counter(Callback):
 
 async def _watched(work: Coroutine[Any, Any, None], counter: _Counter, target: Path) -> None:
     """Cancel a download that almost stops, in its head or body."""
+    # Not wait_for, which limits the whole download: here each minute must bring some bytes.
     task = asyncio.ensure_future(work)
     before = 0
     while not (await asyncio.wait({task}, timeout=PATIENCE_S))[0]:
@@ -396,6 +401,7 @@ async def _watched(work: Coroutine[Any, Any, None], counter: _Counter, target: P
         try:
             _check_rate(now - before, PATIENCE_S)
         except TooSlow:
+            # Wait for the end of the cancelled task: it closes its connection and file.
             task.cancel()
             await asyncio.wait({task})
             raise
@@ -403,14 +409,9 @@ async def _watched(work: Coroutine[Any, Any, None], counter: _Counter, target: P
     task.result()
 
 
-def _shown(error: Exception) -> str:
-    """An error with its class. The `repr` of aiohttp's errors shows the request's headers, with the
-    login."""
-    return f"{type(error).__name__}({str(error)!r})"
-
-
 def _final_reason(error: Exception, path: Path) -> str | None:
     """What is wrong, and the cure, if another try would not help."""
+    # aiohttp's errors have a status, those of other clients a code; some raise Python's own errors.
     status = getattr(error, "status", None) or getattr(error, "code", None)
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return "there is no such file (404); check the address, and that all files were uploaded"
@@ -424,6 +425,7 @@ def _final_reason(error: Exception, path: Path) -> str | None:
         return f"{error}; it is not the file that was prepared: check the address and the server"
     if type(error).__name__ in REDIRECTED:
         return f"the server redirects it {REDIRECTED[type(error).__name__]}; check the address"
+    # 408 and 429 (time-out, too many requests) pass, and so do the server's own errors from 500.
     if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
         return f"the server refuses it ({error}); check the address"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

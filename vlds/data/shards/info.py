@@ -115,7 +115,7 @@ class DatasetInfo:
         try:
             data = read_file(path)
         except OSError:
-            if path.exists():  # not if a file stands where the folder should be
+            if path.exists():  # False if the folder itself is a file
                 raise
             if not folder.is_dir():
                 what = "no such folder; check the path, or prepare it with data_prep"
@@ -144,6 +144,7 @@ class DatasetInfo:
             content = parse_json(data)
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}); prepare the data set again") from None
+        # Before the other fields, which another schema may name differently.
         if isinstance(content, dict) and (schema := content.get("schema")) != SCHEMA:
             cure = "prepare the data set again, or use the program's version that wrote it"
             if isinstance(schema, int) and schema <= SCHEMA:
@@ -156,6 +157,7 @@ class DatasetInfo:
             raise ValueError(f"{path}: {error}; prepare the data set again") from None
         if any(not {"id", "reason"} <= entry.keys() for entry in info.dropped):
             raise ValueError(f"{path}: an entry of dropped has no id or no reason; {REBUILD}")
+        # They differ in a file that was edited by hand, or joined from two.
         for field_name in ("samples", "annotations"):
             total = sum(getattr(shard, field_name) for shard in info.shards)
             if total != getattr(info, field_name):
@@ -180,8 +182,6 @@ KIND = "image_class"
 """Kind of the samples that have a class."""
 CLS_TYPE = np.dtype("<u4")
 NO_CLASS = 0xFFFFFFFF
-MOST_SHOWN = 60
-"""Characters of a label that a message shows."""
 
 
 def numbered(classes: Sequence[str]) -> dict[str, int]:
@@ -200,7 +200,7 @@ def class_number(json: bytes, numbers: Mapping[str, int]) -> int:
     if (label := labels[0]) is None:
         return NO_CLASS
     if label not in numbers:
-        raise ValueError(f"{label[:MOST_SHOWN]!r} is not one of the {len(numbers):,} classes")
+        raise ValueError(f"{label[:60]!r} is not one of the {len(numbers):,} classes")
     return numbers[label]
 
 

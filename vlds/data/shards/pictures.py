@@ -15,7 +15,6 @@ value, means upright, as it does to browsers.
 from __future__ import annotations
 
 import base64
-import io
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from io import BytesIO
@@ -45,16 +44,11 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
 JPEG."""
 MAX_PIXELS = 89_478_485
 """Pillow's own number: 256 MiB of RGB."""
-MAX_SCANS = 100
-"""Scans that a progressive JPEG may have, each through all pixels; encoders write about ten."""
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 """Loader workers decode side by side already."""
 JPEG = b"\xff\xd8\xff"
 SCAN = 0xDA
 """JPEG marker of a scan. Within a scan, 0xFF is never followed by it."""
-SCAN_MARKER = bytes((0xFF, SCAN))
-SEQUENTIAL = (0xC0, 0xC1, 0xC9)
-"""JPEG markers of frame headers whose pixels come in one pass."""
 TOO_LARGE = "too many pixels or scans"
 AVIF = (b"avif", b"avis")
 CONTAINERS = (b"mif1", b"msf1")
@@ -120,6 +114,7 @@ def unread_format(data: Encoded) -> str:
         return "" if supported else "AVIF, which this Pillow cannot read; pip install -U pillow"
     if begin[4:8] == b"ftyp" and begin[8:12] in (*HEIC, *CONTAINERS):
         return f"HEIC, which is not read; {TO_JPEG}"
+    # Markup may begin with a byte order mark and white space.
     text = begin.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return next(
         (what for magic, what in UNREAD if begin.startswith(magic) or text.startswith(magic)), ""
@@ -133,8 +128,9 @@ def open_picture(data: Encoded) -> Image.Image:
     """
     if fault := unread_format(data):
         raise UnreadFormat(fault)
+    # Pillow raises at twice MAX_PIXELS and only warns below: `check_size` has the lower limit.
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise TooLarge from None
     check_size(data, *image.size)
@@ -151,17 +147,20 @@ def check_size(data: Encoded, width: int, height: int) -> None:
     # whose first scan holds all components of a sequential frame.
     components = 0
     for marker, begin, end in jpeg_segments(data):
-        if marker in SEQUENTIAL and end - begin > 5:
+        # Frame headers of pixels that come in one pass (SOF0, SOF1, SOF9). They hold precision
+        # (1 byte), height and width (2 each), then the number of components.
+        if marker in (0xC0, 0xC1, 0xC9) and end - begin > 5:
             components = data[begin + 5]
         elif marker == SCAN and 0 < components <= data[begin]:
             return
-    if bytes(data).count(SCAN_MARKER) > MAX_SCANS:
+    # Each scan of a progressive JPEG goes through all pixels; encoders write about ten.
+    if bytes(data).count(bytes((0xFF, SCAN))) > 100:
         raise TooLarge
 
 
 def jpeg_segments(data: Encoded) -> Iterator[tuple[int, int, int]]:
     """Marker, begin and end of each segment of a JPEG, up to the header of its first scan."""
-    offset = 2
+    offset = 2  # behind the marker of the beginning, which has no length
     while offset + 4 < len(data) and data[offset] == 0xFF:
         if (marker := data[offset + 1]) == 0xFF:  # filling
             offset += 1
@@ -197,6 +196,7 @@ def upright_size(data: Encoded) -> tuple[int, int]:
     """
     try:
         with open_picture(data) as image:
+            # Pillow turns a TIFF as it loads, and forgets the tag: only then the size is final.
             if image.format == "TIFF":
                 image.load()
             width, height = image.size
@@ -207,8 +207,6 @@ def upright_size(data: Encoded) -> tuple[int, int]:
 
 Picture = NDArray[np.uint8]
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-PLAIN_COLORS = ("YCbCr", "Gray", "RGB")
-"""Colour spaces of JPEGs on which simplejpeg and Pillow agree."""
 REVERSED_ROWS, REVERSED_COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)
 """Orientations of the stored picture, after rows and columns of a sideways one are swapped."""
 
@@ -225,19 +223,19 @@ def decode_image(data: Encoded, spec: PictureSpec, name: str = "") -> Picture:
 
     Errors: SkipSample for bytes that are not a whole picture.
     """
+    # `NaturalSize` has no choice of the method.
+    mode = spec.resize if isinstance(spec, ImageSpec) else "bicubic"
     try:
-        if _is_plain_jpeg(data):
-            pixels = _decode_jpeg(data, spec)
+        if (pixels := _decode_jpeg(data, spec)) is not None:
             size = target_size(spec, *pixels.shape[1:])
             if tuple(pixels.shape[1:]) != size:
-                mode = resampling(spec)
                 pixels = F.interpolate(pixels[None], list(size), mode=mode, antialias=True)[0]
             return np.ascontiguousarray(pixels.numpy())
         with open_picture(data) as image:
             rgb = to_rgb(upright(image))
         height, width = target_size(spec, rgb.height, rgb.width)
         if rgb.size != (width, height):
-            rgb = rgb.resize((width, height), RESAMPLING[resampling(spec)])
+            rgb = rgb.resize((width, height), RESAMPLING[mode])
     except (TooLarge, UnreadFormat) as error:
         raise SkipSample(f"picture {name}: {error}") from None
     except Exception as error:  # decoders raise anything on damaged bytes
@@ -257,25 +255,25 @@ def decode_pictures(sample: Sample, spec: PictureSpec) -> tuple[Picture, ...]:
     )
 
 
-def _is_plain_jpeg(data: Encoded) -> bool:
-    """True for a JPEG that simplejpeg decodes; Pillow decodes those with rare colour layouts.
+def _decode_jpeg(data: Encoded, spec: PictureSpec) -> Tensor | None:
+    """(3, h, w) uint8, upright; not smaller than `spec`, unless the file is. None for what Pillow
+    decodes: other formats, and JPEGs with rare colour layouts.
 
-    Errors: TooLarge; ValueError for a damaged header.
+    Errors: TooLarge; ValueError for a damaged file.
     """
     if data[:3] != JPEG:
-        return False
+        return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
+        # A rare layout of the colours, not damage.
         if "subsampling" in str(error):
-            return False
+            return None
         raise
     check_size(data, width, height)
-    return colors in PLAIN_COLORS
-
-
-def _decode_jpeg(data: Encoded, spec: PictureSpec) -> Tensor:
-    """(3, h, w) uint8, upright; not smaller than `spec`, unless the file is."""
+    # The colour spaces on which simplejpeg and Pillow agree.
+    if colors not in ("YCbCr", "Gray", "RGB"):
+        return None
     # Pillow reads the tag only where one may be: most JPEGs have none, and reading it costs a tenth
     # of a millisecond.
     metadata = (bytes(data[a:b]) for marker, a, b in jpeg_segments(data) if marker == METADATA)
@@ -286,6 +284,7 @@ def _decode_jpeg(data: Encoded, spec: PictureSpec) -> Tensor:
     options: dict[str, Any] = {}
     if spec.decode == "fast" and isinstance(spec, ImageSpec):
         height, width = spec.height, spec.width
+        # The decoder's limits are those of the stored picture, which lies on its side.
         if orientation in SIDEWAYS:
             height, width = width, height
         options = {"min_height": height, "min_width": width}
@@ -304,13 +303,9 @@ def target_size(spec: PictureSpec, height: int, width: int) -> tuple[int, int]:
     """Height and width of a decoded picture, from those of the file."""
     if isinstance(spec, ImageSpec):
         return spec.height, spec.width
+    # Both sides by one factor, so its square is the ratio of the areas; never enlarged.
     scale = min(1.0, (spec.max_pixels / (height * width)) ** 0.5)
     return max(1, int(height * scale)), max(1, int(width * scale))
-
-
-def resampling(spec: PictureSpec) -> str:
-    """How pictures of another size are resized."""
-    return spec.resize if isinstance(spec, ImageSpec) else "bicubic"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -338,15 +333,12 @@ class PictureCache:
         """The pictures of a sample; `decode` makes them if they are not kept."""
         if (pictures := self._kept.pop(key, None)) is None:
             pictures = decode()
-            self._bytes += _size(pictures)
+            self._bytes += sum(picture.nbytes for picture in pictures)
         self._kept[key] = pictures  # the most recently used are last
+        # Pictures larger than the limit go at once: the caller holds them as long as it needs.
         while self._bytes > self.max_bytes:
-            self._bytes -= _size(self._kept.popitem(last=False)[1])
+            self._bytes -= sum(picture.nbytes for picture in self._kept.popitem(last=False)[1])
         return pictures
-
-
-def _size(pictures: tuple[Picture, ...]) -> int:
-    return sum(picture.nbytes for picture in pictures)
 
 
 THUMBNAIL_SIZE = 320

@@ -57,7 +57,9 @@ def parse_sample(
     """
     about = parse_member(content["json"]) if fields is None else foreign_json(key, content, fields)
     check_ids(about)
+    # By name: left.features.npy comes before right.features.npy.
     features = sorted(member for member in content if member.endswith(FEATURES))
+    # What is left after these is the task's own: sizes, subtitles, proposals, ...
     sample_id = about.pop("id")
     annotations = tuple(about.pop("annotations"))
     return Sample(
@@ -73,10 +75,8 @@ def parse_sample(
 
 
 def check_ids(fields: Mapping[str, Any]) -> None:
-    """Check the ids in a sample's json.
-
-    Errors: UnfitId that shows the first unfit one; KeyError or TypeError for a missing one.
-    """
+    """Errors: UnfitId that shows the first unfit id in a sample's json; KeyError or TypeError for a
+    missing one."""
     if fault := id_fault(fields["id"]):
         raise UnfitId(f"the sample's id is {fault}")
     for index, annotation in enumerate(fields["annotations"]):
@@ -125,7 +125,8 @@ def foreign_json(
         value = value.strip() if isinstance(value, str) else value
         if value is not None:
             annotation[field] = value
-    if "answer" in annotation:  # one answer or a list; each scores fully
+    # One answer or a list; each scores fully, as there are no counts to weigh them by.
+    if "answer" in annotation:
         answer = annotation.pop("answer")
         given = answer if isinstance(answer, list) else [answer]
         if None in given:

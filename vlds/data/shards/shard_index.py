@@ -76,6 +76,7 @@ class ShardIndex:
         classes: Sequence[int] | None = None,
     ) -> ShardIndex:
         """The index of samples that were just read or written."""
+        # reshape: a shard without samples makes an array without columns.
         table = np.array(counts, CNT_TYPE).reshape(len(counts), 2)
         return cls(
             np.array(offsets, IDX_TYPE),
@@ -152,6 +153,7 @@ def load_index(
             f"shard {tar} has {size} bytes, {DATASET_FILE} says {shard.bytes}: the file is {what}; "
             f"{AGAIN}"
         )
+    # Folders that are copied often come without the small files; only the tar is needed.
     paths = {suffix: beside(tar, suffix) for suffix in shard.index_hashes}
     if all(path.exists() for path in paths.values()):
         files = {suffix: read_file(path) for suffix, path in paths.items()}
@@ -201,6 +203,7 @@ def build_index(
         def read(offset: int, size: int) -> bytes:
             return os.pread(file.fileno(), size, offset)
 
+        # Only headers and json are read, not the pictures between them.
         try:
             for member in members(read, 0, None):
                 # A new key begins a new sample: members of one stand side by side.
@@ -223,6 +226,7 @@ def build_index(
             raise ShardError(
                 f"shard {tar}, sample {len(counts)}: {reason}; copy or prepare it again"
             ) from None
+    # A second pass, for classes alone: few data sets have them.
     offsets = [*begins, end]
     try:
         numbers = None

@@ -63,6 +63,7 @@ def shard_urls(location: str) -> list[str]:
         raise ValueError(
             f"{location}: {error}; give a pattern of shards such as shards/x-{{000..009}}.tar"
         ) from None
+    # Before the run: a missing last shard would otherwise stop it after hours.
     urls = [str(Path(url).expanduser()) if is_local(url) else url for url in urls]
     missing = [url for url in urls if is_local(url) and not Path(url).is_file()]
     if missing:
@@ -84,7 +85,7 @@ def read_shard(url: str, num_samples: int | None = None) -> Iterator[tuple[str, 
         with opened(url) as read:
 
             def files() -> Iterator[dict[str, Any]]:
-                """Members in the form that webdataset's reader gives."""
+                """Members as webdataset's reader gives them, for its `group_by_keys`."""
                 for member in members(read, 0, None):
                     if META.match(member.name):
                         continue
@@ -106,6 +107,7 @@ def read_shard(url: str, num_samples: int | None = None) -> Iterator[tuple[str, 
             reason = error.strerror or reason
             reason = f"its command ended with exit status {match[1]}" if match else reason
         raise ShardError(f"shard {shown}, after {num_read} samples: {reason}; {CURE}") from None
+    # A stream that ends between two members looks whole, if its writer closed the archive.
     if num_samples is not None and num_read != num_samples:
         raise ShardError(
             f"shard {shown}: {num_read} samples came, its dataset.json says {num_samples}; {CURE}"
@@ -120,7 +122,7 @@ def opened(url: str) -> Iterator[Callable[[int, int], bytes]]:
     elif is_web(url) or urlsplit(url).scheme not in gopen_schemes:
         stream = open_stream(url)
     else:
-        stream = gopen(url)  # commands, and clouds that webdataset reads by commands of theirs
+        stream = gopen(url)  # commands, and clouds that webdataset reads through their own commands
     at, too_short = 0, False
 
     def exactly(size: int) -> bytes:

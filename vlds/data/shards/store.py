@@ -39,12 +39,6 @@ from vlds.schema import Sample, SkipSample
 
 FRESH_S = 60.0
 """A younger copy of dataset.json was made by a process of the same run."""
-FAILED_S = 600.0
-"""Seconds before a shard that could not be fetched is requested again."""
-NUM_THREADS = 16
-"""Small files fetched at once."""
-MAX_FETCHES = 3
-"""How often the cache may lose a shard before its first byte is read."""
 
 
 def is_url(folder: str | Path) -> bool:
@@ -72,14 +66,17 @@ class RemoteFiles:
         url = below(self.folder, DATASET_FILE)
         path = self._copy(DATASET_FILE)
         age: float | None = None
+        # One process of the machine fetches; the others wait here and find fresh copies.
         with self.cache.alone(path):
             try:
                 with suppress(FileNotFoundError):
                     age = time.time() - path.stat().st_mtime
+                # abs: a clock that was set back must not make an old copy fresh for hours.
                 if age is None or abs(age) >= FRESH_S:
                     self._download(path, DATASET_FILE)
                 info = DatasetInfo.parse(read_file(path), url)
-                with ThreadPoolExecutor(NUM_THREADS) as pool:
+                # The files beside shards are small: most of their time is the server's answer.
+                with ThreadPoolExecutor(16) as pool:
                     indexes = list(pool.map(self._index, info.shards))
             except ValueError:
                 path.unlink(missing_ok=True)  # it may be corrected within FRESH_S
@@ -104,12 +101,31 @@ class RemoteFiles:
 
         Errors: FetchError that names the URL, what happened, and the cure.
         """
-        path = self._copy(shard.name, shard.sha256)
-        for _ in range(MAX_FETCHES):
+        path, limit = self._copy(shard.name, shard.sha256), self.cache.limit
+        # Another process may remove the copy before its first byte is read; three times in a row,
+        # the cache is too small.
+        for _ in range(3):
             data = self.cache.read(path, offset, size, shard.bytes)
             if data is not None:
                 return data
-            self._fetch(shard, path)
+            if limit is not None and shard.bytes > limit:
+                raise FetchError(
+                    f"data.cache_bytes: got {limit}, but {self.location(shard)} has {shard.bytes}; "
+                    "give at least that many"
+                )
+            # A server that is down stalls each try for minutes: for ten minutes, substitutes from
+            # the same shard fail at once.
+            since, message = self._failed.get(shard.name, (0.0, ""))
+            if message and time.monotonic() - since < 600:
+                raise FetchError(message)
+            try:
+                with self.cache.alone(path):
+                    # Another process may have fetched it while this one waited for the lock.
+                    if not path.exists() or path.stat().st_size != shard.bytes:
+                        self._download(path, shard.name, (shard.sha256, shard.bytes))
+            except FetchError as error:
+                self._failed[shard.name] = time.monotonic(), str(error)
+                raise
         raise FetchError(
             f"{self.location(shard)}: its copy is removed from the cache {self.cache.folder} "
             "before it can be read; raise data.cache_bytes, or give this run another data.cache"
@@ -131,6 +147,7 @@ class RemoteFiles:
 
     def _copy(self, name: str, version: str = "") -> Path:
         """Path of a file's copy, the same for all signatures of its URL."""
+        # A signature is new in each run; a query without secrets may name the data.
         secret = self.folder != self._address.rstrip("/")
         folder = self.folder.partition("?")[0] if secret else self.folder
         return self.cache.path(below(folder, name), version)
@@ -149,31 +166,10 @@ class RemoteFiles:
             files[suffix] = data
         return ShardIndex.parse(files, shard, self.location(shard))
 
-    def _fetch(self, shard: ShardInfo, path: Path) -> None:
-        """Bring a shard into the cache, unless another process does so in the meantime."""
-        limit = self.cache.limit
-        if limit is not None and shard.bytes > limit:
-            raise FetchError(
-                f"data.cache_bytes: got {limit}, but {self.location(shard)} has {shard.bytes}; "
-                "give at least that many"
-            )
-        since, message = self._failed.get(shard.name, (0.0, ""))
-        if message and time.monotonic() - since < FAILED_S:
-            raise FetchError(message)
-        try:
-            with self.cache.alone(path):
-                if path.exists() and path.stat().st_size == shard.bytes:
-                    return
-                self._download(path, shard.name, (shard.sha256, shard.bytes))
-        except FetchError as error:
-            self._failed[shard.name] = time.monotonic(), str(error)
-            raise
-
     def _download(self, path: Path, name: str, expected: tuple[str, int] | None = None) -> None:
         self.cache.add(path, lambda partial: fetch(self._address, name, partial, expected))
 
 
-OPEN_FILES = 128
 QUARANTINE_FILE = "quarantine.jsonl"
 
 
@@ -212,7 +208,8 @@ class LocalFiles:
             self._open.move_to_end(name)
         else:
             self._open[name] = open_descriptor(self.folder / name)
-            if len(self._open) > OPEN_FILES:
+            # Systems allow 1024 open files by default, and torch's queues take some.
+            if len(self._open) > 128:
                 os.close(self._open.popitem(last=False)[1])
         data = os.pread(self._open[name], size, offset)
         if len(data) < size:
@@ -249,6 +246,7 @@ class LocalFiles:
         return vars(self) | {"_open": OrderedDict()}
 
     def __del__(self) -> None:
+        # os.open gives plain numbers, which nothing else closes.
         for descriptor in self._open.values():
             os.close(descriptor)
 
@@ -266,7 +264,7 @@ def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset
     if is_pattern(folder):
         raise ValueError(
             f"{folder} names shards, not a data set: to train on them as they are, set data.reader "
-            "to sequential; for all else put them into a folder and index it: `python -m data_prep "
+            "to sequential; otherwise put them into a folder and index it: `python -m data_prep "
             "index`"
         )
     if is_url(folder):
@@ -279,6 +277,8 @@ class Dataset:
 
     def __init__(self, files: Files) -> None:
         self._files = files
+        self.is_remote = isinstance(files, RemoteFiles)
+        """Whether its shards are read through copies in a cache."""
         self.folder = files.folder
         """Path or URL."""
         self.key = str(self.folder)
@@ -299,13 +299,9 @@ class Dataset:
         self._checksums = [index.checksums for index in indexes]
         self._first_sample = [0, *accumulate(len(counts) for counts in self.counts)]
 
-    @property
-    def is_remote(self) -> bool:
-        """Whether its shards are read through copies in a cache."""
-        return isinstance(self._files, RemoteFiles)
-
     def fingerprint(self) -> str:
         """Changes with the bytes of any shard."""
+        # Counts too: the order of examples depends on them, and tools may count differently.
         text = "".join(shard.sha256 + shard.cnt_sha256 for shard in self.info.shards)
         return sha256(text.encode()).hexdigest()[:16]
 
@@ -321,6 +317,7 @@ class Dataset:
                 f"data set {self.folder}: it has kind {self.kind} and no classes; name one of kind "
                 f"{KIND}, which `python -m data_prep imagefolder` writes"
             )
+        # With an empty array: np.concatenate refuses the empty list of a data set without shards.
         parts = [part for part in self._classes if part is not None]
         numbers = np.concatenate([*parts, np.empty(0)]).astype(np.int64)
         if (odd := (numbers >= len(classes)) & (numbers != NO_CLASS)).any():
@@ -332,14 +329,16 @@ class Dataset:
 
     def shard_of(self, sample: int) -> str:
         """File name of the shard that holds a sample."""
-        return self.info.shards[self._shard(sample)[0]].name
+        return self.info.shards[bisect_right(self._first_sample, sample) - 1].name
 
     def read(self, sample: int) -> Sample:
         """Read a sample by its index.
 
         Errors: ShardError for a damaged shard, SkipSample for a damaged sample.
         """
-        shard, row = self._shard(sample)
+        # Shards of 3 and 2 samples begin at 0, 3 and 5: sample 3 is row 0 of shard 1.
+        shard = bisect_right(self._first_sample, sample) - 1
+        row = sample - self._first_sample[shard]
         try:
             return self._read(shard, row)
         except FetchError:  # a ShardError, but fetching again would fail again
@@ -379,10 +378,6 @@ class Dataset:
             raise SkipSample(f"{what}: it has {counts}, its index says {indexed}; {REBUILD}")
         return sample
 
-    def _shard(self, sample: int) -> tuple[int, int]:
-        shard = bisect_right(self._first_sample, sample) - 1
-        return shard, sample - self._first_sample[shard]
-
 
 class Subset(Dataset):
     """Some samples of a data set, numbered from 0 in its order."""
@@ -401,6 +396,7 @@ class Subset(Dataset):
         self.pictures = np.split(np.concatenate(whole.pictures)[chosen], cuts)
         self.num_samples = len(chosen)
         self.num_annotations = int(np.concatenate(self.counts).sum())
+        # Faults of samples that are not chosen have no number here.
         places = {int(number): place for place, number in enumerate(chosen)}
         self.quarantine = {places[n]: f for n, f in whole.quarantine.items() if n in places}
 
@@ -441,6 +437,7 @@ def few_shots(dataset: Dataset, shots: int, seed: int) -> Subset:
                 f"shots: {shots}, but data set {dataset.folder} has {len(samples)} of class "
                 f"{name!r}; give at most {len(samples)}"
             )
+        # By name, not by number: a class has the same shots in data sets with other classes.
         words = sha256(f"{seed}/{name}".encode()).digest()
         rng = np.random.default_rng(np.frombuffer(words, np.uint32))
         chosen.append(rng.permutation(samples)[:shots])

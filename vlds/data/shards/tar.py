@@ -16,13 +16,8 @@ from zlib import adler32
 from vlds.data.errors import ShardError
 
 BLOCK = 512
-ZEROS = bytes(BLOCK)
 HEADER = Struct("100s 24x 12s 12x 8s c 100x 6s 82x 155s 12x")
 """Name, size, checksum, type, magic, prefix."""
-ADLER = 65521
-"""What Adler's sums are modulo of: more than that comes of no name."""
-SPACES = 8 * ord(" ")
-"""The checksum's own field counts as spaces."""
 LINKS_AND_DEVICES = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
 """Types of headers without data, whatever size they state."""
 EXTENSIONS = frozenset((b"x", b"L", b"K"))
@@ -34,8 +29,6 @@ KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"S": "a sparse file"}
 STORE_WHOLE = "pack files whole, with GNU tar as `tar --dereference --hard-dereference -cf`"
 SPARSE = "GNU.sparse."
 """Prefix of a sparse file's fields in a PAX header."""
-LARGEST_EXTENSION = 1 << 20
-"""Most bytes of an extension header: names are far shorter."""
 LARGEST_MEMBER = 1 << 33
 """Most bytes of a file: what octal digits can hold."""
 AT_ONCE = 1 << 16
@@ -71,9 +64,10 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
     extension: dict[str, str] = {}
     while end is None or offset < end:
         header = read(offset, BLOCK)
+        # A file that is cut between two members fails here too: its closing zeros are missing.
         if len(header) < BLOCK:
             raise ShardError(f"the file ends at byte {offset + len(header)}, inside a header")
-        if end is None and header == ZEROS:
+        if end is None and header == bytes(BLOCK):
             if first != offset:
                 raise ShardError(f"the archive ends behind the long name at byte {first}")
             check_end(read, offset)
@@ -92,8 +86,9 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
                 size = int(text)
         # Data are padded to whole blocks.
         offset = start if kind in LINKS_AND_DEVICES else start + -(-size // BLOCK) * BLOCK
-        if kind in EXTENSIONS:  # what it says holds for the next header
-            if size > LARGEST_EXTENSION:
+        # What an extension header says holds for the next one. Names are far shorter than a MiB.
+        if kind in EXTENSIONS:
+            if size > 1 << 20:
                 raise ShardError(
                     f"the tar header at byte {header_at} states a name of {size} bytes"
                 )
@@ -105,6 +100,7 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
         elif kind not in WITHOUT_DATA:
             what = KINDS.get(kind, f"of type {kind.decode('latin-1')!r}, not a regular file,")
             raise ShardError(f"{name} is {what} in the archive; {STORE_WHOLE}")
+        # `first` is where the next member's headers begin, long names included: indexes cut there.
         extension = {}
         first = offset
 
@@ -116,9 +112,11 @@ def parse_header(header: bytes | memoryview, offset: int) -> tuple[str, int, byt
     """
     name, size_field, checksum, kind, magic, prefix = HEADER.unpack(header)
     stated = _octal(checksum)
-    # The lower half of Adler's checksum is the sum of the bytes, plus one; zlib is fast at it.
-    summed = (adler32(header) & 0xFFFF) - 1 - sum(checksum) + SPACES
-    if stated is None or (summed - stated) % ADLER:
+    # The lower half of Adler's checksum is the sum of the bytes, plus one; zlib is fast at it. The
+    # checksum's own eight bytes count as spaces. Adler's sums are modulo 65521, and the bytes of a
+    # header may sum to more, so the comparison is modulo it too.
+    summed = (adler32(header) & 0xFFFF) - 1 - sum(checksum) + 8 * ord(" ")
+    if stated is None or (summed - stated) % 65521:
         raise ShardError(f"the tar header at byte {offset} is damaged (wrong checksum)")
     size = _octal(size_field)
     if size is None:
@@ -128,6 +126,7 @@ def parse_header(header: bytes | memoryview, offset: int) -> tuple[str, int, byt
         if size is None or size > LARGEST_MEMBER:
             raise ShardError(f"the tar header at byte {offset} states the size {size_field!r}")
     name = name.split(b"\0", 1)[0]
+    # GNU's own format ("ustar  ") keeps times in the place of the prefix.
     if prefix[0] and magic == b"ustar\0":
         name = prefix.split(b"\0", 1)[0] + b"/" + name
     return name.decode("utf-8", "backslashreplace"), size, kind
@@ -165,6 +164,7 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     if kind == b"L":
         return {"path": data.rstrip(b"\0").decode("utf-8", "backslashreplace")}
     fields = {}
+    # A field may hold line breaks, so lengths lead from one to the next, not lines.
     while data:
         length, _, _ = data.partition(b" ")
         if not length.isdigit() or not len(length) < int(length[:9]) <= len(data):
@@ -193,6 +193,7 @@ def read_members(data: memoryview, begin: int) -> tuple[str, dict[str, memoryvie
     """
     end = begin + len(data)
     key, content = None, {}
+    # Offsets count in the shard; `data` begins at `begin`.
     for name, _, start, size in members(lambda o, n: data[o - begin : o - begin + n], begin, end):
         member_key, extension = split_name(name)
         key = key or member_key

@@ -52,6 +52,7 @@ class OpenShard:
         """`classes`: of a data set whose samples have one each."""
         self.path = path
         self.numbers = None if classes is None else numbered(classes)
+        # Entered here and left in `close` or `discard`: a shard is open over many calls.
         self._whole = whole_file(path)
         self.partial = self._whole.__enter__()
         self.file = open(self.partial, "wb")  # noqa: SIM115 (close or discard does)
@@ -88,6 +89,8 @@ class OpenShard:
             raise ValueError(f"{self.path}, sample {key}: {error}; correct the source") from None
         with writable(self.path, self.partial):
             self.tar.write({"__key__": key, **content})
+        # After the write: if that fails, the shard is discarded, and the index holds no sample
+        # that the tar lacks.
         self.offsets.append(self.tar.tarstream.offset)
         self.counts.append(counts)
 
@@ -104,6 +107,7 @@ class OpenShard:
             self.discard()
             raise
         self._whole.__exit__(None, None, None)
+        # Read back from the file: the checksums are of what arrived there.
         checksums = tar_checksums(self.path, self.offsets)
         classes = None if self.numbers is None else self.classes
         index = ShardIndex.of(self.offsets, self.counts, checksums, classes)
@@ -181,6 +185,7 @@ def index_folder(
                     raise ShardError(f"shard {tar}: {error}; correct its samples") from None
             classes = sorted(labels)
         about["classes"] = classes
+    # All indexes before the first file: a damaged tar leaves the folder as it was.
     indexes = [build_index(tar, foreign=foreign, classes=classes) for tar in tars]
     shards = [describe_shard(tar, index) for tar, index in zip(tars, indexes, strict=True)]
     about |= {

@@ -27,7 +27,7 @@ from vlds.data.streams.loader import Parcel
 from vlds.data.streams.source import AnySource, EvalOrder, TaskSource, fixed_example
 from vlds.schema import (
     Collator,
-    Example,
+    Images,
     NaturalSize,
     PictureSpec,
     RefusedRows,
@@ -40,11 +40,13 @@ from vlds.tasks.base import ask
 
 class ImageStack:
     """The distinct images of a batch: decoded pictures (3, h, w), or stored features of v visual
-    tokens (v, dim). An image that several examples ask about is stored once."""
+    tokens (v, dim). An image that several examples ask about is stored once. Images of one shape
+    stand in one array, pictures of natural size in a list."""
 
-    def __init__(self, num_images: int) -> None:
-        """`num_images`: a guess of how many will be added."""
+    def __init__(self, num_images: int, image: PictureSpec | None = None) -> None:
+        """`num_images`: a guess of how many will be added; `image`: None for features."""
         self._guess = num_images
+        self._pictures: list[Tensor] | None = [] if isinstance(image, NaturalSize) else None
         self._array: np.ndarray | None = None
         self._num_images = 0
 
@@ -52,12 +54,17 @@ class ImageStack:
         return self._num_images
 
     def add(self, images: Sequence[np.ndarray]) -> range:
-        """Copy the images of a sample to the stack and return their indices.
+        """Put the images of a sample on the stack and return their indices.
 
         Errors: ValueError for features of different shapes in one batch.
         """
         first = self._num_images
+        if self._pictures is not None:
+            self._pictures += map(torch.from_numpy, images)
+            self._num_images = len(self._pictures)
+            return range(first, self._num_images)
         for image in images:
+            # One array from the beginning: stacking a list at the end would copy every image again.
             if self._array is None:
                 self._array = np.empty((self._guess, *image.shape), image.dtype)
             elif image.shape != self._array.shape[1:]:
@@ -71,34 +78,12 @@ class ImageStack:
             self._num_images += 1
         return range(first, self._num_images)
 
-    def images(self) -> Tensor | None:
-        """(u, ...) of the u distinct images, sharing the stack's memory; None without images."""
+    def images(self) -> Images:
+        """(u, ...) of the u distinct images, sharing the stack's memory, or the list of pictures;
+        None without images of one shape."""
+        if self._pictures is not None:
+            return self._pictures
         return None if self._array is None else torch.from_numpy(self._array[: self._num_images])
-
-
-class PictureList:
-    """The distinct pictures of a batch, of unlike sizes."""
-
-    def __init__(self) -> None:
-        self._pictures: list[Tensor] = []
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def add(self, images: Sequence[np.ndarray]) -> range:
-        """Add the pictures (3, h, w) of a sample and return their indices."""
-        first = len(self)
-        self._pictures += map(torch.from_numpy, images)
-        return range(first, len(self))
-
-    def images(self) -> list[Tensor]:
-        """(3, h, w) of each picture."""
-        return self._pictures
-
-
-def new_stack(image: PictureSpec | None, num_images: int) -> ImageStack | PictureList:
-    """An empty store for a batch's images of a spec; `num_images`: a guess of their number."""
-    return PictureList() if isinstance(image, NaturalSize) else ImageStack(num_images)
 
 
 Place: TypeAlias = tuple[int, int, int]
@@ -124,10 +109,6 @@ class StreamSetup:
     """Replace pictures by plain grey, and features by zeros."""
     picture_cache_bytes: int = 128 << 20
     """Decoded pictures that each process keeps in training: small data sets are decoded once."""
-
-
-GREY = 128
-"""Value of the pixels of blank pictures."""
 
 
 class Opened(NamedTuple):
@@ -171,7 +152,7 @@ class Slot:
 class OpenBatch:
     """What was opened for one batch: each sample is read and decoded once."""
 
-    stack: ImageStack | PictureList
+    stack: ImageStack
     samples: dict[Hashable, Opened] = field(default_factory=dict)
 
 
@@ -209,6 +190,7 @@ class SampleReader(ABC, Generic[AnySource]):
         if (image := self.setup.image) is None:
             return Opened(sample, batch.stack.add(self.shown(sample.features)))
         try:
+            # The batch may share the cache's arrays: nobody writes to them.
             pictures = self._cache.get(
                 key, lambda: tuple(self.shown(decode_pictures(sample, image)))
             )
@@ -220,7 +202,8 @@ class SampleReader(ABC, Generic[AnySource]):
         """The images, or blank ones of the same sizes."""
         if not self.setup.blank_images:
             return images
-        return [np.full_like(each, GREY if each.dtype == np.uint8 else 0) for each in images]
+        # Pixels are bytes, 128 is mid-grey; features are floats, whose middle is 0.
+        return [np.full_like(each, 128 if each.dtype == np.uint8 else 0) for each in images]
 
 
 class Assembler(torch.utils.data.Dataset[Parcel]):
@@ -244,9 +227,10 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         """The batch of these positions."""
         setup = self.reader.setup
         parcel = Parcel(positions)
+        # Three columns (source, sample, annotation) become one place for each position.
         columns = self.order.at(np.array(positions, np.int64))
         places: list[Place] = list(zip(*(column.tolist() for column in columns), strict=True))
-        batch = OpenBatch(new_stack(setup.image, max(len(positions), self._num_images)))
+        batch = OpenBatch(ImageStack(max(len(positions), self._num_images), setup.image))
         most = self.reader.policy.max_in_a_row + 1
         slots = []
         # Candidates are lazy: substitutes are read only if they are needed.
@@ -264,6 +248,7 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
             # The next batch's stack gets this room at once: growing copies all images.
             self._num_images = max(self._num_images, len(batch.stack))
             while parcel.batch is None:
+                # Again in each round: a substitute's images may have moved the stack's memory.
                 images = batch.stack.images()
                 try:
                     parcel.batch = setup.collator(rows, images, evaluation=self.reader.evaluation)
@@ -284,50 +269,48 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
         return parcel
 
     def _row(self, slot: Slot, bad: list[BadSample]) -> Row | None:
-        """The next example of a slot; None if too many are bad."""
-        source = self.reader.sources[slot.source_index]
+        """The next example of a slot; None if too many are bad.
+
+        Errors: ValueError in training for an example without a target.
+        """
+        source, evaluation = self.reader.sources[slot.source_index], self.reader.evaluation
         for attempt, candidate in slot.candidates:
             slot.current = candidate
+            sample, images, fault, _ = candidate.opened
             try:
-                example = self._example(source, candidate, slot.position, attempt)
+                if sample is None or fault is not None:
+                    raise SkipSample(fault)
+                if evaluation:
+                    example = fixed_example(source, candidate.dataset, sample, candidate.annotation)
+                else:
+                    # By position and attempt, so that what a task draws does not depend on ranks
+                    # and workers.
+                    rng = self._draws.at(slot.position, attempt)
+                    if source.task.pairs_samples:
+                        sample = source.paired(sample, rng.random())
+                    example = ask(source.task, source.name, sample, candidate.annotation, rng)
             except SkipSample as error:
                 self._reject(slot, str(error), bad)
                 continue
-            first_bad = slot.first_bad
-            if first_bad and self.reader.evaluation:
-                # Another example's text and picture fill the row, but not under its id.
-                example = replace(
-                    example, id=first_bad.id or f"{first_bad.dataset}/{first_bad.key}"
+            if example.target is None and not evaluation:
+                raise ValueError(
+                    f"source {source.name}: example {example.id} of data set {sample.dataset} has "
+                    "no target; it cannot be trained on: name a split with labels"
                 )
+            first_bad = slot.first_bad
+            if first_bad and evaluation:
+                # Another example's text and picture fill the row, but not under its id.
+                name = first_bad.id or f"{first_bad.dataset}/{first_bad.key}"
+                example = replace(example, id=name)
             return Row(
                 example=example,
                 task_index=self.first_task + slot.source_index,
                 max_prompt_tokens=source.task.max_prompt_tokens,
                 max_target_tokens=source.task.max_target_tokens,
-                images=candidate.opened.images,
-                valid=first_bad is None or not self.reader.evaluation,
+                images=images,
+                valid=first_bad is None or not evaluation,
             )
         return None
-
-    def _example(
-        self, source: TaskSource[object], candidate: Candidate, position: int, attempt: int
-    ) -> Example:
-        """Errors: SkipSample; ValueError in training for an example without a target."""
-        sample, _, fault, _ = candidate.opened
-        if sample is None or fault is not None:
-            raise SkipSample(fault)
-        if self.reader.evaluation:
-            return fixed_example(source, candidate.dataset, sample, candidate.annotation)
-        rng = self._draws.at(position, attempt)
-        if source.task.pairs_samples:
-            sample = source.paired(sample, rng.random())
-        example = ask(source.task, source.name, sample, candidate.annotation, rng)
-        if example.target is None:
-            raise ValueError(
-                f"source {source.name}: example {example.id} of data set {sample.dataset} has no "
-                "target; it cannot be trained on: name a split with labels"
-            )
-        return example
 
     def _reject(self, slot: Slot, reason: str, bad: list[BadSample]) -> None:
         """Record a slot's current candidate as bad."""
@@ -348,4 +331,5 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
             asked = fixed_example(source, candidate.dataset, sample, candidate.annotation)
             entry = replace(entry, id=asked.id, reference=asked.reference, sample=asked.sample)
         bad.append(entry)
+        # Evaluation names the example that should stand here, not a substitute that is bad as well.
         slot.first_bad = slot.first_bad or entry

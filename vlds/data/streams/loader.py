@@ -73,6 +73,7 @@ def lost_worker(error: BaseException) -> str | None:
         return str(error)
     if not (match := LOST.search(str(error))):
         return None
+    # Torch writes "is killed by signal: Killed. " and, for other deaths, "exited unexpectedly".
     how = match[2].strip().rstrip(".")
     return _ended(match[1], f"was {KILLED}" if "Killed" in how else how)
 
@@ -107,9 +108,9 @@ def parcels(
         yield from loader
         return
     with scratch_folder() as folder:
-        # The workers keep their sockets in the folder: by themselves each would make one of its
-        # own, which stays where it is killed. `_config` is a private name of Python's, where
-        # multiprocessing.util.get_temp_dir looks.
+        # The workers keep their sockets in this folder. Otherwise each worker makes its own, which
+        # stays behind if the worker is killed. `_config` is private: Python's
+        # multiprocessing.util.get_temp_dir reads it.
         config = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
         before = dict(config)
         config["tempdir"] = str(folder)
@@ -146,6 +147,7 @@ def parcels(
                 worker.kill()  # one that was slower than torch waits; it ignores torch's SIGTERM
 
 
+# Functions of the module, not of `parcels`: forkserver and spawn pickle what workers run.
 def _counted(done: MutableSequence[int], parcel: Parcel) -> Parcel:
     if (worker := torch.utils.data.get_worker_info()) is not None:
         done[worker.id] += 1
@@ -171,6 +173,7 @@ def _kill(workers: Sequence[BaseProcess]) -> None:
 def _killed(workers: Sequence[BaseProcess]) -> str | None:
     """The message about a worker that has ended. Its connections break before that, with errors in
     any part of torch."""
+    # Torch's handler may raise at any line in here, each time that another worker ends.
     for _ in range(3):
         with suppress(RuntimeError):  # torch's error about the same worker, raised by its handler
             ended = wait([process.sentinel for process in workers], timeout=1)
@@ -204,10 +207,12 @@ class Watch:
         self.ended = threading.Event()
         self._done, self._workers, self._ahead = done, workers, ahead
         self._timeout = timeout or threading.TIMEOUT_MAX
+        # A daemon: a rank that exits without closing its stream must not wait for this thread.
         threading.Thread(target=self._look, name="watch_workers", daemon=True).start()
 
     def _look(self) -> None:
         while not self.ended.wait(self._timeout / LOOKS):
+            # Read once: the rank sets it to None as soon as a batch comes.
             since = self.waiting_since
             if since is None or (seconds := time.monotonic() - since) <= self._timeout:
                 continue

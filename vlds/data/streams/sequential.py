@@ -65,6 +65,7 @@ class StreamedDataset:
         """In all shards; None if unknown."""
         if self.info is None:
             return None
+        # A pattern may name some of the shards that dataset.json lists, or one of them twice.
         known = {shard.name: shard.annotations for shard in self.info.shards}
         return sum(known[Path(url).name] for url in self.urls)
 
@@ -153,6 +154,7 @@ class StreamedSource(TaskSource[StreamedDataset]):
         Errors: ValueError if none can be used, or if the model does not read its sort.
         """
         for dataset in self.datasets:
+            # Lazy: a shard is opened only if those before it gave no usable sample.
             samples = chain.from_iterable(
                 dataset.read(url, self.num_pictures) for url in dataset.urls
             )
@@ -231,6 +233,8 @@ class StreamedReader(SampleReader[StreamedSource]):
         """A source's examples in this process, without end, shuffled by webdataset."""
         if source_index not in self._shuffled:
             source = self.sources[source_index]
+            # Processes are numbered through all ranks; without workers the rank is one itself.
+            # With 2 workers, ranks 0 and 1 have the processes 0 1 and 2 3.
             worker = torch.utils.data.get_worker_info()
             num_workers = max(1, self.config.num_workers)
             process = self.setup.global_rank * num_workers + (worker.id if worker else 0)
@@ -255,7 +259,9 @@ class StreamedReader(SampleReader[StreamedSource]):
         key = (self.setup.seed, "sequential", source.name, self.start)
         num_processes = self.setup.cut.world_size * max(1, self.config.num_workers)
         passes = (permutation(len(source.shards), *key, number) for number in count())
-        num_empty, fault = 0, "it is empty"  # shards in a row without an example
+        # Shards in a row without an example: without this limit a source of empty shards would
+        # read on forever, and the rank would hang.
+        num_empty, fault = 0, "it is empty"
         for index in islice(chain.from_iterable(passes), process, None, num_processes):
             num_empty += 1
             dataset, url = source.shards[index]

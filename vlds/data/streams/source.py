@@ -17,10 +17,8 @@ from vlds.data.errors import ShardError
 from vlds.data.order.epoch_order import WHOLE_SAMPLE, Ints, hashed
 from vlds.data.shards.store import Dataset
 from vlds.schema import Collator, Example, PictureSpec, Sample, SkipSample
-from vlds.tasks.base import Task, ask, check_unique
+from vlds.tasks.base import Task, ask
 
-FIRST_READ = 8
-"""Samples of a data set of which one must be usable."""
 Data = TypeVar("Data", covariant=True)
 
 
@@ -37,6 +35,7 @@ class NumPictures:
     def first_odd(self, pictures: Sequence[np.ndarray], but: Sequence[int]) -> int | None:
         """Index of the first sample with too few or too many pictures; None if there is none.
         `pictures`: of each sample, shard by shard; `but`: indices of samples to overlook."""
+        # Over the index's arrays at once: data sets have millions of samples.
         counts = np.concatenate(pictures)
         odd = counts < self.fewest
         if self.most is not None:
@@ -81,8 +80,8 @@ class TaskSource(Generic[Data]):
     """Pictures that each sample has."""
 
     def paired(self, sample: Sample, draw: float) -> Sample:
-        """The sample with another one beside it, for tasks with `pairs_samples`; `draw`: from 0 to
-        1, which one."""
+        """The sample with another one in `other`, for tasks with `pairs_samples`; `draw`, from 0 to
+        1, says which one."""
         raise NotImplementedError("a run has refused tasks that compare samples of a stream")
 
 
@@ -136,6 +135,7 @@ class Source(TaskSource[Dataset]):
                 other = dataset.read(index)
             except SkipSample:
                 continue
+            # By name and id: two splits of one data set may hold the same sample.
             if (other.dataset, other.id) != (sample.dataset, sample.id):
                 return replace(sample, other=other)
         raise SkipSample(f"sample {sample.key}: its source has no other one to compare it with")
@@ -151,7 +151,7 @@ class Source(TaskSource[Dataset]):
         labels = [dataset.label for dataset in self.datasets]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(
-                f"source {self.name}: {', '.join(twice)} comes twice; name each folder once, and "
+                f"source {self.name}: {', '.join(twice)} appears twice; name each folder once, and "
                 "give data sets of one name different splits"
             )
         for dataset in self.datasets:
@@ -166,9 +166,10 @@ class Source(TaskSource[Dataset]):
                     f"source {self.name}: data set {dataset.folder}, sample {odd} (in "
                     f"{dataset.shard_of(odd)}): {self.num_pictures.fault(count)}"
                 )
-            # Read samples up to the first good one; a run counts bad ones when it reads them.
+            # Read samples up to the first good one; a run counts bad ones when it reads them. One
+            # of the first eight must be usable.
             first_error: SkipSample | None = None
-            num_tried = min(FIRST_READ, dataset.num_samples)
+            num_tried = min(8, dataset.num_samples)
             for index in range(num_tried):
                 if index in dataset.quarantine:
                     continue
@@ -215,7 +216,8 @@ def check_cache_limit(
 
     Errors: ValueError that names the bytes needed.
     """
-    # By folder and name: a shard that several tasks read is fetched once.
+    # The smaller of two bounds holds: all shards that are read (by folder and name: one that
+    # several tasks read is fetched once), or the largest windows of every task.
     all_shards: dict[tuple[str, str], int] = {}
     for source in (*train, *evaluation):
         all_shards |= _fetched(source)
@@ -257,6 +259,7 @@ def fixed_example(
         # 16 hexadecimal digits as a number from 0 to 1: the same partner in every evaluation.
         sample = source.paired(sample, int(hashed([dataset, sample.id]), 16) / 16**16)
     example = ask(source.task, source.name, sample, None if whole else annotation, None)
+    # One data set's predictions keep its own ids, as servers that score submissions expect.
     start = f"{dataset}/" if len(source.datasets) > 1 else ""
     return replace(example, id=f"{start}{example.id}", sample=f"{start}{sample.id}")
 
@@ -282,10 +285,6 @@ class Survey:
         self.references += other.references
         self.samples += other.samples
         self.costs += other.costs
-
-    def check(self) -> None:
-        """Errors: ValueError for an id that comes twice: predictions are found by id."""
-        check_unique(self.ids)
 
 
 def fixed_examples(source: Source, samples: range) -> Iterator[tuple[int, list[Example]]]:
@@ -321,6 +320,7 @@ def survey(source: Source, samples: range, collator: Collator | None = None) -> 
         result.references += [example.reference for example in examples]
         result.samples += [example.sample for example in examples]
         if collator is not None:
+            # One call for all prompts, then as many lengths for each sample as it has examples.
             limit = source.task.max_prompt_tokens
             lengths = iter(collator.prompt_lengths([(e.prompt, limit) for e in examples]))
             result.costs += [
@@ -354,10 +354,13 @@ class EvalOrder:
         self._ends = np.cumsum(self._counts, dtype=np.int64)
         self.whole_samples = whole_samples
         self.num_examples = int(self._ends[-1]) if len(counts) else 0
+        # reshape: without samples the array has one axis, and could not be unpacked.
         pictures, tokens = np.array(costs, np.int64).reshape(-1, 2).T
         self.batches: list[list[int]] = []
         """Positions of each batch; those of a sample stand together, in one batch if they fit."""
-        for sample in np.lexsort((-tokens, -pictures)).tolist():  # most pictures, then tokens
+        # lexsort's last key comes first: most pictures, then most tokens. The most work first, so
+        # that memory runs out in the first batch or never, and no rank ends with the longest one.
+        for sample in np.lexsort((-tokens, -pictures)).tolist():
             end = int(self._ends[sample])
             positions = list(range(end - int(self._counts[sample]), end))
             if self.batches and len(self.batches[-1]) + len(positions) <= size:
@@ -369,6 +372,7 @@ class EvalOrder:
     def at(self, positions: Ints) -> tuple[Ints, Ints, Ints]:
         """Source (always 0), sample and annotation of each position."""
         sources = np.zeros_like(positions)
+        # Annotations [2, 3] end at 2 and 5: position 2 is the first annotation of sample 1.
         samples = np.searchsorted(self._ends, positions, side="right")
         if self.whole_samples:
             return sources, samples, np.full_like(positions, WHOLE_SAMPLE)

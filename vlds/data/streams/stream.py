@@ -84,9 +84,6 @@ def ask_all(sample: Sample) -> Asked:
 
 FIXED = tuple(f"order.{key}:" for key in ("seed", "window", "group", "lanes", "batch_size"))
 """What a new phase cannot change: mid-epoch, that would repeat or skip examples."""
-FURTHEST = 1 << 53
-"""Beyond any run; positions are 64-bit integers."""
-STATE_TYPES = {"consumed": int, "global_batch_size": int, "phase": dict, "fingerprint": dict}
 SHARE = re.compile(r"\d+(/\d+)?")
 """Stricter than Fraction, which would make a huge integer of 1e999999999."""
 
@@ -135,7 +132,7 @@ class MixedStream(ABC):
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
-        """What the order depends on; a state is of use only where this is the same."""
+        """What the order depends on; a state fits only streams with the same fingerprint."""
 
     @property
     def num_bad(self) -> int:
@@ -156,8 +153,10 @@ class MixedStream(ABC):
         return chain.from_iterable(self.steps())
 
     def steps(self) -> Generator[list[Batch], None, None]:
-        """This rank's micro-batches of each global batch, equally many on every rank. One without
-        a row computes another rank's, which is not `valid`."""
+        """This rank's micro-batches of each global batch, equally many on every rank. A micro-batch
+        without its own rows holds another rank's, which is not `valid`."""
+        # Not a generator itself: older iterators are void from this call on, not only from the
+        # first batch that is taken.
         self._iteration += 1
         return self._steps(self._iteration)
 
@@ -178,6 +177,7 @@ class MixedStream(ABC):
                 batches = []
                 for piece in self._pieces(start):
                     parcel = next(loaded)
+                    # Two iterators that move one `consumed` would hand out examples twice.
                     if iteration != self._iteration:
                         raise RuntimeError(
                             "the stream was moved or restarted; this iterator is void"
@@ -185,6 +185,7 @@ class MixedStream(ABC):
                     if piece:
                         self._book.record(parcel.positions, parcel.bad)
                     batch = parcel.unpack()
+                    # Computed for the collectives alone: no row counts in loss or gradient.
                     if not piece:
                         batch = replace(batch, valid=torch.zeros_like(batch.valid))
                     batches.append(batch)
@@ -240,6 +241,7 @@ class MixedStream(ABC):
                 stacklevel=2,
             )
         phase = Phase(**state["phase"])
+        # Without a change the saved phase continues, as if the flag were not given.
         if new_phase and lines:
             phase = Phase(state["consumed"], given_before(state))
         self.consumed, self.order.phase = state["consumed"], phase
@@ -248,10 +250,13 @@ class MixedStream(ABC):
 
 def check_state(state: Mapping[str, Any]) -> None:
     """Errors: ValueError that names a field and its value that no stream saves."""
-    for name, kind in STATE_TYPES.items():
+    kinds = {"consumed": int, "global_batch_size": int, "phase": dict, "fingerprint": dict}
+    for name, kind in kinds.items():
+        # Not isinstance, which takes True for a number.
         if type(state.get(name)) is not kind:
             raise invalid_state(name, state.get(name))
-    if not 0 <= state["consumed"] < FURTHEST:
+    # Beyond any run, and far enough below 2^63 that sums of positions fit 64 bits.
+    if not 0 <= state["consumed"] < 1 << 53:
         raise invalid_state("consumed", state["consumed"])
     if state["global_batch_size"] < 1:
         raise invalid_state("global_batch_size", state["global_batch_size"])
@@ -330,7 +335,7 @@ class TrainStream(MixedStream):
         return self._indexed_reader
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the order depends on; a state is of use only where this is the same."""
+        # Labels and content, not folders: data may move between the parts of a run.
         data: dict[str, Any] = {
             source.name: {dataset.label: dataset.fingerprint() for dataset in source.datasets}
             for source in self.sources
@@ -394,6 +399,7 @@ class IndexedReader(SampleReader[Source]):
             key = (dataset.key, index)  # the same for all sources that have the data set
             if key not in batch.samples:
                 opened = batch.samples[key] = self._read(dataset, index, batch)
+                # Stored features are on the stack already.
                 if self.setup.image is not None and opened.sample and not opened.fault:
                     undecoded.append((key, opened.sample))
         for key, sample in undecoded:
@@ -430,6 +436,8 @@ class IndexedReader(SampleReader[Source]):
                 raise ShardError(opened.fault)
             name = opened.sample.key if opened.sample else f"number {index}"
             yield Candidate(dataset.label, dataset.shard_of(index), name, annotation, opened)
+            # From the same data set, so that a substitute asks the same sort of question, and the
+            # mixture keeps its shares.
             words = random_words(1, self.setup.seed, "substitute", source.name, position, attempt)
             word = int(words[0])
             if annotation == WHOLE_SAMPLE:

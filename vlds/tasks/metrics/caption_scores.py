@@ -22,7 +22,6 @@ from vlds.tasks.metrics.plain_scores import mean, plain_cider_values, word_f1_va
 
 JAR = "meteor-1.5.jar"
 SEPARATOR = " ||| "
-SECONDS_TO_END = 10
 
 
 class Meteor:
@@ -39,6 +38,7 @@ class Meteor:
 
     def score(self, captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
         """The score of all captions, each a line of tokens."""
+        # Captions are cleaned as pycocoevalcap does it, references are not.
         statistics = [
             self.ask(["SCORE", *given, caption.replace("|||", "").replace("  ", " ")])
             for caption, given in zip(captions, references, strict=True)
@@ -62,9 +62,10 @@ class Meteor:
         Errors: RuntimeError if the program has ended.
         """
         assert self.process.stdout is not None
+        # Answers are never empty, so an empty line is the end of the stream.
         line = self.process.stdout.readline().decode().strip()
         if not line:
-            code = self.process.wait(SECONDS_TO_END)
+            code = self.process.wait(timeout=10)
             self.errors.seek(0)
             message = self.errors.read().decode(errors="replace")[-500:]
             raise RuntimeError(f"METEOR ended with exit code {code}: {message}")
@@ -74,6 +75,7 @@ class Meteor:
 @contextmanager
 def running_meteor() -> Iterator[Meteor]:
     """Run METEOR inside the context. It takes seconds to start, and up to 2 GB."""
+    # The two dashes stand for files of captions and references; -stdio reads lines instead.
     command = ["java", "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", JAR,
                "-", "-", "-stdio", "-l", "en", "-norm"]  # fmt: skip
     with (
@@ -101,9 +103,6 @@ Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
 """(tokenized captions, tokenized references) -> name -> score."""
 
 CIDERS = {"CIDEr", "cider_plain_tokens"}
-FEWEST_PICTURES = 3
-"""CIDEr weighs words by how few pictures have them. On one picture it is 0 by its formula; on two,
-a word has either one picture or both."""
 
 
 def missing_for(name: str) -> str | None:
@@ -115,7 +114,9 @@ def missing_for(name: str) -> str | None:
 
 def few_pictures(names: Sequence[str], pictures: int) -> list[str]:
     """A note for each CIDEr of one picture or two."""
-    few = CIDERS.intersection(names) if 0 < pictures < FEWEST_PICTURES else ()
+    # CIDEr weighs words by how few pictures have them. On one picture it is 0 by its formula; on
+    # two, a word has either one picture or both.
+    few = CIDERS.intersection(names) if 0 < pictures < 3 else ()
     return [
         f"{name} of {pictures} pictures means nothing: it weighs words by pictures"
         for name in sorted(few)
@@ -142,6 +143,7 @@ def caption_scores(
     Errors: ValueError if a score cannot be computed here, a picture has no reference, or there are
     no captions.
     """
+    # Before the tokenizer starts Java: nothing runs for seconds to end in an error.
     check(names, captions, references)
     plain = captions, references
     official = tokenized(*plain) if any(name in OFFICIAL for name in names) else plain
@@ -150,7 +152,8 @@ def caption_scores(
         texts = plain if name in PLAIN else official
         if name in VALUES:
             scores[name] = mean(VALUES[name](*texts))
-        elif name not in scores:  # one scorer gives all BLEUs
+        # One scorer gives all four BLEUs, of which only the named ones are returned.
+        elif name not in scores:
             scores |= CORPUS[name](*texts)
     return {name: scores[name] for name in names}
 

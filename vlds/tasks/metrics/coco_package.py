@@ -13,12 +13,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-TOKENIZER_TIMEOUT = 1800
-"""Seconds; a million captions take a minute or two."""
-
 
 def missing() -> str | None:
-    """What the official scores lack on this machine, with the cure; None if nothing."""
+    """What is missing on this machine for the official scores, with the cure; None if nothing."""
     if importlib.util.find_spec("pycocoevalcap") is None:
         return "the package pycocoevalcap is missing (pip install 'vlds[coco]')"
     if shutil.which("java") is None:
@@ -44,11 +41,14 @@ def penn_treebank_tokens(texts: Sequence[str]) -> list[str]:
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     jar = folder("tokenizer") / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR
+    # -preserveLines: a line of tokens for each line. Otherwise every token gets its own line.
     command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(jar),
                "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase",
                "-encoding", "UTF-8"]  # fmt: skip
     lines = "".join(" ".join(text.split()) + "\n" for text in texts).encode(errors="replace")
-    done = subprocess.run(command, input=lines, capture_output=True, timeout=TOKENIZER_TIMEOUT)
+    # A million captions take a minute or two.
+    done = subprocess.run(command, input=lines, capture_output=True, timeout=1800)
+    # Every line ends in a break, so an empty piece comes last.
     tokens = done.stdout.decode().split("\n")[:-1]
     if done.returncode != 0 or len(tokens) != len(texts):
         raise RuntimeError(

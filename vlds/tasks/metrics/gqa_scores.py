@@ -71,6 +71,7 @@ def gqa_scores(
         ),
         "distribution": distribution(predictions, balanced),
     }
+    # Accuracy keeps its first place: the first score stands for the task.
     scores |= {name: mean(of_questions) for name, of_questions in values.items()}
     known = {name: score for name, score in scores.items() if score is not None}
     for by in TABLES:
@@ -136,6 +137,7 @@ def counted(predictions: Mapping[str, str], references: Mapping[str, Any]) -> di
 
 def reasoning_steps(program: Sequence[Mapping[str, Any]]) -> int:
     """Steps of a question's `semantic` program."""
+    # Operation and argument as one text, in which the script looks for the words anywhere.
     steps = (f"{step['operation']}: {step['argument']}" for step in program)
     return sum(not any(word in step for word in NO_STEPS) for step in steps)
 
@@ -153,9 +155,11 @@ def consistency(
     # As the official script: a question that entails itself does not count for it.
     others = {key: [name for name in names if name != key] for key, names in entailed.items()}
     others = {key: names for key, names in others.items() if names}
+    # Without an answer to each of them the mean would be over some questions only.
     needed = {name for names in others.values() for name in names}
     if not needed or not needed <= answers.keys():
         return None
+    # Each question once, although many entail the same ones.
     right = {key: predictions[key] == answers[key] for key in needed | others.keys()}
     shares = [mean([right[name] for name in names]) for key, names in others.items() if right[key]]
     return mean(shares) if shares else 0.0
@@ -173,6 +177,7 @@ def distribution(predictions: Mapping[str, str], questions: Mapping[str, Questio
         if question.group is not None:
             true.setdefault(question.group, Counter())[question.answer] += 1
             predicted.setdefault(question.group, Counter())[predictions[key]] += 1
+    # Questions in GQA's format need not have its groups.
     if not true:
         return None
     # Expected counts come from the right answers: one that is never right would divide by 0.

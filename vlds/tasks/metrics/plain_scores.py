@@ -44,6 +44,7 @@ def score_values(
 
     `values`: score -> value of each example; `groups_by`: table -> group of each example.
     """
+    # Groups are compared as texts: those of GQA's "steps" are numbers, and names hold "3".
     score, by, group = split(name) or (name, "", "")
     if score not in values:
         return None
@@ -55,7 +56,8 @@ def score_values(
 
 def overlap(one: Sequence[float], other: Sequence[float]) -> float:
     """Intersection over union of two boxes (left, top, width, height); 0 for boxes without area."""
-    # Sides of the intersection: nearest far edge minus farthest near edge; negative if apart.
+    # Sides of the intersection: nearest far edge minus farthest near edge; negative if apart. The
+    # boxes (0, 0, 2, 2) and (1, 1, 2, 2) share 1 of 7.
     width, height = (
         min(one[axis] + one[2 + axis], other[axis] + other[2 + axis]) - max(one[axis], other[axis])
         for axis in (0, 1)
@@ -111,6 +113,7 @@ def consistency(scores: Iterable[float], groups: Sequence[Group | None]) -> floa
 
 
 def members_of(scores: Iterable[float], groups: Sequence[Group | None]) -> dict[Group, list[float]]:
+    # In the order in which groups come first: callers that print them sort.
     members: dict[Group, list[float]] = {}
     for score, group in zip(scores, groups, strict=True):
         if group is not None:
@@ -125,7 +128,6 @@ def members_of(scores: Iterable[float], groups: Sequence[Group | None]) -> dict[
 # small worlds (the demo), where CIDEr's document frequencies say little.
 WORD = re.compile(r"\w+(?:'\w+)*")
 MAX_N = 4
-LENGTH_SIGMA = 6.0
 
 Ngram = tuple[str, ...]
 
@@ -136,16 +138,18 @@ def plain_tokens(text: str) -> list[str]:
 
 
 def word_f1_values(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """The F1 of each caption against the best of its references."""
-    pairs = zip(captions, references, strict=True)
-    return [max(f1(caption, reference) for reference in given) for caption, given in pairs]
-
-
-def f1(caption: str, reference: str) -> float:
-    """2 * common words / all words of both, with repeats; two empty texts are equal."""
-    ours, theirs = Counter(plain_tokens(caption)), Counter(plain_tokens(reference))
-    total = ours.total() + theirs.total()
-    return 2 * (ours & theirs).total() / total if total else 1.0
+    """Each caption's F1 against the best of its references: 2 * common words / all words of both,
+    with repeats; two empty texts are equal."""
+    values = []
+    for caption, given in zip(captions, references, strict=True):
+        ours, best = Counter(plain_tokens(caption)), 0.0
+        for reference in given:
+            theirs = Counter(plain_tokens(reference))
+            # `&` keeps the smaller count of each word: "red red" and "red" have one in common.
+            total = ours.total() + theirs.total()
+            best = max(best, 2 * (ours & theirs).total() / total if total else 1.0)
+        values.append(best)
+    return values
 
 
 def plain_cider_values(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -153,6 +157,7 @@ def plain_cider_values(captions: Sequence[str], references: Sequence[Sequence[st
     ours = [ngrams(plain_tokens(text)) for text in captions]
     theirs = [[ngrams(plain_tokens(text)) for text in given] for given in references]
     frequency = Counter(ngram for given in theirs for ngram in {n for text in given for n in text})
+    # An n-gram counts once per picture, however many of its captions have it.
     rarity = {n: math.log(len(captions)) - math.log(count) for n, count in frequency.items()}
     # As if one picture had it: the official scorer takes max(1, frequency).
     unseen = math.log(len(captions))
@@ -164,6 +169,7 @@ def plain_cider_values(captions: Sequence[str], references: Sequence[Sequence[st
     for caption, given in zip(ours, theirs, strict=True):
         candidate = vector(caption)
         similarities = [similarity(candidate, vector(text), caption, text) for text in given]
+        # The factor is the official scorer's: CIDEr lies in 0..10.
         values.append(10 * mean(similarities))
     return values
 
@@ -187,7 +193,8 @@ def similarity(
     # The official scorer measures length in bigrams.
     length = [sum(c for n, c in counts.items() if len(n) == 2)
               for counts in (our_counts, their_counts)]  # fmt: skip
-    damping = math.exp(-((length[0] - length[1]) ** 2) / (2 * LENGTH_SIGMA**2))
+    # CIDEr-D's Gaussian has a standard deviation of 6 words.
+    damping = math.exp(-((length[0] - length[1]) ** 2) / (2 * 6.0**2))
     total = 0.0
     for n in range(1, MAX_N + 1):
         # Clipped: a caption gains nothing by repeating a word.

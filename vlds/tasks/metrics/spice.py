@@ -22,7 +22,7 @@ LAST_JAVA = 15
 
 
 def missing() -> str | None:
-    """What SPICE lacks on this machine, with the cure; None if nothing."""
+    """What is missing on this machine for SPICE, with the cure; None if nothing."""
     if (missing_package := coco_package.missing()) is not None:
         return missing_package
     library = coco_package.folder("spice") / "lib"
@@ -39,6 +39,7 @@ def missing() -> str | None:
 def java_version() -> int:
     """Major version of the `java` in PATH: 8, 11, 17, ..."""
     output = subprocess.run(["java", "-version"], capture_output=True, text=True).stderr
+    # Java 8 and before call themselves 1.8: 'version "1.8.0_392"', 'version "17.0.9"'.
     match = re.search(r'version "(?:1\.)?(\d+)', output)
     assert match is not None, output
     return int(match[1])
@@ -51,6 +52,7 @@ def spice(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float
         {"image_id": index, "test": caption, "refs": list(given)}
         for index, (caption, given) in enumerate(pairs)
     ]
+    # Its cache is gone afterwards, too: pycocoevalcap keeps one in site-packages.
     with scratch_folder() as scratch:
         inputs, outputs = scratch / "captions.json", scratch / "scores.json"
         inputs.write_text(json.dumps(entries), encoding="utf-8")

@@ -102,6 +102,7 @@ def clean_white_space(text: str) -> str:
 
 def process_punctuation(text: str) -> str:
     """Delete punctuation or replace it by blanks, decided by the original text."""
+    # As the official script: one number like 1,000 anywhere turns all blanks into deletions.
     delete_all = COMMA_IN_NUMBER.search(text) is not None
     result = text
     for mark in PUNCTUATION:
@@ -138,6 +139,8 @@ def compared(
     if rules == "textvqa":
         return normalise_textvqa(prediction), list(map(normalise_textvqa, answers))
     prediction = clean_white_space(prediction)
+    # The two sides get different forms, as in the old script: only the prediction loses its case,
+    # articles and number words.
     if rules == "legacy":
         differ = len(set(answers)) > 1
         shown = [process_punctuation(answer) if differ else answer for answer in answers]
@@ -160,5 +163,6 @@ def question_accuracy(prediction: str, answers: Sequence[str], rules: Rules = "o
     matches = sum(answer == prediction for answer in answers)
     if rules == "direct":
         return min(1.0, matches / 3)
+    # Each annotator is left out once: one who gave this answer does not vote for it.
     scores = [min(1.0, (matches - (answer == prediction)) / 3) for answer in answers]
     return mean(scores)

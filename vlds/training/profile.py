@@ -145,6 +145,8 @@ class StepProfile:
             ):
                 self._open.callback(hook.remove)
         gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+        # Without torch's tensorboard_trace_handler (2.13), which would end the run if its folder
+        # cannot be made, write a part when the run is stopped, and be silent about a full disk.
         profiler = torch.profiler.profile(activities=[ProfilerActivity.CPU, *gpu])
         self._profiler = self._open.enter_context(profiler)
         self._began, _active = now(), self

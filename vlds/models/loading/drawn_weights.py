@@ -144,7 +144,9 @@ class Tape(TorchDispatchMode):
         """Parameter -> its place when it was last written. ZeRO-3 takes that memory away."""
 
     def __enter__(self) -> Tape:
-        # A private name of torch's (2.13); a test shows that it is still in use.
+        # A private name of torch's (2.13); a test shows that it is still in use. Replacing the
+        # public trunc_normal_ would miss whoever has imported it before: transformers 5 keeps a
+        # reference, through which its ViT and SigLIP draw.
         self._torchs_own = nn.init._no_grad_trunc_normal_
         nn.init._no_grad_trunc_normal_ = truncated_normal
         super().__enter__()  # type: ignore[no-untyped-call]

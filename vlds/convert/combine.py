@@ -11,18 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlds.artifact import LoadedRun, load_run
 from vlds.convert.output import first_names
+from vlds.convert.peft import merge_function
 from vlds.convert.verify import all_tasks
 from vlds.models.build import build_model
+from vlds.models.methods.host import added_tensors
 from vlds.recipe.config import Recipe, to_tree
 from vlds.recipe.paths import renamed
 from vlds.runtime.terminal import follow
@@ -38,10 +38,6 @@ NOT_THE_MODEL = {
     "transformers_version", "use_cache",
 }  # fmt: skip
 """Settings that do not change what given weights compute; nor does dropout, by any name."""
-Cost = Literal["weights_in", "weights_in_out", "activations"]
-COSTS: tuple[Cost, ...] = get_args(Cost)
-MOST_ITERATIONS, COLUMN_TOLERANCE = 10_000, 1e-3
-"""Limits of entropic plans. Small shares converge as slowly as one over the iterations."""
 Combined = tuple[LoadedRun, Mapping[str, LoadedRun]]
 """A run, and of each of its tasks the run whose outputs it must give."""
 
@@ -178,94 +174,6 @@ def stacked(recipe: Recipe) -> set[str]:
     return {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
 
 
-class Neurons(NamedTuple):
-    """The hidden neurons of one adapter, in float64."""
-
-    down: Tensor
-    """(r, d)."""
-    bias: Tensor
-    """(r,), 0 where there is none."""
-    up: Tensor
-    """(d, r)."""
-
-    def features(self, cost: Cost, inputs: Tensor) -> Tensor:
-        """(r, f) what neurons are compared by; `inputs`: (n, d) what the adapter reads."""
-        if cost == "activations":
-            return (inputs @ self.down.T + self.bias).T
-        weights = torch.cat([self.down, self.bias[:, None]], 1)
-        return weights if cost == "weights_in" else torch.cat([weights, self.up.T], 1)
-
-
-def distances(first: Tensor, other: Tensor) -> Tensor:
-    """(r, f) features of two adapters -> (r, r) squared Euclidean distances."""
-    return (first[:, None] - other).square().sum(-1)
-
-
-def load_pot() -> ModuleType:
-    """The library POT.
-
-    Errors: ValueError if it is missing.
-    """
-    try:
-        return import_module("ot")
-    except ImportError:
-        raise ValueError(
-            "--how transport needs the package POT: pip install 'vlds[transport]'"
-        ) from None
-
-
-def transport_plan(cost: Tensor, regularisation: float | None = None) -> Tensor:
-    """(r, r) cost -> (r, r) plan whose rows sum to 1: a permutation, or with `regularisation`, a
-    share of the largest cost, a mixture of neurons.
-
-    Errors: ValueError if the library POT is missing, or if the columns of a mixture do not come to
-    sum to 1 as well.
-    """
-    ot, size = load_pot(), len(cost)
-    if not size:
-        return cost  # a layer that has lost all of its neurons
-    masses = torch.full((size,), 1 / size, dtype=torch.float64)
-    if regularisation is None:
-        # A vertex of the polytope: rounding takes away what 1 / r leaves.
-        exact: Tensor = size * ot.emd(masses, masses, cost)
-        return exact.round()
-    scaled = cost / cost.max().clamp(min=torch.finfo(cost.dtype).tiny)
-    mixed: Tensor = size * ot.sinkhorn(
-        masses, masses, scaled, regularisation, method="sinkhorn_log", numItermax=MOST_ITERATIONS,
-        stopThr=1e-12, warn=False,
-    )  # fmt: skip
-    if not (mixed.sum(0) - 1).abs().max() <= COLUMN_TOLERANCE:
-        raise ValueError(
-            f"--entropic: got {regularisation}; the plan has not converged after "
-            f"{MOST_ITERATIONS:,} iterations; give a larger share, or leave it out"
-        )
-    return mixed
-
-
-def aligned(
-    first: Neurons,
-    other: Neurons,
-    cost: Cost,
-    inputs: Tensor,
-    regularisation: float | None = None,
-) -> Neurons:
-    """The other adapter, whose neurons stand where those of the first that they are like do.
-
-    MerA (He et al. 2023, https://arxiv.org/abs/2308.15982) brings the neurons of an adapter into
-    the order of another one's by optimal transport, after which a mean of both makes sense. A
-    neuron is a row of the down half, its bias, and a column of the up half. With uniform masses and
-    the squared distances of neurons as cost, P is the plan, and the other adapter becomes
-
-        down <- r P down,    bias <- r P bias,    up <- up (r P)^T,
-
-    whose output is the same if P is exact: then r P is a permutation. There is no public code; the
-    paper's costs are of weights or of activations. LoRA's A and B are such halves, without bias.
-    """
-    features = (neurons.features(cost, inputs) for neurons in (first, other))
-    plan = transport_plan(distances(*features), regularisation)
-    return Neurons(plan @ other.down, plan @ other.bias, other.up @ plan.T)
-
-
 def average(runs: Sequence[Path], weights: Sequence[float] | None) -> Combined:
     """The weighted mean of runs; `weights` need not sum to 1.
 
@@ -287,6 +195,45 @@ def arithmetic(base: Path, runs: Sequence[Path], weights: Sequence[float] | None
     loaded = [*open_alike(runs), load_run(base, torch.float32)]
     check_base((runs[0], loaded[0]), (base, loaded[-1]))
     return weighted(loaded, [*factors, 1.0 - sum(factors)])
+
+
+def pruned(
+    runs: Sequence[Path], how: str, weights: Sequence[float] | None, density: float
+) -> Combined:
+    """The sum of what methods have added to runs, after peft's function `how` has taken small or
+    random entries away; the mean of whatever else trains.
+
+    Errors: ValueError if peft is missing, methods add nothing, or nothing or too much is left.
+    """
+    function = merge_function(how)
+    factors = factors_of(runs, weights)
+    if sum(factors) == 0:
+        raise ValueError(f"--weights: {factors} sum to 0, and a mean divides by that")
+    loaded = open_alike(runs)
+    states = [dict(run.model.unique_state()) for run in loaded]
+    model, methods = loaded[0].model, loaded[0].recipe.methods
+    names = {tensor.name for name in methods for tensor in added_tensors(model, name)}
+    names &= model.moving_names()  # others are the same in all runs: what SimAdapter fuses
+    if not names:
+        kinds = ", ".join(type(method).__name__ for method in methods.values()) or "none"
+        raise ValueError(
+            f"--how {how}: {runs[0]}: its methods ({kinds}) add no weights to the model; take "
+            "average or arithmetic"
+        )
+    merged = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # DARE draws what it takes away
+        for name in sorted(names):
+            tensors = [state[name].detach() for state in states]
+            merged[name] = function(tensors, torch.tensor(factors), density)
+            check_float32(merged[name], name, factors)
+    if not any(tensor.any() for tensor in merged.values()):
+        raise ValueError(f"--density: got {density}, which leaves no weight; give a larger share")
+    weighted(loaded, [factor / sum(factors) for factor in factors])
+    with torch.no_grad():
+        for name, tensor in merged.items():
+            states[0][name].copy_(tensor)
+    return loaded[0], all_tasks(loaded[0])
 
 
 def factors_of(runs: Sequence[Path], weights: Sequence[float] | None) -> list[float]:

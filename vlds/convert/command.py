@@ -307,8 +307,8 @@ def merge(options: Options) -> None:
     if options.how == "fold":
         return write_model(options, runs[0], merge=True)
     from vlds.convert import combine
-    from vlds.convert import peft as merged_adapters
     from vlds.convert.target import write_run
+    from vlds.convert.transport import transport
 
     match options.how:
         case "average":
@@ -322,10 +322,10 @@ def merge(options: Options) -> None:
             combined = combine.put(receiver, giver, options.task)
         case "transport":
             pictures = options.samples or ()
-            combined = merged_adapters.transport(runs, options.cost, options.entropic, pictures)
+            combined = transport(runs, options.cost, options.entropic, pictures)
         case how:
             density = 0.5 if options.density is None else options.density
-            combined = merged_adapters.pruned(runs, how, options.weights, density)
+            combined = combine.pruned(runs, how, options.weights, density)
     return write_run(*combined, options.out, verification)
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from vlds.report.numbers import log_ticks, thinned, tick_text, ticks
 from vlds.report.read import Curve
 from vlds.report.report import Report, TaskAnswers
 from vlds.report.tables import Cell, Table, TableRow
@@ -230,6 +229,55 @@ def bands(curves: Curves, x_of: Callable[[float], float]) -> list[Band]:
                 texts.append(f"{name} {value:.4g}".strip())
         stripes.append(Band(left, round(right - left, 1), "\n".join(texts)))
     return stripes
+
+
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round numbers that span low..high in about `count` steps of 1, 2 or 5 times 10^n."""
+    if not high > low:
+        high = low + (abs(low) or 1.0)
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    # 1e-9: a division such as 0.3 / 0.1 may come out just above a whole number.
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(multiple * step, 12) for multiple in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers above 0 that span low..high: 1, 2 and 5 times 10^n, or powers of ten alone
+    where there are many."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    factors = (1, 2, 5) if last - first <= 2 else (1,)
+    stride = max(1, (last - first) // 6)
+    marks = [
+        factor * 10.0**power
+        for power in range(first, last + stride + 1, stride)
+        for factor in factors
+    ]
+    begin = max(index for index, mark in enumerate(marks) if mark <= low * (1 + 1e-9))
+    end = min(index for index, mark in enumerate(marks) if mark >= high * (1 - 1e-9))
+    return marks[begin : max(end, begin + 1) + 1]
+
+
+def tick_text(value: float) -> str:
+    """A tick's label without needless zeros; thousands as k, tiny ones as 5e-5."""
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    if 0 < abs(value) < 1e-3:
+        digits, _, power = f"{value:.4e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
+    return f"{value:g}"
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """Means of neighbours where there are more points than can be seen; only finite ones."""
+    finite = [point for point in points if math.isfinite(point[1])]
+    width = math.ceil(len(finite) / most) or 1
+    groups = [finite[start : start + width] for start in range(0, len(finite), width)]
+    return [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
+        for group in groups
+    ]
 
 
 def look(index: int) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlds.recipe.config import Recipe, load_recipe
-from vlds.report.numbers import RESAMPLES
 from vlds.report.predictions import (
     Predictions,
     newest_predictions,
@@ -24,6 +23,7 @@ from vlds.report.report import (
     is_same_data,
 )
 from vlds.report.scores import (
+    RESAMPLES,
     Column,
     TaskResult,
     baselines_of,

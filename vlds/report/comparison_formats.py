@@ -22,16 +22,18 @@ from vlds.report.comparison import (
     TRAINS,
     Comparison,
 )
-from vlds.report.numbers import Number, best_note, bytes_text, speed_text
+from vlds.report.numbers import Number, best_note
 from vlds.report.tables import (
     BEST,
     Cell,
     Table,
     TableRow,
+    bytes_text,
     csv_lines,
     latex_table,
     markdown_table,
     markdown_text,
+    speed_text,
     terminal_tables,
 )
 from vlds.runtime.limited import page

@@ -14,7 +14,6 @@ from vlds.recipe.config import Recipe
 from vlds.report import charts, run_tables
 from vlds.report.charts import confusions, training_charts
 from vlds.report.collect import report_on
-from vlds.report.numbers import RESAMPLES
 from vlds.report.read import GalleryEntry, RunInputs
 from vlds.report.report import MADE, Report, TaskAnswers, answers_of, prompts_of
 from vlds.report.run_tables import (
@@ -28,6 +27,7 @@ from vlds.report.run_tables import (
     score_table,
     seed_notes,
 )
+from vlds.report.scores import RESAMPLES
 from vlds.report.tables import Cell, Table, TableRow, markdown_table, markdown_text
 from vlds.runtime.disk import check_writable
 from vlds.runtime.files import read_file, write_whole

@@ -16,15 +16,17 @@ from typing import NamedTuple
 from vlds.data.shards.store import Dataset, is_url, open_dataset
 from vlds.models.methods.base import Method
 from vlds.recipe.config import Recipe
-from vlds.report.numbers import SEED, groups_of_seeds, score_text
+from vlds.report.numbers import groups_of_seeds
 from vlds.report.predictions import Predictions, texts_of
 from vlds.report.read import GalleryEntry, RunInputs, Scores, TaskScores, write_gallery
 from vlds.report.scores import (
+    SEED,
     Difference,
     TaskResult,
     difference,
     resampling_notes,
 )
+from vlds.report.tables import score_text
 from vlds.runtime.folders import Start
 from vlds.runtime.terminal import duration_text
 from vlds.schema import Encoded, Sample, SkipSample

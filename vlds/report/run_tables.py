@@ -5,19 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vlds.report.numbers import (
-    Number,
-    best_note,
+from vlds.report.numbers import Number, best_note, clear_best
+from vlds.report.read import Scores, TaskScores
+from vlds.report.report import Report, RunReport, is_same_data, mean_text, seed_groups
+from vlds.report.scores import FREQUENT, Difference
+from vlds.report.tables import (
+    BEST,
+    Cell,
+    Table,
+    TableRow,
     bytes_text,
-    clear_best,
+    csv_lines,
     interval_text,
     score_text,
     speed_text,
 )
-from vlds.report.read import Scores, TaskScores
-from vlds.report.report import Report, RunReport, is_same_data, mean_text, seed_groups
-from vlds.report.scores import FREQUENT, Difference
-from vlds.report.tables import BEST, Cell, Table, TableRow, csv_lines
 from vlds.tasks.metrics.plain_scores import split
 
 

@@ -1,4 +1,5 @@
-"""A table, and how it is written: for a terminal, as Markdown, as LaTeX and as CSV.
+"""A table, the texts of its numbers, and how it is written: for a terminal, as Markdown, as LaTeX
+and as CSV.
 
 `vlds report`, `vlds compare` and `vlds sweep` all describe their tables with the classes here;
 templates/macros.html draws them on a page.
@@ -18,6 +19,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from vlds.report.numbers import Interval
 from vlds.runtime.terminal import visible
 
 UNBOUNDED = 10_000
@@ -73,6 +75,31 @@ class Table:
     rows: Sequence[TableRow]
     numbers_from: int = 1
     """The first column that stands to the right, as numbers do."""
+
+
+def score_text(value: float | None) -> str:
+    """Three decimals; a dash where there is no score."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def interval_text(interval: Interval | None) -> str:
+    """Both ends in brackets; "" where there is no interval."""
+    return "" if interval is None else f"[{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def bytes_text(count: float) -> str:
+    """Bytes in the unit that leaves at most four digits before the point."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:,.2f} TB"
+
+
+def speed_text(speed: float) -> str:
+    """Examples a second: whole ones where there are ten."""
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
 def terminal_table(table: Table, caption: str = "") -> RichTable:

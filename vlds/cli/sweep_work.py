@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vlds.cli.supervisor import Stage, StageError, grace_from_environment, run_stage, vlds
+from vlds.recipe.config import save_recipe
 from vlds.report.sweep import Preparation, Sweep, SweepRun, folder_name, preparations, prepared_run
 from vlds.runtime.disk import CannotWrite, make_folder, writable
 from vlds.runtime.files import read_text, write_whole
@@ -190,7 +191,7 @@ class RunPart:
         wait_until_free(folder, 2 * grace_from_environment())
         if not run.is_trained:
             run.check()
-            run.write_recipe()
+            save_recipe(run.recipe, run.file)
             words = ("train", run.file, "--resume", "auto", *ranks)
             yield Stage(self.name, folder / "artifact", vlds(*words))
         if not run.is_done:

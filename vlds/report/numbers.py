@@ -23,8 +23,8 @@ class Interval:
 SEED_KEYS = ("seed", "output", STARTED_IN)
 """Keys of the recipe in which runs may differ that count as seeds of one run."""
 FEWEST_SEEDS = 3
-"""That two rows share before one is called better: with two, an interval is six times as wide as
-with three, and whether it holds 0 is mostly chance."""
+"""Seeds that two rows must share before one is called better: with two, an interval is six times as
+wide as with three, and whether it holds 0 is mostly chance."""
 
 STUDENT_T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
@@ -88,8 +88,8 @@ class Number:
 
 
 def clear_best(numbers: Sequence[Number], *, lower_is_better: bool) -> int | None:
-    """Index of the number with the best mean, if its seeds tell it from each other one that has a
-    mean; None if they do not, or fewer than two have one."""
+    """Index of the number with the best mean, if it is above each other one by the rule of
+    `Number.is_above`; None if it is not, or if fewer than two have a mean."""
     sign = -1 if lower_is_better else 1
     means = [
         (sign * number.mean, index)
@@ -100,6 +100,7 @@ def clear_best(numbers: Sequence[Number], *, lower_is_better: bool) -> int | Non
         return None
     _, best = max(means, key=lambda entry: entry[0])
     for _, other in means:
+        # Where the lowest is the best, the other one must be above it.
         pair = (numbers[best], numbers[other])
         above, below = pair if sign > 0 else pair[::-1]
         if other != best and not above.is_above(below):
@@ -117,8 +118,9 @@ def best_note(is_any: bool) -> str:
 
 
 def groups_of_seeds(recipes: Mapping[str, Mapping[str, Any]]) -> list[dict[str, list[str]]]:
-    """Runs, by their names, whose recipes are the same but for SEED_KEYS: seed -> names. A run
-    whose recipe is not known is alone."""
+    """Groups of runs whose recipes differ in SEED_KEYS alone, each as seed -> names. A run whose
+    recipe is not known is alone."""
+    # A list, because recipes are nested dicts, which cannot be keys.
     groups: list[tuple[object, dict[str, list[str]]]] = []
     for name, recipe in recipes.items():
         rest = {key: value for key, value in recipe.items() if key not in SEED_KEYS}

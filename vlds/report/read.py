@@ -133,8 +133,8 @@ class RunInputs:
     headlines: Mapping[str, str]
     """Task -> the score that stands for it, where scores.json or the recipe names one."""
     stored: Mapping[str, Scored]
-    """Task's list -> what scores.json has of the run's weights; that in predictions/ counts before
-    the run's own."""
+    """Task's list -> its entry in scores.json, for the run's present weights; the file in
+    predictions/ takes precedence over the run's own."""
     outdated: Sequence[str] = ()
     """Scores of other weights, which are left out, in words."""
     damage: Sequence[str] = ()
@@ -191,12 +191,14 @@ def read_run(folder: Path) -> RunInputs:
     lines = [line for _, line in metrics.lines]
     recipe, recipe_tree, damaged = read_tree(folder)
     name = folder.resolve().name
+    # scores.json beside the run holds comparisons too (`vlds demo`); that in predictions/ is what
+    # `vlds evaluate` has written last, so it wins.
     own, gone = current_scores(folder, folder)
     evaluated, gone_too = current_scores(folder / PREDICTIONS, folder)
     stored = own | evaluated
     headlines = headlines_of(recipe_tree)
     headlines |= {task_of(t): entry.headline for t, entry in stored.items() if entry.headline}
-    # What was logged last counts; some keys, such as the bytes, are in the first lines alone.
+    # What was logged last counts. Some keys, such as the bytes, are in the first lines only.
     last: dict[str, Any] = {}
     for line in lines:
         last |= line
@@ -258,6 +260,7 @@ def check_run(folder: Path) -> None:
         raise ValueError(f"{folder}: is a file; name a folder that `vlds train` wrote")
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder; name one that `vlds train` wrote")
+    # One of these will do: a run may have been copied in part.
     known = ("metrics.jsonl", "scores.json", "predictions/*.jsonl", "predictions/step-*/*.jsonl")
     if not any(any(folder.glob(name)) for name in known):
         raise ValueError(
@@ -346,6 +349,7 @@ def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[E
         for number, (entry, encoded) in enumerate(entries):
             images = []
             for position, data in enumerate(encoded):
+                # A picture that cannot be decoded is left out; the entry stays.
                 if small := thumbnail(data):
                     suffix = "png" if small.startswith(PNG) else "jpg"
                     name = f"{number:04d}-{position}.{suffix}"

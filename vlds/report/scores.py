@@ -91,7 +91,7 @@ def scores_of_predictions(
         try:
             computed = checked_scores(task, predicted)
         except ValueError as error:
-            # Any other error is of this machine; the logged scores are still right.
+            # Any other error comes from this machine; the logged scores are still right.
             if isinstance(error, DamagedReference) or not earlier:
                 notes.append(f"No scores of {name}'s newest predictions: {error}")
             if not isinstance(error, DamagedReference):
@@ -140,6 +140,7 @@ PERCENTILES = (2.5, 97.5)
 
 def groups_of(samples: Iterable[str]) -> Groups:
     """Number the samples in the order in which their first examples come."""
+    # ["a", "b", "a"] -> 0 1 0
     numbers: dict[str, int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in samples], np.int64)
 
@@ -172,8 +173,10 @@ def resampled_means(columns: Sequence[Values], groups: Groups, resamples: int) -
     rng = np.random.default_rng(SEED)
     totals = np.empty((resamples, len(table)))
     for index in range(resamples):
+        # Of 3 samples, the draw 0 2 2 -> 1 0 2 times.
         times_drawn = np.bincount(rng.integers(0, num, num), minlength=num)
         totals[index] = table @ times_drawn.astype(np.float64)
+    # The columns of `totals` are all sums, then all counts.
     drawn_sums, drawn_counts = np.split(totals, 2, axis=1)
     return np.divide(
         drawn_sums, drawn_counts, out=np.full_like(drawn_sums, np.nan), where=drawn_counts > 0
@@ -370,6 +373,7 @@ def baselines_of(
             if (answer := frequent_answer(result)) is not None:
                 always = dict.fromkeys(made.references, answer)
                 columns[FREQUENT][name] = result.task.score(always, made.references)
+            # Other data than the run's newest predictions would compare two things at once.
             if blank.is_file() and (blind := read_predictions(blank)).data == made.data:
                 columns[BLIND][name] = checked_scores(result.task, blind)
             # Newest predictions of step 0 are themselves those before the training.
@@ -393,4 +397,5 @@ def frequent_answer(result: TaskResult) -> str | None:
         return None
     known = (task.answer_of(reference) for reference in references if reference is not None)
     answers = Counter(answer for answer in known if answer is not None)
+    # Of equally frequent ones the first by name: the order of examples must not matter.
     return min(answers, key=lambda answer: (-answers[answer], answer), default=None)

@@ -71,10 +71,10 @@ class Table:
     """A table, wherever it is shown."""
 
     heads: Sequence[str]
-    """One for each column, that of the rows' heads included; further lines of a head are notes."""
+    """One for each column, including that of the rows' heads; further lines of a head are notes."""
     rows: Sequence[TableRow]
     numbers_from: int = 1
-    """The first column that stands to the right, as numbers do."""
+    """The first column that is aligned to the right, as numbers are."""
 
 
 def score_text(value: float | None) -> str:
@@ -129,7 +129,7 @@ def terminal_tables(
 
     if fits(whole := terminal_table(table)):
         return [whole]
-    # The words of a head stand below each other, so that more columns fit.
+    # Put the words of a head below each other, so that more columns fit.
     heads = [head if "\n" in head else head.replace(" ", "\n") for head in table.heads]
 
     def part(columns: Sequence[int]) -> RichTable:
@@ -137,6 +137,8 @@ def terminal_tables(
         rows = [replace(row, cells=[row.cells[at - 1] for at in columns]) for row in table.rows]
         return terminal_table(replace(table, heads=[heads[at] for at in (0, *columns)], rows=rows))
 
+    # Greedy: a column joins the last part while that fits, else it begins the next one. A column
+    # that is too wide by itself has a part alone, and its cells are folded.
     parts: list[list[int]] = []
     for group in groups:
         parts.append([])

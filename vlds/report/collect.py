@@ -1,5 +1,5 @@
-"""Builds a report from run folders: reads each run's predictions, scores them, and gives a task that
-runs scored on different data a name for each."""
+"""Builds a report from run folders: reads each run's predictions and scores them. A task that runs
+scored on different data gets a name for each."""
 
 from __future__ import annotations
 

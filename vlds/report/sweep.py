@@ -147,8 +147,8 @@ class Sweep:
     def rows(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Row of the table -> its name in `recipes`, and the grid's values for it. The row's name
         has each key by its shortest end that no other key has."""
-        # optimizer.learning_rate -> learning_rate; if the grid has methods.lora.learning_rate too, it
-        # keeps its whole name and the other becomes lora.learning_rate.
+        # optimizer.learning_rate -> learning_rate. If the grid has methods.lora.learning_rate too,
+        # the first keeps its whole name and the second becomes lora.learning_rate.
         short = {}
         for key in self.grid:
             parts = key.split(".")

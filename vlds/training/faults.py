@@ -54,6 +54,7 @@ def library_faults() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        # The innermost frame is where it was raised.
         frames = list(traceback.walk_tb(error.__traceback__))
         if str(frames[-1][0].f_globals.get("__name__")).partition(".")[0] == "vlds":
             raise
@@ -122,6 +123,7 @@ class NonFiniteSteps:
             return []
         self._in_a_row += 1
         ids = [id for batch in batches for id in batch.ids]
+        # All ranks are here: ZeRO skips a step on all or on none.
         gathered = self.ranks.gather((report.not_finite, ids))
         suspects = None
         if gathered is not None:

@@ -31,6 +31,7 @@ def write_importance(recipe: Recipe, out: Path, num_samples: int) -> None:
     model = recipe.model.encoder_decoder()
     texts = follow(islice(texts_of(recipe), num_samples), "adding gradients", num_samples)
     found = squared_gradients(model, texts)
+    # The hash ties the file to these weights; a backbone that is drawn at random has no source.
     about = None
     if "backbone" in recipe.model.sources:
         about = {BACKBONE: layers_hash(dict(model.named_parameters()), found)}

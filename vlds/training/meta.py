@@ -131,6 +131,7 @@ class MetaLearner:
         slices = task_slices(model, len(self.tasks))
         self.copies: list[Copy] = []
         for weight in (p for p in model.parameters() if p.requires_grad):
+            # Adam counts steps per copy, so a slice of a stack gets one for each task.
             of_tasks = slices.get(weight)
             if of_tasks is None or of_tasks.size == weight.numel():
                 owner = None if of_tasks is None else of_tasks.first  # a head has one task
@@ -142,7 +143,7 @@ class MetaLearner:
         adam = torch.optim.Adam(
             values,
             lr=config.learning_rate,
-            betas=(0.0, optimizer.betas[1]),
+            betas=(0.0, optimizer.betas[1]),  # as in the reference: no first moment
             eps=optimizer.eps,
             weight_decay=config.weight_decay,
         )
@@ -188,7 +189,7 @@ class MetaLearner:
                     sums[index] += copy.part(gradient)
                     read[index] = 1
             self.model.zero_grad()
-        # One sum over ranks for all weights.
+        # One sum over ranks for all weights, which costs less than one each.
         sizes = [values.numel() for values in sums]
         summed = self.ranks.sum(torch.cat([values.flatten() for values in sums])).split(sizes)
         loss, read = self.ranks.sum(torch.cat([loss, read])).split([1, len(copies)])
@@ -283,6 +284,7 @@ def task_halves(
     counts = torch.zeros(len(global_batches), ranks.world_size, num_tasks, dtype=torch.float64)
     for number, batches in enumerate(global_batches):
         counts[number, ranks.global_rank] = count(batches, num_tasks)[0]
+    # Of a task on 2 ranks, counts [[3, 2], [1, 4]] -> first numbers [[0, 3], [5, 6]].
     flat = ranks.sum(counts).flatten(0, 1)
     numbers = (flat.cumsum(0) - flat).view_as(counts)[:, ranks.global_rank].long()
     # (task, half) -> rows of each micro-batch in turn.
@@ -297,7 +299,8 @@ def task_halves(
                 if batch.valid[row]:
                     rows[task, of_tasks[task] % 2][-1].append(row)
                     of_tasks[task] += 1
-    # Without a row of a half, a micro-batch keeps its first row, which is not valid.
+    # Without a row of a half, a micro-batch keeps its first row, marked as not valid: all ranks
+    # must compute equally many.
     found: dict[tuple[int, int], list[Batch]] = defaultdict(list)
     for name in names:
         for batch, own in zip(micro_batches, rows[name], strict=True):

@@ -138,6 +138,7 @@ def with_steps(recipe: Recipe, prepared: Prepared) -> Recipe:
             method.check_steps(steps)
         except ValueError as error:
             raise ValueError(f"methods.{name}.{error}") from None
+    # From here on only `steps` counts: all later parts read `num_steps`.
     return replace(recipe, training=replace(recipe.training, steps=steps, epochs=None))
 
 
@@ -168,6 +169,7 @@ def far_too_large(recipe: Recipe, sources: Sequence[Source], ranks: Ranks) -> It
             f"data.num_workers: {processes:,} loader processes start on this machine, which has "
             f"{cores} core{'s' * (cores > 1)}; more than one a core only takes time and memory"
         )
+    # A sequential reader has no sources, and may not know how many examples its shards hold.
     examples = sum(source.num_annotations for source in sources)
     for field, size in recipe.batch_sizes.items():
         if sources and size > examples:
@@ -200,5 +202,5 @@ def slowdown(dtype: torch.dtype) -> float:
             started = time.perf_counter()
             torch.matmul(matrix, matrix)
             seconds.append(time.perf_counter() - started)
-        shortest.append(min(seconds))
+        shortest.append(min(seconds))  # other programs can only make a product slower
     return shortest[0] / shortest[1]

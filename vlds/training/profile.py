@@ -129,7 +129,8 @@ class StepProfile:
     def _begin(self) -> None:
         global _active
         if self._vision is not None:
-            # Its forward pass is a span inside the model's.
+            # Its forward pass is a span inside the model's. A stack, because hooks cannot share a
+            # `with`.
             spans: list[AbstractContextManager[None]] = []
 
             def enter(*_: Any) -> None:
@@ -173,7 +174,8 @@ class StepProfile:
                     written.seek(max(0, written.tell() - 8))
                     is_whole = written.read().rstrip().endswith(b"}")
                     if not is_whole:
-                        # Torch only logs what has stopped it, or not; a large write raises it.
+                        # Torch at most logs what has stopped it (a full disk). Writing more than
+                        # a buffer raises that error.
                         written.write(bytes(1 << 20))
                 if not is_whole:
                     raise OSError("torch has not written all of it")
@@ -189,6 +191,7 @@ def table(seconds: Mapping[str, float], whole: float, between: float, num_steps:
     """Milliseconds of a step and their shares. `between`: seconds of operations between ranks,
     which other rows hold too."""
     parts = {SPANS[name]: seconds[name] for name in SPANS if name in seconds}
+    # Vision lies inside forward, and would count twice.
     parts[SPANS["forward"]] = seconds["forward"] - seconds["vision"]
     parts["all else"] = whole - sum(parts.values())
 

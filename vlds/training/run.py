@@ -147,6 +147,7 @@ def revise(run: Run) -> list[str]:
 
 def save_run_artifact(run: Run, folder: Path, notes: Mapping[str, str] | None = None) -> None:
     """Write the artifact of the present weights; `notes` as in `save_artifact`. Collective."""
+    # Masters in fp32, which are more exact than what `own_tensors` finds in a bf16 model.
     state = run.engine.export()
     with run.engine.evaluation() as model:
         if state is not None:
@@ -171,6 +172,7 @@ def tell_evaluation(run: Run) -> None:
             evaluation.write(run.folder / PREDICTIONS / f"step-{step:08d}")
             run.tracker.say(f"step {step}  {evaluation.title}: {evaluation.headlines()}")
         if run.best is not None:
+            # The first rank knows the best value so far; to save the artifact takes all ranks.
             value = run.ranks.broadcast(run.best.better(evaluations, step))
             if value is not None:
                 save_run_artifact(run, run.best.folder, run.best.note(value, step))

@@ -35,6 +35,7 @@ def run_demo(out: Path, seed: int, ranks: int, *, only_backbone: bool = False) -
     """Run the stages whose products are missing below `out`, then show the results;
     `only_backbone`: no further than the frozen backbone. Returns the exit code."""
     started = time.monotonic()
+    # The shipped recipes write below runs/demo; copies of them write below `out`.
     adapters, recipes = out / "adapters", {}
     for name in RECIPES:
         recipes[name] = out / "recipes" / f"{name}.yaml"

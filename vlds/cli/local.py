@@ -93,6 +93,7 @@ def place(rank: int, ranks: int, port: str) -> dict[str, str]:
 def exit_code(code: int) -> int:
     """128 + n for a death by signal n, which subprocess reports as -n and DeepSpeed's launcher as
     256 - n."""
+    # Killed by signal 9: -9 or 247 -> 137. Exit codes of ranks are at most 128 + 64 = 192.
     code = code - 256 if code > 192 else code
     return 128 - code if code < 0 else code
 

@@ -63,6 +63,7 @@ def run_rank(arguments: Sequence[str], work: Work) -> NoReturn:
 def _work_as_rank(arguments: Sequence[str], work: Work) -> int:
     words = split_words(without_local_rank(arguments))
     if words.starts_ranks:
+        # The launcher has decided how many there are: the command line cannot change it any more.
         started = read_place(os.environ).local_world_size
         if words.ranks not in (None, started):
             raise ValueError(
@@ -136,6 +137,7 @@ def watch_launcher(
     Watches the parent (local.py, DeepSpeed's launch.py or torchrun), the deepspeed runner above it
     and the supervisor.
     """
+    # Looked up now: once a launcher has ended, its process id may be another program's.
     watched = _launchers()
 
     def is_alive(process: psutil.Process) -> bool:

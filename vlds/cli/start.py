@@ -79,7 +79,7 @@ def start(words: Words) -> int:
         grace_s = grace_from_environment()
         if words.ranks is None and (text := os.environ.get("VLDS_RANKS")):
             words = replace(words, ranks=positive("VLDS_RANKS", text, "the number of ranks"))
-        # Find mistakes in the number of ranks before the recipe is read.
+        # For its errors alone: find mistakes in the number of ranks before the recipe is read.
         launch_command([], words.ranks, launcher_args, os.environ, count_gpus())
 
         def run(words: Words, variables: Mapping[str, str] = NO_VARIABLES) -> Outcome:
@@ -101,6 +101,7 @@ def start(words: Words) -> int:
             return outcome.code
         if not several_hosts:
             words = replace(words, ranks=words.ranks or count_gpus() or 1)
+        # Several ranks would find the recipe's mistakes at the same time, each with its own lines.
         if words.ranks != 1:
             code, facts = read_facts(words, received)
             return (
@@ -167,6 +168,7 @@ def launch_command(
             f"give --ranks {num_gpus} or fewer, or set DS_ACCELERATOR=cpu to run without GPUs"
         )
     elif visible and ranks:
+        # The first GPUs of those that the user lets this process see.
         env["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[:ranks])
     # Else each rank would start a thread per core.
     threads = max(1, len(os.sched_getaffinity(0)) // (ranks or max(num_gpus, 1)))
@@ -204,6 +206,7 @@ def count_gpus() -> int:
 
 def free_port() -> int:
     """A port that is free now."""
+    # Another program may take it before the first rank does, which then says so (`PORT_TAKEN`).
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -263,6 +266,7 @@ def next_try(words: Words, facts: RunFacts, available: int | None) -> Words:
     if facts.micro_batch_size is None:
         # On fewer ranks each one's share of the batch grows. The old share is known to fit into
         # memory, so keep it and accumulate gradients.
+        # Rounded up: 10 examples on 4 ranks were at most 3 each.
         share = -(-facts.largest_batch // words.ranks)
         rest = (*rest, "--data.micro_batch_size", str(share))
     return replace(words, rest=rest, ranks=max(available, 1))

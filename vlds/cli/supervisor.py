@@ -74,6 +74,7 @@ def supervise(
     group = ProcessGroup(command, environment)
     deadline: float | None = None
     abandoned = told = False
+    # Told in time, even if the user has set a short grace time.
     patience_s = min(PATIENCE_S, grace_s / 2)
     while group.alive():
         now = time.monotonic()
@@ -139,6 +140,7 @@ class ProcessGroup:
 
     def alive(self) -> bool:
         """Reap the processes that have ended; True if any are left."""
+        # -pid: any child of this process in the command's process group, adopted orphans included.
         while True:
             try:
                 pid, status = os.waitpid(-self._process.pid, os.WNOHANG)

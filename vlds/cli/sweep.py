@@ -60,6 +60,7 @@ def sweep(
     num_gpus = count_gpus()
     launch_command([], num_ranks, [], os.environ, num_gpus)  # finds too many ranks
     environments = shares(num, num_ranks or 1, num_gpus, os.environ) if num > 1 else []
+    # All files are read and checked before anything runs.
     table = read_sweep(words)
     planned = runs_of(table)
     work = SweepWork(table, planned)
@@ -172,7 +173,7 @@ def estimate(runs: Sequence[SweepRun], num_ranks: int) -> Estimate:
     except ValueError as error:
         return Estimate(left=None if missing else 0.0, reason=str(error))
     if logged:
-        step = min(logged)
+        step = min(logged)  # other programs can only make a run slower
     else:
         try:
             (plan,) = plan_recipe(recipe, [num_ranks])
@@ -209,7 +210,8 @@ def shares(
             "give fewer runs at once, or fewer --ranks"
         )
     visible = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(num_gpus)))
-    # Process n gets the n-th slice of equal size; GPUs that are left over stay idle.
+    # Process n gets the n-th slice of equal size: 8 GPUs for 3 processes -> 0,1 2,3 4,5. GPUs that
+    # are left over stay idle.
     names, each = visible.split(","), num_gpus // num
     return [
         {**environment, "CUDA_VISIBLE_DEVICES": ",".join(names[n * each : (n + 1) * each])}

@@ -280,6 +280,7 @@ class SweepWork:
             with suppress(FolderInUse), claim(self._place(CLAIMS, part)):
                 if part.is_done:  # by another process, since `missing` has looked
                     continue
+                # An old mark must go before the part runs: whoever reads it would give up on it.
                 mark = self._place(FAILED, part)
                 mark.unlink(missing_ok=True)
                 try:

@@ -29,7 +29,8 @@ def with_run(
 
     Errors: ValueError if no run is named, or several are, where the command needs one.
     """
-    # The numbers of the words that no option before them may take as its value.
+    # The numbers of the words that no option before them may take as its value: of
+    # `--data.eval_batch_size 16 runs/vqa --tasks.vqa.prompt=x` only 2.
     before = ["", *keys]
     words = [
         number
@@ -39,7 +40,7 @@ def with_run(
     needs_run = not getattr(options, "predictions", None)
     if words and needs_run and options.run is None:
         options.run = Path(keys.pop(words.pop(0)))
-        # The others stood behind it, and have moved up by one.
+        # The other words stood behind it, and have moved up by one.
         words = [number - 1 for number in words]
     if words:
         raise ValueError(

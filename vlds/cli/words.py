@@ -85,6 +85,7 @@ def split_words(arguments: Sequence[str]) -> Words:
         word = unread.pop(0)
         name = word.partition("=")[0]
         command = rest[0] if rest else ""
+        # Before the command too, as in `vlds --ranks 2 train`: there command is still "".
         if name == RANKS and command in ("", *RANK_COMMANDS):
             ranks = positive(RANKS, value_of(word), "the number of ranks")
         elif name == RESTARTS:

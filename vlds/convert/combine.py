@@ -1,6 +1,6 @@
 """Combines runs of one model into one: averages, sums of differences (Ilharco et al. 2023,
-https://arxiv.org/abs/2212.04089), and one task of a run, or another run's task put into it, whose
-slices of weights are stacked over tasks.
+https://arxiv.org/abs/2212.04089), sums after peft's functions have pruned them, and one task of a
+run, or another run's task put into it, whose slices of weights are stacked over tasks.
 
 Frozen weights must be the same in all runs: randomly initialised rows of the vocabulary differ
 between runs that started independently, and their mean is meaningless.
@@ -55,6 +55,7 @@ def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
     for name, part in run.model.parts.items():
         modules = run.model.get_submodule(part.path).modules()
         configs = (getattr(each, "config", None) for each in modules)
+        # Parents come first, so the first is the configuration of the whole part.
         hf_config = next((config for config in configs if hasattr(config, "to_dict")), None)
         settings = {} if hf_config is None else shaping(hf_config.to_dict())
         essentials |= {f"{name}.{key}": value for key, value in settings.items()}
@@ -77,6 +78,7 @@ def without_files(recipe: Recipe) -> dict[str, Any]:
 
 def chosen_settings(key: str, tree: Any) -> dict[str, Any]:
     """Dotted key -> the classes that a recipe chooses inside a value, and their settings."""
+    # methods.lora, a LoRA of rank 4 -> {"methods.lora": "LoRA", "methods.lora.rank": 4}
     if not isinstance(tree, Mapping):
         return {key: tree}
     chosen = {key: tree["class_path"]} if "class_path" in tree else {}
@@ -194,6 +196,7 @@ def arithmetic(base: Path, runs: Sequence[Path], weights: Sequence[float] | None
     factors = factors_of(runs, weights)
     loaded = [*open_alike(runs), load_run(base, torch.float32)]
     check_base((runs[0], loaded[0]), (base, loaded[-1]))
+    # base + sum f (run - base) = sum f run + (1 - sum f) base
     return weighted(loaded, [*factors, 1.0 - sum(factors)])
 
 
@@ -220,6 +223,7 @@ def pruned(
             f"--how {how}: {runs[0]}: its methods ({kinds}) add no weights to the model; take "
             "average or arithmetic"
         )
+    # Before `weighted`, which writes into the first run's tensors, of which `states` holds views.
     merged = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # DARE draws what it takes away
@@ -259,6 +263,7 @@ def take(run: Path, task: str) -> Combined:
     slices = stacked(loaded.recipe)
     single = rebuilt(loaded, replace(loaded.recipe, tasks={task: loaded.recipe.tasks[task]}))
     state, number = dict(loaded.model.unique_state()), list(loaded.recipe.tasks).index(task)
+    # [number, None] keeps the axis of tasks: (tasks, r, d) -> (1, r, d).
     with torch.no_grad():
         for name, tensor in single.model.unique_state():
             tensor.copy_(state[name][number, None] if name in slices else state[name])
@@ -283,6 +288,7 @@ def put(run: Path, giver: Path, task: str) -> Combined:
     whole = rebuilt(replace(receiver, trained_on=known), replace(receiver.recipe, tasks=tasks))
     sources = {each: other if each == task else receiver for each in tasks}
     states = {id(source): dict(source.model.unique_state()) for source in (receiver, other)}
+    # Slices were trained beside the shared weights, and would compute otherwise beside others.
     shared = {name for name in states[id(other)] if task_of_head(name) is None} - slices
     check_equal(states.values(), shared, "shared by the tasks")
     with torch.no_grad():
@@ -291,6 +297,7 @@ def put(run: Path, giver: Path, task: str) -> Combined:
                 owner = sources.get(task_of_head(name) or "", receiver)
                 tensor.copy_(states[id(owner)][name])  # a head is one task's, all else is shared
                 continue
+            # By name, because a task may have other places in the two runs and in the whole.
             for place, (each, source) in enumerate(sources.items()):
                 row = list(source.recipe.tasks).index(each)
                 tensor[place].copy_(states[id(source)][name][row])

@@ -120,7 +120,7 @@ def add_source(parser: CommandParser, what: str, required: bool) -> None:
 
 def add_merge(parser: CommandParser) -> None:
     """Add the options that only merge has."""
-    # argparse by itself takes -1e-3 for an option.
+    # argparse (Python 3.11) takes -1e-3 for an option; the field is private.
     parser._negative_number_matcher = NEGATIVE
     parser.add_argument(
         "--run", type=Path, nargs="+", required=True, help=f"one or several runs: {RUN_HELP}"
@@ -226,6 +226,7 @@ def convert(arguments: list[str]) -> int:
         if options.push is not None:
             from vlds.convert.hf import check_push, push
 
+            # Before the long work: a wrong login should be told at once.
             check_push(options.push, private=options.private)
         options.function(options)
         tell(f"wrote {options.out}")
@@ -304,6 +305,7 @@ def merge(options: Options) -> None:
     """
     check_merge(options)
     runs, verification = options.run, verification_of(options)
+    # `fold` takes one run and writes a whole model, all others write a run.
     if options.how == "fold":
         return write_model(options, runs[0], merge=True)
     from vlds.convert import combine

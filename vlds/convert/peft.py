@@ -64,7 +64,7 @@ class PeftFolders(AdapterFolders):
         self.saved_modules = self.add_connector()
         """Paths of the connector's modules, if it trains."""
         if not run.recipe.model.own_backbone:  # else it is for what `convert hf` writes
-            # The folder is for the model that the recipe names, so it must hold all that differs.
+            # The folder is for the model that the recipe names, so it must hold whatever differs.
             trained_by = run.model.trained_by
             if lost := sorted(trained_by.keys() - self.stored.keys()):
                 by = trained_by[lost[0]]
@@ -105,6 +105,7 @@ class PeftFolders(AdapterFolders):
             config = {**self.layout.config, "modules_to_save": modules}
             self.layout = replace(self.layout, config=config)
         for name in self.state:  # peft asks for a module's buffers too
+            # Names as PeftModel has them, with its own prefix in place of ours.
             if name.removeprefix(BACKBONE_PREFIX).startswith(inside):
                 key = PEFT_MODEL + name.removeprefix(BACKBONE_PREFIX)
                 self.stored[name] = Stored((key,), stacked=False)
@@ -116,6 +117,7 @@ class PeftFolders(AdapterFolders):
         modules = {key: short_names(named, self.backbone) for key, named in paths.items()}
         if any(modules[key] == named for key, named in paths.items()):
             modules = paths  # peft compares them with each other
+        # peft chooses the class that wraps the model by `task_type`.
         apart = self.backbone.config.is_encoder_decoder
         common = {"task_type": "SEQ_2_SEQ_LM" if apart else "CAUSAL_LM", "inference_mode": True}
         return {"base_model_name_or_path": self.base, **common, **self.layout.config, **modules}
@@ -125,6 +127,7 @@ class PeftFolders(AdapterFolders):
         ours = self.layout.config
         same = [*CHECKED, *sorted(ours.keys() - FREE - set(CHECKED))]
         for key in same:
+            # Versions of peft differ in whether they write what is off, and as which value.
             both_off = ours.get(key) in OFF and config.get(key) in OFF
             if key in ours and config.get(key) != ours[key] and not both_off:
                 raise ValueError(
@@ -145,6 +148,7 @@ class PeftFolders(AdapterFolders):
 
 def short_names(paths: list[str], backbone: nn.Module) -> list[str]:
     """Last words of the paths where they mean these linear layers and no others, else the paths."""
+    # encoder.0.q, encoder.1.q -> q, unless another linear layer is called q too.
     words = sorted({path.rpartition(".")[2] for path in paths})
     meant = {
         path
@@ -159,6 +163,7 @@ def merge_function(how: str) -> Callable[[list[Tensor], Tensor, float], Tensor]:
 
     Errors: ValueError if peft is missing.
     """
+    # Imported here: the package is optional, and the layout does without it.
     try:
         from peft.utils import merge_utils
     except ImportError:

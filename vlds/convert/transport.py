@@ -45,6 +45,7 @@ class Neurons(NamedTuple):
         """(r, f) what neurons are compared by; `inputs`: (n, d) what the adapter reads."""
         if cost == "activations":
             return (inputs @ self.down.T + self.bias).T
+        # A neuron is a row: (r, d + 1) with its bias, (r, 2 d + 1) with its column of the up half.
         weights = torch.cat([self.down, self.bias[:, None]], 1)
         return weights if cost == "weights_in" else torch.cat([weights, self.up.T], 1)
 
@@ -147,6 +148,7 @@ def transport(
                 "the halves of Adapter and LoRA have neurons to align; `vlds convert merge` may "
                 "make it an Adapter"
             )
+    # Keys are paths, which are the same in all runs of one model.
     places = list(places_of(first))
     inputs = inputs_of(first, pictures) if cost == "activations" else {}
     for other in follow(loaded[1:], "aligning runs", len(loaded) - 1):
@@ -154,6 +156,7 @@ def transport(
         for path, module in places:
             read = inputs.get(path, torch.empty(0))
             for one, another in zip(slices(module), slices(theirs[path]), strict=True):
+                # `another` holds views, so the other run's model changes in place.
                 target, moving = read_neurons(one), read_neurons(another)
                 write_neurons(another, aligned(target, moving, cost, read, regularisation))
     return weighted(loaded, [1 / len(loaded)] * len(loaded))
@@ -215,6 +218,7 @@ def inputs_of(run: LoadedRun, pictures: Sequence[Path]) -> dict[str, Tensor]:
         states = inputs[0] if isinstance(module, LoRAModule) else inputs[1]
         if getattr(module, "beside", None) is not None:
             states = module.beside.value
+        # (b, t, d) -> (b t, d)
         read[path].append(states.flatten(0, -2).double())
 
     handles = [m.register_forward_pre_hook(partial(keep, path)) for path, m in places_of(run)]

@@ -170,6 +170,7 @@ def _pack(source: ClassSource, args: argparse.Namespace, usual_name: str) -> Non
     datasets = class_sets(source, name, args.class_names)
     if args.features is not None:
         # Features are found by the names of pictures, without their folders.
+        # cat/1.jpg and dog/1.jpg would both get the features 1.h5.
         stems = Counter(path.stem for shown in source.pictures for path in shown.sample.images)
         stem, count = stems.most_common(1)[0]
         if count > 1:
@@ -179,6 +180,7 @@ def _pack(source: ClassSource, args: argparse.Namespace, usual_name: str) -> Non
             )
     division = None
     if args.split_sizes:
+        # A dict has each split once: fewer shares than options means that one was named twice.
         shares, splits = dict(args.split_sizes), {dataset.split for dataset in datasets}
         if len(shares) < len(args.split_sizes) or splits & shares.keys() or TRAIN not in splits:
             raise ValueError(

@@ -67,6 +67,7 @@ def find_version(root: Path) -> CifarVersion | None:
         if (root / version.names).is_file():
             return version
     batches = any((root / name).is_file() for name in ("data_batch_1", "test_batch", "test"))
+    # Both kinds of files: a folder of classes may hold one that is called `test` or `meta`.
     if batches and any((root / name).is_file() for name in PICKLES):
         raise ValueError(
             f"--images {root} is CIFAR's Python version, whose pickles can run any program when "
@@ -96,6 +97,7 @@ def read_cifar(root: Path, version: CifarVersion) -> ClassSource:
             # The superclass comes first, the class last.
             source = {"superclass": coarse[numbers[0]]} if coarse else {}
             sample = SourceSample(sample_id, (), [], source, raw=(raw,))
+            # 007, not 7: classes are sorted by key, and texts then have the order of numbers.
             pictures.append(Shown(split, f"{numbers[-1]:03d}", sample))
             counts[split] += 1
     labels = {f"{number:03d}": name for number, name in enumerate(names)}
@@ -228,6 +230,7 @@ def _pictures(
     root: Path, place: Path, classes: list[Path], split: str, left_out: Counter[str]
 ) -> Iterator[Shown]:
     """The pictures of each class; those in `place` itself are counted by `_folders`."""
+    # A link to one of the folders around a picture would lead into a circle.
     around = frozenset({_identity(root), _identity(place)})
     unfit: list[Path] = []
     for folder in classes:
@@ -319,6 +322,7 @@ class ListedPicture(NamedTuple):
 
 def split_file(text: str) -> SplitFile:
     """Parse `train=FILE`, or FILE."""
+    # A file that exists may have = in its name.
     name, equals, path = text.partition("=")
     if not equals or Path(text).exists():
         return SplitFile("", Path(text))
@@ -358,6 +362,7 @@ def _rows_of_dtd(path: Path, split: str) -> Iterator[ListedPicture]:
         for number, line in enumerate(file, 1):
             picture = line.strip().replace("\\", "/").removeprefix("./")
             key, slash, name = picture.partition("/")
+            # Blank lines are skipped; `./` and backslashes come from find and from Windows.
             if picture and not (key and slash and name):
                 raise ValueError(
                     f"{path}, line {number}: {shown(picture)} has no folder that names its class; "
@@ -422,7 +427,7 @@ def shown_pictures(
                 )
             repeats.append((before, entry))
             continue
-        place = entry.place.partition(", ")[2]
+        place = entry.place.partition(", ")[2]  # FILE, line 7 -> line 7
         sample = SourceSample(picture.id, (picture.path,), [], dict(entry.source), place=place)
         found.append(Shown(entry.split, entry.key, sample))
     return found, repeats

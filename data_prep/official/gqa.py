@@ -38,7 +38,7 @@ def parse_gqa(
 ) -> SourceSet:
     """Read a split: its balanced questions, unless other question files are given."""
     files = tuple(questions) or (src / f"{split}_balanced_questions.json",)
-    # The test splits have no scene graphs.
+    # The test splits have no scene graphs, so a usual file that is missing is not an error.
     usual = src / f"{split}_sceneGraphs.json"
     if scene_graphs is None and usual.is_file():
         scene_graphs = usual

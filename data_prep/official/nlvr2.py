@@ -44,6 +44,7 @@ def parse_nlvr2(
         if pair not in pictures:
             keys = ("img0", "img1")
             stems = [row.id(key) if from_lxmert else f"{pair}-{key}" for key in keys]
+            # Official rows name no files: dev-0-1-2 is about dev-0-1-img0.png and dev-0-1-img1.png.
             left, right = (folders.find(stem, row.fields.get("directory")) for stem in stems)
             pictures[pair] = left, right
     samples = [SourceSample(pair, pictures[pair], said) for pair, said in statements.items()]

@@ -1,7 +1,7 @@
 """OK-VQA (okvqa.allenai.org): questions that need outside knowledge, in the form of VQA v1.
 
 Five people answered each question, and each answer counts twice. In version 1.1 the answers are
-words; in version 1.0 they are stems, which are no words ("poni tail"), and its scores are lower.
+words; in version 1.0 they are stems, which are not words ("poni tail"), and its scores are lower.
 """
 
 from __future__ import annotations

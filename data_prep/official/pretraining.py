@@ -76,6 +76,7 @@ def sentences_of(row: JsonRow, answers: Collection[str]) -> Iterator[Sentence]:
                 )
             sentence = clean(text)
             label = converted_label(raw, answers) if source in QUESTIONS else {}
+            # In VL-T5's order: a sentence that is left out does not make a later one a repeat.
             fault = ""
             if len(sentence.split()) <= MOST_WORDS_LEFT_OUT:
                 fault = TOO_SHORT
@@ -194,6 +195,7 @@ def parse_aggregate(
 
 def coco_id(image_id: str) -> str:
     """COCO's id of COCO_val2014_000000000042: "42"; "" for other pictures."""
+    # int, because COCO's own files write ids without leading zeros.
     number = image_id.rpartition("_")[2]
     return str(int(number)) if image_id.startswith(COCO) and number.isdecimal() else ""
 
@@ -254,6 +256,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--images, --features: give one of them")
     if (args.vocabulary is None) == (args.features is not None):
         raise ValueError("--vocabulary names the boxes of --features; give both or neither")
+    # Read now for its errors: packing comes much later.
     if args.vocabulary is not None:
         for name in VOCABULARIES.values():
             names_in(args.vocabulary / name)
@@ -270,6 +273,7 @@ def run(args: argparse.Namespace) -> None:
     )
     if not datasets:
         raise ValueError(f"{args.annotations[0]}: no picture is left; all are evaluation pictures")
+    # All are checked before the first is written, which takes hours.
     options = shard_options(args)
     for dataset in ready(datasets, options):
         pack_ready(dataset, args.out / dataset.name.removeprefix("lxmert-"), options)

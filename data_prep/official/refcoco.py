@@ -75,6 +75,7 @@ def parse_refcoco(
                  "source": dict(source)}
                 for sentence in row.rows("sentences", "sentence")
             ]  # fmt: skip
+    # Only of pictures of the split; instances.json has those of all splits.
     boxes: dict[str, list[list[float]]] = defaultdict(list)
     for row in read_list(proposals, "proposal") if proposals else things.values():
         if (image_id := row.id("image_id")) in said:
@@ -129,6 +130,7 @@ class PlainUnpickler(pickle.Unpickler):
     which a pickle runs programs, are refused."""
 
     def find_class(self, module: str, name: str) -> Any:
+        # pickle comes here for each name of a class or function, and only so can it run code.
         raise pickle.UnpicklingError(f"it names {module}.{name}, and plain values are expected")
 
 
@@ -138,6 +140,7 @@ def read_plain_pickle(path: Path) -> Any:
     Errors: ValueError if it is missing, damaged, or holds anything but plain values.
     """
     try:
+        # Python 2 wrote texts as bytes, which `encoding` decodes; tuples become lists in JSON.
         with open_file(path) as file:
             value = PlainUnpickler(file, encoding="utf-8").load()
         return json.loads(json.dumps(value, allow_nan=False))

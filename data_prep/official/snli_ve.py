@@ -27,6 +27,7 @@ def parse_snli_ve(
     sentences: dict[str, list[Annotation]] = defaultdict(list)
     dropped = []
     for _, row in read_lines(path):
+        # "-" where no three of the five annotators agree.
         label = row.value("gold_label")
         if label not in LABELS:
             dropped.append(Dropped(row.id("pairID"), f"label {label}"))

@@ -1,6 +1,6 @@
 """TextVQA (textvqa.org) 0.5.1: questions about the text in pictures of OpenImages.
 
-The words that Rosetta, an optical reader, found in the pictures are in files of their own.
+The words that Rosetta, an optical reader, found in the pictures are in separate files.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from data_prep.official.published import CC_BY, Download, OfficialSet, other_fil
 from data_prep.packing.pack import NUM_ANNOTATORS, answer_fields
 from data_prep.packing.source import Annotation, SourceSet, find_file, samples_of
 
+# Pictures of val are in the archive of train.
 PICTURES: Mapping[str, str] = {
     "train": "train_images", "val": "train_images", "test": "test_images",
 }  # fmt: skip

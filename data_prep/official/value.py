@@ -125,6 +125,7 @@ def _question(row: JsonRow) -> Annotation:
     """A question with four or five choices; test splits do not say which is right."""
     question_id = row.id("qid")
     row = row.at(f"{row.place}, question {question_id}")
+    # TVQA has a0 to a4, How2QA a0 to a3.
     choices = [f"a{n}" for n in range(MOST_CHOICES) if f"a{n}" in row]
     annotation: Annotation = {
         "id": question_id,

@@ -53,6 +53,7 @@ def parse_vg(
         files += [without_coco, src / "image_data.json"]
         # COCO's ids, which image_data.json maps to Visual Genome's own.
         coco = set[str]().union(*(karpathy_ids(without_coco, split) for split in HELD_OUT))
+        # coco_id is a number, or null for pictures that are not COCO's: "None" is not an id there.
         rows = read_list(files[-1], "picture")
         held_out = {_image_id(row) for row in rows if str(row.value("coco_id")) in coco}
     samples, dropped, left_out = [], [], []

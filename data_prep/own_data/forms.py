@@ -105,6 +105,7 @@ def _rows_of_conversation(row: UserRow, form: RowForm) -> Iterator[UserRow]:
     elif len(pictures) > 1 or str(turns).count(PICTURE_MARK) > 1:
         exchanges = "several pictures"
     consumed = (*TURNS, form.image, "images")
+    # Empty fields in place of missing ones: rows then pass the checks, and a fault drops them.
     common: dict[str, Any] = dict.fromkeys(form.named(), "")
     if form.id is not None:
         common[form.id] = row.number
@@ -113,6 +114,7 @@ def _rows_of_conversation(row: UserRow, form: RowForm) -> Iterator[UserRow]:
         yield UserRow(common, row.number, row.noun, fault=exchanges)
         return
     for index, (question, answer, fault) in enumerate(exchanges):
+        # Line 7 with three questions -> 7-0, 7-1, 7-2.
         end = f"-{index}" if len(exchanges) > 1 else ""
         is_caption = form.task.target is None  # it has no question
         fields = common | {
@@ -135,6 +137,7 @@ def _exchanges(turns: Any) -> list[Exchange] | str:
             return f"a turn with {turn.key!r} twice"
         fields = turn if isinstance(turn, dict) else {}
         names = next((names for names in TURN_FIELDS if names[0] in fields), None)
+        # Values of other types count as no text; "content" may be a list in newer forms.
         speaker, text = (fields[names[0]], fields.get(names[1])) if names else ("", None)
         if not isinstance(text, str):
             return "a turn without text"
@@ -175,6 +178,7 @@ def parse_jsonl(
             if isinstance(entry, Dropped):
                 dropped[part].append(entry)
                 continue
+            # Rows about a picture share its sample; a row without one is a sample itself.
             new = SourceSample(f"row {row_id}", (), [], place=row.place)
             if shown := picture_of(row.fields, form):
                 picture = pictures[shown]

@@ -90,6 +90,7 @@ def read_rows(path: Path) -> list[UserRow]:
     for magic, fault in BINARY:
         if begin.startswith(magic):
             raise ValueError(f"--annotations {path} {fault}")
+    # "at" is 61 00 74 00 in UTF-16LE: every second byte of English text is 0.
     for encoding, positions in UTF_16.items():
         high_bytes = begin[positions]
         if high_bytes.count(0) > len(high_bytes) / 2:
@@ -97,8 +98,10 @@ def read_rows(path: Path) -> list[UserRow]:
                 f"--annotations {path} looks like UTF-16 without a byte-order mark (it has zero "
                 f"bytes); save it as UTF-8: iconv -f {encoding} -t UTF-8 {path.name} > NEW"
             )
+    # Only to choose the reader, which then says in which line a byte is wrong.
     with TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace") as file:
         first = next((line.strip() for line in file if line.strip()), "")
+    # By the name too: a cell of a table may begin with a bracket.
     if path.suffix.lower() in TABLES or not first.startswith(("[", "{")):
         return [UserRow(fields, str(line)) for line, fields in read_table(path)]
     if first.startswith("["):
@@ -248,6 +251,7 @@ def _question(row: Fields, row_id: str, form: RowForm) -> list[Result]:
 def _captions(row: Fields, row_id: str, form: RowForm) -> list[Result]:
     texts = _texts(row[form.text]) or [""]
     captions = list(filter(None, texts))
+    # Row 7 with one caption -> 7; with two -> 7-0 and 7-1.
     ids = [row_id] if len(captions) == 1 else [f"{row_id}-{i}" for i in range(len(captions))]
     results: list[Result] = ["no caption"] * (len(texts) - len(captions))
     for caption_id, caption in zip(ids, captions, strict=True):
@@ -362,6 +366,7 @@ def _cure(fields: Fields, missing: str, form: RowForm) -> str:
     for names, what, command in PUBLISHED:
         if all(name in fields for name in names):
             return f"{listed}; it looks like {what}, which `{command}` takes"
+    # {"version": 1, "data": [{...}, ...]}
     lists = [name for name, value in fields.items() if isinstance(value, list) and value]
     if len(lists) == 1 and isinstance(fields[lists[0]][0], dict):
         return f"{listed}; its rows seem to be in {lists[0]!r}: save that list as a separate file"
@@ -392,6 +397,7 @@ def _check_labels(rows: Sequence[UserRow], form: RowForm, field: str, path: Path
     task = next(name for name, row_task in TASKS.items() if row_task is form.task)
     labels = [(label_of(row.fields, field), row) for row in rows]
     odd = Counter(label for label, _ in labels if label and label not in known)
+    # "entailment" under --task statement is a mistake of the command; 0 and 1 may mean anything.
     for other, row_task in TASKS.items():
         of_other = [label for label in odd if label in row_task.labels and label not in NUMBERS]
         if of_other:

@@ -59,7 +59,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> bytes:
             eos_id=1,
             unk_id=2,
             bos_id=-1,
-            num_threads=1,
+            num_threads=1,  # more would make the bytes depend on their timing
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:  # sentencepiece raises either, without a pattern
@@ -190,6 +190,7 @@ def _write_tokenizer(args: argparse.Namespace) -> None:
 
 def _write_answers(args: argparse.Namespace) -> None:
     counts = Counter(filter(None, map(best_answer, read_annotations(args.folders))))
+    # most_common keeps the order of first occurrence among equal counts, so the list repeats.
     often = [answer for answer, count in counts.most_common() if count >= args.min_count]
     if not often:
         raise ValueError(

@@ -51,7 +51,7 @@ class DetectorFile(FeatureFile):
         the picture's width and height.
 
         The visual embedding computes an area from this order. The original code stores x1, y1, x2,
-        y2, so that its fifth number, (y2 - x2) (y1 - x1), is no area. Errors: BadFeatures.
+        y2, so that its fifth number, (y2 - x2) (y1 - x1), is not an area. Errors: BadFeatures.
         """
         features = super().read()
         boxes, width, height = (self.array(name) for name in ("boxes", "img_w", "img_h"))
@@ -81,7 +81,7 @@ class DetectorFile(FeatureFile):
             if not ((numbers >= 0) & (numbers < len(names))).all():
                 raise BadFeatures(f"{array_name} has numbers outside of {file_name}")
             words.append([names[number] for number in numbers.tolist()])
-        objects, attributes = words
+        objects, attributes = words  # in the order of VOCABULARIES
         if len(objects) != len(attributes):
             raise BadFeatures(f"{len(objects)} objects, {len(attributes)} attributes")
         regions = [f"{of} {thing}" for of, thing in zip(attributes, objects, strict=True)]
@@ -226,6 +226,7 @@ class NearNames:
         backslashes, %20, or a folder too many or too few."""
         named = missing.relative_to(self.folder) if missing.is_relative_to(self.folder) else missing
         wanted = PurePosixPath(unquote(str(named)).replace("\\", "/"))
+        # The whole name too: "photo.v2" may stand for photo.v2.jpg, and its own stem is "photo".
         stems = (_folded(wanted.stem), _folded(wanted.name))
         similar = [path for stem in stems for path in self.by_stem.get(stem, [])]
         return str(max(similar, key=lambda path: _likeness(path, wanted), default=""))
@@ -233,7 +234,7 @@ class NearNames:
 
 def _pictures_below(folder: Path) -> Iterator[PurePosixPath]:
     for place, folders, names in os.walk(folder):
-        folders.sort()
+        folders.sort()  # in place: os.walk goes on in this order, and MOST_FILES may cut it
         for name in sorted(names):
             if os.path.splitext(name)[1].lower() in PICTURES:
                 yield PurePosixPath(Path(place, name).relative_to(folder).as_posix())
@@ -242,6 +243,7 @@ def _pictures_below(folder: Path) -> Iterator[PurePosixPath]:
 def _likeness(path: PurePosixPath, wanted: PurePosixPath) -> tuple[int, bool]:
     """How many folders agree, counted from the last; then whether the ending does."""
     pairs = zip(reversed(path.parent.parts), reversed(wanted.parent.parts), strict=False)
+    # a/b/x.jpg and c/b/x.png: one folder agrees, the ending does not.
     agree = (_folded(folder) == _folded(other) for folder, other in pairs)
     num_agreeing = sum(1 for _ in takewhile(bool, agree))
     return num_agreeing, path.suffix.lower() == wanted.suffix.lower()

@@ -114,6 +114,7 @@ class PictureRule:
             return width, height
         if self.square:
             return self.size, self.size
+        # 640 x 480 with size 240 -> 320 x 240.
         ratio = self.size / min(width, height)
         if ratio >= 1:
             return width, height
@@ -239,6 +240,7 @@ def find_pictures(folder: Path, names: Iterable[str]) -> dict[str, NamedPicture]
 def _find(folder: Path, name: str) -> tuple[Path, Hashable]:
     """The path and identity of a file; the identity is None if it does not exist."""
     spellings = dict.fromkeys((name, name.replace("\\", "/")))  # Windows writes backslashes
+    # The name as it is comes first ("" among the endings), so that no other file can replace it.
     for spelling in spellings:
         for ending in ENDINGS:
             path = folder / f"{spelling}{ending}"
@@ -362,6 +364,7 @@ def warn_of_leaks(
     datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]], cure: str
 ) -> None:
     """Warn of pictures that are in several splits: a test on them tells little."""
+    # Copies count as one picture, by the path of the first.
     one_name = {path: group[0] for group in copies for path in group}
     splits: dict[Path, dict[str, str]] = {}
     for dataset in datasets:

@@ -59,6 +59,7 @@ DEFAULT_LIMITS = ShardLimits()
 
 def common_shape(samples: Iterable[SourceSample]) -> Shape | None:
     """Shape of the first readable features; None without any."""
+    # Samples are in the order of the shards, so a resumed command finds the same shape.
     for sample in samples:
         for file in sample.features:
             try:
@@ -96,6 +97,7 @@ def _make_record(sample: SourceSample, rule: PictureRule, shape: Shape | None) -
             raise BadFeatures(f"{array.shape[0]} x {array.shape[1]}, the first have {shape}")
         members.append(("features.npy", feature_bytes(array)))
         annotations = [file.annotated(annotation) for annotation in annotations]
+    # Two pictures are a pair, as NLVR2's: left.jpg and right.jpg.
     if len(members) == len(PAIR):
         members = [
             (f"{side}.{name}", data) for side, (name, data) in zip(PAIR, members, strict=True)
@@ -158,6 +160,7 @@ class DatasetWriter:
         self.classes = self.about["classes"] if kind == KIND else None
         self.journal = Journal(out / f"{self.stem}.progress", identity, self.classes)
         self.finished = self.journal.finished() if resume else []
+        # The last one is written again, to see that it comes out the same: see `start`.
         self.repeated = self.finished.pop() if self.finished else None
         self.begun = False
 
@@ -218,6 +221,7 @@ class DatasetWriter:
                     )
                 ids.add(record.id)
                 content = _content(record)
+                # A sample that is larger than the limit gets a shard alone.
                 size = sum(map(len, content.values()))
                 if shard and (
                     len(shard.counts) >= self.limits.samples
@@ -272,6 +276,7 @@ def write_dataset(
 
 
 def _make_room(out: Path, identity: tuple[str, str, str]) -> None:
+    # What an earlier version of the data set, or an interrupted command, may have left.
     stem = re.escape(f"{identity[0]}-{identity[2]}")
     ours = re.compile(rf"{stem}(-\d+\.tar.*|\.progress.*)|{DATASET_FILE}|{QUARANTINE_FILE}")
     if not (out / DATASET_FILE).exists():
@@ -304,6 +309,7 @@ def _content(record: SampleRecord) -> dict[str, bytes]:
     fields = {"id": record.id, "images": pictures, **record.json}
     if absent := [image for image in fields["images"] if image not in content]:
         raise ValueError(f"sample {record.id}: images {absent} are not among its members")
+    # NaN is not JSON, and other readers would refuse the sample.
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     try:
         return content | {"json": text.encode()}

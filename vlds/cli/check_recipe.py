@@ -1,6 +1,6 @@
 """What the supervisor learns of `vlds train`'s recipe.
 
-Reading it loads torch, which the supervisor does not: a process of its own checks it before several
+Reading it loads torch, which the supervisor does not: a separate process checks it before several
 ranks start, and an only rank checks it itself.
 """
 

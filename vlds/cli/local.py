@@ -73,7 +73,7 @@ def run_ranks(ranks: int, port: str, command: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
     while True:
         codes = [process.poll() for process in processes]
-        # A rank that has saved is no failure; the others may still be saving.
+        # A rank that has saved is not a failure; the others may still be saving.
         if failed := [code for code in codes if code and code not in SAVED]:
             end(signal.SIGTERM)  # the supervisor kills what does not end
             return failed[0]

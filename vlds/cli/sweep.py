@@ -237,7 +237,7 @@ def work_at_once(
 
     with signals_collected() as received:
         processes = [
-            # In sessions of their own, so that Ctrl-C in the terminal reaches each once.
+            # In separate sessions, so that Ctrl-C in the terminal reaches each once.
             subprocess.Popen(
                 command, env=environment, start_new_session=True, text=True, errors="replace",
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -161,7 +161,7 @@ def check_base(first: Opened, base: Opened) -> None:
     if tasks[0] != tasks[1] and stacked(first[1].recipe):
         raise ValueError(
             f"--base: the tasks of {base[0]} are {tasks[1]}, those of {first[0]} {tasks[0]}, and "
-            "tasks have weights of their own; the base is what the runs began with"
+            "tasks have their own weights; the base is what the runs began with"
         )
 
 

@@ -224,7 +224,7 @@ def to_reference(run: LoadedRun) -> dict[str, Tensor]:
     Errors: ValueError if two methods would have one name.
     """
     model, recipe = run.model, run.recipe
-    bart = hasattr(model.backbone, "model")  # which T5 has not: its layers are at the top
+    bart = hasattr(model.backbone, "model")  # T5 has its layers at the top
     state: dict[str, Tensor] = {}
     for entry in named_tensors(model, recipe.methods, list(recipe.tasks)).values():
         for piece, keys in entry.keys.items():

@@ -25,8 +25,7 @@ def write_importance(recipe: Recipe, out: Path, num_samples: int) -> None:
     """Write the importance of each weight of the backbone, by Hugging Face's names, over so many
     examples in the order of training. Pictures are not read: LST's backbone sees none.
 
-    Errors: ValueError if the recipe's model has no backbone of its own, or its data cannot be
-    opened.
+    Errors: ValueError if the recipe's model has no encoder-decoder, or its data cannot be opened.
     """
     model = recipe.model.encoder_decoder()
     texts = follow(islice(texts_of(recipe), num_samples), "adding gradients", num_samples)

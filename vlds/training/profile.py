@@ -167,7 +167,7 @@ class StepProfile:
         try:
             make_folder(self.trace.parent)
             with half_made(self.trace) as unfinished:
-                unfinished.mkdir()  # torch has a temporary file of its own
+                unfinished.mkdir()  # torch puts its own temporary file beside the trace
                 file = unfinished / TRACE
                 self._profiler.export_chrome_trace(str(file))
                 with file.open("ab+") as written:

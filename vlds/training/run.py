@@ -244,7 +244,7 @@ def build_run(
             f"taken {engine.steps_done:,}; give at least {engine.steps_done:,}, or another output"
         )
     if best is not None:
-        states.best = best.known  # a state is older than the evaluation of its own step
+        states.best = best.known  # a state is older than the evaluation of its step
     tracker = Tracker(recipe, ranks, engine.steps_done)
     evaluator.say = tracker.say
     known = {

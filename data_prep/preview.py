@@ -79,7 +79,7 @@ def view_sample(dataset: Dataset, number: int, most: int | None = MOST_ANNOTATIO
         )
     except (SkipSample, ShardError) as error:
         return SampleView(place, trouble=visible(error))
-    except UNUSABLE as error:
+    except UNUSABLE as error:  # readable, but with a field of another type than its kind has
         return SampleView(place, trouble=visible(f"not what it should be: {error!r}"))
 
 

@@ -44,11 +44,6 @@ class CifarVersion:
     superclasses: str | None = None
     """CIFAR-100's file of coarse classes."""
 
-    @property
-    def record(self) -> int:
-        """Bytes of a picture with its classes."""
-        return PIXELS + (1 if self.superclasses is None else 2)
-
 
 VERSIONS = (
     CifarVersion("batches.meta.txt"),
@@ -119,7 +114,7 @@ def _records(
 ) -> Iterator[tuple[int, bytes]]:
     """Where the pixels of each picture begin, and the bytes of its classes."""
     data = read_file(path)
-    size = version.record
+    size = PIXELS + (1 if version.superclasses is None else 2)
     if not data or len(data) % size:
         raise ValueError(
             f"{path}: {len(data):,} bytes, a multiple of {size:,} expected; download it again"

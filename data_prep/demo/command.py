@@ -194,6 +194,7 @@ class WorldWriter:
         for split, count in (("train", train), ("dev", val)):
             rows: list[dict[str, Any]] = []
             for number in range(count):
+                # Different looks, so that no two sentences of a set say the same.
                 looks: list[Look] = []
                 for _ in range(SENTENCES_PER_SET):
                     looks.append(absent_look(set(looks), self.rng))

@@ -120,6 +120,7 @@ def read_choices(row: JsonRow, answer_field: str) -> Annotation:
     Errors: ValueError if there are fewer than two or more than five choices, or the answer is none
     of them.
     """
+    # Tasks name choices by letters, of which there are five.
     choices = [clean(choice) for choice in row.texts("choices")]
     if not 2 <= len(choices) <= len(CHOICE_LETTERS):
         raise ValueError(

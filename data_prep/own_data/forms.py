@@ -53,6 +53,7 @@ class Exchange(NamedTuple):
 def plain_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> Sequence[UserRow]:
     """Conversations and COCO's captions as rows with the fields of `form`; other rows as they
     are."""
+    # The first row tells the form of the file.
     fields = rows[0].fields if rows else {}
     lists = {name for name, value in fields.items() if isinstance(value, list)}
     if len(rows) == 1 and {"images", "annotations"} <= lists:
@@ -81,6 +82,7 @@ def _rows_of_coco(content: JsonRow, form: RowForm) -> Iterator[UserRow]:
             )
         pictures[image_id] = image.text("file_name"), image.fields
     for entry in content.rows("annotations", "annotation", 1):
+        # A caption whose picture the file lacks is dropped and counted.
         file, about = pictures.get(entry.id("image_id"), ("", {}))
         fields = {form.image: file, form.text: entry.text("caption")}
         if form.split is not None:
@@ -142,6 +144,7 @@ def _exchanges(turns: Any) -> list[Exchange] | str:
         if not isinstance(text, str):
             return "a turn without text"
         if speaker in ASKS:
+            # Two questions in a row: the first one has no answer.
             if question is not None:
                 exchanges.append(Exchange(question, fault=UNANSWERED))
             question = text.replace(PICTURE_MARK, " ").strip()

@@ -265,6 +265,7 @@ def _judged(row: Fields, row_id: str, form: RowForm) -> list[Result]:
     sentence = clean(str(row[form.text] or ""))
     if not sentence:
         return [f"no {form.task.text}"]
+    # A statement is the question of a VQA annotation.
     annotation: Annotation = {"id": row_id, REQUIRED[form.task.kind]: sentence}
     if form.target is not None:
         label = label_of(row, form.target)

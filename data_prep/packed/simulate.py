@@ -44,8 +44,8 @@ def simulate(
     reading = Reading(np.zeros(len(datasets), np.int64), shards)
     for begin in range(steps.start, steps.stop, STEPS_AT_ONCE):
         end = min(begin + STEPS_AT_ONCE, steps.stop)
-        # Each step has `stride` positions; a smaller batch leaves its last ones unused: with a stride
-        # of 4 and batches of 3, position 6 is slot 2 of step 1, and 7 is unused.
+        # Each step has `stride` positions, and a smaller batch leaves its last ones unused: of
+        # batches of 3 with a stride of 4, position 6 is slot 2 of step 1, and 7 is unused.
         positions = np.arange(begin * order.stride, end * order.stride)
         batches, slots = np.divmod(positions, order.stride)
         sizes = order.sizes_at(batches * order.stride)

@@ -1,6 +1,6 @@
 """A parsed data set -> shards: open every picture, write the good ones, account for the others.
 
-`pack` is the door of all commands. `ready` checks a whole data set before anything is written;
+All commands go through `pack`. `ready` checks a whole data set before anything is written;
 `ordered_map` opens its pictures in several processes; `pack_splits` divides it by picture first.
 """
 

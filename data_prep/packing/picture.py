@@ -333,6 +333,7 @@ def tell_repeats(datasets: Sequence[SourceSet], noun: str | None) -> None:
         for sample in dataset.samples:
             first_ids: dict[str, str] = {}
             for annotation in sample.annotations:
+                # Without the id, and without "source", which often holds more ids.
                 own = {k: value for k, value in annotation.items() if k not in ("id", "source")}
                 content, name = json.dumps(own, sort_keys=True), str(annotation["id"])
                 if content in first_ids:

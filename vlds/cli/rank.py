@@ -160,11 +160,6 @@ def watch_launcher(
 
 def _launchers() -> list[psutil.Process] | None:
     """The processes that started this one; None if one of them has ended already."""
-
-    def is_runner(process: psutil.Process) -> bool:
-        # By whole words: the script of a shell above may mention deepspeed.
-        return any(os.path.basename(word) in RUNNER for word in process.cmdline())
-
     try:
         parent = psutil.Process(os.getppid())
         launchers = [parent]
@@ -172,7 +167,8 @@ def _launchers() -> list[psutil.Process] | None:
             above = parent.parent()
             if above is None:
                 return None
-            if is_runner(above):
+            # By whole words: the script of a shell above may mention deepspeed.
+            if any(os.path.basename(word) in RUNNER for word in above.cmdline()):
                 launchers.append(above)
             else:
                 # A runner is in its launcher's session, and so is the shell that starts a launcher

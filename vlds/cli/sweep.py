@@ -87,6 +87,7 @@ def sweep(
         tell(f"left, or another process does them: {'; '.join(left)}")
     for name, reason in work.failed.items():
         tell(f"failed: {name}: {reason}", error=True)
+    # If nothing is missing, a process that crashed had done its work.
     if missing and not is_whole:
         cause = "one of its processes has ended early"
         tell(f"vlds sweep: {cause}; start it again to continue", error=True)
@@ -267,7 +268,7 @@ def work_at_once(
 
 def main(arguments: Sequence[str]) -> int:
     """One of the processes; the exit code. The process that started it says what has failed."""
-    at = arguments.index("--")
+    at = arguments.index("--")  # words about ranks stand before it, those of the sweep behind
     ranks, words = arguments[:at], arguments[at + 1 :]
     sweep = read_sweep(words)
     try:

@@ -72,11 +72,6 @@ def claim(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def is_claimed(folder: Path) -> bool:
-    """True if a claim was taken and not released: its process works on it, or is dead."""
-    return folder.exists()
-
-
 def wait_until_free(folder: Path, seconds: float) -> None:
     """Wait until nobody writes into a run's folder: the ranks of a sweep that was killed save and
     end by themselves.
@@ -268,8 +263,9 @@ class SweepWork:
                         self.failed[part.name] = f"cannot start without {other.name}"
         known = self._done | self.failed.keys()
         missing = [part for part in self.parts if part.name not in known]
-        # To look at a claim of another host may take a while.
-        return sorted(missing, key=lambda part: is_claimed(self._place(CLAIMS, part)))
+        # A claim that was not released is held, or its process is dead; to find out which may take
+        # a while on another host.
+        return sorted(missing, key=lambda part: self._place(CLAIMS, part).exists())
 
     def _do_one(self, ranks: Sequence[str]) -> SweepPart | None:
         """Do the first part that can be done; None if there is none. A failure is noted, for other

@@ -82,6 +82,7 @@ class AdapterFolders(RunFiles):
 
     def folders(self) -> list[tuple[str, str]]:
         """Folder below the top and name of the adapter, one for each slice of the weights."""
+        # The library's adapters are not stacked: tasks with their own slices have one each.
         tasks = self.run.recipe.tasks
         if getattr(self.method, "sharing", "single") == "single" or len(tasks) == 1:
             return [("", self.name)]

@@ -294,6 +294,7 @@ def without_places(tree: Any) -> Any:
         return {key: without_places(entry) for key, entry in tree.items()}
     if isinstance(tree, list):
         return [without_places(entry) for entry in tree]
+    # /data/vqa -> vqa; "zcat /data/vqa/a.gz" -> "zcat a.gz"; shards/vqa stays.
     if not isinstance(tree, str):
         return tree
     return Path(tree).name if WHOLE_PATH.fullmatch(tree) else INNER_PATH.sub("", tree)

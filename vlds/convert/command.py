@@ -92,6 +92,7 @@ def add_layout(
         description=f"{text}\n\n{more}".rstrip(),
         accepts_keys=True,
     )
+    # Not all layouts have --push, but all are asked for it.
     parser.set_defaults(function=function, parser=parser, push=None, private=False)
     parser.add_argument("--out", type=Path, required=True, help="new file or folder to write")
     parser.add_argument(

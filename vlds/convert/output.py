@@ -104,7 +104,7 @@ def save_torch(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def tell(text: str) -> None:
-    """Print a result to stdout; a closed pipe is not an error, since the output is written anyway."""
+    """Print a result to stdout. A closed pipe is not an error: the output is written anyway."""
     try:
         terminal.tell(text, flush=True)
     except BrokenPipeError:

@@ -85,8 +85,8 @@ class PeftFolders(AdapterFolders):
         """
         trained = {n for n, part in self.run.model.trained_by.items() if part == "connector"}
         names = {n.removeprefix(BACKBONE_PREFIX) for n in trained if n.startswith(BACKBONE_PREFIX)}
-        # The largest modules all of whose parameters train. Lists are not among them: peft wraps each
-        # module, and nothing calls a list.
+        # The largest modules all of whose parameters train. Not lists: peft wraps each module, and
+        # nothing calls a list.
         modules: list[str] = []
         for path, module in self.backbone.named_modules():
             own = [f"{path}.{name}" for name, _ in module.named_parameters()]

@@ -219,6 +219,7 @@ def build_page(report: Report) -> str:
     scores = runs_table(report, on_page=True) if several else score_table(report.only)
     differences = difference_table(report, ["run", *headline_heads(report)])
     cards = gallery(report)
+    # Id of a part -> its title; parts with nothing to show get no link.
     parts = {
         "scores": "Scores" if scores.rows else "",
         "differences": "Differences" if differences.rows else "",

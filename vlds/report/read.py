@@ -163,6 +163,7 @@ class RunInputs:
         """Task -> curve; "" is the loss over all tasks, "+ NAME" what a method adds to it."""
         curves: dict[str, Curve] = {}
         for line in self.lines:
+            # loss -> "", loss/vqa -> "vqa", added/lora -> "+ lora"
             for key, value in line.items():
                 kind, _, name = key.partition("/")
                 if kind in ("loss", "added"):

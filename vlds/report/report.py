@@ -292,6 +292,7 @@ def answers_of(run: RunReport) -> dict[str, TaskAnswers]:
         if run.recipe is None or not predicted.is_own:
             continue
         task, result = run.recipe.tasks[task_of(predicted.label)], run.results.get(shown)
+        # The score "accuracy/answer_type/number" says that examples are grouped by answer_type.
         cells = filter(None, map(cell_of, result.scores if result else ()))
         ways = tuple(dict.fromkeys(way for _, way, _ in cells))
         examples = {key: answered(task, key, predicted, ways) for key in predicted.predictions}

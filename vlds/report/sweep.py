@@ -195,6 +195,7 @@ def filled(value: Any, sweep: Sweep, seed: int | None) -> Any:
     if isinstance(value, str):
         value = value.replace(OUTPUT, sweep.output)
         return value if seed is None else value.replace(SEED, str(seed))
+    # Keys too: those of `paths` and `prepare` are folders.
     if isinstance(value, dict):
         return {filled(k, sweep, seed): filled(v, sweep, seed) for k, v in value.items()}
     return [filled(entry, sweep, seed) for entry in value] if isinstance(value, list) else value

@@ -117,6 +117,7 @@ def loop(run: Run, stop: Sequence[int]) -> int:
         for line in lines:
             run.tracker.say(line)
         # Too many skipped steps in a row end the run: the good state before them stays the newest.
+        # A state that falls due at a skipped step is saved after the next good one.
         save_due |= step % config.save_every == 0
         with between_steps():
             if stopping or last or (save_due and not report.skipped):

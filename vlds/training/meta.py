@@ -131,14 +131,15 @@ class MetaLearner:
         slices = task_slices(model, len(self.tasks))
         self.copies: list[Copy] = []
         for weight in (p for p in model.parameters() if p.requires_grad):
-            # Adam counts steps per copy, so a slice of a stack gets one for each task.
             of_tasks = slices.get(weight)
-            if of_tasks is None or of_tasks.size == weight.numel():
-                owner = None if of_tasks is None else of_tasks.first  # a head has one task
-                self.copies.append(Copy(weight, owner, False, float32_copy(weight)))
-            else:
-                parts = enumerate(weight)
-                self.copies += [Copy(weight, n, True, float32_copy(part)) for n, part in parts]
+            is_stack = of_tasks is not None and of_tasks.size < weight.numel()
+            # Adam counts steps per copy, so a stack has one for each task's slice. A head is one
+            # task's as a whole.
+            owner = None if of_tasks is None else of_tasks.first
+            for task, part in enumerate(weight) if is_stack else [(owner, weight)]:
+                # copy=True: an fp32 model would share its memory otherwise.
+                copied = nn.Parameter(part.detach().to(torch.float32, copy=True))
+                self.copies.append(Copy(weight, task, is_stack, copied))
         values, optimizer = [copy.values for copy in self.copies], recipe.optimizer
         adam = torch.optim.Adam(
             values,
@@ -203,11 +204,6 @@ class MetaLearner:
         """Give the model the values of the copies, rounded to its type."""
         for copy in self.copies:
             copy.part(copy.weight).copy_(copy.values)
-
-
-def float32_copy(values: Tensor) -> nn.Parameter:
-    """A parameter with these values, in fp32."""
-    return nn.Parameter(values.detach().to(torch.float32, copy=True))
 
 
 @dataclass

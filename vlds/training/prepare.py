@@ -161,8 +161,8 @@ def number_of_steps(recipe: Recipe, sources: Sequence[Source | StreamedSource]) 
 
 
 def far_too_large(recipe: Recipe, sources: Sequence[Source], ranks: Ranks) -> Iterator[str]:
-    """What to tell a user about sizes that the data or this machine do not have, with which nothing
-    seems to happen for minutes."""
+    """Warnings of sizes far beyond the data or this machine, with which a run seems to hang for
+    minutes."""
     data, cores = recipe.data, len(os.sched_getaffinity(0))
     if (processes := data.num_workers * len(ranks.on_this_machine)) > max(cores, FEW_PROCESSES):
         yield (

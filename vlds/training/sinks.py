@@ -107,6 +107,7 @@ class Tracker:
         *sums, loss, num_bad = self.ranks.sum(torch.cat([self._losses, others])).tolist()
         losses, added = sums[: len(self.tasks)], sums[len(self.tasks) :]
         elapsed = time.monotonic() - self._since
+        # 0 if all steps were skipped: then no loss is logged.
         num_finite = self._num_steps - self._num_skipped
         by_task = zip(self.tasks, losses, self._num_losses.tolist(), strict=True)
         metrics: dict[str, float] = {

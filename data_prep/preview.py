@@ -213,6 +213,7 @@ def page_of(title: str, counts: str, views: Sequence[SampleView]) -> str:
     """The page about some samples, with their pictures inside."""
     samples = []
     for view in views:
+        # A picture that cannot be decoded has no thumbnail: None marks its place.
         copies = map(thumbnail, view.pictures)
         samples.append((view, [copy and page_picture(copy) for copy in copies]))
     return page(TEMPLATE, title=title, counts=counts, samples=samples)

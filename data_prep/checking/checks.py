@@ -97,6 +97,7 @@ def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> Che
     view = memoryview(data)
     try:
         sample.findings += _check_names(sample, view, begin)
+        # Where the file ends early, reading gives fewer bytes and no error.
         if len(data) < end - begin:
             raise ShardError(f"its bytes from {begin + len(data)} to {end} are not there")
         _, views = read_members(view, begin)
@@ -250,6 +251,7 @@ def check_shard(job: ShardJob) -> CheckedShard:
     elif file_sha256(tar) != job.shard.sha256:
         findings.append(Finding("shard with another sha256"))
     stored = _stored_index(tar, job.shard, findings)
+    # The index as it would be made of the shard today, to compare the stored one with.
     rebuilt, fault = None, ""
     try:
         rebuilt = build_index(tar, foreign=job.dataset.fields is not None)
@@ -276,6 +278,7 @@ def check_shard(job: ShardJob) -> CheckedShard:
                 detail = f"bytes {here[0]} to {here[1]}, in the shard {there[0]} to {there[1]}"
                 finding = Finding("index of another shard", detail)
                 findings.append(finding._replace(i=i, key=sample.key, id=sample.id))
+    # The checks of a sample do not know where it stands.
     about_samples = [
         finding._replace(i=i, key=sample.key, id=sample.id)
         for i, sample in enumerate(samples)

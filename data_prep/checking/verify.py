@@ -206,6 +206,7 @@ def verify(folders: Sequence[Path], files: Sequence[Path] = (), workers: int = 1
         folder = Path(os.path.commonpath(folders))
     infos: dict[Path, DatasetInfo] = {}
     findings: list[Finding] = []
+    # Once each: one of the folders may lie in another.
     for path in dict.fromkeys(path for each in folders for path in find_datasets(each)):
         try:
             infos[path] = DatasetInfo.load(path)

@@ -83,6 +83,7 @@ def read_cifar(root: Path, version: CifarVersion) -> ClassSource:
     if not batches:
         raise ValueError(f"--images {root}: {version.names} and no *.bin; copy the batches there")
     pictures: list[Shown] = []
+    # Pictures are numbered over all batches of a split, in the order of the batches' names.
     counts = {"train": 0, "test": 0}
     for path in batches:
         split = "test" if path.name.startswith("test") else "train"

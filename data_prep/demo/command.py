@@ -157,6 +157,7 @@ class WorldWriter:
 
     def gqa(self, train: int, val: int) -> None:
         """Write question dictionaries and scene graphs; ids have leading zeros, as GQA's do."""
+        # Ids as long as those of Visual Genome, whose pictures GQA asks about.
         image, question_number = 2_300_000, 0
         for split, count in (("train", train), ("val", val)):
             questions: dict[str, Any] = {}

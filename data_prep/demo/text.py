@@ -191,6 +191,7 @@ def _ask_look(kind: str, scene: Scene, words: Phrases, rng: Random) -> SceneQues
         given, phrase, answers = "shape", words.color, words.answers.all(COLORS)
     else:
         given, phrase, answers = "color", words.shape, words.answers.all(SHAPES)
+    # "what color is the circle?" has an answer only if there is one circle.
     values = [getattr(thing, given) for thing in scene]
     single = sorted(value for value in set(values) if values.count(value) == 1)
     if not single:

@@ -35,6 +35,7 @@ def load_easy_vqa() -> list[tuple[str, SourceSet]]:
             for number, (question, answer, image) in enumerate(zip(*rows, strict=True)):
                 if subset != "all" and is_negated(question) != (subset == "negated"):
                     continue
+                # All questions about a picture share its sample.
                 new = SourceSample(str(image), (Path(pictures[image]),), [])
                 annotation = _annotation(str(number), question, answer)
                 samples.setdefault(image, new).annotations.append(annotation)

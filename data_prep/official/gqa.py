@@ -62,6 +62,7 @@ def parse_gqa(
     samples = []
     for image_id, of_picture in asked.items():
         picture = find_file(images or src, ("images", ""), f"{image_id}.jpg")
+        # Only region-word alignment needs the objects, so pictures without a graph stay.
         source = {}
         if image_id in graphs:
             graph = JsonRow(graphs[image_id], f"{scene_graphs}, {image_id}")

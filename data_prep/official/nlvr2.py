@@ -34,7 +34,8 @@ def parse_nlvr2(
     pictures: dict[str, tuple[Path, Path]] = {}
     for row in rows:
         identifier = row.text("identifier")
-        # All sentences about a pair share the sample of its two pictures.
+        # All sentences about a pair share the sample of its two pictures: train-12-0-3 is the
+        # sentence 3 of the pair train-12-0.
         pair, _, sentence = identifier.rpartition("-")
         if not (pair and sentence):
             raise ValueError(
@@ -74,6 +75,7 @@ class PictureFolders:
 
     def find(self, stem: str, directory: int | None) -> Path:
         """A picture's file; LXMERT's rows do not say in which numbered folder (`directory`)."""
+        # Official rows of train name the folder; without it, all of them are listed once.
         numbered = [] if directory is None else [f"{place}/{directory}" for place in self.numbered]
         path = find_file(self.folder, (*numbered, *self.plain), f"{stem}.png")
         return path if path.is_file() else self._in_numbered.get(path.name, path)

@@ -62,6 +62,7 @@ def sentences_of(row: JsonRow, answers: Collection[str]) -> Iterator[Sentence]:
         if source not in (*CAPTIONS, *QUESTIONS):
             known = ", ".join((*CAPTIONS, *QUESTIONS))
             raise ValueError(f"{row.place}: unknown source {source!r}; known are {known}")
+        # Captions have no labels.
         of_source = labels.get(source, [{}] * len(texts))
         if not isinstance(texts, list) or len(texts) != len(of_source):
             raise ValueError(

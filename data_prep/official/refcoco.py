@@ -185,5 +185,6 @@ SETS = tuple(
         },
     )
     for command, release in RELEASES.items()
+    # "in" a list of one: a name for a value, as a comprehension has no assignment.
     for title in [release.folder.replace("refcoco", "RefCOCO")]
 )

@@ -189,6 +189,7 @@ def parse_jsonl(
             sample = samples[part].setdefault(new.id, new)
             sample.annotations.append(entry)
             used.append((part, entry["id"], row))
+    # Rows that are named by their lines differ in any case.
     if form.id is not None:
         refuse_repeated_ids(used, form.id, annotations)
     kind, files = form.task.kind, (annotations,)

@@ -333,6 +333,7 @@ def check_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> None:
                 f"{place}: {form.id!r} is empty; give each row an id, or leave out --id-field to "
                 "name rows by their line"
             )
+        # Scores are grouped by these, so that each must be a text.
         for kind in TYPES if form.task.target == "answer" else ():
             _check_value(row.fields.get(kind), False, f"{place}: {kind!r}")
     if form.task.labels and form.target is not None:
@@ -361,6 +362,7 @@ def refuse_repeated_ids(used: Iterable[tuple[str, str, UserRow]], field: str, pa
 
 def _cure(fields: Fields, missing: str, form: RowForm) -> str:
     """The fields of a row without the field `missing`, and what to do."""
+    # GQA's file is one object, {"07333408": {"imageId": ...}, ...}.
     listed = list_fields(fields)
     if fields and all(isinstance(v, dict) and "imageId" in v for v in [*fields.values()][:3]):
         return f"{listed}; it looks like the questions of GQA, which `gqa --src` takes"

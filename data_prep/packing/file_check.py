@@ -147,6 +147,7 @@ def check_missing(datasets: Sequence[SourceSet], folder: Path | None, skip: bool
                 for path in sample.images
                 if not is_there(path)
             ]
+        # A file that several samples name is looked for once.
         located = {file: sample for sample in dataset.samples for file in sample.features}
         missing += [
             MissingFile(f"features {file}", located[file], dataset.source)
@@ -200,6 +201,7 @@ def _hint(file: MissingFile, near: NearNames | None) -> str:
     if file.picture is None or near is None or not (similar := near.of(file.picture)):
         return ""
     hint, names = f"did you mean {similar}?", (PurePosixPath(similar).stem, file.picture.stem)
+    # Names that differ in Unicode's form alone look the same, so the hint must say which is which.
     if names[0] == names[1] or len({normalize("NFC", name) for name in names}) == 2:
         return hint
     there, named = (

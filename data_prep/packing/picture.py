@@ -178,6 +178,7 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
     Errors: BadPicture.
     """
     extension = true_extension(data)
+    # Decoders have many words for damage, and reasons are counted: one for all of it.
     if fault := picture_fault(data):
         raise BadPicture(fault if fault == TOO_LARGE else "truncated or damaged")
     try:
@@ -276,6 +277,7 @@ def _path_below(path: Path, folder: Path, root: Path) -> str:
     named = path.relative_to(folder) if path.is_relative_to(folder) else path
     if ".." in named.parts:
         path = Path(os.path.realpath(path.parent)) / path.name
+    # `folder` may lead through links, and the path may be given by its real place.
     for base in (folder, root):
         if path.is_relative_to(base):
             return path.relative_to(base).as_posix()

@@ -259,6 +259,7 @@ def locate(place: Path, name: str, frames: int | None = None) -> FeatureFile:
     exist."""
     if place.is_file():
         return FeatureFile(place, name, frames)
+    # If none exists, the path without an ending stands for all in the error.
     paths = (place / f"{name}{ending}" for ending in ENDINGS)
     path = next((path for path in paths if path.is_file()), place / name)
     return FeatureFile(path, name, frames)

@@ -181,6 +181,7 @@ class DatasetWriter:
         if not shards:
             reasons = f"; {len(dropped)} were dropped, the first: {dropped[0]}" if dropped else ""
             raise ValueError(f"data set {self.stem}: no samples to write{reasons}")
+        # Shards and indices that this version does not have would stay beside its own for ever.
         names = {shard.name for shard in shards}
         for path in self.out.glob(f"{self.stem}-*.tar*"):  # of an earlier, longer version
             if path.name.partition(".tar")[0] + ".tar" not in names:

@@ -60,6 +60,7 @@ def run_demo(out: Path, seed: int, ranks: int, *, only_backbone: bool = False) -
     # The adapters' scores, beside those of the most frequent answer, the frozen model and the
     # control.
     (adapters / SCORES).unlink(missing_ok=True)  # `collect` would read an earlier one
+    # Without intervals, which the terminal does not show.
     tuned, control = collect([adapters, out / "control"], resamples=0).runs.values()
     scored, weights = {}, weights_of(adapters)
     for name, entry in tuned.scores.tasks.items():

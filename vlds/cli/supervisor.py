@@ -237,6 +237,7 @@ def run_stage(stage: Stage, position: str, variables: Mapping[str, str]) -> None
     started = time.monotonic()
     environment = {**without_rank(os.environ), **variables}
     with signals_collected() as received:
+        # Twice the grace time: the command may be a supervisor, which needs its own first.
         command = [sys.executable, "-c", BOUND, *stage.command]
         outcome = supervise(command, environment, 2 * grace_from_environment(), received)
     if outcome.asked:

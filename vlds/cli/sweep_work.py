@@ -182,6 +182,7 @@ class RunPart:
 
         Errors: FolderInUse if another program writes into the run's folder.
         """
+        # The ranks of a sweep that was killed have one grace time, and so has their supervisor.
         run, folder = self.run, self.run.folder
         wait_until_free(folder, 2 * grace_from_environment())
         if not run.is_trained:

@@ -118,6 +118,7 @@ def license_fields(about: Any) -> dict[str, str]:
         for name, value in found.items()
         if isinstance(value, str) and PLAIN_LICENSE.fullmatch(value)
     }
+    # The others explain a `license` of "other", and say nothing without it.
     return fields if "license" in fields else {}
 
 

@@ -127,6 +127,7 @@ def probe(run: LoadedRun, task: str, pictures: Sequence[Path], option: str = "--
             example=Example(
                 id=str(n),
                 task=task,
+                # Such a text may give more tokens than it was made of; the limits below cut it.
                 # Unequal lengths, so that padding is compared too.
                 prompt=generated_text(run.model.tokenizer, PROMPT - n % 3, draw),
                 target=generated_text(run.model.tokenizer, TARGET, draw),

@@ -266,6 +266,7 @@ def metric_of(
     first = next((name for name in named if name in names), None)
     metric = headline_of(names, first if asked is None else asked)
     if metric is None or (asked is not None and metric != asked):
+        # Scores of groups, such as accuracy/answer_type/number, would make the message long.
         whole = ", ".join(name for name in names if "/" not in name) or "none"
         raise ValueError(f"scores.{task}: no run has {asked or 'a score'}; there are {whole}")
     if asked is None and len(named) > 1:

@@ -89,6 +89,7 @@ class Sweep:
         for key, choices in self.grid.items():
             if not choices:
                 raise ValueError(f"grid.{key}: has no values; give a list, like [0.001, 0.004]")
+            # As texts: for Python, 1 and true are equal.
             texts = [in_yaml(choice) for choice in choices]
             if repeated := [text for text in texts if texts.count(text) > 1]:
                 raise ValueError(f"grid.{key}: {repeated[0]} is there twice; give each value once")

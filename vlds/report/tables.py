@@ -104,6 +104,7 @@ def speed_text(speed: float) -> str:
 
 def terminal_table(table: Table, caption: str = "") -> RichTable:
     """The table for a terminal, with lines of text below it; intervals are left out."""
+    # Texts, because rich would take brackets in plain strings for markup.
     shown = RichTable(box=None, pad_edge=False, header_style="bold", caption_justify="left")
     shown.caption = Text(visible(caption)) if caption else None
     for column, head in enumerate(table.heads):

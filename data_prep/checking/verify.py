@@ -140,6 +140,7 @@ def _read_ids(path: Path, splits: Collection[str], dropped: Collection[str]) -> 
         annotation_id = JsonRow(row, f"{path}, annotation {number}").id(field)
         # NLVR2 names a pair of pictures like its sentences, without their last number.
         pair = annotation_id.rpartition("-")[0]
+        # A dropped sample takes its annotations with it.
         sample_ids = [str(outer[field]) for field in SAMPLE_FIELDS if field in outer]
         ids[annotation_id] = any(name in dropped for name in (annotation_id, pair, *sample_ids))
     if not ids:

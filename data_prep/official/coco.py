@@ -100,6 +100,7 @@ def read_karpathy(
     """Read a split of a file in Karpathy's form; `places` are the folders below `images` that may
     hold a row's picture."""
     samples, dropped = [], []
+    # A picture whose captions are all empty stays, and packing drops it: it has no annotation.
     for row in _karpathy_rows(path, split):
         captions = []
         for sentence in row.rows("sentences", "sentence"):

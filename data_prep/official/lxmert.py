@@ -59,6 +59,7 @@ def gqa_annotation(row: JsonRow) -> Annotation:
 def nlvr2_annotation(row: JsonRow) -> Annotation:
     annotation: Annotation = {"id": row.text("identifier"), "sentence": row.line("sent")}
     if "label" in row:
+        # JSON's true and false will do as well: for Python they equal 1 and 0.
         if row.value("label") not in (0, 1):
             raise ValueError(f"{row.place}: label {row.value('label')!r} is neither 0 nor 1")
         annotation["label"] = bool(row.value("label"))

@@ -26,6 +26,7 @@ def parse_okvqa(
     questions = src / f"OpenEnded_mscoco_{subset}_questions.json"
     answers = src / f"mscoco_{subset}_annotations.json"
     asked = read_questions(questions, answers)
+    # {"one": "Vehicles and Transportation", ...}; codes that the file does not explain stay.
     content = read_object(answers)
     types = content.object("question_types") if "question_types" in content else {}
     for annotation in (row for rows in asked.values() for row in rows):

@@ -70,6 +70,7 @@ def parse_textvqa(
         row.text("image_id"): list(filter(None, map(clean, row.texts("ocr_tokens"))))
         for row in read_object(words_file).rows("data", "picture")
     }
+    # A picture without words has an empty list; one that is not there at all is another file's.
     if missing := [image for image in asked if image not in words]:
         raise ValueError(
             f"{words_file}: it lacks {len(missing)} of {len(asked)} pictures of {path.name}, the "

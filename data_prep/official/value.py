@@ -156,6 +156,7 @@ def _descriptions(row: JsonRow) -> list[Annotation]:
 
 SETS = tuple(
     OfficialSet(
+        # TVQA, How2QA, TVC, YC2C
         title=task.upper().replace("HOW", "How"),
         command=f"value-{task}",
         name=task,

@@ -52,7 +52,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> bytes:
             model_writer=model,
             model_type="unigram",
             vocab_size=vocabulary_size,
-            hard_vocab_limit=False,
+            hard_vocab_limit=False,  # the texts may have fewer pieces
             character_coverage=1.0,
             required_chars=CHARACTERS,
             pad_id=0,

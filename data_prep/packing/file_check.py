@@ -64,6 +64,7 @@ class DetectorFile(FeatureFile):
         shares = boxes[:, [0, 2, 1, 3]] / np.array([width, width, height, height], float).ravel()
         if not np.isfinite(shares).all():
             raise BadFeatures("boxes are not finite")
+        # Boxes may reach a little beyond the picture.
         return np.concatenate([features, shares.clip(0, 1).astype(np.float16)], 1)
 
     def annotated(self, annotation: dict[str, Any]) -> dict[str, Any]:

@@ -362,6 +362,7 @@ def _summary(dataset: SourceSet, info: DatasetInfo, out: Path) -> str:
     title = f"{info.name} {info.split}:"
     if not info.dropped:
         return f"{title} {info.samples:,} samples, {info.annotations:,} annotations -> {out}"
+    # Samples that are left out are not among the samples, but their annotations are in `dropped`.
     samples = len(dataset.samples) + len(dataset.left_out)
     annotations = len(dataset.dropped) + sum(len(s.annotations) for s in dataset.samples)
     lines = [f"{title} -> {out}"]

@@ -196,6 +196,7 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
         pixels = decode_image(data, ImageSpec(height, width))
     except SkipSample as error:
         raise BadPicture("truncated or damaged") from error
+    # Decoded as (3, h, w), encoded as (h, w, 3).
     buffer = io.BytesIO()
     Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, form, **ENCODINGS[form])
     return Picture(buffer.getvalue(), EXTENSIONS[form], width, height)

@@ -170,6 +170,7 @@ class FeatureFile:
             raise BadFeatures(f"not a matrix of numbers: {array.dtype} {array.shape}")
         # A grid of features becomes rows, line by line.
         array = array.reshape(-1, array.shape[-1])
+        # So written, NaN fails too.
         if not (np.abs(array) <= FLOAT16_MAX).all():
             raise BadFeatures("not finite in float16")
         return fit(array.astype(np.float16), self.frames)
@@ -274,6 +275,7 @@ def find_missing(files: Iterable[FeatureFile]) -> list[FeatureFile]:
 
     @cache
     def groups_of(path: Path) -> set[str]:
+        # Listed once for all pictures in it, which may be a hundred thousand.
         try:
             with _hdf5().File(path, "r") as opened:
                 return set(opened)

@@ -157,6 +157,7 @@ class DatasetWriter:
         asked = {key: value for key, value in (arguments or {}).items() if key != "out"}
         # Another version of vlds may write other bytes: --resume refuses its folders.
         identity = {**self.about, "limits": vars(self.limits), "tool": [_version(), asked]}
+        # Only sets of this kind have the class of each sample in their index.
         self.classes = self.about["classes"] if kind == KIND else None
         self.journal = Journal(out / f"{self.stem}.progress", identity, self.classes)
         self.finished = self.journal.finished() if resume else []

@@ -100,6 +100,7 @@ def evaluate(arguments: list[str]) -> int:
         "nothing is written by default",
     )  # fmt: skip
     options, keys = with_run(parser, *parser.parse_known_args(arguments))
+    # No model is needed, so this starts without ranks (`WITHOUT_RANKS`).
     if options.predictions:
         from vlds.evaluation.prediction_files import score_file
 
@@ -209,6 +210,7 @@ def report(arguments: list[str]) -> int:
     from vlds.report.page import report_text, write_report
     from vlds.report.read import find_runs
 
+    # What can be read is shown; the rest is told at the end, and by the exit code.
     runs, errors = find_runs(options.runs)
     out = options.out or (runs[0].folder if options.format == "html" else None)
     if out is None:

@@ -161,6 +161,7 @@ def check_options(options: Options) -> None:
 
     Errors: ValueError that names the option.
     """
+    # For the message: `reference` writes a .pth file, all others a folder.
     check_absent(options.out, "file" if options.out.suffix == ".pth" else "folder")
     if options.tolerance is not None and options.verify is None:
         raise ValueError("--tolerance: goes with --verify")
@@ -181,6 +182,7 @@ def check_options(options: Options) -> None:
         raise ValueError(f"--from: no such file or folder: {source}")
     if source is None and getattr(options, "config", None):
         raise ValueError("--config: goes with --from")
+    # `merge` takes several runs, all others one.
     runs = options.run if isinstance(options.run, list) else [options.run]
     for run in filter(None, runs):
         if not run.is_dir():

@@ -150,6 +150,7 @@ class RunInputs:
         """How the run's memory was divided, as far as it is known: "ZeRO-3, 2 ranks"."""
         logged = [line for line in self.lines if "zero_stage" in line]
         deepspeed = entries_of(self.recipe_tree, "training").get("deepspeed")
+        # Until the first line is logged, only the name of DeepSpeed's file is known: zero2.
         if logged:
             stage = f"ZeRO-{logged[-1]['zero_stage']}"
         else:

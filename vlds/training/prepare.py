@@ -67,6 +67,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     streamed = streamed_sources(recipe) if sequential else []
     evaluation = evaluation_sources(recipe)
     sizes = recipe.batch_sizes.values()
+    # Each lane that a rank of this machine reads keeps shards in the cache.
     num_lanes = max(cut.lanes_read(data.lanes, size, ranks.on_this_machine) for size in sizes)
     check_cache_limit(data.cache_bytes, train, evaluation, window=data.window, num_lanes=num_lanes)
     check_writable(Path(recipe.output), "output")

@@ -89,6 +89,7 @@ def write_start(run: Run, resumed: bool) -> None:
     words = (word for word in sys.argv[1:] if not word.startswith("--local_rank="))
     command = " ".join(["vlds", *map(without_credentials, words)])  # as a user would type it
     add_start(run.folder, new_start(step, command, hardware(run.ranks), changes))
+    # Of all starts, the new one included: recipe.yaml keeps them as comments.
     comments = [
         f"changed at step {start.step}: {change}"
         for start in read_starts(run.folder)

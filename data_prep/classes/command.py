@@ -21,9 +21,6 @@ from data_prep.classes.forms import (
 from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.packing.pack import pack_splits
 
-LAYOUTS = ("classes", "splits")
-CURE = "Keep each picture in one split"
-
 
 def add_command(commands: Any) -> None:
     parser = new_command(
@@ -47,7 +44,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument(
         "--layout",
-        choices=LAYOUTS,
+        choices=("classes", "splits"),
         help="what the folders in DIR are; needed only if some are called train, val or test and "
         "others are not",
     )
@@ -190,4 +187,11 @@ def _pack(source: ClassSource, args: argparse.Namespace, usual_name: str) -> Non
             )
         division = ClassShares(shares, args.seed)
     apart = source.apart or division is not None
-    pack_splits(datasets, division, args.out, shard_options(args), apart=apart, cure=CURE)
+    pack_splits(
+        datasets,
+        division,
+        args.out,
+        shard_options(args),
+        apart=apart,
+        cure="Keep each picture in one split",
+    )

@@ -28,7 +28,6 @@ from vlds.runtime.terminal import tell
 
 SIDE = 32
 PIXELS = CHANNELS * SIDE * SIDE
-DIGITS = 5
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def read_cifar(root: Path, version: CifarVersion) -> ClassSource:
         split = "test" if path.name.startswith("test") else "train"
         for offset, numbers in _records(path, version, (names, coarse)):
             raw = RawPicture(path, offset, SIDE, SIDE)
-            sample_id = f"{split}-{counts[split]:0{DIGITS}d}"
+            sample_id = f"{split}-{counts[split]:05d}"
             # The superclass comes first, the class last.
             source = {"superclass": coarse[numbers[0]]} if coarse else {}
             sample = SourceSample(sample_id, (), [], source, raw=(raw,))
@@ -429,9 +428,6 @@ def shown_pictures(
     return found, repeats
 
 
-REPEATED = "the picture and class of an earlier row"
-
-
 def read_table_of_classes(
     files: Sequence[SplitFile],
     images: Path,
@@ -467,7 +463,10 @@ def read_table_of_classes(
     if not entries:
         raise ValueError(f"{files[0].path}: no row with a picture and a class")
     pictures, repeats = shown_pictures(entries, images)
-    dropped += [(entry.split, Dropped(entry.place, REPEATED)) for _, entry in repeats]
+    dropped += [
+        (entry.split, Dropped(entry.place, "the picture and class of an earlier row"))
+        for _, entry in repeats
+    ]
     known = {picture.split for picture in pictures}
     # Some data set must list each dropped row, even if its split is empty or has no pictures.
     dropped = [(of if of in known else max(known), drop) for of, drop in dropped]

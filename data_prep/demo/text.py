@@ -146,7 +146,6 @@ def word_lines() -> list[str]:
 
 YES_NO = ("no", "yes")
 NUMBERS = ("0", "1", "2", "3", "4")
-STATEMENTS = ("both", "either", "left")
 
 
 @dataclass(frozen=True)
@@ -257,7 +256,7 @@ def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[SceneQuestion]:
 
 def state(look: Look, words: Phrases, rng: Random) -> Statement:
     """A statement about a look in a pair of pictures."""
-    kind = rng.choice(STATEMENTS)
+    kind = rng.choice(("both", "either", "left"))
     return Statement(kind, look, words.statements[kind].format(look=PLAIN.say(look)))
 
 

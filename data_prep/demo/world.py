@@ -48,7 +48,6 @@ FIGURES = ("bar", "diamond", "ring", "star")
 """Only in pictures of classes."""
 RADII = {"small": 5, "large": 7}
 """In pixels: a thing stays within its cell of 16, so that columns tell what is left of what."""
-JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def draw(scene: Scene, world: World, rng: Random) -> bytes:
         _draw_shape(pen, thing, (red, green, blue))
     buffer = io.BytesIO()
     # Subsampled chroma would blur the colors of things of ten pixels.
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
 
 

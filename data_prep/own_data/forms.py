@@ -159,9 +159,6 @@ def _exchanges(turns: Any) -> list[Exchange] | str:
     return exchanges or "no question with an answer"
 
 
-LABELS_HELP = "entailment, neutral, contradiction; or true, false"
-
-
 def parse_jsonl(
     form: RowForm, annotations: Path, images: Path, name: str, split: str = "train"
 ) -> list[SourceSet]:
@@ -263,7 +260,11 @@ def _add_fields(group: Any) -> None:
         "--statement-field",
         help="sentence (default: hypothesis, or statement)",
     )
-    add_field("--label-field", default="label", help=f"{LABELS_HELP} (default: label)")
+    add_field(
+        "--label-field",
+        default="label",
+        help="entailment, neutral, contradiction; or true, false (default: label)",
+    )
     add_field("--id-field", help="default: the row's line, as an editor counts it")
 
 

@@ -23,7 +23,6 @@ from vlds.runtime.files import whole_folder, write_whole
 from vlds.runtime.terminal import tell
 from vlds.schema import CHOICE_LETTERS
 
-ANSWER_FIELDS = ("answer", "multiple_choice_answer")
 WORD_SALADS = 500
 """Lines of shuffled words: unigram training makes a word one piece if it has many contexts."""
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789,'-"
@@ -106,7 +105,9 @@ def texts_of(folders: Iterable[Path]) -> Iterator[str]:
     """Questions, statements, captions, choices and answers of packed data sets."""
     for annotation in read_annotations(folders):
         yield from (annotation[f] for f in TEXT_FIELDS if f in annotation)
-        yield from (str(annotation[f]) for f in ANSWER_FIELDS if f in annotation)
+        yield from (
+            str(annotation[f]) for f in ("answer", "multiple_choice_answer") if f in annotation
+        )
         yield from map(str, annotation.get("answers") or ())
         yield from map(str, annotation.get("choices") or ())
         if "answer_index" in annotation:  # all letters: some may be no right answer in these data

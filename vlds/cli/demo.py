@@ -28,7 +28,6 @@ FOLDER = "runs/demo"
 """Where the shipped recipes write; replaced by --out."""
 TO_BACKBONE = 3
 """Stages until the frozen backbone is there."""
-CONTROL = "norms + visual embedding"
 
 
 def run_demo(out: Path, seed: int, ranks: int, *, only_backbone: bool = False) -> int:
@@ -66,7 +65,7 @@ def run_demo(out: Path, seed: int, ranks: int, *, only_backbone: bool = False) -
     for name, entry in tuned.scores.tasks.items():
         compared = dict(entry.by_column)
         own = compared.pop(tuned.scores.columns[-1])
-        compared[CONTROL] = control.results[name].scores
+        compared["norms + visual embedding"] = control.results[name].scores
         scored[name] = Scored(entry.data, entry.examples, own, entry.headline, compared, weights)
     write_scores(adapters, scored)
     page = write_report([read_run(adapters)], adapters)

@@ -22,7 +22,6 @@ from vlds.runtime.terminal import tell
 
 MODULE = "vlds.cli.local"
 POLL_S = 0.1
-HOST = "127.0.0.1"
 SAVED = tuple(128 + number for number in ASKING)
 """Exit codes of a rank that was asked to end and has saved. The others may still be saving."""
 
@@ -86,7 +85,7 @@ def place(rank: int, ranks: int, port: str) -> dict[str, str]:
     """The variables that make a process a rank (runtime/ranks.py reads them)."""
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": HOST, "MASTER_PORT": port,
+        "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
     }  # fmt: skip
 
 

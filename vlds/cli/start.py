@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 from vlds.cli.local import MODULE as LOCAL
 from vlds.cli.supervisor import (
@@ -50,7 +49,6 @@ JOB_FILE = "VLDS_JOB_FILE"
 """Environment variable that names the file into which a run's only rank writes its `RunFacts`."""
 OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
 """Launcher arguments with which the user chooses hosts and ports; vlds then adds none."""
-NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -82,13 +80,13 @@ def start(words: Words) -> int:
         # For its errors alone: find mistakes in the number of ranks before the recipe is read.
         launch_command([], words.ranks, launcher_args, os.environ, count_gpus())
 
-        def run(words: Words, variables: Mapping[str, str] = NO_VARIABLES) -> Outcome:
+        def run(words: Words, variables: Mapping[str, str] | None = None) -> Outcome:
             program = ["-m", "vlds", *words.for_ranks]
             command, env = launch_command(
                 program, words.ranks, launcher_args, os.environ, count_gpus()
             )
             saves = words.command == TRAIN
-            return supervise(command, {**env, **variables}, grace_s, received, saves=saves)
+            return supervise(command, {**env, **(variables or {})}, grace_s, received, saves=saves)
 
         def ranks_available() -> int | None:
             return None if several_hosts else count_gpus() or None

@@ -135,7 +135,6 @@ Groups = NDArray[np.int64]
 
 RESAMPLES = 1000
 SEED = 0  # fixed, so that a report that is made again says the same
-PERCENTILES = (2.5, 97.5)
 
 
 def groups_of(samples: Iterable[str]) -> Groups:
@@ -184,7 +183,7 @@ def resampled_means(columns: Sequence[Values], groups: Groups, resamples: int) -
 
 
 def percentiles(means: Values) -> Interval:
-    low, high = np.nanpercentile(means, PERCENTILES)
+    low, high = np.nanpercentile(means, (2.5, 97.5))
     return Interval(float(low), float(high))
 
 

@@ -44,7 +44,6 @@ SHOWN = 60
 """Characters of a value that the error shows."""
 BEFORE = 20
 """How many of them stand before the first one that differs."""
-ABSENT = "nothing"
 
 Facts = dict[str, Any]
 """Dotted name -> value of everything that the ranks must have in common."""
@@ -170,7 +169,7 @@ def differences(gathered: list[Facts]) -> list[str]:
     lines: dict[str, str] = {}
     for rank, facts in enumerate(others, 1):
         for name in sorted(first.keys() | facts.keys()):
-            values = [entry.get(name, ABSENT) for entry in (first, facts)]
+            values = [entry.get(name, "nothing") for entry in (first, facts)]
             encoded = [json.dumps(value) for value in values]
             if encoded[0] == encoded[1]:
                 continue

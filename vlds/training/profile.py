@@ -29,7 +29,6 @@ SPANS = {
 """Parts of a step, and what the table calls them. Vision lies inside forward."""
 COMMUNICATION = ("c10d::", "gloo:", "nccl:")
 """What names of operations between ranks begin with."""
-VIEWERS = "open it at ui.perfetto.dev or chrome://tracing"
 FOLDER, TRACE = "profile", "trace.json"
 """The folder in a run's folder, and the file in it."""
 
@@ -184,7 +183,10 @@ class StepProfile:
         except (OSError, RuntimeError) as error:
             why = getattr(error, "strerror", None) or error
             return f"no trace is written to {self.trace.parent}: {why}; the run goes on"
-        return f"trace of {self.num_steps} steps: {self.trace}; {VIEWERS}"
+        return (
+            f"trace of {self.num_steps} steps: {self.trace}; open it at ui.perfetto.dev or "
+            "chrome://tracing"
+        )
 
 
 def table(seconds: Mapping[str, float], whole: float, between: float, num_steps: int) -> list[str]:

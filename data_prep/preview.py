@@ -118,6 +118,7 @@ def answer_of(annotation: Mapping[str, Any]) -> str:
     if isinstance(label, Mapping):
         best = sorted(label.items(), key=lambda entry: -entry[1])
         return _first([f"{answer} ({score:g})" for answer, score in best])
+    # NLVR2's label is true or false.
     text = str(label).lower() if isinstance(label, bool) else str(label)
     whole = annotation.get("full_answer")
     return f"{text} ({whole})" if whole else text

@@ -67,6 +67,7 @@ def parse_refcoco(
     for row in _read_refs(refs):
         if row.text("split") == split:
             thing = _named(things, row, "ann_id", path)
+            # For its error: the pictures are looked up further down.
             _named(pictures, row, "image_id", path)
             box = _box(thing, "bbox")
             source = {key: row.id(key) for key in ("ref_id", "ann_id")}

@@ -141,6 +141,7 @@ def _entry_lines(text: str) -> Iterator[int]:
         line += text.count("\n", counted, position)  # from 0 each time, it would be quadratic
         counted = position
         yield line
+        # Passes over the whole entry, whatever brackets its texts hold.
         _, position = decoder.raw_decode(text, position)
 
 

@@ -53,9 +53,11 @@ def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
 
     Errors: ValueError that names the line.
     """
+    # csv needs the line ends as they are, because a quoted cell may hold some.
     with open_text(path, newline="") as file:
         lines = RowLines(file)
         separator = _skip_to_head(path, lines)
+        # skipinitialspace: people write a blank behind the comma, and then a quote.
         reader = csv.reader(iter(lines), delimiter=separator, strict=True, skipinitialspace=True)
         head: list[str] = []
         rows, faults = [], list[str]()

@@ -103,12 +103,11 @@ def aligned(
     inputs: Tensor,
     regularisation: float | None = None,
 ) -> Neurons:
-    """The other adapter, whose neurons stand where those of the first that they are like do.
+    """The other adapter, with each neuron in the place of the first one's that is most like it.
 
-    MerA (He et al. 2023, https://arxiv.org/abs/2308.15982) brings the neurons of an adapter into
-    the order of another one's by optimal transport, after which a mean of both makes sense. A
-    neuron is a row of the down half, its bias, and a column of the up half. With uniform masses and
-    the squared distances of neurons as cost, P is the plan, and the other adapter becomes
+    Then a mean of both makes sense. A neuron is a row of the down half, its bias, and a column of
+    the up half. With uniform masses and the squared distances of neurons as cost, P is the plan,
+    and the other adapter becomes
 
         down <- r P down,    bias <- r P bias,    up <- up (r P)^T,
 

@@ -84,10 +84,7 @@ def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
 
 
 def load(folder: Path) -> tuple[State, Progress]:
-    """Read a run state.
-
-    Errors: ValueError that names the folder and what is wrong with it.
-    """
+    """Read a run state; ValueError that names the folder and what is wrong with it."""
     progress = read_progress(folder)
     try:
         tensors = load_file(folder / TENSORS)

@@ -175,7 +175,7 @@ class DatasetWriter:
         self, records: Iterable[SampleRecord | Dropped], rows_dropped: Iterable[Dropped] = ()
     ) -> DatasetInfo:
         """Write all samples from `start` on, then dataset.json."""
-        # In the order of the samples: dropped rows, then samples by shard, then those after the last.
+        # Dropped rows first, then samples in their order, those after the last shard at the end.
         dropped_last = self._write_shards(records)
         shards = [entry.shard for entry in self.finished]
         dropped_before = [drop for entry in self.finished for drop in entry.dropped]

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         tell(f"error: {error}", error=True)
         return USER_ERROR
+    # Commands that write shards have --resume.
     run: Run = args.run
     can_resume = hasattr(args, "resume")
     try:

@@ -38,6 +38,7 @@ def new_command(
 def packs(parser: argparse.ArgumentParser, parse: Callable[..., SourceSet]) -> None:
     """Let a command pack what `parse` returns; each parameter of `parse` is the option of the same
     name. The command may have --split-by-image."""
+    # `parse` says by its parameters what it needs: --out, --seed and others are for the packing.
     names = signature(parse).parameters
 
     def run(args: argparse.Namespace) -> None:
@@ -186,6 +187,7 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 def num_bytes(text: str) -> int:
     """Parse a size of at least one byte, such as 512MB (10^6), 1GiB (2^30) or 1000000."""
+    # 1.5GiB -> 1.5, g, i; without a match "0", which is too small below.
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
     amount, prefix, binary = match.groups() if match else ("0", "", "")
     # The prefix's place in " kmgt" is the power of 1000 or 1024.

@@ -189,6 +189,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, JsonRow]]:
             if line.strip():
                 place = f"{path}, line {number}"
                 cure = "; write one object per line, without commas between the lines"
+                # Leading blanks stay: an error counts the columns from the line's start.
                 yield number, JsonRow(_parse(line.strip("\r\n"), place, f"{place}:", cure), place)
 
 

@@ -24,6 +24,7 @@ def downloads_of(published: Published) -> list[Download]:
 
 def words_of(published: Published, split: str, data: Path, out: Path) -> list[str]:
     """The words of the command that packs a split, after the program's name."""
+    # "--src OKVQA --images COCO" -> --src DATA/OKVQA --images DATA/COCO
     places = [
         word if word.startswith("--") else str(data / word) for word in published.folders.split()
     ]
@@ -94,7 +95,7 @@ def add_command(commands: Any) -> None:
     def run(args: argparse.Namespace) -> int:
         if odd := [name for name in args.names if name not in PUBLISHED]:
             raise ValueError(
-                f"{odd[0]} is no data set of a publisher; there are {', '.join(PUBLISHED)}"
+                f"{odd[0]} is not a publisher's data set; there are {', '.join(PUBLISHED)}"
             )
         if not args.data.is_dir():
             raise ValueError(f"--data {args.data} is not a folder; name that of the downloads")

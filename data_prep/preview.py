@@ -79,13 +79,14 @@ def view_sample(dataset: Dataset, number: int, most: int | None = MOST_ANNOTATIO
         )
     except (SkipSample, ShardError) as error:
         return SampleView(place, trouble=visible(error))
-    except UNUSABLE as error:
+    except UNUSABLE as error:  # readable, but with a field of another type than its kind has
         return SampleView(place, trouble=visible(f"not what it should be: {error!r}"))
 
 
 def place_of(dataset: Dataset, number: int) -> str:
     """Shard and number in it."""
     for shard in dataset.info.shards:
+        # From a number in the data set to one in its shard.
         if number < shard.samples:
             return visible(f"{shard.name}:{number}")
         number -= shard.samples
@@ -117,6 +118,7 @@ def answer_of(annotation: Mapping[str, Any]) -> str:
     if isinstance(label, Mapping):
         best = sorted(label.items(), key=lambda entry: -entry[1])
         return _first([f"{answer} ({score:g})" for answer, score in best])
+    # NLVR2's label is true or false.
     text = str(label).lower() if isinstance(label, bool) else str(label)
     whole = annotation.get("full_answer")
     return f"{text} ({whole})" if whole else text
@@ -151,9 +153,12 @@ def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None
     if out is not None and out.suffix != ".html":
         raise ValueError(f"--out {out}: a preview is a web page; give a name that ends in .html")
     begin, colon, end = place.rpartition(":")
+    # SHARD:7, unless a file has that name.
     is_one = colon and end.isdigit() and not Path(place).exists()
     path, number = (Path(begin), int(end)) if is_one else (Path(place), None)
-    parts = [find_samples(part) for part in parts_of(path)]
+    # A folder of data sets has a part for each; a data set or a shard is a part by itself.
+    has_several = path.is_dir() and not (path / DATASET_FILE).exists()
+    parts = [find_samples(part) for part in (find_datasets(path) if has_several else [path])]
     total = sum(len(numbers) for _, numbers in parts)
     if number is not None and (len(parts) > 1 or number >= total):
         having = f"{len(parts)} data sets" if len(parts) > 1 else f"samples 0 to {total - 1}"
@@ -209,20 +214,15 @@ def page_of(title: str, counts: str, views: Sequence[SampleView]) -> str:
     """The page about some samples, with their pictures inside."""
     samples = []
     for view in views:
+        # A picture that cannot be decoded has no thumbnail: None marks its place.
         copies = map(thumbnail, view.pictures)
         samples.append((view, [copy and page_picture(copy) for copy in copies]))
     return page(TEMPLATE, title=title, counts=counts, samples=samples)
 
 
-def parts_of(path: Path) -> list[Path]:
-    """The folders of the data sets in or below a folder; a shard is a part by itself."""
-    below = path.is_dir() and not (path / DATASET_FILE).exists()
-    return find_datasets(path) if below else [path]
-
-
 def spread(numbers: Sequence[int], count: int) -> list[int]:
     """At most `count` of the numbers, evenly spread."""
-    # The first number is always among them.
+    # 10 numbers, 4 of them -> 0 2 5 7; the first one is always among them.
     count = min(count, len(numbers))
     return [numbers[turn * len(numbers) // count] for turn in range(count)]
 

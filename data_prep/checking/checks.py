@@ -97,6 +97,7 @@ def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> Che
     view = memoryview(data)
     try:
         sample.findings += _check_names(sample, view, begin)
+        # Where the file ends early, reading gives fewer bytes and no error.
         if len(data) < end - begin:
             raise ShardError(f"its bytes from {begin + len(data)} to {end} are not there")
         _, views = read_members(view, begin)
@@ -135,6 +136,7 @@ def _check_names(sample: CheckedSample, view: memoryview, begin: int) -> Iterato
 
     Errors: ValueError (ShardError) if a header cannot be read.
     """
+    # Offsets are those of the shard, and `view` begins at `begin` of it.
     seen = set[str]()
     for member in members(lambda o, n: view[o - begin : o - begin + n], begin, begin + len(view)):
         key, extension = split_name(member.name)
@@ -173,6 +175,7 @@ def _check_json(sample: CheckedSample, content: Members, dataset: DatasetInfo) -
             sample.annotations.append(str(annotation_id))
         if isinstance(annotation, dict) and (fault := fault_of(annotation, dataset.kind)):
             yield Finding("annotation unusable", f"annotation {number}: {fault}")
+    # Only of a sample that is good so far: most faults above make its class unreadable too.
     if dataset.indexed_classes is not None and not sample.findings:
         try:
             sample.class_number = class_number(content["json"], numbered(dataset.indexed_classes))
@@ -200,6 +203,7 @@ def _check_features(sample: CheckedSample, content: Mapping[str, bytes]) -> Iter
         shapes.append(array.shape)
         if array.dtype != FEATURE_TYPE:
             yield Finding("features not float16", f"{name}: {array.dtype}")
+        # A run takes the numbers as they lie: Fortran's order would mix them up.
         elif array.ndim != 2 or not array.size or not array.flags.c_contiguous:
             detail = f"{name}: shape {array.shape}, (tokens, dim) row by row expected"
             yield Finding("features no matrix", detail)
@@ -239,6 +243,7 @@ def check_shard(job: ShardJob) -> CheckedShard:
     tar = job.folder / job.shard.name
     if not tar.is_file():
         return CheckedShard(job.label, [], [Finding("shard missing", file=job.label)])
+    # The cheap test first: of another size, the hash is another one, and takes long to compute.
     findings = []
     if (size := tar.stat().st_size) != job.shard.bytes:
         detail = f"{size} bytes, dataset.json says {job.shard.bytes}"
@@ -246,6 +251,7 @@ def check_shard(job: ShardJob) -> CheckedShard:
     elif file_sha256(tar) != job.shard.sha256:
         findings.append(Finding("shard with another sha256"))
     stored = _stored_index(tar, job.shard, findings)
+    # The index as it would be made of the shard today, to compare the stored one with.
     rebuilt, fault = None, ""
     try:
         rebuilt = build_index(tar, foreign=job.dataset.fields is not None)
@@ -267,12 +273,12 @@ def check_shard(job: ShardJob) -> CheckedShard:
         findings.append(Finding("index of another shard", detail))
     elif stored and rebuilt:
         for i, sample in enumerate(samples):
-            # The sample lies between offsets i and i + 1.
             here, there = (index.offsets[i : i + 2].tolist() for index in (stored, rebuilt))
             if here != there:
                 detail = f"bytes {here[0]} to {here[1]}, in the shard {there[0]} to {there[1]}"
                 finding = Finding("index of another shard", detail)
                 findings.append(finding._replace(i=i, key=sample.key, id=sample.id))
+    # The checks of a sample do not know where it stands.
     about_samples = [
         finding._replace(i=i, key=sample.key, id=sample.id)
         for i, sample in enumerate(samples)
@@ -306,9 +312,11 @@ def _stored_index(tar: Path, shard: ShardInfo, findings: list[Finding]) -> Shard
 
 def _check_samples(tar: Path, index: ShardIndex, dataset: DatasetInfo) -> Iterator[CheckedSample]:
     with open_file(tar) as file:
+        # n + 1 offsets: sample i lies between offsets i and i + 1.
         for i, (begin, end) in enumerate(pairwise(index.offsets.tolist())):
             data = os.pread(file.fileno(), end - begin, begin)
             sample = check_sample(data, begin, end, dataset)
+            # Damage that another check has named needs no second finding.
             actual, stated = crc32(data), int(index.checksums[i])
             if actual != stated and not sample.findings:
                 detail = f"its bytes have crc32 {actual:08x}, the index says {stated:08x}"

@@ -55,6 +55,7 @@ def check_together(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
     """Compare the samples of one data set with each other."""
     yield from _check_repeats(shards)
     good = [(place, sample) for place, sample in _samples(shards) if not sample.findings]
+    # By what most samples have: the first sample may be the odd one.
     counts = Counter(sample.shapes for _, sample in good)
     usual = max(counts, key=counts.__getitem__, default=())
     for place, sample in good:
@@ -74,6 +75,8 @@ def _check_repeats(shards: Sequence[CheckedShard]) -> Iterator[Finding]:
     keys: dict[str, tuple[str, CheckedSample]] = {}
     ids: dict[str, set[str]] = {"sample id": set(), "annotation id": set()}
     for place, sample in _samples(shards):
+        # A tar with the picture and the json of a key apart gives two samples with that key, of
+        # which one has no json.
         if sample.key in keys:
             shard, first = keys[sample.key]
             if shard == place.file and not (first.has_json and sample.has_json):
@@ -97,6 +100,7 @@ def check_annotations(wanted: Wanted, shards: Sequence[CheckedShard]) -> Iterato
     packed = {name for _, sample in _samples(shards) for name in sample.annotations}
     known = set[str]()
     for file, names in wanted.items():
+        # `known` has those of earlier files: an annotation in several files is reported once.
         for name, is_dropped in names.items():
             if name not in packed and not is_dropped and name not in known:
                 detail = f"nor among the dropped of {DATASET_FILE}"
@@ -136,6 +140,7 @@ def _read_ids(path: Path, splits: Collection[str], dropped: Collection[str]) -> 
         annotation_id = JsonRow(row, f"{path}, annotation {number}").id(field)
         # NLVR2 names a pair of pictures like its sentences, without their last number.
         pair = annotation_id.rpartition("-")[0]
+        # A dropped sample takes its annotations with it.
         sample_ids = [str(outer[field]) for field in SAMPLE_FIELDS if field in outer]
         ids[annotation_id] = any(name in dropped for name in (annotation_id, pair, *sample_ids))
     if not ids:
@@ -147,12 +152,12 @@ def _read_ids(path: Path, splits: Collection[str], dropped: Collection[str]) -> 
 
 
 def _read(path: Path) -> Any:
-    """JSON, or JSON lines whatever the file is called."""
+    """The content of JSON; or the rows of JSON lines, whatever the file is called."""
     if not path.exists():
         raise ValueError(f"--annotations {path} does not exist; check the path")
     try:
         return read_json(path)
-    except NotFinite:
+    except NotFinite:  # it is JSON, and its numbers would be as bad in lines
         raise
     except ValueError:
         return [row.fields for _, row in read_lines(path)]
@@ -160,6 +165,7 @@ def _read(path: Path) -> Any:
 
 def _annotations(content: Any) -> Iterator[tuple[Fields, Fields]]:
     """(row, annotation in it); both are the same if a row is one annotation."""
+    # A picture of Karpathy's file with five sentences -> five pairs with that row.
     for row in _rows(content):
         lists = [row[name] for name in NESTED if isinstance(row.get(name), list)]
         nested = [entry for entry in chain(*lists) if isinstance(entry, dict)]
@@ -201,6 +207,7 @@ def verify(folders: Sequence[Path], files: Sequence[Path] = (), workers: int = 1
         folder = Path(os.path.commonpath(folders))
     infos: dict[Path, DatasetInfo] = {}
     findings: list[Finding] = []
+    # Once each: one of the folders may lie in another.
     for path in dict.fromkeys(path for each in folders for path in find_datasets(each)):
         try:
             infos[path] = DatasetInfo.load(path)
@@ -222,6 +229,7 @@ def verify(folders: Sequence[Path], files: Sequence[Path] = (), workers: int = 1
         for path, info in infos.items()
         for shard in info.shards
     ]
+    # A shard is much work: processes get one at a time.
     pieces = sum(job.shard.samples for job in jobs)
     results = ordered_map(check_shard, jobs, workers, chunk=1, pieces=pieces)
     checked: dict[Path, list[CheckedShard]] = {path: [] for path in infos}
@@ -241,6 +249,8 @@ def verify(folders: Sequence[Path], files: Sequence[Path] = (), workers: int = 1
         findings += check_annotations(wanted, [*chain(*checked.values())])
     tell(summary(findings))
     # After all checks: a sample can also be bad for what another shard holds, such as the same id.
+    # A finding has the shard's path below `folder`; the listing lies beside the shards and names
+    # them without it.
     for path in infos:
         bad = [
             finding._replace(file=Path(finding.file).name)

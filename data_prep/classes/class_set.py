@@ -54,6 +54,7 @@ class ClassShares:
                 by_class.setdefault(sample.annotations[0]["label"], []).append(sample)
         parts: dict[str, list[SourceSample]] = {name: [] for name in (TRAIN, *self.shares)}
 
+        # By the hash of a leader, which all copies share, and by its id where two hashes are equal.
         def place(sample: SourceSample) -> tuple[bytes, str]:
             leader = leaders.get(sample.id, sample.id)
             return hash_of(leader, self.seed), leader
@@ -63,6 +64,7 @@ class ClassShares:
             count, begin = len(ordered), 0
             of_class: dict[str, list[SourceSample]] = {TRAIN: []}
             for name, share in self.shares.items():
+                # At least one picture: 0.1 of 3 -> 1.
                 end = min(begin + max(1, round(share * count)), count)
                 # Copies of a picture are neighbours; a part ends behind the last of them.
                 while begin < end < count and place(ordered[end]) == place(ordered[end - 1]):
@@ -77,6 +79,7 @@ class ClassShares:
                         "stay together)"
                     )
                 parts[name] += part
+        # A dropped row has no class by which to divide: one part lists all of them.
         others = [dataset for dataset in datasets if dataset is not whole]
         divided = [
             replace(whole, split=name, samples=part, dropped=whole.dropped if name == TRAIN else ())
@@ -130,7 +133,8 @@ def class_sets(source: ClassSource, name: str, names: Path | None) -> list[Sourc
 
     Errors: ValueError that names the class, what is wrong with it, and the cure.
     """
-    # The place of a key in this order is the number of its class in all splits.
+    # The place of a key in this order is the number of its class in all splits, those without a
+    # picture of it included.
     keys = sorted({picture.key for picture in source.pictures})
     given = {key: source.labels.get(key, key) for key in keys}
     labels = given if names is None else _renamed(given, names)
@@ -203,6 +207,7 @@ def _check_splits(pictures: Iterable[Shown], given: Mapping[str, str]) -> None:
     keys: dict[str, set[str]] = defaultdict(set)
     for picture in pictures:
         keys[picture.split].add(picture.key)
+    # TRAIN may be missing altogether, as for a test set that is packed alone.
     known = set[str]().union(*keys.values())
     missing = {split: sorted(known - there) for split, there in sorted(keys.items())}
     if unlearned := missing.get(TRAIN):

@@ -21,9 +21,6 @@ from data_prep.classes.forms import (
 from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.packing.pack import pack_splits
 
-LAYOUTS = ("classes", "splits")
-CURE = "Keep each picture in one split"
-
 
 def add_command(commands: Any) -> None:
     parser = new_command(
@@ -47,7 +44,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument(
         "--layout",
-        choices=LAYOUTS,
+        choices=("classes", "splits"),
         help="what the folders in DIR are; needed only if some are called train, val or test and "
         "others are not",
     )
@@ -170,6 +167,7 @@ def _pack(source: ClassSource, args: argparse.Namespace, usual_name: str) -> Non
     datasets = class_sets(source, name, args.class_names)
     if args.features is not None:
         # Features are found by the names of pictures, without their folders.
+        # cat/1.jpg and dog/1.jpg would both get the features 1.h5.
         stems = Counter(path.stem for shown in source.pictures for path in shown.sample.images)
         stem, count = stems.most_common(1)[0]
         if count > 1:
@@ -179,6 +177,7 @@ def _pack(source: ClassSource, args: argparse.Namespace, usual_name: str) -> Non
             )
     division = None
     if args.split_sizes:
+        # A dict has each split once: fewer shares than options means that one was named twice.
         shares, splits = dict(args.split_sizes), {dataset.split for dataset in datasets}
         if len(shares) < len(args.split_sizes) or splits & shares.keys() or TRAIN not in splits:
             raise ValueError(
@@ -188,4 +187,11 @@ def _pack(source: ClassSource, args: argparse.Namespace, usual_name: str) -> Non
             )
         division = ClassShares(shares, args.seed)
     apart = source.apart or division is not None
-    pack_splits(datasets, division, args.out, shard_options(args), apart=apart, cure=CURE)
+    pack_splits(
+        datasets,
+        division,
+        args.out,
+        shard_options(args),
+        apart=apart,
+        cure="Keep each picture in one split",
+    )

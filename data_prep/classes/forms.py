@@ -28,7 +28,6 @@ from vlds.runtime.terminal import tell
 
 SIDE = 32
 PIXELS = CHANNELS * SIDE * SIDE
-DIGITS = 5
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,6 @@ class CifarVersion:
     """File of the classes' names, one a line."""
     superclasses: str | None = None
     """CIFAR-100's file of coarse classes."""
-
-    @property
-    def record(self) -> int:
-        """Bytes of a picture with its classes."""
-        return PIXELS + (1 if self.superclasses is None else 2)
 
 
 VERSIONS = (
@@ -67,6 +61,7 @@ def find_version(root: Path) -> CifarVersion | None:
         if (root / version.names).is_file():
             return version
     batches = any((root / name).is_file() for name in ("data_batch_1", "test_batch", "test"))
+    # Both kinds of files: a folder of classes may hold one that is called `test` or `meta`.
     if batches and any((root / name).is_file() for name in PICKLES):
         raise ValueError(
             f"--images {root} is CIFAR's Python version, whose pickles can run any program when "
@@ -87,15 +82,17 @@ def read_cifar(root: Path, version: CifarVersion) -> ClassSource:
     if not batches:
         raise ValueError(f"--images {root}: {version.names} and no *.bin; copy the batches there")
     pictures: list[Shown] = []
+    # Pictures are numbered over all batches of a split, in the order of the batches' names.
     counts = {"train": 0, "test": 0}
     for path in batches:
         split = "test" if path.name.startswith("test") else "train"
         for offset, numbers in _records(path, version, (names, coarse)):
             raw = RawPicture(path, offset, SIDE, SIDE)
-            sample_id = f"{split}-{counts[split]:0{DIGITS}d}"
+            sample_id = f"{split}-{counts[split]:05d}"
             # The superclass comes first, the class last.
             source = {"superclass": coarse[numbers[0]]} if coarse else {}
             sample = SourceSample(sample_id, (), [], source, raw=(raw,))
+            # 007, not 7: classes are sorted by key, and texts then have the order of numbers.
             pictures.append(Shown(split, f"{numbers[-1]:03d}", sample))
             counts[split] += 1
     labels = {f"{number:03d}": name for number, name in enumerate(names)}
@@ -117,7 +114,7 @@ def _records(
 ) -> Iterator[tuple[int, bytes]]:
     """Where the pixels of each picture begin, and the bytes of its classes."""
     data = read_file(path)
-    size = version.record
+    size = PIXELS + (1 if version.superclasses is None else 2)
     if not data or len(data) % size:
         raise ValueError(
             f"{path}: {len(data):,} bytes, a multiple of {size:,} expected; download it again"
@@ -228,6 +225,7 @@ def _pictures(
     root: Path, place: Path, classes: list[Path], split: str, left_out: Counter[str]
 ) -> Iterator[Shown]:
     """The pictures of each class; those in `place` itself are counted by `_folders`."""
+    # A link to one of the folders around a picture would lead into a circle.
     around = frozenset({_identity(root), _identity(place)})
     unfit: list[Path] = []
     for folder in classes:
@@ -319,6 +317,7 @@ class ListedPicture(NamedTuple):
 
 def split_file(text: str) -> SplitFile:
     """Parse `train=FILE`, or FILE."""
+    # A file that exists may have = in its name.
     name, equals, path = text.partition("=")
     if not equals or Path(text).exists():
         return SplitFile("", Path(text))
@@ -358,6 +357,7 @@ def _rows_of_dtd(path: Path, split: str) -> Iterator[ListedPicture]:
         for number, line in enumerate(file, 1):
             picture = line.strip().replace("\\", "/").removeprefix("./")
             key, slash, name = picture.partition("/")
+            # Blank lines are skipped; `./` and backslashes come from find and from Windows.
             if picture and not (key and slash and name):
                 raise ValueError(
                     f"{path}, line {number}: {shown(picture)} has no folder that names its class; "
@@ -422,13 +422,10 @@ def shown_pictures(
                 )
             repeats.append((before, entry))
             continue
-        place = entry.place.partition(", ")[2]
+        place = entry.place.partition(", ")[2]  # FILE, line 7 -> line 7
         sample = SourceSample(picture.id, (picture.path,), [], dict(entry.source), place=place)
         found.append(Shown(entry.split, entry.key, sample))
     return found, repeats
-
-
-REPEATED = "the picture and class of an earlier row"
 
 
 def read_table_of_classes(
@@ -466,7 +463,10 @@ def read_table_of_classes(
     if not entries:
         raise ValueError(f"{files[0].path}: no row with a picture and a class")
     pictures, repeats = shown_pictures(entries, images)
-    dropped += [(entry.split, Dropped(entry.place, REPEATED)) for _, entry in repeats]
+    dropped += [
+        (entry.split, Dropped(entry.place, "the picture and class of an earlier row"))
+        for _, entry in repeats
+    ]
     known = {picture.split for picture in pictures}
     # Some data set must list each dropped row, even if its split is empty or has no pictures.
     dropped = [(of if of in known else max(known), drop) for of, drop in dropped]

@@ -97,6 +97,7 @@ class WorldWriter:
 
         The pictures of restval have captions only, so that VQA's val stays unseen.
         """
+        # As in Karpathy's split, pictures of restval lie in val2014.
         restval = int(train * RESTVAL_SHARE)
         plan = [("train", "train2014")] * (train - restval) + [("restval", "val2014")] * restval
         plan += [("val", "val2014")] * val
@@ -111,6 +112,7 @@ class WorldWriter:
                 asked[subset] += [(image_id, question) for question in questions]
             captions = caption_scene(scene, self.words)
             self.texts.update(captions)
+            # Ids go on from picture to picture: of five captions each, picture 2 has 10 to 14.
             sentences = [
                 {"tokens": caption.split(), "raw": caption, "imgid": number, "sentid": sentence_id}
                 for sentence_id, caption in enumerate(captions, number * len(captions))
@@ -139,6 +141,7 @@ class WorldWriter:
         }
         questions, annotations, seen = [], [], Counter[int]()
         for image_id, question in asked:
+            # Picture 1003 has the questions 1003000, 1003001, ...
             ids = {"image_id": image_id, "question_id": image_id * 1000 + seen[image_id]}
             seen[image_id] += 1
             questions.append({**ids, "question": question.question})
@@ -154,6 +157,7 @@ class WorldWriter:
 
     def gqa(self, train: int, val: int) -> None:
         """Write question dictionaries and scene graphs; ids have leading zeros, as GQA's do."""
+        # Ids as long as those of Visual Genome, whose pictures GQA asks about.
         image, question_number = 2_300_000, 0
         for split, count in (("train", train), ("val", val)):
             questions: dict[str, Any] = {}
@@ -191,6 +195,7 @@ class WorldWriter:
         for split, count in (("train", train), ("dev", val)):
             rows: list[dict[str, Any]] = []
             for number in range(count):
+                # Different looks, so that no two sentences of a set say the same.
                 looks: list[Look] = []
                 for _ in range(SENTENCES_PER_SET):
                     looks.append(absent_look(set(looks), self.rng))
@@ -228,6 +233,7 @@ class WorldWriter:
         if split != "train":
             folder = Path("nlvr2", split)
         for index, side in enumerate(sides):
+            # A picture shows at least one thing, and at most as many as a scene.
             fillers = self.rng.randint(0, MOST_THINGS - len(side))
             side += [absent_look(stated, self.rng) for _ in range(max(fillers, not side))]
             self._write_picture(folder / f"{name}-img{index}.png", make_scene(self.rng, side))
@@ -244,6 +250,7 @@ class WorldWriter:
 
 def _ten_answers(asked: SceneQuestion, rng: Random) -> dict[str, Any]:
     """Answers of ten people, of whom now and then one or two err."""
+    # At least eight agree, so the best answer's score is 1 and others have 0.3 or 0.6.
     dissenters = rng.choices((0, 1, 2), weights=(70, 25, 5))[0]
     wrong = [choice for choice in asked.choices if choice != asked.answer]
     answers = [rng.choice(wrong) for _ in range(dissenters)]
@@ -283,6 +290,7 @@ def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
     make = partial(make_world, out=out, seed=seed, scenes=scenes, options=options)
     drawn = ordered_map(make, WORLDS, len(WORLDS), chunk=1, pieces=scenes)
     texts = set[str]().union(*drawn)
+    # Sorted: the order of a set differs between processes, and the seed decides every byte.
     lines = sorted(texts) + word_lines()
     write_whole(out / "text.txt", "".join(f"{line}\n" for line in lines))
     write_whole(out / "spiece.model", train_tokenizer(lines, VOCABULARY))
@@ -292,6 +300,7 @@ def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
 def make_classes(out: Path, seed: int, scenes: int, options: Options) -> None:
     """Draw and pack the sets of classes."""
     for name in CLASS_SETS:
+        # Pictures of an earlier command with more scenes must not stay.
         folder = out / "official" / "classes" / name
         if folder.exists():
             shutil.rmtree(folder)
@@ -318,6 +327,7 @@ def make_world(world: World, out: Path, seed: int, scenes: int, options: Options
 
 def write_world(folder: Path, world: World, scenes: int, seed: int) -> set[str]:
     """Official files of one world; returns its texts."""
+    # Seeded for itself, because the worlds are drawn side by side.
     writer = WorldWriter(folder, world, PHRASES[world.name], Random(f"{seed} {world.name}"))
     share = VAL_SHARES[world.name]
     coco, gqa = round(scenes * COCO_SHARE), round(scenes * GQA_SHARE)

@@ -146,7 +146,6 @@ def word_lines() -> list[str]:
 
 YES_NO = ("no", "yes")
 NUMBERS = ("0", "1", "2", "3", "4")
-STATEMENTS = ("both", "either", "left")
 
 
 @dataclass(frozen=True)
@@ -176,6 +175,8 @@ def ask_vqa(scene: Scene, words: Phrases, rng: Random) -> list[SceneQuestion]:
         _ask_look("shape", scene, words, rng),
         _ask_count(scene, words, rng),
     )
+    # The answer is drawn first, so that yes and no are equally frequent. Sets are sorted before a
+    # draw, because their order differs between processes.
     present = {thing.look for thing in scene}
     answer = rng.choice(YES_NO)
     look = rng.choice(sorted(present)) if answer == "yes" else absent_look(present, rng)
@@ -189,6 +190,7 @@ def _ask_look(kind: str, scene: Scene, words: Phrases, rng: Random) -> SceneQues
         given, phrase, answers = "shape", words.color, words.answers.all(COLORS)
     else:
         given, phrase, answers = "color", words.shape, words.answers.all(SHAPES)
+    # "what color is the circle?" has an answer only if there is one circle.
     values = [getattr(thing, given) for thing in scene]
     single = sorted(value for value in set(values) if values.count(value) == 1)
     if not single:
@@ -202,6 +204,7 @@ def _ask_look(kind: str, scene: Scene, words: Phrases, rng: Random) -> SceneQues
 def _ask_count(scene: Scene, words: Phrases, rng: Random) -> SceneQuestion:
     """Count everything, a color or a shape, which now and then is missing."""
     example = rng.choice(scene)
+    # The question is answered with 0 now and then, or a model would learn that it never is.
     absent = [shape for shape in SHAPES if all(thing.shape != shape for thing in scene)]
     if absent and rng.random() < 0.15:
         what, count = _plural(rng.choice(absent)), 0
@@ -236,6 +239,8 @@ def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[SceneQuestion]:
         rng.shuffle(pair)
         question = phrase.format(first=PLAIN.say(pair[0]), second=PLAIN.say(pair[1]))
         asked.append(SceneQuestion(kind, question, answer, YES_NO, f"{answer}."))
+    # One answer only: the look is unique, one thing is left of it, and none is in its column, of
+    # which `same_column` holds the thing itself.
     for thing in rng.sample(scene, len(scene)):
         left = [other for other in scene if other.column < thing.column]
         alike = [other for other in scene if other.look == thing.look]
@@ -251,7 +256,7 @@ def ask_gqa(scene: Scene, words: Phrases, rng: Random) -> list[SceneQuestion]:
 
 def state(look: Look, words: Phrases, rng: Random) -> Statement:
     """A statement about a look in a pair of pictures."""
-    kind = rng.choice(STATEMENTS)
+    kind = rng.choice(("both", "either", "left"))
     return Statement(kind, look, words.statements[kind].format(look=PLAIN.say(look)))
 
 

@@ -48,7 +48,6 @@ FIGURES = ("bar", "diamond", "ring", "star")
 """Only in pictures of classes."""
 RADII = {"small": 5, "large": 7}
 """In pixels: a thing stays within its cell of 16, so that columns tell what is left of what."""
-JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,7 @@ class Thing:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """Left, top, right, bottom in pixels, all inclusive."""
+        # A small thing around x = 8: from 3 to 12, ten pixels.
         radius = RADII[self.size]
         cell = PIXELS // CELLS
         x = self.column * cell + cell // 2 + self.jitter[0]
@@ -107,6 +107,7 @@ def make_scene(rng: Random, looks: list[Look]) -> Scene:
         # How far the thing may move within its cell.
         room = PIXELS // CELLS // 2 - RADII[size]
         jitter = (rng.randint(-room, room), rng.randint(-room, room))
+        # Cells are counted row by row: 5 lies in column 2 of row 1.
         things.append(Thing(color, shape, size, cell % CELLS, cell // CELLS, jitter))
     return tuple(sorted(things, key=lambda thing: (thing.column, thing.row)))
 
@@ -142,7 +143,7 @@ def draw(scene: Scene, world: World, rng: Random) -> bytes:
         _draw_shape(pen, thing, (red, green, blue))
     buffer = io.BytesIO()
     # Subsampled chroma would blur the colors of things of ten pixels.
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
     return buffer.getvalue()
 
 
@@ -157,6 +158,7 @@ def _draw_shape(pen: ImageDraw.ImageDraw, thing: Thing, paint: tuple[int, int, i
     elif thing.shape == "triangle":
         pen.polygon([(left, bottom), (right, bottom), ((left + right) // 2, top)], fill=paint)
     elif thing.shape == "cross":
+        # Of 10 pixels, 3 on each side of a bar of 4.
         arm = (right - left + 1) // 3
         pen.rectangle((left, top + arm, right, bottom - arm), fill=paint)
         pen.rectangle((left + arm, top, right - arm, bottom), fill=paint)
@@ -178,6 +180,7 @@ def scene_graph(scene: Scene, first_id: int, call: Callable[[str], str]) -> dict
     """The scene in the form of GQA's official scene graphs; `call` names colors and shapes."""
     ids = [str(first_id + number) for number in range(len(scene))]
     objects = {}
+    # The box's right and bottom pixels belong to it, hence the 1 in its width and height.
     for number, thing in zip(ids, scene, strict=True):
         left, top, right, bottom = thing.box
         objects[number] = {
@@ -208,6 +211,7 @@ def write_class_set(folder: Path, name: str, scenes: int, seed: int) -> None:
     """Draw the pictures of all splits: SPLIT/CLASS/NUMBER.jpg."""
     rng = Random(f"{seed} {name}")
     total = max(FEWEST, scenes // SCENES_PER_PICTURE)
+    # 60 pictures of a class -> 24 for training, 12 val, 24 test.
     counts = {split: round(share * total) for split, share in SHARES.items()}
     counts["train"] = total - sum(counts.values())
     for split, count in counts.items():

@@ -28,6 +28,7 @@ class Command(Protocol):
         """Add them to the parsers of all commands."""
 
 
+# Modules are those whose options or outputs `OfficialSet` cannot declare.
 COMMANDS: tuple[Command, ...] = (
     A_OKVQA, KARPATHY, CAPTIONS, easy_vqa, FLICKR30K_CAPTIONS, GQA, NLVR2, OK_VQA, pretraining,
     *REFCOCO, SCIENCE_QA, SNLI_VE, TEXT_VQA, *VALUE, vg, VQA_V2,

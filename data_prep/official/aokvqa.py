@@ -26,6 +26,7 @@ def parse_aokvqa(
 ) -> SourceSet:
     """Read a split; test has choices and no answers. Rationales stay in "source"."""
     path = annotations or find_file(src, ("", "aokvqa"), f"aokvqa_v1p0_{split}.json")
+    # A-OKVQA asks about COCO 2017, whose names are the ids with twelve digits.
     places = (f"{split}2017", f"coco/{split}2017", f"images/{split}2017", "")
     asked: dict[str, list[Annotation]] = defaultdict(list)
     for row in read_list(path, "question"):

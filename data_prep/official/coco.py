@@ -30,7 +30,6 @@ KARPATHY_SPLITS: Mapping[str, tuple[str, ...]] = {
 }
 """Our split -> Karpathy's; the literature trains on train and restval together."""
 
-
 ANNOTATIONS = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
 
 
@@ -61,10 +60,10 @@ def parse_coco_captions(
     samples = []
     for row in content.rows("images", "image"):
         image_id = row.id("id")
+        # Taken out: what is left at the end belongs to no picture.
         of_picture = captions.pop(image_id, []) if captioned else [{"id": image_id}]
         picture = find_file(images or src, places, row.text("file_name"))
         samples.append(SourceSample(image_id, (picture,), of_picture, row.rest("id", "file_name")))
-    # What is left belongs to no picture of the file.
     dropped += [
         Dropped(caption["id"], "picture not in the file")
         for of_picture in captions.values()
@@ -101,6 +100,7 @@ def read_karpathy(
     """Read a split of a file in Karpathy's form; `places` are the folders below `images` that may
     hold a row's picture."""
     samples, dropped = [], []
+    # A picture whose captions are all empty stays, and packing drops it: it has no annotation.
     for row in _karpathy_rows(path, split):
         captions = []
         for sentence in row.rows("sentences", "sentence"):

@@ -10,7 +10,6 @@ from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.packing.pack import answer_fields, pack
 from data_prep.packing.source import Annotation, SourceSample, SourceSet
 
-NEGATIONS = frozenset({"no", "not"})
 SUBSETS = ("all", "plain", "negated")
 """Every question; those without a word of negation; those with one."""
 
@@ -35,6 +34,7 @@ def load_easy_vqa() -> list[tuple[str, SourceSet]]:
             for number, (question, answer, image) in enumerate(zip(*rows, strict=True)):
                 if subset != "all" and is_negated(question) != (subset == "negated"):
                     continue
+                # All questions about a picture share its sample.
                 new = SourceSample(str(image), (Path(pictures[image]),), [])
                 annotation = _annotation(str(number), question, answer)
                 samples.setdefault(image, new).annotations.append(annotation)
@@ -46,7 +46,7 @@ def load_easy_vqa() -> list[tuple[str, SourceSet]]:
 
 def is_negated(question: str) -> bool:
     """True for `is there not a red shape?` and `is no red shape present?`."""
-    return not NEGATIONS.isdisjoint(question.lower().rstrip("?").split())
+    return not {"no", "not"}.isdisjoint(question.lower().rstrip("?").split())
 
 
 def _annotation(annotation_id: str, question: str, answer: str) -> Annotation:

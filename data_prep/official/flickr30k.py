@@ -31,6 +31,7 @@ def parse_flickr30k(
         split,
         name,
         images or src,
+        # 1000092795.jpg -> 1000092795
         lambda row: Path(row.text("filename")).stem,
         lambda row: PICTURE_FOLDERS,
     )

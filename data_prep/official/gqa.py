@@ -38,7 +38,7 @@ def parse_gqa(
 ) -> SourceSet:
     """Read a split: its balanced questions, unless other question files are given."""
     files = tuple(questions) or (src / f"{split}_balanced_questions.json",)
-    # The test splits have no scene graphs.
+    # The test splits have no scene graphs, so a usual file that is missing is not an error.
     usual = src / f"{split}_sceneGraphs.json"
     if scene_graphs is None and usual.is_file():
         scene_graphs = usual
@@ -62,6 +62,7 @@ def parse_gqa(
     samples = []
     for image_id, of_picture in asked.items():
         picture = find_file(images or src, ("images", ""), f"{image_id}.jpg")
+        # Only region-word alignment needs the objects, so pictures without a graph stay.
         source = {}
         if image_id in graphs:
             graph = JsonRow(graphs[image_id], f"{scene_graphs}, {image_id}")

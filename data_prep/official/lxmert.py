@@ -17,6 +17,7 @@ def is_lxmert(path: Path) -> bool:
     """True if a file begins as a list; the official ones are objects."""
     if not path.is_file():
         return False
+    # 64 bytes: a byte-order mark and blanks may come before the bracket.
     with open_file(path) as file:
         return file.read(64).decode("utf-8-sig", "replace").lstrip().startswith("[")
 
@@ -51,13 +52,14 @@ def gqa_annotation(row: JsonRow) -> Annotation:
             raise ValueError(
                 f"{row.place}: question {annotation['id']} has {len(label)} answers; GQA's have one"
             )
-        annotation["answer"] = next(iter(label))
+        annotation["answer"] = next(iter(label))  # its score is 1
     return row.annotate(annotation, "question_id", "img_id", "sent", "label")
 
 
 def nlvr2_annotation(row: JsonRow) -> Annotation:
     annotation: Annotation = {"id": row.text("identifier"), "sentence": row.line("sent")}
     if "label" in row:
+        # JSON's true and false will do as well: for Python they equal 1 and 0.
         if row.value("label") not in (0, 1):
             raise ValueError(f"{row.place}: label {row.value('label')!r} is neither 0 nor 1")
         annotation["label"] = bool(row.value("label"))
@@ -80,5 +82,6 @@ def _label(row: JsonRow) -> dict[str, float]:
 
 def coco_picture(folder: Path, stem: str, subset: str | None = None) -> Path:
     """A picture of COCO, whose name contains its folder: COCO_val2014_000000000042."""
+    # COCO_val2014_000000000042 -> val2014
     subset = subset or (stem.split("_")[1] if stem.count("_") == 2 else "")
     return find_file(folder, (subset, f"images/{subset}", ""), f"{stem}.jpg")

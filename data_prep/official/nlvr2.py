@@ -34,7 +34,8 @@ def parse_nlvr2(
     pictures: dict[str, tuple[Path, Path]] = {}
     for row in rows:
         identifier = row.text("identifier")
-        # All sentences about a pair share the sample of its two pictures.
+        # All sentences about a pair share the sample of its two pictures: train-12-0-3 is the
+        # sentence 3 of the pair train-12-0.
         pair, _, sentence = identifier.rpartition("-")
         if not (pair and sentence):
             raise ValueError(
@@ -44,6 +45,7 @@ def parse_nlvr2(
         if pair not in pictures:
             keys = ("img0", "img1")
             stems = [row.id(key) if from_lxmert else f"{pair}-{key}" for key in keys]
+            # Official rows name no files: dev-0-1-2 is about dev-0-1-img0.png and dev-0-1-img1.png.
             left, right = (folders.find(stem, row.fields.get("directory")) for stem in stems)
             pictures[pair] = left, right
     samples = [SourceSample(pair, pictures[pair], said) for pair, said in statements.items()]
@@ -73,6 +75,7 @@ class PictureFolders:
 
     def find(self, stem: str, directory: int | None) -> Path:
         """A picture's file; LXMERT's rows do not say in which numbered folder (`directory`)."""
+        # Official rows of train name the folder; without it, all of them are listed once.
         numbered = [] if directory is None else [f"{place}/{directory}" for place in self.numbered]
         path = find_file(self.folder, (*numbered, *self.plain), f"{stem}.png")
         return path if path.is_file() else self._in_numbered.get(path.name, path)

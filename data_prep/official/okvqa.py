@@ -1,7 +1,7 @@
 """OK-VQA (okvqa.allenai.org): questions that need outside knowledge, in the form of VQA v1.
 
 Five people answered each question, and each answer counts twice. In version 1.1 the answers are
-words; in version 1.0 they are stems, which are no words ("poni tail"), and its scores are lower.
+words; in version 1.0 they are stems, which are not words ("poni tail"), and its scores are lower.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def parse_okvqa(
     questions = src / f"OpenEnded_mscoco_{subset}_questions.json"
     answers = src / f"mscoco_{subset}_annotations.json"
     asked = read_questions(questions, answers)
+    # {"one": "Vehicles and Transportation", ...}; codes that the file does not explain stay.
     content = read_object(answers)
     types = content.object("question_types") if "question_types" in content else {}
     for annotation in (row for rows in asked.values() for row in rows):

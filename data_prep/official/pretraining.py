@@ -32,12 +32,8 @@ from vlds.runtime.terminal import tell
 CAPTIONS = ("mscoco", "vg")
 QUESTIONS = ("vqa", "gqa", "visual7w")
 MOST_WORDS_LEFT_OUT = 2
-TOO_SHORT = f"{MOST_WORDS_LEFT_OUT} words or fewer"
-REPEATED = "the same sentence was said of the picture before"
-NO_ANSWER = "no answer of the list"
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 ANSWER_NAMES = {word: str(number) for number, word in enumerate(NUMBERS, 1)} | {"grey": "gray"}
-ARTICLES = ("a ", "an ", "the ")
 
 
 class Sentence(NamedTuple):
@@ -62,6 +58,7 @@ def sentences_of(row: JsonRow, answers: Collection[str]) -> Iterator[Sentence]:
         if source not in (*CAPTIONS, *QUESTIONS):
             known = ", ".join((*CAPTIONS, *QUESTIONS))
             raise ValueError(f"{row.place}: unknown source {source!r}; known are {known}")
+        # Captions have no labels.
         of_source = labels.get(source, [{}] * len(texts))
         if not isinstance(texts, list) or len(texts) != len(of_source):
             raise ValueError(
@@ -76,13 +73,14 @@ def sentences_of(row: JsonRow, answers: Collection[str]) -> Iterator[Sentence]:
                 )
             sentence = clean(text)
             label = converted_label(raw, answers) if source in QUESTIONS else {}
+            # In VL-T5's order: a sentence that is left out does not make a later one a repeat.
             fault = ""
             if len(sentence.split()) <= MOST_WORDS_LEFT_OUT:
-                fault = TOO_SHORT
+                fault = f"{MOST_WORDS_LEFT_OUT} words or fewer"
             elif sentence in seen:
-                fault = REPEATED
+                fault = "the same sentence was said of the picture before"
             elif source in QUESTIONS and not label:
-                fault = NO_ANSWER
+                fault = "no answer of the list"
             else:
                 seen.add(sentence)
             yield Sentence(f"{image_id}_{source}_{number:03d}", source, sentence, label, fault)
@@ -103,7 +101,7 @@ def converted_answer(text: str) -> str:
     text = text.lower()
     if text.endswith("."):
         text = text[:-1].strip()
-    for article in ARTICLES:
+    for article in ("a ", "an ", "the "):
         if text.startswith(article):
             text = text.removeprefix(article).strip()
     return ANSWER_NAMES.get(text, text)
@@ -115,7 +113,6 @@ FEATURE_FILES = {"train2014": "train2014_obj36.h5", "val2014": "val2014_obj36.h5
 VG_FEATURES = "vg_gqa_obj36.h5"
 REGIONS = "regions"
 EXCLUDED = "excluded.txt"
-EVALUATED = "evaluation picture"
 SPLITS = {"train": ("val", "test"), "val": ("test",)}
 """Our split -> Karpathy's whose pictures it must not have."""
 
@@ -178,7 +175,7 @@ def parse_aggregate(
         if places.features is not None:  # only detectors' files have boxes to name
             region: Annotation = {"id": f"{image_id}_{REGIONS}"}
             samples[REGIONS].append(places.sample(image_id, [region], named=True))
-    left_out = tuple(Dropped(image_id, EVALUATED) for image_id in excluded)
+    left_out = tuple(Dropped(image_id, "evaluation picture") for image_id in excluded)
     kinds = dict.fromkeys(CAPTIONS, "caption") | dict.fromkeys(QUESTIONS, "vqa")
     kinds[REGIONS] = "regions"
     datasets = [
@@ -194,6 +191,7 @@ def parse_aggregate(
 
 def coco_id(image_id: str) -> str:
     """COCO's id of COCO_val2014_000000000042: "42"; "" for other pictures."""
+    # int, because COCO's own files write ids without leading zeros.
     number = image_id.rpartition("_")[2]
     return str(int(number)) if image_id.startswith(COCO) and number.isdecimal() else ""
 
@@ -254,6 +252,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--images, --features: give one of them")
     if (args.vocabulary is None) == (args.features is not None):
         raise ValueError("--vocabulary names the boxes of --features; give both or neither")
+    # Read now for its errors: packing comes much later.
     if args.vocabulary is not None:
         for name in VOCABULARIES.values():
             names_in(args.vocabulary / name)
@@ -270,6 +269,7 @@ def run(args: argparse.Namespace) -> None:
     )
     if not datasets:
         raise ValueError(f"{args.annotations[0]}: no picture is left; all are evaluation pictures")
+    # All are checked before the first is written, which takes hours.
     options = shard_options(args)
     for dataset in ready(datasets, options):
         pack_ready(dataset, args.out / dataset.name.removeprefix("lxmert-"), options)

@@ -18,8 +18,6 @@ from data_prep.packing.source import Annotation, SourceSet
 from vlds.schema import CHOICE_LETTERS
 
 CC_BY = "CC BY 4.0"
-UNKNOWN = "not stated"
-COCO_TERMS = "Flickr's terms for pictures"
 
 
 class Download(NamedTuple):
@@ -30,7 +28,7 @@ class Download(NamedTuple):
     address: str
     size: str = ""
     """"" if unknown."""
-    licence: str = UNKNOWN
+    licence: str = "not stated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +93,10 @@ def other_file(text: str) -> dict[str, Any]:
 
 COCO: Mapping[str, Download] = {
     part: Download(
-        f"COCO/{part}", f"http://images.cocodataset.org/zips/{part}.zip", size, COCO_TERMS
+        f"COCO/{part}",
+        f"http://images.cocodataset.org/zips/{part}.zip",
+        size,
+        "Flickr's terms for pictures",
     )
     for part, size in {
         "train2014": "13.5 GB", "val2014": "6.6 GB", "test2015": "12 GB", "train2017": "18 GB",
@@ -120,6 +121,7 @@ def read_choices(row: JsonRow, answer_field: str) -> Annotation:
     Errors: ValueError if there are fewer than two or more than five choices, or the answer is none
     of them.
     """
+    # Tasks name choices by letters, of which there are five.
     choices = [clean(choice) for choice in row.texts("choices")]
     if not 2 <= len(choices) <= len(CHOICE_LETTERS):
         raise ValueError(

@@ -67,6 +67,7 @@ def parse_refcoco(
     for row in _read_refs(refs):
         if row.text("split") == split:
             thing = _named(things, row, "ann_id", path)
+            # For its error: the pictures are looked up further down.
             _named(pictures, row, "image_id", path)
             box = _box(thing, "bbox")
             source = {key: row.id(key) for key in ("ref_id", "ann_id")}
@@ -75,6 +76,7 @@ def parse_refcoco(
                  "source": dict(source)}
                 for sentence in row.rows("sentences", "sentence")
             ]  # fmt: skip
+    # Only of pictures of the split; instances.json has those of all splits.
     boxes: dict[str, list[list[float]]] = defaultdict(list)
     for row in read_list(proposals, "proposal") if proposals else things.values():
         if (image_id := row.id("image_id")) in said:
@@ -129,6 +131,7 @@ class PlainUnpickler(pickle.Unpickler):
     which a pickle runs programs, are refused."""
 
     def find_class(self, module: str, name: str) -> Any:
+        # pickle comes here for each name of a class or function, and only so can it run code.
         raise pickle.UnpicklingError(f"it names {module}.{name}, and plain values are expected")
 
 
@@ -138,6 +141,7 @@ def read_plain_pickle(path: Path) -> Any:
     Errors: ValueError if it is missing, damaged, or holds anything but plain values.
     """
     try:
+        # Python 2 wrote texts as bytes, which `encoding` decodes; tuples become lists in JSON.
         with open_file(path) as file:
             value = PlainUnpickler(file, encoding="utf-8").load()
         return json.loads(json.dumps(value, allow_nan=False))
@@ -182,5 +186,6 @@ SETS = tuple(
         },
     )
     for command, release in RELEASES.items()
+    # "in" a list of one: a name for a value, as a comprehension has no assignment.
     for title in [release.folder.replace("refcoco", "RefCOCO")]
 )

@@ -48,6 +48,7 @@ def parse_scienceqa(
         row = JsonRow(problems.value(problem_id), f"{problems.place}, question {problem_id}")
         annotation = _annotation(row, problem_id)
         if row.value("image") is not None:
+            # All pictures have one name, each in the folder of its question: train/1/image.png.
             place = f"{row.text('split')}/{problem_id}"
             folders = (place, f"images/{place}", f"data/scienceqa/images/{place}")
             picture = find_file(images or src, folders, row.text("image"))

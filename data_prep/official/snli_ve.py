@@ -12,7 +12,6 @@ from data_prep.packing.source import Annotation, Dropped, SourceSet, find_file, 
 
 LABELS = ("entailment", "neutral", "contradiction")
 SITE = "https://storage.googleapis.com/allennlp-public-data/snli-ve/"
-TERMS = "CC BY-SA 4.0 (SNLI)"
 
 
 def parse_snli_ve(
@@ -27,6 +26,7 @@ def parse_snli_ve(
     sentences: dict[str, list[Annotation]] = defaultdict(list)
     dropped = []
     for _, row in read_lines(path):
+        # "-" where no three of the five annotators agree.
         label = row.value("gold_label")
         if label not in LABELS:
             dropped.append(Dropped(row.id("pairID"), f"label {label}"))
@@ -48,7 +48,10 @@ SNLI_VE = OfficialSet(
     summary="SNLI-VE: does a picture entail a sentence",
     folders="--src SNLI_VE --images FLICKR30K",
     needs={
-        split: (Download(f"SNLI_VE/{file}", f"{SITE}{file}.gz", licence=TERMS), FLICKR30K)
+        split: (
+            Download(f"SNLI_VE/{file}", f"{SITE}{file}.gz", licence="CC BY-SA 4.0 (SNLI)"),
+            FLICKR30K,
+        )
         for split, file in ((name, f"snli_ve_{name}.jsonl") for name in ("train", "dev", "test"))
     },
     parse=parse_snli_ve,

@@ -1,6 +1,6 @@
 """TextVQA (textvqa.org) 0.5.1: questions about the text in pictures of OpenImages.
 
-The words that Rosetta, an optical reader, found in the pictures are in files of their own.
+The words that Rosetta, an optical reader, found in the pictures are in separate files.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from data_prep.official.published import CC_BY, Download, OfficialSet, other_fil
 from data_prep.packing.pack import NUM_ANNOTATORS, answer_fields
 from data_prep.packing.source import Annotation, SourceSet, find_file, samples_of
 
+# Pictures of val are in the archive of train.
 PICTURES: Mapping[str, str] = {
     "train": "train_images", "val": "train_images", "test": "test_images",
 }  # fmt: skip
@@ -69,6 +70,7 @@ def parse_textvqa(
         row.text("image_id"): list(filter(None, map(clean, row.texts("ocr_tokens"))))
         for row in read_object(words_file).rows("data", "picture")
     }
+    # A picture without words has an empty list; one that is not there at all is another file's.
     if missing := [image for image in asked if image not in words]:
         raise ValueError(
             f"{words_file}: it lacks {len(missing)} of {len(asked)} pictures of {path.name}, the "

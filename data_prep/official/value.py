@@ -20,7 +20,6 @@ from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSe
 
 FRAMES = 64
 """As VL-Adapter: shorter clips are padded with zeros, longer ones pooled over time."""
-MOST_CHOICES = 5
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,8 @@ def _question(row: JsonRow) -> Annotation:
     """A question with four or five choices; test splits do not say which is right."""
     question_id = row.id("qid")
     row = row.at(f"{row.place}, question {question_id}")
-    choices = [f"a{n}" for n in range(MOST_CHOICES) if f"a{n}" in row]
+    # TVQA has a0 to a4, How2QA a0 to a3.
+    choices = [f"a{n}" for n in range(5) if f"a{n}" in row]
     annotation: Annotation = {
         "id": question_id,
         "question": row.text("q"),
@@ -155,6 +155,7 @@ def _descriptions(row: JsonRow) -> list[Annotation]:
 
 SETS = tuple(
     OfficialSet(
+        # TVQA, How2QA, TVC, YC2C
         title=task.upper().replace("HOW", "How"),
         command=f"value-{task}",
         name=task,

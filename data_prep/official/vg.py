@@ -16,7 +16,6 @@ FILES = {"questions": "question_answers.json", "regions": "region_descriptions.j
 LISTS = {"questions": "qas", "regions": "regions"}
 KINDS = {"questions": "vqa", "regions": "pair_text"}
 FOLDERS = ("VG_100K", "VG_100K_2", "images", "images2", "")
-HELD_OUT = ("val", "test")
 OF_COCO = "in COCO's val or test split"
 
 SITE = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset/"
@@ -52,7 +51,8 @@ def parse_vg(
     if without_coco is not None:
         files += [without_coco, src / "image_data.json"]
         # COCO's ids, which image_data.json maps to Visual Genome's own.
-        coco = set[str]().union(*(karpathy_ids(without_coco, split) for split in HELD_OUT))
+        coco = set[str]().union(*(karpathy_ids(without_coco, split) for split in ("val", "test")))
+        # coco_id is a number, or null for pictures that are not COCO's: "None" is not an id there.
         rows = read_list(files[-1], "picture")
         held_out = {_image_id(row) for row in rows if str(row.value("coco_id")) in coco}
     samples, dropped, left_out = [], [], []

@@ -97,6 +97,7 @@ def _parse_official(
         files += [question_file, *filter(None, [label_file])]
         for image_id, rows in read_questions(question_file, label_file).items():
             asked[image_id] += rows
+            # Karpathy's train is in two subsets; a picture lies in the folder of the one that asks.
             if image_id not in pictures:
                 pictures[image_id] = picture_of(images, subset, image_id)
     if split.startswith(KARPATHY):
@@ -114,6 +115,7 @@ def read_questions(question_file: Path, label_file: Path | None) -> dict[str, li
     labels = {}
     if label_file is not None:
         labels = {row.id("question_id"): row for row in _read_rows(label_file, "annotations")}
+        # Either file may be of another split, or cut.
         if unmatched := {row.id("question_id") for row in questions} ^ labels.keys():
             # Ids are texts; the shortest is the smallest number.
             first = min(unmatched, key=lambda number: (len(number), number))

@@ -53,6 +53,7 @@ class Exchange(NamedTuple):
 def plain_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> Sequence[UserRow]:
     """Conversations and COCO's captions as rows with the fields of `form`; other rows as they
     are."""
+    # The first row tells the form of the file.
     fields = rows[0].fields if rows else {}
     lists = {name for name, value in fields.items() if isinstance(value, list)}
     if len(rows) == 1 and {"images", "annotations"} <= lists:
@@ -81,6 +82,7 @@ def _rows_of_coco(content: JsonRow, form: RowForm) -> Iterator[UserRow]:
             )
         pictures[image_id] = image.text("file_name"), image.fields
     for entry in content.rows("annotations", "annotation", 1):
+        # A caption whose picture the file lacks is dropped and counted.
         file, about = pictures.get(entry.id("image_id"), ("", {}))
         fields = {form.image: file, form.text: entry.text("caption")}
         if form.split is not None:
@@ -105,6 +107,7 @@ def _rows_of_conversation(row: UserRow, form: RowForm) -> Iterator[UserRow]:
     elif len(pictures) > 1 or str(turns).count(PICTURE_MARK) > 1:
         exchanges = "several pictures"
     consumed = (*TURNS, form.image, "images")
+    # Empty fields in place of missing ones: rows then pass the checks, and a fault drops them.
     common: dict[str, Any] = dict.fromkeys(form.named(), "")
     if form.id is not None:
         common[form.id] = row.number
@@ -113,6 +116,7 @@ def _rows_of_conversation(row: UserRow, form: RowForm) -> Iterator[UserRow]:
         yield UserRow(common, row.number, row.noun, fault=exchanges)
         return
     for index, (question, answer, fault) in enumerate(exchanges):
+        # Line 7 with three questions -> 7-0, 7-1, 7-2.
         end = f"-{index}" if len(exchanges) > 1 else ""
         is_caption = form.task.target is None  # it has no question
         fields = common | {
@@ -135,10 +139,12 @@ def _exchanges(turns: Any) -> list[Exchange] | str:
             return f"a turn with {turn.key!r} twice"
         fields = turn if isinstance(turn, dict) else {}
         names = next((names for names in TURN_FIELDS if names[0] in fields), None)
+        # Values of other types count as no text; "content" may be a list in newer forms.
         speaker, text = (fields[names[0]], fields.get(names[1])) if names else ("", None)
         if not isinstance(text, str):
             return "a turn without text"
         if speaker in ASKS:
+            # Two questions in a row: the first one has no answer.
             if question is not None:
                 exchanges.append(Exchange(question, fault=UNANSWERED))
             question = text.replace(PICTURE_MARK, " ").strip()
@@ -151,9 +157,6 @@ def _exchanges(turns: Any) -> list[Exchange] | str:
     if question is not None:
         exchanges.append(Exchange(question, fault=UNANSWERED))
     return exchanges or "no question with an answer"
-
-
-LABELS_HELP = "entailment, neutral, contradiction; or true, false"
 
 
 def parse_jsonl(
@@ -175,6 +178,7 @@ def parse_jsonl(
             if isinstance(entry, Dropped):
                 dropped[part].append(entry)
                 continue
+            # Rows about a picture share its sample; a row without one is a sample itself.
             new = SourceSample(f"row {row_id}", (), [], place=row.place)
             if shown := picture_of(row.fields, form):
                 picture = pictures[shown]
@@ -182,6 +186,7 @@ def parse_jsonl(
             sample = samples[part].setdefault(new.id, new)
             sample.annotations.append(entry)
             used.append((part, entry["id"], row))
+    # Rows that are named by their lines differ in any case.
     if form.id is not None:
         refuse_repeated_ids(used, form.id, annotations)
     kind, files = form.task.kind, (annotations,)
@@ -255,7 +260,11 @@ def _add_fields(group: Any) -> None:
         "--statement-field",
         help="sentence (default: hypothesis, or statement)",
     )
-    add_field("--label-field", default="label", help=f"{LABELS_HELP} (default: label)")
+    add_field(
+        "--label-field",
+        default="label",
+        help="entailment, neutral, contradiction; or true, false (default: label)",
+    )
     add_field("--id-field", help="default: the row's line, as an editor counts it")
 
 

@@ -90,6 +90,7 @@ def read_rows(path: Path) -> list[UserRow]:
     for magic, fault in BINARY:
         if begin.startswith(magic):
             raise ValueError(f"--annotations {path} {fault}")
+    # "at" is 61 00 74 00 in UTF-16LE: every second byte of English text is 0.
     for encoding, positions in UTF_16.items():
         high_bytes = begin[positions]
         if high_bytes.count(0) > len(high_bytes) / 2:
@@ -97,8 +98,10 @@ def read_rows(path: Path) -> list[UserRow]:
                 f"--annotations {path} looks like UTF-16 without a byte-order mark (it has zero "
                 f"bytes); save it as UTF-8: iconv -f {encoding} -t UTF-8 {path.name} > NEW"
             )
+    # Only to choose the reader, which then says in which line a byte is wrong.
     with TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="replace") as file:
         first = next((line.strip() for line in file if line.strip()), "")
+    # By the name too: a cell of a table may begin with a bracket.
     if path.suffix.lower() in TABLES or not first.startswith(("[", "{")):
         return [UserRow(fields, str(line)) for line, fields in read_table(path)]
     if first.startswith("["):
@@ -138,6 +141,7 @@ def _entry_lines(text: str) -> Iterator[int]:
         line += text.count("\n", counted, position)  # from 0 each time, it would be quadratic
         counted = position
         yield line
+        # Passes over the whole entry, whatever brackets its texts hold.
         _, position = decoder.raw_decode(text, position)
 
 
@@ -248,6 +252,7 @@ def _question(row: Fields, row_id: str, form: RowForm) -> list[Result]:
 def _captions(row: Fields, row_id: str, form: RowForm) -> list[Result]:
     texts = _texts(row[form.text]) or [""]
     captions = list(filter(None, texts))
+    # Row 7 with one caption -> 7; with two -> 7-0 and 7-1.
     ids = [row_id] if len(captions) == 1 else [f"{row_id}-{i}" for i in range(len(captions))]
     results: list[Result] = ["no caption"] * (len(texts) - len(captions))
     for caption_id, caption in zip(ids, captions, strict=True):
@@ -261,6 +266,7 @@ def _judged(row: Fields, row_id: str, form: RowForm) -> list[Result]:
     sentence = clean(str(row[form.text] or ""))
     if not sentence:
         return [f"no {form.task.text}"]
+    # A statement is the question of a VQA annotation.
     annotation: Annotation = {"id": row_id, REQUIRED[form.task.kind]: sentence}
     if form.target is not None:
         label = label_of(row, form.target)
@@ -328,6 +334,7 @@ def check_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> None:
                 f"{place}: {form.id!r} is empty; give each row an id, or leave out --id-field to "
                 "name rows by their line"
             )
+        # Scores are grouped by these, so that each must be a text.
         for kind in TYPES if form.task.target == "answer" else ():
             _check_value(row.fields.get(kind), False, f"{place}: {kind!r}")
     if form.task.labels and form.target is not None:
@@ -356,12 +363,14 @@ def refuse_repeated_ids(used: Iterable[tuple[str, str, UserRow]], field: str, pa
 
 def _cure(fields: Fields, missing: str, form: RowForm) -> str:
     """The fields of a row without the field `missing`, and what to do."""
+    # GQA's file is one object, {"07333408": {"imageId": ...}, ...}.
     listed = list_fields(fields)
     if fields and all(isinstance(v, dict) and "imageId" in v for v in [*fields.values()][:3]):
         return f"{listed}; it looks like the questions of GQA, which `gqa --src` takes"
     for names, what, command in PUBLISHED:
         if all(name in fields for name in names):
             return f"{listed}; it looks like {what}, which `{command}` takes"
+    # {"version": 1, "data": [{...}, ...]}
     lists = [name for name, value in fields.items() if isinstance(value, list) and value]
     if len(lists) == 1 and isinstance(fields[lists[0]][0], dict):
         return f"{listed}; its rows seem to be in {lists[0]!r}: save that list as a separate file"
@@ -392,6 +401,7 @@ def _check_labels(rows: Sequence[UserRow], form: RowForm, field: str, path: Path
     task = next(name for name, row_task in TASKS.items() if row_task is form.task)
     labels = [(label_of(row.fields, field), row) for row in rows]
     odd = Counter(label for label, _ in labels if label and label not in known)
+    # "entailment" under --task statement is a mistake of the command; 0 and 1 may mean anything.
     for other, row_task in TASKS.items():
         of_other = [label for label in odd if label in row_task.labels and label not in NUMBERS]
         if of_other:

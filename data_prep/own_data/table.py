@@ -45,7 +45,7 @@ class RowLines:
     @property
     def begin(self) -> int:
         """Line on which the row begins."""
-        return self.end - len(self.row) + 1
+        return self.end - len(self.row) + 1  # a row of lines 7 to 9: 9 - 3 + 1
 
 
 def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -53,9 +53,11 @@ def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
 
     Errors: ValueError that names the line.
     """
+    # csv needs the line ends as they are, because a quoted cell may hold some.
     with open_text(path, newline="") as file:
         lines = RowLines(file)
         separator = _skip_to_head(path, lines)
+        # skipinitialspace: people write a blank behind the comma, and then a quote.
         reader = csv.reader(iter(lines), delimiter=separator, strict=True, skipinitialspace=True)
         head: list[str] = []
         rows, faults = [], list[str]()
@@ -68,6 +70,7 @@ def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
                 raise ValueError(f"{path}, {_csv_fault(lines, separator, head, error)}") from error
             if cells is None:
                 break
+            # Spreadsheets write rows of separators below the data.
             if not any(cell.strip() for cell in cells):
                 continue
             if not head:
@@ -79,12 +82,14 @@ def read_table(path: Path) -> list[tuple[int, dict[str, str]]]:
                         "rename one"
                     )
                 continue
+            # Never shorter than the head: a row's own last cells may be empty.
             cells = _trimmed(cells, len(head))
             if len(cells) != len(head):
                 fault = _count_fault(cells, head, lines, separator)
                 faults.append(f"{path}, line {lines.begin}: {fault}")
                 continue
             rows.append((lines.begin, dict(zip(head, cells, strict=True))))
+    # All rows are read first, so that the message can count the faulty ones.
     if faults:
         raise ValueError(f"{faults[0]}{and_more(len(faults) - 1, 'such line')}")
     return rows

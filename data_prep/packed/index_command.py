@@ -33,6 +33,7 @@ def check_first(folder: Path, kind: str, fields: Mapping[str, str]) -> None:
         check_fields(kind, fields)
     except ValueError as error:
         raise ValueError(f"--fields: {error}") from None
+    # Only the first: wrong --fields show there, and indexing all tars may take hours.
     for tar in sorted(folder.glob("*.tar"))[:1]:
         try:
             for key, content in islice(read_shard(str(tar)), 1):

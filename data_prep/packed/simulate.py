@@ -44,7 +44,8 @@ def simulate(
     reading = Reading(np.zeros(len(datasets), np.int64), shards)
     for begin in range(steps.start, steps.stop, STEPS_AT_ONCE):
         end = min(begin + STEPS_AT_ONCE, steps.stop)
-        # Each step has `stride` positions; a smaller batch leaves its last ones unused.
+        # Each step has `stride` positions, and a smaller batch leaves its last ones unused: of
+        # batches of 3 with a stride of 4, position 6 is slot 2 of step 1, and 7 is unused.
         positions = np.arange(begin * order.stride, end * order.stride)
         batches, slots = np.divmod(positions, order.stride)
         sizes = order.sizes_at(batches * order.stride)
@@ -61,6 +62,7 @@ def simulate(
                 # Ranks are numbered node by node.
                 of_node = samples[(sources == source) & (ranks // ranks_per_node == node)]
                 # Shard n holds the samples from first[n] up to first[n + 1].
+                # "right", because sample first[n] is in shard n and not in the one before.
                 indices = np.searchsorted(first, of_node, side="right") - 1
                 shards[node][source].update(np.unique(indices).tolist())
     return reading

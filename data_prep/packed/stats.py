@@ -99,6 +99,7 @@ def describe(folder: Path) -> str:
 
 def _answer(annotation: Mapping[str, Any]) -> str:
     """The best answer of an annotation of any kind, or ""."""
+    # VQA's label has a score for each answer; NLVR2's is true or false.
     label = annotation.get("label", annotation.get("answer", ""))
     if isinstance(label, Mapping):
         return max(label, key=label.__getitem__, default="")

@@ -23,7 +23,6 @@ from vlds.runtime.files import whole_folder, write_whole
 from vlds.runtime.terminal import tell
 from vlds.schema import CHOICE_LETTERS
 
-ANSWER_FIELDS = ("answer", "multiple_choice_answer")
 WORD_SALADS = 500
 """Lines of shuffled words: unigram training makes a word one piece if it has many contexts."""
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789,'-"
@@ -52,14 +51,14 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> bytes:
             model_writer=model,
             model_type="unigram",
             vocab_size=vocabulary_size,
-            hard_vocab_limit=False,
+            hard_vocab_limit=False,  # the texts may have fewer pieces
             character_coverage=1.0,
             required_chars=CHARACTERS,
             pad_id=0,
             eos_id=1,
             unk_id=2,
             bos_id=-1,
-            num_threads=1,
+            num_threads=1,  # more would make the bytes depend on their timing
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:  # sentencepiece raises either, without a pattern
@@ -106,7 +105,9 @@ def texts_of(folders: Iterable[Path]) -> Iterator[str]:
     """Questions, statements, captions, choices and answers of packed data sets."""
     for annotation in read_annotations(folders):
         yield from (annotation[f] for f in TEXT_FIELDS if f in annotation)
-        yield from (str(annotation[f]) for f in ANSWER_FIELDS if f in annotation)
+        yield from (
+            str(annotation[f]) for f in ("answer", "multiple_choice_answer") if f in annotation
+        )
         yield from map(str, annotation.get("answers") or ())
         yield from map(str, annotation.get("choices") or ())
         if "answer_index" in annotation:  # all letters: some may be no right answer in these data
@@ -190,6 +191,7 @@ def _write_tokenizer(args: argparse.Namespace) -> None:
 
 def _write_answers(args: argparse.Namespace) -> None:
     counts = Counter(filter(None, map(best_answer, read_annotations(args.folders))))
+    # most_common keeps the order of first occurrence among equal counts, so the list repeats.
     often = [answer for answer, count in counts.most_common() if count >= args.min_count]
     if not often:
         raise ValueError(

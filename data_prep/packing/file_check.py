@@ -51,7 +51,7 @@ class DetectorFile(FeatureFile):
         the picture's width and height.
 
         The visual embedding computes an area from this order. The original code stores x1, y1, x2,
-        y2, so that its fifth number, (y2 - x2) (y1 - x1), is no area. Errors: BadFeatures.
+        y2, so that its fifth number, (y2 - x2) (y1 - x1), is not an area. Errors: BadFeatures.
         """
         features = super().read()
         boxes, width, height = (self.array(name) for name in ("boxes", "img_w", "img_h"))
@@ -64,6 +64,7 @@ class DetectorFile(FeatureFile):
         shares = boxes[:, [0, 2, 1, 3]] / np.array([width, width, height, height], float).ravel()
         if not np.isfinite(shares).all():
             raise BadFeatures("boxes are not finite")
+        # Boxes may reach a little beyond the picture.
         return np.concatenate([features, shares.clip(0, 1).astype(np.float16)], 1)
 
     def annotated(self, annotation: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +82,7 @@ class DetectorFile(FeatureFile):
             if not ((numbers >= 0) & (numbers < len(names))).all():
                 raise BadFeatures(f"{array_name} has numbers outside of {file_name}")
             words.append([names[number] for number in numbers.tolist()])
-        objects, attributes = words
+        objects, attributes = words  # in the order of VOCABULARIES
         if len(objects) != len(attributes):
             raise BadFeatures(f"{len(objects)} objects, {len(attributes)} attributes")
         regions = [f"{of} {thing}" for of, thing in zip(attributes, objects, strict=True)]
@@ -147,6 +148,7 @@ def check_missing(datasets: Sequence[SourceSet], folder: Path | None, skip: bool
                 for path in sample.images
                 if not is_there(path)
             ]
+        # A file that several samples name is looked for once.
         located = {file: sample for sample in dataset.samples for file in sample.features}
         missing += [
             MissingFile(f"features {file}", located[file], dataset.source)
@@ -200,6 +202,7 @@ def _hint(file: MissingFile, near: NearNames | None) -> str:
     if file.picture is None or near is None or not (similar := near.of(file.picture)):
         return ""
     hint, names = f"did you mean {similar}?", (PurePosixPath(similar).stem, file.picture.stem)
+    # Names that differ in Unicode's form alone look the same, so the hint must say which is which.
     if names[0] == names[1] or len({normalize("NFC", name) for name in names}) == 2:
         return hint
     there, named = (
@@ -226,6 +229,7 @@ class NearNames:
         backslashes, %20, or a folder too many or too few."""
         named = missing.relative_to(self.folder) if missing.is_relative_to(self.folder) else missing
         wanted = PurePosixPath(unquote(str(named)).replace("\\", "/"))
+        # The whole name too: "photo.v2" may stand for photo.v2.jpg, and its own stem is "photo".
         stems = (_folded(wanted.stem), _folded(wanted.name))
         similar = [path for stem in stems for path in self.by_stem.get(stem, [])]
         return str(max(similar, key=lambda path: _likeness(path, wanted), default=""))
@@ -233,7 +237,7 @@ class NearNames:
 
 def _pictures_below(folder: Path) -> Iterator[PurePosixPath]:
     for place, folders, names in os.walk(folder):
-        folders.sort()
+        folders.sort()  # in place: os.walk goes on in this order, and MOST_FILES may cut it
         for name in sorted(names):
             if os.path.splitext(name)[1].lower() in PICTURES:
                 yield PurePosixPath(Path(place, name).relative_to(folder).as_posix())
@@ -242,6 +246,7 @@ def _pictures_below(folder: Path) -> Iterator[PurePosixPath]:
 def _likeness(path: PurePosixPath, wanted: PurePosixPath) -> tuple[int, bool]:
     """How many folders agree, counted from the last; then whether the ending does."""
     pairs = zip(reversed(path.parent.parts), reversed(wanted.parent.parts), strict=False)
+    # a/b/x.jpg and c/b/x.png: one folder agrees, the ending does not.
     agree = (_folded(folder) == _folded(other) for folder, other in pairs)
     num_agreeing = sum(1 for _ in takewhile(bool, agree))
     return num_agreeing, path.suffix.lower() == wanted.suffix.lower()

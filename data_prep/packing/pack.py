@@ -1,6 +1,6 @@
 """A parsed data set -> shards: open every picture, write the good ones, account for the others.
 
-`pack` is the door of all commands. `ready` checks a whole data set before anything is written;
+All commands go through `pack`. `ready` checks a whole data set before anything is written;
 `ordered_map` opens its pictures in several processes; `pack_splits` divides it by picture first.
 """
 
@@ -54,7 +54,8 @@ REQUIRED: Mapping[str, str] = {
 """Kind -> field that each of its annotations has, with labels or without."""
 NUM_ANNOTATORS = 10
 SOFT_SCORES = (0.0, 0.3, 0.6, 0.9, 1.0)
-"""Score by the number of people with that answer: the mean official leave-one-out accuracy."""
+"""Score by the number of people with that answer: the mean official accuracy, min(agreeing / 3, 1),
+over the ten ways to leave one person out. For 2 of 10: (8 x 2/3 + 2 x 1/3) / 10 = 0.6."""
 
 
 def soft_label(answers: Sequence[str]) -> dict[str, float]:
@@ -185,6 +186,7 @@ def _signals_kept_here() -> Iterator[None]:
 
 
 def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    # Not a lambda: processes find a function by its name in the module.
     return [function(item) for item in items]
 
 
@@ -222,7 +224,7 @@ class Options:
 
 def pack(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
     """Check a data set, write it and print what became of every sample."""
-    check_folder(out)
+    check_folder(out)  # before `ready`, which may take minutes
     return pack_ready(ready([dataset], options)[0], out, options)
 
 
@@ -238,7 +240,7 @@ def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
         if shape:
             features = {"tokens": shape[0], "dim": shape[1], "encoder": options.encoder}
             if any(isinstance(file, DetectorFile) for file in samples[0].features):
-                # Boxes that are stored with the features are no channels of the encoder.
+                # Boxes that are stored with the features are not channels of the encoder.
                 features["dim"] -= DetectorFile.num_box_channels
                 features["boxes"] = True
         writer = DatasetWriter(
@@ -297,6 +299,7 @@ def ready(datasets: Sequence[SourceSet], options: Options) -> list[SourceSet]:
         _check_options(dataset, options)
         dataset.check()
         checked.append(dataset)
+    # Missing files of all data sets make one message.
     check_missing(checked, options.images, options.skip_missing)
     for dataset in checked:
         if options.folders:
@@ -359,6 +362,7 @@ def _summary(dataset: SourceSet, info: DatasetInfo, out: Path) -> str:
     title = f"{info.name} {info.split}:"
     if not info.dropped:
         return f"{title} {info.samples:,} samples, {info.annotations:,} annotations -> {out}"
+    # Samples that are left out are not among the samples, but their annotations are in `dropped`.
     samples = len(dataset.samples) + len(dataset.left_out)
     annotations = len(dataset.dropped) + sum(len(s.annotations) for s in dataset.samples)
     lines = [f"{title} -> {out}"]
@@ -428,6 +432,7 @@ class HashSplit:
                 f"{alike}; change the fraction or --seed"
             )
         dropped: dict[str, list[Dropped]] = {part: [] for part in PARTS}
+        # A dropped row may not say of which picture it is: its own id decides where it is listed.
         for row in dataset.dropped:
             dropped[self.of(row.id)].append(row)
         return [
@@ -445,6 +450,7 @@ def leaders_of(dataset: SourceSet, copies: Sequence[Sequence[Path]]) -> dict[str
     """Id of each sample whose picture has copies -> the first id among them, whose split they all
     get."""
     ids = {path: sample.id for sample in dataset.samples for path in sample.images}
+    # Copies may lie in several data sets; those of others have no sample here.
     here = [[ids[path] for path in group if path in ids] for group in copies]
     return {name: min(group) for group in here for name in group}
 
@@ -466,6 +472,7 @@ def pack_splits(
     """
     check_folder(out)
     checked = ready(datasets, options)
+    # Over all splits: a copy of a training picture in the test is what the warning is about.
     copies = find_copies(path for data in checked for s in data.samples for path in s.images)
     if split is not None:
         checked = split.divide(checked, copies)

@@ -114,6 +114,7 @@ class PictureRule:
             return width, height
         if self.square:
             return self.size, self.size
+        # 640 x 480 with size 240 -> 320 x 240.
         ratio = self.size / min(width, height)
         if ratio >= 1:
             return width, height
@@ -177,6 +178,7 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
     Errors: BadPicture.
     """
     extension = true_extension(data)
+    # Decoders have many words for damage, and reasons are counted: one for all of it.
     if fault := picture_fault(data):
         raise BadPicture(fault if fault == TOO_LARGE else "truncated or damaged")
     try:
@@ -194,6 +196,7 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
         pixels = decode_image(data, ImageSpec(height, width))
     except SkipSample as error:
         raise BadPicture("truncated or damaged") from error
+    # Decoded as (3, h, w), encoded as (h, w, 3).
     buffer = io.BytesIO()
     Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, form, **ENCODINGS[form])
     return Picture(buffer.getvalue(), EXTENSIONS[form], width, height)
@@ -239,6 +242,7 @@ def find_pictures(folder: Path, names: Iterable[str]) -> dict[str, NamedPicture]
 def _find(folder: Path, name: str) -> tuple[Path, Hashable]:
     """The path and identity of a file; the identity is None if it does not exist."""
     spellings = dict.fromkeys((name, name.replace("\\", "/")))  # Windows writes backslashes
+    # The name as it is comes first ("" among the endings), so that no other file can replace it.
     for spelling in spellings:
         for ending in ENDINGS:
             path = folder / f"{spelling}{ending}"
@@ -274,6 +278,7 @@ def _path_below(path: Path, folder: Path, root: Path) -> str:
     named = path.relative_to(folder) if path.is_relative_to(folder) else path
     if ".." in named.parts:
         path = Path(os.path.realpath(path.parent)) / path.name
+    # `folder` may lead through links, and the path may be given by its real place.
     for base in (folder, root):
         if path.is_relative_to(base):
             return path.relative_to(base).as_posix()
@@ -331,6 +336,7 @@ def tell_repeats(datasets: Sequence[SourceSet], noun: str | None) -> None:
         for sample in dataset.samples:
             first_ids: dict[str, str] = {}
             for annotation in sample.annotations:
+                # Without the id, and without "source", which often holds more ids.
                 own = {k: value for k, value in annotation.items() if k not in ("id", "source")}
                 content, name = json.dumps(own, sort_keys=True), str(annotation["id"])
                 if content in first_ids:
@@ -362,6 +368,7 @@ def warn_of_leaks(
     datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]], cure: str
 ) -> None:
     """Warn of pictures that are in several splits: a test on them tells little."""
+    # Copies count as one picture, by the path of the first.
     one_name = {path: group[0] for group in copies for path in group}
     splits: dict[Path, dict[str, str]] = {}
     for dataset in datasets:

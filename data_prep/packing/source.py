@@ -51,6 +51,7 @@ class RawPicture:
             data = file.read(CHANNELS * self.height * self.width)
         if len(data) < CHANNELS * self.height * self.width:
             raise ValueError(f"{self.path} ends before byte {self.offset + len(data) + 1}")
+        # (3, h, w) planes -> (h, w, 3), as PNG has them.
         pixels = np.frombuffer(data, np.uint8).reshape(shape).transpose(1, 2, 0)
         buffer = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
@@ -109,7 +110,7 @@ class Journal:
                 if sha256(self.path.parent / entry.shard.name) != entry.shard.sha256:
                     break
             except (OSError, ValueError):  # cut off in writing, of another version, or untrue
-                break
+                break  # later shards too: samples go on from shard to shard
             entries.append(entry)
         return entries
 
@@ -169,6 +170,7 @@ class FeatureFile:
             raise BadFeatures(f"not a matrix of numbers: {array.dtype} {array.shape}")
         # A grid of features becomes rows, line by line.
         array = array.reshape(-1, array.shape[-1])
+        # So written, NaN fails too.
         if not (np.abs(array) <= FLOAT16_MAX).all():
             raise BadFeatures("not finite in float16")
         return fit(array.astype(np.float16), self.frames)
@@ -194,6 +196,7 @@ class FeatureFile:
             return np.load(self.path, allow_pickle=False)
         if self.path.suffix == ".npz":
             with np.load(self.path, allow_pickle=False) as arrays:
+                # The archive's directory says how large each array is, before any is unpacked.
                 _check_size(max(entry.file_size for entry in arrays.zip.infolist()))
                 return arrays[name or _array_name(arrays.files)]
         group = _opened(self.path)
@@ -247,6 +250,7 @@ def fit(array: np.ndarray, frames: int | None) -> np.ndarray:
     if len(array) < frames:
         return np.pad(array, ((0, frames - len(array)), (0, 0)))
     # Frame n is made of the rows from floor(n * rows / frames) to ceil((n + 1) * rows / frames).
+    # 5 rows in 3 frames: rows 0 1, 1 2 3 and 3 4.
     edges = [(n * len(array) // frames, -(-(n + 1) * len(array) // frames)) for n in range(frames)]
     return np.stack([array[start:end].max(0) for start, end in edges])
 
@@ -256,6 +260,7 @@ def locate(place: Path, name: str, frames: int | None = None) -> FeatureFile:
     exist."""
     if place.is_file():
         return FeatureFile(place, name, frames)
+    # If none exists, the path without an ending stands for all in the error.
     paths = (place / f"{name}{ending}" for ending in ENDINGS)
     path = next((path for path in paths if path.is_file()), place / name)
     return FeatureFile(path, name, frames)
@@ -270,6 +275,7 @@ def find_missing(files: Iterable[FeatureFile]) -> list[FeatureFile]:
 
     @cache
     def groups_of(path: Path) -> set[str]:
+        # Listed once for all pictures in it, which may be a hundred thousand.
         try:
             with _hdf5().File(path, "r") as opened:
                 return set(opened)
@@ -280,6 +286,7 @@ def find_missing(files: Iterable[FeatureFile]) -> list[FeatureFile]:
         if not file.path.is_file():
             return False
         if file.path.suffix in HDF5:
+            # NAME.h5 is about one picture; any other file has a group for each.
             _hdf5()
             return file.path.stem == file.name or file.name in groups_of(file.path)
         return True

@@ -59,6 +59,7 @@ DEFAULT_LIMITS = ShardLimits()
 
 def common_shape(samples: Iterable[SourceSample]) -> Shape | None:
     """Shape of the first readable features; None without any."""
+    # Samples are in the order of the shards, so a resumed command finds the same shape.
     for sample in samples:
         for file in sample.features:
             try:
@@ -96,6 +97,7 @@ def _make_record(sample: SourceSample, rule: PictureRule, shape: Shape | None) -
             raise BadFeatures(f"{array.shape[0]} x {array.shape[1]}, the first have {shape}")
         members.append(("features.npy", feature_bytes(array)))
         annotations = [file.annotated(annotation) for annotation in annotations]
+    # Two pictures are a pair, as NLVR2's: left.jpg and right.jpg.
     if len(members) == len(PAIR):
         members = [
             (f"{side}.{name}", data) for side, (name, data) in zip(PAIR, members, strict=True)
@@ -155,9 +157,11 @@ class DatasetWriter:
         asked = {key: value for key, value in (arguments or {}).items() if key != "out"}
         # Another version of vlds may write other bytes: --resume refuses its folders.
         identity = {**self.about, "limits": vars(self.limits), "tool": [_version(), asked]}
+        # Only sets of this kind have the class of each sample in their index.
         self.classes = self.about["classes"] if kind == KIND else None
         self.journal = Journal(out / f"{self.stem}.progress", identity, self.classes)
         self.finished = self.journal.finished() if resume else []
+        # The last one is written again, to see that it comes out the same: see `start`.
         self.repeated = self.finished.pop() if self.finished else None
         self.begun = False
 
@@ -171,6 +175,7 @@ class DatasetWriter:
         self, records: Iterable[SampleRecord | Dropped], rows_dropped: Iterable[Dropped] = ()
     ) -> DatasetInfo:
         """Write all samples from `start` on, then dataset.json."""
+        # Dropped rows first, then samples in their order, those after the last shard at the end.
         dropped_last = self._write_shards(records)
         shards = [entry.shard for entry in self.finished]
         dropped_before = [drop for entry in self.finished for drop in entry.dropped]
@@ -178,6 +183,7 @@ class DatasetWriter:
         if not shards:
             reasons = f"; {len(dropped)} were dropped, the first: {dropped[0]}" if dropped else ""
             raise ValueError(f"data set {self.stem}: no samples to write{reasons}")
+        # Shards and indices that this version does not have would stay beside its own for ever.
         names = {shard.name for shard in shards}
         for path in self.out.glob(f"{self.stem}-*.tar*"):  # of an earlier, longer version
             if path.name.partition(".tar")[0] + ".tar" not in names:
@@ -218,6 +224,7 @@ class DatasetWriter:
                     )
                 ids.add(record.id)
                 content = _content(record)
+                # A sample that is larger than the limit gets a shard alone.
                 size = sum(map(len, content.values()))
                 if shard and (
                     len(shard.counts) >= self.limits.samples
@@ -272,6 +279,7 @@ def write_dataset(
 
 
 def _make_room(out: Path, identity: tuple[str, str, str]) -> None:
+    # What an earlier version of the data set, or an interrupted command, may have left.
     stem = re.escape(f"{identity[0]}-{identity[2]}")
     ours = re.compile(rf"{stem}(-\d+\.tar.*|\.progress.*)|{DATASET_FILE}|{QUARANTINE_FILE}")
     if not (out / DATASET_FILE).exists():
@@ -304,6 +312,7 @@ def _content(record: SampleRecord) -> dict[str, bytes]:
     fields = {"id": record.id, "images": pictures, **record.json}
     if absent := [image for image in fields["images"] if image not in content]:
         raise ValueError(f"sample {record.id}: images {absent} are not among its members")
+    # NaN is not JSON, and other readers would refuse the sample.
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     try:
         return content | {"json": text.encode()}

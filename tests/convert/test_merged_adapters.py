@@ -32,8 +32,17 @@ from tests.toys.trained_runs import (
     write_run,
 )
 from vlds.artifact import LoadedRun, load_run
-from vlds.convert.combine import COSTS, Neurons, average
-from vlds.convert.peft import inputs_of, places_of, read_neurons, slices, transport, write_neurons
+from vlds.convert.combine import average
+from vlds.convert.transport import (
+    COSTS,
+    Neurons,
+    inputs_of,
+    places_of,
+    read_neurons,
+    slices,
+    transport,
+    write_neurons,
+)
 from vlds.models.methods import Adapter, SimAdapter
 from vlds.models.methods.adapter import init_linear
 

@@ -26,7 +26,7 @@ from tests.toys.trained_runs import (
     write_run,
 )
 from vlds.artifact import LoadedRun
-from vlds.convert.peft import modules_of
+from vlds.convert.transport import modules_of
 from vlds.models.backbones import T5
 from vlds.models.methods import Adapter, Full, LoRA, Shrinking
 from vlds.models.methods.shrinking import replace_leaf

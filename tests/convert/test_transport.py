@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlds.convert.combine import COSTS, Cost, Neurons, aligned, transport_plan
+from vlds.convert.transport import COSTS, Cost, Neurons, aligned, transport_plan
 
 pytest.importorskip("ot", reason="needs the extra `transport`")
 INPUTS, NEURONS = 48, 16

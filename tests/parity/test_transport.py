@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.toys.recorded.related import RelatedCase, recorded
-from vlds.convert.combine import COSTS, Cost, Neurons, aligned, distances, transport_plan
+from vlds.convert.transport import COSTS, Cost, Neurons, aligned, distances, transport_plan
 
 
 def neurons(case: RelatedCase, number: int) -> Neurons:

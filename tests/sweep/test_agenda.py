@@ -43,7 +43,7 @@ def finish(run: SweepRun) -> None:
     (run.folder / "artifact/recipe.yaml").touch()
     lines = [{"step": 25, "loss": 1.0, "seconds": 50.0}, {"step": 50, "loss": 1.0, "seconds": 50.0}]
     write_lines(run.folder / "metrics.jsonl", lines)
-    run.write_recipe()
+    save_recipe(run.recipe, run.file)
 
 
 @pytest.mark.slow

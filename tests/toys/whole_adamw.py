@@ -58,7 +58,7 @@ class WholeAdamW:
             self.idle -= woken
             self._cut_segments()
         if present is not None:
-            self.optimizer.set_present(present)
+            self.optimizer.present[1:] = present.numpy()
         for flat, pieces in self.pieces.items():
             gradients = [
                 torch.zeros(piece.size, dtype=flat.dtype)

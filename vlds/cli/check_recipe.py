@@ -1,6 +1,6 @@
 """What the supervisor learns of `vlds train`'s recipe.
 
-Reading it loads torch, which the supervisor does not: a process of its own checks it before several
+Reading it loads torch, which the supervisor does not: a separate process checks it before several
 ranks start, and an only rank checks it itself.
 """
 
@@ -59,11 +59,13 @@ def check_start(recipe: Recipe, resume: Resume, ranks: int | None) -> None:
 
     Errors: ValueError that names the key.
     """
+    # A run may be resumed from another working folder, where its relative paths lead elsewhere.
     saved = Path(recipe.output) / "recipe.yaml"
     if resume and (message := left_behind(to_tree(recipe), saved, Recipe)) is not None:
         raise ValueError(f"{RESUME}: {message}")
     check_files(to_tree(recipe), Recipe)
     check_output(recipe.output, resume, data_sets(to_tree(recipe), Recipe))
+    # If the number of ranks is not known yet, check what holds for any.
     for field, size in recipe.batch_sizes.items():
         BatchCut(ranks or 1).check(size, field)
     recipe.model.check_sources()

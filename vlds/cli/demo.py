@@ -28,13 +28,13 @@ FOLDER = "runs/demo"
 """Where the shipped recipes write; replaced by --out."""
 TO_BACKBONE = 3
 """Stages until the frozen backbone is there."""
-CONTROL = "norms + visual embedding"
 
 
 def run_demo(out: Path, seed: int, ranks: int, *, only_backbone: bool = False) -> int:
     """Run the stages whose products are missing below `out`, then show the results;
     `only_backbone`: no further than the frozen backbone. Returns the exit code."""
     started = time.monotonic()
+    # The shipped recipes write below runs/demo; copies of them write below `out`.
     adapters, recipes = out / "adapters", {}
     for name in RECIPES:
         recipes[name] = out / "recipes" / f"{name}.yaml"
@@ -59,12 +59,13 @@ def run_demo(out: Path, seed: int, ranks: int, *, only_backbone: bool = False) -
     # The adapters' scores, beside those of the most frequent answer, the frozen model and the
     # control.
     (adapters / SCORES).unlink(missing_ok=True)  # `collect` would read an earlier one
+    # Without intervals, which the terminal does not show.
     tuned, control = collect([adapters, out / "control"], resamples=0).runs.values()
     scored, weights = {}, weights_of(adapters)
     for name, entry in tuned.scores.tasks.items():
         compared = dict(entry.by_column)
         own = compared.pop(tuned.scores.columns[-1])
-        compared[CONTROL] = control.results[name].scores
+        compared["norms + visual embedding"] = control.results[name].scores
         scored[name] = Scored(entry.data, entry.examples, own, entry.headline, compared, weights)
     write_scores(adapters, scored)
     page = write_report([read_run(adapters)], adapters)

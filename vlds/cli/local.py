@@ -22,7 +22,6 @@ from vlds.runtime.terminal import tell
 
 MODULE = "vlds.cli.local"
 POLL_S = 0.1
-HOST = "127.0.0.1"
 SAVED = tuple(128 + number for number in ASKING)
 """Exit codes of a rank that was asked to end and has saved. The others may still be saving."""
 
@@ -73,7 +72,7 @@ def run_ranks(ranks: int, port: str, command: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
     while True:
         codes = [process.poll() for process in processes]
-        # A rank that has saved is no failure; the others may still be saving.
+        # A rank that has saved is not a failure; the others may still be saving.
         if failed := [code for code in codes if code and code not in SAVED]:
             end(signal.SIGTERM)  # the supervisor kills what does not end
             return failed[0]
@@ -86,13 +85,14 @@ def place(rank: int, ranks: int, port: str) -> dict[str, str]:
     """The variables that make a process a rank (runtime/ranks.py reads them)."""
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": HOST, "MASTER_PORT": port,
+        "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
     }  # fmt: skip
 
 
 def exit_code(code: int) -> int:
     """128 + n for a death by signal n, which subprocess reports as -n and DeepSpeed's launcher as
     256 - n."""
+    # Killed by signal 9: -9 or 247 -> 137. Exit codes of ranks are at most 128 + 64 = 192.
     code = code - 256 if code > 192 else code
     return 128 - code if code < 0 else code
 

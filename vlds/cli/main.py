@@ -61,6 +61,7 @@ KEYS_TOO = "Further options are keys of the recipe, as in `vlds train`."
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, by default that of this process; the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # These change the whole process, which is ours only as a program.
     if argv is None:
         sys.excepthook = tell_exception
         quiet_libraries()
@@ -245,6 +246,7 @@ def plan(arguments: list[str]) -> int:
     from vlds.recipe.config import parse_recipe
 
     options, words = plan_parser().parse_known_args(arguments)
+    # `nargs="+"` takes the recipe for a number, if it stands behind --ranks.
     for word in options.ranks:
         if word.endswith((".yaml", ".yml")):
             raise ValueError(f"--ranks is {word!r}; name the recipe before --ranks")
@@ -255,6 +257,7 @@ def plan(arguments: list[str]) -> int:
     plans = plan_recipe(recipe, numbers)
     trees = {}
     for plan, forecast in forecasts_of(recipe, plans, on_gpu=not machine.is_here):
+        # Tables are printed one by one, as each may take a while; JSON must be one value.
         if options.json:
             trees[plan.world_size] = tree(plan, recipe, forecast, machine)
             continue

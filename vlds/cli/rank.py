@@ -63,6 +63,7 @@ def run_rank(arguments: Sequence[str], work: Work) -> NoReturn:
 def _work_as_rank(arguments: Sequence[str], work: Work) -> int:
     words = split_words(without_local_rank(arguments))
     if words.starts_ranks:
+        # The launcher has decided how many there are: the command line cannot change it any more.
         started = read_place(os.environ).local_world_size
         if words.ranks not in (None, started):
             raise ValueError(
@@ -136,6 +137,7 @@ def watch_launcher(
     Watches the parent (local.py, DeepSpeed's launch.py or torchrun), the deepspeed runner above it
     and the supervisor.
     """
+    # Looked up now: once a launcher has ended, its process id may be another program's.
     watched = _launchers()
 
     def is_alive(process: psutil.Process) -> bool:
@@ -158,11 +160,6 @@ def watch_launcher(
 
 def _launchers() -> list[psutil.Process] | None:
     """The processes that started this one; None if one of them has ended already."""
-
-    def is_runner(process: psutil.Process) -> bool:
-        # By whole words: the script of a shell above may mention deepspeed.
-        return any(os.path.basename(word) in RUNNER for word in process.cmdline())
-
     try:
         parent = psutil.Process(os.getppid())
         launchers = [parent]
@@ -170,7 +167,8 @@ def _launchers() -> list[psutil.Process] | None:
             above = parent.parent()
             if above is None:
                 return None
-            if is_runner(above):
+            # By whole words: the script of a shell above may mention deepspeed.
+            if any(os.path.basename(word) in RUNNER for word in above.cmdline()):
                 launchers.append(above)
             else:
                 # A runner is in its launcher's session, and so is the shell that starts a launcher

@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 from vlds.cli.local import MODULE as LOCAL
 from vlds.cli.supervisor import (
@@ -50,7 +49,6 @@ JOB_FILE = "VLDS_JOB_FILE"
 """Environment variable that names the file into which a run's only rank writes its `RunFacts`."""
 OWN_NETWORK = ("--hostfile", "-H", "--no_ssh", "--master_port")
 """Launcher arguments with which the user chooses hosts and ports; vlds then adds none."""
-NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -79,16 +77,16 @@ def start(words: Words) -> int:
         grace_s = grace_from_environment()
         if words.ranks is None and (text := os.environ.get("VLDS_RANKS")):
             words = replace(words, ranks=positive("VLDS_RANKS", text, "the number of ranks"))
-        # Find mistakes in the number of ranks before the recipe is read.
+        # For its errors alone: find mistakes in the number of ranks before the recipe is read.
         launch_command([], words.ranks, launcher_args, os.environ, count_gpus())
 
-        def run(words: Words, variables: Mapping[str, str] = NO_VARIABLES) -> Outcome:
+        def run(words: Words, variables: Mapping[str, str] | None = None) -> Outcome:
             program = ["-m", "vlds", *words.for_ranks]
             command, env = launch_command(
                 program, words.ranks, launcher_args, os.environ, count_gpus()
             )
             saves = words.command == TRAIN
-            return supervise(command, {**env, **variables}, grace_s, received, saves=saves)
+            return supervise(command, {**env, **(variables or {})}, grace_s, received, saves=saves)
 
         def ranks_available() -> int | None:
             return None if several_hosts else count_gpus() or None
@@ -101,6 +99,7 @@ def start(words: Words) -> int:
             return outcome.code
         if not several_hosts:
             words = replace(words, ranks=words.ranks or count_gpus() or 1)
+        # Several ranks would find the recipe's mistakes at the same time, each with its own lines.
         if words.ranks != 1:
             code, facts = read_facts(words, received)
             return (
@@ -167,6 +166,7 @@ def launch_command(
             f"give --ranks {num_gpus} or fewer, or set DS_ACCELERATOR=cpu to run without GPUs"
         )
     elif visible and ranks:
+        # The first GPUs of those that the user lets this process see.
         env["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[:ranks])
     # Else each rank would start a thread per core.
     threads = max(1, len(os.sched_getaffinity(0)) // (ranks or max(num_gpus, 1)))
@@ -204,6 +204,7 @@ def count_gpus() -> int:
 
 def free_port() -> int:
     """A port that is free now."""
+    # Another program may take it before the first rank does, which then says so (`PORT_TAKEN`).
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -263,6 +264,7 @@ def next_try(words: Words, facts: RunFacts, available: int | None) -> Words:
     if facts.micro_batch_size is None:
         # On fewer ranks each one's share of the batch grows. The old share is known to fit into
         # memory, so keep it and accumulate gradients.
+        # Rounded up: 10 examples on 4 ranks were at most 3 each.
         share = -(-facts.largest_batch // words.ranks)
         rest = (*rest, "--data.micro_batch_size", str(share))
     return replace(words, rest=rest, ranks=max(available, 1))

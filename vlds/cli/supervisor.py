@@ -74,6 +74,7 @@ def supervise(
     group = ProcessGroup(command, environment)
     deadline: float | None = None
     abandoned = told = False
+    # Told in time, even if the user has set a short grace time.
     patience_s = min(PATIENCE_S, grace_s / 2)
     while group.alive():
         now = time.monotonic()
@@ -139,6 +140,7 @@ class ProcessGroup:
 
     def alive(self) -> bool:
         """Reap the processes that have ended; True if any are left."""
+        # -pid: any child of this process in the command's process group, adopted orphans included.
         while True:
             try:
                 pid, status = os.waitpid(-self._process.pid, os.WNOHANG)
@@ -235,6 +237,7 @@ def run_stage(stage: Stage, position: str, variables: Mapping[str, str]) -> None
     started = time.monotonic()
     environment = {**without_rank(os.environ), **variables}
     with signals_collected() as received:
+        # Twice the grace time: the command may be a supervisor, which needs its own first.
         command = [sys.executable, "-c", BOUND, *stage.command]
         outcome = supervise(command, environment, 2 * grace_from_environment(), received)
     if outcome.asked:

@@ -60,6 +60,7 @@ def sweep(
     num_gpus = count_gpus()
     launch_command([], num_ranks, [], os.environ, num_gpus)  # finds too many ranks
     environments = shares(num, num_ranks or 1, num_gpus, os.environ) if num > 1 else []
+    # All files are read and checked before anything runs.
     table = read_sweep(words)
     planned = runs_of(table)
     work = SweepWork(table, planned)
@@ -86,6 +87,7 @@ def sweep(
         tell(f"left, or another process does them: {'; '.join(left)}")
     for name, reason in work.failed.items():
         tell(f"failed: {name}: {reason}", error=True)
+    # If nothing is missing, a process that crashed had done its work.
     if missing and not is_whole:
         cause = "one of its processes has ended early"
         tell(f"vlds sweep: {cause}; start it again to continue", error=True)
@@ -172,7 +174,7 @@ def estimate(runs: Sequence[SweepRun], num_ranks: int) -> Estimate:
     except ValueError as error:
         return Estimate(left=None if missing else 0.0, reason=str(error))
     if logged:
-        step = min(logged)
+        step = min(logged)  # other programs can only make a run slower
     else:
         try:
             (plan,) = plan_recipe(recipe, [num_ranks])
@@ -209,7 +211,8 @@ def shares(
             "give fewer runs at once, or fewer --ranks"
         )
     visible = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(num_gpus)))
-    # Process n gets the n-th slice of equal size; GPUs that are left over stay idle.
+    # Process n gets the n-th slice of equal size: 8 GPUs for 3 processes -> 0,1 2,3 4,5. GPUs that
+    # are left over stay idle.
     names, each = visible.split(","), num_gpus // num
     return [
         {**environment, "CUDA_VISIBLE_DEVICES": ",".join(names[n * each : (n + 1) * each])}
@@ -235,7 +238,7 @@ def work_at_once(
 
     with signals_collected() as received:
         processes = [
-            # In sessions of their own, so that Ctrl-C in the terminal reaches each once.
+            # In separate sessions, so that Ctrl-C in the terminal reaches each once.
             subprocess.Popen(
                 command, env=environment, start_new_session=True, text=True, errors="replace",
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -265,7 +268,7 @@ def work_at_once(
 
 def main(arguments: Sequence[str]) -> int:
     """One of the processes; the exit code. The process that started it says what has failed."""
-    at = arguments.index("--")
+    at = arguments.index("--")  # words about ranks stand before it, those of the sweep behind
     ranks, words = arguments[:at], arguments[at + 1 :]
     sweep = read_sweep(words)
     try:

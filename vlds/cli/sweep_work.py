@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vlds.cli.supervisor import Stage, StageError, grace_from_environment, run_stage, vlds
+from vlds.recipe.config import save_recipe
 from vlds.report.sweep import Preparation, Sweep, SweepRun, folder_name, preparations, prepared_run
 from vlds.runtime.disk import CannotWrite, make_folder, writable
 from vlds.runtime.files import read_text, write_whole
@@ -69,11 +70,6 @@ def claim(folder: Path) -> Iterator[None]:
     finally:
         with suppress(OSError):  # it is not empty if another process holds it
             folder.rmdir()
-
-
-def is_claimed(folder: Path) -> bool:
-    """True if a claim was taken and not released: its process works on it, or is dead."""
-    return folder.exists()
 
 
 def wait_until_free(folder: Path, seconds: float) -> None:
@@ -186,11 +182,12 @@ class RunPart:
 
         Errors: FolderInUse if another program writes into the run's folder.
         """
+        # The ranks of a sweep that was killed have one grace time, and so has their supervisor.
         run, folder = self.run, self.run.folder
         wait_until_free(folder, 2 * grace_from_environment())
         if not run.is_trained:
             run.check()
-            run.write_recipe()
+            save_recipe(run.recipe, run.file)
             words = ("train", run.file, "--resume", "auto", *ranks)
             yield Stage(self.name, folder / "artifact", vlds(*words))
         if not run.is_done:
@@ -267,8 +264,9 @@ class SweepWork:
                         self.failed[part.name] = f"cannot start without {other.name}"
         known = self._done | self.failed.keys()
         missing = [part for part in self.parts if part.name not in known]
-        # To look at a claim of another host may take a while.
-        return sorted(missing, key=lambda part: is_claimed(self._place(CLAIMS, part)))
+        # A claim that was not released is held, or its process is dead; to find out which may take
+        # a while on another host.
+        return sorted(missing, key=lambda part: self._place(CLAIMS, part).exists())
 
     def _do_one(self, ranks: Sequence[str]) -> SweepPart | None:
         """Do the first part that can be done; None if there is none. A failure is noted, for other
@@ -279,6 +277,7 @@ class SweepWork:
             with suppress(FolderInUse), claim(self._place(CLAIMS, part)):
                 if part.is_done:  # by another process, since `missing` has looked
                     continue
+                # An old mark must go before the part runs: whoever reads it would give up on it.
                 mark = self._place(FAILED, part)
                 mark.unlink(missing_ok=True)
                 try:

@@ -29,7 +29,8 @@ def with_run(
 
     Errors: ValueError if no run is named, or several are, where the command needs one.
     """
-    # The numbers of the words that no option before them may take as its value.
+    # The numbers of the words that no option before them may take as its value: of
+    # `--data.eval_batch_size 16 runs/vqa --tasks.vqa.prompt=x` only 2.
     before = ["", *keys]
     words = [
         number
@@ -39,7 +40,7 @@ def with_run(
     needs_run = not getattr(options, "predictions", None)
     if words and needs_run and options.run is None:
         options.run = Path(keys.pop(words.pop(0)))
-        # The others stood behind it, and have moved up by one.
+        # The other words stood behind it, and have moved up by one.
         words = [number - 1 for number in words]
     if words:
         raise ValueError(
@@ -99,6 +100,7 @@ def evaluate(arguments: list[str]) -> int:
         "nothing is written by default",
     )  # fmt: skip
     options, keys = with_run(parser, *parser.parse_known_args(arguments))
+    # No model is needed, so this starts without ranks (`WITHOUT_RANKS`).
     if options.predictions:
         from vlds.evaluation.prediction_files import score_file
 
@@ -208,6 +210,7 @@ def report(arguments: list[str]) -> int:
     from vlds.report.page import report_text, write_report
     from vlds.report.read import find_runs
 
+    # What can be read is shown; the rest is told at the end, and by the exit code.
     runs, errors = find_runs(options.runs)
     out = options.out or (runs[0].folder if options.format == "html" else None)
     if out is None:

@@ -26,7 +26,6 @@ ALL_KEYS = "--help-all"
 RANKS, RESTARTS, RESUME, NEW_PHASE = "--ranks", "--restarts", "--resume", "--new_phase"
 PROFILE = "--profile"
 MOST_PROFILED = 50
-RANKS_HELP = "processes; default: one per GPU, or one without a GPU"
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,7 @@ def split_words(arguments: Sequence[str]) -> Words:
         word = unread.pop(0)
         name = word.partition("=")[0]
         command = rest[0] if rest else ""
+        # Before the command too, as in `vlds --ranks 2 train`: there command is still "".
         if name == RANKS and command in ("", *RANK_COMMANDS):
             ranks = positive(RANKS, value_of(word), "the number of ranks")
         elif name == RESTARTS:
@@ -145,7 +145,9 @@ def command_parser(
     # These two are taken from the command line before it is parsed; here they are for the help.
     shared = parser.add_argument_group("shared options")
     if name in RANK_COMMANDS:
-        shared.add_argument(RANKS, metavar="N", help=RANKS_HELP)
+        shared.add_argument(
+            RANKS, metavar="N", help="processes; default: one per GPU, or one without a GPU"
+        )
     if name in READ_RUNS:
         shared.add_argument(
             "--trust", metavar="MODULE",

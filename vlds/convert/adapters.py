@@ -63,6 +63,7 @@ class AdapterFolders(RunFiles):
         self.layout = self.method.layout(self.library, self.name, self.backbone)
         self.state = {name: tensor.detach() for name, tensor in run.model.unique_state()}
         """Our tensors, tied ones once."""
+        # A layout may name a tied tensor twice; the state has it once.
         names = {f"{BACKBONE_PREFIX}{name}": stored for name, stored in self.layout.tensors.items()}
         self.stored = {name: stored for name, stored in names.items() if name in self.state}
         """Tensor of ours, as Model names it -> where it is stored."""
@@ -81,6 +82,7 @@ class AdapterFolders(RunFiles):
 
     def folders(self) -> list[tuple[str, str]]:
         """Folder below the top and name of the adapter, one for each slice of the weights."""
+        # The library's adapters are not stacked: tasks with their own slices have one each.
         tasks = self.run.recipe.tasks
         if getattr(self.method, "sharing", "single") == "single" or len(tasks) == 1:
             return [("", self.name)]
@@ -95,6 +97,8 @@ class AdapterFolders(RunFiles):
             folder.mkdir(exist_ok=True)
             text = json.dumps(self.config(adapter), indent=2, sort_keys=True)
             (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+            # Cloned: safetensors refuses tensors that share memory, as slices of a stack do, and
+            # torch.save would write the whole stack.
             tensors = {
                 key.format(task=adapter): piece(self.state[name], stored, index).clone()
                 for name, stored in self.stored.items()
@@ -111,11 +115,13 @@ class AdapterFolders(RunFiles):
             config = read_settings(folder / CONFIG)
             self.check_config(config, folder / CONFIG)
             weights = read_weights(folder, *self.weight_files)
+            # An adapter may have been saved under another name, which its keys repeat.
             adapter = str(config.get("name") or adapter)
             keys = {
                 name: [key.format(task=adapter) for key in stored.keys]
                 for name, stored in self.stored.items()
             }
+            # Aliases stand for one tensor: any of them will do.
             missing = [n[0] for n in keys.values() if not any(key in weights for key in n)]
             unknown = sorted(weights.keys() - {key for n in keys.values() for key in n})
             if missing or unknown:
@@ -147,6 +153,7 @@ class AdapterFolders(RunFiles):
 def piece(tensor: Tensor, stored: Stored, index: int) -> Tensor:
     """A view of one task's slice of a tensor, or of what all tasks share, in the library's
     shape."""
+    # (tasks, ...) -> (...). A stack of length 1 belongs to all tasks.
     if stored.stacked:
         tensor = tensor[index if len(tensor) > 1 else 0]
     return tensor if stored.shape is None else tensor.view(stored.shape)
@@ -163,6 +170,7 @@ def plain(loaded: LoadedRun) -> LoadedRun:
 
 
 VERSION = "adapters.1.3.0"
+"""The version of the library whose layout this is, as it writes it into its files."""
 DEFAULTS: dict[str, Any] = {
     "adapter_residual_before_ln": False, "cross_adapter": False, "dropout": 0.0,
     "factorized_phm_W": True, "factorized_phm_rule": False,
@@ -226,6 +234,7 @@ class AdaptersFolders(AdapterFolders):
             )
         ours = DEFAULTS | self.layout.config
         for key in sorted(ours.keys() - OF_TRAINING - (set() if ours["phm_layer"] else OF_PHM)):
+            # The rank means something only where the matrices are factorised.
             theirs = settings.get(key, DEFAULTS[key])
             if theirs != ours[key] and not (key == "phm_rank" and not ours["factorized_phm_W"]):
                 raise ValueError(

@@ -70,6 +70,7 @@ def language_base(kind: ModelKind) -> str | None:
 def hub_name_of(part: str, source: str) -> str | None:
     """The name on the hub of a pretrained model, as far as it is known. A folder has one by its
     place in the hub's cache, or in its config."""
+    # What does not exist here is the hub's, or timm's, whose names have no owner.
     path = Path(source)
     if not path.exists():
         return source if HUB_NAME.fullmatch(source) or part in NAMED_BY_ONE_WORD else None
@@ -98,6 +99,7 @@ def license_in(card: Path) -> dict[str, str]:
 def license_on_hub(name: str) -> dict[str, str]:
     """What the hub's card of a model says of the licence; empty where there is no answer."""
     with suppress(Exception):  # the HTTP library may raise anything, and a card can do without
+        # A card in the hub's cache needs no network.
         cached = try_to_load_from_cache(name, "README.md")
         if isinstance(cached, str) and (found := license_in(Path(cached))):
             return found
@@ -116,6 +118,7 @@ def license_fields(about: Any) -> dict[str, str]:
         for name, value in found.items()
         if isinstance(value, str) and PLAIN_LICENSE.fullmatch(value)
     }
+    # The others explain a `license` of "other", and say nothing without it.
     return fields if "license" in fields else {}
 
 

@@ -46,6 +46,7 @@ QUESTION, PHOTO = "What is in the picture?", "photo.jpg"
 SEES = "image-text-to-text"
 """The hub's word for what these models do."""
 HUB_DATA = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)")
+# Texts that are one path, such as /data/x, file:///data/x, ~/x, $HOME/x, ../x and runs/../x.
 WHOLE_PATH = re.compile(r"(?:file://)?(?:/|~\w*/|\$\w+/|(?:[^\s:]+/)?\.\./)\S.*")
 INNER_PATH = re.compile(r"(?:file://(?=/)|(?<![\w.:/~]))~?/(?:[^\s/'\"]+/)+")
 """The folders of a path inside another text, such as a command."""
@@ -90,7 +91,7 @@ def write_model_card(
     folder: Path, described: Described, written: LoadedRun, address: Address
 ) -> None:
     """Write the card of a folder with a whole model. `written`: the run that the folder holds."""
-    # What has weights that only vlds' own file holds.
+    # Name the methods and heads whose weights only vlds' own file holds.
     stored = own_parts(written.model)
     owners = {written.model.trained_by.get(name) for name in stored}
     inside = {word for name in stored if not is_own(name) for word in name.split(".")}
@@ -192,12 +193,12 @@ def write_card(
     """
     recipe, bases = described.recipe, bases_of(described.recipe.model)
     methods = recipe.methods.values()
-    # A method's name is its class, with the type of one of peft's.
+    # A method is called by its class; peft's methods share one and differ in `type`.
     names = [" ".join(filter(None, [type(m).__name__, getattr(m, "type", "")])) for m in methods]
     hub_names = list(dict.fromkeys(base.hub_name for base in bases if base.hub_name))
     train_data = [place for task in recipe.tasks.values() for place in task.train]
     hub_data = list(dict.fromkeys(m[1] for place in train_data if (m := HUB_DATA.match(place))))
-    # The hub may read a licence if it is that of all that the model is made of.
+    # The hub shows one licence: only where everything that the model is made of has the same.
     licenses = [dict(base.license) for base in bases]
     common = licenses[0] if licenses and all(each == licenses[0] for each in licenses) else {}
     metadata = ModelCardData(
@@ -262,11 +263,13 @@ def write_card(
         recipe=yaml.safe_dump(tree, sort_keys=False, width=MAX_WIDTH, allow_unicode=True),
         bases=terms,
     )
+    # Names and texts are anybody's: no control character may reach a terminal that shows the card.
     ModelCard(visible(text.strip()) + "\n").save(folder / CARD)
 
 
 def fenced(text: str, language: str) -> str:
     """A block of code, with a fence that does not occur in it."""
+    # A text with ``` gets a fence of four.
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
@@ -279,6 +282,7 @@ def quoted(value: str | list[str]) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; empty without rows."""
+    # A bar or a line break inside a cell would end it.
     lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     marks = ["---"] * len(head)
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, marks, *lines]) if lines else ""
@@ -290,6 +294,7 @@ def without_places(tree: Any) -> Any:
         return {key: without_places(entry) for key, entry in tree.items()}
     if isinstance(tree, list):
         return [without_places(entry) for entry in tree]
+    # /data/vqa -> vqa; "zcat /data/vqa/a.gz" -> "zcat a.gz"; shards/vqa stays.
     if not isinstance(tree, str):
         return tree
     return Path(tree).name if WHOLE_PATH.fullmatch(tree) else INNER_PATH.sub("", tree)
@@ -331,6 +336,7 @@ def scored_data(run: Path, step: int, task: str) -> tuple[str | None, int | None
     its predictions do not say."""
     with suppress(OSError, ValueError, AttributeError):
         with open_file(run / PREDICTIONS / f"step-{step:08d}" / f"{task}.jsonl") as file:
+            # One line says it, and somebody's file may have a line of any length.
             line = parse_json(file.readline(LONGEST_LINE))
         data, number = line.get("data"), line.get("of")
         return (

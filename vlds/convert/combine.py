@@ -1,6 +1,6 @@
 """Combines runs of one model into one: averages, sums of differences (Ilharco et al. 2023,
-https://arxiv.org/abs/2212.04089), and one task of a run, or another run's task put into it, whose
-slices of weights are stacked over tasks.
+https://arxiv.org/abs/2212.04089), sums after peft's functions have pruned them, and one task of a
+run, or another run's task put into it, whose slices of weights are stacked over tasks.
 
 Frozen weights must be the same in all runs: randomly initialised rows of the vocabulary differ
 between runs that started independently, and their mean is meaningless.
@@ -11,18 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlds.artifact import LoadedRun, load_run
 from vlds.convert.output import first_names
+from vlds.convert.peft import merge_function
 from vlds.convert.verify import all_tasks
 from vlds.models.build import build_model
+from vlds.models.methods.host import added_tensors
 from vlds.recipe.config import Recipe, to_tree
 from vlds.recipe.paths import renamed
 from vlds.runtime.terminal import follow
@@ -38,10 +38,6 @@ NOT_THE_MODEL = {
     "transformers_version", "use_cache",
 }  # fmt: skip
 """Settings that do not change what given weights compute; nor does dropout, by any name."""
-Cost = Literal["weights_in", "weights_in_out", "activations"]
-COSTS: tuple[Cost, ...] = get_args(Cost)
-MOST_ITERATIONS, COLUMN_TOLERANCE = 10_000, 1e-3
-"""Limits of entropic plans. Small shares converge as slowly as one over the iterations."""
 Combined = tuple[LoadedRun, Mapping[str, LoadedRun]]
 """A run, and of each of its tasks the run whose outputs it must give."""
 
@@ -59,6 +55,7 @@ def essence(run: LoadedRun, with_tasks: bool) -> dict[str, Any]:
     for name, part in run.model.parts.items():
         modules = run.model.get_submodule(part.path).modules()
         configs = (getattr(each, "config", None) for each in modules)
+        # Parents come first, so the first is the configuration of the whole part.
         hf_config = next((config for config in configs if hasattr(config, "to_dict")), None)
         settings = {} if hf_config is None else shaping(hf_config.to_dict())
         essentials |= {f"{name}.{key}": value for key, value in settings.items()}
@@ -81,6 +78,7 @@ def without_files(recipe: Recipe) -> dict[str, Any]:
 
 def chosen_settings(key: str, tree: Any) -> dict[str, Any]:
     """Dotted key -> the classes that a recipe chooses inside a value, and their settings."""
+    # methods.lora, a LoRA of rank 4 -> {"methods.lora": "LoRA", "methods.lora.rank": 4}
     if not isinstance(tree, Mapping):
         return {key: tree}
     chosen = {key: tree["class_path"]} if "class_path" in tree else {}
@@ -163,7 +161,7 @@ def check_base(first: Opened, base: Opened) -> None:
     if tasks[0] != tasks[1] and stacked(first[1].recipe):
         raise ValueError(
             f"--base: the tasks of {base[0]} are {tasks[1]}, those of {first[0]} {tasks[0]}, and "
-            "tasks have weights of their own; the base is what the runs began with"
+            "tasks have their own weights; the base is what the runs began with"
         )
 
 
@@ -176,94 +174,6 @@ def stacked(recipe: Recipe) -> set[str]:
             model = build_model(recipe.model_setup, tasks, torch.float32, None)
         shapes.append({name: tensor.shape for name, tensor in model.unique_state()})
     return {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
-
-
-class Neurons(NamedTuple):
-    """The hidden neurons of one adapter, in float64."""
-
-    down: Tensor
-    """(r, d)."""
-    bias: Tensor
-    """(r,), 0 where there is none."""
-    up: Tensor
-    """(d, r)."""
-
-    def features(self, cost: Cost, inputs: Tensor) -> Tensor:
-        """(r, f) what neurons are compared by; `inputs`: (n, d) what the adapter reads."""
-        if cost == "activations":
-            return (inputs @ self.down.T + self.bias).T
-        weights = torch.cat([self.down, self.bias[:, None]], 1)
-        return weights if cost == "weights_in" else torch.cat([weights, self.up.T], 1)
-
-
-def distances(first: Tensor, other: Tensor) -> Tensor:
-    """(r, f) features of two adapters -> (r, r) squared Euclidean distances."""
-    return (first[:, None] - other).square().sum(-1)
-
-
-def load_pot() -> ModuleType:
-    """The library POT.
-
-    Errors: ValueError if it is missing.
-    """
-    try:
-        return import_module("ot")
-    except ImportError:
-        raise ValueError(
-            "--how transport needs the package POT: pip install 'vlds[transport]'"
-        ) from None
-
-
-def transport_plan(cost: Tensor, regularisation: float | None = None) -> Tensor:
-    """(r, r) cost -> (r, r) plan whose rows sum to 1: a permutation, or with `regularisation`, a
-    share of the largest cost, a mixture of neurons.
-
-    Errors: ValueError if the library POT is missing, or if the columns of a mixture do not come to
-    sum to 1 as well.
-    """
-    ot, size = load_pot(), len(cost)
-    if not size:
-        return cost  # a layer that has lost all of its neurons
-    masses = torch.full((size,), 1 / size, dtype=torch.float64)
-    if regularisation is None:
-        # A vertex of the polytope: rounding takes away what 1 / r leaves.
-        exact: Tensor = size * ot.emd(masses, masses, cost)
-        return exact.round()
-    scaled = cost / cost.max().clamp(min=torch.finfo(cost.dtype).tiny)
-    mixed: Tensor = size * ot.sinkhorn(
-        masses, masses, scaled, regularisation, method="sinkhorn_log", numItermax=MOST_ITERATIONS,
-        stopThr=1e-12, warn=False,
-    )  # fmt: skip
-    if not (mixed.sum(0) - 1).abs().max() <= COLUMN_TOLERANCE:
-        raise ValueError(
-            f"--entropic: got {regularisation}; the plan has not converged after "
-            f"{MOST_ITERATIONS:,} iterations; give a larger share, or leave it out"
-        )
-    return mixed
-
-
-def aligned(
-    first: Neurons,
-    other: Neurons,
-    cost: Cost,
-    inputs: Tensor,
-    regularisation: float | None = None,
-) -> Neurons:
-    """The other adapter, whose neurons stand where those of the first that they are like do.
-
-    MerA (He et al. 2023, https://arxiv.org/abs/2308.15982) brings the neurons of an adapter into
-    the order of another one's by optimal transport, after which a mean of both makes sense. A
-    neuron is a row of the down half, its bias, and a column of the up half. With uniform masses and
-    the squared distances of neurons as cost, P is the plan, and the other adapter becomes
-
-        down <- r P down,    bias <- r P bias,    up <- up (r P)^T,
-
-    whose output is the same if P is exact: then r P is a permutation. There is no public code; the
-    paper's costs are of weights or of activations. LoRA's A and B are such halves, without bias.
-    """
-    features = (neurons.features(cost, inputs) for neurons in (first, other))
-    plan = transport_plan(distances(*features), regularisation)
-    return Neurons(plan @ other.down, plan @ other.bias, other.up @ plan.T)
 
 
 def average(runs: Sequence[Path], weights: Sequence[float] | None) -> Combined:
@@ -286,7 +196,48 @@ def arithmetic(base: Path, runs: Sequence[Path], weights: Sequence[float] | None
     factors = factors_of(runs, weights)
     loaded = [*open_alike(runs), load_run(base, torch.float32)]
     check_base((runs[0], loaded[0]), (base, loaded[-1]))
+    # base + sum f (run - base) = sum f run + (1 - sum f) base
     return weighted(loaded, [*factors, 1.0 - sum(factors)])
+
+
+def pruned(
+    runs: Sequence[Path], how: str, weights: Sequence[float] | None, density: float
+) -> Combined:
+    """The sum of what methods have added to runs, after peft's function `how` has taken small or
+    random entries away; the mean of whatever else trains.
+
+    Errors: ValueError if peft is missing, methods add nothing, or nothing or too much is left.
+    """
+    function = merge_function(how)
+    factors = factors_of(runs, weights)
+    if sum(factors) == 0:
+        raise ValueError(f"--weights: {factors} sum to 0, and a mean divides by that")
+    loaded = open_alike(runs)
+    states = [dict(run.model.unique_state()) for run in loaded]
+    model, methods = loaded[0].model, loaded[0].recipe.methods
+    names = {tensor.name for name in methods for tensor in added_tensors(model, name)}
+    names &= model.moving_names()  # others are the same in all runs: what SimAdapter fuses
+    if not names:
+        kinds = ", ".join(type(method).__name__ for method in methods.values()) or "none"
+        raise ValueError(
+            f"--how {how}: {runs[0]}: its methods ({kinds}) add no weights to the model; take "
+            "average or arithmetic"
+        )
+    # Before `weighted`, which writes into the first run's tensors, of which `states` holds views.
+    merged = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # DARE draws what it takes away
+        for name in sorted(names):
+            tensors = [state[name].detach() for state in states]
+            merged[name] = function(tensors, torch.tensor(factors), density)
+            check_float32(merged[name], name, factors)
+    if not any(tensor.any() for tensor in merged.values()):
+        raise ValueError(f"--density: got {density}, which leaves no weight; give a larger share")
+    weighted(loaded, [factor / sum(factors) for factor in factors])
+    with torch.no_grad():
+        for name, tensor in merged.items():
+            states[0][name].copy_(tensor)
+    return loaded[0], all_tasks(loaded[0])
 
 
 def factors_of(runs: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
@@ -312,6 +263,7 @@ def take(run: Path, task: str) -> Combined:
     slices = stacked(loaded.recipe)
     single = rebuilt(loaded, replace(loaded.recipe, tasks={task: loaded.recipe.tasks[task]}))
     state, number = dict(loaded.model.unique_state()), list(loaded.recipe.tasks).index(task)
+    # [number, None] keeps the axis of tasks: (tasks, r, d) -> (1, r, d).
     with torch.no_grad():
         for name, tensor in single.model.unique_state():
             tensor.copy_(state[name][number, None] if name in slices else state[name])
@@ -336,6 +288,7 @@ def put(run: Path, giver: Path, task: str) -> Combined:
     whole = rebuilt(replace(receiver, trained_on=known), replace(receiver.recipe, tasks=tasks))
     sources = {each: other if each == task else receiver for each in tasks}
     states = {id(source): dict(source.model.unique_state()) for source in (receiver, other)}
+    # Slices were trained beside the shared weights, and would compute otherwise beside others.
     shared = {name for name in states[id(other)] if task_of_head(name) is None} - slices
     check_equal(states.values(), shared, "shared by the tasks")
     with torch.no_grad():
@@ -344,6 +297,7 @@ def put(run: Path, giver: Path, task: str) -> Combined:
                 owner = sources.get(task_of_head(name) or "", receiver)
                 tensor.copy_(states[id(owner)][name])  # a head is one task's, all else is shared
                 continue
+            # By name, because a task may have other places in the two runs and in the whole.
             for place, (each, source) in enumerate(sources.items()):
                 row = list(source.recipe.tasks).index(each)
                 tensor[place].copy_(states[id(source)][name][row])

@@ -92,6 +92,7 @@ def add_layout(
         description=f"{text}\n\n{more}".rstrip(),
         accepts_keys=True,
     )
+    # Not all layouts have --push, but all are asked for it.
     parser.set_defaults(function=function, parser=parser, push=None, private=False)
     parser.add_argument("--out", type=Path, required=True, help="new file or folder to write")
     parser.add_argument(
@@ -120,7 +121,7 @@ def add_source(parser: CommandParser, what: str, required: bool) -> None:
 
 def add_merge(parser: CommandParser) -> None:
     """Add the options that only merge has."""
-    # argparse by itself takes -1e-3 for an option.
+    # argparse (Python 3.11) takes -1e-3 for an option; the field is private.
     parser._negative_number_matcher = NEGATIVE
     parser.add_argument(
         "--run", type=Path, nargs="+", required=True, help=f"one or several runs: {RUN_HELP}"
@@ -160,6 +161,7 @@ def check_options(options: Options) -> None:
 
     Errors: ValueError that names the option.
     """
+    # For the message: `reference` writes a .pth file, all others a folder.
     check_absent(options.out, "file" if options.out.suffix == ".pth" else "folder")
     if options.tolerance is not None and options.verify is None:
         raise ValueError("--tolerance: goes with --verify")
@@ -180,6 +182,7 @@ def check_options(options: Options) -> None:
         raise ValueError(f"--from: no such file or folder: {source}")
     if source is None and getattr(options, "config", None):
         raise ValueError("--config: goes with --from")
+    # `merge` takes several runs, all others one.
     runs = options.run if isinstance(options.run, list) else [options.run]
     for run in filter(None, runs):
         if not run.is_dir():
@@ -226,6 +229,7 @@ def convert(arguments: list[str]) -> int:
         if options.push is not None:
             from vlds.convert.hf import check_push, push
 
+            # Before the long work: a wrong login should be told at once.
             check_push(options.push, private=options.private)
         options.function(options)
         tell(f"wrote {options.out}")
@@ -304,11 +308,12 @@ def merge(options: Options) -> None:
     """
     check_merge(options)
     runs, verification = options.run, verification_of(options)
+    # `fold` takes one run and writes a whole model, all others write a run.
     if options.how == "fold":
         return write_model(options, runs[0], merge=True)
     from vlds.convert import combine
-    from vlds.convert import peft as merged_adapters
     from vlds.convert.target import write_run
+    from vlds.convert.transport import transport
 
     match options.how:
         case "average":
@@ -322,10 +327,10 @@ def merge(options: Options) -> None:
             combined = combine.put(receiver, giver, options.task)
         case "transport":
             pictures = options.samples or ()
-            combined = merged_adapters.transport(runs, options.cost, options.entropic, pictures)
+            combined = transport(runs, options.cost, options.entropic, pictures)
         case how:
             density = 0.5 if options.density is None else options.density
-            combined = merged_adapters.pruned(runs, how, options.weights, density)
+            combined = combine.pruned(runs, how, options.weights, density)
     return write_run(*combined, options.out, verification)
 
 

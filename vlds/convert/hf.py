@@ -74,6 +74,7 @@ def convert_run(
     Errors: ValueError if it exists, where `merge` is asked for and a method cannot be folded, or
     if the model's weights are packed.
     """
+    # Before the run is opened, which takes long.
     check_changes(changes)
     check_writable_whole(read_recipe(artifact_folder(run), changes).model.packed_bits)
     with new_output(out, "folder") as partial:
@@ -96,6 +97,7 @@ def write_hf(loaded: LoadedRun, folder: Path) -> LoadedRun:
     """Fill an empty folder: the model's parts, the rest of its weights, a recipe that finds
     everything in this folder, and the hashes. Returns the run that it holds."""
     model, recipe = loaded.model, loaded.recipe
+    # What came before training, alignment and meta-learning, is in the weights by now.
     left = {name: method.after_export() for name, method in recipe.methods.items()}
     recipe = replace(
         recipe,
@@ -210,6 +212,7 @@ def attempt(action: Callable[[], Result], place: str, then: str = "") -> Result:
 
 def reason(error: BaseException) -> str:
     """What is wrong, and what to do about it."""
+    # The last cause is the most exact one: an HTTP library wraps the system's error several times.
     causes = [error]
     while (deeper := causes[-1].__cause__) is not None:
         causes.append(deeper)

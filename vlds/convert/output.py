@@ -43,16 +43,13 @@ def new_output(out: Path, kind: Kind) -> Iterator[Path]:
 def check_absent(out: Path, kind: Kind) -> None:
     """Errors: ValueError if the path exists, as a dead link for instance, or leads through a
     file."""
-    if not out.name or out.name == ".." or os.path.lexists(beside_others(out)):
+    # Resolve all links but the last, which may be dead: lexists sees it, exists would not.
+    place = Path(os.path.realpath(out.parent)) / out.name
+    if not out.name or out.name == ".." or os.path.lexists(place):
         raise ValueError(f"--out: {out} exists; name a new {kind}")
-    for above in beside_others(out).parents:
+    for above in place.parents:
         if os.path.exists(above) and not os.path.isdir(above):
             raise ValueError(f"--out: {above} is not a folder; name a new {kind}")
-
-
-def beside_others(out: Path) -> Path:
-    """The path with all links resolved but the last."""
-    return Path(os.path.realpath(out.parent)) / out.name
 
 
 @contextmanager
@@ -107,7 +104,7 @@ def save_torch(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def tell(text: str) -> None:
-    """Print a result to stdout; a closed pipe is no error, since the output is written anyway."""
+    """Print a result to stdout. A closed pipe is not an error: the output is written anyway."""
     try:
         terminal.tell(text, flush=True)
     except BrokenPipeError:

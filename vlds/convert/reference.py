@@ -52,6 +52,7 @@ class TensorPiece(NamedTuple):
 
     def of(self, tensor: Tensor) -> Tensor:
         """A view of the piece."""
+        # Part 1 of 2 of a slice with 4 rows: its rows 2 and 3.
         if self.slice is None:
             return tensor
         return tensor[self.slice].chunk(self.num_parts)[self.part]
@@ -196,6 +197,7 @@ def read_tensors(
                     f"{tuple(shape)} by the recipe; the recipe's sizes must be those of the "
                     "checkpoint"
                 )
+            # The original code stores what tasks share under each task's name.
             for alias in present[1:]:
                 other = state[alias]
                 if other.dtype != stored.dtype or not torch.equal(stored, other):
@@ -205,6 +207,7 @@ def read_tensors(
                         "checkpoint"
                     )
             used.update(present)
+            # Pieces of one tensor fill it one after the other.
             whole = tensors.setdefault(name, stored.new_empty(entry.tensor.shape))
             piece.of(whole).copy_(stored)
     if left := sorted(state.keys() - used):
@@ -221,7 +224,7 @@ def to_reference(run: LoadedRun) -> dict[str, Tensor]:
     Errors: ValueError if two methods would have one name.
     """
     model, recipe = run.model, run.recipe
-    bart = hasattr(model.backbone, "model")  # which T5 has not: its layers are at the top
+    bart = hasattr(model.backbone, "model")  # T5 has its layers at the top
     state: dict[str, Tensor] = {}
     for entry in named_tensors(model, recipe.methods, list(recipe.tasks)).values():
         for piece, keys in entry.keys.items():

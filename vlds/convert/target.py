@@ -61,6 +61,7 @@ def read_torch(file: Path, allowed: Sequence[Any] = (), cure: str = STATE_DICT) 
 
 def damaged(file: Path, error: Exception) -> ValueError:
     """What to say of a file that cannot be read."""
+    # torch's message gives advice first, and the reason last.
     text = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split())
     return ValueError(
         f"{file} is not a complete file of torch.save ({text[:120] or type(error).__name__}); "
@@ -201,6 +202,7 @@ class Target:
                     f"{origin}: {name} holds numbers that are NaN or infinite; name another file, "
                     "or save it again before its training failed"
                 )
+            # An artifact leaves out what its sources hold: they must hold the same.
             if name in sources.names:
                 self.check_source(name, mine, tensor)
             else:
@@ -258,6 +260,7 @@ def target_of_recipe(recipe: Recipe) -> Target:
     say("building the recipe's model")
     processor = recipe.model.load_processor()
     model = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, processor).eval()
+    # Keys such as "shared.weight[32100:]" stand for the rows below a source's.
     missing = {key.partition("[")[0] for key in own_parts(model)}
     return Target(LoadedRun(recipe, processor, model), missing)
 
@@ -271,6 +274,7 @@ def target_of_run(run: Path) -> Target:
 @torch.no_grad()
 def scrub(model: Model) -> None:
     """Overwrite everything that no source holds with NaN, so that only filling makes it right."""
+    # Of a table whose first rows are the source's, only the rows below them.
     for name, tensor in model.unique_state():
         known = name in model.sources.names or name.startswith("vision.")
         if not known and tensor.is_floating_point():
@@ -304,6 +308,7 @@ def export_run(
             # Read back into a model of NaN, so that what the files lack cannot go unseen.
             again = prepare(load_run(run, torch.float32))
             scrub(again.model)
+            # What a method's files do not hold, such as the backbone, is not theirs to get right.
             held_elsewhere = {} if files.is_whole else dict(loaded.model.unique_state())
             state = held_elsewhere | files_of(again).read(partial)
             again.model.load_state_dict(state, strict=False)

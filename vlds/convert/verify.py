@@ -46,6 +46,7 @@ class Verification:
         """
         shares = {}
         for task, run in follow(before.items(), "comparing tasks", len(before)):
+            # Both on the same batch: `probe` draws it from the task's name.
             expected, given = (logits(each, task, self.pictures) for each in (run, after))
             distance, largest = (expected - given).abs().max(), expected.abs().max()
             shares[task] = float(distance / largest), float(distance)
@@ -61,6 +62,7 @@ class Verification:
             f"largest difference of logits on {named}: {difference:.3g}, or {share:.3g} of the "
             f"largest logit (task {worst}; tolerance {limit:g})"
         )
+        # So written, NaN is above every limit.
         if not share <= limit:
             raise ValueError(f"--verify: {message}: too much, so nothing was written")
         tell(message)
@@ -110,6 +112,7 @@ def probe(run: LoadedRun, task: str, pictures: Sequence[Path], option: str = "--
         images = stack.images()
     # Without pictures: noise in their place, or in that of stored features.
     elif isinstance(spec, NaturalSize):
+        # Of different heights, as natural pictures are.
         sizes = [(3, 48 + 8 * n, 64) for n in range(num)]
         images = [torch.randint(256, size, generator=draw, dtype=torch.uint8) for size in sizes]
     elif spec is not None:
@@ -124,6 +127,7 @@ def probe(run: LoadedRun, task: str, pictures: Sequence[Path], option: str = "--
             example=Example(
                 id=str(n),
                 task=task,
+                # Such a text may give more tokens than it was made of; the limits below cut it.
                 # Unequal lengths, so that padding is compared too.
                 prompt=generated_text(run.model.tokenizer, PROMPT - n % 3, draw),
                 target=generated_text(run.model.tokenizer, TARGET, draw),

@@ -41,6 +41,7 @@ def fill_from_zero(target: Target, checkpoint: Path, tag: str | None) -> None:
     folder = tagged(checkpoint, tag)
     bare = {name.removeprefix("module."): t for name, t in consolidated(folder).items()}
     model = target.run.model
+    # The checkpoint has tied weights under each of their names; `fill` takes one.
     aliases = set(model.state_dict()) - {name for name, _ in model.unique_state()}
     target.fill({name: t for name, t in bare.items() if name not in aliases}, folder)
 
@@ -60,6 +61,7 @@ def tagged(checkpoint: Path, tag: str | None) -> Path:
                 "folder that engine.save_checkpoint wrote"
             )
         tag = read_text(latest, errors="replace").strip()
+    # `latest` may be a stranger's: a tag with slashes or dots could lead anywhere.
     folder = checkpoint / tag
     if Path(tag).name != tag or not folder.is_dir():
         folders = ", ".join(sorted(path.name for path in checkpoint.glob("*/"))) or "none"
@@ -80,6 +82,8 @@ def consolidated(folder: Path) -> dict[str, Tensor]:
     with reported(folder):
         optimizers = [state["optimizer_state_dict"] for state in states]
         stage, num_parts = int(optimizers[0]["zero_stage"]), optimizers[0]["partition_count"]
+        # DeepSpeed writes one count, or one for each group of parameters. Only in stage 3 has each
+        # rank a file of weights too.
         num_parts = max(num_parts) if isinstance(num_parts, list) else num_parts
         if num_parts != len(optimizers) or (stage == 3 and num_parts != len(models)):
             raise ValueError(
@@ -104,6 +108,7 @@ def consolidated(folder: Path) -> dict[str, Tensor]:
             known.append(state)
     say(f"putting together ZeRO-{stage} weights of {num_parts} ranks")
     with reported(folder):
+        # Private functions of DeepSpeed 0.19: the public one unpickles the files unchecked.
         if stage == 3:
             merged = zero_to_fp32._get_fp32_state_dict_from_zero3_checkpoint(
                 num_parts, flat, known, False

@@ -1,5 +1,5 @@
-"""Charts (positions of lines, ticks and values, which the page draws as inline SVG; or bars), those
-of a training, and tables of the answers that a run confuses with each other."""
+"""Charts: positions of lines, ticks and values, which the page draws as inline SVG, or bars; the
+charts of a training; and tables of the answers that a run confuses with each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from vlds.report.numbers import log_ticks, thinned, tick_text, ticks
 from vlds.report.read import Curve
 from vlds.report.report import Report, TaskAnswers
 from vlds.report.tables import Cell, Table, TableRow
@@ -140,6 +139,7 @@ def charts_of(
     if len(values) == 1:
         ((x, y),) = values
         return [Chart(f"{title}, step {x:,.0f}", last=f"{y:.4g}")]
+    # All values may be 0, and their bars are shares of the longest one.
     highest = max(abs(y) for _, y in values) or 1.0
     bars = [
         Bar(f"{name} step {x:,.0f}".strip(), look(index), f"{y:.4g}", abs(y) / highest)
@@ -164,6 +164,7 @@ def line_chart(
     dotted = max(map(len, curves.values())) <= MOST_DOTS
     lines, courses = [], []
     for index, (name, curve) in enumerate(curves.items()):
+        # The index counts empty curves, so that a run has one colour in all charts.
         if curve:
             spots = [(x_of(x), y_of(y)) for x, y in curve]
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
@@ -224,6 +225,7 @@ def bands(curves: Curves, x_of: Callable[[float], float]) -> list[Band]:
         texts = [f"step {step:,.0f}"]
         for name, curve in curves.items():
             if curve and curve[0][0] <= step <= curve[-1][0]:
+                # The nearest point is the first one from this step on, or the one before it.
                 index = bisect_left(curve, step, key=lambda point: point[0])
                 around = curve[max(0, index - 1) : index + 1]
                 _, value = min(around, key=lambda point: abs(point[0] - step))
@@ -232,8 +234,62 @@ def bands(curves: Curves, x_of: Callable[[float], float]) -> list[Band]:
     return stripes
 
 
+def ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round numbers that span low..high in about `count` steps of 1, 2 or 5 times 10^n."""
+    if not high > low:
+        high = low + (abs(low) or 1.0)
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    # 1e-9: a division such as 0.3 / 0.1 may come out just above a whole number.
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(multiple * step, 12) for multiple in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers above 0 that span low..high: 1, 2 and 5 times 10^n, or powers of ten alone
+    where there are many."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    # Over more than two powers of ten, 2 and 5 would crowd the axis; from 12 powers on, only every
+    # second one is marked, from 18 on every third.
+    factors = (1, 2, 5) if last - first <= 2 else (1,)
+    stride = max(1, (last - first) // 6)
+    marks = [
+        factor * 10.0**power
+        for power in range(first, last + stride + 1, stride)
+        for factor in factors
+    ]
+    # Keep what lies inside, and one mark on each side; at least two, or the axis has no length.
+    begin = max(index for index, mark in enumerate(marks) if mark <= low * (1 + 1e-9))
+    end = min(index for index, mark in enumerate(marks) if mark >= high * (1 - 1e-9))
+    return marks[begin : max(end, begin + 1) + 1]
+
+
+def tick_text(value: float) -> str:
+    """A tick's label without needless zeros; thousands as k, tiny ones as 5e-5."""
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    if 0 < abs(value) < 1e-3:
+        digits, _, power = f"{value:.4e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
+    return f"{value:g}"
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """Means of neighbours where there are more points than can be seen; only finite ones."""
+    # 500 points, of which 240 may stay -> groups of 3, the last one of 2.
+    finite = [point for point in points if math.isfinite(point[1])]
+    width = math.ceil(len(finite) / most) or 1
+    groups = [finite[start : start + width] for start in range(0, len(finite), width)]
+    return [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
+        for group in groups
+    ]
+
+
 def look(index: int) -> str:
     """CSS classes of a curve: its colour and its dashes."""
+    # With 6 colours and 3 dashes: 0 -> c0 d0, 6 -> c0 d1, 17 -> c5 d2, 18 -> c0 d0 again.
     return f"c{index % COLOURS} d{index // COLOURS % DASHES}"
 
 
@@ -261,7 +317,7 @@ def training_charts(report: Report) -> list[ChartGroup]:
         return {t: {name: of_run.get(t, []) for name, of_run in curves.items()} for t in titles}
 
     losses = by_title({name: run.losses for name, run in runs.items()})
-    # Of a single task, its loss and that over all tasks, "", are the same.
+    # "" is the loss over all tasks. With a single task the two are the same, so show one.
     loss_charts = [
         chart
         for task, curves in losses.items()
@@ -270,7 +326,8 @@ def training_charts(report: Report) -> list[ChartGroup]:
     ]
     score_charts = []
     for task, curves in by_title({name: run.score_curves for name, run in runs.items()}).items():
-        # A score that was taken once stands in the table; one above 1 (CIDEr) stretches its chart.
+        # A score with one value is in the table already. Scores in 0..1 share a scale, so that
+        # their charts compare; one above 1 (CIDEr) has its own.
         if max(map(len, curves.values())) > 1:
             fits = all(0 <= y <= 1 for points in curves.values() for _, y in points)
             score_charts += charts_of(task, curves, y_range=(0.0, 1.0) if fits else None)
@@ -320,7 +377,7 @@ def confusions(answers: Mapping[str, TaskAnswers]) -> list[Confusion]:
         ]
         asked = Counter(answer for answer, _, _ in examples)
         wrong = Counter((answer, said) for answer, said, correct in examples if correct is False)
-        # Most answers occur once: then what was said instead says nothing about an answer.
+        # Where most answers occur once, what was said instead says nothing about an answer.
         if not wrong or 2 * len(asked) > asked.total():
             continue
         rows = []
@@ -338,8 +395,9 @@ def confusions(answers: Mapping[str, TaskAnswers]) -> list[Confusion]:
 
 
 def matrix_table(asked: Counter[str], examples: Sequence[tuple[str, str, bool | None]]) -> Table:
-    """The matrix of a task's confusions; what is none of its answers is in the column OTHER."""
+    """The matrix of a task's confusions. The column OTHER holds what is not among its answers."""
     given = Counter((answer, said if said in asked else OTHER) for answer, said, _ in examples)
+    # A task may have an answer of this name; then the column holds both.
     columns = [answer for answer, _ in asked.most_common()]
     if any(said == OTHER for _, said in given) and OTHER not in columns:
         columns.append(OTHER)

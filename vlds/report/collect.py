@@ -1,5 +1,5 @@
-"""Builds a report from run folders: reads each run's predictions, scores them, and names what is of
-different data apart."""
+"""Builds a report from run folders: reads each run's predictions and scores them. A task that runs
+scored on different data gets a name for each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlds.recipe.config import Recipe, load_recipe
-from vlds.report.numbers import RESAMPLES
 from vlds.report.predictions import (
     Predictions,
     newest_predictions,
@@ -24,6 +23,7 @@ from vlds.report.report import (
     is_same_data,
 )
 from vlds.report.scores import (
+    RESAMPLES,
     Column,
     TaskResult,
     baselines_of,
@@ -51,7 +51,8 @@ def report_on(runs: Sequence[RunInputs], resamples: int, pictures: bool) -> Repo
 
     Errors: ValueError where a run is named twice.
     """
-    names = names_of([run.folder for run in runs])  # first: the rest may take a while
+    # Before the rest, which may take a while: a folder that is named twice is a mistake.
+    names = names_of([run.folder for run in runs])
     reports = [run_report(run, resamples, pictures) for run in runs]
     return Report(named_by_data(dict(zip(names, reports, strict=True))), resamples)
 
@@ -154,7 +155,7 @@ def compared_scores(
     entries = dict(stored.tasks)
     for label, result in results.items():
         earlier, data = entries.get(label), result.predictions.data
-        # Data that are not named may be other data, even if the earlier score names none either.
+        # Data without a name may be other data, even if the earlier score names none either.
         same = earlier is not None and data is not None and earlier.data == data
         compared = earlier.by_column if earlier is not None and same else {}
         by_column = {**compared, run_name: result.scores}
@@ -183,6 +184,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
     for folder, path in zip(folders, paths, strict=True):
         if paths.count(path) > 1:
             raise ValueError(f"{folder}: is named twice; name each run once")
+    # runs/a/vqa, runs/b/vqa -> a/vqa, b/vqa. Different paths differ at some depth, so this ends.
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1

@@ -35,7 +35,7 @@ has it."""
 
 @dataclass(frozen=True)
 class RowSpec:
-    """One row that a table shall have."""
+    """One row of a table, as it is asked for."""
 
     name: str
     folders: Sequence[Path]
@@ -46,7 +46,7 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """What a table shows."""
+    """What a table is to show."""
 
     title: str
     rows: Sequence[RowSpec]
@@ -59,7 +59,7 @@ class TableSpec:
     notes: Sequence[str] = ()
     """What a reader must know of the choice of its runs."""
     damage: Sequence[str] = ()
-    """What was named and cannot be read."""
+    """What was named and cannot be read, one message each."""
 
     @property
     def asks_average(self) -> bool:
@@ -70,13 +70,12 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """A row of the table, as `RowSpec` asked for it and as its runs are."""
+    """A row of the table: what `RowSpec` asks for, and the runs that exist."""
 
     name: str
     wanted: int
-    """Runs that it shall have."""
+    """Number of runs that it asks for."""
     runs: Sequence[RunInputs]
-    """Those that there are."""
     numbers: Mapping[str, Number]
     """Task, AVERAGE or one of the costs -> its values."""
 
@@ -234,7 +233,7 @@ def checked_columns(
 
 
 def unknown(name: str, known: Sequence[str]) -> str:
-    """The message about a name that is none of the table's columns."""
+    """The message about a name that is not a column of the table."""
     return f"the table has no '{name}'; {guess(name, known)}it has {', '.join(known)}"
 
 
@@ -267,6 +266,7 @@ def metric_of(
     first = next((name for name in named if name in names), None)
     metric = headline_of(names, first if asked is None else asked)
     if metric is None or (asked is not None and metric != asked):
+        # Scores of groups, such as accuracy/answer_type/number, would make the message long.
         whole = ", ".join(name for name in names if "/" not in name) or "none"
         raise ValueError(f"scores.{task}: no run has {asked or 'a score'}; there are {whole}")
     if asked is None and len(named) > 1:
@@ -285,6 +285,7 @@ def percents(
         for task, metric in metrics.items()
         if metric in scores.get(task, {})
     }
+    # A mean over fewer tasks would not compare with that of other runs.
     whole = averages and len(found) == len(metrics)
     return found | ({AVERAGE: statistics.mean(found.values())} if whole else {})
 
@@ -294,8 +295,9 @@ def best_low(metrics: Mapping[str, str], runs: Sequence[RunInputs]) -> set[str]:
     low: set[str] = set()
     waiting = set(metrics)
     for run in runs:
+        # Building a recipe takes longer than all else here: only for tasks that are still unknown.
         if waiting.isdisjoint(entries_of(run.recipe_tree, "tasks")):
-            continue  # reading a recipe takes longer than all else here
+            continue
         if (recipe := read_recipe(run.folder, [])) is not None:
             found = waiting & recipe.tasks.keys()
             low |= {task for task in found if metrics[task] in recipe.tasks[task].lower_is_better}
@@ -380,12 +382,14 @@ def numbers_of(
         known: dict[str, float | None] = {
             TRAINS: run.scores.trainable.get("percent"),
             STORED: float(sum(file.stat().st_size for file in weights)),
+            # A resumed run measures from its start again, so the last line may be smaller.
             MEMORY: float(max(memory)) if memory else None,
             SPEED: run.scores.samples_per_second.get("training"),
             ANSWERS: run.scores.samples_per_second.get("answering"),
             **scores,
         }
         if target is not None:
+            # Only lines of training have seconds, and they leave evaluations out.
             seconds = 0.0
             for line in run.lines:
                 seconds += float(line.get("seconds", 0.0))

@@ -1,5 +1,5 @@
-"""The table of `vlds compare` in each of its formats: terminal, Markdown, HTML, CSV and LaTeX; what
-is in its cells, and what its numbers mean."""
+"""The table of `vlds compare` in each of its formats (terminal, Markdown, HTML, CSV, LaTeX): its
+cells, and notes on what its numbers mean."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ from vlds.report.comparison import (
     TRAINS,
     Comparison,
 )
-from vlds.report.numbers import Number, best_note, bytes_text, speed_text
+from vlds.report.numbers import Number, best_note
 from vlds.report.tables import (
     BEST,
     Cell,
     Table,
     TableRow,
+    bytes_text,
     csv_lines,
     latex_table,
     markdown_table,
     markdown_text,
+    speed_text,
     terminal_tables,
 )
 from vlds.runtime.limited import page
@@ -78,11 +80,13 @@ def comparison_table(comparison: Comparison, *, in_brackets: bool = False) -> Ta
         cells = []
         for name in order:
             number, cost = row.numbers[name], COSTS.get(name)
+            # Costs have no best: a cheap row may score badly.
             is_best = cost is None and comparison.best(name) is row
             notes = []
             if number.published is not None:
                 text = cost.text(number.published) if cost else f"{number.published:.1f}"
                 notes.append(text if in_brackets else f"paper {text}")
+            # Runs that never reach the score have no time, so this mean flatters the row.
             if name == TIME and 0 < len(number.values) < len(row.runs):
                 notes.append(f"{len(number.values)} of {len(row.runs)} runs")
             if name == MEMORY and comparison.partitions_differ and row.partition:
@@ -198,6 +202,7 @@ def html(comparison: Comparison) -> str:
     for name in comparison.values:
         numbers = [row.numbers[name] for row in comparison.rows]
         lengths = [abs(number.mean or 0.0) for number in numbers]
+        # All means may be 0 or missing, and bars are shares of the longest one.
         highest = max(lengths) or 1.0
         bars.append(
             Chart(
@@ -244,7 +249,7 @@ CSV_NAMES = (
     "row", "name", "metric", "unit", "runs", "mean", "deviation", "low", "high", "published",
     "best", "partition",
 )  # fmt: skip
-"""Columns of the CSV: one number a line, and all that tells what it is."""
+"""Columns of the CSV: one number a line, and everything that identifies it."""
 
 
 def csv_text(comparison: Comparison) -> str:
@@ -286,4 +291,4 @@ FORMATS: Mapping[str, Callable[[Comparison], str]] = {
     "csv": csv_text,
     "tex": latex,
 }
-"""Format -> what makes its text; but for the terminal's, it is the suffix of the file."""
+"""Format, which is the file's suffix except for the terminal's -> what makes its text."""

@@ -14,7 +14,6 @@ from vlds.recipe.config import Recipe
 from vlds.report import charts, run_tables
 from vlds.report.charts import confusions, training_charts
 from vlds.report.collect import report_on
-from vlds.report.numbers import RESAMPLES
 from vlds.report.read import GalleryEntry, RunInputs
 from vlds.report.report import MADE, Report, TaskAnswers, answers_of, prompts_of
 from vlds.report.run_tables import (
@@ -28,6 +27,7 @@ from vlds.report.run_tables import (
     score_table,
     seed_notes,
 )
+from vlds.report.scores import RESAMPLES
 from vlds.report.tables import Cell, Table, TableRow, markdown_table, markdown_text
 from vlds.runtime.disk import check_writable
 from vlds.runtime.files import read_file, write_whole
@@ -60,7 +60,7 @@ class Explorer(NamedTuple):
     """All predictions, bounded, for the page's script to filter and search."""
 
     data: object
-    """What the script reads."""
+    """JSON for the script."""
     sure_wrong: Table
     """The surest mistakes, for readers without the script."""
     notes: Sequence[str]
@@ -86,11 +86,12 @@ def explore(runs: Runs, recipes: Mapping[str, Recipe]) -> Explorer | None:
     mistakes.sort(key=lambda mistake: -(mistake[2].confidence or 0))
     # The first examples of each task: all of small tasks, equally many of the others.
     first: set[Key] = set()
+    # The smallest first, since what it leaves goes to the others: [10, 500] of 100 -> 10 and 90.
     by_size = sorted(ids.items(), key=lambda entry: len(entry[1]))
     for index, (task, keys) in enumerate(by_size):
         share = (MOST_EXAMPLES - len(first)) // (len(by_size) - index)
         first |= {(task, key) for key in keys[:share]}
-    # Several runs may make the same mistake; a dict keeps the surest of them in its place.
+    # Several runs may make the same mistake: a dict keeps the place of the surest one.
     surest = dict.fromkeys(key for _, key, _ in mistakes if key not in first)
     chosen = [*first, *list(surest)[:MOST_SURE_WRONG]]
     task_index = {task: index for index, task in enumerate(ids)}
@@ -106,7 +107,7 @@ def explore(runs: Runs, recipes: Mapping[str, Recipe]) -> Explorer | None:
         for label, key, prompt in prompts_of(recipe, wanted):
             prompts[shown[label], key] = prompt
     rows = script_rows(runs, chosen, task_index, prompts)
-    ways = {  # those of the first run that has the task
+    ways = {  # of the first run that has the task
         task: next(tasks[task].ways for tasks in runs.values() if task in tasks) for task in ids
     }
     data = {
@@ -156,6 +157,7 @@ def script_rows(
                 for entry in entries
             ],
         ]
+        # About what the row takes on the page, which has the same JSON without spaces.
         size += len(json.dumps(row))
         if size > MOST_BYTES:
             break
@@ -188,7 +190,7 @@ def gallery(report: Report) -> dict[str, list[Card]]:
     for name, run in report.runs.items():
         for entry in run.inputs.gallery:
             asked = (entry.id, entry.prompt, str(entry.reference))
-            # The prompt and the answer as well: data that changed between runs keep their ids.
+            # Not the id alone: data that changed between runs may keep their ids.
             of_task = cards.setdefault(entry.task, {})
             if asked not in of_task:
                 files = [run.inputs.folder / image for image in entry.images]
@@ -217,6 +219,7 @@ def build_page(report: Report) -> str:
     scores = runs_table(report, on_page=True) if several else score_table(report.only)
     differences = difference_table(report, ["run", *headline_heads(report)])
     cards = gallery(report)
+    # Id of a part -> its title; parts with nothing to show get no link.
     parts = {
         "scores": "Scores" if scores.rows else "",
         "differences": "Differences" if differences.rows else "",

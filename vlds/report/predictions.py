@@ -43,7 +43,7 @@ class Predictions:
 
     file: Path
     step: int | None
-    """Step of the training that they were made at; None where `vlds evaluate` made them."""
+    """Step of the training at which they were made; None where `vlds evaluate` made them."""
     predictions: Mapping[str, str]
     references: Mapping[str, Any]
     confidences: Mapping[str, float]
@@ -71,15 +71,16 @@ def newest_predictions(run: Path, notes: list[str]) -> dict[str, Path]:
     """Per task, and per list of test data (TASK.test), the file that was written last: by the
     training's newest evaluation, or by `vlds evaluate`.
 
-    What `vlds evaluate` writes says which evaluation of the training it came after; times of files
-    do not tell it, for copying changes them. Files of earlier versions do not say it: they count as
-    the newest, with a note.
+    Files of `vlds evaluate` say which evaluation of the training they came after; the times of
+    files would not do, because copying changes them. Files of earlier versions do not say it: they
+    count as the newest, with a note.
     """
     folder = run / PREDICTIONS
     step = newest_step(folder)
     trained = [] if step is None else sorted(folder.glob(f"step-*{step}/*.jsonl"))
     newest = {file.stem: file for file in trained if step_of(file) == step}
     for file in sorted(folder.glob("*.jsonl")):
+        # A list that the training has not evaluated has nothing newer.
         earlier = newest.get(file.stem)
         after = step
         if earlier is not None:

@@ -133,8 +133,8 @@ class RunInputs:
     headlines: Mapping[str, str]
     """Task -> the score that stands for it, where scores.json or the recipe names one."""
     stored: Mapping[str, Scored]
-    """Task's list -> what scores.json has of the run's weights; that in predictions/ counts before
-    the run's own."""
+    """Task's list -> its entry in scores.json, for the run's present weights; the file in
+    predictions/ takes precedence over the run's own."""
     outdated: Sequence[str] = ()
     """Scores of other weights, which are left out, in words."""
     damage: Sequence[str] = ()
@@ -150,6 +150,7 @@ class RunInputs:
         """How the run's memory was divided, as far as it is known: "ZeRO-3, 2 ranks"."""
         logged = [line for line in self.lines if "zero_stage" in line]
         deepspeed = entries_of(self.recipe_tree, "training").get("deepspeed")
+        # Until the first line is logged, only the name of DeepSpeed's file is known: zero2.
         if logged:
             stage = f"ZeRO-{logged[-1]['zero_stage']}"
         else:
@@ -163,6 +164,7 @@ class RunInputs:
         """Task -> curve; "" is the loss over all tasks, "+ NAME" what a method adds to it."""
         curves: dict[str, Curve] = {}
         for line in self.lines:
+            # loss -> "", loss/vqa -> "vqa", added/lora -> "+ lora"
             for key, value in line.items():
                 kind, _, name = key.partition("/")
                 if kind in ("loss", "added"):
@@ -191,12 +193,14 @@ def read_run(folder: Path) -> RunInputs:
     lines = [line for _, line in metrics.lines]
     recipe, recipe_tree, damaged = read_tree(folder)
     name = folder.resolve().name
+    # scores.json beside the run holds comparisons too (`vlds demo`); that in predictions/ is what
+    # `vlds evaluate` has written last, so it wins.
     own, gone = current_scores(folder, folder)
     evaluated, gone_too = current_scores(folder / PREDICTIONS, folder)
     stored = own | evaluated
     headlines = headlines_of(recipe_tree)
     headlines |= {task_of(t): entry.headline for t, entry in stored.items() if entry.headline}
-    # What was logged last counts; some keys, such as the bytes, are in the first lines alone.
+    # What was logged last counts. Some keys, such as the bytes, are in the first lines only.
     last: dict[str, Any] = {}
     for line in lines:
         last |= line
@@ -258,6 +262,7 @@ def check_run(folder: Path) -> None:
         raise ValueError(f"{folder}: is a file; name a folder that `vlds train` wrote")
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder; name one that `vlds train` wrote")
+    # One of these will do: a run may have been copied in part.
     known = ("metrics.jsonl", "scores.json", "predictions/*.jsonl", "predictions/step-*/*.jsonl")
     if not any(any(folder.glob(name)) for name in known):
         raise ValueError(
@@ -346,6 +351,7 @@ def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[E
         for number, (entry, encoded) in enumerate(entries):
             images = []
             for position, data in enumerate(encoded):
+                # A picture that cannot be decoded is left out; the entry stays.
                 if small := thumbnail(data):
                     suffix = "png" if small.startswith(PNG) else "jpg"
                     name = f"{number:04d}-{position}.{suffix}"

@@ -16,15 +16,17 @@ from typing import NamedTuple
 from vlds.data.shards.store import Dataset, is_url, open_dataset
 from vlds.models.methods.base import Method
 from vlds.recipe.config import Recipe
-from vlds.report.numbers import SEED, groups_of_seeds, score_text
+from vlds.report.numbers import groups_of_seeds
 from vlds.report.predictions import Predictions, texts_of
 from vlds.report.read import GalleryEntry, RunInputs, Scores, TaskScores, write_gallery
 from vlds.report.scores import (
+    SEED,
     Difference,
     TaskResult,
     difference,
     resampling_notes,
 )
+from vlds.report.tables import score_text
 from vlds.runtime.folders import Start
 from vlds.runtime.terminal import duration_text
 from vlds.schema import Encoded, Sample, SkipSample
@@ -74,6 +76,7 @@ def facts_of(recipe: Recipe, run: RunInputs, starts: Sequence[Start]) -> dict[st
         times = [
             f"{datetime.fromisoformat(s.time).astimezone(UTC):%Y-%m-%d %H:%M} UTC" for s in starts
         ]
+        # The first start is the run's own; each later one resumes it.
         resumed = zip(times[1:], starts[1:], strict=True)
         changes = [f"at step {s.step:,}: {change}" for s in starts for change in s.changes]
         facts |= {
@@ -125,18 +128,18 @@ class RunReport:
         result, value = self.results.get(task), self.score(task, metric)
         if result is None or result.headline != metric or value is None:
             return None
-        # scores.json may hold a newer score, of other weights or data, than the predictions give.
+        # scores.json may hold a newer score, of other weights or data, than the predictions do.
         return result if abs(result.value - value) < 1e-6 else None
 
 
 def is_same_data(runs: Iterable[RunReport], task: str) -> bool:
-    """True where all runs that have a task scored it on the same data: by name and content or,
-    where no run's are known, by equal ids and references of the predictions."""
+    """True if all runs that have a task scored it on the same data: by name and content or, if no
+    run names its data, by equal ids and references of the predictions."""
     scored = [run for run in runs if task in run.scores.tasks]
     data = {run.scores.tasks[task].data for run in scored}
     if len(data) > 1 or None not in data or len(scored) == 1:
         return len(data) <= 1
-    # No run names its data: earlier versions did not write it, so look at the examples themselves.
+    # No run names its data, as earlier versions did not write it: compare the examples themselves.
     results = [run.results.get(task) for run in scored]
     known = [result.predictions.references for result in results if result is not None]
     return len(known) == len(scored) and all(references == known[0] for references in known)
@@ -186,8 +189,8 @@ class Report:
     def differences(self) -> dict[str, list[Difference | str]]:
         """Each further run less the first, for each of the headlines, or why they cannot be
         compared; empty where none can."""
-        # The bootstrap of each difference takes a while, hence the cache: the page shows them, and
-        # whether there are any decides about headings.
+        # Cached, because each bootstrap takes a while and a page asks twice: for the headings, and
+        # for the table.
         baseline, *others = self.runs.values()
         differences = [
             [
@@ -221,7 +224,7 @@ class Report:
 
     def merged(self) -> Scores:
         """The runs' own scores, a column for each run, as if they were models of one run."""
-        headlines = dict(reversed(self.headlines))  # of several of a task, the first
+        headlines = dict(reversed(self.headlines))  # of a task with several, the first one stays
         tasks = {}
         for task in dict.fromkeys(task for run in self.runs.values() for task in run.scores.tasks):
             by_column, lower = {}, set[str]()
@@ -283,12 +286,13 @@ class TaskAnswers(NamedTuple):
 
 
 def answers_of(run: RunReport) -> dict[str, TaskAnswers]:
-    """What the run answered on each list of its own data, by the name that is shown."""
+    """What the run answered on each list of its recipe's data, by the name that is shown."""
     answers = {}
     for shown, predicted in run.predictions.items():
         if run.recipe is None or not predicted.is_own:
             continue
         task, result = run.recipe.tasks[task_of(predicted.label)], run.results.get(shown)
+        # The score "accuracy/answer_type/number" says that examples are grouped by answer_type.
         cells = filter(None, map(cell_of, result.scores if result else ()))
         ways = tuple(dict.fromkeys(way for _, way, _ in cells))
         examples = {key: answered(task, key, predicted, ways) for key in predicted.predictions}
@@ -297,7 +301,7 @@ def answers_of(run: RunReport) -> dict[str, TaskAnswers]:
 
 
 def answered(task: Task, key: str, predicted: Predictions, ways: tuple[str, ...]) -> Answered:
-    """One example; `ways`: ways of grouping, of which its reference may name the group."""
+    """One example. `ways`: of grouping; its reference may name a group for each."""
     reference, prediction = predicted.references[key], predicted.predictions[key]
     is_known = reference is not None
     answer = task.answer_of(reference) if is_known else None
@@ -321,6 +325,7 @@ def prompts_of(
     for name, split in product(recipe.tasks, SPLITS):
         task, label = recipe.tasks[name], label_of(name, split)
         missing = set(wanted.get(label, ()))
+        # Data sets are opened only for lists of which examples are wanted: that may take seconds.
         samples = samples_of(recipe, task.data_of(split)) if missing else iter(())
         for sample in islice(samples, MOST_SAMPLES):
             for annotation in [None] if task.unit == "sample" else range(len(sample.annotations)):
@@ -386,13 +391,15 @@ def collect_gallery(run: Path, recipe: Recipe, predictions: Mapping[str, Predict
 def spread(datasets: list[Dataset]) -> Iterator[Sample]:
     """PER_TASK samples at even distances over all data sets, without those that cannot be read."""
     total = sum(dataset.num_samples for dataset in datasets)
-    # The middles of PER_TASK equal parts; small data have some of them twice.
+    # The middles of PER_TASK equal parts: of 60 samples 5 15 25 35 45 55. Small data have some of
+    # them twice.
     for index in sorted({(2 * n + 1) * total // (2 * PER_TASK) for n in range(PER_TASK)}):
         for dataset in datasets:
             if index < dataset.num_samples:
                 with suppress(SkipSample):
                     yield dataset.read(index)
                 break
+            # From a number over all data sets to one from the next data set on.
             index -= dataset.num_samples
 
 
@@ -401,6 +408,8 @@ def entry(
 ) -> GalleryEntry | None:
     """One example of a sample, for the page; `index` chooses among its annotations. None if it was
     not predicted."""
+    # Samples at different places show annotations at different places: questions of one kind often
+    # have the same place in all samples.
     annotation = None
     if task.unit == "annotation":
         if not sample.annotations:

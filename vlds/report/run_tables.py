@@ -5,19 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vlds.report.numbers import (
-    Number,
-    best_note,
+from vlds.report.numbers import Number, best_note, clear_best
+from vlds.report.read import Scores, TaskScores
+from vlds.report.report import Report, RunReport, is_same_data, mean_text, seed_groups
+from vlds.report.scores import FREQUENT, Difference
+from vlds.report.tables import (
+    BEST,
+    Cell,
+    Table,
+    TableRow,
     bytes_text,
-    clear_best,
+    csv_lines,
     interval_text,
     score_text,
     speed_text,
 )
-from vlds.report.read import Scores, TaskScores
-from vlds.report.report import Report, RunReport, is_same_data, mean_text, seed_groups
-from vlds.report.scores import FREQUENT, Difference
-from vlds.report.tables import BEST, Cell, Table, TableRow, csv_lines
 from vlds.tasks.metrics.plain_scores import split
 
 
@@ -51,7 +53,7 @@ def score_table(run: RunReport) -> Table:
 
 
 def own_first(scores: Scores) -> list[str]:
-    """The columns on the page of one run."""
+    """The columns on the page of one run: its own, which is the last, stands first."""
     return [*scores.columns[-1:], *scores.columns[:-1]]
 
 
@@ -63,6 +65,7 @@ def direction(task: TaskScores, metric: str) -> str:
 def score_cells(task: TaskScores, metric: str, columns: Sequence[str]) -> list[Cell]:
     """A score in each column. All bars of a row have one scale, up to 1 or to the largest score; a
     row with a negative score has none."""
+    # Of [0.4, 3.0], such as CIDEr: bars of 0.13 and 1. Of [0.4, 0.6]: of 0.4 and 0.6.
     values = [task.by_column.get(label, {}).get(metric) for label in columns]
     known = [value for value in values if value is not None]
     whole, has_bars = max([1.0, *known]), min(known, default=0.0) >= 0
@@ -77,7 +80,8 @@ def folded_details(scores: Scores, columns: Sequence[str]) -> dict[str, Table]:
     then each score by group, under a title. A task with a single score has no more to show."""
     details = {}
     for name, task in scores.tasks.items():
-        # (score, way of grouping) -> metric -> group; whole scores are under ("", "").
+        # (score, way of grouping) -> metric -> group. "accuracy/type/yes" is under ("accuracy",
+        # "type") as "yes", the whole "accuracy" under ("", "").
         groups: dict[tuple[str, str], dict[str, str]] = {}
         for metric in task.metrics:
             score, way, group = split(metric) or ("", "", metric)
@@ -97,7 +101,7 @@ def folded_details(scores: Scores, columns: Sequence[str]) -> dict[str, Table]:
 
 
 def fact_table(run: RunReport) -> Table:
-    """How a run was trained, its size and its speed."""
+    """How a run was trained, its size and speed."""
     facts = dict(run.facts)
     if counts := run.scores.trainable:
         facts["weights that train"] = (
@@ -125,7 +129,7 @@ def runs_table(report: Report, *, on_page: bool) -> Table:
         cells = [*scores, *facts[1:]] if on_page else [*facts, *scores]
         rows.append(TableRow(head, cells, [note] if note else []))
 
-    # Of giving the most frequent answer to everything, if it is the same for all runs.
+    # The score of the most frequent answer, which is the same for all runs on the same data.
     frequent: list[float | None] = []
     for task, metric in report.headlines:
         of_runs = report.runs.values() if is_same_data(report.runs.values(), task) else ()
@@ -143,7 +147,7 @@ def runs_table(report: Report, *, on_page: bool) -> Table:
         method, partition = run.facts.get("method", ""), run.inputs.partition
         trainable, memory = run.scores.trainable, run.scores.bytes_per_rank
         speed = run.scores.samples_per_second.get("training")
-        # Bytes say over which ranks they are divided, where the runs differ in that.
+        # Bytes compare only among runs that divide them alike; where some do not, each says how.
         says_partition = memory and partition and len(partitions) > 1
         facts = [
             Cell(method),
@@ -241,7 +245,7 @@ CSV_NAMES = (
     "run", "method", "model", "minus", "task", "name", "value", "low", "high", "resamples",
     "examples", "data", "step",
 )  # fmt: skip
-"""Columns of the CSV: one number a line, and all that tells what it is; see docs/report.md."""
+"""Columns of the CSV: one number a line, and everything that identifies it; see docs/report.md."""
 
 
 def csv_text(report: Report) -> str:
@@ -265,7 +269,7 @@ def csv_text(report: Report) -> str:
         for task, entry in scores.tasks.items():
             for column in scores.columns:
                 # The last column is the run's own. Only its headline has an interval, and only if
-                # the examples are known that it is the mean of.
+                # its examples are known.
                 result = (
                     run.result(task, entry.metrics[0]) if column == scores.columns[-1] else None
                 )

@@ -1,24 +1,18 @@
-"""Each task's scores of a run, from its newest predictions: checked against the log, with an
-interval where the score is a mean over examples, and with baselines on the same data."""
+"""Each task's scores of a run, from its newest predictions: checked against the log, with a
+bootstrap interval where the score is a mean over examples, and with baselines on the same data."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vlds.report.numbers import (
-    Groups,
-    Interval,
-    Values,
-    groups_of,
-    interval_of_difference,
-    interval_of_mean,
-)
+from vlds.report.numbers import Interval
 from vlds.report.predictions import AGAIN, Predictions, first_line, read_predictions
 from vlds.report.read import headline_of
 from vlds.runtime.folders import BLANK, PREDICTIONS
@@ -97,7 +91,7 @@ def scores_of_predictions(
         try:
             computed = checked_scores(task, predicted)
         except ValueError as error:
-            # Any other error is of this machine; the logged scores are still right.
+            # Any other error comes from this machine; the logged scores are still right.
             if isinstance(error, DamagedReference) or not earlier:
                 notes.append(f"No scores of {name}'s newest predictions: {error}")
             if not isinstance(error, DamagedReference):
@@ -119,6 +113,78 @@ def scores_of_predictions(
             notes.append(f"{name}: {predicted.file} gives {what}; the former is shown")
             break
     return scores
+
+
+# Bootstrap percentile intervals: how far a score would move with other pictures.
+#
+# A resample draws samples (a picture, a pair or a clip, each with all of its examples), as many as
+# there are and with replacement. Its score is the mean over the examples of what was drawn; the
+# interval holds the middle 95 % of these scores (Efron 1979,
+# https://doi.org/10.1214/aos/1176344552; Field and Welsh 2007,
+# https://doi.org/10.1111/j.1467-9868.2007.00593.x). Questions about one picture tend to be right or
+# wrong together, so that resamples of single questions vary too little.
+#
+# An interval covers the choice of samples, not of training seeds. Draws depend on the number of
+# samples alone: two runs on the same samples meet the same draws, and the interval of their
+# difference is a paired one. CIDEr's draws keep the document frequencies of all pictures.
+
+Values = NDArray[np.float64]
+"""(examples,) what each example adds to a mean; NaN for those that do not count."""
+Groups = NDArray[np.int64]
+"""(examples,) number of each example's sample, counted from 0 without gaps."""
+
+RESAMPLES = 1000
+SEED = 0  # fixed, so that a report that is made again says the same
+
+
+def groups_of(samples: Iterable[str]) -> Groups:
+    """Number the samples in the order in which their first examples come."""
+    # ["a", "b", "a"] -> 0 1 0
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in samples], np.int64)
+
+
+def interval_of_mean(values: Values, groups: Groups, resamples: int = RESAMPLES) -> Interval:
+    """The interval of the mean over the examples that count."""
+    return percentiles(resampled_means([values], groups, resamples)[:, 0])
+
+
+def interval_of_difference(
+    values: Values, baseline: Values, groups: Groups, resamples: int = RESAMPLES
+) -> Interval:
+    """The interval of the mean of `values` less that of `baseline`, the same samples drawn for
+    both."""
+    means = resampled_means([values, baseline], groups, resamples)
+    return percentiles(means[:, 0] - means[:, 1])
+
+
+def resampled_means(columns: Sequence[Values], groups: Groups, resamples: int) -> Values:
+    """(resamples, columns) the means of each draw; NaN where nothing in a draw counts."""
+    # Sums and counts of each sample come first: a draw then costs one product with the number of
+    # times that each sample was drawn, however many examples it has.
+    num = int(groups.max()) + 1
+    counted = [~np.isnan(values) for values in columns]
+    sums = [
+        np.bincount(groups, np.where(counts, values, 0.0), num)
+        for values, counts in zip(columns, counted, strict=True)
+    ]
+    table = np.stack([*sums, *(np.bincount(groups, counts, num) for counts in counted)])
+    rng = np.random.default_rng(SEED)
+    totals = np.empty((resamples, len(table)))
+    for index in range(resamples):
+        # Of 3 samples, the draw 0 2 2 -> 1 0 2 times.
+        times_drawn = np.bincount(rng.integers(0, num, num), minlength=num)
+        totals[index] = table @ times_drawn.astype(np.float64)
+    # The columns of `totals` are all sums, then all counts.
+    drawn_sums, drawn_counts = np.split(totals, 2, axis=1)
+    return np.divide(
+        drawn_sums, drawn_counts, out=np.full_like(drawn_sums, np.nan), where=drawn_counts > 0
+    )
+
+
+def percentiles(means: Values) -> Interval:
+    low, high = np.nanpercentile(means, (2.5, 97.5))
+    return Interval(float(low), float(high))
 
 
 class NoMean(Exception):
@@ -306,6 +372,7 @@ def baselines_of(
             if (answer := frequent_answer(result)) is not None:
                 always = dict.fromkeys(made.references, answer)
                 columns[FREQUENT][name] = result.task.score(always, made.references)
+            # Other data than the run's newest predictions would compare two things at once.
             if blank.is_file() and (blind := read_predictions(blank)).data == made.data:
                 columns[BLIND][name] = checked_scores(result.task, blind)
             # Newest predictions of step 0 are themselves those before the training.
@@ -329,4 +396,5 @@ def frequent_answer(result: TaskResult) -> str | None:
         return None
     known = (task.answer_of(reference) for reference in references if reference is not None)
     answers = Counter(answer for answer in known if answer is not None)
+    # Of equally frequent ones the first by name: the order of examples must not matter.
     return min(answers, key=lambda answer: (-answers[answer], answer), default=None)

@@ -22,7 +22,7 @@ from vlds.artifact import RECIPE, artifact_folder
 from vlds.data.order.epoch_order import differences
 from vlds.evaluation.result import current_scores
 from vlds.recipe.check import field_types, in_yaml
-from vlds.recipe.config import Recipe, load_recipe, save_recipe, to_tree
+from vlds.recipe.config import Recipe, load_recipe, to_tree
 from vlds.recipe.parse import from_tree, parse, set_key
 from vlds.recipe.paths import BASE, STARTED_IN, changed, file_names, is_below, moved, on_base
 from vlds.report.collect import names_of
@@ -42,7 +42,7 @@ from vlds.training.states import newest, read_progress, state_folders
 LONGEST = 150
 """Letters of a folder's name that come from a row or a product; file systems allow 255."""
 SEED, OUTPUT = "{seed}", "{output}"
-"""These stand for a run's seed and the sweep's folder, in texts of the file."""
+"""Stand for a run's seed and the sweep's folder in texts of the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,7 @@ class Sweep:
         for key, choices in self.grid.items():
             if not choices:
                 raise ValueError(f"grid.{key}: has no values; give a list, like [0.001, 0.004]")
+            # As texts: for Python, 1 and true are equal.
             texts = [in_yaml(choice) for choice in choices]
             if repeated := [text for text in texts if texts.count(text) > 1]:
                 raise ValueError(f"grid.{key}: {repeated[0]} is there twice; give each value once")
@@ -147,6 +148,8 @@ class Sweep:
     def rows(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Row of the table -> its name in `recipes`, and the grid's values for it. The row's name
         has each key by its shortest end that no other key has."""
+        # optimizer.learning_rate -> learning_rate. If the grid has methods.lora.learning_rate too,
+        # the first keeps its whole name and the second becomes lora.learning_rate.
         short = {}
         for key in self.grid:
             parts = key.split(".")
@@ -173,7 +176,8 @@ def check_recipe(place: str, given: object) -> None:
 
 
 def folder_name(row: str) -> str:
-    """A row's name as that of a folder; a long one is cut, and ends in a number of its own."""
+    """A row's name as a folder's name. A long one is cut, and ends in a hash of the whole."""
+    # crc32, because `hash` differs between processes.
     name = re.sub(r"[^a-z0-9.+-]+", "_", row.lower()).strip("_.")
     return name if len(name) <= LONGEST else f"{name[:LONGEST]}_{crc32(name.encode()):08x}"
 
@@ -192,6 +196,7 @@ def filled(value: Any, sweep: Sweep, seed: int | None) -> Any:
     if isinstance(value, str):
         value = value.replace(OUTPUT, sweep.output)
         return value if seed is None else value.replace(SEED, str(seed))
+    # Keys too: those of `paths` and `prepare` are folders.
     if isinstance(value, dict):
         return {filled(k, sweep, seed): filled(v, sweep, seed) for k, v in value.items()}
     return [filled(entry, sweep, seed) for entry in value] if isinstance(value, list) else value
@@ -199,7 +204,7 @@ def filled(value: Any, sweep: Sweep, seed: int | None) -> Any:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What runs need, and what makes it."""
+    """Something that runs need, and what makes it."""
 
     product: Path
     """File or folder; of a recipe, the folder of its run."""
@@ -212,7 +217,7 @@ class Preparation:
 
     @property
     def last(self) -> Path:
-        """What is there once it is done."""
+        """The file or folder that exists once it is done."""
         return self.product / "artifact" / RECIPE if self.tree else self.product
 
 
@@ -271,11 +276,13 @@ class SweepRun:
         """True if nothing is left to do: its artifact, as it is now, has been scored."""
         if not self.is_trained:
             return False
+        # The training's evaluations have scored this list; the other one needs `vlds evaluate`.
         if self.split == "evaluate":
-            return True  # the training's own evaluations have scored this list
+            return True
         artifact_folder(self.folder)  # a damaged one is an error
         scored, _ = current_scores(self.folder / PREDICTIONS, self.folder)
         tasks = self.recipe.tasks.items()
+        # Scores without the hash of weights may be those of an earlier artifact.
         labels = [label_of(name, self.split) for name, task in tasks if task.data_of(self.split)]
         return all(label in scored and scored[label].weights is not None for label in labels)
 
@@ -316,13 +323,6 @@ class SweepRun:
                 "output, or move the folder away"
             )
 
-    def write_recipe(self) -> None:
-        """Write the recipe beside the run's folder.
-
-        Errors: CannotWrite.
-        """
-        save_recipe(self.recipe, self.file)
-
 
 def without_start(tree: dict[str, Any]) -> dict[str, Any]:
     """A saved recipe without the folder that it was started in."""
@@ -343,6 +343,7 @@ def runs_of(sweep: Sweep) -> list[SweepRun]:
                 f"paths: no recipe reads '{path}'; name a folder that their files begin with, "
                 "without a slash at its end"
             )
+    # By seeds first: a table with one seed of every row says more than one with all of a few rows.
     runs = []
     for seed in sweep.seeds:
         needs = [made.last for made in preparations(sweep) if made.seed in (None, seed)]
@@ -440,7 +441,7 @@ def show(
     else:
         spec, home = spec_of_runs([Path(name) for name in names], split or "evaluate")
     comparison = compare(spec)
-    out = home if out is None and suffix == "html" else out  # a page needs a file
+    out = home if out is None and suffix == "html" else out  # a terminal cannot show a page
     text = FORMATS[suffix](comparison)
     if out is None:
         tell(text, end="")
@@ -488,6 +489,7 @@ def spec_of_runs(folders: Sequence[Path], split: Split) -> tuple[TableSpec, Path
         raise ValueError(damage[0])
     rows = []
     for seeds in groups_of_seeds(recipes):
+        # A seed may have several runs: a row counts the first of them, and a note names the others.
         names = [first for first, *_ in seeds.values()]
         rows.append(RowSpec(", ".join(names), [runs[name] for name in names]))
         for first, *again in seeds.values():

@@ -1,4 +1,5 @@
-"""A table, and how it is written: for a terminal, as Markdown, as LaTeX and as CSV.
+"""A table, the texts of its numbers, and how it is written: for a terminal, as Markdown, as LaTeX
+and as CSV.
 
 `vlds report`, `vlds compare` and `vlds sweep` all describe their tables with the classes here;
 templates/macros.html draws them on a page.
@@ -18,6 +19,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from vlds.report.numbers import Interval
 from vlds.runtime.terminal import visible
 
 UNBOUNDED = 10_000
@@ -69,14 +71,40 @@ class Table:
     """A table, wherever it is shown."""
 
     heads: Sequence[str]
-    """One for each column, that of the rows' heads included; further lines of a head are notes."""
+    """One for each column, including that of the rows' heads; further lines of a head are notes."""
     rows: Sequence[TableRow]
     numbers_from: int = 1
-    """The first column that stands to the right, as numbers do."""
+    """The first column that is aligned to the right, as numbers are."""
+
+
+def score_text(value: float | None) -> str:
+    """Three decimals; a dash where there is no score."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def interval_text(interval: Interval | None) -> str:
+    """Both ends in brackets; "" where there is no interval."""
+    return "" if interval is None else f"[{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def bytes_text(count: float) -> str:
+    """Bytes in the unit that leaves at most four digits before the point."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:,.2f} TB"
+
+
+def speed_text(speed: float) -> str:
+    """Examples a second: whole ones where there are ten."""
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
 def terminal_table(table: Table, caption: str = "") -> RichTable:
     """The table for a terminal, with lines of text below it; intervals are left out."""
+    # Texts, because rich would take brackets in plain strings for markup.
     shown = RichTable(box=None, pad_edge=False, header_style="bold", caption_justify="left")
     shown.caption = Text(visible(caption)) if caption else None
     for column, head in enumerate(table.heads):
@@ -102,7 +130,7 @@ def terminal_tables(
 
     if fits(whole := terminal_table(table)):
         return [whole]
-    # The words of a head stand below each other, so that more columns fit.
+    # Put the words of a head below each other, so that more columns fit.
     heads = [head if "\n" in head else head.replace(" ", "\n") for head in table.heads]
 
     def part(columns: Sequence[int]) -> RichTable:
@@ -110,6 +138,8 @@ def terminal_tables(
         rows = [replace(row, cells=[row.cells[at - 1] for at in columns]) for row in table.rows]
         return terminal_table(replace(table, heads=[heads[at] for at in (0, *columns)], rows=rows))
 
+    # Greedy: a column joins the last part while that fits, else it begins the next one. A column
+    # that is too wide by itself has a part alone, and its cells are folded.
     parts: list[list[int]] = []
     for group in groups:
         parts.append([])

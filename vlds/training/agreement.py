@@ -44,7 +44,6 @@ SHOWN = 60
 """Characters of a value that the error shows."""
 BEFORE = 20
 """How many of them stand before the first one that differs."""
-ABSENT = "nothing"
 
 Facts = dict[str, Any]
 """Dotted name -> value of everything that the ranks must have in common."""
@@ -58,6 +57,7 @@ def check_agreement(ranks: Ranks, recipe: Recipe, prepared: Prepared, start: str
     """
     facts = facts_of(recipe, prepared, start)
     # Digests first: the facts are long, and travel only if they differ.
+    # The first rank has those of all ranks, so its verdict is everybody's.
     digests = ranks.gather(sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest())
     if ranks.broadcast(digests is None or len(set(digests)) == 1):
         return
@@ -91,7 +91,7 @@ def facts_of(recipe: Recipe, prepared: Prepared, start: str) -> Facts:
         if file.key.startswith(NAME_FILES)
         and not (file.mark.kind == "data" and file.key.startswith("tasks."))
     }
-    # The modules outside vlds that define the classes of what the recipe chooses.
+    # Classes from outside vlds that the recipe chooses: the files that define them and their bases.
     choices = [*chosen(recipe.model), *recipe.methods.values(), *recipe.tasks.values()]
     own_code: Facts = {}
     for name in sorted({cls.__module__ for choice in choices for cls in type(choice).__mro__}):
@@ -128,6 +128,7 @@ def contents(named: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for name, value in named.items():
         if not os.path.exists(value):  # a name on the hub
             continue
+        # Sorted, because the order of a folder's files differs between machines.
         path = Path(value)
         paths = [f for f in path.iterdir() if f.suffix in SMALL_FILES] if path.is_dir() else [path]
         files = [f for f in sorted(paths) if f.is_file() and f.stat().st_size <= LARGEST_COMPARED]
@@ -168,14 +169,14 @@ def differences(gathered: list[Facts]) -> list[str]:
     lines: dict[str, str] = {}
     for rank, facts in enumerate(others, 1):
         for name in sorted(first.keys() | facts.keys()):
-            values = [entry.get(name, ABSENT) for entry in (first, facts)]
+            values = [entry.get(name, "nothing") for entry in (first, facts)]
             encoded = [json.dumps(value) for value in values]
             if encoded[0] == encoded[1]:
                 continue
             texts = [str(value) for value in values]
             if texts[0] == texts[1]:  # such as 1 and "1"
                 texts = encoded
-            # Of long texts, the part around the first difference.
+            # Of long texts, show the part around the first difference.
             difference = len(commonprefix(texts))  # noqa: RUF071 (by character)
             shown_texts = []
             for text in texts:

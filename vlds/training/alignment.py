@@ -72,6 +72,7 @@ def align(model: Model, recipe: Recipe, ranks: Ranks) -> None:
     # Fused, because its square roots are exact: those of MKL differ between processors.
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, config.steps)
+    # The same draws on all ranks, which therefore end with the same weights.
     generator = np.random.default_rng(recipe.seed)
     for _ in range(config.steps):
         chosen = torch.from_numpy(generator.integers(len(regions.pixels), size=config.batch_size))
@@ -149,18 +150,10 @@ def cell_words(
 
 def cell_of(entry: Mapping[str, Any], width: float, height: float, grid: int) -> int:
     """The cell, counted row by row, in which the centre of a scene graph's object lies."""
+    # With a grid of 4, a centre at (150, 60) of 200 x 100 pixels: column 3, row 2, cell 11.
     column = int((entry["x"] + entry["w"] / 2) / width * grid)
     row = int((entry["y"] + entry["h"] / 2) / height * grid)
     return row * grid + column
-
-
-def caches_of(model: Model) -> dict[str, CacheExtension]:
-    """Task -> the cache of its head, for tasks that have one."""
-    return {
-        name: head.extension
-        for name, head in model.heads.items()
-        if isinstance(head, TextClasses) and isinstance(head.extension, CacheExtension)
-    }
 
 
 @torch.no_grad()
@@ -170,7 +163,10 @@ def fill_caches(model: Model, recipe: Recipe, sources: Sequence[Source], ranks: 
 
     Errors: ValueError if a task reads several data sets, SkipSample if a picture cannot be read.
     """
-    for name, extension in caches_of(model).items():
+    for name, head in model.heads.items():
+        extension = head.extension if isinstance(head, TextClasses) else None
+        if not isinstance(extension, CacheExtension):
+            continue
         (source,) = (source for source in sources if source.name == name)
         if len(source.datasets) != 1:
             raise ValueError(
@@ -185,11 +181,13 @@ def fill_caches(model: Model, recipe: Recipe, sources: Sequence[Source], ranks: 
         for number in range(ranks.global_rank, dataset.num_samples, ranks.world_size):
             picture = torch.from_numpy(decode_pictures(dataset.read(number), image)[0])
             picture = picture.to(ranks.device)
+            # View 0 is the picture as it is.
             views = range(1, extension.views + 1) if extension.views else [0]
             embeddings = model.embed_views([View(picture, view) for view in views])
             means[number] = unit(embeddings.double().mean(0)).cpu()
         keys = ranks.sum(means)  # the other ranks' rows are 0 here
         numbers = dataset.class_numbers()
-        rows = torch.from_numpy(np.argsort(numbers, kind="stable"))  # equally many of each class
+        # Group the pictures by class, of which each has equally many: 1 0 1 0 -> rows 1 3 0 2.
+        rows = torch.from_numpy(np.argsort(numbers, kind="stable"))
         extension.set_keys(keys[rows].view(extension.keys.shape).to(extension.keys))
         model.train()

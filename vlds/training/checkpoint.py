@@ -64,6 +64,7 @@ def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
     """
     target = folder / name_of(progress.step)
     sweep(folder, alone=True)  # what an interrupted write has left
+    # safetensors has one level of names, and refuses views that are not contiguous.
     flat = {f"{name}|{key}": t.contiguous() for name, ts in state.items() for key, t in ts.items()}
     # If there is a folder of this step, it is damaged: a resumed run has passed it over.
     with whole_folder(target) as partial:
@@ -71,6 +72,8 @@ def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
         (partial / PROGRESS).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
         write_manifest(partial)
     # Only now that the new state is whole may older ones go.
+    # [100, 200, 300, 900] after saving 300 with keep 2: end is 3, so 100 goes, and 900, which the
+    # resumed run has passed over.
     states = state_folders(folder)
     end = states.index(target) + 1
     best = name_of(progress.best.step) if progress.best else None
@@ -136,6 +139,7 @@ class RunStates:
         stood still. Collective; CannotWrite on the first rank if the previous write failed."""
         started = time.monotonic()
         self.newest_step = self.engine.steps_done
+        # A copy, so that training may go on while the thread writes it; on the first rank only.
         state = self.engine.export()
         if state is not None:
             progress = Progress(
@@ -177,6 +181,7 @@ def find_state(recipe: Recipe, ranks: Ranks, resume: Resume) -> Path | None:
     """
     if resume is False:
         return None
+    # The first rank looks for all: on a network's file system others may see an older list.
     folder = Path(recipe.output) / "state"
     result = (len(state_folders(folder)), *newest(folder)) if ranks.is_first else None
     num_states, state_folder, complaints = ranks.broadcast(result)
@@ -221,7 +226,7 @@ def restore(recipe: Recipe, states: RunStates, ranks: Ranks, folder: Path, new_p
     if ranks.is_first:
         for warning in caught:
             tell(f"resuming: {warning.message}", flush=True)
-    # Tasks without weights of their own may have changed.
+    # Without weights per task, the recipe may have other tasks than the state.
     task_updates = [progress.task_updates.get(task, 0) for task in states.tasks]
     engine.restore(state, progress.step, progress.skipped, task_updates)
     states.best, states.newest_step = progress.best, progress.step
@@ -333,6 +338,7 @@ class BestStep:
         self.known = self._read() if resumed else None
 
     def _read(self) -> Best | None:
+        # A run that was killed while it replaced the folder may have left it under another name.
         finish_replacing(self.folder)
         if not self.folder.is_dir():
             return None

@@ -52,6 +52,7 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, cut: BatchCut) -> dict
     sizes = recipe.batch_sizes.values()
     micro_batch_size = max(map(cut.largest_piece, sizes))
     accumulation_steps = max(map(cut.accumulation_steps, sizes))
+    # DeepSpeed asserts that the first is the product of the next two and the ranks.
     decided = {
         "train_batch_size": micro_batch_size * accumulation_steps * cut.world_size,
         "train_micro_batch_size_per_gpu": micro_batch_size,
@@ -91,6 +92,7 @@ def fit_sizes(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     layers = [layer for stack in stacks for layer in stack] or [model]
     bucket = max(LEAST_BUCKET, *(num_weights(layer, trained=True) for layer in layers))
+    # Frozen weights too: stage 3 partitions and gathers them like the others.
     largest = max(map(num_weights, layers))
     zero = dict(config["zero_optimization"])
     for name in BUCKETS:

@@ -109,7 +109,7 @@ class Engine:
             model_parameters=[p for group in parameter_groups for p in group["params"]],
             config=fit_sizes(self._config, self.model),
         )
-        restore_linear()
+        restore_linear()  # `initialize` replaces torch's function, for the whole program
         if self.stage == 2:
             sum_in_place(self._optimizer, self.ranks)
         self._slices = task_slices(self.model, len(self.tasks))
@@ -144,7 +144,7 @@ class Engine:
             rules=self._rules,
             ranks=self.ranks,
         )
-        self._adamw.set_present(loss.totals.examples > 0)
+        self._adamw.present[1:] = (loss.totals.examples > 0).numpy()
         gradients: dict[nn.Parameter, Tensor] = {}
         self._deepspeed.train()
         for micro_step, batch in enumerate(batches):
@@ -164,7 +164,7 @@ class Engine:
                 with span("backward"):
                     self._deepspeed.backward(total, scale_wrt_gas=False)
             if is_last:
-                # ZeRO frees the gradients in the optimizer.
+                # Before `step`: it frees the gradients, and updates the weights that they woke.
                 gradients = self._gradients_for_rules()
                 if self._idle.after_backward():
                     self._cut_segments()
@@ -226,6 +226,7 @@ class Engine:
         if self.stage < 3:
             yield
             return
+        # Ranks decode different numbers of tokens; a hook that gathers would wait for the others.
         offload = self._optimizer.parameter_offload
         offload.empty_partition_cache()  # weights that it holds gathered for the next pass
         offload._remove_module_hooks()
@@ -254,6 +255,7 @@ class Engine:
         if self.steps_done == self.steps_skipped:
             # No update has made AdamW's state yet.
             self._adamw.start(0, [0] * len(self.tasks))
+        # All ranks must ask for the same weights in the same order: each call gathers one.
         self._link_moments()
         state: State = {}
         for name, parameter in self.trainable_parameters():
@@ -317,7 +319,8 @@ class Engine:
         """Let the methods change what trains, after the step that was done, and go on with the
         state that they give. `groups`: the optimizer's, of the changed model. Collective."""
         counts = self.steps_done, self.steps_skipped, self.task_updates
-        # A new engine holds the changed model: the old one's state passes through the CPU.
+        # The changed model gets a new DeepSpeed engine: the old one's state passes through the CPU,
+        # and is on all ranks, because `restore` asks for that.
         state: State = self.ranks.broadcast(self.export())
         trained = {name: tensors for name, tensors in state.items() if "fp32" in tensors}
         self.close()
@@ -374,6 +377,7 @@ class Engine:
                 # Below stage 3's persistence threshold: it stays whole beside its partition.
                 size += parameter.ds_numel * parameter.element_size()
             sizes["trainable" if parameter.requires_grad else "frozen"] += size
+        # The fp32 masters, and moments of the same size.
         masters = sum(flat.nbytes for flat in self._adamw.segments)
         sizes["optimizer"] = (1 + len(MOMENTS)) * masters + buffer_bytes(self.model.step_rules)
         return sizes

@@ -54,6 +54,7 @@ def library_faults() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
+        # The innermost frame is where it was raised.
         frames = list(traceback.walk_tb(error.__traceback__))
         if str(frames[-1][0].f_globals.get("__name__")).partition(".")[0] == "vlds":
             raise
@@ -108,8 +109,8 @@ class NonFiniteSteps:
     def __init__(self, recipe: Recipe, ranks: Ranks) -> None:
         self.recipe, self.ranks = recipe, ranks
         self._in_a_row = 0
-        self._diverged = False
-        """Steps were finite before these, so that training itself led there."""
+        self._was_finite = False
+        """True if a step was finite before these, so that training itself led there."""
 
     def after_step(self, step: int, report: StepReport, batches: Sequence[Batch]) -> list[str]:
         """What to say about a step. Collective if it was skipped, which all ranks know.
@@ -118,10 +119,11 @@ class NonFiniteSteps:
         """
         if not report.skipped:
             self._in_a_row = 0
-            self._diverged = True
+            self._was_finite = True
             return []
         self._in_a_row += 1
         ids = [id for batch in batches for id in batch.ids]
+        # All ranks are here: ZeRO skips a step on all or on none.
         gathered = self.ranks.gather((report.not_finite, ids))
         suspects = None
         if gathered is not None:
@@ -159,7 +161,7 @@ class NonFiniteSteps:
         if training.precision != "fp32":
             cures.append("set training.precision to fp32")
         order = "; else look at the data of these examples"
-        if self._diverged:
+        if self._was_finite:
             order = f"{' or '.join(cures)}: the steps before were finite{order}"
         else:
             order = f"look at the data of these examples; else {' or '.join(cures)}"

@@ -49,6 +49,7 @@ class IdleWeights:
         """
         if not self._idle:
             return False
+        # Ranks read different examples: what one has seen is awake on all.
         flags = torch.tensor([name in self._seen for name in self._idle], dtype=torch.float64)
         seen = self._ranks.sum(flags)
         woken = [name for name, flag in zip(self._idle, seen, strict=True) if flag]
@@ -146,6 +147,7 @@ def sum_in_place(zero: Any, ranks: Ranks) -> None:
     zero.scaled_global_norm = sums.norm
     # A number that is not finite makes the norm so, and DeepSpeed then skips the step too.
     zero.has_overflow = lambda partition_gradients: False
+    # Alone, no message to other ranks is under way, so each gradient can join its sum at once.
     if sums.is_alone:
         zero._use_compact_grad_partition_buffer = lambda group: True
         zero.process_gradients = sums.add
@@ -189,6 +191,7 @@ class GradientSums:
             self._old.remove(weight)
             total.copy_(gradient)
         else:
+            # The gradient may be bf16 and the sum fp32: convert a piece at a time.
             for part in pieces(total):
                 total[part] += gradient[part]
         weight.grad = None

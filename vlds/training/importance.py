@@ -25,12 +25,12 @@ def write_importance(recipe: Recipe, out: Path, num_samples: int) -> None:
     """Write the importance of each weight of the backbone, by Hugging Face's names, over so many
     examples in the order of training. Pictures are not read: LST's backbone sees none.
 
-    Errors: ValueError if the recipe's model has no backbone of its own, or its data cannot be
-    opened.
+    Errors: ValueError if the recipe's model has no encoder-decoder, or its data cannot be opened.
     """
     model = recipe.model.encoder_decoder()
     texts = follow(islice(texts_of(recipe), num_samples), "adding gradients", num_samples)
     found = squared_gradients(model, texts)
+    # The hash ties the file to these weights; a backbone that is drawn at random has no source.
     about = None
     if "backbone" in recipe.model.sources:
         about = {BACKBONE: layers_hash(dict(model.named_parameters()), found)}

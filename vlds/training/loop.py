@@ -49,6 +49,7 @@ def train(
     # torchrun passes SIGINT on to its ranks, even where they inherit that it is ignored.
     stopping = {signal.SIGTERM, signal.SIGINT, *heard()}
     with explained(recipe), signals_collected(stopping) as stop:
+        # From cheap to expensive: nothing is built before the ranks agree.
         recipe = with_lists(recipe)
         prepared = prepare(recipe, ranks, resume)
         recipe = with_steps(recipe, prepared)
@@ -104,7 +105,7 @@ def loop(run: Run, stop: Sequence[int]) -> int:
         # Ranks hear of a signal at different times, but must leave the loop after the same step.
         stopping, failed = run.ranks.any_of(bool(stop), run.states.failed)
         if failed:
-            run.states.finish()
+            run.states.finish()  # raises the writer's error on all ranks
         last = step == num_steps
         lines = [*watch.after_step(last), *nonfinite.after_step(step, report, batches)]
         if revision_due(engine.model, step, num_steps):
@@ -116,6 +117,7 @@ def loop(run: Run, stop: Sequence[int]) -> int:
         for line in lines:
             run.tracker.say(line)
         # Too many skipped steps in a row end the run: the good state before them stays the newest.
+        # A state that falls due at a skipped step is saved after the next good one.
         save_due |= step % config.save_every == 0
         with between_steps():
             if stopping or last or (save_due and not report.skipped):

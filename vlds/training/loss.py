@@ -67,6 +67,8 @@ def target_lengths(batch: Batch) -> Tensor:
 def coefficients(batch: Batch, totals: LossTotals, tasks: Sequence[Task]) -> Tensor:
     """(b,) float32: the c_b by which each example's summed nll, and what methods add to it, is
     multiplied in the loss of the global batch."""
+    # example_mean: c_b = (N_k / N) s_b / max(n_b, 1) / N_k, in which N_k cancels.
+    # token_mean:   c_b = (N_k / N) / sum_b n_b.
     num_examples = totals.examples.sum()
     lengths = target_lengths(batch).double().clamp(min=1)
     by_example = batch.weights.cpu().double() / lengths / num_examples
@@ -120,7 +122,7 @@ class StepLoss:
         """Add a micro-batch to the parts. `scale`: its coefficients."""
         nll_sums = output.token_nll_sum.detach().cpu()
         self.not_finite += [batch.ids[row] for row in (~nll_sums.isfinite()).nonzero().flatten()]
-        # c_b holds N_k / N, which L_k does not have.
+        # Divide by the N_k / N in c_b, which L_k does not have.
         share = self.totals.examples.clamp(min=1) / self.totals.examples.sum()
         weighted = nll_sums.double() * scale.cpu().double()
         by_task = torch.zeros(len(self.tasks), dtype=torch.float64)

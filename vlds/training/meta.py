@@ -132,17 +132,19 @@ class MetaLearner:
         self.copies: list[Copy] = []
         for weight in (p for p in model.parameters() if p.requires_grad):
             of_tasks = slices.get(weight)
-            if of_tasks is None or of_tasks.size == weight.numel():
-                owner = None if of_tasks is None else of_tasks.first  # a head has one task
-                self.copies.append(Copy(weight, owner, False, float32_copy(weight)))
-            else:
-                parts = enumerate(weight)
-                self.copies += [Copy(weight, n, True, float32_copy(part)) for n, part in parts]
+            is_stack = of_tasks is not None and of_tasks.size < weight.numel()
+            # Adam counts steps per copy, so a stack has one for each task's slice. A head is one
+            # task's as a whole.
+            owner = None if of_tasks is None else of_tasks.first
+            for task, part in enumerate(weight) if is_stack else [(owner, weight)]:
+                # copy=True: an fp32 model would share its memory otherwise.
+                copied = nn.Parameter(part.detach().to(torch.float32, copy=True))
+                self.copies.append(Copy(weight, task, is_stack, copied))
         values, optimizer = [copy.values for copy in self.copies], recipe.optimizer
         adam = torch.optim.Adam(
             values,
             lr=config.learning_rate,
-            betas=(0.0, optimizer.betas[1]),
+            betas=(0.0, optimizer.betas[1]),  # as in the reference: no first moment
             eps=optimizer.eps,
             weight_decay=config.weight_decay,
         )
@@ -188,7 +190,7 @@ class MetaLearner:
                     sums[index] += copy.part(gradient)
                     read[index] = 1
             self.model.zero_grad()
-        # One sum over ranks for all weights.
+        # One sum over ranks for all weights, which costs less than one each.
         sizes = [values.numel() for values in sums]
         summed = self.ranks.sum(torch.cat([values.flatten() for values in sums])).split(sizes)
         loss, read = self.ranks.sum(torch.cat([loss, read])).split([1, len(copies)])
@@ -202,11 +204,6 @@ class MetaLearner:
         """Give the model the values of the copies, rounded to its type."""
         for copy in self.copies:
             copy.part(copy.weight).copy_(copy.values)
-
-
-def float32_copy(values: Tensor) -> nn.Parameter:
-    """A parameter with these values, in fp32."""
-    return nn.Parameter(values.detach().to(torch.float32, copy=True))
 
 
 @dataclass
@@ -283,6 +280,7 @@ def task_halves(
     counts = torch.zeros(len(global_batches), ranks.world_size, num_tasks, dtype=torch.float64)
     for number, batches in enumerate(global_batches):
         counts[number, ranks.global_rank] = count(batches, num_tasks)[0]
+    # Of a task on 2 ranks, counts [[3, 2], [1, 4]] -> first numbers [[0, 3], [5, 6]].
     flat = ranks.sum(counts).flatten(0, 1)
     numbers = (flat.cumsum(0) - flat).view_as(counts)[:, ranks.global_rank].long()
     # (task, half) -> rows of each micro-batch in turn.
@@ -297,7 +295,8 @@ def task_halves(
                 if batch.valid[row]:
                     rows[task, of_tasks[task] % 2][-1].append(row)
                     of_tasks[task] += 1
-    # Without a row of a half, a micro-batch keeps its first row, which is not valid.
+    # Without a row of a half, a micro-batch keeps its first row, marked as not valid: all ranks
+    # must compute equally many.
     found: dict[tuple[int, int], list[Batch]] = defaultdict(list)
     for name in names:
         for batch, own in zip(micro_batches, rows[name], strict=True):

@@ -76,11 +76,8 @@ class TaskAdamW(AdamW):
         self.segments: dict[Tensor, Segments] = {}
         """Flat tensor -> its segments. They are known once ZeRO has made the flat tensors."""
         self.present = np.ones(1 + num_tasks, dtype=bool)
-        """(1 + tasks,) owners that the next step updates; SHARED_OWNER is always one."""
-
-    def set_present(self, tasks: Tensor) -> None:
-        """Say which tasks (k,) have examples in the global batch of the next step."""
-        self.present[1:] = tasks.numpy()
+        """(1 + tasks,) owners that the next step updates: SHARED_OWNER always, and the tasks with
+        examples in its global batch."""
 
     @property
     def task_updates(self) -> list[int]:
@@ -114,7 +111,8 @@ class TaskAdamW(AdamW):
         of_segments = np.append(of_owners, NO_UPDATE)[segments.owners]
         # Join neighbours with the same number: if every task is in every batch, a flat tensor is
         # one run, and a step as fast as torch's. A run starts where the number differs from that
-        # before; the first one always, because what stands before it is smaller than any number.
+        # before; the first one always, because what stands before it is smaller than any number:
+        # 7 7 -1 7 -> runs of 2, 1 and 1 segments.
         starts = np.flatnonzero(np.diff(of_segments, prepend=NO_UPDATE - 1))
         sizes, updates = np.add.reduceat(segments.sizes, starts).tolist(), of_segments[starts]
         tensors = (flat, gradient, *(state[moment] for moment in MOMENTS))
@@ -189,6 +187,7 @@ def flat_segments(
     segments: dict[Tensor, Segments] = {}
     if stage == 3:
         # Each parameter is cut into equal parts, the last one padded; the rank's parts are joined.
+        # 10 elements on 4 ranks: parts of 3, of which the last holds 1.
         for flat, group in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
             pieces, offset = [], 0
             for parameter in group:
@@ -237,7 +236,8 @@ def segments_of(
         elif (of_tasks := slices.get(piece.parameter)) is not None:
             first, size = of_tasks
             # A rank's piece may begin and end inside a task's slice: from the slice that holds its
-            # first element to the one that holds its last (rounded up), cut off at its end.
+            # first element to the one that holds its last (rounded up), cut off at its end. With
+            # slices of 4, elements 6 to 9 are 2 of slice 1, then 2 of slice 2.
             for number in range(piece.start // size, -(-stop // size)):
                 end = min((number + 1) * size, stop)
                 # From a place in the parameter to one in the partition.
@@ -248,9 +248,7 @@ def segments_of(
     return Segments(np.diff(ends, prepend=0), np.array(owners))
 
 
-# AdamW's groups and the schedule: which weights decay, which part learns at which rate, and
-# when.
-
+# AdamW's groups and the schedule: which weights decay, which part learns at which rate, and when.
 
 PART_RATES = ("connector_learning_rate", "norms_learning_rate", "heads_learning_rate")
 """Fields of the optimizer with the rates of parts that are not methods."""
@@ -373,6 +371,7 @@ def similar_rows(sizes: Tensor, parts: int) -> list[Tensor]:
     # lexsort sorts by its last key first.
     table = sizes.cpu().numpy().astype(np.int64)
     order = np.lexsort(table.T[::-1])
+    # Sorted sizes 5 5 7 9 -> edges 0 2 3 4.
     table = table[order]
     unlike = np.flatnonzero((table[1:] != table[:-1]).any(1)) + 1
     edges = np.arange(len(table) + 1)

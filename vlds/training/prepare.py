@@ -67,6 +67,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     streamed = streamed_sources(recipe) if sequential else []
     evaluation = evaluation_sources(recipe)
     sizes = recipe.batch_sizes.values()
+    # Each lane that a rank of this machine reads keeps shards in the cache.
     num_lanes = max(cut.lanes_read(data.lanes, size, ranks.on_this_machine) for size in sizes)
     check_cache_limit(data.cache_bytes, train, evaluation, window=data.window, num_lanes=num_lanes)
     check_writable(Path(recipe.output), "output")
@@ -138,6 +139,7 @@ def with_steps(recipe: Recipe, prepared: Prepared) -> Recipe:
             method.check_steps(steps)
         except ValueError as error:
             raise ValueError(f"methods.{name}.{error}") from None
+    # From here on only `steps` counts: all later parts read `num_steps`.
     return replace(recipe, training=replace(recipe.training, steps=steps, epochs=None))
 
 
@@ -160,14 +162,15 @@ def number_of_steps(recipe: Recipe, sources: Sequence[Source | StreamedSource]) 
 
 
 def far_too_large(recipe: Recipe, sources: Sequence[Source], ranks: Ranks) -> Iterator[str]:
-    """What to tell a user about sizes that the data or this machine do not have, with which nothing
-    seems to happen for minutes."""
+    """Warnings of sizes far beyond the data or this machine, with which a run seems to hang for
+    minutes."""
     data, cores = recipe.data, len(os.sched_getaffinity(0))
     if (processes := data.num_workers * len(ranks.on_this_machine)) > max(cores, FEW_PROCESSES):
         yield (
             f"data.num_workers: {processes:,} loader processes start on this machine, which has "
             f"{cores} core{'s' * (cores > 1)}; more than one a core only takes time and memory"
         )
+    # A sequential reader has no sources, and may not know how many examples its shards hold.
     examples = sum(source.num_annotations for source in sources)
     for field, size in recipe.batch_sizes.items():
         if sources and size > examples:
@@ -200,5 +203,5 @@ def slowdown(dtype: torch.dtype) -> float:
             started = time.perf_counter()
             torch.matmul(matrix, matrix)
             seconds.append(time.perf_counter() - started)
-        shortest.append(min(seconds))
+        shortest.append(min(seconds))  # other programs can only make a product slower
     return shortest[0] / shortest[1]

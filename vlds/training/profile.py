@@ -29,7 +29,6 @@ SPANS = {
 """Parts of a step, and what the table calls them. Vision lies inside forward."""
 COMMUNICATION = ("c10d::", "gloo:", "nccl:")
 """What names of operations between ranks begin with."""
-VIEWERS = "open it at ui.perfetto.dev or chrome://tracing"
 FOLDER, TRACE = "profile", "trace.json"
 """The folder in a run's folder, and the file in it."""
 
@@ -129,7 +128,8 @@ class StepProfile:
     def _begin(self) -> None:
         global _active
         if self._vision is not None:
-            # Its forward pass is a span inside the model's.
+            # Its forward pass is a span inside the model's. A stack, because hooks cannot share a
+            # `with`.
             spans: list[AbstractContextManager[None]] = []
 
             def enter(*_: Any) -> None:
@@ -168,14 +168,15 @@ class StepProfile:
         try:
             make_folder(self.trace.parent)
             with half_made(self.trace) as unfinished:
-                unfinished.mkdir()  # torch has a temporary file of its own
+                unfinished.mkdir()  # torch puts its own temporary file beside the trace
                 file = unfinished / TRACE
                 self._profiler.export_chrome_trace(str(file))
                 with file.open("ab+") as written:
                     written.seek(max(0, written.tell() - 8))
                     is_whole = written.read().rstrip().endswith(b"}")
                     if not is_whole:
-                        # Torch only logs what has stopped it, or not; a large write raises it.
+                        # Torch at most logs what has stopped it (a full disk). Writing more than
+                        # a buffer raises that error.
                         written.write(bytes(1 << 20))
                 if not is_whole:
                     raise OSError("torch has not written all of it")
@@ -184,13 +185,17 @@ class StepProfile:
         except (OSError, RuntimeError) as error:
             why = getattr(error, "strerror", None) or error
             return f"no trace is written to {self.trace.parent}: {why}; the run goes on"
-        return f"trace of {self.num_steps} steps: {self.trace}; {VIEWERS}"
+        return (
+            f"trace of {self.num_steps} steps: {self.trace}; open it at ui.perfetto.dev or "
+            "chrome://tracing"
+        )
 
 
 def table(seconds: Mapping[str, float], whole: float, between: float, num_steps: int) -> list[str]:
     """Milliseconds of a step and their shares. `between`: seconds of operations between ranks,
     which other rows hold too."""
     parts = {SPANS[name]: seconds[name] for name in SPANS if name in seconds}
+    # Vision lies inside forward, and would count twice.
     parts[SPANS["forward"]] = seconds["forward"] - seconds["vision"]
     parts["all else"] = whole - sum(parts.values())
 

@@ -89,6 +89,7 @@ def write_start(run: Run, resumed: bool) -> None:
     words = (word for word in sys.argv[1:] if not word.startswith("--local_rank="))
     command = " ".join(["vlds", *map(without_credentials, words)])  # as a user would type it
     add_start(run.folder, step, command, hardware(run.ranks), changes)
+    # Of all starts, the new one included: recipe.yaml keeps them as comments.
     comments = [
         f"changed at step {start.step}: {change}"
         for start in read_starts(run.folder)
@@ -147,6 +148,7 @@ def revise(run: Run) -> list[str]:
 
 def save_run_artifact(run: Run, folder: Path, notes: Mapping[str, str] | None = None) -> None:
     """Write the artifact of the present weights; `notes` as in `save_artifact`. Collective."""
+    # Masters in fp32, which are more exact than what `own_tensors` finds in a bf16 model.
     state = run.engine.export()
     with run.engine.evaluation() as model:
         if state is not None:
@@ -171,6 +173,7 @@ def tell_evaluation(run: Run) -> None:
             evaluation.write(run.folder / PREDICTIONS / f"step-{step:08d}")
             run.tracker.say(f"step {step}  {evaluation.title}: {evaluation.headlines()}")
         if run.best is not None:
+            # The first rank knows the best value so far; to save the artifact takes all ranks.
             value = run.ranks.broadcast(run.best.better(evaluations, step))
             if value is not None:
                 save_run_artifact(run, run.best.folder, run.best.note(value, step))
@@ -242,7 +245,7 @@ def build_run(
             f"taken {engine.steps_done:,}; give at least {engine.steps_done:,}, or another output"
         )
     if best is not None:
-        states.best = best.known  # a state is older than the evaluation of its own step
+        states.best = best.known  # a state is older than the evaluation of its step
     tracker = Tracker(recipe, ranks, engine.steps_done)
     evaluator.say = tracker.say
     known = {

@@ -101,11 +101,13 @@ class Tracker:
             self._start_interval()
 
     def _tell(self, step: int, report: StepReport, learning_rate: float, data: MixedStream) -> None:
-        # One sum over ranks for everything of which they have shares.
+        # One sum over ranks for everything of which they have shares: the tasks' losses, what
+        # methods add, the whole loss, bad samples.
         others = torch.tensor([*self._added.values(), self._loss, float(data.num_bad)])
         *sums, loss, num_bad = self.ranks.sum(torch.cat([self._losses, others])).tolist()
         losses, added = sums[: len(self.tasks)], sums[len(self.tasks) :]
         elapsed = time.monotonic() - self._since
+        # 0 if all steps were skipped: then no loss is logged.
         num_finite = self._num_steps - self._num_skipped
         by_task = zip(self.tasks, losses, self._num_losses.tolist(), strict=True)
         metrics: dict[str, float] = {
@@ -161,6 +163,7 @@ class Tracker:
         """The time inside does not count as training."""
         started = time.monotonic()
         yield
+        # As if the interval had begun later.
         self._since += time.monotonic() - started
 
     def close(self) -> None:
@@ -231,6 +234,7 @@ class MetricsFile:
         metric_lines = read_metric_lines(path)
         if metric_lines.complaint:
             tell(metric_lines.complaint, flush=True)
+        # A run that resumes from step 500 logs 501 and later again.
         kept = [line for line, metrics in metric_lines.lines if metrics["step"] <= first_step]
         write_whole(path, "".join(f"{line}\n" for line in kept))
 

@@ -73,6 +73,7 @@ def name_of(step: int) -> str:
 
 def state_folders(folder: Path) -> list[Path]:
     """All run states below `RUN/state`, oldest first, whole or not."""
+    # By number, not by name: from step 100,000,000 on, names have nine digits.
     states = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name)]
     return sorted(states, key=lambda path: int(path.name.removeprefix("step-")))
 

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlds.report.numbers import (
+from vlds.report.numbers import Interval
+from vlds.report.scores import (
     Groups,
-    Interval,
+    NoMean,
+    example_values,
     groups_of,
     interval_of_difference,
     interval_of_mean,
 )
-from vlds.report.scores import NoMean, example_values
 from vlds.tasks import GQA, NLVR2, VQA, Caption
 from vlds.tasks.base import Task
 from vlds.tasks.metrics import caption_scores, coco_package

@@ -30,12 +30,11 @@ from vlds.models.methods import Adapter, LoRA
 from vlds.recipe.config import load_recipe, save_recipe
 from vlds.report import report as gallery
 from vlds.report.collect import collect, compared_scores
-from vlds.report.numbers import groups_of, interval_of_difference, interval_of_mean
 from vlds.report.page import markdown
 from vlds.report.predictions import Predictions
 from vlds.report.read import Scores, TaskScores
 from vlds.report.report import method_text, trained_text
-from vlds.report.scores import Difference
+from vlds.report.scores import Difference, groups_of, interval_of_difference, interval_of_mean
 from vlds.schema import Sample
 from vlds.tasks import GQA, VQA
 

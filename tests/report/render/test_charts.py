@@ -10,9 +10,8 @@ import pytest
 
 from tests.toys.files import write_lines
 from tests.toys.html_reader import Reader
-from vlds.report.charts import BOTTOM, HEIGHT, MOST_BANDS, TOP, charts_of
+from vlds.report.charts import BOTTOM, HEIGHT, MOST_BANDS, TOP, charts_of, log_ticks, tick_text
 from vlds.report.collect import collect
-from vlds.report.numbers import log_ticks, tick_text
 from vlds.report.page import build_page
 
 FALLING = [(float(step), 10.0 ** (2 - step / 100)) for step in range(0, 401)]

@@ -92,6 +92,7 @@ def class_targets(rows: Sequence[Row]) -> Tensor | None:
     scores = [row.example.class_scores for row in rows]
     if all(of_row is None for of_row in scores):
         return None
+    # As wide as the batch needs; a head has more columns if it has more classes.
     targets = torch.zeros(len(rows), 1 + max((max(s, default=0) for s in scores if s), default=0))
     for of_row, target in zip(scores, targets, strict=True):
         for number, score in (of_row or {}).items():
@@ -159,7 +160,9 @@ class View(NamedTuple):
         generator = torch.Generator().manual_seed(int.from_bytes(name, "big"))
         area, ratio, down, right, mirrored = torch.rand(5, generator=generator).tolist()
         area = SMALLEST_AREA + (1 - SMALLEST_AREA) * area
+        # Evenly in the logarithm, so that 3/4 and 4/3 are as likely.
         ratio = math.exp((2 * ratio - 1) * math.log(WIDEST_RATIO))
+        # rows * columns = area * height * width, and columns / rows = ratio * width / height.
         height, width = self.picture.shape[1:]
         rows = max(1, min(height, round(height * math.sqrt(area / ratio))))
         columns = max(1, min(width, round(width * math.sqrt(area * ratio))))

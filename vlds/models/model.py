@@ -148,6 +148,7 @@ class TaskHeads(nn.ModuleDict):
             {name: outputs[name].head.build(width) for name in tasks if name in outputs}
         )
         self.outputs = {name: outputs[name] for name in self}
+        # Among all tasks, as `Batch.task_index` counts them, not among those with heads.
         self.numbers = {name: tasks.index(name) for name in self}
         """Number of each task with a head."""
 
@@ -403,6 +404,7 @@ class Model(nn.Module, ABC):
             sums = [torch.cat(parts)[order] for parts in zip(*of_pieces, strict=True)]
         else:
             sums = self.loss_sums(batch)
+        # A coefficient weights an example's nll and what methods add to it alike.
         loss = (coefficients.to(sums[0]) * torch.stack(sums).sum(0)).sum()
         nll, *added = (values.detach() for values in sums)
         return ModelOutput(loss, nll, dict(zip(self.batch_losses, added, strict=self.training)))
@@ -412,7 +414,7 @@ class Model(nn.Module, ABC):
         to it."""
         losses = self.batch_losses.values() if self.training else ()
         passes = []
-        # Each pass draws anew: AdaMix compares two of them.
+        # Each pass makes new draws: AdaMix compares two of them.
         for number in range(self.num_passes if self.training else 1):
             examples_follow(batch.ids, number)
             with self.context.in_pass(number):
@@ -458,6 +460,7 @@ class Model(nn.Module, ABC):
         apart.
         """
         ids = [self.choice_tokens(choice) for choice in choices]
+        # () stands for a choice without tokens.
         firsts = {tuple(tokens[:1]) for tokens in ids}
         if len(firsts) < len(ids) or () in firsts:
             raise ValueError(
@@ -476,15 +479,9 @@ class Model(nn.Module, ABC):
         names.update(BACKBONE_PREFIX + name for name in of_backbone)
         self.sources = Sources(names=frozenset(names))
 
-    def pretrained_names(self) -> set[str]:
-        """Names of the backbone's own tensors, relative to the backbone: all but what methods have
-        added."""
-        return {name for name in self.backbone.state_dict() if is_own(name)}
-
     def save_backbone(self, folder: Path) -> None:
         """Write the backbone, without methods, and the processor as Hugging Face saves them."""
-        names, state = self.pretrained_names(), self.backbone.state_dict()
-        own = {name: tensor for name, tensor in state.items() if name in names}
+        own = {name: t for name, t in self.backbone.state_dict().items() if is_own(name)}
         with quiet():
             self.backbone.save_pretrained(folder, state_dict=own)
             self.generation_defaults().save_pretrained(folder)

@@ -54,6 +54,7 @@ def find_roles(part: nn.Module, linear_init_std: float | None = None) -> TargetM
     for path, role in roles_of(part):
         if role is not None:
             by_role.setdefault(role, []).append(path)
+    # Shared modules under all their paths: a pattern must catch none that plays another role.
     every = [path for path, _ in part.named_modules(remove_duplicate=False)]
     paths = {role: tuple(patterns(members, every)) for role, members in by_role.items()}
     return TargetModules(paths, linear_init_std, cures(paths, unclaimed(part)))
@@ -84,6 +85,7 @@ def role_of_linear(
 ) -> str | None:
     """The role of a linear layer whose path has these segments, the layer's number at `number`;
     None if the rule does not name it."""
+    # encoder.layers.3.self_attn.q_proj: self_attn and its class stand between number and leaf.
     leaf, ends = segments[-1], range(number + 1, len(segments) - 1)
     classes = [type(modules[".".join(segments[: end + 1])]).__name__ for end in ends]
     around = [*(segments[end] for end in ends), *classes]
@@ -98,6 +100,7 @@ def role_of_linear(
     role = next((role for role, leaves in leaves_of.items() if leaf in leaves), None)
     if role is None or not in_attention or not any(map(CROSS.search, around)):
         return role
+    # A joint layer of queries, keys and values cannot read two sequences.
     return None if role == "attn_qkv" else f"cross_{role}"
 
 
@@ -226,6 +229,7 @@ def task_slices(model: Model, num_tasks: int) -> dict[nn.Parameter, TaskSlices]:
             slices[parameter] = TaskSlices(number, size)
     for name, parameter in model.named_parameters():
         shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)  # whole, under ZeRO-3
+        # A first dimension of 1 is shared by all tasks.
         if name in rules and rules[name].per_task and shape[0] > 1:
             assert shape[0] == num_tasks, f"{name}: {tuple(shape)} for {num_tasks} tasks"
             slices[parameter] = TaskSlices(0, shape[1:].numel())
@@ -247,7 +251,7 @@ def rule_of_class(name: str, module: nn.Module, tensor: str) -> OptimizerRule:
             f"{kind.__name__} declares no optimizer rule for '{tensor}' ({name}); name it in the "
             "class variable `optimizer_rules`, as docs/add_a_method.md shows"
         )
-    if "bias" in tensor:
+    if "bias" in tensor:  # bias_ih_l0 of an LSTM, in_proj_bias of attention
         return UNDECAYED
     is_norm = "Norm" in kind.__name__  # of torch, transformers or timm alike
     return NORM_WEIGHT if is_norm else OptimizerRule()

@@ -152,6 +152,8 @@ class Writer:
 
         `inputs`: of Hugging Face's forward pass.
         """
+        # A separate decoder's answers stand behind its start token. Given `inputs_embeds`, a model
+        # returns the answer alone; given `input_ids`, the prompt too.
         start = 1
         if self.decoder_start is None:
             start = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
@@ -218,6 +220,7 @@ def as_answer(written: WrittenAnswer, tokenizer: Any, listed: AnswerList | None)
     confidence = math.exp(written.log_probability)
     if listed is not None:
         return Answer(listed.text_of(written.words), confidence, None)
+    # The geometric mean over the tokens: exp of the mean of their logarithms.
     mean = math.exp(written.log_probability / max(1, len(written.ids)))
     text = tokenizer.decode(written.words, skip_special_tokens=True).strip()
     return Answer(text, confidence, mean if len(written.words) > 1 else None)
@@ -226,6 +229,7 @@ def as_answer(written: WrittenAnswer, tokenizer: Any, listed: AnswerList | None)
 def left_padded(rows: Tensor, lengths: Tensor, value: int) -> Tensor:
     """Rows (b, l) that are padded on the right, moved to the right edge."""
     longest = int(lengths.max())
+    # Length 2 of 3: places -1 0 1, and padding where they are negative.
     positions = torch.arange(longest, device=rows.device) - (longest - lengths[:, None])
     moved = rows.gather(1, positions.clamp(min=0))
     return moved.masked_fill(positions < 0, value)

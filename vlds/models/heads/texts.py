@@ -128,11 +128,12 @@ class TextHead(Head):
 
         Errors: ValueError for a class that the descriptions lack.
         """
+        # `replace`, not `format`: a class or a sentence may hold other braces.
         template, negative = (
             [[text.replace(NAME, name) for text in texts] for name in self.names]
             for texts in (self.templates, self.negative_templates)
         )
-        # Methods that mix descriptions with the templates then mix these with themselves.
+        # Without descriptions, methods that mix them with the templates mix these with themselves.
         if self.descriptions is None:
             return Sentences(template, template, negative)
         assert not isinstance(self.descriptions, str), "files are read before a model is built"
@@ -174,9 +175,11 @@ class TextClasses(nn.Module):
         if self.extension is not None:
             logits: Tensor = self.extension(images, texts)
             return logits
+        # Both sides have length 1: the products are cosines.
         return texts.scale * images @ texts.template.mT
 
 
 def unit(vectors: Tensor) -> Tensor:
     """The same directions with length 1, in float32 or more: cosines are computed from them."""
+    # In bf16, cosines above 1/2 are 0.004 apart, which CLIP's scale of 100 makes 0.4 of a logit.
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)

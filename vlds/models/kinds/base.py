@@ -24,7 +24,6 @@ from transformers import AutoTokenizer, GenerationConfig
 from vlds.models.backbones.base import num_ids
 from vlds.models.generation.answer_list import Answer, Writer, as_answer
 from vlds.models.generation.decoding import best_choice
-from vlds.models.generation.positions import output_width
 from vlds.models.kernels.dropout import pictures_follow
 from vlds.models.loading.gate import TOKENIZER_FILES, check_model, check_tokenizer, open_checked
 from vlds.models.loading.load_backbone import Longest
@@ -463,7 +462,7 @@ class StatesModel(WritingModel):
 
     @property
     def state_width(self) -> int:
-        return output_width(self.backbone)
+        return int(self.backbone.get_output_embeddings().in_features)
 
     @abstractmethod
     def read_first(self, batch: Batch, is_token: Tensor | None) -> tuple[Tensor, Tensor]:

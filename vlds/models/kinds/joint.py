@@ -324,9 +324,6 @@ class JointSeq2Seq(EmbeddingKind):
     def load_processor_from(self, folder: str | Path) -> Any:
         return self.backbone.load_tokenizer_from(Path(folder))
 
-    def local_processor(self) -> Any:
-        return self.backbone.local_tokenizer()
-
     def collator(self, processor: Any) -> JointCollator:
         return JointCollator(processor, features=self.image is None)
 

@@ -61,6 +61,7 @@ class ModelSetup:
                     f"methods: '{name}' cannot be a method's name; use letters, digits and _, and "
                     f"none of {', '.join(RESERVED)}"
                 )
+            # Any number of a method may be a size, and torch overflows beyond 64 bits.
             for key, value in leaves(asdict(method)):
                 if isinstance(value, int) and abs(value) > LARGEST_SIZE:
                     raise ValueError(
@@ -191,6 +192,7 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
             others = {id(module.get_parameter(other)) for other in part.others}
             claim((p for p in method.attach(host) if id(p) not in others), name)
             changed.update(map(id, host.changed))
+            # Unpacking checks that there is exactly one.
             if host.step_rules:
                 (model.step_rules[name],) = host.step_rules
             if host.batch_losses:

@@ -70,6 +70,7 @@ def batch_of(
 ) -> Batch:
     """The batch of rows with these token ids, without labels and pictures."""
     input_ids = padded(tokens, pad)
+    # Lengths 2 and 3 give the masks 1 1 0 and 1 1 1 below.
     lengths = torch.tensor([len(ids) for ids in tokens])
     return Batch(
         ids=[row.example.id for row in rows],
@@ -112,6 +113,7 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[tuple[str, int]]) -> list[li
     Equal texts, frequent among prompts and answers of one batch, are tokenized once.
     """
     ids_of: dict[tuple[str, int], list[int]] = {}
+    # The tokenizer cuts all texts of one call at one length.
     for limit in {limit for _, limit in texts}:
         distinct = list(dict.fromkeys(text for text, its_limit in texts if its_limit == limit))
         tokens = tokenizer(distinct, add_special_tokens=True, truncation=True, max_length=limit)

@@ -195,16 +195,6 @@ class TaskHeads(nn.ModuleDict):
         classes = self.predicted(states[rows], rows, batch)
         return Predicted(states.new_zeros(0, 1), labels, classes)
 
-    def answers(self, states: Tensor, batch: Batch) -> list[tuple[str, float]]:
-        """The best class of each example of one task, and its probability: by softmax, or by
-        sigmoid if several classes may hold. States: (b, d)."""
-        name = self.name_of(batch)
-        output, logits = self.outputs[name], self[name](states).float()
-        is_binary = output.loss == "binary_cross_entropy"
-        best, chosen = (logits.sigmoid() if is_binary else logits.softmax(-1)).max(-1)
-        pairs = zip(chosen.tolist(), best.tolist(), strict=True)
-        return [(output.head.names[number], confidence) for number, confidence in pairs]
-
 
 class ModelOutput(NamedTuple):
     """One forward pass. A tuple, in which ZeRO-3's hooks find the tensors."""
@@ -349,6 +339,7 @@ class Model(nn.Module, ABC):
         """(b, k) tokens of each kind that a row has, whose largest values set the padding of all
         rows computed together."""
         sizes = [batch.attention_mask.sum(1)]
+        # Labels on the prompt's own tokens are padded with these.
         if batch.labels is not None and not batch.labels_on_prompt:
             sizes.append((batch.labels != IGNORED_LABEL).sum(1))
         return torch.stack(sizes, 1)
@@ -406,6 +397,7 @@ class Model(nn.Module, ABC):
             sums = self.loss_sums(batch)
         # A coefficient weights an example's nll and what methods add to it alike.
         loss = (coefficients.to(sums[0]) * torch.stack(sums).sum(0)).sum()
+        # In evaluation there is the nll alone: methods add nothing to it.
         nll, *added = (values.detach() for values in sums)
         return ModelOutput(loss, nll, dict(zip(self.batch_losses, added, strict=self.training)))
 
@@ -437,8 +429,14 @@ class Model(nn.Module, ABC):
         if not has_classes.any():
             return self.write(batch, decoding)
         assert (batch.task_index == batch.task_index[0]).all(), "one task is answered at a time"
-        pairs = self.heads.answers(self.first_states(batch), batch)
-        return [Answer(text, confidence, None) for text, confidence in pairs]
+        name = self.heads.name_of(batch)
+        output, head = self.heads.outputs[name], self.heads[name]
+        logits = head(self.first_states(batch)).float()
+        # The best class, with its probability: by sigmoid if several classes may hold.
+        is_binary = output.loss == "binary_cross_entropy"
+        best, chosen = (logits.sigmoid() if is_binary else logits.softmax(-1)).max(-1)
+        pairs = zip(chosen.tolist(), best.tolist(), strict=True)
+        return [Answer(output.head.names[number], sure, None) for number, sure in pairs]
 
     def answer_list(self, decoding: Decoding) -> AnswerList | None:
         """The list that answers come from, kept for the next batch; None where they are free.

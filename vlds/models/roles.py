@@ -22,6 +22,7 @@ from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules, Role, TargetMo
 
 ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
 CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
+# As Hugging Face's classes call them: q_proj in Llama, query in BERT, q in T5, c_attn in GPT-2.
 ATTENTION_LEAVES: Mapping[str, Sequence[str]] = {
     "attn_q": ("q_proj", "query", "q", "wq"),
     "attn_k": ("k_proj", "key", "k", "wk"),
@@ -76,6 +77,7 @@ def roles_of(part: nn.Module) -> Iterator[tuple[str, str | None]]:
             number = next((i for i, name in enumerate(segments[:-1]) if name.isdigit()), None)
             if number is not None:
                 yield path, role_of_linear(modules, segments, number)
+        # By the class's name: many models define their own norms, such as LlamaRMSNorm.
         elif path and not any(module.children()) and "norm" in type(module).__name__.lower():
             yield path, "norm"
 
@@ -133,6 +135,7 @@ def check_named(part: nn.Module, named: Mapping[str, Sequence[str]], field: str)
     for role, paths in named.items():
         if not paths:
             raise ValueError(f"{field}.{role}: names no layer; give a path, or leave the role out")
+        # Each path is matched against all modules, and a recipe could name millions.
         if len(paths) > len(modules):
             raise ValueError(
                 f"{field}.{role}: names {len(paths):,} layers, and {type(part).__name__} has "
@@ -203,6 +206,7 @@ def optimizer_rules(model: Model) -> dict[str, OptimizerRule]:
         path: getattr(module, "optimizer_rules", {}) for path, module in modules.items()
     }
     for part in model.parts.values():
+        # Where both say something, the part's rule wins over its module's.
         declared[part.path] = {**declared[part.path], **part.optimizer_rules}
     rules: dict[str, OptimizerRule] = {}
     for name, parameter in model.named_parameters():
@@ -245,6 +249,7 @@ def rule_of_class(name: str, module: nn.Module, tensor: str) -> OptimizerRule:
     kind = type(module)
     containers = (nn.ParameterList, nn.ParameterDict)
     is_layer = kind.__module__.startswith(("torch.nn.", "transformers."))
+    # torch's containers hold parameters of any meaning.
     is_layer = is_layer and not isinstance(module, containers)
     if not (is_own(name) or is_layer):
         raise ValueError(

@@ -86,10 +86,6 @@ class AnswerList:
         self._width = int(self._tokens.max()) + 1
         self._keys = parents * self._width + self._tokens
 
-    def text_of(self, ids: Sequence[int]) -> str:
-        """The answer whose tokens, without its end, are these; "" if none has been finished."""
-        return next((text for tokens, text in self.texts.items() if tokens[:-1] == (*ids,)), "")
-
     def to(self, device: torch.device) -> AnswerList:
         """Move the tree."""
         for name in ("_tokens", "_children", "_first", "_keys"):
@@ -219,7 +215,10 @@ def as_answer(written: WrittenAnswer, tokenizer: Any, listed: AnswerList | None)
     """The text of an answer, and how sure the model is of it."""
     confidence = math.exp(written.log_probability)
     if listed is not None:
-        return Answer(listed.text_of(written.words), confidence, None)
+        # The answer whose tokens, without its end, are these; "" if none has been finished.
+        words = (*written.words,)
+        texts = (text for tokens, text in listed.texts.items() if tokens[:-1] == words)
+        return Answer(next(texts, ""), confidence, None)
     # The geometric mean over the tokens: exp of the mean of their logarithms.
     mean = math.exp(written.log_probability / max(1, len(written.ids)))
     text = tokenizer.decode(written.words, skip_special_tokens=True).strip()

@@ -101,6 +101,7 @@ class TextHead(Head):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("templates", "negative_templates"):
+            # A template without the name would make all classes one text.
             given = getattr(self, name)
             if not given or any(NAME not in text for text in given):
                 raise ValueError(
@@ -113,6 +114,7 @@ class TextHead(Head):
         from pydantic import StringConstraints, TypeAdapter, ValidationError  # takes 0.2 s
 
         content = read_named_json(self.descriptions, "descriptions", "name a JSON file")
+        # A blank sentence would be embedded as its special tokens alone.
         not_blank = Annotated[str, StringConstraints(pattern=r"\S")]
         try:
             sentences = TypeAdapter(dict[str, list[not_blank]]).validate_python(content)

@@ -90,7 +90,7 @@ class LST(Method):
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put the side network beside the model.
 
-        Errors: ValueError if the model is not an encoder-decoder.
+        Errors: ValueError if the model is not an encoder-decoder, or a stack has fewer layers.
         """
         if host.targets.narrow is None:
             raise ValueError(
@@ -98,7 +98,18 @@ class LST(Method):
                 "beside; choose the kind JointSeq2Seq, or another method, such as LoRA"
             )
         hosts = [replace(host, stack="encoder"), replace(host, stack="decoder")]
-        chosen = [self.chosen(stack_host) for stack_host in hosts]
+        # Numbers of each stack's layers that have a rung.
+        chosen: list[list[int]] = []
+        for stack_host in hosts:
+            num, field = len(stack_host.modules_of("layer")), f"{stack_host.stack}_layers"
+            given: list[int] | None = getattr(self, field)
+            numbers = list(range(num)) if given is None else given
+            in_order = numbers == sorted(set(numbers)) and bool(numbers)
+            if not in_order or not 0 <= numbers[0] <= numbers[-1] < num:
+                raise ValueError(
+                    f"{field}: got {numbers}; give numbers from 0 to {num - 1} in order, each once"
+                )
+            chosen.append(numbers)
         stacks = host.targets.narrow(host.model, self.reduction, (len(chosen[0]), len(chosen[1])))
         # The side shares tables with the backbone, which do not train. Noted before `extend_model`
         # makes the ladder a part of the model.
@@ -146,25 +157,6 @@ class LST(Method):
             # Tables and projections are not pruned: those keep what they were given.
             if source in pruned:
                 tensor.copy_(pruned[source])
-
-    def chosen(self, host: Host) -> list[int]:
-        """Numbers of a stack's layers that have a rung.
-
-        Errors: ValueError if the stack has fewer layers.
-        """
-        num, field = len(host.modules_of("layer")), f"{host.stack}_layers"
-        numbers: list[int] | None = getattr(self, field)
-        if numbers is None:
-            return list(range(num))
-        if (
-            not numbers
-            or numbers != sorted(set(numbers))
-            or not 0 <= numbers[0] <= numbers[-1] < num
-        ):
-            raise ValueError(
-                f"{field}: got {numbers}; give numbers from 0 to {num - 1} in order, each once"
-            )
-        return numbers
 
     def refusal(self, library: Library, model: Any) -> str | None:
         if library == "reference" and not is_t5(model):

@@ -112,28 +112,12 @@ class SimAdapter(Method):
         Errors: ValueError if the runs' adapters stand at unlike places, or do not fit the model.
         """
         runs = self.read()
-        modules = []
-        for path, linear in self.places(host, runs).items():
-            modules.append(FusionModule(path, linear, runs, host))
-            host.extend_linear(linear, modules[-1])
-        if self.guide and not host.says_tokens:
-            raise ValueError(
-                f"guide: got {self.guide}, and {type(host.model).__name__} does not say which of "
-                "its tokens are real; set guide: 0"
-            )
-        if self.guide or self.orthogonality:
-            host.batch_losses.append(FusionLoss(self, list(runs), modules, host))
-            # The guide tells examples apart, so rows of several must not be computed as one.
-            host.context.reads_examples |= self.guide > 0
-        return [p for module in modules for p in module.fusion.parameters()]
-
-    def places(self, host: Host, runs: Mapping[str, RunAdapter]) -> dict[str, nn.Linear]:
-        """Path -> layer behind which all runs have adapters."""
         if beside := [name for name, run in runs.items() if run.method.parallel]:
             raise ValueError(
                 f"runs: the adapters of {beside[0]} stand beside feed-forward layers, and fusion "
                 "reads what stands behind layers; name a run with parallel: false"
             )
+        # Run -> path of a layer -> the layer. Fusion needs a candidate of every run at every layer.
         places = {
             name: {place.path: place.linear for place in run.method.places(host)}
             for name, run in runs.items()
@@ -146,7 +130,20 @@ class SimAdapter(Method):
                     f"runs: {first} and {name} have adapters at unlike places (only one has them "
                     f"at {odd}); give them the same attention and cross_attention"
                 )
-        return places[first]
+        modules = []
+        for path, linear in places[first].items():
+            modules.append(FusionModule(path, linear, runs, host))
+            host.extend_linear(linear, modules[-1])
+        if self.guide and not host.says_tokens:
+            raise ValueError(
+                f"guide: got {self.guide}, and {type(host.model).__name__} does not say which of "
+                "its tokens are real; set guide: 0"
+            )
+        if self.guide or self.orthogonality:
+            host.batch_losses.append(FusionLoss(self, list(runs), modules, host))
+            # The guide tells examples apart, so rows of several must not be computed as one.
+            host.context.reads_examples |= self.guide > 0
+        return [p for module in modules for p in module.fusion.parameters()]
 
 
 class FusionModule(LinearExtension):

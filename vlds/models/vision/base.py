@@ -111,15 +111,11 @@ class GridEncoder(nn.Module):
         # In float32, and then in the encoder's type: normalised numbers are rounded once.
         pixels = images.float() / 255
         mean, std = (pixels.new_tensor(each).view(-1, 1, 1) for each in (self.mean, self.std))
-        return self.features(((pixels - mean) / std).to(self.dtype))
+        return self.features(((pixels - mean) / std).to(next(self.parameters()).dtype))
 
     def boxes(self, images: Tensor) -> Tensor | None:
         """(u, v, 4) boxes (x1, x2, y1, y2) of stored features; None if they come without."""
         return None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
 
     def features(self, pixels: Tensor) -> Tensor:
         """(u, 3, h, w) normalised -> (u, grid * grid, dim)."""

@@ -310,6 +310,13 @@ def check_patterns(model: nn.Module, config: Any) -> None:
         ) from None
 
 
+def rank_allocator(model: Any, config: Any) -> Any:
+    """peft's object that shares out AdaLoRA's budget. `model`: anything with named parameters."""
+    from peft.tuners.adalora.layer import RankAllocator
+
+    return RankAllocator(model, config, ADAPTER)
+
+
 class PeftExtension(LinearExtension):
     """peft's layer around a layer, put behind it."""
 

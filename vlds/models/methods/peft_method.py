@@ -36,6 +36,7 @@ from vlds.models.methods.peft_layers import (
     check_patterns,
     peft_config,
     put_behind,
+    rank_allocator,
     shortest_schedule,
 )
 from vlds.schema import Role
@@ -209,8 +210,6 @@ class RankBudget(StepRule):
         self, step: int, num_steps: int, gradients: Mapping[nn.Parameter, Tensor] | None
     ) -> Mapping[nn.Parameter, Tensor]:
         """Score the triplets and share out the budget, as peft's `update_and_allocate` does."""
-        from peft.tuners.adalora.layer import RankAllocator
-
         fixed = num_steps - self.config.tfinal
         if step > fixed and self.is_reached():  # not yet if a resumed run has fewer steps
             return self.dropped()
@@ -223,7 +222,7 @@ class RankBudget(StepRule):
         # peft's allocator reads nothing of a model but its named parameters.
         weights = SimpleNamespace(named_parameters=copies.items)
         # A new allocator each step, which continues from the buffers: run states hold those.
-        allocator: Any = RankAllocator(weights, self.config, ADAPTER)
+        allocator = rank_allocator(weights, self.config)
         for place, name in enumerate(self.factors):
             allocator.ipt[name] = None  # known, so that peft does not begin its averages
             allocator.exp_avg_ipt[name] = self.get_buffer(f"sensitivity_{place}")

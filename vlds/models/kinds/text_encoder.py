@@ -55,7 +55,7 @@ class CrossModalCollator:
         if example.class_scores is not None:
             labels[0] = ids[0]  # any label that is not ignored stands for the classes
         elif example.masking is not None:
-            # Whole words: "playing" as play ##ing is masked in both tokens or in none.
+            # Whole words: "playing" as play ##ing is predicted in both tokens or in none.
             words = encoding.word_ids()
             for word, draws in masked_words(words, example.masking).items():
                 for place in (place for place, other in enumerate(words) if other == word):

@@ -165,7 +165,7 @@ class CrossAdapter(nn.Module):
         self.wide_norm = nn.LayerNorm(width, **options)
         self.wide = nn.Linear(width, config.expansion * width, **options)
         self.narrow = nn.Linear(config.expansion * width, width, **options)
-        # Zeros behind both residual sums make the adapter the identity at first.
+        # What both residual sums add is 0 at first: the adapter begins as the identity.
         for layer in (self.outside, self.narrow):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -51,7 +51,7 @@ def test_wrong_pieces_are_refused(tmp_path: Path) -> None:
         input=str(tmp_path / "text"), model_prefix=str(tmp_path / "bad"), vocab_size=40,
         hard_vocab_limit=False, minloglevel=2,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="has not T5's first pieces"):
+    with pytest.raises(ValueError, match="does not begin with T5's pieces"):
         T5(config="x.json", tokenizer=str(tmp_path / "bad.model")).load_tokenizer()
     with pytest.raises(ValueError, match="no such file"):
         T5(config="x.json", tokenizer=str(tmp_path / "none.model")).load_tokenizer()

@@ -241,7 +241,10 @@ def test_a_recipe_of_another_source_wants_what_the_file_lacks(
             "activation: gelu_tanh alone, and the method has .*silu",
         ),
         ({"a": Hyperformer(attention=False)}, "attention: true .*, and the method has .*False"),
-        ({"a": VLPET(of=Adapter(reduction=4), heads=3)}, "heads: got 3, no divisor of the . units"),
+        (
+            {"a": VLPET(of=Adapter(reduction=4), heads=3)},
+            "heads: got 3, which does not divide the . units",
+        ),
         (
             {"a": VLPET(of=Adapter(reduction=4, sharing="multiple"))},
             r"one encoder for all tasks \(sharing multiple\)",

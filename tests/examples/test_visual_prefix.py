@@ -153,7 +153,7 @@ def test_it_is_counted_and_not_merged(
     assert counts.by_part["connector"].trainable == 8 * 16 + 16
     out = str(tmp_path / "out")
     assert run_command(["convert", "merge", "--run", str(whole), "--out", out]) == 2
-    assert "VisualPrefix has no form of its own on disk" in capsys.readouterr().err
+    assert "VisualPrefix cannot be exported" in capsys.readouterr().err
 
 
 def run_saved(file: Path) -> int:

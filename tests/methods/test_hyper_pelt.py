@@ -173,7 +173,7 @@ def test_what_depends_on_pictures_is_not_merged(
     run = write_run(recipe_with("T5", "HyperPELT", world, tmp_path))
     assert convert_code("merge", "--run", run, "--out", tmp_path / "out") == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "methods.method: visual: got true, so that each picture makes weights of its own" in said
+    assert "methods.method: visual: got true, so that each picture makes its own weights" in said
     assert "or train with visual: false" in said
     assert not (tmp_path / "out").exists()
 

@@ -298,7 +298,7 @@ def test_behind_another_method(word: str, tmp_path: Path) -> None:
         "first": LoRA(rank=2, roles=["attn_q"], train_biases=False),
         "method": replace(CASES[word], roles=["attn_q"]),
     }
-    refusal = "computes .* anew, without first" if CASES[word].type in RERUN else REFUSED.get(word)
+    refusal = "computes .* again, without first" if CASES[word].type in RERUN else REFUSED.get(word)
     if refusal is not None:
         if word != "norms":
             with pytest.raises(ValueError, match=refusal):

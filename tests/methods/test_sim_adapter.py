@@ -325,8 +325,8 @@ def test_strange_runs_are_refused(world: Path, tmp_path: Path) -> None:
         (text, f"{re.escape(name)} is not finite; name another run"),
         (text.replace("reduction: 4", "reduction: four"), "settings that this vlds cannot use"),
         (text.replace("reduction: 4", "reduction: 4\n      later: 1"), "cannot use .*'later'"),
-        (text.replace("init_args:", "arguments:"), "recipe.yaml is no recipe of a run; name a run"),
-        ("[1, 2]", "recipe.yaml is no recipe of a run"),
+        (text.replace("init_args:", "arguments:"), "recipe.yaml is not a recipe of a run; name"),
+        ("[1, 2]", "recipe.yaml is not a recipe of a run"),
     ):
         recipe.write_text(changed, encoding="utf-8")
         write_manifest(folder)

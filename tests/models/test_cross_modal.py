@@ -206,7 +206,7 @@ def test_a_converted_run_answers_the_same(world: Path, tmp_path: Path) -> None:
     rows = batch_of(recipe, TEXTS, side=24)
     assert torch.allclose(found.model.first_states(rows), expected.first_states(rows), atol=1e-5)
     words = replace(recipe, model=cross_modal_kind(world, masked_words=True))
-    with pytest.raises(ValueError, match="masked_words: its head has no file of its own"):
+    with pytest.raises(ValueError, match="masked_words: its head cannot be exported"):
         words.model.export(built(words), tmp_path / "no")
 
 

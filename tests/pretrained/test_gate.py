@@ -155,7 +155,7 @@ STRANGE: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
         "config.json",
         lambda tree: tree.update(model_type="own", auto_map={"AutoConfig": "code.Config"}),
     ),
-    "names code to run, and transformers has no class": (
+    "names code to run, and transformers itself has no class": (
         "config.json",
         lambda tree: tree.update(model_type=["own"], auto_map={"AutoConfig": "code.Config"}),
     ),

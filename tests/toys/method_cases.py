@@ -196,7 +196,7 @@ def hyper_pelts() -> dict[str, Case]:
         "reduction": 4, "task_dim": 6, "hidden_dim": 5, "projected_dim": 4,
     }  # fmt: skip
     refused = {
-        "merge": "visual: got true, so that each picture makes weights of its own",
+        "merge": "visual: got true, so that each picture makes its own weights",
         "ImageTextToText": "visual: got true, and .* reads .*; set visual: false",
     }
     plain: dict[str, Any] = {"prefix_length": 0, "visual": False, "parallel": False}

@@ -150,7 +150,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     again = ConvNet(
         image_size=16, grid=4, widths=[4, 8], weights=str(tmp_path / "small.safetensors")
     )
-    assert again.build(torch.bfloat16).dtype == torch.bfloat16
+    assert next(again.build(torch.bfloat16).parameters()).dtype == torch.bfloat16
 
 
 def test_freezing() -> None:

@@ -61,6 +61,7 @@ class ModelSetup:
                     f"methods: '{name}' cannot be a method's name; use letters, digits and _, and "
                     f"none of {', '.join(RESERVED)}"
                 )
+            # Any number of a method may be a size, and torch overflows beyond 64 bits.
             for key, value in leaves(asdict(method)):
                 if isinstance(value, int) and abs(value) > LARGEST_SIZE:
                     raise ValueError(
@@ -70,13 +71,13 @@ class ModelSetup:
             if not names_module(name):
                 raise ValueError(
                     f"tasks: '{name}' cannot be the name of a task with a head, which torch "
-                    "would not take; choose a word without dots that is no method of ModuleDict"
+                    "would not take; choose a word without dots that is not a method of ModuleDict"
                 )
 
 
 def names_module(name: str) -> bool:
-    """True if a ModuleDict takes a name: it has no dot, and is none that a ModuleDict calls its
-    own, such as keys or half."""
+    """True if a ModuleDict takes a name: it has no dot, and no attribute of a ModuleDict, such as
+    keys or half, is called so."""
     return bool(name) and "." not in name and not hasattr(nn.ModuleDict(), name)
 
 
@@ -98,6 +99,8 @@ def build_model(
         draw_by_name(model, tape, setup.seed, keep=sourced)
         setup.kind.draw_rows(model, setup.seed)
         check_finite(model, "model")
+    # A second tape: heads and methods attach to weights that have their values by now, which some
+    # methods (PiSSA) read.
     with bounded(), Tape() as tape:
         model.heads = build_heads(setup, model, tasks, dtype)
         trained = attach_methods(setup, model, tasks)
@@ -107,6 +110,7 @@ def build_model(
         name: trained[id(p)] for name, p in model.named_parameters() if id(p) in trained
     }
     model.use_methods()
+    # Whatever attaching has set, `trained_by` alone says what trains.
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in model.trained_by)
     model.drop_trained_sources()
@@ -162,6 +166,7 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
         for parameter in parameters:
             trained.setdefault(id(parameter), name)
 
+    # The first claim holds: a norm that `train_norms` and Full both train is the norms'.
     claim(model.heads.parameters(), "heads")
     for name, parameters in setup.kind.trained_parts(model):
         claim(parameters, name)
@@ -187,6 +192,7 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
             others = {id(module.get_parameter(other)) for other in part.others}
             claim((p for p in method.attach(host) if id(p) not in others), name)
             changed.update(map(id, host.changed))
+            # Unpacking checks that there is exactly one.
             if host.step_rules:
                 (model.step_rules[name],) = host.step_rules
             if host.batch_losses:
@@ -202,6 +208,7 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
                 f"methods.{name}: this machine has no memory for what it adds ({error}); give it "
                 "smaller sizes"
             ) from error
+        # An encoder with a method trains in training mode: its features need gradients now.
         if isinstance(module, GridEncoder):
             module.frozen = False
     model.changed = {name for name, p in model.named_parameters() if id(p) in changed}

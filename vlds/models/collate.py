@@ -70,6 +70,7 @@ def batch_of(
 ) -> Batch:
     """The batch of rows with these token ids, without labels and pictures."""
     input_ids = padded(tokens, pad)
+    # Lengths 2 and 3 give the masks 1 1 0 and 1 1 1 below.
     lengths = torch.tensor([len(ids) for ids in tokens])
     return Batch(
         ids=[row.example.id for row in rows],
@@ -92,6 +93,7 @@ def class_targets(rows: Sequence[Row]) -> Tensor | None:
     scores = [row.example.class_scores for row in rows]
     if all(of_row is None for of_row in scores):
         return None
+    # As wide as the batch needs; a head has more columns if it has more classes.
     targets = torch.zeros(len(rows), 1 + max((max(s, default=0) for s in scores if s), default=0))
     for of_row, target in zip(scores, targets, strict=True):
         for number, score in (of_row or {}).items():
@@ -111,6 +113,7 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[tuple[str, int]]) -> list[li
     Equal texts, frequent among prompts and answers of one batch, are tokenized once.
     """
     ids_of: dict[tuple[str, int], list[int]] = {}
+    # The tokenizer cuts all texts of one call at one length.
     for limit in {limit for _, limit in texts}:
         distinct = list(dict.fromkeys(text for text, its_limit in texts if its_limit == limit))
         tokens = tokenizer(distinct, add_special_tokens=True, truncation=True, max_length=limit)
@@ -159,7 +162,9 @@ class View(NamedTuple):
         generator = torch.Generator().manual_seed(int.from_bytes(name, "big"))
         area, ratio, down, right, mirrored = torch.rand(5, generator=generator).tolist()
         area = SMALLEST_AREA + (1 - SMALLEST_AREA) * area
+        # Evenly in the logarithm, so that 3/4 and 4/3 are as likely.
         ratio = math.exp((2 * ratio - 1) * math.log(WIDEST_RATIO))
+        # rows * columns = area * height * width, and columns / rows = ratio * width / height.
         height, width = self.picture.shape[1:]
         rows = max(1, min(height, round(height * math.sqrt(area / ratio))))
         columns = max(1, min(width, round(width * math.sqrt(area * ratio))))

@@ -148,6 +148,7 @@ class TaskHeads(nn.ModuleDict):
             {name: outputs[name].head.build(width) for name in tasks if name in outputs}
         )
         self.outputs = {name: outputs[name] for name in self}
+        # Among all tasks, as `Batch.task_index` counts them, not among those with heads.
         self.numbers = {name: tasks.index(name) for name in self}
         """Number of each task with a head."""
 
@@ -193,16 +194,6 @@ class TaskHeads(nn.ModuleDict):
         rows = self.split(batch, labels).rows
         classes = self.predicted(states[rows], rows, batch)
         return Predicted(states.new_zeros(0, 1), labels, classes)
-
-    def answers(self, states: Tensor, batch: Batch) -> list[tuple[str, float]]:
-        """The best class of each example of one task, and its probability: by softmax, or by
-        sigmoid if several classes may hold. States: (b, d)."""
-        name = self.name_of(batch)
-        output, logits = self.outputs[name], self[name](states).float()
-        is_binary = output.loss == "binary_cross_entropy"
-        best, chosen = (logits.sigmoid() if is_binary else logits.softmax(-1)).max(-1)
-        pairs = zip(chosen.tolist(), best.tolist(), strict=True)
-        return [(output.head.names[number], confidence) for number, confidence in pairs]
 
 
 class ModelOutput(NamedTuple):
@@ -348,6 +339,7 @@ class Model(nn.Module, ABC):
         """(b, k) tokens of each kind that a row has, whose largest values set the padding of all
         rows computed together."""
         sizes = [batch.attention_mask.sum(1)]
+        # Labels on the prompt's own tokens are padded with these.
         if batch.labels is not None and not batch.labels_on_prompt:
             sizes.append((batch.labels != IGNORED_LABEL).sum(1))
         return torch.stack(sizes, 1)
@@ -403,7 +395,9 @@ class Model(nn.Module, ABC):
             sums = [torch.cat(parts)[order] for parts in zip(*of_pieces, strict=True)]
         else:
             sums = self.loss_sums(batch)
+        # A coefficient weights an example's nll and what methods add to it alike.
         loss = (coefficients.to(sums[0]) * torch.stack(sums).sum(0)).sum()
+        # In evaluation there is the nll alone: methods add nothing to it.
         nll, *added = (values.detach() for values in sums)
         return ModelOutput(loss, nll, dict(zip(self.batch_losses, added, strict=self.training)))
 
@@ -412,7 +406,7 @@ class Model(nn.Module, ABC):
         to it."""
         losses = self.batch_losses.values() if self.training else ()
         passes = []
-        # Each pass draws anew: AdaMix compares two of them.
+        # Each pass makes new draws: AdaMix compares two of them.
         for number in range(self.num_passes if self.training else 1):
             examples_follow(batch.ids, number)
             with self.context.in_pass(number):
@@ -435,8 +429,14 @@ class Model(nn.Module, ABC):
         if not has_classes.any():
             return self.write(batch, decoding)
         assert (batch.task_index == batch.task_index[0]).all(), "one task is answered at a time"
-        pairs = self.heads.answers(self.first_states(batch), batch)
-        return [Answer(text, confidence, None) for text, confidence in pairs]
+        name = self.heads.name_of(batch)
+        output, head = self.heads.outputs[name], self.heads[name]
+        logits = head(self.first_states(batch)).float()
+        # The best class, with its probability: by sigmoid if several classes may hold.
+        is_binary = output.loss == "binary_cross_entropy"
+        best, chosen = (logits.sigmoid() if is_binary else logits.softmax(-1)).max(-1)
+        pairs = zip(chosen.tolist(), best.tolist(), strict=True)
+        return [Answer(output.head.names[number], sure, None) for number, sure in pairs]
 
     def answer_list(self, decoding: Decoding) -> AnswerList | None:
         """The list that answers come from, kept for the next batch; None where they are free.
@@ -458,6 +458,7 @@ class Model(nn.Module, ABC):
         apart.
         """
         ids = [self.choice_tokens(choice) for choice in choices]
+        # () stands for a choice without tokens.
         firsts = {tuple(tokens[:1]) for tokens in ids}
         if len(firsts) < len(ids) or () in firsts:
             raise ValueError(
@@ -476,15 +477,9 @@ class Model(nn.Module, ABC):
         names.update(BACKBONE_PREFIX + name for name in of_backbone)
         self.sources = Sources(names=frozenset(names))
 
-    def pretrained_names(self) -> set[str]:
-        """Names of the backbone's own tensors, relative to the backbone: all but what methods have
-        added."""
-        return {name for name in self.backbone.state_dict() if is_own(name)}
-
     def save_backbone(self, folder: Path) -> None:
         """Write the backbone, without methods, and the processor as Hugging Face saves them."""
-        names, state = self.pretrained_names(), self.backbone.state_dict()
-        own = {name: tensor for name, tensor in state.items() if name in names}
+        own = {name: t for name, t in self.backbone.state_dict().items() if is_own(name)}
         with quiet():
             self.backbone.save_pretrained(folder, state_dict=own)
             self.generation_defaults().save_pretrained(folder)

@@ -22,6 +22,7 @@ from vlds.schema import UNDECAYED, OptimizerRule, OptimizerRules, Role, TargetMo
 
 ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
 CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
+# As Hugging Face's classes call them: q_proj in Llama, query in BERT, q in T5, c_attn in GPT-2.
 ATTENTION_LEAVES: Mapping[str, Sequence[str]] = {
     "attn_q": ("q_proj", "query", "q", "wq"),
     "attn_k": ("k_proj", "key", "k", "wk"),
@@ -54,6 +55,7 @@ def find_roles(part: nn.Module, linear_init_std: float | None = None) -> TargetM
     for path, role in roles_of(part):
         if role is not None:
             by_role.setdefault(role, []).append(path)
+    # Shared modules under all their paths: a pattern must catch none that plays another role.
     every = [path for path, _ in part.named_modules(remove_duplicate=False)]
     paths = {role: tuple(patterns(members, every)) for role, members in by_role.items()}
     return TargetModules(paths, linear_init_std, cures(paths, unclaimed(part)))
@@ -75,6 +77,7 @@ def roles_of(part: nn.Module) -> Iterator[tuple[str, str | None]]:
             number = next((i for i, name in enumerate(segments[:-1]) if name.isdigit()), None)
             if number is not None:
                 yield path, role_of_linear(modules, segments, number)
+        # By the class's name: many models define their own norms, such as LlamaRMSNorm.
         elif path and not any(module.children()) and "norm" in type(module).__name__.lower():
             yield path, "norm"
 
@@ -84,6 +87,7 @@ def role_of_linear(
 ) -> str | None:
     """The role of a linear layer whose path has these segments, the layer's number at `number`;
     None if the rule does not name it."""
+    # encoder.layers.3.self_attn.q_proj: self_attn and its class stand between number and leaf.
     leaf, ends = segments[-1], range(number + 1, len(segments) - 1)
     classes = [type(modules[".".join(segments[: end + 1])]).__name__ for end in ends]
     around = [*(segments[end] for end in ends), *classes]
@@ -98,6 +102,7 @@ def role_of_linear(
     role = next((role for role, leaves in leaves_of.items() if leaf in leaves), None)
     if role is None or not in_attention or not any(map(CROSS.search, around)):
         return role
+    # A joint layer of queries, keys and values cannot read two sequences.
     return None if role == "attn_qkv" else f"cross_{role}"
 
 
@@ -130,6 +135,7 @@ def check_named(part: nn.Module, named: Mapping[str, Sequence[str]], field: str)
     for role, paths in named.items():
         if not paths:
             raise ValueError(f"{field}.{role}: names no layer; give a path, or leave the role out")
+        # Each path is matched against all modules, and a recipe could name millions.
         if len(paths) > len(modules):
             raise ValueError(
                 f"{field}.{role}: names {len(paths):,} layers, and {type(part).__name__} has "
@@ -200,6 +206,7 @@ def optimizer_rules(model: Model) -> dict[str, OptimizerRule]:
         path: getattr(module, "optimizer_rules", {}) for path, module in modules.items()
     }
     for part in model.parts.values():
+        # Where both say something, the part's rule wins over its module's.
         declared[part.path] = {**declared[part.path], **part.optimizer_rules}
     rules: dict[str, OptimizerRule] = {}
     for name, parameter in model.named_parameters():
@@ -226,6 +233,7 @@ def task_slices(model: Model, num_tasks: int) -> dict[nn.Parameter, TaskSlices]:
             slices[parameter] = TaskSlices(number, size)
     for name, parameter in model.named_parameters():
         shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)  # whole, under ZeRO-3
+        # A first dimension of 1 is shared by all tasks.
         if name in rules and rules[name].per_task and shape[0] > 1:
             assert shape[0] == num_tasks, f"{name}: {tuple(shape)} for {num_tasks} tasks"
             slices[parameter] = TaskSlices(0, shape[1:].numel())
@@ -241,13 +249,14 @@ def rule_of_class(name: str, module: nn.Module, tensor: str) -> OptimizerRule:
     kind = type(module)
     containers = (nn.ParameterList, nn.ParameterDict)
     is_layer = kind.__module__.startswith(("torch.nn.", "transformers."))
+    # torch's containers hold parameters of any meaning.
     is_layer = is_layer and not isinstance(module, containers)
     if not (is_own(name) or is_layer):
         raise ValueError(
             f"{kind.__name__} declares no optimizer rule for '{tensor}' ({name}); name it in the "
             "class variable `optimizer_rules`, as docs/add_a_method.md shows"
         )
-    if "bias" in tensor:
+    if "bias" in tensor:  # bias_ih_l0 of an LSTM, in_proj_bias of attention
         return UNDECAYED
     is_norm = "Norm" in kind.__name__  # of torch, transformers or timm alike
     return NORM_WEIGHT if is_norm else OptimizerRule()

@@ -84,6 +84,7 @@ class Projector(nn.Module):
 def tokens_of_rows(tokens: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens (u, v, d) of distinct images, and image_index (b, n) -> tokens (b, n*v, d) and their
     mask (b, n*v), False for absent images."""
+    # A missing image borrows image 0, and its mask hides what it shows.
     mask = (image_index != NO_IMAGE)[:, :, None].expand(-1, -1, tokens.shape[1])
     return tokens[image_index.clamp(min=0)].flatten(1, 2), mask.flatten(1)
 
@@ -91,7 +92,8 @@ def tokens_of_rows(tokens: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]
 def packing(mask: Tensor, *, left: bool = False) -> Tensor:
     """(b, l) mask -> (b, longest) places of each row's tokens in their order, and of the padding
     that is left behind them, or before them (`left`)."""
-    # A stable sort of 0 and 1 keeps the tokens in their order.
+    # A stable sort of 0 and 1 keeps the tokens in their order: the mask 1 0 1 1 gives the places
+    # 0 2 3, and with it in a longer batch 0 2 3 1.
     longest = int(mask.sum(1).max())
     if left:
         return mask.to(torch.uint8).argsort(dim=1, stable=True)[:, mask.shape[1] - longest :]
@@ -199,6 +201,7 @@ class VisualEmbedding(nn.Module):
         features = pool(features.to(dtype), self.grid)
         places = self.cell_boxes(features.device) if boxes is None else boxes[:, : self.num_tokens]
         places = places.to(dtype)
+        # (y2 - y1) * (x2 - x1).
         area = (places[..., 3] - places[..., 2]) * (places[..., 1] - places[..., 0])
         places = torch.cat([places, area[..., None]], dim=-1)
         seen: Tensor = self.feature_norm(self.feature_projection(features))
@@ -209,6 +212,7 @@ class VisualEmbedding(nn.Module):
         """(1, v, 4) boxes (x1, x2, y1, y2) of tokens that come without."""
         if self.boxes == "zeros":
             return torch.zeros(1, self.num_tokens, 4, device=device)
+        # Two cells a side: edges 0 .5 1, and the second cell of the first row is (.5, 1, 0, .5).
         edges = torch.arange(self.grid + 1, device=device) / self.grid
         x = torch.stack([edges[:-1], edges[1:]], dim=-1).expand(self.grid, self.grid, 2)
         return torch.cat([x, x.transpose(0, 1)], dim=-1).reshape(1, self.num_tokens, 4)
@@ -225,5 +229,6 @@ def pool(features: Tensor, grid: int) -> Tensor:
         )
     if side == grid:
         return features
+    # (u, s*s, dim) -> planes (u, dim, s, s) as pooling reads them, and back.
     planes = features.transpose(1, 2).reshape(num, dim, side, side)
     return F.adaptive_max_pool2d(planes, grid).flatten(2).transpose(1, 2)

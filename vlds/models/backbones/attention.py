@@ -55,6 +55,7 @@ def cpu_attention(
         scores = scores + term
     precise = torch.promote_types(scores.dtype, torch.float32)
     weights = F.softmax(scores, dim=-1, dtype=precise).to(query.dtype)
+    # `dropout` is 0 in evaluation, so that F.dropout's own default, to train, does no harm.
     weights = F.dropout(weights, p=dropout)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
@@ -78,7 +79,7 @@ def with_extensions(attend: Callable[..., Any]) -> Callable[..., Any]:
         added = key.shape[2] - length
         keys_stand_before(added)
         terms = [attention_mask, position_bias]
-        if added:  # every query sees the added keys, at no relative position
+        if added:  # every query sees the added keys: 0 for the mask, and for a relative position
             terms = [None if term is None else F.pad(term, (added, 0)) for term in terms]
         mask, bias = terms
         folded = query
@@ -126,6 +127,7 @@ def use_extensions(model: Any) -> None:
     names = [n for m in model.modules() for n in getattr(m, "key_value_extensions", ())]
     if not names:
         return
+    # On a GPU the model has torch's fused attention, which sees no added keys under its own name.
     if (usual := model.config._attn_implementation) == "sdpa":
         model.set_attn_implementation(EXTENDED_ATTENTION)
     if model.config._attn_implementation not in (CPU_ATTENTION, EXTENDED_ATTENTION):

@@ -55,6 +55,7 @@ class Bart(Backbone):
             "model.*.layers.*.encoder_attn_layer_norm",
             "model.*.layers.*.final_layer_norm",
         ),
+        # BART's norms stand behind the sum, so the layers' inputs are what the residual carries.
         "attn_residual": ("model.*.layers.*.self_attn.q_proj",),
         "ffn_residual": ("model.*.layers.*.fc1",),
         "layer": ("model.*.layers.*",),

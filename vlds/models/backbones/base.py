@@ -162,6 +162,7 @@ class Backbone(ABC):
         Errors: ValueError if a size is not a multiple of the reduction.
         """
         config = copy.deepcopy(model.config)
+        # The number of heads stays: each becomes narrower.
         for name in self.widths:
             width = getattr(config, name)
             if width % reduction:
@@ -216,6 +217,7 @@ class Backbone(ABC):
         check_ids(tokenizer, source)
         names = [f"<extra_id_{i}>" for i in reversed(range(self.extra_tokens))]
         visual_names = [f"<vis_extra_id_{i}>" for i in reversed(range(self.visual_tokens))]
+        # Descending, so that <vis_extra_id_0> is the last token whatever their number is.
         known = tokenizer.get_vocab()
         missing = [name for name in names + visual_names if name not in known]
         tokenizer.add_tokens(missing, special_tokens=True)
@@ -228,14 +230,6 @@ class Backbone(ABC):
                 "without them"
             )
         return tokenizer
-
-    def local_tokenizer(self) -> Any:
-        """The tokenizer if its files are on this machine, else None.
-
-        Errors: ValueError if the files hold no tokenizer.
-        """
-        source = self.tokenizer or self.path
-        return self.load_tokenizer() if source is not None and Path(source).exists() else None
 
     def saved_in(self, folder: Path) -> Self:
         """The same backbone with the weights and the tokenizer of a folder."""
@@ -275,6 +269,7 @@ class Backbone(ABC):
     def vocabulary_size(self) -> int:
         """Length of the tokenizer, computed from the config."""
         config = self.read_config()
+        # The table may have more rows than the tokenizer has pieces: T5's is rounded up to 32128.
         extra = self.extra_tokens + self.visual_tokens
         return int(getattr(config, PIECES, config.vocab_size)) + extra
 
@@ -283,6 +278,7 @@ class Backbone(ABC):
         only."""
         config = self.read_config()
         if self.config is not None or torch.get_default_device().type == "meta":
+            # Without pretrained rows to keep, the tables get their final size at once.
             config.vocab_size = tokenizer_len
             loaded = LoadedBackbone(self.build(config).to(dtype))
         else:
@@ -303,7 +299,7 @@ class Backbone(ABC):
         # Without this, transformers would give each stack a separate token table.
         config.tie_word_embeddings = True
         source = self.config or self.path
-        with reading(f"{'config' if self.config else 'path'}: {source} describes no model"):
+        with reading(f"{'config' if self.config else 'path'}: {source} does not describe a model"):
             model = self.model_class(config)
         if self.path is not None:
             # The config may be wrong about the head: the checkpoint's tensors decide.
@@ -347,6 +343,7 @@ class Backbone(ABC):
                     f"path: {self.path} has a token table for the {part} alone; vlds gives encoder "
                     "and decoder one table, so choose a checkpoint that has one"
                 )
+        # Before resizing, which gives the tables new parameters under the same names.
         names = {name for name, _ in unique_state(model)} - missing
         rows = resize_vocabulary(model, tokenizer_len)
         names -= rows.keys()

@@ -49,6 +49,7 @@ class T5(Backbone):
     layer_counts: ClassVar[tuple[str, str]] = ("num_layers", "num_decoder_layers")
     tokens: ClassVar[tuple[str, ...]] = ("pad_token_id", "eos_token_id", "decoder_start_token_id")
     tokenizer_files: ClassVar[tuple[str, ...]] = (".model", "spiece.model", "tokenizer.json")
+    # layer.0 is self-attention, layer.1 the decoder's cross-attention, the last one feed-forward.
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
         "attn_q": ("*.block.*.layer.0.SelfAttention.q",),
         "attn_k": ("*.block.*.layer.0.SelfAttention.k",),
@@ -117,8 +118,8 @@ class T5(Backbone):
             tokenizer = open_checked(T5Tokenizer, folder, "tokenizer", extra_ids=self.extra_tokens)
         if (tokenizer.pad_token_id, tokenizer.eos_token_id) != (0, 1):
             raise SourceError(
-                f"tokenizer: {file} has not T5's first pieces <pad>, </s>, <unk>; train it with "
-                "pad_id=0, eos_id=1, unk_id=2, bos_id=-1"
+                f"tokenizer: {file} does not begin with T5's pieces <pad>, </s>, <unk>; train it "
+                "with pad_id=0, eos_id=1, unk_id=2, bos_id=-1"
             )
         return tokenizer
 
@@ -136,6 +137,7 @@ class T5(Backbone):
         bias = attention.compute_bias(length, length, device=states.device)
         bias = F.pad(bias, (0, visual.shape[1], 0, visual.shape[1]))
         expanded = create_bidirectional_mask(encoder.config, states, mask)
+        # Blocks take the bias of the first one, as their own encoder hands it on.
         for block in encoder.block:
             states = block(states, expanded, bias)[0]
         encoded: Tensor = encoder.dropout(encoder.final_layer_norm(states))

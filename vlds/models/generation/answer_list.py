@@ -86,10 +86,6 @@ class AnswerList:
         self._width = int(self._tokens.max()) + 1
         self._keys = parents * self._width + self._tokens
 
-    def text_of(self, ids: Sequence[int]) -> str:
-        """The answer whose tokens, without its end, are these; "" if none has been finished."""
-        return next((text for tokens, text in self.texts.items() if tokens[:-1] == (*ids,)), "")
-
     def to(self, device: torch.device) -> AnswerList:
         """Move the tree."""
         for name in ("_tokens", "_children", "_first", "_keys"):
@@ -152,6 +148,8 @@ class Writer:
 
         `inputs`: of Hugging Face's forward pass.
         """
+        # A separate decoder's answers stand behind its start token. Given `inputs_embeds`, a model
+        # returns the answer alone; given `input_ids`, the prompt too.
         start = 1
         if self.decoder_start is None:
             start = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
@@ -217,7 +215,11 @@ def as_answer(written: WrittenAnswer, tokenizer: Any, listed: AnswerList | None)
     """The text of an answer, and how sure the model is of it."""
     confidence = math.exp(written.log_probability)
     if listed is not None:
-        return Answer(listed.text_of(written.words), confidence, None)
+        # The answer whose tokens, without its end, are these; "" if none has been finished.
+        words = (*written.words,)
+        texts = (text for tokens, text in listed.texts.items() if tokens[:-1] == words)
+        return Answer(next(texts, ""), confidence, None)
+    # The geometric mean over the tokens: exp of the mean of their logarithms.
     mean = math.exp(written.log_probability / max(1, len(written.ids)))
     text = tokenizer.decode(written.words, skip_special_tokens=True).strip()
     return Answer(text, confidence, mean if len(written.words) > 1 else None)
@@ -226,6 +228,7 @@ def as_answer(written: WrittenAnswer, tokenizer: Any, listed: AnswerList | None)
 def left_padded(rows: Tensor, lengths: Tensor, value: int) -> Tensor:
     """Rows (b, l) that are padded on the right, moved to the right edge."""
     longest = int(lengths.max())
+    # Length 2 of 3: places -1 0 1, and padding where they are negative.
     positions = torch.arange(longest, device=rows.device) - (longest - lengths[:, None])
     moved = rows.gather(1, positions.clamp(min=0))
     return moved.masked_fill(positions < 0, value)

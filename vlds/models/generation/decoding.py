@@ -126,6 +126,7 @@ class Greedy(Hypotheses):
 
     def advance(self, scores: Tensor, logits: Tensor) -> None:
         """Append the best token; what is done gets padding."""
+        # Chosen by the rules' scores; how sure the model is comes from the logits as they were.
         tokens = scores.argmax(-1)
         log_probabilities = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
         self.sums = self.sums + log_probabilities.masked_fill(self.done, 0.0)
@@ -178,11 +179,13 @@ class Beams(Hypotheses):
         # by growing longer is ignored.
         full = torch.isfinite(self.finished_scores).all(1)
         hopeless = self.finished_scores[:, -1] >= totals[:, 0] / length
+        # Stable: what has not ended comes first, best first.
         continuing = torch.argsort(ends.long(), dim=1, stable=True)[:, : self.size]
         self.sums, parents = totals.gather(1, continuing), parents.gather(1, continuing)
         self.ids = extend(take(self.ids, parents), tokens.gather(1, continuing))
         none_open = (self.sums == -torch.inf).all(1)
         self.done = self.done | none_open | (full & (hopeless | self.early_stopping))
+        # Beam 1 of example 2, with 3 beams each, is row 7 of the decoder's cache.
         first_rows = torch.arange(len(parents), device=parents.device)[:, None] * self.size
         rows: Tensor = first_rows + parents
         return rows.flatten()
@@ -243,7 +246,7 @@ class CachedStack:
             use_cache=True,
             **self._cache,
         )
-        # Versions of transformers differ in the cache's name.
+        # Versions of transformers call the cache `cache` or `past_key_values`.
         name = "cache" if "cache" in output else "past_key_values"
         self._cache = {name: output[name]}
         states: Tensor = output.last_hidden_state[:, -1]

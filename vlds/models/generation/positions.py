@@ -76,11 +76,6 @@ def pick_positions(model: Any) -> AnswerPositions:
     return positions
 
 
-def output_width(model: Any) -> int:
-    """Width of the states that a Hugging Face model's head reads."""
-    return int(model.get_output_embeddings().in_features)
-
-
 @contextmanager
 def picking(
     positions: AnswerPositions, picked: Picked, is_token: Tensor | None
@@ -163,7 +158,7 @@ def share_starts(
     stands behind it, and attends to the start and to itself. Positions stay those of the row alone,
     and so do the numbers. No line mixes tasks, whose weights may differ.
     """
-    # Each row keeps at least its last token, even if none is picked.
+    # Each row keeps at least its last token, even if none is picked. argmax gives the first True.
     limits = torch.where(picked.any(1), picked.long().argmax(1), lengths - 1)
     groups = list(groups_of(tokens, lengths, limits, tasks, pictures, width))
     # Long groups first, each into the first line with room for it, so that little is padded.

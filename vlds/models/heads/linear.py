@@ -45,6 +45,7 @@ class MLPHead(Head):
 
     def build(self, width: int) -> nn.Module:
         hidden = self.hidden or 2 * width
+        # Weights are called by their place: 0 and 3, and the norm's by 2, or 1 in norm_gelu.
         between: list[nn.Module] = [nn.GELU(), nn.LayerNorm(hidden)]
         if self.order == "norm_gelu":
             between.reverse()

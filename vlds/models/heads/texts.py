@@ -101,6 +101,7 @@ class TextHead(Head):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("templates", "negative_templates"):
+            # A template without the name would make all classes one text.
             given = getattr(self, name)
             if not given or any(NAME not in text for text in given):
                 raise ValueError(
@@ -113,6 +114,7 @@ class TextHead(Head):
         from pydantic import StringConstraints, TypeAdapter, ValidationError  # takes 0.2 s
 
         content = read_named_json(self.descriptions, "descriptions", "name a JSON file")
+        # A blank sentence would be embedded as its special tokens alone.
         not_blank = Annotated[str, StringConstraints(pattern=r"\S")]
         try:
             sentences = TypeAdapter(dict[str, list[not_blank]]).validate_python(content)
@@ -128,11 +130,12 @@ class TextHead(Head):
 
         Errors: ValueError for a class that the descriptions lack.
         """
+        # `replace`, not `format`: a class or a sentence may hold other braces.
         template, negative = (
             [[text.replace(NAME, name) for text in texts] for name in self.names]
             for texts in (self.templates, self.negative_templates)
         )
-        # Methods that mix descriptions with the templates then mix these with themselves.
+        # Without descriptions, methods that mix them with the templates mix these with themselves.
         if self.descriptions is None:
             return Sentences(template, template, negative)
         assert not isinstance(self.descriptions, str), "files are read before a model is built"
@@ -174,9 +177,11 @@ class TextClasses(nn.Module):
         if self.extension is not None:
             logits: Tensor = self.extension(images, texts)
             return logits
+        # Both sides have length 1: the products are cosines.
         return texts.scale * images @ texts.template.mT
 
 
 def unit(vectors: Tensor) -> Tensor:
     """The same directions with length 1, in float32 or more: cosines are computed from them."""
+    # In bf16, cosines above 1/2 are 0.004 apart, which CLIP's scale of 100 makes 0.4 of a logit.
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)

@@ -51,6 +51,7 @@ def attention(
             added = [] if mask is None else [as_added(mask, query).clamp(min=lowest)]
             dropped = recomputed_attention(query, keys, values, factor, draws, added)
             return dropped.transpose(1, 2)
+    # In float32, torch's own backward pass is quick.
     is_short = query.dtype.itemsize == 2 and key.shape[2] <= LONGEST
     if ours and dropout_p == 0 and is_short and (query.shape[1] == key.shape[1] or enable_gqa):
         fused: Tensor = ShortAttention.apply(query, key, value, mask, factor)  # type: ignore[no-untyped-call]
@@ -169,6 +170,7 @@ def gradients(
             # 0 or the scale of what was kept, drawn again instead of being stored.
             factors = draws.of(rows).dropped(torch.ones_like(kept))
             kept, of_weights = kept * factors, of_weights.mul_(factors)
+        # w * (g - sum(g * w)) in one pass; a private name of torch's, which autograd itself calls.
         of_scores = torch._softmax_backward_data(
             of_weights.to(weights.dtype), weights, -1, weights.dtype
         )

@@ -24,6 +24,7 @@ from vlds.models.kernels.fused import chunks, compiled_functions
 
 TORCH_DROPOUT = F.dropout
 SOURCE = Path(__file__).with_suffix(".c")
+# A draw has 16 bits: four fit into one hash.
 LEVELS = 1 << 16
 """Values that an element's draw can have: the probability differs from the one asked for by less
 than one of them."""
@@ -306,6 +307,7 @@ def keys_of(shape: torch.Size, rows: Tensor, tokens: Tokens | None, call: int) -
     for number, (start, stop) in enumerate(pairwise(ends)):
         if start == stop:
             continue
+        # Rounded up: 10 features take 3 hashes, whose last two draws are unused.
         num_hashes = -(-(stop - start) // DRAWS)
         lanes = torch.arange(num_hashes) + number * BEHIND + (call << 40)
         features.append((slice(start, stop), mixed(lanes)))

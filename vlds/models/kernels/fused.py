@@ -31,6 +31,7 @@ CHUNK = 1 << 18
 def chunks(num_rows: int, width: int, most: int | None = None) -> Iterator[slice]:
     """Rows of so many numbers that are computed together: at most `most` numbers, by default what
     the caches of all threads hold."""
+    # At least one row, however wide it is.
     most = CHUNK * torch.get_num_threads() if most is None else most
     size = max(1, most // max(1, width))
     for start in range(0, num_rows, size):
@@ -46,6 +47,8 @@ LONGEST_S = 60.0
 def compiled_functions(source: Path) -> ctypes.CDLL | None:
     """The functions of a C file, compiled for this process in a quarter of a second; None if that
     is impossible here. $CC names another compiler than cc."""
+    # For this processor (-march=native) and thus for each process: a cached file could come from
+    # another machine. Once loaded, the library needs its file no longer.
     try:
         with scratch_folder() as folder:
             library = folder / "functions.so"
@@ -110,6 +113,7 @@ class RMSNorm(torch.autograd.Function):
         output = torch.empty_like(flat)
         factors = torch.empty(len(flat), 1)
         for rows in chunks(len(flat), flat.shape[1]):
+            # The same operations, in the same order and types, as Hugging Face's norm.
             precise = flat[rows].float()
             factors[rows] = precise.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
             torch.mul(precise.mul_(factors[rows]).to(flat.dtype), weight, out=output[rows])

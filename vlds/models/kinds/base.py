@@ -24,11 +24,10 @@ from transformers import AutoTokenizer, GenerationConfig
 from vlds.models.backbones.base import num_ids
 from vlds.models.generation.answer_list import Answer, Writer, as_answer
 from vlds.models.generation.decoding import best_choice
-from vlds.models.generation.positions import output_width
 from vlds.models.kernels.dropout import pictures_follow
 from vlds.models.loading.gate import TOKENIZER_FILES, check_model, check_tokenizer, open_checked
 from vlds.models.loading.load_backbone import Longest
-from vlds.models.loading.model_files import reading, save_module
+from vlds.models.loading.model_files import reading
 from vlds.models.loading.quantised import Bits
 from vlds.models.methods.context import Trained
 from vlds.models.methods.host import find_modules
@@ -96,6 +95,7 @@ class ModelKind(ABC):
     @property
     def read_files(self) -> list[str]:
         """All files, folders and hub names that the model is read from."""
+        # A processor often lies beside the weights: a place comes once.
         places = [*self.sources.values(), self.processor_place[0]]
         return list(dict.fromkeys(place for place in places if place is not None))
 
@@ -172,6 +172,7 @@ class ModelKind(ABC):
 
     def local_processor(self) -> Any:
         """The processor if its files are on this machine, else None."""
+        # A path that does not exist may be a name on the hub, which would be fetched.
         source, _ = self.processor_place
         return self.load_processor() if source is not None and Path(source).exists() else None
 
@@ -256,8 +257,8 @@ class ModelKind(ABC):
         Errors: ValueError if the kind cannot be written so.
         """
         raise ValueError(
-            f"model: {type(self).__name__} has no form of its own on disk; open the run with vlds, "
-            "or define `export`"
+            f"model: {type(self).__name__} cannot be exported; open the run with vlds, or define "
+            "`export`"
         )
 
 
@@ -289,6 +290,7 @@ class GridKind(ModelKind):
                 f"model.vision: {type(self.vision).__name__} gives a class token before its grid, "
                 f"which {type(self).__name__} does not read; choose ClipVision"
             )
+        # Methods with `part: vision` thaw it when they attach.
         encoder = self.vision.build(dtype)
         freeze(encoder)
         return encoder
@@ -300,6 +302,7 @@ def hash_source(source: str) -> str:
 
     Errors: SourceError for a file that cannot be read, such as a link that leads nowhere.
     """
+    # Not the tokenizer: `hash_processor` has it, and a run may take another one.
     return hash_files(
         source, lambda f: f.suffix in {".safetensors", ".bin"} or f.name == "config.json"
     )
@@ -317,6 +320,7 @@ def hash_files(source: str, belongs: Callable[[Path], bool]) -> str:
     """sha256 over names and bytes of a file, or of the files of a folder that belong; over the name
     if there are none, as for a name on the hub."""
     path = Path(source)
+    # Sorted, since the order of a folder's entries differs between file systems.
     inside = sorted(filter(belongs, path.iterdir())) if path.is_dir() else []
     files = [path] if path.is_file() else inside
     if not files:
@@ -410,11 +414,6 @@ class EmbeddingKind(GridKind):
         if self.train_visual_embedding:
             yield "visual_embedding", model.get_submodule("visual_embedding").parameters()
 
-    def export_embedding(self, model: Model, folder: Path) -> str:
-        """Write the visual embedding's weights into a file of a folder; the file."""
-        file = folder / "visual_embedding.safetensors"
-        return save_module(model.get_submodule("visual_embedding"), file)
-
 
 def grid_features(vision: GridEncoder, pictures: Tensor) -> Tensor:
     """(u, 3, h, w) uint8, or stored features (u, v', dim) -> (u, v', dim)."""
@@ -446,7 +445,7 @@ class WritingModel(Model):
 
     @torch.no_grad()
     def write(self, batch: Batch, decoding: Decoding) -> list[Answer]:
-        batch = batch.prompts()
+        batch = batch.prompts()  # without answers, which must not be read here
         if decoding.choices is not None:
             choices = decoding.choices
             chosen, confidences = best_choice(self.first_logits(batch), self.choice_ids(choices))
@@ -463,7 +462,7 @@ class StatesModel(WritingModel):
 
     @property
     def state_width(self) -> int:
-        return output_width(self.backbone)
+        return int(self.backbone.get_output_embeddings().in_features)
 
     @abstractmethod
     def read_first(self, batch: Batch, is_token: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -474,6 +473,7 @@ class StatesModel(WritingModel):
         return self.read_first(batch, None)[0]
 
     def first_states(self, batch: Batch) -> Tensor:
+        # No row wants logits, so that none are computed over the vocabulary.
         no_tokens = torch.zeros(len(batch), dtype=torch.bool, device=batch.input_ids.device)
         return self.read_first(batch.prompts(), no_tokens)[1]
 
@@ -494,7 +494,7 @@ def revise(
         if step not in revision.steps(num_steps):
             continue
         own = {parameters[n]: state[n] for n in state if model.trained_by[n] == method}
-        # A method says all that it trains from now on; what it leaves out stops to train.
+        # A method says all that it trains from now on; what it leaves out stops training.
         new = revision.revise(step, num_steps, own)
         revised = {p: tensors for p, tensors in revised.items() if p not in own} | dict(new)
         let_train(model, method, new)
@@ -505,6 +505,7 @@ def revise(
 def fit_saved(model: Model, shapes: Mapping[str, torch.Size]) -> None:
     """Give methods' modules the shapes that a state or artifact holds, by name."""
     for method, revision in model.revisions.items():
+        # Named again for each method: `fit` replaces parameters.
         saved = {p: shapes[name] for name, p in model.named_parameters() if name in shapes}
         let_train(model, method, revision.fit(saved))
 
@@ -515,9 +516,9 @@ def let_train(model: Model, method: str, parameters: Collection[nn.Parameter]) -
     wanted = [names[parameter] for parameter in parameters]
     others = {name: by for name, by in model.trained_by.items() if by != method}
     stopped = model.trained_by.keys() - others.keys() - set(wanted)
-    # What stops to train must be gone: run states hold no frozen weights.
+    # What stops training must be gone: run states hold no frozen weights.
     assert not stopped & set(names.values()), (
-        f"run states would lose {stopped}, which stop to train"
+        f"run states would lose {stopped}, which stop training"
     )
     for parameter in parameters:
         parameter.requires_grad_()

@@ -91,6 +91,7 @@ class CausalCollator:
 
     def prompts(self, prompts: Sequence[tuple[str, int]]) -> list[list[int]]:
         """Tokens of (prompt, most tokens) pairs; equal ones are tokenized once."""
+        # For this call alone: a cache that lives on would hold every prompt of an epoch.
         ids_of = cache(self.chat.prompt_ids)
         return [ids_of(text, limit) for text, limit in prompts]
 
@@ -118,15 +119,10 @@ class Sequences(NamedTuple):
     """(b, s, d)."""
     mask: Tensor
     """(b, s) bool, False on padding."""
-    labelled: Tensor
-    """(b, s) bool, True for tokens of the answer."""
+    before_labels: Tensor
+    """(b, s) bool, True for the positions that predict the answer's tokens."""
     tokens: Tensor
     """(b, s) int64 numbers of the text's tokens; NO_TEXT elsewhere."""
-
-    @property
-    def before_labels(self) -> Tensor:
-        """(b, s) bool, True for the positions that predict the answer's tokens."""
-        return F.pad(self.labelled[:, 1:], (0, 1))
 
 
 class CausalModel(StatesModel):
@@ -173,6 +169,7 @@ class CausalModel(StatesModel):
         lengths = visual + batch.attention_mask.sum(1)
         if not self.shares_starts:
             return lengths[:, None]
+        # Rows of one task about the same images: lengths 5 7 4 in groups 0 1 0 give 9 7 9.
         keys = torch.cat([batch.task_index[:, None], batch.image_index], 1)
         groups = keys.unique(dim=0, return_inverse=True)[1]
         return torch.zeros_like(lengths).index_add(0, groups, lengths)[groups][:, None]
@@ -219,6 +216,7 @@ class CausalModel(StatesModel):
             # A line holds several rows behind their start: each token sees only its own row, and
             # has the position that it has there.
             self.context.routing.set(lines.tasks, device)
+            # The least number, not -inf: a row of padding alone would become NaN.
             mask = torch.zeros(lines.visible.shape, dtype=embeds.dtype, device=device)
             mask.masked_fill_(~lines.visible.to(device), torch.finfo(embeds.dtype).min)
             inputs = {
@@ -261,7 +259,8 @@ class CausalModel(StatesModel):
         joined = joined.gather(1, places[..., None].expand(-1, -1, joined.shape[2]))
         mask, labelled, tokens = (values.gather(1, places) for values in (mask, labelled, tokens))
         self.context.token_mask = mask
-        return Sequences(joined, mask, labelled, tokens)
+        # The position before each token of the answer predicts it.
+        return Sequences(joined, mask, F.pad(labelled[:, 1:], (0, 1)), tokens)
 
     def visual_tokens(self, batch: Batch) -> Tensor:
         """(u, v, d) visual tokens of the distinct images; of an empty image if there are none, so
@@ -375,6 +374,7 @@ class Causal(PathKind, GridKind):
         if most is None:
             return
         chat = self.chat_format(self.load_processor())
+        # What the template writes: a prompt of one letter, less the letter.
         tokens = {
             "pictures": longest.pictures * (self.grid or self.vision.geometry.grid_size) ** 2,
             "around the prompt": len(chat.prompt_ids("a", 9)) - len(chat.ids("a")),
@@ -430,6 +430,7 @@ class Causal(PathKind, GridKind):
         source, field = self.config_place
         config = read_any_config(source, field)
         kind = config.model_type
+        # Configs of models that read more than text hold the text model's config inside.
         is_text = config.get_text_config() is config and not config.is_encoder_decoder
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not is_text:
             raise ValueError(

@@ -81,7 +81,7 @@ class ChatFormat:
     placeholder: str = ""
     """What stands for a picture where there is no template; "" if nothing does."""
     answers_apart: bool = False
-    """True for encoder-decoders: an answer is a sequence with a start of its own."""
+    """True for encoder-decoders: an answer is a separate sequence with its own start token."""
 
     @classmethod
     def of(
@@ -112,6 +112,7 @@ class ChatFormat:
             )
         if chat.has_template and template is not tokenizer:
             assert chat.prompt("", 1)  # tries the template with a picture
+        # A damaged tokenizer may read any text as its unknown token.
         first = None
         for id in range(min(MOST_TRIED, len(tokenizer))):
             ids = chat.ids(chat.prompt(chat.plain(tokenizer.decode([id]))))
@@ -139,7 +140,7 @@ class ChatFormat:
 
     @cached_property
     def forms(self) -> dict[int, Form]:
-        """Number of pictures -> what the template writes around a question."""
+        """Number of pictures -> what the template writes around a question. `prompt` fills it."""
         return {}
 
     def form(self, num_pictures: int) -> Form:
@@ -178,6 +179,7 @@ class ChatFormat:
         Errors: ValueError if the template fails, or takes too much time or memory.
         """
 
+        # All of them in one process, since starting one takes longer than running a template.
         def write() -> str:
             return json.dumps(
                 [
@@ -218,6 +220,7 @@ class ChatFormat:
             raise ValueError(f"its chat_template is {text!r:.80}; give a text")
         if CLOCK not in text:
             return text
+        # %-d, a number without a leading zero, is not in every C library's strftime.
         days = {"%-d": str(DAY.day), "%-m": str(DAY.month)}
         days |= {f"%{code}": DAY.strftime(f"%{code}") for code in CODES}
         steps = "".join(f'.replace("{code}", "{day}")' for code, day in days.items())
@@ -254,7 +257,7 @@ class ChatFormat:
         words = self.ids(question)
         if len(words) <= limit:
             return question
-        # A cut character decodes to U+FFFD.
+        # A cut may go through a character of several bytes, whose part decodes to U+FFFD.
         text: str = self.tokenizer.decode(words[:limit], clean_up_tokenization_spaces=False)
         return text.rstrip("\ufffd")
 
@@ -348,6 +351,7 @@ class ChatFormat:
                 f"prompt ({prompt[-80:]!r} is not in {(before + MARKER)[-120:]!r}); simplify its "
                 "chat_template"
             )
+        # `follows` has compared them without blanks: what `before` has more can only be blanks.
         lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
         ends = [after.index(text) + len(text) for text in self.special_words if text in after]
         return lead, after[: min(ends)] if ends else str(self.tokenizer.eos_token)

@@ -97,6 +97,7 @@ class CrossModal(TextEncoderKind):
             num_images=self.num_images,
             tokenizer=processor,
         )
+        # The backbone here is text encoder, streams and head; `names` are the encoder's alone.
         of_text = {f"text.{name}" for name in names}
         parts = {"vision": self.vision.source, "backbone.fusion": self.fusion_weights}
         model.note_sources(of_text, parts)
@@ -126,7 +127,7 @@ class CrossModal(TextEncoderKind):
         """
         assert isinstance(model, CrossModalModel)
         if self.masked_words:
-            raise ValueError("model.masked_words: its head has no file of its own; train without")
+            raise ValueError("model.masked_words: its head cannot be exported; train without")
         model.backbone.text.save_pretrained(folder)
         model.processor.save_pretrained(folder)
         return replace(

@@ -7,7 +7,7 @@ In METER's co-attention, each layer of a stream attends to itself and then to th
     x, y -> T(x; y), I(y; x),  T(x; y) = FFN(LN(z + Attention(z, y))), z = LN(x + Attention(x, x))
 
 Both layers of a pair read the streams as they were before the pair. What stands for the pair of
-text and picture is the first token of each stream, through a pooler of its own.
+text and picture is the first token of each stream, through the stream's pooler.
 
 Shapes: b examples, u distinct images, n images per example, l tokens of text, v of an image, w
 words, d width of the streams.
@@ -82,20 +82,6 @@ class CoAttentionConfig:
         if self.width % self.heads:
             raise ValueError(f"heads: got {self.heads}, which does not divide width {self.width}")
 
-    @property
-    def layer_config(self) -> BridgeTowerTextConfig:
-        """What Hugging Face's layers want."""
-        config = BridgeTowerTextConfig(
-            hidden_size=self.width,
-            num_attention_heads=self.heads,
-            intermediate_size=4 * self.width,
-            hidden_dropout_prob=self.dropout,
-            attention_probs_dropout_prob=self.dropout,
-            layer_norm_eps=1e-12,
-        )
-        config._attn_implementation = "sdpa"
-        return config
-
 
 class Fused(NamedTuple):
     """What co-attention gives."""
@@ -121,7 +107,17 @@ class CoAttention(nn.Module):
         token stands for the picture; else the mean of all does."""
         super().__init__()
         self.class_token = class_token
-        layer, d = config.layer_config, config.width
+        d = config.width
+        layer = BridgeTowerTextConfig(
+            hidden_size=d,
+            num_attention_heads=config.heads,
+            intermediate_size=4 * d,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            layer_norm_eps=1e-12,
+        )
+        # Set by hand: layers that are made without their model choose no attention.
+        layer._attn_implementation = "sdpa"
         self.text_projection = nn.Linear(text_width, d)
         self.image_projection = nn.Linear(image_width, d)
         self.types = nn.Embedding(3, d)  # text, first picture, second picture
@@ -153,6 +149,7 @@ class CoAttention(nn.Module):
             for mask in (text_mask, image_mask)
         )
         for text_layer, image_layer in zip(self.text_layers, self.image_layers, strict=True):
+            # In one statement: both layers read the streams as they were before the pair.
             text, image = (
                 text_layer(text, image, over_text, over_image)[0],
                 image_layer(image, text, over_image, over_text)[0],
@@ -164,7 +161,7 @@ class CoAttention(nn.Module):
 
 class WordHead(nn.Module):
     """States of masked tokens (..., d) -> (..., w), as BERT predicts words: a linear layer, GELU, a
-    norm, and a table of its own. METER's mlm_score."""
+    norm, and a table that is not the encoder's. METER's mlm_score."""
 
     def __init__(self, width: int, num_words: int) -> None:
         super().__init__()
@@ -281,6 +278,7 @@ class CrossModalModel(Model):
         if (pictures := batch.pictures) is None:
             raise ValueError("images: this batch has no pictures, and CrossModal reads them")
         features = grid_features(self.vision, pictures).to(self.backbone.fusion.types.weight.dtype)
+        # A batch has as many columns as its largest row, the model one for each possible picture.
         missing = self.num_images - batch.image_index.shape[1]
         index = nn.functional.pad(batch.image_index, (0, missing), value=NO_IMAGE)
         shown = (index != NO_IMAGE)[..., None].expand(-1, -1, features.shape[1])
@@ -294,6 +292,7 @@ class CrossModalModel(Model):
         gaps = targets_of(batch) != IGNORED_LABEL
         best, ids = self.logits(batch).float().log_softmax(-1).max(-1)
         filled = torch.where(gaps, ids, batch.input_ids)
+        # Log-probabilities add up: the answer's confidence is that of all its words together.
         totals = (best * gaps).sum(1)
         rows = zip(filled, batch.attention_mask.bool(), totals.tolist(), strict=True)
         return [

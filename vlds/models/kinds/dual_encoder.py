@@ -153,6 +153,7 @@ class DualEncoder(PathKind):
     def export(self, model: Model, folder: Path) -> DualEncoder:
         """The model, its tokenizer and how pictures are prepared, as Hugging Face saves them."""
         model.save_backbone(folder)
+        # As `image` says: the aspect ratio is not kept, so that nothing is cropped.
         size = {"height": self.image.height, "width": self.image.width}
         with quiet():
             CLIPImageProcessor(size=size, do_center_crop=False).save_pretrained(folder)

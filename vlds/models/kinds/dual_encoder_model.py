@@ -86,6 +86,7 @@ class DualEncoderModel(Model):
         # Caches, which `_apply` and `forget_texts` empty where weights may have changed.
         self._kept_texts: dict[str, ClassTexts] = {}
         self._kept_list: tuple[tuple[str, ...], Tensor] | None = None
+        # Plain attributes, so that neither a state nor a checkpoint holds them.
         self._kept_views: dict[tuple[bytes, int], Tensor] = {}
         self._twin_texts: dict[str, Tensor] = {}
 
@@ -143,6 +144,7 @@ class DualEncoderModel(Model):
     @property
     def scale(self) -> Tensor:
         """The factor of cosines."""
+        # The logarithm trains, and may pass log(100): the clamp then stops its gradient.
         logarithm: Tensor = self.backbone.logit_scale.float()
         return logarithm.clamp(max=math.log(MOST_SCALE)).exp()
 
@@ -190,6 +192,7 @@ class DualEncoderModel(Model):
                 embedded = self.through_vision([view.pixels() for view in new.values()])
                 kept |= dict(zip(new, embedded, strict=True))
             found = torch.stack([kept[key] for key in keys])
+        # After the lookup, so that this batch is served even when the cache is full.
         if len(kept) > MOST_KEPT:
             kept.clear()
         return found
@@ -197,6 +200,7 @@ class DualEncoderModel(Model):
     def through_vision(self, pictures: Sequence[Tensor]) -> Tensor:
         """Pictures (3, h, w) uint8 -> (u, d)."""
         stack = torch.stack(list(pictures))
+        # In float32 first, so that a model in bf16 gets values that are rounded once.
         pixels = stack.float() / 255
         mean, std = (pixels.new_tensor(each).view(-1, 1, 1) for each in (MEAN, STD))
         pixels = ((pixels - mean) / std).to(self.backbone.dtype)
@@ -215,6 +219,7 @@ class DualEncoderModel(Model):
         most = self.backbone.config.text_config.max_position_embeddings
         ids = token_ids(self.tokenizer, [(text, most) for text in texts])
         parts = []
+        # In pieces: a thousand classes with several templates would not fit at once.
         for start in range(0, len(ids), MOST_AT_ONCE):
             some = padded(ids[start : start + MOST_AT_ONCE], self.tokenizer.pad_token_id)
             self.rows_follow([task] * len(some))
@@ -263,6 +268,7 @@ class DualEncoderModel(Model):
         sentences, number = head.config.sentences(), self.heads.numbers[name]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_fixed):
             template = self.means_of(sentences.template, number)
+            # Descriptions and negatives cost as much again: only for methods that read them.
             texts = ClassTexts(template, template, template, self.scale)
             if head.extension is not None and head.extension.reads_descriptions:
                 texts = texts._replace(described=self.means_of(sentences.described, number))
@@ -336,6 +342,7 @@ class DualEncoderModel(Model):
         """What heads say of a batch; without heads, the similarities of this rank's pairs."""
         labels = targets_of(batch)
         if not self.heads:
+            # Unlike the loss, over this rank's pairs alone.
             images, texts = self.pairs(batch)
             return Predicted(
                 self.scale * images @ texts.mT,

@@ -115,6 +115,7 @@ def find_parts(model: PreTrainedModel) -> ImageTextParts:
     ]
     bridges = [child for name, child in vision.named_children() if name.startswith(BRIDGES)]
     outside = (decoder, model.get_output_embeddings(), vision, encoder_of("audio"), *towers)
+    # By id, because tied parameters are one object under several names.
     others = {id(p) for module in outside if module is not None for p in module.parameters()}
     others -= {id(p) for module in bridges for p in module.parameters()}
     paths = {module: path for path, module in model.named_modules()}
@@ -159,8 +160,9 @@ def check_inputs(collator: ImageTextCollator, config: Any, model: str, processor
     kind, name = collator.model_type, type(collator.processor).__name__
     try:
         short = collator.dummy()
+        # A longer text shows what grows with it. Types that are tested need no second run.
         long = short if kind in TESTED else collator.dummy("what is this ?")
-    except Exception as error:  # each processor has errors of its own
+    except Exception as error:  # each processor has its own kinds of errors
         raise ValueError(
             f"{processor}: {name} cannot read a small picture for a {kind} model: {error}; name "
             f"the processor that belongs to the model, or {CURE}"
@@ -190,6 +192,7 @@ def check_reads(model: Model, collator: ImageTextCollator, processor: str) -> No
 
     Errors: ValueError if the model fails.
     """
+    # Task 0 of the recipe: if it has a head, the row has classes in place of an answer.
     example = Example("a", "", "what is this ?", "this")
     if 0 in model.heads.numbers.values():
         example = replace(example, target="", class_scores={})
@@ -329,9 +332,9 @@ class ImageTextToText(ModelKind):
         """Errors: ValueError if the processor does not belong to the model, or gives what vlds
         cannot place."""
         config = self.read_config()
-        collator = self.untried_collator(processor, config)
+        collator = ImageTextCollator(processor, config.model_type, bool(config.is_encoder_decoder))
         try:
-            assert collator.chat.tail
+            assert collator.chat.tail  # read here, so that a template's fault names its field
         except ValueError as error:
             raise ValueError(f"{self.processor_place[1]}: {error}") from error
         model = f"model.{'path' if self.config is None else 'config'}"
@@ -346,11 +349,6 @@ class ImageTextToText(ModelKind):
             return ()
         plain = collator.chat.prompt("QUESTION", 1)
         return [f"{self.processor_place[1]}: there is no chat template; prompts are {plain!r}"]
-
-    def untried_collator(self, processor: Any, config: Any) -> ImageTextCollator:
-        """The collator without checks, which would make tensors where a model is built, perhaps on
-        the meta device."""
-        return ImageTextCollator(processor, config.model_type, bool(config.is_encoder_decoder))
 
     def read_config(self) -> Any:
         """Hugging Face's config.
@@ -374,7 +372,7 @@ class ImageTextToText(ModelKind):
         model_class = AutoModelForImageTextToText._model_mapping[type(config)]
         missing: set[str] = set()
         if self.path is None or on_meta():
-            message = f"model.config: {self.config} describes no model"
+            message = f"model.config: {self.config} does not describe a model"
             with reading(message, "correct the file"), unpartitioned():
                 backbone = model_class(config).to(dtype)
             pack_shapes(backbone, self.bits, language_path)
@@ -389,6 +387,7 @@ class ImageTextToText(ModelKind):
                 f"{field}: its tokenizer has ids up to {ids - 1}, and the model {num_rows} tokens; "
                 "name the processor that belongs to it"
             )
+        # `missing` are the tensors that the files lack: drawn, and so stored with a run.
         names = {name for name, _ in unique_state(backbone)} - missing
         found, parts = find_parts(backbone), {}
         for name, path in (("backbone", found.language), ("vision", found.vision)):
@@ -402,7 +401,8 @@ class ImageTextToText(ModelKind):
                     n.removeprefix(start) for n in found.connector if n.startswith(start)
                 ),
             )
-        collator = self.untried_collator(processor, config)
+        # Not by `self.collator`, whose checks make tensors, here perhaps on the meta device.
+        collator = ImageTextCollator(processor, config.model_type, bool(config.is_encoder_decoder))
         model = ImageTextModel(backbone, parts, found.connector, collator)
         if self.path is not None:
             model.note_sources(names, {})
@@ -415,6 +415,7 @@ class ImageTextToText(ModelKind):
         """
         by_rule, field = find_roles(module), f"model.roles.{name}"
         check_named(module, self.roles.get(name, {}), field)
+        # A connector inside the vision encoder is another part, which `train_connector` trains.
         own = {
             role: tuple(path for path in paths if not path.startswith(BRIDGES))
             for role, paths in by_rule.paths.items()
@@ -430,6 +431,7 @@ class ImageTextToText(ModelKind):
     def trained_parts(self, model: Model) -> Iterator[tuple[str, Iterable[nn.Parameter]]]:
         assert isinstance(model, ImageTextModel)
         if self.train_connector:
+            # Sorted: a frozenset's order differs between processes, and the optimizer needs one.
             yield "connector", map(model.get_parameter, sorted(model.connector))
 
     @property

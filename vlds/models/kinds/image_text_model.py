@@ -84,6 +84,8 @@ class ImageTextCollator:
     def chat(self) -> ChatFormat:
         """How prompts and answers are written."""
         placeholder = str(getattr(self.processor, "image_token", ""))
+        # For processors without a template: a placeholder in a line before the text, unless the
+        # processor itself writes one, or the line break.
         if self.model_type in PLACES_PICTURES:
             placeholder = ""
         elif self.model_type not in ENDS_PICTURES:
@@ -165,7 +167,7 @@ class ImageTextCollator:
         text = self.chat.prompt(question, len(pictures))
         try:
             output = self.processed(text, pictures)
-        except Exception as error:  # each processor has errors of its own
+        except Exception as error:  # each processor has its own kinds of errors
             reads_grey = False
             with suppress(Exception):
                 self.processed(text, [GREY] * len(pictures))
@@ -248,6 +250,7 @@ class ImageTextModel(StatesModel):
         self._dummy: EncodedRow | None = None
         self.answers_apart = bool(backbone.config.is_encoder_decoder)
         self.parts = dict(parts)
+        # Its parameters may lie inside other parts' modules, so names tell it, not a path.
         self.connector = frozenset(BACKBONE_PREFIX + name for name in connector)
 
     def part_of(self, name: str) -> str:
@@ -279,7 +282,7 @@ class ImageTextModel(StatesModel):
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, l, w) after each token of the row, or (b, t, w) for each token of the answer."""
-        rows = len(batch)
+        rows = len(batch)  # without the dummy, which comes last
         batch = self.with_dummy(batch)
         self.begin(batch)
         logits: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
@@ -315,8 +318,8 @@ class ImageTextModel(StatesModel):
         }
         if self.answers_apart and batch.labels is not None:
             before = F.pad(batch.labels[:, :-1], (1, 0), value=self.decoder_start)
-            # What stands before every answer is there also where it is no label, as in examples
-            # with classes.
+            # What stands before every answer is there also where it is not a label, as in examples
+            # with classes. Column 0 is the start token.
             for column, token in enumerate(self.chat.start_ids, 1):
                 hidden = before[:, column : column + 1]
                 hidden.masked_fill_(hidden == IGNORED_LABEL, token)
@@ -344,13 +347,8 @@ class ImageTextModel(StatesModel):
                 # F.pad takes (before, after) of each dimension, the last one first.
                 padded.append(F.pad(tensor, [n for gap in reversed(gaps) for n in (0, gap)]))
             whole = torch.cat(padded)
-            joined[name] = whole.to(self.dtype) if whole.is_floating_point() else whole
+            joined[name] = whole.to(self.backbone.dtype) if whole.is_floating_point() else whole
         return joined
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.backbone.dtype
-        return dtype
 
     def with_dummy(self, batch: Batch) -> Batch:
         """In training, the batch and one short row with a picture, if no row has one: ranks without
@@ -367,7 +365,8 @@ class ImageTextModel(StatesModel):
             row = F.pad(row.to(device), (0, length - len(row)), value=value)
             return torch.cat([rows, row[None].to(rows)])
 
-        # It has no labels, so that it adds nothing to the loss, and callers drop its logits.
+        # It has no labels, so that it adds nothing to the loss, and callers drop its logits. Its
+        # task is that of the first row, whose modules run anyway.
         ones = torch.ones(len(dummy.prompt), dtype=torch.bool)
         labels = batch.labels
         if labels is not None and not self.answers_apart:
@@ -420,6 +419,7 @@ class ImageTextModel(StatesModel):
             token for name in PLACEHOLDERS if (token := getattr(config, name, None)) is not None
         }
         ends = tuple(self.chat.end_ids)
+        # An end stays allowed even if a config calls it a placeholder: answers must end.
         forbidden = tuple(sorted(placeholders.difference(ends)))
         start = self.decoder_start if self.answers_apart else None
         return Writer(self.backbone, ends, self.chat.pad_id, forbidden, start)
@@ -430,6 +430,7 @@ class ImageTextModel(StatesModel):
         inputs = self.inputs(batch)
         if self.answers_apart:
             return inputs
+        # `generate` continues at the right end of each row.
         for name, value in (("input_ids", self.chat.pad_id), ("attention_mask", 0)):
             inputs[name] = left_padded(inputs[name], lengths, value)
         # Numbers of tokens move with them. Pictures find their placeholders wherever these are.

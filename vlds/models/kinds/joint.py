@@ -36,6 +36,7 @@ from vlds.models.kernels.dropout import decoder_follows, visual_tokens_end
 from vlds.models.kinds.base import EmbeddingKind, grid_features, named
 from vlds.models.loading.drawn_weights import draw_rows
 from vlds.models.loading.load_backbone import Longest, check_fits, num_positions
+from vlds.models.loading.model_files import save_module
 from vlds.models.loss import targets_of
 from vlds.models.methods.context import Predicted, Visual
 from vlds.models.methods.host import run_beside, side_path
@@ -124,9 +125,10 @@ class JointModel(Model):
 
     def decoder_inputs(self, labels: Tensor) -> Tensor:
         """(b, t) what the decoder reads before each label; what stands before every answer (BART's
-        <s>) also where it is no label, as in examples with classes."""
+        <s>) also where it is not a label, as in examples with classes."""
         input_ids: Tensor = self.backbone.prepare_decoder_input_ids_from_labels(labels)
-        # Entry 0 of the prefix is the start token, which is never a label.
+        # Entry 0 of the prefix is the start token, which is never a label. Column c of the inputs
+        # is label c - 1: labels shifted to the right by one.
         for column, token in enumerate(self.family.choice_prefix(self.backbone)[1:], 1):
             hidden = labels[:, column - 1 : column] == IGNORED_LABEL
             input_ids[:, column : column + 1].masked_fill_(hidden, token)
@@ -137,6 +139,7 @@ class JointModel(Model):
         if (side := side_path(self.backbone)) is None:
             return run_decoder(self.backbone, states, mask, decoder_input_ids)
         read, text_mask = side.read.value
+        # The backbone's decoder runs for its rungs alone: its layers note what they give.
         with torch.no_grad():
             run_decoder(self.backbone, read, text_mask, decoder_input_ids)
         return side.leave(run_decoder(side.stacks, states, mask, decoder_input_ids))
@@ -157,6 +160,7 @@ class JointModel(Model):
         masks = [text_mask, visual_mask]
         if prompts is not None:  # they stand before the text, visual tokens behind it
             masks.insert(0, visual_mask.new_ones(prompts.shape[:2]))
+        # Visual tokens come last, as `visual_tokens_end` below tells dropout.
         mask = self.context.token_mask = torch.cat(masks, 1)
         encode, stacks = self.family.encode, self.backbone
         if (side := side_path(stacks)) is not None:
@@ -201,6 +205,7 @@ class JointModel(Model):
         states, mask = self.encode(batch)
         means: Sequence[float | None] = [None] * len(batch)
         if decoding.choices is not None:
+            # One pass of the decoder: choices differ in their first token.
             choices = self.choice_ids(decoding.choices)
             logits = self.vocabulary_logits(self.after_prefix(states, mask))
             chosen, confidences = best_choice(logits, choices)
@@ -212,6 +217,7 @@ class JointModel(Model):
             log_probabilities = written.log_probabilities
             end = self.backbone.config.eos_token_id
             ids = answers(written.ids, end)
+            # The list's own texts: decoding their tokens may change blanks.
             if (listed := self.answer_list(decoding)) is not None:
                 texts = [listed.texts[*tokens, end] for tokens in ids]
             else:
@@ -225,7 +231,8 @@ class JointModel(Model):
     def written(self, batch: Batch, states: Tensor, mask: Tensor, decoding: Decoding) -> Written:
         """What the decoder writes from encoder states."""
         side = side_path(self.backbone)
-        # Each stack with the encoder states that its cross-attention reads.
+        # Each decoder with the encoder states that its cross-attention reads. The backbone's comes
+        # first in a step, since the side's rungs read what its layers give.
         sources = [(self.backbone, states, mask)]
         if side is not None:
             sources = [(self.backbone, *side.read.take()), (side.stacks, states, mask)]
@@ -317,9 +324,6 @@ class JointSeq2Seq(EmbeddingKind):
     def load_processor_from(self, folder: str | Path) -> Any:
         return self.backbone.load_tokenizer_from(Path(folder))
 
-    def local_processor(self) -> Any:
-        return self.backbone.local_tokenizer()
-
     def collator(self, processor: Any) -> JointCollator:
         return JointCollator(processor, features=self.image is None)
 
@@ -367,7 +371,7 @@ class JointSeq2Seq(EmbeddingKind):
         return model
 
     def draw_rows(self, model: Model, seed: int) -> None:
-        # New rows of the token table; a head of its own is drawn like other weights.
+        # New rows of the token table; a separate head is drawn like other weights.
         assert isinstance(model, JointModel)
         table = model.backbone.get_input_embeddings().weight
         rows = {
@@ -407,7 +411,7 @@ class JointSeq2Seq(EmbeddingKind):
         part."""
         assert isinstance(model, JointModel)
         model.save_backbone(folder)
-        weights = self.export_embedding(model, folder)
+        weights = save_module(model.visual_embedding, folder / "visual_embedding.safetensors")
         return replace(
             self,
             backbone=self.backbone.saved_in(folder),

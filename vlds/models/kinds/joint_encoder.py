@@ -24,6 +24,7 @@ from vlds.models.kernels.dropout import visual_tokens_end
 from vlds.models.kinds.base import EmbeddingKind, ModelKind, grid_features, named
 from vlds.models.kinds.text_encoder import TextEncoderKind
 from vlds.models.loading.load_backbone import load_backbone
+from vlds.models.loading.model_files import save_module
 from vlds.models.loss import targets_of
 from vlds.models.methods.context import Predicted, Visual
 from vlds.models.methods.host import run_beside
@@ -52,6 +53,7 @@ class JointEncoderModel(Model):
         super().__init__(tokenizer)
         self.vision, self.visual_embedding = vision, visual_embedding
         self.backbone = backbone
+        # vlds' attention is for CPUs; on a GPU, Hugging Face's stays.
         if not torch.cuda.is_available():
             set_attention(backbone, CPU_ATTENTION)
         roles = find_roles(backbone, backbone.config.initializer_range)
@@ -114,6 +116,7 @@ class JointEncoderModel(Model):
         if (pictures := batch.pictures) is None:
             raise ValueError("images: this batch has no pictures, and JointEncoder reads them")
         features = grid_features(self.vision, pictures)
+        # A row without a picture borrows the first one; its mask hides the tokens.
         index = batch.image_index[:, 0]
         tokens: Tensor = self.visual_embedding(features[index.clamp(min=0)])
         return tokens, (index != NO_IMAGE)[:, None].expand(tokens.shape[:2])
@@ -143,6 +146,7 @@ class JointEncoder(TextEncoderKind, EmbeddingKind):
         )
 
     def check_tasks(self, tasks: Mapping[str, Task], num_micro_batches: int) -> None:
+        # TextEncoderKind allows tasks that mask words, which this model has no head for.
         ModelKind.check_tasks(self, tasks, num_micro_batches)
         super().check_tasks(tasks, num_micro_batches)
 
@@ -182,7 +186,9 @@ class JointEncoder(TextEncoderKind, EmbeddingKind):
             config=None,
             tokenizer=None,
             vision=self.vision.export(model.vision, folder),
-            visual_weights=self.export_embedding(model, folder),
+            visual_weights=save_module(
+                model.visual_embedding, folder / "visual_embedding.safetensors"
+            ),
             train_norms=False,
             train_visual_embedding=False,
         )

@@ -55,10 +55,12 @@ class CrossModalCollator:
         if example.class_scores is not None:
             labels[0] = ids[0]  # any label that is not ignored stands for the classes
         elif example.masking is not None:
+            # Whole words: "playing" as play ##ing is predicted in both tokens or in none.
             words = encoding.word_ids()
             for word, draws in masked_words(words, example.masking).items():
                 for place in (place for place, other in enumerate(words) if other == word):
                     labels[place] = ids[place]
+                    # Each token draws for itself what stands in its place, as in BERT.
                     share = 0.0 if draws is None else float(draws.random())
                     if draws is None or share < MASKED:
                         ids[place] = int(self.tokenizer.mask_token_id)
@@ -83,6 +85,7 @@ def masked_words(
     """Each word to predict, of those that tokens belong to -> where its draws come from; None where
     masks alone are wanted. At least one word."""
     known = sorted({word for word in words if word is not None})  # None: special tokens
+    # By the example's seed, so that its masks are the same on any rank and in any worker.
     draws = np.random.default_rng(masking.seed)
     order = draws.random(len(known))
     chosen = [word for word, draw in zip(known, order, strict=True) if draw < masking.share]
@@ -117,7 +120,7 @@ class TextEncoderKind(PathKind, GridKind):
 
     def check_length(self, task: str, longest: Longest) -> None:
         config = self.read_config()
-        # RoBERTa's positions begin behind the padding's.
+        # RoBERTa's positions begin behind the padding's: with pad_token_id 1, at 2 of 514.
         begin = config.pad_token_id + 1 if config.model_type != "bert" else 0
         check_fits(task, {"prompt": longest.prompt}, config.max_position_embeddings - begin)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -55,6 +55,7 @@ def draw_by_name(model: nn.Module, tape: Tape, seed: int, keep: Container[str]) 
     for name, numbers in steps.items():
         new = [n for n in numbers if tape.steps[n].draws and n not in seeds]
         seeds |= {n: seed_of(seed, name, count) for count, n in enumerate(new)}
+    # `replay` seeds the default generator, which users' code may have seeded for itself.
     with torch.random.fork_rng(devices=[]):
         for name, place in places.items():
             values = tape.replay(steps[name], place, seeds)
@@ -210,14 +211,17 @@ class Tape(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        inputs = {storage_of(tensor) for tensor in tensors_in((args, kwargs))}
+        # By storage: views of one memory are different tensors, and a change shows in all of them.
+        leaves = filter(has_memory, pytree.tree_leaves((args, kwargs)))
+        inputs = {storage_of(tensor) for tensor in leaves}
         is_random = draws(function) or not inputs.isdisjoint(self._writers)
         if function.is_view or not is_random:
             return function(*args, **kwargs)
         declared = function._schema.arguments
         given = {**dict(zip((a.name for a in declared), args, strict=False)), **kwargs}
         written = [a.name for a in declared if a.alias_info is not None and a.alias_info.is_write]
-        changed = list(tensors_in([given[name] for name in written if name in given]))
+        targets = pytree.tree_leaves([given[name] for name in written if name in given])
+        changed = list(filter(has_memory, targets))
         # A part of a storage that is filled leaves the rest of the old values.
         fills = function.overloadpacket.__name__ in FILLS and all(
             t.numel() * t.element_size() == t.untyped_storage().nbytes() for t in changed
@@ -252,6 +256,7 @@ class Tape(TorchDispatchMode):
 
     def _keep(self, step: Step) -> None:
         writes = step.changed | {view.storage for _, view in step.made}
+        # Filled with what is not random: a drawn bias that is then set to zero, for instance.
         if step.fills and not step.draws and not step.reads:
             for storage in step.changed:
                 del self._writers[storage]  # no longer random
@@ -312,8 +317,3 @@ def has_memory(leaf: Any) -> bool:
 def precise(dtype: torch.dtype) -> torch.dtype:
     """The type that values of a type are drawn in."""
     return torch.float32 if dtype.is_floating_point else dtype
-
-
-def tensors_in(arguments: Any) -> Iterator[Tensor]:
-    """Tensors with values among arguments."""
-    return filter(has_memory, pytree.tree_leaves(arguments))

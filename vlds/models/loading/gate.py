@@ -56,8 +56,8 @@ CHECKED = ("*config*.json", "*/*config*.json")
 INDEX = "*.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 ELSEWHERE = {
-    "audio_tokenizer": "a model of its own",
-    "audio_tokenizer_name_or_path": "a model of its own",
+    "audio_tokenizer": "a separate model",
+    "audio_tokenizer_name_or_path": "a separate model",
     "checkpoint_path": "a file of weights",
     "gguf_file": "a file of weights",
     "repo_path": "a repository",
@@ -134,7 +134,7 @@ def open_checked(hf_class: Any, source: str | Path, field: str, **options: Any) 
     tokenizer = getattr(opened, "tokenizer", opened)  # a processor holds one
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         # Some settings, such as model_max_length, are first looked at when a text is read.
-        with reading(f"{field}: the tokenizer in {source} reads no text"):
+        with reading(f"{field}: the tokenizer in {source} cannot read a text"):
             tokenizer("a")
     return opened
 
@@ -153,6 +153,8 @@ def where(
     if not path.exists():
         with quiet():
             path = fetch(source, field, local)
+        # A snapshot's folder is called by its commit: `from_pretrained` then reads these very
+        # files, also if the branch moves in between.
         place = {"revision": path.name}
     weight_files: list[str] = []
     if path.is_dir():
@@ -160,16 +162,17 @@ def where(
             raise SourceError(
                 f"{field}: {path / ADAPTER}: the folder holds an adapter beside the model, and "
                 "transformers would add it to the weights without a word; move the adapter's files "
-                "to a folder of their own, or merge them into the weights (peft's "
-                "merge_and_unload)"
+                "to another folder, or merge them into the weights (peft's merge_and_unload)"
             )
         for index in sorted(path.glob(INDEX)):
             with reading(f"{field}: cannot read {index}"):
                 names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
                 for name in names:
+                    # No part of a path, such as ../: an index may name files of its folder alone.
                     if Path(name).name != name:
-                        raise ValueError(f"it names {name!r}, which is no file beside it")
+                        raise ValueError(f"it names {name!r}, which is not a file beside it")
             weight_files += names
+        # transformers ignores a folder's code for the types that it knows.
         config = path / "config.json"
         kind = _read(config, field).get("model_type") if config.is_file() else None
         known = kind if isinstance(kind, str) and kind in CONFIG_MAPPING else None
@@ -196,6 +199,7 @@ def check_settings(tree: Any, file: Path, field: str, known: str | None = None) 
 @contextmanager
 def sealed() -> Iterator[None]:
     """Inside, transformers can fetch nothing and ask nothing, whatever it reads."""
+    # Both are read at each use, so that setting them here is enough.
     offline, seconds = constants.HF_HUB_OFFLINE, dynamic_module_utils.TIME_OUT_REMOTE_CODE
     constants.HF_HUB_OFFLINE = True
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # no time for an answer: it asks nothing
@@ -267,11 +271,11 @@ def _reason(key: str, value: Any, beside: Mapping[str, Any], known: str | None) 
         # transformers ignores the folder's code where it has its own class for the type.
         named = [beside.get(key) for key in (*CLASS_KEYS, *PART_KEYS)]
         if not any(isinstance(name, str) and hasattr(transformers, name) for name in named):
-            return "which names code to run, and transformers has no class of its own for it"
+            return "which names code to run, and transformers itself has no class for it"
     if key == "trust_remote_code" and value:
         return "which lets code run"
     if key in PART_KEYS and not all(map(PART.fullmatch, texts)):
-        return "which is no class that reads pictures"
+        return "which is not a class that reads pictures"
     return None
 
 
@@ -313,7 +317,8 @@ def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[s
                 "where a recipe has `bits`"
             )
         for name, value in not_finite(fields):
-            # Bounds of ranges may be infinite, as in Mamba's `time_step_limit`.
+            # Bounds of ranges may be infinite, as in Mamba's `time_step_limit`. `value != value`
+            # is true of NaN alone.
             if value != value or not name.endswith("]"):
                 raise ValueError(f"{name} is {value}, a finite number expected")
         if not isinstance(fields.get(TIES, True), bool):
@@ -362,12 +367,13 @@ def load_weights(
     Errors: SourceError if the weights cannot be read, or do not fit the config.
     """
     with (
-        reading(f"{field}: the config in {path} describes no model", CORRECT),
+        reading(f"{field}: the config in {path} does not describe a model", CORRECT),
         torch.device("meta"),
         unpartitioned(),
         sealed(),
     ):
         wanted = model_class(config).state_dict()
+    # A hub name has no such files here: its shapes are compared by transformers alone.
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(Path(path).glob("*.safetensors")):
         shapes |= check_tensors(field, file, wanted)
@@ -399,6 +405,7 @@ def load_weights(
                 use_safetensors=True,
                 **packing,
             )
+        # A missing buffer is computed or drawn; a missing parameter would be random.
         missing = set(report["missing_keys"])
         lost = missing.intersection(name for name, _ in model.named_parameters())
         faults = [f"{name} is missing" for name in sorted(lost)]

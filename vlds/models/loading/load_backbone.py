@@ -36,7 +36,7 @@ def load_backbone(
     names: set[str] = set()
     if path is None or on_meta():
         field = "model.config: it" if path is None else f"model.path: {path}"
-        with reading(f"{field} describes no model"):
+        with reading(f"{field} does not describe a model"):
             model = model_class(config)
         with steady_buffers(model):
             model.to(dtype)
@@ -63,6 +63,7 @@ def steady_buffers(model: nn.Module) -> Iterator[None]:
         if name in module._non_persistent_buffers_set and buffer.is_floating_point()
     ]
     yield
+    # The old values in their own type, where the new ones are by now: moved, perhaps rounded.
     for module, name, buffer in tables:
         setattr(module, name, buffer.to(module.get_buffer(name).device))
 
@@ -98,6 +99,7 @@ def partitioned_loading(config: Mapping[str, Any]) -> Iterator[None]:
             pair = model.get_parameter(target), model.get_parameter(source)
             partitioned = hasattr(pair[0], "ds_tensor") and hasattr(pair[1], "ds_tensor")
             loaded = (missing_keys or set()).isdisjoint((target, source))
+            # Every rank loads the same files, so all of them come to this collective.
             if loaded and partitioned and not equal_parts(*pair):
                 del model.all_tied_weights_keys[target]
         tie_all(model, missing_keys, recompute_mapping)
@@ -122,6 +124,7 @@ def equal_parts(source: Any, target: Any) -> bool:
     start = size * distributed.get_rank(source.ds_process_group)
     length = min(max(source.ds_numel - start, 0), size)
     equal = torch.equal(source.ds_tensor[:length], target.ds_tensor[:length])
+    # Equal on all ranks, or the ranks would tie different weights and then wait for each other.
     verdict = torch.tensor(int(equal), device=source.ds_tensor.device)
     distributed.all_reduce(verdict, distributed.ReduceOp.MIN, source.ds_process_group)
     return bool(verdict)
@@ -169,6 +172,7 @@ def num_positions(
     with torch.device("meta"), unpartitioned(), bounded():
         part = language(model_class(config))
     tables = [path for path, m in part.named_modules() if isinstance(m, nn.Embedding)]
+    # embed_positions, position_embeddings, pos_embed; GPT-2 calls its table wpe.
     names = [path.rpartition(".")[2] for path in tables]
     return most if any("pos" in name or name == "wpe" for name in names) else None
 

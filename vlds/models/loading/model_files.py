@@ -31,6 +31,7 @@ FILES = ("config.json", "model.safetensors")
 WEIGHTS = ("model.safetensors",)
 CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.vocab")
 """Patterns of files that are not weights: configs, tokenizers, templates."""
+# 429 says "too many requests", 500 and more that the server fails.
 BUSY = 429
 """HTTP status; it and higher ones are temporary, so the libraries may try again."""
 LOCAL = "name a folder that holds the model"
@@ -126,6 +127,7 @@ def damaged_source(source: str) -> str | None:
     """What is wrong with a source in a folder that `vlds convert hf` wrote; None if it is intact or
     elsewhere. Hashes every byte: a second for two GB."""
     path = Path(source)
+    # The source may be such a folder, or a file or folder inside one.
     for folder in (path, path.parent):
         if not (folder / DESCRIPTION).is_file():
             continue

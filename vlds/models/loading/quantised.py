@@ -64,7 +64,7 @@ def check_writable_whole(bits: Bits | None) -> None:
 def skipped_layers(model: Any, part: str, bits: Bits) -> list[str]:
     """Paths of the layers that stay floats, so that only linear layers of a part are packed.
 
-    `part` is a path in a model that is not packed yet. Rows that are no whole blocks stay floats
+    `part` is a path in a model that is not packed yet. Rows that are not whole blocks stay floats
     in 4 bits: bitsandbytes 0.50 unpacks them wrongly on CPUs. Errors: ValueError if no layer is
     left.
     """
@@ -105,7 +105,7 @@ def load_language(
     if bits is None:
         return load_weights(model_class, path, config, dtype, "model.path")
     check_libraries(bits)
-    message = f"model.path: the config in {path} describes no model"
+    message = f"model.path: the config in {path} does not describe a model"
     with reading(message, CORRECT), torch.device("meta"), unpartitioned():
         shapes = model_class(config)
     packing = BitsAndBytesConfig(
@@ -153,6 +153,7 @@ def pack_shapes(model: Any, bits: Bits | None, part_of: PartOf = lambda model: "
     for path, module in model.named_modules():
         if type(module) is nn.Linear and should_convert_module(path, skipped):
             size = module.weight.numel()
+            # Two codes of 4 bits a byte, in one column, as bitsandbytes lays them out.
             packed = (
                 torch.empty((size + 1) // 2, 1, dtype=torch.uint8, device="meta")
                 if bits == 4
@@ -179,11 +180,11 @@ def packed_linears(model: nn.Module) -> Iterator[nn.Linear]:
 
 
 def scale_bytes(model: nn.Module) -> int:
-    """Bytes of the scales of a model's packed weights, which are no parameters."""
+    """Bytes of the scales of a model's packed weights, which are not parameters."""
     return SCALE_BYTES * sum(
         linear.out_features
         if linear.weight.dtype == torch.int8
-        else -(-linear.in_features * linear.out_features // BLOCK)
+        else -(-linear.in_features * linear.out_features // BLOCK)  # rounded up
         for linear in packed_linears(model)
     )
 

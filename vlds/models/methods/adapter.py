@@ -71,6 +71,7 @@ class AdapterModule(StackedBottleneckModule):
     def through(self, states: Tensor) -> Tensor:
         # Linear halves can be computed for several tasks at once; `halves` would take one by one.
         def bottleneck(rows: Tensor, *stacks: Tensor) -> Tensor:
+            # The stacks come in the order in which the tuples below hold them.
             down_weight, down_bias, up_weight, up_bias = stacks
             narrow = self.activation(stacked_linear(rows, down_weight, down_bias))
             return stacked_linear(narrow, up_weight, up_bias)
@@ -110,7 +111,7 @@ def materialise(
     for linear in extended_linears(model, name):
         old = linear.extensions[name]
         assert isinstance(old, BottleneckModule)
-        # A host of no roles: it serves to put the new module in the place of the old one.
+        # This host has no roles: it serves to put the new module in the old one's place.
         host = Host(name, model, TargetModules({}), tasks, BatchContext(old.routing))
         new = AdapterModule(adapter, linear, host)
         down, up = old.halves()
@@ -123,6 +124,7 @@ def materialise(
             for index, half in enumerate(halves):
                 bias[index] = half(torch.zeros_like(eye[:1]))[0]
                 weight[index] = (half(eye) - bias[index]).mT
+        # The norms keep their weights, and a bottleneck beside a layer the note of its input.
         new.pre_norm, new.post_norm = old.pre_norm, old.post_norm
         new.beside = old.beside
         host.extend_linear(linear, new.train(old.training))

@@ -3,7 +3,7 @@ prompts in both towers of CLIP, an adapter behind each that looks at the other's
 losses that keep what both say near what the frozen model says of augmented inputs.
 
 The public code does not realise this (its adapters never train, its attention runs over the rows of
-the batch, its consistency returns nothing), so these are choices of our own:
+the batch, its consistency returns nothing), so these are our choices:
 - the adapter's norms stand before its layers. Where they stand behind the sums, as in the paper's
   drawing, no weights make the adapter the identity; here the output layers begin as zeros;
 - a picture's embedding attends to the classes' texts, and each class's text to all of them and to
@@ -117,7 +117,7 @@ class APoLLoModule(ClassExtension):
                 f"its prompts take the place of a template's first words, but the head has "
                 f"{len(config.templates)} templates; give one"
             )
-        # One template makes one text for each class.
+        # One template makes one text for each class. CLIP's tokenizer puts a start token before it.
         texts = [texts[0] for texts in config.sentences().template]
         ids: list[list[int]] = tokenizer(texts)["input_ids"]
         length, first = self.config.length, int(ids[0][0] == tokenizer.bos_token_id)
@@ -126,6 +126,7 @@ class APoLLoModule(ClassExtension):
                 f"length: {length}, but the template {config.templates[0]!r} has fewer words "
                 "before the class's name; give a smaller length, or another template"
             )
+        # The states must be the frozen tower's, without the prompts that they will replace.
         with self.switch.off():
             self.start_prompts(backbone.text_model, ids[0], first)
 
@@ -164,6 +165,7 @@ class CrossAdapter(nn.Module):
         self.wide_norm = nn.LayerNorm(width, **options)
         self.wide = nn.Linear(width, config.expansion * width, **options)
         self.narrow = nn.Linear(config.expansion * width, width, **options)
+        # What both residual sums add is 0 at first: the adapter begins as the identity.
         for layer in (self.outside, self.narrow):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -185,6 +187,7 @@ class CrossAdapter(nn.Module):
         def drop(states: Tensor) -> Tensor:
             return F.dropout(states, self.dropout, self.training)
 
+        # Two softmaxes through one layer, whose results are added: own and others do not compete.
         query, key, value = split(own)
         _, other_key, other_value = split(others)
         attended = attend(query, key, value) + attend(query, other_key, other_value)
@@ -225,6 +228,7 @@ class FrozenConsistency(BatchLoss):
 def info_nce(tuned: Tensor, frozen: Tensor, first: int) -> Tensor:
     """(g, b) cross-entropy of finding each embedding's own frozen one among all (n, d)."""
     logits = tuned @ frozen.mT / CONTRAST_TEMPERATURE
+    # Number i of each group has its pair at `first` + i: with 2 groups of 3 from 4, 4 5 6 4 5 6.
     targets = first + torch.arange(tuned.shape[1], device=tuned.device)
     lost = F.cross_entropy(logits.flatten(0, 1), targets.repeat(len(tuned)), reduction="none")
     return lost.view(tuned.shape[:2])
@@ -243,6 +247,7 @@ def divergence(tuned: Tensor, frozen: Tensor, first: int) -> Tensor:
         .log_softmax(-1)
         for each in sides
     )
+    # The log of the mean of both distributions.
     middle = torch.logaddexp(p, q) - math.log(2)
     halves = torch.stack([(each.exp() * (each - middle)).sum(-1) for each in (p, q)])
     return halves.mean(0)

@@ -24,6 +24,7 @@ LIBRARY_NAMES: dict[Library, str] = {
     "reference": "the original code",
 }
 """Library -> its name in messages."""
+# PeftModel holds its tuner as base_model, and the tuner holds the model as model.
 PEFT_MODEL = "base_model.model."
 """Prefix of layers' names in peft's files."""
 
@@ -68,7 +69,7 @@ class Method(ABC):
     recomputable: ClassVar[bool] = True
     """True if layers compute the same again in the backward pass (activation checkpointing)."""
     needs_whole_model: ClassVar[bool] = False
-    """True if the frozen model computes what the method begins with; ZeRO-3 partitions its weights
+    """True if the frozen model computes the method's first values; ZeRO-3 partitions its weights
     only after that."""
     compares_examples: ClassVar[bool] = False
     """True if the method's loss compares all examples of a global batch, which a rank then computes
@@ -103,6 +104,9 @@ class Method(ABC):
 
         Errors: ValueError if nothing in the model plays the roles that the method needs.
         """
+
+    # From here on, defaults suit a method that only adds modules: it cannot be folded, takes
+    # nothing from other runs, and stays beside exported weights.
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Fold what was attached as `name` into the model's own weights, or make it plainer; name

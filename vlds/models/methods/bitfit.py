@@ -64,9 +64,6 @@ ATTENTION_ROLES: tuple[Role, ...] = (
     "cross_attn_q", "cross_attn_k", "cross_attn_v", "cross_attn_out",
 )  # fmt: skip
 LINEAR_ROLES: tuple[Role, ...] = (*ATTENTION_ROLES, "ffn_in", "ffn_out")
-HEAD = "head"
-DRAWN_ROLES = (*ATTENTION_ROLES, HEAD)
-"""Layers whose added biases `init: ladder_side_tuning` draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +128,7 @@ class BitFit(Method):
             )
         trained: list[nn.Parameter] = []
         if self.add_norm_and_head_biases:
-            bare |= bare_linears(host, HEAD)
+            bare |= bare_linears(host, "head")
             for norm in host.modules_of("norm").values():
                 if getattr(norm, "bias", None) is None:
                     weight = norm.get_parameter("weight")
@@ -140,7 +137,7 @@ class BitFit(Method):
                     added = AddedBias(width, {"device": weight.device, "dtype": weight.dtype})
                     host.extend_norm(norm, added)
                     trained += added.parameters()
-        drawn = bare_linears(host, *DRAWN_ROLES) if self.init != "zero" else {}
+        drawn = bare_linears(host, *ATTENTION_ROLES, "head") if self.init != "zero" else {}
         for path, linear in bare.items():
             bound = linear.in_features**-0.5 if path in drawn else 0.0
             added = AddedBias(linear.out_features, weight_options(linear), bound)

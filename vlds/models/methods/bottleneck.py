@@ -52,6 +52,8 @@ NAMES_IN_ADAPTERS: dict[Nonlinearity, str] = {
 }  # fmt: skip
 Half = Callable[[Tensor], Tensor]
 """One half of a bottleneck for one task: (..., in) -> (..., out)."""
+# On T5, adapters keeps a sub-layer's adapters in the sub-layer's own module; on BART, in a module
+# of the layer for each of its sub-layers.
 LIBRARY_PLACES: dict[Library, dict[str, str]] = {
     "adapters": {
         r"(.+)\.(SelfAttention\.o|EncDecAttention\.o|DenseReluDense\.wo)": r"\1.adapters",
@@ -70,6 +72,7 @@ LIBRARY_PLACES: dict[Library, dict[str, str]] = {
 """Linear layer of the backbone -> the module that holds its adapters in a library."""
 LIBRARY_NORMS: dict[Library, dict[str, tuple[str, ...]]] = {
     "adapters": {
+        # It holds the norm twice: by name, and as the first element of the down half.
         "pre": ("{task}.adapter_norm_before", "{task}.adapter_down.0"),
         "post": ("{task}.adapter_norm_after",),
     },
@@ -126,6 +129,7 @@ class Bottleneck(Method):
     def refusal(self, library: Library, model: Any) -> str | None:
         """No layout holds bottlenecks beside layers; the original code has them behind every
         self-attention, with one activation."""
+        # What a library lacks as a whole comes first; settings matter only where it has the method.
         if library not in self.libraries:
             return super().refusal(library, model)
         if library == "reference" and not (self.attention and self.activation == "gelu_tanh"):
@@ -159,12 +163,13 @@ def stack_and_layer(path: str) -> tuple[str, int]:
 class BottleneckModule(LinearExtension):
     """The bottlenecks of all tasks behind one layer.
 
-    Subclasses own all their weights themselves: ZeRO-3 gathers them once when this module runs,
+    Subclasses hold all their weights directly: ZeRO-3 gathers them once when this module runs,
     however many tasks a rank holds.
     """
 
     def __init__(self, config: Bottleneck, linear: nn.Linear, routing: TaskRouting) -> None:
         super().__init__()
+        # The functions of ACTIVATIONS have names, so that modules can be pickled.
         self.routing, self.activation = routing, ACTIVATIONS[config.activation]
         self.beside: MadeForBatch | None = None
         """The input of the feed-forward layer, for bottlenecks beside it."""
@@ -226,7 +231,7 @@ class StackedBottleneck(Bottleneck):
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put a bottleneck at every place."""
-        # In the order of places, which is that of the roles: the first module holds what all share.
+        # The first module holds what all modules share.
         modules: list[StackedBottleneckModule] = []
         for place in self.places(host):
             modules.append(self.module(place.linear, host, modules[:1]))
@@ -250,6 +255,7 @@ class StackedBottleneck(Bottleneck):
             place = next((match.expand(to) for match, to in matches if match), None)
             if place is None:
                 raise ValueError(f"{tensor.layer}: {LIBRARY_NAMES[library]} has no adapters there")
+            # down_weight, or pre_norm.weight of the norm before.
             half, _, leaf = tensor.leaf.partition("_")
             if half in LIBRARY_NORMS[library]:
                 leaf = leaf.removeprefix("norm.")

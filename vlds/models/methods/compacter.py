@@ -60,11 +60,12 @@ class Compacter(StackedBottleneck):
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
         """As for all bottlenecks. A rule that all share has the names of all of them in the
-        original code, and one name of its own in adapters."""
+        original code, and a single name in adapters."""
         layout = super().layout(library, name, model)
         if self.rule != "everywhere":
             return layout
         rules = [tensor for tensor in layout.tensors if tensor.endswith("_rule")]
+        # The original code also registers the shared rule at the model itself, as phm_rule.
         keys = (*(key for rule in rules for key in layout.tensors[rule].keys), "phm_rule")
         if library == "adapters":
             keys = (f"{'' if is_t5(model) else 'model.'}shared_parameters.{{task}}.phm_rule",)
@@ -103,6 +104,7 @@ class CompacterModule(StackedBottleneckModule):
             rule = torch.empty(num if config.rule == "own" else 1, n, n, n, **self.options)
             return nn.Parameter(nn.init.normal_(rule, std=config.rule_init_std))
 
+        # A rule that all modules share is one parameter, which `first` of them has made.
         self.down_rule = new_rule(self.num_down) if rule is None else rule
         self.up_rule = self.down_rule if config.rule == "everywhere" else new_rule(self.num_up)
         self.down_bias = nn.Parameter(torch.zeros(self.num_down, self.bottleneck, **self.options))
@@ -138,6 +140,7 @@ def phm(rows: Tensor, rule: Tensor, blocks: Tensor, bias: Tensor) -> Tensor:
 def thin_phm(rows: Tensor, rule: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
     """(..., in) -> (..., out), from a rule (n, n, n) and blocks as products (n, in/n, r) by
     (n, r, out/n). Nothing of the size in x out is made."""
+    # Narrow first: down to the rank, across the rule, and up again.
     pieces = torch.einsum("...ak,ikr->...air", rows.unflatten(-1, (len(left), -1)), left)
     pieces = torch.einsum("...air,iac->...cir", pieces, rule)
     return torch.einsum("...cir,irp->...cp", pieces, right).flatten(-2) + bias
@@ -173,6 +176,7 @@ class LowRankAdapterModule(StackedBottleneckModule):
     @staticmethod
     def layer(rows: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
         """(..., in) -> (..., out), from factors (in, r) and (r, out)."""
+        # From the left: (rows left) right costs r (in + out) a row, rows (left right) in x out.
         return rows @ left @ right + bias
 
     def __init__(self, config: LowRankAdapter, linear: nn.Linear, host: Host) -> None:

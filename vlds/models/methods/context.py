@@ -54,6 +54,7 @@ class TaskRouting:
         """Take `num_rows` rows: those of the batch, or each of them several times, as the beams of
         a search stand beside each other."""
         if num_rows != self.num_rows:
+            # Tasks 4 7 and six rows give 4 4 4 7 7 7.
             times, rest = divmod(num_rows, max(1, len(self._given)))
             assert not rest, f"{num_rows} rows, but the batch has {len(self._given)}"
             self._group(self._given.repeat_interleave(times), self._rows.device)
@@ -66,6 +67,8 @@ class TaskRouting:
         self._rows = task_index.to(device, non_blocking=True)
         self._even = None
         if len(self.tasks) > 1:
+            # Stable, so that rows of a task keep their order, and sums over them their bits.
+            # Tasks 1 1 0 give the order 2 0 1 and the inverse 1 2 0.
             order = torch.argsort(task_index, stable=True)
             inverse = torch.argsort(order)
             self._order = order.to(device, non_blocking=True)
@@ -84,6 +87,7 @@ class TaskRouting:
     @contextmanager
     def each_task(self) -> Iterator[None]:
         """Inside, there is one row for each task of the batch."""
+        # `_index`, not `_given`: the rows may be those of a search with several beams.
         index, device = self._index, self._rows.device
         self.set(torch.tensor(self.tasks), device)
         try:
@@ -130,6 +134,8 @@ class TaskRouting:
         # One batched product over all tasks present, each padded to as many rows.
         rows, places = self._even
         groups = states.index_select(0, rows).unflatten(0, (len(self.tasks), -1))
+        # A stack with as many slices as tasks present has them all, in order. One slice is for all
+        # tasks. Any other stack has more tasks than the batch.
         present = [
             torch.cat([of_all[task] for task in self.tasks])
             if len(of_all) > len(self.tasks)
@@ -174,6 +180,7 @@ class TaskRouting:
 def stacked_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Rows (k, ..., i) through linear layers (k, o, i) with biases (k, o), or rows (..., i) through
     one (1, o, i)."""
+    # One layer takes any leading dimensions; several are the batch dimension of one product.
     if len(weight) == 1:
         return F.linear(rows, weight.squeeze(0), None if bias is None else bias.squeeze(0))
     flat, shape = rows.flatten(1, -2), (*rows.shape[:-1], weight.shape[1])
@@ -242,7 +249,7 @@ class BatchContext:
         self.visual = self.token_mask = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BatchContext:
-        # A copy of a model starts without a batch.
+        # A copy of a model starts without a batch. Its modules find the one new context in `memo`.
         context = memo[id(self)] = BatchContext(deepcopy(self.routing, memo))
         context.training, context.reads_examples = self.training, self.reads_examples
         return context
@@ -264,6 +271,7 @@ class BatchContext:
         name = int(torch.randint(1 << 62, ()))
         number = self._drawn.setdefault(name, self._pass)
         text = f"{self._seed}/{self.step}/{number}/{key}"
+        # A hash, not a generator: what one module draws moves no other's draws.
         digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") % count
 
@@ -348,7 +356,7 @@ class ClassesPredicted(NamedTuple):
     targets: Tensor
     """(m, c) in 0..1."""
     is_binary: bool
-    """True if each class is a question of its own; False if one class of them holds."""
+    """True if each class is a separate yes-or-no question; False if exactly one class holds."""
 
     def losses(self) -> Tensor:
         """(m,) cross-entropy with the targets, over the classes or summed over them, in at least
@@ -386,7 +394,7 @@ class Predicted(NamedTuple):
     @property
     def is_token(self) -> Tensor:
         """(b, t) bool, True for n labels: those that do not stand for classes."""
-        is_token = self.is_label
+        is_token = self.is_label  # a new tensor, which may be changed
         for predicted in self.classes:
             is_token[predicted.rows] = False
         return is_token

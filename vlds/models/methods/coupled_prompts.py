@@ -95,6 +95,7 @@ class CoupledPrompts(ModelExtension):
         """Begin as the states of the words from position `first` on of a text with these ids."""
         prompts, table = self.text.weight, text_model.embeddings
         depth, length, _ = prompts.shape
+        # A start token may come before the words.
         self.first = first
         tokens = torch.tensor([ids], device=prompts.device)
         words = slice(first, first + length)
@@ -133,6 +134,7 @@ class VisionPrompts(LayerPrompts):
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.switch.is_on:
             return inputs
+        # Behind the picture's tokens, so that the class token stays first, where CLIP reads it.
         prompts = self.made.value[self.number].to(inputs)
         kept = inputs[:, : -len(prompts)]
         return torch.cat([kept, prompts.expand(len(inputs), -1, -1)], 1)

@@ -42,6 +42,7 @@ def added_tensors(model: nn.Module, method: str) -> list[AddedTensor]:
     pattern = re.compile(rf"(?:(.+?)\.)?({'|'.join(ADDED)})\.{method}\.(.+)")
     # keep_vars gives the parameters themselves, so that one tensor of two names has one id.
     state = model.state_dict(keep_vars=True)
+    # A side network may hold the backbone's own token table: methods have not added that.
     own = {id(tensor) for name, tensor in state.items() if is_own(name)}
     matches = (pattern.fullmatch(name) for name, tensor in state.items() if id(tensor) not in own)
     return [AddedTensor(m[0], m[1] or "", m[2], m[3]) for m in matches if m]
@@ -77,6 +78,7 @@ class NoteInput(InputExtension):
 
     def __init__(self) -> None:
         super().__init__()
+        # Shared with the reader, which takes the tensor away: kept, it would hold its graph.
         self.noted = MadeForBatch()
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -114,7 +116,7 @@ class ModelExtension(nn.Module):
 def run_beside(model: nn.Module) -> Tensor | None:
     """Run what methods have put beside a model: (b, p, d) what precedes the text, if anything."""
     extensions = list(getattr(model, "extensions", {}).values())
-    # Sorting is stable: beside that, methods run in the order in which the recipe names them.
+    # Sorting is stable: apart from that, methods run in the order in which the recipe names them.
     extensions.sort(key=lambda extension: extension.runs_layers)
     outputs = [extension() for extension in extensions]
     prompts = [prompt for prompt in outputs if prompt is not None]
@@ -151,6 +153,7 @@ class ExtendedLinear(Extended, nn.Linear):
     kind = nn.Linear
 
 
+# One class for each kind: a model with hundreds of extended layers has a few classes.
 EXTENDED: dict[type[nn.Module], type[Extended]] = {nn.Linear: ExtendedLinear}
 """Class of modules -> the class that they have once they are extended."""
 
@@ -189,6 +192,7 @@ def extended_linears(model: nn.Module, name: str) -> Iterator[ExtendedLinear]:
 
 def is_plain(weight: Tensor) -> bool:
     """True for weights of floats; False for what is packed, or computed from something else."""
+    # By the exact class: bitsandbytes' packed weights are subclasses of Parameter.
     return type(weight) is nn.Parameter and weight.is_floating_point()
 
 
@@ -202,6 +206,7 @@ def foldable_weight(linear: ExtendedLinear) -> Tensor:
 
     Errors: ValueError if the layer is quantised or computes something else.
     """
+    # A subclass of nn.Linear with its own forward may do anything with its weight.
     if not is_plain(linear.weight) or linear.kind.forward is not nn.Linear.forward:
         raise ValueError(
             f"{linear.kind.__name__} does not compute a plain product with a matrix of floats, so "
@@ -292,7 +297,7 @@ class Host:
                         "extend nn.Linear and its subclasses only, so choose a model or a method "
                         "without it"
                     )
-                if "forward" in vars(module):
+                if "forward" in vars(module):  # accelerate's hooks do so
                     raise ValueError(
                         f"{path} plays the role '{role}', and its forward was replaced on the "
                         "object itself, so that a method's modules would never run; attach methods "
@@ -351,11 +356,13 @@ class Host:
         if extension.gives_prompts:
             self.check_prompts()
         extensions = module_dict(self.model, "extensions")
+        # As in `_put`: beside packed layers, `weight_options` gave float32.
         extensions[self.name] = extension.to(states_type(self.model))
 
     def extend_attention(self, key_path: str, extension: nn.Module) -> None:
         """Let `extension`(keys, values) -> (keys, values), all (b, heads, s, d), act in the
         attention whose key projection is at a path."""
+        # The attention is the parent of its projection: `layers.0.self_attn.k_proj`.
         attention = self.model.get_submodule(key_path.rpartition(".")[0])
         module_dict(attention, "key_value_extensions")[self.name] = extension
 
@@ -383,12 +390,15 @@ def find_modules(model: nn.Module, targets: TargetModules, role: str) -> dict[st
 
 def pattern_of(path: str) -> re.Pattern[str]:
     """A path pattern as a regular expression; `*` stands for one segment."""
+    # `*` matches no dot: encoder.layers.*.fc1 must not reach fc1 of modules further inside.
     return re.compile(re.escape(path).replace(r"\*", r"[^.]+"))
 
 
 def bias_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The model's own biases: those of linear layers and norms, and T5's relative position
     biases."""
+    # T5's are tables, called relative_attention_bias.weight. As in the original code, any name with
+    # "bias" in it counts.
     return [p for name, p in model.named_parameters() if "bias" in name and is_own(name)]
 
 
@@ -428,6 +438,7 @@ class SidePath(ModelExtension):
         positions, so that its input is as wide as the backbone's."""
         super().__init__()
         self.stacks: Any = stacks
+        # The model's pass of the encoder fills it, and that of the decoder reads it.
         self.read = MadeForBatch()
         """States (b, l, d) and mask (b, l) that the backbone has read of the text."""
 

@@ -41,8 +41,6 @@ PREFIXED: dict[Role, Role] = {"attn_k": "attn_out", "cross_attn_k": "cross_attn_
 """Keys' projection -> kind of its sub-layer."""
 TASKS = "task_embeddings.weight"
 """The embeddings of the tasks, by their name in the networks."""
-OF_TRAINING = ("learning_rate", "weights", "train_networks")
-"""Fields without effect on what given weights compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +128,13 @@ class HyperPELT(Hyperformer):
         """
         other = read_method(run, HyperPELT, "name a run with HyperPELT")
         for name, theirs in other.settings.items():
-            ours = getattr(self, name, None)
-            if name not in OF_TRAINING and ours != theirs:
+            if name in ("learning_rate", "weights", "train_networks"):
+                continue  # without effect on what given weights compute
+            if (ours := getattr(self, name, None)) != theirs:
                 raise ValueError(
                     f"weights: {name} is {theirs} in {run}, and {ours} here; set it so"
                 )
+        # The state's tensors share memory with the parameters: `copy_` below fills these.
         state, found = networks.state_dict(), dict(other.tensors[""])
         embeddings = state.pop(TASKS), found.pop(TASKS)
         for name, tensor in state.items():
@@ -160,14 +160,14 @@ class HyperPELT(Hyperformer):
         """
         if self.visual:
             raise ValueError(
-                "visual: got true, so that each picture makes weights of its own, which no fixed "
-                "ones can replace; use `vlds convert hf`, which keeps the networks beside the "
-                "backbone, or train with visual: false"
+                "visual: got true, so that each picture makes its own weights, which no fixed ones "
+                "can replace; use `vlds convert hf`, which keeps the networks beside the backbone, "
+                "or train with visual: false"
             )
         networks = model.get_submodule(f"extensions.{name}")
         assert isinstance(networks, PELTNetworks)
         left = super().merge(name, model, tasks)  # makes the weights of all tasks
-        if not networks.attentions:
+        if not networks.attentions:  # prefix_length: 0
             return left
         # In the order of PREFIXED: cross-attentions last, as `fixed_prefixes` needs them.
         made = {path: networks.prefixes.value[key] for path, key in networks.attentions.items()}
@@ -181,7 +181,7 @@ class HyperPELT(Hyperformer):
 
 
 class PELTNetworks(HyperNetworks):
-    """The networks of both sets, from embeddings of task, layer and block, and from pictures."""
+    """The networks of both sets: from embeddings of task, layer and block, and from pictures."""
 
     def __init__(self, config: HyperPELT, places: list[BottleneckPlace], host: Host) -> None:
         std = host.targets.linear_init_std
@@ -191,6 +191,7 @@ class PELTNetworks(HyperNetworks):
         """Path of an attention's keys -> the prefixes before them."""
         self.context, options = host.context, weight_options(places[0].linear)
         self.of_pictures, self.prefixes, self.picture_prefixes = (MadeForBatch() for _ in range(3))
+        # Each stack's kinds in the order of PREFIXED, which is that of its head's outputs.
         kinds: dict[str, list[Role]] = {}
         for role, kind in PREFIXED.items() if config.prefix_length else ():
             for path, linear in host.linears(role, optional=CROSS_ATTENTION).items():
@@ -229,7 +230,8 @@ class PELTNetworks(HyperNetworks):
         made: dict[Key, list[Tensor]] = {}
         for stack, network in self.visual_stacks.items():
             for kind, weights in network(pictures).items():
-                # Unbound once, as in HyperNetworks.forward.
+                # Unbound once, as in HyperNetworks.forward. (k, n, ...) -> for each of n layers the
+                # weights of all k pictures.
                 by_layer = zip(*(weight.unbind(1) for weight in weights), strict=True)
                 made |= {(stack, kind, n): list(own) for n, own in enumerate(by_layer)}
         self.of_pictures.value = made
@@ -300,6 +302,7 @@ class PELTModule(HyperformerModule):
         of_tasks = super().through(states)
         if self.of_pictures is None:
             return of_tasks
+        # Each row's own weights: beams of an example have the same ones.
         rows = self.context.examples
         down, down_bias, up, up_bias = (w[rows] for w in self.of_pictures.value[self.key])
         # Beams of an example, or all tokens in one line, become one row for each example.
@@ -323,6 +326,7 @@ class HyperPrefix(nn.Module):
         if self.of_pictures is not None:
             beams = routing.num_rows // len(keys)  # which share the keys of an example
             rows = self.context.example_of_rows(routing.num_rows)[::beams]
+            # In front: the pictures' prefixes, then the tasks', then the keys of the input.
             sets.insert(0, [piece[rows] for piece in self.of_pictures.value[self.key]])
         before = [
             torch.cat(pieces, 1).unflatten(-1, (num_heads, -1)).transpose(1, 2)

@@ -103,6 +103,7 @@ class Hyperformer(Bottleneck):
         """Put a bottleneck at every place, and the networks that make their weights beside the
         model."""
         places = self.places(host)
+        # The modules behind layers hold no weights: they read what the networks make.
         networks = HyperNetworks(self, places, len(host.tasks), host.targets.linear_init_std)
         for place in places:
             module = HyperformerModule(self, place, networks.generated, host.context.routing)
@@ -132,6 +133,7 @@ class Hyperformer(Bottleneck):
         return {name: adapter}
 
     def refusal(self, library: Library, model: Any) -> str | None:
+        # `reasons` advise to merge first, which plain adapters without these norms cannot follow.
         if self.layer_norm_after and library not in self.libraries:
             return f"{LIBRARY_NAMES[library]} has no {type(self).__name__} with layer_norm_after"
         return super().refusal(library, model)
@@ -141,6 +143,7 @@ class Hyperformer(Bottleneck):
         tensors = {}
         for tensor in added_tensors(model, name):
             if tensor.leaf == "task_embeddings.weight":
+                # The table has a row a task, and the original code a tensor a task.
                 key = "task_to_embeddings.{task}"
                 owners = ("shared_task_embed", "encoder.task_embed", "decoder.task_embed")
                 tensors[tensor.name] = Stored(tuple(f"{owner}.{key}" for owner in owners))
@@ -174,6 +177,7 @@ class HyperNetworks(ModelExtension):
         super().__init__()
         self.generated = MadeForBatch()
         options = weight_options(places[0].linear)
+        # Of standard deviation 1 on every backbone; the other tables follow its family's.
         self.task_embeddings = table(num_tasks, config.task_dim, 1.0, options)
         stacks: dict[str, list[BottleneckPlace]] = {}
         for place in places:
@@ -259,12 +263,14 @@ class HyperNetwork(nn.Module):
 
         def pairs(left: Tensor, right: Tensor) -> Tensor:
             """(..., a) and (n, b) -> (..., n, a + b): each beside each."""
+            # Expanding copies nothing; `cat` then writes each pair once.
             shape = (*left.shape[:-1], len(right))
             left = left[..., None, :].expand(*shape, left.shape[-1])
             return torch.cat([left, right.expand(*shape, right.shape[-1])], dim=-1)
 
         inputs = pairs(tasks, rows_of(self.layer_embeddings))
         if self.kind_embeddings is not None:
+            # The table has a row for each of KINDS, also on backbones without cross-attention.
             indices = [KINDS.index(kind) for kind in kinds]
             inputs = pairs(inputs, rows_of(self.kind_embeddings)[indices])
         e: Tensor = self.norm(self.project(F.relu(self.hidden(inputs))))
@@ -291,6 +297,7 @@ class Generator(nn.Module):
         if config.layer_norm_after:
             self.shapes |= {"norm_weight": (width,), "norm_bias": (width,)}
         for name, shape in self.shapes.items():
+            # One row of the layer for each entry of the weight; `forward` gives these their shape.
             layer = nn.Linear(config.projected_dim, math.prod(shape), **options)
             self.register_module(name, layer)
 

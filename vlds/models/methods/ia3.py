@@ -55,6 +55,7 @@ class IA3(Method):
             behind = OutputFactors(self, linear, linear.out_features, host)
             host.extend_linear(linear, behind)
             trained.append(behind.factors)
+        # On the hidden units: what the second feed-forward layer reads.
         for linear in host.linears("ffn_out").values():
             before = InputFactors(self, linear, linear.in_features, host)
             host.extend_input(linear, before)
@@ -71,6 +72,7 @@ class IA3(Method):
             raise ValueError(
                 f"sharing: {self.sharing}; one layer cannot hold the factors of several tasks"
             )
+        # A list, since taking modules out changes what `modules()` walks over.
         for linear in [m for m in model.modules() if isinstance(m, ExtendedLinear)]:
             if name in linear.extensions:
                 weight = foldable_weight(linear)
@@ -126,7 +128,7 @@ class Factors(nn.Module):
         """(b, l, d), or (b * l, d) as some models have it, times each row's factors."""
         if len(self.factors) == 1:
             return states * self.factors[0]
-        if states.ndim == 2:
+        if states.ndim == 2:  # all tokens in one line, as OPT's layers have them
             by_row = self.routing.by_row(states)
             return (by_row * self.routing.of_rows(self.factors[:, None])).flatten(0, 1)
         return states * self.routing.of_rows(self.factors[:, None], len(states))

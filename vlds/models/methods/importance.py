@@ -29,6 +29,7 @@ def squared_gradients(model: Any, examples: Iterable[tuple[Tensor, Tensor]]) -> 
     over the labels' tokens, in evaluation mode."""
     model.eval().requires_grad_(True)
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    # One at a time: the square of a batch's gradient is not the sum of its examples' squares.
     for input_ids, labels in examples:
         model.zero_grad()
         model(input_ids=input_ids, labels=labels).loss.backward()
@@ -45,6 +46,7 @@ def layers_hash(weights: Mapping[str, Tensor], names: Iterable[str]) -> str:
     for name in sorted(names):
         if TABLES.isdisjoint(name.split(".")):
             digest.update(name.encode())
+            # numpy has no bf16, so the bytes are hashed.
             rounded = weights[name].detach().to("cpu", torch.bfloat16).contiguous()
             digest.update(rounded.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -55,7 +57,7 @@ def read_importance(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Tens
     device, shapes decide.
 
     Errors: ValueError if the file is missing, damaged, or of another backbone, or if a number in it
-    is no sum of squares.
+    is not a sum of squares.
     """
     if not file.exists():
         raise ValueError(f"importance: no such file: {file}; `vlds importance` writes it")
@@ -79,8 +81,8 @@ def read_importance(file: Path, weights: Mapping[str, Tensor]) -> dict[str, Tens
         bad = tensor[~(tensor.isfinite() & (tensor >= 0))]
         if len(bad):
             raise ValueError(
-                f"importance: {name} holds {bad[0].item()} in {file}, which is no sum of squares; "
-                "write the file again, with `vlds importance`"
+                f"importance: {name} holds {bad[0].item()} in {file}, which is not a sum of "
+                "squares; write the file again, with `vlds importance`"
             )
     if not any(tensor.any() for tensor in tensors.values()):
         raise ValueError(

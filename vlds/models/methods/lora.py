@@ -80,6 +80,7 @@ class LoRA(Method):
 
         A model may lack cross-attention unless `roles` names nothing else.
         """
+        # Models of one stack have none; only a recipe that names nothing else must fail on them.
         optional = CROSS_ATTENTION if set(self.roles) - set(CROSS_ATTENTION) else ()
         trained: list[nn.Parameter] = []
         for linear in host.linears(*self.roles, optional=optional).values():
@@ -99,6 +100,7 @@ class LoRA(Method):
                 f"sharing: {self.sharing}; one layer cannot hold the updates of several tasks"
             )
         for linear in extended_linears(model, name):
+            # Checked before the module is taken out.
             weight = foldable_weight(linear)
             module = take_first(linear, name)
             assert isinstance(module, LoRAModule)
@@ -136,7 +138,7 @@ class LoRAModule(LinearExtension):
     optimizer_rules: ClassVar[OptimizerRules] = {"a": STACKED, "b": STACKED}
     neurons: ClassVar[Mapping[str, int]] = {"a": 1, "b": 2}
     """Weight -> its dimension that numbers the update's ranks."""
-    behind_zeros = ("a",)
+    behind_zeros = ("a",)  # B begins as zeros
 
     def __init__(self, config: LoRA, linear: nn.Linear, host: Host) -> None:
         super().__init__()
@@ -146,6 +148,7 @@ class LoRAModule(LinearExtension):
         options = weight_options(linear)
         self.a = nn.Parameter(torch.empty(num_a, config.rank, linear.in_features, **options))
         self.b = nn.Parameter(torch.zeros(num_b, linear.out_features, config.rank, **options))
+        # As loralib draws A: kaiming_uniform_(a=sqrt(5)), which comes to 1 / sqrt(in).
         bound = 1 / math.sqrt(linear.in_features)
         nn.init.uniform_(self.a, -bound, bound)
 

@@ -90,7 +90,7 @@ class LST(Method):
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put the side network beside the model.
 
-        Errors: ValueError if the model is no encoder-decoder.
+        Errors: ValueError if the model is not an encoder-decoder, or a stack has fewer layers.
         """
         if host.targets.narrow is None:
             raise ValueError(
@@ -98,9 +98,21 @@ class LST(Method):
                 "beside; choose the kind JointSeq2Seq, or another method, such as LoRA"
             )
         hosts = [replace(host, stack="encoder"), replace(host, stack="decoder")]
-        chosen = [self.chosen(stack_host) for stack_host in hosts]
+        # Numbers of each stack's layers that have a rung.
+        chosen: list[list[int]] = []
+        for stack_host in hosts:
+            num, field = len(stack_host.modules_of("layer")), f"{stack_host.stack}_layers"
+            given: list[int] | None = getattr(self, field)
+            numbers = list(range(num)) if given is None else given
+            in_order = numbers == sorted(set(numbers)) and bool(numbers)
+            if not in_order or not 0 <= numbers[0] <= numbers[-1] < num:
+                raise ValueError(
+                    f"{field}: got {numbers}; give numbers from 0 to {num - 1} in order, each once"
+                )
+            chosen.append(numbers)
         stacks = host.targets.narrow(host.model, self.reduction, (len(chosen[0]), len(chosen[1])))
-        # The side shares tables with the backbone, which do not train.
+        # The side shares tables with the backbone, which do not train. Noted before `extend_model`
+        # makes the ladder a part of the model.
         own = {id(parameter) for parameter in host.model.parameters()}
         ladder = Ladder(host.model, stacks, list(zip(hosts, chosen, strict=True)))
         if self.importance is not None:
@@ -119,7 +131,7 @@ class LST(Method):
     def prune(self, model: Any, ladder: Ladder, chosen: Sequence[list[int]]) -> None:
         """Let the side's layers begin as the backbone's, pruned.
 
-        Errors: ValueError if the backbone is no T5, or the file is of another one.
+        Errors: ValueError if the backbone is not a T5, or the file was written for another one.
         """
         if not is_t5(model):
             raise ValueError(f"start: got {self.start}; only T5's layers can be pruned: set random")
@@ -127,7 +139,7 @@ class LST(Method):
         weights = {n: t for n, t in model.state_dict().items() if is_own(n)}
         parameters = {n: p for n, p in model.named_parameters() if is_own(n)}
         importance = read_importance(Path(self.importance), parameters)
-        if model.shared.weight.is_meta:
+        if model.shared.weight.is_meta:  # names and shapes are checked; there is nothing to copy
             return
         order = reference_units if self.start == "fisher" else sorted_units
         config = model.config
@@ -142,27 +154,9 @@ class LST(Method):
                 is_table = "relative_attention_bias" in match[3]
                 number = 0 if is_table else numbers[match[1]][int(match[2])]
                 source = f"{match[1]}.block.{number}.{match[3]}"
+            # Tables and projections are not pruned: those keep what they were given.
             if source in pruned:
                 tensor.copy_(pruned[source])
-
-    def chosen(self, host: Host) -> list[int]:
-        """Numbers of a stack's layers that have a rung.
-
-        Errors: ValueError if the stack has fewer layers.
-        """
-        num, field = len(host.modules_of("layer")), f"{host.stack}_layers"
-        numbers: list[int] | None = getattr(self, field)
-        if numbers is None:
-            return list(range(num))
-        if (
-            not numbers
-            or numbers != sorted(set(numbers))
-            or not 0 <= numbers[0] <= numbers[-1] < num
-        ):
-            raise ValueError(
-                f"{field}: got {numbers}; give numbers from 0 to {num - 1} in order, each once"
-            )
-        return numbers
 
     def refusal(self, library: Library, model: Any) -> str | None:
         if library == "reference" and not is_t5(model):
@@ -181,6 +175,7 @@ class LST(Method):
                 raise ValueError(f"{tensor.leaf}: LST's code has no such tensor")
             if number := re.match(r"stacks\.(\w+)\.block\.(\d+)\.", tensor.leaf):
                 numbers: list[int] | None = getattr(self, f"{number[1]}_layers")
+                # The side's block 1 may stand for the backbone's layer 3: LST's code has the 3.
                 place = int(number[2])
                 key = key.format(number=place if numbers is None else numbers[place])
             tensors[tensor.name] = Stored((key,), stacked=False)
@@ -212,6 +207,7 @@ class Ladder(SidePath):
                 layer.apply(model._init_weights)
                 note = NoteOutput()
                 extended(layers[number]).extensions[host.name] = note
+                # The embeddings are narrowed first, then mixed: a dict keeps this order.
                 before = extended(layer).input_extensions
                 if place == 0:
                     before["enter"] = Enter(nn.Linear(width, narrow, **options))
@@ -246,7 +242,7 @@ class Rung(InputExtension):
     def __init__(self, linear: nn.Linear, layer: MadeForBatch) -> None:
         super().__init__()
         self.linear, self.layer = linear, layer
-        # At 0, half of either.
+        # At 0, half of each: sigmoid(0) = 1/2.
         self.gate = nn.Parameter(torch.zeros(1, **weight_options(linear)))
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -256,10 +252,6 @@ class Rung(InputExtension):
         # Zeros stand for the pictures behind the text.
         read = F.pad(read, (0, 0, 0, inputs.shape[1] - read.shape[1]))
         return share * inputs + (1 - share) * read
-
-
-Order = Callable[[int, set[int]], list[int]]
-"""Number of units, and those that go -> those that stay, in order."""
 
 
 def reference_units(num: int, gone: set[int]) -> list[int]:
@@ -289,15 +281,17 @@ class Pruning:
         weights: Mapping[str, Tensor],
         importance: Mapping[str, Tensor],
         reduction: int,
-        order: Order,
+        order: Callable[[int, set[int]], list[int]],
     ) -> None:
-        """`weights`, `importance`: by Hugging Face's names."""
+        """`weights`, `importance`: by Hugging Face's names. `order`: number of units, and those
+        that go -> those that stay, in order."""
         self.weights, self.importance = weights, importance
         self.reduction, self.order = reduction, order
         self.pruned: dict[str, Tensor] = {}
 
     def run(self, num_encoder: int, num_decoder: int) -> dict[str, Tensor]:
         """The weights of all blocks and final norms that are left."""
+        # The width of the residual stream, which each layer's output below chooses anew.
         units = self.kept(self.importance["shared.weight"].double().abs().sum(0))
         for stack, num in (("encoder", num_encoder), ("decoder", num_decoder)):
             for number in range(num):
@@ -336,5 +330,6 @@ class Pruning:
         """Numbers of the units that stay, given each one's score."""
         num = len(scores)
         num_gone = round((1 - 1 / self.reduction) * num)
+        # Stable, so that of equal scores the first go, on every machine.
         gone = torch.argsort(scores, stable=True)[:num_gone]
         return self.order(num, set(gone.tolist()))

@@ -6,9 +6,9 @@ layer takes one at random in each pass. With two passes over each batch, the los
 where p and q are what the passes predict; CE is that of the first pass. The trained experts are
 averaged, weight by weight, so that what is left has the size and the cost of one.
 
-As in the original code: down and up halves draw on their own, and the distribution in front of a
-KL's logarithm is a constant. Ours: tokens of padding count in neither term, and LoRA's experts
-begin with unlike A.
+As in the original code: down and up halves draw separately, and the distribution in front of a KL's
+logarithm is a constant. Ours: tokens of padding count in neither term, and LoRA's experts begin
+with unlike A.
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ def of_ffn() -> Adapter:
     return Adapter(sharing="half_shared_up", attention=False, cross_attention=False)
 
 
-MOST_EXPERTS = 10_000
-
-
 @dataclass(frozen=True, kw_only=True)
 class Mixture(Method):
     """Adapters or LoRA of several experts, shared by all tasks."""
@@ -44,7 +41,7 @@ class Mixture(Method):
     of: Method = field(default_factory=of_ffn)
     """Adapter or LoRA. Its `sharing` says what the experts have in common: nothing (`multiple`),
     the up halves (B), or the down halves (A)."""
-    experts: Annotated[int, Limits(2, MOST_EXPERTS)] = 4
+    experts: Annotated[int, Limits(2, 10_000)] = 4
     """Number of experts."""
     consistency: NotNegative = 1.0
     """Weight of the passes' distance; 0: one pass, without it."""
@@ -63,6 +60,7 @@ class Mixture(Method):
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Attach the experts as if they were tasks, and let each layer choose among them."""
         trained = self.of.attach(replace(host, tasks=[str(n) for n in range(self.experts)]))
+        # The layer's number is part of the draw's key, so that layers choose independently.
         for number, linear in enumerate(extended_linears(host.model, host.name)):
             module: Any = linear.extensions[host.name]
             module.routing = ExpertRouting(host.context, f"{host.name}/{number}")
@@ -122,6 +120,7 @@ class Consistency(BatchLoss):
         self.weight = weight
 
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:
+        # Logits of labels alone: tokens of padding are not among them.
         first, second = passes
         distances = symmetric_kl(first.logits, second.logits)
         of_classes = [

@@ -36,7 +36,8 @@ TYPES = (
 RERUN = ("HRA", "LN_TUNING", "OFT")
 """Types that compute the layer again from its input, whatever stands behind it already."""
 READS_WEIGHTS = ("HIRA",)
-"""Types that compute from the layer's weights, which folding what stands before them changes."""
+"""Types that compute from the layer's weights, which folding what stands before them changes. So
+does DoRA, a setting of LORA."""
 OTHER_TYPES = {
     "IA3": "use vlds' own IA3",
     "PROMPT_TUNING": "use vlds' own PromptTuning",
@@ -61,7 +62,7 @@ BY_NAME = ("target_modules", *sorted(WHICH_LAYERS), "rank_pattern", "alpha_patte
 REFUSED = {
     **dict.fromkeys(ABOUT_FILES, "vlds sets it"),
     "bias": "name the method BitFit beside this one",
-    "modules_to_save": "name the method Full, or train the layers by a method of their own",
+    "modules_to_save": "name the method Full, or train the layers by another method",
     "trainable_token_indices": "methods extend linear layers and norms, not the embedding table",
     "target_parameters": "methods extend layers, not parameters; name target_modules",
     "layer_replication": "methods leave the backbone's layers as they are",
@@ -151,11 +152,6 @@ def peft_config(type: str, settings: Mapping[str, Any], target_modules: str | No
         raise ValueError(f"settings: {error}") from None
 
 
-def reads_weights(config: Any) -> bool:
-    """True if a method computes from the weights of the layer that it stands behind."""
-    return config.peft_type.value in READS_WEIGHTS or bool(getattr(config, "use_dora", False))
-
-
 def shortest_schedule(settings: Mapping[str, Any]) -> int:
     """The least number of steps in which AdaLoRA's budget can fall.
 
@@ -193,6 +189,7 @@ def put_behind(model: nn.Module, name: str, config: Any) -> list[tuple[nn.Module
     """
     pairs = []
     kind = config.peft_type.value
+    reads_weights = kind in READS_WEIGHTS or bool(getattr(config, "use_dora", False))
     for path, tuner in tuners(model, config).items():
         layer: nn.Module = tuner.base_layer
         # Put the model's own layer back into the place that peft gave to its layer.
@@ -202,10 +199,10 @@ def put_behind(model: nn.Module, name: str, config: Any) -> list[tuple[nn.Module
         others = list(extensions)
         if others and kind in RERUN:
             raise ValueError(
-                f"{kind} computes {path} anew, without {others[0]}, which stands behind it; name "
+                f"{kind} computes {path} again, without {others[0]}, which stands behind it; name "
                 "it earlier in the recipe"
             )
-        if others and reads_weights(config):
+        if others and reads_weights:
             raise ValueError(
                 f"{'DoRA' if kind == 'LORA' else kind} computes from the weights of {path}, which "
                 f"{others[0]}, behind it already, changes once it is folded; name it earlier in "
@@ -218,7 +215,7 @@ def put_behind(model: nn.Module, name: str, config: Any) -> list[tuple[nn.Module
                 f"from which {readers[0]} computes; use one of the two"
             )
         extension = PeftExtension(tuner, layer)
-        extension.reads_weights = reads_weights(config)
+        extension.reads_weights = reads_weights
         extended(layer).extensions[name] = extension
         pairs.append((layer, extension))
     return pairs
@@ -294,6 +291,7 @@ def check_patterns(model: nn.Module, config: Any) -> None:
     from peft.tuners.tuners_utils import check_target_module_exists
 
     paths = [path for path, _ in model.named_modules()]
+    # peft matches these two kinds of patterns only when it makes its layers, in this form.
     of_paths = [*getattr(config, "rank_pattern", ()), *getattr(config, "alpha_pattern", ())]
 
     def try_all() -> str:
@@ -327,14 +325,14 @@ class PeftExtension(LinearExtension):
 
     def __init__(self, tuner: Any, layer: Any) -> None:
         super().__init__()
-        # The layer holds the extension: as a child of peft's layer it would hold itself.
+        # The layer holds the extension, and so must not be a child inside it.
         del tuner._modules["base_layer"]
         if (ranks := tuner._modules.pop("ranknum", None)) is not None:
             # AdaLoRA's first rank, which peft 0.21 keeps as a frozen weight and does not store.
             tuner.__dict__["ranknum"] = dict.fromkeys(ranks, float(tuner.r[ADAPTER]))
         for parameter in tuner.parameters():
             if parameter.is_meta and is_plain(layer.weight):
-                # Elsewhere peft itself gives them the layer's type.
+                # Off the meta device, peft itself gives them the layer's type.
                 parameter.data = parameter.data.to(layer.weight.dtype)
         self.tuner = tuner
         # Straight into __dict__, since nn.Module would register a layer as a child.

@@ -41,9 +41,6 @@ from vlds.models.methods.peft_layers import (
 )
 from vlds.schema import Role
 
-FACTORS = ("lora_A", "lora_B", "lora_E")
-"""peft's names of A (r, in), B (out, r) and E (r, 1)."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Peft(Method):
@@ -90,6 +87,7 @@ class Peft(Method):
 
         Errors: ValueError if peft cannot, or a layer is one of another method's.
         """
+        # As in LoRA: a model may lack cross-attention unless `roles` names nothing else.
         optional = CROSS_ATTENTION if set(self.roles) - set(CROSS_ATTENTION) else ()
         paths: list[str] = []
         for role in dict.fromkeys(self.roles):
@@ -98,6 +96,7 @@ class Peft(Method):
         # peft takes a pattern of whole paths; a list would also match the ends of other paths.
         pattern = "|".join(map(re.escape, dict.fromkeys(paths))) or None
         config = peft_config(self.type, self.settings, pattern)
+        # Patterns of the recipe may backtrack for years; the one above is harmless.
         if not self.settings.keys().isdisjoint(BY_NAME):
             check_patterns(host.model, config)
         trained: list[nn.Parameter] = []
@@ -178,9 +177,10 @@ class RankBudget(StepRule):
         self.factors: dict[str, nn.Parameter] = {
             f"{number}.{factor}.{ADAPTER}": getattr(extension.tuner, factor)[ADAPTER]
             for number, extension in enumerate(extensions)
-            for factor in FACTORS
+            for factor in ("lora_A", "lora_B", "lora_E")
         }
-        """The layers' factors, by names in which peft finds its own."""
+        """The layers' A (r, in), B (out, r) and E (r, 1), by names in which peft finds its own."""
+        # Buffers go by number, since their names cannot hold the dots of the factors' names.
         for place, (name, parameter) in enumerate(self.factors.items()):
             for kind in ("sensitivity", "uncertainty"):
                 zeros = torch.zeros(parameter.shape, device=parameter.device)
@@ -233,11 +233,12 @@ class RankBudget(StepRule):
                 self.get_buffer(f"sensitivity_{place}").copy_(allocator.exp_avg_ipt[name])
                 self.get_buffer(f"uncertainty_{place}").copy_(allocator.exp_avg_unc[name])
         budget, is_due = allocator.budget_schedule(step)
+        # Due every deltaT steps. From step `fixed` on, the last budget must hold at once.
         if not is_due and step < fixed:
             return {}
         kept = allocator.mask_to_budget(weights, budget)
         for place, name in enumerate(self.factors):
-            if name in kept:
+            if name in kept:  # E alone; the list is flat, E is (r, 1)
                 dropped = self.get_buffer(f"dropped_{place}")
                 dropped.copy_(~torch.tensor(kept[name])[:, None])
         return self.dropped()

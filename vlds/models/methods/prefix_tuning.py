@@ -39,6 +39,7 @@ class PrefixTuning(LearnedEmbeddings):
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put the network beside the model, and a place for its prefixes into every attention."""
+        # Cross-attentions last: weights are stored in this order (see `fixed_prefixes`).
         roles: list[Role] = ["attn_k", "cross_attn_k"] if self.cross_attention else ["attn_k"]
         keys = host.linears(*roles, optional=CROSS_ATTENTION)
         return list(self.put(host, list(keys), next(iter(keys.values()))).parameters())
@@ -70,6 +71,7 @@ def fixed_prefixes(
     )
     first = host.model.get_submodule(next(iter(made)))
     assert isinstance(first, nn.Linear)
+    # Without hidden layers the network is its table: keys and values of all attentions, by columns.
     method.put(host, list(made), first).table.copy_(torch.cat(pieces, -1))
     return method
 
@@ -97,6 +99,7 @@ class Prefix(nn.Module):
 
     def forward(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """(b, heads, s, d) keys and values -> (b, heads, p + s, d)."""
+        # Pieces 2 i and 2 i + 1: keys and values of attention i.
         pair = self.pieces.value[2 * self.index : 2 * self.index + 2]
         of_rows = (self.routing.of_keys(piece, len(keys)) for piece in pair)
         # (b, p, heads * d) -> (b, heads, p, d)

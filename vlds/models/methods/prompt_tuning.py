@@ -72,6 +72,7 @@ class LearnedEmbeddings(Method):
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Keep what the network makes, without the network."""
+        # The network's table becomes what it makes; then `hidden_dim: null` describes it.
         for module in model.get_submodule(f"extensions.{name}").modules():
             if isinstance(module, PromptNetwork) and module.has_layers:
                 with torch.no_grad():
@@ -123,6 +124,7 @@ class PromptNetwork(nn.Module):
         hidden_dim, options = config.hidden_dim, weight_options(like)
         init_std = host.targets.linear_init_std
         self.has_layers = hidden_dim is not None
+        # Without a network, the table's entries are the embeddings themselves.
         inputs = output_width if hidden_dim is None else width
         table = torch.empty(num, config.length, inputs, **options)
         self.table = nn.Parameter(nn.init.normal_(table, std=1.0 if init_std is None else init_std))
@@ -172,7 +174,7 @@ class PromptTuning(LearnedEmbeddings):
         """peft's: the prompts alone."""
         if library == "reference":
             return super().layout(library, name, model)
-        (table,) = added_tensors(model, name)
+        (table,) = added_tensors(model, name)  # `refusal` allows no network
         config = {
             "peft_type": "PROMPT_TUNING",
             "num_virtual_tokens": self.length,
@@ -226,6 +228,7 @@ class DecoderPromptTuning(LearnedEmbeddings):
         decoder_keys = {path: k for path, k in keys.items() if path.rsplit(".", 2)[0] in layers}
         projection = next(iter(decoder_keys.values()))
         network = PromptNetwork(self, host, projection, projection.in_features)
+        # BART's table of positions adds this offset, 2 at first, to each number.
         positions.offset += self.length  # type: ignore[assignment, operator]
         recorded = [RecordedPrefix(self.length, host.context.routing) for _ in decoder_keys]
         for path, prefix in zip(decoder_keys, recorded, strict=True):
@@ -265,6 +268,7 @@ class DecoderPrompts(ModelExtension):
         for prefix in recorded:
             prefix.records = True
         try:
+            # Once for each task of the batch: all rows of a task have the same prompts.
             with self.routing.each_task(), tasks_follow(self.routing.tasks):
                 decoder(inputs_embeds=self.routing.of_rows(prompts), use_cache=False)
         finally:
@@ -292,5 +296,6 @@ class RecordedPrefix(nn.Module):
             self.pair.value = keys[:, :, -self.length :], values[:, :, -self.length :]
             self.tasks = self.routing.tasks
             return keys, values
+        # A row for each task -> a row for each example.
         before = [self.routing.of_present(tensor, self.tasks) for tensor in self.pair.value]
         return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)

@@ -73,6 +73,7 @@ class Shrinking(Method):
         Errors: ValueError if the cycles would leave nothing.
         """
         trained = self.of.attach(host)
+        # In the model's order, by which `survivors` decides between equals.
         modules = [
             linear.extensions[host.name] for linear in extended_linears(host.model, host.name)
         ]
@@ -94,10 +95,12 @@ class Shrinking(Method):
             return replace(self.of, part=self.part).merge(name, model, tasks)
         assert isinstance(self.of, Adapter)
         modules: list[Any] = [linear.extensions[name] for linear in extended_linears(model, name)]
+        # The widest layer sets the reduction; a layer without neurons counts as having one.
         reduction = min(module.width // max(1, num_neurons(module)) for module in modules)
         for module in modules:
             for leaf, dim in module.neurons.items():
                 weight = getattr(module, leaf)
+                # Neurons of zeros compute nothing: gelu(0) = relu(0) = silu(0) = 0.
                 lacking = list(weight.shape)
                 lacking[dim] = module.width // reduction - lacking[dim]
                 replace_leaf(module, leaf, torch.cat([weight, weight.new_zeros(lacking)], dim))
@@ -114,6 +117,7 @@ class Shrinkage(Revision):
         self, config: Shrinking, modules: Sequence[Any], trained: Sequence[nn.Parameter]
     ) -> None:
         self.config, self.modules = config, modules
+        # Parameters hash by identity.
         own = {parameter for module in modules for parameter in module.parameters()}
         self.beside = [parameter for parameter in trained if parameter not in own]
         """Weights that train and do not shrink, such as the backbone's biases."""
@@ -162,7 +166,7 @@ class Shrinkage(Revision):
         for module in self.modules:
             for leaf, dim in module.neurons.items():
                 parameter = getattr(module, leaf)
-                shape = list(whole_shape(parameter))
+                shape = list(getattr(parameter, "ds_shape", parameter.shape))
                 # Weights without elements are buffers, which `saved` does not hold.
                 width = saved[parameter][dim] if parameter in saved else 0
                 if width < shape[dim]:
@@ -203,19 +207,16 @@ def survivors(scores: Sequence[Sequence[float]], number: int) -> list[list[int]]
 def num_neurons(module: Any) -> int:
     """Neurons of a layer's module."""
     leaf, dim = next(iter(module.neurons.items()))
-    return int(whole_shape(getattr(module, leaf))[dim])
-
-
-def whole_shape(parameter: Tensor) -> torch.Size:
-    """A parameter's shape, also where ZeRO has partitioned it."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
+    weight = getattr(module, leaf)
+    # Where ZeRO has partitioned a weight, its own shape is (0,) and ds_shape the whole one.
+    return int(getattr(weight, "ds_shape", weight.shape)[dim])
 
 
 def replace_leaf(module: nn.Module, leaf: str, value: Tensor) -> Tensor:
     """Put another weight in the place of one, on its device and in its type. Without elements it is
     a buffer, because ZeRO's stage 3 fails on empty parameters."""
     old: Tensor = getattr(module, leaf)
+    # A copy, because the optimizer's state keeps `value` itself.
     value = value.to(old.device, old.dtype, copy=True)
     delattr(module, leaf)
     if not value.numel():

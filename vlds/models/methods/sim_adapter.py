@@ -9,10 +9,10 @@ biases train; W_v begins as the identity (1e-6 elsewhere). The loss has two term
     orthogonality * sum over layers of || I - W_v ||^2
     guide * sum over layers of -log( mean over tokens of a_t ),    t = the example's own run.
 
-As the original code, but for these: the guide there takes a softmax of the probabilities, and so
-never reaches 0; it averages over a batch with its padding, here over an example's real tokens. Our
-adapters stand before the residual connection, which therefore comes on top of out, as it does
-behind any adapter.
+As the original code, with two differences: the guide there takes a softmax of the probabilities,
+and so never reaches 0; it averages over a batch with its padding, here over an example's real
+tokens. Our adapters stand before the residual connection, which therefore comes on top of out, as
+it does behind any adapter.
 
 `read_method` and `read_adapter` read the artifacts of other runs; HyperPELT reads by them too.
 """
@@ -84,6 +84,7 @@ class SimAdapter(Method):
 
         Errors: ValueError if a run has none.
         """
+        # Sorted in both cases, so that the attention's columns in an artifact are those of its run.
         if self.adapters:
             adapters = sorted(self.adapters.items())
             return {name: RunAdapter(m, {}) for name, m in adapters if isinstance(m, Adapter)}
@@ -111,27 +112,12 @@ class SimAdapter(Method):
         Errors: ValueError if the runs' adapters stand at unlike places, or do not fit the model.
         """
         runs = self.read()
-        modules = []
-        for path, linear in self.places(host, runs).items():
-            modules.append(FusionModule(path, linear, runs, host))
-            host.extend_linear(linear, modules[-1])
-        if self.guide and not host.says_tokens:
-            raise ValueError(
-                f"guide: got {self.guide}, and {type(host.model).__name__} does not say which of "
-                "its tokens are real; set guide: 0"
-            )
-        if self.guide or self.orthogonality:
-            host.batch_losses.append(FusionLoss(self, list(runs), modules, host))
-            host.context.reads_examples |= self.guide > 0
-        return [p for module in modules for p in module.fusion.parameters()]
-
-    def places(self, host: Host, runs: Mapping[str, RunAdapter]) -> dict[str, nn.Linear]:
-        """Path -> layer behind which all runs have adapters."""
         if beside := [name for name, run in runs.items() if run.method.parallel]:
             raise ValueError(
                 f"runs: the adapters of {beside[0]} stand beside feed-forward layers, and fusion "
                 "reads what stands behind layers; name a run with parallel: false"
             )
+        # Run -> path of a layer -> the layer. Fusion needs a candidate of every run at every layer.
         places = {
             name: {place.path: place.linear for place in run.method.places(host)}
             for name, run in runs.items()
@@ -144,7 +130,20 @@ class SimAdapter(Method):
                     f"runs: {first} and {name} have adapters at unlike places (only one has them "
                     f"at {odd}); give them the same attention and cross_attention"
                 )
-        return places[first]
+        modules = []
+        for path, linear in places[first].items():
+            modules.append(FusionModule(path, linear, runs, host))
+            host.extend_linear(linear, modules[-1])
+        if self.guide and not host.says_tokens:
+            raise ValueError(
+                f"guide: got {self.guide}, and {type(host.model).__name__} does not say which of "
+                "its tokens are real; set guide: 0"
+            )
+        if self.guide or self.orthogonality:
+            host.batch_losses.append(FusionLoss(self, list(runs), modules, host))
+            # The guide tells examples apart, so rows of several must not be computed as one.
+            host.context.reads_examples |= self.guide > 0
+        return [p for module in modules for p in module.fusion.parameters()]
 
 
 class FusionModule(LinearExtension):
@@ -154,12 +153,13 @@ class FusionModule(LinearExtension):
         self, path: str, linear: nn.Linear, runs: Mapping[str, RunAdapter], host: Host
     ) -> None:
         super().__init__()
-        # Some models of one stack call it decoder, too.
+        # Models of one stack may call it decoder too.
         has_two = "cross_attn_out" in host.targets.paths
         self.context, self.in_decoder = host.context, has_two and "decoder" in path.split(".")
         self.candidates = nn.ModuleDict()
         """Each run's adapter, whose weights do not train."""
         for name, run in runs.items():
+            # Inside this module, not behind the layer: it runs the adapters itself.
             module = AdapterModule(run.method, linear, replace(host, tasks=["all"]))
             self.candidates[name] = module
             if not run.tensors:  # in the recipe of an artifact, which holds the weights
@@ -182,6 +182,7 @@ class FusionModule(LinearExtension):
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d)."""
+        # Each reads what the layer gives, none what another one has made of it.
         candidates = [adapter(inputs, outputs) for adapter in self.candidates.values()]
         states: Tensor
         states, log_attention = self.fusion(outputs, torch.stack(candidates, -2))
@@ -232,6 +233,7 @@ class FusionLoss(BatchLoss):
 
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:
         is_label = passes[0].is_label
+        # Taken, so that the graph of this pass is not held until the next one.
         noted = [module.noted.take() for module in self.modules]
         distance = torch.stack([distance for _, distance in noted]).sum()
         added = (self.config.orthogonality * distance).expand(len(is_label))
@@ -262,6 +264,7 @@ def log_mean(log_attention: Tensor, real: Tensor) -> Tensor:
 
 def guide_loss(log_attention: Tensor, own: Tensor) -> Tensor:
     """(b, n) and the number of each example's run (b,), -1 for none -> (b,) -log of its share."""
+    # Examples without a guide gather column 0, which `where` then drops, gradient included.
     log_shares = log_attention.gather(1, own.clamp(min=0)[:, None])[:, 0]
     return torch.where(own >= 0, -log_shares, 0.0)
 
@@ -305,6 +308,7 @@ def read_adapter(run: Path, task: str) -> RunAdapter:
                 f"of {', '.join(run_method.tasks)}"
             )
         number = run_method.tasks.index(task)
+    # Norms are common to all tasks, and a shared half has a single slice.
     tensors = {
         layer: {
             name: tensor[number : number + 1] if "norm" not in name and len(tensor) > 1 else tensor
@@ -334,7 +338,7 @@ def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
     Errors: ValueError if the run has no artifact, or not exactly one such method, and ends in
     `cure`; or if a weight is not finite.
     """
-    # Checked by the hashes of the manifest before anything of it is read.
+    # Checked by the manifest's hashes before anything in it is read.
     folder = artifact_of(run)
     if (wrong := damage(folder, (RECIPE, WEIGHTS))) is not None:
         raise ValueError(f"artifact {folder}: {wrong}; copy it again from where it was trained")
@@ -344,7 +348,7 @@ def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
         settings = {name: dict(entry["init_args"]) for name, entry in recipe["methods"].items()}
         tasks = list(recipe["tasks"])
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(f"artifact {folder}: {RECIPE} is no recipe of a run; {cure}") from None
+        raise ValueError(f"artifact {folder}: {RECIPE} is not a recipe of a run; {cure}") from None
     # Artifacts' recipes name every field, the default part too.
     on_backbone = {name for name, fields in settings.items() if fields.get("part") == "backbone"}
     names = [name for name in kinds if kinds[name] == kind.__name__ and name in on_backbone]
@@ -354,7 +358,7 @@ def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
     pattern = re.compile(rf"backbone\.(?:(.+)\.)?extensions\.{re.escape(names[0])}\.(.+)")
     tensors: dict[str, dict[str, Tensor]] = {}
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (safetensors' file is no mapping)
+        for key in file.keys():  # noqa: SIM118 (safetensors' file is not a mapping)
             if match := pattern.fullmatch(key):
                 tensors.setdefault(match[1] or "", {})[match[2]] = tensor = file.get_tensor(key)
                 if not tensor.isfinite().all():

@@ -128,6 +128,7 @@ class SimNLModule(CacheExtension):
         super().__init__()
         self.config, self.views = config, config.views
         self.register_buffer("keys", torch.zeros(num_classes, num_shots, width, **options))
+        # Zeros: training begins at the prototypes and keys without residuals.
         names = ["template", "described", "key"]
         names += ["negative_text", "negative_key"] if config.share < 1 else []
         for name in names:
@@ -138,7 +139,7 @@ class SimNLModule(CacheExtension):
         self.noted = MadeForBatch()
 
     def forward(self, images: Tensor, texts: ClassTexts) -> Tensor:
-        self.noted.value = images, texts
+        self.noted.value = images, texts  # the loss reads the same ones
         if self.config.share == 1:
             return torch.add(*self.positive(images, texts))
         return self.logits(images, texts).mixed(self.config.share)
@@ -180,7 +181,8 @@ class SimNLLoss(BatchLoss):
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:
         config, (predicted, *_) = self.config, passes
         images, texts = self.module.noted.take()
-        prototypes, labels = self.module.prototypes(texts), self.place.labels(predicted)
+        prototypes = self.module.prototypes(texts)
+        labels = predicted.classes[self.place.number].targets.argmax(1)
         reranked = reranking(images, prototypes.mixed(), labels, config.neighbours)
         # The second loss reads weights alone: it is the same for every example.
         lost = config.reranking * reranked + config.consistency * consistency(prototypes, texts)

@@ -59,10 +59,6 @@ class HeadPlace(NamedTuple):
         rows = predicted.classes[self.number].rows
         return values.new_zeros(len(predicted.labels)).index_copy(0, rows, values)
 
-    def labels(self, predicted: Predicted) -> Tensor:
-        """(m,) the class of each of the task's rows."""
-        return predicted.classes[self.number].targets.argmax(1)
-
 
 def find_place(host: Host) -> HeadPlace:
     """The run's task with classes told by texts.
@@ -144,13 +140,14 @@ def shot_weights(keys: Tensor, temperature: float | None) -> Tensor:
 def negative_keys(keys: Tensor) -> Tensor:
     """(c, k, d) -> (c, k, d): for each class and number of a shot, the direction of the mean of
     that shot over the other classes."""
-    # The original codes drop the class whose mean is most like the class's: that is the class.
-    # The sum over all classes, less the class's own shot of that number.
+    # The original codes leave out the class whose mean is most like the class's, which is the class
+    # itself: the sum over all classes, less the class's own shot of that number.
     return unit((keys.sum(0) - keys) / (len(keys) - 1))
 
 
 def cache_logits(affinity: Tensor, weights: Tensor, alpha: float) -> Tensor:
     """(b, c * k) affinities to all keys, and the keys' weights (c, k) -> (b, c)."""
+    # Keys stand class by class: key number c * k + i is shot i of class c.
     by_class: Tensor = affinity.unflatten(-1, weights.shape)
     return alpha * (by_class * weights).sum(-1)
 

@@ -131,7 +131,10 @@ class VLPET(Method):
                     f"the original code has one encoder for all tasks (sharing {self.of.sharing})"
                 )
             if (width := model.config.d_model // self.of.reduction) % self.heads:
-                return f"heads: got {self.heads}, no divisor of the {width} units that they share"
+                return (
+                    f"heads: got {self.heads}, which does not divide the {width} units that they "
+                    "share"
+                )
         return super().refusal(library, model)
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
@@ -143,9 +146,11 @@ class VLPET(Method):
             if not owners:
                 raise ValueError(f"{tensor.layer}: VL-PET's code has nothing there")
             owner, sublayer = owners[0]
+            # bottleneck.down_weight, gate.down.weight, or down.weight of a ValueAdapter.
             module, _, leaf = tensor.leaf.partition(".")
             if module == "bottleneck":
                 half, _, leaf = leaf.partition("_")
+                # Its down half is multi-head: `heads` tensors, whose rows ours holds in one.
                 parts = self.heads if half == "down" else 1
                 head = ".{part}" if half == "down" else ""
                 key = f"{owner}.{sublayer}_adapter_multihead_{half}{head}.{leaf}"
@@ -165,6 +170,7 @@ class Gated(LinearExtension):
 
     def __init__(self, config: VLPET, linear: Any, residual: MadeForBatch, host: Host) -> None:
         super().__init__()
+        # Taken over from the layer, where this module will stand under the same name.
         self.bottleneck, self.scale = linear.extensions[host.name], config.scale
         self.gate = GATES[config.gate](config, linear, host)
         self.residual = residual

@@ -102,23 +102,20 @@ class GridEncoder(nn.Module):
         self.mean, self.std = list(mean), list(std)
 
     def train(self, mode: bool = True) -> GridEncoder:
-        # Batch norm would move its statistics in training mode, also without gradients.
+        # In training mode, batch norm would move its statistics, also without gradients.
         super().train(mode and not self.frozen)
         return self
 
     def forward(self, images: Tensor) -> Tensor:
         """(u, 3, h, w) uint8 -> (u, grid * grid, dim)."""
+        # In float32, and then in the encoder's type: normalised numbers are rounded once.
         pixels = images.float() / 255
         mean, std = (pixels.new_tensor(each).view(-1, 1, 1) for each in (self.mean, self.std))
-        return self.features(((pixels - mean) / std).to(self.dtype))
+        return self.features(((pixels - mean) / std).to(next(self.parameters()).dtype))
 
     def boxes(self, images: Tensor) -> Tensor | None:
         """(u, v, 4) boxes (x1, x2, y1, y2) of stored features; None if they come without."""
         return None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
 
     def features(self, pixels: Tensor) -> Tensor:
         """(u, 3, h, w) normalised -> (u, grid * grid, dim)."""
@@ -131,6 +128,7 @@ class GridEncoder(nn.Module):
 
     def content_hash(self) -> str:
         """sha256 of the weights and of what else decides the features, wherever they were read."""
+        # Settings too: two encoders with equal weights may normalise pictures differently.
         about = {"mean": self.mean, "std": self.std, **self.settings}
         digest = sha256(json.dumps(about, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.state_dict().items()):
@@ -181,5 +179,6 @@ def load_weights(module: nn.Module, file: str | None) -> None:
             f"weights: {file} does not fit {type(module).__name__}: {'; '.join(wrong[:3])}; it "
             f"holds {len(shapes)} tensors, the module {len(wanted)}"
         )
+    # Only now, since the shapes were read from the file's header alone.
     tensors = load_file(file)
     module.load_state_dict({name: tensors[name] for name in wanted})

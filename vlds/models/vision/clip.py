@@ -20,6 +20,7 @@ from vlds.runtime.checks import Count, SourceFile, SourcePath, check_path_or_con
 from vlds.runtime.process import find
 from vlds.schema import ImageSpec
 
+# Of the pictures that CLIP was trained on, as its preprocessor has them.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 SIZES = (
@@ -144,6 +145,7 @@ class ClipTokens(ClipVision):
         most = int(net.config.num_hidden_layers)
         if (self.blocks or 1) > most:
             raise ValueError(f"model.vision.blocks: got {self.blocks}, and the encoder has {most}")
+        # Blocks that do not run are not kept: they would take memory and count as weights.
         del net.encoder.layers[self.blocks or max(1, most - 1) :]
         # Larger pictures than it was trained on have more patches, each with a position.
         embeddings, grid = net.embeddings, self.geometry.grid_size
@@ -160,6 +162,7 @@ class ClipTokens(ClipVision):
     def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
         """In Hugging Face's own layout, with the blocks and positions that run."""
         assert isinstance(encoder, ClipTokensModule)
+        # The config of what was cut and resized, so that the folder opens by itself.
         net, blocks = encoder.net, len(encoder.net.encoder.layers)
         net.config.num_hidden_layers = blocks
         net.config.image_size = self.geometry.grid_size * net.config.patch_size
@@ -185,5 +188,6 @@ def resized_positions(table: Tensor, grid: int) -> Tensor:
         return table
     # Row-major cells: (g * g, d) -> a picture (1, d, g, g).
     cells = table[1:].T.reshape(1, -1, old, old)
+    # Aligned by the edges of the cells, not by their centres: a cell's place in the picture stays.
     cells = F.interpolate(cells, (grid, grid), mode="bicubic", align_corners=False)
     return torch.cat([table[:1], cells.flatten(2)[0].T])

@@ -42,6 +42,7 @@ class ConvNet(VisionEncoder):
     """A .safetensors file with trained weights (vision.safetensors of `vlds convert hf`)."""
 
     def __post_init__(self) -> None:
+        # A whole number exactly if the quotient is a power of two: log2 is exact there.
         halvings = math.log2(self.image_size / self.grid)
         if halvings < 0 or halvings != int(halvings):
             raise ValueError(
@@ -73,6 +74,7 @@ class ConvNetModule(GridEncoder):
     """Stages of convolutions."""
 
     def __init__(self, config: ConvNet) -> None:
+        # Pixels from -1 to 1.
         super().__init__([0.5] * 3, [0.5] * 3)
         self.coordinates = config.coordinates
         # The first stages halve; later ones only widen.
@@ -104,6 +106,7 @@ class ConvNetModule(GridEncoder):
             )
             planes = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
             pixels = torch.cat([pixels, planes.expand(num, -1, -1, -1)], dim=1)
+        # (u, dim, grid, grid) -> (u, grid * grid, dim), row by row.
         cells: Tensor = self.stages(pixels).flatten(2).transpose(1, 2)
         if self.mean_projection is not None:
             cells = cells + self.mean_projection(cells.mean(1, keepdim=True))

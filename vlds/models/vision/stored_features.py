@@ -47,6 +47,7 @@ class StoredModule(GridEncoder):
 
     def __init__(self, boxes_from: int | None) -> None:
         """`boxes_from`: channel at which boxes begin; None: there are none."""
+        # Features are taken as they are: `forward` does not normalise.
         super().__init__([0.0], [1.0])
         self.boxes_from = boxes_from
 

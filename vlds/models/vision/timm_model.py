@@ -34,6 +34,7 @@ ELSEWHERE = "name a .safetensors file in model.vision.weights"
 class Timm(VisionEncoder):
     """A timm model's last feature map."""
 
+    # Vision transformers have blocks; Swin has layers of blocks.
     roles: ClassVar[dict[str, tuple[str, ...]]] = {
         role: (f"net.blocks.*.{layer}", f"net.layers.*.blocks.*.{layer}")
         for role, layer in (
@@ -42,7 +43,7 @@ class Timm(VisionEncoder):
             ("ffn_out", "mlp.fc2"),
         )
     }
-    """Layers of vision transformers, Swin too; convolutional nets have none."""
+    """Layers of transformers; convolutional nets have none."""
     cures: ClassVar[dict[str, str]] = dict.fromkeys(
         ("attn_q", "attn_k", "attn_v"),
         "timm's transformers compute queries, keys and values in one layer; take ClipVision, which "
@@ -88,6 +89,7 @@ class Timm(VisionEncoder):
                 net = create(self.model, True, image.width)
         else:
             net = create(self.model, False, image.width)
+        # Into the net, not into the encoder around it: files have timm's names.
         encoder = TimmModule(net)
         load_weights(net, self.weights)
         return encoder.to(dtype)
@@ -116,6 +118,7 @@ def cells_of(net: Any, pixels: Tensor) -> Tensor:
     the leading class tokens."""
     features: Tensor = net.forward_features(pixels)
     if features.dim() == 3:  # a transformer's tokens; class and register tokens come first
+        # Models with distillation or registers have several of them.
         return features[:, getattr(net, "num_prefix_tokens", 0) :]
     if getattr(net, "output_fmt", "NCHW") == "NHWC":  # Swin's maps
         return features.flatten(1, 2)

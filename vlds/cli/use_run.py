@@ -264,6 +264,7 @@ def compare(arguments: list[str]) -> int:
 
     vlds compare sweeps/demo.yaml
     vlds compare runs/r8-* runs/full-* --format md
+    vlds compare sweeps/demo.yaml --minus "single adapter"
     """
     parser = command_parser(
         compare,
@@ -288,7 +289,11 @@ def compare(arguments: list[str]) -> int:
         "--split", choices=("evaluate", "test"),
         help="list of data whose scores are shown; default: evaluate, or as the sweep says",
     )  # fmt: skip
+    parser.add_argument(
+        "--minus", metavar="ROW",
+        help="show every row's scores less those of this row, seed by seed, with intervals",
+    )  # fmt: skip
     options, keys = parser.parse_known_args(arguments)
     from vlds.report.sweep import show
 
-    return show(options.runs, keys, options.format, options.out, options.split)
+    return show(options.runs, keys, options.format, options.out, options.split, options.minus)

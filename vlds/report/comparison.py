@@ -56,6 +56,8 @@ class TableSpec:
     each."""
     target: tuple[str, float | str] | None = None
     """Task or AVERAGE, and the score in percent to reach, or the row whose mean that is."""
+    minus: str | None = None
+    """The row whose scores are subtracted from those of every row, seed by seed."""
     notes: Sequence[str] = ()
     """What a reader must know of the choice of its runs."""
     damage: Sequence[str] = ()
@@ -117,6 +119,8 @@ class Comparison:
     """As in `TableSpec`."""
     damage: Sequence[str] = ()
     """What cannot be read, and is left out."""
+    minus: str | None = None
+    """As in `TableSpec`: then all scores are differences."""
 
     @property
     def costs(self) -> list[str]:
@@ -163,8 +167,15 @@ class Comparison:
 def compare(spec: TableSpec) -> Comparison:
     """Read the runs and compute the table. A run with a file that cannot be read is left out.
 
-    Errors: ValueError if no run is there, or no run has an asked score.
+    Errors: ValueError if no run is there, no run has an asked score, or the row to subtract is not
+    one of the table's.
     """
+    names = [row.name for row in spec.rows]
+    if spec.minus is not None and spec.minus not in names:
+        raise ValueError(
+            f"--minus: the table has no row '{spec.minus}'; {guess(spec.minus, names)}it has "
+            f"{', '.join(names)}"
+        )
     notes, damage = list(spec.notes), list(spec.damage)
     read = {row.name: read_runs(row, notes, damage) for row in spec.rows}
     runs = [run for of_row in read.values() for run in of_row]
@@ -198,7 +209,16 @@ def compare(spec: TableSpec) -> Comparison:
         )
         for row in spec.rows
     ]  # fmt: skip
-    return replace(table, rows=rows, target=target)
+    if spec.minus is not None:
+        base = rows[names.index(spec.minus)]
+        rows = [
+            replace(row, numbers={
+                name: number.minus(base.numbers[name]) if name in table.values else number
+                for name, number in row.numbers.items()
+            })
+            for row in rows
+        ]  # fmt: skip
+    return replace(table, rows=rows, target=target, minus=spec.minus)
 
 
 def checked_columns(

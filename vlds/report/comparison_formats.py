@@ -93,6 +93,9 @@ def comparison_table(comparison: Comparison, *, in_brackets: bool = False) -> Ta
                 notes.append(row.partition)
             if cost is None:
                 text, interval = percent_text(number), number.interval
+                if comparison.minus is not None:
+                    # Of a difference, its interval is what a reader asks for first.
+                    text, interval = difference_text(number), None
             else:
                 text, interval = "-" if number.mean is None else cost.text(number.mean), None
             cells.append(
@@ -115,6 +118,14 @@ def percent_text(number: Number) -> str:
         return "-"
     deviation = "" if number.deviation is None else f" \u00b1 {number.deviation:.1f}"
     return f"{number.mean:.1f}{deviation}"
+
+
+def difference_text(number: Number) -> str:
+    """ "+1.2 +/- 0.8", with one sign for +/-: the mean, and half of its 95 % interval."""
+    if number.mean is None:
+        return "-"
+    half = "" if number.interval is None else f" \u00b1 {number.interval.high - number.mean:.1f}"
+    return f"{number.mean:+.1f}{half}"
 
 
 def notes(comparison: Comparison, *, in_brackets: bool = False) -> list[str]:
@@ -141,7 +152,12 @@ def notes(comparison: Comparison, *, in_brackets: bool = False) -> list[str]:
             "Peak memory is that of one rank. The rows do not divide it over ranks alike, as each "
             "says, so compare it within those that do."
         )
-    if any(len(row.runs) > 1 for row in comparison.rows):
+    if comparison.minus is not None:
+        lines.append(
+            f"All scores are those of the row less those of {comparison.minus}, seed by seed. "
+            "\u00b1: 95 % confidence interval of the mean difference (Student's t)."
+        )
+    elif any(len(row.runs) > 1 for row in comparison.rows):
         spread = "\u00b1: standard deviation of the sample (n - 1) over the seeds."
         interval = " Brackets: 95 % confidence interval of the mean (Student's t)."
         lines.append(spread + interval * (not in_brackets))
@@ -197,9 +213,11 @@ def html(comparison: Comparison) -> str:
     # Every row's average over its trainable share, as in VL-Adapter's figure, and the published
     # ones; without an average, each score.
     names = [AVERAGE] if comparison.has_average else comparison.columns
-    spots = [cost_chart(comparison, name) for name in names]
+    # Differences may lie on both sides of 0, which neither picture shows.
+    are_scores = comparison.minus is None
+    spots = [cost_chart(comparison, name) for name in names if are_scores]
     bars = []
-    for name in comparison.values:
+    for name in comparison.values if are_scores else []:
         numbers = [row.numbers[name] for row in comparison.rows]
         lengths = [abs(number.mean or 0.0) for number in numbers]
         # All means may be 0 or missing, and bars are shares of the longest one.

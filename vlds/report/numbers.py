@@ -77,14 +77,17 @@ class Number:
     def is_above(self, other: Number) -> bool:
         """True if on common seeds, of which there are enough, the whole 95 % interval of the
         differences is above 0. Another seed may draw the means the other way."""
+        difference = self.minus(other)
+        interval = difference.interval
+        return interval is not None and len(difference.values) >= FEWEST_SEEDS and interval.low > 0
+
+    def minus(self, other: Number) -> Number:
+        """The differences on the seeds that both have."""
         # Not strict: numbers without seeds have no pairs.
         others = dict(zip(other.seeds, other.values, strict=False))
         paired = zip(self.seeds, self.values, strict=False)
-        differences = [value - others[seed] for seed, value in paired if seed in others]
-        interval = Number(differences).interval
-        if interval is None or len(differences) < FEWEST_SEEDS:
-            return False
-        return interval.low > 0
+        common = [(seed, value - others[seed]) for seed, value in paired if seed in others]
+        return Number([value for _, value in common], seeds=[seed for seed, _ in common])
 
 
 def clear_best(numbers: Sequence[Number], *, lower_is_better: bool) -> int | None:

@@ -13,7 +13,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -426,9 +426,11 @@ def show(
     suffix: str,
     out: Path | None,
     split: Split | None,
+    minus: str | None = None,
 ) -> int:
     """`vlds compare`: print the table, or write it into a folder. `keys`: words that change the
-    sweep's file. Returns the exit code: 2 if something could not be read, which is said.
+    sweep's file; `minus`: the row whose scores are subtracted. Returns the exit code: 2 if
+    something could not be read, which is said.
 
     Errors: ValueError for a mistake in the sweep's file; if none of the runs can be shown.
     """
@@ -440,7 +442,7 @@ def show(
         raise ValueError(f"{keys[0]}: no such option; keys go with a sweep, and these are runs")
     else:
         spec, home = spec_of_runs([Path(name) for name in names], split or "evaluate")
-    comparison = compare(spec)
+    comparison = compare(replace(spec, minus=minus))
     out = home if out is None and suffix == "html" else out  # a terminal cannot show a page
     text = FORMATS[suffix](comparison)
     if out is None:

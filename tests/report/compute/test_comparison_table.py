@@ -18,6 +18,7 @@ from vlds.cli.main import run_command
 from vlds.evaluation.result import Scored, write_scores
 from vlds.recipe.config import load_recipe, save_recipe
 from vlds.report.comparison import RowSpec, TableSpec, compare
+from vlds.report.comparison_formats import FORMATS
 from vlds.report.numbers import Number
 from vlds.report.page import report_text
 from vlds.report.read import read_run
@@ -203,6 +204,25 @@ def test_a_best_is_marked_if_paired_seeds_support_it(
         "one seed", [write_compared_run(tmp_path / "x", {"vqa": {"exact_match": 0}}, 3)]
     )
     assert compare(TableSpec("t", [*rows, worst])).best("vqa") is None
+
+
+def test_scores_less_those_of_a_row(tmp_path: Path) -> None:
+    """Seed by seed: 66 - 60, 62 - 64, 70 - 65, and a seed that only one of them has is left out."""
+    for name, values in (("base", (0.60, 0.64, 0.65)), ("row", (0.66, 0.62, 0.70, 0.10))):
+        for seed, value in enumerate(values):
+            folder = tmp_path / name / f"seed-{seed}"
+            write_compared_run(folder, {"vqa": {"exact_match": value}}, 3.0)
+    rows = [RowSpec(name, sorted((tmp_path / name).iterdir())) for name in ("base", "row")]
+    table = compare(TableSpec("t", rows, minus="base"))
+    assert table.rows[1].numbers["vqa"].values == pytest.approx([6.0, -2.0, 5.0])
+    assert table.rows[0].numbers["vqa"].values == [0.0, 0.0, 0.0]
+    assert table.rows[1].numbers["trains"].values == pytest.approx([3.0] * 4)
+    half = 4.303 * statistics.stdev([6, -2, 5]) / math.sqrt(3)
+    assert f"+3.0 \u00b1 {half:.1f}" in FORMATS["md"](table)
+    assert "less those of base" in FORMATS["terminal"](table)
+    assert "Each score" not in FORMATS["html"](table)
+    with pytest.raises(ValueError, match="no row 'bass'; did you mean 'base'"):
+        compare(TableSpec("t", rows, minus="bass"))
 
 
 @pytest.mark.parametrize("place", ["", "predictions"])

@@ -21,7 +21,7 @@ from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.build import build_model
 from vlds.models.kinds.joint import JointModel
 from vlds.models.methods import LST, Adapter, Method, PromptTuning
-from vlds.models.methods.host import side_path
+from vlds.models.methods.host import added_tensors, side_path
 from vlds.models.methods.lst import Ladder
 from vlds.recipe.config import save_recipe
 from vlds.recipe.parse import build as built
@@ -62,6 +62,16 @@ def saved_bytes(model: JointModel, examples: Batch) -> int:
         output = model(examples, torch.ones(len(examples)))
     del output
     return sum(kept.values())
+
+
+@pytest.mark.parametrize("name", ["rung", "enter"])
+def test_its_tensors_are_found_by_any_name(name: str, tmp_path: Path) -> None:
+    """Its side network holds children of these names."""
+    source = backbone(T5, tmp_path)
+    usual, other = (build(source, {word: LST(reduction=2)}) for word in ("lst", name))
+    found = [(t.layer, t.place, t.leaf) for t in added_tensors(other, name)]
+    assert found == [(t.layer, t.place, t.leaf) for t in added_tensors(usual, "lst")]
+    assert added_tensors(usual, name) == []
 
 
 @FAMILIES

@@ -155,6 +155,8 @@ def test_what_cannot_be_built(tmp_path: Path) -> None:
         build(source, vision=StoredFeatures(dim=DIM, grid=4))
     with pytest.raises(ValueError, match="'norms' cannot be a method's name"):
         build(source, {"norms": Adapter()})
+    with pytest.raises(ValueError, match="'backbone' cannot be a method's name"):
+        build(source, {"backbone": Adapter()})
     with pytest.raises(ValueError, match="'keys' cannot be a method's name"):
         build(source, {"keys": Adapter()})
     with pytest.raises(ValueError, match=r"'a\.b' cannot be a method's name"):

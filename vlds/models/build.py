@@ -21,18 +21,6 @@ from vlds.runtime.checks import leaves
 from vlds.runtime.json_files import lacks_memory
 from vlds.tasks.class_output import ClassOutput
 
-RESERVED = (
-    "backbone",
-    "vision",
-    "text",
-    "fusion",
-    "visual_embedding",
-    "connector",
-    "norms",
-    "heads",
-)
-"""Names that parts of the model have, so that methods cannot."""
-
 LARGEST_SIZE = 2**31 - 1
 """The longest side that a method's weights may have: the product of two still fits into 64 bits."""
 
@@ -50,16 +38,18 @@ class ModelSetup:
     """Draws each weight that no source fills, with the weight's name."""
 
     def __post_init__(self) -> None:
+        # Parts that train beside the methods have groups of these names in the optimizer.
+        reserved = {*self.kind.rate_fields, "heads"}
         for name, method in self.methods.items():
             if self.activation_checkpointing and not method.recomputable:
                 raise ValueError(
                     f"methods.{name}: {type(method).__name__} does not go with "
                     "training.activation_checkpointing; switch one of them off"
                 )
-            if name in RESERVED or not names_module(name) or not name.isidentifier():
+            if name in reserved or not names_module(name) or not name.isidentifier():
                 raise ValueError(
                     f"methods: '{name}' cannot be a method's name; use letters, digits and _, and "
-                    f"none of {', '.join(RESERVED)}"
+                    f"not the name of a part, such as {', '.join(sorted(reserved))}"
                 )
             # Any number of a method may be a size, and torch overflows beyond 64 bits.
             for key, value in leaves(asdict(method)):
@@ -171,6 +161,11 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
     for name, parameters in setup.kind.trained_parts(model):
         claim(parameters, name)
     for name, method in setup.methods.items():
+        if name in model.parts:
+            raise ValueError(
+                f"methods: '{name}' cannot be a method's name, because a part of the model has it; "
+                "choose another one"
+            )
         if (part := model.parts.get(method.part)) is None:
             raise ValueError(
                 f"methods.{name}.part: got {method.part}, and the model has no such part; choose "

@@ -39,13 +39,15 @@ class AddedTensor(NamedTuple):
 def added_tensors(model: nn.Module, method: str) -> list[AddedTensor]:
     """The tensors that a method, by its name in the recipe, has added to a model; without tensors
     of the model that the method's modules use too."""
-    pattern = re.compile(rf"(?:(.+?)\.)?({'|'.join(ADDED)})\.{method}\.(.+)")
+    # ?? and `is_own`: the outermost module of this kind decides. One method's side network may hold
+    # `input_extensions.rung`, and another method may be called "rung", or the same one.
+    pattern = re.compile(rf"(?:(.+?)\.)??({'|'.join(ADDED)})\.{method}\.(.+)")
     # keep_vars gives the parameters themselves, so that one tensor of two names has one id.
     state = model.state_dict(keep_vars=True)
     # A side network may hold the backbone's own token table: methods have not added that.
     own = {id(tensor) for name, tensor in state.items() if is_own(name)}
     matches = (pattern.fullmatch(name) for name, tensor in state.items() if id(tensor) not in own)
-    return [AddedTensor(m[0], m[1] or "", m[2], m[3]) for m in matches if m]
+    return [AddedTensor(m[0], m[1] or "", m[2], m[3]) for m in matches if m and is_own(m[1] or "")]
 
 
 def is_own(name: str) -> bool:

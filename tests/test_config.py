@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 import yaml
@@ -51,7 +52,8 @@ from vlds.models.methods import (
 )
 from vlds.models.vision import ClipTokens, ClipVision, ConvNet, StoredFeatures, Timm
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.recipe.check import CHOICES, concrete_classes
+from vlds.recipe.build import Builder, default_of, leaf, to_tree
+from vlds.recipe.choices import CHOICES, concrete_classes, field_types
 from vlds.recipe.config import (
     AlignmentConfig,
     DataConfig,
@@ -298,6 +300,115 @@ def test_the_command_line_overrides_the_file(file: Path) -> None:
     assert recipe.data.errors == ErrorPolicy(max_in_a_row=3)
 
 
+def test_a_part_of_a_section_keeps_the_rest_of_its_default() -> None:
+    """Also where a field's default has other values than its class, as VQA's `decoding`."""
+    shipped_classes = {cls for base in CHOICES for cls in concrete_classes(base).values()}
+    seen = 0
+    for cls in (Recipe, DataConfig, *shipped_classes):
+        for name, hint in field_types(cls).items():
+            default = default_of(cls, name)
+            if not is_dataclass(default):
+                continue
+            given: dict[str, Any] = to_tree(default)
+            fields_given = given.get("init_args", given)
+            for key in list(fields_given)[1:]:
+                del fields_given[key]
+            assert Builder({}, cls).field(cls, name, given, name, "") == default, f"{cls}: {hint}"
+            seen += 1
+    assert seen > 25
+
+
+def test_a_class_in_place_of_a_default_keeps_what_it_has_too(file: Path) -> None:
+    mixture = ["--config", str(file), "--methods.m", "Mixture", "--methods.m.of"]
+    shared = Mixture().of
+    assert isinstance(shared, Adapter)
+    for words in (["LoRA"], ["{class_path: LoRA, init_args: {rank: 3}}"]):
+        method = parse_recipe([*mixture, *words]).methods["m"]
+        assert isinstance(method, Mixture)
+        assert isinstance(method.of, LoRA)
+        assert method.of.sharing == shared.sharing != LoRA().sharing
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "value"),
+    [
+        (float, "1e-3", 0.001),
+        (float, 3, 3.0),
+        (float, "3", 3.0),
+        (float, "017", 17.0),
+        (int, "017", 17),
+        (list[float], "[0.9, 1e-3]", [0.9, 0.001]),
+        (float, "0.1234567890123456789", 0.1234567890123456789),
+        (float, 5e-324, 5e-324),
+        (int, "1_000", 1000),
+        (int, 2**63, 2**63),
+        (bool, "yes", True),
+        (str, "3", "3"),
+        (str, "null", "null"),
+        (str, "[a]", "[a]"),
+        (str, "a\udcff", "a\udcff"),
+        (str | None, "null", None),
+        (int | None, "null", None),
+        (Literal[4, 8] | None, "8", 8),
+        (Literal["on", "no"], "on", "on"),
+        (list[float], ["1e-3", 1], [0.001, 1.0]),
+        (list[str], ["1e-3", "no"], ["1e-3", "no"]),
+        (tuple[str, ...] | str | None, '["2", "no"]', ("2", "no")),
+        (tuple[str, ...] | str | None, "a.json", "a.json"),
+        (dict[str, float | str], {"a": "3", "b": "c"}, {"a": 3.0, "b": "c"}),
+        (dict[str, float | str], "{a: 1e1}", {"a": 10.0}),
+        (float | str, "1e1", 10.0),
+        (list[float], "[0.9, '0.99']", [0.9, 0.99]),
+        (dict[str, Any], "{a: 1e-3, b: '3'}", {"a": 0.001, "b": "3"}),
+        (dict[str, str | dict[str, Any]], {"a": "3"}, {"a": "3"}),
+        (dict[str, Any], {"a": 3, "b": ["4", 0.5, None]}, {"a": 3, "b": ["4", 0.5, None]}),
+    ],
+)
+def test_a_value_has_the_type_of_its_field(kind: Any, given: object, value: object) -> None:
+    assert repr(leaf(given, kind, "key")) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        (int, 3.0, "key: got 3.0; give a whole number"),
+        (int, "3.5", "key: got '3.5'; give a whole number"),
+        (int, True, "key: got true; give a whole number"),
+        (float, False, "key: got false; give a number"),
+        (float, float("nan"), "key: got nan; give a finite number"),
+        (int | None, "", "key: got ''; give a whole number or null"),
+        (float, "'3'", "key: got \"'3'\"; give a number"),
+        (bool, 1, "key: got 1; give true or false"),
+        (str, 3, 'key: got 3; give text: write it in quotes, like "3"'),
+        (str, date(2020, 1, 2), "key: got 2020-01-02; give text: write it in quotes, like "),
+        (list[str], ["a", 3], "key: got 3; give text: write it in quotes"),
+        (list[str], [date(2020, 1, 2)], "key: got 2020-01-02; give text: write it in quotes"),
+        (list[int], [1, 2.0], "key: got 2.0; give a whole number"),
+        (list[float], [float("inf")], "key[0]: got inf; give a finite number"),
+        (dict[str, dict[str, str]], {"a": {"b": 3}}, "key.a.b: got 3; give text"),
+        (dict[str, float], "{1: 60}", "key: got the name 1; give text: write it in quotes"),
+        (Literal[4, 8] | None, "3", "key: got '3'; give one of 4, 8 or null"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(kind: Any, given: object, message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the message is looked at)
+        leaf(given, kind, "key")
+    assert message in str(error.value)
+
+
+def test_a_dotted_key_in_a_file_is_a_part_of_its_section(file: Path) -> None:
+    text = "training.steps: 5\ntasks.vqa.init_args.weight: 3\ndata: {errors.max_in_a_row: 4}\n"
+    file.write_text(RECIPE + text)
+    recipe = parse_recipe([str(file), "--training.log_every", "7"])
+    assert (recipe.training.steps, recipe.training.log_every) == (5, 7)
+    assert recipe.tasks["vqa"].weight == 3.0
+    assert recipe.data.errors == ErrorPolicy(max_in_a_row=4)
+    file.write_text(RECIPE + "training.stepz: 5\n")
+    assert "unknown key 'training.stepz'; did you mean 'training.steps'?" in recipe_complaint(
+        str(file)
+    )
+
+
 @pytest.mark.sampled(22)
 @pytest.mark.parametrize(
     "name",
@@ -308,10 +419,16 @@ def test_the_command_line_overrides_the_file(file: Path) -> None:
         if name.endswith(".yaml")
     ],
 )
-def test_shipped_recipes_are_right(name: str, tmp_path: Path) -> None:
+def test_shipped_recipes_are_right(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = parse_recipe(["--config", name])
     save_recipe(recipe, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    with pytest.raises(SystemExit):
+        parse_recipe([name, "--print_config"])
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert parse_recipe([str(tmp_path / "printed.yaml")]) == recipe
     assert find(recipe.training.deepspeed).exists()
     check_rates(recipe)
 
@@ -516,7 +633,7 @@ def test_mistakes_on_the_command_line(option: str, value: str, message: str, fil
         ("class_path: VQA, init_args: {train: [a], evaluate: [b]}", "train: [a]",
          "tasks.vqa: class_path is missing; write class_path: Caption, or "),
         ("methods: {adapter: {class_path: Adapter, init_args: {reduction: 4}}}",
-         "methods: [Adapter]", "methods: got \"['Adapter']\"; give entries with a name each"),
+         "methods: [Adapter]", "methods: got [Adapter]; give entries with a name each"),
         ("reduction: 4", "reduction: null", "methods.adapter.reduction: got null; give a value"),
         ("reduction: 4", "sharing: null", "methods.adapter.sharing: got null; give a value"),
         ("output: runs/mine", "output: x\nseed: null", "seed: got null; give a value, or le"),
@@ -684,8 +801,9 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("command", ["train", "plan", "describe"])
 def test_help_is_a_page_and_all_keys_are_there(
-    command: str, capsys: pytest.CaptureFixture[str]
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert run_command([command, "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 40
@@ -697,3 +815,10 @@ def test_help_is_a_page_and_all_keys_are_there(
     assert end.value.code == 0
     keys = capsys.readouterr().out
     assert all(f"--{key}" in keys for key in ("optimizer.learning_rate", "data.window", "seed"))
+    page = keys[keys.index("usage: ") :]  # libraries may have warned before
+    assert max(map(len, page.splitlines())) <= 80
+    assert "Peak learning rate; a method's own `learning_rate`" in keys
+    assert "default: 0.001" in keys
+    with pytest.raises(SystemExit):
+        run_command([command, "recipes/demo.yaml", "--help-all"])
+    assert "--methods.adapter.reduction VALUE" in capsys.readouterr().out

@@ -81,7 +81,7 @@ def test_one_gate_opens_what_strangers_wrote() -> None:
 def test_doors_open_without_heavy_libraries() -> None:
     """`vlds --help` answers at once, and a supervisor is small as long as its run lives."""
     doors = "vlds.cli.main, vlds.cli.supervisor, vlds.cli.local, vlds.convert.command"
-    heavy = "{'torch', 'transformers', 'deepspeed', 'numpy', 'rich', 'jsonargparse'}"
+    heavy = "{'torch', 'transformers', 'deepspeed', 'numpy', 'rich', 'pydantic'}"
     program = f"import sys, {doors}; print(sorted({heavy} & sys.modules.keys()))"
     printed = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True

@@ -31,7 +31,8 @@ from vlds.models.build import build_model
 from vlds.models.kinds.base import fit_saved, hash_name
 from vlds.models.loading.model_files import reading
 from vlds.models.model import Model
-from vlds.recipe.config import Recipe, check_saved, parse_recipe, to_tree
+from vlds.recipe.build import to_tree
+from vlds.recipe.config import Recipe, check_saved, parse_recipe
 from vlds.recipe.paths import located, moved, places_of, with_start
 from vlds.runtime.files import whole_folder
 from vlds.runtime.json_files import DESCRIPTION, damage, parse_record, read_json, write_manifest

@@ -14,7 +14,7 @@ from torch import nn
 from tests.toys.models import backbone, hf_config, saved_backbone
 from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.methods.host import pattern_of
-from vlds.recipe.parse import build as built
+from vlds.recipe.build import build as built
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from vlds.models.heads import Head, LinearHead, MLPHead, TextHead
-from vlds.recipe.parse import build as built
+from vlds.recipe.build import build as built
 from vlds.tasks.class_output import read_classes
 
 NUM_ANSWERS = 3129

@@ -19,7 +19,7 @@ from vlds.models.kinds.dual_encoder_model import DualEncoderModel
 from vlds.models.methods import APoLLo, LoRA
 from vlds.models.methods.apollo import APoLLoModule, CrossAdapter, divergence, info_nce
 from vlds.models.methods.host import zero_at_first
-from vlds.recipe.parse import build as built
+from vlds.recipe.build import build as built
 from vlds.tasks.class_output import ClassOutput
 
 SMALL: dict[str, Any] = {"depth": 2, "heads": 3, "views": 2}

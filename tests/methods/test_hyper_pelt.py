@@ -33,8 +33,8 @@ from vlds.models.methods import Adapter, Hyperformer, PrefixTuning
 from vlds.models.methods.hyper_pelt import HyperPELT, PELTNetworks
 from vlds.models.vision import ConvNet
 from vlds.models.visual_embedding import VisualEmbeddingConfig
+from vlds.recipe.build import build as built
 from vlds.recipe.config import Recipe
-from vlds.recipe.parse import build as built
 from vlds.schema import Decoding
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])

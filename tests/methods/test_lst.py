@@ -23,8 +23,8 @@ from vlds.models.kinds.joint import JointModel
 from vlds.models.methods import LST, Adapter, Method, PromptTuning
 from vlds.models.methods.host import added_tensors, side_path
 from vlds.models.methods.lst import Ladder
+from vlds.recipe.build import build as built
 from vlds.recipe.config import save_recipe
-from vlds.recipe.parse import build as built
 from vlds.schema import Batch, Decoding
 
 WIDE: dict[type[Backbone], dict[str, int]] = {

@@ -41,7 +41,7 @@ from vlds.models.methods.host import (
     zero_at_first,
 )
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.recipe.parse import build as built
+from vlds.recipe.build import build as built
 from vlds.schema import TargetModules
 
 

@@ -19,7 +19,8 @@ from vlds.models.methods import LoRA, Mixture
 from vlds.models.methods.context import BatchContext, Predicted
 from vlds.models.methods.host import Host, added_tensors
 from vlds.models.methods.mixture import Consistency, ExpertRouting, of_ffn, symmetric_kl
-from vlds.recipe.parse import build as built
+from vlds.recipe.build import build as built
+from vlds.recipe.build import to_tree
 from vlds.schema import IGNORED_LABEL, TargetModules
 
 
@@ -192,4 +193,4 @@ def test_padding_has_no_distance() -> None:
 )
 def test_bad_mixtures(fields: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        built(Mixture, fields)
+        built(Mixture, to_tree(fields))

@@ -37,8 +37,8 @@ from vlds.convert.verify import logits
 from vlds.models.backbones import T5, Bart
 from vlds.models.methods import Adapter, Method, SimAdapter
 from vlds.models.methods.sim_adapter import Fusion, guide_loss, log_mean, read_adapter
+from vlds.recipe.build import build as built
 from vlds.recipe.config import Recipe
-from vlds.recipe.parse import build as built
 from vlds.runtime.json_files import write_manifest
 from vlds.schema import IGNORED_LABEL
 

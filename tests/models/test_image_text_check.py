@@ -18,7 +18,7 @@ from tests.toys.image_text.words import tokenizer
 from vlds.models import ImageTextToText
 from vlds.models.kinds.image_text import TESTED, check_inputs, check_reads
 from vlds.models.kinds.image_text_model import ImageTextCollator
-from vlds.recipe.parse import build as built
+from vlds.recipe.build import build as built
 
 
 def test_tested_types_are_those_of_the_tests() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig, pool
-from vlds.recipe.parse import build as built
+from vlds.recipe.build import build as built
 from vlds.schema import NO_IMAGE
 
 WIDTH, DIM = 8, 5

@@ -17,7 +17,7 @@ from tests.toys.world import SIZES, world_recipe, write_tokenizer
 from vlds.artifact import artifact_folder, check_same_sources, read_recipe, write_artifact
 from vlds.cli.check_recipe import check_recipe
 from vlds.models.backbones import T5
-from vlds.recipe.check import concrete_classes, field_types, is_choice
+from vlds.recipe.choices import concrete_classes, field_types, is_choice
 from vlds.recipe.config import Recipe, load_recipe, save_recipe
 from vlds.recipe.paths import check_files, file_names, located
 from vlds.runtime.checks import PathMark

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.toys.task_samples import sample_of
-from vlds.recipe.parse import build as built
+from vlds.recipe.build import build as built
 from vlds.schema import Sample, SkipSample
 from vlds.tasks import Refer
 from vlds.tasks.base import ask

@@ -15,7 +15,8 @@ from pathlib import Path
 from vlds.cli.start import JOB_FILE, RunFacts
 from vlds.cli.words import RESUME, split_words
 from vlds.data.order.mixed_order import BatchCut
-from vlds.recipe.config import Recipe, parse_recipe, to_tree
+from vlds.recipe.build import to_tree
+from vlds.recipe.config import Recipe, parse_recipe
 from vlds.recipe.paths import check_files, data_sets, left_behind
 from vlds.runtime.disk import names_fit
 from vlds.runtime.terminal import complain, tell

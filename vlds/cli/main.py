@@ -96,7 +96,7 @@ def run_command(argv: Sequence[str]) -> int:
         asks_help = not HELP_WORDS.isdisjoint(arguments)
         if asks_help and name in RECIPE_PARSERS:
             return show_recipe_page(RECIPE_PARSERS[name]())
-        # jsonargparse's own help lists all keys.
+        # The recipe's own help lists all keys.
         arguments = ["--help" if word == ALL_KEYS else word for word in arguments]
         if name in READ_RUNS and not asks_help:
             # First of all: a run may come from someone else, and must not make Python import files
@@ -271,7 +271,7 @@ def plan(arguments: list[str]) -> int:
 
 
 RECIPE_PARSERS = {TRAIN: train_page, "plan": plan_parser, "describe": describe_parser}
-"""Commands of which jsonargparse parses the recipe and its keys."""
+"""Commands that take a recipe and its keys."""
 
 
 def features(arguments: list[str]) -> int:

@@ -158,10 +158,10 @@ def command_parser(
 
 
 def show_recipe_page(parser: CommandParser) -> int:
-    """Print the help page of a command whose recipe jsonargparse parses; the exit code.
+    """Print the help page of a command that takes a recipe; the exit code.
 
     The words of a recipe are added for the page only: the parser itself must leave them for
-    jsonargparse, whose own help is that of `--help-all`.
+    vlds.recipe, whose own help is that of `--help-all`.
     """
     parser.usage = "%(prog)s RECIPE [--KEY VALUE ...] [options]"
     recipe = parser.add_argument_group("recipe")

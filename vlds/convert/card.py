@@ -33,7 +33,8 @@ from vlds.convert.peft import PeftFolders
 from vlds.evaluation.result import Scored, read_scores
 from vlds.models.methods.host import is_own
 from vlds.models.model import Counts
-from vlds.recipe.config import MAX_WIDTH, Recipe, to_tree
+from vlds.recipe.build import MAX_WIDTH, to_tree
+from vlds.recipe.config import Recipe
 from vlds.runtime.files import open_file
 from vlds.runtime.folders import PREDICTIONS
 from vlds.runtime.json_files import parse_json, read_json, read_metric_lines, recorded_hash

@@ -23,7 +23,8 @@ from vlds.convert.peft import merge_function
 from vlds.convert.verify import all_tasks
 from vlds.models.build import build_model
 from vlds.models.methods.host import added_tensors
-from vlds.recipe.config import Recipe, to_tree
+from vlds.recipe.build import to_tree
+from vlds.recipe.config import Recipe
 from vlds.recipe.paths import renamed
 from vlds.runtime.terminal import follow
 

@@ -27,7 +27,8 @@ from vlds.data.shards.writing import OpenShard
 from vlds.evaluation.sources import check_frozen_files
 from vlds.models.loading.gate import check_finite
 from vlds.models.vision.base import GridEncoder, freeze
-from vlds.recipe.config import Recipe, to_tree
+from vlds.recipe.build import to_tree
+from vlds.recipe.config import Recipe
 from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.files import read_file, write_whole

@@ -7,19 +7,18 @@ new subclass in a new file is a new choice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import yaml
 
 from vlds.data.config import DataConfig
 from vlds.models.build import ModelSetup
 from vlds.models.kinds.base import ModelKind
 from vlds.models.methods.base import Method
 from vlds.models.vision.base import VisionEncoder
-from vlds.recipe.check import check_tree, is_choice
+from vlds.recipe.build import check_part, to_tree, to_yaml
 from vlds.recipe.parse import parse
 from vlds.recipe.paths import STARTED_IN, check_classes, with_start
 from vlds.runtime.checks import (
@@ -34,7 +33,7 @@ from vlds.runtime.checks import (
     SourceFile,
 )
 from vlds.runtime.files import write_whole
-from vlds.runtime.terminal import visible, without_credentials
+from vlds.runtime.terminal import visible
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import PictureSpec
 from vlds.tasks.base import TEST_MARK, Task
@@ -44,8 +43,6 @@ LONGEST_TIMEOUT = 100_000_000
 """Seconds, three years. torch counts nanoseconds, and cannot wait for centuries."""
 LONGEST_NAME = 100
 """Bytes of a task's name; file systems allow 255, and longer names are made of it."""
-MAX_WIDTH = 1_000_000
-"""Columns. Narrower, YAML would fold long paths at blanks, so that they cannot be copied."""
 
 
 AdamWUpdate = Literal["torch", "transformers"]
@@ -360,7 +357,7 @@ def check_saved(tree: Any, source: str) -> None:
     if isinstance(tree, dict):  # a saved recipe notes its working directory, which is not a field
         tree = {key: value for key, value in tree.items() if key != STARTED_IN}
     try:
-        check_tree(tree, Recipe, saved=True)
+        check_part(tree, Recipe, saved=True)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
 
@@ -373,24 +370,4 @@ def save_recipe(recipe: Recipe, path: Path, comments: Sequence[str] = ()) -> Non
     """
     # `visible`: a line break in a comment would end it, and begin a key.
     head = "".join(f"# {visible(comment)}\n" for comment in comments)
-    tree = with_start(to_tree(recipe), Recipe)
-    write_whole(path, head + yaml.safe_dump(tree, sort_keys=False, width=MAX_WIDTH))
-
-
-def to_tree(value: Any) -> Any:
-    """The plain dicts, lists and scalars of a recipe, to store or show. Choices keep their class;
-    URLs lose their credentials."""
-    if is_dataclass(value) and not isinstance(value, type):
-        tree = {f.name: to_tree(getattr(value, f.name)) for f in fields(value) if f.init}
-        if not is_choice(type(value)):
-            return tree
-        # Classes of vlds by name: they may move to another module, and old runs still load.
-        cls = type(value)
-        shipped = cls.__module__.startswith("vlds.")
-        path = cls.__name__ if shipped else f"{cls.__module__}.{cls.__qualname__}"
-        return {"class_path": path, "init_args": tree}
-    if isinstance(value, dict):
-        return {key: to_tree(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_tree(entry) for entry in value]
-    return without_credentials(value) if isinstance(value, str) else value
+    write_whole(path, head + to_yaml(with_start(to_tree(recipe), Recipe)))

@@ -1,4 +1,4 @@
-"""Parses command lines and recipe files to dataclasses. The only file that knows jsonargparse.
+"""Reads command lines and recipe files into one tree, from which the dataclasses are built.
 
 A choice (model, backbone, vision encoder, method, task) is annotated with its abstract base, so a
 new subclass in a new file reaches YAML, command line, help and the saved recipe without more code.
@@ -6,37 +6,46 @@ new subclass in a new file reaches YAML, command line, help and the saved recipe
 
 from __future__ import annotations
 
-import re
+import argparse
+import ast
+import inspect
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_origin
+from dataclasses import is_dataclass
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
-from vlds.recipe.check import (
-    ARGUMENTS,
-    CHOICES,
-    CLASS,
-    check_tree,
-    class_if_there,
-    class_named,
-    dataclass_of,
-    explain,
-    field_types,
-    in_quotes,
+from vlds.recipe.build import (
+    build,
+    check_part,
+    default_of,
     in_yaml,
+    read_texts,
+    required_fields,
+    to_tree,
+    to_yaml,
+    types_in,
+    wanted,
+)
+from vlds.recipe.choices import (
+    ARGUMENTS,
+    CLASS,
+    class_if_there,
+    concrete_classes,
+    dataclass_of,
+    field_types,
     is_choice,
     is_mapping_of_choices,
+    sections,
 )
 from vlds.recipe.paths import WHOLE, merged, read_merged
-from vlds.runtime.checks import check_leaves, not_finite, number_faults
 from vlds.runtime.process import find
 from vlds.runtime.terminal import tell
 
 Options = TypeVar("Options")
-CONFIG, PRINT = "--config", "--print_config"
-FIELD_MESSAGE = re.compile(r"\w+(\.\w+)*: ")
-"""Beginning of a message of `__post_init__` that names the field."""
+CONFIG, HELP, PRINT = "--config", "--help", "--print_config"
 
 
 def parse(
@@ -47,103 +56,15 @@ def parse(
 
     Errors: ValueError that names the key or class, shows the value and lists the known names.
     """
-    parser = build_parser(options, prog, files)
-    if "--help" in arguments:
-        # jsonargparse calls keys required that the recipe sets.
-        page = re.sub(r"\(required,\s+", "(", parser.format_help())
-        tell(page.replace("\b", ""), end="")  # jsonargparse writes [\b=flags]
+    tree = read_words([word for word in arguments if word not in (HELP, PRINT)], options)
+    if HELP in arguments:
+        tell(help_page(options, tree, prog, files), end="")
         raise SystemExit(0)
-    parsed = checked(parser, read_words(arguments, options), options)
+    value = build(options, tree)
     if PRINT in arguments:
-        tell(parser.dump(parsed), end="")
+        tell(to_yaml(to_tree(value)), end="")
         raise SystemExit(0)
-    return build(options, parsed.as_dict())
-
-
-def from_tree(options: type[Options], tree: Mapping[str, Any]) -> Options:
-    """Build a dataclass from the tree of a recipe file.
-
-    Errors: ValueError as `parse`.
-    """
-    parser = build_parser(options, options.__name__, files=False)
-    return build(options, checked(parser, tree, options).as_dict())
-
-
-def checked(parser: ArgumentParser, tree: Mapping[str, Any], options: type) -> Namespace:
-    """What jsonargparse makes of a tree; ValueError for what is wrong with it."""
-    # Our own checks first: their messages are better, and the parser would import what is named.
-    check_leaves(tree)
-    check_tree(tree, options, complete=True)
-    try:
-        parsed: Namespace = parser.parse_object(dict(tree))
-    except (ArgumentError, ValueError, TypeError) as error:
-        check_tree(tree, options, values=True)
-        raise ValueError(explain(str(error))) from error
-    return parsed
-
-
-def build(cls: type[Options], values: Mapping[str, Any], key: str = "") -> Options:
-    """Build a dataclass, and those inside it, from parsed values.
-
-    Errors: ValueError with the dotted key before the message of `__post_init__`.
-    """
-    # Not jsonargparse's own instantiation: its errors do not name the key of a nested field.
-    types = field_types(cls)
-    fields = {
-        name: build_field(types[name], value, f"{key}.{name}".strip("."))
-        for name, value in values.items()
-        if name in types
-    }
-    try:
-        return cls(**fields)
-    except ValueError as error:
-        # "betas: got ..." in optimizer -> "optimizer.betas: got ..."; another text -> "KEY: TEXT".
-        names_field = FIELD_MESSAGE.match(str(error)) is not None
-        place = f"{key}{'.' if names_field else ': '}" if key else ""
-        raise ValueError(f"{place}{error}") from error
-
-
-def build_field(hint: Any, value: Any, key: str) -> Any:
-    """Build the value of one field.
-
-    Errors: ValueError for a number outside its type's limits, and for null in a field that needs a
-    value, which the parser lets through; and as `build`.
-    """
-    cls = dataclass_of(hint)
-    if value is None and type(None) not in get_args(hint):
-        raise ValueError(f"{key}: got null; give a value, or leave the key out")
-    if cls is None or not isinstance(value, Mapping):
-        check_names(value, hint, key)
-        if not isinstance(value, int | float):  # name the entry of a list or mapping
-            for name, number in not_finite(value, key):
-                raise ValueError(f"{name}: got {number}; give a finite number")
-        for fault in number_faults(value, hint):
-            raise ValueError(f"{key}: {fault}")
-        return value
-    if is_mapping_of_choices(hint):
-        check_names(value, hint, key)
-        return {name: build_choice(cls, entry, f"{key}.{name}") for name, entry in value.items()}
-    return build_choice(cls, value, key) if is_choice(cls) else build(cls, value, key)
-
-
-def check_names(value: Any, hint: Any, key: str) -> None:
-    """Errors: ValueError for a name that is not text, as YAML reads 8 or `no`, if the field is a
-    mapping of names."""
-    for part in (hint, *get_args(hint)):
-        if get_origin(part) is not dict or not isinstance(value, Mapping):
-            continue
-        _, inside_hint = get_args(part)
-        for name, entry in value.items():
-            if not isinstance(name, str):
-                raise ValueError(f"{key}: got the name {in_yaml(name)}; {in_quotes(name)}")
-            check_names(entry, inside_hint, f"{key}.{name}")
-
-
-def build_choice(base: type, value: Mapping[str, Any], key: str) -> Any:
-    """Build a chosen class with its arguments."""
-    cls = class_named(value[CLASS], base)
-    assert cls is not None, value[CLASS]
-    return build(cls, value.get(ARGUMENTS) or {}, key)
+    return value
 
 
 def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
@@ -161,22 +82,20 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
             raise ValueError(
                 f"'{word}' is unexpected; {hint}a recipe comes first, then --KEY VALUE"
             )
-        if option == PRINT:
-            continue
         if not equals:
             # A negative number begins with one dash, so only two mean the next option.
             value = next(words, "--")
             if value.startswith("--"):
                 if option != CONFIG:  # a flag of another trainer has no value
                     set_key(tree, option.removeprefix("--").split("."), "null", known)
-                    check_tree(tree, options)
+                    check_part(tree, options)
                 raise ValueError(f"{option}: no value follows; write {option} VALUE")
         # In the order of the words: a file after an option overrides it.
         if option == CONFIG:
             file = find(value)  # or a shipped recipe of this name
             recipe = read_merged(file, options)
             try:
-                check_tree(recipe, options)
+                check_part(recipe, options)
             except ValueError as error:
                 raise ValueError(f"{file}: {error}") from None
             tree = merged(tree, recipe, WHOLE)
@@ -219,7 +138,9 @@ def set_below(tree: dict[str, Any], names: list[str], given: Any, hint: Any) -> 
     """Set a key inside one field: a mapping of choices, a choice or another dataclass."""
     cls = dataclass_of(hint)
     if cls is None:
-        set_key(tree, names, given, {})
+        # No type tells a mapping from a text: `--overrides.optimizer '{learning_rate: 1e-3}'`.
+        is_free = isinstance(given, str) and given[:1] in ("[", "{") and Any in types_in(hint)
+        set_key(tree, names, read_texts(given) if is_free else given, {})
     elif is_mapping_of_choices(hint):
         set_key(tree, names, given, {names[0]: cls})
     elif not is_choice(cls):
@@ -247,15 +168,39 @@ def inside(tree: dict[str, Any], name: str, hint: Any = None) -> dict[str, Any]:
     return child
 
 
-def build_parser(options: type, prog: str, files: bool) -> ArgumentParser:
-    """The parser of one dataclass; with `files`, it has `--config` too."""
-    set_parsing_settings(
-        subclasses_enabled=list(CHOICES), docstring_parse_attribute_docstrings=True
-    )
-    parser = ArgumentParser(
-        prog=prog, description=options.__doc__, exit_on_error=False, allow_abbrev=False
-    )
+def help_page(options: type, tree: Any, prog: str, files: bool) -> str:
+    """All keys with the docstrings of their fields, those of the tree's classes too."""
+    usage = f"{prog} {'RECIPE ' * files}[--KEY VALUE ...]"
+    parser = argparse.ArgumentParser(prog, usage, options.__doc__, add_help=False)
     if files:
-        parser.add_argument(CONFIG, action="config", help="A recipe (YAML); may be repeated.")
-    parser.add_class_arguments(options)
-    return parser
+        words = parser.add_argument_group("options")
+        words.add_argument(CONFIG, metavar="FILE", help="a recipe (YAML); may be repeated")
+        words.add_argument(PRINT, action="store_true", help="print the whole recipe, and exit")
+    for key, cls in sections(tree, options, absent=True):
+        group = parser.add_argument_group(key or "keys", cls.__doc__ if key else None)
+        texts, required = docstrings(cls), required_fields(cls)
+        for name, hint in field_types(cls).items():
+            inner, default = dataclass_of(hint), default_of(cls, name)
+            if inner is not None and not is_choice(inner):
+                continue  # a group
+            what = wanted(hint)
+            if inner is not None:
+                what = f"a class: {', '.join(sorted(concrete_classes(inner)))}"
+                what = f"NAME: {what}" if is_mapping_of_choices(hint) else what
+            if name not in required:
+                what += f"; default: {in_yaml(to_tree(default))}"
+            text = f"{texts.get(name, '')} ({what})".replace("%", "%%")
+            group.add_argument(f"--{f'{key}.{name}'.strip('.')}", metavar="VALUE", help=text)
+    return parser.format_help()
+
+
+def docstrings(cls: type) -> dict[str, str]:
+    """The texts under the fields of a dataclass and its bases."""
+    texts: dict[str, str] = {}
+    for base in filter(is_dataclass, reversed(cls.__mro__)):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in pairwise(tree.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                texts[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
+    return texts

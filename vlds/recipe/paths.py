@@ -18,7 +18,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
-from vlds.recipe.check import (
+from vlds.recipe.choices import (
     ARGUMENTS,
     CHOICES,
     CLASS,

@@ -21,9 +21,10 @@ from zlib import crc32
 from vlds.artifact import RECIPE, artifact_folder
 from vlds.data.order.epoch_order import differences
 from vlds.evaluation.result import current_scores
-from vlds.recipe.check import field_types, in_yaml
-from vlds.recipe.config import Recipe, load_recipe, to_tree
-from vlds.recipe.parse import from_tree, parse, set_key
+from vlds.recipe.build import build, in_yaml, to_tree
+from vlds.recipe.choices import field_types
+from vlds.recipe.config import Recipe, load_recipe
+from vlds.recipe.parse import parse, set_key
 from vlds.recipe.paths import BASE, STARTED_IN, changed, file_names, is_below, moved, on_base
 from vlds.report.collect import names_of
 from vlds.report.comparison import RowSpec, TableSpec, checked_columns, compare
@@ -378,7 +379,7 @@ def placed(
     if seed is None and SEED in str(whole):
         raise ValueError(f"{place}: reads files of a seed; name a folder with {SEED}")
     try:
-        return from_tree(Recipe, whole)
+        return build(Recipe, whole)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
 

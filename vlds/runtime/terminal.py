@@ -175,7 +175,7 @@ SETTINGS = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     # torch's profiler says that it starts and stops.
     "KINETO_LOG_LEVEL": "6",
-    # Deprecation warnings inside torch, deepspeed and jsonargparse, which users cannot fix.
+    # Deprecation warnings inside torch and deepspeed, which users cannot fix.
     "PYTHONWARNINGS": "ignore",
     # transformers reports tied and unused weights, which vlds checks itself.
     "TRANSFORMERS_VERBOSITY": "error",

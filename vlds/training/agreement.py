@@ -20,8 +20,9 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
-from vlds.recipe.check import is_choice
-from vlds.recipe.config import Recipe, to_tree
+from vlds.recipe.build import to_tree
+from vlds.recipe.choices import is_choice
+from vlds.recipe.config import Recipe
 from vlds.recipe.paths import file_names
 from vlds.runtime.ranks import Ranks
 from vlds.training.prepare import Prepared

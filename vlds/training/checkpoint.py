@@ -30,7 +30,8 @@ from vlds.data.order.epoch_order import differences
 from vlds.data.streams.stream import MixedStream
 from vlds.evaluation.evaluator import Evaluator
 from vlds.evaluation.result import Evaluation
-from vlds.recipe.config import Recipe, load_recipe, to_tree
+from vlds.recipe.build import to_tree
+from vlds.recipe.config import Recipe, load_recipe
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.files import finish_replacing, read_file, remove, sweep, whole_folder
 from vlds.runtime.json_files import damage, parse_record, write_manifest

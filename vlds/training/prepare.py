@@ -17,7 +17,8 @@ from vlds.data.streams.source import Source, check_cache_limit
 from vlds.evaluation.evaluator import unknown_answers
 from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
 from vlds.models.loading.load_backbone import Longest
-from vlds.recipe.config import Recipe, to_tree
+from vlds.recipe.build import to_tree
+from vlds.recipe.config import Recipe
 from vlds.recipe.paths import data_sets
 from vlds.runtime.disk import check_writable
 from vlds.runtime.process import find

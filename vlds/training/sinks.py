@@ -24,7 +24,8 @@ from rich.table import Column
 from torch import Tensor
 
 from vlds.data.streams.stream import MixedStream
-from vlds.recipe.config import Recipe, TrackingConfig, to_tree
+from vlds.recipe.build import to_tree
+from vlds.recipe.config import Recipe, TrackingConfig
 from vlds.runtime.disk import append
 from vlds.runtime.files import read_text, write_whole
 from vlds.runtime.json_files import read_metric_lines

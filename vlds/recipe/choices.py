@@ -1,0 +1,211 @@
+"""The classes and keys that a recipe may name, and which ones a wrong name means.
+
+For a wrong key, vlds guesses which one is meant: the right name in another place, or the name that
+other trainers have for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from functools import cache
+from inspect import isabstract
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from vlds.models.backbones.base import Backbone
+from vlds.models.kinds.base import ModelKind
+from vlds.models.methods.base import Method
+from vlds.models.vision.base import VisionEncoder
+from vlds.runtime.checks import closest
+from vlds.tasks.base import Task
+from vlds.tasks.class_output import Head
+
+CHOICES = (ModelKind, Backbone, VisionEncoder, Method, Task, Head)
+"""A field of one of these types, or a mapping of names to them, chooses a class."""
+CLASS, ARGUMENTS = "class_path", "init_args"
+"""Keys of a chosen class in a recipe's file."""
+
+
+def subclasses(base: type) -> Iterator[type]:
+    """All subclasses that are imported, at any depth."""
+    children: list[type] = base.__subclasses__()
+    for child in children:
+        yield child
+        yield from subclasses(child)
+
+
+def concrete_classes(base: type) -> dict[str, type]:
+    """The classes that can be chosen for `base`, by name."""
+    return {cls.__name__: cls for cls in subclasses(base) if not isabstract(cls)}
+
+
+def class_named(path: str, base: type) -> type | None:
+    """The class of a `class_path`; None if it is not a class of `base`. Imports the module of a
+    dotted path.
+
+    Errors: ImportError.
+    """
+    module, _, name = path.rpartition(".")
+    if not module:
+        return concrete_classes(base).get(name)
+    if not all(part.isidentifier() for part in module.split(".")):
+        return None  # import_module raises other errors for relative and empty names
+    cls = getattr(importlib.import_module(module), name, None)
+    return cls if isinstance(cls, type) and issubclass(cls, base) else None
+
+
+def class_if_there(path: str, base: type) -> type | None:
+    """The class of a `class_path`; None if there is none, which the builder reports."""
+    with suppress(ImportError):
+        return class_named(path, base)
+    return None
+
+
+@cache
+def field_types(cls: type) -> Mapping[str, Any]:
+    """Name -> type of the fields that a recipe can set, with their limits."""
+    # Postponed annotations are texts; get_type_hints evaluates them, and would drop the limits.
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(cls) if field.init}
+
+
+def dataclass_of(hint: Any) -> type | None:
+    """The dataclass in a field's type: T of `T`, `T | None` or `dict[str, T]`."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        return hint
+    return next((cls for part in get_args(hint) if (cls := dataclass_of(part))), None)
+
+
+def is_mapping_of_choices(hint: Any) -> bool:
+    """True for `dict[str, T]`."""
+    return get_origin(hint) is dict
+
+
+def is_choice(cls: type) -> bool:
+    """True if a recipe chooses a class in place of `cls`."""
+    return issubclass(cls, CHOICES)
+
+
+def branches_of(hint: Any) -> list[Any]:
+    """The types of a union, or the one type, without limits."""
+    is_union = get_origin(hint) in (Union, UnionType)
+    parts = get_args(hint) if is_union else (hint,)
+    return [part.__origin__ if hasattr(part, "__metadata__") else part for part in parts]
+
+
+HABITS: dict[str, tuple[str, ...]] = {
+    # Names of Hugging Face's Trainer and PEFT, of Lightning, DeepSpeed and common scripts.
+    "lr": ("learning_rate",),
+    "batch_size batch train_batch_size": ("global_batch_size", "micro_batch_size"),
+    "per_device_train_batch_size micro_batch train_micro_batch_size_per_gpu": ("micro_batch_size",),
+    "gradient_accumulation_steps accumulate_grad_batches": ("micro_batch_size",),
+    "per_device_eval_batch_size": ("eval_batch_size",),
+    "num_train_epochs num_epochs max_epochs n_epochs": ("epochs",),
+    "max_steps num_steps max_iters iterations": ("steps",),
+    "output_dir out out_dir save_dir run": ("output",),
+    "model_name_or_path model_name pretrained_model_name_or_path model": ("path",),
+    "lora_r r": ("methods.rank",),
+    "lora_alpha": ("methods.alpha",),
+    "lora_dropout": ("methods.dropout",),
+    "target_modules": ("methods.roles",),
+    "warmup warmup_steps": ("warmup_ratio",),
+    "schedule scheduler lr_scheduler lr_scheduler_type": ("decay",),
+    "max_grad_norm gradient_clip_val grad_clip": ("clip_norm",),
+    "adam_epsilon": ("eps",),
+    "adam_beta1 adam_beta2": ("betas",),
+    "bf16 fp16 dtype torch_dtype mixed_precision": ("precision",),
+    "gradient_checkpointing": ("activation_checkpointing",),
+    "logging_steps": ("log_every",),
+    "save_steps": ("save_every",),
+    "save_total_limit": ("keep_states",),
+    "eval_steps eval_every eval_strategy": ("evaluate_every",),
+    "metric_for_best_model load_best_model_at_end": ("best",),
+    "dataloader_num_workers workers": ("num_workers",),
+    "random_seed": ("seed",),
+    "train_file train_data train_dir dataset dataset_name data_path": ("train",),
+    "validation_file validation val valid eval_data": ("evaluate",),
+    "report_to": ("wandb_project", "tensorboard"),
+    "max_length max_seq_length": ("max_prompt_tokens", "max_target_tokens"),
+    "beam beams beam_size": ("num_beams",),
+    "img_size resolution": ("image_size",),
+    "gpus devices num_gpus nproc_per_node num_processes": ("--ranks",),
+    "resume_from_checkpoint": ("--resume",),
+    "base": ("--config",),
+}
+"""Names, separated by blanks -> what does the same here: the last part of a key, perhaps with its
+section, or an option."""
+MEANT = {habit: keys for habits, keys in HABITS.items() for habit in habits.split()}
+MOST_MEANT = 3
+
+
+def hint_at(name: str, here: str, known: list[str], tree: Any, options: type) -> str:
+    """'did you mean ...? ' about an unknown key `name` of the place `here`, which has the `known`
+    ones, in the tree of the dataclass `options`; '' if nothing is like it."""
+    keys = [
+        f"{place}.{field}".strip(".")
+        for place, cls in sections(tree, options)
+        for field in field_types(cls)
+    ]
+    # Other trainers' options have dashes: --batch-size.
+    plain = name.lower().replace("-", "_")
+    wanted = MEANT.get(plain, (plain,))
+    found = [word for word in wanted if word.startswith("--")]
+    for word in wanted:
+        section, _, name_there = word.rpartition(".")
+        found += [k for k in keys if last(k) == name_there and k.startswith(section) and k != here]
+    # A key of the same place is likelier than one elsewhere.
+    beside = [key for key in found if key.rpartition(".")[0] == here]
+    if not beside and (close := closest(name, known)) is not None and plain not in MEANT:
+        beside = [f"{here}.{close}".strip(".")] if not found else []
+    if not found and not beside:
+        ends = list(dict.fromkeys(map(last, keys)))
+        # A name in another place must be more similar than one in the same place.
+        near = difflib.get_close_matches(plain, ends, 1, 0.8)
+        found = [key for key in keys if last(key) in near]
+    if shown := (beside or sorted(found, key=lambda key: key.count(".")))[:MOST_MEANT]:
+        return f"did you mean {' or '.join(map(repr, shown))}? "
+    # No class of the recipe has it; perhaps one that could be chosen.
+    section, _, field = wanted[0].rpartition(".")
+    owners = [
+        name
+        for base in ((Method,) if section else CHOICES)
+        for name, cls in concrete_classes(base).items()
+        if field in field_types(cls)
+    ]
+    return f"{field} is a key of {', '.join(sorted(owners)[:MOST_MEANT])}; " if owners else ""
+
+
+def last(key: str) -> str:
+    """The last part of a dotted key."""
+    return key.rpartition(".")[2]
+
+
+def sections(
+    tree: Any, cls: type, key: str = "", *, absent: bool = False
+) -> Iterator[tuple[str, type]]:
+    """Dotted key and dataclass of each part of a recipe's tree, with the classes that it chooses;
+    `absent`: of optional parts that are not there, too. Keys are written as on the command line,
+    without init_args."""
+    yield key, cls
+    given = tree if isinstance(tree, Mapping) else {}
+    for name, hint in field_types(cls).items():
+        whole, value, inner = f"{key}.{name}".strip("."), given.get(name), dataclass_of(hint)
+        if inner is None:
+            continue
+        if is_choice(inner):
+            named = {whole: value}
+            if is_mapping_of_choices(hint):
+                entries = value.items() if isinstance(value, Mapping) else ()
+                named = {f"{whole}.{entry}": chosen for entry, chosen in entries}
+            for place, chosen in named.items():
+                path, arguments = chosen, None
+                if isinstance(chosen, Mapping):
+                    path, arguments = chosen.get(CLASS), chosen.get(ARGUMENTS)
+                if isinstance(path, str) and (there := class_if_there(path, inner)) is not None:
+                    yield from sections(arguments, there, place, absent=absent)
+        elif absent or value is not None or type(None) not in get_args(hint):
+            yield from sections(value, inner, whole, absent=absent)

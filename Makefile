@@ -52,9 +52,10 @@ reader: dev
 test: dev
 	$(MAKE) --no-print-directory -j 2 VENV=$(VENV) test-ranks test-rest
 
-# Two pytest processes, for two cores: the tests in RANKS start most ranks and take as long as all
-# other tests together.
-RANKS = tests/training tests/launch tests/faults tests/runtime tests/report tests/convert
+# Two pytest processes, for two cores: the tests in RANKS, which start most ranks, take about as long
+# as all other tests together.
+RANKS = tests/training tests/launch tests/faults tests/runtime tests/report tests/convert \
+	tests/data_prep
 # Some tests run make themselves, and it must not inherit this make's variables.
 FAST = env -u MAKEFLAGS -u MFLAGS OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" \
 	--durations 15

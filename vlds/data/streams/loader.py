@@ -140,8 +140,10 @@ def parcels(
             watch.ended.set()
             # Now, not when a traceback that holds the iterator is collected: the garbage collector
             # takes the workers' queues away first, and then torch waits five seconds for each
-            # worker.
-            iterator._shutdown_workers()  # type: ignore[attr-defined]
+            # worker. Torch's handler of SIGCHLD raises in here if another worker has been killed:
+            # the first one's error is already on its way.
+            with suppress(RuntimeError):
+                iterator._shutdown_workers()  # type: ignore[attr-defined]
             at_exit.cancel()
             for worker in workers:
                 worker.kill()  # one that was slower than torch waits; it ignores torch's SIGTERM

@@ -58,9 +58,7 @@ def test_what_needs_an_index_says_so(world: Path, tmp_path: Path) -> None:
     shards = f"{world}/vqa/vqa-train-0000{{0..2}}.tar"
     vqa = recipe.tasks["vqa"]
     train_on = replace(recipe, tasks={"vqa": replace(vqa, train=[shards])})
-    with pytest.raises(
-        ValueError, match=r"^tasks\.vqa: .* set data\.reader to sequential; "
-    ):
+    with pytest.raises(ValueError, match=r"^tasks\.vqa: .* set data\.reader to sequential; "):
         training_sources(train_on)
     score_on = replace(recipe, tasks={"vqa": replace(vqa, evaluate=[shards])})
     with pytest.raises(ValueError, match=r"^tasks\.vqa: .* put them into a folder and index it"):

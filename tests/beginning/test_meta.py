@@ -108,19 +108,11 @@ def learn(case: Case, sizes: list[int], config: MetaConfig) -> dict[str, Any]:
     return {"losses": losses, "before": before, "after": after, "trained": set(model.trained_by)}
 
 
-OFTEN = ("Adapter per task", "LoRA", "Mixture", "HyperPELT", "LST", "SimAdapter", "PromptTuning")
-"""Cases of every run: stacks, draws, added losses, pictures, a path beside, prompts."""
 REFUSED = "Peft adalora"
-CASES = [
-    pytest.param(
-        name, METHOD_CASES[name].families[0], marks=[] if name in OFTEN else pytest.mark.slow
-    )
-    for name in METHOD_CASES
-    if name != REFUSED
-]
+CASES = [(name, case.families[0]) for name, case in METHOD_CASES.items() if name != REFUSED]
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "family"), CASES)
 def test_every_method_learns_the_same_on_any_ranks(
     name: str, family: str, ranks1: RankPool, ranks2: RankPool, tmp_path: Path

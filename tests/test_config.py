@@ -396,6 +396,13 @@ def test_a_value_of_another_type_is_refused(kind: Any, given: object, message: s
     assert message in str(error.value)
 
 
+def test_a_long_name_of_a_class_is_cut(file: Path) -> None:
+    words = ["--config", str(file), "--methods.adapter", "{class_path: " + "x" * 5000 + "}"]
+    with pytest.raises(ValueError, match=r"'x{100}' is not a Method") as error:
+        parse_recipe(words)
+    assert len(str(error.value)) < 700
+
+
 def test_a_dotted_key_in_a_file_is_a_part_of_its_section(file: Path) -> None:
     text = "training.steps: 5\ntasks.vqa.init_args.weight: 3\ndata: {errors.max_in_a_row: 4}\n"
     file.write_text(RECIPE + text)

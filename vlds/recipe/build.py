@@ -150,15 +150,15 @@ class Builder:
             self.fail(key, f"{got}; {near}write {CLASS}: {choice}")
         path = str(value[CLASS])
         if misplaced := sorted(map(str, value.keys() - {CLASS, ARGUMENTS})):
-            inside = f"{{{CLASS}: {path}, {ARGUMENTS}: {{{misplaced[0]}: ...}}}}"
+            inside = f"{{{CLASS}: {path:.100}, {ARGUMENTS}: {{{misplaced[0]}: ...}}}}"
             self.fail(key, f"'{misplaced[0]}' is next to {CLASS}; write {inside}")
         try:
             cls = class_named(path, base)
         except ImportError as error:
-            self.fail(key, f"{path}: {error}")
+            self.fail(key, f"{path:.100}: {error!s:.200}")
         if cls is None or isabstract(cls):
             known = f"{guess(path, names)}choose from: {', '.join(names)}"
-            self.fail(key, f"'{path}' is not a {base.__name__}; {known}")
+            self.fail(key, f"'{path:.100}' is not a {base.__name__}; {known}")
         arguments = value.get(ARGUMENTS)
         if not isinstance(arguments, Mapping | None):
             self.fail(key, f"{ARGUMENTS}: got {arguments!r:.100}; give a mapping of keys")

@@ -585,6 +585,7 @@ def test_shipped_recipes_are_right(
         ("training.steps", "1" + 20 * "0", "training.steps: got 100000000000000000000; give at m"),
         ("model.vision.image_size", "0", "model.vision.image_size: got 0; give 1 or more"),
         ("model.vision.widths", "[8, 0]", "model.vision.widths: got 0; give 1 or more"),
+        ("data", "{window: 2020-13-45}", "--data: got '{window: 2020-13-45}', not YAML"),
         ("lr", "1", "did you mean 'optimizer.learning_rate' or 'methods.adapter.learning_rate'? "),
         ("steps", "1", "unknown key 'steps'; did you mean 'training.steps'? "),
         ("batch_size", "1", "did you mean 'data.global_batch_size' or 'data.micro_batch_size'? "),

@@ -102,7 +102,7 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
         else:
             try:
                 set_key(tree, option.removeprefix("--").split("."), value, known)
-            except yaml.YAMLError:
+            except (yaml.YAMLError, ValueError):  # a date or number that Python refuses
                 raise ValueError(
                     f"{option}: got {value!r:.100}, not YAML; check its brackets and quotes"
                 ) from None

@@ -84,7 +84,8 @@ def comparison_table(comparison: Comparison, *, in_brackets: bool = False) -> Ta
             is_best = cost is None and comparison.best(name) is row
             notes = []
             if number.published is not None:
-                text = cost.text(number.published) if cost else f"{number.published:.1f}"
+                sign = "" if comparison.minus is None else "+"
+                text = cost.text(number.published) if cost else f"{number.published:{sign}.1f}"
                 notes.append(text if in_brackets else f"paper {text}")
             # Runs that never reach the score have no time, so this mean flatters the row.
             if name == TIME and 0 < len(number.values) < len(row.runs):

@@ -82,12 +82,15 @@ class Number:
         return interval is not None and len(difference.values) >= FEWEST_SEEDS and interval.low > 0
 
     def minus(self, other: Number) -> Number:
-        """The differences on the seeds that both have."""
+        """The differences on the seeds that both have, and that of the published values."""
         # Not strict: numbers without seeds have no pairs.
         others = dict(zip(other.seeds, other.values, strict=False))
         paired = zip(self.seeds, self.values, strict=False)
         common = [(seed, value - others[seed]) for seed, value in paired if seed in others]
-        return Number([value for _, value in common], seeds=[seed for seed, _ in common])
+        published = None
+        if self.published is not None and other.published is not None:
+            published = self.published - other.published
+        return Number([value for _, value in common], published, [seed for seed, _ in common])
 
 
 def clear_best(numbers: Sequence[Number], *, lower_is_better: bool) -> int | None:

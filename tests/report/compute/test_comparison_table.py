@@ -212,8 +212,11 @@ def test_scores_less_those_of_a_row(tmp_path: Path) -> None:
         for seed, value in enumerate(values):
             folder = tmp_path / name / f"seed-{seed}"
             write_compared_run(folder, {"vqa": {"exact_match": value}}, 3.0)
-    rows = [RowSpec(name, sorted((tmp_path / name).iterdir())) for name in ("base", "row")]
+    published = {"base": 70.0, "row": 72.5}
+    rows = [RowSpec(n, sorted((tmp_path / n).iterdir()), {"vqa": published[n]}) for n in published]
     table = compare(TableSpec("t", rows, minus="base"))
+    assert table.rows[1].numbers["vqa"].published == 2.5
+    assert "(+2.5)" in FORMATS["terminal"](table)
     assert table.rows[1].numbers["vqa"].values == pytest.approx([6.0, -2.0, 5.0])
     assert table.rows[0].numbers["vqa"].values == [0.0, 0.0, 0.0]
     assert table.rows[1].numbers["trains"].values == pytest.approx([3.0] * 4)

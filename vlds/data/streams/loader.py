@@ -131,7 +131,8 @@ def parcels(
                 watch.batch += 1
                 watch.waiting_since = time.monotonic()
         except Exception:
-            # Also after the watch: torch's own error about its worker is suppressed in there.
+            # Of any type: a killed worker shows as torch's RuntimeError, or as what its pipe or
+            # socket raises. Also after the watch, which suppresses torch's own error.
             killed = _killed(workers)
             if message := watch.message or killed:
                 raise WorkerLost(message) from None

@@ -199,7 +199,7 @@ def is_plain(weight: Tensor) -> bool:
 
 
 def states_type(model: nn.Module) -> torch.dtype:
-    """Type of a model's states: that of its first weight that is not packed."""
+    """Type of a model's states: that of its first unpacked weight."""
     return next((p.dtype for p in model.parameters() if is_plain(p)), torch.float32)
 
 
@@ -272,7 +272,7 @@ class Host:
     stack: Literal["encoder", "decoder"] | None = None
     """The stack of an encoder-decoder whose layers are meant; None: all."""
     changed: list[nn.Parameter] = field(default_factory=list)
-    """Frozen weights that attaching has changed, so that they are no longer those of a file; the
+    """Frozen weights that attaching has changed, so that they differ from those of their file; the
     method adds to it."""
     step_rules: list[StepRule] = field(default_factory=list)
     """At most one: what the method does at every optimizer step; the method adds it."""
@@ -405,7 +405,7 @@ def bias_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def weight_options(layer: nn.Linear | nn.Embedding) -> dict[str, Any]:
-    """Device and type for new weights beside a layer: those of its own weight.
+    """Device and type for new weights beside a layer: those of the layer's weight.
 
     The type of a quantised weight says how it is packed. New weights are float32 there, until
     `Host.extend_linear` gives them the type of the model's states.

@@ -293,7 +293,7 @@ def whole_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
         finish_replacing(target)
         try:
             if os.path.lexists(target):
-                os.replace(target, target.with_name(f".{target.name}.older"))
+                os.replace(target, _older(target))
             os.replace(partial, target)
             sync(target.parent)
         finally:
@@ -333,9 +333,13 @@ def finish_replacing(path: Path) -> None:
     """Complete an interrupted replacement of a folder: move the old one back if `path` is missing,
     else delete it. No other process may be writing there."""
     target = target_of(path)
-    # Where `whole_folder` keeps the old folder until the new one has its name.
-    older = target.with_name(f".{target.name}.older")
+    older = _older(target)
     if os.path.lexists(older) and not os.path.lexists(target):
         os.replace(older, target)
         sync(target.parent)
     remove(older)
+
+
+def _older(target: Path) -> Path:
+    """Where `whole_folder` keeps the old folder until the new one has its name."""
+    return target.with_name(f".{target.name}.older")

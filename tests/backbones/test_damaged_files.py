@@ -72,7 +72,7 @@ def test_weights_that_are_no_floats(family: type[Backbone], tmp_path: Path) -> N
     save_file(tensors, file, {"format": "pt"})
     assert f"{file} does not hold weights: " in (message := complaint(backbone))
     assert " is I32 (and " in message
-    assert "floats expected; copy it again" in message
+    assert "floats of 16 to 64 bits expected; copy it again" in message
 
 
 @pytest.mark.parametrize("family", FAMILIES)

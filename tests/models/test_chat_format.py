@@ -160,10 +160,11 @@ def test_a_template_may_drop_blanks_around_a_question_and_repeat_it(tmp_path: Pa
     assert "it is\n<b> / it is\n<b><|end|>" in expected
 
 
-def test_a_tokenizer_that_reads_nothing_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", [("(?m).+", "a"), ("[a-z]+", "x")])
+def test_a_tokenizer_that_reads_nothing_is_refused(rule: tuple[str, str], tmp_path: Path) -> None:
     tokenizer = tokenizer_in(tmp_path)
-    tokenizer.backend_tokenizer.normalizer = Replace(Regex("(?m).+"), "a")
-    with pytest.raises(ValueError, match="its tokenizer reads all questions as the same tokens"):
+    tokenizer.backend_tokenizer.normalizer = Replace(Regex(rule[0]), rule[1])
+    with pytest.raises(ValueError, match=r"reads \d+ different questions as \d+; name the tok"):
         ChatFormat.of(tokenizer)
 
 

@@ -92,6 +92,25 @@ def test_sizes_of_a_processor(model_type: str, name: str, value: object) -> None
         check_inputs(collator, source.kind.read_config(), "m", "p")
 
 
+@pytest.mark.parametrize(
+    ("model_type", "owner", "change"),
+    [
+        ("llava", "", {"num_additional_image_tokens": 10**9}),
+        ("internvl", "image_processor", {"max_patches": 10**9, "min_patches": 10**5}),
+    ],
+)
+def test_a_processor_cannot_take_time_or_memory(
+    model_type: str, owner: str, change: dict[str, Any]
+) -> None:
+    source = tiny(model_type)
+    processor = copy.deepcopy(source.processor)
+    for name, value in change.items():
+        setattr(getattr(processor, owner) if owner else processor, name, value)
+    collator = replace(source.collator, processor=processor)
+    with pytest.raises(ValueError, match=r"^p: \w+ cannot read a small picture .*; name the proc"):
+        check_inputs(collator, source.kind.read_config(), "m", "p")
+
+
 def test_a_mean_that_is_no_number() -> None:
     source = tiny("llava")
     processor = copy.deepcopy(source.processor)

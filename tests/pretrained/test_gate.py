@@ -159,6 +159,22 @@ STRANGE: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
         "config.json",
         lambda tree: tree.update(model_type=["own"], auto_map={"AutoConfig": "code.Config"}),
     ),
+    "transformers_weights": (
+        "config.json",
+        lambda tree: tree.update(transformers_weights="sub/other.safetensors"),
+    ),
+    "fast_tokenizer_files": (
+        "tokenizer_config.json",
+        lambda tree: tree.update(fast_tokenizer_files=["../other/tokenizer.1.0.json"]),
+    ),
+    "tokenizer_class": (
+        "tokenizer_config.json",
+        lambda tree: tree.update(tokenizer_class="AutoModelForCausalLM"),
+    ),
+    "processor_class": (
+        "processor_config.json",
+        lambda tree: tree.update(processor_class="AutoTokenizer"),
+    ),
     "names '../other.safetensors'": (
         "model.safetensors.index.json",
         lambda tree: tree.update(weight_map={"lm_head.weight": "../other.safetensors"}),

@@ -28,7 +28,7 @@ from markupsafe import Markup
 from vlds.runtime.terminal import visible
 
 SECONDS = 2
-"""CPU time."""
+"""CPU time, if a caller does not say otherwise; MEMORY too."""
 PATIENCE = 60
 """Seconds on the clock: on a busy machine, the CPU time takes longer."""
 MEMORY = 512 << 20
@@ -43,7 +43,7 @@ class OverLimit(ValueError):
     """It took more time or memory than it may."""
 
 
-def limited(make: Callable[[], str]) -> str:
+def limited(make: Callable[[], str], seconds: int = SECONDS, memory: int = MEMORY) -> str:
     """What `make` gives in a copy of this process.
 
     Errors: OverLimit; ValueError with the text of whatever `make` raises.
@@ -51,7 +51,7 @@ def limited(make: Callable[[], str]) -> str:
     reader, writer = os.pipe()
     if (copy := os.fork()) == 0:
         os.close(reader)
-        _answer(make, writer)
+        _answer(make, writer, seconds, memory)
     # The copy must hold the only writing end: reading ends when that is closed.
     os.close(writer)
     answer: bytes | None = None
@@ -77,23 +77,24 @@ def limited(make: Callable[[], str]) -> str:
         if answer[:1] == MADE:
             return text
         raise ValueError(text)
-    raise OverLimit(f"it takes more than {SECONDS} seconds, or more than {MEMORY >> 20} MiB")
+    raise OverLimit(f"it takes more than {seconds} seconds, or more than {memory >> 20} MiB")
 
 
-def _answer(make: Callable[[], str], writer: int) -> NoReturn:
+def _answer(make: Callable[[], str], writer: int, seconds: int, memory: int) -> NoReturn:
     """In the copy: write what is made, or why it is not."""
     # The copy must neither run what its parent would at a signal or its end, nor outlive a limit.
     try:
         gc.disable()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads, and a warning that it forked
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         with suppress(OSError):  # the file is Linux's
             with open("/proc/self/statm", encoding="ascii") as file:
                 pages = int(file.read().split()[0])
             # The copy begins with all of this process's memory.
-            most = pages * resource.getpagesize() + MEMORY
+            most = pages * resource.getpagesize() + memory
             hard = resource.getrlimit(resource.RLIMIT_AS)[1]
             soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -35,8 +35,10 @@ QUESTIONS = ("\n  Is it  RED,\n50 % of\tthe {{ 'time' }} & <b>1</b>? \n", "\u00e
 """Questions that a template must not change, except for blanks around them."""
 TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
 """What templates may do with blanks around a question."""
-MOST_TRIED = 2000
-"""Tokens that are read as questions, until two of them lead to different prompts."""
+NUM_TRIED = 300
+"""Tokens, spread over the vocabulary, that are read as questions."""
+LEAST_TOLD = 3 / 4
+"""Share of them that must lead to different prompts."""
 Asked = tuple[Sequence[Mapping[str, Any]], Mapping[str, bool], bool]
 """A conversation, what the template is told beside it, and whether an answer is asked for."""
 TOKEN = (str, AddedToken)
@@ -112,17 +114,17 @@ class ChatFormat:
             )
         if chat.has_template and template is not tokenizer:
             assert chat.prompt("", 1)  # tries the template with a picture
-        # A damaged tokenizer may read any text as its unknown token.
-        first = None
-        for id in range(min(MOST_TRIED, len(tokenizer))):
-            ids = chat.ids(chat.prompt(chat.plain(tokenizer.decode([id]))))
-            if first is not None and ids != first:
-                return chat
-            first = ids
-        raise ValueError(
-            "its tokenizer reads all questions as the same tokens; name the tokenizer that belongs "
-            "to the model, or copy it again"
-        )
+        # A damaged tokenizer may read any text as its unknown token, or all letters as one. A whole
+        # one reads few words alike, such as an old and a new form of a letter.
+        ids = range(0, len(tokenizer), max(1, len(tokenizer) // NUM_TRIED))
+        words = {tokenizer.decode([id], skip_special_tokens=True).strip() for id in ids}
+        prompts = {tuple(chat.ids(chat.prompt(chat.plain(word)))) for word in words}
+        if len(prompts) < max(2, LEAST_TOLD * len(words)):
+            raise ValueError(
+                f"its tokenizer reads {len(words)} different questions as {len(prompts)}; name the "
+                "tokenizer that belongs to the model, or copy it again"
+            )
+        return chat
 
     # Prompts.
 

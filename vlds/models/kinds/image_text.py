@@ -47,6 +47,7 @@ from vlds.models.roles import ROLES, check_named, find_roles
 from vlds.models.vision.base import on_meta
 from vlds.runtime.checks import Count, SourceFile, SourcePath, check_path_or_config, guess
 from vlds.runtime.json_files import lacks_memory
+from vlds.runtime.limited import limited
 from vlds.runtime.process import find
 from vlds.schema import Example, NaturalSize, Row, TargetModules
 
@@ -135,6 +136,8 @@ TESTED = (
 SIZES = ("patch_size", "merge_size", "temporal_patch_size", "image_seq_length", "image_seq_len")
 """What processors divide by, and how many placeholders they write."""
 LARGEST_PROCESSOR_SIZE = 65_536
+TRY_SECONDS, TRY_MEMORY = 10, 2 << 30
+"""CPU time and bytes in which a processor must have read a picture of 56 x 56 pixels."""
 CURE = f"choose another type of model (tested: {', '.join(TESTED)})"
 
 
@@ -158,7 +161,14 @@ def check_inputs(collator: ImageTextCollator, config: Any, model: str, processor
                     "copy it again"
                 )
     kind, name = collator.model_type, type(collator.processor).__name__
+
+    def try_it() -> str:
+        torch.set_num_threads(1)  # a copy of a process has no other threads
+        return str(len(collator.dummy().prompt))
+
     try:
+        # First in a copy: sizes may ask for a million tiles or placeholders, each in its own way.
+        limited(try_it, TRY_SECONDS, TRY_MEMORY)
         short = collator.dummy()
         # A longer text shows what grows with it. Types that are tested need no second run.
         long = short if kind in TESTED else collator.dummy("what is this ?")

@@ -44,6 +44,7 @@ from vlds.models.loading.model_files import (
 )
 from vlds.runtime.checks import not_finite
 from vlds.runtime.json_files import read_json
+from vlds.runtime.limited import limited
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tokenizer_config.json",
@@ -59,8 +60,11 @@ ELSEWHERE = {
     "audio_tokenizer": "a separate model",
     "audio_tokenizer_name_or_path": "a separate model",
     "checkpoint_path": "a file of weights",
+    "configuration_files": "files in place of config.json",
+    "fast_tokenizer_files": "files in place of tokenizer.json",
     "gguf_file": "a file of weights",
     "repo_path": "a repository",
+    "transformers_weights": "a file of weights",
     "use_pretrained_backbone": "weights of another model",
 }
 """Key -> what transformers would read from elsewhere."""
@@ -68,11 +72,15 @@ PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 """Begins of names of models that timm would read from elsewhere."""
 IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 """Keys that name a computation; one with a slash is code on the hub."""
-CLASS_KEYS = ("tokenizer_class", "processor_class")
+TOKENIZER = re.compile(r"\w*(Tokenizer\w*|Backend)")
+PROCESSOR = re.compile(r"\w*Processor")
+CLASS_KEYS = {"tokenizer_class": TOKENIZER, "processor_class": PROCESSOR}
 PART_KEYS = ("image_processor_type", "video_processor_type", "feature_extractor_type")
 PART = re.compile(r"\w*(Processor(Fast|Pil)?|FeatureExtractor)")
 """Names of classes that turn pictures into tensors. transformers would call whatever it has under
 the name that a file gives, with the file's values."""
+TEXT = "The quick brown fox jumps over the lazy dog: 0123456789 ?"
+"""Has each letter and digit: a rule of a tokenizer may make a gigabyte of any of them."""
 CURE = (
     "vlds runs no code of a model, and reads only what the recipe names: remove this entry, or "
     "name another model"
@@ -135,7 +143,7 @@ def open_checked(hf_class: Any, source: str | Path, field: str, **options: Any) 
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         # Some settings, such as model_max_length, are first looked at when a text is read.
         with reading(f"{field}: the tokenizer in {source} cannot read a text"):
-            tokenizer("a")
+            limited(lambda: str(len(tokenizer(TEXT)["input_ids"])))
     return opened
 
 
@@ -256,7 +264,7 @@ def _faults(tree: Any, known: str | None, path: str = "") -> Iterator[str]:
 def _reason(key: str, value: Any, beside: Mapping[str, Any], known: str | None) -> str | None:
     """Why a key may not have a value; None if it may."""
     texts = list(_texts(value))
-    if key in ELSEWHERE and value is not False:
+    if key in ELSEWHERE and value not in (False, [], ""):
         return f"which names {ELSEWHERE[key]} to read"
     if key == "backbone" and isinstance(value, str):
         inside = beside.get("backbone_config") or beside.get("model_type") == "timm_backbone"
@@ -276,6 +284,9 @@ def _reason(key: str, value: Any, beside: Mapping[str, Any], known: str | None) 
         return "which lets code run"
     if key in PART_KEYS and not all(map(PART.fullmatch, texts)):
         return "which is not a class that reads pictures"
+    # transformers would open a folder's files by any of its classes, also by that of a model.
+    if key in CLASS_KEYS and not all(map(CLASS_KEYS[key].fullmatch, texts)):
+        return f"which is not the class of a {key.removesuffix('_class')}"
     return None
 
 

@@ -150,6 +150,10 @@ def open_tensors(prefix: str, file: Path) -> Iterator[Any]:
             yield opened
 
 
+FLOATS = ("F16", "BF16", "F32", "F64")
+"""What safetensors calls them. Those of 8 bits are no weights without scales beside them."""
+
+
 def check_tensors(
     prefix: str, file: Path, wanted: Mapping[str, Tensor]
 ) -> dict[str, tuple[int, ...]]:
@@ -165,13 +169,12 @@ def check_tensors(
     not_floats = [
         f"{name} is {kind}"
         for name, kind in kinds.items()
-        # Floats are called F32, F8_E4M3, BF16 and so on.
-        if name in wanted and wanted[name].is_floating_point() and not kind.startswith(("F", "BF"))
+        if name in wanted and wanted[name].is_floating_point() and kind not in FLOATS
     ]
     if not_floats:
         raise SourceError(
-            f"{prefix}: {file} does not hold weights: {some(not_floats)}, floats expected; "
-            f"{COPY_AGAIN}"
+            f"{prefix}: {file} does not hold weights: {some(not_floats)}, floats of 16 to 64 bits "
+            f"expected; {COPY_AGAIN}"
         )
     return shapes
 

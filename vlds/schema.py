@@ -171,51 +171,65 @@ class Batch:
     """(b, c) float32 score of each class, up to the last one that an example of the batch names;
     zeros for examples of tasks that write text. None if no example has classes. One with classes
     has one label: the state that predicts it is what the task's head reads."""
+    host: Batch | None = None
+    """Of a batch on a device: the batch on the host that it was moved from. What steers Python or
+    decides shapes is read there, since the host would wait for a GPU."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def on_host(self) -> Batch:
+        """This batch, where Python can read its numbers at once."""
+        return self if self.host is None else self.host
+
     def select(self, rows: Tensor) -> Batch:
-        """These rows (r,), padded to the longest of them, with their images."""
+        """These rows (r,), numbers on the host, padded to the longest of them, with their
+        images."""
+        known, numbers, device = self.on_host, rows.tolist(), self.input_ids.device
         # Padding is on the right, so the longest row of the part is its number of real tokens.
-        prompts = int(self.attention_mask[rows].sum(1).max())
-        targets = None
-        if self.labels is not None:
+        prompts = int(known.attention_mask[rows].sum(1).max())
+        longest = prompts
+        if known.labels is not None and not self.labels_on_prompt:
             # A target may have ignored labels inside, so its last label counts, not their number.
-            columns = (self.labels[rows] != IGNORED_LABEL).nonzero()[:, 1]
+            columns = (known.labels[rows] != IGNORED_LABEL).nonzero()[:, 1]
             longest = int(columns.max()) + 1 if len(columns) else 1
-            targets = self.labels[rows, : prompts if self.labels_on_prompt else longest]
         # Columns that no row of the part uses go; one stays, even for rows without images.
-        shown = self.image_index[rows]
+        shown = known.image_index[rows]
         shown = shown[:, : max(1, int((shown != NO_IMAGE).sum(1).max()))]
         # `index` numbers the images that are left from 0. NO_IMAGE is -1, so it sorts first; where
         # it occurs, subtracting 1 brings it back to -1 and the first image to 0.
         images, index = shown.unique(return_inverse=True)
         absent = int((images == NO_IMAGE).any())
-        images = images[absent:]
+        images = images[absent:].to(device, non_blocking=True)
+        task_index = self.task_index[rows]  # it stays on the host (see `to`)
+        rows_of_host, rows = rows, rows.to(device, non_blocking=True)
 
         def pick(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[images]
 
         return Batch(
-            ids=[self.ids[row] for row in rows.tolist()],
-            # `task_index` stays on the CPU, whatever device the rows are on (see `to`).
-            task_index=self.task_index[rows.cpu()],
+            ids=[self.ids[row] for row in numbers],
+            task_index=task_index,
             input_ids=self.input_ids[rows, :prompts],
             attention_mask=self.attention_mask[rows, :prompts],
-            labels=targets,
+            labels=None if self.labels is None else self.labels[rows, :longest],
             weights=self.weights[rows],
             valid=self.valid[rows],
-            image_index=index - absent,
+            image_index=(index - absent).to(device, non_blocking=True),
             images=pick(self.images),
             features=pick(self.features),
             boxes=pick(self.boxes),
             types={name: values[rows, :prompts] for name, values in self.types.items()},
-            media=[self.media[row] for row in rows.tolist()] if self.media else [],
+            media=[self.media[row] for row in numbers] if self.media else [],
             labels_on_prompt=self.labels_on_prompt,
-            references=[self.references[row] for row in rows.tolist()] if self.references else [],
-            samples=[self.samples[row] for row in rows.tolist()] if self.samples else [],
+            references=[self.references[row] for row in numbers] if self.references else [],
+            samples=[self.samples[row] for row in numbers] if self.samples else [],
             class_targets=None if self.class_targets is None else self.class_targets[rows],
+            # Pictures are large, and nobody reads those of a part on the host.
+            host=None
+            if self.host is None
+            else replace(self.host, images=None, features=None, boxes=None).select(rows_of_host),
         )
 
     @property
@@ -229,13 +243,15 @@ class Batch:
         mask = self.attention_mask
         if self.labels is not None and self.labels_on_prompt:
             mask = mask.bool() & (self.labels == IGNORED_LABEL)
-        return replace(self, attention_mask=mask, labels=None, labels_on_prompt=False)
+        host = None if self.host is None else self.host.prompts()
+        return replace(self, attention_mask=mask, labels=None, labels_on_prompt=False, host=host)
 
     def to(self, device: Any) -> Batch:
-        """Move every tensor except task_index: Python code reads its values, and on a GPU each read
-        would wait for the device."""
+        """Move every tensor except task_index, which only Python code reads."""
         # non_blocking: pinned memory is copied while Python goes on; other memory is not.
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True), but="task_index")
+        moved = self._mapped(lambda tensor: tensor.to(device, non_blocking=True), but="task_index")
+        is_moved = moved.input_ids.device != self.input_ids.device
+        return replace(moved, host=self.on_host) if is_moved else moved
 
     def pin_memory(self) -> Batch:
         """Called by torch's DataLoader with `pin_memory=True`."""

@@ -38,6 +38,6 @@ class Distance(BatchLoss):
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:
         """(b,): a sum over tokens, as an example's likelihood is."""
         first, second = (
-            -F.cross_entropy(p.logits, p.labels[p.is_label], reduction="none") for p in passes
+            -F.cross_entropy(p.logits, p.labels[p.places], reduction="none") for p in passes
         )
         return self.weight * passes[0].by_example((first - second).square()).sum(1)

@@ -176,8 +176,9 @@ def test_the_distance_moves_both_passes() -> None:
 
 def test_padding_has_no_distance() -> None:
     labels = torch.tensor([[1, 2, IGNORED_LABEL], [3, IGNORED_LABEL, IGNORED_LABEL]])
+    places = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0])
     draw = torch.Generator().manual_seed(0)
-    passes = [Predicted(torch.randn(3, 7, generator=draw), labels) for _ in range(2)]
+    passes = [Predicted(torch.randn(3, 7, generator=draw), labels, places) for _ in range(2)]
     tokens = symmetric_kl(passes[0].logits, passes[1].logits)
     found = Consistency(2.0).of_examples(passes)
     assert torch.allclose(found, 2 * torch.stack([tokens[:2].sum(), tokens[2]]))

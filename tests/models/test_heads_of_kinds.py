@@ -39,7 +39,7 @@ def with_word_head(model: Model) -> Model:
 def first_rows(predicted: Predicted) -> Tensor:
     """(b, w) logits of the first label of each example."""
     numbers = torch.full(predicted.labels.shape, -1)
-    numbers[predicted.is_label] = torch.arange(len(predicted.logits))
+    numbers[predicted.places] = torch.arange(len(predicted.logits))
     return predicted.logits[numbers.masked_fill(numbers < 0, len(predicted.logits)).amin(1)]
 
 
@@ -61,9 +61,10 @@ def test_a_head_reads_what_predicts_the_first_token(model_type: str) -> None:
     num_before = len(source.collator.chat.start_ids) if model_type == "florence2" else 0
     if num_before:  # tokens that begin every answer are labels of texts
         hidden = as_text.labels.clone()
-        kept = as_text.is_label
         hidden[:, :num_before] = IGNORED_LABEL
-        as_text = Predicted(as_text.logits[(hidden != IGNORED_LABEL)[kept]], hidden)
+        kept = as_text.places[1] >= num_before
+        rows, columns = (numbers[kept] for numbers in as_text.places)
+        as_text = Predicted(as_text.logits[kept], hidden, (rows, columns))
     model.heads = heads
     batch = source.batch(classes)
     predicted = model.predicted(batch)

@@ -139,8 +139,7 @@ def test_a_kind_without_texts_says_the_same_of_classes(
 ) -> None:
     model = build(family, tmp_path)
     examples = mixed(model).select(torch.tensor([0, 2, 3]))
-    assert examples.labels is not None
-    alone = model.heads.predicted_alone(model.first_states(examples), examples, examples.labels)
+    alone = model.heads.predicted_alone(model.first_states(examples), examples)
     assert torch.allclose(nll_of(alone), nll_of(model.predicted(examples)), rtol=1e-5)
     assert nll_of(alone).sum(1).all()
 

@@ -90,6 +90,16 @@ def test_a_run_does_not_mix_with_other_files(world: Path, tmp_path: Path) -> Non
         assert (
             message == f"output: {output} lies in {data}, which the run reads; name another folder"
         )
+    backbone = tmp_path / "backbone"
+    backbone.mkdir()
+    for name in (
+        "recipe.yaml",
+        "artifact.json",
+        "model.safetensors",
+    ):  # as `convert hf` writes them
+        (backbone / name).touch()
+    message = check_complaint(replace(recipe, output=str(backbone)))
+    assert f"output: {backbone} holds other files (artifact.json, model.safetensors)" in message
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(3):

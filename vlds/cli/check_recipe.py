@@ -17,7 +17,7 @@ from vlds.cli.words import RESUME, split_words
 from vlds.data.order.mixed_order import BatchCut
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe, parse_recipe
-from vlds.recipe.paths import check_files, data_sets, left_behind
+from vlds.recipe.paths import check_files, inputs_of, left_behind
 from vlds.runtime.disk import names_fit
 from vlds.runtime.terminal import complain, tell
 from vlds.training.states import Resume, check_output
@@ -65,7 +65,7 @@ def check_start(recipe: Recipe, resume: Resume, ranks: int | None) -> None:
     if resume and (message := left_behind(to_tree(recipe), saved, Recipe)) is not None:
         raise ValueError(f"{RESUME}: {message}")
     check_files(to_tree(recipe), Recipe)
-    check_output(recipe.output, resume, data_sets(to_tree(recipe), Recipe))
+    check_output(recipe.output, resume, inputs_of(to_tree(recipe), Recipe))
     # If the number of ranks is not known yet, check what holds for any.
     for field, size in recipe.batch_sizes.items():
         BatchCut(ranks or 1).check(size, field)

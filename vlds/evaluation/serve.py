@@ -20,10 +20,9 @@ from threading import Lock
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import torch
-
 from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, read_recipe
 from vlds.evaluation.evaluator import choose_task, predict
+from vlds.runtime.devices import device_of
 from vlds.runtime.limited import page
 from vlds.runtime.terminal import tell, tell_exception, visible
 from vlds.schema import LONGEST_TEXT
@@ -317,7 +316,7 @@ def open_run(run: Path, changes: Sequence[str] = ()) -> OpenRun:
     Errors: ValueError as `load_run` has them.
     """
     loaded = load_run(run, changes=changes)
-    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded.model.to(device_of())
     return OpenRun(loaded)
 
 

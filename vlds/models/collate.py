@@ -146,10 +146,13 @@ class View(NamedTuple):
     """(3, h, w) uint8."""
     number: int = 0
     """0 is the picture itself."""
+    on_host: Tensor | None = None
+    """The picture on the host, if the other one is elsewhere."""
 
     def key(self) -> tuple[bytes, int]:
         """Identifies the view: a hash of the picture's pixels, and the number."""
-        pixels = self.picture.cpu().contiguous().numpy().tobytes()
+        picture = self.picture.cpu() if self.on_host is None else self.on_host
+        pixels = picture.contiguous().numpy().tobytes()
         return blake2b(pixels, digest_size=16).digest(), self.number
 
     def pixels(self) -> Tensor:

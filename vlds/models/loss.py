@@ -23,7 +23,6 @@ def targets_of(batch: Batch) -> Tensor:
 def nll_of(predicted: Predicted) -> Tensor:
     """(b, t) loss of each label, 0 elsewhere, in at least float32: the negative log-likelihood of a
     token, or the loss of the classes that it stands for."""
-    # Row by row, the order of the logits.
-    labels = predicted.labels[predicted.is_token]
+    labels = predicted.labels[predicted.places]
     nll: Tensor = TokenNLL.apply(predicted.logits, labels)  # type: ignore[no-untyped-call]
     return predicted.by_example(nll, [classes.losses() for classes in predicted.classes])

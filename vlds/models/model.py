@@ -35,6 +35,7 @@ from vlds.models.methods.context import (
     BatchContext,
     BatchLoss,
     ClassesPredicted,
+    Places,
     Predicted,
     Revision,
 )
@@ -120,16 +121,17 @@ class Counts:
 
 
 class Split(NamedTuple):
-    """The labels of a batch: tokens, or one label that stands for an example's classes."""
+    """Where the k labels of a batch are: those of n tokens, and one for each of m examples with
+    classes. All tensors are where the model computes."""
 
-    is_label: Tensor
-    """(b, t) bool."""
-    is_token: Tensor
-    """(b, t) bool."""
-    is_class: Tensor
-    """(b, t) bool, one in each row of `rows`."""
-    rows: Tensor
-    """(m,) int64 of the examples with classes, rising."""
+    every: Places
+    tokens: Places
+    classes: Places
+    among: tuple[Tensor, Tensor] | None
+    """Numbers of the tokens (n,) and of the examples with classes (m,) among the k labels; None if
+    all are tokens."""
+    of_heads: Mapping[str, Tensor]
+    """Task -> numbers of its examples among those with classes."""
 
 
 class TaskHeads(nn.ModuleDict):
@@ -163,37 +165,54 @@ class TaskHeads(nn.ModuleDict):
         return next(name for name, number in self.numbers.items() if number == task)
 
     def split(self, batch: Batch, labels: Tensor) -> Split:
-        """Tell labels (b, t) that are tokens from those that stand for classes."""
-        has_classes = self.has_classes(batch).to(labels.device)[:, None]
-        is_label = labels != IGNORED_LABEL
-        is_class = is_label & has_classes
-        return Split(is_label, is_label & ~has_classes, is_class, is_class.any(1).nonzero()[:, 0])
+        """Tell labels (b, t), on the host, that are tokens from those that stand for classes."""
+        device, has_classes = batch.input_ids.device, self.has_classes(batch)
+        every = (labels != IGNORED_LABEL).nonzero()
+        is_class = has_classes[every[:, 0]]
+        tokens, classes = ((is_class == is_true).nonzero()[:, 0] for is_true in (False, True))
+        tasks = batch.task_index[every[classes, 0]]
+        of_heads = {name: (tasks == n).nonzero()[:, 0] for name, n in self.numbers.items()}
 
-    def predicted(self, states: Tensor, rows: Tensor, batch: Batch) -> list[ClassesPredicted]:
-        """Logits and targets of rows (m,) of a batch with these states (m, d).
+        def moved(numbers: Tensor) -> Tensor:
+            return numbers.to(device, non_blocking=True)
+
+        def places(found: Tensor) -> Places:
+            rows, columns = moved(found.T.contiguous())
+            return rows, columns
+
+        return Split(
+            every=places(every),
+            tokens=places(every[tokens]),
+            classes=places(every[classes]),
+            among=(moved(tokens), moved(classes)) if self else None,
+            of_heads={name: moved(some) for name, some in of_heads.items()},
+        )
+
+    def predicted(self, states: Tensor, split: Split, batch: Batch) -> list[ClassesPredicted]:
+        """Logits and targets of a batch's examples with classes, which have these states (m, d).
 
         All heads run in the order of the tasks, even over no rows: under ZeRO-3, all ranks must
         gather the same weights.
         """
-        tasks = batch.task_index.to(rows.device)[rows]
         found = []
         for name, head in self.items():
-            mine = tasks == self.numbers[name]
-            logits = head(states[mine])
+            mine = split.of_heads[name]
+            logits, rows = head(states[mine]), split.classes[0][mine]
             # Targets have as many columns as the batch's largest class; the head has all classes.
             targets = logits.new_zeros(logits.shape, dtype=torch.float32)
             if batch.class_targets is not None:
-                named = batch.class_targets[rows[mine], : logits.shape[1]]
+                named = batch.class_targets[rows, : logits.shape[1]]
                 targets = F.pad(named, (0, logits.shape[1] - named.shape[1]))
             is_binary = self.outputs[name].loss == "binary_cross_entropy"
-            found.append(ClassesPredicted(logits, rows[mine], targets, is_binary))
+            found.append(ClassesPredicted(logits, rows, targets, is_binary))
         return found
 
-    def predicted_alone(self, states: Tensor, batch: Batch, labels: Tensor) -> Predicted:
+    def predicted_alone(self, states: Tensor, batch: Batch) -> Predicted:
         """The same of all examples with classes, for kinds that write no text. States: (b, d)."""
-        rows = self.split(batch, labels).rows
-        classes = self.predicted(states[rows], rows, batch)
-        return Predicted(states.new_zeros(0, 1), labels, classes)
+        split = self.split(batch, targets_of(batch.on_host))
+        classes = self.predicted(states[split.classes[0]], split, batch)
+        none = split.classes[0][:0]
+        return Predicted(states.new_zeros(0, 1), targets_of(batch), (none, none), classes)
 
 
 class ModelOutput(NamedTuple):
@@ -318,8 +337,8 @@ class Model(nn.Module, ABC):
 
         Errors: ValueError if the batch has no labels.
         """
-        labels = targets_of(batch)
-        return Predicted(self.logits(batch)[labels != IGNORED_LABEL], labels)
+        places = self.heads.split(batch, targets_of(batch.on_host)).tokens
+        return Predicted(self.logits(batch)[places], targets_of(batch), places)
 
     def token_nll(self, batch: Batch) -> Tensor:
         """(b, t) negative log-likelihood of each label's token, 0 elsewhere, in at least
@@ -391,12 +410,12 @@ class Model(nn.Module, ABC):
         if pieces:
             of_pieces = [self.loss_sums(batch.select(rows)) for rows in pieces]
             # The place of each row of the batch among the pieces' rows.
-            order = torch.cat(list(pieces)).argsort().to(coefficients.device)
+            order = torch.cat(list(pieces)).argsort().to(coefficients.device, non_blocking=True)
             sums = [torch.cat(parts)[order] for parts in zip(*of_pieces, strict=True)]
         else:
             sums = self.loss_sums(batch)
         # A coefficient weights an example's nll and what methods add to it alike.
-        loss = (coefficients.to(sums[0]) * torch.stack(sums).sum(0)).sum()
+        loss = (coefficients.to(sums[0], non_blocking=True) * torch.stack(sums).sum(0)).sum()
         # In evaluation there is the nll alone: methods add nothing to it.
         nll, *added = (values.detach() for values in sums)
         return ModelOutput(loss, nll, dict(zip(self.batch_losses, added, strict=self.training)))

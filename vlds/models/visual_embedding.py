@@ -85,8 +85,13 @@ def tokens_of_rows(tokens: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]
     """Tokens (u, v, d) of distinct images, and image_index (b, n) -> tokens (b, n*v, d) and their
     mask (b, n*v), False for absent images."""
     # A missing image borrows image 0, and its mask hides what it shows.
-    mask = (image_index != NO_IMAGE)[:, :, None].expand(-1, -1, tokens.shape[1])
-    return tokens[image_index.clamp(min=0)].flatten(1, 2), mask.flatten(1)
+    shown = tokens[image_index.clamp(min=0)].flatten(1, 2)
+    return shown, visual_mask(image_index, tokens.shape[1])
+
+
+def visual_mask(image_index: Tensor, num_tokens: int) -> Tensor:
+    """(b, n) -> (b, n*v) bool, False for the tokens of absent images."""
+    return (image_index != NO_IMAGE)[:, :, None].expand(-1, -1, num_tokens).flatten(1)
 
 
 def packing(mask: Tensor, *, left: bool = False) -> Tensor:

@@ -26,6 +26,7 @@ from vlds.plan.rehearsal import (
     update_seconds,
 )
 from vlds.recipe.config import Recipe
+from vlds.runtime.devices import device_of, finish_work, uses_gpu
 from vlds.runtime.terminal import duration_text
 from vlds.schema import Batch
 from vlds.training.deepspeed_config import cut_batches
@@ -173,7 +174,7 @@ class Machine:
         in_bytes = number("--memory", memory, 1e9)
         flops = number("--tflops", tflops, 1e12)
         rate = number("--bandwidth", bandwidth, 1e9)
-        if (flops is None) != (rate is None) and not torch.cuda.is_available():
+        if (flops is None) != (rate is None) and not uses_gpu():
             given, missing = ("--tflops", "--bandwidth")[:: 1 if rate is None else -1]
             raise ValueError(
                 f"{given} without {missing}: this machine has no GPU whose rate could be measured "
@@ -185,25 +186,24 @@ class Machine:
     @property
     def is_here(self) -> bool:
         """True if it is this CPU, where a rehearsal's operations can run; rates are a GPU's."""
-        return self.flops is None and self.bandwidth is None and not torch.cuda.is_available()
+        return self.flops is None and self.bandwidth is None and not uses_gpu()
 
     def rates(self, dtype: torch.dtype) -> tuple[float, float]:
         """Operations of products, and bytes, a second: as given, or measured here, on the GPU or on
         the CPU with this process's threads."""
-        on_gpu = torch.cuda.is_available()
+        on_gpu = uses_gpu()
 
         def median_seconds(work: Callable[[], object]) -> float:
             seconds = []
             for _ in range(ROUNDS + 1):  # the first one warms up
                 began = time.perf_counter()
                 work()
-                if on_gpu:
-                    torch.cuda.synchronize()  # the call has only queued the work
+                finish_work()
                 seconds.append(time.perf_counter() - began)
             return sorted(seconds[1:])[ROUNDS // 2]
 
         flops, bandwidth = self.flops, self.bandwidth
-        with torch.device("cuda" if on_gpu else "cpu"):
+        with device_of():
             if flops is None:
                 left, right = (torch.randn(SIDE[on_gpu], SIDE[on_gpu]).to(dtype) for _ in range(2))
                 # n^3 multiplications and as many additions.

@@ -176,9 +176,9 @@ def file_names(tree: Any, options: type) -> list[NamedFile]:
     return files
 
 
-def data_sets(tree: Any, options: type) -> list[str]:
-    """The data sets that a recipe names."""
-    return [file.name for file in file_names(tree, options) if file.mark.kind == "data"]
+def inputs_of(tree: Any, options: type) -> list[str]:
+    """What a recipe reads: files, folders, hub names and URLs."""
+    return [file.name for file in file_names(tree, options)]
 
 
 def check_files(tree: Any, options: type) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 
 from vlds.artifact import RECIPE
 from vlds.report.collect import read_recipe
 from vlds.report.numbers import Number, clear_best
+from vlds.report.predictions import first_line, newest_predictions
 from vlds.report.read import RunInputs, entries_of, headline_of, read_run
 from vlds.runtime.checks import guess
 from vlds.tasks.base import Split, label_of, task_of
@@ -121,6 +123,8 @@ class Comparison:
     """What cannot be read, and is left out."""
     minus: str | None = None
     """As in `TableSpec`: then all scores are differences."""
+    unlike: Collection[str] = ()
+    """Tasks that rows are scored on with different data: no row is best, and none is subtracted."""
 
     @property
     def costs(self) -> list[str]:
@@ -159,6 +163,8 @@ class Comparison:
         low = self.lower_is_better
         if name == AVERAGE and 0 < len(low) < len(self.columns):
             return None
+        if name in self.unlike or (name == AVERAGE and self.unlike):
+            return None
         is_low = name in low or (name == AVERAGE and bool(low))
         index = clear_best([row.numbers[name] for row in self.rows], lower_is_better=is_low)
         return None if index is None else self.rows[index]
@@ -196,6 +202,7 @@ def compare(spec: TableSpec) -> Comparison:
     # A task that no run was scored on is left out, unless it was asked for, which is an error.
     columns = [task for task in columns if spec.scores or task in scored]
     metrics = {task: metric_of(task, spec.scores.get(task), runs, known, notes) for task in columns}
+    unlike = unlike_data(metrics, spec.split, read, notes)
     # Without rows at first: whether there is an average, which rows have, depends on the columns.
     table = Comparison(
         spec.title, columns, metrics, [], None, notes, best_low(metrics, runs), spec.asks_average,
@@ -211,14 +218,16 @@ def compare(spec: TableSpec) -> Comparison:
     ]  # fmt: skip
     if spec.minus is not None:
         base = rows[names.index(spec.minus)]
+        comparable = set(table.values) - unlike - ({AVERAGE} if unlike else set())
         rows = [
             replace(row, numbers={
-                name: number.minus(base.numbers[name]) if name in table.values else number
+                name: number.minus(base.numbers[name]) if name in comparable
+                else Number([]) if name in table.values else number
                 for name, number in row.numbers.items()
             })
             for row in rows
         ]  # fmt: skip
-    return replace(table, rows=rows, target=target, minus=spec.minus)
+    return replace(table, rows=rows, target=target, minus=spec.minus, unlike=unlike)
 
 
 def checked_columns(
@@ -294,6 +303,48 @@ def metric_of(
             f"{task}: the recipes name different scores, {' and '.join(named)}; {metric} is shown."
         )
     return metric
+
+
+def unlike_data(
+    tasks: Iterable[str],
+    split: Split,
+    rows: Mapping[str, Sequence[RunInputs]],
+    notes: list[str],
+) -> set[str]:
+    """The tasks that rows are scored on with different data, and a note on each. Within a row, each
+    seed may have its own."""
+    unlike = set()
+    for task in tasks:
+        label = label_of(task, split)
+        sets = [
+            {data for run in runs if (data := data_of(run, label)) is not None}
+            for runs in rows.values()
+        ]
+        # A row that lacks some seeds has a part of the others' data.
+        if any(not (one <= other or other <= one) for one, other in combinations(sets, 2)):
+            unlike.add(task)
+            names = sorted({data for found in sets for data in found})
+            parts = [name.partition("@") for name in names[:4]]
+            shown = ", ".join(f"{name}@{fingerprint[:6]}" for name, _, fingerprint in parts)
+            more = ", ..." if len(names) > 4 else ""
+            notes.append(
+                f"{task}: rows are scored on different data ({shown}{more}), so that none is best."
+            )
+    return unlike
+
+
+def data_of(run: RunInputs, label: str) -> str | None:
+    """The data that a task's list was scored on: by `vlds evaluate`, or last in training."""
+    if (entry := run.stored.get(label)) is not None:
+        return entry.data
+    file = newest_predictions(run.folder, []).get(label)
+    if file is None:
+        return None
+    try:
+        line = first_line(file)
+    except ValueError:  # a table of scores does not need the answers: `vlds report` tells of them
+        return None
+    return None if line is None else line.data
 
 
 def percents(

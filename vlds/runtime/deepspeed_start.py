@@ -47,7 +47,9 @@ def start_ranks(collective_timeout: float) -> Ranks:
     # It reports each skipped step, and so do the run's own lines, which say what to do.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.init_distributed(
-        dist_backend="nccl" if ranks.device.type == "cuda" else "gloo",
+        # NCCL knows no tensors of the host. Gloo sums those without a word to the GPU, which works
+        # on meanwhile.
+        dist_backend="cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo",
         auto_mpi_discovery=False,
         timeout=timedelta(seconds=collective_timeout),
         rank=ranks.global_rank,

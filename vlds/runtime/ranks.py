@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch.distributed.distributed_c10d as c10d
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlds.runtime.devices import device_of, most_memory
 from vlds.runtime.folders import FolderInUse, folder_lock
 from vlds.runtime.rank_environment import (
     RankPlace,
@@ -50,10 +50,10 @@ class Ranks(RankPlace):
         return range(first, first + self.local_world_size)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over ranks, as float64 so that counts stay exact; the result is on the CPU."""
-        total = values.to(self.device, torch.float64)
+        """Sum over ranks, where the values are; as float64, so that counts stay exact."""
+        total = values.to(torch.float64, copy=True)
         dist.all_reduce(total)
-        return total.cpu()
+        return total
 
     def any(self, flag: bool) -> bool:
         """True if the flag is set on any rank."""
@@ -65,7 +65,7 @@ class Ranks(RankPlace):
 
     def max(self, value: float) -> float:
         """The largest of the ranks' values."""
-        largest = torch.tensor(value, dtype=torch.float64, device=self.device)
+        largest = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest.item()
 
@@ -88,10 +88,7 @@ class Ranks(RankPlace):
 
     def most_memory(self) -> int:
         """The most bytes that a rank has used so far: of its GPU, or else of main memory."""
-        if self.device.type == "cuda":
-            return int(self.max(torch.cuda.max_memory_allocated(self.device)))
-        # Linux counts ru_maxrss in KiB.
-        return int(self.max(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+        return int(self.max(most_memory(self.device)))
 
     def bound_waiting(self) -> None:
         """Give every process group the run's timeout: DeepSpeed creates some with torch's default,
@@ -134,9 +131,7 @@ def rank_from_environment() -> Ranks:
         check_alone(os.environ)
         os.environ.update(single_rank())
     place = read_place(os.environ)
-    cuda = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    device = torch.device("cuda", place.local_rank) if cuda else torch.device("cpu")
-    return Ranks(**vars(place), device=device)
+    return Ranks(**vars(place), device=device_of(place.local_rank))
 
 
 # Rows of all ranks, through which gradients flow back: for losses that compare the examples of a

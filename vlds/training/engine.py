@@ -159,7 +159,8 @@ class Engine:
             # The backward pass draws too, where it computes layers again.
             with step_draws(self.model, *place):
                 with span("forward"):
-                    output = self._deepspeed(batch.to(self.ranks.device), scale, parts)
+                    there = scale.to(self.ranks.device, non_blocking=True)
+                    output = self._deepspeed(batch.to(self.ranks.device), there, parts)
                 total = loss.backward_loss(output)
                 with span("backward"):
                     self._deepspeed.backward(total, scale_wrt_gas=False)
@@ -174,11 +175,12 @@ class Engine:
         skipped = bool(self._optimizer.overflow)
         self.steps_done += 1
         self.steps_skipped += skipped
+        norm = loss.finish(self._deepspeed.get_global_grad_norm())
         self._run_rules(None if skipped else gradients)
         return StepReport(
             task_losses=loss.task_losses,
             examples=loss.totals.examples,
-            gradient_norm=float(self._deepspeed.get_global_grad_norm()),
+            gradient_norm=norm,
             added=loss.added,
             skipped=skipped,
             not_finite=loss.not_finite,

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from vlds.recipe.config import Recipe
+from vlds.runtime.devices import uses_gpu
 from vlds.runtime.disk import ROOM, CannotWrite, system_error
 from vlds.runtime.json_files import lacks_memory
 from vlds.runtime.ranks import Ranks
@@ -72,7 +71,7 @@ def out_of_memory(recipe: Recipe) -> str:
         cures.append("set training.activation_checkpointing to true")
     if "zero3" not in training.deepspeed:
         cures.append("set training.deepspeed to ds_configs/zero3.json, and start more ranks")
-    if "offload" not in training.deepspeed and torch.cuda.is_available():
+    if "offload" not in training.deepspeed and uses_gpu():
         cures.append("take its _offload variant")
     if data.eval_batch_size > 1:
         cures.append(f"in evaluation, lower data.eval_batch_size (now {data.eval_batch_size})")
@@ -136,8 +135,6 @@ class NonFiniteSteps:
                 f"the loss of {shown} is not finite" if not_finite else f"the batch held {shown}"
             )
         suspects = self.ranks.broadcast(suspects)
-        if self._in_a_row <= self.recipe.training.max_nonfinite_steps:
-            return [f"step {step} is skipped, its loss or gradient is NaN or infinite; {suspects}"]
         optimizer, training = self.recipe.optimizer, self.recipe.training
         rates = {"optimizer.learning_rate": optimizer.learning_rate} | {
             f"methods.{name}.learning_rate": method.learning_rate
@@ -146,6 +143,13 @@ class NonFiniteSteps:
         }
         key, rate = max(rates.items(), key=lambda item: item[1])
         number = self._in_a_row
+        if number <= training.max_nonfinite_steps:
+            line = f"step {step} is skipped, its loss or gradient is NaN or infinite; {suspects}"
+            if rate > USUAL_RATE:
+                line += f". {key} is {rate:g}: give a rate far below 1"
+            if step == training.num_steps:
+                line += f". The weights are those of {number} steps before"
+            return [line]
         how_often = f"{number} steps in a row, the last of them {step}, had"
         if number == 1:
             how_often = f"step {step} had"

@@ -208,7 +208,7 @@ class GradientSums:
         """The norm of the global batch's gradient, from squares in float64. Collective."""
         groups = self._zero.averaged_gradients.values()
         total = torch.stack([square_sum(part) for group in groups for part in group]).sum()
-        return self._ranks.sum(total).sqrt().float().to(self._ranks.device)
+        return self._ranks.sum(total).sqrt().float()
 
 
 def square_sum(values: Tensor) -> Tensor:

@@ -102,10 +102,11 @@ class StepLoss:
         """Method -> this rank's share of its terms."""
         self.not_finite: list[str] = []
         """Ids of this rank's examples whose own loss is not finite."""
+        self._passed: list[tuple[Batch, Tensor, list[Tensor]]] = []
 
     def coefficients(self, batch: Batch) -> Tensor:
-        """(b,) what `Model.forward` multiplies the examples' losses by."""
-        return coefficients(batch, self.totals, self.tasks).to(self.ranks.device)
+        """(b,) what `Model.forward` multiplies the examples' losses by; on the host."""
+        return coefficients(batch, self.totals, self.tasks)
 
     def backward_loss(self, output: ModelOutput) -> Tensor:
         """The scalar to differentiate for a micro-batch."""
@@ -119,13 +120,28 @@ class StepLoss:
         return (output.loss + penalty) * factor
 
     def record(self, batch: Batch, scale: Tensor, output: ModelOutput) -> None:
-        """Add a micro-batch to the parts. `scale`: its coefficients."""
-        nll_sums = output.token_nll_sum.detach().cpu()
-        self.not_finite += [batch.ids[row] for row in (~nll_sums.isfinite()).nonzero().flatten()]
+        """Keep what a micro-batch has given. `scale`: its coefficients."""
+        kept = [output.token_nll_sum.detach(), *output.added.values()]
+        self._passed.append((batch, scale, kept))
+
+    def finish(self, norm: Tensor | float) -> float:
+        """Add all micro-batches to the parts, once the optimizer has its work; returns the
+        gradient's norm."""
+        # All numbers in one copy: each would make the host wait until a GPU has done its work.
+        # float64 holds those of all types exactly.
+        tensors = [values for *_, kept in self._passed for values in kept]
+        norms = [norm] if isinstance(norm, Tensor) else []
+        flat = torch.cat([values.flatten().double() for values in (*tensors, *norms)]).cpu()
+        parts = iter(flat.split([values.numel() for values in (*tensors, *norms)]))
         # Divide by the N_k / N in c_b, which L_k does not have.
         share = self.totals.examples.clamp(min=1) / self.totals.examples.sum()
-        weighted = nll_sums.double() * scale.cpu().double()
-        by_task = torch.zeros(len(self.tasks), dtype=torch.float64)
-        self.task_losses += by_task.index_add_(0, batch.task_index, weighted) / share
-        for name, sums in output.added.items():
-            self.added[name] += float(scale.to(sums) @ sums)
+        for batch, scale, kept in self._passed:
+            nll_sums, *added = (next(parts).to(values.dtype) for values in kept)
+            bad = (~nll_sums.isfinite()).nonzero().flatten()
+            self.not_finite += [batch.ids[row] for row in bad]
+            weighted = nll_sums.double() * scale.double()
+            by_task = torch.zeros(len(self.tasks), dtype=torch.float64)
+            self.task_losses += by_task.index_add_(0, batch.task_index, weighted) / share
+            for name, sums in zip(self.added, added, strict=True):
+                self.added[name] += float(scale.to(sums) @ sums)
+        return float(next(parts)) if norms else float(norm)

@@ -180,9 +180,11 @@ class MetaLearner:
         draws = seed_of(self.seed, "half", self._num_halves), 0
         self._num_halves += 1
         for number, batch in enumerate(half.batches):
-            scale = coefficients(batch, half.totals, self.tasks).to(self.ranks.device)
+            scale = coefficients(batch, half.totals, self.tasks)
             with step_draws(self.model, *draws, number, self.ranks.global_rank):
-                output = self.model(batch.to(self.ranks.device), scale)
+                device = self.ranks.device
+                there = scale.to(device, non_blocking=True)
+                output = self.model(batch.to(device), there)
                 output.loss.backward()
             loss += output.loss.item()
             for index, copy in enumerate(copies):

@@ -129,7 +129,8 @@ class TaskAdamW(AdamW):
             ]
         for chosen, run_eps in calls:
             weights, gradients, first, second = (list(compress(run, chosen)) for run in runs)
-            steps = torch.tensor(updates[chosen], dtype=torch.float32, device=flat.device)
+            steps = torch.tensor(updates[chosen], dtype=torch.float32)
+            steps = steps.to(flat.device, non_blocking=True)
             adamw(
                 params=weights,
                 grads=gradients,

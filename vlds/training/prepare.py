@@ -19,7 +19,7 @@ from vlds.evaluation.sources import evaluation_sources, streamed_sources, traini
 from vlds.models.loading.load_backbone import Longest
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe
-from vlds.recipe.paths import data_sets
+from vlds.recipe.paths import inputs_of
 from vlds.runtime.disk import check_writable
 from vlds.runtime.process import find
 from vlds.runtime.ranks import Ranks
@@ -52,7 +52,7 @@ class Prepared:
 def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     """Check the recipe against files, data and ranks."""
     # What needs the recipe alone is checked before data sets are opened, which may be remote.
-    check_output(recipe.output, resume, data_sets(to_tree(recipe), Recipe))
+    check_output(recipe.output, resume, inputs_of(to_tree(recipe), Recipe))
     check_tracking(recipe.tracking)
     cut = cut_batches(recipe, ranks.world_size)
     check_parts(recipe, cut)

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, record_function
+from torch.profiler import record_function
 
+from vlds.runtime.devices import finish_work, profiled_activities
 from vlds.runtime.disk import check_writable, finish, make_folder
 from vlds.runtime.files import half_made
 
@@ -50,8 +51,7 @@ def span(name: str) -> Iterator[None]:
 def now() -> float:
     """Seconds, once a GPU has done what it was told so far."""
     # Kernels run behind Python: without this, times would be those of launching them.
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    finish_work()
     return time.perf_counter()
 
 
@@ -144,10 +144,9 @@ class StepProfile:
                 self._vision.register_forward_hook(leave, always_call=True),
             ):
                 self._open.callback(hook.remove)
-        gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
         # Without torch's tensorboard_trace_handler (2.13), which would end the run if its folder
         # cannot be made, write a part when the run is stopped, and be silent about a full disk.
-        profiler = torch.profiler.profile(activities=[ProfilerActivity.CPU, *gpu])
+        profiler = torch.profiler.profile(activities=profiled_activities())
         self._profiler = self._open.enter_context(profiler)
         self._began, _active = now(), self
 

@@ -22,8 +22,9 @@ from vlds.models.kinds.base import fit_saved, hash_processor
 from vlds.models.loading.load_backbone import partitioned_loading
 from vlds.models.model import Model
 from vlds.recipe.config import Recipe, save_recipe
+from vlds.runtime.devices import device_name
 from vlds.runtime.files import write_whole
-from vlds.runtime.folders import PREDICTIONS, STARTS, add_start, cpu_name, read_starts
+from vlds.runtime.folders import PREDICTIONS, STARTS, add_start, read_starts
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import without_credentials
 from vlds.schema import Collator
@@ -104,9 +105,7 @@ def write_start(run: Run, resumed: bool) -> None:
 
 def hardware(ranks: Ranks) -> str:
     """The number of ranks, and what each runs on."""
-    on_gpu = ranks.device.type == "cuda"
-    name = torch.cuda.get_device_name(ranks.device) if on_gpu else cpu_name()
-    return f"{ranks.world_size} rank{'s' * (ranks.world_size > 1)}, {name}"
+    return f"{ranks.world_size} rank{'s' * (ranks.world_size > 1)}, {device_name(ranks.device)}"
 
 
 def evaluation_due(run: Run) -> bool:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from vlds.runtime.disk import check_own
 from vlds.runtime.files import read_file
+from vlds.runtime.folders import STARTS
 from vlds.runtime.json_files import damage, parse_record
 
 RECIPE = "recipe.yaml"
@@ -109,12 +110,14 @@ def check_output(output: str, resume: Resume, inputs: Iterable[str] = ()) -> Non
     `inputs`; if there is none to resume."""
     folder = Path(output)
     for name in inputs:
-        # An input is a folder, or a URL ("://").
-        if "://" not in name and folder.resolve().is_relative_to(Path(name).resolve()):
+        # An input is a file, a folder, a hub name or a URL ("://").
+        is_below = folder.resolve().is_relative_to(Path(name).resolve())
+        if "://" not in name and is_below and Path(name).exists():
             raise ValueError(
                 f"output: {output} lies in {name}, which the run reads; name another folder"
             )
-    if not (folder / RECIPE).is_file():
+    # An artifact has a recipe too; a run has also a list of its starts.
+    if not (folder / RECIPE).is_file() or not (folder / STARTS).is_file():
         # Not a run yet: whatever else is in the folder is somebody's.
         check_own(folder, "output", OF_RUN, "a run")
     has_state = bool(state_folders(folder / "state"))

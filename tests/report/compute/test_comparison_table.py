@@ -228,6 +228,31 @@ def test_scores_less_those_of_a_row(tmp_path: Path) -> None:
         compare(TableSpec("t", rows, minus="bass"))
 
 
+def test_rows_with_scores_on_different_data_do_not_compare(tmp_path: Path) -> None:
+    """Each seed may have its own data, but then in all rows."""
+
+    def row(name: str, value: float, data: str) -> RowSpec:
+        folders = []
+        for seed in range(3):
+            scores = {"exact_match": value + seed / 100}
+            run = write_compared_run(tmp_path / name / f"seed-{seed}", {"vqa": scores}, 3.0)
+            scored = {"vqa": Scored(f"{data}@{seed}bcdef01", 3, scores)}
+            write_scores(run / "predictions", scored)
+            folders.append(run)
+        return RowSpec(name, folders)
+
+    rows = [row("one", 0.5, "vqa-val"), row("other", 0.7, "vqa-val")]
+    alike = compare(TableSpec("t", rows, minus="one"))
+    assert alike.best("vqa") is not None
+    assert not alike.notes
+    rows[1] = row("third", 0.7, "vqa-test")
+    table = compare(TableSpec("t", rows, minus="one"))
+    assert table.best("vqa") is None
+    assert table.rows[1].numbers["vqa"].values == []
+    (note,) = table.notes
+    assert note.startswith("vqa: rows are scored on different data (vqa-test@0bcdef, vqa-test@1bc")
+
+
 @pytest.mark.parametrize("place", ["", "predictions"])
 def test_scores_of_weights_that_are_gone_are_left_out(place: str, tmp_path: Path) -> None:
     """A run that was scored after step 5, then resumed, is as its training logged it."""

@@ -25,6 +25,7 @@ from multiprocessing.util import Finalize
 import torch.utils.data
 
 from vlds.data.errors import BadSample
+from vlds.runtime.devices import uses_gpu
 from vlds.runtime.folders import scratch_folder
 from vlds.runtime.process import ASKING, KILLED, end_with_parent, how_it_ended
 from vlds.schema import Batch
@@ -101,7 +102,7 @@ def parcels(
         collate_fn=partial(_counted, done),
         # The loader draws a seed from its generator; that must not change the run's random numbers.
         generator=torch.Generator(),
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=uses_gpu(),
         worker_init_fn=_belong_to_the_rank if num_workers else None,
     )
     if not num_workers:

@@ -33,6 +33,7 @@ from vlds.models.loading.gate import (
 )
 from vlds.models.loading.model_files import open_tensors, reading
 from vlds.runtime.checks import Limits, ShareBelow1, SourceFile, SourcePath, check_path_or_config
+from vlds.runtime.devices import uses_gpu
 from vlds.runtime.process import find, shipped
 from vlds.schema import OptimizerRules, TargetModules
 
@@ -286,7 +287,7 @@ class Backbone(ABC):
         model = loaded.model
         usual = model.config._attn_implementation
         set_attention(model, CPU_ATTENTION)  # on GPUs too: it raises if transformers is too old
-        if torch.cuda.is_available():
+        if uses_gpu():
             set_attention(model, usual)
         # Values in a checkpoint's generation config (no_repeat_ngram_size, forced tokens, ...)
         # would leak into generate() wherever ours are None.

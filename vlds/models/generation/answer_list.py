@@ -47,6 +47,8 @@ def read_answers(answers: Sequence[str] | str) -> tuple[str, ...]:
     field = "decoding.answers"
     listed: Any = answers
     if isinstance(answers, str):
+        if answers.startswith("["):
+            raise ValueError(f"{field}: {answers} is not a list of texts; write each in quotes")
         listed = read_named_json(answers, field, "name a JSON file with a list")
         field = f"{field}: {answers}"
     if isinstance(listed, dict):

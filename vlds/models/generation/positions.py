@@ -20,20 +20,20 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from vlds.models.methods.context import Places
 from vlds.models.methods.host import InputExtension, extended
 
 NAME = "answer_positions"
-Picked = Tensor | tuple[Tensor, Tensor]
-"""A mask (b, s), whose positions are read row by row; or rows (k,) and columns (k,)."""
 
 
 @dataclass
 class Picking:
     """The positions whose states a forward pass reads before the head."""
 
-    picked: Picked
-    is_token: Tensor | None
-    """(k,) bool, True for positions whose logits are wanted; None: of all."""
+    picked: Places
+    among: tuple[Tensor, Tensor] | None
+    """Numbers, among the k positions, of the n whose logits are wanted, and of the other m; None:
+    all are wanted."""
     apart: Tensor | None = None
     """(m, d) states at the other positions, once the pass has run."""
 
@@ -62,11 +62,12 @@ class AnswerPositions(InputExtension):
             # multiplies it row by row, in bf16 500 times as slowly as a copy.
             return inputs.contiguous()
         states = inputs[picking.picked]
-        if picking.is_token is None:
+        if picking.among is None:
             picking.apart = states[:0]
             return states
-        picking.apart = states[~picking.is_token]
-        return states[picking.is_token]
+        wanted, others = picking.among
+        picking.apart = states[others]
+        return states[wanted]
 
 
 def pick_positions(model: Any) -> AnswerPositions:
@@ -78,10 +79,10 @@ def pick_positions(model: Any) -> AnswerPositions:
 
 @contextmanager
 def picking(
-    positions: AnswerPositions, picked: Picked, is_token: Tensor | None
+    positions: AnswerPositions, picked: Places, among: tuple[Tensor, Tensor] | None
 ) -> Iterator[Picking]:
-    """Inside, the head computes these positions only; of them, those that `is_token` says."""
-    positions.picking = Picking(picked, is_token)
+    """Inside, the head computes these positions only; of them, those that `among` wants."""
+    positions.picking = Picking(picked, among)
     try:
         yield positions.picking
     finally:
@@ -106,8 +107,8 @@ class Lines(NamedTuple):
     """(g, t) each token's position in its row."""
     visible: Tensor
     """(g, 1, t, t) bool, True where a token attends to another."""
-    picked: tuple[Tensor, Tensor]
-    """Lines (k,) and places in them (k,) of the picked tokens, row by row."""
+    picked: Places
+    """Lines and places in them of the picked tokens, row by row."""
     tasks: Tensor
     """(g,) on the CPU."""
 

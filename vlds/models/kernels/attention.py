@@ -35,13 +35,18 @@ def attention(
 ) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention` of (b, heads, l, d) queries over
     (b, groups, s, d) keys, with the backward pass of this module where that is faster."""
+    is_plain = all(tensor.dim() == 4 for tensor in (query, key, value)) and len(query) == len(key)
+    masks_train = attn_mask is not None and attn_mask.requires_grad
+    # First of all: on a GPU, nothing else is done here, least of all a mask on the CPU.
+    if not is_plain or masks_train or not trains(query, key, value):
+        return TORCH_ATTENTION(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     mask = attn_mask
     if is_causal:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    plain = all(tensor.dim() == 4 for tensor in (query, key, value)) and len(query) == len(key)
-    ours = plain and trains(query, key, value) and (mask is None or not mask.requires_grad)
-    if ours and dropout_p > 0:
+    if dropout_p > 0:
         shape = torch.Size((*query.shape[:3], key.shape[2]))
         draws = draws_by_example(shape, dropout_p)  # None outside a training step
         if draws is not None:
@@ -53,7 +58,7 @@ def attention(
             return dropped.transpose(1, 2)
     # In float32, torch's own backward pass is quick.
     is_short = query.dtype.itemsize == 2 and key.shape[2] <= LONGEST
-    if ours and dropout_p == 0 and is_short and (query.shape[1] == key.shape[1] or enable_gqa):
+    if dropout_p == 0 and is_short and (query.shape[1] == key.shape[1] or enable_gqa):
         fused: Tensor = ShortAttention.apply(query, key, value, mask, factor)  # type: ignore[no-untyped-call]
         return fused
     return TORCH_ATTENTION(

@@ -187,10 +187,10 @@ def examples_follow(ids: Sequence[str], number: int = 0) -> None:
 def pictures_follow(pictures: Tensor) -> Iterator[None]:
     """Say that inside, the rows that layers read are these pictures (u, ...). Their draws follow
     from what they show: which examples ask about them depends on how a batch is cut."""
-    if _current is None:
+    if _current is None or pictures.device.type != "cpu":  # a GPU draws as torch does
         yield
         return
-    hashes = (blake2b(picture.numpy(), digest_size=8) for picture in pictures.cpu())
+    hashes = (blake2b(picture.numpy(), digest_size=8) for picture in pictures)
     with _current.over(f"picture/{digest.hexdigest()}" for digest in hashes):
         yield
 

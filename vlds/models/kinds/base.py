@@ -465,17 +465,19 @@ class StatesModel(WritingModel):
         return int(self.backbone.get_output_embeddings().in_features)
 
     @abstractmethod
-    def read_first(self, batch: Batch, is_token: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits (k, w) and states (m, d) where each row predicts its answer's first token: logits
-        of the rows that `is_token` (b,) names, states of the others; None: logits of all."""
+    def read_first(
+        self, batch: Batch, among: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (n, w) and states (m, d) where each row predicts its answer's first token: of
+        these rows (n,) and (m,), or logits of all."""
 
     def first_logits(self, batch: Batch) -> Tensor:
         return self.read_first(batch, None)[0]
 
     def first_states(self, batch: Batch) -> Tensor:
         # No row wants logits, so that none are computed over the vocabulary.
-        no_tokens = torch.zeros(len(batch), dtype=torch.bool, device=batch.input_ids.device)
-        return self.read_first(batch.prompts(), no_tokens)[1]
+        rows = torch.arange(len(batch), device=batch.input_ids.device)
+        return self.read_first(batch.prompts(), (rows[:0], rows))[1]
 
 
 def revision_due(model: Model, step: int, num_steps: int) -> bool:

@@ -51,7 +51,7 @@ from vlds.models.model import Model, Part
 from vlds.models.roles import find_roles
 from vlds.models.vision.base import GridEncoder, VisionEncoder
 from vlds.models.vision.base import load_weights as load_file
-from vlds.models.visual_embedding import Projector, packing, tokens_of_rows
+from vlds.models.visual_embedding import Projector, packing, tokens_of_rows, visual_mask
 from vlds.runtime.checks import Count, SourceFile, SourcePath
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
 
@@ -116,7 +116,7 @@ class Sequences(NamedTuple):
     """What the language model reads."""
 
     embeds: Tensor
-    """(b, s, d)."""
+    """(b, s, d). The other tensors are on the host, where rows are laid out."""
     mask: Tensor
     """(b, s) bool, False on padding."""
     before_labels: Tensor
@@ -177,88 +177,102 @@ class CausalModel(StatesModel):
     # Training.
 
     def predicted(self, batch: Batch) -> Predicted:
-        labels = targets_of(batch)
+        labels = targets_of(batch.on_host)
         split = self.heads.split(batch, labels)
-        sequences = self.sequences(batch, self.visual_tokens(batch), split.is_label)
-        is_token = split.is_token[split.is_label] if self.heads else None
-        logits, states = self.read_at(batch, sequences, sequences.before_labels, is_token)
-        return Predicted(logits, labels, self.heads.predicted(states, split.rows, batch))
+        sequences = self.sequences(batch, self.visual_tokens(batch), labels != IGNORED_LABEL)
+        logits, states = self.read_at(batch, sequences, sequences.before_labels, split.among)
+        classes = self.heads.predicted(states, split, batch)
+        return Predicted(logits, targets_of(batch), split.tokens, classes)
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, l, w) for each token of the answer, given those before it; 0 elsewhere."""
-        is_label = targets_of(batch) != IGNORED_LABEL
-        sequences = self.sequences(batch, self.visual_tokens(batch), is_label)
+        labels = targets_of(batch.on_host)
+        split = self.heads.split(batch, labels)
+        sequences = self.sequences(batch, self.visual_tokens(batch), labels != IGNORED_LABEL)
         logits, _ = self.read_at(batch, sequences, sequences.before_labels, None)
-        dense = logits.new_zeros(*is_label.shape, logits.shape[-1])
-        return dense.masked_scatter(is_label[..., None], logits)
+        return logits.new_zeros(*labels.shape, logits.shape[-1]).index_put(split.every, logits)
 
     def read_at(
-        self, batch: Batch, sequences: Sequences, picked: Tensor, is_token: Tensor | None
+        self,
+        batch: Batch,
+        sequences: Sequences,
+        picked: Tensor,
+        among: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
-        """Logits (k, w) at the picked positions (b, s) that `is_token` (p,) says, or at all of them
-        without it, and states (m, d) at the others: both row by row."""
+        """Logits (n, w) at the k picked positions (b, s, on the host) that `among` wants, and
+        states (m, d) at the others (`Picking`): both row by row."""
         embeds, device, lines = sequences.embeds, sequences.embeds.device, None
-        places: Tensor | tuple[Tensor, Tensor] = picked
         # Rows about one image may have one start, which is then computed once; not where methods
         # treat examples differently.
         if self.shares_starts and not self.context.reads_examples:
             lines = share_starts(
-                sequences.tokens.cpu(),
-                sequences.mask.sum(1).cpu(),
-                picked.cpu(),
+                sequences.tokens,
+                sequences.mask.sum(1),
+                picked,
                 batch.task_index,
-                batch.image_index.cpu(),
+                batch.on_host.image_index,
                 embeds.shape[2],
             )
         if lines is None:
-            inputs = {"inputs_embeds": embeds, "attention_mask": sequences.mask.long()}
+            rows, columns = picked.nonzero().T.contiguous().to(device, non_blocking=True)
+            inputs = self.arguments(sequences)
         else:
             # A line holds several rows behind their start: each token sees only its own row, and
             # has the position that it has there.
             self.context.routing.set(lines.tasks, device)
             # The least number, not -inf: a row of padding alone would become NaN.
             mask = torch.zeros(lines.visible.shape, dtype=embeds.dtype, device=device)
-            mask.masked_fill_(~lines.visible.to(device), torch.finfo(embeds.dtype).min)
+            visible, source, positions, rows, columns = (
+                values.to(device, non_blocking=True)
+                for values in (lines.visible, lines.source, lines.positions, *lines.picked)
+            )
+            mask.masked_fill_(~visible, torch.finfo(embeds.dtype).min)
             inputs = {
-                "inputs_embeds": embeds.flatten(0, 1)[lines.source.to(device)],
+                "inputs_embeds": embeds.flatten(0, 1)[source],
                 "attention_mask": mask,
-                "position_ids": lines.positions.to(device),
+                "position_ids": positions,
             }
-            places = lines.picked
-        with picking(self.answer_positions, places, is_token) as read:
+        with picking(self.answer_positions, (rows, columns), among) as read:
             logits: Tensor = self.backbone(**inputs, use_cache=False).logits
         return logits, read.states
 
     # What the language model reads.
 
+    def arguments(self, sequences: Sequences) -> dict[str, Tensor]:
+        """Those of Hugging Face's forward pass and of `generate`."""
+        mask = sequences.mask.long().to(sequences.embeds.device, non_blocking=True)
+        return {"inputs_embeds": sequences.embeds, "attention_mask": mask}
+
     def sequences(
         self, batch: Batch, visual: Tensor, real: Tensor | None = None, *, left: bool = False
     ) -> Sequences:
         """[prompts of methods][visual tokens][text] of each row without gaps, padded on the right
-        or on the left. `real`: (b, l) the answer's tokens. Sets the batch's tasks."""
-        device = batch.input_ids.device
+        or on the left. `real`: (b, l) the answer's tokens, on the host. Sets the batch's tasks."""
+        device, known = batch.input_ids.device, batch.on_host
         self.context.set_rows(batch.task_index, None, device)
         text = self.backbone.get_input_embeddings()(batch.input_ids)
         shown, shown_mask = tokens_of_rows(visual.to(text.dtype), batch.image_index)
         self.context.visual = Visual(shown, shown_mask)
         prompts = run_beside(self.backbone)
-        embeds, masks = [shown, text], [shown_mask, batch.attention_mask.bool()]
+        embeds = [shown, text]
+        masks = [visual_mask(known.image_index, visual.shape[1]), known.attention_mask.bool()]
         if prompts is not None:
             embeds.insert(0, prompts)
             masks.insert(0, masks[0].new_ones(prompts.shape[:2]))
         joined, mask = torch.cat(embeds, 1), torch.cat(masks, 1)
         length = batch.input_ids.shape[1]
         tokens = torch.full_like(mask, NO_TEXT, dtype=torch.long)
-        tokens[:, -length:] = batch.input_ids
+        tokens[:, -length:] = known.input_ids
         # The number of prompts and visual tokens varies, but the text is always the end.
         labelled = torch.zeros_like(mask)
         if real is not None:
             labelled[:, -length:] = real
         # Absent images leave gaps in the middle, which would shift the positions of the text.
         places = packing(mask, left=left)
-        joined = joined.gather(1, places[..., None].expand(-1, -1, joined.shape[2]))
+        there = places.to(device, non_blocking=True)
+        joined = joined.gather(1, there[..., None].expand(-1, -1, joined.shape[2]))
         mask, labelled, tokens = (values.gather(1, places) for values in (mask, labelled, tokens))
-        self.context.token_mask = mask
+        self.context.token_mask = mask.to(device, non_blocking=True)
         # The position before each token of the answer predicts it.
         return Sequences(joined, mask, F.pad(labelled[:, 1:], (0, 1)), tokens)
 
@@ -285,12 +299,14 @@ class CausalModel(StatesModel):
 
     # Answers.
 
-    def read_first(self, batch: Batch, is_token: Tensor | None) -> tuple[Tensor, Tensor]:
+    def read_first(
+        self, batch: Batch, among: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
         # The last token of a row predicts its answer's first one.
         sequences = self.sequences(batch, self.visual_tokens(batch))
         last = sequences.mask.sum(1) - 1
         picked = torch.zeros_like(sequences.mask).scatter(1, last[:, None], True)
-        return self.read_at(batch, sequences, picked, is_token)
+        return self.read_at(batch, sequences, picked, among)
 
     @property
     def writer(self) -> Writer:
@@ -298,8 +314,7 @@ class CausalModel(StatesModel):
         return Writer(self.backbone, tuple(self.chat.end_ids), self.chat.pad_id)
 
     def prompts(self, batch: Batch) -> dict[str, Tensor]:
-        sequences = self.sequences(batch, self.visual_tokens(batch), left=True)
-        return {"inputs_embeds": sequences.embeds, "attention_mask": sequences.mask.long()}
+        return self.arguments(self.sequences(batch, self.visual_tokens(batch), left=True))
 
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")

@@ -228,12 +228,11 @@ class CrossModalModel(Model):
     # Training.
 
     def predicted(self, batch: Batch) -> Predicted:
-        labels = targets_of(batch)
-        split = self.heads.split(batch, labels)
+        split = self.heads.split(batch, targets_of(batch.on_host))
         text, pooled = self.fuse(batch)
-        logits = self.word_logits(text[split.is_token])
-        classes = self.heads.predicted(pooled[split.rows], split.rows, batch)
-        return Predicted(logits, labels, classes)
+        logits = self.word_logits(text[split.tokens])
+        classes = self.heads.predicted(pooled[split.classes[0]], split, batch)
+        return Predicted(logits, targets_of(batch), split.tokens, classes)
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, l, w) of the words in the text's places."""

@@ -20,12 +20,11 @@ from vlds.models.collate import View, padded, token_ids
 from vlds.models.generation.answer_list import Answer, read_answers
 from vlds.models.heads.texts import ClassExtension, ClassTexts, TextClasses, Twin, unit
 from vlds.models.kernels.dropout import examples_follow, pictures_follow
-from vlds.models.loss import targets_of
 from vlds.models.methods.context import Predicted
 from vlds.models.methods.host import is_own, run_beside
 from vlds.models.model import BACKBONE_PREFIX, Model, ModelOutput, Part
 from vlds.models.roles import find_roles
-from vlds.models.vision.base import on_meta
+from vlds.models.vision.base import normalised, on_meta
 from vlds.models.vision.clip import MEAN, STD
 from vlds.runtime.ranks import gather_rows
 from vlds.schema import UNDECAYED, Batch, Decoding
@@ -63,6 +62,20 @@ def contrastive_nll(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     to_texts = F.cross_entropy(scale * images @ every_text.mT, own, reduction="none")
     to_images = F.cross_entropy(scale * texts @ every_image.mT, own, reduction="none")
     return (to_texts + to_images) / 2
+
+
+def shown_first(batch: Batch) -> list[int]:
+    """The number of each row's picture."""
+    numbers: list[int] = batch.on_host.image_index[:, 0].tolist()
+    return numbers
+
+
+def view_of(batch: Batch, number: int, view: int) -> View:
+    """A view of one of a batch's pictures."""
+    images, on_host = batch.images, batch.on_host.images
+    assert images is not None
+    assert on_host is not None
+    return View(images[number], view, on_host[number])
 
 
 class DualEncoderModel(Model):
@@ -160,14 +173,14 @@ class DualEncoderModel(Model):
             1 + self.context.draw(f"view of {name}", num_views) if num_views else 0
             for name in batch.ids
         ]
-        rows = list(
-            zip(batch.image_index[:, 0].tolist(), numbers, batch.task_index.tolist(), strict=True)
-        )
+        rows = list(zip(shown_first(batch), numbers, batch.task_index.tolist(), strict=True))
         # The task is part of the key, since weights of a method may differ from task to task.
         distinct = {row: number for number, row in enumerate(dict.fromkeys(rows))}
-        views = [View(batch.images[u], view) for u, view, _ in distinct]
+        views = [view_of(batch, u, view) for u, view, _ in distinct]
         self.rows_follow([task for *_, task in distinct])
-        return self.embed_views(views)[[distinct[row] for row in rows]]
+        embedded = self.embed_views(views)
+        places = torch.tensor([distinct[row] for row in rows])
+        return embedded[places.to(embedded.device, non_blocking=True)]
 
     def begin(self) -> None:
         """Run the modules that methods have put beside the towers, once before a batch."""
@@ -200,10 +213,7 @@ class DualEncoderModel(Model):
     def through_vision(self, pictures: Sequence[Tensor]) -> Tensor:
         """Pictures (3, h, w) uint8 -> (u, d)."""
         stack = torch.stack(list(pictures))
-        # In float32 first, so that a model in bf16 gets values that are rounded once.
-        pixels = stack.float() / 255
-        mean, std = (pixels.new_tensor(each).view(-1, 1, 1) for each in (MEAN, STD))
-        pixels = ((pixels - mean) / std).to(self.backbone.dtype)
+        pixels = normalised(stack, MEAN, STD).to(self.backbone.dtype)
         with pictures_follow(stack):
             states = self.backbone.vision_model(pixel_values=pixels).pooler_output
             return unit(self.backbone.visual_projection(states))
@@ -223,7 +233,8 @@ class DualEncoderModel(Model):
         for start in range(0, len(ids), MOST_AT_ONCE):
             some = padded(ids[start : start + MOST_AT_ONCE], self.tokenizer.pad_token_id)
             self.rows_follow([task] * len(some))
-            parts.append(self.through_text(some.to(self.backbone.logit_scale.device)))
+            device = self.backbone.logit_scale.device
+            parts.append(self.through_text(some.to(device, non_blocking=True)))
         return torch.cat(parts)
 
     # Classes.
@@ -249,15 +260,13 @@ class DualEncoderModel(Model):
                     described = head.config.sentences().described
                     self._twin_texts[name] = self.means_of(described, number)
                 views = [
-                    View(
-                        batch.images[u],
-                        1 + self.context.draw(f"twin of {id}", extension.twin_views),
-                    )
-                    for u, id in zip(batch.image_index[:, 0].tolist(), batch.ids, strict=True)
+                    view_of(batch, u, 1 + self.context.draw(f"twin of {id}", extension.twin_views))
+                    for u, id in zip(shown_first(batch), batch.ids, strict=True)
                 ]
                 images = self.embed_views(views, twin=True)
-                is_own = batch.task_index.to(images.device) == number
-                head.twin.value = Twin(images[is_own], self._twin_texts[name])
+                own = (batch.task_index == number).nonzero()[:, 0]
+                own = own.to(images.device, non_blocking=True)
+                head.twin.value = Twin(images[own], self._twin_texts[name])
 
     def class_texts(self, name: str, head: TextClasses) -> ClassTexts:
         """The texts of a task's classes; computed once while the text tower does not change."""
@@ -325,9 +334,9 @@ class DualEncoderModel(Model):
             return super().loss_sums(batch)
         images, texts = self.pairs(batch)
         # Rows that only fill a rank's share would stand among the pairs twice.
-        counts = batch.valid.to(images.device)
-        losses = contrastive_nll(images[counts], texts[counts], self.scale)
-        return [losses.new_zeros(len(batch)).masked_scatter(counts, losses)]
+        counted = batch.on_host.valid.nonzero()[:, 0].to(images.device, non_blocking=True)
+        losses = contrastive_nll(images[counted], texts[counted], self.scale)
+        return [losses.new_zeros(len(batch)).index_put((counted,), losses)]
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(b, d) each: pictures and texts of a batch."""
@@ -340,15 +349,14 @@ class DualEncoderModel(Model):
 
     def predicted(self, batch: Batch) -> Predicted:
         """What heads say of a batch; without heads, the similarities of this rank's pairs."""
-        labels = targets_of(batch)
         if not self.heads:
             # Unlike the loss, over this rank's pairs alone.
             images, texts = self.pairs(batch)
+            rows = torch.arange(len(batch), device=images.device)
             return Predicted(
-                self.scale * images @ texts.mT,
-                torch.arange(len(batch), device=labels.device)[:, None],
+                self.scale * images @ texts.mT, rows[:, None], (rows, torch.zeros_like(rows))
             )
-        return self.heads.predicted_alone(self.first_states(batch), batch, labels)
+        return self.heads.predicted_alone(self.first_states(batch), batch)
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, 1, c) of the classes of a batch of one task; without heads, (b, 1, b) of the texts of

@@ -27,7 +27,7 @@ from vlds.models.generation.positions import (
 from vlds.models.kinds.base import StatesModel
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.models.loss import targets_of
-from vlds.models.methods.context import Predicted
+from vlds.models.methods.context import Places, Predicted
 from vlds.models.methods.host import run_beside
 from vlds.models.model import BACKBONE_PREFIX, Part
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, RefusedRows, Row, SkipSample
@@ -272,13 +272,15 @@ class ImageTextModel(StatesModel):
     # Training.
 
     def predicted(self, batch: Batch) -> Predicted:
-        labels = targets_of(batch)
+        labels, known = targets_of(batch), targets_of(batch.on_host)
         if not self.answers_apart:  # the token before each label predicts it
-            labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
-        split = self.heads.split(batch, labels)
-        is_token = split.is_token[split.is_label] if self.heads else None
-        logits, states = self.read_at(batch, split.is_label, is_token)
-        return Predicted(logits, labels, self.heads.predicted(states, split.rows, batch))
+            labels, known = (
+                F.pad(each[:, 1:], (0, 1), value=IGNORED_LABEL) for each in (labels, known)
+            )
+        split = self.heads.split(batch, known)
+        logits, states = self.read_at(batch, split.every, split.among)
+        classes = self.heads.predicted(states, split, batch)
+        return Predicted(logits, labels, split.tokens, classes)
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, l, w) after each token of the row, or (b, t, w) for each token of the answer."""
@@ -288,17 +290,14 @@ class ImageTextModel(StatesModel):
         logits: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
         return logits[:rows]
 
-    def read_at(self, batch: Batch, mask: Tensor, is_token: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits (n, w) at the k positions of a mask (b, l) or (b, t) that `is_token` (k,) says,
-        without it at all, and states (m, d) at the others: both row by row."""
-        rows = len(batch)
+    def read_at(
+        self, batch: Batch, places: Places, among: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (n, w) at the k positions that `among` wants, and states (m, d) at the others
+        (`Picking`): both row by row."""
         batch = self.with_dummy(batch)
         self.begin(batch)
-        # The dummy is one more row, and perhaps the longest.
-        mask = F.pad(mask, (0, 0, 0, len(batch) - rows), value=False)
-        if not self.answers_apart:
-            mask = F.pad(mask, (0, batch.input_ids.shape[1] - mask.shape[1]), value=False)
-        with picking(self.answer_positions, mask, is_token) as read:
+        with picking(self.answer_positions, places, among) as read:
             logits: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
         return logits, read.states
 
@@ -386,17 +385,16 @@ class ImageTextModel(StatesModel):
 
     # Answers.
 
-    def read_first(self, batch: Batch, is_token: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.answers_apart:
-            start = torch.tensor([*self.chat.start_ids, 0], device=batch.input_ids.device)
-            batch = replace(batch, labels=start.expand(len(batch), -1))
-            # The last label's value is never read: the decoder's inputs end before it.
-            last, length = torch.full_like(batch.task_index, len(start) - 1), len(start)
-        else:
-            last, length = batch.attention_mask.sum(1) - 1, batch.input_ids.shape[1]
-        return self.read_at(
-            batch, F.one_hot(last.to(batch.input_ids.device), length).bool(), is_token
-        )
+    def read_first(
+        self, batch: Batch, among: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(len(batch), device=batch.input_ids.device)
+        if not self.answers_apart:
+            return self.read_at(batch, (rows, batch.attention_mask.sum(1) - 1), among)
+        start = torch.tensor([*self.chat.start_ids, 0]).to(rows.device, non_blocking=True)
+        batch = replace(batch, labels=start.expand(len(batch), -1))
+        # The last label's value is never read: the decoder's inputs end before it.
+        return self.read_at(batch, (rows, torch.full_like(rows, len(start) - 1)), among)
 
     def choice_tokens(self, choice: str) -> list[int]:
         return self.chat.first_ids(choice)

@@ -107,12 +107,12 @@ class JointModel(Model):
     # Training.
 
     def predicted(self, batch: Batch) -> Predicted:
-        labels = targets_of(batch)
-        split, states = self.heads.split(batch, labels), self.target_states(batch)
+        split = self.heads.split(batch, targets_of(batch.on_host))
+        states = self.target_states(batch)
         # Logits over the vocabulary are the largest tensor of a step, so padding has none.
-        logits = self.vocabulary_logits(states[split.is_token])
-        classes = self.heads.predicted(states[split.is_class], split.rows, batch)
-        return Predicted(logits, labels, classes)
+        logits = self.vocabulary_logits(states[split.tokens])
+        classes = self.heads.predicted(states[split.classes], split, batch)
+        return Predicted(logits, targets_of(batch), split.tokens, classes)
 
     def logits(self, batch: Batch) -> Tensor:
         return self.vocabulary_logits(self.target_states(batch))

@@ -25,7 +25,6 @@ from vlds.models.kinds.base import EmbeddingKind, ModelKind, grid_features, name
 from vlds.models.kinds.text_encoder import TextEncoderKind
 from vlds.models.loading.load_backbone import load_backbone
 from vlds.models.loading.model_files import save_module
-from vlds.models.loss import targets_of
 from vlds.models.methods.context import Predicted, Visual
 from vlds.models.methods.host import run_beside
 from vlds.models.model import Model, Part
@@ -33,6 +32,7 @@ from vlds.models.roles import find_roles
 from vlds.models.vision.base import GridEncoder, VisionEncoder, load_weights
 from vlds.models.visual_embedding import GridEmbedding
 from vlds.runtime.checks import SourceFile
+from vlds.runtime.devices import uses_gpu
 from vlds.schema import NO_IMAGE, Batch, Decoding
 from vlds.tasks.base import Task
 
@@ -54,7 +54,7 @@ class JointEncoderModel(Model):
         self.vision, self.visual_embedding = vision, visual_embedding
         self.backbone = backbone
         # vlds' attention is for CPUs; on a GPU, Hugging Face's stays.
-        if not torch.cuda.is_available():
+        if not uses_gpu():
             set_attention(backbone, CPU_ATTENTION)
         roles = find_roles(backbone, backbone.config.initializer_range)
         self.parts = {
@@ -74,7 +74,7 @@ class JointEncoderModel(Model):
     # Training.
 
     def predicted(self, batch: Batch) -> Predicted:
-        return self.heads.predicted_alone(self.first_states(batch), batch, targets_of(batch))
+        return self.heads.predicted_alone(self.first_states(batch), batch)
 
     def logits(self, batch: Batch) -> Tensor:
         """(b, 1, c) of the classes of a batch of one task."""

@@ -82,7 +82,10 @@ class TaskRouting:
                 within = torch.arange(size).expand(len(counts), size)
                 rows = (starts[:, None] + torch.minimum(within, counts[:, None] - 1)).flatten()
                 places = (within < counts[:, None]).flatten().nonzero().flatten()
-                self._even = order[rows].to(device), places[inverse].to(device)
+                self._even = (
+                    order[rows].to(device, non_blocking=True),
+                    places[inverse].to(device, non_blocking=True),
+                )
 
     @contextmanager
     def each_task(self) -> Iterator[None]:
@@ -235,7 +238,7 @@ class BatchContext:
         """Rows of these tasks follow, of these examples of the batch (None: one row each)."""
         self.routing.set(task_index, device)
         rows = torch.arange(len(task_index)) if examples is None else examples
-        self.examples = rows.to(device)
+        self.examples = rows.to(device, non_blocking=True)
 
     def example_of_rows(self, num_rows: int) -> Tensor:
         """(num_rows,) the example of each row; several rows an example stand beside each other."""
@@ -346,6 +349,11 @@ class Revision(ABC):
         """
 
 
+Places: TypeAlias = tuple[Tensor, Tensor]
+"""Rows (n,) and columns (n,) of labels, row by row. A mask would say the same, but a GPU makes the
+host wait for the number of what it picks."""
+
+
 class ClassesPredicted(NamedTuple):
     """Predictions of one pass for the m examples of a task with a head."""
 
@@ -382,6 +390,8 @@ class Predicted(NamedTuple):
     """(n, w), row by row."""
     labels: Tensor
     """(b, t) int64, IGNORED_LABEL where there is none."""
+    places: Places
+    """The tokens' places among the labels."""
     classes: Sequence[ClassesPredicted] = ()
     """One for each task with a head, in the order of the tasks. One label stands for an example's
     classes."""
@@ -391,23 +401,14 @@ class Predicted(NamedTuple):
         """(b, t) bool."""
         return self.labels != IGNORED_LABEL
 
-    @property
-    def is_token(self) -> Tensor:
-        """(b, t) bool, True for n labels: those that do not stand for classes."""
-        is_token = self.is_label  # a new tensor, which may be changed
-        for predicted in self.classes:
-            is_token[predicted.rows] = False
-        return is_token
-
     def by_example(self, values: Tensor, of_classes: Sequence[Tensor] = ()) -> Tensor:
         """Values of the tokens (n,) and of each task's examples (m,) -> (b, t), 0 elsewhere."""
-        is_token, is_label = self.is_token, self.is_label
-        # masked_scatter fills row by row, the order in which tokens and rising rows are.
-        placed = values.new_zeros(is_label.shape).masked_scatter(is_token, values)
+        placed = values.new_zeros(self.labels.shape).index_put(self.places, values)
+        # argmax gives the first True: the one label of an example with classes.
+        columns = self.is_label.int().argmax(1)
         for predicted, losses in zip(self.classes, of_classes, strict=True):
-            is_mine = torch.zeros_like(is_label)
-            is_mine[predicted.rows] = True
-            placed = placed.masked_scatter(is_mine & is_label, losses.to(values))
+            rows = predicted.rows
+            placed = placed.index_put((rows, columns[rows]), losses.to(values))
         return placed
 
 

@@ -242,7 +242,8 @@ class FusionLoss(BatchLoss):
         if (weight := self.config.guide * left) > 0:
             # Behind the batch's rows there may be one that keeps ranks in step.
             num = len(is_label)
-            guides = self.context.routing.of_rows(self.guides.to(is_label.device))[:num]
+            guides = self.guides.to(is_label.device, non_blocking=True)
+            guides = self.context.routing.of_rows(guides)[:num]
             for module, (log_attention, _) in zip(self.modules, noted, strict=True):
                 real = is_label if module.in_decoder else self.context.token_mask
                 assert real is not None, "the model says which of its tokens are real"

@@ -91,6 +91,18 @@ class VisionEncoder(ABC):
         return TargetModules(self.roles, cures=self.cures)
 
 
+def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(u, 3, h, w) uint8 -> float32, of each channel's mean and standard deviation. In float32, so
+    that an encoder in half precision gets numbers that are rounded once."""
+    pixels = images.float() / 255
+    # Not blocking: a GPU would finish all earlier work before it takes these six numbers.
+    shift, scale = (
+        torch.tensor(each).view(-1, 1, 1).to(images.device, non_blocking=True)
+        for each in (mean, std)
+    )
+    return (pixels - shift) / scale
+
+
 class GridEncoder(nn.Module):
     """Base of all encoder modules: normalises on the device, and stays in evaluation mode while
     frozen."""
@@ -108,10 +120,8 @@ class GridEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(u, 3, h, w) uint8 -> (u, grid * grid, dim)."""
-        # In float32, and then in the encoder's type: normalised numbers are rounded once.
-        pixels = images.float() / 255
-        mean, std = (pixels.new_tensor(each).view(-1, 1, 1) for each in (self.mean, self.std))
-        return self.features(((pixels - mean) / std).to(next(self.parameters()).dtype))
+        pixels = normalised(images, self.mean, self.std)
+        return self.features(pixels.to(next(self.parameters()).dtype))
 
     def boxes(self, images: Tensor) -> Tensor | None:
         """(u, v, 4) boxes (x1, x2, y1, y2) of stored features; None if they come without."""

@@ -1,0 +1,229 @@
+"""Every kind of model on an accelerator: no operation mixes devices, results are the CPU's, and the
+host waits for the device only where a library asks for it.
+
+Each wait ends a GPU's queue of work: it idles until Python has sent more.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+import torch
+
+from tests.toys import accelerator as simulated
+from tests.toys import cross_modal, dual, joint_encoder, models, planted
+from tests.toys.image_text import PARAMETERS
+from tests.toys.kinds import built
+from tests.toys.method_cases import BACKBONES, PAIRS, methods_of_case
+from tests.toys.rank_pool import RankPool
+from tests.toys.wide_models import CAUSAL, wide
+from vlds.models.backbones import Backbone
+from vlds.models.methods import Adapter, APoLLo, Full, LoRA, Method, PrefixTuning, SimNL, TipAdapter
+from vlds.models.model import Model
+from vlds.schema import Batch, Decoding
+
+BUDGET = {
+    "T5": 2,
+    "Bart": 2,
+    "llama": 2,
+    "opt": 2,
+    "qwen2_5_vl": 50,
+    "florence2": 4,
+    "paligemma": 1,
+    "llava": 3,
+    "smolvlm": 7,
+    "CrossModal": 1,
+    "JointEncoder": 1,
+    "DualEncoder": 0,
+}
+"""Waits of a micro-batch's forward and backward pass, all of them in Hugging Face's code: does the
+mask hide anything, how large is each picture. Ours has none."""
+GREEDY, BEAMS = Decoding(max_new_tokens=6), Decoding(max_new_tokens=6, num_beams=3)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a model's run on both devices gave."""
+
+    differences: list[str]
+    ours: list[str]
+    """Waits of lines of vlds."""
+    theirs: list[str]
+    """Those of libraries."""
+
+
+def compare(
+    make: Callable[[], Model],
+    batch: Batch,
+    decodings: Sequence[Decoding] = (),
+    questions: Batch | None = None,
+) -> Compared:
+    """Loss, gradients and answers of one model on the CPU and on the device."""
+    device, scale = simulated.register(), torch.linspace(0.5, 1, len(batch))
+    here, there = make().eval(), make().eval()
+    # In two parts, as a micro-batch of unlike rows is computed.
+    rows = [torch.arange(len(batch))[start::2] for start in (0, 1)]
+    expected = here(batch, scale, rows)
+    expected.loss.backward()
+    simulated.move(there)
+    different = []
+    with simulated.accelerator() as running:
+        moved, scales = batch.to(device), scale.to(device)
+        running.waits.clear()
+        found = there(moved, scales)
+        found.loss.backward()
+        waits = dict(running.waits)
+        pieces = there(moved, scales, rows)
+        for output in (found, pieces):
+            if not torch.allclose(simulated.raw(output.loss), expected.loss, rtol=1e-5):
+                different.append("loss")
+        weights = dict(there.named_parameters())
+        for name, weight in here.named_parameters():
+            mine, other = weight.grad, weights[name].grad
+            if mine is None or other is None:
+                if mine is not other:
+                    different.append(f"{name} has a gradient on one device")
+            elif not torch.allclose(simulated.raw(other), mine, rtol=1e-4, atol=1e-5):
+                different.append(name)
+        for decoding in decodings:
+            asked = questions or batch
+            of_cpu, of_device = (
+                here.answer(asked, decoding),
+                there.answer(asked.to(device), decoding),
+            )
+            if [answer.text for answer in of_cpu] != [answer.text for answer in of_device]:
+                different.append(f"answers by {decoding}")
+    lines = {wait: f"{num} x {wait.what} at {wait.place}" for wait, num in waits.items()}
+    return Compared(
+        different,
+        [line for wait, line in lines.items() if wait.is_ours],
+        [line for wait, line in lines.items() if not wait.is_ours for _ in range(waits[wait])],
+    )
+
+
+# Each of these runs in the process that knows the device; arguments are names, which pickle.
+
+
+def compare_joint(family: str, case: str) -> Compared:
+    """An encoder-decoder with a case's method."""
+    folder = Path(mkdtemp())
+    decodings = [GREEDY, BEAMS, Decoding(choices=("w5", "w6"))]
+
+    def make() -> Model:
+        return models.build(models.backbone(BACKBONES[family], folder), methods_of_case(case))
+
+    return compare(make, models.batch(), decodings)
+
+
+def compare_wide(model_type: str, method: Method) -> Compared:
+    """A causal or image-text model of a type."""
+    source = wide(model_type)
+    rows = source.rows()
+    decodings = [GREEDY, BEAMS, Decoding(choices=("red", "blue"))]
+    questions = source.batch(rows, evaluation=True)
+    return compare(
+        lambda: source.build({"method": method}), source.batch(rows), decodings, questions
+    )
+
+
+def compare_encoder(kind: str) -> Compared:
+    """A model that only classifies."""
+    folder = Path(mkdtemp())
+    if kind == "CrossModal":
+        recipe = cross_modal.cross_modal_recipe(folder, folder / "run")
+    else:
+        recipe = joint_encoder.joint_encoder_recipe(folder, folder / "run")
+    batch = cross_modal.batch_of(recipe, cross_modal.TEXTS)
+    return compare(lambda: built(recipe), batch, [GREEDY])
+
+
+def compare_dual(method: Method) -> Compared:
+    """CLIP with a head of classes, or, if all of it trains, over pairs."""
+    folder = dual.save_clip(Path(mkdtemp()))
+    head = None if isinstance(method, Full) else dual.colour_head()
+
+    def make() -> Model:
+        return dual.build(folder, {"method": method}, head=head)
+
+    if head is None:
+        return compare(make, dual.pairs(make(), ["a photo of red", "it is blue .", "green"]))
+    return compare(make, dual.classed(make(), [0, 1, 2]), [GREEDY])
+
+
+def plant(name: str) -> list[str]:
+    """What the device says of a function of tests/toys/planted.py."""
+    device = simulated.register()
+    states = torch.ones(2, 3)
+    with simulated.accelerator() as running:
+        moved = states.to(device, non_blocking=True)
+        try:
+            getattr(planted, name)(moved)
+        except simulated.MixedDevices as error:
+            return [str(error)]
+        return [f"{wait.what} at {wait.place}" for wait in running.waits]
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[RankPool]:
+    """One process, in which torch knows the simulated device."""
+    pool = RankPool(1)
+    yield pool
+    pool.close()
+
+
+def check(found: Compared, kind: str) -> None:
+    """The CPU's numbers, no wait of ours, and of libraries' as many as are known."""
+    assert not found.differences
+    assert not found.ours
+    assert len(found.theirs) <= BUDGET[kind], "\n".join(found.theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("mix", "add: (2, 3) of the host"),
+        ("copy", "copy to the host"),
+        ("ask", "_local_scalar_dense"),
+        ("pick", "index by a mask"),
+        ("bring", "copy to the device"),
+    ],
+)
+def test_a_planted_line_is_named(name: str, said: str, pool: RankPool) -> None:
+    line = inspect.getsourcelines(getattr(planted, name))[1] + 2
+    assert pool.run(plant, name) == [[f"{said} at tests/toys/planted.py:{line}"]]
+
+
+@pytest.mark.sampled(4)
+@PAIRS
+def test_methods(name: str, family: type[Backbone], pool: RankPool) -> None:
+    check(*pool.run(compare_joint, family.__name__, name), family.__name__)
+
+
+@pytest.mark.parametrize("model_type", [*CAUSAL, *PARAMETERS])
+def test_language_models(model_type: str, pool: RankPool) -> None:
+    check(*pool.run(compare_wide, model_type, LoRA(rank=2)), model_type)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "method", [Adapter(reduction=4, sharing="multiple"), PrefixTuning(length=2, hidden_dim=8)]
+)
+def test_methods_of_language_models(model_type: str, method: Method, pool: RankPool) -> None:
+    check(*pool.run(compare_wide, model_type, method), model_type)
+
+
+@pytest.mark.parametrize("kind", ["CrossModal", "JointEncoder"])
+def test_encoders(kind: str, pool: RankPool) -> None:
+    check(*pool.run(compare_encoder, kind), kind)
+
+
+@pytest.mark.parametrize(
+    "method", [Full(), LoRA(rank=2), APoLLo(depth=1, heads=4), SimNL(), TipAdapter()]
+)
+def test_dual_encoders(method: Method, pool: RankPool) -> None:
+    check(*pool.run(compare_dual, method), "DualEncoder")

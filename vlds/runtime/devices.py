@@ -1,0 +1,51 @@
+"""The device that this process computes on. No other room knows what a GPU is called."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+import torch
+from torch.profiler import ProfilerActivity
+
+from vlds.runtime.folders import cpu_name
+
+
+def uses_gpu() -> bool:
+    """True if models run on a GPU here: there is one, and DeepSpeed was not told otherwise."""
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+
+
+def device_of(number: int = 0) -> torch.device:
+    """This machine's GPU of a number, or the CPU."""
+    return torch.device("cuda", number) if uses_gpu() else torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a GPU or processor that a user knows."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def finish_work() -> None:
+    """Wait until a GPU has done what it was told so far: a call only queues its work, and a time
+    without this is that of queuing."""
+    if uses_gpu():
+        torch.cuda.synchronize()
+
+
+def most_memory(device: torch.device) -> int:
+    """The most bytes that this process has used so far: of its GPU, or else of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts ru_maxrss in KiB.
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def count_gpus() -> int:
+    """GPUs of this machine that this process may use."""
+    return torch.cuda.device_count()
+
+
+def profiled_activities() -> list[ProfilerActivity]:
+    """What torch's profiler can record here."""
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if uses_gpu() else [])]

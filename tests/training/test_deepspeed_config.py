@@ -96,6 +96,7 @@ def test_sizes_fit_the_model() -> None:
             "stage": 3,
             "reduce_bucket_size": 20,
             "allgather_bucket_size": 20,
+            "overlap_comm": True,
             "stage3_prefetch_bucket_size": 35,
             "stage3_max_live_parameters": 70,
             "stage3_max_reuse_distance": 11,
@@ -116,6 +117,12 @@ def test_a_bucket_is_what_trains_in_one_layer_and_even(monkeypatch: pytest.Monke
         trained.requires_grad_(True)
         fitted = fit_sizes(zero, layers)["zero_optimization"]
         assert [fitted[name] for name in BUCKETS] == [size, size]
+        # On a GPU all that trains is one bucket, whose message nothing is left to hide.
+        trains = sum(weight.numel() for weight in layers.parameters() if weight.requires_grad)
+        assert fitted["overlap_comm"] == (size < trains)
+        there = fit_sizes(zero, layers, on_gpu=True)["zero_optimization"]
+        assert [there[name] for name in BUCKETS] == [trains + trains % 2] * 2
+        assert not there["overlap_comm"]
 
 
 @pytest.mark.parametrize("name", [name for name in shipped("ds_configs") if name.endswith(".json")])

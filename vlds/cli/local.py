@@ -22,6 +22,9 @@ from vlds.runtime.terminal import tell
 
 MODULE = "vlds.cli.local"
 POLL_S = 0.1
+LAST_WORDS_S = 10.0
+"""Seconds that the others have once a rank has failed. They cannot save without it: what they wait
+for in NCCL never comes, and they do not even hear the signal."""
 SAVED = tuple(128 + number for number in ASKING)
 """Exit codes of a rank that was asked to end and has saved. The others may still be saving."""
 
@@ -47,7 +50,7 @@ def run(arguments: Sequence[str]) -> NoReturn:
 
 def run_ranks(ranks: int, port: str, command: Sequence[str]) -> int:
     """Run a command on so many ranks; the exit code of the first that fails (-n: it died of signal
-    n), or of one that has saved, or 0.
+    n), or of one that has saved, or 0. If one fails, the others end, or are killed.
 
     Errors: OSError if a rank cannot be started; those before it are killed.
     """
@@ -74,7 +77,11 @@ def run_ranks(ranks: int, port: str, command: Sequence[str]) -> int:
         codes = [process.poll() for process in processes]
         # A rank that has saved is not a failure; the others may still be saving.
         if failed := [code for code in codes if code and code not in SAVED]:
-            end(signal.SIGTERM)  # the supervisor kills what does not end
+            end(signal.SIGTERM)
+            deadline = time.monotonic() + LAST_WORDS_S
+            while any(p.poll() is None for p in processes) and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+            end(signal.SIGKILL)
             return failed[0]
         if None not in codes:
             return next((code for code in codes if code), 0)

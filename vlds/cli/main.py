@@ -254,7 +254,7 @@ def plan(arguments: list[str]) -> int:
     given = {name: getattr(options, name) for name in ("memory", "tflops", "bandwidth", "link")}
     machine = Machine.given(**given)
     recipe = with_lists(parse_recipe(words, "vlds plan"))
-    plans = plan_recipe(recipe, numbers)
+    plans = plan_recipe(recipe, numbers, on_gpu=not machine.is_here)
     trees = {}
     for plan, forecast in forecasts_of(recipe, plans, on_gpu=not machine.is_here):
         # Tables are printed one by one, as each may take a while; JSON must be one value.

@@ -25,10 +25,14 @@ from vlds.runtime.terminal import complain, tell, tell_exception
 
 Work = Callable[[Sequence[str]], int]
 """Runs a command line in this process; the exit code."""
-LOST_CONTACT = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-"""Parts of a collective's error after another rank has died, which has said why."""
+LOST_CONTACT = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe",
+    "remote process exited", "ncclRemoteError", "communicator was aborted",
+)  # fmt: skip
+"""Parts of a collective's error after another rank has died, which has said why: gloo's, NCCL's."""
 WAITED_IN_VAIN = (
     "Timed out waiting", "Application timeout caused", "waiting for clients", "wait timeout after",
+    "collective operation timeout",
 )  # fmt: skip
 """Parts of a collective's error when another rank does not arrive."""
 PORT_TAKEN = re.compile(r"port: (\d+),.*EADDRINUSE")

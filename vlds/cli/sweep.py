@@ -176,14 +176,14 @@ def estimate(runs: Sequence[SweepRun], num_ranks: int) -> Estimate:
     if logged:
         step = min(logged)  # other programs can only make a run slower
     else:
+        machine = Machine()
         try:
-            (plan,) = plan_recipe(recipe, [num_ranks])
+            (plan,) = plan_recipe(recipe, [num_ranks], on_gpu=not machine.is_here)
         except ValueError as error:
             # A preparation may bring files that the model lacks. Without one, no run of this row
             # can start.
             is_fault = bool(missing) and all(need.exists() for need in runs[0].needs)
             return Estimate(left=None, reason=str(error), is_fault=is_fault)
-        machine = Machine()
         forecast = forecast_or_reason(recipe, num_ranks, on_gpu=not machine.is_here)
         if isinstance(forecast, str):
             return Estimate(left=None, reason=forecast)

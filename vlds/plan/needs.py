@@ -193,7 +193,7 @@ class Plan:
     files: dict[str, Needs]
 
 
-def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> list[Plan]:
+def plan_recipe(recipe: Recipe, ranks: Sequence[int], *, on_gpu: bool = False) -> list[Plan]:
     """A plan for each number of ranks.
 
     Errors: ValueError if nothing trains, a file is wrong, or the ranks cannot share a batch.
@@ -217,7 +217,7 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int]) -> list[Plan]:
 
     def needs(file: str, cut: BatchCut, micro_batches: int) -> Needs:
         config = complete_deepspeed_config(Path(find(file)), recipe, cut)
-        zero = fit_sizes(config, model)["zero_optimization"]
+        zero = fit_sizes(config, model, on_gpu=on_gpu)["zero_optimization"]
         held = planned(model, groups, zero, cut.world_size)
         sent = sent_bytes(model, zero, cut.world_size, micro_batches)
         return Needs(zero["stage"], held, added_bytes(model, held, zero, cut.world_size), sent)

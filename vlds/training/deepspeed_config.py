@@ -15,6 +15,9 @@ from vlds.runtime.json_files import read_record
 
 LEAST_BUCKET = 1 << 20
 """Elements: layers of which little trains share one message to the other ranks."""
+GPU_BUCKET = 1 << 28
+"""The same on a GPU, which waits for each message if DeepSpeed overlaps them with the backward pass
+(its issue 8364): one for all that trains, up to a gigabyte."""
 BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
 LIVE_LAYERS = {
     "stage3_prefetch_bucket_size": 1,
@@ -24,6 +27,7 @@ LIVE_LAYERS = {
 """Layers whose weights stage 3 gathers ahead, and keeps whole."""
 OWN_SIZES = ("stage3_param_persistence_threshold", "sub_group_size")
 """Sizes that DeepSpeed knows best."""
+OVERLAP = "overlap_comm"
 SIZES = (*BUCKETS, *LIVE_LAYERS, *OWN_SIZES)
 
 
@@ -79,19 +83,22 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, cut: BatchCut) -> dict
     return config
 
 
-def fit_sizes(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+def fit_sizes(
+    config: Mapping[str, Any], model: nn.Module, *, on_gpu: bool = False
+) -> dict[str, Any]:
     """DeepSpeed's settings with sizes that fit a model, in elements.
 
     Buckets hold no more than all gradients together: DeepSpeed takes their memory whole, and a
     frozen backbone has no gradients. What a file leaves to us ("auto") is a bucket of what trains
-    in one layer, and of the weights that stage 3 gathers one layer ahead and as many whole layers
-    as `LIVE_LAYERS` says.
+    in one layer, or on a GPU in all, and of the weights that stage 3 gathers one layer ahead and as
+    many whole layers as `LIVE_LAYERS` says.
     """
     trained = num_weights(model, trained=True)
     # The repeated layers, the largest of which sets the sizes.
     stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     layers = [layer for stack in stacks for layer in stack] or [model]
     bucket = max(LEAST_BUCKET, *(num_weights(layer, trained=True) for layer in layers))
+    bucket = GPU_BUCKET if on_gpu else bucket
     # Frozen weights too: stage 3 partitions and gathers them like the others.
     largest = max(map(num_weights, layers))
     zero = dict(config["zero_optimization"])
@@ -99,6 +106,10 @@ def fit_sizes(config: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         given = zero.get(name, "auto")
         size = min(bucket if given == "auto" else int(given), trained)
         zero[name] = size + size % 2  # DeepSpeed refuses to cut gathered weights at odd places
+    if zero.get(OVERLAP, "auto") == "auto":
+        # A single bucket has no backward pass left to overlap with. In stage 3, the word means also
+        # that weights are gathered ahead of the layer that runs.
+        zero[OVERLAP] = zero["stage"] == 3 or zero[BUCKETS[0]] < trained
     for name in OWN_SIZES:
         if zero.get(name) == "auto":
             del zero[name]  # DeepSpeed has a default, but takes no such word

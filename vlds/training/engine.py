@@ -107,7 +107,7 @@ class Engine:
             model=self.model,
             optimizer=self._adamw,
             model_parameters=[p for group in parameter_groups for p in group["params"]],
-            config=fit_sizes(self._config, self.model),
+            config=fit_sizes(self._config, self.model, on_gpu=self.ranks.device.type != "cpu"),
         )
         restore_linear()  # `initialize` replaces torch's function, for the whole program
         if self.stage == 2:

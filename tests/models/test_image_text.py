@@ -18,6 +18,7 @@ from tests.toys.image_text.places import PLACES
 from tests.toys.image_text.rows import Tiny, images, tiny
 from tests.toys.models import shake
 from vlds.models import ImageTextToText
+from vlds.models.kinds import image_text
 from vlds.models.methods import Adapter, BitFit, Full, LoRA, Method
 from vlds.models.methods.host import is_own
 from vlds.schema import IGNORED_LABEL, Decoding, Role
@@ -182,6 +183,26 @@ def test_choices_and_lists(model: Tiny) -> None:
         (again,) = built.answer(alone, Decoding(answers=("red sky", "blue", "a dog")))
         assert again.text == answer.text
         assert math.log(again.confidence) == pytest.approx(math.log(answer.confidence), abs=1e-4)
+
+
+def test_attention_is_chosen_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("qwen2_5_vl")
+    batch, ones = model.batch(model.rows()), torch.ones(3)
+    losses = []
+    for name in ("sdpa", "eager"):
+        built = replace(model, kind=replace(model.kind, attention=name)).build().eval()
+        stacks = {m.config._attn_implementation for m in built.modules() if hasattr(m, "config")}
+        assert stacks == {name}
+        losses.append(built(batch, ones).loss)
+    assert torch.allclose(*losses, rtol=1e-4)
+    flash = replace(model.kind, attention="flash_attention_2")
+    with pytest.raises(ValueError, match=r"^model\.attention: flash_attention_2 needs the package"):
+        flash.check_sources()
+    # Where it is installed, its own demands are checked before anything trains.
+    monkeypatch.setattr(image_text, "is_flash_attn_2_available", lambda: True)
+    flash.check_sources()
+    with pytest.raises(ValueError, match=r"^model\.attention: .* in 16 bits alone; set training"):
+        replace(model, kind=flash).build()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
 )
+from transformers.utils import is_flash_attn_2_available
 
 from vlds.models.backbones.base import num_ids, unique_state
 from vlds.models.kinds.base import ModelKind
@@ -227,6 +228,7 @@ def check_reads(model: Model, collator: ImageTextCollator, processor: str) -> No
 PARTS = ("backbone", "vision")
 """Parts in which the recipe can name layers."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+OTHER = "choose another, or leave attention out"
 OTHER_METHOD = "Choose another method, or another model"
 Roles = dict[str, list[str]]
 
@@ -260,6 +262,8 @@ class ImageTextToText(ModelKind):
     bits: Bits | None = None
     """Pack the language model's frozen linear layers in 4 bits (nf4) or 8 (LLM.int8); not under
     ZeRO stage 3."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    """How attention is computed; default: as Hugging Face chooses for the type of model."""
     roles: dict[str, Roles] = field(default_factory=dict)
     """Part (vision, backbone) -> role -> paths of layers in the part, `*` for numbers, where the
     rule for layers' names does not find them."""
@@ -288,6 +292,11 @@ class ImageTextToText(ModelKind):
         if self.path is not None:
             check_model(self.path, "model.path")
         check_libraries(self.bits)
+        if self.attention == "flash_attention_2" and not is_flash_attn_2_available():
+            raise ValueError(
+                "model.attention: flash_attention_2 needs the package flash-attn and a GPU, and "
+                "one of them is missing; install it there, or leave attention out"
+            )
         super().check_sources()
         given, (most, field) = self.num_images, self.most_images
         if given is not None and given > most:
@@ -390,6 +399,14 @@ class ImageTextToText(ModelKind):
             backbone, missing = load_language(
                 model_class, self.path, config, dtype, self.bits, language_path
             )
+        if self.attention is not None:
+            if self.attention == "flash_attention_2" and dtype == torch.float32:
+                raise ValueError(
+                    "model.attention: flash_attention_2 computes in 16 bits alone; set "
+                    "training.precision to bf16, or leave attention out"
+                )
+            with reading(f"model.attention: {config.model_type} models cannot use it", OTHER):
+                backbone.set_attn_implementation(self.attention)
         backbone.generation_config = GenerationConfig()  # a checkpoint's own would leak
         num_rows = backbone.get_input_embeddings().num_embeddings
         if processor is not None and (ids := num_ids(processor.tokenizer)) > num_rows:

@@ -117,6 +117,24 @@ def test_a_worker_that_is_killed(
     assert lost_worker(RuntimeError("another")) is None
 
 
+def test_a_worker_without_room_in_shared_memory(
+    sources: list[Source], workers: Callable[[], list[psutil.Process]]
+) -> None:
+    """It dies of a write to memory that is not there."""
+    batches = training(sources)
+    next(batches)
+    process = workers()[1]
+    process.send_signal(signal.SIGBUS)
+    with pytest.raises(RuntimeError) as caught:
+        list(islice(batches, 10))
+    message = lost_worker(caught.value)
+    assert message is not None
+    assert message.startswith(
+        f"its loader worker (process {process.pid}) found no room in /dev/shm"
+    )
+    assert message.endswith("(docker run --shm-size 8g), or set data.num_workers to 0")
+
+
 def hold(sources: list[Source], ready: Any) -> None:
     """A rank that reads one batch and waits."""
     batches = training(sources)

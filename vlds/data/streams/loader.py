@@ -21,6 +21,7 @@ from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
+from shutil import disk_usage
 
 import torch.utils.data
 
@@ -32,6 +33,7 @@ from vlds.schema import Batch
 
 LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*)")
 """What torch says of a killed worker."""
+SHARED_MEMORY = "/dev/shm"
 LOOKS = 20
 """How often the thread looks within the timeout."""
 
@@ -190,9 +192,15 @@ def _killed(workers: Sequence[BaseProcess]) -> str | None:
 
 
 def _ended(process: int | str | None, how: str) -> str:
-    return (
-        f"its loader worker (process {process}) {how}; a smaller data.num_workers takes less memory"
-    )
+    worker = f"its loader worker (process {process})"
+    if "Bus error" in how or "SIGBUS" in how:
+        # A worker writes batches into memory that it shares: Docker gives 64 MB.
+        return (
+            f"{worker} found no room in {SHARED_MEMORY}, of which "
+            f"{disk_usage(SHARED_MEMORY).free >> 20:,} MiB are free; let it have more (docker run "
+            "--shm-size 8g), or set data.num_workers to 0"
+        )
+    return f"{worker} {how}; a smaller data.num_workers takes less memory"
 
 
 class Watch:

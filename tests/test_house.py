@@ -78,6 +78,11 @@ def test_one_gate_opens_what_strangers_wrote() -> None:
     assert opened == {"vlds/models/loading/gate.py"}
 
 
+def test_one_room_knows_devices() -> None:
+    named = {_name(file) for file in CODE if "cuda" in file.read_text("utf-8")}
+    assert named == {"vlds/runtime/deepspeed_start.py", "vlds/runtime/devices.py"}
+
+
 def test_doors_open_without_heavy_libraries() -> None:
     """`vlds --help` answers at once, and a supervisor is small as long as its run lives."""
     doors = "vlds.cli.main, vlds.cli.supervisor, vlds.cli.local, vlds.convert.command"

@@ -94,6 +94,16 @@ class Simulated(Tensor):
     ) -> Any:
         return _current[-1].compute(func, args, kwargs or {})
 
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        # DeepSpeed lets weights be views of its flat tensors.
+        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.raw = value.raw  # type: ignore[attr-defined]
+
     def tolist(self) -> Any:
         _current[-1].wait("tolist")
         return self.raw.detach().tolist()

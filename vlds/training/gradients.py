@@ -205,10 +205,12 @@ class GradientSums:
         self._old.clear()
 
     def norm(self) -> Tensor:
-        """The norm of the global batch's gradient, from squares in float64. Collective."""
+        """The norm of the global batch's gradient, from squares in float64; on the host.
+        Collective."""
         groups = self._zero.averaged_gradients.values()
         total = torch.stack([square_sum(part) for group in groups for part in group]).sum()
-        return self._ranks.sum(total).sqrt().float()
+        # To the host at once: DeepSpeed asks for the number again for each group of weights.
+        return self._ranks.sum(total).sqrt().float().cpu()
 
 
 def square_sum(values: Tensor) -> Tensor:

@@ -130,7 +130,8 @@ class StepLoss:
         # All numbers in one copy: each would make the host wait until a GPU has done its work.
         # float64 holds those of all types exactly.
         tensors = [values for *_, kept in self._passed for values in kept]
-        norms = [norm] if isinstance(norm, Tensor) else []
+        # The norm may be on the host already.
+        norms = [norm] if isinstance(norm, Tensor) and norm.device == tensors[0].device else []
         flat = torch.cat([values.flatten().double() for values in (*tensors, *norms)]).cpu()
         parts = iter(flat.split([values.numel() for values in (*tensors, *norms)]))
         # Divide by the N_k / N in c_b, which L_k does not have.

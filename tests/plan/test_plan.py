@@ -182,6 +182,7 @@ def test_a_guide_to_runs_is_planned(
         (["--methods", "{}"], "nothing trains: methods is empty"),
         (["--training.deepspeed", "mine.json"], "training.deepspeed: no such file: mine.json"),
         (["--memory", "1e300"], "--memory is '1e300'; give a number from 0.001 to 1,000,000"),
+        (["--gpu", "h100"], "--gpu: 'h100' is unknown; did you mean 'h100-80g'? choose from: a10-"),
         (["--link", "1e-320"], "--link is '1e-320'; give a number from 0.001 to 1,000,000"),
         (["--memory", "nan"], "--memory is 'nan'; give a number from 0.001"),
         (["--ranks", "1", "my.yaml"], "--ranks is 'my.yaml'; name the recipe before --ranks"),
@@ -226,3 +227,12 @@ def test_the_order_of_ranks_changes_nothing(
     seconds = alone["seconds"]
     parts = sum(seconds[name] for name in ("products", "others", "update", "between"))
     assert seconds["step"] == pytest.approx(parts)
+
+
+def test_a_card_by_its_name() -> None:
+    """Its memory and rates, in the precision of the run; what is said beside it comes first."""
+    assert Machine.given(None, None, None, None, "a100-40g") == Machine(
+        40 * 10**9, 312e12, 1555e9, 300e9
+    )
+    given = Machine.given("20", None, None, "12", "a100-40g", torch.float32)
+    assert given == Machine(20 * 10**9, 19.5e12, 1555e9, 12e9)

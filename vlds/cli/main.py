@@ -217,6 +217,11 @@ def plan_parser() -> CommandParser:
         "--memory", metavar="GB", help="say how many rows a micro-batch may have in so much"
     )
     parser.add_argument(
+        "--gpu", metavar="NAME",
+        help="a card, such as h100-80g, a100-40g or rtx-4090-24g: its memory, and the least time "
+        "of a step at its peak rates; the options below replace what they name",
+    )  # fmt: skip
+    parser.add_argument(
         "--tflops", metavar="N",
         help="with --bandwidth: the least time of a step on GPUs that do N x 10^12 operations a "
         "second each",
@@ -239,6 +244,7 @@ def plan(arguments: list[str]) -> int:
 
     vlds plan recipes/demo.yaml
     vlds plan my.yaml --ranks 1 2 4 8 --training.precision bf16 --memory 24
+    vlds plan my.yaml --ranks 2 --gpu rtx-4090-24g
     vlds plan my.yaml --ranks 64 --tflops 400 --bandwidth 3000 --link 50
     """
     from vlds.evaluation.sources import with_lists
@@ -251,9 +257,10 @@ def plan(arguments: list[str]) -> int:
         if word.endswith((".yaml", ".yml")):
             raise ValueError(f"--ranks is {word!r}; name the recipe before --ranks")
     numbers = [positive("--ranks", word, "the number of ranks") for word in options.ranks]
-    given = {name: getattr(options, name) for name in ("memory", "tflops", "bandwidth", "link")}
-    machine = Machine.given(**given)
+    names = ("memory", "tflops", "bandwidth", "link", "gpu")
     recipe = with_lists(parse_recipe(words, "vlds plan"))
+    given = {name: getattr(options, name) for name in names}
+    machine = Machine.given(**given, dtype=recipe.training.dtype)
     plans = plan_recipe(recipe, numbers, on_gpu=not machine.is_here)
     trees = {}
     for plan, forecast in forecasts_of(recipe, plans, on_gpu=not machine.is_here):

@@ -15,6 +15,7 @@ import torch
 
 from vlds.data.order.mixed_order import BatchCut
 from vlds.models.build import build_shapes
+from vlds.plan.gpus import gpu_of
 from vlds.plan.needs import MASTER_BYTES, Needs, Plan
 from vlds.plan.rehearsal import (
     NOTHING,
@@ -151,12 +152,19 @@ class Machine:
 
     @classmethod
     def given(
-        cls, memory: str | None, tflops: str | None, bandwidth: str | None, link: str | None
+        cls,
+        memory: str | None,
+        tflops: str | None,
+        bandwidth: str | None,
+        link: str | None,
+        gpu: str | None = None,
+        dtype: torch.dtype = torch.bfloat16,
     ) -> Machine:
-        """From the words of a command: GB, and thousands of GFLOP or GB a second.
+        """From the words of a command: GB, thousands of GFLOP or GB a second, and the name of a
+        card that has what the others do not say, for computing in a type.
 
-        Errors: ValueError if one is not a number in `BOUNDS`, or if one of the two rates is missing
-        and cannot be measured because this machine has no GPU.
+        Errors: ValueError if one is not a number in `BOUNDS`, for an unknown card, or if one of the
+        two rates is missing and cannot be measured because this machine has no GPU.
         """
 
         def number(option: str, text: str | None, unit: float) -> float | None:
@@ -174,14 +182,21 @@ class Machine:
         in_bytes = number("--memory", memory, 1e9)
         flops = number("--tflops", tflops, 1e12)
         rate = number("--bandwidth", bandwidth, 1e9)
+        in_link = number("--link", link, 1e9)
+        if gpu is not None:
+            card = gpu_of(gpu)
+            peak = card.half if dtype.itemsize == 2 else card.single
+            in_bytes = card.memory * 1e9 if in_bytes is None else in_bytes
+            flops = peak * 1e12 if flops is None else flops
+            rate = card.bandwidth * 1e9 if rate is None else rate
+            in_link = card.link * 1e9 if in_link is None else in_link
         if (flops is None) != (rate is None) and not uses_gpu():
             given, missing = ("--tflops", "--bandwidth")[:: 1 if rate is None else -1]
             raise ValueError(
                 f"{given} without {missing}: this machine has no GPU whose rate could be measured "
                 f"in its place; give {missing} too"
             )
-        in_link = number("--link", link, 1e9) or LINK
-        return cls(None if in_bytes is None else int(in_bytes), flops, rate, in_link)
+        return cls(None if in_bytes is None else int(in_bytes), flops, rate, in_link or LINK)
 
     @property
     def is_here(self) -> bool:

@@ -198,17 +198,19 @@ def test_a_planted_line_is_named(name: str, said: str, pool: RankPool) -> None:
     assert pool.run(plant, name) == [[f"{said} at tests/toys/planted.py:{line}"]]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @PAIRS
 def test_methods(name: str, family: type[Backbone], pool: RankPool) -> None:
     check(*pool.run(compare_joint, family.__name__, name), family.__name__)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model_type", [*CAUSAL, *PARAMETERS])
 def test_language_models(model_type: str, pool: RankPool) -> None:
     check(*pool.run(compare_wide, model_type, LoRA(rank=2)), model_type)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model_type", ["llama", "qwen2_5_vl"])
 @pytest.mark.parametrize(
     "method", [Adapter(reduction=4, sharing="multiple"), PrefixTuning(length=2, hidden_dim=8)]

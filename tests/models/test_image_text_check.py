@@ -16,6 +16,7 @@ from tests.toys.image_text import TYPES, save_tiny
 from tests.toys.image_text.rows import Tiny, tiny
 from tests.toys.image_text.words import tokenizer
 from vlds.models import ImageTextToText
+from vlds.models.kinds import image_text
 from vlds.models.kinds.image_text import TESTED, check_inputs, check_reads
 from vlds.models.kinds.image_text_model import ImageTextCollator
 from vlds.recipe.build import build as built
@@ -100,8 +101,9 @@ def test_sizes_of_a_processor(model_type: str, name: str, value: object) -> None
     ],
 )
 def test_a_processor_cannot_take_time_or_memory(
-    model_type: str, owner: str, change: dict[str, Any]
+    model_type: str, owner: str, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(image_text, "TRY_SECONDS", 2)
     source = tiny(model_type)
     processor = copy.deepcopy(source.processor)
     for name, value in change.items():

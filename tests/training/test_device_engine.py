@@ -99,6 +99,7 @@ def there() -> Iterator[RankPool]:
     pool.close()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize(
     "fields",

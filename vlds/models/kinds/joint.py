@@ -254,7 +254,8 @@ class JointModel(Model):
     def after_prefix(self, states: Tensor, mask: Tensor) -> Tensor:
         """(b, d) decoder states from which the first real token of an answer is predicted: BART
         writes <s> before it."""
-        prefix = torch.tensor(self.family.choice_prefix(self.backbone), device=states.device)
+        prefix = torch.tensor(self.family.choice_prefix(self.backbone))
+        prefix = prefix.to(states.device, non_blocking=True)
         return self.decode(states, mask, prefix.expand(len(states), -1))[:, -1]
 
 

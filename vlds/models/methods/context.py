@@ -176,7 +176,7 @@ class TaskRouting:
     def of_present(self, stacked: Tensor, tasks: Sequence[int]) -> Tensor:
         """Tensors of these tasks, as in `each_task`, (k, ...) -> each row's, (b, ...)."""
         # `tasks` rise, so that searchsorted gives each row's place among them.
-        present = torch.tensor(tasks, device=stacked.device)
+        present = torch.tensor(tasks).to(stacked.device, non_blocking=True)
         return stacked[torch.searchsorted(present, self._rows)]
 
 

@@ -97,7 +97,7 @@ class CoupledPrompts(ModelExtension):
         depth, length, _ = prompts.shape
         # A start token may come before the words.
         self.first = first
-        tokens = torch.tensor([ids], device=prompts.device)
+        tokens = torch.tensor([ids]).to(prompts.device, non_blocking=True)
         words = slice(first, first + length)
         states = text_model(input_ids=tokens, output_hidden_states=True).hidden_states
         # hidden_states[n] is the input of layer n. That of the first holds positions already,

@@ -271,8 +271,9 @@ class HyperNetwork(nn.Module):
         inputs = pairs(tasks, rows_of(self.layer_embeddings))
         if self.kind_embeddings is not None:
             # The table has a row for each of KINDS, also on backbones without cross-attention.
-            indices = [KINDS.index(kind) for kind in kinds]
-            inputs = pairs(inputs, rows_of(self.kind_embeddings)[indices])
+            # One by one: a GPU would wait for the copy of a list of indices.
+            table = rows_of(self.kind_embeddings)
+            inputs = pairs(inputs, torch.stack([table[KINDS.index(kind)] for kind in kinds]))
         e: Tensor = self.norm(self.project(F.relu(self.hidden(inputs))))
         return e
 

@@ -151,6 +151,22 @@ def short(undisturbed: Callable[[int], Recipe], tmp_path: Path) -> tuple[Recipe,
     return whole, replace(whole, output=str(tmp_path / "run")), tmp_path / "run"
 
 
+@pytest.mark.slow
+def test_a_run_that_ends_with_skipped_steps_says_so(
+    forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
+) -> None:
+    """Fewer in a row than would stop it."""
+    whole, recipe, run = short
+    shutil.copytree(Path(whole.output) / "state" / "step-00000008", run / "state" / "step-00000008")
+    optimizer = replace(recipe.optimizer, learning_rate=1e15, warmup_ratio=0.0)
+    forked.start(run, train_words(replace(recipe, optimizer=optimizer), "--resume"))
+    assert forked.wait() == [0, 0]
+    said = log_of(run, 0)
+    skipped = said.count("is skipped, its loss or gradient is NaN or infinite")
+    assert skipped > 0
+    assert said.count(f". The weights are those of {skipped} steps before") == 1
+
+
 def test_a_run_that_diverges_stops_at_its_last_good_state(
     forked: ForkedRanks, short: tuple[Recipe, Recipe, Path]
 ) -> None:
@@ -165,6 +181,7 @@ def test_a_run_that_diverges_stops_at_its_last_good_state(
     assert "optimizer.learning_rate: got 1e+15, and 4 steps in a row, the last of them" in said
     assert "every step moves each weight by about 1e+15; give a rate far below 1" in said
     assert said.count("is skipped, its loss or gradient is NaN or infinite") == 3
+    assert said.count(". optimizer.learning_rate is 1e+15: give a rate far below 1") == 3
     assert "the loss of q" in said
     found, complaints = newest(run / "state")
     assert found is not None

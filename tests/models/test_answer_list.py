@@ -219,6 +219,13 @@ def test_lists_come_from_files(tmp_path: Path) -> None:
     assert read_answers(str(about)) == CLASSES
 
 
+def test_a_list_on_the_command_line_with_a_number_in_it_is_no_file() -> None:
+    with pytest.raises(
+        ValueError, match=r"^decoding.answers: \[yes, 3\] is not a list of texts; wr"
+    ):
+        read_answers("[yes, 3]")
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

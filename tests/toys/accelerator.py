@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -233,6 +234,9 @@ def register() -> torch.device:
 def accelerator() -> Iterator[Accelerator]:
     """Inside, tensors can be moved to the device and computed there."""
     register()
+    # torch lists its functions that make tensors once, when `with torch.device(...)` first asks: it
+    # must list its own `tensor`, or a model that is made later has buffers without numbers.
+    _device_constructors()
     makers: tuple[Any, Any] = torch.tensor, Tensor.new_tensor
     with Accelerator() as device:
         _current.append(device)

@@ -27,12 +27,12 @@ Work = Callable[[Sequence[str]], int]
 """Runs a command line in this process; the exit code."""
 LOST_CONTACT = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe",
-    "remote process exited", "ncclRemoteError", "communicator was aborted",
+    "ncclRemoteError", "NCCL communicator was aborted",
 )  # fmt: skip
 """Parts of a collective's error after another rank has died, which has said why: gloo's, NCCL's."""
 WAITED_IN_VAIN = (
     "Timed out waiting", "Application timeout caused", "waiting for clients", "wait timeout after",
-    "collective operation timeout",
+    "Watchdog caught collective operation timeout",
 )  # fmt: skip
 """Parts of a collective's error when another rank does not arrive."""
 PORT_TAKEN = re.compile(r"port: (\d+),.*EADDRINUSE")
@@ -55,7 +55,7 @@ def run_rank(arguments: Sequence[str], work: Work) -> NoReturn:
         if isinstance(end.code, str):
             tell(end.code, error=True)
     except BaseException as error:  # any end gets an exit code and, at most once, a reason
-        code = _explain_failure(error, rank)
+        code = explain_failure(error, rank)
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -97,7 +97,7 @@ def without_local_rank(arguments: Sequence[str]) -> list[str]:
     return list(arguments)
 
 
-def _explain_failure(error: BaseException, rank: str) -> int:
+def explain_failure(error: BaseException, rank: str) -> int:
     """Say why a rank has failed; the exit code."""
     if isinstance(error, KeyboardInterrupt):  # from torchrun, before there is anything to save
         say(f"rank {rank} ends by Ctrl-C")

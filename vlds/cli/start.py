@@ -197,9 +197,9 @@ def count_gpus() -> int:
     """GPUs that this process may use. Imports torch only if there is a driver."""
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not has_gpu_driver():
         return 0
-    from vlds.runtime.devices import count_gpus as count
+    from vlds.runtime import devices
 
-    return count()
+    return devices.count_gpus()
 
 
 def free_port() -> int:

@@ -38,6 +38,7 @@ from vlds.models.methods.context import (
     Places,
     Predicted,
     Revision,
+    places_of,
 )
 from vlds.models.methods.host import is_own
 from vlds.models.vision.base import GridEncoder
@@ -176,14 +177,10 @@ class TaskHeads(nn.ModuleDict):
         def moved(numbers: Tensor) -> Tensor:
             return numbers.to(device, non_blocking=True)
 
-        def places(found: Tensor) -> Places:
-            rows, columns = moved(found.T.contiguous())
-            return rows, columns
-
         return Split(
-            every=places(every),
-            tokens=places(every[tokens]),
-            classes=places(every[classes]),
+            every=places_of(every, device),
+            tokens=places_of(every[tokens], device),
+            classes=places_of(every[classes], device),
             among=(moved(tokens), moved(classes)) if self else None,
             of_heads={name: moved(some) for name, some in of_heads.items()},
         )

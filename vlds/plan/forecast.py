@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from textwrap import fill
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from vlds.data.order.mixed_order import BatchCut
 from vlds.models.build import build_shapes
-from vlds.plan.gpus import gpu_of
 from vlds.plan.needs import MASTER_BYTES, Needs, Plan
 from vlds.plan.rehearsal import (
     NOTHING,
@@ -27,6 +26,7 @@ from vlds.plan.rehearsal import (
     update_seconds,
 )
 from vlds.recipe.config import Recipe
+from vlds.runtime.checks import guess
 from vlds.runtime.devices import device_of, finish_work, uses_gpu
 from vlds.runtime.terminal import duration_text
 from vlds.schema import Batch
@@ -135,6 +135,48 @@ def forecasts_of(
         if (rows := plan.micro_batch) not in known:
             known[rows] = forecast_or_reason(recipe, plan.world_size, on_gpu=on_gpu)
         yield plan, known[rows]
+
+
+class Gpu(NamedTuple):
+    """What a card has and can do, from its maker's data sheet."""
+
+    memory: float
+    """GB."""
+    half: float
+    """10^12 operations a second of products in bf16."""
+    single: float
+    """The same in fp32, which vlds computes without tensor cores' TF32."""
+    bandwidth: float
+    """GB a second of its memory."""
+    link: float
+    """GB a second to another card."""
+
+
+GPUS = {
+    "a10-24g": Gpu(24, 125, 31.2, 600, 32),
+    "a100-40g": Gpu(40, 312, 19.5, 1555, 300),
+    "a100-80g": Gpu(80, 312, 19.5, 2039, 300),
+    "h100-80g": Gpu(80, 989, 67, 3350, 450),
+    "h100-pcie-80g": Gpu(80, 756, 51, 2000, 64),
+    "h200-141g": Gpu(141, 989, 67, 4800, 450),
+    "l4-24g": Gpu(24, 121, 30.3, 300, 32),
+    "l40s-48g": Gpu(48, 362, 91.6, 864, 32),
+    "rtx-3090-24g": Gpu(24, 71, 35.6, 936, 32),
+    "rtx-4090-24g": Gpu(24, 165, 82.6, 1008, 32),
+    "rtx-a6000-48g": Gpu(48, 155, 38.7, 768, 32),
+}
+"""Name -> card. Rates are peaks, dense and not sparse, which a program comes near only in large
+products; the link is one direction of NVLink, or of PCIe where a card has none. From NVIDIA's data
+sheets; for the RTX 3090 and 4090, the white papers of Ampere (GA102) and Ada, with sums in fp32."""
+
+
+def gpu_of(name: str) -> Gpu:
+    """Errors: ValueError for an unknown name."""
+    if name not in GPUS:
+        raise ValueError(
+            f"--gpu: '{name}' is unknown; {guess(name, GPUS)}choose from: {', '.join(GPUS)}"
+        )
+    return GPUS[name]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -314,12 +315,10 @@ def unlike_data(
     """The tasks that rows are scored on with different data, and a note on each. Within a row, each
     seed may have its own."""
     unlike = set()
+    known = [[data_of(run) for run in runs] for runs in rows.values()]
     for task in tasks:
         label = label_of(task, split)
-        sets = [
-            {data for run in runs if (data := data_of(run, label)) is not None}
-            for runs in rows.values()
-        ]
+        sets = [{data[label] for data in of_row if label in data} for of_row in known]
         # A row that lacks some seeds has a part of the others' data.
         if any(not (one <= other or other <= one) for one, other in combinations(sets, 2)):
             unlike.add(task)
@@ -333,18 +332,17 @@ def unlike_data(
     return unlike
 
 
-def data_of(run: RunInputs, label: str) -> str | None:
-    """The data that a task's list was scored on: by `vlds evaluate`, or last in training."""
-    if (entry := run.stored.get(label)) is not None:
-        return entry.data
-    file = newest_predictions(run.folder, []).get(label)
-    if file is None:
-        return None
-    try:
-        line = first_line(file)
-    except ValueError:  # a table of scores does not need the answers: `vlds report` tells of them
-        return None
-    return None if line is None else line.data
+def data_of(run: RunInputs) -> dict[str, str]:
+    """A task's list -> the data that it was scored on, where they are known: by `vlds evaluate`, or
+    last in training."""
+    found: dict[str, str | None] = {}
+    for label, file in newest_predictions(run.folder, []).items():
+        # A table of scores does not need the answers: `vlds report` tells of damaged ones.
+        with suppress(ValueError):
+            line = first_line(file)
+            found[label] = None if line is None else line.data
+    found |= {label: entry.data for label, entry in run.stored.items()}
+    return {label: data for label, data in found.items() if data}
 
 
 def percents(

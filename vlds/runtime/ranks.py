@@ -175,7 +175,6 @@ def gather_rows(rows: Tensor) -> Gathered:
     # Each rank fills in its own count; the sum is the list of all.
     rank, counts = dist.get_rank(), torch.zeros(dist.get_world_size(), dtype=torch.int64)
     counts[rank] = len(rows)
-    counts = counts.to(rows.device)
     dist.all_reduce(counts)
     numbers: list[int] = counts.tolist()
     whole: Tensor = GatherRows.apply(rows, numbers, rank)  # type: ignore[no-untyped-call]

@@ -97,8 +97,8 @@ def fit_sizes(
     # The repeated layers, the largest of which sets the sizes.
     stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     layers = [layer for stack in stacks for layer in stack] or [model]
-    bucket = max(LEAST_BUCKET, *(num_weights(layer, trained=True) for layer in layers))
-    bucket = GPU_BUCKET if on_gpu else bucket
+    of_layers = [num_weights(layer, trained=True) for layer in layers]
+    bucket = GPU_BUCKET if on_gpu else max(LEAST_BUCKET, *of_layers)
     # Frozen weights too: stage 3 partitions and gathers them like the others.
     largest = max(map(num_weights, layers))
     zero = dict(config["zero_optimization"])

@@ -45,7 +45,7 @@ from vlds.models.loading.quantised import (
     check_writable_whole,
 )
 from vlds.models.loss import targets_of
-from vlds.models.methods.context import Predicted, Visual
+from vlds.models.methods.context import Predicted, Visual, places_of
 from vlds.models.methods.host import CROSS_ATTENTION, run_beside
 from vlds.models.model import Model, Part
 from vlds.models.roles import find_roles
@@ -214,25 +214,25 @@ class CausalModel(StatesModel):
                 embeds.shape[2],
             )
         if lines is None:
-            rows, columns = picked.nonzero().T.contiguous().to(device, non_blocking=True)
-            inputs = self.arguments(sequences)
+            places, inputs = places_of(picked.nonzero(), device), self.arguments(sequences)
         else:
             # A line holds several rows behind their start: each token sees only its own row, and
             # has the position that it has there.
             self.context.routing.set(lines.tasks, device)
             # The least number, not -inf: a row of padding alone would become NaN.
             mask = torch.zeros(lines.visible.shape, dtype=embeds.dtype, device=device)
-            visible, source, positions, rows, columns = (
+            visible, source, positions = (
                 values.to(device, non_blocking=True)
-                for values in (lines.visible, lines.source, lines.positions, *lines.picked)
+                for values in (lines.visible, lines.source, lines.positions)
             )
+            places = places_of(torch.stack(lines.picked, 1), device)
             mask.masked_fill_(~visible, torch.finfo(embeds.dtype).min)
             inputs = {
                 "inputs_embeds": embeds.flatten(0, 1)[source],
                 "attention_mask": mask,
                 "position_ids": positions,
             }
-        with picking(self.answer_positions, (rows, columns), among) as read:
+        with picking(self.answer_positions, places, among) as read:
             logits: Tensor = self.backbone(**inputs, use_cache=False).logits
         return logits, read.states
 

@@ -354,6 +354,12 @@ Places: TypeAlias = tuple[Tensor, Tensor]
 host wait for the number of what it picks."""
 
 
+def places_of(found: Tensor, device: torch.device) -> Places:
+    """(n, 2) numbers on the host, as `nonzero` gives them -> places on a device."""
+    rows, columns = found.T.contiguous().to(device, non_blocking=True)
+    return rows, columns
+
+
 class ClassesPredicted(NamedTuple):
     """Predictions of one pass for the m examples of a task with a head."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,15 +31,17 @@ from vlds.models.build import build_model
 from vlds.models.kinds.base import fit_saved, hash_name
 from vlds.models.loading.model_files import reading
 from vlds.models.model import Model
+from vlds.models.partitioned import copy_of, fits_whole, partitioned_reading, whole
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe, check_saved, parse_recipe
 from vlds.recipe.paths import located, moved, places_of, with_start
 from vlds.runtime.files import whole_folder
 from vlds.runtime.json_files import DESCRIPTION, damage, parse_record, read_json, write_manifest
+from vlds.runtime.ranks import Ranks
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import Collator
 
-CHANGEABLE = ("--tasks.", "--data.", "--model.bits")
+CHANGEABLE = ("--tasks.", "--data.", "--model.bits", "--training.evaluate_whole")
 WEIGHTS, RECIPE, PROCESSOR = "weights.safetensors", "recipe.yaml", "processor"
 FORMAT = 1
 HERE = "<folder>"
@@ -92,27 +94,42 @@ def artifact_folder(run: Path) -> Path:
     )
 
 
-def own_tensors(model: Model, masters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Copies of what the artifact keeps of a whole (unpartitioned) model; `masters`, name -> fp32
-    master, replace the model's own weights."""
-    # clone, because rows of a table and tied weights share memory, which safetensors refuses; and
-    # training goes on while the file is written.
-    parts = own_parts(model) | dict(masters or {})
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parts.items()}
+def own_tensors(model: Model, masters: Mapping[str, Tensor] = NOT_KNOWN) -> dict[str, Tensor]:
+    """Copies of what the artifact keeps of a model; `masters`, name -> fp32 master, replace the
+    model's own weights. Collective if ZeRO has partitioned the model: ranks gather one weight after
+    another, and only the first one's copies count."""
+    # Rows of a table and tied weights share memory, which safetensors refuses; and training goes on
+    # while the file is written.
+    copies = {name: master.detach().cpu().contiguous().clone() for name, master in masters.items()}
+    for key, tensor, start in own_places(model):
+        if key not in masters:
+            copies[key] = copy_of(tensor, start)
+    return copies
 
 
 def own_parts(model: Model) -> dict[str, Tensor]:
     """The tensors and rows of tables that no source holds, by their keys in the artifact."""
+    return {key: tensor[start:] if start else tensor for key, tensor, start in own_places(model)}
+
+
+def own_shapes(model: Model) -> dict[str, torch.Size]:
+    """The shapes of `own_parts`, also where ZeRO has partitioned them."""
+    shapes = {}
+    for key, tensor, start in own_places(model):
+        whole = getattr(tensor, "ds_shape", tensor.shape)
+        shapes[key] = torch.Size((whole[0] - start, *whole[1:])) if start else whole
+    return shapes
+
+
+def own_places(model: Model) -> Iterator[tuple[str, Tensor, int]]:
+    """Key in the artifact, tensor of the model and its first row that no source holds."""
     sources = model.sources
-    parts: dict[str, Tensor] = {}
     for name, tensor in model.unique_state():
         # The source holds the first rows of an extended vocabulary; ours are, say, "name[32128:]".
         if name in sources.rows:
-            start = sources.rows[name]
-            parts[f"{name}[{start}:]"] = tensor[start:]
+            yield f"{name}[{sources.rows[name]}:]", tensor, sources.rows[name]
         elif name not in sources.names:
-            parts[name] = tensor
-    return parts
+            yield name, tensor, 0
 
 
 def save_artifact(
@@ -182,13 +199,19 @@ def read_recipe(folder: Path, changes: Sequence[str] = ()) -> Recipe:
         return parse_recipe(["--config", file.name, *changes])
 
 
-def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str] = ()) -> LoadedRun:
+def load_run(
+    run: Path,
+    dtype: torch.dtype | None = None,
+    changes: Sequence[str] = (),
+    ranks: Ranks | None = None,
+) -> LoadedRun:
     """Rebuild a run's model from the named sources and the artifact's tensors, in evaluation mode,
     on the CPU.
 
     `dtype` defaults to the recipe's precision. `changes` to its tasks, data and packing are words
-    of a command line, such as `--tasks.vqa.decoding.num_beams 5`. Errors: ValueError if the
-    artifact is damaged, or a source has changed since the training.
+    of a command line, such as `--tasks.vqa.decoding.num_beams 5`. `ranks` share the weights where
+    the model does not fit, or `training.evaluate_whole` is false; then this is collective. Errors:
+    ValueError if the artifact is damaged, or a source has changed since the training.
     """
     folder = artifact_folder(run)
     check_changes(changes)
@@ -202,16 +225,20 @@ def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str]
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     # A recipe may ask for any size. What trains is compared with the artifact before memory is
     # asked for; what the sources hold is known only once they are loaded, and is compared below.
-    with torch.device("meta"):
-        sketch = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, processor)
-    fit_saved(sketch, shapes)
-    own = {n: p for n, p in sketch.named_parameters() if n in tensors or n in sketch.trained_by}
-    check_shapes(own, {name: tensors[name] for name in own if name in tensors}, folder)
     dtype = dtype or recipe.training.dtype
-    model = build_model(recipe.model_setup, list(recipe.tasks), dtype, processor)
+    with torch.device("meta"):
+        sketch = build_model(recipe.model_setup, list(recipe.tasks), dtype, processor)
+    fit_saved(sketch, shapes)
+    own = {
+        name: weight.shape
+        for name, weight in sketch.named_parameters()
+        if name in tensors or name in sketch.trained_by
+    }
+    check_shapes(own, {name: shapes[name] for name in own if name in shapes}, folder)
+    with reading_weights(recipe, sketch, dtype, ranks):
+        model = build_model(recipe.model_setup, list(recipe.tasks), dtype, processor)
     fit_saved(model, shapes)
-    parts = own_parts(model)
-    check_shapes(parts, tensors, folder)
+    check_shapes(own_shapes(model), shapes, folder)
     parameters = {name for name, _ in model.named_parameters()}
     for key, tensor in tensors.items():
         # Buffers may be masks, which hide places by an infinity.
@@ -221,10 +248,26 @@ def load_run(run: Path, dtype: torch.dtype | None = None, changes: Sequence[str]
                 f"artifact {folder}: {key} holds numbers that are NaN or infinite; {AGAIN}"
             )
     with torch.no_grad():
-        for key, part in parts.items():
-            part.copy_(tensors[key])
+        for key, tensor, start in own_places(model):
+            with whole(tensor):
+                (tensor[start:] if start else tensor).copy_(tensors[key])
     model.eval()
     return LoadedRun(recipe, processor, model, read_trained_on(folder))
+
+
+def reading_weights(
+    recipe: Recipe, sketch: Model, dtype: torch.dtype, ranks: Ranks | None
+) -> AbstractContextManager[None]:
+    """Inside, ranks keep a part each of the weights that they read, if the recipe says so or the
+    model does not fit. Collective."""
+    if ranks is None or ranks.world_size == 1 or recipe.model.packed_bits is not None:
+        return nullcontext()
+    if any(method.needs_whole_model for method in recipe.methods.values()):
+        return nullcontext()
+    is_whole = recipe.training.evaluate_whole
+    if is_whole is None:
+        is_whole = fits_whole(sketch, ranks)
+    return nullcontext() if is_whole else partitioned_reading(dtype, ranks.world_size)
 
 
 def check_changes(changes: Sequence[str]) -> None:
@@ -288,14 +331,16 @@ def readable(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
-def check_shapes(parts: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path) -> None:
+def check_shapes(
+    parts: Mapping[str, torch.Size], tensors: Mapping[str, torch.Size], folder: Path
+) -> None:
     """Errors: ValueError if an artifact's tensors are not exactly these parts of a model."""
     # Both ways: a missing tensor would leave a weight random, and one too many belongs to another
     # model.
     odd: list[str] = []
     for key in sorted(tensors.keys() | parts.keys()):
         stored, wanted = (
-            (" x ".join(map(str, each[key].shape)) or "one number") if key in each else "absent"
+            (" x ".join(map(str, each[key])) or "one number") if key in each else "absent"
             for each in (tensors, parts)
         )
         if stored != wanted:

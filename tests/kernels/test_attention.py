@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vlds.models.kernels.attention import (
     LONGEST,
@@ -180,3 +182,31 @@ def test_dropout_of_weights_follows_the_examples(groups: int) -> None:
     assert not torch.allclose(
         whole, F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     )
+
+
+class Places(TorchDispatchMode):
+    """The devices of what operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        self.made += [t.device.type for t in tree_leaves(output) if isinstance(t, Tensor)]
+        return output
+
+
+def test_elsewhere_than_on_a_cpu_the_host_does_what_torch_alone_does() -> None:
+    """A mask that the host draws first took it a second a pass of 36 layers of 4,096 tokens."""
+    made = []
+    with torch.device("meta"):
+        states = [draw(1, 4, 64, 16) for _ in range(3)]
+    for function in (attention, TORCH_ATTENTION):
+        with Places() as seen:
+            function(*states, is_causal=True)
+        made.append(seen.made)
+    assert made[0] == made[1]
+    assert set(made[0]) == {"meta"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -85,3 +86,12 @@ def test_ranks_that_have_saved() -> None:
     command = [*LOCAL, "2", "1", "sh", "-c", "exit 143"]
     outcome = supervise(command, {**os.environ, "PYTHONPATH": str(ROOT)}, 20, [])
     assert outcome == Outcome(143, asked=False, stopped=True)
+
+
+def test_the_end_of_a_rank_that_nccl_aborts_is_explained() -> None:
+    """NCCL's watchdog ends the process, and Python is not asked."""
+    ranks = ["2", "1", sys.executable, "-c", DIES, str(signal.SIGABRT.value)]
+    words = f"from vlds.cli import local; local.has_gpu_driver = lambda: True; local.run({ranks!r})"
+    ended = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, timeout=30)
+    assert ended.returncode == 128 + signal.SIGABRT
+    assert ended.stderr.startswith(b"vlds: rank 1 ended by SIGABRT: so NCCL ends a rank for which")

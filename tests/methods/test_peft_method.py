@@ -34,10 +34,10 @@ from vlds.convert.hf import fold_methods, write_hf
 from vlds.convert.peft import PeftFolders
 from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.kinds.joint import JointModel
-from vlds.models.loading.load_backbone import partitioned_loading
 from vlds.models.methods import IA3, Adapter, LoRA, Method, Peft, PromptTuning
 from vlds.models.methods.host import is_own, zero_at_first
 from vlds.models.methods.peft_layers import RERUN
+from vlds.models.partitioned import partitioned_loading
 from vlds.models.roles import optimizer_rules
 from vlds.recipe.config import Recipe
 

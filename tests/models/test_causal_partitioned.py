@@ -14,8 +14,8 @@ from tests.toys.causal import GRID, batch, build, kind_in, rows, save_model
 from tests.toys.engines import start_deepspeed, whole_state
 from tests.toys.rank_pool import RankError, RankPool
 from vlds.models.kinds.causal import Causal, CausalModel
-from vlds.models.loading.load_backbone import partitioned_loading
 from vlds.models.methods import Adapter, LoRA, Method
+from vlds.models.partitioned import partitioned_loading
 from vlds.schema import Batch
 
 METHODS: dict[str, Method] = {

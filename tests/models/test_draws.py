@@ -30,7 +30,6 @@ from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.build import ModelSetup, attach_methods, build_model, build_parts
 from vlds.models.kinds.joint import JointModel
 from vlds.models.loading.drawn_weights import Tape, draw_by_name, seed_of
-from vlds.models.loading.load_backbone import partitioned_loading
 from vlds.models.methods import (
     IA3,
     Adapter,
@@ -45,6 +44,7 @@ from vlds.models.methods import (
     PromptTuning,
 )
 from vlds.models.methods.host import Host, LinearExtension
+from vlds.models.partitioned import partitioned_loading
 from vlds.models.vision import ClipVision, ConvNet, StoredFeatures, Timm, VisionEncoder
 
 FAMILIES = pytest.mark.parametrize("family", [T5, Bart])

@@ -13,9 +13,9 @@ from tests.toys.engines import start_deepspeed, whole_state
 from tests.toys.models import backbone, batch, build, save_own_head, saved_backbone
 from tests.toys.rank_pool import RankPool
 from vlds.models.backbones import T5, Backbone, Bart
-from vlds.models.loading.load_backbone import equal_parts, partitioned_loading
 from vlds.models.methods import Adapter, BitFit, Method
 from vlds.models.methods.host import is_plain
+from vlds.models.partitioned import equal_parts, partitioned_loading
 
 CONFIG: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": 4,

@@ -65,6 +65,8 @@ class Case:
     precision: Literal["fp32", "bf16"] = "fp32"
     persistence: int = 0
     """Tensors with fewer numbers stay whole; at 0 even these tiny ones are partitioned."""
+    evaluates_whole: bool = False
+    """Evaluation under stage 3 gathers all weights, not layer by layer."""
     offload: bool = False
     """Masters and moments are in CPU memory, at stage 3 the weights too."""
 
@@ -143,7 +145,9 @@ def start_engine(case: Case) -> tuple[Engine, BatchCut]:
         update=case.update,
         parts=case.parts,
         num_steps=case.num_steps,
+        evaluates_whole=case.evaluates_whole,
     )
+    engine.least_gathered = case.persistence
     set_learning_rate(engine.parameter_groups, 1.0)
     return engine, cut
 

@@ -68,7 +68,11 @@ def steps_there(case: Case) -> tuple[Steps, list[str], list[str]]:
 
     def model_there(*arguments: Any) -> Any:
         model = make(*arguments)
+        buffers = [(m, n, b) for m in model.modules() for n, b in m.named_buffers(recurse=False)]
         simulated.move(model)
+        # The engine must move these: DeepSpeed does not where loading has partitioned weights.
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer
         return model
 
     with (

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.files import read_lines
+from tests.toys.kinds import kind_recipe
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
@@ -119,7 +120,9 @@ def evaluate_under(run: Path, world: Path, out: Path, setting: Setting) -> int:
         ),
         ranks=ranks,
         tasks=list(recipe.tasks.values()),
+        evaluates_whole=False,
     )
+    engine.least_gathered = 100  # under stage 3, layer by layer
     evaluator = Evaluator(recipe, evaluation_sources(recipe), loaded.collator, ranks)
     with engine.evaluation() as model:
         evaluations = evaluator(model)
@@ -160,6 +163,26 @@ def test_ranks_and_stages_change_no_prediction(
     assert all(0 < line["confidence"] <= 1 for line in lines)
     assert len(answers) == NUM_QUESTIONS
     assert len(set(answers)) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["causal", "image_text"])
+def test_ranks_that_share_the_weights_answer_alike(
+    kind: str, world: Path, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """While they train, and with the artifact that they have written."""
+    recipe = kind_recipe(kind, world, tmp_path / "run", stage=3)
+    training = replace(recipe.training, steps=2, save_every=2, evaluate_whole=False)
+    run = tmp_path / "run"
+    assert ranks2.run(run_recipe, replace(recipe, training=training), timeout=120) == [0, 0]
+    answers = [read_pairs(run / "predictions/step-00000002/vqa.jsonl")]
+    for choice in ("true", "false"):
+        out = tmp_path / choice
+        words = ["evaluate", str(run), "--out", str(out), "--training.evaluate_whole", choice]
+        assert [code for code, _ in ranks2.run(command, words, timeout=120)] == [0, 0]
+        answers.append(read_pairs(out / "vqa.jsonl"))
+    assert answers[0] == answers[1] == answers[2]
+    assert len(answers[0]) == NUM_QUESTIONS
 
 
 @pytest.mark.slow

@@ -16,8 +16,8 @@ from tests.toys.image_text.rows import tiny
 from tests.toys.rank_pool import RankError, RankPool
 from vlds.models.build import build_model
 from vlds.models.kinds.image_text_model import ImageTextModel
-from vlds.models.loading.load_backbone import partitioned_loading
 from vlds.models.methods import Adapter, Full, HyperPELT, LoRA, Method, Mixture, Peft, SimAdapter
+from vlds.models.partitioned import partitioned_loading
 from vlds.recipe.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.tasks import VQA, Caption

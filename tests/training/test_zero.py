@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -291,35 +292,59 @@ def test_what_stays_whole_is_counted_beside_its_partition(ranks2: RankPool, tmp_
     assert whole["trainable"] == pytest.approx(3 * bare["trainable"], rel=0.02)
 
 
-def train_and_evaluate(case: Case, evaluate: bool) -> list[Tensor]:
-    """Losses of four steps; between them the ranks generate, each at its own pace."""
+class Evaluated(NamedTuple):
+    """What a rank saw."""
+
+    losses: list[Tensor]
+    """Of each step."""
+    answers: list[Any]
+    """Of each evaluation's batches."""
+    held: set[float]
+    """Shares of the model's elements that the rank held whole between two batches."""
+
+
+def train_and_evaluate(case: Case, evaluate: bool) -> Evaluated:
+    """Four steps; between them the ranks generate unlike numbers of answers of unlike lengths."""
     made, cut = start_engine(case)
-    losses = []
+    seen = Evaluated([], [], set())
     for step in range(4):
         report = made.step(own_micro_batches(global_batch(step), made, cut))
-        losses.append(report.task_losses)
-        if evaluate:
-            with made.evaluation() as model:
-                assert not model.training
-                assert all(p.numel() > 0 for p in model.parameters())
-                for seed in range(1 + made.ranks.global_rank):
-                    batch = global_batch(seed)
-                    model.generate(batch, Decoding(max_new_tokens=2 + made.ranks.global_rank))
-            assert made.model.training
+        seen.losses.append(report.task_losses)
+        if not evaluate:
+            continue
+        rank = made.ranks.global_rank
+        with made.evaluation() as model, model.at_own_pace() as begin_batch:
+            assert not model.training
+            for seed in range(1 + 2 * rank):
+                begin_batch()
+                decoding = Decoding(max_new_tokens=2 + 3 * rank, num_beams=1 + seed)
+                seen.answers.append(model.generate(global_batch(seed), decoding))
+                whole = sum(p.numel() for p in model.parameters())
+                seen.held.add(whole / model.count_parameters().total)
+        assert made.model.training
     made.close()
-    return losses
+    return seen
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
-def test_training_goes_on_unchanged_after_an_evaluation(
-    stage: int, ranks2: RankPool, tmp_path: Path
+@pytest.mark.parametrize("family", [pytest.param("T5", marks=pytest.mark.slow), "Bart"])
+def test_ranks_evaluate_layer_by_layer_at_their_own_pace(
+    family: str, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    case = dropping_case(tmp_path, stage=stage)
+    """The same answers as with whole weights, and training goes on as without an evaluation."""
+    case = dropping_case(tmp_path, family=family)
     without = ranks2.run(train_and_evaluate, case, False, timeout=120)
-    evaluated = ranks2.run(train_and_evaluate, case, True, timeout=120)
-    for own, others in zip(without, evaluated, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(own, others, strict=True))
+    whole, layers = (
+        ranks2.run(train_and_evaluate, replace(case, evaluates_whole=choice), True, timeout=120)
+        for choice in (True, False)
+    )
+    for each in (whole, layers):
+        for own, others in zip(without, each, strict=True):
+            assert all(map(torch.equal, own.losses, others.losses))
+    for own, others in zip(whole, layers, strict=True):
+        assert len(own.answers) == len(others.answers) in (4, 12)
+        assert own.answers == others.answers
+        assert min(own.held) > 0.9
+        assert max(others.held) < 0.3
 
 
 def train_on_different_tasks(case: Case) -> list[float]:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from vlds.runtime.process import ASKING
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import has_gpu_driver, tell
 
 MODULE = "vlds.cli.local"
 POLL_S = 0.1
@@ -82,6 +82,13 @@ def run_ranks(ranks: int, port: str, command: Sequence[str]) -> int:
             while any(p.poll() is None for p in processes) and time.monotonic() < deadline:
                 time.sleep(POLL_S)
             end(signal.SIGKILL)
+            if failed[0] == -signal.SIGABRT and has_gpu_driver():
+                tell(
+                    f"vlds: rank {codes.index(failed[0])} ended by SIGABRT: so NCCL ends a rank "
+                    "for which another one has hung, or has not come, for "
+                    "training.collective_timeout seconds",
+                    error=True,
+                )
             return failed[0]
         if None not in codes:
             return next((code for code in codes if code), 0)

@@ -288,8 +288,8 @@ class Evaluator:
     def __call__(self, model: Model, *, score: bool = True) -> list[Evaluation]:
         """Decode, gather and score. Collective; returns the result on the first rank, [] elsewhere.
 
-        Every rank holds whole weights and decodes its part at its own pace. Errors:
-        EvaluationStopped after `stopping` was true.
+        Every rank decodes its part at its own pace. Errors: EvaluationStopped after `stopping` was
+        true.
         """
         if score and self.ranks.is_first and not self.reported_left_out:
             # Say once, before anything is decoded, which scores cannot be computed.
@@ -326,25 +326,29 @@ class Evaluator:
         )
         num, decoded = self.orders[source.name].num_examples, list[Decoded]()
         pace = Pace()
-        # No collective inside: ranks decode at their own pace until the gather below.
-        for done, batch in enumerate(stream, 1):
-            answers = model.answer(batch.to(self.ranks.device), source.task.decoding)
-            for row, answer in enumerate(answers):
-                if batch.valid[row]:
-                    text = source.task.answer_from(answer.text)
-                    known = Details(batch.samples[row], answer.confidence, answer.token_confidence)
-                    decoded.append(Decoded(batch.ids[row], batch.references[row], text, known))
-            if self.stopping():
-                break
-            # Ranks take turns with the batches, so the first one's progress stands for all.
-            if self.ranks.is_first and done < len(stream) and pace.line_is_due():
-                share = done / len(stream)
-                speed = share * num / pace.seconds
-                left = clock((1 - share) * num / speed)
-                self.say(
-                    f"{source.name}: {round(share * num):,} of {num:,} examples  "
-                    f"{speed:,.0f} examples/s  {left} left"
-                )
+        # No collective of ours inside: ranks decode at their own pace until the gather below.
+        with model.at_own_pace() as begin_batch:
+            for done, batch in enumerate(stream, 1):
+                begin_batch()
+                answers = model.answer(batch.to(self.ranks.device), source.task.decoding)
+                for row, answer in enumerate(answers):
+                    if batch.valid[row]:
+                        text = source.task.answer_from(answer.text)
+                        known = Details(
+                            batch.samples[row], answer.confidence, answer.token_confidence
+                        )
+                        decoded.append(Decoded(batch.ids[row], batch.references[row], text, known))
+                if self.stopping():
+                    break
+                # Ranks take turns with the batches, so the first one's progress stands for all.
+                if self.ranks.is_first and done < len(stream) and pace.line_is_due():
+                    share = done / len(stream)
+                    speed = share * num / pace.seconds
+                    left = clock((1 - share) * num / speed)
+                    self.say(
+                        f"{source.name}: {round(share * num):,} of {num:,} examples  "
+                        f"{speed:,.0f} examples/s  {left} left"
+                    )
         if self.ranks.any(self.stopping()):  # waits for the slowest rank
             raise EvaluationStopped
         # After the first collective, so the slowest rank's time, without that of gathering.

@@ -1,5 +1,5 @@
 """Use a run: score it on data sets, write what it predicts for them, or answer one question. Each
-rank holds the whole model.
+rank holds the whole model if it fits, or else a part of each weight.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from vlds.artifact import (
     WEIGHTS,
@@ -24,6 +26,7 @@ from vlds.evaluation.evaluator import Evaluator, choose_task, predict
 from vlds.evaluation.prediction_files import write_submissions
 from vlds.evaluation.result import Evaluation, leave
 from vlds.evaluation.sources import encode_picture, evaluation_sources, with_lists
+from vlds.models.partitioned import layer_by_layer
 from vlds.recipe.config import Recipe
 from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks
 from vlds.runtime.disk import check_writable
@@ -90,9 +93,9 @@ def answer_sets(
         out = results_folder(run, recipe, sources)
     check_writable(out, "--out")
     # Data and places are checked: the model, which takes long to load, comes last.
-    loaded = load_run(run, changes=changes)
-    weights = recorded_hash(folder, WEIGHTS)
     ranks = start_ranks(LONGEST_WAIT)
+    loaded = load_run(run, changes=changes, ranks=ranks)
+    weights = recorded_hash(folder, WEIGHTS)
     if ranks.is_first:
         for split in splits:
             for name in (name for name, task in recipe.tasks.items() if not task.data_of(split)):
@@ -129,7 +132,8 @@ def decode(
         for sources in lists
     ]
     model = run.model.to(ranks.device)
-    results = {e.task: e for evaluator in evaluators for e in evaluator(model, score=score)}
+    with torch.no_grad(), layer_by_layer(model, ranks):
+        results = {e.task: e for evaluator in evaluators for e in evaluator(model, score=score)}
     if results:
         results |= {label: replace(results[name], task=label) for label, name in repeated.items()}
     return [results[s.name] for sources in lists for s in sources if s.name in results]
@@ -208,10 +212,15 @@ def predict_one(
         pictures = [encode_picture(image) for image in images]
     except ValueError as error:
         raise ValueError(f"--image: {error}") from None
-    loaded = load_run(run, changes=changes)
+    ranks = rank_from_environment()
+    if ranks.world_size > 1:
+        ranks = start_ranks(LONGEST_WAIT)
+    loaded = load_run(run, changes=changes, ranks=ranks)
     name = choose_task(loaded.recipe, task_name, question)
-    answer = predict(loaded, name, pictures, question, list(images))
-    if rank_from_environment().is_first:
+    loaded.model.to(ranks.device)
+    with torch.no_grad(), layer_by_layer(loaded.model, ranks):
+        answer = predict(loaded, name, pictures, question, list(images))
+    if ranks.is_first:
         tell(answer.text)
         if answer.prompt_cut:
             most = loaded.recipe.tasks[name].max_prompt_tokens

@@ -41,6 +41,7 @@ from vlds.models.methods.context import (
     places_of,
 )
 from vlds.models.methods.host import is_own
+from vlds.models.partitioned import LayerGathering
 from vlds.models.vision.base import GridEncoder
 from vlds.schema import IGNORED_LABEL, Batch, Decoding, OptimizerRules, TargetModules
 from vlds.tasks.class_output import ClassOutput
@@ -284,6 +285,7 @@ class Model(nn.Module, ABC):
         self.step_rules = nn.ModuleDict()  # method -> its rule, for methods that have one
         self.batch_losses: dict[str, BatchLoss] = {}
         """Method -> what it adds to each example's loss, for methods that do."""
+        self.gathering: LayerGathering | None = None  # while partitioned weights are evaluated
         self.revisions: dict[str, Revision] = {}
         """Method -> how it changes what trains after given steps, for methods that do."""
 
@@ -453,6 +455,16 @@ class Model(nn.Module, ABC):
         best, chosen = (logits.sigmoid() if is_binary else logits.softmax(-1)).max(-1)
         pairs = zip(chosen.tolist(), best.tolist(), strict=True)
         return [Answer(output.head.names[number], sure, None) for number, sure in pairs]
+
+    @contextmanager
+    def at_own_pace(self) -> Iterator[Callable[[], None]]:
+        """Inside, ranks may answer unlike numbers of batches; each calls what this yields before
+        each of its own. Collective."""
+        if self.gathering is None:
+            yield lambda: None
+            return
+        with self.gathering.at_own_pace() as begin_batch:
+            yield begin_batch
 
     def answer_list(self, decoding: Decoding) -> AnswerList | None:
         """The list that answers come from, kept for the next batch; None where they are free.

@@ -402,6 +402,16 @@ def page(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
         return
     of_rows = f"micro-batches of {rows:,} row{'s' * (rows != 1)}"
     lines.append(fill(f"`step`: what a step of {of_rows} adds. `peak`: all without `in CPU`.", 80))
+    partitioned = [needs.evaluated for needs in plan.files.values() if needs.evaluated[0]]
+    if partitioned:
+        whole, layers = (f"{size / 1e6:,.1f} MB" for size in partitioned[0])
+        lines.append(
+            fill(
+                f"Evaluation under stage 3 gathers {whole} of weights, or {layers} at a time "
+                "(training.evaluate_whole); answers and caches come on top.",
+                80,
+            )
+        )
     if machine.memory is not None:
         lines.append(fits(plan, forecast, machine.memory))
     yield "\n".join(lines)

@@ -16,9 +16,11 @@ from vlds.data.order.mixed_order import BatchCut
 from vlds.models.build import build_shapes
 from vlds.models.loading.quantised import scale_bytes
 from vlds.models.model import Model
+from vlds.models.partitioned import LEAST_GATHERED, layers_of
 from vlds.recipe.config import Recipe
 from vlds.runtime.process import find
 from vlds.training.deepspeed_config import (
+    PERSISTENCE,
     cannot_partition,
     complete_deepspeed_config,
     cut_batches,
@@ -34,8 +36,6 @@ SUM_BYTES = 4
 """The sum of a weight's gradients over micro-batches, fp32."""
 GROUP_ALIGNMENT = 2
 """Stage 2 pads a group to a multiple of this number of elements on each rank."""
-PERSISTENCE = 100_000
-"""DeepSpeed's own stage3_param_persistence_threshold, in elements."""
 OFFLOADS = {"optimizer": "offload_optimizer", "weights": "offload_param"}
 """What lies in the CPU's memory -> DeepSpeed's key for it."""
 SHIPPED = [
@@ -72,7 +72,7 @@ def planned(
     partitioned = zero["stage"] == 3
     splits = partitioned and world_size > 1
     # DeepSpeed gathers small weights once and keeps them whole, besides each rank's own part.
-    threshold = zero.get("stage3_param_persistence_threshold", PERSISTENCE)
+    threshold = zero.get(PERSISTENCE, LEAST_GATHERED)
     stored = {"frozen": 0, "trainable": 0}
     whole = 0
     for parameter in model.parameters():
@@ -158,9 +158,24 @@ def sent_bytes(model: Model, zero: Mapping[str, Any], world_size: int, micro_bat
 
 def partitioned_bytes(model: Model, zero: Mapping[str, Any], *, trained: bool = False) -> int:
     """Bytes of the weights that stage 3 gathers, or of those among them that train."""
-    threshold = zero.get("stage3_param_persistence_threshold", PERSISTENCE)
+    threshold = zero.get(PERSISTENCE, LEAST_GATHERED)
     weights = (p for p in model.parameters() if p.numel() > threshold)
     return sum(w.numel() * w.element_size() for w in weights if w.requires_grad or not trained)
+
+
+def evaluation_bytes(model: Model, zero: Mapping[str, Any], world_size: int) -> tuple[int, int]:
+    """Bytes that a rank gathers to evaluate: all weights that it does not keep whole, or one layer
+    after another beside what methods have added."""
+    if zero["stage"] < 3 or world_size == 1:
+        return 0, 0
+    least = int(zero.get(PERSISTENCE, LEAST_GATHERED))
+    kept, layers = layers_of(model, least)
+    small = sum(p.numel() * p.element_size() for p in kept if p.numel() <= least)
+    added = sum(p.numel() * p.element_size() for p in kept) - small
+    largest = max(
+        (sum(p.numel() * p.element_size() for p in weights) for _, weights in layers), default=0
+    )
+    return partitioned_bytes(model, zero), added + largest
 
 
 def widest(model: Model) -> int:
@@ -179,6 +194,8 @@ class Needs:
     """Bytes that a step adds, without those of the micro-batch."""
     sent: int
     """Bytes that a rank sends in a step."""
+    evaluated: tuple[int, int] = (0, 0)
+    """Bytes that stage 3 adds in evaluation: of whole weights, and layer by layer."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +237,13 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int], *, on_gpu: bool = False) -
         zero = fit_sizes(config, model, on_gpu=on_gpu)["zero_optimization"]
         held = planned(model, groups, zero, cut.world_size)
         sent = sent_bytes(model, zero, cut.world_size, micro_batches)
-        return Needs(zero["stage"], held, added_bytes(model, held, zero, cut.world_size), sent)
+        return Needs(
+            zero["stage"],
+            held,
+            added_bytes(model, held, zero, cut.world_size),
+            sent,
+            evaluation_bytes(model, zero, cut.world_size),
+        )
 
     plans = []
     for cut in cuts:

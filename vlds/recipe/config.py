@@ -123,6 +123,10 @@ class TrainingConfig:
     """Evaluate before the first step: with identity-initialised methods, the frozen model."""
     evaluate_every: Natural = 0
     """Steps between evaluations; 0: only after the last step."""
+    evaluate_whole: bool | None = None
+    """Under ZeRO stage 3, evaluate with all weights on every rank, which is faster; false: gather
+    them layer by layer, as in training. Default: true if each rank has memory for twice the
+    model."""
     best: str | None = None
     """TASK/SCORE, like vqa/vqa_accuracy: keep the artifact of the evaluation with the highest score
     in RUN/best; that of the last step is in RUN/artifact."""

@@ -12,6 +12,7 @@ import deepspeed.ops
 import torch
 from deepspeed.runtime import compiler
 
+from vlds.runtime.devices import count_gpus
 from vlds.runtime.ranks import Ranks, rank_from_environment
 
 LONGEST_WAIT = 24 * 3600.0
@@ -41,8 +42,16 @@ def start_ranks(collective_timeout: float) -> Ranks:
         # Building this op takes a compiler and up to minutes, and gloo does not need it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
+        if ranks.local_rank >= (count := count_gpus()):
+            raise ValueError(
+                f"rank {ranks.local_rank} of this machine needs its own GPU, and may use {count}: "
+                "start one rank for each GPU, and let all ranks see all of them "
+                "(CUDA_VISIBLE_DEVICES; SLURM's --gpus-per-node, not --gpus-per-task)"
+            )
         # Before the process group: NCCL opens its connections on the current device.
         torch.cuda.set_device(ranks.device)
+        # torch lets convolutions, but not products, round fp32 numbers to TF32.
+        torch.backends.cudnn.allow_tf32 = False
     import_muon()
     # It reports each skipped step, and so do the run's own lines, which say what to do.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 
+import psutil
 import torch
 from torch.profiler import ProfilerActivity
 
@@ -39,6 +40,16 @@ def most_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     # Linux counts ru_maxrss in KiB.
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still ask for: of its GPU, or else of main memory, which all
+    processes of the machine share."""
+    if device.type == "cuda":
+        # What torch keeps for its next tensors is free too.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return int(psutil.virtual_memory().available)
 
 
 def count_gpus() -> int:

@@ -16,7 +16,7 @@ import torch.distributed.distributed_c10d as c10d
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlds.runtime.devices import device_of, most_memory
+from vlds.runtime.devices import device_of, free_memory, most_memory
 from vlds.runtime.folders import FolderInUse, folder_lock
 from vlds.runtime.rank_environment import (
     RankPlace,
@@ -89,6 +89,12 @@ class Ranks(RankPlace):
     def most_memory(self) -> int:
         """The most bytes that a rank has used so far: of its GPU, or else of main memory."""
         return int(self.max(most_memory(self.device)))
+
+    def have_memory(self, size: int) -> bool:
+        """True if each rank can ask for so many bytes where it computes."""
+        # GPUs are not shared.
+        num_sharing = self.local_world_size if self.device.type == "cpu" else 1
+        return not self.any(num_sharing * size > free_memory(self.device))
 
     def bound_waiting(self) -> None:
         """Give every process group the run's timeout: DeepSpeed creates some with torch's default,

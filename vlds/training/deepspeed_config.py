@@ -25,7 +25,8 @@ LIVE_LAYERS = {
     "stage3_max_reuse_distance": 2,
 }
 """Layers whose weights stage 3 gathers ahead, and keeps whole."""
-OWN_SIZES = ("stage3_param_persistence_threshold", "sub_group_size")
+PERSISTENCE = "stage3_param_persistence_threshold"
+OWN_SIZES = (PERSISTENCE, "sub_group_size")
 """Sizes that DeepSpeed knows best."""
 OVERLAP = "overlap_comm"
 SIZES = (*BUCKETS, *LIVE_LAYERS, *OWN_SIZES)

@@ -34,6 +34,7 @@ from vlds.models.kinds.base import revise
 from vlds.models.loading.quantised import scale_bytes
 from vlds.models.methods.context import StepRule
 from vlds.models.model import Model, step_draws
+from vlds.models.partitioned import LEAST_GATHERED, fits_whole, layer_by_layer, whole_weights
 from vlds.models.roles import task_slices
 from vlds.recipe.config import AdamWUpdate
 from vlds.runtime.process import keep_freed_memory
@@ -74,9 +75,11 @@ class Engine:
         update: AdamWUpdate = "torch",
         parts: int = 1,
         num_steps: int = 0,
+        evaluates_whole: bool | None = None,
     ) -> None:
         """`parts`: how many sets of similar rows a micro-batch is computed in. `num_steps`: the
-        run's length, for the rules of methods."""
+        run's length, for the rules of methods. `evaluates_whole`: as
+        `TrainingConfig.evaluate_whole`."""
         self.model = model
         self.ranks = ranks
         self.tasks = list(tasks)
@@ -88,6 +91,8 @@ class Engine:
         self.stage = int(config["zero_optimization"]["stage"])
         self.steps_done = 0
         self.steps_skipped = 0
+        self._evaluates_whole = evaluates_whole
+        self.least_gathered = LEAST_GATHERED  # as `layer_by_layer` takes it
         self._config, self._betas, self._eps, self._update = config, betas, eps, update
         self._partition(parameter_groups)
         ranks.bound_waiting()
@@ -103,11 +108,16 @@ class Engine:
             eps=self._eps,
             update=self._update,
         )
+        # DeepSpeed moves weights that it partitions, but not the buffers beside them.
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(self.ranks.device)
+        config = fit_sizes(self._config, self.model, on_gpu=self.ranks.device.type != "cpu")
         self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(
             model=self.model,
             optimizer=self._adamw,
             model_parameters=[p for group in parameter_groups for p in group["params"]],
-            config=fit_sizes(self._config, self.model, on_gpu=self.ranks.device.type != "cpu"),
+            config=config,
         )
         restore_linear()  # `initialize` replaces torch's function, for the whole program
         if self.stage == 2:
@@ -210,30 +220,35 @@ class Engine:
 
     @contextmanager
     def evaluation(self) -> Iterator[Model]:
-        """The model in evaluation mode, with whole weights on every rank, so that ranks may decode
-        at their own pace."""
+        """The model in evaluation mode, so that ranks may decode at their own pace
+        (`Model.at_own_pace`)."""
         for _, buffer in self.model.moving_buffers():
             self.ranks.share(buffer)  # each rank has updated its copy with its own batches
         self.model.eval()
-        with torch.no_grad(), self._whole_weights():
+        with torch.no_grad(), self._own_pace():
             yield self.model
         self.model.train()
 
     @contextmanager
-    def _whole_weights(self) -> Iterator[None]:
-        """Under stage 3, gather all weights and remove the hooks that would partition them again.
+    def _own_pace(self) -> Iterator[None]:
+        """Under stage 3, let ranks run unlike numbers of forward passes: with whole weights if they
+        fit, else layer by layer.
 
         Private calls of DeepSpeed 0.19; a test shows that training continues unchanged after it.
         """
         if self.stage < 3:
             yield
             return
-        # Ranks decode different numbers of tokens; a hook that gathers would wait for the others.
+        # DeepSpeed's hooks gather in each pass, and would wait for ranks that have none left.
         offload = self._optimizer.parameter_offload
         offload.empty_partition_cache()  # weights that it holds gathered for the next pass
         offload._remove_module_hooks()
         try:
-            with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
+            whole = self._evaluates_whole
+            if whole is None:
+                whole = fits_whole(self.model, self.ranks)
+            gathering = layer_by_layer(self.model, self.ranks, self.least_gathered)
+            with whole_weights(self.model) if whole else gathering:
                 yield
         finally:
             offload.setup_zero_stage3_hooks()

@@ -30,6 +30,8 @@ SPANS = {
 """Parts of a step, and what the table calls them. Vision lies inside forward."""
 COMMUNICATION = ("c10d::", "gloo:", "nccl:")
 """What names of operations between ranks begin with."""
+GPU_SENDS = "ncclDevKernel"
+"""The same of a GPU's own work, with the time that it waits for other ranks."""
 FOLDER, TRACE = "profile", "trace.json"
 """The folder in a run's folder, and the file in it."""
 
@@ -153,11 +155,11 @@ class StepProfile:
     def _end(self) -> list[str]:
         whole = now() - self._began - self.seconds_between
         self.close()
-        between = sum(
-            event.self_cpu_time_total / 1e6
-            for event in self._profiler.key_averages()
-            if event.key.startswith(COMMUNICATION)
-        )
+        events = self._profiler.key_averages()
+        # In microseconds. A GPU sends while the host goes on, which has only told it to.
+        on_gpu = sum(e.self_device_time_total for e in events if e.key.startswith(GPU_SENDS))
+        on_host = sum(e.self_cpu_time_total for e in events if e.key.startswith(COMMUNICATION))
+        between = (on_gpu or on_host) / 1e6
         lines = [*table(self.seconds, whole, between, self.num_steps), self._write_trace()]
         self._profiler = None  # it holds every operation of the steps
         return lines

@@ -19,8 +19,8 @@ from vlds.data.streams.stream import MixedStream, TrainStream
 from vlds.evaluation.evaluator import Evaluator, cut_texts
 from vlds.models.build import build_model
 from vlds.models.kinds.base import fit_saved, hash_processor
-from vlds.models.loading.load_backbone import partitioned_loading
 from vlds.models.model import Model
+from vlds.models.partitioned import partitioned_loading
 from vlds.recipe.config import Recipe, save_recipe
 from vlds.runtime.devices import device_name
 from vlds.runtime.files import write_whole
@@ -149,13 +149,13 @@ def save_run_artifact(run: Run, folder: Path, notes: Mapping[str, str] | None = 
     """Write the artifact of the present weights; `notes` as in `save_artifact`. Collective."""
     # Masters in fp32, which are more exact than what `own_tensors` finds in a bf16 model.
     state = run.engine.export()
-    with run.engine.evaluation() as model:
-        if state is not None:
-            masters = {
-                name: tensors["fp32"] for name, tensors in state.items() if "fp32" in tensors
-            }
-            tensors = own_tensors(model, masters)
-            save_artifact(folder, tensors, run.recipe, run.processor, notes, run.trained_on)
+    masters = {
+        name: torch.empty(0) if state is None else state[name]["fp32"]
+        for name, _ in run.engine.trainable_parameters()
+    }
+    tensors = own_tensors(run.engine.model, masters)
+    if state is not None:
+        save_artifact(folder, tensors, run.recipe, run.processor, notes, run.trained_on)
     run.ranks.barrier()  # no rank goes on, or ends, before the artifact is whole
 
 
@@ -232,6 +232,7 @@ def build_run(
         update=recipe.optimizer.update,
         parts=recipe.data.parts,
         num_steps=recipe.training.num_steps,
+        evaluates_whole=recipe.training.evaluate_whole,
     )
     notices = recipe.model.check_built(model)
     states = RunStates(recipe, engine, stream, source_hashes(recipe) if ranks.is_first else {})

@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vlds.models.loading.load_backbone import whole
+from vlds.models.partitioned import whole
 
 FILLS = frozenset(
     {

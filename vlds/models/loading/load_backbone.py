@@ -1,5 +1,5 @@
-"""Opens a model of Hugging Face that becomes a backbone: whole or partitioned by ZeRO stage 3, with
-its computed tables in their own type; and checks that a task's rows fit its table of positions.
+"""Opens a model of Hugging Face that becomes a backbone, with its computed tables in their own
+type; and checks that a task's rows fit its table of positions.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.integrations import deepspeed as hf_deepspeed
+from torch import nn
+from transformers import GenerationConfig
 
 from vlds.models.backbones.base import unique_state
 from vlds.models.loading.gate import bounded, unpartitioned
@@ -66,81 +65,6 @@ def steady_buffers(model: nn.Module) -> Iterator[None]:
     # The old values in their own type, where the new ones are by now: moved, perhaps rounded.
     for module, name, buffer in tables:
         setattr(module, name, buffer.to(module.get_buffer(name).device))
-
-
-class LoadingHint:
-    """Stands in for transformers' HfDeepSpeedConfig, which needs the package `accelerate`."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
-
-    def is_zero3(self) -> bool:
-        """Asked by transformers before it creates a model."""
-        return bool(self.config["zero_optimization"]["stage"] == 3)
-
-
-@contextmanager
-def partitioned_loading(config: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, `from_pretrained` partitions each weight as it comes from disk, if DeepSpeed's
-    config says stage 3. No rank ever holds the whole model.
-
-    transformers means to tie the weights of a checkpoint only if they are equal, but compares the
-    empty tensors that stand for partitioned weights (5.24), and would replace any output head by
-    the token table. Here the ranks compare their parts.
-    """
-    tie_all = PreTrainedModel.tie_weights
-
-    def tie_weights(
-        model: Any, missing_keys: set[str] | None = None, recompute_mapping: bool = True
-    ) -> None:
-        # Without `missing_keys` no checkpoint has been loaded, whose weights could differ.
-        ties = {} if missing_keys is None else dict(model.all_tied_weights_keys)
-        for target, source in ties.items():
-            pair = model.get_parameter(target), model.get_parameter(source)
-            partitioned = hasattr(pair[0], "ds_tensor") and hasattr(pair[1], "ds_tensor")
-            loaded = (missing_keys or set()).isdisjoint((target, source))
-            # Every rank loads the same files, so all of them come to this collective.
-            if loaded and partitioned and not equal_parts(*pair):
-                del model.all_tied_weights_keys[target]
-        tie_all(model, missing_keys, recompute_mapping)
-
-    # transformers refers to it weakly, so this frame keeps it alive.
-    hint = LoadingHint(config)
-    hf_deepspeed.set_hf_deepspeed_config(hint)
-    PreTrainedModel.tie_weights = tie_weights
-    try:
-        yield
-    finally:
-        PreTrainedModel.tie_weights = tie_all
-        hf_deepspeed.unset_hf_deepspeed_config()  # both are global to transformers
-
-
-def equal_parts(source: Any, target: Any) -> bool:
-    """True if two partitioned weights are equal. Collective."""
-    if source.ds_shape != target.ds_shape:
-        return False
-    # Each rank holds `size` numbers, so the last ranks' parts end in padding, which may differ.
-    size = source.ds_tensor.ds_numel
-    start = size * distributed.get_rank(source.ds_process_group)
-    length = min(max(source.ds_numel - start, 0), size)
-    equal = torch.equal(source.ds_tensor[:length], target.ds_tensor[:length])
-    # Equal on all ranks, or the ranks would tie different weights and then wait for each other.
-    verdict = torch.tensor(int(equal), device=source.ds_tensor.device)
-    distributed.all_reduce(verdict, distributed.ReduceOp.MIN, source.ds_process_group)
-    return bool(verdict)
-
-
-@contextmanager
-def whole(tensor: Tensor) -> Iterator[None]:
-    """Inside, a tensor that stage 3 has partitioned is whole on every rank. What was written into
-    it is partitioned again; the first rank's values count. Collective."""
-    if not hasattr(tensor, "ds_tensor"):
-        yield
-        return
-    import deepspeed  # takes seconds, and only stage 3 needs it
-
-    with deepspeed.zero.GatheredParameters(tensor, modifier_rank=0):
-        yield
 
 
 class Longest(NamedTuple):

@@ -1,0 +1,91 @@
+"""Ranks that hold a part each of a model's weights answer as those that hold all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.toys.image_text import PARAMETERS
+from tests.toys.rank_pool import RankPool
+from tests.toys.wide_models import CAUSAL, opened, wide
+from vlds.models.generation.answer_list import Answer
+from vlds.models.methods import LoRA
+from vlds.models.partitioned import layer_by_layer, layers_of, partitioned_reading
+from vlds.runtime.deepspeed_start import start_ranks
+from vlds.schema import Decoding
+
+
+class Encoder(nn.Module):
+    """Layers in a row, a table beside them, and attention that reads its last layer's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(40, 10))
+        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(10, 10)) for _ in range(9)))
+        self.pool = nn.MultiheadAttention(10, 1)
+        self.head = nn.Linear(10, 40)
+
+
+def test_what_is_gathered_together() -> None:
+    encoder = Encoder()
+    names = {id(p): name for name, p in encoder.named_parameters()}
+    kept, layers = layers_of(encoder, least=50)
+    assert names[id(encoder.places)] in [names[id(p)] for p in kept]
+    assert {p.dim() for p in kept if p is not encoder.places} == {1}
+    assert [[names[id(p)] for p in weights] for _, weights in layers] == [
+        *([f"blocks.{number}.0.weight"] for number in range(9)),
+        ["pool.in_proj_weight", "pool.out_proj.weight"],
+        ["head.weight"],
+    ]
+
+
+DECODINGS = [
+    Decoding(max_new_tokens=4),
+    Decoding(max_new_tokens=6, num_beams=3),
+    Decoding(choices=("red", "blue")),
+    Decoding(answers=("red", "it is blue", "yes")),
+]
+
+
+def answer_both_ways(model_type: str, kind: Any) -> tuple[list[Answer], list[Answer], float]:
+    """What whole weights and a part of them answer, on one rank to other rows, more often and at
+    more length than on the other; the share of elements that a rank holds between two layers."""
+    ranks = start_ranks(60)
+    source = opened(model_type, kind, kind.load_processor())
+    methods = {"method": LoRA(rank=2)}
+    models = [source.build(methods)]
+    with partitioned_reading(torch.float32, ranks.world_size):
+        models.append(source.build(methods))
+    rows = source.rows()
+    answers: list[list[Answer]] = []
+    for model in models:
+        model.eval()
+        answers.append([])
+        with (
+            torch.no_grad(),
+            layer_by_layer(model, ranks, least=500),
+            model.at_own_pace() as begin_batch,
+        ):
+            held = sum(p.numel() for p in model.parameters())
+            for decoding in DECODINGS[: 2 + 2 * ranks.global_rank]:
+                begin_batch()
+                # The first rank's row has no picture.
+                batch = source.batch(rows[:2] if ranks.global_rank else rows[2:], evaluation=True)
+                answers[-1] += model.answer(batch, decoding)
+    return answers[0], answers[1], held / models[-1].count_parameters().total
+
+
+@pytest.mark.sampled(8)
+@pytest.mark.parametrize("model_type", [*CAUSAL, *PARAMETERS])
+def test_language_models(model_type: str, ranks2: RankPool) -> None:
+    kind = wide(model_type).kind
+    for whole, parts, held in ranks2.run(answer_both_ways, model_type, kind, timeout=240):
+        assert [answer.text for answer in parts] == [answer.text for answer in whole]
+        # Gathered weights begin at other addresses, for which kernels sum in another order.
+        for part, one in zip(parts, whole, strict=True):
+            assert part.confidence == pytest.approx(one.confidence, rel=1e-5)
+        assert len(whole) in (2, 8)
+        assert held < 0.5

@@ -1,0 +1,312 @@
+"""A model whose weights ZeRO stage 3 has partitioned, so that each rank holds a part of each
+weight: how it is loaded, and how ranks evaluate it, each at its own pace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed, nn
+from transformers import PreTrainedModel
+from transformers.integrations import deepspeed as hf_deepspeed
+
+from vlds.models.methods.host import is_own
+from vlds.runtime.ranks import Ranks
+
+if TYPE_CHECKING:
+    from vlds.models.model import Model
+
+LEAST_GATHERED = 100_000
+"""Elements: smaller weights stay whole on every rank, by DeepSpeed's own threshold. Among them are
+those that modules read of each other, such as a temperature, where no hook would gather them."""
+LARGEST_SHARE = 8
+"""A layer that is more than this fraction of the model is gathered in parts."""
+NOTHING = 2**31
+"""Among numbers of batches and modules: a rank that has finished."""
+
+
+class LoadingHint:
+    """Stands in for transformers' HfDeepSpeedConfig, which needs the package `accelerate`."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+
+    def is_zero3(self) -> bool:
+        """Asked by transformers before it creates a model."""
+        return bool(self.config["zero_optimization"]["stage"] == 3)
+
+
+@contextmanager
+def partitioned_loading(config: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, `from_pretrained` partitions each weight as it comes from disk, if DeepSpeed's
+    config says stage 3. No rank ever holds the whole model.
+
+    transformers means to tie the weights of a checkpoint only if they are equal, but compares the
+    empty tensors that stand for partitioned weights (5.24), and would replace any output head by
+    the token table. Here the ranks compare their parts.
+    """
+    tie_all = PreTrainedModel.tie_weights
+
+    def tie_weights(
+        model: Any, missing_keys: set[str] | None = None, recompute_mapping: bool = True
+    ) -> None:
+        # Without `missing_keys` no checkpoint has been loaded, whose weights could differ.
+        ties = {} if missing_keys is None else dict(model.all_tied_weights_keys)
+        for target, source in ties.items():
+            pair = model.get_parameter(target), model.get_parameter(source)
+            partitioned = hasattr(pair[0], "ds_tensor") and hasattr(pair[1], "ds_tensor")
+            loaded = (missing_keys or set()).isdisjoint((target, source))
+            # Every rank loads the same files, so all of them come to this collective.
+            if loaded and partitioned and not equal_parts(*pair):
+                del model.all_tied_weights_keys[target]
+        tie_all(model, missing_keys, recompute_mapping)
+
+    # transformers refers to it weakly, so this frame keeps it alive.
+    hint = LoadingHint(config)
+    hf_deepspeed.set_hf_deepspeed_config(hint)
+    PreTrainedModel.tie_weights = tie_weights
+    try:
+        yield
+    finally:
+        PreTrainedModel.tie_weights = tie_all
+        hf_deepspeed.unset_hf_deepspeed_config()  # both are global to transformers
+
+
+def partitioned_reading(dtype: torch.dtype, world_size: int) -> AbstractContextManager[None]:
+    """As `partitioned_loading`, for weights that no engine will train."""
+    return partitioned_loading(
+        {
+            "zero_optimization": {"stage": 3},
+            "bf16": {"enabled": dtype == torch.bfloat16},
+            # DeepSpeed wants them, and nothing here reads them.
+            "train_batch_size": world_size,
+            "train_micro_batch_size_per_gpu": 1,
+        }
+    )
+
+
+def equal_parts(source: Any, target: Any) -> bool:
+    """True if two partitioned weights are equal. Collective."""
+    if source.ds_shape != target.ds_shape:
+        return False
+    # Each rank holds `size` numbers, so the last ranks' parts end in padding, which may differ.
+    size = source.ds_tensor.ds_numel
+    start = size * distributed.get_rank(source.ds_process_group)
+    length = min(max(source.ds_numel - start, 0), size)
+    equal = torch.equal(source.ds_tensor[:length], target.ds_tensor[:length])
+    # Equal on all ranks, or the ranks would tie different weights and then wait for each other.
+    verdict = torch.tensor(int(equal), device=source.ds_tensor.device)
+    distributed.all_reduce(verdict, distributed.ReduceOp.MIN, source.ds_process_group)
+    return bool(verdict)
+
+
+@contextmanager
+def whole(tensor: Tensor) -> Iterator[None]:
+    """Inside, a tensor that stage 3 has partitioned is whole on every rank. What was written into
+    it is partitioned again; the first rank's values count. Collective."""
+    if not hasattr(tensor, "ds_tensor"):
+        yield
+        return
+    import deepspeed  # takes seconds, and only stage 3 needs it
+
+    with deepspeed.zero.GatheredParameters(tensor, modifier_rank=0):
+        yield
+
+
+def copy_of(tensor: Tensor, start: int = 0) -> Tensor:
+    """A copy on the CPU of a tensor, from a row on. Collective if stage 3 has partitioned it: then
+    only the first rank's copy has rows."""
+    held = gathered([tensor]) if hasattr(tensor, "ds_tensor") else None
+    rows = tensor[start:] if start else tensor
+    if held is not None and distributed.get_rank() > 0:
+        rows = tensor[:0]
+    copy = rows.detach().cpu().contiguous().clone()
+    if held is not None:
+        release(held)
+    return copy
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """Inside, every rank holds all weights. Collective."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        yield
+
+
+@contextmanager
+def layer_by_layer(model: Model, ranks: Ranks, least: int = LEAST_GATHERED) -> Iterator[None]:
+    """Inside, ranks hold a layer's weights while one of them runs it; weights of fewer than `least`
+    elements, always. Collective. Without partitioned weights, nothing changes."""
+    if not any(hasattr(p, "ds_tensor") for p in model.parameters()):
+        yield
+        return
+    model.gathering = LayerGathering(model, ranks, least)
+    try:
+        yield
+    finally:
+        model.gathering.close()
+        model.gathering = None
+
+
+def fits_whole(model: nn.Module, ranks: Ranks) -> bool:
+    """True if every rank has memory for all weights beside its parts, and for as much again: caches
+    and activations. Collective."""
+    places = {p.ds_tensor.device.type for p in model.parameters() if hasattr(p, "ds_tensor")}
+    if ranks.world_size == 1 and places <= {ranks.device.type}:
+        return True  # its parts are the whole weights
+    return ranks.have_memory(2 * sum(sizes_of([p]) * p.element_size() for p in model.parameters()))
+
+
+class LayerGathering:
+    """Lets ranks gather the weights of a layer together, just before one of them runs it.
+
+    A weight is gathered by all ranks at once. DeepSpeed's hooks gather in every forward pass, so
+    that a rank whose answers are longer, or whose batches are more, would wait for the others
+    forever. Here the ranks first tell each other which layer each of them needs next. The rank that
+    is furthest behind gets its layer, and so does each that needs the same one; the others help to
+    gather it, and ask again. Each rank computes nothing but its own rows, as with whole weights.
+    """
+
+    def __init__(self, model: nn.Module, ranks: Ranks, least: int) -> None:
+        """Collective, as all that follows: the small weights and those that methods have added are
+        gathered here, until `close`."""
+        self.ranks = ranks
+        self.batch = 0
+        kept, layers = layers_of(model, least)
+        self._kept = gathered(kept)
+        self._is_inside = False
+        self._weights: list[list[nn.Parameter]] = []
+        """Of each module with hooks. All ranks number them in the same order."""
+        self._hooks = []
+        for module, found in layers:
+            # A model that no engine holds has only what came from its files partitioned.
+            if weights := [p for p in found if hasattr(p, "ds_tensor")]:
+                before, after = self._hooks_of(len(self._weights))
+                self._weights.append(weights)
+                self._hooks += [
+                    module.register_forward_pre_hook(before, prepend=True),
+                    module.register_forward_hook(after, always_call=True),
+                ]
+
+    def _hooks_of(self, number: int) -> tuple[Callable[..., None], Callable[..., None]]:
+        """What runs before and after a module."""
+        held: list[Any] = []  # a module may run inside itself
+
+        def before(module: nn.Module, *_: Any) -> None:
+            if not any(p.numel() == 0 for p in self._weights[number]):
+                held.append(None)
+                return
+            if self._is_inside:
+                # To ask while it holds a layer could make this rank wait for one that waits for it.
+                raise RuntimeError(
+                    f"a {type(module).__name__} runs inside a layer of which it is no part, so its "
+                    "weights cannot be gathered alone; set training.evaluate_whole to true"
+                )
+            held.append(self._gather(number))
+            self._is_inside = True
+
+        def after(*_: Any) -> None:
+            if (weights := held.pop()) is not None:
+                self._is_inside = False
+                release(weights)
+
+        return before, after
+
+    def _gather(self, number: int) -> Any:
+        """A module's weights, once it is this rank's turn; none for `NOTHING`."""
+        own = torch.tensor([self.batch if number < NOTHING else NOTHING, number])
+        while True:
+            # On the CPU: what ranks want does not have to reach a GPU.
+            wanted = [torch.empty_like(own) for _ in range(self.ranks.world_size)]
+            distributed.all_gather(wanted, own)
+            # Within a batch the first module: a rank that has read no picture waits for one that
+            # still has to, and then both read their texts together.
+            _, chosen = min(map(Tensor.tolist, wanted))
+            if chosen == NOTHING:
+                return None
+            weights = gathered(self._weights[chosen])
+            if chosen == number:
+                return weights
+            release(weights)
+
+    @contextmanager
+    def at_own_pace(self) -> Iterator[Callable[[], None]]:
+        """Inside, ranks may run unlike numbers of forward passes; each calls what this yields
+        before each of its batches. At the end, ranks wait for each other."""
+        self.batch = 0
+
+        def begin_batch() -> None:
+            self.batch += 1
+
+        yield begin_batch
+        # Not in `finally`: a rank that has failed does not help the others.
+        self._gather(NOTHING)
+
+    def close(self) -> None:
+        """Let each rank keep its parts alone."""
+        for hook in self._hooks:
+            hook.remove()
+        release(self._kept)
+
+
+def layers_of(
+    model: nn.Module, least: int
+) -> tuple[list[nn.Parameter], list[tuple[nn.Module, list[nn.Parameter]]]]:
+    """Weights that stay whole in evaluation; modules with the weights that they need gathered: the
+    outermost repeated layers, and outside of these whatever has no parts."""
+    most = sizes_of(model.parameters()) / LARGEST_SHARE
+    layers: dict[int, nn.Module] = {}
+    inside: set[int] = set()
+    for module in model.modules():
+        stacked: list[nn.Module] = []
+        if isinstance(module, (nn.ModuleList, nn.Sequential)):
+            stacked = [layer for layer in module if sizes_of(layer.parameters()) <= most]
+        elif isinstance(module, nn.MultiheadAttention):  # it reads its last layer's weight
+            stacked = [module]
+        for layer in stacked:
+            if id(layer) not in inside:
+                layers[id(layer)] = layer
+                inside.update(map(id, layer.modules()))
+    kept = {
+        id(p): p
+        for name, p in model.named_parameters()
+        if sizes_of([p]) < least or not is_own(name)
+    }
+    # A linear layer or table is called for its weights. What holds more than weights, such as an
+    # encoder with its table of positions, may read them in other ways, or while others run.
+    for module in model.modules():
+        if id(module) not in inside:
+            if any(True for _ in module.children()):
+                kept |= {id(p): p for p in module.parameters(recurse=False)}
+            else:
+                layers[id(module)] = module
+    found = [
+        (module, [p for p in module.parameters() if id(p) not in kept])
+        for module in model.modules()
+        if id(module) in layers
+    ]
+    return list(kept.values()), [(module, weights) for module, weights in found if weights]
+
+
+def sizes_of(weights: Iterable[nn.Parameter]) -> int:
+    """Elements of weights, whole."""
+    return sum(int(getattr(weight, "ds_numel", weight.numel())) for weight in weights)
+
+
+def gathered(weights: Sequence[Tensor]) -> Any:
+    """Make weights whole on all ranks, until `release`."""
+    import deepspeed
+
+    context = deepspeed.zero.GatheredParameters(list(weights))
+    context.__enter__()
+    return context
+
+
+def release(context: Any) -> None:
+    """Let each rank keep its part alone of weights that are `gathered`."""
+    context.__exit__(None, None, None)

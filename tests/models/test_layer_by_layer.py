@@ -36,8 +36,10 @@ def test_what_is_gathered_together() -> None:
     assert names[id(encoder.places)] in [names[id(p)] for p in kept]
     assert {p.dim() for p in kept if p is not encoder.places} == {1}
     assert [[names[id(p)] for p in weights] for _, weights in layers] == [
-        *([f"blocks.{number}.0.weight"] for number in range(9)),
+        # A block, and the linear layer in it.
+        *([f"blocks.{number // 2}.0.weight"] for number in range(18)),
         ["pool.in_proj_weight", "pool.out_proj.weight"],
+        ["pool.out_proj.weight"],
         ["head.weight"],
     ]
 

@@ -258,7 +258,7 @@ def layers_of(
     model: nn.Module, least: int
 ) -> tuple[list[nn.Parameter], list[tuple[nn.Module, list[nn.Parameter]]]]:
     """Weights that stay whole in evaluation; modules with the weights that they need gathered: the
-    outermost repeated layers, and outside of these whatever has no parts."""
+    outermost repeated layers, and all that have no parts."""
     most = sizes_of(model.parameters()) / LARGEST_SHARE
     layers: dict[int, nn.Module] = {}
     inside: set[int] = set()
@@ -277,14 +277,15 @@ def layers_of(
         for name, p in model.named_parameters()
         if sizes_of([p]) < least or not is_own(name)
     }
-    # A linear layer or table is called for its weights. What holds more than weights, such as an
-    # encoder with its table of positions, may read them in other ways, or while others run.
     for module in model.modules():
-        if id(module) not in inside:
-            if any(True for _ in module.children()):
-                kept |= {id(p): p for p in module.parameters(recurse=False)}
-            else:
-                layers[id(module)] = module
+        # A linear layer or table is called for its weights. One inside a repeated layer finds them
+        # gathered, unless it is called alone, as T5's table of distances is.
+        if not any(True for _ in module.children()):
+            layers[id(module)] = module
+        # What holds more than weights, such as an encoder with its table of positions, may read
+        # them in other ways, or while others run.
+        elif id(module) not in inside:
+            kept |= {id(p): p for p in module.parameters(recurse=False)}
     found = [
         (module, [p for p in module.parameters() if id(p) not in kept])
         for module in model.modules()

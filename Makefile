@@ -1,4 +1,5 @@
 # make test: install and test.  make check: style, types, import rules.  make fix: fix the style.
+# make test-gpu: what a GPU computes, beside the CPU's numbers.
 # make reader: what a reader pays: sizes of rooms, files on the way of an example.
 # make test-lowest: test with the lowest versions that pyproject.toml allows, in LOWEST.
 # VENV is the virtual environment: `make test VENV=/somewhere/else` keeps it outside the checkout
@@ -11,7 +12,7 @@ LOWEST ?= .venv-lowest
 BIN = $(VENV)/bin
 SOURCES = vlds data_prep tests benchmarks setup.py
 
-.PHONY: venv dev check fix reader test test-all test-lowest test-ranks test-rest
+.PHONY: venv dev check fix reader test test-all test-gpu test-lowest test-ranks test-rest
 .DEFAULT_GOAL := test
 
 venv: $(VENV)/.installed
@@ -67,7 +68,11 @@ test-rest:
 	$(FAST) tests $(RANKS:%=--ignore %)
 
 test-all: dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu"
+
+# On a machine without a GPU, the CPU takes its place.
+test-gpu: dev
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 test-lowest:
 	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)

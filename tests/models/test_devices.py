@@ -7,25 +7,28 @@ Each wait ends a GPU's queue of work: it idles until Python has sent more.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 import torch
 
 from tests.toys import accelerator as simulated
-from tests.toys import cross_modal, dual, joint_encoder, models, planted
+from tests.toys import planted
+from tests.toys.device_cases import (
+    DeviceCase,
+    dual_case,
+    encoder_case,
+    joint_case,
+    wide_case,
+)
 from tests.toys.image_text import PARAMETERS
-from tests.toys.kinds import built
-from tests.toys.method_cases import BACKBONES, PAIRS, methods_of_case
+from tests.toys.method_cases import PAIRS
 from tests.toys.rank_pool import RankPool
-from tests.toys.wide_models import CAUSAL, wide
+from tests.toys.wide_models import CAUSAL
 from vlds.models.backbones import Backbone
 from vlds.models.methods import Adapter, APoLLo, Full, LoRA, Method, PrefixTuning, SimNL, TipAdapter
-from vlds.models.model import Model, step_draws
-from vlds.schema import Batch, Decoding
+from vlds.models.model import step_draws
 
 BUDGET = {
     "T5": 2,
@@ -49,7 +52,6 @@ BUDGET = {
 }
 """Waits of a micro-batch's forward and backward pass, all of them in Hugging Face's code: does the
 mask hide anything, how large is each picture. Ours has none."""
-GREEDY, BEAMS = Decoding(max_new_tokens=6), Decoding(max_new_tokens=6, num_beams=3)
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,9 @@ class Compared:
     """Those of libraries, of all rows at once."""
 
 
-def compare(
-    make: Callable[[], Model],
-    batch: Batch,
-    decodings: Sequence[Decoding] = (),
-    questions: Batch | None = None,
-) -> Compared:
+def compare(case: DeviceCase) -> Compared:
     """Loss, gradients and answers of one model on the CPU and on the device."""
+    make, batch, decodings, questions = case
     device, scale = simulated.register(), torch.linspace(0.5, 1, len(batch))
     here, there = make().eval(), make().eval()
     # In two parts, as a micro-batch of unlike rows is computed.
@@ -121,49 +119,19 @@ def compare(
 
 
 def compare_joint(family: str, case: str) -> Compared:
-    """An encoder-decoder with a case's method."""
-    folder = Path(mkdtemp())
-    decodings = [GREEDY, BEAMS, Decoding(choices=("w5", "w6"))]
-
-    def make() -> Model:
-        return models.build(models.backbone(BACKBONES[family], folder), methods_of_case(case))
-
-    return compare(make, models.batch(), decodings)
+    return compare(joint_case(family, case))
 
 
 def compare_wide(model_type: str, method: Method) -> Compared:
-    """A causal or image-text model of a type."""
-    source = wide(model_type)
-    rows = source.rows()
-    decodings = [GREEDY, BEAMS, Decoding(choices=("red", "blue"))]
-    questions = source.batch(rows, evaluation=True)
-    return compare(
-        lambda: source.build({"method": method}), source.batch(rows), decodings, questions
-    )
+    return compare(wide_case(model_type, method))
 
 
 def compare_encoder(kind: str) -> Compared:
-    """A model that only classifies."""
-    folder = Path(mkdtemp())
-    if kind == "CrossModal":
-        recipe = cross_modal.cross_modal_recipe(folder, folder / "run")
-    else:
-        recipe = joint_encoder.joint_encoder_recipe(folder, folder / "run")
-    batch = cross_modal.batch_of(recipe, cross_modal.TEXTS)
-    return compare(lambda: built(recipe), batch, [GREEDY])
+    return compare(encoder_case(kind))
 
 
 def compare_dual(method: Method) -> Compared:
-    """CLIP with a head of classes, or, if all of it trains, over pairs."""
-    folder = dual.save_clip(Path(mkdtemp()))
-    head = None if isinstance(method, Full) else dual.colour_head()
-
-    def make() -> Model:
-        return dual.build(folder, {"method": method}, head=head)
-
-    if head is None:
-        return compare(make, dual.pairs(make(), ["a photo of red", "it is blue .", "green"]))
-    return compare(make, dual.classed(make(), [0, 1, 2]), [GREEDY])
+    return compare(dual_case(method))
 
 
 def plant(name: str) -> list[str]:

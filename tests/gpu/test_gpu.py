@@ -1,0 +1,170 @@
+"""A GPU computes what the CPU does: `make test-gpu`, ten minutes.
+
+On a machine without a GPU the CPU takes its place, which shows that these tests themselves work. It
+says so in its first line.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.toys.device_cases import DeviceCase, dual_case, encoder_case, joint_case, wide_case
+from tests.toys.files import ROOT
+from tests.toys.image_text import PARAMETERS
+from tests.toys.kinds import kind_recipe
+from tests.toys.method_cases import PAIRS
+from tests.toys.resumed_runs import half_a_run, losses
+from tests.toys.wide_models import CAUSAL
+from vlds.evaluation.prediction_files import read_pairs
+from vlds.models.backbones import Backbone
+from vlds.models.methods import Adapter, APoLLo, Full, LoRA, Method, SimNL, TipAdapter
+from vlds.models.model import Model
+from vlds.recipe.config import Recipe, save_recipe
+from vlds.runtime.devices import count_gpus, device_of, uses_gpu
+
+pytestmark = pytest.mark.gpu
+DEVICE = device_of()
+ON_CPU = {"DS_ACCELERATOR": "cpu"}
+FILES = ["zero2", "zero3", "zero2_offload", "zero3_offload"]
+NUM_RANKS = [1, 2]
+
+
+def loss_and_gradients(model: Model, case: DeviceCase, device: torch.device) -> list[Tensor]:
+    """On the CPU, in fp32; zeros for a weight without a gradient."""
+    scale = torch.linspace(0.5, 1, len(case.batch)).to(device)
+    loss = model(case.batch.to(device), scale).loss
+    loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    return [value.detach().float().cpu() for value in (loss, *gradients)]
+
+
+def check(case: DeviceCase) -> None:
+    """In fp32 the same loss, gradients and answers; in bf16, within its rounding."""
+    here, there, half = (case.make().eval() for _ in range(3))
+    there.to(DEVICE)
+    half.to(DEVICE, torch.bfloat16)
+    loss, *expected = loss_and_gradients(here, case, torch.device("cpu"))
+    found_loss, *found = loss_and_gradients(there, case, DEVICE)
+    assert torch.allclose(found_loss, loss, rtol=1e-4)
+    largest = max(float(gradient.abs().max()) for gradient in expected)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * largest)
+    half_loss, *halved = loss_and_gradients(half, case, DEVICE)
+    assert torch.allclose(half_loss, loss, rtol=5e-2)
+    flat, wanted = (torch.cat([g.flatten() for g in each]) for each in (halved, expected))
+    assert torch.cosine_similarity(flat, wanted, dim=0) > 0.95
+    asked = case.questions or case.batch
+    for decoding in case.decodings:
+        answers = [answer.text for answer in here.answer(asked, decoding)]
+        assert [a.text for a in there.answer(asked.to(DEVICE), decoding)] == answers
+
+
+@PAIRS
+def test_methods(name: str, family: type[Backbone]) -> None:
+    check(joint_case(family.__name__, name))
+
+
+@pytest.mark.parametrize("model_type", [*CAUSAL, *PARAMETERS])
+@pytest.mark.parametrize("method", [LoRA(rank=2), Adapter(reduction=4, sharing="multiple")])
+def test_language_models(model_type: str, method: Method) -> None:
+    check(wide_case(model_type, method))
+
+
+@pytest.mark.parametrize("kind", ["CrossModal", "JointEncoder"])
+def test_encoders(kind: str) -> None:
+    check(encoder_case(kind))
+
+
+@pytest.mark.parametrize(
+    "method", [Full(), LoRA(rank=2), APoLLo(depth=1, heads=4), SimNL(), TipAdapter()]
+)
+def test_dual_encoders(method: Method) -> None:
+    check(dual_case(method))
+
+
+def run(recipe: Recipe, folder: Path, *words: str, env: dict[str, str] | None = None) -> Path:
+    """The folder of a run by `vlds train`, which must end well."""
+    file = folder / f"{Path(recipe.output).name}.yaml"
+    save_recipe(recipe, file)
+    command = [sys.executable, "-m", "vlds", "train", "--config", str(file), *words]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=os.environ | (env or {}), capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return Path(recipe.output)
+
+
+def enough(num_ranks: int) -> None:
+    """Skip what needs more GPUs than there are."""
+    if uses_gpu() and count_gpus() < num_ranks:
+        pytest.skip(f"needs {num_ranks} GPUs")
+
+
+def assert_alike(found: Path, expected: Path) -> None:
+    """The same losses within what ten steps make of rounding, and almost the same answers."""
+    for (step, loss, norm), (other, wanted, of_norm) in zip(
+        losses(found), losses(expected), strict=True
+    ):
+        assert step == other
+        assert loss == pytest.approx(wanted, rel=1e-2)
+        assert norm == pytest.approx(of_norm, rel=5e-2)
+    pairs, others = (
+        dict(read_pairs(each / "predictions/step-00000010/vqa.jsonl")) for each in (found, expected)
+    )
+    same = sum(others[key] == text for key, text in pairs.items())
+    assert same >= 0.9 * len(others)
+
+
+@pytest.fixture(scope="module")
+def on_cpu(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of each kind on the CPU, without dropout, whose draws differ on a GPU."""
+    folder = tmp_path_factory.mktemp("cpu")
+    kinds = ("joint", "causal", "image_text")
+    return {
+        kind: run(recipe_of(kind, world, folder / kind), folder, "--ranks", "1", env=ON_CPU)
+        for kind in kinds
+    }
+
+
+def recipe_of(kind: str, world: Path, output: Path, file: str = "zero2") -> Recipe:
+    recipe = kind_recipe(kind, world, output)
+    if kind == "joint":
+        backbone = replace(recipe.model.backbone, dropout=0.0)  # type: ignore[attr-defined]
+        recipe = replace(recipe, model=replace(recipe.model, backbone=backbone))  # type: ignore[call-arg]
+    training = replace(recipe.training, deepspeed=f"ds_configs/{file}.json")
+    return replace(recipe, training=training)
+
+
+@pytest.mark.parametrize("num_ranks", NUM_RANKS)
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("kind", ["joint", "causal", "image_text"])
+def test_runs(
+    kind: str, file: str, num_ranks: int, on_cpu: dict[str, Path], world: Path, tmp_path: Path
+) -> None:
+    """Training, evaluation and state under each of DeepSpeed's files."""
+    enough(num_ranks)
+    recipe = recipe_of(kind, world, tmp_path / "run", file)
+    assert_alike(run(recipe, tmp_path, "--ranks", str(num_ranks)), on_cpu[kind])
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run_goes_on_elsewhere(
+    there: bool, on_cpu: dict[str, Path], world: Path, tmp_path: Path
+) -> None:
+    """Five steps on one device and five on the other."""
+    whole = on_cpu["joint"]
+    recipe = recipe_of("joint", world, tmp_path / "half")
+    if not there:
+        whole = run(replace(recipe, output=str(tmp_path / "whole")), tmp_path, "--ranks", "1")
+    half_a_run(whole, tmp_path / "half")
+    env = {} if there else ON_CPU
+    assert_alike(run(recipe, tmp_path, "--resume", "--ranks", "1", env=env), on_cpu["joint"])

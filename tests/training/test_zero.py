@@ -344,7 +344,7 @@ def test_ranks_evaluate_layer_by_layer_at_their_own_pace(
         assert len(own.answers) == len(others.answers) in (4, 12)
         assert own.answers == others.answers
         assert min(own.held) > 0.9
-        assert max(others.held) < 0.3
+        assert max(others.held) < 0.5
 
 
 def train_on_different_tasks(case: Case) -> list[float]:

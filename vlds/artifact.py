@@ -19,19 +19,19 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import EllipsisType, MappingProxyType
+from typing import Any, TypeAlias
 
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, distributed
 
 from vlds.models.build import build_model
 from vlds.models.kinds.base import fit_saved, hash_name
 from vlds.models.loading.model_files import reading
 from vlds.models.model import Model
-from vlds.models.partitioned import copy_of, fits_whole, partitioned_reading, whole
+from vlds.models.partitioned import fits_whole, gathered, partitioned_reading
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe, check_saved, parse_recipe
 from vlds.recipe.paths import located, moved, places_of, with_start
@@ -48,6 +48,8 @@ HERE = "<folder>"
 """In an artifact's recipe: the folder that the recipe lies in."""
 NOT_KNOWN: Mapping[str, Any] = MappingProxyType({})
 AGAIN = "copy it again from where it was trained"
+Rows: TypeAlias = slice | EllipsisType
+"""Index of some rows of a tensor, or of all of it."""
 
 
 @dataclass(frozen=True)
@@ -98,38 +100,36 @@ def own_tensors(model: Model, masters: Mapping[str, Tensor] = NOT_KNOWN) -> dict
     """Copies of what the artifact keeps of a model; `masters`, name -> fp32 master, replace the
     model's own weights. Collective if ZeRO has partitioned the model: ranks gather one weight after
     another, and only the first one's copies count."""
-    # Rows of a table and tied weights share memory, which safetensors refuses; and training goes on
-    # while the file is written.
-    copies = {name: master.detach().cpu().contiguous().clone() for name, master in masters.items()}
-    for key, tensor, start in own_places(model):
+
+    def copy(tensor: Tensor) -> Tensor:
+        # Rows of a table and tied weights share memory, which safetensors refuses; and training
+        # goes on while the file is written.
+        return tensor.detach().cpu().contiguous().clone()
+
+    copies = {name: copy(master) for name, master in masters.items()}
+    for key, tensor, rows in own_places(model):
         if key not in masters:
-            copies[key] = copy_of(tensor, start)
+            with gathered([tensor]):
+                is_needed = not hasattr(tensor, "ds_tensor") or distributed.get_rank() == 0
+                copies[key] = copy(tensor[rows] if is_needed else tensor[:0])
     return copies
 
 
 def own_parts(model: Model) -> dict[str, Tensor]:
     """The tensors and rows of tables that no source holds, by their keys in the artifact."""
-    return {key: tensor[start:] if start else tensor for key, tensor, start in own_places(model)}
+    return {key: tensor[rows] for key, tensor, rows in own_places(model)}
 
 
-def own_shapes(model: Model) -> dict[str, torch.Size]:
-    """The shapes of `own_parts`, also where ZeRO has partitioned them."""
-    shapes = {}
-    for key, tensor, start in own_places(model):
-        whole = getattr(tensor, "ds_shape", tensor.shape)
-        shapes[key] = torch.Size((whole[0] - start, *whole[1:])) if start else whole
-    return shapes
-
-
-def own_places(model: Model) -> Iterator[tuple[str, Tensor, int]]:
-    """Key in the artifact, tensor of the model and its first row that no source holds."""
+def own_places(model: Model) -> Iterator[tuple[str, Tensor, Rows]]:
+    """Key in the artifact, tensor of the model and which of its rows no source holds."""
     sources = model.sources
     for name, tensor in model.unique_state():
         # The source holds the first rows of an extended vocabulary; ours are, say, "name[32128:]".
         if name in sources.rows:
-            yield f"{name}[{sources.rows[name]}:]", tensor, sources.rows[name]
+            start = sources.rows[name]
+            yield f"{name}[{start}:]", tensor, slice(start, None)
         elif name not in sources.names:
-            yield name, tensor, 0
+            yield name, tensor, ...
 
 
 def save_artifact(
@@ -238,7 +238,12 @@ def load_run(
     with reading_weights(recipe, sketch, dtype, ranks):
         model = build_model(recipe.model_setup, list(recipe.tasks), dtype, processor)
     fit_saved(model, shapes)
-    check_shapes(own_shapes(model), shapes, folder)
+    # A weight that ranks share is empty until it is gathered.
+    wanted = {
+        key: torch.empty(getattr(tensor, "ds_shape", tensor.shape), device="meta")[rows].shape
+        for key, tensor, rows in own_places(model)
+    }
+    check_shapes(wanted, shapes, folder)
     parameters = {name for name, _ in model.named_parameters()}
     for key, tensor in tensors.items():
         # Buffers may be masks, which hide places by an infinity.
@@ -248,9 +253,9 @@ def load_run(
                 f"artifact {folder}: {key} holds numbers that are NaN or infinite; {AGAIN}"
             )
     with torch.no_grad():
-        for key, tensor, start in own_places(model):
-            with whole(tensor):
-                (tensor[start:] if start else tensor).copy_(tensors[key])
+        for key, tensor, rows in own_places(model):
+            with gathered([tensor], written=True):
+                tensor[rows].copy_(tensors[key])
     model.eval()
     return LoadedRun(recipe, processor, model, read_trained_on(folder))
 

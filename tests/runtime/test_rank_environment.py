@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from vlds.cli.main import main
 from vlds.cli.start import launch_command
+from vlds.runtime.deepspeed_start import start_ranks
 from vlds.runtime.rank_environment import (
     RankPlace,
     check_alone,
@@ -113,6 +115,18 @@ def test_hosts_that_the_user_gave_may_come_from_such_an_environment(
     environment.setenv("VLDS_LAUNCHER_ARGS", words)
     assert main(["train", "--config", "none.yaml"]) == 2
     assert "none.yaml" in capfd.readouterr().err, "the next mistake"
+
+
+def test_a_rank_without_a_gpu_of_its_own_is_refused(environment: pytest.MonkeyPatch) -> None:
+    """As under SLURM's --gpus-per-task."""
+    for name, value in (POD | {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}).items():
+        environment.setenv(name, value)
+    environment.setattr("vlds.runtime.ranks.device_of", lambda n: torch.device("cuda", n))
+    environment.setattr("vlds.runtime.deepspeed_start.count_gpus", lambda: 1)
+    with pytest.raises(
+        ValueError, match=r"^rank 1 of this machine needs its own GPU, and may use 1: "
+    ):
+        start_ranks(60)
 
 
 def test_the_launcher_and_other_processes_get_none_of_it() -> None:

@@ -175,13 +175,21 @@ def test_ranks_that_share_the_weights_answer_alike(
     training = replace(recipe.training, steps=2, save_every=2, evaluate_whole=False)
     run = tmp_path / "run"
     assert ranks2.run(run_recipe, replace(recipe, training=training), timeout=120) == [0, 0]
-    answers = [read_pairs(run / "predictions/step-00000002/vqa.jsonl")]
+    answers, lines = [read_pairs(run / "predictions/step-00000002/vqa.jsonl")], []
+    image = tmp_path / "picture.jpg"
+    image.write_bytes(picture("red", 5))
     for choice in ("true", "false"):
         out = tmp_path / choice
         words = ["evaluate", str(run), "--out", str(out), "--training.evaluate_whole", choice]
         assert [code for code, _ in ranks2.run(command, words, timeout=120)] == [0, 0]
         answers.append(read_pairs(out / "vqa.jsonl"))
+        words = ["predict", str(run), "--task", "vqa", "--question", "what is it", "--image"]
+        words += [str(image), "--training.evaluate_whole", choice]
+        (code, said), (other_code, other_said) = ranks2.run(command, words, timeout=120)
+        assert (code, other_code, other_said) == (0, 0, "")
+        lines.append(said)
     assert answers[0] == answers[1] == answers[2]
+    assert lines[0] == lines[1]
     assert len(answers[0]) == NUM_QUESTIONS
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -29,6 +31,7 @@ from tests.toys.engines import (
 )
 from tests.toys.method_cases import CASES
 from tests.toys.rank_pool import RankPool
+from vlds.models import partitioned
 from vlds.models.kernels.dropout import StepDropout, dropout_by, examples_follow
 from vlds.models.methods import (
     IA3,
@@ -42,7 +45,9 @@ from vlds.models.methods import (
     PrefixTuning,
     PromptTuning,
 )
+from vlds.models.partitioned import layers_of
 from vlds.plan import planned
+from vlds.plan.needs import evaluation_bytes
 from vlds.schema import IGNORED_LABEL, Batch, Decoding
 from vlds.training.optimizer import parameter_groups
 
@@ -299,28 +304,44 @@ class Evaluated(NamedTuple):
     """Of each step."""
     answers: list[Any]
     """Of each evaluation's batches."""
-    held: set[float]
-    """Shares of the model's elements that the rank held whole between two batches."""
+    gathered: list[int]
+    """Bytes of what was gathered together, in the order in which it was; the first stays until the
+    end of the evaluation."""
+    held: set[int]
+    """Numbers of elements that were whole between two batches, of weights that layers need."""
 
 
 def train_and_evaluate(case: Case, evaluate: bool) -> Evaluated:
     """Four steps; between them the ranks generate unlike numbers of answers of unlike lengths."""
     made, cut = start_engine(case)
-    seen = Evaluated([], [], set())
+    seen = Evaluated([], [], [], set())
+
+    gather = partitioned.gathered
+
+    def gathered(weights: Sequence[Any], **how: Any) -> AbstractContextManager[object]:
+        seen.gathered.append(sum(w.ds_numel * w.element_size() for w in weights))
+        return gather(weights, **how)
+
     for step in range(4):
         report = made.step(own_micro_batches(global_batch(step), made, cut))
         seen.losses.append(report.task_losses)
         if not evaluate:
             continue
+        seen.gathered.clear()
         rank = made.ranks.global_rank
-        with made.evaluation() as model, model.at_own_pace() as begin_batch:
+        with (
+            mock.patch("vlds.training.engine.gathered", gathered),
+            mock.patch.object(partitioned, "gathered", gathered),
+            made.evaluation() as model,
+            model.at_own_pace() as begin_batch,
+        ):
             assert not model.training
             for seed in range(1 + 2 * rank):
                 begin_batch()
                 decoding = Decoding(max_new_tokens=2 + 3 * rank, num_beams=1 + seed)
                 seen.answers.append(model.generate(global_batch(seed), decoding))
-                whole = sum(p.numel() for p in model.parameters())
-                seen.held.add(whole / model.count_parameters().total)
+                _, layers = layers_of(model, case.persistence)
+                seen.held.add(sum(p.numel() for _, weights in layers for p in weights))
         assert made.model.training
     made.close()
     return seen
@@ -330,7 +351,8 @@ def train_and_evaluate(case: Case, evaluate: bool) -> Evaluated:
 def test_ranks_evaluate_layer_by_layer_at_their_own_pace(
     family: str, ranks2: RankPool, tmp_path: Path
 ) -> None:
-    """The same answers as with whole weights, and training goes on as without an evaluation."""
+    """The same answers as with whole weights, in the planned memory, and training goes on as
+    without an evaluation."""
     case = dropping_case(tmp_path, family=family)
     without = ranks2.run(train_and_evaluate, case, False, timeout=120)
     whole, layers = (
@@ -340,11 +362,16 @@ def test_ranks_evaluate_layer_by_layer_at_their_own_pace(
     for each in (whole, layers):
         for own, others in zip(without, each, strict=True):
             assert all(map(torch.equal, own.losses, others.losses))
+    zero = {"stage": 3, "stage3_param_persistence_threshold": case.persistence}
+    of_plan = evaluation_bytes(recipe_model(case_recipe(case)), zero, 2, case.persistence)
     for own, others in zip(whole, layers, strict=True):
         assert len(own.answers) == len(others.answers) in (4, 12)
         assert own.answers == others.answers
-        assert min(own.held) > 0.9
-        assert max(others.held) < 0.5
+        assert 0 not in own.held
+        assert others.held == {0}
+        assert own.gathered == [of_plan[0]]
+        assert others.gathered[0] + max(others.gathered[1:]) == of_plan[1]
+    assert layers[0].gathered == layers[1].gathered, "all ranks gather together"
 
 
 def train_on_different_tasks(case: Case) -> list[float]:

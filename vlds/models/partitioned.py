@@ -5,7 +5,7 @@ weight: how it is loaded, and how ranks evaluate it, each at its own pace.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from vlds.models.model import Model
 
 LEAST_GATHERED = 100_000
-"""Elements: smaller weights stay whole on every rank, by DeepSpeed's own threshold. Among them are
-those that modules read of each other, such as a temperature, where no hook would gather them."""
+"""Elements: smaller weights stay whole on every rank, as by DeepSpeed's own threshold. Modules read
+some of them of each other, such as a temperature, where no hook would gather them."""
 LARGEST_SHARE = 8
 """A layer that is more than this fraction of the model is gathered in parts."""
 NOTHING = 2**31
@@ -103,54 +103,34 @@ def equal_parts(source: Any, target: Any) -> bool:
     return bool(verdict)
 
 
-@contextmanager
-def whole(tensor: Tensor) -> Iterator[None]:
-    """Inside, a tensor that stage 3 has partitioned is whole on every rank. What was written into
-    it is partitioned again; the first rank's values count. Collective."""
-    if not hasattr(tensor, "ds_tensor"):
-        yield
-        return
+def gathered(weights: Sequence[Tensor], *, written: bool = False) -> AbstractContextManager[object]:
+    """Inside, weights that stage 3 has partitioned are whole on all ranks. If they may be written,
+    they are partitioned again with the first rank's values. Collective."""
+    if not any(hasattr(weight, "ds_tensor") for weight in weights):
+        return nullcontext()
     import deepspeed  # takes seconds, and only stage 3 needs it
 
-    with deepspeed.zero.GatheredParameters(tensor, modifier_rank=0):
-        yield
-
-
-def copy_of(tensor: Tensor, start: int = 0) -> Tensor:
-    """A copy on the CPU of a tensor, from a row on. Collective if stage 3 has partitioned it: then
-    only the first rank's copy has rows."""
-    held = gathered([tensor]) if hasattr(tensor, "ds_tensor") else None
-    rows = tensor[start:] if start else tensor
-    if held is not None and distributed.get_rank() > 0:
-        rows = tensor[:0]
-    copy = rows.detach().cpu().contiguous().clone()
-    if held is not None:
-        release(held)
-    return copy
-
-
-@contextmanager
-def whole_weights(model: nn.Module) -> Iterator[None]:
-    """Inside, every rank holds all weights. Collective."""
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(model.parameters())):
-        yield
+    context: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(
+        list(weights), modifier_rank=0 if written else None
+    )
+    return context
 
 
 @contextmanager
 def layer_by_layer(model: Model, ranks: Ranks, least: int = LEAST_GATHERED) -> Iterator[None]:
-    """Inside, ranks hold a layer's weights while one of them runs it; weights of fewer than `least`
-    elements, always. Collective. Without partitioned weights, nothing changes."""
-    if not any(hasattr(p, "ds_tensor") for p in model.parameters()):
-        yield
-        return
-    model.gathering = LayerGathering(model, ranks, least)
-    try:
-        yield
-    finally:
-        model.gathering.close()
-        model.gathering = None
+    """Inside, ranks hold a layer's weights while one of them runs it; always, those of at most
+    `least` elements and those that methods have added. Collective. Without partitioned weights,
+    nothing changes."""
+    kept, found = layers_of(model, least)
+    # A model that no engine holds has only what came from its files partitioned.
+    cut = [(module, [p for p in weights if hasattr(p, "ds_tensor")]) for module, weights in found]
+    layers = [(module, weights) for module, weights in cut if weights]
+    with gathered(kept), ExitStack() as hooks:
+        model.gathering = LayerGathering(layers, ranks, hooks) if layers else None
+        try:
+            yield
+        finally:
+            model.gathering = None
 
 
 def fits_whole(model: nn.Module, ranks: Ranks) -> bool:
@@ -172,53 +152,56 @@ class LayerGathering:
     gather it, and ask again. Each rank computes nothing but its own rows, as with whole weights.
     """
 
-    def __init__(self, model: nn.Module, ranks: Ranks, least: int) -> None:
-        """Collective, as all that follows: the small weights and those that methods have added are
-        gathered here, until `close`."""
+    def __init__(
+        self,
+        layers: Sequence[tuple[nn.Module, list[nn.Parameter]]],
+        ranks: Ranks,
+        hooks: ExitStack,
+    ) -> None:
+        """`layers`: modules with the weights that they need, in one order on all ranks. `hooks`
+        removes what is hooked to them."""
         self.ranks = ranks
         self.batch = 0
-        kept, layers = layers_of(model, least)
-        self._kept = gathered(kept)
+        self._weights = [weights for _, weights in layers]
+        self._held = ExitStack()
+        """The weights of the layer that this rank runs."""
         self._is_inside = False
-        self._weights: list[list[nn.Parameter]] = []
-        """Of each module with hooks. All ranks number them in the same order."""
-        self._hooks = []
-        for module, found in layers:
-            # A model that no engine holds has only what came from its files partitioned.
-            if weights := [p for p in found if hasattr(p, "ds_tensor")]:
-                before, after = self._hooks_of(len(self._weights))
-                self._weights.append(weights)
-                self._hooks += [
-                    module.register_forward_pre_hook(before, prepend=True),
-                    module.register_forward_hook(after, always_call=True),
-                ]
+        for number, (module, _) in enumerate(layers):
+            before, after = self._hooks_of(number)
+            for hook in (
+                module.register_forward_pre_hook(before, prepend=True),
+                module.register_forward_hook(after, always_call=True),
+            ):
+                hooks.callback(hook.remove)
 
     def _hooks_of(self, number: int) -> tuple[Callable[..., None], Callable[..., None]]:
         """What runs before and after a module."""
-        held: list[Any] = []  # a module may run inside itself
+        gathers: list[bool] = []  # a module may run inside itself
 
         def before(module: nn.Module, *_: Any) -> None:
-            if not any(p.numel() == 0 for p in self._weights[number]):
-                held.append(None)
-                return
-            if self._is_inside:
+            is_missing = any(weight.numel() == 0 for weight in self._weights[number])
+            if is_missing and self._is_inside:
                 # To ask while it holds a layer could make this rank wait for one that waits for it.
                 raise RuntimeError(
                     f"a {type(module).__name__} runs inside a layer of which it is no part, so its "
                     "weights cannot be gathered alone; set training.evaluate_whole to true"
                 )
-            held.append(self._gather(number))
-            self._is_inside = True
+            if is_missing:
+                self._gather(number)
+                self._is_inside = True
+            gathers.append(is_missing)
 
         def after(*_: Any) -> None:
-            if (weights := held.pop()) is not None:
+            # Nothing, if `before` has raised.
+            if gathers and gathers.pop():
                 self._is_inside = False
-                release(weights)
+                self._held.close()
 
         return before, after
 
-    def _gather(self, number: int) -> Any:
-        """A module's weights, once it is this rank's turn; none for `NOTHING`."""
+    def _gather(self, number: int) -> None:
+        """Help others until it is this rank's turn, and then hold a module's weights; with
+        `NOTHING`, until no rank needs any."""
         own = torch.tensor([self.batch if number < NOTHING else NOTHING, number])
         while True:
             # On the CPU: what ranks want does not have to reach a GPU.
@@ -227,12 +210,11 @@ class LayerGathering:
             # Within a batch the first module: a rank that has read no picture waits for one that
             # still has to, and then both read their texts together.
             _, chosen = min(map(Tensor.tolist, wanted))
-            if chosen == NOTHING:
-                return None
-            weights = gathered(self._weights[chosen])
+            if chosen < NOTHING:
+                self._held.enter_context(gathered(self._weights[chosen]))
             if chosen == number:
-                return weights
-            release(weights)
+                return
+            self._held.close()
 
     @contextmanager
     def at_own_pace(self) -> Iterator[Callable[[], None]]:
@@ -246,12 +228,6 @@ class LayerGathering:
         yield begin_batch
         # Not in `finally`: a rank that has failed does not help the others.
         self._gather(NOTHING)
-
-    def close(self) -> None:
-        """Let each rank keep its parts alone."""
-        for hook in self._hooks:
-            hook.remove()
-        release(self._kept)
 
 
 def layers_of(
@@ -275,7 +251,7 @@ def layers_of(
     kept = {
         id(p): p
         for name, p in model.named_parameters()
-        if sizes_of([p]) < least or not is_own(name)
+        if sizes_of([p]) <= least or not is_own(name)
     }
     for module in model.modules():
         # A linear layer or table is called for its weights. One inside a repeated layer finds them
@@ -297,17 +273,3 @@ def layers_of(
 def sizes_of(weights: Iterable[nn.Parameter]) -> int:
     """Elements of weights, whole."""
     return sum(int(getattr(weight, "ds_numel", weight.numel())) for weight in weights)
-
-
-def gathered(weights: Sequence[Tensor]) -> Any:
-    """Make weights whole on all ranks, until `release`."""
-    import deepspeed
-
-    context = deepspeed.zero.GatheredParameters(list(weights))
-    context.__enter__()
-    return context
-
-
-def release(context: Any) -> None:
-    """Let each rank keep its part alone of weights that are `gathered`."""
-    context.__exit__(None, None, None)

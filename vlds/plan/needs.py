@@ -7,10 +7,12 @@ the byte.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from vlds.data.order.mixed_order import BatchCut
 from vlds.models.build import build_shapes
@@ -163,19 +165,21 @@ def partitioned_bytes(model: Model, zero: Mapping[str, Any], *, trained: bool = 
     return sum(w.numel() * w.element_size() for w in weights if w.requires_grad or not trained)
 
 
-def evaluation_bytes(model: Model, zero: Mapping[str, Any], world_size: int) -> tuple[int, int]:
-    """Bytes that a rank gathers to evaluate: all weights that it does not keep whole, or one layer
-    after another beside what methods have added."""
+def evaluation_bytes(
+    model: Model, zero: Mapping[str, Any], world_size: int, least: int = LEAST_GATHERED
+) -> tuple[int, int]:
+    """Bytes that a rank gathers to evaluate, beside what it keeps whole anyway: all weights, or
+    those that stay whole in evaluation and the largest layer. `least`: as in `layer_by_layer`."""
     if zero["stage"] < 3 or world_size == 1:
         return 0, 0
-    least = int(zero.get(PERSISTENCE, LEAST_GATHERED))
+    threshold = zero.get(PERSISTENCE, LEAST_GATHERED)
+
+    def size(weights: Iterable[nn.Parameter]) -> int:
+        return sum(p.numel() * p.element_size() for p in weights if p.numel() > threshold)
+
     kept, layers = layers_of(model, least)
-    small = sum(p.numel() * p.element_size() for p in kept if p.numel() <= least)
-    added = sum(p.numel() * p.element_size() for p in kept) - small
-    largest = max(
-        (sum(p.numel() * p.element_size() for p in weights) for _, weights in layers), default=0
-    )
-    return partitioned_bytes(model, zero), added + largest
+    largest = max((size(weights) for _, weights in layers), default=0)
+    return partitioned_bytes(model, zero), size(kept) + largest
 
 
 def widest(model: Model) -> int:

@@ -34,7 +34,7 @@ from vlds.models.kinds.base import revise
 from vlds.models.loading.quantised import scale_bytes
 from vlds.models.methods.context import StepRule
 from vlds.models.model import Model, step_draws
-from vlds.models.partitioned import LEAST_GATHERED, fits_whole, layer_by_layer, whole_weights
+from vlds.models.partitioned import LEAST_GATHERED, fits_whole, gathered, layer_by_layer
 from vlds.models.roles import task_slices
 from vlds.recipe.config import AdamWUpdate
 from vlds.runtime.process import keep_freed_memory
@@ -247,8 +247,8 @@ class Engine:
             whole = self._evaluates_whole
             if whole is None:
                 whole = fits_whole(self.model, self.ranks)
-            gathering = layer_by_layer(self.model, self.ranks, self.least_gathered)
-            with whole_weights(self.model) if whole else gathering:
+            layers = layer_by_layer(self.model, self.ranks, self.least_gathered)
+            with gathered(list(self.model.parameters())) if whole else layers:
                 yield
         finally:
             offload.setup_zero_stage3_hooks()

@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vlds.models.partitioned import whole
+from vlds.models.partitioned import gathered
 
 FILLS = frozenset(
     {
@@ -59,7 +59,7 @@ def draw_by_name(model: nn.Module, tape: Tape, seed: int, keep: Container[str]) 
     with torch.random.fork_rng(devices=[]):
         for name, place in places.items():
             values = tape.replay(steps[name], place, seeds)
-            with whole(tensors[name]):
+            with gathered([tensors[name]], written=True):
                 tensors[name].copy_(values)
 
 
@@ -69,7 +69,7 @@ def draw_rows(model: nn.Module, rows: Mapping[str, int], std: float, seed: int) 
     number, so that a longer table begins with the same rows."""
     for name, start in rows.items():
         table = model.get_parameter(name)
-        with whole(table):
+        with gathered([table], written=True):
             for number in range(start, len(table)):
                 generator = torch.Generator().manual_seed(seed_of(seed, f"{name}[{number}]"))
                 values = torch.empty(table.shape[1:]).normal_(std=std, generator=generator)

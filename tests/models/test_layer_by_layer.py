@@ -8,12 +8,14 @@ from unittest import mock
 import deepspeed
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.toys.image_text import PARAMETERS
 from tests.toys.rank_pool import RankError, RankPool
 from tests.toys.wide_models import CAUSAL, opened, wide
 from vlds.models.generation.answer_list import Answer
+from vlds.models.kernels.fused import TORCH_LINEAR
 from vlds.models.methods import LoRA
 from vlds.models.partitioned import (
     fits_whole,
@@ -127,6 +129,7 @@ def answer_both_ways(model_type: str, kind: Any) -> tuple[list[Answer], list[Ans
     models = [source.build(methods)]
     with partitioned_reading(torch.float32, ranks.world_size):
         models.append(source.build(methods))
+    assert F.linear is TORCH_LINEAR, "whatever runs later in this process"
     rows = source.rows()
     answers: list[list[Answer]] = []
     for model in models:

@@ -28,6 +28,7 @@ from vlds.plan.needs import added_bytes, planned
 from vlds.plan.rehearsal import micro_batch, rehearse
 from vlds.recipe.config import Recipe
 from vlds.runtime.deepspeed_start import start_ranks
+from vlds.runtime.process import find
 from vlds.schema import Batch
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches, fit_sizes
 from vlds.training.engine import Engine
@@ -73,8 +74,8 @@ def wide_recipe(kind: str, world: Path, folder: Path, stage: int, name: str) -> 
         model = replace(
             recipe.model, path=None, config=sizes, tokenizer=recipe.model.processor_place[0]
         )
-    file = f"ds_configs/zero{stage}.json"
-    training = replace(recipe.training, deepspeed=file)
+    file = find(f"ds_configs/zero{stage}.json")
+    training = replace(recipe.training, deepspeed=str(file))
     return replace(recipe, model=model, methods={"method": METHODS[name]}, training=training)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 
+from vlds.models.kernels.fused import restore_linear
 from vlds.models.methods.host import is_own
 from vlds.runtime.ranks import Ranks
 
@@ -73,6 +74,7 @@ def partitioned_loading(config: Mapping[str, Any]) -> Iterator[None]:
     finally:
         PreTrainedModel.tie_weights = tie_all
         hf_deepspeed.unset_hf_deepspeed_config()  # both are global to transformers
+        restore_linear()  # DeepSpeed replaces torch's function, for the whole program
 
 
 def partitioned_reading(dtype: torch.dtype, world_size: int) -> AbstractContextManager[None]:

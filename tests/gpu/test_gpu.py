@@ -35,24 +35,28 @@ DEVICE = device_of()
 ON_CPU = {"DS_ACCELERATOR": "cpu"}
 FILES = ["zero2", "zero3", "zero2_offload", "zero3_offload"]
 NUM_RANKS = [1, 2]
+HALF = {("bf16", torch.bfloat16): 1.0, ("fp16", torch.float16): 1024.0}
+"""Name and type -> what the loss is multiplied by."""
 
 
-def loss_and_gradients(model: Model, case: DeviceCase, device: torch.device) -> list[Tensor]:
+def loss_and_gradients(
+    model: Model, case: DeviceCase, device: torch.device, loss_scale: float = 1.0
+) -> list[Tensor]:
     """On the CPU, in fp32; zeros for a weight without a gradient."""
     scale = torch.linspace(0.5, 1, len(case.batch)).to(device)
     loss = model(case.batch.to(device), scale).loss
-    loss.backward()
+    (loss_scale * loss).backward()
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-    return [value.detach().float().cpu() for value in (loss, *gradients)]
+    scaled = [gradient.float().cpu() / loss_scale for gradient in gradients]
+    return [loss.detach().float().cpu(), *scaled]
 
 
 def differences(case: DeviceCase) -> list[str]:
-    """What is not the same in fp32 of loss, gradients and answers, or in bf16 is further away than
-    by its rounding."""
-    here, there, half = (case.make().eval() for _ in range(3))
+    """What is not the same in fp32 of loss, gradients and answers, or in half precision is further
+    away than by its rounding."""
+    here, there = (case.make().eval() for _ in range(2))
     there.to(DEVICE)
-    half.to(DEVICE, torch.bfloat16)
     found = []
     loss, *expected = loss_and_gradients(here, case, torch.device("cpu"))
     there_loss, *gradients = loss_and_gradients(there, case, DEVICE)
@@ -63,12 +67,14 @@ def differences(case: DeviceCase) -> list[str]:
     for name, one, other in zip(trained, gradients, expected, strict=True):
         if not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * largest):
             found.append(f"gradient of {name}")
-    half_loss, *halved = loss_and_gradients(half, case, DEVICE)
-    if not torch.allclose(half_loss, loss, rtol=5e-2):
-        found.append(f"loss in bf16: {half_loss}, not {loss}")
-    flat, wanted = (torch.cat([g.flatten() for g in each]) for each in (halved, expected))
-    if (cosine := torch.cosine_similarity(flat, wanted, dim=0)) < 0.95:
-        found.append(f"gradients in bf16: their cosine is {cosine}")
+    for (name, dtype), loss_scale in HALF.items():
+        half = case.make().eval().to(DEVICE, dtype)
+        half_loss, *halved = loss_and_gradients(half, case, DEVICE, loss_scale)
+        if not torch.allclose(half_loss, loss, rtol=6 * torch.finfo(dtype).eps):
+            found.append(f"loss in {name}: {half_loss}, not {loss}")
+        flat, wanted = (torch.cat([g.flatten() for g in each]) for each in (halved, expected))
+        if (cosine := torch.cosine_similarity(flat, wanted, dim=0)) < 0.95:
+            found.append(f"gradients in {name}: their cosine is {cosine}")
     asked = case.questions or case.batch
     for decoding in case.decodings:
         answers = [answer.text for answer in here.answer(asked, decoding)]

@@ -62,7 +62,9 @@ class Case:
     parts: int = 1
     num_steps: int = 0
     """Length of the run, for methods that act at given steps."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    scaling: dict[str, int] = field(default_factory=dict)
+    """DeepSpeed's settings of fp16's loss scale."""
     persistence: int = 0
     """Tensors with fewer numbers stay whole; at 0 even these tiny ones are partitioned."""
     evaluates_whole: bool = False
@@ -85,8 +87,10 @@ def make_case(folder: Path, **fields: Any) -> Case:
     if case.offload:
         for what in ("optimizer", "param")[: case.stage - 1]:
             zero[f"offload_{what}"] = {"device": "cpu", "pin_memory": True}
-    text = json.dumps({"zero_optimization": zero, "zero_force_ds_cpu_optimizer": False})
-    (folder / f"zero{case.stage}.json").write_text(text, encoding="utf-8")
+    settings: dict[str, Any] = {"zero_optimization": zero, "zero_force_ds_cpu_optimizer": False}
+    if case.scaling:
+        settings["fp16"] = case.scaling
+    (folder / f"zero{case.stage}.json").write_text(json.dumps(settings), encoding="utf-8")
     return case
 
 

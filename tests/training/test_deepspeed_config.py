@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def completed(
     return complete_deepspeed_config(file, recipe, BatchCut(2, 2))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_gradients_are_summed_in_fp32(precision: str, tmp_path: Path) -> None:
     config = completed(tmp_path, precision)
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
@@ -69,10 +70,31 @@ def test_a_file_may_choose_half_the_traffic(tmp_path: Path) -> None:
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
 
 
-def test_stage_1_does_not_go_with_bf16(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_stage_1_does_not_go_with_half_precision(precision: str, tmp_path: Path) -> None:
     assert completed(tmp_path, "fp32", 1)["zero_optimization"] == {"stage": 1}
-    with pytest.raises(ValueError, match=r"stage = 1, .*precision bf16; set 2"):
-        completed(tmp_path, "bf16", 1)
+    with pytest.raises(ValueError, match=rf"stage = 1, .*precision {precision}; set 2"):
+        completed(tmp_path, precision, 1)
+
+
+@pytest.mark.parametrize(
+    ("fp16", "told"),
+    [
+        ([], "has fp16 = []; give settings"),
+        ({"loss_scale_window": 0}, "fp16.loss_scale_window = 0; give a whole number of at least 1"),
+        ({"min_loss_scale": 0.5}, "fp16.min_loss_scale = 0.5; give a whole number"),
+        ({"hysteresis": True}, "fp16.hysteresis = True; give a whole number"),
+        ({"loss_scale": -1}, "fp16.loss_scale = -1; give the number by which"),
+        ({"loss_scale": "dynamic"}, "fp16.loss_scale = 'dynamic'; give the number"),
+        ({"enabled": True}, "says fp16.enabled = True, the recipe says False"),
+    ],
+)
+def test_a_wrong_loss_scale_is_found_before_the_start(fp16: Any, told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        completed(tmp_path, fp16=fp16)
+    scaled = completed(tmp_path, "fp16", fp16={"loss_scale": 128, "initial_scale_power": 0})
+    assert scaled["fp16"] == {"loss_scale": 128, "initial_scale_power": 0, "enabled": True}
+    assert scaled["bf16"]["enabled"] is False
 
 
 def test_sizes_fit_the_model() -> None:

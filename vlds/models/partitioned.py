@@ -83,6 +83,7 @@ def partitioned_reading(dtype: torch.dtype, world_size: int) -> AbstractContextM
         {
             "zero_optimization": {"stage": 3},
             "bf16": {"enabled": dtype == torch.bfloat16},
+            "fp16": {"enabled": dtype == torch.float16},
             # DeepSpeed wants them, and nothing here reads them.
             "train_batch_size": world_size,
             "train_micro_batch_size_per_gpu": 1,

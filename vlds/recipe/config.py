@@ -41,6 +41,7 @@ from vlds.tasks.base import TEST_MARK, Task
 DEFAULT_STEPS = 1000
 LONGEST_TIMEOUT = 100_000_000
 """Seconds, three years. torch counts nanoseconds, and cannot wait for centuries."""
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LONGEST_NAME = 100
 """Bytes of a task's name; file systems allow 255, and longer names are made of it."""
 
@@ -101,8 +102,9 @@ class TrainingConfig:
     epochs: Positive | None = None
     """Instead of `steps`: passes over the examples of all tasks together. Epochs of a single task
     depend on its share; the run logs them."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Type of weights and activations; master weights and moments are fp32 in both."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Type of weights and activations; master weights and moments are fp32 in all. fp16 is for GPUs
+    without bf16, such as T4 and V100; `fp16` in DeepSpeed's file says how its loss is scaled."""
     reproducible: bool = False
     """Compute the same bits on any x86-64 CPU with AVX2, given as many ranks and the same library
     versions. Needs fp32 and uses one thread per rank; a step takes longer."""
@@ -142,7 +144,7 @@ class TrainingConfig:
         if self.reproducible and self.precision != "fp32":
             raise ValueError(
                 f"precision: got {self.precision}, and reproducible true; CPUs differ in what they "
-                "compute in bf16, so set precision to fp32"
+                "compute in half precision, so set precision to fp32"
             )
         if self.best is not None and not self.evaluate_every:
             raise ValueError(
@@ -159,7 +161,7 @@ class TrainingConfig:
     @property
     def dtype(self) -> torch.dtype:
         """Type of weights and activations."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return DTYPES[self.precision]
 
     @property
     def worker_timeout(self) -> float:
@@ -247,6 +249,11 @@ class Recipe:
                     f"{self.data.unit}: batches mix tasks; set data.unit to global_batch, or give "
                     f"tasks.{name}.weight"
                 )
+        if self.meta is not None and self.training.precision == "fp16":
+            raise ValueError(
+                "meta: its steps inside tasks do not scale the loss, without which small gradients "
+                "vanish in training.precision fp16; set that to bf16 or fp32, or leave meta out"
+            )
         # Half of a task's examples are learned from, the other half judges what was learned.
         for name, size in self.batch_sizes.items():
             if self.meta is not None and size < 2:

@@ -52,6 +52,19 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
+    """True if a device has instructions for a type of numbers, without which DeepSpeed refuses fp16
+    and a GPU emulates bf16."""
+    if dtype == torch.float32:
+        return True
+    if device.type == "cuda":
+        # bf16 since Ampere; DeepSpeed trains in fp16 since Volta.
+        return torch.cuda.get_device_capability(device) >= (
+            (8, 0) if dtype == torch.bfloat16 else (7, 0)
+        )
+    return dtype == torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
 def count_gpus() -> int:
     """GPUs of this machine that this process may use."""
     return torch.cuda.device_count()

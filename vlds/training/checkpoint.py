@@ -70,7 +70,9 @@ def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
     # If there is a folder of this step, it is damaged: a resumed run has passed it over.
     with whole_folder(target) as partial:
         save_file(flat, partial / TENSORS)
-        (partial / PROGRESS).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
+        # Without fields that this run has no use for, which older versions may not know.
+        record = {key: value for key, value in asdict(progress).items() if value is not None}
+        (partial / PROGRESS).write_text(json.dumps(record, indent=1), encoding="utf-8")
         write_manifest(partial)
     # Only now that the new state is whole may older ones go.
     # [100, 200, 300, 900] after saving 300 with keep 2: end is 3, so 100 goes, and 900, which the
@@ -150,6 +152,7 @@ class RunStates:
                 best=self.best,
                 sources=self.sources,
                 task_updates=dict(zip(self.tasks, self.engine.task_updates, strict=True)),
+                loss_scale=self.engine.loss_scale,
             )
             self._wait()  # one write at a time; raises if the one before has failed
             self._writing = self._thread.submit(save, self.folder, state, progress, self.keep)
@@ -229,7 +232,7 @@ def restore(recipe: Recipe, states: RunStates, ranks: Ranks, folder: Path, new_p
             tell(f"resuming: {warning.message}", flush=True)
     # Without weights per task, the recipe may have other tasks than the state.
     task_updates = [progress.task_updates.get(task, 0) for task in states.tasks]
-    engine.restore(state, progress.step, progress.skipped, task_updates)
+    engine.restore(state, progress.step, progress.skipped, task_updates, progress.loss_scale)
     states.best, states.newest_step = progress.best, progress.step
 
 

@@ -4,6 +4,7 @@ contradictions."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,14 @@ def complete_deepspeed_config(path: Path, recipe: Recipe, cut: BatchCut) -> dict
         "gradient_accumulation_steps": accumulation_steps,
         "gradient_clipping": recipe.optimizer.clip_norm,
         "bf16.enabled": recipe.training.precision == "bf16",
+        "fp16.enabled": recipe.training.precision == "fp16",
         # As always in fp32: a step whose gradient is not finite changes nothing.
         "bf16.check_grad_overflow": True,
-        # In bf16, small gradients would vanish in the sum of the micro-batches before them.
+        # In half precision, small gradients vanish in the sum of the micro-batches before them.
         "data_types.grad_accum_dtype": "fp32",
     }
     check_zero(config.get("zero_optimization", {}), path)
+    check_loss_scale(config.get("fp16", {}), path)
     for key, value in decided.items():
         fill(config, key, value, path)
     # The same holds for the sum over ranks, but a file may choose to halve the traffic.
@@ -147,6 +150,30 @@ def check_zero(zero: Any, path: Path) -> None:
             raise wrong(key, value, 'give settings, such as {"device": "cpu"}')
 
 
+def check_loss_scale(fp16: Any, path: Path) -> None:
+    """Errors: ValueError for settings that DeepSpeed would refuse once all is loaded, or with which
+    the loss scale would not change as it says."""
+    if not isinstance(fp16, dict):
+        raise ValueError(
+            f'training.deepspeed: {path} has fp16 = {fp16!r}; give settings, such as {{"enabled": '
+            '"auto"}'
+        )
+    for key in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
+        value = fp16.get(key, 1)
+        least = 0 if key == "initial_scale_power" else 1
+        if type(value) is not int or value < least:
+            raise ValueError(
+                f"training.deepspeed: {path} has fp16.{key} = {value!r}; give a whole number of at "
+                f"least {least}"
+            )
+    scale = fp16.get("loss_scale", 0)
+    if type(scale) not in (int, float) or not 0 <= scale < inf:
+        raise ValueError(
+            f"training.deepspeed: {path} has fp16.loss_scale = {scale!r}; give the number by which "
+            "each loss is multiplied, or 0 to let it change"
+        )
+
+
 def check_stage(stage: Any, recipe: Recipe, path: Path) -> None:
     """Errors: ValueError for a stage that the engine cannot run."""
     if type(stage) is not int or stage not in (1, 2, 3):
@@ -155,11 +182,11 @@ def check_stage(stage: Any, recipe: Recipe, path: Path) -> None:
         )
     if stage == 3 and (problem := cannot_partition(recipe)) is not None:
         raise ValueError(f"training.deepspeed: {path} has zero_optimization.stage = 3, {problem}")
-    if stage == 1 and recipe.training.precision == "bf16":
+    if stage == 1 and recipe.training.precision != "fp32":
         # DeepSpeed 0.19 then uses another optimizer, which does not partition gradients.
         raise ValueError(
             f"training.deepspeed: {path} has zero_optimization.stage = 1, which does not go with "
-            "training.precision bf16; set 2, which needs less memory, or 3"
+            f"training.precision {recipe.training.precision}; set 2, which needs less memory, or 3"
         )
 
 

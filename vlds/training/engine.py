@@ -47,6 +47,7 @@ from vlds.training.loss import StepLoss
 from vlds.training.optimizer import MOMENTS, TaskAdamW, flat_segments, similar_rows
 from vlds.training.profile import span
 from vlds.training.sinks import StepReport
+from vlds.training.states import LossScale
 
 # DeepSpeed 0.19 knows torch's AdamW, but warns of subclasses in every run.
 ZERO_SUPPORTED_OPTIMIZERS.append(TaskAdamW)
@@ -120,6 +121,11 @@ class Engine:
             config=config,
         )
         restore_linear()  # `initialize` replaces torch's function, for the whole program
+        # DeepSpeed 0.19 changes the loss scale before it divides the gradients by it: `step` does
+        # it when the weights have moved. At its least, it counts skipped steps as any other run.
+        self._scaler = self._optimizer.loss_scaler
+        self._scaler.raise_error_at_min_scale = False
+        self._optimizer._update_scale = lambda has_overflow: None
         if self.stage == 2:
             sum_in_place(self._optimizer, self.ranks)
         self._slices = task_slices(self.model, len(self.tasks))
@@ -182,7 +188,9 @@ class Engine:
             with span("optimizer"):
                 self._deepspeed.step()
             loss.record(batch, scale, output)
-        skipped = bool(self._optimizer.overflow)
+        skipped, used = bool(self._optimizer.overflow), self.loss_scale
+        if used is not None:
+            self._scaler.update_scale(skipped)
         self.steps_done += 1
         self.steps_skipped += skipped
         norm = loss.finish(self._deepspeed.get_global_grad_norm())
@@ -194,6 +202,8 @@ class Engine:
             added=loss.added,
             skipped=skipped,
             not_finite=loss.not_finite,
+            loss_scale=None if used is None else used.value,
+            scale_can_fall=used is not None and used.value > self._scaler.min_scale,
         )
 
     def _gradients_for_rules(self) -> dict[nn.Parameter, Tensor]:
@@ -204,7 +214,7 @@ class Engine:
             for parameter in rule.needs_gradients(self.steps_done + 1, self.num_steps):
                 gradient = safe_get_full_grad(parameter)
                 assert gradient is not None, "ZeRO has no gradient of a weight that trains"
-                gradients[parameter] = gradient.detach().float().clone()
+                gradients[parameter] = gradient.detach().float() / self._scaler.loss_scale
         return gradients
 
     @torch.no_grad()
@@ -298,8 +308,22 @@ class Engine:
         skipped."""
         return self._adamw.task_updates
 
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """Where fp16's loss scale stands; None in other precisions, and where it is fixed."""
+        if not (scaler := self._scaler).dynamic:
+            return None
+        return LossScale(
+            scaler.cur_scale, scaler.cur_iter, scaler.last_overflow_iter, scaler.cur_hysteresis
+        )
+
     def restore(
-        self, state: State, steps_done: int, steps_skipped: int, task_updates: Sequence[int]
+        self,
+        state: State,
+        steps_done: int,
+        steps_skipped: int,
+        task_updates: Sequence[int],
+        loss_scale: LossScale | None = None,
     ) -> None:
         """Put an exported state back, at this stage and number of ranks. Collective; all ranks
         pass `state`, which has this engine's layout. AdamW does not count skipped steps.
@@ -320,6 +344,12 @@ class Engine:
         self._cut_segments()
         self.steps_done = self._deepspeed.global_steps = steps_done
         self.steps_skipped = steps_skipped
+        # A run that goes on in another precision has none, or begins with the first one.
+        if loss_scale is not None and self._scaler.dynamic:
+            scaler = self._scaler
+            scaler.cur_scale, scaler.cur_iter = loss_scale.value, loss_scale.steps
+            scaler.last_overflow_iter = loss_scale.last_overflow
+            scaler.cur_hysteresis = loss_scale.hysteresis
         wrong = [
             f"{name} ({key})"
             for name, tensors in (self.export() or {}).items()
@@ -335,7 +365,7 @@ class Engine:
     def revise(self, groups: Callable[[], list[dict[str, Any]]]) -> None:
         """Let the methods change what trains, after the step that was done, and go on with the
         state that they give. `groups`: the optimizer's, of the changed model. Collective."""
-        counts = self.steps_done, self.steps_skipped, self.task_updates
+        counts = self.steps_done, self.steps_skipped, self.task_updates, self.loss_scale
         # The changed model gets a new DeepSpeed engine: the old one's state passes through the CPU,
         # and is on all ranks, because `restore` asks for that.
         state: State = self.ranks.broadcast(self.export())

@@ -120,6 +120,12 @@ class NonFiniteSteps:
             self._in_a_row = 0
             self._was_finite = True
             return []
+        # Infinite at its scale alone, as fp16 expects of some steps: a smaller one is next.
+        if report.scale_can_fall and not self.ranks.any(bool(report.not_finite)):
+            return [
+                f"step {step} is skipped: in fp16, its gradient times the loss scale of "
+                f"{report.loss_scale:,.0f} was infinite"
+            ]
         self._in_a_row += 1
         ids = [id for batch in batches for id in batch.ids]
         # All ranks are here: ZeRO skips a step on all or on none.

@@ -18,8 +18,9 @@ from vlds.evaluation.evaluator import unknown_answers
 from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
 from vlds.models.loading.load_backbone import Longest
 from vlds.recipe.build import to_tree
-from vlds.recipe.config import Recipe
+from vlds.recipe.config import DTYPES, Recipe, TrainingConfig
 from vlds.recipe.paths import inputs_of
+from vlds.runtime.devices import computes_in, device_name
 from vlds.runtime.disk import check_writable
 from vlds.runtime.process import find
 from vlds.runtime.ranks import Ranks
@@ -60,6 +61,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     check_rates(recipe)
     for field, size in recipe.batch_sizes.items():
         check_lanes(recipe.data.lanes, size, field)
+    check_precision(recipe.training, ranks.device)
     if ranks.is_first and (warning := slow_precision(recipe.training.precision, ranks.device)):
         tell(warning, flush=True)
     data = recipe.data
@@ -181,11 +183,22 @@ def far_too_large(recipe: Recipe, sources: Sequence[Source], ranks: Ranks) -> It
             )
 
 
+def check_precision(training: TrainingConfig, device: torch.device) -> None:
+    """Errors: ValueError if the device has no instructions for the recipe's precision."""
+    if computes_in(training.dtype, device):
+        return
+    others = [name for name, dtype in DTYPES.items() if computes_in(dtype, device)]
+    raise ValueError(
+        f"training.precision: got {training.precision}, which {device_name(device)} does not "
+        f"compute in; set {' or '.join(others)}"
+    )
+
+
 def slow_precision(precision: str, device: torch.device) -> str | None:
     """What to tell a user whose CPU emulates the recipe's precision."""
     if precision == "fp32" or device.type != "cpu":
         return None
-    ratio = slowdown(torch.bfloat16)
+    ratio = slowdown(DTYPES[precision])
     if ratio < SLOW:
         return None
     return (

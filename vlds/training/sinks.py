@@ -56,6 +56,10 @@ class StepReport:
     ranks."""
     not_finite: list[str] = field(default_factory=list)
     """Ids of this rank's examples whose own loss was not finite."""
+    loss_scale: float | None = None
+    """In fp16, what the step's loss was multiplied by."""
+    scale_can_fall: bool = False
+    """True if a smaller loss scale is left to try, should the step be skipped."""
 
 
 class Tracker:

@@ -50,6 +50,19 @@ class Best:
 
 
 @dataclass(frozen=True)
+class LossScale:
+    """What fp16 multiplies the loss by, and what decides when that changes."""
+
+    value: float
+    steps: int
+    """Steps so far, as `last_overflow` counts them."""
+    last_overflow: int
+    """The last step whose gradient was infinite at its scale; -1 if none was."""
+    hysteresis: int
+    """Such steps until the scale falls."""
+
+
+@dataclass(frozen=True)
 class Progress:
     """What a run has done so far."""
 
@@ -65,6 +78,8 @@ class Progress:
     """sha256 of what the frozen weights come from."""
     task_updates: dict[str, int] = field(default_factory=dict)
     """Task -> updates of its own weights, in the order in which weights are stacked over tasks."""
+    loss_scale: LossScale | None = None
+    """Of a run in fp16 whose scale is not fixed."""
 
 
 def name_of(step: int) -> str:

@@ -1,0 +1,239 @@
+"""Training in fp16: what is scaled, which steps are skipped, and where a resumed run goes on.
+
+DeepSpeed refuses fp16 on this CPU, though torch computes in it, so these tests lift the refusal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+from tests.toys.engines import (
+    Case,
+    global_batch,
+    make_case,
+    own_micro_batches,
+    start_engine,
+)
+from tests.toys.rank_jobs import check_complaint, run_recipe
+from tests.toys.rank_pool import RankPool
+from tests.toys.resumed_runs import check_resume, losses
+from tests.toys.world import world_recipe
+from vlds.models.methods import Peft
+from vlds.recipe.config import MetaConfig, Recipe
+from vlds.runtime.deepspeed_start import start_ranks
+from vlds.training import prepare
+from vlds.training.engine import Engine, State
+from vlds.training.faults import NonFiniteSteps
+from vlds.training.sinks import StepReport
+from vlds.training.states import LossScale, read_progress, state_folders
+
+STEPS = 6
+EACH_STEP = {"initial_scale_power": 8, "loss_scale_window": 1, "hysteresis": 1}
+"""The loss scale doubles after each step but the first."""
+TOO_LARGE = {"initial_scale_power": 40, "loss_scale_window": 100, "hysteresis": 2}
+
+
+@contextmanager
+def fp16_computes() -> Iterator[None]:
+    """Let DeepSpeed and a run's checks take fp16 here."""
+    with (
+        mock.patch.object(CPU_Accelerator, "is_fp16_supported", return_value=True),
+        mock.patch.object(prepare, "computes_in", return_value=True),
+    ):
+        yield
+
+
+def train(case: Case, steps: int = STEPS) -> dict[str, Any]:
+    """The reports of an engine's steps, its scale before each, and its state at the end."""
+    with fp16_computes():
+        made, cut = start_engine(case)
+        reports, found = [], []
+        for step in range(steps):
+            report = made.step(own_micro_batches(global_batch(step), made, cut))
+            reports.append(report)
+            found.append(made.ranks.sum(report.task_losses))
+        state, scale = made.export(), made.loss_scale
+        made.close()
+    return {"reports": reports, "losses": found, "state": state, "scale": scale}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_scaled_gradient_is_the_gradient(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"stage": stage, "clip_norm": 0.1, "micro_batch_size": 3}
+    exact, *_ = ranks2.run(train, make_case(tmp_path, **fields), timeout=120)
+    case = make_case(tmp_path, precision="fp16", scaling=EACH_STEP, **fields)
+    found, *_ = ranks2.run(train, case, timeout=120)
+    scales = [report.loss_scale for report in found["reports"]]
+    assert scales == [256, 256, 512, 1024, 2048, 4096]
+    assert not any(report.skipped for report in found["reports"])
+    for report, expected in zip(found["reports"], exact["reports"], strict=True):
+        # Above the clipping norm, so that a step divided by another scale would show in the next.
+        assert expected.gradient_norm > 0.1
+        assert report.gradient_norm == pytest.approx(expected.gradient_norm, rel=0.01)
+    torch.testing.assert_close(found["losses"], exact["losses"], rtol=2e-3, atol=0)
+    for name, tensors in exact["state"].items():
+        for key, tensor in tensors.items():
+            difference = (found["state"][name][key] - tensor).norm()
+            assert difference <= 0.02 * tensor.norm() + 1e-6, (name, key)
+
+
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_scale_falls_until_gradients_are_finite(
+    stage: int, ranks2: RankPool, tmp_path: Path
+) -> None:
+    case = make_case(tmp_path, stage=stage, precision="fp16", scaling=TOO_LARGE)
+    found = ranks2.run(train, case, 40, timeout=200)
+    for of_rank in found:
+        skipped = [report.skipped for report in of_rank["reports"]]
+        assert all(skipped[:15])
+        assert not all(skipped[15:25])
+        for step, report in enumerate(of_rank["reports"]):
+            # Hysteresis: the first skipped step leaves the scale.
+            assert report.loss_scale == 2.0 ** (40 - max(sum(skipped[:step]) - 1, 0))
+            assert report.scale_can_fall
+            assert not report.not_finite
+            assert math.isfinite(report.gradient_norm) != report.skipped
+        last = max(step for step, flag in enumerate(skipped) if flag)
+        assert of_rank["scale"] == LossScale(2.0 ** (41 - sum(skipped)), 40, last, 1)
+
+
+def continue_from(case: Case, state: State, scale: LossScale, start: int) -> dict[str, Any]:
+    """The steps from `start` on, after a state was put back."""
+    with fp16_computes():
+        made, cut = start_engine(case)
+        made.restore(state, start, 0, [start] * 3, scale)
+        reports = [
+            made.step(own_micro_batches(global_batch(step), made, cut))
+            for step in range(start, STEPS)
+        ]
+        state, scale = made.export(), made.loss_scale
+        made.close()
+    return {"reports": reports, "state": state, "scale": scale}
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_with_its_scale(
+    ranks1: RankPool, ranks2: RankPool, tmp_path: Path
+) -> None:
+    case = make_case(tmp_path, stage=2, precision="fp16", scaling=EACH_STEP)
+    (whole,) = ranks1.run(train, case, timeout=120)
+    (half,) = ranks1.run(train, case, 3, timeout=120)
+    assert half["scale"] == LossScale(1024, 3, -1, 1)
+    place = half["state"], half["scale"], 3
+    (same,) = ranks1.run(continue_from, case, *place, timeout=120)
+    assert same["scale"] == whole["scale"]
+    for name, tensors in whole["state"].items():
+        for key, tensor in tensors.items():
+            assert torch.equal(same["state"][name][key], tensor), (name, key)
+    other = make_case(tmp_path, stage=3, precision="fp16", scaling=EACH_STEP)
+    elsewhere, *_ = ranks2.run(continue_from, other, *place, timeout=120)
+    assert elsewhere["scale"] == whole["scale"]
+    for report, expected in zip(elsewhere["reports"], whole["reports"][3:], strict=True):
+        assert report.gradient_norm == pytest.approx(expected.gradient_norm, rel=0.01)
+
+
+def rule_gradients(case: Case) -> list[torch.Tensor]:
+    """What AdaLoRA's rule reads in one step, by which it judges its ranks."""
+    read: list[torch.Tensor] = []
+    take = Engine._gradients_for_rules
+
+    def kept(engine: Engine) -> Any:
+        gradients = take(engine)
+        read.extend(gradients.values())
+        return gradients
+
+    with mock.patch.object(Engine, "_gradients_for_rules", kept):
+        train(case, 1)
+    return read
+
+
+def test_rules_read_gradients_without_the_scale(ranks2: RankPool, tmp_path: Path) -> None:
+    budget = {"init_r": 4, "target_r": 2, "tinit": 0, "tfinal": 1, "deltaT": 1}
+    method = Peft(type="ADALORA", settings=budget, roles=["attn_q"])
+    fields: dict[str, Any] = {"stage": 2, "method": method, "num_steps": STEPS}
+    exact, *_ = ranks2.run(rule_gradients, make_case(tmp_path, **fields), timeout=120)
+    case = make_case(tmp_path, precision="fp16", scaling=EACH_STEP, **fields)
+    found, *_ = ranks2.run(rule_gradients, case, timeout=120)
+    norms = [[float(gradient.norm()) for gradient in read] for read in (found, exact)]
+    assert norms[0] == pytest.approx(norms[1], rel=0.02)
+    assert any(norms[1])
+
+
+def run_in_fp16(recipe: Recipe, resume: bool = False) -> int:
+    """What `vlds train` does on a rank of a device that computes in fp16."""
+    with fp16_computes():
+        return run_recipe(recipe, resume)
+
+
+def test_a_run_resumes_while_its_scale_falls(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "whole", stage=3)
+    file = tmp_path / "fp16.json"
+    settings = json.loads(Path(recipe.training.deepspeed).read_text(encoding="utf-8"))
+    settings["fp16"] = {"initial_scale_power": 20, "loss_scale_window": 1, "hysteresis": 1}
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    training = replace(recipe.training, precision="fp16", deepspeed=str(file))
+    recipe = replace(recipe, training=training)
+    check_resume(ranks2, recipe, tmp_path, run=run_in_fp16, skips=True)
+    half, whole = (
+        [read_progress(folder) for folder in state_folders(run / "state")]
+        for run in (tmp_path / "half", tmp_path / "whole")
+    )
+    assert half == whole
+    # Both parts of the run skip steps, so that the scale that was saved is not the first one.
+    assert 0 < half[0].skipped < half[1].skipped == 10 - len(losses(tmp_path / "half"))
+
+
+def report(**fields: Any) -> StepReport:
+    """A skipped step's report."""
+    zeros = torch.zeros(1)
+    return StepReport(zeros, zeros, math.inf, {}, skipped=True, loss_scale=4.0, **fields)
+
+
+def watch_skipped(recipe: Recipe) -> list[str]:
+    """What is said of steps skipped for their scale, for an example, and at the least scale."""
+    watch = NonFiniteSteps(recipe, start_ranks(60))
+    said = [watch.after_step(step, report(scale_can_fall=True), []) for step in range(1, 9)]
+    said.append(watch.after_step(9, report(scale_can_fall=True, not_finite=["a"]), []))
+    with pytest.raises(ValueError) as stopped:  # noqa: PT011 (the test looks at the message)
+        watch.after_step(10, report(), [])
+    return [line for lines in said for line in lines] + [str(stopped.value)]
+
+
+def test_only_a_scale_at_its_least_is_a_fault(
+    world: Path, ranks1: RankPool, tmp_path: Path
+) -> None:
+    recipe = world_recipe(world, tmp_path / "run", stage=2)
+    training = replace(recipe.training, precision="fp16", max_nonfinite_steps=1)
+    (said,) = ranks1.run(watch_skipped, replace(recipe, training=training))
+    *scaled, example, stopped = said
+    why = "is skipped: in fp16, its gradient times the loss scale of 4 was infinite"
+    assert scaled == [f"step {step} {why}" for step in range(1, 9)]
+    assert "step 9 is skipped, its loss or gradient is NaN or infinite; the loss of a" in example
+    assert "2 steps in a row, the last of them 10" in stopped
+    assert "set training.precision to fp32" in stopped
+
+
+def test_a_device_without_fp16_says_so_before_data_are_read(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run", stage=2)
+    recipe = replace(recipe, training=replace(recipe.training, precision="fp16"))
+    with mock.patch.object(prepare, "computes_in", lambda dtype, device: dtype != torch.float16):
+        told = check_complaint(recipe)
+    assert told.startswith("training.precision: got fp16, which ")
+    assert told.endswith(" does not compute in; set bf16 or fp32")
+
+
+def test_steps_inside_tasks_are_not_scaled(world: Path, tmp_path: Path) -> None:
+    recipe = world_recipe(world, tmp_path / "run", stage=2)
+    with pytest.raises(ValueError, match=r"meta: .* training.precision fp16; set that to bf16"):
+        replace(recipe, meta=MetaConfig(), training=replace(recipe.training, precision="fp16"))

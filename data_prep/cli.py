@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from data_prep import official, plan, preview
 from data_prep.checking import verify
@@ -27,6 +27,8 @@ COMMANDS = (
 USER_ERROR = 2
 Run = Callable[[argparse.Namespace], int | None]
 """Exit code; None is 0."""
+MOST_SHOWN = 200
+"""Characters of a path that an error shows."""
 INCOMPLETE = ": the data set being written is incomplete; --resume continues it"
 KEPT = "; finished shards are kept: --resume continues from them"
 
@@ -40,19 +42,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USER_ERROR
     # Commands that write shards have --resume.
     run: Run = args.run
-    can_resume = hasattr(args, "resume")
+    can_resume, out = hasattr(args, "resume"), getattr(args, "out", None)
+
+    def begun() -> bool:
+        """True if there is something to resume: without an output folder there is nothing."""
+        return can_resume and (out is None or os.path.exists(out))
+
     try:
         with interruptible():
             return run(args) or 0
     except (ValueError, ShardError, OSError) as error:
-        kept = KEPT if can_resume and isinstance(error, (LostWorker, CannotWrite)) else ""
-        tell(f"error: {error}{kept}", error=True)
+        kept = KEPT if begun() and isinstance(error, (LostWorker, CannotWrite)) else ""
+        message = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            message = f"{str(error.filename)[:MOST_SHOWN]}: {error.strerror}"
+        tell(f"error: {message}{kept}", error=True)
         return USER_ERROR
     except Interrupted as error:
-        out: Path | None = getattr(args, "out", None)
-        # Without an output folder there is nothing to resume yet.
-        begun = can_resume and (out is None or out.exists())
-        tell(f"interrupted by {error.signal_name}{INCOMPLETE if begun else ''}", error=True)
+        tell(f"interrupted by {error.signal_name}{INCOMPLETE if begun() else ''}", error=True)
         return error.exit_code
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from vlds.runtime.files import open_file
-from vlds.runtime.json_files import NotFinite, strict_json
+from vlds.runtime.json_files import NotFinite, in_words, strict_json
 
 LARGEST_SOURCE = 4 << 30
 """Bytes of a JSON file, which is read as a whole."""
@@ -217,7 +217,7 @@ def _parse(text: str, place: str, subject: str, cure: str) -> Any:
             f"{subject} not JSON: {error.msg}: {line}column {error.colno}{end}"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{subject} not JSON: {error}") from error
+        raise ValueError(f"{subject} not JSON: {in_words(error)}") from error
 
 
 def clean(text: str) -> str:

@@ -23,6 +23,7 @@ from vlds.data.shards.pictures import page_picture, thumbnail, upright_size
 from vlds.data.shards.sample import UNUSABLE
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.runtime.files import write_whole
+from vlds.runtime.json_files import in_words
 from vlds.runtime.limited import page
 from vlds.runtime.terminal import open_console, tell, visible
 from vlds.schema import Encoded, SkipSample
@@ -80,7 +81,7 @@ def view_sample(dataset: Dataset, number: int, most: int | None = MOST_ANNOTATIO
     except (SkipSample, ShardError) as error:
         return SampleView(place, trouble=visible(error))
     except UNUSABLE as error:  # readable, but with a field of another type than its kind has
-        return SampleView(place, trouble=visible(f"not what it should be: {error!r}"))
+        return SampleView(place, trouble=visible(f"not what it should be: {in_words(error)}"))
 
 
 def place_of(dataset: Dataset, number: int) -> str:

@@ -219,6 +219,27 @@ def test_tensors_that_are_not_finite(value: float, artifact: Path) -> None:
     assert f"artifact {artifact}: {name} holds numbers that are NaN or infinite; copy" in said
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64])
+def test_tensors_that_are_no_weights(dtype: torch.dtype, artifact: Path) -> None:
+    tensors = load_file(artifact / "weights.safetensors")
+    name = "visual_embedding.feature_projection.weight"
+    tensors[name] = tensors[name].to(dtype)
+    edit_tensors(artifact, tensors)
+    kind = str(dtype).removeprefix("torch.")
+    said = message_of(artifact)
+    assert f"artifact {artifact}: {name} is {kind}, and weights are floats of 16 to 64" in said
+
+
+@pytest.mark.parametrize("field", ["num_beams", "max_new_tokens"])
+def test_an_answer_that_no_machine_has_room_for(field: str, artifact: Path) -> None:
+    recipe = yaml.safe_load((artifact / "recipe.yaml").read_text())
+    for task in recipe["tasks"].values():
+        task["init_args"]["decoding"] = {field: 10**9}
+    (artifact / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    write_manifest(artifact)
+    assert f"decoding.{field}: got 1000000000; give a number from 1 to " in message_of(artifact)
+
+
 def test_tensors_of_another_size(artifact: Path) -> None:
     recipe = (artifact / "recipe.yaml").read_text()
     assert recipe.count("reduction: 4") == 1

@@ -47,6 +47,7 @@ FORMAT = 1
 HERE = "<folder>"
 """In an artifact's recipe: the folder that the recipe lies in."""
 NOT_KNOWN: Mapping[str, Any] = MappingProxyType({})
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 AGAIN = "copy it again from where it was trained"
 Rows: TypeAlias = slice | EllipsisType
 """Index of some rows of a tensor, or of all of it."""
@@ -248,6 +249,11 @@ def load_run(
     for key, tensor in tensors.items():
         # Buffers may be masks, which hide places by an infinity.
         is_weight = key.partition("[")[0] in parameters
+        if is_weight and tensor.dtype not in WEIGHT_TYPES:
+            raise ValueError(
+                f"artifact {folder}: {key} is {str(tensor.dtype).removeprefix('torch.')}, and "
+                f"weights are floats of 16 to 64 bits; {AGAIN}"
+            )
         if not (tensor.isfinite() if is_weight else ~tensor.isnan()).all():
             raise ValueError(
                 f"artifact {folder}: {key} holds numbers that are NaN or infinite; {AGAIN}"

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
-from vlds.runtime.checks import Count, Natural, SourcePath
+from vlds.runtime.checks import Limits, Natural, SourcePath
 
 IGNORED_LABEL = -100
 """Label of padded target positions; cross-entropy skips them."""
@@ -291,9 +291,9 @@ class Collator(Protocol):
 class Decoding:
     """How a task turns the model's output into text."""
 
-    num_beams: Count = 1
+    num_beams: Annotated[int, Limits(1, 1024)] = 1
     """1: greedy."""
-    max_new_tokens: Count = 20
+    max_new_tokens: Annotated[int, Limits(1, 1 << 20)] = 20
     """Longest answer, in tokens after the start token."""
     choices: tuple[str, ...] | None = None
     """Compare the logits of these words' first tokens instead of generating (NLVR2's true /

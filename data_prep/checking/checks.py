@@ -34,7 +34,7 @@ from vlds.data.shards.shard_index import Counts, ShardIndex, beside, build_index
 from vlds.data.shards.tar import members, read_members, split_name
 from vlds.data.streams.stream import ask_all
 from vlds.runtime.files import open_file, read_file
-from vlds.runtime.json_files import parse_member
+from vlds.runtime.json_files import in_words, parse_member
 from vlds.runtime.json_files import sha256 as file_sha256
 
 Members = dict[str, bytes]
@@ -111,7 +111,7 @@ def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> Che
         try:
             content["json"] = json.dumps(foreign_json(sample.key, views, dataset.fields)).encode()
         except (ValueError, KeyError, TypeError) as error:
-            sample.findings.append(Finding("fields cannot be read", repr(error)))
+            sample.findings.append(Finding("fields cannot be read", in_words(error)))
     sample.has_json = "json" in content
     sample.findings += _check_json(sample, content, dataset)
     sample.findings += _check_features(sample, content)
@@ -120,7 +120,7 @@ def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> Che
     try:
         read = parse_sample(sample.key, views, dataset.name, dataset.kind, dataset.fields)
     except UNUSABLE as error:
-        fault = repr(error)
+        fault = in_words(error)
     else:
         sample.counts = Counts(len(read.annotations), len(read.images) or len(read.features))
         asked = ask_all(read)

@@ -16,7 +16,7 @@ from typing import Any
 from data_prep.json_rows import JsonRow, clean, open_text, read_json, read_lines, read_object, shown
 from data_prep.official.snli_ve import LABELS
 from data_prep.own_data.table import TABLES, read_table
-from data_prep.packing.pack import NUM_ANNOTATORS, REQUIRED, answer_fields
+from data_prep.packing.pack import NUM_ANNOTATORS, REQUIRED, answer_fields, text_fault
 from data_prep.packing.source import TYPES, Annotation, Dropped, and_more
 from vlds.runtime.checks import guess
 from vlds.runtime.files import open_file
@@ -221,8 +221,13 @@ def picture_of(row: Fields, form: RowForm) -> str:
 
 def annotations_of(row: Fields, row_id: str, form: RowForm) -> list[Annotation | Dropped]:
     """The annotations of a row, and what cannot be used of it."""
-    is_usable = form.text_rows or picture_of(row, form)
-    results = form.task.annotate(row, row_id, form) if is_usable else ["no image"]
+    picture = picture_of(row, form)
+    if fault := text_fault({"picture": picture, "id": row_id}):
+        results: list[Result] = [fault]
+    elif form.text_rows or picture:
+        results = form.task.annotate(row, row_id, form)
+    else:
+        results = ["no image"]
     return [Dropped(row_id, entry) if isinstance(entry, str) else entry for entry in results]
 
 

@@ -13,6 +13,7 @@ from vlds.data.shards.sample import UNUSABLE, check_fields, parse_sample
 from vlds.data.shards.shard_stream import read_shard
 from vlds.data.shards.writing import index_folder
 from vlds.runtime.folders import folder_lock
+from vlds.runtime.json_files import in_words
 from vlds.runtime.terminal import tell
 
 
@@ -40,8 +41,8 @@ def check_first(folder: Path, kind: str, fields: Mapping[str, str]) -> None:
                 parse_sample(key, content, tar.name, kind, fields)
         except UNUSABLE as error:
             raise ValueError(
-                f"{tar}: the first sample cannot be read ({error!r}); say with --fields which "
-                "member of a sample holds what"
+                f"{tar}: the first sample cannot be read ({in_words(error)}); say with --fields "
+                "which member of a sample holds what"
             ) from None
 
 

@@ -16,6 +16,7 @@ from data_prep.packing.source import count_reasons
 from vlds.data.shards.info import DATASET_FILE, NO_CLASS, DatasetInfo
 from vlds.data.shards.sample import UNUSABLE
 from vlds.data.shards.store import open_dataset
+from vlds.runtime.json_files import in_words
 from vlds.runtime.terminal import tell
 from vlds.schema import Sample, SkipSample
 
@@ -72,7 +73,8 @@ def describe(folder: Path) -> str:
                 answers[_answer(annotation)] += 1
         except UNUSABLE as error:
             raise ValueError(
-                f"{folder}: sample {sample.key} cannot be counted ({error!r}); correct its json"
+                f"{folder}: sample {sample.key} cannot be counted ({in_words(error)}); correct its "
+                "json"
             ) from None
     size = sum(shard.bytes for shard in info.shards)
     lines = [

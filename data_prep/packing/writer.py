@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.packing.picture import BadPicture, PictureRule, is_there, prepare_picture
-from data_prep.packing.source import BadFeatures, Dropped, Finished, Journal, SourceSample
+from data_prep.packing.source import (
+    BadFeatures,
+    Dropped,
+    Finished,
+    Journal,
+    SourceSample,
+    count_reasons,
+)
 from vlds.data.shards.info import DATASET_FILE, KIND, SCHEMA, DatasetInfo, check_names
 from vlds.data.shards.sample import feature_bytes
 from vlds.data.shards.store import QUARANTINE_FILE
@@ -181,8 +188,12 @@ class DatasetWriter:
         dropped_before = [drop for entry in self.finished for drop in entry.dropped]
         dropped = [*rows_dropped, *dropped_before, *dropped_last]
         if not shards:
-            reasons = f"; {len(dropped)} were dropped, the first: {dropped[0]}" if dropped else ""
-            raise ValueError(f"data set {self.stem}: no samples to write{reasons}")
+            counts = count_reasons(drop.reason for drop in dropped).items()
+            reasons = ", ".join(f"{reason} ({count:,})" for reason, count in counts)
+            raise ValueError(
+                f"data set {self.stem}: no samples to write"
+                + (f"; the first dropped is {dropped[0].id}, of all: {reasons}" if dropped else "")
+            )
         # Shards and indices that this version does not have would stay beside its own for ever.
         names = {shard.name for shard in shards}
         for path in self.out.glob(f"{self.stem}-*.tar*"):  # of an earlier, longer version

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +111,6 @@ def test_a_config_of_another_size(
         ({"tie_word_embeddings": "no"}, "'no'"),
         ({"layer_norm_epsilon": math.nan}, "layer_norm_epsilon is nan, a finite number expected"),
         ({"rope": {"factor": math.inf}}, "rope.factor is inf, a finite number expected"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"),
     ],
 )
 def test_odd_fields_of_a_config(
@@ -123,6 +123,65 @@ def test_odd_fields_of_a_config(
     assert str(backbone.path) in message
     assert told in message
     assert message.endswith("; correct the file, or copy it again")
+
+
+@pytest.mark.parametrize("value", [{"quant_method": "gptq", "bits": 4}, [], "awq", False])
+def test_a_quantised_model_is_told_what_to_name(value: object, tmp_path: Path) -> None:
+    backbone = saved_backbone(T5, tmp_path)
+    change_config(folder_of(backbone), quantization_config=value)
+    message = complaint(backbone)
+    assert message.startswith(f"model.backbone.path: {backbone.path} is quantised (its config has")
+    assert message.endswith("name the unquantised model, and set model.bits to have vlds pack it")
+
+
+def unread_index(folder: Path) -> Path:
+    """A folder whose index sends each weight to a pickle of other numbers."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+    torch.save(zeros, folder / "w.pt")
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(weights, "w.pt")}
+    file = folder / "model.safetensors.index.json"
+    file.write_text(json.dumps(index), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_index_names_no_pickle(family: type[Backbone], tmp_path: Path) -> None:
+    backbone = saved_backbone(family, tmp_path)
+    file = unread_index(folder_of(backbone))
+    message = complaint(backbone)
+    assert message.startswith(f"model.backbone.path: cannot read {file}")
+    assert "it names 'w.pt', which is not a .safetensors file" in message
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}'])
+def test_an_index_that_is_none(text: str, tmp_path: Path) -> None:
+    backbone = saved_backbone(T5, tmp_path)
+    file = folder_of(backbone) / "model.safetensors.index.json"
+    file.write_text(text, encoding="utf-8")
+    message = complaint(backbone)
+    assert f"cannot read {file} (ValueError: it has no weight_map" in message
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    backbone = saved_backbone(T5, tmp_path)
+    pipe = folder_of(backbone) / name
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    assert f"model.backbone.path: {pipe} is not a regular file" in complaint(backbone)
+
+
+@pytest.mark.parametrize("suffix", [".scales", ".weight_scale", ".lora_A.weight"])
+def test_weights_that_mean_nothing_without_others(suffix: str, tmp_path: Path) -> None:
+    backbone = saved_backbone(T5, tmp_path)
+    file = folder_of(backbone) / "model.safetensors"
+    weights = load_file(file)
+    odd = next(name for name in weights if name.endswith(".q.weight")).removesuffix(".weight")
+    save_file(weights | {f"{odd}{suffix}": torch.ones(2)}, file, {"format": "pt"})
+    message = complaint(backbone)
+    assert f"holds {odd}{suffix}, which belongs to packed weights or to an adapter" in message
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", "3", "[" * 5000])

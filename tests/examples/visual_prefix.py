@@ -35,7 +35,7 @@ class VisualPrefix(GridKind):
         sources = {"backbone": self.path, "vision encoder": self.vision.source}
         return {part: source for part, source in sources.items() if source is not None}
 
-    def collator(self, processor: Any) -> JointCollator:
+    def collator(self, processor: Any, dtype: torch.dtype = torch.float32) -> JointCollator:
         return JointCollator(processor, features=self.image is None)
 
     def build(self, dtype: torch.dtype, processor: Any) -> PrefixModel:

@@ -185,6 +185,22 @@ def test_choices_and_lists(model: Tiny) -> None:
         assert math.log(again.confidence) == pytest.approx(math.log(answer.confidence), abs=1e-4)
 
 
+def test_workers_pass_pictures_in_the_models_type() -> None:
+    model = tiny("qwen2_5_vl")
+    exact = model.batch(model.rows())
+    half = model.kind.collator(model.processor, torch.bfloat16)(
+        model.rows(), images(), evaluation=False
+    )
+    for row, whole in zip(half.media, exact.media, strict=True):
+        for name, values in row.items():
+            numbers = whole[name]
+            assert torch.equal(values, numbers.bfloat16() if name == "pixel_values" else numbers)
+            assert values.dtype == (torch.bfloat16 if name == "pixel_values" else torch.int64)
+    built = model.build().eval().to(torch.bfloat16)
+    ones = torch.ones(3)
+    assert torch.equal(built(half, ones).loss, built(exact, ones).loss)
+
+
 def test_attention_is_chosen_and_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("qwen2_5_vl")
     batch, ones = model.batch(model.rows()), torch.ones(3)

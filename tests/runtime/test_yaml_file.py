@@ -11,9 +11,14 @@ from vlds.runtime.yaml_file import parse_yaml
 
 @pytest.mark.parametrize(
     "text",
-    ["a: 2020-99-99", '!!timestamp "x"', "!!bool maybe", "!!int x", '"\\UFFFFFFFF"',
-     f"a: {'9' * 5000}"],
-)  # fmt: skip
+    ["a: 2020-99-99", '!!timestamp "x"', "!!bool maybe", "!!int x", f"a: {'9' * 5000}"],
+)
+def test_a_value_that_is_none_of_its_kind_is_shown(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^recipe\.yaml, line 2: '.* cannot be read as [a-z]+$"):
+        parse_yaml(f"# a comment\n{text}", "recipe.yaml")
+
+
+@pytest.mark.parametrize("text", ['"\\UFFFFFFFF"', "? [a, b]\n: 1"])
 def test_whatever_it_raises_names_the_file(text: str) -> None:
     with pytest.raises(ValueError, match=r"^recipe\.yaml(, line 1)?: not YAML: "):
         parse_yaml(text, "recipe.yaml")

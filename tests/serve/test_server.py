@@ -10,17 +10,19 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from tests.toys.http_requests import ask, form_of
+from tests.toys.http_requests import FORM, ask, form_of
 from tests.toys.world import picture, world_recipe
 from vlds.artifact import load_run
 from vlds.cli.main import main, run_command
@@ -272,6 +274,43 @@ def test_ctrl_c_ends_it_with_a_line(talkative: Path, capsys: pytest.CaptureFixtu
     assert code == 128 + signal.SIGINT
     assert told.out == f"http://127.0.0.1:{port}/ answers questions; Ctrl-C ends it\n"
     assert told.err == "vlds: ended by Ctrl-C\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_answers_ends_it_cleanly(number: int, talkative: Path) -> None:
+    """Python aborts if threads compute while it shuts down."""
+    port = free_port()
+    words = ["predict", "--run", str(talkative), "--serve", "--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlds", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, as the tests may be, ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None
+    assert "answers questions" in process.stdout.readline()
+    body = form_of(*ASKED)
+
+    def ask_on() -> None:
+        with suppress(OSError, HTTPException):  # until the server has gone
+            while True:
+                connection = HTTPConnection("127.0.0.1", port, timeout=60)
+                connection.request("POST", "/answer", body, FORM)
+                connection.getresponse().read()
+                connection.close()
+
+    threads = [Thread(target=ask_on) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    for thread in threads:
+        thread.join()
+    assert (process.returncode, said.count("\n")) == (128 + number, 1), said
 
 
 def test_pairs_need_two_pictures(world: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from dataclasses import replace
@@ -14,12 +15,14 @@ import yaml
 from tests.toys.files import write_lines
 from tests.toys.processes import holder
 from tests.toys.world import world_recipe, write_world
-from vlds.cli import sweep_work as claims
+from vlds.cli import sweep_work
 from vlds.cli.main import run_command
 from vlds.cli.sweep import estimate
-from vlds.cli.sweep_work import CLAIMS, FAILED, preparation_parts
+from vlds.cli.sweep_work import CLAIMS, FAILED, SweepWork, preparation_parts
 from vlds.recipe.config import save_recipe
 from vlds.report.sweep import SweepRun, folder_name, read_sweep, runs_of
+from vlds.runtime.disk import CannotWrite
+from vlds.runtime.json_files import write_manifest
 
 
 @pytest.fixture
@@ -39,8 +42,11 @@ def file(tmp_path: Path) -> str:
 
 def finish(run: SweepRun) -> None:
     """Make a run that has ended, with two seconds a step."""
-    (run.folder / "artifact").mkdir(parents=True)
-    (run.folder / "artifact/recipe.yaml").touch()
+    artifact = run.folder / "artifact"
+    artifact.mkdir(parents=True)
+    for name in ("artifact.json", "recipe.yaml", "weights.safetensors"):
+        (artifact / name).touch()
+    write_manifest(artifact)
     lines = [{"step": 25, "loss": 1.0, "seconds": 50.0}, {"step": 50, "loss": 1.0, "seconds": 50.0}]
     write_lines(run.folder / "metrics.jsonl", lines)
     save_recipe(run.recipe, run.file)
@@ -165,7 +171,7 @@ def test_clocks_of_other_hosts_decide_nothing(
     file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim that a dead process has left, and a failure of an earlier sweep, dated ahead."""
-    monkeypatch.setattr(claims, "ABANDONED_S", 0.5)
+    monkeypatch.setattr(sweep_work, "ABANDONED_S", 0.5)
     for run in runs_of(read_sweep([file])):
         finish(run)
     product = Path(file).parent / "product"
@@ -179,3 +185,77 @@ def test_clocks_of_other_hosts_decide_nothing(
     assert run_command(["sweep", file, *words]) == 0, capsys.readouterr()
     assert product.is_file()
     assert "left, or" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "manifest.json", "artifact.json"])
+def test_a_run_whose_artifact_is_damaged_is_not_done(
+    name: str, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = read_sweep([file, "--split", "evaluate"])
+    runs = runs_of(table)
+    for run in runs:
+        finish(run)
+    assert all(run.is_done for run in runs)
+    (runs[1].folder / "artifact" / name).unlink()
+    assert [run.is_done for run in runs] == [True, False, True]
+    work = SweepWork(table, runs)
+    work.do(None, [])
+    assert list(work.failed) == ["row, seed 1"]
+    cure = f"or remove {runs[1].folder}, and the sweep trains it again"
+    assert work.failed["row, seed 1"].endswith(cure)
+    capsys.readouterr()
+    assert run_command(["sweep", file, "--split", "evaluate", "--dry-run"]) == 0
+    told = capsys.readouterr()
+    assert "2 of 3" in told.out
+    assert cure in told.err
+
+
+def sweep_with(file: str, **prepare: str) -> SweepWork:
+    """The work of a sweep that first makes files beside its own, each by a command."""
+    folder = Path(file).parent
+    tree = yaml.safe_load(Path(file).read_text())
+    made = {f"{folder}/{name}": command.format(folder) for name, command in prepare.items()}
+    Path(file).write_text(yaml.safe_dump({**tree, "prepare": made}, sort_keys=False))
+    table = read_sweep([file])
+    return SweepWork(table, runs_of(table))
+
+
+def test_what_is_made_and_vanishes_is_not_waited_for(file: str) -> None:
+    work = sweep_with(file, x="touch {0}/x", y="sh -c 'rm {0}/x; touch {0}/y'")
+    work.do(None, [])
+    folder = Path(file).parent
+    assert (
+        f"{folder}/x was there, and something has removed it" in work.failed[f"prepare {folder}/x"]
+    )
+    assert "cannot start without" in work.failed["row, seed 0"]
+    assert len(work.failed) == 5
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_strange_marks_of_failure_are_an_error(is_file: bool, file: str) -> None:
+    failed = Path(read_sweep([file]).output) / FAILED
+    mark = failed / folder_name(f"prepare {Path(file).parent}/x")
+    (failed.parent if is_file else mark).mkdir(parents=True)
+    if is_file:
+        failed.touch()
+    work = sweep_with(file, x="touch {0}/x")
+    with pytest.raises(CannotWrite, match=f"cannot write {mark}: (Is|Not) a directory"):
+        work.do(None, [])
+
+
+def test_a_full_disk_does_not_hide_what_failed(
+    file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = sweep_with(file, x="false", y="touch {0}/y")
+    whole = sweep_work.write_whole
+
+    def write(path: Path, text: str) -> None:
+        if path.parent.name == FAILED:
+            raise CannotWrite(path, OSError(errno.ENOSPC, "No space left on device"))
+        whole(path, text)
+
+    monkeypatch.setattr(sweep_work, "write_whole", write)
+    work.do(None, [])
+    said = capsys.readouterr().err
+    assert said.index("`false` ended with exit code 1") < said.index("No space left on device")
+    assert "`false` ended with exit code 1" in work.failed[f"prepare {Path(file).parent}/x"]

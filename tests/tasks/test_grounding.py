@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.toys.task_samples import sample_of
+from vlds.data.streams.stream import ask_all
 from vlds.schema import SkipSample
 from vlds.tasks import Grounding
 from vlds.tasks.base import ask
@@ -57,5 +60,29 @@ def test_half_an_overlap_is_enough() -> None:
 
 def test_stored_features_have_no_size() -> None:
     sample = replace(sample_of("refer"), extra={"size": []})
-    with pytest.raises(SkipSample, match="not what Grounding reads: IndexError"):
+    with pytest.raises(SkipSample, match="not what Grounding reads: list index out of range"):
         ask(Grounding(), "g", sample, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("box", "size"),
+    [
+        ([1, 1, 2], [40, 20]),
+        ([1, 1, 2, 2, 2], [40, 20]),
+        ([1, 1, 2, 2], [0, 0]),
+        ([1, 1, -2, 2], [40, 20]),
+        ([1e308] * 4, [40, 20]),
+        (["1", 1, 2, 2], [40, 20]),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_box_that_is_none_is_a_bad_sample(
+    box: list[Any], size: list[int], training: bool
+) -> None:
+    sample = sample_of("refer")
+    (first, *_) = sample.annotations
+    sample = replace(sample, annotations=({**first, "box": box},), extra={"size": [size]})
+    with pytest.raises(SkipSample, match=f"{sample.key}: its annotations are not what Grounding"):
+        ask(Grounding(), "g", sample, 0, np.random.default_rng(0) if training else None)
+    # `verify` asks all tasks, and goes on.
+    assert any("Grounding" in fault for fault in ask_all(sample).faults)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -37,9 +38,23 @@ def test_every_group_that_the_data_name_is_a_table() -> None:
     assert MultipleChoice().score({"m1": "B"}, plain) == {"accuracy": 1.0}
 
 
-def test_more_choices_than_letters_are_a_bad_sample() -> None:
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"choices": ["x"] * 6}, "it has 6 choices, 1 to 5 expected"),
+        ({"choices": []}, "it has 0 choices"),
+        ({"choices": "ab"}, "choices is 'ab', a list of texts expected"),
+        ({"answer_index": 2}, "answer_index is 2, of 2 choices from 0 on"),
+        ({"answer_index": -1}, "answer_index is -1, of 2 choices"),
+        ({"answer_index": True}, "answer_index is True"),
+        ({"groups": "x"}, "sequence"),
+    ],
+)
+def test_what_is_no_choice_is_a_bad_sample(fields: dict[str, Any], told: str) -> None:
     sample = sample_of("multiple_choice")
-    (first, _) = sample.annotations
-    many = replace(sample, annotations=({**first, "choices": ["x"] * 6},))
-    with pytest.raises(SkipSample, match="not what MultipleChoice reads: IndexError"):
-        ask(MultipleChoice(), "m", many, 0, None)
+    (first, *_) = sample.annotations
+    good = {**first, "choices": ["x", "y"], "answer_index": 0}
+    assert ask(MultipleChoice(), "m", replace(sample, annotations=(good,)), 0, None).target == "A"
+    odd = replace(sample, annotations=({**good, **fields},))
+    with pytest.raises(SkipSample, match=f"not what MultipleChoice reads: .*{told}"):
+        ask(MultipleChoice(), "m", odd, 0, None)

@@ -181,6 +181,9 @@ def test_impossible_fields() -> None:
         _ = Timm(model="resnet_of_dreams").geometry
     with pytest.raises(ValueError, match="give one of them"):
         Timm(model="resnet18", pretrained=True, weights="x.safetensors")
+    small = Timm(model="resnet101_clip.openai", image_size=16)
+    with pytest.raises(ValueError, match=r"^model\.vision\.image_size: .* pictures of 16 pixels"):
+        _ = small.geometry
 
 
 @pytest.mark.slow

@@ -106,12 +106,14 @@ def say_agenda(
     """Print what is done, what is left and its time. Returns the rows whose recipes cannot be
     built, and why."""
     rows, left = [], 0.0
+    damaged: list[SweepRun] = []
     faults: dict[str, str] = {}
     unknown: dict[str, list[str]] = {}
     for row in sweep.rows:
         of_row = [run for run in runs if run.row == row]
         done = sum(run.is_done for run in of_row)
         started = sum(run.is_started and not run.is_done for run in of_row)
+        damaged += [run for run in of_row if run.is_trained and not run.is_done]
         known = estimate(of_row, num_ranks)
         if known.is_fault:
             faults[row] = known.reason
@@ -128,6 +130,9 @@ def say_agenda(
     open_console().print(terminal_table(table))
     if missing := sum(not part.is_done for part in work.preparations):
         tell(f"{missing} of {len(work.preparations)} preparations come first")
+    for run in damaged:
+        if (damage := run.damage) is not None:
+            tell(f"{run.name}: {damage}", error=True)
     for reason, names in unknown.items():
         tell(f"the time of {', '.join(names)} is not known yet: {reason}")
     if left:

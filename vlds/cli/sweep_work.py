@@ -185,7 +185,10 @@ class RunPart:
         # The ranks of a sweep that was killed have one grace time, and so has their supervisor.
         run, folder = self.run, self.run.folder
         wait_until_free(folder, 2 * grace_from_environment())
-        if not run.is_trained:
+        if run.is_trained:
+            if (damage := run.damage) is not None:
+                raise ValueError(damage)
+        else:
             run.check()
             save_recipe(run.recipe, run.file)
             words = ("train", run.file, "--resume", "auto", *ranks)
@@ -250,8 +253,16 @@ class SweepWork:
     @property
     def missing(self) -> list[SweepPart]:
         """The parts that are neither done nor failed, those that nobody does first."""
+        for made in self.preparations:
+            # Whoever waits for it would wait for ever.
+            if made.name in self._done and not made.product.exists():
+                self._done.remove(made.name)
+                self.failed[made.name] = (
+                    f"{made.product} was there, and something has removed it; start the sweep "
+                    "again to make it again"
+                )
         for part in self.parts:
-            if part.name not in self._done and part.is_done:
+            if part.name not in self._done and part.name not in self.failed and part.is_done:
                 self._done.add(part.name)
             elif part.name not in self.failed:
                 # Another process may have failed at it since this one began.
@@ -279,7 +290,8 @@ class SweepWork:
                     continue
                 # An old mark must go before the part runs: whoever reads it would give up on it.
                 mark = self._place(FAILED, part)
-                mark.unlink(missing_ok=True)
+                with writable(mark):
+                    mark.unlink(missing_ok=True)
                 try:
                     for stage in part.stages(ranks):
                         run_stage(stage, f"{self.parts.index(part) + 1} of {len(self.parts)}", {})
@@ -287,8 +299,13 @@ class SweepWork:
                         raise StageError("its commands have ended, but what they make is not there")
                 except (StageError, ValueError) as error:
                     self.failed[part.name] = str(error)
-                    write_whole(mark, f"{error}\n")
                     tell(f"vlds sweep: {part.name}: {error}", error=True, flush=True)
+                    try:
+                        write_whole(mark, f"{error}\n")
+                    except (
+                        CannotWrite
+                    ) as refused:  # a full disk stops other parts only if they write
+                        tell(f"vlds sweep: {part.name}: {refused}", error=True, flush=True)
                 return part
         return None
 
@@ -297,7 +314,7 @@ class SweepWork:
         if there is none."""
         try:
             stat = self._place(FAILED, part).stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return stat.st_ino, stat.st_mtime_ns
 

@@ -109,7 +109,11 @@ def serve(run: Path, port: int, changes: Sequence[str] = ()) -> int:
     with bound(port) as server:
         server.opened, server.name = open_run(run, changes), run.resolve().name
         tell(f"http://{HOST}:{server.server_port}/ answers questions; Ctrl-C ends it", flush=True)
-        server.serve_forever()
+        try:
+            server.serve_forever()
+        finally:
+            # A thread that computes while Python shuts down aborts the process.
+            server.opened.close()
     return 0
 
 
@@ -289,6 +293,10 @@ class OpenRun:
     def __init__(self, loaded: LoadedRun) -> None:
         self._loaded = loaded
         self._lock = Lock()  # a model answers one question at a time
+
+    def close(self) -> None:
+        """Wait until no thread computes, and let none begin."""
+        self._lock.acquire()
 
     @property
     def tasks(self) -> Mapping[str, Task]:

@@ -76,7 +76,7 @@ def micro_batch(recipe: Recipe, model: Model, cut: BatchCut) -> Batch:
     """
     # The run's own stream: how long rows are and how they are padded depends on its order.
     setup = StreamSetup(
-        collator=recipe.model.collator(recipe.model.load_processor()),
+        collator=recipe.model.collator(recipe.model.load_processor(), recipe.training.dtype),
         image=recipe.image,
         seed=recipe.seed,
         cut=cut,

@@ -92,6 +92,11 @@ def changed(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     if isinstance(tasks := result.get(TASKS), dict):
         known = recipe.get(TASKS) or {}
         for name, task in tasks.items():
+            if not isinstance(name, str):
+                raise ValueError(
+                    f"tasks: got the name {name!r}; a name is text: write it in quotes (YAML "
+                    "reads yes, no, on and off as true and false)"
+                )
             if task is None and name not in known:
                 raise ValueError(
                     f"tasks.{name}: null leaves out a task of the base, and that has none of this "

@@ -273,14 +273,22 @@ class SweepRun:
         return self.product.is_file()
 
     @property
+    def damage(self) -> str | None:
+        """What is wrong with the artifact of a run that is trained; None if nothing is."""
+        try:
+            artifact_folder(self.folder)
+        except ValueError as error:
+            return f"{error}; or remove {self.folder}, and the sweep trains it again"
+        return None
+
+    @property
     def is_done(self) -> bool:
         """True if nothing is left to do: its artifact, as it is now, has been scored."""
-        if not self.is_trained:
+        if not self.is_trained or self.damage is not None:
             return False
         # The training's evaluations have scored this list; the other one needs `vlds evaluate`.
-        if self.split == "evaluate":
+        if self.split == "evaluate" and (self.folder / "metrics.jsonl").is_file():
             return True
-        artifact_folder(self.folder)  # a damaged one is an error
         scored, _ = current_scores(self.folder / PREDICTIONS, self.folder)
         tasks = self.recipe.tasks.items()
         # Scores without the hash of weights may be those of an earlier artifact.

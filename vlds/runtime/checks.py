@@ -44,6 +44,8 @@ class Limits:
 
 
 Count: TypeAlias = Annotated[int, Limits(1)]
+Pixels: TypeAlias = Annotated[int, Limits(1, 8192)]
+"""Along a side: at the most, a picture takes 800 MB in fp32."""
 Natural: TypeAlias = Annotated[int, Limits(0)]
 NotNegative: TypeAlias = Annotated[float, Limits(0)]
 Positive: TypeAlias = Annotated[float, Limits(0, above_least=True)]

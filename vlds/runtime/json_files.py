@@ -56,7 +56,17 @@ def read_named_json(path: str, field: str, cure: str) -> Any:
     except OSError as error:
         raise ValueError(f"{field}: {path}: {error.strerror}; {cure}") from None
     except ValueError as error:
-        raise ValueError(f"{field}: {path} is not JSON ({error})") from None
+        raise ValueError(f"{field}: {path} is not JSON ({in_words(error)})") from None
+
+
+def in_words(error: Exception) -> str:
+    """What Python or its parsers say of wrong data, in a reader's words."""
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]!r}"
+    # Python's own cure for the length of numbers is a call.
+    if str(error).startswith("Exceeds the limit"):
+        return "a whole number of more than 4,300 digits"
+    return str(error)
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -191,7 +201,7 @@ def parse_record(
             try:
                 rewritten = json.dumps(json.loads(data), ensure_ascii=False)
             except ValueError as not_json:
-                raise ValueError(f"it is not JSON ({not_json})") from None
+                raise ValueError(f"it is not JSON ({in_words(not_json)})") from None
             if (in_utf8 := rewritten.encode("utf-8", "replace")) != data:
                 return parse_record(kind, in_utf8, extra)
         first = "; ".join(_fault(kind, fault) for fault in faults[:MOST_FAULTS])

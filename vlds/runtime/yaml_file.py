@@ -28,6 +28,7 @@ YAML_CURES = {
     "blank behind it, text with a colon needs quotes, and keys of one level begin in one column",
     "cannot start any token": "; indent with blanks, not tabs, and write text with such a "
     "character in quotes",
+    "unhashable key": "; a key is text, neither a list nor keys of its own",
     "expected ',' or": "; close the bracket that was opened before",
     "expected <block end>": "; keys of one level begin in one column",
 }
@@ -58,6 +59,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
     Errors: ValueError as above.
     """
+    node = None
     try:
         # Each check makes the next one safe: counting the events builds nothing, the tree of nodes
         # keeps aliases as links, and only then the values are built, with what aliases repeat.
@@ -79,8 +81,27 @@ def parse_yaml(text: str, name: str) -> Any:
         cure = next((cure for words, cure in YAML_CURES.items() if words in problem), "")
         raise ValueError(f"{name}{line}: not YAML: {problem}{cure}") from None
     except Exception as error:  # PyYAML raises no YAMLError for a wrong date or number
+        if node is not None and (odd := unreadable(node)) is not None:
+            number, kind = odd.start_mark.line + 1, odd.tag.rpartition(":")[2]
+            raise ValueError(
+                f"{name}, line {number}: {odd.value!r:.60} cannot be read as {kind}"
+            ) from None
         reason = " ".join(str(error).split())[:LONGEST_REASON]  # it draws the line and an arrow
         raise ValueError(f"{name}: not YAML: {reason}") from None
+
+
+def unreadable(node: yaml.Node) -> yaml.ScalarNode | None:
+    """The first value under a node that PyYAML cannot build; None if it is not a single one."""
+    waiting = [node]
+    for node in waiting:  # grows while it runs
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                yaml.SafeLoader("").construct_object(node)
+            except Exception:  # of any class, as above
+                return node
+        for child in node.value if isinstance(node, yaml.CollectionNode) else ():
+            waiting += child if isinstance(child, tuple) else [child]
+    return None
 
 
 def check_extent(text: str, name: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from vlds.runtime.checks import Count, DataPath, Positive
+from vlds.runtime.json_files import in_words
 from vlds.schema import LONGEST_TEXT, Decoding, Example, Sample, SkipSample
 from vlds.tasks.class_output import ClassLoss, ClassOutput, Head
 
@@ -202,6 +203,10 @@ class Task(ABC):
         return None if answer is None else prediction == answer
 
 
+class Unlabelled(ValueError):
+    """A split without labels, on which nothing can be trained."""
+
+
 def label_of(task: str, split: Split) -> str:
     """The name of a task's results on one of its lists in files, scores and reports: TASK, or
     TASK.test for its test data."""
@@ -218,15 +223,17 @@ def ask(
 ) -> Example:
     """`Task.example` of an annotation that may be malformed.
 
-    Errors: SkipSample if the task cannot read it.
+    Errors: SkipSample if the task cannot read it; Unlabelled.
     """
     try:
         example = task.example(name, sample, annotation, rng)
     # Annotations come from files: what a task cannot read is bad data, not a bug.
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, Unlabelled):
+            raise
         raise SkipSample(
             f"sample {sample.key}: its annotations are not what {type(task).__name__} reads: "
-            f"{error!r}"
+            f"{in_words(error)}"
         ) from error
     # Tokenizers take minutes for texts of megabytes, and raise for what is not a text.
     for what, text in (("prompt", example.prompt), ("target", example.target)):
@@ -311,10 +318,10 @@ def first_ids(ids: Sequence[str]) -> str:
 def require_label(annotation: Mapping[str, Any], field_name: str, sample: Sample) -> Any:
     """The label that training needs.
 
-    Errors: ValueError if the split has none.
+    Errors: Unlabelled if the split has none.
     """
     if (value := annotation.get(field_name)) is None:
-        raise ValueError(
+        raise Unlabelled(
             f"data set {sample.dataset}: annotation {annotation.get('id')} has no "
             f'"{field_name}"; this split has no labels, so it cannot be trained on: '
             "name another data set under the task's `train`"

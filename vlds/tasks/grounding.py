@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Annotated, Any, ClassVar
 from zlib import crc32
 
@@ -83,6 +84,11 @@ class Grounding(AnswerTask):
 def box_text(box: Sequence[float], size: Sequence[float]) -> str:
     """A box (left, top, width, height) in a picture (width, height), both in pixels, as text."""
     # (120, 66, 300, 200) in a picture of 1000 x 500 -> "120 132 420 532".
+    if len(box) != 4 or not isfinite(sum(box)) or min(box[2:]) < 0 or min(size) <= 0:
+        raise ValueError(
+            f"its box is {box!r:.60} in a picture of {size!r:.60}, left, top, width and height in "
+            "pixels expected"
+        )
     left, top, width, height = box
     corners = ((left, size[0]), (top, size[1]), (left + width, size[0]), (top + height, size[1]))
     shares = (round(STEPS * edge / whole) for edge, whole in corners)

@@ -204,7 +204,7 @@ def build_run(
     resumed = state_folder is not None
     check_profile(profile, Path(recipe.output), None if resumed else recipe.training.num_steps)
     processor = recipe.model.load_processor()
-    collator = recipe.model.collator(processor)
+    collator = recipe.model.collator(processor, recipe.training.dtype)
     # Reads all questions that will be scored, so that a bad one is found now and not hours later.
     evaluator = Evaluator(recipe, prepared.evaluation_sources, collator, ranks)
     best = None

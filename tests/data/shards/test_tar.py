@@ -77,6 +77,12 @@ def test_sparse_files_are_an_error() -> None:
             read_all(data + bytes(1024) if kind == b"x" else data)
 
 
+def test_a_name_longer_than_any_path_is_not_shown() -> None:
+    with pytest.raises(ShardError, match="states a name of 500,005 characters") as error:
+        read_all(tar_of(["x" * 500_000 + ".json"], tarfile.PAX_FORMAT))
+    assert len(str(error.value)) < 200
+
+
 def test_a_long_name_of_nothing_is_an_error() -> None:
     data = tar_of(["0.json", LONG], tarfile.PAX_FORMAT)
     _, last = read_all(data)

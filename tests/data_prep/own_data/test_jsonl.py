@@ -193,11 +193,14 @@ def test_unusable_rows_are_counted(
         {"image": "b.jpg", "question": "q", "answer": None},
         {"image": None, "question": "q", "answer": "x"},
         {"question": "q", "answer": "x"},
+        {"image": "no\ud800.jpg", "question": "q", "answer": "x"},
     ]
     assert pack_rows(write(tmp_path / "rows.json", rows), images, tmp_path / "out") == 0
     printed = capsys.readouterr().out
-    assert "5 in = 1 written + 4 dropped" in printed
-    for reason in ("no question: 1", "no answer: 1", "no image: 2"):
+    assert "6 in = 1 written + 5 dropped" in printed
+    for reason in (
+        "no question: 1", "no answer: 1", "no image: 2", "half of a character in a text: 1",
+    ):  # fmt: skip
         assert reason in printed
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from vlds.data.shards.tar import read_members
 from vlds.runtime.files import open_file, read_file, write_whole
-from vlds.runtime.json_files import parse_json, parse_member, parse_record
+from vlds.runtime.json_files import in_words, parse_json, parse_member, parse_record
 
 SCHEMA = 2
 DATASET_FILE = "dataset.json"
@@ -143,7 +143,9 @@ class DatasetInfo:
         try:
             content = parse_json(data)
         except ValueError as error:
-            raise ValueError(f"{path} is not JSON ({error}); prepare the data set again") from None
+            raise ValueError(
+                f"{path} is not JSON ({in_words(error)}); prepare the data set again"
+            ) from None
         # Before the other fields, which another schema may name differently.
         if isinstance(content, dict) and (schema := content.get("schema")) != SCHEMA:
             cure = "prepare the data set again, or use the program's version that wrote it"

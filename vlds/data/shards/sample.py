@@ -20,7 +20,7 @@ import numpy as np
 from vlds.runtime.json_files import parse_member
 from vlds.schema import Sample
 
-UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)
+UNUSABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 """What `parse_sample` raises for members that are not what they should be."""
 PICTURES = ("jpg", "jpeg", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "ppm")
 """Extensions of members that are pictures."""
@@ -41,7 +41,7 @@ MOST_SHOWN = 60
 
 
 class UnfitId(ValueError):
-    """An id that is not one line of text."""
+    """An id that is missing or not one line of text."""
 
 
 def parse_sample(
@@ -74,13 +74,20 @@ def parse_sample(
     )
 
 
-def check_ids(fields: Mapping[str, Any]) -> None:
-    """Errors: UnfitId that shows the first unfit id in a sample's json; KeyError or TypeError for a
-    missing one."""
-    if fault := id_fault(fields["id"]):
+def check_ids(fields: object) -> None:
+    """Errors: UnfitId that shows the first missing or unfit id in a sample's json."""
+    if not isinstance(fields, dict):
+        raise UnfitId(f"its json is {json.dumps(fields)[:MOST_SHOWN]}, an object expected")
+    if fault := id_fault(fields.get("id")):
         raise UnfitId(f"the sample's id is {fault}")
-    for index, annotation in enumerate(fields["annotations"]):
-        if fault := id_fault(annotation["id"]):
+    if not isinstance(annotations := fields.get("annotations"), list):
+        raise UnfitId(f"its annotations are {json.dumps(annotations)[:MOST_SHOWN]}, list expected")
+    for index, annotation in enumerate(annotations):
+        if not isinstance(annotation, dict):
+            raise UnfitId(
+                f"annotation {index} is {json.dumps(annotation)[:MOST_SHOWN]}, an object expected"
+            )
+        if fault := id_fault(annotation.get("id")):
             raise UnfitId(f"the id of annotation {index} is {fault}")
 
 

@@ -33,7 +33,7 @@ from vlds.data.shards.info import (
 from vlds.data.shards.sample import FEATURES, UNUSABLE, UnfitId, check_ids, is_picture
 from vlds.data.shards.tar import Member, Reader, members, split_name
 from vlds.runtime.files import check_file, open_file, read_file
-from vlds.runtime.json_files import parse_member
+from vlds.runtime.json_files import in_words, parse_member
 
 IDX_TYPE = np.dtype("<u8")
 CNT_TYPE = np.dtype("<u4")
@@ -220,9 +220,9 @@ def build_index(
                 counts.append(_counts(sample, read, foreign))
             if end > size:  # inside the padding of the last member
                 raise ShardError("it is cut there")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except ValueError as error:
             is_message = isinstance(error, (ShardError, UnfitId))
-            reason = error if is_message else f"unusable json ({error!r})"
+            reason = error if is_message else f"unusable json ({in_words(error)})"
             raise ShardError(
                 f"shard {tar}, sample {len(counts)}: {reason}; copy or prepare it again"
             ) from None
@@ -258,7 +258,7 @@ def _counts(sample: Sequence[Member], read: Reader, foreign: bool) -> Counts:
 def counts_of(data: bytes, num_features: int) -> Counts:
     """Read the json of a sample with `num_features` stored features.
 
-    Errors: ValueError for unfit ids; KeyError, TypeError or AttributeError for malformed json.
+    Errors: ValueError for malformed json, and unfit ids.
     """
     fields = parse_member(data)
     check_ids(fields)

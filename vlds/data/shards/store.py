@@ -32,7 +32,7 @@ from vlds.data.shards.shard_index import Counts, ShardIndex, index_sizes, load_i
 from vlds.data.shards.shard_stream import is_pattern
 from vlds.data.shards.tar import read_members
 from vlds.runtime.files import open_descriptor, read_file, read_text
-from vlds.runtime.json_files import parse_json
+from vlds.runtime.json_files import in_words, parse_json
 from vlds.runtime.json_files import sha256 as file_sha256
 from vlds.runtime.terminal import without_credentials
 from vlds.schema import Sample, SkipSample
@@ -237,8 +237,8 @@ class LocalFiles:
                 faults[first[entry["shard"]] + entry["i"]] = f"in {path}: {entry['reason']}"
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{path}, line {number}: not what `data_prep verify` writes ({error!r}); run "
-                    "it again, or remove the file"
+                    f"{path}, line {number}: not what `data_prep verify` writes "
+                    f"({in_words(error)}); run it again, or remove the file"
                 ) from None
         return faults
 
@@ -371,7 +371,7 @@ class Dataset:
         try:
             sample = parse_sample(key, content, info.name, info.kind, info.fields)
         except UNUSABLE as error:
-            raise SkipSample(f"{what}: {error!r}") from error
+            raise SkipSample(f"{what}: {in_words(error)}") from error
         counts = Counts(len(sample.annotations), len(sample.images) or len(sample.features))
         indexed = Counts(int(self.counts[shard_index][row]), int(self.pictures[shard_index][row]))
         if counts != indexed:

@@ -29,6 +29,8 @@ KINDS = {b"1": "a hard link", b"2": "a symbolic link", b"S": "a sparse file"}
 STORE_WHOLE = "pack files whole, with GNU tar as `tar --dereference --hard-dereference -cf`"
 SPARSE = "GNU.sparse."
 """Prefix of a sparse file's fields in a PAX header."""
+LONGEST_NAME = 4096
+"""Characters, as of a path in Linux."""
 LARGEST_MEMBER = 1 << 33
 """Most bytes of a file: what octal digits can hold."""
 AT_ONCE = 1 << 16
@@ -76,6 +78,10 @@ def members(read: Reader, begin: int, end: int | None) -> Iterator[Member]:
         header_at, start = offset, offset + BLOCK
         if extension:
             name = extension.get("path") or name
+            if len(name) > LONGEST_NAME:
+                raise ShardError(
+                    f"the tar header at byte {header_at} states a name of {len(name):,} characters"
+                )
             if (text := extension.get("size")) is not None:
                 # int() would take digits of all scripts, and any number of them.
                 is_size = text.isascii() and text.isdecimal() and len(text) < 12

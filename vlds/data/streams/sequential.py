@@ -37,6 +37,7 @@ from vlds.data.streams.assemble import (
 )
 from vlds.data.streams.source import ANY_NUMBER, NumPictures, TaskSource, check_pictures
 from vlds.data.streams.stream import MixedStream
+from vlds.runtime.json_files import in_words
 from vlds.runtime.terminal import without_credentials
 from vlds.schema import PictureSpec, Sample, SkipSample
 
@@ -87,7 +88,10 @@ class StreamedDataset:
             except SkipSample as error:
                 yield key, error
             except UNUSABLE as error:
-                yield key, SkipSample(f"sample {key} ({without_credentials(url)}): {error!r}")
+                yield (
+                    key,
+                    SkipSample(f"sample {key} ({without_credentials(url)}): {in_words(error)}"),
+                )
 
 
 def open_streamed(

@@ -38,7 +38,7 @@ from vlds.data.streams.assemble import (
 from vlds.data.streams.loader import parcels
 from vlds.data.streams.source import EvalOrder, NumPictures, Source, TaskSource, check_pictures
 from vlds.schema import Batch, Sample, SkipSample
-from vlds.tasks.base import Task, ask
+from vlds.tasks.base import Task, Unlabelled, ask
 
 TASKS: tuple[Task, ...] = tuple(
     getattr(vlds.tasks, name)() for name in vlds.tasks.__all__ if name != Task.__name__
@@ -71,7 +71,7 @@ def ask_all(sample: Sample) -> Asked:
             for index in indices:
                 try:
                     example = ask(task, sample.kind, sample, index, rng)
-                except ValueError:  # the split has no labels
+                except Unlabelled:
                     continue
                 if example.target is not None:
                     asked.labelled.add(index)

@@ -197,8 +197,9 @@ class ModelKind(ABC):
         """
 
     @abstractmethod
-    def collator(self, processor: Any) -> Collator:
-        """What makes batches in the loader's workers."""
+    def collator(self, processor: Any, dtype: torch.dtype = torch.float32) -> Collator:
+        """What makes batches in the loader's workers. `dtype`: in which the model computes, and so
+        all that needs to pass from them to the model."""
 
     # The model.
 

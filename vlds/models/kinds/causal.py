@@ -398,7 +398,7 @@ class Causal(PathKind, GridKind):
         }
         check_fits(task, tokens, most, "model.grid", "model.num_images")
 
-    def collator(self, processor: Any) -> CausalCollator:
+    def collator(self, processor: Any, dtype: torch.dtype = torch.float32) -> CausalCollator:
         return CausalCollator(self.chat_format(processor), features=self.image is None)
 
     def chat_format(self, tokenizer: Any) -> ChatFormat:

@@ -108,7 +108,7 @@ class DualEncoder(PathKind):
                     "fitting one of a list; name the list, or drop tasks." + name + ".evaluate"
                 )
 
-    def collator(self, processor: Any) -> DualCollator:
+    def collator(self, processor: Any, dtype: torch.dtype = torch.float32) -> DualCollator:
         return DualCollator(processor)
 
     # The model.

@@ -347,11 +347,13 @@ class ImageTextToText(ModelKind):
         for tokens in (prompt, answer) if collator.answers_apart else (prompt | answer,):
             check_fits(task, tokens, most, "model.num_images")
 
-    def collator(self, processor: Any) -> ImageTextCollator:
+    def collator(self, processor: Any, dtype: torch.dtype = torch.float32) -> ImageTextCollator:
         """Errors: ValueError if the processor does not belong to the model, or gives what vlds
         cannot place."""
         config = self.read_config()
-        collator = ImageTextCollator(processor, config.model_type, bool(config.is_encoder_decoder))
+        collator = ImageTextCollator(
+            processor, config.model_type, bool(config.is_encoder_decoder), dtype
+        )
         try:
             assert collator.chat.tail  # read here, so that a template's fault names its field
         except ValueError as error:
@@ -429,7 +431,9 @@ class ImageTextToText(ModelKind):
                 ),
             )
         # Not by `self.collator`, whose checks make tensors, here perhaps on the meta device.
-        collator = ImageTextCollator(processor, config.model_type, bool(config.is_encoder_decoder))
+        collator = ImageTextCollator(
+            processor, config.model_type, bool(config.is_encoder_decoder), dtype
+        )
         model = ImageTextModel(backbone, parts, found.connector, collator)
         if self.path is not None:
             model.note_sources(names, {})

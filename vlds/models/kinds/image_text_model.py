@@ -79,6 +79,8 @@ class ImageTextCollator:
     """`model_type` of the model's config."""
     answers_apart: bool
     """True for encoder-decoders: answers are the decoder's, not the end of the sequence."""
+    dtype: torch.dtype = torch.float32
+    """In which the model reads pictures: in half precision, workers pass half as much to it."""
 
     @cached_property
     def chat(self) -> ChatFormat:
@@ -187,7 +189,7 @@ class ImageTextCollator:
             if name in ANSWER_TYPES:
                 types[name] = values[0]
             elif pictures:
-                media[name] = values
+                media[name] = values.to(self.dtype) if values.is_floating_point() else values
             else:
                 raise ValueError(
                     f"model: the processor of {self.model_type} gives '{name}' for a text; vlds "

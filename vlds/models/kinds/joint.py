@@ -325,7 +325,7 @@ class JointSeq2Seq(EmbeddingKind):
     def load_processor_from(self, folder: str | Path) -> Any:
         return self.backbone.load_tokenizer_from(Path(folder))
 
-    def collator(self, processor: Any) -> JointCollator:
+    def collator(self, processor: Any, dtype: torch.dtype = torch.float32) -> JointCollator:
         return JointCollator(processor, features=self.image is None)
 
     def build(self, dtype: torch.dtype, processor: Any) -> JointModel:

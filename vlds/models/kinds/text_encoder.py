@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from vlds.models.collate import batch_of, padded
 from vlds.models.kinds.base import GridKind, PathKind
@@ -124,7 +125,7 @@ class TextEncoderKind(PathKind, GridKind):
         begin = config.pad_token_id + 1 if config.model_type != "bert" else 0
         check_fits(task, {"prompt": longest.prompt}, config.max_position_embeddings - begin)
 
-    def collator(self, processor: Any) -> CrossModalCollator:
+    def collator(self, processor: Any, dtype: torch.dtype = torch.float32) -> CrossModalCollator:
         return CrossModalCollator(processor, features=self.image is None)
 
     def read_config(self) -> Any:

@@ -33,6 +33,7 @@ from transformers.integrations import deepspeed as hf_deepspeed
 from transformers.utils import logging
 
 from vlds.models.loading.model_files import (
+    COPY_AGAIN,
     LOCAL,
     WEIGHTS,
     SourceError,
@@ -174,12 +175,25 @@ def where(
             )
         for index in sorted(path.glob(INDEX)):
             with reading(f"{field}: cannot read {index}"):
-                names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+                tree = read_json(index)
+                files = tree.get("weight_map") if isinstance(tree, dict) else None
+                if not (
+                    isinstance(files, dict) and all(isinstance(f, str) for f in files.values())
+                ):
+                    raise ValueError("it has no weight_map, which names the file of each weight")
+                names = sorted(set(files.values()))
                 for name in names:
+                    # transformers would open any other file as a pickle, and vlds not check it.
+                    if not name.endswith(".safetensors"):
+                        raise ValueError(f"it names {name!r}, which is not a .safetensors file")
                     # No part of a path, such as ../: an index may name files of its folder alone.
                     if Path(name).name != name:
                         raise ValueError(f"it names {name!r}, which is not a file beside it")
             weight_files += names
+        # transformers would wait for a pipe's writer for ever, or pass over what it cannot open.
+        for file in sorted(path.iterdir()):
+            if not (file.is_file() or file.is_dir()):
+                raise SourceError(f"{field}: {file} is not a regular file; {COPY_AGAIN}")
         # transformers ignores a folder's code for the types that it knows.
         config = path / "config.json"
         kind = _read(config, field).get("model_type") if config.is_file() else None
@@ -317,16 +331,18 @@ def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[s
             fields, _ = config_class.get_config_dict(source, local_files_only=True, **place)
         if not isinstance(fields, dict):
             raise TypeError(f"it holds a {type(fields).__name__}, not settings by name")
+        parts = [fields, *(value for value in fields.values() if isinstance(value, dict))]
+        if any(part.get("quantization_config") is not None for part in parts):
+            raise SourceError(
+                f"{field}: {source} is quantised (its config has a quantization_config), and vlds "
+                "reads whole weights; name the unquantised model, and set model.bits to have vlds "
+                "pack it"
+            )
         # The config of a whole CLIP holds that of its vision model.
         part = getattr(config_class, "base_config_key", "")
         if part and fields.get("model_type") != config_class.model_type:
             fields = fields.get(part, fields)
         config = config_class.from_dict(fields)
-        if fields.get("quantization_config") is not None:
-            raise ValueError(
-                "it has a quantization_config: vlds reads whole weights, and packs them itself "
-                "where a recipe has `bits`"
-            )
         for name, value in not_finite(fields):
             # Bounds of ranges may be infinite, as in Mamba's `time_step_limit`. `value != value`
             # is true of NaN alone.

@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlds.models.loading.gate import check_config, check_model, load_weights, read_config
 from vlds.models.vision.base import Geometry, GridEncoder, VisionEncoder, on_meta
-from vlds.runtime.checks import Count, SourceFile, SourcePath, check_path_or_config
+from vlds.runtime.checks import Count, Pixels, SourceFile, SourcePath, check_path_or_config
 from vlds.runtime.process import find
 from vlds.schema import ImageSpec
 
@@ -120,7 +120,7 @@ class ClipTokens(ClipVision):
     """CLIP's vision transformer as METER reads it (https://arxiv.org/abs/2111.02387): all tokens,
     the class token first, after the last norm and without the last block."""
 
-    image_size: Count | None = None
+    image_size: Pixels | None = None
     """Side of the pictures in pixels; default: that of the config. Position embeddings are resized
     to it."""
     blocks: Count | None = None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vlds.models.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights
-from vlds.runtime.checks import Count, SourceFile
+from vlds.runtime.checks import Count, Pixels, SourceFile
 from vlds.schema import ImageSpec
 
 
@@ -24,7 +24,7 @@ from vlds.schema import ImageSpec
 class ConvNet(VisionEncoder):
     """Small convolutional net, trained from scratch."""
 
-    image_size: Count = 64
+    image_size: Pixels = 64
     """Pixels along a side of the square picture."""
     grid: Count = 4
     """Cells along a side; image_size / grid is a power of two."""

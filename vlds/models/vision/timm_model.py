@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlds.models.loading.model_files import check_source, reading
 from vlds.models.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights, on_meta
-from vlds.runtime.checks import Count, SourceFile
+from vlds.runtime.checks import Pixels, SourceFile
 from vlds.schema import ImageSpec
 
 
@@ -57,7 +57,7 @@ class Timm(VisionEncoder):
     """Let timm fetch the weights."""
     weights: SourceFile | None = None
     """Instead: a .safetensors file with the model's weights."""
-    image_size: Count | None = None
+    image_size: Pixels | None = None
     """Pixels along a side of the square picture; default: what the model was trained on."""
 
     def __post_init__(self) -> None:
@@ -140,18 +140,23 @@ def geometry(model: str, image_size: int | None) -> Geometry:
     Errors: ValueError if timm does not know the model, or it gives no square grid.
     """
     if not timm().is_model(model):
-        raise ValueError(f"model: timm knows no '{model}'; see timm.list_models()")
+        raise ValueError(f"model.vision.model: timm knows no '{model}'; see timm.list_models()")
     # A pass without numbers: no weights are read, and nothing but shapes is computed.
     with torch.device("meta"):
         data = timm().data.resolve_model_data_config(timm().create_model(model))
         size = image_size or data["input_size"][-1]
-        net = create(model, False, size).eval()
-        cells = cells_of(net, torch.zeros(1, 3, size, size))
+        try:
+            net = create(model, False, size).eval()
+            cells = cells_of(net, torch.zeros(1, 3, size, size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ValueError(
+                f"model.vision.image_size: {model} cannot read pictures of {size} pixels: {error}"
+            ) from None
     grid = round(cells.shape[1] ** 0.5)
     if grid * grid != cells.shape[1]:
         raise ValueError(
-            f"model: {model} gives {cells.shape[1]} vectors for {size} pixels, which is not a "
-            "square grid"
+            f"model.vision.model: {model} gives {cells.shape[1]} vectors for {size} pixels, which "
+            "is not a square grid"
         )
     resize: Any = "bicubic" if data["interpolation"] == "bicubic" else "bilinear"
     return Geometry(ImageSpec(size, size, resize), grid, cells.shape[2])

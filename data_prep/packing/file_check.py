@@ -117,6 +117,10 @@ FORMS: Mapping[Literal["NFC", "NFD"], str] = {"NFC": "composed (NFC)", "NFD": "d
 PICTURES = {*ENDINGS, ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 
 
+MOST_SHOWN = 200
+"""Characters of a path that a message shows: its last ones."""
+
+
 @dataclass(frozen=True)
 class MissingFile:
     """A picture or features that an annotation names."""
@@ -144,7 +148,7 @@ def check_missing(datasets: Sequence[SourceSet], folder: Path | None, skip: bool
     for dataset in datasets:
         for sample in dataset.samples:
             missing += [
-                MissingFile(f"picture {path}", sample, dataset.source, path)
+                MissingFile(f"picture {str(path)[-MOST_SHOWN:]}", sample, dataset.source, path)
                 for path in sample.images
                 if not is_there(path)
             ]

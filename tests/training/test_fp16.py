@@ -68,7 +68,7 @@ def train(case: Case, steps: int = STEPS) -> dict[str, Any]:
     return {"reports": reports, "losses": found, "state": state, "scale": scale}
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_scaled_gradient_is_the_gradient(stage: int, ranks2: RankPool, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"stage": stage, "clip_norm": 0.1, "micro_batch_size": 3}
     exact, *_ = ranks2.run(train, make_case(tmp_path, **fields), timeout=120)

@@ -4,8 +4,8 @@
     python benchmarks/train.py --out runs/train --models bart-base --methods LoRA --batches 32
     python benchmarks/train.py --out runs/train --methods Adapter --without dropout attention norms
 
-Models have random weights and real sizes: BART-base, T5-base, a Llama of SmolLM2-135M's sizes
-behind a projector, and a LLaVA of that Llama and CLIP's ViT-B/32, which reads pictures of 192
+Models have random weights and real sizes: BART-base, T5-base, T5-large, a Llama of SmolLM2-135M's
+sizes behind a projector, and a LLaVA of that Llama and CLIP's ViT-B/32, which reads pictures of 192
 pixels itself. A row has 14 prompt tokens, 36 visual tokens (else stored features of 2,048 numbers)
 and 4 label tokens; dropout is 0.1. Adapters have a reduction of 8, LoRA rank 128 on queries and
 values.
@@ -19,6 +19,9 @@ All programs of a row run beside each other; each waits while another takes its 
 alternate within seconds. The ceiling is a product of (1600, 768) and (768, 3072), measured in each
 round. `planned` is the time that `vlds plan` gives a step, as a share of the step's. `--without`
 names functions of `training/without.py`. Tables go to stdout.
+
+On a GPU, MB are of its own memory, the ceiling is a product of two matrices of 8192 x 8192, and
+`planned` is the memory that `vlds plan` gives a rank, as a share of what the step used.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ WAYS = {
     "Full": ("vlds", "hooks"),
 }
 """Method -> what trains it."""
-MODELS = ("bart-base", "t5-base", "causal", "image-text")
+MODELS = ("bart-base", "t5-base", "causal", "image-text", "t5-large")
 WITHOUT = "without "
 """Begins the name of vlds without one of its computations."""
 SECONDS = 4.0
@@ -74,11 +77,7 @@ class Program:
         file = HERE / ("ours.py" if is_ours else "peers.py")
         names = [] if way == "vlds" else [way.removeprefix(WITHOUT)]
         command = [pythons.get(way, sys.executable), str(file), *names, json.dumps(case)]
-        variables = os.environ | {
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": str(threads),
-            "HF_HUB_OFFLINE": "1",
-        }
+        variables = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
             command, env=variables, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -121,7 +120,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the environment")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--models", nargs="+", default=MODELS[:4], choices=MODELS)
+    parser.add_argument("--cpu", action="store_true", help="also where there is a GPU")
     parser.add_argument("--methods", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--batches", nargs="+", type=int, default=[32])
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
@@ -133,6 +133,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.cpu or not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
     pythons = {}
     if options.without is None and (options.ways is None or "adapters" in options.ways):
         pythons["adapters"] = environment(options.out / "adapters", ["adapters>=1.3"])
@@ -164,12 +166,12 @@ def measure(
     ceilings, plans = [], []
     for _ in range(options.rounds):
         ceilings.append(ceiling(options.precision))
-        plans.append(planned_seconds(case, options.threads))
+        plans.append(planned(case, options.threads))
         for program in programs:
             program.round()
     for program in programs:
         program.end()
-    first, planned = programs[0].measured, statistics.median(plans)
+    first = programs[0].measured
     for program in programs:
         own = program.measured
         speeds = [case["batch"] / seconds for seconds in own.seconds]
@@ -180,32 +182,45 @@ def measure(
             f"{statistics.median(speeds):.1f}", f"{min(speeds):.1f} to {max(speeds):.1f}",
             f"{share:.0%}", f"{own.memory:,.0f}",
             "" if own is first else f"{statistics.median(ratios):.2f}",
-            f"{planned / statistics.median(own.seconds):.2f}" if own is first else "",
+            share_of(plans, own) if own is first else "",
         ]  # fmt: skip
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def planned_seconds(case: dict[str, Any], threads: int) -> float:
+def share_of(plans: Sequence[dict[str, float]], measured: Measured) -> str:
+    """The planned time, or on a GPU the planned memory, as a share of the measured one."""
+    if "memory" in plans[0]:
+        return f"{plans[0]['memory'] / measured.memory:.2f}"
+    seconds = statistics.median(plan["seconds"] for plan in plans)
+    return f"{seconds / statistics.median(measured.seconds):.2f}"
+
+
+def planned(case: dict[str, Any], threads: int) -> dict[str, float]:
     """What `vlds plan` says of a step."""
     found = subprocess.run(
         [sys.executable, str(HERE / "planned.py"), json.dumps(case)],
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    seconds: float = json.loads(found.stdout.splitlines()[-1])["seconds"]
-    return seconds
+    plan: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
+    return plan
 
 
 def ceiling(precision: str) -> float:
     """Operations per second of a matrix product."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = torch.randn(1600, 768, dtype=dtype), torch.randn(768, 3072, dtype=dtype)
+    on_gpu = os.environ.get("DS_ACCELERATOR") != "cpu"
+    rows, inner, columns = (8192, 8192, 8192) if on_gpu else (1600, 768, 3072)
+    options: dict[str, Any] = {"dtype": dtype, "device": "cuda" if on_gpu else "cpu"}
+    a, b = torch.randn(rows, inner, **options), torch.randn(inner, columns, **options)
     seconds = []
     for _ in range(30):
         began = time.perf_counter()
         a @ b
+        if on_gpu:
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    return 2 * 1600 * 768 * 3072 / statistics.median(seconds)
+    return 2 * rows * inner * columns / statistics.median(seconds)
 
 
 def environment(folder: Path, packages: Sequence[str]) -> str:

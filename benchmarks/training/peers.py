@@ -27,9 +27,14 @@ from transformers import (
 
 REDUCTION, RANK, ALPHA = 8, 128, 32
 """Of adapters and Compacter; of LoRA."""
+T5_SIZES = {
+    "t5-base": {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12},
+    "t5-large": {"d_model": 1024, "d_ff": 4096, "num_layers": 24, "num_heads": 16},
+}
 LORA_LAYERS = {
     "bart-base": r".*(q_proj|v_proj)",
     "t5-base": r".*(SelfAttention|EncDecAttention)\.(q|v)",
+    "t5-large": r".*(SelfAttention|EncDecAttention)\.(q|v)",
     "causal": r".*(q_proj|v_proj)",
     "image-text": r".*language_model.*(q_proj|v_proj)",
 }
@@ -37,6 +42,7 @@ LORA_LAYERS = {
 ADAPTED = {
     "bart-base": ("out_proj", "fc2"),
     "t5-base": ("SelfAttention.o", "EncDecAttention.o", "wo"),
+    "t5-large": ("SelfAttention.o", "EncDecAttention.o", "wo"),
     "causal": ("o_proj", "down_proj"),
     "image-text": ("o_proj", "down_proj"),
 }
@@ -55,11 +61,11 @@ def bare_model(case: Case) -> Any:
                 activation_dropout=case.dropout,
             )
         )  # fmt: skip
-    if case.model == "t5-base":
+    if case.model in T5_SIZES:
         return T5ForConditionalGeneration(
             T5Config(
-                d_model=768, d_ff=3072, num_layers=12, num_heads=12, vocab_size=32_200,
-                dropout_rate=case.dropout, decoder_start_token_id=0,
+                **T5_SIZES[case.model], vocab_size=32_200, dropout_rate=case.dropout,
+                decoder_start_token_id=0,
             )
         )  # fmt: skip
     if case.model == "image-text":
@@ -84,11 +90,11 @@ class Seeing(nn.Module):
         prompts, labels = batch.prompts, batch.labels
         if self.is_causal:
             text = self.table(torch.cat([prompts, labels], 1))
-            unread = torch.full((len(labels), visual.shape[1] + prompts.shape[1]), -100)
+            unread = labels.new_full((len(labels), visual.shape[1] + prompts.shape[1]), -100)
             embeds, labels = torch.cat([visual, text], 1), torch.cat([unread, labels], 1)
         else:
             embeds = torch.cat([self.table(prompts), visual], 1)
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         loss: Tensor = self.language(inputs_embeds=embeds, attention_mask=mask, labels=labels).loss
         return loss
 
@@ -106,9 +112,9 @@ class SeeingItself(nn.Module):
     def forward(self, batch: RandomBatch) -> Tensor:
         """The mean loss."""
         prompts, labels = batch.prompts, batch.labels
-        pictures = torch.full((len(labels), GRID * GRID), IMAGE)
+        pictures = labels.new_full((len(labels), GRID * GRID), IMAGE)
         tokens = torch.cat([pictures, prompts, labels], 1)
-        unread = torch.full((len(labels), GRID * GRID + prompts.shape[1]), -100)
+        unread = labels.new_full((len(labels), GRID * GRID + prompts.shape[1]), -100)
         loss: Tensor = self.language(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
@@ -179,13 +185,13 @@ def with_hooks(case: Case) -> Any:
 def step_of(case: Case, language: Any) -> tuple[Callable[[RandomBatch], object], int]:
     """A step of a plain loop, and the number of trained weights."""
     model = SeeingItself(language) if case.model == "image-text" else Seeing(case, language)
-    model = model.to(case.dtype).train()
+    model = model.to(case.device, case.dtype).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(trained, lr=1e-4)
 
     def step(batch: RandomBatch) -> None:
         adamw.zero_grad()
-        model(batch).backward()
+        model(batch.to(case.device)).backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         adamw.step()
 

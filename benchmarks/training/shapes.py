@@ -6,6 +6,7 @@ Shapes: b rows of a batch, l prompt tokens, v visual tokens, t label tokens.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -41,6 +42,12 @@ class Case:
         """bf16 or fp32."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
+    @property
+    def device(self) -> torch.device:
+        """This machine's GPU, or the CPU if there is none or DeepSpeed is told to use that."""
+        uses_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+        return torch.device("cuda" if uses_gpu else "cpu")
+
     @classmethod
     def from_command(cls) -> Case:
         """The case in the last argument."""
@@ -58,6 +65,10 @@ class RandomBatch:
     labels: Tensor
     """(b, t)."""
 
+    def to(self, device: torch.device) -> RandomBatch:
+        """The same rows elsewhere."""
+        return RandomBatch(*(tensor.to(device) for tensor in vars(self).values()))
+
 
 def random_batch(case: Case, number: int) -> RandomBatch:
     """Batch `number` of a case, the same in every environment."""
@@ -74,8 +85,11 @@ def serve(case: Case, step: Callable[[RandomBatch], object], trained: int) -> No
 
     An empty line asks for what the process used at most.
     """
+    on_gpu = case.device.type == "cuda"
     peak_before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     for number in range(WARM_UP):
         step(random_batch(case, number))
     with FlopCounterMode(display=False) as flops:
@@ -91,9 +105,12 @@ def serve(case: Case, step: Callable[[RandomBatch], object], trained: int) -> No
             batch = random_batch(case, number)
             began = time.perf_counter()
             step(batch)
+            if on_gpu:  # a call only queues its work
+                torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
         print(json.dumps(seconds), flush=True)
-    print(json.dumps({"memory": memory("VmHWM"), "before": peak_before}), flush=True)
+    used = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else memory("VmHWM")
+    print(json.dumps({"memory": used, "before": peak_before}), flush=True)
 
 
 def memory(name: str) -> float:

@@ -12,6 +12,7 @@ from data_prep.classes import command as classes
 from data_prep.demo import command as demo
 from data_prep.own_data import forms as jsonl
 from data_prep.packed import index_command, simulate, stats, vocabularies
+from data_prep.packing.file_check import MOST_SHOWN
 from data_prep.packing.pack import LostWorker
 from vlds.data.errors import ShardError
 from vlds.runtime.command_line import CommandParser
@@ -27,8 +28,6 @@ COMMANDS = (
 USER_ERROR = 2
 Run = Callable[[argparse.Namespace], int | None]
 """Exit code; None is 0."""
-MOST_SHOWN = 200
-"""Characters of a path that an error shows."""
 INCOMPLETE = ": the data set being written is incomplete; --resume continues it"
 KEPT = "; finished shards are kept: --resume continues from them"
 
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = KEPT if begun() and isinstance(error, (LostWorker, CannotWrite)) else ""
         message = str(error)
         if isinstance(error, OSError) and error.filename is not None:
-            message = f"{str(error.filename)[:MOST_SHOWN]}: {error.strerror}"
+            message = f"{str(error.filename)[-MOST_SHOWN:]}: {error.strerror or error}"
         tell(f"error: {message}{kept}", error=True)
         return USER_ERROR
     except Interrupted as error:

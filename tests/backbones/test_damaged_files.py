@@ -131,7 +131,7 @@ def test_a_quantised_model_is_told_what_to_name(value: object, tmp_path: Path) -
     change_config(folder_of(backbone), quantization_config=value)
     message = complaint(backbone)
     assert message.startswith(f"model.backbone.path: {backbone.path} is quantised (its config has")
-    assert message.endswith("name the unquantised model, and set model.bits to have vlds pack it")
+    assert message.endswith("name the unquantised model")
 
 
 def unread_index(folder: Path) -> Path:
@@ -171,6 +171,17 @@ def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
     pipe.unlink(missing_ok=True)
     os.mkfifo(pipe)
     assert f"model.backbone.path: {pipe} is not a regular file" in complaint(backbone)
+
+
+def test_what_transformers_does_not_read_is_no_fault(tmp_path: Path) -> None:
+    backbone = saved_backbone(T5, tmp_path)
+    folder = folder_of(backbone)
+    (folder / "pytorch_model.bin").symlink_to(folder / "pruned")
+    (folder / ".#config.json").symlink_to("somebody@elsewhere.1")
+    save_file({"lora_A.weight": torch.ones(2)}, folder / "pytorch_lora_weights.safetensors")
+    model = backbone.load(45, torch.float16).model
+    # transformers keeps T5's `wo` in fp32 beside fp16, which DeepSpeed does not.
+    assert {weight.dtype for weight in model.parameters()} == {torch.float16}
 
 
 @pytest.mark.parametrize("suffix", [".scales", ".weight_scale", ".lora_A.weight"])

@@ -14,8 +14,10 @@ from vlds.runtime.yaml_file import parse_yaml
     ["a: 2020-99-99", '!!timestamp "x"', "!!bool maybe", "!!int x", f"a: {'9' * 5000}"],
 )
 def test_a_value_that_is_none_of_its_kind_is_shown(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^recipe\.yaml, line 2: '.* cannot be read as [a-z]+$"):
-        parse_yaml(f"# a comment\n{text}", "recipe.yaml")
+    # A merge key is no value by itself.
+    merged = f"x: &x {{b: 1}}\ny: {{<<: *x}}\nz:\n  {text}"
+    with pytest.raises(ValueError, match=r"^recipe\.yaml, line 4: '.* cannot be read as [a-z]+$"):
+        parse_yaml(merged, "recipe.yaml")
 
 
 @pytest.mark.parametrize("text", ['"\\UFFFFFFFF"', "? [a, b]\n: 1"])

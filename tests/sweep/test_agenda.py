@@ -221,14 +221,14 @@ def sweep_with(file: str, **prepare: str) -> SweepWork:
 
 
 def test_what_is_made_and_vanishes_is_not_waited_for(file: str) -> None:
-    work = sweep_with(file, x="touch {0}/x", y="sh -c 'rm {0}/x; touch {0}/y'")
-    work.do(None, [])
     folder = Path(file).parent
-    assert (
-        f"{folder}/x was there, and something has removed it" in work.failed[f"prepare {folder}/x"]
-    )
-    assert "cannot start without" in work.failed["row, seed 0"]
-    assert len(work.failed) == 5
+    removes = "sh -c 'rm {0}/x; touch {0}/"
+    work = sweep_with(file, x="touch {0}/x", y=f"{removes}y'", z=f"{removes}z'")
+    work.do(None, [])
+    assert work.failed[f"prepare {folder}/x"] == f"something removes {folder}/x again and again"
+    assert (folder / "z").exists()
+    for n in range(3):
+        assert work.failed[f"row, seed {n}"].startswith(f"cannot start without prepare {folder}/")
 
 
 @pytest.mark.parametrize("is_file", [True, False])

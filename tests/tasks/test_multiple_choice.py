@@ -41,9 +41,9 @@ def test_every_group_that_the_data_name_is_a_table() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"choices": ["x"] * 6}, "it has 6 choices, 1 to 5 expected"),
-        ({"choices": []}, "it has 0 choices"),
-        ({"choices": "ab"}, "choices is 'ab', a list of texts expected"),
+        ({"choices": ["x"] * 6}, "choices is \\['x', .*, a list of 1 to 5 expected"),
+        ({"choices": []}, "choices is \\[\\], a list"),
+        ({"choices": "ab"}, "choices is 'ab', a list of 1 to 5"),
         ({"answer_index": 2}, "answer_index is 2, of 2 choices from 0 on"),
         ({"answer_index": -1}, "answer_index is -1, of 2 choices"),
         ({"answer_index": True}, "answer_index is True"),
@@ -54,7 +54,11 @@ def test_what_is_no_choice_is_a_bad_sample(fields: dict[str, Any], told: str) ->
     sample = sample_of("multiple_choice")
     (first, *_) = sample.annotations
     good = {**first, "choices": ["x", "y"], "answer_index": 0}
-    assert ask(MultipleChoice(), "m", replace(sample, annotations=(good,)), 0, None).target == "A"
+    numbers = {**good, "choices": [1, 2.5]}
+    for annotation in (good, numbers):
+        asked = ask(MultipleChoice(), "m", replace(sample, annotations=(annotation,)), 0, None)
+        assert asked.target == "A"
+    assert asked.prompt.endswith("options: (A) 1 (B) 2.5")
     odd = replace(sample, annotations=({**good, **fields},))
     with pytest.raises(SkipSample, match=f"not what MultipleChoice reads: .*{told}"):
         ask(MultipleChoice(), "m", odd, 0, None)

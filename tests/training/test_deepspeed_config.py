@@ -81,9 +81,11 @@ def test_stage_1_does_not_go_with_half_precision(precision: str, tmp_path: Path)
     ("fp16", "told"),
     [
         ([], "has fp16 = []; give settings"),
-        ({"loss_scale_window": 0}, "fp16.loss_scale_window = 0; give a whole number of at least 1"),
+        ({"loss_scale_window": 0}, "fp16.loss_scale_window = 0; give a whole number from 1 to "),
         ({"min_loss_scale": 0.5}, "fp16.min_loss_scale = 0.5; give a whole number"),
         ({"hysteresis": True}, "fp16.hysteresis = True; give a whole number"),
+        ({"initial_scale_power": 64}, "fp16.initial_scale_power = 64; give a whole number from 0"),
+        ({"initial_scale_power": 2, "min_loss_scale": 8}, "= 8, and begins at 4 (2 ^ fp16.initial"),
         ({"loss_scale": -1}, "fp16.loss_scale = -1; give the number by which"),
         ({"loss_scale": "dynamic"}, "fp16.loss_scale = 'dynamic'; give the number"),
         ({"enabled": True}, "says fp16.enabled = True, the recipe says False"),

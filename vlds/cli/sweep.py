@@ -80,7 +80,7 @@ def sweep(
         tell(f"vlds sweep: ended by {error.signal_name}; start it again to continue", error=True)
         return error.exit_code
     missing = work.missing
-    done = sum(part.is_done for part in work.runs)
+    done = sum(part not in missing and part.name not in work.failed for part in work.runs)
     tell(f"{done} of {len(work.runs)} runs are done; to see the table:")
     tell(shlex.join(["vlds", "compare", *words]))
     if left := [part.name for part in work.parts if part in missing]:
@@ -111,9 +111,9 @@ def say_agenda(
     unknown: dict[str, list[str]] = {}
     for row in sweep.rows:
         of_row = [run for run in runs if run.row == row]
-        done = sum(run.is_done for run in of_row)
-        started = sum(run.is_started and not run.is_done for run in of_row)
-        damaged += [run for run in of_row if run.is_trained and not run.is_done]
+        undone = [run for run in of_row if not run.is_done]
+        started = sum(run.is_started for run in undone)
+        damaged += [run for run in undone if run.is_trained]
         known = estimate(of_row, num_ranks)
         if known.is_fault:
             faults[row] = known.reason
@@ -123,7 +123,7 @@ def say_agenda(
         times = ["-" if t is None else duration_text(t) for t in (known.run, known.left)]
         if known.left and not known.is_measured:
             times[1] += " (rehearsed)"
-        texts = [f"{done} of {len(of_row)}", str(started), *times]
+        texts = [f"{len(of_row) - len(undone)} of {len(of_row)}", str(started), *times]
         rows.append(TableRow(row, [Cell(text) for text in texts]))
     table = Table(["row", "done", "begun", "a run trains", "left"], rows)
     tell(f"{file}: {len(runs)} runs, in {sweep.output}")

@@ -233,6 +233,8 @@ class SweepWork:
         self.failed: dict[str, str] = {}
         """Name of a part -> why it failed or cannot start, in words."""
         self._done: set[str] = set()
+        self._lost: set[str] = set()
+        """Preparations that were done, and whose product has vanished."""
         self._earlier = {part.name: self._mark_of(part) for part in self.parts}
         """Name of a part -> its mark of failure when this process began."""
 
@@ -254,15 +256,15 @@ class SweepWork:
     def missing(self) -> list[SweepPart]:
         """The parts that are neither done nor failed, those that nobody does first."""
         for made in self.preparations:
-            # Whoever waits for it would wait for ever.
+            # Somebody has removed it: it is made again, once, because two commands may remove what
+            # the other one makes.
             if made.name in self._done and not made.product.exists():
                 self._done.remove(made.name)
-                self.failed[made.name] = (
-                    f"{made.product} was there, and something has removed it; start the sweep "
-                    "again to make it again"
-                )
+                if made.name in self._lost:
+                    self.failed[made.name] = f"something removes {made.product} again and again"
+                self._lost.add(made.name)
         for part in self.parts:
-            if part.name not in self._done and part.name not in self.failed and part.is_done:
+            if part.name not in self._done and part.is_done:
                 self._done.add(part.name)
             elif part.name not in self.failed:
                 # Another process may have failed at it since this one began.
@@ -300,11 +302,10 @@ class SweepWork:
                 except (StageError, ValueError) as error:
                     self.failed[part.name] = str(error)
                     tell(f"vlds sweep: {part.name}: {error}", error=True, flush=True)
+                    # A full disk stops those parts alone that write more than it holds.
                     try:
                         write_whole(mark, f"{error}\n")
-                    except (
-                        CannotWrite
-                    ) as refused:  # a full disk stops other parts only if they write
+                    except CannotWrite as refused:
                         tell(f"vlds sweep: {part.name}: {refused}", error=True, flush=True)
                 return part
         return None

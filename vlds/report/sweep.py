@@ -284,8 +284,12 @@ class SweepRun:
     @property
     def is_done(self) -> bool:
         """True if nothing is left to do: its artifact, as it is now, has been scored."""
-        if not self.is_trained or self.damage is not None:
-            return False
+        # The last question, because it reads the weights.
+        return self.is_trained and self.is_scored and self.damage is None
+
+    @property
+    def is_scored(self) -> bool:
+        """True if the run's folder has the scores of its artifact."""
         # The training's evaluations have scored this list; the other one needs `vlds evaluate`.
         if self.split == "evaluate" and (self.folder / "metrics.jsonl").is_file():
             return True

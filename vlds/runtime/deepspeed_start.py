@@ -10,6 +10,7 @@ from importlib import import_module
 import deepspeed
 import deepspeed.ops
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime import compiler
 
 from vlds.runtime.devices import count_gpus
@@ -33,6 +34,11 @@ def import_muon() -> None:
         import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
         compiler.compile = own
+
+
+def computes_fp16() -> bool:
+    """True if DeepSpeed trains in fp16 on this device."""
+    return bool(get_accelerator().is_fp16_supported())
 
 
 def start_ranks(collective_timeout: float) -> Ranks:

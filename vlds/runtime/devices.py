@@ -52,17 +52,9 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def computes_in(dtype: torch.dtype, device: torch.device) -> bool:
-    """True if a device has instructions for a type of numbers, without which DeepSpeed refuses fp16
-    and a GPU emulates bf16."""
-    if dtype == torch.float32:
-        return True
-    if device.type == "cuda":
-        # bf16 since Ampere; DeepSpeed trains in fp16 since Volta.
-        return torch.cuda.get_device_capability(device) >= (
-            (8, 0) if dtype == torch.bfloat16 else (7, 0)
-        )
-    return dtype == torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+def emulates_bf16(device: torch.device) -> bool:
+    """True for a GPU without bf16's instructions, which came with Ampere."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
 
 
 def count_gpus() -> int:

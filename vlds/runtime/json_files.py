@@ -61,12 +61,12 @@ def read_named_json(path: str, field: str, cure: str) -> Any:
 
 def in_words(error: Exception) -> str:
     """What Python or its parsers say of wrong data, in a reader's words."""
-    if isinstance(error, KeyError):
+    if isinstance(error, KeyError) and error.args:
         return f"it has no {error.args[0]!r}"
     # Python's own cure for the length of numbers is a call.
     if str(error).startswith("Exceeds the limit"):
         return "a whole number of more than 4,300 digits"
-    return str(error)
+    return str(error) or type(error).__name__
 
 
 def parse_json(data: bytes | str) -> Any:

@@ -97,6 +97,8 @@ def unreadable(node: yaml.Node) -> yaml.ScalarNode | None:
         if isinstance(node, yaml.ScalarNode):
             try:
                 yaml.SafeLoader("").construct_object(node)
+            except yaml.YAMLError:  # such as "<<", which is no value by itself
+                pass
             except Exception:  # of any class, as above
                 return node
         for child in node.value if isinstance(node, yaml.CollectionNode) else ():

@@ -18,7 +18,7 @@ import numpy as np
 from vlds.runtime.checks import Count
 from vlds.schema import CHOICE_LETTERS as LETTERS
 from vlds.schema import Decoding, Example, Sample
-from vlds.tasks.base import Task, as_text, labelled, optional_text, optional_texts, require_label
+from vlds.tasks.base import Task, as_text, labelled, optional_text, require_label
 from vlds.tasks.class_output import ClassLoss
 from vlds.tasks.metrics.plain_scores import mean, mean_by_group, score_values, table
 
@@ -143,14 +143,14 @@ class MultipleChoice(AnswerTask):
         # ScienceQA's order. A hint that is too long pushes the choices out, since the end is cut.
         if hint := optional_text(given, "hint"):
             text += f" context: {hint}"
-        texts = optional_texts(given, "choices")
-        if not 0 < len(texts) <= len(LETTERS):
-            raise ValueError(f"it has {len(texts)} choices, 1 to {len(LETTERS)} expected")
+        listed = given["choices"]
+        if not isinstance(listed, list) or not 0 < len(listed) <= len(LETTERS):
+            raise ValueError(f"choices is {listed!r:.60}, a list of 1 to {len(LETTERS)} expected")
         # Python would take -1 for the last letter, and True for the second one.
         label = given.get(self.label_field)
-        if label is not None and (type(label) is not int or not 0 <= label < len(texts)):
-            raise ValueError(f"answer_index is {label!r:.60}, of {len(texts)} choices from 0 on")
-        choices = (f"({letter}) {choice}" for letter, choice in zip(LETTERS, texts, strict=False))
+        if label is not None and (type(label) is not int or not 0 <= label < len(listed)):
+            raise ValueError(f"answer_index is {label!r:.60}, of {len(listed)} choices from 0 on")
+        choices = (f"({letter}) {choice}" for letter, choice in zip(LETTERS, listed, strict=False))
         return f"{text} options: {' '.join(choices)}"
 
     def answer_text(self, label: Any) -> str:

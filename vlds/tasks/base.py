@@ -142,6 +142,9 @@ class Task(ABC):
         In training `rng` may be used within this call; it is reseeded for the next example. In
         evaluation `rng` is None and the example is fixed: its reference is set and its target is
         the best answer; both are None if the split has no labels.
+
+        Errors: Unlabelled in training if the split has no labels. Any other ValueError, or error
+        of a lookup, type or number, says that the annotation is bad: the sample is replaced.
         """
 
     @abstractmethod
@@ -228,9 +231,9 @@ def ask(
     try:
         example = task.example(name, sample, annotation, rng)
     # Annotations come from files: what a task cannot read is bad data, not a bug.
+    except Unlabelled:
+        raise
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        if isinstance(error, Unlabelled):
-            raise
         raise SkipSample(
             f"sample {sample.key}: its annotations are not what {type(task).__name__} reads: "
             f"{in_words(error)}"

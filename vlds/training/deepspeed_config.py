@@ -160,12 +160,19 @@ def check_loss_scale(fp16: Any, path: Path) -> None:
         )
     for key in ("initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale"):
         value = fp16.get(key, 1)
-        least = 0 if key == "initial_scale_power" else 1
-        if type(value) is not int or value < least:
+        # DeepSpeed multiplies by 2^power as a whole number of 64 bits.
+        least, most = (0, 62) if key == "initial_scale_power" else (1, 10**9)
+        if type(value) is not int or not least <= value <= most:
             raise ValueError(
-                f"training.deepspeed: {path} has fp16.{key} = {value!r}; give a whole number of at "
-                f"least {least}"
+                f"training.deepspeed: {path} has fp16.{key} = {value!r}; give a whole number from "
+                f"{least} to {most:,}"
             )
+    first, floor = 2 ** fp16.get("initial_scale_power", 16), fp16.get("min_loss_scale", 1)
+    if floor > first:
+        raise ValueError(
+            f"training.deepspeed: {path} has fp16.min_loss_scale = {floor}, and begins at {first} "
+            "(2 ^ fp16.initial_scale_power); give at most that"
+        )
     scale = fp16.get("loss_scale", 0)
     if type(scale) not in (int, float) or not 0 <= scale < inf:
         raise ValueError(

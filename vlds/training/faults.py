@@ -108,6 +108,8 @@ class NonFiniteSteps:
     def __init__(self, recipe: Recipe, ranks: Ranks) -> None:
         self.recipe, self.ranks = recipe, ranks
         self._in_a_row = 0
+        self._skipped = 0
+        """Steps since the last one that changed weights, faults or not."""
         self._was_finite = False
         """True if a step was finite before these, so that training itself led there."""
 
@@ -117,15 +119,20 @@ class NonFiniteSteps:
         Errors: ValueError on all ranks after `training.max_nonfinite_steps` of them in a row.
         """
         if not report.skipped:
-            self._in_a_row = 0
+            self._in_a_row = self._skipped = 0
             self._was_finite = True
             return []
-        # Infinite at its scale alone, as fp16 expects of some steps: a smaller one is next.
+        optimizer, training = self.recipe.optimizer, self.recipe.training
+        self._skipped += 1
+        unchanged = f". The weights are those of {self._skipped} steps before"
+        # At its scale alone, as fp16 expects of some steps: a smaller one is next.
         if report.scale_can_fall and not self.ranks.any(bool(report.not_finite)):
-            return [
+            self._in_a_row = 0
+            line = (
                 f"step {step} is skipped: in fp16, its gradient times the loss scale of "
-                f"{report.loss_scale:,.0f} was infinite"
-            ]
+                f"{report.loss_scale:,.0f} is infinite or NaN"
+            )
+            return [line + unchanged * (step == training.num_steps)]
         self._in_a_row += 1
         ids = [id for batch in batches for id in batch.ids]
         # All ranks are here: ZeRO skips a step on all or on none.
@@ -141,7 +148,6 @@ class NonFiniteSteps:
                 f"the loss of {shown} is not finite" if not_finite else f"the batch held {shown}"
             )
         suspects = self.ranks.broadcast(suspects)
-        optimizer, training = self.recipe.optimizer, self.recipe.training
         rates = {"optimizer.learning_rate": optimizer.learning_rate} | {
             f"methods.{name}.learning_rate": method.learning_rate
             for name, method in self.recipe.methods.items()
@@ -153,9 +159,7 @@ class NonFiniteSteps:
             line = f"step {step} is skipped, its loss or gradient is NaN or infinite; {suspects}"
             if rate > USUAL_RATE:
                 line += f". {key} is {rate:g}: give a rate far below 1"
-            if step == training.num_steps:
-                line += f". The weights are those of {number} steps before"
-            return [line]
+            return [line + unchanged * (step == training.num_steps)]
         how_often = f"{number} steps in a row, the last of them {step}, had"
         if number == 1:
             how_often = f"step {step} had"
@@ -168,6 +172,8 @@ class NonFiniteSteps:
             )
         cures = [f"lower {key} (now {rate:g})"]
         cures.append(f"{'lower' if optimizer.clip_norm else 'set'} optimizer.clip_norm")
+        if training.precision == "fp16" and report.loss_scale is None:
+            cures.append(f"lower fp16.loss_scale in {training.deepspeed}")
         if training.precision != "fp32":
             cures.append("set training.precision to fp32")
         order = "; else look at the data of these examples"

@@ -18,9 +18,10 @@ from vlds.evaluation.evaluator import unknown_answers
 from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
 from vlds.models.loading.load_backbone import Longest
 from vlds.recipe.build import to_tree
-from vlds.recipe.config import DTYPES, Recipe, TrainingConfig
+from vlds.recipe.config import DTYPES, Recipe
 from vlds.recipe.paths import inputs_of
-from vlds.runtime.devices import computes_in, device_name
+from vlds.runtime.deepspeed_start import computes_fp16
+from vlds.runtime.devices import device_name, emulates_bf16
 from vlds.runtime.disk import check_writable
 from vlds.runtime.process import find
 from vlds.runtime.ranks import Ranks
@@ -61,8 +62,8 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     check_rates(recipe)
     for field, size in recipe.batch_sizes.items():
         check_lanes(recipe.data.lanes, size, field)
-    check_precision(recipe.training, ranks.device)
-    if ranks.is_first and (warning := slow_precision(recipe.training.precision, ranks.device)):
+    warning = check_precision(recipe.training.precision, ranks.device)
+    if ranks.is_first and warning is not None:
         tell(warning, flush=True)
     data = recipe.data
     sequential = data.reader == "sequential"
@@ -183,19 +184,21 @@ def far_too_large(recipe: Recipe, sources: Sequence[Source], ranks: Ranks) -> It
             )
 
 
-def check_precision(training: TrainingConfig, device: torch.device) -> None:
-    """Errors: ValueError if the device has no instructions for the recipe's precision."""
-    if computes_in(training.dtype, device):
-        return
-    others = [name for name, dtype in DTYPES.items() if computes_in(dtype, device)]
-    raise ValueError(
-        f"training.precision: got {training.precision}, which {device_name(device)} does not "
-        f"compute in; set {' or '.join(others)}"
-    )
+def check_precision(precision: str, device: torch.device) -> str | None:
+    """What to tell a user whose device emulates the recipe's precision.
 
-
-def slow_precision(precision: str, device: torch.device) -> str | None:
-    """What to tell a user whose CPU emulates the recipe's precision."""
+    Errors: ValueError if DeepSpeed does not train in it there.
+    """
+    if precision == "fp16" and not computes_fp16():
+        raise ValueError(
+            f"training.precision: got fp16, in which DeepSpeed does not train on "
+            f"{device_name(device)}; set bf16 or fp32"
+        )
+    if precision == "bf16" and emulates_bf16(device):
+        return (
+            f"training.precision: {device_name(device)} has no instructions for bf16, so that "
+            "products take much longer; --training.precision fp16 is faster here"
+        )
     if precision == "fp32" or device.type != "cpu":
         return None
     ratio = slowdown(DTYPES[precision])

@@ -405,7 +405,7 @@ class ImageTextToText(ModelKind):
             if self.attention == "flash_attention_2" and dtype == torch.float32:
                 raise ValueError(
                     "model.attention: flash_attention_2 computes in 16 bits alone; set "
-                    "training.precision to bf16, or leave attention out"
+                    "training.precision to bf16 or fp16, or leave attention out"
                 )
             with reading(f"model.attention: {config.model_type} models cannot use it", OTHER):
                 backbone.set_attn_implementation(self.attention)

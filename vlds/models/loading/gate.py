@@ -91,6 +91,10 @@ TIES = "tie_word_embeddings"
 CORRECT = "correct the file, or copy it again"
 MOST_MODULES = 50_000
 """Modules of a model. Llama 3.1 405B has two thousand; Mixtral 8x22B, with its experts, three."""
+PACKED = re.compile(
+    r"\.(weight_scale\w*|scales|qweight|qzeros|absmax|quant_map|SCB|lora_[AB])(\.|$)"
+)
+"""Names of tensors without which packed weights, or an adapter's, cannot be read."""
 LAYER = re.compile(r"\.\d+(?=\.)")
 """The number of a layer in a weight's name."""
 
@@ -190,10 +194,12 @@ def where(
                     if Path(name).name != name:
                         raise ValueError(f"it names {name!r}, which is not a file beside it")
             weight_files += names
-        # transformers would wait for a pipe's writer for ever, or pass over what it cannot open.
-        for file in sorted(path.iterdir()):
-            if not (file.is_file() or file.is_dir()):
-                raise SourceError(f"{field}: {file} is not a regular file; {COPY_AGAIN}")
+        # transformers would wait for a pipe's writer for ever.
+        with reading(f"{field}: cannot read {path}"):
+            for file in sorted(path.iterdir()):
+                # A link that leads nowhere does not exist.
+                if file.exists() and not (file.is_file() or file.is_dir()):
+                    raise SourceError(f"{field}: {file} is not a regular file; {COPY_AGAIN}")
         # transformers ignores a folder's code for the types that it knows.
         config = path / "config.json"
         kind = _read(config, field).get("model_type") if config.is_file() else None
@@ -335,8 +341,7 @@ def read_config(config_class: Any, source: str, field: str) -> tuple[Any, dict[s
         if any(part.get("quantization_config") is not None for part in parts):
             raise SourceError(
                 f"{field}: {source} is quantised (its config has a quantization_config), and vlds "
-                "reads whole weights; name the unquantised model, and set model.bits to have vlds "
-                "pack it"
+                "reads whole weights; name the unquantised model"
             )
         # The config of a whole CLIP holds that of its vision model.
         part = getattr(config_class, "base_config_key", "")
@@ -403,7 +408,16 @@ def load_weights(
     # A hub name has no such files here: its shapes are compared by transformers alone.
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(Path(path).glob("*.safetensors")):
-        shapes |= check_tensors(field, file, wanted)
+        held = check_tensors(field, file, wanted)
+        # transformers passes over what the model lacks, also where weights mean nothing without it.
+        # It reads no others of these files.
+        odd = [n for n in sorted(held) if n not in wanted and PACKED.search(n)]
+        if odd and file.name.startswith("model"):
+            raise SourceError(
+                f"{field}: {file} holds {some(odd)}, which belongs to packed weights or to an "
+                "adapter; name the folder of the whole, merged model"
+            )
+        shapes |= held
     # Compared before anything is loaded, because loading under ZeRO-3 reports no mismatch. A weight
     # that differs from the model's by the layer's number alone shows that the config asks for too
     # few layers; other weights too many, such as the head of another task, are ignored.
@@ -432,6 +446,11 @@ def load_weights(
                 use_safetensors=True,
                 **packing,
             )
+        if not packing:
+            # transformers keeps some weights of some types in fp32 beside fp16; DeepSpeed does not,
+            # and what is scored must be what has trained.
+            for weight in model.parameters():
+                weight.data = weight.data.to(dtype)
         # A missing buffer is computed or drawn; a missing parameter would be random.
         missing = set(report["missing_keys"])
         lost = missing.intersection(name for name, _ in model.named_parameters())

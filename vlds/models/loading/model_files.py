@@ -10,7 +10,6 @@ anything for damaged bytes, and those in Rust even panic, which `except Exceptio
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -36,10 +35,6 @@ CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.bpe", "*.vo
 BUSY = 429
 """HTTP status; it and higher ones are temporary, so the libraries may try again."""
 LOCAL = "name a folder that holds the model"
-PACKED = re.compile(
-    r"\.(weight_scale\w*|scales|qweight|qzeros|absmax|quant_map|SCB|lora_[AB])(\.|$)"
-)
-"""Names of tensors without which packed weights, or an adapter's, cannot be read."""
 COPY_AGAIN = "copy it again, or name another"
 
 
@@ -180,12 +175,6 @@ def check_tensors(
         raise SourceError(
             f"{prefix}: {file} does not hold weights: {some(not_floats)}, floats of 16 to 64 bits "
             f"expected; {COPY_AGAIN}"
-        )
-    # transformers passes over what the model lacks, also where the weights mean nothing without it.
-    if packed := [name for name in sorted(shapes) if name not in wanted and PACKED.search(name)]:
-        raise SourceError(
-            f"{prefix}: {file} holds {some(packed)}, which belongs to packed weights or to an "
-            "adapter; name the folder of the whole, merged model"
         )
     return shapes
 

@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ShardError, OSError) as error:
         kept = KEPT if begun() and isinstance(error, (LostWorker, CannotWrite)) else ""
         message = str(error)
-        if isinstance(error, OSError) and error.filename is not None:
+        # Our own subclasses say what to do.
+        if isinstance(error, OSError) and str(error).startswith("[Errno") and error.filename:
             message = f"{str(error.filename)[-MOST_SHOWN:]}: {error.strerror or error}"
         tell(f"error: {message}{kept}", error=True)
         return USER_ERROR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.toys.files import ROOT
+from vlds.runtime import folders
 from vlds.runtime.folders import PREFIX, scratch_folder
 
 HOLD = """
@@ -58,6 +60,26 @@ def test_a_killed_process_keeps_none(temp: Path) -> None:
         process.stdout.read()  # to the end, which is that of both
     with scratch_folder():
         assert not folder.exists()
+
+
+def test_one_that_was_taken_before_it_was_locked_is_not_used(
+    temp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process takes it for abandoned in between."""
+    lock, taken = folders._open_lock, list[Path]()
+
+    def lose(folder: Path) -> int:
+        descriptor = lock(folder)
+        if not taken:
+            shutil.rmtree(folder)
+            taken.append(folder)
+        return descriptor
+
+    monkeypatch.setattr(folders, "_open_lock", lose)
+    with scratch_folder() as folder:
+        assert folder.is_dir()
+        assert [folder] != taken
+    assert list(temp.iterdir()) == []
 
 
 def test_other_folders_stay(temp: Path) -> None:

@@ -174,7 +174,7 @@ def test_an_annotation_that_lacks_what_the_task_reads(tmp_path: Path) -> None:
     (ids,) = (batch.ids for batch in islice(stream, 1))
     assert len(ids) == NUM
     assert "0" not in ids
-    reason = "its annotations are not what VQA reads: KeyError('question')"
+    reason = "its annotations are not what VQA reads: it has no 'question'"
     assert reason in json.loads((tmp_path / "ledger").read_text("utf-8"))["reason"]
     with pytest.raises(ValueError, match=r"task vqa: sample .* are not what VQA reads"):
         survey(source, range(NUM))

@@ -95,7 +95,7 @@ def test_json_that_lacks_something(
     ("fields", "told"),
     [
         ({"annotations": [{"id": "1", "question": 5}]}, "annotation question is 5, text expected"),
-        ({"images": ["png"]}, "KeyError('png')"),
+        ({"images": ["png"]}, "it has no 'png'"),
     ],
 )
 def test_what_cannot_be_counted_is_named(

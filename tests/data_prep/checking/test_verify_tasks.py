@@ -171,7 +171,7 @@ def test_a_choice_that_is_not_there_is_shown_as_trouble(
 ) -> None:
     folder = pack(tmp_path / "toy", "video_qa", CHOICE | {"answer_index": 9})
     assert main(["preview", str(folder)]) == 0
-    assert "not what it should be: IndexError" in capsys.readouterr().out
+    assert "not what it should be: list index out of range" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("pieces", [-1, 5])

@@ -115,8 +115,6 @@ MOST_FILES = 500_000
 FORMS: Mapping[Literal["NFC", "NFD"], str] = {"NFC": "composed (NFC)", "NFD": "decomposed (NFD)"}
 """Unicode's two forms of accents; disks of Macs write the second."""
 PICTURES = {*ENDINGS, ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
-
-
 MOST_SHOWN = 200
 """Characters of a path that a message shows: its last ones."""
 

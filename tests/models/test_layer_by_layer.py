@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.toys.device_cases import GREEDY, dual_case, encoder_case
+from tests.toys.dual import save_clip
 from tests.toys.image_text import PARAMETERS
 from tests.toys.rank_pool import RankError, RankPool
 from tests.toys.wide_models import CAUSAL, opened, wide
@@ -161,5 +164,45 @@ def test_language_models(model_type: str, ranks2: RankPool) -> None:
         for part, one in zip(parts, whole, strict=True):
             assert part.confidence == pytest.approx(one.confidence, rel=1e-5)
         assert len(whole) in (2, 8)
+        assert set(held) == {0}
+        assert len(held) > 4
+
+
+FEW = 50
+"""These models are smaller."""
+
+
+def classify_both_ways(kind: str, clip: Path) -> tuple[list[Answer], list[Answer], list[int]]:
+    """As `answer_both_ways`, with a head of classes. An engine cuts all weights, and so does this:
+    none of these models is loaded in parts."""
+    ranks = start_ranks(60)
+    case = dual_case(LoRA(rank=2), clip) if kind == "DualEncoder" else encoder_case(kind)
+    answers: list[list[Answer]] = []
+    for is_cut in (False, True):
+        model = case.make().eval()
+        if is_cut:
+            deepspeed.zero.Init(module=model, dtype=torch.float32)
+        answers.append([])
+        with (
+            torch.no_grad(),
+            layer_by_layer(model, ranks, FEW),
+            model.at_own_pace() as begin_batch,
+        ):
+            of_layers = [weights for _, weights in layers_of(model, FEW)[1]]
+            for _ in range(1 + 2 * ranks.global_rank):
+                begin_batch()
+                answers[-1] += model.answer(case.batch, GREEDY)
+    return answers[0], answers[1], [sum(p.numel() for p in weights) for weights in of_layers]
+
+
+@pytest.mark.parametrize("kind", ["CrossModal", "JointEncoder", "DualEncoder"])
+def test_models_that_classify(kind: str, ranks2: RankPool, tmp_path: Path) -> None:
+    clip = save_clip(tmp_path)  # only a first rank writes what transformers saves
+    results = ranks2.run(classify_both_ways, kind, clip, timeout=240)
+    for rank, (whole, parts, held) in enumerate(results):
+        assert [answer.text for answer in parts] == [answer.text for answer in whole]
+        for part, one in zip(parts, whole, strict=True):
+            assert part.confidence == pytest.approx(one.confidence, rel=1e-5)
+        assert len(whole) == len(results[0][0]) * (1 + 2 * rank)
         assert set(held) == {0}
         assert len(held) > 4

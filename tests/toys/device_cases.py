@@ -63,9 +63,10 @@ def encoder_case(kind: str) -> DeviceCase:
     return DeviceCase(lambda: built(recipe), batch, [GREEDY])
 
 
-def dual_case(method: Method) -> DeviceCase:
-    """CLIP with a head of classes, or, if all of it trains, over pairs."""
-    folder = dual.save_clip(Path(mkdtemp()))
+def dual_case(method: Method, folder: Path | None = None) -> DeviceCase:
+    """CLIP with a head of classes, or, if all of it trains, over pairs; from a folder that holds
+    it, or from a new one."""
+    folder = folder or dual.save_clip(Path(mkdtemp()))
     head = None if isinstance(method, Full) else dual.colour_head()
 
     def make() -> DualEncoderModel:

@@ -259,12 +259,17 @@ def layers_of(
     for module in model.modules():
         # A linear layer or table is called for its weights. One inside a repeated layer finds them
         # gathered, unless it is called alone, as T5's table of distances is.
-        if not any(True for _ in module.children()):
+        parts = list(module.children())
+        if not parts:
             layers[id(module)] = module
         # What holds more than weights, such as an encoder with its table of positions, may read
         # them in other ways, or while others run.
         elif id(module) not in inside:
             kept |= {id(p): p for p in module.parameters(recurse=False)}
+            # A table of positions beside that of words: CLIP asks for its length before its call.
+            tables = [part for part in parts if isinstance(part, nn.Embedding)]
+            for table in sorted(tables, key=lambda table: sizes_of([table.weight]))[:-1]:
+                kept[id(table.weight)] = table.weight
     found = [
         (module, [p for p in module.parameters() if id(p) not in kept])
         for module in model.modules()

@@ -60,9 +60,9 @@ def made_of(networks: PELTNetworks) -> dict[tuple[Any, ...], torch.Tensor]:
         for what, tensor in zip(("keys", "values"), pair, strict=True):
             made |= {(*key, task, what): own for task, own in enumerate(tensor)}
     for key, halves in networks.generated.value.items():
-        for half, layers in zip(("down", "up"), halves, strict=True):
-            for task, layer in enumerate(layers):
-                made |= {(*key, task, half, name): own for name, own in layer.keywords.items()}
+        for half, weights in zip(("down", "up"), halves, strict=True):
+            for name, of_tasks in zip(("weight", "bias"), weights, strict=True):
+                made |= {(*key, task, half, name): own for task, own in enumerate(of_tasks)}
     return made
 
 

@@ -77,8 +77,9 @@ def test_adapters_and_norms_of_all_layers(path: Path) -> None:
             place = f"{task}/layer{layer}/{kind}"
             out = states.chunk(len(generated.tasks))[number]
             assert (out - case[f"{place}/out"]).abs().max() < 1e-9, place
-            down, up = (half[number].keywords for half in halves)
-            for name, tensor in {"down.weight": down["weight"], "up.bias": up["bias"]}.items():
+            (down_weight, _), (_, up_bias, *_) = halves
+            made = {"down.weight": down_weight[number], "up.bias": up_bias[number]}
+            for name, tensor in made.items():
                 if f"{place}/{name}" in case.tensors:
                     assert (tensor - case[f"{place}/{name}"]).abs().max() < 1e-9, place
                     num_checked += 1

@@ -58,6 +58,11 @@ COUNTED: dict[Any, Callable[..., int]] = {
 """Product of matrices -> how many operations it takes, given its arguments and its result."""
 INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 """Operations whose result has as many rows as a mask has ones."""
+IDLE = {
+    aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty,
+    aten.new_empty_strided,
+}  # fmt: skip
+"""Operations that compute nothing."""
 ROUNDS = 5
 """Times that an operation is timed, after one that warms up."""
 AROUND = 6e-5
@@ -100,7 +105,7 @@ class Work(NamedTuple):
     moved: int
     """Bytes that all other operations read and write."""
     calls: int
-    """How many operations run, views not counted."""
+    """How many operations run that compute something."""
 
 
 NOTHING = Work(0, 0, 0, 0)
@@ -172,7 +177,7 @@ class Rehearsal(TorchDispatchMode):
         self._count_bytes(outputs)
         made = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, FakeTensor)]
         if made and not func.is_view:
-            self.calls += 1
+            self.calls += func.overloadpacket not in IDLE
             self.operations[Operation.of(func, *hollow_args, **hollow_kwargs)] += 1
             if (count := COUNTED.get(func.overloadpacket)) is not None:
                 self.flops += count(*hollow_args, **hollow_kwargs, out_val=outputs)
@@ -183,6 +188,7 @@ class Rehearsal(TorchDispatchMode):
 
     def drawn(self, values: Tensor) -> Tensor:
         """A stand-in for dropout's output, which counts as one operation."""
+        self.calls += 1
         self.operations[Operation.of(dropout_once, values)] += 1
         return torch.empty_like(values)
 

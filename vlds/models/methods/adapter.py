@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlds.models.methods.base import Library, Sharing
@@ -47,7 +46,6 @@ class Adapter(StackedBottleneck):
 class AdapterModule(StackedBottleneckModule):
     """The adapters of all tasks behind one layer."""
 
-    layer = staticmethod(F.linear)
     leaves = ("weight", "bias")
     neurons: ClassVar[Mapping[str, int]] = {"down_weight": 1, "down_bias": 1, "up_weight": 2}
     """Weight -> its dimension that numbers the bottleneck's neurons."""
@@ -68,16 +66,8 @@ class AdapterModule(StackedBottleneckModule):
             # No gradient passes an up half of zeros: the down half waits for the second step.
             self.behind_zeros = ("down_weight", "down_bias")
 
-    def through(self, states: Tensor) -> Tensor:
-        # Linear halves can be computed for several tasks at once; `halves` would take one by one.
-        def bottleneck(rows: Tensor, *stacks: Tensor) -> Tensor:
-            # The stacks come in the order in which the tuples below hold them.
-            down_weight, down_bias, up_weight, up_bias = stacks
-            narrow = self.activation(stacked_linear(rows, down_weight, down_bias))
-            return stacked_linear(narrow, up_weight, up_bias)
-
-        down, up = (self.down_weight, self.down_bias), (self.up_weight, self.up_bias)
-        return self.routing.apply_stacked(bottleneck, states, down, up)
+    def layer(self, rows: Tensor, *weights: Tensor) -> Tensor:
+        return stacked_linear(rows, *weights)
 
 
 def merge_first(method: str) -> dict[Library, str]:
@@ -115,15 +105,16 @@ def materialise(
         host = Host(name, model, TargetModules({}), tasks, BatchContext(old.routing))
         new = AdapterModule(adapter, linear, host)
         down, up = old.halves()
-        for halves, weight, bias in (
+        for half, weight, bias in (
             (down, new.down_weight, new.down_bias),
             (up, new.up_weight, new.up_bias),
         ):
             # A linear map gives its bias for 0, and its bias plus a column for each unit vector.
             eye = torch.eye(weight.shape[-1], device=weight.device, dtype=weight.dtype)
-            for index, half in enumerate(halves):
-                bias[index] = half(torch.zeros_like(eye[:1]))[0]
-                weight[index] = (half(eye) - bias[index]).mT
+            for index in range(len(weight)):
+                of_task = [stack[index if len(stack) > 1 else 0][None] for stack in half]
+                bias[index] = old.layer(torch.zeros_like(eye[:1]), *of_task)[0]
+                weight[index] = (old.layer(eye, *of_task) - bias[index]).mT
         # The norms keep their weights, and a bottleneck beside a layer the note of its input.
         new.pre_norm, new.post_norm = old.pre_norm, old.post_norm
         new.beside = old.beside

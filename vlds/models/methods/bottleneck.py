@@ -17,7 +17,6 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -50,8 +49,6 @@ Nonlinearity = Literal["gelu_tanh", "gelu", "relu", "silu"]
 NAMES_IN_ADAPTERS: dict[Nonlinearity, str] = {
     "gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "swish",
 }  # fmt: skip
-Half = Callable[[Tensor], Tensor]
-"""One half of a bottleneck for one task: (..., in) -> (..., out)."""
 # On T5, adapters keeps a sub-layer's adapters in the sub-layer's own module; on BART, in a module
 # of the layer for each of its sub-layers.
 LIBRARY_PLACES: dict[Library, dict[str, str]] = {
@@ -183,9 +180,14 @@ class BottleneckModule(LinearExtension):
                 f"at most {self.width}"
             )
 
-    def halves(self) -> tuple[Sequence[Half], Sequence[Half]]:
-        """The down and the up halves: one of each task, or one for all."""
-        raise NotImplementedError
+    @abstractmethod
+    def halves(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Weights of the down and of the up half, each (tasks or 1, ...), as `layer` takes them."""
+
+    @abstractmethod
+    def layer(self, rows: Tensor, *weights: Tensor) -> Tensor:
+        """Rows (k, ..., in) through a half of k tasks' weights, or rows (..., in) through one's:
+        (k, ..., out) or (..., out)."""
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d): each row through its task's bottleneck."""
@@ -201,13 +203,11 @@ class BottleneckModule(LinearExtension):
         """(b, l, d) -> (b, l, d): each row through its task's halves."""
         down, up = self.halves()
 
-        def of_task(rows: Tensor, task: int) -> Tensor:
-            narrow = self.activation(down[task if len(down) > 1 else 0](rows))
-            return up[task if len(up) > 1 else 0](narrow)
+        def bottleneck(rows: Tensor, *weights: Tensor) -> Tensor:
+            narrow = self.activation(self.layer(rows, *weights[: len(down)]))
+            return self.layer(narrow, *weights[len(down) :])
 
-        # Without routing where nothing is told by task, so that any rows may come.
-        is_shared = len(down) == len(up) == 1
-        return of_task(states, 0) if is_shared else self.routing.apply(of_task, states)
+        return self.routing.apply_stacked(bottleneck, states, down, up)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,10 +286,9 @@ class StackedBottleneck(Bottleneck):
 class StackedBottleneckModule(BottleneckModule):
     """Bottlenecks that hold their weights: `num_down` and `num_up` slices, one per task or 1."""
 
-    layer: Callable[..., Tensor]
-    """Computes a half from rows and a slice of each of its `leaves`."""
     leaves: tuple[str, ...]
-    """Names of a half's weights, without `down_` or `up_`."""
+    """Names of a half's weights, without `down_` or `up_`, in the order in which `layer` takes
+    them."""
 
     def __init__(self, config: StackedBottleneck, linear: nn.Linear, host: Host) -> None:
         super().__init__(config, linear, host.context.routing)
@@ -308,11 +307,9 @@ class StackedBottleneckModule(BottleneckModule):
         factor = torch.empty(*shape, **self.options)
         return nn.Parameter(nn.init.uniform_(factor, -bound, bound))
 
-    def halves(self) -> tuple[list[Half], list[Half]]:
-        """One half for each slice of the `down_*` and of the `up_*` weights."""
+    def halves(self) -> tuple[list[Tensor], list[Tensor]]:
         down, up = (
-            layers(self.layer, **{leaf: getattr(self, f"{half}_{leaf}") for leaf in self.leaves})
-            for half in ("down", "up")
+            [getattr(self, f"{half}_{leaf}") for leaf in self.leaves] for half in ("down", "up")
         )
         return down, up
 
@@ -322,25 +319,12 @@ def both_halves(**rules: OptimizerRule) -> OptimizerRules:
     return {f"{half}_{leaf}": rule for half in ("down", "up") for leaf, rule in rules.items()}
 
 
-def layers(function: Callable[..., Tensor], **stacks: Tensor) -> list[Half]:
-    """`function(rows, **slices)` for each task, from weights (tasks, ...), or (1, ...) where all
-    tasks share them."""
-    num = max(map(len, stacks.values()))
-    # Expanding copies nothing, and sums the gradients of all tasks' views of a shared slice.
-    columns = (
-        (stack if len(stack) == num else stack.expand(num, *stack.shape[1:])).unbind()
-        for stack in stacks.values()
-    )
-    rows = zip(*columns, strict=True)
-    return [partial(function, **dict(zip(stacks, slices, strict=True))) for slices in rows]
-
-
 def gelu_tanh(rows: Tensor) -> Tensor:
     """GELU, approximated with a tanh, as in the original code."""
     return F.gelu(rows, approximate="tanh")
 
 
-ACTIVATIONS: dict[Nonlinearity, Half] = {
+ACTIVATIONS: dict[Nonlinearity, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": gelu_tanh,
     "gelu": F.gelu,
     "relu": F.relu,

@@ -11,7 +11,7 @@ y = x (W_left W_right) + b: `LowRankAdapter`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vlds.models.methods.adapter import materialise, merge_first
 from vlds.models.methods.base import Layout, Library, Method, Stored, is_t5
 from vlds.models.methods.bottleneck import StackedBottleneck, StackedBottleneckModule, both_halves
+from vlds.models.methods.context import spread, stacked_linear
 from vlds.models.methods.host import Host
 from vlds.runtime.checks import Count, NotNegative
 from vlds.schema import STACKED, OptimizerRule, OptimizerRules
@@ -111,39 +112,55 @@ class CompacterModule(StackedBottleneckModule):
         self.up_bias = nn.Parameter(torch.zeros(self.num_up, self.width, **self.options))
         wide, narrow = self.width // n, self.bottleneck // n
         if rank is None:
-            self.layer, self.leaves = phm, ("rule", "blocks", "bias")
+            self.leaves = ("rule", "blocks", "bias")
             self.down_blocks = self.new_factor(self.num_down, n, wide, narrow)
             self.up_blocks = self.new_factor(self.num_up, n, narrow, wide)
         else:
-            self.layer, self.leaves = thin_phm, ("rule", "left", "right", "bias")
+            self.leaves = ("rule", "left", "right", "bias")
             self.down_left = self.new_factor(self.num_down, n, wide, rank)
             self.down_right = self.new_factor(self.num_down, n, rank, narrow)
             self.up_left = self.new_factor(self.num_up, n, narrow, rank)
             self.up_right = self.new_factor(self.num_up, n, rank, wide)
 
+    def layer(self, rows: Tensor, *weights: Tensor) -> Tensor:
+        product: Callable[..., Tensor] = phm if "blocks" in self.leaves else thin_phm
+        if max(map(len, weights)) > 1:
+            return product(rows, *weights)
+        return product(rows[None], *weights).squeeze(0)  # in front, the dimension of tasks
 
-# In the einsums below, a and c number the pieces of inputs and outputs, k and p the places within a
-# piece, i the terms of the sum, r the ranks: H[a k, c p] = sum_i A[i, a, c] B[i, k, p].
+
+# In the einsums below, s numbers the tasks, a and c the pieces of inputs and outputs, k and p the
+# places within a piece, i the terms of the sum, r the ranks: H[a k, c p] = sum_i A[i, a, c]
+# B[i, k, p]. What the tasks share has 1 in the place of their number.
 
 
 def phm(rows: Tensor, rule: Tensor, blocks: Tensor, bias: Tensor) -> Tensor:
-    """(..., in) -> (..., out), from a rule (n, n, n) and blocks (n, in/n, out/n)."""
-    n, inputs, outputs = blocks.shape
-    if rows.numel() // rows.shape[-1] < inputs:
-        # With so few rows, H would cost more than its product with them.
-        pieces = torch.einsum("...ak,ikp->...aip", rows.unflatten(-1, (n, inputs)), blocks)
-        return torch.einsum("...aip,iac->...cp", pieces, rule).flatten(-2) + bias
-    matrix = torch.einsum("iac,ikp->akcp", rule, blocks).reshape(n * inputs, n * outputs)
-    return rows @ matrix + bias
+    """(tasks, ..., in) -> (tasks, ..., out), from rules (tasks, n, n, n), blocks (tasks, n, in/n,
+    out/n) and biases (tasks, out)."""
+    _, n, inputs, outputs = blocks.shape
+    if rows[0].numel() // rows.shape[-1] < inputs and not torch.is_grad_enabled():
+        # An answer's next token: with so few rows, H would cost more than its product with them.
+        pieces = torch.einsum("s...ak,sikp->s...aip", rows.unflatten(-1, (n, inputs)), blocks)
+        done = torch.einsum("s...aip,siac->s...cp", pieces, rule).flatten(-2)
+        return done + spread(bias, done)
+    # One product: (a c, i) by (i, k p).
+    products = rule.flatten(2).mT @ blocks.flatten(2)
+    matrix = (
+        products.view(-1, n, n, inputs, outputs)
+        .transpose(2, 3)
+        .reshape(-1, n * inputs, n * outputs)
+    )
+    return stacked_linear(rows, matrix.mT, bias)
 
 
 def thin_phm(rows: Tensor, rule: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
-    """(..., in) -> (..., out), from a rule (n, n, n) and blocks as products (n, in/n, r) by
-    (n, r, out/n). Nothing of the size in x out is made."""
+    """(tasks, ..., in) -> (tasks, ..., out), from rules (tasks, n, n, n) and blocks as products
+    (tasks, n, in/n, r) by (tasks, n, r, out/n). Nothing of the size in x out is made."""
     # Narrow first: down to the rank, across the rule, and up again.
-    pieces = torch.einsum("...ak,ikr->...air", rows.unflatten(-1, (len(left), -1)), left)
-    pieces = torch.einsum("...air,iac->...cir", pieces, rule)
-    return torch.einsum("...cir,irp->...cp", pieces, right).flatten(-2) + bias
+    pieces = torch.einsum("s...ak,sikr->s...air", rows.unflatten(-1, (left.shape[1], -1)), left)
+    pieces = torch.einsum("s...air,siac->s...cir", pieces, rule)
+    done = torch.einsum("s...cir,sirp->s...cp", pieces, right).flatten(-2)
+    return done + spread(bias, done)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,11 +190,10 @@ class LowRankAdapterModule(StackedBottleneckModule):
         left=STACKED, right=STACKED, bias=STACKED_B
     )
 
-    @staticmethod
-    def layer(rows: Tensor, left: Tensor, right: Tensor, bias: Tensor) -> Tensor:
-        """(..., in) -> (..., out), from factors (in, r) and (r, out)."""
+    def layer(self, rows: Tensor, *weights: Tensor) -> Tensor:
+        left, right, bias = weights
         # From the left: (rows left) right costs r (in + out) a row, rows (left right) in x out.
-        return rows @ left @ right + bias
+        return stacked_linear(stacked_linear(rows, left.mT), right.mT, bias)
 
     def __init__(self, config: LowRankAdapter, linear: nn.Linear, host: Host) -> None:
         super().__init__(config, linear, host)

@@ -117,8 +117,9 @@ class TaskRouting:
         self, function: Callable[..., Tensor], states: Tensor, *halves: Sequence[Tensor]
     ) -> Tensor:
         """Run `function(rows, *stacks)` on `states` (b, ..., d) with each row's slices of the
-        weights (tasks or 1, ...) in `halves`. The function consists of `stacked_linear` and of
-        operations on single numbers. Tasks with similar numbers of rows are computed together."""
+        weights (tasks or 1, ...) in `halves`. Like `stacked_linear`, the function takes rows
+        (k, ..., d) with weights of k tasks, or rows (..., d) with those of one. Tasks with similar
+        numbers of rows are computed together."""
         stacks = [stack for half in halves for stack in half]
         if max(map(len, stacks)) == 1:
             return function(states, *stacks)
@@ -190,6 +191,11 @@ def stacked_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     if bias is None:
         return torch.bmm(flat, weight.mT).view(shape)
     return torch.baddbmm(bias[:, None], flat, weight.mT).view(shape)
+
+
+def spread(weights: Tensor, rows: Tensor) -> Tensor:
+    """Numbers of features (tasks, d), in a shape that goes with rows (tasks, ..., d)."""
+    return weights.view(len(weights), *[1] * (rows.ndim - 2), -1)
 
 
 class Visual(NamedTuple):

@@ -35,12 +35,10 @@ from vlds.models.methods.bottleneck import (
     Bottleneck,
     BottleneckModule,
     BottleneckPlace,
-    Half,
-    layers,
     stack_and_layer,
     stand_beside,
 )
-from vlds.models.methods.context import TaskRouting
+from vlds.models.methods.context import TaskRouting, spread, stacked_linear
 from vlds.models.methods.host import Host, ModelExtension, added_tensors, weight_options
 from vlds.runtime.checks import Count, MadeForBatch
 from vlds.schema import STACKED, UNDECAYED, OptimizerRules, Role
@@ -196,13 +194,9 @@ class HyperNetworks(ModelExtension):
         for name, network in self.stacks.items():
             assert isinstance(network, HyperNetwork)
             for kind, weights in network(tasks).items():
-                # Unbound once: slicing for each layer would cost a whole gradient each. The halves
-                # are in the order of tasks, then layers, so that a layer has every n-th.
-                down, up = linear_layers(*weights[:2]), linear_layers(*weights[2:])
-                num_layers = weights[0].shape[1]
-                for layer in range(num_layers):
-                    of_layer = slice(layer, None, num_layers)
-                    generated[name, kind, layer] = down[of_layer], up[of_layer]
+                # Unbound once: slicing for each layer would cost a whole gradient each.
+                for layer, own in enumerate(zip(*(w.unbind(1) for w in weights), strict=True)):
+                    generated[name, kind, layer] = own[:2], own[2:]
         self.generated.value = generated
 
 
@@ -310,21 +304,6 @@ class Generator(nn.Module):
         )
 
 
-def linear_layers(weight: Tensor, bias: Tensor, *norm: Tensor) -> list[Half]:
-    """Layers of weights (k, n, out, in) and biases (k, n, out), with norms behind them of weights
-    and biases (k, n, out), if given: all n of the first task first."""
-
-    def normed_linear(
-        rows: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor
-    ) -> Tensor:
-        return F.layer_norm(F.linear(rows, weight, bias), norm_bias.shape, norm_weight, norm_bias)
-
-    names = ("weight", "bias", "norm_weight", "norm_bias")
-    stacks = zip(names, (weight, bias, *norm), strict=False)  # the norm is left out, or given
-    function = normed_linear if norm else F.linear
-    return layers(function, **{name: stack.flatten(0, 1) for name, stack in stacks})
-
-
 def table(rows: int, width: int, std: float, options: dict[str, Any]) -> nn.Embedding:
     """An embedding table with normal entries."""
     embedding = nn.Embedding(rows, width, **options)
@@ -355,6 +334,14 @@ class HyperformerModule(BottleneckModule):
         stack, layer = stack_and_layer(place.path)
         self.key = (stack, place.role, layer)
 
-    def halves(self) -> tuple[list[Half], list[Half]]:
-        halves: tuple[list[Half], list[Half]] = self.generated.value[self.key]
+    def halves(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        halves: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = self.generated.value[self.key]
         return halves
+
+    def layer(self, rows: Tensor, *weights: Tensor) -> Tensor:
+        weight, bias, *norm = weights
+        states = stacked_linear(rows, weight, bias)
+        if not norm:
+            return states
+        of_norm, norm_bias = (spread(each, states) for each in norm)
+        return torch.addcmul(norm_bias, F.layer_norm(states, states.shape[-1:]), of_norm)

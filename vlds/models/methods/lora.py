@@ -154,10 +154,39 @@ class LoRAModule(LinearExtension):
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, in) and (b, l, out) -> (b, l, out): each row with its task's update."""
+        inputs = F.dropout(inputs, self.dropout, self.training)
+        if len(self.a) == len(self.b) == 1:
+            rows, flat = (states.flatten(0, -2) for states in (inputs, outputs))
+            a, b = self.a.squeeze(0), self.b.squeeze(0)
+            updated: Tensor = Updated.apply(flat, rows, a, b, self.scale)  # type: ignore[no-untyped-call]
+            return updated.view(outputs.shape)
 
         def update(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
             # Scaled where the states are narrowest.
             return stacked_linear(self.scale * stacked_linear(rows, a), b)
 
-        inputs = F.dropout(inputs, self.dropout, self.training)
         return outputs + self.routing.apply_stacked(update, inputs, [self.a], [self.b])
+
+
+class Updated(torch.autograd.Function):
+    """States (n, out) with the update scale * B A x of inputs (n, in), from A (r, in) and B (out,
+    r). The scale and the sum are part of the products, where a GPU would start a kernel for each.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, inputs: Tensor, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        narrow = inputs @ a.mT
+        ctx.save_for_backward(inputs, narrow, a, b)
+        ctx.scale = scale
+        return torch.addmm(states, narrow, b.mT, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, narrow, a, b = ctx.saved_tensors
+        nothing = gradient.new_empty(())  # beta=0 ignores it
+        of_narrow = torch.addmm(nothing, gradient, b, beta=0, alpha=ctx.scale)
+        of_b = torch.addmm(nothing, gradient.mT, narrow, beta=0, alpha=ctx.scale)
+        of_inputs = of_narrow @ a if ctx.needs_input_grad[1] else None
+        return gradient, of_inputs, of_narrow.mT @ inputs, of_b, None

@@ -23,7 +23,7 @@ from vlds.models.methods import (
     PromptTuning,
     SimAdapter,
 )
-from vlds.schema import Example, Row
+from vlds.schema import Decoding, Example, Row
 from vlds.training.optimizer import similar_rows
 
 QUESTIONS = [
@@ -111,6 +111,49 @@ def test_numbers_are_those_of_each_row(kind: str, method: str, saved: Path) -> N
         assert torch.allclose(mine, expected, rtol=1e-5, atol=1e-6)
 
 
+DECODINGS = [
+    Decoding(max_new_tokens=6),
+    Decoding(max_new_tokens=6, num_beams=3),
+    Decoding(answers=("red", "a dark picture", "it"), num_beams=2),
+    Decoding(choices=("red", "blue")),
+]
+
+
+@pytest.mark.sampled(5)
+@pytest.mark.parametrize("decoding", DECODINGS, ids=["greedy", "beams", "list", "choices"])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [*(("llama", name) for name in METHODS), ("qwen2", "lora"), ("phi3", "lora")],
+)
+@pytest.mark.usefixtures("narrow_model_shares")
+def test_answers_are_those_of_each_row(
+    kind: str, method: str, decoding: Decoding, saved: Path
+) -> None:
+    chosen = kind_in(saved / kind)
+    model = build(chosen, {"method": METHODS[method]}, torch.float64).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    examples = batch(chosen, mixed(), evaluation=True)
+    together = model.answer(examples, decoding)
+    assert decoding.choices or model.starts(examples, model.visual_tokens(examples))
+    model.shares_starts = False
+    apart = model.answer(examples, decoding)
+    assert [answer.text for answer in together] == [answer.text for answer in apart]
+    assert len({answer.confidence for answer in apart}) > 1
+    for one, other in zip(together, apart, strict=True):
+        assert one.confidence == pytest.approx(other.confidence, rel=1e-5)
+
+
+def test_few_words_in_common_are_not_worth_a_pass(saved: Path) -> None:
+    chosen = kind_in(saved / "llama")
+    model = build(chosen).eval()
+    examples = batch(chosen, rows(), evaluation=True)
+    assert model.starts(examples, model.visual_tokens(examples)) == {}
+
+
 @pytest.mark.parametrize("kind", sorted({*SIZES} - {*SHARING}))
 def test_other_positions_and_attention_keep_a_row_each(kind: str, saved: Path) -> None:
     """OPT learns its positions, and layers of Gemma 2 see a window."""
@@ -144,7 +187,7 @@ def test_a_start_ends_before_the_answers() -> None:
     assert lines is not None
     assert lines.source.tolist() == [[0, 1, 2, 3, 4, 7, 8]]
     assert lines.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3]]
-    assert [places.tolist() for places in lines.picked] == [[0, 0, 0], [2, 3, 5]]
+    assert lines.places_of(picked).tolist() == [[0, 2], [0, 3], [0, 5]]
     seen = lines.visible[0, 0]
     assert seen[5].tolist() == [True, True, False, False, False, True, False]
 

@@ -268,8 +268,8 @@ def layers_of(
             kept |= {id(p): p for p in module.parameters(recurse=False)}
             # A table of positions beside that of words: CLIP asks for its length before its call.
             tables = [part for part in parts if isinstance(part, nn.Embedding)]
-            for table in sorted(tables, key=lambda table: sizes_of([table.weight]))[:-1]:
-                kept[id(table.weight)] = table.weight
+            for table in sorted(tables, key=lambda table: sizes_of(table.parameters()))[:-1]:
+                kept |= {id(p): p for p in table.parameters()}
     found = [
         (module, [p for p in module.parameters() if id(p) not in kept])
         for module in model.modules()

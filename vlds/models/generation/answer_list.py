@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import (
+    Cache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -144,11 +145,11 @@ class Writer:
     """Id that a separate decoder starts from; not part of the answer."""
 
     def write(
-        self, inputs: Mapping[str, Tensor], decoding: Decoding, answers: AnswerList | None
+        self, inputs: Mapping[str, Any], decoding: Decoding, answers: AnswerList | None
     ) -> list[WrittenAnswer]:
         """Greedy answers or those of a beam search to rows that are padded on the left.
 
-        `inputs`: of Hugging Face's forward pass.
+        `inputs`: of `generate`; a cache of the rows' first tokens is used up.
         """
         # A separate decoder's answers stand behind its start token. Given `inputs_embeds`, a model
         # returns the answer alone; given `input_ids`, the prompt too.
@@ -169,6 +170,9 @@ class Writer:
             return_dict_in_generate=True,
             output_logits=True,
         )
+        for value in inputs.values():
+            if isinstance(value, Cache) and decoding.num_beams > 1:
+                value.batch_repeat_interleave(decoding.num_beams)  # `generate` repeats tensors only
         output = self.model.generate(
             **inputs,
             generation_config=settings,

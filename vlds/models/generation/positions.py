@@ -107,10 +107,17 @@ class Lines(NamedTuple):
     """(g, t) each token's position in its row."""
     visible: Tensor
     """(g, 1, t, t) bool, True where a token attends to another."""
-    picked: Places
-    """Lines and places in them of the picked tokens, row by row."""
+    line: Tensor
+    """(b,) the line of each row."""
+    places: Tensor
+    """(b, s) where each of a row's tokens is in its line; 0 on padding."""
     tasks: Tensor
     """(g,) on the CPU."""
+
+    def places_of(self, picked: Tensor) -> Tensor:
+        """(k, 2) line and place of the picked tokens (b, s) bool, row by row."""
+        rows, tokens = picked.nonzero().unbind(1)
+        return torch.stack([self.line[rows], self.places[rows, tokens]], 1)
 
 
 class RowGroup(NamedTuple):
@@ -148,10 +155,16 @@ def cost(num_tokens: int, width: int) -> float:
 
 
 def share_starts(
-    tokens: Tensor, lengths: Tensor, picked: Tensor, tasks: Tensor, pictures: Tensor, width: int
+    tokens: Tensor,
+    lengths: Tensor,
+    picked: Tensor,
+    tasks: Tensor,
+    pictures: Tensor,
+    width: int,
+    besides: int = 0,
 ) -> Lines | None:
-    """Lay rows out in lines that share starts; None if that saves nothing in a model of this width.
-    All tensors are on the CPU.
+    """Lay rows out in lines that share starts; None if that saves nothing in a model of this width
+    that computes `besides` more tokens because of the lines. All tensors are on the CPU.
 
     Rows share a start if they have the same task (b,) and `pictures` (b, n) and the same first
     `tokens` (b, s), which are padded on the right to `lengths` (b,); visual tokens may have any
@@ -173,9 +186,10 @@ def share_starts(
                 break
         else:
             lines.append([group])
-    if len(lines) * cost(longest, width) >= len(tokens) * cost(tokens.shape[1], width):
+    together = len(lines) * cost(longest, width) + besides
+    if together >= len(tokens) * cost(tokens.shape[1], width):
         return None
-    return lay_out(lines, lengths.tolist(), picked)
+    return lay_out(lines, lengths.tolist(), tokens.shape[1])
 
 
 def groups_of(
@@ -200,24 +214,26 @@ def groups_of(
                     yield RowGroup(task, [row], 0, length)
 
 
-def lay_out(lines: Sequence[Sequence[RowGroup]], lengths: Sequence[int], picked: Tensor) -> Lines:
-    """`lengths` of the rows, and their tokens that are picked (b, s)."""
+def lay_out(lines: Sequence[Sequence[RowGroup]], lengths: Sequence[int], longest: int) -> Lines:
+    """`lengths` of the rows, of which the longest has `longest` tokens."""
     tables: list[Tensor] = []
-    places: dict[int, tuple[Tensor, Tensor]] = {}
+    line_of = torch.zeros(len(lengths), dtype=torch.long)
+    places = torch.zeros(len(lengths), longest, dtype=torch.long)
     for number, line in enumerate(lines):
         # Spans of tokens that stand side by side: the start of each group, then what follows it in
         # each row. (group's first row, row, the row that alone sees them, begin, end)
         spans: list[tuple[int, int, int, int, int]] = []
+        end_of_line = 0
         for group in line:
-            first = group.rows[0]
+            first, start = group.rows[0], torch.arange(group.start) + end_of_line
             spans.append((first, first, START, 0, group.start))
-            spans += [(first, row, row, group.start, lengths[row]) for row in group.rows]
-        line_end = 0
-        for _, row, owner, begin, end in spans:
-            line_end += end - begin
-            if owner != START:
-                columns = picked[row].nonzero()[:, 0] + line_end - end
-                places[row] = torch.full_like(columns, number), columns
+            end_of_line += group.start
+            for row in group.rows:
+                own = lengths[row] - group.start
+                spans.append((first, row, row, group.start, lengths[row]))
+                line_of[row] = number
+                places[row, : lengths[row]] = torch.cat([start, torch.arange(own) + end_of_line])
+                end_of_line += own
         positions = torch.cat([torch.arange(begin, end) for *_, begin, end in spans])
         numbers = torch.tensor(spans)
         of_tokens = numbers.repeat_interleave(numbers[:, 4] - numbers[:, 3], 0)
@@ -229,11 +245,11 @@ def lay_out(lines: Sequence[Sequence[RowGroup]], lengths: Sequence[int], picked:
     # padding, since a row that sees nothing would be NaN.
     alike = groups[:, :, None] == groups[:, None, :]
     seen = (owners[:, None, :] == START) | (owners[:, :, None] == owners[:, None, :])
-    in_lines, in_places = zip(*(places[row] for row in range(len(picked))), strict=True)
     return Lines(
-        source=rows.clamp(min=0) * picked.shape[1] + positions,
+        source=rows.clamp(min=0) * longest + positions,
         positions=positions,
         visible=(alike & seen).tril()[:, None],
-        picked=(torch.cat(in_lines), torch.cat(in_places)),
+        line=line_of,
+        places=places,
         tasks=torch.tensor([line[0].task for line in lines]),
     )

@@ -441,7 +441,7 @@ class WritingModel(Model):
         return self.writer.defaults()
 
     @abstractmethod
-    def prompts(self, batch: Batch) -> dict[str, Tensor]:
+    def prompts(self, batch: Batch) -> dict[str, Any]:
         """The arguments of `generate`, which answers continue. The batch has no labels."""
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from vlds.models.collate import batch_of, first_token_alone, padded
 from vlds.models.generation.answer_list import Writer
 from vlds.models.generation.positions import (
+    Lines,
     can_share_starts,
     pick_positions,
     picking,
@@ -201,42 +202,53 @@ class CausalModel(StatesModel):
     ) -> tuple[Tensor, Tensor]:
         """Logits (n, w) at the k picked positions (b, s, on the host) that `among` wants, and
         states (m, d) at the others (`Picking`): both row by row."""
-        embeds, device, lines = sequences.embeds, sequences.embeds.device, None
-        # Rows about one image may have one start, which is then computed once; not where methods
-        # treat examples differently.
-        if self.shares_starts and not self.context.reads_examples:
-            lines = share_starts(
-                sequences.tokens,
-                sequences.mask.sum(1),
-                picked,
-                batch.task_index,
-                batch.on_host.image_index,
-                embeds.shape[2],
-            )
+        device, lines = sequences.embeds.device, self.lines(batch, sequences, picked)
         if lines is None:
             places, inputs = places_of(picked.nonzero(), device), self.arguments(sequences)
         else:
-            # A line holds several rows behind their start: each token sees only its own row, and
-            # has the position that it has there.
-            self.context.routing.set(lines.tasks, device)
-            # The least number, not -inf: a row of padding alone would become NaN.
-            mask = torch.zeros(lines.visible.shape, dtype=embeds.dtype, device=device)
-            visible, source, positions = (
-                values.to(device, non_blocking=True)
-                for values in (lines.visible, lines.source, lines.positions)
-            )
-            places = places_of(torch.stack(lines.picked, 1), device)
-            mask.masked_fill_(~visible, torch.finfo(embeds.dtype).min)
-            inputs = {
-                "inputs_embeds": embeds.flatten(0, 1)[source],
-                "attention_mask": mask,
-                "position_ids": positions,
-            }
+            places = places_of(lines.places_of(picked), device)
+            inputs = self.arguments_of_lines(lines, sequences)
         with picking(self.answer_positions, places, among) as read:
             logits: Tensor = self.backbone(**inputs, use_cache=False).logits
         return logits, read.states
 
     # What the language model reads.
+
+    def lines(
+        self, batch: Batch, sequences: Sequences, picked: Tensor, besides: int = 0
+    ) -> Lines | None:
+        """The rows laid out so that what rows about one image begin with is computed once; None
+        where that saves nothing, or methods treat examples differently. `picked`, `besides`: as in
+        `share_starts`."""
+        if not self.shares_starts or self.context.reads_examples:
+            return None
+        return share_starts(
+            sequences.tokens,
+            sequences.mask.sum(1),
+            picked,
+            batch.task_index,
+            batch.on_host.image_index,
+            sequences.embeds.shape[2],
+            besides,
+        )
+
+    def arguments_of_lines(self, lines: Lines, sequences: Sequences) -> dict[str, Tensor]:
+        """Those of Hugging Face's forward pass: each token of a line sees only its own row, and has
+        the position that it has there. Sets the lines' tasks."""
+        embeds, device = sequences.embeds, sequences.embeds.device
+        self.context.routing.set(lines.tasks, device)
+        visible, source, positions = (
+            values.to(device, non_blocking=True)
+            for values in (lines.visible, lines.source, lines.positions)
+        )
+        # The least number, not -inf: a row of padding alone would become NaN.
+        mask = torch.zeros(lines.visible.shape, dtype=embeds.dtype, device=device)
+        mask.masked_fill_(~visible, torch.finfo(embeds.dtype).min)
+        return {
+            "inputs_embeds": embeds.flatten(0, 1)[source],
+            "attention_mask": mask,
+            "position_ids": positions,
+        }
 
     def arguments(self, sequences: Sequences) -> dict[str, Tensor]:
         """Those of Hugging Face's forward pass and of `generate`."""
@@ -313,8 +325,39 @@ class CausalModel(StatesModel):
         assert self.chat is not None
         return Writer(self.backbone, tuple(self.chat.end_ids), self.chat.pad_id)
 
-    def prompts(self, batch: Batch) -> dict[str, Tensor]:
-        return self.arguments(self.sequences(batch, self.visual_tokens(batch), left=True))
+    def prompts(self, batch: Batch) -> dict[str, Any]:
+        visual = self.visual_tokens(batch)
+        computed = self.starts(batch, visual)
+        return {**self.arguments(self.sequences(batch, visual, left=True)), **computed}
+
+    def starts(self, batch: Batch, visual: Tensor) -> dict[str, Any]:
+        """Keys and values of all tokens of the rows but each one's last, for `generate`; nothing if
+        rows share too little. Rows about one image share what they begin with."""
+        sequences = self.sequences(batch, visual)
+        none = torch.zeros_like(sequences.mask)
+        # `generate` computes the last tokens in a pass of their own.
+        lines = self.lines(batch, sequences, none, besides=len(batch))
+        if lines is None:
+            return {}
+        device, lengths = sequences.embeds.device, sequences.mask.sum(1, keepdim=True)
+        with picking(self.answer_positions, places_of(none.nonzero(), device), None):
+            output = self.backbone(**self.arguments_of_lines(lines, sequences), use_cache=True)
+        # Versions of transformers call the cache `cache` or `past_key_values`.
+        name = "cache" if "cache" in output else "past_key_values"
+        # Moved to the right, as `generate` wants rows: length 2 of 3 has -1 0 1, without the last.
+        tokens = torch.arange(int(lengths.max()) - 1) - (lengths.max() - lengths)
+        places = (
+            lines.places.gather(1, tokens.clamp(min=0))
+            + lines.line[:, None] * (lines.source.shape[1])
+        )
+        places = places.to(device, non_blocking=True)
+        for layer in output[name].layers:
+            # (g, heads, t, d) -> (b, heads, longest - 1, d)
+            layer.keys, layer.values = (
+                states.transpose(1, 2).flatten(0, 1)[places].transpose(1, 2)
+                for states in (layer.keys, layer.values)
+            )
+        return {name: output[name]}
 
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")

@@ -59,7 +59,9 @@ def recipe_of(case: Case, world: Path, folder: Path) -> Recipe:
         precision=case.precision,  # type: ignore[arg-type]
         deepspeed=str(world / f"zero{case.stage}.json"),
     )
-    recipe = with_model(replace(recipe, training=training), train_norms=True)
+    # No gradient reaches the backbone's norms past a ladder.
+    train_norms = "LST" not in case.method
+    recipe = with_model(replace(recipe, training=training), train_norms=train_norms)
     save_recipe(recipe, folder / "recipe.yaml")
     return recipe
 

@@ -333,6 +333,11 @@ def test_strange_runs_are_refused(world: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             read_adapter(run, "vqa")
         save_file(good, weights)
+    recipe.write_text(text, encoding="utf-8")
+    weights.write_bytes(b"no tensors" * 9)
+    write_manifest(folder)
+    with pytest.raises(ValueError, match=r"weights\.safetensors cannot be read .*copy it again"):
+        read_adapter(run, "vqa")
 
 
 def test_runs_without_one_adapter_are_refused(world: Path, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_the_file_to_choose(memory: int, chosen: str) -> None:
         "part.json": Needs(3, part, extra=0, sent=100),
         "all.json": Needs(2, NEEDS, extra=0, sent=900),
     }
-    text = fits(Plan(2, 6, 1, files), SMALL, memory)
+    text = fits(Plan(2, 6, 1, 0, files), SMALL, memory)
     assert " ".join(text.split()).endswith(chosen)
 
 

@@ -11,7 +11,7 @@ import torch
 from vlds.runtime.json_files import write_manifest
 from vlds.training import checkpoint
 from vlds.training.engine import State
-from vlds.training.states import Progress, newest
+from vlds.training.states import Progress, check_output, newest
 
 
 def state(seed: int) -> State:
@@ -40,6 +40,26 @@ def test_a_state_of_an_older_format_is_not_read(tmp_path: Path) -> None:
     found, (complaint,) = newest(tmp_path)
     assert found is None
     assert "format is 1, 2 expected" in complaint
+
+
+def test_tensors_that_a_right_manifest_names_may_be_none(tmp_path: Path) -> None:
+    folder = checkpoint.save(tmp_path, state(0), Progress(5, {}), keep=2)
+    assert checkpoint.saved_shapes(folder) == {"a.weight": torch.Size((3, 4))}
+    (folder / "state.safetensors").write_bytes(b"no tensors" * 9)
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
+    assert newest(tmp_path)[0] == folder
+    for read in (checkpoint.load, checkpoint.saved_shapes):
+        with pytest.raises(ValueError, match=r"step-00000005: state\.safetensors cannot be read"):
+            read(folder)
+
+
+def test_an_input_or_output_that_is_a_link_to_itself(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    check_output(str(tmp_path / "run"), False, [str(loop)])  # whoever reads it refuses it
+    with pytest.raises(ValueError, match="output: "):
+        check_output(str(loop), False, [str(tmp_path)])
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -388,34 +388,53 @@ def page(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
     """The plan for one number of ranks, at most 80 columns wide, in two pieces: the second one may
     take a while. `forecast`: that of micro-batches, or why there is none."""
     number, rows = plan.world_size, plan.micro_batch
+    file, own = next(iter(plan.files.items()))
     ranks = "1 rank" if number == 1 else f"each of {number:,} ranks"
     lines = [f"What {ranks} holds, in {recipe.training.precision}", line(*HEAD)]
-    for file, needs in plan.files.items():
+    for name, needs in plan.files.items():
         held = needs.held
         numbers = (held.frozen, held.trainable, held.optimizer, held.offloaded)
         cells = (*numbers, *step_and_peak(needs, rows, forecast))
-        lines.append(line(PurePath(file).name, *map(megabytes, cells)))
+        lines.append(line(PurePath(name).name, *map(megabytes, cells)))
     lines.append("The first file is the recipe's. `in CPU`: in the CPU's memory, beside a GPU.")
     if isinstance(forecast, str):
-        reason = f"`step` is not known: {forecast}"
-        yield "\n".join([*lines, fill(reason, 80, break_long_words=False)])
+        note = f"`step` is not known: {forecast}"
+    else:
+        of_rows = f"micro-batches of {rows:,} row{'s' * (rows != 1)}"
+        note = f"`step`: what a step of {of_rows} adds. `peak`: all without `in CPU`."
+    lines.append(fill(note, 80, break_long_words=False))
+    for needs in plan.files.values():
+        if needs.evaluated[0]:
+            lines.append(evaluation_text(needs, machine.memory))
+            break
+    loading, saving = (megabytes(size) for size in (own.loading, plan.saving))
+    text = (
+        f"Main memory with {PurePath(file).name}: up to {loading} MB of each rank to load (less if "
+        f"the files are in {recipe.training.precision}), and {saving} MB of the first to save, of "
+        "each to resume."
+    )
+    lines.append(fill(text, 80))
+    if isinstance(forecast, str):
+        yield "\n".join(lines)
         return
-    of_rows = f"micro-batches of {rows:,} row{'s' * (rows != 1)}"
-    lines.append(fill(f"`step`: what a step of {of_rows} adds. `peak`: all without `in CPU`.", 80))
-    partitioned = [needs.evaluated for needs in plan.files.values() if needs.evaluated[0]]
-    if partitioned:
-        whole, layers = (f"{size / 1e6:,.1f} MB" for size in partitioned[0])
-        lines.append(
-            fill(
-                f"Evaluation under stage 3 gathers {whole} of weights, or {layers} at a time "
-                "(training.evaluate_whole); answers and caches come on top.",
-                80,
-            )
-        )
     if machine.memory is not None:
         lines.append(fits(plan, forecast, machine.memory))
     yield "\n".join(lines)
     yield Duration.of(plan, recipe, forecast, machine).text(recipe.training.steps, machine)
+
+
+def evaluation_text(needs: Needs, memory: int | None) -> str:
+    """What evaluation takes under stage 3, and what a run then does by itself."""
+    whole, layers = (f"{size / 1e6:,.1f} MB" for size in needs.evaluated)
+    text = f"Evaluation under stage 3 gathers {whole} of weights, or {layers} at a time"
+    if memory is None:
+        choice = "training.evaluate_whole"
+    else:
+        # As `fits_whole`: as much again for caches and activations.
+        taken = needs.held.together - needs.held.offloaded + 2 * needs.evaluated[0]
+        chosen = "all" if taken <= memory else "layer by layer"
+        choice = f"{chosen}, in {memory / 1e9:g} GB; training.evaluate_whole decides otherwise"
+    return fill(f"{text} ({choice}); answers and caches come on top.", 80)
 
 
 def step_and_peak(
@@ -464,8 +483,13 @@ def tree(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
     files = {}
     for file, needs in plan.files.items():
         step, peak = step_and_peak(needs, plan.micro_batch, forecast)
-        files[file] = {**asdict(needs.held), "step": step, "peak": peak, "sent": needs.sent}
+        whole, layers = needs.evaluated
+        files[file] = {
+            **asdict(needs.held), "step": step, "peak": peak, "sent": needs.sent,
+            "evaluation": {"whole": whole, "layers": layers}, "loading": needs.loading,
+        }  # fmt: skip
     found: dict[str, Any] = {"micro_batch": plan.micro_batch, "files": files}
+    found["saving"] = plan.saving
     if isinstance(forecast, str):
         return {**found, "unknown": forecast}
     if machine.memory is not None:

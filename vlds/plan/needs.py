@@ -182,6 +182,26 @@ def evaluation_bytes(
     return partitioned_bytes(model, zero), size(kept) + largest
 
 
+def loading_bytes(
+    model: Model, held: Held, zero: Mapping[str, Any], *, on_gpu: bool = False
+) -> int:
+    """Bytes of main memory that a rank takes at most while it loads: the weights in the run's type,
+    which it moves to a GPU at the end. If the files have that type, it reads their pages, which all
+    ranks of a machine share, and takes less."""
+    sizes = [p.numel() * p.element_size() for p in model.parameters()]
+    if zero["stage"] < 3:
+        return sum(sizes) + max(sizes)
+    parts = 0 if on_gpu and not moves(zero, "weights") else held.frozen + held.trainable
+    # A weight is whole for a moment: as read, as sent, and as received.
+    return parts + 3 * max(sizes)
+
+
+def saving_bytes(model: Model) -> int:
+    """Bytes of main memory that a run state takes: of the first rank to save it, and of every rank
+    to resume from it."""
+    return MASTER_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def widest(model: Model) -> int:
     """Bytes of an element of the model's weights."""
     return max(weight.element_size() for weight in model.parameters())
@@ -200,6 +220,8 @@ class Needs:
     """Bytes that a rank sends in a step."""
     evaluated: tuple[int, int] = (0, 0)
     """Bytes that stage 3 adds in evaluation: of whole weights, and layer by layer."""
+    loading: int = 0
+    """Bytes of main memory while a rank loads, as `loading_bytes` says."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +233,8 @@ class Plan:
     """Rows of the largest micro-batch."""
     micro_batches: int
     """Micro-batches of a step."""
+    saving: int
+    """Bytes of main memory that a run state takes, as `saving_bytes` says."""
     files: dict[str, Needs]
 
 
@@ -247,11 +271,13 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int], *, on_gpu: bool = False) -
             added_bytes(model, held, zero, cut.world_size),
             sent,
             evaluation_bytes(model, zero, cut.world_size),
+            loading_bytes(model, held, zero, on_gpu=on_gpu),
         )
 
     plans = []
     for cut in cuts:
         steps = max(map(cut.accumulation_steps, sizes))
         of_files = {file: needs(file, cut, steps) for file in files}
-        plans.append(Plan(cut.world_size, max(map(cut.largest_piece, sizes)), steps, of_files))
+        rows, saving = max(map(cut.largest_piece, sizes)), saving_bytes(model)
+        plans.append(Plan(cut.world_size, rows, steps, saving, of_files))
     return plans

@@ -3,6 +3,7 @@ scored on different data gets a name for each."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -180,7 +181,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
     Errors: ValueError where a folder is named twice.
     """
-    paths = [folder.resolve() for folder in folders]
+    paths = [Path(os.path.realpath(folder)) for folder in folders]
     for folder, path in zip(folders, paths, strict=True):
         if paths.count(path) > 1:
             raise ValueError(f"{folder}: is named twice; name each run once")

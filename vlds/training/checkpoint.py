@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from math import isnan, nan
@@ -89,16 +90,23 @@ def save(folder: Path, state: State, progress: Progress, keep: int) -> Path:
 def load(folder: Path) -> tuple[State, Progress]:
     """Read a run state; ValueError that names the folder and what is wrong with it."""
     progress = read_progress(folder)
-    try:
+    with reading_tensors(folder):
         tensors = load_file(folder / TENSORS)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder}: {TENSORS} cannot be read: {error}") from error
     return by_weight(tensors), progress
 
 
+@contextmanager
+def reading_tensors(folder: Path) -> Iterator[None]:
+    """Inside, errors of safetensors are ValueErrors that name the state."""
+    try:
+        yield
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder}: {TENSORS} cannot be read: {error}") from error
+
+
 def saved_shapes(folder: Path) -> dict[str, torch.Size]:
-    """Shape of each weight that trained when a run state was written."""
-    with safe_open(folder / TENSORS, "pt") as file:
+    """Shape of each weight that trained when a run state was written. Errors: as in `load`."""
+    with reading_tensors(folder), safe_open(folder / TENSORS, "pt") as file:
         masters = [name for name in file.keys() if name.endswith("|fp32")]  # noqa: SIM118
         shapes = {name: file.get_slice(name).get_shape() for name in masters}
     return {name.removesuffix("|fp32"): torch.Size(shape) for name, shape in shapes.items()}

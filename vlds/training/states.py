@@ -13,6 +13,7 @@ This module does not import torch, so that the supervisor can use it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -126,8 +127,10 @@ def check_output(output: str, resume: Resume, inputs: Iterable[str] = ()) -> Non
     folder = Path(output)
     for name in inputs:
         # An input is a file, a folder, a hub name or a URL ("://").
-        is_below = folder.resolve().is_relative_to(Path(name).resolve())
-        if "://" not in name and is_below and Path(name).exists():
+        if "://" in name or not Path(name).exists():
+            continue
+        # Unlike Path.resolve, it takes a link to itself, which is refused further down.
+        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(name)):
             raise ValueError(
                 f"output: {output} lies in {name}, which the run reads; name another folder"
             )

@@ -549,6 +549,10 @@ def test_wrong_folders_are_errors_before_any_work(runs: Runs, tmp_path: Path) ->
     again = runs.first / ".." / "first"
     with pytest.raises(ValueError, match=r"first: is named twice; name each run once"):
         collect([runs.first, again])
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(ValueError, match=r"loop: there is no such folder"):
+        collect([runs.first, loop])
     broken = copy(runs.first, tmp_path / "broken")
     file = broken / "predictions" / "step-00000010" / "vqa.jsonl"
     file.write_text('{"id": "q0", "prediction": "red"}\n' + file.read_text())

@@ -29,6 +29,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from vlds.models.loading.model_files import reading
 from vlds.models.methods.adapter import Adapter, AdapterModule
 from vlds.models.methods.base import Library, Method
 from vlds.models.methods.context import BatchLoss, Predicted
@@ -357,13 +358,17 @@ def read_method(run: Path, kind: type[Method], cure: str) -> RunMethod:
         raise ValueError(f"{run}: its methods are {', '.join(kinds.values()) or 'none'}; {cure}")
     # `backbone.LAYER.extensions.NAME.LEAF`, or without a layer for what stands beside the model.
     pattern = re.compile(rf"backbone\.(?:(.+)\.)?extensions\.{re.escape(names[0])}\.(.+)")
+    with (
+        reading(f"artifact {folder}: {WEIGHTS} cannot be read"),
+        safe_open(folder / WEIGHTS, framework="pt") as file,
+    ):
+        matches = list(filter(None, map(pattern.fullmatch, file.keys())))
+        found = [(match, file.get_tensor(match[0])) for match in matches]
     tensors: dict[str, dict[str, Tensor]] = {}
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (safetensors' file is not a mapping)
-            if match := pattern.fullmatch(key):
-                tensors.setdefault(match[1] or "", {})[match[2]] = tensor = file.get_tensor(key)
-                if not tensor.isfinite().all():
-                    raise ValueError(f"{run}: {key} is not finite; name another run")
+    for match, tensor in found:
+        if not tensor.isfinite().all():
+            raise ValueError(f"{run}: {match[0]} is not finite; name another run")
+        tensors.setdefault(match[1] or "", {})[match[2]] = tensor
     return RunMethod(settings[names[0]], tasks, tensors)
 
 

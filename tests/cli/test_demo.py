@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlds.cli.demo import FOLDER, RECIPES, first_right_caption, stages_of
+from vlds.cli.demo import FOLDER, RECIPES, asked_about, first_right_caption, stages_of
 from vlds.cli.supervisor import Stage, StageError, as_typed, run_stage, say_stage
 from vlds.report.read import GalleryEntry
 
@@ -62,3 +62,7 @@ def test_the_example_of_use_is_right() -> None:
     ]
     assert first_right_caption(entries) is entries[3]
     assert first_right_caption(entries[:3]) is None
+    command = as_typed(asked_about(entries[3], Path("runs/demo/adapters")))
+    assert command.endswith(
+        "predict --run runs/demo/adapters --task caption --image runs/demo/adapters/gallery/3.png"
+    )

@@ -233,7 +233,7 @@ def described(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("described")
     recipe = recipe_with("T5", "LoRA", world, folder)
     data = ["hf://datasets/owner/colours/train", str(world / "vqa")]
-    vqa = replace(recipe.tasks["vqa"], train=data)
+    vqa = replace(recipe.tasks["vqa"], train=data, prompt="für vqa: ")
     trained = trained_run(replace(recipe, tasks={**recipe.tasks, "vqa": vqa}))
     run = save_run(replace(trained, trained_on={"vqa": TrainedOn(1234, 1)}))
     source = Path(str(recipe.model.backbone.path))
@@ -337,6 +337,7 @@ def test_the_recipe_without_places(described: Path, world: Path) -> None:
     assert tree["methods"]["method"]["class_path"] == "LoRA"
     assert tree["tasks"]["vqa"]["init_args"]["evaluate"] == ["vqa"]
     assert tree["output"] == "run"
+    assert "für vqa: " in recipe
     for place in (described, world, Path.cwd(), Path.home()):
         assert f"{place}/" not in text
 

@@ -135,9 +135,13 @@ def show(out: Path, page: Path, seconds: float) -> None:
     tell(f"report: {page}")
     tell(f"the tuned model: {out / 'tuned'}")
     if right := first_right_caption(run.gallery):
-        words = vlds("predict", "--run", run.folder, "--task", "caption")
-        words += ["--image", str(run.folder / right.images[0])]
-        tell(f"to ask it (answer: {right.prediction}):\n{as_typed(words)}")
+        tell(f"to ask it (answer: {right.prediction}):\n{as_typed(asked_about(right, run.folder))}")
+
+
+def asked_about(entry: GalleryEntry, run: Path) -> list[str]:
+    """The command that asks a run for its sample's caption."""
+    picture = run / entry.images[0]
+    return vlds("predict", "--run", run, "--task", "caption", "--image", picture)
 
 
 def first_right_caption(gallery: Sequence[GalleryEntry]) -> GalleryEntry | None:

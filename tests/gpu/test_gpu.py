@@ -7,11 +7,14 @@ says so in its first line.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ from tests.toys.device_cases import DeviceCase, dual_case, encoder_case, joint_c
 from tests.toys.files import ROOT
 from tests.toys.image_text import PARAMETERS
 from tests.toys.kinds import kind_recipe
+from tests.toys.launched_run import Launch
 from tests.toys.method_cases import PAIRS
 from tests.toys.resumed_runs import half_a_run, losses
 from tests.toys.wide_models import CAUSAL
@@ -29,6 +33,7 @@ from vlds.models.methods import Adapter, APoLLo, Full, LoRA, Method, SimNL, TipA
 from vlds.models.model import Model
 from vlds.recipe.config import Recipe, save_recipe
 from vlds.runtime.devices import count_gpus, device_of, uses_gpu
+from vlds.training.states import newest
 
 pytestmark = pytest.mark.gpu
 DEVICE = device_of()
@@ -183,3 +188,36 @@ def test_a_run_goes_on_elsewhere(
     half_a_run(whole, tmp_path / "half")
     env = {} if there else ON_CPU
     assert_alike(run(recipe, tmp_path, "--resume", "--ranks", "1", env=env), on_cpu["joint"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_ranks_end_with_one_that_is_gone(
+    number: signal.Signals, world: Path, tmp_path: Path
+) -> None:
+    """A rank that waits in NCCL hears no signal: it is killed, or NCCL aborts it when the time is
+    over. The run goes on from its newest whole state."""
+    enough(2)
+    recipe = recipe_of("joint", world, tmp_path / "run")
+    training = replace(recipe.training, steps=400, save_every=20, collective_timeout=15.0)
+    recipe = replace(recipe, training=training)
+    launch = Launch(recipe, tmp_path / "run.yaml", on_cpu=False)
+    launch.wait_for_step(30)
+    _, victim = launch.ranks()
+    victim.send_signal(number)
+    began = time.monotonic()
+    code, output = launch.end()
+    assert time.monotonic() - began < 60, output
+    if number == signal.SIGKILL:
+        assert code == 137, output
+    else:
+        assert code in (1, 128 + signal.SIGABRT), output
+        assert "training.collective_timeout seconds" in output
+    assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
+    saved, complaints = newest(launch.run / "state")
+    assert saved is not None, output
+    assert complaints == []
+    assert f"--resume continues from {saved}" in output
+    step = int(saved.name.removeprefix("step-"))
+    shorter = replace(recipe, training=replace(training, steps=step + 5))
+    run(shorter, tmp_path, "--resume", "--ranks", "2")
+    assert losses(launch.run)[-1][0] == step + 5

@@ -22,14 +22,25 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 class Launch:
     """`vlds train --config RECIPE ...` on two ranks, started by vlds or by torchrun."""
 
-    def __init__(self, recipe: Recipe, file: Path, *arguments: str, torchrun: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        file: Path,
+        *arguments: str,
+        torchrun: bool = False,
+        on_cpu: bool = True,
+    ) -> None:
         self.run = Path(recipe.output)
         save_recipe(recipe, file)
         command = ["-m", "vlds", "train", "--config", str(file), *arguments]
         command = [*TORCHRUN, *command] if torchrun else [*command, "--ranks", "2"]
         self.process = subprocess.Popen(
             [sys.executable, *command],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                **({"DS_ACCELERATOR": "cpu"} if on_cpu else {}),
+            },
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -20,7 +20,7 @@ from vlds.plan.needs import loading_bytes, planned
 from vlds.runtime.deepspeed_start import start_ranks
 
 MB = 1_000_000
-NOISE = 150 * MB
+NOISE = 100 * MB
 """Modules that loading imports, and what glibc keeps of freed memory."""
 
 

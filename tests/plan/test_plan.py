@@ -16,7 +16,7 @@ from vlds.cli.main import run_command
 from vlds.models.build import build_model, describe
 from vlds.models.methods import Adapter, Mixture, SimAdapter
 from vlds.plan import Machine, page, plan_recipe
-from vlds.plan.forecast import Forecast, fits, megabytes
+from vlds.plan.forecast import Forecast, evaluation_text, fits, megabytes
 from vlds.plan.needs import Held, Needs, Plan
 from vlds.plan.rehearsal import Work
 from vlds.recipe.config import Recipe, parse_recipe, save_recipe
@@ -93,11 +93,38 @@ def test_the_command(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None
     assert lines[0] == "What each of 2 ranks holds, in fp32"
     assert lines[2].startswith("zero3_small.json")
     assert lines[8].startswith("`step` is not known: model.backbone.path: no such folder")
+    text = " ".join(lines)
+    assert "Evaluation under stage 3 gathers " in text
+    assert "Main memory with zero3_small.json: up to " in text
+    assert f"and {12 * 10_480_512 / 1e6:,.1f} MB of the first to save." in text
     assert run_command([*words, "--training.deepspeed", str(find(ZERO2)), "--json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["2"]["files"]) == 4
+    found = json.loads(capsys.readouterr().out)["2"]
+    assert len(found["files"]) == 4
+    zero2, zero3 = found["files"][str(find(ZERO2))], found["files"][ZERO3]
+    assert zero2["evaluation"] == {"whole": 0, "layers": 0}
+    assert zero3["evaluation"]["whole"] > zero3["evaluation"]["layers"] > 0
+    assert zero2["loading"] > 0
+    assert zero3["loading"] > 0
+    assert found["saving"] == 12 * 10_480_512
     assert run_command([*words, "7", "8"]) == 0
     heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("What")]
     assert [head.split()[3] for head in heads] == ["2", "7", "8"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "memory", "words"),
+    [
+        (None, None, "(training.evaluate_whole)"),
+        (True, 1, "(training.evaluate_whole is true)"),
+        # 1000 + 10 + 30 bytes, 60 of sums less 40 in the CPU's memory, and twice 500.
+        (None, 2060, "(all, in 2.06e-06 GB;"),
+        (None, 2059, "(layer by layer, in 2.059e-06 GB;"),
+    ],
+)
+def test_how_evaluation_gathers(chosen: bool | None, memory: int | None, words: str) -> None:
+    held = Held(frozen=1000, trainable=10, optimizer=30, gradients=60, offloaded=40)
+    needs = Needs(3, held, extra=0, sent=0, evaluated=(500, 50))
+    assert words in " ".join(evaluation_text(needs, chosen, memory).split())
 
 
 NEEDS = Held(frozen=1000, trainable=10, optimizer=30, gradients=0)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as hf_deepspeed
 
 from vlds.models.kernels.fused import restore_linear
+from vlds.models.loading.load_backbone import holds_positions
 from vlds.models.methods.host import is_own
 from vlds.runtime.ranks import Ranks
 
@@ -259,17 +260,16 @@ def layers_of(
     for module in model.modules():
         # A linear layer or table is called for its weights. One inside a repeated layer finds them
         # gathered, unless it is called alone, as T5's table of distances is.
-        parts = list(module.children())
-        if not parts:
+        if not any(True for _ in module.children()):
             layers[id(module)] = module
         # What holds more than weights, such as an encoder with its table of positions, may read
         # them in other ways, or while others run.
         elif id(module) not in inside:
             kept |= {id(p): p for p in module.parameters(recurse=False)}
-            # A table of positions beside that of words: CLIP asks for its length before its call.
-            tables = [part for part in parts if isinstance(part, nn.Embedding)]
-            for table in sorted(tables, key=lambda table: sizes_of(table.parameters()))[:-1]:
-                kept |= {id(p): p for p in table.parameters()}
+            # CLIP asks its table of positions for its length before it calls it.
+            for name, part in module.named_children():
+                if isinstance(part, nn.Embedding) and holds_positions(name):
+                    kept |= {id(p): p for p in part.parameters()}
     found = [
         (module, [p for p in module.parameters() if id(p) not in kept])
         for module in model.modules()

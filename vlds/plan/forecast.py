@@ -405,13 +405,13 @@ def page(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
     lines.append(fill(note, 80, break_long_words=False))
     for needs in plan.files.values():
         if needs.evaluated[0]:
-            lines.append(evaluation_text(needs, machine.memory))
+            chosen = recipe.training.evaluate_whole
+            lines.append(evaluation_text(needs, chosen, machine.memory))
             break
     loading, saving = (megabytes(size) for size in (own.loading, plan.saving))
     text = (
         f"Main memory with {PurePath(file).name}: up to {loading} MB of each rank to load (less if "
-        f"the files are in {recipe.training.precision}), and {saving} MB of the first to save, of "
-        "each to resume."
+        f"the files are in {recipe.training.precision}), and {saving} MB of the first to save."
     )
     lines.append(fill(text, 80))
     if isinstance(forecast, str):
@@ -423,17 +423,22 @@ def page(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
     yield Duration.of(plan, recipe, forecast, machine).text(recipe.training.steps, machine)
 
 
-def evaluation_text(needs: Needs, memory: int | None) -> str:
-    """What evaluation takes under stage 3, and what a run then does by itself."""
+def evaluation_text(needs: Needs, chosen: bool | None, memory: int | None) -> str:
+    """What evaluation gathers under stage 3. `chosen`: training.evaluate_whole; `memory`: bytes of
+    a rank."""
     whole, layers = (f"{size / 1e6:,.1f} MB" for size in needs.evaluated)
     text = f"Evaluation under stage 3 gathers {whole} of weights, or {layers} at a time"
-    if memory is None:
+    if chosen is not None:
+        choice = f"training.evaluate_whole is {str(chosen).lower()}"
+    elif memory is None:
         choice = "training.evaluate_whole"
     else:
-        # As `fits_whole`: as much again for caches and activations.
-        taken = needs.held.together - needs.held.offloaded + 2 * needs.evaluated[0]
-        chosen = "all" if taken <= memory else "layer by layer"
-        choice = f"{chosen}, in {memory / 1e9:g} GB; training.evaluate_whole decides otherwise"
+        # As `partitioned.fits_whole`: as much again for caches and activations, beside what the
+        # rank holds, where sums of gradients keep their memory.
+        held = needs.held
+        taken = held.together + held.gradients - held.offloaded + 2 * needs.evaluated[0]
+        does = "all" if taken <= memory else "layer by layer"
+        choice = f"{does}, in {memory / 1e9:g} GB; training.evaluate_whole decides otherwise"
     return fill(f"{text} ({choice}); answers and caches come on top.", 80)
 
 

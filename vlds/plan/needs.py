@@ -197,8 +197,7 @@ def loading_bytes(
 
 
 def saving_bytes(model: Model) -> int:
-    """Bytes of main memory that a run state takes: of the first rank to save it, and of every rank
-    to resume from it."""
+    """Bytes of main memory that a run state takes of the first rank until it is on disk."""
     return MASTER_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

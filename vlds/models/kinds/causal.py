@@ -333,6 +333,9 @@ class CausalModel(StatesModel):
     def starts(self, batch: Batch, visual: Tensor) -> dict[str, Any]:
         """Keys and values of all tokens of the rows but each one's last, for `generate`; nothing if
         rows share too little. Rows about one image share what they begin with."""
+        keys = torch.cat([batch.task_index[:, None], batch.on_host.image_index], 1)
+        if len(keys.unique(dim=0)) == len(keys):
+            return {}  # each row is about pictures of its own
         sequences = self.sequences(batch, visual)
         none = torch.zeros_like(sequences.mask)
         # `generate` computes the last tokens in a pass of their own.

@@ -96,9 +96,14 @@ def num_positions(
     with torch.device("meta"), unpartitioned(), bounded():
         part = language(model_class(config))
     tables = [path for path, m in part.named_modules() if isinstance(m, nn.Embedding)]
-    # embed_positions, position_embeddings, pos_embed; GPT-2 calls its table wpe.
     names = [path.rpartition(".")[2] for path in tables]
-    return most if any("pos" in name or name == "wpe" for name in names) else None
+    return most if any(map(holds_positions, names)) else None
+
+
+def holds_positions(name: str) -> bool:
+    """True if a table of this name holds learned positions: embed_positions, position_embeddings,
+    pos_embed; GPT-2 calls it wpe."""
+    return "pos" in name or name == "wpe"
 
 
 def check_fits(task: str, tokens: Mapping[str, int], most: int, *fields: str) -> None:

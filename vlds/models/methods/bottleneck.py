@@ -180,14 +180,14 @@ class BottleneckModule(LinearExtension):
                 f"at most {self.width}"
             )
 
-    @abstractmethod
     def halves(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Weights of the down and of the up half, each (tasks or 1, ...), as `layer` takes them."""
+        raise NotImplementedError
 
-    @abstractmethod
     def layer(self, rows: Tensor, *weights: Tensor) -> Tensor:
         """Rows (k, ..., in) through a half of k tasks' weights, or rows (..., in) through one's:
         (k, ..., out) or (..., out)."""
+        raise NotImplementedError
 
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d): each row through its task's bottleneck."""

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vlds.models.methods.base import (
     PEFT_MODEL,
@@ -183,6 +184,7 @@ class Updated(torch.autograd.Function):
         return torch.addmm(states, narrow, b.mT, alpha=scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, narrow, a, b = ctx.saved_tensors
         nothing = gradient.new_empty(())  # beta=0 ignores it

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,10 +30,23 @@ with scratch_folder() as folder:
 
 
 @pytest.fixture(autouse=True)
-def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The system's folder of temporary files."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+def temp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The system's folder of temporary files. Pytest's own have longer paths than sockets may."""
+    folder = Path(tempfile.mkdtemp())
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_long_path_leaves_room_for_sockets(temp: Path) -> None:
+    long = temp / ("a" * 80)
+    long.mkdir()
+    for folder, parent in ((temp, temp), (long, Path("/tmp"))):
+        tempfile.tempdir = str(folder)
+        with scratch_folder() as scratch, socket.socket(socket.AF_UNIX) as opened:
+            assert scratch.parent == parent
+            opened.bind(str(scratch / "listener-12345678"))
+        assert not scratch.exists()
 
 
 def test_they_go_at_the_end(temp: Path) -> None:

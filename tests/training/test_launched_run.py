@@ -118,8 +118,7 @@ def test_killed_ranks_leave_a_whole_state(whole: Recipe, tmp_path: Path) -> None
 def test_a_killed_run_leaves_no_temporary_folders(
     killed: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    temp = tmp_path / "temp"
-    temp.mkdir()
+    temp = Path(tempfile.mkdtemp())  # pytest's own folders have longer paths than sockets may have
     monkeypatch.setenv("TMPDIR", str(temp))
     monkeypatch.setattr(tempfile, "tempdir", str(temp))
     recipe = long_recipe(world, tmp_path / "run")
@@ -134,6 +133,7 @@ def test_a_killed_run_leaves_no_temporary_folders(
         with scratch_folder():
             pass
     assert [path.name for path in temp.iterdir() if "torch" not in path.name] == []
+    shutil.rmtree(temp)
 
 
 def long_recipe(world: Path, output: Path) -> Recipe:

@@ -250,7 +250,14 @@ def _refusal(path: Path, record: dict[str, str]) -> str:
 # a run end, removes those that nobody holds any more.
 
 PREFIX, LOCK = ".vlds-scratch-", "lock"
-"""A short name: paths of sockets may have 107 bytes."""
+LONGEST = 107 - len(f"/{PREFIX}12345678/listener-12345678")
+"""Bytes that the path of the folder above may have: that of a worker's socket may have 107."""
+
+
+def above_scratch() -> Path:
+    """The system's folder for temporary ones; /tmp if its path is too long for sockets."""
+    folder = tempfile.gettempdir()
+    return Path(folder if len(os.fsencode(folder)) <= LONGEST else "/tmp")
 
 
 @contextmanager
@@ -259,7 +266,7 @@ def scratch_folder() -> Iterator[Path]:
     # Also here, not only at a run's end: a process that was killed could not clean up.
     remove_abandoned()
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=above_scratch()))
         with suppress(FileNotFoundError):
             descriptor = _open_lock(folder)
             is_held = True
@@ -284,7 +291,7 @@ def scratch_folder() -> Iterator[Path]:
 def remove_abandoned() -> None:
     """Remove this user's folders that no process holds."""
     with suppress(OSError):
-        for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        for folder in above_scratch().glob(f"{PREFIX}*"):
             with suppress(OSError):
                 # All users share the folder above: a link there may lead anywhere.
                 stat = folder.lstat()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,17 @@ def nll_and_gradients(model: CausalModel, chosen: list[Row], kind: object) -> li
     return [nll.detach(), *(grad for grad in trained if grad is not None)]
 
 
+def drawn(kind: Any, method: Method) -> CausalModel:
+    """A model in float64 whose method does something."""
+    model = build(kind, {"method": method}, torch.float64).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    return model
+
+
 METHODS: dict[str, Method] = {
     "adapter": Adapter(sharing="multiple", reduction=2),
     "lora": LoRA(rank=2, roles=["attn_out", "ffn_in"], sharing="multiple", train_biases=False),
@@ -95,12 +107,7 @@ METHODS: dict[str, Method] = {
 @pytest.mark.usefixtures("narrow_model_shares")
 def test_numbers_are_those_of_each_row(kind: str, method: str, saved: Path) -> None:
     chosen = kind_in(saved / kind)
-    model = build(chosen, {"method": METHODS[method]}, torch.float64).eval()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(std=0.3)
+    model = drawn(chosen, METHODS[method])
     assert model.shares_starts
     together = nll_and_gradients(model, mixed(), chosen)
     model.shares_starts = False
@@ -130,12 +137,7 @@ def test_answers_are_those_of_each_row(
     kind: str, method: str, decoding: Decoding, saved: Path
 ) -> None:
     chosen = kind_in(saved / kind)
-    model = build(chosen, {"method": METHODS[method]}, torch.float64).eval()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(std=0.3)
+    model = drawn(chosen, METHODS[method])
     examples = batch(chosen, mixed(), evaluation=True)
     together = model.answer(examples, decoding)
     assert decoding.choices or model.starts(examples, model.visual_tokens(examples))
@@ -147,11 +149,18 @@ def test_answers_are_those_of_each_row(
         assert one.confidence == pytest.approx(other.confidence, rel=1e-5)
 
 
-def test_few_words_in_common_are_not_worth_a_pass(saved: Path) -> None:
+def test_few_words_in_common_are_not_worth_a_pass(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`generate` computes the last tokens once more: two questions have 5 tokens in common."""
     chosen = kind_in(saved / "llama")
     model = build(chosen).eval()
-    examples = batch(chosen, rows(), evaluation=True)
-    assert model.starts(examples, model.visual_tokens(examples)) == {}
+    examples = batch(chosen, questions()[:2], evaluation=True)
+    for each, is_worth_it in ((1.0, True), (0.1, False)):
+        monkeypatch.setattr(positions, "cost", lambda tokens, _, each=each: each * tokens)
+        assert bool(model.starts(examples, model.visual_tokens(examples))) is is_worth_it
+    apart = batch(chosen, rows(), evaluation=True)
+    assert model.starts(apart, model.visual_tokens(apart)) == {}, "no two about the same pictures"
 
 
 @pytest.mark.parametrize("kind", sorted({*SIZES} - {*SHARING}))

@@ -438,7 +438,7 @@ def evaluation_text(needs: Needs, chosen: bool | None, memory: int | None) -> st
         held = needs.held
         taken = held.together + held.gradients - held.offloaded + 2 * needs.evaluated[0]
         does = "all" if taken <= memory else "layer by layer"
-        choice = f"{does}, in {memory / 1e9:g} GB; training.evaluate_whole decides otherwise"
+        choice = f"{does}, in {memory / 1e9:g} GB; training.evaluate_whole changes that"
     return fill(f"{text} ({choice}); answers and caches come on top.", 80)
 
 

@@ -181,6 +181,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
     Errors: ValueError where a folder is named twice.
     """
+    # Unlike Path.resolve, it takes a link to itself, which is refused later as no folder.
     paths = [Path(os.path.realpath(folder)) for folder in folders]
     for folder, path in zip(folders, paths, strict=True):
         if paths.count(path) > 1:

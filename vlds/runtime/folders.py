@@ -251,7 +251,8 @@ def _refusal(path: Path, record: dict[str, str]) -> str:
 
 PREFIX, LOCK = ".vlds-scratch-", "lock"
 LONGEST = 107 - len(f"/{PREFIX}12345678/listener-12345678")
-"""Bytes that the path of the folder above may have: that of a worker's socket may have 107."""
+"""Bytes that the path of the folder above may have: that of a worker's socket may have 107. Both
+names end in eight characters that tempfile draws."""
 
 
 def above_scratch() -> Path:

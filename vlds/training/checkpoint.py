@@ -13,16 +13,16 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from math import isnan, nan
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,6 +31,7 @@ from vlds.data.order.epoch_order import differences
 from vlds.data.streams.stream import MixedStream
 from vlds.evaluation.evaluator import Evaluator
 from vlds.evaluation.result import Evaluation
+from vlds.models.loading.model_files import reading
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe, load_recipe
 from vlds.runtime.disk import CannotWrite
@@ -95,13 +96,11 @@ def load(folder: Path) -> tuple[State, Progress]:
     return by_weight(tensors), progress
 
 
-@contextmanager
-def reading_tensors(folder: Path) -> Iterator[None]:
-    """Inside, errors of safetensors are ValueErrors that name the state."""
-    try:
-        yield
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder}: {TENSORS} cannot be read: {error}") from error
+def reading_tensors(folder: Path) -> AbstractContextManager[None]:
+    """Inside, errors over a state's tensors are ValueErrors that name it."""
+    return reading(
+        f"{folder}: {TENSORS} cannot be read", "remove the folder to resume from the state before"
+    )
 
 
 def saved_shapes(folder: Path) -> dict[str, torch.Size]:

@@ -225,6 +225,13 @@ def padded(ids: Tensor, length: int, pad: int) -> Tensor:
     return F.pad(ids, (0, length - ids.shape[2]), value=pad)
 
 
+def cache_of(output: Any) -> dict[str, Any]:
+    """The cache in a model's output, under the name by which the next pass takes it: versions of
+    transformers call it `cache` or `past_key_values`."""
+    name = "cache" if "cache" in output else "past_key_values"
+    return {name: output[name]}
+
+
 class CachedStack:
     """A decoder's layers, which run over one token of each row at a time. The cache holds the
     encoder's keys and values once per example, and those of written tokens once per beam."""
@@ -246,9 +253,7 @@ class CachedStack:
             use_cache=True,
             **self._cache,
         )
-        # Versions of transformers call the cache `cache` or `past_key_values`.
-        name = "cache" if "cache" in output else "past_key_values"
-        self._cache = {name: output[name]}
+        self._cache = cache_of(output)
         states: Tensor = output.last_hidden_state[:, -1]
         return states
 

@@ -20,6 +20,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from vlds.models.collate import batch_of, first_token_alone, padded
 from vlds.models.generation.answer_list import Writer
+from vlds.models.generation.decoding import cache_of
 from vlds.models.generation.positions import (
     Lines,
     can_share_starts,
@@ -337,7 +338,7 @@ class CausalModel(StatesModel):
         if len(keys.unique(dim=0)) == len(keys):
             return {}  # each row is about pictures of its own
         sequences = self.sequences(batch, visual)
-        none = torch.zeros_like(sequences.mask)
+        none = torch.zeros_like(sequences.mask)  # no logits: keys and values are all that counts
         # `generate` computes the last tokens in a pass of their own.
         lines = self.lines(batch, sequences, none, besides=len(batch))
         if lines is None:
@@ -345,22 +346,22 @@ class CausalModel(StatesModel):
         device, lengths = sequences.embeds.device, sequences.mask.sum(1, keepdim=True)
         with picking(self.answer_positions, places_of(none.nonzero(), device), None):
             output = self.backbone(**self.arguments_of_lines(lines, sequences), use_cache=True)
-        # Versions of transformers call the cache `cache` or `past_key_values`.
-        name = "cache" if "cache" in output else "past_key_values"
-        # Moved to the right, as `generate` wants rows: length 2 of 3 has -1 0 1, without the last.
-        tokens = torch.arange(int(lengths.max()) - 1) - (lengths.max() - lengths)
-        places = (
-            lines.places.gather(1, tokens.clamp(min=0))
-            + lines.line[:, None] * (lines.source.shape[1])
-        )
+        # Moved to the right, as `generate` wants rows, and without the last token: of a row of 2
+        # where the longest has 4, the tokens are -2 -1 0. What is negative is padding.
+        longest = int(lengths.max())
+        tokens = (torch.arange(longest - 1) - (longest - lengths)).clamp(min=0)
+        # A token's place among those of all lines (g * t).
+        places = lines.line[:, None] * lines.source.shape[1] + lines.places.gather(1, tokens)
         places = places.to(device, non_blocking=True)
-        for layer in output[name].layers:
-            # (g, heads, t, d) -> (b, heads, longest - 1, d)
-            layer.keys, layer.values = (
-                states.transpose(1, 2).flatten(0, 1)[places].transpose(1, 2)
-                for states in (layer.keys, layer.values)
-            )
-        return {name: output[name]}
+        computed = cache_of(output)
+        for known in computed.values():
+            for layer in known.layers:
+                # (g, heads, t, d) -> (b, heads, longest - 1, d)
+                layer.keys, layer.values = (
+                    states.transpose(1, 2).flatten(0, 1)[places].transpose(1, 2)
+                    for states in (layer.keys, layer.values)
+                )
+        return computed
 
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers")

@@ -229,11 +229,10 @@ class PELTNetworks(HyperNetworks):
         self.picture_prefixes.value = prefixes_of(self.visual_stacks, self.visual_heads, pictures)
         made: dict[Key, list[Tensor]] = {}
         for stack, network in self.visual_stacks.items():
-            for kind, weights in network(pictures).items():
-                # Unbound once, as in HyperNetworks.forward. (k, n, ...) -> for each of n layers the
-                # weights of all k pictures.
-                by_layer = zip(*(weight.unbind(1) for weight in weights), strict=True)
-                made |= {(stack, kind, n): list(own) for n, own in enumerate(by_layer)}
+            assert isinstance(network, HyperNetwork)
+            made |= {
+                (stack, *place): list(own) for place, own in network.by_layer(pictures).items()
+            }
         self.of_pictures.value = made
 
 

@@ -193,10 +193,8 @@ class HyperNetworks(ModelExtension):
         generated = {}
         for name, network in self.stacks.items():
             assert isinstance(network, HyperNetwork)
-            for kind, weights in network(tasks).items():
-                # Unbound once: slicing for each layer would cost a whole gradient each.
-                for layer, own in enumerate(zip(*(w.unbind(1) for w in weights), strict=True)):
-                    generated[name, kind, layer] = own[:2], own[2:]
+            for place, own in network.by_layer(tasks).items():
+                generated[name, *place] = own[:2], own[2:]
         self.generated.value = generated
 
 
@@ -249,6 +247,15 @@ class HyperNetwork(nn.Module):
         # (k, n, kinds, ...): kinds stand behind layers, as `embedded` pairs them last.
         return {
             kind: tuple(w[:, :, index] for w in weights) for index, kind in enumerate(self.kinds)
+        }
+
+    def by_layer(self, tasks: Tensor) -> dict[tuple[Role, int], tuple[Tensor, ...]]:
+        """The weights of `forward` for each kind and layer, (k, ...)."""
+        # Unbound once: slicing for each layer would cost a whole gradient each.
+        return {
+            (kind, layer): own
+            for kind, weights in self(tasks).items()
+            for layer, own in enumerate(zip(*(w.unbind(1) for w in weights), strict=True))
         }
 
     def embedded(self, tasks: Tensor, kinds: Sequence[Role]) -> Tensor:

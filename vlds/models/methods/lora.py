@@ -156,7 +156,7 @@ class LoRAModule(LinearExtension):
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, in) and (b, l, out) -> (b, l, out): each row with its task's update."""
         inputs = F.dropout(inputs, self.dropout, self.training)
-        if len(self.a) == len(self.b) == 1:
+        if len(self.a) == len(self.b) == 1:  # all rows have one update
             rows, flat = (states.flatten(0, -2) for states in (inputs, outputs))
             a, b = self.a.squeeze(0), self.b.squeeze(0)
             updated: Tensor = Updated.apply(flat, rows, a, b, self.scale)  # type: ignore[no-untyped-call]

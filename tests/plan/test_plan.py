@@ -16,11 +16,19 @@ from vlds.cli.main import run_command
 from vlds.models.build import build_model, describe
 from vlds.models.methods import Adapter, Mixture, SimAdapter
 from vlds.plan import Machine, page, plan_recipe
-from vlds.plan.forecast import Forecast, evaluation_text, fits, megabytes
+from vlds.plan.forecast import (
+    Answering,
+    Forecast,
+    answers_text,
+    evaluation_text,
+    fits,
+    megabytes,
+)
 from vlds.plan.needs import Held, Needs, Plan
 from vlds.plan.rehearsal import Work
 from vlds.recipe.config import Recipe, parse_recipe, save_recipe
 from vlds.runtime.process import find
+from vlds.schema import Decoding
 from vlds.training.faults import out_of_memory
 
 FILE = str(find("recipes/vl_adapter/t5_image_single_adapter.yaml"))
@@ -125,6 +133,27 @@ def test_how_evaluation_gathers(chosen: bool | None, memory: int | None, words: 
     held = Held(frozen=1000, trainable=10, optimizer=30, gradients=60, offloaded=40)
     needs = Needs(3, held, extra=0, sent=0, evaluated=(500, 50))
     assert words in " ".join(evaluation_text(needs, chosen, memory).split())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "memory", "end"),
+    [
+        (None, None, "of vqa with 3 beams take up to 0.0 MB in evaluation."),
+        # 1060 bytes between steps, 500 or 50 gathered; 900 of answers.
+        (None, 2060, "leave 0.0 MB for them: set a smaller data.eval_batch_size."),
+        (None, 2010, "in evaluation."),
+        (True, 2459, "data.eval_batch_size."),
+        (True, 2460, "in evaluation."),
+        (False, 2009, "data.eval_batch_size."),
+    ],
+)
+def test_whether_answers_fit(chosen: bool | None, memory: int | None, end: str) -> None:
+    held = Held(frozen=1000, trainable=10, optimizer=30, gradients=60, offloaded=40)
+    needs = Needs(3, held, extra=0, sent=0, evaluated=(500, 50))
+    answers = Answering("vqa", 1_200, Decoding(num_beams=3), 900)
+    text = " ".join(answers_text(answers, needs, chosen, memory).split())
+    assert text.startswith("Answers to 1,200 examples of vqa with 3 beams take up to 0.0 MB in")
+    assert text.endswith(end)
 
 
 NEEDS = Held(frozen=1000, trainable=10, optimizer=30, gradients=0)

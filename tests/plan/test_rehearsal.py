@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,7 +26,16 @@ from vlds.models.methods import IA3, Adapter, BitFit, Compacter, Full, LoRA, Met
 from vlds.models.methods.mixture import of_ffn
 from vlds.models.model import Model
 from vlds.plan.forecast import Forecast, forecast, forecast_or_reason
-from vlds.plan.rehearsal import NOTHING, Work, micro_batch, rehearse, seconds_here
+from vlds.plan.rehearsal import (
+    NOTHING,
+    TOKENS,
+    Work,
+    evaluation_batches,
+    micro_batch,
+    rehearse,
+    rehearse_answers,
+    seconds_here,
+)
 from vlds.recipe.config import Recipe
 from vlds.schema import Batch
 from vlds.training.deepspeed_config import cut_batches
@@ -49,8 +59,14 @@ def repeated(batch: Batch) -> Batch:
 def allocated(recipe: Recipe, batch: Batch, file: Path) -> int:
     """The most bytes that torch holds in a forward and a backward pass, beside weights."""
     model = built(recipe).train()
+    gc.collect()  # what earlier tests have left would count
     with profile(profile_memory=True) as profiler, step_kernels(model, StepDropout(0, 0)):
         model(batch, torch.ones(len(batch.ids))).loss.backward()
+    return most_held(profiler, file)
+
+
+def most_held(profiler: profile, file: Path) -> int:
+    """The most bytes that torch held at once."""
     profiler.export_chrome_trace(str(file))
     events = json.loads(file.read_text())["traceEvents"]
     found = [event for event in events if event.get("name") == "[memory]"]
@@ -79,6 +95,29 @@ def test_the_bytes_of_a_step(
     assert found.peak == pytest.approx(real, rel=0.1)
     assert found.flops > 0
     assert found.calls > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_beams"),
+    [
+        pytest.param(*case, marks=[] if case == ("causal", 3) else [pytest.mark.slow])
+        for case in product(ALL_KINDS, (1, 3))
+    ],
+)
+def test_the_bytes_of_answers(kind: str, num_beams: int, world: Path, tmp_path: Path) -> None:
+    """Of random weights, which do not end their answers early; more tokens than are rehearsed."""
+    recipe = kind_recipe(kind, world, tmp_path)
+    with torch.device("meta"):
+        shapes = built(recipe)
+    model = built(recipe).eval()
+    (asked,) = evaluation_batches(recipe)
+    decoding = replace(asked.decoding, num_beams=num_beams, max_new_tokens=TOKENS + 8)
+    batch = repeated(asked.batch)
+    gc.collect()
+    with torch.no_grad(), profile(profile_memory=True) as profiler:
+        model.answer(batch, decoding)
+    real = most_held(profiler, tmp_path / "trace.json")
+    assert rehearse_answers(shapes, batch, decoding) == pytest.approx(real, rel=0.1)
 
 
 @pytest.mark.slow

@@ -20,8 +20,10 @@ from vlds.plan.rehearsal import (
     NOTHING,
     Operation,
     Work,
+    evaluation_batches,
     micro_batch,
     rehearse,
+    rehearse_answers,
     seconds_here,
     update_seconds,
 )
@@ -29,7 +31,7 @@ from vlds.recipe.config import Recipe
 from vlds.runtime.checks import guess
 from vlds.runtime.devices import device_of, finish_work, uses_gpu
 from vlds.runtime.terminal import duration_text
-from vlds.schema import Batch
+from vlds.schema import Batch, Decoding
 from vlds.training.deepspeed_config import cut_batches
 from vlds.training.meta import batches_a_step
 
@@ -63,6 +65,8 @@ class Forecast:
     """How often the model runs over a batch."""
     further: Work = NOTHING
     """What the passes after the first take of `whole`, and the losses that compare passes."""
+    answers: Answering | None = None
+    """What answers take in evaluation; None if there is none, or it is not known."""
 
     def at(self, rows: int) -> Work:
         """What a micro-batch of so many rows takes."""
@@ -75,6 +79,36 @@ class Forecast:
         # A negative spare takes rows away; // rounds down, so the result fits.
         spare = memory - self.whole.peak
         return max(0, self.rows + spare // max(1, self.row.peak))
+
+
+class Answering(NamedTuple):
+    """The batch of an evaluation whose answers take most memory."""
+
+    task: str
+    rows: int
+    decoding: Decoding
+    peak: int
+    """Bytes, besides weights."""
+
+
+def answering(recipe: Recipe, *, on_gpu: bool = False) -> Answering | None:
+    """Rehearse the largest batch of each task that is evaluated; None if no task is, or a model or
+    its data cannot be rehearsed."""
+    try:
+        setup = replace(recipe.model_setup, kind=recipe.model.unpacked())
+        model = build_shapes(setup, list(recipe.tasks), recipe.training.dtype)
+        found = [
+            Answering(
+                asked.task,
+                len(asked.batch.ids),
+                asked.decoding,
+                rehearse_answers(model, asked.batch, asked.decoding, on_gpu=on_gpu),
+            )
+            for asked in evaluation_batches(recipe)
+        ]
+    except (ValueError, RuntimeError):
+        return None
+    return max(found, key=lambda one: one.peak, default=None)
 
 
 def forecast(recipe: Recipe, cut: BatchCut, *, on_gpu: bool = False) -> Forecast:
@@ -131,9 +165,15 @@ def forecasts_of(
     """Each plan with the forecast of its micro-batch, or why there is none; plans whose
     micro-batches are of one size share it."""
     known: dict[int, Forecast | str] = {}
+    answers: Answering | None = None
     for plan in plans:
         if (rows := plan.micro_batch) not in known:
-            known[rows] = forecast_or_reason(recipe, plan.world_size, on_gpu=on_gpu)
+            found = forecast_or_reason(recipe, plan.world_size, on_gpu=on_gpu)
+            if not isinstance(found, str):
+                # Evaluation has batches of its own, the same on any number of ranks.
+                answers = answering(recipe, on_gpu=on_gpu) if not known else answers
+                found = replace(found, answers=answers)
+            known[rows] = found
         yield plan, known[rows]
 
 
@@ -408,6 +448,10 @@ def page(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
             chosen = recipe.training.evaluate_whole
             lines.append(evaluation_text(needs, chosen, machine.memory))
             break
+    if not isinstance(forecast, str) and forecast.answers is not None:
+        lines.append(
+            answers_text(forecast.answers, own, recipe.training.evaluate_whole, machine.memory)
+        )
     loading, saving = (megabytes(size) for size in (own.loading, plan.saving))
     text = (
         f"Main memory with {PurePath(file).name}: up to {loading} MB of each rank to load (less if "
@@ -433,13 +477,39 @@ def evaluation_text(needs: Needs, chosen: bool | None, memory: int | None) -> st
     elif memory is None:
         choice = "training.evaluate_whole"
     else:
-        # As `partitioned.fits_whole`: as much again for caches and activations, beside what the
-        # rank holds, where sums of gradients keep their memory.
-        held = needs.held
-        taken = held.together + held.gradients - held.offloaded + 2 * needs.evaluated[0]
-        does = "all" if taken <= memory else "layer by layer"
+        does = "all" if gathers_whole(needs, memory) else "layer by layer"
         choice = f"{does}, in {memory / 1e9:g} GB; training.evaluate_whole changes that"
-    return fill(f"{text} ({choice}); answers and caches come on top.", 80)
+    return fill(f"{text} ({choice}).", 80)
+
+
+def gathers_whole(needs: Needs, memory: int) -> bool:
+    """As `partitioned.fits_whole`: room for all weights, and as much again for caches and
+    activations, beside what a rank holds between steps."""
+    return held_between_steps(needs) + 2 * needs.evaluated[0] <= memory
+
+
+def held_between_steps(needs: Needs) -> int:
+    """Bytes, with the sums of gradients, which keep their memory."""
+    return needs.held.together + needs.held.gradients - needs.held.offloaded
+
+
+def answers_text(answers: Answering, needs: Needs, chosen: bool | None, memory: int | None) -> str:
+    """What the largest batch of an evaluation adds, and whether it fits; `chosen` and `memory` as
+    in `evaluation_text`."""
+    rows, beams = answers.rows, answers.decoding.num_beams
+    of = f"of {answers.task}" + (f" with {beams} beams" if beams > 1 else "")
+    added = f"{answers.peak / 1e6:,.1f} MB"
+    text = f"Answers to {rows:,} example{'s' * (rows != 1)} {of} take up to {added} in evaluation."
+    if memory is not None:
+        whole, layers = needs.evaluated
+        gathered = whole if chosen or (chosen is None and gathers_whole(needs, memory)) else layers
+        spare = memory - held_between_steps(needs) - gathered
+        if answers.peak > spare:
+            text += (
+                f" {memory / 1e9:g} GB leave {max(0, spare) / 1e6:,.1f} MB for them: set a smaller "
+                "data.eval_batch_size."
+            )
+    return fill(text, 80)
 
 
 def step_and_peak(
@@ -497,6 +567,8 @@ def tree(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
     found["saving"] = plan.saving
     if isinstance(forecast, str):
         return {**found, "unknown": forecast}
+    if (answers := forecast.answers) is not None:
+        found["answers"] = {"task": answers.task, "rows": answers.rows, "bytes": answers.peak}
     if machine.memory is not None:
         most, chosen = most_rows(plan, forecast, machine.memory)
         found |= {"most_rows": most, "choose": chosen}

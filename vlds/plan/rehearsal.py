@@ -14,23 +14,26 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import chain, islice
 from statistics import median
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import flop_registry
+from transformers import PreTrainedModel
 
 from vlds.data.order.mixed_order import BatchCut
 from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.stream import TrainStream
-from vlds.evaluation.sources import training_sources
+from vlds.data.streams.source import TOGETHER, EvalOrder, survey
+from vlds.data.streams.stream import EvalStream, TrainStream
+from vlds.evaluation.sources import data_source, training_sources
 from vlds.models.backbones.attention import attend_as_on_gpus
 from vlds.models.kernels.attention import TORCH_ATTENTION, attention_by, step_kernels
 from vlds.models.kernels.dropout import DRAWS, LEVELS, Draws, Keys, StepDropout, dropout_by, masked
@@ -38,7 +41,7 @@ from vlds.models.model import Model
 from vlds.recipe.config import Recipe
 from vlds.runtime.process import keep_freed_memory
 from vlds.runtime.terminal import follow
-from vlds.schema import Batch
+from vlds.schema import Batch, Decoding
 from vlds.training.gradients import square_sum
 from vlds.training.optimizer import similar_rows
 
@@ -63,6 +66,8 @@ IDLE = {
     aten.new_empty_strided,
 }  # fmt: skip
 """Operations that compute nothing."""
+TOKENS = 8
+"""Most tokens of an answer that are rehearsed."""
 ROUNDS = 5
 """Times that an operation is timed, after one that warms up."""
 AROUND = 6e-5
@@ -95,6 +100,37 @@ def micro_batch(recipe: Recipe, model: Model, cut: BatchCut) -> Batch:
     return max(batches, key=lambda batch: len(batch.ids) * int(model.sizes(batch).amax(0).sum()))
 
 
+class Asked(NamedTuple):
+    """The batch of an evaluation that takes most."""
+
+    task: str
+    batch: Batch
+    decoding: Decoding
+
+
+def evaluation_batches(recipe: Recipe) -> Iterator[Asked]:
+    """Of each task with data to evaluate, the largest batch that the first samples give.
+
+    Errors: ValueError if the data of a task cannot be opened or read.
+    """
+    collator = recipe.model.collator(recipe.model.load_processor(), recipe.training.dtype)
+    setup = StreamSetup(
+        collator=collator, image=recipe.image, cut=BatchCut(),
+        blank_images=recipe.data.blank_images,
+    )  # fmt: skip
+    size = recipe.data.eval_batch_size
+    for number, (name, task) in enumerate(recipe.tasks.items()):
+        if not task.evaluate:
+            continue
+        source = data_source(recipe, name, task.evaluate)
+        counts = np.concatenate(source.counts)[: 2 * max(size, TOGETHER)]
+        costs = survey(source, range(len(counts)), collator).costs
+        order = EvalOrder(counts, costs, size, whole_samples=task.unit == "sample")
+        order.batches = order.batches[:1]  # the most work comes first
+        for batch in EvalStream(source, order, setup, task_index=number):
+            yield Asked(name, batch, task.decoding)
+
+
 class Work(NamedTuple):
     """What one micro-batch takes, forward and backward."""
 
@@ -122,12 +158,16 @@ class Rehearsed(NamedTuple):
 class Rehearsal(TorchDispatchMode):
     """Inside, operations on hollow tensors give hollow ones and are counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: int | None = None) -> None:
+        """`words`: of the vocabulary, if the model is to write: logits are then real."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self.words = words
+        self.tokens: list[tuple[int, int]] = []
+        """Bytes that were alive when logits were made, and the most since the logits before."""
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.peak = self.flops = self.moved = self.calls = 0
         self.operations: Counter[Operation] = Counter()
-        self._alive = 0
+        self._alive = self._most = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def hollow(self, tensor: Tensor) -> Tensor:
@@ -138,6 +178,22 @@ class Rehearsal(TorchDispatchMode):
         made: Tensor = converter.from_meta_and_device(self.fake, shape, torch.device("cpu"))
         self._seen.add(made.untyped_storage())
         return made
+
+    def empty(self, model: nn.Module) -> None:
+        """Give a model hollow weights, and hollow buffers where it has none with numbers: their
+        bytes are counted by `needs.planned` and not here."""
+        # One hollow weight for each one, by identity: a tied weight stands in several modules.
+        made: dict[int, nn.Parameter] = {}
+        for module in model.modules():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    if id(weight) not in made:
+                        hollow = self.hollow(weight.detach())
+                        made[id(weight)] = nn.Parameter(hollow, requires_grad=weight.requires_grad)
+                    module._parameters[name] = made[id(weight)]
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_meta:
+                    module._buffers[name] = self.hollow(buffer)
 
     def __torch_dispatch__(
         self,
@@ -164,6 +220,8 @@ class Rehearsal(TorchDispatchMode):
                 else:
                     indices.append(index)
             leaves, spec = tree_flatten(((args[0], indices, *args[2:]), kwargs or {}))
+        if func is aten._local_scalar_dense.default and self.words is not None:
+            return 0.0 if args[0].is_floating_point() else 0
         with self.fake:
             # Real tensors that meet hollow ones become hollow.
             entered = [
@@ -174,6 +232,12 @@ class Rehearsal(TorchDispatchMode):
             ]
             hollow_args, hollow_kwargs = tree_unflatten(entered, spec)
             outputs = func(*hollow_args, **hollow_kwargs)
+        if self.words is not None and self._are_logits(outputs) and not func.is_view:
+            self.tokens.append((self._alive, self._most))
+            self._most = 0
+            # Rising to the middle of the vocabulary, where no special token ends an answer.
+            logits = -(torch.arange(self.words) - self.words // 2).abs()
+            outputs = logits.to(outputs.dtype).expand(outputs.shape).clone()
         self._count_bytes(outputs)
         made = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, FakeTensor)]
         if made and not func.is_view:
@@ -185,6 +249,13 @@ class Rehearsal(TorchDispatchMode):
                 read = [leaf for leaf in entered if isinstance(leaf, FakeTensor)]
                 self.moved += sum(t.numel() * t.element_size() for t in made + read)
         return outputs
+
+    def _are_logits(self, outputs: Any) -> bool:
+        return (
+            isinstance(outputs, Tensor)
+            and outputs.is_floating_point()
+            and outputs.shape[-1:] == (self.words,)
+        )
 
     def drawn(self, values: Tensor) -> Tensor:
         """A stand-in for dropout's output, which counts as one operation."""
@@ -203,6 +274,7 @@ class Rehearsal(TorchDispatchMode):
                 size = storage.nbytes()
                 self._alive += size
                 self.peak = max(self.peak, self._alive)
+                self._most = max(self._most, self._alive)
                 weakref.finalize(storage, self._free, size)
 
     def _free(self, size: int) -> None:
@@ -288,20 +360,8 @@ def rehearse(model: Model, batch: Batch, parts: int = 1, *, on_gpu: bool = False
     """What a micro-batch takes, given a model on the meta device, which becomes hollow. `parts`:
     in how many sets of similar rows it is computed. `on_gpu`: with a GPU's operations instead of
     this CPU's."""
-    # Weights become hollow before the operations: `needs.planned` counts their bytes, this does
-    # not. One hollow weight for each one, by identity: a tied weight stands in several modules.
     rehearsal = Rehearsal()
-    made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None:
-                if id(weight) not in made:
-                    hollow = rehearsal.hollow(weight.detach())
-                    made[id(weight)] = nn.Parameter(hollow, requires_grad=weight.requires_grad)
-                module._parameters[name] = made[id(weight)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:
-                module._buffers[name] = rehearsal.hollow(buffer)
+    rehearsal.empty(model)
     model.train()
     kernels = gpu_kernels if on_gpu else step_kernels
     with kernels(model, HollowDropout(rehearsal, on_gpu=on_gpu)), rehearsal:
@@ -310,6 +370,33 @@ def rehearse(model: Model, batch: Batch, parts: int = 1, *, on_gpu: bool = False
         output.loss.backward()
     work = Work(rehearsal.peak, rehearsal.flops, rehearsal.moved, rehearsal.calls)
     return Rehearsed(work, rehearsal.operations)
+
+
+def rehearse_answers(
+    model: Model, batch: Batch, decoding: Decoding, *, on_gpu: bool = False
+) -> int:
+    """Bytes at the worst moment while a batch is answered, besides weights; `model` and `on_gpu` as
+    in `rehearse`. Answers are as long as they may be."""
+    # A list's answers come from numbers; without it they are at most as long.
+    if (listed := model.answer_list(decoding)) is not None:
+        decoding = replace(decoding, answers=None, max_new_tokens=listed.longest)
+    tokens = min(decoding.max_new_tokens, TOKENS)
+    language = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
+    heads = [head for m in language if (head := m.get_output_embeddings()) is not None]
+    rehearsal = Rehearsal(words=len(heads[0].weight) if heads else None)
+    rehearsal.empty(model)
+    model.eval()
+    kernels = gpu_kernels(model, HollowDropout(rehearsal, on_gpu=True)) if on_gpu else nullcontext()
+    with torch.no_grad(), kernels, rehearsal:
+        model.answer(batch, replace(decoding, max_new_tokens=tokens))
+    # Further tokens lengthen the caches as those of the second half have done.
+    later = rehearsal.tokens[tokens // 2 :]
+    if len(later) < 2:
+        return rehearsal.peak
+    (first, _), *_, (last, _) = later
+    a_token = max(0, last - first) // (len(later) - 1)
+    longest = max(most for _, most in later) + a_token * (decoding.max_new_tokens - tokens)
+    return max(rehearsal.peak, longest)
 
 
 class Shape(NamedTuple):

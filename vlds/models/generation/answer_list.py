@@ -156,19 +156,14 @@ class Writer:
         start = 1
         if self.decoder_start is None:
             start = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-        rules: list[Callable[[Tensor, Tensor], Tensor]] = []
-        if decoding.no_repeat_ngram_size:
-            rules.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
-        if answers is not None:
-            rules.append(answers.restrict)
+        forbidden = torch.tensor(self.forbidden, dtype=torch.long, device=self.model.device)
+        chooser = Chooser(decoding, answers, forbidden, start, num_ends=len(self.ends))
         settings = self.defaults()
         settings.update(
             max_new_tokens=decoding.max_new_tokens if answers is None else answers.longest,
             num_beams=decoding.num_beams,
             early_stopping=decoding.early_stopping,
-            suppress_tokens=list(self.forbidden) or None,
             return_dict_in_generate=True,
-            output_logits=True,
         )
         for value in inputs.values():
             if isinstance(value, Cache) and decoding.num_beams > 1:
@@ -176,20 +171,12 @@ class Writer:
         output = self.model.generate(
             **inputs,
             generation_config=settings,
-            logits_processor=LogitsProcessorList(AnswerRule(rule, start) for rule in rules),
+            logits_processor=LogitsProcessorList([chooser]),
         )
-        # The probabilities of the model itself: `logits`, unlike `scores`, are as they were before
-        # the rules.
-        totals = self.model.compute_transition_scores(
-            output.sequences,
-            output.logits,
-            getattr(output, "beam_indices", None),
-            normalize_logits=True,
-        )
+        new = output.sequences[:, start:]
+        totals = chooser.log_probabilities(new, getattr(output, "beam_indices", None))
         written = []
-        for ids, scores in zip(
-            output.sequences[:, start:].tolist(), totals.float().tolist(), strict=True
-        ):
+        for ids, scores in zip(new.tolist(), totals.tolist(), strict=True):
             end = next((n for n, token in enumerate(ids) if token in self.ends), len(ids))
             whole = ids[: end + 1]
             written.append(WrittenAnswer(whole, ids[:end], sum(scores[: len(whole)])))
@@ -205,16 +192,60 @@ class Writer:
         )
 
 
-class AnswerRule(LogitsProcessor):
-    """Applies a rule for answers to what follows the prompt."""
+class Chooser(LogitsProcessor):
+    """Applies the rules of a decoding to the scores of the next token, and remembers the model's
+    own log-probabilities of the tokens that may be chosen.
 
-    def __init__(self, rule: Callable[[Tensor, Tensor], Tensor], start: int) -> None:
-        """`start`: tokens of the prompt that stand before answers."""
-        self.rule, self.start = rule, start
+    `generate` can return whole logits, but those of 64 answers of 500 tokens over 150,000 words
+    take 19 GB. r rows, k kept tokens, w words, t tokens of an answer.
+    """
+
+    def __init__(
+        self,
+        decoding: Decoding,
+        answers: AnswerList | None,
+        forbidden: Tensor,
+        start: int,
+        *,
+        num_ends: int,
+    ) -> None:
+        """`forbidden`: ids that no answer may hold; `start`: tokens of the prompt that stand before
+        answers; `num_ends`: ids that end one."""
+        self.forbidden, self.start = forbidden, start
+        self.is_greedy = decoding.num_beams == 1
+        # As many as `generate` looks at, so that its choices are among them.
+        self.kept = 1 if self.is_greedy else max(2, 1 + num_ends) * decoding.num_beams
+        self.rules: list[Callable[[Tensor, Tensor], Tensor]] = []
+        if decoding.no_repeat_ngram_size:
+            self.rules.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
+        if answers is not None:
+            self.rules.append(answers.restrict)
+        self.best: list[tuple[Tensor, Tensor]] = []
+        """Of each step the log-probabilities (r, k) of the best tokens, falling, and the tokens."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(b, l) with the prompt, (b, w) -> (b, w)."""
-        return self.rule(input_ids[:, self.start :], scores)
+        """Given ids (r, l) with the prompt, and logits (r, w) for greedy answers or
+        log-probabilities for beams; returns scores (r, w)."""
+        # Before the rules: how sure the model is does not depend on them.
+        total = scores.logsumexp(-1, keepdim=True) if self.is_greedy else 0.0
+        if len(self.forbidden):
+            scores = scores.index_fill(1, self.forbidden, -torch.inf)
+        for rule in self.rules:
+            scores = rule(input_ids[:, self.start :], scores)
+        values, tokens = scores.topk(min(self.kept, scores.shape[-1]), -1)
+        self.best.append((values - total, tokens))
+        return scores
+
+    def log_probabilities(self, new: Tensor, beams: Tensor | None) -> Tensor:
+        """Of each token of answers (b, t). `beams` (b, t): the row that wrote it; None: its own."""
+        columns = []
+        for step, written in enumerate(new.unbind(1)):
+            values, tokens = self.best[step]
+            if beams is not None:  # -1 behind the end of an answer, where nothing is read
+                values, tokens = values[beams[:, step]], tokens[beams[:, step]]
+            # What is not among the kept has been chosen instead of the last, whose score is equal.
+            columns.append(torch.where(tokens == written[:, None], values, values[:, -1:]).amax(1))
+        return torch.stack(columns, 1)
 
 
 def as_answer(written: WrittenAnswer, tokenizer: Any, listed: AnswerList | None) -> Answer:

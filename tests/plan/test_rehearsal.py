@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -15,10 +14,14 @@ import torch
 from torch import Tensor
 from torch.profiler import profile
 
+from tests.toys.cross_modal import pretraining_recipe
+from tests.toys.dual import class_recipe
 from tests.toys.image_text import PARAMETERS
 from tests.toys.image_text.rows import TASKS, tiny
+from tests.toys.joint_encoder import joint_encoder_recipe
 from tests.toys.kinds import ALL_KINDS, built, kind_recipe
 from tests.toys.world import SIZES
+from vlds.evaluation.sources import with_lists
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.kernels.attention import step_kernels
 from vlds.models.kernels.dropout import StepDropout
@@ -37,7 +40,7 @@ from vlds.plan.rehearsal import (
     seconds_here,
 )
 from vlds.recipe.config import Recipe
-from vlds.schema import Batch
+from vlds.schema import Batch, Decoding
 from vlds.training.deepspeed_config import cut_batches
 
 METHODS: Mapping[str, Method] = {
@@ -59,7 +62,6 @@ def repeated(batch: Batch) -> Batch:
 def allocated(recipe: Recipe, batch: Batch, file: Path) -> int:
     """The most bytes that torch holds in a forward and a backward pass, beside weights."""
     model = built(recipe).train()
-    gc.collect()  # what earlier tests have left would count
     with profile(profile_memory=True) as profiler, step_kernels(model, StepDropout(0, 0)):
         model(batch, torch.ones(len(batch.ids))).loss.backward()
     return most_held(profiler, file)
@@ -69,8 +71,10 @@ def most_held(profiler: profile, file: Path) -> int:
     """The most bytes that torch held at once."""
     profiler.export_chrome_trace(str(file))
     events = json.loads(file.read_text())["traceEvents"]
-    found = [event for event in events if event.get("name") == "[memory]"]
-    return max(event["args"]["Total Allocated"] for event in found)
+    found = [event["args"] for event in events if event.get("name") == "[memory]"]
+    # The sum goes on from one profile of a process to the next.
+    before = found[0]["Total Allocated"] - found[0]["Bytes"]
+    return max(held["Total Allocated"] for held in found) - before
 
 
 FAST = {("joint", "adapter", "fp32"), ("causal", "lora", "bf16"), ("image_text", "full", "fp32")}
@@ -104,20 +108,42 @@ def test_the_bytes_of_a_step(
         for case in product(ALL_KINDS, (1, 3))
     ],
 )
-def test_the_bytes_of_answers(kind: str, num_beams: int, world: Path, tmp_path: Path) -> None:
+def test_the_bytes_of_written_answers(
+    kind: str, num_beams: int, world: Path, tmp_path: Path
+) -> None:
     """Of random weights, which do not end their answers early; more tokens than are rehearsed."""
     recipe = kind_recipe(kind, world, tmp_path)
+    decoding = Decoding(num_beams=num_beams, max_new_tokens=TOKENS + 8)
+    check_answers(recipe, decoding, tmp_path / "trace.json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe_of",
+    [
+        pretraining_recipe,
+        joint_encoder_recipe,
+        lambda world, output: class_recipe(world, output, {"full": Full()}),
+    ],
+    ids=["cross_modal", "joint_encoder", "dual_encoder"],
+)
+def test_the_bytes_of_chosen_answers(
+    recipe_of: Callable[[Path, Path], Recipe], world: Path, tmp_path: Path
+) -> None:
+    check_answers(with_lists(recipe_of(world, tmp_path)), None, tmp_path / "trace.json")
+
+
+def check_answers(recipe: Recipe, decoding: Decoding | None, file: Path) -> None:
+    """A rehearsal of answers says what a real evaluation holds beside weights."""
     with torch.device("meta"):
         shapes = built(recipe)
     model = built(recipe).eval()
-    (asked,) = evaluation_batches(recipe)
-    decoding = replace(asked.decoding, num_beams=num_beams, max_new_tokens=TOKENS + 8)
-    batch = repeated(asked.batch)
-    gc.collect()
-    with torch.no_grad(), profile(profile_memory=True) as profiler:
-        model.answer(batch, decoding)
-    real = most_held(profiler, tmp_path / "trace.json")
-    assert rehearse_answers(shapes, batch, decoding) == pytest.approx(real, rel=0.1)
+    for asked in evaluation_batches(recipe):
+        batch, way = repeated(asked.batch), decoding or asked.decoding
+        with torch.no_grad(), profile(profile_memory=True) as profiler:
+            model.answer(batch, way)
+        real = most_held(profiler, file)
+        assert rehearse_answers(shapes, batch, way) == pytest.approx(real, rel=0.12)
 
 
 @pytest.mark.slow

@@ -159,7 +159,8 @@ class Rehearsal(TorchDispatchMode):
     """Inside, operations on hollow tensors give hollow ones and are counted."""
 
     def __init__(self, words: int | None = None) -> None:
-        """`words`: of the vocabulary, if the model is to write: logits are then real."""
+        """`words`: of the vocabulary (0: there is none) if the model is to answer: logits are then
+        real, and other numbers that its code asks for are 0."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.words = words
         self.tokens: list[tuple[int, int]] = []
@@ -232,7 +233,7 @@ class Rehearsal(TorchDispatchMode):
             ]
             hollow_args, hollow_kwargs = tree_unflatten(entered, spec)
             outputs = func(*hollow_args, **hollow_kwargs)
-        if self.words is not None and self._are_logits(outputs) and not func.is_view:
+        if self.words and self._are_logits(outputs) and not func.is_view:
             self.tokens.append((self._alive, self._most))
             self._most = 0
             # Rising to the middle of the vocabulary, where no special token ends an answer.
@@ -383,7 +384,7 @@ def rehearse_answers(
     tokens = min(decoding.max_new_tokens, TOKENS)
     language = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
     heads = [head for m in language if (head := m.get_output_embeddings()) is not None]
-    rehearsal = Rehearsal(words=len(heads[0].weight) if heads else None)
+    rehearsal = Rehearsal(words=len(heads[0].weight) if heads else 0)
     rehearsal.empty(model)
     model.eval()
     kernels = gpu_kernels(model, HollowDropout(rehearsal, on_gpu=True)) if on_gpu else nullcontext()

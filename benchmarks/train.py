@@ -17,7 +17,7 @@ values.
 
 All programs of a row run beside each other; each waits while another takes its steps. So rounds
 alternate within seconds. The ceiling is a product of (1600, 768) and (768, 3072), measured in each
-round. `planned` is the time that `vlds plan` gives a step, as a share of the step's. `--without`
+round. `MB` is the most that the process held, `of steps` what of it came after imports and weights. `planned` is the time that `vlds plan` gives a step, as a share of the step's. `--without`
 names functions of `training/without.py`. Tables go to stdout.
 
 On a GPU, MB are of its own memory, the ceiling is a product of two matrices of 8192 x 8192, and
@@ -67,6 +67,8 @@ class Measured:
     """Medians of the rounds."""
     memory: float = 0.0
     """MB that the process used at most while training."""
+    before: float = 0.0
+    """MB that it used before its first step: imports, weights, masters."""
 
 
 class Program:
@@ -109,7 +111,8 @@ class Program:
     def end(self) -> None:
         """Ask for the memory and let the program end."""
         self.tell("")
-        self.measured.memory = self.answer()["memory"]
+        used = self.answer()
+        self.measured.memory, self.measured.before = used["memory"], used["before"]
         self.process.wait()
 
 
@@ -139,10 +142,10 @@ def main() -> None:
     if options.without is None and (options.ways is None or "adapters" in options.ways):
         pythons["adapters"] = environment(options.out / "adapters", ["adapters>=1.3"])
     print(
-        "| model | method | batch | | trained | samples/s | range | share of ceiling | MB | ratio "
-        "| planned |"
+        "| model | method | batch | | trained | samples/s | range | ceiling | MB | of steps "
+        "| ratio | planned |"
     )
-    print("|---" * 11 + "|")
+    print("|---" * 12 + "|")
     for model in options.models:
         for method in options.methods:
             for batch in options.batches:
@@ -180,7 +183,7 @@ def measure(
         cells = [
             case["model"], case["method"], str(case["batch"]), own.way, f"{own.trained:,}",
             f"{statistics.median(speeds):.1f}", f"{min(speeds):.1f} to {max(speeds):.1f}",
-            f"{share:.0%}", f"{own.memory:,.0f}",
+            f"{share:.0%}", f"{own.memory:,.0f}", f"{own.memory - own.before:,.0f}",
             "" if own is first else f"{statistics.median(ratios):.2f}",
             share_of(plans, own) if own is first else "",
         ]  # fmt: skip

@@ -17,8 +17,9 @@ values.
 
 All programs of a row run beside each other; each waits while another takes its steps. So rounds
 alternate within seconds. The ceiling is a product of (1600, 768) and (768, 3072), measured in each
-round. `MB` is the most that the process held, `of steps` what of it came after imports and weights. `planned` is the time that `vlds plan` gives a step, as a share of the step's. `--without`
-names functions of `training/without.py`. Tables go to stdout.
+round. `MB` is the most that the process held, `of steps` what of it came after imports and weights.
+`planned` is the time that `vlds plan` gives a step, as a share of the step's. `--without` names
+functions of `training/without.py`. Tables go to stdout.
 
 On a GPU, MB are of its own memory, the ceiling is a product of two matrices of 8192 x 8192, and
 `planned` is the memory that `vlds plan` gives a rank, as a share of what the step used.

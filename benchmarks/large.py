@@ -5,11 +5,11 @@ artifact.
     python benchmarks/large.py --out runs/large --ranks 2 --layers 4
 
 The model is a T5 with random weights in bf16, 1.6 billion by default, which the first run writes to
-OUT/model. Adapters train in it. Ranks are processes of this machine. Every few milliseconds each
+OUT/large. Adapters train in it. Ranks are processes of this machine. Every few milliseconds each
 reads how much memory it has of its own: without the pages of files that the kernel can drop. A
-phase's number is the most in it, less what the rank held before it began to load, as a share of the
-whole model's bytes. In evaluation, the first rank answers one batch and the last one as many as
-there are ranks. The table goes to stdout.
+phase's number is the most in it, less what a rank holds then of a tiny T5 (imports, torch's and
+DeepSpeed's own), as a share of the whole model's bytes. In evaluation, the first rank answers one
+batch and the last one as many as there are ranks. The table goes to stdout.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from typing import Any
 
 import torch
 
-WIDTH, WIDE, HEADS, WORDS = 1792, 7168, 28, 32_128
+WIDTH, HEADS, WORDS = 1792, 28, 32_128
+TINY: dict[str, int] = {"layers": 1, "width": 56, "words": WORDS}
+"""Sizes of a model that takes next to nothing."""
 FEATURES, GRID, ROWS, PROMPT, LABELS, NEW_TOKENS = 512, 4, 2, 12, 4, 4
 PHASES = ("loading", "engine", "training", "evaluation", "artifact")
 STEPS = 2
@@ -77,12 +79,12 @@ class Watched:
         found[name] = max(self.most, self.now())
 
 
-def write_model(folder: Path, layers: int) -> None:
+def write_model(folder: Path, layers: int, width: int = WIDTH, words: int = WORDS) -> None:
     """A checkpoint with random weights."""
     from transformers import T5Config, T5ForConditionalGeneration
 
     config = T5Config(
-        vocab_size=WORDS, d_model=WIDTH, d_kv=WIDTH // HEADS, d_ff=WIDE, num_heads=HEADS,
+        vocab_size=words, d_model=width, d_kv=width // HEADS, d_ff=4 * width, num_heads=HEADS,
         num_layers=layers, num_decoder_layers=layers, dtype="bfloat16", decoder_start_token_id=0,
     )  # fmt: skip
     with torch.device("meta"):
@@ -149,7 +151,6 @@ def run_rank(out: Path) -> None:
         Path(recipe.training.deepspeed), recipe, cut_batches(recipe, ranks.world_size)
     )
     watched, found, seconds = Watched(), dict[str, int](), dict[str, float]()
-    found["before"] = watched.now()
     began = time.perf_counter()
     with watched.phase(found, "loading"), partitioned_loading(config):
         model = build_model(recipe.model_setup, ["vqa"], torch.bfloat16, words)
@@ -232,20 +233,24 @@ def main() -> None:
     options = parser.parse_args()
     if options.rank:
         run_rank(options.out)
-    if not (options.out / "model").exists():
-        write_model(options.out / "model", options.layers)
-    whole = sum(file.stat().st_size for file in (options.out / "model").glob("*.safetensors"))
+    large, tiny = options.out / "large", options.out / "tiny"
+    for folder, sizes in ((large, {"layers": options.layers}), (tiny, TINY)):
+        if not (folder / "model").exists():
+            write_model(folder / "model", **sizes)
+    whole = sum(file.stat().st_size for file in (large / "model").glob("*.safetensors"))
     print(f"| ranks | {' | '.join(PHASES)} | without what trains | loading | a step | a batch |")
     print(f"|---:|{'---:|' * (len(PHASES) + 4)}")
     for num_ranks in options.ranks:
-        found = measure(options.out, num_ranks)
+        empty, found = measure(tiny, num_ranks), measure(large, num_ranks)
         added = [
-            max(rank["bytes"][phase] - rank["bytes"]["before"] for rank in found) / whole
+            max(rank["bytes"][phase] for rank in found)
+            - max(rank["bytes"][phase] for rank in empty)
             for phase in PHASES
         ]
-        alone = max(added) - max(rank["bytes"]["trains"] for rank in found) / whole
+        alone = max(added) - max(rank["bytes"]["trains"] for rank in found)
+        added = [size / whole for size in (*added, alone)]
         seconds = [max(rank["seconds"][key] for rank in found) for key in found[0]["seconds"]]
-        cells = [f"{share:.0%}" for share in (*added, alone)] + [f"{s:.1f} s" for s in seconds]
+        cells = [f"{share:.0%}" for share in added] + [f"{s:.1f} s" for s in seconds]
         print(f"| {num_ranks} | {' | '.join(cells)} |", flush=True)
     print(
         f"\n{found[0]['weights']:,} weights, of which {found[0]['trains']:,} train; {whole:,} bytes"

@@ -1,5 +1,5 @@
-"""Compares training each kind of model with a plain loop over peft and Hugging Face's model: speed
-and memory.
+"""Compares each kind of model with a plain loop over peft and Hugging Face's model: speed and
+memory of training, and speed of answers.
 
     python benchmarks/models.py --out runs/models --rounds 5
 
@@ -10,9 +10,11 @@ queries and values of self-attention, and the connector trains; AdamW, fp32, bat
     vlds        its engine (DeepSpeed, ZeRO-2, one rank)
     plain loop  the same class of Hugging Face, peft's LoRA, Hugging Face's loss, torch's AdamW
 
-Both train on the same batches, made before; their random weights differ. Each measurement is a
-process of its own with one thread; those of all rows alternate. The memory is the largest that
-training adds to what imports take. The table goes to stdout.
+Both train on the same batches, made before; their random weights differ. Before training, both
+answer five questions about each of eight pictures, ten tokens each: vlds as in evaluation, the
+plain loop by Hugging Face's `generate`. Each measurement is a process of its own with one thread;
+those of all rows alternate. The memory is the largest that training adds to what imports take. The
+table goes to stdout.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +56,12 @@ from vlds.models.build import build_model
 from vlds.models.methods import LoRA
 from vlds.models.vision import ConvNet
 from vlds.recipe.config import OptimizerConfig, Recipe, TrainingConfig
-from vlds.schema import IGNORED_LABEL, Batch, Example, Images, Row
+from vlds.schema import IGNORED_LABEL, Batch, Decoding, Example, Images, Row
 from vlds.tasks import VQA
 
 BATCH, WARM_UP, STEPS = 16, 3, 12
+PICTURES, QUESTIONS, NEW_TOKENS, ANSWERED = 8, 5, 10, 5
+"""Of a batch that is answered; how often it is."""
 WIDTH, LAYERS, WORDS = 256, 6, 8000
 SIDE, GRID = 112, 7
 """Pixels and cells along a picture's side."""
@@ -125,24 +129,32 @@ def in_process(out: Path, kind: str, way: str) -> dict[str, float]:
 
 
 def measure(out: Path, kind: str, way: str) -> dict[str, float]:
-    """Samples per second of CPU time (the median step's), MB that training adds at most, and
-    trained weights."""
+    """Samples per second of CPU time (the median step's), MB that training adds at most, trained
+    weights, and answers per second of CPU time."""
     torch.manual_seed(0)
     recipe = recipe_of(out, kind)
     import deepspeed  # noqa: F401 (its import is no memory of training)
     import peft  # noqa: F401
 
     batches = [batch_of(recipe, number) for number in range(WARM_UP + STEPS)]
+    asked = batch_of(recipe, 0, PICTURES, QUESTIONS, evaluation=True)
     start = memory("VmRSS")
+    step, answer, trained = (ours if way == "vlds" else plain)(recipe, kind)
+
+    def seconds_of(work: Callable[[Batch], object], batches: Sequence[Batch]) -> float:
+        seconds = []
+        for batch in batches:
+            began = time.process_time()
+            work(batch)
+            seconds.append(time.process_time() - began)
+        return statistics.median(seconds[WARM_UP:])
+
+    # Random weights, which write no end.
+    answers = PICTURES * QUESTIONS / seconds_of(answer, [asked] * (WARM_UP + ANSWERED))
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
-    step, trained = (ours if way == "vlds" else plain)(recipe, kind)
-    seconds = []
-    for batch in batches:
-        began = time.process_time()
-        step(batch)
-        seconds.append(time.process_time() - began)
-    speed = BATCH / statistics.median(seconds[WARM_UP:])
-    return {"speed": speed, "memory": memory("VmHWM") - start, "trained": trained}
+    speed = BATCH / seconds_of(step, batches)
+    used = memory("VmHWM") - start
+    return {"speed": speed, "memory": used, "trained": trained, "answers": answers}
 
 
 def memory(name: str) -> float:
@@ -152,8 +164,11 @@ def memory(name: str) -> float:
     return int(line.split()[1]) / 1000
 
 
-def ours(recipe: Recipe, kind: str) -> tuple[Callable[[Batch], object], int]:
-    """A step of vlds' engine, and the number of trained weights."""
+Work = Callable[[Batch], object]
+
+
+def ours(recipe: Recipe, kind: str) -> tuple[Work, Work, int]:
+    """A step of vlds' engine, how it answers, and the number of trained weights."""
     from vlds.runtime.deepspeed_start import start_ranks
     from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
     from vlds.training.engine import Engine
@@ -168,12 +183,17 @@ def ours(recipe: Recipe, kind: str) -> tuple[Callable[[Batch], object], int]:
     groups = parameter_groups(model, recipe)
     engine = Engine(model, groups, config, ranks=ranks, tasks=list(recipe.tasks.values()))
     set_learning_rate(engine.parameter_groups, 1.0)
-    return (lambda batch: engine.step([batch])), model.count_parameters().trainable
+
+    def answer(batch: Batch) -> None:
+        with engine.evaluation() as evaluated:
+            evaluated.answer(batch, Decoding(max_new_tokens=NEW_TOKENS))
+
+    return (lambda batch: engine.step([batch])), answer, model.count_parameters().trainable
 
 
-def plain(recipe: Recipe, kind: str) -> tuple[Callable[[Batch], object], int]:
-    """A step of the plain loop, and the number of trained weights."""
-    model = PLAIN[kind](recipe.model)
+def plain(recipe: Recipe, kind: str) -> tuple[Work, Work, int]:
+    """A step of the plain loop, how it answers, and the number of trained weights."""
+    model: Any = PLAIN[kind](recipe.model)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(trained, lr=recipe.optimizer.learning_rate)
@@ -184,7 +204,21 @@ def plain(recipe: Recipe, kind: str) -> tuple[Callable[[Batch], object], int]:
         nn.utils.clip_grad_norm_(trained, recipe.optimizer.clip_norm)
         adamw.step()
 
-    return step, sum(p.numel() for p in trained)
+    @torch.no_grad()
+    def answer(batch: Batch) -> None:
+        model.eval()
+        model.model.generate(
+            **model.prompts(batch), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
+            do_sample=False,
+        )  # fmt: skip
+        model.train()
+
+    return step, answer, sum(p.numel() for p in trained)
+
+
+def left(mask: Tensor) -> Tensor:
+    """(b, l) places that move the padding of rows to the left, where `generate` wants it."""
+    return mask.long().argsort(dim=1, stable=True)
 
 
 def with_lora(model: Any, kind: str) -> Any:
@@ -208,23 +242,36 @@ class PlainPrefix(nn.Module):
         self.connector = connector
         self.before = type(kind) is Causal
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The mean loss."""
-        assert batch.labels is not None
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Embeddings and their mask."""
         with torch.no_grad():
             features = self.vision(batch.images)
         visual = self.connector(features)[batch.image_index[:, 0]]
         parts, ones = [visual, self.table(batch.input_ids)], torch.ones(visual.shape[:2])
-        masks, labels = [ones, batch.attention_mask.float()], batch.labels
-        if self.before:
-            labels = torch.cat([torch.full(visual.shape[:2], IGNORED_LABEL), labels], 1)
-        else:
+        masks = [ones, batch.attention_mask.float()]
+        if not self.before:
             parts.reverse()
             masks.reverse()
-        loss: Tensor = self.model(
-            inputs_embeds=torch.cat(parts, 1), attention_mask=torch.cat(masks, 1), labels=labels
-        ).loss
+        return torch.cat(parts, 1), torch.cat(masks, 1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean loss."""
+        assert batch.labels is not None
+        (embeds, mask), labels = self.inputs(batch), batch.labels
+        if self.before:
+            unread = torch.full((len(labels), GRID * GRID), IGNORED_LABEL)
+            labels = torch.cat([unread, labels], 1)
+        loss: Tensor = self.model(inputs_embeds=embeds, attention_mask=mask, labels=labels).loss
         return loss
+
+    def prompts(self, batch: Batch) -> dict[str, Tensor]:
+        """What `generate` takes."""
+        embeds, mask = self.inputs(batch)
+        if self.before:
+            places = left(mask)
+            embeds = embeds.gather(1, places[..., None].expand_as(embeds))
+            mask = mask.gather(1, places)
+        return {"inputs_embeds": embeds, "attention_mask": mask.long()}
 
 
 class PlainWhole(nn.Module):
@@ -246,6 +293,16 @@ class PlainWhole(nn.Module):
             labels=batch.labels,
         ).loss
         return loss
+
+    def prompts(self, batch: Batch) -> dict[str, Tensor]:
+        """What `generate` takes."""
+        places = left(batch.attention_mask)
+        pictures = [row["pixel_values"] for row in batch.media]
+        return {
+            "input_ids": batch.input_ids.gather(1, places),
+            "attention_mask": batch.attention_mask.long().gather(1, places),
+            "pixel_values": torch.cat([pictures[n] for n in batch.image_index[:, 0].tolist()]),
+        }
 
 
 def plain_t5(kind: Any) -> nn.Module:
@@ -331,11 +388,18 @@ def recipe_of(out: Path, kind: str) -> Recipe:
     )
 
 
-def batch_of(recipe: Recipe, number: int) -> Batch:
-    """Questions of 3 to 12 words about a picture each, with answers of 1 to 3 words."""
+def batch_of(
+    recipe: Recipe,
+    number: int,
+    num_pictures: int = BATCH,
+    questions: int = 1,
+    *,
+    evaluation: bool = False,
+) -> Batch:
+    """Questions of 3 to 12 words about each picture, with answers of 1 to 3 words."""
     collator = recipe.model.collator(recipe.model.load_processor())
     draw, known = torch.Generator().manual_seed(number), TEXT.split()
-    pictures = torch.randint(256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8, generator=draw)
+    pictures = torch.randint(256, (num_pictures, 3, SIDE, SIDE), dtype=torch.uint8, generator=draw)
 
     def words(least: int, most: int) -> str:
         length = int(torch.randint(least, most + 1, (), generator=draw))
@@ -343,22 +407,23 @@ def batch_of(recipe: Recipe, number: int) -> Batch:
         return " ".join(known[number] for number in drawn)
 
     rows = [
-        Row(Example(str(n), "vqa", words(3, 12), words(1, 3)), 0, 24, 8, range(n, n + 1))
-        for n in range(BATCH)
+        Row(Example(f"{n}-{k}", "vqa", words(3, 12), words(1, 3)), 0, 24, 8, range(n, n + 1))
+        for n in range(num_pictures)
+        for k in range(questions)
     ]
     images: Images = pictures
     if isinstance(recipe.model, ImageTextToText):
         images = list(pictures)
-    return collator(rows, images, evaluation=False)
+    return collator(rows, images, evaluation=evaluation)
 
 
 def table(measured: dict[tuple[str, str], list[dict[str, float]]]) -> str:
     """Medians and ranges of all rounds."""
-    head = "| | | trained weights | samples/s of CPU time | range | MB at most | range |"
-    lines = [head, "|---" * 7 + "|"]
+    head = "| | | trained weights | samples/s | range | MB at most | range | answers/s | range |"
+    lines = [head, "|---" * 9 + "|"]
     for (kind, way), rounds in measured.items():
         cells = [f"{rounds[0]['trained']:,.0f}"]
-        for name in ("speed", "memory"):
+        for name in ("speed", "memory", "answers"):
             values = [each[name] for each in rounds]
             cells += [f"{statistics.median(values):.0f}", f"{min(values):.0f} to {max(values):.0f}"]
         lines.append(f"| {kind} | {way} | {' | '.join(cells)} |")

@@ -58,7 +58,7 @@ def joint(**fields: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model", {"backbone": "T5"}, "model: class_path is missing; write class_path: Causal, "),
+        ("model", {"backbone": "T5"}, "model: class_path is missing; write class_path: "),
         ("model", joint(backbone={"path": "x"}),
          "model.backbone: class_path is missing; write class_path: Bart, or"),
         ("model", joint(backbone={"init_args": {"path": "x"}}),

@@ -37,8 +37,12 @@ def test_a_fused_projection(saved: Path) -> None:
 def test_prefixes_that_attention_would_not_read_are_refused(
     kind: str, method: Method, reason: str, saved: Path
 ) -> None:
+    chosen = kind_in(saved / kind)
+    usual = build(chosen, {}).backbone.config._attn_implementation
+    if kind == "gemma2" and usual != "eager":
+        pytest.skip(f"this version of transformers computes Gemma 2's attention by {usual}")
     with pytest.raises(ValueError, match=f"methods.mine: .*{reason}"):
-        build(kind_in(saved / kind), {"mine": method})
+        build(chosen, {"mine": method})
 
 
 @pytest.mark.sampled(2)

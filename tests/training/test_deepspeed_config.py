@@ -121,12 +121,15 @@ def test_sizes_fit_the_model() -> None:
             "reduce_bucket_size": 20,
             "allgather_bucket_size": 20,
             "overlap_comm": True,
-            "stage3_prefetch_bucket_size": 35,
-            "stage3_max_live_parameters": 70,
+            "stage3_prefetch_bucket_size": 0,
+            "stage3_max_live_parameters": 35,
             "stage3_max_reuse_distance": 11,
         },
         "other": 1,
     }
+    there = fit_sizes(given, model, on_gpu=True)["zero_optimization"]
+    assert there["stage3_prefetch_bucket_size"] == 35
+    assert there["stage3_max_live_parameters"] == 70
     assert given == before
     small = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 4}}
     assert fit_sizes(small, model)["zero_optimization"]["reduce_bucket_size"] == 4

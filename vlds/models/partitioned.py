@@ -4,6 +4,7 @@ weight: how it is loaded, and how ranks evaluate it, each at its own pace.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,9 @@ def partitioned_loading(config: Mapping[str, Any]) -> Iterator[None]:
     transformers means to tie the weights of a checkpoint only if they are equal, but compares the
     empty tensors that stand for partitioned weights (5.24), and would replace any output head by
     the token table. Here the ranks compare their parts.
+
+    A partitioned weight and what DeepSpeed hangs on it refer to each other. So one that another has
+    replaced, such as the copies of a token table, keeps its memory until garbage is collected.
     """
     tie_all = PreTrainedModel.tie_weights
 
@@ -65,6 +69,7 @@ def partitioned_loading(config: Mapping[str, Any]) -> Iterator[None]:
             if loaded and partitioned and not equal_parts(*pair):
                 del model.all_tied_weights_keys[target]
         tie_all(model, missing_keys, recompute_mapping)
+        gc.collect()
 
     # transformers refers to it weakly, so this frame keeps it alive.
     hint = LoadingHint(config)
@@ -76,6 +81,7 @@ def partitioned_loading(config: Mapping[str, Any]) -> Iterator[None]:
         PreTrainedModel.tie_weights = tie_all
         hf_deepspeed.unset_hf_deepspeed_config()  # both are global to transformers
         restore_linear()  # DeepSpeed replaces torch's function, for the whole program
+        gc.collect()
 
 
 def partitioned_reading(dtype: torch.dtype, world_size: int) -> AbstractContextManager[None]:

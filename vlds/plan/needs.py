@@ -132,11 +132,12 @@ def added_bytes(model: Model, held: Held, zero: Mapping[str, Any], world_size: i
     live = int(zero.get("stage3_max_live_parameters", 1_000_000_000))
     ahead = int(zero.get("stage3_prefetch_bucket_size", 50_000_000))
     # One weight is whole at least, however low the limit is.
-    whole = max(live, max(weight.numel() for weight in model.parameters()))
+    largest = max(weight.numel() for weight in model.parameters())
+    whole = max(live, largest)
     # Limits are in elements; a small model is gathered whole before they are reached.
     weights = partitioned_bytes(model, zero)
     gathered = min((whole + ahead) * widest(model), weights)
-    copied = min(ahead * widest(model), weights)  # gloo receives into a copy
+    copied = min(max(ahead, largest) * widest(model), weights)  # gloo receives into a copy
     return waiting + gathered + copied
 
 

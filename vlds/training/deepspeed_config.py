@@ -25,7 +25,7 @@ LIVE_LAYERS = {
     "stage3_max_live_parameters": 2,
     "stage3_max_reuse_distance": 2,
 }
-"""Layers whose weights stage 3 gathers ahead, and keeps whole."""
+"""Layers whose weights stage 3 gathers ahead, and keeps whole, on a GPU."""
 PERSISTENCE = "stage3_param_persistence_threshold"
 OWN_SIZES = (PERSISTENCE, "sub_group_size")
 """Sizes that DeepSpeed knows best."""
@@ -94,8 +94,8 @@ def fit_sizes(
 
     Buckets hold no more than all gradients together: DeepSpeed takes their memory whole, and a
     frozen backbone has no gradients. What a file leaves to us ("auto") is a bucket of what trains
-    in one layer, or on a GPU in all, and of the weights that stage 3 gathers one layer ahead and as
-    many whole layers as `LIVE_LAYERS` says.
+    in one layer, or on a GPU in all, and of the weights that stage 3 gathers as many layers as
+    `LIVE_LAYERS` says, or one less on a CPU.
     """
     trained = num_weights(model, trained=True)
     # The repeated layers, the largest of which sets the sizes.
@@ -119,7 +119,8 @@ def fit_sizes(
             del zero[name]  # DeepSpeed has a default, but takes no such word
     for name, num_layers in LIVE_LAYERS.items():
         if zero.get(name) == "auto":
-            zero[name] = num_layers * largest
+            # On a CPU, gathering takes the time of the processor that computes.
+            zero[name] = (num_layers if on_gpu else num_layers - 1) * largest
     return {**config, "zero_optimization": zero}
 
 

@@ -17,6 +17,7 @@ from transformers.integrations import deepspeed as hf_deepspeed
 from vlds.models.kernels.fused import restore_linear
 from vlds.models.loading.load_backbone import holds_positions
 from vlds.models.methods.host import is_own
+from vlds.runtime.process import returning_freed_memory
 from vlds.runtime.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def partitioned_loading(config: Mapping[str, Any]) -> Iterator[None]:
     hf_deepspeed.set_hf_deepspeed_config(hint)
     PreTrainedModel.tie_weights = tie_weights
     try:
-        yield
+        with returning_freed_memory():
+            yield
     finally:
         PreTrainedModel.tie_weights = tie_all
         hf_deepspeed.unset_hf_deepspeed_config()  # both are global to transformers

@@ -297,11 +297,10 @@ class PlainWhole(nn.Module):
     def prompts(self, batch: Batch) -> dict[str, Tensor]:
         """What `generate` takes."""
         places = left(batch.attention_mask)
-        pictures = [row["pixel_values"] for row in batch.media]
         return {
             "input_ids": batch.input_ids.gather(1, places),
             "attention_mask": batch.attention_mask.long().gather(1, places),
-            "pixel_values": torch.cat([pictures[n] for n in batch.image_index[:, 0].tolist()]),
+            "pixel_values": torch.cat([row["pixel_values"] for row in batch.media]),
         }
 
 

@@ -154,6 +154,7 @@ def test_whether_answers_fit(chosen: bool | None, memory: int | None, end: str) 
     text = " ".join(answers_text(answers, needs, chosen, memory).split())
     assert text.startswith("Answers to 1,200 examples of vqa with 3 beams take up to 0.0 MB in")
     assert text.endswith(end)
+    assert answers_text("no data", needs, chosen, memory).endswith("is not known: no data")
 
 
 NEEDS = Held(frozen=1000, trainable=10, optimizer=30, gradients=0)

@@ -215,6 +215,8 @@ def test_every_type_of_image_text_model(model_type: str) -> None:
     setup = ModelSetup(kind=source.kind, methods={"method": METHODS["lora"]})
     with torch.device("meta"):
         shapes = build_model(setup, list(TASKS), torch.float32, source.processor)
+    asked = source.batch(source.rows(), evaluation=True)
+    assert rehearse_answers(shapes, asked, Decoding(num_beams=2, max_new_tokens=3)) > 0
     work, operations = rehearse(shapes, source.batch(source.rows()))
     assert work.peak > 0
     assert work.flops > 0

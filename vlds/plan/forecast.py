@@ -65,8 +65,8 @@ class Forecast:
     """How often the model runs over a batch."""
     further: Work = NOTHING
     """What the passes after the first take of `whole`, and the losses that compare passes."""
-    answers: Answering | None = None
-    """What answers take in evaluation; None if there is none, or it is not known."""
+    answers: Answering | str | None = None
+    """What answers take in evaluation, or why it is not known; None if no task is evaluated."""
 
     def at(self, rows: int) -> Work:
         """What a micro-batch of so many rows takes."""
@@ -91,9 +91,9 @@ class Answering(NamedTuple):
     """Bytes, besides weights."""
 
 
-def answering(recipe: Recipe, *, on_gpu: bool = False) -> Answering | None:
-    """Rehearse the largest batch of each task that is evaluated; None if no task is, or a model or
-    its data cannot be rehearsed."""
+def answering(recipe: Recipe, *, on_gpu: bool = False) -> Answering | str | None:
+    """Rehearse the largest batch of each task that is evaluated; None if no task is, and a reason
+    if the data cannot be read or the model cannot be rehearsed."""
     try:
         setup = replace(recipe.model_setup, kind=recipe.model.unpacked())
         model = build_shapes(setup, list(recipe.tasks), recipe.training.dtype)
@@ -106,8 +106,10 @@ def answering(recipe: Recipe, *, on_gpu: bool = False) -> Answering | None:
             )
             for asked in evaluation_batches(recipe)
         ]
-    except (ValueError, RuntimeError):
-        return None
+    except ValueError as error:
+        return str(error)
+    except RuntimeError as error:
+        return no_numbers(error)
     return max(found, key=lambda one: one.peak, default=None)
 
 
@@ -156,7 +158,12 @@ def forecast_or_reason(recipe: Recipe, world_size: int, *, on_gpu: bool = False)
     except ValueError as error:
         return str(error)
     except RuntimeError as error:
-        return f"this model's code cannot run without numbers ({str(error).splitlines()[0]})"
+        return no_numbers(error)
+
+
+def no_numbers(error: RuntimeError) -> str:
+    """Why a model cannot be rehearsed."""
+    return f"this model's code cannot run without numbers ({str(error).splitlines()[0]})"
 
 
 def forecasts_of(
@@ -165,7 +172,7 @@ def forecasts_of(
     """Each plan with the forecast of its micro-batch, or why there is none; plans whose
     micro-batches are of one size share it."""
     known: dict[int, Forecast | str] = {}
-    answers: Answering | None = None
+    answers: Answering | str | None = None
     for plan in plans:
         if (rows := plan.micro_batch) not in known:
             found = forecast_or_reason(recipe, plan.world_size, on_gpu=on_gpu)
@@ -493,9 +500,13 @@ def held_between_steps(needs: Needs) -> int:
     return needs.held.together + needs.held.gradients - needs.held.offloaded
 
 
-def answers_text(answers: Answering, needs: Needs, chosen: bool | None, memory: int | None) -> str:
+def answers_text(
+    answers: Answering | str, needs: Needs, chosen: bool | None, memory: int | None
+) -> str:
     """What the largest batch of an evaluation adds, and whether it fits; `chosen` and `memory` as
     in `evaluation_text`."""
+    if isinstance(answers, str):
+        return fill(f"What answers take in evaluation is not known: {answers}", 80)
     rows, beams = answers.rows, answers.decoding.num_beams
     of = f"of {answers.task}" + (f" with {beams} beams" if beams > 1 else "")
     added = f"{answers.peak / 1e6:,.1f} MB"
@@ -567,7 +578,9 @@ def tree(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
     found["saving"] = plan.saving
     if isinstance(forecast, str):
         return {**found, "unknown": forecast}
-    if (answers := forecast.answers) is not None:
+    if isinstance(answers := forecast.answers, str):
+        found["answers"] = {"unknown": answers}
+    elif answers is not None:
         found["answers"] = {"task": answers.task, "rows": answers.rows, "bytes": answers.peak}
     if machine.memory is not None:
         most, chosen = most_rows(plan, forecast, machine.memory)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from textwrap import fill
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -18,12 +18,12 @@ from vlds.models.build import build_shapes
 from vlds.plan.needs import MASTER_BYTES, Needs, Plan
 from vlds.plan.rehearsal import (
     NOTHING,
+    Answering,
     Operation,
     Work,
-    evaluation_batches,
+    answering,
     micro_batch,
     rehearse,
-    rehearse_answers,
     seconds_here,
     update_seconds,
 )
@@ -31,7 +31,7 @@ from vlds.recipe.config import Recipe
 from vlds.runtime.checks import guess
 from vlds.runtime.devices import device_of, finish_work, uses_gpu
 from vlds.runtime.terminal import duration_text
-from vlds.schema import Batch, Decoding
+from vlds.schema import Batch
 from vlds.training.deepspeed_config import cut_batches
 from vlds.training.meta import batches_a_step
 
@@ -81,38 +81,6 @@ class Forecast:
         return max(0, self.rows + spare // max(1, self.row.peak))
 
 
-class Answering(NamedTuple):
-    """The batch of an evaluation whose answers take most memory."""
-
-    task: str
-    rows: int
-    decoding: Decoding
-    peak: int
-    """Bytes, besides weights."""
-
-
-def answering(recipe: Recipe, *, on_gpu: bool = False) -> Answering | str | None:
-    """Rehearse the largest batch of each task that is evaluated; None if no task is, and a reason
-    if the data cannot be read or the model cannot be rehearsed."""
-    try:
-        setup = replace(recipe.model_setup, kind=recipe.model.unpacked())
-        model = build_shapes(setup, list(recipe.tasks), recipe.training.dtype)
-        found = [
-            Answering(
-                asked.task,
-                len(asked.batch.ids),
-                asked.decoding,
-                rehearse_answers(model, asked.batch, asked.decoding, on_gpu=on_gpu),
-            )
-            for asked in evaluation_batches(recipe)
-        ]
-    except ValueError as error:
-        return str(error)
-    except RuntimeError as error:
-        return no_numbers(error)
-    return max(found, key=lambda one: one.peak, default=None)
-
-
 def forecast(recipe: Recipe, cut: BatchCut, *, on_gpu: bool = False) -> Forecast:
     """Rehearse the recipe's largest micro-batch, and one of another size, on this CPU or a GPU.
     Packed weights are rehearsed as whole ones, into which they are unpacked layer by layer.
@@ -151,19 +119,22 @@ def forecast(recipe: Recipe, cut: BatchCut, *, on_gpu: bool = False) -> Forecast
 
 
 def forecast_or_reason(recipe: Recipe, world_size: int, *, on_gpu: bool = False) -> Forecast | str:
-    """A forecast, or why there is none: the recipe's data or tokenizer cannot be read here, or the
+    """A forecast, or why there is none."""
+    return or_reason(lambda: forecast(recipe, cut_batches(recipe, world_size), on_gpu=on_gpu))
+
+
+Found = TypeVar("Found")
+
+
+def or_reason(find: Callable[[], Found]) -> Found | str:
+    """What is found, or why nothing is: the recipe's data or tokenizer cannot be read here, or the
     model cannot be rehearsed."""
     try:
-        return forecast(recipe, cut_batches(recipe, world_size), on_gpu=on_gpu)
+        return find()
     except ValueError as error:
         return str(error)
     except RuntimeError as error:
-        return no_numbers(error)
-
-
-def no_numbers(error: RuntimeError) -> str:
-    """Why a model cannot be rehearsed."""
-    return f"this model's code cannot run without numbers ({str(error).splitlines()[0]})"
+        return f"this model's code cannot run without numbers ({str(error).splitlines()[0]})"
 
 
 def forecasts_of(
@@ -178,7 +149,8 @@ def forecasts_of(
             found = forecast_or_reason(recipe, plan.world_size, on_gpu=on_gpu)
             if not isinstance(found, str):
                 # Evaluation has batches of its own, the same on any number of ranks.
-                answers = answering(recipe, on_gpu=on_gpu) if not known else answers
+                if not known:
+                    answers = or_reason(lambda: answering(recipe, on_gpu=on_gpu))
                 found = replace(found, answers=answers)
             known[rows] = found
         yield plan, known[rows]

@@ -27,7 +27,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.flop_counter import flop_registry
-from transformers import PreTrainedModel
 
 from vlds.data.order.mixed_order import BatchCut
 from vlds.data.streams.assemble import StreamSetup
@@ -35,6 +34,7 @@ from vlds.data.streams.source import TOGETHER, EvalOrder, survey
 from vlds.data.streams.stream import EvalStream, TrainStream
 from vlds.evaluation.sources import data_source, training_sources
 from vlds.models.backbones.attention import attend_as_on_gpus
+from vlds.models.build import build_shapes
 from vlds.models.kernels.attention import TORCH_ATTENTION, attention_by, step_kernels
 from vlds.models.kernels.dropout import DRAWS, LEVELS, Draws, Keys, StepDropout, dropout_by, masked
 from vlds.models.model import Model
@@ -382,8 +382,10 @@ def rehearse_answers(
     if (listed := model.answer_list(decoding)) is not None:
         decoding = replace(decoding, answers=None, max_new_tokens=listed.longest)
     tokens = min(decoding.max_new_tokens, TOKENS)
-    language = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
-    heads = [head for m in language if (head := m.get_output_embeddings()) is not None]
+    asked = [
+        m.get_output_embeddings for m in model.modules() if hasattr(m, "get_output_embeddings")
+    ]
+    heads = [head for find in asked if (head := find()) is not None]
     rehearsal = Rehearsal(words=len(heads[0].weight) if heads else 0)
     rehearsal.empty(model)
     model.eval()
@@ -398,6 +400,36 @@ def rehearse_answers(
     a_token = max(0, last - first) // (len(later) - 1)
     longest = max(most for _, most in later) + a_token * (decoding.max_new_tokens - tokens)
     return max(rehearsal.peak, longest)
+
+
+class Answering(NamedTuple):
+    """The batch of an evaluation whose answers take most memory."""
+
+    task: str
+    rows: int
+    decoding: Decoding
+    peak: int
+    """Bytes, besides weights."""
+
+
+def answering(recipe: Recipe, *, on_gpu: bool = False) -> Answering | None:
+    """Rehearse the largest batch of each task that is evaluated; None if no task is.
+
+    Errors: ValueError if the data of a task cannot be read; RuntimeError if the model's code asks
+    for numbers.
+    """
+    setup = replace(recipe.model_setup, kind=recipe.model.unpacked())
+    model = build_shapes(setup, list(recipe.tasks), recipe.training.dtype)
+    found = [
+        Answering(
+            asked.task,
+            len(asked.batch.ids),
+            asked.decoding,
+            rehearse_answers(model, asked.batch, asked.decoding, on_gpu=on_gpu),
+        )
+        for asked in evaluation_batches(recipe)
+    ]
+    return max(found, key=lambda one: one.peak, default=None)
 
 
 class Shape(NamedTuple):

@@ -382,10 +382,10 @@ def rehearse_answers(
     if (listed := model.answer_list(decoding)) is not None:
         decoding = replace(decoding, answers=None, max_new_tokens=listed.longest)
     tokens = min(decoding.max_new_tokens, TOKENS)
-    asked = [
-        m.get_output_embeddings for m in model.modules() if hasattr(m, "get_output_embeddings")
-    ]
-    heads = [head for find in asked if (head := find()) is not None]
+    # Hugging Face's models have this method; of those that stand in others, some have no head.
+    name = "get_output_embeddings"
+    finders: list[Any] = [getattr(m, name) for m in model.modules() if hasattr(m, name)]
+    heads = [head for find in finders if (head := find()) is not None]
     rehearsal = Rehearsal(words=len(heads[0].weight) if heads else 0)
     rehearsal.empty(model)
     model.eval()

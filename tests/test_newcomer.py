@@ -59,6 +59,8 @@ def joint(**fields: object) -> dict[str, object]:
     ("key", "value", "message"),
     [
         ("model", {"backbone": "T5"}, "model: class_path is missing; write class_path: "),
+        # Other tests' kinds may stand before these.
+        ("model", {"backbone": "T5"}, " CrossModal, DualEncoder, ImageTextToText, JointEncoder, "),
         ("model", joint(backbone={"path": "x"}),
          "model.backbone: class_path is missing; write class_path: Bart, or"),
         ("model", joint(backbone={"init_args": {"path": "x"}}),

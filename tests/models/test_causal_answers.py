@@ -92,12 +92,18 @@ def test_tasks_are_mixed_in_a_batch(decoding: Decoding, saved: Path) -> None:
     assert ids_of(model, batch(chosen, moved, evaluation=True), decoding) != together
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("no_repeat_ngram_size", [0, 1])
 @torch.no_grad()
-def test_confidence_is_the_probability_of_the_answer(saved: Path) -> None:
+def test_confidence_is_the_probability_of_the_answer(
+    no_repeat_ngram_size: int, num_beams: int, saved: Path
+) -> None:
+    """Whichever beam wrote it, and before rules."""
+    decoding = replace(FREE, num_beams=num_beams, no_repeat_ngram_size=no_repeat_ngram_size)
     chosen = kind_in(saved / "llama")
     model = build(chosen, dtype=torch.float64).eval()
     examples = batch(chosen, evaluation=True)
-    answers, written = model.answer(examples, FREE), ids_of(model, examples, FREE)
+    answers, written = model.answer(examples, decoding), ids_of(model, examples, decoding)
     for number, (answer, ids) in enumerate(zip(answers, written, strict=True)):
         alone = batch(chosen, [rows()[number]], evaluation=True)
         sequence = model.sequences(alone, model.visual_tokens(alone))

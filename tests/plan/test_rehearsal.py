@@ -143,7 +143,7 @@ def check_answers(recipe: Recipe, decoding: Decoding | None, file: Path) -> None
         with torch.no_grad(), profile(profile_memory=True) as profiler:
             model.answer(batch, way)
         real = most_held(profiler, file)
-        assert rehearse_answers(shapes, batch, way) == pytest.approx(real, rel=0.12)
+        assert rehearse_answers(shapes, batch, way) == pytest.approx(real, rel=0.1)
 
 
 @pytest.mark.slow

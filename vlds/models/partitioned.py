@@ -56,6 +56,7 @@ def partitioned_loading(config: Mapping[str, Any]) -> Iterator[None]:
     replaced, such as the copies of a token table, keeps its memory until garbage is collected.
     """
     tie_all = PreTrainedModel.tie_weights
+    partitions = config.get("zero_optimization", {}).get("stage") == 3
 
     def tie_weights(
         model: Any, missing_keys: set[str] | None = None, recompute_mapping: bool = True
@@ -70,20 +71,22 @@ def partitioned_loading(config: Mapping[str, Any]) -> Iterator[None]:
             if loaded and partitioned and not equal_parts(*pair):
                 del model.all_tied_weights_keys[target]
         tie_all(model, missing_keys, recompute_mapping)
-        gc.collect()
+        if partitions:
+            gc.collect()  # now, and not once all weights have been read beside the copies
 
     # transformers refers to it weakly, so this frame keeps it alive.
     hint = LoadingHint(config)
     hf_deepspeed.set_hf_deepspeed_config(hint)
     PreTrainedModel.tie_weights = tie_weights
     try:
-        with returning_freed_memory():
+        with returning_freed_memory() if partitions else nullcontext():
             yield
     finally:
         PreTrainedModel.tie_weights = tie_all
         hf_deepspeed.unset_hf_deepspeed_config()  # both are global to transformers
         restore_linear()  # DeepSpeed replaces torch's function, for the whole program
-        gc.collect()
+        if partitions:
+            gc.collect()
 
 
 def partitioned_reading(dtype: torch.dtype, world_size: int) -> AbstractContextManager[None]:

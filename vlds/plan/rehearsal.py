@@ -109,7 +109,7 @@ class Asked(NamedTuple):
 
 
 def evaluation_batches(recipe: Recipe) -> Iterator[Asked]:
-    """Of each task with data to evaluate, the largest batch that the first samples give.
+    """The largest batch that the first samples of each task's data to evaluate give.
 
     Errors: ValueError if the data of a task cannot be opened or read.
     """

@@ -155,6 +155,7 @@ def returning_freed_memory() -> Iterator[None]:
     try:
         yield
     finally:
+        # As far as glibc raises it by itself, which it no longer does once it has been told.
         tell_glibc({M_MMAP_THRESHOLD: 32 << 20})
 
 

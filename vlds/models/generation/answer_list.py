@@ -237,7 +237,8 @@ class Chooser(LogitsProcessor):
         return scores
 
     def log_probabilities(self, new: Tensor, beams: Tensor | None) -> Tensor:
-        """Of each token of answers (b, t). `beams` (b, t): the row that wrote it; None: its own."""
+        """The log-probability of each token of answers (b, t). `beams` (b, t): the row that wrote
+        it; None: its own."""
         columns = []
         for step, written in enumerate(new.unbind(1)):
             values, tokens = self.best[step]

@@ -92,6 +92,28 @@ class Masking(NamedTuple):
     word itself."""
 
 
+Speaker = Literal["system", "user", "assistant", "tool"]
+
+
+class Turn(NamedTuple):
+    """What one speaker says in a conversation."""
+
+    speaker: Speaker
+    content: tuple[str | None, ...]
+    """Texts, as they were written, and None for each picture, in order."""
+    learned: bool = False
+    """The model learns to say it; only for the assistant's turns."""
+
+    @property
+    def texts(self) -> list[str]:
+        """Its texts without the pictures."""
+        return [piece for piece in self.content if piece is not None]
+
+    @property
+    def num_pictures(self) -> int:
+        return len(self.content) - len(self.texts)
+
+
 @dataclass(frozen=True)
 class Example:
     """What a task makes of an annotation: text in, text or scores of classes out."""
@@ -114,6 +136,17 @@ class Example:
     then ""."""
     masking: Masking | None = None
     """For a task that predicts words of the prompt. The target is then the prompt."""
+    turns: tuple[Turn, ...] = ()
+    """A conversation up to the turn that the target answers; its pictures are the sample's, in
+    order. Empty for a question with an answer: `asked` gives all examples this form. The prompt
+    then is the conversation as plain text, for models that have no chat template."""
+    learned: bool = True
+    """False: the target is not learned, only turns before it are."""
+
+    def asked(self, num_pictures: int) -> tuple[Turn, ...]:
+        """The turns before the answer, of which a question about so many pictures is one."""
+        pictures = (None,) * num_pictures
+        return self.turns or (Turn("user", (*pictures, self.prompt)),)
 
 
 class Row(NamedTuple):

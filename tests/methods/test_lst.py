@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from tests.toys.files import ROOT
 from tests.toys.models import backbone, batch, build, hf_config, saved_backbone
 from tests.toys.recipes import with_model
 from tests.toys.world import world_recipe
@@ -225,7 +229,9 @@ def test_a_start_from_the_backbones_own_weights(world: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_importance_of_other_weights_under_the_same_name(world: Path, tmp_path: Path) -> None:
+def test_importance_of_a_pretrained_backbone(world: Path, tmp_path: Path) -> None:
+    """On several ranks, with a part of the backbone each, as on one; other weights under the same
+    name are refused."""
     (tmp_path / "t5").mkdir()
     plain = world_recipe(world, tmp_path)
     path = str(saved_backbone(T5, tmp_path / "t5").path)
@@ -234,8 +240,18 @@ def test_importance_of_other_weights_under_the_same_name(world: Path, tmp_path: 
     recipe = with_model(plain, backbone=family, train_norms=False)
     save_recipe(recipe, tmp_path / "recipe.yaml")
     file = tmp_path / "importance.safetensors"
-    words = ["importance", "--config", str(tmp_path / "recipe.yaml"), "--out", str(file)]
-    assert run_command([*words, "--samples", "2"]) == 0
+    words = ["importance", "--config", str(tmp_path / "recipe.yaml"), "--samples", "2", "--out"]
+    # Three ranks, whose parts of a matrix end in padding.
+    parts = tmp_path / "parts.safetensors"
+    command = [sys.executable, "-m", "vlds", *words, str(parts), "--ranks", "3"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert run_command([*words, str(file)]) == 0
+    of_ranks = load_file(parts)
+    assert of_ranks.keys() == load_file(file).keys()
+    for name, tensor in load_file(file).items():
+        assert torch.allclose(of_ranks[name], tensor, rtol=1e-4, atol=1e-12), name
+    with safe_open(file, "pt") as of_one, safe_open(parts, "pt") as of_three:
+        assert of_one.metadata() == of_three.metadata() != {}
     methods = {"method": LST(reduction=2, start="fisher_sorted", importance=str(file))}
     setup = replace(recipe, methods=methods).model_setup
     processor = recipe.model.load_processor()

@@ -47,10 +47,10 @@ Tune a few percent of a frozen vision-and-language model on many tasks at once.
   vlds COMMAND --help              list the options of a command
 """
 ENVIRONMENT = """\
-train, evaluate, predict and features start one process (rank) per GPU, or one process on a machine
-without a GPU. For another number, give --ranks N or set the environment variable VLDS_RANKS.
-VLDS_LAUNCHER_ARGS holds options for the deepspeed launcher (--hostfile, --no_ssh, --node_rank,
---master_addr, --master_port, ...).
+train, evaluate, predict, features and importance start one process (rank) per GPU, or one process
+on a machine without a GPU. For another number, give --ranks N or set the environment variable
+VLDS_RANKS. VLDS_LAUNCHER_ARGS holds options for the deepspeed launcher (--hostfile, --no_ssh,
+--node_rank, --master_addr, --master_port, ...).
 
 On SIGTERM, SIGINT (Ctrl-C) and SIGHUP, `vlds train` saves and ends. Ranks that are still running
 after VLDS_GRACE_S seconds (default: 120) are killed.
@@ -309,6 +309,7 @@ def importance(arguments: list[str]) -> int:
     """Find out which weights of a backbone matter, for LST's `importance`.
 
     vlds importance --config lst.yaml --out importance.safetensors
+    vlds importance --config lst.yaml --out importance.safetensors --ranks 4
     """
     parser = command_parser(importance, accepts_keys=True, epilog=KEYS_TOO)
     parser.add_argument(
@@ -328,7 +329,6 @@ def importance(arguments: list[str]) -> int:
 
     recipe = parse_recipe(["--config", options.config, *keys], "vlds importance")
     write_importance(recipe, options.out, num)
-    tell(f"wrote {options.out}")
     return 0
 
 

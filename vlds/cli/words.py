@@ -14,7 +14,7 @@ from vlds.runtime.command_line import CommandParser, description_of
 from vlds.training.states import Resume
 
 TRAIN = "train"
-RANK_COMMANDS = (TRAIN, "evaluate", "predict", "features")
+RANK_COMMANDS = (TRAIN, "evaluate", "predict", "features", "importance")
 """Commands that start ranks."""
 WITHOUT_RANKS = ("--predictions", "--serve")
 """Options of `evaluate` and `predict` that need no ranks."""

@@ -144,6 +144,13 @@ def keep_freed_memory() -> None:
     tell_glibc({M_MMAP_THRESHOLD: 64 << 20, M_TRIM_THRESHOLD: -1})
 
 
+def return_freed_memory() -> None:
+    """Give the kernel what `keep_freed_memory` has kept, when other work begins than steps. Takes
+    about 0.1 s for each GB. Does nothing with another C library."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextmanager
 def returning_freed_memory() -> Iterator[None]:
     """Inside, the memory of each large tensor is its own, and goes back once the tensor is freed.

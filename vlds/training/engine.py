@@ -37,7 +37,7 @@ from vlds.models.model import Model, step_draws
 from vlds.models.partitioned import LEAST_GATHERED, fits_whole, gathered, layer_by_layer
 from vlds.models.roles import task_slices
 from vlds.recipe.config import AdamWUpdate
-from vlds.runtime.process import keep_freed_memory
+from vlds.runtime.process import keep_freed_memory, return_freed_memory
 from vlds.runtime.ranks import Ranks
 from vlds.schema import Batch
 from vlds.tasks.base import Task
@@ -234,6 +234,7 @@ class Engine:
         (`Model.at_own_pace`)."""
         for _, buffer in self.model.moving_buffers():
             self.ranks.share(buffer)  # each rank has updated its copy with its own batches
+        return_freed_memory()
         self.model.eval()
         with torch.no_grad(), self._own_pace():
             yield self.model
@@ -282,6 +283,7 @@ class Engine:
         if self.steps_done == self.steps_skipped:
             # No update has made AdamW's state yet.
             self._adamw.start(0, [0] * len(self.tasks))
+        return_freed_memory()
         # All ranks must ask for the same weights in the same order: each call gathers one.
         self._link_moments()
         state: State = {}

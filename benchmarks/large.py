@@ -8,8 +8,10 @@ The model is a T5 with random weights in bf16, 1.6 billion by default, which the
 OUT/large. Adapters train in it. Ranks are processes of this machine. Every few milliseconds each
 reads how much memory it has of its own: without the pages of files that the kernel can drop. A
 phase's number is the most in it, less what a rank holds then of a tiny T5 (imports, torch's and
-DeepSpeed's own), as a share of the whole model's bytes. In evaluation, the first rank answers one
-batch and the last one as many as there are ranks. The table goes to stdout.
+DeepSpeed's own), as a share of the whole model's bytes; in all, and without the bytes of what
+trains: weights, masters, moments, gradients, and in the artifact's phase the run state. In
+evaluation, the first rank answers one batch and the last one as many as there are ranks. The table
+goes to stdout.
 """
 
 from __future__ import annotations
@@ -109,6 +111,7 @@ def run_rank(out: Path) -> None:
     from vlds.models.vision import StoredFeatures
     from vlds.recipe.config import OptimizerConfig, Recipe, TrainingConfig
     from vlds.runtime.deepspeed_start import start_ranks
+    from vlds.runtime.process import returning_freed_memory
     from vlds.schema import Batch, Decoding
     from vlds.tasks import VQA
     from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
@@ -168,8 +171,8 @@ def run_rank(out: Path) -> None:
     seconds["a step"] = (time.perf_counter() - began) / STEPS
     began = time.perf_counter()
     with (
-        watched.phase(found, "evaluation"),
         engine.evaluation() as evaluated,
+        watched.phase(found, "evaluation"),  # behind: what training kept goes back there
         evaluated.at_own_pace() as begin_batch,
     ):
         for number in range(1 + ranks.global_rank):
@@ -177,7 +180,7 @@ def run_rank(out: Path) -> None:
             evaluated.answer(batch(number), Decoding(max_new_tokens=NEW_TOKENS))
     # One token after another passes all layers of the decoder, which are gathered each time.
     seconds["an answered batch"] = (time.perf_counter() - began) / ranks.world_size
-    with watched.phase(found, "artifact"):
+    with returning_freed_memory(), watched.phase(found, "artifact"):
         state = engine.export()
         masters = {
             name: torch.empty(0) if state is None else state[name]["fp32"]
@@ -187,11 +190,21 @@ def run_rank(out: Path) -> None:
         if ranks.is_first:
             save_artifact(out / "run/artifact", tensors, recipe, words)
         ranks.barrier()
-    sizes = engine.bytes_per_rank()
-    found["trains"] = sizes["trainable"] + sizes["optimizer"]
-    counts = model.count_parameters()
+    sizes, counts = engine.bytes_per_rank(), model.count_parameters()
+    trains = sizes["trainable"] + sizes["optimizer"]
+    # Whole while a pass runs; gradients, and this rank's part of their sums in fp32; masters and
+    # moments of the run state.
+    weights, gradients, own_sums = 2 * counts.trainable, 2 * counts.trainable, 4 * counts.trainable
+    own_sums //= ranks.world_size
+    trained = {
+        "engine": trains,
+        "training": trains + weights + gradients + own_sums,
+        "evaluation": trains + weights,
+        "artifact": trains + 12 * counts.trainable * ranks.is_first,
+    }
     facts = {
         "bytes": found,
+        "trained": trained,
         "seconds": seconds,
         "weights": counts.total,
         "trains": counts.trainable,
@@ -238,20 +251,22 @@ def main() -> None:
         if not (folder / "model").exists():
             write_model(folder / "model", **sizes)
     whole = sum(file.stat().st_size for file in (large / "model").glob("*.safetensors"))
-    print(f"| ranks | {' | '.join(PHASES)} | without what trains | loading | a step | a batch |")
-    print(f"|---:|{'---:|' * (len(PHASES) + 4)}")
+    print(f"| ranks | | {' | '.join(PHASES)} | loading | a step | a batch |")
+    print(f"|---:|---|{'---:|' * (len(PHASES) + 3)}")
     for num_ranks in options.ranks:
         empty, found = measure(tiny, num_ranks), measure(large, num_ranks)
-        added = [
-            max(rank["bytes"][phase] for rank in found)
-            - max(rank["bytes"][phase] for rank in empty)
-            for phase in PHASES
-        ]
-        alone = max(added) - max(rank["bytes"]["trains"] for rank in found)
-        added = [size / whole for size in (*added, alone)]
+        held = [max(rank["bytes"][phase] for rank in empty) for phase in PHASES]
         seconds = [max(rank["seconds"][key] for rank in found) for key in found[0]["seconds"]]
-        cells = [f"{share:.0%}" for share in added] + [f"{s:.1f} s" for s in seconds]
-        print(f"| {num_ranks} | {' | '.join(cells)} |", flush=True)
+        for what in ("in all", "beside what trains"):
+            shares = []
+            for phase, of_empty in zip(PHASES, held, strict=True):
+                own = [
+                    rank["bytes"][phase] - (what != "in all") * rank["trained"].get(phase, 0)
+                    for rank in found
+                ]
+                shares.append(f"{(max(own) - of_empty) / whole:.0%}")
+            cells = [*shares, *(f"{number:.1f} s" for number in seconds)]
+            print(f"| {num_ranks} | {what} | {' | '.join(cells)} |", flush=True)
     print(
         f"\n{found[0]['weights']:,} weights, of which {found[0]['trains']:,} train; {whole:,} bytes"
     )

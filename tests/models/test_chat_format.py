@@ -235,7 +235,7 @@ def test_a_template_that_thinks_is_told_not_to(tmp_path: Path) -> None:
     chat = ChatFormat.of(tokenizer)
     prompt = f"<|user|>{QUESTION}<|end|>\n<|assistant|>(think)\n\n(done)\n\n"
     assert chat.prompt(QUESTION) == prompt
-    turns = [chat.turn("user", QUESTION), chat.turn("assistant", "red")]
+    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "red"}]
     assert tokenizer.apply_chat_template(turns, tokenize=False) == prompt + "red<|end|>\n"
     assert (chat.lead, chat.tail) == ("", "<|end|>")
 

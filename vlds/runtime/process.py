@@ -144,26 +144,26 @@ def keep_freed_memory() -> None:
     tell_glibc({M_MMAP_THRESHOLD: 64 << 20, M_TRIM_THRESHOLD: -1})
 
 
-def return_freed_memory() -> None:
-    """Give the kernel what `keep_freed_memory` has kept, when other work begins than steps. Takes
-    about 0.1 s for each GB. Does nothing with another C library."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 @contextmanager
 def returning_freed_memory() -> Iterator[None]:
-    """Inside, the memory of each large tensor is its own, and goes back once the tensor is freed.
+    """Inside, the memory of each large tensor is its own, and goes back once the tensor is freed;
+    what `keep_freed_memory` has kept goes back at once.
 
     By default, glibc soon lets tensors of up to 32 MiB share the heap. Where whole weights come and
     go between the parts that stay, a quarter of the heap ends as holes.
     """
+    before = _told.get(M_MMAP_THRESHOLD, 32 << 20)  # as far as glibc raises it by itself
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
     tell_glibc({M_MMAP_THRESHOLD: 1 << 20})
     try:
         yield
     finally:
-        # As far as glibc raises it by itself, which it no longer does once it has been told.
-        tell_glibc({M_MMAP_THRESHOLD: 32 << 20})
+        tell_glibc({M_MMAP_THRESHOLD: before})
+
+
+_told: dict[int, int] = {}
+"""Options that glibc was told last."""
 
 
 def tell_glibc(options: Mapping[int, int]) -> None:
@@ -175,6 +175,7 @@ def tell_glibc(options: Mapping[int, int]) -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in options.items():
             mallopt(option, value)
+            _told[option] = value
 
 
 PACKAGE = Path(__file__).resolve().parents[1]

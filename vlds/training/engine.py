@@ -37,7 +37,7 @@ from vlds.models.model import Model, step_draws
 from vlds.models.partitioned import LEAST_GATHERED, fits_whole, gathered, layer_by_layer
 from vlds.models.roles import task_slices
 from vlds.recipe.config import AdamWUpdate
-from vlds.runtime.process import keep_freed_memory, return_freed_memory
+from vlds.runtime.process import keep_freed_memory, returning_freed_memory
 from vlds.runtime.ranks import Ranks
 from vlds.schema import Batch
 from vlds.tasks.base import Task
@@ -234,7 +234,6 @@ class Engine:
         (`Model.at_own_pace`)."""
         for _, buffer in self.model.moving_buffers():
             self.ranks.share(buffer)  # each rank has updated its copy with its own batches
-        return_freed_memory()
         self.model.eval()
         with torch.no_grad(), self._own_pace():
             yield self.model
@@ -259,7 +258,8 @@ class Engine:
             if whole is None:
                 whole = fits_whole(self.model, self.ranks)
             layers = layer_by_layer(self.model, self.ranks, self.least_gathered)
-            with gathered(list(self.model.parameters())) if whole else layers:
+            whole_or_not = gathered(list(self.model.parameters())) if whole else layers
+            with returning_freed_memory(), whole_or_not:
                 yield
         finally:
             offload.setup_zero_stage3_hooks()
@@ -283,16 +283,16 @@ class Engine:
         if self.steps_done == self.steps_skipped:
             # No update has made AdamW's state yet.
             self._adamw.start(0, [0] * len(self.tasks))
-        return_freed_memory()
         # All ranks must ask for the same weights in the same order: each call gathers one.
         self._link_moments()
         state: State = {}
-        for name, parameter in self.trainable_parameters():
-            tensors = {"fp32": safe_get_full_fp32_param(parameter)}
-            for moment in MOMENTS:
-                tensors[moment] = safe_get_full_optimizer_state(parameter, moment)
-            if self.ranks.is_first:
-                state[name] = {key: value.detach().cpu().clone() for key, value in tensors.items()}
+        with returning_freed_memory():
+            for name, parameter in self.trainable_parameters():
+                tensors = {"fp32": safe_get_full_fp32_param(parameter)}
+                for moment in MOMENTS:
+                    tensors[moment] = safe_get_full_optimizer_state(parameter, moment)
+                if self.ranks.is_first:
+                    state[name] = {k: value.detach().cpu().clone() for k, value in tensors.items()}
         if not self.ranks.is_first:
             return None
         return state | {

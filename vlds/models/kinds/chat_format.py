@@ -7,15 +7,19 @@ learn what it writes around a question and an answer: later texts are put betwee
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
+from itertools import product
 from typing import Any, NamedTuple
 
 from transformers import AddedToken
 
 from vlds.runtime.limited import limited
+from vlds.schema import Speaker, Turn
 
 DAY = date(2024, 7, 26)
 """What templates read as today. Those of Llama 3 and SmolLM3 write the date into each prompt, and a
@@ -29,32 +33,65 @@ CLOCK = "strftime_now"
 
 MARKER = "vlds-marks-the-answer"
 """Stands for an answer, to find what a template writes around it."""
+MARK = re.compile("vlds-marks-text-([0-9]+)-here")
+"""What stands for the texts of a conversation."""
 SILENT = {"enable_thinking": False}
 """What tells a template that nothing is thought before an answer."""
-QUESTIONS = ("\n  Is it  RED,\n50 % of\tthe {{ 'time' }} & <b>1</b>? \n", "\u00e9 " * 300 + "end")
-"""Questions that a template must not change, except for blanks around them."""
-TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
-"""What templates may do with blanks around a question."""
+TEXTS = ("\n  Is it  RED,\n50 % of\tthe {{ 'time' }} & <b>1</b>? \n", "\u00e9 " * 300 + "end")
+"""Texts that a template must not change, except for blanks around them."""
+MOST_FORMS = 4096
+"""Shapes of conversations whose forms a process keeps."""
+Trim = Callable[[str], str]
+TRIMS: tuple[Trim, ...] = (str, str.strip, str.lstrip, str.rstrip)
+"""What templates may do with blanks around a text."""
 NUM_TRIED = 300
 """Tokens, spread over the vocabulary, that are read as questions."""
 LEAST_TOLD = 3 / 4
 """Share of them that must lead to different prompts."""
+WHAT: Mapping[Speaker, str] = {
+    "system": "system message",
+    "user": "question",
+    "assistant": "answer before the question",
+    "tool": "tool's output",
+}
+"""What a speaker says, for messages."""
 Asked = tuple[Sequence[Mapping[str, Any]], Mapping[str, bool], bool]
 """A conversation, what the template is told beside it, and whether an answer is asked for."""
 TOKEN = (str, AddedToken)
 """Types of the tokens that processors name."""
 
 
+Shape = tuple[tuple[Speaker, tuple[bool, ...]], ...]
+"""Each turn of a conversation: who speaks, and which pieces of the content are texts, in place of
+pictures. A template writes the same around the texts of all conversations of one shape."""
+
+
+class Written(NamedTuple):
+    """A conversation as a chat template writes it."""
+
+    text: str
+    places: list[tuple[int, int, int]]
+    """Number of a text of the conversation, and where it begins and ends."""
+
+
 class Form(NamedTuple):
-    """What a chat template writes around a question."""
+    """What a chat template writes around the texts of a conversation."""
 
     pieces: tuple[str, ...]
-    """Before, between and behind the places where the question stands."""
-    trim: Callable[[str], str]
+    """Before, between and behind the places where texts stand."""
+    numbers: tuple[int, ...]
+    """Which text of the conversation stands at each place."""
+    trims: tuple[Trim, ...]
+    """What becomes of the blanks around each text."""
 
-    def around(self, question: str) -> str:
-        """The text of a prompt."""
-        return self.trim(question).join(self.pieces)
+    def around(self, texts: Sequence[str]) -> Written:
+        """The conversation with these texts."""
+        text, places = self.pieces[0], []
+        for number, piece in zip(self.numbers, self.pieces[1:], strict=True):
+            inside = self.trims[number](texts[number])
+            places.append((number, len(text), len(text) + len(inside)))
+            text += inside + piece
+        return Written(text, places)
 
 
 class Around(NamedTuple):
@@ -134,46 +171,106 @@ class ChatFormat:
 
     def prompt(self, question: str, num_pictures: int = 0) -> str:
         """The text of a prompt, with a placeholder for each picture."""
+        return self.write((Turn("user", ((None,) * num_pictures) + (question,)),)).text
+
+    def write(self, turns: Sequence[Turn]) -> Written:
+        """The text that asks for the next answer after these turns, with a placeholder for each
+        picture.
+
+        Errors: ValueError if there is no template and more than one turn, or if the template
+        refuses such a conversation.
+        """
+        if self.template is self.tokenizer:  # it knows no pictures
+            turns = [turn._replace(content=("".join(turn.texts),)) for turn in turns]
+        texts = [text for turn in turns for text in turn.texts]
         if not self.has_template:
-            return self.placeholder * num_pictures + question
-        if num_pictures not in self.forms:
-            self.forms[num_pictures] = self.form(num_pictures)
-        return self.forms[num_pictures].around(question)
+            if len(turns) > 1 or turns[0].speaker != "user":
+                raise ValueError(
+                    "it has no chat template, which a conversation of several turns needs; add one "
+                    "(chat_template.jinja), or choose another model"
+                )
+            whole = "".join(self.placeholder if p is None else p for p in turns[0].content)
+            return Written(whole, [])
+        shape = tuple(
+            (turn.speaker, tuple(piece is not None for piece in turn.content)) for turn in turns
+        )
+        if (form := self.forms.pop(shape, None)) is None:
+            form = self.form(shape)
+            if len(self.forms) == MOST_FORMS:
+                del self.forms[next(iter(self.forms))]
+        self.forms[shape] = form  # the newest stands last
+        return form.around(texts)
 
     @cached_property
-    def forms(self) -> dict[int, Form]:
-        """Number of pictures -> what the template writes around a question. `prompt` fills it."""
+    def forms(self) -> dict[Shape, Form]:
+        """What the template writes around texts. `write` fills it."""
         return {}
 
-    def form(self, num_pictures: int) -> Form:
-        """What the template writes around a question beside so many pictures, learned from a few
-        questions.
+    def form(self, shape: Shape) -> Form:
+        """What the template writes around the texts of a conversation, learned from a few.
 
-        Errors: ValueError if it fails, or leaves out or changes the question.
+        Errors: ValueError if it fails, or leaves out or changes a text.
         """
-        beside = f" beside {num_pictures} picture{'s' * (num_pictures > 1)}" if num_pictures else ""
-        marked, *found = self.rendered(
-            [
-                ([self.turn("user", question, num_pictures)], self.variables, True)
-                for question in (MARKER, *QUESTIONS)
-            ]
+        speakers = [speaker for speaker, pieces in shape for is_text in pieces if is_text]
+        marks = [MARK.pattern.replace("([0-9]+)", str(n)) for n in range(len(speakers))]
+        tried = [marks, *([text] * len(marks) for text in TEXTS)]
+        found = self.rendered(
+            [(self.messages(shape, texts), self.variables, True) for texts in tried]
         )
-        pieces = tuple(marked.split(MARKER))
-        if len(pieces) == 1:
-            raise ValueError(
-                f"its chat template leaves out the question{beside} (each prompt would be "
-                f"{marked[:80]!r}); let its chat_template write the content of each message"
-            )
-        # A template may strip the question; QUESTIONS have blanks around them to tell how.
-        for trim in TRIMS:
-            form = Form(pieces, trim)
-            if [form.around(question) for question in QUESTIONS] == found:
+        # "USER: ", "0", " BOT: ", "1", "": pieces and numbers of texts in turns.
+        split = MARK.split(found[0])
+        pieces, numbers = tuple(split[::2]), tuple(map(int, split[1::2]))
+        num_pictures = sum(pieces.count(False) for _, pieces in shape)
+        beside = f" beside {num_pictures} picture{'s' * (num_pictures > 1)}" if num_pictures else ""
+        for number, speaker in enumerate(speakers):
+            what = WHAT[speaker]
+            if number not in numbers:
+                raise ValueError(
+                    f"its chat template leaves out the {what}{beside} (each prompt would be "
+                    f"{found[0][:80]!r}); let its chat_template write the content of each message"
+                )
+        # A template may strip what a speaker says; TEXTS have blanks around them to tell how.
+        present = list(dict.fromkeys(speakers))
+        for trims in product(TRIMS, repeat=len(present)):
+            of = dict(zip(present, trims, strict=True))
+            form = Form(pieces, numbers, tuple(of[speaker] for speaker in speakers))
+            if [form.around(texts).text for texts in tried] == found:
                 return form
         raise ValueError(
-            f"its chat template changes the question{beside} ({QUESTIONS[0]!r} becomes "
-            f"{found[0][:160]!r}); let its chat_template write the content of each message as it "
+            f"its chat template changes the {WHAT[speakers[-1]]}{beside} ({TEXTS[0]!r} becomes "
+            f"{found[1][:160]!r}); let its chat_template write the content of each message as it "
             "is, at most without blanks around it"
         )
+
+    def messages(self, shape: Shape, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """A conversation of this shape with these texts, as templates take it: those of tokenizers
+        want a text for each turn, those of processors a list."""
+        lists = self.template is not self.tokenizer and self.reads_lists
+        return self.as_messages(shape, texts, lists)
+
+    def as_messages(self, shape: Shape, texts: Sequence[str], lists: bool) -> list[dict[str, Any]]:
+        """`lists`: all contents are lists, not only those with pictures."""
+        unread = iter(texts)
+        messages: list[dict[str, Any]] = []
+        for speaker, pieces in shape:
+            content: Any = [
+                {"type": "text", "text": next(unread)} if is_text else {"type": "image"}
+                for is_text in pieces
+            ]
+            if not lists and all(pieces):
+                content = "".join(part["text"] for part in content)
+            messages.append({"role": speaker, "content": content})
+        return messages
+
+    @cached_property
+    def reads_lists(self) -> bool:
+        """True if the template reads contents that are lists without pictures too. That of GLM-4.1V
+        wants an answer as a text."""
+        shape: Shape = (("user", (True,)), ("assistant", (True,)))
+        talk = self.as_messages(shape, ("question", MARKER), lists=True)
+        with suppress(ValueError):
+            return MARKER in self.rendered([(talk, {}, False)])[0]
+        return False
 
     def rendered(self, asked: Sequence[Asked]) -> list[str]:
         """Conversations as the template writes them, on the same day whenever it is asked.
@@ -236,14 +333,6 @@ class ChatFormat:
         if "enable_thinking" not in self.template_text or self.around_marker({}).follows:
             return {}
         return SILENT if self.around_marker(SILENT).follows else {}
-
-    def turn(self, role: str, text: str, num_pictures: int = 0) -> dict[str, Any]:
-        """A message of a chat: pictures first, then the text. Templates of tokenizers want a text,
-        those of processors a list."""
-        if self.template is self.tokenizer:
-            return {"role": role, "content": text}
-        pictures = [{"type": "image"} for _ in range(num_pictures)]
-        return {"role": role, "content": [*pictures, {"type": "text", "text": text}]}
 
     def prompt_ids(self, question: str, limit: int) -> list[int]:
         """Tokens of the user's turn, whose text is cut to `limit` tokens. At least one, from which
@@ -360,9 +449,8 @@ class ChatFormat:
 
     def around_marker(self, variables: Mapping[str, bool]) -> Around:
         """How the template writes an answer."""
-        question = self.turn("user", "question")
-        talk = [question, self.turn("assistant", MARKER)]
-        prompt, whole = self.rendered([([question], variables, True), (talk, variables, False)])
+        talk = self.messages((("user", (True,)), ("assistant", (True,))), ("question", MARKER))
+        prompt, whole = self.rendered([(talk[:1], variables, True), (talk, variables, False)])
         before, _, after = whole.rpartition(MARKER)
         return Around(prompt, before, after)
 

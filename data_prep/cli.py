@@ -10,6 +10,7 @@ from data_prep import official, plan, preview
 from data_prep.checking import verify
 from data_prep.classes import command as classes
 from data_prep.demo import command as demo
+from data_prep.own_data import chat
 from data_prep.own_data import forms as jsonl
 from data_prep.packed import index_command, simulate, stats, vocabularies
 from data_prep.packing.file_check import MOST_SHOWN
@@ -22,7 +23,7 @@ from vlds.runtime.terminal import tell
 
 COMMANDS = (
     *official.COMMANDS,
-    jsonl, classes, demo, plan, index_command, vocabularies, stats, verify, preview, simulate,
+    jsonl, chat, classes, demo, plan, index_command, vocabularies, stats, verify, preview, simulate,
 )  # fmt: skip
 """Modules that add a command; data_prep/official/__init__.py lists those for publishers' data."""
 USER_ERROR = 2

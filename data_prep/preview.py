@@ -16,7 +16,7 @@ from rich.text import Text
 
 from data_prep.command import at_least, local_folder, new_command
 from data_prep.packed.stats import find_datasets
-from data_prep.packing.pack import TEXT_FIELDS
+from data_prep.packing.pack import text_in
 from vlds.data.errors import ShardError
 from vlds.data.shards.info import DATASET_FILE, KIND
 from vlds.data.shards.pictures import page_picture, thumbnail, upright_size
@@ -68,7 +68,9 @@ def view_sample(dataset: Dataset, number: int, most: int | None = MOST_ANNOTATIO
         if sample.kind == KIND:
             said = [(visible(entry.get("label", NOTHING_SAID)), "") for entry in shown]
         else:
-            said = [(visible(text_of(entry)), visible(answer_of(entry))) for entry in shown]
+            said = [
+                (visible_lines(text_of(entry)), visible_lines(answer_of(entry))) for entry in shown
+            ]
         return SampleView(
             place,
             visible(sample.id),
@@ -96,11 +98,15 @@ def place_of(dataset: Dataset, number: int) -> str:
 
 def text_of(annotation: Mapping[str, Any]) -> str:
     """What is asked or said; all of an annotation of an unknown kind."""
-    known = next((str(annotation[name]) for name in TEXT_FIELDS if name in annotation), None)
-    if known is not None:
+    if (known := text_in(annotation)) is not None:
         return known
     rest = {key: value for key, value in annotation.items() if key != "id"}
     return json.dumps(rest, ensure_ascii=False) if rest else NOTHING_SAID
+
+
+def visible_lines(text: str) -> str:
+    """As `visible`, with the lines of a conversation as lines."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def answer_of(annotation: Mapping[str, Any]) -> str:

@@ -114,6 +114,15 @@ class Turn(NamedTuple):
         return len(self.content) - len(self.texts)
 
 
+def plain_text(turns: Sequence[Turn]) -> str:
+    """A conversation for a model without a chat template: a question alone as it is, more turns as
+    lines that begin with who speaks."""
+    texts = [" ".join(turn.texts) for turn in turns]
+    if len(turns) == 1:
+        return texts[0]
+    return "\n".join(f"{turn.speaker}: {text}" for turn, text in zip(turns, texts, strict=True))
+
+
 @dataclass(frozen=True)
 class Example:
     """What a task makes of an annotation: text in, text or scores of classes out."""
@@ -156,7 +165,7 @@ class Row(NamedTuple):
     task_index: int
     max_prompt_tokens: int
     max_target_tokens: int
-    images: range
+    images: Sequence[int]
     """Indices of its images in the batch's stack."""
     valid: bool = True
 
@@ -317,6 +326,10 @@ class Collator(Protocol):
 
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
         """Tokens of (answer, most tokens) pairs, with what ends an answer."""
+        ...
+
+    def turns_length(self, turns: Sequence[Turn]) -> int:
+        """Tokens of a conversation of which `max_prompt_tokens` counts."""
         ...
 
 

@@ -6,7 +6,6 @@ table, or a number. A file may give the classes other names, which are then the 
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import unicodedata
 from collections import defaultdict
@@ -86,20 +85,6 @@ class ClassShares:
             for name, part in parts.items()
         ]
         return [*divided, *others]
-
-
-def share_of(text: str) -> tuple[str, float]:
-    """Parse `test=0.2`."""
-    name, _, number = text.partition("=")
-    try:
-        share = float(number)
-    except ValueError:
-        share = 0.0
-    if not name or not 0 < share < 1:
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}; give SPLIT=SHARE with a share between 0 and 1, such as test=0.2"
-        )
-    return name, share
 
 
 @dataclass(frozen=True)

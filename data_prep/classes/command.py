@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_prep.classes.class_set import TRAIN, ClassShares, ClassSource, class_sets, share_of
+from data_prep.classes.class_set import TRAIN, ClassShares, ClassSource, class_sets
 from data_prep.classes.forms import (
     SplitFile,
     find_version,
@@ -19,7 +19,7 @@ from data_prep.classes.forms import (
     tell_left_out,
 )
 from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.packing.pack import pack_splits
+from data_prep.packing.pack import pack_splits, share_of
 
 
 def add_command(commands: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.command import local_folder, new_command
-from data_prep.packing.pack import TEXT_FIELDS, fault_of
+from data_prep.packing.pack import fault_of, text_in
 from data_prep.packing.source import count_reasons
 from vlds.data.shards.info import DATASET_FILE, NO_CLASS, DatasetInfo
 from vlds.data.shards.sample import UNUSABLE
@@ -68,7 +68,7 @@ def describe(folder: Path) -> str:
         try:
             sides.update(f"{width}x{height}" for width, height in sample.extra.get("size") or ())
             for annotation in sample.annotations:
-                text = next((annotation[key] for key in TEXT_FIELDS if key in annotation), "")
+                text = text_in(annotation) or ""
                 words, texts = words + len(text.split()), texts + 1
                 answers[_answer(annotation)] += 1
         except UNUSABLE as error:
@@ -105,7 +105,7 @@ def _answer(annotation: Mapping[str, Any]) -> str:
     label = annotation.get("label", annotation.get("answer", ""))
     if isinstance(label, Mapping):
         return max(label, key=label.__getitem__, default="")
-    return str(label).lower()
+    return str(label).lower() if isinstance(label, bool) else str(label)
 
 
 def _classes(folder: Path, classes: Sequence[str]) -> str:

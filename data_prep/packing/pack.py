@@ -45,6 +45,7 @@ TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "expression", "t
 REQUIRED: Mapping[str, str] = {
     "entailment": "hypothesis",
     "gqa": "question",
+    "chat": "turns",
     "multiple_choice": "question",
     "nlvr2": "sentence",
     "refer": "expression",
@@ -70,6 +71,20 @@ def soft_label(answers: Sequence[str]) -> dict[str, float]:
 def answer_fields(answers: Sequence[str]) -> dict[str, Any]:
     """The fields of a VQA question's annotation that hold its answers."""
     return {"answers": list(answers), "label": soft_label(answers)}
+
+
+def text_in(annotation: Mapping[str, Any]) -> str | None:
+    """What is asked or said in an annotation; of a conversation, its turns as lines. None for an
+    unknown kind."""
+    if not isinstance(turns := annotation.get("turns"), list):
+        return next((str(annotation[name]) for name in TEXT_FIELDS if name in annotation), None)
+    lines = []
+    for turn in turns:
+        content = turn["content"]
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        said = "".join(part.get("text", "[picture]") for part in parts)
+        lines.append(f"{turn['role']}: {said}")
+    return "\n".join(lines)
 
 
 def fault_of(annotation: Any, kind: str = "") -> str:
@@ -101,10 +116,20 @@ def text_fault(annotation: Mapping[str, Any]) -> str:
 def _too_long(annotation: Mapping[str, Any]) -> str:
     """Which text is longer than a run accepts; "" if none is."""
     for name, value in annotation.items():
-        for text in value if isinstance(value, (list, dict)) else [value]:
-            if isinstance(text, str) and len(text) > LONGEST_TEXT:
-                return f"{name} of more than {LONGEST_TEXT:,} characters"
+        if any(len(text) > LONGEST_TEXT for text in _texts_in(value)):
+            return f"{name} of more than {LONGEST_TEXT:,} characters"
     return ""
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """All texts of a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for entry in value:
+            yield from _texts_in(entry)
+            if isinstance(value, dict):
+                yield from _texts_in(value[entry])
 
 
 Item = TypeVar("Item")
@@ -380,9 +405,6 @@ def _summary(dataset: SourceSet, info: DatasetInfo, out: Path) -> str:
     return "\n".join(lines)
 
 
-PARTS = ("test", "train")
-
-
 class Division(Protocol):
     """A rule that divides a data set into splits."""
 
@@ -393,51 +415,66 @@ class Division(Protocol):
         ...
 
 
+TRAIN = "train"
+
+
 @dataclass(frozen=True)
 class HashSplit:
-    """A fraction of the pictures is `test`, the others are `train`. Pictures that are added later
-    do not move any."""
+    """Shares of the pictures are `test` and other splits, the rest is `train`. What belongs
+    together stays together: samples with a picture in common, or a copy of it, and those of one
+    group. Pictures and groups that are added later do not move any."""
 
-    fraction: float
+    shares: Mapping[str, float]
+    """Split -> its share."""
     seed: int = 0
+    option: str = "--split-sizes"
+    """What gave the shares, for messages."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction < 1:
+        given = ", ".join(f"{name}={share}" for name, share in self.shares.items())
+        if not all(0 < share < 1 for share in self.shares.values()):
+            raise ValueError(f"{self.option} {given}: give shares between 0 and 1")
+        if sum(self.shares.values()) >= 1 or TRAIN in self.shares:
             raise ValueError(
-                f"--split-by-image {self.fraction}: give the test pictures' share, between 0 and 1"
+                f"{self.option} {given}: give the shares of other splits than {TRAIN}, which gets "
+                "what is left"
             )
 
-    def of(self, image: str) -> str:
-        """The split of a picture and of all its questions."""
-        # Hashes are uniform in [0, 2^64): the given fraction of them is below it.
-        share = int.from_bytes(hash_of(image, self.seed), "big") / 2**64
-        return "test" if share < self.fraction else "train"
+    def of(self, name: str) -> str:
+        """The split of a picture or group."""
+        # Hashes are uniform in [0, 2^64), so the given share of them is below it.
+        number = int.from_bytes(hash_of(name, self.seed), "big") / 2**64
+        end = 0.0
+        for split, share in self.shares.items():
+            end += share
+            if number < end:
+                return split
+        return TRAIN
 
     def divide(
         self, datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]]
     ) -> list[SourceSet]:
-        """Test and train of the only data set; copies go to the same one."""
+        """The splits of the only data set."""
         (dataset,) = datasets
         leaders = leaders_of(dataset, copies)
-        parts: dict[str, list[SourceSample]] = {}
+        splits = [*self.shares, TRAIN]
+        parts: dict[str, list[SourceSample]] = {split: [] for split in splits}
         for sample in dataset.samples:
-            parts.setdefault(self.of(leaders.get(sample.id, sample.id)), []).append(sample)
-        if empty := set(PARTS).difference(parts):  # with very few pictures, chance may do it
-            largest = max(map(len, copies), default=0)
-            alike = (
-                f" ({largest:,} pictures have the same bytes, and stay together)" if copies else ""
-            )
+            parts[self.of(leaders[sample.id])].append(sample)
+        if empty := [split for split in splits if not parts[split]]:  # chance may do it
+            largest = max(Counter(leaders.values()).values(), default=0)
+            alike = f" ({largest:,} samples stay together)" if largest > 1 else ""
             raise ValueError(
-                f"--split-by-image {self.fraction} leaves no picture for {' and '.join(empty)}"
-                f"{alike}; change the fraction or --seed"
+                f"{self.option} leaves no picture for {' and '.join(empty)}{alike}; change the "
+                "shares or --seed"
             )
-        dropped: dict[str, list[Dropped]] = {part: [] for part in PARTS}
+        dropped: dict[str, list[Dropped]] = {split: [] for split in splits}
         # A dropped row may not say of which picture it is: its own id decides where it is listed.
         for row in dataset.dropped:
             dropped[self.of(row.id)].append(row)
         return [
             replace(dataset, split=part, samples=parts[part], dropped=tuple(dropped[part]))
-            for part in PARTS
+            for part in sorted(splits)
         ]
 
 
@@ -447,12 +484,32 @@ def hash_of(image: str, seed: int) -> bytes:
 
 
 def leaders_of(dataset: SourceSet, copies: Sequence[Sequence[Path]]) -> dict[str, str]:
-    """Id of each sample whose picture has copies -> the first id among them, whose split they all
-    get."""
-    ids = {path: sample.id for sample in dataset.samples for path in sample.images}
-    # Copies may lie in several data sets; those of others have no sample here.
-    here = [[ids[path] for path in group if path in ids] for group in copies]
-    return {name: min(group) for group in here for name in group}
+    """Id of each sample -> what decides its split: the first group, or else the first id, of all
+    samples that belong together. `copies`: pictures with the same bytes, perhaps of several data
+    sets."""
+    first_of = {path: group[0] for group in copies for path in group}
+    # Union-find: each sample leads to an earlier one that shares a picture or group with it.
+    above = list(range(len(dataset.samples)))
+
+    def top(number: int) -> int:
+        while above[number] != number:
+            above[number] = number = above[above[number]]
+        return number
+
+    owners: dict[Path | str, int] = {}
+    for number, sample in enumerate(dataset.samples):
+        keys: list[Path | str] = [first_of.get(path, path) for path in sample.images]
+        for key in [*keys, *sample.groups]:
+            above[top(number)] = top(owners.setdefault(key, number))
+    together: dict[int, list[SourceSample]] = {}
+    for number, sample in enumerate(dataset.samples):
+        together.setdefault(top(number), []).append(sample)
+    leaders: dict[str, str] = {}
+    for samples in together.values():
+        groups = {group for sample in samples for group in sample.groups}
+        leader = min(groups or {sample.id for sample in samples})
+        leaders |= {sample.id: leader for sample in samples}
+    return leaders
 
 
 def pack_splits(
@@ -484,9 +541,31 @@ def pack_splits(
 
 
 def split_of(args: argparse.Namespace) -> HashSplit | None:
-    """The split of --split-by-image and --seed; None without the first."""
-    fraction = getattr(args, "split_by_image", None)
-    return None if fraction is None else HashSplit(fraction, args.seed)
+    """The split of --split-by-image or --split-sizes, and --seed; None without both.
+
+    Errors: ValueError for a split that is given twice.
+    """
+    if (fraction := getattr(args, "split_by_image", None)) is not None:
+        return HashSplit({"test": fraction}, args.seed, "--split-by-image")
+    if not (sizes := getattr(args, "split_sizes", None)):
+        return None
+    if len(shares := dict(sizes)) < len(sizes):
+        raise ValueError("--split-sizes names a split twice; give each once")
+    return HashSplit(shares, args.seed)
+
+
+def share_of(text: str) -> tuple[str, float]:
+    """Parse `test=0.2`."""
+    name, _, number = text.partition("=")
+    try:
+        share = float(number)
+    except ValueError:
+        share = 0.0
+    if not name or not 0 < share < 1:
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}; give SPLIT=SHARE with a share between 0 and 1, such as test=0.2"
+        )
+    return name, share
 
 
 SPLIT_BY_IMAGE: Mapping[str, Any] = {
@@ -497,3 +576,14 @@ SPLIT_BY_IMAGE: Mapping[str, Any] = {
     "together",
 }
 """What `add_argument` takes for --split-by-image."""
+SPLIT_SIZES: Mapping[str, Any] = {
+    "type": share_of,
+    "nargs": "+",
+    "metavar": "SPLIT=SHARE",
+    "help": "put these shares of the pictures or groups, with all their rows, into OUT/SPLIT and "
+    "the others into OUT/train, as in val=0.1 test=0.1",
+}
+GROUP_FIELD: Mapping[str, Any] = {
+    "metavar": "NAME",
+    "help": "field with the patient, document or scene; rows of one stay in one split",
+}

@@ -329,6 +329,8 @@ class SourceSample:
     """Pictures that are not files, if the sample has no images."""
     extra: dict[str, Any] = field(default_factory=dict)
     """More fields of the sample's json: a clip's subtitles and span."""
+    groups: tuple[str, ...] = ()
+    """What else it has in common with others: the patients, documents or scenes of its rows."""
     place: str = ""
     """Where the source names the sample's files: "line 7"."""
 

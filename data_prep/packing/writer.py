@@ -109,6 +109,8 @@ def _make_record(sample: SourceSample, rule: PictureRule, shape: Shape | None) -
         members = [
             (f"{side}.{name}", data) for side, (name, data) in zip(PAIR, members, strict=True)
         ]
+    elif len(members) > len(PAIR):
+        members = [(f"{number:03d}.{name}", data) for number, (name, data) in enumerate(members)]
     content: dict[str, Any] = {
         "size": [[picture.width, picture.height] for picture in pictures],
         "annotations": annotations,

@@ -42,6 +42,16 @@ ANNOTATIONS: dict[str, list[dict[str, Any]]] = {
          "answer_index": 0, "answers": ["man"] * 10, "label": {"man": 1.0},
          "groups": {"subject": "biology", "grades": "1-6"}},
     ],
+    "chat": [
+        {"id": "h1", "turns": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}],
+         "answer": "A Dog."},
+        {"id": "h2", "turns": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]},
+            {"role": "assistant", "content": "Left"}, {"role": "user", "content": "Sure?"}],
+         "answer": '{"Sure": true}'},
+    ],
     "caption": [{"id": "c1", "caption": " a red circle "}, {"id": "c2", "caption": "a dot"}],
     "pair_text": [{"id": "t1", "text": "a red circle"}, {"id": "t2", "text": "two small dots"}],
     "regions": [

@@ -18,6 +18,7 @@ from vlds.data.streams.assemble import ImageStack, StreamSetup
 from vlds.data.streams.source import EvalOrder, Source, Survey, fixed_examples, survey
 from vlds.data.streams.stream import EvalStream
 from vlds.evaluation.result import Decoded, Details, Evaluation
+from vlds.models.collate import WHOLE
 from vlds.models.generation.answer_list import Answer
 from vlds.models.model import Model
 from vlds.recipe.config import Recipe
@@ -29,8 +30,6 @@ from vlds.tasks.base import check_unique
 
 SAMPLES = 200
 """Samples of a task that are looked at before training."""
-WHOLE = 1 << 20
-"""More tokens than a text has."""
 Lengths: TypeAlias = Callable[[Sequence[tuple[str, int]]], list[int]]
 """Tokens of (text, most tokens) pairs, as `Collator.prompt_lengths` counts them."""
 

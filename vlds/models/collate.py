@@ -7,10 +7,10 @@ b examples, u distinct images, n images an example, l prompt tokens, t target to
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row, Turn, plain_text
+
+WHOLE = 1 << 20
+"""More tokens than a text has."""
 
 
 class Tokenizer(Protocol):
@@ -42,6 +45,7 @@ class JointCollator:
     def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
         """`images`: the distinct images of the rows, of one size."""
         assert not isinstance(images, list)
+        rows = [self.in_one_text(row) if row.example.turns else row for row in rows]
         prompts = token_ids(self.tokenizer, [(r.example.prompt, r.max_prompt_tokens) for r in rows])
         batch = batch_of(rows, prompts, self.tokenizer.pad_token_id, evaluation=evaluation)
         if any(row.example.target is not None for row in rows):
@@ -58,11 +62,23 @@ class JointCollator:
         batch.images, batch.features = (None, images) if self.features else (images, None)
         return batch
 
+    def in_one_text(self, row: Row) -> Row:
+        """A row whose prompt is its conversation as plain text, without the oldest turns if it is
+        too long, and without their pictures."""
+        turns, pictures = recent(row.example.turns, row.max_prompt_tokens, self.turns_length)
+        return row._replace(
+            example=replace(row.example, prompt=plain_text(turns)),
+            images=[row.images[n] for n in pictures],
+        )
+
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
         return [len(tokens) for tokens in token_ids(self.tokenizer, prompts)]
 
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
         return self.prompt_lengths(answers)
+
+    def turns_length(self, turns: Sequence[Turn]) -> int:
+        return self.prompt_lengths([(plain_text(turns), WHOLE)])[0]
 
 
 def batch_of(
@@ -85,6 +101,29 @@ def batch_of(
         samples=[row.example.sample for row in rows] if evaluation else [],
         class_targets=class_targets(rows),
     )
+
+
+def recent(
+    turns: Sequence[Turn],
+    limit: int,
+    length: Callable[[Sequence[Turn]], int],
+) -> tuple[Sequence[Turn], list[int]]:
+    """A conversation without its oldest turns, as many as must go so that all texts have at most
+    `limit` tokens; and the numbers of the pictures in it. System messages at the beginning and the
+    last turn stay, and the first turn behind them is the user's. `length`: as
+    `Collator.turns_length`."""
+    num_pictures = [turn.num_pictures for turn in turns]
+    pictures = list(range(sum(num_pictures)))
+    begin = next((n for n, turn in enumerate(turns) if turn.speaker != "system"), 0)
+    first, last = begin, len(turns) - 1
+    while first < last and (
+        (first > begin and turns[first].speaker != "user")
+        or length([*turns[:begin], *turns[first:]]) > limit
+    ):
+        first += 1
+    ends = list(accumulate(num_pictures, initial=0))
+    shown = [*pictures[: ends[begin]], *pictures[ends[first] :]]
+    return [*turns[:begin], *turns[first:]], shown
 
 
 def class_targets(rows: Sequence[Row]) -> Tensor | None:

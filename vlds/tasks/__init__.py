@@ -3,6 +3,7 @@
 from vlds.tasks.answer_task import MultipleChoice
 from vlds.tasks.base import Task
 from vlds.tasks.caption import Caption
+from vlds.tasks.chat import Chat
 from vlds.tasks.gqa import GQA
 from vlds.tasks.grounding import GroundedCaption, Grounding, Refer, VisualGrounding
 from vlds.tasks.image_class import ImageClass
@@ -17,6 +18,7 @@ __all__ = [
     "NLVR2",
     "VQA",
     "Caption",
+    "Chat",
     "DirectAnswer",
     "Entailment",
     "GroundedCaption",

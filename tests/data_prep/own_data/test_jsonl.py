@@ -222,9 +222,9 @@ def test_split_by_image(images: Path, tmp_path: Path) -> None:
 
 def test_hash_split_keeps_its_share_and_depends_on_the_seed() -> None:
     names = [f"{number}.jpg" for number in range(2000)]
-    chosen = {name for name in names if HashSplit(0.2, 1).of(name) == "test"}
+    chosen = {name for name in names if HashSplit({"test": 0.2}, 1).of(name) == "test"}
     assert 330 < len(chosen) < 470
-    assert chosen != {name for name in names if HashSplit(0.2, 2).of(name) == "test"}
+    assert chosen != {name for name in names if HashSplit({"test": 0.2}, 2).of(name) == "test"}
 
 
 def test_split_field(images: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from vlds.models.collate import batch_of, first_token_alone, padded
+from vlds.models.collate import batch_of, first_token_alone, padded, recent
 from vlds.models.generation.answer_list import Writer
 from vlds.models.generation.decoding import cache_of
 from vlds.models.generation.positions import (
@@ -55,7 +55,7 @@ from vlds.models.vision.base import GridEncoder, VisionEncoder
 from vlds.models.vision.base import load_weights as load_file
 from vlds.models.visual_embedding import Projector, packing, tokens_of_rows, visual_mask
 from vlds.runtime.checks import Count, SourceFile, SourcePath
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row, Turn
 
 
 @dataclass(frozen=True)
@@ -71,37 +71,43 @@ class CausalCollator:
         """`images`: the distinct images of the rows (u, ...). Evaluation batches hold no
         answers."""
         assert not isinstance(images, list)
-        prompts = self.prompts([(row.example.prompt, row.max_prompt_tokens) for row in rows])
-        answers: list[list[int]] = []
+        # For this call alone: a cache that lives on would hold every prompt of an epoch.
+        ids_of = cache(self.chat.turn_ids)
+        tokens: list[list[int]] = []
+        labels: list[list[int]] = []
+        shown = []
         for row in rows:
+            example = row.example
+            turns, pictures = recent(
+                example.asked(len(row.images)), row.max_prompt_tokens, self.turns_length
+            )
+            prompt, learned = ids_of(tuple(turns), row.max_prompt_tokens)
             answer: list[int] = []
-            if not evaluation and row.example.target is not None:
-                answer = self.chat.answer_ids(row.example.target, row.max_target_tokens)
-                if row.example.class_scores is not None:
+            if not evaluation and example.target is not None and example.learned:
+                answer = self.chat.answer_ids(example.target, row.max_target_tokens)
+                if example.class_scores is not None:
                     answer = first_token_alone(answer, 0)
-            answers.append(answer)
-        tokens = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-        batch = batch_of(rows, tokens, self.chat.pad_id, evaluation=evaluation)
-        if any(answers):
-            labels = [
-                [*[IGNORED_LABEL] * len(prompt), *answer]
-                for prompt, answer in zip(prompts, answers, strict=True)
-            ]
+            tokens.append([*prompt, *answer])
+            before = (
+                id if is_one else IGNORED_LABEL for id, is_one in zip(prompt, learned, strict=True)
+            )
+            labels.append([*before, *answer])
+            shown.append(row._replace(images=[row.images[n] for n in pictures]))
+        batch = batch_of(shown, tokens, self.chat.pad_id, evaluation=evaluation)
+        if not evaluation and any(row.example.target is not None for row in rows):
             batch.labels, batch.labels_on_prompt = padded(labels, IGNORED_LABEL), True
         batch.images, batch.features = (None, images) if self.features else (images, None)
         return batch
 
-    def prompts(self, prompts: Sequence[tuple[str, int]]) -> list[list[int]]:
-        """Tokens of (prompt, most tokens) pairs; equal ones are tokenized once."""
-        # For this call alone: a cache that lives on would hold every prompt of an epoch.
-        ids_of = cache(self.chat.prompt_ids)
-        return [ids_of(text, limit) for text, limit in prompts]
-
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
-        return [len(ids) for ids in self.prompts(prompts)]
+        ids_of = cache(self.chat.prompt_ids)
+        return [len(ids_of(text, limit)) for text, limit in prompts]
 
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
         return [len(self.chat.answer_ids(text, most)) for text, most in answers]
+
+    def turns_length(self, turns: Sequence[Turn]) -> int:
+        return self.chat.turns_length(turns)
 
 
 CURES: dict[str, str] = dict.fromkeys(

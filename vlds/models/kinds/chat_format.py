@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from transformers import AddedToken
 
 from vlds.runtime.limited import limited
-from vlds.schema import Speaker, Turn
+from vlds.schema import SkipSample, Speaker, Turn
 
 DAY = date(2024, 7, 26)
 """What templates read as today. Those of Llama 3 and SmolLM3 write the date into each prompt, and a
@@ -335,14 +336,78 @@ class ChatFormat:
         return SILENT if self.around_marker(SILENT).follows else {}
 
     def prompt_ids(self, question: str, limit: int) -> list[int]:
-        """Tokens of the user's turn, whose text is cut to `limit` tokens. At least one, from which
-        the answer's first token is predicted."""
-        question = self.cut(self.plain(question), limit)
+        """Tokens of the user's turn, whose text is cut to `limit` tokens."""
+        return self.turn_ids((Turn("user", (question,)),), limit)[0]
+
+    def turn_ids(self, turns: Sequence[Turn], limit: int) -> tuple[list[int], list[bool]]:
+        """Tokens of the text that asks for the next answer, and which of them are learned; limits
+        and errors as in `write_learned`. At least one, from which the answer's first token is
+        predicted. Not for templates with pictures."""
+        text, places = self.write_learned(turns, limit)
         if self.has_template:
-            return self.ids(self.prompt(question))
-        ids: list[int] = list(self.tokenizer(question)["input_ids"])
-        end = self.tokenizer.eos_token_id
-        return (ids[:-1] if ids[-1:] == [end] else ids) or [end]
+            ids = self.ids(text)
+        else:
+            ids = list(self.tokenizer(text)["input_ids"])
+            end = self.tokenizer.eos_token_id
+            ids = (ids[:-1] if ids[-1:] == [end] else ids) or [end]
+        learned = [False] * len(ids)
+        for first, behind in self.stretches(text, places)[1] if places else ():
+            learned[first:behind] = [True] * (behind - first)
+        return ids, learned
+
+    def write_learned(self, turns: Sequence[Turn], limit: int) -> tuple[str, list[tuple[int, int]]]:
+        """The text that asks for the next answer after these turns, whose last question is cut to
+        `limit` tokens; and where in it the learned answers stand, with their ends.
+
+        Control words inside the turns are text. Errors: SkipSample for a conversation that the
+        template refuses.
+        """
+        *before, last = (
+            turn._replace(content=tuple(p if p is None else self.plain(p) for p in turn.content))
+            for turn in turns
+        )
+        pieces = list(last.content)
+        if last.texts:  # its last text is cut, if all of them are too long
+            place = max(n for n, piece in enumerate(pieces) if piece is not None)
+            others = sum(len(self.ids(piece)) for piece in last.texts[:-1])
+            pieces[place] = self.cut(last.texts[-1], max(0, limit - others))
+        turns = [*before, last._replace(content=tuple(pieces))]
+        try:
+            text, places = self.write(turns)
+        except ValueError as error:
+            if len(turns) == 1:
+                raise
+            raise SkipSample(f"a conversation of {len(turns)} turns: {error}") from error
+        owners = [turn for turn in turns for _ in turn.texts]
+        learned = []
+        for number, start, end in places:
+            if owners[number].learned:
+                if self.lead and text[:start].endswith(self.lead):
+                    start -= len(self.lead)
+                # Some templates write another end before the next question, or none.
+                if text.startswith(self.tail, end):
+                    end += len(self.tail)
+                learned.append((start, end))
+        return text, learned
+
+    def stretches(
+        self, text: str, places: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens of a text without special ones around it; and for each place of the text, its
+        first token and the one behind it."""
+        tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        starts = [start for start, _ in tokens["offset_mapping"]]
+        found = [(bisect_left(starts, start), bisect_left(starts, end)) for start, end in places]
+        return list(tokens["input_ids"]), found
+
+    def turns_length(self, turns: Sequence[Turn]) -> int:
+        """Tokens of the texts of these turns, without what the template writes."""
+        return sum(len(self.ids(text)) for turn in turns for text in turn.texts)
+
+    def has_start(self, text: str) -> bool:
+        """True if a template has written the start token, which must not be there twice."""
+        start = self.tokenizer.bos_token
+        return bool(self.has_template and start and text.startswith(start))
 
     def cut(self, question: str, limit: int) -> str:
         words = self.ids(question)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from vlds.models.collate import Tokenizer, batch_of, token_ids
+from vlds.models.collate import WHOLE, Tokenizer, batch_of, token_ids
 from vlds.models.kinds.base import PathKind
 from vlds.models.kinds.dual_encoder_model import DualEncoderModel
 from vlds.models.loading.gate import check_config, quiet, read_config, unpartitioned
 from vlds.models.loading.load_backbone import load_backbone
 from vlds.models.model import Model
-from vlds.schema import IGNORED_LABEL, Batch, Images, ImageSpec, Row
+from vlds.schema import IGNORED_LABEL, Batch, Images, ImageSpec, Row, Turn, plain_text
 from vlds.tasks.base import Task
 
 
@@ -48,6 +48,9 @@ class DualCollator:
 
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
         return self.prompt_lengths(answers)
+
+    def turns_length(self, turns: Sequence[Turn]) -> int:
+        return self.prompt_lengths([(plain_text(turns), WHOLE)])[0]
 
 
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")

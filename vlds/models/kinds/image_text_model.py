@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from vlds.models.collate import class_targets, first_token_alone
+from vlds.models.collate import class_targets, first_token_alone, recent
 from vlds.models.generation.answer_list import Writer, left_padded
 from vlds.models.generation.positions import (
     pick_positions,
@@ -30,7 +30,7 @@ from vlds.models.loss import targets_of
 from vlds.models.methods.context import Places, Predicted
 from vlds.models.methods.host import run_beside
 from vlds.models.model import BACKBONE_PREFIX, Part
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, RefusedRows, Row, SkipSample
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, RefusedRows, Row, SkipSample, Turn
 
 FLAT = ("llava_onevision",)
 """Types whose processor loses tiles of two pictures that it gets as one row's list."""
@@ -48,6 +48,8 @@ ANSWER_TYPES: Mapping[str, Mapping[str, int]] = {
 model; 0 for others. PaliGemma sees a prompt as a whole, and an answer from left to right."""
 
 
+NUM_BEFORE = 2
+"""Tokens before an answer by which it is found again."""
 GREY = torch.full((3, 28, 28), 128, dtype=torch.uint8)
 """A small picture that every processor reads."""
 
@@ -57,6 +59,8 @@ class EncodedRow(NamedTuple):
 
     prompt: Tensor
     """(p,) ids."""
+    learned: Tensor
+    """(p,) bool: tokens of answers before the last one that the model learns."""
     answer: Tensor
     """(a,) ids, the end of the turn included; empty in evaluation."""
     types: dict[str, Tensor]
@@ -114,7 +118,7 @@ class ImageTextCollator:
         sequences, labels = [row.prompt for row in encoded], [row.answer for row in encoded]
         if not self.answers_apart:
             labels = [
-                torch.cat([torch.full_like(row.prompt, IGNORED_LABEL), row.answer])
+                torch.cat([row.prompt.masked_fill(~row.learned, IGNORED_LABEL), row.answer])
                 for row in encoded
             ]
             sequences = [torch.cat([row.prompt, row.answer]) for row in encoded]
@@ -147,26 +151,34 @@ class ImageTextCollator:
 
         Errors: SkipSample for pictures that the processor refuses.
         """
+        example = row.example
+        turns, shown = recent(
+            example.asked(len(pictures)), row.max_prompt_tokens, self.turns_length
+        )
+        text, learned = self.chat.write_learned(turns, row.max_prompt_tokens)
+        prompt, types, media = self.process(text, [pictures[n] for n in shown])
         answer: list[int] = []
-        if not evaluation and row.example.target is not None:
-            answer = self.chat.answer_ids(row.example.target, row.max_target_tokens)
-            if row.example.class_scores is not None:
+        if not evaluation and example.target is not None:
+            answer = self.chat.answer_ids(example.target, row.max_target_tokens)
+            if example.class_scores is not None:
                 answer = first_token_alone(answer, len(self.chat.start_ids))
-        question = self.chat.cut(self.chat.plain(row.example.prompt), row.max_prompt_tokens)
-        prompt, types, media = self.process(question, pictures)
+            elif not example.learned:
+                answer = []
+        places = torch.zeros_like(prompt, dtype=torch.bool)
+        if learned and not evaluation:
+            places = self.places_of(text, learned, prompt)
         if not self.answers_apart:
             types = {name: self.with_answer(name, values, answer) for name, values in types.items()}
-        return EncodedRow(prompt, torch.tensor(answer, dtype=torch.long), types, media)
+        return EncodedRow(prompt, places, torch.tensor(answer, dtype=torch.long), types, media)
 
     def process(
-        self, question: str, pictures: Sequence[Tensor]
+        self, text: str, pictures: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Ids of the prompt (p,), more numbers of its tokens, and the pictures' tensors.
 
         Errors: ValueError if the processor gives numbers of tokens that vlds does not know,
         SkipSample if it refuses the pictures.
         """
-        text = self.chat.prompt(question, len(pictures))
         try:
             output = self.processed(text, pictures)
         except Exception as error:  # each processor has its own kinds of errors
@@ -200,20 +212,44 @@ class ImageTextCollator:
     def processed(self, text: str, pictures: Sequence[Tensor]) -> Any:
         """What the processor makes of one row."""
         images = list(pictures) if self.model_type in FLAT else [list(pictures)]
-        # A template may have written the start token, which must not be there twice.
-        start = self.chat.tokenizer.bos_token
-        has_start = self.chat.has_template and start and text.startswith(start)
         return self.processor(
             text=[text],
             images=images if pictures else None,
             return_tensors="pt",
-            add_special_tokens=not has_start,
+            add_special_tokens=not self.chat.has_start(text),
         )
+
+    def places_of(self, text: str, learned: Sequence[tuple[int, int]], prompt: Tensor) -> Tensor:
+        """Which tokens of a prompt (p,) are those between such places of its text.
+
+        The processor has put many tokens in the place of each picture, so that the text's own
+        tokens are found again, each stretch behind the one before.
+
+        Errors: ValueError if some are not there.
+        """
+        plain, stretches = self.chat.stretches(text, learned)
+        ids, found = prompt.tolist(), torch.zeros_like(prompt, dtype=torch.bool)
+        end = 0
+        for first, behind in stretches:
+            # With what stands before it, which makes an answer unlike the same words elsewhere.
+            wanted = plain[max(0, first - NUM_BEFORE) : behind]
+            starts = range(end, len(ids) - len(wanted) + 1)
+            start = next((n for n in starts if ids[n : n + len(wanted)] == wanted), None)
+            if start is None:
+                raise ValueError(
+                    f"model: the processor of {self.model_type} changes the words beside its "
+                    "pictures, so that the answers before the last one are not found; let the task "
+                    "learn the last one alone (learn: last)"
+                )
+            end = start + len(wanted)
+            found[end - (behind - first) : end] = True
+        return found
 
     def dummy(self, question: str = "", num_pictures: int = 1) -> EncodedRow:
         """A short row with small grey pictures, and without an answer."""
-        prompt, types, media = self.process(question, [GREY] * num_pictures)
-        return EncodedRow(prompt, prompt[:0], types, media)
+        text = self.chat.prompt(question, num_pictures)
+        prompt, types, media = self.process(text, [GREY] * num_pictures)
+        return EncodedRow(prompt, torch.zeros_like(prompt).bool(), prompt[:0], types, media)
 
     def with_answer(self, name: str, values: Tensor, answer: Sequence[int]) -> Tensor:
         """A prompt's numbers, and those of its answer."""
@@ -228,6 +264,9 @@ class ImageTextCollator:
 
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
         return [len(self.chat.answer_ids(text, most)) for text, most in answers]
+
+    def turns_length(self, turns: Sequence[Turn]) -> int:
+        return self.chat.turns_length(turns)
 
 
 PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlds.models.collate import batch_of, padded
+from vlds.models.collate import WHOLE, batch_of, padded
 from vlds.models.kinds.base import GridKind, PathKind
 from vlds.models.loading.gate import check_config, read_any_config
 from vlds.models.loading.load_backbone import Longest, check_fits
 from vlds.runtime.checks import SourcePath
-from vlds.schema import IGNORED_LABEL, Batch, Images, Masking, Row
+from vlds.schema import IGNORED_LABEL, Batch, Images, Masking, Row, Turn, plain_text
 from vlds.tasks.base import Task
 
 MASKED, RANDOM = 0.8, 0.9
@@ -78,6 +78,9 @@ class CrossModalCollator:
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
         """One label for each answer."""
         return [1] * len(answers)
+
+    def turns_length(self, turns: Sequence[Turn]) -> int:
+        return self.prompt_lengths([(plain_text(turns), WHOLE)])[0]
 
 
 def masked_words(

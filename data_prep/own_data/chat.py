@@ -1,0 +1,382 @@
+"""`chat`: conversations with pictures, from JSON, Parquet or a saved data set of Hugging Face."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import re
+import shutil
+import tarfile
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from data_prep.command import add_shard_options, new_command, shard_options
+from data_prep.json_rows import shown
+from data_prep.own_data.columns import find_tables, read_columns
+from data_prep.own_data.conversations import (
+    Conversation,
+    Fields,
+    Unusable,
+    conversation_of,
+)
+from data_prep.own_data.rows import UserRow, read_rows, refuse_repeated_ids, text_of
+from data_prep.packing.pack import (
+    GROUP_FIELD,
+    SPLIT_SIZES,
+    Options,
+    pack_splits,
+    split_of,
+    text_fault,
+)
+from data_prep.packing.picture import find_pictures
+from data_prep.packing.source import (
+    Annotation,
+    Dropped,
+    SourceSample,
+    SourceSet,
+    count_reasons,
+)
+from vlds.runtime.files import write_whole
+from vlds.runtime.terminal import tell
+from vlds.schema import LONGEST_TEXT
+
+DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
+BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}", re.ASCII)
+SHORTEST_BASE64 = 200
+"""Characters from which a text without a slash-separated name may be a picture."""
+MOST_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class ChatForm:
+    """Which field of a row holds what, and what becomes of a conversation."""
+
+    image: str | None = None
+    id: str | None = None
+    split: str | None = None
+    group: str | None = None
+    answers: bool = True
+    """False: a test split, whose conversations end with a question."""
+    each_turn: bool = False
+    """Each answer becomes an annotation with the turns before it."""
+
+
+@dataclass
+class Talk:
+    """A conversation and its row."""
+
+    row: UserRow
+    id: str
+    split: str
+    group: str
+    conversation: Conversation
+
+
+class Album:
+    """The pictures of conversations as files: those of a folder, and others that are written into
+    a scratch folder - from a tar file, or out of the rows."""
+
+    def __init__(self, place: Path | None, scratch: Path) -> None:
+        """`place`: a folder or tar file, in which rows name pictures."""
+        if place is not None and not place.exists():
+            raise ValueError(f"--images {place} does not exist; give a folder or a tar file")
+        self.place = place
+        self.scratch = scratch
+        self.is_tar = place is not None and place.is_file()
+        self._named = set[str]()
+
+    def of(self, source: Any) -> str | Path:
+        """The name of a picture that a row names, or the file of one that it holds.
+
+        Errors: Unusable for something else.
+        """
+        if isinstance(source, dict):
+            data, path = source.get("bytes"), source.get("path") or source.get("url")
+            source = path if data is None else data
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            return self.keep(bytes(source))
+        if not isinstance(source, str) or not source.strip():
+            raise Unusable(f"a picture that is {shown(source) if source else 'missing'}")
+        if source.startswith(("http://", "https://")):
+            raise Unusable("a picture on a server")
+        head = DATA_URL.match(source)
+        if head or (len(source) >= SHORTEST_BASE64 and BASE64.fullmatch(source)):
+            try:
+                return self.keep(base64.b64decode(source[head.end() if head else 0 :]))
+            except binascii.Error:
+                raise Unusable("a picture in damaged base64") from None
+        name = source.removeprefix("file://")
+        if self.place is None:
+            raise Unusable("a picture by name, without --images")
+        self._named.add(name)
+        return name
+
+    def keep(self, data: bytes) -> Path:
+        """The file of these bytes, by their hash: a picture that many rows hold is one file."""
+        path = self.scratch / sha256(data).hexdigest()[:32]
+        if not path.exists():
+            write_whole(path, data)
+        return path
+
+    def files(self) -> Mapping[str, tuple[str, Path]]:
+        """Id and file of each picture that rows have named."""
+        folder = self.place
+        if folder is None:
+            return {}
+        if self.is_tar:
+            self._unpack(folder)
+            folder = self.scratch / "tar"
+        found = find_pictures(folder, sorted(self._named))
+        return {name: (picture.id, picture.path) for name, picture in found.items()}
+
+    def _unpack(self, tar: Path) -> None:
+        """Write the files of a tar file into the scratch folder, as far as rows may name them."""
+        folder = self.scratch / "tar"
+        folder.mkdir(exist_ok=True)
+        try:
+            with tarfile.open(tar) as archive:
+                for member in archive:
+                    if member.isfile():
+                        archive.extract(member, folder, filter="data")
+        except tarfile.TarError as error:
+            raise ValueError(f"--images {tar} cannot be read as a tar file: {error}") from error
+
+
+def parse_chat(
+    rows: Iterator[tuple[str | None, UserRow]],
+    form: ChatForm,
+    album: Album,
+    files: Sequence[Path],
+    name: str,
+    split: str,
+) -> list[SourceSet]:
+    """Rows, each with the split of its file, -> one data set for each split."""
+    talks: list[tuple[Talk, list[str | Path]]] = []
+    dropped: dict[str, list[Dropped]] = defaultdict(list)
+    used: list[tuple[str, str, UserRow]] = []
+    moved = 0
+    for of_file, row in rows:
+        for field in (form.id, form.split, form.group):
+            if field is not None and row.fields.get(field) in (None, ""):
+                raise ValueError(f"{files[0]}, {row.place}: no {field!r}; name another field")
+        row_id = text_of(row.fields, form.id) if form.id else f"{of_file or ''}{row.number}"
+        part = text_of(row.fields, form.split) if form.split else of_file or split
+        try:
+            talk = conversation_of(row.fields, form.image)
+            sources = [album.of(source) for source in talk.pictures]
+            _check(talk, form)
+        except Unusable as reason:
+            dropped[part].append(Dropped(row_id, str(reason)))
+            continue
+        moved += talk.moved
+        # Without the pictures, whose bytes are in files by now.
+        talk.pictures = []
+        group = text_of(row.fields, form.group) if form.group else ""
+        fields = {k: v for k, v in row.fields.items() if k not in talk.consumed}
+        row = replace(row, fields=fields)
+        talks.append((Talk(row, row_id, part, group, talk), sources))
+        used.append((part, row_id, row))
+    if form.id is not None:
+        refuse_repeated_ids(used, form.id, files[0])
+    if moved:
+        tell(
+            f"{moved:,} rows do not say where their pictures stand: these stand before the first "
+            "question"
+        )
+    known = album.files()
+    samples: dict[str, dict[str, SourceSample]] = defaultdict(dict)
+    for kept, sources in talks:
+        pictures = [(s.name, s) if isinstance(s, Path) else known[s] for s in sources]
+        parts = samples[kept.split]
+        for annotation, count in annotations_of(kept, form):
+            shown_pictures = pictures[:count]
+            # Conversations about one picture share its sample; others are samples themselves.
+            sample_id = shown_pictures[0][0] if count == 1 else f"row {annotation['id']}"
+            paths = tuple(path for _, path in shown_pictures)
+            new = SourceSample(sample_id, paths, [], place=kept.row.place)
+            sample = parts.setdefault(sample_id, new)
+            sample.annotations.append(annotation)
+            if kept.group:
+                groups = tuple(dict.fromkeys((*sample.groups, kept.group)))
+                parts[sample_id] = replace(sample, groups=groups)
+    return [
+        SourceSet(name, "chat", part, tuple(files), [*samples[part].values()], tuple(dropped[part]))
+        for part in sorted({*samples, *dropped})
+    ]
+
+
+def _check(talk: Conversation, form: ChatForm) -> None:
+    """Errors: Unusable for a conversation without what is asked for."""
+    if fault := text_fault({"turns": talk.turns}):
+        raise Unusable(fault)
+    if len(str(talk.turns)) > LONGEST_TEXT:
+        raise Unusable(f"more than {LONGEST_TEXT:,} characters")
+    ends = talk.turns[-1]["role"] == "assistant"
+    if form.answers and not ends:
+        raise Unusable("no answer to the last question")
+    if not form.answers and ends:
+        raise Unusable("an answer at the end, which --no-answers has none of")
+    if ends and talk.turns[0]["role"] == "assistant":
+        raise Unusable("an answer before any question")
+
+
+def annotations_of(talk: Talk, form: ChatForm) -> Iterator[tuple[Annotation, int]]:
+    """The annotations of a conversation, each with the number of pictures before its answer."""
+    turns = talk.conversation.turns
+    known = (form.id, form.split)
+    rest = _as_json({k: v for k, v in talk.row.fields.items() if k not in known})
+    source = {"source": rest} if rest else {}
+    ends = [n for n, turn in enumerate(turns) if turn["role"] == "assistant"]
+    if not form.answers:
+        yield {"id": talk.id, "turns": turns, **source}, _num_pictures(turns)
+        return
+    for end in ends if form.each_turn else ends[-1:]:
+        # Conversation 7 with three answers -> 7-0, 7-1, 7-2.
+        number = f"-{ends.index(end)}" if form.each_turn and len(ends) > 1 else ""
+        answer = turns[end]
+        annotation = {"id": f"{talk.id}{number}", "turns": turns[:end], "answer": answer["content"]}
+        annotation |= {key: answer[key] for key in ("learn",) if key in answer}
+        yield annotation | source, _num_pictures(turns[:end])
+
+
+def _num_pictures(turns: Sequence[Mapping[str, Any]]) -> int:
+    contents = (turn["content"] for turn in turns)
+    return sum(
+        part["type"] == "image"
+        for content in contents
+        if isinstance(content, list)
+        for part in content
+    )
+
+
+def _as_json(fields: Fields) -> dict[str, Any]:
+    """Fields that JSON can hold; bytes are named by their number."""
+    return {
+        key: f"{len(value):,} bytes" if isinstance(value, bytes) else value
+        for key, value in fields.items()
+        if value is not None
+    }
+
+
+def read_talks(place: Path) -> tuple[Iterator[tuple[str | None, UserRow]], list[Path]]:
+    """Rows with the split that their file names, and the files."""
+    if tables := find_tables(place):
+        return read_columns(tables), [table.path for table in tables]
+    return ((None, row) for row in read_rows(place)), [place]
+
+
+def add_command(commands: Any) -> None:
+    parser = new_command(
+        commands,
+        "chat",
+        "your own conversations, with pictures between the words",
+        "Reads OpenAI's messages, the conversations of LLaVA and ShareGPT, and the files of "
+        "LLaMA-Factory and ms-swift: JSON lines, a JSON list, Parquet, or a folder of Parquet "
+        "files or that `save_to_disk` has written. Texts are kept as they are. Pictures are files "
+        "below --images, members of a tar file, or inside the rows. A conversation that cannot be "
+        "kept whole is dropped and counted.",
+        examples=[
+            "chat --annotations chats.jsonl --images PHOTOS --out shards/chats",
+            "chat --annotations HF_FOLDER --out shards/chats \\\n"
+            "      --split-sizes val=0.1 test=0.1 --group-field patient",
+        ],
+    )
+    parser.usage = "%(prog)s --annotations PLACE --out DIR [--images PLACE] [OPTIONS]"
+    parser.add_argument(
+        "--annotations", type=Path, required=True, metavar="PLACE", help="file or folder of rows"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="PLACE", help="folder or tar file of the pictures"
+    )
+    group = parser.add_argument_group("rows")
+    group.add_argument(
+        "--image-field", metavar="NAME", help="a picture or a list (default: images or image)"
+    )
+    group.add_argument("--id-field", metavar="NAME", help="default: the row's line")
+    group.add_argument(
+        "--each-turn",
+        action="store_true",
+        help="make an annotation of each answer, with the true turns before it: to score all",
+    )
+    group.add_argument(
+        "--no-answers", action="store_true", help="conversations that end with a question"
+    )
+    group.add_argument(
+        "--strict", action="store_true", help="write nothing if anything would be dropped"
+    )
+    parser.add_argument("--name", help="name of the data set (default: that of the annotations)")
+    splits = parser.add_argument_group("splits")
+    one = splits.add_mutually_exclusive_group()
+    one.add_argument("--split", help="name of the split (default: what the files say, or train)")
+    one.add_argument(
+        "--split-field", metavar="NAME", help="field that names a row's split, for OUT/SPLIT"
+    )
+    one.add_argument("--split-sizes", **SPLIT_SIZES)
+    splits.add_argument("--group-field", **GROUP_FIELD)
+    add_shard_options(parser)
+    parser.set_defaults(run=_run_chat)
+
+
+def _run_chat(args: argparse.Namespace) -> None:
+    form = ChatForm(
+        image=args.image_field,
+        id=args.id_field,
+        split=args.split_field,
+        group=args.group_field,
+        answers=not args.no_answers,
+        each_turn=args.each_turn,
+    )
+    division = split_of(args)
+    rows, files = read_talks(args.annotations)
+    # Beside the output, which has room for the pictures.
+    beside = next(folder for folder in args.out.absolute().parents if folder.is_dir())
+    scratch = Path(tempfile.mkdtemp(prefix=f".{args.out.name}-", dir=beside))
+    try:
+        album = Album(args.images, scratch)
+        name = args.name or args.annotations.resolve().stem.replace(".", "_")
+        if args.split or division:
+            rows = ((None, row) for _, row in rows)
+        datasets = parse_chat(rows, form, album, files, name, args.split or "train")
+        options = shard_options(args)
+        if args.strict:
+            _refuse_loss(datasets)
+        pack_splits(
+            datasets,
+            division,
+            args.out,
+            _with_scratch(options, album),
+            apart=len(datasets) > 1 or division is not None or form.split is not None,
+            noun="id" if form.id else None,
+            cure="--group-field or --split-sizes keeps a picture in one split",
+        )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _with_scratch(options: Options, album: Album) -> Options:
+    """The options with the folders in which pictures may lie."""
+    folders = options.folders
+    if album.is_tar:
+        folders = tuple(folder for folder in folders if folder != album.place)
+        options = replace(options, images=album.scratch / "tar")
+    return replace(options, folders=(*folders, album.scratch) if folders or album.is_tar else ())
+
+
+def _refuse_loss(datasets: Sequence[SourceSet]) -> None:
+    """Errors: ValueError that names what would be dropped."""
+    rows = [row for dataset in datasets for row in dataset.dropped]
+    if rows:
+        first = {row.reason: row.id for row in reversed(rows)}
+        counts = count_reasons(row.reason for row in rows)
+        reasons = [f"{why}: {n:,} (row {first[why]})" for why, n in counts.items()]
+        more = f", and {len(reasons) - MOST_SHOWN} more" if len(reasons) > MOST_SHOWN else ""
+        raise ValueError(
+            f"--strict: {len(rows):,} conversations cannot be kept whole: "
+            f"{', '.join(reasons[:MOST_SHOWN])}{more}; correct these rows, or leave --strict out"
+        )

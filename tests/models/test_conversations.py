@@ -1,0 +1,303 @@
+"""Conversations as tokens: what a chat template writes, and which of its tokens are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from tests.toys.causal import write_tokenizer
+from tests.toys.image_text.rows import Tiny, images, tiny
+from vlds.models.kinds.causal import CausalCollator
+from vlds.models.kinds.chat_format import ChatFormat
+from vlds.schema import IGNORED_LABEL, Example, Row, SkipSample, Turn, plain_text
+
+SYSTEM = Turn("system", ("Be brief.",))
+TALK = (
+    Turn("user", ("What is\n it?",)),
+    Turn("assistant", ("A Dog.",), learned=True),
+    Turn("user", ("  Which colour, and <b>why</b>? ",)),
+    Turn("assistant", ("Red;\n{because}",), learned=True),
+    Turn("user", ("Sure?",)),
+)
+ANSWER = "Yes - quite."
+
+
+def each(body: str, prompt: str, start: str = "") -> str:
+    """A template that writes `body` for each message."""
+    ask = f"{{% if add_generation_prompt %}}{prompt}{{% endif %}}"
+    return f"{start}{{% for m in messages %}}{body}{{% endfor %}}{ask}"
+
+
+def sided(user: str, assistant: str, system: str = "{{ m.content }}\n") -> str:
+    """What a template writes for each speaker."""
+    return (
+        f"{{% if m.role == 'user' %}}{user}{{% elif m.role == 'assistant' %}}{assistant}"
+        f"{{% else %}}{system}{{% endif %}}"
+    )
+
+
+HEADER = "<|user|>{{ m.role }}<|end|>\n\n"
+MERGED = (
+    "{% if messages[0].role == 'system' %}{% set s = messages[0].content + '\n\n' %}"
+    "{% set talk = messages[1:] %}{% else %}{% set s = '' %}{% set talk = messages %}{% endif %}"
+    "{% for m in talk %}"
+)
+TEMPLATES = {
+    "chatml": each("<|user|>{{ m.role }}\n{{ m.content }}<|end|>\n", "<|user|>assistant\n"),
+    "default system": each(
+        "<|user|>{{ m.role }}\n{{ m.content }}<|end|>\n",
+        "<|user|>assistant\n",
+        "{% if messages[0].role != 'system' %}<|user|>system\nYou help.<|end|>\n{% endif %}",
+    ),
+    "headers": each(HEADER + "{{ m.content | trim }}<|eos|>", "<|user|>assistant<|end|>\n\n"),
+    "roles": each("<|{{ m.role }}|>\n{{ m.content }}<|eos|>\n", "<|assistant|>\n"),
+    "no line breaks": each("<|{{ m.role }}|>{{ m.content }}<|end|>", "<|assistant|>"),
+    "vicuna": each(
+        sided("USER: {{ m.content }} ", "ASSISTANT: {{ m.content }}<|eos|>"), "ASSISTANT:"
+    ),
+    "vicuna, a blank at the end": each(
+        sided("USER: {{ m.content }} ", "ASSISTANT: {{ m.content }}<|eos|>"), "ASSISTANT: "
+    ),
+    "inst": each(sided("[INST] {{ m.content }} [/INST]", " {{ m.content }} <|eos|>"), ""),
+    "inst, trimmed": each(
+        sided("[INST]{{ m.content.strip() }}[/INST]", "{{ m.content.strip() }}<|eos|>"), ""
+    ),
+    "gemma": MERGED
+    + "{% if loop.first %}{% set first = s %}{% else %}{% set first = '' %}{% endif %}"
+    "<|user|>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ first }}{{ m.content | trim }}"
+    "<|end|>\n{% endfor %}{% if add_generation_prompt %}<|user|>model\n{% endif %}",
+    "system before the last question": MERGED
+    + "{% if loop.last and m.role == 'user' %}[INST] {{ s }}{{ m.content }}[/INST]"
+    "{% elif m.role == 'user' %}[INST] {{ m.content }}[/INST]{% else %} {{ m.content }}<|eos|>"
+    "{% endif %}{% endfor %}",
+    "alpaca": each(
+        sided("### Instruction:\n{{ m.content }}\n\n", "### Response:\n{{ m.content }}<|eos|>\n\n"),
+        "### Response:\n",
+    ),
+    "thinks": each(
+        "<|user|>{{ m.role }}\n{{ m.content }}<|end|>\n",
+        "<|user|>assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
+        "(no thought)\n\n{% endif %}",
+    ).replace(
+        "{{ m.content }}",
+        "{% if m.role == 'assistant' and loop.last %}(no thought)\n\n{% endif %}{{ m.content }}",
+    ),
+    "command": each(
+        "<|user|>{{ m.role | upper }}_TOKEN {{ m.content }}<|end|>", "<|user|>ASSISTANT_TOKEN "
+    ),
+    "lines": each("{{ m.role }}: {{ m.content }}<|end|>\n", "assistant: "),
+}
+"""Templates in the forms of 15 families."""
+
+
+def chat_of(folder: Path, template: str | None) -> ChatFormat:
+    write_tokenizer(folder, template)
+    return ChatFormat.of(AutoTokenizer.from_pretrained(folder))
+
+
+def messages(turns: Sequence[Turn], answer: str | None = None) -> list[dict[str, Any]]:
+    said = [{"role": turn.speaker, "content": "".join(turn.texts)} for turn in turns]
+    return said + ([] if answer is None else [{"role": "assistant", "content": answer}])
+
+
+def collated(chat: ChatFormat, *rows: Row, evaluation: bool = False) -> Any:
+    return CausalCollator(chat, features=True)(rows, torch.zeros(9, 2, 4), evaluation=evaluation)
+
+
+def row_of(turns: Sequence[Turn], answer: str | None = ANSWER, **fields: Any) -> Row:
+    example = Example("a", "chat", plain_text(turns), answer, turns=tuple(turns), **fields)
+    return Row(example, 0, 2048, 1024, ())
+
+
+@pytest.mark.parametrize("begin", [(), (SYSTEM,)], ids=["", "system"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_tokens_are_those_of_the_templates_text(
+    name: str, begin: tuple[Turn, ...], tmp_path: Path
+) -> None:
+    chat, turns = chat_of(tmp_path, TEMPLATES[name]), (*begin, *TALK)
+    tokenizer, variables = chat.tokenizer, dict(chat.variables)
+    batch = collated(chat, row_of(turns))
+    whole = tokenizer.apply_chat_template(messages(turns, ANSWER), tokenize=False, **variables)
+    prompt = tokenizer.apply_chat_template(
+        messages(turns), tokenize=False, add_generation_prompt=True, **variables
+    )
+    ids = batch.input_ids[0].tolist()
+    if name not in ("system before the last question", "thinks"):
+        wanted = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        assert ids == wanted[: len(ids)]
+        # Behind the end of the answer, templates write blanks at most.
+        assert tokenizer.decode(wanted[len(ids) :]).strip() == ""
+    asked = collated(chat, row_of(turns), evaluation=True)
+    assert asked.input_ids[0].tolist() == tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert asked.labels is None
+    assert ids[: asked.input_ids.shape[1]] == asked.input_ids[0].tolist()
+    answers = [turn.texts[0] for turn in turns if turn.speaker == "assistant"]
+    assert learned_texts(chat, batch) == [*answers, ANSWER]
+
+
+def learned_texts(chat: ChatFormat, batch: Any, row: int = 0) -> list[str]:
+    """Texts of the stretches of learned tokens, each of which ends an answer."""
+    stretches: list[list[int]] = []
+    before = -1
+    for place in (batch.labels[row] != IGNORED_LABEL).nonzero().flatten().tolist():
+        if place != before + 1:
+            stretches.append([])
+        stretches[-1].append(batch.labels[row][place].item())
+        before = place
+    assert all(ids[-1] in chat.end_ids for ids in stretches)
+    return [chat.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in stretches]
+
+
+MARKED = (
+    "{% for m in messages %}<|user|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}<|end|>{% endgeneration %}{% else %}{{ m.content }}<|end|>"
+    "{% endif %}\n{% endfor %}{% if add_generation_prompt %}<|user|>assistant\n{% endif %}"
+)
+
+
+def test_learned_tokens_are_those_that_a_template_marks(tmp_path: Path) -> None:
+    chat = chat_of(tmp_path, MARKED)
+    theirs = chat.tokenizer.apply_chat_template(
+        messages(TALK, ANSWER), return_assistant_tokens_mask=True, return_dict=True
+    )
+    labels = collated(chat, row_of(TALK)).labels[0]
+    marks = [int(label != IGNORED_LABEL) for label in labels]
+    assert sum(marks) > 10
+    assert marks == theirs["assistant_masks"][: len(marks)]
+    assert sum(theirs["assistant_masks"][len(marks) :]) == 0
+
+
+def test_answers_that_are_not_learned(tmp_path: Path) -> None:
+    chat = chat_of(tmp_path, TEMPLATES["chatml"])
+    only_last = [turn._replace(learned=False) for turn in TALK]
+    assert learned_texts(chat, collated(chat, row_of(only_last))) == [ANSWER]
+    all_but_last = row_of(TALK, learned=False)
+    assert learned_texts(chat, collated(chat, all_but_last)) == ["A Dog.", "Red;\n{because}"]
+
+
+def test_long_conversations_lose_their_oldest_turns(tmp_path: Path) -> None:
+    chat = chat_of(tmp_path, TEMPLATES["chatml"])
+    whole = (SYSTEM, *TALK)
+    sizes = [chat.turns_length([turn]) for turn in whole]
+    for limit, kept in (
+        (sum(sizes), whole),
+        (sum(sizes) - 1, (SYSTEM, *TALK[2:])),
+        (sizes[0] + sum(sizes[3:]) - 1, (SYSTEM, TALK[-1])),
+    ):
+        row = row_of(whole)._replace(max_prompt_tokens=limit)
+        assert torch.equal(collated(chat, row).input_ids, collated(chat, row_of(kept)).input_ids)
+    # The last question alone is cut at its end, as other questions are.
+    long = row_of((Turn("user", ("red " * 50,)),))._replace(max_prompt_tokens=5)
+    assert collated(chat, long).input_ids.shape[1] < 40
+
+
+def test_a_template_that_refuses_a_conversation_makes_a_bad_sample(tmp_path: Path) -> None:
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    chat = chat_of(tmp_path, strict + TEMPLATES["chatml"])
+    with pytest.raises(SkipSample, match=r"^a conversation of 6 turns: .* fails: no system"):
+        chat.turn_ids((SYSTEM, *TALK), 99)
+    plain = chat_of(tmp_path / "plain", None)
+    with pytest.raises(SkipSample, match="it has no chat template, which a conversation"):
+        plain.turn_ids(TALK, 99)
+
+
+def test_what_is_said_cannot_begin_a_turn(tmp_path: Path) -> None:
+    chat = chat_of(tmp_path, TEMPLATES["chatml"])
+    turns = (Turn("user", ("a<|end|>\n<|user|>assistant\nb",)), *TALK[1:])
+    ids, _ = chat.turn_ids(turns, 99)
+    usual, _ = chat.turn_ids(TALK, 99)
+    for word in ("<|end|>", "<|user|>"):
+        token = chat.tokenizer.convert_tokens_to_ids(word)
+        assert ids.count(token) == usual.count(token) > 0
+
+
+WITH_PICTURES = (
+    Turn("user", ("first ", None, " what is red ?")),
+    Turn("assistant", ("blue sky",), learned=True),
+    Turn("user", ("and ", None, None)),
+    Turn("assistant", ("dog",), learned=True),
+    Turn("user", ("why ?",)),
+)
+TYPES = (
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "llava_onevision", "gemma3",
+    "internvl",
+)  # fmt: skip
+"""Tested types with a chat template."""
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@torch.no_grad()
+def test_pictures_stand_where_the_template_puts_them(model_type: str) -> None:
+    """Ids and pictures are those of Hugging Face's processor, and the loss is that of its model on
+    the answers alone."""
+    model = tiny(model_type)
+    chat, pictures = model.collator.chat, images()[:3]
+    row = row_of(WITH_PICTURES, "a cat")._replace(images=range(3))
+    batch = model.collator([row], pictures, evaluation=False)
+    theirs, prompt = as_processed(model, pictures)
+    assert batch.input_ids.tolist() == theirs["input_ids"][:, : batch.input_ids.shape[1]].tolist()
+    assert batch.labels is not None
+    assert learned_texts(chat, batch) == ["blue sky", "dog", "a cat"]
+    asked = model.collator([row], pictures, evaluation=True)
+    assert asked.input_ids.tolist() == prompt["input_ids"].tolist()
+    assert asked.labels is None
+    built = model.build().eval()
+    mean = built.token_nll(batch).sum() / (batch.labels != IGNORED_LABEL).sum()
+    length = batch.input_ids.shape[1]
+    cut = {
+        name: values[:, :length] if values.shape[:2] == theirs["input_ids"].shape else values
+        for name, values in theirs.items()
+    }
+    loss = built.backbone(**cut, labels=batch.labels).loss
+    assert mean.item() == pytest.approx(loss.item(), abs=1e-6)
+    # The same row beside others, one without pictures.
+    other = row_of(TALK[:1], "a dog")
+    both = model.collator([row, other], pictures, evaluation=False)
+    assert torch.allclose(built.token_nll(both)[0].sum(), built.token_nll(batch).sum(), atol=1e-5)
+
+
+def as_processed(model: Tiny, pictures: Sequence[torch.Tensor]) -> tuple[Any, Any]:
+    """What Hugging Face's processor makes of the conversation with its answer, and without."""
+    said = []
+    for turn in (*WITH_PICTURES, Turn("assistant", ("a cat",))):
+        parts = [
+            {"type": "image"} if piece is None else {"type": "text", "text": piece}
+            for piece in turn.content
+        ]
+        said.append({"role": turn.speaker, "content": parts})
+    template = model.processor.apply_chat_template
+    # Each picture as it is: OneVision's processor would not tile pictures of one list.
+    flat = model.model_type == "llava_onevision"
+    shown = list(pictures) if flat else [list(pictures)]
+    return tuple(
+        model.processor(
+            text=[text],
+            images=shown,
+            return_tensors="pt",
+            add_special_tokens=not text.startswith(model.processor.tokenizer.bos_token or "\0"),
+        )
+        for text in (
+            template(said, tokenize=False),
+            template(said[:-1], tokenize=False, add_generation_prompt=True),
+        )
+    )  # type: ignore[return-value]
+
+
+def test_oldest_turns_go_with_their_pictures() -> None:
+    model = tiny("qwen2_vl")
+    row = row_of(WITH_PICTURES, "a cat")._replace(images=range(3))
+    short = row._replace(max_prompt_tokens=model.collator.turns_length(WITH_PICTURES) - 1)
+    kept = replace(row.example, turns=WITH_PICTURES[2:])
+    expected = row._replace(example=kept, images=range(1, 3))
+    found, wanted = (
+        model.collator([each], images(), evaluation=False) for each in (short, expected)
+    )
+    assert torch.equal(found.input_ids, wanted.input_ids)
+    for name, values in wanted.media[0].items():
+        assert torch.equal(found.media[0][name], values)

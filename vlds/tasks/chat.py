@@ -1,0 +1,141 @@
+"""Conversations: turns of several speakers, with pictures between their words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+
+from vlds.runtime.checks import Count, guess
+from vlds.schema import Decoding, Example, Sample, Speaker, Turn, plain_text
+from vlds.tasks.answer_task import AnswerTask
+from vlds.tasks.base import as_text, require_label
+from vlds.tasks.class_output import ClassLoss
+from vlds.tasks.metrics.text_scores import SCORES
+
+SPEAKERS: tuple[Speaker, ...] = get_args(Speaker)
+ENOUGH = 0.5
+"""Reports show an answer as correct if its first score is at least this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat(AnswerTask):
+    """Say what the assistant says in a conversation; scored by comparing its last answer.
+
+    The loss of a conversation is the mean over the tokens of the answers that are learned, so that
+    a turn counts by its length, and each conversation alike. In evaluation the model gets the true
+    turns before the answer. Case and white space do not count in `exact_match`, `anls` and
+    `rouge_l`; texts are learned as they were written.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("chat",)
+    label_field: ClassVar[str] = "answer"
+    class_loss: ClassVar[ClassLoss | None] = None
+    tables: ClassVar[tuple[str, ...]] = ("turn",)
+
+    learn: Literal["all", "last"] = "all"
+    """Which answers of a conversation are learned: all, or the last one. Those that the data mark
+    as not to be learned never are."""
+    scores: list[str] = field(default_factory=lambda: ["exact_match", "rouge_l"])
+    """exact_match, rouge_l, anls, json (share of equal fields), choice (letters), box_iou; the
+    first stands for the task."""
+    prompt: str = ""
+    """Text before the first question, trailing space included; "" for none."""
+    max_prompt_tokens: Count = 2048
+    """Longest conversation before the answer, in tokens of its texts: of a longer one, the oldest
+    turns are left out whole, then the end of its last question."""
+    max_target_tokens: Count = 1024
+    """Longest answer to learn in tokens, special tokens included; longer ones are cut."""
+    decoding: Decoding = field(default_factory=lambda: Decoding(max_new_tokens=256))
+    """How the model's output becomes an answer; greedy, up to 256 tokens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.scores:
+            if name not in SCORES:
+                raise ValueError(
+                    f"scores: '{name}' is unknown; {guess(name, SCORES)}choose from: "
+                    f"{', '.join(SCORES)}"
+                )
+        if not self.scores:
+            raise ValueError(f"scores: there are none; choose from: {', '.join(SCORES)}")
+
+    def example(
+        self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None
+    ) -> Example:
+        """The turns before the last answer, and this; in evaluation also the reference."""
+        assert annotation is not None
+        given = sample.annotations[annotation]
+        turns = turns_of(given, len(sample.images) or len(sample.features))
+        learned = self.learn == "all"
+        turns = [turn if learned else turn._replace(learned=False) for turn in turns]
+        first = next((n for n, turn in enumerate(turns) if turn.speaker == "user"), None)
+        if first is not None and self.prompt:
+            turns[first] = _begun(turns[first], self.prompt)
+        if rng is not None:
+            require_label(given, self.label_field, sample)
+        answer = given.get(self.label_field)
+        number = 1 + sum(turn.speaker == "assistant" for turn in turns)
+        reference = {"answer": answer, "turn": number}
+        return Example(
+            given["id"],
+            name,
+            plain_text(turns),
+            None if answer is None else as_text(answer),
+            reference=None if answer is None or rng is not None else reference,
+            turns=tuple(turns),
+            learned=given.get("learn") is not False,
+        )
+
+    def example_values(self, texts: list[str], known: list[Any]) -> dict[str, list[float]]:
+        pairs = list(zip(texts, (as_text(given["answer"]) for given in known), strict=True))
+        return {name: [SCORES[name](*pair) for pair in pairs] for name in self.scores}
+
+    def correct(self, prediction: str, reference: Any) -> bool | None:
+        """At least half of the first score."""
+        return SCORES[self.scores[0]](prediction, as_text(reference["answer"])) >= ENOUGH
+
+    def answer_of(self, reference: Any) -> str | None:
+        return as_text(reference["answer"])
+
+
+def turns_of(given: Mapping[str, Any], num_pictures: int) -> list[Turn]:
+    """The turns of an annotation with so many pictures, as `data_prep chat` writes them, or a
+    question about all pictures.
+
+    Errors: ValueError for another form, or another number of pictures.
+    """
+    if "turns" not in given:
+        question = as_text(given["question"], "question")
+        return [Turn("user", (*(None,) * num_pictures, question))]
+    turns = [_turn(number, turn) for number, turn in enumerate(given["turns"], 1)]
+    if not turns:
+        raise ValueError("turns is [], one at least expected")
+    if (count := sum(turn.num_pictures for turn in turns)) != num_pictures:
+        raise ValueError(f"its turns name {count} pictures, and it has {num_pictures}")
+    return turns
+
+
+def _turn(number: int, given: Any) -> Turn:
+    speaker, content = given["role"], given["content"]
+    if speaker not in SPEAKERS:
+        raise ValueError(f"turn {number}: role is {speaker!r:.60}; it knows {', '.join(SPEAKERS)}")
+    pieces = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts: list[str | None] = []
+    for piece in pieces:
+        if piece["type"] not in ("text", "image"):
+            raise ValueError(f"turn {number}: a part of type {piece['type']!r:.60}; text or image")
+        is_text = piece["type"] == "text"
+        texts.append(as_text(piece["text"], f"turn {number}") if is_text else None)
+    return Turn(speaker, tuple(texts), speaker == "assistant" and given.get("learn") is not False)
+
+
+def _begun(turn: Turn, begin: str) -> Turn:
+    """A turn with a text before its first one."""
+    place = next((n for n, piece in enumerate(turn.content) if piece is not None), None)
+    if place is None:
+        return turn._replace(content=(*turn.content, begin))
+    text = f"{begin}{turn.content[place]}"
+    return turn._replace(content=(*turn.content[:place], text, *turn.content[place + 1 :]))

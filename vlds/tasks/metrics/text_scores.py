@@ -1,0 +1,133 @@
+"""Scores of answers that are sentences, JSON, letters or boxes: each compares an answer with the
+right one, and lies in 0..1.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rapidfuzz.distance import LCSseq, Levenshtein
+
+from vlds.tasks.metrics.plain_scores import fold, overlap, plain_tokens
+
+FENCED = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
+LETTER_FIRST = re.compile(r"\(?([A-Za-z])(?![^\W_])[).:]?")
+LETTER_NAMED = re.compile(r"\banswer(?: is)?:? *\(?([A-Z])\b")
+NUMBER = re.compile(r"(?<![\w.])-?[0-9]+(?:\.[0-9]+)?(?![\w])")
+LEAST_ALIKE = 0.5
+"""ANLS counts answers that are less alike as wrong."""
+
+
+def exact_match(answer: str, right: str) -> float:
+    """1 if they are equal, ignoring case and white space."""
+    return float(fold(answer) == fold(right))
+
+
+def rouge_l(answer: str, right: str) -> float:
+    """F1 of the longest common subsequence of words (Lin, 2004); words are letters and digits, in
+    lower case, of any script."""
+    words, wanted = plain_tokens(answer), plain_tokens(right)
+    if not words or not wanted:
+        return float(words == wanted)
+    # precision = lcs / words and recall = lcs / wanted give F1 = 2 lcs / (words + wanted).
+    return 2 * LCSseq.similarity(words, wanted) / (len(words) + len(wanted))
+
+
+def anls(answer: str, right: str) -> float:
+    """Average normalised Levenshtein similarity (Biten et al., 2019), of one answer: 1 less the
+    edits a character of the longer text, ignoring case and white space; 0 below a half."""
+    alike = Levenshtein.normalized_similarity(fold(answer), fold(right))
+    return alike if alike >= LEAST_ALIKE else 0.0
+
+
+def json_fields(answer: str, right: str) -> float:
+    """Share of the fields of both JSON values that are in both and equal. A field is a path to a
+    text, number, truth value, null, or empty list or object. A right answer that is no JSON is
+    compared as a text."""
+    if (wanted := _parsed(right)) is None:
+        return exact_match(answer, right)
+    if (found := _parsed(answer)) is None:
+        return 0.0
+    fields, others = dict(_leaves(wanted[0])), dict(_leaves(found[0]))
+    same = sum(path in others and _same(others[path], value) for path, value in fields.items())
+    return same / len(fields.keys() | others.keys())
+
+
+def _parsed(text: str) -> tuple[Any] | None:
+    """The JSON value of a text, which may stand in a fenced block; None if it has none."""
+    if block := FENCED.search(text):
+        text = block[1]
+    try:
+        return (json.loads(text),)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Paths and values of all fields of a JSON value."""
+    if isinstance(value, dict) and value:
+        for key, entry in value.items():
+            yield from _leaves(entry, (*path, key))
+    elif isinstance(value, list) and value:
+        for number, entry in enumerate(value):
+            yield from _leaves(entry, (*path, number))
+    else:
+        yield path, value
+
+
+def _same(one: Any, other: Any) -> bool:
+    # In Python, true equals 1.
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+
+
+def choice(answer: str, right: str) -> float:
+    """1 if both name the same letter: one that stands alone at the beginning, as in "B", "(b)" or
+    "B. a dog", or the capital behind "answer is"."""
+    wanted = _letter(right)
+    return float(wanted is not None and _letter(answer) == wanted)
+
+
+def _letter(text: str) -> str | None:
+    found = LETTER_FIRST.match(text.strip()) or LETTER_NAMED.search(text)
+    return found[1].upper() if found else None
+
+
+def box_iou(answer: str, right: str) -> float:
+    """Overlap (intersection over union) of boxes, whose numbers are left, top, right and bottom in
+    any notation. Of several, each right box is compared with the best one that is left; boxes
+    without a partner count as 0."""
+    wanted, found = _boxes(right), _boxes(answer)
+    if not wanted or not found:
+        return float(wanted == found)
+    pairs = sorted(
+        ((overlap(a, b), i, j) for i, a in enumerate(wanted) for j, b in enumerate(found)),
+        reverse=True,
+    )
+    total, used, taken = 0.0, set[int](), set[int]()
+    for value, i, j in pairs:
+        if i not in used and j not in taken:
+            total += value
+            used.add(i)
+            taken.add(j)
+    return total / max(len(wanted), len(found))
+
+
+def _boxes(text: str) -> list[tuple[float, ...]]:
+    """Boxes (left, top, width, height), from four numbers each."""
+    numbers = [float(number) for number in NUMBER.findall(text)]
+    corners = [numbers[n : n + 4] for n in range(0, len(numbers) - 3, 4)]
+    return [(a, b, c - a, d - b) for a, b, c, d in corners]
+
+
+SCORES: Mapping[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "rouge_l": rouge_l,
+    "anls": anls,
+    "json": json_fields,
+    "choice": choice,
+    "box_iou": box_iou,
+}
+"""Name in a recipe -> what compares an answer with the right one."""

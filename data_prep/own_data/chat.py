@@ -154,9 +154,10 @@ def parse_chat(
     album: Album,
     files: Sequence[Path],
     name: str,
-    split: str,
+    split: str | None,
 ) -> list[SourceSet]:
-    """Rows, each with the split of its file, -> one data set for each split."""
+    """Rows, each with the split of its file, -> one data set for each split. `split`: of all
+    rows."""
     talks: list[tuple[Talk, list[str | Path]]] = []
     dropped: dict[str, list[Dropped]] = defaultdict(list)
     used: list[tuple[str, str, UserRow]] = []
@@ -165,8 +166,10 @@ def parse_chat(
         for field in (form.id, form.split, form.group):
             if field is not None and row.fields.get(field) in (None, ""):
                 raise ValueError(f"{files[0]}, {row.place}: no {field!r}; name another field")
-        row_id = text_of(row.fields, form.id) if form.id else f"{of_file or ''}{row.number}"
-        part = text_of(row.fields, form.split) if form.split else of_file or split
+        part = text_of(row.fields, form.split) if form.split else split or of_file or "train"
+        # Each split counts its rows from 1.
+        number = row.number if of_file in (None, part) else f"{of_file}-{row.number}"
+        row_id = text_of(row.fields, form.id) if form.id else number
         try:
             talk = conversation_of(row.fields, form.image)
             sources = [album.of(source) for source in talk.pictures]
@@ -340,9 +343,8 @@ def _run_chat(args: argparse.Namespace) -> None:
     try:
         album = Album(args.images, scratch)
         name = args.name or args.annotations.resolve().stem.replace(".", "_")
-        if args.split or division:
-            rows = ((None, row) for _, row in rows)
-        datasets = parse_chat(rows, form, album, files, name, args.split or "train")
+        of_all = args.split or (None if division is None else "train")
+        datasets = parse_chat(rows, form, album, files, name, of_all)
         options = shard_options(args)
         if args.strict:
             _refuse_loss(datasets)

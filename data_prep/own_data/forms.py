@@ -1,8 +1,6 @@
 """`jsonl`: your own data, pictures in a folder and rows in JSON lines, a JSON list or CSV.
 
-Rows may also be LLaVA's and ShareGPT's conversations, or COCO's captions. Each question of a
-conversation becomes a row with its answer; the turns before it are left out, because the tasks here
-ask one question about one picture.
+Rows may also be COCO's captions. Conversations are for `chat`.
 """
 
 from __future__ import annotations
@@ -13,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.json_rows import JsonRow, RepeatedKey
+from data_prep.json_rows import JsonRow
 from data_prep.own_data.rows import (
     TASKS,
     Fields,
@@ -29,30 +27,19 @@ from data_prep.own_data.rows import (
     refuse_repeated_ids,
     text_of,
 )
-from data_prep.packing.pack import SPLIT_BY_IMAGE, pack_splits, split_of
+from data_prep.packing.pack import (
+    GROUP_FIELD,
+    SPLIT_BY_IMAGE,
+    SPLIT_SIZES,
+    pack_splits,
+    split_of,
+)
 from data_prep.packing.picture import find_pictures
 from data_prep.packing.source import Dropped, SourceSample, SourceSet
 
-TURNS = ("conversations", "messages")
-"""Fields that hold the turns of a conversation."""
-TURN_FIELDS = (("from", "value"), ("role", "content"))
-"""Fields of a turn's speaker and text."""
-ASKS, ANSWERS, SYSTEM = ("human", "user"), ("gpt", "assistant", "model", "chatgpt"), ("system",)
-PICTURE_MARK = "<image>"
-UNANSWERED = "question without an answer"
-
-
-class Exchange(NamedTuple):
-    """A question with its answer; a turn that has no counterpart has a fault."""
-
-    question: str
-    answer: str = ""
-    fault: str = ""
-
 
 def plain_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> Sequence[UserRow]:
-    """Conversations and COCO's captions as rows with the fields of `form`; other rows as they
-    are."""
+    """COCO's captions as rows with the fields of `form`; other rows as they are."""
     # The first row tells the form of the file.
     fields = rows[0].fields if rows else {}
     lists = {name for name, value in fields.items() if isinstance(value, list)}
@@ -60,8 +47,6 @@ def plain_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> Sequence[U
         if form.task.kind != "caption":
             raise ValueError(f"{path} is in COCO's form, which holds captions: give --task caption")
         return list(_rows_of_coco(JsonRow(fields, f"{path}"), form))
-    if not form.task.labels and not lists.isdisjoint(TURNS):
-        return [exchange for row in rows for exchange in _rows_of_conversation(row, form)]
     return rows
 
 
@@ -95,70 +80,6 @@ def _rows_of_coco(content: JsonRow, form: RowForm) -> Iterator[UserRow]:
         )
 
 
-def _rows_of_conversation(row: UserRow, form: RowForm) -> Iterator[UserRow]:
-    """One row for each question with its answer, and for each turn that has no counterpart; an
-    unusable conversation is one row. Rows that cannot be used have a fault."""
-    pictures = row.fields.get(form.image, row.fields.get("images")) or []
-    pictures = pictures if isinstance(pictures, list) else [pictures]
-    turns = next((row.fields[name] for name in TURNS if name in row.fields), None)
-    exchanges = _exchanges(turns)
-    if not pictures and not form.text_rows:
-        exchanges = "no picture"
-    elif len(pictures) > 1 or str(turns).count(PICTURE_MARK) > 1:
-        exchanges = "several pictures"
-    consumed = (*TURNS, form.image, "images")
-    # Empty fields in place of missing ones: rows then pass the checks, and a fault drops them.
-    common: dict[str, Any] = dict.fromkeys(form.named(), "")
-    if form.id is not None:
-        common[form.id] = row.number
-    common |= {name: value for name, value in row.fields.items() if name not in consumed}
-    if isinstance(exchanges, str):
-        yield UserRow(common, row.number, row.noun, fault=exchanges)
-        return
-    for index, (question, answer, fault) in enumerate(exchanges):
-        # Line 7 with three questions -> 7-0, 7-1, 7-2.
-        end = f"-{index}" if len(exchanges) > 1 else ""
-        is_caption = form.task.target is None  # it has no question
-        fields = common | {
-            form.image: (pictures or [""])[0],
-            form.text: answer if is_caption else question,
-        }
-        if form.target is not None:
-            fields[form.target] = answer
-        if end and form.id is not None and (row_id := text_of(common, form.id)):
-            fields[form.id] = f"{row_id}{end}"
-        yield UserRow(fields, f"{row.number}{end}", row.noun, fault)
-
-
-def _exchanges(turns: Any) -> list[Exchange] | str:
-    """The exchanges of a conversation, or why there are none."""
-    exchanges = []
-    question: str | None = None
-    for turn in turns if isinstance(turns, list) else []:
-        if isinstance(turn, RepeatedKey):
-            return f"a turn with {turn.key!r} twice"
-        fields = turn if isinstance(turn, dict) else {}
-        names = next((names for names in TURN_FIELDS if names[0] in fields), None)
-        # Values of other types count as no text; "content" may be a list in newer forms.
-        speaker, text = (fields[names[0]], fields.get(names[1])) if names else ("", None)
-        if not isinstance(text, str):
-            return "a turn without text"
-        if speaker in ASKS:
-            # Two questions in a row: the first one has no answer.
-            if question is not None:
-                exchanges.append(Exchange(question, fault=UNANSWERED))
-            question = text.replace(PICTURE_MARK, " ").strip()
-        elif speaker in ANSWERS:
-            fault = "answer without a question" if question is None else ""
-            exchanges.append(Exchange(question or "", text, fault))
-            question = None
-        elif speaker not in SYSTEM:
-            return f"a turn of {speaker}"
-    if question is not None:
-        exchanges.append(Exchange(question, fault=UNANSWERED))
-    return exchanges or "no question with an answer"
-
-
 def parse_jsonl(
     form: RowForm, annotations: Path, images: Path, name: str, split: str = "train"
 ) -> list[SourceSet]:
@@ -185,6 +106,9 @@ def parse_jsonl(
                 new = replace(new, id=picture.id, images=(picture.path,))
             sample = samples[part].setdefault(new.id, new)
             sample.annotations.append(entry)
+            if form.group is not None:
+                groups = dict.fromkeys((*sample.groups, text_of(row.fields, form.group)))
+                samples[part][new.id] = replace(sample, groups=tuple(filter(None, groups)))
             used.append((part, entry["id"], row))
     # Rows that are named by their lines differ in any case.
     if form.id is not None:
@@ -201,9 +125,8 @@ def add_command(commands: Any) -> None:
         commands,
         "jsonl",
         "your own data: rows in JSON lines, a JSON list or CSV",
-        "Each row is a question, caption or sentence. LLaVA's and ShareGPT's conversations (a "
-        "question with its answer is a row) and COCO's captions work too. All rows about a "
-        "picture become one sample. Answers are stripped and lower-cased; a list of ten is "
+        "Each row is a question, caption or sentence; COCO's captions work too, and `chat` takes "
+        "conversations. All rows about a picture become one sample. A list of ten answers is "
         "weighed as in VQA v2. Rows without a picture, question, answer or known label are "
         "dropped and counted.",
         examples=[
@@ -228,7 +151,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--name", help="name of the data set (default: that of the annotations file)"
     )
-    splits = parser.add_argument_group("splits").add_mutually_exclusive_group()
+    group = parser.add_argument_group("splits")
+    splits = group.add_mutually_exclusive_group()
     splits.add_argument("--split", default="train", help="name of the split (default: train)")
     splits.add_argument(
         "--split-field",
@@ -236,6 +160,8 @@ def add_command(commands: Any) -> None:
         help="the field that names a row's split; each split goes to OUT/SPLIT",
     )
     splits.add_argument("--split-by-image", **SPLIT_BY_IMAGE)
+    splits.add_argument("--split-sizes", **SPLIT_SIZES)
+    group.add_argument("--group-field", **GROUP_FIELD)
     add_shard_options(parser)
     parser.set_defaults(run=_run_jsonl)
 
@@ -274,7 +200,14 @@ def _run_jsonl(args: argparse.Namespace) -> None:
     has_target = task.target is not None and not args.no_answers
     target = getattr(args, f"{task.target}_field") if has_target else None
     form = RowForm(
-        task, args.image_field, text, target, args.id_field, args.split_field, args.text_rows
+        task,
+        args.image_field,
+        text,
+        target,
+        args.id_field,
+        args.split_field,
+        args.text_rows,
+        args.group_field,
     )
     split = split_of(args)
     name = args.name or args.annotations.stem.replace(".", "_")

@@ -43,8 +43,10 @@ BINARY: tuple[tuple[bytes, str], ...] = (
 UTF_16: Mapping[str, slice] = {"UTF-16LE": slice(1, None, 2), "UTF-16BE": slice(0, None, 2)}
 """Encoding -> which bytes of plain English text are zero."""
 PUBLISHED: tuple[tuple[Collection[str], str, str], ...] = (
-    (("conversations",), "LLaVA's conversations", "jsonl --task vqa"),
-    (("messages",), "ShareGPT's conversations", "jsonl --task vqa"),
+    (("conversations",), "conversations of LLaVA or ShareGPT", "chat --annotations FILE"),
+    (("messages",), "conversations of OpenAI's form", "chat --annotations FILE"),
+    (("instruction", "output"), "conversations of LLaMA-Factory", "chat --annotations FILE"),
+    (("query", "response"), "conversations of ms-swift", "chat --annotations FILE"),
     (("images", "annotations"), "COCO's", "coco-captions --annotations FILE"),
     (("images", "dataset"), "Karpathy's split of COCO", "coco-karpathy --annotations FILE"),
     (("questions", "data_subtype"), "the questions of VQA v2", "vqav2 --questions FILE"),
@@ -174,6 +176,8 @@ class RowForm:
     split: str | None = None
     text_rows: bool = False
     """A row may have no picture."""
+    group: str | None = None
+    """What rows of one split may have in common."""
 
     @property
     def listed(self) -> str | None:
@@ -185,7 +189,7 @@ class RowForm:
     def named(self) -> list[str]:
         """The fields every row must have."""
         image = None if self.text_rows else self.image
-        fields = (image, self.text, self.target, self.id, self.split)
+        fields = (image, self.text, self.target, self.id, self.split, self.group)
         return [name for name in fields if name is not None]
 
 
@@ -238,7 +242,7 @@ def _question(row: Fields, row_id: str, form: RowForm) -> list[Result]:
     annotation: Annotation = {"id": row_id, "question": question}
     if form.target is not None:
         value = row[form.target]
-        answers = [answer.lower() for answer in _texts(value)]
+        answers = _texts(value, str.strip)
         if not any(answers):
             return ["no answer"]
         # As in VQA v2, one of ten people may have answered nothing; this keeps the weights of the
@@ -286,10 +290,10 @@ def label_of(row: Fields, field: str) -> str:
     return clean(text_of(row, field)).lower()
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: Any, trimmed: Callable[[str], str] = clean) -> list[str]:
     """One text or a list of them, "" for null; answers may be JSON numbers."""
     values = value if isinstance(value, list) else [value]
-    return ["" if text is None else clean(str(text)) for text in values]
+    return ["" if text is None else trimmed(str(text)) for text in values]
 
 
 def _with_rest(annotation: Annotation, row: Fields, *known: str) -> Annotation:

@@ -17,6 +17,7 @@ import sentencepiece
 from tokenizers import BertWordPieceTokenizer
 
 from data_prep.command import at_least, local_folder, new_command
+from data_prep.json_rows import clean
 from data_prep.packed.stats import read_annotations
 from data_prep.packing.pack import TEXT_FIELDS
 from vlds.runtime.files import whole_folder, write_whole
@@ -127,7 +128,9 @@ def best_answer(annotation: Mapping[str, Any]) -> str | None:
     if official is not None:
         return str(official).strip().lower()
     label = annotation.get("label")
-    return max(label, key=label.__getitem__) if isinstance(label, dict) and label else None
+    if not isinstance(label, dict) or not label:
+        return None
+    return clean(max(label, key=label.__getitem__)).lower()  # as VQA learns it
 
 
 def add_command(commands: Any) -> None:

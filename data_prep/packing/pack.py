@@ -60,12 +60,18 @@ over the ten ways to leave one person out. For 2 of 10: (8 x 2/3 + 2 x 1/3) / 10
 
 
 def soft_label(answers: Sequence[str]) -> dict[str, float]:
-    """Answer -> score. Fewer than ten answers cannot be weighed: each counts in full."""
-    counts = Counter(text for answer in answers if (text := clean(answer).lower()))
+    """Answer, as it was written first -> score; case and white space tell no answers apart. Fewer
+    than ten answers cannot be weighed: each counts in full."""
+    written: dict[str, str] = {}
+    counts = Counter[str]()
+    for answer in filter(None, map(str.strip, answers)):
+        folded = clean(answer).lower()
+        written.setdefault(folded, answer)
+        counts[folded] += 1
     if len(answers) < NUM_ANNOTATORS:
-        return dict.fromkeys(counts, 1.0)
+        return {written[folded]: 1.0 for folded in counts}
     # From four people on, three others agree with the answer whichever person is left out.
-    return {text: SOFT_SCORES[min(count, 4)] for text, count in counts.most_common()}
+    return {written[f]: SOFT_SCORES[min(count, 4)] for f, count in counts.most_common()}
 
 
 def answer_fields(answers: Sequence[str]) -> dict[str, Any]:

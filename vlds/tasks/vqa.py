@@ -29,7 +29,8 @@ ENOUGH = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class VQA(AnswerTask):
-    """Answer a question about a picture; scored by VQA accuracy or soft score, and exact match.
+    """Answer a question about a picture, in lower case; scored by VQA accuracy or soft score, and
+    exact match. `Chat` learns texts as they were written.
 
     `vqa_accuracy`, the official score, needs ten answers for every question. Otherwise, if some
     question has several answers, `soft_score` is the prediction's soft score. `exact_match`
@@ -62,15 +63,16 @@ class VQA(AnswerTask):
         given = sample.annotations[annotation]
         question = self.question(sample, given)
         if rng is not None:
-            label = require_label(given, "label", sample)
+            label = lowered(require_label(given, "label", sample))
             # A head learns all answers with their scores; text is one answer at a time.
             answer, score = ("", 1.0) if self.head is not None else draw_answer(label, rng)
             weight = score if self.weigh_by_score else float(score > 0)
             return self.with_classes(Example(given["id"], name, question, answer, weight), label)
         if (best := best_answer(given)) is None:
             return Example(given["id"], name, question, None)
+        best = fold(best)
         # Without soft scores, each answer counts fully.
-        scores = dict(given.get("label") or dict.fromkeys(given["answers"], 1.0))
+        scores = lowered(given.get("label") or dict.fromkeys(given["answers"], 1.0))
         groups = {group: optional_text(given, group) for group in self.tables}
         reference = {"answer": best, "answers": optional_texts(given, "answers"), "label": scores}
         example = Example(given["id"], name, question, best, reference=reference | groups)
@@ -104,6 +106,14 @@ class VQA(AnswerTask):
 
     def answer_of(self, reference: Any) -> str | None:
         return as_text(reference["answer"])
+
+
+def lowered(label: Mapping[str, float]) -> dict[str, float]:
+    """Answers in lower case and one line with their scores; of equal ones, the best."""
+    scores: dict[str, float] = {}
+    for answer, score in label.items():
+        scores[fold(answer)] = max(score, scores.get(fold(answer), 0.0))
+    return scores
 
 
 def draw_answer(label: Mapping[str, float], rng: np.random.Generator) -> tuple[str, float]:

@@ -35,11 +35,12 @@ def test_annotations_as_a_run_reads_them(official: Path, tmp_path: Path) -> None
         "question_type": "what is",
         "source": {"multiple_choice_answer": "yes"},
     }
-    # The raw answers are kept for the official scorer; the label joins case and white space only.
+    # The raw answers are kept for the official scorer; the label joins those that differ in case
+    # or white space.
     assert find_annotation(samples, "1001")["answers"] == VQA_ANSWERS[1001]
     assert find_annotation(samples, "1001")["label"] == {
-        "black-and-white": 0.9,
-        "black and white": 0.6,
+        "Black-and-white": 0.9,
+        "black\nand white": 0.6,
         "grey": 0.6,
         "b": 0.6,
         "gray": 0.3,

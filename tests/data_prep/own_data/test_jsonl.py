@@ -61,8 +61,8 @@ def test_three_forms_give_the_same_samples(form: str, images: Path, tmp_path: Pa
     assert find_annotation(samples, first) == {
         "id": first,
         "question": "Is it red?",
-        "answers": ["yes"],
-        "label": {"yes": 1.0},
+        "answers": ["Yes"],
+        "label": {"Yes": 1.0},
         "answer_type": "CLOSED",
         "source": {"in": "Q"},
     }
@@ -80,7 +80,7 @@ def test_ten_answers_are_weighed_and_ids_are_kept(images: Path, tmp_path: Path) 
         == 0
     )
     samples = packed(tmp_path / "o")
-    assert find_annotation(samples, "007")["label"] == {"cat": 1.0, "dog": 0.6}
+    assert find_annotation(samples, "007")["label"] == {"Cat": 1.0, "dog": 0.6}
     assert find_annotation(samples, "008")["label"] == {"cat": 1.0, "kitten": 1.0}
 
 
@@ -382,7 +382,7 @@ def test_radiographs(shared: Path, tmp_path: Path) -> None:
     found = [a for sample in samples.values() for a in sample.annotations]
     assert len(found) == len(some)
     for row in found:
-        assert row["answers"] == [str(some[int(row["id"])]["answer"]).strip().lower()]
+        assert row["answers"] == [str(some[int(row["id"])]["answer"]).strip()]
         assert row["answer_type"] in ("OPEN", "CLOSED")
     assert {min(sample.extra["size"][0]) for sample in samples.values()} == {64}
 

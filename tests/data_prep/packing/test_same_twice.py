@@ -73,7 +73,7 @@ def test_only_files_of_one_size_and_end_are_read_whole(
 def test_rows_that_repeat_another_are_counted(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = ('0,"what\nis it?",X', "1,why?,x", "0.jpg,what is it?,x", "0,what is it?,y")
+    lines = ('0,"what\nis it?",x', "1,why?,x", "0.jpg,what is it?,x", "0,what is it?,y")
     rows = "\n".join(("image,question,answer", *lines))
     assert prepare(folder, rows) == 0
     told = capsys.readouterr().out

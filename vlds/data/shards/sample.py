@@ -138,7 +138,7 @@ def foreign_json(
         given = answer if isinstance(answer, list) else [answer]
         if None in given:
             raise ValueError(f"one of its answers is null: {given}")
-        answers = [str(text).strip().lower() for text in given]
+        answers = [str(text).strip() for text in given]
         annotation |= {"answers": answers, "label": dict.fromkeys(answers, 1.0)}
     pictures = [name for name in content if is_picture(name)]
     return {"id": key, "images": pictures, "annotations": [annotation]}

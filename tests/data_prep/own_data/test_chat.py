@@ -1,0 +1,423 @@
+"""Conversations from files of every layout: kept as they are written, or dropped and counted."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.cli import main
+from data_prep.own_data.conversations import Conversation, Unusable, conversation_of
+from tests.toys.files import write
+from tests.toys.own_rows import photos
+from tests.toys.pictures import jpeg
+from tests.toys.shards import find_annotation, packed
+from vlds.data.shards.store import open_dataset
+from vlds.tasks import Chat
+
+Turns = Sequence[tuple[str, Sequence[str | None]]]
+"""Who speaks, and what: texts, and None for each picture."""
+TALK: Turns = [
+    ("system", ["Answer in JSON."]),
+    ("user", [None, "\nWho sells?  "]),
+    ("assistant", ['{"Vendor": "ACME GmbH"}']),
+    ("user", ["And ", None, None, "?"]),
+    ("assistant", ["The Same."]),
+]
+LLAVA = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
+
+
+def openai(talk: Turns, pictures: Sequence[Any]) -> dict[str, Any]:
+    """Parts with their own pictures."""
+    rest = iter(pictures)
+    messages = [
+        {
+            "role": speaker,
+            "content": [
+                {"type": "image_url", "image_url": {"url": next(rest)}}
+                if piece is None
+                else {"type": "text", "text": piece}
+                for piece in content
+            ],
+        }
+        for speaker, content in talk
+    ]
+    return {"messages": messages}
+
+
+def hugging_face(talk: Turns, pictures: Sequence[Any]) -> dict[str, Any]:
+    """Parts that take the row's pictures in turn."""
+    row = openai(talk, [None] * len(pictures))
+    for message in row["messages"]:
+        message["content"] = [
+            {"type": "image"} if part["type"] == "image_url" else part
+            for part in message["content"]
+        ]
+    return {**row, "images": list(pictures)}
+
+
+def marked(talk: Turns, pictures: Sequence[Any]) -> dict[str, Any]:
+    """ms-swift's and LLaMA-Factory's messages: marks in the texts."""
+    messages = [
+        {"role": speaker, "content": "".join("<image>" if p is None else p for p in content)}
+        for speaker, content in talk
+    ]
+    return {"messages": messages, "images": list(pictures)}
+
+
+def llava(talk: Turns, pictures: Sequence[Any]) -> dict[str, Any]:
+    turns = [
+        {"from": LLAVA[message["role"]], "value": message["content"]}
+        for message in marked(talk, pictures)["messages"]
+    ]
+    picture = pictures[0] if len(pictures) == 1 else list(pictures)
+    return {"conversations": turns} | ({"image": picture} if pictures else {})
+
+
+def alpaca(talk: Turns, pictures: Sequence[Any]) -> dict[str, Any]:
+    """LLaMA-Factory's instructions with their history; ms-swift's older form is alike."""
+    messages = marked(talk, pictures)["messages"]
+    texts = [m["content"] for m in messages if m["role"] != "system"]
+    pairs = list(zip(texts[::2], texts[1::2], strict=True))
+    *history, (question, answer) = pairs
+    row = {"instruction": question, "output": answer, "history": [list(pair) for pair in history]}
+    system = [m["content"] for m in messages if m["role"] == "system"]
+    return row | ({"system": system[0]} if system else {}) | {"images": list(pictures)}
+
+
+LAYOUTS = {f.__name__: f for f in (openai, hugging_face, marked, llava, alpaca)}
+
+
+def stored(talk: Turns) -> list[dict[str, Any]]:
+    """The turns as shards hold them; neighbouring texts are one."""
+    turns = []
+    for speaker, content in talk:
+        parts = [
+            {"type": "image"} if piece is None else {"type": "text", "text": piece}
+            for piece in content
+        ]
+        alone = len(parts) == 1 and content[0] is not None
+        turns.append({"role": speaker, "content": content[0] if alone else parts})
+    return turns
+
+
+def prepare(folder: Path, rows: object, *more: str, name: str = "rows.jsonl") -> int:
+    if isinstance(rows, list):
+        rows = "\n".join(map(json.dumps, rows))
+    words = ["--annotations", str(write(folder / name, rows)), "--out", str(folder / "out")]
+    return main(["chat", *words, "--images", str(folder / "photos"), *more])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    photos(tmp_path / "photos", *(f"{letter}.jpg" for letter in "abcdef"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_kept_as_it_is_written(layout: str, folder: Path) -> None:
+    row = LAYOUTS[layout](TALK, ["b.jpg", "a.jpg", "b.jpg"])
+    assert prepare(folder, [row | {"patient": "p7"}]) == 0
+    (sample,) = packed(folder / "out").values()
+    (annotation,) = sample.annotations
+    assert annotation == {
+        "id": "1",
+        "turns": stored(TALK[:-1]),
+        "answer": "The Same.",
+        "source": {"patient": "p7"},
+    }
+    files = [(folder / "photos" / f"{letter}.jpg").read_bytes() for letter in "bab"]
+    assert [bytes(picture) for picture in sample.images] == files
+    example = Chat().example("chat", sample, 0, None)
+    assert [turn.content for turn in example.turns] == [tuple(said) for _, said in TALK[:-1]]
+    assert example.reference == {"answer": "The Same.", "turn": 2}
+
+
+# Any text but lone surrogates, which no file can hold, and our own marks.
+SAID = st.text(st.characters(exclude_categories=["Cs"]), max_size=30).filter(
+    lambda text: not any(mark in text for mark in ("<image>", "<video>", "<audio>"))
+)
+ODD = st.sampled_from(["<|im_start|>assistant\n", "</s>", "[INST]", "{{ x }}", "<|image_pad|>", ""])
+CONTENT = st.lists(st.one_of(st.none(), SAID, ODD), max_size=4).map(
+    # No two texts in a row, which a text with marks cannot tell apart from one.
+    lambda pieces: (
+        [
+            piece
+            for n, piece in enumerate(pieces)
+            if piece is None or (piece and (n == 0 or pieces[n - 1] is None))
+        ]
+        or [""]
+    )
+)
+PAIR = st.tuples(CONTENT, st.one_of(SAID, ODD))
+TALKS = st.tuples(st.booleans(), st.lists(PAIR, min_size=1, max_size=25))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=60, deadline=None)
+@given(drawn=TALKS)
+def test_drawn_conversations_come_back(layout: str, drawn: tuple[bool, list[Any]]) -> None:
+    begins, pairs = drawn
+    talk: list[tuple[str, list[str | None]]] = [("system", ["Be brief."])] if begins else []
+    for question, answer in pairs:
+        talk += [("user", question), ("assistant", [answer])]
+    count = sum(piece is None for _, content in talk for piece in content)
+    pictures = [f"{n}.jpg" for n in range(count)]
+    if layout == "alpaca" and not talk[-1][1][0]:
+        return  # there, an empty output is none
+    found = conversation_of(LAYOUTS[layout](talk, pictures))
+    assert (found.turns, found.pictures) == (stored(talk), pictures)
+
+
+def test_pictures_inside_rows_and_in_a_tar_file(folder: Path) -> None:
+    data = [(folder / "photos" / name).read_bytes() for name in ("a.jpg", "b.jpg")]
+    coded = [base64.b64encode(picture).decode() for picture in data]
+    rows = [
+        openai([("user", [None, "q"]), ("assistant", ["1"])], [f"data:image/jpeg;base64,{c}"])
+        for c in coded
+    ]
+    rows += [marked([("user", [None, "q"]), ("assistant", ["2"])], [c]) for c in coded]
+    assert prepare(folder, rows) == 0
+    samples = packed(folder / "out")
+    assert sorted(bytes(s.images[0]) for s in samples.values()) == sorted(data)
+    assert sorted(a["answer"] for s in samples.values() for a in s.annotations) == list("1122")
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        for name in ("a.jpg", "b.jpg"):
+            tar.add(folder / "photos" / name, f"deep/{name}")
+    rows = [marked([("user", [None]), ("assistant", ["x"])], ["deep/a.jpg"])]
+    words = ["--annotations", str(write(folder / "r.json", rows)), "--out", str(folder / "tarred")]
+    assert main(["chat", *words, "--images", str(folder / "photos.tar")]) == 0
+    (sample,) = packed(folder / "tarred").values()
+    assert bytes(sample.images[0]) == data[0]
+    assert sample.id == "deep/a.jpg"
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"photos", "photos.tar", "rows.jsonl", "r.json", "out", "tarred"}, "no scratch"
+
+
+USER, BOT = ("user", ["q"]), ("assistant", ["a"])
+DROPPED: Mapping[str, tuple[dict[str, Any], str]] = {
+    "marks": (marked([("user", [None, None]), BOT], ["a.jpg"]), "2 marks for 1 picture"),
+    "pictures": (marked([("user", [None]), BOT], ["a.jpg", "b.jpg"]), "1 mark for 2 pictures"),
+    "no picture": (marked([("user", [None]), BOT], []), "1 mark for 0 pictures"),
+    "server": (openai([("user", [None]), BOT], ["https://x.org/a.jpg"]), "a picture on a server"),
+    "video": (marked([("user", ["<video>q"]), BOT], []), "a video"),
+    "videos": (marked([USER, BOT], []) | {"videos": ["v.mp4"]}, "videos, which are not read"),
+    "tools": (marked([USER, BOT], []) | {"tools": "[{}]"}, "tools, which are not read"),
+    "end": (marked([USER, BOT, USER], []), "no answer to the last question"),
+    "question": (marked([BOT], []), "no question"),
+    "first": (marked([BOT, USER, BOT], []), "an answer before any question"),
+    "speaker": ({"messages": [{"role": "narrator", "content": "x"}]}, 'a turn of "narrator"'),
+    "nobody": ({"messages": [{"content": "x"}]}, "a turn without a speaker"),
+    "text": ({"messages": [{"role": "user", "content": 3}]}, "a turn without text"),
+    "part": (
+        {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+        'a part of type "input_audio"',
+    ),
+    "calls": (
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
+        "a turn with tool_calls",
+    ),
+    "painted": (openai([USER, ("assistant", [None])], ["a.jpg"]), "a picture in an answer"),
+    "late": (marked([USER, BOT, ("system", ["s"]), USER, BOT], []), "a system message behind"),
+    "nothing": ({"messages": []}, "no question"),
+    "long": (marked([("user", ["x" * 100_001]), BOT], []), "turns of more than 100,000"),
+    "surrogate": (marked([("user", ["\ud800"]), BOT], []), "half of a character in a text"),
+}  # fmt: skip
+
+
+def test_what_cannot_be_kept_whole_is_dropped_and_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [marked([USER, BOT], []), *(row for row, _ in DROPPED.values())]
+    assert prepare(folder, rows) == 0
+    told = capsys.readouterr().out
+    for number, (_, reason) in enumerate(DROPPED.values(), 2):
+        line = next(line for line in told.splitlines() if f"dropped: {reason}" in line)
+        assert str(number) in line.partition("id")[2].replace(")", "").replace(",", "").split(), (
+            line
+        )
+    assert len(packed(folder / "out")) == 1
+    assert prepare(folder, rows, "--strict", "--out", str(folder / "strict")) == 2
+    error = capsys.readouterr().err
+    assert f"--strict: {len(DROPPED)} conversations cannot be kept whole: " in error
+    assert not (folder / "strict").exists()
+
+
+def test_pictures_without_a_place_stand_before_the_first_question(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(folder, [marked([USER, BOT], ["a.jpg", "b.jpg"])]) == 0
+    assert "1 rows do not say where their pictures stand" in capsys.readouterr().out
+    (annotation,) = find_all(folder / "out")
+    assert annotation["turns"] == stored([("user", [None, None, "q"])])
+
+
+def find_all(folder: Path) -> list[dict[str, Any]]:
+    return [dict(a) for sample in packed(folder).values() for a in sample.annotations]
+
+
+def test_each_answer_can_be_an_annotation(folder: Path) -> None:
+    row = marked(TALK, ["a.jpg", "b.jpg", "c.jpg"]) | {"id": "talk"}
+    assert prepare(folder, [row], "--each-turn", "--id-field", "id") == 0
+    samples = packed(folder / "out")
+    first, second = (find_annotation(samples, f"talk-{n}") for n in range(2))
+    assert (first["turns"], first["answer"]) == (stored(TALK[:2]), TALK[2][1][0])
+    assert (second["turns"], second["answer"]) == (stored(TALK[:-1]), "The Same.")
+    assert sorted(len(sample.images) for sample in samples.values()) == [1, 3]
+    examples = [Chat().example("c", s, 0, None) for s in samples.values()]
+    assert sorted(example.reference["turn"] for example in examples) == [1, 2]
+
+
+def test_turns_that_are_not_learned(folder: Path) -> None:
+    row = marked([USER, BOT, USER, BOT], [])
+    row["messages"][1]["weight"], row["messages"][3]["loss"] = 0, False
+    assert prepare(folder, [row, marked([USER, BOT, USER, BOT], [])]) == 0
+    for sample in packed(folder / "out").values():
+        for n in range(len(sample.annotations)):
+            example = Chat().example("c", sample, n, None)
+            learned = [turn.learned for turn in example.turns] + [example.learned]
+            assert learned == ([False] * 4 if example.id == "1" else [False, True, False, True])
+            last = Chat(learn="last").example("c", sample, n, None)
+            assert not any(turn.learned for turn in last.turns)
+
+
+def test_a_test_split_has_no_answers(folder: Path) -> None:
+    assert prepare(folder, [marked([USER, BOT, USER], []), marked([USER, BOT], [])],
+                   "--no-answers", "--split", "test") == 0  # fmt: skip
+    (annotation,) = find_all(folder / "out")
+    assert annotation == {"id": "1", "turns": stored([USER, BOT, USER])}
+
+
+def test_groups_stay_in_one_split(folder: Path) -> None:
+    rows = [
+        marked([("user", [None, f"q{n}"]), BOT], [f"{'abcdef'[n % 6]}.jpg"])
+        | {"patient": f"p{n % 6 // 2}"}
+        for n in range(18)
+    ]
+    words = ("--split-sizes", "val=0.3", "test=0.3", "--group-field", "patient", "--seed", "3")
+    assert prepare(folder, rows, *words) == 0
+    found = {
+        split: {a["source"]["patient"] for a in find_all(folder / "out" / split)}
+        for split in ("train", "val", "test")
+    }
+    assert sorted(patient for patients in found.values() for patient in patients) == [
+        "p0", "p1", "p2",
+    ]  # fmt: skip
+    assert prepare(folder, rows, "--group-field", "doctor") == 2
+
+
+def parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as files
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
+
+
+def arrow(path: Path, rows: list[dict[str, Any]]) -> None:
+    """As `save_to_disk` writes it."""
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.Table.from_pylist(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path.parent / "state.json", "{}")
+    with pyarrow.ipc.new_stream(path, table.schema) as stream:
+        stream.write_table(table, max_chunksize=2)
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_data_sets_of_hugging_face(form: str, folder: Path) -> None:
+    pictures = [jpeg(width=40 + n) for n in range(5)]
+    rows = [
+        hugging_face(
+            [("user", [None, "A?"]), ("assistant", [f"Yes {n}"])],
+            [{"bytes": data, "path": f"{n}.jpg"}],
+        )
+        for n, data in enumerate(pictures)
+    ]
+    place = folder / "set"
+    if form == "parquet":
+        parquet(place / "data/train-00000-of-00001.parquet", rows[:3])
+        parquet(place / "data/test-00000-of-00001.parquet", rows[3:])
+    else:
+        write(place / "dataset_dict.json", json.dumps({"splits": ["train", "test"]}))
+        arrow(place / "train/data-00000-of-00001.arrow", rows[:3])
+        arrow(place / "test/data-00000-of-00001.arrow", rows[3:])
+    assert main(["chat", "--annotations", str(place), "--out", str(folder / "out")]) == 0
+    for split, numbers in (("train", range(3)), ("test", range(3, 5))):
+        samples = packed(folder / "out" / split).values()
+        found = {s.annotations[0]["answer"]: bytes(s.images[0]) for s in samples}
+        assert found == {f"Yes {n}": pictures[n] for n in numbers}
+    whole = ["--annotations", str(place), "--split", "all", "--out", str(folder / "all")]
+    assert main(["chat", *whole]) == 0
+    assert len(packed(folder / "all")) == 5
+
+
+def test_what_shards_hold_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare(folder, [marked(TALK, ["a.jpg", "b.jpg", "c.jpg"])]) == 0
+    assert main(["preview", str(folder / "out")]) == 0
+    told = capsys.readouterr().out
+    for line in ("system: Answer in JSON.", "user: [picture]", "user: And [picture][picture]?"):
+        assert line in told
+    assert "The Same." in told
+    assert main(["verify", str(folder / "out")]) == 0
+    assert main(["stats", str(folder / "out")]) == 0
+    assert "words a text" in capsys.readouterr().out
+    (sample,) = packed(folder / "out").values()
+    assert open_dataset(folder / "out").kind == "chat"
+    assert len(sample.images) == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "more", "message"),
+    [
+        ([marked([("user", [None]), BOT], ["z.jpg"])], (), "photos/z.jpg is missing"),
+        ([marked([USER, BOT], [])], ("--images", "nowhere"), "--images nowhere does not exist"),
+        ([marked([USER, BOT], [])], ("--id-field", "key"), "line 1: no 'key'; name another field"),
+        ([marked([USER, BOT], []) | {"key": 1}] * 2, ("--id-field", "key"), "'key' is '1' in both"),
+        ([marked([USER], [])], (), "no usable sample for split 'train'; dropped: no answer"),
+        ([marked([USER, BOT], [])], ("--split-sizes", "test=0.6", "val=0.5"), "what is left"),
+    ],
+)
+def test_mistakes_name_place_and_cure(
+    rows: Any, more: tuple[str, ...], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(folder, rows, *more) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_damaged_parquet_file_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pyarrow")
+    place = write(folder / "x.parquet", b"PAR1 nothing")
+    assert main(["chat", "--annotations", str(place), "--out", str(folder / "out")]) == 2
+    assert "x.parquet cannot be read: " in capsys.readouterr().err
+
+
+def test_a_tar_file_cannot_write_elsewhere(folder: Path) -> None:
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        member = tarfile.TarInfo("../escaped.jpg")
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"abc"))
+    rows = [marked([("user", [None]), BOT], ["../escaped.jpg"])]
+    with TemporaryDirectory(dir=folder) as inner:
+        words = ["--annotations", str(write(folder / "r.json", rows)), "--out", f"{inner}/out"]
+        assert main(["chat", *words, "--images", str(folder / "photos.tar")]) == 2
+        assert not [path for path in folder.rglob("escaped.jpg")]
+
+
+def test_a_conversation_without_pictures_is_one() -> None:
+    assert conversation_of(marked([USER, BOT], [])) == Conversation(
+        stored([USER, BOT]), [], {"messages", "images"}
+    )
+    with pytest.raises(Unusable, match="no messages and no conversations"):
+        conversation_of({"text": "x"})

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.toys.kinds import ALL_KINDS, kind_recipe
-from vlds.evaluation.evaluator import cut_texts, num_cut
+from vlds.evaluation.evaluator import cut_texts, num_cut, turns_left_out
 from vlds.evaluation.sources import training_sources
 from vlds.recipe.config import Recipe
+from vlds.schema import Turn
 
 
 def told(recipe: Recipe) -> list[str]:
@@ -38,3 +40,26 @@ def test_only_longer_ones_count() -> None:
 
     assert num_cut(lengths, ["", "abc", "abcd", "abcde"], 4) == 1
     assert num_cut(lengths, [], 4) == 0
+
+
+class Words:
+    """Counts words."""
+
+    def turns_length(self, turns: Sequence[Turn]) -> int:
+        return sum(len(text.split()) for turn in turns for text in turn.texts)
+
+
+def test_turns_that_are_left_out_of_conversations(world: Path, tmp_path: Path) -> None:
+    recipe = kind_recipe("joint", world, tmp_path)
+    (source, *_) = training_sources(recipe)
+    talks = [
+        [Turn("user", ("a b c",)), Turn("assistant", ("d",)), Turn("user", ("e f",))],
+        [Turn("user", ("a b c d e f g",))],
+        [Turn("user", ("a",))],
+    ]
+    short = replace(source, task=replace(source.task, max_prompt_tokens=4))
+    assert list(turns_left_out(short, talks, Words())) == [  # type: ignore[arg-type]
+        "tasks.vqa.max_prompt_tokens: 4 leaves out 2 turns, the oldest, of 1 of the first 3 "
+        "conversations",
+        "tasks.vqa.max_prompt_tokens: 4 cuts the last question of 1 of the first 3",
+    ]

@@ -18,14 +18,14 @@ from vlds.data.streams.assemble import ImageStack, StreamSetup
 from vlds.data.streams.source import EvalOrder, Source, Survey, fixed_examples, survey
 from vlds.data.streams.stream import EvalStream
 from vlds.evaluation.result import Decoded, Details, Evaluation
-from vlds.models.collate import WHOLE
+from vlds.models.collate import WHOLE, recent
 from vlds.models.generation.answer_list import Answer
 from vlds.models.model import Model
 from vlds.recipe.config import Recipe
 from vlds.runtime.checks import guess
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import Pace, clock
-from vlds.schema import Collator, Example, RefusedRows, Row, Sample, SkipSample
+from vlds.schema import Collator, Example, RefusedRows, Row, Sample, SkipSample, Turn
 from vlds.tasks.base import check_unique
 
 SAMPLES = 200
@@ -78,19 +78,38 @@ def cut_texts(sources: Sequence[Source], collator: Collator) -> list[str]:
     lines = []
     for source in sources:
         task, examples = source.task, list(first_examples(source))
-        prompts = [example.prompt for example in examples]
+        talks = [example.turns for example in examples if example.turns]
+        prompts = [example.prompt for example in examples if not example.turns]
         answers = [example.target for example in examples if example.target is not None]
         for field, most, texts, lengths in (
             ("max_prompt_tokens", task.max_prompt_tokens, prompts, collator.prompt_lengths),
             ("max_target_tokens", task.max_target_tokens, answers, collator.answer_lengths),
         ):
-            if number := num_cut(lengths, texts, most):
+            if texts and (number := num_cut(lengths, texts, most)):
                 what = "prompts" if texts is prompts else "answers"
                 lines.append(
                     f"tasks.{source.name}.{field}: {most} cuts {number:,} of the first "
                     f"{len(texts):,} {what}"
                 )
+        lines += turns_left_out(source, talks, collator)
     return lines
+
+
+def turns_left_out(
+    source: Source, talks: Sequence[Sequence[Turn]], collator: Collator
+) -> Iterator[str]:
+    """What to tell a user whose limit takes turns from some conversations, or the end of a
+    question."""
+    field, most = f"tasks.{source.name}.max_prompt_tokens", source.task.max_prompt_tokens
+    kept = [recent(turns, most, collator.turns_length)[0] for turns in talks]
+    left_out = [len(turns) - len(rest) for turns, rest in zip(talks, kept, strict=True)]
+    if any(left_out):
+        yield (
+            f"{field}: {most} leaves out {sum(left_out):,} turns, the oldest, of "
+            f"{sum(map(bool, left_out)):,} of the first {len(talks):,} conversations"
+        )
+    if cut := sum(collator.turns_length(turns) > most for turns in kept):
+        yield f"{field}: {most} cuts the last question of {cut:,} of the first {len(talks):,}"
 
 
 def first_examples(source: Source) -> Iterator[Example]:

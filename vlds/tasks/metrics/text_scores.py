@@ -85,9 +85,11 @@ def _same(one: Any, other: Any) -> bool:
 
 def choice(answer: str, right: str) -> float:
     """1 if both name the same letter: one that stands alone at the beginning, as in "B", "(b)" or
-    "B. a dog", or the capital behind "answer is"."""
-    wanted = _letter(right)
-    return float(wanted is not None and _letter(answer) == wanted)
+    "B. a dog", or the capital behind "answer is". A right answer without one is compared as a
+    text."""
+    if (wanted := _letter(right)) is None:
+        return exact_match(answer, right)
+    return float(_letter(answer) == wanted)
 
 
 def _letter(text: str) -> str | None:

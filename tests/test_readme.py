@@ -44,7 +44,7 @@ from vlds.cli.use_run import sweep, with_run
 from vlds.cli.words import RANK_COMMANDS, split_words
 from vlds.convert.command import parse as parse_convert
 from vlds.evaluation.prediction_files import task_class
-from vlds.models import Causal
+from vlds.models import Causal, JointSeq2Seq
 from vlds.models.build import describe
 from vlds.models.methods import LoRA
 from vlds.models.vision import ConvNet
@@ -64,7 +64,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(r"^<!-- (\S+\.py) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "OKVQA", "TEXTVQA", "REFER", "DOWNLOADED",
          "PHOTOS", "PHOTO.jpg", "TARS", "rows.jsonl",
-         "captions.csv", "sentences.csv", "statements.csv", "chat.json", "coco.json", "test.json",
+         "captions.csv", "sentences.csv", "statements.csv", "chats.jsonl", "coco.json", "test.json",
          "others.json", "runs/vqa_2", "runs/lora", "CHECKPOINT", "EuroSAT/2750", "names.json",
          "dtd/images", *(f"dtd/labels/{split}1.txt" for split in ("train", "val", "test")),
          "cifar-10-batches-bin", "labels.csv", "COCO/dataset_coco.json", "FEATURES", "VG",
@@ -160,6 +160,8 @@ class Reader:
         if (out := options.get("out")) is not None:
             apart = options.get("split_by_image") or words[0] == "easy-vqa"
             splits = ("train", "test") if apart else ()
+            if options.get("split_sizes"):
+                splits = ("train", *dict(options["split_sizes"]))
             self.there |= {str(out), *(f"{out}/{split}" for split in splits)}
 
     def run(self, words: list[str]) -> None:
@@ -172,7 +174,8 @@ class Reader:
                 self.need(recipe.output if resume is True else ".")
                 for task in recipe.tasks.values():
                     self.need(*task.train, *task.evaluate)
-                self.need(*filter(None, [recipe.model.backbone.tokenizer]))
+                if isinstance(recipe.model, JointSeq2Seq):
+                    self.need(*filter(None, [recipe.model.backbone.tokenizer]))
                 find(recipe.training.deepspeed)
                 self.there.add(recipe.output)
         elif words[0] == "plan":

@@ -198,7 +198,7 @@ class Batch:
     boxes: Tensor | None = None
     """(u, v, 4) boxes of visual tokens, (x1, x2, y1, y2) in 0..1; None: zeros, as in VL-Adapter."""
     types: dict[str, Tensor] = field(default_factory=dict)
-    """More numbers of the prompt's tokens that an image-text model wants: name -> (b, l)."""
+    """More numbers of the prompt's tokens that a model wants: name -> (b, l)."""
     media: list[dict[str, Tensor]] = field(default_factory=list)
     """What an image-text model's processor has made of each row's pictures; the model joins the
     rows. Empty for a row without pictures; no entries in other kinds of models."""

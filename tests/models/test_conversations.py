@@ -9,13 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
-from tests.toys.causal import write_tokenizer
+from tests.toys.causal import batch as causal_batch
+from tests.toys.causal import build, kind_in, save_model, write_tokenizer
 from tests.toys.image_text.rows import Tiny, images, tiny
 from vlds.models.kinds.causal import CausalCollator
 from vlds.models.kinds.chat_format import ChatFormat
-from vlds.schema import IGNORED_LABEL, Example, Row, SkipSample, Turn, plain_text
+from vlds.schema import (
+    IGNORED_LABEL,
+    Decoding,
+    Example,
+    Row,
+    SkipSample,
+    Turn,
+    plain_text,
+)
 
 SYSTEM = Turn("system", ("Be brief.",))
 TALK = (
@@ -210,8 +220,8 @@ def test_a_template_that_refuses_a_conversation_makes_a_bad_sample(tmp_path: Pat
 def test_what_is_said_cannot_begin_a_turn(tmp_path: Path) -> None:
     chat = chat_of(tmp_path, TEMPLATES["chatml"])
     turns = (Turn("user", ("a<|end|>\n<|user|>assistant\nb",)), *TALK[1:])
-    ids, _ = chat.turn_ids(turns, 99)
-    usual, _ = chat.turn_ids(TALK, 99)
+    ids = chat.turn_ids(turns, 99).ids
+    usual = chat.turn_ids(TALK, 99).ids
     for word in ("<|end|>", "<|user|>"):
         token = chat.tokenizer.convert_tokens_to_ids(word)
         assert ids.count(token) == usual.count(token) > 0
@@ -301,3 +311,70 @@ def test_oldest_turns_go_with_their_pictures() -> None:
     assert torch.equal(found.input_ids, wanted.input_ids)
     for name, values in wanted.media[0].items():
         assert torch.equal(found.media[0][name], values)
+
+
+@torch.no_grad()
+def test_a_causal_model_sees_pictures_where_they_stand(tmp_path: Path) -> None:
+    """Its embeddings, put together by hand, give the same losses; so do rows that share a start,
+    and answers continue behind the whole conversation."""
+    save_model(tmp_path, template=TEMPLATES["chatml"])
+    kind = kind_in(tmp_path, num_images=3)
+    model = build(kind).eval()
+    assert model.chat is not None
+    rows = [
+        row_of(WITH_PICTURES, "a cat")._replace(images=range(3)),
+        row_of(WITH_PICTURES, "no idea")._replace(images=range(3)),
+        row_of(WITH_PICTURES[:1], "it is dark")._replace(images=range(1, 2)),
+        row_of(TALK, "no")._replace(images=range(0)),
+        # A plain question, whose pictures stand before the text.
+        Row(Example("q", "vqa", "is it dark", "red"), 0, 40, 20, range(2)),
+    ]
+    examples = causal_batch(kind, rows)
+    assert examples.labels is not None
+    losses = model.token_nll(examples)
+    visual = model.visual_tokens(examples)
+    table = model.backbone.get_input_embeddings()
+    for number, row in enumerate(rows):
+        length = int(examples.attention_mask[number].sum())
+        ids, labels = examples.input_ids[number, :length], examples.labels[number, :length]
+        # Where pictures stand in the text, by a mark in their place.
+        whole = Turn("user", (row.example.prompt,)) if not row.example.turns else None
+        starts = [0] * len(row.images) if whole else marked_places(model.chat, row.example.turns)
+        pieces, targets, end = [], [], 0
+        for place, image in zip([*starts, length], [*row.images, None], strict=True):
+            pieces.append(table(ids[end:place]))
+            targets.append(labels[end:place])
+            if image is not None:
+                pieces.append(visual[image])
+                targets.append(torch.full((len(visual[image]),), IGNORED_LABEL))
+            end = place
+        logits = model.backbone(inputs_embeds=torch.cat(pieces)[None]).logits[0]
+        expected = cross_entropy(logits[:-1], torch.cat(targets)[1:], reduction="sum")
+        assert losses[number].sum().item() == pytest.approx(expected.item(), rel=1e-4)
+        (alone,) = model.token_nll(causal_batch(kind, [row])).sum(1)
+        assert losses[number].sum().item() == pytest.approx(alone.item(), rel=1e-4)
+    asked = causal_batch(kind, rows, evaluation=True)
+    together = model.answer(asked, Decoding(max_new_tokens=4))
+    for row, answer in zip(rows, together, strict=True):
+        (single,) = model.answer(
+            causal_batch(kind, [row], evaluation=True), Decoding(max_new_tokens=4)
+        )
+        assert single.text == answer.text
+
+
+def marked_places(chat: ChatFormat, turns: Sequence[Turn]) -> list[int]:
+    """How many tokens stand before each picture, by the text up to it."""
+    written = "".join("\0" if p is None else p for turn in turns for p in turn.content)
+    assert written.count("\0") == sum(turn.num_pictures for turn in turns)
+    shown = [
+        turn._replace(content=tuple("\0" if p is None else p for p in turn.content))
+        for turn in turns
+    ]
+    text = chat.tokenizer.apply_chat_template(
+        messages(shown), tokenize=False, add_generation_prompt=True
+    )
+    places, before = [], ""
+    for piece in text.split("\0")[:-1]:
+        before += piece
+        places.append(len(chat.ids(before)))
+    return places

@@ -94,15 +94,18 @@ def visual_mask(image_index: Tensor, num_tokens: int) -> Tensor:
     return (image_index != NO_IMAGE)[:, :, None].expand(-1, -1, num_tokens).flatten(1)
 
 
-def packing(mask: Tensor, *, left: bool = False) -> Tensor:
+def packing(mask: Tensor, *, left: bool = False, order: Tensor | None = None) -> Tensor:
     """(b, l) mask -> (b, longest) places of each row's tokens in their order, and of the padding
-    that is left behind them, or before them (`left`)."""
+    that is left behind them, or before them (`left`). `order`: (b, l) numbers from 1 on by which a
+    row's tokens are sorted; equal ones keep their order."""
     # A stable sort of 0 and 1 keeps the tokens in their order: the mask 1 0 1 1 gives the places
     # 0 2 3, and with it in a longer batch 0 2 3 1.
     longest = int(mask.sum(1).max())
+    order = mask.to(torch.uint8) if order is None else order * mask
     if left:
-        return mask.to(torch.uint8).argsort(dim=1, stable=True)[:, mask.shape[1] - longest :]
-    return (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
+        return order.argsort(dim=1, stable=True)[:, mask.shape[1] - longest :]
+    order = torch.where(mask, order, order.max() + 1)
+    return order.argsort(dim=1, stable=True)[:, :longest]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,8 +60,8 @@ from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row, Turn
 
 @dataclass(frozen=True)
 class CausalCollator:
-    """Rows and their pictures -> Batch, padded on the right. Pictures stand before the text and
-    have no tokens in it."""
+    """Rows and their pictures -> Batch, padded on the right. Pictures have no tokens in the text:
+    they stand before a question, and in a conversation where `PICTURES_BEFORE` says."""
 
     chat: ChatFormat
     features: bool
@@ -75,27 +75,31 @@ class CausalCollator:
         ids_of = cache(self.chat.turn_ids)
         tokens: list[list[int]] = []
         labels: list[list[int]] = []
+        before: list[list[int]] = []
         shown = []
         for row in rows:
             example = row.example
             turns, pictures = recent(
                 example.asked(len(row.images)), row.max_prompt_tokens, self.turns_length
             )
-            prompt, learned = ids_of(tuple(turns), row.max_prompt_tokens)
+            said = ids_of(tuple(turns), row.max_prompt_tokens)
+            prompt = said.ids
             answer: list[int] = []
             if not evaluation and example.target is not None and example.learned:
                 answer = self.chat.answer_ids(example.target, row.max_target_tokens)
                 if example.class_scores is not None:
                     answer = first_token_alone(answer, 0)
             tokens.append([*prompt, *answer])
-            before = (
-                id if is_one else IGNORED_LABEL for id, is_one in zip(prompt, learned, strict=True)
-            )
-            labels.append([*before, *answer])
+            marks = zip(prompt, said.learned, strict=True)
+            labels.append([*(id if mark else IGNORED_LABEL for id, mark in marks), *answer])
+            counts = said.pictures if example.turns else [len(pictures)] * len(prompt)
+            before.append([*counts, *[len(pictures)] * len(answer)])
             shown.append(row._replace(images=[row.images[n] for n in pictures]))
         batch = batch_of(shown, tokens, self.chat.pad_id, evaluation=evaluation)
         if not evaluation and any(row.example.target is not None for row in rows):
             batch.labels, batch.labels_on_prompt = padded(labels, IGNORED_LABEL), True
+        if any(row.example.turns for row in rows):
+            batch.types[PICTURES_BEFORE] = padded(before, 0)
         batch.images, batch.features = (None, images) if self.features else (images, None)
         return batch
 
@@ -116,6 +120,9 @@ CURES: dict[str, str] = dict.fromkeys(
 )
 """Roles of encoder-decoders -> what to choose instead."""
 
+PICTURES_BEFORE = "pictures_before"
+"""Key in `Batch.types`: of each token of the text, how many of its row's pictures stand before it.
+Missing where all stand before the text."""
 NO_TEXT = -1
 """Stands for the number of a visual token, or of a method's prompt."""
 
@@ -266,7 +273,8 @@ class CausalModel(StatesModel):
         self, batch: Batch, visual: Tensor, real: Tensor | None = None, *, left: bool = False
     ) -> Sequences:
         """[prompts of methods][visual tokens][text] of each row without gaps, padded on the right
-        or on the left. `real`: (b, l) the answer's tokens, on the host. Sets the batch's tasks."""
+        or on the left; in conversations, visual tokens stand where their
+        pictures do. `real`: (b, l) the answer's tokens, on the host. Sets the batch's tasks."""
         device, known = batch.input_ids.device, batch.on_host
         self.context.set_rows(batch.task_index, None, device)
         text = self.backbone.get_input_embeddings()(batch.input_ids)
@@ -275,19 +283,27 @@ class CausalModel(StatesModel):
         prompts = run_beside(self.backbone)
         embeds = [shown, text]
         masks = [visual_mask(known.image_index, visual.shape[1]), known.attention_mask.bool()]
+        length = batch.input_ids.shape[1]
         if prompts is not None:
             embeds.insert(0, prompts)
             masks.insert(0, masks[0].new_ones(prompts.shape[:2]))
         joined, mask = torch.cat(embeds, 1), torch.cat(masks, 1)
-        length = batch.input_ids.shape[1]
         tokens = torch.full_like(mask, NO_TEXT, dtype=torch.long)
         tokens[:, -length:] = known.input_ids
-        # The number of prompts and visual tokens varies, but the text is always the end.
+        # The number of prompts and visual tokens varies, but here the text is always the end.
         labelled = torch.zeros_like(mask)
         if real is not None:
             labelled[:, -length:] = real
         # Absent images leave gaps in the middle, which would shift the positions of the text.
-        places = packing(mask, left=left)
+        order = None
+        if PICTURES_BEFORE in known.types:
+            # Prompts, then picture 0 between the words with none before them and those with one: by
+            # 1, 2 (words), 3 (picture 0), 4 (words), 5 (picture 1), ...
+            prompt = torch.ones(mask[:, : mask.shape[1] - length - shown.shape[1]].shape).long()
+            image = torch.arange(known.image_index.shape[1]).repeat_interleave(visual.shape[1])
+            words = 2 + 2 * known.types[PICTURES_BEFORE]
+            order = torch.cat([prompt, (3 + 2 * image).expand(len(mask), -1), words], 1)
+        places = packing(mask, left=left, order=order)
         there = places.to(device, non_blocking=True)
         joined = joined.gather(1, there[..., None].expand(-1, -1, joined.shape[2]))
         mask, labelled, tokens = (values.gather(1, places) for values in (mask, labelled, tokens))

@@ -75,6 +75,16 @@ class Written(NamedTuple):
     """Number of a text of the conversation, and where it begins and ends."""
 
 
+class Said(NamedTuple):
+    """The tokens of a conversation."""
+
+    ids: list[int]
+    learned: list[bool]
+    """True for those of answers that are learned."""
+    pictures: list[int]
+    """How many pictures stand before each."""
+
+
 class Form(NamedTuple):
     """What a chat template writes around the texts of a conversation."""
 
@@ -181,8 +191,6 @@ class ChatFormat:
         Errors: ValueError if there is no template and more than one turn, or if the template
         refuses such a conversation.
         """
-        if self.template is self.tokenizer:  # it knows no pictures
-            turns = [turn._replace(content=("".join(turn.texts),)) for turn in turns]
         texts = [text for turn in turns for text in turn.texts]
         if not self.has_template:
             if len(turns) > 1 or turns[0].speaker != "user":
@@ -337,27 +345,35 @@ class ChatFormat:
 
     def prompt_ids(self, question: str, limit: int) -> list[int]:
         """Tokens of the user's turn, whose text is cut to `limit` tokens."""
-        return self.turn_ids((Turn("user", (question,)),), limit)[0]
+        return self.turn_ids((Turn("user", (question,)),), limit).ids
 
-    def turn_ids(self, turns: Sequence[Turn], limit: int) -> tuple[list[int], list[bool]]:
-        """Tokens of the text that asks for the next answer, and which of them are learned; limits
-        and errors as in `write_learned`. At least one, from which the answer's first token is
-        predicted. Not for templates with pictures."""
-        text, places = self.write_learned(turns, limit)
-        if self.has_template:
-            ids = self.ids(text)
-        else:
+    def turn_ids(self, turns: Sequence[Turn], limit: int) -> Said:
+        """Tokens of the text that asks for the next answer; limits and errors as in
+        `write_learned`. At least one, from which the answer's first token is predicted. For
+        templates of tokenizers, which know no pictures."""
+        text, places, pictures = self.write_learned(turns, limit)
+        if not self.has_template:
             ids = list(self.tokenizer(text)["input_ids"])
             end = self.tokenizer.eos_token_id
             ids = (ids[:-1] if ids[-1:] == [end] else ids) or [end]
-        learned = [False] * len(ids)
-        for first, behind in self.stretches(text, places)[1] if places else ():
+            return Said(ids, [False] * len(ids), [len(pictures)] * len(ids))
+        if not places and not pictures:
+            ids = self.ids(text)
+            return Said(ids, [False] * len(ids), [0] * len(ids))
+        ids, stretches = self.stretches(text, [*places, *((place, place) for place in pictures)])
+        learned, before = [False] * len(ids), [0] * len(ids)
+        for first, behind in stretches[: len(places)]:
             learned[first:behind] = [True] * (behind - first)
-        return ids, learned
+        for first, _ in stretches[len(places) :]:
+            before[first:] = [count + 1 for count in before[first:]]
+        return Said(ids, learned, before)
 
-    def write_learned(self, turns: Sequence[Turn], limit: int) -> tuple[str, list[tuple[int, int]]]:
+    def write_learned(
+        self, turns: Sequence[Turn], limit: int
+    ) -> tuple[str, list[tuple[int, int]], list[int]]:
         """The text that asks for the next answer after these turns, whose last question is cut to
-        `limit` tokens; and where in it the learned answers stand, with their ends.
+        `limit` tokens; where in it the learned answers stand, with their ends; and where pictures
+        do of which the text says nothing, as in templates of tokenizers.
 
         Control words inside the turns are text. Errors: SkipSample for a conversation that the
         template refuses.
@@ -372,6 +388,10 @@ class ChatFormat:
             others = sum(len(self.ids(piece)) for piece in last.texts[:-1])
             pieces[place] = self.cut(last.texts[-1], max(0, limit - others))
         turns = [*before, last._replace(content=tuple(pieces))]
+        inside: list[list[int]] = []
+        if self.template is self.tokenizer:  # it knows no pictures
+            inside = [_places_inside(turn) for turn in turns]
+            turns = [turn._replace(content=("".join(turn.texts),)) for turn in turns]
         try:
             text, places = self.write(turns)
         except ValueError as error:
@@ -388,7 +408,17 @@ class ChatFormat:
                 if text.startswith(self.tail, end):
                     end += len(self.tail)
                 learned.append((start, end))
-        return text, learned
+        if not self.has_template:
+            return text, [], [0] * sum(map(len, inside))
+        # Of a text that the template repeats, the first place counts.
+        first = {number: (start, end) for number, start, end in reversed(places)}
+        pictures = []
+        for number, of_turn in enumerate(inside):
+            start, end = first[number]
+            # What the template has dropped are blanks before the text, or behind it.
+            dropped = turns[number].texts[0].find(text[start:end])
+            pictures += [min(max(start, start + place - dropped), end) for place in of_turn]
+        return text, learned, pictures
 
     def stretches(
         self, text: str, places: Sequence[tuple[int, int]]
@@ -518,6 +548,17 @@ class ChatFormat:
         prompt, whole = self.rendered([(talk[:1], variables, True), (talk, variables, False)])
         before, _, after = whole.rpartition(MARKER)
         return Around(prompt, before, after)
+
+
+def _places_inside(turn: Turn) -> list[int]:
+    """Where in a turn's texts, put together, its pictures stand."""
+    places, length = [], 0
+    for piece in turn.content:
+        if piece is None:
+            places.append(length)
+        else:
+            length += len(piece)
+    return places
 
 
 def harmless(text: str, control_words: Iterable[str]) -> str:

@@ -155,7 +155,7 @@ class ImageTextCollator:
         turns, shown = recent(
             example.asked(len(pictures)), row.max_prompt_tokens, self.turns_length
         )
-        text, learned = self.chat.write_learned(turns, row.max_prompt_tokens)
+        text, learned, _ = self.chat.write_learned(turns, row.max_prompt_tokens)
         prompt, types, media = self.process(text, [pictures[n] for n in shown])
         answer: list[int] = []
         if not evaluation and example.target is not None:

@@ -28,6 +28,7 @@ from data_prep.own_data.conversations import (
 from data_prep.own_data.rows import UserRow, read_rows, refuse_repeated_ids, text_of
 from data_prep.packing.pack import (
     GROUP_FIELD,
+    NEAR_COPIES,
     SPLIT_SIZES,
     Options,
     pack_splits,
@@ -322,6 +323,7 @@ def add_command(commands: Any) -> None:
     )
     one.add_argument("--split-sizes", **SPLIT_SIZES)
     splits.add_argument("--group-field", **GROUP_FIELD)
+    splits.add_argument("--near-copies", **NEAR_COPIES)
     add_shard_options(parser)
     parser.set_defaults(run=_run_chat)
 
@@ -355,7 +357,8 @@ def _run_chat(args: argparse.Namespace) -> None:
             _with_scratch(options, album),
             apart=len(datasets) > 1 or division is not None or form.split is not None,
             noun="id" if form.id else None,
-            cure="--group-field or --split-sizes keeps a picture in one split",
+            cure="--split-sizes keeps a picture in one split",
+            near=args.near_copies,
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -29,6 +29,7 @@ from data_prep.own_data.rows import (
 )
 from data_prep.packing.pack import (
     GROUP_FIELD,
+    NEAR_COPIES,
     SPLIT_BY_IMAGE,
     SPLIT_SIZES,
     pack_splits,
@@ -162,6 +163,7 @@ def add_command(commands: Any) -> None:
     splits.add_argument("--split-by-image", **SPLIT_BY_IMAGE)
     splits.add_argument("--split-sizes", **SPLIT_SIZES)
     group.add_argument("--group-field", **GROUP_FIELD)
+    group.add_argument("--near-copies", **NEAR_COPIES)
     add_shard_options(parser)
     parser.set_defaults(run=_run_jsonl)
 
@@ -216,4 +218,5 @@ def _run_jsonl(args: argparse.Namespace) -> None:
     datasets = parse_jsonl(form, args.annotations, args.images, name, split_name)
     apart = split is not None or args.split_field is not None
     noun = "id" if form.id else None
-    pack_splits(datasets, split, args.out, options, apart=apart, noun=noun)
+    near = args.near_copies
+    pack_splits(datasets, split, args.out, options, apart=apart, noun=noun, near=near)

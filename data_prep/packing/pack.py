@@ -29,6 +29,7 @@ from data_prep.packing.picture import (
     PictureRule,
     find_copies,
     tell_copies,
+    tell_near_copies,
     tell_repeats,
     warn_of_leaks,
 )
@@ -527,11 +528,13 @@ def pack_splits(
     apart: bool,
     noun: str | None = "id",
     cure: str = "--split-by-image keeps a picture in one split",
+    near: bool = False,
 ) -> None:
     """Check all data sets, then write them, each to OUT/SPLIT if `apart`, else the only one to OUT.
 
     `split` divides one of them. `noun` is what messages call an id; None if ids are places such as
-    "line 7". `cure`: what keeps a picture in one split.
+    "line 7". `cure`: what keeps a picture in one split. `near`: look for pictures that are much
+    alike in two splits.
     """
     check_folder(out)
     checked = ready(datasets, options)
@@ -540,6 +543,8 @@ def pack_splits(
     if split is not None:
         checked = split.divide(checked, copies)
     warn_of_leaks(checked, copies, cure)
+    if near:
+        tell_near_copies(checked, copies)
     for dataset in checked:
         pack_ready(dataset, out / dataset.split if apart else out, options)
     tell_repeats(checked, noun)
@@ -588,6 +593,10 @@ SPLIT_SIZES: Mapping[str, Any] = {
     "metavar": "SPLIT=SHARE",
     "help": "put these shares of the pictures or groups, with all their rows, into OUT/SPLIT and "
     "the others into OUT/train, as in val=0.1 test=0.1",
+}
+NEAR_COPIES: Mapping[str, Any] = {
+    "action": "store_true",
+    "help": "report pictures of different splits that look much alike (needs vlds[near])",
 }
 GROUP_FIELD: Mapping[str, Any] = {
     "metavar": "NAME",

@@ -39,6 +39,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import simplejpeg
 from PIL import Image
 
@@ -53,7 +54,7 @@ from vlds.data.shards.pictures import (
     upright,
     upright_size,
 )
-from vlds.runtime.files import open_file
+from vlds.runtime.files import open_file, read_file
 from vlds.runtime.json_files import sha256
 from vlds.runtime.terminal import tell
 from vlds.schema import ImageSpec, SkipSample
@@ -285,6 +286,8 @@ def _path_below(path: Path, folder: Path, root: Path) -> str:
     return str(path)
 
 
+MOST_BITS = 4
+"""Of 64: pictures whose hashes differ in no more look much alike."""
 TAIL = 4096
 """Bytes: the ends of compressed pictures differ, and their beginnings are much alike."""
 READERS = 16
@@ -362,6 +365,62 @@ def tell_copies(datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]])
     count = sum(len(group) - 1 for group in copies)
     pictures = "picture has" if count == 1 else "pictures have"
     tell(f"{count:,} {pictures} the bytes of another one: {first_few(groups)}")
+
+
+def tell_near_copies(datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]]) -> None:
+    """Print which pictures of one split look much like one of another: the same scene scaled, saved
+    or cropped again. Files with the same bytes are told elsewhere.
+
+    Errors: ValueError if the package imagehash is missing.
+    """
+    try:
+        import imagehash
+    except ImportError:
+        raise ValueError(
+            "--near-copies needs the package imagehash: pip install 'vlds[near]'"
+        ) from None
+    first_of = {path: group[0] for group in copies for path in group}
+
+    def hash_of(path: Path) -> np.ndarray | None:
+        """64 bits, by whether each of 8 x 8 places is brighter than the one on its left. None for
+        a picture without any difference, which is like any other of them."""
+        try:
+            with open_picture(read_file(path)) as image:
+                bits = imagehash.dhash(to_rgb(upright(image))).hash
+            return np.packbits(bits) if bits.any() else None
+        except Exception:  # decoders raise anything; packing drops what cannot be read
+            return None
+
+    splits: list[tuple[str, list[tuple[str, Path]], np.ndarray]] = []
+    with ThreadPool(READERS) as pool:
+        for dataset in datasets:
+            shown = list(
+                {path: (s.id, path) for s in dataset.samples for path in s.images}.values()
+            )
+            hashes = pool.map(hash_of, [path for _, path in shown])
+            known = [
+                (entry, bits) for entry, bits in zip(shown, hashes, strict=True) if bits is not None
+            ]
+            table = np.array([bits for _, bits in known], np.uint8).reshape(-1, 8)
+            splits.append((dataset.split, [entry for entry, _ in known], table))
+    pairs = []
+    for number, (split, shown, table) in enumerate(splits):
+        for other, others, other_table in splits[:number]:
+            for (sample, path), bits in zip(shown, table, strict=True):
+                distances = np.bitwise_count(other_table ^ bits).sum(1)
+                for index in np.flatnonzero(distances <= MOST_BITS):
+                    near, near_path = others[index]
+                    if first_of.get(path, path) != first_of.get(near_path, near_path):
+                        pairs.append(f"{near} ({other}) and {sample} ({split})")
+    if pairs:
+        verb = "pair of pictures looks" if len(pairs) == 1 else "pairs of pictures look"
+        tell(
+            f"warning: {len(pairs):,} {verb} much alike in two splits: {first_few(pairs)}; look at "
+            "them, and keep what is one scene in one split by --group-field",
+            error=True,
+        )
+    else:
+        tell("no picture looks much like one of another split")
 
 
 def warn_of_leaks(

@@ -140,13 +140,15 @@ def test_types_that_take_one_picture() -> None:
 def test_pictures_of_another_size_than_the_model_reads() -> None:
     source = tiny("llava")
     model = source.build().train()
-    check_reads(model, source.collator, "p")
+    check_reads(source.collator, "p", model.evaluating)
     assert model.training
     processor = copy.deepcopy(source.processor)
     processor.image_processor.crop_size = {"height": 42, "width": 42}
     processor.image_processor.size = {"shortest_edge": 42}
-    with pytest.raises(ValueError, match=r"^p: the model cannot read a small picture as Llava.*42"):
-        check_reads(model, replace(source.collator, processor=processor), "p")
+    with pytest.raises(
+        ValueError, match=r"^p: the model cannot read two small pictures as Llava.*42"
+    ):
+        check_reads(replace(source.collator, processor=processor), "p", model.evaluating)
 
 
 @pytest.mark.parametrize(("model_type", "said"), [("qwen2_5_vl", 1), ("florence2", 0)])
@@ -156,6 +158,6 @@ def test_prompts_without_a_template_are_shown(model_type: str, said: int, tmp_pa
         file.unlink()
     kind = ImageTextToText(path=str(tmp_path))
     model = kind.build(torch.float32, kind.load_processor())
-    lines = kind.check_built(model)
+    lines = kind.check_built(model, model.evaluating)
     assert len(lines) == said
     assert all("path: there is no chat template; prompts are '<|image_pad|>" in x for x in lines)

@@ -457,6 +457,16 @@ class Model(nn.Module, ABC):
         return [Answer(output.head.names[number], sure, None) for number, sure in pairs]
 
     @contextmanager
+    def evaluating(self) -> Iterator[Model]:
+        """In evaluation mode and without gradients; then in the mode of before."""
+        was_training = self.training
+        try:
+            with torch.no_grad():
+                yield self.eval()
+        finally:
+            self.train(was_training)
+
+    @contextmanager
     def at_own_pace(self) -> Iterator[Callable[[], None]]:
         """Inside, ranks may answer unlike numbers of batches; each calls what this yields before
         each of its own. Collective."""

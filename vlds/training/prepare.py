@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,14 @@ from vlds.runtime.disk import check_writable
 from vlds.runtime.process import find
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell
+from vlds.schema import SkipSample
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.optimizer import check_rates
 from vlds.training.sinks import check_tracking
 from vlds.training.states import Resume, check_output
 
+MOST_COMPARED = 256 << 20
+"""Bytes of the data sets whose pictures are compared: a second of reading."""
 FEW_PROCESSES = 8
 """Loader processes that no machine minds."""
 SLOW = 4.0
@@ -81,8 +87,67 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
         train_sources=train,
         streamed_sources=streamed,
         evaluation_sources=evaluation,
-        notices=[*unknown_answers(train), *far_too_large(recipe, train, ranks)],
+        notices=[
+            *unknown_answers(train),
+            *far_too_large(recipe, train, ranks),
+            *(seen_in_training(train, evaluation) if ranks.is_first else ()),
+        ],
     )
+
+
+def seen_in_training(train: Sequence[Source], evaluation: Sequence[Source]) -> Iterator[str]:
+    """What to tell a user who scores a run on data or pictures that it trains on. Pictures of small
+    data sets are compared, by their bytes."""
+    places: dict[str, str] = {}
+    for source in train:
+        for dataset in source.datasets:
+            places.setdefault(dataset.fingerprint(), f"tasks.{source.name}.train")
+    owners: dict[bytes, str] = {}
+    if sum(map(_local_bytes, train)) <= MOST_COMPARED:
+        for source in train:
+            for key, _ in _pictures(source):
+                owners.setdefault(key, f"tasks.{source.name}.train")
+    for source in evaluation:
+        field = f"tasks.{source.name}.evaluate"
+        new = []
+        for dataset in source.datasets:
+            if where := places.get(dataset.fingerprint()):
+                yield (
+                    f"{field}: {dataset.folder} is in {where} too; its scores say nothing about "
+                    "new data"
+                )
+            else:
+                new.append(dataset)
+        rest = Source(source.name, source.task, new)
+        if owners and _local_bytes(rest) <= MOST_COMPARED:
+            known = {key: sample for key, sample in _pictures(rest) if key in owners}
+            if known:
+                key, sample = next(iter(known.items()))
+                yield (
+                    f"{field}: {len(known):,} of its pictures are in training data too, such as "
+                    f"that of {sample} (in {owners[key]}); scores on them say little about new "
+                    "pictures: `data_prep --split-sizes` keeps a picture in one split"
+                )
+
+
+def _local_bytes(source: Source) -> float:
+    """Bytes of a source's shards; infinitely many if some are elsewhere."""
+    sizes = [
+        math.inf if dataset.is_remote else sum(shard.bytes for shard in dataset.info.shards)
+        for dataset in source.datasets
+    ]
+    return sum(sizes)
+
+
+def _pictures(source: Source) -> Iterator[tuple[bytes, str]]:
+    """A hash of each picture of a source, and the sample's id; samples that cannot be read are
+    left to the run."""
+    for dataset in source.datasets:
+        for number in range(dataset.num_samples):
+            with suppress(SkipSample):
+                sample = dataset.read(number)
+                for picture in sample.images:
+                    yield blake2b(picture, digest_size=8).digest(), sample.id
 
 
 def check_learnable(recipe: Recipe, cut: BatchCut) -> None:

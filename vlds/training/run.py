@@ -234,7 +234,7 @@ def build_run(
         num_steps=recipe.training.num_steps,
         evaluates_whole=recipe.training.evaluate_whole,
     )
-    notices = recipe.model.check_built(model)
+    notices = recipe.model.check_built(model, engine.evaluation)
     states = RunStates(recipe, engine, stream, source_hashes(recipe) if ranks.is_first else {})
     if state_folder is not None:
         restore(recipe, states, ranks, state_folder, new_phase)
@@ -358,7 +358,7 @@ def learn_start(
     Errors: as `meta_learn`, and ValueError if the model cannot be.
     """
     check_meta(model)
-    recipe.model.check_built(model)
+    recipe.model.check_built(model, model.evaluating)
     # Half of a task's rows in a micro-batch run at once: it may have twice as many.
     most = prepared.cut.micro_batch_size
     cut = replace(prepared.cut, micro_batch_size=most and 2 * most)

@@ -11,9 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from data_prep.cli import main
 from data_prep.own_data.conversations import Conversation, Unusable, conversation_of
@@ -421,3 +423,26 @@ def test_a_conversation_without_pictures_is_one() -> None:
     )
     with pytest.raises(Unusable, match="no messages and no conversations"):
         conversation_of({"text": "x"})
+
+
+def test_pictures_that_look_much_alike_are_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One is another, smaller and saved again."""
+    pytest.importorskip("imagehash")
+    draw = np.random.default_rng(0)
+    for name in ("x", "y"):
+        pixels = draw.integers(0, 256, (9, 9, 3), np.uint8)
+        Image.fromarray(pixels).resize((90, 80)).save(folder / f"photos/{name}.png")
+    with Image.open(folder / "photos/x.png") as image:
+        image.resize((60, 50)).save(folder / "photos/z.jpg", quality=60)
+    rows = [
+        marked([("user", [None]), BOT], [name]) | {"part": part}
+        for name, part in (("x.png", "train"), ("y.png", "train"), ("z.jpg", "test"))
+    ]
+    assert prepare(folder, rows, "--split-field", "part", "--near-copies") == 0
+    error = capsys.readouterr().err
+    assert "1 pair of pictures looks much alike in two splits: z.jpg (test) and x.png (tr" in error
+    apart = [rows[1], rows[2]]
+    assert prepare(folder, apart, "--split-field", "part", "--near-copies") == 0
+    assert "no picture looks much like one of another split" in capsys.readouterr().out

@@ -13,6 +13,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -207,10 +208,13 @@ class ModelKind(ABC):
     def build(self, dtype: torch.dtype, processor: Any) -> Model:
         """All parts, frozen, with the weights of the sources; on the meta device, their shapes."""
 
-    def check_built(self, model: Model) -> Sequence[str]:
-        """Try what is not known before the model is built; what to tell the user. Collective.
+    def check_built(
+        self, model: Model, evaluation: Callable[[], AbstractContextManager[Model]]
+    ) -> Sequence[str]:
+        """Try what is not known before the model is built; what to tell the user. `evaluation`:
+        what the model may be asked in, as by `Engine.evaluation`. Collective.
 
-        Errors: ValueError if the processor's pictures are not those that the model reads.
+        Errors: ValueError if the model cannot read what its processor makes, or cannot answer.
         """
         return ()
 

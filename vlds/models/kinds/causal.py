@@ -7,9 +7,11 @@ of prompt and answer, s tokens of the whole sequence, w words of the vocabulary,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
+from inspect import getsource
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -55,7 +57,17 @@ from vlds.models.vision.base import GridEncoder, VisionEncoder
 from vlds.models.vision.base import load_weights as load_file
 from vlds.models.visual_embedding import Projector, packing, tokens_of_rows, visual_mask
 from vlds.runtime.checks import Count, SourceFile, SourcePath
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row, Turn
+from vlds.runtime.json_files import lacks_memory
+from vlds.schema import (
+    IGNORED_LABEL,
+    NO_IMAGE,
+    Batch,
+    Decoding,
+    Example,
+    Images,
+    Row,
+    Turn,
+)
 
 
 @dataclass(frozen=True)
@@ -506,6 +518,34 @@ class Causal(PathKind, GridKind):
         model.note_sources(names, parts)
         return model
 
+    def check_built(
+        self, model: Model, evaluation: Callable[[], AbstractContextManager[Model]]
+    ) -> Sequence[str]:
+        """Let the model read a question behind an empty picture, and answer with a token."""
+        assert isinstance(model, CausalModel)
+        if model.chat is None:
+            return ()
+        collator = CausalCollator(model.chat, self.image is None)
+        with evaluation() as tried, tried.at_own_pace() as begin_batch:
+            example = Example("a", "", "what is this?", "this")
+            if has_head := 0 in tried.heads.numbers.values():
+                example = replace(example, target="", class_scores={})
+            row, device = Row(example, 0, 20, 10, ()), next(tried.parameters()).device
+            try:
+                begin_batch()
+                tried.loss_sums(collator([row], None, evaluation=False).to(device))
+                if not has_head:
+                    asked = collator([row], None, evaluation=True)
+                    tried.answer(asked.to(device), Decoding(max_new_tokens=1))
+            except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
+                if lacks_memory(error):
+                    raise
+                raise ValueError(
+                    f"{self.config_place[1]}: {model.backbone.config.model_type} cannot answer a "
+                    f"question behind a picture: {error}; name another language model"
+                ) from error
+        return ()
+
     def read_config(self) -> Any:
         """The language model's config.
 
@@ -520,6 +560,13 @@ class Causal(PathKind, GridKind):
             raise ValueError(
                 f"{field}: {source} is a {kind} model, not a causal language model; name one of "
                 "those that AutoModelForCausalLM opens and that reads text only"
+            )
+        # Encoders have such a class too, for those who make decoders of them.
+        made = getsource(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__init__)
+        if "is_decoder" in made and not getattr(config, "is_decoder", False):
+            raise ValueError(
+                f"{field}: {source} is a {kind} model, an encoder: it would read an answer before "
+                "it writes it; name a model that writes from left to right"
             )
         check_config(config, f"{field}: {source}", SIZES)
         return config

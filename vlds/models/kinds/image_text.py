@@ -8,7 +8,8 @@ The model and its collator are in `image_text_model`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -24,11 +25,14 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 
 from vlds.models.backbones.base import num_ids, unique_state
+from vlds.models.generation.positions import can_share_starts
 from vlds.models.kinds.base import ModelKind
 from vlds.models.kinds.image_text_model import (
     GREY,
     NEED_PICTURES,
+    PACKED,
     PLACES_PICTURES,
+    WIDE,
     ImageTextCollator,
     ImageTextModel,
 )
@@ -50,7 +54,7 @@ from vlds.runtime.checks import Count, SourceFile, SourcePath, check_path_or_con
 from vlds.runtime.json_files import lacks_memory
 from vlds.runtime.limited import limited
 from vlds.runtime.process import find
-from vlds.schema import Example, NaturalSize, Row, TargetModules
+from vlds.schema import Decoding, Example, NaturalSize, Row, TargetModules
 
 BRIDGES = ("merger", "deepstack_merger", "patch_merger", "connector")
 """What modules of the connector that lie inside a vision encoder, as in Qwen's models, are called,
@@ -197,32 +201,41 @@ def check_inputs(collator: ImageTextCollator, config: Any, model: str, processor
             )
 
 
-def check_reads(model: Model, collator: ImageTextCollator, processor: str) -> None:
-    """Let a model read a small picture as its processor gives it; `processor` is the field that
-    names this. Collective.
+def check_reads(
+    collator: ImageTextCollator,
+    processor: str,
+    evaluation: Callable[[], AbstractContextManager[Model]],
+) -> None:
+    """Let a model read two unlike pictures as its processor gives them, and answer with a token;
+    `processor` is the field that names this, `evaluation` as in `ModelKind.check_built`.
 
     Errors: ValueError if the model fails.
     """
-    # Task 0 of the recipe: if it has a head, the row has classes in place of an answer.
-    example = Example("a", "", "what is this ?", "this")
-    if 0 in model.heads.numbers.values():
-        example = replace(example, target="", class_scores={})
-    row = Row(example, 0, 20, 10, range(1))
-    batch = collator([row], [GREY], evaluation=False)
-    was_training = model.training
-    try:
-        with torch.no_grad():  # every rank, since ZeRO-3 gathers the weights together
-            model.eval().loss_sums(batch.to(next(model.parameters()).device))
-    except (ValueError, RuntimeError, TypeError, LookupError) as error:
-        if lacks_memory(error):
-            raise
-        raise ValueError(
-            f"{processor}: the model cannot read a small picture as "
-            f"{type(collator.processor).__name__} gives it: {error}; name the processor that "
-            "belongs to the model"
-        ) from error
-    finally:
-        model.train(was_training)
+    name = type(collator.processor).__name__
+    with evaluation() as model, model.at_own_pace() as begin_batch:
+        # Task 0 of the recipe: if it has a head, the rows have classes in place of an answer.
+        has_head = 0 in model.heads.numbers.values()
+        rows = []
+        for number, question in enumerate(("what is this ?", "why is it so ?")):
+            example = Example(str(number), "", question, "this")
+            if has_head:
+                example = replace(example, target="", class_scores={})
+            rows.append(Row(example, 0, 20, 10, range(number, number + 1)))
+        device = next(model.parameters()).device
+        try:
+            begin_batch()
+            batch = collator(rows, [GREY, WIDE], evaluation=False)
+            model.loss_sums(batch.to(device))
+            if not has_head:
+                asked = collator(rows, [GREY, WIDE], evaluation=True)
+                model.answer(asked.to(device), Decoding(max_new_tokens=1))
+        except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
+            if lacks_memory(error):
+                raise
+            raise ValueError(
+                f"{processor}: the model cannot read two small pictures as {name} gives them: "
+                f"{error}; name the processor that belongs to the model, or {CURE}"
+            ) from error
 
 
 PARTS = ("backbone", "vision")
@@ -264,6 +277,9 @@ class ImageTextToText(ModelKind):
     ZeRO stage 3."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     """How attention is computed; default: as Hugging Face chooses for the type of model."""
+    pack: bool = False
+    """Compute short rows of a micro-batch beside each other, in lines as long as its longest row;
+    for types of which `PACKED` lists the names."""
     roles: dict[str, Roles] = field(default_factory=dict)
     """Part (vision, backbone) -> role -> paths of layers in the part, `*` for numbers, where the
     rule for layers' names does not find them."""
@@ -362,10 +378,12 @@ class ImageTextToText(ModelKind):
         check_inputs(collator, config, model, self.processor_place[1])
         return collator
 
-    def check_built(self, model: Model) -> Sequence[str]:
+    def check_built(
+        self, model: Model, evaluation: Callable[[], AbstractContextManager[Model]]
+    ) -> Sequence[str]:
         assert isinstance(model, ImageTextModel)
         collator = model.collator
-        check_reads(model, collator, self.processor_place[1])
+        check_reads(collator, self.processor_place[1], evaluation)
         if collator.chat.has_template or collator.model_type in PLACES_PICTURES:
             return ()
         plain = collator.chat.prompt("QUESTION", 1)
@@ -409,6 +427,8 @@ class ImageTextToText(ModelKind):
                 )
             with reading(f"model.attention: {config.model_type} models cannot use it", OTHER):
                 backbone.set_attn_implementation(self.attention)
+        if self.pack:
+            self.check_packs(backbone)
         backbone.generation_config = GenerationConfig()  # a checkpoint's own would leak
         num_rows = backbone.get_input_embeddings().num_embeddings
         if processor is not None and (ids := num_ids(processor.tokenizer)) > num_rows:
@@ -434,10 +454,24 @@ class ImageTextToText(ModelKind):
         collator = ImageTextCollator(
             processor, config.model_type, bool(config.is_encoder_decoder), dtype
         )
-        model = ImageTextModel(backbone, parts, found.connector, collator)
+        model = ImageTextModel(backbone, parts, found.connector, collator, self.pack)
         if self.path is not None:
             model.note_sources(names, {})
         return model
+
+    def check_packs(self, backbone: Any) -> None:
+        """Errors: ValueError if its rows cannot stand beside each other."""
+        kind, language = backbone.config.model_type, backbone.get_submodule(language_path(backbone))
+        if kind not in PACKED:
+            why = f"vlds does not do it for {kind}; it does for {', '.join(PACKED)}"
+        elif not can_share_starts(language):
+            why = (
+                f"the language model of this {kind} sees tokens by their places (sliding windows, "
+                "or an attention without a mask of pairs)"
+            )
+        else:
+            return
+        raise ValueError(f"model.pack: {why}; leave it out")
 
     def targets(self, name: str, module: nn.Module) -> TargetModules:
         """Where methods attach in a part: by rule, and as the recipe says.

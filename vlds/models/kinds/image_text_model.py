@@ -21,17 +21,22 @@ from torch.nn.utils.rnn import pad_sequence
 from vlds.models.collate import class_targets, first_token_alone, recent
 from vlds.models.generation.answer_list import Writer, left_padded
 from vlds.models.generation.positions import (
+    Lines,
     pick_positions,
     picking,
+    share_starts,
 )
 from vlds.models.kinds.base import StatesModel
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.models.loss import targets_of
-from vlds.models.methods.context import Places, Predicted
+from vlds.models.methods.context import Places, Predicted, places_of
 from vlds.models.methods.host import run_beside
 from vlds.models.model import BACKBONE_PREFIX, Part
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, RefusedRows, Row, SkipSample, Turn
 
+PACKED = ("llava", "llava_onevision", "internvl", "smolvlm", "idefics3")
+"""Types whose rows may stand beside each other: tokens have one position each, pictures find their
+placeholders in the order of these, and the mask says which tokens are seen."""
 FLAT = ("llava_onevision",)
 """Types whose processor loses tiles of two pictures that it gets as one row's list."""
 NEED_PICTURES = ("paligemma",)
@@ -52,6 +57,10 @@ NUM_BEFORE = 2
 """Tokens before an answer by which it is found again."""
 GREY = torch.full((3, 28, 28), 128, dtype=torch.uint8)
 """A small picture that every processor reads."""
+
+
+WIDE = torch.full((3, 56, 140), 96, dtype=torch.uint8)
+"""Another one, of other sides: models that cut pictures into tiles make another number of it."""
 
 
 class EncodedRow(NamedTuple):
@@ -282,12 +291,15 @@ class ImageTextModel(StatesModel):
         parts: Mapping[str, Part],
         connector: Iterable[str],
         collator: ImageTextCollator,
+        packs: bool = False,
     ) -> None:
-        """`connector`: names of the backbone's parameters between vision and language."""
+        """`connector`: names of the backbone's parameters between vision and language. `packs`: lay
+        short rows out beside each other (`PACKED`)."""
         super().__init__(collator.processor)
         self.collator = collator
         self.backbone = backbone
         self.answer_positions = pick_positions(backbone)
+        self.packs = packs
         self._dummy: EncodedRow | None = None
         self.answers_apart = bool(backbone.config.is_encoder_decoder)
         self.parts = dict(parts)
@@ -338,9 +350,55 @@ class ImageTextModel(StatesModel):
         (`Picking`): both row by row."""
         batch = self.with_dummy(batch)
         self.begin(batch)
+        inputs = self.inputs(batch)
+        if self.packs and not self.context.reads_examples and (lines := self.lines(batch)):
+            inputs = self.inputs_of_lines(lines, batch)
+            rows, tokens = (values.cpu() for values in places)
+            there = lines.line[rows], lines.places[rows, tokens]
+            places = places_of(torch.stack(there, 1), batch.input_ids.device)
         with picking(self.answer_positions, places, among) as read:
-            logits: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
+            logits: Tensor = self.backbone(**inputs, use_cache=False).logits
         return logits, read.states
+
+    def lines(self, batch: Batch) -> Lines | None:
+        """Rows of one task beside each other in lines as long as the longest row; None where that
+        saves nothing."""
+        known = batch.on_host
+        if len(known) < len(batch):  # with the dummy, which is on the device alone
+            return None
+        mask = known.attention_mask.bool()
+        nothing = torch.zeros_like(mask)
+        alone = torch.arange(len(batch))[:, None]  # no two rows share a start
+        width = self.backbone.get_input_embeddings().embedding_dim
+        return share_starts(known.input_ids, mask.sum(1), nothing, batch.task_index, alone, width)
+
+    def inputs_of_lines(self, lines: Lines, batch: Batch) -> dict[str, Tensor]:
+        """The arguments of Hugging Face's forward pass: each token sees only its own row, and has
+        the position that it has there. Sets the lines' tasks."""
+        device, dtype = batch.input_ids.device, self.backbone.dtype
+        self.context.routing.set(lines.tasks, device)
+        lengths = batch.on_host.attention_mask.sum(1)
+        ends = torch.zeros(len(lines.tasks), dtype=lengths.dtype).index_add(0, lines.line, lengths)
+        is_padding = torch.arange(lines.source.shape[1]) >= ends[:, None]
+        source, positions, visible, is_padding = (
+            values.to(device, non_blocking=True)
+            for values in (lines.source, lines.positions, lines.visible, is_padding)
+        )
+        # The least number, not -inf: a row of padding alone would become NaN.
+        mask = torch.zeros(visible.shape, dtype=dtype, device=device)
+        mask.masked_fill_(~visible, torch.finfo(dtype).min)
+        # Pictures fill their placeholders in the order of these, so rows stand by line and place.
+        first = lines.line * lines.source.shape[1] + lines.places[:, 0]
+        return {
+            # Padding repeats some token, which must not be a placeholder.
+            "input_ids": batch.input_ids.flatten()[source].masked_fill(
+                is_padding, self.chat.pad_id
+            ),
+            "attention_mask": mask,
+            "position_ids": positions,
+            **{name: values.flatten()[source] for name, values in batch.types.items()},
+            **self.joined([batch.media[row] for row in first.argsort().tolist()]),
+        }
 
     def begin(self, batch: Batch) -> None:
         """Tell methods which tasks the rows have, and run what they have put beside the model."""

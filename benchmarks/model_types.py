@@ -49,7 +49,7 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
             continue
         try:
             parts = find_parts(model)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, NotImplementedError) as error:
             reason = str(error).removeprefix(f"{model_type}: ").partition(";")[0]
             yield model_type, f"refused: {reason:.{MOST}}", "", ""
             continue

@@ -438,7 +438,12 @@ class ImageTextToText(ModelKind):
             )
         # `missing` are the tensors that the files lack: drawn, and so stored with a run.
         names = {name for name, _ in unique_state(backbone)} - missing
-        found, parts = find_parts(backbone), {}
+        try:
+            found, parts = find_parts(backbone), {}
+        except (AttributeError, NotImplementedError) as error:  # of Hugging Face's own class
+            raise ValueError(
+                f"{config.model_type}: its parts are not known: {error}; {CURE}"
+            ) from error
         for name, path in (("backbone", found.language), ("vision", found.vision)):
             start = f"{path}."
             parts[name] = Part(

@@ -10,9 +10,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
-from data_prep.packing.pack import Options, pack, pack_splits, split_of
+from data_prep.packing.pack import Options, pack, pack_splits
 from data_prep.packing.picture import ImageFormat, PictureRule
 from data_prep.packing.source import SourceSet
+from data_prep.packing.splits import split_of
 from data_prep.packing.writer import ShardLimits
 from vlds.data.shards.store import is_url
 

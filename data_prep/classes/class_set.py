@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_prep.json_rows import clean, read_object, shown
-from data_prep.packing.pack import hash_of, leaders_of
 from data_prep.packing.source import Dropped, SourceSample, SourceSet, first_few
+from data_prep.packing.splits import hash_of, leaders_of
 from vlds.data.shards.info import KIND
 from vlds.data.shards.sample import UNFIT
 from vlds.runtime.terminal import tell

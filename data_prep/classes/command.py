@@ -19,7 +19,8 @@ from data_prep.classes.forms import (
     tell_left_out,
 )
 from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.packing.pack import pack_splits, share_of
+from data_prep.packing.pack import pack_splits
+from data_prep.packing.splits import share_of
 
 
 def add_command(commands: Any) -> None:

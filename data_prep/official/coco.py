@@ -19,8 +19,8 @@ from data_prep.official.published import (
     OfficialSet,
     other_file,
 )
-from data_prep.packing.pack import SPLIT_BY_IMAGE
 from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
+from data_prep.packing.splits import SPLIT_BY_IMAGE
 
 YEARS = ("2014", "2017")
 KARPATHY_SPLITS: Mapping[str, tuple[str, ...]] = {

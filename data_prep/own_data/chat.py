@@ -9,6 +9,7 @@ import re
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,41 +18,35 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.json_rows import shown
 from data_prep.own_data.columns import find_tables, read_columns
 from data_prep.own_data.conversations import (
     Conversation,
-    Fields,
     Unusable,
     conversation_of,
+    shown_value,
 )
 from data_prep.own_data.rows import UserRow, read_rows, refuse_repeated_ids, text_of
-from data_prep.packing.pack import (
-    GROUP_FIELD,
-    NEAR_COPIES,
-    SPLIT_SIZES,
-    Options,
-    pack_splits,
-    split_of,
-    text_fault,
-)
+from data_prep.packing.pack import Options, pack_splits, text_fault
 from data_prep.packing.picture import find_pictures
 from data_prep.packing.source import (
     Annotation,
     Dropped,
     SourceSample,
     SourceSet,
-    count_reasons,
 )
+from data_prep.packing.splits import GROUP_FIELD, NEAR_COPIES, SPLIT_SIZES, split_of
 from vlds.runtime.files import write_whole
 from vlds.runtime.terminal import tell
 from vlds.schema import LONGEST_TEXT
 
-DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
-BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}", re.ASCII)
+DATA_URL = re.compile(r"data:[\w.+/-]+;base64,", re.ASCII)
+BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}", re.ASCII)
+URLSAFE = str.maketrans("-_", "+/")
+"""base64's other alphabet -> the usual one."""
 SHORTEST_BASE64 = 200
 """Characters from which a text without a slash-separated name may be a picture."""
-MOST_SHOWN = 5
+LARGEST_NUMBER = 2**63
+"""Larger numbers, and what is no number, are kept as texts."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +98,16 @@ class Album:
         if isinstance(source, (bytes, bytearray, memoryview)):
             return self.keep(bytes(source))
         if not isinstance(source, str) or not source.strip():
-            raise Unusable(f"a picture that is {shown(source) if source else 'missing'}")
-        if source.startswith(("http://", "https://")):
+            raise Unusable(f"a picture that is {shown_value(source) if source else 'missing'}")
+        if source.lower().startswith(("http://", "https://")):
             raise Unusable("a picture on a server")
         head = DATA_URL.match(source)
+        if head is None and source.startswith("data:"):
+            raise Unusable("a picture in an address that is not base64")
         if head or (len(source) >= SHORTEST_BASE64 and BASE64.fullmatch(source)):
+            coded = source[head.end() if head else 0 :].translate(URLSAFE)
             try:
-                return self.keep(base64.b64decode(source[head.end() if head else 0 :]))
+                return self.keep(base64.b64decode(coded))
             except binascii.Error:
                 raise Unusable("a picture in damaged base64") from None
         name = source.removeprefix("file://")
@@ -143,9 +141,9 @@ class Album:
         try:
             with tarfile.open(tar) as archive:
                 for member in archive:
-                    if member.isfile():
+                    if member.isfile() or member.islnk():
                         archive.extract(member, folder, filter="data")
-        except tarfile.TarError as error:
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise ValueError(f"--images {tar} cannot be read as a tar file: {error}") from error
 
 
@@ -165,14 +163,20 @@ def parse_chat(
     moved = 0
     for of_file, row in rows:
         for field in (form.id, form.split, form.group):
-            if field is not None and row.fields.get(field) in (None, ""):
+            if field is not None and not str(row.fields.get(field) or "").strip():
                 raise ValueError(f"{files[0]}, {row.place}: no {field!r}; name another field")
         part = text_of(row.fields, form.split) if form.split else split or of_file or "train"
         # Each split counts its rows from 1.
         number = row.number if of_file in (None, part) else f"{of_file}-{row.number}"
         row_id = text_of(row.fields, form.id) if form.id else number
         try:
+            if fault := text_fault({"id": row_id, "group": str(row.fields.get(form.group or ""))}):
+                row_id = ascii(row_id)
+                raise Unusable(fault)
             talk = conversation_of(row.fields, form.image)
+            for turn in talk.turns:
+                if "source" in turn:
+                    turn["source"] = _as_json(turn["source"])
             sources = [album.of(source) for source in talk.pictures]
             _check(talk, form)
         except Unusable as reason:
@@ -182,10 +186,14 @@ def parse_chat(
         # Without the pictures, whose bytes are in files by now.
         talk.pictures = []
         group = text_of(row.fields, form.group) if form.group else ""
+        if form.each_turn and not group:
+            group = f"row {row_id}"  # its answers stay together
         fields = {k: v for k, v in row.fields.items() if k not in talk.consumed}
         row = replace(row, fields=fields)
         talks.append((Talk(row, row_id, part, group, talk), sources))
         used.append((part, row_id, row))
+    if not talks and not dropped:
+        raise ValueError(f"{files[0]}: no rows")
     if form.id is not None:
         refuse_repeated_ids(used, form.id, files[0])
     if moved:
@@ -194,7 +202,8 @@ def parse_chat(
             "question"
         )
     known = album.files()
-    samples: dict[str, dict[str, SourceSample]] = defaultdict(dict)
+    # By picture or row: a picture may be called "row 1".
+    samples: dict[str, dict[tuple[bool, str], SourceSample]] = defaultdict(dict)
     for kept, sources in talks:
         pictures = [(s.name, s) if isinstance(s, Path) else known[s] for s in sources]
         parts = samples[kept.split]
@@ -204,11 +213,12 @@ def parse_chat(
             sample_id = shown_pictures[0][0] if count == 1 else f"row {annotation['id']}"
             paths = tuple(path for _, path in shown_pictures)
             new = SourceSample(sample_id, paths, [], place=kept.row.place)
-            sample = parts.setdefault(sample_id, new)
+            key = (count == 1, sample_id)
+            sample = parts.setdefault(key, new)
             sample.annotations.append(annotation)
             if kept.group:
                 groups = tuple(dict.fromkeys((*sample.groups, kept.group)))
-                parts[sample_id] = replace(sample, groups=groups)
+                parts[key] = replace(sample, groups=groups)
     return [
         SourceSet(name, "chat", part, tuple(files), [*samples[part].values()], tuple(dropped[part]))
         for part in sorted({*samples, *dropped})
@@ -219,14 +229,15 @@ def _check(talk: Conversation, form: ChatForm) -> None:
     """Errors: Unusable for a conversation without what is asked for."""
     if fault := text_fault({"turns": talk.turns}):
         raise Unusable(fault)
-    if len(str(talk.turns)) > LONGEST_TEXT:
+    if sum(map(len, _texts_of(talk.turns))) > LONGEST_TEXT:
         raise Unusable(f"more than {LONGEST_TEXT:,} characters")
     ends = talk.turns[-1]["role"] == "assistant"
     if form.answers and not ends:
         raise Unusable("no answer to the last question")
     if not form.answers and ends:
         raise Unusable("an answer at the end, which --no-answers has none of")
-    if ends and talk.turns[0]["role"] == "assistant":
+    first = next((turn["role"] for turn in talk.turns if turn["role"] != "system"), "")
+    if ends and first == "assistant":
         raise Unusable("an answer before any question")
 
 
@@ -246,7 +257,10 @@ def annotations_of(talk: Talk, form: ChatForm) -> Iterator[tuple[Annotation, int
         answer = turns[end]
         annotation = {"id": f"{talk.id}{number}", "turns": turns[:end], "answer": answer["content"]}
         annotation |= {key: answer[key] for key in ("learn",) if key in answer}
-        yield annotation | source, _num_pictures(turns[:end])
+        about = source
+        if "source" in answer:
+            about = {"source": {**rest, "answer": answer["source"]}}
+        yield annotation | about, _num_pictures(turns[:end])
 
 
 def _num_pictures(turns: Sequence[Mapping[str, Any]]) -> int:
@@ -259,13 +273,24 @@ def _num_pictures(turns: Sequence[Mapping[str, Any]]) -> int:
     )
 
 
-def _as_json(fields: Fields) -> dict[str, Any]:
-    """Fields that JSON can hold; bytes are named by their number."""
-    return {
-        key: f"{len(value):,} bytes" if isinstance(value, bytes) else value
-        for key, value in fields.items()
-        if value is not None
-    }
+def _texts_of(turns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for turn in turns:
+        content = turn["content"]
+        parts = content if isinstance(content, list) else [{"text": content}]
+        yield from (part.get("text", "") for part in parts)
+
+
+def _as_json(value: Any) -> Any:
+    """A value as JSON can hold it, without missing fields: Parquet has dates, decimal numbers and
+    bytes, which are named by their number."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(entry) for entry in value]
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    is_number = isinstance(value, (int, float)) and abs(value) < LARGEST_NUMBER
+    return value if isinstance(value, (str, bool)) or value is None or is_number else str(value)
 
 
 def read_talks(place: Path) -> tuple[Iterator[tuple[str | None, UserRow]], list[Path]]:
@@ -345,11 +370,17 @@ def _run_chat(args: argparse.Namespace) -> None:
     try:
         album = Album(args.images, scratch)
         name = args.name or args.annotations.resolve().stem.replace(".", "_")
+        if (
+            division is not None
+            and len({table.split for table in find_tables(args.annotations)}) > 1
+        ):
+            raise ValueError(
+                "--split-sizes: the files of --annotations name their splits; give one of them, or "
+                "leave --split-sizes out"
+            )
         of_all = args.split or (None if division is None else "train")
         datasets = parse_chat(rows, form, album, files, name, of_all)
         options = shard_options(args)
-        if args.strict:
-            _refuse_loss(datasets)
         pack_splits(
             datasets,
             division,
@@ -359,6 +390,7 @@ def _run_chat(args: argparse.Namespace) -> None:
             noun="id" if form.id else None,
             cure="--split-sizes keeps a picture in one split",
             near=args.near_copies,
+            strict=args.strict,
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -371,17 +403,3 @@ def _with_scratch(options: Options, album: Album) -> Options:
         folders = tuple(folder for folder in folders if folder != album.place)
         options = replace(options, images=album.scratch / "tar")
     return replace(options, folders=(*folders, album.scratch) if folders or album.is_tar else ())
-
-
-def _refuse_loss(datasets: Sequence[SourceSet]) -> None:
-    """Errors: ValueError that names what would be dropped."""
-    rows = [row for dataset in datasets for row in dataset.dropped]
-    if rows:
-        first = {row.reason: row.id for row in reversed(rows)}
-        counts = count_reasons(row.reason for row in rows)
-        reasons = [f"{why}: {n:,} (row {first[why]})" for why, n in counts.items()]
-        more = f", and {len(reasons) - MOST_SHOWN} more" if len(reasons) > MOST_SHOWN else ""
-        raise ValueError(
-            f"--strict: {len(rows):,} conversations cannot be kept whole: "
-            f"{', '.join(reasons[:MOST_SHOWN])}{more}; correct these rows, or leave --strict out"
-        )

@@ -10,7 +10,7 @@ history). A turn has the form that templates of Hugging Face read:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,8 +64,13 @@ def conversation_of(fields: Fields, image_field: str | None = None) -> Conversat
     for name in UNREAD:
         if fields.get(name):
             raise Unusable(f"{name}, which are not read")
+    if repeated := next(_repeated(fields), None):
+        raise Unusable(f"an object with {repeated!r} twice")
     names = (image_field,) if image_field else PICTURES
-    given: Any = next(filter(None, map(fields.get, names)), [])
+    shown_in = [name for name in names if fields.get(name) not in (None, "", [])]
+    if len(shown_in) > 1:
+        raise Unusable(f"pictures in {' and '.join(shown_in)}")
+    given: Any = fields[shown_in[0]] if shown_in else []
     unplaced = list(given) if isinstance(given, list) else [given]
     talk.consumed |= {name for name in names if name in fields}
     messages = _messages(fields, talk)
@@ -73,8 +78,10 @@ def conversation_of(fields: Fields, image_field: str | None = None) -> Conversat
     """A picture's own source, or None for the next one of the row."""
     for number, message in enumerate(messages, 1):
         talk.turns.append(_turn(message, placed))
-        if talk.turns[-1]["role"] == "assistant" and talk.turns[-1]["content"].__class__ is list:
-            raise Unusable("a picture in an answer")
+        if (last := talk.turns[-1])["role"] == "assistant" and isinstance(last["content"], list):
+            if any(part["type"] == "image" for part in last["content"]):
+                raise Unusable("a picture in an answer")
+            last["content"] = "".join(part["text"] for part in last["content"])
         if talk.turns[-1]["role"] == "system" and number > 1:
             raise Unusable("a system message behind the first turn")
     missing = sum(source is None for source in placed)
@@ -95,6 +102,15 @@ def conversation_of(fields: Fields, image_field: str | None = None) -> Conversat
     return talk
 
 
+def _repeated(value: Any) -> Iterator[str]:
+    """Keys that JSON objects inside a value have twice."""
+    if isinstance(value, RepeatedKey):
+        yield value.key
+    if isinstance(value, (dict, list)):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _repeated(entry)
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
@@ -109,29 +125,40 @@ def _messages(fields: Fields, talk: Conversation) -> list[Fields]:
         talk.consumed.add(name)
         messages: list[Fields] = []
         for message in fields[name]:
-            if isinstance(message, RepeatedKey):
-                raise Unusable(f"a turn with {message.key!r} twice")
             if not isinstance(message, dict):
                 raise Unusable("a turn that is no object")
             messages.append(message)
         speakers = [m.get("role", m.get("from")) for m in messages[:1]]
         return messages if speakers == ["system"] and not begin else [*begin, *messages]
-    asked = next((name for name in QUESTIONS if name in fields), None)
-    told = next((name for name in ANSWERS if name in fields), None)
+    asked, told = (
+        next((name for name in names if fields.get(name) is not None), None)
+        for names in (QUESTIONS, ANSWERS)
+    )
     if asked is None:
         raise Unusable(f"no {' and no '.join(TALKS)}")
-    talk.consumed |= {asked, told or asked, "input", "history"}
-    for pair in fields.get("history") or ():
+    talk.consumed |= {*QUESTIONS, *ANSWERS, "input", "history"}
+    history = fields.get("history") or []
+    pairs = history if isinstance(history, list) else [history]
+    for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2:
             raise Unusable("a history that is not pairs")
         begin += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    question = fields[asked]
-    if more := fields.get("input"):  # as LLaMA-Factory puts them together
-        question = f"{question}\n{more}"
-    begin.append({"role": "user", "content": question})
+    question, more = fields[asked], fields.get("input") or ""
+    if not isinstance(question, str) or not isinstance(more, str):
+        raise Unusable("an instruction that is no text")
+    # As LLaMA-Factory puts them together.
+    begin.append({"role": "user", "content": "\n".join(filter(None, (question, more)))})
     if told is not None and fields[told] not in (None, ""):
         begin.append({"role": "assistant", "content": fields[told]})
     return begin
+
+
+def shown_value(value: Any) -> str:
+    """A value of a row for a message; Parquet has values that JSON does not."""
+    try:
+        return shown(value)
+    except TypeError:
+        return f"{value!r:.60}"
 
 
 def _turn(message: Fields, placed: list[Any]) -> dict[str, Any]:
@@ -144,14 +171,17 @@ def _turn(message: Fields, placed: list[Any]) -> dict[str, Any]:
             raise Unusable(f"a turn with {name}")
     speaker = message[names[0]]
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
-        raise Unusable(f"a turn of {shown(speaker)}")
+        raise Unusable(f"a turn of {shown_value(speaker)}")
     turn: dict[str, Any] = {"role": SPEAKERS[speaker]}
     content = _parts(message.get(names[1]), placed)
     is_text = len(content) == 1 and content[0]["type"] == "text"
     turn["content"] = content[0]["text"] if is_text else content
     # OpenAI's files weigh a message by 0 or 1, ms-swift's by its loss.
-    if turn["role"] == "assistant" and (message.get("weight") == 0 or message.get("loss") is False):
-        turn["learn"] = False
+    for name in ("weight", "loss"):
+        if (value := message.get(name)) not in (None, 0, 1):
+            raise Unusable(f"a turn with a {name} of {shown_value(value)}; 0 and 1 are read")
+        if value == 0 and turn["role"] == "assistant" and value is not None:
+            turn["learn"] = False
     rest = {k: v for k, v in message.items() if k not in (*names, "weight", "loss")}
     if rest := {key: value for key, value in rest.items() if value is not None}:
         turn["source"] = rest
@@ -175,7 +205,7 @@ def _parts(content: Any, placed: list[Any]) -> list[dict[str, Any]]:
             placed.append(_source(part))
             parts.append({"type": "image"})
         else:
-            raise Unusable(f"a part of type {shown(kind)}")
+            raise Unusable(f"a part of type {shown_value(kind)}")
     return parts or [{"type": "text", "text": ""}]
 
 

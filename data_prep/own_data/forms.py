@@ -27,16 +27,10 @@ from data_prep.own_data.rows import (
     refuse_repeated_ids,
     text_of,
 )
-from data_prep.packing.pack import (
-    GROUP_FIELD,
-    NEAR_COPIES,
-    SPLIT_BY_IMAGE,
-    SPLIT_SIZES,
-    pack_splits,
-    split_of,
-)
+from data_prep.packing.pack import pack_splits
 from data_prep.packing.picture import find_pictures
 from data_prep.packing.source import Dropped, SourceSample, SourceSet
+from data_prep.packing.splits import GROUP_FIELD, NEAR_COPIES, SPLIT_BY_IMAGE, SPLIT_SIZES, split_of
 
 
 def plain_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> Sequence[UserRow]:

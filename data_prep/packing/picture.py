@@ -429,18 +429,19 @@ def warn_of_leaks(
     """Warn of pictures that are in several splits: a test on them tells little."""
     # Copies count as one picture, by the path of the first.
     one_name = {path: group[0] for group in copies for path in group}
-    splits: dict[Path, dict[str, str]] = {}
+    splits: dict[Path | str, dict[str, str]] = {}
     for dataset in datasets:
         for sample in dataset.samples:
-            for path in sample.images:
-                splits.setdefault(one_name.get(path, path), {}).setdefault(dataset.split, sample.id)
+            keys: list[Path | str] = [one_name.get(path, path) for path in sample.images]
+            for key in (*keys, *sample.groups):
+                splits.setdefault(key, {}).setdefault(dataset.split, sample.id)
     leaks = [
         " and ".join(f"{sample} ({split})" for split, sample in where.items())
         for where in splits.values()
         if len(where) > 1
     ]
     if leaks:
-        pictures = "picture is" if len(leaks) == 1 else "pictures are"
+        pictures = "picture or group is" if len(leaks) == 1 else "pictures or groups are"
         tell(
             f"warning: {len(leaks):,} {pictures} in more than one split: {first_few(leaks)}; "
             f"scores on them say little about new pictures. {cure}",

@@ -55,6 +55,18 @@ def test_rouge_l_and_anls_follow_their_definitions() -> None:
 @pytest.mark.parametrize(
     ("answer", "right", "score"),
     [
+        ("\N{THUMBS UP SIGN}", "\N{THUMBS DOWN SIGN}", 0.0),
+        ("+", "+", 1.0),
+        ("\u8fd9\u662f\u7ea2\u72d7", "\u8fd9\u662f\u84dd\u72d7", 3 / 4),
+    ],
+)
+def test_words_of_any_script(answer: str, right: str, score: float) -> None:
+    assert rouge_l(answer, right) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "score"),
+    [
         ('{"a": 1, "b": "x"}', '{"b": "x", "a": 1.0}', 1.0),
         ('```json\n{"a": 1}\n```', '{"a": 1}', 1.0),
         ('{"a": "X"}', '{"a": "x"}', 0.0),
@@ -65,6 +77,9 @@ def test_rouge_l_and_anls_follow_their_definitions() -> None:
         ("[1, 2", "[1, 2]", 0.0),
         ("Yes", "yes", 1.0),
         ("5", "5", 1.0),
+        ('{"a": NaN}', '{"a": NaN}', 1.0),
+        ('```json {"a": 1}```', '{"a": 1}', 1.0),
+        ('```json\r\n{"a": 1}', '{"a": 1}', 1.0),
     ],
 )
 def test_json_is_compared_field_by_field(answer: str, right: str, score: float) -> None:
@@ -82,6 +97,13 @@ def test_json_is_compared_field_by_field(answer: str, right: str, score: float) 
         ("A dog", "B", 0.0),
         ("b", "(B) red", 1.0),
         ("none", "None", 1.0),
+        ("Answer: B", "B", 1.0),
+        ("I think the answer is B", "B", 1.0),
+        ("**B**", "B", 1.0),
+        ("The correct answer is:\nB", "B", 1.0),
+        ("A cat", "A dog on the beach", 0.0),
+        ("X-mas", "x-ray", 0.0),
+        ("A", "A, C", 0.0),
     ],
 )
 def test_letters(answer: str, right: str, score: float) -> None:
@@ -97,8 +119,15 @@ def test_letters(answer: str, right: str, score: float) -> None:
         ("[5, 5, 6, 6], [0, 0, 2, 2]", "[0, 0, 2, 2], [5, 5, 6, 6]", 1.0),
         ("(0.5, 0.5) (1.5, 1.5)", "0.5 0.5 1.5 1.5", 1.0),
         ("no box", "0 0 1 1", 0.0),
-        ("none", "nothing", 1.0),
+        ("none", "nothing", 0.0),
         ("-1 -1 1 1", "-1 -1 1 1", 1.0),
+        ("gibberish", "<loc0100><loc0200><loc0300><loc0400>", 0.0),
+        ("<loc0000><loc0000><loc0002><loc0002>", "1 1 3 3", 1 / 7),
+        (".6 .6 .9 .9", ".1 .1 .5 .5", 0.0),
+        ("1e-1 0 1 1", "0.1 0 1 1", 1.0),
+        ('[{"label": "person 1", "bbox": [0, 0, 10, 10]}]', "1. [0,0,10,10]", 1.0),
+        ("5 5 5 5", "5 5 5 5", 1.0),
+        ("10 10 0 0", "0 0 10 10", 1.0),
     ],
 )
 def test_boxes(answer: str, right: str, score: float) -> None:

@@ -24,6 +24,7 @@ from tests.toys.causal import (
     kind_in,
     rows,
     save_model,
+    write_tokenizer,
 )
 from vlds.models.build import ModelSetup, build_model, build_shapes
 from vlds.models.kinds.causal import Causal, CausalModel
@@ -313,3 +314,18 @@ def test_numbers_of_a_source_that_are_not_finite(what: str, tmp_path: Path) -> N
         said = r"^model: .*rotary_emb\.inv_freq holds (nan|inf), finite numbers expected; copy"
     with pytest.raises(ValueError, match=said):
         build(kind_in(folder))
+
+
+def test_an_encoder_is_refused(tmp_path: Path) -> None:
+    """It reads an answer before it writes it, though Hugging Face maps it as a causal model."""
+    write_tokenizer(tmp_path)
+    fields = {"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2,
+              "num_hidden_layers": 1, "intermediate_size": 16, "vocab_size": 304}  # fmt: skip
+    for is_decoder, config in ((False, tmp_path / "bert.json"), (True, tmp_path / "decoder.json")):
+        config.write_text(json.dumps(fields | {"is_decoder": is_decoder}), encoding="utf-8")
+        kind = kind_in(tmp_path, path=None, config=str(config), tokenizer=str(tmp_path))
+        if is_decoder:
+            assert kind.read_config().is_decoder
+            continue
+        with pytest.raises(ValueError, match=r"^model\.config: .* is a bert model, an encoder: it"):
+            kind.read_config()

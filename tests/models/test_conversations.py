@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from tests.toys.causal import SPECIAL, build, kind_in, save_model, write_tokenizer
 from tests.toys.causal import batch as causal_batch
-from tests.toys.causal import build, kind_in, save_model, write_tokenizer
 from tests.toys.image_text.rows import Tiny, images, tiny
 from vlds.models.kinds.causal import CausalCollator
 from vlds.models.kinds.chat_format import ChatFormat
@@ -181,6 +182,46 @@ def test_learned_tokens_are_those_that_a_template_marks(tmp_path: Path) -> None:
     assert sum(marks) > 10
     assert marks == theirs["assistant_masks"][: len(marks)]
     assert sum(theirs["assistant_masks"][len(marks) :]) == 0
+
+
+@pytest.mark.parametrize("scheme", ["byte level", "first", "always"])
+@pytest.mark.parametrize("name", ["chatml", "headers", "vicuna", "lines", "inst"])
+def test_tokenizers_that_merge_blanks_and_words(name: str, scheme: str, tmp_path: Path) -> None:
+    """As those of GPT-2 and Llama, whose words begin with the blank before them."""
+    backend = Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if scheme == "byte level":
+        backend.pre_tokenizer, backend.decoder = byte_level, decoders.ByteLevel()
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=SPECIAL,
+        initial_alphabet=[*pre_tokenizers.ByteLevel.alphabet(), "\n", "\u2581"],
+        show_progress=False,
+    )
+    backend.train_from_iterator(
+        ["A Dog Red Yes Sure ? ASSISTANT: assistant: A Red Yes"] * 9, trainer
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<|pad|>", eos_token="<|eos|>"
+    )
+    tokenizer.chat_template = TEMPLATES[name]
+    tokenizer.save_pretrained(tmp_path)
+    chat = ChatFormat.of(AutoTokenizer.from_pretrained(tmp_path))
+    turns = [
+        Turn("user", ("hi",)), Turn("assistant", ("A Dog",), True),
+        Turn("user", ("Sure",)), Turn("assistant", ("Red",), True), Turn("user", ("A",)),
+    ]  # fmt: skip
+    batch = collated(chat, row_of(turns, "Yes"))
+    whole = chat.tokenizer.apply_chat_template(messages(turns, "Yes"), tokenize=False)
+    ids = batch.input_ids[0].tolist()
+    # A prompt that ends with a blank parts it from the word, as generation does.
+    if name != "lines":
+        assert ids == chat.ids(whole)[: len(ids)]
+    texts = [text.replace("\u2581", " ").strip() for text in learned_texts(chat, batch)]
+    assert texts == ["A Dog", "Red", "Yes"]
 
 
 def test_answers_that_are_not_learned(tmp_path: Path) -> None:

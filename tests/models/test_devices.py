@@ -22,6 +22,7 @@ from tests.toys.device_cases import (
     dual_case,
     encoder_case,
     joint_case,
+    packed_case,
     wide_case,
 )
 from tests.toys.image_text import PARAMETERS
@@ -130,6 +131,10 @@ def compare_wide(model_type: str, method: Method) -> Compared:
     return compare(wide_case(model_type, method))
 
 
+def compare_packed(model_type: str, method: Method) -> Compared:
+    return compare(packed_case(model_type, method))
+
+
 def compare_encoder(kind: str) -> Compared:
     return compare(encoder_case(kind))
 
@@ -203,6 +208,12 @@ def test_language_models(model_type: str, pool: RankPool) -> None:
 )
 def test_methods_of_language_models(model_type: str, method: Method, pool: RankPool) -> None:
     (found,) = pool.run(compare_wide, model_type, method)
+    assert faults(found, BUDGET[model_type]) == []
+
+
+@pytest.mark.parametrize("model_type", ["llava", pytest.param("smolvlm", marks=pytest.mark.slow)])
+def test_rows_beside_each_other(model_type: str, pool: RankPool) -> None:
+    (found,) = pool.run(compare_packed, model_type, LoRA(rank=2))
     assert faults(found, BUDGET[model_type]) == []
 
 

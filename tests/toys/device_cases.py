@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import NamedTuple
 
 from tests.toys import cross_modal, dual, joint_encoder, models
+from tests.toys.image_text.rows import tiny
 from tests.toys.kinds import built
 from tests.toys.method_cases import BACKBONES, methods_of_case
 from tests.toys.wide_models import wide
@@ -49,6 +51,21 @@ def wide_case(model_type: str, method: Method) -> DeviceCase:
         source.batch(rows),
         [GREEDY, BEAMS, Decoding(choices=("red", "blue"))],
         source.batch(rows, evaluation=True),
+    )
+
+
+def packed_case(model_type: str, method: Method) -> DeviceCase:
+    """An image-text model that computes short rows beside each other."""
+    model = tiny(model_type)
+    packs = replace(model, kind=replace(model.kind, pack=True))
+    rows = [row._replace(task_index=0) for row in (*model.rows(), *model.rows()[2:])]
+    batch = model.batch(rows)
+    assert packs.build().lines(batch) is not None
+    return DeviceCase(
+        lambda: packs.build({"method": method}),
+        batch,
+        [GREEDY, Decoding(choices=("red", "blue"))],
+        model.batch(rows, evaluation=True),
     )
 
 

@@ -7,6 +7,7 @@ b examples, u distinct images, n images an example, l prompt tokens, t target to
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -115,12 +116,15 @@ def recent(
     num_pictures = [turn.num_pictures for turn in turns]
     pictures = list(range(sum(num_pictures)))
     begin = next((n for n, turn in enumerate(turns) if turn.speaker != "system"), 0)
-    first, last = begin, len(turns) - 1
-    while first < last and (
-        (first > begin and turns[first].speaker != "user")
-        or length([*turns[:begin], *turns[first:]]) > limit
-    ):
-        first += 1
+    last = len(turns) - 1
+    starts = [n for n in range(begin, last) if n == begin or turns[n].speaker == "user"]
+
+    def fits(first: int) -> bool:
+        return length([*turns[:begin], *turns[first:]]) <= limit
+
+    # Later starts leave less, so that half of them can be ruled out at a time.
+    chosen = bisect_left(starts, True, key=fits)
+    first = starts[chosen] if chosen < len(starts) else last
     ends = list(accumulate(num_pictures, initial=0))
     shown = [*pictures[: ends[begin]], *pictures[ends[first] :]]
     return [*turns[:begin], *turns[first:]], shown

@@ -174,8 +174,11 @@ def tell_glibc(options: Mapping[int, int]) -> None:
     with suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in options.items():
-            mallopt(option, value)
-            _told[option] = value
+            # Before glibc 2.35, tensors of up to 32 MiB share the heap at most.
+            tried = [value, min(value, 32 << 20)]
+            taken = next((each for each in tried if mallopt(option, each)), None)
+            if taken is not None:
+                _told[option] = taken
 
 
 PACKAGE = Path(__file__).resolve().parents[1]

@@ -12,8 +12,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from vlds.data.errors import ShardError
 from vlds.data.order.mixed_order import BatchCut, check_lanes, steps_in
 from vlds.data.streams.sequential import StreamedSource
 from vlds.data.streams.source import Source, check_cache_limit
@@ -36,7 +38,7 @@ from vlds.training.sinks import check_tracking
 from vlds.training.states import Resume, check_output
 
 MOST_COMPARED = 256 << 20
-"""Bytes of the data sets whose pictures are compared: a second of reading."""
+"""Bytes of a task's data sets whose pictures are compared: a second or three of reading."""
 FEW_PROCESSES = 8
 """Loader processes that no machine minds."""
 SLOW = 4.0
@@ -103,10 +105,13 @@ def seen_in_training(train: Sequence[Source], evaluation: Sequence[Source]) -> I
         for dataset in source.datasets:
             places.setdefault(dataset.fingerprint(), f"tasks.{source.name}.train")
     owners: dict[bytes, str] = {}
-    if sum(map(_local_bytes, train)) <= MOST_COMPARED:
-        for source in train:
-            for key, _ in _pictures(source):
-                owners.setdefault(key, f"tasks.{source.name}.train")
+    read: set[str] = set()
+    for source in train:
+        if _local_bytes(source) > MOST_COMPARED or (print := source.data_id) in read:
+            continue
+        read.add(print)  # tasks may share a folder
+        for key, _ in _pictures(source):
+            owners.setdefault(key, f"tasks.{source.name}.train")
     for source in evaluation:
         field = f"tasks.{source.name}.evaluate"
         new = []
@@ -131,20 +136,26 @@ def seen_in_training(train: Sequence[Source], evaluation: Sequence[Source]) -> I
 
 
 def _local_bytes(source: Source) -> float:
-    """Bytes of a source's shards; infinitely many if some are elsewhere."""
-    sizes = [
-        math.inf if dataset.is_remote else sum(shard.bytes for shard in dataset.info.shards)
+    """Bytes of a source's shards; infinitely many if some are elsewhere, and of chosen samples
+    their share."""
+    return sum(
+        math.inf
+        if dataset.is_remote
+        else sum(shard.bytes for shard in dataset.info.shards)
+        * (dataset.num_samples / max(1, dataset.info.samples))
         for dataset in source.datasets
-    ]
-    return sum(sizes)
+    )
 
 
 def _pictures(source: Source) -> Iterator[tuple[bytes, str]]:
     """A hash of each picture of a source, and the sample's id; samples that cannot be read are
     left to the run."""
     for dataset in source.datasets:
-        for number in range(dataset.num_samples):
-            with suppress(SkipSample):
+        counts = np.concatenate(dataset.pictures) if dataset.num_samples else np.zeros(0)
+        for number in np.flatnonzero(counts).tolist():
+            if number in dataset.quarantine:
+                continue  # no run reads it
+            with suppress(SkipSample, ShardError):
                 sample = dataset.read(number)
                 for picture in sample.images:
                     yield blake2b(picture, digest_size=8).digest(), sample.id

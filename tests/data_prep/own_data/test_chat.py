@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import tarfile
 from collections.abc import Mapping, Sequence
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -231,6 +234,16 @@ DROPPED: Mapping[str, tuple[dict[str, Any], str]] = {
     "painted": (openai([USER, ("assistant", [None])], ["a.jpg"]), "a picture in an answer"),
     "late": (marked([USER, BOT, ("system", ["s"]), USER, BOT], []), "a system message behind"),
     "nothing": ({"messages": []}, "no question"),
+    "both": (marked([("user", [None]), BOT], ["a.jpg"]) | {"image": "b.jpg"}, "pictures in images"),
+    "weight": (
+        {"messages": [{"role": "user", "content": "q"},
+                      {"role": "assistant", "content": "a", "weight": 0.5}]},
+        "a turn with a weight of 0.5",
+    ),
+    "instruction": ({"instruction": ["q"], "output": "o"}, "an instruction that is no text"),
+    "history": ({"instruction": "q", "output": "o", "history": 5}, "a history that is not pairs"),
+    "data": (openai([("user", [None]), BOT], ["data:,x"]), "a picture in an address"),
+    "system": (marked([("system", ["s"]), BOT, USER, BOT], []), "an answer before any question"),
     "long": (marked([("user", ["x" * 100_001]), BOT], []), "turns of more than 100,000"),
     "surrogate": (marked([("user", ["\ud800"]), BOT], []), "half of a character in a text"),
 }  # fmt: skip
@@ -250,7 +263,12 @@ def test_what_cannot_be_kept_whole_is_dropped_and_counted(
     assert len(packed(folder / "out")) == 1
     assert prepare(folder, rows, "--strict", "--out", str(folder / "strict")) == 2
     error = capsys.readouterr().err
-    assert f"--strict: {len(DROPPED)} conversations cannot be kept whole: " in error
+    assert f"--strict: {len(DROPPED)} rows cannot be kept whole: " in error
+    assert not (folder / "strict").exists()
+    write(folder / "photos/bad.png", b"\x89PNG\r\n\x1a\n nothing")
+    damaged = [marked([("user", [None]), BOT], ["bad.png"])]
+    assert prepare(folder, damaged, "--strict", "--out", str(folder / "strict")) == 2
+    assert "picture: truncated or damaged: 1 (bad.png)" in capsys.readouterr().err
     assert not (folder / "strict").exists()
 
 
@@ -330,9 +348,61 @@ def arrow(path: Path, rows: list[dict[str, Any]]) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     table = pyarrow.Table.from_pylist(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path.parent / "state.json", "{}")
-    with pyarrow.ipc.new_stream(path, table.schema) as stream:
-        stream.write_table(table, max_chunksize=2)
+    write(path.parent / "state.json", json.dumps({"_data_files": [{"filename": path.name}]}))
+    for name in (path.name, "cache-0123456789abcdef.arrow"):
+        with pyarrow.ipc.new_stream(path.parent / name, table.schema) as stream:
+            stream.write_table(table, max_chunksize=2)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train-00000-of-00001-6cb9e3f5c8a8a1b3", "test-00000-of-00001-0123456789abcdef"),
+        ("default/train/0000", "default/test/0000"),
+    ],
+)
+def test_names_of_parquet_files_say_their_splits(
+    names: tuple[str, str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in names:
+        parquet(folder / f"set/{name}.parquet", [marked([USER, BOT], []) | {"images": None}])
+    words = ["--annotations", str(folder / "set"), "--out", str(folder / "out")]
+    assert main(["chat", *words]) == 0
+    assert {path.name for path in (folder / "out").iterdir()} == {"train", "test"}
+    assert main(["chat", *words, "--split-sizes", "val=0.5"]) == 2
+    assert "name their splits; give one of them" in capsys.readouterr().err
+
+
+def test_values_of_parquet_that_json_lacks(folder: Path) -> None:
+    row = marked([USER, BOT], []) | {"images": None}
+    more = {"day": date(2020, 1, 2), "price": Decimal("1.50"), "mask": {"bytes": b"abc"},
+            "share": math.nan, "list": [b"a"]}  # fmt: skip
+    parquet(folder / "x.bin", [row | more])  # found by its content
+    assert main(["chat", "--annotations", str(folder / "x.bin"), "--out", str(folder / "o")]) == 0
+    (annotation,) = find_all(folder / "o")
+    assert annotation["source"] == {
+        "day": "2020-01-02", "price": "1.50", "mask": {"bytes": "3 bytes"}, "share": "nan",
+        "list": ["1 bytes"],
+    }  # fmt: skip
+
+
+def test_answers_of_one_conversation_stay_together(folder: Path) -> None:
+    rows = [marked([USER, BOT, ("user", [None, f"{n}"]), BOT], ["a.jpg"]) for n in range(1)]
+    rows += [marked([USER, BOT, ("user", [f"{n}"]), BOT], []) for n in range(20)]
+    assert prepare(folder, rows, "--each-turn", "--split-sizes", "val=0.4") == 0
+    split_of = {
+        split: {a["id"].partition("-")[0] for a in find_all(folder / "out" / split)}
+        for split in ("train", "val")
+    }
+    assert not split_of["train"] & split_of["val"]
+    assert len(split_of["train"] | split_of["val"]) == 21
+
+
+def test_a_picture_may_be_called_as_a_row(folder: Path) -> None:
+    photos(folder / "photos", "row 1")
+    rows = [marked([("user", [None, None]), BOT], ["a.jpg", "b.jpg"]),
+            marked([("user", [None]), BOT], ["row 1"])]  # fmt: skip
+    assert prepare(folder, rows) == 2  # two samples of one name, and not one of both
 
 
 @pytest.mark.parametrize("form", ["parquet", "arrow"])
@@ -415,6 +485,22 @@ def test_a_tar_file_cannot_write_elsewhere(folder: Path) -> None:
         words = ["--annotations", str(write(folder / "r.json", rows)), "--out", f"{inner}/out"]
         assert main(["chat", *words, "--images", str(folder / "photos.tar")]) == 2
         assert not [path for path in folder.rglob("escaped.jpg")]
+
+
+def test_nothing_is_no_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("", "\n\n", "[]"):
+        assert prepare(folder, text) == 2
+        assert "no rows" in capsys.readouterr().err
+
+
+def test_what_else_rows_may_hold() -> None:
+    """An answer in parts, null columns of merged tables, and fields of turns."""
+    parts = [{"type": "text", "text": text} for text in ("one ", "two")]
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": parts, "mid": "m2"}]
+    talk = conversation_of({"messages": said, "instruction": None, "output": None})
+    assert talk.turns[1] == {"role": "assistant", "content": "one two", "source": {"mid": "m2"}}
+    row = {"instruction": None, "query": "q2", "output": None, "response": "a2", "input": ""}
+    assert conversation_of(row).turns == stored([("user", ["q2"]), ("assistant", ["a2"])])
 
 
 def test_a_conversation_without_pictures_is_one() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.packing.pack import HashSplit
+from data_prep.packing.splits import HashSplit
 from tests.toys.files import write
 from tests.toys.own_rows import pack_rows, photos, questions
 from tests.toys.pictures import jpeg

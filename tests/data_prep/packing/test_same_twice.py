@@ -46,7 +46,7 @@ def test_a_column_that_splits_equal_pictures_is_warned_of(
     rows = "\n".join(("image,question,answer,part", *lines))
     assert prepare(folder, rows, "--split-field", "part") == 0
     told = capsys.readouterr().err
-    assert "warning: 2 pictures are in more than one split: " in told
+    assert "warning: 2 pictures or groups are in more than one split: " in told
     assert "copy-0.jpg (test) and 0.jpg (train), 1.jpg (test) and 1.jpg (train);" in told
 
 

@@ -563,7 +563,7 @@ class Causal(PathKind, GridKind):
             )
         # Encoders have such a class too, for those who make decoders of them.
         made = getsource(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__init__)
-        if "is_decoder" in made and not getattr(config, "is_decoder", False):
+        if "not config.is_decoder" in made and not getattr(config, "is_decoder", False):
             raise ValueError(
                 f"{field}: {source} is a {kind} model, an encoder: it would read an answer before "
                 "it writes it; name a model that writes from left to right"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +40,8 @@ SILENT = {"enable_thinking": False}
 """What tells a template that nothing is thought before an answer."""
 TEXTS = ("\n  Is it  RED,\n50 % of\tthe {{ 'time' }} & <b>1</b>? \n", "\u00e9 " * 300 + "end")
 """Texts that a template must not change, except for blanks around them."""
+LONGEST_END = 40
+"""Characters of a prompt without special tokens that its answers are tokenized behind."""
 MOST_FORMS = 4096
 """Shapes of conversations whose forms a process keeps."""
 Trim = Callable[[str], str]
@@ -382,11 +384,17 @@ class ChatFormat:
             turn._replace(content=tuple(p if p is None else self.plain(p) for p in turn.content))
             for turn in turns
         )
+        left = limit - self.turns_length(before)
+        if before and left <= 0:
+            raise SkipSample(
+                f"a conversation whose system message leaves no room for a question in {limit} "
+                "tokens (max_prompt_tokens)"
+            )
         pieces = list(last.content)
-        if last.texts:  # its last text is cut, if all of them are too long
-            place = max(n for n, piece in enumerate(pieces) if piece is not None)
-            others = sum(len(self.ids(piece)) for piece in last.texts[:-1])
-            pieces[place] = self.cut(last.texts[-1], max(0, limit - others))
+        for place, piece in enumerate(pieces):
+            if piece is not None:
+                pieces[place] = self.cut(piece, max(0, left))
+                left -= len(self.ids(piece)) if len(last.texts) > 1 else 0
         turns = [*before, last._replace(content=tuple(pieces))]
         inside: list[list[int]] = []
         if self.template is self.tokenizer:  # it knows no pictures
@@ -399,8 +407,10 @@ class ChatFormat:
                 raise
             raise SkipSample(f"a conversation of {len(turns)} turns: {error}") from error
         owners = [turn for turn in turns for _ in turn.texts]
+        # Of a text that the template repeats, the first place counts.
+        first = {number: (start, end) for number, start, end in reversed(places)}
         learned = []
-        for number, start, end in places:
+        for number, (start, end) in sorted(first.items()):
             if owners[number].learned:
                 if self.lead and text[:start].endswith(self.lead):
                     start -= len(self.lead)
@@ -410,8 +420,6 @@ class ChatFormat:
                 learned.append((start, end))
         if not self.has_template:
             return text, [], [0] * sum(map(len, inside))
-        # Of a text that the template repeats, the first place counts.
-        first = {number: (start, end) for number, start, end in reversed(places)}
         pictures = []
         for number, of_turn in enumerate(inside):
             start, end = first[number]
@@ -426,8 +434,11 @@ class ChatFormat:
         """Tokens of a text without special ones around it; and for each place of the text, its
         first token and the one behind it."""
         tokens = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        starts = [start for start, _ in tokens["offset_mapping"]]
-        found = [(bisect_left(starts, start), bisect_left(starts, end)) for start, end in places]
+        starts, ends = (
+            zip(*tokens["offset_mapping"], strict=True) if tokens["input_ids"] else ((), ())
+        )
+        # The first token is the one that holds the first character, perhaps with a blank before it.
+        found = [(bisect_right(ends, start), bisect_left(starts, end)) for start, end in places]
         return list(tokens["input_ids"]), found
 
     def turns_length(self, turns: Sequence[Turn]) -> int:
@@ -474,7 +485,7 @@ class ChatFormat:
     def answer_ids(self, answer: str, limit: int | None = None) -> list[int]:
         """Tokens of an answer and the tail; those of the answer are cut if both are more than
         `limit`. Control words inside the answer are text."""
-        ids = [*self.start_ids, *self.ids(self.lead + self.plain(answer) + self.tail)]
+        ids = [*self.start_ids, *self.behind_prompt(self.said(answer) + self.tail)]
         if limit is None or len(ids) <= limit:
             return ids
         # The tail stays, so that the model learns to end its answers.
@@ -482,7 +493,40 @@ class ChatFormat:
 
     def first_ids(self, answer: str) -> list[int]:
         """Tokens of an answer behind those of `start_ids`, without its tail."""
-        return self.ids(self.lead + self.plain(answer))
+        return self.behind_prompt(self.said(answer))
+
+    def said(self, answer: str) -> str:
+        """An answer as the template writes it, without control words."""
+        return self.lead + self.answer_trim(self.plain(answer))
+
+    @cached_property
+    def answer_trim(self) -> Trim:
+        """What the template does with blanks around an answer, as far as it writes conversations
+        that go on."""
+        shape: Shape = (("user", (True,)), ("assistant", (True,)), ("user", (True,)))
+        with suppress(ValueError):
+            if self.has_template:
+                return self.form(shape).trims[1]
+        return str
+
+    def behind_prompt(self, text: str) -> list[int]:
+        """Tokens of a text behind a prompt: some tokenizers begin a text that stands alone with a
+        blank."""
+        if self.answers_apart:
+            return self.ids(text)
+        before, ids = self.end_of_prompt
+        together = self.ids(before + text)
+        return together[len(ids) :] if together[: len(ids)] == ids else self.ids(text)
+
+    @cached_property
+    def end_of_prompt(self) -> tuple[str, list[int]]:
+        """The end of what a prompt ends with, from its last special token on, and its tokens."""
+        if not self.has_template:
+            return "", []
+        prompt = self.around_marker(self.variables).prompt
+        begin = max((prompt.rfind(word) for word in self.special_words), default=-1)
+        end = prompt[max(begin, 0) :][-LONGEST_END:] if begin < 0 else prompt[begin:]
+        return end, self.ids(end)
 
     @cached_property
     def start_ids(self) -> list[int]:

@@ -29,7 +29,7 @@ from vlds.models.generation.positions import (
 from vlds.models.kinds.base import StatesModel
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.models.loss import targets_of
-from vlds.models.methods.context import Places, Predicted, places_of
+from vlds.models.methods.context import Predicted, places_of
 from vlds.models.methods.host import run_beside
 from vlds.models.model import BACKBONE_PREFIX, Part
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, RefusedRows, Row, SkipSample, Turn
@@ -331,7 +331,8 @@ class ImageTextModel(StatesModel):
                 F.pad(each[:, 1:], (0, 1), value=IGNORED_LABEL) for each in (labels, known)
             )
         split = self.heads.split(batch, known)
-        logits, states = self.read_at(batch, split.every, split.among)
+        found = (known != IGNORED_LABEL).nonzero()
+        logits, states = self.read_at(batch, found, split.among)
         classes = self.heads.predicted(states, split, batch)
         return Predicted(logits, labels, split.tokens, classes)
 
@@ -344,18 +345,20 @@ class ImageTextModel(StatesModel):
         return logits[:rows]
 
     def read_at(
-        self, batch: Batch, places: Places, among: tuple[Tensor, Tensor] | None
+        self, batch: Batch, found: Tensor, among: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        """Logits (n, w) at the k positions that `among` wants, and states (m, d) at the others
-        (`Picking`): both row by row."""
+        """Logits (n, w) at those of the k places (k, 2), on the host, that `among` wants, and
+        states (m, d) at the others (`Picking`): both row by row."""
         batch = self.with_dummy(batch)
         self.begin(batch)
-        inputs = self.inputs(batch)
-        if self.packs and not self.context.reads_examples and (lines := self.lines(batch)):
+        lines = self.lines(batch) if self.packs and not self.context.reads_examples else None
+        if lines is None:
+            inputs = self.inputs(batch)
+        else:
             inputs = self.inputs_of_lines(lines, batch)
-            rows, tokens = (values.cpu() for values in places)
-            there = lines.line[rows], lines.places[rows, tokens]
-            places = places_of(torch.stack(there, 1), batch.input_ids.device)
+            rows, tokens = found.unbind(1)
+            found = torch.stack([lines.line[rows], lines.places[rows, tokens]], 1)
+        places = places_of(found, batch.input_ids.device)
         with picking(self.answer_positions, places, among) as read:
             logits: Tensor = self.backbone(**inputs, use_cache=False).logits
         return logits, read.states
@@ -453,19 +456,26 @@ class ImageTextModel(StatesModel):
         a picture would skip the tower, and the others would wait for them under ZeRO-3."""
         if not self.training or any(batch.media):
             return batch
-        if self._dummy is None:
-            self._dummy = self.collator.dummy()
-        dummy, device = self._dummy, batch.input_ids.device
+        device = batch.input_ids.device
+        if self._dummy is None or self._dummy.prompt.device != device:
+            # Once on the device: each later copy would make the host wait.
+            made = self.collator.dummy()
+            self._dummy = made._replace(
+                prompt=made.prompt.to(device),
+                types={name: values.to(device) for name, values in made.types.items()},
+                media={name: values.to(device) for name, values in made.media.items()},
+            )
+        dummy = self._dummy
         length = max(batch.input_ids.shape[1], len(dummy.prompt))
 
         def longer(rows: Tensor, row: Tensor, value: int) -> Tensor:
             rows = F.pad(rows, (0, length - rows.shape[1]), value=value)
-            row = F.pad(row.to(device), (0, length - len(row)), value=value)
+            row = F.pad(row, (0, length - len(row)), value=value)
             return torch.cat([rows, row[None].to(rows)])
 
         # It has no labels, so that it adds nothing to the loss, and callers drop its logits. Its
         # task is that of the first row, whose modules run anyway.
-        ones = torch.ones(len(dummy.prompt), dtype=torch.bool)
+        ones = torch.ones(len(dummy.prompt), dtype=torch.bool, device=device)
         labels = batch.labels
         if labels is not None and not self.answers_apart:
             labels = F.pad(labels, (0, length - labels.shape[1]), value=IGNORED_LABEL)
@@ -479,7 +489,7 @@ class ImageTextModel(StatesModel):
             attention_mask=longer(batch.attention_mask, ones, 0),
             labels=labels,
             types={n: longer(rows, dummy.types[n], 0) for n, rows in batch.types.items()},
-            media=[*batch.media, {n: t.to(device) for n, t in dummy.media.items()}],
+            media=[*batch.media, dummy.media],
         )
 
     # Answers.
@@ -487,13 +497,16 @@ class ImageTextModel(StatesModel):
     def read_first(
         self, batch: Batch, among: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        rows = torch.arange(len(batch), device=batch.input_ids.device)
+        rows = torch.arange(len(batch))
         if not self.answers_apart:
-            return self.read_at(batch, (rows, batch.attention_mask.sum(1) - 1), among)
-        start = torch.tensor([*self.chat.start_ids, 0]).to(rows.device, non_blocking=True)
+            last = batch.on_host.attention_mask.sum(1) - 1
+            return self.read_at(batch, torch.stack([rows, last], 1), among)
+        start = torch.tensor([*self.chat.start_ids, 0])
+        last = torch.full_like(rows, len(start) - 1)
+        start = start.to(batch.input_ids.device, non_blocking=True)
         batch = replace(batch, labels=start.expand(len(batch), -1))
         # The last label's value is never read: the decoder's inputs end before it.
-        return self.read_at(batch, (rows, torch.full_like(rows, len(start) - 1)), among)
+        return self.read_at(batch, torch.stack([rows, last], 1), among)
 
     def choice_tokens(self, choice: str) -> list[int]:
         return self.chat.first_ids(choice)

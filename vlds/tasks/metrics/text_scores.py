@@ -13,10 +13,19 @@ from rapidfuzz.distance import LCSseq, Levenshtein
 
 from vlds.tasks.metrics.plain_scores import fold, overlap, plain_tokens
 
-FENCED = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
-LETTER_FIRST = re.compile(r"\(?([A-Za-z])(?![^\W_])[).:]?")
-LETTER_NAMED = re.compile(r"\banswer(?: is)?:? *\(?([A-Z])\b")
-NUMBER = re.compile(r"(?<![\w.])-?[0-9]+(?:\.[0-9]+)?(?![\w])")
+FENCED = re.compile(r"```\w*\s*(.*?)\s*(?:```|$)", re.DOTALL)
+LETTER_FIRST = re.compile(r"[(*\"']*([A-Za-z])(?:[).:*\"']|\s*$)")
+LETTER_NAMED = re.compile(r"(?i:\banswer)(?:\s+is)?\s*[:=]?\s*[(*\"']*([A-Za-z])\b(?!')")
+NUMBER = r"(-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:e-?[0-9]+)?)"
+BOX = re.compile(rf"(?<![\w.]){NUMBER}" + rf"[\s,;()\[\]]+{NUMBER}" * 3 + r"(?!\w)")
+"""Four numbers with nothing but blanks and punctuation between them."""
+PLACE_TOKEN = re.compile(r"<loc_?([0-9]+)>")
+"""How PaliGemma and Florence-2 write a number."""
+ALONE = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
+)
+"""Characters of Chinese and Japanese, which write no blanks between words; and what stands between
+them."""
 LEAST_ALIKE = 0.5
 """ANLS counts answers that are less alike as wrong."""
 
@@ -28,10 +37,14 @@ def exact_match(answer: str, right: str) -> float:
 
 def rouge_l(answer: str, right: str) -> float:
     """F1 of the longest common subsequence of words (Lin, 2004); words are letters and digits, in
-    lower case, of any script."""
-    words, wanted = plain_tokens(answer), plain_tokens(right)
+    lower case, of any script, and single characters of Chinese and Japanese. Without any words,
+    texts are compared as they are."""
+    words, wanted = (
+        [part for word in plain_tokens(text) for part in ALONE.findall(word)]
+        for text in (answer, right)
+    )
     if not words or not wanted:
-        return float(words == wanted)
+        return exact_match(answer, right)
     # precision = lcs / words and recall = lcs / wanted give F1 = 2 lcs / (words + wanted).
     return 2 * LCSseq.similarity(words, wanted) / (len(words) + len(wanted))
 
@@ -79,33 +92,40 @@ def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
 
 
 def _same(one: Any, other: Any) -> bool:
-    # In Python, true equals 1.
-    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+    # In Python, true equals 1, and NaN not itself.
+    return isinstance(one, bool) == isinstance(other, bool) and bool(
+        one == other or (one != one and other != other)
+    )
 
 
 def choice(answer: str, right: str) -> float:
-    """1 if both name the same letter: one that stands alone at the beginning, as in "B", "(b)" or
-    "B. a dog", or the capital behind "answer is". A right answer without one is compared as a
-    text."""
+    """1 if both name the same letter: the one behind "answer" or "answer is", or else one at the
+    beginning that ends the text or has a bracket, point or colon behind it, as in "B", "(b)" or
+    "B. a dog". A right answer without one is compared as a text."""
     if (wanted := _letter(right)) is None:
         return exact_match(answer, right)
     return float(_letter(answer) == wanted)
 
 
 def _letter(text: str) -> str | None:
-    found = LETTER_FIRST.match(text.strip()) or LETTER_NAMED.search(text)
+    found = LETTER_NAMED.search(text) or LETTER_FIRST.match(text.strip())
     return found[1].upper() if found else None
 
 
 def box_iou(answer: str, right: str) -> float:
-    """Overlap (intersection over union) of boxes, whose numbers are left, top, right and bottom in
-    any notation. Of several, each right box is compared with the best one that is left; boxes
-    without a partner count as 0."""
+    """Overlap (intersection over union) of boxes: left, top, right and bottom, with blanks and
+    punctuation between them, or as tokens such as <loc0123>. Of several, each right box is compared
+    with the best one that is left; boxes without a partner count as 0. A right answer without a box
+    is compared as a text."""
     wanted, found = _boxes(right), _boxes(answer)
     if not wanted or not found:
-        return float(wanted == found)
+        return exact_match(answer, right)
     pairs = sorted(
-        ((overlap(a, b), i, j) for i, a in enumerate(wanted) for j, b in enumerate(found)),
+        (
+            (1.0 if a == b else overlap(a, b), i, j)
+            for i, a in enumerate(wanted)
+            for j, b in enumerate(found)
+        ),
         reverse=True,
     )
     total, used, taken = 0.0, set[int](), set[int]()
@@ -117,11 +137,13 @@ def box_iou(answer: str, right: str) -> float:
     return total / max(len(wanted), len(found))
 
 
-def _boxes(text: str) -> list[tuple[float, ...]]:
-    """Boxes (left, top, width, height), from four numbers each."""
-    numbers = [float(number) for number in NUMBER.findall(text)]
-    corners = [numbers[n : n + 4] for n in range(0, len(numbers) - 3, 4)]
-    return [(a, b, c - a, d - b) for a, b, c, d in corners]
+def _boxes(text: str) -> list[tuple[float, float, float, float]]:
+    """Boxes (left, top, width, height), whichever corner comes first."""
+    boxes = []
+    for found in BOX.finditer(PLACE_TOKEN.sub(r" \1 ", text)):
+        a, b, c, d = map(float, found.groups())
+        boxes.append((min(a, c), min(b, d), abs(c - a), abs(d - b)))
+    return boxes
 
 
 SCORES: Mapping[str, Callable[[str, str], float]] = {

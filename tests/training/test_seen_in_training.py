@@ -1,0 +1,66 @@
+"""Data and pictures on which a run is scored and trained are told before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from data_prep.cli import main
+from tests.toys.files import write
+from tests.toys.own_rows import pack_rows, photos, questions
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.source import Source
+from vlds.tasks import VQA
+from vlds.training import prepare
+from vlds.training.prepare import seen_in_training
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> dict[str, Path]:
+    """Four pictures; three of them, of which one has another name; another one."""
+    folder = photos(tmp_path / "photos", *(f"{name}.jpg" for name in "abcd"), "other.jpg")
+    (folder / "copy.jpg").write_bytes((folder / "a.jpg").read_bytes())
+    sets = {"whole": "abcd", "part": ("b", "copy", "c"), "new": ("other",)}
+    for name, pictures in sets.items():
+        rows = write(tmp_path / f"{name}.csv", questions(*pictures))
+        assert pack_rows(rows, folder, tmp_path / name) == 0
+    return {name: tmp_path / name for name in sets}
+
+
+def source(*folders: Path) -> Source:
+    return Source("vqa", VQA(), [open_dataset(str(folder)) for folder in folders])
+
+
+def told(train: Sequence[Path], evaluate: Sequence[Path]) -> list[str]:
+    return list(seen_in_training([source(*train)], [source(*evaluate)]))
+
+
+def test_data_and_pictures(packed: dict[str, Path]) -> None:
+    (line,) = told([packed["whole"]], [packed["whole"]])
+    assert line == (
+        f"tasks.vqa.evaluate: {packed['whole']} is in tasks.vqa.train too; its scores say nothing "
+        "about new data"
+    )
+    (line,) = told([packed["whole"]], [packed["part"], packed["new"]])
+    assert line.startswith("tasks.vqa.evaluate: 3 of its pictures are in training data too, such")
+    assert told([packed["whole"]], [packed["new"]]) == []
+
+
+def test_large_sets_are_not_read(packed: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "MOST_COMPARED", 1000)
+    assert told([packed["whole"]], [packed["part"]]) == []
+    assert len(told([packed["whole"]], [packed["whole"]])) == 1
+
+
+def test_damaged_samples_are_left_to_the_run(packed: dict[str, Path]) -> None:
+    (shard,) = packed["whole"].glob("*.tar")
+    data = bytearray(shard.read_bytes())
+    data[:512] = bytes(512)
+    shard.write_bytes(data)
+    (line,) = told([packed["whole"]], [packed["part"]])
+    assert "of its pictures are in training data too" in line
+    assert main(["verify", str(packed["whole"])]) == 1
+    (line,) = told([packed["whole"]], [packed["part"]])
+    assert "of its pictures are in training data too" in line

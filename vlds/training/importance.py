@@ -23,7 +23,7 @@ from vlds.data.streams.stream import TrainStream
 from vlds.evaluation.sources import training_sources
 from vlds.models.kernels.fused import restore_linear
 from vlds.models.methods.importance import BACKBONE, layers_hash, squared_gradients
-from vlds.models.partitioned import partitioned_reading
+from vlds.models.partitioned import gathered, partitioned_reading
 from vlds.recipe.config import Recipe
 from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks
 from vlds.runtime.files import whole_file
@@ -63,7 +63,7 @@ def write_importance(recipe: Recipe, out: Path, num_samples: int) -> None:
     # The hash ties the file to these weights; a backbone that is drawn at random has no source.
     about = None
     if "backbone" in recipe.model.sources:
-        about = {BACKBONE: layers_hash(weights, weights)}
+        about = {BACKBONE: layers_hash(WholeWeights(weights), weights)}
 
     def whole(name: str) -> Tensor:
         """Collective."""
@@ -78,6 +78,23 @@ def write_importance(recipe: Recipe, out: Path, num_samples: int) -> None:
         write_floats(partial, shapes, map(whole, shapes), about)
     if ranks.is_first:
         tell(f"wrote {out}")
+
+
+class WholeWeights(Mapping[str, Tensor]):
+    """Weights of which each is whole when it is asked for. Collective under stage 3."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        with gathered([self._weights[name]]):
+            return self._weights[name].detach().clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 def squares_of_parts(

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vlds.models.loading.model_files import check_tensors, reading
-from vlds.models.partitioned import gathered
 
 BACKBONE = "backbone"
 """Key of `layers_hash` in the file's metadata. Missing where the backbone's weights are random,
@@ -42,13 +41,12 @@ def squared_gradients(model: Any, examples: Iterable[tuple[Tensor, Tensor]]) -> 
 
 def layers_hash(weights: Mapping[str, Tensor], names: Iterable[str]) -> str:
     """sha256 of a backbone's layers, rounded to bf16, so that it is the same in each precision.
-    Token tables are left out: they grow with the tokenizer. Collective under stage 3."""
+    Token tables are left out: they grow with the tokenizer."""
     digest = sha256()
     for name in sorted(names):
         if TABLES.isdisjoint(name.split(".")):
             digest.update(name.encode())
-            with gathered([weights[name]]):
-                rounded = weights[name].detach().to("cpu", torch.bfloat16).contiguous()
+            rounded = weights[name].detach().to("cpu", torch.bfloat16).contiguous()
             # numpy has no bf16, so the bytes are hashed.
             digest.update(rounded.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -74,6 +74,7 @@ from vlds.tasks import (
     NLVR2,
     VQA,
     Caption,
+    Chat,
     DirectAnswer,
     Entailment,
     GroundedCaption,
@@ -150,6 +151,7 @@ def every_choice() -> list[Recipe]:
             "eighteenth": DirectAnswer(accuracy="official"),
             "nineteenth": TextVQA(max_words=3),
             "twentieth": Grounding(prompt=""),
+            "twenty-first": Chat(learn="last", scores=["json", "anls"]),
         },
         data=DataConfig(
             global_batch_size=12,

@@ -311,12 +311,15 @@ def add_command(commands: Any) -> None:
         "below --images, members of a tar file, or inside the rows. A conversation that cannot be "
         "kept whole is dropped and counted.",
         examples=[
-            "chat --annotations chats.jsonl --images PHOTOS --out shards/chats",
+            "chat --annotations chats.jsonl --images PHOTOS \\\n      --out shards/chats",
             "chat --annotations HF_FOLDER --out shards/chats \\\n"
             "      --split-sizes val=0.1 test=0.1 --group-field patient",
         ],
     )
-    parser.usage = "%(prog)s --annotations PLACE --out DIR [--images PLACE] [OPTIONS]"
+    parser.usage = (
+        "%(prog)s --annotations PLACE --out DIR\n"
+        "                                [--images PLACE] [OPTIONS]"
+    )
     parser.add_argument(
         "--annotations", type=Path, required=True, metavar="PLACE", help="file or folder of rows"
     )

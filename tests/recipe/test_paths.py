@@ -193,7 +193,7 @@ PATHS = {
         (
             "VQA", "TextVQA", "DirectAnswer", "Refer", "VisualGrounding", "GroundedCaption",
             "Grounding", "ImageClass", "Matching", "NLVR2", "Entailment", "VideoQA", "Caption",
-            "VideoCaption", "MaskedWords", "MultipleChoice", "SpanPrediction",
+            "VideoCaption", "Chat", "MaskedWords", "MultipleChoice", "SpanPrediction",
         ),
         TASK,
     ),

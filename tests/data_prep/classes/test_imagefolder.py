@@ -281,7 +281,8 @@ def test_a_picture_in_two_splits_is_told(
     assert pack_folders(tmp_path / "in", tmp_path / "out") == 0
     said = capsys.readouterr()
     assert (
-        "1 picture is in more than one split: test/b/copy.jpg (test) and train/a/0.jpg" in said.err
+        "1 picture or group is in more than one split: test/b/copy.jpg (test) and train/a/0.jpg"
+        in said.err
     )
     assert "Keep each picture in one split" in said.err
     assert "test/b/copy.jpg = train/a/0.jpg" in said.out

@@ -208,6 +208,13 @@ def make_rows(inputs: Inputs) -> None:
     rows = [{"image": f"{n}.jpg", "question": f"why {n}?", "answer": "so"} for n in range(3)]
     write(folder / "rows.json", rows)
     write(folder / "rows.jsonl", json_lines(rows))
+    talks = [
+        {"messages": [{"role": "user", "content": f"<image>why {n}?"},
+                      {"role": "assistant", "content": "so"}],
+         "images": [f"{n}.jpg"], "patient": f"p{n}"}
+        for n in range(3)
+    ]  # fmt: skip
+    write(folder / "talks.jsonl", json_lines(talks))
     csv = "".join(f"{row['image']},{row['question']},{row['answer']}\n" for row in rows)
     write(folder / "rows.csv", f"image,question,answer\n{csv}")
     for n in range(3):

@@ -97,6 +97,8 @@ COMMANDS: tuple[Command, ...] = (
          "rows"),
     prep(f"jsonl --task vqa --annotations rows/rows.jsonl --images rows/images {PACK} "
          "--features rows/arrays --encoder net", "rows"),
+    prep(f"chat --annotations rows/talks.jsonl --images rows/images --group-field patient {PACK}",
+         "rows"),
     prep(f"imagefolder --images classes/flat --split-sizes test=0.4 {PACK}",
          "classes", hurt="flat"),
     prep(f"imagefolder --images classes/flat --lists classes/split.json {PACK}", "classes"),

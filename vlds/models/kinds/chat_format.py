@@ -9,16 +9,27 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import AddedToken
 
+from vlds.models.kinds.chat_forms import (
+    TRIMS,
+    Around,
+    Form,
+    Said,
+    Shape,
+    Trim,
+    Written,
+    harmless,
+    places_inside,
+)
 from vlds.runtime.limited import limited
 from vlds.schema import SkipSample, Speaker, Turn
 
@@ -44,9 +55,6 @@ LONGEST_END = 40
 """Characters of a prompt without special tokens that its answers are tokenized behind."""
 MOST_FORMS = 4096
 """Shapes of conversations whose forms a process keeps."""
-Trim = Callable[[str], str]
-TRIMS: tuple[Trim, ...] = (str, str.strip, str.lstrip, str.rstrip)
-"""What templates may do with blanks around a text."""
 NUM_TRIED = 300
 """Tokens, spread over the vocabulary, that are read as questions."""
 LEAST_TOLD = 3 / 4
@@ -62,65 +70,6 @@ Asked = tuple[Sequence[Mapping[str, Any]], Mapping[str, bool], bool]
 """A conversation, what the template is told beside it, and whether an answer is asked for."""
 TOKEN = (str, AddedToken)
 """Types of the tokens that processors name."""
-
-
-Shape = tuple[tuple[Speaker, tuple[bool, ...]], ...]
-"""Each turn of a conversation: who speaks, and which pieces of the content are texts, in place of
-pictures. A template writes the same around the texts of all conversations of one shape."""
-
-
-class Written(NamedTuple):
-    """A conversation as a chat template writes it."""
-
-    text: str
-    places: list[tuple[int, int, int]]
-    """Number of a text of the conversation, and where it begins and ends."""
-
-
-class Said(NamedTuple):
-    """The tokens of a conversation."""
-
-    ids: list[int]
-    learned: list[bool]
-    """True for those of answers that are learned."""
-    pictures: list[int]
-    """How many pictures stand before each."""
-
-
-class Form(NamedTuple):
-    """What a chat template writes around the texts of a conversation."""
-
-    pieces: tuple[str, ...]
-    """Before, between and behind the places where texts stand."""
-    numbers: tuple[int, ...]
-    """Which text of the conversation stands at each place."""
-    trims: tuple[Trim, ...]
-    """What becomes of the blanks around each text."""
-
-    def around(self, texts: Sequence[str]) -> Written:
-        """The conversation with these texts."""
-        text, places = self.pieces[0], []
-        for number, piece in zip(self.numbers, self.pieces[1:], strict=True):
-            inside = self.trims[number](texts[number])
-            places.append((number, len(text), len(text) + len(inside)))
-            text += inside + piece
-        return Written(text, places)
-
-
-class Around(NamedTuple):
-    """What a chat template writes around an answer."""
-
-    prompt: str
-    """What asks for an answer that is still to be generated."""
-    before: str
-    """What stands before an answer that the conversation has. LLaVA-OneVision's template begins it
-    otherwise than the prompt."""
-    after: str
-
-    @property
-    def follows(self) -> bool:
-        """True if answers stand behind their prompt, up to blanks."""
-        return self.before.split() == self.prompt.split()
 
 
 @dataclass(frozen=True)
@@ -398,7 +347,7 @@ class ChatFormat:
         turns = [*before, last._replace(content=tuple(pieces))]
         inside: list[list[int]] = []
         if self.template is self.tokenizer:  # it knows no pictures
-            inside = [_places_inside(turn) for turn in turns]
+            inside = [places_inside(turn) for turn in turns]
             turns = [turn._replace(content=("".join(turn.texts),)) for turn in turns]
         try:
             text, places = self.write(turns)
@@ -592,23 +541,3 @@ class ChatFormat:
         prompt, whole = self.rendered([(talk[:1], variables, True), (talk, variables, False)])
         before, _, after = whole.rpartition(MARKER)
         return Around(prompt, before, after)
-
-
-def _places_inside(turn: Turn) -> list[int]:
-    """Where in a turn's texts, put together, its pictures stand."""
-    places, length = [], 0
-    for piece in turn.content:
-        if piece is None:
-            places.append(length)
-        else:
-            length += len(piece)
-    return places
-
-
-def harmless(text: str, control_words: Iterable[str]) -> str:
-    """The text with a blank inside each control word, which tokenizers then read as plain text; or
-    in place of it, if it is a single character."""
-    for word in control_words:
-        if word in text:
-            text = text.replace(word, f"{word[0]} {word[1:]}" if word[1:] else " ")
-    return text

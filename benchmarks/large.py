@@ -194,8 +194,8 @@ def run_rank(out: Path) -> None:
     trains = sizes["trainable"] + sizes["optimizer"]
     # Whole while a pass runs; gradients, and this rank's part of their sums in fp32; masters and
     # moments of the run state.
-    weights, gradients, own_sums = 2 * counts.trainable, 2 * counts.trainable, 4 * counts.trainable
-    own_sums //= ranks.world_size
+    weights = gradients = 2 * counts.trainable
+    own_sums = 4 * counts.trainable // ranks.world_size
     trained = {
         "engine": trains,
         "training": trains + weights + gradients + own_sums,

@@ -33,6 +33,7 @@ from data_prep.packing.source import (
     Dropped,
     SourceSample,
     SourceSet,
+    parts_of,
 )
 from data_prep.packing.splits import GROUP_FIELD, NEAR_COPIES, SPLIT_SIZES, split_of
 from vlds.runtime.files import write_whole
@@ -229,7 +230,8 @@ def _check(talk: Conversation, form: ChatForm) -> None:
     """Errors: Unusable for a conversation without what is asked for."""
     if fault := text_fault({"turns": talk.turns}):
         raise Unusable(fault)
-    if sum(map(len, _texts_of(talk.turns))) > LONGEST_TEXT:
+    texts = (part.get("text", "") for turn in talk.turns for part in parts_of(turn))
+    if sum(map(len, texts)) > LONGEST_TEXT:
         raise Unusable(f"more than {LONGEST_TEXT:,} characters")
     ends = talk.turns[-1]["role"] == "assistant"
     if form.answers and not ends:
@@ -256,7 +258,8 @@ def annotations_of(talk: Talk, form: ChatForm) -> Iterator[tuple[Annotation, int
         number = f"-{ends.index(end)}" if form.each_turn and len(ends) > 1 else ""
         answer = turns[end]
         annotation = {"id": f"{talk.id}{number}", "turns": turns[:end], "answer": answer["content"]}
-        annotation |= {key: answer[key] for key in ("learn",) if key in answer}
+        if "learn" in answer:
+            annotation["learn"] = answer["learn"]
         about = source
         if "source" in answer:
             about = {"source": {**rest, "answer": answer["source"]}}
@@ -264,20 +267,7 @@ def annotations_of(talk: Talk, form: ChatForm) -> Iterator[tuple[Annotation, int
 
 
 def _num_pictures(turns: Sequence[Mapping[str, Any]]) -> int:
-    contents = (turn["content"] for turn in turns)
-    return sum(
-        part["type"] == "image"
-        for content in contents
-        if isinstance(content, list)
-        for part in content
-    )
-
-
-def _texts_of(turns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for turn in turns:
-        content = turn["content"]
-        parts = content if isinstance(content, list) else [{"text": content}]
-        yield from (part.get("text", "") for part in parts)
+    return sum(part["type"] == "image" for turn in turns for part in parts_of(turn))
 
 
 def _as_json(value: Any) -> Any:
@@ -291,13 +281,6 @@ def _as_json(value: Any) -> Any:
         return f"{len(value):,} bytes"
     is_number = isinstance(value, (int, float)) and abs(value) < LARGEST_NUMBER
     return value if isinstance(value, (str, bool)) or value is None or is_number else str(value)
-
-
-def read_talks(place: Path) -> tuple[Iterator[tuple[str | None, UserRow]], list[Path]]:
-    """Rows with the split that their file names, and the files."""
-    if tables := find_tables(place):
-        return read_columns(tables), [table.path for table in tables]
-    return ((None, row) for row in read_rows(place)), [place]
 
 
 def add_command(commands: Any) -> None:
@@ -366,21 +349,20 @@ def _run_chat(args: argparse.Namespace) -> None:
         each_turn=args.each_turn,
     )
     division = split_of(args)
-    rows, files = read_talks(args.annotations)
+    tables = find_tables(args.annotations)
+    if division is not None and len({table.split for table in tables}) > 1:
+        raise ValueError(
+            "--split-sizes: the files of --annotations name their splits; give one of them, or "
+            "leave --split-sizes out"
+        )
+    files = [table.path for table in tables] or [args.annotations]
+    rows = read_columns(tables) if tables else ((None, row) for row in read_rows(args.annotations))
     # Beside the output, which has room for the pictures.
     beside = next(folder for folder in args.out.absolute().parents if folder.is_dir())
     scratch = Path(tempfile.mkdtemp(prefix=f".{args.out.name}-", dir=beside))
     try:
         album = Album(args.images, scratch)
         name = args.name or args.annotations.resolve().stem.replace(".", "_")
-        if (
-            division is not None
-            and len({table.split for table in find_tables(args.annotations)}) > 1
-        ):
-            raise ValueError(
-                "--split-sizes: the files of --annotations name their splits; give one of them, or "
-                "leave --split-sizes out"
-            )
         of_all = args.split or (None if division is None else "train")
         datasets = parse_chat(rows, form, album, files, name, of_all)
         options = shard_options(args)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.json_rows import RepeatedKey, shown
+from data_prep.packing.source import parts_of
 
 Fields = Mapping[str, Any]
 TALKS = ("messages", "conversations")
@@ -89,9 +90,7 @@ def conversation_of(fields: Fields, image_field: str | None = None) -> Conversat
         first = next((turn for turn in talk.turns if turn["role"] == "user"), None)
         if first is None:
             raise Unusable("no question")
-        content = first["content"]
-        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-        first["content"] = [*({"type": "image"} for _ in unplaced), *parts]
+        first["content"] = [*({"type": "image"} for _ in unplaced), *parts_of(first)]
         placed, missing, talk.moved = [None] * len(unplaced), len(unplaced), True
     if missing != len(unplaced):
         raise Unusable(f"{_count(missing, 'mark')} for {_count(len(unplaced), 'picture')}")
@@ -118,7 +117,8 @@ def _count(number: int, noun: str) -> str:
 def _messages(fields: Fields, talk: Conversation) -> list[Fields]:
     """The turns of a row as its file has them, each with a role and content."""
     system = fields.get("system")
-    talk.consumed |= {name for name in ("system",) if name in fields}
+    if "system" in fields:
+        talk.consumed.add("system")
     begin: list[Fields] = [{"role": "system", "content": system}] if system else []
     name = next((name for name in TALKS if isinstance(fields.get(name), list)), None)
     if name is not None:
@@ -128,8 +128,7 @@ def _messages(fields: Fields, talk: Conversation) -> list[Fields]:
             if not isinstance(message, dict):
                 raise Unusable("a turn that is no object")
             messages.append(message)
-        speakers = [m.get("role", m.get("from")) for m in messages[:1]]
-        return messages if speakers == ["system"] and not begin else [*begin, *messages]
+        return [*begin, *messages]
     asked, told = (
         next((name for name in names if fields.get(name) is not None), None)
         for names in (QUESTIONS, ANSWERS)

@@ -192,6 +192,11 @@ class RowForm:
         fields = (image, self.text, self.target, self.id, self.split, self.group)
         return [name for name in fields if name is not None]
 
+    def held(self) -> list[str]:
+        """The fields that annotations and splits hold by themselves: a group stays under "source",
+        where a reader can see it."""
+        return [self.image, *(name for name in self.named() if name != self.group)]
+
 
 @dataclass(frozen=True)
 class RowTask:
@@ -253,9 +258,9 @@ def _question(row: Fields, row_id: str, form: RowForm) -> list[Result]:
     annotation |= {
         key: clean(str(row[key]))
         for key in TYPES
-        if row.get(key) is not None and key not in (*form.named(), form.image)
+        if row.get(key) is not None and key not in form.held()
     }
-    return [_with_rest(annotation, row, *form.named(), form.image, *TYPES)]
+    return [_with_rest(annotation, row, *form.held(), *TYPES)]
 
 
 def _captions(row: Fields, row_id: str, form: RowForm) -> list[Result]:
@@ -266,7 +271,7 @@ def _captions(row: Fields, row_id: str, form: RowForm) -> list[Result]:
     results: list[Result] = ["no caption"] * (len(texts) - len(captions))
     for caption_id, caption in zip(ids, captions, strict=True):
         annotation = {"id": caption_id, "caption": caption}
-        results.append(_with_rest(annotation, row, *form.named(), form.image))
+        results.append(_with_rest(annotation, row, *form.held()))
     return results
 
 
@@ -282,7 +287,7 @@ def _judged(row: Fields, row_id: str, form: RowForm) -> list[Result]:
         if label not in form.task.labels:
             return [f"label {label}" if label else "no label"]
         annotation |= form.task.labels[label]
-    return [_with_rest(annotation, row, *form.named(), form.image)]
+    return [_with_rest(annotation, row, *form.held())]
 
 
 def label_of(row: Fields, field: str) -> str:

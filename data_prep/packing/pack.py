@@ -31,7 +31,14 @@ from data_prep.packing.picture import (
     tell_repeats,
     warn_of_leaks,
 )
-from data_prep.packing.source import HDF5, Dropped, SourceSet, count_reasons, locate
+from data_prep.packing.source import (
+    HDF5,
+    Dropped,
+    SourceSet,
+    count_reasons,
+    locate,
+    parts_of,
+)
 from data_prep.packing.writer import DatasetWriter, ShardLimits, common_shape, try_record
 from vlds.data.shards.info import DatasetInfo, check_names
 from vlds.runtime.folders import folder_lock
@@ -85,9 +92,7 @@ def text_in(annotation: Mapping[str, Any]) -> str | None:
         return next((str(annotation[name]) for name in TEXT_FIELDS if name in annotation), None)
     lines = []
     for turn in turns:
-        content = turn["content"]
-        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-        said = "".join(part.get("text", "[picture]") for part in parts)
+        said = "".join(part.get("text", "[picture]") for part in parts_of(turn))
         lines.append(f"{turn['role']}: {said}")
     return "\n".join(lines)
 

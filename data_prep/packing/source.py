@@ -389,6 +389,12 @@ class SourceSet:
                 )
 
 
+def parts_of(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Texts and pictures of a conversation's turn, whose content may be a text alone."""
+    content = turn["content"]
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
+
+
 def samples_of(
     annotations: Mapping[str, list[Annotation]], picture: Callable[[str], Path]
 ) -> list[SourceSample]:

@@ -69,14 +69,15 @@ class Chat(AnswerTask):
         assert annotation is not None
         given = sample.annotations[annotation]
         turns = turns_of(given, len(sample.images) or len(sample.features))
-        learned = self.learn == "all"
-        turns = [turn if learned else turn._replace(learned=False) for turn in turns]
+        if self.learn == "last":  # the answer is the target, which is none of the turns
+            turns = [turn._replace(learned=False) for turn in turns]
         first = next((n for n, turn in enumerate(turns) if turn.speaker == "user"), None)
         if first is not None and self.prompt:
             turns[first] = _begun(turns[first], self.prompt)
         if rng is not None:
             require_label(given, self.label_field, sample)
         answer = given.get(self.label_field)
+        # Scores have a table by this: later answers depend on the history.
         number = 1 + sum(turn.speaker == "assistant" for turn in turns)
         reference = {"answer": answer, "turn": number}
         return Example(
@@ -107,12 +108,14 @@ def turns_of(given: Mapping[str, Any], num_pictures: int) -> list[Turn]:
 
     Errors: ValueError for another form, or another number of pictures.
     """
+    # `vlds predict` asks one question about the pictures that it is given.
     if "turns" not in given:
         question = as_text(given["question"], "question")
         return [Turn("user", (*(None,) * num_pictures, question))]
     turns = [_turn(number, turn) for number, turn in enumerate(given["turns"], 1)]
     if not turns:
         raise ValueError("turns is [], one at least expected")
+    # Pictures go to their places by number: one too few would move all that follow.
     if (count := sum(turn.num_pictures for turn in turns)) != num_pictures:
         raise ValueError(f"its turns name {count} pictures, and it has {num_pictures}")
     return turns

@@ -258,8 +258,8 @@ class Engine:
             if whole is None:
                 whole = fits_whole(self.model, self.ranks)
             layers = layer_by_layer(self.model, self.ranks, self.least_gathered)
-            whole_or_not = gathered(list(self.model.parameters())) if whole else layers
-            with returning_freed_memory(), whole_or_not:
+            weights = gathered(list(self.model.parameters())) if whole else layers
+            with returning_freed_memory(), weights:
                 yield
         finally:
             offload.setup_zero_stage3_hooks()

@@ -107,9 +107,9 @@ def seen_in_training(train: Sequence[Source], evaluation: Sequence[Source]) -> I
     owners: dict[bytes, str] = {}
     read: set[str] = set()
     for source in train:
-        if _local_bytes(source) > MOST_COMPARED or (print := source.data_id) in read:
+        if _local_bytes(source) > MOST_COMPARED or source.data_id in read:
             continue
-        read.add(print)  # tasks may share a folder
+        read.add(source.data_id)  # tasks may share a folder
         for key, _ in _pictures(source):
             owners.setdefault(key, f"tasks.{source.name}.train")
     for source in evaluation:

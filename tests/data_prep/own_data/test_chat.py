@@ -398,11 +398,13 @@ def test_answers_of_one_conversation_stay_together(folder: Path) -> None:
     assert len(split_of["train"] | split_of["val"]) == 21
 
 
-def test_a_picture_may_be_called_as_a_row(folder: Path) -> None:
+def test_a_picture_may_be_called_as_a_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos(folder / "photos", "row 1")
     rows = [marked([("user", [None, None]), BOT], ["a.jpg", "b.jpg"]),
             marked([("user", [None]), BOT], ["row 1"])]  # fmt: skip
-    assert prepare(folder, rows) == 2  # two samples of one name, and not one of both
+    # Two samples of one name, and not one of both.
+    assert prepare(folder, rows) == 2
+    assert "sample id row 1 occurs more than once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["parquet", "arrow"])

@@ -410,3 +410,19 @@ def test_an_output_with_other_files_is_refused(
         assert pack_rows(rows, images, out) == 2
         assert f"--out: {out} holds other files ({held})" in capsys.readouterr().err
     assert [path.name for path in images.iterdir()] == ["a.jpg"]
+
+
+def test_rows_of_a_group_stay_in_one_split(images: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": f"{letter}.jpg", "question": "q", "answer": "x", "patient": f"p{number // 3}"}
+        for number, letter in enumerate("abcdefghi")
+    ]
+    path = write(tmp_path / "rows.json", rows)
+    words = ("--split-sizes", "val=0.3", "test=0.3", "--group-field", "patient", "--seed", "3")
+    assert pack_rows(path, images, tmp_path / "out", *words) == 0
+    groups = [
+        {a["source"]["patient"] for s in packed(tmp_path / "out" / split).values()
+         for a in s.annotations}
+        for split in ("train", "val", "test")
+    ]  # fmt: skip
+    assert sorted(patient for found in groups for patient in found) == ["p0", "p1", "p2"]

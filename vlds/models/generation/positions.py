@@ -119,6 +119,14 @@ class Lines(NamedTuple):
         rows, tokens = picked.nonzero().unbind(1)
         return torch.stack([self.line[rows], self.places[rows, tokens]], 1)
 
+    def mask(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """(g, 1, t, t) what Hugging Face's attention adds to its scores: 0 where a token sees
+        another."""
+        visible = self.visible.to(device, non_blocking=True)
+        # The least number, not -inf: a row of padding alone would become NaN.
+        hidden = torch.finfo(dtype).min
+        return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, hidden)
+
 
 class RowGroup(NamedTuple):
     """Rows with one start."""

@@ -14,7 +14,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,9 +36,9 @@ from vlds.models.model import Model, recompute_layers
 from vlds.models.vision.base import GridEncoder, VisionEncoder, freeze
 from vlds.models.visual_embedding import VisualEmbedding
 from vlds.runtime.checks import SourceFile, SourcePath, check_path_or_config
-from vlds.runtime.json_files import sha256
+from vlds.runtime.json_files import lacks_memory, sha256
 from vlds.runtime.process import find
-from vlds.schema import Batch, Collator, Decoding, ImageSpec, PictureSpec
+from vlds.schema import Batch, Collator, Decoding, Example, ImageSpec, PictureSpec, Row
 from vlds.tasks.base import Task
 
 WORD_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -507,6 +507,41 @@ def revise(
         let_train(model, method, new)
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {names[parameter]: tensors for parameter, tensors in revised.items()}
+
+
+def try_questions(
+    pictures: Sequence[Tensor | None],
+    collator: Collator,
+    evaluation: Callable[[], AbstractContextManager[Model]],
+    fault: str,
+    cure: str,
+) -> None:
+    """Let a model read a question about each picture, or about none, and answer with a token.
+    `evaluation`: as in `ModelKind.check_built`. Collective.
+
+    Errors: ValueError that names the fault, what was raised, and the cure.
+    """
+    shown = [picture for picture in pictures if picture is not None]
+    with evaluation() as model, model.at_own_pace() as begin_batch:
+        # Task 0 of the recipe: if it has a head, rows have classes in place of an answer.
+        has_head = 0 in model.heads.numbers.values()
+        rows = []
+        for number, picture in enumerate(pictures):
+            example = Example(str(number), "", f"what is this{' now' * number} ?", "this")
+            if has_head:
+                example = replace(example, target="", class_scores={})
+            rows.append(Row(example, 0, 20, 10, () if picture is None else (number,)))
+        device = next(model.parameters()).device
+        try:
+            begin_batch()
+            model.loss_sums(collator(rows, shown or None, evaluation=False).to(device))
+            if not has_head:
+                asked = collator(rows, shown or None, evaluation=True)
+                model.answer(asked.to(device), Decoding(max_new_tokens=1))
+        except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
+            if lacks_memory(error):
+                raise
+            raise ValueError(f"{fault}: {error}; {cure}") from error
 
 
 def fit_saved(model: Model, shapes: Mapping[str, torch.Size]) -> None:

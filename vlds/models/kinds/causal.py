@@ -37,6 +37,7 @@ from vlds.models.kinds.base import (
     StatesModel,
     grid_features,
     named,
+    try_questions,
 )
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.models.loading.gate import check_config, read_any_config
@@ -57,13 +58,10 @@ from vlds.models.vision.base import GridEncoder, VisionEncoder
 from vlds.models.vision.base import load_weights as load_file
 from vlds.models.visual_embedding import Projector, packing, tokens_of_rows, visual_mask
 from vlds.runtime.checks import Count, SourceFile, SourcePath
-from vlds.runtime.json_files import lacks_memory
 from vlds.schema import (
     IGNORED_LABEL,
     NO_IMAGE,
     Batch,
-    Decoding,
-    Example,
     Images,
     Row,
     Turn,
@@ -263,16 +261,12 @@ class CausalModel(StatesModel):
         the position that it has there. Sets the lines' tasks."""
         embeds, device = sequences.embeds, sequences.embeds.device
         self.context.routing.set(lines.tasks, device)
-        visible, source, positions = (
-            values.to(device, non_blocking=True)
-            for values in (lines.visible, lines.source, lines.positions)
+        source, positions = (
+            values.to(device, non_blocking=True) for values in (lines.source, lines.positions)
         )
-        # The least number, not -inf: a row of padding alone would become NaN.
-        mask = torch.zeros(lines.visible.shape, dtype=embeds.dtype, device=device)
-        mask.masked_fill_(~visible, torch.finfo(embeds.dtype).min)
         return {
             "inputs_embeds": embeds.flatten(0, 1)[source],
-            "attention_mask": mask,
+            "attention_mask": lines.mask(embeds.dtype, device),
             "position_ids": positions,
         }
 
@@ -525,25 +519,14 @@ class Causal(PathKind, GridKind):
         assert isinstance(model, CausalModel)
         if model.chat is None:
             return ()
-        collator = CausalCollator(model.chat, self.image is None)
-        with evaluation() as tried, tried.at_own_pace() as begin_batch:
-            example = Example("a", "", "what is this?", "this")
-            if has_head := 0 in tried.heads.numbers.values():
-                example = replace(example, target="", class_scores={})
-            row, device = Row(example, 0, 20, 10, ()), next(tried.parameters()).device
-            try:
-                begin_batch()
-                tried.loss_sums(collator([row], None, evaluation=False).to(device))
-                if not has_head:
-                    asked = collator([row], None, evaluation=True)
-                    tried.answer(asked.to(device), Decoding(max_new_tokens=1))
-            except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
-                if lacks_memory(error):
-                    raise
-                raise ValueError(
-                    f"{self.config_place[1]}: {model.backbone.config.model_type} cannot answer a "
-                    f"question behind a picture: {error}; name another language model"
-                ) from error
+        kind = model.backbone.config.model_type
+        try_questions(
+            [None],
+            CausalCollator(model.chat, self.image is None),
+            evaluation,
+            f"{self.config_place[1]}: {kind} cannot answer a question behind a picture",
+            "name another language model",
+        )
         return ()
 
     def read_config(self) -> Any:

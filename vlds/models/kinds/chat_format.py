@@ -1,7 +1,7 @@
 """Prompts and answers as tokens, as a model's chat template writes them.
 
 A template may be anybody's program. It is run apart, with limits of time and memory, and only to
-learn what it writes around a question and an answer: later texts are put between these pieces.
+learn what it writes around the texts of a conversation: others are put between these pieces.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ CODES = "aAbBcdHIjmMpSUwWxXyYZ"
 """Letters of `strftime`'s codes."""
 CLOCK = "strftime_now"
 """The function that templates ask; Hugging Face defines it for all of them."""
-
-
 MARKER = "vlds-marks-the-answer"
 """Stands for an answer, to find what a template writes around it."""
 MARK = re.compile("vlds-marks-text-([0-9]+)-here")
@@ -189,7 +187,8 @@ class ChatFormat:
                     f"its chat template leaves out the {what}{beside} (each prompt would be "
                     f"{found[0][:80]!r}); let its chat_template write the content of each message"
                 )
-        # A template may strip what a speaker says; TEXTS have blanks around them to tell how.
+        # A template may strip what a speaker says; TEXTS have blanks around them to tell how. Four
+        # ways for each of at most four speakers: to try all costs no call of the template.
         present = list(dict.fromkeys(speakers))
         for trims in product(TRIMS, repeat=len(present)):
             of = dict(zip(present, trims, strict=True))
@@ -343,6 +342,7 @@ class ChatFormat:
         for place, piece in enumerate(pieces):
             if piece is not None:
                 pieces[place] = self.cut(piece, max(0, left))
+                # Most questions are one text: to count it again would cost as much as the cut.
                 left -= len(self.ids(piece)) if len(last.texts) > 1 else 0
         turns = [*before, last._replace(content=tuple(pieces))]
         inside: list[list[int]] = []
@@ -469,12 +469,12 @@ class ChatFormat:
 
     @cached_property
     def end_of_prompt(self) -> tuple[str, list[int]]:
-        """The end of what a prompt ends with, from its last special token on, and its tokens."""
+        """What a prompt ends with, from its last special token on, and the tokens of it."""
         if not self.has_template:
             return "", []
         prompt = self.around_marker(self.variables).prompt
         begin = max((prompt.rfind(word) for word in self.special_words), default=-1)
-        end = prompt[max(begin, 0) :][-LONGEST_END:] if begin < 0 else prompt[begin:]
+        end = prompt[begin:] if begin >= 0 else prompt[-LONGEST_END:]
         return end, self.ids(end)
 
     @cached_property

@@ -11,8 +11,6 @@ from vlds.schema import Speaker, Turn
 Trim = Callable[[str], str]
 TRIMS: tuple[Trim, ...] = (str, str.strip, str.lstrip, str.rstrip)
 """What templates may do with blanks around a text."""
-
-
 Shape = tuple[tuple[Speaker, tuple[bool, ...]], ...]
 """Each turn of a conversation: who speaks, and which pieces of the content are texts, in place of
 pictures. A template writes the same around the texts of all conversations of one shape."""

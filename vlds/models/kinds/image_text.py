@@ -26,7 +26,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from vlds.models.backbones.base import num_ids, unique_state
 from vlds.models.generation.positions import can_share_starts
-from vlds.models.kinds.base import ModelKind
+from vlds.models.kinds.base import ModelKind, try_questions
 from vlds.models.kinds.image_text_model import (
     GREY,
     NEED_PICTURES,
@@ -51,10 +51,9 @@ from vlds.models.model import BACKBONE_PREFIX, Model, Part
 from vlds.models.roles import ROLES, check_named, find_roles
 from vlds.models.vision.base import on_meta
 from vlds.runtime.checks import Count, SourceFile, SourcePath, check_path_or_config, guess
-from vlds.runtime.json_files import lacks_memory
 from vlds.runtime.limited import limited
 from vlds.runtime.process import find
-from vlds.schema import Decoding, Example, NaturalSize, Row, TargetModules
+from vlds.schema import NaturalSize, TargetModules
 
 BRIDGES = ("merger", "deepstack_merger", "patch_merger", "connector")
 """What modules of the connector that lie inside a vision encoder, as in Qwen's models, are called,
@@ -212,30 +211,13 @@ def check_reads(
     Errors: ValueError if the model fails.
     """
     name = type(collator.processor).__name__
-    with evaluation() as model, model.at_own_pace() as begin_batch:
-        # Task 0 of the recipe: if it has a head, the rows have classes in place of an answer.
-        has_head = 0 in model.heads.numbers.values()
-        rows = []
-        for number, question in enumerate(("what is this ?", "why is it so ?")):
-            example = Example(str(number), "", question, "this")
-            if has_head:
-                example = replace(example, target="", class_scores={})
-            rows.append(Row(example, 0, 20, 10, range(number, number + 1)))
-        device = next(model.parameters()).device
-        try:
-            begin_batch()
-            batch = collator(rows, [GREY, WIDE], evaluation=False)
-            model.loss_sums(batch.to(device))
-            if not has_head:
-                asked = collator(rows, [GREY, WIDE], evaluation=True)
-                model.answer(asked.to(device), Decoding(max_new_tokens=1))
-        except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
-            if lacks_memory(error):
-                raise
-            raise ValueError(
-                f"{processor}: the model cannot read two small pictures as {name} gives them: "
-                f"{error}; name the processor that belongs to the model, or {CURE}"
-            ) from error
+    try_questions(
+        [GREY, WIDE],
+        collator,
+        evaluation,
+        f"{processor}: the model cannot read two small pictures as {name} gives them",
+        f"name the processor that belongs to the model, or {CURE}",
+    )
 
 
 PARTS = ("backbone", "vision")
@@ -279,7 +261,7 @@ class ImageTextToText(ModelKind):
     """How attention is computed; default: as Hugging Face chooses for the type of model."""
     pack: bool = False
     """Compute short rows of a micro-batch beside each other, in lines as long as its longest row;
-    for types of which `PACKED` lists the names."""
+    for LLaVA, LLaVA-OneVision, InternVL, SmolVLM and Idefics3."""
     roles: dict[str, Roles] = field(default_factory=dict)
     """Part (vision, backbone) -> role -> paths of layers in the part, `*` for numbers, where the
     rule for layers' names does not find them."""

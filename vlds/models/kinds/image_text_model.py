@@ -378,18 +378,15 @@ class ImageTextModel(StatesModel):
     def inputs_of_lines(self, lines: Lines, batch: Batch) -> dict[str, Tensor]:
         """The arguments of Hugging Face's forward pass: each token sees only its own row, and has
         the position that it has there. Sets the lines' tasks."""
-        device, dtype = batch.input_ids.device, self.backbone.dtype
+        device = batch.input_ids.device
         self.context.routing.set(lines.tasks, device)
         lengths = batch.on_host.attention_mask.sum(1)
         ends = torch.zeros(len(lines.tasks), dtype=lengths.dtype).index_add(0, lines.line, lengths)
         is_padding = torch.arange(lines.source.shape[1]) >= ends[:, None]
-        source, positions, visible, is_padding = (
+        source, positions, is_padding = (
             values.to(device, non_blocking=True)
-            for values in (lines.source, lines.positions, lines.visible, is_padding)
+            for values in (lines.source, lines.positions, is_padding)
         )
-        # The least number, not -inf: a row of padding alone would become NaN.
-        mask = torch.zeros(visible.shape, dtype=dtype, device=device)
-        mask.masked_fill_(~visible, torch.finfo(dtype).min)
         # Pictures fill their placeholders in the order of these, so rows stand by line and place.
         first = lines.line * lines.source.shape[1] + lines.places[:, 0]
         return {
@@ -397,7 +394,7 @@ class ImageTextModel(StatesModel):
             "input_ids": batch.input_ids.flatten()[source].masked_fill(
                 is_padding, self.chat.pad_id
             ),
-            "attention_mask": mask,
+            "attention_mask": lines.mask(self.backbone.dtype, device),
             "position_ids": positions,
             **{name: values.flatten()[source] for name, values in batch.types.items()},
             **self.joined([batch.media[row] for row in first.argsort().tolist()]),

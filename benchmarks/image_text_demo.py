@@ -20,6 +20,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,13 @@ def last_scores(trained: Path) -> Any:
     return [line["scores"] for line in lines if "scores" in line][-1]
 
 
-def write_model(folder: Path) -> None:
-    """The processor and the config of the tiny InternVL."""
+def write_model(folder: Path, lines: Iterable[str] = (), template: str | None = None) -> None:
+    """The processor and the config of the tiny InternVL, which knows the words of the demo and of
+    more lines."""
     raw = Tokenizer(WordLevel(unk_token="<unk>"))
     raw.pre_tokenizer = Whitespace()
     trainer = WordLevelTrainer(special_tokens=list(SPECIAL.values()), show_progress=False)
-    raw.train([str(DATA / "text.txt")], trainer)
+    raw.train_from_iterator([*(DATA / "text.txt").read_text().splitlines(), *lines], trainer)
     words = PreTrainedTokenizerFast(
         tokenizer_object=raw, extra_special_tokens=PICTURE, padding_side="right", **SPECIAL
     )
@@ -123,6 +125,7 @@ def write_model(folder: Path) -> None:
         video_processor=InternVLVideoProcessor(size=square),
         tokenizer=words,
         image_seq_length=GRID**2,
+        chat_template=template,
     )
     layers = {
         "hidden_size": WIDTH,

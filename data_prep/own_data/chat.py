@@ -187,8 +187,6 @@ def parse_chat(
         # Without the pictures, whose bytes are in files by now.
         talk.pictures = []
         group = text_of(row.fields, form.group) if form.group else ""
-        if form.each_turn and not group:
-            group = f"row {row_id}"  # its answers stay together
         fields = {k: v for k, v in row.fields.items() if k not in talk.consumed}
         row = replace(row, fields=fields)
         talks.append((Talk(row, row_id, part, group, talk), sources))
@@ -208,12 +206,14 @@ def parse_chat(
     for kept, sources in talks:
         pictures = [(s.name, s) if isinstance(s, Path) else known[s] for s in sources]
         parts = samples[kept.split]
+        # The same with --each-turn and without, so that both give the same splits.
+        lead = "" if kept.group else pictures[0][0] if pictures else f"row {kept.id}"
         for annotation, count in annotations_of(kept, form):
             shown_pictures = pictures[:count]
             # Conversations about one picture share its sample; others are samples themselves.
             sample_id = shown_pictures[0][0] if count == 1 else f"row {annotation['id']}"
             paths = tuple(path for _, path in shown_pictures)
-            new = SourceSample(sample_id, paths, [], place=kept.row.place)
+            new = SourceSample(sample_id, paths, [], lead=lead, place=kept.row.place)
             key = (count == 1, sample_id)
             sample = parts.setdefault(key, new)
             sample.annotations.append(annotation)

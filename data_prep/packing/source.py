@@ -331,6 +331,9 @@ class SourceSample:
     """More fields of the sample's json: a clip's subtitles and span."""
     groups: tuple[str, ...] = ()
     """What else it has in common with others: the patients, documents or scenes of its rows."""
+    lead: str = ""
+    """Of a sample without groups: the name that decides its split, and keeps it with others that
+    have it; default: its id."""
     place: str = ""
     """Where the source names the sample's files: "line 7"."""
 

@@ -81,8 +81,8 @@ def hash_of(image: str, seed: int) -> bytes:
 
 
 def leaders_of(dataset: SourceSet, copies: Sequence[Sequence[Path]]) -> dict[str, str]:
-    """Id of each sample -> what decides its split: the first group, or else the first id, of all
-    samples that belong together. `copies`: pictures with the same bytes, perhaps of several data
+    """Id of each sample -> what decides its split: the first group, or else the first lead or id, of
+    all samples that belong together. `copies`: pictures with the same bytes, perhaps of several data
     sets."""
     first_of = {path: group[0] for group in copies for path in group}
     # Union-find: each sample leads to an earlier one that shares a picture or group with it.
@@ -96,7 +96,7 @@ def leaders_of(dataset: SourceSet, copies: Sequence[Sequence[Path]]) -> dict[str
     owners: dict[Path | str, int] = {}
     for number, sample in enumerate(dataset.samples):
         keys: list[Path | str] = [first_of.get(path, path) for path in sample.images]
-        for key in [*keys, *sample.groups]:
+        for key in [*keys, *sample.groups, *filter(None, [sample.lead])]:
             above[top(number)] = top(owners.setdefault(key, number))
     together: dict[int, list[SourceSample]] = {}
     for number, sample in enumerate(dataset.samples):
@@ -104,7 +104,7 @@ def leaders_of(dataset: SourceSet, copies: Sequence[Sequence[Path]]) -> dict[str
     leaders: dict[str, str] = {}
     for samples in together.values():
         groups = {group for sample in samples for group in sample.groups}
-        leader = min(groups or {sample.id for sample in samples})
+        leader = min(groups or {sample.lead or sample.id for sample in samples})
         leaders |= {sample.id: leader for sample in samples}
     return leaders
 

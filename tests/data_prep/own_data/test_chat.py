@@ -389,13 +389,20 @@ def test_values_of_parquet_that_json_lacks(folder: Path) -> None:
 def test_answers_of_one_conversation_stay_together(folder: Path) -> None:
     rows = [marked([USER, BOT, ("user", [None, f"{n}"]), BOT], ["a.jpg"]) for n in range(1)]
     rows += [marked([USER, BOT, ("user", [f"{n}"]), BOT], []) for n in range(20)]
-    assert prepare(folder, rows, "--each-turn", "--split-sizes", "val=0.4") == 0
-    split_of = {
-        split: {a["id"].partition("-")[0] for a in find_all(folder / "out" / split)}
-        for split in ("train", "val")
-    }
-    assert not split_of["train"] & split_of["val"]
-    assert len(split_of["train"] | split_of["val"]) == 21
+    two = [USER, BOT, ("user", [None, None]), BOT]
+    rows += [marked(two, ["b.jpg", f"{n}.jpg"]) for n in range(3)]
+    photos(folder / "photos", "0.jpg", "1.jpg", "2.jpg")
+    splits = []
+    for each in ([], ["--each-turn"]):  # one trains, the other scores: their splits are the same
+        assert prepare(folder, rows, *each, "--split-sizes", "val=0.4") == 0
+        split_of = {
+            split: {a["id"].partition("-")[0] for a in find_all(folder / "out" / split)}
+            for split in ("train", "val")
+        }
+        assert not split_of["train"] & split_of["val"]
+        assert len(split_of["train"] | split_of["val"]) == 24
+        splits.append(split_of)
+    assert splits[0] == splits[1]
 
 
 def test_a_picture_may_be_called_as_a_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,8 +82,8 @@ def main() -> None:
     print("| seed | model | turn | VQA | GQA | caption |\n|---|---|---|---|---|---|")
     for seed in args.seeds:
         folder = OUT / str(seed)
-        source = ("--model.config", OUT / "model" / "config.json")
-        source += ("--model.processor", OUT / "model" / "processor")
+        config, processor = OUT / "model" / "config.json", OUT / "model" / "processor"
+        source = ("--model.config", config, "--model.processor", processor)
         cells = ("--tasks.cells.train", json.dumps([str(OUT / "cells" / "train")]))
         run_recipe("demo_image_text_see", seed, folder / "see", *source, *cells)
         convert(folder / "see", folder / "seeing")
@@ -142,8 +142,8 @@ def write_talks(folder: Path, kind: str, split: str) -> None:
         file = folder / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         each = ("--each-turn",) if name == "val" else ()
-        words = ("--annotations", file, "--images", folder / "photos", "--split", split, *each)
-        run("data_prep", "chat", *words, "--name", f"{kind}_{name}", "--out", folder / name)
+        source = ("--annotations", file, "--images", folder / "photos", "--split", split, *each)
+        run("data_prep", "chat", *source, "--name", f"{kind}_{name}", "--out", folder / name)
 
 
 def said(question: str, answer: str, weight: int = 1) -> list[dict[str, Any]]:

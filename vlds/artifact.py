@@ -178,7 +178,9 @@ def write_description(folder: Path, recipe: Recipe, trained_on: Mapping[str, Tra
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")
     methods = {name: method.in_artifact() for name, method in recipe.methods.items()}
-    tree = moved(to_tree(replace(recipe, methods=methods)), {str(folder): HERE}, Recipe)
+    # The weights that a run began with are in the artifact, or were trained away.
+    own = replace(recipe, methods=methods, start=None)
+    tree = moved(to_tree(own), {str(folder): HERE}, Recipe)
     (folder / RECIPE).write_text(
         yaml.safe_dump(with_start(tree, Recipe), sort_keys=False), encoding="utf-8"
     )
@@ -239,6 +241,7 @@ def load_run(
     with reading_weights(recipe, sketch, dtype, ranks):
         model = build_model(recipe.model_setup, list(recipe.tasks), dtype, processor)
     fit_saved(model, shapes)
+    model.forget_sources(tensors)  # a run may have begun with other weights than its sources'
     # A weight that ranks share is empty until it is gathered.
     wanted = {
         key: torch.empty(getattr(tensor, "ds_shape", tensor.shape), device="meta")[rows].shape
@@ -247,23 +250,28 @@ def load_run(
     check_shapes(wanted, shapes, folder)
     parameters = {name for name, _ in model.named_parameters()}
     for key, tensor in tensors.items():
-        # Buffers may be masks, which hide places by an infinity.
-        is_weight = key.partition("[")[0] in parameters
-        if is_weight and tensor.dtype not in WEIGHT_TYPES:
-            raise ValueError(
-                f"artifact {folder}: {key} is {str(tensor.dtype).removeprefix('torch.')}, and "
-                f"weights are floats of 16 to 64 bits; {AGAIN}"
-            )
-        if not (tensor.isfinite() if is_weight else ~tensor.isnan()).all():
-            raise ValueError(
-                f"artifact {folder}: {key} holds numbers that are NaN or infinite; {AGAIN}"
-            )
+        check_weights(folder, key, tensor, key.partition("[")[0] in parameters)
     with torch.no_grad():
         for key, tensor, rows in own_places(model):
             with gathered([tensor], written=True):
                 tensor[rows].copy_(tensors[key])
     model.eval()
     return LoadedRun(recipe, processor, model, read_trained_on(folder))
+
+
+def check_weights(folder: Path, key: str, tensor: Tensor, is_weight: bool) -> None:
+    """Errors: ValueError if a tensor of an artifact, a weight or a buffer, holds other than finite
+    numbers."""
+    if is_weight and tensor.dtype not in WEIGHT_TYPES:
+        raise ValueError(
+            f"artifact {folder}: {key} is {str(tensor.dtype).removeprefix('torch.')}, and "
+            f"weights are floats of 16 to 64 bits; {AGAIN}"
+        )
+    # Buffers may be masks, which hide places by an infinity.
+    if not (tensor.isfinite() if is_weight else ~tensor.isnan()).all():
+        raise ValueError(
+            f"artifact {folder}: {key} holds numbers that are NaN or infinite; {AGAIN}"
+        )
 
 
 def reading_weights(

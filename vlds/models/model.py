@@ -525,9 +525,12 @@ class Model(nn.Module, ABC):
 
     def drop_trained_sources(self) -> None:
         """Forget the sources of tensors that training or attaching changes."""
-        moving = self.moving_names() | self.changed
-        rows = {name: rows for name, rows in self.sources.rows.items() if name not in moving}
-        self.sources = Sources(names=self.sources.names - moving, rows=rows)
+        self.forget_sources(self.moving_names() | self.changed)
+
+    def forget_sources(self, names: Iterable[str]) -> None:
+        """Note that tensors no longer are as their sources have them."""
+        rows = {name: rows for name, rows in self.sources.rows.items() if name not in set(names)}
+        self.sources = Sources(names=self.sources.names.difference(names), rows=rows)
 
     def unique_state(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and saved buffers, tied ones once."""

@@ -31,6 +31,7 @@ from vlds.runtime.checks import (
     Share,
     ShareBelow1,
     SourceFile,
+    SourcePath,
 )
 from vlds.runtime.files import write_whole
 from vlds.runtime.terminal import visible
@@ -221,6 +222,9 @@ class Recipe:
     """The frozen model: a class of vlds.models."""
     methods: dict[str, Method]
     """What is tuned, by name: classes of vlds.models.methods."""
+    start: SourcePath | None = None
+    """Begin with the weights of this run or artifact, as far as its methods are of the recipe's
+    classes."""
     alignment: AlignmentConfig | None = None
     """First teach a vision encoder with random weights the words of its cells."""
     meta: MetaConfig | None = None
@@ -249,6 +253,11 @@ class Recipe:
                     f"{self.data.unit}: batches mix tasks; set data.unit to global_batch, or give "
                     f"tasks.{name}.weight"
                 )
+        if self.start is not None and self.alignment is not None:
+            raise ValueError(
+                f"start: got {self.start}, and alignment, which would change its vision encoder; "
+                "leave one of them out"
+            )
         if self.meta is not None and self.training.precision == "fp16":
             raise ValueError(
                 "meta: its steps inside tasks do not scale the loss, without which small gradients "

@@ -36,6 +36,7 @@ from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batche
 from vlds.training.optimizer import check_rates
 from vlds.training.sinks import check_tracking
 from vlds.training.states import Resume, check_output
+from vlds.training.transfer import Transfer
 
 MOST_COMPARED = 256 << 20
 """Bytes of a task's data sets whose pictures are compared: a second or three of reading."""
@@ -57,6 +58,8 @@ class Prepared:
     evaluation_sources: list[Source]
     notices: list[str]
     """What to tell the user."""
+    transfer: Transfer | None = None
+    """Another run's weights, with which this one begins."""
 
 
 def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
@@ -68,6 +71,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     check_parts(recipe, cut)
     check_learnable(recipe, cut)
     check_rates(recipe)
+    transfer = Transfer.of(recipe)
     for field, size in recipe.batch_sizes.items():
         check_lanes(recipe.data.lanes, size, field)
     warning = check_precision(recipe.training.precision, ranks.device)
@@ -94,6 +98,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
             *far_too_large(recipe, train, ranks),
             *(seen_in_training(train, evaluation) if ranks.is_first else ()),
         ],
+        transfer=transfer,
     )
 
 

@@ -45,6 +45,7 @@ from vlds.training.prepare import Prepared
 from vlds.training.profile import FOLDER, StepProfile, check_profile, takes
 from vlds.training.sinks import Tracker, has_scores
 from vlds.training.states import RECIPE, Resume
+from vlds.training.transfer import Transfer
 
 SHOWN_CHANGES = 20
 
@@ -213,7 +214,7 @@ def build_run(
         folder = Path(recipe.output) / "best"
         best = BestStep(recipe.training.best, folder, resumed=resumed and ranks.is_first)
     stream = open_stream(recipe, ranks, prepared, collator)
-    model = load_model(recipe, prepared, processor, ranks, state_folder)
+    model, begun = load_model(recipe, prepared, processor, ranks, state_folder)
     # Meta-learning takes long, so errors of the groups come before it.
     groups = parameter_groups(model, recipe)
     check_choices(recipe, model)
@@ -234,8 +235,9 @@ def build_run(
         num_steps=recipe.training.num_steps,
         evaluates_whole=recipe.training.evaluate_whole,
     )
-    notices = recipe.model.check_built(model, engine.evaluation)
-    states = RunStates(recipe, engine, stream, source_hashes(recipe) if ranks.is_first else {})
+    notices = [*begun, *recipe.model.check_built(model, engine.evaluation)]
+    hashes = source_hashes(recipe, prepared.transfer) if ranks.is_first else {}
+    states = RunStates(recipe, engine, stream, hashes)
     if state_folder is not None:
         restore(recipe, states, ranks, state_folder, new_phase)
     left = recipe.training.num_steps - engine.steps_done
@@ -273,7 +275,7 @@ def build_run(
     return run
 
 
-def source_hashes(recipe: Recipe) -> dict[str, str]:
+def source_hashes(recipe: Recipe, transfer: Transfer | None = None) -> dict[str, str]:
     """Part of the model, or place in the recipe -> sha256 of what frozen weights come from, and of
     the tokenizer."""
     of_methods = {
@@ -283,7 +285,8 @@ def source_hashes(recipe: Recipe) -> dict[str, str]:
     }
     source, _ = recipe.model.processor_place
     words = {} if source is None else {recipe.model.processor_word: hash_processor(source)}
-    return {**recipe.model.source_hashes(), **of_methods, **words}
+    begun = {} if transfer is None else {"start": transfer.hash}
+    return {**recipe.model.source_hashes(), **of_methods, **words, **begun}
 
 
 def check_choices(recipe: Recipe, model: Model) -> None:
@@ -317,13 +320,16 @@ def open_stream(
 
 def load_model(
     recipe: Recipe, prepared: Prepared, processor: Any, ranks: Ranks, state_folder: Path | None
-) -> Model:
-    """Build the model in the run's precision: aligned if the recipe says so, with the training
-    pictures that methods keep, and with the shapes of the state that it resumes from.
+) -> tuple[Model, list[str]]:
+    """Build the model in the run's precision: with another run's weights or aligned if the recipe
+    says so, with the training pictures that methods keep, and with the shapes of the state that it
+    resumes from. Also what to say of it.
 
     A state holds all that meta-learning changes, but not the frozen weights that alignment changes.
     """
     setup, tasks, dtype = recipe.model_setup, list(recipe.tasks), recipe.training.dtype
+    transfer, is_resumed = prepared.transfer, state_folder is not None
+    begun: list[str] = []
     if state_folder is not None:
         methods = {name: method.resumed() for name, method in recipe.methods.items()}
         setup = replace(setup, methods=methods)
@@ -332,6 +338,8 @@ def load_model(
         model = build_model(setup, tasks, torch.float32, processor)
         if recipe.alignment is not None:
             align(model, recipe, ranks)
+        if transfer is not None:
+            begun = transfer.fill(model, is_resumed)
         fill_caches(model, recipe, prepared.train_sources, ranks)
         model.to(dtype)
     else:
@@ -340,9 +348,11 @@ def load_model(
         learns = recipe.meta is not None and state_folder is None
         with nullcontext() if learns else partitioned_loading(prepared.deepspeed):
             model = build_model(setup, tasks, dtype, processor)
+        if transfer is not None:
+            begun = transfer.fill(model, is_resumed)
     if state_folder is not None:
         fit_saved(model, saved_shapes(state_folder))
-    return model
+    return model, begun
 
 
 def learn_start(

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForImageTextToText, AutoProcessor, Gemma4Config
 
+from tests.toys.dual import text_recipe
 from tests.toys.image_text import TYPES
 from tests.toys.image_text.rows import Tiny, tiny
+from tests.toys.kinds import kind_recipe
 from tests.toys.models import shake
+from tests.toys.recipes import with_model
+from tests.toys.trained_runs import convert, write_run
 from tests.toys.world import world_recipe
 from vlds.artifact import LoadedRun, load_run
+from vlds.convert.adapters import plain
 from vlds.convert.hf import fold_methods, write_hf
-from vlds.convert.peft import PeftFolders
+from vlds.convert.peft import PeftFolders, short_names
+from vlds.convert.target import export_run
 from vlds.models.methods import IA3, Adapter, BitFit, LoRA, Method, Peft
 from vlds.schema import Decoding
 
@@ -83,7 +90,7 @@ def test_peft_opens_the_connector_too(model_type: str, world: Path, tmp_path: Pa
     model = tiny(model_type)
     run = run_of(model, PEFT["lora"], world)
     if model_type in BARE:
-        with pytest.raises(ValueError, match="peft can hold modules of the backbone only"):
+        with pytest.raises(ValueError, match=r"which model\.image_newline is not in; use"):
             PeftFolders(run)
         return
     files = PeftFolders(run)
@@ -119,6 +126,69 @@ def test_a_connector_of_other_layers(world: Path, tmp_path: Path) -> None:
     frozen = PeftFolders(run_of(tiny("llava"), PEFT["lora"], world, train_connector=False))
     with pytest.raises(ValueError, match=r"modules_to_save is .*, which vlds has no method for"):
         frozen.check_config(config, tmp_path)
+
+
+def test_names_that_wrappers_share() -> None:
+    """Gemma 4's vision tower has linear layers inside modules called q_proj, which peft cannot
+    wrap; it finds the language model's own by whole paths."""
+    sizes = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "head_dim": 8,
+        "num_attention_heads": 2, "num_key_value_heads": 2,
+    }  # fmt: skip
+    vision = {**sizes, "use_clipped_linears": True, "position_embedding_size": 16, "patch_size": 4}
+    words = {"vocab_size": 64, "vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 4}
+    config = Gemma4Config(
+        text_config={**sizes, **words, "layer_types": ["full_attention"]},
+        vision_config=vision,
+        audio_config=None,
+    )
+    start = "model.language_model.layers.0"
+    for paths, names in (
+        ([f"{start}.self_attn.q_proj"], [f"{start}.self_attn.q_proj"]),
+        ([f"{start}.per_layer_projection"], ["per_layer_projection"]),
+    ):
+        model = AutoModelForImageTextToText.from_config(config)
+        assert short_names(paths, model) == names
+        with pytest.raises(ValueError, match="Gemma4ClippableLinear"):
+            get_peft_model(deepcopy(model), LoraConfig(target_modules=["q_proj"]))
+        theirs = get_peft_model(model, LoraConfig(target_modules=short_names(paths, model)))
+        assert theirs.targeted_module_names == paths
+
+
+def test_what_peft_computes_otherwise_is_not_written(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder is there only if peft has opened it and given the run's logits: of each task."""
+
+    class Wrong(PeftFolders):
+        def config(self, adapter: str) -> dict[str, Any]:
+            alpha = 32.1 if adapter == "caption" else 32.0
+            return {**super().config(adapter), "lora_alpha": alpha}
+
+    recipe = with_model(kind_recipe("causal", world, tmp_path / "run"), train_projector=False)
+    run = write_run(recipe)
+    with pytest.raises(ValueError, match=r"of peft's logits .*\(task caption; .* nothing was wr"):
+        export_run(run, Wrong, tmp_path / "out", None, plain)
+    assert not (tmp_path / "out").exists()
+    export_run(run, Wrong, tmp_path / "out", None, plain, tolerance=0.1)
+    assert "of peft's logits on 2 generated pictures: " in capsys.readouterr().out
+    assert (tmp_path / "out" / "caption").is_dir()
+
+
+def test_a_connector_that_peft_cannot_hold_is_told_before_the_run_is_opened(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(kind_recipe("causal", world, tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"^model.train_projector: true, and peft .* connector"):
+        convert("peft", "--run", run, "--out", tmp_path / "out")
+    assert "opening" not in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_write(world: Path, tmp_path: Path) -> None:
+    """peft wraps CLIP in its plain class."""
+    recipe = replace(text_recipe(world, tmp_path / "run"), methods={"lora": PEFT["lora"]})
+    convert("peft", "--run", write_run(recipe), "--out", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["task_type"] is None
 
 
 @pytest.mark.sampled(3)

@@ -78,7 +78,7 @@ def test_a_trained_projector_has_no_folder(world: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "model")
     kind = kind_in(tmp_path / "model")
     method = replace(LORA, roles=["attn_q"])
-    with pytest.raises(ValueError, match=r"merge`, or .* \(Causal: train_projector\) false"):
+    with pytest.raises(ValueError, match=r"^model.train_projector: true, .* or train with false"):
         written(build(kind, {"method": method}), kind, method, world, tmp_path)
 
 

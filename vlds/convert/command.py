@@ -163,7 +163,9 @@ def check_options(options: Options) -> None:
     """
     # For the message: `reference` writes a .pth file, all others a folder.
     check_absent(options.out, "file" if options.out.suffix == ".pth" else "folder")
-    if options.tolerance is not None and options.verify is None:
+    # A folder of peft is compared in any case.
+    is_compared = options.verify is not None or options.layout == "peft"
+    if options.tolerance is not None and not is_compared:
         raise ValueError("--tolerance: goes with --verify")
     if options.private and options.push is None:
         raise ValueError("--private: goes with --push")
@@ -372,7 +374,8 @@ def reference(options: Options) -> None:
 
 
 def peft(options: Options) -> None:
-    """From and to peft's layout: LoRA, IA3, and prompts of T5.
+    """From and to peft's layout: LoRA, IA3, and prompts of T5. With --run, peft opens what was
+    written on the run's backbone, if it is installed, and must give the run's logits.
 
     vlds convert peft --run runs/lora --out adapters/lora
     vlds convert peft --from adapters/lora --run runs/lora --out models/lora
@@ -420,7 +423,8 @@ def convert_files(
         target.fill(files.read(options.source), options.source)
         target.write(options.out, verification)
     elif options.run is not None:
-        export_run(options.run, files_of, options.out, verification, prepare, card)
+        tolerance = options.tolerance
+        export_run(options.run, files_of, options.out, verification, prepare, card, tolerance)
     else:
         raise ValueError("name --run, what to write, or --from, what to read")
 

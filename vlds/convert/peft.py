@@ -2,25 +2,39 @@
 adapter_model.safetensors, which `PeftModel.from_pretrained` opens on the backbone.
 
 A trained connector of an image-text model is in them too, whole (peft's `modules_to_save`). The
-package peft is not needed for that, only for its functions that merge adapters.
+package peft is not needed to write them. If it is installed, it opens what was written and computes
+the run's logits; and it has functions that merge adapters.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlds.artifact import LoadedRun
 from vlds.convert.adapters import AdapterFolders
 from vlds.convert.bases import language_base
-from vlds.convert.output import first_names
+from vlds.convert.output import first_names, say
+from vlds.convert.verify import Verification, difference, logits
+from vlds.models.loading.gate import quiet
 from vlds.models.methods.base import PEFT_MODEL, Library, Stored
+from vlds.models.methods.context import TaskRouting
+from vlds.models.methods.host import (
+    ModelExtension,
+    is_own,
+    module_dict,
+    states_type,
+    take_out,
+)
 from vlds.models.model import BACKBONE_PREFIX
+from vlds.runtime.json_files import lacks_memory
 
 FREE = {
     # What it is for, and who wrote it.
@@ -68,8 +82,10 @@ class PeftFolders(AdapterFolders):
             trained_by = run.model.trained_by
             if lost := sorted(trained_by.keys() - self.stored.keys()):
                 by = trained_by[lost[0]]
+                place = "tasks" if by == "heads" else f"model.train_{by}"
+                place = f"methods.{by}" if by in run.recipe.methods else place
                 raise ValueError(
-                    f"methods.{by}: it trains {first_names(lost, 2)}, which peft's folder does not "
+                    f"{place}: it trains {first_names(lost, 2)}, which peft's folder does not "
                     "hold; use `vlds convert merge`, or train without them (LoRA: train_biases "
                     "false)"
                 )
@@ -81,29 +97,21 @@ class PeftFolders(AdapterFolders):
     def add_connector(self) -> list[str]:
         """Store the connector too, if it trains; the paths of its modules.
 
-        Errors: ValueError if it is not a module of the backbone, since peft stores whole modules.
+        Errors: ValueError if peft cannot hold all of it.
         """
-        trained = {n for n, part in self.run.model.trained_by.items() if part == "connector"}
-        names = {n.removeprefix(BACKBONE_PREFIX) for n in trained if n.startswith(BACKBONE_PREFIX)}
-        # The largest modules all of whose parameters train. Not lists: peft wraps each module, and
-        # nothing calls a list.
-        modules: list[str] = []
-        for path, module in self.backbone.named_modules():
-            own = [f"{path}.{name}" for name, _ in module.named_parameters()]
-            above = tuple(f"{each}." for each in modules)
-            is_whole = own and path and names.issuperset(own)
-            if is_whole and not isinstance(module, nn.ModuleList) and not path.startswith(above):
-                modules.append(path)
-        inside = tuple(f"{path}." for path in modules)
-        if len(names) < len(trained) or not all(name.startswith(inside) for name in names):
+        modules, bare = self.run.model.trained_connector()
+        if bare:
+            field = f"model.train_{self.run.recipe.model.trained_text[0]}"
+            bare = [name.removeprefix(BACKBONE_PREFIX) for name in bare]
             raise ValueError(
-                "model: its connector trains too, and peft can hold modules of the backbone only, "
-                "which not all of it is; use `vlds convert merge`, or train with train_connector "
-                "(Causal: train_projector) false"
+                f"{field}: true, and peft holds whole modules of the backbone only, which "
+                f"{first_names(bare, 3)} {'is' if len(bare) == 1 else 'are'} not in; use `vlds "
+                "convert hf` or `vlds convert merge`, which hold all, or train with false"
             )
         if modules:
             config = {**self.layout.config, "modules_to_save": modules}
             self.layout = replace(self.layout, config=config)
+        inside = tuple(f"{path}." for path in modules)
         for name in self.state:  # peft asks for a module's buffers too
             # Names as PeftModel has them, with its own prefix in place of ours.
             if name.removeprefix(BACKBONE_PREFIX).startswith(inside):
@@ -117,9 +125,14 @@ class PeftFolders(AdapterFolders):
         modules = {key: short_names(named, self.backbone) for key, named in paths.items()}
         if any(modules[key] == named for key, named in paths.items()):
             modules = paths  # peft compares them with each other
-        # peft chooses the class that wraps the model by `task_type`.
-        apart = self.backbone.config.is_encoder_decoder
-        common = {"task_type": "SEQ_2_SEQ_LM" if apart else "CAUSAL_LM", "inference_mode": True}
+        # peft chooses the class that wraps the model by `task_type`; the first two want models that
+        # write.
+        task: str | None = (
+            "SEQ_2_SEQ_LM" if self.backbone.config.is_encoder_decoder else "CAUSAL_LM"
+        )
+        if not hasattr(self.backbone, "prepare_inputs_for_generation"):
+            task = None
+        common = {"task_type": task, "inference_mode": True}
         return {"base_model_name_or_path": self.base, **common, **self.layout.config, **modules}
 
     def check_config(self, config: Mapping[str, Any], file: Path) -> None:
@@ -145,15 +158,77 @@ class PeftFolders(AdapterFolders):
         """As peft and transformers mark it."""
         save_file(tensors, file, metadata={"format": "pt"})
 
+    @torch.no_grad()
+    def prove(self, out: Path, verification: Verification) -> None:
+        """Let peft open each folder on the backbone, in place of the method that it holds. The
+        model's own memory is enough: its method is taken out."""
+        # Imported here: the package is optional, and the layout does without it.
+        try:
+            from peft import PeftModel
+        except ImportError:
+            say("not opened with peft, which is not installed: pip install 'vlds[peft]'")
+            return
+        run, pictures = self.run, verification.pictures
+        # One task of each folder.
+        folders = dict(zip(run.recipe.tasks, self.folders(), strict=False))
+        expected = {task: logits(run, task, pictures) for task in folders}
+        dtype = states_type(run.model)
+        take_out(self.backbone, self.name)
+        for name in self.stored.keys() & dict(run.model.named_parameters()).keys():
+            self.state[name].fill_(torch.nan)  # what the folder holds must come from there
+        differences, theirs = {}, None
+        say("opening what was written with peft")
+        for number, (task, (below, _)) in enumerate(folders.items()):
+            place, adapter = str(out / below), f"adapter{number}"
+            try:
+                with quiet(), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    if theirs is None:
+                        theirs = PeftModel.from_pretrained(
+                            self.backbone, place, adapter, torch_device="cpu"
+                        )
+                    else:
+                        theirs.load_adapter(place, adapter, torch_device="cpu")
+                    theirs.set_adapter(adapter)
+            except Exception as error:  # peft's layers raise any
+                if lacks_memory(error):
+                    raise
+                raise ValueError(
+                    f"peft cannot open what was written ({error}), so it is gone; use `vlds "
+                    "convert merge`"
+                ) from error
+            if theirs.active_peft_config.is_prompt_learning:
+                beside = module_dict(self.backbone, "extensions")
+                beside[self.name] = PeftPrompts(theirs, run.model.context.routing)
+            differences[task] = difference(expected[task], logits(run, task, pictures))
+        verification.judge(differences, dtype, by="peft's ")
+
+
+class PeftPrompts(ModelExtension):
+    """The prompts of peft's model, which its own forward pass puts before the text."""
+
+    gives_prompts = True
+
+    def __init__(self, model: Any, routing: TaskRouting) -> None:
+        super().__init__()
+        # A tuple hides it from nn.Module: the backbone is inside.
+        self.others, self.routing = (model,), routing
+
+    def forward(self) -> Tensor:
+        """(b, p, d), alike for all rows."""
+        return self.routing.of_rows(self.others[0].get_prompt(1))
+
 
 def short_names(paths: list[str], backbone: nn.Module) -> list[str]:
-    """Last words of the paths where they mean these linear layers and no others, else the paths."""
-    # encoder.0.q, encoder.1.q -> q, unless another linear layer is called q too.
+    """Last words of the paths where peft finds these modules by them and no others, else the
+    paths."""
+    # encoder.0.q, encoder.1.q -> q, unless another module is called q too. Of any class: peft fails
+    # on a module that it cannot wrap, as Gemma 4's are that hold a linear layer.
     words = sorted({path.rpartition(".")[2] for path in paths})
     meant = {
         path
-        for path, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and path.rpartition(".")[2] in words
+        for path, _ in backbone.named_modules()
+        if is_own(path) and path.rpartition(".")[2] in words
     }
     return words if meant == set(paths) else paths
 
@@ -163,7 +238,6 @@ def merge_function(how: str) -> Callable[[list[Tensor], Tensor, float], Tensor]:
 
     Errors: ValueError if peft is missing.
     """
-    # Imported here: the package is optional, and the layout does without it.
     try:
         from peft.utils import merge_utils
     except ImportError:

@@ -22,7 +22,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlds.artifact import LoadedRun, load_run, own_parts, own_tensors, write_artifact
+from vlds.artifact import (
+    LoadedRun,
+    artifact_folder,
+    load_run,
+    own_parts,
+    own_tensors,
+    read_recipe,
+    write_artifact,
+)
 from vlds.convert.output import Kind, first_names, new_output, say
 from vlds.convert.verify import Verification, all_tasks
 from vlds.models.build import build_model
@@ -168,6 +176,13 @@ class RunFiles(ABC):
         Errors: ValueError if files are missing, damaged, or hold other tensors than the recipe's.
         """
 
+    def prove(self, out: Path, verification: Verification) -> None:  # noqa: B027 (most have none)
+        """Let the library open what was written, and compare its outputs with the run's, which is
+        of no use afterwards.
+
+        Errors: ValueError if it cannot, or gives other outputs.
+        """
+
 
 @dataclass
 class Target:
@@ -288,12 +303,19 @@ def export_run(
     verification: Verification | None,
     prepare: Callable[[LoadedRun], LoadedRun],
     card: Callable[[RunFiles, Counts, Path], None] | None = None,
+    tolerance: float | None = None,
 ) -> None:
     """Write a run as a library's files. `prepare` makes it what the library can hold. `card` writes
     the model card into the folder, where there is one; it gets the counts of the run's model.
+    `tolerance`: of outputs that are compared without `verification` too (`RunFiles.prove`).
 
     Errors: ValueError if the library cannot hold it, or what was written gives other outputs.
     """
+    # Shapes tell whether the library can hold the run, before its weights are read.
+    recipe = read_recipe(artifact_folder(run))
+    with torch.device("meta"):
+        shapes = build_model(recipe.model_setup, list(recipe.tasks), torch.float32, None)
+    files_of(prepare(LoadedRun(recipe, None, shapes)))
     say(f"opening {run}")
     loaded = load_run(run, torch.float32)
     counts = loaded.model.count_parameters()
@@ -313,3 +335,5 @@ def export_run(
             state = held_elsewhere | files_of(again).read(partial)
             again.model.load_state_dict(state, strict=False)
             verification.compare(all_tasks(loaded), again)
+            del again
+        files.prove(partial, verification or Verification(tolerance=tolerance))

@@ -44,29 +44,43 @@ class Verification:
 
         Errors: ValueError if it is above the tolerance.
         """
-        shares = {}
+        differences = {}
         for task, run in follow(before.items(), "comparing tasks", len(before)):
             # Both on the same batch: `probe` draws it from the task's name.
             expected, given = (logits(each, task, self.pictures) for each in (run, after))
-            distance, largest = (expected - given).abs().max(), expected.abs().max()
-            shares[task] = float(distance / largest), float(distance)
+            differences[task] = difference(expected, given)
+        return self.judge(differences, states_type(after.model))
+
+    def judge(
+        self, differences: Mapping[str, tuple[float, float]], dtype: torch.dtype, by: str = ""
+    ) -> float:
+        """Print the largest of the tasks' differences; return it as a share of the largest logit.
+        `by`: who has computed the second logits, if not vlds.
+
+        Errors: ValueError if it is above the tolerance.
+        """
         # NaN counts as the largest.
-        worst = max(shares, key=lambda task: (math.isnan(shares[task][0]), shares[task]))
-        share, difference = shares[worst]
-        limit = self.tolerance
-        if limit is None:
-            limit = TOLERANCES[states_type(after.model)]
+        worst = max(differences, key=lambda t: (math.isnan(differences[t][0]), differences[t]))
+        share, distance = differences[worst]
+        limit = TOLERANCES[dtype] if self.tolerance is None else self.tolerance
         num = len(self.pictures)
         named = f"{num} picture{'s' * (num > 1)}" if num else f"{NUM_GENERATED} generated pictures"
         message = (
-            f"largest difference of logits on {named}: {difference:.3g}, or {share:.3g} of the "
+            f"largest difference of {by}logits on {named}: {distance:.3g}, or {share:.3g} of the "
             f"largest logit (task {worst}; tolerance {limit:g})"
         )
         # So written, NaN is above every limit.
         if not share <= limit:
-            raise ValueError(f"--verify: {message}: too much, so nothing was written")
+            option = "--verify: " if not by else ""
+            raise ValueError(f"{option}{message}: too much, so nothing was written")
         tell(message)
         return share
+
+
+def difference(expected: Tensor, given: Tensor) -> tuple[float, float]:
+    """The largest difference of logits: as a share of the largest logit, and itself."""
+    distance, largest = (expected - given).abs().max(), expected.abs().max()
+    return float(distance / largest), float(distance)
 
 
 def all_tasks(run: LoadedRun) -> dict[str, LoadedRun]:

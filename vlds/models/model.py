@@ -540,6 +540,21 @@ class Model(nn.Module, ABC):
         """The tensors that training changes."""
         return {*self.trained_by, *(name for name, _ in self.moving_buffers())}
 
+    def trained_connector(self) -> tuple[list[str], list[str]]:
+        """What trains between pictures and text: paths of the largest modules of the backbone whose
+        parameters all train, and names of the other parameters, which peft's folders cannot hold,
+        since peft saves modules."""
+        trained = {name for name, part in self.trained_by.items() if part == "connector"}
+        modules: list[str] = []
+        for path, module in self.backbone.named_modules():
+            inside = [f"{BACKBONE_PREFIX}{path}.{name}" for name, _ in module.named_parameters()]
+            is_whole = inside and path and trained.issuperset(inside)
+            # Not lists: peft wraps each module, and nothing calls a list.
+            if is_whole and not isinstance(module, nn.ModuleList):
+                modules.append(path)
+                trained.difference_update(inside)
+        return modules, sorted(trained)
+
     def part_of(self, name: str) -> str:
         """The method that trains a parameter, or else the part of the model that holds it."""
         return self.trained_by.get(name, name.split(".", 1)[0])

@@ -232,6 +232,19 @@ def take_first(linear: Extended, name: str) -> nn.Module:
     return linear.extensions.pop(name)
 
 
+def take_out(model: nn.Module, name: str) -> None:
+    """Take a method, by its name in the recipe, out of a model; weights that it has trained or
+    changed stay as they are."""
+    for module in list(model.modules()):
+        for child in ADDED:
+            if name in (added := getattr(module, child, {})):
+                del added[name]
+        if isinstance(module, Extended) and not (module.extensions or module.input_extensions):
+            del module.extensions, module.input_extensions
+            plain: Any = module  # the class that it had before
+            plain.__class__ = type(module).kind
+
+
 def zero_at_first(model: nn.Module) -> set[str]:
     """Names of the tensors that `behind_zeros` of modules lists."""
     return {

@@ -257,7 +257,9 @@ def test_an_exported_model_is_the_same(kind: str, saved: Path, tmp_path: Path) -
     assert not again.trained_by
     model.requires_grad_(False)  # torch has other kernels for weights that train
     assert torch.equal(again.token_nll(batch(exported)), model.token_nll(batch(chosen)))
-    AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    trained = {n for n, by in model.trained_by.items() if by == "all"}
+    assert trained == {f"backbone.{name}" for name, _ in theirs.named_parameters()}
     tied = model.backbone.lm_head.weight is model.backbone.get_input_embeddings().weight
     assert tied == (again.backbone.lm_head.weight is again.backbone.get_input_embeddings().weight)
 

@@ -63,7 +63,7 @@ def test_parts_add_up() -> None:
     assert counts.by_part["backbone"].trainable == 0
     assert counts.total == sum(part.total for part in counts.by_part.values())
     shown = json.loads(json.dumps(counts.as_dict()))
-    assert list(shown) == ["total", "trainable", "percent", "by_part"]
+    assert list(shown) == ["total", "trainable", "percent", "by_part", "outside"]
     assert max(map(len, counts.table().splitlines())) < 80
 
 

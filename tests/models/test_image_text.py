@@ -429,3 +429,15 @@ def test_an_exported_folder_gives_the_same_logits(model: Tiny, tmp_path: Path) -
     expected = built.logits(batch)
     assert torch.allclose(theirs(**built.inputs(batch)).logits, expected, atol=1e-6)
     assert exported.load_processor().tokenizer.get_vocab() == model.processor.tokenizer.get_vocab()
+    # All but the tower and the connector, which train by themselves: full fine-tuning of the
+    # language model, with the output layer, tied or not.
+    tower = built.parts["vision"].path.removeprefix("backbone.")
+    others = {n.removeprefix("backbone.") for n in built.connector}
+    of_language = {n for n, _ in theirs.named_parameters() if not n.startswith(f"{tower}.")}
+    trained = {n for n, by in built.trained_by.items() if by == "all"}
+    assert trained == {f"backbone.{name}" for name in of_language - others}
+    head = theirs.get_output_embeddings().weight
+    is_tied = head is theirs.get_input_embeddings().weight
+    assert built.count_parameters().outside == (
+        {} if is_tied else {"backbone.lm_head.weight": "all"}
+    )

@@ -181,6 +181,7 @@ def attach_methods(setup: ModelSetup, model: Model, tasks: Sequence[str]) -> dic
                 model.context,
                 takes_prompts=part.takes_prompts,
                 says_tokens=part.says_tokens,
+                outside=[model.get_parameter(name) for name in part.outside],
                 heads=dict(model.heads.items()),
                 shots={task: out.shots for task, out in setup.outputs.items() if out.shots},
             )

@@ -86,6 +86,9 @@ class Counts:
 
     by_part: dict[str, Count]
     """backbone, visual_embedding or connector, norms, each method; the vision encoder too."""
+    outside: dict[str, str] = field(default_factory=dict)
+    """Trained parameter that lies outside its part's module, as an untied output layer does ->
+    method that trains it."""
 
     @property
     def total(self) -> int:
@@ -109,6 +112,7 @@ class Counts:
             "trainable": self.trainable,
             "percent": self.percent,
             "by_part": parts,
+            "outside": self.outside,
         }
 
     def table(self) -> str:
@@ -119,6 +123,7 @@ class Counts:
         lines.append(f"{'total':<24}{self.total:>16,}{self.trainable:>16,}{self.percent:>10.3f}")
         if "vision" in self.by_part:
             lines.append("The vision encoder is not in the total, as in VL-Adapter.")
+        lines += [f"{by} trains {name} too (not tied)." for name, by in self.outside.items()]
         return "\n".join(lines)
 
 
@@ -253,6 +258,9 @@ class Part:
     others: frozenset[str] = frozenset()
     """Parameters inside the module that belong to another part, so that no method of this one
     trains them: their names relative to the module."""
+    outside: tuple[str, ...] = ()
+    """Parameters of the part that lie outside the module, such as an untied output layer: their
+    names in the model. `Full` trains them."""
 
 
 BACKBONE_PREFIX = "backbone."
@@ -571,4 +579,5 @@ class Model(nn.Module, ABC):
             size = packed.get(id(parameter), size)
             trained = size if parameter.requires_grad else 0
             by_part[part] = Count(old.total + size, old.trainable + trained)
-        return Counts(by_part)
+        names = [name for part in self.parts.values() for name in part.outside]
+        return Counts(by_part, {n: self.trained_by[n] for n in names if n in self.trained_by})

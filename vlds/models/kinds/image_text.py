@@ -233,6 +233,14 @@ def language_path(backbone: Any) -> str:
     return find_parts(backbone).language
 
 
+def untied_head(backbone: Any, language: str) -> tuple[str, ...]:
+    """Parameters of the output layer that the language model, at a path, does not share with it:
+    their names in a whole model."""
+    inside = {id(parameter) for parameter in backbone.get_submodule(language).parameters()}
+    head = {id(p) for p in backbone.get_output_embeddings().parameters()} - inside
+    return tuple(BACKBONE_PREFIX + name for name, p in backbone.named_parameters() if id(p) in head)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageTextToText(ModelKind):
     """A vision-and-language model of Hugging Face, with its own processor and chat template."""
@@ -436,6 +444,7 @@ class ImageTextToText(ModelKind):
                 others=frozenset(
                     n.removeprefix(start) for n in found.connector if n.startswith(start)
                 ),
+                outside=untied_head(backbone, path) if name == "backbone" else (),
             )
         # Not by `self.collator`, whose checks make tensors, here perhaps on the meta device.
         collator = ImageTextCollator(

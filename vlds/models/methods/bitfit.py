@@ -30,7 +30,8 @@ from vlds.schema import UNDECAYED, OptimizerRules, Role
 
 @dataclass(frozen=True, kw_only=True)
 class Full(Method):
-    """Full fine-tuning: train every weight of the part."""
+    """Full fine-tuning: train every weight of the part; of a language model the output layer too,
+    whether it is tied to the token table or not."""
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """All parameters of the part.
@@ -49,7 +50,7 @@ class Full(Method):
                 f"Full trains every weight, and {type(model).__name__} has quantised ones, which "
                 "cannot train; load it unquantised, or choose another method"
             )
-        return parameters
+        return [*parameters, *host.outside]
 
     def merge(self, name: str, model: nn.Module, tasks: Sequence[str]) -> Mapping[str, Method]:
         """Nothing to do: the weights are already the model's own."""

@@ -282,6 +282,8 @@ class Host:
     """Task -> its head, for tasks that have one."""
     shots: Mapping[str, int] = field(default_factory=dict)
     """Task -> pictures of each class that it trains on, for tasks that train on few."""
+    outside: Sequence[nn.Parameter] = ()
+    """Parameters of the part outside the model, such as an untied output layer."""
     stack: Literal["encoder", "decoder"] | None = None
     """The stack of an encoder-decoder whose layers are meant; None: all."""
     changed: list[nn.Parameter] = field(default_factory=list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from vlds.models.backbones import T5, Bart
 from vlds.models.build import build_model
 from vlds.models.methods import Adapter, Full
 from vlds.models.vision import StoredFeatures
+from vlds.plan import plan_recipe
 from vlds.recipe.config import Recipe, save_recipe
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.training.prepare import prepare
@@ -77,7 +79,7 @@ def test_a_backbone_that_is_not_there(family: type[T5 | Bart]) -> None:
 
 def test_a_folder_that_holds_a_run(world: Path, tmp_path: Path) -> None:
     (tmp_path / "state" / "step-00000005").mkdir(parents=True)
-    message = check_complaint(world_recipe(world, tmp_path))
+    message = check_complaint(world_recipe(world, tmp_path), planned=False)
     assert f"output: {tmp_path} holds a run already" in message
     assert "add --resume to continue it, or name another folder" in message
 
@@ -86,7 +88,7 @@ def test_a_run_does_not_mix_with_other_files(world: Path, tmp_path: Path) -> Non
     recipe = world_recipe(world, tmp_path / "run")
     data = next(iter(recipe.tasks.values())).train[0]
     for output in (data, f"{data}/run"):
-        message = check_complaint(replace(recipe, output=output))
+        message = check_complaint(replace(recipe, output=output), planned=False)
         assert (
             message == f"output: {output} lies in {data}, which the run reads; name another folder"
         )
@@ -98,13 +100,13 @@ def test_a_run_does_not_mix_with_other_files(world: Path, tmp_path: Path) -> Non
         "model.safetensors",
     ):  # as `convert hf` writes them
         (backbone / name).touch()
-    message = check_complaint(replace(recipe, output=str(backbone)))
+    message = check_complaint(replace(recipe, output=str(backbone)), planned=False)
     assert f"output: {backbone} holds other files (artifact.json, model.safetensors)" in message
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(3):
         (photos / f"{number}.png").touch()
-    message = check_complaint(replace(recipe, output=str(photos)))
+    message = check_complaint(replace(recipe, output=str(photos)), planned=False)
     assert f"output: {photos} holds other files (0.png, 1.png and 1 more), and a run" in message
 
 
@@ -113,8 +115,10 @@ def test_a_missing_file_is_named_with_its_key(world: Path, tmp_path: Path) -> No
     training = replace(recipe.training, deepspeed="zero2")
     with pytest.raises(
         ValueError, match=r"^training\.deepspeed: no such file: zero2; did you mean"
-    ):
+    ) as refused:
         check_start(replace(recipe, training=training), False, 1)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(refused.value))}$"):
+        plan_recipe(replace(recipe, training=training), [1])
 
 
 def test_sizes_that_make_a_run_seem_to_hang_are_told(world: Path, tmp_path: Path) -> None:
@@ -126,7 +130,7 @@ def test_sizes_that_make_a_run_seem_to_hang_are_told(world: Path, tmp_path: Path
 
 
 def test_resuming_nothing(world: Path, tmp_path: Path) -> None:
-    message = check_complaint(world_recipe(world, tmp_path), resume=True)
+    message = check_complaint(world_recipe(world, tmp_path), resume=True, planned=False)
     assert f"--resume: {tmp_path} holds no run state" in message
     assert "leave --resume out" in message
 
@@ -142,9 +146,10 @@ def test_a_data_set_of_another_kind(use: str, world: Path, tmp_path: Path) -> No
 def test_a_folder_without_a_data_set(world: Path, tmp_path: Path) -> None:
     absent = tmp_path / "x"
     for folder, what in ((tmp_path, "no dataset.json in this folder; name one"), (absent, "no s")):
-        message = check_complaint(
-            with_task(world_recipe(world, tmp_path.with_name("run")), "vqa", train=[str(folder)])
+        recipe = with_task(
+            world_recipe(world, tmp_path.with_name("run")), "vqa", train=[str(folder)]
         )
+        message = check_complaint(recipe, planned=folder.exists())
         assert f"tasks.vqa: data set {folder}: {what}" in message
         assert "data_prep" in message
     message = check_complaint(with_task(world_recipe(world, tmp_path), "vqa", train=[str(world)]))
@@ -196,7 +201,8 @@ def test_deepspeeds_own_file(content: Any, message: str, world: Path, tmp_path: 
     if content is not None:
         file.write_text(content if isinstance(content, str) else json.dumps(content))
     recipe = world_recipe(world, tmp_path / "run")
-    said = check_complaint(replace(recipe, training=replace(recipe.training, deepspeed=str(file))))
+    recipe = replace(recipe, training=replace(recipe.training, deepspeed=str(file)))
+    said = check_complaint(recipe, planned=content is not None)
     assert message in said
     assert str(file) in said
 

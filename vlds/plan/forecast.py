@@ -437,6 +437,7 @@ def page(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
         f"the files are in {recipe.training.precision}), and {saving} MB of the first to save."
     )
     lines.append(fill(text, 80))
+    lines += [fill(note, 80, break_long_words=False) for note in plan.notes]
     if isinstance(forecast, str):
         yield "\n".join(lines)
         return
@@ -547,7 +548,7 @@ def tree(plan: Plan, recipe: Recipe, forecast: Forecast | str, machine: Machine)
             "evaluation": {"whole": whole, "layers": layers}, "loading": needs.loading,
         }  # fmt: skip
     found: dict[str, Any] = {"micro_batch": plan.micro_batch, "files": files}
-    found["saving"] = plan.saving
+    found |= {"saving": plan.saving, "notes": list(plan.notes)}
     if isinstance(forecast, str):
         return {**found, "unknown": forecast}
     if isinstance(answers := forecast.answers, str):

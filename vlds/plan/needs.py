@@ -19,7 +19,9 @@ from vlds.models.build import build_shapes
 from vlds.models.loading.quantised import scale_bytes
 from vlds.models.model import Model
 from vlds.models.partitioned import LEAST_GATHERED, layers_of
+from vlds.plan.refusals import check_before_building, check_shapes
 from vlds.recipe.config import Recipe
+from vlds.recipe.paths import check_files
 from vlds.runtime.process import find
 from vlds.training.deepspeed_config import (
     PERSISTENCE,
@@ -30,7 +32,6 @@ from vlds.training.deepspeed_config import (
 )
 from vlds.training.engine import buffer_bytes
 from vlds.training.optimizer import parameter_groups
-from vlds.training.prepare import check_parts
 
 MASTER_BYTES = 12
 """AdamW's two moments and the master of a weight, each fp32."""
@@ -236,27 +237,27 @@ class Plan:
     saving: int
     """Bytes of main memory that a run state takes, as `saving_bytes` says."""
     files: dict[str, Needs]
+    notes: Sequence[str] = ()
+    """What a run tells its user at the start."""
 
 
 def plan_recipe(recipe: Recipe, ranks: Sequence[int], *, on_gpu: bool = False) -> list[Plan]:
     """A plan for each number of ranks.
 
-    Errors: ValueError if nothing trains, a file is wrong, or the ranks cannot share a batch.
+    Errors: ValueError if training would refuse the recipe (refusals.py).
     """
     # Everything that depends on the ranks is checked before the model is built once for all.
     cuts = [cut_batches(recipe, world_size) for world_size in ranks]
-    for cut in cuts:
-        check_parts(recipe, cut)
+    notes = check_before_building(recipe, cuts)
     model = build_shapes(recipe.model_setup, list(recipe.tasks), recipe.training.dtype)
     groups = parameter_groups(model, recipe)
+    notes += check_shapes(recipe, model)
     # Without the files of stage 3 if it cannot run the recipe.
     partitions = cannot_partition(recipe) is None
     shipped = [file for file in SHIPPED if partitions or "zero3" not in file]
     own = recipe.training.deepspeed
-    try:
-        place = find(own).resolve()
-    except ValueError as error:
-        raise ValueError(f"training.deepspeed: {error}") from None
+    check_files({"training": {"deepspeed": own}}, Recipe)
+    place = find(own).resolve()
     files = [own, *(file for file in shipped if find(file).resolve() != place)]
     sizes = recipe.batch_sizes.values()
 
@@ -279,5 +280,5 @@ def plan_recipe(recipe: Recipe, ranks: Sequence[int], *, on_gpu: bool = False) -
         steps = max(map(cut.accumulation_steps, sizes))
         of_files = {file: needs(file, cut, steps) for file in files}
         rows, saving = max(map(cut.largest_piece, sizes)), saving_bytes(model)
-        plans.append(Plan(cut.world_size, rows, steps, saving, of_files))
+        plans.append(Plan(cut.world_size, rows, steps, saving, of_files, notes))
     return plans

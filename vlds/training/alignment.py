@@ -35,10 +35,11 @@ from vlds.models.heads.texts import TextClasses, unit
 from vlds.models.methods.tip_adapter import CacheExtension
 from vlds.models.model import Model
 from vlds.models.vision.base import freeze, thaw
+from vlds.models.visual_embedding import VisualEmbedding
 from vlds.recipe.config import Recipe
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell
-from vlds.schema import ImageSpec, Sample
+from vlds.schema import ImageSpec, PictureSpec, Sample
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,18 @@ def align(model: Model, recipe: Recipe, ranks: Ranks) -> None:
         )
 
 
+def check_alignment(recipe: Recipe, model: Model) -> tuple[PictureSpec, VisualEmbedding]:
+    """What alignment reads and trains; ValueError if the model has no pictures or no such parts."""
+    if recipe.image is None:
+        raise ValueError("alignment: the vision encoder reads stored features; leave alignment out")
+    return recipe.image, recipe.model.visual_parts(model)[1]
+
+
 def read_regions(recipe: Recipe, model: Model) -> Regions:
     """Decode all pictures of the data set and spell out their cells."""
-    config, image, tokenizer = recipe.alignment, recipe.image, model.tokenizer
+    config, tokenizer = recipe.alignment, model.tokenizer
     assert config is not None
-    if image is None:
-        raise ValueError("alignment: the vision encoder reads stored features; leave alignment out")
-    _, embedding = recipe.model.visual_parts(model)
+    image, embedding = check_alignment(recipe, model)
     dataset = open_dataset(config.data, recipe.data.shard_cache)
     pixels, words = [], []
     vocabulary = model.backbone.get_input_embeddings().num_embeddings

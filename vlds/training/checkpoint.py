@@ -320,17 +320,22 @@ def model_changes(recipe: Recipe) -> list[str]:
 def check_best(best: str, evaluator: Evaluator) -> None:
     """Errors: ValueError if the evaluation does not compute this score; it names those that it
     does. Collective."""
-    tasks = list(evaluator.orders)
+    task, score = check_best_task(best, list(evaluator.orders))
+    names = evaluator.score_names(task)
+    if score not in names:
+        known = ", ".join(f"{task}/{name}" for name in names) or "none: its data have no labels"
+        raise ValueError(f"training.best: got {best!r}; the scores of {task} are {known}")
+
+
+def check_best_task(best: str, tasks: Sequence[str]) -> tuple[str, str]:
+    """Task and score that `training.best` names; ValueError if the task is not evaluated."""
     task, _, score = best.partition("/")
     if task not in tasks:
         raise ValueError(
             f"training.best: got {best!r}; give TASK/SCORE with one of the tasks that are "
             f"evaluated: {', '.join(tasks) or 'none has data in `evaluate`'}"
         )
-    names = evaluator.score_names(task)
-    if score not in names:
-        known = ", ".join(f"{task}/{name}" for name in names) or "none: its data have no labels"
-        raise ValueError(f"training.best: got {best!r}; the scores of {task} are {known}")
+    return task, score
 
 
 class BestStep:

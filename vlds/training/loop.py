@@ -52,7 +52,7 @@ def train(
         # From cheap to expensive: nothing is built before the ranks agree.
         recipe = with_lists(recipe)
         prepared = prepare(recipe, ranks, resume)
-        recipe = with_steps(recipe, prepared)
+        recipe = with_steps(recipe, prepared.train_sources or prepared.streamed_sources)
         check_agreement(ranks, recipe, prepared, f"resume={resume} new_phase={new_phase}")
         check_frozen_files(recipe, ranks)
         with hold_folder(ranks, Path(recipe.output)):

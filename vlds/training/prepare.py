@@ -17,11 +17,14 @@ import torch
 
 from vlds.data.errors import ShardError
 from vlds.data.order.mixed_order import BatchCut, check_lanes, steps_in
-from vlds.data.streams.sequential import StreamedSource
+from vlds.data.streams.assemble import StreamSetup
+from vlds.data.streams.sequential import SequentialStream, StreamedSource
 from vlds.data.streams.source import Source, check_cache_limit
+from vlds.data.streams.stream import MixedStream, TrainStream
 from vlds.evaluation.evaluator import unknown_answers
 from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
 from vlds.models.loading.load_backbone import Longest
+from vlds.models.model import BACKBONE_PREFIX, Model
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import DTYPES, Recipe
 from vlds.recipe.paths import inputs_of
@@ -68,24 +71,13 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
     check_output(recipe.output, resume, inputs_of(to_tree(recipe), Recipe))
     check_tracking(recipe.tracking)
     cut = cut_batches(recipe, ranks.world_size)
-    check_parts(recipe, cut)
     check_learnable(recipe, cut)
-    check_rates(recipe)
+    check_recipe(recipe, cut)
     transfer = Transfer.of(recipe)
-    for field, size in recipe.batch_sizes.items():
-        check_lanes(recipe.data.lanes, size, field)
     warning = check_precision(recipe.training.precision, ranks.device)
     if ranks.is_first and warning is not None:
         tell(warning, flush=True)
-    data = recipe.data
-    sequential = data.reader == "sequential"
-    train = [] if sequential else training_sources(recipe)
-    streamed = streamed_sources(recipe) if sequential else []
-    evaluation = evaluation_sources(recipe)
-    sizes = recipe.batch_sizes.values()
-    # Each lane that a rank of this machine reads keeps shards in the cache.
-    num_lanes = max(cut.lanes_read(data.lanes, size, ranks.on_this_machine) for size in sizes)
-    check_cache_limit(data.cache_bytes, train, evaluation, window=data.window, num_lanes=num_lanes)
+    train, streamed, evaluation = open_sources(recipe, cut, ranks.on_this_machine)
     check_writable(Path(recipe.output), "output")
     return Prepared(
         cut=cut,
@@ -100,6 +92,62 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
         ],
         transfer=transfer,
     )
+
+
+def check_recipe(recipe: Recipe, cut: BatchCut) -> None:
+    """Errors: ValueError for what a recipe says that cannot be, whatever its files and data are."""
+    check_parts(recipe, cut)
+    check_rates(recipe)
+    for field, size in recipe.batch_sizes.items():
+        check_lanes(recipe.data.lanes, size, field)
+
+
+def open_sources(
+    recipe: Recipe, cut: BatchCut, ranks_here: range
+) -> tuple[list[Source], list[StreamedSource], list[Source]]:
+    """The data of the tasks: indexed or else streamed training data, and what is evaluated.
+    `ranks_here`: those of this machine, which share a cache.
+
+    Errors: ValueError that names the field.
+    """
+    data = recipe.data
+    is_sequential = data.reader == "sequential"
+    train = [] if is_sequential else training_sources(recipe)
+    streamed = streamed_sources(recipe) if is_sequential else []
+    evaluation = evaluation_sources(recipe)
+    sizes = recipe.batch_sizes.values()
+    # Each lane that a rank of this machine reads keeps shards in the cache.
+    num_lanes = max(cut.lanes_read(data.lanes, size, ranks_here) for size in sizes)
+    check_cache_limit(data.cache_bytes, train, evaluation, window=data.window, num_lanes=num_lanes)
+    return train, streamed, evaluation
+
+
+def stream_of(
+    recipe: Recipe,
+    train: Sequence[Source],
+    streamed: Sequence[StreamedSource],
+    setup: StreamSetup,
+) -> MixedStream:
+    """A rank's stream of training examples, at its beginning.
+
+    Errors: ValueError if the data do not fit the model or the batches.
+    """
+    if recipe.data.reader == "sequential":
+        return SequentialStream(streamed, recipe.data, setup)
+    return TrainStream(train, recipe.data, setup)
+
+
+def outside_peft(recipe: Recipe, model: Model) -> Iterator[str]:
+    """What to tell a user whose method peft could hold, but not beside the connector that trains
+    too."""
+    bare = [name.removeprefix(BACKBONE_PREFIX) for name in model.trained_connector()[1]]
+    if bare and any("peft" in method.libraries for method in recipe.methods.values()):
+        more = f" and {len(bare) - 1} more weights" if len(bare) > 1 else ""
+        yield (
+            f"model.train_{recipe.model.trained_text[0]}: true; `vlds convert peft` cannot hold "
+            f"{bare[0]}{more}, in no whole module of the backbone; `vlds convert hf` and `merge` "
+            "hold all"
+        )
 
 
 def seen_in_training(train: Sequence[Source], evaluation: Sequence[Source]) -> Iterator[str]:
@@ -213,12 +261,12 @@ def check_parts(recipe: Recipe, cut: BatchCut) -> None:
         )
 
 
-def with_steps(recipe: Recipe, prepared: Prepared) -> Recipe:
+def with_steps(recipe: Recipe, sources: Sequence[Source | StreamedSource]) -> Recipe:
     """The recipe with the number of steps that `training.epochs` takes.
 
     Errors: ValueError if a task's number of examples is unknown, or a method needs other steps.
     """
-    steps = number_of_steps(recipe, prepared.train_sources or prepared.streamed_sources)
+    steps = number_of_steps(recipe, sources)
     for name, method in recipe.methods.items():
         try:
             method.check_steps(steps)

@@ -13,9 +13,8 @@ import torch
 
 from vlds.artifact import TrainedOn, own_tensors, save_artifact
 from vlds.data.streams.assemble import StreamSetup
-from vlds.data.streams.sequential import SequentialStream
 from vlds.data.streams.source import Source
-from vlds.data.streams.stream import MixedStream, TrainStream
+from vlds.data.streams.stream import MixedStream
 from vlds.evaluation.evaluator import Evaluator, cut_texts
 from vlds.models.build import build_model
 from vlds.models.kinds.base import fit_saved, hash_processor
@@ -41,7 +40,7 @@ from vlds.training.checkpoint import (
 from vlds.training.engine import Engine
 from vlds.training.meta import check_meta, meta_learn, meta_seed
 from vlds.training.optimizer import parameter_groups
-from vlds.training.prepare import Prepared
+from vlds.training.prepare import Prepared, outside_peft, stream_of
 from vlds.training.profile import FOLDER, StepProfile, check_profile, takes
 from vlds.training.sinks import Tracker, has_scores
 from vlds.training.states import RECIPE, Resume
@@ -270,7 +269,7 @@ def build_run(
         elif profile:
             run.profile = StepProfile(profile, run.folder / FOLDER, model.vision_module)
         cut = cut_texts(prepared.train_sources, collator)
-        for line in [*notices, *prepared.notices, *cut]:
+        for line in [*notices, *outside_peft(recipe, model), *prepared.notices, *cut]:
             tracker.say(line)
     return run
 
@@ -313,9 +312,7 @@ def open_stream(
         blank_images=recipe.data.blank_images,
         ledger=Path(recipe.output) / f"data_errors-{ranks.global_rank}.jsonl",
     )
-    if recipe.data.reader == "sequential":
-        return SequentialStream(prepared.streamed_sources, recipe.data, setup)
-    return TrainStream(prepared.train_sources, recipe.data, setup)
+    return stream_of(recipe, prepared.train_sources, prepared.streamed_sources, setup)
 
 
 def load_model(

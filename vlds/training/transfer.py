@@ -167,9 +167,9 @@ class Transfer:
                     target[number].copy_(values[there.index(task)])
         else:
             raise ValueError(
-                f"{FIELD}: in {self.recipe.start}, each task has its own {name}, which the recipe's "
-                f"tasks share; choose one: vlds convert merge --how take --task {there[0]} --run "
-                f"{self.recipe.start} --out OUT"
+                f"{FIELD}: in {self.recipe.start}, each task has its own {name}, which tasks "
+                "share here; choose one: vlds convert merge --how take --task "
+                f"{there[0]} --run {self.recipe.start} --out OUT"
             )
 
     def _misfit(self, name: str, target: Tensor, values: Tensor) -> str:

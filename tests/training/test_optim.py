@@ -15,12 +15,13 @@ from tests.toys.rank_jobs import check_complaint
 from tests.toys.recipes import with_model
 from vlds.models.kinds.causal import Causal
 from vlds.models.kinds.joint import JointModel, JointSeq2Seq
-from vlds.models.methods import IA3, Compacter, LoRA, Method
+from vlds.models.methods import IA3, Adapter, Compacter, LoRA, Method, Shrinking
 from vlds.recipe.config import OptimizerConfig, Recipe
 from vlds.training.optimizer import (
     check_rates,
     parameter_groups,
     peak_learning_rate,
+    run_factor,
     schedule_factor,
 )
 
@@ -46,6 +47,21 @@ def test_rate_stays_flat_until_the_decay_starts() -> None:
     factors = [schedule_factor(step, 100, config) for step in range(100)]
     assert factors[10] == factors[49] == 1.0
     assert factors[75] == pytest.approx(0.5)
+
+
+def test_methods_may_begin_the_schedule_again(tmp_path: Path) -> None:
+    shrinking = Shrinking(of=Adapter(reduction=4), cycles=3)
+    run = recipe_of(tmp_path, {"lora": LoRA(rank=2), "shrink": shrinking})
+    run = replace(
+        run,
+        optimizer=OptimizerConfig(warmup_ratio=0.1),
+        training=replace(run.training, steps=40),
+    )
+    cycle = [schedule_factor(step, 10, run.optimizer) for step in range(10)]
+    assert [run_factor(step, run) for step in range(40)] == cycle * 4
+    whole = replace(run, methods={"shrink": replace(shrinking, restart=False)})
+    expected = [schedule_factor(step, 40, run.optimizer) for step in range(40)]
+    assert [run_factor(step, whole) for step in range(40)] == expected
 
 
 def decayed(model: JointModel, run: Recipe) -> set[str]:

@@ -19,7 +19,7 @@ from vlds.training.agreement import check_agreement
 from vlds.training.faults import NonFiniteSteps, explained, library_faults
 from vlds.training.gradients import GradientWatch
 from vlds.training.meta import MetaStopped
-from vlds.training.optimizer import schedule_factor, set_learning_rate
+from vlds.training.optimizer import run_factor, set_learning_rate
 from vlds.training.prepare import prepare, with_steps
 from vlds.training.profile import between_steps, span
 from vlds.training.run import (
@@ -96,7 +96,7 @@ def loop(run: Run, stop: Sequence[int]) -> int:
     while engine.steps_done < num_steps:
         with run.tracker.waiting(), span("data"):
             batches = next(global_batches)
-        factor = schedule_factor(engine.steps_done, num_steps, optimizer)
+        factor = run_factor(engine.steps_done, run.recipe)
         set_learning_rate(engine.parameter_groups, factor)
         with library_faults():
             report = engine.step(batches)

@@ -349,6 +349,18 @@ def schedule_factor(step: int, steps: int, config: OptimizerConfig) -> float:
     return (1 - math.cos(math.pi * left)) / 2 if config.decay == "cosine" else left
 
 
+def run_factor(step: int, recipe: Recipe) -> float:
+    """Factor of the peak rate in a run's step 0, 1, ...: that of the schedule, which methods may
+    begin again."""
+    num_steps = recipe.training.num_steps
+    edges = {0, num_steps}
+    for method in recipe.methods.values():
+        edges.update(method.schedule_starts(num_steps))
+    begin = max(edge for edge in edges if edge <= step)
+    end = min(edge for edge in edges if edge > step)
+    return schedule_factor(step - begin, end - begin, recipe.optimizer)
+
+
 def set_learning_rate(groups: Iterable[dict[str, Any]], factor: float) -> None:
     """Write the rate of this step into the optimizer."""
     for group in groups:

@@ -98,6 +98,10 @@ class Method(ABC):
         Errors: ValueError that names the field.
         """
 
+    def schedule_starts(self, num_steps: int) -> Sequence[int]:
+        """Steps of a run at which the learning rate's schedule begins again."""
+        return ()
+
     @abstractmethod
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put the method into a frozen model; the parameters that train.

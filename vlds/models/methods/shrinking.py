@@ -10,8 +10,8 @@ and each cycle removes a share of those that are left. A layer may lose all of i
 output bias stays. As in the paper, importance is compared over all layers.
 
 Ours: neurons are taken out of the weights and of AdamW's moments, where the authors' code masks
-them; exactly floor(N (1 - a)) stay, and of equal ones the first (the code keeps all that tie); the
-learning rate follows the run's schedule and does not begin again in each cycle.
+them; exactly floor(N (1 - a)) stay, and of equal ones the first (the code keeps all that tie). The
+run's steps are all cycles', where the authors train each cycle as long as a whole run.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ class Shrinking(Method):
     """Number of times that neurons are removed, evenly spread over the run's steps."""
     removed: Annotated[float, Limits(0, 1, above_least=True, below_most=True)] = 0.5
     """Share of the remaining neurons that each cycle removes."""
+    restart: bool = True
+    """Begin the learning rate's schedule, warm-up and all, again after each cycle, as the authors'
+    code does; else one schedule spans the run."""
     relative: bool = False
     """Compare importance as a share of the largest in the layer."""
 
@@ -66,6 +69,9 @@ class Shrinking(Method):
                 f"cycles: got {self.cycles}, but the run has {num_steps} steps; give fewer cycles "
                 "than steps"
             )
+
+    def schedule_starts(self, num_steps: int) -> Sequence[int]:
+        return revision_steps(self.cycles, num_steps) if self.restart else ()
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Attach what shrinks.
@@ -125,9 +131,7 @@ class Shrinkage(Revision):
         """Neurons at the beginning of the run."""
 
     def steps(self, num_steps: int) -> Sequence[int]:
-        # The run's parts are even, one more than cycles: the last one trains what is left.
-        cycles = self.config.cycles
-        return [num_steps * cycle // (cycles + 1) for cycle in range(1, cycles + 1)]
+        return revision_steps(self.config.cycles, num_steps)
 
     def left(self, cycle: int) -> int:
         """Neurons that a cycle, from 1 on, leaves."""
@@ -174,6 +178,12 @@ class Shrinkage(Revision):
                     replace_leaf(module, leaf, torch.zeros(shape))
         own = [parameter for module in self.modules for parameter in module.parameters()]
         return own + self.beside
+
+
+def revision_steps(cycles: int, num_steps: int) -> list[int]:
+    """The steps after which neurons go. The run's parts are even, one more than cycles: the last
+    one trains what is left."""
+    return [num_steps * cycle // (cycles + 1) for cycle in range(1, cycles + 1)]
 
 
 def importance(weights: Sequence[Tensor], relative: bool) -> list[float]:

@@ -97,9 +97,10 @@ def place_of(dataset: Dataset, number: int) -> str:
 
 
 def text_of(annotation: Mapping[str, Any]) -> str:
-    """What is asked or said; all of an annotation of an unknown kind."""
+    """What is asked or said; all of an annotation of an unknown kind. A conversation begins with
+    its id, which leads to its row in the user's file."""
     if (known := text_in(annotation)) is not None:
-        return known
+        return f"id {annotation['id']}\n{known}" if "turns" in annotation else known
     rest = {key: value for key, value in annotation.items() if key != "id"}
     return json.dumps(rest, ensure_ascii=False) if rest else NOTHING_SAID
 
@@ -205,9 +206,14 @@ def print_views(title: str, counts: str, views: Sequence[SampleView]) -> None:
 
 
 def _table(view: SampleView) -> Table:
-    """Questions left, answers right; captions over the whole width."""
+    """Questions left, answers right; captions and conversations over the whole width."""
     table = Table.grid(padding=(0, 2), expand=True)
     answered = any(answer for _, answer in view.annotations)
+    if any("\n" in text for text, _ in view.annotations):
+        # An answer beside the first line of a conversation would stand far from its question.
+        for text, answer in view.annotations:
+            table.add_row(Text.assemble(text, ("\n" + answer if answer else "", "green")))
+        return table
     table.add_column(ratio=3)
     if answered:
         table.add_column(ratio=2)

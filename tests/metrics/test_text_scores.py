@@ -75,7 +75,7 @@ def test_words_of_any_script(answer: str, right: str, score: float) -> None:
         ('{"a": true}', '{"a": 1}', 0.0),
         ('{"a": []}', '{"a": {}}', 0.0),
         ("[1, 2", "[1, 2]", 0.0),
-        ("Yes", "yes", 1.0),
+        ("Yes", "yes", 0.0),
         ("5", "5", 1.0),
         ('{"a": NaN}', '{"a": NaN}', 1.0),
         ('```json {"a": 1}```', '{"a": 1}', 1.0),

@@ -22,11 +22,14 @@ from vlds.schema import (
     IGNORED_LABEL,
     Decoding,
     Example,
+    RefusedRows,
     Row,
+    Sample,
     SkipSample,
     Turn,
     plain_text,
 )
+from vlds.tasks import Chat
 
 SYSTEM = Turn("system", ("Be brief.",))
 TALK = (
@@ -232,6 +235,35 @@ def test_answers_that_are_not_learned(tmp_path: Path) -> None:
     assert learned_texts(chat, collated(chat, all_but_last)) == ["A Dog.", "Red;\n{because}"]
 
 
+def test_a_task_gives_a_system_message_to_those_without_one() -> None:
+    turns = [{"role": "user", "content": "Who?"}]
+    own = [{"role": "system", "content": "Mine."}, *turns]
+    sample = Sample(
+        "0", "d", "s", "chat", (), (),
+        tuple({"id": "a", "turns": each, "answer": "I"} for each in (turns, own)),
+    )  # fmt: skip
+    task = Chat(system="Be brief.")
+    first, second = (task.example("chat", sample, number, None).turns for number in (0, 1))
+    assert first == (SYSTEM, Turn("user", ("Who?",)))
+    assert second[0] == Turn("system", ("Mine.",))
+
+
+@pytest.mark.parametrize(
+    ("scores", "right", "wrong"),
+    [
+        (["json"], '{"a": 1, "b": 2}', '{"a": 1, "b": 3}'),  # half of the fields
+        (["anls"], "Hello", "Hallo"),
+        (["exact_match"], "yes", "no"),
+        (["box_iou"], "0 0 10 10", "0 0 10 4"),
+    ],
+)
+def test_when_an_answer_is_right(scores: list[str], right: str, wrong: str) -> None:
+    task = Chat(scores=scores)
+    assert task.correct(right, {"answer": right}) is True
+    assert task.correct(wrong, {"answer": right}) is False
+    assert Chat(scores=["rouge_l"]).correct(wrong, {"answer": right}) is None
+
+
 def test_long_conversations_lose_their_oldest_turns(tmp_path: Path) -> None:
     chat = chat_of(tmp_path, TEMPLATES["chatml"])
     whole = (SYSTEM, *TALK)
@@ -254,8 +286,10 @@ def test_a_template_that_refuses_a_conversation_makes_a_bad_sample(tmp_path: Pat
     with pytest.raises(SkipSample, match=r"^a conversation of 6 turns: .* fails: no system"):
         chat.turn_ids((SYSTEM, *TALK), 99)
     plain = chat_of(tmp_path / "plain", None)
-    with pytest.raises(SkipSample, match="it has no chat template, which a conversation"):
-        plain.turn_ids(TALK, 99)
+    with pytest.raises(RefusedRows) as refused:
+        collated(plain, row_of(TALK[:1]), row_of(TALK), row_of(TALK))
+    assert list(refused.value.reasons) == [1, 2]
+    assert "it has no chat template, which a conversation" in refused.value.reasons[1]
 
 
 def test_what_is_said_cannot_begin_a_turn(tmp_path: Path) -> None:

@@ -120,18 +120,20 @@ def predict(arguments: list[str]) -> int:
     """Answer a question about pictures, describe them, or write leaderboard files.
 
     vlds predict runs/vqa --image beach.jpg --question "Is it raining?"
+    vlds predict runs/chat --question "What is rain?"
     vlds predict runs/vqa --serve
     vlds predict runs/vqa --split test --out answers
     """
     parser = command_parser(predict, accepts_keys=True, epilog=f"Further options {RUN_KEYS}.")
     parser.needed = ["--run"]
     parser.usage = """%(prog)s RUN [options]
-            (--image FILE ... | --data DATASET ... | --split LIST ... | --serve)"""
+            (--image FILE ... | --question TEXT | --data DATASET ... |
+             --split LIST ... | --serve)"""
     parser.add_argument(
         "--run", type=Path, metavar="RUN",
         help="run or artifact folder to ask; --run itself may be left out",
     )  # fmt: skip
-    asked = parser.add_mutually_exclusive_group(required=True)
+    asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--image", nargs="+", metavar="FILE", help="a picture, or the two of a pair")
     asked.add_argument(
         "--data", nargs="+", default=[], metavar="DATASET",
@@ -150,7 +152,10 @@ def predict(arguments: list[str]) -> int:
         "--port", type=int, help=f"with --serve: 0 for any free port; default: {DEFAULT_PORT}"
     )
     parser.add_argument(
-        "--question", help="question or statement; leave it out for captions", default=""
+        "--question",
+        default="",
+        help="question or statement; leave it out for captions. Without --image, a model that "
+        "takes texts alone answers it",
     )
     parser.add_argument("--task", help="task of the run; required if it has several")
     parser.add_argument(
@@ -161,12 +166,15 @@ def predict(arguments: list[str]) -> int:
     options, keys = with_run(parser, *parser.parse_known_args(arguments))
     if options.port is not None and not options.serve:
         raise ValueError("--port: goes with --serve")
+    others = options.data or options.split or options.serve
     for name in ("question", "task"):
-        if getattr(options, name) and not options.image:
+        if getattr(options, name) and others:
             raise ValueError(
                 f"--{name}: goes with --image; data sets hold their questions, requests to a "
                 "server name theirs, and --data TASK=DATASET chooses the task"
             )
+    if not (others or options.image or options.question):
+        parser.error("one of the arguments --image --question --data --split --serve is required")
     if options.out and not (options.data or options.split):
         raise ValueError("--out: goes with --data or --split; other answers are not written")
     if options.serve:
@@ -175,8 +183,9 @@ def predict(arguments: list[str]) -> int:
         return serve(options.run, DEFAULT_PORT if options.port is None else options.port, keys)
     from vlds.evaluation.inference import answer_sets, predict_one
 
-    if options.image:
-        return predict_one(options.run, options.image, options.question, options.task, keys)
+    if not others:
+        images = options.image or []
+        return predict_one(options.run, images, options.question, options.task, keys)
     return answer_sets(options.run, options.data, options.split, options.out, keys, score=False)
 
 

@@ -13,11 +13,9 @@ from vlds.schema import Decoding, Example, Sample, Speaker, Turn, plain_text
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, require_label
 from vlds.tasks.class_output import ClassLoss
-from vlds.tasks.metrics.text_scores import SCORES
+from vlds.tasks.metrics.text_scores import RIGHT_FROM, SCORES
 
 SPEAKERS: tuple[Speaker, ...] = get_args(Speaker)
-ENOUGH = 0.5
-"""Reports show an answer as correct if its first score is at least this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +39,8 @@ class Chat(AnswerTask):
     scores: list[str] = field(default_factory=lambda: ["exact_match", "rouge_l"])
     """exact_match, rouge_l, anls, json (share of equal fields), choice (letters), box_iou; the
     first stands for the task."""
+    system: str = ""
+    """System message of conversations that have none, and of questions to `vlds predict`."""
     prompt: str = ""
     """Text before the first question, trailing space included; "" for none."""
     max_prompt_tokens: Count = 2048
@@ -71,6 +71,8 @@ class Chat(AnswerTask):
         turns = turns_of(given, len(sample.images) or len(sample.features))
         if self.learn == "last":  # the answer is the target, which is none of the turns
             turns = [turn._replace(learned=False) for turn in turns]
+        if self.system and all(turn.speaker != "system" for turn in turns):
+            turns.insert(0, Turn("system", (self.system,)))
         first = next((n for n, turn in enumerate(turns) if turn.speaker == "user"), None)
         if first is not None and self.prompt:
             turns[first] = _begun(turns[first], self.prompt)
@@ -95,8 +97,11 @@ class Chat(AnswerTask):
         return {name: [SCORES[name](*pair) for pair in pairs] for name in self.scores}
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
-        """At least half of the first score."""
-        return SCORES[self.scores[0]](prediction, as_text(reference["answer"])) >= ENOUGH
+        """By the first score; None if that does not tell."""
+        name = self.scores[0]
+        if name not in RIGHT_FROM:
+            return None
+        return SCORES[name](prediction, as_text(reference["answer"])) >= RIGHT_FROM[name]
 
     def answer_of(self, reference: Any) -> str | None:
         return as_text(reference["answer"])

@@ -63,7 +63,9 @@ from vlds.schema import (
     NO_IMAGE,
     Batch,
     Images,
+    RefusedRows,
     Row,
+    SkipSample,
     Turn,
 )
 
@@ -78,8 +80,10 @@ class CausalCollator:
     """True if images are stored features."""
 
     def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
-        """`images`: the distinct images of the rows (u, ...). Evaluation batches hold no
-        answers."""
+        """`images`: the distinct images of the rows (u, ...). Evaluation batches hold no answers.
+
+        Errors: RefusedRows that names all rows with a conversation that the chat template refuses.
+        """
         assert not isinstance(images, list)
         # For this call alone: a cache that lives on would hold every prompt of an epoch.
         ids_of = cache(self.chat.turn_ids)
@@ -87,12 +91,17 @@ class CausalCollator:
         labels: list[list[int]] = []
         before: list[list[int]] = []
         shown = []
-        for row in rows:
+        refused = {}
+        for number, row in enumerate(rows):
             example = row.example
             turns, pictures = recent(
                 example.asked(len(row.images)), row.max_prompt_tokens, self.turns_length
             )
-            said = ids_of(tuple(turns), row.max_prompt_tokens)
+            try:
+                said = ids_of(tuple(turns), row.max_prompt_tokens)
+            except SkipSample as error:  # the chat template does
+                refused[number] = str(error)
+                continue
             prompt = said.ids
             answer: list[int] = []
             if not evaluation and example.target is not None and example.learned:
@@ -105,6 +114,8 @@ class CausalCollator:
             counts = said.pictures if example.turns else [len(pictures)] * len(prompt)
             before.append([*counts, *[len(pictures)] * len(answer)])
             shown.append(row._replace(images=[row.images[n] for n in pictures]))
+        if refused:
+            raise RefusedRows(refused)
         batch = batch_of(shown, tokens, self.chat.pad_id, evaluation=evaluation)
         if not evaluation and any(row.example.target is not None for row in rows):
             batch.labels, batch.labels_on_prompt = padded(labels, IGNORED_LABEL), True

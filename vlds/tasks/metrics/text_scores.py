@@ -58,10 +58,10 @@ def anls(answer: str, right: str) -> float:
 
 def json_fields(answer: str, right: str) -> float:
     """Share of the fields of both JSON values that are in both and equal. A field is a path to a
-    text, number, truth value, null, or empty list or object. A right answer that is no JSON is
-    compared as a text."""
+    text, number, truth value, null, or empty list or object; case counts. A right answer that is no
+    JSON must be written letter by letter, but for blanks around it."""
     if (wanted := _parsed(right)) is None:
-        return exact_match(answer, right)
+        return float(answer.strip() == right.strip())
     if (found := _parsed(answer)) is None:
         return 0.0
     fields, others = dict(_leaves(wanted[0])), dict(_leaves(found[0]))
@@ -155,3 +155,11 @@ SCORES: Mapping[str, Callable[[str, str], float]] = {
     "box_iou": box_iou,
 }
 """Name in a recipe -> what compares an answer with the right one."""
+RIGHT_FROM: Mapping[str, float] = {
+    "exact_match": 1,
+    "anls": 1,
+    "json": 1,
+    "choice": 1,
+    "box_iou": 0.5,
+}
+"""Score -> from which value on an answer is right: of a sentence, ROUGE-L does not tell."""

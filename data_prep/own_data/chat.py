@@ -86,6 +86,8 @@ class Album:
         self.place = place
         self.scratch = scratch
         self.is_tar = place is not None and place.is_file()
+        self.num_bytes = 0
+        """Of the files that were written into the scratch folder."""
         self._named = set[str]()
 
     def of(self, source: Any) -> str | Path:
@@ -122,6 +124,7 @@ class Album:
         path = self.scratch / sha256(data).hexdigest()[:32]
         if not path.exists():
             write_whole(path, data)
+            self.num_bytes += len(data)
         return path
 
     def files(self) -> Mapping[str, tuple[str, Path]]:
@@ -139,6 +142,13 @@ class Album:
         """Write the files of a tar file into the scratch folder, as far as rows may name them."""
         folder = self.scratch / "tar"
         folder.mkdir(exist_ok=True)
+        self.num_bytes += (size := tar.stat().st_size)  # more if it is compressed
+        if size > (free := free_bytes(folder)):
+            raise ValueError(
+                f"--images {tar}: its {gigabytes(size)} are unpacked beside --out until the shards "
+                f"are written, and {gigabytes(free)} are free there; make room, or unpack it and "
+                "name the folder"
+            )
         try:
             with tarfile.open(tar) as archive:
                 for member in archive:
@@ -146,6 +156,15 @@ class Album:
                         archive.extract(member, folder, filter="data")
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise ValueError(f"--images {tar} cannot be read as a tar file: {error}") from error
+
+
+def free_bytes(folder: Path) -> int:
+    """What the disk of a folder can still hold."""
+    return shutil.disk_usage(folder).free
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.3g} GB"
 
 
 def parse_chat(
@@ -220,10 +239,22 @@ def parse_chat(
             if kept.group:
                 groups = tuple(dict.fromkeys((*sample.groups, kept.group)))
                 parts[key] = replace(sample, groups=groups)
+    asked = [a for of in samples.values() for s in of.values() for a in s.annotations]
+    if unlearned := sum("answer" in a and not _teaches(a) for a in asked):
+        tell(
+            f"{unlearned:,} of {len(asked):,} conversations mark none of their answers as one to "
+            "learn: these can be scored, and train nothing"
+        )
     return [
         SourceSet(name, "chat", part, tuple(files), [*samples[part].values()], tuple(dropped[part]))
         for part in sorted({*samples, *dropped})
     ]
+
+
+def _teaches(annotation: Annotation) -> bool:
+    """True if an answer of a conversation is to be learned, the last one or one before."""
+    answers = [turn for turn in annotation["turns"] if turn["role"] == "assistant"]
+    return any(answer.get("learn") is not False for answer in [annotation, *answers])
 
 
 def _check(talk: Conversation, form: ChatForm) -> None:
@@ -365,6 +396,12 @@ def _run_chat(args: argparse.Namespace) -> None:
         name = args.name or args.annotations.resolve().stem.replace(".", "_")
         of_all = args.split or (None if division is None else "train")
         datasets = parse_chat(rows, form, album, files, name, of_all)
+        if (free := free_bytes(scratch)) < album.num_bytes:
+            tell(
+                f"{gigabytes(album.num_bytes)} of pictures from rows or a tar file lie in {beside} "
+                f"until the shards are written, which may need as much again; {gigabytes(free)} "
+                "are free"
+            )
         options = shard_options(args)
         pack_splits(
             datasets,

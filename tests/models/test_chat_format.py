@@ -17,11 +17,12 @@ from transformers import AutoTokenizer
 from tests.toys.causal import TEMPLATE, write_tokenizer
 from tests.toys.image_text.rows import tiny
 from vlds.models import Causal
+from vlds.models.kinds import chat_format
 from vlds.models.kinds.causal import CausalCollator
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.models.kinds.chat_forms import harmless
 from vlds.models.vision import StoredFeatures
-from vlds.schema import IGNORED_LABEL, Example, Row
+from vlds.schema import IGNORED_LABEL, Example, Row, Turn
 
 END = 2
 QUESTION = "what colour is it now?"
@@ -31,6 +32,12 @@ TEMPLATES = {
     "two ends": (TEMPLATE.replace("<|end|>\n", "<|end|><|eos|>"), "<|end|>"),
     "no end": (TEMPLATE.replace("<|end|>\n", "\n"), "<|user|>"),
 }
+
+
+CONVERSATIONS = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 def tokenizer_in(folder: Path, template: str | None = TEMPLATE) -> Any:
@@ -194,6 +201,24 @@ def test_a_template_is_not_asked_about_each_question(tmp_path: Path) -> None:
     trap = "{% if 'zzz' in messages[0].content %}" + HOSTILE["loops"] + "{% endif %}"
     chat = ChatFormat.of(tokenizer_in(tmp_path, trap + TEMPLATE))
     assert "zzz" in chat.prompt("zzz")
+
+
+def test_only_the_newest_forms_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of as many shapes as `MOST_FORMS`; a shape that has gone is learned again, to the same
+    text."""
+    monkeypatch.setattr(chat_format, "MOST_FORMS", 3)
+    chat = ChatFormat.of(tokenizer_in(tmp_path, CONVERSATIONS))
+    talks = [
+        tuple(Turn(("user", "assistant")[n % 2], (f"says {n}",)) for n in range(length))
+        for length in (1, 3, 5, 7)
+    ]
+    texts = [chat.write(turns).text for turns in talks]
+    assert [len(shape) for shape in chat.forms] == [3, 5, 7]
+    assert chat.write(talks[1]).text == texts[1]
+    assert [len(shape) for shape in chat.forms] == [5, 7, 3]
+    assert chat.write(talks[0]).text == texts[0]
+    assert [len(shape) for shape in chat.forms] == [7, 3, 1]
+    assert texts[1] == "".join(f"<{t.speaker}>{t.content[0]}\n" for t in talks[1]) + "<assistant>"
 
 
 @pytest.mark.parametrize("template", [5, {"default": 5}, True])

@@ -18,6 +18,7 @@ from tests.toys.world import world_recipe
 from vlds.models.backbones import Bart
 from vlds.models.loading.load_backbone import Longest, num_positions
 from vlds.recipe.config import Recipe
+from vlds.schema import Turn
 from vlds.training.prepare import prepare
 
 POSITIONS = {"opt": 128, "gpt2": 128, "llama": None, "bloom": None, "mamba": None}
@@ -62,8 +63,8 @@ def test_the_longest_row_that_fits_runs(saved: Path) -> None:
     kind = kind_in(saved / "opt", num_images=1)
     model, row = build(kind).eval(), rows()[0]
 
-    def long(limit: int) -> Any:
-        example = replace(row.example, prompt="it is red " * 99, target="red " * 99)
+    def long(limit: int, **fields: Any) -> Any:
+        example = replace(row.example, prompt="it is red " * 99, target="red " * 99, **fields)
         cut = row._replace(example=example, max_prompt_tokens=limit, max_target_tokens=24)
         return batch(kind, [cut])
 
@@ -72,6 +73,15 @@ def test_the_longest_row_that_fits_runs(saved: Path) -> None:
     assert model.token_nll(long(96)).isfinite().all()
     with pytest.raises(ValueError, match=r"^t: its longest row has 129 tokens"):
         kind.check_length("t", Longest(1, 97, 24))
+    # What the template writes around two more turns counts, too.
+    turns = [Turn(("user", "assistant")[n % 2], ("it is red " * 9,)) for n in range(3)]
+    turns[0] = Turn("user", (None, *turns[0].texts))
+    limit = kind.chat_format(kind.load_processor()).turns_length(turns)
+    talk = long(limit, turns=tuple(turns))
+    answer = 128 - int(model.sizes(talk)) + 24
+    kind.check_length("t", Longest(1, limit, answer, turns=3))
+    with pytest.raises(ValueError, match=r"^t: its longest row has 129 tokens"):
+        kind.check_length("t", Longest(1, limit, answer + 1, turns=3))
 
 
 def test_an_encoder_decoder_has_a_table_for_each(world: Path, tmp_path: Path) -> None:

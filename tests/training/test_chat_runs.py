@@ -10,18 +10,23 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 
 from data_prep.cli import main
 from tests.toys.files import read_lines, write
 from tests.toys.kinds import ALL_KINDS, kind_recipe
 from tests.toys.own_rows import photos
-from tests.toys.rank_jobs import run_recipe
+from tests.toys.rank_jobs import check_complaint, ranks_of, run_recipe
 from tests.toys.rank_pool import RankPool
-from tests.toys.recipes import with_model
+from tests.toys.recipes import with_model, with_task
 from tests.toys.resumed_runs import assert_same_run, half_a_run, losses
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.source import Source
+from vlds.evaluation.evaluator import first_examples
 from vlds.recipe.config import Recipe
-from vlds.schema import Decoding
+from vlds.schema import IGNORED_LABEL, Decoding, Row
 from vlds.tasks import Chat
+from vlds.training.prepare import prepare
 
 ANSWERS = ("Red.", "A Dog", '{"dark": true}')
 
@@ -65,6 +70,36 @@ def chat_recipe(kind: str, world: Path, shards: Path, output: Path, stage: int) 
         embedding = replace(recipe.model.visual_embedding, num_images=2)  # type: ignore[attr-defined]
         return with_model(recipe, visual_embedding=embedding)
     return with_model(recipe, num_images=2)
+
+
+def test_conversations_without_an_answer_to_learn(
+    world: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Some are counted; a task of nothing else is refused, in training and in its plan."""
+    folders = {}
+    for name, marked in (("some", {0, 1}), ("all", set(range(5)))):
+        rows = list(drawn([f"{number}.jpg" for number in range(12)], fewest=1))[:5]
+        for number in marked:
+            for turn in rows[number]["messages"]:
+                turn["weight"] = 0
+        file = write(tmp_path / f"{name}.jsonl", "\n".join(map(json.dumps, rows)))
+        words = ["--annotations", str(file), "--images", str(shards / "photos")]
+        assert main(["chat", *words, "--out", str(tmp_path / name)]) == 0
+        folders[name] = [str(tmp_path / name)]
+    recipe = chat_recipe("joint", world, shards, tmp_path / "run", stage=2)
+    told = prepare(with_task(recipe, "chat", train=folders["some"]), ranks_of(1), False).notices
+    assert told[0].startswith("tasks.chat.train: 2 of the first 5 conversations have no answer to")
+    message = check_complaint(with_task(recipe, "chat", train=folders["all"]))
+    assert message.startswith("tasks.chat.train: none of the first 5 conversations has an answer")
+    # What is marked has no labels, in a model that learns the last answer alone, too.
+    model = recipe.model
+    sample = Source("chat", recipe.tasks["chat"], [open_dataset(folders["all"][0])])
+    examples = list(first_examples(sample))
+    rows = [Row(e, 0, 60, 20, range(sum(t.num_pictures for t in e.turns))) for e in examples]
+    pictures = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    batch = model.collator(model.load_processor())(rows, pictures, evaluation=False)
+    assert batch.labels is not None
+    assert (batch.labels == IGNORED_LABEL).all()
 
 
 @pytest.mark.slow

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep.cli import main
 from tests.toys.files import write
 from tests.toys.own_rows import pack_rows, photos, questions
-from vlds.data.shards.store import open_dataset
+from vlds.data.shards.store import Subset, open_dataset
+from vlds.data.streams.sequential import StreamedSource, open_streamed
 from vlds.data.streams.source import Source
 from vlds.tasks import VQA
 from vlds.training import prepare
@@ -64,3 +66,28 @@ def test_damaged_samples_are_left_to_the_run(packed: dict[str, Path]) -> None:
     assert main(["verify", str(packed["whole"])]) == 1
     (line,) = told([packed["whole"]], [packed["part"]])
     assert "of its pictures are in training data too" in line
+
+
+def test_of_streamed_shards_the_folder_is_compared(packed: dict[str, Path], tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(packed["whole"])
+    (shard,) = packed["whole"].glob("*.tar")
+    for location in (link, shard):
+        streamed = StreamedSource("vqa", VQA(), [open_streamed(str(location), ("vqa",), None)])
+        (line,) = seen_in_training([streamed], [source(packed["whole"], packed["part"])])
+        assert line.startswith(f"tasks.vqa.evaluate: {packed['whole']} is in tasks.vqa.train too")
+
+
+def test_of_chosen_samples_their_share_of_the_bytes_counts(
+    packed: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few samples of a set that is too large are compared all the same."""
+    whole = open_dataset(str(packed["whole"]))
+    size = sum(shard.bytes for shard in whole.info.shards)
+    monkeypatch.setattr(prepare, "MOST_COMPARED", size // 2 + 1)
+    evaluation = [source(packed["new"])]
+    assert list(seen_in_training([source(packed["whole"])], evaluation)) == []
+    for chosen, is_read in (([0, 1], True), ([0, 1, 2], False)):
+        few = Source("vqa", VQA(), [Subset(whole, np.array(chosen))])
+        again = Source("vqa", VQA(), [Subset(whole, np.array([0]))])
+        assert len(list(seen_in_training([few], [again]))) == is_read

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from typing import TypeAlias
 
 import numpy as np
@@ -61,6 +62,32 @@ def unknown_answers(sources: Sequence[Source]) -> list[str]:
         lines.append(
             f"{place}: {len(unknown):,} of the first {len(examples):,} answers are not classes, "
             f"such as {answer!r:.60}; they train no class, and are scored as wrong"
+        )
+    return lines
+
+
+def nothing_learned(sources: Sequence[Source]) -> list[str]:
+    """What to tell a user if some of the first conversations of a task have no answer to learn, as
+    the data mark them or the task says (`learn: last`).
+
+    Errors: ValueError if none of them has one.
+    """
+    lines = []
+    for source in sources:
+        talks = [e for e in first_conversations(source) if e.target is not None]
+        learned = sum(e.learned or any(turn.learned for turn in e.turns) for e in talks)
+        if learned == len(talks):
+            continue
+        place = f"tasks.{source.name}.train"
+        if not learned:
+            raise ValueError(
+                f"{place}: none of the first {len(talks):,} conversations has an answer to learn: "
+                "the data mark them (weight 0, loss false); mark less, let the task learn all "
+                "(learn: all), or name other data"
+            )
+        lines.append(
+            f"{place}: {len(talks) - learned:,} of the first {len(talks):,} conversations have no "
+            "answer to learn (weight 0, loss false); they train nothing"
         )
     return lines
 
@@ -122,6 +149,11 @@ def first_examples(source: Source) -> Iterator[Example]:
                 yield from examples
         except ValueError:
             continue
+
+
+def first_conversations(source: Source) -> Iterator[Example]:
+    """Those of a task's first samples; none if its first example has no turns."""
+    return takewhile(lambda example: example.turns, first_examples(source))
 
 
 def choose_task(recipe: Recipe, name: str | None, question: str) -> str:

@@ -53,7 +53,7 @@ class JointCollator:
             targets = [(row.example.target or "", row.max_target_tokens) for row in rows]
             labels: list[Sequence[int]] = []
             for row, tokens in zip(rows, token_ids(self.tokenizer, targets), strict=True):
-                if row.example.target is None:
+                if row.example.target is None or not row.example.learned:
                     labels.append([])
                 elif row.example.class_scores is None:
                     labels.append(tokens)

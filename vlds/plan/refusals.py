@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vlds.data.order.mixed_order import BatchCut
 from vlds.data.streams.assemble import StreamSetup
-from vlds.evaluation.evaluator import unknown_answers
+from vlds.evaluation.evaluator import nothing_learned, unknown_answers
 from vlds.models.loading.model_files import SourceError
 from vlds.models.model import Model
 from vlds.recipe.config import Recipe
@@ -60,7 +60,7 @@ def check_before_building(recipe: Recipe, cuts: Sequence[BatchCut]) -> list[str]
             if source.datasets:
                 source.check(recipe.image)
         with_steps(recipe, train or streamed)
-        notes += unknown_answers(train)
+        notes += [*unknown_answers(train), *nothing_learned(train)]
     if recipe.training.best is not None:
         check_best_task(recipe.training.best, [n for n, t in recipe.tasks.items() if t.evaluate])
     return notes

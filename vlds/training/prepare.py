@@ -21,7 +21,7 @@ from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream, StreamedSource
 from vlds.data.streams.source import Source, check_cache_limit
 from vlds.data.streams.stream import MixedStream, TrainStream
-from vlds.evaluation.evaluator import unknown_answers
+from vlds.evaluation.evaluator import first_conversations, nothing_learned, unknown_answers
 from vlds.evaluation.sources import evaluation_sources, streamed_sources, training_sources
 from vlds.models.loading.load_backbone import Longest
 from vlds.models.model import BACKBONE_PREFIX, Model
@@ -33,7 +33,7 @@ from vlds.runtime.devices import device_name, emulates_bf16
 from vlds.runtime.disk import check_writable
 from vlds.runtime.process import find
 from vlds.runtime.ranks import Ranks
-from vlds.runtime.terminal import tell
+from vlds.runtime.terminal import tell, without_credentials
 from vlds.schema import SkipSample
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.optimizer import check_rates
@@ -87,8 +87,9 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
         evaluation_sources=evaluation,
         notices=[
             *unknown_answers(train),
+            *nothing_learned(train),
             *far_too_large(recipe, train, ranks),
-            *(seen_in_training(train, evaluation) if ranks.is_first else ()),
+            *(seen_in_training([*train, *streamed], evaluation) if ranks.is_first else ()),
         ],
         transfer=transfer,
     )
@@ -119,6 +120,7 @@ def open_sources(
     # Each lane that a rank of this machine reads keeps shards in the cache.
     num_lanes = max(cut.lanes_read(data.lanes, size, ranks_here) for size in sizes)
     check_cache_limit(data.cache_bytes, train, evaluation, window=data.window, num_lanes=num_lanes)
+    check_turns(recipe, [*train, *evaluation])
     return train, streamed, evaluation
 
 
@@ -150,16 +152,23 @@ def outside_peft(recipe: Recipe, model: Model) -> Iterator[str]:
         )
 
 
-def seen_in_training(train: Sequence[Source], evaluation: Sequence[Source]) -> Iterator[str]:
+def seen_in_training(
+    train: Sequence[Source | StreamedSource], evaluation: Sequence[Source]
+) -> Iterator[str]:
     """What to tell a user who scores a run on data or pictures that it trains on. Pictures of small
-    data sets are compared, by their bytes."""
+    data sets are compared, by their bytes; of shards that are streamed, only the folders are."""
     places: dict[str, str] = {}
+    indexed = [source for source in train if isinstance(source, Source)]
     for source in train:
+        where = f"tasks.{source.name}.train"
+        if isinstance(source, StreamedSource):
+            places |= {_place(url.rpartition("/")[0]): where for _, url in source.shards}
+            continue
         for dataset in source.datasets:
-            places.setdefault(dataset.fingerprint(), f"tasks.{source.name}.train")
+            places.setdefault(dataset.fingerprint(), where)
     owners: dict[bytes, str] = {}
     read: set[str] = set()
-    for source in train:
+    for source in indexed:
         if _local_bytes(source) > MOST_COMPARED or source.data_id in read:
             continue
         read.add(source.data_id)  # tasks may share a folder
@@ -169,10 +178,11 @@ def seen_in_training(train: Sequence[Source], evaluation: Sequence[Source]) -> I
         field = f"tasks.{source.name}.evaluate"
         new = []
         for dataset in source.datasets:
-            if where := places.get(dataset.fingerprint()):
+            same = [dataset.fingerprint(), _place(str(dataset.folder))]
+            if trained_by := [places[each] for each in same if each in places]:
                 yield (
-                    f"{field}: {dataset.folder} is in {where} too; its scores say nothing about "
-                    "new data"
+                    f"{field}: {dataset.folder} is in {trained_by[0]} too; its scores say nothing "
+                    "about new data"
                 )
             else:
                 new.append(dataset)
@@ -186,6 +196,11 @@ def seen_in_training(train: Sequence[Source], evaluation: Sequence[Source]) -> I
                     f"that of {sample} (in {owners[key]}); scores on them say little about new "
                     "pictures: `data_prep --split-sizes` keeps a picture in one split"
                 )
+
+
+def _place(folder: str) -> str:
+    """A folder or the URL of one, by one name."""
+    return without_credentials(folder) if "://" in folder else os.path.realpath(folder)
 
 
 def _local_bytes(source: Source) -> float:
@@ -214,18 +229,33 @@ def _pictures(source: Source) -> Iterator[tuple[bytes, str]]:
                     yield blake2b(picture, digest_size=8).digest(), sample.id
 
 
+def longest_row(recipe: Recipe, name: str, num_turns: int = 1) -> Longest:
+    """The most that a row of a task can hold, if conversations have so many turns."""
+    task = recipe.tasks[name]
+    decoding, answer = task.decoding, task.max_target_tokens
+    if task.head is not None:
+        answer = 1  # one label stands for the classes
+    elif task.evaluate and decoding.choices is None and decoding.answers is None:
+        answer = max(answer, decoding.max_new_tokens)
+    pictures = task.num_pictures or recipe.model.most_images[0]
+    return Longest(pictures, task.max_prompt_tokens, answer, num_turns)
+
+
+def check_turns(recipe: Recipe, sources: Sequence[Source]) -> None:
+    """Errors: ValueError if the longest row of a task has more tokens than the model positions,
+    with as many turns as the first conversations of its data have."""
+    for number, source in enumerate(sources):
+        name = list(recipe.tasks)[number % len(recipe.tasks)]
+        turns = [len(example.turns) for example in first_conversations(source)]
+        if (most := max(turns, default=1)) > 1:
+            recipe.model.check_length(f"tasks.{name}", longest_row(recipe, name, most))
+
+
 def check_learnable(recipe: Recipe, cut: BatchCut) -> None:
     """Errors: ValueError if the longest row of a task has more tokens than the model positions, or
     a task or a method wants what the model, the reader or the cut of the batches does not give."""
-    for name, task in recipe.tasks.items():
-        decoding, answer = task.decoding, task.max_target_tokens
-        if task.head is not None:
-            answer = 1  # one label stands for the classes
-        elif task.evaluate and decoding.choices is None and decoding.answers is None:
-            answer = max(answer, decoding.max_new_tokens)
-        pictures = task.num_pictures or recipe.model.most_images[0]
-        longest = Longest(pictures, task.max_prompt_tokens, answer)
-        recipe.model.check_length(f"tasks.{name}", longest)
+    for name in recipe.tasks:
+        recipe.model.check_length(f"tasks.{name}", longest_row(recipe, name))
     num_micro_batches = max(map(cut.accumulation_steps, recipe.batch_sizes.values()))
     recipe.model.check_tasks(recipe.tasks, num_micro_batches)
     for name, task in recipe.tasks.items():

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.cli import main
+from data_prep.own_data import chat
 from data_prep.own_data.conversations import Conversation, Unusable, conversation_of
 from tests.toys.files import write
 from tests.toys.own_rows import photos
@@ -208,6 +209,23 @@ def test_pictures_inside_rows_and_in_a_tar_file(folder: Path) -> None:
     assert left == {"photos", "photos.tar", "rows.jsonl", "r.json", "out", "tarred"}, "no scratch"
 
 
+def test_pictures_that_lie_on_the_disk_twice(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "free_bytes", lambda folder: 100)
+    coded = base64.b64encode((folder / "photos" / "a.jpg").read_bytes()).decode()
+    assert prepare(folder, [marked([("user", [None, "q"]), BOT], [coded])]) == 0
+    assert "GB of pictures from rows or a tar file lie in" in capsys.readouterr().out
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        tar.add(folder / "photos" / "a.jpg", "a.jpg")
+    rows = write(folder / "r.json", [marked([("user", [None]), BOT], ["a.jpg"])])
+    words = ["--annotations", str(rows), "--images", str(folder / "photos.tar")]
+    assert main(["chat", *words, "--out", str(folder / "tarred")]) != 0
+    said = capsys.readouterr().err
+    assert "are unpacked beside --out until the shards are written, and 1e-07 GB are free" in said
+    assert not (folder / "tarred").exists()
+
+
 USER, BOT = ("user", ["q"]), ("assistant", ["a"])
 DROPPED: Mapping[str, tuple[dict[str, Any], str]] = {
     "marks": (marked([("user", [None, None]), BOT], ["a.jpg"]), "2 marks for 1 picture"),
@@ -297,7 +315,7 @@ def test_each_answer_can_be_an_annotation(folder: Path) -> None:
     assert sorted(example.reference["turn"] for example in examples) == [1, 2]
 
 
-def test_turns_that_are_not_learned(folder: Path) -> None:
+def test_turns_that_are_not_learned(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = marked([USER, BOT, USER, BOT], [])
     row["messages"][1]["weight"], row["messages"][3]["loss"] = 0, False
     assert prepare(folder, [row, marked([USER, BOT, USER, BOT], [])]) == 0
@@ -308,6 +326,7 @@ def test_turns_that_are_not_learned(folder: Path) -> None:
             assert learned == ([False] * 4 if example.id == "1" else [False, True, False, True])
             last = Chat(learn="last").example("c", sample, n, None)
             assert not any(turn.learned for turn in last.turns)
+    assert "\n1 of 2 conversations mark none of their answers" in "\n" + capsys.readouterr().out
 
 
 def test_a_test_split_has_no_answers(folder: Path) -> None:

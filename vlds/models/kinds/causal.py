@@ -475,10 +475,9 @@ class Causal(PathKind, GridKind):
         if most is None:
             return
         chat = self.chat_format(self.load_processor())
-        # What the template writes: a prompt of one letter, less the letter.
         tokens = {
             "pictures": longest.pictures * (self.grid or self.vision.geometry.grid_size) ** 2,
-            "around the prompt": len(chat.prompt_ids("a", 9)) - len(chat.ids("a")),
+            "around the prompt": chat.num_around(longest.turns),
             "prompt": longest.prompt,
             "answer": longest.answer,
         }

@@ -394,6 +394,18 @@ class ChatFormat:
         """Tokens of the texts of these turns, without what the template writes."""
         return sum(len(self.ids(text)) for turn in turns for text in turn.texts)
 
+    def num_around(self, num_turns: int) -> int:
+        """Tokens that the template writes around so many turns of user and assistant, the last one
+        the user's; around a question if it takes no conversations."""
+        # Turns of one letter, less the letters.
+        asked, told = Turn("user", ("a",)), Turn("assistant", ("a",))
+        turns = (*(asked, told) * (num_turns // 2), asked)
+        try:
+            said = self.turn_ids(turns, self.turns_length(turns))
+        except SkipSample:
+            return self.num_around(1)
+        return len(said.ids) - self.turns_length(turns)
+
     def has_start(self, text: str) -> bool:
         """True if a template has written the start token, which must not be there twice."""
         start = self.tokenizer.bos_token

@@ -348,7 +348,8 @@ class ImageTextToText(ModelKind):
             return
         collator = self.collator(self.load_processor())
         shown = collator.dummy(num_pictures=longest.pictures).prompt
-        prompt = {"pictures and template": len(shown), "prompt": longest.prompt}
+        further = collator.chat.num_around(longest.turns) - collator.chat.num_around(1)
+        prompt = {"pictures and template": len(shown) + further, "prompt": longest.prompt}
         answer = {"answer": longest.answer}
         for tokens in (prompt, answer) if collator.answers_apart else (prompt | answer,):
             check_fits(task, tokens, most, "model.num_images")

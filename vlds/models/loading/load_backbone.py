@@ -75,6 +75,8 @@ class Longest(NamedTuple):
     """Tokens of the text before the answer, without pictures and template."""
     answer: int
     """Tokens of the answer."""
+    turns: int = 1
+    """Turns of a conversation before the answer; 1: a question."""
 
 
 def num_positions(

@@ -35,6 +35,7 @@ from vlds.runtime.process import find
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import tell, without_credentials
 from vlds.schema import SkipSample
+from vlds.tasks.base import task_of
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.optimizer import check_rates
 from vlds.training.sinks import check_tracking
@@ -244,8 +245,8 @@ def longest_row(recipe: Recipe, name: str, num_turns: int = 1) -> Longest:
 def check_turns(recipe: Recipe, sources: Sequence[Source]) -> None:
     """Errors: ValueError if the longest row of a task has more tokens than the model positions,
     with as many turns as the first conversations of its data have."""
-    for number, source in enumerate(sources):
-        name = list(recipe.tasks)[number % len(recipe.tasks)]
+    for source in sources:
+        name = task_of(source.name)
         turns = [len(example.turns) for example in first_conversations(source)]
         if (most := max(turns, default=1)) > 1:
             recipe.model.check_length(f"tasks.{name}", longest_row(recipe, name, most))

@@ -24,7 +24,6 @@ class Generated:
     """Our networks with recorded weights, and the adapters that they make."""
 
     def __init__(self, case: RelatedCase) -> None:
-        assert not case["norm_before"], "there is no generated norm before a bottleneck"
         self.tasks: list[str] = case["tasks"]
         config = Hyperformer(
             reduction=case["dim"] // case["bottleneck"],
@@ -34,6 +33,7 @@ class Generated:
             kind_embeddings=case["efficient"],
             cross_attention=False,
             activation=NONLINEARITIES[case["activation"]],
+            layer_norm_before=case["norm_before"],
             layer_norm_after=case["norm_after"],
         )
         linear = nn.Linear(case["dim"], case["dim"], dtype=torch.float64)

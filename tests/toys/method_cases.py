@@ -177,14 +177,15 @@ def hyperformers() -> dict[str, Case]:
     )
     norms = replace(
         kinds,
-        method=replace(method, kind_embeddings=True, layer_norm_after=True),
-        num_trained=kinds_trained + 2 * (projected + 1) * 2 * Toy.width,
-        decayed=f"{kinds.decayed} norm_weight.weight",
-        undecayed=f"{kinds.undecayed} norm_weight.bias norm_bias.weight norm_bias.bias",
+        method=replace(method, kind_embeddings=True, layer_norm_before=True, layer_norm_after=True),
+        num_trained=kinds_trained + 2 * (projected + 1) * 4 * Toy.width,
+        decayed=f"{kinds.decayed} before_weight.weight norm_weight.weight",
+        undecayed=f"{kinds.undecayed} before_weight.bias before_bias.weight before_bias.bias "
+        "norm_weight.bias norm_bias.weight norm_bias.bias",
         merged=(),
         refused={
             "merge": "has a norm for each task",
-            **dict.fromkeys(("peft", "adapters"), "has no Hyperformer with layer_norm_after"),
+            **dict.fromkeys(("peft", "adapters"), "has no Hyperformer with layer_norm_before and"),
         },
     )
     return {"": each, "kinds": kinds, "kinds, norms": norms}

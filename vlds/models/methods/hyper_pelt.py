@@ -66,8 +66,8 @@ class HyperPELT(Hyperformer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layer_norm_after:
-            raise ValueError("layer_norm_after: got true; HyperPELT's adapters have no norms")
+        if norms := self.made_norms:
+            raise ValueError(f"{norms}: got true; HyperPELT's adapters have no norms")
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put adapters and prefixes into the model, and their networks beside it.

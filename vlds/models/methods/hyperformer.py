@@ -5,7 +5,7 @@ weights a small network makes from embeddings of task and layer, as VL-Adapter h
     e = LN( W_2 relu( W_1 [t ; l_i] + b_1 ) + b_2 ),    W_down = G_down e + g_down, ...
 
 All layers' weights of a stack come from one product for each kind of sub-layer, once a batch. The
-paper's own systems also make a norm behind each bottleneck, which VL-Adapter leaves out.
+paper's own systems also make norms, before or behind each bottleneck, which VL-Adapter leaves out.
 
 Shapes: k tasks, n layers of a stack, d width of the model, m width of a bottleneck.
 """
@@ -56,6 +56,7 @@ ORIGINAL_KINDS = {
 """Generator -> what the original code's names of its layers begin with."""
 MADE = {
     r"(down|up)_(\w+)\.(\w+)": r"\1_sampler_hyper_net.\2_generator.0.\3",
+    r"before_(\w+)\.(\w+)": r"pre_layernorm_hypernet.\1_generator.\2",
     r"norm_(\w+)\.(\w+)": r"post_layernorm_hypernet.\1_generator.\2",
 }
 """Tensor of a generator -> its name in the original code."""
@@ -89,13 +90,21 @@ class Hyperformer(Bottleneck):
     kind_embeddings: bool = False
     """One generator for all kinds of sub-layer, told by an embedding which it is; default: a
     generator for each kind."""
+    layer_norm_before: bool = False
+    """A norm before each bottleneck, whose weight and bias are made too, as in the paper's own
+    code."""
     layer_norm_after: bool = False
-    """A norm behind each bottleneck, before the adapter's own residual, whose weight and bias are
-    made too, as in the paper's own code."""
+    """A norm behind each bottleneck, before the adapter's own residual, made likewise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sharing(self.part, "one set of weights per task")
+
+    @property
+    def made_norms(self) -> str:
+        """The fields of the norms that are made."""
+        norms = {"before": self.layer_norm_before, "after": self.layer_norm_after}
+        return " and ".join(f"layer_norm_{place}" for place, is_made in norms.items() if is_made)
 
     def attach(self, host: Host) -> list[nn.Parameter]:
         """Put a bottleneck at every place, and the networks that make their weights beside the
@@ -117,10 +126,10 @@ class Hyperformer(Bottleneck):
 
         Errors: ValueError if they make norms, which plain adapters share.
         """
-        if self.layer_norm_after:
+        if norms := self.made_norms:
             raise ValueError(
-                "Hyperformer with layer_norm_after has a norm for each task, where Adapter has one "
-                "for all; use `vlds convert hf`, which keeps it beside the backbone"
+                f"Hyperformer with {norms} has a norm for each task, where Adapter has one for "
+                "all; use `vlds convert hf`, which keeps it beside the backbone"
             )
         networks = model.get_submodule(f"extensions.{name}")
         networks()  # makes the halves that `materialise` reads
@@ -132,8 +141,8 @@ class Hyperformer(Bottleneck):
 
     def refusal(self, library: Library, model: Any) -> str | None:
         # `reasons` advise to merge first, which plain adapters without these norms cannot follow.
-        if self.layer_norm_after and library not in self.libraries:
-            return f"{LIBRARY_NAMES[library]} has no {type(self).__name__} with layer_norm_after"
+        if self.made_norms and library not in self.libraries:
+            return f"{LIBRARY_NAMES[library]} has no {type(self).__name__} with {self.made_norms}"
         return super().refusal(library, model)
 
     def layout(self, library: Library, name: str, model: Any) -> Layout:
@@ -194,7 +203,7 @@ class HyperNetworks(ModelExtension):
         for name, network in self.stacks.items():
             assert isinstance(network, HyperNetwork)
             for place, own in network.by_layer(tasks).items():
-                generated[name, *place] = own[:2], own[2:]
+                generated[name, *place] = own[: network.num_down], own[network.num_down :]
         self.generated.value = generated
 
 
@@ -215,6 +224,8 @@ class HyperNetwork(nn.Module):
         width = places[0].linear.out_features
         roles = {place.role for place in places}
         self.kinds = [kind for kind in KINDS if kind in roles]
+        self.num_down = 4 if config.layer_norm_before else 2
+        """Tensors of a down half, a norm before it included."""
         # By the highest number, so that a layer's number is its row.
         num_layers = 1 + max(stack_and_layer(place.path)[1] for place in places)
         table_std = 1.0 if init_std is None else init_std
@@ -238,8 +249,8 @@ class HyperNetwork(nn.Module):
 
     def forward(self, tasks: Tensor) -> dict[Role, tuple[Tensor, ...]]:
         """(k, task_dim) -> for each kind: (k, n, m, d), (k, n, m), (k, n, d, m) and (k, n, d), the
-        weights and biases of the down and up halves; twice (k, n, d) more, of a norm behind them,
-        if there is one."""
+        weights and biases of the down and up halves; behind those of a half twice (k, n, d) more,
+        of its norm, if there is one."""
         if self.kind_embeddings is None:
             e = self.embedded(tasks, [])
             return {kind: self.generators[kind](e) for kind in self.kinds}
@@ -280,11 +291,11 @@ class HyperNetwork(nn.Module):
 
 
 class Generator(nn.Module):
-    """e -> weights and biases of both halves of a bottleneck, and of a norm behind them."""
+    """e -> weights and biases of both halves of a bottleneck, and of norms around them."""
 
     # What makes biases is treated as they would be.
     optimizer_rules: ClassVar[OptimizerRules] = {
-        f"{bias}_bias.weight": UNDECAYED for bias in ("down", "up", "norm")
+        f"{bias}_bias.weight": UNDECAYED for bias in ("down", "before", "up", "norm")
     }
 
     def __init__(self, config: Hyperformer, width: int, options: dict[str, Any]) -> None:
@@ -293,9 +304,10 @@ class Generator(nn.Module):
         self.shapes: dict[str, tuple[int, ...]] = {
             "down_weight": (narrow, width),
             "down_bias": (narrow,),
-            "up_weight": (width, narrow),
-            "up_bias": (width,),
         }
+        if config.layer_norm_before:
+            self.shapes |= {"before_weight": (width,), "before_bias": (width,)}
+        self.shapes |= {"up_weight": (width, narrow), "up_bias": (width,)}
         if config.layer_norm_after:
             self.shapes |= {"norm_weight": (width,), "norm_bias": (width,)}
         for name, shape in self.shapes.items():
@@ -304,8 +316,8 @@ class Generator(nn.Module):
             self.register_module(name, layer)
 
     def forward(self, e: Tensor) -> tuple[Tensor, ...]:
-        """(..., projected_dim) -> (..., m, d), (..., m), (..., d, m), (..., d), with a norm twice
-        (..., d) more."""
+        """(..., projected_dim) -> (..., m, d), (..., m), (..., d, m), (..., d); behind those of a
+        half with a norm twice (..., d) more."""
         return tuple(
             self.get_submodule(name)(e).unflatten(-1, shape) for name, shape in self.shapes.items()
         )
@@ -346,9 +358,24 @@ class HyperformerModule(BottleneckModule):
         return halves
 
     def layer(self, rows: Tensor, *weights: Tensor) -> Tensor:
-        weight, bias, *norm = weights
-        states = stacked_linear(rows, weight, bias)
-        if not norm:
-            return states
-        of_norm, norm_bias = (spread(each, states) for each in norm)
-        return torch.addcmul(norm_bias, F.layer_norm(states, states.shape[-1:]), of_norm)
+        """A half without its norm."""
+        weight, bias = weights
+        return stacked_linear(rows, weight, bias)
+
+    def through(self, states: Tensor) -> Tensor:
+        down, up = self.halves()
+
+        def bottleneck(rows: Tensor, *weights: Tensor) -> Tensor:
+            first, second = weights[: len(down)], weights[len(down) :]
+            narrow = self.activation(self.layer(normed(rows, first[2:]), *first[:2]))
+            return normed(self.layer(narrow, *second[:2]), second[2:])
+
+        return self.routing.apply_stacked(bottleneck, states, down, up)
+
+
+def normed(rows: Tensor, norm: Sequence[Tensor]) -> Tensor:
+    """Rows (k, ..., d) behind a norm of each task, weight and bias (k, d); as they are without."""
+    if not norm:
+        return rows
+    weight, bias = (spread(each, rows) for each in norm)
+    return torch.addcmul(bias, F.layer_norm(rows, rows.shape[-1:]), weight)

@@ -276,7 +276,7 @@ def test_pictures_without_a_place_stand_before_the_first_question(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare(folder, [marked([USER, BOT], ["a.jpg", "b.jpg"])]) == 0
-    assert "1 rows do not say where their pictures stand" in capsys.readouterr().out
+    assert "1 rows do not say where their pictures or clips stand" in capsys.readouterr().out
     (annotation,) = find_all(folder / "out")
     assert annotation["turns"] == stored([("user", [None, None, "q"])])
 

@@ -92,7 +92,8 @@ class CausalCollator:
             turns, pictures = recent(
                 example.asked(len(row.images)), row.max_prompt_tokens, self.turns_length
             )
-            said = ids_of(tuple(turns), row.max_prompt_tokens)
+            # Frames of a clip are pictures here.
+            said = ids_of(tuple(turn.as_pictures for turn in turns), row.max_prompt_tokens)
             prompt = said.ids
             answer: list[int] = []
             if not evaluation and example.target is not None and example.learned:

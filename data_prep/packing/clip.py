@@ -43,6 +43,10 @@ OPTIONS = {
 }
 FAR = 2.0
 """Seconds: the reader decodes what lies nearer, rather than jump."""
+BACK = (0.0, 4.0, 16.0)
+"""Seconds before the wanted frame to which the reader jumps, one after the other."""
+ROUNDING = 1e-6
+"""Seconds that sums of times may be off."""
 DIGITS = 6
 """Of times in seconds."""
 DAMAGED = "truncated or damaged"
@@ -155,17 +159,20 @@ def _extent(opened: _Opened) -> tuple[float, float]:
     if first is None:
         raise BadClip("no frame in it")
     begin = _time(first)
+    end = 0.0
     if stream.duration:
         start = begin if stream.start_time is None else float(stream.start_time * base)
-        return begin, start + float(stream.duration * base)
-    # Matroska, MPEG-TS and others say it of the whole file alone, where sound may go on for longer:
-    # the packets behind the last key frame say it of the pictures.
+        end = start + float(stream.duration * base)
+    # Matroska, MPEG-TS and others say it of the whole file alone, where sound may go on for longer,
+    # and MP4 counts in the order of decoding: the packets behind the last key frame say it better.
+    # But a file that was cut off has none where its header says.
     if container.duration:
         container.seek(container.duration + (container.start_time or 0), backward=True)
-        if end := _last_end(opened):
-            return begin, end
-    container.seek(container.start_time or 0, backward=True)
-    return begin, _last_end(opened)
+        end = max(end, _last_end(opened))
+    if not end:
+        container.seek(container.start_time or 0, backward=True)
+        end = _last_end(opened)
+    return begin, end
 
 
 def _last_end(opened: _Opened) -> float:
@@ -196,16 +203,20 @@ def _frames_at(
     for time in wanted:
         if jumps and ahead is not None and time - _time(ahead) > FAR:
             position = _time(ahead)
-            container.seek(int(time / stream.time_base), stream=stream, backward=True)
-            decoded = container.decode(stream)
-            shown, ahead = next(decoded, None), next(decoded, None)
-            if shown is None or _time(shown) > time:
+            for back in BACK:  # some containers know roughly where a time is
+                target = int((time - back) / stream.time_base)
+                container.seek(target, stream=stream, backward=True)
+                decoded = container.decode(stream)
+                shown, ahead = next(decoded, None), next(decoded, None)
+                if shown is not None and _time(shown) <= time + ROUNDING:
+                    break
+            else:
                 raise _Overshot
             # A clip whose next key frame is behind the wanted frame: there is nothing to gain.
             jumps = _time(shown) > position
-        while ahead is not None and _time(ahead) <= time:
-            shown, ahead = ahead, next(decoded, None)
         assert shown is not None
+        while ahead is not None and _time(ahead) <= time + ROUNDING:
+            shown, ahead = ahead, next(decoded, None)
         length = float((shown.duration or 0) * shown.time_base)
         if ahead is None and time > _time(shown) + max(length, usual):
             raise BadClip(DAMAGED)  # it is shorter than its header says

@@ -93,22 +93,29 @@ def answer_fields(answers: Sequence[str]) -> dict[str, Any]:
     return {"answers": list(answers), "label": soft_label(answers)}
 
 
-def text_in(annotation: Mapping[str, Any]) -> str | None:
-    """What is asked or said in an annotation; of a conversation, its turns as lines. None for an
-    unknown kind."""
+def text_in(annotation: Mapping[str, Any], shown: bool = True) -> str | None:
+    """What is asked or said in an annotation; of a conversation, its turns as lines, which say
+    where pictures and clips are `shown`. None for an unknown kind."""
     if not isinstance(turns := annotation.get("turns"), list):
         return next((str(annotation[name]) for name in TEXT_FIELDS if name in annotation), None)
     lines = []
     for turn in turns:
-        said = "".join(part.get("text") or _shown(part) for part in parts_of(turn))
-        lines.append(f"{turn['role']}: {said}")
+        said = [part.get("text") or (_in_words(part) if shown else "") for part in parts_of(turn)]
+        lines.append(f"{turn['role']}: {''.join(said)}")
     return "\n".join(lines)
 
 
-def _shown(part: Mapping[str, Any]) -> str:
-    """A part of a turn that is no text, in words."""
-    if part["type"] != "video" or "times" not in part:
-        return {"image": "[picture]", "video": "[clip]"}.get(part["type"], "")
+def clips_of(annotation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The clips that a conversation shows, with times of their frames; none in other kinds."""
+    turns = annotation.get("turns")
+    parts = [part for turn in turns for part in parts_of(turn)] if isinstance(turns, list) else []
+    return [part for part in parts if part["type"] == "video"]
+
+
+def _in_words(part: Mapping[str, Any]) -> str:
+    """A picture or clip for a reader."""
+    if part["type"] != "video":
+        return "[picture]" if part["type"] == "image" else ""
     times = ", ".join(f"{time:.2f}".rstrip("0").rstrip(".") for time in part["times"])
     return f"[clip of {part['duration']:.1f} s, frames at {times} s]"
 

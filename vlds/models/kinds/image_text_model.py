@@ -74,8 +74,6 @@ ANSWER_TYPES: Mapping[str, Mapping[str, int]] = {
 }
 """Numbers of each token that a processor gives -> what the tokens of an answer have, by type of the
 model; 0 for others. PaliGemma sees a prompt as a whole, and an answer from left to right."""
-
-
 NUM_BEFORE = 2
 """Tokens before an answer by which it is found again."""
 GREY = torch.full((3, 28, 28), 128, dtype=torch.uint8)
@@ -221,8 +219,7 @@ class ImageTextCollator:
     def process(
         self, text: str, pictures: Sequence[Tensor], clips: Sequence[ShownClip] = ()
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Ids of the prompt (p,), more numbers of its tokens, and the tensors of pictures and
-        clips.
+        """Ids of the prompt (p,), more numbers of its tokens, and tensors of pictures and clips.
 
         Errors: ValueError if the processor gives numbers of tokens that vlds does not know,
         SkipSample if it refuses the pictures or clips.
@@ -230,16 +227,16 @@ class ImageTextCollator:
         try:
             output = self.processed(text, pictures, clips)
         except Exception as error:  # each processor has its own kinds of errors
-            lengths = {len(clip.frames) for clip in clips}
             reads_grey = False
             with suppress(Exception):
                 grey = [clip._replace(frames=[GREY] * len(clip.frames)) for clip in clips]
                 self.processed(text, [GREY] * len(pictures), grey)
                 reads_grey = True
+            lengths = sorted({len(clip.frames) for clip in clips})
             if len(lengths) > 1 and not reads_grey:
                 raise SkipSample(
-                    f"the model's processor takes no clips of unlike numbers of frames together "
-                    f"({' and '.join(map(str, sorted(lengths)))}): {error}"
+                    "the model's processor takes no clips of unlike numbers of frames together "
+                    f"({' and '.join(map(str, lengths))}): {error}"
                 ) from None
             if not ((pictures or clips) and reads_grey):
                 raise
@@ -461,8 +458,8 @@ class ImageTextModel(StatesModel):
     @cached_property
     def clips_apart(self) -> bool:
         """True if the tower reads clips after pictures, not together with them."""
-        collator = self.collator
-        return collator.reads_clips and collator.dummy(with_clip=True).media.keys() >= SHOWN
+        reads = self.collator.reads_clips
+        return reads and self.collator.dummy(with_clip=True).media.keys() >= SHOWN
 
     def begin(self, batch: Batch) -> None:
         """Tell methods which tasks the rows have, and run what they have put beside the model."""
@@ -497,7 +494,6 @@ class ImageTextModel(StatesModel):
         return int(config.eos_token_id if start is None else start)
 
     def joined(self, media: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The rows' media in one tensor each."""
         if self.whole_clips is not None:
             self.whole_clips.expect(media)
         return joined(media, self.backbone.dtype)

@@ -227,8 +227,9 @@ def _messages(fields: Fields, talk: Conversation, named: RowFields) -> list[Fiel
     begin.append({"role": "user", "content": "\n".join(filter(None, (question, more)))})
     if told is not None and (answer := fields[told]) not in (None, ""):
         # Tables of answers have numbers.
-        is_number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
-        begin.append({"role": "assistant", "content": str(answer) if is_number else answer})
+        if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
+            raise Unusable("an answer that is no text")
+        begin.append({"role": "assistant", "content": str(answer)})
     return begin
 
 

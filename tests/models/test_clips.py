@@ -13,16 +13,23 @@ from torch import Tensor
 from transformers.video_utils import VideoMetadata
 
 from tests.toys.image_text import FAST_TYPES
-from tests.toys.image_text.rows import TASKS, Tiny, tiny
+from tests.toys.image_text.clips import (
+    CLIP,
+    INDICES,
+    NUM_FRAMES,
+    RATE,
+    SHORT,
+    frames,
+    mixed,
+    row_of,
+    talk,
+)
+from tests.toys.image_text.rows import Tiny, tiny
 from vlds.models.collate import recent
 from vlds.models.kinds.image_text_model import ImageTextModel
-from vlds.models.kinds.media import APART, READ_CLIPS
-from vlds.schema import IGNORED_LABEL, Batch, Clip, Decoding, Example, RefusedRows, Row, Turn
+from vlds.models.kinds.media import READ_CLIPS
+from vlds.schema import IGNORED_LABEL, Batch, Clip, Decoding, RefusedRows, Turn
 
-RATE, NUM_FRAMES = 25, 132
-INDICES = (8, 24, 41, 57)
-CLIP = Clip(tuple(n / RATE for n in INDICES), NUM_FRAMES / RATE)
-SHORT = Clip((0.2, 0.6), 0.8)
 FAST = (*FAST_TYPES, "llava_onevision", "qwen3_vl")
 TYPES = [pytest.param(t, marks=[] if t in FAST else [pytest.mark.slow]) for t in READ_CLIPS]
 
@@ -30,30 +37,6 @@ TYPES = [pytest.param(t, marks=[] if t in FAST else [pytest.mark.slow]) for t in
 @pytest.fixture(params=TYPES)
 def model(request: pytest.FixtureRequest) -> Tiny:
     return tiny(request.param)
-
-
-def frames(count: int, seed: int = 0, size: tuple[int, int] = (40, 60)) -> list[Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    shape = (3, *size)
-    return [torch.randint(256, shape, dtype=torch.uint8, generator=draw) for _ in range(count)]
-
-
-def row_of(number: int, start: int, *turns: Turn) -> Row:
-    """A row whose pictures are those of the batch from `start` on."""
-    count = sum(turn.num_pictures for turn in turns)
-    example = Example(str(number), TASKS[number % 2], "", "blue sky", turns=turns)
-    return Row(example, number % 2, 200, 20, range(start, start + count))
-
-
-def talk(model: Tiny) -> tuple[Turn, ...]:
-    """Two questions, about a clip and a picture where the type takes both, with a learned answer
-    between them."""
-    second = () if model.model_type in APART else (None,)
-    return (
-        Turn("user", ("look: ", CLIP, "what moves ?")),
-        Turn("assistant", ("a red car",), True),
-        Turn("user", (*second, "and why ?")),
-    )
 
 
 def by_hugging_face(model: Tiny, turns: Sequence[Turn], pictures: Sequence[Tensor]) -> Any:
@@ -128,16 +111,6 @@ def test_rows_losses_and_answers_are_hugging_faces(model: Tiny) -> None:
         pad_token_id=writer.pad,
     )[0, theirs["input_ids"].shape[1] :]
     assert written.ids == ids.tolist()
-
-
-def mixed(model: Tiny) -> tuple[list[Row], list[Tensor]]:
-    """Rows with clips of unlike lengths, with a picture, and with neither."""
-    return [
-        row_of(0, 0, Turn("user", (SHORT, "what ?"))),
-        row_of(1, 2, *talk(model)),
-        row_of(2, 7, Turn("user", ("why ?",))),
-        row_of(3, 7, Turn("user", (None, "who is it ?"))),
-    ], [*frames(2, 1), *frames(5, 2), *frames(1, 3, (64, 30))]
 
 
 @torch.no_grad()

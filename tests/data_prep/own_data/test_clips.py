@@ -158,7 +158,7 @@ DROPPED: dict[str, tuple[dict[str, Any], str]] = {
     "both": (ROWS["marks"] | {"video": "one.mp4"}, "clips in videos and video"),
     "span": (ROWS["plain"] | {"video_start": 5, "video_end": 2}, "that end before they begin"),
     "seconds": (ROWS["plain"] | {"video_start": "x"}, "that are no seconds"),
-    "answer": (ROWS["plain"] | {"answer": ["a", "b"]}, "a part of type null"),
+    "answer": (ROWS["plain"] | {"answer": ["a", "b"]}, "an answer that is no text"),
     "painted": (
         {"messages": [QUESTION | {"content": "q"}, ANSWER | {"content": "<video>"}],
          "video": "one"},

@@ -458,8 +458,9 @@ class ImageTextModel(StatesModel):
     @cached_property
     def clips_apart(self) -> bool:
         """True if the tower reads clips after pictures, not together with them."""
-        reads = self.collator.reads_clips
-        return reads and self.collator.dummy(with_clip=True).media.keys() >= SHOWN
+        if self.collator.model_type in APART or not self.collator.reads_clips:
+            return False
+        return self.collator.dummy(with_clip=True).media.keys() >= SHOWN
 
     def begin(self, batch: Batch) -> None:
         """Tell methods which tasks the rows have, and run what they have put beside the model."""

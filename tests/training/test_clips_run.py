@@ -15,7 +15,7 @@ from tests.toys.kinds import kind_recipe
 from tests.toys.own_rows import photos
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
-from vlds.cli import main
+from vlds.cli.main import run_command
 from vlds.evaluation.sources import training_sources
 from vlds.recipe.config import Recipe
 from vlds.schema import Decoding
@@ -66,13 +66,15 @@ def test_they_train_and_are_scored(
         words = ["--run", str(tmp_path / "run"), "--out", str(out)]
         if command == "predict":
             words += ["--data", str(rows)]
-        assert main([command, *words]) == 0
+        assert run_command([command, *words]) == 0
         (again,) = out.rglob("*.jsonl")
         assert {entry["id"]: entry["prediction"] for entry in read_lines(again)} == answers
 
 
 def test_longer_clips_than_the_model_takes(rows: Path, world: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"it has 6 pictures, 0 to 4 expected; raise model\.num_im"):
+    with pytest.raises(
+        ValueError, match=r"it has 6 pictures, 0 to 4 expected; raise model\.num_im"
+    ):
         recipe = recipe_on(rows, "image_text", world, tmp_path / "run", num_images=4)
         for source in training_sources(recipe):
             source.check()

@@ -72,9 +72,8 @@ def test_they_train_and_are_scored(
 
 
 def test_longer_clips_than_the_model_takes(rows: Path, world: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"it has 6 pictures, 0 to 4 expected; raise model\.num_im"
-    ):
-        recipe = recipe_on(rows, "image_text", world, tmp_path / "run", num_images=4)
-        for source in training_sources(recipe):
-            source.check()
+    recipe = recipe_on(rows, "image_text", world, tmp_path / "run", num_images=4)
+    (source,) = training_sources(recipe)
+    message = r"it has 6 pictures, 0 to 4 expected; raise model\.num_images"
+    with pytest.raises(ValueError, match=message):
+        source.check(recipe.model.image)

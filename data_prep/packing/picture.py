@@ -425,7 +425,12 @@ def tell_near_copies(datasets: Sequence[SourceSet], copies: Sequence[Sequence[Pa
     with ThreadPool(READERS) as pool:
         for dataset in datasets:
             shown = list(
-                {path: (s.id, path) for s in dataset.samples for path in s.images}.values()
+                {
+                    path: (s.id, path)
+                    for s in dataset.samples
+                    for number, path in enumerate(s.images)
+                    if number not in s.clips
+                }.values()
             )
             hashes = pool.map(hash_of, [path for _, path in shown])
             known = [

@@ -65,6 +65,7 @@ QUOTE = re.compile(r"^<!-- (\S+\.py) -->\n```python\n(.*?)^```$", re.MULTILINE |
 GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "OKVQA", "TEXTVQA", "REFER", "DOWNLOADED",
          "PHOTOS", "PHOTO.jpg", "TARS", "rows.jsonl",
          "captions.csv", "sentences.csv", "statements.csv", "chats.jsonl", "coco.json", "test.json",
+         "questions.csv", "CLIPS",
          "others.json", "runs/vqa_2", "runs/lora", "CHECKPOINT", "EuroSAT/2750", "names.json",
          "dtd/images", *(f"dtd/labels/{split}1.txt" for split in ("train", "val", "test")),
          "cifar-10-batches-bin", "labels.csv", "COCO/dataset_coco.json", "FEATURES", "VG",

@@ -95,23 +95,49 @@ class Masking(NamedTuple):
 Speaker = Literal["system", "user", "assistant", "tool"]
 
 
+class Clip(NamedTuple):
+    """A clip of video, of which a sample holds some frames as consecutive pictures."""
+
+    times: tuple[float, ...]
+    """Seconds from its beginning at which each of these is shown, ascending."""
+    duration: float
+    """Its seconds."""
+
+
+Piece: TypeAlias = "str | Clip | None"
+"""A part of what is said: a text, a clip, or None for a picture."""
+
+
 class Turn(NamedTuple):
     """What one speaker says in a conversation."""
 
     speaker: Speaker
-    content: tuple[str | None, ...]
-    """Texts, as they were written, and None for each picture, in order."""
+    content: tuple[Piece, ...]
+    """Texts, as they were written, with pictures and clips between them."""
     learned: bool = False
     """The model learns to say it; only for the assistant's turns."""
 
     @property
     def texts(self) -> list[str]:
-        """Its texts without the pictures."""
-        return [piece for piece in self.content if piece is not None]
+        """Its texts without pictures and clips."""
+        return [piece for piece in self.content if isinstance(piece, str)]
+
+    @property
+    def clips(self) -> list[Clip]:
+        return [piece for piece in self.content if isinstance(piece, Clip)]
 
     @property
     def num_pictures(self) -> int:
-        return len(self.content) - len(self.texts)
+        """Its pictures, those of clips included."""
+        return self.content.count(None) + sum(len(clip.times) for clip in self.clips)
+
+    @property
+    def as_pictures(self) -> Turn:
+        """The same with the pictures of clips, for models that read no video."""
+        pieces: list[Piece] = []
+        for piece in self.content:
+            pieces += [None] * len(piece.times) if isinstance(piece, Clip) else [piece]
+        return self._replace(content=tuple(pieces))
 
 
 def plain_text(turns: Sequence[Turn]) -> str:

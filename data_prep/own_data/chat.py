@@ -1,10 +1,12 @@
-"""`chat`: conversations with pictures, from JSON, Parquet or a saved data set of Hugging Face."""
+"""`chat` and `video`: conversations with pictures and clips, from JSON, tables, Parquet or a saved
+data set of Hugging Face. Both names are one command."""
 
 from __future__ import annotations
 
 import argparse
 import base64
 import binascii
+import math
 import re
 import shutil
 import tarfile
@@ -17,18 +19,21 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import add_shard_options, new_command, shard_options
+from data_prep.command import add_shard_options, at_least, new_command, shard_options
 from data_prep.own_data.columns import find_tables, read_columns
 from data_prep.own_data.conversations import (
+    MEDIA,
     Conversation,
+    RowFields,
     Unusable,
     conversation_of,
     shown_value,
 )
 from data_prep.own_data.rows import UserRow, read_rows, refuse_repeated_ids, text_of
 from data_prep.packing.pack import Options, pack_splits, text_fault
-from data_prep.packing.picture import find_pictures
+from data_prep.packing.picture import CLIP_ENDINGS, ENDINGS, FrameRule, find_pictures
 from data_prep.packing.source import (
+    WHOLE,
     Annotation,
     Dropped,
     SourceSample,
@@ -54,7 +59,7 @@ LARGEST_NUMBER = 2**63
 class ChatForm:
     """Which field of a row holds what, and what becomes of a conversation."""
 
-    image: str | None = None
+    named: RowFields
     id: str | None = None
     split: str | None = None
     group: str | None = None
@@ -76,14 +81,17 @@ class Talk:
 
 
 class Album:
-    """The pictures of conversations as files: those of a folder, and others that are written into
-    a scratch folder - from a tar file, or out of the rows."""
+    """The pictures, or the clips, of conversations as files: those of a folder, and others that are
+    written into a scratch folder - from a tar file, or out of the rows."""
 
-    def __init__(self, place: Path | None, scratch: Path) -> None:
-        """`place`: a folder or tar file, in which rows name pictures."""
+    def __init__(self, kind: str, place: Path | None, scratch: Path) -> None:
+        """`kind`: as in MEDIA. `place`: a folder or tar file, in which rows name them."""
+        option, noun = f"--{kind}s", MEDIA[kind].noun
         if place is not None and not place.exists():
-            raise ValueError(f"--images {place} does not exist; give a folder or a tar file")
-        self.place = place
+            raise ValueError(f"{option} {place} does not exist; give a folder or a tar file")
+        scratch.mkdir()
+        self.place, self.option, self.noun = place, option, noun
+        self.endings = ENDINGS if kind == "image" else CLIP_ENDINGS
         self.scratch = scratch
         self.is_tar = place is not None and place.is_file()
         self.num_bytes = 0
@@ -91,7 +99,7 @@ class Album:
         self._named = set[str]()
 
     def of(self, source: Any) -> str | Path:
-        """The name of a picture that a row names, or the file of one that it holds.
+        """The name of one that a row names, or the file of one that it holds.
 
         Errors: Unusable for something else.
         """
@@ -101,26 +109,26 @@ class Album:
         if isinstance(source, (bytes, bytearray, memoryview)):
             return self.keep(bytes(source))
         if not isinstance(source, str) or not source.strip():
-            raise Unusable(f"a picture that is {shown_value(source) if source else 'missing'}")
+            raise Unusable(f"a {self.noun} that is {shown_value(source) if source else 'missing'}")
         if source.lower().startswith(("http://", "https://")):
-            raise Unusable("a picture on a server")
+            raise Unusable(f"a {self.noun} on a server")
         head = DATA_URL.match(source)
         if head is None and source.startswith("data:"):
-            raise Unusable("a picture in an address that is not base64")
+            raise Unusable(f"a {self.noun} in an address that is not base64")
         if head or (len(source) >= SHORTEST_BASE64 and BASE64.fullmatch(source)):
             coded = source[head.end() if head else 0 :].translate(URLSAFE)
             try:
                 return self.keep(base64.b64decode(coded))
             except binascii.Error:
-                raise Unusable("a picture in damaged base64") from None
+                raise Unusable(f"a {self.noun} in damaged base64") from None
         name = source.removeprefix("file://")
         if self.place is None:
-            raise Unusable("a picture by name, without --images")
+            raise Unusable(f"a {self.noun} by name, without {self.option}")
         self._named.add(name)
         return name
 
     def keep(self, data: bytes) -> Path:
-        """The file of these bytes, by their hash: a picture that many rows hold is one file."""
+        """The file of these bytes, by their hash: what many rows hold is one file."""
         path = self.scratch / sha256(data).hexdigest()[:32]
         if not path.exists():
             write_whole(path, data)
@@ -128,14 +136,14 @@ class Album:
         return path
 
     def files(self) -> Mapping[str, tuple[str, Path]]:
-        """Id and file of each picture that rows have named."""
+        """Id and file of each that rows have named."""
         folder = self.place
         if folder is None:
             return {}
         if self.is_tar:
             self._unpack(folder)
             folder = self.scratch / "tar"
-        found = find_pictures(folder, sorted(self._named))
+        found = find_pictures(folder, sorted(self._named), self.endings)
         return {name: (picture.id, picture.path) for name, picture in found.items()}
 
     def _unpack(self, tar: Path) -> None:
@@ -145,9 +153,9 @@ class Album:
         self.num_bytes += (size := tar.stat().st_size)  # more if it is compressed
         if size > (free := free_bytes(folder)):
             raise ValueError(
-                f"--images {tar}: its {gigabytes(size)} are unpacked beside --out until the shards "
-                f"are written, and {gigabytes(free)} are free there; make room, or unpack it and "
-                "name the folder"
+                f"{self.option} {tar}: its {gigabytes(size)} are unpacked beside --out until the "
+                f"shards are written, and {gigabytes(free)} are free there; make room, or unpack "
+                "it and name the folder"
             )
         try:
             with tarfile.open(tar) as archive:
@@ -155,7 +163,9 @@ class Album:
                     if member.isfile() or member.islnk():
                         archive.extract(member, folder, filter="data")
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"--images {tar} cannot be read as a tar file: {error}") from error
+            raise ValueError(
+                f"{self.option} {tar} cannot be read as a tar file: {error}"
+            ) from error
 
 
 def free_bytes(folder: Path) -> int:
@@ -170,13 +180,13 @@ def gigabytes(size: int) -> str:
 def parse_chat(
     rows: Iterator[tuple[str | None, UserRow]],
     form: ChatForm,
-    album: Album,
+    albums: Mapping[str, Album],
     files: Sequence[Path],
     name: str,
     split: str | None,
 ) -> list[SourceSet]:
-    """Rows, each with the split of its file, -> one data set for each split. `split`: of all
-    rows."""
+    """Rows, each with the split of its file, -> one data set for each split. `albums`: by the type
+    of a part that shows one. `split`: of all rows."""
     talks: list[tuple[Talk, list[str | Path]]] = []
     dropped: dict[str, list[Dropped]] = defaultdict(list)
     used: list[tuple[str, str, UserRow]] = []
@@ -193,18 +203,18 @@ def parse_chat(
             if fault := text_fault({"id": row_id, "group": str(row.fields.get(form.group or ""))}):
                 row_id = ascii(row_id)
                 raise Unusable(fault)
-            talk = conversation_of(row.fields, form.image)
+            talk = conversation_of(row.fields, form.named)
             for turn in talk.turns:
                 if "source" in turn:
                     turn["source"] = _as_json(turn["source"])
-            sources = [album.of(source) for source in talk.pictures]
+            sources = [albums[shown.type].of(shown.source) for shown in talk.shown]
             _check(talk, form)
         except Unusable as reason:
             dropped[part].append(Dropped(row_id, str(reason)))
             continue
         moved += talk.moved
-        # Without the pictures, whose bytes are in files by now.
-        talk.pictures = []
+        # Without the sources, whose bytes are in files by now.
+        talk.shown = [shown._replace(source=None) for shown in talk.shown]
         group = text_of(row.fields, form.group) if form.group else ""
         fields = {k: v for k, v in row.fields.items() if k not in talk.consumed}
         row = replace(row, fields=fields)
@@ -216,14 +226,18 @@ def parse_chat(
         refuse_repeated_ids(used, form.id, files[0])
     if moved:
         tell(
-            f"{moved:,} rows do not say where their pictures stand: these stand before the first "
-            "question"
+            f"{moved:,} rows do not say where their pictures or clips stand: these stand before "
+            "the first question"
         )
-    known = album.files()
+    known = {kind: album.files() for kind, album in albums.items()}
     # By picture or row: a picture may be called "row 1".
     samples: dict[str, dict[tuple[bool, str], SourceSample]] = defaultdict(dict)
     for kept, sources in talks:
-        pictures = [(s.name, s) if isinstance(s, Path) else known[s] for s in sources]
+        shown = kept.conversation.shown
+        pictures = [
+            (source.name, source) if isinstance(source, Path) else known[of.type][source]
+            for of, source in zip(shown, sources, strict=True)
+        ]
         parts = samples[kept.split]
         # The same with --each-turn and without, so that both give the same splits.
         lead = "" if kept.group else pictures[0][0] if pictures else f"row {kept.id}"
@@ -232,7 +246,12 @@ def parse_chat(
             # Conversations about one picture share its sample; others are samples themselves.
             sample_id = shown_pictures[0][0] if count == 1 else f"row {annotation['id']}"
             paths = tuple(path for _, path in shown_pictures)
-            new = SourceSample(sample_id, paths, [], lead=lead, place=kept.row.place)
+            clips = {n: of.span for n, of in enumerate(shown[:count]) if of.type == "video"}
+            if count == 1 and clips and clips[0] != WHOLE:
+                start, end = clips[0]  # other seconds of a clip are another sample
+                sample_id += f" {start:g}-{'end' if end is None else f'{end:g}'} s"
+            place = kept.row.place
+            new = SourceSample(sample_id, paths, [], lead=lead, place=place, clips=clips)
             key = (count == 1, sample_id)
             sample = parts.setdefault(key, new)
             sample.annotations.append(annotation)
@@ -275,7 +294,8 @@ def _check(talk: Conversation, form: ChatForm) -> None:
 
 
 def annotations_of(talk: Talk, form: ChatForm) -> Iterator[tuple[Annotation, int]]:
-    """The annotations of a conversation, each with the number of pictures before its answer."""
+    """The annotations of a conversation, each with the number of pictures and clips before its
+    answer."""
     turns = talk.conversation.turns
     known = (form.id, form.split)
     rest = _as_json({k: v for k, v in talk.row.fields.items() if k not in known})
@@ -298,7 +318,7 @@ def annotations_of(talk: Talk, form: ChatForm) -> Iterator[tuple[Annotation, int
 
 
 def _num_pictures(turns: Sequence[Mapping[str, Any]]) -> int:
-    return sum(part["type"] == "image" for turn in turns for part in parts_of(turn))
+    return sum(part["type"] in MEDIA for turn in turns for part in parts_of(turn))
 
 
 def _as_json(value: Any) -> Any:
@@ -314,25 +334,46 @@ def _as_json(value: Any) -> Any:
     return value if isinstance(value, (str, bool)) or value is None or is_number else str(value)
 
 
+READS = (
+    "Reads OpenAI's messages, the conversations of LLaVA and ShareGPT, the files of LLaMA-Factory "
+    "and ms-swift, and rows of a question with its answer: JSON lines, a JSON list, a table (CSV), "
+    "Parquet, or a folder of Parquet files or that `save_to_disk` has written. Texts are kept as "
+    "they are. Pictures are files below --images, clips below --videos, members of a tar file, or "
+    "inside the rows. Of a clip, frames are kept, with their times. A conversation that cannot be "
+    "kept whole is dropped and counted."
+)
+
+
 def add_command(commands: Any) -> None:
-    parser = new_command(
+    _add(
         commands,
         "chat",
-        "your own conversations, with pictures between the words",
-        "Reads OpenAI's messages, the conversations of LLaVA and ShareGPT, and the files of "
-        "LLaMA-Factory and ms-swift: JSON lines, a JSON list, Parquet, or a folder of Parquet "
-        "files or that `save_to_disk` has written. Texts are kept as they are. Pictures are files "
-        "below --images, members of a tar file, or inside the rows. A conversation that cannot be "
-        "kept whole is dropped and counted.",
-        examples=[
+        "your own conversations, with pictures and clips between the words",
+        "--images PLACE",
+        [
             "chat --annotations chats.jsonl --images PHOTOS \\\n      --out shards/chats",
             "chat --annotations HF_FOLDER --out shards/chats \\\n"
             "      --split-sizes val=0.1 test=0.1 --group-field patient",
         ],
     )
+    _add(
+        commands,
+        "video",
+        "your own questions and conversations about clips of video",
+        "--videos PLACE",
+        [
+            "video --annotations questions.csv --videos CLIPS \\\n      --out shards/clips",
+            "video --annotations chats.jsonl --videos CLIPS --fps 1 \\\n"
+            "      --image-size 448 --image-format jpeg --out shards/clips",
+        ],
+    )
+
+
+def _add(commands: Any, name: str, short: str, places: str, examples: Sequence[str]) -> None:
+    parser = new_command(commands, name, short, READS, examples=examples)
     parser.usage = (
         "%(prog)s --annotations PLACE --out DIR\n"
-        "                                [--images PLACE] [OPTIONS]"
+        f"                                [{places}] [OPTIONS]"
     )
     parser.add_argument(
         "--annotations", type=Path, required=True, metavar="PLACE", help="file or folder of rows"
@@ -340,9 +381,44 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--images", type=Path, metavar="PLACE", help="folder or tar file of the pictures"
     )
+    parser.add_argument(
+        "--videos",
+        type=Path,
+        metavar="PLACE",
+        help="folder or tar file of the clips",
+    )
+    group = parser.add_argument_group("frames of clips (needs vlds[video])")
+    how_many = group.add_mutually_exclusive_group()
+    how_many.add_argument(
+        "--frames",
+        type=at_least(1),
+        metavar="N",
+        help=f"cut a clip into N equal stretches of time, and keep the frame in the middle of each "
+        f"(default: {FrameRule.num}); a clip of fewer frames gives all",
+    )
+    how_many.add_argument(
+        "--fps", type=_rate, metavar="RATE", help="keep frames for each second instead, such as 0.5"
+    )
+    group.add_argument(
+        "--most-frames",
+        type=at_least(1),
+        metavar="N",
+        help=f"with --fps: of longer clips, this many, evenly spread (default: {FrameRule.most})",
+    )
     group = parser.add_argument_group("rows")
     group.add_argument(
         "--image-field", metavar="NAME", help="a picture or a list (default: images or image)"
+    )
+    group.add_argument(
+        "--video-field", metavar="NAME", help="a clip or a list (default: videos or video)"
+    )
+    group.add_argument(
+        "--question-field",
+        metavar="NAME",
+        help="of rows without turns (default: question, query or instruction)",
+    )
+    group.add_argument(
+        "--answer-field", metavar="NAME", help="(default: answer, response or output)"
     )
     group.add_argument("--id-field", metavar="NAME", help="default: the row's line")
     group.add_argument(
@@ -370,9 +446,19 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=_run_chat)
 
 
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"got {text!r}; give frames a second, such as 1 or 0.5")
+    return rate
+
+
 def _run_chat(args: argparse.Namespace) -> None:
     form = ChatForm(
-        image=args.image_field,
+        named=RowFields(args.image_field, args.video_field, args.question_field, args.answer_field),
         id=args.id_field,
         split=args.split_field,
         group=args.group_field,
@@ -392,22 +478,32 @@ def _run_chat(args: argparse.Namespace) -> None:
     beside = next(folder for folder in args.out.absolute().parents if folder.is_dir())
     scratch = Path(tempfile.mkdtemp(prefix=f".{args.out.name}-", dir=beside))
     try:
-        album = Album(args.images, scratch)
+        albums = {
+            "image": Album("image", args.images, scratch / "images"),
+            "video": Album("video", args.videos, scratch / "videos"),
+        }
         name = args.name or args.annotations.resolve().stem.replace(".", "_")
         of_all = args.split or (None if division is None else "train")
-        datasets = parse_chat(rows, form, album, files, name, of_all)
-        if (free := free_bytes(scratch)) < album.num_bytes:
+        if args.most_frames is not None and args.fps is None:
+            raise ValueError("--most-frames limits what --fps gives, which is missing; give both")
+        datasets = parse_chat(rows, form, albums, files, name, of_all)
+        kept = sum(album.num_bytes for album in albums.values())
+        if (free := free_bytes(scratch)) < kept:
             tell(
-                f"{gigabytes(album.num_bytes)} of pictures from rows or a tar file lie in {beside} "
+                f"{gigabytes(kept)} of pictures and clips from rows or tar files lie in {beside} "
                 f"until the shards are written, which may need as much again; {gigabytes(free)} "
                 "are free"
             )
         options = shard_options(args)
+        frames = FrameRule(
+            args.frames or FrameRule.num, args.fps, args.most_frames or FrameRule.most
+        )
+        options = replace(options, rule=replace(options.rule, frames=frames))
         pack_splits(
             datasets,
             division,
             args.out,
-            _with_scratch(options, album),
+            _with_albums(options, [*albums.values()], scratch, args.images_anywhere),
             apart=len(datasets) > 1 or division is not None or form.split is not None,
             noun="id" if form.id else None,
             cure="--split-sizes keeps a picture in one split",
@@ -418,10 +514,17 @@ def _run_chat(args: argparse.Namespace) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _with_scratch(options: Options, album: Album) -> Options:
-    """The options with the folders in which pictures may lie."""
-    folders = options.folders
-    if album.is_tar:
-        folders = tuple(folder for folder in folders if folder != album.place)
-        options = replace(options, images=album.scratch / "tar")
-    return replace(options, folders=(*folders, album.scratch) if folders or album.is_tar else ())
+def _with_albums(
+    options: Options, albums: Sequence[Album], scratch: Path, anywhere: bool
+) -> Options:
+    """The options with the folders in which pictures and clips may lie; `anywhere`: as far as they
+    are no members of tar files."""
+    tars = {album.place for album in albums if album.is_tar}
+    places = [album.place for album in albums if album.place and not album.is_tar]
+    unpacked = [album.scratch / "tar" for album in albums if album.is_tar]
+    allowed = (*(folder for folder in options.folders if folder not in tars), *places, scratch)
+    return replace(
+        options,
+        images=next(iter((*places, *unpacked)), None),
+        folders=() if anywhere and not tars else tuple(dict.fromkeys(allowed)),
+    )

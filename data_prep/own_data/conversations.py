@@ -1,21 +1,22 @@
-"""A row of a user's file -> a conversation: turns with their pictures in place.
+"""A row of a user's file -> a conversation: turns with their pictures and clips in place.
 
 Texts stay as they are written. Layouts: OpenAI's `messages`, the `conversations` of LLaVA and
-ShareGPT, and those of LLaMA-Factory and ms-swift (both of these, and instruction or query with
-history). A turn has the form that templates of Hugging Face read:
+ShareGPT, those of LLaMA-Factory and ms-swift (both of these, and instruction or query with
+history), and a question with its answer. A turn has the form that templates of Hugging Face read:
 
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.json_rows import RepeatedKey, shown
-from data_prep.packing.source import parts_of
+from data_prep.packing.source import WHOLE, Span, parts_of
 
 Fields = Mapping[str, Any]
 TALKS = ("messages", "conversations")
@@ -30,16 +31,62 @@ SPEAKERS: Mapping[str, str] = {
     "tool": "tool", "observation": "tool", "function": "tool", "tool_response": "tool",
 }  # fmt: skip
 """Speakers as files call them -> as a conversation does."""
-QUESTIONS = ("instruction", "query")
-ANSWERS = ("output", "response")
-"""Fields of LLaMA-Factory's alpaca form and of ms-swift's older one."""
-PICTURES = ("images", "image")
+QUESTIONS = ("instruction", "query", "question")
+ANSWERS = ("output", "response", "answer")
+"""Fields of LLaMA-Factory's alpaca form, of ms-swift's older one, and of plain rows."""
 MARK = re.compile("<(image|video|audio)>")
 TEXT_PARTS = ("text", "input_text", "output_text")
-PICTURE_PARTS = ("image", "image_url", "input_image")
-UNREAD = ("tools", "videos", "audios", "video", "audio")
+UNREAD = ("tools", "audios", "audio")
 """Fields of a row whose meaning a conversation here cannot hold."""
 UNREAD_IN_TURN = ("tool_calls", "function_call", "audio", "reasoning_content", "refusal")
+
+
+@dataclass(frozen=True)
+class Medium:
+    """Pictures or clips, as rows name them."""
+
+    noun: str
+    fields: tuple[str, ...]
+    """Fields of a row that may hold them."""
+    parts: tuple[str, ...]
+    """Types of the parts of a turn's content that show one."""
+
+
+MEDIA: Mapping[str, Medium] = {
+    "image": Medium("picture", ("images", "image"), ("image", "image_url", "input_image")),
+    "video": Medium("clip", ("videos", "video"), ("video", "video_url", "input_video")),
+}
+"""Type of a part here, which is also the word of its mark -> what it shows."""
+SPAN = ("video_start", "video_end")
+"""Fields beside a clip, in its part or in the row, that say which seconds of it are meant."""
+
+
+@dataclass(frozen=True)
+class RowFields:
+    """Fields that a user has named."""
+
+    image: str | None = None
+    video: str | None = None
+    question: str | None = None
+    answer: str | None = None
+
+    def of(self, name: str, usual: tuple[str, ...]) -> tuple[str, ...]:
+        named: str | None = getattr(self, name)
+        return (named,) if named else usual
+
+
+USUAL = RowFields()
+
+
+class Shown(NamedTuple):
+    """Where a picture or clip of a conversation comes from."""
+
+    type: str
+    """As in MEDIA."""
+    source: Any
+    """A path, bytes, or an object."""
+    span: Span = WHOLE
+    """Of a clip."""
 
 
 class Unusable(Exception):
@@ -51,15 +98,16 @@ class Conversation:
     """What a row holds."""
 
     turns: list[dict[str, Any]] = field(default_factory=list)
-    pictures: list[Any] = field(default_factory=list)
-    """Where each picture comes from, in the order of the turns: a path, bytes, or an object."""
+    shown: list[Shown] = field(default_factory=list)
+    """Its pictures and clips, in the order of the turns."""
     consumed: set[str] = field(default_factory=set)
     """The row's fields that are in it."""
     moved: bool = False
-    """The row does not say where its pictures stand: they stand before the first question."""
+    """The row does not say where its pictures or clips stand: they stand before the first
+    question."""
 
 
-def conversation_of(fields: Fields, image_field: str | None = None) -> Conversation:
+def conversation_of(fields: Fields, named: RowFields = USUAL) -> Conversation:
     """Errors: Unusable."""
     talk = Conversation()
     for name in UNREAD:
@@ -67,38 +115,67 @@ def conversation_of(fields: Fields, image_field: str | None = None) -> Conversat
             raise Unusable(f"{name}, which are not read")
     if repeated := next(_repeated(fields), None):
         raise Unusable(f"an object with {repeated!r} twice")
-    names = (image_field,) if image_field else PICTURES
-    shown_in = [name for name in names if fields.get(name) not in (None, "", [])]
-    if len(shown_in) > 1:
-        raise Unusable(f"pictures in {' and '.join(shown_in)}")
-    given: Any = fields[shown_in[0]] if shown_in else []
-    unplaced = list(given) if isinstance(given, list) else [given]
-    talk.consumed |= {name for name in names if name in fields}
-    messages = _messages(fields, talk)
-    placed: list[Any] = []
-    """A picture's own source, or None for the next one of the row."""
+    unplaced: dict[str, list[Any]] = {}
+    for kind, medium in MEDIA.items():
+        names = named.of(kind, medium.fields)
+        shown_in = [name for name in names if fields.get(name) not in (None, "", [])]
+        if len(shown_in) > 1:
+            raise Unusable(f"{medium.noun}s in {' and '.join(shown_in)}")
+        given: Any = fields[shown_in[0]] if shown_in else []
+        unplaced[kind] = list(given) if isinstance(given, list) else [given]
+        talk.consumed |= {name for name in names if name in fields}
+    messages = _messages(fields, talk, named)
     for number, message in enumerate(messages, 1):
-        talk.turns.append(_turn(message, placed))
+        talk.turns.append(_turn(message, talk.shown))
         if (last := talk.turns[-1])["role"] == "assistant" and isinstance(last["content"], list):
-            if any(part["type"] == "image" for part in last["content"]):
-                raise Unusable("a picture in an answer")
+            for part in last["content"]:
+                if part["type"] in MEDIA:
+                    raise Unusable(f"a {MEDIA[part['type']].noun} in an answer")
             last["content"] = "".join(part["text"] for part in last["content"])
         if talk.turns[-1]["role"] == "system" and number > 1:
             raise Unusable("a system message behind the first turn")
-    missing = sum(source is None for source in placed)
-    if unplaced and not placed:
-        first = next((turn for turn in talk.turns if turn["role"] == "user"), None)
-        if first is None:
+    placed = {shown.type for shown in talk.shown}
+    moved = [kind for kind, sources in unplaced.items() if sources and kind not in placed]
+    if moved:
+        begin = [Shown(kind, None) for kind in moved for _ in unplaced[kind]]
+        place = next((n for n, turn in enumerate(talk.turns) if turn["role"] == "user"), None)
+        if place is None:
             raise Unusable("no question")
-        first["content"] = [*({"type": "image"} for _ in unplaced), *parts_of(first)]
-        placed, missing, talk.moved = [None] * len(unplaced), len(unplaced), True
-    if missing != len(unplaced):
-        raise Unusable(f"{_count(missing, 'mark')} for {_count(len(unplaced), 'picture')}")
-    rest = iter(unplaced)
-    talk.pictures = [next(rest) if source is None else source for source in placed]
+        before = sum(part["type"] in MEDIA for t in talk.turns[:place] for part in parts_of(t))
+        first = talk.turns[place]
+        first["content"] = [*({"type": shown.type} for shown in begin), *parts_of(first)]
+        talk.shown[before:before], talk.moved = begin, True
+    for kind, medium in MEDIA.items():
+        missing = sum(shown.type == kind and shown.source is None for shown in talk.shown)
+        if missing != (count := len(unplaced[kind])):
+            raise Unusable(f"{_count(missing, 'mark')} for {_count(count, medium.noun)}")
+    rest = {kind: iter(sources) for kind, sources in unplaced.items()}
+    talk.shown = [
+        shown if shown.source is not None else shown._replace(source=next(rest[shown.type]))
+        for shown in talk.shown
+    ]
+    if any(fields.get(name) is not None for name in SPAN):
+        if sum(shown.type == "video" for shown in talk.shown) != 1:
+            raise Unusable(f"{' and '.join(SPAN)} without a single clip")
+        talk.shown = [
+            shown._replace(span=_span(fields)) if shown.type == "video" else shown
+            for shown in talk.shown
+        ]
     if not any(turn["role"] == "user" for turn in talk.turns):
         raise Unusable("no question")
     return talk
+
+
+def _span(fields: Fields) -> Span:
+    """Errors: Unusable for values that are no seconds."""
+    start, end = (fields.get(name) for name in SPAN)
+    try:
+        span = Span(float(start or 0), None if end in (None, "") else float(end))
+    except (TypeError, ValueError):
+        raise Unusable(f"{' and '.join(SPAN)} that are no seconds") from None
+    if not (0 <= span.start < math.inf) or (span.end is not None and not span.end > span.start):
+        raise Unusable(f"{' and '.join(SPAN)} that end before they begin")
+    return span
 
 
 def _repeated(value: Any) -> Iterator[str]:
@@ -114,7 +191,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _messages(fields: Fields, talk: Conversation) -> list[Fields]:
+def _messages(fields: Fields, talk: Conversation, named: RowFields) -> list[Fields]:
     """The turns of a row as its file has them, each with a role and content."""
     system = fields.get("system")
     if "system" in fields:
@@ -129,13 +206,14 @@ def _messages(fields: Fields, talk: Conversation) -> list[Fields]:
                 raise Unusable("a turn that is no object")
             messages.append(message)
         return [*begin, *messages]
+    questions, answers = named.of("question", QUESTIONS), named.of("answer", ANSWERS)
     asked, told = (
         next((name for name in names if fields.get(name) is not None), None)
-        for names in (QUESTIONS, ANSWERS)
+        for names in (questions, answers)
     )
     if asked is None:
-        raise Unusable(f"no {' and no '.join(TALKS)}")
-    talk.consumed |= {*QUESTIONS, *ANSWERS, "input", "history"}
+        raise Unusable(f"no {' and no '.join((*TALKS, named.question or 'question'))}")
+    talk.consumed |= {asked, told or asked, "input", "history"}
     history = fields.get("history") or []
     pairs = history if isinstance(history, list) else [history]
     for pair in pairs:
@@ -147,8 +225,11 @@ def _messages(fields: Fields, talk: Conversation) -> list[Fields]:
         raise Unusable("an instruction that is no text")
     # As LLaMA-Factory puts them together.
     begin.append({"role": "user", "content": "\n".join(filter(None, (question, more)))})
-    if told is not None and fields[told] not in (None, ""):
-        begin.append({"role": "assistant", "content": fields[told]})
+    if told is not None and (answer := fields[told]) not in (None, ""):
+        # Tables of answers have numbers.
+        if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
+            raise Unusable("an answer that is no text")
+        begin.append({"role": "assistant", "content": str(answer)})
     return begin
 
 
@@ -160,8 +241,9 @@ def shown_value(value: Any) -> str:
         return f"{value!r:.60}"
 
 
-def _turn(message: Fields, placed: list[Any]) -> dict[str, Any]:
-    """A turn in the form of this module; its pictures' sources go to `placed`."""
+def _turn(message: Fields, placed: list[Shown]) -> dict[str, Any]:
+    """A turn in the form of this module; its pictures and clips go to `placed`, with None for the
+    source of one that is the row's next."""
     names = next((names for names in TURN_FIELDS if names[0] in message), None)
     if names is None:
         raise Unusable("a turn without a speaker")
@@ -187,8 +269,8 @@ def _turn(message: Fields, placed: list[Any]) -> dict[str, Any]:
     return turn
 
 
-def _parts(content: Any, placed: list[Any]) -> list[dict[str, Any]]:
-    """Texts and pictures of a turn's content."""
+def _parts(content: Any, placed: list[Shown]) -> list[dict[str, Any]]:
+    """Texts, pictures and clips of a turn's content."""
     if isinstance(content, str):
         return _marked(content, placed) or [{"type": "text", "text": ""}]
     if not isinstance(content, list):
@@ -196,28 +278,30 @@ def _parts(content: Any, placed: list[Any]) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
+        medium = next((name for name, known in MEDIA.items() if kind in known.parts), None)
         if isinstance(part, str):
             parts += [{"type": "text", "text": part}]
         elif kind in TEXT_PARTS and isinstance(part.get("text"), str):
             parts += [{"type": "text", "text": part["text"]}]
-        elif kind in PICTURE_PARTS:
-            placed.append(_source(part))
-            parts.append({"type": "image"})
+        elif medium is not None:
+            span = _span(part) if medium == "video" else WHOLE
+            placed.append(Shown(medium, _source(part, medium), span))
+            parts.append({"type": medium})
         else:
             raise Unusable(f"a part of type {shown_value(kind)}")
     return parts or [{"type": "text", "text": ""}]
 
 
-def _source(part: Fields) -> Any:
-    """Where the picture of a part comes from; None: it is the row's next one."""
-    for name in ("image", "image_url", "url", "path", "bytes"):
+def _source(part: Fields, medium: str) -> Any:
+    """Where the picture or clip of a part comes from; None: it is the row's next one."""
+    for name in (medium, f"{medium}_url", "url", "path", "bytes"):
         if (value := part.get(name)) is not None:
             return value["url"] if isinstance(value, dict) and "url" in value else value
     return None
 
 
-def _marked(text: str, placed: list[Any]) -> list[dict[str, Any]]:
-    """A text with marks -> texts and pictures."""
+def _marked(text: str, placed: list[Shown]) -> list[dict[str, Any]]:
+    """A text with marks -> texts, pictures and clips."""
     # "a<image>b" -> "a", "image", "b".
     pieces: Sequence[str] = MARK.split(text)
     parts: list[dict[str, Any]] = []
@@ -225,9 +309,9 @@ def _marked(text: str, placed: list[Any]) -> list[dict[str, Any]]:
         if number % 2 == 0:
             if piece:
                 parts.append({"type": "text", "text": piece})
-        elif piece != "image":
+        elif piece not in MEDIA:
             raise Unusable(f"a {piece}")
         else:
-            placed.append(None)
-            parts.append({"type": "image"})
+            placed.append(Shown(piece, None))
+            parts.append({"type": piece})
     return parts

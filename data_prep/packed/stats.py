@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.command import local_folder, new_command
-from data_prep.packing.pack import fault_of, text_in
+from data_prep.packing.pack import clips_of, fault_of, text_in
 from data_prep.packing.source import count_reasons
 from vlds.data.shards.info import DATASET_FILE, NO_CLASS, DatasetInfo
 from vlds.data.shards.sample import UNUSABLE
@@ -64,11 +64,17 @@ def describe(folder: Path) -> str:
     info = DatasetInfo.load(folder)
     answers, sides = Counter[str](), Counter[str]()
     words, texts = 0, 0
+    frames: list[int] = []
+    seconds = 0.0
     for sample in read_samples(folder):
         try:
             sides.update(f"{width}x{height}" for width, height in sample.extra.get("size") or ())
+            # The annotations of a sample show the same clips.
+            for clip in clips_of(sample.annotations[0]) if sample.annotations else ():
+                frames.append(len(clip["times"]))
+                seconds += clip["duration"]
             for annotation in sample.annotations:
-                text = text_in(annotation) or ""
+                text = text_in(annotation, shown=False) or ""
                 words, texts = words + len(text.split()), texts + 1
                 answers[_answer(annotation)] += 1
         except UNUSABLE as error:
@@ -87,6 +93,9 @@ def describe(folder: Path) -> str:
         else _classes(folder, info.indexed_classes),
         f"  sizes        {_most_frequent(sides, sides.total())}",
     ]
+    if frames:
+        count, length = sum(frames) / len(frames), seconds / len(frames)
+        lines.append(f"  clips        {len(frames):>10,}   {count:.1f} frames, {length:.1f} s each")
     # Test splits have annotations without an answer.
     answers.pop("", None)
     if answers and info.indexed_classes is None:

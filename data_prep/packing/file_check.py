@@ -20,7 +20,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from data_prep.json_rows import clean, open_text
-from data_prep.packing.picture import ENDINGS, is_there
+from data_prep.packing.picture import CLIP_ENDINGS, ENDINGS, is_there
 from data_prep.packing.source import (
     BadFeatures,
     FeatureFile,
@@ -114,7 +114,7 @@ MOST_FILES = 500_000
 """Files of the picture folder that are searched for similar names."""
 FORMS: Mapping[Literal["NFC", "NFD"], str] = {"NFC": "composed (NFC)", "NFD": "decomposed (NFD)"}
 """Unicode's two forms of accents; disks of Macs write the second."""
-PICTURES = {*ENDINGS, ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+PICTURES = {*ENDINGS, *CLIP_ENDINGS, ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 MOST_SHOWN = 200
 """Characters of a path that a message shows: its last ones."""
 
@@ -146,8 +146,13 @@ def check_missing(datasets: Sequence[SourceSet], folder: Path | None, skip: bool
     for dataset in datasets:
         for sample in dataset.samples:
             missing += [
-                MissingFile(f"picture {str(path)[-MOST_SHOWN:]}", sample, dataset.source, path)
-                for path in sample.images
+                MissingFile(
+                    f"{'clip' if number in sample.clips else 'picture'} {str(path)[-MOST_SHOWN:]}",
+                    sample,
+                    dataset.source,
+                    path,
+                )
+                for number, path in enumerate(sample.images)
                 if not is_there(path)
             ]
         # A file that several samples name is looked for once.
@@ -186,7 +191,8 @@ def _message(missing: Sequence[MissingFile], num_files: int, folder: Path | None
         fault = "is not a file" if file.is_folder else "is missing"
         return f"{file.name} {fault}; {named}. {hint}{cure}"
     nouns = {file.name.split()[0] for file in missing}
-    noun = "pictures" if nouns == {"picture"} else " and ".join(sorted(nouns))
+    plural = {"picture": "pictures", "clip": "clips"}
+    noun = " and ".join(plural.get(noun, noun) for noun in sorted(nouns))
     lines = [f"{len(missing):,} of {num_files:,} {noun} are missing. {cure}"]
     for file in missing[:SHOWN]:
         hint = _hint(file, near)

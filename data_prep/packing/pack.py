@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from data_prep.json_rows import clean, shown
+from data_prep.packing.clip import check_av
 from data_prep.packing.file_check import DetectorFile, check_inside, check_missing, locate_boxes
 from data_prep.packing.picture import (
     PictureRule,
@@ -34,12 +35,19 @@ from data_prep.packing.picture import (
 from data_prep.packing.source import (
     HDF5,
     Dropped,
+    SourceSample,
     SourceSet,
     count_reasons,
     locate,
     parts_of,
 )
-from data_prep.packing.writer import DatasetWriter, ShardLimits, common_shape, try_record
+from data_prep.packing.writer import (
+    DatasetWriter,
+    SampleRecord,
+    ShardLimits,
+    common_shape,
+    try_record,
+)
 from vlds.data.shards.info import DatasetInfo, check_names
 from vlds.runtime.folders import folder_lock
 from vlds.runtime.process import KILLED, end_with_parent, how_it_ended
@@ -85,16 +93,31 @@ def answer_fields(answers: Sequence[str]) -> dict[str, Any]:
     return {"answers": list(answers), "label": soft_label(answers)}
 
 
-def text_in(annotation: Mapping[str, Any]) -> str | None:
-    """What is asked or said in an annotation; of a conversation, its turns as lines. None for an
-    unknown kind."""
+def text_in(annotation: Mapping[str, Any], shown: bool = True) -> str | None:
+    """What is asked or said in an annotation; of a conversation, its turns as lines, which say
+    where pictures and clips are `shown`. None for an unknown kind."""
     if not isinstance(turns := annotation.get("turns"), list):
         return next((str(annotation[name]) for name in TEXT_FIELDS if name in annotation), None)
     lines = []
     for turn in turns:
-        said = "".join(part.get("text", "[picture]") for part in parts_of(turn))
-        lines.append(f"{turn['role']}: {said}")
+        said = [part.get("text") or (_in_words(part) if shown else "") for part in parts_of(turn)]
+        lines.append(f"{turn['role']}: {''.join(said)}")
     return "\n".join(lines)
+
+
+def clips_of(annotation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The clips that a conversation shows, with times of their frames; none in other kinds."""
+    turns = annotation.get("turns")
+    parts = [part for turn in turns for part in parts_of(turn)] if isinstance(turns, list) else []
+    return [part for part in parts if part["type"] == "video"]
+
+
+def _in_words(part: Mapping[str, Any]) -> str:
+    """A picture or clip for a reader."""
+    if part["type"] != "video":
+        return "[picture]" if part["type"] == "image" else ""
+    times = ", ".join(f"{time:.2f}".rstrip("0").rstrip(".") for time in part["times"])
+    return f"[clip of {part['duration']:.1f} s, frames at {times} s]"
 
 
 def fault_of(annotation: Any, kind: str = "") -> str:
@@ -146,6 +169,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 CHUNK = 32
 """Items that go to a process at once."""
+MOST_FRAMES = 256
+"""Frames of clips in a chunk, as far as it has more than one sample."""
+WORK_OF_CLIP = 100
+"""Pictures that are packed in the time of a clip."""
 FEWEST_PIECES = 512
 """Fewer are done sooner than a process starts."""
 CHUNKS_AHEAD = 4
@@ -285,7 +312,7 @@ def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
             split=dataset.split,
             limits=options.limits,
             source=dataset.files,
-            image=None if shape else options.rule.record(),
+            image=None if shape else _rule_of(samples, options.rule),
             features=features,
             arguments=options.arguments,
             classes=dataset.classes,
@@ -296,13 +323,33 @@ def pack_ready(dataset: SourceSet, out: Path, options: Options) -> DatasetInfo:
             try_record, rule=options.rule, shape=shape, skip_missing=options.skip_missing
         )
         # A resumed writer has the first samples already, in this same order.
-        records = ordered_map(make, samples[writer.start :], options.workers)
+        records = _records(make, samples[writer.start :], options)
         info = writer.write(
             follow(records, f"{dataset.name} {dataset.split}", len(samples), writer.start),
             rows_dropped=(*dataset.dropped, *dataset.left_out),
         )
     tell(_summary(dataset, info, out))
     return info
+
+
+def _rule_of(samples: Sequence[SourceSample], rule: PictureRule) -> dict[str, Any]:
+    """What dataset.json records of how pictures, and frames of clips if there are any, are kept."""
+    has_clips = any(sample.clips for sample in samples)
+    return rule.record() | ({"frames": rule.frames.record()} if has_clips else {})
+
+
+def _records(
+    make: Callable[[SourceSample], SampleRecord | Dropped],
+    samples: Sequence[SourceSample],
+    options: Options,
+) -> Iterator[SampleRecord | Dropped]:
+    """The records of samples, in their order."""
+    frames = options.rule.frames.most_of_a_clip
+    clips = [len(sample.clips) for sample in samples]
+    # A clip takes as long as a hundred pictures, and as much memory as its frames.
+    chunk = max(1, MOST_FRAMES // (frames * max(clips))) if any(clips) else CHUNK
+    pieces = len(samples) + WORK_OF_CLIP * sum(clips)
+    return ordered_map(make, samples, options.workers, chunk=min(chunk, CHUNK), pieces=pieces)
 
 
 def check_folder(out: Path) -> None:
@@ -329,6 +376,13 @@ def ready(datasets: Sequence[SourceSet], options: Options) -> list[SourceSet]:
     checked = []
     for dataset in datasets:
         check_names(dataset.name, dataset.split)
+        if any(sample.clips for sample in dataset.samples):
+            check_av()
+            if options.features is not None:
+                raise ValueError(
+                    f"--features {options.features} are stored instead of pictures, and "
+                    f"{dataset.source} has clips, whose frames are pictures; leave it out"
+                )
         if options.features is not None and any(sample.images for sample in dataset.samples):
             dataset = _with_features(dataset, options.features, options.boxes)
         _check_options(dataset, options)
@@ -465,7 +519,7 @@ def refuse_loss(datasets: Sequence[SourceSet], options: Options) -> None:
     rows = [row for dataset in datasets for row in dataset.dropped]
     samples = [sample for dataset in datasets for sample in dataset.samples]
     make = partial(try_record, rule=options.rule, shape=None, skip_missing=options.skip_missing)
-    for record in follow(ordered_map(make, samples, options.workers), "checking", len(samples)):
+    for record in follow(_records(make, samples, options), "checking", len(samples)):
         if isinstance(record, Dropped) and record.reason != "no annotation":
             rows.append(record)
     if rows:

@@ -90,6 +90,31 @@ class BadPicture(Exception):
 
 
 @dataclass(frozen=True)
+class FrameRule:
+    """How many frames of a clip are stored."""
+
+    num: int = 8
+    fps: float | None = None
+    """Instead of `num`: frames for each second, as near as whole numbers come."""
+    most: int = 64
+    """Of a longer clip, `fps` gives this many, evenly spread."""
+
+    def count(self, seconds: float) -> int:
+        """The frames of a clip that is so long; at least one."""
+        if self.fps is None:
+            return self.num
+        return max(1, min(self.most, round(min(seconds * self.fps, self.most))))
+
+    @property
+    def most_of_a_clip(self) -> int:
+        return self.num if self.fps is None else self.most
+
+    def record(self) -> dict[str, Any]:
+        """The rule as dataset.json records it."""
+        return {"num": self.num} if self.fps is None else {"fps": self.fps, "most": self.most}
+
+
+@dataclass(frozen=True)
 class PictureRule:
     """How pictures are resized and stored."""
 
@@ -99,6 +124,8 @@ class PictureRule:
     """Scale both sides to `size`, as VL-Adapter does, instead of keeping the proportions."""
     format: ImageFormat = "webp"
     """How a resized picture is stored."""
+    frames: FrameRule = FrameRule()
+    """Which frames of a clip are stored."""
 
     def __post_init__(self) -> None:
         if self.square and self.size is None:
@@ -204,6 +231,7 @@ def prepare_picture(data: bytes, rule: PictureRule) -> Picture:
 
 
 ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
+CLIP_ENDINGS = ("", *(f".{e}" for e in ("mp4", "webm", "mkv", "avi", "mov", "gif", "MP4", "MOV")))
 """A row may leave out the ending."""
 
 
@@ -216,7 +244,9 @@ class NamedPicture:
     path: Path
 
 
-def find_pictures(folder: Path, names: Iterable[str]) -> dict[str, NamedPicture]:
+def find_pictures(
+    folder: Path, names: Iterable[str], endings: Sequence[str] = ENDINGS
+) -> dict[str, NamedPicture]:
     """Each name -> its picture; all names of a file get the same picture.
 
     `a.jpg`, `./a.jpg`, `x/../a.jpg`, `a` and a link to it are the same file; on a disk that ignores
@@ -225,11 +255,11 @@ def find_pictures(folder: Path, names: Iterable[str]) -> dict[str, NamedPicture]
     groups: dict[Hashable, list[tuple[str, Path, str]]] = {}
     root = Path(os.path.realpath(folder))
     for name in dict.fromkeys(names):
-        path, file = _find(folder, name)
+        path, file = _find(folder, name, endings)
         picture_id = _path_below(path, folder, root)
         # A missing picture may have features, which are found by the name without ending.
         stem, ending = os.path.splitext(picture_id)
-        key = file or (stem if ending in ENDINGS else picture_id)
+        key = file or (stem if ending in endings else picture_id)
         groups.setdefault(key, []).append((picture_id, path, name))
     pictures = {}
     for spellings in groups.values():
@@ -240,12 +270,12 @@ def find_pictures(folder: Path, names: Iterable[str]) -> dict[str, NamedPicture]
     return pictures
 
 
-def _find(folder: Path, name: str) -> tuple[Path, Hashable]:
+def _find(folder: Path, name: str, endings: Sequence[str]) -> tuple[Path, Hashable]:
     """The path and identity of a file; the identity is None if it does not exist."""
     spellings = dict.fromkeys((name, name.replace("\\", "/")))  # Windows writes backslashes
     # The name as it is comes first ("" among the endings), so that no other file can replace it.
     for spelling in spellings:
-        for ending in ENDINGS:
+        for ending in endings:
             path = folder / f"{spelling}{ending}"
             if file := _file_identity(path):
                 return path, file
@@ -395,7 +425,12 @@ def tell_near_copies(datasets: Sequence[SourceSet], copies: Sequence[Sequence[Pa
     with ThreadPool(READERS) as pool:
         for dataset in datasets:
             shown = list(
-                {path: (s.id, path) for s in dataset.samples for path in s.images}.values()
+                {
+                    path: (s.id, path)
+                    for s in dataset.samples
+                    for number, path in enumerate(s.images)
+                    if number not in s.clips
+                }.values()
             )
             hashes = pool.map(hash_of, [path for _, path in shown])
             known = [

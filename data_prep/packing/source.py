@@ -314,12 +314,24 @@ SHOWN = 5
 """Rows, pictures or classes that a message names."""
 
 
+class Span(NamedTuple):
+    """The part of a clip that a row names, in seconds from the clip's first frame."""
+
+    start: float = 0.0
+    end: float | None = None
+    """None: the clip's end."""
+
+
+WHOLE = Span()
+
+
 @dataclass(frozen=True)
 class SourceSample:
     """One image or image pair with everything the source says about it."""
 
     id: str
     images: tuple[Path, ...]
+    """Files of the pictures and clips, in the order in which the annotations show them."""
     annotations: list[Annotation]
     source: dict[str, Any] = field(default_factory=dict)
     """Fields of the source that a sample's json keeps under "source"."""
@@ -329,6 +341,8 @@ class SourceSample:
     """Pictures that are not files, if the sample has no images."""
     extra: dict[str, Any] = field(default_factory=dict)
     """More fields of the sample's json: a clip's subtitles and span."""
+    clips: Mapping[int, Span] = field(default_factory=dict)
+    """Which of `images` are clips: its number -> the part that is wanted."""
     groups: tuple[str, ...] = ()
     """What else it has in common with others: the patients, documents or scenes of its rows."""
     lead: str = ""
@@ -346,6 +360,8 @@ class SourceSample:
     @property
     def option(self) -> str:
         """The option that names the folder of its files."""
+        if self.clips:
+            return "--videos" if len(self.clips) == len(self.images) else "--images and --videos"
         return "--features" if self.features else "--images"
 
 
@@ -393,7 +409,7 @@ class SourceSet:
 
 
 def parts_of(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Texts and pictures of a conversation's turn, whose content may be a text alone."""
+    """Texts, pictures and clips of a conversation's turn, whose content may be a text alone."""
     content = turn["content"]
     return content if isinstance(content, list) else [{"type": "text", "text": content}]
 

@@ -81,9 +81,9 @@ def hash_of(image: str, seed: int) -> bytes:
 
 
 def leaders_of(dataset: SourceSet, copies: Sequence[Sequence[Path]]) -> dict[str, str]:
-    """Id of each sample -> what decides its split: the first group, or else the first lead or id, of
-    all samples that belong together. `copies`: pictures with the same bytes, perhaps of several data
-    sets."""
+    """Id of each sample -> what decides its split: the first group, or else the first lead or id,
+    of all samples that belong together. `copies`: pictures with the same bytes, perhaps of several
+    data sets."""
     first_of = {path: group[0] for group in copies for path in group}
     # Union-find: each sample leads to an earlier one that shares a picture or group with it.
     above = list(range(len(dataset.samples)))

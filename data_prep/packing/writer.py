@@ -15,14 +15,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from data_prep.packing.picture import BadPicture, PictureRule, is_there, prepare_picture
+from data_prep.packing.clip import BadClip, Frames, read_clip
+from data_prep.packing.picture import BadPicture, Picture, PictureRule, is_there, prepare_picture
 from data_prep.packing.source import (
+    Annotation,
     BadFeatures,
     Dropped,
     Finished,
     Journal,
     SourceSample,
     count_reasons,
+    parts_of,
 )
 from vlds.data.shards.info import DATASET_FILE, KIND, SCHEMA, DatasetInfo, check_names
 from vlds.data.shards.sample import feature_bytes
@@ -84,20 +87,32 @@ def try_record(
     if not sample.annotations:
         return Dropped(sample.id, "no annotation")
     if skip_missing and not all(map(is_there, sample.images)):
-        return Dropped(sample.id, "picture: missing")
+        noun = "clip" if sample.clips else "picture"
+        return Dropped(sample.id, f"{noun}: missing")
     try:
         return _make_record(sample, rule, shape)
     except BadPicture as reason:
         return Dropped(sample.id, f"picture: {reason}")
+    except BadClip as reason:
+        return Dropped(sample.id, f"clip: {reason}")
     except BadFeatures as reason:
         return Dropped(sample.id, f"features: {reason}")
 
 
 def _make_record(sample: SourceSample, rule: PictureRule, shape: Shape | None) -> SampleRecord:
-    encoded = [*map(read_file, sample.images), *(raw.read() for raw in sample.raw)]
-    pictures = [prepare_picture(data, rule) for data in encoded]
+    pictures: list[Picture] = []
+    clips: dict[int, Frames] = {}
+    for number, path in enumerate(sample.images):
+        if number in sample.clips:
+            clips[number] = read_clip(path, rule, sample.clips[number])
+            pictures += clips[number].pictures
+        else:
+            pictures.append(prepare_picture(read_file(path), rule))
+    pictures += [prepare_picture(raw.read(), rule) for raw in sample.raw]
     members = [(picture.extension, picture.data) for picture in pictures]
     annotations = sample.annotations
+    if clips:
+        annotations = [_with_times(annotation, clips) for annotation in annotations]
     for file in sample.features:
         array = file.read()
         if array.shape != shape:
@@ -119,6 +134,23 @@ def _make_record(sample: SourceSample, rule: PictureRule, shape: Shape | None) -
     if sample.source:
         content["source"] = sample.source
     return SampleRecord(id=sample.id, members=members, json=content)
+
+
+def _with_times(annotation: Annotation, clips: Mapping[int, Frames]) -> Annotation:
+    """A conversation with the times of the frames that it shows. `clips`: number of a clip among
+    its pictures and clips -> the frames."""
+    shown = 0
+    turns = []
+    for turn in annotation["turns"]:
+        parts = []
+        for part in parts_of(turn):
+            if part["type"] == "video":
+                frames = clips[shown]
+                part = {**part, "times": frames.times, "duration": frames.duration}
+            shown += part["type"] != "text"
+            parts.append(part)
+        turns.append({**turn, "content": parts} if isinstance(turn["content"], list) else turn)
+    return {**annotation, "turns": turns}
 
 
 class DatasetWriter:

@@ -16,10 +16,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tests.toys.causal import SPECIAL, build, kind_in, save_model, write_tokenizer
 from tests.toys.causal import batch as causal_batch
 from tests.toys.image_text.rows import Tiny, images, tiny
+from vlds.models.collate import JointCollator
 from vlds.models.kinds.causal import CausalCollator
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.schema import (
     IGNORED_LABEL,
+    Clip,
     Decoding,
     Example,
     RefusedRows,
@@ -453,3 +455,23 @@ def marked_places(chat: ChatFormat, turns: Sequence[Turn]) -> list[int]:
         before += piece
         places.append(len(chat.ids(before)))
     return places
+
+
+def test_a_clip_is_its_frames_in_place(tmp_path: Path) -> None:
+    """In causal models; encoder-decoders read them beside the plain text."""
+    chat = chat_of(tmp_path, TEMPLATES["chatml"])
+    clip = Turn("user", ("look ", Clip((0.5, 1.5, 2.5), 3.0), " and ", None, "?"))
+    assert clip.num_pictures == 4
+    spread = clip._replace(content=("look ", None, None, None, " and ", None, "?"))
+    rows = [row_of((SYSTEM, turn))._replace(images=range(4)) for turn in (clip, spread)]
+    one, other = (collated(chat, row) for row in rows)
+    assert torch.equal(one.input_ids, other.input_ids)
+    assert one.image_index.tolist() == [[0, 1, 2, 3]]
+    before = one.types["pictures_before"]
+    assert torch.equal(before, other.types["pictures_before"])
+    assert {0, 3, 4} == set(before.flatten().tolist())
+    joint = JointCollator(chat.tokenizer, features=True)
+    batch = joint([rows[0]], torch.zeros(4, 2, 4), evaluation=False)
+    said = chat.tokenizer.decode(batch.input_ids[0])
+    assert "look" in said
+    assert batch.image_index.tolist() == [[0, 1, 2, 3]]

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from tests.toys.image_text import TYPES
-from tests.toys.image_text.rows import tiny
+from tests.toys.image_text.clips import mixed
+from tests.toys.image_text.rows import images, tiny
 from tests.toys.rank_pool import RankError, RankPool
 from vlds.models.build import build_model
 from vlds.models.kinds.image_text_model import ImageTextModel
+from vlds.models.kinds.media import READ_CLIPS
 from vlds.models.methods import Adapter, Full, HyperPELT, LoRA, Method, Mixture, Peft, SimAdapter
 from vlds.models.partitioned import partitioned_loading
 from vlds.recipe.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
@@ -82,8 +84,11 @@ def recipe_of(model_type: str, method: str, stage: int, folder: Path) -> Recipe:
     )
 
 
-def steps(recipe: Recipe, model_type: str, shares: list[list[int]]) -> list[tuple[float, float]]:
-    """Loss on this rank, and gradient norm, of some steps on its share of three rows."""
+def steps(
+    recipe: Recipe, model_type: str, shares: list[list[int]], clips: bool = False
+) -> list[tuple[float, float]]:
+    """Loss on this rank, and gradient norm, of some steps on its share of three rows; or of those
+    with `clips`."""
     ranks = start_ranks(60)
     cut = cut_batches(recipe, ranks.world_size)
     config = complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, cut)
@@ -101,8 +106,10 @@ def steps(recipe: Recipe, model_type: str, shares: list[list[int]]) -> list[tupl
     )
     set_learning_rate(engine.parameter_groups, 1.0)
     source = replace(tiny(model_type), kind=recipe.model, processor=processor)
-    rows = source.rows()
-    batch = source.batch([rows[index] for index in shares[ranks.global_rank]])
+    model.shows_clips = clips
+    rows, pictures = mixed(source) if clips else (source.rows(), images())
+    share = [rows[index] for index in shares[ranks.global_rank]]
+    batch = source.collator(share, pictures, evaluation=False)
     reports = [engine.step([batch]) for _ in range(STEPS)]
     engine.close()
     return [(float(r.task_losses.sum()), r.gradient_norm) for r in reports]
@@ -138,3 +145,41 @@ def test_unlike_rows_on_two_ranks(
         assert one_norm == other_norm
         assert one_norm == pytest.approx(norm, rel=1e-4)
     assert alone[0] != alone[1], "the step has moved the weights"
+
+
+CLIP_CASES = [
+    (t, stage, [[0, 1], [other]]) for t in READ_CLIPS for stage, other in ((3, 3), (3, 2), (2, 3))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model_type", "stage", "shares"), CLIP_CASES)
+def test_clips_on_one_of_two_ranks(
+    model_type: str,
+    stage: int,
+    shares: list[list[int]],
+    ranks1: RankPool,
+    ranks2: RankPool,
+    tmp_path: Path,
+) -> None:
+    """One rank has clips of unlike lengths, the other a picture or a text."""
+    recipe = recipe_of(model_type, "lora", stage, tmp_path)
+    (alone,) = ranks1.run(steps, recipe, model_type, [[*shares[0], *shares[1]]], True)
+    first, second = ranks2.run(steps, recipe, model_type, shares, True)
+    for (loss, norm), (one, _), (other, other_norm) in zip(alone, first, second, strict=True):
+        assert one + other == pytest.approx(loss, rel=1e-5)
+        assert other_norm == pytest.approx(norm, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_know_of_clips_part(ranks2: RankPool, tmp_path: Path) -> None:
+    """So that the test above is known to find it."""
+    recipe = recipe_of("qwen2_5_vl", "lora", 3, tmp_path)
+    with pytest.raises(RankError):
+        ranks2.run(steps_without_clips, recipe, "qwen2_5_vl", [[0, 1], [3]], timeout=30)
+
+
+def steps_without_clips(*arguments: Any) -> list[tuple[float, float]]:
+    """`steps` where a rank without clips does not read any."""
+    with mock.patch.object(ImageTextModel, "clips_apart", False):
+        return steps(*arguments, clips=True)

@@ -293,6 +293,8 @@ class Model(nn.Module, ABC):
         self.step_rules = nn.ModuleDict()  # method -> its rule, for methods that have one
         self.batch_losses: dict[str, BatchLoss] = {}
         """Method -> what it adds to each example's loss, for methods that do."""
+        self.shows_clips = False
+        """The training data may have clips of video, which all ranks must know of."""
         self.gathering: LayerGathering | None = None  # while partitioned weights are evaluated
         self.revisions: dict[str, Revision] = {}
         """Method -> how it changes what trains after given steps, for methods that do."""

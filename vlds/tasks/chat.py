@@ -1,7 +1,8 @@
-"""Conversations: turns of several speakers, with pictures between their words."""
+"""Conversations: turns of several speakers, with pictures and clips between their words."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 
 from vlds.runtime.checks import Count, guess
-from vlds.schema import Decoding, Example, Sample, Speaker, Turn, plain_text
+from vlds.schema import Clip, Decoding, Example, Piece, Sample, Speaker, Turn, plain_text
 from vlds.tasks.answer_task import AnswerTask
 from vlds.tasks.base import as_text, require_label
 from vlds.tasks.class_output import ClassLoss
@@ -131,18 +132,34 @@ def _turn(number: int, given: Any) -> Turn:
     if speaker not in SPEAKERS:
         raise ValueError(f"turn {number}: role is {speaker!r:.60}; it knows {', '.join(SPEAKERS)}")
     pieces = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    texts: list[str | None] = []
+    said: list[Piece] = []
     for piece in pieces:
-        if piece["type"] not in ("text", "image"):
-            raise ValueError(f"turn {number}: a part of type {piece['type']!r:.60}; text or image")
-        is_text = piece["type"] == "text"
-        texts.append(as_text(piece["text"], f"turn {number}") if is_text else None)
-    return Turn(speaker, tuple(texts), speaker == "assistant" and given.get("learn") is not False)
+        if piece["type"] == "text":
+            said.append(as_text(piece["text"], f"turn {number}"))
+        elif piece["type"] == "image":
+            said.append(None)
+        elif piece["type"] == "video":
+            said.append(_clip(number, piece))
+        else:
+            raise ValueError(
+                f"turn {number}: a part of type {piece['type']!r:.60}; text, image or video"
+            )
+    return Turn(speaker, tuple(said), speaker == "assistant" and given.get("learn") is not False)
+
+
+def _clip(number: int, given: Any) -> Clip:
+    times, duration = given["times"], given["duration"]
+    numbers = [*times, duration]
+    if not times or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+        raise ValueError(f"turn {number}: a clip at {numbers!r:.60}; seconds expected")
+    if sorted(set(times)) != times or times[0] < 0 or duration <= 0:
+        raise ValueError(f"turn {number}: a clip at {numbers!r:.60}; ascending seconds expected")
+    return Clip(tuple(map(float, times)), float(duration))
 
 
 def _begun(turn: Turn, begin: str) -> Turn:
     """A turn with a text before its first one."""
-    place = next((n for n, piece in enumerate(turn.content) if piece is not None), None)
+    place = next((n for n, piece in enumerate(turn.content) if isinstance(piece, str)), None)
     if place is None:
         return turn._replace(content=(*turn.content, begin))
     text = f"{begin}{turn.content[place]}"

@@ -214,6 +214,9 @@ def build_run(
         best = BestStep(recipe.training.best, folder, resumed=resumed and ranks.is_first)
     stream = open_stream(recipe, ranks, prepared, collator)
     model, begun = load_model(recipe, prepared, processor, ranks, state_folder)
+    sources = prepared.train_sources or prepared.streamed_sources
+    known = [dataset.info for source in sources for dataset in source.datasets]
+    model.shows_clips = any(info is None or info.may_show_clips for info in known)
     # Meta-learning takes long, so errors of the groups come before it.
     groups = parameter_groups(model, recipe)
     check_choices(recipe, model)
@@ -249,14 +252,16 @@ def build_run(
         states.best = best.known  # a state is older than the evaluation of its step
     tracker = Tracker(recipe, ranks, engine.steps_done)
     evaluator.say = tracker.say
-    known = {
+    trained_on = {
         source.name: TrainedOn(
             examples=source.num_annotations,
             most_pictures=source.most_pictures if isinstance(source, Source) else None,
         )
-        for source in prepared.train_sources or prepared.streamed_sources
+        for source in sources
     }
-    run = Run(recipe, ranks, engine, stream, tracker, processor, evaluator, best, states, known)
+    run = Run(
+        recipe, ranks, engine, stream, tracker, processor, evaluator, best, states, trained_on
+    )
     if ranks.is_first:
         write_start(run, resumed)
     announce(run)

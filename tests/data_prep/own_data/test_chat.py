@@ -181,7 +181,7 @@ def test_drawn_conversations_come_back(layout: str, drawn: tuple[bool, list[Any]
     if layout == "alpaca" and not talk[-1][1][0]:
         return  # there, an empty output is none
     found = conversation_of(LAYOUTS[layout](talk, pictures))
-    assert (found.turns, found.pictures) == (stored(talk), pictures)
+    assert (found.turns, [s.source for s in found.shown]) == (stored(talk), pictures)
 
 
 def test_pictures_inside_rows_and_in_a_tar_file(folder: Path) -> None:
@@ -232,8 +232,8 @@ DROPPED: Mapping[str, tuple[dict[str, Any], str]] = {
     "pictures": (marked([("user", [None]), BOT], ["a.jpg", "b.jpg"]), "1 mark for 2 pictures"),
     "no picture": (marked([("user", [None]), BOT], []), "1 mark for 0 pictures"),
     "server": (openai([("user", [None]), BOT], ["https://x.org/a.jpg"]), "a picture on a server"),
-    "video": (marked([("user", ["<video>q"]), BOT], []), "a video"),
-    "videos": (marked([USER, BOT], []) | {"videos": ["v.mp4"]}, "videos, which are not read"),
+    "video": (marked([("user", ["<video>q"]), BOT], []), "1 mark for 0 clips"),
+    "videos": (marked([USER, BOT], []) | {"videos": ["v.mp4"]}, "a clip by name, without --videos"),
     "tools": (marked([USER, BOT], []) | {"tools": "[{}]"}, "tools, which are not read"),
     "end": (marked([USER, BOT, USER], []), "no answer to the last question"),
     "question": (marked([BOT], []), "no question"),
@@ -294,7 +294,7 @@ def test_pictures_without_a_place_stand_before_the_first_question(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare(folder, [marked([USER, BOT], ["a.jpg", "b.jpg"])]) == 0
-    assert "1 rows do not say where their pictures stand" in capsys.readouterr().out
+    assert "1 rows do not say where their pictures or clips stand" in capsys.readouterr().out
     (annotation,) = find_all(folder / "out")
     assert annotation["turns"] == stored([("user", [None, None, "q"])])
 

@@ -17,6 +17,7 @@ from tests.toys.class_folders import cifar10
 from tests.toys.class_folders import folders as class_folders
 from tests.toys.faults.forked_commands import run_forked
 from tests.toys.files import json_lines, write
+from tests.toys.films import film
 from tests.toys.pictures import jpeg
 from tests.toys.recipes import with_model
 from tests.toys.scored_runs import lines_of, vqa_run, write_scored_run
@@ -215,6 +216,10 @@ def make_rows(inputs: Inputs) -> None:
         for n in range(3)
     ]  # fmt: skip
     write(folder / "talks.jsonl", json_lines(talks))
+    films = [{"video": f"{n}.mp4", "question": f"why {n}?", "answer": "so"} for n in range(2)]
+    write(folder / "films.jsonl", json_lines(films))
+    for n in range(2):
+        film(folder / "clips" / f"{n}.mp4", 1)
     csv = "".join(f"{row['image']},{row['question']},{row['answer']}\n" for row in rows)
     write(folder / "rows.csv", f"image,question,answer\n{csv}")
     for n in range(3):

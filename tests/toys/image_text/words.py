@@ -39,23 +39,25 @@ class Words:
         return list(dict.fromkeys(token for token in tokens if token is not None))
 
 
-def turns(before: str, picture: str, after: str, prompt: str, start: str = "") -> str:
+def turns(
+    before: str, picture: str, after: str, prompt: str, start: str = "", video: str = ""
+) -> str:
     """A chat template. `before` and `after`: a message; `prompt`: what an answer follows."""
     is_image, text = "{% if part['type'] == 'image' %}", "{% else %}{{ part['text'] }}{% endif %}"
-    shown = is_image + picture + text
+    is_video = "{% elif part['type'] == 'video' %}"
+    shown = is_image + picture + (is_video + video if video else "") + text
     content = f"{{% for part in message['content'] %}}{shown}{{% endfor %}}"
     whole = f"{start}{{% for message in messages %}}{before}{content}{after}{{% endfor %}}"
     return f"{whole}{{% if add_generation_prompt %}}{prompt}{{% endif %}}"
 
 
-def chatml(picture: str) -> str:
+def chatml(picture: str, video: str) -> str:
     """The template of Qwen and its relatives."""
-    return turns(
-        "<|im_start|>{{ message['role'] }}\n", picture, "<|im_end|>\n", "<|im_start|>assistant\n"
-    )
+    begin, end, prompt = "<|im_start|>{{ message['role'] }}\n", "<|im_end|>\n", "<|im_start|>"
+    return turns(begin, picture, end, f"{prompt}assistant\n", video=video)
 
 
-def spoken(start: str) -> str:
+def spoken(start: str, video: str = "") -> str:
     """The template of SmolVLM and Idefics3. The space before a text that comes first belongs to
     the message, so an answer's first token is not the prompt's next one."""
     return turns(
@@ -65,6 +67,7 @@ def spoken(start: str) -> str:
         "<end_of_utterance>\n",
         "Assistant:",
         start,
+        video,
     )
 
 
@@ -81,7 +84,9 @@ QWEN_VL = Words(
     others=(
         "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
     ),
-    template=chatml("<|vision_start|><|image_pad|><|vision_end|>"),
+    template=chatml(
+        "<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>"
+    ),
 )  # fmt: skip
 TILES = (
     "<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>",
@@ -93,7 +98,7 @@ WORDS = {
     "qwen3_vl": QWEN_VL,
     "smolvlm": Words(
         bos="<|im_start|>", eos="<end_of_utterance>", pad="<|im_end|>", others=(*TILES, "<video>"),
-        template=spoken("<|im_start|>"),
+        template=spoken("<|im_start|>", "<video>"),
     ),
     "idefics3": Words(
         bos="<|begin_of_text|>", eos="<|end_of_text|>", pad="<|pad|>", starts_with_bos=True,
@@ -105,7 +110,7 @@ WORDS = {
     ),
     "llava_onevision": Words(
         eos="<|im_end|>", pad="<|endoftext|>", others=("<|im_start|>", "<image>", "<video>"),
-        template=chatml("<image>\n"),
+        template=chatml("<image>\n", "<video>\n"),
     ),
     "paligemma": Words(bos="<bos>", eos="<eos>", pad="<pad>", others=("<image>",)),
     "gemma3": Words(
@@ -124,7 +129,7 @@ WORDS = {
             "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>",
         },
         others=("<|im_start|>",),
-        template=chatml("<IMG_CONTEXT>\n"),
+        template=chatml("<IMG_CONTEXT>\n", "<video>\n"),
     ),
     "florence2": Words(
         bos="<s>", eos="</s>", pad="<pad>", named={"image_token": "<image>"}

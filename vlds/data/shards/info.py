@@ -95,6 +95,11 @@ class DatasetInfo:
             )
 
     @property
+    def may_show_clips(self) -> bool:
+        """False if it is known to hold no frames of clips."""
+        return self.kind == "chat" and (self.image is None or "frames" in self.image)
+
+    @property
     def indexed_classes(self) -> tuple[str, ...] | None:
         """The classes, if each sample has one, whose number is in the index."""
         return self.classes if self.kind == KIND else None

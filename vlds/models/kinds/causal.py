@@ -97,6 +97,8 @@ class CausalCollator:
             turns, pictures = recent(
                 example.asked(len(row.images)), row.max_prompt_tokens, self.turns_length
             )
+            # Frames of a clip are pictures here.
+            turns = [turn.as_pictures for turn in turns]
             try:
                 said = ids_of(tuple(turns), row.max_prompt_tokens)
             except SkipSample as error:  # the chat template does

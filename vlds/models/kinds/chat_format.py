@@ -29,6 +29,7 @@ from vlds.models.kinds.chat_forms import (
     Written,
     harmless,
     places_inside,
+    type_of,
 )
 from vlds.runtime.limited import limited
 from vlds.schema import SkipSample, Speaker, Turn
@@ -147,11 +148,12 @@ class ChatFormat:
                     "it has no chat template, which a conversation of several turns needs; add one "
                     "(chat_template.jinja), or choose another model"
                 )
-            whole = "".join(self.placeholder if p is None else p for p in turns[0].content)
+            whole = "".join(
+                piece if isinstance(piece, str) else self.placeholder
+                for piece in turns[0].as_pictures.content
+            )
             return Written(whole, [])
-        shape = tuple(
-            (turn.speaker, tuple(piece is not None for piece in turn.content)) for turn in turns
-        )
+        shape = tuple((turn.speaker, tuple(map(type_of, turn.content))) for turn in turns)
         if (form := self.forms.pop(shape, None)) is None:
             form = self.form(shape)
             if len(self.forms) == MOST_FORMS:
@@ -169,7 +171,7 @@ class ChatFormat:
 
         Errors: ValueError if it fails, or leaves out or changes a text.
         """
-        speakers = [speaker for speaker, pieces in shape for is_text in pieces if is_text]
+        speakers = [speaker for speaker, types in shape for type in types if type == "text"]
         marks = [MARK.pattern.replace("([0-9]+)", str(n)) for n in range(len(speakers))]
         tried = [marks, *([text] * len(marks) for text in TEXTS)]
         found = self.rendered(
@@ -178,7 +180,7 @@ class ChatFormat:
         # "USER: ", "0", " BOT: ", "1", "": pieces and numbers of texts in turns.
         split = MARK.split(found[0])
         pieces, numbers = tuple(split[::2]), tuple(map(int, split[1::2]))
-        num_pictures = sum(pieces.count(False) for _, pieces in shape)
+        num_pictures = sum(len(types) - types.count("text") for _, types in shape)
         beside = f" beside {num_pictures} picture{'s' * (num_pictures > 1)}" if num_pictures else ""
         for number, speaker in enumerate(speakers):
             what = WHAT[speaker]
@@ -211,12 +213,12 @@ class ChatFormat:
         """`lists`: all contents are lists, not only those with pictures."""
         unread = iter(texts)
         messages: list[dict[str, Any]] = []
-        for speaker, pieces in shape:
+        for speaker, types in shape:
             content: Any = [
-                {"type": "text", "text": next(unread)} if is_text else {"type": "image"}
-                for is_text in pieces
+                {"type": "text", "text": next(unread)} if type == "text" else {"type": type}
+                for type in types
             ]
-            if not lists and all(pieces):
+            if not lists and set(types) <= {"text"}:
                 content = "".join(part["text"] for part in content)
             messages.append({"role": speaker, "content": content})
         return messages
@@ -225,7 +227,7 @@ class ChatFormat:
     def reads_lists(self) -> bool:
         """True if the template reads contents that are lists without pictures too. That of GLM-4.1V
         wants an answer as a text."""
-        shape: Shape = (("user", (True,)), ("assistant", (True,)))
+        shape: Shape = (("user", ("text",)), ("assistant", ("text",)))
         talk = self.as_messages(shape, ("question", MARKER), lists=True)
         with suppress(ValueError):
             return MARKER in self.rendered([(talk, {}, False)])[0]
@@ -329,7 +331,9 @@ class ChatFormat:
         template refuses.
         """
         *before, last = (
-            turn._replace(content=tuple(p if p is None else self.plain(p) for p in turn.content))
+            turn._replace(
+                content=tuple(self.plain(p) if isinstance(p, str) else p for p in turn.content)
+            )
             for turn in turns
         )
         left = limit - self.turns_length(before)
@@ -340,7 +344,7 @@ class ChatFormat:
             )
         pieces = list(last.content)
         for place, piece in enumerate(pieces):
-            if piece is not None:
+            if isinstance(piece, str):
                 pieces[place] = self.cut(piece, max(0, left))
                 # Most questions are one text: to count it again would cost as much as the cut.
                 left -= len(self.ids(piece)) if len(last.texts) > 1 else 0
@@ -464,7 +468,7 @@ class ChatFormat:
     def answer_trim(self) -> Trim:
         """What the template does with blanks around an answer, as far as it writes conversations
         that go on."""
-        shape: Shape = (("user", (True,)), ("assistant", (True,)), ("user", (True,)))
+        shape: Shape = (("user", ("text",)), ("assistant", ("text",)), ("user", ("text",)))
         with suppress(ValueError):
             if self.has_template:
                 return self.form(shape).trims[1]
@@ -549,7 +553,7 @@ class ChatFormat:
 
     def around_marker(self, variables: Mapping[str, bool]) -> Around:
         """How the template writes an answer."""
-        talk = self.messages((("user", (True,)), ("assistant", (True,))), ("question", MARKER))
+        talk = self.messages((("user", ("text",)), ("assistant", ("text",))), ("question", MARKER))
         prompt, whole = self.rendered([(talk[:1], variables, True), (talk, variables, False)])
         before, _, after = whole.rpartition(MARKER)
         return Around(prompt, before, after)

@@ -4,16 +4,24 @@ without asking the template again."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from vlds.schema import Speaker, Turn
+from vlds.schema import Piece, Speaker, Turn
 
 Trim = Callable[[str], str]
 TRIMS: tuple[Trim, ...] = (str, str.strip, str.lstrip, str.rstrip)
 """What templates may do with blanks around a text."""
-Shape = tuple[tuple[Speaker, tuple[bool, ...]], ...]
-"""Each turn of a conversation: who speaks, and which pieces of the content are texts, in place of
-pictures. A template writes the same around the texts of all conversations of one shape."""
+PieceType = Literal["text", "image", "video"]
+"""The word of templates for a piece of a turn's content."""
+Shape = tuple[tuple[Speaker, tuple[PieceType, ...]], ...]
+"""Each turn of a conversation: who speaks, and what the pieces of the content are. A template
+writes the same around the texts of all conversations of one shape."""
+
+
+def type_of(piece: Piece) -> PieceType:
+    if piece is None:
+        return "image"
+    return "text" if isinstance(piece, str) else "video"
 
 
 class Written(NamedTuple):
@@ -74,10 +82,10 @@ def places_inside(turn: Turn) -> list[int]:
     """Where in a turn's texts, put together, its pictures stand."""
     places, length = [], 0
     for piece in turn.content:
-        if piece is None:
-            places.append(length)
-        else:
+        if isinstance(piece, str):
             length += len(piece)
+        else:
+            places.append(length)
     return places
 
 

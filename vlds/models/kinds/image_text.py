@@ -259,7 +259,8 @@ class ImageTextToText(ModelKind):
     max_pixels: Count = 1024 * 1024
     """Larger pictures are scaled down before the processor sees them."""
     num_images: Count | None = None
-    """Most pictures an example may have; default: 2, or 1 for types that take no more."""
+    """Most pictures an example may have, frames of clips included; default: 2, or 1 for types that
+    take no more."""
     train_connector: bool = True
     """Train what lies between the vision tower and the language model."""
     bits: Bits | None = None

@@ -28,11 +28,34 @@ from vlds.models.generation.positions import (
 )
 from vlds.models.kinds.base import StatesModel
 from vlds.models.kinds.chat_format import ChatFormat
+from vlds.models.kinds.media import (
+    APART,
+    PADDED,
+    SHORT,
+    ShownClip,
+    WholeClips,
+    has_place,
+    in_type,
+    joined,
+    pieces_of,
+    shown_in,
+    videos_of,
+)
 from vlds.models.loss import targets_of
 from vlds.models.methods.context import Predicted, places_of
 from vlds.models.methods.host import run_beside
 from vlds.models.model import BACKBONE_PREFIX, Part
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, RefusedRows, Row, SkipSample, Turn
+from vlds.schema import (
+    IGNORED_LABEL,
+    NO_IMAGE,
+    Batch,
+    Clip,
+    Images,
+    RefusedRows,
+    Row,
+    SkipSample,
+    Turn,
+)
 
 PACKED = ("llava", "llava_onevision", "internvl", "smolvlm", "idefics3")
 """Types whose rows may stand beside each other: tokens have one position each, pictures find their
@@ -51,8 +74,6 @@ ANSWER_TYPES: Mapping[str, Mapping[str, int]] = {
 }
 """Numbers of each token that a processor gives -> what the tokens of an answer have, by type of the
 model; 0 for others. PaliGemma sees a prompt as a whole, and an answer from left to right."""
-
-
 NUM_BEFORE = 2
 """Tokens before an answer by which it is found again."""
 GREY = torch.full((3, 28, 28), 128, dtype=torch.uint8)
@@ -61,6 +82,10 @@ GREY = torch.full((3, 28, 28), 128, dtype=torch.uint8)
 
 WIDE = torch.full((3, 56, 140), 96, dtype=torch.uint8)
 """Another one, of other sides: models that cut pictures into tiles make another number of it."""
+
+
+SHOWN = {"pixel_values", "pixel_values_videos"}
+"""Names of what the tower reads."""
 
 
 class EncodedRow(NamedTuple):
@@ -164,8 +189,14 @@ class ImageTextCollator:
         turns, shown = recent(
             example.asked(len(pictures)), row.max_prompt_tokens, self.turns_length
         )
+        pieces = pieces_of(turns)
+        apart = None in pieces and self.model_type in APART
+        # Asked last: only rows with clips need to know it, and it takes a process.
+        if any(isinstance(piece, Clip) for piece in pieces) and (apart or not self.reads_clips):
+            turns = [turn.as_pictures for turn in turns]
         text, learned, _ = self.chat.write_learned(turns, row.max_prompt_tokens)
-        prompt, types, media = self.process(text, [pictures[n] for n in shown])
+        alone, clips = shown_in(turns, [pictures[n] for n in shown])
+        prompt, types, media = self.process(text, alone, clips)
         answer: list[int] = []
         if not evaluation and example.target is not None:
             answer = self.chat.answer_ids(example.target, row.max_target_tokens)
@@ -180,25 +211,38 @@ class ImageTextCollator:
             types = {name: self.with_answer(name, values, answer) for name, values in types.items()}
         return EncodedRow(prompt, places, torch.tensor(answer, dtype=torch.long), types, media)
 
+    @cached_property
+    def reads_clips(self) -> bool:
+        """True if a clip becomes a video of the processor; else its frames are pictures."""
+        return has_place(self.chat, self.processor, self.model_type)
+
     def process(
-        self, text: str, pictures: Sequence[Tensor]
+        self, text: str, pictures: Sequence[Tensor], clips: Sequence[ShownClip] = ()
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Ids of the prompt (p,), more numbers of its tokens, and the pictures' tensors.
+        """Ids of the prompt (p,), more numbers of its tokens, and tensors of pictures and clips.
 
         Errors: ValueError if the processor gives numbers of tokens that vlds does not know,
-        SkipSample if it refuses the pictures.
+        SkipSample if it refuses the pictures or clips.
         """
         try:
-            output = self.processed(text, pictures)
+            output = self.processed(text, pictures, clips)
         except Exception as error:  # each processor has its own kinds of errors
             reads_grey = False
             with suppress(Exception):
-                self.processed(text, [GREY] * len(pictures))
+                grey = [clip._replace(frames=[GREY] * len(clip.frames)) for clip in clips]
+                self.processed(text, [GREY] * len(pictures), grey)
                 reads_grey = True
-            if not (pictures and reads_grey):
+            lengths = sorted({len(clip.frames) for clip in clips})
+            if len(lengths) > 1 and not reads_grey:
+                raise SkipSample(
+                    "the model's processor takes no clips of unlike numbers of frames together "
+                    f"({' and '.join(map(str, lengths))}): {error}"
+                ) from None
+            if not ((pictures or clips) and reads_grey):
                 raise
             # The pictures are at fault, since it takes grey ones in their place.
-            sizes = " and ".join(f"{p.shape[2]} x {p.shape[1]}" for p in pictures)
+            shown = [*pictures, *(frame for clip in clips for frame in clip.frames)]
+            sizes = " and ".join(dict.fromkeys(f"{p.shape[2]} x {p.shape[1]}" for p in shown))
             raise SkipSample(
                 f"the model's processor refuses a picture ({sizes} pixels): {error}"
             ) from None
@@ -209,8 +253,8 @@ class ImageTextCollator:
         for name, values in output.items():
             if name in ANSWER_TYPES:
                 types[name] = values[0]
-            elif pictures:
-                media[name] = values.to(self.dtype) if values.is_floating_point() else values
+            elif pictures or clips:
+                media[name] = in_type(name, values, self.dtype)
             else:
                 raise ValueError(
                     f"model: the processor of {self.model_type} gives '{name}' for a text; vlds "
@@ -218,7 +262,9 @@ class ImageTextCollator:
                 )
         return prompt, types, media
 
-    def processed(self, text: str, pictures: Sequence[Tensor]) -> Any:
+    def processed(
+        self, text: str, pictures: Sequence[Tensor], clips: Sequence[ShownClip] = ()
+    ) -> Any:
         """What the processor makes of one row."""
         images = list(pictures) if self.model_type in FLAT else [list(pictures)]
         return self.processor(
@@ -226,6 +272,7 @@ class ImageTextCollator:
             images=images if pictures else None,
             return_tensors="pt",
             add_special_tokens=not self.chat.has_start(text),
+            **videos_of(clips),
         )
 
     def places_of(self, text: str, learned: Sequence[tuple[int, int]], prompt: Tensor) -> Tensor:
@@ -254,10 +301,14 @@ class ImageTextCollator:
             found[end - (behind - first) : end] = True
         return found
 
-    def dummy(self, question: str = "", num_pictures: int = 1) -> EncodedRow:
+    def dummy(
+        self, question: str = "", num_pictures: int = 1, with_clip: bool = False
+    ) -> EncodedRow:
         """A short row with small grey pictures, and without an answer."""
-        text = self.chat.prompt(question, num_pictures)
-        prompt, types, media = self.process(text, [GREY] * num_pictures)
+        clips = [ShownClip(SHORT, [GREY])] * with_clip
+        shown = ((None,) * num_pictures) + (SHORT,) * with_clip
+        text = self.chat.write((Turn("user", (*shown, question)),)).text
+        prompt, types, media = self.process(text, [GREY] * num_pictures, clips)
         return EncodedRow(prompt, torch.zeros_like(prompt).bool(), prompt[:0], types, media)
 
     def with_answer(self, name: str, values: Tensor, answer: Sequence[int]) -> Tensor:
@@ -278,7 +329,7 @@ class ImageTextCollator:
         return self.chat.turns_length(turns)
 
 
-PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id")
+PLACEHOLDERS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 """Fields of configs with ids that no answer may hold: a forward pass looks for a picture there."""
 
 
@@ -300,7 +351,11 @@ class ImageTextModel(StatesModel):
         self.backbone = backbone
         self.answer_positions = pick_positions(backbone)
         self.packs = packs
-        self._dummy: EncodedRow | None = None
+        self.whole_clips: WholeClips | None = None
+        if collator.model_type in PADDED:
+            owner = backbone.base_model
+            self.whole_clips = owner.get_video_features = WholeClips(owner.get_video_features)
+        self._dummies: dict[tuple[torch.device, bool], EncodedRow] = {}
         self.answers_apart = bool(backbone.config.is_encoder_decoder)
         self.parts = dict(parts)
         # Its parameters may lie inside other parts' modules, so names tell it, not a path.
@@ -400,6 +455,13 @@ class ImageTextModel(StatesModel):
             **self.joined([batch.media[row] for row in first.argsort().tolist()]),
         }
 
+    @cached_property
+    def clips_apart(self) -> bool:
+        """True if the tower reads clips after pictures, not together with them."""
+        if self.collator.model_type in APART or not self.collator.reads_clips:
+            return False
+        return self.collator.dummy(with_clip=True).media.keys() >= SHOWN
+
     def begin(self, batch: Batch) -> None:
         """Tell methods which tasks the rows have, and run what they have put beside the model."""
         self.context.set_rows(batch.task_index, None, batch.input_ids.device)
@@ -433,36 +495,28 @@ class ImageTextModel(StatesModel):
         return int(config.eos_token_id if start is None else start)
 
     def joined(self, media: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The rows' media in one tensor each: along dimension 0, other dimensions padded with zeros
-        to the largest. All types of models read this (they drop empty tiles)."""
-        joined: dict[str, Tensor] = {}
-        for name in dict.fromkeys(name for row in media for name in row):
-            tensors = [row[name] for row in media if name in row]
-            largest = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
-            padded = []
-            for tensor in tensors:
-                gaps = [most - size for most, size in zip(largest, tensor.shape[1:], strict=True)]
-                # F.pad takes (before, after) of each dimension, the last one first.
-                padded.append(F.pad(tensor, [n for gap in reversed(gaps) for n in (0, gap)]))
-            whole = torch.cat(padded)
-            joined[name] = whole.to(self.backbone.dtype) if whole.is_floating_point() else whole
-        return joined
+        if self.whole_clips is not None:
+            self.whole_clips.expect(media)
+        return joined(media, self.backbone.dtype)
 
     def with_dummy(self, batch: Batch) -> Batch:
         """In training, the batch and one short row with a picture, if no row has one: ranks without
-        a picture would skip the tower, and the others would wait for them under ZeRO-3."""
-        if not self.training or any(batch.media):
+        a picture would skip the tower, and the others would wait for them under ZeRO-3. There, some
+        types read clips in a second pass of the tower, which all ranks need too."""
+        is_partitioned = hasattr(next(self.backbone.parameters()), "ds_id")  # DeepSpeed's mark
+        needs_clip = is_partitioned and self.shows_clips and self.clips_apart
+        names = {name for row in batch.media for name in row}
+        if not self.training or (names >= SHOWN if needs_clip else names):
             return batch
         device = batch.input_ids.device
-        if self._dummy is None or self._dummy.prompt.device != device:
+        if (dummy := self._dummies.get((device, needs_clip))) is None:
+            made = self.collator.dummy(with_clip=needs_clip)
             # Once on the device: each later copy would make the host wait.
-            made = self.collator.dummy()
-            self._dummy = made._replace(
+            dummy = self._dummies[device, needs_clip] = made._replace(
                 prompt=made.prompt.to(device),
                 types={name: values.to(device) for name, values in made.types.items()},
                 media={name: values.to(device) for name, values in made.media.items()},
             )
-        dummy = self._dummy
         length = max(batch.input_ids.shape[1], len(dummy.prompt))
 
         def longer(rows: Tensor, row: Tensor, value: int) -> Tensor:

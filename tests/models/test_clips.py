@@ -1,0 +1,236 @@
+"""Clips between the words: as the model's own processor writes them, or as pictures in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.video_utils import VideoMetadata
+
+from tests.toys.image_text import FAST_TYPES
+from tests.toys.image_text.clips import (
+    CLIP,
+    INDICES,
+    NUM_FRAMES,
+    RATE,
+    SHORT,
+    frames,
+    mixed,
+    row_of,
+    talk,
+)
+from tests.toys.image_text.rows import Tiny, tiny
+from vlds.models.collate import recent
+from vlds.models.kinds.image_text_model import ImageTextModel
+from vlds.models.kinds.media import READ_CLIPS
+from vlds.schema import IGNORED_LABEL, Batch, Clip, Decoding, RefusedRows, Turn
+
+FAST = (*FAST_TYPES, "llava_onevision", "qwen3_vl")
+TYPES = [pytest.param(t, marks=[] if t in FAST else [pytest.mark.slow]) for t in READ_CLIPS]
+
+
+@pytest.fixture(params=TYPES)
+def model(request: pytest.FixtureRequest) -> Tiny:
+    return tiny(request.param)
+
+
+def by_hugging_face(model: Tiny, turns: Sequence[Turn], pictures: Sequence[Tensor]) -> Any:
+    """The conversation as its processor makes it, told what a decoder of the clip would tell."""
+    words = {type(None): {"type": "image"}, Clip: {"type": "video"}}
+    talk = [
+        {
+            "role": turn.speaker,
+            "content": [
+                {"type": "text", "text": piece} if isinstance(piece, str) else words[type(piece)]
+                for piece in turn.content
+            ],
+        }
+        for turn in turns
+    ]
+    template = model.processor.chat_template
+    alone = list(pictures[len(INDICES) :])
+    return model.processor(
+        text=[
+            model.processor.apply_chat_template(
+                talk, chat_template=template, add_generation_prompt=True
+            )
+        ],
+        images=[alone] if alone else None,
+        videos=[torch.stack(list(pictures[: len(INDICES)]))],
+        video_metadata=[
+            VideoMetadata(
+                total_num_frames=NUM_FRAMES,
+                fps=RATE,
+                duration=NUM_FRAMES / RATE,
+                frames_indices=list(INDICES),
+            )
+        ],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+
+
+@torch.no_grad()
+def test_rows_losses_and_answers_are_hugging_faces(model: Tiny) -> None:
+    turns = talk(model)
+    pictures = frames(sum(turn.num_pictures for turn in turns))
+    row = row_of(0, 0, *turns)
+    asked = model.collator([row], pictures, evaluation=True)
+    theirs = by_hugging_face(model, turns, pictures)
+    assert asked.input_ids.tolist() == theirs["input_ids"].tolist()
+    ours = asked.media[0] | asked.types
+    assert ours.keys() == theirs.keys() - {"input_ids", "attention_mask"}
+    for name, values in ours.items():
+        assert torch.equal(values, theirs[name]), name
+    batch = model.collator([row], pictures, evaluation=False)
+    assert batch.labels is not None
+    said = model.processor.tokenizer.decode(batch.labels[batch.labels != IGNORED_LABEL])
+    assert said.index("a red car") < said.index("blue sky")
+    built = model.build().eval()
+    mean = built.token_nll(batch).sum() / (batch.labels != IGNORED_LABEL).sum()
+    answer = batch.input_ids[:, asked.input_ids.shape[1] :]
+    whole = {**theirs, "input_ids": torch.cat([theirs["input_ids"], answer], 1)}
+    whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+    for name in asked.types:
+        whole[name] = torch.cat([theirs[name], torch.zeros_like(answer)], 1)
+    loss = built.backbone(**whole, labels=batch.labels).loss
+    assert mean.item() == pytest.approx(loss.item(), abs=1e-6)
+    writer = built.writer
+    (written,) = writer.write(built.prompts(asked), Decoding(max_new_tokens=6), None)
+    ids = built.backbone.generate(
+        **theirs,
+        max_new_tokens=6,
+        do_sample=False,
+        suppress_tokens=list(writer.forbidden),
+        eos_token_id=list(writer.ends),
+        pad_token_id=writer.pad,
+    )[0, theirs["input_ids"].shape[1] :]
+    assert written.ids == ids.tolist()
+
+
+@torch.no_grad()
+def test_rows_are_the_same_alone_and_together(model: Tiny) -> None:
+    built = model.build().eval()
+    rows, pictures = mixed(model)
+    whole = built.token_nll(model.collator(rows, pictures, evaluation=False)).sum(1)
+    for row, nll in zip(rows, whole, strict=True):
+        alone = model.collator([row], pictures, evaluation=False)
+        assert torch.allclose(built.token_nll(alone).sum(1), nll, atol=1e-4)
+    decoding = Decoding(num_beams=2, max_new_tokens=4)
+    together = built.answer(model.collator(rows, pictures, evaluation=True), decoding)
+    for row, answer in zip(rows, together, strict=True):
+        (alone,) = built.answer(model.collator([row], pictures, evaluation=True), decoding)
+        assert alone.text == answer.text
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["llava_onevision", "internvl", "smolvlm", "idefics3"])
+def test_packed_rows_keep_their_clips(model_type: str) -> None:
+    model = tiny(model_type)
+    rows, pictures = mixed(model)
+    rows = [rows[n % 4]._replace(task_index=0) for n in (1, 0, 2, 3, 2, 0)]
+    batch = model.collator(rows, pictures, evaluation=False)
+    apart = model.build().eval().token_nll(batch).sum(1)
+    built = replace(model, kind=replace(model.kind, pack=True)).build().eval()
+    lines = built.lines(batch)
+    assert lines is not None
+    assert len(lines.tasks) < len(rows)
+    assert torch.allclose(built.token_nll(batch).sum(1), apart, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["llava", "idefics3", "gemma3", "smolvlm"])
+def test_elsewhere_a_clip_is_its_frames(model_type: str) -> None:
+    """Also in SmolVLM beside a picture, which its processor would lose."""
+    model = tiny(model_type)
+    turn = Turn("user", ("look: ", SHORT, "so ", None, "?"))
+    spread = turn._replace(content=("look: ", None, None, "so ", None, "?"))
+    batches = [
+        model.collator([row_of(0, 0, said)], frames(3), evaluation=False) for said in (turn, spread)
+    ]
+    assert torch.equal(batches[0].input_ids, batches[1].input_ids)
+    for name, values in batches[0].media[0].items():
+        assert torch.equal(values, batches[1].media[0][name])
+
+
+def test_a_template_without_a_place_for_clips() -> None:
+    model = tiny("qwen2_5_vl")
+    model = replace(model, processor=model.kind.load_processor())
+    assert model.collator.reads_clips
+    model.processor.chat_template = model.processor.chat_template.replace("'video'", "'film'")
+    assert not model.collator.reads_clips
+    batch = model.collator([row_of(0, 0, Turn("user", (SHORT, "?")))], frames(2), evaluation=False)
+    assert len(batch.media[0]["image_grid_thw"]) == 2
+
+
+@pytest.mark.parametrize("model_type", ["llava_onevision", "internvl"])
+def test_unlike_clips_in_a_row_that_a_processor_does_not_take(model_type: str) -> None:
+    rows = [row_of(n, 0, Turn("user", (SHORT, CLIP, "?"))) for n in range(2)]
+    rows[1] = row_of(1, 0, Turn("user", (SHORT, "?")))
+    message = r"takes no clips of unlike numbers of frames together \(2 and 4\)"
+    with pytest.raises(RefusedRows, match=message) as error:
+        tiny(model_type).collator(rows, frames(6), evaluation=False)
+    assert [*error.value.reasons] == [0]
+
+
+def test_times_reach_bfloat16_models_exactly() -> None:
+    model = tiny("qwen2_5_vl")
+    half = model.kind.collator(model.processor, torch.bfloat16)
+    batch = half([row_of(0, 0, Turn("user", (CLIP, "?")))], frames(4), evaluation=False)
+    seconds = torch.tensor([2 * CLIP.duration / 4])  # a grid is two of the four frames
+    assert torch.equal(batch.media[0]["second_per_grid_ts"], seconds)
+    built = model.build().to(torch.bfloat16)
+    assert torch.equal(built.inputs(batch)["second_per_grid_ts"], seconds)
+    assert built.inputs(batch)["pixel_values_videos"].dtype == torch.bfloat16
+
+
+def test_old_turns_go_with_their_clips() -> None:
+    turns = [
+        Turn("user", (None, CLIP, "one")),
+        Turn("assistant", ("two",)),
+        Turn("user", (SHORT, "three", None)),
+    ]
+    kept, pictures = recent(turns, 1, lambda left: sum(len(t.texts) for t in left))
+    assert (kept, pictures) == (turns[2:], [5, 6, 7])
+
+
+def counted(built: ImageTextModel, batch: Batch, partitioned: bool) -> int:
+    """How often the tower runs in a training step."""
+    tower = built.get_submodule(built.parts["vision"].path)
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    hook = tower.register_forward_hook(count)
+    first = next(built.backbone.parameters())
+    with mock.patch.object(first, "ds_id", 0, create=True) if partitioned else mock.MagicMock():
+        built.train()(batch, torch.ones(len(batch)))
+    hook.remove()
+    return calls
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "internvl", "llava_onevision"])
+def test_all_rows_run_the_tower_as_often_under_zero_3(model_type: str) -> None:
+    """If the data have clips; else, and elsewhere, nothing runs that is not asked for."""
+    model = tiny(model_type)
+    built = model.build()
+    rows, pictures = mixed(model)
+    batches = [model.collator([row], pictures, evaluation=False) for row in rows]
+    apart = 1 if model_type == "internvl" else 2
+    assert [counted(built, batch, False) for batch in batches] == [1, apart, 1, 1]
+    assert [counted(built, batch, True) for batch in batches] == [1, apart, 1, 1]
+    built = model.build()
+    built.shows_clips = True
+    assert [counted(built, batch, False) for batch in batches] == [1, apart, 1, 1]
+    assert [counted(built, batch, True) for batch in batches] == [apart] * 4
+    built.eval()
+    losses = [built.token_nll(batch).sum() for batch in batches]
+    with mock.patch.object(next(built.backbone.parameters()), "ds_id", 0, create=True):
+        stepped = [built.train().token_nll(batch).sum() for batch in batches]
+    assert torch.allclose(torch.stack(stepped), torch.stack(losses), atol=1e-4)

@@ -23,7 +23,9 @@ from vlds.schema import Batch, Example, Row
 
 TASKS = ("vqa", "caption")
 TEXTS = (("what is red ?", "blue sky"), ("what is this thing here ?", "dog"), ("why ?", "a cat"))
-NUMBERS: Mapping[str, Sequence[int]] = {"florence2": (1, 1, 1), "paligemma": (1, 2, 1)}
+NUMBERS: Mapping[str, Sequence[int]] = {
+    "florence2": (1, 1, 1), "blip-2": (1, 1, 1), "paligemma": (1, 2, 1), "got_ocr2": (1, 2, 1),
+}  # fmt: skip
 """Pictures of the three rows, for types that do not take any number; others have 1, 2, 0."""
 
 

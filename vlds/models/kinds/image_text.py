@@ -8,7 +8,7 @@ The model and its collator are in `image_text_model`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -134,7 +134,10 @@ def find_parts(model: PreTrainedModel) -> ImageTextParts:
 
 TESTED = (
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "llava", "llava_onevision",
-    "paligemma", "gemma3", "internvl", "florence2",
+    "paligemma", "gemma3", "internvl", "florence2", "qwen3_5", "qwen3_vl_moe", "glm4v",
+    "glm4v_moe", "glm46v", "lfm2_vl", "llava_next", "vipllava", "mistral3", "aya_vision",
+    "cohere2_vision", "idefics2", "got_ocr2", "blip-2", "perception_lm", "ovis2", "paddleocr_vl",
+    "video_llama_3", "lighton_ocr", "deepseek_vl", "gemma4",
 )  # fmt: skip
 """Types of models that vlds has tests for."""
 SIZES = ("patch_size", "merge_size", "temporal_patch_size", "image_seq_length", "image_seq_len")
@@ -157,7 +160,9 @@ def check_inputs(collator: ImageTextCollator, config: Any, model: str, processor
     for owner in (collator.processor, getattr(collator.processor, "image_processor", None)):
         for size in SIZES:
             value = getattr(owner, size, None)
-            is_size = type(value) is int and 1 <= value <= LARGEST_PROCESSOR_SIZE
+            # Pixtral's patches have a height and a width.
+            sides = value.values() if isinstance(value, Mapping) else (value,)
+            is_size = all(type(n) is int and 1 <= n <= LARGEST_PROCESSOR_SIZE for n in sides)
             if value is not None and not is_size:
                 raise ValueError(
                     f"{processor}: {type(owner).__name__}'s {size} is {value!r:.50}, a whole "

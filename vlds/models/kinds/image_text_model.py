@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -39,8 +40,11 @@ PACKED = ("llava", "llava_onevision", "internvl", "smolvlm", "idefics3")
 placeholders in the order of these, and the mask says which tokens are seen."""
 FLAT = ("llava_onevision",)
 """Types whose processor loses tiles of two pictures that it gets as one row's list."""
-NEED_PICTURES = ("paligemma",)
-"""Types whose processors refuse a text without a picture."""
+TILED = ("perception_lm",)
+"""Types that read the tiles of all pictures in one stack: (1, tiles, 3, h, w). Their processors make
+no tensor of pictures with unlike numbers of tiles."""
+NEED_PICTURES = ("paligemma", "got_ocr2", "blip-2")
+"""Types that take no text without a picture."""
 PLACES_PICTURES = ("florence2", "blip-2")
 """Types whose processor puts the placeholders of pictures before the text itself."""
 ENDS_PICTURES = ("paligemma",)
@@ -61,6 +65,25 @@ GREY = torch.full((3, 28, 28), 128, dtype=torch.uint8)
 
 WIDE = torch.full((3, 56, 140), 96, dtype=torch.uint8)
 """Another one, of other sides: models that cut pictures into tiles make another number of it."""
+
+
+class Layout(NamedTuple):
+    """How a processor takes the pictures of a row."""
+
+    nested: bool
+    """A list for each row, in a list; else all pictures in one list."""
+    pil: bool
+    """As Pillow's images, in place of tensors, which most processors read without a copy."""
+
+    def of(self, pictures: Sequence[Tensor]) -> list[Any]:
+        shown: list[Any] = list(pictures)
+        if self.pil:
+            shown = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures]
+        return [shown] if self.nested else shown
+
+
+LAYOUTS = tuple(Layout(nested, pil) for pil in (False, True) for nested in (True, False))
+"""In the order in which they are tried."""
 
 
 class EncodedRow(NamedTuple):
@@ -202,6 +225,9 @@ class ImageTextCollator:
             raise SkipSample(
                 f"the model's processor refuses a picture ({sizes} pixels): {error}"
             ) from None
+        if self.model_type in TILED:
+            output = {name: torch.cat(list(map(torch.as_tensor, v))) for name, v in output.items()}
+            output |= {n: v[None] for n, v in output.items() if not v.is_floating_point()}
         prompt = output.pop("input_ids")[0]
         for name in ("attention_mask", "labels"):  # PaliGemma's labels are all ignored here
             output.pop(name, None)
@@ -220,13 +246,28 @@ class ImageTextCollator:
 
     def processed(self, text: str, pictures: Sequence[Tensor]) -> Any:
         """What the processor makes of one row."""
-        images = list(pictures) if self.model_type in FLAT else [list(pictures)]
         return self.processor(
             text=[text],
-            images=images if pictures else None,
-            return_tensors="pt",
+            images=self.layout.of(pictures) if pictures else None,
+            return_tensors=None if self.model_type in TILED else "pt",
             add_special_tokens=not self.chat.has_start(text),
         )
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The first of `LAYOUTS` in which the processor reads a picture; the first of all if it
+        reads none."""
+        if self.model_type in FLAT:
+            return Layout(nested=False, pil=False)
+        text = self.chat.prompt("", 1)
+        for layout in LAYOUTS:
+            collator = replace(self)
+            vars(collator)["layout"] = layout
+            # Memory that is missing for one may be there for the next, where another process looks.
+            with suppress(ValueError, TypeError, RuntimeError, LookupError, AttributeError):
+                collator.processed(text, [GREY])
+                return layout
+        return LAYOUTS[0]
 
     def places_of(self, text: str, learned: Sequence[tuple[int, int]], prompt: Tensor) -> Tensor:
         """Which tokens of a prompt (p,) are those between such places of its text.
@@ -445,6 +486,8 @@ class ImageTextModel(StatesModel):
                 # F.pad takes (before, after) of each dimension, the last one first.
                 padded.append(F.pad(tensor, [n for gap in reversed(gaps) for n in (0, gap)]))
             whole = torch.cat(padded)
+            if self.collator.model_type in TILED:
+                whole = whole[None]
             joined[name] = whole.to(self.backbone.dtype) if whole.is_floating_point() else whole
         return joined
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.toys.image_text import TYPES
+from tests.toys.image_text import FAST_TYPES, TYPES
 from tests.toys.image_text.rows import tiny
 from tests.toys.rank_pool import RankError, RankPool
 from vlds.models.build import build_model
@@ -20,6 +21,7 @@ from vlds.models.methods import Adapter, Full, HyperPELT, LoRA, Method, Mixture,
 from vlds.models.partitioned import partitioned_loading
 from vlds.recipe.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
 from vlds.runtime.deepspeed_start import start_ranks
+from vlds.schema import Batch
 from vlds.tasks import VQA, Caption
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine
@@ -57,12 +59,14 @@ FAST = [
 ]  # fmt: skip
 CASES = [
     pytest.param(t, m, stage, marks=() if (t, m, stage) in FAST else pytest.mark.slow)
-    for t in TYPES
+    for t in FAST_TYPES
     for m in METHODS
     for stage in (2, 3)
     if (m, stage) != ("adalora", 3)  # refused
     if m not in RELATED or t in ("qwen2_5_vl", "llava", "florence2")
 ]
+GROUPS = [TYPES[start : start + 8] for start in range(0, len(TYPES), 8)]
+"""Types that one job of the ranks goes through."""
 
 
 def recipe_of(model_type: str, method: str, stage: int, folder: Path) -> Recipe:
@@ -82,8 +86,8 @@ def recipe_of(model_type: str, method: str, stage: int, folder: Path) -> Recipe:
     )
 
 
-def steps(recipe: Recipe, model_type: str, shares: list[list[int]]) -> list[tuple[float, float]]:
-    """Loss on this rank, and gradient norm, of some steps on its share of three rows."""
+def start(recipe: Recipe, model_type: str, shares: list[list[int]]) -> tuple[Engine, Batch]:
+    """An engine around the model, and this rank's share of three rows."""
     ranks = start_ranks(60)
     cut = cut_batches(recipe, ranks.world_size)
     config = complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, cut)
@@ -102,10 +106,50 @@ def steps(recipe: Recipe, model_type: str, shares: list[list[int]]) -> list[tupl
     set_learning_rate(engine.parameter_groups, 1.0)
     source = replace(tiny(model_type), kind=recipe.model, processor=processor)
     rows = source.rows()
-    batch = source.batch([rows[index] for index in shares[ranks.global_rank]])
+    return engine, source.batch([rows[index] for index in shares[ranks.global_rank]])
+
+
+def steps(recipe: Recipe, model_type: str, shares: list[list[int]]) -> list[tuple[float, float]]:
+    """Loss on this rank, and gradient norm, of some steps on its share of three rows."""
+    engine, batch = start(recipe, model_type, shares)
     reports = [engine.step([batch]) for _ in range(STEPS)]
     engine.close()
     return [(float(r.task_losses.sum()), r.gradient_norm) for r in reports]
+
+
+def steps_of_all(
+    recipes: dict[str, Recipe], shares: list[list[int]]
+) -> dict[str, list[tuple[float, float]]]:
+    """`steps` of each type."""
+    return {name: steps(recipe, name, shares) for name, recipe in recipes.items()}
+
+
+def resumed(recipes: dict[str, Recipe], shares: list[list[int]]) -> dict[str, bool]:
+    """Type -> whether a new engine with the state after the first step makes the same second one,
+    bit for bit."""
+    same: dict[str, bool] = {}
+    for name, recipe in recipes.items():
+        engine, batch = start(recipe, name, shares)
+        engine.step([batch])
+        states: list[Any] = [engine.export()]
+        torch.distributed.broadcast_object_list(states)
+        updates = engine.task_updates
+        whole = engine.step([batch])
+        expected = engine.export()
+        engine.close()
+        engine, batch = start(replace(recipe, seed=recipe.seed + 1), name, shares)
+        engine.restore(states[0], 1, 0, updates)
+        again = engine.step([batch])
+        found = engine.export()
+        engine.close()
+        same[name] = torch.equal(whole.task_losses, again.task_losses)
+        if found is not None and expected is not None:
+            same[name] &= found.keys() == expected.keys() and all(
+                torch.equal(tensor, expected[weight][key])
+                for weight, tensors in found.items()
+                for key, tensor in tensors.items()
+            )
+    return same
 
 
 def steps_without_dummy(*arguments: Any) -> list[tuple[float, float]]:
@@ -138,3 +182,26 @@ def test_unlike_rows_on_two_ranks(
         assert one_norm == other_norm
         assert one_norm == pytest.approx(norm, rel=1e-4)
     assert alone[0] != alone[1], "the step has moved the weights"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("types", GROUPS, ids=lambda types: f"{types[0]} to {types[-1]}")
+def test_every_type_on_two_ranks(
+    types: Sequence[str], ranks1: RankPool, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """As above, under ZeRO-3; and steps behind a state that is put back are those of the run that
+    was not interrupted."""
+    recipes = {}
+    for name in types:
+        (folder := tmp_path / name).mkdir()
+        recipes[name] = recipe_of(name, "lora", 3, folder)
+    (alone,) = ranks1.run(steps_of_all, recipes, [[0, 1, 2]], timeout=600)
+    first, second = ranks2.run(steps_of_all, recipes, [[0, 1], [2]], timeout=600)
+    for name in types:
+        for (loss, norm), one, other in zip(alone[name], first[name], second[name], strict=True):
+            assert one[0] + other[0] == pytest.approx(loss, rel=1e-5), name
+            assert one[1] == other[1], name
+            assert one[1] == pytest.approx(norm, rel=1e-4), name
+        assert alone[name][0] != alone[name][1], f"the step has moved the weights of {name}"
+    whole = dict.fromkeys(types, True)
+    assert ranks2.run(resumed, recipes, [[0, 1], [2]], timeout=600) == [whole, whole]

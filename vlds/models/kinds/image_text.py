@@ -255,6 +255,8 @@ class ImageTextToText(ModelKind):
     """Folder or hub name of the processor; default: where the weights are."""
     max_pixels: Count = 1024 * 1024
     """Larger pictures are scaled down before the processor sees them."""
+    min_pixels: Count | None = None
+    """Smaller pictures are scaled up to this many pixels before the processor sees them."""
     num_images: Count | None = None
     """Most pictures an example may have; default: 2, or 1 for types that take no more."""
     train_connector: bool = True
@@ -274,6 +276,11 @@ class ImageTextToText(ModelKind):
     def __post_init__(self) -> None:
         check_path_or_config(self)
         check_has_source(self.bits, self.config)
+        if (self.min_pixels or 0) > self.max_pixels:
+            raise ValueError(
+                f"min_pixels: got {self.min_pixels}, more than max_pixels, {self.max_pixels}; give "
+                "less, or raise max_pixels"
+            )
         for part, roles in self.roles.items():
             for name, known in ((part, PARTS), *((role, ROLES) for role in roles)):
                 if name not in known:
@@ -323,7 +330,7 @@ class ImageTextToText(ModelKind):
 
     @property
     def image(self) -> NaturalSize:
-        return NaturalSize(self.max_pixels)
+        return NaturalSize(self.max_pixels, self.min_pixels or 0)
 
     @property
     def fewest_images(self) -> int:

@@ -281,11 +281,15 @@ class ImageTextCollator:
         ids, found = prompt.tolist(), torch.zeros_like(prompt, dtype=torch.bool)
         end = 0
         for first, behind in stretches:
-            # With what stands before it, which makes an answer unlike the same words elsewhere.
-            wanted = plain[max(0, first - NUM_BEFORE) : behind]
-            starts = range(end, len(ids) - len(wanted) + 1)
-            start = next((n for n in starts if ids[n : n + len(wanted)] == wanted), None)
-            if start is None:
+            # With what stands before it, which makes an answer unlike the same words elsewhere. The
+            # farther token may be a picture's, which the processor has replaced.
+            for before in (NUM_BEFORE, 1):
+                wanted = plain[max(0, first - before) : behind]
+                starts = range(end, len(ids) - len(wanted) + 1)
+                start = next((n for n in starts if ids[n : n + len(wanted)] == wanted), None)
+                if start is not None:
+                    break
+            else:
                 raise ValueError(
                     f"model: the processor of {self.model_type} changes the words beside its "
                     "pictures, so that the answers before the last one are not found; let the task "

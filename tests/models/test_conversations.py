@@ -15,9 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.toys.causal import SPECIAL, build, kind_in, save_model, write_tokenizer
 from tests.toys.causal import batch as causal_batch
+from tests.toys.image_text.claims import TALKING
 from tests.toys.image_text.rows import Tiny, images, tiny
 from tests.toys.image_text.theirs import conversation, processed
-from tests.toys.image_text.words import WORDS
 from vlds.models.kinds.causal import CausalCollator
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.schema import (
@@ -278,12 +278,6 @@ WITH_PICTURES = (
     Turn("user", ("why ?",)),
 )
 FAST = ("qwen2_5_vl", "smolvlm", "llava_onevision", "gemma3", "glm4v")
-TALKING = [
-    pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-    for name, words in WORDS.items()
-    if words.template is not None
-]
-"""Tested types with a chat template."""
 ENDS = {
     "glm4v": "<|endoftext|>", "glm4v_moe": "<|endoftext|>", "glm46v": "<|endoftext|>",
     "gemma4": "<turn|>",
@@ -292,7 +286,10 @@ ENDS = {
 whose prompt is another than what stands before the answer in one."""
 
 
-@pytest.mark.parametrize("model_type", TALKING)
+@pytest.mark.parametrize(
+    "model_type",
+    [pytest.param(t, marks=() if t in FAST else pytest.mark.slow) for t in TALKING],
+)
 @torch.no_grad()
 def test_pictures_stand_where_the_template_puts_them(model_type: str) -> None:
     """Ids and pictures are those of Hugging Face's processor, and the loss is that of its model on

@@ -21,8 +21,8 @@ ENDLESS = {"glm4v", "glm4v_moe", "glm46v"}
 ASKS_OTHERWISE = {"glm4v", "gemma4"}
 """Types whose prompt is another than what stands before the answers of conversations."""
 REFUSED = {("paligemma", 0), ("got_ocr2", 0), ("blip-2", 0), ("perception_lm", 2)}
-"""Numbers of pictures in a row that a type's processor, or the model, refuses; PerceptionLM takes no
-two of unlike numbers of tiles."""
+"""Numbers of pictures in a row that a type's processor, or the model, refuses; PerceptionLM's takes
+no two of unlike numbers of tiles."""
 MISREAD = {("florence2", 2), ("blip-2", 2)}
 """Those that it accepts in some versions of transformers, and gives to the wrong row."""
 LONG = {"got_ocr2", "gemma4"}

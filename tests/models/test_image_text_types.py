@@ -1,5 +1,5 @@
-"""Each tested type against Hugging Face: rows are those of its own processor, losses those of its own
-forward pass, and answers those of its own `generate`."""
+"""Each tested type against Hugging Face: rows are those of its own processor, losses those of its
+own forward pass, and answers those of its own `generate`."""
 
 from __future__ import annotations
 

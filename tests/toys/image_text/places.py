@@ -43,7 +43,12 @@ PLACES = {
     ),
     **dict.fromkeys(
         (
-            "lfm2_vl", "vipllava", "mistral3", "aya_vision", "cohere2_vision", "got_ocr2",
+            "lfm2_vl",
+            "vipllava",
+            "mistral3",
+            "aya_vision",
+            "cohere2_vision",
+            "got_ocr2",
             "perception_lm",
         ),
         Places(*TOWER, PROJECTOR),

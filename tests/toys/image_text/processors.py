@@ -70,17 +70,23 @@ FIELDS = {
         "video_processor": hf.InternVLVideoProcessor(size=SQUARE),
         "image_seq_length": 4,
     },
-    **dict.fromkeys(("glm4v", "glm4v_moe"), lambda: {
-        "image_processor": hf.Glm4vImageProcessor(**AREA),
-        "video_processor": hf.Glm4vVideoProcessor(**AREA),
-    }),
+    **dict.fromkeys(
+        ("glm4v", "glm4v_moe"),
+        lambda: {
+            "image_processor": hf.Glm4vImageProcessor(**AREA),
+            "video_processor": hf.Glm4vVideoProcessor(**AREA),
+        },
+    ),
     "glm46v": lambda: {
         "image_processor": hf.Glm46VImageProcessor(**AREA),
         "video_processor": hf.Glm46VVideoProcessor(**AREA),
     },
     "lfm2_vl": lambda: {
         "image_processor": hf.Lfm2VlImageProcessor(
-            tile_size=SIDE, encoder_patch_size=7, min_image_tokens=1, max_image_tokens=4,
+            tile_size=SIDE,
+            encoder_patch_size=7,
+            min_image_tokens=1,
+            max_image_tokens=4,
             max_tiles=4,
         ),
     },
@@ -119,9 +125,7 @@ FIELDS = {
         "downsample_factor": 2,
     },
     "cohere2_vision": lambda: {
-        "image_processor": hf.Cohere2VisionImageProcessor(
-            size=SQUARE, max_patches=2, patch_size=2
-        ),
+        "image_processor": hf.Cohere2VisionImageProcessor(size=SQUARE, max_patches=2, patch_size=2),
     },
     "idefics2": lambda: {
         "image_processor": hf.Idefics2ImageProcessor(
@@ -143,9 +147,7 @@ FIELDS = {
         "pooling_ratio": 1,
     },
     "ovis2": lambda: {
-        "image_processor": hf.Ovis2ImageProcessor(
-            size=SQUARE, crop_to_patches=True, max_patches=2
-        ),
+        "image_processor": hf.Ovis2ImageProcessor(size=SQUARE, crop_to_patches=True, max_patches=2),
         "image_seq_length": 4,
     },
     "paddleocr_vl": lambda: {"image_processor": hf.PaddleOCRVLImageProcessor(**AREA)},

@@ -66,7 +66,5 @@ def conversation(processor: Any, turns: Sequence[Turn], **how: Any) -> str:
         plain = all(turn.content) and "content is string" in processor.chat_template
         content = "".join(turn.texts) if plain else parts
         said.append({"role": turn.speaker, "content": content})
-    written: str = processor.apply_chat_template(
-        said, tokenize=False, enable_thinking=False, **how
-    )
+    written: str = processor.apply_chat_template(said, tokenize=False, enable_thinking=False, **how)
     return written

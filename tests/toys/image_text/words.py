@@ -121,7 +121,8 @@ PADDLE_TURNS = (
     "{{ cls_token }}{% for m in messages %}{% if m.role == 'user' %}User: "
     "{% for part in m.content %}{% if part.type == 'image' %}"
     "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %}{{ '\n' }}{% else %}Assistant:\n{% for part in m.content %}{{ part.text }}{% endfor %}"
+    "{% endfor %}{{ '\n' }}{% else %}Assistant:\n"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}"
     "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
 DEEPSEEK_TURNS = turns(

@@ -538,6 +538,17 @@ class ChatFormat:
         ends = [after.index(text) + len(text) for text in self.special_words if text in after]
         return lead, after[: min(ends)] if ends else str(self.tokenizer.eos_token)
 
+    @property
+    def prompt_note(self) -> str:
+        """What a run says where prompts end otherwise than what stands before a conversation's
+        answers; "" elsewhere."""
+        if not self.has_template or (around := self.around_marker(self.variables)).follows:
+            return ""
+        return (
+            f"its chat template asks for an answer behind {around.prompt[-80:]!r}, and writes "
+            f"finished ones behind {around.before[-80:]!r}; answers are learned where it asks"
+        )
+
     def around_marker(self, variables: Mapping[str, bool]) -> Around:
         """How the template writes an answer."""
         talk = self.messages((("user", (True,)), ("assistant", (True,))), (QUESTION, MARKER))

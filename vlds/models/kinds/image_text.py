@@ -27,15 +27,8 @@ from transformers.utils import is_flash_attn_2_available
 from vlds.models.backbones.base import num_ids, unique_state
 from vlds.models.generation.positions import can_share_starts
 from vlds.models.kinds.base import ModelKind, try_questions
-from vlds.models.kinds.image_text_model import (
-    GREY,
-    NEED_PICTURES,
-    PACKED,
-    PLACES_PICTURES,
-    WIDE,
-    ImageTextCollator,
-    ImageTextModel,
-)
+from vlds.models.kinds.image_text_model import ImageTextCollator, ImageTextModel
+from vlds.models.kinds.picture_forms import GREY, NEED_PICTURES, PACKED, PLACES_PICTURES, WIDE
 from vlds.models.loading.gate import check_model, check_tokenizer, read_any_config, unpartitioned
 from vlds.models.loading.load_backbone import Longest, check_fits, num_positions
 from vlds.models.loading.model_files import reading
@@ -378,6 +371,8 @@ class ImageTextToText(ModelKind):
         assert isinstance(model, ImageTextModel)
         collator = model.collator
         check_reads(collator, self.processor_place[1], evaluation)
+        if note := collator.chat.prompt_note:
+            return [f"{self.processor_place[1]}: {note}"]
         if collator.chat.has_template or collator.model_type in PLACES_PICTURES:
             return ()
         plain = collator.chat.prompt("QUESTION", 1)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -29,61 +28,24 @@ from vlds.models.generation.positions import (
 )
 from vlds.models.kinds.base import StatesModel
 from vlds.models.kinds.chat_format import ChatFormat
+from vlds.models.kinds.picture_forms import (
+    ANSWER_TYPES,
+    ENDS_PICTURES,
+    FLAT,
+    GREY,
+    LAYOUTS,
+    PLACES_PICTURES,
+    TILED,
+    Layout,
+)
 from vlds.models.loss import targets_of
 from vlds.models.methods.context import Predicted, places_of
 from vlds.models.methods.host import run_beside
 from vlds.models.model import BACKBONE_PREFIX, Part
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, RefusedRows, Row, SkipSample, Turn
 
-PACKED = ("llava", "llava_onevision", "internvl", "smolvlm", "idefics3")
-"""Types whose rows may stand beside each other: tokens have one position each, pictures find their
-placeholders in the order of these, and the mask says which tokens are seen."""
-FLAT = ("llava_onevision",)
-"""Types whose processor loses tiles of two pictures that it gets as one row's list."""
-TILED = ("perception_lm",)
-"""Types that read the tiles of all pictures in one stack: (1, tiles, 3, h, w). Their processors make
-no tensor of pictures with unlike numbers of tiles."""
-NEED_PICTURES = ("paligemma", "got_ocr2", "blip-2")
-"""Types that take no text without a picture."""
-PLACES_PICTURES = ("florence2", "blip-2")
-"""Types whose processor puts the placeholders of pictures before the text itself."""
-ENDS_PICTURES = ("paligemma",)
-"""Types whose processor itself writes what parts pictures from the text."""
-ANSWER_TYPES: Mapping[str, Mapping[str, int]] = {
-    "mm_token_type_ids": {},
-    "token_type_ids": {"paligemma": 1},
-}
-"""Numbers of each token that a processor gives -> what the tokens of an answer have, by type of the
-model; 0 for others. PaliGemma sees a prompt as a whole, and an answer from left to right."""
-
-
 NUM_BEFORE = 2
 """Tokens before an answer by which it is found again."""
-GREY = torch.full((3, 28, 28), 128, dtype=torch.uint8)
-"""A small picture that every processor reads."""
-
-
-WIDE = torch.full((3, 56, 140), 96, dtype=torch.uint8)
-"""Another one, of other sides: models that cut pictures into tiles make another number of it."""
-
-
-class Layout(NamedTuple):
-    """How a processor takes the pictures of a row."""
-
-    nested: bool
-    """A list for each row, in a list; else all pictures in one list."""
-    pil: bool
-    """As Pillow's images, in place of tensors, which most processors read without a copy."""
-
-    def of(self, pictures: Sequence[Tensor]) -> list[Any]:
-        shown: list[Any] = list(pictures)
-        if self.pil:
-            shown = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures]
-        return [shown] if self.nested else shown
-
-
-LAYOUTS = tuple(Layout(nested, pil) for pil in (False, True) for nested in (True, False))
-"""In the order in which they are tried."""
 
 
 class EncodedRow(NamedTuple):

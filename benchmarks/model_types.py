@@ -42,8 +42,8 @@ Of each, a tiny model with random weights and its own class of processor gives H
 and greedy answers, for unlike rows in one batch. Tests also show:
 
 - **several pictures**, **text alone**: rows with two pictures, and with none, beside others;
-- **talks**: conversations with pictures in place have the tokens of the processor, and answers alone
-  are learned; other types are tested without a chat template;
+- **talks**: conversations with pictures in place have the tokens of the processor, and answers
+  alone are learned; other types are tested without a chat template;
 - **`pack`**: rows beside each other in one line are the rows alone;
 - **LoRA in peft**, **connector in peft**: folders that `peft` opens with equal logits, without and
   with a trained connector; **merged**: those that `AutoModelForImageTextToText` opens likewise;

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -147,14 +148,13 @@ class PeftFolders(AdapterFolders):
 
 
 def short_names(paths: list[str], backbone: nn.Module) -> list[str]:
-    """Last words of the paths where they mean these linear layers and no others, else the paths."""
-    # encoder.0.q, encoder.1.q -> q, unless another linear layer is called q too.
+    """Last words of the paths where they mean these linear layers and nothing else, else the
+    paths."""
+    # encoder.0.q, encoder.1.q -> q, unless another layer is called q too; or what is around one, as
+    # in Gemma 4; or the weights of experts in one tensor.
     words = sorted({path.rpartition(".")[2] for path in paths})
-    meant = {
-        path
-        for path, module in backbone.named_modules()
-        if isinstance(module, nn.Linear) and path.rpartition(".")[2] in words
-    }
+    known = chain(backbone.named_modules(), backbone.named_parameters())
+    meant = {path for path, _ in known if path.rpartition(".")[2] in words}
     return words if meant == set(paths) else paths
 
 

@@ -12,7 +12,8 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.toys.image_text import FAST_TYPES, TYPES
+from tests.toys.image_text import FAST_TYPES
+from tests.toys.image_text.claims import IN_ZERO3, TURNED
 from tests.toys.image_text.rows import tiny
 from tests.toys.rank_pool import RankError, RankPool
 from vlds.models.build import build_model
@@ -65,7 +66,7 @@ CASES = [
     if (m, stage) != ("adalora", 3)  # refused
     if m not in RELATED or t in ("qwen2_5_vl", "llava", "florence2")
 ]
-GROUPS = [TYPES[start : start + 8] for start in range(0, len(TYPES), 8)]
+GROUPS = [IN_ZERO3[start : start + 8] for start in range(0, len(IN_ZERO3), 8)]
 """Types that one job of the ranks goes through."""
 
 
@@ -205,3 +206,16 @@ def test_every_type_on_two_ranks(
         assert alone[name][0] != alone[name][1], f"the step has moved the weights of {name}"
     whole = dict.fromkeys(types, True)
     assert ranks2.run(resumed, recipes, [[0, 1], [2]], timeout=600) == [whole, whole]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", TURNED)
+def test_experts_that_cannot_be_loaded_in_parts(
+    model_type: str, ranks1: RankPool, tmp_path: Path
+) -> None:
+    """Before any step, so that no run trains other weights."""
+    recipe = recipe_of(model_type, "lora", 3, tmp_path)
+    with pytest.raises(
+        RankError, match=r"SourceError: model\.path: cannot read weights from .*size"
+    ):
+        ranks1.run(steps, recipe, model_type, [[0, 1, 2]])

@@ -137,7 +137,7 @@ SIZES = ("patch_size", "merge_size", "temporal_patch_size", "image_seq_length", 
 """What processors divide by, and how many placeholders they write."""
 LARGEST_PROCESSOR_SIZE = 65_536
 TRY_SECONDS, TRY_MEMORY = 10, 2 << 30
-"""CPU time and bytes in which a processor must have read a picture of 28 x 28 pixels."""
+"""CPU time and bytes in which a processor must have read a small picture."""
 CURE = f"choose another type of model (tested: {', '.join(TESTED)})"
 
 

@@ -31,8 +31,9 @@ ANSWER_TYPES: Mapping[str, Mapping[str, int]] = {
 """Numbers of each token that a processor gives -> what the tokens of an answer have, by type of the
 model; 0 for others. PaliGemma sees a prompt as a whole, and an answer from left to right."""
 
-GREY = torch.full((3, 28, 28), 128, dtype=torch.uint8)
-"""A small picture that every processor reads."""
+GREY = torch.full((3, 56, 56), 128, dtype=torch.uint8)
+"""A small picture that every processor reads. Of half the side, Pixtral's processor makes a single
+visual token, and Mistral 3 reads no batch with one."""
 WIDE = torch.full((3, 56, 140), 96, dtype=torch.uint8)
 """Another one, of other sides: models that cut pictures into tiles make another number of it."""
 

@@ -28,7 +28,14 @@ from vlds.models.backbones.base import num_ids, unique_state
 from vlds.models.generation.positions import can_share_starts
 from vlds.models.kinds.base import ModelKind, try_questions
 from vlds.models.kinds.image_text_model import ImageTextCollator, ImageTextModel
-from vlds.models.kinds.picture_forms import GREY, NEED_PICTURES, PACKED, PLACES_PICTURES, WIDE
+from vlds.models.kinds.picture_forms import (
+    GREY,
+    NEED_PICTURES,
+    ONE_BY_ONE,
+    PACKED,
+    PLACES_PICTURES,
+    WIDE,
+)
 from vlds.models.loading.gate import check_model, check_tokenizer, read_any_config, unpartitioned
 from vlds.models.loading.load_backbone import Longest, check_fits, num_positions
 from vlds.models.loading.model_files import reading
@@ -418,6 +425,10 @@ class ImageTextToText(ModelKind):
                 backbone.set_attn_implementation(self.attention)
         if self.pack:
             self.check_packs(backbone)
+        if (path := ONE_BY_ONE.get(config.model_type)) is not None:
+            # DeepSpeed's `set_z3_leaf_module`: its weights are gathered at once. Ranks with unlike
+            # numbers of pictures would gather those of its layers unlike often, and wait for ever.
+            backbone.get_submodule(path)._z3_leaf = True
         backbone.generation_config = GenerationConfig()  # a checkpoint's own would leak
         num_rows = backbone.get_input_embeddings().num_embeddings
         if processor is not None and (ids := num_ids(processor.tokenizer)) > num_rows:

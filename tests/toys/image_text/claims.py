@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from tests.toys.image_text import TYPES
 from tests.toys.image_text.rows import NUMBERS
 from tests.toys.image_text.words import WORDS
-from vlds.models.kinds.picture_forms import PACKED
+from vlds.models.kinds.picture_forms import PACKED, UNPARTITIONED
 
 SEVERAL = tuple(t for t in TYPES if max(NUMBERS.get(t, (2,))) > 1)
 """Types whose rows may have several pictures."""
@@ -19,9 +19,7 @@ TALKING = tuple(name for name, words in WORDS.items() if words.template is not N
 BARE = ("llava_onevision", "llava_next", "blip-2")
 """Types whose connector has a parameter in no module of its own, which peft folders cannot hold."""
 IN_PEFT = tuple(t for t in TYPES if t not in BARE)
-TURNED = ("qwen3_vl_moe",)
-"""Types whose experts Hugging Face's loader turns around under ZeRO-3, and then cannot place."""
-IN_ZERO3 = tuple(t for t in TYPES if t not in TURNED)
+IN_ZERO3 = tuple(t for t in TYPES if t not in UNPARTITIONED)
 CLAIMS: Mapping[str, Collection[str]] = {
     "several pictures": SEVERAL,  # tests/models/test_image_text_types.py
     "text alone": TEXT_ALONE,

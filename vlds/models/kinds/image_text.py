@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -31,9 +31,9 @@ from vlds.models.kinds.image_text_model import ImageTextCollator, ImageTextModel
 from vlds.models.kinds.picture_forms import (
     GREY,
     NEED_PICTURES,
-    ONE_BY_ONE,
     PACKED,
     PLACES_PICTURES,
+    UNPARTITIONED,
     WIDE,
 )
 from vlds.models.loading.gate import check_model, check_tokenizer, read_any_config, unpartitioned
@@ -325,6 +325,14 @@ class ImageTextToText(ModelKind):
     def packed_bits(self) -> Bits | None:
         return self.bits
 
+    @property
+    def kept_whole(self) -> str | None:
+        with suppress(ValueError):  # of a config that cannot be read, which others report
+            model_type = self.read_config().model_type
+            if (why := UNPARTITIONED.get(model_type)) is not None:
+                return f"{model_type} models, {why}"
+        return None
+
     def unpacked(self) -> ImageTextToText:
         return replace(self, bits=None)
 
@@ -425,10 +433,6 @@ class ImageTextToText(ModelKind):
                 backbone.set_attn_implementation(self.attention)
         if self.pack:
             self.check_packs(backbone)
-        if (path := ONE_BY_ONE.get(config.model_type)) is not None:
-            # DeepSpeed's `set_z3_leaf_module`: its weights are gathered at once. Ranks with unlike
-            # numbers of pictures would gather those of its layers unlike often, and wait for ever.
-            backbone.get_submodule(path)._z3_leaf = True
         backbone.generation_config = GenerationConfig()  # a checkpoint's own would leak
         num_rows = backbone.get_input_embeddings().num_embeddings
         if processor is not None and (ids := num_ids(processor.tokenizer)) > num_rows:

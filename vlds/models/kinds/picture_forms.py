@@ -18,8 +18,11 @@ FLAT = ("llava_onevision",)
 TILED = ("perception_lm",)
 """Types that read the tiles of all pictures in one stack, (1, tiles, 3, h, w), and whose processors
 make no tensor of pictures with unlike numbers of tiles."""
-ONE_BY_ONE: Mapping[str, str] = {"paddleocr_vl": "model.projector"}
-"""Type -> module whose layers run once for each picture."""
+UNPARTITIONED: Mapping[str, str] = {
+    "paddleocr_vl": "whose projector runs once for each picture, unlike often on each rank",
+    "qwen3_vl_moe": "whose experts Hugging Face cannot read in parts",
+}
+"""Types that ZeRO stage 3 cannot partition, and why."""
 NEED_PICTURES = ("paligemma", "got_ocr2", "blip-2")
 """Types that take no text without a picture."""
 PLACES_PICTURES = ("florence2", "blip-2")

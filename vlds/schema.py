@@ -47,6 +47,8 @@ class NaturalSize:
 
     max_pixels: int
     """Larger pictures are scaled down to this many pixels; their aspect ratio stays."""
+    min_pixels: int = 0
+    """Smaller ones are scaled up to this many, likewise."""
     decode: Literal["exact", "fast"] = "exact"
     """As in `ImageSpec`; all pixels of a JPEG are decoded in both cases."""
 

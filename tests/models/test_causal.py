@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, FalconH1Config
 
 from tests.toys.causal import (
     GRID,
@@ -331,3 +331,24 @@ def test_an_encoder_is_refused(tmp_path: Path) -> None:
             continue
         with pytest.raises(ValueError, match=r"^model\.config: .* is a bert model, an encoder: it"):
             kind.read_config()
+
+
+def test_a_model_that_answers_behind_no_embeddings_is_found_before_training(
+    tmp_path: Path,
+) -> None:
+    """As Falcon-H1, whose generation begins with ids alone."""
+    config = FalconH1Config(
+        vocab_size=304, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, mamba_d_ssm=16, mamba_n_heads=2,
+        mamba_d_head=8, mamba_n_groups=1, mamba_d_state=4, max_position_embeddings=128,
+        pad_token_id=0, eos_token_id=1, bos_token_id=1,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    kind = kind_in(tmp_path)
+    model = build(kind)
+    message = (
+        r"falcon_h1 cannot answer a question behind a picture: .*inputs_embeds.*; name another"
+    )
+    with pytest.raises(ValueError, match=message):
+        kind.check_built(model, model.evaluating)

@@ -95,10 +95,32 @@ def test_a_character_is_not_cut_in_two(tmp_path: Path) -> None:
     assert chat.prompt_ids("is 日", 4) == chat.prompt_ids("is ", 40)
 
 
-def test_a_template_that_hides_the_answer_is_refused(tmp_path: Path) -> None:
+def test_answers_stand_behind_the_prompt_that_generation_uses(tmp_path: Path) -> None:
+    """Also where a template asks for a thought that it writes before no answer, as GLM-4.1V's."""
     thinking = TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|>(thinking) {% endif %}")
-    with pytest.raises(ValueError, match=r"^its chat template .* elsewhere"):
-        ChatFormat.of(tokenizer_in(tmp_path, thinking))
+    chat = ChatFormat.of(tokenizer_in(tmp_path, thinking))
+    prompt = f"<|user|>{QUESTION}<|end|>\n<|assistant|>(thinking) "
+    assert chat.prompt(QUESTION) == prompt
+    assert (chat.lead, chat.tail) == ("", "<|end|>")
+    ids = [*chat.prompt_ids(QUESTION, 40), *chat.answer_ids("red")]
+    assert ids == chat.ids(f"{prompt}red<|end|>")
+    assert chat.prompt_note == (
+        "its chat template asks for an answer behind '<|user|>vlds-marks-the-question<|end|>\\n"
+        "<|assistant|>(thinking) ', and writes finished ones behind '<|user|>vlds-marks-the-quest"
+        "ion<|end|>\\n<|assistant|>'; answers are learned where it asks"
+    )
+    assert ChatFormat.of(tokenizer_in(tmp_path)).prompt_note == ""
+
+
+def test_a_template_that_thinks_in_any_case_is_told_not_to(tmp_path: Path) -> None:
+    """Where the prompt that ends a thought at once is not what conversations have, either."""
+    before, asked = THINKS.split("{% if add_generation_prompt %}")
+    silent = before.replace("(think)\n\n(done)\n\n", "")
+    asks = asked.replace("<|assistant|>", "<|assistant|>(think)").replace("(think)\n\n(", "\n\n(")
+    template = f"{silent}{{% if add_generation_prompt %}}{asks}"
+    chat = ChatFormat.of(tokenizer_in(tmp_path, template))
+    assert chat.prompt(QUESTION).endswith("<|assistant|>(think)\n(done)\n\n")
+    assert chat.variables == {"enable_thinking": False}
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{% if %}", "{{ 1 / 0 }}"])

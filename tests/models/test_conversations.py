@@ -15,7 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.toys.causal import SPECIAL, build, kind_in, save_model, write_tokenizer
 from tests.toys.causal import batch as causal_batch
+from tests.toys.image_text.claims import TALKING
 from tests.toys.image_text.rows import Tiny, images, tiny
+from tests.toys.image_text.theirs import conversation, processed
 from vlds.models.collate import JointCollator
 from vlds.models.kinds.causal import CausalCollator
 from vlds.models.kinds.chat_format import ChatFormat
@@ -157,8 +159,8 @@ def test_tokens_are_those_of_the_templates_text(
     assert learned_texts(chat, batch) == [*answers, ANSWER]
 
 
-def learned_texts(chat: ChatFormat, batch: Any, row: int = 0) -> list[str]:
-    """Texts of the stretches of learned tokens, each of which ends an answer."""
+def learned_texts(chat: ChatFormat, batch: Any, row: int = 0, *, ends: bool = True) -> list[str]:
+    """Texts of the stretches of learned tokens. `ends`: each of them ends an answer."""
     stretches: list[list[int]] = []
     before = -1
     for place in (batch.labels[row] != IGNORED_LABEL).nonzero().flatten().tolist():
@@ -166,7 +168,7 @@ def learned_texts(chat: ChatFormat, batch: Any, row: int = 0) -> list[str]:
             stretches.append([])
         stretches[-1].append(batch.labels[row][place].item())
         before = place
-    assert all(ids[-1] in chat.end_ids for ids in stretches)
+    assert all(ids[-1] in chat.end_ids for ids in (stretches if ends else stretches[-1:]))
     return [chat.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in stretches]
 
 
@@ -311,14 +313,19 @@ WITH_PICTURES = (
     Turn("assistant", ("dog",), learned=True),
     Turn("user", ("why ?",)),
 )
-TYPES = (
-    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "llava_onevision", "gemma3",
-    "internvl",
-)  # fmt: skip
-"""Tested types with a chat template."""
+FAST = ("qwen2_5_vl", "smolvlm", "llava_onevision", "gemma3", "glm4v")
+ENDS = {
+    "glm4v": "<|endoftext|>", "glm4v_moe": "<|endoftext|>", "glm46v": "<|endoftext|>",
+    "gemma4": "<turn|>",
+}  # fmt: skip
+"""What ends an answer behind its prompt in types whose template writes no end of a conversation, or
+whose prompt is another than what stands before the answer in one."""
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize(
+    "model_type",
+    [pytest.param(t, marks=() if t in FAST else pytest.mark.slow) for t in TALKING],
+)
 @torch.no_grad()
 def test_pictures_stand_where_the_template_puts_them(model_type: str) -> None:
     """Ids and pictures are those of Hugging Face's processor, and the loss is that of its model on
@@ -326,11 +333,15 @@ def test_pictures_stand_where_the_template_puts_them(model_type: str) -> None:
     model = tiny(model_type)
     chat, pictures = model.collator.chat, images()[:3]
     row = row_of(WITH_PICTURES, "a cat")._replace(images=range(3))
+    if model_type == "perception_lm":  # it reads no two unlike pictures of a row
+        pictures = [pictures[0]] * 3
     batch = model.collator([row], pictures, evaluation=False)
     theirs, prompt = as_processed(model, pictures)
-    assert batch.input_ids.tolist() == theirs["input_ids"][:, : batch.input_ids.shape[1]].tolist()
+    length = batch.input_ids.shape[1]
+    assert batch.input_ids.tolist() == theirs["input_ids"][:, :length].tolist()
     assert batch.labels is not None
-    assert learned_texts(chat, batch) == ["blue sky", "dog", "a cat"]
+    ends = not model_type.startswith("glm")  # whose answers end with the next turn
+    assert learned_texts(chat, batch, ends=ends) == ["blue sky", "dog", "a cat"]
     asked = model.collator([row], pictures, evaluation=True)
     assert asked.input_ids.tolist() == prompt["input_ids"].tolist()
     assert asked.labels is None
@@ -351,29 +362,14 @@ def test_pictures_stand_where_the_template_puts_them(model_type: str) -> None:
 
 def as_processed(model: Tiny, pictures: Sequence[torch.Tensor]) -> tuple[Any, Any]:
     """What Hugging Face's processor makes of the conversation with its answer, and without."""
-    said = []
-    for turn in (*WITH_PICTURES, Turn("assistant", ("a cat",))):
-        parts = [
-            {"type": "image"} if piece is None else {"type": "text", "text": piece}
-            for piece in turn.content
-        ]
-        said.append({"role": turn.speaker, "content": parts})
-    template = model.processor.apply_chat_template
-    # Each picture as it is: OneVision's processor would not tile pictures of one list.
-    flat = model.model_type == "llava_onevision"
-    shown = list(pictures) if flat else [list(pictures)]
-    return tuple(
-        model.processor(
-            text=[text],
-            images=shown,
-            return_tensors="pt",
-            add_special_tokens=not text.startswith(model.processor.tokenizer.bos_token or "\0"),
-        )
-        for text in (
-            template(said, tokenize=False),
-            template(said[:-1], tokenize=False, add_generation_prompt=True),
-        )
-    )  # type: ignore[return-value]
+    kind, processor = model.model_type, model.processor
+    prompt = conversation(processor, WITH_PICTURES, add_generation_prompt=True)
+    whole = conversation(processor, (*WITH_PICTURES, Turn("assistant", ("a cat",))))
+    if kind in ENDS:
+        whole = f"{prompt}a cat{ENDS[kind]}"
+    assert whole.startswith(prompt)
+    inputs = (processed(kind, processor, text, pictures) for text in (whole, prompt))
+    return next(inputs), next(inputs)
 
 
 def test_oldest_turns_go_with_their_pictures() -> None:

@@ -12,18 +12,27 @@ import pytest
 import torch
 import transformers as hf
 
-from tests.toys.image_text import TYPES, save_tiny
+from tests.toys.image_text import save_tiny
 from tests.toys.image_text.rows import Tiny, tiny
 from tests.toys.image_text.words import tokenizer
 from vlds.models import ImageTextToText
 from vlds.models.kinds import image_text
-from vlds.models.kinds.image_text import TESTED, check_inputs, check_reads
-from vlds.models.kinds.image_text_model import ImageTextCollator
+from vlds.models.kinds.image_text import check_inputs, check_reads
+from vlds.models.kinds.image_text_rows import ImageTextCollator
 from vlds.recipe.build import build as built
 
 
-def test_tested_types_are_those_of_the_tests() -> None:
-    assert sorted(TESTED) == sorted(TYPES)
+@pytest.mark.parametrize(
+    ("model_type", "nested", "pil"),
+    [
+        ("qwen2_vl", True, False), ("got_ocr2", False, False), ("idefics2", True, True),
+        ("llava_onevision", False, False), ("blip-2", True, False),
+    ],
+)  # fmt: skip
+def test_how_a_processor_takes_pictures_is_found_by_trying(
+    model_type: str, nested: bool, pil: bool
+) -> None:
+    assert tiny(model_type).collator.layout == (nested, pil)
 
 
 def test_a_processor_of_another_type() -> None:

@@ -12,12 +12,27 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.toys.image_text import TYPES, pictures, save_tiny
 from tests.toys.image_text.places import PLACES
+from tests.toys.image_text.theirs import conversation, processed, question
+from vlds.schema import Turn
 
-WITHOUT_TEMPLATE = {"llava", "paligemma", "florence2"}
-REFUSED = {("paligemma", 0)}
-"""Numbers of pictures in a row that a type's processor refuses."""
-MISREAD = {("florence2", 2)}
+WITHOUT_TEMPLATE = {"llava", "paligemma", "florence2", "vipllava", "got_ocr2", "blip-2"}
+ENDLESS = {"glm4v", "glm4v_moe", "glm46v"}
+"""Types whose template ends a turn with the next one."""
+ASKS_OTHERWISE = {"glm4v", "gemma4"}
+"""Types whose prompt is another than what stands before the answers of conversations."""
+REFUSED = {("paligemma", 0), ("got_ocr2", 0), ("blip-2", 0), ("perception_lm", 2)}
+"""Numbers of pictures in a row that a type's processor, or the model, refuses; PerceptionLM's takes
+no two of unlike numbers of tiles."""
+MISREAD = {("florence2", 2), ("blip-2", 2)}
 """Those that it accepts in some versions of transformers, and gives to the wrong row."""
+LONG = {"got_ocr2", "gemma4"}
+"""Types whose processors write more than a hundred tokens for two pictures."""
+PROCESSORS = {
+    "vipllava": "LlavaProcessor", "mistral3": "PixtralProcessor", "glm4v_moe": "Glm4vProcessor",
+    "qwen3_5": "Qwen3VLProcessor", "qwen3_vl_moe": "Qwen3VLProcessor",
+    "blip-2": "Blip2Processor",
+}  # fmt: skip
+"""Processors that are called otherwise than their type."""
 QUESTION = "what color is it ?"
 
 
@@ -44,32 +59,22 @@ def processor(folder: Path) -> Any:
     return AutoProcessor.from_pretrained(folder)
 
 
-def conversation(num_pictures: int) -> list[dict[str, Any]]:
-    """A question about pictures, and its answer."""
-    shown: list[dict[str, str]] = [{"type": "image"} for _ in range(num_pictures)]
-    return [
-        {"role": "user", "content": [*shown, {"type": "text", "text": QUESTION}]},
-        {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
-    ]
-
-
 def encode(processor: Any, model_type: str, num_pictures: int, seed: int = 0) -> dict[str, Any]:
     """One row with pictures, and labels."""
-    if processor.chat_template is not None:
-        text = processor.apply_chat_template(conversation(num_pictures))
-    else:
-        text = ("" if model_type == "florence2" else "<image>" * num_pictures) + QUESTION
-    shown = [pictures(num_pictures, seed)] if num_pictures else None
-    row = dict(processor(text=[text], images=shown, return_tensors="pt"))
+    text = question(model_type, processor, QUESTION, num_pictures)
+    row = processed(model_type, processor, text, pictures(num_pictures, seed))
     return row | {"labels": row["input_ids"]}
 
 
 def test_a_folder_opens_as_its_type(model: Any, processor: Any, model_type: str) -> None:
     assert model.config.model_type == model_type
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert max(p.numel() for p in model.parameters()) < 60_000
-    name = type(processor).__name__.lower().replace("_", "")
-    assert name == model_type.replace("_", "") + "processor"
+    assert max(p.numel() for p in model.parameters()) < 100_000
+    name = type(processor).__name__
+    if model_type in PROCESSORS:
+        assert name == PROCESSORS[model_type]
+    else:
+        assert name.lower().replace("_", "") == model_type.replace("_", "") + "processor"
     table = model.get_input_embeddings().weight
     assert len(table) == len(processor.tokenizer)
 
@@ -92,11 +97,11 @@ def test_rows_have_a_loss(model: Any, processor: Any, model_type: str, num_pictu
     if (model_type, num_pictures) in MISREAD:
         pytest.skip(f"a row of {model_type} has at most one picture")
     if (model_type, num_pictures) in REFUSED:
-        with pytest.raises(ValueError, match="images"):
-            encode(processor, model_type, num_pictures)
+        with pytest.raises((ValueError, RuntimeError, TypeError)), torch.no_grad():
+            model(**encode(processor, model_type, num_pictures))
         return
     row = encode(processor, model_type, num_pictures)
-    assert row["input_ids"].shape[1] < 100
+    assert row["input_ids"].shape[1] < (600 if model_type in LONG else 100)
     assert ("pixel_values" in row) == (num_pictures > 0)
     with torch.no_grad():
         assert model(**row).loss.isfinite()
@@ -112,11 +117,14 @@ def test_pictures_change_the_logits(model: Any, processor: Any, model_type: str)
 
 def test_an_answer_ends_with_end_of_turn(processor: Any, model_type: str) -> None:
     assert (processor.chat_template is None) == (model_type in WITHOUT_TEMPLATE)
-    if processor.chat_template is None:
+    if processor.chat_template is None or model_type in ENDLESS:
         return
-    whole = processor.apply_chat_template(conversation(1))
-    prompt = processor.apply_chat_template(conversation(1)[:1], add_generation_prompt=True)
-    assert whole.startswith(prompt)
+    turns = [Turn("user", (None, QUESTION)), Turn("assistant", ("red",))]
+    whole = conversation(processor, turns)
+    prompt = conversation(processor, turns[:1], add_generation_prompt=True)
+    assert whole.startswith(prompt) == (model_type not in ASKS_OTHERWISE)
+    if model_type in ASKS_OTHERWISE:
+        return
     answer = whole.removeprefix(prompt)
     assert answer.strip().startswith("red")
     ids = processor.tokenizer(answer.strip(), add_special_tokens=False)["input_ids"]
@@ -125,7 +133,8 @@ def test_an_answer_ends_with_end_of_turn(processor: Any, model_type: str) -> Non
 
 def test_parts_are_where_their_type_has_them(model: Any, model_type: str) -> None:
     places = PLACES[model_type]
-    assert model.get_decoder() is model.get_submodule(places.language)
+    decoder = model.get_decoder()  # BLIP-2's is a whole model, with a head
+    assert model.get_submodule(places.language) in (decoder, decoder.base_model)
     assert model.get_encoder(modality="image") is model.get_submodule(places.vision)
     names = [name for name, _ in model.named_parameters()]
     assert all(any(name.startswith(place) for name in names) for place in places.connector)

@@ -9,7 +9,7 @@ import torch
 
 from tests.toys.image_text.rows import TASKS, Tiny, tiny
 from tests.toys.models import shake
-from vlds.models.kinds.image_text_model import PACKED
+from vlds.models.kinds.picture_forms import PACKED
 from vlds.models.methods import Adapter, LoRA, Method
 from vlds.schema import Example, Row, Turn
 

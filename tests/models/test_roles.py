@@ -108,6 +108,16 @@ def made_up() -> nn.Module:
     return layer(blocks=nn.ModuleList([first, second]), head=linear(), final=nn.LayerNorm(4))
 
 
+def test_wrapped_layers_have_the_roles_of_what_is_around_them() -> None:
+    """As Gemma 4's, which clip what goes in and out."""
+    attention = layer(q_proj=layer(linear=linear()), o_proj=layer(linear=linear()))
+    module = layer(layers=nn.ModuleList([layer(self_attn=attention, linear=linear())]))
+    paths = find_roles(module).paths
+    assert paths["attn_q"] == ("layers.*.self_attn.q_proj.linear",)
+    assert paths["attn_out"] == ("layers.*.self_attn.o_proj.linear",)
+    assert unclaimed(module) == ["layers.*.linear"]
+
+
 def test_what_the_rule_cannot_name() -> None:
     assert unclaimed(made_up()) == ["blocks.*.mixer.attn.kv_down"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.toys.image_text import TYPES
+from tests.toys.image_text import FAST_TYPES
+from tests.toys.image_text.claims import IN_ZERO3
 from tests.toys.image_text.clips import mixed
 from tests.toys.image_text.rows import images, tiny
 from tests.toys.rank_pool import RankError, RankPool
 from vlds.models.build import build_model
 from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.models.kinds.media import READ_CLIPS
+from vlds.models.kinds.picture_forms import UNPARTITIONED
 from vlds.models.methods import Adapter, Full, HyperPELT, LoRA, Method, Mixture, Peft, SimAdapter
 from vlds.models.partitioned import partitioned_loading
 from vlds.recipe.config import DataConfig, OptimizerConfig, Recipe, TrainingConfig
 from vlds.runtime.deepspeed_start import start_ranks
+from vlds.schema import Batch
 from vlds.tasks import VQA, Caption
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine
@@ -59,12 +63,14 @@ FAST = [
 ]  # fmt: skip
 CASES = [
     pytest.param(t, m, stage, marks=() if (t, m, stage) in FAST else pytest.mark.slow)
-    for t in TYPES
+    for t in FAST_TYPES
     for m in METHODS
     for stage in (2, 3)
     if (m, stage) != ("adalora", 3)  # refused
     if m not in RELATED or t in ("qwen2_5_vl", "llava", "florence2")
 ]
+GROUPS = [IN_ZERO3[start : start + 8] for start in range(0, len(IN_ZERO3), 8)]
+"""Types that one job of the ranks goes through."""
 
 
 def recipe_of(model_type: str, method: str, stage: int, folder: Path) -> Recipe:
@@ -84,11 +90,10 @@ def recipe_of(model_type: str, method: str, stage: int, folder: Path) -> Recipe:
     )
 
 
-def steps(
+def start(
     recipe: Recipe, model_type: str, shares: list[list[int]], clips: bool = False
-) -> list[tuple[float, float]]:
-    """Loss on this rank, and gradient norm, of some steps on its share of three rows; or of those
-    with `clips`."""
+) -> tuple[Engine, Batch]:
+    """An engine around the model, and this rank's share of three rows; or of those with `clips`."""
     ranks = start_ranks(60)
     cut = cut_batches(recipe, ranks.world_size)
     config = complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, cut)
@@ -109,10 +114,53 @@ def steps(
     model.shows_clips = clips
     rows, pictures = mixed(source) if clips else (source.rows(), images())
     share = [rows[index] for index in shares[ranks.global_rank]]
-    batch = source.collator(share, pictures, evaluation=False)
+    return engine, source.collator(share, pictures, evaluation=False)
+
+
+def steps(
+    recipe: Recipe, model_type: str, shares: list[list[int]], clips: bool = False
+) -> list[tuple[float, float]]:
+    """Loss on this rank, and gradient norm, of some steps on its share of three rows; or of those
+    with `clips`."""
+    engine, batch = start(recipe, model_type, shares, clips)
     reports = [engine.step([batch]) for _ in range(STEPS)]
     engine.close()
     return [(float(r.task_losses.sum()), r.gradient_norm) for r in reports]
+
+
+def steps_of_all(
+    recipes: dict[str, Recipe], shares: list[list[int]]
+) -> dict[str, list[tuple[float, float]]]:
+    """`steps` of each type."""
+    return {name: steps(recipe, name, shares) for name, recipe in recipes.items()}
+
+
+def resumed(recipes: dict[str, Recipe], shares: list[list[int]]) -> dict[str, bool]:
+    """Type -> whether a new engine with the state after the first step makes the same second one,
+    bit for bit."""
+    same: dict[str, bool] = {}
+    for name, recipe in recipes.items():
+        engine, batch = start(recipe, name, shares)
+        engine.step([batch])
+        states: list[Any] = [engine.export()]
+        torch.distributed.broadcast_object_list(states)
+        updates = engine.task_updates
+        whole = engine.step([batch])
+        expected = engine.export()
+        engine.close()
+        engine, batch = start(replace(recipe, seed=recipe.seed + 1), name, shares)
+        engine.restore(states[0], 1, 0, updates)
+        again = engine.step([batch])
+        found = engine.export()
+        engine.close()
+        same[name] = torch.equal(whole.task_losses, again.task_losses)
+        if found is not None and expected is not None:
+            same[name] &= found.keys() == expected.keys() and all(
+                torch.equal(tensor, expected[weight][key])
+                for weight, tensors in found.items()
+                for key, tensor in tensors.items()
+            )
+    return same
 
 
 def steps_without_dummy(*arguments: Any) -> list[tuple[float, float]]:
@@ -183,3 +231,37 @@ def steps_without_clips(*arguments: Any) -> list[tuple[float, float]]:
     """`steps` where a rank without clips does not read any."""
     with mock.patch.object(ImageTextModel, "clips_apart", False):
         return steps(*arguments, clips=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("types", GROUPS, ids=lambda types: f"{types[0]} to {types[-1]}")
+def test_every_type_on_two_ranks(
+    types: Sequence[str], ranks1: RankPool, ranks2: RankPool, tmp_path: Path
+) -> None:
+    """As above, under ZeRO-3; and steps behind a state that is put back are those of the run that
+    was not interrupted."""
+    recipes = {}
+    for name in types:
+        (folder := tmp_path / name).mkdir()
+        recipes[name] = recipe_of(name, "lora", 3, folder)
+    (alone,) = ranks1.run(steps_of_all, recipes, [[0, 1, 2]], timeout=600)
+    first, second = ranks2.run(steps_of_all, recipes, [[0, 1], [2]], timeout=600)
+    for name in types:
+        for (loss, norm), one, other in zip(alone[name], first[name], second[name], strict=True):
+            assert one[0] + other[0] == pytest.approx(loss, rel=1e-5), name
+            assert one[1] == other[1], name
+            assert one[1] == pytest.approx(norm, rel=1e-4), name
+        assert alone[name][0] != alone[name][1], f"the step has moved the weights of {name}"
+    whole = dict.fromkeys(types, True)
+    assert ranks2.run(resumed, recipes, [[0, 1], [2]], timeout=600) == [whole, whole]
+
+
+@pytest.mark.parametrize("model_type", UNPARTITIONED)
+def test_types_that_are_not_partitioned_are_refused(model_type: str, tmp_path: Path) -> None:
+    """Before anything is loaded."""
+    recipe = recipe_of(model_type, "lora", 3, tmp_path)
+    message = rf"stage = 3, which cannot partition {model_type} models, whose .*; set 2"
+    with pytest.raises(ValueError, match=message):
+        complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, cut_batches(recipe, 2))
+    recipe = recipe_of(model_type, "lora", 2, tmp_path)
+    complete_deepspeed_config(Path(recipe.training.deepspeed), recipe, cut_batches(recipe, 2))

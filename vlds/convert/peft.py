@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -220,16 +221,13 @@ class PeftPrompts(ModelExtension):
 
 
 def short_names(paths: list[str], backbone: nn.Module) -> list[str]:
-    """Last words of the paths where peft finds these modules by them and no others, else the
+    """Last words of the paths where peft finds these modules by them and nothing else, else the
     paths."""
-    # encoder.0.q, encoder.1.q -> q, unless another module is called q too. Of any class: peft fails
-    # on a module that it cannot wrap, as Gemma 4's are that hold a linear layer.
+    # encoder.0.q, encoder.1.q -> q, unless something else is called q too: peft fails on a module
+    # that it cannot wrap, such as what is around Gemma 4's layers, or a tensor of experts' weights.
     words = sorted({path.rpartition(".")[2] for path in paths})
-    meant = {
-        path
-        for path, _ in backbone.named_modules()
-        if is_own(path) and path.rpartition(".")[2] in words
-    }
+    known = chain(backbone.named_modules(), backbone.named_parameters())
+    meant = {path for path, _ in known if is_own(path) and path.rpartition(".")[2] in words}
     return words if meant == set(paths) else paths
 
 

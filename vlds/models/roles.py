@@ -87,6 +87,9 @@ def role_of_linear(
 ) -> str | None:
     """The role of a linear layer whose path has these segments, the layer's number at `number`;
     None if the rule does not name it."""
+    # Gemma 4 wraps its linear layers: self_attn.q_proj.linear.
+    if segments[-1] == "linear" and number < len(segments) - 2:
+        segments = segments[:-1]
     # encoder.layers.3.self_attn.q_proj: self_attn and its class stand between number and leaf.
     leaf, ends = segments[-1], range(number + 1, len(segments) - 1)
     classes = [type(modules[".".join(segments[: end + 1])]).__name__ for end in ends]

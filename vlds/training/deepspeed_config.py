@@ -204,6 +204,8 @@ def cannot_partition(recipe: Recipe) -> str | None:
         return (
             f"which cannot partition the {bits}-bit weights of model.bits; set 2, or bits to null"
         )
+    if (model := recipe.model.kept_whole) is not None:
+        return f"which cannot partition {model}; set 2"
     for name, method in recipe.methods.items():
         if not method.partitionable:
             return f"under which methods.{name} cannot read whole weights and gradients; set 2"

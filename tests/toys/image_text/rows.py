@@ -17,13 +17,16 @@ from torch import Tensor
 from tests.toys.image_text import configs, pictures, save_tiny
 from vlds.models import ImageTextToText
 from vlds.models.build import ModelSetup, build_model
-from vlds.models.kinds.image_text_model import ImageTextCollator, ImageTextModel
+from vlds.models.kinds.image_text_model import ImageTextModel
+from vlds.models.kinds.image_text_rows import ImageTextCollator
 from vlds.models.methods import Method
 from vlds.schema import Batch, Example, Row
 
 TASKS = ("vqa", "caption")
 TEXTS = (("what is red ?", "blue sky"), ("what is this thing here ?", "dog"), ("why ?", "a cat"))
-NUMBERS: Mapping[str, Sequence[int]] = {"florence2": (1, 1, 1), "paligemma": (1, 2, 1)}
+NUMBERS: Mapping[str, Sequence[int]] = {
+    "florence2": (1, 1, 1), "blip-2": (1, 1, 1), "paligemma": (1, 2, 1), "got_ocr2": (1, 2, 1),
+}  # fmt: skip
 """Pictures of the three rows, for types that do not take any number; others have 1, 2, 0."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -78,6 +78,83 @@ GEMMA3_TURNS = turns(
     "<start_of_turn>model\n",
     "{{ bos_token }}",
 )
+MISTRAL_TURNS = turns(
+    "{% if message['role'] == 'user' %}[INST]{% endif %}",
+    "{image}",
+    "{% if message['role'] == 'user' %}[/INST]{% else %}{{ eos_token }}{% endif %}",
+    "",
+    "{{ bos_token }}",
+)
+"""The template of Mistral's models: nothing asks for an answer but the question's end."""
+GLM_TURNS = (
+    "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n{% if m.content is string %}"
+    "{{ m.content }}{% else %}{% for part in m.content %}{% if part.type == 'image' %}"
+    "<|begin_of_image|><|image|><|end_of_image|>{% elif part.type == 'text' %}{{ part.text }}"
+    "{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{prompt}{% endif %}"
+)
+"""The template of GLM's models: nothing ends a turn but the next one."""
+COHERE_TURNS = turns(
+    "<|START_OF_TURN_TOKEN|>{% if message['role'] == 'assistant' %}<|CHATBOT_TOKEN|>"
+    "<|START_RESPONSE|>{% else %}<|USER_TOKEN|>{% endif %}",
+    "{image}",
+    "{% if message['role'] == 'assistant' %}<|END_RESPONSE|>{% endif %}<|END_OF_TURN_TOKEN|>",
+    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>",
+    "{{ bos_token }}",
+)
+COHERE = (
+    "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>",
+    "<|START_RESPONSE|>", "<|END_RESPONSE|>",
+)  # fmt: skip
+LLAMA_TURNS = turns(
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n",
+    "<|image|>",
+    "<|eot_id|>",
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "{{ bos_token }}",
+)
+GEMMA4_TURNS = turns(
+    "<|turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n",
+    "\n\n<|image|>\n\n",
+    "<turn|>\n",
+    "<|turn>model\n{prompt}",
+    "{{ bos_token }}",
+)
+PADDLE_TURNS = (
+    "{{ cls_token }}{% for m in messages %}{% if m.role == 'user' %}User: "
+    "{% for part in m.content %}{% if part.type == 'image' %}"
+    "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{{ '\n' }}{% else %}Assistant:\n"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}"
+    "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+DEEPSEEK_TURNS = turns(
+    "{{ message['role'] | capitalize }}: ",
+    "<image_placeholder>",
+    "{{ eos_token if message['role'] == 'assistant' else '\n\n' }}",
+    "Assistant:",
+    "{{ bos_token }}",
+)
+THINKING_TURNS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+    "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}"
+    "{{ '\n</think>\n\n' }}{% endif %}"
+    "{% endif %}"
+)
+"""The template of Qwen3.5: it thinks unless it is told not to."""
+GLM = Words(
+    eos="<|endoftext|>", pad="<|pad|>",
+    others=(
+        "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|begin_of_image|>",
+        "<|image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|video|>", "<|end_of_video|>",
+    ),
+    template=GLM_TURNS.replace("{prompt}", ""),
+)  # fmt: skip
 QWEN_VL = Words(
     eos="<|im_end|>",
     pad="<|endoftext|>",
@@ -133,6 +210,108 @@ WORDS = {
     ),
     "florence2": Words(
         bos="<s>", eos="</s>", pad="<pad>", named={"image_token": "<image>"}
+    ),
+    "qwen3_5": replace(QWEN_VL, template=THINKING_TURNS),
+    "qwen3_vl_moe": QWEN_VL,
+    # Its template asks for a thought, and writes conversations without one.
+    "glm4v": replace(GLM, template=GLM_TURNS.replace("{prompt}", "<think>\n")),
+    "glm4v_moe": GLM,
+    "glm46v": GLM,
+    "lfm2_vl": Words(
+        bos="<|startoftext|>", eos="<|im_end|>", pad="<|pad|>", starts_with_bos=True,
+        others=(
+            "<|im_start|>", "<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>",
+            *(f"<|img_row_{row}_col_{column}|>" for row in (1, 2) for column in (1, 2)),
+        ),
+        template="{{ bos_token }}" + chatml("<image>"),
+    ),
+    "llava_next": Words(
+        bos="<s>", eos="</s>", pad="<pad>", starts_with_bos=True,
+        named={"image_token": "<image>"},
+        template=MISTRAL_TURNS.replace("{image}", "<image>\n"),
+    ),
+    "vipllava": Words(
+        bos="<s>", eos="</s>", pad="<pad>", starts_with_bos=True,
+        named={"image_token": "<image>"},
+    ),
+    "mistral3": Words(
+        bos="<s>", eos="</s>", pad="<pad>", starts_with_bos=True,
+        others=("[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+        template=MISTRAL_TURNS.replace("{image}", "[IMG]"),
+    ),
+    "aya_vision": Words(
+        bos="<BOS_TOKEN>", eos="<|END_OF_TURN_TOKEN|>", pad="<PAD>", starts_with_bos=True,
+        others=(
+            *COHERE, "<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>",
+            "<|IMG_LINE_BREAK|>", "TILE_GLOBAL", "TILE_1", "TILE_2",
+        ),
+        template=COHERE_TURNS.replace("{image}", "<image>"),
+    ),
+    "cohere2_vision": Words(
+        bos="<BOS_TOKEN>", eos="<|END_OF_TURN_TOKEN|>", pad="<PAD>", starts_with_bos=True,
+        named={
+            "boi_token": "<|START_OF_IMG|>", "eoi_token": "<|END_OF_IMG|>",
+            "image_token": "<|IMG_PATCH|>", "img_line_break_token": "<|IMG_LINE_BREAK|>",
+        },
+        others=COHERE,
+        template=COHERE_TURNS.replace("{image}", "<|IMG_PATCH|>"),
+    ),
+    "idefics2": Words(
+        bos="<s>", eos="</s>", pad="<unk>", starts_with_bos=True,
+        others=("<fake_token_around_image>", "<image>", "<end_of_utterance>"),
+        template=spoken(""),
+    ),
+    "got_ocr2": Words(
+        eos="<|endoftext|>", pad="<|pad|>", others=("<|im_start|>", "<|im_end|>", "<imgpad>")
+    ),
+    "blip-2": Words(
+        bos="</s>", eos="</s>", pad="<pad>", starts_with_bos=True, others=("<image>",)
+    ),
+    "perception_lm": Words(
+        bos="<|begin_of_text|>", eos="<|eot_id|>", pad="<|pad|>", starts_with_bos=True,
+        named={"image_token": "<|image|>", "video_token": "<|video|>"},
+        others=("<|start_header_id|>", "<|end_header_id|>"),
+        template=LLAMA_TURNS,
+    ),
+    "ovis2": Words(
+        eos="<|im_end|>", pad="<|endoftext|>",
+        others=(
+            "<|im_start|>", "<image>", "<IMG_ATOM>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>",
+            "<IMG_ROW>", "<IMG_END>",
+        ),
+        template=chatml("<image>\n"),
+    ),
+    "paddleocr_vl": Words(
+        bos="<s>", eos="</s>", pad="<unk>",
+        named={
+            "image_token": "<|IMAGE_PLACEHOLDER|>", "cls_token": "<|begin_of_sentence|>",
+        },
+        others=("<|IMAGE_START|>", "<|IMAGE_END|>", "<|video_pad|>"),
+        template=PADDLE_TURNS,
+    ),
+    "video_llama_3": replace(QWEN_VL, template=chatml("<|image_pad|>")),
+    "lighton_ocr": Words(
+        eos="<|im_end|>", pad="<|endoftext|>",
+        named={
+            "image_token": "<|image_pad|>", "image_break_token": "<|vision_pad|>",
+            "image_end_token": "<|vision_end|>",
+        },
+        others=("<|im_start|>",),
+        template=chatml("<|image_pad|>"),
+    ),
+    "deepseek_vl": Words(
+        bos="<bos>", eos="<eos>", pad="<pad>", starts_with_bos=True,
+        named={"image_token": "<image_placeholder>"},
+        template=DEEPSEEK_TURNS,
+    ),
+    "gemma4": Words(
+        bos="<bos>", eos="<eos>", pad="<pad>", starts_with_bos=True,
+        named={
+            "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>",
+            "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>",
+        },
+        others=("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|video|>"),
+        template=GEMMA4_TURNS.replace("{prompt}", "<|channel>thought\n<channel|>"),
     ),
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ import base64
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from io import BytesIO
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -303,8 +304,12 @@ def target_size(spec: PictureSpec, height: int, width: int) -> tuple[int, int]:
     """Height and width of a decoded picture, from those of the file."""
     if isinstance(spec, ImageSpec):
         return spec.height, spec.width
-    # Both sides by one factor, so its square is the ratio of the areas; never enlarged.
-    scale = min(1.0, (spec.max_pixels / (height * width)) ** 0.5)
+    # Both sides by one factor, so its square is the ratio of the areas.
+    area = height * width
+    if area < spec.min_pixels:
+        scale = (spec.min_pixels / area) ** 0.5
+        return ceil(height * scale), ceil(width * scale)
+    scale = min(1.0, (spec.max_pixels / area) ** 0.5)
     return max(1, int(height * scale)), max(1, int(width * scale))
 
 

@@ -106,6 +106,11 @@ class ModelKind(ABC):
         partitioned (stage 3) nor exported."""
         return None
 
+    @property
+    def kept_whole(self) -> str | None:
+        """Which models ZeRO stage 3 cannot partition, and why; None if it can partition this."""
+        return None
+
     def unpacked(self) -> ModelKind:
         """The same kind with whole weights."""
         return self

@@ -42,8 +42,8 @@ CODES = "aAbBcdHIjmMpSUwWxXyYZ"
 """Letters of `strftime`'s codes."""
 CLOCK = "strftime_now"
 """The function that templates ask; Hugging Face defines it for all of them."""
-MARKER = "vlds-marks-the-answer"
-"""Stands for an answer, to find what a template writes around it."""
+QUESTION, MARKER = "vlds-marks-the-question", "vlds-marks-the-answer"
+"""Stand for a question and its answer, to find what a template writes around them."""
 MARK = re.compile("vlds-marks-text-([0-9]+)-here")
 """What stands for the texts of a conversation."""
 SILENT = {"enable_thinking": False}
@@ -228,7 +228,7 @@ class ChatFormat:
         """True if the template reads contents that are lists without pictures too. That of GLM-4.1V
         wants an answer as a text."""
         shape: Shape = (("user", ("text",)), ("assistant", ("text",)))
-        talk = self.as_messages(shape, ("question", MARKER), lists=True)
+        talk = self.as_messages(shape, (QUESTION, MARKER), lists=True)
         with suppress(ValueError):
             return MARKER in self.rendered([(talk, {}, False)])[0]
         return False
@@ -289,11 +289,11 @@ class ChatFormat:
 
     @cached_property
     def variables(self) -> Mapping[str, bool]:
-        """What the template is told beside the turns: nothing, or not to think if answers follow
-        their prompts only then, as in Qwen3's."""
+        """What the template is told beside the turns: nothing, or not to think if answers do not
+        follow their prompts otherwise, as in Qwen3's."""
         if "enable_thinking" not in self.template_text or self.around_marker({}).follows:
             return {}
-        return SILENT if self.around_marker(SILENT).follows else {}
+        return SILENT
 
     def prompt_ids(self, question: str, limit: int) -> list[int]:
         """Tokens of the user's turn, whose text is cut to `limit` tokens."""
@@ -535,25 +535,39 @@ class ChatFormat:
         """What a chat template writes before an answer, blanks at most, and behind it, up to the
         first special token; the end-of-sequence token if there is none.
 
-        Errors: ValueError if answers do not follow the prompt that asks for them.
+        The prompt may be another than what stands before the answer of a finished conversation:
+        GLM-4.1V's begins a thought there. Answers stand behind the prompt, as generation asks for
+        them. Errors: ValueError if the template writes no answer behind a question.
         """
         if not self.has_template:
             return "", str(self.tokenizer.eos_token)
         prompt, before, after = around = self.around_marker(self.variables)
-        if not around.follows:
+        if not around.follows and QUESTION not in before:
             raise ValueError(
                 "its chat template writes a conversation's answer elsewhere than behind the "
-                f"prompt ({prompt[-80:]!r} is not in {(before + MARKER)[-120:]!r}); simplify its "
-                "chat_template"
+                f"question ({(before + MARKER + after)[-120:]!r}); let its chat_template write the "
+                "content of each message"
             )
         # `follows` has compared them without blanks: what `before` has more can only be blanks.
-        lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        lead = before.removeprefix(prompt) if around.follows else ""
+        lead = "" if lead == before else lead
         ends = [after.index(text) + len(text) for text in self.special_words if text in after]
         return lead, after[: min(ends)] if ends else str(self.tokenizer.eos_token)
 
+    @property
+    def prompt_note(self) -> str:
+        """What a run says where prompts end otherwise than what stands before a conversation's
+        answers; "" elsewhere."""
+        if not self.has_template or (around := self.around_marker(self.variables)).follows:
+            return ""
+        return (
+            f"its chat template asks for an answer behind {around.prompt[-80:]!r}, and writes "
+            f"finished ones behind {around.before[-80:]!r}; answers are learned where it asks"
+        )
+
     def around_marker(self, variables: Mapping[str, bool]) -> Around:
         """How the template writes an answer."""
-        talk = self.messages((("user", ("text",)), ("assistant", ("text",))), ("question", MARKER))
+        talk = self.messages((("user", ("text",)), ("assistant", ("text",))), (QUESTION, MARKER))
         prompt, whole = self.rendered([(talk[:1], variables, True), (talk, variables, False)])
         before, _, after = whole.rpartition(MARKER)
         return Around(prompt, before, after)

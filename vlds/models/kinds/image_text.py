@@ -2,14 +2,14 @@
 
 Such a model is one module of a library. First this finds its parts - language, vision and the
 connector between them - and checks that the processor belongs to it; the kind itself stands last.
-The model and its collator are in `image_text_model`.
+The collator is in `image_text_rows`, the model in `image_text_model`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -27,14 +27,15 @@ from transformers.utils import is_flash_attn_2_available
 from vlds.models.backbones.base import num_ids, unique_state
 from vlds.models.generation.positions import can_share_starts
 from vlds.models.kinds.base import ModelKind, try_questions
-from vlds.models.kinds.image_text_model import (
+from vlds.models.kinds.image_text_model import ImageTextModel
+from vlds.models.kinds.image_text_rows import ImageTextCollator
+from vlds.models.kinds.picture_forms import (
     GREY,
     NEED_PICTURES,
     PACKED,
     PLACES_PICTURES,
+    UNPARTITIONED,
     WIDE,
-    ImageTextCollator,
-    ImageTextModel,
 )
 from vlds.models.loading.gate import check_model, check_tokenizer, read_any_config, unpartitioned
 from vlds.models.loading.load_backbone import Longest, check_fits, num_positions
@@ -134,14 +135,17 @@ def find_parts(model: PreTrainedModel) -> ImageTextParts:
 
 TESTED = (
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "idefics3", "llava", "llava_onevision",
-    "paligemma", "gemma3", "internvl", "florence2",
+    "paligemma", "gemma3", "internvl", "florence2", "qwen3_5", "qwen3_vl_moe", "glm4v",
+    "glm4v_moe", "glm46v", "lfm2_vl", "llava_next", "vipllava", "mistral3", "aya_vision",
+    "cohere2_vision", "idefics2", "got_ocr2", "blip-2", "perception_lm", "ovis2", "paddleocr_vl",
+    "video_llama_3", "lighton_ocr", "deepseek_vl", "gemma4",
 )  # fmt: skip
 """Types of models that vlds has tests for."""
 SIZES = ("patch_size", "merge_size", "temporal_patch_size", "image_seq_length", "image_seq_len")
 """What processors divide by, and how many placeholders they write."""
 LARGEST_PROCESSOR_SIZE = 65_536
 TRY_SECONDS, TRY_MEMORY = 10, 2 << 30
-"""CPU time and bytes in which a processor must have read a picture of 28 x 28 pixels."""
+"""CPU time and bytes in which a processor must have read a small picture."""
 CURE = f"choose another type of model (tested: {', '.join(TESTED)})"
 
 
@@ -157,7 +161,9 @@ def check_inputs(collator: ImageTextCollator, config: Any, model: str, processor
     for owner in (collator.processor, getattr(collator.processor, "image_processor", None)):
         for size in SIZES:
             value = getattr(owner, size, None)
-            is_size = type(value) is int and 1 <= value <= LARGEST_PROCESSOR_SIZE
+            # Pixtral's patches have a height and a width.
+            sides = value.values() if isinstance(value, Mapping) else (value,)
+            is_size = all(type(n) is int and 1 <= n <= LARGEST_PROCESSOR_SIZE for n in sides)
             if value is not None and not is_size:
                 raise ValueError(
                     f"{processor}: {type(owner).__name__}'s {size} is {value!r:.50}, a whole "
@@ -258,6 +264,8 @@ class ImageTextToText(ModelKind):
     """Folder or hub name of the processor; default: where the weights are."""
     max_pixels: Count = 1024 * 1024
     """Larger pictures are scaled down before the processor sees them."""
+    min_pixels: Count | None = None
+    """Smaller pictures are scaled up to this many pixels before the processor sees them."""
     num_images: Count | None = None
     """Most pictures an example may have, frames of clips included; default: 2, or 1 for types that
     take no more."""
@@ -278,6 +286,11 @@ class ImageTextToText(ModelKind):
     def __post_init__(self) -> None:
         check_path_or_config(self)
         check_has_source(self.bits, self.config)
+        if (self.min_pixels or 0) > self.max_pixels:
+            raise ValueError(
+                f"min_pixels: got {self.min_pixels}, more than max_pixels, {self.max_pixels}; give "
+                "less, or raise max_pixels"
+            )
         for part, roles in self.roles.items():
             for name, known in ((part, PARTS), *((role, ROLES) for role in roles)):
                 if name not in known:
@@ -322,12 +335,20 @@ class ImageTextToText(ModelKind):
     def packed_bits(self) -> Bits | None:
         return self.bits
 
+    @property
+    def kept_whole(self) -> str | None:
+        with suppress(ValueError):  # of a config that cannot be read, which others report
+            model_type = self.read_config().model_type
+            if (why := UNPARTITIONED.get(model_type)) is not None:
+                return f"{model_type} models, {why}"
+        return None
+
     def unpacked(self) -> ImageTextToText:
         return replace(self, bits=None)
 
     @property
     def image(self) -> NaturalSize:
-        return NaturalSize(self.max_pixels)
+        return NaturalSize(self.max_pixels, self.min_pixels or 0)
 
     @property
     def fewest_images(self) -> int:
@@ -376,6 +397,8 @@ class ImageTextToText(ModelKind):
         assert isinstance(model, ImageTextModel)
         collator = model.collator
         check_reads(collator, self.processor_place[1], evaluation)
+        if note := collator.chat.prompt_note:
+            return [f"{self.processor_place[1]}: {note}"]
         if collator.chat.has_template or collator.model_type in PLACES_PICTURES:
             return ()
         plain = collator.chat.prompt("QUESTION", 1)

@@ -478,9 +478,14 @@ def unpartitioned() -> Iterator[None]:
         hf_deepspeed._hf_deepspeed_config_weak_ref = hint
 
 
+BOUNDS = ("_min", "_max")
+"""What buffers that limit numbers end with."""
+
+
 def check_finite(model: nn.Module, what: str) -> None:
     """Errors: SourceError that begins with `what` for weights, or numbers that a config leads to,
-    that are NaN or infinite. Masks may hold minus infinity."""
+    that are NaN or infinite. Masks may hold minus infinity, and bounds (Gemma 4's `input_max`)
+    either."""
     weights = {name for name, _ in model.named_parameters()}
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if tensor.is_meta or not tensor.is_floating_point():
@@ -488,7 +493,9 @@ def check_finite(model: nn.Module, what: str) -> None:
         if tensor.sum(dtype=torch.float32).isfinite():  # many times as fast as to test each number
             continue
         good = tensor.isfinite()
-        bad = tensor[~(good if name in weights else good | tensor.isneginf())]
+        if name not in weights:
+            good |= tensor.isinf() if name.endswith(BOUNDS) else tensor.isneginf()
+        bad = tensor[~good]
         if len(bad):
             raise SourceError(
                 f"{what}: {name} holds {bad[0].item()}, finite numbers expected; copy the weights "

@@ -66,14 +66,15 @@ def test_every_file_says_what_it_is() -> None:
 
 @pytest.mark.slow
 def test_one_gate_opens_what_strangers_wrote() -> None:
-    """`open_checked` looks at the files first, and lets transformers neither ask nor fetch."""
+    """`open_checked` looks at the files first, and lets transformers neither ask nor fetch. peft
+    opens only what vlds has just written."""
     opened = {
         _name(file)
         for file in CODE
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute)
         and node.attr in {"from_pretrained", "get_config_dict"}
-        and ast.unparse(node) != "nn.Embedding.from_pretrained"
+        and ast.unparse(node) not in {"nn.Embedding.from_pretrained", "PeftModel.from_pretrained"}
     }
     assert opened == {"vlds/models/loading/gate.py"}
 

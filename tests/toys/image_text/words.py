@@ -51,7 +51,7 @@ def turns(
     return f"{whole}{{% if add_generation_prompt %}}{prompt}{{% endif %}}"
 
 
-def chatml(picture: str, video: str) -> str:
+def chatml(picture: str, video: str = "") -> str:
     """The template of Qwen and its relatives."""
     begin, end, prompt = "<|im_start|>{{ message['role'] }}\n", "<|im_end|>\n", "<|im_start|>"
     return turns(begin, picture, end, f"{prompt}assistant\n", video=video)

@@ -190,7 +190,7 @@ def parse_chat(
     talks: list[tuple[Talk, list[str | Path]]] = []
     dropped: dict[str, list[Dropped]] = defaultdict(list)
     used: list[tuple[str, str, UserRow]] = []
-    moved = 0
+    moved = silent = 0
     for of_file, row in rows:
         for field in (form.id, form.split, form.group):
             if field is not None and not str(row.fields.get(field) or "").strip():
@@ -213,6 +213,7 @@ def parse_chat(
             dropped[part].append(Dropped(row_id, str(reason)))
             continue
         moved += talk.moved
+        silent += any(not _says(turn) for turn in talk.turns)
         # Without the sources, whose bytes are in files by now.
         talk.shown = [shown._replace(source=None) for shown in talk.shown]
         group = text_of(row.fields, form.group) if form.group else ""
@@ -229,6 +230,8 @@ def parse_chat(
             f"{moved:,} rows do not say where their pictures or clips stand: these stand before "
             "the first question"
         )
+    if silent:
+        tell(f"{silent:,} conversations have a turn that says and shows nothing; it is kept")
     known = {kind: album.files() for kind, album in albums.items()}
     # By picture or row: a picture may be called "row 1".
     samples: dict[str, dict[tuple[bool, str], SourceSample]] = defaultdict(dict)
@@ -268,6 +271,11 @@ def parse_chat(
         SourceSet(name, "chat", part, tuple(files), [*samples[part].values()], tuple(dropped[part]))
         for part in sorted({*samples, *dropped})
     ]
+
+
+def _says(turn: Mapping[str, Any]) -> bool:
+    """True if a turn has a picture or more than blanks."""
+    return any(part["type"] in MEDIA or part["text"].strip() for part in parts_of(turn))
 
 
 def _teaches(annotation: Annotation) -> bool:

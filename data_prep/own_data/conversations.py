@@ -38,6 +38,8 @@ MARK = re.compile("<(image|video|audio)>")
 TEXT_PARTS = ("text", "input_text", "output_text")
 UNREAD = ("tools", "audios", "audio")
 """Fields of a row whose meaning a conversation here cannot hold."""
+OBJECT_MARKS = re.compile("<(bbox|ref-object)>")
+"""What ms-swift replaces by the row's `objects`."""
 UNREAD_IN_TURN = ("tool_calls", "function_call", "audio", "reasoning_content", "refusal")
 
 
@@ -125,6 +127,8 @@ def conversation_of(fields: Fields, named: RowFields = USUAL) -> Conversation:
         unplaced[kind] = list(given) if isinstance(given, list) else [given]
         talk.consumed |= {name for name in names if name in fields}
     messages = _messages(fields, talk, named)
+    if fields.get("objects") and OBJECT_MARKS.search(str(messages)):
+        raise Unusable("objects with marks in the texts, which are not read")
     for number, message in enumerate(messages, 1):
         talk.turns.append(_turn(message, talk.shown))
         if (last := talk.turns[-1])["role"] == "assistant" and isinstance(last["content"], list):
@@ -197,8 +201,11 @@ def _messages(fields: Fields, talk: Conversation, named: RowFields) -> list[Fiel
     if "system" in fields:
         talk.consumed.add("system")
     begin: list[Fields] = [{"role": "system", "content": system}] if system else []
-    name = next((name for name in TALKS if isinstance(fields.get(name), list)), None)
-    if name is not None:
+    talks = [name for name in TALKS if isinstance(fields.get(name), list)]
+    if len(talks) > 1:
+        raise Unusable(f"both {' and '.join(talks)}")
+    if talks:
+        name = talks[0]
         talk.consumed.add(name)
         messages: list[Fields] = []
         for message in fields[name]:
@@ -273,8 +280,11 @@ def _parts(content: Any, placed: list[Shown]) -> list[dict[str, Any]]:
     """Texts, pictures and clips of a turn's content."""
     if isinstance(content, str):
         return _marked(content, placed) or [{"type": "text", "text": ""}]
+    if isinstance(content, dict):
+        raise Unusable("a turn whose content is an object; write JSON as a text")
     if not isinstance(content, list):
-        raise Unusable("a turn without text")
+        what = "without content" if content is None else f"whose content is {shown_value(content)}"
+        raise Unusable(f"a turn {what}; write a text")
     parts: list[dict[str, Any]] = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None

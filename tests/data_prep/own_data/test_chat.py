@@ -240,7 +240,18 @@ DROPPED: Mapping[str, tuple[dict[str, Any], str]] = {
     "first": (marked([BOT, USER, BOT], []), "an answer before any question"),
     "speaker": ({"messages": [{"role": "narrator", "content": "x"}]}, 'a turn of "narrator"'),
     "nobody": ({"messages": [{"content": "x"}]}, "a turn without a speaker"),
-    "text": ({"messages": [{"role": "user", "content": 3}]}, "a turn without text"),
+    "number": ({"messages": [{"role": "user", "content": 3}]}, "a turn whose content is 3"),
+    "absent": ({"messages": [{"role": "user"}]}, "a turn without content"),
+    "object": (
+        {"messages": [{"role": "user", "content": "q"},
+                      {"role": "assistant", "content": {"Vendor": "ACME"}}]},
+        "a turn whose content is an object; write JSON as a text",
+    ),
+    "two talks": (marked([USER, BOT], []) | {"conversations": []}, "both messages and"),
+    "boxes": (
+        marked([("user", ["where <bbox>?"]), BOT], []) | {"objects": {"bbox": [[1, 2, 3, 4]]}},
+        "objects with marks in the texts",
+    ),
     "part": (
         {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
         'a part of type "input_audio"',

@@ -1,14 +1,14 @@
 """Trains a tiny image-text model on conversations about the demo's pictures.
 
-    python benchmarks/chat_demo.py --seeds 0 1 2 --controls 0
+    python benchmarks/chat_demo.py --seeds 0 1 2
 
 A conversation has three turns and two pictures: a question about the first one; "and here ?" with
 the second one, which asks the same of it; and a statement about both. The first question is one of
-the demo's VQA or GQA, or asks for a caption. For each seed, an InternVL of 1 M random weights first
-learns to see (demo_image_text_see), then to converse (recipes/chat/demo.yaml).
+the demo's VQA or GQA, or asks for a caption. For each seed, an InternVL of 1.6 M random weights
+first learns to see (demo_image_text_see), then to converse (recipes/chat/demo.yaml).
 
-Controls, from the same weights that see: `blank`, whose pictures are grey, and `alone`, in whose
-conversations nothing was said and shown before the last question: the turns before it are "no".
+Controls: the same model with grey pictures, and in conversations where nothing was said and shown
+before the last question (the turns before it are "no").
 
 All files go to runs/chat_demo and, as those of `vlds demo`, to runs/demo/data. What is there
 already is not made again. The scores go to stdout.
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -43,6 +43,7 @@ from data_prep.demo.text import (
     caption_scene,
 )
 from data_prep.demo.world import HOME, Scene, draw, random_scene
+from vlds.evaluation.result import read_scores
 
 OUT = Path("runs/chat_demo")
 SCENES = {"train": 6_000, "val": 600}
@@ -68,8 +69,7 @@ def main() -> None:
     """Make what all seeds share, train, and print the scores."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--controls", type=int, nargs="*", default=[], help="seeds of controls")
-    args = parser.parse_args()
+    seeds = parser.parse_args().seeds
     if not (DATA / "spiece.model").exists():
         run("data_prep", "demo", "--out", DATA)
     if not (OUT / "model").exists():
@@ -80,36 +80,25 @@ def main() -> None:
         for split in SCENES:
             write_talks(OUT / "talks" / kind, kind, split)
     print("| seed | model | turn | VQA | GQA | caption |\n|---|---|---|---|---|---|")
-    for seed in args.seeds:
+    for seed in seeds:
         folder = OUT / str(seed)
         config, processor = OUT / "model" / "config.json", OUT / "model" / "processor"
         source = ("--model.config", config, "--model.processor", processor)
         cells = ("--tasks.cells.train", json.dumps([str(OUT / "cells" / "train")]))
         run_recipe("demo_image_text_see", seed, folder / "see", *source, *cells)
         convert(folder / "see", folder / "seeing")
-        start = ("--model.path", folder / "seeing")
-        run_recipe("chat/demo", seed, folder / "chat", *start)
-        show(seed, "conversations", folder / "chat")
-        if seed not in args.controls:
-            continue
-        run_recipe("chat/demo", seed, folder / "blank", *start, "--data.blank_images", "true")
-        show(seed, "grey pictures", folder / "blank")
-        alone = (
-            word
-            for kind in KINDS
-            for use, split in (("train", "train"), ("evaluate", "val"))
-            for word in (
-                f"--tasks.{kind}.{use}",
-                json.dumps([str(OUT / "talks" / kind / f"alone-{split}")]),
-            )
-        )
-        run_recipe("chat/demo", seed, folder / "alone", *start, *alone)
-        show(seed, "turns alone", folder / "alone")
+        run_recipe("chat/demo", seed, folder / "chat", "--model.path", folder / "seeing")
+        show(seed, "conversations", last_scores(folder / "chat"))
+        blank = ("--data.blank_images", "true")
+        alone = [f"{kind}={OUT / 'talks' / kind / 'alone-val'}" for kind in KINDS]
+        for name, words in (("grey pictures", blank), ("without history", ("--data", *alone))):
+            out = folder / name.replace(" ", "_")
+            run("vlds", "evaluate", folder / "chat", *words, "--out", out)
+            show(seed, name, {task: scored.scores for task, scored in read_scores(out).items()})
 
 
-def show(seed: int, name: str, trained: Path) -> None:
+def show(seed: int, name: str, scores: Mapping[str, Mapping[str, float]]) -> None:
     """Print a row for each turn: exact match, and ROUGE-L of captions."""
-    scores = last_scores(trained)
     for turn in ("1", "2", "3"):
         row = [f"{scores[kind][f'{score}/turn/{turn}']:.3f}" for kind, score in KINDS.items()]
         print(f"| {' | '.join([str(seed), name, turn, *row])} |", flush=True)
@@ -117,7 +106,7 @@ def show(seed: int, name: str, trained: Path) -> None:
 
 def write_talks(folder: Path, kind: str, split: str) -> None:
     """Draw pictures, and pack conversations about them, whole and turn by turn."""
-    if (folder / f"alone-{split}").exists():
+    if (folder / split).exists():
         return
     rng = Random(f"{kind} {split}")
     photos = folder / "photos" / split
@@ -138,7 +127,9 @@ def write_talks(folder: Path, kind: str, split: str) -> None:
         for before, (words, reply, shown) in enumerate(turns):
             silent = said("no", "no", weight=0) * before
             alone.append({"messages": silent + said(words, reply), "images": shown})
-    for name, rows in ((split, talks), (f"alone-{split}", alone)):
+    # The folder `split` comes last: it says that all is done.
+    controls = {"alone-val": alone} if split == "val" else {}
+    for name, rows in (controls | {split: talks}).items():
         file = folder / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         each = ("--each-turn",) if name == "val" else ()

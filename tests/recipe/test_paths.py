@@ -199,6 +199,7 @@ PATHS = {
     ),
     "GQA": {**TASK, "choices": "any"},
     "AlignmentConfig": {"data": "data"},
+    "Recipe": {"start": "any"},
     "DataConfig": {"cache": "any"},
     "TrainingConfig": {"deepspeed": "file"},
 }  # fmt: skip

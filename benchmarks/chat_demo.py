@@ -68,7 +68,7 @@ class Asked(NamedTuple):
 def main() -> None:
     """Make what all seeds share, train, and print the scores."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="none: only data")
     seeds = parser.parse_args().seeds
     if not (DATA / "spiece.model").exists():
         run("data_prep", "demo", "--out", DATA)

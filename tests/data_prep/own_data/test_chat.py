@@ -215,7 +215,7 @@ def test_pictures_that_lie_on_the_disk_twice(
     monkeypatch.setattr(chat, "free_bytes", lambda folder: 100)
     coded = base64.b64encode((folder / "photos" / "a.jpg").read_bytes()).decode()
     assert prepare(folder, [marked([("user", [None, "q"]), BOT], [coded])]) == 0
-    assert "GB of pictures from rows or a tar file lie in" in capsys.readouterr().out
+    assert "GB of pictures and clips from rows or tar files lie in" in capsys.readouterr().out
     with tarfile.open(folder / "photos.tar", "w") as tar:
         tar.add(folder / "photos" / "a.jpg", "a.jpg")
     rows = write(folder / "r.json", [marked([("user", [None]), BOT], ["a.jpg"])])

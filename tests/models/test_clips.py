@@ -30,8 +30,7 @@ from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.models.kinds.media import READ_CLIPS
 from vlds.schema import IGNORED_LABEL, Batch, Clip, Decoding, RefusedRows, Turn
 
-FAST = (*FAST_TYPES, "llava_onevision", "qwen3_vl")
-TYPES = [pytest.param(t, marks=[] if t in FAST else [pytest.mark.slow]) for t in READ_CLIPS]
+TYPES = [pytest.param(t, marks=[] if t in FAST_TYPES else [pytest.mark.slow]) for t in READ_CLIPS]
 
 
 @pytest.fixture(params=TYPES)
@@ -129,6 +128,7 @@ def test_rows_are_the_same_alone_and_together(model: Tiny) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model_type", ["llava_onevision", "internvl", "smolvlm", "idefics3"])
 def test_packed_rows_keep_their_clips(model_type: str) -> None:
     model = tiny(model_type)
@@ -143,6 +143,7 @@ def test_packed_rows_keep_their_clips(model_type: str) -> None:
     assert torch.allclose(built.token_nll(batch).sum(1), apart, atol=1e-4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model_type", ["llava", "idefics3", "gemma3", "smolvlm"])
 def test_elsewhere_a_clip_is_its_frames(model_type: str) -> None:
     """Also in SmolVLM beside a picture, which its processor would lose."""
@@ -167,6 +168,7 @@ def test_a_template_without_a_place_for_clips() -> None:
     assert len(batch.media[0]["image_grid_thw"]) == 2
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model_type", ["llava_onevision", "internvl"])
 def test_unlike_clips_in_a_row_that_a_processor_does_not_take(model_type: str) -> None:
     rows = [row_of(n, 0, Turn("user", (SHORT, CLIP, "?"))) for n in range(2)]
@@ -215,6 +217,7 @@ def counted(built: ImageTextModel, batch: Batch, partitioned: bool) -> int:
     return calls
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("model_type", ["qwen2_5_vl", "internvl", "llava_onevision"])
 def test_all_rows_run_the_tower_as_often_under_zero_3(model_type: str) -> None:
     """If the data have clips; else, and elsewhere, nothing runs that is not asked for."""

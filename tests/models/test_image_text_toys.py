@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.toys.image_text import TYPES, pictures, save_tiny
+from tests.toys.image_text import PARAMETERS, pictures, save_tiny
 from tests.toys.image_text.places import PLACES
 from tests.toys.image_text.theirs import conversation, processed, question
 from vlds.schema import Turn
@@ -36,7 +36,7 @@ PROCESSORS = {
 QUESTION = "what color is it ?"
 
 
-@pytest.fixture(scope="module", params=TYPES)
+@pytest.fixture(scope="module", params=PARAMETERS)
 def model_type(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name

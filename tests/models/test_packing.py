@@ -64,6 +64,7 @@ def packed(model: Tiny, methods: dict[str, Method]) -> list[torch.Tensor]:
     return found
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("model_type", PACKED)
 def test_losses_and_gradients_are_those_of_rows_alone(model_type: str, name: str) -> None:

@@ -56,7 +56,7 @@ test: dev
 # Two pytest processes, for two cores: the tests in RANKS, which start most ranks, take about as long
 # as all other tests together.
 RANKS = tests/training tests/launch tests/faults tests/runtime tests/report tests/convert \
-	tests/data_prep
+	tests/data_prep tests/data tests/methods
 # Some tests run make themselves, and it must not inherit this make's variables.
 FAST = env -u MAKEFLAGS -u MFLAGS OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" \
 	--durations 15

@@ -191,6 +191,7 @@ def test_learned_tokens_are_those_that_a_template_marks(tmp_path: Path) -> None:
     assert sum(theirs["assistant_masks"][len(marks) :]) == 0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("scheme", ["byte level", "first", "always"])
 @pytest.mark.parametrize("name", ["chatml", "headers", "vicuna", "lines", "inst"])
 def test_tokenizers_that_merge_blanks_and_words(name: str, scheme: str, tmp_path: Path) -> None:

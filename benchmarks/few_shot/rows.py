@@ -51,6 +51,7 @@ SHRUNK = {
             "Shrinking",
             of=entry("Adapter", reduction=NARROW // 8, init="identity"),
             cycles=3,
+            restart=False,
             part="vision",
         ),
         0.004,

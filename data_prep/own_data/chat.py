@@ -52,7 +52,7 @@ URLSAFE = str.maketrans("-_", "+/")
 SHORTEST_BASE64 = 200
 """Characters from which a text without a slash-separated name may be a picture."""
 LARGEST_NUMBER = 2**63
-"""Larger numbers, and what is no number, are kept as texts."""
+"""Larger numbers, and values that are not numbers, are kept as texts."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def parse_chat(
             "the first question"
         )
     if silent:
-        tell(f"{silent:,} conversations have a turn that says and shows nothing; it is kept")
+        tell(f"{silent:,} conversations have an empty turn, which is kept")
     known = {kind: album.files() for kind, album in albums.items()}
     # By picture or row: a picture may be called "row 1".
     samples: dict[str, dict[tuple[bool, str], SourceSample]] = defaultdict(dict)
@@ -274,7 +274,7 @@ def parse_chat(
 
 
 def _says(turn: Mapping[str, Any]) -> bool:
-    """True if a turn has a picture or more than blanks."""
+    """True if a turn has a picture, a clip or a text that is not blank."""
     return any(part["type"] in MEDIA or part["text"].strip() for part in parts_of(turn))
 
 

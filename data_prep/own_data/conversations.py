@@ -171,12 +171,12 @@ def conversation_of(fields: Fields, named: RowFields = USUAL) -> Conversation:
 
 
 def _span(fields: Fields) -> Span:
-    """Errors: Unusable for values that are no seconds."""
+    """Errors: Unusable for values that are not seconds."""
     start, end = (fields.get(name) for name in SPAN)
     try:
         span = Span(float(start or 0), None if end in (None, "") else float(end))
     except (TypeError, ValueError):
-        raise Unusable(f"{' and '.join(SPAN)} that are no seconds") from None
+        raise Unusable(f"{' and '.join(SPAN)} that are not seconds") from None
     if not (0 <= span.start < math.inf) or (span.end is not None and not span.end > span.start):
         raise Unusable(f"{' and '.join(SPAN)} that end before they begin")
     return span
@@ -210,7 +210,7 @@ def _messages(fields: Fields, talk: Conversation, named: RowFields) -> list[Fiel
         messages: list[Fields] = []
         for message in fields[name]:
             if not isinstance(message, dict):
-                raise Unusable("a turn that is no object")
+                raise Unusable("a turn that is not an object")
             messages.append(message)
         return [*begin, *messages]
     questions, answers = named.of("question", QUESTIONS), named.of("answer", ANSWERS)
@@ -229,13 +229,13 @@ def _messages(fields: Fields, talk: Conversation, named: RowFields) -> list[Fiel
         begin += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     question, more = fields[asked], fields.get("input") or ""
     if not isinstance(question, str) or not isinstance(more, str):
-        raise Unusable("an instruction that is no text")
+        raise Unusable("an instruction that is not text")
     # As LLaMA-Factory puts them together.
     begin.append({"role": "user", "content": "\n".join(filter(None, (question, more)))})
     if told is not None and (answer := fields[told]) not in (None, ""):
         # Tables of answers have numbers.
         if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
-            raise Unusable("an answer that is no text")
+            raise Unusable("an answer that is not text")
         begin.append({"role": "assistant", "content": str(answer)})
     return begin
 

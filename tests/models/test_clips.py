@@ -25,6 +25,7 @@ from tests.toys.image_text.clips import (
     talk,
 )
 from tests.toys.image_text.rows import Tiny, tiny
+from tests.toys.image_text.theirs import generated
 from vlds.models.collate import recent
 from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.models.kinds.media import READ_CLIPS
@@ -101,15 +102,7 @@ def test_rows_losses_and_answers_are_hugging_faces(model: Tiny) -> None:
     assert mean.item() == pytest.approx(loss.item(), abs=1e-6)
     writer = built.writer
     (written,) = writer.write(built.prompts(asked), Decoding(max_new_tokens=6), None)
-    ids = built.backbone.generate(
-        **theirs,
-        max_new_tokens=6,
-        do_sample=False,
-        suppress_tokens=list(writer.forbidden),
-        eos_token_id=list(writer.ends),
-        pad_token_id=writer.pad,
-    )[0, theirs["input_ids"].shape[1] :]
-    assert written.ids == ids.tolist()
+    assert written.ids == generated(built, theirs, 6)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from tests.toys.image_text import PARAMETERS
 from tests.toys.image_text.claims import TEXT_ALONE
 from tests.toys.image_text.places import PLACES
 from tests.toys.image_text.rows import Tiny, images, tiny
+from tests.toys.image_text.theirs import generated
 from tests.toys.models import shake
 from vlds.models import ImageTextToText
 from vlds.models.kinds import image_text
@@ -129,16 +130,7 @@ def test_greedy_ids_and_their_probability(model: Tiny) -> None:
     asked = model.batch([row], evaluation=True)
     writer = built.writer
     (written,) = writer.write(built.prompts(asked), Decoding(max_new_tokens=5), None)
-    start = 1 if built.answers_apart else asked.input_ids.shape[1]
-    ids = built.backbone.generate(
-        **built.inputs(asked),
-        max_new_tokens=5,
-        do_sample=False,
-        suppress_tokens=list(writer.forbidden) or None,
-        eos_token_id=list(writer.ends),
-        pad_token_id=writer.pad,
-        decoder_start_token_id=writer.decoder_start,
-    )[0, start:].tolist()
+    ids = generated(built, built.inputs(asked), 5)
     assert written.ids == ids
     labels = torch.tensor([ids])
     if not built.answers_apart:

@@ -10,7 +10,7 @@ import torch
 
 from tests.toys.image_text import PARAMETERS, TYPES
 from tests.toys.image_text.rows import NUMBERS, Tiny, images, rows_with, tiny
-from tests.toys.image_text.theirs import processed, question
+from tests.toys.image_text.theirs import generated, processed, question
 from vlds.models.kinds.image_text import TESTED
 from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.schema import IGNORED_LABEL, Decoding, Row
@@ -90,17 +90,7 @@ def test_answers_of_unlike_rows_are_hugging_faces(model: Tiny) -> None:
     written = writer.write(prompts, decoding, None)
     for row, answer in zip(rows, written, strict=True):
         theirs = asked_by(model, row)
-        start = 1 if built.answers_apart else theirs["input_ids"].shape[1]
-        ids = built.backbone.generate(
-            **theirs,
-            max_new_tokens=5,
-            do_sample=False,
-            suppress_tokens=list(writer.forbidden) or None,
-            eos_token_id=list(writer.ends),
-            pad_token_id=writer.pad,
-            decoder_start_token_id=writer.decoder_start,
-        )[0, start:].tolist()
-        assert answer.ids == ids
+        assert answer.ids == generated(built, theirs, 5)
 
 
 @torch.no_grad()

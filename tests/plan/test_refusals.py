@@ -90,6 +90,11 @@ CASES: dict[str, tuple[str, Callable[[Recipe, Path], Recipe], str]] = {
         lambda r, _: replace(r, alignment=AlignmentConfig(data="none")),
         "alignment: the model is ImageTextToText, and it works with JointSeq2Seq only",
     ),
+    "start": (
+        "joint",
+        lambda r, folder: replace(r, start=str(folder)),
+        "start: .*files holds no artifact",
+    ),
     "processor": ("image_text", other_processor, "model.path: .* does not write token 1, where"),
 }  # fmt: skip
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.toys.kinds import built
+from tests.toys.image_text import save_tiny
+from tests.toys.kinds import IMAGE_TYPE, built, kind_recipe
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
@@ -56,7 +57,8 @@ def test_tasks_are_found_by_their_names(world: Path, tmp_path: Path) -> None:
     first, (vqa, caption) = write_run(recipe), recipe.tasks.values()
     there = state_of(first)
     tasks = {"new": vqa, "caption": caption, "vqa": vqa}
-    here, _, _ = begun(replace(recipe, tasks=tasks, start=str(first)))
+    here, lines, _ = begun(replace(recipe, tasks=tasks, start=str(first)))
+    assert lines[-1].endswith(" has no such task: new")
     names = [name for name in here if name.endswith("a.down_weight")]
     assert names
     for name in names:
@@ -64,7 +66,8 @@ def test_tasks_are_found_by_their_names(world: Path, tmp_path: Path) -> None:
         assert here[name][1].equal(there[name][1])
         assert not any(here[name][0].equal(row) for row in there[name])
     # A single task begins with its own slice, and what tasks have shared each begins with.
-    one, _, _ = begun(replace(recipe, tasks={"caption": caption}, start=str(first)))
+    one, lines, _ = begun(replace(recipe, tasks={"caption": caption}, start=str(first)))
+    assert lines[-1] == f"start: left over in {first}: its tasks vqa"
     assert all(one[name][0].equal(there[name][1]) for name in names)
     convert(
         "merge", "--how", "take", "--run", first, "--task", "caption", "--out", tmp_path / "one"
@@ -107,6 +110,15 @@ def test_what_does_not_fit_is_refused(world: Path, tmp_path: Path) -> None:
         Transfer.of(replace(recipe, start=str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match=r"start: got .*, and alignment"):
         replace(recipe, start="a", alignment=AlignmentConfig(data="b"))
+
+
+def test_frozen_weights_must_be_the_same(world: Path, tmp_path: Path) -> None:
+    recipe = kind_recipe("image_text", world, tmp_path / "first")
+    first = write_run(recipe)
+    save_tiny(IMAGE_TYPE, tmp_path / "other", seed=1)
+    other = with_model(recipe, path=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"start: .* was trained on another backbone than"):
+        Transfer.of(replace(other, start=str(first)))
 
 
 def test_settings_that_differ_are_told(world: Path, tmp_path: Path) -> None:

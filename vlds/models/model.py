@@ -539,8 +539,9 @@ class Model(nn.Module, ABC):
 
     def forget_sources(self, names: Iterable[str]) -> None:
         """Note that tensors no longer are as their sources have them."""
-        rows = {name: rows for name, rows in self.sources.rows.items() if name not in set(names)}
-        self.sources = Sources(names=self.sources.names.difference(names), rows=rows)
+        gone = set(names)
+        rows = {name: rows for name, rows in self.sources.rows.items() if name not in gone}
+        self.sources = Sources(names=self.sources.names - gone, rows=rows)
 
     def unique_state(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and saved buffers, tied ones once."""

@@ -45,8 +45,9 @@ def check_before_building(recipe: Recipe, cuts: Sequence[BatchCut]) -> list[str]
         collator = recipe.model.collator(recipe.model.load_processor(), recipe.training.dtype)
     for cut in cuts:
         check_recipe(recipe, cut)
-    with unless_elsewhere([recipe.start or ""], ValueError):
-        Transfer.of(recipe)
+    if recipe.start is not None:
+        with unless_elsewhere([recipe.start], ValueError):
+            Transfer.of(recipe)
     notes: list[str] = []
     tasks = recipe.tasks.values()
     folders = [folder for task in tasks for folder in (*task.train, *task.evaluate)]

@@ -118,8 +118,10 @@ class Transfer:
         stacks = {name for name, rule in optimizer_rules(model).items() if rule.per_task}
         parameters = {name for name, _ in model.named_parameters()}
         used: set[str] = set()
+        whole: list[str] = []
         drawn: list[str] = []
         numbers = Counter[str]()
+        has_slices = False
         with readable(self.folder, WEIGHTS):
             stored = load_file(self.folder / WEIGHTS)
         for name, tensor in model.unique_state():
@@ -134,20 +136,22 @@ class Transfer:
             used.add(key)
             check_weights(self.folder, key, values, name in parameters)
             numbers[model.part_of(name)] += values.numel()
+            has_slices |= name in stacks and len(values) > 1
+            if rows is ...:
+                whole.append(name)
             if is_resumed and name in model.moving_names():
                 continue
             with gathered([tensor], written=True):
                 self._copy(name, tensor[rows], values, name in stacks)
-            if rows is ...:
-                model.forget_sources([name])
+        model.forget_sources(whole)
         if not numbers:
             raise ValueError(
                 f"{FIELD}: no weight of {self.recipe.start} has a place in the recipe's model, "
                 f"which trains {', '.join(sorted(set(model.trained_by.values())))}; name a run of "
                 "the same methods"
             )
-        left = sorted(stored.keys() - used)
-        return list(self._told(model, numbers, drawn, left))
+        lines = [*self._told(model, numbers, drawn, sorted(stored.keys() - used))]
+        return [*lines, *(self._tasks_told() if has_slices else ()), *self._settings_told()]
 
     def _copy(self, name: str, target: Tensor, values: Tensor, is_stack: bool) -> None:
         """Write values into a tensor of the model, those of a task into the slice of its name."""
@@ -184,7 +188,7 @@ class Transfer:
     def _told(
         self, model: Model, numbers: Mapping[str, int], drawn: list[str], left: list[str]
     ) -> Iterator[str]:
-        """What came over, what did not, and which settings differ."""
+        """What came over, and which tensors did not."""
         amounts = ", ".join(f"{count:,} of {part}" for part, count in numbers.items())
         yield f"{FIELD}: weights of {self.recipe.start}: {amounts}"
         if drawn:
@@ -193,12 +197,23 @@ class Transfer:
             yield f"{FIELD}: drawn, since {self.recipe.start} has none: {listed}"
         if left:
             more = f" and {len(left) - SHOWN} more tensors" if len(left) > SHOWN else ""
-            yield (f"{FIELD}: left over in {self.recipe.start}: {', '.join(left[:SHOWN])}{more}")
+            yield f"{FIELD}: left over in {self.recipe.start}: {', '.join(left[:SHOWN])}{more}"
+
+    def _tasks_told(self) -> Iterator[str]:
+        """Tasks of one run alone, whose slices of weights have no counterpart."""
+        here, there = self.recipe.tasks.keys(), self.other.tasks.keys()
+        if new := [task for task in here if task not in there]:
+            yield f"{FIELD}: drawn, since {self.recipe.start} has no such task: {', '.join(new)}"
+        if old := [task for task in there if task not in here]:
+            yield f"{FIELD}: left over in {self.recipe.start}: its tasks {', '.join(old)}"
+
+    def _settings_told(self) -> Iterator[str]:
+        """Settings of methods that differ between the runs, without the places of further runs."""
         for name, there in self.methods.items():
-            ours, theirs = self.recipe.methods[name], self.other.methods[there]
+            ours, theirs = self.recipe.methods[name].in_artifact(), self.other.methods[there]
             for each in fields(ours):
                 pair = getattr(ours, each.name), getattr(theirs, each.name)
-                if pair[0] != pair[1] and each.name != "runs":
+                if pair[0] != pair[1]:
                     yield (
                         f"{FIELD}: methods.{name}.{each.name} is {pair[0]!r:.60} here and "
                         f"{pair[1]!r:.60} in {self.recipe.start}"

@@ -269,7 +269,7 @@ DROPPED: Mapping[str, tuple[dict[str, Any], str]] = {
                       {"role": "assistant", "content": "a", "weight": 0.5}]},
         "a turn with a weight of 0.5",
     ),
-    "instruction": ({"instruction": ["q"], "output": "o"}, "an instruction that is no text"),
+    "instruction": ({"instruction": ["q"], "output": "o"}, "an instruction that is not text"),
     "history": ({"instruction": "q", "output": "o", "history": 5}, "a history that is not pairs"),
     "data": (openai([("user", [None]), BOT], ["data:,x"]), "a picture in an address"),
     "system": (marked([("system", ["s"]), BOT, USER, BOT], []), "an answer before any question"),

@@ -157,8 +157,8 @@ DROPPED: dict[str, tuple[dict[str, Any], str]] = {
     "frames": (ROWS["plain"] | {"video": [["a.jpg"]]}, 'a clip that is ["a.jpg"]'),
     "both": (ROWS["marks"] | {"video": "one.mp4"}, "clips in videos and video"),
     "span": (ROWS["plain"] | {"video_start": 5, "video_end": 2}, "that end before they begin"),
-    "seconds": (ROWS["plain"] | {"video_start": "x"}, "that are no seconds"),
-    "answer": (ROWS["plain"] | {"answer": ["a", "b"]}, "an answer that is no text"),
+    "seconds": (ROWS["plain"] | {"video_start": "x"}, "that are not seconds"),
+    "answer": (ROWS["plain"] | {"answer": ["a", "b"]}, "an answer that is not text"),
     "painted": (
         {"messages": [QUESTION | {"content": "q"}, ANSWER | {"content": "<video>"}],
          "video": "one"},

@@ -1,8 +1,9 @@
-"""What Hugging Face's own processors make of a row, called as their pages show it."""
+"""What Hugging Face makes of a row: its processors, called as their pages show it, and the greedy
+answer of its `generate`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy import uint8
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.schema import Turn
 
 FLAT = ("llava_onevision", "got_ocr2")
@@ -67,4 +69,20 @@ def conversation(processor: Any, turns: Sequence[Turn], **how: Any) -> str:
         content = "".join(turn.texts) if plain else parts
         said.append({"role": turn.speaker, "content": content})
     written: str = processor.apply_chat_template(said, tokenize=False, enable_thinking=False, **how)
+    return written
+
+
+def generated(model: ImageTextModel, inputs: Mapping[str, Any], most: int) -> list[int]:
+    """Greedy ids of the first row's answer, of at most so many tokens, the end included."""
+    writer = model.writer
+    start = 1 if model.answers_apart else inputs["input_ids"].shape[1]
+    written: list[int] = model.backbone.generate(
+        **inputs,
+        max_new_tokens=most,
+        do_sample=False,
+        suppress_tokens=list(writer.forbidden) or None,
+        eos_token_id=list(writer.ends),
+        pad_token_id=writer.pad,
+        decoder_start_token_id=writer.decoder_start,
+    )[0, start:].tolist()
     return written

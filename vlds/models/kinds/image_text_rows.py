@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -231,12 +231,17 @@ class ImageTextCollator:
         return prompt, types, media
 
     def processed(
-        self, text: str, pictures: Sequence[Tensor], clips: Sequence[ShownClip] = ()
+        self,
+        text: str,
+        pictures: Sequence[Tensor],
+        clips: Sequence[ShownClip] = (),
+        layout: Layout | None = None,
     ) -> Any:
-        """What the processor makes of one row."""
+        """What the processor makes of one row; `layout`: of its pictures, by default the known
+        one."""
         return self.processor(
             text=[text],
-            images=self.layout.of(pictures) if pictures else None,
+            images=(layout or self.layout).of(pictures) if pictures else None,
             return_tensors=None if self.model_type in TILED else "pt",
             add_special_tokens=not self.chat.has_start(text),
             **videos_of(clips),
@@ -250,11 +255,9 @@ class ImageTextCollator:
             return Layout(nested=False, pil=False)
         text = self.chat.prompt("", 1)
         for layout in LAYOUTS:
-            collator = replace(self)
-            vars(collator)["layout"] = layout
             # Memory that is missing for one may be there for the next, where another process looks.
             with suppress(ValueError, TypeError, RuntimeError, LookupError, AttributeError):
-                collator.processed(text, [GREY])
+                self.processed(text, [GREY], layout=layout)
                 return layout
         return LAYOUTS[0]
 

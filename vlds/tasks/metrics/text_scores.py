@@ -58,8 +58,8 @@ def anls(answer: str, right: str) -> float:
 
 def json_fields(answer: str, right: str) -> float:
     """Share of the fields of both JSON values that are in both and equal. A field is a path to a
-    text, number, truth value, null, or empty list or object; case counts. A right answer that is no
-    JSON must be written letter by letter, but for blanks around it."""
+    text, number, truth value, null, or empty list or object; case counts. A right answer that is
+    not JSON must be given exactly, but for blanks around it."""
     if (wanted := _parsed(right)) is None:
         return float(answer.strip() == right.strip())
     if (found := _parsed(answer)) is None:
@@ -162,4 +162,4 @@ RIGHT_FROM: Mapping[str, float] = {
     "choice": 1,
     "box_iou": 0.5,
 }
-"""Score -> from which value on an answer is right: of a sentence, ROUGE-L does not tell."""
+"""Score -> the least value of a right answer. None for ROUGE-L, which grades sentences."""

@@ -67,10 +67,19 @@ def test_average(family: str, name: str, world: Path, tmp_path: Path) -> None:
     assert_formula(tmp_path / "weighted", runs, lambda ts: (ts[0] + 2 * ts[1] + ts[2]) / 4)
 
 
-def test_average_of_one_run_is_the_run(world: Path, tmp_path: Path) -> None:
-    (run,) = runs_of(recipe_with("T5", "LoRA", world, tmp_path), tmp_path, 1)
-    convert("merge", "--how", "average", "--run", run, run, "--out", tmp_path / "mean")
-    assert_same(state_of(tmp_path / "mean"), state_of(run))
+@pytest.mark.parametrize("how", ["average", "transport"])
+def test_runs_of_unlike_tasks(how: str, world: Path, tmp_path: Path) -> None:
+    """One adapter of several, each of which has learnt a task, as MerA is used."""
+    both = recipe_with("T5", "LoRA", world, tmp_path)
+    runs = [
+        write_run(replace(both, tasks={name: task}, output=str(tmp_path / name)), seed=n)
+        for n, (name, task) in enumerate(both.tasks.items())
+    ]
+    out = tmp_path / "out"
+    convert("merge", "--how", how, "--run", *runs, "--out", out, "--verify")
+    assert list(load_run(out).recipe.tasks) == list(both.tasks) == ["vqa", "caption"]
+    if how == "average":
+        assert_formula(out, runs, lambda tensors: sum(tensors) / 2)
 
 
 @pytest.mark.slow
@@ -177,7 +186,8 @@ def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     wider = {"method": Adapter(reduction=8)}
     write_run(replace(recipe, methods=wider, output=str(folder / "wider")))
     single = {"vqa": recipe.tasks["vqa"]}
-    write_run(replace(recipe, tasks=single, output=str(folder / "fewer")))
+    own = {"method": Adapter(sharing="multiple")}
+    write_run(replace(recipe, tasks=single, methods=own, output=str(folder / "own")))
     run = trained_run(replace(recipe, output=str(folder / "rows")))
     table = run.model.backbone.get_input_embeddings().weight
     with torch.no_grad():
@@ -216,7 +226,10 @@ def desk(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["average", "run0", "wider"],
             "methods.method.reduction: 4 in run0, 8 in wider; only runs",
         ),
-        (["average", "run0", "fewer"], "tasks: .* only runs of one model can be combined"),
+        (
+            ["average", "run0", "own"],
+            "'caption'., .*own has .'vqa'., and tasks have weights of thei",
+        ),
         (["average", "run0", "rows"], "shared.weight: frozen, but not the same in all runs"),
         (["take", "run0", "--task", "nlvr"], "--task: .*run0 has no task nlvr; its tasks: vqa"),
         (["put", "run0", "run1", "--task", "vqa"], "share all weights"),

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlds.artifact import LoadedRun, load_run
+from vlds.artifact import LoadedRun, TrainedOn, load_run
 from vlds.convert.output import first_names
 from vlds.convert.peft import merge_function
 from vlds.convert.verify import all_tasks
@@ -27,6 +27,7 @@ from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe
 from vlds.recipe.paths import renamed
 from vlds.runtime.terminal import follow
+from vlds.tasks.base import Task
 
 Opened = tuple[Path, LoadedRun]
 ONE_MODEL = "only runs of one model can be combined"
@@ -259,7 +260,7 @@ def take(run: Path, task: str) -> Combined:
 
     Errors: ValueError if the run has no such task.
     """
-    (loaded,) = open_alike([run])
+    (loaded,) = opened([run])
     check_task(task, loaded.recipe, run)
     slices = stacked(loaded.recipe)
     single = rebuilt(loaded, replace(loaded.recipe, tasks={task: loaded.recipe.tasks[task]}))
@@ -276,7 +277,8 @@ def put(run: Path, giver: Path, task: str) -> Combined:
 
     Errors: ValueError if there are no slices, or weights that tasks share differ between the runs.
     """
-    receiver, other = open_alike([run, giver], same_tasks=False)
+    receiver, other = opened([run, giver])
+    check_alike([run, giver], [receiver, other], same_tasks=False)
     check_task(task, other.recipe, giver)
     slices = stacked(receiver.recipe)
     if not slices:
@@ -305,19 +307,54 @@ def put(run: Path, giver: Path, task: str) -> Combined:
     return whole, sources
 
 
-def open_alike(runs: Sequence[Path], same_tasks: bool = True) -> list[LoadedRun]:
-    """Open runs in float32, and check that their models compute the same from equal weights.
+def open_alike(runs: Sequence[Path]) -> list[LoadedRun]:
+    """Open runs whose weights can be summed; the first one gets the tasks of all. Runs may have
+    other tasks than each other if no weight is a single task's.
 
     Errors: ValueError that names what differs.
     """
-    loaded = []
-    for run in follow(runs, "opening runs", len(runs)):
-        loaded.append(load_run(run, torch.float32))
+    loaded = opened(runs)
+    tasks: dict[str, Task] = {}
+    known: dict[str, TrainedOn] = {}
+    for run in loaded:
+        # Of a task that several runs have, the first one's settings stay.
+        tasks |= {name: task for name, task in run.recipe.tasks.items() if name not in tasks}
+        known = dict(run.trained_on) | known
+    unlike = any(run.recipe.tasks.keys() != tasks.keys() for run in loaded)
+    has_own = any(task.head is not None for task in tasks.values())
+    if unlike and (has_own or any(stacked(run.recipe) for run in loaded)):
+        names = ", ".join(
+            f"{path} has {list(run.recipe.tasks)}" for path, run in zip(runs, loaded, strict=True)
+        )
+        raise ValueError(
+            f"--run: {names}, and tasks have weights of their own; take runs of the same tasks, or "
+            "`--how put`"
+        )
+    check_alike(runs, loaded, same_tasks=not unlike)
+    if unlike:
+        whole = rebuilt(
+            replace(loaded[0], trained_on=known), replace(loaded[0].recipe, tasks=tasks)
+        )
+        state = dict(loaded[0].model.unique_state())
+        with torch.no_grad():
+            for name, tensor in whole.model.unique_state():
+                tensor.copy_(state[name])
+        loaded[0] = whole
+    return loaded
+
+
+def opened(runs: Sequence[Path]) -> list[LoadedRun]:
+    """Open runs in float32."""
+    return [load_run(run, torch.float32) for run in follow(runs, "opening runs", len(runs))]
+
+
+def check_alike(runs: Sequence[Path], loaded: Sequence[LoadedRun], same_tasks: bool) -> None:
+    """Errors: ValueError that names what differs, unless the runs' models compute the same from
+    equal weights."""
     first = runs[0], loaded[0]
     for other in zip(runs[1:], loaded[1:], strict=True):
         check_settings(first, other, essence(loaded[0], same_tasks), essence(other[1], same_tasks))
         check_names(first, other, same_tasks)
-    return loaded
 
 
 def weighted(runs: Sequence[LoadedRun], factors: Sequence[float]) -> Combined:

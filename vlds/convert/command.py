@@ -48,7 +48,7 @@ MERGE_HELP = """\
   fold        fold every method into the weights, or simplify it (Compacter to
               Adapter, ...); an error if neither is possible; writes what
               `vlds convert hf` writes
-  average     the mean of the weights of several runs of one recipe
+  average     the mean of the weights of several runs of one model
   arithmetic  base + sum of weight x (run - base); a negative weight forgets
   take        a run of --task only: its slices of weights that are stacked
               over tasks, and all weights that tasks share

@@ -67,7 +67,7 @@ def view_sample(
         sample = dataset.read(number)
         chosen = sample.annotations
         if ids is not None and sample.id not in ids:
-            chosen = [entry for entry in chosen if str(entry.get("id")) in ids]
+            chosen = tuple(entry for entry in chosen if str(entry.get("id")) in ids)
         count, shown = len(sample.annotations), chosen[:most]
         features = tuple(shape_text(array.shape) for array in sample.features)
         facts = [size_text(data) for data in sample.images] + [f"features {f}" for f in features]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from vlds.data.shards.store import Dataset, open_dataset
 from vlds.runtime.files import write_whole
 from vlds.runtime.json_files import in_words
 from vlds.runtime.limited import page
-from vlds.runtime.terminal import open_console, tell, visible
+from vlds.runtime.terminal import follow, open_console, tell, visible
 from vlds.schema import Encoded, SkipSample
 
 MOST_ANNOTATIONS = 6
@@ -54,12 +54,21 @@ class SampleView:
     """Why the sample cannot be read."""
 
 
-def view_sample(dataset: Dataset, number: int, most: int | None = MOST_ANNOTATIONS) -> SampleView:
-    """Read a sample; one that is damaged says so. `most` None shows all its annotations."""
+def view_sample(
+    dataset: Dataset,
+    number: int,
+    most: int | None = MOST_ANNOTATIONS,
+    ids: Collection[str] | None = None,
+) -> SampleView:
+    """Read a sample; one that is damaged says so. `most` None shows all its annotations. `ids`:
+    show the annotations that have one of these, or all of a sample that has."""
     place = place_of(dataset, number)
     try:
         sample = dataset.read(number)
-        count, shown = len(sample.annotations), sample.annotations[:most]
+        chosen = sample.annotations
+        if ids is not None and sample.id not in ids:
+            chosen = tuple(entry for entry in chosen if str(entry.get("id")) in ids)
+        count, shown = len(sample.annotations), chosen[:most]
         features = tuple(shape_text(array.shape) for array in sample.features)
         facts = [size_text(data) for data in sample.images] + [f"features {f}" for f in features]
         facts.append(f"{count} annotation{'' if count == 1 else 's'}")
@@ -152,11 +161,13 @@ SAMPLES = 8
 TEMPLATE = Path(__file__).with_name("preview.html")
 
 
-def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None:
+def preview(
+    place: str, samples: int = SAMPLES, out: Path | None = None, ids: Collection[str] = ()
+) -> None:
     """Show `samples` of each data set in or below a folder, or of a shard, evenly spread; `place`
-    may end in `:` and the number of one sample.
+    may end in `:` and the number of one sample. `ids`: show what has these ids instead.
 
-    Errors: ValueError if `place` does not exist, or `out` does not end in .html.
+    Errors: ValueError if `place` or an id does not exist, or `out` does not end in .html.
     """
     if out is not None and out.suffix != ".html":
         raise ValueError(f"--out {out}: a preview is a web page; give a name that ends in .html")
@@ -171,12 +182,18 @@ def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None
     if number is not None and (len(parts) > 1 or number >= total):
         having = f"{len(parts)} data sets" if len(parts) > 1 else f"samples 0 to {total - 1}"
         raise ValueError(f"{path} has {having}, but no {number}")
-    most = MOST_ANNOTATIONS if number is None else None
+    if ids and number is not None:
+        raise ValueError(f"--ids {' '.join(ids)}: {place} is one sample; give one of the two")
+    most = MOST_ANNOTATIONS if number is None and not ids else None
+    wanted = find_ids(parts, ids, path) if ids else None
     views = [
-        view_sample(dataset, sample, most)
-        for dataset, numbers in parts
-        for sample in (spread(numbers, samples) if number is None else [numbers[number]])
-    ]
+        view_sample(dataset, sample, most, ids or None)
+        for part, (dataset, numbers) in enumerate(parts)
+        for sample in (
+            wanted[part] if wanted is not None
+            else spread(numbers, samples) if number is None else [numbers[number]]
+        )
+    ]  # fmt: skip
     first = parts[0][0]
     title = visible(f"{first.name} {first.split} ({first.kind})")
     title = title if len(parts) == 1 else f"{len(parts)} data sets"
@@ -186,6 +203,35 @@ def preview(place: str, samples: int = SAMPLES, out: Path | None = None) -> None
         return
     write_whole(out, page_of(title, counts, views), stream=True)
     tell(f"{counts} -> {out}")
+
+
+def find_ids(
+    parts: Sequence[tuple[Dataset, Sequence[int]]], ids: Collection[str], path: Path
+) -> list[list[int]]:
+    """For each data set, the numbers of the samples that have one of these ids, or an annotation
+    with one. Samples that cannot be read have none.
+
+    Errors: ValueError if an id is nowhere.
+    """
+    missing, found = dict.fromkeys(ids), list[list[int]]()
+    for dataset, numbers in parts:
+        found.append([])
+        for number in follow(iter(numbers), f"looking in {dataset.name}", len(numbers)):
+            try:
+                sample = dataset.read(number)
+            except (SkipSample, ShardError):
+                continue
+            named = {sample.id, *(str(entry.get("id")) for entry in sample.annotations)}
+            if not named.isdisjoint(ids):
+                found[-1].append(number)
+                missing = {name: None for name in missing if name not in named}
+    if missing:
+        raise ValueError(
+            f"--ids: neither a sample nor an annotation in {path} has the id "
+            f"{' or '.join(missing)}; `preview` without --ids shows some ids, and dataset.json "
+            "lists those that were dropped"
+        )
+    return found
 
 
 def print_views(title: str, counts: str, views: Sequence[SampleView]) -> None:
@@ -269,7 +315,7 @@ def add_command(commands: Any) -> None:
         "look at samples, in the terminal or on a page",
         "Shows samples with their questions, answers and captions: in the terminal, or with their "
         "pictures in a file.",
-        examples=["preview shards/mine", "preview shards/mine --out page.html"],
+        examples=["preview shards/mine --out page.html", "preview shards/mine --ids 17 a.jpg"],
     )
     parser.add_argument(
         "folder",
@@ -285,9 +331,16 @@ def add_command(commands: Any) -> None:
         metavar="N",
         help=f"how many of each data set, evenly spread (default: {SAMPLES})",
     )
+    parser.add_argument(
+        "--ids",
+        nargs="+",
+        default=[],
+        metavar="ID",
+        help="show the samples or annotations with these ids instead",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write a page, FILE.html")
 
     def run(args: argparse.Namespace) -> None:
-        preview(str(args.folder), args.samples, args.out)
+        preview(str(args.folder), args.samples, args.out, args.ids)
 
     parser.set_defaults(run=run)

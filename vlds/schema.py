@@ -142,13 +142,21 @@ class Turn(NamedTuple):
         return self._replace(content=tuple(pieces))
 
 
-def plain_text(turns: Sequence[Turn]) -> str:
+def plain_text(turns: Sequence[Turn], marks: bool = False) -> str:
     """A conversation for a model without a chat template: a question alone as it is, more turns as
-    lines that begin with who speaks."""
-    texts = [" ".join(turn.texts) for turn in turns]
+    lines that begin with who speaks. `marks`: for a reader, with <image> and <video> in place."""
+    texts = [
+        "".join(map(_in_words, turn.content)) if marks else " ".join(turn.texts) for turn in turns
+    ]
     if len(turns) == 1:
         return texts[0]
     return "\n".join(f"{turn.speaker}: {text}" for turn, text in zip(turns, texts, strict=True))
+
+
+def _in_words(piece: Piece) -> str:
+    if piece is None:
+        return "<image>"
+    return "<video>" if isinstance(piece, Clip) else piece
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,11 @@ class Example:
     then is the conversation as plain text, for models that have no chat template."""
     learned: bool = True
     """False: the target is not learned, only turns before it are."""
+
+    @property
+    def shown(self) -> str:
+        """The input for a reader: of a conversation with marks where pictures and clips stand."""
+        return plain_text(self.turns, marks=True) if self.turns else self.prompt
 
     def asked(self, num_pictures: int) -> tuple[Turn, ...]:
         """The turns before the answer, of which a question about so many pictures is one."""

@@ -12,7 +12,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -38,6 +38,7 @@ from data_prep.packing.source import (
     Dropped,
     SourceSample,
     SourceSet,
+    first_few,
     parts_of,
 )
 from data_prep.packing.splits import GROUP_FIELD, NEAR_COPIES, SPLIT_SIZES, split_of
@@ -103,9 +104,10 @@ class Album:
 
         Errors: Unusable for something else.
         """
+        is_coded = False
         if isinstance(source, dict):
             data, path = source.get("bytes"), source.get("path") or source.get("url")
-            source = path if data is None else data
+            source, is_coded = (path, False) if data is None else (data, True)
         if isinstance(source, (bytes, bytearray, memoryview)):
             return self.keep(bytes(source))
         if not isinstance(source, str) or not source.strip():
@@ -115,7 +117,8 @@ class Album:
         head = DATA_URL.match(source)
         if head is None and source.startswith("data:"):
             raise Unusable(f"a {self.noun} in an address that is not base64")
-        if head or (len(source) >= SHORTEST_BASE64 and BASE64.fullmatch(source)):
+        is_coded = is_coded or len(source) >= SHORTEST_BASE64
+        if head or (is_coded and BASE64.fullmatch(source)):
             coded = source[head.end() if head else 0 :].translate(URLSAFE)
             try:
                 return self.keep(base64.b64decode(coded))
@@ -191,6 +194,7 @@ def parse_chat(
     dropped: dict[str, list[Dropped]] = defaultdict(list)
     used: list[tuple[str, str, UserRow]] = []
     moved = silent = 0
+    unkept = Counter[str]()
     for of_file, row in rows:
         for field in (form.id, form.split, form.group):
             if field is not None and not str(row.fields.get(field) or "").strip():
@@ -214,6 +218,7 @@ def parse_chat(
             continue
         moved += talk.moved
         silent += any(not _says(turn) for turn in talk.turns)
+        unkept.update(sorted(talk.unkept))
         # Without the sources, whose bytes are in files by now.
         talk.shown = [shown._replace(source=None) for shown in talk.shown]
         group = text_of(row.fields, form.group) if form.group else ""
@@ -232,15 +237,27 @@ def parse_chat(
         )
     if silent:
         tell(f"{silent:,} conversations have an empty turn, which is kept")
+    if unkept:
+        listed = [f"{name} ({count:,})" for name, count in unkept.most_common()]
+        tell(f"fields of parts that are not kept, of so many conversations: {first_few(listed)}")
     known = {kind: album.files() for kind, album in albums.items()}
     # By picture or row: a picture may be called "row 1".
     samples: dict[str, dict[tuple[bool, str], SourceSample]] = defaultdict(dict)
-    for kept, sources in talks:
-        shown = kept.conversation.shown
-        pictures = [
+    named = [
+        [
             (source.name, source) if isinstance(source, Path) else known[of.type][source]
-            for of, source in zip(shown, sources, strict=True)
+            for of, source in zip(kept.conversation.shown, sources, strict=True)
         ]
+        for kept, sources in talks
+    ]
+    photos = {
+        name
+        for (kept, _), pictures in zip(talks, named, strict=True)
+        for of, (name, _) in zip(kept.conversation.shown, pictures, strict=True)
+        if of.type == "image"
+    }
+    for (kept, _), pictures in zip(talks, named, strict=True):
+        shown = kept.conversation.shown
         parts = samples[kept.split]
         # The same with --each-turn and without, so that both give the same splits.
         lead = "" if kept.group else pictures[0][0] if pictures else f"row {kept.id}"
@@ -250,8 +267,9 @@ def parse_chat(
             sample_id = shown_pictures[0][0] if count == 1 else f"row {annotation['id']}"
             paths = tuple(path for _, path in shown_pictures)
             clips = {n: of.span for n, of in enumerate(shown[:count]) if of.type == "video"}
-            if count == 1 and clips and clips[0] != WHOLE:
-                start, end = clips[0]  # other seconds of a clip are another sample
+            if count == 1 and clips and (clips[0] != WHOLE or sample_id in photos):
+                # Other seconds of a clip are another sample, and so is a picture of its name.
+                start, end = clips[0]
                 sample_id += f" {start:g}-{'end' if end is None else f'{end:g}'} s"
             place = kept.row.place
             new = SourceSample(sample_id, paths, [], lead=lead, place=place, clips=clips)

@@ -40,7 +40,13 @@ UNREAD = ("tools", "audios", "audio")
 """Fields of a row whose meaning a conversation here cannot hold."""
 OBJECT_MARKS = re.compile("<(bbox|ref-object)>")
 """What ms-swift replaces by the row's `objects`."""
-UNREAD_IN_TURN = ("tool_calls", "function_call", "audio", "reasoning_content", "refusal")
+UNREAD_IN_TURN = (
+    "tool_calls", "function_call", "audio", "reasoning_content", "refusal",
+    "images", "image", "videos", "video",
+)  # fmt: skip
+"""Pictures beside a turn's content, as Ollama writes them, have no place among its words."""
+NAMED_IN_TEXT = re.compile("<img>[^<>]+</img>")
+"""How files for the first Qwen-VL name a picture."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,8 @@ class Conversation:
     moved: bool = False
     """The row does not say where its pictures or clips stand: they stand before the first
     question."""
+    unkept: set[str] = field(default_factory=set)
+    """Fields of the parts of its turns that nothing here holds, such as a picture's `detail`."""
 
 
 def conversation_of(fields: Fields, named: RowFields = USUAL) -> Conversation:
@@ -130,7 +138,7 @@ def conversation_of(fields: Fields, named: RowFields = USUAL) -> Conversation:
     if fields.get("objects") and OBJECT_MARKS.search(str(messages)):
         raise Unusable("objects with marks in the texts, which are not read")
     for number, message in enumerate(messages, 1):
-        talk.turns.append(_turn(message, talk.shown))
+        talk.turns.append(_turn(message, talk))
         if (last := talk.turns[-1])["role"] == "assistant" and isinstance(last["content"], list):
             for part in last["content"]:
                 if part["type"] in MEDIA:
@@ -214,8 +222,13 @@ def _messages(fields: Fields, talk: Conversation, named: RowFields) -> list[Fiel
             messages.append(message)
         return [*begin, *messages]
     questions, answers = named.of("question", QUESTIONS), named.of("answer", ANSWERS)
+    for names, option in ((questions, "--question-field"), (answers, "--answer-field")):
+        if len(filled := [name for name in names if fields.get(name) not in (None, "", [])]) > 1:
+            raise Unusable(f"both {' and '.join(filled)}; name one of them by {option}")
     asked, told = (
-        next((name for name in names if fields.get(name) is not None), None)
+        # One that says something goes before an empty one.
+        next((n for n in names if fields.get(n) not in (None, "", [])), None)
+        or next((n for n in names if fields.get(n) is not None), None)
         for names in (questions, answers)
     )
     if asked is None:
@@ -248,9 +261,9 @@ def shown_value(value: Any) -> str:
         return f"{value!r:.60}"
 
 
-def _turn(message: Fields, placed: list[Shown]) -> dict[str, Any]:
-    """A turn in the form of this module; its pictures and clips go to `placed`, with None for the
-    source of one that is the row's next."""
+def _turn(message: Fields, talk: Conversation) -> dict[str, Any]:
+    """A turn in the form of this module; its pictures and clips go to `talk.shown`, with None for
+    the source of one that is the row's next."""
     names = next((names for names in TURN_FIELDS if names[0] in message), None)
     if names is None:
         raise Unusable("a turn without a speaker")
@@ -261,7 +274,7 @@ def _turn(message: Fields, placed: list[Shown]) -> dict[str, Any]:
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
         raise Unusable(f"a turn of {shown_value(speaker)}")
     turn: dict[str, Any] = {"role": SPEAKERS[speaker]}
-    content = _parts(message.get(names[1]), placed)
+    content = _parts(message.get(names[1]), talk)
     is_text = len(content) == 1 and content[0]["type"] == "text"
     turn["content"] = content[0]["text"] if is_text else content
     # OpenAI's files weigh a message by 0 or 1, ms-swift's by its loss.
@@ -276,10 +289,10 @@ def _turn(message: Fields, placed: list[Shown]) -> dict[str, Any]:
     return turn
 
 
-def _parts(content: Any, placed: list[Shown]) -> list[dict[str, Any]]:
+def _parts(content: Any, talk: Conversation) -> list[dict[str, Any]]:
     """Texts, pictures and clips of a turn's content."""
     if isinstance(content, str):
-        return _marked(content, placed) or [{"type": "text", "text": ""}]
+        return _marked(content, talk.shown) or [{"type": "text", "text": ""}]
     if isinstance(content, dict):
         raise Unusable("a turn whose content is an object; write JSON as a text")
     if not isinstance(content, list):
@@ -293,25 +306,42 @@ def _parts(content: Any, placed: list[Shown]) -> list[dict[str, Any]]:
             parts += [{"type": "text", "text": part}]
         elif kind in TEXT_PARTS and isinstance(part.get("text"), str):
             parts += [{"type": "text", "text": part["text"]}]
+            talk.unkept |= _filled(part) - {"type", "text"}
         elif medium is not None:
             span = _span(part) if medium == "video" else WHOLE
-            placed.append(Shown(medium, _source(part, medium), span))
+            source, of_source = _source(part, medium)
+            talk.shown.append(Shown(medium, source, span))
+            talk.unkept |= (_filled(part) - {"type", *_sources(medium), *SPAN}) | of_source
             parts.append({"type": medium})
         else:
             raise Unusable(f"a part of type {shown_value(kind)}")
     return parts or [{"type": "text", "text": ""}]
 
 
-def _source(part: Fields, medium: str) -> Any:
-    """Where the picture or clip of a part comes from; None: it is the row's next one."""
-    for name in (medium, f"{medium}_url", "url", "path", "bytes"):
+def _filled(part: Fields) -> set[str]:
+    return {str(name) for name, value in part.items() if value is not None}
+
+
+def _sources(medium: str) -> tuple[str, ...]:
+    """Fields of a part that may say where its picture or clip comes from."""
+    return (medium, f"{medium}_url", "url", "path", "bytes")
+
+
+def _source(part: Fields, medium: str) -> tuple[Any, set[str]]:
+    """Where the picture or clip of a part comes from, and what else that says; None: it is the
+    row's next one."""
+    for name in _sources(medium):
         if (value := part.get(name)) is not None:
-            return value["url"] if isinstance(value, dict) and "url" in value else value
-    return None
+            if isinstance(value, dict) and "url" in value:
+                return value["url"], _filled(value) - {"url"}
+            return value, set()
+    return None, set()
 
 
 def _marked(text: str, placed: list[Shown]) -> list[dict[str, Any]]:
     """A text with marks -> texts, pictures and clips."""
+    if NAMED_IN_TEXT.search(text):
+        raise Unusable("a picture named between <img> and </img>; write <image>, and images")
     # "a<image>b" -> "a", "image", "b".
     pieces: Sequence[str] = MARK.split(text)
     parts: list[dict[str, Any]] = []
@@ -320,7 +350,7 @@ def _marked(text: str, placed: list[Shown]) -> list[dict[str, Any]]:
             if piece:
                 parts.append({"type": "text", "text": piece})
         elif piece not in MEDIA:
-            raise Unusable(f"a {piece}")
+            raise Unusable("sound, which is not read")
         else:
             placed.append(Shown(piece, None))
             parts.append({"type": piece})

@@ -48,7 +48,7 @@ from data_prep.packing.writer import (
     common_shape,
     try_record,
 )
-from vlds.data.shards.info import DatasetInfo, check_names
+from vlds.data.shards.info import DATASET_FILE, DatasetInfo, check_names
 from vlds.runtime.folders import folder_lock
 from vlds.runtime.process import KILLED, end_with_parent, how_it_ended
 from vlds.runtime.terminal import follow, tell
@@ -505,6 +505,8 @@ def pack_splits(
     copies = find_copies(path for data in checked for s in data.samples for path in s.images)
     if split is not None:
         checked = split.divide(checked, copies)
+    if apart:
+        check_beside(out, checked, is_drawn=split is not None)
     warn_of_leaks(checked, copies, cure)
     if near:
         tell_near_copies(checked, copies)
@@ -512,6 +514,31 @@ def pack_splits(
         pack_ready(dataset, out / dataset.split if apart else out, options)
     tell_repeats(checked, noun)
     tell_copies(checked, copies)
+
+
+def check_beside(out: Path, datasets: Sequence[SourceSet], is_drawn: bool) -> None:
+    """Look for other splits below an output folder that an earlier command has left. `is_drawn`:
+    the new splits divide all pictures, so that those of the others are among them.
+
+    Errors: ValueError for such splits that remain, or if the folder holds a data set itself.
+    """
+    if (out / DATASET_FILE).exists():
+        raise ValueError(
+            f"--out {out} holds a data set itself, and its splits would mix with it; name a new "
+            "folder, or remove it"
+        )
+    folders = sorted(path for path in out.iterdir() if path.is_dir()) if out.is_dir() else []
+    names, written = {data.name for data in datasets}, {data.split for data in datasets}
+    others = [folder for folder in folders if folder.name not in written]
+    others = [folder for folder in others if (folder / DATASET_FILE).exists()]
+    left = [folder.name for folder in others if DatasetInfo.load(folder).name in names]
+    if left and is_drawn:
+        raise ValueError(
+            f"--out {out} holds {' and '.join(left)} of an earlier command, whose pictures would "
+            f"be in {' and '.join(sorted(written))} too; name a new folder, or remove it"
+        )
+    if left:
+        tell(f"{out} holds {' and '.join(left)} of an earlier command, too")
 
 
 def refuse_loss(datasets: Sequence[SourceSet], options: Options) -> None:

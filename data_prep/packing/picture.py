@@ -43,7 +43,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from data_prep.packing.source import SourceSet, first_few
+from data_prep.packing.source import SHOWN, SourceSet, first_few
 from vlds.data.shards.pictures import (
     TOO_LARGE,
     decode_image,
@@ -391,7 +391,10 @@ def tell_copies(datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]])
     if not copies:
         return
     ids = {path: s.id for dataset in datasets for s in dataset.samples for path in s.images}
-    groups = [" = ".join(ids[path] for path in group) for group in copies]
+    groups = []
+    for group in copies:
+        more = f" and {len(group) - SHOWN:,} more" if len(group) > SHOWN else ""
+        groups.append(" = ".join(ids[path] for path in group[:SHOWN]) + more)
     count = sum(len(group) - 1 for group in copies)
     pictures = "picture has" if count == 1 else "pictures have"
     tell(f"{count:,} {pictures} the bytes of another one: {first_few(groups)}")

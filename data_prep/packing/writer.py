@@ -34,6 +34,7 @@ from vlds.data.shards.writing import OpenShard
 from vlds.runtime.disk import check_own, make_folder, writable
 from vlds.runtime.files import read_file
 from vlds.runtime.json_files import sha256 as file_sha256
+from vlds.runtime.terminal import tell
 
 PAIR = ("left", "right")
 Shape = tuple[int, int]
@@ -337,6 +338,7 @@ def _make_room(out: Path, identity: tuple[str, str, str]) -> None:
                 f"{out} holds another data set ({' '.join(existing)}) than the one to write "
                 f"({' '.join(identity)}): choose another folder, or remove it"
             )
+        tell(f"{out} holds {info.samples:,} samples of an earlier command; these replace them")
     with writable(out):
         make_folder(out)
 

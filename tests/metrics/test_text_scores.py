@@ -58,10 +58,18 @@ def test_rouge_l_and_anls_follow_their_definitions() -> None:
         ("\N{THUMBS UP SIGN}", "\N{THUMBS DOWN SIGN}", 0.0),
         ("+", "+", 1.0),
         ("\u8fd9\u662f\u7ea2\u72d7", "\u8fd9\u662f\u84dd\u72d7", 3 / 4),
+        # Vowels of Devanagari are marks: "kitab" is not "kutub".
+        ("\u0915\u093f\u0924\u093e\u092c x", "\u0915\u0941\u0924\u0941\u092c x", 1 / 2),
+        ("Caf\u00e9 l'\u00e9t\u00e9", "cafe\u0301 l'e\u0301te\u0301!", 1.0),
     ],
 )
 def test_words_of_any_script(answer: str, right: str, score: float) -> None:
     assert rouge_l(answer, right) == pytest.approx(score)
+
+
+def test_an_accented_letter_may_be_written_as_two_characters() -> None:
+    for name in ("exact_match", "anls", "rouge_l"):
+        assert SCORES[name]("Caf\u00e9", "cafe\u0301") == 1
 
 
 @pytest.mark.parametrize(
@@ -80,6 +88,9 @@ def test_words_of_any_script(answer: str, right: str, score: float) -> None:
         ('{"a": NaN}', '{"a": NaN}', 1.0),
         ('```json {"a": 1}```', '{"a": 1}', 1.0),
         ('```json\r\n{"a": 1}', '{"a": 1}', 1.0),
+        ('{"a": "```py```", "b": 1}', '{"a": "```py```", "b": 2}', 1 / 2),
+        ('Look:\n```json\n{"a": "x ``` y"}\n```\nSo.', '{"a":  "x ``` y"}', 1.0),
+        ("```\n1\n```\nor\n```\n2\n```", "1", 1.0),
     ],
 )
 def test_json_is_compared_field_by_field(answer: str, right: str, score: float) -> None:
@@ -104,6 +115,10 @@ def test_json_is_compared_field_by_field(answer: str, right: str, score: float) 
         ("A cat", "A dog on the beach", 0.0),
         ("X-mas", "x-ray", 0.0),
         ("A", "A, C", 0.0),
+        ("The answer is a dog", "A", 0.0),
+        ("the answer is (a) dog", "A", 1.0),
+        ("the answer is b because", "B", 1.0),
+        ("B\n\nBecause it barks.", "B", 1.0),
     ],
 )
 def test_letters(answer: str, right: str, score: float) -> None:
@@ -124,7 +139,7 @@ def test_letters(answer: str, right: str, score: float) -> None:
         ("gibberish", "<loc0100><loc0200><loc0300><loc0400>", 0.0),
         ("<loc0000><loc0000><loc0002><loc0002>", "1 1 3 3", 1 / 7),
         (".6 .6 .9 .9", ".1 .1 .5 .5", 0.0),
-        ("1e-1 0 1 1", "0.1 0 1 1", 1.0),
+        ("1e-1 0 1 1E+2", "0.1 0 1 100", 1.0),
         ('[{"label": "person 1", "bbox": [0, 0, 10, 10]}]', "1. [0,0,10,10]", 1.0),
         ("5 5 5 5", "5 5 5 5", 1.0),
         ("10 10 0 0", "0 0 10 10", 1.0),

@@ -20,7 +20,8 @@ from tests.toys.kinds import kind_recipe
 from tests.toys.rank_jobs import refusal, run_and_print
 from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model, with_task
-from vlds.models.methods import LoRA, Peft
+from tests.toys.trained_runs import write_run
+from vlds.models.methods import Adapter, LoRA, Peft
 from vlds.plan import plan_recipe
 from vlds.recipe.config import AlignmentConfig, MetaConfig, Recipe
 
@@ -48,6 +49,13 @@ def other_processor(recipe: Recipe, folder: Path) -> Recipe:
     settings["image_token_id"] = 1
     (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     return with_model(recipe, path=str(folder))
+
+
+def begun(recipe: Recipe, folder: Path, reduction: int) -> Recipe:
+    """A recipe with an adapter that begins with a run whose adapter has a reduction of 4."""
+    first = replace(recipe, methods={"a": Adapter(reduction=4)}, output=str(folder / "first"))
+    mine = {"b": Adapter(reduction=reduction)}
+    return replace(recipe, methods=mine, start=str(write_run(first)))
 
 
 def training(recipe: Recipe, **fields: object) -> Recipe:
@@ -95,6 +103,11 @@ CASES: dict[str, tuple[str, Callable[[Recipe, Path], Recipe], str]] = {
         lambda r, folder: replace(r, start=str(folder)),
         "start: .*files holds no artifact",
     ),
+    "start of another size": (
+        "joint",
+        lambda r, folder: begun(r, folder, 2),
+        "start: .*b.down_weight is .* in the recipe's model, but .* of another size",
+    ),
     "processor": ("image_text", other_processor, "model.path: .* does not write token 1, where"),
 }  # fmt: skip
 
@@ -119,6 +132,15 @@ def test_what_lies_elsewhere_is_no_mistake(world: Path, tmp_path: Path) -> None:
     assert plan.micro_batch == 2
     with pytest.raises(ValueError, match=r"^data.lanes: 5"):
         plan_recipe(replace(recipe, data=replace(recipe.data, lanes=5)), [1])
+
+
+def test_a_plan_tells_what_a_start_brings(world: Path, tmp_path: Path) -> None:
+    recipe = begun(kind_recipe("joint", world, tmp_path / "run"), tmp_path, 4)
+    ((line,),) = (plan.notes for plan in plan_recipe(recipe, [1]))
+    assert line.startswith(f"start: weights of {recipe.start}: ")
+    more = replace(recipe, methods={**recipe.methods, "lora": LoRA(rank=2)})
+    ((_, line),) = (plan.notes for plan in plan_recipe(more, [1]))
+    assert re.match("start: drawn, since .* has none: lora ", line)
 
 
 def test_a_run_and_its_plan_tell_what_peft_cannot_hold(

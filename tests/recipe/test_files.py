@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from vlds.models.kinds.joint import JointSeq2Seq
 from vlds.recipe.config import Recipe, parse_recipe, save_recipe
 from vlds.recipe.paths import merged, read_merged
 
@@ -61,6 +62,42 @@ def test_null_leaves_a_task_out(tmp_path: Path) -> None:
     wrong = write(tmp_path / "d.yaml", {"base": "b.yaml", "tasks": {"gqaa": None}})
     with pytest.raises(ValueError, match=r"tasks.gqaa: null leaves out .* mean 'gqa'\? it has gqa"):
         read_merged(wrong, Recipe)
+
+
+def test_null_takes_a_value_of_the_base_away(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", {
+        "base": "recipes/demo.yaml",
+        "training": {"evaluate_every": 50, "log_every": 7},
+        "data": {"temperature": 2.0},
+    })  # fmt: skip
+    first = parse_recipe(["--config", str(tmp_path / "a.yaml")])
+    assert first.training.evaluate_every == 50
+    changes: dict[str, Any] = {
+        "training": {"evaluate_every": None},
+        "data": {"temperature": None},  # null is one of its values
+        "model": {"init_args": {"visual_embedding": None, "train_norms": None}},
+        "tasks": {"vqa": {"init_args": {"weight": None}}},
+    }
+    last = write(tmp_path / "b.yaml", {"base": "a.yaml", **changes})
+    recipe = parse_recipe(["--config", str(last)])
+    assert (recipe.training.evaluate_every, recipe.training.log_every) == (0, 7)
+    assert recipe.data.temperature is None
+    assert isinstance(first.model, JointSeq2Seq)
+    assert isinstance(recipe.model, JointSeq2Seq)
+    assert first.model.visual_embedding.boxes != recipe.model.visual_embedding.boxes
+    assert (recipe.tasks["vqa"].weight, list(recipe.tasks)) == (1.0, list(first.tasks))
+    over = write(tmp_path / "c.yaml", {"training.evaluate_every": None})
+    for words in (["--config", str(over)], ["--training.log_every", "9", "--config", str(over)]):
+        recipe = parse_recipe(["--config", str(tmp_path / "a.yaml"), *words])
+        assert recipe.training.evaluate_every == 0
+    needed = write(tmp_path / "d.yaml", {"base": "a.yaml", "model": None})
+    with pytest.raises(ValueError, match=r"^model is required"):
+        parse_recipe(["--config", str(needed)])
+    # Without a value to take away, it is a mistake.
+    write(tmp_path / "e.yaml", {"base": "a.yaml", "training": {"log_every": None, "steps": 5}})
+    wrong = write(tmp_path / "f.yaml", {"base": "e.yaml", "training": {"log_every": None}})
+    with pytest.raises(ValueError, match=r"training.log_every: got null; give a value"):
+        parse_recipe(["--config", str(wrong)])
 
 
 def test_the_base_lies_beside_the_recipe_or_comes_with_vlds(tmp_path: Path) -> None:

@@ -92,6 +92,11 @@ def test_a_run_does_not_mix_with_other_files(world: Path, tmp_path: Path) -> Non
         assert (
             message == f"output: {output} lies in {data}, which the run reads; name another folder"
         )
+    artifact = tmp_path / "run" / "artifact"
+    artifact.mkdir(parents=True)
+    message = check_complaint(replace(recipe, start=str(artifact)), planned=False)
+    again = f"output: the run reads {artifact}, and would write it again; name another folder"
+    assert message == again
     backbone = tmp_path / "backbone"
     backbone.mkdir()
     for name in (

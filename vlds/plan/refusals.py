@@ -45,9 +45,6 @@ def check_before_building(recipe: Recipe, cuts: Sequence[BatchCut]) -> list[str]
         collator = recipe.model.collator(recipe.model.load_processor(), recipe.training.dtype)
     for cut in cuts:
         check_recipe(recipe, cut)
-    if recipe.start is not None:
-        with unless_elsewhere([recipe.start], ValueError):
-            Transfer.of(recipe)
     notes: list[str] = []
     tasks = recipe.tasks.values()
     folders = [folder for task in tasks for folder in (*task.train, *task.evaluate)]
@@ -78,7 +75,13 @@ def check_shapes(recipe: Recipe, model: Model) -> list[str]:
         check_meta(model)
     if recipe.alignment is not None:
         check_alignment(recipe, model)
-    return list(outside_peft(recipe, model))
+    notes: list[str] = []
+    if recipe.start is not None:
+        with unless_elsewhere([recipe.start], ValueError):
+            transfer = Transfer.of(recipe)
+            assert transfer is not None
+            notes += transfer.fit(model)
+    return [*notes, *outside_peft(recipe, model)]
 
 
 @contextmanager

@@ -31,8 +31,9 @@ from vlds.recipe.choices import (
     is_choice,
     is_mapping_of_choices,
     last,
+    takes_null,
 )
-from vlds.recipe.paths import merged
+from vlds.recipe.paths import undotted
 from vlds.runtime.checks import check_leaves, guess, limits_of, not_finite, number_faults
 from vlds.runtime.terminal import without_credentials
 from vlds.runtime.yaml_file import parse_yaml
@@ -108,7 +109,7 @@ class Builder:
         hint = field_types(cls)[name]
         inner = dataclass_of(hint)
         if value is None:
-            if type(None) not in get_args(hint):
+            if not takes_null(hint):
                 either = "" if name in required_fields(cls) else ", or leave the key out"
                 self.fail(key, f"got null; give a value{either}")
             return None
@@ -204,19 +205,6 @@ def default_of(cls: type, name: str) -> Any:
     if field.default_factory is not MISSING:
         return field.default_factory()
     return None if field.default is MISSING else field.default
-
-
-def undotted(tree: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """The keys of a file; `errors.max_in_a_row: 3` is `errors: {max_in_a_row: 3}`."""
-    if not any("." in name for name in tree if isinstance(name, str)):
-        return tree
-    result: dict[Any, Any] = {}
-    for name, value in tree.items():
-        top, *below = name.split(".") if isinstance(name, str) else [name]
-        for part in reversed(below):
-            value = {part: value}
-        result = merged(result, {top: value}, ())
-    return result
 
 
 # Values of fields that hold no dataclasses.

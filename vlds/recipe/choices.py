@@ -80,6 +80,11 @@ def dataclass_of(hint: Any) -> type | None:
     return next((cls for part in get_args(hint) if (cls := dataclass_of(part))), None)
 
 
+def takes_null(hint: Any) -> bool:
+    """True for `T | None`."""
+    return type(None) in get_args(hint)
+
+
 def is_mapping_of_choices(hint: Any) -> bool:
     """True for `dict[str, T]`."""
     return get_origin(hint) is dict

@@ -40,7 +40,7 @@ from vlds.recipe.choices import (
     is_mapping_of_choices,
     sections,
 )
-from vlds.recipe.paths import WHOLE, merged, read_merged
+from vlds.recipe.paths import WHOLE, merged, read_merged, unset
 from vlds.runtime.process import find
 from vlds.runtime.terminal import tell
 
@@ -93,7 +93,7 @@ def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
         # In the order of the words: a file after an option overrides it.
         if option == CONFIG:
             file = find(value)  # or a shipped recipe of this name
-            recipe = read_merged(file, options)
+            tree, recipe = unset(tree, read_merged(file, options), options)
             try:
                 check_part(recipe, options)
             except ValueError as error:

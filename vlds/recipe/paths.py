@@ -24,9 +24,12 @@ from vlds.recipe.choices import (
     CLASS,
     class_if_there,
     concrete_classes,
+    dataclass_of,
     field_types,
     is_choice,
+    is_mapping_of_choices,
     subclasses,
+    takes_null,
 )
 from vlds.runtime.checks import PathMark, guess
 from vlds.runtime.process import find, shipped
@@ -80,15 +83,16 @@ def on_base(
         base = relative if relative.exists() else find(str(name))
     except OSError as error:
         raise ValueError(f"base: got {name!r}; give a recipe's file: {error.strerror}") from None
-    return changed(read_merged(base, options, seen), rest)
+    return changed(read_merged(base, options, seen), rest, options)
 
 
-def changed(recipe: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's keys with `changes` merged in, without the tasks that these set to null.
+def changed(recipe: dict[str, Any], changes: dict[str, Any], options: type) -> dict[str, Any]:
+    """A recipe's keys with `changes` merged in, without the tasks and values that these set to
+    null. `options`: the dataclass that it describes.
 
     Errors: ValueError for a task to leave out that the recipe does not have.
     """
-    result = merged(recipe, changes, WHOLE)
+    result = merged(*unset(recipe, changes, options), WHOLE)
     if isinstance(tasks := result.get(TASKS), dict):
         known = recipe.get(TASKS) or {}
         for name, task in tasks.items():
@@ -117,6 +121,56 @@ def merged(base: dict[str, Any], changes: dict[str, Any], whole: tuple[str, ...]
             value = merged(old, value, ()) if same_class else value
         result[key] = value
     return result
+
+
+def undotted(tree: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The keys of a file; `errors.max_in_a_row: 3` is `errors: {max_in_a_row: 3}`."""
+    if not any("." in name for name in tree if isinstance(name, str)):
+        return tree
+    result: dict[Any, Any] = {}
+    for name, value in tree.items():
+        top, *below = name.split(".") if isinstance(name, str) else [name]
+        for part in reversed(below):
+            value = {part: value}
+        result = merged(result, {top: value}, ())
+    return result
+
+
+def unset(base: Any, changes: Any, cls: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keys of a dataclass in a recipe's base and in what changes it, both without those that
+    `changes` sets to null where this is no value: the default holds instead of the base's value."""
+    base, changes, types = dict(undotted(base)), dict(undotted(changes)), field_types(cls)
+    for name in base.keys() & changes.keys() & types.keys() - {*WHOLE}:
+        old, new, hint = base[name], changes[name], types[name]
+        inner = dataclass_of(hint)
+        if new is None and old is not None and not takes_null(hint):
+            del base[name], changes[name]
+        elif inner is None or not isinstance(old, dict) or not isinstance(new, dict):
+            continue
+        elif is_mapping_of_choices(hint):
+            base[name], changes[name] = dict(old), dict(new)
+            for entry in old.keys() & new.keys():
+                pair = _unset_chosen(old[entry], new[entry], inner)
+                base[name][entry], changes[name][entry] = pair
+        elif is_choice(inner):
+            base[name], changes[name] = _unset_chosen(old, new, inner)
+        else:
+            base[name], changes[name] = unset(old, new, inner)
+    return base, changes
+
+
+def _unset_chosen(old: Any, new: Any, cls: type) -> tuple[Any, Any]:
+    """As `unset`, of a choice: the arguments of one class mean nothing to another."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return old, new
+    chosen = class_if_there(str(old.get(CLASS)), cls)
+    theirs, ours = old.get(ARGUMENTS), new.get(ARGUMENTS)
+    is_same = chosen is not None and new.get(CLASS) in (None, old.get(CLASS))
+    if not is_same or not isinstance(theirs, dict) or not isinstance(ours, dict):
+        return old, new
+    assert chosen is not None
+    theirs, ours = unset(theirs, ours, chosen)
+    return {**old, ARGUMENTS: theirs}, {**new, ARGUMENTS: ours}
 
 
 # The files and folders in a recipe, which the types of its fields tell.

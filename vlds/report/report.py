@@ -332,7 +332,7 @@ def prompts_of(
                 key = example_id(sample, annotation)
                 if key in missing:
                     with suppress(SkipSample):
-                        prompt = ask(task, name, sample, annotation, None).prompt
+                        prompt = ask(task, name, sample, annotation, None).shown
                         yield label, key, prompt
                         missing.discard(key)
             if not missing:
@@ -419,7 +419,7 @@ def entry(
     if key not in predicted.predictions:
         return None
     try:
-        prompt = ask(task, name, sample, annotation, None).prompt
+        prompt = ask(task, name, sample, annotation, None).shown
     except SkipSample:  # the data have changed since the evaluation
         return None
     example = answered(task, key, predicted, ())

@@ -425,7 +425,7 @@ def tree_of(sweep: Sweep, row: str) -> dict[str, Any]:
     try:
         tree = on_base({BASE: given} if isinstance(given, str) else given, Path(), Recipe)
         # `set_key` changes the tree in place, and parts of it may be the sweep's own.
-        tree = deepcopy(changed(tree, sweep.overrides))
+        tree = deepcopy(changed(tree, sweep.overrides, Recipe))
         for key, value in values.items():
             set_key(tree, key.split("."), value, field_types(Recipe))
         return tree

@@ -35,6 +35,7 @@ OF_RUN = re.compile(
 )
 """Names that a run's folder may have before its recipe is saved: of what runs write, and of logs
 and recipes that users keep there."""
+WRITTEN_AGAIN = ("artifact", "best")
 NAME = re.compile(r"step-(\d{8,})")
 Resume = Literal["auto"] | bool
 """Whether to resume the run in the output folder; "auto": if there is one."""
@@ -133,6 +134,11 @@ def check_output(output: str, resume: Resume, inputs: Iterable[str] = ()) -> Non
         if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(name)):
             raise ValueError(
                 f"output: {output} lies in {name}, which the run reads; name another folder"
+            )
+        own = [Path(os.path.realpath(folder / part)) for part in WRITTEN_AGAIN]
+        if any(Path(os.path.realpath(name)).is_relative_to(part) for part in own):
+            raise ValueError(
+                f"output: the run reads {name}, and would write it again; name another folder"
             )
     # An artifact has a recipe too; a run has also a list of its starts.
     if not (folder / RECIPE).is_file() or not (folder / STARTS).is_file():

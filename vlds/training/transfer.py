@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -108,13 +109,29 @@ class Transfer:
             segments[place + 1] = self.methods.get(method, method)
         return ".".join(segments)
 
-    @torch.no_grad()
     def fill(self, model: Model, is_resumed: bool = False) -> list[str]:
         """Give a model the other run's weights; what to say of it. Of a run that resumes, a state
         holds what trains: only frozen weights are filled. Collective under ZeRO-3.
 
         Errors: ValueError if a tensor has another shape, or none fits.
         """
+        with readable(self.folder, WEIGHTS):
+            stored = load_file(self.folder / WEIGHTS)
+        return self._filled(model, stored, is_resumed)
+
+    def fit(self, model: Model) -> list[str]:
+        """As `fill`, by the shapes of a model on the meta device: reads no weights.
+
+        Errors: as `fill`.
+        """
+        with readable(self.folder, WEIGHTS), safe_open(self.folder / WEIGHTS, "pt") as file:
+            keys = list(file.keys())
+            shapes = {key: file.get_slice(key).get_shape() for key in keys}
+        stored = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+        return self._filled(model, stored, is_resumed=False)
+
+    @torch.no_grad()
+    def _filled(self, model: Model, stored: Mapping[str, Tensor], is_resumed: bool) -> list[str]:
         stacks = {name for name, rule in optimizer_rules(model).items() if rule.per_task}
         parameters = {name for name, _ in model.named_parameters()}
         used: set[str] = set()
@@ -122,8 +139,6 @@ class Transfer:
         drawn: list[str] = []
         numbers = Counter[str]()
         has_slices = False
-        with readable(self.folder, WEIGHTS):
-            stored = load_file(self.folder / WEIGHTS)
         for name, tensor in model.unique_state():
             rows: Rows = ...
             key = self.name_there(name)
@@ -134,7 +149,8 @@ class Transfer:
                 drawn += [name] if name in model.trained_by else []
                 continue
             used.add(key)
-            check_weights(self.folder, key, values, name in parameters)
+            if not values.is_meta:
+                check_weights(self.folder, key, values, name in parameters)
             numbers[model.part_of(name)] += values.numel()
             has_slices |= name in stacks and len(values) > 1
             if rows is ...:

@@ -192,10 +192,15 @@ def test_pictures_inside_rows_and_in_a_tar_file(folder: Path) -> None:
         for c in coded
     ]
     rows += [marked([("user", [None, "q"]), ("assistant", ["2"])], [c]) for c in coded]
+    icon = base64.b64decode(  # of 35 bytes
+        "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+    )
+    small = {"bytes": base64.b64encode(icon).decode(), "path": "icon.gif"}
+    data, rows = [*data, icon], [*rows, marked([("user", [None]), ("assistant", ["3"])], [small])]
     assert prepare(folder, rows) == 0
     samples = packed(folder / "out")
     assert sorted(bytes(s.images[0]) for s in samples.values()) == sorted(data)
-    assert sorted(a["answer"] for s in samples.values() for a in s.annotations) == list("1122")
+    assert sorted(a["answer"] for s in samples.values() for a in s.annotations) == list("11223")
     with tarfile.open(folder / "photos.tar", "w") as tar:
         for name in ("a.jpg", "b.jpg"):
             tar.add(folder / "photos" / name, f"deep/{name}")
@@ -227,6 +232,7 @@ def test_pictures_that_lie_on_the_disk_twice(
 
 
 USER, BOT = ("user", ["q"]), ("assistant", ["a"])
+MESSAGE = {"role": "assistant", "content": "a"}
 DROPPED: Mapping[str, tuple[dict[str, Any], str]] = {
     "marks": (marked([("user", [None, None]), BOT], ["a.jpg"]), "2 marks for 1 picture"),
     "pictures": (marked([("user", [None]), BOT], ["a.jpg", "b.jpg"]), "1 mark for 2 pictures"),
@@ -273,6 +279,20 @@ DROPPED: Mapping[str, tuple[dict[str, Any], str]] = {
     "history": ({"instruction": "q", "output": "o", "history": 5}, "a history that is not pairs"),
     "data": (openai([("user", [None]), BOT], ["data:,x"]), "a picture in an address"),
     "system": (marked([("system", ["s"]), BOT, USER, BOT], []), "an answer before any question"),
+    "beside": (
+        {"messages": [{"role": "user", "content": "q", "images": ["a.jpg"]}, MESSAGE]},
+        "a turn with images",
+    ),
+    "qwen": (marked([("user", ["<img>a.jpg</img>q"]), BOT], []), "a picture named between <img>"),
+    "sound": (marked([("user", ["<audio>q"]), BOT], []), "sound, which is not read"),
+    "two questions": (
+        {"instruction": "Look.", "question": "q", "answer": "a"},
+        "both instruction and question; name one of them by --question-field",
+    ),
+    "two answers": (
+        {"question": "q", "answer": "a", "output": "b", "response": ""},
+        "both output and answer; name one of them by --answer-field",
+    ),
     "long": (marked([("user", ["x" * 100_001]), BOT], []), "turns of more than 100,000"),
     "surrogate": (marked([("user", ["\ud800"]), BOT], []), "half of a character in a text"),
 }  # fmt: skip
@@ -308,6 +328,19 @@ def test_pictures_without_a_place_stand_before_the_first_question(
     assert "1 rows do not say where their pictures or clips stand" in capsys.readouterr().out
     (annotation,) = find_all(folder / "out")
     assert annotation["turns"] == stored([("user", [None, None, "q"])])
+
+
+def test_fields_of_parts_that_are_not_kept_are_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = {"url": "a.jpg", "detail": "high"}
+    part = {"type": "image_url", "image_url": address, "max_pixels": 9, "path": None}
+    question = {"role": "user", "content": [part, {"type": "text", "text": "q"}]}
+    rows = [{"messages": [question, MESSAGE]}, marked([USER, BOT], [])]
+    assert prepare(folder, rows) == 0
+    assert (
+        "fields of parts that are not kept, of so many conversations: detail (1), max_pixels (1)\n"
+    ) in capsys.readouterr().out
 
 
 def find_all(folder: Path) -> list[dict[str, Any]]:

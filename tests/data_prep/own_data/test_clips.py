@@ -150,6 +150,21 @@ def test_spans_of_clips(folder: Path) -> None:
     }
 
 
+def test_a_picture_and_a_clip_of_one_name_are_two(folder: Path) -> None:
+    film(folder / "clips" / "both.gif", 4)
+    write(folder / "photos" / "both.gif", (folder / "clips" / "both.gif").read_bytes())
+    rows = [
+        {"video": "both.gif", "question": "q", "answer": "a"},
+        {"image": "both.gif", "question": "q", "answer": "a"},
+    ]
+    assert prepare(folder, rows) == 0
+    samples = packed(folder / "out")
+    found = {name: (len(s.images), clips_in(s)) for name, s in samples.items()}
+    assert found == {"both.gif": (1, []), "both.gif 0-end s": (2, [Clip((1.0, 3.0), 4.0)])}
+    # A picture that is missing is not a clip that is there.
+    assert prepare(folder, [*rows, {"image": "one.mp4", "question": "q", "answer": "a"}]) == 2
+
+
 DROPPED: dict[str, tuple[dict[str, Any], str]] = {
     "marks": ({"messages": [QUESTION, ANSWER]}, "1 mark for 0 clips"),
     "clips": ({"messages": [QUESTION, ANSWER], "videos": ["one", "two"]}, "1 mark for 2 clips"),

@@ -50,6 +50,30 @@ def test_a_column_that_splits_equal_pictures_is_warned_of(
     assert "copy-0.jpg (test) and 0.jpg (train), 1.jpg (test) and 1.jpg (train);" in told
 
 
+def test_what_an_earlier_command_has_written(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, sizes = questions(*NAMES), ["--split-sizes", "val=0.3", "test=0.3"]
+    assert prepare(folder, rows, *sizes) == 0
+    count = len(packed(folder / "out" / "val"))
+    assert "of an earlier" not in capsys.readouterr().out
+    assert prepare(folder, rows, *sizes) == 0
+    told = f"out/val holds {count} samples of an earlier command; these replace them\n"
+    assert told in capsys.readouterr().out
+    # Pictures of the old test split would be among the new ones.
+    assert prepare(folder, rows, "--split-sizes", "val=0.3") == 2
+    assert "holds test of an earlier command, whose pictures" in capsys.readouterr().err
+    assert len(packed(folder / "out" / "val")) == count
+    # A column may name one split at a time.
+    later = "image,question,answer,part\n0.jpg,q,x,last\n"
+    assert prepare(folder, later, "--split-field", "part") == 0
+    told = "out holds test and train and val of an earlier command, too\n"
+    assert told in capsys.readouterr().out
+    shutil.rmtree(folder / "out")
+    assert prepare(folder, rows) == prepare(folder, rows, *sizes) - 2 == 0
+    assert "out holds a data set itself" in capsys.readouterr().err
+
+
 def test_only_files_of_one_size_and_end_are_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,17 @@ def test_one_sample_with_all_its_annotations(shards: Path, printed: Any) -> None
     assert "and 2 more" in printed(str(shards), "--samples", "1")
 
 
+def test_samples_and_annotations_by_their_ids(shards: Path, printed: Any) -> None:
+    text = printed(str(shards), "--ids", "8-3", "image2", "8-7")
+    assert re.findall(r"id (\w+)", text) == ["image2", "image8"]
+    assert "2 of 10 samples" in text
+    assert re.findall(r"red\? (8-\d)", text) == ["8-3", "8-7"]
+    assert len(re.findall(r"red\? 2-\d", text)) == 8
+    written(shards.parent / "other", vqa(10), "vqa")
+    text = printed(str(shards.parent), "--ids", "image10", "1-1")
+    assert re.findall(r"id (\w+)", text) == ["image10", "image1"]
+
+
 def test_text_fits_a_narrow_terminal_without_codes(shards: Path, printed: Any) -> None:
     text = printed(str(shards))
     assert max(map(len, text.splitlines())) <= 80
@@ -194,6 +205,8 @@ def test_a_sample_that_cannot_be_read(
         (["/nothing"], "no such folder"),
         (["/none-train-00000.tar"], "no such shard"),
         (["", "--samples", "0"], "--samples: got 0; give 1 or more"),
+        (["", "--ids", "image1", "8-9", "x"], "an annotation in {} has the id 8-9 or x; `preview`"),
+        ([":1", "--ids", "image1"], "--ids image1: {}:1 is one sample; give one of the two"),
         (["", "--out", "sheet.png"], "--out sheet.png: a preview is a web page; give a name that"),
     ],
 )
@@ -201,7 +214,7 @@ def test_wrong_use_is_refused(
     shards: Path, capsys: pytest.CaptureFixture[str], more: list[str], told: str
 ) -> None:
     assert main(["preview", f"{shards}{more[0]}", *more[1:]]) == 2
-    assert told in capsys.readouterr().err
+    assert told.format(shards) in capsys.readouterr().err
 
 
 def test_a_shard_that_is_not_listed(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.clips import clip_recipe
 from tests.toys.files import read_lines, write_lines
+from tests.toys.pictures import jpeg
 from tests.toys.recipes import with_model
 from tests.toys.scored_runs import (
     Runs,
@@ -26,6 +28,7 @@ from tests.toys.scored_runs import (
 )
 from tests.toys.world import world_recipe
 from vlds.cli.main import run_command
+from vlds.data.shards.store import open_dataset
 from vlds.models.methods import Adapter, LoRA
 from vlds.recipe.config import load_recipe, save_recipe
 from vlds.report import report as gallery
@@ -36,7 +39,7 @@ from vlds.report.read import Scores, TaskScores
 from vlds.report.report import method_text, trained_text
 from vlds.report.scores import Difference, groups_of, interval_of_difference, interval_of_mean
 from vlds.schema import Sample
-from vlds.tasks import GQA, VQA
+from vlds.tasks import GQA, VQA, Chat
 
 
 def copy(run: Path, folder: Path) -> Path:
@@ -558,3 +561,29 @@ def test_wrong_folders_are_errors_before_any_work(runs: Runs, tmp_path: Path) ->
     file.write_text('{"id": "q0", "prediction": "red"}\n' + file.read_text())
     (note,) = collect([broken]).only.notes
     assert "vqa.jsonl, line 1: of is missing; reference is missing" in note
+
+
+def test_inputs_of_conversations_say_where_pictures_stand(tmp_path: Path) -> None:
+    folder, duration = str(tmp_path / "chats"), {"times": [1.0, 3.0], "duration": 4.0}
+    image, clip = {"type": "image"}, {"type": "video", **duration}
+    about = [image, {"type": "text", "text": " Is it in\n"}, clip, {"type": "text", "text": "?"}]
+    turns = [{"role": "user", "content": about}]
+    talk = [*turns, {"role": "assistant", "content": "No."}, {"role": "user", "content": "Why?"}]
+    asked = [{"id": "one", "turns": turns, "answer": "No."},
+             {"id": "two", "turns": talk, "answer": "So."}]  # fmt: skip
+    members = [(f"{number:03d}.jpg", jpeg()) for number in range(3)]
+    record = SampleRecord(id="s", members=members, json={"annotations": asked})
+    write_dataset(Path(folder), name="c", kind="chat", split="val", records=[record])
+    task = Chat(train=[folder], evaluate=[folder])
+    recipe = replace(world_recipe(tmp_path, tmp_path / "run"), tasks={"chat": task})
+    assert list(gallery.prompts_of(recipe, {"chat": {"one", "two"}})) == [
+        ("chat", "one", "<image> Is it in\n<video>?"),
+        ("chat", "two", "user: <image> Is it in\n<video>?\nassistant: No.\nuser: Why?"),
+    ]
+    said = {"one": "No.", "two": "So."}
+    answers = {key: {"answer": text, "turn": 1} for key, text in said.items()}
+    predicted = Predictions(Path("chat.jsonl"), None, said, answers, {}, {}, {})
+    (sample,) = gallery.spread([open_dataset(folder)])
+    shown = gallery.entry("chat", task, sample, 0, predicted)
+    assert shown is not None
+    assert shown.prompt == "<image> Is it in\n<video>?"

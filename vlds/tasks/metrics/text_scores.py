@@ -7,16 +7,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
+from unicodedata import category, normalize
 
 from rapidfuzz.distance import LCSseq, Levenshtein
 
 from vlds.tasks.metrics.plain_scores import fold, overlap, plain_tokens
 
-FENCED = re.compile(r"```\w*\s*(.*?)\s*(?:```|$)", re.DOTALL)
-LETTER_FIRST = re.compile(r"[(*\"']*([A-Za-z])(?:[).:*\"']|\s*$)")
-LETTER_NAMED = re.compile(r"(?i:\banswer)(?:\s+is)?\s*[:=]?\s*[(*\"']*([A-Za-z])\b(?!')")
-NUMBER = r"(-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:e-?[0-9]+)?)"
+FENCES = (
+    re.compile(r"```\w*\s*(.*?)\s*(?:```|$)", re.DOTALL),
+    re.compile(r"```\w*\s*(.*)```", re.DOTALL),
+)
+"""The first fenced block, and all up to the last fence, since texts inside may have some, too."""
+LETTER_FIRST = re.compile(r"[(*\"']*([A-Za-z])(?:[).:*\"']|[^\S\n]*(?:\n|$))")
+LETTER_NAMED = re.compile(
+    # In "the answer is a dog", `a` is an article.
+    r"(?i:\banswer)(?:\s+is)?\s*[:=]?\s*[(*\"']*(?!a\s+\w)([A-Za-z])\b(?!')"
+)
+NUMBER = r"(-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)"
 BOX = re.compile(rf"(?<![\w.]){NUMBER}" + rf"[\s,;()\[\]]+{NUMBER}" * 3 + r"(?!\w)")
 """Four numbers with nothing but blanks and punctuation between them."""
 PLACE_TOKEN = re.compile(r"<loc_?([0-9]+)>")
@@ -32,7 +41,12 @@ LEAST_ALIKE = 0.5
 
 def exact_match(answer: str, right: str) -> float:
     """1 if they are equal, ignoring case and white space."""
-    return float(fold(answer) == fold(right))
+    return float(_folded(answer) == _folded(right))
+
+
+def _folded(text: str) -> str:
+    """As `fold`; an accented letter is one character, however it is written."""
+    return fold(normalize("NFC", text))
 
 
 def rouge_l(answer: str, right: str) -> float:
@@ -40,8 +54,7 @@ def rouge_l(answer: str, right: str) -> float:
     lower case, of any script, and single characters of Chinese and Japanese. Without any words,
     texts are compared as they are."""
     words, wanted = (
-        [part for word in plain_tokens(text) for part in ALONE.findall(word)]
-        for text in (answer, right)
+        [part for word in _words(text) for part in ALONE.findall(word)] for text in (answer, right)
     )
     if not words or not wanted:
         return exact_match(answer, right)
@@ -49,10 +62,21 @@ def rouge_l(answer: str, right: str) -> float:
     return 2 * LCSseq.similarity(words, wanted) / (len(words) + len(wanted))
 
 
+def _words(text: str) -> list[str]:
+    """As `plain_tokens`, with the marks of letters, such as the vowels of Hindi and Thai and the
+    accents of letters that are written as two characters: these are not among \\w."""
+    text = normalize("NFC", text)
+    marks = {character for character in text if category(character).startswith("M")}
+    if not marks:
+        return plain_tokens(text)
+    letter = rf"[\w{''.join(map(re.escape, sorted(marks)))}]+"
+    return re.findall(rf"{letter}(?:'{letter})*", text.lower())
+
+
 def anls(answer: str, right: str) -> float:
     """Average normalised Levenshtein similarity (Biten et al., 2019), of one answer: 1 less the
     edits a character of the longer text, ignoring case and white space; 0 below a half."""
-    alike = Levenshtein.normalized_similarity(fold(answer), fold(right))
+    alike = Levenshtein.normalized_similarity(_folded(answer), _folded(right))
     return alike if alike >= LEAST_ALIKE else 0.0
 
 
@@ -71,12 +95,11 @@ def json_fields(answer: str, right: str) -> float:
 
 def _parsed(text: str) -> tuple[Any] | None:
     """The JSON value of a text, which may stand in a fenced block; None if it has none."""
-    if block := FENCED.search(text):
-        text = block[1]
-    try:
-        return (json.loads(text),)
-    except (ValueError, RecursionError):
-        return None
+    blocks = (fence.search(text) for fence in FENCES)
+    for part in (text, *(block[1] for block in blocks if block)):
+        with suppress(ValueError, RecursionError):
+            return (json.loads(part),)
+    return None
 
 
 def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -100,7 +123,7 @@ def _same(one: Any, other: Any) -> bool:
 
 def choice(answer: str, right: str) -> float:
     """1 if both name the same letter: the one behind "answer" or "answer is", or else one at the
-    beginning that ends the text or has a bracket, point or colon behind it, as in "B", "(b)" or
+    beginning that ends its line or has a bracket, point or colon behind it, as in "B", "(b)" or
     "B. a dog". A right answer without one is compared as a text."""
     if (wanted := _letter(right)) is None:
         return exact_match(answer, right)

@@ -395,6 +395,15 @@ def test_peft_opens_the_method(model_type: str, bits: Bits, world: Path, tmp_pat
     saved_run(source, world, run, LoRA(rank=2, train_biases=False))
     convert("peft", "--run", run, "--out", tmp_path / "peft", "--verify")
     base = source.build().backbone
+    # The card's code packs the base alike.
+    card = (tmp_path / "peft" / "README.md").read_text()
+    names: dict[str, Any] = {}
+    exec(card[card.index("from peft") : card.index("base = ")], names)
+    said, packed_by = (
+        {name: value for name, value in each.to_dict().items() if bits == 4 or "4bit" not in name}
+        for each in (names["packing"], base.config.quantization_config)
+    )
+    assert said == packed_by
     model = load_run(run).model.eval()
     plain = source.run_by(base.eval(), model)
     theirs = PeftModel.from_pretrained(base, tmp_path / "peft").eval()

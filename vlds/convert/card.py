@@ -31,6 +31,7 @@ from vlds.convert.bases import bases_of
 from vlds.convert.combine import task_of_head
 from vlds.convert.peft import PeftFolders
 from vlds.evaluation.result import Scored, read_scores
+from vlds.models.loading.quantised import Bits
 from vlds.models.methods.host import is_own
 from vlds.models.model import Counts
 from vlds.recipe.build import MAX_WIDTH, to_tree
@@ -139,6 +140,9 @@ def write_method_card(
         note += ", here called `backbone`." if files.base is None else "."
     else:
         note = f"They are for `{files.base or name}`."
+    packing = packing_of(files.backbone, kind.packed_bits)
+    if packing:
+        note += f" They were trained beside weights of {kind.packed_bits} bits."
     below = [folder for folder, _ in files.folders()]  # one for each adapter; "" is the top
     connector = " and of the connector" if files.saved_modules else ""
     holds = f"This folder holds the weights of `{files.name}`{connector} alone. {note}"
@@ -156,9 +160,24 @@ def write_method_card(
         "auto_class": kind.auto_class,
         "base": files.base or name,
         "subfolder": next(filter(None, below), ""),
+        "packing": packing,
         "chat": chat,
     }
     write_card(folder, described, address, holds, "peft", SEES if sees else kind.backbone_task, use)
+
+
+def packing_of(backbone: Any, bits: Bits | None) -> Mapping[str, Any]:
+    """The arguments of BitsAndBytesConfig that pack a base model as a run did; none for floats."""
+    if bits is None:
+        return {}
+    packing = backbone.config.quantization_config
+    known = packing if isinstance(packing, dict) else packing.to_diff_dict()
+    kept = {
+        name: value
+        for name, value in known.items()
+        if name == "llm_int8_skip_modules" or (bits == 4 and name.startswith("bnb_4bit"))
+    }
+    return {f"load_in_{bits}bit": True, **kept}
 
 
 def chat_of(run: LoadedRun, *options: str) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ class Table(NamedTuple):
 
 
 LST_ROWS = dict.fromkeys(["full fine-tuning", "adapter", "LoRA", "BitFit", "prompt", "LST"], "")
+TABLE_1 = "settings of Table 1"
 GATES = ["small", "middle X", "middle Y", "large"]
 PAPERS: Mapping[str, tuple[Table, ...]] = {
     "VL-Adapter (arXiv 2112.06825)": (
@@ -50,7 +51,7 @@ PAPERS: Mapping[str, tuple[Table, ...]] = {
         Table(
             "parts, CLIP-BART",
             "vl_adapter_image_bart_parts",
-            {"visual embedding alone": "", "visual embedding and norms": ""},
+            dict.fromkeys(["visual embedding alone", "visual embedding and norms"], TABLE_1),
         ),
         Table(
             "pretrained CLIP-BART",
@@ -61,15 +62,18 @@ PAPERS: Mapping[str, tuple[Table, ...]] = {
             "task prompts, CLIP-BART",
             "vl_adapter_image_bart_prompts",
             {
-                f"{row}{told}": ""
-                for row in ("full fine-tuning", "multiple adapters", "single adapter")
-                for told in ("", ", prompts")
+                "full fine-tuning": "",
+                "full fine-tuning, prompts": TABLE_1,
+                "multiple adapters": "",
+                "multiple adapters, prompts": TABLE_1,
+                "single adapter": TABLE_1,
+                "single adapter, prompts": "",
             },
         ),
         Table(
             "what trains, CLIP-BART on VQA",
             "vl_adapter_image_bart_clip",
-            dict.fromkeys(["CLIP and BART", "CLIP", "BART", "neither"], "settings of Table 1"),
+            dict.fromkeys(["CLIP and BART", "CLIP", "BART", "neither"], TABLE_1),
         ),
         Table(
             "CLIP-T5",

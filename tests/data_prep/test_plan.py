@@ -43,7 +43,9 @@ def test_every_command_parses(name: str) -> None:
 def test_a_file_that_the_command_would_not_look_for_is_named() -> None:
     """The answers to train on are an option, so that the packed split is that of the recipes."""
     train = words_of(KNOWN["vqav2"], "karpathy-train", Path("data"), Path("shards"))
-    assert "--vocabulary data/COCO/trainval_ans2label.json --split karpathy-train" in " ".join(train)
+    assert "--vocabulary data/COCO/trainval_ans2label.json --split karpathy-train" in " ".join(
+        train
+    )
     test = words_of(KNOWN["vqav2"], "karpathy-test", Path("data"), Path("shards"))
     assert "--vocabulary" not in test
 

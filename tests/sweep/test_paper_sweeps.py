@@ -21,7 +21,8 @@ from vlds.cli.main import run_command
 from vlds.cli.sweep_work import RunPart, preparation_parts
 from vlds.data.order.mixed_order import steps_in
 from vlds.models.backbones import Bart
-from vlds.recipe.config import load_recipe
+from vlds.models.methods import LST
+from vlds.recipe.config import load_recipe, parse_recipe
 from vlds.report.sweep import Sweep, SweepRun, preparations, read_sweep, runs_of
 from vlds.runtime.process import find, shipped
 
@@ -194,6 +195,27 @@ def test_the_rows_with_a_pretrained_backbone_are_those_of_the_table_otherwise() 
         assert visual.weights == f"{backbone}/visual_embedding.safetensors"
         assert visual.norm == recipe.model.visual_embedding.norm  # type: ignore[attr-defined]
         assert run.recipe.model.backbone.path == backbone  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_each_ladder_begins_with_the_importance_that_its_sweep_writes() -> None:
+    """Over the examples of its own seed, which decides their order."""
+    sweep, runs = resolved("sweeps/lst_image_t5.yaml")
+    made = {step.seed: step for step in preparations(sweep)}
+    for run in runs:
+        if run.row == "LST":
+            method = run.recipe.methods["lst"]
+            assert isinstance(method, LST)
+            assert method.start == "fisher"
+            (file,) = run.needs
+            assert Path(str(method.importance)) == file
+            program, command, *words = made[run.seed].command
+            options = dict(zip(words[::2], words[1::2], strict=True))
+            assert (program, command) == ("vlds", "importance")
+            assert (options["--seed"], options["--out"]) == (str(run.seed), str(file))
+            read = parse_recipe(["--config", options["--config"]])
+            assert read.model == run.recipe.model
+            assert read.tasks == run.recipe.tasks
 
 
 @pytest.mark.slow

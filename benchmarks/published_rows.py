@@ -151,11 +151,11 @@ BESIDE = {
 }
 """Sweeps whose rows no table has."""
 MISSING = {
-    "VL-Adapter on the test servers of VQA and GQA": "their labels are not public; `vlds predict` "
-    "writes the files to submit for runs of Table 1 ([evaluation](evaluation.md))",
+    "VL-Adapter on the test servers of VQA and GQA": "their labels are not public; `vlds predict "
+    "--data` writes the files to submit for runs of Table 1 ([evaluation](evaluation.md))",
     "VL-Adapter on CLIP-ViL": "vlds cannot read its pretrained encoder; "
     "`recipes/related/clip_vil_*.yaml` train the adapters on BERT",
-    "VL-Adapter's supplement; VL-PET's tables other than 2, 3 and 9": "we could not read them",
+    "The papers' supplements; VL-PET's tables other than 2, 3 and 9": "we could not read them",
     "LST on GLUE: Tables 1 and 2, Figures 5 and 6": "text alone, for which vlds has no data",
 }
 """Published rows that no sweep trains -> the reason."""

@@ -28,6 +28,9 @@ def words_of(published: Published, split: str, data: Path, out: Path) -> list[st
     places = [
         word if word.startswith("--") else str(data / word) for word in published.folders.split()
     ]
+    for entry in published.needs[split]:
+        if entry.option:
+            places += [entry.option, str(data / entry.gives)]
     folder = out / f"{published.name or published.command}-{split}"
     return [published.command, *places, published.option, split, "--out", str(folder)]
 

@@ -29,6 +29,8 @@ class Download(NamedTuple):
     size: str = ""
     """"" if unknown."""
     licence: str = "not stated"
+    option: str = ""
+    """The command's option that names it; "" if it lies where the command looks by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

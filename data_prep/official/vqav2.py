@@ -54,6 +54,14 @@ ANSWERS = {
     subset: _download(f"Annotations_{part}", f"mscoco_{subset}_annotations.json")
     for subset, part in {"train2014": "Train", "val2014": "Val"}.items()
 }
+LXMERT_ANSWERS = Download(
+    "COCO/trainval_ans2label.json",
+    "https://github.com/airsplay/lxmert/blob/master/data/vqa/trainval_ans2label.json",
+    "64 kB",
+    "MIT",
+    option="--vocabulary",
+)
+"""The 3,129 answers that VL-T5, VL-Adapter and what followed them train on."""
 
 
 def parse_vqav2(
@@ -200,6 +208,7 @@ VQA_V2 = OfficialSet(
             *(ANSWERS[subset] for subset in subsets if subset in ANSWERS),
             *(COCO[subset.replace("test-dev", "test")] for subset in subsets),
             *([KARPATHY_COCO] if split.startswith(KARPATHY) else []),
+            *([LXMERT_ANSWERS] if split == "karpathy-train" else []),
         )
         for split, subsets in SPLITS.items()
     },

@@ -106,6 +106,22 @@ def test_rows_losses_and_answers_are_hugging_faces(model: Tiny) -> None:
 
 
 @torch.no_grad()
+def test_a_clip_of_one_frame(model: Tiny) -> None:
+    """Qwen's models, which read frames in pairs, see it twice."""
+    once, twice = (
+        model.collator(
+            [row_of(0, 0, Turn("user", (Clip((0.2,) * num, 0.8), "what ?")))],
+            frames(1) * num,
+            evaluation=False,
+        )
+        for num in (1, 2)
+    )
+    is_same = once.input_ids.tolist() == twice.input_ids.tolist()
+    assert is_same == model.model_type.startswith("qwen")
+    assert model.build().eval().token_nll(once).isfinite().all()
+
+
+@torch.no_grad()
 def test_rows_are_the_same_alone_and_together(model: Tiny) -> None:
     built = model.build().eval()
     rows, pictures = mixed(model)

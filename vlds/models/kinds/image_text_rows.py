@@ -244,7 +244,7 @@ class ImageTextCollator:
             images=(layout or self.layout).of(pictures) if pictures else None,
             return_tensors=None if self.model_type in TILED else "pt",
             add_special_tokens=not self.chat.has_start(text),
-            **videos_of(clips),
+            **videos_of(clips, self.processor),
         )
 
     @cached_property

@@ -50,6 +50,12 @@ class ShownClip(NamedTuple):
             "duration": self.clip.duration,
         }
 
+    def of_least(self, num: int) -> ShownClip:
+        """With at least so many frames: the last one is shown again."""
+        clip, missing = self.clip, max(0, num - len(self.frames))
+        times = (*clip.times, *clip.times[-1:] * missing)
+        return ShownClip(clip._replace(times=times), [*self.frames, *self.frames[-1:] * missing])
+
 
 def has_place(chat: ChatFormat, processor: Any, model_type: str) -> bool:
     """True if the processor of a model reads clips as videos, and its template has a place for
@@ -62,13 +68,16 @@ def has_place(chat: ChatFormat, processor: Any, model_type: str) -> bool:
     return False
 
 
-def videos_of(clips: Sequence[ShownClip]) -> dict[str, Any]:
+def videos_of(clips: Sequence[ShownClip], processor: Any) -> dict[str, Any]:
     """Clips as arguments of a processor."""
     if not clips:
         return {}
+    # Qwen's models read frames in pairs, and Qwen3-VL's processor makes none of a single one.
+    least = getattr(processor.video_processor, "temporal_patch_size", 1)
+    shown = [clip.of_least(least) for clip in clips]
     return {
-        "videos": [torch.stack(list(clip.frames)) for clip in clips],
-        "video_metadata": [clip.metadata for clip in clips],
+        "videos": [torch.stack(list(clip.frames)) for clip in shown],
+        "video_metadata": [clip.metadata for clip in shown],
         "do_sample_frames": False,  # they are chosen already
     }
 

@@ -45,9 +45,12 @@ def main() -> None:
     folder = Path(f"{sweep.output}_rates")
     trial = [options.sweep, *words, "--output", str(folder), "--seeds", f"[{options.seed}]"]
     trial += ["--grid", in_yaml({RATE: options.rates})]
-    vlds("sweep", *trial, "--at-once", options.at_once)
+    # A rate at which a run fails, as where its loss is infinite, is left out.
+    vlds("sweep", *trial, "--at-once", options.at_once, may_fail=True)
     tried = read_sweep(trial)
     averages = averages_of(trial, tried)
+    if bare := [row for row, of_row in averages.items() if not of_row]:
+        raise SystemExit(f"{', '.join(bare)}: no run has ended; see above")
     chosen = {row: best(of_row) for row, of_row in averages.items()}
     print_rates(averages, chosen)
     file = folder / "chosen.yaml"
@@ -58,9 +61,11 @@ def main() -> None:
         vlds("compare", str(file), *words, "--format", "md", *minus, out=sys.stdout)
 
 
-def vlds(*words: str, out: Any = sys.stderr) -> None:
+def vlds(*words: str, out: Any = sys.stderr, may_fail: bool = False) -> None:
     """Run a command of vlds."""
-    subprocess.run([sys.executable, "-m", "vlds", *words], check=True, stdout=out)
+    done = subprocess.run([sys.executable, "-m", "vlds", *words], stdout=out)
+    if done.returncode != 0 and not (may_fail and done.returncode == 1):
+        raise SystemExit(done.returncode)
 
 
 def averages_of(words: Sequence[str], tried: Sweep) -> dict[str, dict[float, float]]:

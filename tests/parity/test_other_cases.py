@@ -29,9 +29,9 @@ def test_other_options_and_other_last_bits(tmp_path: Path) -> None:
     pytest.importorskip("ot", reason="needs the extra `transport`")
     for write in (biases_alone, dropped_layers, fewer_costs, rounded_numbers, other_schedules):
         write(tmp_path)
+    words = ["-q", "-rA", "-p", "no:cacheprovider", "-k", "not train6-3", *TESTS]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "-k", "not train6-3",
-         *TESTS],
+        [sys.executable, "-m", "pytest", *words],
         env=os.environ | {"VLDS_GOLDENS": str(tmp_path)}, cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

@@ -46,7 +46,7 @@ from data_prep.demo.world import HOME, Scene, draw, random_scene
 from vlds.evaluation.result import read_scores
 
 OUT = Path("runs/chat_demo")
-SCENES = {"train": 6_000, "val": 600}
+SCENES = {"train": 12_000, "val": 600}
 """Pictures of each kind of question. In val, no picture is one of train."""
 KINDS = {"vqa": "exact_match", "gqa": "exact_match", "caption": "rouge_l"}
 """Kind of the first two questions -> its score."""

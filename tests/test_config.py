@@ -213,7 +213,7 @@ def every_choice() -> list[Recipe]:
         "lst": LST(encoder_layers=[1, 3], start="fisher", importance="importance.safetensors"),
         "pelt": HyperPELT(prefix_length=4),
         "fused": SimAdapter(runs={"vqa": "runs/vqa", "gqa": "runs/gqa"}),
-        "saved": SimAdapter(adapters={"vqa": Adapter(reduction=4), "gqa": Adapter()}),
+        "saved": SimAdapter(adapters={"vqa": Adapter(reduction=4)}, with_self=True),
     }
     others.append(replace(full, methods=related))
     few_shot = {

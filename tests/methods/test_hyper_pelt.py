@@ -134,7 +134,8 @@ def test_merged_it_is_adapters_beside_layers_and_prefixes(
     pelt = replace(PELT, prefix_length=prefix_length, visual=False, learning_rate=0.1)
     model = build(source, {"pelt": pelt}).eval()
     shake(model)
-    before = model.logits(batch())
+    before, decoding = model.logits(batch()), Decoding(num_beams=3, max_new_tokens=6)
+    answers = model.generate(batch(), decoding)[0]
     left = pelt.merge("pelt", model.backbone, TASKS)
     adapter = Adapter(
         reduction=4, sharing="multiple", attention=False, cross_attention=False, parallel=True,
@@ -147,6 +148,7 @@ def test_merged_it_is_adapters_beside_layers_and_prefixes(
     plain = build(source, dict(left), seed=2).eval()
     plain.load_state_dict(model.state_dict())
     assert (plain.logits(batch()) - before).abs().max() < 1e-6 * before.abs().max()
+    assert plain.generate(batch(), decoding)[0] == answers
     other = batch((1, 0, 2, 1))
     assert not torch.allclose(plain.logits(other), before)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -36,7 +37,13 @@ from vlds.artifact import load_run, own_tensors, save_artifact
 from vlds.convert.verify import logits
 from vlds.models.backbones import T5, Bart
 from vlds.models.methods import Adapter, Method, SimAdapter
-from vlds.models.methods.sim_adapter import Fusion, guide_loss, log_mean, read_adapter
+from vlds.models.methods.sim_adapter import (
+    Fusion,
+    FusionModule,
+    guide_loss,
+    log_mean,
+    read_adapter,
+)
 from vlds.recipe.build import build as built
 from vlds.recipe.config import Recipe
 from vlds.runtime.json_files import write_manifest
@@ -122,10 +129,56 @@ def test_runs_without_attention_have_finite_gradients() -> None:
     assert log_attention.grad.tolist() == [[[-1, 0]], [[0, 0]]]
 
 
-def test_the_loss_has_both_terms(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_self", [False, True])
+def test_a_place_computes_what_its_formula_says(with_self: bool, tmp_path: Path) -> None:
+    """Against plain operations on its weights, with the layer's own output between the runs."""
+    adapters: dict[str, Method] = {"vqa": Adapter(**FFN), "gqa": Adapter(reduction=4, **FFN)}
+    method = SimAdapter(adapters=adapters, with_self=with_self)
+    model = build(backbone(Bart, tmp_path), {"method": method}).double()
+    shake(model)
+    place = next(module for module in model.modules() if isinstance(module, FusionModule))
+    width = place.fusion.q.in_features
+    drawn = torch.Generator().manual_seed(0)
+    states, weight = (
+        torch.randn(2, 5, width, generator=drawn, dtype=torch.float64, requires_grad=True)
+        for _ in range(2)
+    )
+    candidates = []
+    for name in ["gqa", "self", "vqa"] if with_self else ["gqa", "vqa"]:
+        if name == "self":
+            candidates.append(states)
+            continue
+        adapter = dict(place.candidates[name].named_parameters())
+        down = states @ adapter["down_weight"][0].T + adapter["down_bias"][0]
+        inner = math.sqrt(2 / math.pi) * (down + 0.044715 * down**3)
+        up = (0.5 * down * (1 + inner.tanh())) @ adapter["up_weight"][0].T
+        candidates.append(states + up + adapter["up_bias"][0])
+    fusion = place.fusion
+    query = states @ fusion.q.weight.T + fusion.q.bias
+    scores = [(query * (one @ fusion.k.weight.T + fusion.k.bias)).sum(-1) for one in candidates]
+    powers = [score.exp() for score in scores]
+    shares = [power / sum(powers) for power in powers]
+    expected = sum(
+        share[..., None] * (one @ fusion.v.weight.T)
+        for share, one in zip(shares, candidates, strict=True)
+    )
+    assert isinstance(expected, Tensor)
+    found = place(states, states)
+    assert (found - expected).abs().max() < 1e-9
+    assert max(share.max() for share in shares) < 1 - 1e-3
+    wanted = [states, *fusion.parameters()]
+    gradients = (torch.autograd.grad((out * weight).sum(), wanted) for out in (found, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours - theirs).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("with_self", [False, True])
+def test_the_loss_has_both_terms(with_self: bool, tmp_path: Path) -> None:
     """Weight by weight, over real tokens alone; the guide fades."""
     weights: dict[str, Any] = {"guide": 0.5, "orthogonality": 0.25, "guide_decay_steps": 8}
-    method = SimAdapter(adapters={"gqa": Adapter(**FFN), "vqa": Adapter(**FFN)}, **weights)
+    adapters: dict[str, Method] = {"gqa": Adapter(**FFN), "vqa": Adapter(**FFN)}
+    method = SimAdapter(adapters=adapters, with_self=with_self, **weights)
+    gqa, vqa = 0, 2 if with_self else 1
     plain = replace(method, guide=0.0, orthogonality=0.0)
     source, losses, noted = backbone(T5, tmp_path, dropout=0.0), [], {}
     for each in (method, plain):
@@ -143,7 +196,7 @@ def test_the_loss_has_both_terms(tmp_path: Path) -> None:
     assert model.context.token_mask is not None
     for name, log_attention in noted.items():
         real = is_label if "decoder" in name else model.context.token_mask
-        for row, run in ((0, 1), (1, 0), (2, 1)):  # the last example's task has no run
+        for row, run in ((0, vqa), (1, gqa), (2, vqa)):  # the last example's task has no run
             share = log_attention.exp()[row, real[row].bool(), run].mean()
             added[row] += 0.5 * (1 - 2 / 8) * -share.log()
     expected = ((added + 0.25 * distance) * is_label.sum(1)).sum()
@@ -177,7 +230,8 @@ def test_runs_become_a_run_that_needs_them_no_longer(world: Path, tmp_path: Path
     stacked = state[f"backbone.{path}.extensions.adapter.down_weight"]
     assert len(stacked) == 1 + len(names)
     assert torch.equal(found.tensors[path]["down_weight"], stacked[:1].float())
-    fused = SimAdapter(runs={name: str(folder) for name, folder in runs.items()})
+    named = {name: str(folder) for name, folder in runs.items()}
+    fused = SimAdapter(runs=named, with_self=True)
     recipe = replace(recipe, output=str(tmp_path / "fused"), methods={"fused": fused})
     run = trained_run(recipe, spread=0.0)
     frozen = run.model.get_submodule(f"backbone.{path}.extensions.fused.candidates")
@@ -278,6 +332,8 @@ def test_runs_of_other_kinds_are_fused(kind: str, world: Path, tmp_path: Path) -
     ("fields", "message"),
     [
         ({"runs": {"a": "x"}}, "runs: got .*; name two or more"),
+        ({"runs": {}, "with_self": True}, "runs: got .*, or one with with_self: true"),
+        ({"runs": {"a": "x", "self": "y"}, "with_self": True}, "runs: self is the name of the lay"),
         ({"runs": {"a": "x", "b": "y"}, "part": "vision"}, "part: got vision"),
         (
             {"runs": {"a": "x", "b": "y"}, "adapters": {"a": Adapter(), "b": Adapter()}},

@@ -312,25 +312,28 @@ def test_schedule(path: Path, world: Path, tmp_path: Path) -> None:
     for number, case in enumerate(RelatedCase(path)["cases"]):
         steps, warmup = case["max_steps"], case["warmup_steps"]
         power, end = case["decay_power"], case["end_lr"] / case["base_lr"]
-        base, of_head, of_streams = case["base_lr"], case["lr_mult_head"], 5
+        multipliers, weight_decays = case["group_multipliers"], case["weight_decays"]
+        # Groups come in pairs: encoders, heads, and last the co-attention's streams.
+        base, of_head, of_streams = case["base_lr"], case["lr_mult_head"], multipliers[-1]
         config = OptimizerConfig(
             learning_rate=base,
             connector_learning_rate=of_streams * base,
             heads_learning_rate=of_head * base,
+            weight_decay=max(weight_decays),
             warmup_ratio=warmup if warmup < 1 else warmup / steps,
             decay="cosine" if power == "cosine" else "linear",
         )
         recipe = replace(cross_modal_recipe(world, tmp_path / str(number)), optimizer=config)
         groups = parameter_groups(built(recipe), recipe)
-        expected = set(zip(case["group_multipliers"], case["weight_decays"], strict=True))
+        expected = set(zip(multipliers, weight_decays, strict=True))
         assert {(round(g["peak_lr"] / base, 9), g["weight_decay"]) for g in groups} == expected
         rates = case["lr_over_base_by_step_and_group"]
         for step in range(steps + 1):
             factor = schedule_factor(step, steps, config)
-            if power not in (1, "cosine") and step >= config.warmup_ratio * steps:
+            if power != "cosine" and step >= config.warmup_ratio * steps:
                 factor = (1 - end) * factor**power + end
             set_learning_rate(groups, factor)
-            of_groups = dict(zip(case["group_multipliers"], rates[step], strict=True))
+            of_groups = dict(zip(multipliers, rates[step], strict=True))
             for group in groups:
                 wanted = of_groups[round(group["peak_lr"] / base, 9)]
                 assert group["lr"] / base == pytest.approx(wanted, abs=1e-9)

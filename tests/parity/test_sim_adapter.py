@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.toys.recorded.related import RelatedCase, check_gradient, recorded
-from vlds.models.methods.sim_adapter import Fusion, guide_loss
+from vlds.models.methods.sim_adapter import SELF, Fusion, guide_loss
 
 EPS = 1e-12
 
@@ -98,8 +98,8 @@ class Layer:
         residual = self.norm(norm, states)
         wide = self.linear("feed_forward.w_1", residual).relu()
         states = states + self.linear("feed_forward.w_2", wide)
-        candidates = torch.stack([self.adapter(name, states) for name in self.names], -2)
-        fused, log_attention = self.fusion(states, candidates)
+        candidates = [states if name == SELF else self.adapter(name, states) for name in self.names]
+        fused, log_attention = self.fusion(states, torch.stack(candidates, -2))
         self.attention = log_attention.exp()
         return fused + residual
 

@@ -199,9 +199,10 @@ def test_the_engine_follows_as_closely_as_float32_allows(
     own = [named for named in run.case.trainable(model) if named.task is not None]
     for (before, after), (old, new) in zip(pairwise(run.steps), pairwise(found), strict=True):
         for named in own:
-            there = (step["params_norm_and_dotcos"][named.key] for step in (before, after))
+            first, second = (step["params_norm_and_dotcos"][named.key] for step in (before, after))
             here = (named.of(step.weights[names[named.parameter]]) for step in (old, new))
             same = torch.equal(*here)
-            assert same == (len({tuple(numbers) for numbers in there}) == 1), named.key
+            # Sums of the same weights may differ in their last bits.
+            assert same == (first == pytest.approx(second, rel=1e-12, abs=1e-12)), named.key
             still += same
     assert (still > 0) == (len(own) > 0)

@@ -247,7 +247,8 @@ def test_the_sweep_of_two_backbones_resolves() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "rows"), [("demo_parts", 8), ("demo_tasks", 8), ("demo_related", 14)]
+    ("name", "rows"),
+    [("demo_parts", 8), ("demo_tasks", 8), ("demo_related", 14), ("demo_mixture", 7)],
 )
 def test_the_small_studies_share_the_backbones_of_the_demo_s_sweep(name: str, rows: int) -> None:
     _, runs = resolved(f"sweeps/{name}.yaml")

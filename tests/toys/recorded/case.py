@@ -37,7 +37,7 @@ from vlds.models.kinds.joint import JointModel
 from vlds.models.methods import VLPET, Method, bottleneck
 from vlds.models.vision import StoredFeatures
 from vlds.models.visual_embedding import VisualEmbeddingConfig
-from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
 
 FOLDER = Path(os.environ.get("VLDS_GOLDENS", ROOT / "tests/golden"))
 CASES = sorted(
@@ -167,6 +167,18 @@ class RecordedCase:
         if "track_z" not in parse_flags(self.record["flags"]):
             return loss
         return loss + ACTIVITY_WEIGHT * torch.stack([z.square().mean() for z in active]).mean()
+
+    def decoding(self, task: str) -> Decoding:
+        """How the answers of a task were generated."""
+        arguments = dict(self.record["tasks"][task]["generate_kwargs"])
+        found = Decoding(
+            num_beams=arguments.pop("num_beams"),
+            max_new_tokens=arguments.pop("max_length") - 1,
+            no_repeat_ngram_size=arguments.pop("no_repeat_ngram_size", 0),
+            early_stopping=arguments.pop("early_stopping", False),
+        )
+        assert not arguments, f"unknown: {arguments}"
+        return found
 
     def trainable(self, model: JointModel) -> list[NamedSlice]:
         """What trains, under the original's names."""

@@ -63,6 +63,9 @@ def methods_of(
         methods["bitfit"] = BitFit(
             add_biases=True, add_norm_and_head_biases=True, train_position_biases=False
         )
+    if "unfreeze_bias" in on:
+        # Of names with "bias" in them, T5 has only the tables of relative positions.
+        methods["biases"] = BitFit() if size["backbone"] == "bart" else BiasesAlone()
     if "unfreeze_lm_head" in on:
         methods["tokens"] = TokensAlone()
     if "encoder_prompt_len" in on:
@@ -175,7 +178,7 @@ def lora_of(flags: dict[str, str], on: set[str], backbone: str) -> LoRA:
 
 
 class BiasesAlone(Method):
-    """What the original's LoRA is on T5."""
+    """What the original's LoRA and BitFit are on T5."""
 
     def attach(self, host: Host) -> list[torch.nn.Parameter]:
         """The relative position biases."""

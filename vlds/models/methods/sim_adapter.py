@@ -3,8 +3,9 @@ several runs. With x what a layer gives and o_n what the n-th run's adapter make
 
     a = softmax_n( (W_q x + b_q) . (W_k o_n + b_k) ),    out = sum_n a_n W_v o_n,
 
-in the alphabetical order of the runs' names, without a division by sqrt(d). Only W_q, W_k, W_v and
-biases train; W_v begins as the identity (1e-6 elsewhere). The loss has two terms more:
+in the alphabetical order of the runs' names, without a division by sqrt(d). With `with_self`, x is
+a candidate too, under the name `self`. Only W_q, W_k, W_v and biases train; W_v begins as the
+identity (1e-6 elsewhere). The loss has two terms more:
 
     orthogonality * sum over layers of || I - W_v ||^2
     guide * sum over layers of -log( mean over tokens of a_t ),    t = the example's own run.
@@ -40,6 +41,8 @@ from vlds.runtime.yaml_file import read_yaml
 
 OFF_DIAGONAL = 1e-6
 """W_v's first entries off the diagonal."""
+SELF = "self"
+"""Name of the candidate that is no adapter's: what the layer gives."""
 WEIGHTS, RECIPE = "weights.safetensors", "recipe.yaml"
 
 
@@ -58,6 +61,9 @@ class SimAdapter(Method):
     """Weight of the guide."""
     guide_decay_steps: Natural = 0
     """Steps after which the guide's weight has fallen to 0, linearly; 0: it stays."""
+    with_self: bool = False
+    """One candidate more, what the layer gives without an adapter, so that tokens that no run helps
+    can stay as they are. Its name is `self`; it guides no task."""
     orthogonality: NotNegative = 0.01
     """Weight of the distance of W_v from the identity."""
     adapters: dict[str, Method] = field(default_factory=dict)
@@ -75,17 +81,29 @@ class SimAdapter(Method):
                 f"adapters: got {', '.join(self.adapters)}, and runs, whose adapters are fused; "
                 "adapters is for the recipes of artifacts: leave it out"
             )
-        if len(self.runs or self.adapters) < 2:
+        runs = self.runs or self.adapters
+        if len(runs) + self.with_self < 2:
             raise ValueError(
                 f"runs: got {self.runs}; name two or more, such as {{vqa: runs/vqa, gqa: runs/gqa}}"
+                ", or one with with_self: true"
+            )
+        if self.with_self and SELF in runs:
+            raise ValueError(
+                f"runs: {SELF} is the name of the layer's own output (with_self: true); give the "
+                "run another name"
             )
 
+    @property
+    def candidates(self) -> list[str]:
+        """Names of what is fused, in the order of the attention's columns."""
+        # Sorted with `self` among the runs, and the same in an artifact as in its run.
+        return sorted([*(self.runs or self.adapters), *([SELF] if self.with_self else [])])
+
     def read(self) -> dict[str, RunAdapter]:
-        """The runs' adapters, in the order of their names.
+        """The runs' adapters.
 
         Errors: ValueError if a run has none.
         """
-        # Sorted in both cases, so that the attention's columns in an artifact are those of its run.
         if self.adapters:
             adapters = sorted(self.adapters.items())
             return {name: RunAdapter(m, {}) for name, m in adapters if isinstance(m, Adapter)}
@@ -133,7 +151,7 @@ class SimAdapter(Method):
                 )
         modules = []
         for path, linear in places[first].items():
-            modules.append(FusionModule(path, linear, runs, host))
+            modules.append(FusionModule(path, linear, self.candidates, runs, host))
             host.extend_linear(linear, modules[-1])
         if self.guide and not host.says_tokens:
             raise ValueError(
@@ -141,19 +159,26 @@ class SimAdapter(Method):
                 "its tokens are real; set guide: 0"
             )
         if self.guide or self.orthogonality:
-            host.batch_losses.append(FusionLoss(self, list(runs), modules, host))
+            host.batch_losses.append(FusionLoss(self, modules, host))
             # The guide tells examples apart, so rows of several must not be computed as one.
             host.context.reads_examples |= self.guide > 0
         return [p for module in modules for p in module.fusion.parameters()]
 
 
 class FusionModule(LinearExtension):
-    """The adapters of all runs behind one layer, and the attention over them."""
+    """The adapters of all runs behind one layer, and the attention over what they give."""
 
     def __init__(
-        self, path: str, linear: nn.Linear, runs: Mapping[str, RunAdapter], host: Host
+        self,
+        path: str,
+        linear: nn.Linear,
+        names: Sequence[str],
+        runs: Mapping[str, RunAdapter],
+        host: Host,
     ) -> None:
+        """`names`: of the candidates; all but `self` are those of runs."""
         super().__init__()
+        self.names = list(names)
         # Models of one stack may call it decoder too.
         has_two = "cross_attn_out" in host.targets.paths
         self.context, self.in_decoder = host.context, has_two and "decoder" in path.split(".")
@@ -184,7 +209,10 @@ class FusionModule(LinearExtension):
     def forward(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """(b, l, d) -> (b, l, d)."""
         # Each reads what the layer gives, none what another one has made of it.
-        candidates = [adapter(inputs, outputs) for adapter in self.candidates.values()]
+        candidates = [
+            self.candidates[name](inputs, outputs) if name in self.candidates else outputs
+            for name in self.names
+        ]
         states: Tensor
         states, log_attention = self.fusion(outputs, torch.stack(candidates, -2))
         if self.context.training:
@@ -219,18 +247,15 @@ class Fusion(nn.Module):
 class FusionLoss(BatchLoss):
     """The guide, and the distance of W_v from the identity."""
 
-    def __init__(
-        self,
-        config: SimAdapter,
-        names: Sequence[str],
-        modules: Sequence[FusionModule],
-        host: Host,
-    ) -> None:
+    def __init__(self, config: SimAdapter, modules: Sequence[FusionModule], host: Host) -> None:
         self.config, self.modules, self.context = config, modules, host.context
-        guides = [names.index(task) if task in names else -1 for task in host.tasks]
+        columns = {name: column for column, name in enumerate(config.candidates)}
+        if config.with_self:  # a task of that name is guided nowhere
+            del columns[SELF]
+        guides = [columns.get(task, -1) for task in host.tasks]
         # On the CPU even where a model is built on the meta device, as `vlds plan` does.
         self.guides = torch.tensor(guides, device="cpu")
-        """(tasks,) number of the run that guides a task; -1: none."""
+        """(tasks,) column of the run that guides a task; -1: none."""
 
     def of_examples(self, passes: Sequence[Predicted]) -> Tensor:
         is_label = passes[0].is_label
@@ -265,7 +290,7 @@ def log_mean(log_attention: Tensor, real: Tensor) -> Tensor:
 
 
 def guide_loss(log_attention: Tensor, own: Tensor) -> Tensor:
-    """(b, n) and the number of each example's run (b,), -1 for none -> (b,) -log of its share."""
+    """(b, n) and the column of each example's run (b,), -1 for none -> (b,) -log of its share."""
     # Examples without a guide gather column 0, which `where` then drops, gradient included.
     log_shares = log_attention.gather(1, own.clamp(min=0)[:, None])[:, 0]
     return torch.where(own >= 0, -log_shares, 0.0)

@@ -34,7 +34,7 @@ from vlds.models.kinds.base import grid_features
 from vlds.models.loss import targets_of
 from vlds.models.methods.context import Predicted, Visual
 from vlds.models.methods.host import run_beside
-from vlds.models.model import Model, Part
+from vlds.models.model import Model, Part, ReadAlone
 from vlds.models.vision.base import GridEncoder, VisionEncoder
 from vlds.runtime.checks import Count, ShareBelow1
 from vlds.schema import (
@@ -253,12 +253,23 @@ class CrossModalModel(Model):
         of the text with each picture, zeros where there is none."""
         self.context.set_rows(batch.task_index, None, batch.input_ids.device)
         images, shown = self.visual_tokens(batch)
-        self.context.visual = Visual(images.flatten(1, 2), shown.flatten(1))
-        run_beside(self.backbone)
+        text = self.read(batch, Visual(images.flatten(1, 2), shown.flatten(1)))
+        return self.join(text, batch.attention_mask.bool(), images, shown)
+
+    def read(self, batch: Batch, seen: Visual | None) -> Tensor:
+        """(b, l, d') the text encoder's states. `seen`: the pictures beside the texts, which some
+        methods read; None if they are not known."""
         mask = batch.attention_mask.bool()
-        self.context.token_mask = mask
+        self.context.visual, self.context.token_mask = seen, mask
+        run_beside(self.backbone)
         read = self.backbone.text(input_ids=batch.input_ids, attention_mask=mask.long())
-        text = read.last_hidden_state
+        states: Tensor = read.last_hidden_state
+        return states
+
+    def join(
+        self, text: Tensor, mask: Tensor, images: Tensor, shown: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`fuse`, of texts (b, l, d') that were read, with their mask, and of `visual_tokens`."""
         # All pairs run in every batch, so that ranks run the same modules under ZeRO-3. A row that
         # lacks a picture borrows one, unseen by attention, and its pooled pair becomes zero.
         pairs: list[Fused] = [
@@ -284,6 +295,31 @@ class CrossModalModel(Model):
         return features[index.clamp(min=0)], shown
 
     # Answers.
+
+    def read_texts(self, texts: Batch) -> ReadAlone:
+        # Methods that make weights from the picture need it here already.
+        if self.context.reads_examples:
+            return super().read_texts(texts)
+        self.context.set_rows(texts.task_index, None, texts.input_ids.device)
+        return ReadAlone(texts, self.read(texts, None))
+
+    def read_picture(self, picture: Batch) -> ReadAlone:
+        if self.context.reads_examples:
+            return super().read_picture(picture)
+        self.context.set_rows(picture.task_index, None, picture.input_ids.device)
+        return ReadAlone(picture, self.visual_tokens(picture)[0][0])
+
+    def pair_states(self, texts: ReadAlone, picture: ReadAlone) -> Tensor:
+        if texts.states is None or picture.states is None:
+            return super().pair_states(texts, picture)
+        rows, mask = texts.batch, texts.batch.attention_mask.bool()
+        self.context.set_rows(rows.task_index, None, rows.input_ids.device)
+        self.context.token_mask = mask
+        images = picture.states.expand(len(rows), *picture.states.shape)
+        shown = (picture.batch.image_index != NO_IMAGE).expand(len(rows), -1)
+        shown = nn.functional.pad(shown, (0, self.num_images - shown.shape[1]))
+        seen = shown[..., None].expand(-1, -1, images.shape[2])
+        return self.join(texts.states, mask, images, seen)[1]
 
     @torch.no_grad()
     def write(self, batch: Batch, decoding: Decoding) -> list[Answer]:

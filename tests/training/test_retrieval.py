@@ -6,9 +6,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -169,7 +168,7 @@ def test_false_captions_are_drawn_and_never_the_pictures_own(world: Path, tmp_pa
 Found = tuple[list[Evaluation], list[str]]
 
 
-def evaluate(run: Path, **fields: object) -> Found:
+def evaluate(run: Path, fields: Mapping[str, object] = {}) -> Found:
     """What a rank finds, and says, of a run's retrieval with other fields of the task."""
     loaded, said = load_run(run), list[str]()
     task = replace(loaded.recipe.tasks["find"], **fields)
@@ -223,7 +222,7 @@ def test_every_pair_is_scored(world: Path, ranks2: RankPool, tmp_path: Path) -> 
     recipe = retrieval_recipe(world, tmp_path / "run")
     recipe = replace(recipe, data=replace(recipe.data, eval_batch_size=5))
     scores = all_scores(recipe, run_of(recipe).model)
-    ((found,), said), (nothing, silence) = ranks2.run(evaluate, tmp_path / "run", timeout=100)
+    ((found,), said), (nothing, silence) = ranks2.run(evaluate, tmp_path / "run", timeout=200)
     assert not nothing + silence
     assert found.scores == pytest.approx(recalls(scores))
     assert said[0] == "find: 11 pictures and 22 texts: 242 pairs on 2 rank(s)"
@@ -239,7 +238,7 @@ def test_every_pair_is_scored(world: Path, ranks2: RankPool, tmp_path: Path) -> 
 def test_folds_are_ranked_apart(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
     recipe = retrieval_recipe(world, tmp_path / "run", fold=4)
     scores = all_scores(recipe, run_of(recipe).model)
-    ((found,), said), _ = ranks2.run(evaluate, tmp_path / "run", timeout=100)
+    ((found,), said), _ = ranks2.run(evaluate, tmp_path / "run", timeout=200)
     parts = [scores[n : n + 4, 2 * n : 2 * n + 8] for n in (0, 4, 8)]
     for name, value in found.scores.items():
         # Of 11 pictures, 4 are in the first fold, 4 in the second and 3 in the last.
@@ -259,7 +258,7 @@ def test_an_unreadable_picture_counts_as_not_found(
     assert broken in content
     shard.write_bytes(content.replace(broken, b"\0" * len(broken)))
     fields = {"evaluate": [str(tmp_path / "damaged")]}
-    ((found,), _), _ = ranks2.run(partial(evaluate, **fields), tmp_path / "run", timeout=100)
+    ((found,), _), _ = ranks2.run(evaluate, tmp_path / "run", fields, timeout=200)
     assert found.predictions["c3-0"] == found.predictions["c3-1"] == ""
     assert len(found.unreadable) == 2
     assert len(found.predictions) == NUM_PICTURES * CAPTIONS
@@ -297,5 +296,5 @@ def test_what_cannot_rank_says_so(world: Path, tmp_path: Path) -> None:
     assert re.search("tasks.find: it ranks .* use the model CrossModal or JointEncoder", complaint)
     streamed = replace(recipe, data=replace(recipe.data, reader="sequential"))
     assert "tasks.find compares samples" in check_complaint(streamed)
-    with pytest.raises(ValueError, match="task: find ranks .*; use `vlds evaluate`"):
+    with pytest.raises(ValueError, match=r"task: find ranks .*; use `vlds evaluate`"):
         choose_task(recipe, "find", "a picture")

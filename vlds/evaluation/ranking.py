@@ -219,7 +219,7 @@ class PairRanking:
 def best(scores: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
     """The best scores (m, 10) of (m, k), and their pictures; equal ones in the pictures' order."""
     # Two stable sorts: by picture, then by score.
-    by_picture = pictures.argsort(1, stable=True)
+    by_picture = pictures.argsort(dim=1, stable=True)
     scores, pictures = scores.gather(1, by_picture), pictures.gather(1, by_picture)
-    by_score = scores.argsort(1, descending=True, stable=True)[:, :KEPT]
+    by_score = scores.argsort(dim=1, descending=True, stable=True)[:, :KEPT]
     return scores.gather(1, by_score), pictures.gather(1, by_score)

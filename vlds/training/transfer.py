@@ -27,6 +27,7 @@ from vlds.artifact import (
     read_recipe,
     readable,
 )
+from vlds.models.loading.resizing import Resizes, resized, resizes_of
 from vlds.models.methods.host import ADDED
 from vlds.models.model import Model
 from vlds.models.partitioned import gathered
@@ -117,6 +118,7 @@ class Transfer:
         """
         stacks = {name for name, rule in optimizer_rules(model).items() if rule.per_task}
         parameters = {name for name, _ in model.named_parameters()}
+        resizes = resizes_of(model)
         used: set[str] = set()
         whole: list[str] = []
         drawn: list[str] = []
@@ -142,7 +144,7 @@ class Transfer:
             if is_resumed and name in model.moving_names():
                 continue
             with gathered([tensor], written=True):
-                self._copy(name, tensor[rows], values, name in stacks)
+                self._copy(name, tensor[rows], values, name in stacks, resizes)
         model.forget_sources(whole)
         if not numbers:
             raise ValueError(
@@ -153,9 +155,12 @@ class Transfer:
         lines = [*self._told(model, numbers, drawn, sorted(stored.keys() - used))]
         return [*lines, *(self._tasks_told() if has_slices else ()), *self._settings_told()]
 
-    def _copy(self, name: str, target: Tensor, values: Tensor, is_stack: bool) -> None:
+    def _copy(
+        self, name: str, target: Tensor, values: Tensor, is_stack: bool, resizes: Resizes
+    ) -> None:
         """Write values into a tensor of the model, those of a task into the slice of its name."""
         if not is_stack or len(target) == len(values) == 1:
+            values = resized(name, values, target.shape, resizes)
             if target.shape != values.shape:
                 raise ValueError(self._misfit(name, target, values))
             target.copy_(values)

@@ -31,6 +31,7 @@ from transformers.models.bridgetower.modeling_bridgetower import (
 
 from vlds.models.generation.answer_list import Answer
 from vlds.models.kinds.base import grid_features
+from vlds.models.loading.resizing import Resizes
 from vlds.models.loss import targets_of
 from vlds.models.methods.context import Predicted, Visual
 from vlds.models.methods.host import run_beside
@@ -94,17 +95,30 @@ class Fused(NamedTuple):
     """(b, 2 d) the text's first token and the picture's, pooled."""
 
 
+def with_second_picture(types: Tensor, size: torch.Size) -> Tensor:
+    """The table of types of a model that has seen one picture an example, for one that sees two: the
+    second has the first one's, as in METER's fine-tuning on NLVR2; and the other way round."""
+    return torch.cat([types, types[-1:]])[: size[0]] if len(types) > 1 else types
+
+
 class CoAttention(nn.Module):
     """Two streams of layers, which are those of Hugging Face's BridgeTower, built on METER. In
     METER's code they are cross_modal_text_layers, cross_modal_image_layers and so on."""
 
     optimizer_rules: ClassVar[OptimizerRules] = {"types.weight": UNDECAYED}
+    resizes: ClassVar[Resizes] = {"types.weight": with_second_picture}
 
     def __init__(
-        self, config: CoAttentionConfig, text_width: int, image_width: int, class_token: bool
+        self,
+        config: CoAttentionConfig,
+        text_width: int,
+        image_width: int,
+        class_token: bool,
+        num_images: int = 1,
     ) -> None:
         """`text_width`, `image_width`: channels of the encoders. `class_token`: whether the first
-        token stands for the picture; else the mean of all does."""
+        token stands for the picture; else the mean of all does. `num_images`: most pictures of an
+        example."""
         super().__init__()
         self.class_token = class_token
         d = config.width
@@ -120,7 +134,7 @@ class CoAttention(nn.Module):
         layer._attn_implementation = "sdpa"
         self.text_projection = nn.Linear(text_width, d)
         self.image_projection = nn.Linear(image_width, d)
-        self.types = nn.Embedding(3, d)  # text, first picture, second picture
+        self.types = nn.Embedding(1 + num_images, d)  # of the text, and of each picture
         self.text_layers, self.image_layers = (
             nn.ModuleList(BridgeTowerBertCrossLayer(layer) for _ in range(config.layers))
             for _ in range(2)

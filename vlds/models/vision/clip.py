@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlds.models.loading.gate import check_config, check_model, load_weights, read_config
+from vlds.models.loading.resizing import Resizes
 from vlds.models.vision.base import Geometry, GridEncoder, VisionEncoder, on_meta
 from vlds.runtime.checks import Count, Pixels, SourceFile, SourcePath, check_path_or_config
 from vlds.runtime.process import find
@@ -170,8 +171,15 @@ class ClipTokens(ClipVision):
         return replace(self, path=str(folder / "vision"), config=None, blocks=blocks)
 
 
+def for_pictures_of(table: Tensor, size: torch.Size) -> Tensor:
+    """A table of positions in the size of another one, whose pictures have other sizes."""
+    return resized_positions(table, round((size[0] - 1) ** 0.5))
+
+
 class ClipTokensModule(ClipModule):
     """The transformer's tokens, after its last norm."""
+
+    resizes: ClassVar[Resizes] = {"net.embeddings.position_embedding.weight": for_pictures_of}
 
     def features(self, pixels: Tensor) -> Tensor:
         """(u, 3, h, w) normalised -> (u, 1 + grid * grid, dim)."""

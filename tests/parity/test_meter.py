@@ -422,7 +422,7 @@ def trajectory(case: RelatedCase, update: AdamWUpdate) -> float:
         }
         for group in case["param_groups"]
     ]
-    # The original code's head for matching is frozen where texts are ranked, and alone in its group.
+    # The original code's head for matching is frozen where texts are ranked, alone in its group.
     full = [number for number, group in enumerate(groups) if group["params"]]
     groups = [groups[number] for number in full]
     optimizer = WholeAdamW(groups, update=update, betas=tuple(train["betas"]), eps=train["eps"])

@@ -1,8 +1,8 @@
 """METER's model and its losses in plain torch, by the names of the original code, as an independent
 reference; and cases of its tasks in the form of the recorded ones.
 
-Written from the paper (https://arxiv.org/abs/2111.02387) and the notes on the recorded cases. All in
-float64, without dropout.
+Written from the paper (https://arxiv.org/abs/2111.02387) and the notes on the recorded cases. All
+in float64, without dropout.
 """
 
 from __future__ import annotations
@@ -225,10 +225,9 @@ def shapes(heads: Mapping[str, tuple[int, ...]], num_types: int) -> dict[str, tu
 
 def mlp_shapes(name: str, rows: int, columns: int, classes: int) -> dict[str, tuple[int, ...]]:
     """Of a classifier."""
-    return {
-        f"{name}.0.weight": (rows, columns), f"{name}.0.bias": (rows,), f"{name}.1.weight": (rows,),
-        f"{name}.1.bias": (rows,), f"{name}.3.weight": (classes, rows), f"{name}.3.bias": (classes,),
-    }  # fmt: skip
+    weights = {"0.weight": (rows, columns), "1.weight": (rows,), "3.weight": (classes, rows)}
+    biases = {"0.bias": (rows,), "1.bias": (rows,), "3.bias": (classes,)}
+    return {f"{name}.{leaf}": shape for leaf, shape in (weights | biases).items()}
 
 
 def texts(seed: int, rows: int = 4, length: int = 8) -> tuple[Tensor, Tensor]:

@@ -96,8 +96,8 @@ class Fused(NamedTuple):
 
 
 def with_second_picture(types: Tensor, size: torch.Size) -> Tensor:
-    """The table of types of a model that has seen one picture an example, for one that sees two: the
-    second has the first one's, as in METER's fine-tuning on NLVR2; and the other way round."""
+    """The table of types of a model with one picture an example, for one with two: the second has
+    the first one's, as METER begins on NLVR2; and the other way round."""
     return torch.cat([types, types[-1:]])[: size[0]] if len(types) > 1 else types
 
 

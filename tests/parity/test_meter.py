@@ -21,9 +21,10 @@ from tests.toys.recorded.related import RelatedCase, paths_by_kind, recorded
 from tests.toys.whole_adamw import WholeAdamW
 from vlds.models.heads import LinearHead, MLPHead
 from vlds.models.kinds.cross_modal_model import CoAttention, CoAttentionConfig, Fused, WordHead
+from vlds.models.loading.resizing import resized_positions
 from vlds.models.methods.context import ClassesPredicted
 from vlds.models.task_heads import ranked
-from vlds.models.vision.clip import ClipTokensModule, resized_positions
+from vlds.models.vision.clip import ClipTokensModule
 from vlds.recipe.config import AdamWUpdate, OptimizerConfig
 from vlds.training.optimizer import parameter_groups, schedule_factor, set_learning_rate
 

@@ -85,7 +85,7 @@ class ModelKind(ABC):
         """Why the layout of another program (reference, adapters) cannot hold the model; None if it
         can."""
         return (
-            f"model: {type(self).__name__}, and the {layout} layout holds JointSeq2Seq only; use "
+            f"model: {type(self).__name__}, which the {layout} layout cannot hold; use "
             "`vlds convert hf`"
         )
 

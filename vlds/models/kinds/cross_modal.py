@@ -123,6 +123,9 @@ class CrossModal(TextEncoderKind):
             "off"
         )
 
+    def refusal(self, layout: str) -> str | None:
+        return None if layout == "reference" else super().refusal(layout)
+
     def export(self, model: Model, folder: Path) -> CrossModal:
         """The text encoder and the tokenizer under Hugging Face's names, and a file for each other
         part.

@@ -175,6 +175,9 @@ class JointEncoder(TextEncoderKind, EmbeddingKind):
         model.note_sources(names, parts)
         return model
 
+    def refusal(self, layout: str) -> str | None:
+        return None if layout == "reference" else super().refusal(layout)
+
     def export(self, model: Model, folder: Path) -> JointEncoder:
         """The encoder and the tokenizer under Hugging Face's names, and a file for each other
         part."""

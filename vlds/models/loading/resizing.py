@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Resize: TypeAlias = Callable[[Tensor, torch.Size], Tensor]
@@ -33,3 +34,21 @@ def resized(name: str, stored: Tensor, size: torch.Size, resizes: Resizes) -> Te
     if stored.shape == size or name not in resizes:
         return stored
     return resizes[name](stored, size)
+
+
+def for_pictures_of(table: Tensor, size: torch.Size) -> Tensor:
+    """A table of positions in the size of another one, whose pictures have other sizes."""
+    return resized_positions(table, round((size[0] - 1) ** 0.5))
+
+
+def resized_positions(table: Tensor, grid: int) -> Tensor:
+    """(1 + g * g, d) -> (1 + grid * grid, d): the class token's row as it is, the others resized as
+    a picture, bicubically."""
+    old = round((len(table) - 1) ** 0.5)
+    if old == grid:
+        return table
+    # Row-major cells: (g * g, d) -> a picture (1, d, g, g).
+    cells = table[1:].T.reshape(1, -1, old, old)
+    # Aligned by the edges of the cells, not by their centres: a cell's place in the picture stays.
+    cells = F.interpolate(cells, (grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([table[:1], cells.flatten(2)[0].T])

@@ -393,7 +393,7 @@ class Model(nn.Module, ABC):
     def pair_states(self, texts: ReadAlone, picture: ReadAlone) -> Tensor:
         """(b, d) the states that heads read of each text with the picture."""
         seen, rows = picture.batch, texts.batch
-        index = torch.zeros(len(rows), 1, dtype=torch.long, device=rows.input_ids.device)
+        index = seen.image_index.expand(len(rows), -1)
         pairs = replace(rows, image_index=index, images=seen.images, features=seen.features)
         return self.first_states(pairs)
 

@@ -62,7 +62,6 @@ class Retrieval(Task):
 
     kinds: ClassVar[tuple[str, ...]] = ("caption",)
     input_field: ClassVar[str | None] = "caption"
-    num_pictures: ClassVar[int | None] = 1
     ranks: ClassVar[bool] = True
     draws_prompt: ClassVar[bool] = True
     class_loss: ClassVar[ClassLoss | None] = "ranking"

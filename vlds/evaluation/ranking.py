@@ -43,6 +43,26 @@ class Text(NamedTuple):
     tokens: int
 
 
+class Fold(NamedTuple):
+    """Pictures and texts that are compared with each other."""
+
+    texts: Tensor
+    """(n,) numbers of its texts among all."""
+    places: dict[int, list[int]]
+    """Sample -> places of its texts in the fold."""
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.texts) * len(self.places)
+
+    @classmethod
+    def of(cls, numbered: Sequence[tuple[int, Text]]) -> Fold:
+        places: dict[int, list[int]] = {}
+        for place, (_, text) in enumerate(numbered):
+            places.setdefault(text.sample, []).append(place)
+        return cls(torch.tensor([number for number, _ in numbered], dtype=torch.long), places)
+
+
 class PairRanking:
     """One rank's part of all pairs of a source."""
 
@@ -73,11 +93,10 @@ class PairRanking:
             lengths = setup.collator.prompt_lengths([(e.prompt, limit) for e in known])
             self.texts += map(Text, known, [sample] * len(known), lengths)
         size = source.task.fold or max(1, len(self.counts))
-        self.folds = [
-            [n for n, text in enumerate(self.texts) if text.sample // size == fold]
-            for fold in range(-(-len(self.counts) // size))
-        ]
-        """Numbers of the texts of each fold."""
+        by_fold: dict[int, list[tuple[int, Text]]] = {}
+        for number, text in enumerate(self.texts):
+            by_fold.setdefault(text.sample // size, []).append((number, text))
+        self.folds = [Fold.of(numbered) for numbered in by_fold.values()]
         self.bad: list[BadSample] = []
         """This rank's texts whose picture could not be read."""
         self.places: dict[int, int] = {}
@@ -86,23 +105,14 @@ class PairRanking:
         self.pictures = torch.full((len(self.texts), KEPT), -1)
         """(m, 10) samples of the best of this rank's pictures for each text; -1 for none."""
 
-    @property
-    def num_pairs(self) -> int:
-        """Pairs of all ranks."""
-        return sum(len(fold) * len(self.samples_of(fold)) for fold in self.folds)
-
-    def samples_of(self, fold: Sequence[int]) -> list[int]:
-        """The samples of a fold's texts."""
-        return list(dict.fromkeys(self.texts[number].sample for number in fold))
-
     def run(
         self, model: Model, stopping: Callable[[], bool], begin_batch: Callable[[], None]
     ) -> None:
         """Score this rank's pairs, until `stopping` is true. Says at the beginning what it will
         take. `begin_batch`: as in `Model.at_own_pace`."""
-        name, all_pairs = self.source.name, self.num_pairs
-        pictures = sum(len(self.samples_of(fold)) for fold in self.folds)
+        name, all_pairs = self.source.name, sum(fold.num_pairs for fold in self.folds)
         if self.ranks.is_first:
+            pictures = sum(len(fold.places) for fold in self.folds)
             folds = f" in {len(self.folds)} folds" if len(self.folds) > 1 else ""
             self.say(
                 f"{name}: {pictures:,} pictures and {len(self.texts):,} texts{folds}: "
@@ -110,20 +120,21 @@ class PairRanking:
             )
         pace, done, has_told = Pace(), 0, False
         for fold in self.folds:
+            numbers = fold.texts.tolist()
             # Long texts first, with others of their length.
-            order = sorted(range(len(fold)), key=lambda n: -self.texts[fold[n]].tokens)
-            read = list(self.read_texts(model, [fold[n] for n in order], begin_batch))
+            order = sorted(range(len(numbers)), key=lambda n: -self.texts[numbers[n]].tokens)
+            read = list(self.read_texts(model, [numbers[n] for n in order], begin_batch))
             if not has_told:
                 pace = Pace()  # reading texts is no part of a pair's time
-            for sample, picture in self.read_pictures(model, self.samples_of(fold), begin_batch):
+            for sample, picture in self.read_pictures(model, list(fold.places), begin_batch):
                 scores = []
                 for texts in read:
                     begin_batch()
                     scores.append(model.pair_scores(texts, picture))
-                of_fold = torch.empty(len(fold))
+                of_fold = torch.empty(len(numbers))
                 of_fold[order] = torch.cat(scores).cpu()
                 self.keep(fold, sample, of_fold)
-                done += len(fold) * self.ranks.world_size  # ranks take turns with the pictures
+                done += len(numbers) * self.ranks.world_size  # ranks take turns with the pictures
                 if self.ranks.is_first and (pace.line_is_due() or not has_told):
                     speed, has_told = done / max(pace.seconds, 1e-9), True
                     self.say(
@@ -181,15 +192,13 @@ class PairRanking:
                     replace(entry, id=asked.id, reference=asked.reference, sample=asked.sample)
                 )
 
-    def keep(self, fold: Sequence[int], sample: int, scores: Tensor) -> None:
+    def keep(self, fold: Fold, sample: int, scores: Tensor) -> None:
         """Note what a picture's scores (n,) of a fold's texts say of both sides."""
-        for place, number in enumerate(fold):
-            if self.texts[number].sample == sample:
-                mine = scores[place]
-                ahead = (scores > mine).sum() + (scores[:place] == mine).sum()
-                self.places[number] = 1 + int(ahead)
-        rows = torch.tensor(fold)
-        pictures = torch.full((len(fold), 1), sample)
+        for place in fold.places[sample]:
+            mine = scores[place]
+            ahead = (scores > mine).sum() + (scores[:place] == mine).sum()
+            self.places[int(fold.texts[place])] = 1 + int(ahead)
+        rows, pictures = fold.texts, torch.full((len(scores), 1), sample)
         self.scores[rows], self.pictures[rows] = best(
             torch.cat([self.scores[rows], scores[:, None]], 1),
             torch.cat([self.pictures[rows], pictures], 1),

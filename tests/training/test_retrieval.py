@@ -3,8 +3,8 @@ is compared with every picture."""
 
 from __future__ import annotations
 
-import itertools
 import json
+import random
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -43,20 +43,20 @@ NUM_PICTURES, CAPTIONS = 11, 2
 WORDS = ("what", "colour", "is", "it", "now", "picture", "that", "nothing", "but", "dark")
 
 
-def write_captions(folder: Path) -> Path:
-    """Eleven pictures with two captions each, all unlike."""
-    texts = (" ".join(words) for words in itertools.permutations(WORDS, 3))
+def write_captions(folder: Path, broken: int | None = None) -> Path:
+    """Eleven pictures with two captions each, all unlike; one of the pictures may be broken."""
+    draw = random.Random(0)
 
     def records() -> Iterator[SampleRecord]:
         for number in range(NUM_PICTURES):
             captions = [
-                {"id": f"c{number}-{n}", "caption": f"{next(texts)}{' now' * (number % 3)}"}
+                {"id": f"c{number}-{n}", "caption": " ".join(draw.sample(WORDS, 3 + number % 4))}
                 for n in range(CAPTIONS)
             ]
-            colour = list(COLOURS)[number % len(COLOURS)]
+            pixels = picture(list(COLOURS)[number % len(COLOURS)], number)
             yield SampleRecord(
                 id=f"p{number}",
-                members=[("jpg", picture(colour, number))],
+                members=[("jpg", b"broken" if number == broken else pixels)],
                 json={"annotations": captions, "size": [[16, 16]]},
             )
 
@@ -182,7 +182,7 @@ def evaluate(run: Path, fields: Mapping[str, object] = {}) -> Found:
 
 def run_of(recipe: Recipe) -> LoadedRun:
     """A run with weights that tell pairs apart, in its folder."""
-    run = trained_run(recipe, spread=0.5)
+    run = trained_run(recipe, spread=0.3)
     save_run(run)
     run.model.eval()
     return run
@@ -212,7 +212,7 @@ def recalls(scores: Tensor) -> dict[str, float]:
     for depth in DEPTHS:
         pictures = scores.topk(min(depth, len(scores)), 0).indices
         found[f"image_R@{depth}"] = (pictures == owner).any(0).double().mean().item()
-        texts = owner[scores.topk(depth, 1).indices]
+        texts = owner[scores.topk(min(depth, scores.shape[1]), 1).indices]
         own = texts == torch.arange(len(scores))[:, None]
         found[f"text_R@{depth}"] = own.any(1).double().mean().item()
     return found
@@ -252,11 +252,7 @@ def test_an_unreadable_picture_counts_as_not_found(
 ) -> None:
     recipe = retrieval_recipe(world, tmp_path / "run")
     run_of(recipe)
-    broken = bytes(source_of(recipe).datasets[0].read(3).images[0])
-    (shard,) = write_captions(tmp_path / "damaged").glob("*.tar")
-    content = shard.read_bytes()
-    assert broken in content
-    shard.write_bytes(content.replace(broken, b"\0" * len(broken)))
+    write_captions(tmp_path / "damaged", broken=3)
     fields = {"evaluate": [str(tmp_path / "damaged")]}
     ((found,), _), _ = ranks2.run(evaluate, tmp_path / "run", fields, timeout=200)
     assert found.predictions["c3-0"] == found.predictions["c3-1"] == ""

@@ -363,8 +363,9 @@ def from_zero(options: Options) -> None:
 
 
 def reference(options: Options) -> None:
-    """From and to the .pth files of the original code: of VL-T5 and VL-Adapter, of METER (for
-    CrossModal), and from those of CLIP-ViL (for JointEncoder).
+    """From and to the .pth files of the original code of a kind of model.
+
+    JointSeq2Seq: VL-T5's and VL-Adapter's. CrossModal: METER's. JointEncoder: from CLIP-ViL's.
 
     vlds convert reference --run runs/vqa --out vqa.pth
     vlds convert reference --from LAST.pth --config my.yaml --out models/old

@@ -4,6 +4,7 @@ value by value."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,6 +203,7 @@ class Recorded(nn.Module):
         self.last = sizes["num_top_layer"] - 1
         self.heads: dict[str, nn.Module] = {}
         """By the names of the original code; they train beside the model."""
+        self.is_first = True
         self.eval()
 
     def fuse(self, ids: Tensor, mask: Tensor, pictures: Tensor, number: int = 0) -> Fused:
@@ -225,37 +227,53 @@ class Recorded(nn.Module):
                 named[f"rank_output.{name}"] = [piece._replace(rows=slice(1, 2))]
         return named
 
-    def classifier(self, case: RelatedCase, name: str, width: int) -> nn.Module:
-        """A head of two layers, made once."""
-        weights = case.under(f"weights/{name}.")
+    def head(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """A head by the original code's name, made once, so that it can train."""
         if name not in self.heads:
-            hidden, classes = len(weights["0.bias"]), tuple(map(str, weights["3.bias"].tolist()))
-            head = MLPHead(classes=classes, order="norm_gelu", hidden=hidden).build(width).double()
-            head.load_state_dict(weights)
-            self.heads[name] = head
+            self.heads[name] = make().double()
         return self.heads[name]
 
+    def classifier(self, case: RelatedCase, name: str, states: Tensor) -> Tensor:
+        """Logits of a head of two layers."""
+        weights = case.under(f"weights/{name}.")
+
+        def make() -> nn.Module:
+            classes = tuple(map(str, range(len(weights["3.bias"]))))
+            kind = MLPHead(classes=classes, order="norm_gelu", hidden=len(weights["0.bias"]))
+            built = kind.build(states.shape[1]).double()
+            built.load_state_dict(weights)
+            return built
+
+        logits: Tensor = self.head(name, make)(states)
+        return logits
+
     def losses(self, case: RelatedCase) -> dict[str, Tensor]:
-        """Those that the case has, by name; makes their heads."""
+        """Those that the case has, by name; the first time, what it has recorded on the way is
+        compared."""
         ways = {
             "vqa_loss": self.vqa,
             "itm_loss": self.itm,
             "mlm_loss": self.mlm,
             "nlvr2_loss": self.nlvr2,
+            "snli_loss": self.snli,
             "irtr_loss": self.irtr,
         }
-        return {name: ways[name](case) for name in case["losses"]}
+        found = {name: ways[name](case) for name in case["losses"]}
+        self.is_first = False
+        return found
+
+    def compare(self, case: RelatedCase, recorded: str, ours: Tensor) -> None:
+        """With what a case has under this name, if it has it and no step has been taken."""
+        if self.is_first and recorded in case.tensors:
+            assert (ours - case[recorded]).abs().max() < 1e-9, recorded
 
     def vqa(self, case: RelatedCase) -> Tensor:
         """The mean over examples of the sum over answers."""
         fused = self.fuse(case["text_ids"], case["text_masks"], case["image_0"])
-        last = self.last
-        if not self.heads:  # before any step
-            assert (fused.text - case[f"act/text_layer{last}"]).abs().max() < 1e-9
-            assert (fused.image - case[f"act/image_layer{last}"]).abs().max() < 1e-9
-        is_first = not self.heads
-        logits = self.classifier(case, "vqa_classifier", fused.pooled.shape[1])(fused.pooled)
-        assert not is_first or (logits - case["out/vqa_logits"]).abs().max() < 1e-9
+        self.compare(case, f"act/text_layer{self.last}", fused.text)
+        self.compare(case, f"act/image_layer{self.last}", fused.image)
+        logits = self.classifier(case, "vqa_classifier", fused.pooled)
+        self.compare(case, "out/vqa_logits", logits)
         targets = torch.zeros_like(logits)
         pairs = zip(case["vqa_labels"], case["vqa_scores"], strict=True)
         for row, (labels, scores) in enumerate(pairs):
@@ -268,10 +286,18 @@ class Recorded(nn.Module):
         """The two pictures' pooled pairs stand side by side."""
         text = case["text_ids"], case["text_masks"]
         pairs = [self.fuse(*text, case[f"image_{n}"], n).pooled for n in range(2)]
-        states = torch.cat(pairs, 1)
-        logits = self.classifier(case, "nlvr2_classifier", states.shape[1])(states)
-        labels = case["out/nlvr2_labels"].long().flatten()
-        rows, targets = torch.arange(len(labels)), F.one_hot(labels, 2)
+        return self.one_class(case, "nlvr2", torch.cat(pairs, 1))
+
+    def snli(self, case: RelatedCase) -> Tensor:
+        fused = self.fuse(case["text_ids"], case["text_masks"], case["image_0"])
+        return self.one_class(case, "snli", fused.pooled)
+
+    def one_class(self, case: RelatedCase, task: str, states: Tensor) -> Tensor:
+        """The cross-entropy of a head's classes."""
+        logits = self.classifier(case, f"{task}_classifier", states)
+        self.compare(case, f"out/{task}_logits", logits)
+        labels = case[f"out/{task}_labels"].long().flatten()
+        rows, targets = torch.arange(len(labels)), F.one_hot(labels, logits.shape[1])
         return ClassesPredicted(logits, rows, targets, is_binary=False).losses().mean()
 
     def irtr(self, case: RelatedCase) -> Tensor:
@@ -281,15 +307,17 @@ class Recorded(nn.Module):
             name = f"false_text_{len(texts) - 1}"
             texts.append((case[f"{name}_ids"], case[f"{name}_masks"]))
         pairs = [self.fuse(*text, case["image_0"]).pooled for text in texts]
-        if "rank" not in self.heads:
+
+        def make() -> nn.Module:
             head = LinearHead(classes=("false", "true")).build(pairs[0].shape[1]).double()
             for name, weight in head.named_parameters():
                 weight.data = case[f"weights/itm_score.fc.{name}"].clone()
                 weight.data[1:] = case[f"weights/rank_output.{name}"]
-            self.heads["rank"] = head
+            return head
+
         num = len(pairs[0])
         contests = torch.arange(num)[:, None] + num * torch.arange(len(texts))
-        scores = self.heads["rank"](torch.cat(pairs))[:, -1]
+        scores = self.head("rank", make)(torch.cat(pairs))[:, -1]
         found = ranked(scores, torch.arange(len(scores)), contests)
         assert found.rows.tolist() == list(range(num))
         return found.losses().mean()
@@ -304,23 +332,29 @@ class Recorded(nn.Module):
             labels[:, None, None, None] == 1, case["image_0"], case["false_image_0"]
         )
         pooled = self.fuse(case["text_ids"], case["text_masks"], shown).pooled
-        matching = nn.Linear(pooled.shape[1], 2).double()
-        matching.load_state_dict(case.under("weights/itm_score.fc."))
-        self.heads["itm_score.fc"] = matching
-        logits = matching(pooled)
-        assert (logits - case["out/itm_logits"]).abs().max() < 1e-9
+
+        def make() -> nn.Module:
+            matching = nn.Linear(pooled.shape[1], 2).double()
+            matching.load_state_dict(case.under("weights/itm_score.fc."))
+            return matching
+
+        logits = self.head("itm_score.fc", make)(pooled)
+        self.compare(case, "out/itm_logits", logits)
         return F.cross_entropy(logits, labels)
 
     def mlm(self, case: RelatedCase) -> Tensor:
         """The words that are masked."""
         states = self.fuse(case["text_ids_mlm"], case["text_masks"], case["image_0"]).text
-        words = WordHead(states.shape[2], case["config"]["vocab_size"]).double()
-        words.load_state_dict(
-            {name: case[f"weights/mlm_score.{theirs}"] for name, theirs in WORDS.items()}
-        )
-        self.heads["mlm_score"] = words
-        logits = words(states)
-        assert (logits - case["out/mlm_logits"]).abs().max() < 1e-9
+
+        def make() -> nn.Module:
+            words = WordHead(states.shape[2], case["config"]["vocab_size"]).double()
+            words.load_state_dict(
+                {name: case[f"weights/mlm_score.{theirs}"] for name, theirs in WORDS.items()}
+            )
+            return words
+
+        logits = self.head("mlm_score", make)(states)
+        self.compare(case, "out/mlm_logits", logits)
         return F.cross_entropy(logits.flatten(0, 1), case["text_labels_mlm"].flatten())
 
 
@@ -351,7 +385,7 @@ def vision_names(net: nn.Module) -> Named:
     return named
 
 
-PLAIN = {"nlvr2_loss": (10, 5), "irtr_loss": (5, 3)}
+PLAIN = {"nlvr2_loss": (10, 5), "snli_loss": (10, 5), "irtr_loss": (5, 3)}
 """Cases of our own, by the plain reference: loss -> factors of heads' and streams' rates."""
 CASES = [*paths_by_kind().get("meter_model", []), *PLAIN]
 
@@ -377,36 +411,53 @@ def test_a_whole_model(case: RelatedCase) -> None:
     assert check_gradients(case, {n: g for n, g in gradients.items() if n in wanted}) == len(wanted)
 
 
-@recorded("meter_schedule")
-def test_schedule(path: Path, world: Path, tmp_path: Path) -> None:
+def plain_schedule(of_head: float, of_streams: float) -> dict[str, Any]:
+    """METER's schedule with other factors: 2 of 20 steps of warm-up, then a line to 0."""
+    factors = [1.0, 1.0, of_head, of_head, of_streams, of_streams]
+    shares = [step / 2 if step < 2 else (20 - step) / 18 for step in range(21)]
+    return {
+        "max_steps": 20, "warmup_steps": 0.1, "decay_power": 1, "end_lr": 0, "base_lr": 1e-5,
+        "lr_mult_head": of_head, "group_multipliers": factors, "weight_decays": [0.01, 0.0] * 3,
+        "lr_over_base_by_step_and_group": [[f * share for f in factors] for share in shares],
+    }  # fmt: skip
+
+
+SCHEDULES = [
+    *(c for path in paths_by_kind().get("meter_schedule", []) for c in RelatedCase(path)["cases"]),
+    plain_schedule(10, 5),
+    plain_schedule(1, 3),
+]
+
+
+@pytest.mark.parametrize("case", SCHEDULES)
+def test_schedule(case: dict[str, Any], world: Path, tmp_path: Path) -> None:
     """Rates of all groups at every step. METER's runs fall in a line to 0; vlds has no other power
     and no other end, and shows here what its line would become with them."""
-    for number, case in enumerate(RelatedCase(path)["cases"]):
-        steps, warmup = case["max_steps"], case["warmup_steps"]
-        power, end = case["decay_power"], case["end_lr"] / case["base_lr"]
-        base, of_head = case["base_lr"], case["lr_mult_head"]
-        of_streams = case["group_multipliers"][4]
-        config = OptimizerConfig(
-            learning_rate=base,
-            connector_learning_rate=of_streams * base,
-            heads_learning_rate=of_head * base,
-            warmup_ratio=warmup if warmup < 1 else warmup / steps,
-            decay="cosine" if power == "cosine" else "linear",
-        )
-        recipe = replace(cross_modal_recipe(world, tmp_path / str(number)), optimizer=config)
-        groups = parameter_groups(built(recipe), recipe)
-        expected = set(zip(case["group_multipliers"], case["weight_decays"], strict=True))
-        assert {(round(g["peak_lr"] / base, 9), g["weight_decay"]) for g in groups} == expected
-        rates = case["lr_over_base_by_step_and_group"]
-        for step in range(steps + 1):
-            factor = schedule_factor(step, steps, config)
-            if power not in (1, "cosine") and step >= config.warmup_ratio * steps:
-                factor = (1 - end) * factor**power + end
-            set_learning_rate(groups, factor)
-            of_groups = dict(zip(case["group_multipliers"], rates[step], strict=True))
-            for group in groups:
-                wanted = of_groups[round(group["peak_lr"] / base, 9)]
-                assert group["lr"] / base == pytest.approx(wanted, abs=1e-9)
+    steps, warmup = case["max_steps"], case["warmup_steps"]
+    power, end = case["decay_power"], case["end_lr"] / case["base_lr"]
+    base, of_head = case["base_lr"], case["lr_mult_head"]
+    of_streams = case["group_multipliers"][4]
+    config = OptimizerConfig(
+        learning_rate=base,
+        connector_learning_rate=of_streams * base,
+        heads_learning_rate=of_head * base,
+        warmup_ratio=warmup if warmup < 1 else warmup / steps,
+        decay="cosine" if power == "cosine" else "linear",
+    )
+    recipe = replace(cross_modal_recipe(world, tmp_path), optimizer=config)
+    groups = parameter_groups(built(recipe), recipe)
+    expected = set(zip(case["group_multipliers"], case["weight_decays"], strict=True))
+    assert {(round(g["peak_lr"] / base, 9), g["weight_decay"]) for g in groups} == expected
+    rates = case["lr_over_base_by_step_and_group"]
+    for step in range(steps + 1):
+        factor = schedule_factor(step, steps, config)
+        if power not in (1, "cosine") and step >= config.warmup_ratio * steps:
+            factor = (1 - end) * factor**power + end
+        set_learning_rate(groups, factor)
+        of_groups = dict(zip(case["group_multipliers"], rates[step], strict=True))
+        for group in groups:
+            wanted = of_groups[round(group["peak_lr"] / base, 9)]
+            assert group["lr"] / base == pytest.approx(wanted, abs=1e-9)
 
 
 def trajectory(case: RelatedCase, update: AdamWUpdate) -> float:

@@ -146,6 +146,12 @@ def nlvr2_loss(w: Weights, inputs: Mapping[str, Tensor]) -> Tensor:
     return cross_entropy(logits, inputs["out/nlvr2_labels"])
 
 
+def snli_loss(w: Weights, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The hypothesis with the picture."""
+    states = pair(w, inputs["text_ids"], inputs["text_masks"], inputs["image_0"])
+    return cross_entropy(classifier(w, "snli_classifier", states), inputs["out/snli_labels"])
+
+
 def irtr_loss(w: Weights, inputs: Mapping[str, Tensor]) -> Tensor:
     """Each picture with its text and with false ones: the first shall have the best score."""
     texts = [(inputs["text_ids"], inputs["text_masks"])]
@@ -158,6 +164,7 @@ def irtr_loss(w: Weights, inputs: Mapping[str, Tensor]) -> Tensor:
 
 LOSSES: dict[str, Callable[[Weights, Mapping[str, Tensor]], Tensor]] = {
     "nlvr2_loss": nlvr2_loss,
+    "snli_loss": snli_loss,
     "irtr_loss": irtr_loss,
 }
 
@@ -243,6 +250,7 @@ def write_case(folder: Path, loss: str, head_rate: float, streams_rate: float = 
     of the optimizer and four of its steps. `head_rate`, `streams_rate`: factors of the rate."""
     heads = {
         "nlvr2_loss": mlp_shapes("nlvr2_classifier", 2 * WIDTH, 4 * WIDTH, 2),
+        "snli_loss": mlp_shapes("snli_classifier", 2 * WIDTH, 2 * WIDTH, 3),
         "irtr_loss": {
             "rank_output.weight": (1, 2 * WIDTH), "rank_output.bias": (1,),
             "itm_score.fc.weight": (2, 2 * WIDTH), "itm_score.fc.bias": (2,),
@@ -257,7 +265,8 @@ def write_case(folder: Path, loss: str, head_rate: float, streams_rate: float = 
             ids, mask = texts(3 + number)
             inputs |= {f"false_text_{number}_ids": ids, f"false_text_{number}_masks": mask}
     else:
-        inputs["out/nlvr2_labels"] = torch.tensor([1, 0, 0, 1])
+        labels = [1, 0, 0, 1] if loss == "nlvr2_loss" else [2, 0, 1, 2]
+        inputs[f"out/{loss.removesuffix('_loss')}_labels"] = torch.tensor(labels)
     exact = {n: t.double() if t.is_floating_point() else t for n, t in inputs.items()}
     weights = {name: tensor.double().requires_grad_() for name, tensor in stored.items()}
     config = {

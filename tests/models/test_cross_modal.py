@@ -40,10 +40,11 @@ from vlds.models import CrossModal, JointSeq2Seq
 from vlds.models.heads import MLPHead
 from vlds.models.kinds.cross_modal_model import CoAttention, CoAttentionConfig, CrossModalModel
 from vlds.models.loading.load_backbone import Longest
+from vlds.models.loading.model_files import save_module
 from vlds.models.methods import Adapter, LoRA
 from vlds.models.model import Model
 from vlds.models.vision import ClipTokens, ConvNet, Timm
-from vlds.models.vision.base import normalised
+from vlds.models.vision.base import load_weights, normalised
 from vlds.models.vision.clip import MEAN, STD
 from vlds.recipe.config import Recipe
 from vlds.schema import NO_IMAGE
@@ -280,6 +281,19 @@ def test_two_pictures_are_two_pairs(world: Path, tmp_path: Path) -> None:
     assert torch.allclose(first, alone[:, :32], atol=1e-6)
     assert not torch.allclose(second[1], first[1], atol=1e-3), "the second picture has its own type"
     assert not second[2].any()
+
+
+def test_saved_streams_may_see_a_second_picture(tmp_path: Path) -> None:
+    """As METER begins on NLVR2: the second picture's type is the first one's."""
+    torch.manual_seed(0)
+    sizes = CoAttentionConfig(width=8, layers=1, heads=2)
+    one, two = (CoAttention(sizes, 6, 5, True, num_images) for num_images in (1, 2))
+    load_weights(two, save_module(one, tmp_path / "fusion.safetensors"))
+    assert torch.equal(two.types.weight, one.types.weight[[0, 1, 1]])
+    assert torch.equal(two.text_projection.weight, one.text_projection.weight)
+    wider = CoAttention(replace(sizes, width=16), 6, 5, True, 2)
+    with pytest.raises(ValueError, match=r"does not fit CoAttention: text_projection\.weight"):
+        load_weights(wider, str(tmp_path / "fusion.safetensors"))
 
 
 def test_without_a_class_token_the_mean_stands_for_the_picture(world: Path, tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ class Transfer:
         resizes = resizes_of(model)
         used: set[str] = set()
         whole: list[str] = []
+        changed: list[str] = []
         drawn: list[str] = []
         numbers = Counter[str]()
         has_slices = False
@@ -144,7 +145,7 @@ class Transfer:
             if is_resumed and name in model.moving_names():
                 continue
             with gathered([tensor], written=True):
-                self._copy(name, tensor[rows], values, name in stacks, resizes)
+                changed += [name] * self._copy(name, tensor[rows], values, name in stacks, resizes)
         model.forget_sources(whole)
         if not numbers:
             raise ValueError(
@@ -153,18 +154,21 @@ class Transfer:
                 "the same methods"
             )
         lines = [*self._told(model, numbers, drawn, sorted(stored.keys() - used))]
+        if changed:
+            lines.append(f"{FIELD}: resized: {', '.join(changed)}")
         return [*lines, *(self._tasks_told() if has_slices else ()), *self._settings_told()]
 
     def _copy(
         self, name: str, target: Tensor, values: Tensor, is_stack: bool, resizes: Resizes
-    ) -> None:
-        """Write values into a tensor of the model, those of a task into the slice of its name."""
+    ) -> bool:
+        """Write values into a tensor of the model, those of a task into the slice of its name. True
+        if they had another size."""
         if not is_stack or len(target) == len(values) == 1:
-            values = resized(name, values, target.shape, resizes)
-            if target.shape != values.shape:
+            fitting = resized(name, values, target.shape, resizes)
+            if target.shape != fitting.shape:
                 raise ValueError(self._misfit(name, target, values))
-            target.copy_(values)
-            return
+            target.copy_(fitting)
+            return fitting is not values
         if target.shape[1:] != values.shape[1:]:
             raise ValueError(self._misfit(name, target, values))
         here, there = list(self.recipe.tasks), list(self.other.tasks)
@@ -180,6 +184,7 @@ class Transfer:
                 "share here; choose one: vlds convert merge --how take --task "
                 f"{there[0]} --run {self.recipe.start} --out OUT"
             )
+        return False
 
     def _misfit(self, name: str, target: Tensor, values: Tensor) -> str:
         shapes = (" x ".join(map(str, each.shape)) or "one number" for each in (values, target))

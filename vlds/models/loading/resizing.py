@@ -30,15 +30,20 @@ def resizes_of(module: nn.Module) -> dict[str, Resize]:
 
 
 def resized(name: str, stored: Tensor, size: torch.Size, resizes: Resizes) -> Tensor:
-    """A stored tensor in the size of the module's, if that is known; else as it is."""
-    if stored.shape == size or name not in resizes:
+    """A stored tensor in the size of the module's, if it can be; else as it is."""
+    # Rows may be more or fewer, their width never differs.
+    if stored.shape == size or name not in resizes or stored.shape[1:] != size[1:]:
         return stored
     return resizes[name](stored, size)
 
 
 def for_pictures_of(table: Tensor, size: torch.Size) -> Tensor:
-    """A table of positions in the size of another one, whose pictures have other sizes."""
-    return resized_positions(table, round((size[0] - 1) ** 0.5))
+    """A table of positions in the size of another one, whose pictures have other sizes; both are
+    squares behind a class token."""
+    old, new = (round((rows - 1) ** 0.5) for rows in (len(table), size[0]))
+    if len(table) != 1 + old * old or size[0] != 1 + new * new:
+        return table
+    return resized_positions(table, new)
 
 
 def resized_positions(table: Tensor, grid: int) -> Tensor:

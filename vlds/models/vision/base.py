@@ -184,7 +184,8 @@ def load_weights(module: nn.Module, file: str | None) -> None:
     wrong = [
         f"{name} {shapes.get(name, 'missing')}, wanted {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
-        if shapes.get(name) != tuple(tensor.shape) and not (name in shapes and name in resizes)
+        if (shape := shapes.get(name)) != tuple(tensor.shape)
+        and not (shape and name in resizes and shape[1:] == tuple(tensor.shape[1:]))
     ]
     if wrong:
         raise ValueError(

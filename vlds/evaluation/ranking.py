@@ -27,8 +27,7 @@ from vlds.models.model import Model, ReadAlone
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import Pace, clock
 from vlds.schema import Example, Row
-from vlds.tasks.retrieval import DEPTHS, Retrieval
-from vlds.tasks.retrieval import Ranks as Places
+from vlds.tasks.retrieval import DEPTHS, Places, Retrieval
 
 KEPT = max(DEPTHS)
 """Pictures of a text that are kept."""

@@ -24,7 +24,7 @@ DEPTHS = (1, 5, 10)
 """How many of the best count as found."""
 
 
-class Ranks(NamedTuple):
+class Places(NamedTuple):
     """Where a caption and its picture stand: the prediction of a caption, written as JSON."""
 
     pictures: Sequence[str]
@@ -37,7 +37,7 @@ class Ranks(NamedTuple):
         return json.dumps({"pictures": list(self.pictures), "caption": self.caption})
 
     @classmethod
-    def read(cls, text: str) -> Ranks:
+    def read(cls, text: str) -> Places:
         """A prediction; one in another form names no picture, and its caption comes last."""
         try:
             given = json.loads(text)
@@ -45,7 +45,7 @@ class Ranks(NamedTuple):
         except (ValueError, LookupError, TypeError):
             return cls((), 0)
 
-    def places(self, picture: str) -> tuple[float, float]:
+    def of(self, picture: str) -> tuple[float, float]:
         """Places of the picture for the caption and of the caption for the picture, from 1 on."""
         place = self.pictures.index(picture) + 1 if picture in self.pictures else inf
         return place, self.caption if self.caption > 0 else inf
@@ -103,7 +103,7 @@ class Retrieval(Task):
             given["id"],
             name,
             text,
-            Ranks([picture], 1).text,
+            Places([picture], 1).text,
             reference=picture if rng is None else None,
             rivals=tuple(rivals),
         )
@@ -126,7 +126,7 @@ class Retrieval(Task):
 
     def values(self, texts: Sequence[str], pictures: Sequence[str]) -> dict[str, list[float]]:
         """Score -> each caption's value."""
-        places = [Ranks.read(t).places(p) for t, p in zip(texts, pictures, strict=True)]
+        places = [Places.read(t).of(p) for t, p in zip(texts, pictures, strict=True)]
         # Of a picture's captions the best counts, at the place of the first.
         best: dict[str, float] = {}
         for (_, place), picture in zip(places, pictures, strict=True):
@@ -144,4 +144,4 @@ class Retrieval(Task):
 
     def correct(self, prediction: str, reference: Any) -> bool | None:
         """True if the caption's picture comes first."""
-        return Ranks.read(prediction).places(as_text(reference))[0] == 1
+        return Places.read(prediction).of(as_text(reference))[0] == 1

@@ -42,7 +42,7 @@ class Places(NamedTuple):
         try:
             given = json.loads(text)
             return cls([as_text(name) for name in given["pictures"]], int(given["caption"]))
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, ArithmeticError):
             return cls((), 0)
 
     def of(self, picture: str) -> tuple[float, float]:

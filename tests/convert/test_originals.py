@@ -19,6 +19,7 @@ from tests.toys.kinds import built
 from tests.toys.models import shake
 from tests.toys.recorded import plain_meter
 from tests.toys.recorded.plain_meter import LAYERS, SIDE, TEXT, VISION, WIDTH, Weights
+from tests.toys.recorded.related import RelatedCase, recorded
 from tests.toys.trained_runs import convert
 from tests.toys.world import world_recipe
 from vlds.artifact import load_run
@@ -132,6 +133,25 @@ def test_a_fine_tuned_meter_gives_its_logits(tmp_path: Path) -> None:
     assert back.keys() == weights.keys()
     for name, tensor in back.items():
         assert torch.equal(tensor, weights[name].float()), name
+
+
+@recorded("meter_model", "vqa_labels")
+@torch.no_grad()
+def test_recorded_weights_of_meter_give_their_logits(path: Path, tmp_path: Path) -> None:
+    """Those of METER's own code, with what it keeps and never uses."""
+    case = RelatedCase(path)
+    state = {name: tensor.float() for name, tensor in case.under("weights/").items()}
+    torch.save({"state_dict": state}, tmp_path / "vqa.ckpt")
+    tasks: dict[str, Task] = {"vqa": VQA(head=replace(MLP, classes=CLASSES))}
+    model = converted(meter_recipe(tmp_path, tasks), tmp_path / "vqa.ckpt", tmp_path / "out")
+    batch, _ = questions()
+    mask = case["text_masks"].bool()
+    rows = replace(batch, input_ids=case["text_ids"], attention_mask=mask)
+    images = model.vision.features(case["image_0"])[:, None]
+    text = model.read_texts(rows).states
+    assert text is not None
+    _, pooled = model.join(text, mask, images, torch.ones(images.shape[:3]).bool())
+    assert (model.heads["vqa"](pooled) - case["out/vqa_logits"]).abs().max() < 1e-9
 
 
 @torch.no_grad()

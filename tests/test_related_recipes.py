@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, RobertaConfig
 
 from vlds.models import CrossModal
 from vlds.models.build import ModelSetup, describe
-from vlds.models.vision import ClipTokens
+from vlds.models.vision import ClipTokens, Timm
 from vlds.recipe.config import Recipe, parse_recipe
 from vlds.recipe.paths import read_merged
 from vlds.runtime.process import find, shipped
@@ -153,6 +153,16 @@ def test_meters_tasks_begin_with_its_pre_training(tmp_path: Path) -> None:
     rates = recipe.optimizer.connector_learning_rate, recipe.optimizer.heads_learning_rate
     assert (recipe.optimizer.learning_rate, *rates) == (1e-5, 5e-5, 5e-5)
     assert meter_sized(recipe, tmp_path).masked_words
+
+
+def test_clip_vils_start_has_a_vision_encoder_of_its_own() -> None:
+    """Its file holds one that pre-training has changed, so that none is named."""
+    recipe = parse_recipe([str(find("recipes/related/clip_vil_pretraining.yaml"))])
+    later = parse_recipe([str(find("recipes/related/clip_vil_vqa.yaml"))])
+    assert isinstance(recipe.encoder, Timm)
+    assert recipe.encoder == replace(later.encoder, pretrained=False)
+    assert "vision encoder" not in recipe.model.sources
+    assert [type(task) for task in recipe.tasks.values()] == [Matching]
 
 
 BUILT_ON = {

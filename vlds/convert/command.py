@@ -365,7 +365,8 @@ def from_zero(options: Options) -> None:
 def reference(options: Options) -> None:
     """From and to the .pth files of the original code of a kind of model.
 
-    JointSeq2Seq: VL-T5's and VL-Adapter's. CrossModal: METER's. JointEncoder: from CLIP-ViL's.
+    JointSeq2Seq: VL-T5's and VL-Adapter's. CrossModal: METER's.
+    JointEncoder: CLIP-ViL's, with --from alone.
 
     vlds convert reference --run runs/vqa --out vqa.pth
     vlds convert reference --from LAST.pth --config my.yaml --out models/old

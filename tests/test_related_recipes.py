@@ -4,13 +4,20 @@ the share that the paper prints."""
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from transformers import CLIPVisionConfig, RobertaConfig
 
-from vlds.models.build import describe
+from vlds.models import CrossModal
+from vlds.models.build import ModelSetup, describe
+from vlds.models.vision import ClipTokens, Timm
 from vlds.recipe.config import Recipe, parse_recipe
 from vlds.recipe.paths import read_merged
 from vlds.runtime.process import find, shipped
+from vlds.tasks import NLVR2, VQA, Entailment, MaskedWords, Matching, Retrieval, Task
+from vlds.tasks.class_output import ClassOutput
 
 COUNTS = {
     "vl_pet/bart_image_large": (6_052_416, 4.157),
@@ -65,6 +72,106 @@ def test_every_recipe_is_counted() -> None:
 
 PRETRAINING = {f"pretrain/{name}" for name in ("vl_t5", "vl_bart", "vl_bart_clip")}
 CLIP_VIL = {f"related/clip_vil_{data}" for data in ("vqa", "gqa", "snli_ve")}
+
+
+class Meter(NamedTuple):
+    """What METER's code says of a task (its config.py)."""
+
+    task: type[Task]
+    name: str
+    batch: int
+    rates: tuple[float, float, float]
+    """Of encoders, streams and heads."""
+    pixels: int
+    epochs: int
+    words: int
+    """Tokens of a text."""
+    head: int
+    """Weights of the head."""
+
+
+METER = {
+    "vqa": Meter(VQA, "vqa", 512, (5e-6, 2.5e-5, 2.5e-4), 576, 10, 50, 7_173_177),
+    "nlvr2": Meter(NLVR2, "nlvr2", 256, (1e-5, 5e-5, 1e-4), 288, 10, 50, 4_726_274),
+    "snli_ve": Meter(Entailment, "snli_ve", 64, (2e-6, 1e-5, 2e-5), 384, 5, 50, 2_368_515),
+    "flickr30k": Meter(Retrieval, "matching", 512, (5e-6, 2.5e-5, 5e-6), 384, 10, 40, 3074),
+    "coco": Meter(Retrieval, "matching", 512, (5e-6, 2.5e-5, 5e-6), 384, 10, 40, 3074),
+}
+
+
+def meter_sized(recipe: Recipe, folder: Path) -> CrossModal:
+    """The kind with the sizes of RoBERTa and CLIP that the recipe names, which lie on the hub."""
+    kind = recipe.model
+    assert isinstance(kind, CrossModal)
+    assert isinstance(kind.vision, ClipTokens)
+    assert kind.path == "FacebookAI/roberta-base"
+    assert kind.vision.path == "openai/clip-vit-base-patch16"
+    text = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
+    text.save_pretrained(folder / "text")
+    CLIPVisionConfig(patch_size=16).save_pretrained(folder / "clip")
+    vision = replace(kind.vision, path=None, config=str(folder / "clip" / "config.json"))
+    return replace(kind, path=None, config=str(folder / "text" / "config.json"), vision=vision)
+
+
+@pytest.mark.parametrize("name", METER)
+def test_meters_recipes(name: str, tmp_path: Path) -> None:
+    published = METER[name]
+    recipe = parse_recipe([str(find(f"recipes/related/meter_{name}.yaml"))])
+    (task,) = recipe.tasks.values()
+    assert (type(task), *recipe.tasks) == (published.task, published.name)
+    assert task.prompt == ""
+    assert task.max_prompt_tokens == published.words
+    optimizer = recipe.optimizer
+    rates = (
+        optimizer.learning_rate, optimizer.connector_learning_rate, optimizer.heads_learning_rate
+    )  # fmt: skip
+    assert rates == published.rates
+    assert (optimizer.betas, optimizer.eps, optimizer.clip_norm) == ([0.9, 0.98], 1e-8, 0.0)
+    assert (optimizer.warmup_ratio, optimizer.weight_decay) == (0.1, 0.01)
+    assert recipe.data.global_batch_size == published.batch
+    assert (recipe.training.epochs, recipe.training.steps) == (published.epochs, None)
+    assert recipe.start == "runs/related/meter_pretraining"
+    kind = meter_sized(recipe, tmp_path)
+    image = kind.image
+    assert image is not None
+    assert (image.height, kind.num_images) == (published.pixels, 1 + (name == "nlvr2"))
+    assert task.head is not None
+    classes = tuple(f"answer {n}" for n in range(3129)) if task.labels == () else task.labels
+    outputs = {published.name: ClassOutput(replace(task.head, classes=classes), "cross_entropy")}
+    setup = ModelSetup(kind=kind, methods=recipe.methods, outputs=outputs)
+    parts = describe(setup, list(recipe.tasks)).by_part
+    assert parts["heads"].trainable == published.head
+    # RoBERTa without a pooler; co-attention with its layers, projections, types and poolers.
+    assert parts["reader"].trainable == 124_055_040
+    types = 3 if name == "nlvr2" else 2
+    assert parts["fusion"].trainable == 113_421_312 + 4 * (768 * 768 + 768) + types * 768
+    # Eleven of ViT-B/16's blocks, its two norms, patches, class token and positions.
+    block = 12 * 768 * 768 + 13 * 768
+    tokens = 1 + (published.pixels // 16) ** 2
+    assert parts["eyes"].trainable == 11 * block + 4 * 768 + 768 * 768 + 768 * (1 + tokens)
+
+
+def test_meters_tasks_begin_with_its_pre_training(tmp_path: Path) -> None:
+    recipe = parse_recipe([str(find("recipes/related/meter_pretraining.yaml"))])
+    assert {name: type(task) for name, task in recipe.tasks.items()} == {
+        "matching": Matching, "words": MaskedWords,
+    }  # fmt: skip
+    assert recipe.output == "runs/related/meter_pretraining"
+    rates = recipe.optimizer.connector_learning_rate, recipe.optimizer.heads_learning_rate
+    assert (recipe.optimizer.learning_rate, *rates) == (1e-5, 5e-5, 5e-5)
+    assert meter_sized(recipe, tmp_path).masked_words
+
+
+def test_clip_vils_start_has_a_vision_encoder_of_its_own() -> None:
+    """Its file holds one that pre-training has changed, so that none is named."""
+    recipe = parse_recipe([str(find("recipes/related/clip_vil_pretraining.yaml"))])
+    later = parse_recipe([str(find("recipes/related/clip_vil_vqa.yaml"))])
+    assert isinstance(recipe.encoder, Timm)
+    assert recipe.encoder == replace(later.encoder, pretrained=False)
+    assert "vision encoder" not in recipe.model.sources
+    assert [type(task) for task in recipe.tasks.values()] == [Matching]
+
+
 BUILT_ON = {
     *(f"related/bart_image_{way}_adapter" for way in ("meta", "sim")),
     "related/bart_image_mixture",
@@ -89,4 +196,5 @@ def test_whose_adamw_moves_the_weights() -> None:
         for name, tree in names.items()
         if tree.get("optimizer", {}).get("update") == "transformers"
     }
-    assert found == published | PRETRAINING | CLIP_VIL | BUILT_ON
+    meter = {f"related/meter_{name}" for name in (*METER, "pretraining")}
+    assert found == published | PRETRAINING | CLIP_VIL | BUILT_ON | meter

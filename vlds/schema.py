@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vlds.runtime.checks import Limits, Natural, SourcePath
@@ -79,8 +80,8 @@ class Sample:
     annotations: tuple[Mapping[str, Any], ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
     """All other fields of the sample's json (size, source, subtitles, span, ...)."""
-    other: Sample | None = None
-    """Another sample of the same source, for tasks that compare two (`Task.pairs_samples`)."""
+    others: tuple[Sample, ...] = ()
+    """Other samples of the same source, for tasks that compare some (`Task.num_others`)."""
 
 
 class Masking(NamedTuple):
@@ -181,6 +182,8 @@ class Example:
     then ""."""
     masking: Masking | None = None
     """For a task that predicts words of the prompt. The target is then the prompt."""
+    rivals: tuple[str, ...] = ()
+    """Texts that do not belong to the picture: the model learns to rank the prompt above them."""
     turns: tuple[Turn, ...] = ()
     """A conversation up to the turn that the target answers; its pictures are the sample's, in
     order. Empty for a question with an answer: `asked` gives all examples this form. The prompt
@@ -254,6 +257,14 @@ class Batch:
     """(b, c) float32 score of each class, up to the last one that an example of the batch names;
     zeros for examples of tasks that write text. None if no example has classes. One with classes
     has one label: the state that predicts it is what the task's head reads."""
+    rivals: Tensor | None = None
+    """(b, k, l) int64, as wide as `input_ids`: texts that compete with each example's; None if no
+    example has any."""
+    rivals_mask: Tensor | None = None
+    """(b, k, l) bool, False on padding, and all False where an example has fewer."""
+    rival_of: Tensor | None = None
+    """(r,) int64, on the CPU: the row with which each of the last r rows competes, once rivals are
+    rows (`with_rivals`)."""
     host: Batch | None = None
     """Of a batch on a device: the batch on the host that it was moved from. What steers Python or
     decides shapes is read there, since the host would wait for a GPU."""
@@ -272,6 +283,8 @@ class Batch:
         known, numbers, device = self.on_host, rows.tolist(), self.input_ids.device
         # Padding is on the right, so the longest row of the part is its number of real tokens.
         prompts = int(known.attention_mask[rows].sum(1).max())
+        if known.rivals_mask is not None:
+            prompts = max(prompts, int(known.rivals_mask[rows].sum(2).max()))
         longest = prompts
         if known.labels is not None and not self.labels_on_prompt:
             # A target may have ignored labels inside, so its last label counts, not their number.
@@ -309,10 +322,45 @@ class Batch:
             references=[self.references[row] for row in numbers] if self.references else [],
             samples=[self.samples[row] for row in numbers] if self.samples else [],
             class_targets=None if self.class_targets is None else self.class_targets[rows],
+            rivals=None if self.rivals is None else self.rivals[rows, :, :prompts],
+            rivals_mask=None if self.rivals_mask is None else self.rivals_mask[rows, :, :prompts],
             # Pictures are large, and nobody reads those of a part on the host.
             host=None
             if self.host is None
             else replace(self.host, images=None, features=None, boxes=None).select(rows_of_host),
+        )
+
+    def with_rivals(self) -> Batch:
+        """This batch with each rival of an example as a row below those of the examples, with the
+        example's picture and labels."""
+        if self.rivals is None or self.rivals_mask is None:
+            return self
+        masks = self.on_host.rivals_mask
+        assert masks is not None
+        of, number = masks.any(2).nonzero().T  # on the host, which must know how many there are
+        rows_of_host = torch.cat([torch.arange(len(self)), of])
+        device = self.input_ids.device
+        rows, places = (each.to(device, non_blocking=True) for each in (rows_of_host, number))
+        below = rows[len(self) :]
+        pairs = zip(of.tolist(), number.tolist(), strict=True)
+        names = (f"{self.ids[row]}#{n}" for row, n in pairs)
+        return replace(
+            self,
+            ids=[*self.ids, *names],
+            task_index=self.task_index[rows_of_host],
+            input_ids=torch.cat([self.input_ids, self.rivals[below, places]]),
+            attention_mask=torch.cat([self.attention_mask, self.rivals_mask[below, places]]),
+            labels=None if self.labels is None else self.labels[rows],
+            weights=self.weights[rows],
+            valid=self.valid[rows],
+            image_index=self.image_index[rows],
+            references=[],
+            samples=[],
+            class_targets=None if self.class_targets is None else self.class_targets[rows],
+            rivals=None,
+            rivals_mask=None,
+            rival_of=of,
+            host=None if self.host is None else self.host.with_rivals(),
         )
 
     @property
@@ -330,9 +378,9 @@ class Batch:
         return replace(self, attention_mask=mask, labels=None, labels_on_prompt=False, host=host)
 
     def to(self, device: Any) -> Batch:
-        """Move every tensor except task_index, which only Python code reads."""
+        """Move every tensor except those that only Python code reads."""
         # non_blocking: pinned memory is copied while Python goes on; other memory is not.
-        moved = self._mapped(lambda tensor: tensor.to(device, non_blocking=True), but="task_index")
+        moved = self._mapped(lambda tensor: tensor.to(device, non_blocking=True), but=ON_CPU)
         is_moved = moved.input_ids.device != self.input_ids.device
         return replace(moved, host=self.on_host) if is_moved else moved
 
@@ -340,15 +388,19 @@ class Batch:
         """Called by torch's DataLoader with `pin_memory=True`."""
         return self._mapped(Tensor.pin_memory)
 
-    def _mapped(self, function: Callable[[Tensor], Tensor], but: str = "") -> Batch:
+    def _mapped(self, function: Callable[[Tensor], Tensor], but: Sequence[str] = ()) -> Batch:
         # Over all fields, so that a new one with a tensor is not forgotten on the CPU.
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != but}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in but}
         mapped: dict[str, Any] = {
             name: function(value) for name, value in values.items() if isinstance(value, Tensor)
         }
         types = {name: function(value) for name, value in self.types.items()}
         media = [{n: function(value) for n, value in row.items()} for row in self.media]
         return replace(self, types=types, media=media, **mapped)
+
+
+ON_CPU = ("task_index", "rival_of")
+"""Tensors of a batch that stay on the CPU."""
 
 
 class Collator(Protocol):

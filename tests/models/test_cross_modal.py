@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from tests.toys.cross_modal import (
     TEXTS,
@@ -33,9 +40,12 @@ from vlds.models import CrossModal, JointSeq2Seq
 from vlds.models.heads import MLPHead
 from vlds.models.kinds.cross_modal_model import CoAttention, CoAttentionConfig, CrossModalModel
 from vlds.models.loading.load_backbone import Longest
+from vlds.models.loading.model_files import save_module
 from vlds.models.methods import Adapter, LoRA
 from vlds.models.model import Model
-from vlds.models.vision import ConvNet, Timm
+from vlds.models.vision import ClipTokens, ConvNet, Timm
+from vlds.models.vision.base import load_weights, normalised
+from vlds.models.vision.clip import MEAN, STD
 from vlds.recipe.config import Recipe
 from vlds.schema import NO_IMAGE
 from vlds.training.optimizer import parameter_groups, schedule_factor, set_learning_rate
@@ -230,6 +240,34 @@ def test_a_pretrained_text_encoder_may_have_a_pooler(
     assert frozen == {f"backbone.text.{name}" for name, _ in model.backbone.text.named_parameters()}
 
 
+@torch.no_grad()
+def test_it_begins_as_roberta_and_clip(world: Path, tmp_path: Path) -> None:
+    """Folders as on the hub: RoBERTa with its head for masked words, CLIP with its text encoder."""
+    recipe = cross_modal_recipe(world, tmp_path)
+    assert isinstance(recipe.model, CrossModal)
+    sizes: dict[str, Any] = {
+        "hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2
+    }  # fmt: skip
+    roberta = RobertaForMaskedLM(RobertaConfig(**sizes, vocab_size=40)).eval()
+    pictures = {"image_size": 16, "patch_size": 8}
+    clip = CLIPModel(CLIPConfig(text_config=sizes, vision_config=sizes | pictures)).eval()
+    roberta.save_pretrained(tmp_path / "roberta")
+    clip.save_pretrained(tmp_path / "clip")
+    vision = ClipTokens(path=str(tmp_path / "clip"))
+    kind = replace(recipe.model, path=str(tmp_path / "roberta"), config=None, vision=vision)
+    model = model_of(replace(recipe, model=kind, methods={}))
+    rows = batch_of(recipe, TEXTS)
+    read = model.backbone.text(rows.input_ids, rows.attention_mask).last_hidden_state
+    expected = roberta.roberta(rows.input_ids, rows.attention_mask).last_hidden_state
+    assert torch.allclose(read, expected, atol=1e-6)
+    assert rows.images is not None
+    pixels = normalised(rows.images, MEAN, STD)
+    states = clip.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states
+    tokens = clip.vision_model.post_layernorm(states[-2])
+    assert torch.allclose(model.vision(rows.images), tokens, atol=1e-5)
+    assert model.sources.names >= {f"vision.{name}" for name, _ in model.vision.named_parameters()}
+
+
 def test_two_pictures_are_two_pairs(world: Path, tmp_path: Path) -> None:
     """The streams run once for each, with another type; a missing picture is a pair of zeros."""
     recipe = cross_modal_recipe(world, tmp_path)
@@ -243,6 +281,19 @@ def test_two_pictures_are_two_pairs(world: Path, tmp_path: Path) -> None:
     assert torch.allclose(first, alone[:, :32], atol=1e-6)
     assert not torch.allclose(second[1], first[1], atol=1e-3), "the second picture has its own type"
     assert not second[2].any()
+
+
+def test_saved_streams_may_see_a_second_picture(tmp_path: Path) -> None:
+    """As METER begins on NLVR2: the second picture's type is the first one's."""
+    torch.manual_seed(0)
+    sizes = CoAttentionConfig(width=8, layers=1, heads=2)
+    one, two = (CoAttention(sizes, 6, 5, True, num_images) for num_images in (1, 2))
+    load_weights(two, save_module(one, tmp_path / "fusion.safetensors"))
+    assert torch.equal(two.types.weight, one.types.weight[[0, 1, 1]])
+    assert torch.equal(two.text_projection.weight, one.text_projection.weight)
+    wider = CoAttention(replace(sizes, width=16), 6, 5, True, 2)
+    with pytest.raises(ValueError, match=r"does not fit CoAttention: text_projection\.weight"):
+        load_weights(wider, str(tmp_path / "fusion.safetensors"))
 
 
 def test_without_a_class_token_the_mean_stands_for_the_picture(world: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from vlds.models.heads import LinearHead
 from vlds.models.loss import nll_of
 from vlds.models.methods import LoRA
 from vlds.models.methods.context import Predicted
-from vlds.models.model import Model, TaskHeads
+from vlds.models.model import Model
+from vlds.models.task_heads import TaskHeads
 from vlds.schema import IGNORED_LABEL, Decoding
 from vlds.tasks.class_output import ClassOutput
 

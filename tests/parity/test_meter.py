@@ -4,9 +4,10 @@ value by value."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,11 +17,15 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, RobertaConfig, Rober
 
 from tests.toys.cross_modal import cross_modal_recipe
 from tests.toys.kinds import built
-from tests.toys.recorded.related import RelatedCase, recorded
+from tests.toys.recorded.plain_meter import write_case
+from tests.toys.recorded.related import RelatedCase, paths_by_kind, recorded
 from tests.toys.whole_adamw import WholeAdamW
-from vlds.models.heads import MLPHead
+from vlds.models.heads import LinearHead, MLPHead
 from vlds.models.kinds.cross_modal_model import CoAttention, CoAttentionConfig, Fused, WordHead
-from vlds.models.vision.clip import ClipTokensModule, resized_positions
+from vlds.models.loading.resizing import resized_positions
+from vlds.models.methods.context import ClassesPredicted
+from vlds.models.task_heads import ranked
+from vlds.models.vision.clip import ClipTokensModule
 from vlds.recipe.config import AdamWUpdate, OptimizerConfig
 from vlds.training.optimizer import parameter_groups, schedule_factor, set_learning_rate
 
@@ -72,14 +77,13 @@ def fusion_weights(case: RelatedCase) -> dict[str, Tensor]:
 def build_fusion(case: RelatedCase, sizes: dict[str, int], text: int, image: int) -> CoAttention:
     """A co-attention with the recorded weights."""
     config = CoAttentionConfig(**sizes, dropout=0.0)
-    fusion = CoAttention(config, text, image, class_token=True).double()
     weights = fusion_weights(case)
+    num_images = len(weights["types.weight"]) - 1
+    fusion = CoAttention(config, text, image, True, num_images).double()
     if "text_projection.weight" not in weights:  # the stack alone: projections that change nothing
         eye, zeros = torch.eye(config.width), torch.zeros(config.width)
         for stream in ("text", "image"):
             weights |= {f"{stream}_projection.weight": eye, f"{stream}_projection.bias": zeros}
-    if len(weights["types.weight"]) == 2:  # no third type where no task shows two pictures
-        weights["types.weight"] = F.pad(weights["types.weight"], (0, 0, 0, 1))
     fusion.load_state_dict(weights)
     return fusion
 
@@ -99,15 +103,22 @@ def check_gradients(case: RelatedCase, named: dict[str, Tensor]) -> int:
     return checked
 
 
-Named = dict[str, list[nn.Parameter]]
+class Piece(NamedTuple):
+    """Some rows of a weight of ours."""
+
+    parameter: nn.Parameter
+    rows: slice = slice(None)
+
+
+Named = dict[str, list[Piece]]
 """The original code's name of a weight -> ours, which are its rows one after the other."""
 
 
 def joined(named: Named) -> dict[str, Tensor]:
     """Gradients of those that have one."""
     found: dict[str, Tensor] = {}
-    for name, parameters in named.items():
-        parts = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for name, pieces in named.items():
+        parts = [p.parameter.grad[p.rows] for p in pieces if p.parameter.grad is not None]
         if parts:
             found[name] = torch.cat(parts)
     return found
@@ -119,7 +130,7 @@ def fusion_names(fusion: CoAttention) -> Named:
     named: Named = {}
     for name, parameter in fusion.named_parameters():
         module, _, rest = name.partition(".")
-        named[f"{theirs[module]}.{rest}"] = [parameter]
+        named[f"{theirs[module]}.{rest}"] = [Piece(parameter)]
     return named
 
 
@@ -189,32 +200,162 @@ class Recorded(nn.Module):
         weights = case.under("weights/text_transformer.")
         self.text.load_state_dict({n: t for n, t in weights.items() if "pooler" not in n})
         self.vision.net.load_state_dict(vision_weights(case.under("weights/vit_model.visual.")))
+        self.last = sizes["num_top_layer"] - 1
+        self.heads: dict[str, nn.Module] = {}
+        """By the names of the original code; they train beside the model."""
+        self.is_first = True
         self.eval()
 
-    def fuse(self, ids: Tensor, mask: Tensor, pictures: Tensor) -> Fused:
-        """The streams of texts (b, l) and pictures (b, 3, h, w), which are normalised."""
+    def fuse(self, ids: Tensor, mask: Tensor, pictures: Tensor, number: int = 0) -> Fused:
+        """The streams of texts (b, l) and pictures (b, 3, h, w), which are normalised; `number`:
+        which of an example's pictures they are."""
         text = self.text(ids, attention_mask=mask).last_hidden_state
         image = self.vision.features(pictures)
         seen = image.new_ones(image.shape[:2]).bool()
-        fused: Fused = self.fusion(text, mask.bool(), image, seen)
+        fused: Fused = self.fusion(text, mask.bool(), image, seen, number)
         return fused
 
-    def names(self, heads: dict[str, nn.Module]) -> Named:
+    def names(self) -> Named:
         """Of the model and its heads."""
         named = fusion_names(self.fusion) | vision_names(self.vision.net)
-        for prefix, module in {"text_transformer": self.text, **heads}.items():
+        for prefix, module in {"text_transformer": self.text, **self.heads}.items():
             for name, parameter in module.named_parameters():
-                named[f"{prefix}.{WORDS.get(name, name)}"] = [parameter]
+                named[f"{prefix}.{WORDS.get(name, name)}"] = [Piece(parameter)]
+        # The rank is the score of the second of our head's two classes.
+        for name in ("weight", "bias"):
+            for piece in named.pop(f"rank.{name}", []):
+                named[f"rank_output.{name}"] = [piece._replace(rows=slice(1, 2))]
         return named
 
-    def questions(self, case: RelatedCase) -> tuple[nn.Module, Fused]:
-        """The head of VQA, and what it reads."""
-        weights = case.under("weights/vqa_classifier.")
-        width, classes = len(weights["0.bias"]), len(weights["3.bias"])
-        head = MLPHead(classes=tuple(map(str, range(classes))), order="norm_gelu", hidden=width)
-        built = head.build(2 * case["config"]["hidden_size"]).double()
-        built.load_state_dict({name: t for name, t in weights.items()})
-        return built, self.fuse(case["text_ids"], case["text_masks"], case["image_0"])
+    def head(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """A head by the original code's name, made once, so that it can train."""
+        if name not in self.heads:
+            self.heads[name] = make().double()
+        return self.heads[name]
+
+    def classifier(self, case: RelatedCase, name: str, states: Tensor) -> Tensor:
+        """Logits of a head of two layers."""
+        weights = case.under(f"weights/{name}.")
+
+        def make() -> nn.Module:
+            classes = tuple(map(str, range(len(weights["3.bias"]))))
+            kind = MLPHead(classes=classes, order="norm_gelu", hidden=len(weights["0.bias"]))
+            built = kind.build(states.shape[1]).double()
+            built.load_state_dict(weights)
+            return built
+
+        logits: Tensor = self.head(name, make)(states)
+        return logits
+
+    def losses(self, case: RelatedCase) -> dict[str, Tensor]:
+        """Those that the case has, by name; the first time, what it has recorded on the way is
+        compared."""
+        ways = {
+            "vqa_loss": self.vqa,
+            "itm_loss": self.itm,
+            "mlm_loss": self.mlm,
+            "nlvr2_loss": self.nlvr2,
+            "snli_loss": self.snli,
+            "irtr_loss": self.irtr,
+        }
+        found = {name: ways[name](case) for name in case["losses"]}
+        self.is_first = False
+        return found
+
+    def compare(self, case: RelatedCase, recorded: str, ours: Tensor) -> None:
+        """With what a case has under this name, if it has it and no step has been taken."""
+        if self.is_first and recorded in case.tensors:
+            assert (ours - case[recorded]).abs().max() < 1e-9, recorded
+
+    def vqa(self, case: RelatedCase) -> Tensor:
+        """The mean over examples of the sum over answers."""
+        fused = self.fuse(case["text_ids"], case["text_masks"], case["image_0"])
+        self.compare(case, f"act/text_layer{self.last}", fused.text)
+        self.compare(case, f"act/image_layer{self.last}", fused.image)
+        logits = self.classifier(case, "vqa_classifier", fused.pooled)
+        self.compare(case, "out/vqa_logits", logits)
+        targets = torch.zeros_like(logits)
+        pairs = zip(case["vqa_labels"], case["vqa_scores"], strict=True)
+        for row, (labels, scores) in enumerate(pairs):
+            targets[row, labels] = torch.tensor(scores, dtype=torch.float64)
+        assert torch.equal(targets, case["out/vqa_targets"])
+        rows = torch.arange(len(logits))
+        return ClassesPredicted(logits, rows, targets, is_binary=True).losses().mean()
+
+    def nlvr2(self, case: RelatedCase) -> Tensor:
+        """The two pictures' pooled pairs stand side by side."""
+        text = case["text_ids"], case["text_masks"]
+        pairs = [self.fuse(*text, case[f"image_{n}"], n).pooled for n in range(2)]
+        return self.one_class(case, "nlvr2", torch.cat(pairs, 1))
+
+    def snli(self, case: RelatedCase) -> Tensor:
+        fused = self.fuse(case["text_ids"], case["text_masks"], case["image_0"])
+        return self.one_class(case, "snli", fused.pooled)
+
+    def one_class(self, case: RelatedCase, task: str, states: Tensor) -> Tensor:
+        """The cross-entropy of a head's classes."""
+        logits = self.classifier(case, f"{task}_classifier", states)
+        self.compare(case, f"out/{task}_logits", logits)
+        labels = case[f"out/{task}_labels"].long().flatten()
+        rows, targets = torch.arange(len(labels)), F.one_hot(labels, logits.shape[1])
+        return ClassesPredicted(logits, rows, targets, is_binary=False).losses().mean()
+
+    def irtr(self, case: RelatedCase) -> Tensor:
+        """Texts of which the first is each picture's: their rows stand below each other."""
+        texts = [(case["text_ids"], case["text_masks"])]
+        while f"false_text_{len(texts) - 1}_ids" in case.tensors:
+            name = f"false_text_{len(texts) - 1}"
+            texts.append((case[f"{name}_ids"], case[f"{name}_masks"]))
+        pairs = [self.fuse(*text, case["image_0"]).pooled for text in texts]
+
+        def make() -> nn.Module:
+            head = LinearHead(classes=("false", "true")).build(pairs[0].shape[1]).double()
+            for name, weight in head.named_parameters():
+                weight.data = case[f"weights/itm_score.fc.{name}"].clone()
+                weight.data[1:] = case[f"weights/rank_output.{name}"]
+            return head
+
+        num = len(pairs[0])
+        contests = torch.arange(num)[:, None] + num * torch.arange(len(texts))
+        scores = self.head("rank", make)(torch.cat(pairs))[:, -1]
+        found = ranked(scores, torch.arange(len(scores)), contests)
+        assert found.rows.tolist() == list(range(num))
+        return found.losses().mean()
+
+    def itm(self, case: RelatedCase) -> Tensor:
+        """Every second picture is a false one."""
+        order = case["itm_permutation"]
+        half = len(order) // 2
+        labels = torch.tensor([1] * half + [0] * (len(order) - half))[order]
+        assert torch.equal(labels.double(), case["out/itm_labels"])
+        shown = torch.where(
+            labels[:, None, None, None] == 1, case["image_0"], case["false_image_0"]
+        )
+        pooled = self.fuse(case["text_ids"], case["text_masks"], shown).pooled
+
+        def make() -> nn.Module:
+            matching = nn.Linear(pooled.shape[1], 2).double()
+            matching.load_state_dict(case.under("weights/itm_score.fc."))
+            return matching
+
+        logits = self.head("itm_score.fc", make)(pooled)
+        self.compare(case, "out/itm_logits", logits)
+        return F.cross_entropy(logits, labels)
+
+    def mlm(self, case: RelatedCase) -> Tensor:
+        """The words that are masked."""
+        states = self.fuse(case["text_ids_mlm"], case["text_masks"], case["image_0"]).text
+
+        def make() -> nn.Module:
+            words = WordHead(states.shape[2], case["config"]["vocab_size"]).double()
+            words.load_state_dict(
+                {name: case[f"weights/mlm_score.{theirs}"] for name, theirs in WORDS.items()}
+            )
+            return words
+
+        logits = self.head("mlm_score", make)(states)
+        self.compare(case, "out/mlm_logits", logits)
+        return F.cross_entropy(logits.flatten(0, 1), case["text_labels_mlm"].flatten())
 
 
 def vision_weights(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -240,139 +381,123 @@ def vision_names(net: nn.Module) -> Named:
                 name = name.replace(f"self_attn.{part}.", "attn.in_proj_")
                 for old, new in VISION.items():
                     name = name.replace(new, old)
-                named.setdefault(f"vit_model.visual.{name}", []).append(parameter)
+                named.setdefault(f"vit_model.visual.{name}", []).append(Piece(parameter))
     return named
 
 
-def vqa_loss(case: RelatedCase, logits: Tensor) -> Tensor:
-    """The mean over examples of the sum over answers."""
-    entropy = F.binary_cross_entropy_with_logits(logits, case["out/vqa_targets"], reduction="none")
-    return entropy.sum(1).mean()
+PLAIN = {"nlvr2_loss": (10, 5), "snli_loss": (10, 5), "irtr_loss": (5, 3)}
+"""Cases of our own, by the plain reference: loss -> factors of heads' and streams' rates."""
+CASES = [*paths_by_kind().get("meter_model", []), *PLAIN]
 
 
-@recorded("meter_model")
-def test_a_whole_model(path: Path) -> None:
-    case = RelatedCase(path)
+@pytest.fixture(params=CASES, ids=lambda path: Path(path).stem)
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> RelatedCase:
+    """Each recorded case of a whole model, and each of our own."""
+    if request.param in PLAIN:
+        return RelatedCase(write_case(tmp_path, request.param, *PLAIN[request.param]))
+    return RelatedCase(request.param)
+
+
+def test_a_whole_model(case: RelatedCase) -> None:
     model = Recorded(case)
-    losses = case["losses"]
-    found: dict[str, Tensor] = {}
-    heads: dict[str, nn.Module] = {}
-    if "vqa_loss" in losses:
-        head, fused = model.questions(case)
-        assert (fused.text - case["act/text_layer1"]).abs().max() < 1e-9
-        assert (fused.image - case["act/image_layer1"]).abs().max() < 1e-9
-        logits = head(fused.pooled)
-        assert (logits - case["out/vqa_logits"]).abs().max() < 1e-9
-        targets = torch.zeros_like(logits)
-        for row, (labels, scores) in enumerate(
-            zip(case["vqa_labels"], case["vqa_scores"], strict=True)
-        ):
-            targets[row, labels] = torch.tensor(scores, dtype=torch.float64)
-        assert torch.equal(targets, case["out/vqa_targets"])
-        found["vqa_loss"], heads["vqa_classifier"] = vqa_loss(case, logits), head
-    if "itm_loss" in losses:
-        order = case["itm_permutation"]
-        half = len(order) // 2
-        labels = torch.tensor([1] * half + [0] * (len(order) - half))[order]
-        assert torch.equal(labels.double(), case["out/itm_labels"])
-        shown = torch.where(
-            labels[:, None, None, None] == 1, case["image_0"], case["false_image_0"]
-        )
-        pooled = model.fuse(case["text_ids"], case["text_masks"], shown).pooled
-        matching = nn.Linear(pooled.shape[1], 2).double()
-        matching.load_state_dict(case.under("weights/itm_score.fc."))
-        logits = matching(pooled)
-        assert (logits - case["out/itm_logits"]).abs().max() < 1e-9
-        found["itm_loss"], heads["itm_score.fc"] = F.cross_entropy(logits, labels), matching
-    if "mlm_loss" in losses:
-        states = model.fuse(case["text_ids_mlm"], case["text_masks"], case["image_0"]).text
-        words = WordHead(states.shape[2], case["config"]["vocab_size"]).double()
-        words.load_state_dict(
-            {name: case[f"weights/mlm_score.{theirs}"] for name, theirs in WORDS.items()}
-        )
-        logits = words(states)
-        assert (logits - case["out/mlm_logits"]).abs().max() < 1e-9
-        labels = case["text_labels_mlm"]
-        found["mlm_loss"] = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        heads["mlm_score"] = words
-    assert found.keys() == losses.keys()
+    found = model.losses(case)
     for name, loss in found.items():
-        assert float(loss.detach()) == pytest.approx(losses[name], abs=1e-9)
+        assert float(loss.detach()) == pytest.approx(case["losses"][name], abs=1e-9)
     torch.stack(list(found.values())).sum().backward()
-    gradients = joined(model.names(heads))
+    gradients = joined(model.names())
+    # The original code freezes the head for matching where texts are ranked.
     wanted = {name for name, expected in case["grads"].items() if expected is not None}
     assert wanted - gradients.keys() == set()
     assert check_gradients(case, {n: g for n, g in gradients.items() if n in wanted}) == len(wanted)
 
 
-@recorded("meter_schedule")
-def test_schedule(path: Path, world: Path, tmp_path: Path) -> None:
+def plain_schedule(of_head: float, of_streams: float) -> dict[str, Any]:
+    """METER's schedule with other factors: 2 of 20 steps of warm-up, then a line to 0."""
+    factors = [1.0, 1.0, of_head, of_head, of_streams, of_streams]
+    shares = [step / 2 if step < 2 else (20 - step) / 18 for step in range(21)]
+    return {
+        "max_steps": 20, "warmup_steps": 0.1, "decay_power": 1, "end_lr": 0, "base_lr": 1e-5,
+        "lr_mult_head": of_head, "group_multipliers": factors, "weight_decays": [0.01, 0.0] * 3,
+        "lr_over_base_by_step_and_group": [[f * share for f in factors] for share in shares],
+    }  # fmt: skip
+
+
+SCHEDULES = [
+    *(c for path in paths_by_kind().get("meter_schedule", []) for c in RelatedCase(path)["cases"]),
+    plain_schedule(10, 5),
+    plain_schedule(1, 3),
+]
+
+
+@pytest.mark.parametrize("case", SCHEDULES)
+def test_schedule(case: dict[str, Any], world: Path, tmp_path: Path) -> None:
     """Rates of all groups at every step. METER's runs fall in a line to 0; vlds has no other power
     and no other end, and shows here what its line would become with them."""
-    for number, case in enumerate(RelatedCase(path)["cases"]):
-        steps, warmup = case["max_steps"], case["warmup_steps"]
-        power, end = case["decay_power"], case["end_lr"] / case["base_lr"]
-        multipliers, weight_decays = case["group_multipliers"], case["weight_decays"]
-        # Groups come in pairs: encoders, heads, and last the co-attention's streams.
-        base, of_head, of_streams = case["base_lr"], case["lr_mult_head"], multipliers[-1]
-        config = OptimizerConfig(
-            learning_rate=base,
-            connector_learning_rate=of_streams * base,
-            heads_learning_rate=of_head * base,
-            weight_decay=max(weight_decays),
-            warmup_ratio=warmup if warmup < 1 else warmup / steps,
-            decay="cosine" if power == "cosine" else "linear",
-        )
-        recipe = replace(cross_modal_recipe(world, tmp_path / str(number)), optimizer=config)
-        groups = parameter_groups(built(recipe), recipe)
-        expected = set(zip(multipliers, weight_decays, strict=True))
-        assert {(round(g["peak_lr"] / base, 9), g["weight_decay"]) for g in groups} == expected
-        rates = case["lr_over_base_by_step_and_group"]
-        for step in range(steps + 1):
-            factor = schedule_factor(step, steps, config)
-            if power != "cosine" and step >= config.warmup_ratio * steps:
-                factor = (1 - end) * factor**power + end
-            set_learning_rate(groups, factor)
-            of_groups = dict(zip(multipliers, rates[step], strict=True))
-            for group in groups:
-                wanted = of_groups[round(group["peak_lr"] / base, 9)]
-                assert group["lr"] / base == pytest.approx(wanted, abs=1e-9)
+    steps, warmup = case["max_steps"], case["warmup_steps"]
+    power, end = case["decay_power"], case["end_lr"] / case["base_lr"]
+    multipliers, weight_decays = case["group_multipliers"], case["weight_decays"]
+    # Groups come in pairs: encoders, heads, and last the co-attention's streams.
+    base, of_head, of_streams = case["base_lr"], case["lr_mult_head"], multipliers[-1]
+    config = OptimizerConfig(
+        learning_rate=base,
+        connector_learning_rate=of_streams * base,
+        heads_learning_rate=of_head * base,
+        weight_decay=max(weight_decays),
+        warmup_ratio=warmup if warmup < 1 else warmup / steps,
+        decay="cosine" if power == "cosine" else "linear",
+    )
+    recipe = replace(cross_modal_recipe(world, tmp_path), optimizer=config)
+    groups = parameter_groups(built(recipe), recipe)
+    expected = set(zip(multipliers, weight_decays, strict=True))
+    assert {(round(g["peak_lr"] / base, 9), g["weight_decay"]) for g in groups} == expected
+    rates = case["lr_over_base_by_step_and_group"]
+    for step in range(steps + 1):
+        factor = schedule_factor(step, steps, config)
+        if power != "cosine" and step >= config.warmup_ratio * steps:
+            factor = (1 - end) * factor**power + end
+        set_learning_rate(groups, factor)
+        of_groups = dict(zip(multipliers, rates[step], strict=True))
+        for group in groups:
+            wanted = of_groups[round(group["peak_lr"] / base, 9)]
+            assert group["lr"] / base == pytest.approx(wanted, abs=1e-9)
 
 
 def trajectory(case: RelatedCase, update: AdamWUpdate) -> float:
     """The largest deviation of recorded steps' losses, gradients' norms and weights, relative where
     above 1."""
     model, train = Recorded(case), case["train"]
-    head, _ = model.questions(case)
-    named = model.names({"vqa_classifier": head})
+    model.losses(case)
+    named = model.names()
     groups: list[dict[str, Any]] = [
         {
-            "params": [p for name in group["names"] for p in named.get(name, [])],
+            "params": [p.parameter for name in group["names"] for p in named.get(name, [])],
             "peak_lr": case["config"]["learning_rate"] * group["lr_multiplier"],
             "weight_decay": group["weight_decay"],
         }
         for group in case["param_groups"]
     ]
+    # The original code's head for matching is frozen where texts are ranked, alone in its group.
+    full = [number for number, group in enumerate(groups) if group["params"]]
+    groups = [groups[number] for number in full]
     optimizer = WholeAdamW(groups, update=update, betas=tuple(train["betas"]), eps=train["eps"])
     schedule = OptimizerConfig(warmup_ratio=case["config"]["warmup_steps"])
     found: list[tuple[float, float]] = []
     for step, expected in enumerate(train["steps"]):
-        for parameters in named.values():
-            for parameter in parameters:
-                parameter.grad = None
-        fused = model.fuse(case["text_ids"], case["text_masks"], case["image_0"])
-        loss = vqa_loss(case, head(fused.pooled))
+        for pieces in named.values():
+            for piece in pieces:
+                piece.parameter.grad = None
+        loss = torch.stack(list(model.losses(case).values())).sum()
         loss.backward()
         gradient = torch.cat([tensor.flatten() for tensor in joined(named).values()])
         found += [(loss.item(), expected["loss"]), (gradient.norm().item(), expected["grad_norm"])]
         factor = schedule_factor(step, train["max_steps"], schedule)
         set_learning_rate(optimizer.parameter_groups, factor)
         rates = [group["lr"] for group in optimizer.parameter_groups]
-        assert rates == pytest.approx(expected["lr"], abs=1e-12)
+        assert rates == pytest.approx([expected["lr"][number] for number in full], abs=1e-12)
         optimizer.step()
         with torch.no_grad():
-            for name, parameters in named.items():
-                flat = torch.cat([p.flatten() for p in parameters])
+            for name, pieces in named.items():
+                flat = torch.cat([p.parameter[p.rows].flatten() for p in pieces])
                 cosine = torch.arange(len(flat), dtype=flat.dtype).cos()
                 ours = flat.norm().item(), (flat * cosine).sum().item()
                 found += zip(ours, expected["params"][name], strict=True)
@@ -380,9 +505,12 @@ def trajectory(case: RelatedCase, update: AdamWUpdate) -> float:
     return max(abs(ours - theirs) / max(1.0, abs(theirs)) for ours, theirs in found)
 
 
-@recorded("meter_model", "train")
-def test_optimizer_steps(path: Path) -> None:
+def test_optimizer_steps(case: RelatedCase) -> None:
     """METER's AdamW is transformers'; torch's update stays close."""
-    case = RelatedCase(path)
+    if "train" not in case.record:
+        pytest.skip("the case has no steps")
     assert trajectory(case, "transformers") < 1e-9
-    assert 1e-7 < trajectory(case, "torch") < 1e-4
+    torchs = trajectory(case, "torch")
+    assert torchs > 1e-7
+    # The plain cases' weights are larger than the recorded ones, and their losses steeper.
+    assert "origin" not in case.record or torchs < 1e-4

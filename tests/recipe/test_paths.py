@@ -194,6 +194,7 @@ PATHS = {
             "VQA", "TextVQA", "DirectAnswer", "Refer", "VisualGrounding", "GroundedCaption",
             "Grounding", "ImageClass", "Matching", "NLVR2", "Entailment", "VideoQA", "Caption",
             "VideoCaption", "Chat", "MaskedWords", "MultipleChoice", "SpanPrediction",
+            "Retrieval",
         ),
         TASK,
     ),

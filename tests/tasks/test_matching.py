@@ -20,7 +20,7 @@ def sample(number: int) -> Sample:
     return Sample(f"{number:06d}", "toy", str(number), "caption", (b"",), (), annotations)
 
 
-PAIR = replace(sample(1), other=sample(2))
+PAIR = replace(sample(1), others=(sample(2),))
 
 
 def test_half_of_the_captions_are_of_the_other_picture() -> None:

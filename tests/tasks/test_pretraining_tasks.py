@@ -149,7 +149,7 @@ def test_a_user_may_name_the_region_or_the_expression() -> None:
 
 def test_a_caption_that_both_pictures_have_is_never_false() -> None:
     """VL-T5's loader does not compare the texts."""
-    pair = replace(captioned("A dog.", "a cat"), other=captioned("a  dog.", "two birds"))
+    pair = replace(captioned("A dog.", "a cat"), others=(captioned("a  dog.", "two birds"),))
     drawn = {
         (example.target, example.prompt)
         for example in (Matching().example("m", pair, 0, rng(seed)) for seed in range(60))
@@ -157,7 +157,7 @@ def test_a_caption_that_both_pictures_have_is_never_false() -> None:
     assert drawn == {
         ("true", "image text match: A dog."), ("false", "image text match: two birds")
     }  # fmt: skip
-    twin = replace(captioned("a dog"), other=captioned("A dog"))
+    twin = replace(captioned("a dog"), others=(captioned("A dog"),))
     assert {Matching().example("m", twin, 0, rng(seed)).target for seed in range(20)} == {"true"}
 
 

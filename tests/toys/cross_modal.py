@@ -30,8 +30,8 @@ def write_tokenizer(folder: Path) -> None:
     """A word-piece tokenizer of the world's words."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [*SPECIAL, *dict.fromkeys([*WORDS.split(), *COLOURS])]
-    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    vocabulary = {word: number for number, word in enumerate(words)}
+    BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
 
 
 def write_configs(folder: Path) -> None:

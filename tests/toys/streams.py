@@ -33,7 +33,9 @@ class ToyTask:
     unit: Literal["annotation", "sample"] = "annotation"
     max_prompt_tokens: int = 12
     max_target_tokens: int = 4
-    pairs_samples: bool = False
+
+    def num_others(self, *, evaluation: bool) -> int:
+        return 0
 
     def example(
         self, name: str, sample: Sample, annotation: int | None, rng: np.random.Generator | None

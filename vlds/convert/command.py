@@ -363,14 +363,17 @@ def from_zero(options: Options) -> None:
 
 
 def reference(options: Options) -> None:
-    """From and to the .pth files of the original VL-T5 and VL-Adapter code.
+    """From and to the .pth files of the original code of a kind of model.
+
+    JointSeq2Seq: VL-T5's and VL-Adapter's. CrossModal: METER's.
+    JointEncoder: CLIP-ViL's, with --from alone.
 
     vlds convert reference --run runs/vqa --out vqa.pth
     vlds convert reference --from LAST.pth --config my.yaml --out models/old
     """
-    from vlds.convert.reference import ReferenceFile
+    from vlds.convert.originals import original_file
 
-    convert_files(options, ReferenceFile)
+    convert_files(options, original_file)
 
 
 def peft(options: Options) -> None:

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from vlds.runtime import terminal
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.files import Taken, remove_half_made, whole_file, whole_folder
 from vlds.runtime.process import Interrupted, interruptible
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Kind = Literal["file", "folder"]
 """What a conversion writes."""
@@ -89,7 +86,7 @@ def say(text: str) -> None:
     terminal.tell(text, error=True, flush=True)
 
 
-def save_torch(tensors: dict[str, Tensor], file: Path) -> None:
+def save_torch(tensors: Mapping[str, object], file: Path) -> None:
     """torch.save, whose own errors hide the system's.
 
     Errors: OSError if the file cannot be written.

@@ -77,12 +77,17 @@ def damaged(file: Path, error: Exception) -> ValueError:
     )
 
 
-def read_state_dict(file: Path) -> dict[str, Tensor]:
+def read_state_dict(
+    file: Path, allowed: Sequence[Any] = (), inside: str | None = None
+) -> dict[str, Tensor]:
     """Name -> tensor of a .pth or .bin file, without the `module.` of DistributedDataParallel.
+    `allowed`: as in `read_torch`; `inside`: the file's entry that is the state dict, if it has it.
 
     Errors: ValueError if the file holds anything else.
     """
-    content = read_torch(file)
+    content = read_torch(file, allowed)
+    if inside is not None and isinstance(content, dict):
+        content = content.get(inside, content)
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{file} holds a {type(content).__name__}, not a state dict: name another")
     state: dict[str, Tensor] = {}

@@ -18,6 +18,7 @@ from vlds.data.shards.pictures import decode_image
 from vlds.data.streams.assemble import ImageStack, StreamSetup
 from vlds.data.streams.source import EvalOrder, Source, Survey, fixed_examples, survey
 from vlds.data.streams.stream import EvalStream
+from vlds.evaluation.ranking import PairRanking
 from vlds.evaluation.result import Decoded, Details, Evaluation
 from vlds.models.collate import WHOLE, recent
 from vlds.models.generation.answer_list import Answer
@@ -168,6 +169,10 @@ def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
     chosen = name or next(iter(recipe.tasks))
     if not isinstance(chosen, str):
         raise ValueError(f"task: got {type(chosen).__name__}; give the name of a task: {known}")
+    if chosen in recipe.tasks and recipe.tasks[chosen].ranks:
+        raise ValueError(
+            f"task: {chosen} ranks the pictures and texts of a data set; use `vlds evaluate`"
+        )
     if chosen not in recipe.tasks:
         hint = guess(chosen, recipe.tasks)
         raise ValueError(f"task: the run has no task {chosen:.80}; {hint}its tasks: {known}")
@@ -283,9 +288,12 @@ class Evaluator:
             if source.datasets:
                 source.check(recipe.image)
         self.orders: dict[str, EvalOrder] = {}
+        """Of the sources whose examples are answered one by one."""
         for source in sources:
             if source.datasets:
                 merged = self._survey(source, collator)
+                if source.task.ranks:
+                    continue
                 self.orders[source.name] = EvalOrder(
                     np.concatenate(source.counts),
                     ranks.broadcast(merged and merged.costs),
@@ -367,6 +375,8 @@ class Evaluator:
             worker_timeout=self.recipe.training.worker_timeout,
             blank_images=self.recipe.data.blank_images,
         )
+        if source.task.ranks:
+            return self._rank(model, number, source, setup, score)
         stream = EvalStream(
             source,
             self.orders[source.name],
@@ -408,4 +418,30 @@ class Evaluator:
             return None
         evaluation = Evaluation.of(source, gathered, seconds)
         assert len(evaluation.predictions) == num
+        return evaluation.scored(source.task) if score else evaluation
+
+    def _rank(
+        self, model: Model, number: int, source: Source, setup: StreamSetup, score: bool
+    ) -> Evaluation | None:
+        """`_evaluate` of a task that ranks."""
+        ranking = PairRanking(
+            source,
+            setup,
+            self.ranks,
+            batch_size=self.recipe.data.eval_batch_size,
+            num_workers=self.recipe.data.num_workers,
+            task_index=number,
+            say=self.say,
+        )
+        pace = Pace()
+        with model.at_own_pace() as begin_batch:
+            ranking.run(model, self.stopping, begin_batch)
+        if self.ranks.any(self.stopping()):
+            raise EvaluationStopped
+        seconds = pace.seconds
+        gathered = ranking.gathered()
+        if gathered is None:
+            return None
+        evaluation = Evaluation.of(source, [gathered], seconds)
+        assert len(evaluation.predictions) == source.num_annotations
         return evaluation.scored(source.task) if score else evaluation

@@ -346,6 +346,8 @@ def write_submissions(
     parts = []
     for evaluation in evaluations:
         source = by_name[evaluation.task]
+        if source.task.draws_prompt:  # it answers something else than what the data are for
+            continue
         for dataset in (d for d in source.datasets if d.kind in SUFFIXES):
             # The predictions for each data set, with the ids that they have there.
             start = f"{dataset.label}/" if len(source.datasets) > 1 else ""

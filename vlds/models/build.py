@@ -15,7 +15,8 @@ from vlds.models.loading.drawn_weights import Tape, draw_by_name
 from vlds.models.loading.gate import bounded, check_finite
 from vlds.models.methods.base import Method
 from vlds.models.methods.host import Host
-from vlds.models.model import Counts, Model, TaskHeads
+from vlds.models.model import Counts, Model
+from vlds.models.task_heads import TaskHeads
 from vlds.models.vision.base import GridEncoder, on_meta
 from vlds.runtime.checks import leaves
 from vlds.runtime.json_files import lacks_memory

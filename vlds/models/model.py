@@ -10,14 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
@@ -34,17 +33,14 @@ from vlds.models.loss import nll_of, targets_of
 from vlds.models.methods.context import (
     BatchContext,
     BatchLoss,
-    ClassesPredicted,
-    Places,
     Predicted,
     Revision,
-    places_of,
 )
 from vlds.models.methods.host import is_own
 from vlds.models.partitioned import LayerGathering
+from vlds.models.task_heads import TaskHeads
 from vlds.models.vision.base import GridEncoder
 from vlds.schema import IGNORED_LABEL, Batch, Decoding, OptimizerRules, TargetModules
-from vlds.tasks.class_output import ClassOutput
 
 
 def recompute_layers(model: Any) -> None:
@@ -127,95 +123,13 @@ class Counts:
         return "\n".join(lines)
 
 
-class Split(NamedTuple):
-    """Where the k labels of a batch are: those of n tokens, and one for each of m examples with
-    classes. All tensors are where the model computes."""
+class ReadAlone(NamedTuple):
+    """Texts before their picture is known, or a picture before its texts are."""
 
-    every: Places
-    tokens: Places
-    classes: Places
-    among: tuple[Tensor, Tensor] | None
-    """Numbers of the tokens (n,) and of the examples with classes (m,) among the k labels; None if
-    all are tokens."""
-    of_heads: Mapping[str, Tensor]
-    """Task -> numbers of its examples among those with classes."""
-
-
-class TaskHeads(nn.ModuleDict):
-    """Task -> its head, for tasks that have one."""
-
-    def __init__(
-        self,
-        outputs: Mapping[str, ClassOutput] | None = None,
-        tasks: Sequence[str] = (),
-        width: int = 0,
-    ) -> None:
-        """`outputs`: of the tasks with a head; `tasks`: all, in the order of the recipe; `width`:
-        of the states that heads read."""
-        outputs = outputs or {}
-        super().__init__(
-            {name: outputs[name].head.build(width) for name in tasks if name in outputs}
-        )
-        self.outputs = {name: outputs[name] for name in self}
-        # Among all tasks, as `Batch.task_index` counts them, not among those with heads.
-        self.numbers = {name: tasks.index(name) for name in self}
-        """Number of each task with a head."""
-
-    def has_classes(self, batch: Batch) -> Tensor:
-        """(b,) bool, on the CPU: True for examples of tasks with a head."""
-        numbers = torch.tensor(list(self.numbers.values()), dtype=torch.long)
-        return torch.isin(batch.task_index, numbers)
-
-    def name_of(self, batch: Batch) -> str:
-        """The task of a batch whose examples all belong to one task with a head."""
-        task = int(batch.task_index[0])
-        return next(name for name, number in self.numbers.items() if number == task)
-
-    def split(self, batch: Batch, labels: Tensor) -> Split:
-        """Tell labels (b, t), on the host, that are tokens from those that stand for classes."""
-        device, has_classes = batch.input_ids.device, self.has_classes(batch)
-        every = (labels != IGNORED_LABEL).nonzero()
-        is_class = has_classes[every[:, 0]]
-        tokens, classes = ((is_class == is_true).nonzero()[:, 0] for is_true in (False, True))
-        tasks = batch.task_index[every[classes, 0]]
-        of_heads = {name: (tasks == n).nonzero()[:, 0] for name, n in self.numbers.items()}
-
-        def moved(numbers: Tensor) -> Tensor:
-            return numbers.to(device, non_blocking=True)
-
-        return Split(
-            every=places_of(every, device),
-            tokens=places_of(every[tokens], device),
-            classes=places_of(every[classes], device),
-            among=(moved(tokens), moved(classes)) if self else None,
-            of_heads={name: moved(some) for name, some in of_heads.items()},
-        )
-
-    def predicted(self, states: Tensor, split: Split, batch: Batch) -> list[ClassesPredicted]:
-        """Logits and targets of a batch's examples with classes, which have these states (m, d).
-
-        All heads run in the order of the tasks, even over no rows: under ZeRO-3, all ranks must
-        gather the same weights.
-        """
-        found = []
-        for name, head in self.items():
-            mine = split.of_heads[name]
-            logits, rows = head(states[mine]), split.classes[0][mine]
-            # Targets have as many columns as the batch's largest class; the head has all classes.
-            targets = logits.new_zeros(logits.shape, dtype=torch.float32)
-            if batch.class_targets is not None:
-                named = batch.class_targets[rows, : logits.shape[1]]
-                targets = F.pad(named, (0, logits.shape[1] - named.shape[1]))
-            is_binary = self.outputs[name].loss == "binary_cross_entropy"
-            found.append(ClassesPredicted(logits, rows, targets, is_binary))
-        return found
-
-    def predicted_alone(self, states: Tensor, batch: Batch) -> Predicted:
-        """The same of all examples with classes, for kinds that write no text. States: (b, d)."""
-        split = self.split(batch, targets_of(batch.on_host))
-        classes = self.predicted(states[split.classes[0]], split, batch)
-        none = split.classes[0][:0]
-        return Predicted(states.new_zeros(0, 1), targets_of(batch), (none, none), classes)
+    batch: Batch
+    """Rows with these texts, or one row with this picture."""
+    states: Tensor | None = None
+    """(b, l, d) or (1, v, d) what the model makes of them alone; None if it makes nothing."""
 
 
 class ModelOutput(NamedTuple):
@@ -433,13 +347,15 @@ class Model(nn.Module, ABC):
         """(b,) each: the summed token nll of each example and, in training, what each method adds
         to it."""
         losses = self.batch_losses.values() if self.training else ()
-        passes = []
+        num_examples, batch, passes = len(batch), batch.with_rivals(), []
         # Each pass makes new draws: AdaMix compares two of them.
         for number in range(self.num_passes if self.training else 1):
             examples_follow(batch.ids, number)
             with self.context.in_pass(number):
                 passes.append(self.predicted(batch))
-        return [nll_of(passes[0]).sum(1), *(loss.of_examples(passes) for loss in losses)]
+        sums = [nll_of(passes[0]).sum(1), *(loss.of_examples(passes) for loss in losses)]
+        # What rivals add is in their example's sum.
+        return [values[:num_examples] for values in sums]
 
     @property
     def num_passes(self) -> int:
@@ -465,6 +381,28 @@ class Model(nn.Module, ABC):
         best, chosen = (logits.sigmoid() if is_binary else logits.softmax(-1)).max(-1)
         pairs = zip(chosen.tolist(), best.tolist(), strict=True)
         return [Answer(output.head.names[number], sure, None) for number, sure in pairs]
+
+    def read_texts(self, texts: Batch) -> ReadAlone:
+        """What the model makes of a batch's texts before it sees a picture, for tasks that rank."""
+        return ReadAlone(texts)
+
+    def read_picture(self, picture: Batch) -> ReadAlone:
+        """What the model makes of the picture of a batch of one row before it reads a text."""
+        return ReadAlone(picture)
+
+    def pair_states(self, texts: ReadAlone, picture: ReadAlone) -> Tensor:
+        """(b, d) the states that heads read of each text with the picture."""
+        seen, rows = picture.batch, texts.batch
+        index = seen.image_index.expand(len(rows), -1)
+        pairs = replace(rows, image_index=index, images=seen.images, features=seen.features)
+        return self.first_states(pairs)
+
+    @torch.no_grad()
+    def pair_scores(self, texts: ReadAlone, picture: ReadAlone) -> Tensor:
+        """(b,) float32: how well each text fits the picture, by the head of the texts' task."""
+        head = self.heads[self.heads.name_of(texts.batch)]
+        scores: Tensor = head(self.pair_states(texts, picture))
+        return scores[:, -1].float()
 
     @contextmanager
     def evaluating(self) -> Iterator[Model]:

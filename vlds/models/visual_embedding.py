@@ -16,8 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlds.models.loading.resizing import Resizes
 from vlds.runtime.checks import Count, SourceFile
 from vlds.schema import NO_IMAGE, UNDECAYED, OptimizerRule, OptimizerRules
+
+
+def first_rows(table: Tensor, size: torch.Size) -> Tensor:
+    """Of a table for more cells along a side, the first ones, as CLIP-ViL's code takes them."""
+    return table[: size[0]]
 
 
 class GridEmbedding(nn.Module):
@@ -33,6 +39,8 @@ class GridEmbedding(nn.Module):
         "rows.weight": UNDECAYED,
         "columns.weight": UNDECAYED,
     }
+
+    resizes: ClassVar[Resizes] = dict.fromkeys(("rows.weight", "columns.weight"), first_rows)
 
     def __init__(self, grid: int, feature_dim: int, width: int, *, dropout: float, std: float):
         """`grid`: cells along a side; `std`: of the initial weights."""

@@ -10,6 +10,7 @@ from vlds.tasks.image_class import ImageClass
 from vlds.tasks.masked_words import MaskedWords, SpanPrediction
 from vlds.tasks.matching import Matching
 from vlds.tasks.nlvr2 import NLVR2, Entailment
+from vlds.tasks.retrieval import Retrieval
 from vlds.tasks.video import VideoCaption, VideoQA
 from vlds.tasks.vqa import VQA, DirectAnswer, TextVQA
 
@@ -28,6 +29,7 @@ __all__ = [
     "Matching",
     "MultipleChoice",
     "Refer",
+    "Retrieval",
     "SpanPrediction",
     "Task",
     "TextVQA",

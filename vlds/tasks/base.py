@@ -44,12 +44,14 @@ class Task(ABC):
     """The annotation's field with the question; None if the picture alone is the input."""
     num_pictures: ClassVar[int | None] = None
     """How many pictures each sample must have; None: as many as the model takes, at least one."""
-    pairs_samples: ClassVar[bool] = False
-    """True if `example` needs another sample with each (`Sample.other`)."""
+    ranks: ClassVar[bool] = False
+    """True if evaluation compares every text of the data with every picture; the task's head scores
+    a pair by its last class."""
     masks_words: ClassVar[bool] = False
     """True if words of the prompt are predicted in their own places (`Example.masking`)."""
     draws_prompt: ClassVar[bool] = False
-    """True if prompts are drawn, so that other programs have no predictions for them."""
+    """True if prompts are drawn, or predictions have a form of our own: other programs have none
+    and take none."""
     class_loss: ClassVar[ClassLoss | None] = None
     """Loss of the task's head; None: the task has text as output only."""
     labels: ClassVar[tuple[str, ...]] = ()
@@ -97,6 +99,10 @@ class Task(ABC):
                     f"head: it chooses among its own classes, and decoding.{name} limits what is "
                     "written; leave one of them out"
                 )
+
+    def num_others(self, *, evaluation: bool) -> int:
+        """Other samples that `example` needs with each (`Sample.others`)."""
+        return 0
 
     @property
     def num_shots(self) -> int | None:

@@ -17,9 +17,11 @@ from torch import nn
 from vlds.runtime.checks import SourcePath
 from vlds.runtime.json_files import read_named_json
 
-ClassLoss = Literal["cross_entropy", "binary_cross_entropy"]
+ClassLoss = Literal["cross_entropy", "binary_cross_entropy", "ranking"]
 """cross_entropy: one class holds, by softmax. binary_cross_entropy: any number of classes may
-hold, each by its own sigmoid, with targets from 0 to 1; the loss is summed over the classes."""
+hold, each by its own sigmoid, with targets from 0 to 1; the loss is summed over the classes.
+ranking: an example's text and its rivals (`Example.rivals`) compete by softmax over their scores of
+the last class, and the example's own text holds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,14 @@ from vlds.tasks.metrics.plain_scores import fold
 MATCH, OTHER = "true", "false"
 
 
+def false_captions(sample: Sample, other: Sample) -> list[str]:
+    """Captions of another sample that this one's picture does not have as well."""
+    # Captions that differ only in case and blanks are the same: true of both pictures.
+    own = {fold(entry.get("caption", "")) for entry in sample.annotations}
+    captions = (require_label(entry, "caption", other) for entry in other.annotations)
+    return [text for text in captions if fold(text) not in own]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Matching(AnswerTask):
     """Say whether a caption belongs to the picture; scored by accuracy, in all and by answer.
@@ -34,7 +42,6 @@ class Matching(AnswerTask):
     input_field: ClassVar[str | None] = "caption"
     tables: ClassVar[tuple[str, ...]] = ("answer",)
     labels: ClassVar[tuple[str, ...]] = (OTHER, MATCH)
-    pairs_samples: ClassVar[bool] = True
     draws_prompt: ClassVar[bool] = True
 
     prompt: str = "image text match: "
@@ -47,6 +54,9 @@ class Matching(AnswerTask):
         default_factory=lambda: Decoding(max_new_tokens=19, choices=(MATCH, OTHER))
     )
     """How the model's output becomes an answer; the better of two words."""
+
+    def num_others(self, *, evaluation: bool) -> int:
+        return 1
 
     def question(self, sample: Sample, given: Mapping[str, Any]) -> str:
         """The prompt; `answered` adds a caption."""
@@ -63,11 +73,9 @@ class Matching(AnswerTask):
         draw = crc32(given["id"].encode()) if rng is None else int(rng.integers(1 << 32))
         # The last bit says whether to take another picture's caption, the others say which one.
         others: list[str] = []
-        if draw % 2 and (other := sample.other) is not None:
-            # Captions that differ only in case and blanks are the same: true of both pictures.
-            own = {fold(entry.get("caption", "")) for entry in sample.annotations}
-            captions = (require_label(entry, "caption", other) for entry in other.annotations)
-            others = [text for text in captions if fold(text) not in own]
+        if draw % 2 and sample.others:
+            (other,) = sample.others
+            others = false_captions(sample, other)
         answer = OTHER if others else MATCH
         caption = others[draw // 2 % len(others)] if others else given["caption"]
         reference = None if rng is not None else {"answer": answer}  # its group in the table

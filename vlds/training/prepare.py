@@ -260,7 +260,7 @@ def check_learnable(recipe: Recipe, cut: BatchCut) -> None:
     num_micro_batches = max(map(cut.accumulation_steps, recipe.batch_sizes.values()))
     recipe.model.check_tasks(recipe.tasks, num_micro_batches)
     for name, task in recipe.tasks.items():
-        if task.pairs_samples and recipe.data.reader == "sequential":
+        if task.num_others(evaluation=False) and recipe.data.reader == "sequential":
             raise ValueError(
                 f"data.reader: got sequential, and tasks.{name} compares samples, which stand "
                 "anywhere in the shards; use indexed"

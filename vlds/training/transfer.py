@@ -28,6 +28,7 @@ from vlds.artifact import (
     read_recipe,
     readable,
 )
+from vlds.models.loading.resizing import Resizes, resized, resizes_of
 from vlds.models.methods.host import ADDED
 from vlds.models.model import Model
 from vlds.models.partitioned import gathered
@@ -134,8 +135,10 @@ class Transfer:
     def _filled(self, model: Model, stored: Mapping[str, Tensor], is_resumed: bool) -> list[str]:
         stacks = {name for name, rule in optimizer_rules(model).items() if rule.per_task}
         parameters = {name for name, _ in model.named_parameters()}
+        resizes = resizes_of(model)
         used: set[str] = set()
         whole: list[str] = []
+        changed: list[str] = []
         drawn: list[str] = []
         numbers = Counter[str]()
         has_slices = False
@@ -158,7 +161,7 @@ class Transfer:
             if is_resumed and name in model.moving_names():
                 continue
             with gathered([tensor], written=True):
-                self._copy(name, tensor[rows], values, name in stacks)
+                changed += [name] * self._copy(name, tensor[rows], values, name in stacks, resizes)
         model.forget_sources(whole)
         if not numbers:
             raise ValueError(
@@ -167,15 +170,21 @@ class Transfer:
                 "the same methods"
             )
         lines = [*self._told(model, numbers, drawn, sorted(stored.keys() - used))]
+        if changed:
+            lines.append(f"{FIELD}: resized: {', '.join(changed)}")
         return [*lines, *(self._tasks_told() if has_slices else ()), *self._settings_told()]
 
-    def _copy(self, name: str, target: Tensor, values: Tensor, is_stack: bool) -> None:
-        """Write values into a tensor of the model, those of a task into the slice of its name."""
+    def _copy(
+        self, name: str, target: Tensor, values: Tensor, is_stack: bool, resizes: Resizes
+    ) -> bool:
+        """Write values into a tensor of the model, those of a task into the slice of its name. True
+        if they had another size."""
         if not is_stack or len(target) == len(values) == 1:
-            if target.shape != values.shape:
+            fitting = resized(name, values, target.shape, resizes)
+            if target.shape != fitting.shape:
                 raise ValueError(self._misfit(name, target, values))
-            target.copy_(values)
-            return
+            target.copy_(fitting)
+            return fitting is not values
         if target.shape[1:] != values.shape[1:]:
             raise ValueError(self._misfit(name, target, values))
         here, there = list(self.recipe.tasks), list(self.other.tasks)
@@ -191,6 +200,7 @@ class Transfer:
                 "share here; choose one: vlds convert merge --how take --task "
                 f"{there[0]} --run {self.recipe.start} --out OUT"
             )
+        return False
 
     def _misfit(self, name: str, target: Tensor, values: Tensor) -> str:
         shapes = (" x ".join(map(str, each.shape)) or "one number" for each in (values, target))

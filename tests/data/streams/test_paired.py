@@ -44,10 +44,10 @@ def test_every_other_sample_may_stand_beside_one(tmp_path: Path) -> None:
     source = source_of(tmp_path / "data", NUM_SAMPLES)
     sample = source.datasets[0].read(3)
     draws = [(number + 0.5) / NUM_SAMPLES for number in range(NUM_SAMPLES)]
-    others = Counter(source.paired(sample, draw).other.id for draw in draws)  # type: ignore[union-attr]
+    others = Counter(other.id for other in source.beside(sample, draws).others)
     assert others.keys() == {str(number) for number in range(NUM_SAMPLES)} - {"3"}
     assert others["4"] == 2, "what would be the sample itself is the next one"
-    assert source.paired(sample, 1 - 1e-12).other is not None
+    assert len(source.beside(sample, [1 - 1e-12]).others) == 1
 
 
 def test_evaluation_asks_of_the_same_pairs(tmp_path: Path) -> None:
@@ -65,6 +65,6 @@ def test_a_sample_alone_has_no_other(tmp_path: Path) -> None:
     source = source_of(tmp_path / "data", 1)
     sample = source.datasets[0].read(0)
     with pytest.raises(SkipSample, match="no other one to compare it with"):
-        source.paired(sample, 0.5)
+        source.beside(sample, [0.5])
     twin = replace(sample, id="twin")
-    assert source.paired(twin, 0.5).other == sample
+    assert source.beside(twin, [0.5]).others == (sample,)

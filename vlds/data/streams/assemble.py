@@ -286,8 +286,8 @@ class Assembler(torch.utils.data.Dataset[Parcel]):
                     # By position and attempt, so that what a task draws does not depend on ranks
                     # and workers.
                     rng = self._draws.at(slot.position, attempt)
-                    if source.task.pairs_samples:
-                        sample = source.paired(sample, rng.random())
+                    if num := source.task.num_others(evaluation=False):
+                        sample = source.beside(sample, rng.random(num).tolist())
                     example = ask(source.task, source.name, sample, candidate.annotation, rng)
             except SkipSample as error:
                 self._reject(slot, str(error), bad)

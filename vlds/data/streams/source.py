@@ -79,9 +79,9 @@ class TaskSource(Generic[Data]):
     num_pictures: NumPictures = ANY_NUMBER
     """Pictures that each sample has."""
 
-    def paired(self, sample: Sample, draw: float) -> Sample:
-        """The sample with another one in `other`, for tasks with `pairs_samples`; `draw`, from 0 to
-        1, says which one."""
+    def beside(self, sample: Sample, draws: Sequence[float]) -> Sample:
+        """The sample with `others`, for tasks that compare some; each draw, from 0 to 1, says which
+        one."""
         raise NotImplementedError("a run has refused tasks that compare samples of a stream")
 
 
@@ -124,8 +124,11 @@ class Source(TaskSource[Dataset]):
         index = bisect_right(self.first_sample, sample) - 1
         return self.datasets[index], sample - self.first_sample[index]
 
-    def paired(self, sample: Sample, draw: float) -> Sample:
+    def beside(self, sample: Sample, draws: Sequence[float]) -> Sample:
         """Errors: SkipSample if the source has no other sample that can be read."""
+        return replace(sample, others=tuple(self._other(sample, draw) for draw in draws))
+
+    def _other(self, sample: Sample, draw: float) -> Sample:
         num_samples = self.first_sample[-1]
         first = int(draw * num_samples)
         # From the drawn sample on, once around the source: bad ones and the sample itself are out.
@@ -137,7 +140,7 @@ class Source(TaskSource[Dataset]):
                 continue
             # By name and id: two splits of one data set may hold the same sample.
             if (other.dataset, other.id) != (sample.dataset, sample.id):
-                return replace(sample, other=other)
+                return other
         raise SkipSample(f"sample {sample.key}: its source has no other one to compare it with")
 
     def check(self, image: PictureSpec | None) -> None:
@@ -255,9 +258,10 @@ def fixed_example(
     Errors: SkipSample if its annotations are not what the task reads.
     """
     whole = annotation == WHOLE_SAMPLE
-    if source.task.pairs_samples:
-        # 16 hexadecimal digits as a number from 0 to 1: the same partner in every evaluation.
-        sample = source.paired(sample, int(hashed([dataset, sample.id]), 16) / 16**16)
+    if num := source.task.num_others(evaluation=True):
+        # 16 hexadecimal digits as a number from 0 to 1: the same others in every evaluation.
+        keys = ([dataset, sample.id, *([n] if n else [])] for n in range(num))
+        sample = source.beside(sample, [int(hashed(key), 16) / 16**16 for key in keys])
     example = ask(source.task, source.name, sample, None if whole else annotation, None)
     # One data set's predictions keep its own ids, as servers that score submissions expect.
     start = f"{dataset}/" if len(source.datasets) > 1 else ""

@@ -64,6 +64,9 @@ class ModelKind(ABC):
     """Part that can train beside the methods, as `trained_text` and `trained_parts` call it ->
     field of `optimizer` with its learning rate."""
 
+    ranks_pairs: ClassVar[bool] = False
+    """True if its batches hold rivals (`Example.rivals`), and its heads score pairs."""
+
     # What `vlds convert` says of it.
 
     auto_class: ClassVar[str] = "AutoModel"
@@ -82,7 +85,7 @@ class ModelKind(ABC):
         """Why the layout of another program (reference, adapters) cannot hold the model; None if it
         can."""
         return (
-            f"model: {type(self).__name__}, and the {layout} layout holds JointSeq2Seq only; use "
+            f"model: {type(self).__name__}, which the {layout} layout cannot hold; use "
             "`vlds convert hf`"
         )
 
@@ -194,6 +197,11 @@ class ModelKind(ABC):
                     f"tasks.{name}: it predicts masked words in their places, and "
                     f"{type(self).__name__} writes answers; use the model CrossModal with "
                     "masked_words: true"
+                )
+            if task.ranks and not self.ranks_pairs:
+                raise ValueError(
+                    f"tasks.{name}: it ranks pictures and texts by a head's scores, which "
+                    f"{type(self).__name__} does not give; use the model CrossModal or JointEncoder"
                 )
 
     def check_length(self, task: str, longest: Longest) -> None:  # noqa: B027 (most have no limit)

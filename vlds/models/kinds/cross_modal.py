@@ -86,7 +86,11 @@ class CrossModal(TextEncoderKind):
         self.check_vocabulary(processor, config.vocab_size, "text encoder")
         geometry = self.vision.geometry
         fusion = CoAttention(
-            self.fusion, config.hidden_size, geometry.feature_dim, geometry.class_token
+            self.fusion,
+            config.hidden_size,
+            geometry.feature_dim,
+            geometry.class_token,
+            self.num_images,
         )
         load_weights(fusion, self.fusion_weights)
         words = WordHead(self.fusion.width, config.vocab_size) if self.masked_words else None
@@ -118,6 +122,9 @@ class CrossModal(TextEncoderKind):
             "training.activation_checkpointing: CrossModal's streams are not recomputed; switch it "
             "off"
         )
+
+    def refusal(self, layout: str) -> str | None:
+        return None if layout == "reference" else super().refusal(layout)
 
     def export(self, model: Model, folder: Path) -> CrossModal:
         """The text encoder and the tokenizer under Hugging Face's names, and a file for each other

@@ -31,10 +31,11 @@ from transformers.models.bridgetower.modeling_bridgetower import (
 
 from vlds.models.generation.answer_list import Answer
 from vlds.models.kinds.base import grid_features
+from vlds.models.loading.resizing import Resizes
 from vlds.models.loss import targets_of
 from vlds.models.methods.context import Predicted, Visual
 from vlds.models.methods.host import run_beside
-from vlds.models.model import Model, Part
+from vlds.models.model import Model, Part, ReadAlone
 from vlds.models.vision.base import GridEncoder, VisionEncoder
 from vlds.runtime.checks import Count, ShareBelow1
 from vlds.schema import (
@@ -94,17 +95,30 @@ class Fused(NamedTuple):
     """(b, 2 d) the text's first token and the picture's, pooled."""
 
 
+def with_second_picture(types: Tensor, size: torch.Size) -> Tensor:
+    """The table of types of a model with one picture an example, for one with two: the second has
+    the first one's, as METER begins on NLVR2; and the other way round."""
+    return torch.cat([types, types[-1:]])[: size[0]] if len(types) > 1 else types
+
+
 class CoAttention(nn.Module):
     """Two streams of layers, which are those of Hugging Face's BridgeTower, built on METER. In
     METER's code they are cross_modal_text_layers, cross_modal_image_layers and so on."""
 
     optimizer_rules: ClassVar[OptimizerRules] = {"types.weight": UNDECAYED}
+    resizes: ClassVar[Resizes] = {"types.weight": with_second_picture}
 
     def __init__(
-        self, config: CoAttentionConfig, text_width: int, image_width: int, class_token: bool
+        self,
+        config: CoAttentionConfig,
+        text_width: int,
+        image_width: int,
+        class_token: bool,
+        num_images: int = 1,
     ) -> None:
         """`text_width`, `image_width`: channels of the encoders. `class_token`: whether the first
-        token stands for the picture; else the mean of all does."""
+        token stands for the picture; else the mean of all does. `num_images`: most pictures of an
+        example."""
         super().__init__()
         self.class_token = class_token
         d = config.width
@@ -120,7 +134,7 @@ class CoAttention(nn.Module):
         layer._attn_implementation = "sdpa"
         self.text_projection = nn.Linear(text_width, d)
         self.image_projection = nn.Linear(image_width, d)
-        self.types = nn.Embedding(3, d)  # text, first picture, second picture
+        self.types = nn.Embedding(1 + num_images, d)  # of the text, and of each picture
         self.text_layers, self.image_layers = (
             nn.ModuleList(BridgeTowerBertCrossLayer(layer) for _ in range(config.layers))
             for _ in range(2)
@@ -253,12 +267,23 @@ class CrossModalModel(Model):
         of the text with each picture, zeros where there is none."""
         self.context.set_rows(batch.task_index, None, batch.input_ids.device)
         images, shown = self.visual_tokens(batch)
-        self.context.visual = Visual(images.flatten(1, 2), shown.flatten(1))
-        run_beside(self.backbone)
+        text = self.read(batch, Visual(images.flatten(1, 2), shown.flatten(1)))
+        return self.join(text, batch.attention_mask.bool(), images, shown)
+
+    def read(self, batch: Batch, seen: Visual | None) -> Tensor:
+        """(b, l, d') the text encoder's states. `seen`: the pictures beside the texts, which some
+        methods read; None if they are not known."""
         mask = batch.attention_mask.bool()
-        self.context.token_mask = mask
+        self.context.visual, self.context.token_mask = seen, mask
+        run_beside(self.backbone)
         read = self.backbone.text(input_ids=batch.input_ids, attention_mask=mask.long())
-        text = read.last_hidden_state
+        states: Tensor = read.last_hidden_state
+        return states
+
+    def join(
+        self, text: Tensor, mask: Tensor, images: Tensor, shown: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`fuse`, of texts (b, l, d') that were read, with their mask, and of `visual_tokens`."""
         # All pairs run in every batch, so that ranks run the same modules under ZeRO-3. A row that
         # lacks a picture borrows one, unseen by attention, and its pooled pair becomes zero.
         pairs: list[Fused] = [
@@ -284,6 +309,31 @@ class CrossModalModel(Model):
         return features[index.clamp(min=0)], shown
 
     # Answers.
+
+    def read_texts(self, texts: Batch) -> ReadAlone:
+        # Methods that make weights from the picture need it here already.
+        if self.context.reads_examples:
+            return super().read_texts(texts)
+        self.context.set_rows(texts.task_index, None, texts.input_ids.device)
+        return ReadAlone(texts, self.read(texts, None))
+
+    def read_picture(self, picture: Batch) -> ReadAlone:
+        if self.context.reads_examples:
+            return super().read_picture(picture)
+        self.context.set_rows(picture.task_index, None, picture.input_ids.device)
+        return ReadAlone(picture, self.visual_tokens(picture)[0][0])
+
+    def pair_states(self, texts: ReadAlone, picture: ReadAlone) -> Tensor:
+        if texts.states is None or picture.states is None:
+            return super().pair_states(texts, picture)
+        rows, mask = texts.batch, texts.batch.attention_mask.bool()
+        self.context.set_rows(rows.task_index, None, rows.input_ids.device)
+        self.context.token_mask = mask
+        images = picture.states.expand(len(rows), *picture.states.shape)
+        shown = (picture.batch.image_index != NO_IMAGE).expand(len(rows), -1)
+        shown = nn.functional.pad(shown, (0, self.num_images - shown.shape[1]))
+        seen = shown[..., None].expand(-1, -1, images.shape[2])
+        return self.join(texts.states, mask, images, seen)[1]
 
     @torch.no_grad()
     def write(self, batch: Batch, decoding: Decoding) -> list[Answer]:

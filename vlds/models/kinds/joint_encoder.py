@@ -27,7 +27,7 @@ from vlds.models.loading.load_backbone import load_backbone
 from vlds.models.loading.model_files import save_module
 from vlds.models.methods.context import Predicted, Visual
 from vlds.models.methods.host import run_beside
-from vlds.models.model import Model, Part
+from vlds.models.model import Model, Part, ReadAlone
 from vlds.models.roles import find_roles
 from vlds.models.vision.base import GridEncoder, VisionEncoder, load_weights
 from vlds.models.visual_embedding import GridEmbedding
@@ -84,13 +84,16 @@ class JointEncoderModel(Model):
     def first_states(self, batch: Batch) -> Tensor:
         """(b, d) of the first token, through the linear layer of BERT's pooler; CLIP-ViL has no
         tanh behind it."""
-        states: Tensor = self.backbone.pooler.dense(self.encode(batch))
+        self.context.set_rows(batch.task_index, None, batch.input_ids.device)
+        return self.read_beside(batch, *self.visual_tokens(batch))
+
+    def read_beside(self, batch: Batch, visual: Tensor, visual_mask: Tensor) -> Tensor:
+        """`first_states`, with the pictures' visual tokens and their mask."""
+        states: Tensor = self.backbone.pooler.dense(self.encode(batch, visual, visual_mask))
         return states
 
-    def encode(self, batch: Batch) -> Tensor:
+    def encode(self, batch: Batch, visual: Tensor, visual_mask: Tensor) -> Tensor:
         """(b, d) states of the text's first token, which has read text and picture."""
-        self.context.set_rows(batch.task_index, None, batch.input_ids.device)
-        visual, visual_mask = self.visual_tokens(batch)
         self.context.visual = Visual(visual, visual_mask)
         prompts, text_mask = run_beside(self.backbone), batch.attention_mask.bool()
         text = self.backbone.embeddings(input_ids=batch.input_ids)
@@ -122,6 +125,18 @@ class JointEncoderModel(Model):
         return tokens, (index != NO_IMAGE)[:, None].expand(tokens.shape[:2])
 
     # Answers.
+
+    def read_picture(self, picture: Batch) -> ReadAlone:
+        self.context.set_rows(picture.task_index, None, picture.input_ids.device)
+        return ReadAlone(picture, self.visual_tokens(picture)[0])
+
+    def pair_states(self, texts: ReadAlone, picture: ReadAlone) -> Tensor:
+        assert picture.states is not None
+        rows, num = texts.batch, len(texts.batch)
+        self.context.set_rows(rows.task_index, None, rows.input_ids.device)
+        visual = picture.states.expand(num, -1, -1)
+        shown = picture.batch.image_index[:, :1] != NO_IMAGE
+        return self.read_beside(rows, visual, shown.expand(num, visual.shape[1]))
 
     def write(self, batch: Batch, decoding: Decoding) -> list[Answer]:
         raise AssertionError("all tasks of a JointEncoder have heads")
@@ -174,6 +189,9 @@ class JointEncoder(TextEncoderKind, EmbeddingKind):
         parts = {"vision": self.vision.source, "visual_embedding": self.visual_weights}
         model.note_sources(names, parts)
         return model
+
+    def refusal(self, layout: str) -> str | None:
+        return None if layout == "reference" else super().refusal(layout)
 
     def export(self, model: Model, folder: Path) -> JointEncoder:
         """The encoder and the tokenizer under Hugging Face's names, and a file for each other

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from vlds.models.collate import WHOLE, batch_of, padded
 from vlds.models.kinds.base import GridKind, PathKind
@@ -39,12 +41,41 @@ class CrossModalCollator:
         assert not isinstance(images, list)
         encoded = [self.encode(row) for row in rows]
         tokens = [ids for ids, _ in encoded]
-        batch = batch_of(rows, tokens, self.tokenizer.pad_token_id, evaluation=evaluation)
+        pad = self.tokenizer.pad_token_id
+        batch = batch_of(rows, tokens, pad, evaluation=evaluation)
         labels = [labels for _, labels in encoded]
         if any(label != IGNORED_LABEL for of_row in labels for label in of_row):
             batch.labels, batch.labels_on_prompt = padded(labels, IGNORED_LABEL), True
+        if (most := max(len(row.example.rivals) for row in rows)) > 0:
+            self.add_rivals(batch, rows, most)
         batch.images, batch.features = (None, images) if self.features else (images, None)
         return batch
+
+    def add_rivals(self, batch: Batch, rows: Sequence[Row], most: int) -> None:
+        """Give the batch the rivals of its rows, `most` at most, and all its texts one width."""
+        tokens: list[list[int]] = []
+        for row in rows:
+            of_row = [self.token_ids(text, row.max_prompt_tokens) for text in row.example.rivals]
+            tokens += [*of_row, *[[]] * (most - len(of_row))]
+        pad = self.tokenizer.pad_token_id
+        ids, lengths = padded(tokens, pad), torch.tensor([len(of_text) for of_text in tokens])
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        width = max(ids.shape[1], batch.input_ids.shape[1])
+
+        def widened(values: Tensor, value: int) -> Tensor:
+            return F.pad(values, (0, width - values.shape[1]), value=value)
+
+        batch.rivals = widened(ids, pad).unflatten(0, (len(rows), most))
+        batch.rivals_mask = widened(mask, False).unflatten(0, (len(rows), most))
+        batch.input_ids = widened(batch.input_ids, pad)
+        batch.attention_mask = widened(batch.attention_mask, False)
+        if batch.labels is not None:
+            batch.labels = widened(batch.labels, IGNORED_LABEL)
+
+    def token_ids(self, text: str, most: int) -> list[int]:
+        """At most so many."""
+        ids: list[int] = self.tokenizer(text, truncation=True, max_length=most)["input_ids"]
+        return ids
 
     def encode(self, row: Row) -> tuple[list[int], list[int]]:
         """Tokens of a row's text, as the model reads them, and the label of each. A word to predict
@@ -70,10 +101,7 @@ class CrossModalCollator:
         return ids, labels
 
     def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
-        return [
-            len(self.tokenizer(text, truncation=True, max_length=most)["input_ids"])
-            for text, most in prompts
-        ]
+        return [len(self.token_ids(*prompt)) for prompt in prompts]
 
     def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
         """One label for each answer."""
@@ -106,6 +134,8 @@ SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderKind(PathKind, GridKind):
     """A kind with a text encoder of BERT's family and grid features of pictures."""
+
+    ranks_pairs: ClassVar[bool] = True
 
     path: SourcePath | None = None
     """The text encoder, BERT or RoBERTa: a Hugging Face hub name or a local folder."""

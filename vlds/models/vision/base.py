@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlds.models.loading.model_files import check_tensors, save_module
+from vlds.models.loading.resizing import resized, resizes_of
 from vlds.schema import ImageSpec, TargetModules
 
 
@@ -178,11 +179,13 @@ def load_weights(module: nn.Module, file: str | None) -> None:
         raise ValueError(f"weights: no such file: {file}; name a .safetensors file")
     wanted = module.state_dict()
     shapes = check_tensors("weights", Path(file), wanted)
+    resizes = resizes_of(module)
     # `load_state_dict` would list every tensor. The file may hold more than the module wants.
     wrong = [
         f"{name} {shapes.get(name, 'missing')}, wanted {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
-        if shapes.get(name) != tuple(tensor.shape)
+        if (shape := shapes.get(name)) != tuple(tensor.shape)
+        and not (shape and name in resizes and shape[1:] == tuple(tensor.shape[1:]))
     ]
     if wrong:
         raise ValueError(
@@ -191,4 +194,6 @@ def load_weights(module: nn.Module, file: str | None) -> None:
         )
     # Only now, since the shapes were read from the file's header alone.
     tensors = load_file(file)
-    module.load_state_dict({name: tensors[name] for name in wanted})
+    module.load_state_dict(
+        {name: resized(name, tensors[name], wanted[name].shape, resizes) for name in wanted}
+    )

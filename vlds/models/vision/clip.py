@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlds.models.loading.gate import check_config, check_model, load_weights, read_config
+from vlds.models.loading.resizing import Resizes, for_pictures_of, resized_positions
 from vlds.models.vision.base import Geometry, GridEncoder, VisionEncoder, on_meta
 from vlds.runtime.checks import Count, Pixels, SourceFile, SourcePath, check_path_or_config
 from vlds.runtime.process import find
@@ -173,21 +173,10 @@ class ClipTokens(ClipVision):
 class ClipTokensModule(ClipModule):
     """The transformer's tokens, after its last norm."""
 
+    resizes: ClassVar[Resizes] = {"net.embeddings.position_embedding.weight": for_pictures_of}
+
     def features(self, pixels: Tensor) -> Tensor:
         """(u, 3, h, w) normalised -> (u, 1 + grid * grid, dim)."""
         states: Tensor = self.net(pixel_values=pixels).last_hidden_state
         normed: Tensor = self.net.post_layernorm(states)
         return normed
-
-
-def resized_positions(table: Tensor, grid: int) -> Tensor:
-    """(1 + g * g, d) -> (1 + grid * grid, d): the class token's row as it is, the others resized as
-    a picture, bicubically."""
-    old = round((len(table) - 1) ** 0.5)
-    if old == grid:
-        return table
-    # Row-major cells: (g * g, d) -> a picture (1, d, g, g).
-    cells = table[1:].T.reshape(1, -1, old, old)
-    # Aligned by the edges of the cells, not by their centres: a cell's place in the picture stays.
-    cells = F.interpolate(cells, (grid, grid), mode="bicubic", align_corners=False)
-    return torch.cat([table[:1], cells.flatten(2)[0].T])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vlds.models.loading.model_files import check_source, reading
+from vlds.models.loading.resizing import Resizes, for_pictures_of
 from vlds.models.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights, on_meta
 from vlds.runtime.checks import Pixels, SourceFile
 from vlds.schema import ImageSpec
@@ -103,6 +104,9 @@ class Timm(VisionEncoder):
 
 class TimmModule(GridEncoder):
     """A timm model; its classifier stays, unused, so that weight files fit."""
+
+    # Of CLIP's pooling by attention, for pictures of another size.
+    resizes: ClassVar[Resizes] = {"net.head.pos_embed": for_pictures_of}
 
     def __init__(self, net: Any) -> None:
         data = timm().data.resolve_model_data_config(net)

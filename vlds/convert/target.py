@@ -82,7 +82,14 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
 
     Errors: ValueError if the file holds anything else.
     """
-    content = read_torch(file)
+    return state_dict_of(read_torch(file), file)
+
+
+def state_dict_of(content: Any, file: Path) -> dict[str, Tensor]:
+    """Name -> tensor of what a file holds, without the `module.` of DistributedDataParallel.
+
+    Errors: ValueError if it is anything else.
+    """
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{file} holds a {type(content).__name__}, not a state dict: name another")
     state: dict[str, Tensor] = {}

@@ -1,0 +1,127 @@
+"""OpenAI's and open_clip's files become a CLIP that says what theirs says."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tests.toys.dual import WORDS, build, pairs, write_tokenizer
+from tests.toys.trained_runs import convert_code
+from vlds.convert.torchscript import read_torchscript
+from vlds.models.vision.clip import MEAN, STD
+
+open_clip: Any = pytest.importorskip(
+    "open_clip", reason="open_clip is not installed: pip install open_clip_torch"
+)
+TEXT = {
+    "context_length": 14, "vocab_size": len(WORDS), "width": 64, "heads": 1, "layers": 2,
+}  # fmt: skip
+VISION: dict[str, dict[str, Any]] = {
+    "resnet": {"layers": [1, 2, 1, 1], "width": 8, "image_size": 64},
+    "vit": {"layers": 2, "width": 64, "head_width": 32, "patch_size": 8, "image_size": 16},
+}
+LAST = [*(word for word in WORDS if word != "<eos>"), "<eos>"]
+"""As in CLIP's vocabulary, the last token ends texts."""
+TEXTS = ["it is red", "a picture that is blue and nothing but blue", "it is green ."]
+
+
+def theirs(tower: str, quick: bool = True, **vision: Any) -> Any:
+    """A tiny CLIP of open_clip, whose weights are all unlike each other."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    torch.manual_seed(5)
+    fields = VISION[tower] | vision
+    model = CLIP(12, CLIPVisionCfg(**fields), CLIPTextCfg(**TEXT), quick_gelu=quick)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if "running_var" in name or ("bn" in name and name.endswith("weight")):
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.dim() < 2 and name != "logit_scale" and tensor.is_floating_point():
+                tensor += 0.2 * torch.randn(tensor.shape)
+    return model.eval()
+
+
+def settings_of(tower: str, quick: bool) -> dict[str, Any]:
+    """The content of open_clip_config.json."""
+    fields = {"embed_dim": 12, "vision_cfg": VISION[tower], "text_cfg": TEXT}
+    return {"model_cfg": fields | ({"quick_gelu": True} if quick else {}), "preprocess_cfg": {}}
+
+
+class Archived(nn.Module):
+    """A model as OpenAI has archived it: with numbers among its buffers, and its two encoders."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        for name, child in model.named_children():
+            self.add_module(name, child)
+        for name, parameter in model.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name in ("input_resolution", "context_length", "vocab_size"):
+            self.register_buffer(name, torch.tensor(14))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        found: Tensor = self.visual(pixels)
+        return found
+
+
+def write(model: Any, form: str, tower: str, quick: bool, folder: Path) -> list[Any]:
+    """Write a model in a form; the words of `vlds convert clip` that read it."""
+    words = folder / "words"
+    words.mkdir(parents=True)
+    write_tokenizer(words, LAST)
+    activation = ["--activation", "quick_gelu" if quick else "gelu"]
+    if form == "archive":
+        side = VISION[tower]["image_size"]
+        traced = torch.jit.trace(Archived(model), torch.randn(1, 3, side, side))
+        traced.save(str(folder / "RN.pt"))
+        return ["--from", folder / "RN.pt", "--tokenizer", words]
+    if form == "checkpoint":
+        state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+        torch.save({"epoch": 3, "name": "tiny", "state_dict": state}, folder / "epoch_3.pt")
+        return ["--from", folder / "epoch_3.pt", "--tokenizer", words, *activation]
+    (words / "open_clip_config.json").write_text(json.dumps(settings_of(tower, quick)))
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, words / "open_clip_model.safetensors")
+    return ["--from", words]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("tower", "form", "quick"),
+    [
+        ("resnet", "archive", True),
+        ("resnet", "checkpoint", True),
+        ("resnet", "folder", False),
+        ("vit", "folder", True),
+        ("vit", "folder", False),
+    ],
+)
+def test_features_are_those_of_open_clip(
+    tower: str, form: str, quick: bool, tmp_path: Path
+) -> None:
+    model = theirs(tower, quick)
+    source = write(model, form, tower, quick, tmp_path / "theirs")
+    assert convert_code("clip", *source, "--out", tmp_path / "ours") == 0
+    ours = build(tmp_path / "ours").eval()
+    batch = pairs(ours, TEXTS)
+    assert batch.images is not None
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (MEAN, STD))
+    images = model.encode_image((batch.images.float() / 255 - mean) / std, normalize=True)
+    # open_clip reads a text at its largest token; ours ends texts with the last word.
+    ids = torch.zeros(len(TEXTS), TEXT["context_length"], dtype=torch.long)
+    ids[:, : batch.input_ids.shape[1]] = batch.input_ids
+    texts = model.encode_text(ids, normalize=True)
+    assert torch.allclose(ours.image_embeddings(batch), images, atol=1e-5)
+    assert torch.allclose(ours.through_text(batch.input_ids), texts, atol=1e-5)
+    assert torch.allclose(ours.scale, model.logit_scale.exp())
+    assert images.std(0).min() > 0.01  # the pictures and the texts differ
+    assert texts.std(0).min() > 0.01

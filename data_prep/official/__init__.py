@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from data_prep.official import easy_vqa, pretraining, vg
 from data_prep.official.aokvqa import A_OKVQA
 from data_prep.official.coco import CAPTIONS, KARPATHY
+from data_prep.official.few_shot import FEW_SHOT_SETS
 from data_prep.official.flickr30k import FLICKR30K_CAPTIONS
 from data_prep.official.gqa import GQA
 from data_prep.official.nlvr2 import NLVR2
@@ -30,7 +31,7 @@ class Command(Protocol):
 
 # Modules are those whose options or outputs `OfficialSet` cannot declare.
 COMMANDS: tuple[Command, ...] = (
-    A_OKVQA, KARPATHY, CAPTIONS, easy_vqa, FLICKR30K_CAPTIONS, GQA, NLVR2, OK_VQA, pretraining,
+    A_OKVQA, KARPATHY, CAPTIONS, easy_vqa, *FEW_SHOT_SETS, FLICKR30K_CAPTIONS, GQA, NLVR2, OK_VQA, pretraining,
     *REFCOCO, SCIENCE_QA, SNLI_VE, TEXT_VQA, *VALUE, vg, VQA_V2,
 )  # fmt: skip
 PUBLISHED: Mapping[str, Published] = {

@@ -91,6 +91,8 @@ def save_clip(folder: Path, spread: float = 0.3, **sizes: Any) -> Path:
 
 
 RESNET: dict[str, Any] = {"width": 8, "layers": [1, 1, 1, 1], "image_size": 64}
+RESNET_WIDTH = 16
+"""Of the embeddings, behind which adapters of a quarter of it stand."""
 
 
 def save_resnet_clip(folder: Path) -> Path:
@@ -98,7 +100,8 @@ def save_resnet_clip(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     torch.manual_seed(3)
     fields = json.loads(write_config(folder).read_text("utf-8"))
-    model = ResNetClip(ResNetClipConfig.from_dict(fields | {"vision_config": RESNET}))
+    sizes = {"vision_config": RESNET, "projection_dim": RESNET_WIDTH}
+    model = ResNetClip(ResNetClipConfig.from_dict(fields | sizes))
     with torch.no_grad():
         for name, parameter in model.text_model.named_parameters():
             if "norm" not in name:

@@ -31,8 +31,8 @@ class Command(Protocol):
 
 # Modules are those whose options or outputs `OfficialSet` cannot declare.
 COMMANDS: tuple[Command, ...] = (
-    A_OKVQA, KARPATHY, CAPTIONS, easy_vqa, *FEW_SHOT_SETS, FLICKR30K_CAPTIONS, GQA, NLVR2, OK_VQA, pretraining,
-    *REFCOCO, SCIENCE_QA, SNLI_VE, TEXT_VQA, *VALUE, vg, VQA_V2,
+    A_OKVQA, KARPATHY, CAPTIONS, easy_vqa, *FEW_SHOT_SETS, FLICKR30K_CAPTIONS, GQA, NLVR2, OK_VQA,
+    pretraining, *REFCOCO, SCIENCE_QA, SNLI_VE, TEXT_VQA, *VALUE, vg, VQA_V2,
 )  # fmt: skip
 PUBLISHED: Mapping[str, Published] = {
     entry.command: entry

@@ -239,7 +239,9 @@ IMAGENET_FILES = {
     split: (
         NAMES_FILE,
         Download(
-            f"imagenet/images/{split}", "https://image-net.org/", licence="by request, for non-commercial research"
+            f"imagenet/images/{split}",
+            "https://image-net.org/",
+            licence="by request, for non-commercial research",
         ),
     )
     for split in ("train", "val")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.toys.dual import WORDS, build, pairs, save_resnet_clip, write_tokenizer
 from tests.toys.trained_runs import convert_code
+from vlds.convert.clip import openai_tokenizer
 from vlds.convert.torchscript import read_torchscript
 from vlds.models.vision.clip import MEAN, STD
 
@@ -131,6 +132,18 @@ def test_features_are_those_of_open_clip(
     assert texts.std(0).mean() > 0.02
 
 
+def test_openai_s_list_of_merges_is_its_tokenizer() -> None:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    folder = Path(open_clip.__file__).parent
+    ours, theirs_ = openai_tokenizer(folder / "bpe_simple_vocab_16e6.txt.gz"), SimpleTokenizer()
+    texts = ["a photo of a 707-320, a type of aircraft.", "Yellow lady's slipper!", "ÉTÉ x²", ""]
+    for text in texts:
+        ends = [theirs_.sot_token_id, theirs_.eot_token_id]
+        assert ours(text)["input_ids"] == [ends[0], *theirs_.encode(text), ends[1]]
+    assert ours.eos_token_id == len(ours) - 1 == 49_407
+
+
 def test_the_archive_s_code_is_not_run(tmp_path: Path) -> None:
     """A TorchScript archive is a program: its tensors are read, and nothing else."""
 
@@ -150,10 +163,10 @@ def test_the_archive_s_code_is_not_run(tmp_path: Path) -> None:
         ):
             for entry in good.namelist():
                 out.writestr(entry, bad if entry.endswith("/data.pkl") else good.read(entry))
-    with pytest.raises(ValueError, match="it names .*exec, which could run any program"):
+    with pytest.raises(ValueError, match=r"it names .*exec, which could run any program"):
         read_torchscript(tmp_path / "evil.pt")
     assert not (tmp_path / "sprung").exists()
-    with pytest.raises(ValueError, match="cut.pt is not a complete TorchScript archive"):
+    with pytest.raises(ValueError, match=r"cut\.pt is not a complete TorchScript archive"):
         read_torchscript(tmp_path / "cut.pt")
 
 
@@ -186,6 +199,9 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     folder.mkdir()
     write_tokenizer(folder, LAST)
     settings = settings_of("resnet", True)
+    settings["preprocess_cfg"] = {"mean": [0.5, 0.5, 0.5]}
+    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    assert "preprocess_cfg.mean is [0.5, 0.5, 0.5]" in said("--from", folder)
     settings["model_cfg"]["vision_cfg"] = {"timm_model_name": "convnext_base"}
     (folder / "open_clip_config.json").write_text(json.dumps(settings))
     assert "vision_cfg.timm_model_name is 'convnext_base', which vlds does not" in (

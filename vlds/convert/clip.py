@@ -2,7 +2,7 @@
 weights alike:
 
     OpenAI      NAME.pt, a TorchScript archive: a ViT or a ResNet
-    open_clip   a folder of the hub (open_clip_config.json and weights), or a checkpoint's state dict
+    open_clip   a folder of the hub (open_clip_config.json and weights), or a checkpoint
 
 The sizes are those of the weights. What weights cannot tell comes from open_clip_config.json, or
 from what OpenAI's models have in common: heads of 64 channels, and QuickGELU.
@@ -12,6 +12,7 @@ A ViT becomes a folder that Hugging Face's CLIPModel opens, a ResNet one that vl
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from vlds.convert.output import first_names, new_output, say
 from vlds.convert.target import read_safetensors, read_settings, read_torch, state_dict_of
@@ -27,7 +29,8 @@ from vlds.convert.torchscript import is_torchscript, read_torchscript
 from vlds.models.kinds.dual_encoder import DualEncoder
 from vlds.models.kinds.resnet_clip import HEAD_WIDTH, STRIDE, ResNetClip, ResNetClipConfig
 from vlds.models.loading.gate import TOKENIZER_FILES, check_tokenizer, open_checked, quiet
-from vlds.models.loading.model_files import reading
+from vlds.models.loading.model_files import SourceError, reading
+from vlds.models.vision.clip import MEAN, STD
 
 Activation = Literal["gelu", "quick_gelu"]
 """Of the transformers' feed-forward layers: exact GELU, or x sigmoid(1.702 x)."""
@@ -35,6 +38,9 @@ SETTINGS = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 """Last parts of the names of some files' other entries."""
+NUM_MERGES = 49_152 - 256 - 2
+"""Of the longer list in bpe_simple_vocab_16e6.txt.gz, CLIP takes the first."""
+SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 TEXT = "text."
 """Before the names of the text tower in newer models of open_clip."""
 LAYER = {
@@ -96,17 +102,20 @@ def convert_clip(
     if tokenizer is None and not source.is_dir():
         raise ValueError(
             "--tokenizer: the file holds none; name a folder or hub name with CLIP's, such as "
-            "openai/clip-vit-base-patch32"
+            "openai/clip-vit-base-patch32, or OpenAI's bpe_simple_vocab_16e6.txt.gz"
         )
     words = tokenizer or str(source)
-    check_tokenizer(words, "--tokenizer", TOKENIZER_FILES)
     with reading(f"--tokenizer: cannot read a tokenizer from {words}"):
-        processor = open_checked(AutoTokenizer, words, "--tokenizer")
+        if words.endswith(".gz"):
+            processor = openai_tokenizer(Path(words))
+        else:
+            check_tokenizer(words, "--tokenizer", TOKENIZER_FILES)
+            processor = open_checked(AutoTokenizer, words, "--tokenizer")
     say(f"reading {source}")
     read = read_clip(source)
-    config = config_of(read, activation or read.activation)
-    model_class = ResNetClip if isinstance(config, ResNetClipConfig) else CLIPModel
-    with reading(f"--from: {source} holds sizes of no CLIP"):
+    with reading(f"--from: {source} holds sizes of no CLIP", "name another file"), quiet():
+        config = config_of(read, activation or read.activation)
+        model_class = ResNetClip if isinstance(config, ResNetClipConfig) else CLIPModel
         model = model_class(config)
     fill(model, named_weights(read.weights), source)
     with new_output(out, "folder") as partial, quiet():
@@ -119,6 +128,21 @@ def convert_clip(
         kind.build(torch.float32, kind.load_processor())
 
 
+def openai_tokenizer(file: Path) -> Any:
+    """Hugging Face's tokenizer of CLIP from OpenAI's list of merges.
+
+    Errors: OSError if it cannot be read.
+    """
+    with gzip.open(file, "rt", encoding="utf-8") as opened:
+        lines = opened.read().split("\n")[1 : 1 + NUM_MERGES]  # the first line is a comment
+    merges = [tuple(line.split()) for line in lines]
+    # Bytes, the same at the end of a word, what each merge makes, and the two special tokens.
+    bytes_ = list(bytes_to_unicode().values())
+    tokens = [*bytes_, *(byte + "</w>" for byte in bytes_), *map("".join, merges), *SPECIAL]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges)
+
+
 def read_clip(source: Path) -> ClipFile:
     """The weights in a file or folder, and what stands beside them.
 
@@ -128,8 +152,15 @@ def read_clip(source: Path) -> ClipFile:
     activation: Activation | None = None
     file = source
     if source.is_dir():
-        settings = read_settings(source / SETTINGS).get("model_cfg") or {}
-        check_settings(settings, source / SETTINGS)
+        described = read_settings(source / SETTINGS)
+        settings = check_settings(described.get("model_cfg"), source / SETTINGS)
+        pictures = described.get("preprocess_cfg") or {}
+        for name, ours in (("mean", MEAN), ("std", STD)):
+            if (theirs := pictures.get(name, list(ours))) != list(ours):
+                raise ValueError(
+                    f"--from: {source / SETTINGS}: preprocess_cfg.{name} is {theirs}, and "
+                    f"DualEncoder's pictures have CLIP's, {list(ours)}; name a CLIP with these"
+                )
         activation = "quick_gelu" if settings.get("quick_gelu") else "gelu"
         file = next((source / name for name in WEIGHT_FILES if (source / name).is_file()), source)
         if file == source:
@@ -161,39 +192,46 @@ def read_clip(source: Path) -> ClipFile:
     return ClipFile(bare, settings, activation)
 
 
-def check_settings(settings: Mapping[str, Any], file: Path) -> None:
-    """Errors: ValueError for a field that changes what a model computes in a way not known here."""
+def check_settings(settings: object, file: Path) -> Mapping[str, Any]:
+    """`model_cfg` of open_clip.
+
+    Errors: ValueError for a field that changes what a model computes in a way not known here.
+    """
     for part, known in KNOWN.items():
-        fields = settings.get(part, {}) if part else settings
-        if not isinstance(fields, Mapping) or not settings:
+        fields = settings.get(part) if part and isinstance(settings, Mapping) else settings
+        if not isinstance(fields, Mapping):
             raise ValueError(f"--from: {file} does not describe a model of open_clip")
         odd = sorted(name for name, value in fields.items() if name not in known and value)
         if odd:
             raise ValueError(
-                f"--from: {file}: {'model_cfg' if not part else part}.{odd[0]} is "
-                f"{fields[odd[0]]!r}, which vlds does not know; CLIP's ViT and ResNet alone can be "
-                "read"
+                f"--from: {file}: {part or 'model_cfg'}.{odd[0]} is {fields[odd[0]]!r}, which vlds "
+                "does not know; CLIP's ViT and ResNet alone can be read"
             )
+    assert isinstance(settings, Mapping)
+    return settings
 
 
 def config_of(read: ClipFile, activation: Activation | None) -> Any:
     """The config of a model with the sizes of the weights.
 
-    Errors: ValueError if they are of no such model, or nothing says which activation it has.
+    Errors: SourceError if nothing says which activation it has, or heads are of another width than
+    a ResNet's; whatever sizes of no such model raise.
     """
     weights, settings = read.weights, read.settings
     if activation is None:
-        raise ValueError(
+        raise SourceError(
             "--activation: the file does not say which its model has; give quick_gelu (OpenAI's "
             "models, and open_clip's called -quickgelu) or gelu (open_clip's others)"
         )
     words, width = weights["token_embedding.weight"].shape
+    # 8 is open_clip's default.
+    heads = settings["text_cfg"].get("heads", 8) if settings else width // HEAD_WIDTH
     text = {
         "vocab_size": words,
         "hidden_size": width,
         "intermediate_size": len(first(weights, "transformer.resblocks.0.mlp.c_fc.bias")),
         "num_hidden_layers": num_blocks(weights, "transformer.resblocks."),
-        "num_attention_heads": settings.get("text_cfg", {}).get("heads") or width // HEAD_WIDTH,
+        "num_attention_heads": heads,
         "max_position_embeddings": len(weights["positional_embedding"]),
         "hidden_act": activation,
         # As in CLIP's own vocabulary, the last two tokens begin and end texts.
@@ -201,13 +239,15 @@ def config_of(read: ClipFile, activation: Activation | None) -> Any:
     }  # fmt: skip
     projection = weights["text_projection"].shape[1]
     common = {"projection_dim": projection, "text_config": text | {"projection_dim": projection}}
-    head_width = settings.get("vision_cfg", {}).get("head_width") or HEAD_WIDTH
+    head_width = settings["vision_cfg"].get("head_width", HEAD_WIDTH) if settings else HEAD_WIDTH
     conv = weights["visual.conv1.weight"]
     if "visual.layer1.0.conv1.weight" not in weights:
         grid = round((len(first(weights, "visual.positional_embedding")) - 1) ** 0.5)
         vision = {
             "hidden_size": len(conv),
-            "intermediate_size": len(first(weights, "visual.transformer.resblocks.0.mlp.c_fc.bias")),
+            "intermediate_size": len(
+                first(weights, "visual.transformer.resblocks.0.mlp.c_fc.bias")
+            ),
             "num_hidden_layers": num_blocks(weights, "visual.transformer.resblocks."),
             "num_attention_heads": len(conv) // head_width,
             "image_size": grid * conv.shape[-1],
@@ -215,9 +255,11 @@ def config_of(read: ClipFile, activation: Activation | None) -> Any:
             "hidden_act": activation,
             "projection_dim": projection,
         }
-        return config_from(CLIPConfig, common | {"vision_config": vision})
+        return CLIPConfig.from_dict(common | {"vision_config": vision})
     if head_width != HEAD_WIDTH:
-        raise ValueError(f"--from: vision_cfg.head_width is {head_width}; a ResNet's is {HEAD_WIDTH}")
+        raise SourceError(
+            f"--from: vision_cfg.head_width is {head_width}; a ResNet's is {HEAD_WIDTH}"
+        )
     stages: dict[str, set[str]] = {}
     for stage, number in (m.groups() for m in map(STAGE.match, weights) if m is not None):
         stages.setdefault(stage, set()).add(number)
@@ -227,25 +269,16 @@ def config_of(read: ClipFile, activation: Activation | None) -> Any:
         "layers": [len(stages[stage]) for stage in sorted(stages)],
         "image_size": grid * STRIDE,
     }
-    return config_from(ResNetClipConfig, common | {"vision_config": vision})
-
-
-def config_from(config_class: Any, fields: Mapping[str, Any]) -> Any:
-    """A config of these fields.
-
-    Errors: ValueError for sizes that no such model has.
-    """
-    with reading("--from: the weights are of no CLIP", "name another file"), quiet():
-        return config_class.from_dict(dict(fields))
+    return ResNetClipConfig.from_dict(common | {"vision_config": vision})
 
 
 def first(weights: Mapping[str, Tensor], name: str) -> Tensor:
     """A tensor.
 
-    Errors: ValueError if it is missing.
+    Errors: SourceError if it is missing.
     """
     if name not in weights:
-        raise ValueError(f"--from: not a CLIP of OpenAI or open_clip: no {name}")
+        raise SourceError(f"--from: not a CLIP of OpenAI or open_clip: no {name}")
     return weights[name]
 
 
@@ -277,7 +310,8 @@ def renamed(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
             start = name.removesuffix(f".{block[3]}.{block[4]}")
             yield f"{layer_name(start)}.{LAYER[block[3]]}.{block[4]}", tensor
         else:
-            begin = next((b for b in TOP if name == b or b[-1] == "." and name.startswith(b)), name)
+            begins = (b for b in TOP if name == b or (b[-1] == "." and name.startswith(b)))
+            begin = next(begins, name)
             new = TOP.get(begin, begin) + name.removeprefix(begin)
             yield new, tensor.T.contiguous() if name in TURNED else tensor
 
@@ -296,7 +330,9 @@ def resnet_name(name: str) -> str:
     name = re.sub(r"^bn(\d)\.", r"stem.conv\1.bn.", name)
     name = re.sub(r"^layer(\d)\.", lambda stage: f"stages.{int(stage[1]) - 1}.", name)
     kinds = {"1": "conv1_1x1", "2": "conv2_kxk", "3": "conv3_1x1"}
-    name = re.sub(r"^(stages\.\d\.\d+)\.(conv|bn)(\d)\.", lambda m: f"{m[1]}.{kinds[m[3]]}.{m[2]}.", name)
+    name = re.sub(
+        r"^(stages\.\d\.\d+)\.(conv|bn)(\d)\.", lambda m: f"{m[1]}.{kinds[m[3]]}.{m[2]}.", name
+    )
     name = re.sub(r"\.downsample\.0\.", ".shortcut.conv.conv.", name)
     name = re.sub(r"\.downsample\.1\.", ".shortcut.conv.bn.", name)
     if name.startswith("attnpool."):
@@ -324,5 +360,7 @@ def fill(model: Any, weights: Mapping[str, Tensor], source: Path) -> None:
                 f"{tuple(tensor.shape)} by its other weights"
             )
     if left := sorted(weights.keys() - state.keys()):
-        raise ValueError(f"--from: {source} holds {first_names(left, 1)} that CLIP has no place for")
+        raise ValueError(
+            f"--from: {source} holds {first_names(left, 1)} that CLIP has no place for"
+        )
     model.load_state_dict(weights)

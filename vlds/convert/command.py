@@ -307,7 +307,8 @@ def build_parser() -> CommandParser:
     )  # fmt: skip
     in_clip.add_argument(
         "--tokenizer", metavar="FOLDER",
-        help="folder or hub name with CLIP's tokenizer; default: --from, if it is a folder",
+        help="folder or hub name with CLIP's tokenizer, or OpenAI's bpe_simple_vocab_16e6.txt.gz; "
+        "default: --from, if it is a folder",
     )  # fmt: skip
     in_clip.add_argument(
         "--activation", choices=("quick_gelu", "gelu"),

@@ -108,7 +108,9 @@ class Reader(pickle.Unpickler):
             if member.file_size != expected:
                 raise OSError(f"{member.filename} has {member.file_size} bytes, not {expected}")
             data = bytearray(self.archive.read(member))
-            self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            self.storages[key] = (
+                torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            )
         return self.storages[key]
 
 

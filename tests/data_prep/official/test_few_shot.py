@@ -62,9 +62,7 @@ def write_aircraft(folder: Path) -> Path:
     return folder
 
 
-def test_aircraft_has_lists_of_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_aircraft_has_lists_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     src = write_aircraft(tmp_path / "fgvc_aircraft")
     assert pack("fgvc-aircraft", src, "val", tmp_path / "val") == 0
     assert classes(tmp_path / "val") == ("F/A-18", "707-320", "Cessna 172")

@@ -21,8 +21,8 @@ from vlds.models.kinds.resnet_clip import ResNetClip, ResNetClipConfig
 from vlds.models.loading.gate import check_config, quiet, read_config, unpartitioned
 from vlds.models.loading.load_backbone import load_backbone
 from vlds.models.loading.model_files import COPY_AGAIN, SourceError, some
-from vlds.models.vision.base import on_meta
 from vlds.models.model import Model
+from vlds.models.vision.base import on_meta
 from vlds.schema import IGNORED_LABEL, Batch, Images, ImageSpec, Row, Turn, plain_text
 from vlds.tasks.base import Task
 
@@ -152,7 +152,9 @@ class DualEncoder(PathKind):
             backbone, names = load_backbone(model_class, config, self.path, dtype)
         if self.path is not None and not on_meta():
             # Unlike tables that a model computes, a batch norm's statistics cannot be made up.
-            lost = sorted(n for n, _ in backbone.named_buffers() if "running" in n and n not in names)
+            lost = sorted(
+                n for n, _ in backbone.named_buffers() if "running" in n and n not in names
+            )
             if lost:
                 raise SourceError(
                     f"model.path: the weights in {self.path} lack {some(lost)}; {COPY_AGAIN}"

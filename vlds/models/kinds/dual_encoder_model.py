@@ -101,7 +101,9 @@ class DualEncoderModel(Model):
         backbone.logit_scale = nn.Parameter(backbone.logit_scale.detach().reshape(1))
         # A tower may say where methods attach: roles are found in numbered layers alone.
         towers = {name: backbone.get_submodule(module) for name, (module, _) in TOWERS.items()}
-        targets = {n: getattr(tower, "targets", None) or find_roles(tower) for n, tower in towers.items()}
+        targets = {
+            n: getattr(tower, "targets", None) or find_roles(tower) for n, tower in towers.items()
+        }
         roles = in_both({TOWERS[name][0]: targets[name] for name in TOWERS})
         rules = {"logit_scale": UNDECAYED}
         plain = Part("backbone", roles, rules, takes_prompts=False, says_tokens=False)

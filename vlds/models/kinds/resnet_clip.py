@@ -1,8 +1,8 @@
 """CLIP with OpenAI's ResNet as its vision tower (RN50, RN101, RN50x4, RN50x16, RN50x64), as a model
 of Hugging Face: the text tower is that of its CLIPModel, the vision tower is timm's.
 
-Hugging Face has no class for it, so its config.json has a `model_type` of ours, and vlds alone opens
-such a folder. `vlds convert clip` writes one from the files of OpenAI and open_clip.
+Hugging Face has no class for it, so its config.json has a `model_type` of ours, and vlds alone
+opens such a folder. `vlds convert clip` writes one from the files of OpenAI and open_clip.
 
 Shapes: u pictures, h x w pixels, d width of the embeddings.
 """
@@ -97,7 +97,7 @@ class ResNetTower(nn.Module):
     def __init__(self, config: ResNetConfig, projection_dim: int) -> None:
         super().__init__()
         # Importing the library takes a second and 30 MB.
-        from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+        from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 
         width = config.width
         blocks = tuple(

@@ -6,6 +6,7 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.toys.dual import WORDS, build, pairs, save_resnet_clip, write_tokenizer
+from tests.toys.faults.hostile_inputs import damage_file
 from tests.toys.trained_runs import convert_code
 from vlds.convert.clip import openai_tokenizer
 from vlds.convert.torchscript import read_torchscript
@@ -207,6 +209,25 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "vision_cfg.timm_model_name is 'convnext_base', which vlds does not" in (
         said("--from", folder)
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["archive", "folder"])
+def test_damaged_files(form: str, tmp_path: Path) -> None:
+    """A line and exit code 2, or a model of other numbers."""
+    source = write(theirs("resnet"), form, "resnet", True, tmp_path / "whole")
+    files = [tmp_path / "whole" / "RN.pt"]
+    if form == "folder":
+        files = [source[1] / "open_clip_config.json", source[1] / "open_clip_model.safetensors"]
+    for seed in range(8):
+        draw = Random(seed)
+        file = draw.choice(files)
+        kept = file.read_bytes()
+        damage_file(file, draw)
+        out = tmp_path / f"ours {seed}"
+        code = convert_code("clip", *source, "--out", out)
+        assert (code, out.exists()) in ((0, True), (2, False)), seed
+        file.write_bytes(kept)
 
 
 def test_a_resnet_without_its_statistics_is_not_opened(tmp_path: Path) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 from data_prep.official import easy_vqa, pretraining, vg
 from data_prep.official.aokvqa import A_OKVQA
 from data_prep.official.coco import CAPTIONS, KARPATHY
-from data_prep.official.few_shot import FEW_SHOT_SETS
 from data_prep.official.flickr30k import FLICKR30K_CAPTIONS
 from data_prep.official.gqa import GQA
 from data_prep.official.nlvr2 import NLVR2
 from data_prep.official.okvqa import OK_VQA
-from data_prep.official.published import Published
 from data_prep.official.refcoco import SETS as REFCOCO
 from data_prep.official.scienceqa import SCIENCE_QA
 from data_prep.official.snli_ve import SNLI_VE
@@ -31,14 +28,6 @@ class Command(Protocol):
 
 # Modules are those whose options or outputs `OfficialSet` cannot declare.
 COMMANDS: tuple[Command, ...] = (
-    A_OKVQA, KARPATHY, CAPTIONS, easy_vqa, *FEW_SHOT_SETS, FLICKR30K_CAPTIONS, GQA, NLVR2, OK_VQA,
-    pretraining, *REFCOCO, SCIENCE_QA, SNLI_VE, TEXT_VQA, *VALUE, vg, VQA_V2,
+    A_OKVQA, KARPATHY, CAPTIONS, easy_vqa, FLICKR30K_CAPTIONS, GQA, NLVR2, OK_VQA, pretraining,
+    *REFCOCO, SCIENCE_QA, SNLI_VE, TEXT_VQA, *VALUE, vg, VQA_V2,
 )  # fmt: skip
-PUBLISHED: Mapping[str, Published] = {
-    entry.command: entry
-    for entry in sorted(
-        (entry for entry in (*COMMANDS, vg.PUBLISHED) if isinstance(entry, Published)),
-        key=lambda entry: entry.title.lower(),
-    )
-}
-"""Command -> what its publisher offers, in the order of the titles."""

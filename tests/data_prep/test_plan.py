@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import build_parser, main
-from data_prep.official import PUBLISHED
-from data_prep.plan import downloads_of, words_of
+from data_prep.plan import PUBLISHED, downloads_of, words_of
 from tests.toys.files import ROOT
 from tests.toys.official_sets import write_okvqa
 from tests.toys.shards import packed

@@ -12,8 +12,8 @@ from random import Random
 
 import pytest
 
+from data_prep.classes.few_shot import LAYOUTS
 from data_prep.cli import build_parser
-from data_prep.official.few_shot import LAYOUTS
 from tests.toys.faults.command_inputs import Inputs
 from tests.toys.faults.command_lines import COMMANDS, Command, drawn_file
 from tests.toys.faults.forked_commands import num_calls, run_forked

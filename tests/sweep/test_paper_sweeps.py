@@ -14,9 +14,9 @@ import yaml
 from tokenizers import pre_tokenizers
 from transformers import BartTokenizer
 
+from data_prep.classes.few_shot import FEW_SHOT_SETS
 from data_prep.cli import build_parser
 from data_prep.cli import main as data_prep
-from data_prep.official.few_shot import FEW_SHOT_SETS
 from tests.toys.models import hf_config
 from vlds.cli.main import run_command
 from vlds.cli.sweep_work import RunPart, preparation_parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from data_prep.official.few_shot import SPLITS, Layout
+from data_prep.classes.few_shot import SPLITS, Layout
 from tests.toys.class_folders import photo
 from tests.toys.files import write
 

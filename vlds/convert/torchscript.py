@@ -11,6 +11,7 @@ which objects are plain holders of their attributes, and the tensors' bytes, whi
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -104,9 +105,9 @@ class Reader(pickle.Unpickler):
         if key not in self.storages:
             member = self.archive.getinfo(f"{self.folder}data/{key}")
             expected = size * dtype.itemsize
-            # Before reading: a small archive could unfold to any size.
-            if member.file_size != expected:
-                raise OSError(f"{member.filename} has {member.file_size} bytes, not {expected}")
+            # torch compresses nothing. Before reading: a small archive could unfold to any size.
+            if member.file_size != expected or member.compress_type != zipfile.ZIP_STORED:
+                raise OSError(f"{member.filename} does not have {expected} bytes as they are")
             data = bytearray(self.archive.read(member))
             self.storages[key] = (
                 torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
@@ -117,7 +118,12 @@ class Reader(pickle.Unpickler):
 def rebuild(
     storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object
 ) -> Tensor:
-    """A tensor's numbers of a storage; torch checks that they lie in it."""
+    """A tensor's numbers of a storage; torch checks that they lie in it.
+
+    Errors: OSError for a tensor that repeats them, and so is larger than the file.
+    """
+    if math.prod(size) > len(storage):
+        raise OSError(f"a tensor {tuple(size)} of {len(storage)} numbers")
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.classes.few_shot import LAYOUTS
 from data_prep.demo.command import write_world as write_demo_world
 from data_prep.demo.world import HOME
-from data_prep.official.few_shot import LAYOUTS
 from tests.toys import few_shot_sets, lxmert_files, official_sets
 from tests.toys.class_folders import cifar10
 from tests.toys.class_folders import folders as class_folders
@@ -275,6 +275,6 @@ MAKERS: Mapping[str, Maker] = {
     "adapter": make_of_method("adapter", "Adapter", "adapters"),
     "reference": make_of_method("reference", "Adapter", "reference"),
     "features": make_features, "official": make_official, "vg": make_vg, "snli_ve": make_snli_ve,
-    "sets": make_sets, "few_shot": make_few_shot, "lxmert": make_lxmert, "sweep": make_sweep, "value": make_value,
-    "rows": make_rows, "demo": make_demo, "classes": make_classes, "packed": make_packed,
+    "sets": make_sets, "few_shot": make_few_shot, "lxmert": make_lxmert, "sweep": make_sweep,
+    "value": make_value, "rows": make_rows, "demo": make_demo, "classes": make_classes, "packed": make_packed,
 }  # fmt: skip

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.classes.few_shot import LAYOUTS, Layout
 from data_prep.cli import main
-from data_prep.official.few_shot import LAYOUTS, Layout
 from tests.toys.class_folders import classes, labels
 from tests.toys.few_shot_sets import below, write_aircraft, write_imagenet, write_zhou
 

@@ -276,5 +276,6 @@ MAKERS: Mapping[str, Maker] = {
     "reference": make_of_method("reference", "Adapter", "reference"),
     "features": make_features, "official": make_official, "vg": make_vg, "snli_ve": make_snli_ve,
     "sets": make_sets, "few_shot": make_few_shot, "lxmert": make_lxmert, "sweep": make_sweep,
-    "value": make_value, "rows": make_rows, "demo": make_demo, "classes": make_classes, "packed": make_packed,
+    "value": make_value, "rows": make_rows, "demo": make_demo, "classes": make_classes,
+    "packed": make_packed,
 }  # fmt: skip

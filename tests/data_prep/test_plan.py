@@ -81,7 +81,8 @@ def test_what_is_missing_is_a_comment(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "okvqqa", "--data", str(tmp_path)]) == 2
     assert (
-        "okvqqa is not a publisher's data set; there are aokvqa, coco-" in capsys.readouterr().err
+        "okvqqa is not a publisher's data set; there are aokvqa, caltech101, "
+        in capsys.readouterr().err
     )
     assert main(["plan", "--data", str(tmp_path / "x")]) == 2
     assert "x is not a folder; name that of the downloads" in capsys.readouterr().err

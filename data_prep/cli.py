@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from data_prep import official, plan, preview
 from data_prep.checking import verify
 from data_prep.classes import command as classes
+from data_prep.classes.few_shot import FEW_SHOT_SETS
 from data_prep.demo import command as demo
 from data_prep.own_data import chat
 from data_prep.own_data import forms as jsonl
@@ -22,7 +23,7 @@ from vlds.runtime.process import Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
 COMMANDS = (
-    *official.COMMANDS,
+    *official.COMMANDS, *FEW_SHOT_SETS,
     jsonl, chat, classes, demo, plan, index_command, vocabularies, stats, verify, preview, simulate,
 )  # fmt: skip
 """Modules that add a command; data_prep/official/__init__.py lists those for publishers' data."""

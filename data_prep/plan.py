@@ -6,15 +6,29 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.classes.few_shot import FEW_SHOT_SETS
 from data_prep.command import PROGRAM, new_command
-from data_prep.official import PUBLISHED
+from data_prep.official import COMMANDS, vg
 from data_prep.official.published import Download, Published
 from vlds.data.shards.info import DATASET_FILE
 from vlds.runtime.terminal import tell
+
+PUBLISHED: Mapping[str, Published] = {
+    entry.command: entry
+    for entry in sorted(
+        (
+            entry
+            for entry in (*COMMANDS, *FEW_SHOT_SETS, vg.PUBLISHED)
+            if isinstance(entry, Published)
+        ),
+        key=lambda entry: entry.title.lower(),
+    )
+}
+"""Command -> what its publisher offers, in the order of the titles."""
 
 
 def downloads_of(published: Published) -> list[Download]:

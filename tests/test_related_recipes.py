@@ -1,17 +1,19 @@
-"""The recipes of VL-PET's and LST's published rows: the counts are those of the original codes, or
-the share that the paper prints."""
+"""The recipes of VL-PET's, LST's and few-shot classifiers' published rows: the counts are those of
+the original codes, or the share that the paper prints."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from transformers import CLIPVisionConfig, RobertaConfig
 
-from vlds.models import CrossModal
+from vlds.models import CrossModal, DualEncoder
 from vlds.models.build import ModelSetup, describe
+from vlds.models.heads import TextHead
 from vlds.models.vision import ClipTokens, Timm
 from vlds.recipe.config import Recipe, parse_recipe
 from vlds.recipe.paths import read_merged
@@ -68,6 +70,57 @@ def test_every_recipe_is_counted() -> None:
     files = [name for name in shipped("recipes") if name.startswith(folders)]
     names = {name.removeprefix("recipes/").removesuffix(".yaml") for name in files}
     assert names == COUNTS.keys()
+
+
+CLIP_TEXT = {
+    "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+}  # fmt: skip
+CLIPS: dict[str, tuple[dict[str, Any], int]] = {
+    "models/clip-rn50": (
+        {
+            "model_type": "clip_resnet",
+            "projection_dim": 1024,
+            "vision_config": {"width": 64, "layers": [3, 4, 6, 3], "image_size": 224},
+        },
+        102_007_137,
+    ),
+    "openai/clip-vit-base-patch16": (
+        {"model_type": "clip", "projection_dim": 512, "vision_config": {"patch_size": 16}},
+        149_620_737,
+    ),
+}
+"""Model of a recipe -> its sizes, and its weights as OpenAI's code counts them."""
+FEW_SHOT = {
+    # Keys: shots x classes x width.
+    "tip_adapter": (1000, 16 * 1000 * 1024),
+    # Three positive residuals and two negative ones, classes x width each.
+    "simnl": (1000, 5 * 1000 * 1024),
+    # Prompts of nine layers with their maps, and two adapters.
+    "apollo": (1000, 3_555_072 + 2 * 3_152_384),
+    # Twelve layers with two adapters of width 256, and the head.
+    "mimi": (102, 12 * 2 * (2 * 768 * 256 + 256 + 768) + 102 * 513),
+}
+"""Recipe -> classes, and trainable weights."""
+
+
+@pytest.mark.parametrize("name", FEW_SHOT)
+def test_few_shot_classifiers_at_full_size(name: str, tmp_path: Path) -> None:
+    recipe = parse_recipe([str(find(f"recipes/related/{name}.yaml"))])
+    (task,) = recipe.tasks.values()
+    num_classes, trainable = FEW_SHOT[name]
+    assert task.head is not None
+    head = replace(task.head, classes=tuple(f"class {n}" for n in range(num_classes)))
+    if isinstance(head, TextHead):  # their file is not ours
+        head = replace(head, descriptions=None)
+    sizes, total = CLIPS[recipe.model.sources["backbone"]]
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(sizes | {"text_config": CLIP_TEXT}))
+    model = DualEncoder(config=str(config), tokenizer="of/nobody")
+    whole = replace(recipe, model=model, tasks={"classes": replace(task, head=head)})
+    counts = describe(whole.model_setup, list(whole.tasks))
+    assert counts.trainable == trainable
+    assert counts.total - counts.trainable == total
 
 
 PRETRAINING = {f"pretrain/{name}" for name in ("vl_t5", "vl_bart", "vl_bart_clip")}

@@ -339,7 +339,7 @@ def read_lists(files: Sequence[SplitFile], images: Path) -> ClassSource:
     labels: dict[str, str] = {}
     paths = tuple(file.path for file in files)
     for split, path in files:
-        entries += _rows_of_dtd(path, split) if split else _rows_of_coop(path, labels)
+        entries += _rows_of_dtd(path, split) if split else rows_of_coop(path, labels)
     if not entries:
         raise ValueError(f"--lists {paths[0]}: no picture is listed; name other files")
     pictures, repeats = shown_pictures(entries, images)
@@ -367,7 +367,7 @@ def _rows_of_dtd(path: Path, split: str) -> Iterator[ListedPicture]:
                 yield ListedPicture(picture, key, split, f"{path.name}, line {number}")
 
 
-def _rows_of_coop(path: Path, labels: dict[str, str]) -> Iterator[ListedPicture]:
+def rows_of_coop(path: Path, labels: dict[str, str]) -> Iterator[ListedPicture]:
     """Entries of a JSON file; adds its classes to `labels`."""
     if path.suffix.lower() != ".json":
         raise ValueError(f"--lists {path}: of which split? Give SPLIT={path}, such as train={path}")

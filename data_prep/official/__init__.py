@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 from data_prep.official import easy_vqa, pretraining, vg
@@ -12,7 +11,6 @@ from data_prep.official.flickr30k import FLICKR30K_CAPTIONS
 from data_prep.official.gqa import GQA
 from data_prep.official.nlvr2 import NLVR2
 from data_prep.official.okvqa import OK_VQA
-from data_prep.official.published import Published
 from data_prep.official.refcoco import SETS as REFCOCO
 from data_prep.official.scienceqa import SCIENCE_QA
 from data_prep.official.snli_ve import SNLI_VE
@@ -33,11 +31,3 @@ COMMANDS: tuple[Command, ...] = (
     A_OKVQA, KARPATHY, CAPTIONS, easy_vqa, FLICKR30K_CAPTIONS, GQA, NLVR2, OK_VQA, pretraining,
     *REFCOCO, SCIENCE_QA, SNLI_VE, TEXT_VQA, *VALUE, vg, VQA_V2,
 )  # fmt: skip
-PUBLISHED: Mapping[str, Published] = {
-    entry.command: entry
-    for entry in sorted(
-        (entry for entry in (*COMMANDS, vg.PUBLISHED) if isinstance(entry, Published)),
-        key=lambda entry: entry.title.lower(),
-    )
-}
-"""Command -> what its publisher offers, in the order of the titles."""

@@ -36,7 +36,9 @@ def adapter_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(recipe_with("T5", "Adapter", world, tmp_path_factory.mktemp("adapter")))
 
 
-LAYOUTS = ("hf", "merge", "zero", "reference", "peft", "adapters")
+LAYOUTS = ("hf", "merge", "zero", "reference", "peft", "adapters", "clip")
+OPTIONS = {"clip": ("--from", "--tokenizer", "--activation")}
+"""Of a layout that is not a run's."""
 
 
 @pytest.mark.parametrize("layout", ["", *LAYOUTS])
@@ -49,7 +51,8 @@ def test_help_fits_80_columns(
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    wanted = ("--out", "--verify", "--tolerance") if layout else LAYOUTS
+    of_runs = ("--out", "--verify", "--tolerance")
+    wanted = OPTIONS.get(layout, of_runs) if layout else LAYOUTS
     assert all(word in text for word in wanted)
 
 

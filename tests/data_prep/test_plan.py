@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import build_parser, main
-from data_prep.official import PUBLISHED
-from data_prep.plan import downloads_of, words_of
+from data_prep.plan import PUBLISHED, downloads_of, words_of
 from tests.toys.files import ROOT
 from tests.toys.official_sets import write_okvqa
 from tests.toys.shards import packed
@@ -51,8 +50,9 @@ def test_a_file_that_the_command_would_not_look_for_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_the_page_lists_every_file(name: str) -> None:
-    lines = (ROOT / "docs/reproduce.md").read_text("utf-8").splitlines()
+def test_a_page_lists_every_file(name: str) -> None:
+    pages = (ROOT / "docs" / page for page in ("reproduce.md", "few_shot_data.md"))
+    lines = [line for page in pages for line in page.read_text("utf-8").splitlines()]
     rows = [line for line in lines if line.startswith("|")]
     for entry in downloads_of(KNOWN[name]):
         (row,) = [row for row in rows if f"`{entry.gives}`" in row]
@@ -92,7 +92,8 @@ def test_what_is_missing_is_a_comment(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "okvqqa", "--data", str(tmp_path)]) == 2
     assert (
-        "okvqqa is not a publisher's data set; there are aokvqa, coco-" in capsys.readouterr().err
+        "okvqqa is not a publisher's data set; there are aokvqa, caltech101, "
+        in capsys.readouterr().err
     )
     assert main(["plan", "--data", str(tmp_path / "x")]) == 2
     assert "x is not a folder; name that of the downloads" in capsys.readouterr().err

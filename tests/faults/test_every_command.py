@@ -12,6 +12,7 @@ from random import Random
 
 import pytest
 
+from data_prep.classes.few_shot import LAYOUTS
 from data_prep.cli import build_parser
 from tests.toys.faults.command_inputs import Inputs
 from tests.toys.faults.command_lines import COMMANDS, Command, drawn_file
@@ -26,6 +27,8 @@ WITHOUT_INPUTS = {
     "data_prep demo": "draws what it packs",
     "data_prep easy-vqa": "reads files of a package alone",
     "vlds convert zero": "tests/convert/test_zero.py damages checkpoints",
+    "vlds convert clip": "tests/convert/test_clip.py damages what open_clip wrote",
+    **{f"data_prep {each.command}": "reads its files as caltech101 does" for each in LAYOUTS[1:]},
 }
 """Commands that are not run here, and why."""
 SEEDS = int(os.environ.get("VLDS_SEEDS", "8"))

@@ -14,6 +14,7 @@ import yaml
 from tokenizers import pre_tokenizers
 from transformers import BartTokenizer
 
+from data_prep.classes.few_shot import FEW_SHOT_SETS
 from data_prep.cli import build_parser
 from data_prep.cli import main as data_prep
 from tests.toys.models import hf_config
@@ -21,6 +22,7 @@ from vlds.cli.main import run_command
 from vlds.cli.sweep_work import RunPart, preparation_parts
 from vlds.data.order.mixed_order import steps_in
 from vlds.models.backbones import Bart
+from vlds.models.heads import TextHead
 from vlds.models.methods import LST
 from vlds.recipe.config import load_recipe, parse_recipe
 from vlds.report.sweep import Sweep, SweepRun, preparations, read_sweep, runs_of
@@ -81,6 +83,14 @@ RATES = {
     "video_t5": {"full": 3e-5, "": 3e-4},
 }  # fmt: skip
 """Setting, or one sweep of it -> beginning of a row -> learning rate; the first that fits."""
+NUM_CLASSES = {
+    "Caltech101": 100, "DTD": 47, "EuroSAT": 10, "FGVCAircraft": 100, "Flowers102": 102,
+    "Food101": 101, "ImageNet": 1000, "OxfordPets": 37, "StanfordCars": 196, "SUN397": 397,
+    "UCF101": 101,
+}  # fmt: skip
+TIP_EPOCHS = {"EuroSAT": 100}
+SIMNL_EPOCHS = {"ImageNet": 20, "DTD": 20, "Flowers102": 60, "EuroSAT": 200}
+"""Epochs of the codes' configs; Tip-Adapter's others have 20, SimNL's 30."""
 
 
 @cache
@@ -278,6 +288,35 @@ def test_the_sweep_of_costs_reads_one_task_s_data() -> None:
         assert all(path.startswith(f"{data}/") for path in [*task.train, *task.evaluate])
         assert run.needs == [Path(data, "spiece.model")]
     assert len({run.recipe.optimizer.learning_rate for run in runs}) == 3
+
+
+def test_the_sweep_of_few_shots_has_the_settings_of_the_codes() -> None:
+    """Three methods on each data set of data_prep, in the steps of 16 shots in batches of 256."""
+    sweep, runs = resolved("sweeps/few_shot.yaml")
+    methods, shots = ("Tip-Adapter-F", "SimNL", "linear probe"), (1, 2, 4, 8, 16)
+    titles = [each.title for each in FEW_SHOT_SETS]
+    rows = {f"{m}, {title}, shots {n}" for m in methods for title in titles for n in shots}
+    assert {run.row for run in runs} == rows
+    assert len(runs) == 3 * len(rows)
+    assert sweep.published.keys() == {row for row in rows if row.startswith("Tip")}
+    commands = {each.title: each.command for each in FEW_SHOT_SETS}
+    for run in runs:
+        method, title, words = run.row.split(", ")
+        recipe, (task,) = run.recipe, run.recipe.tasks.values()
+        assert words == f"shots {task.num_shots}"
+        assert task.train == [f"shards/{commands[title]}-train"]
+        tested = "val" if title == "ImageNet" else "test"
+        assert task.data_of(sweep.split) == [f"shards/{commands[title]}-{tested}"]
+        epochs = SIMNL_EPOCHS.get(title, 30) if method == "SimNL" else TIP_EPOCHS.get(title, 20)
+        assert recipe.training.steps == epochs * -(-16 * NUM_CLASSES[title] // 256)
+        assert recipe.data.global_batch_size == 256
+        assert list(recipe.methods) == {"SimNL": ["simnl"], "Tip-Adapter-F": ["tip"]}.get(
+            method, []
+        )
+        if isinstance(task.head, TextHead):
+            assert ["{}" in text for text in task.head.templates] == [True] * (
+                7 if title == "ImageNet" else 1
+            )
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A tiny CLIP: its tokenizer, sizes, batches and recipe."""
+"""A tiny CLIP with a ViT or a ResNet: its tokenizer, sizes, batches and recipe."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from data_prep.packing.writer import SampleRecord, write_dataset
@@ -22,6 +23,7 @@ from vlds.models import DualEncoder
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.heads import TextHead
 from vlds.models.kinds.dual_encoder_model import DualEncoderModel
+from vlds.models.kinds.resnet_clip import ResNetClip, ResNetClipConfig
 from vlds.models.methods import Full, Method
 from vlds.recipe.config import OptimizerConfig, Recipe
 from vlds.schema import Batch, Example, Row
@@ -43,12 +45,12 @@ CLASSES = tuple(PAINTS)
 TASK = "colour"
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> None:
     """A tokenizer of whole words that ends each text."""
-    backend = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, "<unk>"))
+    backend = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, "<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.TemplateProcessing(
-        single="$A <eos>", special_tokens=[("<eos>", 1)]
+        single="$A <eos>", special_tokens=[("<eos>", words.index("<eos>"))]
     )
     PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
@@ -88,6 +90,37 @@ def save_clip(folder: Path, spread: float = 0.3, **sizes: Any) -> Path:
     return folder
 
 
+RESNET: dict[str, Any] = {"width": 8, "layers": [1, 1, 1, 1], "image_size": 64}
+RESNET_WIDTH = 16
+"""Of the embeddings, behind which adapters of a quarter of it stand."""
+
+
+def save_resnet_clip(folder: Path) -> Path:
+    """A model with a ResNet, whose pictures are larger, and its tokenizer."""
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(3)
+    fields = json.loads(write_config(folder).read_text("utf-8"))
+    sizes = {"vision_config": RESNET, "projection_dim": RESNET_WIDTH}
+    model = ResNetClip(ResNetClipConfig.from_dict(fields | sizes))
+    with torch.no_grad():
+        for name, parameter in model.text_model.named_parameters():
+            if "norm" not in name:
+                parameter += 0.3 * torch.randn(parameter.shape)
+        model.text_projection.weight += 0.3 * torch.randn(model.text_projection.weight.shape)
+        for module in model.vision_model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                # As after training: no two channels alike.
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(std=0.3)
+                module.running_mean.normal_(std=0.3)
+                module.running_var.uniform_(0.5, 1.5)
+            elif isinstance(module, nn.Linear):
+                module.bias.normal_(std=0.3)
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    return folder
+
+
 def build(
     folder: Path,
     methods: dict[str, Method] | None = None,
@@ -111,10 +144,10 @@ def colour_head(**fields: Any) -> TextHead:
     return TextHead(classes=CLASSES, **fields)
 
 
-def pictures(num: int, seed: int = 0) -> torch.Tensor:
+def pictures(num: int, seed: int = 0, side: int = SIDE) -> torch.Tensor:
     """(num, 3, h, w) uint8."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (num, 3, SIDE, SIDE)
+    shape = (num, 3, side, side)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
@@ -125,7 +158,7 @@ def pairs(model: DualEncoderModel, texts: Sequence[str], seed: int = 0) -> Batch
         for n, text in enumerate(texts)
     ]
     collator = DualEncoder(config="x").collator(model.processor)
-    return collator(rows, pictures(len(texts), seed), evaluation=False)
+    return collator(rows, pictures(len(texts), seed, side_of(model)), evaluation=False)
 
 
 def classed(model: DualEncoderModel, classes: Sequence[int], seed: int = 0) -> Batch:
@@ -138,7 +171,12 @@ def classed(model: DualEncoderModel, classes: Sequence[int], seed: int = 0) -> B
         for n, number in enumerate(classes)
     ]  # fmt: skip
     collator = DualEncoder(config="x").collator(model.processor)
-    return collator(rows, pictures(len(classes), seed), evaluation=False)
+    return collator(rows, pictures(len(classes), seed, side_of(model)), evaluation=False)
+
+
+def side_of(model: DualEncoderModel) -> int:
+    """Pixels along a side of the model's pictures."""
+    return int(model.backbone.config.vision_config.image_size)
 
 
 def painted(name: str, seed: int) -> bytes:
@@ -169,12 +207,19 @@ def write_classes(folder: Path, split: str, num_each: int, seed: int = 0) -> Pat
 
 
 def class_recipe(
-    world: Path, output: Path, methods: dict[str, Method], stage: int = 2, **fields: Any
+    world: Path,
+    output: Path,
+    methods: dict[str, Method],
+    stage: int = 2,
+    model: str = "clip",
+    **fields: Any,
 ) -> Recipe:
-    """Ten steps of few-shot classification on the world's colours, evaluated at both ends. The
-    first call writes the model and the data into the world's folder."""
+    """Ten steps of few-shot classification on the world's colours, evaluated at both ends, by the
+    `model` in the world's folder: `resnet` has a ResNet. The first call writes both models and the
+    data."""
     if not (world / "clip").exists():
         save_clip(world / "clip")
+        save_resnet_clip(world / "resnet")
         for split, num_each in (("train", 8), ("val", 6)):
             write_classes(world, split, num_each, seed=len(split))
     recipe = world_recipe(world, output, stage)
@@ -187,7 +232,7 @@ def class_recipe(
     )
     return replace(
         recipe,
-        model=DualEncoder(path=str(world / "clip")),
+        model=DualEncoder(path=str(world / model)),
         methods=methods,
         tasks={TASK: task},
         data=DataConfig(global_batch_size=8),

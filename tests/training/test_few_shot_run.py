@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoProcessor, CLIPModel
 
 from tests.toys.dual import CLASSES, TASK, WIDTH, class_recipe, text_recipe
@@ -35,8 +36,8 @@ METHODS: dict[str, Method] = {
     "lora": LoRA(rank=2, roles=["attn_q"], train_biases=False, part="text", dropout=0.0),
     "adapter": Adapter(reduction=4, init="identity"),
 }
-SLOW = ("tip_adapter", "lora", "adapter")
-NAMES = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in METHODS]
+POOL = LoRA(rank=2, roles=["attn_v"], train_biases=False, part="vision", dropout=0.0)
+"""In the attention pool of a ResNet."""
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +60,12 @@ def scores(run: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*METHODS, "resnet"])
 def test_a_run(name: str, world: Path, tmp_path: Path, ranks1: RankPool, ranks2: RankPool) -> None:
     """Two ranks at stage 3 train as one at stage 2; ten steps are five and five."""
-    methods = {name: METHODS[name]}
-    one = trained(ranks1, class_recipe(world, tmp_path / "one", methods, stage=2))
-    recipe = class_recipe(world, tmp_path / "whole", methods, stage=3)
+    methods, model = {name: METHODS.get(name, POOL)}, "resnet" if name == "resnet" else "clip"
+    one = trained(ranks1, class_recipe(world, tmp_path / "one", methods, stage=2, model=model))
+    recipe = class_recipe(world, tmp_path / "whole", methods, stage=3, model=model)
     two = trained(ranks2, recipe)
     assert len(losses(one)) == 10
     for found, expected in zip(losses(two), losses(one), strict=True):
@@ -145,6 +146,22 @@ def test_pairs_train_alike_on_any_number_of_ranks(
         images, texts = loaded.embed_views([View(pixels[0])]), loaded.embed_texts([text], 0)
         found = loaded.scale * images @ texts.T
     assert torch.allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_resnet_becomes_a_model(world: Path, tmp_path: Path, ranks1: RankPool) -> None:
+    """LoRA in its attention pool folds into it, and its batch norms are as before."""
+    run = trained(ranks1, class_recipe(world, tmp_path / "run", {"lora": POOL}, model="resnet"))
+    out = tmp_path / "merged"
+    assert run_command(["convert", "merge", "--run", str(run), "--out", str(out)]) == 0
+    before, after = (load_file(f / "model.safetensors") for f in (world / "resnet", out))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"vision_model.net.head.v.weight"}
+    words = ["evaluate", "--run", str(out), "--out", str(tmp_path / "scores")]
+    assert ranks1.run(run_command, words, timeout=60) == [0]
+    (file,) = (tmp_path / "scores").rglob(f"{TASK}.jsonl")
+    found, own = read_lines(file), read_lines(run / f"predictions/step-00000010/{TASK}.jsonl")
+    assert [line["prediction"] for line in found] == [line["prediction"] for line in own]
 
 
 @pytest.mark.slow

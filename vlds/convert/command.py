@@ -28,6 +28,7 @@ Export a run to another layout, or import weights from one.
 
   vlds convert hf --run runs/vqa --out models/vqa
   vlds convert reference --from LAST.pth --config recipe.yaml --out models/old
+  vlds convert clip --from RN50.pt --tokenizer FOLDER --out models/rn50
   vlds convert LAYOUT --help                                 a layout's options
 """
 EPILOG = """\
@@ -82,9 +83,14 @@ NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 
 
 def add_layout(
-    layouts: Layouts, name: str, function: Callable[[Options], None], more: str = ""
+    layouts: Layouts,
+    name: str,
+    function: Callable[[Options], None],
+    more: str = "",
+    compares: bool = True,
 ) -> CommandParser:
-    """A sub-command with the options that all have, described by its function's docstring."""
+    """A sub-command with the options that all have, described by its function's docstring.
+    `compares`: it can compare a run before and after."""
     text = description_of(function)
     parser = layouts.add_parser(
         name,
@@ -95,6 +101,9 @@ def add_layout(
     # Not all layouts have --push, but all are asked for it.
     parser.set_defaults(function=function, parser=parser, push=None, private=False)
     parser.add_argument("--out", type=Path, required=True, help="new file or folder to write")
+    if not compares:
+        parser.set_defaults(verify=None, tolerance=None, run=None)
+        return parser
     parser.add_argument(
         "--verify", nargs="*", type=Path, metavar="PICTURE",
         help="compare outputs before and after, on these pictures or on generated ones; above the "
@@ -290,6 +299,21 @@ def build_parser() -> CommandParser:
     opens = "`model.load_adapter` opens it on the backbone that `vlds convert hf` writes."
     in_adapters = add_layout(layouts, "adapters", adapters, f"{TWO_WAYS}{opens}")
     add_source(in_adapters, "folder of the library's files, or of one a task", required=False)
+    in_clip = add_layout(layouts, "clip", clip, compares=False)
+    in_clip.add_argument(
+        "--from", dest="source", type=Path, required=True,
+        help="OpenAI's NAME.pt; a checkpoint of open_clip (.pt, .bin, .safetensors); or a folder "
+        "with open_clip_config.json",
+    )  # fmt: skip
+    in_clip.add_argument(
+        "--tokenizer", metavar="FOLDER",
+        help="folder or hub name with CLIP's tokenizer, or OpenAI's bpe_simple_vocab_16e6.txt.gz; "
+        "default: --from, if it is a folder",
+    )  # fmt: skip
+    in_clip.add_argument(
+        "--activation", choices=("quick_gelu", "gelu"),
+        help="of the transformers, for a checkpoint that does not say; OpenAI's have quick_gelu",
+    )  # fmt: skip
     return parser
 
 
@@ -407,6 +431,17 @@ def adapters(options: Options) -> None:
     from vlds.convert.adapters import AdaptersFolders, plain
 
     convert_files(options, AdaptersFolders, plain)
+
+
+def clip(options: Options) -> None:
+    """From OpenAI's and open_clip's files of CLIP to a folder that DualEncoder opens.
+
+    vlds convert clip --from RN50.pt --tokenizer openai/clip-vit-base-patch32 --out models/rn50
+    vlds convert clip --from OPEN_CLIP_FOLDER --out models/clip
+    """
+    from vlds.convert.clip import convert_clip
+
+    convert_clip(options.source, options.tokenizer, options.activation, options.out)
 
 
 def convert_files(

@@ -88,6 +88,14 @@ def read_state_dict(
     content = read_torch(file, allowed)
     if inside is not None and isinstance(content, dict):
         content = content.get(inside, content)
+    return state_dict_of(content, file)
+
+
+def state_dict_of(content: Any, file: Path) -> dict[str, Tensor]:
+    """Name -> tensor of what a file holds, without the `module.` of DistributedDataParallel.
+
+    Errors: ValueError if it is anything else.
+    """
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{file} holds a {type(content).__name__}, not a state dict: name another")
     state: dict[str, Tensor] = {}

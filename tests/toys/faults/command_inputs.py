@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.classes.few_shot import LAYOUTS
 from data_prep.demo.command import write_world as write_demo_world
 from data_prep.demo.world import HOME
-from tests.toys import lxmert_files, official_sets
+from tests.toys import few_shot_sets, lxmert_files, official_sets
 from tests.toys.class_folders import cifar10
 from tests.toys.class_folders import folders as class_folders
 from tests.toys.faults.forked_commands import run_forked
@@ -176,6 +177,13 @@ def make_sets(inputs: Inputs) -> None:
     official_sets.write_refcoco(folder / "refcocog", "refcocog", "umd")
 
 
+def make_few_shot(inputs: Inputs) -> None:
+    folder = inputs.folder("few_shot")
+    few_shot_sets.write_zhou(folder / LAYOUTS[0].folder, LAYOUTS[0])
+    few_shot_sets.write_aircraft(folder / "fgvc_aircraft")
+    few_shot_sets.write_imagenet(folder / "imagenet")
+
+
 def make_lxmert(inputs: Inputs) -> None:
     folder = inputs.folder("lxmert")
     lxmert_files.write_aggregate(folder)
@@ -267,6 +275,7 @@ MAKERS: Mapping[str, Maker] = {
     "adapter": make_of_method("adapter", "Adapter", "adapters"),
     "reference": make_of_method("reference", "Adapter", "reference"),
     "features": make_features, "official": make_official, "vg": make_vg, "snli_ve": make_snli_ve,
-    "sets": make_sets, "lxmert": make_lxmert, "sweep": make_sweep, "value": make_value,
-    "rows": make_rows, "demo": make_demo, "classes": make_classes, "packed": make_packed,
+    "sets": make_sets, "few_shot": make_few_shot, "lxmert": make_lxmert, "sweep": make_sweep,
+    "value": make_value, "rows": make_rows, "demo": make_demo, "classes": make_classes,
+    "packed": make_packed,
 }  # fmt: skip

@@ -1,5 +1,6 @@
-"""DualEncoder: CLIP of Hugging Face. A picture and a text become two vectors, which are alike if
-they belong together. The model itself is in `dual_encoder_model`.
+"""DualEncoder: CLIP of Hugging Face, or with a ResNet as its vision tower. A picture and a text
+become two vectors, which are alike if they belong together. The model itself is in
+`dual_encoder_model`, the ResNet in `resnet_clip`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedConfig
 
 from vlds.models.collate import WHOLE, Tokenizer, batch_of, token_ids
 from vlds.models.kinds.base import PathKind
 from vlds.models.kinds.dual_encoder_model import DualEncoderModel
+from vlds.models.kinds.resnet_clip import ResNetClip, ResNetClipConfig
 from vlds.models.loading.gate import check_config, quiet, read_config, unpartitioned
 from vlds.models.loading.load_backbone import load_backbone
+from vlds.models.loading.model_files import COPY_AGAIN, SourceError, some
 from vlds.models.model import Model
+from vlds.models.vision.base import on_meta
 from vlds.schema import IGNORED_LABEL, Batch, Images, ImageSpec, Row, Turn, plain_text
 from vlds.tasks.base import Task
 
@@ -53,6 +57,11 @@ class DualCollator:
         return self.prompt_lengths([(plain_text(turns), WHOLE)])[0]
 
 
+CLASSES: dict[str, tuple[Any, Any]] = {
+    CLIPConfig.model_type: (CLIPConfig, CLIPModel),
+    ResNetClipConfig.model_type: (ResNetClipConfig, ResNetClip),
+}
+"""`model_type` of a config.json -> classes of the config and of the model."""
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 LEGACY_END = 2
 """The eos_token_id of CLIP's first configs, which was wrong: Hugging Face reads it otherwise."""
@@ -60,8 +69,9 @@ LEGACY_END = 2
 
 @dataclass(frozen=True, kw_only=True)
 class DualEncoder(PathKind):
-    """Hugging Face's CLIP. Tasks with a head learn classes; tasks without one learn which text
-    belongs to which picture, by CLIP's loss over the whole global batch."""
+    """Hugging Face's CLIP, or one with a ResNet that `vlds convert clip` wrote. Tasks with a head
+    learn classes; tasks without one learn which text belongs to which picture, by CLIP's loss over
+    the whole global batch."""
 
     # Where it comes from.
 
@@ -122,12 +132,14 @@ class DualEncoder(PathKind):
         Errors: ValueError if it is not CLIP's.
         """
         source, field = self.config_place
-        config, fields = read_config(CLIPConfig, source, field)
-        if fields.get("model_type") != CLIPConfig.model_type:
-            raise ValueError(
-                f"{field}: {source} is a {fields.get('model_type')} model, not CLIP; name a CLIP"
-            )
-        for part in (config.vision_config, config.text_config):
+        _, fields = read_config(PreTrainedConfig, source, field)
+        if (kind := fields.get("model_type")) not in CLASSES:
+            raise ValueError(f"{field}: {source} is a {kind} model, not CLIP; name a CLIP")
+        config, _ = read_config(CLASSES[kind][0], source, field)
+        parts = [config.text_config]
+        if kind == CLIPConfig.model_type:  # a ResNet has other sizes, which its config checks
+            parts.append(config.vision_config)
+        for part in parts:
             check_config(part, f"{field}: {source}", SIZES)
         return config
 
@@ -136,7 +148,17 @@ class DualEncoder(PathKind):
         texts otherwise."""
         config = self.read_config()
         with unpartitioned():  # DeepSpeed cannot part the scale, which has no dimensions
-            backbone, names = load_backbone(CLIPModel, config, self.path, dtype)
+            model_class = CLASSES[config.model_type][1]
+            backbone, names = load_backbone(model_class, config, self.path, dtype)
+        if self.path is not None and not on_meta():
+            # Unlike tables that a model computes, a batch norm's statistics cannot be made up.
+            lost = sorted(
+                n for n, _ in backbone.named_buffers() if "running" in n and n not in names
+            )
+            if lost:
+                raise SourceError(
+                    f"model.path: the weights in {self.path} lack {some(lost)}; {COPY_AGAIN}"
+                )
         self.check_vocabulary(processor, config.text_config.vocab_size, "text encoder")
         if processor is not None:
             end = config.text_config.eos_token_id

@@ -7,7 +7,7 @@ the embeddings.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -27,7 +27,7 @@ from vlds.models.roles import find_roles
 from vlds.models.vision.base import normalised, on_meta
 from vlds.models.vision.clip import MEAN, STD
 from vlds.runtime.ranks import gather_rows
-from vlds.schema import UNDECAYED, Batch, Decoding
+from vlds.schema import UNDECAYED, Batch, Decoding, TargetModules
 
 TOWERS = {
     "vision": ("vision_model", "visual_projection"),
@@ -64,6 +64,17 @@ def contrastive_nll(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     return (to_texts + to_images) / 2
 
 
+def in_both(towers: Mapping[str, TargetModules]) -> TargetModules:
+    """Where methods attach in a model whose modules at these paths are the towers."""
+    paths: dict[str, tuple[str, ...]] = {}
+    cures: dict[str, str] = {}
+    for module, targets in towers.items():
+        for role, inside in targets.paths.items():
+            paths[role] = (*paths.get(role, ()), *(f"{module}.{path}" for path in inside))
+        cures |= targets.cures
+    return TargetModules(paths, cures=cures)
+
+
 def shown_first(batch: Batch) -> list[int]:
     """The number of each row's picture."""
     numbers: list[int] = batch.on_host.image_index[:, 0].tolist()
@@ -79,7 +90,7 @@ def view_of(batch: Batch, number: int, view: int) -> View:
 
 
 class DualEncoderModel(Model):
-    """A model of Hugging Face's class CLIPModel."""
+    """A model of Hugging Face's class CLIPModel, or of one derived from it."""
 
     embeds_texts: ClassVar[bool] = True
 
@@ -88,14 +99,18 @@ class DualEncoderModel(Model):
         self.backbone = backbone
         # DeepSpeed cannot send a tensor without dimensions.
         backbone.logit_scale = nn.Parameter(backbone.logit_scale.detach().reshape(1))
-        roles = find_roles(backbone)
+        # A tower may say where methods attach: roles are found in numbered layers alone.
+        towers = {name: backbone.get_submodule(module) for name, (module, _) in TOWERS.items()}
+        targets = {
+            n: getattr(tower, "targets", None) or find_roles(tower) for n, tower in towers.items()
+        }
+        roles = in_both({TOWERS[name][0]: targets[name] for name in TOWERS})
         rules = {"logit_scale": UNDECAYED}
         plain = Part("backbone", roles, rules, takes_prompts=False, says_tokens=False)
         self.parts = {"backbone": plain}
         for name, (module, _) in TOWERS.items():
-            tower = find_roles(backbone.get_submodule(module))
             path = BACKBONE_PREFIX + module
-            self.parts[name] = replace(plain, path=path, targets=tower, optimizer_rules={})
+            self.parts[name] = replace(plain, path=path, targets=targets[name], optimizer_rules={})
         # Caches, which `_apply` and `forget_texts` empty where weights may have changed.
         self._kept_texts: dict[str, ClassTexts] = {}
         self._kept_list: tuple[tuple[str, ...], Tensor] | None = None

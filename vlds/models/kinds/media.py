@@ -52,9 +52,10 @@ class ShownClip(NamedTuple):
 
     def of_least(self, num: int) -> ShownClip:
         """With at least so many frames: the last one is shown again."""
-        clip, missing = self.clip, max(0, num - len(self.frames))
-        times = (*clip.times, *clip.times[-1:] * missing)
-        return ShownClip(clip._replace(times=times), [*self.frames, *self.frames[-1:] * missing])
+        missing = max(0, num - len(self.frames))
+        times = self.clip.times + self.clip.times[-1:] * missing
+        frames = [*self.frames, *[self.frames[-1]] * missing]
+        return ShownClip(self.clip._replace(times=times), frames)
 
 
 def has_place(chat: ChatFormat, processor: Any, model_type: str) -> bool:

@@ -166,6 +166,11 @@ def attach_prompts(host: Host, depth: int, length: int, switch: Switch) -> Coupl
             f"{type(model).__name__} has no towers of text and pictures; choose it for a "
             "DualEncoder, with part: backbone"
         )
+    if not hasattr(model.vision_model, "encoder"):
+        raise ValueError(
+            "prompts stand among the tokens of the vision tower, and a ResNet has none; choose a "
+            "CLIP with a vision transformer"
+        )
     text, vision = model.text_model.encoder.layers, model.vision_model.encoder.layers
     if depth > (most := min(len(text), len(vision))):
         raise ValueError(

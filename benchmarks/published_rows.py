@@ -153,8 +153,8 @@ BESIDE = {
 MISSING = {
     "VL-Adapter on the test servers of VQA and GQA": "their labels are not public; `vlds predict "
     "--data` writes the files to submit for runs of Table 1 ([evaluation](evaluation.md))",
-    "VL-Adapter on CLIP-ViL": "`recipes/related/clip_vil_*.yaml` train single rows, on BERT or on the "
-    "published encoder; we do not know the scores",
+    "VL-Adapter on CLIP-ViL": "`recipes/related/clip_vil_*.yaml` train single rows, on BERT or on "
+    "the published encoder; we do not know the scores",
     "The papers' supplements; VL-PET's tables other than 2, 3 and 9": "we could not read them",
     "LST on GLUE: Tables 1 and 2, Figures 5 and 6": "text alone, for which vlds has no data",
 }

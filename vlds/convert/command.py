@@ -436,7 +436,7 @@ def adapters(options: Options) -> None:
 def clip(options: Options) -> None:
     """From OpenAI's and open_clip's files of CLIP to a folder that DualEncoder opens.
 
-    vlds convert clip --from RN50.pt --tokenizer openai/clip-vit-base-patch32 --out models/rn50
+    vlds convert clip --from RN50.pt --tokenizer FOLDER --out models/rn50
     vlds convert clip --from OPEN_CLIP_FOLDER --out models/clip
     """
     from vlds.convert.clip import convert_clip

@@ -43,6 +43,6 @@ def test_other_options_and_other_last_bits(tmp_path: Path) -> None:
         "test_transport.py::test_plans_and_merged_adapters[own_mera_merge_3-weights_in]",
         "test_simnl.py::test_steps[simnl_c5_k4_2epochs]",
         "test_pretraining_items.py::test_expansions[pretrain_strings]",
-        "test_meter.py::test_schedule[meter_schedule]",
+        "test_meter.py::test_schedule[case0]",
     ):
         assert f"PASSED tests/parity/{name}" in done.stdout

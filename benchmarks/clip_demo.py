@@ -2,17 +2,19 @@
 
     python benchmarks/clip_demo.py shots --seeds 0 --shots 4 16 --rates 0.002 0.01 0.05
     python benchmarks/clip_demo.py shots --seeds 1 2 3 --shots 1 2 4 8 16 --picture shots.svg
-    python benchmarks/clip_demo.py halves --seeds 1 2 3
-    python benchmarks/clip_demo.py shrink --seeds 0 1 2 3 4
+    python benchmarks/clip_demo.py halves --seeds 0 --rates 0.0002 0.0005 0.002 0.005
+    python benchmarks/clip_demo.py halves --seeds 1 2 3 4 5 6 7 8 9 10
+    python benchmarks/clip_demo.py shrink --seeds 0 --rates 0.002 0.004 0.008
+    python benchmarks/clip_demo.py shrink --seeds 1 2 3 4 5 6 7 8 9 10
 
 The model is a CLIP of 1 M random weights: a tower of 4 layers for pictures, whose patches are as
 large as the cells in which the shapes lie, and one of 3 layers for texts. For each seed, it trains
 by `demo_clip.yaml`; then `demo_few_shot.yaml` runs with each method.
 
 `shots` learns 24 classes that the model has not met: six colors, which the captions name, of four
-figures, which no picture and no text of the demo has. `halves` learns half of the 24 looks that
-captions name, from 16 pictures of each, and is scored on both halves. `shrink` compares adapters
-that lose neurons with those that begin narrow, on the figures.
+figures, which no picture and no text of the demo has. `halves` learns the figures in three of the
+colors, from 16 pictures of each, and is scored on these and on the other three. `shrink` compares
+adapters that lose neurons with those that begin narrow, after as many steps.
 
 Tables go to stdout, and with `shots` a picture to `--picture`, for which matplotlib must be
 installed. All files go to runs/clip_demo and, like those of `vlds demo`, to runs/demo/data.
@@ -23,12 +25,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import harmonic_mean, mean, stdev
 
 from few_shot.rows import FEW_SHOT, SHRUNK, TO_NEW
 from few_shot.trial import Trial, on_new_classes, train
+
+from vlds.report.comparison_formats import difference_text
+from vlds.report.numbers import Number
 
 SHOTS = 16
 """Of the tables that have one number of shots."""
@@ -47,14 +51,16 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates to try")
     parser.add_argument("--picture", type=Path, help="SVG file of the table of shots")
     options = parser.parse_args()
+    rates = options.rates or [None]
     if options.table == "halves":
-        print_halves(options.seeds)
-        return
-    names, shots = (FEW_SHOT, options.shots) if options.table == "shots" else (SHRUNK, [SHOTS])
-    measured = measure(names, options.seeds, shots, options.rates or [None])
-    print_shots(measured, shots)
-    if options.picture:
-        draw(measured, shots, options.picture)
+        print_halves(options.seeds, rates)
+    elif options.table == "shrink":
+        print_shrunk(options.seeds, rates)
+    else:
+        measured = measure(FEW_SHOT, options.seeds, options.shots, rates)
+        print_shots(measured, options.shots)
+        if options.picture:
+            draw(measured, options.shots, options.picture)
 
 
 def measure(
@@ -80,21 +86,54 @@ def print_shots(measured: Accuracies, shots: Sequence[int]) -> None:
         print(f"| {name} | {' | '.join(map(shown, cells))} |")
 
 
-def print_halves(seeds: Sequence[int]) -> None:
-    """Accuracy on the classes that were trained, on the others, and their harmonic mean."""
-    print("| accuracy, percent | base classes | new classes | harmonic mean |\n|---|---|---|---|")
-    for name in ["zero-shot", *TO_NEW]:
-        base, new = [], []
-        for seed in seeds:
-            trial = Trial(name, SHOTS, seed, "looks", "base")
-            if name == "zero-shot":
-                base.append(train(replace(trial, name="prompts alone"))[0])
-                new.append(train(replace(trial, name="prompts alone", half="new"))[0])
-            else:
-                base.append(train(trial)[-1])
-                new.append(on_new_classes(trial))
-        means = [harmonic_mean(pair) for pair in zip(base, new, strict=True)]
-        print(f"| {name} | {shown(base)} | {shown(new)} | {shown(means)} |")
+def print_halves(seeds: Sequence[int], rates: Sequence[float | None]) -> None:
+    """Accuracy on the classes that were trained, on the others, and their harmonic mean; and how
+    much higher the mean is than before training, seed by seed."""
+    heads = ("base classes", "new classes", "harmonic mean", "minus zero-shot")
+    print(f"| accuracy, percent | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
+    before = [
+        # A run is scored before its first step too, on the classes that it learns.
+        [train(Trial("prompts alone", SHOTS, seed, half, rate=0.002))[0] for seed in seeds]
+        for half in ("base", "new")
+    ]
+    zero = print_half("zero-shot", *before)
+    for name, best in TO_NEW.items():
+        for rate in rates:
+            trials = [Trial(name, SHOTS, seed, "base", rate or best) for seed in seeds]
+            base = [train(trial)[-1] for trial in trials]
+            words = f"{name}, {rate:g}" if rate else name
+            print_half(words, base, [on_new_classes(trial) for trial in trials], zero)
+
+
+def print_half(
+    name: str, base: Sequence[float], new: Sequence[float], zero: Sequence[float] = ()
+) -> Sequence[float]:
+    """A row; gives its harmonic means."""
+    means = [harmonic_mean(pair) for pair in zip(base, new, strict=True)]
+    print(f"| {name} | {shown(base)} | {shown(new)} | {shown(means)} | {difference(means, zero)} |")
+    return means
+
+
+def print_shrunk(seeds: Sequence[int], rates: Sequence[float | None]) -> None:
+    """One row for each method and number of steps, and how much better it is than narrow adapters
+    after as many steps, seed by seed."""
+    print("| accuracy, percent | steps | | minus width 8 |\n|---|---|---|---|")
+    for steps, rows in SHRUNK.items():
+        for rate in rates:
+            narrow: Sequence[float] = ()
+            for name in rows:
+                scores = [train(Trial(name, SHOTS, seed, rate=rate))[-1] for seed in seeds]
+                words = f"{name}, {rate:g}" if rate else name
+                print(f"| {words} | {steps:,} | {shown(scores)} | {difference(scores, narrow)} |")
+                narrow = narrow or scores
+
+
+def difference(values: Sequence[float], others: Sequence[float]) -> str:
+    """Mean difference of pairs in percent, with half of its 95 % interval if there are several."""
+    if not others:
+        return ""
+    number = Number([100 * (ours - their) for ours, their in zip(values, others, strict=True)])
+    return difference_text(number)
 
 
 def shown(values: Sequence[float]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -31,8 +31,6 @@ class Row:
 
 
 PROBE = {"class_path": "LinearHead"}
-NARROW = 16
-"""Reduction of the adapters that stay narrow; those that shrink begin at an eighth of it."""
 FEW_SHOT = {
     "linear probe": Row({}, 0.05, head=PROBE),
     "Tip-Adapter-F": Row(one("TipAdapter", alpha=3.0, beta=3.0), 0.01, eps=1e-4),
@@ -43,27 +41,40 @@ FEW_SHOT = {
     "LoRA, vision": Row(one("LoRA", rank=4, train_biases=False, part="vision"), 0.01),
 }
 """Rows of the table of shots."""
-TO_NEW = ("APoLLo", "prompts alone", "Adapter, both towers", "LoRA, vision")
-"""Rows without weights of a class: what they learn can serve other classes."""
-SHRUNK = {
-    "adapters of width 64, shrunk to 8": Row(
-        one(
-            "Shrinking",
-            of=entry("Adapter", reduction=NARROW // 8, init="identity"),
-            cycles=3,
-            restart=False,
-            part="vision",
-        ),
-        0.004,
-        head=PROBE,
-        steps=400,
-    ),
-    "adapters of width 8": Row(
-        one("Adapter", reduction=NARROW, init="identity", part="vision"),
-        0.004,
-        head=PROBE,
-        steps=400,
-    ),
+TO_NEW = {
+    "APoLLo": 0.0002,
+    "prompts alone": 0.0002,
+    "Adapter, both towers": 0.0002,
+    "LoRA, vision": 0.0002,
 }
-"""MiMi on CLIP's vision tower as a classifier, and what it must beat."""
-ROWS = FEW_SHOT | SHRUNK
+"""Rows without weights of a class, which can serve classes that they did not learn -> the learning
+rate of the table of halves."""
+CYCLE = 400
+"""Steps of a whole training of adapters that do not shrink."""
+NARROW = Row(
+    one("Adapter", reduction=16, init="identity", part="vision"), 0.004, head=PROBE, steps=CYCLE
+)
+"""A vision tower with adapters of width 8 as a classifier."""
+
+
+def shrinking(restart: bool, steps: int) -> Row:
+    """MiMi: adapters of width 64 that end with as many weights as narrow ones, after three cuts."""
+    wide = entry("Adapter", reduction=2, init="identity")
+    methods = one("Shrinking", of=wide, cycles=3, restart=restart, part="vision")
+    return replace(NARROW, methods=methods, steps=steps)
+
+
+SHRUNK = {
+    CYCLE: {
+        "width 8": NARROW,
+        "64 to 8, one schedule": shrinking(restart=False, steps=CYCLE),
+        "64 to 8, a schedule for each cycle": shrinking(restart=True, steps=CYCLE),
+    },
+    4 * CYCLE: {
+        "width 8, four times the steps": replace(NARROW, steps=4 * CYCLE),
+        "64 to 8, four times the steps, one schedule": shrinking(False, 4 * CYCLE),
+        "64 to 8, four whole cycles": shrinking(True, 4 * CYCLE),
+    },
+}
+"""Steps -> rows of the table of adapters that shrink; the first is what the others are held to."""
+ROWS = FEW_SHOT | {name: row for rows in SHRUNK.values() for name, row in rows.items()}

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -16,7 +16,6 @@ from vlds.evaluation.result import read_scores
 from vlds.runtime.json_files import read_metric_lines
 
 DATA, OUT = Path("runs/demo/data"), Path("runs/clip_demo")
-Classes = Literal["figures", "looks"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,8 @@ class Trial:
     """Row."""
     shots: int
     seed: int
-    classes: Classes = "figures"
     half: str | None = None
-    """Learn one half of the classes alone."""
+    """Learn the figures in one half of the colors alone."""
     rate: float | None = None
     """Learning rate instead of the row's."""
 
@@ -37,7 +35,7 @@ class Trial:
     def output(self) -> Path:
         """Its folder."""
         words = self.name.replace(",", "").replace(" ", "_")
-        kept = [words, str(self.shots), *([self.classes, self.half] if self.half else [])]
+        kept = [words, str(self.shots), *([self.half] if self.half else [])]
         kept += [f"{self.rate:g}"] if self.rate else []
         return OUT / str(self.seed) / "_".join(kept)
 
@@ -49,8 +47,8 @@ def train(trial: Trial) -> list[float]:
     task = recipe["tasks"].pop("figures")
     fields = task["init_args"]
     shards = DATA / "shards" / "classes"
-    fields["train"] = [str(shards / f"{trial.classes}-train")]
-    fields["evaluate"] = [str(shards / f"{trial.classes}-test")]
+    fields["train"] = [str(shards / "figures-train")]
+    fields["evaluate"] = [str(shards / "figures-test")]
     fields |= {"shots": trial.shots, "head": row.head or fields["head"], "half": trial.half}
     recipe["tasks"] = {"classes": task}
     recipe |= {"output": str(trial.output), "seed": trial.seed, "methods": dict(row.methods)}

@@ -22,7 +22,7 @@ from vlds.schema import NO_IMAGE, UNDECAYED, OptimizerRule, OptimizerRules
 
 
 def first_rows(table: Tensor, size: torch.Size) -> Tensor:
-    """Of a table for more cells along a side, the first ones, as CLIP-ViL's code takes them."""
+    """The first rows of a table for more cells along a side, as CLIP-ViL's code takes them."""
     return table[: size[0]]
 
 

@@ -4,8 +4,8 @@ runs the sweep with these rates and prints its tables.
     python benchmarks/rates.py sweeps/demo_mixture.yaml --seed 5 --rates 0.001 0.004 0.016 \\
       --at-once 2 --minus "adapter, 960 steps"
 
-A row's rate is the one with the best average of the scores; of equal ones, the smallest. Further
-words go to `vlds sweep` and `vlds compare`, such as `--overrides.training.steps 2` for a trial.
+A row's rate is the one with the best average of the scores, over all values of the sweep's grid; of
+equal ones, the smallest. Further words go to `vlds sweep` and `vlds compare`, such as `--overrides.training.steps 2` for a trial.
 
 All files go to the sweep's folder and one beside it, SWEEP_rates, whose chosen.yaml is the sweep
 with its rates. Finished runs are not repeated. What commands say goes to stderr, tables to stdout.
@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from vlds.recipe.build import in_yaml, to_yaml
@@ -40,11 +41,11 @@ def main() -> None:
     parser.add_argument("--minus", nargs="*", default=[], help="rows to subtract, a table for each")
     options, words = parser.parse_known_args()
     sweep = read_sweep([options.sweep, *words])
-    if sweep.grid or options.seed in sweep.seeds:
-        raise SystemExit(f"{options.sweep}: it has a grid, or its table shows seed {options.seed}")
+    if options.seed in sweep.seeds:
+        raise SystemExit(f"{options.sweep}: its table shows seed {options.seed}")
     folder = Path(f"{sweep.output}_rates")
     trial = [options.sweep, *words, "--output", str(folder), "--seeds", f"[{options.seed}]"]
-    trial += ["--grid", in_yaml({RATE: options.rates})]
+    trial += ["--grid", in_yaml({**sweep.grid, RATE: options.rates})]
     # A rate at which a run fails, as where its loss is infinite, is left out.
     vlds("sweep", *trial, "--at-once", options.at_once, may_fail=True)
     tried = read_sweep(trial)
@@ -72,13 +73,23 @@ def averages_of(words: Sequence[str], tried: Sweep) -> dict[str, dict[float, flo
     """Row of the sweep -> rate -> average of the scores in percent (or the one score), of the
     runs that have ended."""
     spec, _ = spec_of_sweep(words, None)
-    averages: dict[str, dict[float, float]] = {name: {} for name in tried.recipes}
+    cells: dict[str, dict[float, list[float | None]]] = {name: {} for name in tried.recipes}
     comparison = compare(spec)
     for row in comparison.rows:
         name, values = tried.rows[row.name]
-        if (mean := row.numbers[comparison.values[-1]].mean) is not None:
-            averages[name][values[RATE]] = mean
-    return averages
+        mean = row.numbers[comparison.values[-1]].mean
+        cells[name].setdefault(values[RATE], []).append(mean)
+    return {
+        name: {rate: fmean(ended) for rate, means in of_row.items() if (ended := whole(means))}
+        for name, of_row in cells.items()
+    }
+
+
+def whole(means: Sequence[float | None]) -> list[float]:
+    """The averages over the grid, or none where a run has not ended: rates are compared on the
+    same values of the grid."""
+    ended = [mean for mean in means if mean is not None]
+    return ended if len(ended) == len(means) else []
 
 
 def best(averages: Mapping[float, float]) -> float:

@@ -4,8 +4,9 @@ runs the sweep with these rates and prints its tables.
     python benchmarks/rates.py sweeps/demo_mixture.yaml --seed 5 --rates 0.001 0.004 0.016 \\
       --at-once 2 --minus "adapter, 960 steps"
 
-A row's rate is the one with the best average of the scores, over all values of the sweep's grid; of
-equal ones, the smallest. Further words go to `vlds sweep` and `vlds compare`, such as `--overrides.training.steps 2` for a trial.
+A row's rate is the one with the best average of the scores, over all values of the sweep's grid;
+of equal ones, the smallest. Further words go to `vlds sweep` and `vlds compare`, such as
+`--overrides.training.steps 2` for a trial.
 
 All files go to the sweep's folder and one beside it, SWEEP_rates, whose chosen.yaml is the sweep
 with its rates. Finished runs are not repeated. What commands say goes to stderr, tables to stdout.

@@ -277,7 +277,58 @@ def plan(arguments: list[str]) -> int:
     return 0
 
 
-RECIPE_PARSERS = {TRAIN: train_page, "plan": plan_parser, "describe": describe_parser}
+def prove_parser() -> CommandParser:
+    """The parser of `vlds prove`."""
+    parser = command_parser(prove, accepts_keys=True, add_help=False)
+    for option, what in (("--only", "try these alone"), ("--skip", "leave these out")):
+        parser.add_argument(
+            option, nargs="+", default=[], metavar="PROPERTY",
+            help=f"{what}, by the names that the command prints",
+        )  # fmt: skip
+    parser.add_argument(
+        "--rows", default="16", metavar="N",
+        help="examples that are compared, over all tasks (default: 16)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--steps", default="100", metavar="N",
+        help="steps in which a few examples are learnt by heart (default: 100)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="folder of proof.html and proof.json; default: the recipe's `output`, with -proof "
+        "behind its name",
+    )  # fmt: skip
+    return parser
+
+
+def prove(arguments: list[str]) -> int:
+    """Show on a recipe's own model and data that what vlds computes is right: what the model reads,
+    gradients, what trains, batches, ranks, resuming, answers, exports. The exit code is 0 if all
+    properties hold.
+
+    vlds prove recipes/demo.yaml
+    vlds prove my.yaml --only reads-right gradient-parity
+    vlds prove my.yaml --rows 8 --steps 100 --model.path weights/other
+    """
+    from vlds.prove.command import prove_recipe
+    from vlds.recipe.config import parse_recipe
+
+    options, words = prove_parser().parse_known_args(arguments)
+    recipe = parse_recipe(words, "vlds prove")
+    output = Path(recipe.output)
+    return prove_recipe(
+        recipe,
+        options.out or output.with_name(f"{output.name}-proof"),
+        only=options.only,
+        skip=options.skip,
+        rows=positive("--rows", options.rows, "a number of examples"),
+        steps=positive("--steps", options.steps, "a number of steps"),
+    )
+
+
+RECIPE_PARSERS = {
+    TRAIN: train_page, "plan": plan_parser, "describe": describe_parser, "prove": prove_parser
+}  # fmt: skip
 """Commands that take a recipe and its keys."""
 
 
@@ -370,8 +421,8 @@ def demo(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
     for command in (
-        demo, train, evaluate, predict, report, sweep, compare, convert, describe, plan, features,
-        importance,
+        demo, prove, train, evaluate, predict, report, sweep, compare, convert, describe, plan,
+        features, importance,
     )
 }  # fmt: skip
 """In the order in which a newcomer meets them."""

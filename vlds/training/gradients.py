@@ -64,6 +64,10 @@ class IdleWeights:
                 self._hooks.pop(name).remove()
 
 
+UNKNOWN = "the cause is not known"
+"""Why a tensor has no gradient, where the watch has no better answer."""
+
+
 class GradientWatch:
     """Checks in a run's first steps that what should train does. All ranks have one.
 
@@ -129,7 +133,7 @@ class GradientWatch:
             return "it lies behind a matrix that is still zero: is the learning rate 0?"
         if self.trained_by[name] == "connector":
             return "did no row have a picture?"
-        return "the cause is not known"
+        return UNKNOWN
 
 
 def sum_in_place(zero: Any, ranks: Ranks) -> None:

@@ -169,7 +169,7 @@ class MixedStream(ABC):
             for start in count(first, stride)
             for piece in self._pieces(start)
         )
-        assembler = Assembler(self._reader(), self.order)
+        assembler = self.assembler()
         num_workers, timeout = self.config.num_workers, self.setup.worker_timeout
         # Closed at once: an error's traceback would keep the workers.
         with closing(parcels(assembler, positions, num_workers, timeout)) as loaded:
@@ -192,6 +192,10 @@ class MixedStream(ABC):
                 # Counted as it is handed out: a state saved after this step begins with the next.
                 self.consumed = start + stride
                 yield batches
+
+    def assembler(self) -> Assembler:
+        """What makes batches of positions, from `consumed` on."""
+        return Assembler(self._reader(), self.order)
 
     def _pieces(self, start: int) -> list[range]:
         """Positions of this rank's micro-batches in the global batch that begins at `start`."""

@@ -1,0 +1,118 @@
+"""Answers: the same alone, in any batch and order, and as sure as the model's own logits say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from vlds.models.generation.answer_list import Answer
+from vlds.models.kinds.base import WritingModel
+from vlds.prove.bench import Bench
+from vlds.prove.finding import OF_GRADIENTS, ROUNDING, Comparison, Finding
+from vlds.schema import IGNORED_LABEL, Decoding
+
+TOLERANCE = OF_GRADIENTS * ROUNDING[torch.float32]
+"""Of log-probabilities, which add up over an answer's tokens."""
+
+
+def answers(bench: Bench) -> Finding:
+    """Answer each task's rows in several ways."""
+    compared: list[Comparison] = []
+    faults: list[str] = []
+    notes: list[str] = []
+    with bench.model.evaluating() as model:
+        for name, task in bench.recipe.tasks.items():
+            numbers = bench.of_task(name)
+            if not numbers:
+                continue
+            if task.ranks or task.masks_words:
+                notes.append(f"tasks.{name}: it is not answered row by row")
+                continue
+            together = answer(bench, numbers, task.decoding)
+            ways = {
+                "one by one": [answer(bench, [n], task.decoding)[0] for n in numbers],
+                "in reverse order": answer(bench, numbers[::-1], task.decoding)[::-1],
+                "beside half of the rows": [
+                    *answer(bench, numbers[: len(numbers) // 2], task.decoding),
+                    *answer(bench, numbers[len(numbers) // 2 :], task.decoding),
+                ],
+            }
+            for way, others in ways.items():
+                what = f"tasks.{name}: answers together, and {way}"
+                compared.append(same_answers(what, bench, numbers, together, others))
+            if any(not 0 <= each.confidence <= 1 + 1e-6 for each in together):
+                faults.append(f"tasks.{name}: a confidence is not between 0 and 1")
+            plain = task.head is None and task.decoding.answers is None
+            if plain and task.decoding.choices is None and isinstance(model, WritingModel):
+                found = sure_as_logits(bench, model, name, numbers, task.decoding)
+                if found is not None:
+                    compared.append(found)
+    return Finding(compared=tuple(compared), faults=tuple(faults), notes=tuple(notes))
+
+
+def answer(bench: Bench, numbers: Sequence[int], decoding: Decoding) -> list[Answer]:
+    """The answers to some rows in one batch."""
+    if not numbers:
+        return []
+    return bench.model.answer(bench.batch(numbers, evaluation=True), decoding)
+
+
+def same_answers(
+    what: str,
+    bench: Bench,
+    numbers: Sequence[int],
+    ours: Sequence[Answer],
+    theirs: Sequence[Answer],
+) -> Comparison:
+    """The largest difference of log-confidences; infinite where texts differ."""
+    worst, where = 0.0, ""
+    for number, a, b in zip(numbers, ours, theirs, strict=True):
+        difference = abs(math.log(max(a.confidence, 1e-30)) - math.log(max(b.confidence, 1e-30)))
+        # Where two answers are as likely, rounding may choose either.
+        if a.text != b.text and difference > TOLERANCE:
+            difference = math.inf
+        if difference > worst:
+            row = bench.rows[number].example
+            worst, where = difference, f"example {row.id}: {a.text!r:.40} and {b.text!r:.40}"
+    return Comparison(what, worst, TOLERANCE, where)
+
+
+def sure_as_logits(
+    bench: Bench, model: WritingModel, name: str, numbers: Sequence[int], decoding: Decoding
+) -> Comparison | None:
+    """Write answers token by token, with the cache; then read them at once, as in training, and
+    compare their log-probabilities. None if no answer is read as it was written: some texts have
+    more than one row of tokens."""
+    greedy = replace(decoding, num_beams=1, no_repeat_ngram_size=0)
+    asked = bench.batch(numbers, evaluation=True).prompts()
+    written = model.writer.write(model.prompts(asked), greedy, None)
+    rows = list(bench.rows)
+    for number, each in zip(numbers, written, strict=True):
+        text = model.tokenizer.decode(each.words, skip_special_tokens=True)
+        example = replace(rows[number].example, target=text, learned=True)
+        rows[number] = rows[number]._replace(example=example, max_target_tokens=1 << 16)
+    batch = bench.batch(numbers, rows=rows)
+    assert batch.labels is not None
+    labels, nll = batch.labels.cpu(), model.token_nll(batch).double().cpu()
+    worst, where, compared = 0.0, "", 0
+    for place, (number, each) in enumerate(zip(numbers, written, strict=True)):
+        learned = labels[place] != IGNORED_LABEL
+        ids = labels[place][learned].tolist()
+        # A conversation's turns before the answer are learned too: the answer comes last.
+        if not each.ids or ids[-len(each.ids) :] != each.ids:
+            continue
+        compared += 1
+        logp = -float(nll[place][learned][-len(each.ids) :].sum())
+        difference = abs(logp - each.log_probability) / max(1.0, len(each.ids) ** 0.5)
+        if difference > worst:
+            worst, where = difference, f"example {rows[number].example.id}"
+    if not compared:
+        return None
+    what = (
+        f"tasks.{name}: log-probability of {compared} answers, written with the cache, and read "
+        "at once"
+    )
+    return Comparison(what, worst, TOLERANCE, where)

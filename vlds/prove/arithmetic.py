@@ -1,0 +1,135 @@
+"""Gradient parity and batch free: the loss and gradients of a step, computed in other ways.
+
+The plain way is what a newcomer would write: the model's logits for one row after another, torch's
+cross-entropy, the formula of each task's loss, and autograd. It shares the model with training, and
+neither the kernels, nor the loss's coefficients, nor the cuts of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlds.models.loss import targets_of
+from vlds.prove.bench import Bench, Measured, gradients_of
+from vlds.prove.finding import (
+    OF_GRADIENTS,
+    OF_LOSSES,
+    ROUNDING,
+    Comparison,
+    Finding,
+    compare_numbers,
+)
+from vlds.schema import IGNORED_LABEL, Batch
+
+TOLERANCE_OF_LOSSES = OF_LOSSES * ROUNDING[torch.float32]
+TOLERANCE_OF_GRADIENTS = OF_GRADIENTS * ROUNDING[torch.float32]
+
+
+def gradient_parity(bench: Bench) -> Finding:
+    """Compare the training step with a plain loop over rows."""
+    names = [n for n, loss in bench.model.batch_losses.items() if loss]
+    if names:
+        return Finding(
+            left_out=f"methods.{names[0]} adds terms of its own to the loss, which a plain loop "
+            "does not have"
+        )
+    if any(task.ranks or task.masks_words for task in bench.recipe.tasks.values()):
+        return Finding(left_out="a task ranks, or predicts words in their places")
+    numbers = list(range(len(bench.rows)))
+    ours = bench.measure([numbers])
+    theirs = plain_step(bench, numbers)
+    return Finding(
+        compared=(
+            compare_numbers(
+                "loss of each row: the training step, and torch's cross-entropy of the logits",
+                ours.losses, theirs.losses, TOLERANCE_OF_LOSSES,
+            ),
+            compare_numbers(
+                "gradient of each trained weight: the training step, and a loop over rows",
+                ours.gradients, theirs.gradients, TOLERANCE_OF_GRADIENTS,
+            ),
+        )
+    )  # fmt: skip
+
+
+def plain_step(bench: Bench, numbers: Sequence[int]) -> Measured:
+    """The loss of each row and the gradient of the mean over the batch, row by row."""
+    tasks = list(bench.recipe.tasks.items())
+    batches = [bench.batch([number]) for number in numbers]
+    lengths = [int((targets_of(batch) != IGNORED_LABEL).sum()) for batch in batches]
+    of_task = [int(batch.task_index[0]) for batch in batches]
+    losses: dict[str, Tensor] = {}
+    with bench.plainly() as model:
+        model.zero_grad(set_to_none=True)
+        for number, batch, length, index in zip(numbers, batches, lengths, of_task, strict=True):
+            name, task = tasks[index]
+            nll = plain_loss(bench, name, batch)
+            if task.reduction == "token_mean":
+                # The mean over all tokens of the task, which counts as often as it has rows.
+                tokens = sum(n for n, t in zip(lengths, of_task, strict=True) if t == index)
+                part = nll / tokens * of_task.count(index) / len(numbers)
+            else:
+                part = float(batch.weights[0]) * nll / max(length, 1) / len(numbers)
+            part.backward()
+            losses[f"row {number} ({bench.rows[number].example.id})"] = nll.detach().cpu()
+        return Measured(losses, gradients_of(model))
+
+
+def plain_loss(bench: Bench, task: str, batch: Batch) -> Tensor:
+    """The summed loss of a batch of one row, by torch alone."""
+    model = bench.model
+    if task not in model.heads:
+        labels = targets_of(batch)
+        logits = model.logits(batch).float()
+        return F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+        )
+    logits = model.heads[task](model.first_states(batch)).float()
+    targets = torch.zeros_like(logits)
+    if batch.class_targets is not None:
+        targets[:, : batch.class_targets.shape[1]] = batch.class_targets
+    if model.heads.outputs[task].loss == "binary_cross_entropy":
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return F.cross_entropy(logits, targets, reduction="sum")
+
+
+def batch_free(bench: Bench) -> Finding:
+    """Compare the step of one batch with those of other cuts of the same rows."""
+    numbers = list(range(len(bench.rows)))
+    # On a CPU, what an example loses by dropout depends on the example alone.
+    dropout = bench.ranks.device.type == "cpu"
+    whole = bench.measure([numbers], dropout=dropout)
+    compares = [n for n, m in bench.recipe.methods.items() if m.compares_examples]
+    ways: dict[str, tuple[list[list[int]], int]] = {
+        "in reverse order": ([numbers[::-1]], 1),
+    }
+    notes: tuple[str, ...] = ()
+    if compares:
+        notes = (f"methods.{compares[0]} compares the examples of a batch, so batches stay whole",)
+    else:
+        third = max(1, len(numbers) // 3)
+        cuts = [numbers[start : start + third] for start in range(0, len(numbers), third)]
+        ways |= {
+            "one by one": ([[number] for number in numbers], 1),
+            f"in {len(cuts)} micro-batches": (cuts, 1),
+        }
+        if len(numbers) > 1 and not bench.recipe.training.activation_checkpointing:
+            ways["in 2 parts of similar rows"] = ([numbers], 2)
+    compared: list[Comparison] = []
+    for way, (cut, parts) in ways.items():
+        other = bench.measure(cut, parts=parts, dropout=dropout)
+        compared += [
+            compare_numbers(
+                f"loss of each row: together, and {way}", other.losses, whole.losses,
+                TOLERANCE_OF_LOSSES,
+            ),
+            compare_numbers(
+                f"gradient of each trained weight: together, and {way}", other.gradients,
+                whole.gradients, TOLERANCE_OF_GRADIENTS,
+            ),
+        ]  # fmt: skip
+    return Finding(compared=tuple(compared), notes=notes)

@@ -1,0 +1,286 @@
+"""The bench on which properties are tried: a recipe's own model, data and methods, on one process,
+in float32, and some rows that it learns from.
+
+Rows are read once through the run's own stream and collated again in any combination, so that two
+ways to compute the same examples differ in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vlds.data.streams.assemble import StreamSetup
+from vlds.evaluation.sources import with_lists
+from vlds.models.kernels.attention import TORCH_ATTENTION, attention_by, step_kernels
+from vlds.models.kernels.dropout import Draws, StepDropout, dropout_by
+from vlds.models.methods.context import StepRule
+from vlds.models.model import Model
+from vlds.recipe.config import Recipe
+from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks
+from vlds.runtime.ranks import Ranks
+from vlds.schema import Batch, Collator, Images, Row, Turn
+from vlds.training.loss import StepLoss
+from vlds.training.optimizer import similar_rows
+from vlds.training.prepare import Prepared, prepare, stream_of, with_steps
+from vlds.training.run import load_model
+
+FARTHEST = 1 << 16
+"""Positions of the stream among which each task's first rows are looked for."""
+ALONE = "ds_configs/zero2.json"
+"""DeepSpeed's settings of the bench's one process."""
+
+
+@dataclass
+class NotingCollator:
+    """A collator that keeps what it was given."""
+
+    collator: Collator
+    rows: Sequence[Row] = ()
+    images: Images = None
+
+    def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
+        # Again for the same rows where some were refused and replaced: the last call counts.
+        self.rows, self.images = list(rows), images
+        return self.collator(rows, images, evaluation=evaluation)
+
+    def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
+        return self.collator.prompt_lengths(prompts)
+
+    def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
+        return self.collator.answer_lengths(answers)
+
+    def turns_length(self, turns: Sequence[Turn]) -> int:
+        return self.collator.turns_length(turns)
+
+
+class NoDropout(StepDropout):
+    """Drops nothing: with dropout, two ways to compute differ by what they draw."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 0)
+
+    def dropout(
+        self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
+        return input
+
+    def draws(self, shape: torch.Size, p: float) -> Draws:
+        return Undropped()
+
+
+class Undropped:
+    """The draws of a layer that drops nothing inside its own computation."""
+
+    def of(self, examples: slice) -> Draws:
+        return self
+
+    def dropped(self, values: Tensor) -> Tensor:
+        return values
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a training step computes of some rows before it moves a weight."""
+
+    losses: Mapping[str, Tensor]
+    """Row -> summed loss of its tokens or classes, and what methods add to it."""
+    gradients: Mapping[str, Tensor]
+    """Trained weight -> gradient of the step's loss."""
+
+
+class Bench:
+    """Opens a recipe for properties to try. What takes long is made when it is first asked for."""
+
+    def __init__(self, recipe: Recipe, *, scratch: Path, rows: int = 16, steps: int = 100) -> None:
+        """`scratch`: an empty folder for all files; `rows`: how many are compared; `steps`: in how
+        many some are learnt by heart.
+
+        Errors: ValueError for what is wrong with the recipe, its files or its data, as `vlds
+        train`.
+        """
+        self.scratch, self.num_rows, self.steps = scratch, rows, steps
+        self.ranks: Ranks = start_ranks(LONGEST_WAIT)
+        # Lists of answers are read once, as a run reads them.
+        self.recipe = with_lists(recipe)
+        self.alone = self.variant(precision="fp32", deepspeed=ALONE)
+        self.prepared: Prepared = prepare(self.alone, self.ranks, False)
+        sources = self.prepared.train_sources or self.prepared.streamed_sources
+        self.alone = with_steps(self.alone, sources)
+
+    def variant(self, **training: Any) -> Recipe:
+        """The recipe with other fields of `training`, on one process, in the scratch folder."""
+        return replace(
+            self.recipe,
+            output=str(self.scratch / "alone"),
+            data=replace(self.recipe.data, num_workers=0),
+            training=replace(self.recipe.training, best=None, **training),
+        )
+
+    # What the recipe names.
+
+    @cached_property
+    def processor(self) -> Any:
+        """The tokenizer or processor."""
+        return self.recipe.model.load_processor()
+
+    @cached_property
+    def collator(self) -> Collator:
+        """What makes batches."""
+        return self.recipe.model.collator(self.processor, torch.float32)
+
+    @cached_property
+    def model(self) -> Model:
+        """The model with its methods at the first step, in float32 and in training mode. Properties
+        that train it give it back as it was (`borrowed`)."""
+        model, _ = load_model(self.alone, self.prepared, self.processor, self.ranks, None)
+        model.shows_clips = True  # whether or not the rows below have one
+        return model.to(self.ranks.device).train()
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Model]:
+        """The model, whose trained weights and moving buffers are put back at the end."""
+        model = self.model
+        moving: dict[str, Tensor] = dict(model.moving_buffers())
+        moving |= {name: p for name, p in model.named_parameters() if p.requires_grad}
+        before = {name: tensor.detach().clone() for name, tensor in moving.items()}
+        try:
+            yield model
+        finally:
+            with torch.no_grad():
+                for name, tensor in moving.items():
+                    tensor.copy_(before[name])
+            model.zero_grad(set_to_none=True)
+
+    # Rows.
+
+    @cached_property
+    def noted(self) -> NotingCollator:
+        """Some of the first training examples, as many of each task, as the run itself reads
+        them."""
+        noting = NotingCollator(self.collator)
+        setup = StreamSetup(
+            collator=noting, image=self.alone.image, seed=self.alone.seed,
+            cut=self.prepared.cut, blank_images=self.alone.data.blank_images,
+        )  # fmt: skip
+        train, streamed = self.prepared.train_sources, self.prepared.streamed_sources
+        stream = stream_of(self.alone, train, streamed, setup)
+        each = max(2, self.num_rows // len(self.alone.tasks))
+        # Shards without an index are read in their order, from the first position on.
+        positions = list(range(stream.order.stride)) if streamed else []
+        found = {number: 0 for number in range(len(train))}
+        for start in range(0, FARTHEST * bool(train), 4096):
+            sources, *_ = stream.order.at(np.arange(start, start + 4096))
+            for position, source in enumerate(sources.tolist(), start):
+                if found[source] < each:
+                    found[source] += 1
+                    positions.append(position)
+            if min(found.values()) == each:
+                break
+        stream.assembler().__getitems__(positions).unpack()
+        return noting
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """The rows; `row.images` are indices of `images`."""
+        return self.noted.rows
+
+    @property
+    def images(self) -> Images:
+        """The distinct images of the rows."""
+        return self.noted.images
+
+    def of_task(self, name: str) -> list[int]:
+        """Numbers of a task's rows."""
+        index = list(self.recipe.tasks).index(name)
+        return [number for number, row in enumerate(self.rows) if row.task_index == index]
+
+    def batch(
+        self,
+        numbers: Sequence[int],
+        *,
+        evaluation: bool = False,
+        images: Images = None,
+        rows: Sequence[Row] | None = None,
+    ) -> Batch:
+        """The batch of some rows, on the device. `images`: others in place of the rows' own, with
+        the same indices; `rows`: others in place of the rows, such as ones with other answers."""
+        chosen = [(self.rows if rows is None else rows)[number] for number in numbers]
+        images = self.images if images is None else images
+        used = list(dict.fromkeys(image for row in chosen for image in row.images))
+        place = {image: number for number, image in enumerate(used)}
+        chosen = [row._replace(images=[place[image] for image in row.images]) for row in chosen]
+        some: Images = None
+        if isinstance(images, list):
+            some = [images[image] for image in used]
+        elif images is not None:
+            some = images[used]
+        batch = self.collator(chosen, some, evaluation=evaluation)
+        return batch.to(self.ranks.device)
+
+    # Computing.
+
+    def measure(
+        self, cuts: Sequence[Sequence[int]], *, parts: int = 1, dropout: bool = False
+    ) -> Measured:
+        """What a step of one process computes of these rows in these micro-batches, with the
+        kernels of training. `parts`: as `data.parts`."""
+        model, tasks = self.model, list(self.recipe.tasks.values())
+        batches = [self.batch(numbers) for numbers in cuts]
+        rules = [rule for rule in model.step_rules.values() if isinstance(rule, StepRule)]
+        loss = StepLoss(
+            batches, tasks=tasks, batch_losses=model.batch_losses, rules=rules, ranks=self.ranks
+        )
+        model.zero_grad(set_to_none=True)
+        losses: dict[str, Tensor] = {}
+        for numbers, batch in zip(cuts, batches, strict=True):
+            draws = StepDropout(self.alone.seed, 0) if dropout else NoDropout()
+            torch.manual_seed(0)
+            model.context.begin_step(self.alone.seed, 0)
+            pieces = similar_rows(model.sizes(batch), parts) if parts > 1 else []
+            with step_kernels(model, draws):
+                output = model(batch, loss.coefficients(batch).to(self.ranks.device), pieces)
+                loss.backward_loss(output).backward()
+            sums = sum(output.added.values(), output.token_nll_sum).detach().cpu()
+            names = [f"row {number} ({self.rows[number].example.id})" for number in numbers]
+            losses |= dict(zip(names, sums, strict=True))
+        return Measured(losses, gradients_of(model))
+
+    @contextmanager
+    def plainly(self) -> Iterator[Model]:
+        """The model with torch's own attention and norms, and without dropout."""
+
+        def attention(
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attn_mask: Tensor | None = None,
+            dropout_p: float = 0.0,
+            is_causal: bool = False,
+            scale: float | None = None,
+            enable_gqa: bool = False,
+        ) -> Tensor:
+            return TORCH_ATTENTION(
+                query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+
+        self.model.context.begin_step(self.alone.seed, 0)
+        with attention_by(attention), dropout_by(NoDropout()):
+            yield self.model
+
+
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the gradients of what trains; zeros where no loss has read a weight."""
+    return {
+        name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    }

@@ -1,0 +1,148 @@
+"""Reads right: what a task says is what the model reads and learns.
+
+The tokens of a batch are turned back into text and compared with the example's own question and
+answer, so that a dropped question, labels of other tokens than the answer's, or a template that
+cuts an answer show here, before any number is computed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vlds.evaluation.evaluator import cut_texts
+from vlds.prove.bench import Bench
+from vlds.prove.finding import Finding, ShownRow, Token
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Row
+
+SHOWN = 3
+"""Rows of each task on the page."""
+
+
+def reads_right(bench: Bench) -> Finding:
+    """Compare what batches hold with what the examples say."""
+    numbers = list(range(len(bench.rows)))
+    batch = bench.batch(numbers)
+    tokenizer = getattr(bench.processor, "tokenizer", bench.processor)
+    faults = [*padding_faults(batch)]
+    for number in numbers:
+        row = bench.rows[number]
+        place = f"tasks.{row.example.task}: example {row.example.id}"
+        faults += [f"{place}: {fault}" for fault in row_faults(batch, number, row, tokenizer)]
+    shown = [
+        shown_row(bench, batch, number, tokenizer)
+        for name in bench.recipe.tasks
+        for number in bench.of_task(name)[:SHOWN]
+    ]
+    absent = [name for name in bench.recipe.tasks if not bench.of_task(name)]
+    notes = [f"tasks.{name}: none of its examples is among the first of the run" for name in absent]
+    notes += cut_texts(bench.prepared.train_sources, bench.collator)
+    return Finding(faults=tuple(faults), notes=tuple(notes), rows=tuple(shown))
+
+
+def padding_faults(batch: Batch) -> Iterator[str]:
+    """Batches are padded on the right: masks are ones, then zeros."""
+    mask = batch.attention_mask.bool().cpu()
+    lengths = mask.sum(1)
+    # A row may begin with tokens that its answer's mask leaves out, but real ones come first.
+    if not torch.equal(mask, torch.arange(mask.shape[1]) < lengths[:, None]):
+        yield "attention_mask: a row's real tokens do not stand at its beginning"
+
+
+def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any) -> Iterator[str]:
+    """What differs between an example and its row of a batch."""
+    example = row.example
+    # A model without a template drops the oldest turns and their pictures: the rest is compared.
+    given = len(row.images)
+    shown = int((batch.image_index[number] != NO_IMAGE).sum()) if not batch.media else given
+    if shown != given and not example.turns:
+        yield f"has {given} pictures, and the model is shown {shown}"
+    if example.masking is not None:
+        return  # words of the prompt are replaced, and predicted in their places
+    read = batch.input_ids[number][batch.attention_mask[number].bool()].tolist()
+    heard = bare(tokenizer.decode(read, skip_special_tokens=True))
+    texts = [text for turn in example.asked(0) for text in turn.texts]
+    for text in texts[-1:] if example.turns else texts:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        # Cut questions are counted elsewhere; their beginning must be there.
+        whole = len(ids) + 8 <= row.max_prompt_tokens
+        wanted = bare(tokenizer.decode(ids if whole else ids[: row.max_prompt_tokens // 2]))
+        if wanted and wanted not in heard:
+            yield f"asks {text!r:.80}, and the model reads {tokenizer.decode(read)!r:.160}"
+    if example.class_scores is not None:
+        targets = batch.class_targets
+        scores = {} if targets is None else dict(enumerate(targets[number].tolist()))
+        if any(abs(scores.get(c, 0.0) - score) > 1e-6 for c, score in example.class_scores.items()):
+            yield f"has the scores of classes {example.class_scores}, and the batch others"
+        return
+    if example.target is None or batch.labels is None:
+        return
+    labels = batch.labels[number].cpu()
+    learned = labels[labels != IGNORED_LABEL].tolist()
+    spoken = [text for turn in example.turns if turn.learned for text in turn.texts]
+    wanted_texts = [*spoken, example.target] if example.learned else spoken
+    ids = [
+        i for text in wanted_texts for i in tokenizer(text, add_special_tokens=False)["input_ids"]
+    ]
+    if len(ids) + 2 > row.max_target_tokens and not example.turns:
+        # The limit cuts it, and says so; what is left is its beginning.
+        given_text = bare(tokenizer.decode(learned, skip_special_tokens=True))
+        if not bare(tokenizer.decode(ids)).startswith(given_text):
+            yield f"has the answer {example.target!r:.80}, and learns {given_text!r:.80}"
+        return
+    wanted = bare(
+        "".join(
+            tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
+            for text in wanted_texts
+        )
+    )
+    given_text = bare(tokenizer.decode(learned, skip_special_tokens=True))
+    if given_text != wanted:
+        yield (
+            f"has the answer {example.target!r:.80}, and the model learns "
+            f"{tokenizer.decode(learned)!r:.160}"
+        )
+
+
+def bare(text: str) -> str:
+    """A text without spaces, which tokenizers add and take away."""
+    return "".join(text.split())
+
+
+def shown_row(bench: Bench, batch: Batch, number: int, tokenizer: Any) -> ShownRow:
+    """What the page shows of a row."""
+    row = bench.rows[number]
+    mask, ids = batch.attention_mask[number].bool().cpu(), batch.input_ids[number].cpu()
+    labels = None if batch.labels is None else batch.labels[number].cpu()
+    on_prompt = labels is not None and batch.labels_on_prompt
+    counts = labels != IGNORED_LABEL if on_prompt and labels is not None else torch.zeros_like(mask)
+    read = [
+        Token(tokenizer.decode([token]), counted)
+        for token, real, counted in zip(ids.tolist(), mask.tolist(), counts.tolist(), strict=True)
+        if real
+    ]
+    written = [] if labels is None or on_prompt else labels[labels != IGNORED_LABEL].tolist()
+    return ShownRow(
+        task=row.example.task,
+        id=row.example.id,
+        pictures=tuple(pictures_of(bench, row)),
+        read=tuple(read),
+        learned=tuple(Token(tokenizer.decode([token]), True) for token in written),
+        target=row.example.target or "",
+    )
+
+
+def pictures_of(bench: Bench, row: Row) -> Iterator[bytes]:
+    """The row's pictures in the size in which they come to the model, as PNG files."""
+    if bench.recipe.image is None or bench.images is None:
+        return  # stored features show nothing to a reader
+    for image in row.images:
+        buffer = io.BytesIO()
+        pixels: Any = bench.images[image].permute(1, 2, 0).cpu().numpy()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
+        yield buffer.getvalue()

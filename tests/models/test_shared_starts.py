@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, FalconConfig
 
 from tests.toys.causal import SIZES, batch, build, kind_in, rows
 from vlds.models.generation import positions
 from vlds.models.generation.positions import can_share_starts, share_starts
+from vlds.models.kernels.dropout import StepDropout, dropout_by, examples_follow
 from vlds.models.kinds.causal import CausalModel
 from vlds.models.methods import (
     Adapter,
@@ -116,6 +120,40 @@ def test_numbers_are_those_of_each_row(kind: str, method: str, saved: Path) -> N
     for mine, expected in zip(together, apart, strict=True):
         # Norms compute in float32.
         assert torch.allclose(mine, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.usefixtures("narrow_model_shares")
+def test_what_an_example_loses_by_dropout_depends_on_no_other_row(kind: str, saved: Path) -> None:
+    chosen = kind_in(saved / kind)
+    lora = LoRA(rank=2, roles=["attn_q", "ffn_in"], train_biases=False, dropout=0.5)
+    model = drawn(chosen, lora).train()
+    found = []
+    for shares, step in product((True, False), (1, -1)):
+        model.shares_starts = shares
+        some = mixed()[::step]
+        first = model.backbone.model.layers[0]
+        with dropout_by(StepDropout(0, 0)), counting_lines(first) as shapes:
+            examples_follow([row.example.id for row in some])
+            model.zero_grad()
+            nll = model.token_nll(batch(chosen, some)).sum(1)
+            nll.sum().backward()
+        assert (shapes[0][0] < len(some)) == shares  # rows do stand in lines
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        losses = nll.detach()
+        found.append([losses if step > 0 else losses.flip(0), *gradients])
+    for other in found[1:]:
+        for mine, expected in zip(other, found[0], strict=True):
+            assert torch.allclose(mine, expected, rtol=1e-5, atol=1e-6)
+
+
+@contextmanager
+def counting_lines(layer: nn.Module) -> Iterator[list[torch.Size]]:
+    """Notes the shapes (rows, tokens) that a layer reads."""
+    shapes: list[torch.Size] = []
+    hook = layer.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape[:2]))
+    yield shapes
+    hook.remove()
 
 
 DECODINGS = [

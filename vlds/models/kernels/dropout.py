@@ -91,6 +91,15 @@ class KeyedDraws(NamedTuple):
         return masked(values, self.keys, self.num_dropped) if self.num_dropped else values
 
 
+class Call(NamedTuple):
+    """What a layer read when it first drew; the fields are those of `StepDropout`."""
+
+    examples: Tensor
+    tokens: Tokens | None
+    lines: Tensor | None
+    number: int
+
+
 class StepDropout:
     """The draws of one micro-batch, while its forward and its backward pass run."""
 
@@ -101,15 +110,18 @@ class StepDropout:
         self.examples = torch.empty(0, dtype=torch.int64)
         """Keys of the examples."""
         self.tokens: Tokens | None = None
+        self.lines: Tensor | None = None
+        """(g, t) keys of tokens, where the rows that layers read are made of several examples'."""
         self._num_calls = 0
-        self._calls: dict[int, tuple[Tensor, Tokens | None, int]] = {}
+        self._calls: dict[int, Call] = {}
 
     def start(self, ids: Sequence[str], number: int = 0) -> None:
         """The `number`-th forward pass over examples with these ids begins."""
         # The first pass keeps the plain names, so that a single one does not depend on `number`.
         ids = [f"{name}/{number}" for name in ids] if number else ids
         self.examples = torch.tensor([self.key_of(name) for name in ids])
-        self.tokens, self._num_calls = None, 0
+        self.tokens = self.lines = None
+        self._num_calls = 0
 
     def key_of(self, name: str) -> int:
         """64 random bits of an example in this step, as a signed number."""
@@ -132,28 +144,31 @@ class StepDropout:
         # backward pass, with torch's generator as it was: what that draws names the call.
         name = int(torch.randint(1 << 62, ()))
         if name not in self._calls:
-            self._calls[name] = (self.examples, self.tokens, self._num_calls)
+            self._calls[name] = Call(self.examples, self.tokens, self.lines, self._num_calls)
             self._num_calls += 1
-        examples, tokens, call = self._calls[name]
+        examples, tokens, lines, call = self._calls[name]
         rows, num = examples, len(examples)
+        dropped = min(round(p * LEVELS), LEVELS - 1)
+        if lines is not None and shape[:-1] in (lines.shape, (lines.numel(),)):
+            return KeyedDraws(Keys(lines.flatten(), features_of(shape, call)), dropped, len(lines))
         if len(shape) == 2 and shape[0] != num and num and shape[0] % num == 0:
             # Some layers take the tokens of all rows as one dimension.
             shape = torch.Size((num, shape[0] // num, shape[1]))
         if shape[0] != num:  # what all share, such as prompts before them
             rows = mixed(self.shared + torch.arange(shape[0]))
         keys = keys_of(shape, rows, tokens, call)
-        return KeyedDraws(keys, min(round(p * LEVELS), LEVELS - 1), shape[0])
+        return KeyedDraws(keys, dropped, shape[0])
 
     @contextmanager
     def over(self, names: Iterable[str]) -> Iterator[None]:
         """Inside, a row stands for what has its name here, not for an example of the batch."""
-        before = self.examples, self.tokens
+        before = self.examples, self.tokens, self.lines
         self.examples = torch.tensor([self.key_of(name) for name in names])
-        self.tokens = None
+        self.tokens = self.lines = None
         try:
             yield
         finally:
-            self.examples, self.tokens = before
+            self.examples, self.tokens, self.lines = before
 
 
 _current: StepDropout | None = None
@@ -207,6 +222,14 @@ def visual_tokens_end(total: int, num_visual: int) -> None:
     """Say how many tokens at the end of the sequences that layers read next are visual."""
     if _current is not None:
         _current.tokens = Tokens(total, num_visual)
+
+
+def lines_follow(rows: Tensor, positions: Tensor) -> None:
+    """Say that the rows which layers read next are lines of tokens (g, t): whose each is, as a
+    number of an example, and at which position it stands there."""
+    if _current is not None:
+        # As `keys_of` makes them of a row alone, whose tokens are its first axis.
+        _current.lines = _current.examples[rows] + mixed(positions + (1 << 56))
 
 
 def keys_stand_before(num_keys: int) -> None:
@@ -300,9 +323,15 @@ def keys_of(shape: torch.Size, rows: Tensor, tokens: Tokens | None, call: int) -
             positions[first:] += BEHIND - first
         rows = rows[..., None] + mixed(positions + (axis << 56))
     # The last dimension of attention's weights are tokens too: text, then pictures.
-    ends = [0, shape[-1]]
+    num_visual = 0
     if tokens is not None and len(shape) == 4 and tokens.are(shape[-1] - tokens.num_before):
-        ends.insert(1, shape[-1] - tokens.num_visual)
+        num_visual = tokens.num_visual
+    return Keys(rows.flatten(), features_of(shape, call, num_visual))
+
+
+def features_of(shape: torch.Size, call: int, num_visual: int = 0) -> list[tuple[slice, Tensor]]:
+    """`Keys.features` of a tensor whose last features stand for so many visual tokens."""
+    ends = [0, shape[-1] - num_visual, shape[-1]] if num_visual else [0, shape[-1]]
     features = []
     for number, (start, stop) in enumerate(pairwise(ends)):
         if start == stop:
@@ -311,7 +340,7 @@ def keys_of(shape: torch.Size, rows: Tensor, tokens: Tokens | None, call: int) -
         num_hashes = -(-(stop - start) // DRAWS)
         lanes = torch.arange(num_hashes) + number * BEHIND + (call << 40)
         features.append((slice(start, stop), mixed(lanes)))
-    return Keys(rows.flatten(), features)
+    return features
 
 
 def mixed(numbers: Tensor) -> Tensor:

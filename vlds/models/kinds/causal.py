@@ -26,10 +26,13 @@ from vlds.models.generation.decoding import cache_of
 from vlds.models.generation.positions import (
     Lines,
     can_share_starts,
+    drops_pairs,
+    drops_states,
     pick_positions,
     picking,
     share_starts,
 )
+from vlds.models.kernels.dropout import lines_follow
 from vlds.models.kinds.base import (
     CONNECTOR_RATE,
     GridKind,
@@ -259,6 +262,9 @@ class CausalModel(StatesModel):
         `share_starts`."""
         if not self.shares_starts or self.context.reads_examples:
             return None
+        drops = self.training and drops_states(self.backbone)
+        if drops and drops_pairs(self.backbone):
+            return None
         return share_starts(
             sequences.tokens,
             sequences.mask.sum(1),
@@ -267,6 +273,7 @@ class CausalModel(StatesModel):
             batch.on_host.image_index,
             sequences.embeds.shape[2],
             besides,
+            apart=drops,
         )
 
     def arguments_of_lines(self, lines: Lines, sequences: Sequences) -> dict[str, Tensor]:
@@ -274,6 +281,7 @@ class CausalModel(StatesModel):
         the position that it has there. Sets the lines' tasks."""
         embeds, device = sequences.embeds, sequences.embeds.device
         self.context.routing.set(lines.tasks, device)
+        lines_follow(lines.source // sequences.tokens.shape[1], lines.positions)
         source, positions = (
             values.to(device, non_blocking=True) for values in (lines.source, lines.positions)
         )

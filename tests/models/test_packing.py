@@ -9,6 +9,7 @@ import torch
 
 from tests.toys.image_text.rows import TASKS, Tiny, tiny
 from tests.toys.models import shake
+from vlds.models.kernels.dropout import StepDropout, dropout_by
 from vlds.models.kinds.picture_forms import PACKED
 from vlds.models.methods import Adapter, LoRA, Method
 from vlds.schema import Example, Row, Turn
@@ -71,6 +72,38 @@ def test_losses_and_gradients_are_those_of_rows_alone(model_type: str, name: str
     apart, together = packed(tiny(model_type), METHODS[name])
     largest = apart.abs().max()
     assert (apart - together).abs().max() < 1e-5 * largest
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_dropout_depends_on_no_other_row(pack: bool) -> None:
+    """In lines, in batches with a row for ranks without a picture, and alone."""
+    model = tiny("llava")
+    built = replace(model, kind=replace(model.kind, pack=pack)).build(
+        {"lora": LoRA(rank=2, dropout=0.5)}
+    )
+    shake(built, 0, 0.1)
+    built.train()
+    every = rows(talks=False)
+    found = []
+    for cut in (
+        [[0, 1, 2, 3, 4]],
+        [[4, 3, 2, 1, 0]],
+        [[0], [1], [2], [3], [4]],
+        [[1, 3], [0, 2, 4]],
+    ):
+        built.zero_grad()
+        losses = torch.zeros(len(every))
+        for numbers in cut:
+            batch = model.batch([every[number] for number in numbers])
+            with dropout_by(StepDropout(0, 0)):
+                torch.manual_seed(0)
+                output = built(batch, torch.ones(len(batch)))
+                output.loss.backward()
+            losses[numbers] = output.token_nll_sum
+        gradients = [p.grad.flatten() for p in built.parameters() if p.grad is not None]
+        found.append(torch.cat([losses, *gradients]))
+    for other in found[1:]:
+        assert (other - found[0]).abs().max() < 1e-5 * found[0].abs().max()
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "gemma3", "paligemma"])

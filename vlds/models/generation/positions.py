@@ -168,7 +168,7 @@ def drops_states(model: nn.Module) -> bool:
 
 def drops_pairs(model: Any) -> bool:
     """True if attention drops weights: which of the pairs of a line would depend on the line."""
-    return bool(getattr(model.config, "attention_dropout", 0.0))
+    return bool(getattr(model.config.get_text_config(), "attention_dropout", 0.0))
 
 
 def cost(num_tokens: int, width: int) -> float:

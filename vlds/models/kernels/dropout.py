@@ -224,6 +224,13 @@ def visual_tokens_end(total: int, num_visual: int) -> None:
         _current.tokens = Tokens(total, num_visual)
 
 
+def another_row_follows(num_examples: int) -> None:
+    """Say that layers read one row next that belongs to none of so many examples, behind theirs."""
+    if _current is not None and len(_current.examples) == num_examples:
+        # Nothing is learned from it, so it may lose what any example does.
+        _current.examples = torch.cat([_current.examples, _current.examples[:1]])
+
+
 def lines_follow(rows: Tensor, positions: Tensor) -> None:
     """Say that the rows which layers read next are lines of tokens (g, t): whose each is, as a
     number of an example, and at which position it stands there."""

@@ -18,10 +18,12 @@ from torch import Tensor
 from vlds.models.generation.answer_list import Writer, left_padded
 from vlds.models.generation.positions import (
     Lines,
+    drops_pairs,
     pick_positions,
     picking,
     share_starts,
 )
+from vlds.models.kernels.dropout import another_row_follows, lines_follow
 from vlds.models.kinds.base import StatesModel
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.models.kinds.image_text_rows import EncodedRow, ImageTextCollator
@@ -138,7 +140,8 @@ class ImageTextModel(StatesModel):
         """Rows of one task beside each other in lines as long as the longest row; None where that
         saves nothing."""
         known = batch.on_host
-        if len(known) < len(batch):  # with the dummy, which is on the device alone
+        # With the dummy, which is on the device alone.
+        if len(known) < len(batch) or (self.training and drops_pairs(self.backbone)):
             return None
         mask = known.attention_mask.bool()
         nothing = torch.zeros_like(mask)
@@ -151,6 +154,7 @@ class ImageTextModel(StatesModel):
         the position that it has there. Sets the lines' tasks."""
         device = batch.input_ids.device
         self.context.routing.set(lines.tasks, device)
+        lines_follow(lines.source // batch.input_ids.shape[1], lines.positions)
         lengths = batch.on_host.attention_mask.sum(1)
         ends = torch.zeros(len(lines.tasks), dtype=lengths.dtype).index_add(0, lines.line, lengths)
         is_padding = torch.arange(lines.source.shape[1]) >= ends[:, None]
@@ -243,6 +247,7 @@ class ImageTextModel(StatesModel):
             row = F.pad(row, (0, length - len(row)), value=value)
             return torch.cat([rows, row[None].to(rows)])
 
+        another_row_follows(len(batch))
         # It has no labels, so that it adds nothing to the loss, and callers drop its logits. Its
         # task is that of the first row, whose modules run anyway.
         ones = torch.ones(len(dummy.prompt), dtype=torch.bool, device=device)

@@ -9,35 +9,41 @@ from vlds.prove.learning import learns, uses_the_picture, what_trains
 from vlds.prove.reading import reads_right
 
 PROPERTIES: tuple[Property, ...] = (
-    Property(
-        "reads-right", "The model reads and learns what the data say.", reads_right
-    ),
-    Property(
-        "gradient-parity",
-        "Loss and gradients of a training step are those of a plain loop.",
-        gradient_parity, needs=("reads-right",),
-    ),
+    Property("reads-right", "The model reads and learns what the data say.", reads_right),
     Property(
         "batch-free",
         "Loss and gradients depend on no other row, and on no cut of the batch.",
-        batch_free, needs=("reads-right",),
+        batch_free,
+        needs=("reads-right",),
+    ),
+    Property(
+        "gradient-parity",
+        "Loss and gradients of a training step are those of a plain loop over rows.",
+        gradient_parity,
+        needs=("batch-free",),
+    ),
+    Property(
+        "uses-the-picture",
+        "The pictures reach the loss, and other ones make it worse.",
+        uses_the_picture,
+        needs=("reads-right",),
     ),
     Property(
         "what-trains",
         "Exactly the weights that `vlds describe` counts train; all others stay bit for bit.",
         what_trains,
+        needs=("uses-the-picture",),
     ),
     Property(
         "answers",
         "An answer depends on no other row, and is as sure as the model's logits say.",
-        answers, needs=("batch-free",),
+        answers,
+        needs=("batch-free",),
     ),
     Property(
-        "learns", "A few rows are learnt by heart.", learns,
+        "learns",
+        "A few rows are learnt by heart.",
+        learns,
         needs=("gradient-parity", "what-trains"),
     ),
-    Property(
-        "uses-the-picture", "The pictures reach the loss, and other ones make it worse.",
-        uses_the_picture, needs=("reads-right", "learns"),
-    ),
-)  # fmt: skip
+)

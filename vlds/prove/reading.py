@@ -84,6 +84,8 @@ def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any) -> Iterator[
         return
     labels = batch.labels[number].cpu()
     learned = labels[labels != IGNORED_LABEL].tolist()
+    if getattr(tokenizer, "pad_token_id", None) in learned[:-1]:
+        yield "learns padding beside its answer"
     spoken = [text for turn in example.turns if turn.learned for text in turn.texts]
     wanted_texts = [*spoken, example.target] if example.learned else spoken
     ids = [

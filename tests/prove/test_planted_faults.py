@@ -1,0 +1,250 @@
+"""Faults that trainers have had, planted one by one: each is named by the property whose place it
+is, and no other property blames its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.toys.recipes import short_recipe
+from vlds.models.collate import JointCollator
+from vlds.models.kernels import fused
+from vlds.models.kernels.dropout import StepDropout
+from vlds.models.kinds.joint import JointModel
+from vlds.models.methods.bottleneck import BottleneckModule
+from vlds.models.visual_embedding import VisualEmbedding
+from vlds.prove.bench import Bench
+from vlds.prove.command import found
+from vlds.prove.finding import Finding
+from vlds.prove.properties import PROPERTIES
+from vlds.recipe.config import Recipe
+from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Images, Row
+from vlds.training import loss as step_loss
+
+Plant: TypeAlias = Callable[[pytest.MonkeyPatch], None]
+HERE = [each for each in PROPERTIES if each.in_short]
+"""Those that start no processes, in which a test cannot plant anything so simply."""
+
+
+def findings(recipe: Recipe, scratch: Path) -> Mapping[str, Finding]:
+    """What each property finds; as the command does, without those that stand on a failing one."""
+    bench = Bench(recipe, scratch=scratch, rows=8, steps=60)
+    tried: dict[str, Finding] = {}
+    for each in HERE:
+        broken = [name for name in each.needs if tried[name].verdict != "holds"]
+        if broken:
+            tried[each.name] = Finding(left_out=f"it stands on {broken[0]}")
+        else:
+            tried[each.name] = found(each, bench)
+    return tried
+
+
+def recipe_in(world: Path, folder: Path) -> Recipe:
+    recipe = short_recipe(world, folder / "run", 2)
+    # Long enough for the questions, which are then read whole.
+    tasks = {n: replace(t, max_prompt_tokens=40) for n, t in recipe.tasks.items()}
+    return replace(recipe, tasks=tasks)
+
+
+def collated(change: Callable[[Batch, Sequence[Row]], Batch]) -> Plant:
+    """The collator's batches, changed."""
+    original = JointCollator.__call__
+
+    def call(
+        self: JointCollator, rows: Sequence[Row], images: Images, *, evaluation: bool
+    ) -> Batch:
+        return change(original(self, rows, images, evaluation=evaluation), rows)
+
+    return lambda patch: patch.setattr(JointCollator, "__call__", call)
+
+
+def learned_padding(batch: Batch, _: Sequence[Row]) -> Batch:
+    """Padding counts in the loss."""
+    if batch.labels is not None:
+        batch.labels = batch.labels.masked_fill(batch.labels == IGNORED_LABEL, 0)
+    return batch
+
+
+def shifted_labels(batch: Batch, _: Sequence[Row]) -> Batch:
+    """Each position learns the next token."""
+    if batch.labels is not None:
+        batch.labels = batch.labels.roll(-1, 1)
+    return batch
+
+
+def dropped_pictures(batch: Batch, _: Sequence[Row]) -> Batch:
+    batch.image_index = torch.full_like(batch.image_index, NO_IMAGE)
+    return batch
+
+
+def padded_on_the_left(batch: Batch, _: Sequence[Row]) -> Batch:
+    lengths = batch.attention_mask.sum(1).tolist()
+    for row, length in enumerate(lengths):
+        for values in (batch.input_ids, batch.attention_mask):
+            values[row] = values[row].roll(values.shape[1] - length)
+    return batch
+
+
+def dropped_questions(batch: Batch, _: Sequence[Row]) -> Batch:
+    """A prompt's end, where its question stands, is masked."""
+    batch.attention_mask[:, 3:] = False
+    return batch
+
+
+def cut_answers(batch: Batch, _: Sequence[Row]) -> Batch:
+    """The last two tokens of each answer, and its end, are not learned."""
+    if batch.labels is not None:
+        lengths = (batch.labels != IGNORED_LABEL).sum(1, keepdim=True)
+        late = torch.arange(batch.labels.shape[1]) >= lengths - 3
+        batch.labels = batch.labels.masked_fill(late, IGNORED_LABEL)
+    return batch
+
+
+def others_answers(batch: Batch, _: Sequence[Row]) -> Batch:
+    """Each row learns the answer of the row before it."""
+    if batch.labels is not None:
+        batch.labels = batch.labels.roll(1, 0)
+    return batch
+
+
+def detached_adapter(patch: pytest.MonkeyPatch) -> None:
+    """An adapter adds to the states, and what it adds has no gradient."""
+    through = BottleneckModule.through
+    patch.setattr(BottleneckModule, "through", lambda self, states: through(self, states).detach())
+
+
+def padding_attended(patch: pytest.MonkeyPatch) -> None:
+    """The decoder sees the padding of the text beside it."""
+    encode = JointModel.encode
+
+    def call(self: JointModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        states, mask = encode(self, batch)
+        return states, torch.ones_like(mask)
+
+    patch.setattr(JointModel, "encode", call)
+
+
+def drawn_by_place(patch: pytest.MonkeyPatch) -> None:
+    """What an example loses by dropout depends on its place in the batch."""
+
+    def start(self: StepDropout, ids: Sequence[str], number: int = 0) -> None:
+        self.examples = torch.arange(len(ids)) << 32
+        self.tokens = self.lines = None
+        self._num_calls = 0
+
+    patch.setattr(StepDropout, "start", start)
+
+
+def wrong_kernel(patch: pytest.MonkeyPatch) -> None:
+    """The backward pass of the tokens' loss is a tenth too large."""
+    backward = fused.TokenNLL.backward
+
+    def call(ctx: Any, gradient: Tensor) -> Any:
+        of_logits, *rest = backward(ctx, 1.1 * gradient)  # type: ignore[no-untyped-call]
+        return (of_logits, *rest)
+
+    patch.setattr(fused.TokenNLL, "backward", staticmethod(call))
+
+
+def wrong_mean(patch: pytest.MonkeyPatch) -> None:
+    """The loss of an example is summed over its tokens, whatever the task's reduction."""
+    coefficients = step_loss.coefficients
+
+    def call(batch: Batch, *args: Any) -> Tensor:
+        return coefficients(batch, *args) * step_loss.target_lengths(batch)
+
+    patch.setattr(step_loss, "coefficients", call)
+
+
+def mixed_rows(patch: pytest.MonkeyPatch) -> None:
+    """States are centred over the batch, as batch norm does."""
+    predicted = JointModel.vocabulary_logits
+
+    def call(self: JointModel, states: Tensor) -> Tensor:
+        return predicted(self, states - 0.5 * states.mean(0, keepdim=True))
+
+    patch.setattr(JointModel, "vocabulary_logits", call)
+
+
+def unseen_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Visual tokens stand there, and say nothing of the picture."""
+    forward = VisualEmbedding.forward
+
+    def call(self: VisualEmbedding, features: Tensor, *args: Any) -> Tensor:
+        return forward(self, torch.zeros_like(features), *args)
+
+    patch.setattr(VisualEmbedding, "forward", call)
+
+
+def moved_backbone(patch: pytest.MonkeyPatch) -> None:
+    """A step moves a frozen weight."""
+    from vlds.training.engine import Engine
+
+    step = Engine.step
+
+    def call(self: Engine, batches: Sequence[Batch]) -> Any:
+        report = step(self, batches)
+        with torch.no_grad():
+            frozen = next(p for p in self.model.backbone.parameters() if not p.requires_grad)
+            frozen.view(-1)[0] += 1e-3
+        return report
+
+    patch.setattr(Engine, "step", call)
+
+
+def frozen_connector(patch: pytest.MonkeyPatch) -> None:
+    """The visual embedding is said to train, and is frozen after all."""
+    from vlds.training import run
+
+    load = run.load_model
+
+    def call(*args: Any) -> Any:
+        model, lines = load(*args)
+        model.visual_embedding.requires_grad_(False)
+        return model, lines
+
+    for module in ("vlds.prove.learning.load_model", "vlds.prove.bench.load_model"):
+        patch.setattr(module, call)
+
+
+FAULTS: dict[str, tuple[Plant, str]] = {
+    "padding is learned": (collated(learned_padding), "reads-right"),
+    "labels are shifted": (collated(shifted_labels), "reads-right"),
+    "pictures are dropped": (collated(dropped_pictures), "reads-right"),
+    "padding is on the left": (collated(padded_on_the_left), "reads-right"),
+    "questions are dropped": (collated(dropped_questions), "reads-right"),
+    "a template cuts the answer": (collated(cut_answers), "reads-right"),
+    "rows learn others' answers": (collated(others_answers), "reads-right"),
+    "a method is detached": (detached_adapter, "what-trains"),
+    "the connector is frozen": (frozen_connector, "what-trains"),
+    "a frozen weight moves": (moved_backbone, "what-trains"),
+    "a kernel is wrong": (wrong_kernel, "gradient-parity"),
+    "the mean of a batch is wrong": (wrong_mean, "gradient-parity"),
+    "padding is attended": (padding_attended, "batch-free"),
+    "rows are mixed": (mixed_rows, "batch-free"),
+    "dropout depends on the place": (drawn_by_place, "batch-free"),
+    "pictures say nothing": (unseen_pictures, "uses-the-picture"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_right_property_names_it(
+    name: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant, place = FAULTS[name]
+    plant(monkeypatch)
+    tried = findings(recipe_in(world, tmp_path), tmp_path)
+    assert [each for each, finding in tried.items() if finding.verdict == "fails"] == [place]
+
+
+def test_nothing_is_blamed_without_a_fault(world: Path, tmp_path: Path) -> None:
+    tried = findings(recipe_in(world, tmp_path), tmp_path)
+    assert {name: finding.verdict for name, finding in tried.items()} == dict.fromkeys(
+        tried, "holds"
+    )

@@ -178,6 +178,11 @@ class Task(ABC):
             "example_scores"
         )
 
+    def groups(self, known: list[Any], by: str) -> list[Any]:
+        """Each labelled reference's group in the table `by` of the scores; None where it has
+        none."""
+        return [None] * len(known)
+
     def answer_from(self, text: str) -> str:
         """The answer in a model's output, as it is scored and submitted."""
         return text

@@ -65,6 +65,8 @@ class Card:
     references: Sequence[str]
     """The reference as lines."""
     pictures: Sequence[Shown]
+    last_turn: str = ""
+    """What is asked at the end of a conversation, of which `prompt` is the whole."""
     predictions: dict[str, GalleryEntry | Answered] = field(default_factory=dict)
     """Run -> its prediction."""
 
@@ -179,6 +181,8 @@ class Found:
     """What the data sets on this machine hold of the examples on a page."""
 
     prompts: dict[Key, str] = field(default_factory=dict)
+    last_turns: dict[Key, str] = field(default_factory=dict)
+    """Of conversations of several turns."""
     card_pictures: dict[Key, list[Shown]] = field(default_factory=dict)
     thumbnails: dict[Key, list[int]] = field(default_factory=dict)
     """Numbers of the URLs."""
@@ -247,6 +251,8 @@ def look_up(
         for asked in asked_of(recipe, wanted):
             at = shown[asked.label], asked.id
             found.prompts[at] = asked.prompt
+            if asked.last_turn:
+                found.last_turns[at] = asked.last_turn
             if at in cards and pictures != "none":
                 several = enumerate(asked.pictures[:MOST_PICTURES], 1)
                 entries = [on_card(encoded, number) for number, encoded in several]
@@ -276,7 +282,8 @@ def card_of(key: Key, runs: Runs, found: Found, pictures: Pictures) -> Card:
     missing = [] if pictures == "none" else ["its data set is not here"]
     shown = found.card_pictures.get(key, [] if key in found.prompts else missing)
     lines = reference_lines(next(iter(entries.values())).references.split("\n"))
-    return Card(id_, found.prompts.get(key, ""), lines, shown, {**entries})
+    last = found.last_turns.get(key, "")
+    return Card(id_, found.prompts.get(key, ""), lines, shown, last, {**entries})
 
 
 def reference_lines(lines: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from vlds.report.predictions import Predictions, texts_of
 from vlds.report.read import GalleryEntry, write_gallery
 from vlds.report.report import RunReport
 from vlds.report.scores import TaskResult
-from vlds.schema import Clip, Encoded, Example, Sample, SkipSample
+from vlds.schema import Clip, Encoded, Example, Sample, SkipSample, plain_text
 from vlds.tasks.base import SPLITS, Task, ask, label_of, task_of
 from vlds.tasks.metrics.plain_scores import split as cell_of
 
@@ -116,6 +116,8 @@ class Asked(NamedTuple):
     """The task's list: TASK, or TASK.test."""
     id: str
     prompt: str
+    last_turn: str
+    """What is asked at the end of a conversation of several turns; "" for others."""
     pictures: Sequence[Encoded]
     """Views of the sample's bytes, which are gone with it; of a clip its first frame."""
 
@@ -134,7 +136,10 @@ def asked_of(recipe: Recipe, wanted: Mapping[str, Collection[str]]) -> Iterator[
                 if key in missing:
                     with suppress(SkipSample):
                         example = ask(task, name, sample, annotation, None)
-                        yield Asked(label, key, example.shown, pictures_of(example, sample))
+                        last = plain_text(example.turns[-1:], marks=True) if example.turns else ""
+                        last = last if len(example.turns) > 1 else ""
+                        pictures = pictures_of(example, sample)
+                        yield Asked(label, key, example.shown, last, pictures)
                         missing.discard(key)
             if not missing:
                 break

@@ -149,7 +149,8 @@ def script_rows(
         row = [
             task_index[task],
             key,
-            clipped(found.prompts.get((task, key), "")),
+            # The question of a conversation stands at its end.
+            clipped(found.prompts.get((task, key), ""), at_end=(task, key) in found.last_turns),
             clipped(example.references),
             example.groups,
             [
@@ -166,9 +167,11 @@ def script_rows(
     return rows
 
 
-def clipped(text: str) -> str:
-    """A text, cut to fit its line."""
-    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT].rstrip()} ..."
+def clipped(text: str, at_end: bool = False) -> str:
+    """A text, cut to fit its line; `at_end`: its end stays."""
+    if len(text) <= MOST_TEXT:
+        return text
+    return f"... {text[-MOST_TEXT:].lstrip()}" if at_end else f"{text[:MOST_TEXT].rstrip()} ..."
 
 
 def build_page(report: Report, pictures: Pictures = "few", folder: Path | None = None) -> str:
@@ -260,7 +263,7 @@ def markdown(report: Report) -> str:
     heads = [f"{task} {metric}" for task, metric in report.headlines]
     differences = difference_table(report, [f"minus {report.baseline}", *heads])
     blocks += [markdown_table(differences)] if differences.rows else []
-    lines = list(report.interval_notes)
+    lines = [*report.interval_notes, *([TEST_NOTE] if differences.rows else [])]
     lines += [f"{name}: {note}" for name, run in report.runs.items() for note in run.notes]
     for name, run in report.runs.items():
         made = [f"{fact} {run.facts[fact]}" for fact in ("seed", *MADE) if fact in run.facts]

@@ -54,12 +54,16 @@
     return parts;
   };
 
-  const seen = (row) => row.shown.map((place) => {
-    const made = make("img", undefined, "thumb");
-    made.src = pictures[place];
-    made.alt = `picture of ${row.id}`;
+  const thumbs = (row) => {
+    const made = cell("picture", ...row.shown.map((place) => {
+      const picture = make("img", undefined, "thumb");
+      picture.src = pictures[place];
+      picture.alt = `picture of ${row.id}`;
+      return picture;
+    }));
+    made.className = "thumbs";
     return made;
-  });
+  };
 
   const choose = (select, names) => {
     select.replaceChildren(...names.map((name, place) => {
@@ -109,7 +113,7 @@
       const line = make("tr");
       line.append(
         cell("task", tasks[row.task].name, make("small", row.id)),
-        ...(pictures.length ? [cell("picture", ...seen(row))] : []),
+        ...(pictures.length ? [thumbs(row)] : []),
         cell("input", words(row.input || "-")),
         cell("answer", words(row.answer)),
         ...row.said.map((entry, place) => cell(several ? runs[place] : "model", ...said(entry))),

@@ -82,7 +82,6 @@ def mistakes(runs: Runs) -> dict[str, Pick]:
     """Task -> the examples that all runs got wrong, the surest first; for tasks whose answers are
     neither right nor wrong, those with the lowest scores."""
     picks = {}
-    several = len(runs) > 1
     for task in dict.fromkeys(task for tasks in runs.values() for task in tasks):
         of_runs = [tasks[task] for tasks in runs.values() if task in tasks]
         said = {
@@ -97,13 +96,15 @@ def mistakes(runs: Runs) -> dict[str, Pick]:
         }
         wrong = {key: e for key, e in judged.items() if not any(entry.correct for entry in e)}
         if wrong:
+            several = len(of_runs) > 1
             where = " in all runs" if several else ""
             text = f"{len(wrong):,} of {len(judged):,} are wrong{where}"
             certain = {key: mean(entry.confidence for entry in e) for key, e in wrong.items()}
             known = {key: sure for key, sure in certain.items() if sure is not None}
             if known:
                 count = sum(sure >= SURE for sure in known.values())
-                text += f", {count:,} with a confidence of at least {100 * SURE:.0f} %. The surest:"
+                which = "mean confidence" if several else "confidence"
+                text += f", {count:,} with a {which} of at least {100 * SURE:.0f} %. The surest:"
                 order = sorted(known, key=lambda key: (-known[key], key))
             else:
                 text += ". Some of them, at equal distances:"

@@ -41,6 +41,8 @@ class Lead(NamedTuple):
     score: str
     interval: str
     text: str
+    names_group: bool = False
+    """True if it says which group is the weakest."""
 
 
 class Weakest(NamedTuple):
@@ -82,10 +84,16 @@ def run_leads(run: RunReport, resamples: int) -> list[Lead]:
         data = " of ".join(filter(None, [size, task.data_name]))
         of_what = metric + direction(task, metric) + (f" on {data}" if data else "")
         text = "; ".join(filter(None, [of_what, ", ".join(gaps)])) + "."
-        if result is not None and (tried := weakest_group(result)) is not None:
-            text += f" {weakest_text(tried)}"
+        weakest = weakest_group(result) if result else None
+        if isinstance(weakest, Weakest):
+            text += (
+                f" Weakest: {weakest.name}, {score_text(weakest.score)} on {weakest.examples:,} "
+                f"examples (the others: {score_text(weakest.rest)})."
+            )
+        elif weakest is not None:
+            text += f" {weakest}"
         interval = interval_text(result.interval if result else None)
-        leads.append(Lead(name, score_text(value), interval, text))
+        leads.append(Lead(name, score_text(value), interval, text, isinstance(weakest, Weakest)))
     return leads
 
 
@@ -94,15 +102,6 @@ def gap_text(gap: float) -> str:
     if abs(gap) < 0.0005:
         return "equal to"
     return f"{abs(gap):.3f} {'above' if gap > 0 else 'below'}"
-
-
-def weakest_text(found: Weakest | str) -> str:
-    if isinstance(found, str):
-        return found
-    return (
-        f"Weakest: {found.name}, {score_text(found.score)} on {found.examples:,} examples "
-        f"(the others: {score_text(found.rest)})."
-    )
 
 
 def weakest_group(result: TaskResult) -> Weakest | str | None:

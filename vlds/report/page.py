@@ -58,10 +58,10 @@ MOST_TEXT = 300
 """Characters of a text that are shown."""
 
 TEST_NOTE = (
-    "Paired differences: the same examples are drawn for both runs. p: could chance alone give one "
-    "of two equally good runs the answers of the other? It flips the signs of the pictures' "
-    "differences, which is McNemar's exact test where each picture has one answer that is right or "
-    f"wrong. Bold: p below {SIGNIFICANT:g}, for each difference by itself."
+    "Paired differences: the same examples are drawn for both runs. p: how often chance makes a "
+    "difference as large if the two runs are equally good. The test flips the signs of the "
+    "pictures' differences; where each picture has one answer that is right or wrong, it is "
+    f"McNemar's exact test. Bold: p below {SIGNIFICANT:g}, for each difference by itself."
 )
 """What stands below differences."""
 TEMPLATES = Path(__file__).with_name("templates")
@@ -209,8 +209,18 @@ def build_page(report: Report, pictures: Pictures = "few", folder: Path | None =
     scores = runs_table(report, on_page=True) if several else score_table(report.only)
     differences = difference_table(report, ["run", *headline_heads(report)])
     own_leads = {n: run_leads(run, report.resamples) for n, run in report.runs.items()}
-    leads = pair_leads(report) if len(report.runs) == 2 else []
-    leads = leads if several else own_leads[report.baseline]
+    leads = own_leads.pop(report.baseline) if not several else []
+    if len(report.runs) == 2:
+        leads = pair_leads(report)
+        # Tasks that cannot be compared have each run's own sentence there.
+        compared = {lead.task for lead in leads}
+        for name, of_run in own_leads.items():
+            leads += [
+                lead._replace(task=f"{lead.task} of {name}")
+                for lead in of_run
+                if lead.task not in compared
+            ]
+            own_leads[name] = [lead for lead in of_run if lead.task in compared]
     cards = {} if pictures == "none" else gallery(report)
     # Id of a part -> its title; parts with nothing to show get no link.
     parts = {
@@ -224,7 +234,8 @@ def build_page(report: Report, pictures: Pictures = "few", folder: Path | None =
         "runs": "Runs" if several else "",
         "predictions": "All predictions" if explorer else "",
     }
-    has_weakest = any("Weakest" in lead.text for of_run in own_leads.values() for lead in of_run)
+    all_leads = [*leads, *(lead for of_run in own_leads.values() for lead in of_run)]
+    has_weakest = any(lead.names_group for lead in all_leads)
     return page(
         TEMPLATES / "report.html",
         TEMPLATES / "explore.js" if explorer else None,

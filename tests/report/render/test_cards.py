@@ -60,6 +60,22 @@ def test_two_runs_have_cards_where_one_scores_more(runs: Runs) -> None:
     assert "are wrong in all runs" in both
 
 
+def test_two_runs_of_unlike_tasks_have_a_sentence_each(runs: Runs, tmp_path: Path) -> None:
+    folders = []
+    for task in ("vqa", "caption"):
+        recipe = scored_recipe(runs.world, tmp_path / task)
+        lines = read_lines(runs.first / "predictions" / "step-00000010" / f"{task}.jsonl")
+        alone = replace(recipe, tasks={task: recipe.tasks[task]})
+        folders.append(write_scored_run(tmp_path / f"{task} run", alone, {task: lines}))
+    text = Reader(build_page(collect(folders, resamples=0), "none")).text
+    assert "vqa of vqa run: 0.667" in text
+    assert "caption of caption run: " in text
+    assert "16 of 48 are wrong, " not in text
+    assert "16 of 48 are wrong." in text
+    assert "in all runs" not in text
+    assert "Where they differ" not in text
+
+
 def section(page: str, name: str) -> Reader:
     part = page[page.index(f'<section id="{name}"') :]
     return Reader(part[: part.index("</section>") + len("</section>")])

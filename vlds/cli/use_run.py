@@ -213,9 +213,19 @@ def report(arguments: list[str]) -> int:
         "--resamples", type=int, default=1000, metavar="N",
         help="bootstrap resamples behind each interval; 0: no intervals; default: 1000",
     )  # fmt: skip
+    parser.add_argument(
+        "--pictures", choices=("few", "embed", "folder", "none"), default="few",
+        help="few: the page holds those of mistakes and samples; embed: also thumbnails of all "
+        "predictions, up to 10 MB; folder: these lie in report_pictures/ beside the page; none: no "
+        "pictures; default: few",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     if options.resamples < 0:
         raise ValueError(f"--resamples: got {options.resamples}; give 0 or more")
+    if options.pictures != "few" and options.format != "html":
+        raise ValueError(
+            f"--pictures: only the page has pictures, and --format is {options.format}"
+        )
     from vlds.report.page import report_text, write_report
     from vlds.report.read import find_runs
 
@@ -225,7 +235,7 @@ def report(arguments: list[str]) -> int:
     if out is None:
         tell(report_text(runs, options.format, options.resamples), end="")
     else:
-        tell(write_report(runs, out, options.format, options.resamples))
+        tell(write_report(runs, out, options.format, options.resamples, options.pictures))
     for error in errors:
         complain("vlds report: left out", error)
     return 2 if errors or any(run.damage for run in runs) else 0

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
+from vlds.report.examples import TaskAnswers
 from vlds.report.read import Curve
-from vlds.report.report import Report, TaskAnswers
+from vlds.report.report import Report
 from vlds.report.tables import Cell, Table, TableRow
 from vlds.runtime.checks import is_number
 
 WIDTH, HEIGHT = 320, 170
-LEFT, RIGHT, TOP, BOTTOM = 40, 12, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34
 """Units of a chart's margins, in which ticks and titles stand."""
 MOST_POINTS = 240
 """Points of a curve; more could not be told apart at this width."""
@@ -139,8 +140,9 @@ def charts_of(
     if len(values) == 1:
         ((x, y),) = values
         return [Chart(f"{title}, step {x:,.0f}", last=f"{y:.4g}")]
-    # All values may be 0, and their bars are shares of the longest one.
-    highest = max(abs(y) for _, y in values) or 1.0
+    # Bars are shares of the range, which charts of scores have in common, or of the longest one;
+    # all values may be 0.
+    highest = y_range[1] if y_range else max(abs(y) for _, y in values) or 1.0
     bars = [
         Bar(f"{name} step {x:,.0f}".strip(), look(index), f"{y:.4g}", abs(y) / highest)
         for index, (name, points) in enumerate(shown.items())
@@ -326,9 +328,10 @@ def training_charts(report: Report) -> list[ChartGroup]:
     ]
     score_charts = []
     for task, curves in by_title({name: run.score_curves for name, run in runs.items()}).items():
-        # A score with one value is in the table already. Scores in 0..1 share a scale, so that
-        # their charts compare; one above 1 (CIDEr) has its own.
-        if max(map(len, curves.values())) > 1:
+        # The table has the last value and that before the training: a chart shows the others.
+        # Scores in 0..1 share a scale, so that their charts compare; one above 1 (CIDEr) has its
+        # own.
+        if any(step > 0 for points in curves.values() for step, _ in points[:-1]):
             fits = all(0 <= y <= 1 for points in curves.values() for _, y in points)
             score_charts += charts_of(task, curves, y_range=(0.0, 1.0) if fits else None)
     others = {
@@ -355,14 +358,12 @@ def training_charts(report: Report) -> list[ChartGroup]:
 
 
 class Confusion(NamedTuple):
-    """One task's mistakes."""
+    """What one task's answers are taken for."""
 
     task: str
-    pairs: Table
-    """The most frequent mistakes, and the number of others."""
-    matrix: Table | None
-    """How often each answer was said (across) where each is right (down), for few answers; darker:
-    a larger share of its row."""
+    table: Table
+    """Few answers: how often each was said (across) where each is right (down); darker: a larger
+    share of its row. Many: the most frequent mistakes, and the number of others."""
 
 
 def confusions(answers: Mapping[str, TaskAnswers]) -> list[Confusion]:
@@ -380,6 +381,9 @@ def confusions(answers: Mapping[str, TaskAnswers]) -> list[Confusion]:
         # Where most answers occur once, what was said instead says nothing about an answer.
         if not wrong or 2 * len(asked) > asked.total():
             continue
+        if 2 <= len(asked) <= MOST_ANSWERS:
+            found.append(Confusion(task, matrix_table(asked, examples)))
+            continue
         rows = []
         for (answer, said), count in wrong.most_common(MOST_PAIRS):
             share = f"{100 * count / asked[answer]:.0f} %"
@@ -389,8 +393,7 @@ def confusions(answers: Mapping[str, TaskAnswers]) -> list[Confusion]:
         if left:
             rows.append(TableRow("all others", [Cell("", ""), Cell(f"{left:,}"), Cell("")]))
         heads = ["answer", "said instead", "times", "share\nof this answer"]
-        matrix = matrix_table(asked, examples) if 2 <= len(asked) <= MOST_ANSWERS else None
-        found.append(Confusion(task, Table(heads, rows, numbers_from=2), matrix))
+        found.append(Confusion(task, Table(heads, rows, numbers_from=2)))
     return found
 
 

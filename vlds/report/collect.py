@@ -10,22 +10,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from vlds.recipe.config import Recipe, load_recipe
-from vlds.report.predictions import (
-    Predictions,
-    newest_predictions,
-    read_predictions,
-)
+from vlds.report.examples import collect_gallery
+from vlds.report.predictions import Predictions, newest_predictions, read_predictions
 from vlds.report.read import RunInputs, Scores, TaskScores, read_gallery, read_run
-from vlds.report.report import (
-    Report,
-    RunReport,
-    collect_gallery,
-    facts_of,
-    is_same_data,
-)
+from vlds.report.report import Report, RunReport, facts_of, is_same_data
 from vlds.report.scores import (
     RESAMPLES,
-    Column,
+    Baselines,
     TaskResult,
     baselines_of,
     frequent_answer,
@@ -86,7 +77,7 @@ def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
     if recipe is None:
         return RunReport(run, {}, {}, notes=notes)
     results = results_of(recipe.tasks, predictions, scored, resamples)
-    baselines = baselines_of(folder, results, logged, notes)
+    baselines = baselines_of(folder, results, logged, notes, resamples)
     scores = compared_scores(run.scores, run.name, recipe.tasks, results, baselines)
     facts = facts_of(recipe, run, read_starts(folder))
     answers = {name: frequent_answer(result) for name, result in results.items()}
@@ -105,6 +96,7 @@ def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
         f"{done:,} of {planned:,} steps" if is_stopped else "",
         notes,
         recipe,
+        baselines,
     )
 
 
@@ -148,7 +140,7 @@ def compared_scores(
     run_name: str,
     tasks: Mapping[str, Task],
     results: Mapping[str, TaskResult],
-    baselines: Mapping[str, Column],
+    baselines: Baselines,
 ) -> Scores:
     """The stored scores, with those of the newest predictions in the column `run_name`, and each
     task's direction. Columns before it: baselines, and what scores.json compares the run with, if
@@ -162,7 +154,9 @@ def compared_scores(
         by_column = {**compared, run_name: result.scores}
         entries[label] = TaskScores(by_column, result.examples, data, result.headline)
     for label, entry in entries.items():
-        known = {name: column[label] for name, column in baselines.items() if label in column}
+        known = {
+            name: results[label].scores for name, results in baselines.items() if label in results
+        }
         task = tasks.get(task_of(label))
         entries[label] = replace(
             entry,
@@ -225,6 +219,9 @@ def named_by_data(runs: Mapping[str, RunReport]) -> dict[str, RunReport]:
             inputs=inputs,
             results=renamed_keys(run.results, names),
             predictions=renamed_keys(run.predictions, names),
+            baselines={
+                label: renamed_keys(of_tasks, names) for label, of_tasks in run.baselines.items()
+            },
         )
     return renamed
 

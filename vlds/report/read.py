@@ -340,6 +340,11 @@ def read_gallery(folder: Path) -> list[GalleryEntry]:
     return entries
 
 
+def suffix_of(small: bytes) -> str:
+    """Suffix of a thumbnail's file."""
+    return "png" if small.startswith(PNG) else "jpg"
+
+
 def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[Encoded]]]) -> None:
     """Write the gallery of a run folder, replacing an older one: the entries, and thumbnails of
     each entry's encoded pictures.
@@ -353,8 +358,7 @@ def write_gallery(folder: Path, entries: Iterable[tuple[GalleryEntry, Sequence[E
             for position, data in enumerate(encoded):
                 # A picture that cannot be decoded is left out; the entry stays.
                 if small := thumbnail(data):
-                    suffix = "png" if small.startswith(PNG) else "jpg"
-                    name = f"{number:04d}-{position}.{suffix}"
+                    name = f"{number:04d}-{position}.{suffix_of(small)}"
                     (partial / name).write_bytes(small)
                     images.append(f"{GALLERY}/{name}")
             written.append(asdict(entry) | {"images": images})

@@ -1,26 +1,21 @@
-"""What a report says of one run and of several side by side: facts, scores, the answer to every
-example, and a gallery of a few examples with their pictures."""
+"""What a report says of one run and of several side by side: facts, scores and differences."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import islice, product
-from pathlib import Path
-from typing import NamedTuple
 
-from vlds.data.shards.store import Dataset, is_url, open_dataset
 from vlds.models.methods.base import Method
 from vlds.recipe.config import Recipe
 from vlds.report.numbers import groups_of_seeds
-from vlds.report.predictions import Predictions, texts_of
-from vlds.report.read import GalleryEntry, RunInputs, Scores, TaskScores, write_gallery
+from vlds.report.predictions import Predictions
+from vlds.report.read import RunInputs, Scores, TaskScores
 from vlds.report.scores import (
     SEED,
+    Baselines,
     Difference,
     TaskResult,
     difference,
@@ -29,10 +24,7 @@ from vlds.report.scores import (
 from vlds.report.tables import score_text
 from vlds.runtime.folders import Start
 from vlds.runtime.terminal import duration_text
-from vlds.schema import Encoded, Sample, SkipSample
-from vlds.tasks.base import SPLITS, Task, ask, label_of, task_of
 from vlds.tasks.metrics.caption_scores import CIDERS
-from vlds.tasks.metrics.plain_scores import split as cell_of
 
 MADE = ("started", "training took", "hardware", "versions", "command")
 """Facts about how a run was made."""
@@ -110,6 +102,8 @@ class RunReport:
     """What is missing, and why."""
     recipe: Recipe | None = None
     """None where it cannot be read."""
+    baselines: Baselines = field(default_factory=dict)
+    """What the run is compared with, as far as its examples are known."""
 
     @property
     def scores(self) -> Scores:
@@ -251,185 +245,3 @@ def mean_text(values: Sequence[float | None]) -> str:
     if len(known) < len(values) or len(known) < 2:
         return "-"
     return f"{score_text(statistics.mean(known))} +/- {score_text(statistics.stdev(known))}"
-
-
-# Every example of a run: its answer, whether that is right, and how sure the model was.
-
-MOST_SAMPLES = 300_000
-"""Samples of a task that are read in search of the questions of its predictions; this many take
-about ten seconds."""
-
-
-class Answered(NamedTuple):
-    """One example, and what a run said of it."""
-
-    answer: str | None
-    """The right one; None where several are right (captions)."""
-    references: str
-    """All right answers, as lines."""
-    groups: tuple[str | None, ...]
-    """The example's group, for each way of `TaskAnswers.ways`."""
-    prediction: str
-    correct: bool | None
-    confidence: float | None
-
-
-class TaskAnswers(NamedTuple):
-    """One task of a run."""
-
-    label: str
-    """TASK, or TASK.test for its test data."""
-    ways: tuple[str, ...]
-    """Ways in which the task's examples are grouped: answer_type, structural, ..."""
-    examples: Mapping[str, Answered]
-    """By id."""
-
-
-def answers_of(run: RunReport) -> dict[str, TaskAnswers]:
-    """What the run answered on each list of its recipe's data, by the name that is shown."""
-    answers = {}
-    for shown, predicted in run.predictions.items():
-        if run.recipe is None or not predicted.is_own:
-            continue
-        task, result = run.recipe.tasks[task_of(predicted.label)], run.results.get(shown)
-        # The score "accuracy/answer_type/number" says that examples are grouped by answer_type.
-        cells = filter(None, map(cell_of, result.scores if result else ()))
-        ways = tuple(dict.fromkeys(way for _, way, _ in cells))
-        examples = {key: answered(task, key, predicted, ways) for key in predicted.predictions}
-        answers[shown] = TaskAnswers(predicted.label, ways, examples)
-    return answers
-
-
-def answered(task: Task, key: str, predicted: Predictions, ways: tuple[str, ...]) -> Answered:
-    """One example. `ways`: of grouping; its reference may name a group for each."""
-    reference, prediction = predicted.references[key], predicted.predictions[key]
-    is_known = reference is not None
-    answer = task.answer_of(reference) if is_known else None
-    named = reference if isinstance(reference, dict) else {}
-    groups = (named.get(way) for way in ways)
-    return Answered(
-        answer=answer,
-        references="\n".join(texts_of(reference)) if answer is None else answer,
-        groups=tuple(str(g) if isinstance(g, str | int | bool) else None for g in groups),
-        prediction=prediction,
-        correct=task.correct(prediction, reference) if is_known else None,
-        confidence=predicted.confidences.get(key),
-    )
-
-
-def prompts_of(
-    recipe: Recipe, wanted: Mapping[str, Collection[str]]
-) -> Iterator[tuple[str, str, str]]:
-    """Label of a task's list, id and input of the wanted examples (label -> ids) that data sets on
-    this machine hold; those at URLs are not fetched."""
-    for name, split in product(recipe.tasks, SPLITS):
-        task, label = recipe.tasks[name], label_of(name, split)
-        missing = set(wanted.get(label, ()))
-        # Data sets are opened only for lists of which examples are wanted: that may take seconds.
-        samples = samples_of(recipe, task.data_of(split)) if missing else iter(())
-        for sample in islice(samples, MOST_SAMPLES):
-            for annotation in [None] if task.unit == "sample" else range(len(sample.annotations)):
-                key = example_id(sample, annotation)
-                if key in missing:
-                    with suppress(SkipSample):
-                        prompt = ask(task, name, sample, annotation, None).shown
-                        yield label, key, prompt
-                        missing.discard(key)
-            if not missing:
-                break
-
-
-def example_id(sample: Sample, annotation: int | None) -> str:
-    """Id of an example: a sample's own, or that of one of its annotations."""
-    return sample.id if annotation is None else str(sample.annotations[annotation].get("id"))
-
-
-def samples_of(recipe: Recipe, folders: Collection[str]) -> Iterator[Sample]:
-    """The good samples of data sets on this machine, up to a damaged shard. Data sets that cannot
-    be read are skipped: the gallery's note names them."""
-    for folder in folders:
-        if is_url(folder):
-            continue
-        with suppress(ValueError):
-            dataset = open_dataset(folder, recipe.data.shard_cache)
-            for index in range(dataset.num_samples):
-                with suppress(SkipSample):
-                    yield dataset.read(index)
-
-
-# The gallery: pictures of a run's evaluation data, each with the run's prediction.
-
-PER_TASK = 6
-"""Examples of each task."""
-
-
-def collect_gallery(run: Path, recipe: Recipe, predictions: Mapping[str, Predictions]) -> None:
-    """Write a run's gallery from its newest predictions; nothing where it has none.
-
-    Errors: ValueError where a data set of the recipe cannot be read, or holds none of the
-    examples.
-    """
-    chosen: list[tuple[GalleryEntry, Sequence[Encoded]]] = []
-    for task_name, split in product(recipe.tasks, SPLITS):
-        task, name = recipe.tasks[task_name], label_of(task_name, split)
-        if name in predictions:
-            cache = recipe.data.shard_cache
-            datasets = [open_dataset(folder, cache) for folder in task.data_of(split)]
-            for index, sample in enumerate(spread(datasets)):
-                shown = entry(name, task, sample, index, predictions[name])
-                if shown is not None:
-                    chosen.append((shown, sample.images))
-    if chosen:
-        write_gallery(run, chosen)
-    elif any(predicted.is_own for predicted in predictions.values()):
-        raise ValueError(
-            "the predictions are of other examples than those that the recipe's tasks name under "
-            "`evaluate` and `test`"
-        )
-
-
-def spread(datasets: list[Dataset]) -> Iterator[Sample]:
-    """PER_TASK samples at even distances over all data sets, without those that cannot be read."""
-    total = sum(dataset.num_samples for dataset in datasets)
-    # The middles of PER_TASK equal parts: of 60 samples 5 15 25 35 45 55. Small data have some of
-    # them twice.
-    for index in sorted({(2 * n + 1) * total // (2 * PER_TASK) for n in range(PER_TASK)}):
-        for dataset in datasets:
-            if index < dataset.num_samples:
-                with suppress(SkipSample):
-                    yield dataset.read(index)
-                break
-            # From a number over all data sets to one from the next data set on.
-            index -= dataset.num_samples
-
-
-def entry(
-    name: str, task: Task, sample: Sample, index: int, predicted: Predictions
-) -> GalleryEntry | None:
-    """One example of a sample, for the page; `index` chooses among its annotations. None if it was
-    not predicted."""
-    # Samples at different places show annotations at different places: questions of one kind often
-    # have the same place in all samples.
-    annotation = None
-    if task.unit == "annotation":
-        if not sample.annotations:
-            return None
-        annotation = index % len(sample.annotations)
-    key = example_id(sample, annotation)
-    if key not in predicted.predictions:
-        return None
-    try:
-        prompt = ask(task, name, sample, annotation, None).shown
-    except SkipSample:  # the data have changed since the evaluation
-        return None
-    example = answered(task, key, predicted, ())
-    return GalleryEntry(
-        task=name,
-        id=key,
-        images=(),
-        prompt=prompt,
-        reference=texts_of(predicted.references[key]) if example.answer is None else example.answer,
-        prediction=example.prediction,
-        correct=example.correct,
-        confidence=example.confidence,
-    )

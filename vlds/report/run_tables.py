@@ -17,6 +17,7 @@ from vlds.report.tables import (
     bytes_text,
     csv_lines,
     interval_text,
+    p_text,
     score_text,
     speed_text,
 )
@@ -224,16 +225,16 @@ def headline_heads(report: Report) -> list[str]:
 
 
 def difference_table(report: Report, heads: Sequence[str]) -> Table:
-    """Each run less the first, the same examples drawn for both; bold where the interval does not
-    hold 0. Without rows where none can be compared."""
+    """Each run less the first, the same examples drawn for both; bold where the test tells them
+    apart. Without rows where none can be compared."""
     rows = []
     for name, differences in report.differences.items():
         cells = []
         for found in differences:
             if isinstance(found, Difference):
-                sure = found.interval.low > 0 or found.interval.high < 0
-                look = "number sure" if sure else "number"
-                cell = Cell(f"{found.value:+.3f}", look, interval_text(found.interval))
+                look = "number sure" if found.is_sure else "number"
+                notes = [p_text(found.p), f"{found.better:,} higher, {found.worse:,} lower"]
+                cell = Cell(f"{found.value:+.3f}", look, interval_text(found.interval), notes)
             else:
                 cell = Cell("-", notes=[found])
             cells.append(cell)
@@ -243,7 +244,7 @@ def difference_table(report: Report, heads: Sequence[str]) -> Table:
 
 CSV_NAMES = (
     "run", "method", "model", "minus", "task", "name", "value", "low", "high", "resamples",
-    "examples", "data", "step",
+    "p", "examples", "data", "step",
 )  # fmt: skip
 """Columns of the CSV: one number a line, and everything that identifies it; see docs/report.md."""
 
@@ -302,6 +303,7 @@ def csv_text(report: Report) -> str:
                     "low": difference.interval.low,
                     "high": difference.interval.high,
                     "resamples": report.resamples,
+                    "p": difference.p,
                     "examples": run.results[task].examples,
                     "data": run.results[task].predictions.data,
                 })  # fmt: skip

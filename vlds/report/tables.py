@@ -87,6 +87,11 @@ def interval_text(interval: Interval | None) -> str:
     return "" if interval is None else f"[{interval.low:.3f}, {interval.high:.3f}]"
 
 
+def p_text(p: float) -> str:
+    """A p-value; very small ones depend on what was drawn."""
+    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+
+
 def bytes_text(count: float) -> str:
     """Bytes in the unit that leaves at most four digits before the point."""
     value = float(count)

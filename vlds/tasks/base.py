@@ -178,6 +178,11 @@ class Task(ABC):
             "example_scores"
         )
 
+    def groups(self, known: list[Any], by: str) -> list[Any]:
+        """Each labelled reference's group in the table `by` of the scores; None where it has
+        none. Default: the reference's entry of that name."""
+        return [given.get(by) if isinstance(given, Mapping) else None for given in known]
+
     def answer_from(self, text: str) -> str:
         """The answer in a model's output, as it is scored and submitted."""
         return text

@@ -19,6 +19,7 @@ from vlds.tasks.metrics.gqa_scores import (
     counted,
     gqa_scores,
     gqa_values,
+    group_of,
     reasoning_steps,
 )
 
@@ -87,6 +88,9 @@ class GQA(AnswerTask):
         questions = {key: Question(**given) for key, given in references.items() if given}
         choices = self.read_choices(questions) if name in CHOICES else None
         return gqa_values(name, predictions, questions, choices)
+
+    def groups(self, known: list[Any], by: str) -> list[Any]:
+        return [group_of(Question(**given), by) for given in known]
 
     def read_choices(self, questions: Mapping[str, Question]) -> Choices | None:
         """The choices of the balanced questions; None if the recipe names no file."""

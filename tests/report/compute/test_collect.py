@@ -31,7 +31,7 @@ from vlds.cli.main import run_command
 from vlds.data.shards.store import open_dataset
 from vlds.models.methods import Adapter, LoRA
 from vlds.recipe.config import load_recipe, save_recipe
-from vlds.report import report as gallery
+from vlds.report import examples
 from vlds.report.collect import collect, compared_scores
 from vlds.report.page import markdown
 from vlds.report.predictions import Predictions
@@ -461,7 +461,7 @@ def test_the_gallery_leaves_out_what_the_task_cannot_read() -> None:
     """The data have changed since the run was evaluated."""
     sample = Sample("0", "red", "0", "vqa", (), (), ({"id": "7", "question": 7},))
     predicted = Predictions(Path("vqa.jsonl"), None, {"7": "red"}, {"7": None}, {}, {}, {"7": 1})
-    assert gallery.entry("vqa", VQA(), sample, 0, predicted) is None
+    assert examples.gallery_entry("vqa", VQA(), sample, 0, predicted) is None
 
 
 def test_data_that_moved_leave_the_earlier_gallery(runs: Runs, tmp_path: Path) -> None:
@@ -576,14 +576,18 @@ def test_inputs_of_conversations_say_where_pictures_stand(tmp_path: Path) -> Non
     write_dataset(Path(folder), name="c", kind="chat", split="val", records=[record])
     task = Chat(train=[folder], evaluate=[folder])
     recipe = replace(world_recipe(tmp_path, tmp_path / "run"), tasks={"chat": task})
-    assert list(gallery.prompts_of(recipe, {"chat": {"one", "two"}})) == [
-        ("chat", "one", "<image> Is it in\n<video>?"),
-        ("chat", "two", "user: <image> Is it in\n<video>?\nassistant: No.\nuser: Why?"),
-    ]
+    one, two = examples.asked_of(recipe, {"chat": {"one", "two"}})
+    assert one[:4] == ("chat", "one", "<image> Is it in\n<video>?", "")
+    assert two[:3] == (
+        "chat", "two", "user: <image> Is it in\n<video>?\nassistant: No.\nuser: Why?",
+    )  # fmt: skip
+    assert two.last_turn == "Why?"
+    # The picture, and of the clip its first frame.
+    assert [len(asked.pictures) for asked in (one, two)] == [2, 2]
     said = {"one": "No.", "two": "So."}
     answers = {key: {"answer": text, "turn": 1} for key, text in said.items()}
     predicted = Predictions(Path("chat.jsonl"), None, said, answers, {}, {}, {})
-    (sample,) = gallery.spread([open_dataset(folder)])
-    shown = gallery.entry("chat", task, sample, 0, predicted)
+    (sample,) = examples.spread([open_dataset(folder)])
+    shown = examples.gallery_entry("chat", task, sample, 0, predicted)
     assert shown is not None
-    assert shown.prompt == "<image> Is it in\n<video>?"
+    assert shown[0].prompt == "<image> Is it in\n<video>?"

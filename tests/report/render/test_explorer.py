@@ -76,9 +76,7 @@ def test_it_can_be_read_without_its_script(sure: Path) -> None:
     (explored_part,) = [a for a in page.attributes("div") if a.get("id") == "explorer"]
     assert "hidden" in explored_part
     assert "Filters and search need a script" in page.text
-    (mistakes,) = [rows for rows in page.tables if rows[0][1:2] == ["input"]]
-    assert len(mistakes) == 1 + 6
-    assert HOSTILE in {row[3] for row in mistakes}
+    assert HOSTILE in page.text, "a mistake that the model was sure of has a card"
 
 
 def rows_in(page: str) -> list[list[object]]:
@@ -103,7 +101,7 @@ def test_the_page_is_bounded_and_says_so(
 ) -> None:
     for name, value in limit.items():
         monkeypatch.setattr(explorer, name, value)
-    page = page_of(sure)
+    page = build_page(collect([sure], resamples=0), "none")  # pictures count among the bytes
     rows = rows_in(page)
     assert expected(rows)
     assert f"{len(rows)} of 58 examples: the first ones of each task" in page

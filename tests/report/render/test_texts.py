@@ -59,7 +59,7 @@ def test_markdown_reads_back(runs: Runs) -> None:
         minus = heads[0].removeprefix("minus ") if heads[0] != "run" else ""
         for name, *values in rows:
             for head, value in zip(heads[1:], values, strict=True):
-                if match := re.fullmatch(r"([+-]?[\d.]+) \[(.+), (.+)\]", value):
+                if match := re.match(r"([+-]?[\d.]+) \[(.+?), (.+?)\]", value):
                     read[name, minus, head.split()[0]] = tuple(map(float, match.groups()))
     expected = numbers(report)
     assert set(read) == set(expected)
@@ -79,6 +79,11 @@ def test_markdown_reads_back(runs: Runs) -> None:
 def test_csv_reads_back_to_the_last_digit(runs: Runs) -> None:
     report = collect([runs.first, runs.second])
     rows = list(csv.DictReader(StringIO(csv_text(report))))
+    (difference, _) = report.differences["second"]
+    assert isinstance(difference, Difference)
+    assert [float(row["p"]) for row in rows if row["minus"] and row["task"] == "vqa"] == [
+        difference.p
+    ]
     read = {
         (row["run"], row["minus"], row["task"]): tuple(float(row[name]) for name in ENDS)
         for row in rows

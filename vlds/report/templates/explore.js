@@ -3,7 +3,7 @@
 (() => {
   const PER_PAGE = 25;
   const at = (id) => document.getElementById(id);
-  const { runs, tasks, sure, rows } = JSON.parse(at("found").textContent);
+  const { runs, tasks, sure, rows, pictures } = JSON.parse(at("found").textContent);
   const box = at("explorer");
   const several = runs.length > 1;
 
@@ -19,8 +19,8 @@
       new Set(row.said.filter((entry) => entry).map((entry) => entry.right)).size > 1;
   }
 
-  const examples = rows.map(([task, id, input, answer, groups, said]) => ({
-    task, id, input, answer, groups,
+  const examples = rows.map(([task, id, input, answer, groups, said, shown]) => ({
+    task, id, input, answer, groups, shown,
     said: said.map((entry) => entry && { text: entry[0], right: entry[1], sure: entry[2] }),
   }));
 
@@ -52,6 +52,17 @@
       parts.push(" ", make("span", `${Math.round(100 * entry.sure)} % sure`, "sure"));
     }
     return parts;
+  };
+
+  const thumbs = (row) => {
+    const made = cell("picture", ...row.shown.map((place) => {
+      const picture = make("img", undefined, "thumb");
+      picture.src = pictures[place];
+      picture.alt = `picture of ${row.id}`;
+      return picture;
+    }));
+    made.className = "thumbs";
+    return made;
   };
 
   const choose = (select, names) => {
@@ -102,6 +113,7 @@
       const line = make("tr");
       line.append(
         cell("task", tasks[row.task].name, make("small", row.id)),
+        ...(pictures.length ? [thumbs(row)] : []),
         cell("input", words(row.input || "-")),
         cell("answer", words(row.answer)),
         ...row.said.map((entry, place) => cell(several ? runs[place] : "model", ...said(entry))),
@@ -113,7 +125,8 @@
   choose(at("task"), ["all tasks", ...tasks.map((task) => task.name)]);
   choose(at("show"), Object.keys(SHOWN));
   findParts();
-  for (const name of ["task", "input", "answer", ...(several ? runs : ["model"])]) {
+  for (const name of ["task", ...(pictures.length ? ["picture"] : []),
+    "input", "answer", ...(several ? runs : ["model"])]) {
     const head = make("th", name);
     head.scope = "col";
     box.querySelector("thead tr").append(head);

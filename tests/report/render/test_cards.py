@@ -1,0 +1,168 @@
+"""Mistakes with their pictures, where two runs differ, and thumbnails of all predictions."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_prep.packing.writer import SampleRecord, write_dataset
+from tests.toys.files import read_lines
+from tests.toys.html_reader import Reader
+from tests.toys.pictures import jpeg
+from tests.toys.scored_runs import Runs, scored_recipe, write_scored_run
+from tests.toys.world import world_recipe
+from vlds.report import cards
+from vlds.report.cards import FOLDER, Pictures, differing, mistakes
+from vlds.report.collect import collect
+from vlds.report.examples import answers_of
+from vlds.report.page import build_page, write_report
+from vlds.report.read import read_run
+from vlds.tasks import VQA
+
+
+def test_the_surest_mistakes_come_first_one_of_each_picture(sure: Path) -> None:
+    answers = answers_of(collect([sure], resamples=0).only)
+    pick = mistakes({"sure": answers})["vqa"]
+    assert pick.text.startswith("16 of 48 are wrong, 6 with a confidence of at least 80 %.")
+    shown = [answers["vqa"].examples[key] for key in pick.ids]
+    assert not any(entry.correct for entry in shown)
+    confidences = [entry.confidence or 0 for entry in shown]
+    assert confidences == sorted(confidences, reverse=True)
+    assert confidences[0] == 0.95
+    assert len({entry.sample for entry in shown}) == len(shown)
+
+
+def test_captions_are_shown_from_the_lowest_score(runs: Runs) -> None:
+    answers = answers_of(collect([runs.first], resamples=10).only)
+    pick = mistakes({"first": answers})["caption"]
+    assert pick.text == "The lowest word_f1:"
+    values = [answers["caption"].examples[key].value or 0.0 for key in pick.ids]
+    assert values == sorted(values)
+    assert values[0] < 1
+
+
+def test_two_runs_have_cards_where_one_scores_more(runs: Runs) -> None:
+    report = collect([runs.first, runs.second], resamples=10)
+    answers = {name: answers_of(run) for name, run in report.runs.items()}
+    first, second = differing(report, answers)["vqa"]
+    assert first.text.startswith("first scores more on ")
+    for pick, better, worse in ((first, "first", "second"), (second, "second", "first")):
+        assert pick.ids
+        for key in pick.ids:
+            assert answers[better]["vqa"].examples[key].correct
+            assert not answers[worse]["vqa"].examples[key].correct
+    page = build_page(report)
+    both = page[page.index('id="mistakes"') :]
+    assert "are wrong in all runs" in both
+
+
+def test_two_runs_of_unlike_tasks_have_a_sentence_each(runs: Runs, tmp_path: Path) -> None:
+    folders = []
+    for task in ("vqa", "caption"):
+        recipe = scored_recipe(runs.world, tmp_path / task)
+        lines = read_lines(runs.first / "predictions" / "step-00000010" / f"{task}.jsonl")
+        alone = replace(recipe, tasks={task: recipe.tasks[task]})
+        folders.append(write_scored_run(tmp_path / f"{task} run", alone, {task: lines}))
+    text = Reader(build_page(collect(folders, resamples=0), "none")).text
+    assert "vqa of vqa run: 0.667" in text
+    assert "caption of caption run: " in text
+    assert "16 of 48 are wrong, " not in text
+    assert "16 of 48 are wrong." in text
+    assert "in all runs" not in text
+    assert "Where they differ" not in text
+
+
+def section(page: str, name: str) -> Reader:
+    part = page[page.index(f'<section id="{name}"') :]
+    return Reader(part[: part.index("</section>") + len("</section>")])
+
+
+def test_a_page_whose_data_have_moved_says_so_on_each_card(runs: Runs, tmp_path: Path) -> None:
+    recipe = scored_recipe(tmp_path / "gone", tmp_path / "run")
+    lines = {"vqa": read_lines(runs.first / "predictions" / "step-00000010" / "vqa.jsonl")}
+    run = write_scored_run(
+        tmp_path / "run", replace(recipe, tasks={"vqa": recipe.tasks["vqa"]}), lines
+    )
+    part = section(build_page(collect([run], resamples=0)), "mistakes")
+    assert part.attributes("img") == []
+    assert part.text.count("its data set is not here") == len(part.attributes("figure")) > 0
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """A run on six samples, of which one has a damaged picture, and one has six pictures."""
+    data = tmp_path / "data"
+    records = []
+    for number in range(6):
+        pictures = [jpeg() for _ in range(6 if number == 5 else 1)]
+        pictures[0] = b"\xff\xd8\xff no picture" if number == 0 else pictures[0]
+        members = [(f"{at:03d}.jpg", picture) for at, picture in enumerate(pictures)]
+        about = [
+            {"id": f"q{number}", "question": "what ?", "answers": ["red"], "label": {"red": 1.0}}
+        ]
+        records.append(SampleRecord(id=f"s{number}", members=members, json={"annotations": about}))
+    write_dataset(data, name="d", kind="vqa", split="val", records=records)
+    task = VQA(train=[str(data)], evaluate=[str(data)])
+    recipe = replace(world_recipe(tmp_path, tmp_path / "run"), tasks={"vqa": task})
+    reference = {"answer": "red", "answers": ["red"], "label": {"red": 1.0},
+                 "answer_type": None, "question_type": None}  # fmt: skip
+    lines = [
+        {"id": f"q{n}", "sample": f"s{n}", "prediction": "blue", "reference": reference}
+        for n in range(6)
+    ]
+    return write_scored_run(tmp_path / "run", recipe, {"vqa": lines})
+
+
+def test_damaged_pictures_and_many_are_said(damaged: Path) -> None:
+    part = section(build_page(collect([damaged], resamples=0)), "mistakes")
+    assert len(part.attributes("figure")) == 6
+    assert part.text.count("picture 1 is damaged") == 1
+    assert part.text.count("2 more") == 1
+    assert len(part.attributes("img")) == 4 + 4
+
+
+def data_of(page: Path) -> dict:
+    (_, data), *_ = Reader(page.read_text("utf-8")).scripts
+    return json.loads(data)
+
+
+def test_thumbnails_lie_beside_the_page_or_inside_it(sure: Path, tmp_path: Path) -> None:
+    def report(pictures: Pictures) -> Path:
+        return write_report([read_run(sure)], tmp_path / pictures, pictures=pictures)
+
+    few, inside, beside, none = map(report, ("few", "embed", "folder", "none"))
+    assert data_of(few)["pictures"] == []
+    found = data_of(inside)
+    assert len(found["rows"]) == 58
+    assert all(row[-1] for row in found["rows"])
+    assert all(url.startswith("data:image/") for url in found["pictures"])
+    named = data_of(beside)["pictures"]
+    files = {f"{FOLDER}/{file.name}" for file in (beside.parent / FOLDER).iterdir()}
+    assert set(named) == files
+    assert len(named) == len(found["pictures"]) < 58, "questions share a picture"
+    policy = Reader(beside.read_text("utf-8")).attributes("meta")[2]["content"]
+    assert "img-src data: 'self';" in str(policy)
+    assert Reader(none.read_text("utf-8")).attributes("img") == []
+    assert not (none.parent / FOLDER).exists()
+
+
+def test_thumbnails_inside_a_page_have_a_limit(
+    sure: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "EMBEDDED_BYTES", 1000)
+    page = build_page(collect([sure], resamples=0), "embed")
+    assert re.search(r"\d+ thumbnails take 0 MB, and \d+ are left out; `--pictures folder`", page)
+
+
+def test_cards_have_a_limit_and_say_what_they_leave_out(
+    damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "CARD_BYTES", 3000)
+    part = section(build_page(collect([damaged], resamples=0)), "mistakes")
+    size = sum(len(image["src"] or "") for image in part.attributes("img"))
+    assert 0 < size <= 3000
+    assert "is left out: cards have at most 0 MB" in part.text

@@ -1,0 +1,167 @@
+"""The sentences on top of a page: how good a run is at each task, how far above what it must beat,
+and where it is weakest; of two runs, whether they can be told apart."""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from vlds.report.examples import groups_by_way
+from vlds.report.report import Report, RunReport
+from vlds.report.run_tables import direction
+from vlds.report.scores import (
+    BLIND,
+    FREQUENT,
+    FROZEN,
+    SIGNIFICANT,
+    Difference,
+    TaskResult,
+    difference,
+    frequent_answer,
+    resampled,
+)
+from vlds.report.tables import interval_text, p_text, score_text
+
+ENOUGH = 20
+"""Examples of a group, and of the rest, from which the two are compared."""
+WEAKEST_NOTE = (
+    f"A group is named only if its score is below that of the other examples at the "
+    f"{100 * SIGNIFICANT:g} % level, divided by the number of groups (two-sided z test; the larger "
+    "of the pooled standard error and that between pictures); groups of fewer than "
+    f"{ENOUGH} examples are not tried."
+)
+
+
+class Lead(NamedTuple):
+    """A sentence: TASK: SCORE INTERVAL text."""
+
+    task: str
+    score: str
+    interval: str
+    text: str
+    names_group: bool = False
+    """True if it says which group is the weakest."""
+
+
+class Weakest(NamedTuple):
+    """The group with the lowest score of those that can be told apart from the rest."""
+
+    name: str
+    score: float
+    examples: int
+    rest: float
+    """Score of the other examples."""
+
+
+def run_leads(run: RunReport, resamples: int) -> list[Lead]:
+    """A sentence for each task of a run that has a score."""
+    leads = []
+    for name, task in run.scores.tasks.items():
+        metric = next(iter(task.metrics), None)
+        value = None if metric is None else run.score(name, metric)
+        if metric is None or value is None:
+            continue
+        result = run.result(name, metric)
+        answer = frequent_answer(result) if result else None
+        rivals = {
+            FREQUENT: "the most frequent answer" + (f" ({answer})" if answer else ""),
+            BLIND: "the same model without pictures",
+            FROZEN: "the model before training",
+        }
+        gaps = []
+        for label, words in rivals.items():
+            if (other := run.score(name, metric, label)) is None:
+                continue
+            baseline = run.baselines.get(label, {}).get(name)
+            paired = difference(result, baseline, resamples)
+            chance = ""
+            if isinstance(paired, Difference) and not paired.is_sure:
+                chance = f", which can be chance ({p_text(paired.p)})"
+            gaps.append(f"{gap_text(value - other)} {words}{chance}")
+        size = f"{task.examples:,} examples" if task.examples is not None else ""
+        data = " of ".join(filter(None, [size, task.data_name]))
+        of_what = metric + direction(task, metric) + (f" on {data}" if data else "")
+        text = "; ".join(filter(None, [of_what, ", ".join(gaps)])) + "."
+        weakest = weakest_group(result) if result else None
+        if isinstance(weakest, Weakest):
+            text += (
+                f" Weakest: {weakest.name}, {score_text(weakest.score)} on {weakest.examples:,} "
+                f"examples (the others: {score_text(weakest.rest)})."
+            )
+        elif weakest is not None:
+            text += f" {weakest}"
+        interval = interval_text(result.interval if result else None)
+        leads.append(Lead(name, score_text(value), interval, text, isinstance(weakest, Weakest)))
+    return leads
+
+
+def gap_text(gap: float) -> str:
+    """ "0.120 above", as it is read before what is compared with."""
+    if abs(gap) < 0.0005:
+        return "equal to"
+    return f"{abs(gap):.3f} {'above' if gap > 0 else 'below'}"
+
+
+def weakest_group(result: TaskResult) -> Weakest | str | None:
+    """The weakest group, or in words that none can be told apart from the rest; None where there
+    are no groups to compare."""
+    if result.values is None:
+        return None
+    values = result.values
+    samples = resampled(result.groups, values)
+    sign = -1 if result.headline in result.task.lower_is_better else 1
+    tried: list[tuple[float, Weakest]] = []
+    for way, names in groups_by_way(result).items():
+        numbers: dict[str, int] = {}
+        codes = np.array([-1 if n is None else numbers.setdefault(n, len(numbers)) for n in names])
+        counts = (codes >= 0) & ~np.isnan(values)
+        sizes = np.bincount(codes[counts], minlength=len(numbers))
+        spread = float(np.var(values[counts])) if counts.any() else 0.0
+        for name, number in numbers.items():
+            inside = counts & (codes == number)
+            size, others = int(sizes[number]), int(sizes.sum() - sizes[number])
+            if min(size, others) < ENOUGH:
+                continue
+            outside = counts & ~inside
+            score, rest = float(values[inside].mean()), float(values[outside].mean())
+            # What each picture adds to the difference of the means: several examples of one
+            # picture count once. A group that is all wrong has no spread of its own, so the
+            # spread of all examples is the least that counts.
+            shares = np.where(inside, (values - score) / size, 0.0)
+            shares -= np.where(outside, (values - rest) / others, 0.0)
+            between = float((np.bincount(samples, shares) ** 2).sum())
+            error = max(between, spread * (1 / size + 1 / others)) ** 0.5
+            distance = sign * (rest - score) / error if error else 0.0
+            group = f"{way.replace('_', ' ')} {name}"
+            tried.append((distance, Weakest(group, score, size, rest)))
+    if not tried:
+        return None
+    far = NormalDist().inv_cdf(1 - SIGNIFICANT / 2 / len(tried))
+    below = [group for distance, group in tried if distance > far]
+    if not below:
+        return f"None of {len(tried)} groups can be told apart from the rest."
+    return min(below, key=lambda group: sign * group.score)
+
+
+def pair_leads(report: Report) -> list[Lead]:
+    """A sentence for each task that two runs have: the second less the first."""
+    (first, one), (second, other) = report.runs.items()
+    differences = report.differences.get(second, [])
+    leads = []
+    for (task, metric), found in zip(report.headlines, differences, strict=False):
+        low, high = one.score(task, metric), other.score(task, metric)
+        if not isinstance(found, Difference) or low is None or high is None:
+            continue
+        entry = other.scores.tasks[task]
+        told = "are told apart" if found.is_sure else "are not told apart"
+        text = (
+            f"{metric}{direction(entry, metric)} of {second}, {gap_text(found.value)} {first} "
+            f"({score_text(low)}): higher on {found.better:,} and lower on {found.worse:,} of "
+            f"{other.results[task].examples:,} examples. The two {told} ({p_text(found.p)})."
+        )
+        result = other.result(task, metric)
+        interval = interval_text(result.interval if result else None)
+        leads.append(Lead(task, score_text(high), interval, text))
+    return leads

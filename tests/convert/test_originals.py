@@ -12,14 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.parity.test_clip_vil import OURS as CLIP_VIL
 from tests.toys.cross_modal import write_tokenizer
 from tests.toys.joint_encoder import joint_encoder_recipe
 from tests.toys.kinds import built
 from tests.toys.models import shake
 from tests.toys.recorded import plain_meter
 from tests.toys.recorded.plain_meter import LAYERS, SIDE, TEXT, VISION, WIDTH, Weights
-from tests.toys.recorded.related import RelatedCase, recorded
+from tests.toys.recorded.related import CLIP_VIL_NAMES, RelatedCase, recorded
 from tests.toys.trained_runs import convert
 from tests.toys.world import world_recipe
 from vlds.artifact import load_run
@@ -250,7 +249,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 def theirs(name: str) -> str:
     """CLIP-ViL's name of a tensor of ours."""
-    for original, ours in CLIP_VIL.items():
+    for original, ours in CLIP_VIL_NAMES.items():
         name = name.replace(ours, original)
     return name
 

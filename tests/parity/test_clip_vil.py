@@ -10,7 +10,12 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from tests.toys.recorded.related import RelatedCase, check_gradient, recorded
+from tests.toys.recorded.related import (
+    CLIP_VIL_NAMES,
+    RelatedCase,
+    check_gradient,
+    recorded,
+)
 from vlds.models import JointEncoder
 from vlds.models.build import ModelSetup, build_model
 from vlds.models.heads import MLPHead
@@ -21,22 +26,10 @@ from vlds.models.vision import StoredFeatures
 from vlds.schema import IGNORED_LABEL, Batch
 from vlds.tasks.class_output import ClassOutput
 
-OURS = {
-    "bert.encoder.visn_fc.visn_fc": "visual_embedding.projection",
-    "bert.encoder.visn_fc.visn_layer_norm": "visual_embedding.norm",
-    "bert.encoder.visual_pos.x_position_embedding": "visual_embedding.rows",
-    "bert.encoder.visual_pos.y_position_embedding": "visual_embedding.columns",
-    "output.adapter.adapters.vqa.down_sampler.": "output.dense.extensions.adapter.down_",
-    "output.adapter.adapters.vqa.up_sampler.": "output.dense.extensions.adapter.up_",
-    "bert.": "backbone.",
-    "logit_fc.": "heads.vqa.",
-}
-"""How names in the original code begin, or a part of them -> ours."""
-
 
 def ours(name: str) -> str:
     """Our name of a weight of the original code."""
-    for theirs, mine in OURS.items():
+    for theirs, mine in CLIP_VIL_NAMES.items():
         name = name.replace(theirs, mine)
     return name
 

@@ -75,3 +75,16 @@ def check_gradient(gradient: Tensor | None, expected: dict[str, float] | None, n
     cosine = torch.arange(len(flat), dtype=flat.dtype).cos()
     assert abs(flat.norm().item() - expected["grad_norm"]) < 1e-7, name
     assert abs((flat * cosine).sum().item() - expected["grad_dot_cos"]) < 1e-7, name
+
+
+CLIP_VIL_NAMES = {
+    "bert.encoder.visn_fc.visn_fc": "visual_embedding.projection",
+    "bert.encoder.visn_fc.visn_layer_norm": "visual_embedding.norm",
+    "bert.encoder.visual_pos.x_position_embedding": "visual_embedding.rows",
+    "bert.encoder.visual_pos.y_position_embedding": "visual_embedding.columns",
+    "output.adapter.adapters.vqa.down_sampler.": "output.dense.extensions.adapter.down_",
+    "output.adapter.adapters.vqa.up_sampler.": "output.dense.extensions.adapter.up_",
+    "bert.": "backbone.",
+    "logit_fc.": "heads.vqa.",
+}
+"""How names in CLIP-ViL's code begin, or a part of them -> ours."""

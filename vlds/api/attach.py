@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from vlds.models.backbones.base import Backbone
 from vlds.models.backbones.t5 import T5
 from vlds.models.methods.base import Method
 from vlds.models.methods.context import BatchContext
-from vlds.models.methods.host import ADDED, Host, added_tensors, is_own, take_out
+from vlds.models.methods.host import ADDED, Host, added_tensors, is_own, is_plain, take_out
 from vlds.models.roles import find_roles
 from vlds.recipe.build import build, check_part, to_tree
 from vlds.recipe.paths import check_classes
@@ -164,21 +165,20 @@ def attach(
         )
     folder = saved_folder(methods)
     chosen = read_methods(folder) if folder is not None else chosen_methods(methods)
-    trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    try:
-        # Drawn apart from the program's own generator, and alike in each program.
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            trained = put_in(model, chosen)
-        attached = Attached(model, chosen, trained)
-        if folder is not None:
+    # On a copy without weights first, so that a refusal leaves the model as it was.
+    with torch.device("meta"):
+        put_in(without_weights(model), chosen)
+    # Drawn apart from the program's own generator, and alike in each program.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        trained = put_in(model, chosen)
+    attached = Attached(model, chosen, trained)
+    if folder is not None:
+        try:
             attached.load(folder)
-    except BaseException:
-        for name in chosen:
-            take_out(model, name)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trains[name])
-        raise
+        except ValueError:
+            attached.detach()
+            raise
     _tuned.add(model)
     return attached
 
@@ -190,7 +190,8 @@ def put_in(model: nn.Module, methods: Mapping[str, Method]) -> list[nn.Parameter
     """
     context = BatchContext()
     # One row of one task: modules that look at the batch repeat it for as many rows as run.
-    context.set_rows(torch.zeros(1, dtype=torch.long), None, torch.device("cpu"))
+    row = torch.zeros(1, dtype=torch.long, device="cpu")
+    context.set_rows(row, row, torch.device("cpu"))
     targets, trained = targets_of(model), list[nn.Parameter]()
     for name, method in methods.items():
         try:
@@ -213,9 +214,20 @@ def put_in(model: nn.Module, methods: Mapping[str, Method]) -> list[nn.Parameter
         except ValueError as error:
             raise ValueError(f"methods.{name}: {type(method).__name__}: {error}") from None
     model.requires_grad_(False)
+    for path, module in model.named_modules():
+        if not is_own(path):
+            module.train(model.training)
     for parameter in trained:
         parameter.requires_grad_(True)
     return trained
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    """A copy of a model with the shapes of its weights; packed ones are the model's own."""
+    tensors = [*model.parameters(), *model.buffers()]
+    floats = {id(t): nn.Parameter(t.to("meta")) for t in tensors if is_plain(t)}
+    others = {id(t): t for t in tensors if not is_plain(t)}
+    return copy.deepcopy(model, {**floats, **others})
 
 
 def targets_of(model: nn.Module) -> TargetModules:

@@ -186,11 +186,16 @@ def quiet_libraries() -> None:
     """Silence what libraries report by themselves in this process, before they are imported; their
     errors still reach the user. What the user has set stays."""
     set_quiet(os.environ)
-    if not has_gpu_driver():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it finds no GPU
+    quiet_deepspeed()
     # PYTHONWARNINGS is read when Python starts: this process needs the filter itself.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+
+
+def quiet_deepspeed() -> None:
+    """Keep DeepSpeed from warning, when it is imported, that it finds no GPU."""
+    if not has_gpu_driver():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def set_quiet(environment: MutableMapping[str, str]) -> None:

@@ -19,33 +19,36 @@ from vlds.training.states import newest, read_progress
 
 
 def prepare(
-    data_set: str,
-    rows: Iterable[Mapping[str, object]] | None = None,
+    command: str,
+    source: Iterable[Mapping[str, object]] | str | PathLike[str] | None = None,
     *,
     out: str | PathLike[str],
     **options: object,
 ) -> Path:
-    """Pack a data set into shards below `out`, like `python -m data_prep DATA_SET`; that folder.
+    """Run a command of `python -m data_prep` that writes `out`, such as shards; that path.
 
-    vlds.prepare("jsonl", rows, task="vqa", images="PHOTOS", out="shards/mine") packs your own rows,
-    dicts with "image", "question" and "answer"; without `rows`, name a file (annotations=...).
-    Options are those of the command: split_by_image=0.1 is --split-by-image 0.1, and True an option
-    without a value.
+    `source` is your own rows, dicts with "image", "question" and "answer":
+    vlds.prepare("jsonl", rows, task="vqa", images="PHOTOS", out="shards/mine"); or the path that
+    the command takes without an option: vlds.prepare("tokenizer", "shards/mine", out="words.model").
+    Options are those of the command: split_by_image=0.1 is --split-by-image 0.1, a list is several
+    values, and True an option without a value.
 
     Errors: ValueError for mistakes in the options or rows; RuntimeError if the command fails.
     """
-    folder = path_of("out", out)
-    if not isinstance(data_set, str) or not data_set or data_set.startswith("-"):
-        raise ValueError(f"data_set: got {data_set!r:.100}; give a name, such as 'jsonl'")
-    words = [data_set, "--out", str(folder), *option_words(options)]
+    place = path_of("out", out)
+    if not isinstance(command, str) or not command or command.startswith("-"):
+        raise ValueError(f"command: got {command!r:.100}; give a name, such as 'jsonl'")
+    words = ["--out", str(place), *option_words(options)]
     with scratch_folder() as scratch:
-        if rows is not None:
+        if isinstance(source, str | PathLike):
+            words.insert(0, str(path_of("source", source)))
+        elif source is not None:
             file = scratch / "rows.jsonl"
-            write_rows(file, rows)
+            write_rows(file, source)
             words += ["--annotations", str(file)]
-            words += [] if "name" in options else ["--name", folder.name or "rows"]
-        Program("data_prep", words).run()
-    return folder
+            words += [] if "name" in options else ["--name", place.name or "rows"]
+        Program("data_prep", [command, *words]).run()
+    return place
 
 
 def write_rows(file: Path, rows: Iterable[Mapping[str, object]]) -> None:

@@ -13,8 +13,6 @@ from tests.toys.trained_runs import talkative_run
 from tests.toys.world import COLOURS, world_recipe, write_world
 from vlds.recipe.config import save_recipe
 
-QUESTIONS = ("what colour is it", "what colour is it now now", "is it dark")
-
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

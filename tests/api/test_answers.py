@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 import vlds
-from tests.api.conftest import QUESTIONS
 from tests.toys.world import COLOURS
 from vlds.api.rows import MOST_SHOWN
+
+QUESTIONS = ("what colour is it", "what colour is it now now", "is it dark")
 
 
 def pairs(run: Path) -> list[tuple[str, str]]:

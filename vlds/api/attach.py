@@ -73,12 +73,16 @@ class Attached:
     """Methods in a model. The model is the same object, of the same class: `forward`, `generate`
     and a Trainer work as before, and only the methods' weights train."""
 
-    def __init__(
-        self, model: nn.Module, methods: Mapping[str, Method], trained: list[nn.Parameter]
-    ) -> None:
+    def __init__(self, model: nn.Module, methods: Mapping[str, Method], seed: int = 0) -> None:
+        """Errors: ValueError as `attach`, which has tried it on a copy."""
         self.model, self.methods = model, dict(methods)
-        ids = set(map(id, trained))
-        self._trained = [name for name, p in model.named_parameters() if id(p) in ids]
+        self._trained_before = {n for n, p in model.named_parameters() if p.requires_grad}
+        # Drawn apart from the program's own generator, and alike in each program.
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            put_in(model, methods)
+        self._trained = [n for n, p in model.named_parameters() if p.requires_grad]
+        _tuned.add(model)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The weights that train, for an optimizer."""
@@ -125,10 +129,12 @@ class Attached:
                 tensor.copy_(stored[name])
 
     def detach(self) -> nn.Module:
-        """Take the methods out of the model; the model. Weights of its own that they trained, such
-        as biases, stay as they are."""
+        """Take the methods out of the model, and let train again what did before; the model.
+        Weights of its own that they trained, such as biases, stay as they are."""
         for name in self.methods:
             take_out(self.model, name)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in self._trained_before)
         self.methods, self._trained = {}, []
         _tuned.discard(self.model)
         return self.model
@@ -168,23 +174,18 @@ def attach(
     # On a copy without weights first, so that a refusal leaves the model as it was.
     with torch.device("meta"):
         put_in(without_weights(model), chosen)
-    # Drawn apart from the program's own generator, and alike in each program.
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        trained = put_in(model, chosen)
-    attached = Attached(model, chosen, trained)
+    attached = Attached(model, chosen, seed)
     if folder is not None:
         try:
             attached.load(folder)
         except ValueError:
             attached.detach()
             raise
-    _tuned.add(model)
     return attached
 
 
-def put_in(model: nn.Module, methods: Mapping[str, Method]) -> list[nn.Parameter]:
-    """Attach methods to a model and freeze the rest of it; the parameters that train.
+def put_in(model: nn.Module, methods: Mapping[str, Method]) -> None:
+    """Attach methods to a model and freeze the rest of it.
 
     Errors: ValueError that names the method.
     """
@@ -219,7 +220,6 @@ def put_in(model: nn.Module, methods: Mapping[str, Method]) -> list[nn.Parameter
             module.train(model.training)
     for parameter in trained:
         parameter.requires_grad_(True)
-    return trained
 
 
 def without_weights(model: nn.Module) -> nn.Module:

@@ -27,9 +27,9 @@ def prepare(
 ) -> Path:
     """Run a command of `python -m data_prep` that writes `out`, such as shards; that path.
 
-    `source` is your own rows, dicts with "image", "question" and "answer":
+    `source` is your own rows, dicts with "image", "question" and "answer", as in
     vlds.prepare("jsonl", rows, task="vqa", images="PHOTOS", out="shards/mine"); or the path that
-    the command takes without an option: vlds.prepare("tokenizer", "shards/mine", out="words.model").
+    the command takes without an option, as in vlds.prepare("tokenizer", "shards/mine", out="words").
     Options are those of the command: split_by_image=0.1 is --split-by-image 0.1, a list is several
     values, and True an option without a value.
 

@@ -53,7 +53,7 @@ class Shown:
             return
         done, total, rest = int(step[1]), int(step[2]), visible(step[3])
         text = f"{done}/{total} {rest}"
-        bar = Html(BAR.format(done=done, total=total, rest=rest.replace("  ", " · ")), text)
+        bar = Html(BAR.format(done=done, total=total, rest=rest.replace("  ", " \u00b7 ")), text)
         if self._bar is None:
             self._bar = import_module("IPython.display").display(bar, display_id=True)
         else:

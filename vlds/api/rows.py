@@ -136,7 +136,7 @@ def value_html(name: str, value: object) -> Markup:
     if isinstance(value, float):
         return escape(f"{value:.{DIGITS}g}")
     text = visible(value)
-    return escape(text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…")
+    return escape(text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "\u2026")
 
 
 def picture_html(picture: object) -> Markup:

@@ -18,6 +18,7 @@ from vlds.evaluation.sources import ACCEPTED, Picture, encode_picture, path_of
 from vlds.recipe.paths import trust as trust_module
 from vlds.schema import RefusedRows
 
+PAIRS = "; a question stands beside its picture in a tuple: (picture, question)"
 Asked: TypeAlias = tuple[Picture | Sequence[Picture], str]
 """A picture, or several, and a question about them."""
 
@@ -121,14 +122,17 @@ class Model:
         while problem is None:
             batch: list[tuple[Question, str, Sequence[Picture], list[bytes]]] = []
             while len(batch) < size and problem is None:
+                entry: object = ()
                 try:
-                    pictures, question = split(next(asked))
+                    entry = next(asked)
+                    pictures, question = split(entry)
                     several = picture_list(pictures)
                     encoded = [encode_picture(picture) for picture in several]
                     ready = self._run.read(encoded, question, task)
                     batch.append((ready, question, several, encoded))
                 except ValueError as error:
-                    problem = ValueError(f"number {number + len(batch)}: {error}")
+                    cure = "" if isinstance(entry, tuple) else PAIRS
+                    problem = ValueError(f"number {number + len(batch)}: {error}{cure}")
                 except Exception as error:  # the end, or what the caller's iterator raises
                     problem = error
             answers: list[RunAnswer] = []

@@ -29,7 +29,7 @@ def prepare(
 
     `source` is your own rows, dicts with "image", "question" and "answer", as in
     vlds.prepare("jsonl", rows, task="vqa", images="PHOTOS", out="shards/mine"); or the path that
-    the command takes without an option, as in vlds.prepare("tokenizer", "shards/mine", out="words").
+    the command takes without an option: vlds.prepare("tokenizer", "shards/mine", out="words").
     Options are those of the command: split_by_image=0.1 is --split-by-image 0.1, a list is several
     values, and True an option without a value.
 
@@ -64,7 +64,9 @@ def write_rows(file: Path, rows: Iterable[Mapping[str, object]]) -> None:
             if not isinstance(row, Mapping):
                 cure = "dicts, such as frame.to_dict('records') of a DataFrame gives"
                 raise ValueError(f"rows: number {number} is {type(row).__name__}; give {cure}")
-            lines.write(json_text(f"rows: number {number}", dict(row)) + "\n")
+            # NaN, which is not equal to itself, is pandas' word for a missing value.
+            known = {key: value if value == value else None for key, value in row.items()}
+            lines.write(json_text(f"rows: number {number}", known) + "\n")
 
 
 def train(

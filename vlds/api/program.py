@@ -106,7 +106,11 @@ class Program:
         if code:
             # The supervisor's advice may follow the command's own message.
             messages = [line for line in last if line.startswith(self.speaker)]
-            message = (messages or list(last) or [f"exit code {code}"])[-1].rstrip()
+            message = (
+                (messages or list(last) or [f"exit code {code}"])[-1]
+                .rstrip()
+                .removeprefix("error: ")
+            )
             raise ValueError(message) if code == MISTAKE else RuntimeError(message)
         return False
 

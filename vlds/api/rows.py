@@ -6,7 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Protocol,
+    SupportsIndex,
+    TypeAlias,
+    overload,
+    runtime_checkable,
+)
 
 from markupsafe import Markup, escape
 
@@ -48,7 +55,7 @@ class HasRow(Protocol):
 class Rows(list[Row]):
     """A list of dicts. A notebook shows it as a table, and `to_pandas` makes a DataFrame of it.
 
-    vlds.Rows(model.answer_many(questions)) has a row for each answer; `Rows(run.metrics[-20:])`
+    vlds.Rows(model.answer_many(questions)) has a row for each answer; `run.metrics[-20:]`
     are the newest twenty. A column called "picture" is shown as pictures: a path, the bytes of a
     file, or a list of these.
     """
@@ -60,6 +67,18 @@ class Rows(list[Row]):
                 f"rows: got {type(rows).__name__}; give a list or iterator of dicts or answers"
             )
         super().__init__(_row(number, row) for number, row in enumerate(rows))
+
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> Row: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> Rows: ...
+
+    def __getitem__(self, key: SupportsIndex | slice) -> Row | Rows:
+        """A row, or a stretch of rows that is shown as a table too."""
+        return (
+            Rows(super().__getitem__(key)) if isinstance(key, slice) else super().__getitem__(key)
+        )
 
     @property
     def columns(self) -> list[str]:

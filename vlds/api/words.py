@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import yaml
 
 from vlds.evaluation.sources import path_of
@@ -53,19 +54,21 @@ def words_of(changes: Changes | None) -> list[str]:
 
 
 def json_text(argument: str, value: object) -> str:
-    """Plain values as JSON, paths among them as texts.
+    """Plain values as JSON, paths among them as texts, and numpy's numbers as Python's.
 
     Errors: ValueError that names the argument, for any other object.
     """
 
-    def path_text(part: object) -> str:
-        if isinstance(part, Path):
+    def plain(part: object) -> object:
+        if isinstance(part, PathLike):
             return str(part)
+        if isinstance(part, np.generic):
+            return part.item()
         raise ValueError(f"got {type(part).__name__}")
 
     # JSON is YAML too, so the recipe's parser reads it.
     try:
-        return json.dumps(value, default=path_text)
+        return json.dumps(value, default=plain)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{argument}: {error}; give numbers, texts, lists, dicts or paths"

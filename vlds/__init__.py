@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vlds.runtime.terminal import quiet_deepspeed
+from vlds.runtime.terminal import quiet_imports
 
 if TYPE_CHECKING:
     from vlds.api.answers import Answer, Model, load
@@ -63,8 +63,8 @@ def __getattr__(name: str) -> Any:
     """Import torch and the rest only when somebody asks: each command imports this package."""
     if name not in HOMES:
         raise AttributeError(f"module 'vlds' has no attribute {name!r}")
-    # Unlike a command, a program keeps its own warnings: only this one is spared it.
-    quiet_deepspeed()
+    # Unlike a command, a program keeps its own warnings: it is only spared those of imports.
+    quiet_imports()
     return getattr(import_module(HOMES[name]), name)
 
 

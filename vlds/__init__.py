@@ -8,8 +8,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vlds.runtime.terminal import quiet_imports
-
 if TYPE_CHECKING:
     from vlds.api.answers import Answer, Model, load
     from vlds.api.attach import Attached, attach
@@ -64,7 +62,7 @@ def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module 'vlds' has no attribute {name!r}")
     # Unlike a command, a program keeps its own warnings: it is only spared those of imports.
-    quiet_imports()
+    import_module("vlds.runtime.terminal").quiet_imports()
     return getattr(import_module(HOMES[name]), name)
 
 

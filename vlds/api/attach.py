@@ -70,8 +70,8 @@ NEEDS_VLDS = (
 
 
 class Attached:
-    """Methods in a model. The model is the same object, of the same class: `forward`, `generate`
-    and a Trainer work as before, and only the methods' weights train."""
+    """Methods in a model. The model is the same object, of the same class: `forward` and
+    `generate` work as before, and only the methods' weights train."""
 
     def __init__(self, model: nn.Module, methods: Mapping[str, Method], seed: int = 0) -> None:
         """Errors: ValueError as `attach`, which has tried it on a copy."""

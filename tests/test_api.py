@@ -28,7 +28,9 @@ from vlds.evaluation.sources import encode_picture
 from vlds.recipe.config import save_recipe
 
 PAGE = ROOT / "docs" / "python.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+PACK, TRAIN, SCORE, ANSWER, DATA, LOOP, ATTACH = re.findall(
+    r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
+)
 
 
 @pytest.fixture
@@ -53,11 +55,29 @@ def run(home: Path) -> Path:
     return save_run(built_run(recipe))
 
 
+def run_block(text: str) -> None:
+    exec(compile(text, str(PAGE), "exec"), {})
+
+
 def test_the_page_answers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(BLOCKS[2], str(PAGE), "exec"), {})
-    *_, answer, tasks = capsys.readouterr().out.splitlines()
+    run_block(ANSWER)
+    *_, answer, rows = capsys.readouterr().out.splitlines()
     assert re.search(r"0\.\d\d \d+\.\d{3} s$", answer)
-    assert tasks == "['vqa']"
+    assert re.fullmatch(r"\['vqa'\] \['.*', '.*'\]", rows)
+
+
+def test_the_page_reads_data(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_block(DATA)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6  # 48 questions, 8 a batch
+    assert all(re.fullmatch(r"what colour is it (now )*\? (red|green|blue)", e) for e in lines)
+
+
+def test_the_page_has_a_loop_and_attaches(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_block(LOOP)
+    assert vlds.load("runs/own").tasks == ["vqa", "caption"]
+    run_block(ATTACH)
+    assert capsys.readouterr().out.splitlines()[-1] == "lora"
 
 
 def test_a_picture_is_a_picture_in_any_form(run: Path) -> None:
@@ -305,22 +325,26 @@ def test_the_page_trains_and_scores(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter does
-    exec(compile(BLOCKS[0], str(PAGE), "exec"), {})
+    run_block(PACK)
+    assert len(vlds.dataset("shards/few", "VQA")) == 1
+    capsys.readouterr()
+    run_block(TRAIN)
     told = capsys.readouterr().out
-    assert told.splitlines()[-1] == "runs/mine"
+    assert re.fullmatch(r"runs/mine \{'vqa': \{.*\}\} 4", told.splitlines()[-1])
     assert "x1b" not in told
     assert len(re.findall(r"^step \d+/4  loss ", told, re.MULTILINE)) == 4
+    assert len(re.findall(r"^[1-4] \d\.\d+$", told, re.MULTILINE)) == 4
     assert read_trained_on(home / "runs" / "mine" / "artifact") == {
         "vqa": TrainedOn(48, 1), "caption": TrainedOn(20, 1),
     }  # fmt: skip
-    exec(compile(BLOCKS[1], str(PAGE), "exec"), {})
+    run_block(SCORE)
     told = capsys.readouterr().out
-    assert "predictions: " not in told
+    assert "predictions: kept\n" in told
     lines = told.splitlines()
     number = next(n for n, line in enumerate(lines) if re.fullmatch(r"vqa \S+@\w{16} 48", line))
     assert all(re.fullmatch(r"  \w+ \d\.\d{3}", line) for line in lines[number + 1 :])
-    vlds.evaluate("runs/mine", data="shards/mine/test", out="kept")
-    assert "predictions: kept\n" in capsys.readouterr().out
     assert (home / "kept" / "scores.json").is_file()
+    vlds.evaluate("runs/mine", data="shards/mine/test")
+    assert "predictions: " not in capsys.readouterr().out
     with pytest.raises(ValueError, match="holds a run already; add --resume"):
-        exec(compile(BLOCKS[0], str(PAGE), "exec"), {})
+        run_block(TRAIN)

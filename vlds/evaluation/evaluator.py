@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from vlds.artifact import LoadedRun, TrainedOn
 from vlds.data.order.mixed_order import BatchCut
+from vlds.data.shards.pictures import Picture as Pixels
 from vlds.data.shards.pictures import decode_image
 from vlds.data.streams.assemble import ImageStack, StreamSetup
 from vlds.data.streams.source import EvalOrder, Source, Survey, fixed_examples, survey
@@ -193,18 +194,26 @@ def choose_task(recipe: Recipe, name: str | None, question: str) -> str:
     return chosen
 
 
-def predict(
+class Question(NamedTuple):
+    """A question about pictures, ready for a batch."""
+
+    example: Example
+    pictures: Sequence[Pixels]
+    """Decoded, (3, h, w) uint8 each."""
+
+
+def read_question(
     loaded: LoadedRun,
     name: str,
     pictures: Sequence[bytes],
     text: str,
     files: Sequence[str] = (),
-) -> Answer:
-    """One prediction: `text` is the question or statement, pictures are the bytes of image files,
-    and `files` their names, if they have any.
+) -> Question:
+    """A question to a task: `text` is the question or statement, pictures are the bytes of image
+    files, and `files` their names, if they have any.
 
-    Errors: ValueError for bytes that are not a picture, a picture that the model's processor
-    refuses, a wrong number of pictures, or a run whose encoder reads stored features.
+    Errors: ValueError for bytes that are not a picture, a wrong number of pictures, or a run whose
+    encoder reads stored features.
     """
     task, image = loaded.recipe.tasks[name], loaded.recipe.image
     if image is None:
@@ -228,19 +237,48 @@ def predict(
     except SkipSample as error:
         reason = re.sub(r" <_io\.\w+ object at \w+>", "", str(error))  # Pillow's word for it
         raise ValueError(f"image: {reason}; name a file with a whole picture") from None
+    return Question(example, pixels)
+
+
+def answer_questions(loaded: LoadedRun, name: str, questions: Sequence[Question]) -> list[Answer]:
+    """Answers to questions of one task, computed as one batch.
+
+    Errors: RefusedRows for pictures that the model's processor refuses.
+    """
+    task, task_index = loaded.recipe.tasks[name], list(loaded.recipe.tasks).index(name)
     # The same path as in evaluation, so that an answer does not depend on how it was asked for.
-    stack = ImageStack(1, image)
-    images = stack.add(pixels)
-    task_index = list(loaded.recipe.tasks).index(name)
-    row = Row(example, task_index, task.max_prompt_tokens, task.max_target_tokens, images)
+    stack = ImageStack(len(questions), loaded.recipe.image)
+    limits = task.max_prompt_tokens, task.max_target_tokens
+    rows = [
+        Row(question.example, task_index, *limits, stack.add(question.pictures))
+        for question in questions
+    ]
+    batch = loaded.collator(rows, stack.images(), evaluation=True)
+    device = next(loaded.model.parameters()).device
+    answers = []
+    for row, answer in zip(rows, loaded.model.answer(batch.to(device), task.decoding), strict=True):
+        lengths = loaded.collator.prompt_lengths
+        is_cut = num_cut(lengths, [row.example.prompt], task.max_prompt_tokens) > 0
+        answers.append(answer._replace(text=task.answer_from(answer.text), prompt_cut=is_cut))
+    return answers
+
+
+def predict(
+    loaded: LoadedRun,
+    name: str,
+    pictures: Sequence[bytes],
+    text: str,
+    files: Sequence[str] = (),
+) -> Answer:
+    """One prediction; arguments as `read_question` takes them.
+
+    Errors: as `read_question`, and ValueError for a picture that the model's processor refuses.
+    """
+    question = read_question(loaded, name, pictures, text, files)
     try:
-        batch = loaded.collator([row], stack.images(), evaluation=True)
+        return answer_questions(loaded, name, [question])[0]
     except RefusedRows as error:
         raise ValueError(f"image: {error}; give another picture") from None
-    device = next(loaded.model.parameters()).device
-    answer = loaded.model.answer(batch.to(device), task.decoding)[0]
-    is_cut = num_cut(loaded.collator.prompt_lengths, [example.prompt], task.max_prompt_tokens) > 0
-    return answer._replace(text=task.answer_from(answer.text), prompt_cut=is_cut)
 
 
 def check_number(

@@ -21,7 +21,13 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, read_recipe
-from vlds.evaluation.evaluator import choose_task, predict
+from vlds.evaluation.evaluator import (
+    Question,
+    answer_questions,
+    choose_task,
+    predict,
+    read_question,
+)
 from vlds.runtime.devices import device_of
 from vlds.runtime.limited import page
 from vlds.runtime.terminal import tell, tell_exception, visible
@@ -316,6 +322,31 @@ class OpenRun:
             begin = time.perf_counter()
             answer = predict(self._loaded, name, pictures, question)
             return RunAnswer(*answer, name, time.perf_counter() - begin)
+
+    @property
+    def batch_size(self) -> int:
+        """Questions that the run's recipe answers together."""
+        return self._loaded.recipe.data.eval_batch_size
+
+    def read(self, pictures: Sequence[bytes], question: str, task: str) -> Question:
+        """A question for `answer_all`, with the name of its task.
+
+        Errors: as `answer`.
+        """
+        return read_question(
+            self._loaded, choose_task(self._loaded.recipe, task, question), pictures, question
+        )
+
+    def answer_all(self, questions: Sequence[Question], task: str) -> list[RunAnswer]:
+        """Answer questions of a task as one batch; each gets an equal share of its time.
+
+        Errors: RefusedRows for pictures that the model's processor refuses.
+        """
+        with self._lock:
+            begin = time.perf_counter()
+            answers = answer_questions(self._loaded, task, questions)
+            seconds = (time.perf_counter() - begin) / max(1, len(questions))
+            return [RunAnswer(*answer, task, seconds) for answer in answers]
 
 
 def open_run(run: Path, changes: Sequence[str] = ()) -> OpenRun:

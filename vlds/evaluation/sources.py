@@ -100,12 +100,14 @@ def png_of(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def path_of(argument: str, value: object) -> Path:
-    """An argument as a path.
+    """An argument as a path, from all that Python's own functions take for one but bytes.
 
     Errors: ValueError if it is not one.
     """
-    if not isinstance(value, str | Path):
-        raise ValueError(f"{argument}: got {type(value).__name__}; give a path, as str or Path")
+    given = type(value).__name__
+    value = value if isinstance(value, str) else getattr(value, "__fspath__", lambda: None)()
+    if not isinstance(value, str):
+        raise ValueError(f"{argument}: got {given}; give a path, as str or Path")
     if value == "":
         raise ValueError(f"{argument}: the path is empty; name a file or folder")
     try:

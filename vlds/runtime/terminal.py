@@ -186,11 +186,18 @@ def quiet_libraries() -> None:
     """Silence what libraries report by themselves in this process, before they are imported; their
     errors still reach the user. What the user has set stays."""
     set_quiet(os.environ)
-    if not has_gpu_driver():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it finds no GPU
+    quiet_imports()
     # PYTHONWARNINGS is read when Python starts: this process needs the filter itself.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+
+
+def quiet_imports() -> None:
+    """Keep libraries from warning as they are imported: DeepSpeed that it finds no GPU, tqdm in a
+    notebook that it finds no ipywidgets."""
+    if not has_gpu_driver():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", "IProgress not found")
 
 
 def set_quiet(environment: MutableMapping[str, str]) -> None:

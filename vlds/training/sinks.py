@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
 import sys
 import time
 from collections import defaultdict
@@ -38,6 +40,12 @@ from vlds.runtime.terminal import (
     visible,
     without_credentials,
 )
+
+LISTENER = "VLDS_METRICS_LISTENER"
+"""Environment variable that names a second file for the metrics of this start alone, which a
+program follows while the run trains."""
+PROGRESS = re.compile(r"step (\d+)/(\d+)  (.*)")
+"""A plain line about steps: how many are done, of how many, and the rest."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +231,8 @@ def open_sinks(recipe: Recipe, first_step: int) -> list[Sink]:
     """The recipe's sinks; those of a resumed run continue after `first_step`."""
     folder = Path(recipe.output)
     sinks: list[Sink] = [MetricsFile(folder / "metrics.jsonl", first_step)]
+    if (listener := os.environ.get(LISTENER)) is not None:
+        sinks.append(MetricsFile(Path(listener), first_step))
     if recipe.tracking.tensorboard:
         sinks.append(Tensorboard(folder, first_step))
     if recipe.tracking.wandb_project is not None:

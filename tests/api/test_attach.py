@@ -1,0 +1,240 @@
+"""Methods in models that the user has built."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import vlds
+from tests.toys.models import hf_config
+from vlds.models.backbones import T5, Bart
+from vlds.models.methods import IA3, Adapter, BitFit, Full, LoRA, Method, PrefixTuning
+
+LAYERS: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+}  # fmt: skip
+WORDS: dict[str, Any] = {
+    **LAYERS, "vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+PIXELS: dict[str, Any] = {**LAYERS, "image_size": 16, "patch_size": 8}
+IMAGE_TOKEN = 59
+
+
+def t5() -> nn.Module:
+    return T5ForConditionalGeneration(T5Config(**hf_config(T5)))
+
+
+def bart() -> nn.Module:
+    return BartForConditionalGeneration(BartConfig(**hf_config(Bart)))
+
+
+def llama() -> nn.Module:
+    return LlamaForCausalLM(LlamaConfig(**WORDS))
+
+
+def clip() -> nn.Module:
+    return CLIPModel(CLIPConfig(text_config=WORDS, vision_config=PIXELS, projection_dim=12))
+
+
+def llava() -> nn.Module:
+    config = LlavaConfig(
+        text_config=LlamaConfig(**WORDS), vision_config=CLIPVisionConfig(**PIXELS),
+        image_token_index=IMAGE_TOKEN, image_seq_length=4,
+    )  # fmt: skip
+    return LlavaForConditionalGeneration(config)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "T5": t5, "Bart": bart, "Llama": llama, "CLIP": clip, "Llava": llava,
+}  # fmt: skip
+METHODS: dict[str, Method] = {
+    "LoRA": LoRA(rank=2), "Adapter": Adapter(reduction=4, init="identity"), "IA3": IA3(),
+    "BitFit": BitFit(add_biases=True),
+}  # fmt: skip
+
+
+def built(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return MODELS[name]().eval()
+
+
+def inputs(name: str, rows: int = 3) -> dict[str, Tensor]:
+    """What a model of this name reads."""
+    draw = torch.Generator().manual_seed(rows)
+    ids = torch.randint(3, 50, (rows, 9), generator=draw)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if name in ("T5", "Bart"):
+        given["decoder_input_ids"] = ids[:, :4]
+    if name in ("CLIP", "Llava"):
+        given["pixel_values"] = torch.randn(rows, 3, 16, 16, generator=draw)
+    if name == "Llava":
+        ids[:, 1:5] = IMAGE_TOKEN
+    return given
+
+
+def output(model: nn.Module, name: str, rows: int = 3) -> Tensor:
+    made = model(**inputs(name, rows))
+    tensor: Tensor = made.logits_per_image if name == "CLIP" else made.logits
+    return tensor
+
+
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_method_trains_and_comes_back(name: str, method: str, tmp_path: Path) -> None:
+    """At first it changes nothing; it alone trains; what is saved gives the same in a new model;
+    batches of any size and `generate` run."""
+    model = built(name)
+    before = output(model, name)
+    frozen = copy.deepcopy(model.state_dict())
+    attached = vlds.attach(model, METHODS[method])
+    torch.testing.assert_close(output(model, name), before)
+    model.train()
+    optimizer = torch.optim.Adam(attached.parameters(), 0.1)
+    output(model, name).square().mean().backward()
+    trained = set(attached.state_dict())
+    assert {n for n, p in model.named_parameters() if p.grad is not None} <= trained
+    optimizer.step()
+    model.eval()
+    after = output(model, name)
+    assert not torch.allclose(after, before)
+    state = model.state_dict()
+    for key, tensor in frozen.items():
+        assert torch.equal(state[key], tensor) or key in trained, key
+    attached.save(tmp_path / "saved")
+    again = built(name)
+    vlds.attach(again, tmp_path / "saved")
+    assert torch.equal(output(again, name), after)
+    assert output(again, name, rows=2).shape[0] == 2
+    if name != "CLIP":
+        asked = {key: t for key, t in inputs(name).items() if key != "decoder_input_ids"}
+        assert len(again.generate(**asked, max_new_tokens=2, num_beams=2)) == 3  # type: ignore[operator]
+    with pytest.raises(ValueError, match="saved exists already; name a new folder"):
+        attached.save(tmp_path / "saved")
+
+
+def test_lora_is_the_sum_of_weights() -> None:
+    """Against the same weights folded into the model's own."""
+    model, plain = built("Llama"), built("Llama")
+    attached = vlds.attach(model, {"low": LoRA(rank=2, dropout=0.0, train_biases=False)})
+    with torch.no_grad():
+        for parameter in attached.parameters():
+            parameter.normal_(std=0.2)
+    folded = vlds.attach(plain, {"low": LoRA(rank=2, dropout=0.0, train_biases=False)})
+    with torch.no_grad():
+        for key, tensor in folded.state_dict().items():
+            tensor.copy_(attached.state_dict()[key])
+    folded.methods["low"].merge("low", plain, ["all"])
+    assert not [path for path, _ in plain.named_modules() if "extensions.low" in path]
+    torch.testing.assert_close(output(plain, "Llama"), output(model, "Llama"))
+
+
+def test_forms_of_methods_and_a_part_of_a_model() -> None:
+    model = built("CLIP")
+    model.requires_grad_(False)
+    attached = vlds.attach(
+        model.vision_model, {"low": {"class_path": "LoRA", "init_args": {"rank": 2}}}
+    )  # type: ignore[arg-type]
+    assert "LoRA in CLIPVision" in repr(attached)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all(name.startswith("vision_model.") for name in trained)
+    before = output(built("CLIP"), "CLIP")
+    vlds.attach(model.text_model, "BitFit")  # type: ignore[arg-type]
+    torch.testing.assert_close(output(model, "CLIP"), before)
+    # The same seed draws the same weights, whatever the program has drawn.
+    states = []
+    for _ in range(2):
+        torch.rand(3)
+        states.append(vlds.attach(built("Llama"), LoRA(rank=2)).state_dict())
+    assert all(torch.equal(states[1][key], tensor) for key, tensor in states[0].items())
+
+
+def test_a_model_without_its_methods_is_as_before() -> None:
+    model = built("T5")
+    before = output(model, "T5")
+    attached = vlds.attach(model, "Adapter")
+    assert not torch.allclose(output(model, "T5"), before)
+    assert attached.detach() is model
+    assert torch.equal(output(model, "T5"), before)
+    assert [type(m) for m in model.modules()] == [type(m) for m in built("T5").modules()]
+    vlds.attach(model, Full())  # it can have others now
+
+
+REFUSED: list[tuple[Any, str]] = [
+    (PrefixTuning(), "methods.method: PrefixTuning: it needs a forward pass of vlds' own"),
+    ("PromptTuning", "T5ForConditionalGeneration takes no prompts"),
+    ("Mixture", "methods.method: Mixture: it adds to the loss or acts between steps"),
+    (LoRA(part="vision"), "part: got vision; give attach that part of your model"),
+    (LoRA(roles=["attn_qkv"]), "no layer of T5ForConditionalGeneration plays the role 'attn_qkv'"),
+    ("LoRAA", "methods.method: .*LoRAA.*did you mean"),
+    ({"low": {"class_path": "LoRA", "init_args": {"rnk": 2}}}, "methods.low.*rnk.*did you mean"),
+    ({"a.b": LoRA()}, "methods: 'a.b' cannot be a method's name"),
+    ({}, r"methods: got \{\}; give a method such as"),
+    (7, "methods: got 7; give a method such as"),
+    (LoRA, "methods: got <class"),
+    (Path("none"), "none/methods.json: No such file or directory; name a folder"),
+]
+
+
+@pytest.mark.parametrize(("methods", "message"), REFUSED)
+def test_what_is_refused_leaves_the_model_as_it_was(methods: Any, message: str) -> None:
+    model = built("T5")
+    before = output(model, "T5")
+    with pytest.raises(ValueError, match=message) as error:
+        vlds.attach(model, methods)
+    assert "\n" not in str(error.value)
+    assert torch.equal(output(model, "T5"), before)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_twice_and_no_model() -> None:
+    model = built("T5")
+    vlds.attach(model, Full())
+    with pytest.raises(ValueError, match="has methods already; give all methods at once, or call"):
+        vlds.attach(model, LoRA())
+    with pytest.raises(ValueError, match=r"model: got dict; give a torch\.nn\.Module"):
+        vlds.attach({}, LoRA())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="plays the role 'attn_q'"):
+        vlds.attach(nn.Linear(2, 3), LoRA())
+
+
+def test_damaged_and_foreign_folders(tmp_path: Path) -> None:
+    folder = vlds.attach(built("Llama"), LoRA(rank=2)).save(tmp_path / "saved")
+    wide = LlamaForCausalLM(LlamaConfig(**{**WORDS, "hidden_size": 32}))
+    with pytest.raises(ValueError, match=r"saved: .* is 1 x 2 x 16 there and 1 x 2 x 32 in the"):
+        vlds.attach(wide, folder)
+    vlds.attach(wide, LoRA(rank=2))  # the refusal has left nothing
+    (folder / "weights.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"weights\.safetensors: "):
+        vlds.attach(built("Llama"), folder)
+    file = folder / "methods.json"
+    tree = json.loads(file.read_text())
+    tree["methods"]["method"]["class_path"] = "os.system"
+    file.write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match="a saved recipe may name only classes of vlds"):
+        vlds.attach(built("Llama"), folder)
+    file.write_text("[]")
+    with pytest.raises(ValueError, match=r"methods\.json: names no methods"):
+        vlds.attach(built("Llama"), folder)

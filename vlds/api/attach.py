@@ -1,0 +1,323 @@
+"""Methods of vlds in a model that the user built: `vlds.attach`."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+from weakref import WeakSet
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vlds.evaluation.sources import path_of
+from vlds.models.backbones.bart import Bart
+from vlds.models.backbones.base import Backbone
+from vlds.models.backbones.t5 import T5
+from vlds.models.methods.base import Method
+from vlds.models.methods.context import BatchContext
+from vlds.models.methods.host import ADDED, Host, added_tensors, is_own, is_plain, take_out
+from vlds.models.roles import find_roles
+from vlds.recipe.build import build, check_part, to_tree
+from vlds.recipe.paths import check_classes
+from vlds.runtime.files import read_file, whole_folder
+from vlds.runtime.json_files import parse_json
+from vlds.schema import TargetModules
+
+Chosen: TypeAlias = Method | str | Mapping[str, object]
+"""A method, the name of its class, or {"class_path": ..., "init_args": ...} as in a recipe."""
+WEIGHTS, METHODS = "weights.safetensors", "methods.json"
+NAME = "method"
+"""What a method is called that is given without a name."""
+FAMILIES: tuple[type[Backbone], ...] = (T5, Bart)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """What stands under `methods` in a recipe, and in METHODS."""
+
+    methods: dict[str, Method]
+
+
+_tuned: WeakSet[nn.Module] = WeakSet()
+"""Models that have methods: some methods add no module by which they could be told."""
+
+
+class LayerHost(Host):
+    """A model whose own forward pass runs: methods extend its layers, and nothing else is called.
+
+    A model of vlds hands prompts and prefixes to its layers, and tells methods of the batch's
+    pictures and tokens.
+    """
+
+    def extend_model(self, extension: nn.Module) -> None:
+        raise ValueError(NEEDS_VLDS)
+
+    def extend_attention(self, key_path: str, extension: nn.Module) -> None:
+        raise ValueError(NEEDS_VLDS)
+
+
+NEEDS_VLDS = (
+    "it needs a forward pass of vlds' own; train it with a recipe, or choose a method that only "
+    "extends layers, such as LoRA, Adapter, Compacter, IA3, BitFit or Peft"
+)
+
+
+class Attached:
+    """Methods in a model. The model is the same object, of the same class: `forward` and
+    `generate` work as before, and only the methods' weights train."""
+
+    def __init__(self, model: nn.Module, methods: Mapping[str, Method], seed: int = 0) -> None:
+        """Errors: ValueError as `attach`, which has tried it on a copy."""
+        self.model, self.methods = model, dict(methods)
+        self._trained_before = {n for n, p in model.named_parameters() if p.requires_grad}
+        # Drawn apart from the program's own generator, and alike in each program.
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            put_in(model, methods)
+        self._trained = [n for n, p in model.named_parameters() if p.requires_grad]
+        _tuned.add(model)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The weights that train, for an optimizer."""
+        return map(self.model.get_parameter, self._trained)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that the methods have added or train, by the names of the model's `state_dict`."""
+        added = {tensor.name for name in self.methods for tensor in added_tensors(self.model, name)}
+        whole = self.model.state_dict()
+        return {name: whole[name] for name in whole if name in added or name in self._trained}
+
+    def save(self, folder: str | PathLike[str]) -> Path:
+        """Write the methods and their weights, but none of the model's frozen ones; the folder.
+        `vlds.attach(model, folder)` reads it.
+
+        Errors: ValueError if there is such a file or folder already; CannotWrite.
+        """
+        place = path_of("folder", folder)
+        if place.exists():
+            raise ValueError(f"{place} exists already; name a new folder, or remove it")
+        tensors = {n: t.detach().cpu().contiguous().clone() for n, t in self.state_dict().items()}
+        about = {"model": type(self.model).__name__, **to_tree(Methods(methods=self.methods))}
+        with whole_folder(place) as partial:
+            save_file(tensors, partial / WEIGHTS)
+            (partial / METHODS).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        return place
+
+    def load(self, folder: str | PathLike[str]) -> None:
+        """Put weights that `save` wrote into the methods.
+
+        Errors: ValueError if the folder is not one of `save`, or is of other methods or sizes.
+        """
+        place = path_of("folder", folder)
+        stored, own = read_weights(place), self.state_dict()
+        for name in sorted(stored.keys() | own.keys()):
+            there, here = (shape_of(each, name) for each in (stored, own))
+            if there != here:
+                raise ValueError(
+                    f"{place}: {name} is {there} there and {here} in the model; attach the methods "
+                    "that were saved, to a model of the same sizes: vlds.attach(model, folder)"
+                )
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(stored[name])
+
+    def detach(self) -> nn.Module:
+        """Take the methods out of the model, and let train again what did before; the model.
+        Weights of its own that they trained, such as biases, stay as they are."""
+        for name in self.methods:
+            take_out(self.model, name)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in self._trained_before)
+        self.methods, self._trained = {}, []
+        _tuned.discard(self.model)
+        return self.model
+
+    def __repr__(self) -> str:
+        trained = sum(parameter.numel() for parameter in self.parameters())
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        names = ", ".join(type(method).__name__ for method in self.methods.values()) or "nothing"
+        share = f"{trained:,} of {total:,} weights train ({100 * trained / max(1, total):.2f} %)"
+        return f"{names} in {type(self.model).__name__}: {share}"
+
+
+def attach(
+    model: nn.Module, methods: Chosen | Mapping[str, Chosen] | PathLike[str], *, seed: int = 0
+) -> Attached:
+    """Put methods into a model that you built, such as one of Hugging Face's for text, pictures or
+    both, and freeze all its other weights. Call it before the optimizer is made. To tune a part
+    alone, freeze the model and give that part, such as `model.vision_model`.
+
+    `methods`: a Method, the name of its class, or a dict of them by names that you choose, as in a
+    recipe; or a folder that `Attached.save` wrote, whose weights are then loaded. `seed` draws the
+    new weights.
+
+    Methods that extend layers work: LoRA, Adapter, Compacter, LowRankAdapter, IA3, BitFit, Peft and
+    Full. Errors: ValueError for others, for a model without the layers that a method extends, and
+    for one that has methods already. The model is then as it was.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: got {type(model).__name__}; give a torch.nn.Module")
+    if any(module in _tuned or hasattr(module, ADDED[0]) for module in model.modules()):
+        raise ValueError(
+            f"model: {type(model).__name__} has methods already; give all methods at once, or call "
+            "detach() on what the first call returned"
+        )
+    folder = saved_folder(methods)
+    chosen = read_methods(folder) if folder is not None else chosen_methods(methods)
+    # On a copy without weights first, so that a refusal leaves the model as it was.
+    with torch.device("meta"):
+        put_in(without_weights(model), chosen)
+    attached = Attached(model, chosen, seed)
+    if folder is not None:
+        try:
+            attached.load(folder)
+        except ValueError:
+            attached.detach()
+            raise
+    return attached
+
+
+def put_in(model: nn.Module, methods: Mapping[str, Method]) -> None:
+    """Attach methods to a model and freeze the rest of it.
+
+    Errors: ValueError that names the method.
+    """
+    context = BatchContext()
+    # One row of one task: modules that look at the batch repeat it for as many rows as run.
+    row = torch.zeros(1, dtype=torch.long, device="cpu")
+    context.set_rows(row, row, torch.device("cpu"))
+    targets, trained = targets_of(model), list[nn.Parameter]()
+    for name, method in methods.items():
+        try:
+            if method.part != type(method).part:
+                raise ValueError(
+                    f"part: got {method.part}; give attach that part of your model, such as "
+                    "model.vision_model"
+                )
+            if method.needs_whole_model:
+                raise ValueError(NEEDS_VLDS)
+            host = LayerHost(name, model, targets, ["all"], context, takes_prompts=False,
+                             says_tokens=False)  # fmt: skip
+            trained += method.attach(host)
+            if host.step_rules or host.batch_losses or host.revisions:
+                raise ValueError(
+                    "it adds to the loss or acts between steps, which only `vlds train` does"
+                )
+            if reads_batch(model, name, context):
+                raise ValueError(NEEDS_VLDS)
+        except ValueError as error:
+            raise ValueError(f"methods.{name}: {type(method).__name__}: {error}") from None
+    model.requires_grad_(False)
+    for path, module in model.named_modules():
+        if not is_own(path):
+            module.train(model.training)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    """A copy of a model with the shapes of its weights; packed ones are the model's own."""
+    tensors = [*model.parameters(), *model.buffers()]
+    floats = {id(t): nn.Parameter(t.to("meta")) for t in tensors if is_plain(t)}
+    others = {id(t): t for t in tensors if not is_plain(t)}
+    return copy.deepcopy(model, {**floats, **others})
+
+
+def targets_of(model: nn.Module) -> TargetModules:
+    """Where methods attach: as the model's family says, or else by the names of its layers."""
+    for family in FAMILIES:
+        if isinstance(model, family.model_class):
+            return TargetModules(family.roles, family.linear_init_std)
+    return find_roles(model)
+
+
+def reads_batch(model: nn.Module, name: str, context: BatchContext) -> bool:
+    """True if a module of a method reads more of the batch than which task its rows are of."""
+    return any(
+        value is context or getattr(value, "context", None) is context
+        for path, module in model.named_modules()
+        if not is_own(path) and name in path.split(".")
+        for value in vars(module).values()
+    )
+
+
+def chosen_methods(given: object) -> dict[str, Method]:
+    """Methods by name.
+
+    Errors: ValueError as for a recipe.
+    """
+    one = isinstance(given, Method | str) or (isinstance(given, Mapping) and "class_path" in given)
+    named = {NAME: given} if one else given
+    if not isinstance(named, Mapping) or not named:
+        raise ValueError(
+            f"methods: got {given!r:.100}; give a method such as LoRA(rank=8), its name, a dict of "
+            "them, or a folder as a Path"
+        )
+    ready = {name: method for name, method in named.items() if isinstance(method, Method)}
+    # Through a recipe's parser: names of classes, keys and values have its messages.
+    parsed = build(Methods, {"methods": {n: m for n, m in named.items() if n not in ready}}).methods
+    for name in named:
+        if not isinstance(name, str) or not name.isidentifier() or hasattr(nn.ModuleDict(), name):
+            raise ValueError(f"methods: {name!r:.100} cannot be a method's name; use a plain word")
+    return {name: ready.get(name) or parsed[name] for name in named}
+
+
+def saved_folder(methods: object) -> Path | None:
+    """The folder of `save` if that is what is given: a path, or a text with a slash or of a
+    folder."""
+    if isinstance(methods, str) and ("/" in methods or Path(methods).is_dir()):
+        return path_of("methods", methods)
+    return path_of("methods", methods) if isinstance(methods, PathLike) else None
+
+
+def read_methods(folder: Path) -> dict[str, Method]:
+    """The methods of a folder that `save` wrote, perhaps someone else's.
+
+    Errors: ValueError that names the file.
+    """
+    file = folder / METHODS
+    try:
+        tree = parse_json(read_file(file).decode())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"{file}: {reason}; name a folder that `vlds.attach(...).save` wrote"
+        ) from None
+    if not isinstance(tree, dict) or "methods" not in tree:
+        raise ValueError(f"{file}: names no methods; save them again")
+    known = {"methods": tree["methods"]}
+    check_classes(known, str(file))
+    try:
+        check_part(known, Methods, saved=True)
+        return build(Methods, known).methods
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder that `save` wrote.
+
+    Errors: ValueError that names the file.
+    """
+    file = folder / WEIGHTS
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"{file}: {reason}; name a folder that `vlds.attach(...).save` wrote"
+        ) from None
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str) -> str:
+    """A tensor's shape for a message."""
+    if name not in tensors:
+        return "absent"
+    return " x ".join(map(str, tensors[name].shape)) or "one number"

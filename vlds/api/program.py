@@ -1,0 +1,131 @@
+"""Runs one of our programs to its end, shows what it prints, follows its metrics, and stops it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from vlds.api.progress import Shown
+from vlds.runtime.json_files import parse_json
+from vlds.training.sinks import LISTENER
+
+Metrics: TypeAlias = dict[str, object]
+"""A line of metrics.jsonl: "step", and what was logged there; "scores" is task -> name -> value."""
+OnMetrics: TypeAlias = Callable[[Metrics], object]
+POLL_S = 0.1
+MISTAKE = 2
+STOPPED = 128 + signal.SIGINT
+
+
+class Listener:
+    """Hands each line of a run's metrics to a function, soon after it is written."""
+
+    def __init__(self, file: Path, hear: OnMetrics) -> None:
+        self.file, self._hear, self._offset = file, hear, 0
+
+    def read(self) -> bool:
+        """Hand over what is new; True if the function has had enough."""
+        if not self.file.exists():
+            return False
+        with self.file.open("rb") as content:
+            content.seek(self._offset)
+            # What follows the last line end is still being written.
+            whole, end, _ = content.read().rpartition(b"\n")
+        self._offset += len(whole) + len(end)
+        for line in whole.split(b"\n") if end else ():
+            if self._hear(parse_json(line.decode())) is True:
+                return True
+        return False
+
+
+class Program:
+    """`python -m MODULE WORDS...` in a process of its own."""
+
+    def __init__(
+        self, module: str, words: Sequence[str], listener: Listener | None = None, unsaid: str = ""
+    ) -> None:
+        """`unsaid`: a line that is not shown."""
+        self.command = [sys.executable, "-m", module, *words]
+        self.listener, self.unsaid = listener, unsaid
+        self.speaker = "error: " if module == "data_prep" else f"{module} {words[0]}: "
+        """Begins the program's own message in its last lines."""
+
+    def run(self) -> bool:
+        """Run it to its end; True if the listener has stopped it.
+
+        Errors: with its last line, ValueError for a user's mistake, else RuntimeError; whatever the
+        listener's function raises, once the program has ended.
+        """
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if self.listener is not None:
+            environment[LISTENER] = str(self.listener.file)
+        # In a new session, so that Ctrl-C in the terminal reaches it once, from here.
+        process = subprocess.Popen(
+            self.command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+            start_new_session=True,
+        )
+        # Its output is read by a thread, because metrics may come without any.
+        lines: queue.Queue[str | None] = queue.Queue()
+        reader = threading.Thread(target=self._read, args=(process, lines), daemon=True)
+        reader.start()
+        # A command's error message is among its last lines.
+        last: deque[str] = deque(maxlen=20)
+        shown, stopped = Shown(), False
+        try:
+            line: str | None = ""
+            while line is not None:
+                try:
+                    line = lines.get(timeout=POLL_S)
+                except queue.Empty:
+                    line = ""
+                if line and line != self.unsaid:
+                    shown.line(line)
+                    last.append(line)
+                if self.listener is not None and not stopped and self.listener.read():
+                    stopped = True
+                    process.send_signal(signal.SIGINT)
+            code = process.wait()
+        except BaseException:  # Ctrl-C too: no run outlives the program that asked for it
+            end(process)
+            raise
+        if stopped and code == STOPPED:
+            return True
+        if code:
+            # The supervisor's advice may follow the command's own message.
+            messages = [line for line in last if line.startswith(self.speaker)]
+            message = (
+                (messages or list(last) or [f"exit code {code}"])[-1]
+                .rstrip()
+                .removeprefix("error: ")
+            )
+            raise ValueError(message) if code == MISTAKE else RuntimeError(message)
+        return False
+
+    def _read(self, process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Ask a program to end, and wait; a second Ctrl-C asks again, which ends it at once."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()

@@ -1,0 +1,104 @@
+"""A run's folder, as `vlds.train` leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+from markupsafe import escape
+
+from vlds.api.answers import Model, load
+from vlds.api.program import Program
+from vlds.api.rows import Rows
+from vlds.api.words import Changes
+from vlds.evaluation.sources import path_of
+from vlds.report.predictions import newest_predictions, read_predictions
+from vlds.runtime.checks import guess
+from vlds.runtime.json_files import DESCRIPTION, read_metric_lines
+
+
+class Run(PathLike[str]):
+    """A run. It stands for its folder wherever a path is asked for; `vlds.Run("runs/mine")` is one
+    that was trained before."""
+
+    def __init__(self, folder: str | PathLike[str]) -> None:
+        self.folder = path_of("folder", folder)
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        return f"vlds.Run({str(self.folder)!r})"
+
+    @property
+    def finished(self) -> bool:
+        """True if there is a trained model to load: false for a run that was stopped."""
+        return (self.folder / "artifact" / DESCRIPTION).exists()
+
+    @property
+    def metrics(self) -> Rows:
+        """What was logged, a dict for each line of metrics.jsonl: "step" with "loss" and the like,
+        or with "scores"."""
+        return Rows(
+            metrics for _, metrics in read_metric_lines(self.folder / "metrics.jsonl").lines
+        )
+
+    @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Task -> name -> value, of the newest evaluation in training; empty before the first."""
+        newest: dict[str, dict[str, float]] = {}
+        for row in self.metrics:
+            if isinstance(scores := row.get("scores"), dict):
+                newest = scores
+        return newest
+
+    def predictions(self, task: str | None = None) -> Rows:
+        """What the newest evaluation predicted: a row for each example with id, sample, prediction,
+        confidence and reference. `task`: required if several were evaluated.
+
+        Errors: ValueError if there are none, or their file is damaged.
+        """
+        files = newest_predictions(self.folder, [])
+        known = ", ".join(files) or "none"
+        if task is None and len(files) > 1:
+            raise ValueError(f"task: the run has predictions of several, say which: {known}")
+        name = next(iter(files), "") if task is None else task
+        if name not in files:
+            hint = guess(name, files) if files else "`vlds.evaluate(run)` makes some; "
+            raise ValueError(f"task: {self} has no predictions of {name!r}; {hint}it has: {known}")
+        read = read_predictions(files[name])
+        return Rows(
+            {
+                "id": key,
+                "sample": read.samples.get(key),
+                "prediction": prediction,
+                "confidence": read.confidences.get(key),
+                "reference": read.references[key],
+            }
+            for key, prediction in read.predictions.items()
+        )
+
+    def report(self) -> Path:
+        """Write the run's page, with curves, scores and predictions; its path.
+
+        Errors: as `vlds.train`.
+        """
+        Program("vlds", ["report", str(self.folder)]).run()
+        return self.folder / "report.html"
+
+    def load(self, *, trust: Sequence[str] = (), changes: Changes | None = None) -> Model:
+        """The trained model, as `vlds.load` opens it."""
+        return load(self.folder, trust=trust, changes=changes)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {"task": task, "score": name, "value": value}
+            for task, scores in self.scores.items()
+            for name, value in scores.items()
+            if "/" not in name  # groups of examples have scores too
+        ]
+        return escape(repr(self)) + Rows(rows)._repr_html_() if rows else escape(repr(self))

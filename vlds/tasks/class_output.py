@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from vlds.runtime.checks import SourcePath
+from vlds.runtime.checks import Choice, SourcePath
 from vlds.runtime.json_files import read_named_json
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ the last class, and the example's own text holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head(ABC):
+class Head(Choice, ABC):
     """From states to classes."""
 
     compares_texts: ClassVar[bool] = False

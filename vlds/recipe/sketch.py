@@ -1,4 +1,4 @@
-"""Finds the mistakes of a recipe that need no library: keys, names of classes, and files.
+"""Finds the mistakes of a recipe that need no library: files, keys, and names of classes.
 
 The classes that a recipe can name import torch and transformers, which takes seconds. Their sources
 tell their names and fields at once. A sketch of them goes through the same checks as the real
@@ -12,21 +12,22 @@ import ast
 import importlib
 import re
 from abc import ABCMeta, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from vlds.recipe.build import check_part
 from vlds.recipe.choices import NotSketched, Sketched, SketchedChoice
-from vlds.recipe.parse import CONFIG, read_words
-from vlds.recipe.paths import check_files
+from vlds.recipe.parse import HELP, PRINT, read_words
 
+RECIPE, SWEEP = "vlds.recipe.config.Recipe", "vlds.report.sweep.Sweep"
+"""The dataclasses that files of users describe."""
 PACKAGE = Path(__file__).parents[1]
-ROOMS = ("recipe", "models", "tasks", "data")
-"""Where the dataclasses of recipes are."""
+ROOMS = ("models", "tasks")
+"""Where the classes are that recipes choose by name."""
 LIGHT = ("vlds.runtime.", "typing", "collections.abc", "pathlib", "builtins")
 """Modules whose names are imported, because types of fields hold them."""
 PROSE = re.compile(r'^""".*?"""', re.MULTILINE | re.DOTALL)
@@ -35,37 +36,35 @@ NEEDED = re.compile(r"from [\w.]+ import |@dataclass|\w+(: TypeAlias)? = ")
 """Begins the statements that a sketch needs, besides the classes of `@dataclass`."""
 
 
-def check_words(words: Sequence[str]) -> None:
-    """Check a command line that names a recipe and changes its keys, as `parse_recipe` does, as far
-    as no library is needed.
+def check_words(words: Sequence[str], options: str = RECIPE) -> None:
+    """Check recipe files and options, as `parse` does, as far as no library is needed. `options`:
+    the dataclass that they describe.
 
     Errors: ValueError that names the key, class or file, and a near one.
     """
-    if not words:
-        return
-    recipe = sketched("Recipe")
+    cls = sketched(options)
     try:
-        tree = read_words(words if words[0].startswith("-") else [CONFIG, *words], recipe)
-        check_part(tree, recipe)
-        check_files(tree, recipe)
+        tree = read_words([word for word in words if word not in (HELP, PRINT)], cls)
+        check_part(tree, cls)
     except NotSketched:
         return
 
 
-def sketched(name: str) -> type:
-    """The sketch of a dataclass of a recipe, with those of all classes that its fields may hold."""
+@cache
+def sketched(options: str) -> type:
+    """The sketch of a dataclass, with those of all classes that its fields may hold."""
     sources = Sources()
-    classes: dict[str, type] = {}
     for room in ROOMS:
         for file in sorted((PACKAGE / room).rglob("*.py")):
             if "\n@dataclass" in file.read_text(encoding="utf-8"):
                 parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
-                made = sources[".".join(parts)].classes()
-                classes |= {cls.__name__: cls for cls in made}
+                sources[".".join(parts)].make_classes()
+    module, _, name = options.rpartition(".")
+    cls: type = sources[module].named(name)
     # After all of them are there, because types of fields name classes of any file, also further.
     while sources.bare:
         set_fields(sources.bare.pop(), sources)
-    return classes[name]
+    return cls
 
 
 def set_fields(cls: type, sources: Sources) -> None:
@@ -131,9 +130,11 @@ class Source:
             for alias in node.names
         }
 
-    def classes(self) -> list[type]:
-        """The file's dataclasses, still without fields."""
-        return [self.named(node.name) for node in self.body if isinstance(node, ast.ClassDef)]
+    def make_classes(self) -> None:
+        """Sketch all dataclasses of the file, still without fields."""
+        for node in self.body:
+            if isinstance(node, ast.ClassDef):
+                self.named(node.name)
 
     def named(self, name: str) -> Any:
         """What a name in a type means: a sketch, an alias, a type of Python; Any for the rest."""

@@ -204,7 +204,7 @@ class ModelKind(Choice, ABC):
                     f"{type(self).__name__} does not give; use the model CrossModal or JointEncoder"
                 )
 
-    def check_length(self, task: str, longest: Longest) -> None:  # noqa: B027 (most have no limit)
+    def check_length(self, task: str, longest: Longest) -> None:
         """Check that the longest row of a task has positions.
 
         Errors: ValueError that names the numbers and begins with `task`.
@@ -231,7 +231,7 @@ class ModelKind(Choice, ABC):
         """
         return ()
 
-    def draw_rows(self, model: Model, seed: int) -> None:  # noqa: B027 (most kinds have none)
+    def draw_rows(self, model: Model, seed: int) -> None:
         """Draw the new rows of tables that a source fills in part."""
 
     @property

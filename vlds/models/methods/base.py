@@ -92,7 +92,7 @@ class Method(Choice, ABC):
         """False if ZeRO stage 3 cannot partition what the method trains."""
         return True
 
-    def check_steps(self, num_steps: int) -> None:  # noqa: B027 (most methods take any number)
+    def check_steps(self, num_steps: int) -> None:
         """Check the method against the number of steps of a run, before any long work.
 
         Errors: ValueError that names the field.

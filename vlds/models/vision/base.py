@@ -69,7 +69,7 @@ class VisionEncoder(Choice, ABC):
         """The module, with its pretrained weights if it has any. On the meta device: shapes
         only."""
 
-    def check_sources(self) -> None:  # noqa: B027 (many encoders have no sources)
+    def check_sources(self) -> None:
         """Check, before any long work, that what the hub is to give can be had.
 
         Errors: ValueError that names the field.

@@ -80,17 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_rank(arguments, run_command)
     try:
         words = split_words(arguments)
+        if words.starts_ranks:
+            return start(words, check_before_ranks)
     except ValueError as error:
         return complain("vlds", error)
     try:
         with interruptible():
-            if not words.starts_ranks:
-                return run_command(words.for_ranks)
-            if (code := check_before_ranks(words)) != 0:
-                return code
-        return start(words)
-    except ValueError as error:
-        return complain("vlds", error)
+            return run_command(words.for_ranks)
     except Interrupted as error:
         say(f"ended by {error.signal_name}")
         return error.exit_code

@@ -420,11 +420,52 @@ def demo(arguments: list[str]) -> int:
     return run_demo(options.out, options.seed, options.ranks, only_backbone=options.only_backbone)
 
 
+def init(arguments: list[str]) -> int:
+    """Start with your own data: pack them, draw the splits, write a recipe. The rows tell whether
+    they are questions, captions, statements, pictures of classes or conversations.
+
+    vlds init --data rows.csv --images PHOTOS
+    vlds init --data rows.csv --images PHOTOS --group-field patient
+    vlds init --data FOLDER_OF_CLASSES --model models/smolvlm
+    """
+    ends = """\
+Further options go to `python -m data_prep own`, which packs the data: those that name columns, such
+as --answer-field NAME, and those about pictures, such as --skip-missing."""
+    parser = command_parser(init, accepts_keys=True, epilog=ends)
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="PLACE",
+        help="file of rows, or a folder with a folder for each class",
+    )  # fmt: skip
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder of the pictures; default: that of the rows",
+    )
+    parser.add_argument(
+        "--group-field", metavar="NAME",
+        help="column with the patient, document or scene; rows of one stay in one split",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", metavar="NAME",
+        help="image-text model to tune: a folder, or its name on the Hugging Face hub; default: a "
+        "small model from random weights, or SmolVLM2 with a GPU",
+    )  # fmt: skip
+    parser.add_argument("--name", help="of recipe, shards and run; default: that of the data")
+    options, words = parser.parse_known_args(arguments)
+    for name in ("images", "group_field"):
+        if (value := getattr(options, name)) is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    from vlds.cli.init import run_init
+
+    return run_init(options.data, options.name, options.model, words)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
     for command in (
-        demo, train, evaluate, predict, report, sweep, compare, convert, describe, plan, features,
-        importance,
+        demo, init, train, evaluate, predict, report, sweep, compare, convert, describe, plan,
+        features, importance,
     )
 }  # fmt: skip
 """In the order in which a newcomer meets them."""

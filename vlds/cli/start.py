@@ -78,10 +78,11 @@ def start(words: Words, check: Callable[[Words], int]) -> int:
         grace_s = grace_from_environment()
         if words.ranks is None and (text := os.environ.get("VLDS_RANKS")):
             words = replace(words, ranks=positive("VLDS_RANKS", text, "the number of ranks"))
-        # For its errors alone: find mistakes in the number of ranks before the recipe is read.
-        launch_command([], words.ranks, launcher_args, os.environ, count_gpus())
+        # Before GPUs are counted, which imports torch.
         if (code := check(words)) != 0:
             return code
+        # For its errors alone: find mistakes in the number of ranks before the recipe is read.
+        launch_command([], words.ranks, launcher_args, os.environ, count_gpus())
 
         def run(words: Words, variables: Mapping[str, str] | None = None) -> Outcome:
             program = ["-m", "vlds", *words.for_ranks]

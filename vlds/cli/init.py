@@ -49,7 +49,7 @@ SCORED = 20
 """Examples that tell which score stands for the task."""
 SIDE = 256
 """Pixels of the shorter side for small models, which see less of a picture."""
-STEPS, MOST_EPOCHS, FEWEST_EPOCHS = 1500, 60, 3
+STEPS, MOST_EPOCHS, FEWEST_EPOCHS = 1000, 30, 3
 """Steps that a small model needs from random weights, if they are no more than MOST_EPOCHS."""
 LARGE_BATCH, SMALL_BATCH = 32, 16
 TUNED_EPOCHS = 3

@@ -420,14 +420,8 @@ def demo(arguments: list[str]) -> int:
     return run_demo(options.out, options.seed, options.ranks, only_backbone=options.only_backbone)
 
 
-def init(arguments: list[str]) -> int:
-    """Start with your own data: pack them, draw the splits, write a recipe. The rows tell whether
-    they are questions, captions, statements, pictures of classes or conversations.
-
-    vlds init --data rows.csv --images PHOTOS
-    vlds init --data rows.csv --images PHOTOS --group-field patient
-    vlds init --data FOLDER_OF_CLASSES --model models/smolvlm
-    """
+def init_parser() -> CommandParser:
+    """The parser of `vlds init`."""
     ends = """\
 Further options go to `python -m data_prep own`, which packs the data: those that name columns, such
 as --answer-field NAME, and those about pictures, such as --skip-missing."""
@@ -437,11 +431,9 @@ as --answer-field NAME, and those about pictures, such as --skip-missing."""
         help="file of rows, or a folder with a folder for each class",
     )  # fmt: skip
     parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
+        "--images", type=Path, metavar="DIR",
         help="folder of the pictures; default: that of the rows",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "--group-field", metavar="NAME",
         help="column with the patient, document or scene; rows of one stay in one split",
@@ -452,7 +444,18 @@ as --answer-field NAME, and those about pictures, such as --skip-missing."""
         "small model from random weights, or SmolVLM2 with a GPU",
     )  # fmt: skip
     parser.add_argument("--name", help="of recipe, shards and run; default: that of the data")
-    options, words = parser.parse_known_args(arguments)
+    return parser
+
+
+def init(arguments: list[str]) -> int:
+    """Start with your own data: pack them, draw the splits, write a recipe. The rows tell whether
+    they are questions, captions, statements, pictures of classes or conversations.
+
+    vlds init --data rows.csv --images PHOTOS
+    vlds init --data rows.csv --images PHOTOS --group-field patient
+    vlds init --data FOLDER_OF_CLASSES --model models/smolvlm
+    """
+    options, words = init_parser().parse_known_args(arguments)
     for name in ("images", "group_field"):
         if (value := getattr(options, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]

@@ -308,7 +308,7 @@ def sweep(arguments: list[str]) -> int:
     options, keys = parser.parse_known_args(arguments)
     from vlds.recipe.sketch import SWEEP, check_words
 
-    check_words([options.file, *keys], SWEEP)
+    check_words(["--config", options.file, *keys], SWEEP)
     from vlds.cli.sweep import sweep as run
 
     return run(
@@ -355,7 +355,7 @@ def compare(arguments: list[str]) -> int:
     if options.runs[0].endswith((".yaml", ".yml")):
         from vlds.recipe.sketch import SWEEP, check_words
 
-        check_words([options.runs[0], *keys], SWEEP)
+        check_words(["--config", options.runs[0], *keys], SWEEP)
     else:
         check_any_run([Path(run) for run in options.runs])
     from vlds.report.sweep import show

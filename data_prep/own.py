@@ -154,6 +154,7 @@ def look_at(args: argparse.Namespace) -> Found:
     images = args.images or (place.parent if place.is_file() else None)
     if find_tables(place):
         words = ["chat", "--annotations", str(place), *given(args, "image", "question", "answer")]
+        words += given(args, "group")
         words += ["--images", str(args.images)] if args.images else []
         return Found("a table of Hugging Face, read as conversations", words, FEW)
     rows = read_rows(place)
@@ -191,7 +192,7 @@ def look_at_folder(args: argparse.Namespace) -> Found:
 
 def given(args: argparse.Namespace, *names: str) -> list[str]:
     """The words of options about columns that were given."""
-    pairs = [(name, getattr(args, f"{name}_field")) for name in (*names, "group")]
+    pairs = [(name, getattr(args, f"{name}_field")) for name in names]
     return [word for name, value in pairs if value for word in (f"--{name}-field", value)]
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -111,18 +112,21 @@ def run_init(data: Path, name: str | None, model: str | None, words: Sequence[st
     size = ["--image-size", str(SIDE)] if model is None and "--image-size" not in words else []
     pack = [sys.executable, "-m", "data_prep", "own", "--data", str(data), "--name", name]
     pack += ["--out", str(folder), *size, *words]
+    was_there = any(folder.glob(f"*/{DATASET_FILE}"))
     try:
-        if folder.exists():
+        if was_there:
             tell(f"{folder} is there and stays; remove it to pack the data again")
         else:
             run_stage(Stage("look at the data, and pack them", folder, pack), "1 of 2", {})
         packed = look_at(name, folder)
+        if model is None and isinstance(packed.task, Chat):
+            if not was_there:  # its pictures have the size for a small model
+                shutil.rmtree(folder)
+            raise ValueError(
+                f"{data}: conversations need a model that speaks; give --model, an image-text "
+                "model's folder or its name on the hub"
+            )
         if model is None:
-            if isinstance(packed.task, Chat):
-                raise ValueError(
-                    f"{data}: conversations need a model that speaks; name an image-text model's "
-                    "folder or its name on the hub with --model. What was packed stays"
-                )
             make_tokenizer(packed)
     except StageError as error:
         tell(f"vlds init: {error}; mend what it says above, and start again", error=True)
@@ -369,7 +373,7 @@ def task_of(packed: Packed) -> dict[str, Any]:
         options["test"] = [f"{folder}/{packed.tested}"]
     options["max_prompt_tokens"] = max(usual.max_prompt_tokens, data.prompt_tokens)
     options["max_target_tokens"] = max(usual.max_target_tokens, data.answer_tokens)
-    options["decoding"] = {"num_beams": 1, "max_new_tokens": options["max_target_tokens"]}
+    options["decoding"] = {"num_beams": 1, "max_new_tokens": data.answer_tokens}
     if isinstance(packed.task, ImageClass):
         options["decoding"] = {"num_beams": 1, "answers": f"{folder}/train/{DATASET_FILE}"}
     return chosen(type(packed.task).__name__, **options)

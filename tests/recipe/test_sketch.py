@@ -118,11 +118,14 @@ COMMANDS = (
     ["sweep", "sweeps/demo.yaml", "--seds", "[0]"],
     ["convert", "hf", "--run", "missing", "--out", "x"],
     ["demo", "--rank", "two"],
+    ["init", "--data", "missing.csv"],
+    ["init", "--dat", "missing.csv", "--model", "missing"],
 )
 DATA_PREP = (
     ["--help"],
     ["jsnol"],
     ["jsonl", "--help"],
+    ["own", "--data", "missing.csv", "--out", "x"],
     ["jsonl", "--annotatons", "x"],
     ["jsonl", "--annotations", "missing.csv", "--images", ".", "--out", "x", "--task", "vqa"],
     ["imagefolder", "--images", "missing", "--out", "x"],

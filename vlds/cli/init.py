@@ -408,7 +408,7 @@ def next_commands(packed: Packed) -> list[tuple[str, str]]:
 def show(packed: Packed, tree: dict[str, Any], why: str) -> None:
     """Say what was written, and the next two commands."""
     training, splits = tree["training"], [packed.evaluated, packed.tested]
-    tell(f"{packed.name}.yaml: {why}")
+    tell(f"wrote {packed.name}.yaml; the model: {why}")
     tell(
         f"it learns {packed.train.examples:,} examples for {training['epochs']} epochs"
         + (f"; the best of {EVALUATIONS} evaluations on {splits[0]} is kept" if splits[0] else "")

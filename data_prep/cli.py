@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 
-from data_prep import official, plan, preview
+from data_prep import official, own, plan, preview
 from data_prep.checking import verify
 from data_prep.classes import command as classes
 from data_prep.classes.few_shot import FEW_SHOT_SETS
@@ -24,7 +24,8 @@ from vlds.runtime.terminal import tell
 
 COMMANDS = (
     *official.COMMANDS, *FEW_SHOT_SETS,
-    jsonl, chat, classes, demo, plan, index_command, vocabularies, stats, verify, preview, simulate,
+    own, jsonl, chat, classes, demo, plan, index_command, vocabularies, stats, verify, preview,
+    simulate,
 )  # fmt: skip
 """Modules that add a command; data_prep/official/__init__.py lists those for publishers' data."""
 USER_ERROR = 2

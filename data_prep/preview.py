@@ -24,7 +24,6 @@ from vlds.data.shards.sample import UNUSABLE
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.runtime.files import write_whole
 from vlds.runtime.json_files import in_words
-from vlds.runtime.limited import page
 from vlds.runtime.terminal import follow, open_console, tell, visible
 from vlds.schema import Encoded, SkipSample
 
@@ -271,6 +270,8 @@ def _table(view: SampleView) -> Table:
 
 def page_of(title: str, counts: str, views: Sequence[SampleView]) -> str:
     """The page about some samples, with their pictures inside."""
+    from vlds.runtime.limited import page
+
     samples = []
     for view in views:
         # A picture that cannot be decoded has no thumbnail: None marks its place.

@@ -53,7 +53,7 @@ from vlds.models.methods import (
 from vlds.models.vision import ClipTokens, ClipVision, ConvNet, StoredFeatures, Timm
 from vlds.models.visual_embedding import VisualEmbeddingConfig
 from vlds.recipe.build import Builder, default_of, leaf, to_tree
-from vlds.recipe.choices import CHOICES, concrete_classes, field_types
+from vlds.recipe.choices import concrete_classes, field_types
 from vlds.recipe.config import (
     AlignmentConfig,
     DataConfig,
@@ -66,7 +66,7 @@ from vlds.recipe.config import (
     parse_recipe,
     save_recipe,
 )
-from vlds.runtime.checks import guess
+from vlds.runtime.checks import Choice, guess
 from vlds.runtime.process import find, shipped
 from vlds.schema import Decoding
 from vlds.tasks import (
@@ -260,7 +260,7 @@ def test_the_recipes_above_hold_every_shipped_class() -> None:
             *(task.head for task in recipe.tasks.values() if task.head is not None),
         ]
         there |= {type(part) for part in parts}
-    known = {cls for base in CHOICES for cls in concrete_classes(base).values()}
+    known = set(concrete_classes(Choice).values())
     assert {cls for cls in known if cls.__module__.startswith("vlds.")} == there
 
 
@@ -306,7 +306,7 @@ def test_the_command_line_overrides_the_file(file: Path) -> None:
 
 def test_a_part_of_a_section_keeps_the_rest_of_its_default() -> None:
     """Also where a field's default has other values than its class, as VQA's `decoding`."""
-    shipped_classes = {cls for base in CHOICES for cls in concrete_classes(base).values()}
+    shipped_classes = set(concrete_classes(Choice).values())
     seen = 0
     for cls in (Recipe, DataConfig, *shipped_classes):
         for name, hint in field_types(cls).items():

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -39,22 +40,26 @@ from tests.toys.files import ROOT
 from tests.toys.recipes import with_model
 from tests.toys.trained_runs import recipe_from, write_run
 from tests.toys.world import write_world
-from vlds.cli.main import COMMANDS, plan, run_command
+from vlds.cli.init import Packed, Texts, recipe_of
+from vlds.cli.main import COMMANDS, init_parser, plan, run_command
 from vlds.cli.use_run import sweep, with_run
 from vlds.cli.words import RANK_COMMANDS, split_words
 from vlds.convert.command import parse as parse_convert
 from vlds.evaluation.prediction_files import task_class
+from vlds.evaluation.result import read_scores
 from vlds.models import Causal, JointSeq2Seq
 from vlds.models.build import describe
 from vlds.models.methods import LoRA
 from vlds.models.vision import ConvNet
 from vlds.plan import Machine, plan_recipe
 from vlds.plan import page as plan_page
+from vlds.recipe.build import to_yaml
 from vlds.recipe.config import Recipe, load_recipe, parse_recipe, save_recipe
 from vlds.recipe.parse import parse
 from vlds.report.sweep import read_sweep, runs_of
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.process import find, shipped
+from vlds.tasks import VQA
 from vlds.tasks.metrics.caption_scores import NAMES
 from vlds.tasks.metrics.gqa_scores import TABLES
 
@@ -64,7 +69,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(r"^<!-- (\S+\.py) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "OKVQA", "TEXTVQA", "REFER", "DOWNLOADED",
          "PHOTOS", "PHOTO.jpg", "TARS", "rows.jsonl",
-         "captions.csv", "sentences.csv", "statements.csv", "chats.jsonl", "coco.json", "test.json",
+         "rows.csv", "captions.csv", "statements.csv", "chats.jsonl",
          "questions.csv", "CLIPS",
          "RN50.pt", "OPEN_CLIP_FOLDER", "meter_clip16_288_roberta_pretrain.ckpt",
          "others.json", "runs/vqa_2", "runs/lora", "CHECKPOINT", "EuroSAT/2750", "names.json",
@@ -74,7 +79,7 @@ GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "OKVQA", "TEXTVQA", "REFER", 
          "LXMERT/all_ans.json"}  # fmt: skip
 """Files that the reader brings: official files, rows and pictures, predictions of other programs,
 runs, and a ZeRO checkpoint."""
-OWN_PARSERS = {"data_prep", "train", "describe", "plan", "features", "convert", "sweep"}
+OWN_PARSERS = {"data_prep", "train", "describe", "plan", "features", "convert", "sweep", "init"}
 """Commands with a parser of their own, which is not only argparse."""
 DEMO = {"runs/demo/adapters", "runs/demo/adapters/gallery/0020-0.png", "runs/demo/backbone"}
 """Files that `./launch.sh` without arguments makes."""
@@ -179,7 +184,12 @@ class Reader:
                 if isinstance(recipe.model, JointSeq2Seq):
                     self.need(*filter(None, [recipe.model.backbone.tokenizer]))
                 find(recipe.training.deepspeed)
-                self.there.add(recipe.output)
+                self.there |= {
+                    recipe.output,
+                    *([f"{recipe.output}/best"] * bool(recipe.training.best)),
+                }
+        elif words[0] == "init":
+            self.init(init_parser().parse_known_args(words[1:])[0])
         elif words[0] == "plan":
             assert plan(words[1:]) == 0
         elif words[0] == "sweep":
@@ -215,6 +225,16 @@ class Reader:
                 self.there |= {str(out), f"{out}/vqa.jsonl"}
             if words[0] == "demo":
                 self.there |= DEMO | {f for f in demo_data() if f.startswith("runs/demo/data/")}
+
+    def init(self, options: argparse.Namespace) -> None:
+        """Write the recipe, for questions."""
+        self.need(*filter(None, [options.data, options.images]))
+        name = options.name or options.data.stem
+        folder, texts = Path("shards") / name, Texts(400, 20, 10, 1, 300, "exact_match")
+        packed = Packed(name, folder, "vqa", VQA(), texts, "val", "test")
+        Path(f"{name}.yaml").write_text(to_yaml(recipe_of(packed, options.model)))
+        there = ("train", "val", "test", "spiece.model", "t5.json")
+        self.there |= {f"{folder}/{file}" for file in there}
 
 
 def demo_data() -> set[str]:
@@ -295,8 +315,9 @@ def test_the_plan_on_the_page_is_right(desk: Path) -> None:
     ]
 
 
-def test_own_rows_become_shards(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """README's commands pack README's rows, repeated for more pictures."""
+@pytest.mark.slow
+def test_own_rows_become_a_scored_model(desk: Path) -> None:
+    """README's three lines on README's rows, repeated for more pictures, for one epoch."""
     (text,) = blocks(PAGES[0], "json")
     text = "".join(text.replace("beach/", f"{place}/") for place in range(10))
     (desk / "rows.jsonl").write_text(text, encoding="utf-8")
@@ -304,13 +325,17 @@ def test_own_rows_become_shards(desk: Path, capsys: pytest.CaptureFixture[str]) 
         picture = desk / "PHOTOS" / row["file"]
         picture.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40 + number, 30)).save(picture)
-    own = [words[3:] for words in commands(PAGES[0]) if "shards/mine" in words]
-    assert [words[0] for words in own] == ["jsonl", "stats"]
+    own = [
+        words for words in commands(PAGES[0]) if {"mine", "mine.yaml", "runs/mine/best"} & {*words}
+    ]
+    assert [words[1] for words in own] == ["init", "train", "evaluate"]
+    own[1] += ["--training.epochs", "1", "--training.evaluate_every", "1"]
     for words in own:
-        assert data_prep(words) == 0
-    printed = capsys.readouterr().out
-    assert "rows train" in printed
-    assert "rows test" in printed
+        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+    scores = read_scores(desk / "runs" / "mine" / "best" / "predictions")
+    assert scores["vqa.test"].examples > 2
 
 
 @pytest.fixture

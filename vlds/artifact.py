@@ -35,20 +35,25 @@ from vlds.models.partitioned import fits_whole, gathered, partitioned_reading
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe, check_saved, parse_recipe
 from vlds.recipe.paths import located, moved, places_of, with_start
+from vlds.runtime.artifact_files import (
+    AGAIN,
+    PROCESSOR,
+    RECIPE,
+    WEIGHTS,
+    artifact_folder,
+    check_changes,
+)
 from vlds.runtime.files import whole_folder
-from vlds.runtime.json_files import DESCRIPTION, damage, parse_record, read_json, write_manifest
+from vlds.runtime.json_files import DESCRIPTION, parse_record, read_json, write_manifest
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.yaml_file import read_yaml
 from vlds.schema import Collator
 
-CHANGEABLE = ("--tasks.", "--data.", "--model.bits", "--training.evaluate_whole")
-WEIGHTS, RECIPE, PROCESSOR = "weights.safetensors", "recipe.yaml", "processor"
 FORMAT = 1
 HERE = "<folder>"
 """In an artifact's recipe: the folder that the recipe lies in."""
 NOT_KNOWN: Mapping[str, Any] = MappingProxyType({})
 WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-AGAIN = "copy it again from where it was trained"
 Rows: TypeAlias = slice | EllipsisType
 """Index of some rows of a tensor, or of all of it."""
 
@@ -76,25 +81,6 @@ class LoadedRun:
     @cached_property
     def collator(self) -> Collator:
         return self.recipe.model.collator(self.processor)
-
-
-def artifact_folder(run: Path) -> Path:
-    """RUN/artifact, or the folder itself if it is an artifact.
-
-    Its files are compared with its manifest here, and nowhere else.
-
-    Errors: ValueError if there is none, or it is damaged.
-    """
-    if not run.is_dir():
-        raise ValueError(f"{run}: no such folder in {Path.cwd()}; name one that `vlds train` wrote")
-    for folder in (run / "artifact", run):
-        if (folder / DESCRIPTION).exists():
-            if (wrong := damage(folder, (DESCRIPTION, RECIPE, WEIGHTS))) is not None:
-                raise ValueError(f"artifact {folder}: {wrong}; {AGAIN}")
-            return folder
-    raise ValueError(
-        f"{run} holds no artifact; name the folder that `vlds train` wrote (its `output`)"
-    )
 
 
 def own_tensors(model: Model, masters: Mapping[str, Tensor] = NOT_KNOWN) -> dict[str, Tensor]:
@@ -287,16 +273,6 @@ def reading_weights(
     if is_whole is None:
         is_whole = fits_whole(sketch, ranks)
     return nullcontext() if is_whole else partitioned_reading(dtype, ranks.world_size)
-
-
-def check_changes(changes: Sequence[str]) -> None:
-    """Errors: ValueError for a key whose change would need another model than the run's."""
-    for word in changes:
-        if word.startswith("--") and not word.startswith(CHANGEABLE):
-            raise ValueError(
-                f"{word.partition('=')[0]}: not an option of this command; of a trained run's "
-                f"recipe, only keys that begin with {' or '.join(CHANGEABLE)} may change"
-            )
 
 
 def read_trained_on(folder: Path) -> dict[str, TrainedOn]:

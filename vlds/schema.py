@@ -1,21 +1,21 @@
 """The nouns of the data flow, shard -> Sample -> Example -> Batch, and the words that backbones and
 methods share.
 
-Imports no other file of vlds. Shapes: b examples in a batch, u distinct images in a batch, n images
-per example, l prompt tokens, t target tokens, v visual tokens per image, d width.
+Imports no other file of vlds but checks.py. Shapes: b examples in a batch, u distinct images in a
+batch, n images per example, l prompt tokens, t target tokens, v visual tokens per image, d width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from vlds.runtime.checks import Limits, Natural, SourcePath
+
+if TYPE_CHECKING:  # commands that only prepare data, or find a mistake, do not wait for these
+    import numpy as np
+    from torch import Tensor
 
 IGNORED_LABEL = -100
 """Label of padded target positions; cross-entropy skips them."""
@@ -56,7 +56,7 @@ class NaturalSize:
 
 PictureSpec: TypeAlias = ImageSpec | NaturalSize
 """The pictures that a model takes."""
-Images: TypeAlias = Tensor | list[Tensor] | None
+Images: TypeAlias = "Tensor | list[Tensor] | None"
 """The distinct images of a batch: pictures of one size (u, 3, h, w) or features (u, v, dim); a list
 of pictures (3, h, w) of unlike sizes; None if there are none."""
 
@@ -335,6 +335,8 @@ class Batch:
         example's picture and labels."""
         if self.rivals is None or self.rivals_mask is None:
             return self
+        import torch
+
         masks = self.on_host.rivals_mask
         assert masks is not None
         of, number = masks.any(2).nonzero().T  # on the host, which must know how many there are
@@ -386,9 +388,11 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Called by torch's DataLoader with `pin_memory=True`."""
-        return self._mapped(Tensor.pin_memory)
+        return self._mapped(lambda tensor: tensor.pin_memory())
 
     def _mapped(self, function: Callable[[Tensor], Tensor], but: Sequence[str] = ()) -> Batch:
+        from torch import Tensor
+
         # Over all fields, so that a new one with a tensor is not forgotten on the CPU.
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in but}
         mapped: dict[str, Any] = {

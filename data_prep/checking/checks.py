@@ -32,7 +32,6 @@ from vlds.data.shards.sample import (
 )
 from vlds.data.shards.shard_index import Counts, ShardIndex, beside, build_index
 from vlds.data.shards.tar import members, read_members, split_name
-from vlds.data.streams.stream import ask_all
 from vlds.runtime.files import open_file, read_file
 from vlds.runtime.json_files import in_words, parse_member
 from vlds.runtime.json_files import sha256 as file_sha256
@@ -123,6 +122,8 @@ def check_sample(data: bytes, begin: int, end: int, dataset: DatasetInfo) -> Che
         fault = in_words(error)
     else:
         sample.counts = Counts(len(read.annotations), len(read.images) or len(read.features))
+        from vlds.data.streams.stream import ask_all
+
         asked = ask_all(read)
         sample.unlabelled = len(read.annotations) - len(asked.labelled)
         fault = asked.faults[0] if asked.faults else ""

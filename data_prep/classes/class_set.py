@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data_prep.json_rows import clean, read_object, shown
 from data_prep.packing.source import Dropped, SourceSample, SourceSet, first_few
-from data_prep.packing.splits import hash_of, leaders_of
+from data_prep.packing.splits import HashSplit, UnluckyDraw, hash_of, leaders_of
 from vlds.data.shards.info import KIND
 from vlds.data.shards.sample import UNFIT
 from vlds.runtime.terminal import tell
@@ -85,6 +85,35 @@ class ClassShares:
             for name, part in parts.items()
         ]
         return [*divided, *others]
+
+
+@dataclass(frozen=True)
+class GroupShares(HashSplit):
+    """Shares of the groups of pictures, whatever their classes are."""
+
+    def divide(
+        self, datasets: Sequence[SourceSet], copies: Sequence[Sequence[Path]]
+    ) -> list[SourceSet]:
+        """The splits of the only data set.
+
+        Errors: UnluckyDraw if a class is not in `train`.
+        """
+        divided = super().divide(datasets, copies)
+        there = {
+            data.split: {sample.annotations[0]["label"] for sample in data.samples}
+            for data in divided
+        }
+        for split, missing in missing_classes(there).items():
+            if not missing:
+                continue
+            names = listed(missing)
+            if split == TRAIN:
+                raise UnluckyDraw(
+                    f"{self.option} leaves {TRAIN} no picture of {names}; add groups, or change "
+                    "the shares or --seed"
+                )
+            tell(f"{split}: no picture of {len(missing):,} classes: {names}")
+        return divided
 
 
 @dataclass(frozen=True)
@@ -194,7 +223,7 @@ def _check_splits(pictures: Iterable[Shown], given: Mapping[str, str]) -> None:
         keys[picture.split].add(picture.key)
     # TRAIN may be missing altogether, as for a test set that is packed alone.
     known = set[str]().union(*keys.values())
-    missing = {split: sorted(known - there) for split, there in sorted(keys.items())}
+    missing = missing_classes(keys)
     if unlearned := missing.get(TRAIN):
         others = [split for split, there in keys.items() if unlearned[0] in there]
         more = f" (and {len(unlearned) - 1:,} more)" if len(unlearned) > 1 else ""
@@ -206,6 +235,12 @@ def _check_splits(pictures: Iterable[Shown], given: Mapping[str, str]) -> None:
         if absent:
             names = listed(given[key] for key in absent)
             tell(f"{split}: no picture of {len(absent):,} of {len(known):,} classes: {names}")
+
+
+def missing_classes(there: Mapping[str, set[str]]) -> dict[str, list[str]]:
+    """Split -> the classes that others have, and it has not."""
+    known = set[str]().union(*there.values())
+    return {split: sorted(known - labels) for split, labels in sorted(there.items())}
 
 
 def listed(names: Iterable[str]) -> str:

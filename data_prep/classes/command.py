@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_prep.classes.class_set import TRAIN, ClassShares, ClassSource, class_sets
+from data_prep.classes.class_set import TRAIN, ClassShares, ClassSource, GroupShares, class_sets
 from data_prep.classes.forms import (
     SplitFile,
     find_version,
@@ -20,7 +20,7 @@ from data_prep.classes.forms import (
 )
 from data_prep.command import add_shard_options, new_command, shard_options
 from data_prep.packing.pack import pack_splits
-from data_prep.packing.splits import share_of
+from data_prep.packing.splits import GROUP_FIELD, share_of
 
 
 def add_command(commands: Any) -> None:
@@ -94,6 +94,7 @@ def add_command(commands: Any) -> None:
         parser.add_argument(
             f"--{field}-field", default=usual, metavar="NAME", help=f"column of the {what}{ending}"
         )
+    parser.add_argument("--group-field", **GROUP_FIELD)
     _add_class_options(parser, "the first table's")
     add_shard_options(parser)
     parser.set_defaults(run=_run_csv)
@@ -155,7 +156,9 @@ def _run_csv(args: argparse.Namespace) -> None:
         )
     if not named:
         files = [SplitFile(args.split or TRAIN, files[0].path)]
-    fields = (args.image_field, args.label_field, args.split_field)
+    if args.group_field and not args.split_sizes:
+        raise ValueError(f"--group-field {args.group_field}: goes with --split-sizes")
+    fields = (args.image_field, args.label_field, args.split_field, args.group_field)
     source = read_table_of_classes(files, args.images, *fields, apart=bool(named))
     _pack(source, args, files[0].path.stem)
 
@@ -176,7 +179,7 @@ def _pack(source: ClassSource, args: argparse.Namespace, usual_name: str) -> Non
                 f"--features: {count:,} pictures are called {stem!r}, in several folders; features "
                 "are found by this name alone. Pack the pictures, then run `vlds features`"
             )
-    division = None
+    division: ClassShares | GroupShares | None = None
     if args.split_sizes:
         # A dict has each split once: fewer shares than options means that one was named twice.
         shares, splits = dict(args.split_sizes), {dataset.split for dataset in datasets}
@@ -186,7 +189,8 @@ def _pack(source: ClassSource, args: argparse.Namespace, usual_name: str) -> Non
                 f"have the splits {', '.join(sorted(splits))}; parts of {TRAIN} can become other "
                 "splits, each once"
             )
-        division = ClassShares(shares, args.seed)
+        by_group = getattr(args, "group_field", None) is not None
+        division = (GroupShares if by_group else ClassShares)(shares, args.seed)
     apart = source.apart or division is not None
     pack_splits(
         datasets,

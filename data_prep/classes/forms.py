@@ -11,7 +11,7 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -395,9 +395,10 @@ def rows_of_coop(path: Path, labels: dict[str, str]) -> Iterator[ListedPicture]:
 
 
 def shown_pictures(
-    entries: Sequence[ListedPicture], images: Path
+    entries: Sequence[ListedPicture], images: Path, group: str | None = None
 ) -> tuple[list[Shown], list[tuple[ListedPicture, ListedPicture]]]:
     """Each picture once, and (first row, later row) where rows say the same of a picture.
+    `group`: the column that says what pictures of one split may have in common.
 
     Errors: ValueError for a picture with two classes or in two splits.
     """
@@ -424,6 +425,8 @@ def shown_pictures(
             continue
         place = entry.place.partition(", ")[2]  # FILE, line 7 -> line 7
         sample = SourceSample(picture.id, (picture.path,), [], dict(entry.source), place=place)
+        if group is not None and (shared := clean(str(entry.source.get(group) or ""))):
+            sample = replace(sample, groups=(shared,))
         found.append(Shown(entry.split, entry.key, sample))
     return found, repeats
 
@@ -434,12 +437,13 @@ def read_table_of_classes(
     image: str,
     label: str,
     split: str | None,
+    group: str | None = None,
     *,
     apart: bool,
 ) -> ClassSource:
     """The pictures of all tables: CSV or TSV, JSON lines or a JSON list.
 
-    `image`, `label` and `split` name columns; `apart`: each file is a split.
+    `image`, `label`, `split` and `group` name columns; `apart`: each file is a split.
 
     Errors: ValueError that names the line, the column and the cure.
     """
@@ -454,6 +458,8 @@ def read_table_of_classes(
                 "class": _cell(row, label, path),
                 "split": of_file if split is None else _cell(row, split, path),
             }
+            if group is not None:
+                _cell(row, group, path)
             part = cells["split"]
             if missing := [what for what, cell in cells.items() if not cell]:
                 dropped.append((part, Dropped(place, f"no {missing[0]}")))
@@ -462,7 +468,7 @@ def read_table_of_classes(
                 entries.append(ListedPicture(cells["picture"], cells["class"], part, place, rest))
     if not entries:
         raise ValueError(f"{files[0].path}: no row with a picture and a class")
-    pictures, repeats = shown_pictures(entries, images)
+    pictures, repeats = shown_pictures(entries, images, group)
     dropped += [
         (entry.split, Dropped(entry.place, "the picture and class of an earlier row"))
         for _, entry in repeats

@@ -9,7 +9,6 @@ import binascii
 import math
 import re
 import shutil
-import tarfile
 import tempfile
 import zlib
 from collections import Counter, defaultdict
@@ -160,6 +159,8 @@ class Album:
                 f"shards are written, and {gigabytes(free)} are free there; make room, or unpack "
                 "it and name the folder"
             )
+        import tarfile  # 0.02 s, which a help page need not wait for
+
         try:
             with tarfile.open(tar) as archive:
                 for member in archive:

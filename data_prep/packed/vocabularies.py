@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sentencepiece
-from tokenizers import BertWordPieceTokenizer
 
 from data_prep.command import at_least, local_folder, new_command
 from data_prep.json_rows import clean
@@ -23,6 +22,9 @@ from data_prep.packing.pack import TEXT_FIELDS
 from vlds.runtime.files import whole_folder, write_whole
 from vlds.runtime.terminal import tell
 from vlds.schema import CHOICE_LETTERS
+
+if TYPE_CHECKING:
+    from tokenizers import BertWordPieceTokenizer
 
 WORD_SALADS = 500
 """Lines of shuffled words: unigram training makes a word one piece if it has many contexts."""
@@ -75,6 +77,8 @@ def train_word_pieces(texts: Iterable[str], vocabulary_size: int) -> BertWordPie
 
     Errors: ValueError if the characters alone are more pieces.
     """
+    from tokenizers import BertWordPieceTokenizer
+
     tokenizer = BertWordPieceTokenizer()
     lines = sorted(set(texts))
     characters = sorted({*CHARACTERS, *"".join(lines).lower()} - {" "})

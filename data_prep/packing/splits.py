@@ -15,6 +15,10 @@ from data_prep.packing.source import Dropped, SourceSample, SourceSet
 TRAIN = "train"
 
 
+class UnluckyDraw(ValueError):
+    """A split without what it needs; another seed may draw better ones."""
+
+
 @dataclass(frozen=True)
 class HashSplit:
     """Shares of the pictures are `test` and other splits, the rest is `train`. What belongs
@@ -61,7 +65,7 @@ class HashSplit:
         if empty := [split for split in splits if not parts[split]]:  # chance may do it
             largest = max(Counter(leaders.values()).values(), default=0)
             alike = f" ({largest:,} samples stay together)" if largest > 1 else ""
-            raise ValueError(
+            raise UnluckyDraw(
                 f"{self.option} leaves no picture for {' and '.join(empty)}{alike}; change the "
                 "shares or --seed"
             )

@@ -28,7 +28,7 @@ from tests.toys.image_text.rows import tiny
 from tests.toys.models import shake
 from tests.toys.trained_runs import convert, recipe_with, save_run, trained_run, write_run
 from tests.toys.world import world_recipe
-from vlds.artifact import WEIGHTS, LoadedRun, TrainedOn, load_run, read_trained_on
+from vlds.artifact import LoadedRun, TrainedOn, load_run, read_trained_on
 from vlds.convert.bases import base_of, license_fields
 from vlds.convert.card import (
     Address,
@@ -43,6 +43,7 @@ from vlds.evaluation.result import Evaluation, Scored, write_scores
 from vlds.models.build import build_model
 from vlds.models.methods import Adapter, LoRA, Method
 from vlds.recipe.config import Recipe
+from vlds.runtime.artifact_files import WEIGHTS
 from vlds.runtime.json_files import recorded_hash
 
 LORA = LoRA(rank=2, alpha=2.0, train_biases=False, roles=["attn_q", "attn_out"])
@@ -304,7 +305,8 @@ def test_a_table_with_new_rows_has_no_base_on_the_hub(world: Path, tmp_path: Pat
 
 def write_changed(run: Path) -> None:
     """Save a run anew after a file of its base has changed."""
-    from vlds.artifact import artifact_folder, own_tensors, read_recipe, save_artifact
+    from vlds.artifact import own_tensors, read_recipe, save_artifact
+    from vlds.runtime.artifact_files import artifact_folder
 
     recipe = read_recipe(artifact_folder(run))
     processor = recipe.model.load_processor()

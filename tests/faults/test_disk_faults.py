@@ -23,9 +23,9 @@ from tests.toys.recipes import with_model
 from tests.toys.scored_runs import vqa_run
 from tests.toys.trained_runs import write_run
 from tests.toys.world import world_recipe
-from vlds.artifact import artifact_folder
 from vlds.data.shards.store import open_dataset
 from vlds.recipe.config import save_recipe
+from vlds.runtime.artifact_files import artifact_folder
 from vlds.runtime.json_files import damage
 from vlds.training.states import newest
 

@@ -14,8 +14,8 @@ import pytest
 from tests.toys.faults.power_loss import Image, Ledger, put
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
-from vlds.artifact import artifact_folder
 from vlds.recipe.config import Recipe, load_recipe
+from vlds.runtime.artifact_files import artifact_folder
 from vlds.runtime.files import finish_replacing
 from vlds.runtime.json_files import read_metric_lines
 from vlds.training.checkpoint import BestStep

@@ -14,12 +14,13 @@ import pytest
 
 from tests.toys.recipes import with_model
 from tests.toys.world import SIZES, world_recipe, write_tokenizer
-from vlds.artifact import artifact_folder, check_same_sources, read_recipe, write_artifact
+from vlds.artifact import check_same_sources, read_recipe, write_artifact
 from vlds.cli.check_recipe import check_recipe
 from vlds.models.backbones import T5
 from vlds.recipe.choices import concrete_classes, field_types, is_choice
 from vlds.recipe.config import Recipe, load_recipe, save_recipe
 from vlds.recipe.paths import check_files, file_names, located
+from vlds.runtime.artifact_files import artifact_folder
 from vlds.runtime.checks import PathMark
 
 

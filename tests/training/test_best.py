@@ -21,8 +21,9 @@ from tests.toys.files import read_lines, write_lines
 from tests.toys.rank_jobs import run_recipe
 from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
-from vlds.artifact import WEIGHTS, artifact_folder, save_artifact
+from vlds.artifact import save_artifact
 from vlds.recipe.config import Recipe
+from vlds.runtime.artifact_files import WEIGHTS, artifact_folder
 from vlds.runtime.files import sweep
 from vlds.runtime.json_files import write_manifest
 from vlds.training.checkpoint import BestStep

@@ -23,13 +23,14 @@ from tests.toys.rank_pool import RankPool
 from tests.toys.recipes import with_model
 from tests.toys.trained_runs import talkative_run
 from tests.toys.world import picture, records, world_recipe, write_tokenizer
-from vlds.artifact import WEIGHTS, load_run
+from vlds.artifact import load_run
 from vlds.cli.main import run_command
 from vlds.evaluation.evaluator import Evaluator
 from vlds.evaluation.inference import with_data
 from vlds.evaluation.prediction_files import read_pairs
 from vlds.evaluation.result import Evaluation
 from vlds.evaluation.sources import evaluation_sources
+from vlds.runtime.artifact_files import WEIGHTS
 from vlds.runtime.deepspeed_start import start_ranks
 from vlds.runtime.json_files import write_manifest
 from vlds.training.checkpoint import BestStep

@@ -5,10 +5,12 @@ The commands that need no run are here, those that open one in use_run.py.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from inspect import getdoc
 from pathlib import Path
@@ -16,7 +18,15 @@ from pathlib import Path
 from vlds.cli.rank import run_rank
 from vlds.cli.start import start
 from vlds.cli.supervisor import say
-from vlds.cli.use_run import compare, evaluate, predict, report, sweep
+from vlds.cli.use_run import (
+    compare,
+    evaluate,
+    evaluate_words,
+    predict,
+    predict_words,
+    report,
+    sweep,
+)  # fmt: skip
 from vlds.cli.words import (
     ALL_KEYS,
     HELP_WORDS,
@@ -27,6 +37,7 @@ from vlds.cli.words import (
     RESTARTS,
     RESUME,
     TRAIN,
+    Words,
     command_parser,
     positive,
     show_recipe_page,
@@ -70,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         words = split_words(arguments)
         if words.starts_ranks:
-            return start(words)
+            return start(words, check_before_ranks)
     except ValueError as error:
         return complain("vlds", error)
     try:
@@ -79,6 +90,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         say(f"ended by {error.signal_name}")
         return error.exit_code
+
+
+def check_before_ranks(words: Words) -> int:
+    """Find the mistakes of a command line that need no library, before ranks import them; the exit
+    code."""
+    try:
+        with names_fit():
+            rest = list(words.rest[1:])
+            if words.command in READ_RUNS:
+                from vlds.recipe.paths import take_trust
+
+                rest = take_trust(rest)
+            CHECKS[words.command](rest)
+    except ValueError as error:
+        return complain(f"vlds {words.command}", error)
+    return 0
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -195,11 +222,12 @@ def describe(arguments: list[str]) -> int:
     vlds describe recipes/demo.yaml
     vlds describe my.yaml --methods.lora.rank 8
     """
+    options, words = describe_parser().parse_known_args(arguments)
+    check_recipe(words, "vlds describe")
     from vlds.evaluation.sources import with_lists
     from vlds.models.build import describe as count
     from vlds.recipe.config import parse_recipe
 
-    options, words = describe_parser().parse_known_args(arguments)
     recipe = with_lists(parse_recipe(words, "vlds describe"))
     counts = count(recipe.model_setup, list(recipe.tasks))
     tell(json.dumps(counts.as_dict(), indent=1) if options.json else counts.table())
@@ -247,10 +275,6 @@ def plan(arguments: list[str]) -> int:
     vlds plan my.yaml --ranks 2 --gpu rtx-4090-24g
     vlds plan my.yaml --ranks 64 --tflops 400 --bandwidth 3000 --link 50
     """
-    from vlds.evaluation.sources import with_lists
-    from vlds.plan import Machine, forecasts_of, page, plan_recipe, tree
-    from vlds.recipe.config import parse_recipe
-
     options, words = plan_parser().parse_known_args(arguments)
     # `nargs="+"` takes the recipe for a number, if it stands behind --ranks.
     for word in options.ranks:
@@ -258,6 +282,11 @@ def plan(arguments: list[str]) -> int:
             raise ValueError(f"--ranks is {word!r}; name the recipe before --ranks")
     numbers = [positive("--ranks", word, "the number of ranks") for word in options.ranks]
     names = ("memory", "tflops", "bandwidth", "link", "gpu")
+    check_recipe(words, "vlds plan")
+    from vlds.evaluation.sources import with_lists
+    from vlds.plan import Machine, forecasts_of, page, plan_recipe, tree
+    from vlds.recipe.config import parse_recipe
+
     recipe = with_lists(parse_recipe(words, "vlds plan"))
     given = {name: getattr(options, name) for name in names}
     machine = Machine.given(**given, dtype=recipe.training.dtype)
@@ -310,10 +339,11 @@ def prove(arguments: list[str]) -> int:
     vlds prove my.yaml --only reads-right gradient-parity
     vlds prove my.yaml --rows 8 --steps 100 --model.path weights/other
     """
+    options, words = prove_parser().parse_known_args(arguments)
+    check_recipe(words, "vlds prove")
     from vlds.prove.command import prove_recipe
     from vlds.recipe.config import parse_recipe
 
-    options, words = prove_parser().parse_known_args(arguments)
     recipe = parse_recipe(words, "vlds prove")
     output = Path(recipe.output)
     return prove_recipe(
@@ -324,6 +354,14 @@ def prove(arguments: list[str]) -> int:
         rows=positive("--rows", options.rows, "a number of examples"),
         steps=positive("--steps", options.steps, "a number of steps"),
     )
+
+
+def check_recipe(words: Sequence[str], prog: str) -> None:
+    """Find the mistakes of a recipe and its keys that need no library. Errors: ValueError."""
+    from vlds.recipe.parse import named_first
+    from vlds.recipe.sketch import check_words
+
+    check_words(named_first(words, prog))
 
 
 RECIPE_PARSERS = {
@@ -337,6 +375,16 @@ def features(arguments: list[str]) -> int:
 
     vlds features --config my.yaml --data shards/mine --out shards/mine-features
     """
+    options, words = features_words(arguments)
+    from vlds.evaluation.features import compute_features
+    from vlds.recipe.config import parse_recipe
+
+    recipe = parse_recipe(words, "vlds features")
+    return compute_features(recipe, options.data, options.out, options.name)
+
+
+def features_words(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What its command line says, and the words of the recipe. Errors: ValueError."""
     parser = command_parser(features, accepts_keys=True, epilog=KEYS_TOO)
     parser.add_argument(
         "--config", required=True, metavar="RECIPE", help="recipe with the encoder as its `vision`"
@@ -349,11 +397,9 @@ def features(arguments: list[str]) -> int:
         "--name", help="name of the new data set; default: the old name and _features"
     )
     options, keys = parser.parse_known_args(arguments)
-    from vlds.evaluation.features import compute_features
-    from vlds.recipe.config import parse_recipe
-
-    recipe = parse_recipe(["--config", options.config, *keys], "vlds features")
-    return compute_features(recipe, options.data, options.out, options.name)
+    words = ["--config", options.config, *keys]
+    check_recipe(words, "vlds features")
+    return options, words
 
 
 def importance(arguments: list[str]) -> int:
@@ -362,6 +408,17 @@ def importance(arguments: list[str]) -> int:
     vlds importance --config lst.yaml --out importance.safetensors
     vlds importance --config lst.yaml --out importance.safetensors --ranks 4
     """
+    options, words = importance_words(arguments)
+    from vlds.recipe.config import parse_recipe
+    from vlds.training.importance import write_importance
+
+    recipe = parse_recipe(words, "vlds importance")
+    write_importance(recipe, options.out, options.samples)
+    return 0
+
+
+def importance_words(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What its command line says, and the words of the recipe. Errors: ValueError."""
     parser = command_parser(importance, accepts_keys=True, epilog=KEYS_TOO)
     parser.add_argument(
         "--config", required=True, metavar="RECIPE", help="recipe with the backbone and the tasks"
@@ -371,16 +428,13 @@ def importance(arguments: list[str]) -> int:
         "--samples", default="1024", metavar="N", help="examples to read (default: 1024)"
     )
     options, keys = parser.parse_known_args(arguments)
-    num = positive("--samples", options.samples, "a number of examples")
+    options.samples = positive("--samples", options.samples, "a number of examples")
     if options.out.exists() or not options.out.parent.is_dir():
         what = "exists" if options.out.exists() else "lies in no folder"
         raise ValueError(f"--out: {options.out} {what}; name a new file")
-    from vlds.recipe.config import parse_recipe
-    from vlds.training.importance import write_importance
-
-    recipe = parse_recipe(["--config", options.config, *keys], "vlds importance")
-    write_importance(recipe, options.out, num)
-    return 0
+    words = ["--config", options.config, *keys]
+    check_recipe(words, "vlds importance")
+    return options, words
 
 
 def convert(arguments: list[str]) -> int:
@@ -418,11 +472,63 @@ def demo(arguments: list[str]) -> int:
     return run_demo(options.out, options.seed, options.ranks, only_backbone=options.only_backbone)
 
 
+def init_parser() -> CommandParser:
+    """The parser of `vlds init`."""
+    ends = """\
+Further options go to `python -m data_prep own`, which packs the data: those that name columns, such
+as --answer-field NAME, and those about pictures, such as --skip-missing."""
+    parser = command_parser(init, accepts_keys=True, epilog=ends)
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="PLACE",
+        help="file of rows, or a folder with a folder for each class",
+    )  # fmt: skip
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR",
+        help="folder of the pictures; default: that of the rows",
+    )  # fmt: skip
+    parser.add_argument(
+        "--group-field", metavar="NAME",
+        help="column with the patient, document or scene; rows of one stay in one split",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", metavar="NAME",
+        help="image-text model to tune: a folder, or its name on the Hugging Face hub; default: a "
+        "small model from random weights, or SmolVLM2 with a GPU",
+    )  # fmt: skip
+    parser.add_argument("--name", help="of recipe, shards and run; default: that of the data")
+    return parser
+
+
+def init(arguments: list[str]) -> int:
+    """Start with your own data: pack them, draw the splits, write a recipe. The rows tell whether
+    they are questions, captions, statements, pictures of classes or conversations.
+
+    vlds init --data rows.csv --images PHOTOS
+    vlds init --data rows.csv --images PHOTOS --group-field patient
+    vlds init --data FOLDER_OF_CLASSES --model models/smolvlm
+    """
+    options, words = init_parser().parse_known_args(arguments)
+    for name in ("images", "group_field"):
+        if (value := getattr(options, name)) is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    from vlds.cli.init import run_init
+
+    return run_init(options.data, options.name, options.model, words)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
     for command in (
-        demo, prove, train, evaluate, predict, report, sweep, compare, convert, describe, plan,
-        features, importance,
+        demo, init, prove, train, evaluate, predict, report, sweep, compare, convert, describe,
+        plan, features, importance,
     )
 }  # fmt: skip
 """In the order in which a newcomer meets them."""
+CHECKS: dict[str, Callable[[list[str]], object]] = {
+    TRAIN: partial(check_recipe, prog="vlds train"),
+    "evaluate": evaluate_words,
+    "predict": predict_words,
+    "features": features_words,
+    "importance": importance_words,
+}
+"""What looks at the words of a command before it starts ranks (`RANK_COMMANDS`)."""

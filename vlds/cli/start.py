@@ -65,8 +65,9 @@ Run = Callable[[Words], Outcome]
 """Runs a command line on its ranks, to its end."""
 
 
-def start(words: Words) -> int:
-    """Run a command on its ranks and wait for its end; the exit code."""
+def start(words: Words, check: Callable[[Words], int]) -> int:
+    """Run a command on its ranks and wait for its end; the exit code. `check` finds mistakes of its
+    words that need no library, says them, and returns an exit code."""
     if os.environ.get(SUPERVISOR) == str(os.getppid()):  # as in `vlds demo`
         end_with_parent(signal.SIGTERM)
     launcher_args = shlex.split(os.environ.get("VLDS_LAUNCHER_ARGS", ""))
@@ -77,6 +78,9 @@ def start(words: Words) -> int:
         grace_s = grace_from_environment()
         if words.ranks is None and (text := os.environ.get("VLDS_RANKS")):
             words = replace(words, ranks=positive("VLDS_RANKS", text, "the number of ranks"))
+        # Before GPUs are counted, which imports torch.
+        if (code := check(words)) != 0:
+            return code
         # For its errors alone: find mistakes in the number of ranks before the recipe is read.
         launch_command([], words.ranks, launcher_args, os.environ, count_gpus())
 

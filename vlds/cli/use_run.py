@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlds.cli.words import command_parser
+from vlds.runtime.artifact_files import RECIPE, check_changes, find_artifact
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.terminal import complain, tell
 
@@ -54,6 +56,37 @@ def with_run(
     return options, keys
 
 
+def check_run_words(
+    parser: CommandParser, options: argparse.Namespace, keys: list[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """As `with_run`, for a run that is asked: it is there, and its recipe has the keys.
+
+    Errors: ValueError.
+    """
+    options, keys = with_run(parser, options, keys)
+    if options.run is not None:
+        folder = find_artifact(options.run)
+        check_changes(keys)
+        if keys:
+            from vlds.recipe.sketch import check_words
+
+            check_words(["--config", str(folder / RECIPE), *keys])
+    return options, keys
+
+
+def check_any_run(folders: Sequence[Path]) -> None:
+    """Errors: ValueError if none of the folders holds a run."""
+    from vlds.report.read import check_run
+
+    errors = []
+    for folder in folders:
+        try:
+            return check_run(folder)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
 def evaluate(arguments: list[str]) -> int:
     """Score a run on data sets, or score a file of predictions.
 
@@ -61,6 +94,19 @@ def evaluate(arguments: list[str]) -> int:
     vlds evaluate runs/vqa --data shards/mine --out scores
     vlds evaluate --predictions answers.json --data shards/vqav2-val
     """
+    options, keys = evaluate_words(arguments)
+    # No model is needed, so this starts without ranks (`WITHOUT_RANKS`).
+    if options.predictions:
+        from vlds.evaluation.prediction_files import score_file
+
+        return score_file(options.predictions, options.data, options.task, keys, options.out)
+    from vlds.evaluation.inference import answer_sets
+
+    return answer_sets(options.run, options.data, options.split, options.out, keys, score=True)
+
+
+def evaluate_words(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What its command line says, and keys of the run's recipe. Errors: ValueError."""
     parser = command_parser(
         evaluate,
         accepts_keys=True,
@@ -99,21 +145,14 @@ def evaluate(arguments: list[str]) -> int:
         help="where to write predictions and scores; default: RUN/predictions; with --predictions, "
         "nothing is written by default",
     )  # fmt: skip
-    options, keys = with_run(parser, *parser.parse_known_args(arguments))
-    # No model is needed, so this starts without ranks (`WITHOUT_RANKS`).
-    if options.predictions:
-        from vlds.evaluation.prediction_files import score_file
-
-        if options.split:
-            raise ValueError("--split: chooses data sets of a run; with --predictions, give --data")
-        return score_file(options.predictions, options.data, options.task, keys, options.out)
-    if options.task:
+    options, keys = check_run_words(parser, *parser.parse_known_args(arguments))
+    if options.predictions and options.split:
+        raise ValueError("--split: chooses data sets of a run; with --predictions, give --data")
+    if options.task and not options.predictions:
         raise ValueError(
             "--task: goes with --predictions; to choose a task of a run, give --data TASK=DATASET"
         )
-    from vlds.evaluation.inference import answer_sets
-
-    return answer_sets(options.run, options.data, options.split, options.out, keys, score=True)
+    return options, keys
 
 
 def predict(arguments: list[str]) -> int:
@@ -124,6 +163,21 @@ def predict(arguments: list[str]) -> int:
     vlds predict runs/vqa --serve
     vlds predict runs/vqa --split test --out answers
     """
+    options, keys = predict_words(arguments)
+    if options.serve:
+        from vlds.evaluation.serve import serve
+
+        return serve(options.run, DEFAULT_PORT if options.port is None else options.port, keys)
+    from vlds.evaluation.inference import answer_sets, predict_one
+
+    if not (options.data or options.split):
+        images = options.image or []
+        return predict_one(options.run, images, options.question, options.task, keys)
+    return answer_sets(options.run, options.data, options.split, options.out, keys, score=False)
+
+
+def predict_words(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What its command line says, and keys of the run's recipe. Errors: ValueError."""
     parser = command_parser(predict, accepts_keys=True, epilog=f"Further options {RUN_KEYS}.")
     parser.needed = ["--run"]
     parser.usage = """%(prog)s RUN [options]
@@ -163,7 +217,7 @@ def predict(arguments: list[str]) -> int:
         help="with --data or --split: where to write predictions and leaderboard files; default: "
         "RUN/predictions",
     )  # fmt: skip
-    options, keys = with_run(parser, *parser.parse_known_args(arguments))
+    options, keys = check_run_words(parser, *parser.parse_known_args(arguments))
     if options.port is not None and not options.serve:
         raise ValueError("--port: goes with --serve")
     others = options.data or options.split or options.serve
@@ -177,16 +231,7 @@ def predict(arguments: list[str]) -> int:
         parser.error("one of the arguments --image --question --data --split --serve is required")
     if options.out and not (options.data or options.split):
         raise ValueError("--out: goes with --data or --split; other answers are not written")
-    if options.serve:
-        from vlds.evaluation.serve import serve
-
-        return serve(options.run, DEFAULT_PORT if options.port is None else options.port, keys)
-    from vlds.evaluation.inference import answer_sets, predict_one
-
-    if not others:
-        images = options.image or []
-        return predict_one(options.run, images, options.question, options.task, keys)
-    return answer_sets(options.run, options.data, options.split, options.out, keys, score=False)
+    return options, keys
 
 
 def report(arguments: list[str]) -> int:
@@ -226,6 +271,7 @@ def report(arguments: list[str]) -> int:
         raise ValueError(
             f"--pictures: only the page has pictures, and --format is {options.format}"
         )
+    check_any_run(options.runs)
     from vlds.report.page import report_text, write_report
     from vlds.report.read import find_runs
 
@@ -270,6 +316,9 @@ def sweep(arguments: list[str]) -> int:
         "--dry-run", action="store_true", help="only say what is left to do, and its time"
     )
     options, keys = parser.parse_known_args(arguments)
+    from vlds.recipe.sketch import SWEEP, check_words
+
+    check_words(["--config", options.file, *keys], SWEEP)
     from vlds.cli.sweep import sweep as run
 
     return run(
@@ -313,6 +362,12 @@ def compare(arguments: list[str]) -> int:
         help="show every row's scores less those of this row, seed by seed, with intervals",
     )  # fmt: skip
     options, keys = parser.parse_known_args(arguments)
+    if options.runs[0].endswith((".yaml", ".yml")):
+        from vlds.recipe.sketch import SWEEP, check_words
+
+        check_words(["--config", options.runs[0], *keys], SWEEP)
+    else:
+        check_any_run([Path(run) for run in options.runs])
     from vlds.report.sweep import show
 
     return show(options.runs, keys, options.format, options.out, options.split, options.minus)

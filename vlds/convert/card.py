@@ -18,15 +18,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from vlds.artifact import (
-    WEIGHTS,
-    LoadedRun,
-    TrainedOn,
-    artifact_folder,
-    own_parts,
-    read_recipe,
-    read_trained_on,
-)
+from vlds.artifact import LoadedRun, TrainedOn, own_parts, read_recipe, read_trained_on
 from vlds.convert.bases import bases_of
 from vlds.convert.combine import task_of_head
 from vlds.convert.peft import PeftFolders
@@ -36,6 +28,7 @@ from vlds.models.methods.host import is_own
 from vlds.models.model import Counts
 from vlds.recipe.build import MAX_WIDTH, to_tree
 from vlds.recipe.config import Recipe
+from vlds.runtime.artifact_files import WEIGHTS, artifact_folder
 from vlds.runtime.files import open_file
 from vlds.runtime.folders import PREDICTIONS
 from vlds.runtime.json_files import parse_json, read_json, read_metric_lines, recorded_hash

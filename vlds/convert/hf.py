@@ -35,16 +35,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors.torch import save_file
 
-from vlds.artifact import (
-    WEIGHTS,
-    LoadedRun,
-    artifact_folder,
-    check_changes,
-    load_run,
-    own_tensors,
-    read_recipe,
-    write_description,
-)
+from vlds.artifact import LoadedRun, load_run, own_tensors, read_recipe, write_description
 from vlds.convert.card import Address, describe, write_model_card
 from vlds.convert.output import new_output, say
 from vlds.convert.verify import Verification, all_tasks
@@ -53,6 +44,7 @@ from vlds.models.loading.quantised import check_writable_whole
 from vlds.models.methods.base import Method
 from vlds.models.methods.host import is_own
 from vlds.models.model import Sources
+from vlds.runtime.artifact_files import WEIGHTS, artifact_folder, check_changes
 from vlds.runtime.json_files import write_manifest
 
 Result = TypeVar("Result")

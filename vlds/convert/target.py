@@ -22,20 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlds.artifact import (
-    LoadedRun,
-    artifact_folder,
-    load_run,
-    own_parts,
-    own_tensors,
-    read_recipe,
-    write_artifact,
-)
+from vlds.artifact import LoadedRun, load_run, own_parts, own_tensors, read_recipe, write_artifact
 from vlds.convert.output import Kind, first_names, new_output, say
 from vlds.convert.verify import Verification, all_tasks
 from vlds.models.build import build_model
 from vlds.models.model import Counts, Model
 from vlds.recipe.config import Recipe
+from vlds.runtime.artifact_files import artifact_folder
 from vlds.runtime.checks import not_finite
 from vlds.runtime.json_files import read_record
 

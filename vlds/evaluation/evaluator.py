@@ -120,6 +120,15 @@ def cut_texts(sources: Sequence[Source], collator: Collator) -> list[str]:
                     f"tasks.{source.name}.{field}: {most} cuts {number:,} of the first "
                     f"{len(texts):,} {what}"
                 )
+        # What ends an answer need not fit: the answer is whole without it.
+        decoding, most = task.decoding, task.decoding.max_new_tokens
+        is_free = task.head is None and decoding.choices is None and decoding.answers is None
+        written = answers if is_free and task.evaluate else []
+        if number := num_cut(collator.answer_lengths, written, most + 1):
+            lines.append(
+                f"tasks.{source.name}.decoding.max_new_tokens: {most} is too few to write "
+                f"{number:,} of the first {len(answers):,} answers"
+            )
         lines += turns_left_out(source, talks, collator)
     return lines
 

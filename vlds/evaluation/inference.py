@@ -11,14 +11,7 @@ from pathlib import Path
 
 import torch
 
-from vlds.artifact import (
-    WEIGHTS,
-    LoadedRun,
-    artifact_folder,
-    check_changes,
-    load_run,
-    read_recipe,
-)
+from vlds.artifact import LoadedRun, load_run, read_recipe
 from vlds.data.order.epoch_order import hashed
 from vlds.data.shards.store import is_url, open_dataset
 from vlds.data.streams.source import Source, check_cache_limit
@@ -28,6 +21,7 @@ from vlds.evaluation.result import Evaluation, leave
 from vlds.evaluation.sources import encode_picture, evaluation_sources, with_lists
 from vlds.models.partitioned import layer_by_layer
 from vlds.recipe.config import Recipe
+from vlds.runtime.artifact_files import WEIGHTS, artifact_folder, check_changes
 from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks
 from vlds.runtime.disk import check_writable
 from vlds.runtime.folders import BLANK, PREDICTIONS

@@ -17,9 +17,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlds.artifact import WEIGHTS
 from vlds.data.errors import BadSample
 from vlds.data.streams.source import Source
+from vlds.runtime.artifact_files import WEIGHTS
 from vlds.runtime.files import read_file, write_whole
 from vlds.runtime.folders import newest_step
 from vlds.runtime.json_files import MANIFEST, parse_record, recorded_hash

@@ -20,7 +20,7 @@ from threading import Lock
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from vlds.artifact import LoadedRun, artifact_folder, check_changes, load_run, read_recipe
+from vlds.artifact import LoadedRun, load_run, read_recipe
 from vlds.evaluation.evaluator import (
     Question,
     answer_questions,
@@ -28,6 +28,7 @@ from vlds.evaluation.evaluator import (
     predict,
     read_question,
 )
+from vlds.runtime.artifact_files import artifact_folder, check_changes
 from vlds.runtime.devices import device_of
 from vlds.runtime.limited import page
 from vlds.runtime.terminal import tell, tell_exception, visible

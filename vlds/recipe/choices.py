@@ -16,18 +16,23 @@ from inspect import isabstract
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from vlds.models.backbones.base import Backbone
-from vlds.models.kinds.base import ModelKind
-from vlds.models.methods.base import Method
-from vlds.models.vision.base import VisionEncoder
-from vlds.runtime.checks import closest
-from vlds.tasks.base import Task
-from vlds.tasks.class_output import Head
+from vlds.runtime.checks import Choice, closest
 
-CHOICES = (ModelKind, Backbone, VisionEncoder, Method, Task, Head)
-"""A field of one of these types, or a mapping of names to them, chooses a class."""
 CLASS, ARGUMENTS = "class_path", "init_args"
 """Keys of a chosen class in a recipe's file."""
+
+
+class Sketched:
+    """Base of the classes that sketch.py makes of the sources: they have the fields of the real
+    ones, and cannot be imported by a dotted name."""
+
+
+class SketchedChoice(Sketched, Choice):
+    """Base of those that a recipe chooses by name."""
+
+
+class NotSketched(Exception):
+    """A recipe names a class of the user, whose module only a run imports."""
 
 
 def subclasses(base: type) -> Iterator[type]:
@@ -40,7 +45,9 @@ def subclasses(base: type) -> Iterator[type]:
 
 def concrete_classes(base: type) -> dict[str, type]:
     """The classes that can be chosen for `base`, by name."""
-    return {cls.__name__: cls for cls in subclasses(base) if not isabstract(cls)}
+    is_sketch = issubclass(base, Sketched)
+    classes = (cls for cls in subclasses(base) if issubclass(cls, Sketched) == is_sketch)
+    return {cls.__name__: cls for cls in classes if not isabstract(cls)}
 
 
 def class_named(path: str, base: type) -> type | None:
@@ -52,6 +59,8 @@ def class_named(path: str, base: type) -> type | None:
     module, _, name = path.rpartition(".")
     if not module:
         return concrete_classes(base).get(name)
+    if issubclass(base, Sketched):
+        raise NotSketched(path)
     if not all(part.isidentifier() for part in module.split(".")):
         return None  # import_module raises other errors for relative and empty names
     cls = getattr(importlib.import_module(module), name, None)
@@ -92,7 +101,7 @@ def is_mapping_of_choices(hint: Any) -> bool:
 
 def is_choice(cls: type) -> bool:
     """True if a recipe chooses a class in place of `cls`."""
-    return issubclass(cls, CHOICES)
+    return issubclass(cls, Choice)
 
 
 def branches_of(hint: Any) -> list[Any]:
@@ -175,12 +184,9 @@ def hint_at(name: str, here: str, known: list[str], tree: Any, options: type) ->
         return f"did you mean {' or '.join(map(repr, shown))}? "
     # No class of the recipe has it; perhaps one that could be chosen.
     section, _, field = wanted[0].rpartition(".")
-    owners = [
-        name
-        for base in ((Method,) if section else CHOICES)
-        for name, cls in concrete_classes(base).items()
-        if field in field_types(cls)
-    ]
+    root = SketchedChoice if issubclass(options, Sketched) else Choice
+    base = dataclass_of(field_types(options).get(section)) or root
+    owners = [name for name, cls in concrete_classes(base).items() if field in field_types(cls)]
     return f"{field} is a key of {', '.join(sorted(owners)[:MOST_MEANT])}; " if owners else ""
 
 

@@ -19,7 +19,7 @@ from vlds.models.kinds.base import ModelKind
 from vlds.models.methods.base import Method
 from vlds.models.vision.base import VisionEncoder
 from vlds.recipe.build import check_part, to_tree, to_yaml
-from vlds.recipe.parse import parse
+from vlds.recipe.parse import named_first, parse
 from vlds.recipe.paths import STARTED_IN, check_classes, with_start
 from vlds.runtime.checks import (
     Count,
@@ -343,14 +343,7 @@ def parse_recipe(arguments: Sequence[str], prog: str = "vlds train") -> Recipe:
 
     Errors: ValueError that names the key or class, shows the value and lists the known names.
     """
-    if not arguments:
-        raise ValueError(
-            f"name a recipe: your own file, or a recipe of vlds: {prog} recipes/demo.yaml"
-        )
-    # The usual way: vlds train recipes/demo.yaml --training.steps 10.
-    if not arguments[0].startswith("-"):
-        arguments = ["--config", *arguments]
-    return parse(Recipe, arguments, prog, files=True)
+    return parse(Recipe, named_first(arguments, prog), prog, files=True)
 
 
 def load_recipe(path: Path) -> Recipe:

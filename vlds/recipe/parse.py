@@ -67,6 +67,19 @@ def parse(
     return value
 
 
+def named_first(words: Sequence[str], prog: str) -> list[str]:
+    """A command line that names its recipe first, with `--config` before it.
+
+    Errors: ValueError if it is empty.
+    """
+    if not words:
+        raise ValueError(
+            f"name a recipe: your own file, or a recipe of vlds: {prog} recipes/demo.yaml"
+        )
+    # The usual way: vlds train recipes/demo.yaml --training.steps 10.
+    return [*words] if words[0].startswith("-") else [CONFIG, *words]
+
+
 def read_words(arguments: Sequence[str], options: type) -> dict[str, Any]:
     """Read recipe files and options into one tree, in which later ones win.
 

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from vlds.recipe.choices import (
     ARGUMENTS,
-    CHOICES,
     CLASS,
     class_if_there,
     concrete_classes,
@@ -31,7 +30,7 @@ from vlds.recipe.choices import (
     subclasses,
     takes_null,
 )
-from vlds.runtime.checks import PathMark, guess
+from vlds.runtime.checks import Choice, PathMark, guess
 from vlds.runtime.process import find, shipped
 from vlds.runtime.yaml_file import read_yaml
 
@@ -441,12 +440,12 @@ def check_classes(tree: Any, source: str) -> None:
 
     Errors: ValueError that names the class and `source`, the origin of the recipe.
     """
-    known = {cls.__name__ for base in CHOICES for cls in subclasses(base)}
+    known = {cls.__name__ for cls in subclasses(Choice)}
     for path in _named_classes(tree):
         module, dot, name = path.rpartition(".")
         # By vars, not getattr: a module may have a __getattr__ that runs its code.
         imported = vars(sys.modules[module]).get(name) if module in sys.modules else None
-        is_ours = isinstance(imported, type) and issubclass(imported, CHOICES)
+        is_ours = isinstance(imported, type) and issubclass(imported, Choice)
         if (not dot and name in known) or is_ours or is_trusted(module):
             continue
         cure = (

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
-from vlds.artifact import RECIPE
 from vlds.report.collect import read_recipe
 from vlds.report.numbers import Number, clear_best
 from vlds.report.predictions import first_line, newest_predictions
 from vlds.report.read import RunInputs, entries_of, headline_of, read_run
+from vlds.runtime.artifact_files import RECIPE
 from vlds.runtime.checks import guess
 from vlds.tasks.base import Split, label_of, task_of
 from vlds.tasks.metrics.caption_scores import CIDERS

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from vlds.artifact import RECIPE, artifact_folder
 from vlds.data.order.epoch_order import differences
 from vlds.evaluation.result import current_scores
 from vlds.recipe.build import build, in_yaml, to_tree
@@ -31,6 +30,7 @@ from vlds.report.comparison import RowSpec, TableSpec, checked_columns, compare
 from vlds.report.comparison_formats import FORMATS
 from vlds.report.numbers import groups_of_seeds
 from vlds.report.read import check_run, read_tree
+from vlds.runtime.artifact_files import RECIPE, artifact_folder
 from vlds.runtime.checks import guess
 from vlds.runtime.disk import check_writable
 from vlds.runtime.files import write_whole

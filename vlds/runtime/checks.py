@@ -69,6 +69,11 @@ SourceFile: TypeAlias = Annotated[str, PathMark("file")]
 DataPath: TypeAlias = Annotated[str, PathMark("data")]
 
 
+class Choice:
+    """Base of the classes that a recipe chooses by name: kinds of models, backbones, encoders,
+    methods, tasks, heads. A field of such a type, or a mapping of names to it, chooses a class."""
+
+
 def check_numbers(cls: type, values: Mapping[str, Any]) -> None:
     """Check values that no parser has looked at for the fields of a dataclass. Errors: ValueError
     that names the first one that is not a number, or outside its type's limits."""

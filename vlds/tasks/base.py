@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from vlds.runtime.checks import Count, DataPath, Positive
+from vlds.runtime.checks import Choice, Count, DataPath, Positive
 from vlds.runtime.json_files import in_words
 from vlds.schema import LONGEST_TEXT, Decoding, Example, Sample, SkipSample
 from vlds.tasks.class_output import ClassLoss, ClassOutput, Head
@@ -27,7 +27,7 @@ TEST_MARK = ".test"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(ABC):
+class Task(Choice, ABC):
     """Data, prompt, decoding and score of one task."""
 
     kinds: ClassVar[tuple[str, ...]]

@@ -10,12 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from torch import nn
-
-from vlds.runtime.checks import SourcePath
+from vlds.runtime.checks import Choice, SourcePath
 from vlds.runtime.json_files import read_named_json
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ClassLoss = Literal["cross_entropy", "binary_cross_entropy", "ranking"]
 """cross_entropy: one class holds, by softmax. binary_cross_entropy: any number of classes may
@@ -25,7 +26,7 @@ the last class, and the example's own text holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head(ABC):
+class Head(Choice, ABC):
     """From states to classes."""
 
     compares_texts: ClassVar[bool] = False

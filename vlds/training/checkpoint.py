@@ -26,7 +26,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlds.artifact import WEIGHTS
 from vlds.data.order.epoch_order import differences
 from vlds.data.streams.stream import MixedStream
 from vlds.evaluation.evaluator import Evaluator
@@ -34,6 +33,7 @@ from vlds.evaluation.result import Evaluation
 from vlds.models.loading.model_files import reading
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe, load_recipe
+from vlds.runtime.artifact_files import WEIGHTS
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.files import finish_replacing, read_file, remove, sweep, whole_folder
 from vlds.runtime.json_files import damage, parse_record, write_manifest

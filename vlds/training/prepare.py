@@ -17,6 +17,7 @@ import torch
 
 from vlds.data.errors import ShardError
 from vlds.data.order.mixed_order import BatchCut, check_lanes, steps_in
+from vlds.data.shards.info import NO_CLASS
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream, StreamedSource
 from vlds.data.streams.source import Source, check_cache_limit
@@ -44,6 +45,8 @@ from vlds.training.transfer import Transfer
 
 MOST_COMPARED = 256 << 20
 """Bytes of a task's data sets whose pictures are compared: a second or three of reading."""
+MOST_NAMED = 5
+"""Classes that a notice names."""
 FEW_PROCESSES = 8
 """Loader processes that no machine minds."""
 SLOW = 4.0
@@ -90,6 +93,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
             *unknown_answers(train),
             *nothing_learned(train),
             *far_too_large(recipe, train, ranks),
+            *absent_classes(train, evaluation),
             *(seen_in_training([*train, *streamed], evaluation) if ranks.is_first else ()),
         ],
         transfer=transfer,
@@ -197,6 +201,36 @@ def seen_in_training(
                     f"that of {sample} (in {owners[key]}); scores on them say little about new "
                     "pictures: `data_prep --split-sizes` keeps a picture in one split"
                 )
+
+
+def absent_classes(train: Sequence[Source], evaluation: Sequence[Source]) -> Iterator[str]:
+    """What to tell a user whose training data lack classes that are evaluated, or the reverse."""
+    learned = {source.name: shown_classes(source) for source in train}
+    for source in evaluation:
+        ours, theirs = learned.get(task_of(source.name)), shown_classes(source)
+        if not ours or not theirs:
+            continue
+        for field, missing, why in (
+            ("train", theirs - ours, "they cannot be learned, and count as wrong"),
+            ("evaluate", ours - theirs, "its scores say nothing about them"),
+        ):
+            if missing:
+                names = ", ".join(repr(name) for name in sorted(missing)[:MOST_NAMED])
+                more = ", ..." if len(missing) > MOST_NAMED else ""
+                yield (
+                    f"tasks.{task_of(source.name)}.{field}: no picture of {len(missing):,} of "
+                    f"{len(ours | theirs):,} classes ({names}{more}); {why}"
+                )
+
+
+def shown_classes(source: Source) -> set[str]:
+    """The classes of which a source has pictures; none if its data have no classes."""
+    found: set[str] = set()
+    for dataset in source.datasets:
+        if (names := dataset.info.indexed_classes) is not None:
+            numbers = np.unique(dataset.class_numbers())
+            found |= {names[number] for number in numbers.tolist() if number != NO_CLASS}
+    return found
 
 
 def _place(folder: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +47,8 @@ from vlds.training.states import RECIPE, Resume
 from vlds.training.transfer import Transfer
 
 SHOWN_CHANGES = 20
+MANY_EPOCHS = 100
+"""Epochs above which a run says so."""
 
 
 @dataclass
@@ -399,6 +401,8 @@ def announce(run: Run) -> None:
     unknown = [task for task in run.recipe.tasks if task not in epochs]
     parts += [f"an unknown number of epochs of {task}" for task in unknown]
     tracker.say(f"{num_steps:,} steps = {', '.join(parts)}")
+    for line in too_often(epochs):
+        tracker.say(line)
     if run.stream.notice:
         tracker.say(run.stream.notice)
     facts = {
@@ -408,3 +412,13 @@ def announce(run: Run) -> None:
         "passes": passes,
     }
     tracker.write(engine.steps_done, facts)
+
+
+def too_often(epochs: Mapping[str, float]) -> Iterator[str]:
+    """What to tell a user whose run sees the examples of some tasks very often."""
+    if many := [f"{task} ({num:,.0f})" for task, num in epochs.items() if num > MANY_EPOCHS]:
+        yield (
+            f"more than {MANY_EPOCHS} epochs of {', '.join(many)}: a model learns so few examples "
+            "by heart; set training.epochs instead of steps, or training.best, which keeps what "
+            "scores best on other data"
+        )

@@ -19,21 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlds.artifact import (
-    WEIGHTS,
-    Rows,
-    artifact_folder,
-    check_same_sources,
-    check_weights,
-    read_recipe,
-    readable,
-)
+from vlds.artifact import Rows, check_same_sources, check_weights, read_recipe, readable
 from vlds.models.loading.resizing import Resizes, resized, resizes_of
 from vlds.models.methods.host import ADDED
 from vlds.models.model import Model
 from vlds.models.partitioned import gathered
 from vlds.models.roles import optimizer_rules
 from vlds.recipe.config import Recipe
+from vlds.runtime.artifact_files import WEIGHTS, artifact_folder
 from vlds.runtime.json_files import recorded_hash
 
 FIELD = "start"

@@ -69,6 +69,7 @@ COMMANDS: tuple[Command, ...] = (
     vlds("sweep sweep/table.yaml --dry-run", "world", "recipe", "sweep"),
     vlds("compare sweep/table.yaml", "world", "recipe", "sweep"),
     vlds("demo --out demo", "world", "demo"),
+    vlds("init --data classes/rows.csv --images classes/flat --name out --workers 1", "classes"),
     prep(f"vqav2 --src official/coco --split val {PACK}", "official", hurt="coco"),
     prep(f"gqa --src official/gqa --split val {PACK}", "official", hurt="gqa"),
     prep(f"nlvr2 --src official/nlvr2 --split dev {PACK}", "official", hurt="nlvr2"),
@@ -110,6 +111,7 @@ COMMANDS: tuple[Command, ...] = (
     prep(f"imagefolder --images classes/cifar {PACK}", "classes", hurt="cifar"),
     prep("csv-classes --annotations classes/rows.csv --images classes/flat "
          f"--class-names classes/names.json {PACK}", "classes"),
+    prep(f"own --data classes/rows.csv --images classes/flat {PACK}", "classes"),
     prep("verify packed --workers 1", "packed", codes=(0, 1, 2)),
     prep("stats packed", "packed"),
     prep("index world/vqa --name vqa --kind vqa --split train", "world", hurt="vqa"),

@@ -19,12 +19,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from io import BytesIO
 from math import ceil
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import simplejpeg
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import (  # noqa: F401 (each makes its format known)
     AvifImagePlugin,
@@ -36,9 +34,11 @@ from PIL import (  # noqa: F401 (each makes its format known)
     TiffImagePlugin,
     WebPImagePlugin,
 )
-from torch import Tensor
 
 from vlds.schema import Encoded, ImageSpec, PictureSpec, Sample, SkipSample
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")
 """Formats that data sets may hold. Pillow opens MPO, a JPEG with more pictures behind it, as
@@ -226,11 +226,14 @@ def decode_image(data: Encoded, spec: PictureSpec, name: str = "") -> Picture:
     """
     # `NaturalSize` has no choice of the method.
     mode = spec.resize if isinstance(spec, ImageSpec) else "bicubic"
+    # Here, because packing and reports open pictures without it, and need not wait for it.
+    from torch.nn.functional import interpolate
+
     try:
         if (pixels := _decode_jpeg(data, spec)) is not None:
             size = target_size(spec, *pixels.shape[1:])
             if tuple(pixels.shape[1:]) != size:
-                pixels = F.interpolate(pixels[None], list(size), mode=mode, antialias=True)[0]
+                pixels = interpolate(pixels[None], list(size), mode=mode, antialias=True)[0]
             return np.ascontiguousarray(pixels.numpy())
         with open_picture(data) as image:
             rgb = to_rgb(upright(image))
@@ -272,6 +275,8 @@ def _decode_jpeg(data: Encoded, spec: PictureSpec) -> Tensor | None:
             return None
         raise
     check_size(data, width, height)
+    import torch
+
     # The colour spaces on which simplejpeg and Pillow agree.
     if colors not in ("YCbCr", "Gray", "RGB"):
         return None

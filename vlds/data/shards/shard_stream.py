@@ -13,10 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from webdataset.gopen import gopen, gopen_schemes
-from webdataset.shardlists import expand_urls
-from webdataset.tariterators import group_by_keys
-
 from vlds.data.errors import ShardError
 from vlds.data.shards.download import BytesReader, is_web, open_stream
 from vlds.data.shards.tar import members
@@ -57,6 +53,8 @@ def shard_urls(location: str) -> list[str]:
                 "pattern such as shards/x-{000..009}.tar"
             )
         return urls
+    from webdataset.shardlists import expand_urls
+
     try:
         urls = expand_urls(location)
     except (ValueError, AssertionError) as error:
@@ -80,6 +78,8 @@ def read_shard(url: str, num_samples: int | None = None) -> Iterator[tuple[str, 
 
     Errors: ShardError for a shard that cannot be opened, is damaged, or is cut.
     """
+    from webdataset.tariterators import group_by_keys
+
     num_read, shown = 0, without_credentials(url)
     try:
         with opened(url) as read:
@@ -117,6 +117,8 @@ def read_shard(url: str, num_samples: int | None = None) -> Iterator[tuple[str, 
 @contextmanager
 def opened(url: str) -> Iterator[Callable[[int, int], bytes]]:
     """A function that reads bytes of a stream by offset; offsets may only grow."""
+    from webdataset.gopen import gopen, gopen_schemes
+
     if is_local(url):
         stream: BytesReader = open_file(url)
     elif is_web(url) or urlsplit(url).scheme not in gopen_schemes:

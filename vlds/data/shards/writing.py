@@ -9,8 +9,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from webdataset import TarWriter
-
 from vlds.data.errors import ShardError
 from vlds.data.shards.info import (
     DATASET_FILE,
@@ -50,6 +48,8 @@ class OpenShard:
 
     def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
         """`classes`: of a data set whose samples have one each."""
+        from webdataset import TarWriter  # imports torch, for which a help page should not wait
+
         self.path = path
         self.numbers = None if classes is None else numbered(classes)
         # Entered here and left in `close` or `discard`: a shard is open over many calls.

@@ -32,7 +32,14 @@ from vlds.models.loading.gate import (
     read_config,
 )
 from vlds.models.loading.model_files import open_tensors, reading
-from vlds.runtime.checks import Limits, ShareBelow1, SourceFile, SourcePath, check_path_or_config
+from vlds.runtime.checks import (
+    Choice,
+    Limits,
+    ShareBelow1,
+    SourceFile,
+    SourcePath,
+    check_path_or_config,
+)
 from vlds.runtime.devices import uses_gpu
 from vlds.runtime.process import find, shipped
 from vlds.schema import OptimizerRules, TargetModules
@@ -60,7 +67,7 @@ class LoadedBackbone:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backbone(ABC):
+class Backbone(Choice, ABC):
     """An encoder-decoder language model."""
 
     path: SourcePath | None = None

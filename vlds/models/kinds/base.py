@@ -35,7 +35,7 @@ from vlds.models.methods.host import find_modules
 from vlds.models.model import Model, recompute_layers
 from vlds.models.vision.base import GridEncoder, VisionEncoder, freeze
 from vlds.models.visual_embedding import VisualEmbedding
-from vlds.runtime.checks import SourceFile, SourcePath, check_path_or_config
+from vlds.runtime.checks import Choice, SourceFile, SourcePath, check_path_or_config
 from vlds.runtime.json_files import lacks_memory, sha256
 from vlds.runtime.process import find
 from vlds.schema import Batch, Collator, Decoding, Example, ImageSpec, PictureSpec, Row
@@ -49,7 +49,7 @@ CONNECTOR_RATE = "connector_learning_rate"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelKind(ABC):
+class ModelKind(Choice, ABC):
     """Builds a model, and the collator that makes its batches.
 
     A processor is what turns text, or text and pictures, into tensors: a tokenizer, or a
@@ -204,7 +204,7 @@ class ModelKind(ABC):
                     f"{type(self).__name__} does not give; use the model CrossModal or JointEncoder"
                 )
 
-    def check_length(self, task: str, longest: Longest) -> None:  # noqa: B027 (most have no limit)
+    def check_length(self, task: str, longest: Longest) -> None:
         """Check that the longest row of a task has positions.
 
         Errors: ValueError that names the numbers and begins with `task`.
@@ -231,7 +231,7 @@ class ModelKind(ABC):
         """
         return ()
 
-    def draw_rows(self, model: Model, seed: int) -> None:  # noqa: B027 (most kinds have none)
+    def draw_rows(self, model: Model, seed: int) -> None:
         """Draw the new rows of tables that a source fills in part."""
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from vlds.models.methods.host import Host
-from vlds.runtime.checks import NotNegative
+from vlds.runtime.checks import Choice, NotNegative
 
 Library = Literal["peft", "adapters", "reference"]
 """Hugging Face's peft, AdapterHub's adapters, the original code of VL-T5 and VL-Adapter."""
@@ -62,7 +62,7 @@ Sharing = Literal["single", "multiple", "half_shared_up", "half_shared_down"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method(Choice, ABC):
     """A way of tuning a few of a model's weights. All facts about a method are here: the class
     variables and hooks serve training, merging and conversion."""
 
@@ -92,7 +92,7 @@ class Method(ABC):
         """False if ZeRO stage 3 cannot partition what the method trains."""
         return True
 
-    def check_steps(self, num_steps: int) -> None:  # noqa: B027 (most methods take any number)
+    def check_steps(self, num_steps: int) -> None:
         """Check the method against the number of steps of a run, before any long work.
 
         Errors: ValueError that names the field.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vlds.models.loading.model_files import check_tensors, save_module
 from vlds.models.loading.resizing import resized, resizes_of
+from vlds.runtime.checks import Choice
 from vlds.schema import ImageSpec, TargetModules
 
 
@@ -45,7 +46,7 @@ class Geometry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionEncoder(ABC):
+class VisionEncoder(Choice, ABC):
     """Turns pictures into grid features."""
 
     roles: ClassVar[dict[str, tuple[str, ...]]] = {}
@@ -68,7 +69,7 @@ class VisionEncoder(ABC):
         """The module, with its pretrained weights if it has any. On the meta device: shapes
         only."""
 
-    def check_sources(self) -> None:  # noqa: B027 (many encoders have no sources)
+    def check_sources(self) -> None:
         """Check, before any long work, that what the hub is to give can be had.
 
         Errors: ValueError that names the field.

@@ -1,0 +1,366 @@
+"""`own`: your own data, whatever form they have. It looks at the rows, says what they are, and runs
+the command for them: `jsonl`, `csv-classes`, `imagefolder` or `chat`.
+
+What a column holds is told by an option; else by its name, if that is a usual one; else by its
+cells: pictures are files, questions end with a question mark, classes recur.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from data_prep.classes import command as classes
+from data_prep.command import PROGRAM, add_shard_options, new_command
+from data_prep.own_data import chat
+from data_prep.own_data import forms as jsonl
+from data_prep.own_data.columns import find_tables
+from data_prep.own_data.rows import TASKS, UserRow, list_fields, read_rows
+from data_prep.packing.picture import ENDINGS
+from data_prep.packing.splits import GROUP_FIELD, TRAIN, UnluckyDraw
+from vlds.runtime.command_line import CommandParser
+from vlds.runtime.terminal import tell
+
+TURNS = ("messages", "conversations")
+USUAL: Mapping[str, Collection[str]] = {
+    "question": ("question", "q", "query", "prompt", "instruction"),
+    "answer": ("answer", "answers", "a", "response", "reply", "output"),
+    "hypothesis": ("hypothesis", "statement", "claim"),
+    "label": ("label", "class", "category", "species", "diagnosis", "target", "verdict"),
+    "caption": ("caption", "captions", "text", "description", "sentence", "title"),
+    "split": ("split", "partition", "subset", "part", "set"),
+}
+"""What a column holds -> its usual names."""
+SPLITS: Mapping[str, str] = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+GROUPS = ("patient", "case", "subject", "person", "scene", "document", "group", "site", "study")
+"""Parts of the names of columns that may say what belongs together."""
+LOOKED_AT = 200
+"""Rows whose cells are looked at."""
+MOST_FILES = 1_000_000
+ENOUGH = 0.5
+"""Share of a column's cells that must be what the column is taken for."""
+SHARE, FEW = 0.1, 100
+"""Share of the pictures or groups in each of val and test; of fewer than FEW, twice as much."""
+TRIES = 20
+"""Seeds that are tried until each split has what it needs."""
+
+
+@dataclass
+class Found:
+    """The command for the data, and why."""
+
+    what: str
+    """The data in words."""
+    words: list[str]
+    """The command with its options."""
+    num: int
+    """Pictures or groups that splits divide; 0 if the data have splits."""
+    notes: list[str] = field(default_factory=list)
+
+
+def add_command(commands: Any) -> None:
+    parser = new_command(
+        commands,
+        "own",
+        "your own data, whatever form: looks at them and packs them",
+        "Takes questions with answers, captions, statements, pictures of classes (a table, or a "
+        "folder of class folders) and conversations; finds out which column holds what, draws the "
+        "splits train, val and test by picture or group, and prints the command that it runs.",
+        examples=["own --data rows.csv --images PHOTOS --out shards/mine"],
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="PLACE",
+        help="file of rows, or a folder: of classes, or of Parquet files",
+    )  # fmt: skip
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR",
+        help="folder of the pictures (default: the folder of the file of rows)",
+    )  # fmt: skip
+    group = parser.add_argument_group("columns (default: by their names and cells)")
+    for name in ("image", "question", "answer", "caption", "label", "split"):
+        group.add_argument(f"--{name}-field", metavar="NAME")
+    group.add_argument("--group-field", **GROUP_FIELD)
+    parser.add_argument("--name", help="name of the data set (default: that of the file or folder)")
+    add_shard_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    found = look_at(args)
+    tell(f"{args.data}: {found.what}", flush=True)
+    words = [*found.words, *shared_words(args)]
+    for note in found.notes:
+        tell(note)
+    if not found.num:
+        return run_words(words)
+    share = f"{SHARE if found.num >= FEW else 2 * SHARE:g}"
+    words += ["--split-sizes", f"val={share}", f"test={share}"]
+    for seed in range(args.seed, args.seed + TRIES):
+        try:
+            return run_words([*words, "--seed", str(seed)])
+        except UnluckyDraw as error:
+            if seed == args.seed + TRIES - 1:
+                raise ValueError(
+                    f"{args.data}: none of {TRIES} draws of splits is good ({error}); give each "
+                    "row's split in a column, and --split-field"
+                ) from None
+
+
+def run_words(words: Sequence[str]) -> None:
+    """Print a command, and run it here."""
+    parser = CommandParser(prog=PROGRAM)
+    commands = parser.add_subparsers(required=True)
+    for module in (jsonl, chat, classes):
+        module.add_command(commands)
+    args = parser.parse_args(words)
+    tell(f"{PROGRAM} {shlex.join(words)}", flush=True)
+    args.run(args)
+
+
+def shared_words(args: argparse.Namespace) -> list[str]:
+    """The words of those options that all commands have, as far as they were given."""
+    parser = argparse.ArgumentParser()
+    add_shard_options(parser)
+    # Through the parser, which converts the defaults too.
+    defaults = parser.parse_args(["--out", ""])
+    words: list[str] = [] if args.name is None else ["--name", args.name]
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        # The seed is that of a draw that succeeds.
+        if action.dest not in ("seed", "help") and value != getattr(defaults, action.dest):
+            words += [action.option_strings[0], *([] if value is True else [str(value)])]
+    return words
+
+
+def look_at(args: argparse.Namespace) -> Found:
+    """The command for the data of a command line.
+
+    Errors: ValueError that names the columns, if what they hold is not clear.
+    """
+    place: Path = args.data
+    if not place.exists():
+        raise ValueError(f"--data {place} does not exist; give a file of rows, or a folder")
+    if place.is_dir() and not tables_in(place):
+        return look_at_folder(args)
+    images = args.images or (place.parent if place.is_file() else None)
+    if find_tables(place):
+        words = ["chat", "--annotations", str(place), *given(args, "image", "question", "answer")]
+        words += given(args, "group")
+        words += ["--images", str(args.images)] if args.images else []
+        return Found("a table of Hugging Face, read as conversations", words, FEW)
+    rows = read_rows(place)
+    if not rows:
+        raise ValueError(f"{place}: no rows")
+    assert images is not None
+    if not images.is_dir():
+        raise ValueError(f"--images {images} is not a folder; give the folder of the pictures")
+    return Rows(args, rows, images).found()
+
+
+def tables_in(folder: Path) -> bool:
+    """True for a folder of Parquet files, or what `save_to_disk` writes."""
+    saved = ("dataset_dict.json", "state.json")
+    return any((folder / name).is_file() for name in saved) or any(folder.rglob("*.parquet"))
+
+
+def look_at_folder(args: argparse.Namespace) -> Found:
+    """A folder of class folders, perhaps below those of splits."""
+    place: Path = args.data
+    if args.group_field:
+        raise ValueError("--group-field: folders have no columns; give a file of rows")
+    names = [entry.name for entry in place.iterdir() if entry.is_dir() and entry.name[0] != "."]
+    if not names:
+        raise ValueError(
+            f"--data {place} holds no folders; give the file of rows, or a folder with one folder "
+            "for each class"
+        )
+    words = ["imagefolder", "--images", str(place)]
+    if all(name.lower() in SPLITS for name in names):
+        return Found(f"pictures in folders of splits: {', '.join(sorted(names))}", words, 0)
+    num = sum(len(files) for _, _, files in os.walk(place))
+    return Found(f"pictures in folders of {len(names):,} classes", words, max(1, num))
+
+
+def given(args: argparse.Namespace, *names: str) -> list[str]:
+    """The words of options about columns that were given."""
+    pairs = [(name, getattr(args, f"{name}_field")) for name in names]
+    return [word for name, value in pairs if value for word in (f"--{name}-field", value)]
+
+
+class Rows:
+    """A file of rows, and what its columns hold."""
+
+    def __init__(self, args: argparse.Namespace, rows: Sequence[UserRow], images: Path) -> None:
+        self.args, self.rows, self.images = args, rows, images
+        self.looked_at = rows[:: max(1, len(rows) // LOOKED_AT)]
+        # In the order of the first row that has them.
+        self.columns = list(
+            dict.fromkeys(str(name) for row in self.looked_at for name in row.fields)
+        )
+        for name in ("image", "question", "answer", "caption", "label", "split", "group"):
+            column = getattr(args, f"{name}_field")
+            if column and column not in self.columns:
+                have = list_fields(rows[0].fields)
+                raise ValueError(f"--{name}-field {column}: {args.data} has no such column; {have}")
+
+    def cells(self, column: str) -> list[str]:
+        """The texts of a column that are not empty."""
+        values = (row.fields.get(column) for row in self.looked_at)
+        return [text for value in values if value is not None and (text := str(value).strip())]
+
+    def share(self, column: str, holds: Callable[[str], bool]) -> float:
+        """Share of a column's cells of which something holds."""
+        cells = self.cells(column)
+        return sum(map(holds, cells)) / len(cells) if cells else 0.0
+
+    def usual(self, role: str) -> str | None:
+        """The column that an option names for a role, or that has a usual name of it."""
+        named: str | None = getattr(self.args, f"{role}_field", None)
+        if named is not None:
+            return named
+        by_name = {column.strip().lower(): column for column in reversed(self.columns)}
+        return next((by_name[name] for name in USUAL[role] if name in by_name), None)
+
+    def image(self) -> str:
+        """The column of pictures: that whose cells most often are files below `images`."""
+        if self.args.image_field:
+            return str(self.args.image_field)
+        files = picture_names(self.images)
+
+        def is_file(cell: str) -> bool:
+            name = cell.replace("\\", "/").removeprefix("./").lower()
+            return name in files or f"{name.rpartition('/')[2]}" in files
+
+        shares = {column: self.share(column, is_file) for column in self.columns}
+        best = max(self.columns, key=lambda column: shares[column])
+        if shares[best] == 0:
+            raise ValueError(
+                f"{self.args.data}: no column names pictures below {self.images}; "
+                f"{list_fields(self.rows[0].fields)}. Give --images, or --image-field"
+            )
+        return best
+
+    def split(self) -> str | None:
+        """The column of splits, if its cells are names of such."""
+        column = self.usual("split")
+        if column is None or self.args.split_field:
+            return column
+        return column if self.share(column, lambda cell: cell.lower() in SPLITS) == 1 else None
+
+    def found(self) -> Found:
+        """The command for the rows."""
+        args = self.args
+        common = ["--annotations", str(args.data), "--images", str(self.images)]
+        if any(isinstance(row.fields.get(name), list) for row in self.looked_at for name in TURNS):
+            words = ["chat", *common, *given(args, "image")]
+            return self.with_splits(f"{len(self.rows):,} conversations", words)
+        if len(self.rows) == 1 and {"images", "annotations"} <= self.rows[0].fields.keys():
+            found = Found("captions in COCO's form", ["jsonl", "--task", "caption", *common], FEW)
+            return found
+        image = self.image()
+        common += ["--image-field", image]
+        split = self.split()
+        left = [
+            column
+            for column in self.columns
+            if column not in (image, split, args.group_field) and self.cells(column)
+        ]
+        question = self.usual("question") or next(
+            (c for c in left if self.share(c, lambda cell: cell.endswith("?")) >= ENOUGH), None
+        )
+        if question is not None:
+            answer = self.usual("answer") or self.usual("label")
+            others = [column for column in left if column != question]
+            answer = answer or (others[0] if len(others) == 1 else None)
+            if answer is None:
+                behind = [*others[left.index(question) :], *others][0] if others else "NAME"
+                self.unclear(
+                    f"{question!r} holds questions; name the answers, as in --answer-field "
+                    f"{shlex.quote(behind)}"
+                )
+            words = ["--question-field", question, "--answer-field", answer]
+            what = f"questions in {question!r}, answers in {answer!r}"
+            return self.with_splits(what, ["jsonl", "--task", "vqa", *common, *words], split)
+        sentence, label = self.usual("hypothesis"), self.usual("label")
+        if sentence is not None and label is not None:
+            for task in ("statement", "entailment"):
+                known = TASKS[task].labels
+                if self.share(label, lambda cell, k=known: cell.lower() in k) >= ENOUGH:  # type: ignore[misc]
+                    words = ["--hypothesis-field", sentence, "--label-field", label]
+                    what = f"sentences in {sentence!r}, judged in {label!r}"
+                    words = ["jsonl", "--task", task, *common, *words]
+                    return self.with_splits(what, words, split)
+        if args.caption_field is None and label is None and len(left) == 1 and self.recurs(left[0]):
+            label = left[0]
+        if args.caption_field is None and label is not None:
+            names = {str(row.fields.get(label) or "").strip() for row in self.rows} - {""}
+            what = f"pictures of {len(names):,} classes in {label!r}"
+            return self.with_splits(what, ["csv-classes", *common, "--label-field", label], split)
+        caption = self.usual("caption") or (left[0] if len(left) == 1 else None)
+        if caption is None:
+            self.unclear(
+                "say what to learn: --question-field and --answer-field, --caption-field, or "
+                "--label-field"
+            )
+        words = ["jsonl", "--task", "caption", *common, "--caption-field", caption]
+        return self.with_splits(f"captions in {caption!r}", words, split)
+
+    def recurs(self, column: str) -> bool:
+        """True if a column's cells are names that recur, as those of classes do."""
+        cells = self.cells(column)
+        return len(set(cells)) <= len(cells) / 2
+
+    def unclear(self, cure: str) -> NoReturn:
+        raise ValueError(f"{self.args.data}: {list_fields(self.rows[0].fields)}; {cure}")
+
+    def with_splits(self, what: str, words: list[str], split: str | None = None) -> Found:
+        """The command with the rows' own splits, or the number of what is divided."""
+        what = f"{len(self.rows):,} rows: {what}" if words[0] != "chat" else what
+        notes = []
+        if split is not None:
+            if self.args.group_field:
+                notes.append(f"--group-field is left out: {split!r} says each row's split")
+            words = [*words, "--split-field", split]
+            return Found(f"{what}, splits in {split!r}", words, 0, notes)
+        group = self.args.group_field
+        if group is None:
+            for column in self.columns:
+                if any(name in column.lower() for name in GROUPS) and self.recurs(column):
+                    notes.append(
+                        f"{column!r} recurs: if its rows belong together, --group-field {column} "
+                        "keeps them in one split; else scores are too good"
+                    )
+        else:
+            words = [*words, "--group-field", group]
+        divided = group or (
+            words[words.index("--image-field") + 1] if "--image-field" in words else ""
+        )
+        num = (
+            len({str(row.fields.get(divided)) for row in self.rows}) if divided else len(self.rows)
+        )
+        return Found(what, words, num, notes)
+
+
+def picture_names(folder: Path) -> set[str]:
+    """The names of the files below a folder in lower case: with and without folders and endings."""
+    names: set[str] = set()
+    for base, _, files in os.walk(folder):
+        for file in files:
+            whole = os.path.relpath(os.path.join(base, file), folder).lower()
+            stem, ending = os.path.splitext(whole)
+            short = file.lower()
+            names |= {whole, short}
+            if ending in ENDINGS:
+                names |= {stem, os.path.splitext(short)[0]}
+        if len(names) > MOST_FILES:
+            break
+    return names

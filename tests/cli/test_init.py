@@ -1,0 +1,131 @@
+"""`vlds init`: the recipe that it writes for packed data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.toys.class_folders import write_classes
+from tests.toys.files import write
+from tests.toys.own_rows import pack_rows, photos
+from vlds.cli import init
+from vlds.cli.init import look_at, recipe_of, run_init
+from vlds.cli.main import run_command
+from vlds.recipe.build import to_yaml
+from vlds.recipe.config import Recipe, parse_recipe
+from vlds.tasks import VQA, Caption, ImageClass
+
+NAMES = tuple(f"p{number}.jpg" for number in range(20))
+LONG = " ".join(["word"] * 40)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(init, "has_gpu_driver", lambda: False)
+    photos(tmp_path / "photos", *NAMES)
+    return tmp_path
+
+
+def pack(desk: Path, *lines: str, task: str = "vqa") -> Path:
+    rows = write(desk / ("rows.jsonl" if lines[0][0] == "{" else "rows.csv"), "\n".join(lines))
+    sizes = ("--split-sizes", "val=0.3", "test=0.3")
+    assert pack_rows(rows, desk / "photos", desk / "shards" / "mine", *sizes, task=task) == 0
+    return desk / "shards" / "mine"
+
+
+def recipe_for(folder: Path, model: str | None = None) -> Recipe:
+    tree = recipe_of(look_at("mine", folder), model)
+    write(folder.parents[1] / "mine.yaml", to_yaml(tree))
+    return parse_recipe([str(folder.parents[1] / "mine.yaml")])
+
+
+def test_questions(desk: Path) -> None:
+    lines = [f"{name},what is {number}?,{LONG}" for number, name in enumerate(NAMES)]
+    folder = pack(desk, "image,question,answer", *lines)
+    recipe = recipe_for(folder)
+    task = recipe.tasks["vqa"]
+    assert isinstance(task, VQA)
+    assert (task.train, task.evaluate, task.test) == tuple(
+        [f"{folder}/{split}"] for split in ("train", "val", "test")
+    )
+    # Nothing is cut: two tokens a word, and some room.
+    assert task.max_target_tokens >= 80
+    assert task.decoding.max_new_tokens >= 80
+    assert task.max_prompt_tokens == 20
+    training = recipe.training
+    assert (training.steps, training.best) == (None, "vqa/exact_match")
+    assert training.epochs == 30
+    assert training.evaluate_every >= 1
+    assert recipe.output == "runs/mine"
+
+
+def test_the_score_is_that_of_the_data(desk: Path) -> None:
+    ten = json.dumps(["red"] * 9 + ["blue"])
+    rows = [f'{{"image": "{name}", "question": "what?", "answer": {ten}}}' for name in NAMES]
+    assert recipe_for(pack(desk, *rows)).training.best == "vqa/vqa_accuracy"
+
+
+def test_captions_and_classes(desk: Path) -> None:
+    lines = [f"{name},a thing of {number}" for number, name in enumerate(NAMES)]
+    recipe = recipe_for(pack(desk, "image,caption", *lines, task="caption"))
+    assert isinstance(recipe.tasks["caption"], Caption)
+    assert recipe.training.best == "caption/word_f1"
+    folder = write_classes(desk / "shards" / "kinds" / "train").parent
+    recipe = recipe_for(folder)
+    task = recipe.tasks["classes"]
+    assert isinstance(task, ImageClass)
+    assert task.decoding.answers == f"{folder}/train/dataset.json"
+    # Without a split to evaluate on there is nothing to choose from.
+    assert (task.evaluate, recipe.training.best) == ([], None)
+
+
+def test_a_named_model_is_tuned_with_lora(desk: Path) -> None:
+    write(desk / "model" / "config.json", json.dumps({"model_type": "llava", "vision_config": {}}))
+    assert init.model_for("model")[0] == "model"
+    lines = [f"{name},what is {number}?,{number}" for number, name in enumerate(NAMES)]
+    recipe = recipe_for(pack(desk, "image,question,answer", *lines), "model")
+    assert recipe.methods.keys() == {"lora"}
+    assert recipe.training.epochs == 3
+    assert type(recipe.model).__name__ == "ImageTextToText"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "no such folder, and the hub does not answer"),
+        ("", "holds no config.json"),
+        ('{"model_type": "t5"}', "is a model of the type t5, which reads no pictures by itself"),
+    ],
+)
+def test_models_that_do_not_do(
+    config: str | None, message: str, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if config is not None:
+        (desk / "model").mkdir()
+    if config:
+        write(desk / "model" / "config.json", config)
+    with pytest.raises(ValueError, match=message):
+        run_init(desk / "photos", None, "model", [])
+    assert not (desk / "shards").exists()
+
+
+def test_conversations_ask_for_a_model(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "It."}]
+    rows = [json.dumps({"images": [name], "messages": turns}) for name in NAMES]
+    write(desk / "talks.jsonl", "\n".join(rows))
+    words = ["init", "--data", "talks.jsonl", "--images", "photos"]
+    assert run_command(words) == 2
+    assert "conversations need a model that speaks; give --model" in capsys.readouterr().err
+    # They were packed with small pictures.
+    assert not (desk / "shards" / "talks").exists()
+    assert not (desk / "talks.yaml").exists()
+
+
+def test_it_overwrites_no_recipe(desk: Path) -> None:
+    write(desk / "rows.yaml", "mine")
+    with pytest.raises(ValueError, match=r"rows\.yaml exists; remove it, or give another --name"):
+        run_init(write(desk / "rows.csv", "image,question,answer"), None, None, [])

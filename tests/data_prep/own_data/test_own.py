@@ -1,0 +1,150 @@
+"""`own` tells what rows are, and runs the command for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.cli import main
+from tests.toys.files import write
+from tests.toys.own_rows import photos
+from tests.toys.pictures import jpeg
+from vlds.data.shards.info import DatasetInfo
+from vlds.data.shards.store import open_dataset
+
+NAMES = tuple(f"p{number:02}.jpg" for number in range(30))
+COLOURS = ("red", "green", "blue")
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", *NAMES)
+    return tmp_path
+
+
+def rows(head: str, *cells: str, separator: str = ",") -> str:
+    """A table with a row for each picture; NAME, COLOUR and GROUP stand for what differs."""
+    lines = [head]
+    for number, name in enumerate(NAMES):
+        line = separator.join(cells).replace("NAME", name)
+        line = line.replace("COLOUR", COLOURS[number % 3]).replace("GROUP", f"g{number // 3}")
+        lines.append(line.replace("NUMBER", str(number)))
+    return "\n".join(lines) + "\n"
+
+
+def own(file: Path, *more: str) -> int:
+    return main(["own", "--data", str(file), "--images", "photos", "--out", "out", *more])
+
+
+def packed() -> dict[str, DatasetInfo]:
+    """The data set of each split."""
+    return {
+        file.parent.name: open_dataset(file.parent).info
+        for file in Path("out").glob("*/dataset.json")
+    }
+
+
+FORMS: tuple[tuple[str, str, str, str], ...] = (
+    ("image,question,answer", "NAME,what is NUMBER?,COLOUR", "vqa", "jsonl --task vqa"),
+    ("Datei,Frage,Antwort", "./NAME,Was ist NUMBER?,COLOUR", "vqa", "--question-field Frage"),
+    ("q,file,a", "what NUMBER,NAME,COLOUR", "vqa", "--question-field q --answer-field a"),
+    ("picture,species", "NAME,COLOUR", "image_class", "csv-classes"),
+    ("picture,found", "NAME,COLOUR", "image_class", "--label-field found"),
+    ("picture,caption", "NAME,a COLOUR thing of NUMBER", "caption", "--caption-field caption"),
+    ("picture,words", "NAME,a COLOUR thing of NUMBER", "caption", "--caption-field words"),
+    ("picture,statement,label", "NAME,it is COLOUR,true", "vqa", "--task statement"),
+    ("picture,claim,label", "NAME,it is COLOUR,neutral", "entailment", "--task entailment"),
+)
+
+
+@pytest.mark.parametrize(("head", "cells", "kind", "command"), FORMS, ids=lambda text: text)
+def test_tables(
+    head: str, cells: str, kind: str, command: str, desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert own(write(desk / "rows.csv", rows(head, cells))) == 0
+    said = capsys.readouterr().out
+    assert command in said
+    sets = packed()
+    assert sets.keys() == {"train", "val", "test"}
+    assert {info.kind for info in sets.values()} == {kind}
+    assert sum(info.samples for info in sets.values()) == len(NAMES)
+
+
+def test_splits_of_the_rows_are_kept(desk: Path) -> None:
+    table = rows("image,question,answer,split", "NAME,what?,COLOUR,PART")
+    lines = table.splitlines()
+    parts = ["train"] * 20 + ["dev"] * 5 + ["test"] * 5
+    lines[1:] = [line.replace("PART", part) for line, part in zip(lines[1:], parts, strict=True)]
+    assert own(write(desk / "rows.csv", "\n".join(lines))) == 0
+    assert {name: info.samples for name, info in packed().items()} == {
+        "train": 20, "dev": 5, "test": 5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("cells", ["NAME,COLOUR,GROUP", "NAME,COLOUR thing of NUMBER,GROUP"])
+def test_groups_stay_together(cells: str, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of classes too, for which seeds are tried until train has them all."""
+    what = "label" if cells.count(" ") == 0 else "caption"
+    table = write(desk / "rows.csv", rows(f"image,{what},patient", cells))
+    assert own(table, "--group-field", "patient", "--seed", "3") == 0
+    groups: dict[str, set[str]] = {}
+    for split in ("train", "val", "test"):
+        dataset = open_dataset(Path("out") / split)
+        for number in range(dataset.num_samples):
+            sample: Any = dataset.read(number)
+            source = sample.extra.get("source") or sample.annotations[0]["source"]
+            groups.setdefault(source["patient"], set()).add(split)
+    assert len(groups) == 10
+    assert all(len(splits) == 1 for splits in groups.values())
+
+
+def test_a_column_that_may_hold_groups_is_told(
+    desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = rows("image,question,answer,patient", "NAME,what is NUMBER?,COLOUR,GROUP")
+    assert own(write(desk / "rows.csv", table)) == 0
+    assert "'patient' recurs: if its rows belong together, --group-field patient" in (
+        capsys.readouterr().out
+    )
+
+
+def test_conversations_and_folders(desk: Path) -> None:
+    turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "It."}]
+    talks = [{"images": [name], "messages": turns} for name in NAMES]
+    assert own(write(desk / "talks.jsonl", "\n".join(map(json.dumps, talks)))) == 0
+    assert packed()["train"].kind == "chat"
+    for number in range(12):
+        write(desk / "kinds" / COLOURS[number % 3] / f"{number}.jpg", jpeg(width=20 + number))
+    assert main(["own", "--data", "kinds", "--out", "classes"]) == 0
+    assert open_dataset(Path("classes/train")).info.classes == ("blue", "green", "red")
+
+
+MISTAKES: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("image,question,one,two", (), "'question' holds questions; name the answers, as in --answer-"),
+    ("image,one,two,three", (), "say what to learn: --question-field and --answer-field"),
+    ("image,question,answer,x", ("--answer-field", "reply"), "--answer-field reply: "),
+    ("image,question,answer,x", ("--imgae-size", "64"), "--imgae-size: no such option; did you"),
+    ("image,question,answer,x", ("--image-field", "question"), "30 of 30 pictures are missing"),
+)
+
+
+@pytest.mark.parametrize(("head", "more", "message"), MISTAKES, ids=lambda text: str(text))
+def test_what_is_not_clear_is_asked(
+    head: str, more: tuple[str, ...], message: str, desk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = rows(head, "NAME,what is NUMBER,COLOUR and NUMBER,x y NUMBER")
+    assert own(write(desk / "rows.csv", table), *more) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_rows_without_pictures(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = write(desk / "rows.csv", rows("question,answer", "what?,COLOUR"))
+    assert own(table) == 2
+    assert "no column names pictures below photos; it has question, answer" in (
+        capsys.readouterr().err
+    )

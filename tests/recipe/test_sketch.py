@@ -1,0 +1,159 @@
+"""Mistakes that are found before any library is imported."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.toys.files import ROOT
+from vlds.recipe.choices import SketchedChoice, concrete_classes, field_types
+from vlds.recipe.config import Recipe, parse_recipe
+from vlds.recipe.parse import named_first, parse
+from vlds.recipe.sketch import RECIPE, SWEEP, check_words, sketched
+from vlds.report.sweep import Sweep
+from vlds.runtime.checks import Choice
+
+DEMO = "recipes/demo.yaml"
+BROKEN = "output: x\nmodel: {class_path: JointSeq2Seq\ntasks: [\n"
+MISTAKES = (
+    ["missing.yaml"],
+    ["broken.yaml"],
+    ["own.yaml"],
+    [DEMO, "--lr", "3"],
+    [DEMO, "--steps", "3"],
+    [DEMO, "--batch_size", "3"],
+    [DEMO, "--epochs", "3"],
+    [DEMO, "--training.step", "3"],
+    [DEMO, "--methods.adapter.redution", "3"],
+    [DEMO, "--methods.adapter", "Adaptr"],
+    [DEMO, "--model.backbone.pth", "x"],
+    [DEMO, "--tasks.vqa.decoding.beams", "3"],
+    [DEMO, "--rank", "3"],
+    [DEMO, "--data.errors.max_in_row", "3"],
+    [DEMO, "--training.fp16"],
+    [],
+)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with recipes that have mistakes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.yaml").write_text(BROKEN)
+    (tmp_path / "own.yaml").write_text("base: recipes/demo.yaml\nbatch_size: 3\n")
+    return tmp_path
+
+
+def in_words(hint: Any) -> str:
+    """A type without the modules of its classes."""
+    return re.sub(r"\b(\w+\.)+(?=\w)|<class '|'>", "", str(hint))
+
+
+def test_a_sketch_has_the_fields_and_types_of_the_real_class() -> None:
+    for options, real in ((RECIPE, Recipe), (SWEEP, Sweep)):
+        pairs: list[tuple[type, type]] = [(sketched(options), real)]
+        ours, theirs = concrete_classes(SketchedChoice), concrete_classes(Choice)
+        theirs = {name: cls for name, cls in theirs.items() if cls.__module__.startswith("vlds.")}
+        assert ours.keys() == theirs.keys()
+        assert len(ours) > 40
+        pairs += [(ours[name], theirs[name]) for name in ours]
+        for sketch, cls in pairs:
+            expected = [(name, in_words(hint)) for name, hint in field_types(cls).items()]
+            found = [(name, in_words(hint)) for name, hint in field_types(sketch).items()]
+            assert found == expected, cls
+
+
+@pytest.mark.parametrize("words", MISTAKES, ids=" ".join)
+def test_a_mistake_has_the_message_of_the_whole_check(words: list[str], desk: Path) -> None:
+    with pytest.raises(ValueError, match=r".") as expected:
+        parse_recipe(words)
+    with pytest.raises(ValueError, match=re.escape(str(expected.value))):
+        check_words(named_first(words, "vlds train"))
+
+
+def test_all_recipes_of_vlds_pass() -> None:
+    for file in sorted((ROOT / "recipes").rglob("*.yaml")):
+        check_words(["--config", str(file)])
+    for file in sorted((ROOT / "sweeps").glob("*.yaml")):
+        check_words(["--config", str(file)], SWEEP)
+
+
+def test_a_class_of_a_users_module_is_left_to_the_run(desk: Path) -> None:
+    """Its module may import anything, so it is not imported to look for mistakes."""
+    (desk / "mine.py").write_text("raise SystemExit('imported')")
+    check_words(["--config", DEMO, "--methods.adapter", "mine.Method", "--methods.adapter.x", "3"])
+    assert "mine" not in sys.modules
+
+
+def test_values_are_left_to_the_real_classes() -> None:
+    words = ["--config", DEMO, "--training.steps", "many"]
+    check_words(words)
+    with pytest.raises(ValueError, match=r"training\.steps: got 'many'"):
+        parse(Recipe, words, "vlds train", files=True)
+
+
+COMMANDS = (
+    ["trian", DEMO],
+    *(["train", *words] for words in MISTAKES),
+    ["train", DEMO, "--ranks", "none"],
+    ["describe", DEMO, "--lr", "3"],
+    ["plan", "missing.yaml"],
+    ["features", "--config", "missing.yaml", "--data", "x", "--out", "y"],
+    ["importance", "--config", "missing.yaml", "--out", "y"],
+    ["evaluate", "--rnu", "x"],
+    ["evaluate", "missing"],
+    ["evaluate", "missing", "--task", "VQA"],
+    ["predict", "missing", "--image", "x.jpg"],
+    ["predict", "--imgae", "x.jpg"],
+    ["report", "missing"],
+    ["report", "missing", "--fromat", "md"],
+    ["compare", "missing"],
+    ["compare", "missing.yaml"],
+    ["sweep", "missing.yaml"],
+    ["sweep", "sweeps/demo.yaml", "--seds", "[0]"],
+    ["convert", "hf", "--run", "missing", "--out", "x"],
+    ["demo", "--rank", "two"],
+    ["init", "--data", "missing.csv"],
+    ["init", "--dat", "missing.csv", "--model", "missing"],
+)
+DATA_PREP = (
+    ["--help"],
+    ["jsnol"],
+    ["jsonl", "--help"],
+    ["own", "--data", "missing.csv", "--out", "x"],
+    ["jsonl", "--annotatons", "x"],
+    ["jsonl", "--annotations", "missing.csv", "--images", ".", "--out", "x", "--task", "vqa"],
+    ["imagefolder", "--images", "missing", "--out", "x"],
+    ["stats", "missing"],
+)
+PROGRAM = """
+import sys
+from {module} import main
+for words in {commands}:
+    try:
+        code = main(words)
+    except SystemExit as end:
+        code = end.code
+    heavy = sorted({{"torch", "transformers", "deepspeed"}} & sys.modules.keys())
+    print(code, words, *heavy, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "commands", "code"),
+    [("vlds.cli.main", COMMANDS, 2), ("data_prep.cli", DATA_PREP, 2)],
+)
+def test_a_mistake_waits_for_no_library(
+    module: str, commands: list[list[str]], code: int, desk: Path
+) -> None:
+    program = PROGRAM.format(module=module, commands=[*commands])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    ends = {str(words): 0 if "--help" in words else code for words in commands}
+    expected = [f"{ends[str(words)]} {words}" for words in commands]
+    assert [line for line in lines if line in expected] == expected, done.stdout + done.stderr

@@ -1,0 +1,56 @@
+"""What a run says about its data and its length before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tests.toys.class_folders import write_classes
+from tests.toys.kinds import kind_recipe
+from vlds.data.shards.store import open_dataset
+from vlds.data.streams.source import Source
+from vlds.evaluation.evaluator import cut_texts
+from vlds.evaluation.sources import training_sources
+from vlds.tasks import ImageClass
+from vlds.training.prepare import absent_classes
+from vlds.training.run import too_often
+
+
+def test_classes_that_one_split_lacks(tmp_path: Path) -> None:
+    def source(name: str, labels: Sequence[str | None]) -> Source:
+        folder = write_classes(tmp_path / name, labels)
+        return Source("classes", ImageClass(), [open_dataset(str(folder))])
+
+    whole = source("whole", ["ant", "cat", "zebra"])
+    part = source("part", ["ant", None, "cat"])
+    assert list(absent_classes([whole], [whole])) == []
+    assert list(absent_classes([part], [whole])) == [
+        "tasks.classes.train: no picture of 1 of 3 classes ('zebra'); they cannot be learned, and "
+        "count as wrong"
+    ]
+    assert list(absent_classes([whole], [part])) == [
+        "tasks.classes.evaluate: no picture of 1 of 3 classes ('zebra'); its scores say nothing "
+        "about them"
+    ]
+
+
+def test_more_than_a_hundred_epochs() -> None:
+    assert list(too_often({"vqa": 100.0, "caption": 3.5})) == []
+    (line,) = too_often({"vqa": 10_168.2, "caption": 3.5})
+    assert line.startswith("more than 100 epochs of vqa (10,168): a model learns so few")
+
+
+def test_answers_that_cannot_be_written(world: Path, tmp_path: Path) -> None:
+    recipe = kind_recipe("joint", world, tmp_path)
+    task = replace(recipe.tasks["vqa"], max_prompt_tokens=100, max_target_tokens=100)
+
+    def told(most: int) -> list[str]:
+        limited = replace(task, decoding=replace(task.decoding, max_new_tokens=most))
+        own = replace(recipe, tasks={"vqa": limited})
+        collator = own.model.collator(own.model.load_processor())
+        return cut_texts(training_sources(own), collator)
+
+    assert told(100) == []
+    (line,) = told(1)
+    assert line.startswith("tasks.vqa.decoding.max_new_tokens: 1 is too few to write ")

@@ -367,11 +367,27 @@ def demo(arguments: list[str]) -> int:
     return run_demo(options.out, options.seed, options.ranks, only_backbone=options.only_backbone)
 
 
+def data(arguments: list[str]) -> int:
+    """Make data sets from official files or your own rows, and look at them: `vlds data --help`
+    lists what there is.
+
+    vlds data jsonl --task vqa --annotations rows.jsonl --images PHOTOS --out shards/mine
+    vlds data stats shards/mine
+    """
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    # Inside vlds in a wheel, next to it in a checkout.
+    inside = find_spec("vlds.data_prep") is not None
+    code: int = import_module("vlds.data_prep.cli" if inside else "data_prep.cli").main(arguments)
+    return code
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
     for command in (
-        demo, train, evaluate, predict, report, sweep, compare, convert, describe, plan, features,
-        importance,
+        demo, data, train, evaluate, predict, report, sweep, compare, convert, describe, plan,
+        features, importance,
     )
 }  # fmt: skip
 """In the order in which a newcomer meets them."""

@@ -28,13 +28,12 @@ from vlds.runtime.process import shipped
 
 pytestmark = pytest.mark.slow
 NOT_SOURCES = (".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "benchmarks")
-FOLDERS = ("data_prep", "recipes", "sweeps", "ds_configs")
-"""At the top of the repository, and inside vlds in a wheel."""
 RUNS = """
 vlds --version
 vlds data --help
 vlds describe --config vqa.yaml
-vlds data tokenizer shards/mine/train --out spiece.model --vocab-size 40
+vlds schema recipe --out recipe.schema.json
+vlds data tokenizer shards/mine/train --out spiece.model --vocab-size 56
 vlds train recipes/easy_vqa.yaml --output runs/mine --model.backbone.tokenizer spiece.model \
     --tasks.vqa.train [shards/mine/train] --tasks.vqa.evaluate [shards/mine/test] --ranks 2 \
     --data.global_batch_size 8 --data.num_workers 0 --training.steps 2
@@ -97,9 +96,9 @@ def programs(archives: tuple[Path, Path], tmp_path_factory: pytest.TempPathFacto
 def test_a_wheel_holds_everything_and_one_name(archives: tuple[Path, Path]) -> None:
     archive, wheel = archives
     held = set(zipfile.ZipFile(wheel).namelist())
-    expected = {
-        f"vlds/{name}" for top in ("recipes", "sweeps", "ds_configs") for name in shipped(top)
-    }
+    data = [name for top in ("recipes", "sweeps", "ds_configs") for name in shipped(top)]
+    data += ["recipes/recipe.schema.json", "sweeps/sweep.schema.json"]
+    expected = {f"vlds/{name}" for name in data}
     for top in ("vlds", "data_prep"):
         for file in (ROOT / top).rglob("*"):
             if file.suffix in (".py", ".html", ".css", ".js", ".md", ".c", ".json", ".typed"):

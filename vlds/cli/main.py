@@ -14,6 +14,7 @@ from inspect import getdoc
 from pathlib import Path
 
 from vlds.cli.rank import run_rank
+from vlds.cli.schema import schema
 from vlds.cli.start import start
 from vlds.cli.supervisor import say
 from vlds.cli.use_run import compare, evaluate, predict, report, sweep
@@ -387,7 +388,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
     for command in (
         demo, data, train, evaluate, predict, report, sweep, compare, convert, describe, plan,
-        features, importance,
+        features, importance, schema,
     )
 }  # fmt: skip
 """In the order in which a newcomer meets them."""

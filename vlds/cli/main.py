@@ -13,6 +13,7 @@ from importlib.metadata import version
 from inspect import getdoc
 from pathlib import Path
 
+from vlds.cli.completion import completion
 from vlds.cli.rank import run_rank
 from vlds.cli.schema import schema
 from vlds.cli.start import start
@@ -388,7 +389,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
     for command in (
         demo, data, train, evaluate, predict, report, sweep, compare, convert, describe, plan,
-        features, importance, schema,
+        features, importance, schema, completion,
     )
 }  # fmt: skip
 """In the order in which a newcomer meets them."""

@@ -9,16 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.toys.files import read_lines
+from tests.toys.rank_jobs import run_and_print
+from tests.toys.rank_pool import RankPool
 from tests.toys.world import world_recipe
 from vlds.evaluation.shown import ShownExample
 from vlds.recipe.config import Recipe, TrackingConfig
+from vlds.runtime.ranks import Ranks
 from vlds.training.sinks import (
     MetricsFile,
     Sink,
     Tensorboard,
+    Tracker,
     check_tracking,
     has_scores,
     open_sinks,
@@ -82,6 +87,42 @@ def test_tensorboard_shows_nested_scores_and_repeated_steps_once(tmp_path: Path)
     assert [(each.step, each.width, each.height) for each in pictures] == [(4, 30, 20)]
     text = events.Tensors("predictions/vqa/0/text_summary")[-1]
     assert text.tensor_proto.string_val == [b"vqa: what color? -> red (answer: blue)"]
+
+
+@pytest.mark.slow
+def test_a_run_shows_its_predictions(world: Path, ranks2: RankPool, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = tracked(world_recipe(world, tmp_path / "run"), tensorboard=True, examples=2)
+    (code, text), _ = ranks2.run(run_and_print, recipe, timeout=120)
+    assert code == 0
+    assert f"follow the run: tensorboard --logdir {recipe.output}\n" in text
+    events = EventAccumulator(recipe.output).Reload()
+    assert events.Tags()["images"] == ["predictions/vqa/0", "predictions/vqa/1"]
+    (lines,) = (tmp_path / "run" / "predictions").glob("step-*/vqa.jsonl")
+    answers = {line["prediction"] for line in read_lines(lines)}
+    for name in events.Tags()["images"]:
+        (picture,) = events.Images(name)
+        assert picture.step == recipe.training.num_steps
+        assert picture.width > 1
+        (caption,) = events.Tensors(f"{name}/text_summary")
+        shown = caption.tensor_proto.string_val[0].decode()
+        assert any(f" -> {answer} (answer: " in shown for answer in answers), shown
+
+
+@pytest.mark.slow
+def test_a_tracker_that_fails_is_left_out(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tracked(world_recipe(world, tmp_path / "run"), tensorboard=True)
+    (tmp_path / "run").mkdir()
+    tracker = Tracker(recipe, Ranks(0, 1, 0, 1, torch.device("cpu")), 0)
+    tracker.write(1, SCORES)
+    tracker.write(2, {"loss": 10**400})  # no float: the library's own error
+    tracker.write(3, SCORES)
+    tracker.close()
+    assert capsys.readouterr().out.count("Tensorboard gets nothing more: ") == 1
+    assert [line["step"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
 
 
 @pytest.mark.slow
@@ -184,6 +225,6 @@ def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     check_tracking(TrackingConfig())
 
 
-def tracked(recipe: Recipe, **trackers: str | bool) -> Recipe:
+def tracked(recipe: Recipe, **trackers: str | bool | int) -> Recipe:
     """The recipe with trackers."""
     return replace(recipe, tracking=TrackingConfig(**trackers))  # type: ignore[arg-type]

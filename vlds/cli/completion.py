@@ -44,7 +44,8 @@ complete -o filenames -F _vlds vlds
 def completion(arguments: list[str]) -> int:
     """Print a script with which bash and zsh complete commands, options, recipes and their keys.
 
-    vlds completion > ~/.vlds-completion && echo ". ~/.vlds-completion" >> ~/.bashrc
+    vlds completion > ~/.vlds-completion
+    echo ". ~/.vlds-completion" >> ~/.bashrc
     """
     command_parser(completion).parse_args(arguments)
     from importlib.metadata import version

@@ -1,1 +1,5 @@
-"""From official files to shards: one file a data set, one command line, `python -m data_prep`."""
+"""From official files to shards: one file a data set, one command line, `vlds data`.
+
+A wheel holds this package as `vlds.data_prep`: `data_prep` is a name that others use too. So its
+modules name each other relative to it.
+"""

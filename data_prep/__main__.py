@@ -1,4 +1,4 @@
-"""`python -m data_prep COMMAND`."""
+"""`vlds data COMMAND`, as `python -m data_prep COMMAND`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main() -> int:
     sys.excepthook = tell_exception
     try:
         with interruptible():
-            from data_prep.cli import main as run
+            from .cli import main as run
     except Interrupted as error:
         tell(f"interrupted by {error.signal_name}", error=True)
         return error.exit_code

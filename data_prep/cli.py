@@ -6,21 +6,23 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 
-from data_prep import official, own, plan, preview
-from data_prep.checking import verify
-from data_prep.classes import command as classes
-from data_prep.classes.few_shot import FEW_SHOT_SETS
-from data_prep.demo import command as demo
-from data_prep.own_data import chat
-from data_prep.own_data import forms as jsonl
-from data_prep.packed import index_command, simulate, stats, vocabularies
-from data_prep.packing.file_check import MOST_SHOWN
-from data_prep.packing.pack import LostWorker
 from vlds.data.errors import ShardError
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.process import Interrupted, interruptible
 from vlds.runtime.terminal import tell
+
+from . import official, own, plan, preview
+from .checking import verify
+from .classes import command as classes
+from .classes.few_shot import FEW_SHOT_SETS
+from .command import PROGRAM
+from .demo import command as demo
+from .own_data import chat
+from .own_data import forms as jsonl
+from .packed import index_command, simulate, stats, vocabularies
+from .packing.file_check import MOST_SHOWN
+from .packing.pack import LostWorker
 
 COMMANDS = (
     *official.COMMANDS, *FEW_SHOT_SETS,
@@ -68,10 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> CommandParser:
     parser = CommandParser(
-        prog="python -m data_prep",
-        description="Pack vision-and-language data sets into WebDataset shards.",
-        epilog="`python -m data_prep COMMAND --help` says more about a command; for your own data "
-        "see `python -m data_prep jsonl --help`.",
+        prog=PROGRAM,
+        description="Pack vision-and-language data sets into WebDataset shards.\n\n"
+        f"  {PROGRAM} vqav2 --src VQAV2 --split val --out shards/vqav2-val\n"
+        f"  {PROGRAM} stats shards/vqav2-val",
+        epilog=f"`{PROGRAM} COMMAND --help` says more about a command; for your own data see "
+        f"`{PROGRAM} jsonl --help`.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in COMMANDS:

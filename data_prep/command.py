@@ -10,14 +10,15 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
-from data_prep.packing.pack import Options, pack, pack_splits
-from data_prep.packing.picture import ImageFormat, PictureRule
-from data_prep.packing.source import SourceSet
-from data_prep.packing.splits import split_of
-from data_prep.packing.writer import ShardLimits
 from vlds.data.shards.store import is_url
 
-PROGRAM = "python -m data_prep"
+from .packing.pack import Options, pack, pack_splits
+from .packing.picture import ImageFormat, PictureRule
+from .packing.source import SourceSet
+from .packing.splits import split_of
+from .packing.writer import ShardLimits
+
+PROGRAM = "vlds data"
 DEFAULT_SHARD_SIZE = "512MB"
 NOT_RECORDED = {"run", "workers", "resume", "images_anywhere"}
 """Options that do not change the shards."""

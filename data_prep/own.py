@@ -15,16 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from data_prep.classes import command as classes
-from data_prep.command import PROGRAM, add_shard_options, new_command
-from data_prep.own_data import chat
-from data_prep.own_data import forms as jsonl
-from data_prep.own_data.columns import find_tables
-from data_prep.own_data.rows import TASKS, UserRow, list_fields, read_rows
-from data_prep.packing.picture import ENDINGS
-from data_prep.packing.splits import GROUP_FIELD, TRAIN, UnluckyDraw
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.terminal import tell
+
+from .classes import command as classes
+from .command import PROGRAM, add_shard_options, new_command
+from .own_data import chat
+from .own_data import forms as jsonl
+from .own_data.columns import find_tables
+from .own_data.rows import TASKS, UserRow, list_fields, read_rows
+from .packing.picture import ENDINGS
+from .packing.splits import GROUP_FIELD, TRAIN, UnluckyDraw
 
 TURNS = ("messages", "conversations")
 USUAL: Mapping[str, Collection[str]] = {

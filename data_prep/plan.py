@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.classes.few_shot import FEW_SHOT_SETS
-from data_prep.command import PROGRAM, new_command
-from data_prep.official import COMMANDS, vg
-from data_prep.official.published import Download, Published
 from vlds.data.shards.info import DATASET_FILE
 from vlds.runtime.terminal import tell
+
+from .classes.few_shot import FEW_SHOT_SETS
+from .command import PROGRAM, new_command
+from .official import COMMANDS, vg
+from .official.published import Download, Published
 
 PUBLISHED: Mapping[str, Published] = {
     entry.command: entry
@@ -70,7 +71,7 @@ def run_commands(chosen: Sequence[Published], data: Path, out: Path) -> int:
                 continue
             tell(shlex.join([*PROGRAM.split(), *words]))
             # A process for each: memory and open files of a large data set end with it.
-            if code := subprocess.run([sys.executable, "-m", "data_prep", *words]).returncode:
+            if code := subprocess.run([sys.executable, "-m", "vlds", "data", *words]).returncode:
                 return code
             done += 1
     nothing = "" if done else "nothing is left to do: "

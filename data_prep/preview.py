@@ -14,9 +14,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.command import at_least, local_folder, new_command
-from data_prep.packed.stats import find_datasets
-from data_prep.packing.pack import text_in
 from vlds.data.errors import ShardError
 from vlds.data.shards.info import DATASET_FILE, KIND
 from vlds.data.shards.pictures import page_picture, thumbnail, upright_size
@@ -26,6 +23,10 @@ from vlds.runtime.files import write_whole
 from vlds.runtime.json_files import in_words
 from vlds.runtime.terminal import follow, open_console, tell, visible
 from vlds.schema import Encoded, SkipSample
+
+from .command import at_least, local_folder, new_command
+from .packed.stats import find_datasets
+from .packing.pack import text_in
 
 MOST_ANNOTATIONS = 6
 """Shown of each sample, unless it is the only one."""
@@ -305,7 +306,7 @@ def find_samples(path: Path) -> tuple[Dataset, range]:
         first += shard.samples
     raise ValueError(
         f"{path} is not among the {len(dataset.info.shards)} shards of its dataset.json; "
-        "index the folder: `python -m data_prep index`"
+        "index the folder: `vlds data index`"
     )
 
 

@@ -1,4 +1,4 @@
-"""Project rules that no linter knows: sizes, names, words, and what a wheel holds."""
+"""Project rules that no linter knows: sizes, names and words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -186,41 +185,3 @@ def test_a_missing_resource_is_named_with_the_choice() -> None:
         find("my.yaml")
     with pytest.raises(ValueError, match="no such file"):
         find("recipes/../pyproject.nothing")
-
-
-@pytest.mark.slow
-def test_wheel_carries_recipes_and_configs(tmp_path: Path) -> None:
-    sources = tmp_path / "sources"
-    sources.mkdir()
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, sources)
-    for name in ("vlds", "data_prep", "recipes", "sweeps", "ds_configs"):
-        shutil.copytree(ROOT / name, sources / name)
-    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*wheel, "--wheel-dir", str(tmp_path), str(sources)], check=True)
-    (file,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(file).namelist())
-    folders = ("recipes", "sweeps", "ds_configs")
-    expected = {f"vlds/{name}" for folder in folders for name in shipped(folder)}
-    assert "vlds/ds_configs/zero3.json" in expected
-    tops = [ROOT / "vlds", ROOT / "data_prep"]
-    found = [file for top in tops for file in top.rglob("*")]
-    pages = {_name(file) for file in found if file.suffix in (".html", ".css", ".js", ".md")}
-    assert {"vlds/runtime/templates/style.css", "data_prep/preview.html"} <= pages
-    expected |= pages
-    assert expected <= names
-    assert {_name(file) for file in CODE} <= names
-    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert tops == {"vlds", "data_prep"}
-    # The installed code finds it without a checkout.
-    zipfile.ZipFile(file).extractall(tmp_path / "site")
-    command = "from vlds.runtime.process import find; print(find('ds_configs/zero3.json'))"
-    answer = subprocess.run(
-        [sys.executable, "-c", command],
-        cwd=tmp_path / "site",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert answer.stdout.strip().endswith("site/vlds/ds_configs/zero3.json")

@@ -206,8 +206,8 @@ def test_help_of_data_prep(
         with pytest.raises(SystemExit):
             parser.parse_args([name, "--help"])
         text = capsys.readouterr().out
-        assert f"  python -m data_prep {name} " in text
-        shown = [line for line in text.splitlines() if "data_prep" in line]
+        assert f"  vlds data {name} " in text
+        shown = [line for line in text.splitlines() if "vlds data" in line]
         assert max(map(len, shown)) <= 80
 
 

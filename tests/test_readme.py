@@ -79,7 +79,7 @@ GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "OKVQA", "TEXTVQA", "REFER", 
          "LXMERT/all_ans.json"}  # fmt: skip
 """Files that the reader brings: official files, rows and pictures, predictions of other programs,
 runs, and a ZeRO checkpoint."""
-OWN_PARSERS = {"data_prep", "train", "describe", "plan", "features", "convert", "sweep", "init"}
+OWN_PARSERS = {"data", "train", "describe", "plan", "features", "convert", "sweep", "init"}
 """Commands with a parser of their own, which is not only argparse."""
 DEMO = {"runs/demo/adapters", "runs/demo/adapters/gallery/0020-0.png", "runs/demo/backbone"}
 """Files that `./launch.sh` without arguments makes."""
@@ -138,8 +138,8 @@ class Reader:
             assert rest[place + 1] == "vlds"
             parse_torchrun(rest)
             program, rest = "vlds", rest[place + 2 :]
-        if (program, rest[:2]) == ("python", ["-m", "data_prep"]):
-            self.prepare(rest[2:])
+        if (program, rest[:1]) == ("vlds", ["data"]):
+            self.prepare(rest[1:])
         elif program in ("vlds", "./launch.sh"):
             self.run(rest or ["demo"])
         elif (program, rest[:1]) == ("pip", ["install"]):
@@ -479,7 +479,7 @@ def test_the_box_lists_what_there_is() -> None:
     said = set(re.findall(r"`vlds (\w+)", everything))
     assert said <= {*COMMANDS, "COMMAND"}
     for command in build_parser()._subparsers._group_actions[0].choices:  # type: ignore[union-attr]
-        named = f"`{command}`" in everything or f"python -m data_prep {command} " in everything
+        named = f"`{command}`" in everything or f"vlds data {command} " in everything
         assert named, f"no page names {command}"
     for name in shipped("ds_configs"):
         assert Path(name).stem.removesuffix("_offload") in readme

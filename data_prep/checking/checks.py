@@ -18,8 +18,6 @@ from typing import NamedTuple
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
-from data_prep.packing.pack import fault_of
-from data_prep.packing.picture import picture_fault
 from vlds.data.errors import ShardError
 from vlds.data.shards.info import DatasetInfo, ShardInfo, class_number, numbered
 from vlds.data.shards.sample import (
@@ -35,6 +33,9 @@ from vlds.data.shards.tar import members, read_members, split_name
 from vlds.runtime.files import open_file, read_file
 from vlds.runtime.json_files import in_words, parse_member
 from vlds.runtime.json_files import sha256 as file_sha256
+
+from ..packing.pack import fault_of
+from ..packing.picture import picture_fault
 
 Members = dict[str, bytes]
 """Extension -> bytes."""

@@ -14,7 +14,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from data_prep.checking.checks import (
+from vlds.data.shards.info import DATASET_FILE, DatasetInfo
+from vlds.data.shards.store import QUARANTINE_FILE
+from vlds.runtime.files import write_whole
+from vlds.runtime.json_files import NotFinite
+from vlds.runtime.terminal import follow, tell
+
+from ..command import add_workers, local_folder, new_command
+from ..json_rows import JsonRow, read_json, read_lines
+from ..official.coco import KARPATHY_SPLITS
+from ..packed.stats import find_datasets
+from ..packing.pack import ordered_map
+from .checks import (
     CheckedSample,
     CheckedShard,
     Finding,
@@ -22,16 +33,6 @@ from data_prep.checking.checks import (
     check_shard,
     shapes_text,
 )
-from data_prep.command import add_workers, local_folder, new_command
-from data_prep.json_rows import JsonRow, read_json, read_lines
-from data_prep.official.coco import KARPATHY_SPLITS
-from data_prep.packed.stats import find_datasets
-from data_prep.packing.pack import ordered_map
-from vlds.data.shards.info import DATASET_FILE, DatasetInfo
-from vlds.data.shards.store import QUARANTINE_FILE
-from vlds.runtime.files import write_whole
-from vlds.runtime.json_files import NotFinite
-from vlds.runtime.terminal import follow, tell
 
 ID_FIELDS = (
     "question_id", "questionId", "identifier", "sentid", "sent_id", "pairID", "qid", "qa_id",

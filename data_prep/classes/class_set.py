@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_prep.json_rows import clean, read_object, shown
-from data_prep.packing.source import Dropped, SourceSample, SourceSet, first_few
-from data_prep.packing.splits import HashSplit, UnluckyDraw, hash_of, leaders_of
 from vlds.data.shards.info import KIND
 from vlds.data.shards.sample import UNFIT
 from vlds.runtime.terminal import tell
 from vlds.schema import LONGEST_TEXT
+
+from ..json_rows import clean, read_object, shown
+from ..packing.source import Dropped, SourceSample, SourceSet, first_few
+from ..packing.splits import HashSplit, UnluckyDraw, hash_of, leaders_of
 
 TRAIN = "train"
 """The split that is divided, and that keeps the rest."""

@@ -7,8 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_prep.classes.class_set import TRAIN, ClassShares, ClassSource, GroupShares, class_sets
-from data_prep.classes.forms import (
+from ..command import add_shard_options, new_command, shard_options
+from ..packing.pack import pack_splits
+from ..packing.splits import GROUP_FIELD, share_of
+from .class_set import TRAIN, ClassShares, ClassSource, GroupShares, class_sets
+from .forms import (
     SplitFile,
     find_version,
     read_cifar,
@@ -18,9 +21,6 @@ from data_prep.classes.forms import (
     split_file,
     tell_left_out,
 )
-from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.packing.pack import pack_splits
-from data_prep.packing.splits import GROUP_FIELD, share_of
 
 
 def add_command(commands: Any) -> None:

@@ -18,8 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.classes.class_set import ClassSource, class_sets
-from data_prep.classes.forms import (
+from ..json_rows import open_text
+from ..official.published import Download, OfficialSet
+from ..packing.source import SourceSet
+from .class_set import ClassSource, class_sets
+from .forms import (
     ListedPicture,
     SplitFile,
     read_folders,
@@ -27,9 +30,6 @@ from data_prep.classes.forms import (
     shown_pictures,
     tell_left_out,
 )
-from data_prep.json_rows import open_text
-from data_prep.official.published import Download, OfficialSet
-from data_prep.packing.source import SourceSet
 
 ZHOU = "https://drive.google.com/file/d/"
 """Where CoOp's authors keep their files."""

@@ -15,16 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.classes.class_set import ClassSource, Shown, listed
-from data_prep.json_rows import clean, open_text, read_object, shown
-from data_prep.own_data.rows import UserRow, list_fields, read_rows
-from data_prep.packing.file_check import PICTURES
-from data_prep.packing.picture import find_pictures
-from data_prep.packing.source import CHANNELS, Dropped, RawPicture, SourceSample, and_more
 from vlds.data.shards.sample import UNFIT
 from vlds.runtime.checks import guess
 from vlds.runtime.files import read_file
 from vlds.runtime.terminal import tell
+
+from ..json_rows import clean, open_text, read_object, shown
+from ..own_data.rows import UserRow, list_fields, read_rows
+from ..packing.file_check import PICTURES
+from ..packing.picture import find_pictures
+from ..packing.source import CHANNELS, Dropped, RawPicture, SourceSample, and_more
+from .class_set import ClassSource, Shown, listed
 
 SIDE = 32
 PIXELS = CHANNELS * SIDE * SIDE

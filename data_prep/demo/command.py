@@ -23,8 +23,19 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from data_prep.command import add_shard_options, at_least, new_command, shard_options
-from data_prep.demo.text import (
+from vlds.runtime.disk import writable
+from vlds.runtime.files import write_whole
+from vlds.runtime.terminal import tell
+
+from ..command import add_shard_options, at_least, new_command, shard_options
+from ..official.coco import parse_coco_karpathy
+from ..official.gqa import parse_gqa
+from ..official.nlvr2 import parse_nlvr2
+from ..official.vqav2 import parse_vqav2
+from ..packed.vocabularies import train_tokenizer
+from ..packing.pack import Options, ordered_map, pack
+from ..packing.source import SourceSet
+from .text import (
     PHRASES,
     Phrases,
     SceneQuestion,
@@ -37,7 +48,7 @@ from data_prep.demo.text import (
     state,
     word_lines,
 )
-from data_prep.demo.world import (
+from .world import (
     CLASS_SETS,
     HOME,
     MOST_THINGS,
@@ -54,16 +65,6 @@ from data_prep.demo.world import (
     scene_graph,
     write_class_set,
 )
-from data_prep.official.coco import parse_coco_karpathy
-from data_prep.official.gqa import parse_gqa
-from data_prep.official.nlvr2 import parse_nlvr2
-from data_prep.official.vqav2 import parse_vqav2
-from data_prep.packed.vocabularies import train_tokenizer
-from data_prep.packing.pack import Options, ordered_map, pack
-from data_prep.packing.source import SourceSet
-from vlds.runtime.disk import writable
-from vlds.runtime.files import write_whole
-from vlds.runtime.terminal import tell
 
 RESTVAL_SHARE = 0.05
 GQA_QUESTIONS = 3

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from data_prep.demo.world import COLORS, LOOKS, SHAPES, Look, Scene
+from .world import COLORS, LOOKS, SHAPES, Look, Scene
 
 
 @dataclass(frozen=True)

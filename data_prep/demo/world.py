@@ -25,9 +25,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from data_prep.classes.class_set import class_sets
-from data_prep.classes.forms import read_folders
-from data_prep.packing.source import SourceSet
+from ..classes.class_set import class_sets
+from ..classes.forms import read_folders
+from ..packing.source import SourceSet
 
 PIXELS = 48
 CELLS = 3

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from data_prep.official import easy_vqa, pretraining, vg
-from data_prep.official.aokvqa import A_OKVQA
-from data_prep.official.coco import CAPTIONS, KARPATHY
-from data_prep.official.flickr30k import FLICKR30K_CAPTIONS
-from data_prep.official.gqa import GQA
-from data_prep.official.nlvr2 import NLVR2
-from data_prep.official.okvqa import OK_VQA
-from data_prep.official.refcoco import SETS as REFCOCO
-from data_prep.official.scienceqa import SCIENCE_QA
-from data_prep.official.snli_ve import SNLI_VE
-from data_prep.official.textvqa import TEXT_VQA
-from data_prep.official.value import SETS as VALUE
-from data_prep.official.vqav2 import VQA_V2
+from . import easy_vqa, pretraining, vg
+from .aokvqa import A_OKVQA
+from .coco import CAPTIONS, KARPATHY
+from .flickr30k import FLICKR30K_CAPTIONS
+from .gqa import GQA
+from .nlvr2 import NLVR2
+from .okvqa import OK_VQA
+from .refcoco import SETS as REFCOCO
+from .scienceqa import SCIENCE_QA
+from .snli_ve import SNLI_VE
+from .textvqa import TEXT_VQA
+from .value import SETS as VALUE
+from .vqav2 import VQA_V2
 
 
 class Command(Protocol):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from data_prep.json_rows import read_list
-from data_prep.official.published import COCO, Download, OfficialSet, other_file, read_choices
-from data_prep.packing.pack import answer_fields
-from data_prep.packing.source import Annotation, SourceSet, find_file, samples_of
+from ..json_rows import read_list
+from ..packing.pack import answer_fields
+from ..packing.source import Annotation, SourceSet, find_file, samples_of
+from .published import COCO, Download, OfficialSet, other_file, read_choices
 
 KNOWN = (
     "question_id", "image_id", "question", "choices", "correct_choice_idx", "direct_answers",

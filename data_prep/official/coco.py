@@ -10,8 +10,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from data_prep.json_rows import JsonRow, read_object
-from data_prep.official.published import (
+from ..json_rows import JsonRow, read_object
+from ..packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
+from ..packing.splits import SPLIT_BY_IMAGE
+from .published import (
     CC_BY,
     COCO,
     KARPATHY_COCO,
@@ -19,8 +21,6 @@ from data_prep.official.published import (
     OfficialSet,
     other_file,
 )
-from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
-from data_prep.packing.splits import SPLIT_BY_IMAGE
 
 YEARS = ("2014", "2017")
 KARPATHY_SPLITS: Mapping[str, tuple[str, ...]] = {

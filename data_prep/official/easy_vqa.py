@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.packing.pack import answer_fields, pack
-from data_prep.packing.source import Annotation, SourceSample, SourceSet
+from ..command import add_shard_options, new_command, shard_options
+from ..packing.pack import answer_fields, pack
+from ..packing.source import Annotation, SourceSample, SourceSet
 
 SUBSETS = ("all", "plain", "negated")
 """Every question; those without a word of negation; those with one."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.official.coco import read_karpathy
-from data_prep.official.published import (
+from ..packing.source import SourceSet
+from .coco import read_karpathy
+from .published import (
     FLICKR30K,
     KARPATHY_ADDRESS,
     Download,
     OfficialSet,
     other_file,
 )
-from data_prep.packing.source import SourceSet
 
 PICTURE_FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "")
 

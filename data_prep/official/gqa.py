@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.json_rows import JsonRow, read_json
-from data_prep.official.lxmert import gqa_annotation, is_lxmert, read_lxmert
-from data_prep.official.published import CC_BY, Download, OfficialSet, other_file
-from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
+from ..json_rows import JsonRow, read_json
+from ..packing.source import Annotation, SourceSample, SourceSet, find_file
+from .lxmert import gqa_annotation, is_lxmert, read_lxmert
+from .published import CC_BY, Download, OfficialSet, other_file
 
 FIELDS: Mapping[str, str] = {
     "answer": "answer",

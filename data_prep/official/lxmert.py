@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.json_rows import JsonRow, read_list, shown
-from data_prep.packing.source import TYPES, Annotation, find_file
 from vlds.runtime.files import open_file
+
+from ..json_rows import JsonRow, read_list, shown
+from ..packing.source import TYPES, Annotation, find_file
 
 
 def is_lxmert(path: Path) -> bool:

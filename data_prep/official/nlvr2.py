@@ -6,10 +6,10 @@ from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 
-from data_prep.json_rows import JsonRow, read_lines
-from data_prep.official.lxmert import is_lxmert, nlvr2_annotation, read_lxmert
-from data_prep.official.published import Download, OfficialSet, other_file
-from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
+from ..json_rows import JsonRow, read_lines
+from ..packing.source import Annotation, SourceSample, SourceSet, find_file
+from .lxmert import is_lxmert, nlvr2_annotation, read_lxmert
+from .published import Download, OfficialSet, other_file
 
 SITE = "https://github.com/lil-lab/nlvr/tree/master/nlvr2/data/"
 FORM = "https://goo.gl/forms/yS29stWnFWzrDBFH3"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.json_rows import read_object
-from data_prep.official.published import CC_BY, COCO, Download, OfficialSet
-from data_prep.official.vqav2 import picture_of, read_questions
-from data_prep.packing.source import SourceSet, samples_of
+from ..json_rows import read_object
+from ..packing.source import SourceSet, samples_of
+from .published import CC_BY, COCO, Download, OfficialSet
+from .vqav2 import picture_of, read_questions
 
 SUBSETS = {"train": "train2014", "val": "val2014"}
 """Our split -> COCO's. The publisher trains on the first and tests on the second."""

@@ -18,16 +18,17 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.json_rows import JsonRow, clean, open_text, read_list, shown
-from data_prep.official.coco import karpathy_ids
-from data_prep.official.lxmert import coco_picture
-from data_prep.official.vg import FOLDERS
-from data_prep.packing.file_check import VOCABULARIES, locate_boxes, names_in
-from data_prep.packing.pack import pack_ready, ready
-from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
 from vlds.runtime.files import write_whole
 from vlds.runtime.terminal import tell
+
+from ..command import add_shard_options, new_command, shard_options
+from ..json_rows import JsonRow, clean, open_text, read_list, shown
+from ..packing.file_check import VOCABULARIES, locate_boxes, names_in
+from ..packing.pack import pack_ready, ready
+from ..packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
+from .coco import karpathy_ids
+from .lxmert import coco_picture
+from .vg import FOLDERS
 
 CAPTIONS = ("mscoco", "vg")
 QUESTIONS = ("vqa", "gqa", "visual7w")

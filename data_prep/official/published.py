@@ -12,10 +12,11 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.command import add_shard_options, new_command, packs
-from data_prep.json_rows import JsonRow, clean, shown
-from data_prep.packing.source import Annotation, SourceSet
 from vlds.schema import CHOICE_LETTERS
+
+from ..command import add_shard_options, new_command, packs
+from ..json_rows import JsonRow, clean, shown
+from ..packing.source import Annotation, SourceSet
 
 CC_BY = "CC BY 4.0"
 

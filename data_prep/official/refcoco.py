@@ -15,10 +15,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.json_rows import JsonRow, read_list, read_object, shown
-from data_prep.official.published import COCO, Download, OfficialSet, other_file
-from data_prep.packing.source import Annotation, SourceSample, SourceSet, find_file
 from vlds.runtime.files import open_file
+
+from ..json_rows import JsonRow, read_list, read_object, shown
+from ..packing.source import Annotation, SourceSample, SourceSet, find_file
+from .published import COCO, Download, OfficialSet, other_file
 
 PICTURE_FOLDERS = ("train2014", "images/train2014", "images/mscoco/images/train2014", "")
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_prep.json_rows import JsonRow, read_object
-from data_prep.official.published import Download, OfficialSet, read_choices
-from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
+from ..json_rows import JsonRow, read_object
+from ..packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
+from .published import Download, OfficialSet, read_choices
 
 GRADES: Mapping[str, str] = {
     f"grade{number}": "1-6" if number <= 6 else "7-12" for number in range(1, 13)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from data_prep.json_rows import read_lines
-from data_prep.official.flickr30k import PICTURE_FOLDERS
-from data_prep.official.published import FLICKR30K, Download, OfficialSet, other_file
-from data_prep.packing.source import Annotation, Dropped, SourceSet, find_file, samples_of
+from ..json_rows import read_lines
+from ..packing.source import Annotation, Dropped, SourceSet, find_file, samples_of
+from .flickr30k import PICTURE_FOLDERS
+from .published import FLICKR30K, Download, OfficialSet, other_file
 
 LABELS = ("entailment", "neutral", "contradiction")
 SITE = "https://storage.googleapis.com/allennlp-public-data/snli-ve/"

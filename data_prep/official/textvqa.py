@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.json_rows import clean, read_object
-from data_prep.official.published import CC_BY, Download, OfficialSet, other_file
-from data_prep.packing.pack import NUM_ANNOTATORS, answer_fields
-from data_prep.packing.source import Annotation, SourceSet, find_file, samples_of
+from ..json_rows import clean, read_object
+from ..packing.pack import NUM_ANNOTATORS, answer_fields
+from ..packing.source import Annotation, SourceSet, find_file, samples_of
+from .published import CC_BY, Download, OfficialSet, other_file
 
 # Pictures of val are in the archive of train.
 PICTURES: Mapping[str, str] = {

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from data_prep.json_rows import JsonRow, read_lines, shown
-from data_prep.official.published import Download, OfficialSet, other_file
-from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file, locate
+from ..json_rows import JsonRow, read_lines, shown
+from ..packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file, locate
+from .published import Download, OfficialSet, other_file
 
 FRAMES = 64
 """As VL-Adapter: shorter clips are padded with zeros, longer ones pooled over time."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import add_shard_options, new_command, packs
-from data_prep.json_rows import JsonRow, read_list, shown
-from data_prep.official.coco import karpathy_ids
-from data_prep.official.published import CC_BY, Download, Published, other_file
-from data_prep.packing.pack import answer_fields
-from data_prep.packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
+from ..command import add_shard_options, new_command, packs
+from ..json_rows import JsonRow, read_list, shown
+from ..packing.pack import answer_fields
+from ..packing.source import Annotation, Dropped, SourceSample, SourceSet, find_file
+from .coco import karpathy_ids
+from .published import CC_BY, Download, Published, other_file
 
 FILES = {"questions": "question_answers.json", "regions": "region_descriptions.json"}
 LISTS = {"questions": "qas", "regions": "regions"}

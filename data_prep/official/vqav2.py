@@ -9,10 +9,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from data_prep.json_rows import JsonRow, read_json, read_object
-from data_prep.official.coco import karpathy_ids
-from data_prep.official.lxmert import coco_picture, is_lxmert, read_lxmert, vqa_annotation
-from data_prep.official.published import (
+from ..json_rows import JsonRow, read_json, read_object
+from ..packing.pack import answer_fields
+from ..packing.source import TYPES, Annotation, SourceSet, samples_of
+from .coco import karpathy_ids
+from .lxmert import coco_picture, is_lxmert, read_lxmert, vqa_annotation
+from .published import (
     CC_BY,
     COCO,
     KARPATHY_COCO,
@@ -20,8 +22,6 @@ from data_prep.official.published import (
     OfficialSet,
     other_file,
 )
-from data_prep.packing.pack import answer_fields
-from data_prep.packing.source import TYPES, Annotation, SourceSet, samples_of
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train2014",),

@@ -18,20 +18,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import add_shard_options, at_least, new_command, shard_options
-from data_prep.own_data.columns import find_tables, read_columns
-from data_prep.own_data.conversations import (
-    MEDIA,
-    Conversation,
-    RowFields,
-    Unusable,
-    conversation_of,
-    shown_value,
-)
-from data_prep.own_data.rows import UserRow, read_rows, refuse_repeated_ids, text_of
-from data_prep.packing.pack import Options, pack_splits, text_fault
-from data_prep.packing.picture import CLIP_ENDINGS, ENDINGS, FrameRule, find_pictures
-from data_prep.packing.source import (
+from vlds.runtime.files import write_whole
+from vlds.runtime.terminal import tell
+from vlds.schema import LONGEST_TEXT
+
+from ..command import add_shard_options, at_least, new_command, shard_options
+from ..packing.pack import Options, pack_splits, text_fault
+from ..packing.picture import CLIP_ENDINGS, ENDINGS, FrameRule, find_pictures
+from ..packing.source import (
     WHOLE,
     Annotation,
     Dropped,
@@ -40,10 +34,17 @@ from data_prep.packing.source import (
     first_few,
     parts_of,
 )
-from data_prep.packing.splits import GROUP_FIELD, NEAR_COPIES, SPLIT_SIZES, split_of
-from vlds.runtime.files import write_whole
-from vlds.runtime.terminal import tell
-from vlds.schema import LONGEST_TEXT
+from ..packing.splits import GROUP_FIELD, NEAR_COPIES, SPLIT_SIZES, split_of
+from .columns import find_tables, read_columns
+from .conversations import (
+    MEDIA,
+    Conversation,
+    RowFields,
+    Unusable,
+    conversation_of,
+    shown_value,
+)
+from .rows import UserRow, read_rows, refuse_repeated_ids, text_of
 
 DATA_URL = re.compile(r"data:[\w.+/-]+;base64,", re.ASCII)
 BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}", re.ASCII)

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.json_rows import read_object
-from data_prep.own_data.rows import UserRow
 from vlds.runtime.files import open_file
+
+from ..json_rows import read_object
+from .rows import UserRow
 
 SPLIT_NAME = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?")
 """How Hugging Face names the files of a split: train-00000-of-00002.parquet, in older sets with a

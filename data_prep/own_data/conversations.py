@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from data_prep.json_rows import RepeatedKey, shown
-from data_prep.packing.source import WHOLE, Span, parts_of
+from ..json_rows import RepeatedKey, shown
+from ..packing.source import WHOLE, Span, parts_of
 
 Fields = Mapping[str, Any]
 TALKS = ("messages", "conversations")

@@ -13,9 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import add_shard_options, new_command, shard_options
-from data_prep.json_rows import JsonRow
-from data_prep.own_data.rows import (
+from ..command import add_shard_options, new_command, shard_options
+from ..json_rows import JsonRow
+from ..packing.pack import pack_splits
+from ..packing.picture import find_pictures
+from ..packing.source import Dropped, SourceSample, SourceSet
+from ..packing.splits import GROUP_FIELD, NEAR_COPIES, SPLIT_BY_IMAGE, SPLIT_SIZES, split_of
+from .rows import (
     TASKS,
     Fields,
     RowForm,
@@ -27,10 +31,6 @@ from data_prep.own_data.rows import (
     refuse_repeated_ids,
     text_of,
 )
-from data_prep.packing.pack import pack_splits
-from data_prep.packing.picture import find_pictures
-from data_prep.packing.source import Dropped, SourceSample, SourceSet
-from data_prep.packing.splits import GROUP_FIELD, NEAR_COPIES, SPLIT_BY_IMAGE, SPLIT_SIZES, split_of
 
 
 def plain_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> Sequence[UserRow]:

@@ -13,13 +13,14 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from data_prep.json_rows import JsonRow, clean, open_text, read_json, read_lines, read_object, shown
-from data_prep.official.snli_ve import LABELS
-from data_prep.own_data.table import TABLES, read_table
-from data_prep.packing.pack import NUM_ANNOTATORS, REQUIRED, answer_fields, text_fault
-from data_prep.packing.source import TYPES, Annotation, Dropped, and_more
 from vlds.runtime.checks import guess
 from vlds.runtime.files import open_file
+
+from ..json_rows import JsonRow, clean, open_text, read_json, read_lines, read_object, shown
+from ..official.snli_ve import LABELS
+from ..packing.pack import NUM_ANNOTATORS, REQUIRED, answer_fields, text_fault
+from ..packing.source import TYPES, Annotation, Dropped, and_more
+from .table import TABLES, read_table
 
 Fields = Mapping[str, Any]
 MOST_FIELDS = 12

@@ -15,8 +15,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TextIO
 
-from data_prep.json_rows import open_text
-from data_prep.packing.source import and_more
+from ..json_rows import open_text
+from ..packing.source import and_more
 
 TABLES = (".csv", ".tsv")
 SEPARATORS = (",", ";", "\t", "|")

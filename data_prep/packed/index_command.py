@@ -8,13 +8,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_prep.command import local_folder, new_command
 from vlds.data.shards.sample import UNUSABLE, check_fields, parse_sample
 from vlds.data.shards.shard_stream import read_shard
 from vlds.data.shards.writing import index_folder
 from vlds.runtime.folders import folder_lock
 from vlds.runtime.json_files import in_words
 from vlds.runtime.terminal import tell
+
+from ..command import local_folder, new_command
 
 
 def field_of(text: str) -> tuple[str, str]:

@@ -12,12 +12,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.command import at_least, new_command
 from vlds.data.config import DataConfig, Unit
 from vlds.data.order.epoch_order import EpochOrder
 from vlds.data.order.mixed_order import BatchCut, MixedOrder, mixed_order
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.runtime.terminal import open_console, tell, visible
+
+from ..command import at_least, new_command
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
 STEPS_AT_ONCE = 256

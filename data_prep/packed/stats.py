@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.command import local_folder, new_command
-from data_prep.packing.pack import clips_of, fault_of, text_in
-from data_prep.packing.source import count_reasons
 from vlds.data.shards.info import DATASET_FILE, NO_CLASS, DatasetInfo
 from vlds.data.shards.sample import UNUSABLE
 from vlds.data.shards.store import open_dataset
 from vlds.runtime.json_files import in_words
 from vlds.runtime.terminal import tell
 from vlds.schema import Sample, SkipSample
+
+from ..command import local_folder, new_command
+from ..packing.pack import clips_of, fault_of, text_in
+from ..packing.source import count_reasons
 
 MOST_FREQUENT = 5
 
@@ -37,7 +38,7 @@ def read_samples(folder: Path) -> Iterator[Sample]:
     Errors: ValueError that names the first unreadable or unusable one.
     """
     dataset = open_dataset(folder)
-    cure = f"`python -m data_prep verify {folder}` says more"
+    cure = f"`vlds data verify {folder}` says more"
     for number in range(dataset.num_samples):
         try:
             sample = dataset.read(number)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import sentencepiece
 
-from data_prep.command import at_least, local_folder, new_command
-from data_prep.json_rows import clean
-from data_prep.packed.stats import read_annotations
-from data_prep.packing.pack import TEXT_FIELDS
 from vlds.runtime.files import whole_folder, write_whole
 from vlds.runtime.terminal import tell
 from vlds.schema import CHOICE_LETTERS
+
+from ..command import at_least, local_folder, new_command
+from ..json_rows import clean
+from ..packing.pack import TEXT_FIELDS
+from .stats import read_annotations
 
 if TYPE_CHECKING:
     from tokenizers import BertWordPieceTokenizer

@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_prep.packing.picture import ENCODINGS, Picture, PictureRule, prepare_picture
-from data_prep.packing.source import WHOLE, Span
 from vlds.data.shards.pictures import MAX_PIXELS
 from vlds.runtime.files import open_file
+
+from .picture import ENCODINGS, Picture, PictureRule, prepare_picture
+from .source import WHOLE, Span
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif",

@@ -19,9 +19,11 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from data_prep.json_rows import clean, open_text
-from data_prep.packing.picture import CLIP_ENDINGS, ENDINGS, is_there
-from data_prep.packing.source import (
+from vlds.runtime.terminal import tell
+
+from ..json_rows import clean, open_text
+from .picture import CLIP_ENDINGS, ENDINGS, is_there
+from .source import (
     BadFeatures,
     FeatureFile,
     SourceSample,
@@ -31,7 +33,6 @@ from data_prep.packing.source import (
     find_missing,
     locate,
 )
-from vlds.runtime.terminal import tell
 
 VOCABULARIES = {"obj_id": "objects_vocab.txt", "attr_id": "attributes_vocab.txt"}
 """Array of numbers -> the file with their names, as the detector's authors publish it."""

@@ -21,10 +21,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from data_prep.json_rows import clean, shown
-from data_prep.packing.clip import check_av
-from data_prep.packing.file_check import DetectorFile, check_inside, check_missing, locate_boxes
-from data_prep.packing.picture import (
+from vlds.data.shards.info import DATASET_FILE, DatasetInfo, check_names
+from vlds.runtime.folders import folder_lock
+from vlds.runtime.process import KILLED, end_with_parent, how_it_ended
+from vlds.runtime.terminal import follow, tell
+from vlds.schema import LONGEST_TEXT
+
+from ..json_rows import clean, shown
+from .clip import check_av
+from .file_check import DetectorFile, check_inside, check_missing, locate_boxes
+from .picture import (
     PictureRule,
     find_copies,
     tell_copies,
@@ -32,7 +38,7 @@ from data_prep.packing.picture import (
     tell_repeats,
     warn_of_leaks,
 )
-from data_prep.packing.source import (
+from .source import (
     HDF5,
     Dropped,
     SourceSample,
@@ -41,18 +47,13 @@ from data_prep.packing.source import (
     locate,
     parts_of,
 )
-from data_prep.packing.writer import (
+from .writer import (
     DatasetWriter,
     SampleRecord,
     ShardLimits,
     common_shape,
     try_record,
 )
-from vlds.data.shards.info import DATASET_FILE, DatasetInfo, check_names
-from vlds.runtime.folders import folder_lock
-from vlds.runtime.process import KILLED, end_with_parent, how_it_ended
-from vlds.runtime.terminal import follow, tell
-from vlds.schema import LONGEST_TEXT
 
 TEXT_FIELDS = ("question", "sentence", "caption", "hypothesis", "expression", "text")
 """Fields of the text; an annotation has one of them."""

@@ -43,7 +43,6 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from data_prep.packing.source import SHOWN, SourceSet, first_few
 from vlds.data.shards.pictures import (
     TOO_LARGE,
     decode_image,
@@ -58,6 +57,8 @@ from vlds.runtime.files import open_file, read_file
 from vlds.runtime.json_files import sha256
 from vlds.runtime.terminal import tell
 from vlds.schema import ImageSpec, SkipSample
+
+from .source import SHOWN, SourceSet, first_few
 
 MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "jpg"),

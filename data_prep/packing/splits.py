@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.packing.source import Dropped, SourceSample, SourceSet
+from .source import Dropped, SourceSample, SourceSet
 
 TRAIN = "train"
 

@@ -15,9 +15,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from data_prep.packing.clip import BadClip, Frames, read_clip
-from data_prep.packing.picture import BadPicture, Picture, PictureRule, is_there, prepare_picture
-from data_prep.packing.source import (
+from vlds.data.shards.info import DATASET_FILE, KIND, SCHEMA, DatasetInfo, check_names
+from vlds.data.shards.sample import feature_bytes
+from vlds.data.shards.store import QUARANTINE_FILE
+from vlds.data.shards.writing import OpenShard
+from vlds.runtime.disk import check_own, make_folder, writable
+from vlds.runtime.files import read_file
+from vlds.runtime.json_files import sha256 as file_sha256
+from vlds.runtime.terminal import tell
+
+from .clip import BadClip, Frames, read_clip
+from .picture import BadPicture, Picture, PictureRule, is_there, prepare_picture
+from .source import (
     Annotation,
     BadFeatures,
     Dropped,
@@ -27,14 +36,6 @@ from data_prep.packing.source import (
     count_reasons,
     parts_of,
 )
-from vlds.data.shards.info import DATASET_FILE, KIND, SCHEMA, DatasetInfo, check_names
-from vlds.data.shards.sample import feature_bytes
-from vlds.data.shards.store import QUARANTINE_FILE
-from vlds.data.shards.writing import OpenShard
-from vlds.runtime.disk import check_own, make_folder, writable
-from vlds.runtime.files import read_file
-from vlds.runtime.json_files import sha256 as file_sha256
-from vlds.runtime.terminal import tell
 
 PAIR = ("left", "right")
 Shape = tuple[int, int]

@@ -54,8 +54,8 @@ def test_every_command_has_help(
         main([command, "--help"])
     assert ended.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"usage: python -m data_prep {command} ")
-    assert any(line.startswith(f"  python -m data_prep {command} ") for line in lines)
+    assert lines[0].startswith(f"usage: vlds data {command} ")
+    assert any(line.startswith(f"  vlds data {command} ") for line in lines)
     assert max(map(len, lines)) <= 80
 
 

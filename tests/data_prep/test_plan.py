@@ -75,7 +75,7 @@ def test_what_is_missing_is_a_comment(tmp_path: Path, capsys: pytest.CaptureFixt
         in "\n".join(lines)
     )
     assert any(line.startswith(f"#   missing {tmp_path}/COCO/train2014 (13.5 GB") for line in lines)
-    assert lines[-2].startswith("# python -m data_prep okvqa --src ")
+    assert lines[-2].startswith("# vlds data okvqa --src ")
     words = shlex.split(lines[-1])
     assert words[:3] == ["python", "-m", "data_prep"]
     assert words[-4:] == ["--split", "val", "--out", f"{out}/okvqa-val"]
@@ -113,5 +113,5 @@ def test_nothing_to_run_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["plan", "okvqa", "--data", str(data), "--out", str(out), "--run"]) == 0
     assert capsys.readouterr().out == (
         f"nothing is left to do: 0 splits packed now, 0 packed before, 2 without their files in "
-        f"{data}; `python -m data_prep plan --data {data}` names the missing files\n"
+        f"{data}; `vlds data plan --data {data}` names the missing files\n"
     )

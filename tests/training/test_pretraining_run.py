@@ -1,4 +1,4 @@
-"""The shipped recipes of VL-T5 and VL-BART train on what `data_prep lxmert` writes."""
+"""The shipped recipes of VL-T5 and VL-BART train on what `vlds data lxmert` writes."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def prepare(
     out: str | PathLike[str],
     **options: object,
 ) -> Path:
-    """Run a command of `python -m data_prep` that writes `out`, such as shards; that path.
+    """Run a command of `vlds data` that writes `out`, such as shards; that path.
 
     `source` is your own rows, dicts with "image", "question" and "answer", as in
     vlds.prepare("jsonl", rows, task="vqa", images="PHOTOS", out="shards/mine"); or the path that
@@ -47,7 +47,7 @@ def prepare(
             write_rows(file, source)
             words += ["--annotations", str(file)]
             words += [] if "name" in options else ["--name", place.name or "rows"]
-        Program("data_prep", [command, *words]).run()
+        Program("vlds", ["data", command, *words]).run()
     return place
 
 

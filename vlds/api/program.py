@@ -55,7 +55,7 @@ class Program:
         """`unsaid`: a line that is not shown."""
         self.command = [sys.executable, "-m", module, *words]
         self.listener, self.unsaid = listener, unsaid
-        self.speaker = "error: " if module == "data_prep" else f"{module} {words[0]}: "
+        self.speaker = "error: " if words[0] == "data" else f"{module} {words[0]}: "
         """Begins the program's own message in its last lines."""
 
     def run(self) -> bool:

@@ -1,13 +1,12 @@
 """The demo: every part of vlds once on drawn pictures, with the commands that a user would type.
 
-data_prep demo -> train demo_pretrain (Full, ZeRO-2) -> convert hf (it is the frozen backbone now)
+data demo -> train demo_pretrain (Full, ZeRO-2) -> convert hf (it is the frozen backbone now)
   -> train demo (an adapter, ZeRO-3), train demo_control (norms and visual embedding alone)
   -> convert hf -> report
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,12 +80,11 @@ def stages_of(out: Path, recipes: Mapping[str, Path], seed: int, ranks: int) -> 
         # A run that was stopped continues.
         return vlds("train", recipes[name], "--seed", seed, "--ranks", ranks, "--resume", "auto")
 
-    data = ["demo", "--out", str(out / "data"), "--seed", str(seed)]
     return [
         Stage(
             "draw two worlds of shapes, and pack them",
             out / "data" / "spiece.model",
-            [sys.executable, "-m", "data_prep", *data],
+            vlds("data", "demo", "--out", out / "data", "--seed", seed),
         ),
         Stage(
             "pretrain a tiny model on the home world",

@@ -110,7 +110,7 @@ def run_init(data: Path, name: str | None, model: str | None, words: Sequence[st
         raise ValueError(f"{recipe} exists; remove it, or give another --name")
     model, why = model_for(model)
     size = ["--image-size", str(SIDE)] if model is None and "--image-size" not in words else []
-    pack = [sys.executable, "-m", "data_prep", "own", "--data", str(data), "--name", name]
+    pack = [sys.executable, "-m", "vlds", "data", "own", "--data", str(data), "--name", name]
     pack += ["--out", str(folder), *size, *words]
     was_there = any(folder.glob(f"*/{DATASET_FILE}"))
     try:
@@ -275,7 +275,7 @@ def make_tokenizer(packed: Packed) -> None:
         "--vocab-size",
         str(num),
     ]
-    command = [sys.executable, "-m", "data_prep", *words]
+    command = [sys.executable, "-m", "vlds", "data", *words]
     run_stage(Stage("make a tokenizer of the words", file, command), "2 of 2", {})
     config = read_json(find(SIZES))
     assert isinstance(config, dict)

@@ -15,7 +15,9 @@ from importlib.metadata import version
 from inspect import getdoc
 from pathlib import Path
 
+from vlds.cli.completion import completion
 from vlds.cli.rank import run_rank
+from vlds.cli.schema import schema
 from vlds.cli.start import start
 from vlds.cli.supervisor import say
 from vlds.cli.use_run import (
@@ -475,7 +477,7 @@ def demo(arguments: list[str]) -> int:
 def init_parser() -> CommandParser:
     """The parser of `vlds init`."""
     ends = """\
-Further options go to `python -m data_prep own`, which packs the data: those that name columns, such
+Further options go to `vlds data own`, which packs the data: those that name columns, such
 as --answer-field NAME, and those about pictures, such as --skip-missing."""
     parser = command_parser(init, accepts_keys=True, epilog=ends)
     parser.add_argument(
@@ -516,11 +518,27 @@ def init(arguments: list[str]) -> int:
     return run_init(options.data, options.name, options.model, words)
 
 
+def data(arguments: list[str]) -> int:
+    """Make data sets from official files or your own rows, and look at them: `vlds data --help`
+    lists what there is.
+
+    vlds data jsonl --task vqa --annotations rows.jsonl --images PHOTOS --out shards/mine
+    vlds data stats shards/mine
+    """
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    # Inside vlds in a wheel, next to it in a checkout.
+    inside = find_spec("vlds.data_prep") is not None
+    code: int = import_module("vlds.data_prep.cli" if inside else "data_prep.cli").main(arguments)
+    return code
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     command.__name__: command
     for command in (
-        demo, init, prove, train, evaluate, predict, report, sweep, compare, convert, describe,
-        plan, features, importance,
+        demo, init, data, prove, train, evaluate, predict, report, sweep, compare, convert,
+        describe, plan, features, importance, schema, completion,
     )
 }  # fmt: skip
 """In the order in which a newcomer meets them."""

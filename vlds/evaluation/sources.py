@@ -268,7 +268,7 @@ def classes_of(task: Task, cache: ShardCache | None) -> tuple[str, ...]:
     if not known:
         raise ValueError(
             f"{field}: the recipe names none, and dataset.json of {folders[0] if folders else '-'} "
-            "lists none; give a list, or a JSON file, such as `data_prep answers` writes"
+            "lists none; give a list, or a JSON file, such as `vlds data answers` writes"
         )
     first, classes = next(iter(known.items()))
     if odd := next((folder for folder, other in known.items() if other != classes), None):

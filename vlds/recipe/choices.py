@@ -142,7 +142,7 @@ HABITS: dict[str, tuple[str, ...]] = {
     "random_seed": ("seed",),
     "train_file train_data train_dir dataset dataset_name data_path": ("train",),
     "validation_file validation val valid eval_data": ("evaluate",),
-    "report_to": ("wandb_project", "tensorboard"),
+    "report_to": ("wandb_project", "tensorboard", "mlflow_experiment"),
     "max_length max_seq_length": ("max_prompt_tokens", "max_target_tokens"),
     "beam beams beam_size": ("num_beams",),
     "img_size resolution": ("image_size",),

@@ -208,6 +208,12 @@ class TrackingConfig:
     """Write tensorboard events into the run folder."""
     wandb_project: str | None = None
     """Log to this Weights & Biases project."""
+    trackio_project: str | None = None
+    """Log to this project of trackio."""
+    mlflow_experiment: str | None = None
+    """Log to this experiment of MLflow."""
+    examples: Natural = 4
+    """Predictions of each task, with their pictures, that trackers get after an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 from vlds.runtime.checks import closest, guess
 
 WIDTH = 80
+DESCRIBE = "--describe-this-parser"
+"""Alone, makes a parser raise Described: only a command's function knows its parser."""
 MISSING = ("the following arguments are required", "one of the arguments")
 """How argparse begins when a required option is not there."""
 
@@ -45,6 +47,14 @@ class HelpPage(argparse.HelpFormatter):
         return "\n\n".join(paragraphs)
 
 
+class Described(Exception):
+    """The parser that was given DESCRIBE."""
+
+    def __init__(self, parser: CommandParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
 class CommandParser(argparse.ArgumentParser):
     """Raises a ValueError of one line for a wrong command line, with the word and a near option.
 
@@ -65,6 +75,8 @@ class CommandParser(argparse.ArgumentParser):
         """Errors: ValueError, for unknown options too unless keys are accepted. The parser of a
         sub-command checks them itself: it knows which options are near."""
         self.words = sys.argv[1:] if args is None else list(args)
+        if self.words == [DESCRIBE]:
+            raise Described(self)
         options, unknown = super().parse_known_args(self.words, namespace)
         if unknown and not self.accepts_keys:
             self.refuse(unknown)

@@ -241,6 +241,6 @@ def shipped(folder: str) -> list[str]:
     for parent in FOLDERS:
         if (parent / folder).is_dir():
             files = (parent / folder).rglob("*")
-            kept = (file for file in files if file.suffix in KINDS)
+            kept = (f for f in files if f.suffix in KINDS and f.suffixes[0] != ".schema")
             return sorted(str(file.relative_to(parent)) for file in kept)
     return []

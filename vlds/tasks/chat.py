@@ -109,7 +109,7 @@ class Chat(AnswerTask):
 
 
 def turns_of(given: Mapping[str, Any], num_pictures: int) -> list[Turn]:
-    """The turns of an annotation with so many pictures, as `data_prep chat` writes them, or a
+    """The turns of an annotation with so many pictures, as `vlds data chat` writes them, or a
     question about all pictures.
 
     Errors: ValueError for another form, or another number of pictures.

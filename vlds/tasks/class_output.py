@@ -33,7 +33,7 @@ class Head(Choice, ABC):
     """True if the head compares states with the classes' texts, which few kinds of models embed."""
 
     classes: tuple[str, ...] | SourcePath | None = None
-    """The answers to choose from: a list, or a JSON file with a list, such as `data_prep answers`
+    """The answers to choose from: a list, or a JSON file with a list, such as `vlds data answers`
     writes. Default: the task's own labels, as NLVR2 has them, or "classes" in dataset.json."""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ words that describe the objects in it:
 
 averaged over cells, with E the shared token table (which trains too); the word of empty cells is
 </s>. No head is added, so nothing is thrown away. The words come from the objects of GQA's scene
-graphs (name, attributes, box), which `data_prep gqa` keeps with the samples.
+graphs (name, attributes, box), which `vlds data gqa` keeps with the samples.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ def seen_in_training(
                 yield (
                     f"{field}: {len(known):,} of its pictures are in training data too, such as "
                     f"that of {sample} (in {owners[key]}); scores on them say little about new "
-                    "pictures: `data_prep --split-sizes` keeps a picture in one split"
+                    "pictures: `vlds data --split-sizes` keeps a picture in one split"
                 )
 
 

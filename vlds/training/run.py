@@ -16,6 +16,7 @@ from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.source import Source
 from vlds.data.streams.stream import MixedStream
 from vlds.evaluation.evaluator import Evaluator, cut_texts
+from vlds.evaluation.shown import shown_examples
 from vlds.models.build import build_model
 from vlds.models.kinds.base import fit_saved, hash_processor
 from vlds.models.model import Model
@@ -173,6 +174,10 @@ def tell_evaluation(run: Run) -> None:
         for evaluation in evaluations:
             evaluation.write(run.folder / PREDICTIONS / f"step-{step:08d}")
             run.tracker.say(f"step {step}  {evaluation.title}: {evaluation.headlines()}")
+        if most := run.tracker.num_shown:
+            sources = {source.name: source for source in run.evaluator.sources}
+            shown = (shown_examples(sources[e.task], e, most) for e in evaluations)
+            run.tracker.show(step, [example for examples in shown for example in examples])
         if run.best is not None:
             # The first rank knows the best value so far; to save the artifact takes all ranks.
             value = run.ranks.broadcast(run.best.better(evaluations, step))

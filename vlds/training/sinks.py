@@ -1,7 +1,7 @@
 """What a run reports of its steps, and where that goes.
 
-A progress line on a terminal or plain lines elsewhere, metrics.jsonl always, TensorBoard and
-Weights & Biases on request.
+A progress line on a terminal or plain lines elsewhere, metrics.jsonl always; TensorBoard, Weights &
+Biases, trackio and MLflow on request, with some predictions and their pictures.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,8 +27,10 @@ from rich.table import Column
 from torch import Tensor
 
 from vlds.data.streams.stream import MixedStream
-from vlds.recipe.build import to_tree
+from vlds.evaluation.shown import ShownExample
+from vlds.recipe.build import to_tree, to_yaml
 from vlds.recipe.config import Recipe, TrackingConfig
+from vlds.runtime.checks import leaves
 from vlds.runtime.disk import append
 from vlds.runtime.files import read_text, write_whole
 from vlds.runtime.json_files import read_metric_lines
@@ -81,7 +84,12 @@ class Tracker:
         self.steps = recipe.training.num_steps
         self.console = open_console(quiet=not ranks.is_first)
         self.sinks: list[Sink] = open_sinks(recipe, first_step) if ranks.is_first else []
+        self._addresses = [sink.address for sink in self.sinks if sink.address]
+        self.num_shown = recipe.tracking.examples if len(self.sinks) > 1 else 0
+        """Examples of each task that `show` wants after an evaluation."""
         self._start_interval()
+        for address in self._addresses:
+            self.say(f"follow the run: {address}")
         self._bar = (
             progress_bar(self.console, self.steps, first_step) if can_redraw(self.console) else None
         )
@@ -148,7 +156,8 @@ class Tracker:
         whole = f"{metrics['loss']:.3f}" if "loss" in metrics else "not finite"
         speed = f"{metrics['samples_per_second']:.0f} examples/s"
         if self._bar:
-            text = visible(f"loss {whole}  {speed}  {of_parts}")  # a narrow terminal cuts the end
+            # A narrow terminal cuts the end.
+            text = visible("  ".join([f"loss {whole}", speed, of_parts, *self._addresses]))
             self._bar.update(self._bar.task_ids[0], completed=step, description=text)
         else:
             left = clock(metrics["seconds_left"])
@@ -157,8 +166,23 @@ class Tracker:
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Hand one line of metrics to every sink."""
-        for sink in self.sinks:
-            sink.write(step, metrics)
+        self._hand(lambda sink: sink.write(step, metrics))
+
+    def show(self, step: int, examples: Sequence[ShownExample]) -> None:
+        """Hand some predictions of a step's evaluation to every sink."""
+        self._hand(lambda sink: sink.show(step, examples))
+
+    def _hand(self, give: Callable[[Sink], None]) -> None:
+        """Give something to every sink. A tracker that fails is left out from then on: its server
+        may be down, and the run has its own file."""
+        for sink in list(self.sinks):
+            try:
+                give(sink)
+            except Exception as error:
+                if isinstance(sink, MetricsFile):
+                    raise
+                self.sinks.remove(sink)
+                self.say(f"{type(sink).__name__} gets nothing more: {error!s:.300}")
 
     def say(self, text: str) -> None:
         """One line for the user, from the first rank."""
@@ -181,8 +205,7 @@ class Tracker:
 
     def close(self) -> None:
         """End the progress line and the sinks."""
-        for sink in self.sinks:
-            sink.close()
+        self._hand(lambda sink: sink.close())
         if self._bar:
             self._bar.stop()
 
@@ -206,11 +229,21 @@ def progress_bar(console: Console, steps: int, first_step: int) -> Progress:
 class Sink(Protocol):
     """Takes the metrics of a step; a metric is a number, or a dict of metrics."""
 
+    address: str
+    """Where to look at what it took, a URL or a command; "" for the run's own file."""
+
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Take one line of metrics."""
 
+    def show(self, step: int, examples: Sequence[ShownExample]) -> None:
+        """Take some predictions of the evaluation after a step."""
+
     def close(self) -> None:
         """Nothing follows; all metrics are safe when this returns."""
+
+
+EXTRAS = {"tensorboard": "tracking", "wandb": "tracking", "trackio": "trackio", "mlflow": "mlflow"}
+"""Package of a tracker -> the optional dependencies of vlds that bring it."""
 
 
 def check_tracking(tracking: TrackingConfig) -> None:
@@ -218,31 +251,43 @@ def check_tracking(tracking: TrackingConfig) -> None:
     wanted = {
         "tensorboard": tracking.tensorboard,
         "wandb": tracking.wandb_project is not None,
+        "trackio": tracking.trackio_project is not None,
+        "mlflow": tracking.mlflow_experiment is not None,
     }
     for package, asked in wanted.items():
         if asked and importlib.util.find_spec(package) is None:
             raise ValueError(
                 f"tracking: {package} is asked for and not installed; "
-                "`pip install 'vlds[tracking]'` brings it"
+                f"`pip install 'vlds[{EXTRAS[package]}]'` brings it"
             )
 
 
 def open_sinks(recipe: Recipe, first_step: int) -> list[Sink]:
-    """The recipe's sinks; those of a resumed run continue after `first_step`."""
-    folder = Path(recipe.output)
+    """The recipe's sinks, the run's own file first; those of a resumed run continue after
+    `first_step`."""
+    folder, tracking = Path(recipe.output), recipe.tracking
     sinks: list[Sink] = [MetricsFile(folder / "metrics.jsonl", first_step)]
     if (listener := os.environ.get(LISTENER)) is not None:
         sinks.append(MetricsFile(Path(listener), first_step))
-    if recipe.tracking.tensorboard:
+    # Trackers record the command line, which may name URLs with credentials.
+    if tracking != TrackingConfig():
+        sys.argv = [without_credentials(word) for word in sys.argv]
+    if tracking.tensorboard:
         sinks.append(Tensorboard(folder, first_step))
-    if recipe.tracking.wandb_project is not None:
-        sinks.append(WeightsAndBiases(recipe, first_step))
+    if tracking.wandb_project is not None:
+        sinks.append(WeightsAndBiases(recipe, tracking.wandb_project, first_step))
+    if tracking.trackio_project is not None:
+        sinks.append(Trackio(recipe, tracking.trackio_project, first_step))
+    if tracking.mlflow_experiment is not None:
+        sinks.append(MLflow(recipe, tracking.mlflow_experiment, first_step))
     return sinks
 
 
 class MetricsFile:
     """Appends JSON lines. Unreadable lines, and those of steps that a resumed run repeats, are
     dropped first."""
+
+    address = ""
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
@@ -260,6 +305,9 @@ class MetricsFile:
         """
         append(self.path, json.dumps({"step": step, **metrics}) + "\n")
 
+    def show(self, step: int, examples: Sequence[ShownExample]) -> None:
+        """Nothing: the run's folder has all predictions."""
+
     def close(self) -> None:
         """Every line is on disk already."""
 
@@ -271,17 +319,25 @@ def has_scores(path: Path, step: int) -> bool:
 
 
 class Tensorboard:
-    """Scalars as events in the run folder; repeated steps replace the earlier ones."""
+    """Scalars, pictures and texts as events in the run folder; repeated steps replace the earlier
+    ones."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(folder, purge_step=first_step + 1 if first_step else None)
+        self.address = f"tensorboard --logdir {folder}"
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """One scalar for each number."""
         for name, value in flatten(metrics):
             self.writer.add_scalar(name, value, step)
+
+    def show(self, step: int, examples: Sequence[ShownExample]) -> None:
+        """Each example's picture, and its texts under the same name."""
+        for name, example in named(examples):
+            self.writer.add_image(name, np.asarray(example.picture), step, dataformats="HWC")
+            self.writer.add_text(name, example.caption, step)
 
     def close(self) -> None:
         """Write what is buffered."""
@@ -291,15 +347,13 @@ class Tensorboard:
 class WeightsAndBiases:
     """One W&B run for a run folder, resumed with it; the recipe is its config."""
 
-    def __init__(self, recipe: Recipe, first_step: int) -> None:
+    def __init__(self, recipe: Recipe, project: str, first_step: int) -> None:
         import wandb
 
-        # W&B records the command line, which may name URLs with credentials.
-        sys.argv = [without_credentials(word) for word in sys.argv]
         folder = Path(recipe.output)
         id_file = folder / "wandb_id"
         self.run = wandb.init(
-            project=recipe.tracking.wandb_project,
+            project=project,
             name=folder.name,
             dir=folder,
             id=read_text(id_file) if first_step and id_file.exists() else None,
@@ -307,10 +361,23 @@ class WeightsAndBiases:
             config=to_tree(recipe),
         )
         write_whole(id_file, self.run.id)
+        # An offline run has no URL; its folder can be sent later.
+        self.address = self.run.url or f"wandb sync {Path(self.run.dir).parent}"
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """All numbers of a step."""
         self.run.log(dict(flatten(metrics)), step=step)
+
+    def show(self, step: int, examples: Sequence[ShownExample]) -> None:
+        """The pictures of each task, with captions."""
+        from wandb import Image
+
+        by_task = defaultdict(list)
+        for example in examples:
+            by_task[f"predictions/{example.task}"].append(
+                Image(example.picture, caption=example.caption)
+            )
+        self.run.log(dict(by_task), step=step)
 
     def close(self) -> None:
         """Wait until everything is sent, or on disk where W&B is offline."""
@@ -320,6 +387,113 @@ class WeightsAndBiases:
         # It returns before its service has written what an offline run holds; the service's end
         # waits for that.
         wandb.teardown()
+
+
+class Trackio:
+    """One trackio run for a run folder, resumed with it. It is on this machine, or in the Space
+    that trackio's own variables name."""
+
+    def __init__(self, recipe: Recipe, project: str, first_step: int) -> None:
+        import trackio
+
+        # Two run folders may end in one name, such as seed-0; trackio knows runs by their names.
+        name = re.sub(r"[^\w.-]+", "-", recipe.output).strip("-.")
+        resume = "allow" if first_step else "never"
+        self.run = trackio.init(
+            project=project,
+            name=name,
+            config=to_tree(recipe),
+            resume=resume,
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+        self.address = self.run.url or f"trackio show --project {project}"
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """All numbers of a step."""
+        self.run.log(dict(flatten(metrics)), step=step)
+
+    def show(self, step: int, examples: Sequence[ShownExample]) -> None:
+        """Each example's picture with a caption."""
+        from trackio import Image
+
+        shown = {n: Image(e.picture, caption=e.caption) for n, e in named(examples)}
+        self.run.log(shown, step=step)
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        self.run.finish()
+
+
+class MLflow:
+    """One MLflow run for a run folder, resumed with it; MLflow's own variables say on which server
+    or in which folder."""
+
+    def __init__(self, recipe: Recipe, experiment: str, first_step: int) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
+
+        self.metric = Metric
+        self.client = MlflowClient()
+        folder = Path(recipe.output)
+        id_file = folder / "mlflow_id"
+        if first_step and id_file.exists():
+            self.run_id = read_text(id_file)
+            self.client.update_run(self.run_id, status="RUNNING")
+        else:
+            known = self.client.get_experiment_by_name(experiment)
+            place = known.experiment_id if known else self.client.create_experiment(experiment)
+            self.run_id = self.client.create_run(place, run_name=folder.name).info.run_id
+            write_whole(id_file, self.run_id)
+            tree = to_tree(recipe)
+            params = [Param(plain(k), str(v)[:MOST_LETTERS]) for k, v in leaves(tree)]
+            for start in range(0, len(params), MOST_PARAMS):
+                part = params[start : start + MOST_PARAMS]
+                self.client.log_batch(self.run_id, params=part)
+            self.client.log_text(self.run_id, to_yaml(tree), "recipe.yaml")
+        run = self.client.get_run(self.run_id).info
+        server = str(self.client.tracking_uri).rstrip("/")
+        place = f"experiments/{run.experiment_id}/runs/{run.run_id}"
+        is_server = server.startswith("http")
+        self.address = f"{server}/#/{place}" if is_server else f"mlflow ui, {place}"
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """All numbers of a step."""
+        now = int(1000 * time.time())
+        numbers = [self.metric(plain(n), float(v), now, step) for n, v in flatten(metrics)]
+        self.client.log_batch(self.run_id, metrics=numbers)
+
+    def show(self, step: int, examples: Sequence[ShownExample]) -> None:
+        """The pictures as artifacts, and their texts in one."""
+        folder = f"predictions/step-{step:08d}"
+        texts = {}
+        for name, example in named(examples):
+            file = f"{folder}/{plain(name.removeprefix('predictions/'))}.png"
+            self.client.log_image(self.run_id, example.picture, artifact_file=file)
+            texts[file] = example.caption
+        self.client.log_dict(self.run_id, texts, f"{folder}/captions.json")
+
+    def close(self) -> None:
+        """The run has ended, until it is resumed."""
+        self.client.set_terminated(self.run_id)
+
+
+MOST_PARAMS, MOST_LETTERS = 100, 500
+"""What all of MLflow's stores take: parameters at once, and letters of a value."""
+
+
+def plain(name: str) -> str:
+    """A name as MLflow allows them."""
+    return re.sub(r"[^\w./ -]", "_", name)
+
+
+def named(examples: Sequence[ShownExample]) -> Iterator[tuple[str, ShownExample]]:
+    """Examples with names such as predictions/vqa/0: the same ones after every evaluation."""
+    counts: dict[str, int] = defaultdict(int)
+    for example in examples:
+        yield f"predictions/{example.task}/{counts[example.task]}", example
+        counts[example.task] += 1
 
 
 def flatten(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -110,7 +110,7 @@ def test_index_of_another_shard_is_refused(folder: Path) -> None:
         ({"schema": 3}, "schema 3, this program reads 2; .*program's version that wrote it"),
         (
             {"schema": 1},
-            "schema 1, this program reads 2; index it again: `python -m data_prep index FOLDER "
+            "schema 1, this program reads 2; index it again: `vlds data index FOLDER "
             "--name small --kind vqa --split train`",
         ),
         ({"smaples": 1}, "unknown field smaples; known are"),

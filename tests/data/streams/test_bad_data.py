@@ -149,7 +149,7 @@ def test_what_verify_found_is_replaced_without_being_read(
     (line,) = (tmp_path / "ledger").read_text().splitlines()
     assert "quarantine.jsonl: sample smashed or cut off" in json.loads(line)["reason"]
     (tmp_path / "big" / "quarantine.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match=r"quarantine\.jsonl, line 1: not what `data_prep verify`"):
+    with pytest.raises(ValueError, match=r"quarantine\.jsonl, line 1: not what `vlds data verify`"):
         open_dataset(tmp_path / "big")
 
 

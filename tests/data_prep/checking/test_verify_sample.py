@@ -107,7 +107,7 @@ def test_what_cannot_be_counted_is_named(
         assert main([command, str(folder), *options]) == 2
         message = capsys.readouterr().err
         assert told in message
-        assert f"`python -m data_prep verify {folder}` says more" in message
+        assert f"`vlds data verify {folder}` says more" in message
 
 
 def test_a_smashed_header_is_not_passed_over(

@@ -73,7 +73,7 @@ def test_questions_of_webdatasets_writer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--kind", "caption"], "see `python -m data_prep index --fields`"),
+        (["--kind", "caption"], "see `vlds data index --fields`"),
         (["--kind", "caption", "--fields", "text=txt"], "caption takes caption, as in caption=txt"),
         (
             ["--kind", "gqa", "--fields", "question=txt"],

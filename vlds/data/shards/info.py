@@ -23,7 +23,7 @@ from vlds.runtime.json_files import in_words, parse_json, parse_member, parse_re
 
 SCHEMA = 2
 DATASET_FILE = "dataset.json"
-REBUILD = "write its index again with `python -m data_prep index`"
+REBUILD = "write its index again with `vlds data index`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +127,12 @@ class DatasetInfo:
             elif any(folder.glob("*.tar")):
                 what = (
                     f"tar files but no {DATASET_FILE}: its preparation did not end, or they come "
-                    "from elsewhere; prepare it again, or index it: `python -m data_prep index`"
+                    "from elsewhere; prepare it again, or index it: `vlds data index`"
                 )
             else:
                 inside = sorted(str(p.parent) for p in folder.glob("*/" + DATASET_FILE))
                 what = f"no {DATASET_FILE} in this folder; name one that holds a data set: " + (
-                    f"data sets inside it: {', '.join(inside)}"
-                    if inside
-                    else "see `python -m data_prep`"
+                    f"data sets inside it: {', '.join(inside)}" if inside else "see `vlds data`"
                 )
             raise ValueError(f"data set {folder}: {what}") from None
         return cls.parse(data, str(path))
@@ -156,7 +154,7 @@ class DatasetInfo:
             cure = "prepare the data set again, or use the program's version that wrote it"
             if isinstance(schema, int) and schema <= SCHEMA:
                 words = " ".join(f"--{key} {content.get(key)}" for key in ("name", "kind", "split"))
-                cure = f"index it again: `python -m data_prep index FOLDER {words}`"
+                cure = f"index it again: `vlds data index FOLDER {words}`"
             raise ValueError(f"{path}: schema {schema!r}, this program reads {SCHEMA}; {cure}")
         try:
             info = parse_record(cls, data)

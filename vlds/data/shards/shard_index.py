@@ -250,7 +250,7 @@ def _counts(sample: Sequence[Member], read: Reader, foreign: bool) -> Counts:
     if (json := members_by_extension.get("json")) is None:
         raise ShardError(
             f'sample {key} has no member "json", which holds its annotations; for samples '
-            "that others have written, see `python -m data_prep index --fields`"
+            "that others have written, see `vlds data index --fields`"
         )
     return counts_of(bytes(read(json.start, json.size)), num_features)
 

@@ -93,7 +93,7 @@ class RemoteFiles:
         return f"remove its copy {path}, or prepare the data set again"
 
     def quarantine(self, info: DatasetInfo) -> Mapping[int, str]:
-        """Nothing: `data_prep verify` writes to local folders only."""
+        """Nothing: `vlds data verify` writes to local folders only."""
         return {}
 
     def read(self, shard: ShardInfo, offset: int, size: int) -> bytes:
@@ -218,7 +218,7 @@ class LocalFiles:
         return data
 
     def quarantine(self, info: DatasetInfo) -> Mapping[int, str]:
-        """Index of each sample that `data_prep verify` rejected -> what is wrong with it. A run
+        """Index of each sample that `vlds data verify` rejected -> what is wrong with it. A run
         replaces them without reading them.
 
         Errors: ValueError that names the file and line.
@@ -237,7 +237,7 @@ class LocalFiles:
                 faults[first[entry["shard"]] + entry["i"]] = f"in {path}: {entry['reason']}"
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{path}, line {number}: not what `data_prep verify` writes "
+                    f"{path}, line {number}: not what `vlds data verify` writes "
                     f"({in_words(error)}); run it again, or remove the file"
                 ) from None
         return faults
@@ -264,7 +264,7 @@ def open_dataset(folder: str | Path, cache: ShardCache | None = None) -> Dataset
     if is_pattern(folder):
         raise ValueError(
             f"{folder} names shards, not a data set: to train on them as they are, set data.reader "
-            "to sequential; otherwise put them into a folder and index it: `python -m data_prep "
+            "to sequential; otherwise put them into a folder and index it: `vlds data "
             "index`"
         )
     if is_url(folder):
@@ -315,7 +315,7 @@ class Dataset:
         if classes is None:
             raise ValueError(
                 f"data set {self.folder}: it has kind {self.kind} and no classes; name one of kind "
-                f"{KIND}, which `python -m data_prep imagefolder` writes"
+                f"{KIND}, which `vlds data imagefolder` writes"
             )
         # With an empty array: np.concatenate refuses the empty list of a data set without shards.
         parts = [part for part in self._classes if part is not None]

@@ -111,7 +111,7 @@ def open_streamed(
         if unknown := sorted({Path(url).name for url in urls} - {s.name for s in info.shards}):
             raise ValueError(
                 f"{folder / DATASET_FILE} does not list {unknown[0]}; index the folder again with "
-                "`python -m data_prep index`, or remove the file"
+                "`vlds data index`, or remove the file"
             )
     if info is not None and info.kind not in kinds:
         raise ValueError(
@@ -181,7 +181,7 @@ class SequentialStream(MixedStream):
     notice = (
         "data.reader sequential: shards are split over ranks and workers, so the order of examples "
         "depends on their number; --resume begins new shards; epochs are not exact. For all of "
-        "these: `python -m data_prep index` and data.reader indexed"
+        "these: `vlds data index` and data.reader indexed"
     )
 
     def __init__(

@@ -1,0 +1,12 @@
+#!/bin/bash
+# Two machines with eight GPUs each under SLURM: sbatch slurm.sh. One task per machine starts its ranks.
+# SLURM's warning lets a job save before its time is over, and a requeued one goes on from there.
+#SBATCH --job-name=vlds
+#SBATCH --nodes=2 --ntasks-per-node=1 --gpus-per-node=8
+#SBATCH --time=24:00:00 --requeue --signal=TERM@120
+MASTER=$(scontrol show hostnames | head -n 1)
+export MASTER
+# shellcheck disable=SC2016 # each task reads its own SLURM_NODEID
+srun --kill-on-bad-exit=1 bash -c 'exec torchrun --nnodes=$SLURM_NNODES --nproc_per_node=8 \
+    --node_rank=$SLURM_NODEID --master_addr=$MASTER --master_port=29500 \
+    -m vlds train vqa.yaml --resume auto'

@@ -1,0 +1,79 @@
+"""The script of `vlds completion` completes in real shells, typed into a terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from vlds.cli.main import COMMANDS, run_command
+
+SHELLS = {"bash": ["--norc", "--noprofile", "-i"], "zsh": ["-f", "-i"]}
+TYPED = {
+    "vlds desc": "vlds describe",
+    "vlds train recipes/easy_vqa_pl": "recipes/easy_vqa_plain.yaml",
+    "vlds train mine.ya": "vlds train mine.yaml",
+    "vlds train mine.yaml --optimizer.lea": "--optimizer.learning_rate",
+    "vlds evaluate --predi": "--predictions",
+    "vlds data jso": "vlds data jsonl",
+    "vlds data jsonl --annot": "--annotations",
+    "vlds data refcoco --split testB --split-by goo": "--split-by google",
+    "vlds convert pe": "vlds convert peft",
+}
+"""Typed before a TAB -> what the line then holds."""
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command prints."""
+    with pytest.MonkeyPatch.context() as patch:
+        printed: list[str] = []
+        patch.setattr("vlds.cli.completion.tell", lambda text, end: printed.append(text))
+        assert run_command(["completion"]) == 0
+    path = tmp_path_factory.mktemp("completion") / "script"
+    path.write_text("".join(printed))
+    return path
+
+
+def test_every_command_is_there(script: Path) -> None:
+    text = script.read_text()
+    assert f'words="{" ".join(COMMANDS)}"' in text
+    assert all(f'"{command} "*)' in text for command in COMMANDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_completes(shell: str, script: Path, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    (tmp_path / "mine.yaml").touch()
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(tmp_path)
+        os.environ |= {"PS1": "> ", "PROMPT": "> ", "TERM": "dumb", "ZDOTDIR": str(tmp_path)}
+        os.execvp(shell, [shell, *SHELLS[shell]])
+
+    def shown_after(keys: str, wanted: str, seconds: float = 30) -> str:
+        """What the terminal shows, until it holds `wanted`."""
+        os.write(terminal, keys.encode())
+        shown, end = "", time.monotonic() + seconds
+        while wanted not in shown and time.monotonic() < end:
+            if select.select([terminal], [], [], 0.2)[0]:
+                shown += os.read(terminal, 65536).decode(errors="replace")
+        return shown
+
+    try:
+        assert "rea" in shown_after(f". {script}; echo rea''dy\n", "ready\r\n")
+        for typed, wanted in TYPED.items():
+            shown = shown_after(f"{typed}\t", wanted)
+            assert wanted in shown, f"{typed}: {shown!r}"
+            shown_after("\x15\n", "> ")  # empty the line
+    finally:
+        os.kill(process, 9)
+        os.waitpid(process, 0)
+        os.close(terminal)

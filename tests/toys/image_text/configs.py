@@ -25,7 +25,8 @@ def config(model_type: str, words: PreTrainedTokenizerFast) -> PreTrainedConfig:
 
 def token_id(words: PreTrainedTokenizerFast, token: str) -> int:
     """Id of a special token."""
-    return words.get_vocab()[token]
+    found: int = words.get_vocab()[token]
+    return found
 
 
 def special_ids(words: PreTrainedTokenizerFast) -> Fields:

@@ -45,11 +45,11 @@ def gradient_parity(bench: Bench) -> Finding:
     return Finding(
         compared=(
             compare_numbers(
-                "loss of each row: the training step, and torch's cross-entropy of the logits",
+                "losses: of each row, by the training step and by torch's own cross-entropy",
                 ours.losses, theirs.losses, TOLERANCE_OF_LOSSES,
             ),
             compare_numbers(
-                "gradient of each trained weight: the training step, and a loop over rows",
+                "gradients: of each trained weight, by the training step and by a loop over rows",
                 ours.gradients, theirs.gradients, TOLERANCE_OF_GRADIENTS,
             ),
         )
@@ -124,11 +124,11 @@ def batch_free(bench: Bench) -> Finding:
         other = bench.measure(cut, parts=parts, dropout=dropout)
         compared += [
             compare_numbers(
-                f"loss of each row: together, and {way}", other.losses, whole.losses,
+                f"losses: of each row, together, and {way}", other.losses, whole.losses,
                 TOLERANCE_OF_LOSSES,
             ),
             compare_numbers(
-                f"gradient of each trained weight: together, and {way}", other.gradients,
+                f"gradients: of each trained weight, together, and {way}", other.gradients,
                 whole.gradients, TOLERANCE_OF_GRADIENTS,
             ),
         ]  # fmt: skip

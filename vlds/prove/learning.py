@@ -26,6 +26,9 @@ NUM_LEARNED = 8
 LEARNT, SHARE = 0.5, 0.1
 """Loss of a token, in nats, or else the share of the first loss, at which rows count as learnt. A
 model that does not tell the rows apart stays above, unless nearly all have one answer."""
+KNOWN = (
+    f"at {LEARNT:g} nats a token, or a {1 / SHARE:.0f}th of the first loss, rows count as learnt"
+)
 FACTORS = (1, 5)
 """Times the recipe's learning rates, one after the other: these may be too low to learn in so few
 steps."""
@@ -174,11 +177,11 @@ def learns(bench: Bench) -> Finding:
         notes.append(
             f"at {descent.factor:g} times the recipe's learning rates; at these it was slower"
         )
-    what = f"loss of a token after {descent.steps} steps on {num} rows"
+    what = f"loss of a token: after {descent.steps} steps on {num} rows"
     each = max(1, descent.num_tokens)
     still = [f"{name} ({bench.model.trained_by[name]}) stands still" for name in descent.still]
     return Finding(
-        compared=(Comparison(what, descent.last / each, limit / each),),
+        compared=(Comparison(what, descent.last / each, limit / each, source=KNOWN),),
         faults=tuple(() if descent.learnt else still),
         notes=tuple(notes),
     )

@@ -15,26 +15,26 @@ PROPERTIES: tuple[Property, ...] = (
     Property(
         "gradient-parity",
         "Loss and gradients of a training step are those of a plain loop.",
-        gradient_parity, needs=("reads-right",),
+        gradient_parity, needs=("reads-right",), cost=4,
     ),
     Property(
         "batch-free",
         "Loss and gradients depend on no other row, and on no cut of the batch.",
-        batch_free, needs=("reads-right",),
+        batch_free, needs=("reads-right",), cost=10,
     ),
     Property(
         "what-trains",
         "Exactly the weights that `vlds describe` counts train; all others stay bit for bit.",
-        what_trains,
+        what_trains, cost=8,
     ),
     Property(
         "answers",
         "An answer depends on no other row, and is as sure as the model's logits say.",
-        answers, needs=("batch-free",),
+        answers, needs=("batch-free",), cost=12,
     ),
     Property(
         "learns", "A few rows are learnt by heart.", learns,
-        needs=("gradient-parity", "what-trains"),
+        needs=("gradient-parity", "what-trains"), in_short=False, cost=40,
     ),
     Property(
         "uses-the-picture", "The pictures reach the loss, and other ones make it worse.",

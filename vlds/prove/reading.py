@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlds.evaluation.evaluator import cut_texts
+from vlds.evaluation.evaluator import cut_texts, num_cut
 from vlds.prove.bench import Bench
 from vlds.prove.finding import Finding, ShownRow, Token
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Row
@@ -41,8 +41,24 @@ def reads_right(bench: Bench) -> Finding:
     ]
     absent = [name for name in bench.recipe.tasks if not bench.of_task(name)]
     notes = [f"tasks.{name}: none of its examples is among the first of the run" for name in absent]
-    notes += cut_texts(bench.prepared.train_sources, bench.collator)
+    notes += [*cut_shares(bench), *cut_texts(bench.prepared.train_sources, bench.collator)]
     return Finding(faults=tuple(faults), notes=tuple(notes), rows=tuple(shown))
+
+
+def cut_shares(bench: Bench) -> Iterator[str]:
+    """How many of the rows the limits cut; of conversations, `cut_texts` says it."""
+    collator = bench.collator
+    for name, task in bench.recipe.tasks.items():
+        examples = [bench.rows[number].example for number in bench.of_task(name)]
+        prompts = [example.prompt for example in examples if not example.turns]
+        answers = [e.target for e in examples if e.target is not None and not e.turns]
+        if prompts:
+            asked = num_cut(collator.prompt_lengths, prompts, task.max_prompt_tokens)
+            told = num_cut(collator.answer_lengths, answers, task.max_target_tokens)
+            yield (
+                f"tasks.{name}: cut are {asked} of {len(prompts)} questions and {told} of "
+                f"{len(answers)} answers"
+            )
 
 
 def padding_faults(batch: Batch) -> Iterator[str]:
@@ -122,7 +138,7 @@ def shown_row(bench: Bench, batch: Batch, number: int, tokenizer: Any) -> ShownR
     on_prompt = labels is not None and batch.labels_on_prompt
     counts = labels != IGNORED_LABEL if on_prompt and labels is not None else torch.zeros_like(mask)
     read = [
-        Token(tokenizer.decode([token]), counted)
+        Token(token_text(tokenizer, token), counted)
         for token, real, counted in zip(ids.tolist(), mask.tolist(), counts.tolist(), strict=True)
         if real
     ]
@@ -132,9 +148,16 @@ def shown_row(bench: Bench, batch: Batch, number: int, tokenizer: Any) -> ShownR
         id=row.example.id,
         pictures=tuple(pictures_of(bench, row)),
         read=tuple(read),
-        learned=tuple(Token(tokenizer.decode([token]), True) for token in written),
+        learned=tuple(Token(token_text(tokenizer, token), True) for token in written),
         target=row.example.target or "",
     )
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """A token as it is read; where it is part of a character, or nothing, as the vocabulary has
+    it."""
+    text: str = tokenizer.decode([token])
+    return text if text and "\ufffd" not in text else str(tokenizer.convert_ids_to_tokens(token))
 
 
 def pictures_of(bench: Bench, row: Row) -> Iterator[bytes]:

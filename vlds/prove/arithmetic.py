@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.models.loss import targets_of
 from vlds.prove.bench import Bench, Measured, gradients_of
 from vlds.prove.finding import (
@@ -36,6 +37,10 @@ def gradient_parity(bench: Bench) -> Finding:
         return Finding(
             left_out=f"methods.{names[0]} adds terms of its own to the loss, which a plain loop "
             "does not have"
+        )
+    if bench.compares:
+        return Finding(
+            left_out=f"{bench.compares} compares examples, which a loop over rows cannot"
         )
     if any(task.ranks or task.masks_words for task in bench.recipe.tasks.values()):
         return Finding(left_out="a task ranks, or predicts words in their places")
@@ -85,6 +90,8 @@ def plain_loss(bench: Bench, task: str, batch: Batch) -> Tensor:
     if task not in model.heads:
         labels = targets_of(batch)
         logits = model.logits(batch).float()
+        if isinstance(model, ImageTextModel) and not model.answers_apart:
+            logits, labels = logits[:, :-1], labels[:, 1:]  # a token predicts the next one
         return F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
         )
@@ -103,13 +110,12 @@ def batch_free(bench: Bench) -> Finding:
     # On a CPU, what an example loses by dropout depends on the example alone.
     dropout = bench.ranks.device.type == "cpu"
     whole = bench.measure([numbers], dropout=dropout)
-    compares = [n for n, m in bench.recipe.methods.items() if m.compares_examples]
     ways: dict[str, tuple[list[list[int]], int]] = {
         "in reverse order": ([numbers[::-1]], 1),
     }
     notes: tuple[str, ...] = ()
-    if compares:
-        notes = (f"methods.{compares[0]} compares the examples of a batch, so batches stay whole",)
+    if bench.compares:
+        notes = (f"{bench.compares} compares the examples of a batch, so batches stay whole",)
     else:
         third = max(1, len(numbers) // 3)
         cuts = [numbers[start : start + third] for start in range(0, len(numbers), third)]

@@ -119,7 +119,7 @@ def working(what: str, left: float | None, pace: Pace) -> Iterator[None]:
     class Left(ProgressColumn):
         def render(self, task: Task) -> Text:
             rest = (left or 0) - (task.elapsed or 0)
-            return Text(f"about {duration_text(rest)} left for all" if rest >= 1 else "")
+            return Text(f"about {duration_text(round(rest))} left for all" if rest >= 1 else "")
 
     console = open_console(error=True)
     if not can_redraw(console):
@@ -157,7 +157,7 @@ def lines_of(tried: Tried, place: str) -> list[str]:
     if finding.faults:
         detail = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
     place = place.ljust(place.index(tried.property.name) + NAME_WIDTH)
-    took = duration_text(tried.seconds)
+    took = "" if finding.left_out else duration_text(round(tried.seconds, 1))
     # What `visible` escapes gets longer, so it comes first.
     lines = [shortened(visible(f"{place} {finding.verdict:<8} {took:>6}  {detail}"))]
     for fault in faults[:MOST_FAULTS]:

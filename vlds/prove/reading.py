@@ -29,11 +29,14 @@ def reads_right(bench: Bench) -> Finding:
     numbers = list(range(len(bench.rows)))
     batch = bench.batch(numbers)
     tokenizer = getattr(bench.processor, "tokenizer", bench.processor)
+    writes = not bench.compares
     faults = [*padding_faults(batch)]
     for number in numbers:
         row = bench.rows[number]
         place = f"tasks.{row.example.task}: example {row.example.id}"
-        faults += [f"{place}: {fault}" for fault in row_faults(batch, number, row, tokenizer)]
+        faults += [
+            f"{place}: {fault}" for fault in row_faults(batch, number, row, tokenizer, writes)
+        ]
     shown = [
         shown_row(bench, batch, number, tokenizer)
         for name in bench.recipe.tasks
@@ -70,8 +73,9 @@ def padding_faults(batch: Batch) -> Iterator[str]:
         yield "attention_mask: a row's real tokens do not stand at its beginning"
 
 
-def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any) -> Iterator[str]:
-    """What differs between an example and its row of a batch."""
+def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any, writes: bool) -> Iterator[str]:
+    """What differs between an example and its row of a batch. `writes`: the tokens of answers
+    are learned, not their places among those of other rows."""
     example = row.example
     # A model without a template drops the oldest turns and their pictures: the rest is compared.
     given = len(row.images)
@@ -81,13 +85,13 @@ def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any) -> Iterator[
     if example.masking is not None:
         return  # words of the prompt are replaced, and predicted in their places
     read = batch.input_ids[number][batch.attention_mask[number].bool()].tolist()
-    heard = bare(tokenizer.decode(read, skip_special_tokens=True))
+    heard = spoken(tokenizer, read)
     texts = [text for turn in example.asked(0) for text in turn.texts]
     for text in texts[-1:] if example.turns else texts:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = token_ids(tokenizer, text)
         # Cut questions are counted elsewhere; their beginning must be there.
         whole = len(ids) + 8 <= row.max_prompt_tokens
-        wanted = bare(tokenizer.decode(ids if whole else ids[: row.max_prompt_tokens // 2]))
+        wanted = spoken(tokenizer, ids if whole else ids[: row.max_prompt_tokens // 2])
         if wanted and wanted not in heard:
             yield f"asks {text!r:.80}, and the model reads {tokenizer.decode(read)!r:.160}"
     if example.class_scores is not None:
@@ -96,38 +100,34 @@ def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any) -> Iterator[
         if any(abs(scores.get(c, 0.0) - score) > 1e-6 for c, score in example.class_scores.items()):
             yield f"has the scores of classes {example.class_scores}, and the batch others"
         return
-    if example.target is None or batch.labels is None:
+    if example.target is None or batch.labels is None or not writes:
         return
     labels = batch.labels[number].cpu()
     learned = labels[labels != IGNORED_LABEL].tolist()
-    spoken = [text for turn in example.turns if turn.learned for text in turn.texts]
-    wanted_texts = [*spoken, example.target] if example.learned else spoken
-    ids = [
-        i for text in wanted_texts for i in tokenizer(text, add_special_tokens=False)["input_ids"]
-    ]
-    if len(ids) + 2 > row.max_target_tokens and not example.turns:
-        # The limit cuts it, and says so; what is left is its beginning.
-        given_text = bare(tokenizer.decode(learned, skip_special_tokens=True))
-        if not bare(tokenizer.decode(ids)).startswith(given_text):
-            yield f"has the answer {example.target!r:.80}, and learns {given_text!r:.80}"
-        return
-    wanted = bare(
-        "".join(
-            tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
-            for text in wanted_texts
-        )
-    )
-    given_text = bare(tokenizer.decode(learned, skip_special_tokens=True))
-    if given_text != wanted:
+    told = [text for turn in example.turns if turn.learned for text in turn.texts]
+    told = [*told, example.target] if example.learned else told
+    wanted_ids = [token_ids(tokenizer, text) for text in told]
+    wanted = "".join(spoken(tokenizer, ids) for ids in wanted_ids)
+    given_text = spoken(tokenizer, learned)
+    # The limit cuts an answer, and says so; what is left is its beginning.
+    cut = sum(map(len, wanted_ids)) + 2 > row.max_target_tokens and not example.turns
+    if not (wanted.startswith(given_text) if cut else given_text == wanted):
         yield (
             f"has the answer {example.target!r:.80}, and the model learns "
             f"{tokenizer.decode(learned)!r:.160}"
         )
 
 
-def bare(text: str) -> str:
-    """A text without spaces, which tokenizers add and take away."""
-    return "".join(text.split())
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """A text's own tokens."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def spoken(tokenizer: Any, ids: list[int]) -> str:
+    """Tokens as text without spaces, which tokenizers add and take away, and without special ones,
+    such as that of unknown words."""
+    return "".join(tokenizer.decode(ids, skip_special_tokens=True).split())
 
 
 def shown_row(bench: Bench, batch: Batch, number: int, tokenizer: Any) -> ShownRow:

@@ -28,7 +28,8 @@ def answers(bench: Bench) -> Finding:
             numbers = bench.of_task(name)
             if not numbers:
                 continue
-            if task.ranks or task.masks_words:
+            pairs = bench.compares and task.head is None and task.decoding.answers is None
+            if task.ranks or task.masks_words or pairs:
                 notes.append(f"tasks.{name}: it is not answered row by row")
                 continue
             together = answer(bench, numbers, task.decoding)

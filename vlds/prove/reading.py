@@ -104,14 +104,21 @@ def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any, writes: bool
         return
     labels = batch.labels[number].cpu()
     learned = labels[labels != IGNORED_LABEL].tolist()
-    told = [text for turn in example.turns if turn.learned for text in turn.texts]
+    # Answers before the last are learned where they stand in the prompt, unless they are cut.
+    turns = example.turns if batch.labels_on_prompt else ()
+    told = [text for turn in turns if turn.learned for text in turn.texts]
     told = [*told, example.target] if example.learned else told
     wanted_ids = [token_ids(tokenizer, text) for text in told]
-    wanted = "".join(spoken(tokenizer, ids) for ids in wanted_ids)
-    given_text = spoken(tokenizer, learned)
-    # The limit cuts an answer, and says so; what is left is its beginning.
-    cut = sum(map(len, wanted_ids)) + 2 > row.max_target_tokens and not example.turns
-    if not (wanted.startswith(given_text) if cut else given_text == wanted):
+    texts = [spoken(tokenizer, ids) for ids in wanted_ids]
+    wanted, given_text = "".join(texts), spoken(tokenizer, learned)
+    if example.turns:
+        right = wanted.endswith(given_text) and given_text.endswith("".join(texts[-1:]))
+    elif sum(map(len, wanted_ids)) + 2 > row.max_target_tokens:
+        # The limit cuts an answer, and says so; what is left is its beginning.
+        right = wanted.startswith(given_text)
+    else:
+        right = given_text == wanted
+    if not right:
         yield (
             f"has the answer {example.target!r:.80}, and the model learns "
             f"{tokenizer.decode(learned)!r:.160}"

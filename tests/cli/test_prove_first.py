@@ -67,7 +67,7 @@ def test_a_fault_stops_the_run_before_it_starts(
     recipe = short_recipe(world, tmp_path / "run", stage=2)
     vision = Mixing(image_size=16, grid=2, widths=[4, 8, 8])
     launch = Launch(with_model(recipe, vision=vision), tmp_path / "run.yaml", "--prove")
-    code, said = launch.end()
+    code, said = launch.end(timeout=400)
     assert code == 2, said
     assert re.search(r"\] batch-free +fails", said)
     assert "the proof fails, so no rank has started" in said
@@ -80,10 +80,12 @@ def test_a_fault_stops_the_run_before_it_starts(
 @pytest.mark.launcher
 def test_a_proof_comes_once(world: Path, tmp_path: Path) -> None:
     recipe = short_recipe(world, tmp_path / "run", stage=2)
-    code, said = Launch(recipe, tmp_path / "run.yaml", "--prove").end()
+    code, said = Launch(recipe, tmp_path / "run.yaml", "--prove").end(timeout=400)
     assert code == 0, said
     assert said.count(" properties hold; ") == 1
     assert last_step(tmp_path / "run") == 10
-    code, said = Launch(recipe, tmp_path / "run.yaml", "--prove", "--resume", "auto").end()
+    code, said = Launch(recipe, tmp_path / "run.yaml", "--prove", "--resume", "auto").end(
+        timeout=400
+    )
     assert code == 0, said
     assert "properties" not in said

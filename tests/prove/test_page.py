@@ -205,6 +205,7 @@ def test_a_refused_recipe_gets_a_page(
         (["--skip", "answer"], "--skip: got 'answer'; choose from: "),
         (["--only", "learns", "--skip", "learns"], "--skip: nothing is left to try"),
         (["--only", "learns", "--short"], "--short: nothing is left to try"),
+        (["--skip", "learns", "my.yaml"], "--skip is 'my.yaml'; name the recipe or run before"),
         (["--rows", "0"], "--rows is '0'; give a number of examples, 1 or more"),
         (["--rows", "100000"], "--rows is 100000; give at most 512"),
         (["--steps", "many"], "--steps is 'many'; give a number of steps, 1 or more"),

@@ -323,6 +323,11 @@ def prove(arguments: list[str]) -> int:
     vlds prove runs/vqa
     """
     options, words = prove_parser().parse_known_args(arguments)
+    # `nargs="+"` takes the recipe for a property, if it stands behind.
+    for name in ("only", "skip"):
+        for word in getattr(options, name):
+            if "/" in word or word.endswith((".yaml", ".yml")):
+                raise ValueError(f"--{name} is {word!r}; name the recipe or run before --{name}")
     numbers = {
         name: positive(f"--{name}", text, noun)
         for name, noun in (("rows", "a number of examples"), ("steps", "a number of steps"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlds.data.shards.pictures import page_picture
-from vlds.prove.finding import Comparison, Finding, Property, ShownRow, Token, Verdict
+from vlds.prove.finding import Comparison, Finding, Property, Token, Verdict
 from vlds.recipe.build import to_tree, to_yaml
 from vlds.recipe.config import Recipe
 from vlds.report.tables import Cell, Table, TableRow
@@ -23,7 +24,9 @@ from vlds.runtime.terminal import duration_text, without_credentials
 
 TEMPLATE = Path(__file__).with_name("templates") / "proof.html"
 MOST_CHIPS = 60
-"""Tokens of a row that are shown at once; those between are folded."""
+"""Tokens of a long row that are shown at once; those between are folded."""
+FEW_EQUAL = 3
+"""Equal tokens that are shown one by one."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,11 @@ class Proof:
 def tree_of(tried: Tried) -> dict[str, object]:
     """A property in proof.json."""
     finding = tried.finding
-    # JSON has no infinity: a difference that is none of numbers is null.
     compared = [
-        asdict(c) | {"difference": finite(c.difference), "holds": c.holds, "source": c.origin}
+        asdict(c)
+        # JSON has neither infinity nor NaN.
+        | {"difference": c.difference if math.isfinite(c.difference) else None}
+        | {"holds": c.holds, "source": c.origin}
         for c in finding.compared
     ]
     own = {f.name: getattr(finding, f.name) for f in fields(Finding) if f.name != "rows"}
@@ -114,11 +119,6 @@ def tree_of(tried: Tried) -> dict[str, object]:
         **named, "verdict": finding.verdict, "seconds": round(tried.seconds, 3), **own,
         "compared": compared,
     }  # fmt: skip
-
-
-def finite(number: float) -> float | None:
-    """The number; None for infinities and NaN."""
-    return number if abs(number) < float("inf") else None
 
 
 class Chips(NamedTuple):
@@ -132,12 +132,11 @@ class Chips(NamedTuple):
 def chips(tokens: Sequence[Token]) -> Iterator[Chips]:
     """Tokens for the page: a picture's hundreds of equal ones are one chip."""
     for token, same in groupby(tokens):
-        yield Chips(token.text, token.learned, len(list(same)))
-
-
-def pictures(row: ShownRow) -> list[object]:
-    """A row's pictures, ready for the page."""
-    return [page_picture(each) for each in row.pictures]
+        times = len(list(same))
+        alone = times <= FEW_EQUAL
+        yield from [Chips(token.text, token.learned, 1 if alone else times)] * (
+            times if alone else 1
+        )
 
 
 def comparison_table(compared: Sequence[Comparison]) -> Table:
@@ -168,7 +167,7 @@ def write_proof(proof: Proof, folder: Path) -> Path:
         title=Path(proof.recipe.output).name,
         proof=proof,
         chips=chips,
-        pictures=pictures,
+        picture_of=page_picture,
         comparison_table=comparison_table,
         duration=duration_text,
         most=MOST_CHIPS,

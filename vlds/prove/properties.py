@@ -37,7 +37,8 @@ PROPERTIES: tuple[Property, ...] = (
         needs=("gradient-parity", "what-trains"), in_short=False, cost=40,
     ),
     Property(
-        "uses-the-picture", "The pictures reach the loss, and other ones make it worse.",
+        "uses-the-picture",
+        "The pictures reach the loss; the notes say how much worse it is with others.",
         uses_the_picture, needs=("reads-right", "learns"),
     ),
 )  # fmt: skip

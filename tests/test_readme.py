@@ -41,7 +41,7 @@ from tests.toys.recipes import with_model
 from tests.toys.trained_runs import recipe_from, write_run
 from tests.toys.world import write_world
 from vlds.cli.init import Packed, Texts, recipe_of
-from vlds.cli.main import COMMANDS, init_parser, plan, run_command
+from vlds.cli.main import COMMANDS, init_parser, plan, prove_parser, run_command
 from vlds.cli.use_run import sweep, with_run
 from vlds.cli.words import RANK_COMMANDS, split_words
 from vlds.convert.command import parse as parse_convert
@@ -79,7 +79,9 @@ GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "OKVQA", "TEXTVQA", "REFER", 
          "LXMERT/all_ans.json"}  # fmt: skip
 """Files that the reader brings: official files, rows and pictures, predictions of other programs,
 runs, and a ZeRO checkpoint."""
-OWN_PARSERS = {"data", "train", "describe", "plan", "features", "convert", "sweep", "init"}
+OWN_PARSERS = {
+    "data", "train", "describe", "plan", "features", "convert", "sweep", "init", "prove"
+}  # fmt: skip
 """Commands with a parser of their own, which is not only argparse."""
 DEMO = {"runs/demo/adapters", "runs/demo/adapters/gallery/0020-0.png", "runs/demo/backbone"}
 """Files that `./launch.sh` without arguments makes."""
@@ -192,6 +194,12 @@ class Reader:
             self.init(init_parser().parse_known_args(words[1:])[0])
         elif words[0] == "plan":
             assert plan(words[1:]) == 0
+        elif words[0] == "prove":
+            _, rest = prove_parser().parse_known_args(words[1:])
+            if rest[0].endswith(".yaml"):
+                parse_recipe(rest)
+            else:
+                self.need(rest[0])
         elif words[0] == "sweep":
             assert sweep([*words[1:], "--dry-run"]) == 0
         elif words[0] == "features":

@@ -60,10 +60,10 @@ class Launch:
         below = psutil.Process(self.process.pid).children(recursive=True)
         return [process for process in below if is_rank_itself(process)]
 
-    def end(self) -> tuple[int, str]:
+    def end(self, timeout: float = 120) -> tuple[int, str]:
         """Exit code and output."""
         try:
-            output, _ = self.process.communicate(timeout=120)
+            output, _ = self.process.communicate(timeout=timeout)
         finally:
             self.process.kill()
         return self.process.returncode, output

@@ -35,6 +35,7 @@ from vlds.cli.words import (
     MOST_PROFILED,
     NEW_PHASE,
     PROFILE,
+    PROVE,
     READ_RUNS,
     RESTARTS,
     RESUME,
@@ -203,6 +204,11 @@ launcher (--hostfile, --master_port, ...)."""
         "its data",
     )  # fmt: skip
     parser.add_argument(
+        PROVE, action="store_true",
+        help="before a new run's first step, try on one process what `vlds prove --short` tries; "
+        "if it fails, no step is done",
+    )  # fmt: skip
+    parser.add_argument(
         PROFILE, metavar="N",
         help="after two steps, say where the time of N steps goes (at most "
         f"{MOST_PROFILED}), and write a trace; the run goes on",
@@ -317,45 +323,68 @@ def prove_parser() -> CommandParser:
             help=f"{what}, by the names that the command prints",
         )  # fmt: skip
     parser.add_argument(
-        "--rows", default="16", metavar="N",
-        help="examples that are compared, over all tasks (default: 16)",
+        "--rows", metavar="N",
+        help="examples that are compared, over all tasks, at least two of each (default: 16)",
     )  # fmt: skip
     parser.add_argument(
-        "--steps", default="100", metavar="N",
+        "--steps", metavar="N",
         help="steps in which a few examples are learnt by heart (default: 100)",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, metavar="DIR",
-        help="folder of proof.html and proof.json; default: the recipe's `output`, with -proof "
-        "behind its name",
+        "--short", action="store_true",
+        help="as `vlds train --prove`: only what takes seconds, on few examples",
     )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR",
+        help="folder of proof.html and proof.json; default: that of the run, or the recipe's "
+        "`output`, with -proof behind its name",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON, and the lines on stderr")
     return parser
 
 
 def prove(arguments: list[str]) -> int:
     """Show on a recipe's own model and data that what vlds computes is right: what the model reads,
     gradients, what trains, batches, ranks, resuming, answers, exports. The exit code is 0 if all
-    properties hold.
+    properties hold. Of a run or artifact, the trained weights are tried.
 
     vlds prove recipes/demo.yaml
     vlds prove my.yaml --only reads-right gradient-parity
     vlds prove my.yaml --rows 8 --steps 100 --model.path weights/other
+    vlds prove runs/vqa
     """
     options, words = prove_parser().parse_known_args(arguments)
-    check_recipe(words, "vlds prove")
-    from vlds.prove.command import prove_recipe
+    # `nargs="+"` takes the recipe for a property, if it stands behind.
+    for name in ("only", "skip"):
+        for word in getattr(options, name):
+            if "/" in word or word.endswith((".yaml", ".yml")):
+                raise ValueError(f"--{name} is {word!r}; name the recipe or run before --{name}")
+    numbers = {
+        name: positive(f"--{name}", text, noun)
+        for name, noun in (("rows", "a number of examples"), ("steps", "a number of steps"))
+        if (text := getattr(options, name)) is not None
+    }
+    run = Path(words[0]) if words and Path(words[0]).is_dir() else None
+    if run is not None:
+        from vlds.recipe.paths import leave_working_directory, take_trust
+
+        # As for the other commands that open runs (`READ_RUNS`), which takes all their recipes.
+        leave_working_directory()
+        words = take_trust(words)
+    else:
+        check_recipe(words, "vlds prove")
+    from vlds.prove.command import prove_recipe, recipe_of_run
     from vlds.recipe.config import parse_recipe
 
-    recipe = parse_recipe(words, "vlds prove")
-    output = Path(recipe.output)
+    if run is not None:
+        recipe, place = recipe_of_run(run, words[1:]), run.resolve()
+    else:
+        recipe = parse_recipe(words, "vlds prove")
+        place = Path(recipe.output)
     return prove_recipe(
-        recipe,
-        options.out or output.with_name(f"{output.name}-proof"),
-        only=options.only,
-        skip=options.skip,
-        rows=positive("--rows", options.rows, "a number of examples"),
-        steps=positive("--steps", options.steps, "a number of steps"),
-    )
+        recipe, options.out or place.with_name(f"{place.name}-proof"), only=options.only,
+        skip=options.skip, short=options.short, as_json=options.json, **numbers,
+    )  # fmt: skip
 
 
 def check_recipe(words: Sequence[str], prog: str) -> None:

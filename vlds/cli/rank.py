@@ -17,7 +17,7 @@ from typing import NoReturn
 import psutil
 
 from vlds.cli.supervisor import RUNNER, SUPERVISOR, grace_from_environment, say
-from vlds.cli.words import RANKS, RESTARTS, split_words
+from vlds.cli.words import PROVE, RANKS, RESTARTS, split_words
 from vlds.runtime import terminal
 from vlds.runtime.process import ASKING
 from vlds.runtime.rank_environment import read_place, without_rank
@@ -79,6 +79,11 @@ def _work_as_rank(arguments: Sequence[str], work: Work) -> int:
             raise ValueError(
                 f"{RESTARTS}: no supervisor can restart this run; use `vlds train ...` or "
                 "`./launch.sh train ...`, or torchrun's own --max_restarts with --resume auto"
+            )
+        if words.prove:
+            raise ValueError(
+                f"{PROVE}: a launcher has started the ranks already; run `vlds prove RECIPE "
+                "--short` before it"
             )
         watch_launcher(lambda: os.kill(os.getpid(), signal.SIGTERM), grace_from_environment())
     elif os.environ["RANK"] != "0":

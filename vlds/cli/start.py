@@ -1,6 +1,7 @@
 """How the ranks of a run start, and how a run restarts after a fault.
 
     vlds train ... / ./launch.sh train ...       (main.py -> start, below: the supervisor)
+      -> python -m vlds prove ... --short        (with --prove, to its end, before a rank starts)
       -> local.py                                (the launcher; its session ends as a whole)
         -> python -m vlds train ...              (one per rank: main.py -> rank.py -> main.train)
 
@@ -33,8 +34,9 @@ from vlds.cli.supervisor import (
     output_of,
     say,
     supervise,
+    vlds,
 )
-from vlds.cli.words import RESUME, TRAIN, Words, positive
+from vlds.cli.words import PROVE, RESUME, TRAIN, Words, positive
 from vlds.runtime.folders import scratch_folder
 from vlds.runtime.json_files import parse_json
 from vlds.runtime.process import ASKING, KILLED, end_with_parent, signal_name, signals_collected
@@ -103,14 +105,17 @@ def start(words: Words, check: Callable[[Words], int]) -> int:
             return outcome.code
         if not several_hosts:
             words = replace(words, ranks=words.ranks or count_gpus() or 1)
-        # Several ranks would find the recipe's mistakes at the same time, each with its own lines.
-        if words.ranks != 1:
-            code, facts = read_facts(words, received)
-            return (
-                code
-                if facts is None
-                else run_with_restarts(run, words, lambda: facts, ranks_available)
+        elif words.prove:
+            raise ValueError(
+                f"{PROVE}: each machine would prove the recipe; run `vlds prove RECIPE --short` on "
+                "one of them before"
             )
+        # Several ranks would find the recipe's mistakes at the same time, each with its own lines.
+        if words.ranks != 1 or words.prove:
+            code, facts = read_facts(words, received)
+            if facts is None or (words.prove and (code := prove(words, facts, grace_s, received))):
+                return code
+            return run_with_restarts(run, words, lambda: facts, ranks_available)
         # One rank can read the recipe itself, which saves the time of another process.
         with scratch_folder() as folder:
             file = folder / "facts.json"
@@ -144,6 +149,23 @@ def read_facts(words: Words, received: Sequence[int]) -> tuple[int, RunFacts | N
     except ValueError:  # the output of an option such as --print_config
         tell("\n".join([*printed, line]))
         return 0, None
+
+
+def prove(words: Words, facts: RunFacts, grace_s: float, received: Sequence[int]) -> int:
+    """Try the short proof of a run that begins, in one process before all ranks; the exit code.
+
+    A run that has a state resumes: its recipe was proved, or it need not be.
+    """
+    if newest(Path(facts.output) / "state")[0] is not None:
+        return 0
+    command = vlds("prove", *words.rest[1:], "--short")
+    outcome = supervise(command, without_rank(os.environ), grace_s, received)
+    if outcome.asked:
+        say(f"the proof ended by {signal_name(outcome.code - 128)}; no rank had started")
+    elif outcome.code == 1:
+        say(f"the proof fails, so no rank has started; {PROVE} left out, the run starts")
+        return MISTAKE
+    return outcome.code
 
 
 def launch_command(

@@ -24,7 +24,7 @@ HELP_WORDS = frozenset({"-h", "--help"})
 ALL_KEYS = "--help-all"
 """Lists every key of a recipe: some hundreds, so `--help` shows a page instead."""
 RANKS, RESTARTS, RESUME, NEW_PHASE = "--ranks", "--restarts", "--resume", "--new_phase"
-PROFILE = "--profile"
+PROFILE, PROVE = "--profile", "--prove"
 MOST_PROFILED = 50
 
 
@@ -40,6 +40,8 @@ class Words:
     new_phase: bool = False
     profile: int = 0
     """Steps to profile."""
+    prove: bool = False
+    """A proof comes before the first step (start.py)."""
 
     @property
     def command(self) -> str:
@@ -48,7 +50,7 @@ class Words:
 
     @property
     def for_ranks(self) -> list[str]:
-        """The command line of each rank: only the supervisor needs --ranks and --restarts."""
+        """The command line of each rank: only the supervisor needs --ranks, --restarts, --prove."""
         resume = [RESUME, "auto"] if self.resume == "auto" else [RESUME] * bool(self.resume)
         profile = [PROFILE, str(self.profile)] if self.profile else []
         return [*self.rest, *resume, *[NEW_PHASE] * self.new_phase, *profile]
@@ -71,7 +73,7 @@ def split_words(arguments: Sequence[str]) -> Words:
     # Not argparse: keys of a recipe stand before and behind these words, in any number, and their
     # values may look like anything.
     rest: list[str] = []
-    ranks, restarts, new_phase, profile = None, 0, False, 0
+    ranks, restarts, new_phase, profile, prove = None, 0, False, 0, False
     resume: Resume = False
     unread = list(arguments)
 
@@ -103,6 +105,8 @@ def split_words(arguments: Sequence[str]) -> Words:
             resume = "auto" if text == "auto" else True
         elif word == NEW_PHASE and command == TRAIN:
             new_phase = True
+        elif word == PROVE and command == TRAIN:
+            prove = True
         elif name == PROFILE and command == TRAIN:
             profile = positive(PROFILE, value_of(word), "a number of steps")
             if profile > MOST_PROFILED:
@@ -112,7 +116,7 @@ def split_words(arguments: Sequence[str]) -> Words:
             rest.append(word)
     if new_phase and not resume:
         raise ValueError(f"{NEW_PHASE}: goes with {RESUME}, because a new run has no earlier phase")
-    return Words(tuple(rest), ranks, restarts, resume, new_phase, profile)
+    return Words(tuple(rest), ranks, restarts, resume, new_phase, profile, prove)
 
 
 def positive(source: str, text: str, noun: str) -> int:

@@ -201,6 +201,8 @@ class VisualEmbedding(nn.Module):
             f"{self.image_order.num_embeddings}"
         )
         tokens = self.embed(features, boxes)  # (u, v, d)
+        if not len(tokens):  # a limit has cut all pictures from the rows; the mask hides this one
+            tokens = F.pad(tokens, (0, 0, 0, 0, 0, 1))
         tokens = tokens[image_index.clamp(min=0)]  # (b, n, v, d)
         tokens = tokens + self.image_order(torch.arange(num_images, device=tokens.device))[:, None]
         # <vis_extra_id_0>, <vis_extra_id_1>, ... are the table's rows from its end.

@@ -28,7 +28,8 @@ def answers(bench: Bench) -> Finding:
             numbers = bench.of_task(name)
             if not numbers:
                 continue
-            if task.ranks or task.masks_words:
+            pairs = bench.compares and task.head is None and task.decoding.answers is None
+            if task.ranks or task.masks_words or pairs:
                 notes.append(f"tasks.{name}: it is not answered row by row")
                 continue
             together = answer(bench, numbers, task.decoding)
@@ -41,7 +42,7 @@ def answers(bench: Bench) -> Finding:
                 ],
             }
             for way, others in ways.items():
-                what = f"tasks.{name}: answers together, and {way}"
+                what = f"answers of {name}: together, and {way}"
                 compared.append(same_answers(what, bench, numbers, together, others))
             if any(not 0 <= each.confidence <= 1 + 1e-6 for each in together):
                 faults.append(f"tasks.{name}: a confidence is not between 0 and 1")
@@ -112,7 +113,6 @@ def sure_as_logits(
     if not compared:
         return None
     what = (
-        f"tasks.{name}: log-probability of {compared} answers, written with the cache, and read "
-        "at once"
+        f"log-probability of {name}: {compared} answers, written with the cache, and read at once"
     )
     return Comparison(what, worst, TOLERANCE, where)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.models.loss import targets_of
 from vlds.prove.bench import Bench, Measured, gradients_of
 from vlds.prove.finding import (
@@ -37,6 +38,10 @@ def gradient_parity(bench: Bench) -> Finding:
             left_out=f"methods.{names[0]} adds terms of its own to the loss, which a plain loop "
             "does not have"
         )
+    if bench.compares:
+        return Finding(
+            left_out=f"{bench.compares} compares examples, which a loop over rows cannot"
+        )
     if any(task.ranks or task.masks_words for task in bench.recipe.tasks.values()):
         return Finding(left_out="a task ranks, or predicts words in their places")
     numbers = list(range(len(bench.rows)))
@@ -45,11 +50,11 @@ def gradient_parity(bench: Bench) -> Finding:
     return Finding(
         compared=(
             compare_numbers(
-                "loss of each row: the training step, and torch's cross-entropy of the logits",
+                "losses: of each row, by the training step and by torch's own cross-entropy",
                 ours.losses, theirs.losses, TOLERANCE_OF_LOSSES,
             ),
             compare_numbers(
-                "gradient of each trained weight: the training step, and a loop over rows",
+                "gradients: of each trained weight, by the training step and by a loop over rows",
                 ours.gradients, theirs.gradients, TOLERANCE_OF_GRADIENTS,
             ),
         )
@@ -85,6 +90,8 @@ def plain_loss(bench: Bench, task: str, batch: Batch) -> Tensor:
     if task not in model.heads:
         labels = targets_of(batch)
         logits = model.logits(batch).float()
+        if isinstance(model, ImageTextModel) and not model.answers_apart:
+            logits, labels = logits[:, :-1], labels[:, 1:]  # a token predicts the next one
         return F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
         )
@@ -103,13 +110,12 @@ def batch_free(bench: Bench) -> Finding:
     # On a CPU, what an example loses by dropout depends on the example alone.
     dropout = bench.ranks.device.type == "cpu"
     whole = bench.measure([numbers], dropout=dropout)
-    compares = [n for n, m in bench.recipe.methods.items() if m.compares_examples]
     ways: dict[str, tuple[list[list[int]], int]] = {
         "in reverse order": ([numbers[::-1]], 1),
     }
     notes: tuple[str, ...] = ()
-    if compares:
-        notes = (f"methods.{compares[0]} compares the examples of a batch, so batches stay whole",)
+    if bench.compares:
+        notes = (f"{bench.compares} compares the examples of a batch, so batches stay whole",)
     else:
         third = max(1, len(numbers) // 3)
         cuts = [numbers[start : start + third] for start in range(0, len(numbers), third)]
@@ -124,11 +130,11 @@ def batch_free(bench: Bench) -> Finding:
         other = bench.measure(cut, parts=parts, dropout=dropout)
         compared += [
             compare_numbers(
-                f"loss of each row: together, and {way}", other.losses, whole.losses,
+                f"losses: of each row, together, and {way}", other.losses, whole.losses,
                 TOLERANCE_OF_LOSSES,
             ),
             compare_numbers(
-                f"gradient of each trained weight: together, and {way}", other.gradients,
+                f"gradients: of each trained weight, together, and {way}", other.gradients,
                 whole.gradients, TOLERANCE_OF_GRADIENTS,
             ),
         ]  # fmt: skip

@@ -160,6 +160,19 @@ class Bench:
                     tensor.copy_(before[name])
             model.zero_grad(set_to_none=True)
 
+    @cached_property
+    def compares(self) -> str:
+        """What compares the examples of a batch, which then stays whole; "" if nothing does."""
+        for name, method in self.recipe.methods.items():
+            if method.compares_examples:
+                return f"methods.{name}"
+        try:
+            # For its errors alone: those of the recipe itself were raised before.
+            self.recipe.model.check_tasks(self.recipe.tasks, 2)
+        except ValueError:
+            return "the model"
+        return ""
+
     # Rows.
 
     @cached_property

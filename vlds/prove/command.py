@@ -3,40 +3,54 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from vlds.artifact import artifact_folder, check_changes, read_recipe
 from vlds.prove.bench import Bench
 from vlds.prove.finding import Finding, Property
+from vlds.prove.page import Proof, Tried, write_proof
 from vlds.prove.properties import PROPERTIES
 from vlds.recipe.config import Recipe
-from vlds.runtime.files import write_whole
+from vlds.runtime.devices import device_name, device_of
+from vlds.runtime.disk import check_writable
 from vlds.runtime.folders import scratch_folder
 from vlds.runtime.json_files import lacks_memory
-from vlds.runtime.terminal import duration_text, tell
+from vlds.runtime.terminal import Pace, can_redraw, duration_text, open_console, tell, visible
+from vlds.training.faults import explained
 
 NAME_WIDTH = max(len(each.name) for each in PROPERTIES)
-MOST_LINES = 4
-"""Faults of a property on the terminal; the page has all."""
+WIDTH = 80
+"""Characters of a line."""
+MOST_FAULTS = 4
+"""Of a property on the terminal; the page has all."""
+MOST_ROWS = 512
+ROWS, STEPS = (16, 8), (100, 20)
+"""By default, and in the short form."""
+LONG_S = 10.0
+"""Seconds of work that is worth a line before it begins."""
 
 
-@dataclass(frozen=True)
-class Tried:
-    """A property, what it has found, and how long that took."""
+class Refused(ValueError):
+    """vlds does not take the recipe."""
 
-    property: Property
-    finding: Finding
-    seconds: float
+    def __init__(self, at: str, error: ValueError) -> None:
+        super().__init__(str(error))
+        self.at = at
 
 
-def chosen(only: Sequence[str], skip: Sequence[str]) -> list[Property]:
-    """The properties of these names.
+def chosen(only: Sequence[str], skip: Sequence[str], short: bool = False) -> list[Property]:
+    """The properties of these names; `short`: those alone that `vlds train --prove` tries.
 
-    Errors: ValueError for an unknown name.
+    Errors: ValueError for an unknown name, or if nothing is left.
     """
     names = [each.name for each in PROPERTIES]
     for option, given in (("--only", only), ("--skip", skip)):
@@ -44,33 +58,80 @@ def chosen(only: Sequence[str], skip: Sequence[str]) -> list[Property]:
             if name not in names:
                 raise ValueError(f"{option}: got {name!r}; choose from: {', '.join(names)}")
     wanted = [p for p in PROPERTIES if (not only or p.name in only) and p.name not in skip]
+    wanted = [p for p in wanted if p.in_short or not short]
     if not wanted:
-        raise ValueError("--skip: nothing is left to try; skip less")
+        option = "--skip" if skip else "--short"
+        raise ValueError(f"{option}: nothing is left to try; leave out less")
     return wanted
 
 
-def prove(bench: Bench, properties: Sequence[Property]) -> list[Tried]:
+def recipe_of_run(run: Path, changes: Sequence[str]) -> Recipe:
+    """The recipe of a run or artifact, which begins with the weights that have trained.
+
+    Errors: ValueError if there is no artifact, it is damaged, or a change is none of its own keys.
+    """
+    check_changes(changes)
+    return replace(read_recipe(artifact_folder(run), changes), start=str(run))
+
+
+def prove(bench: Bench, properties: Sequence[Property], say: Callable[[str], None]) -> list[Tried]:
     """Try properties in their order, and say a line for each as it ends.
 
     One that stands on a property that has failed is left out: it would blame the wrong place.
     """
     tried: list[Tried] = []
     failed: set[str] = set()
+    pace = Pace()
     for number, each in enumerate(properties, 1):
-        tell(f"[{number}/{len(properties)}] {each.name:<{NAME_WIDTH}} ", end="", flush=True)
+        place = f"[{number:>{len(str(len(properties)))}}/{len(properties)}] {each.name}"
         begin = time.perf_counter()
         if broken := [name for name in each.needs if name in failed]:
             finding = Finding(left_out=f"it stands on {broken[0]}, which fails")
             failed.add(each.name)
         else:
-            finding = found(each, bench)
+            with working(place, left_s(tried, properties), pace):
+                finding = found(each, bench)
             if finding.verdict == "fails":
                 failed.add(each.name)
-        seconds = time.perf_counter() - begin
-        tried.append(Tried(each, finding, seconds))
-        for line in lines_of(tried[-1]):
-            tell(line, flush=True)
+        tried.append(Tried(each, finding, time.perf_counter() - begin))
+        for line in lines_of(tried[-1], place):
+            say(line)
     return tried
+
+
+def left_s(tried: Sequence[Tried], properties: Sequence[Property]) -> float | None:
+    """About how many seconds the properties that are not tried yet take together, from the time of
+    those that are; None before the first."""
+    seconds = sum(each.seconds for each in tried)
+    done = sum(each.property.cost for each in tried if not each.finding.left_out)
+    left = sum(each.cost for each in properties[len(tried) :])
+    return seconds * left / done if done else None
+
+
+@contextmanager
+def working(what: str, left: float | None, pace: Pace) -> Iterator[None]:
+    """Say on stderr that something works, and about how many seconds are left for all: on a
+    terminal each second in the same line, which goes at the end; elsewhere at most once, where it
+    takes long."""
+    from rich.progress import Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    class Left(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            rest = (left or 0) - (task.elapsed or 0)
+            return Text(f"about {duration_text(round(rest))} left for all" if rest >= 1 else "")
+
+    console = open_console(error=True)
+    if not can_redraw(console):
+        if left is not None and left > LONG_S and pace.line_is_due():
+            tell(f"{what}: about {duration_text(left)} left for all", error=True, flush=True)
+        yield
+        return
+    columns = (TextColumn("{task.description}", markup=False), TimeElapsedColumn(), Left())
+    # Only while nothing else is said: rich would lead lines for stdout to stderr.
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
+        progress.add_task(visible(what), total=None)
+        yield
 
 
 def found(each: Property, bench: Bench) -> Finding:
@@ -78,78 +139,105 @@ def found(each: Property, bench: Bench) -> Finding:
     # Errors of the recipe and its data were raised when the bench was opened.
     try:
         return each.check(bench)
-    except (ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
+    except Exception as error:  # whatever a library raises: the other properties are tried too
         if lacks_memory(error):
-            raise ValueError(
-                f"{each.name}: this machine has no memory for it ({error}); give fewer --rows, or "
-                f"--skip {each.name}"
-            ) from error
-        return Finding(faults=(f"stopped with {type(error).__name__}: {error}",))
+            cure = f"give fewer --rows, or --skip {each.name}"
+            return Finding(faults=(f"this machine has no memory for it ({error}); {cure}",))
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(last.filename).name}:{last.lineno}"
+        return Finding(faults=(f"stopped with {type(error).__name__}: {error} ({place})",))
 
 
-def lines_of(tried: Tried) -> list[str]:
-    """What the terminal shows of a property."""
-    finding, took = tried.finding, duration_text(tried.seconds)
-    if finding.left_out:
-        return [f"left out: {finding.left_out}"]
+def lines_of(tried: Tried, place: str) -> list[str]:
+    """What the terminal shows of a property: one line, and below it what is wrong."""
+    finding = tried.finding
     worst = finding.worst
-    detail = f"; {worst.text}" if worst is not None else ""
-    lines = [f"{finding.verdict} ({took}){detail if finding.verdict == 'holds' else ''}"]
-    if finding.verdict == "fails":
-        wrong = [each.text for each in finding.compared if not each.holds]
-        faults = [*finding.faults, *wrong]
-        lines += [f"    {fault}" for fault in faults[:MOST_LINES]]
-        if len(faults) > MOST_LINES:
-            lines.append(f"    and {len(faults) - MOST_LINES} more, on the page")
-    return [*lines, *(f"    note: {note}" for note in finding.notes)]
+    faults = [*finding.faults, *(each.text for each in finding.compared if not each.holds)]
+    detail = finding.left_out or (worst.short if worst else "".join(finding.notes[:1]))
+    if finding.faults:
+        detail = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
+    place = place.ljust(place.index(tried.property.name) + NAME_WIDTH)
+    took = "" if finding.left_out else duration_text(round(tried.seconds, 1))
+    # What `visible` escapes gets longer, so it comes first.
+    lines = [shortened(visible(f"{place} {finding.verdict:<8} {took:>6}  {detail}"))]
+    for fault in faults[:MOST_FAULTS]:
+        lines += textwrap.wrap(
+            visible(fault), WIDTH, initial_indent="    - ", subsequent_indent="      ", max_lines=4,
+            placeholder=" ..",
+        )  # fmt: skip
+    if len(faults) > MOST_FAULTS:
+        lines.append(f"    and {len(faults) - MOST_FAULTS} more, on the page")
+    return lines
 
 
-def tree_of(recipe: Recipe, tried: Sequence[Tried]) -> dict[str, object]:
-    """What `proof.json` holds."""
-    return {
-        "recipe": recipe.output,
-        "holds": holds(tried),
-        "properties": [
-            {
-                "name": each.property.name,
-                "claim": each.property.claim,
-                "verdict": each.finding.verdict,
-                "seconds": round(each.seconds, 3),
-                "compared": [asdict(c) | {"holds": c.holds} for c in each.finding.compared],
-                "faults": list(each.finding.faults),
-                "notes": list(each.finding.notes),
-                "left_out": each.finding.left_out,
-            }
-            for each in tried
-        ],
-    }
+def shortened(line: str) -> str:
+    """The beginning of a line, as much of it as fits."""
+    line = " ".join(line.splitlines())
+    return line.rstrip() if len(line) <= WIDTH else f"{line[: WIDTH - 3].rstrip()} .."
 
 
-def holds(tried: Sequence[Tried]) -> bool:
-    """True if no property fails."""
-    return all(each.finding.verdict != "fails" for each in tried)
+def opened(recipe: Recipe, scratch: Path, rows: int, steps: int) -> Bench:
+    """The bench, with its rows and its model.
+
+    Errors: Refused, which names the step.
+    """
+    step = "reading the recipe and its data"
+    try:
+        with explained(recipe), working(step, None, Pace()):
+            bench = Bench(recipe, scratch=scratch, rows=rows, steps=steps)
+            step = "reading the first examples"
+            assert bench.rows
+            step = "building the model"
+            assert bench.model.context
+    except ValueError as error:
+        raise Refused(step, error) from error
+    return bench
 
 
 def prove_recipe(
-    recipe: Recipe, out: Path, *, only: Sequence[str], skip: Sequence[str], rows: int, steps: int
+    recipe: Recipe,
+    out: Path,
+    *,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    rows: int | None = None,
+    steps: int | None = None,
+    short: bool = False,
+    as_json: bool = False,
 ) -> int:
     """Try the properties of a recipe; write OUT/proof.json and OUT/proof.html. Exit code: 0 if all
-    hold, 1 if one fails.
+    hold, 1 if one fails. `as_json`: what proof.json holds goes to stdout, and the lines to stderr.
 
-    Errors: ValueError for what is wrong with the recipe, its files or its data.
+    Errors: ValueError for what is wrong with the options, the recipe, its files or its data.
     """
-    properties = chosen(only, skip)
+    properties = chosen(only, skip, short)
+    rows, steps = rows or ROWS[short], steps or STEPS[short]
+    if rows > MOST_ROWS:
+        raise ValueError(
+            f"--rows is {rows}; give at most {MOST_ROWS}: a batch holds all of them, and they are "
+            "computed several times"
+        )
+    check_writable(out, "--out")
+    say = partial(tell, error=as_json, flush=True)
     begin = time.perf_counter()
+    proof = Proof(recipe, device_name(device_of()), rows, steps)
+    refused: Refused | None = None
     with scratch_folder() as scratch:
         torch.manual_seed(recipe.seed)
-        tried = prove(Bench(recipe, scratch=scratch, rows=rows, steps=steps), properties)
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "proof.json", json.dumps(tree_of(recipe, tried), indent=1) + "\n")
-    took = duration_text(time.perf_counter() - begin)
-    bad = [each.property.name for each in tried if each.finding.verdict == "fails"]
-    left = sum(each.finding.verdict == "left out" for each in tried)
-    verdict = f"{len(tried) - len(bad) - left} of {len(tried)} properties hold"
-    tell(f"{verdict}{', ' + str(left) + ' left out' if left else ''}; {took}")
-    if bad:
-        tell(f"failing: {', '.join(bad)}")
-    return int(bool(bad))
+        try:
+            bench = opened(recipe, scratch, rows, steps)
+            proof = replace(proof, rows=len(bench.rows), tried=prove(bench, properties, say))
+        except Refused as error:
+            refused = error
+            proof = replace(proof, refused=(error.at, str(error)))
+    proof = replace(proof, seconds=time.perf_counter() - begin)
+    page = write_proof(proof, out)
+    if as_json:
+        tell(json.dumps(proof.as_tree(), indent=1))
+    if refused is not None:
+        raise ValueError(f"{refused} (while {refused.at}; {page})") from refused
+    say(f"{proof.verdict}; {duration_text(proof.seconds)}")
+    if failing := proof.of("fails"):
+        say("\n".join(textwrap.wrap(f"failing: {', '.join(failing)}", WIDTH)))
+    say(f"{page}")
+    return int(not proof.holds)

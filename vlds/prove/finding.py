@@ -21,9 +21,10 @@ OF_LOGITS, OF_LOSSES, OF_GRADIENTS = 2**8, 2**8, 2**12
 """How many of these roundings may add up in a number that went through a whole model. Sums in
 another order differ by a few roundings in each layer, which add up like random steps; the recorded
 cases of the references differ by a tenth of this or less."""
-FLOOR = 1e-3
+FLOOR = 1e-2
 """Numbers below this share of the largest of their kind are compared with that share: they are made
-of differences between large numbers, of which rounding leaves little."""
+of differences between large numbers, of which rounding leaves little. The gradient of a key's bias
+is 0 but for rounding, since softmax does not see what all keys share."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Comparison:
     tolerance: float
     where: str = ""
     """Where it is largest."""
+    source: str = ""
+    """Where the tolerance comes from, if it is not a number of roundings."""
 
     @property
     def holds(self) -> bool:
@@ -47,6 +50,24 @@ class Comparison:
         """One line for a reader."""
         place = f" at {self.where}" if self.where and not self.holds else ""
         return f"{self.what}: {self.difference:.2g} (tolerance {self.tolerance:.2g}){place}"
+
+    @property
+    def short(self) -> str:
+        """A few words for a line of the terminal: the numbers, and what is before the colon."""
+        sign = "<=" if self.holds else ">"
+        return f"{self.difference:.2g} {sign} {self.tolerance:.2g}: {self.what.partition(':')[0]}"
+
+    @property
+    def origin(self) -> str:
+        """Where the tolerance comes from."""
+        if self.source or not self.tolerance:
+            return self.source or "nothing may differ"
+        for dtype, one in ROUNDING.items():
+            for many in (OF_LOSSES, OF_GRADIENTS):
+                if self.tolerance == many * one:
+                    name = str(dtype).removeprefix("torch.")
+                    return f"{many:,} roundings of {name}, each at most {one:.1e}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -118,7 +139,9 @@ class Property:
     needs: tuple[str, ...] = ()
     """Properties without which this one says nothing: if one fails, the fault is there."""
     in_short: bool = True
-    """Part of `vlds train --prove`, which starts no processes."""
+    """Part of `vlds train --prove`: it starts no processes, and needs few steps."""
+    cost: float = 1
+    """About how many times as long as `reads-right` it takes, to say how much time is left."""
 
 
 def compare_numbers(

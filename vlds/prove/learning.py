@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from vlds.models.loss import targets_of
+from vlds.models.model import Model
+from vlds.models.partitioned import gathered
 from vlds.prove.bench import Bench
 from vlds.prove.finding import Comparison, Finding
 from vlds.runtime.process import find
@@ -26,6 +28,9 @@ NUM_LEARNED = 8
 LEARNT, SHARE = 0.5, 0.1
 """Loss of a token, in nats, or else the share of the first loss, at which rows count as learnt. A
 model that does not tell the rows apart stays above, unless nearly all have one answer."""
+KNOWN = (
+    f"at {LEARNT:g} nats a token, or a {1 / SHARE:.0f}th of the first loss, rows count as learnt"
+)
 FACTORS = (1, 5)
 """Times the recipe's learning rates, one after the other: these may be too low to learn in so few
 steps."""
@@ -46,7 +51,7 @@ def what_trains(bench: Bench) -> Finding:
     moving = {name for name, _ in model.moving_buffers()}
     counts = model.count_parameters()
     model.to(bench.ranks.device)
-    before = {name: tensor.detach().cpu().clone() for name, tensor in model.unique_state()}
+    before = whole_state(model)
     config = complete_deepspeed_config(find(recipe.training.deepspeed), recipe, cut)
     engine = Engine(
         model, parameter_groups(model, recipe), config, ranks=bench.ranks,
@@ -64,11 +69,12 @@ def what_trains(bench: Bench) -> Finding:
             engine.step([batch])
             said += watch.after_step(step == STEPS_TO_MOVE)
         engine.export()  # masters go back into the weights that are compared
+        after = whole_state(model)
     except ValueError as error:  # a whole method takes no part
         said.append(str(error))
+        after = whole_state(model)
     finally:
         engine.close()
-    after = {name: tensor.detach().cpu() for name, tensor in model.unique_state()}
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     strays = sorted(moved - wanted - moving)
     faults = [f"{name}: is frozen, and has moved" for name in strays]
@@ -83,6 +89,15 @@ def what_trains(bench: Bench) -> Finding:
         faults=tuple(faults),
         notes=tuple(notes),
     )
+
+
+def whole_state(model: Model) -> dict[str, Tensor]:
+    """Copies of all tensors of a model, which ZeRO-3 may have partitioned."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.unique_state():
+        with gathered([tensor]):
+            state[name] = tensor.detach().cpu().clone()
+    return state
 
 
 def chosen_rows(bench: Bench) -> list[int]:
@@ -174,11 +189,11 @@ def learns(bench: Bench) -> Finding:
         notes.append(
             f"at {descent.factor:g} times the recipe's learning rates; at these it was slower"
         )
-    what = f"loss of a token after {descent.steps} steps on {num} rows"
+    what = f"loss of a token: after {descent.steps} steps on {num} rows"
     each = max(1, descent.num_tokens)
     still = [f"{name} ({bench.model.trained_by[name]}) stands still" for name in descent.still]
     return Finding(
-        compared=(Comparison(what, descent.last / each, limit / each),),
+        compared=(Comparison(what, descent.last / each, limit / each, source=KNOWN),),
         faults=tuple(() if descent.learnt else still),
         notes=tuple(notes),
     )

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vlds.evaluation.evaluator import cut_texts
+from vlds.evaluation.evaluator import cut_texts, num_cut
 from vlds.prove.bench import Bench
 from vlds.prove.finding import Finding, ShownRow, Token
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Row
@@ -29,11 +29,14 @@ def reads_right(bench: Bench) -> Finding:
     numbers = list(range(len(bench.rows)))
     batch = bench.batch(numbers)
     tokenizer = getattr(bench.processor, "tokenizer", bench.processor)
+    writes = not bench.compares
     faults = [*padding_faults(batch)]
     for number in numbers:
         row = bench.rows[number]
         place = f"tasks.{row.example.task}: example {row.example.id}"
-        faults += [f"{place}: {fault}" for fault in row_faults(batch, number, row, tokenizer)]
+        faults += [
+            f"{place}: {fault}" for fault in row_faults(batch, number, row, tokenizer, writes)
+        ]
     shown = [
         shown_row(bench, batch, number, tokenizer)
         for name in bench.recipe.tasks
@@ -41,8 +44,24 @@ def reads_right(bench: Bench) -> Finding:
     ]
     absent = [name for name in bench.recipe.tasks if not bench.of_task(name)]
     notes = [f"tasks.{name}: none of its examples is among the first of the run" for name in absent]
-    notes += cut_texts(bench.prepared.train_sources, bench.collator)
+    notes += [*cut_shares(bench), *cut_texts(bench.prepared.train_sources, bench.collator)]
     return Finding(faults=tuple(faults), notes=tuple(notes), rows=tuple(shown))
+
+
+def cut_shares(bench: Bench) -> Iterator[str]:
+    """How many of the rows the limits cut; of conversations, `cut_texts` says it."""
+    collator = bench.collator
+    for name, task in bench.recipe.tasks.items():
+        examples = [bench.rows[number].example for number in bench.of_task(name)]
+        prompts = [example.prompt for example in examples if not example.turns]
+        answers = [e.target for e in examples if e.target is not None and not e.turns]
+        if prompts:
+            asked = num_cut(collator.prompt_lengths, prompts, task.max_prompt_tokens)
+            told = num_cut(collator.answer_lengths, answers, task.max_target_tokens)
+            yield (
+                f"tasks.{name}: cut are {asked} of {len(prompts)} questions and {told} of "
+                f"{len(answers)} answers"
+            )
 
 
 def padding_faults(batch: Batch) -> Iterator[str]:
@@ -54,8 +73,9 @@ def padding_faults(batch: Batch) -> Iterator[str]:
         yield "attention_mask: a row's real tokens do not stand at its beginning"
 
 
-def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any) -> Iterator[str]:
-    """What differs between an example and its row of a batch."""
+def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any, writes: bool) -> Iterator[str]:
+    """What differs between an example and its row of a batch. `writes`: the tokens of answers
+    are learned, not their places among those of other rows."""
     example = row.example
     # A model without a template drops the oldest turns and their pictures: the rest is compared.
     given = len(row.images)
@@ -65,13 +85,13 @@ def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any) -> Iterator[
     if example.masking is not None:
         return  # words of the prompt are replaced, and predicted in their places
     read = batch.input_ids[number][batch.attention_mask[number].bool()].tolist()
-    heard = bare(tokenizer.decode(read, skip_special_tokens=True))
+    heard = spoken(tokenizer, read)
     texts = [text for turn in example.asked(0) for text in turn.texts]
     for text in texts[-1:] if example.turns else texts:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = token_ids(tokenizer, text)
         # Cut questions are counted elsewhere; their beginning must be there.
         whole = len(ids) + 8 <= row.max_prompt_tokens
-        wanted = bare(tokenizer.decode(ids if whole else ids[: row.max_prompt_tokens // 2]))
+        wanted = spoken(tokenizer, ids if whole else ids[: row.max_prompt_tokens // 2])
         if wanted and wanted not in heard:
             yield f"asks {text!r:.80}, and the model reads {tokenizer.decode(read)!r:.160}"
     if example.class_scores is not None:
@@ -80,40 +100,44 @@ def row_faults(batch: Batch, number: int, row: Row, tokenizer: Any) -> Iterator[
         if any(abs(scores.get(c, 0.0) - score) > 1e-6 for c, score in example.class_scores.items()):
             yield f"has the scores of classes {example.class_scores}, and the batch others"
         return
-    if example.target is None or batch.labels is None:
+    if example.target is None or batch.labels is None or not writes:
         return
     labels = batch.labels[number].cpu()
     learned = labels[labels != IGNORED_LABEL].tolist()
-    if getattr(tokenizer, "pad_token_id", None) in learned[:-1]:
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if pad in learned[:-1] and pad != getattr(tokenizer, "eos_token_id", None):
         yield "learns padding beside its answer"
-    spoken = [text for turn in example.turns if turn.learned for text in turn.texts]
-    wanted_texts = [*spoken, example.target] if example.learned else spoken
-    ids = [
-        i for text in wanted_texts for i in tokenizer(text, add_special_tokens=False)["input_ids"]
-    ]
-    if len(ids) + 2 > row.max_target_tokens and not example.turns:
-        # The limit cuts it, and says so; what is left is its beginning.
-        given_text = bare(tokenizer.decode(learned, skip_special_tokens=True))
-        if not bare(tokenizer.decode(ids)).startswith(given_text):
-            yield f"has the answer {example.target!r:.80}, and learns {given_text!r:.80}"
-        return
-    wanted = bare(
-        "".join(
-            tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
-            for text in wanted_texts
-        )
-    )
-    given_text = bare(tokenizer.decode(learned, skip_special_tokens=True))
-    if given_text != wanted:
+    # Answers before the last are learned where they stand in the prompt, unless they are cut.
+    turns = example.turns if batch.labels_on_prompt else ()
+    told = [text for turn in turns if turn.learned for text in turn.texts]
+    told = [*told, example.target] if example.learned else told
+    wanted_ids = [token_ids(tokenizer, text) for text in told]
+    texts = [spoken(tokenizer, ids) for ids in wanted_ids]
+    wanted, given_text = "".join(texts), spoken(tokenizer, learned)
+    if example.turns:
+        right = wanted.endswith(given_text) and given_text.endswith("".join(texts[-1:]))
+    elif sum(map(len, wanted_ids)) + 2 > row.max_target_tokens:
+        # The limit cuts an answer, and says so; what is left is its beginning.
+        right = wanted.startswith(given_text)
+    else:
+        right = given_text == wanted
+    if not right:
         yield (
             f"has the answer {example.target!r:.80}, and the model learns "
             f"{tokenizer.decode(learned)!r:.160}"
         )
 
 
-def bare(text: str) -> str:
-    """A text without spaces, which tokenizers add and take away."""
-    return "".join(text.split())
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """A text's own tokens."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def spoken(tokenizer: Any, ids: list[int]) -> str:
+    """Tokens as text without spaces, which tokenizers add and take away, and without special ones,
+    such as that of unknown words."""
+    return "".join(tokenizer.decode(ids, skip_special_tokens=True).split())
 
 
 def shown_row(bench: Bench, batch: Batch, number: int, tokenizer: Any) -> ShownRow:
@@ -124,7 +148,7 @@ def shown_row(bench: Bench, batch: Batch, number: int, tokenizer: Any) -> ShownR
     on_prompt = labels is not None and batch.labels_on_prompt
     counts = labels != IGNORED_LABEL if on_prompt and labels is not None else torch.zeros_like(mask)
     read = [
-        Token(tokenizer.decode([token]), counted)
+        Token(token_text(tokenizer, token), counted)
         for token, real, counted in zip(ids.tolist(), mask.tolist(), counts.tolist(), strict=True)
         if real
     ]
@@ -134,9 +158,16 @@ def shown_row(bench: Bench, batch: Batch, number: int, tokenizer: Any) -> ShownR
         id=row.example.id,
         pictures=tuple(pictures_of(bench, row)),
         read=tuple(read),
-        learned=tuple(Token(tokenizer.decode([token]), True) for token in written),
+        learned=tuple(Token(token_text(tokenizer, token), True) for token in written),
         target=row.example.target or "",
     )
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """A token as it is read; where it is part of a character, or nothing, as the vocabulary has
+    it."""
+    text: str = tokenizer.decode([token])
+    return text if text and "\ufffd" not in text else str(tokenizer.convert_ids_to_tokens(token))
 
 
 def pictures_of(bench: Bench, row: Row) -> Iterator[bytes]:

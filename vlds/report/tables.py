@@ -1,8 +1,8 @@
 """A table, the texts of its numbers, and how it is written: for a terminal, as Markdown, as LaTeX
 and as CSV.
 
-`vlds report`, `vlds compare` and `vlds sweep` all describe their tables with the classes here;
-templates/macros.html draws them on a page.
+`vlds report`, `vlds compare`, `vlds sweep` and `vlds prove` all describe their tables with the
+classes here; vlds/runtime/templates/macros.html draws them on a page.
 """
 
 from __future__ import annotations

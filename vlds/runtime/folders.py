@@ -70,10 +70,14 @@ def add_start(run: Path, step: int, command: str, hardware: str, changes: Sequen
 
     Errors: CannotWrite.
     """
-    versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
     time = datetime.now(UTC).isoformat(timespec="seconds")
-    start = Start(time, step, command, hardware, versions, list(changes))
+    start = Start(time, step, command, hardware, versions_here(), list(changes))
     append(run / STARTS, json.dumps(asdict(start)) + "\n")
+
+
+def versions_here() -> dict[str, str]:
+    """Versions of this process's main packages and of Python."""
+    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
 def read_starts(run: Path) -> list[Start]:

@@ -1,0 +1,64 @@
+"""Recipes of all kinds of models and tasks that are right: no property blames them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.toys.cross_modal import pretraining_recipe
+from tests.toys.dual import text_recipe
+from tests.toys.kinds import kind_recipe
+from tests.toys.models import backbone, build
+from tests.toys.recipes import with_task
+from tests.toys.world import world_recipe
+from vlds.models.backbones import T5
+from vlds.prove.bench import Bench
+from vlds.prove.command import chosen, prove
+from vlds.recipe.config import Recipe
+from vlds.schema import NO_IMAGE
+
+
+def sequential(world: Path, output: Path) -> Recipe:
+    recipe = world_recipe(world, output)
+    return replace(recipe, data=replace(recipe.data, reader="sequential"))
+
+
+def bare(world: Path, output: Path) -> Recipe:
+    """Nothing to evaluate, in bf16, under stage 3."""
+    return with_task(world_recipe(world, output, stage=3, precision="bf16"), "vqa", evaluate=[])
+
+
+RECIPES: dict[str, Callable[[Path, Path], Recipe]] = {
+    "bare": bare,
+    "sequential reader": sequential,
+    "causal": lambda world, output: kind_recipe("causal", world, output),
+    "image_text": lambda world, output: kind_recipe("image_text", world, output),
+    "words in places, words that the tokenizer lacks": pretraining_recipe,
+    "pairs of CLIP": text_recipe,
+}
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_property_blames_a_right_recipe(name: str, world: Path, tmp_path: Path) -> None:
+    recipe = RECIPES[name](world, tmp_path / "run")
+    bench = Bench(recipe, scratch=tmp_path / "scratch", rows=4, steps=2)
+    tried = prove(bench, chosen([], ["learns"], short=True), print)
+    found = {each.property.name: each.finding for each in tried}
+    assert {each: found[each].verdict for each in found if found[each].verdict == "fails"} == {}
+    assert found["batch-free"].verdict == found["what-trains"].verdict == "holds"
+
+
+def test_a_batch_without_any_picture(tmp_path: Path) -> None:
+    """A limit may cut all pictures from the conversations of a batch."""
+    embedding = build(backbone(T5, tmp_path)).visual_embedding
+    dim, width = embedding.feature_projection.in_features, embedding.feature_projection.out_features
+    index = torch.full((2, 1), NO_IMAGE)
+    table = torch.nn.Embedding(60, width)
+    tokens, mask = embedding(torch.zeros(0, embedding.num_tokens, dim), None, index, table)
+    assert tokens.shape == (2, embedding.num_tokens, width)
+    assert not mask.any()

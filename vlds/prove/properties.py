@@ -7,15 +7,21 @@ from vlds.prove.arithmetic import batch_free, gradient_parity
 from vlds.prove.finding import Property
 from vlds.prove.learning import learns, uses_the_picture, what_trains
 from vlds.prove.reading import reads_right
+from vlds.prove.source import source_parity
 
 PROPERTIES: tuple[Property, ...] = (
     Property(
         "reads-right", "The model reads and learns what the data say.", reads_right
     ),
     Property(
+        "source-parity",
+        "Without methods, the model computes what the library of its weights computes.",
+        source_parity, needs=("reads-right",),
+    ),
+    Property(
         "gradient-parity",
         "Loss and gradients of a training step are those of a plain loop.",
-        gradient_parity, needs=("reads-right",),
+        gradient_parity, needs=("reads-right", "source-parity"),
     ),
     Property(
         "batch-free",
@@ -30,7 +36,7 @@ PROPERTIES: tuple[Property, ...] = (
     Property(
         "answers",
         "An answer depends on no other row, and is as sure as the model's logits say.",
-        answers, needs=("batch-free",),
+        answers, needs=("source-parity", "batch-free"),
     ),
     Property(
         "learns", "A few rows are learnt by heart.", learns,

@@ -16,17 +16,12 @@ from torch import Tensor
 from vlds.models.loss import targets_of
 from vlds.prove.bench import Bench, Measured, gradients_of
 from vlds.prove.finding import (
-    OF_GRADIENTS,
-    OF_LOSSES,
-    ROUNDING,
     Comparison,
     Finding,
     compare_numbers,
 )
+from vlds.prove.peft import TOLERANCE_OF_GRADIENTS, TOLERANCE_OF_LOSSES, beside_peft
 from vlds.schema import IGNORED_LABEL, Batch
-
-TOLERANCE_OF_LOSSES = OF_LOSSES * ROUNDING[torch.float32]
-TOLERANCE_OF_GRADIENTS = OF_GRADIENTS * ROUNDING[torch.float32]
 
 
 def gradient_parity(bench: Bench) -> Finding:
@@ -42,6 +37,11 @@ def gradient_parity(bench: Bench) -> Finding:
     numbers = list(range(len(bench.rows)))
     ours = bench.measure([numbers])
     theirs = plain_step(bench, numbers)
+    notes: list[str] = []
+    try:
+        of_peft = list(beside_peft(bench))
+    except ValueError as reason:
+        of_peft, notes = [], [f"not compared with peft: {reason}"]
     return Finding(
         compared=(
             compare_numbers(
@@ -52,7 +52,9 @@ def gradient_parity(bench: Bench) -> Finding:
                 "gradient of each trained weight: the training step, and a loop over rows",
                 ours.gradients, theirs.gradients, TOLERANCE_OF_GRADIENTS,
             ),
-        )
+            *of_peft,
+        ),
+        notes=tuple(notes),
     )  # fmt: skip
 
 

@@ -10,40 +10,47 @@ from vlds.prove.reading import reads_right
 from vlds.prove.source import source_parity
 
 PROPERTIES: tuple[Property, ...] = (
+    Property("reads-right", "The model reads and learns what the data say.", reads_right),
     Property(
-        "reads-right", "The model reads and learns what the data say.", reads_right
+        "batch-free",
+        "Loss and gradients depend on no other row, and on no cut of the batch.",
+        batch_free,
+        needs=("reads-right",),
     ),
     Property(
         "source-parity",
         "Without methods, the model computes what the library of its weights computes.",
-        source_parity, needs=("reads-right",),
+        source_parity,
+        needs=("batch-free",),
     ),
     Property(
         "gradient-parity",
-        "Loss and gradients of a training step are those of a plain loop.",
-        gradient_parity, needs=("reads-right", "source-parity"),
+        "Loss and gradients of a training step are those of a plain loop over rows, and of peft.",
+        gradient_parity,
+        needs=("source-parity",),
     ),
     Property(
-        "batch-free",
-        "Loss and gradients depend on no other row, and on no cut of the batch.",
-        batch_free, needs=("reads-right",),
+        "uses-the-picture",
+        "The pictures reach the loss, and other ones make it worse.",
+        uses_the_picture,
+        needs=("reads-right",),
     ),
     Property(
         "what-trains",
         "Exactly the weights that `vlds describe` counts train; all others stay bit for bit.",
         what_trains,
+        needs=("uses-the-picture",),
     ),
     Property(
         "answers",
         "An answer depends on no other row, and is as sure as the model's logits say.",
-        answers, needs=("source-parity", "batch-free"),
+        answers,
+        needs=("source-parity",),
     ),
     Property(
-        "learns", "A few rows are learnt by heart.", learns,
+        "learns",
+        "A few rows are learnt by heart.",
+        learns,
         needs=("gradient-parity", "what-trains"),
     ),
-    Property(
-        "uses-the-picture", "The pictures reach the loss, and other ones make it worse.",
-        uses_the_picture, needs=("reads-right", "learns"),
-    ),
-)  # fmt: skip
+)

@@ -159,6 +159,14 @@ def whole_batch(
     return collator(rows, some, **how).to(library.model.device)
 
 
+def labels_of(library: LibraryModel, batch: Batch, number: int) -> Tensor:
+    """The labels of a batch's row without padding, as `LibraryModel.learned` takes them."""
+    assert batch.labels is not None
+    labels = batch.labels[number]
+    real = batch.attention_mask[number].bool()
+    return labels[labels != IGNORED_LABEL] if library.apart else labels[real]
+
+
 def row_peers(
     library: LibraryModel, collator: Collator, model: Model, rows: Sequence[Row], images: Images
 ) -> Iterator[Peer | str]:
@@ -174,12 +182,10 @@ def row_peers(
     tokens: tuple[dict[str, Tensor], ...] = ({}, {})
     losses: tuple[dict[str, Tensor], ...] = ({}, {})
     logits: tuple[dict[str, Tensor], ...] = ({}, {})
-    assert batch.labels is not None
     for number, row in enumerate(chosen):
         name = f"example {row.example.id}"
-        real = batch.attention_mask[number].bool()
-        ids, labels = batch.input_ids[number][real], batch.labels[number]
-        labels = labels[labels != IGNORED_LABEL] if library.apart else labels[real]
+        labels = labels_of(library, batch, number)
+        ids = batch.input_ids[number][batch.attention_mask[number].bool()]
         if not (labels != IGNORED_LABEL).any():
             continue
         inputs = library.learned(row, images, labels)

@@ -3,47 +3,49 @@ these can tell are named by the right property."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, RobertaConfig, RobertaForMaskedLM
 
-from data_prep.packing.writer import SampleRecord, write_dataset
 from tests.toys.causal import SIZES, causal_recipe, save_model
 from tests.toys.cross_modal import cross_modal_recipe, pretraining_recipe
 from tests.toys.dual import class_recipe, text_recipe
-from tests.toys.image_text import PARAMETERS, pictures, save_tiny
+from tests.toys.image_text import PARAMETERS
+from tests.toys.image_text.rows import NUMBERS, Tiny, images, rows_with, tiny
 from tests.toys.joint_encoder import joint_encoder_recipe
+from tests.toys.kinds import kind_recipe
 from tests.toys.recipes import with_model, with_task
 from tests.toys.trained_runs import recipe_from
 from tests.toys.world import world_recipe
-from vlds.models import ImageTextToText
 from vlds.models.generation.decoding import CachedStack
 from vlds.models.kinds import dual_encoder_model
 from vlds.models.kinds.causal import CausalModel, Sequences
 from vlds.models.kinds.joint import JointModel
+from vlds.models.kinds.library import both_answers
 from vlds.models.loading import quantised
 from vlds.models.methods import IA3, LoRA
 from vlds.models.vision import ClipTokens, ClipVision, Timm, VisionEncoder, clip
-from vlds.prove.answers import by_the_library
+from vlds.prove.answers import same_answers
 from vlds.prove.arithmetic import gradient_parity
 from vlds.prove.bench import Bench
 from vlds.prove.command import found
-from vlds.prove.finding import Comparison, Finding
+from vlds.prove.finding import Finding
 from vlds.prove.properties import PROPERTIES
-from vlds.prove.source import source_parity
+from vlds.prove.source import beside_libraries, source_parity
 from vlds.recipe.config import Recipe
-from vlds.schema import IGNORED_LABEL
+from vlds.schema import IGNORED_LABEL, Row
 
 ROWS = 6
 WHOLE = ["tokens", "logits", "loss"]
 """What is compared of a language model."""
+ONE_A_ROW = {"perception_lm": (1, 1, 0)}
+"""Types whose processors read no two pictures of unlike numbers of tiles in a row."""
 
 
 def bench_of(recipe: Recipe, scratch: Path) -> Bench:
@@ -59,47 +61,27 @@ def compared(finding: Finding) -> list[str]:
 # Sources.
 
 
-@pytest.fixture(scope="module")
-def unlike(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions about pictures of unlike sizes, of a data set."""
-
-    def records() -> Iterator[SampleRecord]:
-        for number, pixels in enumerate(pictures(6, seed=0)):
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, "PNG")
-            question = {"id": f"q{number}", "question": f"what is red {'here ' * number}?"}
-            yield SampleRecord(
-                id=f"s{number}",
-                members=[("png", buffer.getvalue())],
-                json={
-                    "annotations": [question | {"label": {"blue sky" if number % 2 else "dog": 1}}],
-                    "size": [[pixels.shape[1], pixels.shape[0]]],
-                },
-            )
-
-    out = tmp_path_factory.mktemp("unlike")
-    write_dataset(
-        out / "vqa", name="vqa", kind="vqa", split="train", records=records(), shard_samples=8
-    )
-    return out
-
-
-def image_text_recipe(model_type: str, world: Path, data: Path, output: Path) -> Recipe:
-    folder = world / model_type
-    if not folder.exists():
-        save_tiny(model_type, folder)
-    recipe = replace(world_recipe(world, output), model=ImageTextToText(path=str(folder)))
-    recipe = replace(recipe, methods={}, tasks={"vqa": recipe.tasks["vqa"]})
-    return with_task(recipe, "vqa", train=[str(data / "vqa")], max_prompt_tokens=30)
+def comparable_rows(model: Tiny) -> list[Row]:
+    """Rows with pictures of unlike sizes: none, one and two, where the type takes these."""
+    return rows_with(ONE_A_ROW.get(model.model_type, NUMBERS.get(model.model_type, (1, 2, 0))))
 
 
 @pytest.mark.parametrize("model_type", PARAMETERS)
-def test_image_text_models(model_type: str, world: Path, unlike: Path, tmp_path: Path) -> None:
-    bench = bench_of(image_text_recipe(model_type, world, unlike, tmp_path), tmp_path)
-    assert compared(source_parity(bench)) == WHOLE
-    (by_library,) = by_the_library(bench)
-    assert isinstance(by_library, Comparison)
-    assert by_library.holds, by_library
+def test_image_text_models(model_type: str) -> None:
+    """Tokens, logits and losses, and greedy answers."""
+    model = tiny(model_type)
+    rows = comparable_rows(model)
+    with model.build().evaluating() as built:
+        assert compared(beside_libraries(model.kind, built, rows, images())) == WHOLE
+        library = model.kind.library(built)
+        ours, theirs = both_answers(library, model.collator, built, rows, images(), 5)
+    found = same_answers("answers", [row.example.id for row in rows], ours, theirs)
+    assert found.holds, found
+
+
+def test_the_users_own_rows(world: Path, tmp_path: Path) -> None:
+    recipe = kind_recipe("image_text", world, tmp_path)
+    assert compared(source_parity(bench_of(recipe, tmp_path))) == WHOLE
 
 
 def vision_of(name: str, folder: Path) -> VisionEncoder:
@@ -157,15 +139,29 @@ def test_parts_that_a_library_has(
     assert compared(finding) == words
 
 
-@pytest.mark.slow
-def test_clips_tokens_of_a_checkpoint_and_larger_pictures(world: Path, tmp_path: Path) -> None:
-    recipe = cross_modal_recipe(world, tmp_path)
-    small = ClipVision(config=str(world / "clip.json")).build(torch.float32)
-    assert isinstance(small, clip.ClipModule)
-    small.net.save_pretrained(tmp_path / "clip")
-    vision = ClipTokens(path=str(tmp_path / "clip"), image_size=32, blocks=1)
-    finding = source_parity(bench_of(with_model(recipe, vision=vision), tmp_path))
-    assert compared(finding) == ["features", "states"]
+@pytest.mark.parametrize("side", [16, pytest.param(32, marks=pytest.mark.slow)])
+def test_it_begins_as_roberta_and_clip(side: int, world: Path, tmp_path: Path) -> None:
+    """Folders as on the hub: RoBERTa with its head for masked words, CLIP with its text encoder;
+    also for larger pictures."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2
+    }  # fmt: skip
+    pictures = {"image_size": 16, "patch_size": 8}
+    RobertaForMaskedLM(RobertaConfig(**sizes, vocab_size=40)).save_pretrained(tmp_path / "roberta")
+    CLIPModel(CLIPConfig(text_config=sizes, vision_config=sizes | pictures)).save_pretrained(
+        tmp_path / "clip"
+    )
+    vision = ClipTokens(path=str(tmp_path / "clip"), image_size=side)
+    recipe = with_model(
+        cross_modal_recipe(world, tmp_path), path=str(tmp_path / "roberta"), config=None,
+        vision=vision,
+    )  # fmt: skip
+    bench = bench_of(recipe, tmp_path)
+    assert compared(source_parity(bench)) == ["features", "states"]
+    with bench.without_methods() as model:
+        names = {name for name, _ in model.named_parameters()}
+        of_files = {n for n in names if n.startswith(("vision.", "backbone.text."))}
+        assert model.sources.names >= of_files
 
 
 # The method as peft has it.

@@ -10,7 +10,7 @@ import torch
 
 from vlds.models.generation.answer_list import Answer
 from vlds.models.kinds.base import WritingModel
-from vlds.models.kinds.library import whole_batch
+from vlds.models.kinds.library import both_answers
 from vlds.prove.bench import Bench
 from vlds.prove.finding import OF_GRADIENTS, ROUNDING, Comparison, Finding
 from vlds.schema import IGNORED_LABEL, Decoding
@@ -79,9 +79,7 @@ def by_the_library(bench: Bench) -> Iterator[Comparison | str]:
             if not rows:
                 continue
             most = min(bench.recipe.tasks[name].decoding.max_new_tokens, MOST_TOKENS)
-            batch = whole_batch(bench.collator, library, rows, bench.images, evaluation=True)
-            ours = model.answer(batch, Decoding(max_new_tokens=most))
-            theirs = [library.answer(row, bench.images, most) for row in rows]
+            ours, theirs = both_answers(library, bench.collator, model, rows, bench.images, most)
             about = "" if library.sees else " to texts without pictures"
             what = f"tasks.{name}: answers{about} in a batch, and those of {library.name}"
             yield same_answers(what, [row.example.id for row in rows], ours, theirs)

@@ -4,7 +4,6 @@ of the same rows, for gradient parity."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from vlds.artifact import LoadedRun
 from vlds.convert.adapters import piece
 from vlds.convert.peft import PeftFolders
-from vlds.models.kinds.library import LibraryModel, labels_of, whole_batch
+from vlds.models.kinds.library import LibraryModel, labels_of, row_names, whole_batch
 from vlds.prove.bench import Bench, Measured, gradients_of
 from vlds.prove.finding import OF_GRADIENTS, OF_LOSSES, ROUNDING, Comparison, compare_numbers
 from vlds.schema import Row
@@ -45,7 +44,7 @@ def beside_peft(bench: Bench) -> Iterator[Comparison]:
                     noise = NOISE * torch.randn(weight.shape, generator=draw)
                     weight.add_(noise.to(weight))
         out = bench.scratch / "peft"
-        out.mkdir()
+        out.mkdir(exist_ok=True)
         folders.write(out)
         places = folders.folders()
         for index, (below, adapter) in enumerate(places):
@@ -57,52 +56,45 @@ def beside_peft(bench: Bench) -> Iterator[Comparison]:
             if not rows:
                 continue
             theirs, weights = folders.opened_on(library.model, out / below)
-            ours = learned_together(bench, library, rows)
+            ours, labels = learned_together(bench, library, rows)
             sums: dict[str, Tensor] = {}
-            for number, row in enumerate(rows):
-                inputs = library.learned(row, bench.images, ours.labels[number])
+            for name, row, own in zip(row_names(rows), rows, labels, strict=True):
+                inputs = library.learned(row, bench.images, own)
                 loss = library.loss(inputs, theirs(**inputs))
                 loss.backward()
-                sums[row.example.id] = loss.detach().cpu()
+                sums[name] = loss.detach().cpu()
             # Of a task's own slice of the weights, or of what all tasks share.
             pairs = [
                 (name, stored, weights[key])
                 for name, stored in folders.stored.items()
                 for key in (key.format(task=adapter) for key in stored.keys)
-                if name in ours.measured.gradients and key in weights
+                if name in ours.gradients and key in weights
             ]
-            trained = {n for n in ours.measured.gradients if n in folders.stored}
+            trained = {n for n in ours.gradients if n in folders.stored}
             if lost := trained - {name for name, *_ in pairs}:
                 raise ValueError(f"peft trains no weight in the place of {min(lost)}")
             about = "" if len(places) == 1 else f" of tasks.{named[0][0]}"
             about += "" if library.sees else " without pictures"
             about = f"{about}: with {type(folders.method).__name__}, and peft on {library.name}"
-            yield compare_numbers(f"loss{about}", ours.measured.losses, sums, TOLERANCE_OF_LOSSES)
+            yield compare_numbers(f"loss{about}", ours.losses, sums, TOLERANCE_OF_LOSSES)
             yield compare_numbers(
                 f"gradient of each weight of the method{about}",
-                {n: piece(ours.measured.gradients[n], s, index) for n, s, _ in pairs},
+                {n: piece(ours.gradients[n], s, index) for n, s, _ in pairs},
                 {n: torch.zeros_like(w) if w.grad is None else w.grad for n, _, w in pairs},
                 TOLERANCE_OF_GRADIENTS,
             )
 
 
-class Together(NamedTuple):
-    """What a batch of comparable rows gives."""
-
-    measured: Measured
-    labels: list[Tensor]
-    """Of each row, as `LibraryModel.learned` takes them."""
-
-
-def learned_together(bench: Bench, library: LibraryModel, rows: Sequence[Row]) -> Together:
-    """The loss of each row in one batch, and the gradients of their sum."""
+def learned_together(
+    bench: Bench, library: LibraryModel, rows: Sequence[Row]
+) -> tuple[Measured, list[Tensor]]:
+    """The loss of each row in one batch, and the gradients of their sum; the labels of each row, as
+    `LibraryModel.learned` takes them."""
     batch = whole_batch(bench.collator, library, rows, bench.images, evaluation=False)
-    assert batch.labels is not None
     with bench.plainly() as model:
         model.zero_grad(set_to_none=True)
         sums = model.loss_sums(batch)[0]
         sums.sum().backward()
-        ids = [row.example.id for row in rows]
-        measured = Measured(dict(zip(ids, sums.detach().cpu(), strict=True)), gradients_of(model))
-    labels = [labels_of(library, batch, number) for number in range(len(rows))]
-    return Together(measured, labels)
+        losses = dict(zip(row_names(rows), sums.detach().cpu(), strict=True))
+        measured = Measured(losses, gradients_of(model))
+    return measured, [labels_of(library, batch, number) for number in range(len(rows))]

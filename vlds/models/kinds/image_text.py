@@ -534,7 +534,8 @@ class ImageTextToText(ModelKind):
             AutoModelForImageTextToText._model_mapping[type(config)], self.path, "model.path",
             config, own_state(model.backbone),
         )  # fmt: skip
-        return ImageTextLibrary(theirs, model, self.load_processor(), model.chat)
+        forbidden = model.writer.forbidden
+        return ImageTextLibrary(theirs, model, self.load_processor(), model.chat, forbidden)
 
     def export(self, model: Model, folder: Path) -> ImageTextToText:
         """The model and the processor, as Hugging Face saves them."""

@@ -21,7 +21,16 @@ from vlds.models.kinds.chat_forms import type_of
 from vlds.models.methods.host import is_own
 from vlds.models.model import Model
 from vlds.models.peers import Peer
-from vlds.schema import IGNORED_LABEL, Batch, Collator, Images, Row, Turn, plain_text
+from vlds.schema import (
+    IGNORED_LABEL,
+    Batch,
+    Collator,
+    Decoding,
+    Images,
+    Row,
+    Turn,
+    plain_text,
+)
 
 
 class LibraryModel:
@@ -31,14 +40,20 @@ class LibraryModel:
     """True if it reads pictures; else rows are compared without theirs."""
 
     def __init__(
-        self, theirs: Any, ours: Model, processor: Any, chat: ChatFormat | None = None
+        self,
+        theirs: Any,
+        ours: Model,
+        processor: Any,
+        chat: ChatFormat | None = None,
+        forbidden: Sequence[int] = (),
     ) -> None:
-        """`chat`: how the kind writes prompts; None: as plain text. `ours` says where answers
-        begin and end."""
+        """`chat`: how the kind writes prompts; None: as plain text. `ours` says where answers begin
+        and end; `forbidden`: ids that none may hold."""
         self.model, self.chat, self.processor = theirs, chat, processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.settings = ours.generation_defaults()
         self.settings.update(do_sample=False, return_dict_in_generate=True, output_logits=True)
+        self.settings.update(suppress_tokens=list(forbidden) or None)
         self.apart = bool(theirs.config.is_encoder_decoder)
         """Answers are the decoder's, not the end of the sequence."""
 
@@ -159,6 +174,11 @@ def whole_batch(
     return collator(rows, some, **how).to(library.model.device)
 
 
+def row_names(rows: Sequence[Row]) -> list[str]:
+    """What comparisons call rows."""
+    return [f"row {number} ({row.example.id})" for number, row in enumerate(rows)]
+
+
 def labels_of(library: LibraryModel, batch: Batch, number: int) -> Tensor:
     """The labels of a batch's row without padding, as `LibraryModel.learned` takes them."""
     assert batch.labels is not None
@@ -182,8 +202,7 @@ def row_peers(
     tokens: tuple[dict[str, Tensor], ...] = ({}, {})
     losses: tuple[dict[str, Tensor], ...] = ({}, {})
     logits: tuple[dict[str, Tensor], ...] = ({}, {})
-    for number, row in enumerate(chosen):
-        name = f"example {row.example.id}"
+    for number, (name, row) in enumerate(zip(row_names(chosen), chosen, strict=True)):
         labels = labels_of(library, batch, number)
         ids = batch.input_ids[number][batch.attention_mask[number].bool()]
         if not (labels != IGNORED_LABEL).any():
@@ -212,3 +231,17 @@ def row_peers(
     if losses[0]:
         yield Peer(f"logits{about}: ours, and {library.name}", *logits)
         yield Peer(f"loss{about} in a batch: ours, and that of {library.name} for the row", *losses)
+
+
+def both_answers(
+    library: LibraryModel,
+    collator: Collator,
+    model: Model,
+    rows: Sequence[Row],
+    images: Images,
+    most: int,
+) -> tuple[list[Answer], list[Answer]]:
+    """Greedy answers of at most so many tokens: ours in one batch, the library's one by one."""
+    batch = whole_batch(collator, library, rows, images, evaluation=True)
+    ours = model.answer(batch, Decoding(max_new_tokens=most))
+    return ours, [library.answer(row, images, most) for row in rows]

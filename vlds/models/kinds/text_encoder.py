@@ -17,6 +17,7 @@ from transformers import MODEL_MAPPING
 
 from vlds.models.collate import WHOLE, batch_of, padded
 from vlds.models.kinds.base import GridKind, PathKind
+from vlds.models.kinds.library import row_names
 from vlds.models.loading.gate import check_config, read_any_config
 from vlds.models.loading.load_backbone import Longest, check_fits
 from vlds.models.model import Model
@@ -190,13 +191,12 @@ class TextEncoderKind(PathKind, GridKind):
         tokenizer = self.load_processor()
         ours_of: dict[str, Tensor] = {}
         theirs_of: dict[str, Tensor] = {}
-        for number, row in enumerate(texts):
+        for number, (name, row) in enumerate(zip(row_names(texts), texts, strict=True)):
             asked = tokenizer(
                 row.example.prompt, truncation=True, max_length=row.max_prompt_tokens,
                 return_tensors="pt",
             ).to(device)  # fmt: skip
             read = theirs(**asked).last_hidden_state[0, : states.shape[1]]
-            name = f"example {row.example.id}"
             ours_of[name], theirs_of[name] = states[number, : len(read)], read
         yield Peer(
             f"states of texts: ours, and Hugging Face's {type(theirs).__name__}", ours_of, theirs_of

@@ -75,7 +75,7 @@ def by_the_library(bench: Bench) -> Iterator[Comparison | str]:
             return
         for name in free:
             given = [bench.rows[number] for number in bench.of_task(name)]
-            rows = [row for row in map(library.comparable, given) if row][:BY_LIBRARY]
+            rows = library.readable(given[:BY_LIBRARY], bench.images)
             if not rows:
                 continue
             most = min(bench.recipe.tasks[name].decoding.max_new_tokens, MOST_TOKENS)

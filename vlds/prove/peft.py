@@ -52,8 +52,7 @@ def beside_peft(bench: Bench) -> Iterator[Comparison]:
                 raise ValueError(f"no library has the model of a {type(kind).__name__}")
             named = tasks if len(places) == 1 else [tasks[index]]
             numbers = [n for name, task in named if not task.head for n in bench.of_task(name)]
-            rows = [r for r in map(library.comparable, (bench.rows[n] for n in numbers)) if r]
-            if not rows:
+            if not (rows := library.readable([bench.rows[n] for n in numbers], bench.images)):
                 continue
             theirs, weights = folders.opened_on(library.model, out / below)
             ours, labels = learned_together(bench, library, rows)

@@ -200,6 +200,7 @@ class DualEncoder(PathKind):
             output = theirs(pixel_values=pixels, **words)
             seen, read = output.image_embeds, output.text_embeds
         else:
+            config.text_config.projection_dim = config.projection_dim
             yield "the vision tower is timm's own ResNet, and Hugging Face has none"
             theirs = opened(
                 CLIPTextModelWithProjection, self.path, "model.path", config.text_config,

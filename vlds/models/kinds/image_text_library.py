@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlds.models.kinds.library import LibraryModel
 from vlds.models.kinds.picture_forms import ANSWER_TYPES, FLAT, Layout
-from vlds.schema import Clip, Images, Row, Turn
+from vlds.schema import Clip, Images, Row, SkipSample, Turn
 
 
 class ImageTextLibrary(LibraryModel):
@@ -43,7 +43,7 @@ class ImageTextLibrary(LibraryModel):
                     add_special_tokens=not has_start,
                 )
                 return {name: values for name, values in output.items() if name != "labels"}
-        raise ValueError(f"example {row.example.id}: the processor refuses its pictures")
+        raise SkipSample(f"pictures that the processor of {self.name} refuses")
 
     def text(self, turns: Sequence[Turn]) -> str:
         assert self.chat is not None

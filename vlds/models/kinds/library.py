@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -28,6 +29,7 @@ from vlds.schema import (
     Decoding,
     Images,
     Row,
+    SkipSample,
     Turn,
     plain_text,
 )
@@ -63,6 +65,15 @@ class LibraryModel:
 
     # Rows.
 
+    def readable(self, rows: Sequence[Row], images: Images) -> list[Row]:
+        """Rows as both programs read them whole, without those that one of them does not."""
+        found = []
+        for row in map(self.comparable, rows):
+            with suppress(SkipSample):
+                if row is not None and self.asked(row, images):
+                    found.append(row)
+        return found
+
     def comparable(self, row: Row) -> Row | None:
         """A row that both can read whole: without classes, without pictures that the model does not
         see, and with texts that end where the task would cut them; None for a conversation that is
@@ -97,7 +108,10 @@ class LibraryModel:
         return self.chat.rendered([(messages, self.chat.variables, True)])[0]
 
     def asked(self, row: Row, images: Images) -> dict[str, Tensor]:
-        """A row's prompt, on the host, as arguments of the forward pass and of `generate`."""
+        """A row's prompt, on the host, as arguments of the forward pass and of `generate`.
+
+        Errors: SkipSample for pictures that the library's processor refuses.
+        """
         has_template = self.chat is not None and self.chat.has_template
         text = self.text(row.example.asked(0))
         ids: list[int] = self.tokenizer(text, add_special_tokens=not has_template)["input_ids"]
@@ -192,9 +206,12 @@ def row_peers(
 ) -> Iterator[Peer | str]:
     """Tokens, logits and losses of rows. Our losses are those of all rows together, with padding;
     our logits, as theirs, those of a row alone."""
-    chosen = [r for r in map(library.comparable, rows) if r is not None]
+    chosen = library.readable(rows, images)
     if left := len(rows) - len(chosen):
-        yield f"{left} conversations are longer than max_prompt_tokens, and are not compared"
+        yield (
+            f"{left} rows are not compared: conversations beyond max_prompt_tokens, clips, or "
+            f"pictures that the processor of {library.name} refuses"
+        )
     if not chosen:
         return
     batch = whole_batch(collator, library, chosen, images, evaluation=False)

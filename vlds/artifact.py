@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed
 
 from vlds.models.build import build_model
-from vlds.models.kinds.base import fit_saved, hash_name
+from vlds.models.kinds.base import fit_saved
+from vlds.models.loading.hashes import hash_name
 from vlds.models.loading.model_files import reading
 from vlds.models.model import Model
 from vlds.models.partitioned import fits_whole, gathered, partitioned_reading

@@ -20,23 +20,6 @@ FAMILIES = pytest.mark.parametrize("family", [T5, Bart])
 
 
 @FAMILIES
-def test_without_visual_tokens_the_encoder_is_hugging_faces(
-    family: type[Backbone], tmp_path: Path
-) -> None:
-    source = backbone(family, tmp_path)
-    model = source.load(60, torch.float64).model.eval()
-    ids = torch.tensor(
-        [[5, 6, 7, 8], [9, 10, model.config.pad_token_id, model.config.pad_token_id]]
-    )
-    mask = ids != model.config.pad_token_id
-    with torch.no_grad():
-        nothing = torch.zeros(2, 0, 16, dtype=torch.float64)
-        states = source.encode(model, ids, nothing, mask, None)
-        expected = model.get_encoder()(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-    assert torch.allclose(states, expected, atol=1e-12)
-
-
-@FAMILIES
 def test_order_of_visual_tokens_has_no_meaning_of_its_own(
     family: type[Backbone], tmp_path: Path
 ) -> None:

@@ -60,15 +60,6 @@ def run_of(model: Tiny, method: Method, world: Path, **fields: Any) -> LoadedRun
     return LoadedRun(recipe, model.processor, built)
 
 
-@torch.no_grad()
-def logits(backbone: Any, run: LoadedRun, model: Tiny) -> torch.Tensor:
-    """Of a Hugging Face model, on the tiny rows."""
-    batch = model.batch(model.rows())
-    inputs = run.model.inputs(batch)
-    whole: torch.Tensor = backbone(**inputs).logits
-    return whole
-
-
 CASES = [
     pytest.param(t, name, marks=() if t in FAST else pytest.mark.slow)
     for t in TYPES
@@ -93,8 +84,8 @@ def test_peft_opens_the_folder(model_type: str, name: str, world: Path, tmp_path
     run = run_of(model, method, world, train_connector=False)
     PeftFolders(run).write(tmp_path)
     base = AutoModelForImageTextToText.from_pretrained(str(model.kind.path)).eval()
-    before = logits(base, run, model)
-    found = logits(PeftModel.from_pretrained(base, tmp_path).eval(), run, model)
+    before = model.run_by(base, run.model)
+    found = model.run_by(PeftModel.from_pretrained(base, tmp_path).eval(), run.model)
     expected = run.model.logits(model.batch(model.rows()))
     assert torch.allclose(found, expected, atol=1e-6)
     assert not torch.allclose(found, before, atol=1e-4)
@@ -112,7 +103,7 @@ def test_peft_opens_the_connector_too(model_type: str, world: Path, tmp_path: Pa
     files = PeftFolders(run)
     files.write(tmp_path)
     base = AutoModelForImageTextToText.from_pretrained(str(model.kind.path)).eval()
-    found = logits(PeftModel.from_pretrained(base, tmp_path).eval(), run, model)
+    found = model.run_by(PeftModel.from_pretrained(base, tmp_path).eval(), run.model)
     assert torch.allclose(found, run.model.logits(model.batch(model.rows())), atol=1e-6)
     again = PeftFolders(run_of(model, lora_of(model_type), world)).read(tmp_path)
     state = dict(run.model.unique_state())
@@ -127,7 +118,7 @@ def test_a_connector_beside_any_method(name: str, world: Path, tmp_path: Path) -
     run = run_of(model, PEFT[name], world)
     PeftFolders(run).write(tmp_path)
     base = AutoModelForImageTextToText.from_pretrained(str(model.kind.path)).eval()
-    found = logits(PeftModel.from_pretrained(base, tmp_path).eval(), run, model)
+    found = model.run_by(PeftModel.from_pretrained(base, tmp_path).eval(), run.model)
     assert torch.allclose(found, run.model.logits(model.batch(model.rows())), atol=1e-6)
 
 
@@ -219,7 +210,7 @@ def test_a_merged_folder_is_hugging_faces(model_type: str, world: Path, tmp_path
     write_hf(fold_methods(run), tmp_path)
     theirs = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=dtype).eval()
     limit = 1e-6 * expected.abs().max()
-    assert (logits(theirs, run, model) - expected).abs().max() <= limit
+    assert (model.run_by(theirs, run.model) - expected).abs().max() <= limit
     again = load_run(tmp_path, dtype)
     assert again.recipe.methods == {}
     found = again.model.logits(model.batch(model.rows()))

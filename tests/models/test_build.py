@@ -12,7 +12,7 @@ from tests.toys.models import DIM, backbone, batch, build, saved_backbone
 from vlds.models import JointSeq2Seq
 from vlds.models.backbones import T5, Backbone, Bart
 from vlds.models.build import ModelSetup, build_model
-from vlds.models.kinds.base import hash_source
+from vlds.models.loading.hashes import hash_source
 from vlds.models.methods import Adapter, Full
 from vlds.models.methods.host import is_own
 from vlds.models.vision import ConvNet, StoredFeatures

@@ -18,7 +18,7 @@ from tests.toys.causal import TEMPLATE, write_tokenizer
 from tests.toys.image_text.rows import tiny
 from vlds.models import Causal
 from vlds.models.kinds import chat_format
-from vlds.models.kinds.causal import CausalCollator
+from vlds.models.kinds.causal_rows import CausalCollator
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.models.kinds.chat_forms import harmless
 from vlds.models.vision import StoredFeatures

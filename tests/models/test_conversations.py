@@ -19,7 +19,7 @@ from tests.toys.image_text.claims import TALKING
 from tests.toys.image_text.rows import Tiny, images, tiny
 from tests.toys.image_text.theirs import conversation, processed
 from vlds.models.collate import JointCollator
-from vlds.models.kinds.causal import CausalCollator
+from vlds.models.kinds.causal_rows import CausalCollator
 from vlds.models.kinds.chat_format import ChatFormat
 from vlds.schema import (
     IGNORED_LABEL,

@@ -14,10 +14,6 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertModel,
-    CLIPConfig,
-    CLIPModel,
-    RobertaConfig,
-    RobertaForMaskedLM,
 )
 
 from tests.toys.cross_modal import (
@@ -43,9 +39,8 @@ from vlds.models.loading.load_backbone import Longest
 from vlds.models.loading.model_files import save_module
 from vlds.models.methods import Adapter, LoRA
 from vlds.models.model import Model
-from vlds.models.vision import ClipTokens, ConvNet, Timm
-from vlds.models.vision.base import load_weights, normalised
-from vlds.models.vision.clip import MEAN, STD
+from vlds.models.vision import ConvNet, Timm
+from vlds.models.vision.base import load_weights
 from vlds.recipe.config import Recipe
 from vlds.schema import NO_IMAGE
 from vlds.training.optimizer import parameter_groups, schedule_factor, set_learning_rate
@@ -238,34 +233,6 @@ def test_a_pretrained_text_encoder_may_have_a_pooler(
     assert torch.allclose(states, expected, atol=1e-6)
     frozen = {name for name in model.sources.names if name.startswith("backbone.text.")}
     assert frozen == {f"backbone.text.{name}" for name, _ in model.backbone.text.named_parameters()}
-
-
-@torch.no_grad()
-def test_it_begins_as_roberta_and_clip(world: Path, tmp_path: Path) -> None:
-    """Folders as on the hub: RoBERTa with its head for masked words, CLIP with its text encoder."""
-    recipe = cross_modal_recipe(world, tmp_path)
-    assert isinstance(recipe.model, CrossModal)
-    sizes: dict[str, Any] = {
-        "hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2
-    }  # fmt: skip
-    roberta = RobertaForMaskedLM(RobertaConfig(**sizes, vocab_size=40)).eval()
-    pictures = {"image_size": 16, "patch_size": 8}
-    clip = CLIPModel(CLIPConfig(text_config=sizes, vision_config=sizes | pictures)).eval()
-    roberta.save_pretrained(tmp_path / "roberta")
-    clip.save_pretrained(tmp_path / "clip")
-    vision = ClipTokens(path=str(tmp_path / "clip"))
-    kind = replace(recipe.model, path=str(tmp_path / "roberta"), config=None, vision=vision)
-    model = model_of(replace(recipe, model=kind, methods={}))
-    rows = batch_of(recipe, TEXTS)
-    read = model.backbone.text(rows.input_ids, rows.attention_mask).last_hidden_state
-    expected = roberta.roberta(rows.input_ids, rows.attention_mask).last_hidden_state
-    assert torch.allclose(read, expected, atol=1e-6)
-    assert rows.images is not None
-    pixels = normalised(rows.images, MEAN, STD)
-    states = clip.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states
-    tokens = clip.vision_model.post_layernorm(states[-2])
-    assert torch.allclose(model.vision(rows.images), tokens, atol=1e-5)
-    assert model.sources.names >= {f"vision.{name}" for name, _ in model.vision.named_parameters()}
 
 
 def test_two_pictures_are_two_pairs(world: Path, tmp_path: Path) -> None:

@@ -408,7 +408,7 @@ def test_an_exported_folder_gives_the_same_logits(model: Tiny, tmp_path: Path) -
     batch = model.batch(model.rows())
     theirs = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     expected = built.logits(batch)
-    assert torch.allclose(theirs(**built.inputs(batch)).logits, expected, atol=1e-6)
+    assert torch.allclose(model.run_by(theirs, built), expected, atol=1e-6)
     assert exported.load_processor().tokenizer.get_vocab() == model.processor.tokenizer.get_vocab()
     # All but the tower and the connector, which train by themselves: full fine-tuning of the
     # language model, with the output layer, tied or not.

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlds.artifact import LoadedRun
@@ -70,15 +71,18 @@ class PeftFolders(AdapterFolders):
     library: ClassVar[Library] = "peft"
     weight_files: ClassVar[tuple[str, ...]] = ("adapter_model.safetensors", "adapter_model.bin")
 
-    def __init__(self, run: LoadedRun, base: str | None = None) -> None:
+    def __init__(self, run: LoadedRun, base: str | None = None, *, alone: bool = False) -> None:
         """`base`: name of the backbone in adapter_config.json; default: its name on the hub.
+        `alone`: the folder is for the method alone, whatever else trains beside the backbone.
 
         Errors: ValueError if peft cannot hold the run's method.
         """
         super().__init__(run)
-        self.saved_modules = self.add_connector()
+        self.saved_modules: list[str] = []
         """Paths of the connector's modules, if it trains."""
-        if not run.recipe.model.own_backbone:  # else it is for what `convert hf` writes
+        with suppress(ValueError) if alone else nullcontext():
+            self.saved_modules = self.add_connector()
+        if not (run.recipe.model.own_backbone or alone):  # else it is for what `convert hf` writes
             # The folder is for the model that the recipe names, so it must hold whatever differs.
             trained_by = run.model.trained_by
             if lost := sorted(trained_by.keys() - self.stored.keys()):
@@ -158,6 +162,36 @@ class PeftFolders(AdapterFolders):
     def write_weights(self, tensors: dict[str, Tensor], file: Path) -> None:
         """As peft and transformers mark it."""
         save_file(tensors, file, metadata={"format": "pt"})
+
+    def opened_on(self, model: Any, folder: Path) -> tuple[Any, dict[str, nn.Parameter]]:
+        """A library's model with the method in a folder that was written, as peft trains it on; and
+        key in the folder's file -> peft's weight.
+
+        Errors: ValueError if peft is not installed, or cannot open the folder.
+        """
+        try:
+            from peft import PeftModel
+        except ImportError:
+            raise ValueError("peft is not installed: pip install 'vlds[peft]'") from None
+        device = str(model.device)
+        try:
+            with quiet(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                theirs = PeftModel.from_pretrained(
+                    model, str(folder), is_trainable=True, torch_device=device
+                )
+        except Exception as error:  # peft's layers raise any
+            if lacks_memory(error):
+                raise
+            raise ValueError(f"peft cannot open what was written ({error})") from error
+        # peft names its weights otherwise than its files; what was read tells which is which.
+        trained = [p for p in theirs.parameters() if p.requires_grad]
+        weights: dict[str, nn.Parameter] = {}
+        for key, read in load_file(folder / self.weight_files[0], device=device).items():
+            for weight in trained:
+                if weight.shape == read.shape and torch.equal(weight.to(read), read):
+                    weights[key] = weight
+        return theirs.eval(), weights
 
     @torch.no_grad()
     def prove(self, out: Path, verification: Verification) -> None:

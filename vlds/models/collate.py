@@ -104,6 +104,18 @@ def batch_of(
     )
 
 
+def only_used(rows: Sequence[Row], images: Images) -> tuple[list[Row], Images]:
+    """Some rows, and of the images that they name by number those alone that they use."""
+    used = list(dict.fromkeys(image for row in rows for image in row.images))
+    place = {image: number for number, image in enumerate(used)}
+    some: Images = None
+    if isinstance(images, list):
+        some = [images[image] for image in used]
+    elif images is not None:
+        some = images[used]
+    return [row._replace(images=[place[image] for image in row.images]) for row in rows], some
+
+
 def recent(
     turns: Sequence[Turn],
     limit: int,

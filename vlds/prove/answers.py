@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from vlds.models.generation.answer_list import Answer
 from vlds.models.kinds.base import WritingModel
+from vlds.models.kinds.library import both_answers
 from vlds.prove.bench import Bench
 from vlds.prove.finding import OF_GRADIENTS, ROUNDING, Comparison, Finding
 from vlds.schema import IGNORED_LABEL, Decoding
 
 TOLERANCE = OF_GRADIENTS * ROUNDING[torch.float32]
 """Of log-probabilities, which add up over an answer's tokens."""
+BY_LIBRARY, MOST_TOKENS = 4, 16
+"""Rows of a task that the library answers, and tokens of these answers."""
 
 
 def answers(bench: Bench) -> Finding:
@@ -32,6 +35,7 @@ def answers(bench: Bench) -> Finding:
             if task.ranks or task.masks_words or pairs:
                 notes.append(f"tasks.{name}: it is not answered row by row")
                 continue
+            ids = [bench.rows[number].example.id for number in numbers]
             together = answer(bench, numbers, task.decoding)
             ways = {
                 "one by one": [answer(bench, [n], task.decoding)[0] for n in numbers],
@@ -43,7 +47,7 @@ def answers(bench: Bench) -> Finding:
             }
             for way, others in ways.items():
                 what = f"answers of {name}: together, and {way}"
-                compared.append(same_answers(what, bench, numbers, together, others))
+                compared.append(same_answers(what, ids, together, others))
             if any(not 0 <= each.confidence <= 1 + 1e-6 for each in together):
                 faults.append(f"tasks.{name}: a confidence is not between 0 and 1")
             plain = task.head is None and task.decoding.answers is None
@@ -51,7 +55,35 @@ def answers(bench: Bench) -> Finding:
                 found = sure_as_logits(bench, model, name, numbers, task.decoding)
                 if found is not None:
                     compared.append(found)
+    for theirs in by_the_library(bench):
+        if isinstance(theirs, str):
+            notes.append(theirs)
+        else:
+            compared.append(theirs)
     return Finding(compared=tuple(compared), faults=tuple(faults), notes=tuple(notes))
+
+
+def by_the_library(bench: Bench) -> Iterator[Comparison | str]:
+    """Without methods: greedy answers in one batch, and those of the library's own `generate` for
+    one row at a time."""
+    kind, tasks = bench.recipe.model, bench.recipe.tasks.items()
+    free = [n for n, t in tasks if not (t.head or t.ranks or t.masks_words)]
+    if kind.packed_bits is not None or not free:
+        return
+    with bench.without_methods() as model:
+        if (library := kind.library(model)) is None:
+            yield f"no library generates with a {type(kind).__name__}"
+            return
+        for name in free:
+            given = [bench.rows[number] for number in bench.of_task(name)]
+            rows = library.readable(given[:BY_LIBRARY], bench.images)
+            if not rows:
+                continue
+            most = min(bench.recipe.tasks[name].decoding.max_new_tokens, MOST_TOKENS)
+            ours, theirs = both_answers(library, bench.collator, model, rows, bench.images, most)
+            about = "" if library.sees else " to texts without pictures"
+            what = f"tasks.{name}: answers{about} in a batch, and those of {library.name}"
+            yield same_answers(what, [row.example.id for row in rows], ours, theirs)
 
 
 def answer(bench: Bench, numbers: Sequence[int], decoding: Decoding) -> list[Answer]:
@@ -63,21 +95,19 @@ def answer(bench: Bench, numbers: Sequence[int], decoding: Decoding) -> list[Ans
 
 def same_answers(
     what: str,
-    bench: Bench,
-    numbers: Sequence[int],
+    ids: Sequence[str],
     ours: Sequence[Answer],
     theirs: Sequence[Answer],
 ) -> Comparison:
     """The largest difference of log-confidences; infinite where texts differ."""
     worst, where = 0.0, ""
-    for number, a, b in zip(numbers, ours, theirs, strict=True):
+    for id, a, b in zip(ids, ours, theirs, strict=True):
         difference = abs(math.log(max(a.confidence, 1e-30)) - math.log(max(b.confidence, 1e-30)))
         # Where two answers are as likely, rounding may choose either.
         if a.text != b.text and difference > TOLERANCE:
             difference = math.inf
         if difference > worst:
-            row = bench.rows[number].example
-            worst, where = difference, f"example {row.id}: {a.text!r:.40} and {b.text!r:.40}"
+            worst, where = difference, f"example {id}: {a.text!r:.40} and {b.text!r:.40}"
     return Comparison(what, worst, TOLERANCE, where)
 
 

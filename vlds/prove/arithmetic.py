@@ -13,21 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.models.loss import targets_of
+from vlds.models.methods.context import StepRule
 from vlds.prove.bench import Bench, Measured, gradients_of
 from vlds.prove.finding import (
-    OF_GRADIENTS,
-    OF_LOSSES,
-    ROUNDING,
     Comparison,
     Finding,
     compare_numbers,
 )
+from vlds.prove.peft import TOLERANCE_OF_GRADIENTS, TOLERANCE_OF_LOSSES, beside_peft
 from vlds.schema import IGNORED_LABEL, Batch
-
-TOLERANCE_OF_LOSSES = OF_LOSSES * ROUNDING[torch.float32]
-TOLERANCE_OF_GRADIENTS = OF_GRADIENTS * ROUNDING[torch.float32]
 
 
 def gradient_parity(bench: Bench) -> Finding:
@@ -47,6 +42,11 @@ def gradient_parity(bench: Bench) -> Finding:
     numbers = list(range(len(bench.rows)))
     ours = bench.measure([numbers])
     theirs = plain_step(bench, numbers)
+    notes: list[str] = []
+    try:
+        of_peft = list(beside_peft(bench))
+    except ValueError as reason:
+        of_peft, notes = [], [f"not compared with peft: {reason}"]
     return Finding(
         compared=(
             compare_numbers(
@@ -57,7 +57,9 @@ def gradient_parity(bench: Bench) -> Finding:
                 "gradients: of each trained weight, by the training step and by a loop over rows",
                 ours.gradients, theirs.gradients, TOLERANCE_OF_GRADIENTS,
             ),
-        )
+            *of_peft,
+        ),
+        notes=tuple(notes),
     )  # fmt: skip
 
 
@@ -81,6 +83,10 @@ def plain_step(bench: Bench, numbers: Sequence[int]) -> Measured:
                 part = float(batch.weights[0]) * nll / max(length, 1) / len(numbers)
             part.backward()
             losses[f"row {number} ({bench.rows[number].example.id})"] = nll.detach().cpu()
+        for rule in model.step_rules.values():
+            # Of weights alone, once a step.
+            if isinstance(rule, StepRule) and (penalty := rule.penalty()) is not None:
+                penalty.backward()
         return Measured(losses, gradients_of(model))
 
 
@@ -90,8 +96,6 @@ def plain_loss(bench: Bench, task: str, batch: Batch) -> Tensor:
     if task not in model.heads:
         labels = targets_of(batch)
         logits = model.logits(batch).float()
-        if isinstance(model, ImageTextModel) and not model.answers_apart:
-            logits, labels = logits[:, :-1], labels[:, 1:]  # a token predicts the next one
         return F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
         )

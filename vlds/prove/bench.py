@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from vlds.data.streams.assemble import StreamSetup
 from vlds.evaluation.sources import with_lists
+from vlds.models.build import ModelSetup, build_model
+from vlds.models.collate import only_used
 from vlds.models.kernels.attention import TORCH_ATTENTION, attention_by, step_kernels
 from vlds.models.kernels.dropout import Draws, StepDropout, dropout_by
 from vlds.models.methods.context import StepRule
@@ -146,6 +148,15 @@ class Bench:
         return model.to(self.ranks.device).train()
 
     @contextmanager
+    def without_methods(self) -> Iterator[Model]:
+        """A second model without methods and heads, in evaluation mode and without gradients, which
+        is let go at the end."""
+        setup = ModelSetup(kind=self.recipe.model, seed=self.recipe.seed)
+        model = build_model(setup, list(self.recipe.tasks), torch.float32, self.processor)
+        with model.to(self.ranks.device).evaluating():
+            yield model
+
+    @contextmanager
     def borrowed(self) -> Iterator[Model]:
         """The model, whose trained weights and moving buffers are put back at the end."""
         model = self.model
@@ -227,15 +238,7 @@ class Bench:
         """The batch of some rows, on the device. `images`: others in place of the rows' own, with
         the same indices; `rows`: others in place of the rows, such as ones with other answers."""
         chosen = [(self.rows if rows is None else rows)[number] for number in numbers]
-        images = self.images if images is None else images
-        used = list(dict.fromkeys(image for row in chosen for image in row.images))
-        place = {image: number for number, image in enumerate(used)}
-        chosen = [row._replace(images=[place[image] for image in row.images]) for row in chosen]
-        some: Images = None
-        if isinstance(images, list):
-            some = [images[image] for image in used]
-        elif images is not None:
-            some = images[used]
+        chosen, some = only_used(chosen, self.images if images is None else images)
         batch = self.collator(chosen, some, evaluation=evaluation)
         return batch.to(self.ranks.device)
 

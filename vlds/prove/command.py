@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
-from vlds.artifact import artifact_folder, check_changes, read_recipe
+from vlds.artifact import read_recipe
 from vlds.prove.bench import Bench
 from vlds.prove.finding import Finding, Property
 from vlds.prove.page import Proof, Tried, write_proof
 from vlds.prove.properties import PROPERTIES
 from vlds.recipe.config import Recipe
+from vlds.runtime.artifact_files import artifact_folder, check_changes
 from vlds.runtime.devices import device_name, device_of
 from vlds.runtime.disk import check_writable
 from vlds.runtime.folders import scratch_folder

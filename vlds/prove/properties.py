@@ -7,6 +7,7 @@ from vlds.prove.arithmetic import batch_free, gradient_parity
 from vlds.prove.finding import Property
 from vlds.prove.learning import learns, uses_the_picture, what_trains
 from vlds.prove.reading import reads_right
+from vlds.prove.source import source_parity
 
 PROPERTIES: tuple[Property, ...] = (
     Property("reads-right", "The model reads and learns what the data say.", reads_right),
@@ -18,11 +19,18 @@ PROPERTIES: tuple[Property, ...] = (
         cost=10,
     ),
     Property(
-        "gradient-parity",
-        "Loss and gradients of a training step are those of a plain loop over rows.",
-        gradient_parity,
+        "source-parity",
+        "Without methods, the model computes what the library of its weights computes.",
+        source_parity,
         needs=("batch-free",),
-        cost=4,
+        cost=10,
+    ),
+    Property(
+        "gradient-parity",
+        "Loss and gradients of a training step are those of a plain loop over rows, and of peft.",
+        gradient_parity,
+        needs=("source-parity",),
+        cost=8,
     ),
     Property(
         "uses-the-picture",
@@ -42,7 +50,7 @@ PROPERTIES: tuple[Property, ...] = (
         "answers",
         "An answer depends on no other row, and is as sure as the model's logits say.",
         answers,
-        needs=("batch-free",),
+        needs=("source-parity",),
         cost=12,
     ),
     Property(

@@ -18,7 +18,8 @@ from vlds.data.streams.stream import MixedStream
 from vlds.evaluation.evaluator import Evaluator, cut_texts
 from vlds.evaluation.shown import shown_examples
 from vlds.models.build import build_model
-from vlds.models.kinds.base import fit_saved, hash_processor
+from vlds.models.kinds.base import fit_saved
+from vlds.models.loading.hashes import hash_processor
 from vlds.models.model import Model
 from vlds.models.partitioned import partitioned_loading
 from vlds.recipe.config import Recipe, save_recipe

@@ -12,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.toys.image_text import configs, pictures, save_tiny
@@ -58,9 +59,10 @@ class Tiny:
         return self.collator(rows, images(), evaluation=evaluation)
 
     def run_by(self, backbone: Any, model: ImageTextModel) -> Tensor:
-        """Logits of Hugging Face's class, for what a model makes of the rows."""
+        """Logits of Hugging Face's class, for what a model makes of the rows; each in the place of
+        the token that it predicts."""
         logits: Tensor = backbone(**model.inputs(self.batch(self.rows()))).logits
-        return logits
+        return logits if model.answers_apart else F.pad(logits[:, :-1], (0, 0, 1, 0))
 
 
 def rows_with(numbers: Sequence[int]) -> list[Row]:
@@ -90,7 +92,7 @@ def tiny(model_type: str) -> Tiny:
 @cache
 def wide(model_type: str) -> Tiny:
     """The same with layers of 64 and 128 inputs, whose weights can be packed in blocks of 64."""
-    sizes = {"WIDTH": 64, "FFN_WIDTH": 128, "VISION_WIDTH": 64, "HEADS": 4}
+    sizes: dict[str, Any] = {"WIDTH": 64, "FFN_WIDTH": 128, "VISION_WIDTH": 64, "HEADS": 4}
     with mock.patch.multiple(configs, **sizes):
         return saved(model_type)
 

@@ -9,8 +9,6 @@ of a run.
 
 from __future__ import annotations
 
-import hashlib
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -26,24 +24,24 @@ from vlds.models.backbones.base import num_ids
 from vlds.models.generation.answer_list import Answer, Writer, as_answer
 from vlds.models.generation.decoding import best_choice
 from vlds.models.kernels.dropout import pictures_follow
+from vlds.models.kinds.library import LibraryModel, row_peers
 from vlds.models.loading.gate import TOKENIZER_FILES, check_model, check_tokenizer, open_checked
+from vlds.models.loading.hashes import hash_source
 from vlds.models.loading.load_backbone import Longest
 from vlds.models.loading.model_files import reading
 from vlds.models.loading.quantised import Bits
 from vlds.models.methods.context import Trained
 from vlds.models.methods.host import find_modules
 from vlds.models.model import Model, recompute_layers
+from vlds.models.peers import Peer
 from vlds.models.vision.base import GridEncoder, VisionEncoder, freeze
 from vlds.models.visual_embedding import VisualEmbedding
 from vlds.runtime.checks import Choice, SourceFile, SourcePath, check_path_or_config
-from vlds.runtime.json_files import lacks_memory, sha256
+from vlds.runtime.json_files import lacks_memory
 from vlds.runtime.process import find
-from vlds.schema import Batch, Collator, Decoding, Example, ImageSpec, PictureSpec, Row
+from vlds.schema import Batch, Collator, Decoding, Example, Images, ImageSpec, PictureSpec, Row
 from vlds.tasks.base import Task
 
-WORD_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
-WORD_NAMES = re.compile(r"token|vocab|merges|process|template|\.model$")
-"""What the files of tokenizers and processors are called."""
 CONNECTOR_RATE = "connector_learning_rate"
 """Field of `optimizer` with the rate of what lies between pictures and text."""
 
@@ -268,6 +266,19 @@ class ModelKind(Choice, ABC):
             "JointSeq2Seq alone"
         )
 
+    def library(self, model: Model) -> LibraryModel | None:
+        """The model that the weights are from as its own library opens it, whole or its language
+        model alone; None if no library has it. Its weights are those of the sources, or else of
+        `model`, without what methods have added."""
+        return None
+
+    def peers(self, model: Model, rows: Sequence[Row], images: Images) -> Iterator[Peer | str]:
+        """What libraries compute of the same rows as the model, which has no methods and heads and
+        is in evaluation mode; as texts, what cannot be compared, and why. `images`: those that the
+        rows name by number."""
+        if (library := self.library(model)) is not None:
+            yield from row_peers(library, self.collator(model.processor), model, rows, images)
+
     def export(self, model: Model, folder: Path) -> ModelKind:
         """Write all weights of the model but those of methods into a folder; the kind that reads
         them from there and trains nothing beside methods.
@@ -313,47 +324,11 @@ class GridKind(ModelKind):
         freeze(encoder)
         return encoder
 
-
-def hash_source(source: str) -> str:
-    """sha256 over a file, or over a folder's weight files and config; over the name if it is not
-    local.
-
-    Errors: SourceError for a file that cannot be read, such as a link that leads nowhere.
-    """
-    # Not the tokenizer: `hash_processor` has it, and a run may take another one.
-    return hash_files(
-        source, lambda f: f.suffix in {".safetensors", ".bin"} or f.name == "config.json"
-    )
-
-
-def hash_processor(source: str) -> str:
-    """sha256 over the files of a tokenizer or processor, which may lie beside weights; over the
-    name if it is not local. Errors: as `hash_source`."""
-    return hash_files(
-        source, lambda f: f.suffix in WORD_FILES and WORD_NAMES.search(f.name) is not None
-    )
-
-
-def hash_files(source: str, belongs: Callable[[Path], bool]) -> str:
-    """sha256 over names and bytes of a file, or of the files of a folder that belong; over the name
-    if there are none, as for a name on the hub."""
-    path = Path(source)
-    # Sorted, since the order of a folder's entries differs between file systems.
-    inside = sorted(filter(belongs, path.iterdir())) if path.is_dir() else []
-    files = [path] if path.is_file() else inside
-    if not files:
-        return hash_name(source)
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode())
-        with reading(f"cannot read {file}"):
-            digest.update(bytes.fromhex(sha256(file)))
-    return digest.hexdigest()
-
-
-def hash_name(source: str) -> str:
-    """sha256 of a source that is only a name, such as one on the hub."""
-    return hashlib.sha256(source.encode()).hexdigest()
+    def peers(self, model: Model, rows: Sequence[Row], images: Images) -> Iterator[Peer | str]:
+        encoder = model.vision_module
+        if isinstance(images, Tensor) and isinstance(encoder, GridEncoder):
+            yield from self.vision.peers(encoder, images.to(next(model.parameters()).device))
+        yield from super().peers(model, rows, images)
 
 
 def named(sources: Mapping[str, str | None]) -> dict[str, str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cache
 from inspect import getsource
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -20,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from vlds.models.collate import batch_of, first_token_alone, padded, recent
 from vlds.models.generation.answer_list import Writer
 from vlds.models.generation.decoding import cache_of
 from vlds.models.generation.positions import (
@@ -42,7 +40,9 @@ from vlds.models.kinds.base import (
     named,
     try_questions,
 )
+from vlds.models.kinds.causal_rows import PICTURES_BEFORE, CausalCollator
 from vlds.models.kinds.chat_format import ChatFormat
+from vlds.models.kinds.library import LibraryModel, own_state
 from vlds.models.loading.gate import check_config, read_any_config
 from vlds.models.loading.load_backbone import Longest, check_fits, load_backbone, num_positions
 from vlds.models.loading.model_files import save_module
@@ -56,6 +56,7 @@ from vlds.models.loss import targets_of
 from vlds.models.methods.context import Predicted, Visual, places_of
 from vlds.models.methods.host import CROSS_ATTENTION, run_beside
 from vlds.models.model import Model, Part
+from vlds.models.peers import opened
 from vlds.models.roles import find_roles
 from vlds.models.vision.base import GridEncoder, VisionEncoder
 from vlds.models.vision.base import load_weights as load_file
@@ -65,80 +66,7 @@ from vlds.schema import (
     IGNORED_LABEL,
     NO_IMAGE,
     Batch,
-    Images,
-    RefusedRows,
-    Row,
-    SkipSample,
-    Turn,
 )
-
-
-@dataclass(frozen=True)
-class CausalCollator:
-    """Rows and their pictures -> Batch, padded on the right. Pictures have no tokens in the text:
-    they stand before a question, and in a conversation where `PICTURES_BEFORE` says."""
-
-    chat: ChatFormat
-    features: bool
-    """True if images are stored features."""
-
-    def __call__(self, rows: Sequence[Row], images: Images, *, evaluation: bool) -> Batch:
-        """`images`: the distinct images of the rows (u, ...). Evaluation batches hold no answers.
-
-        Errors: RefusedRows that names all rows with a conversation that the chat template refuses.
-        """
-        assert not isinstance(images, list)
-        # For this call alone: a cache that lives on would hold every prompt of an epoch.
-        ids_of = cache(self.chat.turn_ids)
-        tokens: list[list[int]] = []
-        labels: list[list[int]] = []
-        before: list[list[int]] = []
-        shown = []
-        refused = {}
-        for number, row in enumerate(rows):
-            example = row.example
-            turns, pictures = recent(
-                example.asked(len(row.images)), row.max_prompt_tokens, self.turns_length
-            )
-            # Frames of a clip are pictures here.
-            turns = [turn.as_pictures for turn in turns]
-            try:
-                said = ids_of(tuple(turns), row.max_prompt_tokens)
-            except SkipSample as error:  # the chat template does
-                refused[number] = str(error)
-                continue
-            prompt = said.ids
-            answer: list[int] = []
-            if not evaluation and example.target is not None and example.learned:
-                answer = self.chat.answer_ids(example.target, row.max_target_tokens)
-                if example.class_scores is not None:
-                    answer = first_token_alone(answer, 0)
-            tokens.append([*prompt, *answer])
-            marks = zip(prompt, said.learned, strict=True)
-            labels.append([*(id if mark else IGNORED_LABEL for id, mark in marks), *answer])
-            counts = said.pictures if example.turns else [len(pictures)] * len(prompt)
-            before.append([*counts, *[len(pictures)] * len(answer)])
-            shown.append(row._replace(images=[row.images[n] for n in pictures]))
-        if refused:
-            raise RefusedRows(refused)
-        batch = batch_of(shown, tokens, self.chat.pad_id, evaluation=evaluation)
-        if not evaluation and any(row.example.target is not None for row in rows):
-            batch.labels, batch.labels_on_prompt = padded(labels, IGNORED_LABEL), True
-        if any(row.example.turns for row in rows):
-            batch.types[PICTURES_BEFORE] = padded(before, 0)
-        batch.images, batch.features = (None, images) if self.features else (images, None)
-        return batch
-
-    def prompt_lengths(self, prompts: Sequence[tuple[str, int]]) -> list[int]:
-        ids_of = cache(self.chat.prompt_ids)
-        return [len(ids_of(text, limit)) for text, limit in prompts]
-
-    def answer_lengths(self, answers: Sequence[tuple[str, int]]) -> list[int]:
-        return [len(self.chat.answer_ids(text, most)) for text, most in answers]
-
-    def turns_length(self, turns: Sequence[Turn]) -> int:
-        return self.chat.turns_length(turns)
-
 
 CURES: dict[str, str] = dict.fromkeys(
     (*CROSS_ATTENTION, "decoder_positions"),
@@ -146,9 +74,6 @@ CURES: dict[str, str] = dict.fromkeys(
 )
 """Roles of encoder-decoders -> what to choose instead."""
 
-PICTURES_BEFORE = "pictures_before"
-"""Key in `Batch.types`: of each token of the text, how many of its row's pictures stand before it.
-Missing where all stand before the text."""
 NO_TEXT = -1
 """Stands for the number of a visual token, or of a method's prompt."""
 
@@ -582,6 +507,13 @@ class Causal(PathKind, GridKind):
     @property
     def trained_text(self) -> list[str]:
         return ["projector"] if self.train_projector else []
+
+    def library(self, model: Model) -> LibraryModel:
+        assert isinstance(model, CausalModel)
+        config, state = self.read_config(), own_state(model.backbone)
+        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        theirs = opened(model_class, self.path, "model.path", config, state)
+        return LibraryModel(theirs, model, self.load_processor(), model.chat)
 
     def export(self, model: Model, folder: Path) -> Causal:
         """The language model and the tokenizer under Hugging Face's names, and a file for each

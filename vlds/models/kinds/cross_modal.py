@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import MODEL_MAPPING
 
 from vlds.models.kinds.base import CONNECTOR_RATE, named
@@ -28,6 +28,7 @@ from vlds.models.loading.model_files import save_module
 from vlds.models.model import Model
 from vlds.models.vision.base import load_weights
 from vlds.runtime.checks import Limits, SourceFile
+from vlds.schema import Batch
 from vlds.tasks.base import Task
 
 
@@ -106,6 +107,10 @@ class CrossModal(TextEncoderKind):
         parts = {"vision": self.vision.source, "backbone.fusion": self.fusion_weights}
         model.note_sources(of_text, parts)
         return model
+
+    def read_alone(self, model: Model, batch: Batch) -> tuple[Any, Tensor]:
+        assert isinstance(model, CrossModalModel)
+        return model.backbone.text, model.read(batch, None)
 
     @property
     def trained_text(self) -> list[str]:

@@ -5,14 +5,21 @@ become two vectors, which are alike if they belong together. The model itself is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedConfig
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextModelWithProjection,
+    PreTrainedConfig,
+)
 
 from vlds.models.collate import WHOLE, Tokenizer, batch_of, token_ids
 from vlds.models.kinds.base import PathKind
@@ -22,6 +29,7 @@ from vlds.models.loading.gate import check_config, quiet, read_config, unpartiti
 from vlds.models.loading.load_backbone import load_backbone
 from vlds.models.loading.model_files import COPY_AGAIN, SourceError, some
 from vlds.models.model import Model
+from vlds.models.peers import Peer, clip_pixels, opened
 from vlds.models.vision.base import on_meta
 from vlds.schema import IGNORED_LABEL, Batch, Images, ImageSpec, Row, Turn, plain_text
 from vlds.tasks.base import Task
@@ -174,6 +182,42 @@ class DualEncoder(PathKind):
         model = DualEncoderModel(backbone, processor)
         model.note_sources(names, {})
         return model
+
+    def peers(self, model: Model, rows: Sequence[Row], images: Images) -> Iterator[Peer | str]:
+        assert isinstance(model, DualEncoderModel)
+        assert isinstance(images, Tensor)
+        ours, config, device = model.backbone, self.read_config(), model.scale.device
+        # Examples of classes have no text of their own.
+        texts = [r.example.prompt + (r.example.target or "") or r.example.id for r in rows]
+        most = config.text_config.max_position_embeddings
+        words = self.load_processor()(
+            texts, padding=True, truncation=True, max_length=most, return_tensors="pt"
+        ).to(device)
+        state = ours.state_dict()
+        pixels = clip_pixels(self.path, "model.path", images.to(device))
+        if config.model_type == CLIPConfig.model_type:
+            theirs = opened(CLIPModel, self.path, "model.path", config, state)
+            output = theirs(pixel_values=pixels, **words)
+            seen, read = output.image_embeds, output.text_embeds
+        else:
+            config.text_config.projection_dim = config.projection_dim
+            yield "the vision tower is timm's own ResNet, and Hugging Face has none"
+            theirs = opened(
+                CLIPTextModelWithProjection, self.path, "model.path", config.text_config,
+                {n: t for n, t in state.items() if n.startswith("text_")},
+            )  # fmt: skip
+            seen = F.normalize(ours.vision_model(pixels).pooler_output, dim=-1)
+            read = F.normalize(theirs(**words).text_embeds, dim=-1)
+        name = f"Hugging Face's {type(theirs).__name__}"
+        pictures = model.through_vision(list(images.to(device)))
+        told = model.embed_texts(texts, 0)
+        yield Peer(f"pictures' embeddings: ours, and {name}", {"all": pictures}, {"all": seen})
+        yield Peer(f"texts' embeddings: ours, and {name}", {"all": told}, {"all": read})
+        if config.model_type == CLIPConfig.model_type:
+            similar = model.scale * pictures @ told.mT
+            yield Peer(
+                f"logits: ours, and {name}", {"all": similar}, {"all": output.logits_per_image}
+            )
 
     def export(self, model: Model, folder: Path) -> DualEncoder:
         """The model, its tokenizer and how pictures are prepared, as Hugging Face saves them."""

@@ -27,8 +27,10 @@ from transformers.utils import is_flash_attn_2_available
 from vlds.models.backbones.base import num_ids, unique_state
 from vlds.models.generation.positions import can_share_starts
 from vlds.models.kinds.base import ModelKind, try_questions
+from vlds.models.kinds.image_text_library import ImageTextLibrary
 from vlds.models.kinds.image_text_model import ImageTextModel
 from vlds.models.kinds.image_text_rows import ImageTextCollator
+from vlds.models.kinds.library import own_state
 from vlds.models.kinds.picture_forms import (
     GREY,
     NEED_PICTURES,
@@ -49,6 +51,7 @@ from vlds.models.loading.quantised import (
     pack_shapes,
 )
 from vlds.models.model import BACKBONE_PREFIX, Model, Part
+from vlds.models.peers import opened
 from vlds.models.roles import ROLES, check_named, find_roles
 from vlds.models.vision.base import on_meta
 from vlds.runtime.checks import Count, SourceFile, SourcePath, check_path_or_config, guess
@@ -523,6 +526,16 @@ class ImageTextToText(ModelKind):
     @property
     def trained_text(self) -> list[str]:
         return ["connector"] if self.train_connector else []
+
+    def library(self, model: Model) -> ImageTextLibrary:
+        assert isinstance(model, ImageTextModel)
+        config = self.read_config()
+        theirs = opened(
+            AutoModelForImageTextToText._model_mapping[type(config)], self.path, "model.path",
+            config, own_state(model.backbone),
+        )  # fmt: skip
+        forbidden = model.writer.forbidden
+        return ImageTextLibrary(theirs, model, self.load_processor(), model.chat, forbidden)
 
     def export(self, model: Model, folder: Path) -> ImageTextToText:
         """The model and the processor, as Hugging Face saves them."""

@@ -110,12 +110,14 @@ class ImageTextModel(StatesModel):
         return Predicted(logits, labels, split.tokens, classes)
 
     def logits(self, batch: Batch) -> Tensor:
-        """(b, l, w) after each token of the row, or (b, t, w) for each token of the answer."""
+        """(b, l, w) for each token of the row, zeros for the first, or (b, t, w) for each token of
+        an answer that stands apart."""
         rows = len(batch)  # without the dummy, which comes last
         batch = self.with_dummy(batch)
         self.begin(batch)
         logits: Tensor = self.backbone(**self.inputs(batch), use_cache=False).logits
-        return logits[:rows]
+        logits = logits[:rows]
+        return logits if self.answers_apart else F.pad(logits[:, :-1], (0, 0, 1, 0))
 
     def read_at(
         self, batch: Batch, found: Tensor, among: tuple[Tensor, Tensor] | None

@@ -34,6 +34,7 @@ from vlds.models.generation.decoding import (
 )
 from vlds.models.kernels.dropout import decoder_follows, visual_tokens_end
 from vlds.models.kinds.base import EmbeddingKind, grid_features, named
+from vlds.models.kinds.library import LibraryModel, own_state
 from vlds.models.loading.drawn_weights import draw_rows
 from vlds.models.loading.load_backbone import Longest, check_fits, num_positions
 from vlds.models.loading.model_files import save_module
@@ -41,6 +42,7 @@ from vlds.models.loss import targets_of
 from vlds.models.methods.context import Predicted, Visual
 from vlds.models.methods.host import run_beside, side_path
 from vlds.models.model import BACKBONE_PREFIX, Model, Part
+from vlds.models.peers import opened
 from vlds.models.vision.base import GridEncoder, VisionEncoder, load_weights
 from vlds.models.visual_embedding import VisualEmbedding, VisualEmbeddingConfig
 from vlds.schema import IGNORED_LABEL, NO_IMAGE, Batch, Decoding
@@ -394,6 +396,21 @@ class JointSeq2Seq(EmbeddingKind):
 
     def encoder_decoder(self) -> Any:
         return self.backbone.load(len(self.backbone.load_tokenizer()), torch.float32).model
+
+    def library(self, model: Model) -> LibraryModel:
+        assert isinstance(model, JointModel)
+        family, state = self.backbone, own_state(model.backbone)
+        config, size = family.read_config(), len(model.backbone.get_input_embeddings().weight)
+        if family.path is None:
+            config.vocab_size = size
+        theirs = opened(family.model_class, family.path, "model.backbone.path", config, state)
+        # The library's own way to more words, whose rows no file has.
+        begin = len(theirs.get_input_embeddings().weight)
+        theirs.resize_token_embeddings(size, mean_resizing=False)
+        for name, tensor in theirs.state_dict().items():
+            if len(tensor.shape) and tensor.shape[0] == size and size > begin:
+                tensor[begin:] = state[name][begin:]
+        return LibraryModel(theirs, model, self.load_processor())
 
     def refusal(self, layout: str) -> str | None:
         if (

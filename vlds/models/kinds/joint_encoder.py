@@ -190,6 +190,10 @@ class JointEncoder(TextEncoderKind, EmbeddingKind):
         model.note_sources(names, parts)
         return model
 
+    def read_alone(self, model: Model, batch: Batch) -> tuple[Any, Tensor]:
+        assert isinstance(model, JointEncoderModel)
+        return model.backbone, model.encode(batch, *model.visual_tokens(batch))[:, None]
+
     def refusal(self, layout: str) -> str | None:
         return None if layout == "reference" else super().refusal(layout)
 

@@ -4,19 +4,24 @@ as a whole, and the answer is a class, or the words that are masked in the text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import MODEL_MAPPING
 
 from vlds.models.collate import WHOLE, batch_of, padded
 from vlds.models.kinds.base import GridKind, PathKind
+from vlds.models.kinds.library import row_names
 from vlds.models.loading.gate import check_config, read_any_config
 from vlds.models.loading.load_backbone import Longest, check_fits
+from vlds.models.model import Model
+from vlds.models.peers import Peer, opened
 from vlds.runtime.checks import SourcePath
 from vlds.schema import IGNORED_LABEL, Batch, Images, Masking, Row, Turn, plain_text
 from vlds.tasks.base import Task
@@ -160,6 +165,42 @@ class TextEncoderKind(PathKind, GridKind):
 
     def collator(self, processor: Any, dtype: torch.dtype = torch.float32) -> CrossModalCollator:
         return CrossModalCollator(processor, features=self.image is None)
+
+    @abstractmethod
+    def read_alone(self, model: Model, batch: Batch) -> tuple[Any, Tensor]:
+        """The text encoder of a model, and its states (b, k, d) of the first k tokens of texts that
+        have no picture."""
+
+    def peers(self, model: Model, rows: Sequence[Row], images: Images) -> Iterator[Peer | str]:
+        yield from super().peers(model, rows, images)
+        yield f"{type(self).__name__}: no library has the layers that read text and picture"
+        texts = [
+            row._replace(images=(), example=replace(row.example, masking=None, rivals=()))
+            for row in rows
+        ]
+        device = next(model.parameters()).device
+        collator = self.collator(model.processor)
+        some = None if images is None else images[:1]
+        batch = collator(texts, some, evaluation=False).to(device)
+        ours, states = self.read_alone(model, batch)
+        config, pools = self.read_config(), ours.pooler is not None
+        theirs = opened(
+            MODEL_MAPPING[type(config)], self.path, "model.path", config, ours.state_dict(),
+            add_pooling_layer=pools,
+        )  # fmt: skip
+        tokenizer = self.load_processor()
+        ours_of: dict[str, Tensor] = {}
+        theirs_of: dict[str, Tensor] = {}
+        for number, (name, row) in enumerate(zip(row_names(texts), texts, strict=True)):
+            asked = tokenizer(
+                row.example.prompt, truncation=True, max_length=row.max_prompt_tokens,
+                return_tensors="pt",
+            ).to(device)  # fmt: skip
+            read = theirs(**asked).last_hidden_state[0, : states.shape[1]]
+            ours_of[name], theirs_of[name] = states[number, : len(read)], read
+        yield Peer(
+            f"states of texts: ours, and Hugging Face's {type(theirs).__name__}", ours_of, theirs_of
+        )
 
     def read_config(self) -> Any:
         """The text encoder's config.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vlds.models.loading.model_files import check_tensors, save_module
 from vlds.models.loading.resizing import resized, resizes_of
+from vlds.models.peers import Peer
 from vlds.runtime.checks import Choice
 from vlds.schema import ImageSpec, TargetModules
 
@@ -86,6 +87,11 @@ class VisionEncoder(Choice, ABC):
         # The file takes the place of weights that a library would fetch.
         changes: dict[str, Any] = {"weights": saved}
         return replace(self, **changes, **({"pretrained": False} if "pretrained" in names else {}))
+
+    def peers(self, encoder: GridEncoder, pictures: Tensor) -> Iterator[Peer | str]:
+        """What the library that the encoder is from computes of pictures (u, ...), beside what the
+        built `encoder` does; or why nothing can be compared."""
+        yield f"vision encoder: {type(self).__name__} is of vlds alone"
 
     @property
     def target_modules(self) -> TargetModules:

@@ -4,7 +4,7 @@ layer, without the class token; `ClipTokens` gives the tokens that METER reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlds.models.loading.gate import check_config, check_model, load_weights, read_config
 from vlds.models.loading.resizing import Resizes, for_pictures_of, resized_positions
+from vlds.models.peers import Peer, clip_pixels, opened
 from vlds.models.vision.base import Geometry, GridEncoder, VisionEncoder, on_meta
 from vlds.runtime.checks import Count, Pixels, SourceFile, SourcePath, check_path_or_config
 from vlds.runtime.process import find
@@ -89,6 +90,26 @@ class ClipVision(VisionEncoder):
     def build(self, dtype: torch.dtype) -> GridEncoder:
         return ClipModule(self.build_net(dtype))
 
+    def peers(self, encoder: GridEncoder, pictures: Tensor) -> Iterator[Peer | str]:
+        assert isinstance(encoder, ClipModule)
+        config, field = self.read_config(), "model.vision.path"
+        if self.path is None:  # the encoder may have fewer blocks, and other positions
+            config = encoder.net.config
+            config.num_hidden_layers = len(encoder.net.encoder.layers)
+            config.image_size = self.geometry.grid_size * config.patch_size
+        theirs = opened(CLIPVisionModel, self.path, field, config, encoder.net.state_dict())
+        features = self.library_features(theirs, clip_pixels(self.path, field, pictures))
+        yield Peer(
+            "features of pictures: ours, and Hugging Face's CLIPVisionModel",
+            {"all pictures": encoder(pictures)},
+            {"all pictures": features},
+        )
+
+    def library_features(self, model: Any, pixels: Tensor) -> Tensor:
+        """What the encoder gives, by Hugging Face's model."""
+        states: Tensor = model(pixel_values=pixels).last_hidden_state
+        return states[:, 1:]
+
     def build_net(self, dtype: torch.dtype) -> Any:
         """Hugging Face's model."""
         config = self.read_config()
@@ -158,6 +179,16 @@ class ClipTokens(ClipVision):
             embeddings.num_positions, embeddings.num_patches = len(positions), len(positions) - 1
             embeddings.image_size = grid * embeddings.patch_size
         return ClipTokensModule(net)
+
+    def library_features(self, model: Any, pixels: Tensor) -> Tensor:
+        layers = int(model.config.num_hidden_layers)
+        number = self.blocks or max(1, self.read_config().num_hidden_layers - 1)
+        resizes = pixels.shape[-1] != model.config.image_size
+        output = model(
+            pixel_values=pixels, output_hidden_states=True, interpolate_pos_encoding=resizes
+        )
+        normed: Tensor = model.post_layernorm(output.hidden_states[min(number, layers)])
+        return normed
 
     def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
         """In Hugging Face's own layout, with the blocks and positions that run."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from vlds.models.peers import Peer
 from vlds.models.vision.base import Geometry, GridEncoder, VisionEncoder
 from vlds.runtime.checks import Count
 
@@ -37,6 +39,9 @@ class StoredFeatures(VisionEncoder):
 
     def export(self, encoder: nn.Module, folder: Path) -> VisionEncoder:
         return self
+
+    def peers(self, encoder: GridEncoder, pictures: Tensor) -> Iterator[Peer | str]:
+        yield "vision encoder: features come from the shards"
 
     def build(self, dtype: torch.dtype) -> GridEncoder:
         return StoredModule(self.dim if self.boxes else None)

@@ -6,15 +6,18 @@ pixels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vlds.models.loading.model_files import check_source, reading
 from vlds.models.loading.resizing import Resizes, for_pictures_of
+from vlds.models.peers import Peer
 from vlds.models.vision.base import Geometry, GridEncoder, VisionEncoder, load_weights, on_meta
 from vlds.runtime.checks import Pixels, SourceFile
 from vlds.schema import ImageSpec
@@ -95,6 +98,24 @@ class Timm(VisionEncoder):
         load_weights(net, self.weights)
         return encoder.to(dtype)
 
+    def peers(self, encoder: GridEncoder, pictures: Tensor) -> Iterator[Peer | str]:
+        assert isinstance(encoder, TimmModule)
+        size = pictures.shape[-1]
+        theirs = create(self.model, self.pretrained, size, checkpoint_path=self.weights or "")
+        if self.source is None:
+            theirs.load_state_dict(encoder.net.state_dict())
+        settings = timm().data.resolve_data_config({"crop_pct": 1.0}, model=theirs)
+        # The pictures have the model's size already, so that none is cut.
+        prepare = timm().data.create_transform(**settings | {"input_size": (3, size, size)})
+        arrays = pictures.permute(0, 2, 3, 1).cpu().numpy()
+        pixels = torch.stack([prepare(Image.fromarray(array)) for array in arrays])
+        theirs = theirs.eval().to(pictures.device)
+        yield Peer(
+            f"features of pictures: ours, and timm's {self.model}",
+            {"all pictures": encoder(pictures)},
+            {"all pictures": cells_of(theirs, pixels.to(pictures.device))},
+        )
+
     def check_sources(self) -> None:
         # timm fetches most of its weights from the hub, and some from elsewhere.
         config = timm().get_pretrained_cfg(self.model) if self.pretrained else None
@@ -129,12 +150,13 @@ def cells_of(net: Any, pixels: Tensor) -> Tensor:
     return features.flatten(2).transpose(1, 2)
 
 
-def create(model: str, pretrained: bool, image_size: int) -> Any:
+def create(model: str, pretrained: bool, image_size: int, **options: Any) -> Any:
     """A timm model for square pictures of a size; fully convolutional ones take any."""
+    options["pretrained"] = pretrained
     try:
-        return timm().create_model(model, pretrained=pretrained, img_size=image_size)
+        return timm().create_model(model, img_size=image_size, **options)
     except TypeError:  # it has no such argument
-        return timm().create_model(model, pretrained=pretrained)
+        return timm().create_model(model, **options)
 
 
 @lru_cache

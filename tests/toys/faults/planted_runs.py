@@ -1,4 +1,5 @@
-"""Runs of `vlds train` that a property starts, forked at once, with a fault planted in each rank."""
+"""Runs of `vlds train` that a property starts: ranks that are forked at once, each with a planted
+fault."""
 
 from __future__ import annotations
 

@@ -1,0 +1,153 @@
+"""What properties find that start runs: nothing where all is right, and each planted fault at its
+own place."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from torch import nn
+
+from tests.toys.faults.planted_runs import (
+    Plant,
+    averaged_gradients,
+    dropout_by_rank,
+    forked,
+    half_an_artifact,
+    lost_moments,
+    nothing,
+    replayed_examples,
+    weights_by_ranks,
+)
+from tests.toys.files import read_lines
+from tests.toys.recipes import short_recipe
+from vlds.models.methods import LoRA
+from vlds.prove.bench import Bench
+from vlds.prove.command import prove
+from vlds.prove.finding import Finding
+from vlds.prove.properties import PROPERTIES
+from vlds.prove.started import HALF, STEPS, Way, killed, launch
+from vlds.recipe.config import Recipe
+
+OURS = ("rank-free", "resume-free", "leaves-right", "fits")
+LORA = LoRA(rank=2, roles=["attn_q", "ffn_out"], train_biases=False)
+
+
+def recipe_of(world: Path, folder: Path) -> Recipe:
+    """A toy with a method that others can merge and open."""
+    recipe = short_recipe(world, folder / "run", 2)
+    model: Any = replace(recipe.model, train_norms=False)
+    return replace(recipe, methods={"lora": LORA}, model=model)
+
+
+def findings(
+    world: Path, folder: Path, plant: Plant = nothing, names: Sequence[str] = OURS
+) -> dict[str, Finding]:
+    """What the properties find."""
+    bench = Bench(recipe_of(world, folder), scratch=folder, rows=8, launch=forked(plant))
+    tried = prove(bench, [each for each in PROPERTIES if each.name in names])
+    return {each.property.name: each.finding for each in tried}
+
+
+def verdicts(found: dict[str, Finding]) -> dict[str, str]:
+    return {name: finding.verdict for name, finding in found.items()}
+
+
+def test_what_a_run_leaves_and_takes(world: Path, tmp_path: Path) -> None:
+    found = findings(world, tmp_path, names=("leaves-right", "fits"))
+    assert verdicts(found) == {"leaves-right": "holds", "fits": "holds"}, found
+    compared = [each.what for each in found["leaves-right"].compared]
+    for what in ("artifact in a fresh process", "of merge", "peft's ", "AutoModelForSeq2SeqLM's"):
+        assert any(what in each for each in compared), what
+    assert [c.difference for c in found["fits"].compared] == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_runs_are_free_of_ranks_and_of_breaks(world: Path, tmp_path: Path) -> None:
+    found = findings(world, tmp_path, names=OURS[:2])
+    assert verdicts(found) == dict.fromkeys(OURS[:2], "holds"), found
+    ways = " ".join(each.what for each in found["rank-free"].compared)
+    for way in ("2 ranks with zero2.json", "4 ranks with zero3_small", "2 ranks with zero3_off"):
+        assert way in ways
+    # The same ranks give the same bits, and tolerances are for others alone.
+    exact = [c for c in found["resume-free"].compared if "resumed on" not in c.what]
+    assert [c.tolerance for c in exact] == [0, 0, 0, 0]
+    assert len(found["resume-free"].compared) == 5
+
+
+@contextmanager
+def wrong_merge() -> Iterator[None]:
+    """Merging folds twice the change into the weights."""
+    right: Callable[..., Any] = LoRA.merge
+
+    def merge(self: LoRA, name: str, model: nn.Module, tasks: Sequence[str]) -> Any:
+        for module in model.modules():
+            if hasattr(module, "scale") and hasattr(module, "a"):
+                module.scale = 2 * module.scale
+        return right(self, name, model, tasks)
+
+    with mock.patch.object(LoRA, "merge", merge):
+        yield
+
+
+@contextmanager
+def wrong_alpha() -> Iterator[None]:
+    """peft's settings have another scale than the run."""
+    right: Callable[..., Any] = LoRA.layout
+
+    def layout(self: LoRA, library: Any, name: str, backbone: Any) -> Any:
+        made = right(self, library, name, backbone)
+        return replace(made, config=made.config | {"lora_alpha": 2 * made.config["lora_alpha"]})
+
+    with mock.patch.object(LoRA, "layout", layout):
+        yield
+
+
+PLANTED: list[tuple[str, Plant | Callable[[], AbstractContextManager[None]], str, str]] = [
+    ("dropout", dropout_by_rank, "rank-free", "loss of each step on 2 ranks"),
+    ("new weights", weights_by_ranks, "rank-free", "initial weights on 2 ranks"),
+    ("mean of gradients", averaged_gradients, "rank-free", "gradient of each trained weight"),
+    ("moments", lost_moments, "resume-free", "weights and moments after step 10"),
+    ("examples", replayed_examples, "resume-free", "loss of each step, killed and resumed"),
+    ("artifact", half_an_artifact, "leaves-right", "logits of the artifact in a fresh"),
+    ("merge", wrong_merge, "leaves-right", "logits of merge"),
+    ("alpha", wrong_alpha, "leaves-right", "peft's logits"),
+]
+"""Case, fault, the property that finds it, and what it says."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plant", "where", "says"), [each[1:] for each in PLANTED], ids=[each[0] for each in PLANTED]
+)
+def test_a_fault_is_found_at_its_place(
+    plant: Any, where: str, says: str, world: Path, tmp_path: Path
+) -> None:
+    here = plant in (wrong_merge, wrong_alpha)
+    with plant() if here else nullcontext():
+        found = findings(world, tmp_path, nothing if here else plant, OURS[:3])
+    failing = [name for name, verdict in verdicts(found).items() if verdict == "fails"]
+    assert failing == [where], found
+    wrong = [each.text for each in found[where].compared if not each.holds]
+    assert any(says in text for text in wrong), wrong
+
+
+@pytest.mark.slow
+def test_real_processes_are_killed_and_none_is_left(world: Path, tmp_path: Path) -> None:
+    bench = Bench(recipe_of(world, tmp_path), scratch=tmp_path, launch=launch)
+    run = killed(bench, Way(2, bench.recipe.training.deepspeed, STEPS))
+    logged = [line["step"] for line in read_lines(run.folder / "metrics.jsonl") if "loss" in line]
+    assert max(logged) > HALF
+    assert not (run.folder / "artifact").exists()
+    (left,) = (run.folder / "state").glob("step-*")
+    assert left == run.state_folder(HALF)
+    import psutil
+
+    words = [" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])]
+    assert [each for each in words if str(tmp_path) in each and sys.executable in each] == []

@@ -37,77 +37,56 @@ from vlds.prove.started import STEPS, Trained, changes_of, refusal, trained
 from vlds.schema import Batch, Images, Row
 from vlds.training.run import load_model
 
-CPU = torch.device("cpu")
 SHOWN = 4
 """Rows of each task."""
 REFUSED = re.compile(r"(model|methods|tasks)\b")
 """Begins an error that names what a layout cannot hold of a recipe; others are of files."""
+Opened = tuple[dict[str, Tensor], dict[str, list[Answer]]]
+"""Task -> logits, and answers."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Some rows of each task, for any model that reads them."""
+@dataclass(frozen=True, kw_only=True)
+class OnRows(Verification):
+    """The check of a conversion on some rows, which notes what it finds instead of judging."""
 
     rows: Mapping[str, Sequence[Row]]
+    """Of each task that has any."""
     images: Images
-
-    @classmethod
-    def of(cls, bench: Bench) -> Rows:
-        """Of a bench; tasks without a row are left out."""
-        numbers = {name: bench.of_task(name)[:SHOWN] for name in bench.recipe.tasks}
-        rows = {name: [bench.rows[n] for n in of] for name, of in numbers.items() if of}
-        return cls(rows, bench.images)
+    layout: str = ""
+    found: list[Comparison] = field(default_factory=list)
 
     def batch(self, run: LoadedRun, task: str, *, evaluation: bool = False) -> Batch:
-        """A task's rows as a run reads them."""
-        # Collators take the images that rows index, whichever others there are.
+        """A task's rows as a run reads them; all images are in it."""
         collator = run.recipe.model.collator(run.processor, states_type(run.model))
-        return collator(self.rows[task], self.images, evaluation=evaluation).to(CPU)
+        return collator(self.rows[task], self.images, evaluation=evaluation)
 
-    def logits(self, run: LoadedRun) -> dict[str, Tensor]:
-        """Of each task."""
-        return {task: logits_on(run.model, task, self.batch(run, task)) for task in self.rows}
+    def logits(self, run: LoadedRun, task: str) -> Tensor:
+        return logits_on(run.model, task, self.batch(run, task))
 
-    def answers(self, run: LoadedRun) -> dict[str, list[Answer]]:
-        """Of each task that is answered row by row."""
+    def opened(self, run: LoadedRun) -> Opened:
+        """What a run computes; answers of the tasks that are answered row by row."""
         with run.model.evaluating() as model:
-            return {
+            answers = {
                 name: model.answer(self.batch(run, name, evaluation=True), task.decoding)
                 for name, task in run.recipe.tasks.items()
                 if name in self.rows and not task.ranks and not task.masks_words
             }
-
-
-@dataclass(frozen=True)
-class OnRows(Verification):
-    """The check of a conversion on these rows; it notes what it finds instead of judging."""
-
-    rows: Rows = field(kw_only=True)
-    layout: str = field(kw_only=True)
-    found: list[Comparison] = field(default_factory=list, kw_only=True)
-
-    def logits(self, run: LoadedRun, task: str) -> Tensor:
-        return logits_on(run.model, task, self.rows.batch(run, task))
+        return {task: self.logits(run, task) for task in self.rows}, answers
 
     def compare(self, before: Mapping[str, LoadedRun], after: LoadedRun) -> float:
-        return super().compare({task: before[task] for task in self.rows.rows}, after)
+        return super().compare({task: before[task] for task in self.rows}, after)
 
     def judge(
         self, differences: Mapping[str, tuple[float, float]], dtype: torch.dtype, by: str = ""
     ) -> float:
-        self.found.append(compared(f"{by}logits of {self.layout}", differences, dtype))
-        return self.found[-1].difference
-
-
-def compared(
-    what: str, differences: Mapping[str, tuple[float, float]], dtype: torch.dtype
-) -> Comparison:
-    """The largest of the tasks' differences of logits."""
-    shares = {task: share for task, (share, _) in differences.items()}
-    worst = max(shares, key=lambda task: (shares[task] != shares[task], shares[task]))
-    # fp16 rounds less than bf16.
-    limit = TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16])
-    return Comparison(what, shares[worst], limit, f"tasks.{worst}")
+        worst = max(
+            differences, key=lambda t: (differences[t][0] != differences[t][0], differences[t])
+        )
+        # fp16 rounds less than bf16.
+        limit = TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16])
+        share, where = differences[worst][0], f"tasks.{worst}"
+        self.found.append(Comparison(f"{by}logits of {self.layout}", share, limit, where))
+        return share
 
 
 def leaves_right(bench: Bench) -> Finding:
@@ -115,46 +94,39 @@ def leaves_right(bench: Bench) -> Finding:
     way = whole_way(bench)
     if (reason := refusal(bench, way)) is not None:
         return Finding(left_out=reason)
-    run, rows = trained(bench, way), Rows.of(bench)
+    run, out = trained(bench, way), bench.scratch / "left"
+    numbers = {name: bench.of_task(name)[:SHOWN] for name in bench.recipe.tasks}
+    rows = {name: [bench.rows[n] for n in of] for name, of in numbers.items() if of}
+    check = OnRows(rows=rows, images=bench.images, layout="the artifact in a fresh process")
     reference = masters_of(bench, run)
-    logits, answers = in_fresh_process(run.folder, rows)
-    compares, faults, notes = [], list[str](), changes_of(bench)
-    differences = {
-        task: difference(ours, logits[task]) for task, ours in rows.logits(reference).items()
-    }
-    what = "logits of the artifact in a fresh process, and of the run's weights"
-    compares.append(compared(what, differences, states_type(reference.model)))
-    for name, ours in rows.answers(reference).items():
-        what = f"tasks.{name}: answers of the artifact in a fresh process, and of the run's weights"
-        numbers = bench.of_task(name)[:SHOWN]
-        compares.append(same_answers(what, bench, numbers, answers[name], ours))
+    (ours, our_answers), (theirs, answers) = check.opened(reference), in_fresh_process(check, run)
+    differences = {task: difference(ours[task], theirs[task]) for task in ours}
+    check.judge(differences, states_type(reference.model), "the run's weights, and ")
+    compared, faults, notes = check.found, list[str](), changes_of(bench)
+    for name, given in our_answers.items():
+        what = f"tasks.{name}: answers of the run's weights, and of {check.layout}"
+        compared.append(same_answers(what, bench, numbers[name], given, answers[name]))
     del reference
-    out = bench.scratch / "left"
     out.mkdir()
     layouts: dict[str, Callable[[OnRows], None]] = {
-        "hf": lambda check: convert_run(run.folder, out / "hf", merge=False, verification=check),
-        "merge": lambda check: convert_run(
-            run.folder, out / "merge", merge=True, verification=check
-        ),
-        "peft": lambda check: export_run(
-            run.folder, PeftFolders, out / "peft", check, prepare=plain
-        ),
+        "hf": lambda each: convert_run(run.folder, out / "hf", merge=False, verification=each),
+        "merge": lambda each: convert_run(run.folder, out / "merge", merge=True, verification=each),
+        "peft": lambda each: export_run(run.folder, PeftFolders, out / "peft", each, plain),
     }
     for layout, convert in layouts.items():
-        check = OnRows(rows=rows, layout=layout)
+        each = replace(check, layout=layout, found=[])
         try:
             # What they tell is for users of `vlds convert`.
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), quiet():
-                convert(check)
+            with redirect_stdout(io.StringIO()) as told, redirect_stderr(told), quiet():
+                convert(each)
                 if layout != "peft":
-                    in_hugging_face(out / layout, check)
-                elif not check.found:
-                    notes.append("peft is not installed: nothing has opened its folder")
+                    in_hugging_face(out / layout, each)
         except ValueError as error:
             refused = REFUSED.match(str(error)) is not None
-            (notes if refused else faults).append(f"{layout} {'is left out' * refused}: {error}")
-        compares += check.found
-    return Finding(compared=tuple(compares), faults=tuple(faults), notes=tuple(notes))
+            (notes if refused else faults).append(f"{layout}{' is left out' * refused}: {error}")
+        notes += [line for line in told.getvalue().split("\n") if "not installed" in line]
+        compared += each.found
+    return Finding(compared=tuple(compared), faults=tuple(faults), notes=tuple(notes))
 
 
 def masters_of(bench: Bench, run: Trained) -> LoadedRun:
@@ -172,24 +144,19 @@ def masters_of(bench: Bench, run: Trained) -> LoadedRun:
     return LoadedRun(recipe, bench.processor, model.eval())
 
 
-Opened = tuple[dict[str, Tensor], dict[str, list[Answer]]]
-"""Task -> logits, and answers."""
-
-
-def in_fresh_process(folder: Path, rows: Rows) -> Opened:
-    """What an artifact computes in a process that has loaded nothing before."""
+def in_fresh_process(check: OnRows, run: Trained) -> Opened:
+    """What a run's artifact computes in a process that has loaded nothing before."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         # As bytes: tensors would be shared through the system's descriptors.
-        found = pool.submit(open_artifact, pickle.dumps((folder, rows))).result()
+        found = pool.submit(open_artifact, pickle.dumps((check, run.folder))).result()
     opened: Opened = pickle.loads(found)
     return opened
 
 
 def open_artifact(sent: bytes) -> bytes:
     """What the fresh process does."""
-    folder, rows = pickle.loads(sent)
-    run = load_run(folder)
-    return pickle.dumps((rows.logits(run), rows.answers(run)))
+    check, folder = pickle.loads(sent)
+    return pickle.dumps(check.opened(load_run(folder)))
 
 
 @torch.no_grad()
@@ -198,15 +165,13 @@ def in_hugging_face(folder: Path, check: OnRows) -> None:
     ours."""
     run = load_run(folder)
     kind, dtype = run.recipe.model, states_type(run.model)
-    expected = check.rows.logits(run)
-    given = read_back(folder, kind.auto_class, dtype)
-    ours = run.model.backbone.state_dict()
+    expected = {task: check.logits(run, task) for task in check.rows}
+    given, ours = read_back(folder, kind.auto_class, dtype), run.model.backbone.state_dict()
     common = given.keys() & ours.keys()
     for name in common:
         if ours[name].is_floating_point():
             ours[name].fill_(torch.nan)  # tied or not, each must come from there
     for name in common:
         ours[name].copy_(given[name].reshape(ours[name].shape))
-    found = check.rows.logits(run)
-    differences = {task: difference(expected[task], found[task]) for task in found}
+    differences = {task: difference(expected[task], check.logits(run, task)) for task in expected}
     check.judge(differences, dtype, f"{kind.auto_class}'s {len(common)} tensors in ")

@@ -110,13 +110,14 @@ def resume_free(bench: Bench) -> Finding:
     notes = changes_of(bench)
     whole, broken = trained(bench, way), killed(bench, way)
     compared = same_bits(f"twice on {way}", broken, whole, HALF, 0)
-    limit = 0.0
-    if bench.ranks.device.type != "cpu" and not all(each.holds for each in compared):
+    same = resumed(bench, broken, way, "resumed")
+    what = f"killed and resumed on {way}"
+    if bench.ranks.device.type == "cpu" or all(each.holds for each in compared):
+        compared += same_bits(what, same, whole, STEPS, 0)
+    else:
         # Some kernels of GPUs sum in another order each time.
         notes.append("this device computes other bits each time, so a resumed run does so too")
-        compared, limit = [], tolerance(bench, OF_GRADIENTS)
-    same = resumed(bench, broken, way, "resumed")
-    compared += same_bits(f"killed and resumed on {way}", same, whole, STEPS, limit)
+        compared = same_bits(what, same, whole, STEPS, tolerance(bench, OF_LOSSES))[:1]
     ranks = 1 if way.ranks > 1 else most_ranks(bench)
     files = [f for f in reversed(OTHERS) if find(f).resolve() != find(way.file).resolve()]
     ways = [Way(ranks, file) for file in [*files, way.file]]

@@ -37,7 +37,7 @@ STEPS, HALF, FEW = 10, 5, 3
 """Steps of a run that is resumed, of its part before, and of one whose first steps are compared."""
 MOST_RANKS, MOST_ROWS = 4, 64
 """Ranks, and rows of a batch: more show no more, and take longer."""
-POLL_S, LAST_LINES = 0.01, 3
+POLL_S, ENDS_S, LAST_LINES = 0.01, 10.0, 3
 
 Launch = Callable[[Sequence[str], Path, Callable[[], bool]], int]
 """Runs a command line of `vlds` to its end, or kills all of its processes once the function is
@@ -45,10 +45,11 @@ true; its output goes to the file. Returns the exit code, not 0 for what was kil
 
 
 def launch(words: Sequence[str], log: Path, stop: Callable[[], bool]) -> int:
-    """`Launch` by processes of their own, as a user's shell starts them."""
+    """`Launch` by processes of this machine, as a user's shell starts them."""
+    variables = without_rank(os.environ) | {"VLDS_LAUNCHER_ARGS": ""}
     with log.open("wb") as output:
         process = psutil.Popen(
-            [sys.executable, "-m", "vlds", *words], env=without_rank(os.environ),
+            [sys.executable, "-m", "vlds", *words], env=variables,
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     try:
@@ -61,7 +62,7 @@ def launch(words: Sequence[str], log: Path, stop: Callable[[], bool]) -> int:
             for each in family:
                 with suppress(psutil.NoSuchProcess):
                     each.kill()
-            psutil.wait_procs(family)
+            psutil.wait_procs(family, timeout=ENDS_S)
     return int(process.wait())
 
 

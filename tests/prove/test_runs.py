@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psutil
 import pytest
 from torch import nn
 
@@ -32,10 +33,13 @@ from vlds.prove.bench import Bench
 from vlds.prove.command import prove
 from vlds.prove.finding import Finding
 from vlds.prove.properties import PROPERTIES
-from vlds.prove.started import HALF, STEPS, Way, killed, launch
+from vlds.prove.started import HALF, STEPS, Way, changes_of, killed, launch, most_ranks, refusal
+from vlds.prove.started import recipe_of as run_recipe
 from vlds.recipe.config import Recipe
 
 OURS = ("rank-free", "resume-free", "leaves-right", "fits")
+CHANGED = ("output", "tasks", "data", "training")
+"""Parts of a recipe that a run of ten steps may have otherwise."""
 LORA = LoRA(rank=2, roles=["attn_q", "ffn_out"], train_biases=False)
 
 
@@ -57,6 +61,23 @@ def findings(
 
 def verdicts(found: dict[str, Finding]) -> dict[str, str]:
     return {name: finding.verdict for name, finding in found.items()}
+
+
+def test_runs_are_the_recipes_but_for_length(world: Path, tmp_path: Path) -> None:
+    given = recipe_of(world, tmp_path)
+    large = replace(given, data=replace(given.data, global_batch_size=150, lanes=10))
+    bench = Bench(large, scratch=tmp_path)
+    way = Way(2, given.training.deepspeed)
+    made = run_recipe(bench, way)
+    assert made.batch_sizes == {"data.global_batch_size": 60}, "a multiple of the lanes"
+    assert made.training.num_steps == STEPS
+    assert replace(made, **{f: getattr(large, f) for f in CHANGED}) == large
+    assert changes_of(bench) == ["data.global_batch_size: 150, and 60 in the runs of this proof"]
+    assert refusal(bench, way, way) is None
+    whole = replace(bench.recipe.data, global_batch_size=1, lanes=1)
+    bench.recipe = replace(bench.recipe, data=whole)
+    assert most_ranks(bench) == 1
+    assert "1 example for 2 ranks" in str(refusal(bench, way))
 
 
 def test_what_a_run_leaves_and_takes(world: Path, tmp_path: Path) -> None:
@@ -147,7 +168,5 @@ def test_real_processes_are_killed_and_none_is_left(world: Path, tmp_path: Path)
     assert not (run.folder / "artifact").exists()
     (left,) = (run.folder / "state").glob("step-*")
     assert left == run.state_folder(HALF)
-    import psutil
-
     words = [" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"])]
     assert [each for each in words if str(tmp_path) in each and sys.executable in each] == []

@@ -97,9 +97,9 @@ def test_runs_are_free_of_ranks_and_of_breaks(world: Path, tmp_path: Path) -> No
     for way in ("2 ranks with zero2.json", "4 ranks with zero3_small", "2 ranks with zero3_off"):
         assert way in ways
     # The same ranks give the same bits, and tolerances are for others alone.
-    exact = [c for c in found["resume-free"].compared if "resumed on" not in c.what]
+    *exact, other = found["resume-free"].compared
     assert [c.tolerance for c in exact] == [0, 0, 0, 0]
-    assert len(found["resume-free"].compared) == 5
+    assert other.what.endswith("and resumed on 1 rank with zero3_small.json")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ same: weights, examples, dropout (on a CPU), and what a step does with them.
 from __future__ import annotations
 
 import math
+import shutil
 from statistics import median
 
 import torch
@@ -68,10 +69,12 @@ def rank_free(bench: Bench) -> Finding:
         way = Way(min(ranks, most), file, FEW)
         if way.ranks == 1 and find(file).resolve() == find(alone.file).resolve():
             continue
-        if (reason := refusal(bench, way, alone)) is None:
-            compared += same_start(bench, trained(bench, way), trained(bench, alone))
-        else:
+        if (reason := refusal(bench, way, alone)) is not None:
             left_out.append(f"left out: {reason}")
+            continue
+        run = trained(bench, way)
+        compared += same_start(bench, run, trained(bench, alone))
+        shutil.rmtree(run.folder)  # states of large models fill disks
     if not compared:
         return Finding(left_out="; ".join(left_out) or "the recipe trains in one way alone")
     return Finding(compared=tuple(compared), notes=(*changes_of(bench), *left_out))

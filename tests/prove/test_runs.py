@@ -47,7 +47,9 @@ def recipe_of(world: Path, folder: Path) -> Recipe:
     """A toy with a method that others can merge and open."""
     recipe = short_recipe(world, folder / "run", 2)
     model: Any = replace(recipe.model, train_norms=False)
-    return replace(recipe, methods={"lora": LORA}, model=model)
+    # Clipped gradients hide a factor.
+    clipped = replace(recipe.optimizer, clip_norm=0.01)
+    return replace(recipe, methods={"lora": LORA}, model=model, optimizer=clipped)
 
 
 def findings(
@@ -133,7 +135,7 @@ def wrong_alpha() -> Iterator[None]:
 PLANTED: list[tuple[str, Plant | Callable[[], AbstractContextManager[None]], str, str]] = [
     ("dropout", dropout_by_rank, "rank-free", "loss of each step on 2 ranks"),
     ("new weights", weights_by_ranks, "rank-free", "initial weights on 2 ranks"),
-    ("mean of gradients", averaged_gradients, "rank-free", "gradient of each trained weight"),
+    ("mean of gradients", averaged_gradients, "rank-free", "norm of each step's gradient"),
     ("moments", lost_moments, "resume-free", "weights and moments after step 10"),
     ("examples", replayed_examples, "resume-free", "loss of each step, killed and resumed"),
     ("artifact", half_an_artifact, "leaves-right", "logits of the artifact in a fresh"),

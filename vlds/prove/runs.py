@@ -38,6 +38,7 @@ from vlds.prove.started import (
 )
 from vlds.runtime.process import find
 
+NORM = "gradient_norm"
 OTHERS = {
     f"ds_configs/{name}.json": ranks
     for name, ranks in (("zero2", 2), ("zero3_offload", 2), ("zero3_small", 4))
@@ -99,6 +100,11 @@ def same_start(bench: Bench, ours: Trained, theirs: Trained) -> list[Comparison]
         compare_numbers(
             f"loss of each step on {ours.way}, and {theirs.way}", ours.losses(), theirs.losses(),
             tolerance(bench, OF_LOSSES),
+        ),
+        # Moments are of clipped gradients, which do not tell how large the gradient was.
+        compare_numbers(
+            f"norm of each step's gradient on {ours.way}, and {theirs.way}", ours.losses(what=NORM),
+            theirs.losses(what=NORM), limit,
         ),
         compare("gradient of each trained weight in step 1", 1, "exp_avg", limit),
         compare(f"first moments after step {FEW}", FEW, "exp_avg", limit),

@@ -96,13 +96,13 @@ class Trained:
         """All lines of metrics.jsonl."""
         return [metrics for _, metrics in read_metric_lines(self.folder / "metrics.jsonl").lines]
 
-    def losses(self, last: int = STEPS) -> dict[str, Tensor]:
-        """Those of each step, of the whole batch and of each task in it."""
+    def losses(self, last: int = STEPS, what: str = "loss") -> dict[str, Tensor]:
+        """Those of each step, of the whole batch and of each task in it; or other numbers."""
         return {
             f"step {line['step']}, {name}": torch.tensor(value, dtype=torch.float64)
             for line in self.lines
             for name, value in line.items()
-            if name.partition("/")[0] == "loss" and line["step"] <= last
+            if name.partition("/")[0] == what and line["step"] <= last
         }
 
     def state_folder(self, step: int) -> Path:

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from tests.toys.files import ROOT
 from vlds.runtime.process import PR_SET_PDEATHSIG
+from vlds.runtime.terminal import hide_mlflow
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ def _run(
 def _main() -> None:
     """The process that forks."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    hide_mlflow()  # as each command does
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401 (what `deepspeed.initialize` imports)
 
     import data_prep.cli  # noqa: F401

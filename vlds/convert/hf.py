@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import transformers
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -34,12 +35,14 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from vlds.artifact import LoadedRun, load_run, own_tensors, read_recipe, write_description
 from vlds.convert.card import Address, describe, write_model_card
 from vlds.convert.output import new_output, say
 from vlds.convert.verify import Verification, all_tasks
 from vlds.models.build import build_model
+from vlds.models.loading.gate import open_checked
 from vlds.models.loading.quantised import check_writable_whole
 from vlds.models.methods.base import Method
 from vlds.models.methods.host import is_own
@@ -108,6 +111,13 @@ def write_hf(loaded: LoadedRun, folder: Path) -> LoadedRun:
     write_description(folder, recipe, loaded.trained_on)
     write_manifest(folder)
     return replace(loaded, recipe=recipe)
+
+
+def read_back(folder: Path, auto_class: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors that a class of transformers reads from a folder that `write_hf` has filled."""
+    opener = getattr(transformers, auto_class)
+    opened: nn.Module = open_checked(opener, folder, "--out", dtype=dtype)
+    return opened.state_dict()
 
 
 def fold_methods(loaded: LoadedRun) -> LoadedRun:

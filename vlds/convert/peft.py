@@ -24,7 +24,7 @@ from vlds.artifact import LoadedRun
 from vlds.convert.adapters import AdapterFolders
 from vlds.convert.bases import language_base
 from vlds.convert.output import first_names, say
-from vlds.convert.verify import Verification, difference, logits
+from vlds.convert.verify import Verification, difference
 from vlds.models.loading.gate import quiet
 from vlds.models.methods.base import PEFT_MODEL, Library, Stored
 from vlds.models.methods.context import TaskRouting
@@ -203,10 +203,10 @@ class PeftFolders(AdapterFolders):
         except ImportError:
             say("not opened with peft, which is not installed: pip install 'vlds[peft]'")
             return
-        run, pictures = self.run, verification.pictures
+        run = self.run
         # One task of each folder.
         folders = dict(zip(run.recipe.tasks, self.folders(), strict=False))
-        expected = {task: logits(run, task, pictures) for task in folders}
+        expected = {task: verification.logits(run, task) for task in folders}
         dtype = states_type(run.model)
         take_out(self.backbone, self.name)
         for name in self.stored.keys() & dict(run.model.named_parameters()).keys():
@@ -235,7 +235,7 @@ class PeftFolders(AdapterFolders):
             if theirs.active_peft_config.is_prompt_learning:
                 beside = module_dict(self.backbone, "extensions")
                 beside[self.name] = PeftPrompts(theirs, run.model.context.routing)
-            differences[task] = difference(expected[task], logits(run, task, pictures))
+            differences[task] = difference(expected[task], verification.logits(run, task))
         verification.judge(differences, dtype, by="peft's ")
 
 

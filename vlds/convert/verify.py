@@ -17,6 +17,7 @@ from vlds.convert.output import tell
 from vlds.data.shards.pictures import decode_image
 from vlds.data.streams.assemble import ImageStack
 from vlds.models.methods.host import states_type
+from vlds.models.model import Model
 from vlds.runtime.files import read_file
 from vlds.runtime.terminal import follow
 from vlds.schema import Batch, Example, Images, NaturalSize, RefusedRows, Row, SkipSample
@@ -46,10 +47,14 @@ class Verification:
         """
         differences = {}
         for task, run in follow(before.items(), "comparing tasks", len(before)):
-            # Both on the same batch: `probe` draws it from the task's name.
-            expected, given = (logits(each, task, self.pictures) for each in (run, after))
+            expected, given = (self.logits(each, task) for each in (run, after))
             differences[task] = difference(expected, given)
         return self.judge(differences, states_type(after.model))
+
+    def logits(self, run: LoadedRun, task: str) -> Tensor:
+        """A task's logits on what is compared, which is the same for each run."""
+        # `probe` draws its texts from the task's name.
+        return logits(run, task, self.pictures)
 
     def judge(
         self, differences: Mapping[str, tuple[float, float]], dtype: torch.dtype, by: str = ""
@@ -88,12 +93,16 @@ def all_tasks(run: LoadedRun) -> dict[str, LoadedRun]:
     return dict.fromkeys(run.recipe.tasks, run)
 
 
-@torch.no_grad()
 def logits(run: LoadedRun, task: str, pictures: Sequence[Path]) -> Tensor:
-    """A task's logits, in float64: (b, t, w), or (b, c) of its head."""
+    """A task's logits on pictures with generated texts (`probe`), as `logits_on`."""
+    return logits_on(run.model, task, probe(run, task, pictures))
+
+
+@torch.no_grad()
+def logits_on(model: Model, task: str, batch: Batch) -> Tensor:
+    """A task's logits, in float64: (b, t, w), or (b, c) of its head. Nothing trains afterwards."""
     # Torch has other kernels for trainable weights, which round differently on some CPUs.
-    model = run.model.eval().requires_grad_(False)
-    batch = probe(run, task, pictures)
+    model.eval().requires_grad_(False)
     if task in model.heads:
         head: Tensor = model.heads[task](model.first_states(batch))
         return head.double()

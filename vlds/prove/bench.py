@@ -26,6 +26,7 @@ from vlds.models.kernels.attention import TORCH_ATTENTION, attention_by, step_ke
 from vlds.models.kernels.dropout import Draws, StepDropout, dropout_by
 from vlds.models.methods.context import StepRule
 from vlds.models.model import Model
+from vlds.prove.started import Launch, launch
 from vlds.recipe.config import Recipe
 from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks
 from vlds.runtime.ranks import Ranks
@@ -102,14 +103,22 @@ class Measured:
 class Bench:
     """Opens a recipe for properties to try. What takes long is made when it is first asked for."""
 
-    def __init__(self, recipe: Recipe, *, scratch: Path, rows: int = 16, steps: int = 100) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        scratch: Path,
+        rows: int = 16,
+        steps: int = 100,
+        launch: Launch = launch,
+    ) -> None:
         """`scratch`: an empty folder for all files; `rows`: how many are compared; `steps`: in how
-        many some are learnt by heart.
+        many some are learnt by heart; `launch`: starts commands of `vlds`.
 
         Errors: ValueError for what is wrong with the recipe, its files or its data, as `vlds
         train`.
         """
-        self.scratch, self.num_rows, self.steps = scratch, rows, steps
+        self.scratch, self.num_rows, self.steps, self.launch = scratch, rows, steps, launch
         self.ranks: Ranks = start_ranks(LONGEST_WAIT)
         # Lists of answers are read once, as a run reads them.
         self.recipe = with_lists(recipe)
@@ -269,6 +278,14 @@ class Bench:
             names = [f"row {number} ({self.rows[number].example.id})" for number in numbers]
             losses |= dict(zip(names, sums, strict=True))
         return Measured(losses, gradients_of(model))
+
+    @cached_property
+    def drops(self) -> bool:
+        """True if the model trains with dropout."""
+        with_it, without = (
+            self.measure([[0]], dropout=dropout).losses for dropout in (True, False)
+        )
+        return any(not torch.equal(with_it[name], without[name]) for name in without)
 
     @contextmanager
     def plainly(self) -> Iterator[Model]:

@@ -6,7 +6,9 @@ from vlds.prove.answers import answers
 from vlds.prove.arithmetic import batch_free, gradient_parity
 from vlds.prove.finding import Property
 from vlds.prove.learning import learns, uses_the_picture, what_trains
+from vlds.prove.leaving import leaves_right
 from vlds.prove.reading import reads_right
+from vlds.prove.runs import fits, rank_free, resume_free
 from vlds.prove.source import source_parity
 
 PROPERTIES: tuple[Property, ...] = (
@@ -60,4 +62,29 @@ PROPERTIES: tuple[Property, ...] = (
         needs=("gradient-parity", "what-trains"),
         in_short=False,
     ),
+    Property(
+        "rank-free",
+        "On other ranks, at other ZeRO stages and with offload a run is the same but for rounding.",
+        rank_free,
+        needs=("batch-free",),
+        in_short=False,
+        cost=120,
+    ),
+    Property(
+        "resume-free",
+        "A run that was killed and resumed is the one that was not.",
+        resume_free,
+        needs=("rank-free",),
+        in_short=False,
+        cost=60,
+    ),
+    Property(
+        "leaves-right",
+        "The artifact and what is converted from it answer as the run does.",
+        leaves_right,
+        needs=("rank-free",),
+        in_short=False,
+        cost=20,
+    ),
+    Property("fits", "A run takes the bytes that its plan says.", fits, in_short=False, cost=20),
 )

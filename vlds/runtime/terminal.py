@@ -187,6 +187,7 @@ def quiet_libraries() -> None:
     errors still reach the user. What the user has set stays."""
     set_quiet(os.environ)
     quiet_imports()
+    hide_mlflow()
     # PYTHONWARNINGS is read when Python starts: this process needs the filter itself.
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
@@ -198,6 +199,18 @@ def quiet_imports() -> None:
     if not has_gpu_driver():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", "IProgress not found")
+
+
+def hide_mlflow() -> None:
+    """Let the imports of this process find no mlflow. DeepSpeed's autotuner, which vlds does not
+    use, imports it: that takes seconds, and starts threads."""
+    sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]  # as Python's manual has it
+
+
+def show_mlflow() -> None:
+    """Let this process find mlflow again, for a run that it tracks."""
+    if sys.modules.get("mlflow", sys) is None:
+        del sys.modules["mlflow"]
 
 
 def set_quiet(environment: MutableMapping[str, str]) -> None:

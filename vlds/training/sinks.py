@@ -39,6 +39,7 @@ from vlds.runtime.terminal import (
     can_redraw,
     clock,
     open_console,
+    show_mlflow,
     tell,
     visible,
     without_credentials,
@@ -254,6 +255,8 @@ def check_tracking(tracking: TrackingConfig) -> None:
         "trackio": tracking.trackio_project is not None,
         "mlflow": tracking.mlflow_experiment is not None,
     }
+    if wanted["mlflow"]:
+        show_mlflow()
     for package, asked in wanted.items():
         if asked and importlib.util.find_spec(package) is None:
             raise ValueError(

@@ -31,9 +31,9 @@ class Mixing(ConvNet):
 
 
 def test_the_word_goes_to_the_supervisor_alone() -> None:
-    words = split_words(["train", "a.yaml", "--prove", "--ranks", "2"])
-    assert words == Words(("train", "a.yaml"), ranks=2, prove=True)
-    assert words.for_ranks == ["train", "a.yaml"]
+    words = split_words(["train", "recipes/demo.yaml", "--prove", "--ranks", "2"])
+    assert words == Words(("train", "recipes/demo.yaml"), ranks=2, prove=True)
+    assert words.for_ranks == ["train", "recipes/demo.yaml"]
 
 
 def test_started_ranks_do_not_prove(
@@ -44,13 +44,13 @@ def test_started_ranks_do_not_prove(
         monkeypatch.setenv(name, value)
     ended: list[int] = []
     monkeypatch.setattr("os._exit", ended.append)
-    run_rank(["train", "a.yaml", "--prove"], lambda _: 0)
+    run_rank(["train", "recipes/demo.yaml", "--prove"], lambda _: 0)
     assert ended == [2]
     assert "--prove: a launcher has started the ranks already" in capsys.readouterr().err
     for name in rank_environment(0, 1, port=1):
         monkeypatch.delenv(name)
     monkeypatch.setenv("VLDS_LAUNCHER_ARGS", "--hostfile hosts")
-    assert main(["train", "a.yaml", "--prove"]) == 2
+    assert main(["train", "recipes/demo.yaml", "--prove"]) == 2
     assert "--prove: each machine would prove the recipe" in capsys.readouterr().err
 
 

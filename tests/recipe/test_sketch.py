@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -152,7 +153,13 @@ def test_a_mistake_waits_for_no_library(
     module: str, commands: list[list[str]], code: int, desk: Path
 ) -> None:
     program = PROGRAM.format(module=module, commands=[*commands])
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    # In a checkout, data_prep lies at its top.
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     lines = done.stdout.splitlines()
     ends = {str(words): 0 if "--help" in words else code for words in commands}
     expected = [f"{ends[str(words)]} {words}" for words in commands]

@@ -27,7 +27,7 @@ from vlds.models.kinds.base import ModelKind
 from vlds.models.methods import LoRA, Method
 from vlds.models.methods.host import zero_at_first
 from vlds.models.model import Model
-from vlds.schema import Batch, Decoding, Row
+from vlds.schema import Batch, Row
 
 CAUSAL = ("llama", "opt")  # whose feed-forward layers see all tokens of a batch in one line
 WHOLE_TYPES = ("llama", "opt", "qwen2_5_vl")
@@ -126,34 +126,6 @@ def test_a_step_trains_every_weight_or_the_method_is_refused(model_type: str, na
     added = model(source.batch(), torch.ones(len(source.rows))).added
     assert added.keys() == model.batch_losses.keys()
     assert all((term > 0).all() for term in added.values())
-
-
-@pytest.mark.slow
-@pytest.mark.sampled(2)
-@PAIRS
-def test_a_row_is_what_it_is_alone(model_type: str, name: str) -> None:
-    """Its loss, and its answer, of one beam and of several; the method acts in both."""
-    source = sample(model_type)
-    if source.refusal(name) is not None:
-        return
-    model = source.build(ALL_CASES[name].method).eval()
-    asked = source.batch(evaluation=True)
-    first = model.answer(asked, Decoding(max_new_tokens=3))
-    with torch.no_grad():
-        before = model.token_nll(source.batch()).sum(1)
-        shake(model, spread=0.2)
-        together = model.token_nll(source.batch()).sum(1)
-        alone = [model.token_nll(source.batch([row])).sum() for row in source.rows]
-    assert torch.allclose(together, torch.stack(alone), rtol=1e-4, atol=1e-4)
-    assert (together != before).all()
-    for num_beams in (1, 3):
-        decoding = Decoding(num_beams=num_beams, max_new_tokens=3)
-        answers = model.answer(asked, decoding)
-        assert all(a.confidence != b.confidence for a, b in zip(answers, first, strict=True))
-        for number in (0, 2):
-            (mine,) = model.answer(source.batch([source.rows[number]], evaluation=True), decoding)
-            assert mine.text == answers[number].text
-            assert mine.confidence == pytest.approx(answers[number].confidence, rel=1e-3)
 
 
 def run_of(source: Sample, method: Method, world: Path, output: Path) -> LoadedRun:

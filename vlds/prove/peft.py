@@ -31,6 +31,8 @@ def beside_peft(bench: Bench) -> Iterator[Comparison]:
     kind, tasks = bench.recipe.model, list(bench.recipe.tasks.items())
     if kind.packed_bits is not None:
         raise ValueError(f"model.bits: {kind.packed_bits} bits round the weights")
+    if bench.model.step_rules:
+        raise ValueError("a penalty of the method counts once a step here, and with each row there")
     if all(task.head for _, task in tasks):
         raise ValueError("all tasks have heads, which peft's models do not")
     with bench.borrowed() as model:

@@ -64,6 +64,8 @@ class IdleWeights:
                 self._hooks.pop(name).remove()
 
 
+IDLE = ".idle_"
+"""In the names of weights that no loss reads, and that an original code has too."""
 UNKNOWN = "the cause is not known"
 """Why a tensor has no gradient, where the watch has no better answer."""
 
@@ -112,7 +114,11 @@ class GradientWatch:
                         f"{part}: none of its {len(whole)} trainable tensors takes part in the "
                         f"loss (the first: {whole[0]}); the modules that hold them are never run"
                     )
-            return [f"takes no part in the loss, and stays as it is: {name}" for name in missing]
+            return [
+                f"takes no part in the loss, and stays as it is: {name}"
+                f"{' (as in the original code)' if IDLE in name else ''}"
+                for name in missing
+            ]
         if self._steps < WATCHED_STEPS and not last:
             return []
         for hook in self._hooks:  # they cost time in each later step

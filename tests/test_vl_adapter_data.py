@@ -132,7 +132,7 @@ def comment(name: str) -> str:
 def commands(name: str) -> list[list[str]]:
     """The commands in a recipe's comment, split into words."""
     text = comment(name).replace("\\\n", " ")
-    return [shlex.split(line) for line in re.findall(r"^ +(python -m .*)$", text, re.MULTILINE)]
+    return [shlex.split(line) for line in re.findall(r"^ +(vlds data .*)$", text, re.MULTILINE)]
 
 
 @pytest.fixture(scope="module", params=WRITERS)
@@ -144,8 +144,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for words in commands(request.param):
-            assert words[:3] == ["python", "-m", "data_prep"]
-            assert main([*words[3:], "--workers", "1"]) == 0, words
+            assert main([*words[2:], "--workers", "1"]) == 0, words
         yield request.param
 
 

@@ -111,7 +111,8 @@ def test_a_signal_before_the_recipe_is_read(
     number: signal.Signals, ranks: int, tmp_path: Path
 ) -> None:
     """The only rank reads it itself; a process of its own reads it for several."""
-    recipe = ["--config", str(tmp_path / "recipe.yaml")]
+    # Its mistakes would end the command before anything starts.
+    recipe = ["--config", "recipes/demo.yaml", "--output", str(tmp_path / "run")]
     run = subprocess.Popen(
         [sys.executable, "-m", "vlds", "train", *recipe, "--ranks", str(ranks)],
         cwd=ROOT,
@@ -164,7 +165,7 @@ NESTED = """
 import os, sys
 from vlds.cli.supervisor import supervise
 from vlds.runtime.process import signals_collected
-command = [sys.executable, "-m", "vlds", "train", "--config", "recipe.yaml"]
+command = [sys.executable, "-m", "vlds", "train", "recipes/demo.yaml"]
 with signals_collected() as received:
     sys.exit(supervise(command, os.environ, 20, received).code)
 """

@@ -57,7 +57,7 @@ def findings(
 ) -> dict[str, Finding]:
     """What the properties find."""
     bench = Bench(recipe_of(world, folder), scratch=folder, rows=8, launch=forked(plant))
-    tried = prove(bench, [each for each in PROPERTIES if each.name in names])
+    tried = prove(bench, [each for each in PROPERTIES if each.name in names], print)
     return {each.property.name: each.finding for each in tried}
 
 

@@ -73,7 +73,9 @@ def test_a_sketch_has_the_fields_and_types_of_the_real_class() -> None:
 def test_a_mistake_has_the_message_of_the_whole_check(words: list[str], desk: Path) -> None:
     with pytest.raises(ValueError, match=r".") as expected:
         parse_recipe(words)
-    with pytest.raises(ValueError, match=re.escape(str(expected.value))):
+    # Other tests bring classes of their own, which are then among those to choose from.
+    message, _, _ = str(expected.value).partition("choose from")
+    with pytest.raises(ValueError, match=re.escape(message)):
         check_words(named_first(words, "vlds train"))
 
 

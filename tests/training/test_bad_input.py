@@ -156,7 +156,7 @@ def test_a_folder_without_a_data_set(world: Path, tmp_path: Path) -> None:
         )
         message = check_complaint(recipe, planned=folder.exists())
         assert f"tasks.vqa: data set {folder}: {what}" in message
-        assert "data_prep" in message
+        assert "vlds data" in message
     message = check_complaint(with_task(world_recipe(world, tmp_path), "vqa", train=[str(world)]))
     assert f"data sets inside it: {world / 'caption'}, {world / 'vqa'}" in message
 

@@ -64,6 +64,8 @@ def sketched(options: str) -> type:
     # After all of them are there, because types of fields name classes of any file, also further.
     while sources.bare:
         set_fields(sources.bare.pop(), sources)
+    # A class does not hold its subclasses: without this, they would go with the next collection.
+    cls.sketches = sources  # type: ignore[attr-defined]
     return cls
 
 

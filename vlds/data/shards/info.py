@@ -123,7 +123,7 @@ class DatasetInfo:
             if path.exists():  # False if the folder itself is a file
                 raise
             if not folder.is_dir():
-                what = "no such folder; check the path, or prepare it with data_prep"
+                what = "no such folder; check the path, or prepare it with `vlds data`"
             elif any(folder.glob("*.tar")):
                 what = (
                     f"tar files but no {DATASET_FILE}: its preparation did not end, or they come "

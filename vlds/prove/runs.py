@@ -135,7 +135,8 @@ def resume_free(bench: Bench) -> Finding:
         other = ways[reasons.index(None)]
         moved = resumed(bench, broken, other, "moved")
         what = f"loss of each step on {way}, and resumed on {other}"
-        limit = tolerance(bench, OF_LOSSES)
+        # Rounded gradients have moved the weights of these losses several times.
+        limit = tolerance(bench, OF_GRADIENTS)
         compared.append(compare_numbers(what, moved.losses(), whole.losses(), limit))
     else:
         notes.append(f"on other ranks and another stage: left out: {reasons[0]}")

@@ -6,17 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import torch
-
 from vlds.models.generation.answer_list import Answer
 from vlds.models.kinds.base import WritingModel
 from vlds.models.kinds.library import both_answers
 from vlds.prove.bench import Bench
-from vlds.prove.finding import OF_GRADIENTS, ROUNDING, Comparison, Finding
+from vlds.prove.finding import TOLERANCE_OF_GRADIENTS as TOLERANCE
+from vlds.prove.finding import Comparison, Finding
 from vlds.schema import IGNORED_LABEL, Decoding
 
-TOLERANCE = OF_GRADIENTS * ROUNDING[torch.float32]
-"""Of log-probabilities, which add up over an answer's tokens."""
 BY_LIBRARY, MOST_TOKENS = 4, 16
 """Rows of a task that the library answers, and tokens of these answers."""
 
@@ -50,11 +47,16 @@ def answers(bench: Bench) -> Finding:
                 compared.append(same_answers(what, ids, together, others))
             if any(not 0 <= each.confidence <= 1 + 1e-6 for each in together):
                 faults.append(f"tasks.{name}: a confidence is not between 0 and 1")
-            plain = task.head is None and task.decoding.answers is None
-            if plain and task.decoding.choices is None and isinstance(model, WritingModel):
+            restricted = task.decoding.answers is not None or task.decoding.choices is not None
+            if task.head is not None or restricted:
+                continue  # no free text, whose logits a forward pass could give again
+            found = None
+            if isinstance(model, WritingModel):
                 found = sure_as_logits(bench, model, name, numbers, task.decoding)
-                if found is not None:
-                    compared.append(found)
+            if found is not None:
+                compared.append(found)
+            else:
+                notes.append(f"tasks.{name}: log-probabilities were not compared with logits")
     for theirs in by_the_library(bench):
         if isinstance(theirs, str):
             notes.append(theirs)

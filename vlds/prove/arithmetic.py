@@ -17,21 +17,22 @@ from vlds.models.loss import targets_of
 from vlds.models.methods.context import StepRule
 from vlds.prove.bench import Bench, Measured, gradients_of
 from vlds.prove.finding import (
+    TOLERANCE_OF_GRADIENTS,
+    TOLERANCE_OF_LOSSES,
     Comparison,
     Finding,
     compare_numbers,
 )
-from vlds.prove.peft import TOLERANCE_OF_GRADIENTS, TOLERANCE_OF_LOSSES, beside_peft
+from vlds.prove.peft import beside_peft
 from vlds.schema import IGNORED_LABEL, Batch
 
 
 def gradient_parity(bench: Bench) -> Finding:
     """Compare the training step with a plain loop over rows."""
-    names = [n for n, loss in bench.model.batch_losses.items() if loss]
-    if names:
+    if losses := bench.model.batch_losses:
         return Finding(
-            left_out=f"methods.{names[0]} adds terms of its own to the loss, which a plain loop "
-            "does not have"
+            left_out=f"methods.{next(iter(losses))} adds terms of its own to the loss, which a "
+            "plain loop does not have"
         )
     if bench.compares:
         return Finding(

@@ -122,19 +122,15 @@ class Bench:
         self.ranks: Ranks = start_ranks(LONGEST_WAIT)
         # Lists of answers are read once, as a run reads them.
         self.recipe = with_lists(recipe)
-        self.alone = self.variant(precision="fp32", deepspeed=ALONE)
+        self.alone = replace(
+            self.recipe,
+            output=str(scratch / "alone"),
+            data=replace(self.recipe.data, num_workers=0),
+            training=replace(self.recipe.training, best=None, precision="fp32", deepspeed=ALONE),
+        )
         self.prepared: Prepared = prepare(self.alone, self.ranks, False)
         sources = self.prepared.train_sources or self.prepared.streamed_sources
         self.alone = with_steps(self.alone, sources)
-
-    def variant(self, **training: Any) -> Recipe:
-        """The recipe with other fields of `training`, on one process, in the scratch folder."""
-        return replace(
-            self.recipe,
-            output=str(self.scratch / "alone"),
-            data=replace(self.recipe.data, num_workers=0),
-            training=replace(self.recipe.training, best=None, **training),
-        )
 
     # What the recipe names.
 
@@ -209,7 +205,7 @@ class Bench:
         each = max(2, self.num_rows // len(self.alone.tasks))
         # Shards without an index are read in their order, from the first position on.
         positions = list(range(stream.order.stride)) if streamed else []
-        found = {number: 0 for number in range(len(train))}
+        found = dict.fromkeys(range(len(train)), 0)
         for start in range(0, FARTHEST * bool(train), 4096):
             sources, *_ = stream.order.at(np.arange(start, start + 4096))
             for position, source in enumerate(sources.tolist(), start):

@@ -19,7 +19,7 @@ from vlds.runtime.process import find
 from vlds.schema import IGNORED_LABEL, Images
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.engine import Engine
-from vlds.training.gradients import UNKNOWN, GradientWatch
+from vlds.training.gradients import GradientWatch, is_explained
 from vlds.training.optimizer import parameter_groups, set_learning_rate
 from vlds.training.run import load_model
 
@@ -81,8 +81,8 @@ def what_trains(bench: Bench) -> Finding:
     faults += [f"{name}: trains, and is not in the optimizer" for name in sorted(wanted - held)]
     faults += [f"{name}: is frozen, and in the optimizer" for name in sorted(held - wanted)]
     # A weight may stand still for a reason that the watch knows, such as boxes that are all zero.
-    faults += [line for line in said if not line.endswith(")") or UNKNOWN in line]
-    notes = [line for line in said if line.endswith(")") and UNKNOWN not in line]
+    faults += [line for line in said if not is_explained(line)]
+    notes = [line for line in said if is_explained(line)]
     notes.append(f"{counts.trainable:,} of {counts.total:,} weights train ({counts.percent:.2f} %)")
     return Finding(
         compared=(Comparison("frozen weights that have moved", len(strays), 0),),

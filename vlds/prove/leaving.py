@@ -8,6 +8,7 @@ built anew: a fault in writing the artifact, or in reading it, is on one side on
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -79,9 +80,7 @@ class OnRows(Verification):
     def judge(
         self, differences: Mapping[str, tuple[float, float]], dtype: torch.dtype, by: str = ""
     ) -> float:
-        worst = max(
-            differences, key=lambda t: (differences[t][0] != differences[t][0], differences[t])
-        )
+        worst = max(differences, key=lambda t: (math.isnan(differences[t][0]), differences[t]))
         # fp16 rounds less than bf16.
         limit = TOLERANCES.get(dtype, TOLERANCES[torch.bfloat16])
         share, where = differences[worst][0], f"tasks.{worst}"

@@ -73,7 +73,7 @@ class Proof:
 
     @property
     def circumstances(self) -> str:
-        """Of what, on what, with what, and how long it took."""
+        """The recipe, the device, the versions of libraries, and how long it took."""
         versions = ", ".join(f"{name} {number}" for name, number in versions_here().items())
         tried = f"; {self.rows} rows, {self.steps} steps" if self.tried else ""
         return (

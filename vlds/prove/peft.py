@@ -13,11 +13,14 @@ from vlds.convert.adapters import piece
 from vlds.convert.peft import PeftFolders
 from vlds.models.kinds.library import LibraryModel, labels_of, row_names, whole_batch
 from vlds.prove.bench import Bench, Measured, gradients_of
-from vlds.prove.finding import OF_GRADIENTS, OF_LOSSES, ROUNDING, Comparison, compare_numbers
+from vlds.prove.finding import (
+    TOLERANCE_OF_GRADIENTS,
+    TOLERANCE_OF_LOSSES,
+    Comparison,
+    compare_numbers,
+)
 from vlds.schema import Row
 
-TOLERANCE_OF_LOSSES = OF_LOSSES * ROUNDING[torch.float32]
-TOLERANCE_OF_GRADIENTS = OF_GRADIENTS * ROUNDING[torch.float32]
 NOISE = 0.1
 """Standard deviation of what is added to the method's weights: where a product of two begins at
 zero, one of them would have no gradient."""

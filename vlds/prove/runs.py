@@ -47,7 +47,7 @@ OTHERS = {
 
 
 def tolerance(bench: Bench, factor: float) -> float:
-    """Of a number that went through the whole model in the recipe's precision."""
+    """How far a number that went through the whole model may be off, in the recipe's precision."""
     rounding = ROUNDING[bench.recipe.training.dtype]
     # In half precision a row's numbers are rounded so, and sums over rows and ranks are fp32: what
     # adds up are as many random steps.

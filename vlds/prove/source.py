@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from vlds.models.kinds.base import ModelKind
 from vlds.models.model import Model
 from vlds.prove.bench import Bench
-from vlds.prove.finding import OF_LOGITS, ROUNDING, Comparison, Finding, compare_numbers
+from vlds.prove.finding import TOLERANCE_OF_LOSSES, Comparison, Finding, compare_numbers
 from vlds.schema import Images, Row
-
-TOLERANCE = OF_LOGITS * ROUNDING[torch.float32]
 
 
 def source_parity(bench: Bench) -> Finding:
@@ -42,7 +38,7 @@ def beside_libraries(kind: ModelKind, model: Model, rows: Sequence[Row], images:
             notes.append(peer)
             continue
         exact = not any(numbers.is_floating_point() for numbers in peer.ours.values())
-        tolerance = 0.0 if exact else TOLERANCE
+        tolerance = 0.0 if exact else TOLERANCE_OF_LOSSES
         compared.append(compare_numbers(peer.what, peer.ours, peer.theirs, tolerance))
     if not compared:
         return Finding(left_out="; ".join(notes) or "no library has a model of this kind")

@@ -110,7 +110,8 @@ class Trained:
         return self.folder / "state" / name_of(step)
 
     def tensors(self, step: int) -> dict[str, Tensor]:
-        """Of a state: fp32, exp_avg and exp_avg_sq of each trained weight, and moving buffers."""
+        """What the state of a step holds: fp32, exp_avg and exp_avg_sq of each trained weight, and
+        moving buffers."""
         state, _ = load(self.state_folder(step))
         return {f"{n} {key}": value for n, entry in state.items() for key, value in entry.items()}
 

@@ -144,7 +144,7 @@ def one_per_picture(order: Iterable[str], said: Mapping[str, Sequence[Answered]]
 
 
 def differing(report: Report, runs: Runs) -> dict[str, list[Pick]]:
-    """Of two runs: task -> examples on which the one scores more, then on which the other does."""
+    """Task -> examples on which the first of two runs scores more, then those of the second."""
     if len(runs) != 2:
         return {}
     (first, one), (second, other) = runs.items()

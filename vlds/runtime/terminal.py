@@ -209,7 +209,7 @@ def hide_mlflow() -> None:
 
 def show_mlflow() -> None:
     """Let this process find mlflow again, for a run that it tracks."""
-    if sys.modules.get("mlflow", sys) is None:
+    if "mlflow" in sys.modules and sys.modules["mlflow"] is None:
         del sys.modules["mlflow"]
 
 

@@ -70,6 +70,11 @@ UNKNOWN = "the cause is not known"
 """Why a tensor has no gradient, where the watch has no better answer."""
 
 
+def is_explained(line: str) -> bool:
+    """True for a line of the watch that says, at its end, why a tensor rightly stands still."""
+    return line.endswith(")") and UNKNOWN not in line
+
+
 class GradientWatch:
     """Checks in a run's first steps that what should train does. All ranks have one.
 

@@ -35,11 +35,10 @@ sys.path.insert(0, str(Path(__file__).parent / "training"))
 from ours import batch_of, recipe_of
 from shapes import FEATURES, GRID, LABELS, PROMPT, Case, RandomBatch
 
-from vlds.cli.local import place
-from vlds.cli.start import free_port
 from vlds.models.build import build_model
 from vlds.models.methods import Adapter
 from vlds.runtime.deepspeed_start import start_ranks
+from vlds.runtime.rank_environment import free_port, local_rank
 from vlds.tasks import VQA
 from vlds.training import profile
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
@@ -151,14 +150,14 @@ class Program:
     """The ranks that measure one size."""
 
     def __init__(self, size: Size) -> None:
-        port = str(free_port())
+        port = free_port()
         threads = max(1, (os.cpu_count() or 1) // size.ranks)
         common = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, __file__, "--work", json.dumps(asdict(size))]
         self.size = size
         self.ranks = [
             subprocess.Popen(
-                command, env=common | place(rank, size.ranks, port), text=True,
+                command, env=common | local_rank(rank, size.ranks, port), text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )
             for rank in range(size.ranks)

@@ -16,7 +16,7 @@ from tests.toys.files import ROOT
 from tests.toys.world import world_recipe
 from vlds.recipe.config import save_recipe
 from vlds.runtime.process import ASKING
-from vlds.runtime.rank_environment import single_rank
+from vlds.runtime.rank_environment import local_rank
 from vlds.runtime.reproducible import VARIABLES
 
 OTHER_KERNELS = {
@@ -47,7 +47,7 @@ def trained(
     save_recipe(replace(recipe, training=training), run.with_suffix(".yaml"))
     result = subprocess.run(
         [*emulator, sys.executable, "-m", "vlds", "train", str(run.with_suffix(".yaml"))],
-        env=os.environ | single_rank() | {"DS_ACCELERATOR": "cpu"} | environment,
+        env=os.environ | local_rank(0, 1, 0) | {"DS_ACCELERATOR": "cpu"} | environment,
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -12,11 +12,11 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from tests.toys.forks import free_port
 from vlds.models.backbones import T5
 from vlds.models.loading import model_files as hub
 from vlds.models.loading.model_files import check_source
 from vlds.models.vision import ClipVision, Timm
+from vlds.runtime.rank_environment import free_port
 
 
 @pytest.fixture(autouse=True)

@@ -86,7 +86,13 @@ def test_what_a_run_leaves_and_takes(world: Path, tmp_path: Path) -> None:
     found = findings(world, tmp_path, names=("leaves-right", "fits"))
     assert verdicts(found) == {"leaves-right": "holds", "fits": "holds"}, found
     compared = [each.what for each in found["leaves-right"].compared]
-    for what in ("artifact in a fresh process", "of merge", "peft's ", "AutoModelForSeq2SeqLM's"):
+    for what in (
+        "artifact in a fresh process",
+        "two processes",
+        "of merge",
+        "peft's ",
+        "AutoModelForSeq2SeqLM's",
+    ):
         assert any(what in each for each in compared), what
     assert [c.difference for c in found["fits"].compared] == [0, 0, 0]
 

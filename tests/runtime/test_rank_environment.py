@@ -17,8 +17,8 @@ from vlds.runtime.rank_environment import (
     RankPlace,
     check_alone,
     is_rank,
+    local_rank,
     read_place,
-    single_rank,
     without_rank,
 )
 from vlds.runtime.ranks import rank_from_environment
@@ -36,7 +36,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """This process's environment without a launcher's variables."""
     for name in os.environ.keys() - without_rank(os.environ).keys():
         monkeypatch.delenv(name)
-    for name in single_rank():  # so that monkeypatch restores what the code sets
+    for name in local_rank(0, 1, 0):  # so that monkeypatch restores what the code sets
         monkeypatch.setenv(name, "")
     return monkeypatch
 

@@ -26,9 +26,9 @@ from tests.toys.http_requests import FORM, ask, form_of
 from tests.toys.world import picture, world_recipe
 from vlds.artifact import load_run
 from vlds.cli.main import main, run_command
-from vlds.cli.start import free_port
 from vlds.evaluation.evaluator import check_number, predict
 from vlds.evaluation.serve import MAX_BODY, Server, bound, open_run
+from vlds.runtime.rank_environment import free_port
 from vlds.tasks import NLVR2
 
 RED = picture("red", 1)

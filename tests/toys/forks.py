@@ -11,7 +11,6 @@ import faulthandler
 import gc
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import Any, NoReturn
 
 from tests.toys.files import ROOT
 from vlds.runtime.process import PR_SET_PDEATHSIG
+from vlds.runtime.rank_environment import free_port
 from vlds.runtime.terminal import hide_mlflow
 
 
@@ -83,13 +83,6 @@ def rank_environment(global_rank: int = 0, world_size: int = 1, port: int = 0) -
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
     }
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class _Server:

@@ -31,7 +31,8 @@ import torch.distributed
 import vlds.cli.rank
 import vlds.runtime.terminal
 from tests.toys.files import ROOT
-from tests.toys.forks import Child, free_port, rank_environment, start
+from tests.toys.forks import Child, rank_environment, start
+from vlds.runtime.rank_environment import free_port
 
 GRACE_S = 2.0
 """Time for the other ranks to answer after one has failed: they may wait for it for ever."""

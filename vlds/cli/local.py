@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from vlds.runtime.process import ASKING
+from vlds.runtime.rank_environment import local_rank
 from vlds.runtime.terminal import has_gpu_driver, tell
 
 MODULE = "vlds.cli.local"
@@ -65,7 +66,9 @@ def run_ranks(ranks: int, port: str, command: Sequence[str]) -> int:
 
     try:
         for rank in range(ranks):
-            processes.append(subprocess.Popen(command, env=os.environ | place(rank, ranks, port)))
+            processes.append(
+                subprocess.Popen(command, env=os.environ | local_rank(rank, ranks, int(port)))
+            )
     except OSError:
         end(signal.SIGKILL)  # they have nothing to save yet
         raise
@@ -93,14 +96,6 @@ def run_ranks(ranks: int, port: str, command: Sequence[str]) -> int:
         if None not in codes:
             return next((code for code in codes if code), 0)
         time.sleep(POLL_S)
-
-
-def place(rank: int, ranks: int, port: str) -> dict[str, str]:
-    """The variables that make a process a rank (runtime/ranks.py reads them)."""
-    return {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-    }  # fmt: skip
 
 
 def exit_code(code: int) -> int:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +39,7 @@ from vlds.cli.words import PROVE, RESUME, TRAIN, Words, positive
 from vlds.runtime.folders import scratch_folder
 from vlds.runtime.json_files import parse_json
 from vlds.runtime.process import ASKING, KILLED, end_with_parent, signal_name, signals_collected
-from vlds.runtime.rank_environment import check_alone, without_rank
+from vlds.runtime.rank_environment import check_alone, free_port, without_rank
 from vlds.runtime.terminal import has_gpu_driver, set_quiet, tell
 from vlds.training.states import newest, state_folders
 
@@ -226,14 +225,6 @@ def count_gpus() -> int:
     from vlds.runtime import devices
 
     return devices.count_gpus()
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    # Another program may take it before the first rank does, which then says so (`PORT_TAKEN`).
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_with_restarts(

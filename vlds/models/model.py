@@ -23,7 +23,7 @@ from transformers import GenerationConfig
 from vlds.models.backbones.attention import use_extensions
 from vlds.models.backbones.base import unique_state
 from vlds.models.collate import View
-from vlds.models.generation.answer_list import Answer, AnswerList, read_answers
+from vlds.models.generation.answer_list import Answer, AnswerList, WrittenAnswer, read_answers
 from vlds.models.kernels.attention import step_kernels
 from vlds.models.kernels.dropout import StepDropout, examples_follow
 from vlds.models.loading.gate import quiet
@@ -227,6 +227,11 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def write(self, batch: Batch, decoding: Decoding) -> list[Answer]:
         """Each example's answer as text; answers that the batch holds are not read."""
+
+    def write_tokens(self, batch: Batch, decoding: Decoding) -> list[WrittenAnswer]:
+        """Each example's free answer as tokens, and how sure the model is of them; none from a kind
+        that writes no text of its own."""
+        return []
 
     @property
     def state_width(self) -> int | None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from vlds.models.generation.answer_list import Answer
-from vlds.models.kinds.base import WritingModel
 from vlds.models.kinds.library import both_answers
+from vlds.models.model import Model
 from vlds.prove.bench import Bench
 from vlds.prove.finding import TOLERANCE_OF_GRADIENTS as TOLERANCE
 from vlds.prove.finding import Comparison, Finding
@@ -50,10 +50,7 @@ def answers(bench: Bench) -> Finding:
             restricted = task.decoding.answers is not None or task.decoding.choices is not None
             if task.head is not None or restricted:
                 continue  # no free text, whose logits a forward pass could give again
-            found = None
-            if isinstance(model, WritingModel):
-                found = sure_as_logits(bench, model, name, numbers, task.decoding)
-            if found is not None:
+            if (found := sure_as_logits(bench, model, name, numbers, task.decoding)) is not None:
                 compared.append(found)
             else:
                 notes.append(f"tasks.{name}: log-probabilities were not compared with logits")
@@ -114,14 +111,14 @@ def same_answers(
 
 
 def sure_as_logits(
-    bench: Bench, model: WritingModel, name: str, numbers: Sequence[int], decoding: Decoding
+    bench: Bench, model: Model, name: str, numbers: Sequence[int], decoding: Decoding
 ) -> Comparison | None:
     """Write answers token by token, with the cache; then read them at once, as in training, and
-    compare their log-probabilities. None if no answer is read as it was written: some texts have
-    more than one row of tokens."""
+    compare their log-probabilities. None if the model writes no texts, or reads no answer as it was
+    written: some texts have more than one row of tokens."""
     greedy = replace(decoding, num_beams=1, no_repeat_ngram_size=0)
-    asked = bench.batch(numbers, evaluation=True).prompts()
-    written = model.writer.write(model.prompts(asked), greedy, None)
+    if not (written := model.write_tokens(bench.batch(numbers, evaluation=True), greedy)):
+        return None
     rows = list(bench.rows)
     for number, each in zip(numbers, written, strict=True):
         text = model.tokenizer.decode(each.words, skip_special_tokens=True)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,16 +31,22 @@ from vlds.convert.verify import TOLERANCES, Verification, difference, logits_on
 from vlds.models.generation.answer_list import Answer
 from vlds.models.loading.gate import quiet
 from vlds.models.methods.host import states_type
+from vlds.models.partitioned import layer_by_layer
 from vlds.prove.answers import same_answers
 from vlds.prove.bench import Bench
 from vlds.prove.finding import Comparison, Finding
 from vlds.prove.runs import whole_way
-from vlds.prove.started import STEPS, Trained, changes_of, refusal, trained
+from vlds.prove.started import STEPS, Trained, changes_of, most_ranks, refusal, trained
+from vlds.runtime.deepspeed_start import start_ranks
+from vlds.runtime.rank_environment import free_port, local_rank
+from vlds.runtime.ranks import Ranks
 from vlds.schema import Batch, Images, Row
 from vlds.training.run import load_model
 
 SHOWN = 4
 """Rows of each task."""
+WAIT = 600.0
+"""Seconds that processes which share weights wait for each other."""
 REFUSED = re.compile(r"(model|methods|tasks)\b")
 """Begins an error that names what a layout cannot hold of a recipe; others are of files."""
 Opened = tuple[dict[str, Tensor], dict[str, list[Answer]]]
@@ -64,15 +71,17 @@ class OnRows(Verification):
     def logits(self, run: LoadedRun, task: str) -> Tensor:
         return logits_on(run.model, task, self.batch(run, task))
 
-    def opened(self, run: LoadedRun) -> Opened:
-        """What a run computes; answers of the tasks that are answered row by row."""
-        with run.model.evaluating() as model:
+    def opened(self, run: LoadedRun, ranks: Ranks | None = None) -> Opened:
+        """What a run computes; answers of the tasks that are answered row by row. `ranks`: they
+        hold a part of each weight."""
+        sharing = nullcontext() if ranks is None else layer_by_layer(run.model, ranks)
+        with torch.no_grad(), sharing, run.model.evaluating() as model:
             answers = {
                 name: model.answer(self.batch(run, name, evaluation=True), task.decoding)
                 for name, task in run.recipe.tasks.items()
                 if name in self.rows and not task.ranks and not task.masks_words
             }
-        return {task: self.logits(run, task) for task in self.rows}, answers
+            return {task: self.logits(run, task) for task in self.rows}, answers
 
     def compare(self, before: Mapping[str, LoadedRun], after: LoadedRun) -> float:
         return super().compare({task: before[task] for task in self.rows}, after)
@@ -96,17 +105,28 @@ def leaves_right(bench: Bench) -> Finding:
     run, out = trained(bench, way), bench.scratch / "left"
     numbers = {name: bench.of_task(name)[:SHOWN] for name in bench.recipe.tasks}
     rows = {name: [bench.rows[n] for n in of] for name, of in numbers.items() if of}
-    check = OnRows(rows=rows, images=bench.images, layout="the artifact in a fresh process")
+    check = OnRows(rows=rows, images=bench.images)
     reference = masters_of(bench, run)
-    (ours, our_answers), (theirs, answers) = check.opened(reference), in_fresh_process(check, run)
-    differences = {task: difference(ours[task], theirs[task]) for task in ours}
-    check.judge(differences, states_type(reference.model), "the run's weights, and ")
-    compared, faults, notes = check.found, list[str](), changes_of(bench)
-    for name, given in our_answers.items():
-        what = f"tasks.{name}: answers of the run's weights, and of {check.layout}"
-        ids = [row.example.id for row in rows[name]]
-        compared.append(same_answers(what, ids, given, answers[name]))
+    dtype = states_type(reference.model)
+    ours, our_answers = check.opened(reference)
     del reference
+    compared, faults, notes = list[Comparison](), list[str](), changes_of(bench)
+    processes = {1: "the artifact in a fresh process"}
+    methods = bench.recipe.methods.values()
+    can_share = bench.recipe.model.packed_bits is None and not any(
+        method.needs_whole_model for method in methods
+    )
+    if can_share and most_ranks(bench) > 1:
+        processes[2] = "the artifact in two processes with a part of each weight"
+    for num, layout in processes.items():
+        each = replace(check, layout=layout, found=compared)
+        theirs, answers = in_fresh_processes(num, check, run)
+        differences = {task: difference(ours[task], theirs[task]) for task in ours}
+        each.judge(differences, dtype, "the run's weights, and ")
+        for name, given in our_answers.items():
+            what = f"tasks.{name}: answers of the run's weights, and of {layout}"
+            ids = [row.example.id for row in rows[name]]
+            compared.append(same_answers(what, ids, given, answers[name]))
     out.mkdir()
     layouts: dict[str, Callable[[OnRows], None]] = {
         "hf": lambda each: convert_run(run.folder, out / "hf", merge=False, verification=each),
@@ -144,19 +164,28 @@ def masters_of(bench: Bench, run: Trained) -> LoadedRun:
     return LoadedRun(recipe, bench.processor, model.eval())
 
 
-def in_fresh_process(check: OnRows, run: Trained) -> Opened:
-    """What a run's artifact computes in a process that has loaded nothing before."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        # As bytes: tensors would be shared through the system's descriptors.
-        found = pool.submit(open_artifact, pickle.dumps((check, run.folder))).result()
-    opened: Opened = pickle.loads(found)
+def in_fresh_processes(num: int, check: OnRows, run: Trained) -> Opened:
+    """What a run's artifact computes in processes that have loaded nothing before; of several, each
+    holds a part of each weight."""
+    # As bytes: tensors would be shared through the system's descriptors.
+    sent, port = pickle.dumps((check, run.folder)), free_port()
+    with ProcessPoolExecutor(num, mp_context=get_context("spawn")) as pool:
+        ranks = [pool.submit(open_artifact, sent, rank, num, port) for rank in range(num)]
+        for rank in as_completed(ranks):
+            rank.result()  # the first that fails, and not one that waits for it
+    opened: Opened = pickle.loads(ranks[0].result())
     return opened
 
 
-def open_artifact(sent: bytes) -> bytes:
-    """What the fresh process does."""
+def open_artifact(sent: bytes, rank: int, num: int, port: int) -> bytes:
+    """What a fresh process does."""
     check, folder = pickle.loads(sent)
-    return pickle.dumps(check.opened(load_run(folder)))
+    if num == 1:
+        return pickle.dumps(check.opened(load_run(folder)))
+    os.environ |= local_rank(rank, num, port)
+    ranks = start_ranks(WAIT)
+    run = load_run(folder, changes=["--training.evaluate_whole", "false"], ranks=ranks)
+    return pickle.dumps(check.opened(run, ranks))
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ WORLD_SIZE, and a login shell may hold an unrelated RANK. A process is a rank on
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -85,10 +86,21 @@ def check_alone(environment: Mapping[str, str]) -> None:
         )
 
 
-def single_rank() -> dict[str, str]:
-    """The variables of a run's only rank. Port 0 means any free port."""
-    numbers = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_PORT": "0"}
-    return {"MASTER_ADDR": "127.0.0.1", **numbers, **dict.fromkeys(LOCAL_SIZES, "1")}
+def local_rank(rank: int, num: int, port: int) -> dict[str, str]:
+    """The variables of one of the ranks of a run on this machine alone. Port 0 means any free one,
+    for a run's only rank."""
+    numbers = {"RANK": rank, "WORLD_SIZE": num, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    sizes = dict.fromkeys(LOCAL_SIZES, num)
+    texts = {name: str(number) for name, number in (numbers | sizes).items()}
+    return {"MASTER_ADDR": "127.0.0.1", **texts}
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    # Another program may take it before the first rank does, which then says so (`PORT_TAKEN`).
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def without_rank(environment: Mapping[str, str]) -> dict[str, str]:

@@ -22,8 +22,8 @@ from vlds.runtime.rank_environment import (
     RankPlace,
     check_alone,
     is_rank,
+    local_rank,
     read_place,
-    single_rank,
 )
 
 
@@ -135,7 +135,7 @@ def rank_from_environment() -> Ranks:
     """
     if not is_rank(os.environ):
         check_alone(os.environ)
-        os.environ.update(single_rank())
+        os.environ.update(local_rank(0, 1, 0))
     place = read_place(os.environ)
     return Ranks(**vars(place), device=device_of(place.local_rank))
 

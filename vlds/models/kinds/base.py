@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 
 from vlds.models.backbones.base import num_ids
-from vlds.models.generation.answer_list import Answer, Writer, as_answer
+from vlds.models.generation.answer_list import Answer, Writer, WrittenAnswer, as_answer
 from vlds.models.generation.decoding import best_choice
 from vlds.models.kernels.dropout import pictures_follow
 from vlds.models.kinds.library import LibraryModel, row_peers
@@ -447,6 +447,10 @@ class WritingModel(Model):
         listed = self.answer_list(decoding)
         written = self.writer.write(self.prompts(batch), decoding, listed)
         return [as_answer(each, self.tokenizer, listed) for each in written]
+
+    @torch.no_grad()
+    def write_tokens(self, batch: Batch, decoding: Decoding) -> list[WrittenAnswer]:
+        return self.writer.write(self.prompts(batch.prompts()), decoding, None)
 
 
 class StatesModel(WritingModel):

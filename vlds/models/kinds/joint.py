@@ -22,7 +22,7 @@ from vlds.models.backbones.attention import beams_share_states
 from vlds.models.backbones.base import Backbone
 from vlds.models.backbones.t5 import T5
 from vlds.models.collate import JointCollator
-from vlds.models.generation.answer_list import Answer
+from vlds.models.generation.answer_list import Answer, WrittenAnswer
 from vlds.models.generation.decoding import (
     CachedDecoder,
     CachedStack,
@@ -229,6 +229,18 @@ class JointModel(Model):
                 means = token_means(written, num_before, end)
         rows = zip(texts, log_probabilities.tolist(), means, strict=True)
         return ids, [Answer(text, math.exp(total), mean) for text, total, mean in rows]
+
+    @torch.no_grad()
+    def write_tokens(self, batch: Batch, decoding: Decoding) -> list[WrittenAnswer]:
+        written = self.written(batch, *self.encode(batch), decoding)
+        end, limit = self.backbone.config.eos_token_id, written.ids.shape[1] - 1
+        return [
+            # An answer of the whole length has no </s>.
+            WrittenAnswer([*words, end][:limit], words, total)
+            for words, total in zip(
+                answers(written.ids, end), written.log_probabilities.tolist(), strict=True
+            )
+        ]
 
     def written(self, batch: Batch, states: Tensor, mask: Tensor, decoding: Decoding) -> Written:
         """What the decoder writes from encoder states."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vlds.models.methods.context import Places
@@ -156,16 +156,6 @@ def can_share_starts(model: Any) -> bool:
     )
 
 
-def drops_states(model: nn.Module) -> bool:
-    """True if a layer drops in training: then no two examples share a token, since what an example
-    loses depends on that example alone."""
-    rates = (
-        module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0)
-        for module in model.modules()
-    )
-    return drops_pairs(model) or any(isinstance(rate, float) and rate > 0 for rate in rates)
-
-
 def drops_pairs(model: Any) -> bool:
     """True if attention drops weights: which of the pairs of a line would depend on the line."""
     return bool(getattr(model.config.get_text_config(), "attention_dropout", 0.0))
@@ -185,7 +175,6 @@ def share_starts(
     pictures: Tensor,
     width: int,
     besides: int = 0,
-    apart: bool = False,
 ) -> Lines | None:
     """Lay rows out in lines that share starts; None if that saves nothing in a model of this width
     that computes `besides` more tokens because of the lines. All tensors are on the CPU.
@@ -194,13 +183,10 @@ def share_starts(
     `tokens` (b, s), which are padded on the right to `lengths` (b,); visual tokens may have any
     number. A start ends before the first token that is `picked` (b, s). What follows it in each row
     stands behind it, and attends to the start and to itself. Positions stay those of the row alone,
-    and so do the numbers. No line mixes tasks, whose weights may differ. `apart`: rows share no
-    start, but still lines.
+    and so do the numbers. No line mixes tasks, whose weights may differ.
     """
     # Each row keeps at least its last token, even if none is picked. argmax gives the first True.
     limits = torch.where(picked.any(1), picked.long().argmax(1), lengths - 1)
-    if apart:
-        limits = torch.zeros_like(limits)
     groups = list(groups_of(tokens, lengths, limits, tasks, pictures, width))
     # Long groups first, each into the first line with room for it, so that little is padded.
     longest = max(group.length for group in groups)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlds.models.kernels.fused import chunks, compiled_functions
+from vlds.schema import NO_IMAGE
 
 TORCH_DROPOUT = F.dropout
 SOURCE = Path(__file__).with_suffix(".c")
@@ -109,9 +110,11 @@ class StepDropout:
         """Key of rows that belong to no example."""
         self.examples = torch.empty(0, dtype=torch.int64)
         """Keys of the examples."""
+        self.beginnings = self.shared
+        """Key of tokens that are known by what stands before them."""
         self.tokens: Tokens | None = None
         self.lines: Tensor | None = None
-        """(g, t) keys of tokens, where the rows that layers read are made of several examples'."""
+        """(g, t) keys of the tokens of the rows that layers read, where they have their own."""
         self._num_calls = 0
         self._calls: dict[int, Call] = {}
 
@@ -120,6 +123,7 @@ class StepDropout:
         # The first pass keeps the plain names, so that a single one does not depend on `number`.
         ids = [f"{name}/{number}" for name in ids] if number else ids
         self.examples = torch.tensor([self.key_of(name) for name in ids])
+        self.beginnings = self.key_of(f"beginnings/{number}")
         self.tokens = self.lines = None
         self._num_calls = 0
 
@@ -205,9 +209,16 @@ def pictures_follow(pictures: Tensor) -> Iterator[None]:
     if _current is None or pictures.device.type != "cpu":  # a GPU draws as torch does
         yield
         return
-    hashes = (blake2b(picture.numpy(), digest_size=8) for picture in pictures)
-    with _current.over(f"picture/{digest.hexdigest()}" for digest in hashes):
+    with _current.over(f"picture/{digest.hex()}" for digest in digests_of(pictures)):
         yield
+
+
+def digests_of(pictures: Tensor) -> list[bytes]:
+    """Hashes of what pictures (u, ...) or their features show."""
+    return [
+        blake2b(picture.contiguous().view(torch.uint8).numpy(), digest_size=8).digest()
+        for picture in pictures
+    ]
 
 
 @contextmanager
@@ -229,6 +240,27 @@ def another_row_follows(num_examples: int) -> None:
     if _current is not None and len(_current.examples) == num_examples:
         # Nothing is learned from it, so it may lose what any example does.
         _current.examples = torch.cat([_current.examples, _current.examples[:1]])
+
+
+def beginnings_follow(tokens: Tensor, pictures: Tensor | None, image_index: Tensor) -> None:
+    """Say that layers read rows (b, s) of these tokens next, about the pictures (u, ...) that
+    `image_index` (b, n) names. What a token loses follows from the row's pictures and the tokens up
+    to it, so that rows which begin alike may be computed once up to there."""
+    if _current is None or (pictures is not None and pictures.device.type != "cpu"):
+        return
+    names = [] if pictures is None else digests_of(pictures)
+    known = torch.tensor([*(int.from_bytes(name, "big", signed=True) for name in names), 0])
+    places, positions = (torch.arange(each.shape[1]) for each in (image_index, tokens))
+    shown = mixed(known[image_index] + (places << 56)).masked_fill(image_index == NO_IMAGE, 0)
+    # A token's number depends on its position, so that a sum knows the order.
+    read = mixed(tokens + (positions << 32)).cumsum(1)
+    _current.lines = mixed(read + shown.sum(1, keepdim=True) + _current.beginnings)
+
+
+def tokens_move(source: Tensor) -> None:
+    """Say that layers read these tokens next (g, t), by their places among all rows' (b * s)."""
+    if _current is not None and _current.lines is not None:
+        _current.lines = _current.lines.flatten()[source]
 
 
 def lines_follow(rows: Tensor, positions: Tensor) -> None:

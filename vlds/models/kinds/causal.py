@@ -25,12 +25,11 @@ from vlds.models.generation.positions import (
     Lines,
     can_share_starts,
     drops_pairs,
-    drops_states,
     pick_positions,
     picking,
     share_starts,
 )
-from vlds.models.kernels.dropout import lines_follow
+from vlds.models.kernels.dropout import beginnings_follow, tokens_move
 from vlds.models.kinds.base import (
     CONNECTOR_RATE,
     GridKind,
@@ -168,6 +167,7 @@ class CausalModel(StatesModel):
         """Logits (n, w) at the k picked positions (b, s, on the host) that `among` wants, and
         states (m, d) at the others (`Picking`): both row by row."""
         device, lines = sequences.embeds.device, self.lines(batch, sequences, picked)
+        beginnings_follow(sequences.tokens, batch.pictures, batch.on_host.image_index)
         if lines is None:
             places, inputs = places_of(picked.nonzero(), device), self.arguments(sequences)
         else:
@@ -187,8 +187,7 @@ class CausalModel(StatesModel):
         `share_starts`."""
         if not self.shares_starts or self.context.reads_examples:
             return None
-        drops = self.training and drops_states(self.backbone)
-        if drops and drops_pairs(self.backbone):
+        if self.training and drops_pairs(self.backbone):
             return None
         return share_starts(
             sequences.tokens,
@@ -198,7 +197,6 @@ class CausalModel(StatesModel):
             batch.on_host.image_index,
             sequences.embeds.shape[2],
             besides,
-            apart=drops,
         )
 
     def arguments_of_lines(self, lines: Lines, sequences: Sequences) -> dict[str, Tensor]:
@@ -206,7 +204,7 @@ class CausalModel(StatesModel):
         the position that it has there. Sets the lines' tasks."""
         embeds, device = sequences.embeds, sequences.embeds.device
         self.context.routing.set(lines.tasks, device)
-        lines_follow(lines.source // sequences.tokens.shape[1], lines.positions)
+        tokens_move(lines.source)
         source, positions = (
             values.to(device, non_blocking=True) for values in (lines.source, lines.positions)
         )

@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
@@ -87,7 +86,7 @@ def seen_in_training(
                 )
             else:
                 new.append(dataset)
-        rest = replace(source, datasets=new)
+        rest = Source(source.name, source.task, new)
         if owners and _local_bytes(rest) <= MOST_COMPARED:
             yield from _repeated(field, rest, owners)
 

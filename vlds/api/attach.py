@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vlds.api.passes import Passes, takes_prompts
 from vlds.evaluation.sources import path_of
 from vlds.models.backbones.bart import Bart
 from vlds.models.backbones.base import Backbone
@@ -33,6 +32,7 @@ from vlds.models.methods.host import (
     is_plain,
     take_out,
 )
+from vlds.models.methods.passes import Passes, takes_prompts
 from vlds.models.roles import find_roles
 from vlds.recipe.build import build, check_part, to_tree
 from vlds.recipe.paths import check_classes

@@ -1,35 +1,20 @@
-"""The command line: one command for each data set, and those about packed data sets."""
+"""The command line: one command for each data set, and those about packed data sets. Only the
+module of the command that runs is imported."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
-from vlds.data.errors import ShardError
 from vlds.runtime.command_line import CommandParser
-from vlds.runtime.disk import CannotWrite
 from vlds.runtime.process import Interrupted, interruptible
 from vlds.runtime.terminal import tell
 
-from . import official, own, plan, preview
-from .checking import verify
-from .classes import command as classes
-from .classes.few_shot import FEW_SHOT_SETS
-from .command import PROGRAM
-from .demo import command as demo
-from .own_data import chat
-from .own_data import forms as jsonl
-from .packed import index_command, simulate, stats, vocabularies
-from .packing.file_check import MOST_SHOWN
-from .packing.pack import LostWorker
+from .catalogue import CATALOGUE, PROGRAM
 
-COMMANDS = (
-    *official.COMMANDS, *FEW_SHOT_SETS,
-    own, jsonl, chat, classes, demo, plan, index_command, vocabularies, stats, verify, preview,
-    simulate,
-)  # fmt: skip
-"""Modules that add a command; data_prep/official/__init__.py lists those for publishers' data."""
 USER_ERROR = 2
 Run = Callable[[argparse.Namespace], int | None]
 """Exit code; None is 0."""
@@ -39,8 +24,10 @@ KEPT = "; finished shards are kept: --resume continues from them"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; a user's error is one line and exit code 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        args = build_parser().parse_args(arguments)
+        name = next((word for word in words if not word.startswith("-")), "")
+        args = build_parser(name).parse_args(words)
     except ValueError as error:
         tell(f"error: {error}", error=True)
         return USER_ERROR
@@ -55,7 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interruptible():
             return run(args) or 0
-    except (ValueError, ShardError, OSError) as error:
+    except (ValueError, OSError) as error:
+        from vlds.runtime.disk import CannotWrite
+
+        from .packing.file_check import MOST_SHOWN
+        from .packing.pack import LostWorker
+
         kept = KEPT if begun() and isinstance(error, (LostWorker, CannotWrite)) else ""
         message = str(error)
         # Our own subclasses say what to do.
@@ -68,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-def build_parser() -> CommandParser:
+def build_parser(only: str | None = None) -> CommandParser:
+    """The parser of all commands, or of one and the names of the others; of no command, "", it
+    tells the names."""
     parser = CommandParser(
         prog=PROGRAM,
         description="Pack vision-and-language data sets into WebDataset shards.\n\n"
@@ -78,6 +72,10 @@ def build_parser() -> CommandParser:
         f"`{PROGRAM} jsonl --help`.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in COMMANDS:
-        module.add_command(commands)
+    for module, lines in CATALOGUE.items():
+        if only is None or only in lines:
+            import_module(f".{module}", __package__).add_command(commands)
+        else:
+            for name, line in lines.items():
+                commands.add_parser(name, help=line)
     return parser

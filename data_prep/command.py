@@ -12,23 +12,24 @@ from typing import Any, get_args
 
 from vlds.data.shards.store import is_url
 
+from .catalogue import PROGRAM, SUMMARIES
 from .packing.pack import Options, pack, pack_splits
 from .packing.picture import ImageFormat, PictureRule
 from .packing.source import SourceSet
 from .packing.splits import split_of
 from .packing.writer import ShardLimits
 
-PROGRAM = "vlds data"
 DEFAULT_SHARD_SIZE = "512MB"
 NOT_RECORDED = {"run", "workers", "resume", "images_anywhere"}
 """Options that do not change the shards."""
 
 
 def new_command(
-    commands: Any, name: str, summary: str, description: str = "", *, examples: Sequence[str]
+    commands: Any, name: str, description: str = "", *, examples: Sequence[str]
 ) -> argparse.ArgumentParser:
-    """Add a command; set its `run` with `packs` or `set_defaults`. `examples` are the words after
-    the program's name."""
+    """Add a command of the catalogue; set its `run` with `packs` or `set_defaults`. `examples` are
+    the words after the program's name."""
+    summary = SUMMARIES[name]
     first = f"{summary[0].upper()}{summary[1:]}."
     parts = [first, description, "\n".join(f"  {PROGRAM} {example}" for example in examples)]
     parser: argparse.ArgumentParser = commands.add_parser(

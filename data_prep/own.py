@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.terminal import tell
 
+from .catalogue import PROGRAM
 from .classes import command as classes
-from .command import PROGRAM, add_shard_options, new_command
+from .command import add_shard_options, new_command
 from .own_data import chat
 from .own_data import forms as jsonl
 from .own_data.columns import find_tables
@@ -72,7 +73,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "own",
-        "your own data, whatever form: looks at them and packs them",
         "Takes questions with answers, captions, statements, pictures of classes (a table, or a "
         "folder of class folders) and conversations; finds out which column holds what, draws the "
         "splits train, val and test by picture or group, and prints the command that it runs.",

@@ -13,8 +13,9 @@ from typing import Any
 from vlds.data.shards.info import DATASET_FILE
 from vlds.runtime.terminal import tell
 
+from .catalogue import PROGRAM
 from .classes.few_shot import FEW_SHOT_SETS
-from .command import PROGRAM, new_command
+from .command import new_command
 from .official import COMMANDS, vg
 from .official.published import Download, Published
 
@@ -87,7 +88,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "plan",
-        "official files: which are there, where the others are, how to pack them",
         "Prints a shell script. Commands whose files are missing are comments. --run runs the "
         "others, except those whose output is complete.",
         examples=["plan --data DOWNLOADED", "plan okvqa gqa --data DOWNLOADED --run"],

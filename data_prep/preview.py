@@ -314,7 +314,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "preview",
-        "look at samples, in the terminal or on a page",
         "Shows samples with their questions, answers and captions: in the terminal, or with their "
         "pictures in a file.",
         examples=["preview shards/mine --out page.html", "preview shards/mine --ids 17 a.jpg"],

@@ -1,4 +1,4 @@
-"""The Python interface: the examples of docs/python.md run unchanged."""
+"""The Python interface: the examples of docs/python.md and docs/attach.md run unchanged."""
 
 from __future__ import annotations
 
@@ -28,8 +28,12 @@ from vlds.evaluation.sources import encode_picture
 from vlds.recipe.config import save_recipe
 
 PAGE = ROOT / "docs" / "python.md"
-PACK, TRAIN, SCORE, ANSWER, DATA, LOOP, ATTACH = re.findall(
-    r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL
+PACK, TRAIN, SCORE, ANSWER, DATA, LOOP, ATTACH = (
+    block
+    for page in (PAGE, PAGE.with_name("attach.md"))
+    for block in re.findall(
+        r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
 )
 
 
@@ -77,7 +81,9 @@ def test_the_page_has_a_loop_and_attaches(home: Path, capsys: pytest.CaptureFixt
     run_block(LOOP)
     assert vlds.load("runs/own").tasks == ["vqa", "caption"]
     run_block(ATTACH)
-    assert capsys.readouterr().out.splitlines()[-1] == "lora"
+    about, folder = capsys.readouterr().out.splitlines()[-2:]
+    assert re.fullmatch(r"LoRA in T5ForConditionalGeneration: .* weights train \(.* %\)", about)
+    assert folder == "lora"
 
 
 def test_a_picture_is_a_picture_in_any_form(run: Path) -> None:

@@ -378,7 +378,8 @@ def test_snippets_run(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> Non
     embeddings = scope["backbone"].get_input_embeddings().weight
     assert embeddings.shape[0] == len(scope["tokenizer"]) == len(scope["loaded"].processor)
     everywhere = sum(len(blocks(other, "python")) for other in PAGES)
-    python = len(blocks(page.with_name("python.md"), "python"))  # tests/test_api.py
+    # tests/test_api.py
+    python = sum(len(blocks(page.with_name(n), "python")) for n in ("python.md", "attach.md"))
     # The other seven: four are quoted from files, one is about Parquet, one about a GGUF file, one
     # an entry of the contract tests.
     assert everywhere == len(blocks(page, "python")) + python + 7

@@ -289,7 +289,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "verify",
-        "check shards: every byte, picture and id",
         "Checks every data set in or below a folder: files and index against dataset.json, every "
         "sample's json, pictures and features, repeated ids. Bad samples are listed in "
         f"{QUARANTINE_FILE} next to their shards; runs leave them out. Exit code 0: all is well; "

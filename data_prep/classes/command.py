@@ -27,7 +27,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "imagefolder",
-        "pictures in folders of classes; CIFAR; lists of DTD and CoOp",
         "Each folder in DIR is a class, and all pictures below it belong to it. If all folders are "
         "called train, val or test, they are splits, and the folders in them are classes. A folder "
         "with CIFAR's binary batches is read as well. Names of folders are the labels. Files that "
@@ -64,7 +63,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "csv-classes",
-        "pictures of classes in a table: CSV, TSV or JSON lines",
         "Each row names a picture and its class. Rows without one of them, and rows that repeat an "
         "earlier one, are dropped and counted; a picture with two classes or in two splits is an "
         "error.",

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..json_rows import open_text
 from ..official.published import Download, OfficialSet
@@ -205,7 +205,6 @@ def class_set(
     return OfficialSet(
         title=title,
         command=command,
-        summary=f"{title}: pictures of classes, in CoOp's split",
         folders=f"--src {folder}",
         needs=needs,
         parse=parse,
@@ -257,3 +256,9 @@ FEW_SHOT_SETS = (
     ),
     class_set("ImageNet", "imagenet", "imagenet", IMAGENET_FILES, parse_imagenet),
 )  # fmt: skip
+
+
+def add_command(commands: Any) -> None:
+    """Add the commands of all eleven."""
+    for each in FEW_SHOT_SETS:
+        each.add_command(commands)

@@ -359,7 +359,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "demo",
-        "drawn pictures of colored shapes in official layouts",
         "Draws two worlds of colored shapes, writes them as VQA v2, GQA, NLVR2 and COCO captions "
         "in the publishers' file layouts (OUT/official), packs them and the names of GQA's things "
         "by cell (OUT/shards), and trains a sentencepiece model on their text (OUT/spiece.model). "

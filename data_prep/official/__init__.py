@@ -1,4 +1,5 @@
-"""Publishers' data sets, one file each. A new one adds an import and a line to COMMANDS."""
+"""Publishers' data sets, one file each. A new one adds an import, a line to COMMANDS, and one to
+catalogue.py."""
 
 from __future__ import annotations
 
@@ -31,3 +32,9 @@ COMMANDS: tuple[Command, ...] = (
     A_OKVQA, KARPATHY, CAPTIONS, easy_vqa, FLICKR30K_CAPTIONS, GQA, NLVR2, OK_VQA, pretraining,
     *REFCOCO, SCIENCE_QA, SNLI_VE, TEXT_VQA, *VALUE, vg, VQA_V2,
 )  # fmt: skip
+
+
+def add_command(commands: Any) -> None:
+    """Add the commands of all publishers' data sets."""
+    for command in COMMANDS:
+        command.add_command(commands)

@@ -49,7 +49,6 @@ def parse_aokvqa(
 A_OKVQA = OfficialSet(
     title="A-OKVQA",
     command="aokvqa",
-    summary="A-OKVQA: questions with four choices and ten direct answers",
     folders="--src AOKVQA --images COCO",
     needs={
         split: (Download(f"AOKVQA/aokvqa_v1p0_{split}.json", ADDRESS), COCO[f"{split}2017"])

@@ -136,7 +136,6 @@ KARPATHY = OfficialSet(
     title="COCO captions, Karpathy's split",
     command="coco-karpathy",
     name="coco",
-    summary="COCO captions in Karpathy's split; train includes restval",
     folders="--src COCO",
     needs={
         split: (KARPATHY_COCO, *(COCO[part] for part in parts))
@@ -153,7 +152,6 @@ CAPTIONS = OfficialSet(
     title="COCO captions, its own split",
     command="coco-captions",
     name="coco_captions",
-    summary="COCO captions in COCO's own split",
     folders="--src COCO",
     splits=("train", "val", "test"),
     needs={

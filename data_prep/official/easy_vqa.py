@@ -67,7 +67,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "easy-vqa",
-        "easy-VQA: the small data set that the package easy-vqa ships",
         "Writes OUT/train and OUT/test, and of each the questions without and with a negation: "
         "OUT/plain-train, OUT/negated-train, OUT/plain-test, OUT/negated-test. "
         "Needs `pip install easy-vqa`.",

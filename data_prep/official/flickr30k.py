@@ -40,7 +40,6 @@ def parse_flickr30k(
 FLICKR30K_CAPTIONS = OfficialSet(
     title="Flickr30k",
     command="flickr30k",
-    summary="Flickr30k: five captions a picture, in Karpathy's split",
     folders="--src FLICKR30K",
     needs=dict.fromkeys(
         ("train", "val", "test"),

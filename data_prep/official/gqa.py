@@ -84,7 +84,6 @@ def _read_by_id(path: Path, what: str) -> dict[str, Any]:
 GQA = OfficialSet(
     title="GQA",
     command="gqa",
-    summary="GQA: questions about Visual Genome's scene graphs",
     folders="--src GQA",
     splits=("train", "val", "testdev", "test", "challenge"),
     needs={

@@ -90,7 +90,6 @@ class PictureFolders:
 NLVR2 = OfficialSet(
     title="NLVR2",
     command="nlvr2",
-    summary="NLVR2: statements on picture pairs",
     folders="--src NLVR2",
     needs={
         split: (

@@ -39,7 +39,6 @@ def parse_okvqa(
 OK_VQA = OfficialSet(
     title="OK-VQA",
     command="okvqa",
-    summary="OK-VQA: questions that need knowledge; val is its test set",
     folders="--src OKVQA --images COCO",
     needs={
         split: (

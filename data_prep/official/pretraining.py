@@ -206,7 +206,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "lxmert",
-        "LXMERT's captions, questions and boxes for pre-training",
         "Writes a data set of each source: mscoco and vg (captions), vqa, gqa and visual7w "
         "(questions), regions (names of boxes; only with --features). Evaluation pictures are left "
         "out; OUT/excluded.txt lists them.",

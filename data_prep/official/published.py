@@ -54,7 +54,6 @@ class Published:
 class OfficialSet(Published):
     """A data set whose command reads a publisher's files: its downloads, options and parser."""
 
-    summary: str
     parse: Callable[..., SourceSet]
     """Each parameter is the value of the option of the same name: `src` and `split`, `name`, and
     `images` if rows name pictures."""
@@ -73,7 +72,7 @@ class OfficialSet(Published):
             f"{self.command} --src DOWNLOADED --split {splits[0]} \\\n"
             f"      --out shards/{self.command}"
         )
-        parser = new_command(commands, self.command, self.summary, examples=[example])
+        parser = new_command(commands, self.command, examples=[example])
         add = parser.add_argument
         add("--src", type=Path, required=True, metavar="DIR", help=f"folder of {self.holds}")
         listed = f"one of {', '.join(splits)}"

@@ -159,7 +159,6 @@ SETS = tuple(
     OfficialSet(
         title=title,
         command=command,
-        summary=f"{title}: expressions and the boxes of what they mean",
         folders="--src REFER --images COCO",
         splits=release.splits,
         needs={

@@ -85,7 +85,6 @@ def _annotation(row: JsonRow, problem_id: str) -> Annotation:
 SCIENCE_QA = OfficialSet(
     title="ScienceQA",
     command="scienceqa",
-    summary="ScienceQA: school questions with choices, half of them about pictures",
     folders="--src SCIENCEQA",
     splits=("train", "val", "test", "trainval", "minitrain", "minival", "minitest"),
     needs={

@@ -45,7 +45,6 @@ SNLI_VE = OfficialSet(
     title="SNLI-VE",
     command="snli-ve",
     name="snli_ve",
-    summary="SNLI-VE: does a picture entail a sentence",
     folders="--src SNLI_VE --images FLICKR30K",
     needs={
         split: (

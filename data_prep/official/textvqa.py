@@ -83,7 +83,6 @@ def parse_textvqa(
 TEXT_VQA = OfficialSet(
     title="TextVQA",
     command="textvqa",
-    summary="TextVQA: questions about the text in pictures",
     folders="--src TEXTVQA",
     needs={
         split: (

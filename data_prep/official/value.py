@@ -29,7 +29,6 @@ class ValueTask:
     files: tuple[str, str, str]
     """Annotations of train, val and test."""
     kind: Literal["video_qa", "video_caption"]
-    summary: str
 
 
 SPLITS = ("train", "val", "test")
@@ -38,25 +37,21 @@ RELEASES = {
         "tv",
         ("tvqa_train", "tvqa_val", "tvqa_test_release"),
         "video_qa",
-        "TVQA: questions with five choices about clips of TV series",
     ),
     "how2qa": ValueTask(
         "how2",
         ("how2qa_train_release", "how2qa_val_release", "how2qa_test_public_release"),
         "video_qa",
-        "How2QA: questions with four choices about clips of instructions",
     ),
     "tvc": ValueTask(
         "tv",
         ("tvc_train_release", "tvc_val_release", "tvc_test_release"),
         "video_caption",
-        "TVC: descriptions of moments of TV series",
     ),
     "yc2c": ValueTask(
         "yc2",
         ("yc2c_train_release", "yc2c_val_release", "yc2c_test_release"),
         "video_caption",
-        "YC2C: descriptions of steps in cooking videos",
     ),
 }
 
@@ -159,7 +154,6 @@ SETS = tuple(
         title=task.upper().replace("HOW", "How"),
         command=f"value-{task}",
         name=task,
-        summary=release.summary,
         folders="--src VALUE",
         needs={
             split: tuple(

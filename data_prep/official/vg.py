@@ -115,7 +115,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "vg",
-        "Visual Genome: questions, or phrases about regions",
         examples=["vg --src VG --what questions --out shards/vg"],
     )
     parser.add_argument(

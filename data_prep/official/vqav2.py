@@ -200,7 +200,6 @@ def read_vocabulary(path: Path) -> frozenset[str]:
 VQA_V2 = OfficialSet(
     title="VQA v2",
     command="vqav2",
-    summary="VQA v2: questions with ten answers each",
     folders="--src COCO",
     needs={
         split: (

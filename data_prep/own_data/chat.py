@@ -376,7 +376,6 @@ def add_command(commands: Any) -> None:
     _add(
         commands,
         "chat",
-        "your own conversations, with pictures and clips between the words",
         "--images PLACE",
         [
             "chat --annotations chats.jsonl --images PHOTOS \\\n      --out shards/chats",
@@ -387,7 +386,6 @@ def add_command(commands: Any) -> None:
     _add(
         commands,
         "video",
-        "your own questions and conversations about clips of video",
         "--videos PLACE",
         [
             "video --annotations questions.csv --videos CLIPS \\\n      --out shards/clips",
@@ -397,8 +395,8 @@ def add_command(commands: Any) -> None:
     )
 
 
-def _add(commands: Any, name: str, short: str, places: str, examples: Sequence[str]) -> None:
-    parser = new_command(commands, name, short, READS, examples=examples)
+def _add(commands: Any, name: str, places: str, examples: Sequence[str]) -> None:
+    parser = new_command(commands, name, READS, examples=examples)
     parser.usage = (
         "%(prog)s --annotations PLACE --out DIR\n"
         f"                                [{places}] [OPTIONS]"

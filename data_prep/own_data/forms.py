@@ -119,7 +119,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "jsonl",
-        "your own data: rows in JSON lines, a JSON list or CSV",
         "Each row is a question, caption or sentence; COCO's captions work too, and `chat` takes "
         "conversations. All rows about a picture become one sample. A list of ten answers is "
         "weighed as in VQA v2. Rows without a picture, question, answer or known label are "

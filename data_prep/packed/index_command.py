@@ -51,7 +51,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "index",
-        "make existing tars a data set",
         "Writes the index files next to every tar of a folder, and dataset.json. Tars of other "
         "programs, such as img2dataset, need --fields. An existing dataset.json keeps its record "
         "of the source and of dropped rows.",

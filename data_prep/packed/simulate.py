@@ -110,7 +110,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "simulate-order",
-        "what a run would read: mixture, epochs, each node's shards",
         "Computes the order of examples without reading a shard. The options are the keys of a "
         "recipe's `data`; each data set stands for a task.",
         examples=["simulate-order shards/a shards/b --weights 3 1"],

@@ -134,9 +134,7 @@ def _most_frequent(counts: Counter[str], total: int) -> str:
 
 
 def add_command(commands: Any) -> None:
-    parser = new_command(
-        commands, "stats", "count what a folder of shards holds", examples=["stats shards/mine"]
-    )
+    parser = new_command(commands, "stats", examples=["stats shards/mine"])
     parser.add_argument(
         "folder", type=local_folder, metavar="DIR", help="a data set, or several below"
     )

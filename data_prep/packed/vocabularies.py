@@ -142,7 +142,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "tokenizer",
-        "train a small tokenizer on the text of packed data sets",
         "For models without pretrained weights: a sentencepiece model with T5's special tokens, or "
         "a folder with BERT's word pieces, trained on the questions, statements, captions and "
         "answers of one or several data sets.",
@@ -165,7 +164,6 @@ def add_command(commands: Any) -> None:
     parser = new_command(
         commands,
         "answers",
-        "list the answers that occur often",
         "Counts the best answer of every question and writes those that occur often, the most "
         "frequent first, as a JSON list: for `vqav2 --vocabulary`, for example.",
         examples=["answers shards/mine --out answers.json --min-count 3"],

@@ -4,99 +4,25 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
-    CLIPConfig,
-    CLIPModel,
-    CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 import vlds
-from tests.toys.models import hf_config
-from vlds.models.backbones import T5, Bart
-from vlds.models.methods import IA3, Adapter, BitFit, Full, LoRA, Method, PrefixTuning
+from tests.toys.users_models import MODELS, WORDS, built, inputs, output
+from vlds.models.methods import IA3, Adapter, BitFit, Full, LoRA, Method
 
-LAYERS: dict[str, Any] = {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-}  # fmt: skip
-WORDS: dict[str, Any] = {
-    **LAYERS, "vocab_size": 60, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    "max_position_embeddings": 64,
-}  # fmt: skip
-PIXELS: dict[str, Any] = {**LAYERS, "image_size": 16, "patch_size": 8}
-IMAGE_TOKEN = 59
-
-
-def t5() -> nn.Module:
-    return T5ForConditionalGeneration(T5Config(**hf_config(T5)))
-
-
-def bart() -> nn.Module:
-    return BartForConditionalGeneration(BartConfig(**hf_config(Bart)))
-
-
-def llama() -> nn.Module:
-    return LlamaForCausalLM(LlamaConfig(**WORDS))
-
-
-def clip() -> nn.Module:
-    return CLIPModel(CLIPConfig(text_config=WORDS, vision_config=PIXELS, projection_dim=12))
-
-
-def llava() -> nn.Module:
-    config = LlavaConfig(
-        text_config=LlamaConfig(**WORDS), vision_config=CLIPVisionConfig(**PIXELS),
-        image_token_index=IMAGE_TOKEN, image_seq_length=4,
-    )  # fmt: skip
-    return LlavaForConditionalGeneration(config)
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "T5": t5, "Bart": bart, "Llama": llama, "CLIP": clip, "Llava": llava,
-}  # fmt: skip
 METHODS: dict[str, Method] = {
     "LoRA": LoRA(rank=2), "Adapter": Adapter(reduction=4, init="identity"), "IA3": IA3(),
     "BitFit": BitFit(add_biases=True),
 }  # fmt: skip
-
-
-def built(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return MODELS[name]().eval()
-
-
-def inputs(name: str, rows: int = 3) -> dict[str, Tensor]:
-    """What a model of this name reads."""
-    draw = torch.Generator().manual_seed(rows)
-    ids = torch.randint(3, 50, (rows, 9), generator=draw)
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if name in ("T5", "Bart"):
-        given["decoder_input_ids"] = ids[:, :4]
-    if name in ("CLIP", "Llava"):
-        given["pixel_values"] = torch.randn(rows, 3, 16, 16, generator=draw)
-    if name == "Llava":
-        ids[:, 1:5] = IMAGE_TOKEN
-    return given
-
-
-def output(model: nn.Module, name: str, rows: int = 3) -> Tensor:
-    made = model(**inputs(name, rows))
-    tensor: Tensor = made.logits_per_image if name == "CLIP" else made.logits
-    return tensor
 
 
 @pytest.mark.sampled(2)
@@ -183,8 +109,7 @@ def test_a_model_without_its_methods_is_as_before() -> None:
 
 
 REFUSED: list[tuple[Any, str]] = [
-    (PrefixTuning(), "methods.method: PrefixTuning: it needs a forward pass of vlds' own"),
-    ("PromptTuning", "T5ForConditionalGeneration takes no prompts"),
+    ("LST", "methods.method: LST: T5ForConditionalGeneration has no encoder and decoder that LST"),
     ("Mixture", "methods.method: Mixture: it adds to the loss or acts between steps"),
     (LoRA(part="vision"), "part: got vision; give attach that part of your model"),
     (LoRA(roles=["attn_qkv"]), "no layer of T5ForConditionalGeneration plays the role 'attn_qkv'"),

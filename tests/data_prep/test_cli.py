@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from data_prep import cli
+from data_prep.catalogue import SUMMARIES
 from data_prep.cli import main
 from data_prep.command import num_bytes
 from tests.toys.files import write
@@ -34,6 +35,10 @@ def shards(tmp_path: Path) -> Path:
     arguments = ["--annotations", str(path), "--images", str(tmp_path / "images")]
     assert main(["jsonl", "--task", "vqa", *arguments, "--out", str(tmp_path / "out")]) == 0
     return tmp_path / "out"
+
+
+def test_the_catalogue_has_the_commands_that_the_modules_add() -> None:
+    assert tuple(SUMMARIES) == COMMANDS
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from vlds.data.streams.source import Source
 from vlds.evaluation.evaluator import cut_texts
 from vlds.evaluation.sources import training_sources
 from vlds.tasks import ImageClass
-from vlds.training.prepare import absent_classes
+from vlds.training.overlap import absent_classes
 from vlds.training.run import too_often
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 
 from data_prep.cli import main
 from tests.toys.files import write
+from tests.toys.kinds import kind_recipe
 from tests.toys.own_rows import pack_rows, photos, questions
 from vlds.data.shards.store import Subset, open_dataset
 from vlds.data.streams.sequential import StreamedSource, open_streamed
 from vlds.data.streams.source import Source
+from vlds.evaluation.sources import training_sources
 from vlds.tasks import VQA
-from vlds.training import prepare
-from vlds.training.prepare import seen_in_training
+from vlds.training import overlap
+from vlds.training.overlap import compared, seen_in_training
 
 
 @pytest.fixture
@@ -50,8 +53,62 @@ def test_data_and_pictures(packed: dict[str, Path]) -> None:
     assert told([packed["whole"]], [packed["new"]]) == []
 
 
+def test_rows_word_for_word(packed: dict[str, Path], tmp_path: Path) -> None:
+    """Of a picture in both, questions may differ; rows without pictures are told by their words."""
+    (line,) = told([packed["whole"]], [packed["part"]])
+    assert ", and 1 of its rows word for word; scores" in line  # of c, the third in both
+    again = pack_rows(
+        write(tmp_path / "again.csv", questions("a", "other", "c")), tmp_path / "photos",
+        tmp_path / "again",
+    )  # fmt: skip
+    assert again == 0
+    (line,) = told([packed["whole"]], [tmp_path / "again"])
+    assert "2 of its pictures are in training data too, such as that of " in line
+    assert ", and 2 of its rows word for word; scores" in line
+    for name, rows in (("talk", ["What is up?", "Is it late?"]), ("more", ["Is it late?"])):
+        turns = [{"question": text, "answer": "yes"} for text in rows]
+        file = write(tmp_path / f"{name}.json", turns)
+        words = ["--annotations", str(file), "--out", str(tmp_path / name)]
+        assert main(["chat", *words]) == 0
+    (line,) = told([tmp_path / "talk"], [tmp_path / "more"])
+    assert line.startswith(
+        "tasks.vqa.evaluate: 1 of its rows are in training data too, word for word, such as one of "
+    )
+
+
+def test_rows_of_one_file_whose_pictures_were_stored_otherwise(
+    packed: dict[str, Path], tmp_path: Path
+) -> None:
+    small = tmp_path / "small"
+    more = ("--image-size", "10")
+    assert pack_rows(tmp_path / "whole.csv", tmp_path / "photos", small, *more) == 0
+    (line,) = told([packed["whole"]], [small])
+    assert line.startswith("tasks.vqa.evaluate: 4 of its samples are made from the same rows as ")
+    # Another file's pictures may have the same names.
+    other = write(tmp_path / "other" / "rows.csv", questions("a", "b", "c", "d", "e")[:-1])
+    names = [f"{name}.jpg" for name in "eabcd"]
+    assert pack_rows(other, photos(tmp_path / "others", *names), tmp_path / "new2") == 0
+    assert told([small], [tmp_path / "new2"]) == []
+
+
+def test_data_for_the_test_at_the_end(packed: dict[str, Path], world: Path, tmp_path: Path) -> None:
+    recipe = kind_recipe("joint", world, tmp_path)
+
+    def lines(*folders: str) -> list[str]:
+        task = replace(recipe.tasks["vqa"], train=[str(packed["whole"])], test=list(folders))
+        own = replace(recipe, tasks={"vqa": task})
+        return list(compared(own, training_sources(own), []))
+
+    (line,) = lines(str(packed["part"]), "s3://bucket/is-not-fetched")
+    assert line.startswith("tasks.vqa.test: 3 of its pictures are in training data too, such as")
+    assert lines(str(packed["new"])) == []
+    (line,) = lines(str(tmp_path / "missing"))
+    assert line.startswith("tasks.vqa.test: data set ")
+    assert line.endswith("the run goes on: it does not read them")
+
+
 def test_large_sets_are_not_read(packed: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "MOST_COMPARED", 1000)
+    monkeypatch.setattr(overlap, "MOST_COMPARED", 1000)
     assert told([packed["whole"]], [packed["part"]]) == []
     assert len(told([packed["whole"]], [packed["whole"]])) == 1
 
@@ -84,7 +141,7 @@ def test_of_chosen_samples_their_share_of_the_bytes_counts(
     """A few samples of a set that is too large are compared all the same."""
     whole = open_dataset(str(packed["whole"]))
     size = sum(shard.bytes for shard in whole.info.shards)
-    monkeypatch.setattr(prepare, "MOST_COMPARED", size // 2 + 1)
+    monkeypatch.setattr(overlap, "MOST_COMPARED", size // 2 + 1)
     evaluation = [source(packed["new"])]
     assert list(seen_in_training([source(packed["whole"])], evaluation)) == []
     for chosen, is_read in (([0, 1], True), ([0, 1, 2], False)):

@@ -24,20 +24,9 @@ Asked: TypeAlias = tuple[Picture | Sequence[Picture], str]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(RunAnswer):
     """What a model says to a question. A notebook shows it with its pictures."""
 
-    text: str
-    confidence: float
-    """Probability that the model gives to the whole answer."""
-    token_confidence: float | None
-    """The geometric mean over the tokens of a text, which tells more of a long one. None for one
-    token, and where answers are restricted."""
-    prompt_cut: bool
-    """True if the question was longer than the task reads."""
-    task: str
-    seconds: float
-    """From decoded pictures to the answer; of `answer_many`, an equal share of the batch's time."""
     question: str = ""
     pictures: tuple[str | bytes, ...] = field(default=(), repr=False)
     """The path of each picture that was given by one, and a small copy of each other."""
@@ -185,7 +174,7 @@ def as_answer(
         str(picture) if isinstance(picture, str | Path) else small_copy(data)
         for picture, data in zip(pictures, encoded, strict=True)
     )
-    return Answer(*answer, question, tuple(kept))
+    return Answer(**vars(answer), question=question, pictures=tuple(kept))
 
 
 def load(

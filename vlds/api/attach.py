@@ -22,7 +22,17 @@ from vlds.models.backbones.base import Backbone
 from vlds.models.backbones.t5 import T5
 from vlds.models.methods.base import Method
 from vlds.models.methods.context import BatchContext
-from vlds.models.methods.host import ADDED, Host, added_tensors, is_own, is_plain, take_out
+from vlds.models.methods.host import (
+    ADDED,
+    Host,
+    ModelExtension,
+    SidePath,
+    added_tensors,
+    is_own,
+    is_plain,
+    take_out,
+)
+from vlds.models.methods.passes import Passes, takes_prompts
 from vlds.models.roles import find_roles
 from vlds.recipe.build import build, check_part, to_tree
 from vlds.recipe.paths import check_classes
@@ -49,24 +59,20 @@ _tuned: WeakSet[nn.Module] = WeakSet()
 """Models that have methods: some methods add no module by which they could be told."""
 
 
-class LayerHost(Host):
-    """A model whose own forward pass runs: methods extend its layers, and nothing else is called.
-
-    A model of vlds hands prompts and prefixes to its layers, and tells methods of the batch's
-    pictures and tokens.
-    """
-
-    def extend_model(self, extension: nn.Module) -> None:
-        raise ValueError(NEEDS_VLDS)
-
-    def extend_attention(self, key_path: str, extension: nn.Module) -> None:
-        raise ValueError(NEEDS_VLDS)
-
-
 NEEDS_VLDS = (
-    "it needs a forward pass of vlds' own; train it with a recipe, or choose a method that only "
-    "extends layers, such as LoRA, Adapter, Compacter, IA3, BitFit or Peft"
+    "it needs a forward pass of vlds' own; train it with a recipe, or choose another method, such "
+    "as LoRA, Adapter or PrefixTuning"
 )
+
+
+class LayerHost(Host):
+    """A model whose own forward pass runs. `Passes` calls what methods put beside it."""
+
+    def extend_model(self, extension: ModelExtension) -> None:
+        # A side path gives the logits itself; layers that run before a pass would begin one.
+        if isinstance(extension, SidePath) or extension.runs_layers:
+            raise ValueError(NEEDS_VLDS)
+        super().extend_model(extension)
 
 
 class Attached:
@@ -80,7 +86,9 @@ class Attached:
         # Drawn apart from the program's own generator, and alike in each program.
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            put_in(model, methods)
+            context = put_in(model, methods)
+        context.begin_step(seed, 0)
+        self._passes = Passes(model, context)
         self._trained = [n for n, p in model.named_parameters() if p.requires_grad]
         _tuned.add(model)
 
@@ -131,6 +139,7 @@ class Attached:
     def detach(self) -> nn.Module:
         """Take the methods out of the model, and let train again what did before; the model.
         Weights of its own that they trained, such as biases, stay as they are."""
+        self._passes.remove()
         for name in self.methods:
             take_out(self.model, name)
         for name, parameter in self.model.named_parameters():
@@ -158,9 +167,11 @@ def attach(
     recipe; or a folder that `Attached.save` wrote, whose weights are then loaded. `seed` draws the
     new weights.
 
-    Methods that extend layers work: LoRA, Adapter, Compacter, LowRankAdapter, IA3, BitFit, Peft and
-    Full. Errors: ValueError for others, for a model without the layers that a method extends, and
-    for one that has methods already. The model is then as it was.
+    Methods that extend layers work in all models: LoRA, Adapter, Compacter, LowRankAdapter, IA3,
+    BitFit, Peft, Full, and Mixture with consistency: 0; Hyperformer and PrefixTuning where layers
+    have numbers and torch's attention; PromptTuning in T5 and causal language models, whose outputs
+    are then those of the text alone. Errors: ValueError for others, for a model without the layers
+    that a method extends, and for one that has methods already. The model is then as it was.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: got {type(model).__name__}; give a torch.nn.Module")
@@ -173,7 +184,8 @@ def attach(
     chosen = read_methods(folder) if folder is not None else chosen_methods(methods)
     # On a copy without weights first, so that a refusal leaves the model as it was.
     with torch.device("meta"):
-        put_in(without_weights(model), chosen)
+        trial = without_weights(model)
+        Passes(trial, put_in(trial, chosen))
     attached = Attached(model, chosen, seed)
     if folder is not None:
         try:
@@ -184,15 +196,12 @@ def attach(
     return attached
 
 
-def put_in(model: nn.Module, methods: Mapping[str, Method]) -> None:
-    """Attach methods to a model and freeze the rest of it.
+def put_in(model: nn.Module, methods: Mapping[str, Method]) -> BatchContext:
+    """Attach methods to a model and freeze the rest of it; what they read of a batch.
 
     Errors: ValueError that names the method.
     """
     context = BatchContext()
-    # One row of one task: modules that look at the batch repeat it for as many rows as run.
-    row = torch.zeros(1, dtype=torch.long, device="cpu")
-    context.set_rows(row, row, torch.device("cpu"))
     targets, trained = targets_of(model), list[nn.Parameter]()
     for name, method in methods.items():
         try:
@@ -203,15 +212,19 @@ def put_in(model: nn.Module, methods: Mapping[str, Method]) -> None:
                 )
             if method.needs_whole_model:
                 raise ValueError(NEEDS_VLDS)
-            host = LayerHost(name, model, targets, ["all"], context, takes_prompts=False,
-                             says_tokens=False)  # fmt: skip
+            host = LayerHost(
+                name, model, targets, ["all"], context, takes_prompts=takes_prompts(model),
+                says_tokens=False,
+            )  # fmt: skip
             trained += method.attach(host)
             if host.step_rules or host.batch_losses or host.revisions:
                 raise ValueError(
                     "it adds to the loss or acts between steps, which only `vlds train` does"
                 )
-            if reads_batch(model, name, context):
-                raise ValueError(NEEDS_VLDS)
+            if context.reads_examples:
+                raise ValueError(
+                    "it reads which pictures each row shows, which only a recipe's model tells"
+                )
         except ValueError as error:
             raise ValueError(f"methods.{name}: {type(method).__name__}: {error}") from None
     model.requires_grad_(False)
@@ -220,6 +233,7 @@ def put_in(model: nn.Module, methods: Mapping[str, Method]) -> None:
             module.train(model.training)
     for parameter in trained:
         parameter.requires_grad_(True)
+    return context
 
 
 def without_weights(model: nn.Module) -> nn.Module:
@@ -236,16 +250,6 @@ def targets_of(model: nn.Module) -> TargetModules:
         if isinstance(model, family.model_class):
             return TargetModules(family.roles, family.linear_init_std)
     return find_roles(model)
-
-
-def reads_batch(model: nn.Module, name: str, context: BatchContext) -> bool:
-    """True if a module of a method reads more of the batch than which task its rows are of."""
-    return any(
-        value is context or getattr(value, "context", None) is context
-        for path, module in model.named_modules()
-        if not is_own(path) and name in path.split(".")
-        for value in vars(module).values()
-    )
 
 
 def chosen_methods(given: object) -> dict[str, Method]:

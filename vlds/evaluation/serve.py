@@ -17,7 +17,6 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from vlds.artifact import LoadedRun, load_run, read_recipe
@@ -197,7 +196,7 @@ class Handler(BaseHTTPRequestHandler):
         answer = self.server.opened.answer(
             pictures, texts.get("question", ""), texts.get("task") or None
         )
-        return "application/json", json.dumps(answer._asdict()) + "\n"
+        return "application/json", json.dumps(vars(answer)) + "\n"
 
     def _length(self) -> int | None:
         """Bytes of the request's body, as its head says; None if it does not say."""
@@ -278,7 +277,8 @@ def complaint(error: Exception) -> tuple[str, str]:
     return "application/json", json.dumps({"error": visible(error).removeprefix("--")}) + "\n"
 
 
-class RunAnswer(NamedTuple):
+@dataclass(frozen=True)
+class RunAnswer:
     """What a run says: `vlds.models.model.Answer`, its task and the time."""
 
     text: str
@@ -291,7 +291,8 @@ class RunAnswer(NamedTuple):
     """True if the question was longer than the task reads."""
     task: str
     seconds: float
-    """From bytes to answer, without waiting for other questions."""
+    """From the pictures' bytes to the answer, without waiting for other questions; of answers that
+    are computed together, an equal share of the computing."""
 
 
 class OpenRun:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from vlds.data.errors import ShardError
 from vlds.data.order.mixed_order import BatchCut, check_lanes, steps_in
-from vlds.data.shards.info import NO_CLASS
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream, StreamedSource
 from vlds.data.streams.source import Source, check_cache_limit
@@ -34,19 +28,15 @@ from vlds.runtime.devices import device_name, emulates_bf16
 from vlds.runtime.disk import check_writable
 from vlds.runtime.process import find
 from vlds.runtime.ranks import Ranks
-from vlds.runtime.terminal import tell, without_credentials
-from vlds.schema import SkipSample
+from vlds.runtime.terminal import tell
 from vlds.tasks.base import task_of
 from vlds.training.deepspeed_config import complete_deepspeed_config, cut_batches
 from vlds.training.optimizer import check_rates
+from vlds.training.overlap import compared
 from vlds.training.sinks import check_tracking
 from vlds.training.states import Resume, check_output
 from vlds.training.transfer import Transfer
 
-MOST_COMPARED = 256 << 20
-"""Bytes of a task's data sets whose pictures are compared: a second or three of reading."""
-MOST_NAMED = 5
-"""Classes that a notice names."""
 FEW_PROCESSES = 8
 """Loader processes that no machine minds."""
 SLOW = 4.0
@@ -93,8 +83,7 @@ def prepare(recipe: Recipe, ranks: Ranks, resume: Resume) -> Prepared:
             *unknown_answers(train),
             *nothing_learned(train),
             *far_too_large(recipe, train, ranks),
-            *absent_classes(train, evaluation),
-            *(seen_in_training([*train, *streamed], evaluation) if ranks.is_first else ()),
+            *(compared(recipe, [*train, *streamed], evaluation) if ranks.is_first else ()),
         ],
         transfer=transfer,
     )
@@ -155,113 +144,6 @@ def outside_peft(recipe: Recipe, model: Model) -> Iterator[str]:
             f"{bare[0]}{more}, in no whole module of the backbone; `vlds convert hf` and `merge` "
             "hold all"
         )
-
-
-def seen_in_training(
-    train: Sequence[Source | StreamedSource], evaluation: Sequence[Source]
-) -> Iterator[str]:
-    """What to tell a user who scores a run on data or pictures that it trains on. Pictures of small
-    data sets are compared, by their bytes; of shards that are streamed, only the folders are."""
-    places: dict[str, str] = {}
-    indexed = [source for source in train if isinstance(source, Source)]
-    for source in train:
-        where = f"tasks.{source.name}.train"
-        if isinstance(source, StreamedSource):
-            places |= {_place(url.rpartition("/")[0]): where for _, url in source.shards}
-            continue
-        for dataset in source.datasets:
-            places.setdefault(dataset.fingerprint(), where)
-    owners: dict[bytes, str] = {}
-    read: set[str] = set()
-    for source in indexed:
-        if _local_bytes(source) > MOST_COMPARED or source.data_id in read:
-            continue
-        read.add(source.data_id)  # tasks may share a folder
-        for key, _ in _pictures(source):
-            owners.setdefault(key, f"tasks.{source.name}.train")
-    for source in evaluation:
-        field = f"tasks.{source.name}.evaluate"
-        new = []
-        for dataset in source.datasets:
-            same = [dataset.fingerprint(), _place(str(dataset.folder))]
-            if trained_by := [places[each] for each in same if each in places]:
-                yield (
-                    f"{field}: {dataset.folder} is in {trained_by[0]} too; its scores say nothing "
-                    "about new data"
-                )
-            else:
-                new.append(dataset)
-        rest = Source(source.name, source.task, new)
-        if owners and _local_bytes(rest) <= MOST_COMPARED:
-            known = {key: sample for key, sample in _pictures(rest) if key in owners}
-            if known:
-                key, sample = next(iter(known.items()))
-                yield (
-                    f"{field}: {len(known):,} of its pictures are in training data too, such as "
-                    f"that of {sample} (in {owners[key]}); scores on them say little about new "
-                    "pictures: `vlds data --split-sizes` keeps a picture in one split"
-                )
-
-
-def absent_classes(train: Sequence[Source], evaluation: Sequence[Source]) -> Iterator[str]:
-    """What to tell a user whose training data lack classes that are evaluated, or the reverse."""
-    learned = {source.name: shown_classes(source) for source in train}
-    for source in evaluation:
-        ours, theirs = learned.get(task_of(source.name)), shown_classes(source)
-        if not ours or not theirs:
-            continue
-        for field, missing, why in (
-            ("train", theirs - ours, "they cannot be learned, and count as wrong"),
-            ("evaluate", ours - theirs, "its scores say nothing about them"),
-        ):
-            if missing:
-                names = ", ".join(repr(name) for name in sorted(missing)[:MOST_NAMED])
-                more = ", ..." if len(missing) > MOST_NAMED else ""
-                yield (
-                    f"tasks.{task_of(source.name)}.{field}: no picture of {len(missing):,} of "
-                    f"{len(ours | theirs):,} classes ({names}{more}); {why}"
-                )
-
-
-def shown_classes(source: Source) -> set[str]:
-    """The classes of which a source has pictures; none if its data have no classes."""
-    found: set[str] = set()
-    for dataset in source.datasets:
-        if (names := dataset.info.indexed_classes) is not None:
-            numbers = np.unique(dataset.class_numbers())
-            found |= {names[number] for number in numbers.tolist() if number != NO_CLASS}
-    return found
-
-
-def _place(folder: str) -> str:
-    """A folder or the URL of one, by one name."""
-    return without_credentials(folder) if "://" in folder else os.path.realpath(folder)
-
-
-def _local_bytes(source: Source) -> float:
-    """Bytes of a source's shards; infinitely many if some are elsewhere, and of chosen samples
-    their share."""
-    return sum(
-        math.inf
-        if dataset.is_remote
-        else sum(shard.bytes for shard in dataset.info.shards)
-        * (dataset.num_samples / max(1, dataset.info.samples))
-        for dataset in source.datasets
-    )
-
-
-def _pictures(source: Source) -> Iterator[tuple[bytes, str]]:
-    """A hash of each picture of a source, and the sample's id; samples that cannot be read are
-    left to the run."""
-    for dataset in source.datasets:
-        counts = np.concatenate(dataset.pictures) if dataset.num_samples else np.zeros(0)
-        for number in np.flatnonzero(counts).tolist():
-            if number in dataset.quarantine:
-                continue  # no run reads it
-            with suppress(SkipSample, ShardError):
-                sample = dataset.read(number)
-                for picture in sample.images:
-                    yield blake2b(picture, digest_size=8).digest(), sample.id
 
 
 def longest_row(recipe: Recipe, name: str, num_turns: int = 1) -> Longest:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from vlds.schema import IGNORED_LABEL
 
+MOST_KEPT = 1 << 16
+"""Draws of earlier passes that are kept for layers that are computed again."""
 MOST_PADDED = 1.25
 """Tasks are padded to one number of rows unless that makes more than so many times the batch's."""
 
@@ -256,6 +258,13 @@ class BatchContext:
         self._drawn = {}
         # A pass that forgets to set these fails, rather than reading the batch before.
         self.visual = self.token_mask = None
+
+    def another_pass(self) -> None:
+        """A pass follows in a loop that tells neither steps nor when its passes go backward: it
+        draws anew, and layers of earlier passes that are computed again still find their draws."""
+        self._pass += 1
+        for name in list(self._drawn)[: max(0, len(self._drawn) - MOST_KEPT)]:
+            del self._drawn[name]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BatchContext:
         # A copy of a model starts without a batch. Its modules find the one new context in `memo`.

@@ -243,6 +243,9 @@ def take_out(model: nn.Module, name: str) -> None:
             del module.extensions, module.input_extensions
             plain: Any = module  # the class that it had before
             plain.__class__ = type(module).kind
+        for child in () if isinstance(module, Extended) else ADDED:
+            if isinstance(left := getattr(module, child, None), nn.ModuleDict) and not left:
+                delattr(module, child)
 
 
 def zero_at_first(model: nn.Module) -> set[str]:

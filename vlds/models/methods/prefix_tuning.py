@@ -42,6 +42,11 @@ class PrefixTuning(LearnedEmbeddings):
         # Cross-attentions last: weights are stored in this order (see `fixed_prefixes`).
         roles: list[Role] = ["attn_k", "cross_attn_k"] if self.cross_attention else ["attn_k"]
         keys = host.linears(*roles, optional=CROSS_ATTENTION)
+        if len(widths := sorted({key.out_features for key in keys.values()})) > 1:
+            raise ValueError(
+                f"keys of {type(host.model).__name__} are {' and '.join(map(str, widths))} wide, "
+                "and one network makes all prefixes; tune one of its parts"
+            )
         return list(self.put(host, list(keys), next(iter(keys.values()))).parameters())
 
     def put(self, host: Host, keys: Sequence[str], projection: nn.Linear) -> PromptNetwork:

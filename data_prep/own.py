@@ -90,6 +90,11 @@ def add_command(commands: Any) -> None:
     for name in ("image", "question", "answer", "caption", "label", "split"):
         group.add_argument(f"--{name}-field", metavar="NAME")
     group.add_argument("--group-field", **GROUP_FIELD)
+    parser.add_argument(
+        "--each-turn",
+        action="store_true",
+        help="of conversations: an annotation of each answer, for models that learn one at a time",
+    )
     parser.add_argument("--name", help="name of the data set (default: that of the file or folder)")
     add_shard_options(parser)
     parser.set_defaults(run=run)
@@ -155,7 +160,7 @@ def look_at(args: argparse.Namespace) -> Found:
     images = args.images or (place.parent if place.is_file() else None)
     if find_tables(place):
         words = ["chat", "--annotations", str(place), *given(args, "image", "question", "answer")]
-        words += given(args, "group")
+        words += [*given(args, "group"), *each_turn(args)]
         words += ["--images", str(args.images)] if args.images else []
         return Found("a table of Hugging Face, read as conversations", words, FEW)
     rows = read_rows(place)
@@ -195,6 +200,11 @@ def given(args: argparse.Namespace, *names: str) -> list[str]:
     """The words of options about columns that were given."""
     pairs = [(name, getattr(args, f"{name}_field")) for name in names]
     return [word for name, value in pairs if value for word in (f"--{name}-field", value)]
+
+
+def each_turn(args: argparse.Namespace) -> list[str]:
+    """The option of conversations, if it was given."""
+    return ["--each-turn"] if args.each_turn else []
 
 
 class Rows:
@@ -262,7 +272,7 @@ class Rows:
         args = self.args
         common = ["--annotations", str(args.data), "--images", str(self.images)]
         if any(isinstance(row.fields.get(name), list) for row in self.looked_at for name in TURNS):
-            words = ["chat", *common, *given(args, "image")]
+            words = ["chat", *common, *given(args, "image"), *each_turn(args)]
             return self.with_splits(f"{len(self.rows):,} conversations", words)
         if len(self.rows) == 1 and {"images", "annotations"} <= self.rows[0].fields.keys():
             found = Found("captions in COCO's form", ["jsonl", "--task", "caption", *common], FEW)

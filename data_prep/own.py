@@ -318,9 +318,12 @@ class Rows:
             return self.with_splits(what, ["csv-classes", *common, "--label-field", label], split)
         caption = self.usual("caption") or (left[0] if len(left) == 1 else None)
         if caption is None:
+            classes = next(
+                (f" {shlex.quote(c)}, whose cells recur" for c in left if self.recurs(c)), ""
+            )
             self.unclear(
                 "say what to learn: --question-field and --answer-field, --caption-field, or "
-                "--label-field"
+                f"--label-field{classes}"
             )
         words = ["jsonl", "--task", "caption", *common, "--caption-field", caption]
         return self.with_splits(f"captions in {caption!r}", words, split)
@@ -340,16 +343,16 @@ class Rows:
         if split is not None:
             if self.args.group_field:
                 notes.append(f"--group-field is left out: {split!r} says each row's split")
+            notes += self.crossing(split)
             words = [*words, "--split-field", split]
             return Found(f"{what}, splits in {split!r}", words, 0, notes)
         group = self.args.group_field
         if group is None:
-            for column in self.columns:
-                if any(name in column.lower() for name in GROUPS) and self.recurs(column):
-                    notes.append(
-                        f"{column!r} recurs: if its rows belong together, --group-field {column} "
-                        "keeps them in one split; else scores are too good"
-                    )
+            notes += [
+                f"{column!r} recurs: if its rows belong together, --group-field "
+                f"{shlex.quote(column)} keeps them in one split; else scores are too good"
+                for column in self.group_columns()
+            ]
         else:
             words = [*words, "--group-field", group]
         divided = group or (
@@ -359,6 +362,29 @@ class Rows:
             len({str(row.fields.get(divided)) for row in self.rows}) if divided else len(self.rows)
         )
         return Found(what, words, num, notes)
+
+    def group_columns(self) -> list[str]:
+        """The columns that may say what belongs together."""
+        if self.args.group_field:
+            return [str(self.args.group_field)]
+        named = [c for c in self.columns if any(name in c.lower() for name in GROUPS)]
+        return [column for column in named if self.recurs(column)]
+
+    def crossing(self, split: str) -> list[str]:
+        """A note for each such column whose values the rows' own splits part."""
+        notes = []
+        for column in self.group_columns():
+            splits: dict[str, set[str]] = {}
+            for row in self.rows:
+                if group := str(row.fields.get(column) or "").strip():
+                    splits.setdefault(group, set()).add(str(row.fields.get(split)).strip())
+            parted = [group for group, names in splits.items() if len(names) > 1]
+            if parted:
+                notes.append(
+                    f"{column!r}: {len(parted):,} of {len(splits):,} are in several splits, as "
+                    f"{parted[0]!r}; if their rows belong together, scores are too good"
+                )
+        return notes
 
 
 def picture_names(folder: Path) -> set[str]:

@@ -410,8 +410,7 @@ def next_commands(packed: Packed) -> list[tuple[str, str]]:
     if packed.tested is not None:
         words = f"vlds evaluate runs/{packed.name}{best} --split test"
         commands.append(("at the very end, score new pictures", words))
-    else:
-        commands.append(("see curves and answers", f"vlds report runs/{packed.name}"))
+    commands.append(("see mistakes and curves", f"vlds report runs/{packed.name}"))
     return commands
 
 

@@ -87,6 +87,8 @@ def test_captions_and_classes(desk: Path) -> None:
 
 def test_a_named_model_is_tuned_with_lora(desk: Path) -> None:
     write(desk / "model" / "config.json", json.dumps({"model_type": "llava", "vision_config": {}}))
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        write(desk / "model" / name, "")
     assert init.model_for("model")[0] == "model"
     lines = [f"{name},what is {number}?,{number}" for number, name in enumerate(NAMES)]
     recipe = recipe_for(pack(desk, "image,question,answer", *lines), "model")
@@ -100,6 +102,7 @@ def test_a_named_model_is_tuned_with_lora(desk: Path) -> None:
     [
         (None, "no such folder, and the hub does not answer"),
         ("", "holds no config.json"),
+        ('{"vision_config": {}}', r"holds no weights \(\*\.safetensors or \*\.bin\); copy"),
         ('{"model_type": "t5"}', "is a model of the type t5, which reads no pictures by itself"),
     ],
 )

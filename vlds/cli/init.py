@@ -43,6 +43,11 @@ TASKS: dict[str, tuple[str, Task]] = {
 """Kind of data -> the task's name, and the task with its defaults."""
 HUB, HUB_MODEL = "https://huggingface.co", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+MODEL_FILES = {
+    "weights": ("*.safetensors", "*.bin"),
+    "processor": ("processor_config.json", "preprocessor_config.json"),
+}
+"""What an image-text model's folder has besides its config."""
 PATIENCE_S = 3.0
 MOST_READ = 5_000
 """Samples whose texts are read."""
@@ -253,6 +258,12 @@ def check_model(name: str) -> None:
             f"--model {name} is a model of the type {kind}, which reads no pictures by itself; "
             "name an image-text model, or write a recipe as docs/models.md says"
         )
+    # Before the pictures are packed: training would find it out after that.
+    for what, patterns in MODEL_FILES.items():
+        if not any(any(folder.glob(pattern)) for pattern in patterns):
+            raise ValueError(
+                f"--model {name} holds no {what} ({' or '.join(patterns)}); copy the whole folder"
+            )
 
 
 def hub_answers() -> bool:

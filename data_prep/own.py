@@ -93,7 +93,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--each-turn",
         action="store_true",
-        help="of conversations: an annotation of each answer, for models that learn one at a time",
+        help="of conversations: an annotation of each answer behind a picture, for models that "
+        "learn one at a time",
     )
     parser.add_argument("--name", help="name of the data set (default: that of the file or folder)")
     add_shard_options(parser)
@@ -203,8 +204,8 @@ def given(args: argparse.Namespace, *names: str) -> list[str]:
 
 
 def each_turn(args: argparse.Namespace) -> list[str]:
-    """The option of conversations, if it was given."""
-    return ["--each-turn"] if args.each_turn else []
+    """The options of conversations for such models, if they were asked for."""
+    return ["--each-turn", "--need-picture"] if args.each_turn else []
 
 
 class Rows:

@@ -90,6 +90,12 @@ def add_command(commands: Any) -> None:
     for name in ("image", "question", "answer", "caption", "label", "split"):
         group.add_argument(f"--{name}-field", metavar="NAME")
     group.add_argument("--group-field", **GROUP_FIELD)
+    parser.add_argument(
+        "--each-turn",
+        action="store_true",
+        help="of conversations: an annotation of each answer behind a picture, for models that "
+        "learn one at a time",
+    )
     parser.add_argument("--name", help="name of the data set (default: that of the file or folder)")
     add_shard_options(parser)
     parser.set_defaults(run=run)
@@ -155,7 +161,7 @@ def look_at(args: argparse.Namespace) -> Found:
     images = args.images or (place.parent if place.is_file() else None)
     if find_tables(place):
         words = ["chat", "--annotations", str(place), *given(args, "image", "question", "answer")]
-        words += given(args, "group")
+        words += [*given(args, "group"), *each_turn(args)]
         words += ["--images", str(args.images)] if args.images else []
         return Found("a table of Hugging Face, read as conversations", words, FEW)
     rows = read_rows(place)
@@ -195,6 +201,11 @@ def given(args: argparse.Namespace, *names: str) -> list[str]:
     """The words of options about columns that were given."""
     pairs = [(name, getattr(args, f"{name}_field")) for name in names]
     return [word for name, value in pairs if value for word in (f"--{name}-field", value)]
+
+
+def each_turn(args: argparse.Namespace) -> list[str]:
+    """The options of conversations for such models, if they were asked for."""
+    return ["--each-turn", "--need-picture"] if args.each_turn else []
 
 
 class Rows:
@@ -262,7 +273,7 @@ class Rows:
         args = self.args
         common = ["--annotations", str(args.data), "--images", str(self.images)]
         if any(isinstance(row.fields.get(name), list) for row in self.looked_at for name in TURNS):
-            words = ["chat", *common, *given(args, "image")]
+            words = ["chat", *common, *given(args, "image"), *each_turn(args)]
             return self.with_splits(f"{len(self.rows):,} conversations", words)
         if len(self.rows) == 1 and {"images", "annotations"} <= self.rows[0].fields.keys():
             found = Found("captions in COCO's form", ["jsonl", "--task", "caption", *common], FEW)
@@ -308,9 +319,12 @@ class Rows:
             return self.with_splits(what, ["csv-classes", *common, "--label-field", label], split)
         caption = self.usual("caption") or (left[0] if len(left) == 1 else None)
         if caption is None:
+            classes = next(
+                (f" {shlex.quote(c)}, whose cells recur" for c in left if self.recurs(c)), ""
+            )
             self.unclear(
                 "say what to learn: --question-field and --answer-field, --caption-field, or "
-                "--label-field"
+                f"--label-field{classes}"
             )
         words = ["jsonl", "--task", "caption", *common, "--caption-field", caption]
         return self.with_splits(f"captions in {caption!r}", words, split)
@@ -330,16 +344,16 @@ class Rows:
         if split is not None:
             if self.args.group_field:
                 notes.append(f"--group-field is left out: {split!r} says each row's split")
+            notes += self.crossing(split)
             words = [*words, "--split-field", split]
             return Found(f"{what}, splits in {split!r}", words, 0, notes)
         group = self.args.group_field
         if group is None:
-            for column in self.columns:
-                if any(name in column.lower() for name in GROUPS) and self.recurs(column):
-                    notes.append(
-                        f"{column!r} recurs: if its rows belong together, --group-field {column} "
-                        "keeps them in one split; else scores are too good"
-                    )
+            notes += [
+                f"{column!r} recurs: if its rows belong together, --group-field "
+                f"{shlex.quote(column)} keeps them in one split; else scores are too good"
+                for column in self.group_columns()
+            ]
         else:
             words = [*words, "--group-field", group]
         divided = group or (
@@ -349,6 +363,29 @@ class Rows:
             len({str(row.fields.get(divided)) for row in self.rows}) if divided else len(self.rows)
         )
         return Found(what, words, num, notes)
+
+    def group_columns(self) -> list[str]:
+        """The columns that may say what belongs together."""
+        if self.args.group_field:
+            return [str(self.args.group_field)]
+        named = [c for c in self.columns if any(name in c.lower() for name in GROUPS)]
+        return [column for column in named if self.recurs(column)]
+
+    def crossing(self, split: str) -> list[str]:
+        """A note for each such column whose values the rows' own splits part."""
+        notes = []
+        for column in self.group_columns():
+            splits: dict[str, set[str]] = {}
+            for row in self.rows:
+                if group := str(row.fields.get(column) or "").strip():
+                    splits.setdefault(group, set()).add(str(row.fields.get(split)).strip())
+            parted = [group for group, names in splits.items() if len(names) > 1]
+            if parted:
+                notes.append(
+                    f"{column!r}: {len(parted):,} of {len(splits):,} are in several splits, as "
+                    f"{parted[0]!r}; if their rows belong together, scores are too good"
+                )
+        return notes
 
 
 def picture_names(folder: Path) -> set[str]:

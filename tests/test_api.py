@@ -310,6 +310,8 @@ def test_wrong_arguments_of_train_and_evaluate(run: Path) -> None:
         vlds.evaluate(wrong)
     with pytest.raises(ValueError, match="data: got int; give a path"):
         vlds.evaluate(run, data=wrong)
+    with pytest.raises(ValueError, match="'tset': no such --split; did you mean 'test'"):
+        vlds.evaluate(run, splits="tset")
     with pytest.raises(ValueError, match="recipe: got set; give numbers"):
         vlds.train({"output": {1}})
 

@@ -89,6 +89,7 @@ def test_a_forgotten_class(key: str, value: object, message: str, file: Path) ->
         ("zzz.yaml", "check the path, or name another; vlds brings: recipes/demo.yaml, recipes/d"),
         ("recipes/vl_adapter/zzz.yaml", "vlds brings: recipes/vl_adapter/bart_image.yaml, recipes"),
         ("zzz.json", "zzz.json; check the path"),
+        ("shards/my/t5.json", "t5.json; there is no folder shards/my, relative to /"),
     ],
 )
 def test_names_near_a_missing_file(name: str, message: str, file: Path) -> None:

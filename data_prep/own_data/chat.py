@@ -68,6 +68,8 @@ class ChatForm:
     """False: a test split, whose conversations end with a question."""
     each_turn: bool = False
     """Each answer becomes an annotation with the turns before it."""
+    need_picture: bool = False
+    """Answers without a picture or clip before them are dropped."""
 
 
 @dataclass
@@ -264,6 +266,9 @@ def parse_chat(
         # The same with --each-turn and without, so that both give the same splits.
         lead = "" if kept.group else pictures[0][0] if pictures else f"row {kept.id}"
         for annotation, count in annotations_of(kept, form):
+            if form.need_picture and count == 0:
+                dropped[kept.split].append(Dropped(annotation["id"], "no picture before it"))
+                continue
             shown_pictures = pictures[:count]
             # Conversations about one picture share its sample; others are samples themselves.
             sample_id = shown_pictures[0][0] if count == 1 else f"row {annotation['id']}"
@@ -453,6 +458,11 @@ def _add(commands: Any, name: str, places: str, examples: Sequence[str]) -> None
         help="make an annotation of each answer, with the true turns before it: to score all",
     )
     group.add_argument(
+        "--need-picture",
+        action="store_true",
+        help="drop and count answers with no picture before them, which JointSeq2Seq cannot learn",
+    )
+    group.add_argument(
         "--no-answers", action="store_true", help="conversations that end with a question"
     )
     group.add_argument(
@@ -490,6 +500,7 @@ def _run_chat(args: argparse.Namespace) -> None:
         group=args.group_field,
         answers=not args.no_answers,
         each_turn=args.each_turn,
+        need_picture=args.need_picture,
     )
     division = split_of(args)
     tables = find_tables(args.annotations)

@@ -17,7 +17,7 @@ from ..command import add_shard_options, new_command, shard_options
 from ..json_rows import JsonRow
 from ..packing.pack import pack_splits
 from ..packing.picture import find_pictures
-from ..packing.source import Dropped, SourceSample, SourceSet
+from ..packing.source import Annotation, Dropped, SourceSample, SourceSet
 from ..packing.splits import GROUP_FIELD, NEAR_COPIES, SPLIT_BY_IMAGE, SPLIT_SIZES, split_of
 from .rows import (
     TASKS,
@@ -31,6 +31,9 @@ from .rows import (
     refuse_repeated_ids,
     text_of,
 )
+
+MOST_TYPES, OFTEN = 20, 20
+"""Most different questions that are types, and how often each is asked on average."""
 
 
 def plain_rows(rows: Sequence[UserRow], form: RowForm, path: Path) -> Sequence[UserRow]:
@@ -109,10 +112,22 @@ def parse_jsonl(
     if form.id is not None:
         refuse_repeated_ids(used, form.id, annotations)
     kind, files = form.task.kind, (annotations,)
+    if kind == "vqa":
+        add_types([a for of in samples.values() for s in of.values() for a in s.annotations])
     return [
         SourceSet(name, kind, part, files, [*samples[part].values()], tuple(dropped[part]))
         for part in sorted({*samples, *dropped})
     ]
+
+
+def add_types(asked: Sequence[Annotation]) -> None:
+    """Make each question a type, by which scores are tabulated, if few questions recur often and
+    the rows bring no types."""
+    num = len({annotation["question"] for annotation in asked})
+    few = 1 < num <= MOST_TYPES and len(asked) >= OFTEN * num
+    if few and not any("question_type" in annotation for annotation in asked):
+        for annotation in asked:
+            annotation["question_type"] = annotation["question"]
 
 
 def add_command(commands: Any) -> None:

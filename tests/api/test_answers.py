@@ -121,6 +121,8 @@ def test_a_notebook_shows_pictures_and_escapes_texts(run: Path, model: vlds.Mode
     assert len(model.answer(large, "what")._repr_html_()) < 200_000
     html = vlds.Rows([answer, answer])._repr_html_()
     assert html.count("<img") == 2
+    assert "empty" not in vlds.Rows([{"n": 1, "empty": None}])._repr_html_()
+    assert repr(model) == f"<vlds model '{run}'; tasks: vqa>"
     assert "is gone" in vlds.Rows([{"picture": "<i>.png"}])._repr_html_()
     assert "<i>" not in vlds.Rows([{"picture": "<i>.png", "<i>": "<i>"}])._repr_html_()
     many = vlds.Rows({"n": n} for n in range(MOST_SHOWN + 5))

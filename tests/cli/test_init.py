@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.cli import main
 from tests.toys.class_folders import write_classes
 from tests.toys.files import write
 from tests.toys.own_rows import pack_rows, photos
 from vlds.cli import init
 from vlds.cli.init import look_at, recipe_of, run_init
-from vlds.cli.main import run_command
+from vlds.data.shards.store import open_dataset
+from vlds.models.kinds.joint import JointSeq2Seq
 from vlds.recipe.build import to_yaml
 from vlds.recipe.config import Recipe, parse_recipe
-from vlds.tasks import VQA, Caption, ImageClass
+from vlds.tasks import VQA, Caption, Chat, ImageClass
 
 NAMES = tuple(f"p{number}.jpg" for number in range(20))
 LONG = " ".join(["word"] * 40)
@@ -31,7 +33,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def pack(desk: Path, *lines: str, task: str = "vqa") -> Path:
     rows = write(desk / ("rows.jsonl" if lines[0][0] == "{" else "rows.csv"), "\n".join(lines))
-    sizes = ("--split-sizes", "val=0.3", "test=0.3")
+    # Splits are found in any case.
+    sizes = ("--split-sizes", "Val=0.3", "TEST=0.3")
     assert pack_rows(rows, desk / "photos", desk / "shards" / "mine", *sizes, task=task) == 0
     return desk / "shards" / "mine"
 
@@ -49,7 +52,7 @@ def test_questions(desk: Path) -> None:
     task = recipe.tasks["vqa"]
     assert isinstance(task, VQA)
     assert (task.train, task.evaluate, task.test) == tuple(
-        [f"{folder}/{split}"] for split in ("train", "val", "test")
+        [f"{folder}/{split}"] for split in ("train", "Val", "TEST")
     )
     # Nothing is cut: two tokens a word, and some room.
     assert task.max_target_tokens >= 80
@@ -84,6 +87,8 @@ def test_captions_and_classes(desk: Path) -> None:
 
 def test_a_named_model_is_tuned_with_lora(desk: Path) -> None:
     write(desk / "model" / "config.json", json.dumps({"model_type": "llava", "vision_config": {}}))
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        write(desk / "model" / name, "")
     assert init.model_for("model")[0] == "model"
     lines = [f"{name},what is {number}?,{number}" for number, name in enumerate(NAMES)]
     recipe = recipe_for(pack(desk, "image,question,answer", *lines), "model")
@@ -97,6 +102,7 @@ def test_a_named_model_is_tuned_with_lora(desk: Path) -> None:
     [
         (None, "no such folder, and the hub does not answer"),
         ("", "holds no config.json"),
+        ('{"vision_config": {}}', r"holds no weights \(\*\.safetensors or \*\.bin\); copy"),
         ('{"model_type": "t5"}', "is a model of the type t5, which reads no pictures by itself"),
     ],
 )
@@ -113,16 +119,29 @@ def test_models_that_do_not_do(
     assert not (desk / "shards").exists()
 
 
-def test_conversations_ask_for_a_model(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "It."}]
-    rows = [json.dumps({"images": [name], "messages": turns}) for name in NAMES]
+def test_conversations_without_weights(desk: Path) -> None:
+    """The small model learns them too, from each answer with the turns before it."""
+    said = (
+        ("user", "<image>Who?"),
+        ("assistant", "Ann."),
+        ("user", "<image>?"),
+        ("assistant", "Bo."),
+    )
+    turns = [{"role": role, "content": text} for role, text in said]
+    rows = [
+        json.dumps({"images": [a, b], "messages": turns})
+        for a, b in zip(NAMES[::2], NAMES[1::2], strict=True)
+    ]
     write(desk / "talks.jsonl", "\n".join(rows))
-    words = ["init", "--data", "talks.jsonl", "--images", "photos"]
-    assert run_command(words) == 2
-    assert "conversations need a model that speaks; give --model" in capsys.readouterr().err
-    # They were packed with small pictures.
-    assert not (desk / "shards" / "talks").exists()
-    assert not (desk / "talks.yaml").exists()
+    words = ["own", "--data", "talks.jsonl", "--images", "photos", "--out", "shards/mine"]
+    assert main([*words, "--each-turn"]) == 0
+    recipe = recipe_for(desk / "shards" / "mine")
+    assert isinstance(recipe.tasks["chat"], Chat)
+    assert isinstance(recipe.model, JointSeq2Seq)
+    assert recipe.model.visual_embedding.num_images == 2
+    folders = [Path(f"shards/mine/{split}") for split in ("train", "val", "test")]
+    # Two answers of each conversation.
+    assert sum(open_dataset(folder).num_annotations for folder in folders) == 2 * len(rows)
 
 
 def test_it_overwrites_no_recipe(desk: Path) -> None:

@@ -105,6 +105,8 @@ COMMANDS = (
     ["trian", DEMO],
     *(["train", *words] for words in MISTAKES),
     ["train", DEMO, "--ranks", "none"],
+    ["train", DEMO],  # its data are not in the working folder
+    ["train", DEMO, "--training.deepspeed", "zero7.json"],
     ["describe", DEMO, "--lr", "3"],
     ["plan", "missing.yaml"],
     ["features", "--config", "missing.yaml", "--data", "x", "--out", "y"],

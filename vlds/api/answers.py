@@ -53,8 +53,11 @@ class Answer(RunAnswer):
 class Model:
     """A trained model that answers questions. Threads may share it."""
 
-    def __init__(self, run: OpenRun) -> None:
-        self._run = run
+    def __init__(self, run: OpenRun, folder: Path) -> None:
+        self._run, self._folder = run, folder
+
+    def __repr__(self) -> str:
+        return f"<vlds model {str(self._folder)!r}; tasks: {', '.join(self.tasks)}>"
 
     @property
     def tasks(self) -> list[str]:
@@ -202,4 +205,4 @@ def load(
                 f"trust: Python finds no module {module}; its file must be in the working "
                 "directory or on sys.path"
             )
-    return Model(open_run(folder, words))
+    return Model(open_run(folder, words), folder)

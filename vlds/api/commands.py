@@ -116,7 +116,7 @@ def evaluate(
     run: str | PathLike[str],
     data: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     *,
-    splits: Sequence[str] = (),
+    splits: str | Sequence[str] = (),
     out: str | PathLike[str] | None = None,
     ranks: int | None = None,
     changes: Changes | None = None,
@@ -134,7 +134,8 @@ def evaluate(
     names = [folder if is_url(str(folder)) else path_of("data", folder) for folder in folders]
     words = ["--run", str(path_of("run", run))]
     words += ["--data", *map(str, names)] if names else []
-    words += ["--split", *splits] if splits else []
+    parts = [splits] if isinstance(splits, str) else [*splits]
+    words += ["--split", *parts] if parts else []
     with scratch_folder() as scratch:
         folder = path_of("out", out or scratch)
         words += ["--out", str(folder), *words_of(changes), *rank_words(ranks)]

@@ -100,7 +100,9 @@ class Rows(list[Row]):
         return pandas.DataFrame.from_records(list(self), columns=self.columns)
 
     def _repr_html_(self) -> str:
-        return table(self[:MOST_SHOWN], self.columns, left_out=len(self) - MOST_SHOWN)
+        # Without columns in which no row has a value.
+        shown = [c for c in self.columns if any(row.get(c) is not None for row in self)]
+        return table(self[:MOST_SHOWN], shown, left_out=len(self) - MOST_SHOWN)
 
 
 def _row(number: int, row: Mapping[str, object] | HasRow) -> Row:

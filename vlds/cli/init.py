@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -30,8 +29,9 @@ from vlds.runtime.process import Interrupted, find
 from vlds.runtime.terminal import has_gpu_driver, tell
 from vlds.tasks import VQA, Caption, Chat, Entailment, ImageClass, Task
 
+LEARNED = ("train", "training")
 EVALUATED = ("val", "valid", "validation", "dev")
-"""Splits on which a run is evaluated while it trains; the first one that is there."""
+"""Splits on which a run is evaluated while it trains; the first one that is there, in any case."""
 TESTED = ("test", "testing")
 TASKS: dict[str, tuple[str, Task]] = {
     "vqa": ("vqa", VQA()),
@@ -43,6 +43,11 @@ TASKS: dict[str, tuple[str, Task]] = {
 """Kind of data -> the task's name, and the task with its defaults."""
 HUB, HUB_MODEL = "https://huggingface.co", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+MODEL_FILES = {
+    "weights": ("*.safetensors", "*.bin"),
+    "processor": ("processor_config.json", "preprocessor_config.json"),
+}
+"""What an image-text model's folder has besides its config."""
 PATIENCE_S = 3.0
 MOST_READ = 5_000
 """Samples whose texts are read."""
@@ -88,6 +93,8 @@ class Packed:
     folder: Path
     name_of_task: str
     task: Task
+    learned: str
+    """The split that is learned."""
     train: Texts
     evaluated: str | None
     """The split that is evaluated while the run trains."""
@@ -109,23 +116,19 @@ def run_init(data: Path, name: str | None, model: str | None, words: Sequence[st
     if recipe.exists():
         raise ValueError(f"{recipe} exists; remove it, or give another --name")
     model, why = model_for(model)
-    size = ["--image-size", str(SIDE)] if model is None and "--image-size" not in words else []
+    small: list[str] = []
+    if model is None:
+        # The small model sees little of a picture, and learns the last answer of a conversation.
+        small = ["--each-turn"]
+        small += ["--image-size", str(SIDE)] if "--image-size" not in words else []
     pack = [sys.executable, "-m", "vlds", "data", "own", "--data", str(data), "--name", name]
-    pack += ["--out", str(folder), *size, *words]
-    was_there = any(folder.glob(f"*/{DATASET_FILE}"))
+    pack += ["--out", str(folder), *small, *words]
     try:
-        if was_there:
+        if any(folder.glob(f"*/{DATASET_FILE}")):
             tell(f"{folder} is there and stays; remove it to pack the data again")
         else:
             run_stage(Stage("look at the data, and pack them", folder, pack), "1 of 2", {})
         packed = look_at(name, folder)
-        if model is None and isinstance(packed.task, Chat):
-            if not was_there:  # its pictures have the size for a small model
-                shutil.rmtree(folder)
-            raise ValueError(
-                f"{data}: conversations need a model that speaks; give --model, an image-text "
-                "model's folder or its name on the hub"
-            )
         if model is None:
             make_tokenizer(packed)
     except StageError as error:
@@ -149,23 +152,32 @@ def look_at(name: str, folder: Path) -> Packed:
 
     Errors: ValueError for data without a split to learn from, or of an unknown kind.
     """
-    splits = {file.parent.name: file.parent for file in folder.glob(f"*/{DATASET_FILE}")}
-    train = next((splits[split] for split in ("train", "training") if split in splits), None)
+    # Names as the data write them: Train, TEST.
+    splits = [file.parent.name for file in folder.glob(f"*/{DATASET_FILE}")]
+    names = {split.lower(): split for split in splits}
+
+    def first_of(wanted: Sequence[str]) -> str | None:
+        return next((names[name] for name in wanted if name in names), None)
+
+    train = first_of(LEARNED)
     if train is None:
         have = ", ".join(sorted(splits)) or "none"
         raise ValueError(f"{folder}: no split is called train, of {have}; name one so in the data")
-    dataset = open_dataset(train)
+    dataset = open_dataset(folder / train)
     if (kind := dataset.info.kind) not in TASKS:
-        raise ValueError(f"{train}: `vlds init` writes no recipe for data of the kind {kind}")
+        raise ValueError(
+            f"{folder / train}: `vlds init` writes no recipe for data of the kind {kind}"
+        )
     name_of_task, task = TASKS[kind]
     return Packed(
         name,
         folder,
         name_of_task,
         task,
+        train,
         texts_of(Source(name_of_task, task, [dataset])),
-        next((split for split in EVALUATED if split in splits), None),
-        next((split for split in TESTED if split in splits), None),
+        first_of(EVALUATED),
+        first_of(TESTED),
     )
 
 
@@ -246,6 +258,12 @@ def check_model(name: str) -> None:
             f"--model {name} is a model of the type {kind}, which reads no pictures by itself; "
             "name an image-text model, or write a recipe as docs/models.md says"
         )
+    # Before the pictures are packed: training would find it out after that.
+    for what, patterns in MODEL_FILES.items():
+        if not any(any(folder.glob(pattern)) for pattern in patterns):
+            raise ValueError(
+                f"--model {name} holds no {what} ({' or '.join(patterns)}); copy the whole folder"
+            )
 
 
 def hub_answers() -> bool:
@@ -269,7 +287,7 @@ def make_tokenizer(packed: Packed) -> None:
     file = packed.folder / TOKENIZER
     words = [
         "tokenizer",
-        str(packed.folder / "train"),
+        str(packed.folder / packed.learned),
         "--out",
         str(file),
         "--vocab-size",
@@ -366,7 +384,7 @@ def tuned_model(path: str, pictures: int) -> dict[str, Any]:
 def task_of(packed: Packed) -> dict[str, Any]:
     """The task, with limits that hold its longest texts."""
     folder, data, usual = packed.folder, packed.train, packed.task
-    options: dict[str, Any] = {"train": [f"{folder}/train"]}
+    options: dict[str, Any] = {"train": [f"{folder}/{packed.learned}"]}
     if packed.evaluated is not None:
         options["evaluate"] = [f"{folder}/{packed.evaluated}"]
     if packed.tested is not None:
@@ -375,7 +393,10 @@ def task_of(packed: Packed) -> dict[str, Any]:
     options["max_target_tokens"] = max(usual.max_target_tokens, data.answer_tokens)
     options["decoding"] = {"num_beams": 1, "max_new_tokens": data.answer_tokens}
     if isinstance(packed.task, ImageClass):
-        options["decoding"] = {"num_beams": 1, "answers": f"{folder}/train/{DATASET_FILE}"}
+        options["decoding"] = {
+            "num_beams": 1,
+            "answers": f"{folder}/{packed.learned}/{DATASET_FILE}",
+        }
     return chosen(type(packed.task).__name__, **options)
 
 
@@ -400,8 +421,7 @@ def next_commands(packed: Packed) -> list[tuple[str, str]]:
     if packed.tested is not None:
         words = f"vlds evaluate runs/{packed.name}{best} --split test"
         commands.append(("at the very end, score new pictures", words))
-    else:
-        commands.append(("see curves and answers", f"vlds report runs/{packed.name}"))
+    commands.append(("see mistakes and curves", f"vlds report runs/{packed.name}"))
     return commands
 
 

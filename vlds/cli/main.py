@@ -392,7 +392,9 @@ def check_recipe(words: Sequence[str], prog: str) -> None:
     from vlds.recipe.parse import named_first
     from vlds.recipe.sketch import check_words
 
-    check_words(named_first(words, prog))
+    # A run that is resumed in another folder is told so first.
+    files = prog == f"vlds {TRAIN}" and not any(word.startswith("--resume") for word in words)
+    check_words(named_first(words, prog), files=files)
 
 
 RECIPE_PARSERS = {

@@ -10,6 +10,7 @@ directory.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -218,6 +219,10 @@ def _renamed_fields(
     }
 
 
+NO_FOLDER = re.compile(r"://|^pipe:|\{|\.tar$")
+"""Marks data that are not a folder: see `is_pattern` of shards."""
+
+
 class NamedFile(NamedTuple):
     """A file or folder in a recipe."""
 
@@ -240,11 +245,19 @@ def inputs_of(tree: Any, options: type) -> list[str]:
 
 
 def check_files(tree: Any, options: type) -> None:
-    """Look for the files that a recipe names, before any long work.
+    """Look for the files that a recipe names, and for the folders of data that it trains and is
+    evaluated on, before any long work.
 
     Errors: ValueError that names the key and the file.
     """
     for key, name, mark in file_names(tree, options):
+        # Test data may come later; a URL or a pattern is no folder.
+        is_folder = mark.kind == "data" and not key.endswith(".test") and not NO_FOLDER.search(name)
+        if is_folder and not Path(name).expanduser().exists():
+            raise ValueError(
+                f"{key}: data set {name}: no such folder; check the path, or prepare it with "
+                "`vlds data`"
+            )
         if mark.kind != "file":
             continue
         try:

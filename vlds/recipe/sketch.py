@@ -22,6 +22,7 @@ from typing import Any
 from vlds.recipe.build import check_part
 from vlds.recipe.choices import NotSketched, Sketched, SketchedChoice
 from vlds.recipe.parse import HELP, PRINT, read_words
+from vlds.recipe.paths import check_files
 
 RECIPE, SWEEP = "vlds.recipe.config.Recipe", "vlds.report.sweep.Sweep"
 """The dataclasses that files of users describe."""
@@ -36,9 +37,9 @@ NEEDED = re.compile(r"from [\w.]+ import |@dataclass|\w+(: TypeAlias)? = ")
 """Begins the statements that a sketch needs, besides the classes of `@dataclass`."""
 
 
-def check_words(words: Sequence[str], options: str = RECIPE) -> None:
+def check_words(words: Sequence[str], options: str = RECIPE, files: bool = False) -> None:
     """Check recipe files and options, as `parse` does, as far as no library is needed. `options`:
-    the dataclass that they describe.
+    the dataclass that they describe; `files`: also look for the files and folders that they name.
 
     Errors: ValueError that names the key, class or file, and a near one.
     """
@@ -46,6 +47,8 @@ def check_words(words: Sequence[str], options: str = RECIPE) -> None:
     try:
         tree = read_words([word for word in words if word not in (HELP, PRINT)], cls)
         check_part(tree, cls)
+        if files:
+            check_files(tree, cls)
     except NotSketched:
         return
 

@@ -95,9 +95,11 @@ def mistakes(runs: Runs) -> dict[str, Pick]:
             if all(entry.correct is not None for entry in entries)
         }
         wrong = {key: e for key, e in judged.items() if not any(entry.correct for entry in e)}
-        if wrong:
-            several = len(of_runs) > 1
-            where = " in all runs" if several else ""
+        several = len(of_runs) > 1
+        where = " in all runs" if several else ""
+        if judged and not wrong:
+            picks[task] = Pick(f"None of {len(judged):,} is wrong{where}.", [])
+        elif wrong:
             text = f"{len(wrong):,} of {len(judged):,} are wrong{where}"
             certain = {key: mean(entry.confidence for entry in e) for key, e in wrong.items()}
             known = {key: sure for key, sure in certain.items() if sure is not None}

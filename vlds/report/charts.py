@@ -18,8 +18,8 @@ from vlds.report.tables import Cell, Table, TableRow
 from vlds.runtime.checks import is_number
 
 WIDTH, HEIGHT = 320, 170
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34
-"""Units of a chart's margins, in which ticks and titles stand."""
+LEFT, RIGHT, TOP, BOTTOM = 46, 18, 12, 34
+"""Units of a chart's margins, in which ticks and titles stand; on the right, half of "1500k"."""
 MOST_POINTS = 240
 """Points of a curve; more could not be told apart at this width."""
 MOST_DOTS = 12

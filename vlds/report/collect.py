@@ -11,7 +11,13 @@ from typing import TypeVar
 
 from vlds.recipe.config import Recipe, load_recipe
 from vlds.report.examples import collect_gallery
-from vlds.report.predictions import Predictions, newest_predictions, read_predictions
+from vlds.report.predictions import (
+    KEPT,
+    Predictions,
+    best_predictions,
+    newest_predictions,
+    read_predictions,
+)
 from vlds.report.read import RunInputs, Scores, TaskScores, read_gallery, read_run
 from vlds.report.report import Report, RunReport, facts_of, is_same_data
 from vlds.report.scores import (
@@ -103,10 +109,15 @@ def run_report(run: RunInputs, resamples: int, pictures: bool) -> RunReport:
 def read_all_predictions(
     run: Path, tasks: Mapping[str, Task], notes: list[str]
 ) -> dict[str, Predictions]:
-    """The newest predictions of each task's list (TASK, TASK.test), then those of other data (TASK
-    on NAME). Damaged files get a note."""
+    """The newest predictions of each task's list (TASK, TASK.test), of the run's last weights or
+    else of its best, then those of other data (TASK on NAME). Damaged files get a note."""
     newest = newest_predictions(run, notes)
     labels = [label_of(name, split) for name in tasks for split in SPLITS]
+    # What only the best weights were scored on: test data, as a rule.
+    best = {label: file for label, file in best_predictions(run).items() if label not in newest}
+    if kept := [label for label in labels if label in best]:
+        notes.append(f"Of the weights kept in {run / KEPT}: {', '.join(kept)}.")
+    newest |= best
     files = {label: newest[label] for label in labels if label in newest}
     # Folders of data that are not the run's own are called NAME@FINGERPRINT.
     for file in sorted((run / PREDICTIONS).glob("*@*/*.jsonl")):

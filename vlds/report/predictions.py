@@ -12,6 +12,8 @@ from vlds.runtime.files import read_text
 from vlds.runtime.folders import PREDICTIONS, STEP, newest_step
 from vlds.runtime.json_files import parse_record
 
+KEPT = "best"
+"""Folder of a run with the weights that `training.best` keeps."""
 AGAIN = "evaluate the run again, with `vlds evaluate RUN`"
 
 
@@ -97,6 +99,12 @@ def newest_predictions(run: Path, notes: list[str]) -> dict[str, Path]:
                 f"training's evaluation in {earlier.parent.name} came later; {AGAIN}"
             )
     return newest
+
+
+def best_predictions(run: Path) -> dict[str, Path]:
+    """Per list, what `vlds evaluate RUN/best` wrote: answers of the weights that `training.best`
+    keeps."""
+    return {file.stem: file for file in sorted((run / KEPT / PREDICTIONS).glob("*.jsonl"))}
 
 
 def step_of(file: Path) -> int | None:

@@ -210,6 +210,11 @@ class Report:
                 f"{SEED}). They describe the draw of the samples, not the seed of the "
                 "training."
             )
+        if any(result.interval and result.value in (0, 1) for result in every):
+            notes.append(
+                "Where all examples score 0, or all 1, brackets are the exact interval (Clopper "
+                "and Pearson) for as many samples."
+            )
         if any(result.interval and result.headline in CIDERS for result in every):
             notes.append(
                 "CIDEr's document frequencies are those of all pictures in every resample."

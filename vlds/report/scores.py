@@ -134,6 +134,8 @@ Groups = NDArray[np.int64]
 """(examples,) number of each example's sample, counted from 0 without gaps."""
 
 RESAMPLES = 1000
+OUTSIDE = 2.5
+"""Percent of the draws below an interval, and as many above."""
 SEED = 0  # fixed, so that a report that is made again says the same
 
 
@@ -146,6 +148,12 @@ def groups_of(samples: Iterable[str]) -> Groups:
 
 def interval_of_mean(values: Values, groups: Groups, resamples: int = RESAMPLES) -> Interval:
     """The interval of the mean over the examples that count."""
+    counted = np.isfinite(values)
+    if (same := set(values[counted].tolist())) in ({0.0}, {1.0}):
+        # All draws are alike, which is no reason to be sure: the exact interval of Clopper and
+        # Pearson for as many samples, none of which (or each of which) is right.
+        least = (OUTSIDE / 100) ** (1 / len(np.unique(groups[counted])))
+        return Interval(least, 1.0) if same == {1.0} else Interval(0.0, 1 - least)
     return percentiles(resampled_means([values], groups, resamples)[:, 0])
 
 
@@ -183,7 +191,7 @@ def resampled_means(columns: Sequence[Values], groups: Groups, resamples: int) -
 
 
 def percentiles(means: Values) -> Interval:
-    low, high = np.nanpercentile(means, (2.5, 97.5))
+    low, high = np.nanpercentile(means, (OUTSIDE, 100 - OUTSIDE))
     return Interval(float(low), float(high))
 
 

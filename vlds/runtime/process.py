@@ -223,6 +223,9 @@ def _cure(missing: Path) -> str:
     with suppress(OSError):
         siblings = [file for file in missing.parent.iterdir() if file.suffix in kinds]
         known |= {file.stem: str(file) for file in siblings if file.is_file()}
+    if ours is None and not missing.parent.is_dir() and missing.stem not in known:
+        place = "" if missing.is_absolute() else f", relative to {Path.cwd()}"
+        return f"there is no folder {missing.parent}{place}"
     # Names are compared without the suffix, which would make all of them similar.
     close = closest(missing.stem, known)
     hint = "" if close is None else f"did you mean '{known[close]}'? "

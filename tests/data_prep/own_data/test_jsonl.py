@@ -349,12 +349,19 @@ def test_errors_are_one_line_and_code_2(
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "out") == there
 
 
-def test_a_type_that_is_null_is_none(images: Path, tmp_path: Path) -> None:
+def test_types_of_questions(images: Path, tmp_path: Path) -> None:
+    """Those of the rows, of which null is none; else few questions that recur are types."""
     path = write(tmp_path / "rows.json", [ROW | {"answer_type": None, "question_type": "what"}])
     assert pack_rows(path, images, tmp_path / "out") == 0
     found = find_annotation(packed(tmp_path / "out"), "1")
     assert "answer_type" not in found
     assert found["question_type"] == "what"
+    for times, types in ((20, ["Is it?", "What?"]), (19, [None, None])):
+        asked = [{"image": "a", "question": q, "answer": "x"} for q in ("Is it?", "What?") * times]
+        out = tmp_path / f"out {times}"
+        assert pack_rows(write(tmp_path / "rows.json", asked), images, out) == 0
+        samples = packed(out)
+        assert [find_annotation(samples, id).get("question_type") for id in ("1", "2")] == types
 
 
 def test_a_file_is_no_folder_to_write(

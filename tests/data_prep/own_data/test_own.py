@@ -74,8 +74,8 @@ def test_tables(
     assert sum(info.samples for info in sets.values()) == len(NAMES)
 
 
-def test_splits_of_the_rows_are_kept(desk: Path) -> None:
-    table = rows("image,question,answer,split", "NAME,what?,COLOUR,PART")
+def test_splits_of_the_rows_are_kept(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = rows("image,question,answer,split,patient", "NAME,what?,COLOUR,PART,GROUP")
     lines = table.splitlines()
     parts = ["train"] * 20 + ["dev"] * 5 + ["test"] * 5
     lines[1:] = [line.replace("PART", part) for line, part in zip(lines[1:], parts, strict=True)]
@@ -83,6 +83,7 @@ def test_splits_of_the_rows_are_kept(desk: Path) -> None:
     assert {name: info.samples for name, info in packed().items()} == {
         "train": 20, "dev": 5, "test": 5,
     }  # fmt: skip
+    assert "'patient': 2 of 10 are in several splits, as " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cells", ["NAME,COLOUR,GROUP", "NAME,COLOUR thing of NUMBER,GROUP"])
@@ -125,7 +126,7 @@ def test_conversations_and_folders(desk: Path) -> None:
 
 MISTAKES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("image,question,one,two", (), "'question' holds questions; name the answers, as in --answer-"),
-    ("image,one,two,three", (), "say what to learn: --question-field and --answer-field"),
+    ("image,one,two,three", (), "--caption-field, or --label-field three, whose cells recur"),
     ("image,question,answer,x", ("--answer-field", "reply"), "--answer-field reply: "),
     ("image,question,answer,x", ("--imgae-size", "64"), "--imgae-size: no such option; did you"),
     ("image,question,answer,x", ("--image-field", "question"), "30 of 30 pictures are missing"),
@@ -136,7 +137,7 @@ MISTAKES: tuple[tuple[str, tuple[str, ...], str], ...] = (
 def test_what_is_not_clear_is_asked(
     head: str, more: tuple[str, ...], message: str, desk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = rows(head, "NAME,what is NUMBER,COLOUR and NUMBER,x y NUMBER")
+    table = rows(head, "NAME,what is NUMBER,COLOUR and NUMBER,COLOUR")
     assert own(write(desk / "rows.csv", table), *more) == 2
     assert message in capsys.readouterr().err
     assert not Path("out").exists()

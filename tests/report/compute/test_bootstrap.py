@@ -160,6 +160,16 @@ def test_the_interval_of_a_share_is_what_theory_says() -> None:
     assert (found.low, found.high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.1 * half)
 
 
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_examples_that_are_all_right_have_an_exact_interval(right: float) -> None:
+    """With a share of 1 - far of right pictures, all 60 are right once in 40 draws."""
+    values, groups = np.full(180, right), np.repeat(np.arange(60), 3)
+    found = interval_of_mean(values, groups)
+    assert right in (found.low, found.high)
+    far = width(found)
+    assert (1 - far) ** 60 == pytest.approx(0.025)
+
+
 def test_questions_that_stand_and_fall_together_count_once() -> None:
     """Five answers a picture, all five right or all five wrong, tell no more than one."""
     right = np.random.default_rng(2).random(400) < 0.6

@@ -184,6 +184,21 @@ def test_without_resamples_there_are_no_intervals(runs: Runs) -> None:
     assert (report.differences, report.interval_notes) == ({}, [])
 
 
+def test_lists_on_which_only_the_best_weights_were_scored(runs: Runs, tmp_path: Path) -> None:
+    """`vlds evaluate RUN/best --split test` writes there; what the run itself has stays."""
+    run = vqa_run(runs.world, tmp_path / "run", 3)
+    lines = read_lines(run / "predictions" / "step-00000010" / "vqa.jsonl")
+    (run / "best" / "predictions").mkdir(parents=True)
+    for name in ("vqa", "vqa.test"):
+        write_lines(run / "best" / "predictions" / f"{name}.jsonl", lines)
+    found = collect([run]).only
+    assert {name: result.predictions.step for name, result in found.results.items()} == {
+        "vqa": 10, "vqa.test": None,
+    }  # fmt: skip
+    assert found.facts["scores of"] == "best/predictions, predictions/step-00000010"
+    assert found.notes == [f"Of the weights kept in {run / 'best'}: vqa.test."]
+
+
 def test_a_killed_run(runs: Runs, tmp_path: Path) -> None:
     """Its last lines are cut, and it was last scored before."""
     run = vqa_run(runs.world, tmp_path / "run", 3)

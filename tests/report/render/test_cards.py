@@ -30,6 +30,12 @@ def test_the_surest_mistakes_come_first_one_of_each_picture(sure: Path) -> None:
     assert pick.text.startswith("16 of 48 are wrong, 6 with a confidence of at least 80 %.")
     shown = [answers["vqa"].examples[key] for key in pick.ids]
     assert not any(entry.correct for entry in shown)
+    right = answers["vqa"]._replace(examples={
+        key: entry for key, entry in answers["vqa"].examples.items() if entry.correct
+    })  # fmt: skip
+    assert mistakes({"a": {"vqa": right}, "b": answers})["vqa"].text == (
+        "None of 32 is wrong in all runs."
+    )
     confidences = [entry.confidence or 0 for entry in shown]
     assert confidences == sorted(confidences, reverse=True)
     assert confidences[0] == 0.95

@@ -10,7 +10,16 @@ import pytest
 
 from tests.toys.files import write_lines
 from tests.toys.html_reader import Reader
-from vlds.report.charts import BOTTOM, HEIGHT, MOST_BANDS, TOP, charts_of, log_ticks, tick_text
+from vlds.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    MOST_BANDS,
+    TOP,
+    WIDTH,
+    charts_of,
+    log_ticks,
+    tick_text,
+)
 from vlds.report.collect import collect
 from vlds.report.page import build_page
 
@@ -84,6 +93,15 @@ def test_learning_rate_and_gradient_norm_have_curves(tmp_path: Path) -> None:
 )
 def test_log_ticks(low: float, high: float, expected: list[float]) -> None:
     assert log_ticks(low, high) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("steps", [983, 1008, 1_300_000])
+def test_the_last_label_is_not_cut(steps: int) -> None:
+    """A digit of 11 pixels is at most 7 wide."""
+    (chart,) = charts_of("loss", {"run": [(step, 1.0) for step in (0, steps // 2, steps)]})
+    last = chart.x_ticks[-1]
+    assert len(last.text) >= 4
+    assert last.at + 7 * len(last.text) / 2 <= WIDTH
 
 
 def test_tiny_ticks_are_short() -> None:

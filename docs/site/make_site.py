@@ -1,7 +1,7 @@
 """Builds README.md, docs/ and what they link to as a site that needs no network: `make site`.
 
-The pages keep their paths, so that the links of the repository are those of the site. A linked file that is
-no page, such as a module, becomes a page that shows it.
+The pages keep their paths, so that the links of the repository are those of the site. A linked
+file that is no page, such as a module, becomes a page that shows it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -40,6 +41,8 @@ def main() -> int:
         "--report", type=Path, help="report to show as the example; default: run its tutorial"
     )
     options = parser.parse_args()
+    if missing := [name for name in ("zensical", "mkdocstrings") if find_spec(name) is None]:
+        parser.error(f"{missing[0]} is not installed; pip install 'vlds[docs]', or `make site`")
     out = options.out.resolve()
     report = options.report or run_tutorial(out / "example")
     pages = out / "pages"
@@ -133,7 +136,9 @@ def run_tutorial(folder: Path) -> Path:
         return report
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for language, text in re.findall(r"^```(python|sh)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+    for language, text in re.findall(
+        r"^```(python|sh)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL
+    ):
         programs = [["-c", text]] if language == "python" else commands(text)
         for words in programs:
             print(shlex.join(words)[:100], flush=True)

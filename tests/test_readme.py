@@ -313,6 +313,10 @@ def test_every_recipe_parses(desk: Path) -> None:
         below = [] if whole else ["--config", "vqa.yaml"]
         recipe = parse_recipe([*below, "--config", name])
         assert recipe.tasks
+        (page,) = (page for page in PAGES if f"# {name}\n" in "".join(blocks(page, "yaml")))
+        named = [n for n in recipe.model.read_files if n.count("/") <= 1 and n in page.read_text()]
+        if any(name.partition("/")[0] not in ("runs", "models") for name in named):
+            assert "hub" in page.read_text("utf-8"), f"{page.name} does not say what is fetched"
         if whole:
             assert describe(recipe.model_setup, list(recipe.tasks)).trainable > 0
 

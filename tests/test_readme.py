@@ -468,6 +468,20 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [target for target in links(page) if not (page.parent / target).exists()] == []
 
 
+def test_each_cell_about_peers_has_a_source() -> None:
+    """The dates stand in the first table, with the commits that the links lead to."""
+    intro, *parts = (ROOT / "docs" / "peers.md").read_text("utf-8").split("\n## ")
+    dated = {commit[:8] for commit in re.findall(r"`([0-9a-f]{8,10})`", intro)}
+    text = "\n".join(parts)
+    linked = {commit[:8] for commit in re.findall(r"/(?:blob|tree)/([0-9a-f]{8,})", text)}
+    assert linked <= dated
+    rows = [line[2:].split(" | ") for line in text.splitlines() if line[:2] == "| "]
+    assert len(rows) > 30
+    for who, *cells in rows:
+        bare = [cell for cell in cells if "](" not in cell and "As above." not in cell]
+        assert not bare or "](" in who or who in ("who", "what"), f"{who}: no source of {bare}"
+
+
 def test_paths_in_prose_exist() -> None:
     """Pages name existing files of the repository, such as `vlds/training/loop.py`."""
     top = r"(?:vlds|data_prep|tests|docs|recipes|ds_configs)"

@@ -1,5 +1,6 @@
 # make test: install and test.  make check: style, types, import rules.  make fix: fix the style.
 # make test-gpu: what a GPU computes, beside the CPU's numbers.
+# make site: build/site/html/index.html, the pages as a site that needs no network; checks its links.
 # make reader: what a reader pays: sizes of rooms, files on the way of an example.
 # make test-lowest: test with the lowest versions that pyproject.toml allows, in LOWEST.
 # VENV is the virtual environment: `make test VENV=/somewhere/else` keeps it outside the checkout
@@ -10,9 +11,9 @@ PYTHON ?= python3
 EXTRAS = dev,coco
 LOWEST ?= .venv-lowest
 BIN = $(VENV)/bin
-SOURCES = vlds data_prep tests benchmarks setup.py
+SOURCES = vlds data_prep tests benchmarks docs/site setup.py
 
-.PHONY: venv dev check fix reader test test-all test-gpu test-lowest test-ranks test-rest
+.PHONY: venv dev check fix reader site test test-all test-gpu test-lowest test-ranks test-rest
 .DEFAULT_GOAL := test
 
 venv: $(VENV)/.installed
@@ -29,6 +30,10 @@ $(VENV)/.installed: pyproject.toml setup.py
 	@echo "Installing vlds and its dependencies into $(VENV), once: about 60 packages, 1 GB with"
 	@echo "PyTorch for CPUs or several with its CUDA libraries. This takes minutes."
 	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@$(PIP) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -48,6 +53,10 @@ fix: dev
 
 reader: dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reader
+
+# The first time, it also runs the tutorial whose report the site shows: two minutes on two cores.
+site: $(VENV)/.installed-docs
+	OMP_NUM_THREADS=1 $(BIN)/python docs/site/make_site.py
 
 # One thread per process: the tests start many processes.
 test: dev

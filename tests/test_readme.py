@@ -63,8 +63,12 @@ from vlds.tasks import VQA
 from vlds.tasks.metrics.caption_scores import NAMES
 from vlds.tasks.metrics.gqa_scores import TABLES
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
+]
+PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(r"^<!-- (\S+\.py) -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "OKVQA", "TEXTVQA", "REFER", "DOWNLOADED",
@@ -76,7 +80,7 @@ GIVEN = {"VQAV2", "GQA", "NLVR2", "COCO", "VALUE", "OKVQA", "TEXTVQA", "REFER", 
          "dtd/images", *(f"dtd/labels/{split}1.txt" for split in ("train", "val", "test")),
          "cifar-10-batches-bin", "labels.csv", "COCO/dataset_coco.json", "FEATURES", "VG",
          "LXMERT/mscoco_resplit_train.json", "LXMERT/vgnococo.json",
-         "LXMERT/all_ans.json"}  # fmt: skip
+         "LXMERT/all_ans.json", "shapes.csv", "pictures", "pictures/0.png"}  # fmt: skip
 """Files that the reader brings: official files, rows and pictures, predictions of other programs,
 runs, and a ZeRO checkpoint."""
 OWN_PARSERS = {
@@ -157,7 +161,10 @@ class Reader:
         if name is None or any("=" not in word for word in words[:number]):
             return False
         text = (ROOT / "docs" / "launching.md").read_text("utf-8")
-        return f"`{name[1]}`" in text or name[1] == "CUDA_VISIBLE_DEVICES"
+        return f"`{name[1]}`" in text or name[1] in (
+            "CUDA_VISIBLE_DEVICES",
+            "PYTHONPATH",
+        )
 
     def prepare(self, words: list[str]) -> None:
         options = vars(build_parser().parse_args(words))
@@ -225,6 +232,8 @@ class Reader:
             if options.get("predictions"):
                 cls = task_class(options["task"] or "VQA", "vqa")
                 parse(cls, further, "vlds evaluate")
+            elif words[0] == "compare":
+                assert not further or read_sweep([*runs, *further]).recipes
             elif further:
                 recipe = parse_recipe(["--config", "vqa.yaml", *further])
                 if (answers := recipe.tasks["vqa"].decoding.answers) is not None:
@@ -260,6 +269,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("recipes", "sweeps", "ds_configs", "launch.sh"):
         (tmp_path / name).symlink_to(ROOT / name)
     recipes(tmp_path)
+    # A tutorial's reader copies a method into the working directory.
+    method = "output_scale.py"
+    (tmp_path / method).write_text((ROOT / "tests" / "examples" / method).read_text("utf-8"))
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -269,7 +282,7 @@ def test_every_command_parses_and_finds_its_files(desk: Path) -> None:
 
     def parse_only(self: argparse.ArgumentParser, args: Any = None, _into: Any = None) -> NoReturn:
         options, further = parse(self, args)
-        if further and self.prog not in ("vlds evaluate", "vlds predict"):
+        if further and self.prog not in ("vlds evaluate", "vlds predict", "vlds compare"):
             self.error(f"unrecognized arguments: {' '.join(further)}")
         raise Parsed(options, further)
 
@@ -300,6 +313,10 @@ def test_every_recipe_parses(desk: Path) -> None:
         below = [] if whole else ["--config", "vqa.yaml"]
         recipe = parse_recipe([*below, "--config", name])
         assert recipe.tasks
+        (page,) = (page for page in PAGES if f"# {name}\n" in "".join(blocks(page, "yaml")))
+        named = [n for n in recipe.model.read_files if n.count("/") <= 1 and n in page.read_text()]
+        if any(name.partition("/")[0] not in ("runs", "models") for name in named):
+            assert "hub" in page.read_text("utf-8"), f"{page.name} does not say what is fetched"
         if whole:
             assert describe(recipe.model_setup, list(recipe.tasks)).trainable > 0
 
@@ -380,9 +397,9 @@ def test_snippets_run(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> Non
     everywhere = sum(len(blocks(other, "python")) for other in PAGES)
     # tests/test_api.py
     python = sum(len(blocks(page.with_name(n), "python")) for n in ("python.md", "attach.md"))
-    # The other seven: four are quoted from files, one is about Parquet, one about a GGUF file, one
-    # an entry of the contract tests.
-    assert everywhere == len(blocks(page, "python")) + python + 7
+    # The other eight: four are quoted from files, one is about Parquet, one about a GGUF file, one
+    # an entry of the contract tests, one of a tutorial (tests/test_site.py).
+    assert everywhere == len(blocks(page, "python")) + python + 8
 
 
 @pytest.mark.slow
@@ -450,6 +467,20 @@ def links(page: Path) -> Iterator[str]:
 @PAGE
 def test_links_lead_somewhere(page: Path) -> None:
     assert [target for target in links(page) if not (page.parent / target).exists()] == []
+
+
+def test_each_cell_about_peers_has_a_source() -> None:
+    """The dates stand in the first table, with the commits that the links lead to."""
+    intro, *parts = (ROOT / "docs" / "peers.md").read_text("utf-8").split("\n## ")
+    dated = {commit[:8] for commit in re.findall(r"`([0-9a-f]{8,10})`", intro)}
+    text = "\n".join(parts)
+    linked = {commit[:8] for commit in re.findall(r"/(?:blob|tree)/([0-9a-f]{8,})", text)}
+    assert linked <= dated
+    rows = [line[2:].split(" | ") for line in text.splitlines() if line[:2] == "| "]
+    assert len(rows) > 30
+    for who, *cells in rows:
+        bare = [cell for cell in cells if "](" not in cell and "As above." not in cell]
+        assert not bare or "](" in who or who in ("who", "what"), f"{who}: no source of {bare}"
 
 
 def test_paths_in_prose_exist() -> None:
@@ -527,7 +558,7 @@ def test_scores_are_explained() -> None:
 @PAGE
 def test_pages_stay_short_and_narrow(page: Path) -> None:
     lines = page.read_text("utf-8").splitlines()
-    assert len(lines) <= (270 if page.name == "README.md" else 150)
+    assert len(lines) <= (270 if page == PAGES[0] else 150)
     prose = BLOCK.sub("", page.read_text("utf-8")).splitlines()
     assert [line for line in prose if len(line) > 110 and not line.startswith("|")] == []
 

@@ -18,6 +18,7 @@ from .classes import command as classes
 from .classes.few_shot import FEW_SHOT_SETS
 from .command import PROGRAM
 from .demo import command as demo
+from .harness import lmms_eval, vlmevalkit
 from .own_data import chat
 from .own_data import forms as jsonl
 from .packed import index_command, simulate, stats, vocabularies
@@ -26,8 +27,8 @@ from .packing.pack import LostWorker
 
 COMMANDS = (
     *official.COMMANDS, *FEW_SHOT_SETS,
-    own, jsonl, chat, classes, demo, plan, index_command, vocabularies, stats, verify, preview,
-    simulate,
+    own, jsonl, chat, classes, vlmevalkit, lmms_eval,
+    demo, plan, index_command, vocabularies, stats, verify, preview, simulate,
 )  # fmt: skip
 """Modules that add a command; data_prep/official/__init__.py lists those for publishers' data."""
 USER_ERROR = 2

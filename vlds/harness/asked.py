@@ -8,7 +8,6 @@ prompt, with the pictures in order.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,7 +160,7 @@ class AskedRun:
             raise ValueError(f"device: got {device!r:.60}: {error}; name another") from None
         self._loaded, self._frames = loaded, frames
         self._variants: dict[tuple[tuple[str, Any], ...], LoadedRun] = {}
-        self._notes = Counter[str]()
+        self._told = set[str]()
 
     @property
     def reads_talks(self) -> bool:
@@ -205,7 +204,7 @@ class AskedRun:
         text = " ".join(part["text"] for part in turns[0]["content"] if "text" in part)
         field = self._loaded.recipe.tasks[self.task].input_field
         if field is None and text:
-            self._notes[f"texts that {self.task}, which reads pictures alone, does not see"] += 1
+            self._tell_once(f"{self.task} reads pictures alone: it does not see the words")
         asked = {} if field is None else {field: text}
         return read_annotation(self._loaded, self.task, pictures, asked)
 
@@ -233,16 +232,16 @@ class AskedRun:
         task = self._loaded.recipe.tasks[self.task]
         run = self._with(decoding=settings.decoding(task.decoding))
         for name in settings.unknown:
-            self._notes[f"requests with the setting {name}, which vlds does not have"] += len(
-                questions
-            )
+            self._tell_once(f"the setting {name} is asked for, which vlds does not have")
         field = f"tasks.{self.task}.max_prompt_tokens"
-        cut = f"questions longer than {field} ({task.max_prompt_tokens}): their ends were not read"
 
         def answer(batch: Sequence[Question]) -> list[str]:
             answers = answer_questions(run, self.task, batch)
-            if number := sum(each.prompt_cut for each in answers):
-                self._notes[cut] += number
+            if any(each.prompt_cut for each in answers):
+                self._tell_once(
+                    f"a question is longer than {field} ({task.max_prompt_tokens}): its end is "
+                    "not read"
+                )
             return [settings.cut(each.text) for each in answers]
 
         return [text or "" for text in self._by_batch(questions, batch_size, answer)]
@@ -304,7 +303,7 @@ class AskedRun:
                     computed = compute([questions[number] for number in numbers])
                 except RefusedRows as refused:
                     for reason in refused.reasons.values():
-                        self._notes[f"questions without an answer: {reason}"] += 1
+                        self._tell_once(f"a question gets no answer: {reason}")
                     numbers = [n for place, n in enumerate(numbers) if place not in refused.reasons]
                     continue
                 for number, result in zip(numbers, computed, strict=True):
@@ -312,8 +311,8 @@ class AskedRun:
                 break
         return results
 
-    def tell_notes(self) -> None:
-        """Say what a reader of the scores must know, once for all questions so far."""
-        for note, count in self._notes.items():
-            tell(f"vlds: {count:,} {note}", error=True, flush=True)
-        self._notes.clear()
+    def _tell_once(self, note: str) -> None:
+        """Say what a reader of the scores must know, when it happens first."""
+        if note not in self._told:
+            self._told.add(note)
+            tell(f"vlds: {note} (said once)", error=True, flush=True)

@@ -104,7 +104,6 @@ class Vlds(lmms):
                     part, self.asked.answers(questions, settings, size), strict=True
                 ):
                     answers[number] = answer
-        self.asked.tell_notes()
         return answers
 
     def settings_in(self, request: Instance) -> Mapping[str, Any]:
@@ -180,7 +179,6 @@ class VldsSimple(Vlds):
                 nll, length = (float("inf"), 1) if found is None else (found.nll, found.num_tokens)
                 value = nll / length if is_choice else -nll
                 results.append((value, found is not None and found.is_greedy))
-        self.asked.tell_notes()
         return results
 
 

@@ -1,4 +1,4 @@
-"""A run as a model of VLMEvalKit: `python -m vlds.harness.vlmevalkit VLMEvalKit/run.py --config FILE`.
+"""A run as a model of VLMEvalKit: `python -m vlds.harness.vlmevalkit run.py --config FILE`.
 
 VLMEvalKit has no door for models of other packages: its run.py takes the names in a dict of its
 own, and from a config the names of classes in `vlmeval.vlm`. This program adds `Vlds` to the
@@ -72,7 +72,6 @@ class Vlds(BaseModel):
 
     def answer(self, messages: Sequence[Message]) -> str:
         (answer,) = self.asked.answers([self.asked.read(messages)])
-        self.asked.tell_notes()
         return answer
 
 

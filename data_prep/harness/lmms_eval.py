@@ -34,6 +34,8 @@ def open_task(name: str, include: Path | None) -> Any:
             f"--task {name}: lmms-eval cannot be imported ({error}); docs/harnesses.md says how to "
             "install it"
         ) from error
+    # It names each of its 2,000 files that is not a task; what it raises is told in any case.
+    import_module("loguru").logger.disable("lmms_eval")
     manager = tasks.TaskManager(include_path=None if include is None else str(include))
     if name not in manager.all_subtasks:
         raise ValueError(

@@ -1,22 +1,30 @@
-"""Two made benchmarks, in the forms of lmms-eval and of VLMEvalKit: name a colour, and choose one of
-several under letters. Of the latter, every third question is about two pictures."""
+"""Two made benchmarks, in the forms of lmms-eval and of VLMEvalKit: name a colour, and choose one
+of several under letters. Of the latter, every third question is about two pictures."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from data_prep.cli import main
 from tests.toys.files import write
+from tests.toys.kinds import kind_recipe
+from tests.toys.recipes import with_model
+from tests.toys.trained_runs import write_run
 from tests.toys.world import COLOURS, picture
+from vlds.schema import Decoding
+from vlds.tasks import Chat
 
 NUM_ROWS = 24
 LETTERS = "ABC"
 COLOUR = {"question": "what colour is it ?"}
-MOST_TOKENS = 4
+MOST_TOKENS = 6
 UTILS = """
 from PIL import Image
 
@@ -37,10 +45,18 @@ doc_to_target: "{target}"
 metric_list: [{{metric: {metric}, aggregation: mean, higher_is_better: true{options}}}]
 """
 WRITES = f"generation_kwargs: {{max_new_tokens: {MOST_TOKENS}, do_sample: false}}"
-CHOICE_TEXT = "{{question}}\\nA. {{A}}\\nB. {{B}}\\nC. {{C}}"
+ENDING = "Answer the question using a single word or phrase."
+"""VLMEvalKit's, of the data set whose score is equality; in lmms-eval it is made to be the same."""
+COLOUR_TEXT = rf"{{{{question}}}}\n{ENDING}"
+CHOICE_TEXT = (
+    r"Question: {{question}}\nOptions:\nA. {{A}}\nB. {{B}}\nC. {{C}}\n"
+    r"Please select the correct answer from the options above. \n"
+)
+TABLES: Mapping[str, tuple[str, ...]] = {"GQA_made": ("--ending", ENDING), "made_choice": ()}
+"""Table of VLMEvalKit -> options of the command that packs it."""
 TASKS: dict[str, dict[str, str]] = {
     "made_colour": {
-        "kind": "generate_until", "text": "{{question}}", "target": "answer", "more": WRITES,
+        "kind": "generate_until", "text": COLOUR_TEXT, "target": "answer", "more": WRITES,
         "metric": "exact_match", "options": ", ignore_case: true",
     },
     "made_choice": {
@@ -48,7 +64,7 @@ TASKS: dict[str, dict[str, str]] = {
         "metric": "exact_match", "options": "",
     },
     "made_likely": {
-        "kind": "multiple_choice", "text": "{{question}}", "target": "number",
+        "kind": "multiple_choice", "text": COLOUR_TEXT, "target": "number",
         "more": f"doc_to_choice: {list(COLOURS)}", "metric": "acc", "options": "",
     },
 }  # fmt: skip
@@ -81,6 +97,25 @@ def write_benchmarks(folder: Path) -> None:
     # By their names VLMEvalKit chooses the score: of "GQA", equality that ignores case.
     _write_tsv(folder / "LMUData" / "GQA_made.tsv", named)
     _write_tsv(folder / "LMUData" / "made_choice.tsv", chosen)
+
+
+def made_run(folder: Path, world: Path) -> Path:
+    """A run of the task `chat`, whose drawn weights give unlike answers to both benchmarks, some of
+    them right; its output is FOLDER/run."""
+    recipe = kind_recipe("image_text", world, folder / "run")
+    answers = (*COLOURS, *LETTERS)
+    decoding = Decoding(max_new_tokens=MOST_TOKENS, answers=answers)
+    task = Chat(scores=["choice", "exact_match"], max_prompt_tokens=200, decoding=decoding)
+    recipe = with_model(replace(recipe, tasks={"chat": task}), num_images=2)
+    return write_run(recipe, seed=2)
+
+
+def pack_table(folder: Path, name: str) -> Path:
+    """FOLDER/shards/NAME, the table FOLDER/LMUData/NAME.tsv as a data set."""
+    out = folder / "shards" / name
+    words = ["--tsv", str(folder / "LMUData" / f"{name}.tsv"), "--out", str(out), *TABLES[name]]
+    assert main(["vlmevalkit", *words]) == 0
+    return out
 
 
 def _write_tsv(file: Path, rows: list[dict[str, Any]]) -> None:

@@ -105,8 +105,8 @@ def test_errors_by_picture_agree() -> None:
     chances = np.repeat(draw.choice([0.9, 0.1], 200), 4)
     ours, others = ((draw.random(800) < chances).astype(float) for _ in range(2))
     error = clustered_stderr(ours.tolist(), groups.tolist())
-    low, high = interval_of_mean(ours, groups)
-    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.06)
+    interval = interval_of_mean(ours, groups)
+    assert (interval.high - interval.low) / 2 == pytest.approx(1.96 * error, rel=0.06)
     plain = ours.std(ddof=1) / np.sqrt(800)
     assert error > 1.5 * plain  # questions about a picture are right or wrong together
     # With one question a picture, both tests ask the same.

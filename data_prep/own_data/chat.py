@@ -540,7 +540,7 @@ def _run_chat(args: argparse.Namespace) -> None:
             datasets,
             division,
             args.out,
-            _with_albums(options, [*albums.values()], scratch, args.images_anywhere),
+            with_albums(options, [*albums.values()], scratch, args.images_anywhere),
             apart=len(datasets) > 1 or division is not None or form.split is not None,
             noun="id" if form.id else None,
             cure="--split-sizes keeps a picture in one split",
@@ -551,7 +551,7 @@ def _run_chat(args: argparse.Namespace) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _with_albums(
+def with_albums(
     options: Options, albums: Sequence[Album], scratch: Path, anywhere: bool
 ) -> Options:
     """The options with the folders in which pictures and clips may lie; `anywhere`: as far as they

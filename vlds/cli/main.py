@@ -556,12 +556,9 @@ def data(arguments: list[str]) -> int:
     vlds data jsonl --task vqa --annotations rows.jsonl --images PHOTOS --out shards/mine
     vlds data stats shards/mine
     """
-    from importlib import import_module
-    from importlib.util import find_spec
+    from vlds.runtime.process import data_prep
 
-    # Inside vlds in a wheel, next to it in a checkout.
-    inside = find_spec("vlds.data_prep") is not None
-    code: int = import_module("vlds.data_prep.cli" if inside else "data_prep.cli").main(arguments)
+    code: int = data_prep("cli").main(arguments)
     return code
 
 

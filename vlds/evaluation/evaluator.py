@@ -6,7 +6,7 @@ at a task's first examples for what its settings spoil.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import NamedTuple, TypeAlias
 
@@ -28,7 +28,7 @@ from vlds.recipe.config import Recipe
 from vlds.runtime.checks import guess
 from vlds.runtime.ranks import Ranks
 from vlds.runtime.terminal import Pace, clock
-from vlds.schema import Collator, Example, RefusedRows, Row, Sample, SkipSample, Turn
+from vlds.schema import Batch, Collator, Example, RefusedRows, Row, Sample, SkipSample, Turn
 from vlds.tasks.base import check_unique
 
 SAMPLES = 200
@@ -224,10 +224,22 @@ def read_question(
     Errors: ValueError for bytes that are not a picture, a wrong number of pictures, or a run whose
     encoder reads stored features.
     """
+    field = loaded.recipe.tasks[name].input_field
+    return read_annotation(loaded, name, pictures, {} if field is None else {field: text}, files)
+
+
+def read_annotation(
+    loaded: LoadedRun,
+    name: str,
+    pictures: Sequence[bytes],
+    asked: Mapping[str, object],
+    files: Sequence[str] = (),
+) -> Question:
+    """A question in the fields of an annotation, as the shards of the task hold them: of `Chat`,
+    "turns" may stand for the question. The rest is as in `read_question`."""
     task, image = loaded.recipe.tasks[name], loaded.recipe.image
     if image is None:
         raise ValueError("image: the run's vision encoder reads stored features, not pictures")
-    field = task.input_field
     sample = Sample(
         key="0",
         dataset="command line",
@@ -235,7 +247,7 @@ def read_question(
         kind=task.kinds[0],
         images=tuple(pictures),
         features=(),
-        annotations=({"id": "0"} if field is None else {"id": "0", field: text},),
+        annotations=({"id": "0", **asked},),
     )
     check_number(loaded.recipe, name, len(pictures), loaded.trained_on.get(name))
     # No generator: a task that draws in training asks its plain question.
@@ -249,8 +261,8 @@ def read_question(
     return Question(example, pixels)
 
 
-def answer_questions(loaded: LoadedRun, name: str, questions: Sequence[Question]) -> list[Answer]:
-    """Answers to questions of one task, computed as one batch.
+def question_batch(loaded: LoadedRun, name: str, questions: Sequence[Question]) -> Batch:
+    """Questions of one task as a batch, on the model's device; with labels if they have targets.
 
     Errors: RefusedRows for pictures that the model's processor refuses.
     """
@@ -262,12 +274,22 @@ def answer_questions(loaded: LoadedRun, name: str, questions: Sequence[Question]
         Row(question.example, task_index, *limits, stack.add(question.pictures))
         for question in questions
     ]
-    batch = loaded.collator(rows, stack.images(), evaluation=True)
-    device = next(loaded.model.parameters()).device
+    has_targets = any(question.example.target is not None for question in questions)
+    batch = loaded.collator(rows, stack.images(), evaluation=not has_targets)
+    return batch.to(next(loaded.model.parameters()).device)
+
+
+def answer_questions(loaded: LoadedRun, name: str, questions: Sequence[Question]) -> list[Answer]:
+    """Answers to questions of one task, computed as one batch.
+
+    Errors: RefusedRows for pictures that the model's processor refuses.
+    """
+    task = loaded.recipe.tasks[name]
+    written = loaded.model.answer(question_batch(loaded, name, questions), task.decoding)
     answers = []
-    for row, answer in zip(rows, loaded.model.answer(batch.to(device), task.decoding), strict=True):
-        lengths = loaded.collator.prompt_lengths
-        is_cut = num_cut(lengths, [row.example.prompt], task.max_prompt_tokens) > 0
+    for question, answer in zip(questions, written, strict=True):
+        lengths, prompts = loaded.collator.prompt_lengths, [question.example.prompt]
+        is_cut = num_cut(lengths, prompts, task.max_prompt_tokens) > 0
         answers.append(answer._replace(text=task.answer_from(answer.text), prompt_cut=is_cut))
     return answers
 

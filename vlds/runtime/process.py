@@ -11,9 +11,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Timer
-from types import FrameType
+from types import FrameType, ModuleType
 
 from vlds.runtime.checks import closest
 
@@ -236,6 +238,12 @@ def _cure(missing: Path) -> str:
     more = f" and {len(listed) - MOST_LISTED} more" if len(listed) > MOST_LISTED else ""
     check = "" if ours else "check the path, or name another; "
     return f"{hint}{check}vlds brings: {', '.join(listed[:MOST_LISTED])}{more}"
+
+
+def data_prep(module: str) -> ModuleType:
+    """A module of data_prep, which is next to vlds in a checkout and inside it in a wheel."""
+    parent = "vlds.data_prep" if find_spec("vlds.data_prep") else "data_prep"
+    return import_module(f"{parent}.{module}")
 
 
 def shipped(folder: str) -> list[str]:

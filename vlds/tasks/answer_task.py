@@ -143,6 +143,8 @@ class MultipleChoice(AnswerTask):
         # ScienceQA's order. A hint that is too long pushes the choices out, since the end is cut.
         if hint := optional_text(given, "hint"):
             text += f" context: {hint}"
+        if "choices" not in given and self.label_field not in given:
+            return text  # somebody asks in words of their own, which name the choices
         listed = given["choices"]
         if not isinstance(listed, list) or not 0 < len(listed) <= len(LETTERS):
             raise ValueError(f"choices is {listed!r:.60}, a list of 1 to {len(LETTERS)} expected")

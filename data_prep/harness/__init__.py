@@ -1,0 +1,1 @@
+"""Benchmarks in the forms of evaluation harnesses."""

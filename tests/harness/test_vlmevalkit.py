@@ -1,0 +1,60 @@
+"""VLMEvalKit's own run.py scores a run as `vlds evaluate` does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.toys.benchmarks import NUM_ROWS, TABLES, pack_table
+from tests.toys.files import ROOT, read_lines
+from vlds.cli.main import run_command
+
+CHECKOUT = os.environ.get("VLDS_VLMEVALKIT", "")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not CHECKOUT or find_spec("xlsxwriter") is None,
+        reason="VLDS_VLMEVALKIT names no checkout of VLMEvalKit, or its libraries are missing",
+    ),
+]
+CLASSES = {"GQA_made": "ImageVQADataset", "made_choice": "ImageMCQDataset"}
+
+
+def test_answers_and_scores_are_those_of_vlds(made: Path, benchmarks: Path) -> None:
+    import pandas
+
+    config = benchmarks / "config.json"
+    data = {name: {"class": kind, "dataset": name} for name, kind in CLASSES.items()}
+    model = {"made": {"class": "Vlds", "run": str(made)}}
+    config.write_text(json.dumps({"model": model, "data": data}))
+    out, program = benchmarks / "vlmevalkit", Path(CHECKOUT) / "run.py"
+    places = {"LMUData": str(benchmarks / "LMUData"), "PYTHONPATH": f"{ROOT}:{CHECKOUT}"}
+    words = ["--config", str(config), "--work-dir", str(out), "--judge", "exact_matching"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "vlds.harness.vlmevalkit", str(program), *words],
+        env={**os.environ, **places},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    for name in TABLES:
+        shards, scored = pack_table(benchmarks, name), benchmarks / "by_vlds" / name
+        words = ["--data", str(shards), "--out", str(scored)]
+        assert run_command(["evaluate", str(made), *words]) == 0
+        ours = {row["id"]: row["prediction"] for row in read_lines(scored / "chat.jsonl")}
+        table = pandas.read_excel(out / "made" / f"made_{name}.xlsx", dtype=str)
+        assert dict(zip(table["index"], table["prediction"], strict=True)) == ours
+        assert len(ours) == NUM_ROWS
+        assert len(set(ours.values())) > 1
+        accuracy = pandas.read_csv(out / "made" / f"made_{name}_acc.csv")["Overall"][0]
+        score = json.loads((scored / "scores.json").read_text())["chat"]["scores"]["choice"]
+        # One of their scores is in percent.
+        assert score == pytest.approx(accuracy / (100 if name == "GQA_made" else 1))
+        assert score > 0

@@ -1,0 +1,1 @@
+"""Lets other programs' benchmarks ask a run: lmms-eval and VLMEvalKit."""

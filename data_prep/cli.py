@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from vlds.data.errors import ShardError
+from vlds.runtime.cluster import LOCAL, LostWorker, UnfitWorker, open_cluster
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.process import Interrupted, interruptible
@@ -22,7 +23,6 @@ from .own_data import chat
 from .own_data import forms as jsonl
 from .packed import index_command, simulate, stats, vocabularies
 from .packing.file_check import MOST_SHOWN
-from .packing.pack import LostWorker
 
 COMMANDS = (
     *official.COMMANDS, *FEW_SHOT_SETS,
@@ -34,6 +34,8 @@ USER_ERROR = 2
 Run = Callable[[argparse.Namespace], int | None]
 """Exit code; None is 0."""
 INCOMPLETE = ": the data set being written is incomplete; --resume continues it"
+OUTSIDE = LostWorker, UnfitWorker, CannotWrite
+"""Errors whose cause is outside the data: the same command goes on once it is gone."""
 KEPT = "; finished shards are kept: --resume continues from them"
 
 
@@ -53,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return can_resume and (out is None or os.path.exists(out))
 
     try:
-        with interruptible():
+        with interruptible(), open_cluster(getattr(args, "executor", LOCAL)) as args.cluster:
             return run(args) or 0
     except (ValueError, ShardError, OSError) as error:
-        kept = KEPT if begun() and isinstance(error, (LostWorker, CannotWrite)) else ""
+        kept = KEPT if begun() and isinstance(error, OUTSIDE) else ""
         message = str(error)
         # Our own subclasses say what to do.
         if isinstance(error, OSError) and str(error).startswith("[Errno") and error.filename:

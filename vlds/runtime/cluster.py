@@ -417,7 +417,7 @@ def _count(cluster: Cluster) -> str:
 
 
 def executor_name(text: str) -> str:
-    """Check the value of --executor. Errors: ValueError."""
+    """Check the value of --executor. Errors: ValueError that begins with it."""
     kind, equals, address = text.partition("=")
     if (kind == DASK and address) or (kind in (LOCAL, MPI) and not equals):
         return text

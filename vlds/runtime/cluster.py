@@ -38,8 +38,8 @@ AHEAD = 3
 """Tasks per worker that may wait for the reader: they bound the memory."""
 LOOK_S = 1.0
 """Seconds between looks at the workers."""
-ANSWER_S = 10.0
-"""Seconds in which a scheduler answers and has a worker, at the start."""
+ANSWER_S, WORKERS_S = 10.0, 30.0
+"""Seconds in which a scheduler answers at the start, and then has a worker."""
 RETURN_S = 60.0
 """Seconds in which a lost scheduler, or the last worker, comes back."""
 SAME = ("vlds", "numpy", "pillow", "simplejpeg", "torch", "av")
@@ -270,14 +270,21 @@ class DaskCluster(Cluster):
             raise ValueError(
                 f"--executor {self.name} needs the package distributed: pip install 'vlds[dask]'"
             ) from None
-        # It reports each lost connection by itself; what matters is said here, in one line.
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        # It reports each lost connection by a traceback; what matters is said here, in one line.
+        for name in logging.root.manager.loggerDict:  # each has a level of its own
+            if name.partition(".")[0] == "distributed":
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         dask.config.set({"distributed.comm.timeouts.connect": f"{ANSWER_S / 2:g}s"})
-        self._library = distributed
+
+        class Client(distributed.Client):
+            def __del__(self) -> None:
+                """Dask's own waits 20 s for a connection that never was; `close` ends others."""
+
+        self._library, self._new_client = distributed, Client
         self._known: set[str] = set()
         self._looked = self._last_seen = time.monotonic()
         try:
-            self._open(ANSWER_S)
+            self._open(ANSWER_S, WORKERS_S)
         except LostContact as error:
             raise ValueError(
                 f"--executor {self.name}: no Dask scheduler answers there within {ANSWER_S:.0f} s "
@@ -285,29 +292,29 @@ class DaskCluster(Cluster):
             ) from None
         except LostWorker:
             raise ValueError(
-                f"--executor {self.name}: the scheduler has no workers; start some with `dask "
-                f"worker {address} --nthreads 1`"
+                f"--executor {self.name}: the scheduler has had no worker for {WORKERS_S:.0f} s; "
+                f"start some with `dask worker {address} --nthreads 1`"
             ) from None
         except UnfitWorker as error:
             self.close()
             raise ValueError(str(error)) from None
 
-    def _open(self, seconds: float) -> None:
+    def _open(self, seconds: float, seconds_for_workers: float) -> None:
         """Connect, wait for a worker, and check all that are there.
 
         Errors: LostContact; LostWorker without a worker; UnfitWorker.
         """
-        end = time.monotonic() + seconds
         is_file = self.address.endswith(".json")
         if is_file and not os.path.isfile(self.address):  # Dask would wait for it for ever
             raise LostContact(f"no file {self.address}")
         place = {"scheduler_file" if is_file else "address": self.address}
         try:
-            self._client = self._library.Client(**place, timeout=seconds, set_as_default=False)
-        except (OSError, ValueError) as error:  # ValueError: not an address
+            self._client = self._new_client(**place, timeout=seconds, set_as_default=False)
+        except Exception as error:  # not an address; no answer; whatever another server's made
             raise LostContact(str(error).split("\n")[0] or type(error).__name__) from None
         # Not pure: Dask would take two tasks with the same arguments for one.
         self.executor = self._client.get_executor(pure=False)
+        end = time.monotonic() + seconds_for_workers
         while not (workers := self._workers()):
             if time.monotonic() > end:
                 raise LostWorker
@@ -316,6 +323,8 @@ class DaskCluster(Cluster):
         needs = Needs(software(), os.getcwd())
         replies: dict[str, Any] = self._client.run(needs.unmet, on_error="return")
         for worker, fault in replies.items():
+            if isinstance(fault, OSError):  # it is gone by now
+                continue
             if isinstance(fault, Exception):
                 fault = f"cannot load vlds as this command does ({fault}); install the same there"
             if fault:
@@ -358,7 +367,8 @@ class DaskCluster(Cluster):
         while True:
             self.close()
             try:
-                self._open(max(1.0, end - time.monotonic()))
+                left = max(1.0, end - time.monotonic())
+                self._open(left, left)
             except (LostContact, LostWorker):
                 if time.monotonic() > end:
                     raise LostWorker(

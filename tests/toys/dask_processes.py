@@ -42,6 +42,8 @@ class DaskProcesses:
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
+            # Workers are forks of a process that has imported everything: they start at once.
+            "DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "fork",
             "DS_ACCELERATOR": "cpu",
             **(environment or {}),
         }
@@ -69,7 +71,8 @@ class DaskProcesses:
         )
         workers = self._start(
             "worker", self.address, "--nworkers", str(self.num_workers), "--nthreads", "1",
-            "--no-dashboard", "--local-directory", str(self.folder), hidden=self.hidden,
+            "--no-dashboard", "--local-directory", str(self.folder),
+            "--preload-nanny", "tests.toys.dask_imports", hidden=self.hidden,
         )  # fmt: skip
         self.processes = [scheduler, workers]
         (self.folder / "scheduler.pid").write_text(str(scheduler.pid))
@@ -80,7 +83,7 @@ class DaskProcesses:
         """The processes that work, below the nannies' command."""
         with suppress(psutil.Error):
             below = psutil.Process(self.processes[1].pid).children(recursive=True)
-            return [process for process in below if "spawn_main" in " ".join(process.cmdline())]
+            return [process for process in below if "resource_tracker" not in process.cmdline()[-1]]
         return []
 
     def restart_when_dead(self) -> threading.Thread:

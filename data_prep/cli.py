@@ -19,6 +19,8 @@ USER_ERROR = 2
 Run = Callable[[argparse.Namespace], int | None]
 """Exit code; None is 0."""
 INCOMPLETE = ": the data set being written is incomplete; --resume continues it"
+OUTSIDE = LostWorker, UnfitWorker, CannotWrite
+"""Errors whose cause is outside the data: the same command goes on once it is gone."""
 KEPT = "; finished shards are kept: --resume continues from them"
 
 
@@ -39,16 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         """True if there is something to resume: without an output folder there is nothing."""
         return can_resume and (out is None or os.path.exists(out))
 
+    from vlds.runtime.cluster import LOCAL, LostWorker, UnfitWorker, open_cluster
+
     try:
-        with interruptible():
+        with interruptible(), open_cluster(getattr(args, "executor", LOCAL)) as args.cluster:
             return run(args) or 0
     except (ValueError, OSError) as error:
         from vlds.runtime.disk import CannotWrite
 
         from .packing.file_check import MOST_SHOWN
-        from .packing.pack import LostWorker
 
-        kept = KEPT if begun() and isinstance(error, (LostWorker, CannotWrite)) else ""
+        # What is outside the data: the same command goes on once it is gone.
+        outside = LostWorker, UnfitWorker, CannotWrite
+        kept = KEPT if begun() and isinstance(error, outside) else ""
         message = str(error)
         # Our own subclasses say what to do.
         if isinstance(error, OSError) and str(error).startswith("[Errno") and error.filename:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vlds.data.shards.store import is_url
+from vlds.runtime.cluster import LOCAL, executor_name
 
 from .catalogue import PROGRAM, SUMMARIES
 from .packing.pack import Options, pack, pack_splits
@@ -20,7 +21,7 @@ from .packing.splits import split_of
 from .packing.writer import ShardLimits
 
 DEFAULT_SHARD_SIZE = "512MB"
-NOT_RECORDED = {"run", "workers", "resume", "images_anywhere"}
+NOT_RECORDED = {"run", "workers", "executor", "cluster", "resume", "images_anywhere"}
 """Options that do not change the shards."""
 
 
@@ -135,13 +136,21 @@ def add_shard_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_workers(group: Any, work: str) -> None:
-    """Add --workers to a parser or a group; `work` is what the processes do."""
+    """Add --workers and --executor to a parser or a group; `work` is what the processes do."""
     group.add_argument(
         "--workers",
         type=at_least(1),
         default=len(os.sched_getaffinity(0)),
         metavar="N",
         help=f"processes that {work} (default: one per core)",
+    )
+    group.add_argument(
+        "--executor",
+        type=where,
+        default=LOCAL,
+        metavar="WHERE",
+        help="where they run: local (default), dask=ADDRESS of a scheduler or its file, or mpi; "
+        "docs/cluster.md has commands",
     )
 
 
@@ -161,6 +170,7 @@ def shard_options(args: argparse.Namespace) -> Options:
         rule=PictureRule(args.image_size, args.square, args.image_format or "webp"),
         limits=ShardLimits(samples=args.shard_samples, bytes=args.shard_size),
         workers=args.workers,
+        cluster=args.cluster,
         resume=args.resume,
         features=args.features,
         boxes=args.boxes,
@@ -207,6 +217,14 @@ def seed(text: str) -> int:
             f"{text!r} is not a seed; give a number from 0 to 2^64 - 1"
         )
     return int(text)
+
+
+def where(text: str) -> str:
+    """Check the value of --executor."""
+    try:
+        return executor_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def local_folder(text: str) -> Path:

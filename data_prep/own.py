@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vlds.runtime.cluster import Cluster
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.terminal import tell
 
@@ -108,12 +109,12 @@ def run(args: argparse.Namespace) -> None:
     for note in found.notes:
         tell(note)
     if not found.num:
-        return run_words(words)
+        return run_words(words, args.cluster)
     share = f"{SHARE if found.num >= FEW else 2 * SHARE:g}"
     words += ["--split-sizes", f"val={share}", f"test={share}"]
     for seed in range(args.seed, args.seed + TRIES):
         try:
-            return run_words([*words, "--seed", str(seed)])
+            return run_words([*words, "--seed", str(seed)], args.cluster)
         except UnluckyDraw as error:
             if seed == args.seed + TRIES - 1:
                 raise ValueError(
@@ -122,13 +123,14 @@ def run(args: argparse.Namespace) -> None:
                 ) from None
 
 
-def run_words(words: Sequence[str]) -> None:
-    """Print a command, and run it here."""
+def run_words(words: Sequence[str], cluster: Cluster | None) -> None:
+    """Print a command, and run it here; `cluster` is that of its --executor."""
     parser = CommandParser(prog=PROGRAM)
     commands = parser.add_subparsers(required=True)
     for module in (jsonl, chat, classes):
         module.add_command(commands)
     args = parser.parse_args(words)
+    args.cluster = cluster
     tell(f"{PROGRAM} {shlex.join(words)}", flush=True)
     args.run(args)
 

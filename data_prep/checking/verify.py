@@ -16,15 +16,16 @@ from typing import Any
 
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo
 from vlds.data.shards.store import QUARANTINE_FILE
+from vlds.runtime.cluster import Cluster
 from vlds.runtime.files import write_whole
 from vlds.runtime.json_files import NotFinite
 from vlds.runtime.terminal import follow, tell
+from vlds.runtime.workers import ordered_map
 
 from ..command import add_workers, local_folder, new_command
 from ..json_rows import JsonRow, read_json, read_lines
 from ..official.coco import KARPATHY_SPLITS
 from ..packed.stats import find_datasets
-from ..packing.pack import ordered_map
 from .checks import (
     CheckedSample,
     CheckedShard,
@@ -193,7 +194,12 @@ FAULTY = 1
 """Exit code if something is wrong."""
 
 
-def verify(folders: Sequence[Path], files: Sequence[Path] = (), workers: int = 1) -> list[Finding]:
+def verify(
+    folders: Sequence[Path],
+    files: Sequence[Path] = (),
+    workers: int = 1,
+    cluster: Cluster | None = None,
+) -> list[Finding]:
     """Check every data set in or below some folders, print the findings, and list the bad samples
     of each in its quarantine.jsonl; if there are none, remove that file.
 
@@ -232,7 +238,15 @@ def verify(folders: Sequence[Path], files: Sequence[Path] = (), workers: int = 1
     ]
     # A shard is much work: processes get one at a time.
     pieces = sum(job.shard.samples for job in jobs)
-    results = ordered_map(check_shard, jobs, workers, chunk=1, pieces=pieces)
+    results = ordered_map(
+        check_shard,
+        jobs,
+        workers,
+        chunk=1,
+        pieces=pieces,
+        cluster=cluster,
+        files=[path / DATASET_FILE for path in infos],
+    )
     checked: dict[Path, list[CheckedShard]] = {path: [] for path in infos}
     for job, result in zip(jobs, follow(results, "verify", len(jobs)), strict=True):
         checked[job.folder].append(result)
@@ -312,6 +326,7 @@ def add_command(commands: Any) -> None:
     add_workers(parser, "read shards")
 
     def run(args: argparse.Namespace) -> int:
-        return FAULTY if verify(args.folders, args.files, args.workers) else 0
+        findings = verify(args.folders, args.files, args.workers, args.cluster)
+        return FAULTY if findings else 0
 
     parser.set_defaults(run=run)

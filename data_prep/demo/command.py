@@ -26,6 +26,7 @@ from typing import Any
 from vlds.runtime.disk import writable
 from vlds.runtime.files import write_whole
 from vlds.runtime.terminal import tell
+from vlds.runtime.workers import ordered_map
 
 from ..command import add_shard_options, at_least, new_command, shard_options
 from ..official.coco import parse_coco_karpathy
@@ -33,7 +34,7 @@ from ..official.gqa import parse_gqa
 from ..official.nlvr2 import parse_nlvr2
 from ..official.vqav2 import parse_vqav2
 from ..packed.vocabularies import train_tokenizer
-from ..packing.pack import Options, ordered_map, pack
+from ..packing.pack import Options, pack
 from ..packing.source import SourceSet
 from .text import (
     PHRASES,
@@ -288,7 +289,8 @@ def make_demo(out: Path, seed: int, scenes: int, options: Options) -> None:
     """Draw both worlds and the classes, pack all data sets, train the tokenizer."""
     make_classes(out, seed, scenes, options)
     # The worlds are drawn side by side, each in a process.
-    make = partial(make_world, out=out, seed=seed, scenes=scenes, options=options)
+    local = replace(options, workers=1, cluster=None)  # its pictures are tiny
+    make = partial(make_world, out=out, seed=seed, scenes=scenes, options=local)
     drawn = ordered_map(make, WORLDS, len(WORLDS), chunk=1, pieces=scenes)
     texts = set[str]().union(*drawn)
     # Sorted: the order of a set differs between processes, and the seed decides every byte.
@@ -313,7 +315,6 @@ def make_classes(out: Path, seed: int, scenes: int, options: Options) -> None:
 
 def make_world(world: World, out: Path, seed: int, scenes: int, options: Options) -> set[str]:
     """Draw and pack one world; returns its texts."""
-    options = replace(options, workers=1)  # its pictures are tiny
     folder = out / "official" / world.name
     if folder.exists():
         shutil.rmtree(folder)

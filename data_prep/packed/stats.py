@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ import numpy as np
 from vlds.data.shards.info import DATASET_FILE, NO_CLASS, DatasetInfo
 from vlds.data.shards.sample import UNUSABLE
 from vlds.data.shards.store import open_dataset
+from vlds.runtime.cluster import Cluster
 from vlds.runtime.json_files import in_words
 from vlds.runtime.terminal import tell
+from vlds.runtime.workers import ordered_map
 from vlds.schema import Sample, SkipSample
 
-from ..command import local_folder, new_command
+from ..command import add_workers, local_folder, new_command
 from ..packing.pack import clips_of, fault_of, text_in
 from ..packing.source import count_reasons
 
@@ -32,14 +36,14 @@ def find_datasets(folder: Path) -> list[Path]:
     return folders
 
 
-def read_samples(folder: Path) -> Iterator[Sample]:
-    """Every sample of a data set.
+def read_samples(folder: Path, first: int = 0, last: int | None = None) -> Iterator[Sample]:
+    """The samples of a data set from number `first` to before `last`; default: to the end.
 
     Errors: ValueError that names the first unreadable or unusable one.
     """
     dataset = open_dataset(folder)
     cure = f"`vlds data verify {folder}` says more"
-    for number in range(dataset.num_samples):
+    for number in range(first, dataset.num_samples if last is None else last):
         try:
             sample = dataset.read(number)
         except SkipSample as error:
@@ -60,43 +64,75 @@ def read_annotations(folders: Iterable[Path]) -> Iterator[Mapping[str, Any]]:
                 yield from sample.annotations
 
 
-def describe(folder: Path) -> str:
-    """A few lines about one data set."""
-    info = DatasetInfo.load(folder)
-    answers, sides = Counter[str](), Counter[str]()
-    words, texts = 0, 0
-    frames: list[int] = []
-    seconds = 0.0
-    for sample in read_samples(folder):
+@dataclass
+class Counts:
+    """What some samples hold."""
+
+    answers: Counter[str] = field(default_factory=Counter)
+    sides: Counter[str] = field(default_factory=Counter)
+    """Sizes of pictures, as "640x480"."""
+    words: int = 0
+    texts: int = 0
+    clips: list[tuple[int, float]] = field(default_factory=list)
+    """Frames and seconds of each. Not their sum: that of floats depends on the order."""
+
+    def add(self, other: Counts) -> None:
+        self.answers.update(other.answers)
+        self.sides.update(other.sides)
+        self.words, self.texts = self.words + other.words, self.texts + other.texts
+        self.clips += other.clips
+
+
+def count_samples(part: tuple[Path, int, int]) -> Counts:
+    """What the samples of a data set hold, from one number to before another."""
+    folder, first, last = part
+    counts = Counts()
+    for sample in read_samples(folder, first, last):
         try:
-            sides.update(f"{width}x{height}" for width, height in sample.extra.get("size") or ())
+            sizes = sample.extra.get("size") or ()
+            counts.sides.update(f"{width}x{height}" for width, height in sizes)
             # The annotations of a sample show the same clips.
             for clip in clips_of(sample.annotations[0]) if sample.annotations else ():
-                frames.append(len(clip["times"]))
-                seconds += clip["duration"]
+                counts.clips.append((len(clip["times"]), clip["duration"]))
             for annotation in sample.annotations:
                 text = text_in(annotation, shown=False) or ""
-                words, texts = words + len(text.split()), texts + 1
-                answers[_answer(annotation)] += 1
+                counts.words += len(text.split())
+                counts.texts += 1
+                counts.answers[_answer(annotation)] += 1
         except UNUSABLE as error:
             raise ValueError(
                 f"{folder}: sample {sample.key} cannot be counted ({in_words(error)}); correct its "
                 "json"
             ) from None
+    return counts
+
+
+def describe(folder: Path, workers: int = 1, cluster: Cluster | None = None) -> str:
+    """A few lines about one data set."""
+    info = DatasetInfo.load(folder)
+    ends = [0, *accumulate(shard.samples for shard in info.shards)]
+    parts = [(folder, first, last) for first, last in pairwise(ends)]
+    landmark = [folder / DATASET_FILE]
+    counts = Counts()
+    for part in ordered_map(
+        count_samples, parts, workers, chunk=1, pieces=info.samples, cluster=cluster, files=landmark
+    ):
+        counts.add(part)
+    answers, sides, texts = counts.answers, counts.sides, counts.texts
     size = sum(shard.bytes for shard in info.shards)
     lines = [
         f"{info.name} {info.split} ({info.kind}): {folder}",
         f"  shards       {len(info.shards):>10,}   {size / 2**20:,.1f} MiB",
         f"  samples      {info.samples:>10,}",
         f"  annotations  {info.annotations:>10,}",
-        f"  words a text {words / max(texts, 1):>10.1f}"
+        f"  words a text {counts.words / max(texts, 1):>10.1f}"
         if info.indexed_classes is None
         else _classes(folder, info.indexed_classes),
         f"  sizes        {_most_frequent(sides, sides.total())}",
     ]
-    if frames:
-        count, length = sum(frames) / len(frames), seconds / len(frames)
-        lines.append(f"  clips        {len(frames):>10,}   {count:.1f} frames, {length:.1f} s each")
+    if number := len(counts.clips):
+        frames, seconds = (sum(column) / number for column in zip(*counts.clips, strict=True))
+        lines.append(f"  clips        {number:>10,}   {frames:.1f} frames, {seconds:.1f} s each")
     # Test splits have annotations without an answer.
     answers.pop("", None)
     if answers and info.indexed_classes is None:
@@ -138,8 +174,10 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "folder", type=local_folder, metavar="DIR", help="a data set, or several below"
     )
+    add_workers(parser, "read shards")
 
     def run(args: argparse.Namespace) -> None:
-        tell("\n\n".join(describe(folder) for folder in find_datasets(args.folder)))
+        folders = find_datasets(args.folder)
+        tell("\n\n".join(describe(folder, args.workers, args.cluster) for folder in folders))
 
     parser.set_defaults(run=run)

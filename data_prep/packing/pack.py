@@ -1,30 +1,26 @@
 """A parsed data set -> shards: open every picture, write the good ones, account for the others.
 
 All commands go through `pack`. `ready` checks a whole data set before anything is written;
-`ordered_map` opens its pictures in several processes; `pack_splits` divides it by picture first.
+`ordered_map` opens its pictures in several processes, or on a cluster; `pack_splits` divides it by
+picture first.
 """
 
 from __future__ import annotations
 
 import json
-import signal
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
-from multiprocessing import active_children, get_context
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from vlds.data.shards.info import DATASET_FILE, DatasetInfo, check_names
+from vlds.runtime.cluster import Cluster
 from vlds.runtime.folders import folder_lock
-from vlds.runtime.process import KILLED, end_with_parent, how_it_ended
 from vlds.runtime.terminal import follow, tell
+from vlds.runtime.workers import CHUNK, ordered_map
 from vlds.schema import LONGEST_TEXT
 
 from ..json_rows import clean, shown
@@ -166,93 +162,12 @@ def _texts_in(value: Any) -> Iterator[str]:
                 yield from _texts_in(value[entry])
 
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-CHUNK = 32
-"""Items that go to a process at once."""
 MOST_FRAMES = 256
 """Frames of clips in a chunk, as far as it has more than one sample."""
 WORK_OF_CLIP = 100
 """Pictures that are packed in the time of a clip."""
-FEWEST_PIECES = 512
-"""Fewer are done sooner than a process starts."""
-CHUNKS_AHEAD = 4
-"""Chunks per process that may wait for the reader: they bound the memory."""
-
-
-class LostWorker(ValueError):
-    """A worker process ended in the middle of its work."""
-
-
-def ordered_map(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    workers: int,
-    *,
-    chunk: int = CHUNK,
-    pieces: int | None = None,
-) -> Iterator[Result]:
-    """`map(function, items)` with `workers` processes; the function must be picklable.
-
-    Send large items, such as whole shards, one by one (`chunk`), and say how many pictures or
-    samples they hold in all (`pieces`). The processes end with this one. Errors: LostWorker if one
-    of them was killed.
-    """
-    if workers < 2 or (len(items) if pieces is None else pieces) < FEWEST_PIECES:
-        yield from map(function, items)
-        return
-    chunks = (items[first : first + chunk] for first in range(0, len(items), chunk))
-    # The pool tells nothing of its processes; those that are new are its own.
-    others = set(active_children())
-    processes: set[BaseProcess] = set()
-    waiting: deque[Future[list[Result]]] = deque()
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent) as pool:
-        try:
-            for part in chunks:
-                with _signals_kept_here():
-                    waiting.append(pool.submit(_each, function, part))
-                if len(processes) < workers:  # the pool starts them with the first chunks
-                    processes |= {*active_children()} - others
-                # Results come in order: wait for the oldest chunk, even if later ones are done.
-                if len(waiting) == workers * CHUNKS_AHEAD:
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
-        except BrokenProcessPool:
-            pool.shutdown()
-            started = sorted(processes, key=lambda process: process.pid or 0)
-            # The pool ended the others by SIGTERM: the lost one has another exit code.
-            codes = [process.exitcode for process in started]
-            index = next((n for n, code in enumerate(codes) if code not in (0, -signal.SIGTERM)), 0)
-            how = how_it_ended(codes[index] or -signal.SIGTERM)
-            cure = "give fewer --workers" if KILLED in how else "start again"
-            raise LostWorker(
-                f"worker {index + 1} of {len(started)} (process {started[index].pid}) {how}; {cure}"
-            ) from None
-        except KeyboardInterrupt:
-            for process in processes:  # one may hang while it reads from a broken disk
-                process.kill()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _signals_kept_here() -> Iterator[None]:
-    """Let processes that start inside ignore Ctrl-C and a closed terminal: this process handles
-    both and ends them in order. They keep SIGTERM, by which the pool ends them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _each(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    # Not a lambda: processes find a function by its name in the module.
-    return [function(item) for item in items]
-
-
+MOST_FOLDERS = 8
+"""Folders with pictures in which a cluster's workers look for one before they work."""
 SHOWN = 5
 """Ids of dropped rows that the summary names for each reason."""
 
@@ -265,6 +180,8 @@ class Options:
     limits: ShardLimits = field(default_factory=ShardLimits)
     workers: int = 1
     """Processes that open pictures; their number does not change the shards."""
+    cluster: Cluster | None = None
+    """Opens pictures instead of processes of this machine."""
     resume: bool = False
     """Keep the shards that an interrupted command finished."""
     features: Path | None = None
@@ -350,7 +267,27 @@ def _records(
     # A clip takes as long as a hundred pictures, and as much memory as its frames.
     chunk = max(1, MOST_FRAMES // (frames * max(clips))) if any(clips) else CHUNK
     pieces = len(samples) + WORK_OF_CLIP * sum(clips)
-    return ordered_map(make, samples, options.workers, chunk=min(chunk, CHUNK), pieces=pieces)
+    return ordered_map(
+        make,
+        samples,
+        options.workers,
+        chunk=min(chunk, CHUNK),
+        pieces=pieces,
+        cluster=options.cluster,
+        files=_landmarks(samples) if options.cluster else (),
+    )
+
+
+def _landmarks(samples: Sequence[SourceSample]) -> list[Path]:
+    """Files by which a worker shows that it sees the folders of pictures and features: one of each
+    of the first folders."""
+    found: dict[Path, Path] = {}
+    for path in (path for sample in samples for path in sample.files):
+        if path.parent not in found and path.is_file():
+            found[path.parent] = path
+            if len(found) == MOST_FOLDERS:
+                break
+    return list(found.values())
 
 
 def check_folder(out: Path) -> None:

@@ -358,6 +358,12 @@ class SourceSample:
         return self.place or f"annotation {first}"
 
     @property
+    def files(self) -> list[Path]:
+        """The files from which it is packed."""
+        features, raw = [f.path for f in self.features], [r.path for r in self.raw]
+        return [*self.images, *features, *raw]
+
+    @property
     def option(self) -> str:
         """The option that names the folder of its files."""
         if self.clips:

@@ -31,6 +31,7 @@ from vlds.cli.use_run import (
 )  # fmt: skip
 from vlds.cli.words import (
     ALL_KEYS,
+    EXECUTOR,
     HELP_WORDS,
     MOST_PROFILED,
     NEW_PHASE,
@@ -47,6 +48,7 @@ from vlds.cli.words import (
     split_words,
 )
 from vlds.runtime.checks import guess
+from vlds.runtime.cluster import LOCAL, executor_name, open_cluster
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.disk import names_fit
 from vlds.runtime.process import Interrupted, interruptible
@@ -413,7 +415,8 @@ def features(arguments: list[str]) -> int:
     from vlds.recipe.config import parse_recipe
 
     recipe = parse_recipe(words, "vlds features")
-    return compute_features(recipe, options.data, options.out, options.name)
+    with open_cluster(options.executor) as cluster:
+        return compute_features(recipe, options.data, options.out, options.name, cluster)
 
 
 def features_words(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -429,7 +432,13 @@ def features_words(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument(
         "--name", help="name of the new data set; default: the old name and _features"
     )
+    parser.add_argument(
+        EXECUTOR, default=LOCAL, metavar="WHERE",
+        help="what computes: the ranks (local, the default), or workers, each on its GPU or CPU: "
+        "dask=ADDRESS of a scheduler or its file, or mpi; docs/cluster.md has commands",
+    )  # fmt: skip
     options, keys = parser.parse_known_args(arguments)
+    executor_name(options.executor)
     words = ["--config", options.config, *keys]
     check_recipe(words, "vlds features")
     return options, words

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+from vlds.runtime.cluster import LOCAL
 from vlds.runtime.command_line import CommandParser, description_of
 from vlds.training.states import Resume
 
@@ -24,7 +26,7 @@ HELP_WORDS = frozenset({"-h", "--help"})
 ALL_KEYS = "--help-all"
 """Lists every key of a recipe: some hundreds, so `--help` shows a page instead."""
 RANKS, RESTARTS, RESUME, NEW_PHASE = "--ranks", "--restarts", "--resume", "--new_phase"
-PROFILE, PROVE = "--profile", "--prove"
+PROFILE, PROVE, EXECUTOR = "--profile", "--prove", "--executor"
 MOST_PROFILED = 50
 
 
@@ -59,9 +61,18 @@ class Words:
     def starts_ranks(self) -> bool:
         """True if the command needs ranks; its help, scoring a file and serving do not."""
         names = {word.partition("=")[0] for word in self.rest}
-        return self.command in RANK_COMMANDS and names.isdisjoint(
-            {*HELP_WORDS, ALL_KEYS, *WITHOUT_RANKS}
+        return (
+            self.command in RANK_COMMANDS
+            and names.isdisjoint({*HELP_WORDS, ALL_KEYS, *WITHOUT_RANKS})
+            and not self.on_cluster
         )
+
+    @property
+    def on_cluster(self) -> bool:
+        """True if workers of a cluster do what ranks do otherwise."""
+        values = [word.partition("=")[2] for word in self.rest if word.startswith(f"{EXECUTOR}=")]
+        values += [value for name, value in pairwise(self.rest) if name == EXECUTOR]
+        return any(value != LOCAL for value in values)
 
 
 def split_words(arguments: Sequence[str]) -> Words:
@@ -116,7 +127,10 @@ def split_words(arguments: Sequence[str]) -> Words:
             rest.append(word)
     if new_phase and not resume:
         raise ValueError(f"{NEW_PHASE}: goes with {RESUME}, because a new run has no earlier phase")
-    return Words(tuple(rest), ranks, restarts, resume, new_phase, profile, prove)
+    words = Words(tuple(rest), ranks, restarts, resume, new_phase, profile, prove)
+    if ranks is not None and words.on_cluster:
+        raise ValueError(f"{RANKS}: the workers of {EXECUTOR} do the work; leave one of them out")
+    return words
 
 
 def positive(source: str, text: str, noun: str) -> int:

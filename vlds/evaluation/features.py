@@ -1,18 +1,30 @@
 """Run a frozen vision encoder once over a data set and store its features for all epochs.
 
-Each rank does whole shards. A finished shard has a `.done` file until all are finished: an
-interrupted command continues with the others. It compares content: the data set's fingerprint, the
-encoder's weights and settings, and each finished shard with what its file says.
+Each rank, or each worker of a cluster, does whole shards. A finished shard has a `.done` file until
+all are finished: an interrupted command continues with the others. It compares content: the data
+set's fingerprint, the encoder's weights and settings, and each finished shard with what its file
+says.
+
+A cluster may lose a worker in the middle of a shard, or let two of them compute the same one. So
+each computes it in a folder of its own (an attempt), and only the command moves finished shards to
+their place, one for each number.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+import pickle
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -29,12 +41,15 @@ from vlds.models.loading.gate import check_finite
 from vlds.models.vision.base import GridEncoder, freeze
 from vlds.recipe.build import to_tree
 from vlds.recipe.config import Recipe
-from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks
-from vlds.runtime.disk import CannotWrite
+from vlds.runtime.cluster import SHARED, Cluster, UnfitWorker, this_worker
+from vlds.runtime.deepspeed_start import LONGEST_WAIT, start_ranks, use_gpu
+from vlds.runtime.devices import device_of
+from vlds.runtime.disk import CannotWrite, sync
 from vlds.runtime.files import read_file, write_whole
 from vlds.runtime.json_files import parse_record, sha256
 from vlds.runtime.ranks import Ranks, hold_folder
-from vlds.runtime.terminal import Pace, tell
+from vlds.runtime.terminal import Pace, follow, tell
+from vlds.runtime.workers import ordered_map
 from vlds.schema import ImageSpec, Sample, SkipSample
 
 PAIR = ("left.", "right.")
@@ -80,8 +95,11 @@ class Done:
             return False
 
 
-def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -> int:
-    """Write the features of a data set's pictures as another data set. Returns the exit code.
+def compute_features(
+    recipe: Recipe, folder: str, out: Path, name: str | None, cluster: Cluster | None = None
+) -> int:
+    """Write the features of a data set's pictures as another data set: on all ranks, or, from a
+    single one, on a cluster. Returns the exit code.
 
     Errors: ValueError if the encoder reads no pictures, the data set holds none, or `out` holds
     something else or cannot be written.
@@ -115,10 +133,16 @@ def compute_features(recipe: Recipe, folder: str, out: Path, name: str | None) -
         if ranks.is_first:
             tell(f"{out} is complete already")
         return 0
-    encoder.to(ranks.device)
     try:
         with hold_folder(ranks, out):
-            job.write_shards(encoder, ranks)
+            if ranks.is_first:
+                adopt_attempts(out, job.identity)
+            ranks.barrier()
+            if cluster is None:
+                encoder.to(ranks.device)
+                job.write_shards(encoder, ranks)
+            else:
+                job.write_on(cluster, folder)
             # All shards must be there before the first rank describes them.
             ranks.barrier()
             if ranks.is_first:
@@ -216,6 +240,24 @@ class FeatureJob:
                 speed = f"{pictures / pace.seconds:,.0f} pictures/s"
                 tell(f"shard {count} of {len(to_do)} of this rank, {speed}", flush=True)
 
+    def write_on(self, cluster: Cluster, folder: str) -> None:
+        """All shards, except those that are done, by a cluster's workers. `folder`: of the
+        pictures, as the recipe's user names it."""
+        store = StoreShard(pickle.dumps((self.recipe, folder, self.out, self.name, self.content)))
+        with token_in(self.out) as token:
+            pictures = Path(folder, DATASET_FILE)
+            landmarks = [token, *[pictures] * pictures.is_file()]
+            numbers = range(len(self.tars))
+            attempts = ordered_map(store, numbers, 1, chunk=1, cluster=cluster, files=landmarks)
+            for tar, attempt in zip(
+                self.tars, follow(attempts, "shards", len(self.tars)), strict=True
+            ):
+                if attempt:
+                    if Done.load(beside(tar, ".done")) is not None:
+                        tell(f"{tar} was not what {tar.name}.done says", error=True)
+                    accept(self.out / attempt, self.out)
+            remove_attempts(self.out)
+
     def write_shard(self, encoder: GridEncoder, number: int, tar: Path) -> int:
         """One shard; returns how many pictures were encoded. Its `.done` file is written last."""
         dropped: list[dict[str, str]] = []
@@ -305,6 +347,106 @@ class FeatureJob:
         tell(f"{info.name} {info.split}: {info.samples:,} samples -> {self.out}")
         for drop in info.dropped[len(old.dropped) :]:
             tell(f"  dropped {drop['id']}: {drop['reason']}")
+
+
+ATTEMPT = ".attempt"
+
+
+@dataclass(frozen=True)
+class StoreShard:
+    """On a worker: computes the shard of a number in a folder of its own."""
+
+    work: bytes
+    """Pickled recipe, folder of the pictures, output folder, name, and sha256 of the encoder."""
+
+    def __call__(self, number: int) -> str:
+        """Name of the folder, which lies in the output folder; "" if the shard is done."""
+        job, encoder = prepared(self.work)
+        tar = job.tars[number]
+        if not job.still_to_do(number, tar):
+            return ""
+        maker = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        attempt = job.out / f".{tar.name}@{maker}{ATTEMPT}"
+        try:
+            job.write_shard(encoder, number, attempt / tar.name)
+        except BaseException:
+            shutil.rmtree(attempt, ignore_errors=True)
+            raise
+        return attempt.name
+
+
+@lru_cache(maxsize=1)
+def prepared(work: bytes) -> tuple[FeatureJob, GridEncoder]:
+    """The job, and the encoder on this worker's GPU, if there is one.
+
+    Errors: UnfitWorker if the encoder has other weights here.
+    """
+    recipe, folder, out, name, content = pickle.loads(work)
+    encoder = recipe.encoder.build(recipe.training.dtype)
+    freeze(encoder)
+    if (here := encoder.content_hash()) != content:
+        raise UnfitWorker(
+            f"{this_worker()} has other weights or settings at model.vision: "
+            f"{recipe.encoder.source} (sha256 {here[:12]}, the command has {content[:12]}); give "
+            "all machines the same files"
+        )
+    device = device_of(0)  # a cluster gives each worker its own GPU, or none
+    if device.type != "cpu":
+        use_gpu(device)
+    encoder.to(device)
+    dataset = open_dataset(folder, recipe.data.shard_cache)
+    return FeatureJob(recipe, recipe.image, dataset, out, name, content), encoder
+
+
+@contextmanager
+def token_in(out: Path) -> Iterator[Path]:
+    """A file by which workers show that they see an output folder."""
+    token = out / f".token-{uuid4().hex[:8]}"
+    write_whole(token, uuid4().hex)
+    try:
+        yield token
+    finally:
+        token.unlink(missing_ok=True)
+
+
+def accept(attempt: Path, out: Path) -> None:
+    """Move a finished shard from the folder of a worker to its place; what was there is replaced.
+
+    Errors: ValueError if this machine does not see it.
+    """
+    files = sorted(attempt.iterdir()) if attempt.is_dir() else []
+    if not any(file.suffix == ".done" for file in files):
+        raise ValueError(
+            f"a worker has written {attempt}, and this command does not see it there; {SHARED}"
+        )
+    # The .done file says that all others are there.
+    for file in sorted(files, key=lambda file: file.suffix == ".done"):
+        os.replace(file, out / file.name)
+    sync(out)
+    attempt.rmdir()
+
+
+def adopt_attempts(out: Path, identity: Mapping[str, Any]) -> None:
+    """Accept the finished attempts that a killed command has left, and remove the others."""
+    for attempt in sorted(out.glob(f".*{ATTEMPT}")):
+        done = [Done.load(file) for file in attempt.glob("*.done")]
+        if done and done[0] is not None and done[0].identity == identity:
+            accept(attempt, out)
+    remove_attempts(out, quiet=True)
+
+
+def remove_attempts(out: Path, quiet: bool = False) -> None:
+    """Remove all attempts, and say which shards were computed twice or by half."""
+    for attempt in sorted(out.glob(f".*{ATTEMPT}")):
+        tar, _, maker = attempt.name.removeprefix(".").partition("@")
+        maker = maker.removesuffix(ATTEMPT)
+        if any(attempt.glob("*.done")):
+            what = f"was computed twice: the copy of worker {maker} is removed"
+        else:
+            what = f"was left half written by worker {maker}, and is removed: another computed it"
+        if not quiet:
+            tell(f"{tar} {what}", error=True, flush=True)
+        shutil.rmtree(attempt, ignore_errors=True)
 
 
 @torch.inference_mode()

@@ -41,6 +41,13 @@ def computes_fp16() -> bool:
     return bool(get_accelerator().is_fp16_supported())
 
 
+def use_gpu(device: torch.device) -> None:
+    """Let this process compute on a GPU as a rank does."""
+    torch.cuda.set_device(device)
+    # torch lets convolutions, but not products, round fp32 numbers to TF32.
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def start_ranks(collective_timeout: float) -> Ranks:
     """Join the run's process group. `collective_timeout` is in seconds."""
     ranks = replace(rank_from_environment(), collective_timeout=collective_timeout)
@@ -55,9 +62,7 @@ def start_ranks(collective_timeout: float) -> Ranks:
                 "(CUDA_VISIBLE_DEVICES; SLURM's --gpus-per-node, not --gpus-per-task)"
             )
         # Before the process group: NCCL opens its connections on the current device.
-        torch.cuda.set_device(ranks.device)
-        # torch lets convolutions, but not products, round fp32 numbers to TF32.
-        torch.backends.cudnn.allow_tf32 = False
+        use_gpu(ranks.device)
     import_muon()
     # It reports each skipped step, and so do the run's own lines, which say what to do.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -17,7 +17,7 @@ from tests.toys.processes import gone, until
 from vlds.runtime.process import ASKING, KILLED
 
 PROGRAM = """
-from data_prep.packing.pack import ordered_map
+from vlds.runtime.workers import ordered_map
 
 def double(number):
     if number == {bad}:
@@ -58,7 +58,7 @@ def test_a_program_ends_as_if_it_had_one_process(
 
 SLOW_START = """
 import os, time
-from data_prep.packing.pack import ordered_map
+from vlds.runtime.workers import ordered_map
 
 def double(number):
     return 2 * number
@@ -103,8 +103,9 @@ def test_ctrl_c_while_the_processes_start(root: Path, tmp_path: Path) -> None:
 
 BUSY = """
 import os, sys, time
-from data_prep.packing.pack import LostWorker, ordered_map
+from vlds.runtime.cluster import LostWorker
 from vlds.runtime.process import Interrupted, interruptible
+from vlds.runtime.workers import ordered_map
 
 def work(number):
     open(f"{os.path.dirname(__file__)}/busy-{os.getpid()}", "w").close()

@@ -1,0 +1,356 @@
+"""Packing on a real Dask cluster: the bytes of one machine, whatever dies in the meantime."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout, suppress
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+pytest.importorskip("distributed", reason="Dask is missing: pip install 'vlds[dask]'")
+
+from data_prep.cli import main
+from data_prep.packing.pack import Options, pack
+from data_prep.packing.source import RawPicture, SourceSample, SourceSet
+from data_prep.packing.writer import ShardLimits
+from tests.toys.class_folders import folders
+from tests.toys.dask_processes import DaskProcesses, DeadlyPicture
+from tests.toys.files import write
+from tests.toys.official import write_nlvr2, write_vqav2
+from tests.toys.official_sets import (
+    write_aokvqa,
+    write_flickr30k,
+    write_okvqa,
+    write_refcoco,
+    write_scienceqa,
+    write_textvqa,
+)
+from tests.toys.own_rows import photos, questions
+from vlds.runtime.cluster import LostWorker, open_cluster
+
+pytestmark = pytest.mark.slow
+NUM, SIDE = 320, 32
+SIZE = 3 * SIDE * SIDE
+LIMITS = ShardLimits(samples=20)
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]:
+    """A scheduler and two workers."""
+    cluster = DaskProcesses(tmp_path_factory.mktemp("dask"))
+    yield cluster
+    cluster.stop()
+
+
+def dataset(folder: Path, deadly: Mapping[int, Path | None]) -> SourceSet:
+    """Pictures of noise, one of them damaged; those at the numbers in `deadly` kill who reads them,
+    or the process that the file names."""
+    file = folder / "pixels.bin"
+    if not file.exists():
+        pixels = np.random.default_rng(0).integers(0, 256, (NUM, SIZE), dtype=np.uint8)
+        file.write_bytes(pixels.tobytes())
+        write(folder / "bad.jpg", b"no picture")
+    samples = [SourceSample("bad", (folder / "bad.jpg",), [{"id": "bad", "question": "why?"}])]
+    for number in range(NUM):
+        picture = RawPicture(file, number * SIZE, SIDE, SIDE)
+        if number in deadly:
+            marker = folder / f"died-at-{number}-{len(list(folder.glob('died-at-*')))}"
+            picture = DeadlyPicture(**vars(picture), marker=marker, victim=deadly[number])
+        annotations = [{"id": f"q{number}", "question": "why?"}]
+        samples.append(SourceSample(str(number), (), annotations, raw=(picture,)))
+    return SourceSet("noise", "vqa", "train", (file,), samples)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def packed_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data set as one process writes it, in OUT; its source beside it."""
+    folder = tmp_path_factory.mktemp("here")
+    pack(dataset(folder, {}), folder / "out", Options(limits=LIMITS))
+    return folder
+
+
+@pytest.mark.parametrize("kill", range(10))
+def test_workers_that_die_in_a_shard(
+    kill: int,
+    dask: DaskProcesses,
+    packed_here: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One, or two at once, each in the middle of a chunk."""
+    draw = random.Random(kill)
+    deadly = dict.fromkeys(draw.sample(range(NUM), 1 + kill % 2))
+    for old in packed_here.glob("died-at-*"):
+        old.unlink()
+    with open_cluster(dask.executor) as cluster:
+        options = Options(limits=LIMITS, cluster=cluster)
+        pack(dataset(packed_here, deadly), tmp_path / "out", options)
+    assert len(list(packed_here.glob("died-at-*"))) == len(deadly)
+    assert files(tmp_path / "out") == files(packed_here / "out")
+    said = capsys.readouterr().err
+    assert said.count(" is gone; ") == len(deadly), said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("kill", range(3))
+def test_a_scheduler_that_is_restarted(
+    kill: int,
+    packed_here: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dask = DaskProcesses(tmp_path)
+    try:
+        deadly = {random.Random(100 + kill).randrange(NUM): tmp_path / "scheduler.pid"}
+        for old in packed_here.glob("died-at-*"):
+            old.unlink()
+        with open_cluster(dask.executor) as cluster:
+            restart = dask.restart_when_dead()
+            options = Options(limits=LIMITS, cluster=cluster)
+            pack(dataset(packed_here, deadly), tmp_path / "out", options)
+        restart.join()
+    finally:
+        dask.stop()
+    assert files(tmp_path / "out") == files(packed_here / "out")
+    said = capsys.readouterr().err
+    assert said.count("the scheduler is gone; waiting up to 60 s for it") == 1
+    assert said.count("the scheduler is back, with ") == 1
+    assert "Traceback" not in said
+
+
+def test_a_picture_that_kills_every_worker_is_not_tried_for_ever(
+    dask: DaskProcesses, packed_here: Path, tmp_path: Path
+) -> None:
+    """What was written stays, and the same command goes on."""
+    source = dataset(packed_here, {})
+    raw = source.samples[200].raw[0]
+    source.samples[200] = replace(source.samples[200], raw=(DeadlyPicture(
+        **vars(raw), marker=Path("/proc/none"), victim=None
+    ),))  # fmt: skip
+    with open_cluster(dask.executor) as cluster:
+        options = Options(limits=LIMITS, cluster=cluster)
+        with pytest.raises((LostWorker, FileNotFoundError)):
+            pack(source, tmp_path / "out", options)
+    with open_cluster(dask.executor) as cluster:
+        options = Options(limits=LIMITS, cluster=cluster, resume=True)
+        pack(dataset(packed_here, {}), tmp_path / "out", options)
+    assert files(tmp_path / "out") == files(packed_here / "out")
+
+
+@pytest.mark.parametrize("kill", range(4))
+def test_checking_and_counting_while_workers_die(
+    kill: int,
+    dask: DaskProcesses,
+    packed_here: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A worker at a moment that the seed draws: the findings and numbers are those of one
+    process."""
+    out = tmp_path / "out"
+    shutil.copytree(packed_here / "out", out)
+    tar = out / "noise-train-00003.tar"
+    data = bytearray(tar.read_bytes())
+    data[5000] ^= 1
+    tar.write_bytes(data)
+    words = [["verify"], ["stats"]][kill % 2] + [str(packed_here / "out" if kill % 2 else out)]
+
+    def printed(*more: str) -> tuple[int, str, dict[str, bytes]]:
+        with redirect_stdout(StringIO()) as text:
+            code = main([*words, *more])
+        return code, text.getvalue(), files(out)
+
+    expected = printed("--workers", "1")
+    assert expected[0] == (0 if kill % 2 else 1)
+    assert printed("--executor", dask.executor) == expected  # workers import what they need
+    begun = time.monotonic()
+    assert printed("--executor", dask.executor) == expected
+    took = time.monotonic() - begun
+    killed = []
+
+    def kill_one() -> None:
+        time.sleep(random.Random(kill).random() * took)
+        with suppress(IndexError):
+            worker = random.Random(kill).choice(dask.workers())
+            killed.append(worker)
+            worker.kill()
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    assert printed("--executor", dask.executor) == expected
+    thread.join()
+    assert killed
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def chat(folder: Path) -> None:
+    photos(folder / "photos", "a.jpg", "b.jpg")
+    turns = [{"role": "user", "content": "<image>Who?"}, {"role": "assistant", "content": "Bo"}]
+    rows = [{"messages": turns, "images": [name]} for name in ("a.jpg", "b.jpg")]
+    write(folder / "rows.json", rows)
+
+
+def rows(folder: Path) -> None:
+    photos(folder / "photos", "a.jpg", "b.jpg", "c.jpg")
+    write(folder / "rows.csv", questions("a.jpg", "b.jpg", "c.jpg"))
+
+
+COMMANDS: Mapping[str, tuple[Callable[[Path], object], list[str]]] = {
+    "vqav2": (write_vqav2, ["--src", ".", "--split", "val"]),
+    "nlvr2": (write_nlvr2, ["--src", ".", "--split", "dev"]),
+    "okvqa": (write_okvqa, ["--src", ".", "--split", "val"]),
+    "aokvqa": (write_aokvqa, ["--src", ".", "--split", "val"]),
+    "textvqa": (write_textvqa, ["--src", ".", "--split", "val"]),
+    "scienceqa": (write_scienceqa, ["--src", ".", "--split", "test"]),
+    "refcoco": (write_refcoco, ["--src", ".", "--split", "testA"]),
+    "flickr30k": (write_flickr30k, ["--src", ".", "--split", "test"]),
+    "jsonl": (rows, ["--task", "vqa", "--annotations", "rows.csv", "--images", "photos"]),
+    "own": (rows, ["--data", "rows.csv", "--images", "photos"]),
+    "chat": (chat, ["--annotations", "rows.json", "--images", "photos"]),
+    "imagefolder": (
+        lambda folder: folders(folder / "classes", {"ant": 4, "cat": 4}),
+        ["--images", "classes", "--split-by-image", "0.5"],
+    ),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_form_gives_the_same_bytes(
+    command: str, dask: DaskProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With relative paths: workers look from the command's folder."""
+    make, words = COMMANDS[command]
+    make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    codes = []
+    for name, more in (("here", ["--workers", "1"]), ("there", ["--executor", dask.executor])):
+        codes.append(main([command, *words, "--out", "out", *more]))
+        (tmp_path / "out").rename(tmp_path / name)
+    assert codes[0] == codes[1]
+    assert files(tmp_path / "here") == files(tmp_path / "there")
+    assert any(name.endswith(".tar") for name in files(tmp_path / "there"))
+
+
+def test_a_folder_that_a_worker_does_not_see(
+    packed_here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A worker in a file system of its own, where the shards are not."""
+    hide = ["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {packed_here} && exec sleep 0"]
+    if subprocess.run(hide, capture_output=True).returncode:
+        pytest.skip("this system lets no test mount a file system")
+    dask = DaskProcesses(tmp_path, hidden=packed_here)
+    try:
+        begun = time.monotonic()
+        assert main(["verify", str(packed_here / "out"), "--executor", dask.executor]) == 2
+        assert time.monotonic() - begun < 60
+    finally:
+        dask.stop()
+    said = capsys.readouterr().err
+    assert f"does not see {packed_here}/out/dataset.json as this command does" in said
+    assert "a shared file system" in said
+
+
+def test_a_worker_of_another_version(
+    root: Path, packed_here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    for name in ("vlds", "data_prep"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(root / name, other / name, ignore=ignored)
+    with (other / "vlds" / "schema.py").open("a") as file:
+        file.write("# another version\n")
+    dask = DaskProcesses(tmp_path, 1, {"PYTHONPATH": str(other)})
+    try:
+        assert main(["stats", str(packed_here / "out"), "--executor", dask.executor]) == 2
+    finally:
+        dask.stop()
+    said = capsys.readouterr().err
+    assert "has another software than this command (sources of vlds: " in said
+
+
+@pytest.mark.parametrize("how", ["nobody", "no workers"])
+def test_nobody_answers(
+    how: str, packed_here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dask = DaskProcesses(tmp_path, 0)
+    if how == "nobody":
+        dask.stop()
+    try:
+        begun = time.monotonic()
+        assert main(["stats", str(packed_here / "out"), "--executor", dask.executor]) == 2
+        assert time.monotonic() - begun < 60
+    finally:
+        dask.stop()
+    expected = {
+        "nobody": "no Dask scheduler answers there within 10 s",
+        "no workers": f"had no worker for 30 s; start some with `dask worker {dask.address}",
+    }
+    assert expected[how] in capsys.readouterr().err
+
+
+def test_mpi_gives_the_same_bytes(packed_here: Path, root: Path, tmp_path: Path) -> None:
+    """And a rank that dies ends the job; --resume goes on from the finished shards."""
+    pytest.importorskip("mpi4py", reason="mpi4py is missing: pip install 'vlds[mpi]'")
+    mpiexec = Path(sys.executable).parent / "mpiexec"
+    if not mpiexec.exists():
+        pytest.skip("no mpiexec beside this Python: pip install mpich")
+    photos(tmp_path / "photos", *(f"{n}.jpg" for n in range(200)))
+    write(tmp_path / "rows.csv", questions(*(f"{n}.jpg" for n in range(200))))
+    words = ["jsonl", "--task", "vqa", "--annotations", "rows.csv", "--images", "photos",
+             "--shard-samples", "10", "--out", "out"]  # fmt: skip
+    started = [
+        str(mpiexec),
+        "-n",
+        "3",
+        sys.executable,
+        "-m",
+        "mpi4py.futures",
+        "-m",
+        "vlds",
+        "data",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*started, *words, "--executor", "mpi", "--resume"],
+            cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    first = start()
+    journal = tmp_path / "out" / "rows-train.progress"
+    end = time.monotonic() + 100
+    while not journal.exists() and first.poll() is None and time.monotonic() < end:
+        time.sleep(0.002)
+    ranks = [
+        process
+        for process in psutil.Process(first.pid).children(recursive=True)
+        if "mpi4py.futures" in process.cmdline()
+    ]
+    if ranks:
+        max(ranks, key=lambda process: process.pid).send_signal(signal.SIGKILL)
+    first.communicate(timeout=60)
+    second = start()
+    _, said = second.communicate(timeout=100)
+    assert (second.returncode, "2 workers" in said) == (0, True), said
+    (tmp_path / "out").rename(tmp_path / "there")
+    os.chdir(tmp_path)
+    assert main([*words, "--workers", "1", "--resume"]) == 0
+    assert files(tmp_path / "out") == files(tmp_path / "there")

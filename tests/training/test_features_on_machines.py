@@ -1,0 +1,241 @@
+"""`vlds features` on several machines: by a Dask cluster's workers, and by ranks."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import redirect_stderr
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_prep.packing.writer import write_dataset
+from tests.toys.dask_processes import DaskProcesses
+from tests.toys.deadly_encoder import DIES_AT, DeadlyNet
+from tests.toys.files import ROOT
+from tests.toys.forks import free_port
+from tests.toys.rank_pool import RankPool
+from tests.toys.recipes import with_model
+from tests.toys.world import records, world_recipe
+from vlds.evaluation.features import ATTEMPT, compute_features, remove_attempts
+from vlds.recipe.config import Recipe, save_recipe
+from vlds.runtime.cluster import Cluster, open_cluster
+
+SHARDS, BATCHES = 8, 32
+"""Shards of eight samples, in batches of two."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in `data`, weights of the encoder, and in `marks` the batches that it counts."""
+    folder = tmp_path_factory.mktemp("machines")
+    write_dataset(
+        folder / "data", name="vqa", kind="vqa", split="train", records=records("vqa", 8 * SHARDS),
+        shard_samples=8,
+    )  # fmt: skip
+    for name in ("marks", "net"):
+        (folder / name).mkdir()
+    deadly(folder)
+    torch.manual_seed(3)
+    net = DeadlyNet(image_size=16, grid=2, widths=[4, 8, 8], folder=str(folder / "marks"))
+    net.export(net.build(torch.float32), folder / "net")
+    return folder
+
+
+@pytest.fixture
+def recipe(place: Path, world: Path, tmp_path: Path) -> Recipe:
+    encoder = DeadlyNet(
+        image_size=16, grid=2, widths=[4, 8, 8], folder=str(place / "marks"),
+        weights=str(next((place / "net").glob("*.safetensors"))),
+    )  # fmt: skip
+    deadly(place)
+    recipe = with_model(world_recipe(world, tmp_path / "run"), vision=encoder)
+    return replace(recipe, data=replace(recipe.data, eval_batch_size=2))
+
+
+def deadly(place: Path, *numbers: int) -> None:
+    """Let the batches of these numbers kill, and count from 0."""
+    for old in (place / "marks").glob("batch-*"):
+        old.unlink()
+    (place / "marks" / DIES_AT).write_text(" ".join(map(str, numbers)))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def whole(recipe: Recipe, place: Path, ranks1: RankPool) -> dict[str, bytes]:
+    """What one rank writes."""
+    out = place / "whole"
+    ranks1.run(compute_features, recipe, str(place / "data"), out, None, timeout=120)
+    return files(out)
+
+
+class TwiceExecutor(Executor):
+    """A scheduler that runs every task twice; its futures give the first result or the second."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(3)
+        self.count = 0
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.count += 1
+        which = self.count % 2
+        return self.pool.submit(lambda: (fn(*args, **kwargs), fn(*args, **kwargs))[which])
+
+
+class Twice(Cluster):
+    name = "twice"
+
+    def __init__(self) -> None:
+        self.executor = TwiceExecutor()
+
+    def size(self) -> int:
+        return 2
+
+
+def compute_twice(recipe: Recipe, folder: str, out: Path) -> int:
+    """On a rank: what a command does whose scheduler runs all tasks twice."""
+    return compute_features(recipe, folder, out, None, Twice())
+
+
+def test_shards_that_are_computed_twice_are_kept_once(
+    recipe: Recipe,
+    place: Path,
+    whole: dict[str, bytes],
+    ranks1: RankPool,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    # Of a killed command: a finished attempt is taken over, half of one is not.
+    left = out / f".vqa_features-train-00001.tar@host-1-aaaa{ATTEMPT}"
+    left.mkdir()
+    (left / "vqa_features-train-00001.tar").write_bytes(b"half")
+    assert ranks1.run(compute_twice, recipe, str(place / "data"), out, timeout=120) == [0]
+    assert files(out) == whole
+
+
+def test_what_is_left_of_attempts_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, ending in (("a-train-00001.tar", ""), ("a-train-00002.tar", ".done")):
+        attempt = tmp_path / f".{name}@host-7-aaaa{ATTEMPT}"
+        attempt.mkdir()
+        (attempt / f"{name}{ending}").touch()
+    remove_attempts(tmp_path)
+    assert capsys.readouterr().err.splitlines() == [
+        "a-train-00001.tar was left half written by worker host-7-aaaa, and is removed: another "
+        "computed it",
+        "a-train-00002.tar was computed twice: the copy of worker host-7-aaaa is removed",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def compute_on(recipe: Recipe, folder: str, out: Path, executor: str) -> tuple[int, str]:
+    """On a rank: the exit code of the command on a cluster, and what it says on stderr."""
+    with redirect_stderr(StringIO()) as said, open_cluster(executor) as cluster:
+        code = compute_features(recipe, folder, out, None, cluster)
+    return code, said.getvalue()
+
+
+dask_only = pytest.mark.skipif(
+    not any((Path(path) / "distributed").is_dir() for path in sys.path),
+    reason="Dask is missing: pip install 'vlds[dask]'",
+)
+
+
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskProcesses]:
+    cluster = DaskProcesses(tmp_path_factory.mktemp("dask"))
+    yield cluster
+    cluster.stop()
+
+
+def command(recipe: Recipe, place: Path, out: Path, *more: str) -> list[str]:
+    file = out.parent / "recipe.yaml"
+    save_recipe(recipe, file)
+    words = ["--config", str(file), "--data", str(place / "data"), "--out", str(out), *more]
+    return [sys.executable, "-m", "vlds", "features", *words]
+
+
+ENVIRONMENT = {
+    **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"
+}  # fmt: skip
+
+
+@dask_only
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", range(4))
+def test_workers_that_die_in_a_shard(
+    kill: int,
+    recipe: Recipe,
+    place: Path,
+    whole: dict[str, bytes],
+    dask: DaskProcesses,
+    ranks1: RankPool,
+    tmp_path: Path,
+) -> None:
+    """At a batch that the seed draws: the shard is begun, and another worker computes it."""
+    deadly(place, *random.Random(kill).sample(range(BATCHES), 1 + kill % 2))
+    out = tmp_path / "out"
+    words = (recipe, str(place / "data"), out, dask.executor)
+    ((code, said),) = ranks1.run(compute_on, *words, timeout=280)
+    assert code == 0
+    assert files(out) == whole
+    assert said.count(" is gone; ") == 1 + kill % 2
+    assert said.count("was left half written by worker") == 1 + kill % 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", range(2))
+def test_ranks_of_two_machines_split_the_shards(
+    kill: int, recipe: Recipe, place: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Each is the only rank of its machine. One dies; three machines go on with what is left."""
+    out = tmp_path / "out"
+    words = command(recipe, place, out)
+
+    def start(count: int) -> list[subprocess.Popen[str]]:
+        port = str(free_port())
+        return [
+            subprocess.Popen(
+                words, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                env={
+                    **ENVIRONMENT, "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": "0",
+                    "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                },
+            )
+            for rank in range(count)
+        ]  # fmt: skip
+
+    deadly(place, random.Random(50 + kill).randrange(8, BATCHES - 8))
+    ranks = start(2)
+    end = time.monotonic() + 250
+    while all(rank.poll() is None for rank in ranks) and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(1)
+    for rank in ranks:
+        rank.kill()
+        rank.wait()
+    assert -signal.SIGKILL in [rank.returncode for rank in ranks]
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("*.done")}
+    assert 0 < len(finished) < SHARDS
+    tars = {path: path.with_suffix("").stat().st_mtime_ns for path in finished}
+    deadly(place)
+    for rank in start(3):
+        said, _ = rank.communicate(timeout=250)
+        assert rank.returncode == 0, said
+    assert files(out) == whole
+    assert {path: path.with_suffix("").stat().st_mtime_ns for path in finished} == tars

@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, get_args
 
-from vlds.data.shards.store import is_url
+from vlds.data.shards.remote import is_url
 
 from .packing.pack import Options, pack, pack_splits
 from .packing.picture import ImageFormat, PictureRule

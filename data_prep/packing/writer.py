@@ -15,9 +15,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vlds.data.shards.info import DATASET_FILE, KIND, SCHEMA, DatasetInfo, check_names
+from vlds.data.shards.info import (
+    DATASET_FILE,
+    KIND,
+    QUARANTINE_FILE,
+    SCHEMA,
+    DatasetInfo,
+    check_names,
+)
 from vlds.data.shards.sample import feature_bytes
-from vlds.data.shards.store import QUARANTINE_FILE
 from vlds.data.shards.writing import OpenShard
 from vlds.runtime.disk import check_own, make_folder, writable
 from vlds.runtime.files import read_file

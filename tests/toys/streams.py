@@ -15,7 +15,7 @@ from data_prep.packing.writer import SampleRecord
 from tests.toys.pictures import noise
 from vlds.data.config import DataConfig
 from vlds.data.order.mixed_order import BatchCut
-from vlds.data.shards.download import ShardCache
+from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import Dataset, open_dataset
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.source import EvalOrder, Source, survey

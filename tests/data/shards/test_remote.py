@@ -19,7 +19,7 @@ import vlds.data.shards.download
 from tests.toys.streams import cached_shards, epoch_rows, red_source, rows_of, train_stream
 from tests.toys.web import Web
 from vlds.data.errors import ErrorPolicy, ShardError
-from vlds.data.shards.download import ShardCache
+from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import open_dataset
 from vlds.evaluation.sources import open_datasets
 from vlds.tasks import VQA

@@ -12,7 +12,7 @@ from tests.toys.streams import COLLATOR, SPEC, ToyTask, train_stream
 from vlds.data.config import DataConfig
 from vlds.data.errors import ShardError
 from vlds.data.order.mixed_order import BatchCut
-from vlds.data.shards.download import ShardCache
+from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.store import open_dataset
 from vlds.data.streams.assemble import StreamSetup
 from vlds.data.streams.sequential import SequentialStream, StreamedSource, open_streamed

@@ -216,6 +216,8 @@ def file_size(files: Any, path: str) -> int | None:
 
 def _told_by_store(files: Any, path: str) -> str:
     """What an object store says of the version that it holds: " (ETag ..., modified ...)"."""
+    if is_web(path):  # whose libraries fetch the file once more to say this
+        return ""
     told = {}
     with suppress(Exception):
         files.invalidate_cache()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from vlds.data.errors import ShardError
+from vlds.data.errors import FetchError, ShardError
 from vlds.runtime.command_line import CommandParser
 from vlds.runtime.disk import CannotWrite
 from vlds.runtime.process import Interrupted, interruptible
@@ -50,13 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def begun() -> bool:
         """True if there is something to resume: without an output folder there is nothing."""
-        return can_resume and (out is None or os.path.exists(out))
+        return can_resume and (not isinstance(out, Path) or out.exists())
 
     try:
         with interruptible():
             return run(args) or 0
     except (ValueError, ShardError, OSError) as error:
-        kept = KEPT if begun() and isinstance(error, (LostWorker, CannotWrite)) else ""
+        kept = KEPT if begun() and isinstance(error, (LostWorker, CannotWrite, FetchError)) else ""
         message = str(error)
         # Our own subclasses say what to do.
         if isinstance(error, OSError) and str(error).startswith("[Errno") and error.filename:

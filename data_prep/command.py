@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vlds.data.shards.remote import is_url
+from vlds.data.shards.remote_folder import Folder, RemoteFolder, folder_at
 
 from .packing.pack import Options, pack, pack_splits
 from .packing.picture import ImageFormat, PictureRule
@@ -56,7 +57,13 @@ def packs(parser: argparse.ArgumentParser, parse: Callable[..., SourceSet]) -> N
 
 def add_shard_options(parser: argparse.ArgumentParser) -> None:
     """Add --out and the options about shards and pictures."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--out",
+        type=output,
+        required=True,
+        metavar="DIR",
+        help="folder to write, or one of an object store, such as s3://bucket/folder",
+    )
     group = parser.add_argument_group("shards")
     group.add_argument(
         "--shard-samples",
@@ -208,6 +215,14 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def output(text: str) -> Folder:
+    """Parse the folder of --out."""
+    try:
+        return folder_at(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def local_folder(text: str) -> Path:
     """Parse a folder of this machine: the commands that inspect shards do not download them."""
     if is_url(text):
@@ -221,4 +236,4 @@ def _as_json(value: Any) -> Any:
     """The value as JSON holds it: paths as text."""
     if isinstance(value, (list, tuple)):
         return [_as_json(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | RemoteFolder) else value

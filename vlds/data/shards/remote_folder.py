@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
+from vlds.data.errors import FetchError
 from vlds.data.shards.cache import ShardCache
 from vlds.data.shards.download import below, is_web, open_address, read_bytes, retried
 from vlds.runtime.files import write_whole
@@ -59,7 +60,12 @@ class RemoteFolder:
         target, size = below(root, path.name), path.stat().st_size
 
         def stored() -> None:
-            files.put_file(str(path), target)
+            try:
+                files.put_file(str(path), target)
+            except FileNotFoundError:
+                raise FetchError(
+                    f"{self}: there is no such bucket; make it, or correct the address"
+                ) from None
             files.invalidate_cache()
             if (actual := files.info(target)["size"]) != size:
                 raise OSError(f"{actual} of {size} bytes were stored")

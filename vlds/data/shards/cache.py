@@ -15,12 +15,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from vlds.data.errors import FetchError
-from vlds.runtime.files import whole_file
+from vlds.runtime.files import half_made
 
 SHARD_SUFFIX = ".tar"
 """The limit counts these copies; the files beside shards are small and stay."""
 GONE = (errno.ENOENT, errno.ESTALE)
 SLOTS = 16
+TOUCH_S = 0.5
+"""Seconds in which reads set a copy's time once."""
 IDLE_S = 3600.0
 """On a full disk, copies that were not read for so long make room; a run may still want others."""
 
@@ -30,7 +32,7 @@ class ShardCache:
     """Copies of remote files, in a folder that the processes of a machine share.
 
     A copy is there whole or not at all. One process fetches a file while the others wait for it.
-    Every read opens the copy and sets its modification time, so that the least recently used copies
+    A read opens the copy and sets its modification time, so that the least recently used copies
     make room for new ones. A copy that is removed while it is read stays readable to the end; a
     removed copy is fetched again. So removing is never wrong, only slow if the limit is too small.
     """
@@ -83,22 +85,28 @@ class ShardCache:
 
     def add(self, path: Path, fetch: Callable[[Path], None]) -> None:
         """Make a copy: `fetch` writes a partial file, which then gets the copy's name."""
-        # The lock on room is released after the copy has its name: exits run in reverse.
-        with ExitStack() as room, whole_file(path) as partial:
+        # Not flushed to disk: after a power failure, the sums of its samples tell that a copy is
+        # not what it was, and it is fetched again. The lock on room is released after the copy has
+        # its name: exits run in reverse.
+        with ExitStack() as room, half_made(path) as partial:
             fetch(partial)
             if self.limit is not None and path.suffix == SHARD_SUFFIX:
                 room.enter_context(self.alone(self.folder / "room"))
                 self._make_room(partial.stat().st_size, self.limit)
+            os.replace(partial, path)
 
     def read(self, path: Path, offset: int, size: int, whole: int) -> bytes | None:
         """Read bytes of a copy and mark it as used; None if there is none of `whole` bytes."""
         try:
             with open(path, "rb", buffering=0) as file:
-                if os.fstat(file.fileno()).st_size != whole:
+                status = os.fstat(file.fileno())
+                if status.st_size != whole:
                     return None
-                # By descriptor: the name may be another copy's by now, which keeps its own time.
+                # Not at each read: a change of time may wait for the disk.
                 now = time.time_ns()
-                os.utime(file.fileno(), ns=(now, now))
+                if abs(now - status.st_mtime_ns) > TOUCH_S * 1e9:
+                    # By descriptor: the name may be another copy's by now, with its own time.
+                    os.utime(file.fileno(), ns=(now, now))
                 return os.pread(file.fileno(), size, offset)
         except OSError as error:
             if error.errno in GONE:

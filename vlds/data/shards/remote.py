@@ -2,9 +2,10 @@
 
 The files beside the shards are fetched when the data set is opened. A shard gets a copy in the
 cache when its first sample is wanted: one process of the machine fetches it whole and checks its
-sha256. From an object store, samples are read as ranges of the shard until the copy is there, so
-that nobody waits for it; a web server may not send ranges, so there everybody waits. Every run
-fetches dataset.json itself; the processes of a run share one copy.
+sha256. From an object store, the first samples are read as ranges of the shard, so that a run
+begins before its first window of shards is there; a web server may not send ranges, so there
+everybody waits for the copy. Every run fetches dataset.json itself; the processes of a run share
+one copy.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -43,6 +44,8 @@ FRESH_S = 60.0
 FAILED_S = 600.0
 """A server that is down stalls each try for minutes: for so long, a shard that could not be fetched
 fails at once."""
+MOST_RANGED = 1 / 16
+"""Share of a shard that a process reads as ranges before it waits for the copy."""
 AT_ONCE = 16
 """Ranges that a process reads at once."""
 
@@ -67,6 +70,8 @@ class RemoteFiles:
         """Names of the shards whose copies were compared with their sha256."""
         self._copied: set[str] = set()
         """Names of the shards whose copies this process has read."""
+        self._ranged = Counter[str]()
+        """Bytes of each shard that this process has read as ranges."""
         self._gathered: dict[tuple[str, int], bytes] = {}
         self._copier = Copier(self._copy_alone)
 
@@ -133,16 +138,15 @@ class RemoteFiles:
                     "give at least that many"
                 )
             since, error = self._failed.get(shard.name, (0.0, None))
-            recent = error is not None and time.monotonic() - since < FAILED_S
-            if error is not None and recent and not (self.has_ranges and is_full(error)):
+            if error is not None and time.monotonic() - since > FAILED_S:
+                del self._failed[shard.name]
+            elif error is not None and not (self.has_ranges and is_full(error)):
                 raise type(error)(str(error))
-            if self.has_ranges:
-                if not recent:
-                    self._copier.want(shard, first=True)
-                gathered = self._gathered.pop((shard.name, offset), None)
-                if gathered is not None and len(gathered) == size:
-                    return gathered
-                return read_range(self._address, shard.name, offset, size, shard.bytes)
+            gathered = self._gathered.pop((shard.name, offset), None)
+            if gathered is not None and len(gathered) == size:
+                return gathered
+            if self._reads_range(shard):
+                return self._read_range(shard, offset, size)
             self._copy_now(shard)
         raise FetchError(
             f"{self.location(shard)}: its copy is removed from the cache {self.cache.folder} "
@@ -156,15 +160,14 @@ class RemoteFiles:
         if not self.has_ranges:
             return
         missing = [w for w in wanted if not self._copy(w[0].name, w[0].sha256).exists()]
-        missing = [w for w in missing if w[0].name not in self._failed]
+        missing = [w for w in missing if w[0].name not in self._failed and self._reads_range(w[0])]
         if len(missing) < 2:
             return
 
         def read_one(place: tuple[ShardInfo, int, int]) -> None:
             shard, offset, size = place
             with suppress(FetchError):  # `read` meets it again, and says so
-                data = read_range(self._address, shard.name, offset, size, shard.bytes)
-                self._gathered[shard.name, offset] = data
+                self._gathered[shard.name, offset] = self._read_range(shard, offset, size)
 
         with ThreadPoolExecutor(min(AT_ONCE, len(missing))) as pool:
             list(pool.map(read_one, missing))
@@ -176,6 +179,18 @@ class RemoteFiles:
                 path = self._copy(shard.name, shard.sha256)
                 if shard.name not in self._copied and not path.exists():
                     self._copier.want(shard, first=False)
+
+    def _reads_range(self, shard: ShardInfo) -> bool:
+        """Whether to read from the store what is wanted of a shard without a copy."""
+        if not self.has_ranges or shard.name in self._failed:  # of the disk, which is full
+            return self.has_ranges
+        self._copier.want(shard, first=True)
+        # What comes as ranges comes again in the copy: where the line is the limit, that is waste.
+        return self._ranged[shard.name] < shard.bytes * MOST_RANGED
+
+    def _read_range(self, shard: ShardInfo, offset: int, size: int) -> bytes:
+        self._ranged[shard.name] += size
+        return read_range(self._address, shard.name, offset, size, shard.bytes)
 
     def renew(self, shard: ShardInfo) -> bool:
         """Compare a copy with dataset.json, and fetch it again if it is another file; make the copy

@@ -411,7 +411,8 @@ class IndexedReader(SampleReader[Source]):
         caches: alternating, reading takes twice as long.
         """
         undecoded = []
-        for dataset, indices in self._remote(places):
+        # Not of a substitute, which comes alone.
+        for dataset, indices in self._remote(places) if len(places) > 1 else ():
             dataset.gather(indices)
         for source, source_sample, _ in places:
             dataset, index = self.sources[source].locate(source_sample)
@@ -435,10 +436,8 @@ class IndexedReader(SampleReader[Source]):
         for source, source_sample, _ in places:
             dataset, index = self.sources[source].locate(source_sample)
             if dataset.is_remote:
-                indices = wanted.setdefault(dataset.key, (dataset, []))[1]
-                if index not in indices:
-                    indices.append(index)
-        return wanted.values()
+                wanted.setdefault(dataset.key, (dataset, []))[1].append(index)
+        return [(dataset, list(dict.fromkeys(indices))) for dataset, indices in wanted.values()]
 
     def _read(self, dataset: Dataset, index: int, batch: OpenBatch) -> Opened:
         """Read a sample, and copy its features to the stack."""
